@@ -1,0 +1,206 @@
+"""What a component of each kind is: the Protocols that plugins fulfil and the values that they exchange.
+
+Plugins may import everything here. Nothing here imports torch at run time.
+
+Shapes: B images in a batch, C channels, H × W pixels. Inside the zoo images are float tensors in [-1, 1].
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
+
+if TYPE_CHECKING:
+    import numpy as np
+    from torch import Tensor
+
+Split = Literal["train", "val", "test"]
+Side = Literal["generator", "discriminator"]
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One aligned pair as a dataset stores it.
+
+    id      unique within its dataset, stable between versions; names files and table rows
+    x, y    (H, W, C) arrays in their stored dtype (uint8, uint16, float32), values within the dataset's
+            `x_range` and `y_range`
+    labels  (H, W) integer class map aligned with x and y, or None
+    block   what is resampled as one when intervals are computed (a region, a scene, a patient), or None
+    """
+
+    id: str
+    x: np.ndarray
+    y: np.ndarray
+    labels: np.ndarray | None = None
+    block: str | None = None
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Pairs as the networks see them.
+
+    x, y    (B, C, H, W) float32 in [-1, 1]
+    ids     one per image
+    labels  (B, H, W) int64, or None where the dataset has none
+    blocks  one per image; None where the dataset has none
+    """
+
+    x: Tensor
+    y: Tensor
+    ids: tuple[str, ...]
+    labels: Tensor | None = None
+    blocks: tuple[str | None, ...] = ()
+
+
+class Scene:
+    """One moment of the game: x, y, ŷ, and (lazily, each computed once) what D says of them.
+
+    In the discriminator's move ŷ is cut from G's graph, and may come from the image pool together with the x
+    it was made from. In the generator's move, after `anew()`, ŷ carries gradients to G.
+    """
+
+    def __init__(self, batch: Batch, y_hat: Tensor, D: Discriminator | None = None,
+                 *, pooled: tuple[Tensor, Tensor] | None = None) -> None:
+        self.batch = batch
+        self.D = D
+        self.side: Side = "discriminator"
+        self._attached = y_hat
+        self._shown = pooled or (batch.x, y_hat.detach())
+
+    def anew(self) -> Scene:
+        """The same images in the generator's move: D has changed, so nothing it said is kept."""
+        scene = Scene(self.batch, self._attached, self.D)
+        scene.side = "generator"
+        scene._shown = (self.batch.x, self._attached)
+        return scene
+
+    @property
+    def x(self) -> Tensor:
+        return self.batch.x
+
+    @property
+    def y(self) -> Tensor:
+        return self.batch.y
+
+    @property
+    def y_hat(self) -> Tensor:
+        """(B, C, H, W) G's translation as this move shows it to D."""
+        return self._shown[1]
+
+    @cached_property
+    def real(self) -> list[Tensor]:
+        """D(x, y): logits, one map per scale."""
+        return self._judge(self.x, self.y)
+
+    @cached_property
+    def fake(self) -> list[Tensor]:
+        """D(x, ŷ): logits, one map per scale."""
+        return self._judge(*self._shown)
+
+    @cached_property
+    def real_features(self) -> list[list[Tensor]]:
+        return self._player.features(self.x, self.y)
+
+    @cached_property
+    def fake_features(self) -> list[list[Tensor]]:
+        return self._player.features(*self._shown)
+
+    @property
+    def _player(self) -> Discriminator:
+        if self.D is None:
+            raise ValueError("this recipe has no [discriminator], and one of its losses asks for it")
+        return self.D
+
+    def _judge(self, x: Tensor, y: Tensor) -> list[Tensor]:
+        return self._player(x, y)
+
+
+@runtime_checkable
+class Generator(Protocol):
+    """An nn.Module. `size_divisor`: H and W must be multiples of it (1 if absent)."""
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """(B, in_channels, H, W) in [-1, 1] -> ŷ (B, out_channels, H, W) in [-1, 1]."""
+
+
+@runtime_checkable
+class Discriminator(Protocol):
+    """An nn.Module that concatenates x itself where it is conditional.
+
+    `receptive_field`: side in pixels of what one logit sees, or None (absent: unknown).
+    """
+
+    def __call__(self, x: Tensor, y: Tensor) -> list[Tensor]:
+        """Logits (no sigmoid), one (B, 1, h, w) map per scale."""
+
+    def features(self, x: Tensor, y: Tensor) -> list[list[Tensor]]:
+        """Activations between the layers, outermost list per scale, from the input side on."""
+
+
+@runtime_checkable
+class GanLoss(Protocol):
+    """The two sides of the game; each returns a scalar to minimise."""
+
+    def judge(self, scene: Scene) -> Tensor: ...
+
+    def fool(self, scene: Scene) -> Tensor: ...
+
+
+@runtime_checkable
+class Loss(Protocol):
+    """A scalar to minimise, unweighted: the recipe's `weight` is the zoo's business."""
+
+    side: Side
+
+    def __call__(self, scene: Scene) -> Tensor: ...
+
+
+@runtime_checkable
+class Dataset(Protocol):
+    """A sequence of Pairs with one channel count and one size throughout.
+
+    x_range, y_range  the stored values that become -1 and 1
+    classes           names, index = label value; None without labels
+    palette           one RGB triple (0-255) per class; None without labels
+    """
+
+    x_range: tuple[float, float]
+    y_range: tuple[float, float]
+    classes: Sequence[str] | None
+    palette: Sequence[tuple[int, int, int]] | None
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> Pair: ...
+
+
+@runtime_checkable
+class Metric(Protocol):
+    """`version` enters the protocol of every number: raise it when the definition changes."""
+
+    version: str
+
+    def measure(self, batch: Batch, y_hat: Tensor) -> Mapping[str, Tensor]:
+        """Statistics with one row per image: {name: (B, ...)}. Must not depend on the rest of the batch."""
+
+    def reduce(self, statistics: Mapping[str, Tensor]) -> Mapping[str, float]:
+        """All images' statistics {name: (N, ...)} -> numbers; "value" is the headline."""
+
+
+class Callback:
+    """Subclass and override what you want to see. Must draw no random numbers and change no tensor."""
+
+    def start(self, folder: str, recipe: Mapping[str, Any]) -> None:
+        """A run begins or goes on; `recipe` is the resolved one."""
+
+    def log(self, images: int, losses: Mapping[str, float]) -> None:
+        """Losses averaged since the last call; `images` seen so far."""
+
+    def samples(self, images: int, path: str) -> None:
+        """A sample grid has been written."""
+
+    def finish(self, metrics: Mapping[str, float]) -> None:
+        """The run is complete and evaluated."""

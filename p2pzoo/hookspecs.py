@@ -1,0 +1,58 @@
+"""The whole extension surface: one hook per kind of component. Imports pluggy only.
+
+A plugin is a module that implements some of these hooks and is named under the entry-point group
+`p2pzoo`. Each hook hands the plugin a callable:
+
+    register(name, factory, *, summary="", paper="", needs=())
+
+    name     what recipes write after `use =`; lower case, words joined by hyphens
+    factory  a class, or "module:attribute", which is imported only when a recipe uses it
+    summary  one line for `p2pzoo list`
+    paper    where it comes from: an arXiv id, a DOI, a section, an address
+    needs    batch fields it reads besides x and y: "labels", "blocks"
+
+Positional arguments of a factory are filled by the zoo, by name; keyword-only arguments are what a recipe
+may set. What each kind has to be is in `p2pzoo/contracts.py`.
+"""
+
+from collections.abc import Callable
+
+import pluggy
+
+hookspec = pluggy.HookspecMarker("p2pzoo")
+hookimpl = pluggy.HookimplMarker("p2pzoo")
+
+
+@hookspec
+def register_generators(register: Callable[..., None]) -> None:
+    """Networks G(x) -> ŷ. The zoo fills `in_channels`, `out_channels`, `size`."""
+
+
+@hookspec
+def register_discriminators(register: Callable[..., None]) -> None:
+    """Networks D(x, y) -> logits. The zoo fills `in_channels`, `out_channels`, `size`."""
+
+
+@hookspec
+def register_gan_losses(register: Callable[..., None]) -> None:
+    """The two sides of the game: what D minimises (`judge`) and what G minimises (`fool`)."""
+
+
+@hookspec
+def register_losses(register: Callable[..., None]) -> None:
+    """Further terms, each acting on one side: L1 on G, a gradient penalty on D."""
+
+
+@hookspec
+def register_datasets(register: Callable[..., None]) -> None:
+    """Sequences of aligned pairs. The zoo fills `split`: "train", "val" or "test"."""
+
+
+@hookspec
+def register_metrics(register: Callable[..., None]) -> None:
+    """Per-image measurements of ŷ and their summary. The zoo fills `dataset`."""
+
+
+@hookspec
+def register_callbacks(register: Callable[..., None]) -> None:
+    """Onlookers of a run: trackers, uploaders. They watch and change nothing."""
