@@ -1,0 +1,106 @@
+"""The command line: click only. Each command lives in a module that is imported when it is called.
+
+Exit codes: 0 done, 1 our fault, 2 the user's, 128 + N stopped by signal N.
+"""
+
+from __future__ import annotations
+
+import errno
+import importlib
+import sys
+from typing import Any
+
+import click
+
+from p2pzoo.errors import UserError
+
+COMMANDS = {  # name: (module, summary); the summary is here so that --help imports no command
+    "run": ("p2pzoo.cli.run", "Train a recipe, evaluate it and keep the results."),
+    "list": ("p2pzoo.cli.catalogue", "List the components that recipes can name."),
+    "show": ("p2pzoo.cli.catalogue", "Show one component: parameters, counts, sizes."),
+    "plugins": ("p2pzoo.cli.catalogue", "List plugins, and why one does not load."),
+    "recipe": ("p2pzoo.cli.recipes", "Print a recipe resolved, with the line that set each value."),
+    "diff": ("p2pzoo.cli.recipes", "Print what differs between two recipes."),
+}
+THEIRS = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR)
+
+
+class Zoo(click.Group):
+    """A group that imports a command when it is called, and turns errors into one line and an exit code."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
+        if name not in COMMANDS:
+            return None
+        module = importlib.import_module(COMMANDS[name][0])
+        command: click.Command = getattr(module, f"{name}_command")
+        return command
+
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
+        if args and args[0] not in COMMANDS and not args[0].startswith("-"):
+            from p2pzoo.registry import nearest
+
+            ctx.fail(f"no command '{args[0]}'{nearest(args[0], COMMANDS)}")
+        return super().resolve_command(ctx, args)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, summary) for name, (_, summary) in COMMANDS.items()])
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except (click.ClickException, click.exceptions.Exit, click.Abort):
+            raise
+        except UserError as error:
+            click.echo(f"{error}", err=True)
+            code = 2
+        except OSError as error:
+            code = 2 if error.errno in THEIRS or "No space left" in str(error) else 1
+            click.echo(f"{_os_line(error)}; what was saved before is kept" if code == 2 else _internal(error), err=True)
+        except Exception as error:
+            code = 1
+            click.echo(_internal(error), err=True)
+        if ctx.params.get("debug"):
+            import traceback
+
+            traceback.print_exc()
+        ctx.exit(code)
+
+
+def _os_line(error: OSError) -> str:
+    return f"{error.filename}: {error.strerror}" if error.filename and error.strerror else str(error)
+
+
+def _internal(error: Exception) -> str:
+    lines = str(error).strip().splitlines() or [""]
+    return f"p2pzoo failed: {type(error).__name__}: {lines[0]} (`p2pzoo --debug ...` shows where)"
+
+
+@click.command(cls=Zoo, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="p2pzoo")
+@click.option("--debug", is_flag=True, help="Show a traceback with an error.")
+def main(debug: bool) -> None:
+    """A zoo of architectures for paired image-to-image translation (pix2pix).
+
+    \b
+    p2pzoo run zoo:ablation_patch70.toml     train the 70x70 PatchGAN and measure it
+    p2pzoo list                              what recipes can be made of
+    """
+
+
+def print_json(value: Any) -> None:
+    """One JSON document on standard output."""
+    import json
+
+    json.dump(value, sys.stdout, indent=2, ensure_ascii=False)
+    sys.stdout.write("\n")
+
+
+json_option = click.option("--json", "as_json", is_flag=True, help="One JSON document on standard output.")
+profile_option = click.option("--profile", metavar="NAME", help="smoke, laptop, gpu, paper [default: by hardware].")
+override_option = click.option(
+    "-s", "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a value: -s losses.l1.weight=50."
+)

@@ -1,0 +1,152 @@
+"""`p2pzoo list`, `show` and `plugins`: what is installed."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from p2pzoo.cli import json_option, print_json
+from p2pzoo.errors import UserError
+from p2pzoo.registry import KINDS
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from p2pzoo.registry import Entry
+
+kind_type = click.Choice(KINDS)
+
+
+@click.command("list")
+@click.argument("kind", type=kind_type, required=False)
+@json_option
+def list_command(kind: str | None, as_json: bool) -> None:
+    """List the components that recipes can name, of one KIND or of all."""
+    from p2pzoo.plugins import plugins, registry
+
+    entries = [entry for one in KINDS if kind in (None, one) for entry in registry().of(one)]
+    if as_json:
+        print_json([{key: getattr(e, key) for key in ("kind", "name", "plugin", "summary", "paper")} for e in entries])
+    else:
+        _print_table(["kind", "name", "plugin", "summary", "source"],
+                     [[e.kind, e.name, e.plugin, e.summary, e.paper] for e in entries])
+    for plugin in plugins():
+        if plugin.error:
+            click.echo(f"plugin '{plugin.name}' did not load; see `p2pzoo plugins`", err=True)
+
+
+@click.command("plugins")
+@json_option
+def plugins_command(as_json: bool) -> None:
+    """List plugins, what each registers, and why one does not load."""
+    from p2pzoo.plugins import plugins
+
+    found = plugins()
+    if as_json:
+        rows = [
+            {
+                "name": p.name, "module": p.module, "distribution": p.distribution, "error": p.error,
+                "components": [{"kind": e.kind, "name": e.name} for e in p.entries],
+            }
+            for p in found
+        ]  # fmt: skip
+        print_json(rows)
+        return
+    _print_table(["plugin", "module", "from", "components"],
+                 [[p.name, p.module, p.distribution, p.error or ", ".join(e.name for e in p.entries)] for p in found])
+
+
+@click.command("show")
+@click.argument("kind", type=kind_type)
+@click.argument("name")
+@click.option("-s", "--set", "overrides", multiple=True, metavar="PARAM=VALUE", help="With this value: -s width=32.")
+@json_option
+def show_command(kind: str, name: str, overrides: tuple[str, ...], as_json: bool) -> None:
+    """Show one component: its parameters and, for networks, counts and sizes at 3 -> 3 channels and 256 px."""
+    import inspect
+    import tomllib
+
+    from p2pzoo import params
+    from p2pzoo.plugins import registry
+
+    entry = registry().get(kind, name)
+    factory = entry.load()
+    table = {}
+    for text in overrides:
+        key, equals, value = text.partition("=")
+        if not equals:
+            raise UserError(f"-s {text}: write -s param=value, as in -s width=32")
+        try:
+            table[key.strip()] = tomllib.loads(f"v = {value}")["v"]
+        except tomllib.TOMLDecodeError:
+            table[key.strip()] = value
+    try:
+        values = params.check(factory, table)
+    except params.Faults as error:
+        raise UserError(*(f"{kind} '{name}': {message}" for _, message in error.faults)) from None
+
+    shown: dict[str, Any] = {
+        **{key: getattr(entry, key) for key in ("kind", "name", "plugin", "distribution", "summary", "paper")},
+        "needs": list(entry.needs),
+        "parameters": [
+            {
+                "name": p.name, "type": p.type_name, "required": p.required,
+                "default": None if p.required else params.plain(p.default),
+            }
+            for p in params.params_of(factory).values()
+        ],
+    }  # fmt: skip
+    if kind in ("generator", "discriminator"):
+        shown |= _measures(entry, factory, values)
+    if as_json:
+        print_json(shown)
+        return
+    click.echo(f"{kind} {entry.full_name}: {entry.summary}\n{entry.paper}  ({entry.distribution})\n")
+    if doc := inspect.getdoc(factory):
+        click.echo(doc + "\n")
+    _print_table(["parameter", "type", "default"],
+                 [[p["name"], p["type"], "required" if p["required"] else _default(p["default"])]
+                  for p in shown["parameters"]])
+    for key in ("parameter_count", "output_size", "receptive_field"):
+        if shown.get(key) is not None:
+            value = f"{shown[key]:,}" if key == "parameter_count" else str(shown[key])
+            click.echo(f"{key.replace('_', ' '):<16} {value}")
+
+
+def _measures(entry: Entry, factory: Callable[..., Any], values: dict[str, Any]) -> dict[str, Any]:
+    """Counts and sizes at 3 -> 3 channels and 256 px; computed on torch's meta device, so nothing is allocated."""
+    import torch
+
+    from p2pzoo.experiment import Component
+    from p2pzoo.networks import build
+
+    with torch.device("meta"):
+        network = build(Component(entry, factory, values), (3, 3), (256, 256))
+        image = torch.zeros(1, 3, 256, 256)
+        output = network(image) if entry.kind == "generator" else network(image, image)[0]
+    measures: dict[str, Any] = {
+        "parameter_count": sum(p.numel() for p in network.parameters()),
+        "output_size": list(output.shape[-2:]),
+    }
+    if entry.kind == "discriminator":
+        measures["receptive_field"] = getattr(network, "receptive_field", None)
+    return measures
+
+
+def _default(value: Any) -> str:
+    from p2pzoo.params import show
+
+    return "unset" if value is None else show(value)
+
+
+def _print_table(header: list[str], rows: list[list[str]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(*header, box=None, padding=(0, 2, 0, 0), header_style="bold")
+    for row in rows:
+        table.add_row(*map(Text, row))
+    console = Console()
+    console.print(table, soft_wrap=not console.is_terminal)

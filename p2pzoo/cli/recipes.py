@@ -1,0 +1,107 @@
+"""`p2pzoo recipe` and `p2pzoo diff`, and how every command opens a recipe."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from p2pzoo.cli import json_option, override_option, print_json, profile_option
+
+if TYPE_CHECKING:
+    from p2pzoo.experiment import Experiment
+
+
+def open_experiment(
+    recipe: str, profile: str | None, overrides: Sequence[str], *, continued_from: str | None = None
+) -> Experiment:
+    """Read a recipe and hold it against what is installed. Raises UserError with every fault."""
+    from p2pzoo.experiment import check
+    from p2pzoo.plugins import registry
+    from p2pzoo.recipe import read_recipe
+
+    def by_hardware() -> str:
+        import torch
+
+        on_cpu = "compute.device=cpu" in overrides
+        return "gpu" if torch.cuda.is_available() and not on_cpu else "laptop"
+
+    resolved = read_recipe(recipe, profile, overrides, pick=by_hardware)
+    return check(resolved, registry(), continued_from=continued_from)
+
+
+@click.command("recipe")
+@click.argument("recipe", metavar="RECIPE")
+@profile_option
+@override_option
+@json_option
+def recipe_command(recipe: str, profile: str | None, overrides: tuple[str, ...], as_json: bool) -> None:
+    """Print RECIPE with every value resolved, and the file and line that set it. The output is a recipe again."""
+    experiment = open_experiment(recipe, profile, overrides)
+    tree = experiment.resolved()
+    origins = {key: _origin(experiment, key) for key, _ in _leaves(tree)}
+    if as_json:
+        named = {".".join(key): origin for key, origin in origins.items()}
+        print_json({"id": experiment.id, "recipe": experiment.recipe.name, "values": tree, "origins": named})
+        return
+    table: tuple[str, ...] = ()
+    for key, value in _leaves(tree):
+        if key[:-1] != table:
+            table = key[:-1]
+            click.echo(f"\n[{'.'.join(table)}]")
+        click.echo(f"{f'{key[-1]} = {show_toml(value)}':<40} # {origins[key]}")
+    click.echo(f"\n# id {experiment.id}", err=True)
+
+
+@click.command("diff")
+@click.argument("a", metavar="RECIPE_A")
+@click.argument("b", metavar="RECIPE_B")
+@profile_option
+@json_option
+def diff_command(a: str, b: str, profile: str | None, as_json: bool) -> None:
+    """Print only what differs between two recipes, component defaults included."""
+    left, right = (dict(_leaves(open_experiment(name, profile, ()).resolved())) for name in (a, b))
+    keys = [key for key in {**left, **right} if key != ("title",) and left.get(key) != right.get(key)]
+    rows = [{"key": ".".join(key), "a": left.get(key), "b": right.get(key)} for key in keys]
+    if as_json:
+        print_json(rows)
+        return
+    if not rows:
+        click.echo("no difference: the same experiment")
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("", a, b, box=None, padding=(0, 2, 0, 0))
+    for row in rows:
+        table.add_row(row["key"], *("—" if row[side] is None else show_toml(row[side]) for side in ("a", "b")))
+    Console(soft_wrap=True).print(table, markup=False)
+
+
+def _origin(experiment: Experiment, key: tuple[str, ...]) -> str:
+    """Where a resolved value came from: a line, or the default of a component or of the core."""
+    recipe = experiment.recipe
+    if key in recipe.origins:
+        return str(recipe.origins[key])
+    if key == ("title",) or key == ("seed",):
+        return "default"
+    table: Any = experiment.resolved()
+    for part in key[:-1]:
+        table = table[part]
+    return f"default of {table['use']}" if "use" in table and key[-1] != "weight" else "default"
+
+
+def _leaves(tree: Mapping[str, Any], prefix: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            yield from _leaves(value, (*prefix, key))
+        else:
+            yield (*prefix, key), value
+
+
+def show_toml(value: Any) -> str:
+    """A value as TOML writes it, on one line."""
+    import tomli_w
+
+    return " ".join(tomli_w.dumps({"v": value}).removeprefix("v = ").split()).replace("[ ", "[").replace(", ]", "]")

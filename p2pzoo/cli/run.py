@@ -1,0 +1,77 @@
+"""`p2pzoo run`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import click
+
+from p2pzoo.cli import json_option, override_option, print_json, profile_option
+
+
+@click.command("run")
+@click.argument("recipe", metavar="RECIPE")
+@profile_option
+@override_option
+@click.option("--seed", type=click.IntRange(min=0), help="Seed of every random choice [default: the recipe's, else 0].")
+@click.option("--runs", type=click.Path(path_type=Path, file_okay=False), default="runs", show_default=True,
+              help="Where run folders are.")
+@click.option("--device", type=click.Choice(["auto", "cpu", "cuda", "mps"]), help="Where to compute [default: auto].")
+@click.option("--fresh", is_flag=True, help="Start over, forgetting what this run has done.")
+@click.option("--accept-stale", is_flag=True, help="Resume although code has changed since the run began.")
+@click.option("--continue-from", type=click.Path(path_type=Path, file_okay=False), metavar="RUN",
+              help="Train longer: begin where this complete run ended.")
+@json_option
+def run_command(
+    recipe: str,
+    profile: str | None,
+    overrides: tuple[str, ...],
+    seed: int | None,
+    runs: Path,
+    device: str | None,
+    fresh: bool,
+    accept_stale: bool,
+    continue_from: Path | None,
+    as_json: bool,
+) -> None:
+    """Train RECIPE (a file, or zoo:NAME.toml), evaluate it, and keep everything in a run folder.
+
+    Run it again and it does nothing if the run is complete, and goes on where it stopped if it is not.
+    """
+    from p2pzoo.cli.recipes import open_experiment
+    from p2pzoo.plugins import registry
+    from p2pzoo.progress import progress
+    from p2pzoo.run import find_run
+    from p2pzoo.session import finish
+    from p2pzoo.train import Interrupted
+
+    overrides += (f"seed={seed}",) if seed is not None else ()
+    overrides += (f"compute.device={device}",) if device else ()
+    continued = find_run(continue_from) if continue_from else None
+    continued_from = str(continued.status["id"]) if continued else None
+    experiment = open_experiment(recipe, profile, overrides, continued_from=continued_from)
+    settings = experiment.train
+
+    with progress(settings.steps * settings.batch_size, settings.batch_size) as shown:
+        shown.note(f"{experiment.recipe.name}, profile {experiment.recipe.profile}, seed {experiment.seed}")
+        try:
+            outcome = finish(
+                experiment, registry(), runs, shown,
+                fresh=fresh, accept_stale=accept_stale, continued=continued,
+            )  # fmt: skip
+        except Interrupted as stopped:
+            shown.note(f"stopped at {stopped.images} images and saved; the same command goes on from there")
+            sys.exit(128 + stopped.signum)
+
+    if not outcome.trained:
+        shown.note(f"already complete: {outcome.run.folder}")
+    if outcome.stale:
+        shown.note(f"made by other code ({', '.join(outcome.stale)} changed since): --fresh makes it anew")
+    if as_json:
+        print_json(outcome.results)
+        return
+    for name, number in outcome.results["metrics"].items():
+        click.echo(f"{name:<16} {number['value']:.4f}")
+    click.echo(f"pictures         {outcome.run.samples}")
+    click.echo(f"model            {outcome.run.model}")

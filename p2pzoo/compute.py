@@ -1,0 +1,119 @@
+"""Where and how it is computed: device, precision, memory format, optimizers. What is computed is not decided here.
+
+Accelerate places the models and handles precision.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from torch import Tensor, nn
+
+from p2pzoo.contracts import Batch
+from p2pzoo.errors import UserError
+from p2pzoo.settings import Compute, Optimizer
+
+
+def pick_device(asked: str) -> str:
+    """ "auto" as the best device there is. Raises UserError if the one asked for is missing."""
+    there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if asked == "auto":
+        return next(name for name in ("cuda", "mps", "cpu") if there[name])
+    if not there[asked]:
+        raise UserError(f"[compute] device = \"{asked}\": torch {torch.__version__} sees none here; use --device auto")
+    return asked
+
+
+class Engine:
+    """A run's device, and the one place where gradients are made and taken."""
+
+    def __init__(self, settings: Compute) -> None:
+        self.settings = settings
+        self.device_type = pick_device(settings.device)
+        if settings.threads:
+            torch.set_num_threads(settings.threads)
+        precision = settings.precision
+        if precision == "auto":
+            precision = "bf16" if self.device_type == "cuda" and torch.cuda.is_bf16_supported() else "fp32"
+        if precision == "fp16" and self.device_type != "cuda":
+            raise UserError(f"[compute] precision = \"fp16\" needs CUDA, this run is on {self.device_type}")
+        self.precision = precision
+        if self.device_type == "cuda":
+            torch.backends.cuda.matmul.allow_tf32 = settings.tf32
+            torch.backends.cudnn.allow_tf32 = settings.tf32
+            torch.backends.cudnn.benchmark = not settings.deterministic
+            if settings.deterministic:
+                os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+                torch.use_deterministic_algorithms(True)
+        AcceleratorState._reset_state(reset_partial_state=True)  # one process may hold several runs, one after another
+        mixed = "no" if precision == "fp32" else precision
+        self.accelerator = Accelerator(mixed_precision=mixed, cpu=self.device_type == "cpu")
+
+    @property
+    def device(self) -> torch.device:
+        return self.accelerator.device
+
+    @property
+    def memory_format(self) -> torch.memory_format:
+        return torch.channels_last if self.settings.channels_last else torch.contiguous_format
+
+    def place(self, model: nn.Module) -> Any:
+        """The module on the device, in the run's memory format and precision."""
+        return self.accelerator.prepare_model(model.to(memory_format=self.memory_format))  # type: ignore[call-overload]
+
+    def unwrap(self, model: nn.Module) -> nn.Module:
+        """The network itself, without what precision or DDP put around it."""
+        found: nn.Module = self.accelerator.unwrap_model(model)
+        return found
+
+    def adam(self, model: nn.Module, settings: Optimizer) -> Any:
+        """Adam in one kernel where there is one: torch's default on a CPU takes a fifth of a pix2pix step."""
+        fused = self.device_type in ("cpu", "cuda")
+        adam = torch.optim.Adam(
+            model.parameters(), lr=settings.lr, betas=settings.betas, eps=settings.eps, fused=fused
+        )
+        return self.accelerator.prepare_optimizer(adam)
+
+    def descend(self, loss: Tensor, optimizer: Any) -> None:
+        """One step of `optimizer` down the gradient of `loss`, a scalar."""
+        optimizer.zero_grad(set_to_none=True)
+        self.accelerator.backward(loss)
+        optimizer.step()
+
+    def move(self, batch: Batch) -> Batch:
+        """The batch on the device."""
+        labels = None if batch.labels is None else batch.labels.to(self.device)
+        x = batch.x.to(self.device, memory_format=self.memory_format)
+        y = batch.y.to(self.device, memory_format=self.memory_format)
+        return Batch(x, y, batch.ids, labels, batch.blocks)
+
+    def describe(self) -> dict[str, Any]:
+        """What a result depends on besides the recipe."""
+        described: dict[str, Any] = {
+            "device": self.device_type,
+            "precision": self.precision,
+            "threads": torch.get_num_threads(),
+            "deterministic": self.device_type == "cpu" or self.settings.deterministic,
+        }
+        if self.device_type == "cuda":
+            described["gpu"] = torch.cuda.get_device_name()
+        return described
+
+
+@contextlib.contextmanager
+def frozen(model: nn.Module) -> Iterator[None]:
+    """The model's parameters get no gradients inside; what flows through it does."""
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    for parameter in parameters:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in parameters:
+            parameter.requires_grad_(True)

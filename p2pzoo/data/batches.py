@@ -1,0 +1,66 @@
+"""Pairs -> batches. Which pairs, which crop and which flip are functions of (seed, global sample index) alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+
+from p2pzoo import chance
+from p2pzoo.contracts import Batch, Pair
+from p2pzoo.data.store import Store
+
+
+class TrainBatches:
+    """`[step]` is the batch of that step: every epoch a new order, x and y cropped and flipped together."""
+
+    def __init__(self, store: Store, *, batch_size: int, mirror: bool, seed: int) -> None:
+        self.store, self.batch_size, self.mirror, self.seed = store, batch_size, mirror, seed
+        self._order: tuple[int, np.ndarray] = (-1, np.empty(0))
+
+    def __getitem__(self, step: int) -> Batch:
+        samples = range(step * self.batch_size, (step + 1) * self.batch_size)
+        return collate([self._augmented(sample) for sample in samples], self.store)
+
+    def _augmented(self, sample: int) -> Pair:
+        epoch, position = divmod(sample, len(self.store))
+        if self._order[0] != epoch:
+            self._order = (epoch, chance.generator(self.seed, "order", epoch).permutation(len(self.store)))
+        pair = self.store[int(self._order[1][position])]
+        draw = chance.generator(self.seed, "augment", sample)
+        (height, width), (load_height, load_width) = self.store.size, self.store.load_size
+        top = int(draw.integers(load_height - height + 1))
+        left = int(draw.integers(load_width - width + 1))
+        flip = -1 if self.mirror and draw.random() < 0.5 else 1
+
+        def cut(image: np.ndarray) -> np.ndarray:
+            return image[top : top + height, left : left + width][:, ::flip]
+
+        labels = None if pair.labels is None else cut(pair.labels)
+        return Pair(pair.id, cut(pair.x), cut(pair.y), labels, pair.block)
+
+
+def single_batches(store: Store, indices: range | None = None) -> Iterator[Batch]:
+    """Pairs as they are, one at a time, for samples and evaluation."""
+    for index in indices or range(len(store)):
+        yield collate([store[index]], store)
+
+
+def collate(pairs: list[Pair], store: Store) -> Batch:
+    """Stack pairs and scale them to [-1, 1], on the CPU. Images are channels-last in memory."""
+    dataset = store.dataset
+    labels = [pair.labels for pair in pairs if pair.labels is not None]
+    return Batch(
+        x=_scaled([pair.x for pair in pairs], dataset.x_range),
+        y=_scaled([pair.y for pair in pairs], dataset.y_range),
+        ids=tuple(pair.id for pair in pairs),
+        labels=torch.from_numpy(np.stack(labels).astype(np.int64)) if len(labels) == len(pairs) else None,
+        blocks=tuple(pair.block for pair in pairs),
+    )
+
+
+def _scaled(images: list[np.ndarray], limits: tuple[float, float]) -> torch.Tensor:
+    low, high = limits
+    stacked = torch.from_numpy(np.stack(images).astype(np.float32))
+    return stacked.permute(0, 3, 1, 2).sub_(low).mul_(2 / (high - low)).sub_(1)

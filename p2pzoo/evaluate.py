@@ -1,0 +1,132 @@
+"""Numbers and the protocol each of them depends on. Metrics measure image by image, so that comparisons can be paired."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from p2pzoo import checkpoint, params
+from p2pzoo.compute import Engine
+from p2pzoo.contracts import Batch
+from p2pzoo.data import Store, single_batches
+from p2pzoo.errors import UserError
+from p2pzoo.experiment import Experiment
+from p2pzoo.files import read_json, write_json
+from p2pzoo.run import Run
+from p2pzoo.translate import translate
+
+
+def protocol(experiment: Experiment, name: str, store: Store) -> dict[str, Any]:
+    """Everything the number depends on besides the weights."""
+    metric, dataset = experiment.metrics[name], experiment.dataset
+    return {
+        "metric": {"use": metric.entry.full_name, "version": _version(metric.factory), **params.plain(metric.values)},
+        "dataset": {"use": dataset.entry.full_name, "version": _version(dataset.factory), **params.plain(dataset.values)},
+        "split": experiment.evaluate.split,
+        "images": len(store),
+        "size": list(store.size),
+        "test_mode": experiment.evaluate.test_mode,
+    }
+
+
+def protocol_hash(described: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def missing(experiment: Experiment, run: Run, store: Store) -> list[str]:
+    """The recipe's metrics that the run's results lack, or have under another protocol."""
+    results = read_json(run.results) or {"measured": {}}
+    return [
+        name
+        for name in experiment.metrics
+        if results["measured"].get(name) != protocol_hash(protocol(experiment, name, store))
+    ]
+
+
+def check_needs(experiment: Experiment, store: Store) -> None:
+    """Refuse before training what cannot be measured or minimised afterwards. Raises UserError."""
+    pair, faults = store[0], []
+    offered = {"labels": pair.labels is not None, "blocks": pair.block is not None}
+    named = [*(("metrics", n, c) for n, c in experiment.metrics.items()),
+             *(("losses", n, c) for n, c in experiment.losses.items())]  # fmt: skip
+    for table, name, component in named:
+        for need in component.entry.needs:
+            if not offered.get(need, False):
+                dataset = experiment.dataset.entry.full_name
+                faults.append(f"[{table}.{name}] needs {need}, which the dataset '{dataset}' does not have")
+    if faults:
+        raise UserError(*faults)
+
+
+def evaluate(experiment: Experiment, run: Run, engine: Engine, G: nn.Module, store: Store) -> dict[str, Any]:
+    """Measure what the run's results lack, write results.json and stats.safetensors, and return the results."""
+    names = missing(experiment, run, store)
+    metrics = {name: experiment.metrics[name].build(dataset=store.dataset) for name in names}
+    collected: dict[str, list[Tensor]] = {}
+    if metrics:
+        for batch in map(engine.move, single_batches(store)):
+            y_hat = translate(G, batch.x, experiment.evaluate.test_mode)
+            for key, value in _measured(metrics, batch, y_hat).items():
+                collected.setdefault(key, []).append(value)
+
+    statistics = {key: torch.cat(values) for key, values in collected.items()}
+    results = read_json(run.results) or {}
+    numbers: dict[str, dict[str, Any]] = results.get("metrics", {})
+    protocols: dict[str, Any] = results.get("protocols", {})
+    measured: dict[str, str] = results.get("measured", {})
+    for name, metric in metrics.items():
+        described = protocol(experiment, name, store)
+        digest = protocol_hash(described)
+        protocols[digest] = described
+        measured[name] = digest
+        for key in [key for key in numbers if key == name or key.startswith(f"{name}.")]:
+            del numbers[key]
+        reduced = metric.reduce(checkpoint.under(name, statistics))
+        for key, value in reduced.items():
+            label = name if key == "value" else f"{name}.{key}"
+            numbers[label] = {"value": float(value), "protocol": digest}
+
+    used = set(measured.values())
+    results = {
+        "id": experiment.id,
+        "recipe": experiment.recipe.name,
+        "profile": experiment.recipe.profile,
+        "seed": experiment.seed,
+        "images": experiment.train.steps * experiment.train.batch_size,
+        "metrics": numbers,
+        "measured": measured,
+        "protocols": {digest: described for digest, described in protocols.items() if digest in used},
+    }
+    if statistics:
+        _keep_statistics(run, statistics, names, store)
+    write_json(run.results, results)
+    return results
+
+
+def _measured(metrics: Mapping[str, Any], batch: Batch, y_hat: Tensor) -> dict[str, Tensor]:
+    """{metric.statistic: (B, ...)} on the CPU."""
+    found = {}
+    for name, metric in metrics.items():
+        for statistic, value in metric.measure(batch, y_hat).items():
+            found[f"{name}.{statistic}"] = value.detach().cpu()
+    return found
+
+
+def _keep_statistics(run: Run, new: Mapping[str, Tensor], names: list[str], store: Store) -> None:
+    """stats.safetensors: one row per image, with ids and blocks in the header, for paired comparisons."""
+    kept: dict[str, Tensor] = {}
+    if run.stats.exists():
+        old, _ = checkpoint.load_tensors(run.stats)
+        kept = {key: value for key, value in old.items() if key.split(".")[0] not in names}
+    pairs = [store[i] for i in range(len(store))]
+    header = {"ids": [pair.id for pair in pairs], "blocks": [pair.block for pair in pairs]}
+    checkpoint.save_tensors(run.stats, {**kept, **new}, header)
+
+
+def _version(factory: Any) -> str:
+    return str(getattr(factory, "version", "1"))

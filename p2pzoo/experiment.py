@@ -1,0 +1,230 @@
+"""A resolved recipe held against the registry: every component found, every parameter checked, or every fault named.
+
+Imports the components' modules (their signatures are the schema), and so torch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from p2pzoo import params
+from p2pzoo.errors import UserError
+from p2pzoo.recipe import COLLECTIONS, COMPONENTS, OWN_KEYS, Key, Recipe
+from p2pzoo.registry import Entry, Registry
+from p2pzoo.settings import Compute, Evaluate, Init, Optimizer, Train
+
+KIND_OF = {"losses": "loss", "metrics": "metric", "callbacks": "callback"}
+WEIGHTED = ("gan_loss", "losses")
+
+
+@dataclass(frozen=True)
+class Component:
+    """A registered component with the parameters this recipe gives it (defaults filled in)."""
+
+    entry: Entry
+    factory: Callable[..., Any]
+    values: Mapping[str, Any]
+    weight: float = 1.0
+
+    def build(self, **offered: Any) -> Any:
+        """Make it. A ValueError of its constructor becomes a UserError that names it."""
+        try:
+            return params.fill(self.factory, offered, self.values)
+        except (ValueError, TypeError) as error:
+            raise UserError(f"{self.entry.kind} '{self.entry.name}': {error}") from error
+
+    def identity(self) -> dict[str, Any]:
+        return {"use": self.entry.full_name, "weight": self.weight, **params.plain(self.values)}
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """All that a run needs to know. `discriminator` and `gan_loss` are both there or both None."""
+
+    recipe: Recipe
+    seed: int
+    generator: Component
+    discriminator: Component | None
+    gan_loss: Component | None
+    losses: Mapping[str, Component]
+    dataset: Component
+    metrics: Mapping[str, Component]
+    callbacks: Mapping[str, Component]
+    train: Train
+    optimizer: Optimizer
+    init: Init
+    compute: Compute
+    evaluate: Evaluate
+    continued_from: str | None = None  # the id of the run whose end is this one's start
+
+    @property
+    def title(self) -> str:
+        return str(self.recipe.values.get("title", self.recipe.name))
+
+    def components(self) -> list[Component]:
+        """Everything that takes part in training."""
+        single = (self.generator, self.discriminator, self.gan_loss, self.dataset)
+        return [component for component in (*single, *self.losses.values()) if component]
+
+    def identity(self) -> dict[str, Any]:
+        """What training depends on: no title, file name, profile name, device, metrics or callbacks."""
+        tree: dict[str, Any] = {
+            "seed": self.seed,
+            "losses": {name: loss.identity() for name, loss in self.losses.items()},
+            "train": params.plain(vars(self.train)),
+            "optimizer": params.plain(vars(self.optimizer)),
+            "init": params.plain(vars(self.init)),
+            "compute": {k: v for k, v in vars(self.compute).items() if k not in ("device", "threads")},
+        }
+        for name in COMPONENTS:
+            component = getattr(self, name)
+            tree[name] = component.identity() if component else None
+        if self.init.generator:
+            tree["init"]["generator"] = hashlib.sha256(self.init.generator.read_bytes()).hexdigest()
+        if self.continued_from:
+            tree["continued_from"] = self.continued_from
+        return tree
+
+    @property
+    def id(self) -> str:
+        text = json.dumps(self.identity(), sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:10]
+
+    def resolved(self) -> dict[str, Any]:
+        """A recipe with every value spelled out, defaults too, which resolves to this experiment again."""
+        tree: dict[str, Any] = {"title": self.title, "profile": self.recipe.profile, "seed": self.seed}
+        for name in ("generator", "discriminator", "gan_loss", "losses", "dataset", "metrics", "callbacks"):
+            part = getattr(self, name)
+            if isinstance(part, Component):
+                tree[name] = _spelled(part, weighted=name in WEIGHTED)
+            elif part:
+                tree[name] = {n: _spelled(c, weighted=name in WEIGHTED) for n, c in part.items()}
+        for name in ("train", "optimizer", "init", "compute", "evaluate"):
+            tree[name] = _without_none(params.plain(vars(getattr(self, name))))
+        return tree
+
+
+def check(recipe: Recipe, registry: Registry, *, continued_from: str | None = None) -> Experiment:
+    """Hold a recipe against what is installed. Raises UserError with every fault, each with file:line."""
+    return _Checker(recipe, registry).experiment(continued_from)
+
+
+class _Checker:
+    def __init__(self, recipe: Recipe, registry: Registry) -> None:
+        self.recipe, self.registry = recipe, registry
+        self.faults: list[str] = []
+
+    def fault(self, key: Key, message: str) -> None:
+        table = ".".join(key[: 2 if key[0] in COLLECTIONS else 1])
+        self.faults.append(f"{self.recipe.where(key)}  [{table}] {message}")
+
+    def experiment(self, continued_from: str | None) -> Experiment:
+        values = self.recipe.values
+        seed = values.get("seed", 0)
+        if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 2**63:
+            self.faults.append(f"{self.recipe.where(('seed',))}  seed = {params.show(seed)}: give an integer from 0 on")
+        single = {name: self.component((name,), name) for name in COMPONENTS if name in values}
+        many = {name: self.collection(name) for name in COLLECTIONS}
+        settings = {
+            name: self.settings(name, kind)
+            for name, kind in {
+                "train": Train, "optimizer": Optimizer, "init": Init, "compute": Compute, "evaluate": Evaluate
+            }.items()
+        }  # fmt: skip
+        self.whole(settings)
+        if self.faults:
+            raise UserError(*self.faults)
+        return Experiment(
+            recipe=self.recipe,
+            seed=seed,
+            generator=single["generator"],
+            dataset=single["dataset"],
+            discriminator=single.get("discriminator"),
+            gan_loss=single.get("gan_loss"),
+            continued_from=continued_from,
+            **many,
+            **settings,
+        )
+
+    def whole(self, settings: Mapping[str, Any]) -> None:
+        """Faults of the recipe as a whole rather than of one table."""
+        values, home = self.recipe.values, self.recipe.home.name
+        for name in ("generator", "dataset"):
+            if name not in values:
+                self.faults.append(f"{home}  a recipe needs a [{name}]: extend \"zoo:base.toml\" or add one")
+        if "discriminator" in values and "gan_loss" not in values:
+            self.fault(("discriminator",), "has no [gan_loss] to play by: add one, or drop the discriminator")
+        if "gan_loss" in values and "discriminator" not in values:
+            self.fault(("gan_loss",), "has no [discriminator] to play with: add one, or drop the gan_loss")
+        if "gan_loss" not in values and not values.get("losses"):
+            self.faults.append(f"{home}  nothing to minimise: add a [losses.NAME] or a [discriminator] and a [gan_loss]")
+        init = settings["init"]
+        if init and init.generator and not init.generator.is_file():
+            self.fault(("init", "generator"), f"generator = \"{init.generator}\": no such file")
+
+    def collection(self, name: str) -> dict[str, Any]:
+        table = self.recipe.values.get(name, {})
+        if not isinstance(table, dict):
+            self.fault((name,), f"must hold tables, as in [{name}.NAME]")
+            return {}
+        return {item: self.component((name, item), KIND_OF[name]) for item in table}
+
+    def component(self, key: Key, kind: str) -> Any:
+        table: Any = self.recipe.values
+        for part in key:
+            table = table[part]
+        if not isinstance(table, dict):
+            return self.fault(key, f"must be a table with `use = \"...\"`, not {params.show(table)}")
+        use = table.get("use")
+        if not isinstance(use, str):
+            return self.fault(key, "names no component: add `use = \"NAME\"` (`p2pzoo list` shows them)")
+        try:
+            entry = self.registry.get(kind, use)
+            factory = entry.load()
+        except UserError as error:
+            return self.fault((*key, "use"), f"use = \"{use}\": {error}")
+        own = {name: value for name, value in table.items() if name in OWN_KEYS}
+        weight = self.weight(key, own.get("weight", 1.0), allowed=key[0] in WEIGHTED or "weight" not in own)
+        values = self.checked(key, factory, {k: v for k, v in table.items() if k not in OWN_KEYS})
+        return Component(entry, factory, values or {}, weight)
+
+    def weight(self, key: Key, weight: Any, *, allowed: bool) -> float:
+        if not allowed:
+            self.fault((*key, "weight"), "has no weight: only losses have one")
+        number = isinstance(weight, (int, float)) and not isinstance(weight, bool)
+        if not number or not 0 <= weight < float("inf"):
+            self.fault((*key, "weight"), f"weight = {params.show(weight)}: give a number from 0 on")
+            return 1.0
+        return float(weight)
+
+    def settings(self, name: str, kind: type[Any]) -> Any:
+        table = self.recipe.values.get(name, {})
+        if not isinstance(table, dict):
+            return self.fault((name,), f"must be a table, not {params.show(table)}")
+        values = self.checked((name,), kind, table)
+        return None if values is None else kind(**values)
+
+    def checked(self, key: Key, factory: Callable[..., Any], table: Mapping[str, Any]) -> dict[str, Any] | None:
+        try:
+            return params.check(factory, table)
+        except params.Faults as error:
+            for name, message in error.faults:
+                self.fault((*key, name) if name else key, message)
+        except TypeError as error:
+            self.fault(key, str(error))
+        return None
+
+
+def _spelled(component: Component, *, weighted: bool) -> dict[str, Any]:
+    own: dict[str, Any] = {"use": component.entry.full_name}
+    if weighted:
+        own["weight"] = component.weight
+    return own | _without_none(params.plain(component.values))
+
+
+def _without_none(table: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in table.items() if value is not None}

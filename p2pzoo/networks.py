@@ -1,0 +1,107 @@
+"""Networks from components: built for the data's channels and size, given their first weights, saved and loaded alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from p2pzoo import chance, params
+from p2pzoo.checkpoint import Damaged, load_into, load_tensors
+from p2pzoo.contracts import Dataset
+from p2pzoo.errors import UserError
+from p2pzoo.experiment import Component, Experiment
+from p2pzoo.registry import Registry
+from p2pzoo.settings import Init
+
+CONVOLUTIONS = (nn.modules.conv._ConvNd, nn.Linear)
+NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm)
+
+
+def build(component: Component, channels: tuple[int, int], size: tuple[int, int]) -> nn.Module:
+    """A generator or discriminator for x and y of these channels and this (H, W). Raises UserError if it refuses."""
+    network = component.build(in_channels=channels[0], out_channels=channels[1], size=size)
+    if not isinstance(network, nn.Module):
+        raise UserError(f"{component.entry.kind} '{component.entry.full_name}' is no torch.nn.Module")
+    return network
+
+
+def initialise(network: nn.Module, init: Init, seed: int) -> None:
+    """First weights, in place (see settings.Init; paper §3.3 and `weights_init` of train.lua)."""
+    draw = {
+        "normal": lambda w: nn.init.normal_(w, 0.0, init.gain),
+        "xavier": lambda w: nn.init.xavier_normal_(w, gain=init.gain),
+        "kaiming": lambda w: nn.init.kaiming_normal_(w, a=0, mode="fan_in"),
+        "orthogonal": lambda w: nn.init.orthogonal_(w, gain=init.gain),
+    }.get(init.weights)
+    if draw is None:
+        return
+    with chance.torch_seed(seed):
+        for module in network.modules():
+            if isinstance(module, CONVOLUTIONS):
+                draw(module.weight)
+            elif isinstance(module, NORMS) and module.weight is not None:
+                nn.init.normal_(module.weight, 1.0, 0.02)
+            else:
+                continue
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+
+
+def make_generator(experiment: Experiment, channels: tuple[int, int], size: tuple[int, int]) -> nn.Module:
+    with chance.torch_seed(chance.key(experiment.seed, "init", "generator")):
+        G = build(experiment.generator, channels, size)
+    initialise(G, experiment.init, chance.key(experiment.seed, "init", "generator"))
+    if experiment.init.generator:
+        tensors, _ = load_tensors(experiment.init.generator)
+        load_into(G, tensors, str(experiment.init.generator))
+    return G
+
+
+def make_discriminator(experiment: Experiment, channels: tuple[int, int], size: tuple[int, int]) -> nn.Module | None:
+    if experiment.discriminator is None:
+        return None
+    with chance.torch_seed(chance.key(experiment.seed, "init", "discriminator")):
+        D = build(experiment.discriminator, channels, size)
+    initialise(D, experiment.init, chance.key(experiment.seed, "init", "discriminator"))
+    return D
+
+
+def model_header(experiment: Experiment, G: nn.Module, dataset: Dataset,
+                 channels: tuple[int, int], size: tuple[int, int]) -> dict[str, Any]:
+    """What a model file says of itself."""
+    component = experiment.generator
+    return {
+        "run": experiment.id,
+        "generator": {"use": component.entry.full_name, "params": params.plain(component.values)},
+        "in_channels": channels[0],
+        "out_channels": channels[1],
+        "size": list(size),
+        "size_divisor": getattr(G, "size_divisor", 1),
+        "x_range": list(dataset.x_range),
+        "y_range": list(dataset.y_range),
+        "test_mode": experiment.evaluate.test_mode,
+    }
+
+
+def load_model(path: Path, registry: Registry) -> tuple[nn.Module, dict[str, Any]]:
+    """G as its file describes it, on the CPU, and the header. Raises UserError."""
+    tensors, header = load_tensors(path)
+    try:
+        use, given = header["generator"]["use"], header["generator"]["params"]
+        channels, size = (header["in_channels"], header["out_channels"]), tuple(header["size"])
+    except (KeyError, TypeError):
+        raise Damaged(f"{path}: holds no generator; give a run's model.safetensors") from None
+    entry = registry.get("generator", use)
+    factory = entry.load()
+    try:
+        values = params.check(factory, {name: value for name, value in given.items() if value is not None})
+    except params.Faults as error:
+        raise UserError(f"{path}: its generator '{use}' {error}") from None
+    with torch.device("meta"):
+        G = build(Component(entry, factory, values), channels, size)
+    G = G.to_empty(device="cpu")
+    load_into(G, tensors, str(path))
+    return G, header

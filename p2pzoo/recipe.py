@@ -1,0 +1,307 @@
+"""Recipes: TOML text -> one resolved tree of values, each with the file and line that set it. Knows no components.
+
+A recipe is folded together from layers, each overriding the ones before it:
+
+    for every file of `extends`, the base first:   its tables, then its [profiles.NAME.*] for the chosen profile
+    last:                                          the -s overrides
+
+Tables merge deeply and arrays replace. Where a layer changes a component's `use`, the parameters inherited for the old
+component are dropped (`weight` is the zoo's own and stays). `drop = ["losses.l1"]` removes what the layers before it set.
+"""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from p2pzoo.errors import UserError
+from p2pzoo.paths import shipped
+from p2pzoo.registry import nearest
+from p2pzoo.toml_lines import key_lines
+
+Key = tuple[str, ...]
+
+COMPONENTS = ("generator", "discriminator", "gan_loss", "dataset")  # tables that name one component
+COLLECTIONS = ("losses", "metrics", "callbacks")  # tables of tables that each name one
+SETTINGS = ("train", "optimizer", "compute", "init", "evaluate")  # the core's own
+TOP = ("title", "seed", "profile", *COMPONENTS, *COLLECTIONS, *SETTINGS)
+FILE_ONLY = ("extends", "drop", "profiles")
+OWN_KEYS = ("use", "weight")  # of a component's table: the zoo's, not the component's
+
+
+@dataclass(frozen=True)
+class Source:
+    """A recipe file, or the command line."""
+
+    name: str
+    text: str = ""
+
+    @cached_property
+    def lines(self) -> Mapping[Key, int]:
+        return key_lines(self.text)
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a value was set: the source and the key as written there."""
+
+    source: Source
+    key: Key
+
+    def __str__(self) -> str:
+        for end in range(len(self.key), 0, -1):  # a fault about a missing key points at its table
+            if line := self.source.lines.get(self.key[:end]):
+                return f"{self.source.name}:{line}"
+        return self.source.name
+
+
+@dataclass
+class Recipe:
+    """A resolved recipe. `origins` says of every value and table who set it last."""
+
+    name: str
+    profile: str
+    values: dict[str, Any]
+    origins: dict[Key, Origin]
+    home: Source = field(repr=False)
+
+    def where(self, key: Key) -> str:
+        """file:line of a key, of the table around it, or of the recipe."""
+        for end in range(len(key), 0, -1):
+            if origin := self.origins.get(key[:end]):
+                return str(origin)
+        return self.home.name
+
+    def leaves(self) -> Iterator[tuple[Key, Any]]:
+        yield from _leaves(self.values)
+
+
+def read_recipe(
+    path: str, profile: str | None = None, overrides: Sequence[str] = (), *, pick: Callable[[], str] | None = None
+) -> Recipe:
+    """Read and fold a recipe.
+
+    path: a file, or "zoo:NAME" for one that travels with p2pzoo. profile: None lets `pick()` choose among the recipe's.
+    Raises UserError naming file and line: missing or broken file, cycle, unknown profile or top-level key.
+    """
+    chain = _chain(path)
+    home = chain[-1][0]
+    known = sorted({name for _, tree in chain for name in tree.get("profiles", {})})
+    label = next((tree["profile"] for _, tree in reversed(chain) if "profile" in tree), None)
+    profile = _choose_profile(home, known, label, profile, pick)
+
+    recipe = Recipe(_name(path), profile, {}, {}, home)
+    faults: list[str] = []
+    for source, tree in chain:
+        own = {key: value for key, value in tree.items() if key not in ("extends", "profiles")}
+        faults += _merge(recipe, source, own, ())
+        faults += _merge(recipe, source, tree.get("profiles", {}).get(profile, {}), ("profiles", profile))
+    for text in overrides:
+        source = Source(f"-s {text}")
+        faults += _merge(recipe, source, _parse_override(text), ())
+    recipe.values.setdefault("profile", profile)
+    recipe.origins.setdefault(("profile",), Origin(home, ()))
+    if faults:
+        raise UserError(*faults)
+    return recipe
+
+
+def locate(path: str, base: Path | None = None) -> Path:
+    """The file a recipe path means: `zoo:NAME`, or relative to `base` (the extending file), else to here."""
+    if path.startswith("zoo:"):
+        return shipped("recipes") / path.removeprefix("zoo:")
+    return (base / path) if base else Path(path)
+
+
+def _name(path: str) -> str:
+    """ "recipes/tasks/facades.toml" -> "facades"; a run folder's own recipe keeps the name of its run."""
+    file = locate(path)
+    return file.parent.parent.name if file.name == "recipe.toml" else file.stem
+
+
+def _chain(path: str) -> list[tuple[Source, dict[str, Any]]]:
+    """The recipe and all it extends, bases first, each file once. Raises UserError."""
+    chain: dict[Path, tuple[Source, dict[str, Any]]] = {}
+
+    def visit(path: str, base: Path | None, asked_by: str, above: tuple[Path, ...]) -> None:
+        file = locate(path, base)
+        shown = path if path.startswith("zoo:") else str(file)
+        resolved = file.resolve()
+        if resolved in above:
+            names = " extends ".join(p.name for p in (*above[above.index(resolved) :], resolved))
+            raise UserError(f"{asked_by}  cycle in `extends`: {names}")
+        if resolved in chain:
+            return
+        source, tree = _parse(file, shown, asked_by)
+        extends = tree.get("extends", [])
+        for parent in [extends] if isinstance(extends, str) else extends:
+            visit(parent, file.parent, str(Origin(source, ("extends",))), (*above, resolved))
+        chain[resolved] = (source, tree)
+
+    visit(path, None, "", ())
+    return list(chain.values())
+
+
+def _parse(file: Path, shown: str, asked_by: str) -> tuple[Source, dict[str, Any]]:
+    at = f"{asked_by}  extends " if asked_by else ""
+    try:
+        text = file.read_text("utf-8")
+    except FileNotFoundError:
+        near = sorted(p.name for p in file.parent.glob("*.toml")) if file.parent.is_dir() else []
+        raise UserError(f"{at}{shown}: no such recipe{nearest(file.name, near) if near else ''}") from None
+    except UnicodeDecodeError:
+        raise UserError(f"{at}{shown}: not UTF-8 text") from None
+    except OSError as error:
+        raise UserError(f"{at}{shown}: {error.strerror}") from None
+    try:
+        tree = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        message, _, place = str(error).partition(" (at ")
+        line = place.split(",")[0].removeprefix("line ")
+        line = line if line.isdigit() else str(text.count("\n") + 1)
+        raise UserError(f"{shown}:{line}  broken TOML: {message}") from None
+    source = Source(shown, text)
+    if faults := list(_structure(source, tree)):
+        raise UserError(*faults)
+    return source, tree
+
+
+def _structure(source: Source, tree: Mapping[str, Any]) -> Iterator[str]:
+    """Faults in the keys that steer the folding itself."""
+
+    def at(*key: str) -> str:
+        return str(Origin(source, key))
+
+    for key in tree:
+        if key not in (*TOP, *FILE_ONLY):
+            yield f"{at(key)}  no table or key '{key}'{nearest(key, (*TOP, *FILE_ONLY))}"
+    extends = tree.get("extends", [])
+    if not isinstance(extends, (str, list)) or not all(isinstance(item, str) for item in extends):
+        yield f"{at('extends')}  extends = {json.dumps(extends, default=str)}: give a recipe's path, or an array of paths"
+    profiles = tree.get("profiles", {})
+    if not isinstance(profiles, dict):
+        yield f"{at('profiles')}  write profiles as tables: [profiles.laptop.train]"
+        profiles = {}
+    for name, layer in profiles.items():
+        if not isinstance(layer, dict):
+            yield f"{at('profiles', name)}  profiles.{name} must be a table, as in [profiles.{name}.train]"
+            continue
+        for key in layer:
+            if key not in (*TOP, "drop"):
+                yield f"{at('profiles', name, key)}  no table or key '{key}'{nearest(key, (*TOP, 'drop'))}"
+    for where, layer in [((), tree), *((("profiles", n), t) for n, t in profiles.items() if isinstance(t, dict))]:
+        drop = layer.get("drop", [])
+        if not isinstance(drop, list) or not all(isinstance(item, str) for item in drop):
+            yield f"{at(*where, 'drop')}  drop takes an array of table names, as in drop = [\"losses.l1\"]"
+    for key in ("title", "profile"):
+        if not isinstance(tree.get(key, ""), str):
+            yield f"{at(key)}  {key} must be text"
+
+
+def _choose_profile(
+    home: Source, known: list[str], label: str | None, asked: str | None, pick: Callable[[], str] | None
+) -> str:
+    if label is not None:  # a resolved recipe: its profile has been folded in
+        if asked not in (None, label):
+            raise UserError(f"{home.name}: already resolved for profile '{label}'; take the recipe it was made from")
+        return label
+    if asked is not None and asked not in known:
+        raise UserError(f"{home.name}: no profile '{asked}'{nearest(asked, known)}")
+    if asked is not None:
+        return asked
+    chosen = pick() if pick else "plain"
+    return chosen if chosen in known else "plain"
+
+
+def _parse_override(text: str) -> dict[str, Any]:
+    """`losses.l1.weight=50` as a tree; the value as TOML, else as a string."""
+    name, equals, value = text.partition("=")
+    key = [part.strip() for part in name.split(".")]
+    if not equals or not all(key):
+        raise UserError(f"-s {text}: write -s table.key=value, as in -s losses.l1.weight=50")
+    if key[0] not in (*TOP, "drop"):
+        raise UserError(f"-s {text}: no table or key '{key[0]}'{nearest(key[0], TOP)}")
+    try:
+        parsed = tomllib.loads(f"value = {value}")
+    except tomllib.TOMLDecodeError:
+        parsed = {}
+    tree: Any = parsed["value"] if parsed.keys() == {"value"} else value
+    for part in reversed(key):
+        tree = {part: tree}
+    return tree  # type: ignore[no-any-return]
+
+
+def _merge(recipe: Recipe, source: Source, layer: Mapping[str, Any], prefix: Key) -> list[str]:
+    """Fold one layer in; returns faults."""
+    faults = []
+    drop = layer.get("drop", [])
+    for name in drop if isinstance(drop, list) else [drop]:
+        if not _remove(recipe, tuple(str(name).split("."))):
+            tables = sorted({".".join(k[: 2 if k[0] in COLLECTIONS else 1]) for k in recipe.origins})
+            faults.append(f"{Origin(source, (*prefix, 'drop'))}  drop: there is no '{name}'{nearest(str(name), tables)}")
+    for key, value in layer.items():
+        if key != "drop":
+            _fold(recipe, source, (key,), value, prefix)
+    return faults
+
+
+def _fold(recipe: Recipe, source: Source, key: Key, value: Any, prefix: Key) -> None:
+    if not isinstance(value, dict):
+        _remove(recipe, key)
+        _table(recipe.values, key[:-1])[key[-1]] = value
+        recipe.origins[key] = Origin(source, (*prefix, *key))
+        return
+    present = _get(recipe.values, key)
+    if not isinstance(present, dict):
+        _remove(recipe, key)
+    elif _is_component(key) and value.get("use", present.get("use")) != present.get("use"):
+        for name in [name for name in present if name not in OWN_KEYS]:
+            _remove(recipe, (*key, name))
+    _table(recipe.values, key)
+    recipe.origins[key] = Origin(source, (*prefix, *key))
+    for name, item in value.items():
+        _fold(recipe, source, (*key, name), item, prefix)
+
+
+def _is_component(key: Key) -> bool:
+    return (len(key) == 1 and key[0] in COMPONENTS) or (len(key) == 2 and key[0] in COLLECTIONS)
+
+
+def _table(tree: dict[str, Any], key: Key) -> dict[str, Any]:
+    for part in key:
+        if not isinstance(tree.get(part), dict):
+            tree[part] = {}
+        tree = tree[part]
+    return tree
+
+
+def _get(tree: Any, key: Key) -> Any:
+    for part in key:
+        if not isinstance(tree, dict) or part not in tree:
+            return None
+        tree = tree[part]
+    return tree
+
+
+def _remove(recipe: Recipe, key: Key) -> bool:
+    """Remove a key with all below it; whether it was there."""
+    above = _get(recipe.values, key[:-1])
+    if not isinstance(above, dict) or key[-1] not in above:
+        return False
+    del above[key[-1]]
+    for path in [path for path in recipe.origins if path[: len(key)] == key]:
+        del recipe.origins[path]
+    return True
+
+
+def _leaves(tree: Mapping[str, Any], prefix: Key = ()) -> Iterator[tuple[Key, Any]]:
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            yield from _leaves(value, (*prefix, key))
+        else:
+            yield (*prefix, key), value

@@ -1,0 +1,172 @@
+"""A run: its identity, its folder, and what is in it.
+
+    runs/<recipe>/<profile>-seed<N>-<id>/
+        recipe.toml       the resolved recipe; it can be run again
+        status.json       state, images seen, versions and source hashes
+        env.json          machine and software
+        metrics.jsonl     losses; a function of recipe and seed only
+        timings.jsonl     wall-clock; not
+        samples/          x | ŷ | y grids
+        checkpoints/      the newest two while training, the last one afterwards
+        model.safetensors, results.json, stats.safetensors
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import importlib
+import json
+import os
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import filelock
+import tomli_w
+
+from p2pzoo import __version__
+from p2pzoo.errors import UserError
+from p2pzoo.experiment import Experiment
+from p2pzoo.files import read_json, replacing, write_json, write_text
+from p2pzoo.paths import PACKAGE
+
+STATES = ("new", "training", "interrupted", "failed", "trained", "complete")
+
+
+class Run:
+    """A run's folder. Creating the object writes nothing."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.checkpoints = folder / "checkpoints"
+        self.samples = folder / "samples"
+        self.model = folder / "model.safetensors"
+        self.results = folder / "results.json"
+        self.stats = folder / "stats.safetensors"
+        self.recipe = folder / "recipe.toml"
+
+    @property
+    def status(self) -> dict[str, Any]:
+        return read_json(self.folder / "status.json") or {"state": "new", "images": 0}
+
+    @property
+    def state(self) -> str:
+        return str(self.status["state"])
+
+    def set_status(self, **changes: Any) -> None:
+        write_json(self.folder / "status.json", {**self.status, **changes})
+
+    @contextlib.contextmanager
+    def lock(self) -> Iterator[None]:
+        """Only one process works on a run. Raises UserError if another one does."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        lock = filelock.FileLock(self.folder / ".lock")
+        try:
+            with lock.acquire(timeout=0):
+                yield
+        except filelock.Timeout:
+            raise UserError(f"{self.folder}: another process is working on this run; wait for it or stop it") from None
+
+    def begin(self, experiment: Experiment, env: Mapping[str, Any]) -> None:
+        """Make the folder ready: resolved recipe, environment, status."""
+        self.checkpoints.mkdir(parents=True, exist_ok=True)
+        self.samples.mkdir(exist_ok=True)
+        write_text(self.recipe, tomli_w.dumps(experiment.resolved()))
+        write_json(self.folder / "env.json", env)
+        self.set_status(
+            state="training", id=experiment.id, seed=experiment.seed, profile=experiment.recipe.profile,
+            recipe=experiment.recipe.name, p2pzoo=__version__, sources=sources(experiment),
+        )  # fmt: skip
+
+    def clear(self) -> None:
+        """Forget what this run has done so far (--fresh). Touches only what a run writes."""
+        for name in ("status.json", "metrics.jsonl", "timings.jsonl", "report.html"):
+            (self.folder / name).unlink(missing_ok=True)
+        for file in (self.model, self.results, self.stats):
+            file.unlink(missing_ok=True)
+        for pattern in ("checkpoints/*.safetensors", "samples/*.png"):
+            for file in self.folder.glob(pattern):
+                file.unlink()
+
+    # --- logs ---
+
+    def append(self, name: str, lines: Iterable[Mapping[str, Any]]) -> None:
+        with (self.folder / name).open("a", encoding="utf-8") as file:
+            for line in lines:
+                file.write(json.dumps(line) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+
+    def lines(self, name: str) -> list[dict[str, Any]]:
+        """The whole lines of a log; a last one that was cut off is left out."""
+        file = self.folder / name
+        if not file.exists():
+            return []
+        found = []
+        for text in file.read_text("utf-8").splitlines():
+            with contextlib.suppress(json.JSONDecodeError):
+                found.append(json.loads(text))
+        return found
+
+    def truncate(self, name: str, images: int) -> None:
+        """Drop what a log says of after `images`: training goes on from there."""
+        kept = [line for line in self.lines(name) if line["images"] <= images]
+        with replacing(self.folder / name) as temporary:
+            temporary.write_text("".join(json.dumps(line) + "\n" for line in kept), "utf-8")
+
+
+def run_for(experiment: Experiment, runs: Path) -> Run:
+    """The folder of this experiment: one that holds it already, whatever recipe it was made by, else its own."""
+    own = runs / experiment.recipe.name / f"{experiment.recipe.profile}-seed{experiment.seed}-{experiment.id}"
+    if (own / "status.json").exists():
+        return Run(own)
+    for folder in sorted(runs.glob(f"*/*-{experiment.id}")):
+        if (folder / "status.json").exists():
+            return Run(folder)
+    return Run(own)
+
+
+def find_run(path: Path) -> Run:
+    """The run at a path the user gave. Raises UserError if there is none."""
+    if not (path / "status.json").is_file() or not (path / "recipe.toml").is_file():
+        raise UserError(f"{path}: not a run folder (it has no status.json and recipe.toml)")
+    return Run(path)
+
+
+# --- where the code came from ----------------------------------------------------------------------------------
+
+
+def sources(experiment: Experiment) -> dict[str, str]:
+    """{"core" or a component: version and hash of its source}; what a resumed run is held to."""
+    found = {"core": f"{__version__} {_hash_folder(PACKAGE, skip=('cli', 'testing', 'recipes', 'benchmarks'))}"}
+    for component in experiment.components():
+        entry = component.entry
+        found[f"{entry.kind} {entry.full_name}"] = f"{entry.distribution} {_hash_module(component.factory.__module__)}"
+    return found
+
+
+def changed_sources(before: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
+    return [name for name in now if name in before and before[name] != now[name]]
+
+
+def _hash_module(name: str) -> str:
+    """The source of a module and all beside it: its top-level package."""
+    top = sys.modules.get(name.partition(".")[0]) or importlib.import_module(name)
+    file = getattr(top, "__file__", None)
+    if file is None:
+        return "no source"
+    return _hash_folder(Path(file).parent) if Path(file).name == "__init__.py" else _hash_files([Path(file)])
+
+
+def _hash_folder(folder: Path, skip: tuple[str, ...] = ()) -> str:
+    files = [f for f in folder.rglob("*.py") if f.relative_to(folder).parts[0] not in skip]
+    return _hash_files(sorted(files))
+
+
+def _hash_files(files: Iterable[Path]) -> str:
+    digest = hashlib.sha256()
+    for file in files:
+        digest.update(file.name.encode() + b"\0" + file.read_bytes() + b"\0")
+    return digest.hexdigest()[:12]

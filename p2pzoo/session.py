@@ -1,0 +1,163 @@
+"""From an experiment to finished results: find or open its run, train what is left, evaluate what is missing."""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from p2pzoo import __version__
+from p2pzoo.compute import Engine
+from p2pzoo.data import Store, single_batches
+from p2pzoo.errors import UserError
+from p2pzoo.evaluate import check_needs, evaluate, missing
+from p2pzoo.experiment import Experiment
+from p2pzoo.files import read_json
+from p2pzoo.networks import build, load_model
+from p2pzoo.pictures import grid, save_png
+from p2pzoo.registry import Registry
+from p2pzoo.run import Run, changed_sources, run_for, sources
+from p2pzoo.train import Progress, saved, train
+from p2pzoo.translate import translate
+
+TEST_PICTURES = 6
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A finished run. `stale`: what has changed since it was made; `trained`: whether this call trained it."""
+
+    run: Run
+    results: Mapping[str, Any]
+    trained: bool
+    stale: list[str]
+
+
+def finish(
+    experiment: Experiment,
+    registry: Registry,
+    runs: Path,
+    progress: Progress,
+    *,
+    fresh: bool = False,
+    accept_stale: bool = False,
+    continued: Run | None = None,
+) -> Outcome:
+    """Bring an experiment to its end. Does nothing where it is complete, resumes where it was cut off.
+
+    Raises UserError (bad data, another process on the run, sources that changed under an unfinished run) and
+    train.Interrupted.
+    """
+    data = _open_data(experiment)
+    run = run_for(experiment, runs)
+    with run.lock():
+        if fresh:
+            run.clear()
+        elif run.state not in ("trained", "complete"):
+            _refuse_stale(run, experiment, accept_stale)
+        trained = run.state not in ("trained", "complete")
+        stale = changed_sources(run.status.get("sources", {}), sources(experiment))
+        done = run.state == "complete" and not missing(experiment, run, data["test"])
+        if done:
+            return Outcome(run, read_json(run.results), trained=False, stale=stale)
+
+        engine = Engine(experiment.compute)
+        callbacks = [component.build() for component in experiment.callbacks.values()]
+        for callback in callbacks:
+            callback.start(str(run.folder), experiment.resolved())
+        if trained:
+            start_from = _continue(experiment, run, continued) if continued else None
+            run.begin(experiment, environment(engine))
+            progress.note(f"{_verb(run)} {experiment.title}, {experiment.train.images} images, in {run.folder}")
+            try:
+                train(experiment, run, engine, data["train"], data["val"], progress, callbacks, start_from=start_from)
+            except UserError:
+                run.set_status(state="failed")
+                raise
+        progress.note(f"evaluating on {len(data['test'])} images of the {experiment.evaluate.split} split")
+        G, _ = load_model(run.model, registry)
+        G = engine.place(G)
+        results = evaluate(experiment, run, engine, G, data["test"])
+        _test_picture(experiment, run, engine, G, data["test"])
+        for old in saved(run)[:-1]:
+            old.unlink()
+        run.set_status(state="complete")
+        for callback in callbacks:
+            callback.finish({name: number["value"] for name, number in results["metrics"].items()})
+        engine.accelerator.end_training()
+    return Outcome(run, results, trained, [] if trained else stale)
+
+
+def _open_data(experiment: Experiment) -> dict[str, Store]:
+    """The splits, before anything else happens: missing data is told first, and sizes that a network cannot take."""
+    settings = experiment.train
+    train_store = Store(experiment.dataset.build(split="train"), enlarge=settings.jitter, kernel=settings.jitter_kernel)
+    data = {
+        "train": train_store,
+        "val": Store(experiment.dataset.build(split="val")),
+        "test": Store(experiment.dataset.build(split=experiment.evaluate.split)),
+    }
+    for name, store in data.items():
+        if (store.size, store.channels) != (train_store.size, train_store.channels):
+            raise UserError(f"the dataset's {name} images differ from its train images in size or channels")
+    check_needs(experiment, data["test"])
+    with torch.device("meta"):  # costs nothing, and refuses what cannot be built
+        build(experiment.generator, train_store.channels, train_store.size)
+        if experiment.discriminator:
+            build(experiment.discriminator, train_store.channels, train_store.size)
+    return data
+
+
+def _refuse_stale(run: Run, experiment: Experiment, accept: bool) -> None:
+    changed = changed_sources(run.status.get("sources", {}), sources(experiment))
+    if changed and not accept and saved(run):
+        raise UserError(
+            f"{run.folder}: begun with other code ({', '.join(changed)} changed since). Start over with --fresh, "
+            "or go on with --accept-stale"
+        )
+
+
+def _continue(experiment: Experiment, run: Run, continued: Run) -> Path:
+    """Take over another run's last checkpoint and log. Raises UserError if it cannot be continued."""
+    checkpoints = saved(continued)
+    if continued.state != "complete" or not checkpoints:
+        raise UserError(f"{continued.folder}: --continue-from takes a complete run; this one is {continued.state}")
+    seen = int(continued.status["images"])
+    if experiment.train.images <= seen:
+        raise UserError(
+            f"--continue-from: {continued.folder} has seen {seen} images and the recipe asks for "
+            f"{experiment.train.images}; raise it, as in -s train.images={2 * seen}"
+        )
+    if not run.lines("metrics.jsonl"):
+        run.append("metrics.jsonl", continued.lines("metrics.jsonl"))
+    return checkpoints[-1]
+
+
+def _verb(run: Run) -> str:
+    return "going on with" if saved(run) else "training"
+
+
+def _test_picture(experiment: Experiment, run: Run, engine: Engine, G: Any, store: Store) -> None:
+    rows = []
+    indices = range(0, len(store), max(1, len(store) // TEST_PICTURES))[:TEST_PICTURES]
+    for batch in map(engine.move, single_batches(store, indices)):
+        rows.append([batch.x[0], translate(G, batch.x, experiment.evaluate.test_mode)[0], batch.y[0]])
+    save_png(run.samples / f"{experiment.evaluate.split}.png", grid(rows))
+
+
+def environment(engine: Engine) -> dict[str, Any]:
+    """What a number was made with. Names no host, user or path."""
+    return {
+        "p2pzoo": __version__,
+        "python": platform.python_version(),
+        **{name: version(name) for name in ("torch", "kornia", "timm", "accelerate", "numpy")},
+        "system": f"{platform.system()} {platform.machine()}",
+        "cores": os.cpu_count(),
+        **engine.describe(),
+    }

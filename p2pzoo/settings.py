@@ -1,0 +1,114 @@
+"""The core's own tables of a recipe. Their fields are checked exactly as a component's parameters are."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+Count = Annotated[int, Field(ge=1)]
+Natural = Annotated[int, Field(ge=0)]
+Probability = Annotated[float, Field(ge=0, lt=1)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Train:
+    """[train]: how long and on what. Lengths are in images seen, so that batch sizes compare.
+
+    images            training length; the last batch is completed
+    batch_size        images per step (1 in the paper; 10 in its Table 2)
+    jitter            enlarge by this factor, then crop back at a random place (paper §3.3: 286/256; 1 is off)
+    jitter_kernel     resampling of the enlargement: "bicubic" as in the PyTorch code, "bilinear" as in Lua
+    mirror            flip left and right with probability 1/2, x and y together (§3.3)
+    pool_size         D sees fakes from a pool of this many earlier ones (0: off, as in pix2pix)
+    ema               decay per step of the averaged G that is evaluated and saved (0: off)
+    log_every         images between two lines of metrics.jsonl
+    sample_every      images between two sample grids
+    checkpoint_every  images between two checkpoints
+    """
+
+    images: Count
+    batch_size: Count = 1
+    jitter: Annotated[float, Field(ge=1, le=4)] = 286 / 256
+    jitter_kernel: Literal["bicubic", "bilinear"] = "bicubic"
+    mirror: bool = True
+    pool_size: Natural = 0
+    ema: Probability = 0.0
+    log_every: Count = 100
+    sample_every: Count = 500
+    checkpoint_every: Count = 1000
+
+    @property
+    def steps(self) -> int:
+        return -(-self.images // self.batch_size)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Optimizer:
+    """[optimizer]: Adam (paper §3.3), the same for G and D.
+
+    lr, betas, eps  Adam's; 2e-4 and (0.5, 0.999) in the paper
+    schedule        "constant" (the paper's), or "linear": constant for the first half, then linearly to 0 (the
+                    PyTorch code's 100 + 100 epochs)
+    """
+
+    lr: Annotated[float, Field(gt=0, le=1)] = 2e-4
+    betas: tuple[Probability, Probability] = (0.5, 0.999)
+    eps: Annotated[float, Field(gt=0, le=1)] = 1e-8
+    schedule: Literal["constant", "linear"] = "constant"
+
+    def lr_at(self, progress: float) -> float:
+        """The rate when this share (0 to 1) of the training images has been seen."""
+        return self.lr if self.schedule == "constant" else self.lr * min(1.0, 2 * (1 - progress))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Init:
+    """[init]: the first weights.
+
+    weights        distribution of convolution weights; norm weights are N(1, 0.02), all biases 0. "own" keeps what
+                   the networks' constructors made
+    gain           standard deviation of "normal" (0.02 in the paper), gain of the others
+    generator      start G from a model.safetensors instead (fine-tuning)
+    """
+
+    weights: Literal["normal", "xavier", "kaiming", "orthogonal", "own"] = "normal"
+    gain: Annotated[float, Field(gt=0, le=10)] = 0.02
+    generator: Path | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Compute:
+    """[compute]: how it is computed, not what.
+
+    device         "auto" takes CUDA, else MPS, else the CPU. Not part of a run's identity, nor is `threads`
+    precision      "auto" is bf16 on CUDA and fp32 elsewhere
+    deterministic  on CUDA: only kernels that give the same bits every time (slower). CPU runs always do
+    channels_last  memory format of the networks
+    tf32           on CUDA: TensorFloat-32 in fp32 matrix products and convolutions
+    threads        CPU threads (0: torch's choice). The same bits come only from the same number
+    """
+
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    deterministic: bool = False
+    channels_last: bool = True
+    tf32: bool = True
+    threads: Natural = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluate:
+    """[evaluate]: what is measured after training. Not part of a run's identity: a metric can be added later.
+
+    test_mode  "paper": dropout on and statistics of the image itself, one image at a time (paper §3.4);
+               "eval": running statistics, no dropout
+    split      the split that is measured
+    samples    how many validation images the sample grids show
+    """
+
+    test_mode: Literal["paper", "eval"] = "paper"
+    split: Literal["test", "val"] = "test"
+    samples: Count = 4

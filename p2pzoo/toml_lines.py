@@ -1,0 +1,42 @@
+"""On which line of a TOML file a key is set: tomllib does not say. Imports tomllib only.
+
+TOML is a sequence of statements that end with a line, except inside arrays and multi-line strings. So lines are gathered
+until tomllib itself can parse them under their table header; tomllib stays the only parser.
+"""
+
+import tomllib
+from collections.abc import Iterator
+from typing import Any
+
+Path = tuple[str, ...]
+
+
+def key_lines(text: str) -> dict[Path, int]:
+    """{path of a key or table: the line (from 1) where it is first set} for text that tomllib accepts."""
+    lines: dict[Path, int] = {}
+    header, pending, start = "", "", 0
+    for number, line in enumerate(text.splitlines(keepends=True), 1):
+        if not pending:
+            start = number
+            if line.lstrip().startswith("["):
+                header = line if line.endswith("\n") else line + "\n"
+                for path in _paths(tomllib.loads(header)):
+                    lines.setdefault(path, number)
+                continue
+        pending += line
+        try:
+            parsed = tomllib.loads(header + pending)
+        except tomllib.TOMLDecodeError:
+            continue  # inside an array or a multi-line string
+        for path in _paths(parsed):
+            lines.setdefault(path, start)
+        pending = ""
+    return lines
+
+
+def _paths(value: Any, prefix: Path = ()) -> Iterator[Path]:
+    if prefix:
+        yield prefix
+    if isinstance(value, dict):
+        for key, item in value.items():
+            yield from _paths(item, (*prefix, key))

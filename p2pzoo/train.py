@@ -1,0 +1,285 @@
+"""The training loop, readable from top to bottom. What a step does is in `objective`; how, in `compute`."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import math
+import signal
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from p2pzoo import chance, checkpoint
+from p2pzoo.compute import Engine
+from p2pzoo.contracts import Callback
+from p2pzoo.data import Store, TrainBatches, single_batches
+from p2pzoo.errors import UserError
+from p2pzoo.experiment import Experiment
+from p2pzoo.networks import make_discriminator, make_generator, model_header
+from p2pzoo.objective import Objective, Player, Term
+from p2pzoo.pictures import grid, save_png
+from p2pzoo.pool import ImagePool
+from p2pzoo.run import Run
+from p2pzoo.translate import translate
+
+READ_EVERY = {"cpu": 1}  # steps between two readings of the losses; on accelerators each reading stops the device
+READ_EVERY_ELSEWHERE = 20
+
+
+class Progress(Protocol):
+    """What shows a run to the person at the terminal."""
+
+    def step(self, images: int, losses: dict[str, float]) -> None: ...
+
+    def note(self, text: str) -> None: ...
+
+
+class Interrupted(Exception):
+    """Ctrl-C or SIGTERM arrived; the run was saved at `images` first."""
+
+    def __init__(self, signum: int, images: int) -> None:
+        super().__init__(signum, images)
+        self.signum, self.images = signum, images
+
+
+@dataclass
+class Ledger:
+    """Losses on their way from the device to metrics.jsonl, as means over windows of `log_every` images."""
+
+    waiting: list[tuple[int, dict[str, Tensor]]] = field(default_factory=list)
+    window: list[dict[str, float]] = field(default_factory=list)
+
+    def read(self) -> list[tuple[int, dict[str, float]]]:
+        """What has come in since the last reading. Raises UserError at the first number that is not finite."""
+        read = []
+        for images, losses in self.waiting:
+            values = {name: value.item() for name, value in losses.items()}
+            for name, value in values.items():
+                if not math.isfinite(value):
+                    raise UserError(
+                        f"{name} became {value} at image {images}: training has diverged. Try a lower optimizer.lr "
+                        "or the loss's weight; the last good checkpoint is kept"
+                    )
+            read.append((images, values))
+        self.waiting = []
+        self.window += [values for _, values in read]
+        return read
+
+    def mean(self) -> dict[str, float]:
+        """The window's means; begins the next window."""
+        names = self.window[0] if self.window else {}
+        means = {name: math.fsum(w[name] for w in self.window) / len(self.window) for name in names}
+        self.window = []
+        return means
+
+
+def train(
+    experiment: Experiment,
+    run: Run,
+    engine: Engine,
+    store: Store,
+    validation: Store,
+    progress: Progress,
+    callbacks: Sequence[Callback] = (),
+    *,
+    start_from: Path | None = None,
+) -> None:
+    """Train to the recipe's end and write model.safetensors; goes on from the run's newest good checkpoint.
+
+    start_from: a checkpoint to begin with where the run has none (--continue-from).
+    Raises Interrupted after saving, UserError if a loss is not finite; the last good checkpoint stays.
+    """
+    settings, seed = experiment.train, experiment.seed
+
+    # the players
+    channels, size = store.channels, store.size
+    G_net = engine.place(make_generator(experiment, channels, size))
+    G = Player(G_net, engine.adam(G_net, experiment.optimizer))
+    D = None
+    if (D_made := make_discriminator(experiment, channels, size)) is not None:
+        D_net = engine.place(D_made)
+        D = Player(D_net, engine.adam(D_net, experiment.optimizer))
+    gan = _on(engine, experiment.gan_loss.build()) if experiment.gan_loss else None
+    terms = [Term(name, _on(engine, loss.build()), loss.weight) for name, loss in experiment.losses.items()]
+    for term in terms:
+        if term.loss.side == "discriminator" and D is None:
+            raise UserError(f"[losses.{term.name}] acts on the discriminator, and this recipe has none")
+    pool = ImagePool(settings.pool_size, seed) if settings.pool_size else None
+    average = copy.deepcopy(engine.unwrap(G_net)) if settings.ema else None
+    gan_weight = experiment.gan_loss.weight if experiment.gan_loss else 1.0
+    objective = Objective(G, D, gan, terms, engine.descend, gan_weight=gan_weight, pool=pool)
+
+    # what they see
+    batches = TrainBatches(store, batch_size=settings.batch_size, mirror=settings.mirror, seed=seed)
+    shown = list(single_batches(validation, _spread(len(validation), experiment.evaluate.samples)))
+
+    # where they left off
+    ledger = Ledger()
+    state = State(engine, G, D, average, pool, ledger)
+    step = state.restore(run, progress, start_from) // settings.batch_size
+    run.truncate("metrics.jsonl", step * settings.batch_size)
+    final = average or engine.unwrap(G_net)
+    read_every = READ_EVERY.get(engine.device_type, READ_EVERY_ELSEWHERE)
+
+    def draw_samples(images: int) -> None:
+        rows = []
+        for batch in map(engine.move, shown):
+            rows.append([batch.x[0], translate(final, batch.x, experiment.evaluate.test_mode)[0], batch.y[0]])
+        path = run.samples / f"images-{images:08d}.png"
+        save_png(path, grid(rows))
+        for callback in callbacks:
+            callback.samples(images, str(path))
+
+    clock, clocked = time.perf_counter(), step
+    with stopping() as stop:
+        while step < settings.steps:
+            rate = experiment.optimizer.lr_at(step / settings.steps)
+            for player in (G, D) if D else (G,):
+                for group in player.optimizer.param_groups:
+                    group["lr"] = rate
+
+            batch = engine.move(batches[step])
+            torch.manual_seed(chance.key(seed, "noise", step))
+            losses = objective.step(batch, step)
+            if average:
+                _average(average, engine.unwrap(G_net), settings.ema)
+
+            step += 1
+            before, images = (step - 1) * settings.batch_size, step * settings.batch_size
+            last = step == settings.steps
+
+            def due(every: int, before: int = before, images: int = images, last: bool = last) -> bool:
+                return last or images // every > before // every
+
+            ledger.waiting.append((images, losses))
+            log, sample = due(settings.log_every), due(settings.sample_every)
+            save = due(settings.checkpoint_every) or bool(stop)
+            if step % read_every == 0 or log or sample or save:
+                for seen, values in ledger.read():
+                    progress.step(seen, values)
+            if log:
+                means = ledger.mean()
+                run.append("metrics.jsonl", [{"images": images, "lr": rate, **means}])
+                seconds = time.perf_counter() - clock
+                run.append("timings.jsonl", [{"images": images, "steps": step - clocked, "seconds": seconds}])
+                clock, clocked = time.perf_counter(), step
+                for callback in callbacks:
+                    callback.log(images, means)
+            if sample:
+                draw_samples(images)
+            if save:
+                state.save(run, images)
+                run.set_status(images=images)
+            if stop and not last:
+                run.set_status(state="interrupted")
+                raise Interrupted(stop[0], images)
+
+    header = model_header(experiment, final, store.dataset, channels, size)
+    checkpoint.save_model(run.model, final, header)
+    run.set_status(state="trained")
+
+
+@dataclass
+class State:
+    """All that training needs to go on, and its way to disk and back."""
+
+    engine: Engine
+    G: Player
+    D: Player | None
+    average: nn.Module | None
+    pool: ImagePool | None
+    ledger: Ledger
+
+    def players(self) -> dict[str, Player]:
+        return {"G": self.G, "D": self.D} if self.D else {"G": self.G}
+
+    def save(self, run: Run, images: int) -> None:
+        """Write a checkpoint, then forget all but the newest two."""
+        tensors: dict[str, Tensor] = {}
+        for name, player in self.players().items():
+            tensors |= checkpoint.module_tensors(name, self.engine.unwrap(player.network))
+            tensors |= checkpoint.optimizer_tensors(f"{name}_adam", player.optimizer)
+        if self.average:
+            tensors |= checkpoint.module_tensors("average", self.average)
+        if self.pool:
+            tensors |= {f"pool.{name}": tensor for name, tensor in self.pool.tensors().items()}
+        path = run.checkpoints / f"images-{images:010d}.safetensors"
+        checkpoint.save_tensors(path, tensors, {"format": 1, "images": images, "window": self.ledger.window})
+        for old in saved(run)[:-2]:
+            old.unlink()
+
+    def restore(self, run: Run, progress: Progress, start_from: Path | None) -> int:
+        """Load the newest checkpoint that is whole, damaged ones being reported. Returns images seen, 0 for none."""
+        for path in reversed(saved(run)):
+            try:
+                tensors, header = checkpoint.load_tensors(path)
+            except checkpoint.Damaged as error:
+                progress.note(f"{error}; going back to the checkpoint before it")
+                continue
+            self._load(tensors, header, path)
+            return int(header["images"])
+        if start_from:
+            tensors, header = checkpoint.load_tensors(start_from)
+            self._load(tensors, header, start_from)
+            return int(header["images"])
+        return 0
+
+    def _load(self, tensors: dict[str, Tensor], header: dict[str, Any], path: Path) -> None:
+        for name, player in self.players().items():
+            network = self.engine.unwrap(player.network)
+            checkpoint.load_into(network, checkpoint.under(name, tensors), str(path))
+            optimizer = getattr(player.optimizer, "optimizer", player.optimizer)  # inside Accelerate's
+            checkpoint.restore_optimizer(optimizer, checkpoint.under(f"{name}_adam", tensors))
+        if self.average:
+            checkpoint.load_into(self.average, checkpoint.under("average", tensors), str(path))
+        if self.pool:
+            self.pool.restore(checkpoint.under("pool", tensors), self.engine.device)
+        self.ledger.window = list(header["window"])
+
+
+def saved(run: Run) -> list[Path]:
+    """The run's checkpoints, oldest first."""
+    return sorted(run.checkpoints.glob("images-*.safetensors"))
+
+
+@contextlib.contextmanager
+def stopping() -> Iterator[list[int]]:
+    """A list that is empty until Ctrl-C or SIGTERM arrives; a second signal acts as it always does."""
+    received: list[int] = []
+
+    def receive(signum: int, _frame: object) -> None:
+        received.append(signum)
+        signal.signal(signum, before[signum])
+
+    before = {}
+    with contextlib.suppress(ValueError):  # not in the main thread: whoever runs us there handles signals
+        before = {number: signal.signal(number, receive) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@torch.no_grad()
+def _average(average: nn.Module, network: nn.Module, decay: float) -> None:
+    """average ← decay · average + (1 - decay) · network; buffers are copied."""
+    for own, other in zip(average.parameters(), network.parameters(), strict=True):
+        own.lerp_(other, 1 - decay)
+    for own, other in zip(average.buffers(), network.buffers(), strict=True):
+        own.copy_(other)
+
+
+def _on(engine: Engine, loss: Any) -> Any:
+    return loss.to(engine.device) if isinstance(loss, nn.Module) else loss
+
+
+def _spread(length: int, count: int) -> range:
+    """`count` indices over the whole length, so that samples show different regions."""
+    return range(0, length, max(1, length // count))[:count]

@@ -1,0 +1,51 @@
+"""x -> ŷ at test time, in one of two recorded test modes. The first thing users of other implementations trip over.
+
+paper  G runs exactly as in training (§3.4): dropout on, norms with the statistics of the image itself. One image at a
+       time; dropout is seeded by a hash of the image's pixels, so the same image always gives the same translation
+eval   running statistics, no dropout; any batch
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+from p2pzoo import chance
+
+
+@torch.no_grad()
+def translate(G: nn.Module, x: Tensor, test_mode: str, *, seed: int = 0) -> Tensor:
+    """(B, C, H, W) in [-1, 1] -> ŷ, likewise, float32. Leaves G's buffers, its mode and torch's generators untouched."""
+    with _mode(G, training=test_mode == "paper"):
+        if test_mode == "eval":
+            return G(x).float()  # type: ignore[no-any-return]
+        translated = []
+        for image in x.split(1):
+            with chance.torch_seed(chance.key(seed, "translate", _pixels(image))):
+                translated.append(G(image).float())
+        return torch.cat(translated)
+
+
+@contextlib.contextmanager
+def _mode(G: nn.Module, *, training: bool) -> Iterator[None]:
+    was = {module: module.training for module in G.modules()}
+    tracking = [m for m in G.modules() if isinstance(m, nn.modules.batchnorm._NormBase) and m.track_running_stats]
+    G.train(training)
+    for module in tracking if training else []:
+        module.track_running_stats = False  # use the image's statistics without remembering them
+    try:
+        yield
+    finally:
+        for module in tracking:
+            module.track_running_stats = True
+        for module, mode in was.items():
+            module.training = mode
+
+
+def _pixels(image: Tensor) -> str:
+    pixels = image.detach().to("cpu", torch.float32).contiguous()
+    return hashlib.sha256(repr(tuple(pixels.shape)).encode() + pixels.numpy().tobytes()).hexdigest()
