@@ -1,0 +1,113 @@
+"""The dataset `cityscapes`: the pairs that the paper's ablations (Tables 1 to 3) were trained and tested on.
+
+Cordts et al. 2016 (arXiv:1604.01685), in the pairs that Isola et al. 2017 published.
+"""
+
+from __future__ import annotations
+
+import operator
+import warnings
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from PIL import Image
+
+from p2pzoo.contracts import Pair, Split
+from p2pzoo.errors import UserError
+
+SIDE = 256
+PAIR_SIZE = (2 * SIDE, SIDE)  # width × height, as Pillow says it
+FOLDERS: dict[Split, str] = {"train": "train", "val": "val", "test": "val"}
+PAPER_COUNTS = {"train": 2975, "val": 500}  # by folder
+
+HOW_TO_GET_IT = (
+    "  the pairs: http://efrosgans.eecs.berkeley.edu/pix2pix/datasets/cityscapes.tar.gz (103,441,232 bytes), "
+    "extracted into datasets/\n"
+    "  or register at https://www.cityscapes-dataset.com and build the pairs (README.md of p2pzoo_datasets); "
+    "p2pzoo may not redistribute them\n"
+    "  data elsewhere: -s dataset.root=DIR"
+)
+
+
+class Cityscapes:
+    """Pairs of photo and label map from a folder of JPEGs, 512 × 256 px: photo on the left, labels on the right.
+
+    split  "train" reads `root`/train (2975 pairs); "val" and "test" both read `root`/val (500), since the paper
+           tests on Cityscapes' validation set. Choose nothing by "val" that you then report on "test".
+    root   the folder that the archive extracts to
+    task   "labels-to-photo" (Tables 1 to 3) or "photo-to-labels" (Table 6)
+    size   side of x and y in px; the pairs come in 256 only
+
+    A Pair's x and y are (256, 256, 3) uint8 RGB. The labels are colours that went through bilinear scaling and JPEG
+    (the paper's footnote 2), so there is no class map: `labels`, `classes` and `palette` are None.
+
+    Raises UserError where the folder is missing or empty, and where an image has another size or cannot be decoded
+    (the first few are looked at here, each one when it is read). Warns where there are not as many pairs as in the
+    paper.
+    """
+
+    x_range = (0.0, 255.0)
+    y_range = (0.0, 255.0)
+    classes = None
+    palette = None
+
+    def __init__(
+        self,
+        split: Split,
+        *,
+        root: Path = Path("datasets/cityscapes"),
+        task: Literal["labels-to-photo", "photo-to-labels"] = "labels-to-photo",
+        size: Literal[256] = SIDE,
+    ) -> None:
+        folder = Path(root) / FOLDERS[split]
+        self._files = sorted(folder.glob("*.jpg"))
+        self._task = task
+        if not self._files:
+            what = "holds no .jpg files" if folder.is_dir() else "does not exist"
+            raise UserError(f"{folder}: {what}; dataset 'cityscapes' expects its pairs there\n{HOW_TO_GET_IT}")
+        if faults := [fault for path in self._files[:3] if (fault := _fault(path))]:
+            raise UserError(*faults)
+        if len(self._files) != PAPER_COUNTS[folder.name]:
+            warnings.warn(
+                f"{folder} holds {len(self._files)} pairs where the paper has {PAPER_COUNTS[folder.name]}: "
+                "was the archive extracted in full?",
+                stacklevel=2,
+            )
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+    def __getitem__(self, index: int) -> Pair:
+        path = self._files[operator.index(index)]
+        both = _decode(path)
+        photo, labels = both[:, :SIDE].copy(), both[:, SIDE:].copy()
+        x, y = (labels, photo) if self._task == "labels-to-photo" else (photo, labels)
+        return Pair(id=f"{path.parent.name}-{path.stem}", x=x, y=y)
+
+
+def _fault(path: Path) -> str | None:
+    """What is wrong with an image as far as its header tells; nothing is decoded."""
+    try:
+        with Image.open(path) as image:
+            width, height = image.size
+    except OSError as error:
+        return _unreadable(path, error)
+    if (width, height) == PAIR_SIZE:
+        return None
+    return f"{path}: {width}×{height} px; dataset 'cityscapes' reads 512×256, photo on the left, labels on the right"
+
+
+def _decode(path: Path) -> np.ndarray:
+    """(256, 512, 3) uint8."""
+    if fault := _fault(path):
+        raise UserError(fault)
+    try:
+        with Image.open(path) as image:
+            return np.asarray(image.convert("RGB"))
+    except OSError as error:  # the header was whole, the rest is not
+        raise UserError(_unreadable(path, error)) from error
+
+
+def _unreadable(path: Path, error: OSError) -> str:
+    return f"{path}: cannot be read as an image ({error.strerror or error}): extract the archive again"
