@@ -93,6 +93,7 @@ def read_recipe(
     home = chain[-1][0]
     known = sorted({name for _, tree in chain for name in tree.get("profiles", {})})
     label = next((tree["profile"] for _, tree in reversed(chain) if "profile" in tree), None)
+    chosen_by = Source(f"--profile {profile}" if profile else "picked by hardware")
     profile = _choose_profile(home, known, label, profile, pick)
 
     recipe = Recipe(_name(path), profile, {}, {}, home)
@@ -105,7 +106,7 @@ def read_recipe(
         source = Source(f"-s {text}")
         faults += _merge(recipe, source, _parse_override(text), ())
     recipe.values.setdefault("profile", profile)
-    recipe.origins.setdefault(("profile",), Origin(home, ()))
+    recipe.origins.setdefault(("profile",), Origin(chosen_by, ()))
     if faults:
         raise UserError(*faults)
     return recipe
@@ -116,6 +117,14 @@ def locate(path: str, base: Path | None = None) -> Path:
     if path.startswith("zoo:"):
         return shipped("recipes") / path.removeprefix("zoo:")
     return (base / path) if base else Path(path)
+
+
+def _shown(file: Path) -> str:
+    """A file as people name it: zoo:NAME for those that travel with p2pzoo, else the path from here."""
+    resolved, zoo, here = file.resolve(), shipped("recipes").resolve(), Path.cwd()
+    if resolved.is_relative_to(here):
+        return str(resolved.relative_to(here))
+    return f"zoo:{resolved.relative_to(zoo)}" if resolved.is_relative_to(zoo) else str(file)
 
 
 def _name(path: str) -> str:
@@ -130,8 +139,8 @@ def _chain(path: str) -> list[tuple[Source, dict[str, Any]]]:
 
     def visit(path: str, base: Path | None, asked_by: str, above: tuple[Path, ...]) -> None:
         file = locate(path, base)
-        shown = path if path.startswith("zoo:") else str(file)
         resolved = file.resolve()
+        shown = _shown(file)
         if resolved in above:
             names = " extends ".join(p.name for p in (*above[above.index(resolved) :], resolved))
             raise UserError(f"{asked_by}  cycle in `extends`: {names}")
