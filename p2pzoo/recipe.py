@@ -268,7 +268,7 @@ def _fold(recipe: Recipe, source: Source, key: Key, value: Any, prefix: Key) -> 
     present = _get(recipe.values, key)
     if not isinstance(present, dict):
         _remove(recipe, key)
-    elif _is_component(key) and value.get("use", present.get("use")) != present.get("use"):
+    elif _is_component(key) and "use" in value and not _same(value["use"], present.get("use")):
         for name in [name for name in present if name not in OWN_KEYS]:
             _remove(recipe, (*key, name))
     _table(recipe.values, key)
@@ -279,6 +279,12 @@ def _fold(recipe: Recipe, source: Source, key: Key, value: Any, prefix: Key) -> 
 
 def _is_component(key: Key) -> bool:
     return (len(key) == 1 and key[0] in COMPONENTS) or (len(key) == 2 and key[0] in COLLECTIONS)
+
+
+def _same(use: Any, before: Any) -> bool:
+    """Whether two `use` name one component as far as a recipe can tell: "unet" may be "pix2pix:unet"."""
+    (plugin, _, name), (old_plugin, _, old_name) = str(use).rpartition(":"), str(before).rpartition(":")
+    return name == old_name and (not plugin or not old_plugin or plugin == old_plugin)
 
 
 def _table(tree: dict[str, Any], key: Key) -> dict[str, Any]:

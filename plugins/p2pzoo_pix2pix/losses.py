@@ -1,0 +1,79 @@
+"""The losses of pix2pix, on a Scene: what D says of (x, y) and of (x, ŷ), as logits, one map per scale.
+
+All are means, over the pixels or logits of a map, over the batch, and over the maps where D has several scales.
+Equations are those of arXiv:1611.07004 v3. Imports torch and the contracts.
+"""
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from p2pzoo.contracts import Scene
+
+
+class Vanilla:
+    """The conditional GAN, Eq. 1 (Eq. 2 where D is unconditional), with D(·) = sigmoid(logit).
+
+    D maximises  log D(x, y) + log(1 − D(x, G(x, z))), the objective divided by 2 to slow D down (§3.3);
+    G maximises  log D(x, G(x, z)) instead of minimising log(1 − D(x, G(x, z))), also §3.3.
+
+    Args:
+        halved: divide D's objective by 2, as the paper says and the PyTorch code does. The Lua code halves only
+            the number that it prints.
+    """
+
+    def __init__(self, *, halved: bool = True) -> None:
+        self.share = 0.5 if halved else 1.0
+
+    def judge(self, scene: Scene) -> Tensor:
+        """What D minimises, ≥ 0: (−log D(x, y) − log(1 − D(x, ŷ))) / 2; log 2 when D knows nothing."""
+        return self.share * (_log_loss(scene.real, label=1.0) + _log_loss(scene.fake, label=0.0))
+
+    def fool(self, scene: Scene) -> Tensor:
+        """What G minimises, ≥ 0: −log D(x, ŷ)."""
+        return _log_loss(scene.fake, label=1.0)
+
+
+class LeastSquares:
+    """Least-squares GAN (Mao et al. 2017, arXiv:1611.04076, Eq. 9, a = 0 and b = c = 1), without a sigmoid.
+
+    As in the PyTorch code, the 1/2 of Eq. 9 stands on D's side only.
+    """
+
+    def judge(self, scene: Scene) -> Tensor:
+        """What D minimises, ≥ 0: ((D(x, y) − 1)² + D(x, ŷ)²) / 2."""
+        return 0.5 * (_squared_error(scene.real, label=1.0) + _squared_error(scene.fake, label=0.0))
+
+    def fool(self, scene: Scene) -> Tensor:
+        """What G minimises, ≥ 0: (D(x, ŷ) − 1)²."""
+        return _squared_error(scene.fake, label=1.0)
+
+
+class L1:
+    """E[|y − ŷ|], Eq. 3, as the mean over all values of images in [-1, 1]: 0 to 2."""
+
+    side = "generator"
+
+    def __call__(self, scene: Scene) -> Tensor:
+        return F.l1_loss(scene.y_hat, scene.y)
+
+
+class L2:
+    """E[(y − ŷ)²], which the paper set aside for L1 because it blurs more (§3.1): 0 to 4."""
+
+    side = "generator"
+
+    def __call__(self, scene: Scene) -> Tensor:
+        return F.mse_loss(scene.y_hat, scene.y)
+
+
+def _log_loss(maps: list[Tensor], *, label: float) -> Tensor:
+    return _mean([F.binary_cross_entropy_with_logits(logits, torch.full_like(logits, label)) for logits in maps])
+
+
+def _squared_error(maps: list[Tensor], *, label: float) -> Tensor:
+    return _mean([(logits - label).square().mean() for logits in maps])
+
+
+def _mean(scalars: list[Tensor]) -> Tensor:
+    return torch.stack(scalars).mean()

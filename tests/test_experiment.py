@@ -1,0 +1,146 @@
+"""A recipe held against the registry: all faults at once; what enters a run's identity and what does not."""
+
+import pytest
+
+from p2pzoo.errors import UserError
+from p2pzoo.experiment import check
+from p2pzoo.plugins import registry
+from p2pzoo.recipe import read_recipe
+
+
+@pytest.fixture
+def experiment(tmp_path, monkeypatch):
+    """experiment(text, profile, overrides): what a recipe file of this text is checked to."""
+    monkeypatch.chdir(tmp_path)
+
+    def make(text: str = 'extends = "zoo:base.toml"', profile: str | None = "smoke", overrides=(), name="mine", **kwargs):
+        (tmp_path / f"{name}.toml").write_text(text)
+        return check(read_recipe(f"{name}.toml", profile, overrides), registry(), **kwargs)
+
+    return make
+
+
+WRONG = """\
+extends = "zoo:base.toml"
+[generator]
+widht = 64
+norm = "layer"
+[discriminator]
+use = "pach"
+[losses.l1]
+weight = -3
+[losses.extra]
+weight = 1
+[optimizer]
+lr = 0
+[train]
+images = "many"
+[metrics.l1]
+weight = 3
+[dataset]
+size = 100
+[init]
+generator = "nowhere.safetensors"
+[evaluate]
+test_mode = "train"
+"""
+
+
+def test_every_fault_is_told_at_once_with_its_line_and_the_nearest_name(experiment):
+    with pytest.raises(UserError) as caught:
+        experiment(WRONG)
+    assert sorted(caught.value.faults, key=lambda fault: int(fault.split(":")[1].split()[0])) == [
+        "mine.toml:3  [generator] has no parameter 'widht': did you mean 'width'?",
+        "mine.toml:4  [generator] norm = \"layer\": input should be 'batch', 'instance' or 'none'",
+        "mine.toml:6  [discriminator] use = \"pach\": no discriminator 'pach': did you mean 'patch'?",
+        "mine.toml:8  [losses.l1] weight = -3: give a number from 0 on",
+        "mine.toml:9  [losses.extra] names no component: add `use = \"NAME\"` (`p2pzoo list` shows them)",
+        "mine.toml:12  [optimizer] lr = 0: input should be greater than 0",
+        'mine.toml:14  [train] images = "many": input should be a valid integer',
+        "mine.toml:16  [metrics.l1] has no weight: only losses have one",
+        "mine.toml:18  [dataset] size = 100: input should be 64, 128 or 256",
+        'mine.toml:20  [init] generator = "nowhere.safetensors": no such file',
+        "mine.toml:22  [evaluate] test_mode = \"train\": input should be 'paper' or 'eval'",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "fault"),
+    [
+        ('drop = ["gan_loss"]', "[discriminator] has no [gan_loss] to play by"),
+        ('drop = ["discriminator"]', "[gan_loss] has no [discriminator] to play with"),
+        ('drop = ["discriminator", "gan_loss", "losses.l1"]', "nothing to minimise"),
+        ('drop = ["generator"]', "a recipe needs a [generator]"),
+        ("seed = -1", "seed = -1: give an integer from 0 on"),
+        ("seed = true", "seed = true: give an integer from 0 on"),
+        ('generator = "unet"', "must be a table with `use = \"...\"`, not \"unet\""),
+        ("losses = 3", "[losses] must hold tables"),
+        ("train = []", "[train] must be a table"),
+        ("[losses.l1]\nweight = nan", "weight = nan: give a number from 0 on"),
+        ("[losses.l1]\nweight = inf", "weight = inf: give a number from 0 on"),
+        ("[optimizer]\nlr = nan", "[optimizer] lr = nan"),
+        ("[discriminator]\nreceptive_field = 64", "receptive_field = 64: input should be 16, 34, 70 or 142"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_trained_is_refused(experiment, text, fault):
+    with pytest.raises(UserError) as caught:
+        experiment(f'extends = "zoo:base.toml"\n{text}\n')
+    assert any(fault in line for line in caught.value.faults), caught.value.faults
+
+
+@pytest.mark.parametrize(
+    "same",
+    [
+        'title = "another title"',
+        '[metrics.again]\nuse = "psnr"',
+        'drop = ["metrics.ssim"]',
+        '[compute]\ndevice = "cpu"\nthreads = 1',
+        '[evaluate]\ntest_mode = "eval"',
+        '[generator]\nuse = "pix2pix:unet"',
+        '[generator]\nnorm = "batch"',
+    ],
+)
+def test_what_training_does_not_depend_on_is_not_part_of_the_identity(experiment, same):
+    changed = experiment(f'extends = "zoo:base.toml"\n{same}\n', name="other")
+    assert changed.id == experiment().id
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        "seed = 1",
+        "[generator]\nwidth = 9",
+        "[losses.l1]\nweight = 99",
+        "[train]\nmirror = false",
+        "[optimizer]\nlr = 1e-4",
+        "[dataset]\nsize = 64",
+        '[init]\nweights = "xavier"',
+        '[gan_loss]\nuse = "lsgan"',
+        '[compute]\nprecision = "bf16"',
+    ],
+)
+def test_what_training_depends_on_is(experiment, other):
+    assert experiment(f'extends = "zoo:base.toml"\n{other}\n').id != experiment().id
+
+
+def test_the_weights_a_run_starts_from_count_by_content_not_by_name(experiment, tmp_path):
+    (tmp_path / "a").write_bytes(b"1")
+    (tmp_path / "b").write_bytes(b"1")
+    (tmp_path / "c").write_bytes(b"2")
+    ids = [experiment(overrides=[f"init.generator={name}"]).id for name in "abc"]
+    assert ids[0] == ids[1] != ids[2]
+
+
+def test_two_rows_of_the_paper_that_are_one_experiment_share_their_identity():
+    ids = {check(read_recipe(f"zoo:{name}.toml", "laptop"), registry()).id for name in ("ablation_l1_cgan", "ablation_patch70")}
+    assert len(ids) == 1
+
+
+def test_a_resolved_recipe_is_a_recipe_for_the_same_run(experiment):
+    import tomli_w
+
+    made = experiment(overrides=["losses.l1.weight=3", "seed=5"])
+    again = experiment(tomli_w.dumps(made.resolved()), profile=None)
+    assert again.id == made.id
+    assert again.recipe.profile == "smoke"
+    assert again.resolved() == made.resolved()

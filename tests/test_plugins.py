@@ -1,0 +1,132 @@
+"""Plugins load one by one; whatever one of them does, the others work and its error is kept."""
+
+import ast
+import inspect
+import sys
+from importlib.metadata import EntryPoint
+from pathlib import Path
+
+import pytest
+
+import p2pzoo
+from p2pzoo import hookspecs
+from p2pzoo.errors import UserError
+from p2pzoo.plugins import collect, hook_name, plugins, registry, registry_of
+from p2pzoo.registry import KINDS
+
+GOOD = """
+import p2pzoo
+
+@p2pzoo.hookimpl
+def register_generators(register):
+    register("tiny", "good.missing:Tiny", summary="A tiny one", paper="arXiv:1505.04597")
+"""
+
+
+@pytest.fixture
+def load(tmp_path, monkeypatch):
+    """load(name=source, …): the plugins of these modules."""
+    monkeypatch.syspath_prepend(tmp_path)
+
+    def load(**modules: str):
+        for name, source in modules.items():
+            monkeypatch.delitem(sys.modules, name, raising=False)
+            (tmp_path / f"{name}.py").write_text(source)
+        return collect(EntryPoint(name, name, "p2pzoo") for name in modules)
+
+    return load
+
+
+def test_a_plugin_registers_components_without_importing_them(load):
+    [plugin] = load(good=GOOD)
+    [entry] = plugin.entries
+    assert (entry.kind, entry.name, entry.plugin, entry.summary) == ("generator", "tiny", "good", "A tiny one")
+    assert plugin.error is None
+
+
+def test_a_component_that_does_not_import_is_told_when_a_recipe_needs_it(load):
+    entry = registry_of(load(good=GOOD)).get("generator", "tiny")
+    with pytest.raises(UserError, match=r"'tiny' of plugin 'good' .* does not load from good.missing:Tiny: Module"):
+        entry.load()
+
+
+@pytest.mark.parametrize(
+    ("source", "error"),
+    [
+        ("import a_module_that_is_not_there", "ModuleNotFoundError: No module named 'a_module_that_is_not_there'"),
+        ("raise RuntimeError('first\\nsecond')", "RuntimeError: first"),
+        ("import sys; sys.exit(3)", "SystemExit: 3"),
+        ("def broken(:", "SyntaxError: invalid syntax"),
+        (GOOD.replace("register_generators", "register_genrators"), "PluginValidationError: unknown hook"),
+        (GOOD.replace("(register)", "(register, more)"), "PluginValidationError: Plugin 'bad' for hook"),
+        (GOOD.replace("tiny", "Tiny Net"), "ValueError: generator name 'Tiny Net'"),
+        (GOOD.replace("good.missing:Tiny", "good"), "ValueError: generator 'tiny': a lazy factory is written"),
+        (GOOD + "    register('tiny', dict)\n", "ValueError: generator 'tiny' is registered twice"),
+        (GOOD.replace("summary", "sumary"), "TypeError:"),
+    ],
+)
+def test_a_broken_plugin_is_reported_and_stops_nothing(load, source, error):
+    good, bad = load(good=GOOD, bad=source)
+    assert good.error is None
+    assert bad.error.startswith(error)
+    assert bad.entries == ()
+    with pytest.raises(UserError, match="Plugins that did not load: bad"):
+        registry_of([good, bad]).get("generator", "resnet")
+
+
+def test_two_plugins_may_claim_one_name_until_a_recipe_uses_it_bare(load):
+    both = registry_of(load(good=GOOD, other=GOOD))
+    with pytest.raises(UserError, match=r"claimed by 'good:tiny' .* and 'other:tiny'"):
+        both.get("generator", "tiny")
+    assert both.get("generator", "other:tiny").plugin == "other"
+
+
+def test_a_second_plugin_of_the_same_name_is_refused_by_name(load):
+    point = EntryPoint("good", "good", "p2pzoo")
+    load(good=GOOD)
+    first, second = collect([point, point])
+    assert first.error is None
+    assert "already provides a plugin named 'good'" in second.error
+
+
+def test_unknown_names_answer_with_the_nearest(load):
+    known = registry_of(load(good=GOOD))
+    with pytest.raises(UserError, match="did you mean 'tiny'"):
+        known.get("generator", "tny")
+    with pytest.raises(UserError, match="no loss 'tiny': none is installed"):
+        known.get("loss", "tiny")
+
+
+def test_the_environment_restricts_what_loads(monkeypatch):
+    monkeypatch.setenv("P2PZOO_PLUGINS", "pix2pix, metrics")
+    plugins.cache_clear()
+    try:
+        assert [plugin.name for plugin in plugins()] == ["metrics", "pix2pix"]
+        monkeypatch.setenv("P2PZOO_PLUGINS", "pix2pics")
+        plugins.cache_clear()
+        with pytest.raises(UserError, match="names plugin 'pix2pics': did you mean 'pix2pix'"):
+            plugins()
+    finally:
+        plugins.cache_clear()
+
+
+def test_every_kind_has_a_documented_hook_and_every_hook_a_kind():
+    hooks = {name: hook for name, hook in inspect.getmembers(hookspecs, inspect.isfunction)}
+    assert set(hooks) == {hook_name(kind) for kind in KINDS}
+    assert all(hook.__doc__ for hook in hooks.values())
+
+
+def test_all_first_party_plugins_load_and_describe_every_component():
+    assert [plugin.error for plugin in plugins()] == [None] * len(plugins())
+    for entry in registry():
+        assert entry.summary, entry
+        assert entry.paper or entry.kind == "metric", entry
+        assert callable(entry.load())
+
+
+def test_the_core_imports_no_plugin():
+    for file in Path(p2pzoo.__file__).parent.rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text("utf-8"))):
+            names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            assert not [name for name in names if name.startswith("p2pzoo_")], file

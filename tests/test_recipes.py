@@ -1,0 +1,116 @@
+"""Every shipped recipe: valid in each profile, and run to its end in `smoke`."""
+
+import json
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+from PIL import Image
+
+from p2pzoo.cli import main
+from p2pzoo.errors import UserError
+from p2pzoo.experiment import check
+from p2pzoo.paths import shipped
+from p2pzoo.plugins import registry
+from p2pzoo.recipe import read_recipe
+
+RECIPES = sorted(path.relative_to(shipped("recipes")).as_posix() for path in shipped("recipes").rglob("*.toml"))
+
+ROWS = {  # the paper's tables: what each row says of G, D, the losses, the batch
+    "ablation_l1": ("unet", None, None, ["l1"], 1),
+    "ablation_gan": ("unet", 70, False, [], 1),
+    "ablation_cgan": ("unet", 70, True, [], 1),
+    "ablation_l1_gan": ("unet", 70, False, ["l1"], 1),
+    "ablation_l1_cgan": ("unet", 70, True, ["l1"], 1),
+    "ablation_encdec_l1": ("encoder-decoder", None, None, ["l1"], 10),
+    "ablation_encdec_l1_cgan": ("encoder-decoder", 70, True, ["l1"], 10),
+    "ablation_unet_l1": ("unet", None, None, ["l1"], 10),
+    "ablation_unet_l1_cgan": ("unet", 70, True, ["l1"], 10),
+    "ablation_pixel": ("unet", 1, True, ["l1"], 1),
+    "ablation_patch16": ("unet", 16, True, ["l1"], 1),
+    "ablation_patch34": ("unet", 34, True, ["l1"], 1),
+    "ablation_patch70": ("unet", 70, True, ["l1"], 1),
+    "ablation_image286": ("unet", 286, True, ["l1"], 1),
+}
+
+
+def open_recipe(name: str, profile: str):
+    return check(read_recipe(f"zoo:{name}", profile), registry())
+
+
+@pytest.mark.parametrize("profile", ["smoke", "laptop", "gpu", "paper"])
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_recipe_is_valid_in_every_profile(name, profile):
+    experiment = open_recipe(name, profile)
+    assert experiment.recipe.profile == profile
+    assert experiment.title
+
+
+@pytest.mark.parametrize(("name", "row"), ROWS.items())
+@pytest.mark.parametrize("profile", ["laptop", "gpu", "paper"])
+def test_every_row_is_what_the_papers_table_says(name, row, profile):
+    experiment = open_recipe(f"{name}.toml", profile)
+    generator, field, conditional, losses, batch = row
+    assert experiment.generator.entry.name == generator
+    if field is None:
+        assert experiment.discriminator is None
+        assert experiment.gan_loss is None
+    else:
+        D = experiment.discriminator.build(in_channels=3, out_channels=3, size=(256, 256))
+        assert D.receptive_field == field
+        assert experiment.discriminator.values["conditional"] is conditional
+        assert experiment.gan_loss.entry.name == "vanilla"
+    assert [experiment.losses[loss].weight for loss in losses] == [100.0] * len(losses)
+    assert list(experiment.losses) == losses
+    assert experiment.train.batch_size == batch
+
+
+def test_the_rows_of_one_profile_see_the_same_number_of_images_at_the_same_width():
+    for profile, width in {"smoke": 8, "laptop": 32, "gpu": 64, "paper": 64}.items():
+        rows = [open_recipe(f"{name}.toml", profile) for name in ROWS]
+        assert len({row.train.images for row in rows}) == 1
+        assert {row.generator.values["width"] for row in rows} == {width}
+        assert {row.discriminator.values["width"] for row in rows if row.discriminator} == {width}
+
+
+def test_the_gpu_and_paper_profiles_train_for_200_epochs():
+    assert open_recipe("base.toml", "gpu").train.images == 200 * len(open_recipe("base.toml", "gpu").dataset.build(split="train"))
+    assert open_recipe("base.toml", "paper").train.images == 200 * 2975
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_recipe_runs_to_its_end_in_smoke(name, tmp_path, capfd):
+    result = CliRunner().invoke(main, ["run", f"zoo:{name}", "--profile", "smoke", "--runs", str(tmp_path), "--json"])
+    assert result.exit_code == 0, result.output
+    results = json.loads(result.stdout)
+    assert {"l1", "psnr", "ssim"} <= results["metrics"].keys()
+    for number in results["metrics"].values():
+        assert number["protocol"] in results["protocols"]
+    [folder] = tmp_path.glob("*/*")
+    assert json.loads((folder / "status.json").read_text())["state"] == "complete"
+    pictures = list((folder / "samples").glob("*.png"))
+    assert len(pictures) == 2
+    for picture in pictures:
+        assert Image.open(picture).width >= 3 * 256, "x | ŷ | y, large enough to see"
+
+
+def test_the_paper_profile_tells_how_to_get_its_data_before_anything_else(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    result = CliRunner().invoke(main, ["run", "zoo:ablation_patch70.toml", "--profile", "paper"])
+    assert result.exit_code == 2
+    assert "cityscapes.tar.gz" in result.stderr
+    assert list(Path(tmp_path).iterdir()) == [], "nothing was begun"
+
+
+def test_an_image_too_small_for_its_discriminator_is_refused_before_training(tmp_path):
+    arguments = ["run", "zoo:ablation_image286.toml", "--profile", "smoke", "--runs", str(tmp_path)]
+    result = CliRunner().invoke(main, [*arguments, "-s", "dataset.size=64"])
+    assert result.exit_code == 2
+    assert "96" in result.stderr, result.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_recipe_folder_can_be_missing_only_by_mistake():
+    assert len(RECIPES) >= len(ROWS) + 1
+    with pytest.raises(UserError, match="no such recipe"):
+        read_recipe("zoo:nothing_like_it.toml")
