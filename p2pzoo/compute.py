@@ -26,7 +26,7 @@ def pick_device(asked: str) -> str:
     if asked == "auto":
         return next(name for name in ("cuda", "mps", "cpu") if there[name])
     if not there[asked]:
-        raise UserError(f"[compute] device = \"{asked}\": torch {torch.__version__} sees none here; use --device auto")
+        raise UserError(f'[compute] device = "{asked}": torch {torch.__version__} sees none here; use --device auto')
     return asked
 
 
@@ -42,7 +42,7 @@ class Engine:
         if precision == "auto":
             precision = "bf16" if self.device_type == "cuda" and torch.cuda.is_bf16_supported() else "fp32"
         if precision == "fp16" and self.device_type != "cuda":
-            raise UserError(f"[compute] precision = \"fp16\" needs CUDA, this run is on {self.device_type}")
+            raise UserError(f'[compute] precision = "fp16" needs CUDA, this run is on {self.device_type}')
         self.precision = precision
         if self.device_type == "cuda":
             torch.backends.cuda.matmul.allow_tf32 = settings.tf32
@@ -57,7 +57,8 @@ class Engine:
 
     @property
     def device(self) -> torch.device:
-        return self.accelerator.device
+        device: torch.device = self.accelerator.device
+        return device
 
     @property
     def memory_format(self) -> torch.memory_format:
@@ -65,7 +66,7 @@ class Engine:
 
     def place(self, model: nn.Module) -> Any:
         """The module on the device, in the run's memory format and precision."""
-        return self.accelerator.prepare_model(model.to(memory_format=self.memory_format))  # type: ignore[call-overload]
+        return self.accelerator.prepare_model(model.to(memory_format=self.memory_format))
 
     def unwrap(self, model: nn.Module) -> nn.Module:
         """The network itself, without what precision or DDP put around it."""
@@ -75,9 +76,7 @@ class Engine:
     def adam(self, model: nn.Module, settings: Optimizer) -> Any:
         """Adam in one kernel where there is one: torch's default on a CPU takes a fifth of a pix2pix step."""
         fused = self.device_type in ("cpu", "cuda")
-        adam = torch.optim.Adam(
-            model.parameters(), lr=settings.lr, betas=settings.betas, eps=settings.eps, fused=fused
-        )
+        adam = torch.optim.Adam(model.parameters(), lr=settings.lr, betas=settings.betas, eps=settings.eps, fused=fused)
         return self.accelerator.prepare_optimizer(adam)
 
     def descend(self, loss: Tensor, optimizer: Any) -> None:

@@ -62,8 +62,14 @@ class Scene:
     it was made from. In the generator's move, after `anew()`, ŷ carries gradients to G.
     """
 
-    def __init__(self, batch: Batch, y_hat: Tensor, D: Discriminator | None = None,
-                 *, pooled: tuple[Tensor, Tensor] | None = None) -> None:
+    def __init__(
+        self,
+        batch: Batch,
+        y_hat: Tensor,
+        D: Discriminator | None = None,
+        *,
+        pooled: tuple[Tensor, Tensor] | None = None,
+    ) -> None:
         self.batch = batch
         self.D = D
         self.side: Side = "discriminator"

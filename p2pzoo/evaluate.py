@@ -1,4 +1,4 @@
-"""Numbers and the protocol each of them depends on. Metrics measure image by image, so that comparisons can be paired."""
+"""Numbers and the protocol each of them depends on. Metrics measure image by image, so comparisons can be paired."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from p2pzoo.compute import Engine
 from p2pzoo.contracts import Batch
 from p2pzoo.data import Store, single_batches
 from p2pzoo.errors import UserError
-from p2pzoo.experiment import Experiment
+from p2pzoo.experiment import Component, Experiment
 from p2pzoo.files import read_json, write_json
 from p2pzoo.run import Run
 from p2pzoo.translate import translate
@@ -23,10 +23,9 @@ from p2pzoo.translate import translate
 
 def protocol(experiment: Experiment, name: str, store: Store) -> dict[str, Any]:
     """Everything the number depends on besides the weights."""
-    metric, dataset = experiment.metrics[name], experiment.dataset
     return {
-        "metric": {"use": metric.entry.full_name, "version": _version(metric.factory), **params.plain(metric.values)},
-        "dataset": {"use": dataset.entry.full_name, "version": _version(dataset.factory), **params.plain(dataset.values)},
+        "metric": _described(experiment.metrics[name]),
+        "dataset": _described(experiment.dataset),
         "split": experiment.evaluate.split,
         "images": len(store),
         "size": list(store.size),
@@ -128,5 +127,6 @@ def _keep_statistics(run: Run, new: Mapping[str, Tensor], names: list[str], stor
     checkpoint.save_tensors(run.stats, {**kept, **new}, header)
 
 
-def _version(factory: Any) -> str:
-    return str(getattr(factory, "version", "1"))
+def _described(component: Component) -> dict[str, Any]:
+    version = str(getattr(component.factory, "version", "1"))
+    return {"use": component.entry.full_name, "version": version, **params.plain(component.values)}

@@ -128,8 +128,8 @@ class _Checker:
         if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 2**63:
             self.faults.append(f"{self.recipe.where(('seed',))}  seed = {params.show(seed)}: give an integer from 0 on")
         single = {name: self.component((name,), name) for name in COMPONENTS if name in values}
-        many = {name: self.collection(name) for name in COLLECTIONS}
-        settings = {
+        many: dict[str, Any] = {name: self.collection(name) for name in COLLECTIONS}
+        settings: dict[str, Any] = {
             name: self.settings(name, kind)
             for name, kind in {
                 "train": Train, "optimizer": Optimizer, "init": Init, "compute": Compute, "evaluate": Evaluate
@@ -155,16 +155,16 @@ class _Checker:
         values, home = self.recipe.values, self.recipe.home.name
         for name in ("generator", "dataset"):
             if name not in values:
-                self.faults.append(f"{home}  a recipe needs a [{name}]: extend \"zoo:base.toml\" or add one")
+                self.faults.append(f'{home}  a recipe needs a [{name}]: extend "zoo:base.toml" or add one')
         if "discriminator" in values and "gan_loss" not in values:
             self.fault(("discriminator",), "has no [gan_loss] to play by: add one, or drop the discriminator")
         if "gan_loss" in values and "discriminator" not in values:
             self.fault(("gan_loss",), "has no [discriminator] to play with: add one, or drop the gan_loss")
         if "gan_loss" not in values and not values.get("losses"):
-            self.faults.append(f"{home}  nothing to minimise: add a [losses.NAME] or a [discriminator] and a [gan_loss]")
+            self.faults.append(f"{home}  nothing to minimise: add [losses.NAME], or [discriminator] and [gan_loss]")
         init = settings["init"]
         if init and init.generator and not init.generator.is_file():
-            self.fault(("init", "generator"), f"generator = \"{init.generator}\": no such file")
+            self.fault(("init", "generator"), f'generator = "{init.generator}": no such file')
 
     def collection(self, name: str) -> dict[str, Any]:
         table = self.recipe.values.get(name, {})
@@ -178,15 +178,15 @@ class _Checker:
         for part in key:
             table = table[part]
         if not isinstance(table, dict):
-            return self.fault(key, f"must be a table with `use = \"...\"`, not {params.show(table)}")
+            return self.fault(key, f'must be a table with `use = "..."`, not {params.show(table)}')
         use = table.get("use")
         if not isinstance(use, str):
-            return self.fault(key, "names no component: add `use = \"NAME\"` (`p2pzoo list` shows them)")
+            return self.fault(key, 'names no component: add `use = "NAME"` (`p2pzoo list` shows them)')
         try:
             entry = self.registry.get(kind, use)
             factory = entry.load()
         except UserError as error:
-            return self.fault((*key, "use"), f"use = \"{use}\": {error}")
+            return self.fault((*key, "use"), f'use = "{use}": {error}')
         own = {name: value for name, value in table.items() if name in OWN_KEYS}
         weight = self.weight(key, own.get("weight", 1.0), allowed=key[0] in WEIGHTED or "weight" not in own)
         values = self.checked(key, factory, {k: v for k, v in table.items() if k not in OWN_KEYS})

@@ -1,4 +1,4 @@
-"""Networks from components: built for the data's channels and size, given their first weights, saved and loaded alone."""
+"""Networks from components: built for the data's channels and size, given first weights, saved and loaded alone."""
 
 from __future__ import annotations
 
@@ -69,8 +69,9 @@ def make_discriminator(experiment: Experiment, channels: tuple[int, int], size: 
     return D
 
 
-def model_header(experiment: Experiment, G: nn.Module, dataset: Dataset,
-                 channels: tuple[int, int], size: tuple[int, int]) -> dict[str, Any]:
+def model_header(
+    experiment: Experiment, G: nn.Module, dataset: Dataset, channels: tuple[int, int], size: tuple[int, int]
+) -> dict[str, Any]:
     """What a model file says of itself."""
     component = experiment.generator
     return {

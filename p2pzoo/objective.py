@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from p2pzoo.compute import frozen
 from p2pzoo.contracts import Batch, GanLoss, Loss, Scene, Side
@@ -36,9 +36,9 @@ class Term:
 
 @dataclass
 class Player:
-    """A network with the optimizer that moves it."""
+    """A network (an nn.Module that is a Generator or Discriminator) with the optimizer that moves it."""
 
-    network: nn.Module
+    network: Any
     optimizer: Any
 
 

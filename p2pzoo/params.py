@@ -67,9 +67,7 @@ def params_of(factory: Callable[..., Any]) -> dict[str, Param]:
         raise TypeError(f"takes **{swallows[0].name}, so a misspelt parameter would be ignored")
     hints = typing.get_type_hints(factory.__init__ if inspect.isclass(factory) else factory, include_extras=True)
     return {
-        name: Param(name, hints.get(name, Any), p.default)
-        for name, p in parameters.items()
-        if p.kind is p.KEYWORD_ONLY
+        name: Param(name, hints.get(name, Any), p.default) for name, p in parameters.items() if p.kind is p.KEYWORD_ONLY
     }
 
 
@@ -85,8 +83,14 @@ def check(factory: Callable[..., Any], table: Mapping[str, Any]) -> dict[str, An
     faults: list[tuple[str, str]] = []
     values: dict[str, Any] = {}
     for name in table.keys() - params.keys():
-        faults.append((name, f"has no parameter '{name}'{nearest(name, params)}" if params
-                       else f"has no parameter '{name}': it takes none"))
+        faults.append(
+            (
+                name,
+                f"has no parameter '{name}'{nearest(name, params)}"
+                if params
+                else f"has no parameter '{name}': it takes none",
+            )
+        )
     for name, param in params.items():
         if name in table:
             try:

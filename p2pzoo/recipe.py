@@ -5,8 +5,8 @@ A recipe is folded together from layers, each overriding the ones before it:
     for every file of `extends`, the base first:   its tables, then its [profiles.NAME.*] for the chosen profile
     last:                                          the -s overrides
 
-Tables merge deeply and arrays replace. Where a layer changes a component's `use`, the parameters inherited for the old
-component are dropped (`weight` is the zoo's own and stays). `drop = ["losses.l1"]` removes what the layers before it set.
+Tables merge deeply and arrays replace. Where a layer changes a component's `use`, the parameters inherited for the
+old component are dropped (`weight` is the zoo's own and stays). `drop = ["losses.l1"]` removes what earlier layers set.
 """
 
 from __future__ import annotations
@@ -191,7 +191,7 @@ def _structure(source: Source, tree: Mapping[str, Any]) -> Iterator[str]:
             yield f"{at(key)}  no table or key '{key}'{nearest(key, (*TOP, *FILE_ONLY))}"
     extends = tree.get("extends", [])
     if not isinstance(extends, (str, list)) or not all(isinstance(item, str) for item in extends):
-        yield f"{at('extends')}  extends = {json.dumps(extends, default=str)}: give a recipe's path, or an array of paths"
+        yield f"{at('extends')}  extends = {json.dumps(extends, default=str)}: give a path or an array of paths"
     profiles = tree.get("profiles", {})
     if not isinstance(profiles, dict):
         yield f"{at('profiles')}  write profiles as tables: [profiles.laptop.train]"
@@ -206,7 +206,7 @@ def _structure(source: Source, tree: Mapping[str, Any]) -> Iterator[str]:
     for where, layer in [((), tree), *((("profiles", n), t) for n, t in profiles.items() if isinstance(t, dict))]:
         drop = layer.get("drop", [])
         if not isinstance(drop, list) or not all(isinstance(item, str) for item in drop):
-            yield f"{at(*where, 'drop')}  drop takes an array of table names, as in drop = [\"losses.l1\"]"
+            yield f'{at(*where, "drop")}  drop takes an array of table names, as in drop = ["losses.l1"]'
     for key in ("title", "profile"):
         if not isinstance(tree.get(key, ""), str):
             yield f"{at(key)}  {key} must be text"
@@ -252,7 +252,8 @@ def _merge(recipe: Recipe, source: Source, layer: Mapping[str, Any], prefix: Key
     for name in drop if isinstance(drop, list) else [drop]:
         if not _remove(recipe, tuple(str(name).split("."))):
             tables = sorted({".".join(k[: 2 if k[0] in COLLECTIONS else 1]) for k in recipe.origins})
-            faults.append(f"{Origin(source, (*prefix, 'drop'))}  drop: there is no '{name}'{nearest(str(name), tables)}")
+            where = Origin(source, (*prefix, "drop"))
+            faults.append(f"{where}  drop: there is no '{name}'{nearest(str(name), tables)}")
     for key, value in layer.items():
         if key != "drop":
             _fold(recipe, source, (key,), value, prefix)

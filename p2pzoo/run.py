@@ -1,14 +1,14 @@
 """A run: its identity, its folder, and what is in it.
 
-    runs/<recipe>/<profile>-seed<N>-<id>/
-        recipe.toml       the resolved recipe; it can be run again
-        status.json       state, images seen, versions and source hashes
-        env.json          machine and software
-        metrics.jsonl     losses; a function of recipe and seed only
-        timings.jsonl     wall-clock; not
-        samples/          x | ŷ | y grids
-        checkpoints/      the newest two while training, the last one afterwards
-        model.safetensors, results.json, stats.safetensors
+runs/<recipe>/<profile>-seed<N>-<id>/
+    recipe.toml       the resolved recipe; it can be run again
+    status.json       state, images seen, versions and source hashes
+    env.json          machine and software
+    metrics.jsonl     losses; a function of recipe and seed only
+    timings.jsonl     wall-clock; not
+    samples/          x | ŷ | y grids
+    checkpoints/      the newest two while training, the last one afterwards
+    model.safetensors, results.json, stats.safetensors
 """
 
 from __future__ import annotations

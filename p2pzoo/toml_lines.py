@@ -1,7 +1,7 @@
 """On which line of a TOML file a key is set: tomllib does not say. Imports tomllib only.
 
-TOML is a sequence of statements that end with a line, except inside arrays and multi-line strings. So lines are gathered
-until tomllib itself can parse them under their table header; tomllib stays the only parser.
+TOML is a sequence of statements that end with a line, except inside arrays and multi-line strings. So lines are
+gathered until tomllib itself can parse them under their table header; tomllib stays the only parser.
 """
 
 import tomllib

@@ -26,6 +26,7 @@ from p2pzoo.objective import Objective, Player, Term
 from p2pzoo.pictures import grid, save_png
 from p2pzoo.pool import ImagePool
 from p2pzoo.run import Run
+from p2pzoo.settings import Train
 from p2pzoo.translate import translate
 
 READ_EVERY = {"cpu": 1}  # steps between two readings of the losses; on accelerators each reading stops the device
@@ -124,7 +125,7 @@ def train(
     state = State(engine, G, D, average, pool, ledger)
     step = state.restore(run, progress, start_from) // settings.batch_size
     run.truncate("metrics.jsonl", step * settings.batch_size)
-    final = average or engine.unwrap(G_net)
+    final = engine.unwrap(G_net) if average is None else average
     read_every = READ_EVERY.get(engine.device_type, READ_EVERY_ELSEWHERE)
 
     def draw_samples(images: int) -> None:
@@ -147,19 +148,16 @@ def train(
             batch = engine.move(batches[step])
             torch.manual_seed(chance.key(seed, "noise", step))
             losses = objective.step(batch, step)
-            if average:
+            if average is not None:
                 _average(average, engine.unwrap(G_net), settings.ema)
 
             step += 1
-            before, images = (step - 1) * settings.batch_size, step * settings.batch_size
-            last = step == settings.steps
-
-            def due(every: int, before: int = before, images: int = images, last: bool = last) -> bool:
-                return last or images // every > before // every
-
+            images = step * settings.batch_size
             ledger.waiting.append((images, losses))
-            log, sample = due(settings.log_every), due(settings.sample_every)
-            save = due(settings.checkpoint_every) or bool(stop)
+            stopped = list(stop)  # now: a signal that arrives below waits for the next step
+            log = _due(settings.log_every, step, settings)
+            sample = _due(settings.sample_every, step, settings)
+            save = _due(settings.checkpoint_every, step, settings) or bool(stopped)
             if step % read_every == 0 or log or sample or save:
                 for seen, values in ledger.read():
                     progress.step(seen, values)
@@ -176,9 +174,9 @@ def train(
             if save:
                 state.save(run, images)
                 run.set_status(images=images)
-            if stop and not last:
+            if stopped:
                 run.set_status(state="interrupted")
-                raise Interrupted(stop[0], images)
+                raise Interrupted(stopped[0], images)
 
     header = model_header(experiment, final, store.dataset, channels, size)
     checkpoint.save_model(run.model, final, header)
@@ -205,7 +203,7 @@ class State:
         for name, player in self.players().items():
             tensors |= checkpoint.module_tensors(name, self.engine.unwrap(player.network))
             tensors |= checkpoint.optimizer_tensors(f"{name}_adam", player.optimizer)
-        if self.average:
+        if self.average is not None:
             tensors |= checkpoint.module_tensors("average", self.average)
         if self.pool:
             tensors |= {f"pool.{name}": tensor for name, tensor in self.pool.tensors().items()}
@@ -236,7 +234,7 @@ class State:
             checkpoint.load_into(network, checkpoint.under(name, tensors), str(path))
             optimizer = getattr(player.optimizer, "optimizer", player.optimizer)  # inside Accelerate's
             checkpoint.restore_optimizer(optimizer, checkpoint.under(f"{name}_adam", tensors))
-        if self.average:
+        if self.average is not None:
             checkpoint.load_into(self.average, checkpoint.under("average", tensors), str(path))
         if self.pool:
             self.pool.restore(checkpoint.under("pool", tensors), self.engine.device)
@@ -257,7 +255,7 @@ def stopping() -> Iterator[list[int]]:
         received.append(signum)
         signal.signal(signum, before[signum])
 
-    before = {}
+    before: dict[int, Any] = {}
     with contextlib.suppress(ValueError):  # not in the main thread: whoever runs us there handles signals
         before = {number: signal.signal(number, receive) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
@@ -272,8 +270,14 @@ def _average(average: nn.Module, network: nn.Module, decay: float) -> None:
     """average ← decay · average + (1 - decay) · network; buffers are copied."""
     for own, other in zip(average.parameters(), network.parameters(), strict=True):
         own.lerp_(other, 1 - decay)
-    for own, other in zip(average.buffers(), network.buffers(), strict=True):
-        own.copy_(other)
+    for mine, its in zip(average.buffers(), network.buffers(), strict=True):
+        mine.copy_(its)
+
+
+def _due(every: int, step: int, settings: Train) -> bool:
+    """Whether this step, the last one or not, has reached or passed a multiple of `every` images."""
+    images = step * settings.batch_size
+    return step == settings.steps or images // every > (images - settings.batch_size) // every
 
 
 def _on(engine: Engine, loss: Any) -> Any:

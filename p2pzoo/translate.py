@@ -19,7 +19,7 @@ from p2pzoo import chance
 
 @torch.no_grad()
 def translate(G: nn.Module, x: Tensor, test_mode: str, *, seed: int = 0) -> Tensor:
-    """(B, C, H, W) in [-1, 1] -> ŷ, likewise, float32. Leaves G's buffers, its mode and torch's generators untouched."""
+    """(B, C, H, W) in [-1, 1] -> ŷ, float32. Leaves G's buffers and mode and torch's generators untouched."""
     with _mode(G, training=test_mode == "paper"):
         if test_mode == "eval":
             return G(x).float()  # type: ignore[no-any-return]
@@ -35,13 +35,13 @@ def _mode(G: nn.Module, *, training: bool) -> Iterator[None]:
     was = {module: module.training for module in G.modules()}
     tracking = [m for m in G.modules() if isinstance(m, nn.modules.batchnorm._NormBase) and m.track_running_stats]
     G.train(training)
-    for module in tracking if training else []:
-        module.track_running_stats = False  # use the image's statistics without remembering them
+    for norm in tracking if training else []:
+        norm.track_running_stats = False  # use the image's statistics without remembering them
     try:
         yield
     finally:
-        for module in tracking:
-            module.track_running_stats = True
+        for norm in tracking:
+            norm.track_running_stats = True
         for module, mode in was.items():
             module.training = mode
 

@@ -48,7 +48,7 @@ def test_toml_values_become_the_parameters_own_types(name, toml, expected):
 @pytest.mark.parametrize(
     ("name", "toml", "message"),
     [
-        ("width", "64", "width = \"64\": input should be a valid integer"),
+        ("width", "64", 'width = "64": input should be a valid integer'),
         ("width", True, "width = true: input should be a valid integer"),
         ("width", 1.5, "width = 1.5: input should be a valid integer"),
         ("width", 0, "width = 0: input should be greater than or equal to 1"),

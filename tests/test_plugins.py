@@ -111,7 +111,7 @@ def test_the_environment_restricts_what_loads(monkeypatch):
 
 
 def test_every_kind_has_a_documented_hook_and_every_hook_a_kind():
-    hooks = {name: hook for name, hook in inspect.getmembers(hookspecs, inspect.isfunction)}
+    hooks = dict(inspect.getmembers(hookspecs, inspect.isfunction))
     assert set(hooks) == {hook_name(kind) for kind in KINDS}
     assert all(hook.__doc__ for hook in hooks.values())
 

@@ -74,7 +74,8 @@ def test_the_rows_of_one_profile_see_the_same_number_of_images_at_the_same_width
 
 
 def test_the_gpu_and_paper_profiles_train_for_200_epochs():
-    assert open_recipe("base.toml", "gpu").train.images == 200 * len(open_recipe("base.toml", "gpu").dataset.build(split="train"))
+    gpu = open_recipe("base.toml", "gpu")
+    assert gpu.train.images == 200 * len(gpu.dataset.build(split="train"))
     assert open_recipe("base.toml", "paper").train.images == 200 * 2975
 
 

@@ -54,6 +54,9 @@ class Zoo(click.Group):
             return super().invoke(ctx)
         except (click.ClickException, click.exceptions.Exit, click.Abort):
             raise
+        except KeyboardInterrupt:
+            click.echo("stopped; the same command goes on from what was saved", err=True)
+            code = 130
         except UserError as error:
             click.echo(f"{error}", err=True)
             code = 2

@@ -29,8 +29,10 @@ def list_command(kind: str | None, as_json: bool) -> None:
     if as_json:
         print_json([{key: getattr(e, key) for key in ("kind", "name", "plugin", "summary", "paper")} for e in entries])
     else:
-        _print_table(["kind", "name", "plugin", "summary", "source"],
-                     [[e.kind, e.name, e.plugin, e.summary, e.paper] for e in entries])
+        _print_table(
+            ["kind", "name", "plugin", "summary", "source"],
+            [[e.kind, e.name, e.plugin, e.summary, e.paper] for e in entries],
+        )
     for plugin in plugins():
         if plugin.error:
             click.echo(f"plugin '{plugin.name}' did not load; see `p2pzoo plugins`", err=True)
@@ -53,8 +55,10 @@ def plugins_command(as_json: bool) -> None:
         ]  # fmt: skip
         print_json(rows)
         return
-    _print_table(["plugin", "module", "from", "components"],
-                 [[p.name, p.module, p.distribution, p.error or ", ".join(e.name for e in p.entries)] for p in found])
+    _print_table(
+        ["plugin", "module", "from", "components"],
+        [[p.name, p.module, p.distribution, p.error or ", ".join(e.name for e in p.entries)] for p in found],
+    )
 
 
 @click.command("show")
@@ -105,9 +109,10 @@ def show_command(kind: str, name: str, overrides: tuple[str, ...], as_json: bool
     click.echo(f"{kind} {entry.full_name}: {entry.summary}\n{entry.paper}  ({entry.distribution})\n")
     if doc := inspect.getdoc(factory):
         click.echo(doc + "\n")
-    _print_table(["parameter", "type", "default"],
-                 [[p["name"], p["type"], "required" if p["required"] else _default(p["default"])]
-                  for p in shown["parameters"]])
+    _print_table(
+        ["parameter", "type", "default"],
+        [[p["name"], p["type"], "required" if p["required"] else _default(p["default"])] for p in shown["parameters"]],
+    )
     for key in ("parameter_count", "output_size", "receptive_field"):
         if shown.get(key) is not None:
             value = f"{shown[key]:,}" if key == "parameter_count" else str(shown[key])

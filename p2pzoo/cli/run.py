@@ -15,13 +15,22 @@ from p2pzoo.cli import json_option, override_option, print_json, profile_option
 @profile_option
 @override_option
 @click.option("--seed", type=click.IntRange(min=0), help="Seed of every random choice [default: the recipe's, else 0].")
-@click.option("--runs", type=click.Path(path_type=Path, file_okay=False), default="runs", show_default=True,
-              help="Where run folders are.")
+@click.option(
+    "--runs",
+    type=click.Path(path_type=Path, file_okay=False),
+    default="runs",
+    show_default=True,
+    help="Where run folders are.",
+)
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda", "mps"]), help="Where to compute [default: auto].")
 @click.option("--fresh", is_flag=True, help="Start over, forgetting what this run has done.")
 @click.option("--accept-stale", is_flag=True, help="Resume although code has changed since the run began.")
-@click.option("--continue-from", type=click.Path(path_type=Path, file_okay=False), metavar="RUN",
-              help="Train longer: begin where this complete run ended.")
+@click.option(
+    "--continue-from",
+    type=click.Path(path_type=Path, file_okay=False),
+    metavar="RUN",
+    help="Train longer: begin where this complete run ended.",
+)
 @json_option
 def run_command(
     recipe: str,

@@ -1,4 +1,4 @@
-"""From a dataset's pairs to the batches the networks see: a store of decoded pixels, augmentation as slices, batches."""
+"""From a dataset's pairs to the batches the networks see: a store of pixels, augmentation as slices, batches."""
 
 from p2pzoo.data.batches import TrainBatches, single_batches
 from p2pzoo.data.store import Store

@@ -63,7 +63,9 @@ class Store:
 
 def resize(image: np.ndarray, size: tuple[int, ...], kernel: str, limits: tuple[float, float]) -> np.ndarray:
     """(H, W, C) -> (*size, C) in the same dtype; antialiased as Pillow does it, overshoot cut to `limits`."""
-    tensor = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)[None].float()
+    tensor = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)[None]
+    if image.dtype != np.uint8:  # torch resamples uint8 itself, with Pillow's rounding between the two directions
+        tensor = tensor.float()
     out = F.interpolate(tensor, size=size, mode=kernel, align_corners=False, antialias=True).clamp(*limits)
     if np.issubdtype(image.dtype, np.integer):
         out = out.round()

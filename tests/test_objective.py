@@ -1,0 +1,192 @@
+"""The game: who moves when, what each side's gradient reaches, and that a step equals the paper's formulas by hand."""
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from p2pzoo.compute import Engine, frozen
+from p2pzoo.contracts import Batch, Scene
+from p2pzoo.objective import Objective, Player, Term
+from p2pzoo.pool import ImagePool
+from p2pzoo.settings import Compute
+
+
+class TinyD(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(6, 1, 3)
+
+    def forward(self, x, y):
+        return [self.conv(torch.cat([x, y], 1))]
+
+    def features(self, x, y):
+        return [self.forward(x, y)]
+
+
+class Log:
+    """The paper's log loss, recording whose turn it is asked in."""
+
+    def __init__(self):
+        self.asked = []
+
+    def judge(self, scene):
+        self.asked.append(("judge", scene.side, scene.y_hat.requires_grad))
+        return 0.5 * (-F.logsigmoid(scene.real[0]).mean() - F.logsigmoid(-scene.fake[0]).mean())
+
+    def fool(self, scene):
+        self.asked.append(("fool", scene.side, scene.y_hat.requires_grad))
+        return -F.logsigmoid(scene.fake[0]).mean()
+
+
+class L1:
+    side = "generator"
+
+    def __call__(self, scene):
+        return (scene.y_hat - scene.y).abs().mean()
+
+
+class GradientPenalty:
+    side = "discriminator"
+
+    def __call__(self, scene):
+        y = scene.y.clone().requires_grad_()
+        [gradient] = torch.autograd.grad(scene.D(scene.x, y)[0].sum(), y, create_graph=True)
+        return gradient.square().sum((1, 2, 3)).mean()
+
+
+@pytest.fixture
+def game():
+    torch.manual_seed(0)
+    G, D = nn.Conv2d(3, 3, 3, padding=1), TinyD()
+    batch = Batch(torch.rand(2, 3, 8, 8) * 2 - 1, torch.rand(2, 3, 8, 8) * 2 - 1, ("a", "b"))
+    return G, D, batch
+
+
+def sgd(network):
+    return Player(network, torch.optim.SGD(network.parameters(), lr=0.1))
+
+
+def descend(loss, optimizer):
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
+
+
+def test_a_step_is_the_papers_formulas_by_hand(game):
+    G, D, batch = game
+    G2, D2 = copy.deepcopy(G), copy.deepcopy(D)
+    gan = Log()
+    told = Objective(sgd(G), sgd(D), gan, [Term("l1", L1(), 100.0)], descend).step(batch, 0)
+
+    fake = G2(batch.x)
+    real_logits, fake_logits = D2(batch.x, batch.y)[0], D2(batch.x, fake.detach())[0]
+    d_loss = 0.5 * (F.binary_cross_entropy_with_logits(real_logits, torch.ones_like(real_logits))
+                    + F.binary_cross_entropy_with_logits(fake_logits, torch.zeros_like(fake_logits)))  # fmt: skip
+    descend(d_loss, torch.optim.SGD(D2.parameters(), lr=0.1))
+    after = D2(batch.x, fake)[0]
+    l1 = F.l1_loss(fake, batch.y)
+    g_loss = F.binary_cross_entropy_with_logits(after, torch.ones_like(after)) + 100 * l1
+    D2.zero_grad()
+    descend(g_loss, torch.optim.SGD(G2.parameters(), lr=0.1))
+
+    for ours, by_hand in zip([*G.parameters(), *D.parameters()], [*G2.parameters(), *D2.parameters()], strict=True):
+        torch.testing.assert_close(ours, by_hand)
+    assert gan.asked == [("judge", "discriminator", False), ("fool", "generator", True)]
+    torch.testing.assert_close(told["D.gan"], d_loss.detach())
+    torch.testing.assert_close(told["G.l1"], l1.detach())
+    torch.testing.assert_close(told["D.real"], real_logits.detach().mean())
+    torch.testing.assert_close(told["D.fake"], fake_logits.detach().mean())
+
+
+def test_each_move_leaves_the_other_side_untouched(game):
+    G, D, batch = game
+    moves = []
+
+    def watch(loss, optimizer):
+        before = [p.detach().clone() for p in (*G.parameters(), *D.parameters())]
+        descend(loss, optimizer)
+        changed = [not torch.equal(a, b) for a, b in zip(before, (*G.parameters(), *D.parameters()), strict=True)]
+        moves.append((any(changed[:2]), any(changed[2:])))
+
+    Objective(sgd(G), sgd(D), Log(), [], watch).step(batch, 0)
+    assert moves == [(False, True), (True, False)], "D, then G"
+    assert all(p.requires_grad for p in D.parameters()), "frozen only during G's move"
+
+
+def test_a_discriminator_side_loss_reaches_d_twice_differentiably(game):
+    G, D, batch = game
+    D2 = copy.deepcopy(D)
+    Objective(sgd(G), sgd(D), Log(), [Term("r1", GradientPenalty(), 10.0)], descend).step(batch, 0)
+    Objective(sgd(copy.deepcopy(G)), sgd(D2), Log(), [], descend).step(batch, 0)
+    assert not torch.equal(D.conv.weight, D2.conv.weight)
+
+
+def test_without_a_discriminator_g_learns_from_its_losses_alone(game):
+    G, _, batch = game
+    told = [Objective(sgd(G), None, None, [Term("l1", L1(), 1.0)], descend).step(batch, i)["G.l1"] for i in range(20)]
+    assert told[-1] < told[0]
+
+
+def test_weights_scale_what_is_minimised_and_not_what_is_told(game):
+    G, D, batch = game
+    totals = []
+    told = Objective(sgd(G), sgd(D), Log(), [Term("l1", L1(), 7.0)], lambda loss, _: totals.append(loss.item()),
+                     gan_weight=3.0).step(batch, 0)  # fmt: skip
+    assert totals == pytest.approx([3 * told["D.gan"].item(), 3 * told["G.gan"].item() + 7 * told["G.l1"].item()])
+
+
+def test_a_scene_asks_d_once_and_anew_after_it_has_moved(game):
+    G, D, batch = game
+    asked = []
+    D.register_forward_hook(lambda *_: asked.append(1))
+    scene = Scene(batch, G(batch.x), D)
+    _ = scene.real, scene.real, scene.fake, scene.fake
+    assert len(asked) == 2
+    _ = scene.anew().fake
+    assert len(asked) == 3
+
+
+def test_a_scene_without_d_says_so(game):
+    G, _, batch = game
+    with pytest.raises(ValueError, match="has no \\[discriminator\\]"):
+        _ = Scene(batch, G(batch.x)).real
+
+
+def test_frozen_parameters_get_no_gradient_but_pass_it_on(game):
+    G, D, batch = game
+    with frozen(D):
+        Scene(batch, G(batch.x), D).anew().fake[0].mean().backward()
+    assert D.conv.weight.grad is None
+    assert G.weight.grad.abs().sum() > 0
+
+
+def test_the_pool_shows_pairs_that_were_made_together_and_half_of_them_old():
+    pool = ImagePool(4, seed=0)
+    shown = []
+    for step in range(200):
+        x = torch.full((1, 1, 1, 1), float(step))
+        shown.append(tuple(float(part) for part in pool(x, -x, step)))
+    assert all(x == -y_hat for x, y_hat in shown)
+    assert [int(x) for x, _ in shown[:4]] == [0, 1, 2, 3], "while it fills, the new one is shown"
+    old = sum(x != step for step, (x, _) in enumerate(shown[4:], 4))
+    assert 70 < old < 130
+
+
+def test_the_engine_descends_as_a_plain_optimizer_does(game):
+    from p2pzoo.settings import Optimizer
+
+    G, _, batch = game
+    G2 = copy.deepcopy(G)
+    engine = Engine(Compute(device="cpu"))
+    placed = engine.place(G)
+    optimizer = engine.adam(placed, Optimizer())
+    plain = torch.optim.Adam(G2.parameters(), lr=2e-4, betas=(0.5, 0.999))
+    for _ in range(3):
+        engine.descend((placed(batch.x) - batch.y).abs().mean(), optimizer)
+        plain.zero_grad()
+        (G2(batch.x) - batch.y).abs().mean().backward()
+        plain.step()
+    torch.testing.assert_close(G.weight, G2.weight)
