@@ -54,32 +54,28 @@ class Zoo(click.Group):
             return super().invoke(ctx)
         except (click.ClickException, click.exceptions.Exit, click.Abort):
             raise
-        except KeyboardInterrupt:
-            click.echo("stopped; the same command goes on from what was saved", err=True)
-            code = 130
-        except UserError as error:
-            click.echo(f"{error}", err=True)
-            code = 2
-        except OSError as error:
-            code = 2 if error.errno in THEIRS or "No space left" in str(error) else 1
-            click.echo(f"{_os_line(error)}; what was saved before is kept" if code == 2 else _internal(error), err=True)
-        except Exception as error:
-            code = 1
-            click.echo(_internal(error), err=True)
-        if ctx.params.get("debug"):
-            import traceback
+        except (Exception, KeyboardInterrupt) as error:
+            line, code = _told(error)
+            click.echo(line, err=True)
+            if ctx.params.get("debug"):
+                import traceback
 
-            traceback.print_exc()
-        ctx.exit(code)
+                traceback.print_exception(error)
+            ctx.exit(code)
 
 
-def _os_line(error: OSError) -> str:
-    return f"{error.filename}: {error.strerror}" if error.filename and error.strerror else str(error)
-
-
-def _internal(error: Exception) -> str:
+def _told(error: BaseException) -> tuple[str, int]:
+    """What to say of an error, and the exit code."""
+    match error:
+        case KeyboardInterrupt():
+            return "stopped; the same command goes on from what was saved", 130
+        case UserError():
+            return str(error), 2
+        case OSError() if error.errno in THEIRS or "No space left" in str(error):
+            told = f"{error.filename}: {error.strerror}" if error.filename and error.strerror else str(error)
+            return f"{told}; what was saved before is kept", 2
     lines = str(error).strip().splitlines() or [""]
-    return f"p2pzoo failed: {type(error).__name__}: {lines[0]} (`p2pzoo --debug ...` shows where)"
+    return f"p2pzoo failed: {type(error).__name__}: {lines[0]} (`p2pzoo --debug ...` shows where)", 1
 
 
 @click.command(cls=Zoo, context_settings={"help_option_names": ["-h", "--help"]})

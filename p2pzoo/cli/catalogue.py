@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
     from p2pzoo.registry import Entry
 
+NARROW, PIPE_WIDTH = 20, 240
+
 kind_type = click.Choice(KINDS)
 
 
@@ -29,10 +31,10 @@ def list_command(kind: str | None, as_json: bool) -> None:
     if as_json:
         print_json([{key: getattr(e, key) for key in ("kind", "name", "plugin", "summary", "paper")} for e in entries])
     else:
-        _print_table(
-            ["kind", "name", "plugin", "summary", "source"],
-            [[e.kind, e.name, e.plugin, e.summary, e.paper] for e in entries],
-        )
+        for one in dict.fromkeys(entry.kind for entry in entries):
+            rows = [[e.name, e.plugin, e.summary, e.paper] for e in entries if e.kind == one]
+            _print_table([one, "plugin", "summary", "source"], rows)
+            click.echo()
     for plugin in plugins():
         if plugin.error:
             click.echo(f"plugin '{plugin.name}' did not load; see `p2pzoo plugins`", err=True)
@@ -150,8 +152,13 @@ def _print_table(header: list[str], rows: list[list[str]]) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(*header, box=None, padding=(0, 2, 0, 0), header_style="bold")
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
+    for column, title in enumerate(header):
+        widest = max((len(row[column]) for row in rows), default=0)
+        table.add_column(title, no_wrap=widest <= NARROW)
     for row in rows:
         table.add_row(*map(Text, row))
     console = Console()
-    console.print(table, soft_wrap=not console.is_terminal)
+    if not console.is_terminal:
+        console.width = PIPE_WIDTH  # whoever reads a pipe wants one line a row
+    console.print(table)

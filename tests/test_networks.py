@@ -1,0 +1,138 @@
+"""First weights, and models that their own file is enough to build."""
+
+import json
+
+import pytest
+import torch
+from torch import nn
+
+from p2pzoo.checkpoint import load_tensors, save_tensors
+from p2pzoo.errors import UserError
+from p2pzoo.experiment import check
+from p2pzoo.networks import build, initialise, load_model, make_discriminator, make_generator, model_header
+from p2pzoo.plugins import registry
+from p2pzoo.recipe import read_recipe
+from p2pzoo.settings import Init
+from p2pzoo.translate import translate
+
+
+def experiment(*overrides):
+    return check(read_recipe("zoo:base.toml", "smoke", overrides), registry())
+
+
+def network():
+    return nn.Sequential(nn.Conv2d(3, 64, 4), nn.BatchNorm2d(64), nn.ConvTranspose2d(64, 64, 4), nn.InstanceNorm2d(64))
+
+
+def test_normal_is_the_papers_initialisation():
+    net = network()
+    initialise(net, Init(), seed=0)
+    for conv in (net[0], net[2]):
+        assert conv.weight.std().item() == pytest.approx(0.02, rel=0.05)
+        assert conv.weight.mean().item() == pytest.approx(0, abs=1e-3)
+        assert not conv.bias.any()
+    assert net[1].weight.mean().item() == pytest.approx(1, abs=0.02)
+    assert net[1].weight.std().item() == pytest.approx(0.02, rel=0.5)
+    assert not net[1].bias.any()
+
+
+@pytest.mark.parametrize(
+    ("weights", "expected"),
+    [
+        ("xavier", lambda fan_in, fan_out: 0.5 * (2 / (fan_in + fan_out)) ** 0.5),
+        ("kaiming", lambda fan_in, fan_out: (2 / fan_in) ** 0.5),
+    ],
+)
+def test_the_other_initialisations_have_their_own_spread(weights, expected):
+    conv = nn.Conv2d(32, 64, 4)
+    initialise(conv, Init(weights=weights, gain=0.5), seed=0)
+    assert conv.weight.std().item() == pytest.approx(expected(32 * 16, 64 * 16), rel=0.05)
+
+
+def test_orthogonal_rows_are_orthogonal_and_own_changes_nothing():
+    conv = nn.Conv2d(4, 8, 4)
+    initialise(conv, Init(weights="orthogonal", gain=1.0), seed=0)
+    rows = conv.weight.detach().flatten(1)
+    torch.testing.assert_close(rows @ rows.T, torch.eye(8), atol=1e-5, rtol=0)
+    before = conv.weight.clone()
+    initialise(conv, Init(weights="own"), seed=1)
+    assert torch.equal(conv.weight, before)
+
+
+def test_first_weights_depend_on_the_seed_alone():
+    def weights(seed):
+        made = experiment(f"seed={seed}")
+        return make_generator(made, (3, 3), (64, 64)), make_discriminator(made, (3, 3), (64, 64))
+
+    torch.manual_seed(123)
+    (G1, D1), (G2, D2), (G3, _) = weights(0), weights(0), weights(1)
+    for a, b in zip([*G1.parameters(), *D1.parameters()], [*G2.parameters(), *D2.parameters()], strict=True):
+        assert torch.equal(a, b)
+    assert not torch.equal(next(G1.parameters()), next(G3.parameters()))
+
+
+def test_a_recipe_without_a_discriminator_makes_none():
+    assert make_discriminator(experiment('drop=["discriminator", "gan_loss"]'), (3, 3), (64, 64)) is None
+
+
+def save(path, G, made, channels=(3, 3), size=(64, 64)):
+    header = model_header(made, G, made.dataset.build(split="val"), channels, size)
+    from p2pzoo.checkpoint import save_model
+
+    save_model(path, G, header)
+
+
+def test_a_model_file_alone_is_enough_to_translate(tmp_path):
+    made = experiment("generator.noise=gaussian")
+    G = make_generator(made, (1, 4), (64, 128))
+    save(tmp_path / "model.safetensors", G, made, (1, 4), (64, 128))
+    again, header = load_model(tmp_path / "model.safetensors", registry())
+    assert header["generator"]["use"] == "pix2pix:unet"
+    assert (header["in_channels"], header["out_channels"], header["size"], header["size_divisor"]) == (
+        1,
+        4,
+        [64, 128],
+        64,
+    )
+    assert header["test_mode"] == "paper"
+    x = torch.rand(1, 1, 64, 128) * 2 - 1
+    assert torch.equal(translate(again, x, "paper"), translate(G, x, "paper"))
+
+
+def test_fine_tuning_starts_from_a_model_file(tmp_path):
+    G = make_generator(experiment("seed=9"), (3, 3), (64, 64))
+    save(tmp_path / "model.safetensors", G, experiment("seed=9"))
+    tuned = make_generator(experiment(f"init.generator={tmp_path / 'model.safetensors'}"), (3, 3), (64, 64))
+    assert all(torch.equal(a, b) for a, b in zip(G.parameters(), tuned.parameters(), strict=True))
+
+
+def test_model_files_that_do_not_fit_are_refused_in_one_line(tmp_path):
+    G = make_generator(experiment(), (3, 3), (64, 64))
+    path = tmp_path / "model.safetensors"
+    save(path, G, experiment())
+    with pytest.raises(UserError, match="the network's is"):
+        make_generator(experiment(f"init.generator={path}", "generator.width=9"), (3, 3), (64, 64))
+
+    tensors, header = load_tensors(path)
+    for change, message in [
+        ({"generator": {"use": "pix2pix:vnet", "params": {}}}, "no generator 'pix2pix:vnet'"),
+        ({"generator": {"use": "pix2pix:unet", "params": {"wdith": 3}}}, "did you mean 'width'"),
+        ({"generator": None}, "holds no generator"),
+    ]:
+        save_tensors(path, tensors, {**header, **change})
+        with pytest.raises(UserError, match=message):
+            load_model(path, registry())
+
+
+def test_a_model_header_says_nothing_of_time_or_place(tmp_path):
+    G = make_generator(experiment(), (3, 3), (64, 64))
+    save(tmp_path / "a.safetensors", G, experiment())
+    _, header = load_tensors(tmp_path / "a.safetensors")
+    assert str(tmp_path) not in json.dumps(header)
+    save(tmp_path / "b.safetensors", G, experiment())
+    assert (tmp_path / "a.safetensors").read_bytes() == (tmp_path / "b.safetensors").read_bytes()
+
+
+def test_a_constructor_that_refuses_is_named():
+    with pytest.raises(UserError, match="generator 'unet': size 50×64 does not fit"):
+        build(experiment().generator, (3, 3), (50, 64))

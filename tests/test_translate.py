@@ -1,0 +1,67 @@
+"""Test modes: what each gives twice, what it leaves alone."""
+
+import pytest
+import torch
+from torch import nn
+
+from p2pzoo.translate import translate
+
+
+class Noisy(nn.Module):
+    """Batch norm and dropout, as pix2pix's generators have them."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Conv2d(1, 4, 3, padding=1), nn.BatchNorm2d(4), nn.Dropout(0.5), nn.Conv2d(4, 1, 1)
+        )
+
+    def forward(self, x):
+        return self.layers(x)
+
+
+@pytest.fixture
+def G():
+    torch.manual_seed(0)
+    return Noisy()
+
+
+X = torch.linspace(-1, 1, 3 * 64).reshape(3, 1, 8, 8)
+
+
+def test_paper_mode_gives_an_image_the_same_pixels_alone_or_among_others(G):
+    together = translate(G, X, "paper")
+    alone = torch.cat([translate(G, X[i : i + 1], "paper") for i in (2, 1, 0)])
+    assert torch.equal(together, alone.flip(0))
+
+
+def test_paper_mode_drops_out_and_uses_the_images_own_statistics(G):
+    with torch.no_grad():
+        G.layers[2].p = 0.0
+    expected = G.train()(X[:1])
+    torch.testing.assert_close(translate(G, X[:1], "paper"), expected.detach())
+    G.layers[2].p = 0.5
+    assert not torch.allclose(translate(G, X[:1], "paper"), expected)
+    assert not torch.equal(translate(G, X[:1], "paper", seed=1), translate(G, X[:1], "paper"))
+
+
+def test_eval_mode_uses_running_statistics_and_no_dropout(G):
+    for _ in range(5):
+        G.train()(torch.randn(8, 1, 8, 8) * 3 + 1)
+    expected = G.eval()(X)
+    assert torch.equal(translate(G, X, "eval"), expected)
+
+
+@pytest.mark.parametrize("mode", ["paper", "eval"])
+@pytest.mark.parametrize("training", [True, False])
+def test_translating_leaves_nothing_behind(G, mode, training):
+    G.train(training)
+    G.layers[1].eval()  # a norm that its owner has frozen stays frozen
+    state = {name: tensor.clone() for name, tensor in G.state_dict().items()}
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    translate(G, X, mode)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert all(torch.equal(tensor, state[name]) for name, tensor in G.state_dict().items())
+    assert (G.training, G.layers[1].training, G.layers[1].track_running_stats) == (training, False, True)
+    assert not translate(G, X, mode).requires_grad
