@@ -39,7 +39,7 @@ class PlainProgress:
 
     def __init__(self, images: int, batch_size: int) -> None:
         self.images, self.batch_size = images, batch_size
-        self.speed, self.last = Speed(), 0.0
+        self.speed, self.last = Speed(), time.monotonic()
 
     def __enter__(self) -> Self:
         return self

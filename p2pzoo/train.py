@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import math
 import signal
 import time
@@ -112,7 +111,7 @@ def train(
         if term.loss.side == "discriminator" and D is None:
             raise UserError(f"[losses.{term.name}] acts on the discriminator, and this recipe has none")
     pool = ImagePool(settings.pool_size, seed) if settings.pool_size else None
-    average = copy.deepcopy(engine.unwrap(G_net)) if settings.ema else None
+    average = engine.place(make_generator(experiment, channels, size)) if settings.ema else None
     gan_weight = experiment.gan_loss.weight if experiment.gan_loss else 1.0
     objective = Objective(G, D, gan, terms, engine.descend, gan_weight=gan_weight, pool=pool)
 
@@ -125,7 +124,7 @@ def train(
     state = State(engine, G, D, average, pool, ledger)
     step = state.restore(run, progress, start_from) // settings.batch_size
     run.truncate("metrics.jsonl", step * settings.batch_size)
-    final = engine.unwrap(G_net) if average is None else average
+    final = G_net if average is None else average
     read_every = READ_EVERY.get(engine.device_type, READ_EVERY_ELSEWHERE)
 
     def draw_samples(images: int) -> None:
@@ -149,7 +148,7 @@ def train(
             torch.manual_seed(chance.key(seed, "noise", step))
             losses = objective.step(batch, step)
             if average is not None:
-                _average(average, engine.unwrap(G_net), settings.ema)
+                _average(engine.unwrap(average), engine.unwrap(G_net), settings.ema)
 
             step += 1
             images = step * settings.batch_size
@@ -178,8 +177,8 @@ def train(
                 run.set_status(state="interrupted")
                 raise Interrupted(stopped[0], images)
 
-    header = model_header(experiment, final, store.dataset, channels, size)
-    checkpoint.save_model(run.model, final, header)
+    trained = engine.unwrap(final)
+    checkpoint.save_model(run.model, trained, model_header(experiment, trained, store.dataset, channels, size))
     run.set_status(state="trained")
 
 
@@ -204,7 +203,7 @@ class State:
             tensors |= checkpoint.module_tensors(name, self.engine.unwrap(player.network))
             tensors |= checkpoint.optimizer_tensors(f"{name}_adam", player.optimizer)
         if self.average is not None:
-            tensors |= checkpoint.module_tensors("average", self.average)
+            tensors |= checkpoint.module_tensors("average", self.engine.unwrap(self.average))
         if self.pool:
             tensors |= {f"pool.{name}": tensor for name, tensor in self.pool.tensors().items()}
         path = run.checkpoints / f"images-{images:010d}.safetensors"
@@ -235,7 +234,7 @@ class State:
             optimizer = getattr(player.optimizer, "optimizer", player.optimizer)  # inside Accelerate's
             checkpoint.restore_optimizer(optimizer, checkpoint.under(f"{name}_adam", tensors))
         if self.average is not None:
-            checkpoint.load_into(self.average, checkpoint.under("average", tensors), str(path))
+            checkpoint.load_into(self.engine.unwrap(self.average), checkpoint.under("average", tensors), str(path))
         if self.pool:
             self.pool.restore(checkpoint.under("pool", tensors), self.engine.device)
         self.ledger.window = list(header["window"])

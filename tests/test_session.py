@@ -153,6 +153,19 @@ def test_the_averaged_generator_is_what_is_saved(run):
     assert torch.equal(_state[f"G.{name}"], load_tensors(plain.run.model)[0][name]), "G itself trains as without"
 
 
+def test_bf16_trains_and_its_averaged_generator_is_its_own(run):
+    outcome, shown = run("compute.precision=bf16", "train.ema=0.999", "train.checkpoint_every=100")
+    state, _ = load_tensors(next(outcome.run.checkpoints.iterdir()))
+    name = "encoder.0.0.weight"
+    assert state[f"G.{name}"].dtype == torch.float32
+    assert not torch.equal(state[f"average.{name}"], state[f"G.{name}"])
+    full, exact = run("compute.precision=fp32", "train.ema=0.999", "train.checkpoint_every=100")
+    rounded = [losses["G.l1"] for _, losses in shown.steps]
+    assert rounded != [losses["G.l1"] for _, losses in exact.steps]
+    assert rounded == pytest.approx([losses["G.l1"] for _, losses in exact.steps], rel=0.05)
+    assert outcome.run.folder != full.run.folder
+
+
 class Watcher(Callback):
     seen: list[tuple] = []  # noqa: RUF012 (shared on purpose: the zoo makes the instance)
 
