@@ -61,7 +61,11 @@ class Run:
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
         """Only one process works on a run. Raises UserError if another one does."""
-        self.folder.mkdir(parents=True, exist_ok=True)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            told = f"cannot make this folder ({error.strerror}); choose another place with --runs"
+            raise UserError(f"{self.folder}: {told}") from None
         lock = filelock.FileLock(self.folder / ".lock")
         try:
             with lock.acquire(timeout=0):
