@@ -1,0 +1,100 @@
+"""What the READMEs say is what the code does."""
+
+import json
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from p2pzoo.cli import COMMANDS, main
+from p2pzoo.experiment import check
+from p2pzoo.paths import shipped
+from p2pzoo.plugins import plugins, registry
+from p2pzoo.recipe import read_recipe
+from p2pzoo.registry import KINDS
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text("utf-8")
+
+
+def test_the_two_commands_are_the_whole_set_up():
+    assert "pip install -e . && p2pzoo run recipes/ablation_patch70.toml" in README.splitlines()
+    assert "pip install -e '.[dev]' && pytest" in README.splitlines()
+
+
+@pytest.mark.parametrize("command", re.findall(r"^\| `p2pzoo ([^`]*)` \|", README, re.MULTILINE))
+def test_every_command_in_the_readme_is_one_the_program_takes(command, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    name, *arguments = shlex.split(command)
+    assert name in COMMANDS
+    if name == "run":  # what it would train; training itself is tested elsewhere
+        name, arguments = "recipe", [argument for argument in arguments if argument not in ("--seed", "1")]
+    result = CliRunner().invoke(main, [name, *arguments])
+    assert result.exit_code == 0, result.output
+
+
+def test_links_lead_somewhere():
+    for page in [ROOT / "README.md", *ROOT.glob("*/README.md"), *ROOT.glob("plugins/*/README.md")]:
+        for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text("utf-8")):
+            assert (page.parent / target).exists(), f"{page.relative_to(ROOT)}: {target}"
+
+
+def test_the_recipes_table_lists_every_row_with_its_title():
+    page = (shipped("recipes") / "README.md").read_text("utf-8")
+    listed = dict(re.findall(r"^\| \[`(\w+)`\]\(\1\.toml\) \| (.*) \|$", page, re.MULTILINE))
+    files = sorted(path.stem for path in shipped("recipes").glob("ablation_*.toml"))
+    assert listed == {name: read_recipe(f"zoo:{name}.toml", "smoke").values["title"] for name in files}
+
+
+def test_the_profiles_table_says_what_the_profiles_do():
+    page = (shipped("recipes") / "README.md").read_text("utf-8")
+    rows = re.findall(r"^\| `(\w+)` \| (\w+), (\d+) px \| (\d+) \| ([\d,]+):", page, re.MULTILINE)
+    assert [row[0] for row in rows] == ["smoke", "laptop", "gpu", "paper"]
+    for profile, data, size, width, images in rows:
+        experiment = check(read_recipe("zoo:base.toml", profile), registry())
+        assert experiment.dataset.entry.name == data.lower()
+        assert experiment.dataset.values["size"] == int(size)
+        assert experiment.generator.values["width"] == int(width)
+        assert experiment.train.images == int(images.replace(",", ""))
+
+
+def test_the_plugins_table_lists_every_component():
+    page = (ROOT / "plugins" / "README.md").read_text("utf-8")
+    for plugin in plugins():
+        [row] = [line for line in page.splitlines() if line.startswith(f"| [{plugin.module}]")]
+        assert set(re.findall("`([^`]+)`", row)) == {entry.name for entry in plugin.entries}
+
+
+def test_the_readmes_example_plugin_works(tmp_path, install, monkeypatch):
+    page = (ROOT / "plugins" / "README.md").read_text("utf-8")
+    hook, model = re.findall("```python\n(.*?)```", page, re.DOTALL)
+    install("my_zoo", hook.replace("my_zoo.model", "my_zoo_model"))
+    (tmp_path / "site" / "my_zoo_model.py").write_text(model)
+    (tmp_path / "mine.toml").write_text('extends = "zoo:base.toml"\n[generator]\nuse = "shallow"\nwidth = 4\n')
+    monkeypatch.chdir(tmp_path)
+    small = ["-s", "dataset.stride=256", "-s", "train.images=2", "-s", "discriminator.width=4"]
+    result = CliRunner().invoke(main, ["run", "mine.toml", "--profile", "smoke", "--json", *small])
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout)["recipe"] == "mine"
+
+
+def test_every_kind_of_component_is_documented_for_plugin_authors():
+    contracts = (ROOT / "p2pzoo" / "contracts.py").read_text("utf-8")
+    for kind in KINDS:
+        assert re.search(rf"^class {kind.title().replace('_', '')}\b", contracts, re.MULTILINE), kind
+
+
+def results_in_the_readme():
+    return [ROOT / folder for folder in re.findall(r"benchmarks/results/[\w.-]+", README)]
+
+
+def test_the_numbers_in_the_readme_come_from_a_committed_run():
+    [folder] = set(results_in_the_readme())
+    results = json.loads((folder / "results.json").read_text("utf-8"))
+    assert (folder / "env.json").exists()
+    shown = dict(re.findall(r"^\| ([\w.]+) \| ([-\d.]+) \|$", README, re.MULTILINE))
+    assert shown == {name: f"{number['value']:.4f}" for name, number in results["metrics"].items()}
+    experiment = check(read_recipe("zoo:ablation_patch70.toml", "laptop"), registry())
+    assert results["id"] == experiment.id, "the recipe has changed since: run it again"
