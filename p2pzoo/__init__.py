@@ -4,9 +4,21 @@ This module stays light: importing it imports no torch, so that plugins can regi
 """
 
 from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from p2pzoo.hookspecs import hookimpl
 
+if TYPE_CHECKING:
+    from p2pzoo.model import Model
+
 __version__ = version("p2pzoo")
 
-__all__ = ["__version__", "hookimpl"]
+__all__ = ["__version__", "hookimpl", "load"]
+
+
+def load(path: str | Path, *, device: str = "auto") -> "Model":
+    """A trained model from a run folder or a model.safetensors; see `p2pzoo.model.Model.translate`."""
+    from p2pzoo.model import load
+
+    return load(path, device=device)

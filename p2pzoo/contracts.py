@@ -185,9 +185,12 @@ class Dataset(Protocol):
 
 @runtime_checkable
 class Metric(Protocol):
-    """`version` enters the protocol of every number: raise it when the definition changes."""
+    """version  enters the protocol of every number: raise it when the definition changes
+    better   which way is good, for rankings of images
+    """
 
     version: str
+    better: Literal["higher", "lower"]
 
     def measure(self, batch: Batch, y_hat: Tensor) -> Mapping[str, Tensor]:
         """Statistics with one row per image: {name: (B, ...)}. Must not depend on the rest of the batch."""

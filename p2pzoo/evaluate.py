@@ -107,6 +107,18 @@ def evaluate(experiment: Experiment, run: Run, engine: Engine, G: nn.Module, sto
     return results
 
 
+def ranking(experiment: Experiment, run: Run, store: Store) -> tuple[str, list[tuple[int, float]]] | None:
+    """(name, [(index of the image, its value), …] best first) by the recipe's first metric; None if it has none."""
+    if not experiment.metrics:
+        return None
+    name, component = next(iter(experiment.metrics.items()))
+    metric = component.build(dataset=store.dataset)
+    statistics = checkpoint.under(name, checkpoint.load_tensors(run.stats)[0])
+    each = [metric.reduce({key: rows[i : i + 1] for key, rows in statistics.items()}) for i in range(len(store))]
+    values = [(i, float(reduced["value"])) for i, reduced in enumerate(each)]
+    return name, sorted(values, key=lambda pair: pair[1], reverse=metric.better == "higher")
+
+
 def _measured(metrics: Mapping[str, Any], batch: Batch, y_hat: Tensor) -> dict[str, Tensor]:
     """{metric.statistic: (B, ...)} on the CPU."""
     found = {}

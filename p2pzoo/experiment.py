@@ -107,6 +107,17 @@ class Experiment:
             tree[name] = _without_none(params.plain(vars(getattr(self, name))))
         return tree
 
+    def origin(self, key: Key) -> str:
+        """Where a value of `resolved()` came from: a line of a file, or the default of a component or of the core."""
+        if key in self.recipe.origins:
+            return str(self.recipe.origins[key])
+        component: Any = self
+        for part in key[:-1]:
+            component = component[part] if isinstance(component, Mapping) else getattr(component, part)
+        if isinstance(component, Component) and key[-1] not in OWN_KEYS:
+            return f"default of {component.entry.full_name}"
+        return "default"
+
 
 def check(recipe: Recipe, registry: Registry, *, continued_from: str | None = None) -> Experiment:
     """Hold a recipe against what is installed. Raises UserError with every fault, each with file:line."""

@@ -78,7 +78,7 @@ class Recipe:
         return self.home.name
 
     def leaves(self) -> Iterator[tuple[Key, Any]]:
-        yield from _leaves(self.values)
+        yield from leaves(self.values)
 
 
 def read_recipe(
@@ -315,9 +315,10 @@ def _remove(recipe: Recipe, key: Key) -> bool:
     return True
 
 
-def _leaves(tree: Mapping[str, Any], prefix: Key = ()) -> Iterator[tuple[Key, Any]]:
+def leaves(tree: Mapping[str, Any], prefix: Key = ()) -> Iterator[tuple[Key, Any]]:
+    """(key, value) of everything in a tree of tables that is not itself a table."""
     for key, value in tree.items():
         if isinstance(value, dict):
-            yield from _leaves(value, (*prefix, key))
+            yield from leaves(value, (*prefix, key))
         else:
             yield (*prefix, key), value

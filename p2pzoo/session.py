@@ -16,17 +16,19 @@ from p2pzoo import __version__
 from p2pzoo.compute import Engine
 from p2pzoo.data import Store, single_batches
 from p2pzoo.errors import UserError
-from p2pzoo.evaluate import check_needs, evaluate, missing
+from p2pzoo.evaluate import check_needs, evaluate, missing, ranking
 from p2pzoo.experiment import Experiment
 from p2pzoo.files import read_json
 from p2pzoo.networks import build, load_model
 from p2pzoo.pictures import grid, save_png
 from p2pzoo.registry import Registry
+from p2pzoo.report import Comparison, write_report
 from p2pzoo.run import Run, changed_sources, run_for, sources
 from p2pzoo.train import Progress, saved, train
 from p2pzoo.translate import translate
 
 TEST_PICTURES = 6
+BEST_AND_WORST = 3
 
 
 @dataclass(frozen=True)
@@ -87,7 +89,9 @@ def finish(
         _test_picture(experiment, run, engine, G, data["test"])
         for old in saved(run)[:-1]:
             old.unlink()
+        comparisons = _best_and_worst(experiment, run, engine, G, data["test"])
         run.set_status(state="complete")
+        write_report(run, experiment, comparisons)
         for callback in callbacks:
             callback.finish({name: number["value"] for name, number in results["metrics"].items()})
         engine.accelerator.end_training()
@@ -149,6 +153,21 @@ def _test_picture(experiment: Experiment, run: Run, engine: Engine, G: Any, stor
     for batch in map(engine.move, single_batches(store, indices)):
         rows.append([batch.x[0], translate(G, batch.x, experiment.evaluate.test_mode)[0], batch.y[0]])
     save_png(run.samples / f"{experiment.evaluate.split}.png", grid(rows))
+
+
+def _best_and_worst(experiment: Experiment, run: Run, engine: Engine, G: Any, store: Store) -> list[Comparison]:
+    ranked = ranking(experiment, run, store)
+    if ranked is None:
+        return []
+    name, order = ranked
+    extremes = {"best": order[:BEST_AND_WORST], "worst": order[BEST_AND_WORST:][-BEST_AND_WORST:]}
+    shown = []
+    for word, images in extremes.items():
+        for index, value in images:
+            batch = engine.move(next(single_batches(store, range(index, index + 1))))
+            y_hat = translate(G, batch.x, experiment.evaluate.test_mode)
+            shown.append(Comparison(batch.ids[0], f"{word}, {name} {value:.4f}", batch.x[0], y_hat[0], batch.y[0]))
+    return shown
 
 
 def environment(engine: Engine) -> dict[str, Any]:

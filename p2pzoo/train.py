@@ -24,6 +24,7 @@ from p2pzoo.networks import make_discriminator, make_generator, model_header
 from p2pzoo.objective import Objective, Player, Term
 from p2pzoo.pictures import grid, save_png
 from p2pzoo.pool import ImagePool
+from p2pzoo.report import write_report
 from p2pzoo.run import Run
 from p2pzoo.settings import Train
 from p2pzoo.translate import translate
@@ -133,6 +134,7 @@ def train(
             rows.append([batch.x[0], translate(final, batch.x, experiment.evaluate.test_mode)[0], batch.y[0]])
         path = run.samples / f"images-{images:08d}.png"
         save_png(path, grid(rows))
+        write_report(run, experiment)
         for callback in callbacks:
             callback.samples(images, str(path))
 

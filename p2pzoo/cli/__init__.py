@@ -16,6 +16,7 @@ from p2pzoo.errors import UserError
 
 COMMANDS = {  # name: (module, summary); the summary is here so that --help imports no command
     "run": ("p2pzoo.cli.run", "Train a recipe, evaluate it and keep the results."),
+    "translate": ("p2pzoo.cli.translate", "Translate images with a trained model."),
     "list": ("p2pzoo.cli.catalogue", "List the components that recipes can name."),
     "show": ("p2pzoo.cli.catalogue", "Show one component: parameters, counts, sizes."),
     "plugins": ("p2pzoo.cli.catalogue", "List plugins, and why one does not load."),

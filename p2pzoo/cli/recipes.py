@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from p2pzoo.cli import json_option, override_option, print_json, profile_option
+from p2pzoo.recipe import leaves
 
 if TYPE_CHECKING:
     from p2pzoo.experiment import Experiment
@@ -40,13 +41,13 @@ def recipe_command(recipe: str, profile: str | None, overrides: tuple[str, ...],
     """Print RECIPE with every value resolved, and the file and line that set it. The output is a recipe again."""
     experiment = open_experiment(recipe, profile, overrides)
     tree = experiment.resolved()
-    origins = {key: _origin(experiment, key) for key, _ in _leaves(tree)}
+    origins = {key: experiment.origin(key) for key, _ in leaves(tree)}
     if as_json:
         named = {".".join(key): origin for key, origin in origins.items()}
         print_json({"id": experiment.id, "recipe": experiment.recipe.name, "values": tree, "origins": named})
         return
     table: tuple[str, ...] = ()
-    for key, value in _leaves(tree):
+    for key, value in leaves(tree):
         if key[:-1] != table:
             table = key[:-1]
             click.echo(f"\n[{'.'.join(table)}]")
@@ -61,7 +62,7 @@ def recipe_command(recipe: str, profile: str | None, overrides: tuple[str, ...],
 @json_option
 def diff_command(a: str, b: str, profile: str | None, as_json: bool) -> None:
     """Print only what differs between two recipes, component defaults included."""
-    left, right = (dict(_leaves(open_experiment(name, profile, ()).resolved())) for name in (a, b))
+    left, right = (dict(leaves(open_experiment(name, profile, ()).resolved())) for name in (a, b))
     keys = [key for key in {**left, **right} if key != ("title",) and left.get(key) != right.get(key)]
     rows = [{"key": ".".join(key), "a": left.get(key), "b": right.get(key)} for key in keys]
     if as_json:
@@ -77,27 +78,6 @@ def diff_command(a: str, b: str, profile: str | None, as_json: bool) -> None:
     for row in rows:
         table.add_row(row["key"], *("—" if row[side] is None else show_toml(row[side]) for side in ("a", "b")))
     Console(soft_wrap=True).print(table, markup=False)
-
-
-def _origin(experiment: Experiment, key: tuple[str, ...]) -> str:
-    """Where a resolved value came from: a line, or the default of a component or of the core."""
-    recipe = experiment.recipe
-    if key in recipe.origins:
-        return str(recipe.origins[key])
-    if key == ("title",) or key == ("seed",):
-        return "default"
-    table: Any = experiment.resolved()
-    for part in key[:-1]:
-        table = table[part]
-    return f"default of {table['use']}" if "use" in table and key[-1] != "weight" else "default"
-
-
-def _leaves(tree: Mapping[str, Any], prefix: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
-    for key, value in tree.items():
-        if isinstance(value, Mapping):
-            yield from _leaves(value, (*prefix, key))
-        else:
-            yield (*prefix, key), value
 
 
 def show_toml(value: Any) -> str:

@@ -22,6 +22,7 @@ class ImageMetric:
     """What the three share: a version for the protocol, and no use for the dataset that the zoo hands a metric."""
 
     version = "1"
+    better = "higher"
 
     def __init__(self, dataset: Dataset) -> None:
         pass
@@ -32,6 +33,8 @@ class L1(ImageMetric):
 
     The mean over images is also the mean over all their values, as they have one size.
     """
+
+    better = "lower"
 
     def measure(self, batch: Batch, y_hat: Tensor) -> dict[str, Tensor]:
         """{"l1": (B,)} for ŷ (B, C, H, W)."""

@@ -1,0 +1,110 @@
+"""`p2pzoo translate`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import click
+
+from p2pzoo.errors import UserError
+
+PNG = ".png"
+
+
+@click.command("translate")
+@click.argument("model", type=click.Path(path_type=Path))
+@click.argument("inputs", metavar="INPUT...", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("-o", "--output", required=True, type=click.Path(path_type=Path), metavar="OUT",
+              help="A folder, or for one image a .png file.")  # fmt: skip
+@click.option("--test-mode", type=click.Choice(["paper", "eval"]),
+              help="paper: dropout on, the image's own statistics; eval: neither [default: the model's].")  # fmt: skip
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of dropout in paper mode.")
+@click.option("--force", is_flag=True, help="Overwrite what is in OUT.")
+@click.option("--device", type=click.Choice(["auto", "cpu", "cuda", "mps"]), default="auto", show_default=True,
+              help="Where to compute.")  # fmt: skip
+@click.option("--quiet", is_flag=True, help="Say nothing but errors.")
+def translate_command(
+    model: Path,
+    inputs: tuple[Path, ...],
+    output: Path,
+    test_mode: str | None,
+    seed: int,
+    force: bool,
+    device: str,
+    quiet: bool,
+) -> None:
+    """Translate images with MODEL, a run folder or a model.safetensors. An INPUT is an image, or a folder of images.
+
+    Images of any size are written as PNG under their own names. An image that the model cannot take is named and left
+    out; the others are translated.
+    """
+    from p2pzoo import __version__
+    from p2pzoo.images import read_image, write_png
+    from p2pzoo.model import load
+
+    targets = _targets(_images(inputs), output, force)
+    loaded = load(model, device=device)
+    made = {"model": loaded.run, "test_mode": test_mode or loaded.test_mode, "seed": seed, "p2pzoo": __version__}
+    faults: list[str] = []
+    for source, target in targets.items():
+        try:
+            translated = loaded.translate(read_image(source), test_mode=test_mode, seed=seed)
+        except UserError as error:
+            faults += error.faults
+            continue
+        except ValueError as error:
+            faults.append(f"{source}: {error}")
+            continue
+        target.parent.mkdir(parents=True, exist_ok=True)
+        write_png(target, translated, {"p2pzoo": json.dumps(made, sort_keys=True)})
+        if not quiet:
+            click.echo(str(target))
+    if faults:
+        raise UserError(*faults)
+
+
+def _images(inputs: tuple[Path, ...]) -> list[Path]:
+    """The image files meant. Raises UserError for what is not there."""
+    from p2pzoo.images import SUFFIXES, find_images
+
+    found: list[Path] = []
+    for path in inputs:
+        if not path.is_dir():
+            found.append(path)
+        elif images := find_images(path):
+            found += images
+        else:
+            folders = sorted(p.name for p in path.iterdir() if p.is_dir())
+            inside = f"; it has the folders {', '.join(folders[:3])}" if folders else ""
+            raise UserError(f"{path}: no images in this folder ({', '.join(SUFFIXES)}){inside}")
+    if missing := [str(path) for path in found if not path.exists()]:
+        raise UserError(*(f"{path}: no such file" for path in missing))
+    return list(dict.fromkeys(found))
+
+
+def _targets(sources: list[Path], output: Path, force: bool) -> dict[Path, Path]:
+    """Where each translation goes. Raises UserError before anything would be overwritten."""
+    if output.suffix and not output.is_dir():
+        if output.suffix.lower() != PNG:
+            raise UserError(f"{output}: translations are written as PNG; give a folder or a name ending in .png")
+        if len(sources) > 1:
+            raise UserError(f"{output}: one file cannot hold {len(sources)} translations; give a folder")
+        targets = {sources[0]: output}
+    else:
+        targets = {source: output / f"{source.stem}{PNG}" for source in sources}
+
+    faults = []
+    taken: dict[Path, Path] = {}
+    originals = {source.resolve() for source in sources}
+    for source, target in targets.items():
+        if target in taken:
+            faults.append(f"{source} and {taken[target]} would both become {target}: translate them into two folders")
+        elif target.resolve() in originals:
+            faults.append(f"{target}: would overwrite an input; give another folder")
+        elif target.exists() and not force:
+            faults.append(f"{target}: already there; --force overwrites it")
+        taken[target] = source
+    if faults:
+        raise UserError(*faults[:3], *([f"… and {len(faults) - 3} more"] if len(faults) > 3 else []))
+    return targets
