@@ -86,7 +86,7 @@ def curves(lines: Sequence[Mapping[str, Any]]) -> markupsafe.Markup:
                 known = [line for line in lines if name in line]
                 axes.plot([line["images"] for line in known], [line[name] for line in known], label=name, linewidth=1)
             axes.set_title(title, loc="left", fontsize=9)
-            axes.legend(loc="upper right", frameon=False)
+            axes.legend(loc="best", frameon=False)
             axes.grid(alpha=0.3)
             axes.set_xlabel("images seen")
             axes.label_outer()

@@ -160,10 +160,15 @@ def _best_and_worst(experiment: Experiment, run: Run, engine: Engine, G: Any, st
     if ranked is None:
         return []
     name, order = ranked
-    extremes = {"best": order[:BEST_AND_WORST], "worst": order[BEST_AND_WORST:][-BEST_AND_WORST:]}
-    shown = []
+    extremes = {"best": order, "worst": order[::-1]}
+    shown: list[Comparison] = []
     for word, images in extremes.items():
+        seen: set[str | None] = set()
         for index, value in images:
+            block = store[index].block
+            if (block is not None and block in seen) or len(seen) == BEST_AND_WORST:
+                continue  # neighbours look alike: one of each block
+            seen.add(block if block is not None else store[index].id)
             batch = engine.move(next(single_batches(store, range(index, index + 1))))
             y_hat = translate(G, batch.x, experiment.evaluate.test_mode)
             shown.append(Comparison(batch.ids[0], f"{word}, {name} {value:.4f}", batch.x[0], y_hat[0], batch.y[0]))

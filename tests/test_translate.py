@@ -35,6 +35,13 @@ def test_paper_mode_gives_an_image_the_same_pixels_alone_or_among_others(G):
     assert torch.equal(together, alone.flip(0))
 
 
+def test_paper_mode_does_not_care_in_which_order_pixels_were_scaled(G):
+    levels = torch.arange(64.0).reshape(1, 1, 8, 8)
+    one_way, other_way = levels / 127.5 - 1, levels.mul(2 / 255).sub(1)
+    assert not torch.equal(one_way, other_way)
+    torch.testing.assert_close(translate(G, one_way, "paper"), translate(G, other_way, "paper"))
+
+
 def test_paper_mode_drops_out_and_uses_the_images_own_statistics(G):
     with torch.no_grad():
         G.layers[2].p = 0.0

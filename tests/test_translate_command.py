@@ -1,0 +1,243 @@
+"""`p2pzoo translate` and `p2pzoo.load`: what is done with every sort of image, and what is refused."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+from PIL import Image
+
+import p2pzoo
+from p2pzoo.cli import main
+from p2pzoo.errors import UserError
+from p2pzoo.images import read_image
+from p2pzoo.model import reflected
+
+
+@pytest.fixture(scope="module")
+def zoo():
+    return lambda *arguments: CliRunner().invoke(main, [str(argument) for argument in arguments])
+
+
+@pytest.fixture(scope="module")
+def run(zoo, arguments, tmp_path_factory):
+    """The folder of a trained run: RGB to RGB."""
+    runs = tmp_path_factory.mktemp("runs")
+    result = zoo(*arguments(runs, "train.images=4"))
+    assert result.exit_code == 0, result.output
+    [folder] = runs.glob("*/*")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def model(run):
+    return p2pzoo.load(run)
+
+
+@pytest.fixture
+def photo():
+    """A smooth picture of odd size, (45, 70, 3) uint8."""
+    rows, columns = np.mgrid[:45, :70]
+    return np.stack([rows * 5, columns * 3, rows + columns], axis=-1).astype(np.uint8)
+
+
+def test_the_same_kind_comes_back(model, photo):
+    array = model.translate(photo)
+    assert (array.shape, array.dtype) == (photo.shape, np.uint8)
+    picture = model.translate(Image.fromarray(photo))
+    assert isinstance(picture, Image.Image)
+    assert np.array_equal(np.asarray(picture), array)
+    tensor = torch.from_numpy(photo).permute(2, 0, 1).float() / 127.5 - 1
+    translated = model.translate(tensor)
+    assert (translated.shape, translated.dtype) == (tensor.shape, torch.float32)
+    stored = ((translated + 1) * 127.5).round().to(torch.uint8).permute(1, 2, 0).numpy()
+    assert np.abs(stored.astype(int) - array).max() <= 1, "the same dropout; rounding apart"
+    assert model.translate(torch.stack([tensor, tensor])).shape == (2, 3, 45, 70)
+
+
+@pytest.mark.parametrize("mode", ["paper", "eval"])
+def test_an_image_gives_the_same_pixels_alone_or_among_others(model, photo, mode):
+    def tensor(array):
+        return torch.from_numpy(array.copy()).permute(2, 0, 1).float() / 127.5 - 1
+
+    images = torch.stack([tensor(photo), tensor(photo[::-1]), tensor(photo[:, ::-1])])
+    together = model.translate(images, test_mode=mode)
+    alone = torch.stack([model.translate(image, test_mode=mode) for image in images])
+    if mode == "paper":
+        assert torch.equal(together, alone)
+    assert ((together - alone).abs().max() * 127.5) <= 1
+
+
+def test_modes_and_seeds_differ_and_the_models_own_is_the_default(model, photo):
+    paper, evaluated = (model.translate(photo, test_mode=mode) for mode in ("paper", "eval"))
+    assert not np.array_equal(paper, evaluated)
+    assert np.array_equal(model.translate(photo), paper)
+    assert not np.array_equal(model.translate(photo, seed=1), paper)
+    assert np.array_equal(model.translate(photo, seed=1), model.translate(photo, seed=1))
+
+
+def test_a_size_that_fits_is_not_padded_and_others_are_continued_by_reflection():
+    ramp = torch.arange(6.0).reshape(1, 1, 1, 6).expand(1, 1, 2, 6)
+    assert torch.equal(reflected(ramp, 2), ramp)
+    assert reflected(ramp, 4).shape == (1, 1, 4, 8)
+    assert reflected(ramp, 4)[0, 0, 0].tolist() == [0, 1, 2, 3, 4, 5, 4, 3]
+    assert reflected(torch.tensor([[[[1.0, 2.0, 3.0]]]]), 8)[0, 0, 0].tolist() == [1, 2, 3, 2, 1, 2, 3, 2]
+    assert reflected(torch.ones(1, 1, 1, 1), 4).shape == (1, 1, 4, 4)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (7, 300), (64, 64), (129, 65)])
+def test_any_size_is_translated(model, size):
+    image = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
+    assert model.translate(image).shape == (*size, 3)
+
+
+@pytest.mark.parametrize(
+    ("image", "message"),
+    [
+        (np.zeros((8, 8, 3), np.float32), r"expected \(H, W\) or \(H, W, C\) of uint8, not \(8, 8, 3\) of float32"),
+        (np.zeros((8, 8, 5), np.uint8), "it is an image of 5 channels, and RGB was expected"),
+        (torch.zeros(1, 8, 8), r"with C = 3, not \(1, 8, 8\)"),
+        (torch.zeros(3, 8, 8, dtype=torch.uint8), "of floats with C = 3"),
+        (torch.full((3, 8, 8), 255.0), r"expected values in \[-1, 1\], not 255 to 255"),
+        (torch.zeros(3, 0, 8), "an image without pixels"),
+        ("photo.png", "not a str"),
+    ],
+)
+def test_what_a_model_cannot_take_is_refused_with_what_it_takes(model, image, message):
+    with pytest.raises(ValueError, match=message):
+        model.translate(image)
+    with pytest.raises(ValueError, match="test_mode must be one of paper, eval, not 'train'"):
+        model.translate(np.zeros((8, 8, 3), np.uint8), test_mode="train")
+
+
+def test_models_are_loaded_from_a_run_or_a_file_and_damage_is_named(run, model, tmp_path):
+    assert p2pzoo.load(run / "model.safetensors").run == model.run
+    assert "pix2pix:unet" in repr(model)
+    with pytest.raises(UserError, match="no run folder"):
+        p2pzoo.load(tmp_path)
+    with pytest.raises(UserError, match=r"absent.safetensors: no such file"):
+        p2pzoo.load(tmp_path / "absent.safetensors")
+    whole = (run / "model.safetensors").read_bytes()
+    (tmp_path / "cut.safetensors").write_bytes(whole[: len(whole) // 2])
+    (tmp_path / "altered.safetensors").write_bytes(whole[:-9] + b"\x01" + whole[-8:])
+    with pytest.raises(UserError, match=r"cut.safetensors: not a whole p2pzoo file"):
+        p2pzoo.load(tmp_path / "cut.safetensors")
+    with pytest.raises(UserError, match=r"altered.safetensors: its contents were altered"):
+        p2pzoo.load(tmp_path / "altered.safetensors")
+
+
+# --- the command ---
+
+
+def save(image, path, mode=None, **options):
+    picture = Image.fromarray(image)
+    (picture.convert(mode) if mode else picture).save(path, **options)
+    return path
+
+
+def test_a_file_becomes_a_png_that_says_what_made_it(zoo, run, model, photo, tmp_path):
+    source = save(photo, tmp_path / "a photo.jpg")
+    result = zoo("translate", run, source, "-o", tmp_path / "out", "--test-mode", "eval", "--seed", "3")
+    assert result.exit_code == 0, result.output
+    target = tmp_path / "out" / "a photo.png"
+    assert result.stdout == f"{target}\n"
+    expected = model.translate(read_image(source), test_mode="eval", seed=3)
+    assert np.array_equal(np.asarray(Image.open(target)), expected)
+    made = json.loads(Image.open(target).text["p2pzoo"])
+    assert made == {"model": model.run, "test_mode": "eval", "seed": 3, "p2pzoo": p2pzoo.__version__}
+
+
+def test_a_folder_means_all_its_images_and_a_png_name_means_one_file(zoo, run, photo, tmp_path):
+    (tmp_path / "in").mkdir()
+    for name in ("b.png", "a.jpeg", ".hidden.png"):
+        save(photo, tmp_path / "in" / name)
+    (tmp_path / "in" / "notes.txt").write_text("not an image")
+    assert zoo("translate", run, tmp_path / "in", "-o", tmp_path / "out").exit_code == 0
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["a.png", "b.png"]
+    assert zoo("translate", run, tmp_path / "in" / "b.png", "-o", tmp_path / "one.png", "--quiet").stdout == ""
+    assert Image.open(tmp_path / "one.png").size == (70, 45)
+
+
+def exif_rotated():
+    exif = Image.Exif()
+    exif[0x0112] = 6  # the camera was held upright: turn by 90 degrees clockwise
+    return exif
+
+
+def test_what_is_done_with_every_sort_of_image(zoo, run, model, photo, tmp_path):
+    """Whatever says the same in RGB is translated as that; rotation is applied; nothing is dropped in silence."""
+    grey = photo[..., 0]
+    opaque = np.dstack([photo, np.full_like(grey, 255)])
+    palette = Image.fromarray(photo).quantize(16)
+    palette.save(tmp_path / "palette.png")
+    expected = {
+        save(photo, tmp_path / "rgb.png"): photo,
+        save(grey, tmp_path / "grey.png"): np.dstack([grey] * 3),
+        save(opaque, tmp_path / "opaque.png"): photo,
+        tmp_path / "palette.png": np.asarray(palette.convert("RGB")),
+        save(photo, tmp_path / "one_bit.png", "1"): np.asarray(Image.fromarray(photo).convert("1").convert("RGB")),
+    }
+    rotated = save(photo, tmp_path / "rotated.jpg", exif=exif_rotated())
+    expected[rotated] = np.rot90(np.asarray(Image.open(rotated)), -1)
+
+    result = zoo("translate", run, *expected, "-o", tmp_path / "out")
+    assert result.exit_code == 0, result.output
+    for source, pixels in expected.items():
+        written = np.asarray(Image.open(tmp_path / "out" / f"{source.stem}.png"))
+        assert np.array_equal(written, model.translate(np.ascontiguousarray(pixels))), source.name
+
+
+def test_images_it_cannot_take_are_named_and_the_others_translated(zoo, run, photo, tmp_path):
+    transparent = np.dstack([photo, photo[..., 0]])
+    deep = tmp_path / "deep.png"
+    Image.fromarray(photo[..., 0].astype(np.uint16) * 257).save(deep)
+    (tmp_path / "broken.png").write_bytes(b"\x89PNG but no more")
+    sources = [
+        save(transparent, tmp_path / "glass.png"),
+        deep,
+        tmp_path / "broken.png",
+        save(photo, tmp_path / "fine.png"),
+    ]
+    result = zoo("translate", run, *sources, "-o", tmp_path / "out")
+    assert result.exit_code == 2
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["fine.png"]
+    glass, deep_line, broken = result.stderr.splitlines()
+    assert glass == f"{sources[0]}: it has transparent pixels, and RGB was expected: flatten it first"
+    assert deep_line.startswith(f"{deep}: I;16 pixels, more than 8 bits a channel")
+    assert broken.startswith(f"{sources[2]}: cannot be read as an image")
+
+
+def test_nothing_is_overwritten_without_force_and_an_input_never(zoo, run, photo, tmp_path):
+    source = save(photo, tmp_path / "photo.png")
+    before = source.read_bytes()
+    assert zoo("translate", run, source, "-o", tmp_path / "out").exit_code == 0
+    first = (tmp_path / "out" / "photo.png").read_bytes()
+
+    again = zoo("translate", run, source, "-o", tmp_path / "out", "--seed", "1")
+    assert (again.exit_code, "already there; --force overwrites it" in again.stderr) == (2, True)
+    assert (tmp_path / "out" / "photo.png").read_bytes() == first
+    assert zoo("translate", run, source, "-o", tmp_path / "out", "--seed", "1", "--force").exit_code == 0
+    assert (tmp_path / "out" / "photo.png").read_bytes() != first
+
+    onto = zoo("translate", run, source, "-o", tmp_path, "--force")
+    assert (onto.exit_code, "would overwrite an input" in onto.stderr) == (2, True)
+    assert source.read_bytes() == before
+
+
+def test_mistakes_are_told_before_anything_is_written(zoo, run, photo, tmp_path):
+    a, b = save(photo, tmp_path / "a.png"), save(photo, tmp_path / "a.jpg")
+    (tmp_path / "nested" / "inner").mkdir(parents=True)
+    for arguments, message in [
+        ([run, a, b, "-o", tmp_path / "out"], "would both become"),
+        ([run, a, b, "-o", tmp_path / "one.png"], "one file cannot hold 2 translations"),
+        ([run, a, "-o", tmp_path / "out.jpg"], "translations are written as PNG"),
+        ([run, tmp_path / "nested", "-o", tmp_path / "out"], "no images in this folder"),
+        ([run, tmp_path / "nested", "-o", tmp_path / "out"], "it has the folders inner"),
+        ([run, tmp_path / "c.png", "-o", tmp_path / "out"], "c.png: no such file"),
+        ([tmp_path / "nested", a, "-o", tmp_path / "out"], "no run folder"),
+    ]:
+        result = zoo("translate", *arguments)
+        assert result.exit_code == 2
+        assert message in result.stderr, result.stderr
+        assert not (tmp_path / "out").exists()
