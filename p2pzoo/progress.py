@@ -34,6 +34,19 @@ class Speed:
         return (last - first) / batch_size / (now - then) if now > then else 0.0
 
 
+class NoProgress:
+    """Says nothing (--quiet)."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None: ...
+
+    def step(self, images: int, losses: dict[str, float]) -> None: ...
+
+    def note(self, text: str) -> None: ...
+
+
 class PlainProgress:
     """One line every few seconds: for logs and pipes."""
 
@@ -101,8 +114,10 @@ class LiveProgress:
         self.console.print(text, highlight=False, markup=False, soft_wrap=True)
 
 
-def progress(images: int, batch_size: int) -> PlainProgress | LiveProgress:
+def progress(images: int, batch_size: int, *, quiet: bool = False) -> NoProgress | PlainProgress | LiveProgress:
     """What fits the place where standard error goes."""
+    if quiet:
+        return NoProgress()
     console = Console(stderr=True)
     if console.is_terminal:
         return LiveProgress(images, batch_size, console)

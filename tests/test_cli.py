@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
@@ -148,6 +149,38 @@ def test_a_missing_device_is_told_before_anything_is_written(zoo, tmp_path):
     assert result.exit_code == 2
     assert 'device = "cuda"' in result.stderr
     assert not list(tmp_path.rglob("status.json"))
+
+
+def test_quiet_says_nothing_and_the_end_says_what_to_type_next(zoo):
+    small = ["-s", "dataset.stride=256", "-s", "train.images=2", "-s", "discriminator.width=4"]
+    run = ["run", "zoo:base.toml", "--profile", "smoke", *small]
+    quiet = zoo(*run, "--quiet")
+    assert (quiet.exit_code, quiet.stderr) == (0, "")
+    lines = dict(line.split(maxsplit=1) for line in quiet.stdout.splitlines())
+    assert Path(lines["report"]).is_file()
+    assert len(list(Path(lines["pictures"]).glob("*.png"))) == 2
+    assert lines["next"].startswith("p2pzoo translate runs/base/smoke-seed0-")
+    again = zoo(*run)
+    assert "already complete" in again.stderr
+    assert again.stdout == quiet.stdout
+
+
+@pytest.mark.parametrize(
+    ("typed", "offered"),
+    [
+        ("p2pzoo ru", "run"),
+        ("p2pzoo run zoo:ablation_pi", "zoo:ablation_pixel.toml"),
+        ("p2pzoo run --prof", "--profile"),
+        ("p2pzoo show gene", "generator"),
+        ("p2pzoo show discriminator pat", "patch"),
+    ],
+)
+def test_the_shell_completes_commands_recipes_options_and_names(typed, offered):
+    complete = {**os.environ, "_P2PZOO_COMPLETE": "bash_complete", "COMP_WORDS": typed}
+    complete["COMP_CWORD"] = str(len(typed.split()) - 1)
+    code = "from p2pzoo.cli import main; main(prog_name='p2pzoo')"
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=complete, check=False)
+    assert f"plain,{offered}" in shown.stdout.splitlines()
 
 
 def test_python_dash_m_is_the_same_program():

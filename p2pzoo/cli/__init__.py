@@ -8,15 +8,20 @@ from __future__ import annotations
 import errno
 import importlib
 import sys
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import click
+from click.shell_completion import CompletionItem
 
 from p2pzoo.errors import UserError
+
+F = TypeVar("F", bound=Callable[..., Any])
 
 COMMANDS = {  # name: (module, summary); the summary is here so that --help imports no command
     "run": ("p2pzoo.cli.run", "Train a recipe, evaluate it and keep the results."),
     "translate": ("p2pzoo.cli.translate", "Translate images with a trained model."),
+    "data": ("p2pzoo.cli.data", "Look at a dataset; convert between layouts."),
     "list": ("p2pzoo.cli.catalogue", "List the components that recipes can name."),
     "show": ("p2pzoo.cli.catalogue", "Show one component: parameters, counts, sizes."),
     "plugins": ("p2pzoo.cli.catalogue", "List plugins, and why one does not load."),
@@ -54,6 +59,8 @@ class Zoo(click.Group):
         try:
             return super().invoke(ctx)
         except (click.ClickException, click.exceptions.Exit, click.Abort):
+            raise
+        except BrokenPipeError:  # whoever read our output has read enough; click ends quietly
             raise
         except (Exception, KeyboardInterrupt) as error:
             line, code = _told(error)
@@ -104,3 +111,17 @@ profile_option = click.option("--profile", metavar="NAME", help="smoke, laptop, 
 override_option = click.option(
     "-s", "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a value: -s losses.l1.weight=50."
 )
+
+
+def recipe_argument(name: str, metavar: str = "RECIPE") -> Callable[[F], F]:
+    """An argument that names a recipe; the shell completes those that travel with p2pzoo, and files."""
+    return click.argument(name, metavar=metavar, shell_complete=_complete_recipe)
+
+
+def _complete_recipe(_ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    from p2pzoo.paths import shipped
+
+    folder = shipped("recipes")
+    names = [f"zoo:{path.relative_to(folder).as_posix()}" for path in sorted(folder.rglob("*.toml"))]
+    found = [CompletionItem(name) for name in names if name.startswith(incomplete)]
+    return found if incomplete.startswith("zoo:") else [*found, CompletionItem(incomplete, type="file")]

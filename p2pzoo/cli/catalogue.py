@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.shell_completion import CompletionItem
 
 from p2pzoo.cli import json_option, print_json
 from p2pzoo.errors import UserError
@@ -18,6 +19,13 @@ if TYPE_CHECKING:
 NARROW, PIPE_WIDTH = 20, 240
 
 kind_type = click.Choice(KINDS)
+
+
+def _complete_name(ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    from p2pzoo.plugins import registry
+
+    names = [entry.name for entry in registry().of(ctx.params.get("kind") or "")]
+    return [CompletionItem(name) for name in names if name.startswith(incomplete)]
 
 
 @click.command("list")
@@ -65,7 +73,7 @@ def plugins_command(as_json: bool) -> None:
 
 @click.command("show")
 @click.argument("kind", type=kind_type)
-@click.argument("name")
+@click.argument("name", shell_complete=_complete_name)
 @click.option("-s", "--set", "overrides", multiple=True, metavar="PARAM=VALUE", help="With this value: -s width=32.")
 @json_option
 def show_command(kind: str, name: str, overrides: tuple[str, ...], as_json: bool) -> None:
@@ -87,10 +95,13 @@ def show_command(kind: str, name: str, overrides: tuple[str, ...], as_json: bool
             table[key.strip()] = tomllib.loads(f"v = {value}")["v"]
         except tomllib.TOMLDecodeError:
             table[key.strip()] = value
+    values: dict[str, Any] | None = None
     try:
         values = params.check(factory, table)
     except params.Faults as error:
-        raise UserError(*(f"{kind} '{name}': {message}" for _, message in error.faults)) from None
+        if wrong := [message for parameter, message in error.faults if parameter]:
+            raise UserError(*(f"{kind} '{name}': {message}" for message in wrong)) from None
+        # else it only lacks parameters without a default, which a recipe will give
 
     shown: dict[str, Any] = {
         **{key: getattr(entry, key) for key in ("kind", "name", "plugin", "distribution", "summary", "paper")},
@@ -103,7 +114,7 @@ def show_command(kind: str, name: str, overrides: tuple[str, ...], as_json: bool
             for p in params.params_of(factory).values()
         ],
     }  # fmt: skip
-    if kind in ("generator", "discriminator"):
+    if kind in ("generator", "discriminator") and values is not None:
         shown |= _measures(entry, factory, values)
     if as_json:
         print_json(shown)

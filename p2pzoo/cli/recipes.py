@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from p2pzoo.cli import json_option, override_option, print_json, profile_option
+from p2pzoo.cli import json_option, override_option, print_json, profile_option, recipe_argument
 from p2pzoo.recipe import leaves
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ def open_experiment(
 
 
 @click.command("recipe")
-@click.argument("recipe", metavar="RECIPE")
+@recipe_argument("recipe")
 @profile_option
 @override_option
 @json_option
@@ -56,8 +56,8 @@ def recipe_command(recipe: str, profile: str | None, overrides: tuple[str, ...],
 
 
 @click.command("diff")
-@click.argument("a", metavar="RECIPE_A")
-@click.argument("b", metavar="RECIPE_B")
+@recipe_argument("a", metavar="RECIPE_A")
+@recipe_argument("b", metavar="RECIPE_B")
 @profile_option
 @json_option
 def diff_command(a: str, b: str, profile: str | None, as_json: bool) -> None:

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from pathlib import Path
 
 import click
 
-from p2pzoo.cli import json_option, override_option, print_json, profile_option
+from p2pzoo.cli import json_option, override_option, print_json, profile_option, recipe_argument
 
 
 @click.command("run")
-@click.argument("recipe", metavar="RECIPE")
+@recipe_argument("recipe")
 @profile_option
 @override_option
 @click.option("--seed", type=click.IntRange(min=0), help="Seed of every random choice [default: the recipe's, else 0].")
@@ -31,6 +32,7 @@ from p2pzoo.cli import json_option, override_option, print_json, profile_option
     metavar="RUN",
     help="Train longer: begin where this complete run ended.",
 )
+@click.option("--quiet", is_flag=True, help="Show no progress.")
 @json_option
 def run_command(
     recipe: str,
@@ -42,6 +44,7 @@ def run_command(
     fresh: bool,
     accept_stale: bool,
     continue_from: Path | None,
+    quiet: bool,
     as_json: bool,
 ) -> None:
     """Train RECIPE (a file, or zoo:NAME.toml), evaluate it, and keep everything in a run folder.
@@ -62,7 +65,7 @@ def run_command(
     experiment = open_experiment(recipe, profile, overrides, continued_from=continued_from)
     settings = experiment.train
 
-    with progress(settings.steps * settings.batch_size, settings.batch_size) as shown:
+    with progress(settings.steps * settings.batch_size, settings.batch_size, quiet=quiet) as shown:
         shown.note(f"{experiment.recipe.name}, profile {experiment.recipe.profile}, seed {experiment.seed}")
         try:
             outcome = finish(
@@ -83,4 +86,6 @@ def run_command(
     for name, number in outcome.results["metrics"].items():
         click.echo(f"{name:<16} {number['value']:.4f}")
     click.echo(f"pictures         {outcome.run.samples}")
+    click.echo(f"report           {outcome.run.folder / 'report.html'}")
     click.echo(f"model            {outcome.run.model}")
+    click.echo(f"next             p2pzoo translate {shlex.quote(str(outcome.run.folder))} IMAGE -o translated/")
