@@ -31,6 +31,9 @@ ROWS = {  # the paper's tables: what each row says of G, D, the losses, the batc
     "ablation_patch34": ("unet", 34, True, ["l1"], 1),
     "ablation_patch70": ("unet", 70, True, ["l1"], 1),
     "ablation_image286": ("unet", 286, True, ["l1"], 1),
+    "ablation_labels_l1": ("unet", None, None, ["l1"], 1),
+    "ablation_labels_cgan": ("unet", 70, True, [], 1),
+    "ablation_labels_l1_cgan": ("unet", 70, True, ["l1"], 1),
 }
 
 
@@ -63,6 +66,15 @@ def test_every_row_is_what_the_papers_table_says(name, row, profile):
     assert [experiment.losses[loss].weight for loss in losses] == [100.0] * len(losses)
     assert list(experiment.losses) == losses
     assert experiment.train.batch_size == batch
+
+
+@pytest.mark.parametrize("name", ROWS)
+@pytest.mark.parametrize("profile", ["smoke", "laptop", "gpu", "paper"])
+def test_only_the_rows_of_table_6_read_labels_from_photos(name, profile):
+    experiment = open_recipe(f"{name}.toml", profile)
+    assert experiment.dataset.entry.name == ("cityscapes" if profile == "paper" else "earth")
+    task = "photo-to-labels" if "(Table 6)" in experiment.title else "labels-to-photo"
+    assert experiment.dataset.values["task"] == task
 
 
 def test_the_rows_of_one_profile_see_the_same_number_of_images_at_the_same_width():

@@ -8,6 +8,6 @@ def register_datasets(register):
     register(
         "earth",
         "p2pzoo_earth.dataset:Earth",
-        summary="NASA Blue Marble, 15 px per degree, with MODIS land cover: aligned real pairs, split by region",
+        summary="NASA Blue Marble, land cover, terrain and map: aligned real pairs for eight tasks, split by region",
         paper="Stöckli et al. 2005; doi:10.5067/MODIS/MCD12C1.006",
     )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -16,21 +17,43 @@ from filelock import FileLock
 from p2pzoo.errors import UserError
 from p2pzoo.files import replacing
 
-Builder = Callable[[Callable[[str], np.ndarray]], np.ndarray]  # is handed a function that gives a layer by its name
+
+@dataclass(frozen=True)
+class Layer:
+    """How a raster is made.
+
+    build    gives its pixels; is handed the layers `of`, in that order
+    of       names of the layers that it is made from
+    sources  names of the files that it is made from
+    version  raise it when `build` makes other pixels from the same
+    """
+
+    build: Callable[..., np.ndarray]
+    of: tuple[str, ...] = ()
+    sources: tuple[str, ...] = ()
+    version: int = 1
 
 
-def open_layers(folder: Path, builders: Mapping[str, Builder], names: Sequence[str]) -> dict[str, np.ndarray]:
-    """The layers `names`, read-only and memory-mapped from `folder`/NAME.npy; what is not there yet is built.
+def open_layers(
+    folder: Path, layers: Mapping[str, Layer], names: Sequence[str], stem: Callable[[str], str] = str
+) -> dict[str, np.ndarray]:
+    """The layers `names`, read-only and memory-mapped from `folder`; what is not there yet is built.
+
+    stem  gives the name, without .npy, of a layer's file
 
     Raises UserError where `folder` cannot be written.
     """
-    found = {name: _load(folder / f"{name}.npy") for name in names}
+
+    def path(name: str) -> Path:
+        return folder / f"{stem(name)}.npy"
+
+    found = {name: _load(path(name)) for name in names}
     if all(layer is not None for layer in found.values()):
         return found  # no lock on this path: a finished cache may lie on a read-only disk
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with FileLock(folder / ".lock"):
-            return _build(folder, builders, names)
+            return _build(path, layers, names)
     except OSError as error:
         raise UserError(
             f"{folder}: the layers of the embedded data cannot be stored here ({error.strerror or error}): "
@@ -38,17 +61,16 @@ def open_layers(folder: Path, builders: Mapping[str, Builder], names: Sequence[s
         ) from error
 
 
-def _build(folder: Path, builders: Mapping[str, Builder], names: Sequence[str]) -> dict[str, np.ndarray]:
+def _build(path: Callable[[str], Path], layers: Mapping[str, Layer], names: Sequence[str]) -> dict[str, np.ndarray]:
     def layer(name: str) -> np.ndarray:
-        path = folder / f"{name}.npy"
-        if (stored := _load(path)) is None:
-            _store(path, builders[name](layer))
-            stored = np.load(path, mmap_mode="r")
+        if (stored := _load(path(name))) is None:
+            _store(path(name), layers[name].build(*map(layer, layers[name].of)))
+            stored = np.load(path(name), mmap_mode="r")
         return stored
 
-    missing = [name for name in names if _load(folder / f"{name}.npy") is None]
+    missing = [name for name in names if _load(path(name)) is None]
     if missing:  # else another process built them while this one waited
-        for name in _announced(missing, folder):
+        for name in _announced(missing, path(missing[0]).parent):
             layer(name)
     return {name: layer(name) for name in names}
 
@@ -69,7 +91,7 @@ def _store(path: Path, array: np.ndarray) -> None:
 def _announced(names: Sequence[str], folder: Path) -> Iterable[str]:
     """`names`, with a progress bar on standard error, or one plain line where that is no terminal."""
     if not sys.stderr.isatty():
-        print(f"Earth: building layers in {folder}, once", file=sys.stderr, flush=True)
+        print(f"Earth: building {', '.join(names)} in {folder}, once", file=sys.stderr, flush=True)
         return names
     from rich.console import Console
     from rich.progress import track

@@ -1,6 +1,6 @@
 """The dataset `earth`: tiles of the layers, paired as a task says.
 
-Adding a task: one line in TASKS and its name in Task; what it shows of a layer is a View.
+Adding a task: one line in TASKS, its name in Task, a row in README.md; what it shows of a layer is a View.
 """
 
 from __future__ import annotations
@@ -15,10 +15,20 @@ import numpy as np
 
 from p2pzoo.contracts import Pair, Split
 from p2pzoo_earth.classes import CLASSES, PALETTE
+from p2pzoo_earth.edges import luminance
 from p2pzoo_earth.geometry import block_name, tiles
 from p2pzoo_earth.layers import LAND, layers
 
-Task = Literal["labels-to-photo"]
+Task = Literal[
+    "labels-to-photo",
+    "photo-to-labels",
+    "terrain-to-photo",
+    "map-to-photo",
+    "photo-to-map",
+    "grey-to-color",
+    "edges-to-photo",
+    "inpainting",
+]
 Size = Literal[64, 128, 256]
 Stride = Literal[8, 16, 32, 64, 128, 256]  # divisors of a block's side, so that tiles meet the borders of their split
 
@@ -31,11 +41,31 @@ class View:
     draw: Callable[[np.ndarray], np.ndarray] = np.array  # a copy: the layer itself is a read-only file
 
 
+def _without_centre(photo: np.ndarray) -> np.ndarray:
+    """The centre, half as high and half as wide, is white, as in the authors' Torch code."""
+    holed = np.array(photo)
+    height, width = photo.shape[:2]
+    holed[height // 4 : height // 4 + height // 2, width // 4 : width // 4 + width // 2] = 255
+    return holed
+
+
 PHOTO = View("photo")
 LABELS = View("classes", np.array(PALETTE, np.uint8).__getitem__)
+TERRAIN = View("terrain")
+MAP = View("map")
+EDGES = View("edges")
+GREY = View("photo", luminance)
+HOLED = View("photo", _without_centre)
 
 TASKS: dict[str, tuple[View, View]] = {  # name -> x, y
     "labels-to-photo": (LABELS, PHOTO),  # as the paper's Cityscapes task: labels drawn in their colours
+    "photo-to-labels": (PHOTO, LABELS),  # the same, reversed: Table 6
+    "terrain-to-photo": (TERRAIN, PHOTO),
+    "map-to-photo": (MAP, PHOTO),  # as maps→aerial
+    "photo-to-map": (PHOTO, MAP),
+    "grey-to-color": (GREY, PHOTO),  # y is RGB, where the paper has L→ab
+    "edges-to-photo": (EDGES, PHOTO),  # as edges→shoes, by Canny instead of HED
+    "inpainting": (HOLED, PHOTO),
 }
 
 
@@ -47,12 +77,15 @@ class Earth:
     size    side of a tile in px (7.4 km each at the equator)
     stride  px between neighbouring tiles. Default: size/4 for train, size/2 for val and test
 
-    A Pair's x and y are (size, size, 3) uint8 RGB, `labels` (size, size) uint8 indices into `classes`, `block` the
-    region that the tile's centre lies in ("2,13"), `id` the tile's first pixel on the grid ("r0512c3328").
+    A Pair's x and y are (size, size, 3) uint8 RGB; x has one channel in the tasks grey-to-color and edges-to-photo.
+    `labels` is (size, size) uint8 indices into `classes`, `block` the region that the tile's centre lies in ("2,13"),
+    `id` the tile's first pixel on the grid ("r0512c3328"): all three are the same in every task.
     Tiles of a split overlap where stride < size: compute intervals by block, not by tile.
+    In inpainting the hole is in the middle of the tile; [train] jitter moves and enlarges what it is given, so
+    training with the hole where the test has it takes jitter = 1.
 
     Raises UserError where the data cannot be read or the cache cannot be written.
-    Sources and split: README.md beside this file.
+    Tasks, sources and split: README.md beside this file.
     """
 
     x_range = (0.0, 255.0)

