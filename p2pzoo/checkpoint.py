@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -36,7 +38,8 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str,
         try:
             save_file(stored, temporary, metadata={KEY: text})
         except SafetensorError as error:
-            raise OSError(f"{path}: {error}") from error
+            number = int((re.search(r"os error (\d+)", str(error)) or [0, 0])[1])
+            raise OSError(number, os.strerror(number) if number else str(error), str(path)) from error
 
 
 def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

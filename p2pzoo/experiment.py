@@ -97,6 +97,8 @@ class Experiment:
     def resolved(self) -> dict[str, Any]:
         """A recipe with every value spelled out, defaults too, which resolves to this experiment again."""
         tree: dict[str, Any] = {"title": self.title, "profile": self.recipe.profile, "seed": self.seed}
+        if self.continued_from:
+            tree["continued_from"] = self.continued_from
         for name in ("generator", "discriminator", "gan_loss", "losses", "dataset", "metrics", "callbacks"):
             part = getattr(self, name)
             if isinstance(part, Component):
@@ -156,7 +158,7 @@ class _Checker:
             dataset=single["dataset"],
             discriminator=single.get("discriminator"),
             gan_loss=single.get("gan_loss"),
-            continued_from=continued_from,
+            continued_from=continued_from or values.get("continued_from"),
             **many,
             **settings,
         )

@@ -23,7 +23,9 @@ def replacing(path: Path) -> Iterator[Path]:
             os.fsync(file.fileno())
         temporary.chmod(0o666 & ~UMASK)  # safetensors makes files that only their owner can read
         os.replace(temporary, path)
-    except BaseException:
+    except BaseException as error:
+        if isinstance(error, OSError) and error.filename is None:
+            error.filename = str(path)  # a write that fails names no file
         temporary.unlink(missing_ok=True)
         raise
 

@@ -29,7 +29,7 @@ Key = tuple[str, ...]
 COMPONENTS = ("generator", "discriminator", "gan_loss", "dataset")  # tables that name one component
 COLLECTIONS = ("losses", "metrics", "callbacks")  # tables of tables that each name one
 SETTINGS = ("train", "optimizer", "compute", "init", "evaluate")  # the core's own
-TOP = ("title", "seed", "profile", *COMPONENTS, *COLLECTIONS, *SETTINGS)
+TOP = ("title", "seed", "profile", "continued_from", *COMPONENTS, *COLLECTIONS, *SETTINGS)
 FILE_ONLY = ("extends", "drop", "profiles")
 OWN_KEYS = ("use", "weight")  # of a component's table: the zoo's, not the component's
 
@@ -207,7 +207,7 @@ def _structure(source: Source, tree: Mapping[str, Any]) -> Iterator[str]:
         drop = layer.get("drop", [])
         if not isinstance(drop, list) or not all(isinstance(item, str) for item in drop):
             yield f'{at(*where, "drop")}  drop takes an array of table names, as in drop = ["losses.l1"]'
-    for key in ("title", "profile"):
+    for key in ("title", "profile", "continued_from"):
         if not isinstance(tree.get(key, ""), str):
             yield f"{at(key)}  {key} must be text"
 

@@ -69,6 +69,8 @@ class Run:
         lock = filelock.FileLock(self.folder / ".lock")
         try:
             with lock.acquire(timeout=0):
+                for left in self.folder.rglob(".*.tmp"):  # by a process that was killed
+                    left.unlink()
                 yield
         except filelock.Timeout:
             raise UserError(f"{self.folder}: another process is working on this run; wait for it or stop it") from None
@@ -86,13 +88,13 @@ class Run:
 
     def clear(self) -> None:
         """Forget what this run has done so far (--fresh). Touches only what a run writes."""
-        for name in ("status.json", "metrics.jsonl", "timings.jsonl", "report.html"):
+        (self.folder / "status.json").unlink(missing_ok=True)
+        for file in sorted(self.checkpoints.glob("*.safetensors"), reverse=True):
+            file.unlink()  # newest first and before the log: cut off here, the run still resumes as it would have
+        for name in ("metrics.jsonl", "timings.jsonl", "report.html"):
             (self.folder / name).unlink(missing_ok=True)
-        for file in (self.model, self.results, self.stats):
+        for file in (self.model, self.results, self.stats, *self.samples.glob("*.png")):
             file.unlink(missing_ok=True)
-        for pattern in ("checkpoints/*.safetensors", "samples/*.png"):
-            for file in self.folder.glob(pattern):
-                file.unlink()
 
     # --- logs ---
 

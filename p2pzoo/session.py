@@ -18,7 +18,7 @@ from p2pzoo.data import Store, single_batches
 from p2pzoo.errors import UserError
 from p2pzoo.evaluate import check_needs, evaluate, missing, ranking
 from p2pzoo.experiment import Experiment
-from p2pzoo.files import read_json
+from p2pzoo.files import read_json, write_text
 from p2pzoo.networks import build, load_model
 from p2pzoo.pictures import grid, save_png
 from p2pzoo.registry import Registry
@@ -74,6 +74,8 @@ def finish(
         for callback in callbacks:
             callback.start(str(run.folder), experiment.resolved())
         if trained:
+            if experiment.continued_from and not continued and not saved(run):
+                raise UserError(f"this recipe goes on from run {experiment.continued_from}: give --continue-from RUN")
             start_from = _continue(experiment, run, continued) if continued else None
             run.begin(experiment, environment(engine))
             progress.note(f"{_verb(run)} {experiment.title}, {experiment.train.images} images, in {run.folder}")
@@ -90,8 +92,8 @@ def finish(
         for old in saved(run)[:-1]:
             old.unlink()
         comparisons = _best_and_worst(experiment, run, engine, G, data["test"])
+        write_report(run, experiment, comparisons)  # before the status: a kill in between repeats it
         run.set_status(state="complete")
-        write_report(run, experiment, comparisons)
         for callback in callbacks:
             callback.finish({name: number["value"] for name, number in results["metrics"].items()})
         engine.accelerator.end_training()
@@ -138,8 +140,8 @@ def _continue(experiment: Experiment, run: Run, continued: Run) -> Path:
             f"--continue-from: {continued.folder} has seen {seen} images and the recipe asks for "
             f"{experiment.train.images}; raise it, as in -s train.images={2 * seen}"
         )
-    if not run.lines("metrics.jsonl"):
-        run.append("metrics.jsonl", continued.lines("metrics.jsonl"))
+    if not saved(run):
+        write_text(run.folder / "metrics.jsonl", (continued.folder / "metrics.jsonl").read_text("utf-8"))
     return checkpoints[-1]
 
 

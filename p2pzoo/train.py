@@ -74,7 +74,7 @@ class Ledger:
 
     def mean(self) -> dict[str, float]:
         """The window's means; begins the next window."""
-        names = self.window[0] if self.window else {}
+        names = self.window[-1] if self.window else {}
         means = {name: math.fsum(w[name] for w in self.window) / len(self.window) for name in names}
         self.window = []
         return means
@@ -179,6 +179,10 @@ def train(
                 run.set_status(state="interrupted")
                 raise Interrupted(stopped[0], images)
 
+        if stop:  # it arrived while the last step was written down
+            run.set_status(state="interrupted")
+            raise Interrupted(stop[0], step * settings.batch_size)
+
     trained = engine.unwrap(final)
     checkpoint.save_model(run.model, trained, model_header(experiment, trained, store.dataset, channels, size))
     run.set_status(state="trained")
@@ -208,6 +212,12 @@ class State:
             tensors |= checkpoint.module_tensors("average", self.engine.unwrap(self.average))
         if self.pool:
             tensors |= {f"pool.{name}": tensor for name, tensor in self.pool.tensors().items()}
+        for name, tensor in tensors.items():
+            if tensor.is_floating_point() and not tensor.isfinite().all():
+                raise UserError(
+                    f"{name} has values that are nan or inf at image {images}: training has diverged. Try a lower "
+                    "optimizer.lr or a loss's weight; the last good checkpoint is kept"
+                )
         path = run.checkpoints / f"images-{images:010d}.safetensors"
         checkpoint.save_tensors(path, tensors, {"format": 1, "images": images, "window": self.ledger.window})
         for old in saved(run)[:-2]:

@@ -28,7 +28,7 @@ COMMANDS = {  # name: (module, summary); the summary is here so that --help impo
     "recipe": ("p2pzoo.cli.recipes", "Print a recipe resolved, with the line that set each value."),
     "diff": ("p2pzoo.cli.recipes", "Print what differs between two recipes."),
 }
-THEIRS = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR)
+THEIRS = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR)
 
 
 class Zoo(click.Group):
