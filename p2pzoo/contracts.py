@@ -171,6 +171,9 @@ class Dataset(Protocol):
     x_range, y_range  the stored values that become -1 and 1
     classes           names, index = label value; None without labels
     palette           one RGB triple (0-255) per class; None without labels
+
+    A dataset of the user's own files may have `fingerprint`, a string that changes with them: a run that was begun on
+    other data is then not resumed, and a finished one is marked.
     """
 
     x_range: tuple[float, float]

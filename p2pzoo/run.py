@@ -75,15 +75,15 @@ class Run:
         except filelock.Timeout:
             raise UserError(f"{self.folder}: another process is working on this run; wait for it or stop it") from None
 
-    def begin(self, experiment: Experiment, env: Mapping[str, Any]) -> None:
-        """Make the folder ready: resolved recipe, environment, status."""
+    def begin(self, experiment: Experiment, env: Mapping[str, Any], made_from: Mapping[str, str]) -> None:
+        """Make the folder ready: resolved recipe, environment, status. `made_from`: see `sources`."""
         self.checkpoints.mkdir(parents=True, exist_ok=True)
         self.samples.mkdir(exist_ok=True)
         write_text(self.recipe, tomli_w.dumps(experiment.resolved()))
         write_json(self.folder / "env.json", env)
         self.set_status(
             state="training", id=experiment.id, seed=experiment.seed, profile=experiment.recipe.profile,
-            recipe=experiment.recipe.name, p2pzoo=__version__, sources=sources(experiment),
+            recipe=experiment.recipe.name, p2pzoo=__version__, sources=made_from,
         )  # fmt: skip
 
     def clear(self) -> None:

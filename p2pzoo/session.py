@@ -58,13 +58,14 @@ def finish(
     """
     data = _open_data(experiment)
     run = run_for(experiment, runs)
+    made_from = {**sources(experiment), **_fingerprints(data)}
     with run.lock():
         if fresh:
             run.clear()
         elif run.state not in ("trained", "complete"):
-            _refuse_stale(run, experiment, accept_stale)
+            _refuse_stale(run, made_from, accept_stale)
         trained = run.state not in ("trained", "complete")
-        stale = changed_sources(run.status.get("sources", {}), sources(experiment))
+        stale = changed_sources(run.status.get("sources", {}), made_from)
         done = run.state == "complete" and not missing(experiment, run, data["test"])
         if done:
             return Outcome(run, read_json(run.results), trained=False, stale=stale)
@@ -77,7 +78,7 @@ def finish(
             if experiment.continued_from and not continued and not saved(run):
                 raise UserError(f"this recipe goes on from run {experiment.continued_from}: give --continue-from RUN")
             start_from = _continue(experiment, run, continued) if continued else None
-            run.begin(experiment, environment(engine))
+            run.begin(experiment, environment(engine), made_from)
             progress.note(f"{_verb(run)} {experiment.title}, {experiment.train.images} images, in {run.folder}")
             try:
                 train(experiment, run, engine, data["train"], data["val"], progress, callbacks, start_from=start_from)
@@ -120,12 +121,18 @@ def _open_data(experiment: Experiment) -> dict[str, Store]:
     return data
 
 
-def _refuse_stale(run: Run, experiment: Experiment, accept: bool) -> None:
-    changed = changed_sources(run.status.get("sources", {}), sources(experiment))
+def _fingerprints(data: Mapping[str, Store]) -> dict[str, str]:
+    """What the datasets say of the files they read, where they say anything."""
+    found = {name: getattr(store.dataset, "fingerprint", None) for name, store in data.items()}
+    return {f"{name} data": str(fingerprint) for name, fingerprint in found.items() if fingerprint}
+
+
+def _refuse_stale(run: Run, made_from: Mapping[str, str], accept: bool) -> None:
+    changed = changed_sources(run.status.get("sources", {}), made_from)
     if changed and not accept and saved(run):
         raise UserError(
-            f"{run.folder}: begun with other code ({', '.join(changed)} changed since). Start over with --fresh, "
-            "or go on with --accept-stale"
+            f"{run.folder}: begun with other code or data ({', '.join(changed)} changed since). "
+            "Start over with --fresh, or go on with --accept-stale"
         )
 
 

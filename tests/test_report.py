@@ -49,7 +49,7 @@ def test_the_page_asks_for_nothing_and_escapes_what_it_is_told(finished):
 def test_names_with_markup_are_only_names(tmp_path):
     experiment = check(read_recipe("zoo:base.toml", "smoke", [f"title={NASTY}"]), registry())
     run = Run(tmp_path)
-    run.begin(experiment, {"python": NASTY})
+    run.begin(experiment, {"python": NASTY}, {})
     image = torch.zeros(3, 8, 8)
     write_report(run, experiment, [Comparison(NASTY, NASTY, image, image, image)])
     page = (tmp_path / "report.html").read_text("utf-8")
@@ -60,7 +60,7 @@ def test_names_with_markup_are_only_names(tmp_path):
 def test_a_run_that_has_just_begun_has_a_page_too(tmp_path):
     experiment = check(read_recipe("zoo:base.toml", "smoke"), registry())
     run = Run(tmp_path)
-    run.begin(experiment, {})
+    run.begin(experiment, {}, {})
     write_report(run, experiment)
     page = (tmp_path / "report.html").read_text("utf-8")
     assert "training, 0 of 20 images" in page

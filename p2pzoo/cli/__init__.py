@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 import importlib
 import sys
+import warnings
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -57,7 +58,9 @@ class Zoo(click.Group):
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
-            return super().invoke(ctx)
+            with warnings.catch_warnings():
+                warnings.showwarning = _show_warning
+                return super().invoke(ctx)
         except (click.ClickException, click.exceptions.Exit, click.Abort):
             raise
         except BrokenPipeError:  # whoever read our output has read enough; click ends quietly
@@ -70,6 +73,12 @@ class Zoo(click.Group):
 
                 traceback.print_exception(error)
             ctx.exit(code)
+
+
+def _show_warning(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
+    """Ours are for the user, in one line; other people's are for those who wrote the code, and are not shown."""
+    if issubclass(category, UserWarning):
+        click.echo(f"warning: {message}", err=True)
 
 
 def _told(error: BaseException) -> tuple[str, int]:

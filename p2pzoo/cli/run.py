@@ -79,7 +79,7 @@ def run_command(
     if not outcome.trained:
         shown.note(f"already complete: {outcome.run.folder}")
     if outcome.stale:
-        shown.note(f"made by other code ({', '.join(outcome.stale)} changed since): --fresh makes it anew")
+        shown.note(f"made with other code or data ({', '.join(outcome.stale)} changed since): --fresh makes it anew")
     if as_json:
         print_json(outcome.results)
         return

@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from PIL import Image
 
 from p2pzoo.contracts import Pair, Split
 from p2pzoo.errors import UserError
+from p2pzoo.images import read_header, read_image, with_channels
+from p2pzoo.layouts import halves
 
 SIDE = 256
-PAIR_SIZE = (2 * SIDE, SIDE)  # width × height, as Pillow says it
 FOLDERS: dict[Split, str] = {"train": "train", "val": "val", "test": "val"}
 PAPER_COUNTS = {"train": 2975, "val": 500}  # by folder
 
@@ -80,8 +80,7 @@ class Cityscapes:
 
     def __getitem__(self, index: int) -> Pair:
         path = self._files[operator.index(index)]
-        both = _decode(path)
-        photo, labels = both[:, :SIDE].copy(), both[:, SIDE:].copy()
+        photo, labels = halves(_decode(path))
         x, y = (labels, photo) if self._task == "labels-to-photo" else (photo, labels)
         return Pair(id=f"{path.parent.name}-{path.stem}", x=x, y=y)
 
@@ -89,11 +88,10 @@ class Cityscapes:
 def _fault(path: Path) -> str | None:
     """What is wrong with an image as far as its header tells; nothing is decoded."""
     try:
-        with Image.open(path) as image:
-            width, height = image.size
-    except OSError as error:
-        return _unreadable(path, error)
-    if (width, height) == PAIR_SIZE:
+        height, width, _ = read_header(path)
+    except UserError as error:
+        return f"{error}: extract the archive again"
+    if (height, width) == (SIDE, 2 * SIDE):
         return None
     return f"{path}: {width}×{height} px; dataset 'cityscapes' reads 512×256, photo on the left, labels on the right"
 
@@ -103,11 +101,8 @@ def _decode(path: Path) -> np.ndarray:
     if fault := _fault(path):
         raise UserError(fault)
     try:
-        with Image.open(path) as image:
-            return np.asarray(image.convert("RGB"))
-    except OSError as error:  # the header was whole, the rest is not
-        raise UserError(_unreadable(path, error)) from error
-
-
-def _unreadable(path: Path, error: OSError) -> str:
-    return f"{path}: cannot be read as an image ({error.strerror or error}): extract the archive again"
+        return with_channels(read_image(path), 3)
+    except UserError as error:  # the header was whole, the rest is not
+        raise UserError(f"{error}: extract the archive again") from error
+    except ValueError as error:
+        raise UserError(f"{path}: {error}") from error

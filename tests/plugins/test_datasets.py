@@ -1,4 +1,4 @@
-"""The paper's datasets as folders: which half is which, what is checked when, and what a user is told."""
+"""The paper's datasets: which half is which, what is checked when, and what a user is told."""
 
 import pickle
 import subprocess
@@ -122,10 +122,14 @@ def test_fewer_pairs_than_the_paper_has_are_pointed_out(root):
         Cityscapes("train", root=root)
 
 
-def test_registers_cityscapes_by_a_lazy_name():
+def test_registers_its_datasets_by_lazy_names():
     seen = {}
     p2pzoo_datasets.register_datasets(lambda name, factory, **about: seen.update({name: factory}))
-    assert seen == {"cityscapes": "p2pzoo_datasets.cityscapes:Cityscapes"}
+    assert seen == {
+        "folders": "p2pzoo_datasets.folders:Folders",
+        "side-by-side": "p2pzoo_datasets.folders:SideBySide",
+        "cityscapes": "p2pzoo_datasets.cityscapes:Cityscapes",
+    }
 
 
 def test_importing_the_plugin_imports_nothing_heavy():

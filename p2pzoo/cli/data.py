@@ -1,0 +1,128 @@
+"""`p2pzoo data`: look at a dataset before training on it; convert between the two layouts of pairs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from p2pzoo.cli import json_option, override_option, print_json, profile_option, recipe_argument
+from p2pzoo.errors import UserError
+
+if TYPE_CHECKING:
+    from p2pzoo.contracts import Split
+
+folder_type = click.Path(path_type=Path)
+force_option = click.option("--force", is_flag=True, help="Replace files that are there already.")
+
+
+@click.group("data")
+def data_command() -> None:
+    """Look at a dataset; convert between the layouts of pairs."""
+
+
+@data_command.command("stats", short_help="Count and measure what a recipe trains on.")
+@recipe_argument("recipe")
+@profile_option
+@override_option
+@json_option
+def stats_command(recipe: str, profile: str | None, overrides: tuple[str, ...], as_json: bool) -> None:
+    """Count and measure RECIPE's dataset: pairs, sizes, channels, stored values, shares of the classes.
+
+    Every file of every split is read, so this also finds those that do not decode.
+    """
+    from p2pzoo.cli.recipes import open_experiment
+    from p2pzoo.data.survey import stats
+    from p2pzoo.layouts import SPLITS
+
+    experiment = open_experiment(recipe, profile, overrides)
+    found = {split: stats(experiment.dataset.build(split=split)) for split in SPLITS}
+    if as_json:
+        print_json({"dataset": experiment.dataset.entry.full_name, "splits": found})
+    else:
+        _print_stats(experiment.dataset.entry.full_name, found)
+
+
+@data_command.command("preview", short_help="Draw pairs as the networks see them.")
+@recipe_argument("recipe")
+@click.option("-o", "--out", type=click.Path(path_type=Path, dir_okay=False), required=True, help="The PNG to write.")
+@click.option("--split", type=click.Choice(["train", "val", "test"]), default="train", show_default=True)
+@click.option("--count", type=click.IntRange(min=1), default=8, show_default=True, help="How many pairs.")
+@profile_option
+@override_option
+@force_option
+def preview_command(
+    recipe: str, out: Path, split: Split, count: int, profile: str | None, overrides: tuple[str, ...], force: bool
+) -> None:
+    """Draw pairs of RECIPE's dataset as the networks will see them, x | y.
+
+    Pairs of train are cropped and flipped as in a run's first steps, those of val and test shown as they are.
+    """
+    if out.suffix.lower() != ".png":
+        raise UserError(f"-o {out}: a PNG is written; give a name that ends in .png")
+    if out.exists() and not force:
+        raise UserError(f"{out}: is there already; --force replaces it")
+    if not out.parent.is_dir():
+        raise UserError(f"{out.parent}: no such folder to write {out.name} into")
+    from p2pzoo.cli.recipes import open_experiment
+    from p2pzoo.data.survey import preview
+    from p2pzoo.pictures import save_png
+
+    save_png(out, preview(open_experiment(recipe, profile, overrides), split, count))
+    click.echo(out)
+
+
+@data_command.command("combine", short_help="Two folders -> A|B side by side.")
+@click.argument("a", type=folder_type)
+@click.argument("b", type=folder_type)
+@click.option("-o", "--out", type=folder_type, required=True, metavar="AB", help="The folder to write to.")
+@force_option
+def combine_command(a: Path, b: Path, out: Path, force: bool) -> None:
+    """Lay the images of folders A and B side by side, matched by file name, as PNGs in AB.
+
+    train/, val/ and test/ are kept where both folders have them. A and B are only read.
+    """
+    from p2pzoo.layouts import combine
+
+    click.echo(f"{_pairs(combine(a, b, out, force=force))} in {out}")
+
+
+@data_command.command("split", short_help="A|B side by side -> two folders.")
+@click.argument("ab", type=folder_type)
+@click.option("-o", "--out", type=folder_type, required=True, metavar="DIR", help="The folder to make A/ and B/ in.")
+@force_option
+def split_command(ab: Path, out: Path, force: bool) -> None:
+    """Cut the images of folder AB into their left halves, DIR/A, and right halves, DIR/B, as PNGs.
+
+    train/, val/ and test/ are kept. AB is only read.
+    """
+    from p2pzoo.layouts import split
+
+    click.echo(f"{_pairs(split(ab, out, force=force))} in {out / 'A'} and {out / 'B'}")
+
+
+def _pairs(count: int) -> str:
+    return f"{count} pair{'s' * (count != 1)}"
+
+
+def _print_stats(name: str, found: Mapping[Split, Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    style: dict[str, Any] = {"box": None, "padding": (0, 2, 0, 0), "title_justify": "left"}
+    table = Table("split", "pairs", "blocks", "", "H×W×C (count)", "min / mean / max", title=name, **style)
+    for split, told in found.items():
+        for image in ("x", "y"):
+            head = [split, str(told["pairs"]), str(told["blocks"] or "")] if image == "x" else [""] * 3
+            shapes = [f"{shape} ({count})" for shape, count in told[image]["shapes"].items()]
+            values = [f"{c['min']:g} / {c['mean']:.1f} / {c['max']:g}" for c in told[image]["channels"]]
+            table.add_row(*head, image, "\n".join(shapes), "\n".join(values))
+    Console(soft_wrap=True).print(table)
+    labelled = {split: told["labels"] for split, told in found.items() if told["labels"]}
+    if labelled:
+        shares = Table("class", *labelled, title="\nshare of labelled pixels", **style)
+        for label in dict.fromkeys(label for told in labelled.values() for label in told):
+            shares.add_row(label, *(f"{told.get(label, 0):.1%}" for told in labelled.values()))
+        Console(soft_wrap=True).print(shares)

@@ -1,0 +1,55 @@
+"""Images of any size -> one size. Pillow's bicubic, antialiased: colours with opacity are weighted by it."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+from PIL import Image
+
+Resize = Literal["stretch", "fit", "crop", "none"]
+Size = tuple[int, int]  # height, width
+
+
+def fitted(image: np.ndarray, size: Size, how: Resize) -> np.ndarray:
+    """(h, w, C) uint8 -> (*size, C) uint8 in memory of its own; as it is where `how` is "none" or the size is right.
+
+    stretch  to the size, proportions lost
+    fit      as large as fits, in the middle; the rest continues the picture by reflection at its borders
+    crop     the largest middle part with the size's proportions, scaled
+    """
+    height, width = image.shape[:2]
+    if (height, width) == size or how == "none":
+        return np.array(image)
+    if how == "stretch":
+        return _scaled(image, size)
+    if how == "crop":
+        scale = min(height / size[0], width / size[1])
+        rest_y, rest_x = max(0.0, height - size[0] * scale), max(0.0, width - size[1] * scale)
+        return _scaled(image, size, (rest_x / 2, rest_y / 2, width - rest_x / 2, height - rest_y / 2))
+    inner = inside(height, width, size)
+    before = [(outer - side) // 2 for outer, side in zip(size, inner, strict=True)]
+    after = [outer - side - gap for outer, side, gap in zip(size, inner, before, strict=True)]
+    return np.pad(_scaled(image, inner), [*zip(before, after, strict=True), (0, 0)], mode="reflect")
+
+
+def inside(height: int, width: int, size: Size) -> Size:
+    """The largest size of these proportions that fits into `size`."""
+    scale = min(size[0] / height, size[1] / width)
+    return max(1, round(height * scale)), max(1, round(width * scale))
+
+
+def alike(a: Size, b: Size, how: Resize) -> bool:
+    """Whether two aligned images of these sizes stay aligned when each is fitted by itself."""
+    if how == "none":
+        return a == b
+    if how == "stretch":
+        return True
+    return abs(a[0] * b[1] - a[1] * b[0]) <= max(*a, *b)  # proportions agree but for one pixel of rounding
+
+
+def _scaled(image: np.ndarray, size: Size, box: tuple[float, float, float, float] | None = None) -> np.ndarray:
+    """The part `box` (left, top, right, bottom) of an image, resampled to `size`."""
+    picture = Image.fromarray(image[..., 0] if image.shape[2] == 1 else image)
+    resized = picture.resize(size[::-1], Image.Resampling.BICUBIC, box=box)
+    return np.array(resized).reshape(*size, image.shape[2])

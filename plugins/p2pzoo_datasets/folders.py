@@ -1,0 +1,115 @@
+"""The datasets `folders` and `side-by-side`: your own pairs, in the two layouts that people have.
+
+What both do with files is in pairs.py, with pixels in fitting.py, with names in splits.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import numpy as np
+
+from p2pzoo.contracts import Split
+from p2pzoo.images import read_image
+from p2pzoo.layouts import Files, Shape, halves, odd_widths, raise_any
+from p2pzoo_datasets.fitting import Resize
+from p2pzoo_datasets.pairs import Channels, Count, Direction, FilePairs
+from p2pzoo_datasets.splits import Fractions
+
+
+class Folders(FilePairs):
+    """Pairs from two folders of images, matched by file name: inputs/001.jpg with targets/001.png.
+
+    split            "train", "val" or "test": the sub-folders train/, val/, test/ of both folders where there are any,
+                     else a share of the files (`fractions`). Where val or test has no pairs, the other stands in
+                     for it, with a warning
+    inputs           folder of x; relative to the folder that p2pzoo is called in
+    targets          folder of y
+    size             [H, W] of x and y; default: that of the first training image in `inputs`
+    resize           how an image comes to that size: "stretch"; "fit" keeps its proportions and continues the shorter
+                     side by reflection; "crop" keeps them and cuts the middle out; "none" takes no other size
+    direction        "BtoA" swaps inputs and targets
+    max_pairs        of each split only so many, the first by name
+    input_channels   of x, whatever the direction: 1 grey, 3 RGB, 4 RGB with opacity; default: the first training pair's
+    target_channels  of y, likewise
+    fractions        shares of train, val and test where there are no sub-folders
+    split_seed       deals the files out anew
+
+    A file's share depends on its name without suffix, `fractions` and `split_seed` alone: adding files moves no others.
+
+    A Pair's x and y are (H, W, C) uint8, camera rotation (EXIF) applied, palettes looked up; `id` is the name without
+    suffix, after its sub-folder's where there are any ("val-001"). There are no labels and no blocks.
+
+    Raises UserError, naming the first few files: no such folder or no images in it, files without a partner, sizes
+    that do not agree (headers are read here, and only those), files that do not decode or whose channels cannot be
+    converted without loss (when they are read; the first few suspects here). Nothing in the folders is changed.
+    """
+
+    def __init__(
+        self,
+        split: Split,
+        *,
+        inputs: Path,
+        targets: Path,
+        size: tuple[Count, Count] | None = None,
+        resize: Resize = "none",
+        direction: Direction = "AtoB",
+        max_pairs: Count | None = None,
+        input_channels: Channels | None = None,
+        target_channels: Channels | None = None,
+        fractions: Fractions = (0.8, 0.1, 0.1),
+        split_seed: int = 0,
+    ) -> None:
+        super().__init__(
+            split, (Path(inputs), Path(targets)), size=size, resize=resize, direction=direction, max_pairs=max_pairs,
+            channels=(input_channels, target_channels), fractions=fractions, split_seed=split_seed,
+        )  # fmt: skip
+
+    def shapes_of(self, files: Files, shapes: Mapping[Path, Shape]) -> tuple[Shape, Shape]:
+        return shapes[files[0]], shapes[files[1]]
+
+    def read(self, files: Files) -> tuple[np.ndarray, np.ndarray]:
+        return read_image(files[0]), read_image(files[1])
+
+
+class SideBySide(FilePairs):
+    """Pairs A|B from one folder of images whose left half is A and whose right half is B: the paper's archives.
+
+    root       folder of the pairs, or of the sub-folders train/, val/ and test/ that hold them
+    direction  "AtoB": x is the left half; "BtoA": the right one
+
+    Sizes are those of a half. All else is as in `folders`, and so are the errors; widths must be even.
+    """
+
+    def __init__(
+        self,
+        split: Split,
+        *,
+        root: Path,
+        size: tuple[Count, Count] | None = None,
+        resize: Resize = "none",
+        direction: Direction = "AtoB",
+        max_pairs: Count | None = None,
+        input_channels: Channels | None = None,
+        target_channels: Channels | None = None,
+        fractions: Fractions = (0.8, 0.1, 0.1),
+        split_seed: int = 0,
+    ) -> None:
+        super().__init__(
+            split, (Path(root),), size=size, resize=resize, direction=direction, max_pairs=max_pairs,
+            channels=(input_channels, target_channels), fractions=fractions, split_seed=split_seed,
+        )  # fmt: skip
+
+    def shapes_of(self, files: Files, shapes: Mapping[Path, Shape]) -> tuple[Shape, Shape]:
+        height, width, channels = shapes[files[0]]
+        half = (height, width // 2, channels)
+        return half, half
+
+    def read(self, files: Files) -> tuple[np.ndarray, np.ndarray]:
+        return halves(read_image(files[0]))
+
+    def look(self, files: Iterable[Path]) -> dict[Path, Shape]:
+        shapes = super().look(files)
+        raise_any(odd_widths(shapes))
+        return shapes
