@@ -1,0 +1,219 @@
+"""What goes wrong outside the recipe: a full disk, a folder that cannot be written, a loss that is no number.
+
+One line says what and where, the exit code is 2, and what was on disk stays: once the cause is gone the run goes on.
+"""
+
+import contextlib
+import json
+import os
+import re
+import resource
+import subprocess
+
+import pytest
+import torch
+
+from p2pzoo.checkpoint import load_tensors
+
+pytestmark = pytest.mark.usefixtures("no_reports")
+
+MIB = 2**20
+
+BROKEN = """
+import p2pzoo
+import torch
+
+@p2pzoo.hookimpl
+def register_losses(register):
+    register("nan-value", Value, summary="Not a number in call number `at`")
+    register("nan-gradient", Gradient, summary="Zero, with a gradient that is no number in call number `at`")
+
+
+class Value:
+    side = "generator"
+
+    def __init__(self, *, at: int) -> None:
+        self.at, self.calls = at, 0
+
+    def __call__(self, scene):
+        self.calls += 1
+        return self.value(scene.y_hat.mean()) if self.calls == self.at else 0 * scene.y_hat.mean()
+
+    def value(self, mean):
+        return mean * float("nan")
+
+
+class Gradient(Value):
+    def value(self, mean):
+        return (mean - mean).abs().sqrt()
+"""
+
+
+def only(runs):
+    [folder] = {file.parent for file in runs.glob("*/*/checkpoints")}
+    return folder
+
+
+def checkpoints(runs):
+    return {int(f.stem.removeprefix("images-")): f for f in sorted(only(runs).glob("checkpoints/*.safetensors"))}
+
+
+def refused(answer) -> str:
+    """The one line of an answer that is an error of the user's."""
+    assert answer.exit_code == 2, answer.output
+    *before, line = answer.output.splitlines()
+    assert all(re.match(r"tiny, profile|training tiny|going on with tiny|\d+/\d+ images", told) for told in before)
+    return line
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """small_disk(MiB): a file system of its own."""
+    mounted = []
+
+    def small_disk(size):
+        disk = tmp_path / f"disk{len(mounted)}"
+        disk.mkdir()
+        options = f"size={round(size * MIB)}"
+        mount = subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", disk], capture_output=True, text=True)
+        if mount.returncode:
+            pytest.skip(f"needs the right to mount a file system: {mount.stderr.strip()}")
+        mounted.append(disk)
+        return disk
+
+    yield small_disk
+    for disk in mounted:
+        subprocess.run(["umount", disk], check=True)
+
+
+def fill(disk, leave: int):
+    """A file that leaves only so many bytes of the disk free."""
+    filler = disk / "filler"
+    with filler.open("wb") as file:
+        room = os.statvfs(disk)
+        os.posix_fallocate(file.fileno(), 0, room.f_bavail * room.f_frsize - leave)
+    return filler
+
+
+@contextlib.contextmanager
+def largest_file(size: int):
+    """Inside, no file of this process grows past `size` bytes: a quota that needs no rights."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.fixture(scope="module")
+def straight(run, tmp_path_factory):
+    """metrics.jsonl and the model's tensors of a run that met no fault."""
+    runs = tmp_path_factory.mktemp("straight")
+    assert run(runs).exit_code == 0
+    return log(runs), load_tensors(only(runs) / "model.safetensors")[0]
+
+
+def log(runs):
+    return (only(runs) / "metrics.jsonl").read_text()
+
+
+def assert_goes_on(answer, runs, straight, *, after: int):
+    """The run was taken up after so many images, and ended as if nothing had happened."""
+    assert (answer.exit_code, answer.began) == (0, after), answer.output
+    assert log(runs) == straight[0]
+    tensors, _ = load_tensors(only(runs) / "model.safetensors")
+    assert all(tensors[name].equal(tensor) for name, tensor in straight[1].items())
+
+
+class TestFullDisk:
+    def test_a_checkpoint_that_does_not_fit_leaves_the_one_before_it(self, small_disk, run, straight):
+        disk = small_disk(20)  # a checkpoint takes 5.8 MiB
+        filler = fill(disk, leave=9 * MIB)
+        line = refused(run(disk))
+        assert "images-0000000020.safetensors" in line
+        assert "No space left on device" in line
+        assert [*checkpoints(disk)] == [10]
+        filler.unlink()
+        assert_goes_on(run(disk), disk, straight, after=10)
+
+    def test_small_files_that_do_not_fit_leave_the_run_as_it_was(self, small_disk, run, straight):
+        disk = small_disk(20)
+        filler = fill(disk, leave=9 * MIB)
+        refused(run(disk))
+        status = (only(disk) / "status.json").read_bytes()
+        filler.unlink()
+        filler = fill(disk, leave=0)
+        line = refused(run(disk))
+        assert str(only(disk)) in line  # where
+        assert "No space left on device" in line
+        assert (only(disk) / "status.json").read_bytes() == status
+        assert list(only(disk).rglob(".*.tmp")) == []
+        filler.unlink()
+        assert_goes_on(run(disk), disk, straight, after=10)
+
+    @pytest.mark.parametrize(
+        ("limit", "file"), [(4 * MIB, "images-0000000010.safetensors"), (700, "recipe.toml")], ids=["large", "small"]
+    )
+    def test_a_file_that_may_not_be_as_large_is_told_in_one_line(self, limit, file, run, straight, tmp_path):
+        with largest_file(limit):
+            line = refused(run(tmp_path))
+        assert file in line
+        assert "File too large" in line
+        assert_goes_on(run(tmp_path), tmp_path, straight, after=0)
+
+
+class TestUnwritableFolder:
+    def test_a_runs_folder_under_a_file(self, run, tmp_path):
+        (tmp_path / "file").touch()
+        line = refused(run(tmp_path / "file" / "runs"))
+        assert str(tmp_path / "file") in line
+        assert "Not a directory" in line
+
+    def test_a_read_only_disk(self, small_disk, run):
+        disk = small_disk(1)
+        subprocess.run(["mount", "-o", "remount,ro", disk], check=True)
+        line = refused(run(disk))
+        assert str(disk) in line
+        assert "Read-only file system" in line
+
+    def test_a_folder_without_the_right_to_write(self, run, tmp_path):
+        if os.geteuid() == 0:
+            pytest.skip("root may write everywhere")
+        tmp_path.chmod(0o500)
+        line = refused(run(tmp_path))
+        assert str(tmp_path) in line
+        assert "Permission denied" in line
+
+
+class TestDivergence:
+    @pytest.fixture(autouse=True)
+    def broken(self, install):
+        install("broken", BROKEN)
+
+    def test_a_loss_that_is_no_number_stops_the_run_and_is_named(self, run, tmp_path):
+        overrides = ("losses.odd.use=nan-value", "losses.odd.at=17")
+        line = refused(run(tmp_path, *overrides))
+        assert line.startswith("G.odd became nan at image 17: ")
+        assert json.loads((only(tmp_path) / "status.json").read_text())["state"] == "failed"
+        [last_good] = checkpoints(tmp_path).values()
+        tensors, header = load_tensors(last_good)
+        assert header["images"] == 10
+        assert all(tensor.isfinite().all() for tensor in tensors.values())
+        assert [json.loads(told)["images"] for told in log(tmp_path).splitlines()] == [4, 8, 12, 16]
+
+    def test_the_run_can_go_on_from_the_last_good_checkpoint(self, run, tmp_path):
+        overrides = ("losses.odd.use=nan-value", "losses.odd.at=17")
+        run(tmp_path, *overrides)
+        answer = run(tmp_path, *overrides)  # counts calls from the checkpoint: would be image 27
+        assert answer.began == 10
+        assert refused(answer).startswith("G.odd became nan at image 27: ")
+        assert [*checkpoints(tmp_path)] == [10, 20]
+
+    def test_weights_that_are_no_numbers_are_never_saved(self, run, tmp_path):
+        overrides = ("losses.odd.use=nan-gradient", "losses.odd.at=20")  # a checkpoint is due in this very step
+        assert "nan" in refused(run(tmp_path, *overrides))
+        for file in checkpoints(tmp_path).values():
+            tensors, _ = load_tensors(file)
+            assert all(tensor.isfinite().all() for tensor in tensors.values() if torch.is_floating_point(tensor))
+        assert 10 in checkpoints(tmp_path)

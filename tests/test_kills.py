@@ -1,0 +1,216 @@
+"""Processes killed by SIGKILL anywhere, and resumed: metrics.jsonl, the model and the numbers have the same bits.
+
+Slow: every kill is a process of its own. What follows it runs here, on the same one thread.
+"""
+
+import functools
+import itertools
+import json
+import random
+import shutil
+import signal
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+KILLS = {"starting": 4, "training": 10, "evaluating": 6}  # random moments, by what the process is doing
+LENGTH = ("train.images=60", "train.sample_every=60", "dataset.stride=64")  # training and evaluation: a second each
+CHECKPOINT = "images-*.safetensors"
+
+# Ends its own process as a file whose name matches is about to be replaced for the n-th time: the temporary file is
+# written, whole or ("half") as far as its middle, and the file itself is what it was.
+KILLER = """
+import fnmatch, os, signal, sys
+from pathlib import Path
+
+pattern, n, written = sys.argv[1], int(sys.argv[2]), sys.argv[3]
+replace, seen = os.replace, 0
+
+def replace_or_die(source, target):
+    global seen
+    if fnmatch.fnmatch(Path(target).name, pattern):
+        seen += 1
+        if seen == n:
+            if written == "half":
+                os.truncate(source, os.path.getsize(source) // 2)
+            os.kill(os.getpid(), signal.SIGKILL)
+    replace(source, target)
+
+os.replace = replace_or_die
+from p2pzoo.cli import main
+main(sys.argv[4:])
+"""
+
+pytestmark = pytest.mark.slow
+
+
+def only(runs: Path) -> Path:
+    [folder] = {file.parent for file in runs.glob("*/*/.lock")}
+    return folder
+
+
+def outcome(runs: Path) -> dict:
+    """What may not depend on whether a run was killed."""
+    folder = only(runs)
+    results = json.loads((folder / "results.json").read_text())
+    names = ("metrics.jsonl", "model.safetensors", "stats.safetensors", "report.html")
+    files = [*(folder / name for name in names), *sorted(folder.glob("samples/*"))]
+    return {"metrics": results["metrics"], **{file.name: file.read_bytes() for file in files}}
+
+
+def differs(runs: Path, whole: dict) -> list[str]:
+    """The names of what is not as it is in an uninterrupted run."""
+    found = outcome(runs)
+    return [name for name in {**whole, **found} if found.get(name) != whole.get(name)]
+
+
+def left_over(runs: Path) -> list[str]:
+    return [file.name for file in runs.rglob("*.tmp")]
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(run, tmp_path_factory):
+    """uninterrupted(*overrides): the outcome of a run that nothing disturbed."""
+
+    @functools.cache
+    def uninterrupted(*overrides):
+        runs = tmp_path_factory.mktemp("uninterrupted")
+        assert run(runs, *overrides).exit_code == 0
+        return outcome(runs)
+
+    return uninterrupted
+
+
+class Watch:
+    """What a process that trains is doing, as far as its folder shows it."""
+
+    def __init__(self, runs: Path, process) -> None:
+        self.runs, self.process = runs, process
+
+    def file(self, name: str) -> Path | None:
+        return next(self.runs.glob(f"*/*/{name}"), None)
+
+    def reached(self, phase: str) -> bool:
+        return {"starting": True, "training": self.images() > 0, "evaluating": self.trained()}[phase]
+
+    def trained(self) -> bool:
+        return self.file("model.safetensors") is not None
+
+    def images(self) -> int:
+        log = self.file("metrics.jsonl")
+        lines = log.read_text().splitlines() if log else []
+        return json.loads(lines[-1])["images"] if lines else 0
+
+
+@dataclass(frozen=True)
+class Killed:
+    """A process killed after `share` of the time that it spends in `phase`."""
+
+    phase: str
+    share: float
+    watch: Watch
+    images: int  # in its log
+    trained: bool
+
+
+def test_a_run_killed_at_any_moment_resumes_to_the_same_bits(
+    start, wait_for, arguments, run, uninterrupted, tmp_path_factory, capsys
+):
+    def begin() -> Watch:
+        runs = tmp_path_factory.mktemp("killed")
+        return Watch(runs, start("-m", "p2pzoo", *arguments(runs, *LENGTH)))
+
+    def kill(phase: str, share: float) -> Killed:
+        while True:
+            watch = begin()
+            wait_for(functools.partial(watch.reached, phase), watch.process)
+            time.sleep(share * lasts[phase])
+            watch.process.kill()
+            if watch.process.wait() == -signal.SIGKILL:
+                return Killed(phase, share, watch, watch.images(), watch.trained())
+            share *= 0.8  # it came to its end first: a little earlier, then
+
+    watch, moments = begin(), []
+    for phase in KILLS:
+        wait_for(functools.partial(watch.reached, phase), watch.process)
+        moments.append(time.monotonic())
+    watch.process.communicate(timeout=120)
+    moments.append(time.monotonic())
+    assert differs(watch.runs, uninterrupted(*LENGTH)) == [], "a process of its own gives the bits of this one"
+
+    lasts = {phase: end - begun for phase, (begun, end) in zip(KILLS, itertools.pairwise(moments), strict=True)}
+    chance = random.Random(20170726)
+    drawn = [(phase, chance.random()) for phase, times in KILLS.items() for _ in range(times)]
+    with ThreadPoolExecutor(2) as pool:
+        killed = list(pool.map(kill, *zip(*drawn, strict=True)))
+
+    told, faults = [], []
+    for one in killed:
+        answer = run(one.watch.runs, *LENGTH)
+        found = [answer.output] if answer.exit_code else differs(one.watch.runs, uninterrupted(*LENGTH))
+        faults += [(one.phase, one.images, fault) for fault in found + left_over(one.watch.runs)]
+        told.append(f"{one.phase:<12}{one.share:>12.0%}{one.images:>15}{one.trained!s:>9}{answer.began!s:>14}")
+        shutil.rmtree(one.watch.runs)
+    with capsys.disabled():
+        print("\nkilled while  share of it  images logged  trained  went on from", *told, sep="\n")
+    assert faults == []
+    training = [one.images for one in killed if one.images and not one.trained]
+    assert len(training) >= 5
+    assert max(training) - min(training) >= 20
+    assert sum(one.trained for one in killed) >= 3
+    assert sum(not one.images for one in killed) >= 3
+
+
+@pytest.mark.parametrize(
+    ("file", "n", "written"),
+    [
+        ("recipe.toml", 1, "whole"),
+        ("env.json", 1, "whole"),
+        ("status.json", 1, "whole"),  # the run begins
+        ("status.json", 1, "half"),
+        ("status.json", 3, "whole"),  # 20 images are saved
+        ("status.json", 6, "whole"),  # trained
+        ("status.json", 7, "whole"),  # complete
+        ("images-*.png", 1, "whole"),
+        ("report.html", 1, "whole"),
+        (CHECKPOINT, 1, "half"),
+        (CHECKPOINT, 3, "whole"),
+        (CHECKPOINT, 3, "half"),
+        ("model.safetensors", 1, "whole"),
+        ("model.safetensors", 1, "half"),
+        ("stats.safetensors", 1, "whole"),
+        ("results.json", 1, "whole"),
+        ("test.png", 1, "half"),
+        ("report.html", 3, "half"),  # after the evaluation
+    ],
+)
+def test_a_run_killed_as_it_replaces_a_file_resumes_to_the_same_bits(
+    file, n, written, start, arguments, run, uninterrupted, tmp_path
+):
+    process = start("-c", KILLER, file, n, written, *arguments(tmp_path))
+    told, _ = process.communicate(timeout=120)
+    assert process.returncode == -signal.SIGKILL, told
+    assert len(left_over(tmp_path)) == 1, "killed with the temporary file written"
+    answer = run(tmp_path)
+    assert answer.exit_code == 0, answer.output
+    assert differs(tmp_path, uninterrupted()) == []
+    assert left_over(tmp_path) == []
+
+
+@pytest.mark.parametrize("written", ["whole", "half"])
+def test_a_resumed_run_killed_as_it_shortens_its_log_resumes_to_the_same_bits(
+    written, start, arguments, run, uninterrupted, tmp_path
+):
+    for file, n, how in ((CHECKPOINT, 3, "whole"), ("metrics.jsonl", 1, written)):
+        process = start("-c", KILLER, file, n, how, *arguments(tmp_path))
+        told, _ = process.communicate(timeout=120)
+        assert process.returncode == -signal.SIGKILL, told
+        lines = (only(tmp_path) / "metrics.jsonl").read_text().splitlines()
+        assert json.loads(lines[-1])["images"] == 28, "the log is ahead of the checkpoint at 20"
+    answer = run(tmp_path)
+    assert (answer.exit_code, answer.began) == (0, 20), answer.output
+    assert differs(tmp_path, uninterrupted()) == []
+    assert left_over(tmp_path) == []
