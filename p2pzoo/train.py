@@ -124,7 +124,8 @@ def train(
     ledger = Ledger()
     state = State(engine, G, D, average, pool, ledger)
     step = state.restore(run, progress, start_from) // settings.batch_size
-    run.truncate("metrics.jsonl", step * settings.batch_size)
+    for name in ("metrics.jsonl", "timings.jsonl"):
+        run.truncate(name, step * settings.batch_size)
     final = G_net if average is None else average
     read_every = READ_EVERY.get(engine.device_type, READ_EVERY_ELSEWHERE)
 
@@ -229,7 +230,7 @@ class State:
             try:
                 tensors, header = checkpoint.load_tensors(path)
             except checkpoint.Damaged as error:
-                progress.note(f"{error}; going back to the checkpoint before it")
+                progress.note(f"{error}; trying the checkpoint before it")
                 continue
             self._load(tensors, header, path)
             return int(header["images"])

@@ -17,6 +17,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 import p2pzoo
 from p2pzoo.plugins import plugins, registry
@@ -230,3 +231,64 @@ class TestPluginOfAStranger:
         told = beside.run("p2pzoo", *SHIPPED).stderr
         assert "already complete" in told
         assert "changed since" not in told
+
+
+TILES = """
+from pathlib import Path
+from PIL import Image
+from p2pzoo_earth.dataset import Earth
+
+earth = Earth("train", size=128, stride=256)
+for folder in ("inputs", "targets"):
+    Path(folder).mkdir()
+for i in range(20):
+    pair = earth[i]
+    Image.fromarray(pair.x).save(f"inputs/{pair.id}.png")
+    Image.fromarray(pair.y).save(f"targets/{pair.id}.png")
+Image.fromarray(Earth("test", size=256)[0].x[:215, :201]).save("photo.jpg")
+"""
+
+
+@pytest.mark.slow
+class TestNewcomer:
+    """The README's way from two folders to a translated picture, as it is written, with the wheel alone."""
+
+    @pytest.fixture(scope="class")
+    def walked(self, clean, tmp_path_factory):
+        folder = tmp_path_factory.mktemp("empty")
+        page = (REPOSITORY / "README.md").read_text("utf-8")
+        section = page[page.index("## Your own images") : page.index("## Recipes and profiles")]
+        [recipe] = re.findall("```toml\n(.*?)```", section, re.DOTALL)
+        [commands] = re.findall("```sh\n(.*?)```", section, re.DOTALL)
+        [python] = re.findall("```python\n(.*?)```", section, re.DOTALL)
+        (folder / "mine.toml").write_text(recipe)
+        commands = commands.replace("run mine.toml", "run mine.toml --profile smoke --device cpu")
+        python = python.replace('"model.safetensors"', "__import__('glob').glob('runs/mine/*/')[0]")
+        path = f"{clean.python.parent}{os.pathsep}{os.environ['PATH']}"
+        environment = {**clean.environment, "PATH": path}
+        call(clean.python, "-c", TILES, cwd=folder, env=environment)
+        call("bash", "-euc", commands, cwd=folder, env=environment)
+        call(clean.python, "-c", python, cwd=folder, env=environment)
+        return folder
+
+    def test_every_command_leaves_what_it_promises(self, walked):
+        assert Image.open(walked / "pairs.png").width >= 2 * 256
+        translated = Image.open(walked / "translated/photo.png")
+        assert translated.size == (201, 215)
+        assert json.loads(translated.text["p2pzoo"])["test_mode"] == "paper"
+        assert Image.open(walked / "translated.png").tobytes() == translated.tobytes()
+
+    def test_the_report_opens_in_a_browser(self, walked):
+        chromium = shutil.which("chromium")
+        if chromium is None:
+            pytest.skip("no Chromium here")
+        sync_api = pytest.importorskip("playwright.sync_api")
+        [report] = walked.glob("runs/mine/*/report.html")
+        with sync_api.sync_playwright() as playwright:
+            browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-gpu"])
+            page = browser.new_page()
+            page.goto(report.as_uri())
+            assert "complete, 20 images" in page.locator("body").inner_text()
+            assert page.locator("#tests ~ .tests figure").count() >= 2
+            page.screenshot(path=str(walked / "report.png"), full_page=True)
+            browser.close()

@@ -197,7 +197,7 @@ class TestDamage:
             del contents[len(contents) // 2 if damage == "cut short" else 0 :]
         newest.write_bytes(contents)
         answer = finish(halfway)
-        assert re.search(rf"{newest.name}: .*going back to the checkpoint before it", answer.output)
+        assert re.search(rf"{newest.name}: .*trying the checkpoint before it", answer.output)
         assert answer.began == 20
         assert outcome(halfway) == uninterrupted()
 
