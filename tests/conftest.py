@@ -172,6 +172,7 @@ def install(tmp_path, monkeypatch):
 @pytest.fixture(autouse=True)
 def signals_as_they_were():
     """A run that is stopped inside this process may leave no handler of its own behind."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where a shell started us in the background
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     yield
     left = {number: signal.signal(number, handler) for number, handler in before.items()}
