@@ -47,10 +47,9 @@ class Engine:
         if self.device_type == "cuda":
             torch.backends.cuda.matmul.allow_tf32 = settings.tf32
             torch.backends.cudnn.allow_tf32 = settings.tf32
-            torch.backends.cudnn.benchmark = not settings.deterministic
-            if settings.deterministic:
-                os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-                torch.use_deterministic_algorithms(True)
+            torch.backends.cudnn.benchmark = False  # it would choose kernels by timing, and so the bits by noise
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+            torch.use_deterministic_algorithms(settings.deterministic)
         AcceleratorState._reset_state(reset_partial_state=True)  # one process may hold several runs, one after another
         mixed = "no" if precision == "fp32" else precision
         self.accelerator = Accelerator(mixed_precision=mixed, cpu=self.device_type == "cpu")

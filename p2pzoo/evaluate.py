@@ -51,13 +51,14 @@ def check_needs(experiment: Experiment, store: Store) -> None:
     """Refuse before training what cannot be measured or minimised afterwards. Raises UserError."""
     pair, faults = store[0], []
     offered = {"labels": pair.labels is not None, "blocks": pair.block is not None}
-    named = [*(("metrics", n, c) for n, c in experiment.metrics.items()),
-             *(("losses", n, c) for n, c in experiment.losses.items())]  # fmt: skip
-    for table, name, component in named:
+    named = {f"metrics.{name}": component for name, component in experiment.metrics.items()}
+    named |= {f"losses.{name}": component for name, component in experiment.losses.items()}
+    named |= {"gan_loss": experiment.gan_loss} if experiment.gan_loss else {}
+    for table, component in named.items():
         for need in component.entry.needs:
             if not offered.get(need, False):
                 dataset = experiment.dataset.entry.full_name
-                faults.append(f"[{table}.{name}] needs {need}, which the dataset '{dataset}' does not have")
+                faults.append(f"[{table}] needs {need}, which the dataset '{dataset}' does not have")
     if faults:
         raise UserError(*faults)
 
@@ -131,10 +132,11 @@ def _measured(metrics: Mapping[str, Any], batch: Batch, y_hat: Tensor) -> dict[s
 def _keep_statistics(run: Run, new: Mapping[str, Tensor], names: list[str], store: Store) -> None:
     """stats.safetensors: one row per image, with ids and blocks in the header, for paired comparisons."""
     kept: dict[str, Tensor] = {}
-    if run.stats.exists():
-        old, _ = checkpoint.load_tensors(run.stats)
-        kept = {key: value for key, value in old.items() if key.split(".")[0] not in names}
     pairs = [store[i] for i in range(len(store))]
+    if run.stats.exists():
+        old, header = checkpoint.load_tensors(run.stats)
+        if header["ids"] == [pair.id for pair in pairs]:  # else they are of other images
+            kept = {key: value for key, value in old.items() if key.split(".")[0] not in names}
     header = {"ids": [pair.id for pair in pairs], "blocks": [pair.block for pair in pairs]}
     checkpoint.save_tensors(run.stats, {**kept, **new}, header)
 

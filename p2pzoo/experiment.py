@@ -29,13 +29,17 @@ class Component:
     factory: Callable[..., Any]
     values: Mapping[str, Any]
     weight: float = 1.0
+    where: str = ""  # file:line of its table
 
     def build(self, **offered: Any) -> Any:
-        """Make it. A ValueError of its constructor becomes a UserError that names it."""
+        """Make it. What its constructor refuses becomes a UserError that names it and its place in the recipe."""
+        at = f"{self.where}  " if self.where else ""
         try:
             return params.fill(self.factory, offered, self.values)
         except (ValueError, TypeError) as error:
-            raise UserError(f"{self.entry.kind} '{self.entry.name}': {error}") from error
+            raise UserError(f"{at}{self.entry.kind} '{self.entry.name}': {error}") from error
+        except UserError as error:
+            raise UserError(*(f"{at}{fault}" for fault in error.faults)) from error
 
     def identity(self) -> dict[str, Any]:
         return {"use": self.entry.full_name, "weight": self.weight, **params.plain(self.values)}
@@ -129,7 +133,7 @@ def check(recipe: Recipe, registry: Registry, *, continued_from: str | None = No
 class _Checker:
     def __init__(self, recipe: Recipe, registry: Registry) -> None:
         self.recipe, self.registry = recipe, registry
-        self.faults: list[str] = []
+        self.faults = list(recipe.faults)
 
     def fault(self, key: Key, message: str) -> None:
         table = ".".join(key[: 2 if key[0] in COLLECTIONS else 1])
@@ -176,6 +180,8 @@ class _Checker:
         if "gan_loss" not in values and not values.get("losses"):
             self.faults.append(f"{home}  nothing to minimise: add [losses.NAME], or [discriminator] and [gan_loss]")
         init = settings["init"]
+        if init and init.gain != Init.gain and init.weights in ("kaiming", "own"):
+            self.fault(("init", "gain"), f'gain = {init.gain}: weights = "{init.weights}" has none')
         if init and init.generator and not init.generator.is_file():
             self.fault(("init", "generator"), f'generator = "{init.generator}": no such file')
 
@@ -203,7 +209,7 @@ class _Checker:
         own = {name: value for name, value in table.items() if name in OWN_KEYS}
         weight = self.weight(key, own.get("weight", 1.0), allowed=key[0] in WEIGHTED or "weight" not in own)
         values = self.checked(key, factory, {k: v for k, v in table.items() if k not in OWN_KEYS})
-        return Component(entry, factory, values or {}, weight)
+        return Component(entry, factory, values or {}, weight, self.recipe.where(key))
 
     def weight(self, key: Key, weight: Any, *, allowed: bool) -> float:
         if not allowed:

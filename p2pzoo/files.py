@@ -41,7 +41,7 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def fingerprint(files: Iterable[Path]) -> str:
-    """A hash of the files' names and lengths in bytes: cheap, and other when files come, go or are edited."""
+    """A hash of the files' names and lengths in bytes: cheap; other when files come, go or change in length."""
     digest = hashlib.sha256()
     for file in sorted(files):
         digest.update(f"{file.parent.name}/{file.name} {file.stat().st_size}\n".encode(errors="surrogateescape"))

@@ -26,10 +26,15 @@ def read_image(path: Path) -> np.ndarray:
     """
     try:
         with Image.open(path) as image:
-            upright = ImageOps.exif_transpose(image)
-            array = np.asarray(upright.convert(_mode(path, upright)))
+            return pixels_of(image, str(path))
     except UNREADABLE as error:
         raise UserError(f"{path}: {_reason(error)}") from None
+
+
+def pixels_of(image: Image.Image, name: str) -> np.ndarray:
+    """(H, W, C) uint8 of an open image, as `read_image` gives it; `name` is for the error."""
+    upright = ImageOps.exif_transpose(image)
+    array = np.asarray(upright.convert(_mode(name, upright)))
     return array.reshape(*array.shape[:2], -1)
 
 
@@ -47,7 +52,7 @@ def read_header(path: Path) -> tuple[int, int, int]:
     return (width, height, channels) if turned else (height, width, channels)
 
 
-def _mode(path: Path, image: Image.Image) -> str:
+def _mode(path: Path | str, image: Image.Image) -> str:
     """The Pillow mode to convert to: one letter a channel."""
     mode = AS_STORED.get(image.mode)
     if image.mode == "P":

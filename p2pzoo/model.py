@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from p2pzoo.compute import pick_device
 from p2pzoo.errors import UserError
-from p2pzoo.images import with_channels
+from p2pzoo.images import pixels_of, with_channels
 from p2pzoo.networks import load_model
 from p2pzoo.plugins import registry
 from p2pzoo.translate import translate
@@ -27,7 +27,7 @@ class Model:
 
     in_channels, out_channels  of x and ŷ
     size                       (H, W) it was trained at; it takes others
-    test_mode                  the mode it was evaluated in, and the default of `translate`
+    test_mode                  the mode its recipe named when it was trained; the default of `translate`
     run                        the id of the run that made it
     """
 
@@ -38,7 +38,6 @@ class Model:
         self.size: tuple[int, int] = tuple(header["size"])
         self.test_mode: str = header["test_mode"]
         self.run: str = header["run"]
-        self._x_range, self._y_range = header["x_range"], header["y_range"]
         self._divisor: int = header["size_divisor"]
 
     def __repr__(self) -> str:
@@ -63,8 +62,11 @@ class Model:
         if isinstance(image, np.ndarray):
             return self._array(image, mode, seed)
         if isinstance(image, Image.Image):
-            shown = image.convert("RGBA" if "transparency" in image.info else "RGB") if image.mode == "P" else image
-            translated = self._array(np.asarray(shown), mode, seed)
+            try:
+                pixels = pixels_of(image, "the image")
+            except UserError as error:
+                raise ValueError(str(error)) from None
+            translated = self._array(pixels, mode, seed)
             return Image.fromarray(translated[..., 0] if self.out_channels == 1 else translated)
         raise ValueError(f"an image is a PIL image, a NumPy array or a tensor, not a {type(image).__name__}")
 
@@ -72,12 +74,9 @@ class Model:
         if image.dtype != np.uint8 or image.ndim not in (2, 3):
             raise ValueError(f"expected (H, W) or (H, W, C) of uint8, not {image.shape} of {image.dtype}")
         pixels = with_channels(image.reshape(*image.shape[:2], -1), self.in_channels)
-        low, high = self._x_range
-        x = torch.from_numpy(pixels.astype(np.float32)).permute(2, 0, 1)[None].sub(low).mul(2 / (high - low)).sub(1)
+        x = torch.from_numpy(pixels.astype(np.float32)).permute(2, 0, 1)[None].mul(2 / 255).sub(1)
         y_hat = self._tensor(x, mode, seed)[0].permute(1, 2, 0).cpu()
-        low, high = self._y_range
-        stored = y_hat.clamp(-1, 1).add(1).mul((high - low) / 2).add(low).round()
-        return stored.numpy().astype(np.uint8)
+        return y_hat.clamp(-1, 1).add(1).mul(255 / 2).round().to(torch.uint8).numpy()
 
     def _tensor(self, image: Tensor, mode: str, seed: int) -> Tensor:
         if image.ndim not in (3, 4) or image.shape[-3] != self.in_channels or not image.is_floating_point():

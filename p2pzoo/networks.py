@@ -99,7 +99,7 @@ def load_model(path: Path, registry: Registry) -> tuple[nn.Module, dict[str, Any
     factory = entry.load()
     try:
         values = params.check(factory, {name: value for name, value in given.items() if value is not None})
-    except params.Faults as error:
+    except (params.Faults, TypeError) as error:
         raise UserError(f"{path}: its generator '{use}' {error}") from None
     with torch.device("meta"):
         G = build(Component(entry, factory, values), channels, size)

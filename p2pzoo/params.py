@@ -60,12 +60,16 @@ class Faults(ValueError):
 
 
 def params_of(factory: Callable[..., Any]) -> dict[str, Param]:
-    """What a recipe may set of a factory. Raises TypeError for `**kwargs`, which would swallow misspelt names."""
+    """What a recipe may set of a factory. Raises TypeError for `**kwargs`, which would swallow misspelt
+    names, and for annotations that cannot be read."""
     parameters = inspect.signature(factory).parameters
     swallows = [p for p in parameters.values() if p.kind is p.VAR_KEYWORD]
     if swallows:
         raise TypeError(f"takes **{swallows[0].name}, so a misspelt parameter would be ignored")
-    hints = typing.get_type_hints(factory.__init__ if inspect.isclass(factory) else factory, include_extras=True)
+    try:
+        hints = typing.get_type_hints(factory.__init__ if inspect.isclass(factory) else factory, include_extras=True)
+    except NameError as error:
+        raise TypeError(f"has annotations that cannot be read ({error}): import that at run time too") from None
     return {
         name: Param(name, hints.get(name, Any), p.default) for name, p in parameters.items() if p.kind is p.KEYWORD_ONLY
     }

@@ -12,6 +12,7 @@ old component are dropped (`weight` is the zoo's own and stays). `drop = ["losse
 from __future__ import annotations
 
 import json
+import re
 import tomllib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -31,6 +32,9 @@ COLLECTIONS = ("losses", "metrics", "callbacks")  # tables of tables that each n
 SETTINGS = ("train", "optimizer", "compute", "init", "evaluate")  # the core's own
 TOP = ("title", "seed", "profile", "continued_from", *COMPONENTS, *COLLECTIONS, *SETTINGS)
 FILE_ONLY = ("extends", "drop", "profiles")
+OF_THE_RUN = ("profile", "continued_from")  # only in resolved recipes; options of the command line set them
+IN_PROFILES = (*(key for key in TOP if key not in OF_THE_RUN), "drop")
+PROFILE = re.compile(r"[A-Za-z0-9_-]+")  # it becomes part of a folder's name
 OWN_KEYS = ("use", "weight")  # of a component's table: the zoo's, not the component's
 
 
@@ -62,13 +66,17 @@ class Origin:
 
 @dataclass
 class Recipe:
-    """A resolved recipe. `origins` says of every value and table who set it last."""
+    """A resolved recipe. `origins` says of every value and table who set it last.
+
+    `faults` is what is wrong so far; `experiment.check` tells it together with what it finds itself.
+    """
 
     name: str
     profile: str
     values: dict[str, Any]
     origins: dict[Key, Origin]
     home: Source = field(repr=False)
+    faults: list[str] = field(default_factory=list, repr=False)
 
     def where(self, key: Key) -> str:
         """file:line of a key, of the table around it, or of the recipe."""
@@ -77,9 +85,6 @@ class Recipe:
                 return str(origin)
         return self.home.name
 
-    def leaves(self) -> Iterator[tuple[Key, Any]]:
-        yield from leaves(self.values)
-
 
 def read_recipe(
     path: str, profile: str | None = None, overrides: Sequence[str] = (), *, pick: Callable[[], str] | None = None
@@ -87,7 +92,8 @@ def read_recipe(
     """Read and fold a recipe.
 
     path: a file, or "zoo:NAME" for one that travels with p2pzoo. profile: None lets `pick()` choose among the recipe's.
-    Raises UserError naming file and line: missing or broken file, cycle, unknown profile or top-level key.
+    Raises UserError naming file and line for what leaves no recipe to look at: a missing or broken file, a cycle, an
+    unknown profile. Other faults (unknown tables, a `drop` of nothing) are left in `faults`.
     """
     chain = _chain(path)
     home = chain[-1][0]
@@ -97,18 +103,19 @@ def read_recipe(
     profile = _choose_profile(home, known, label, profile, pick)
 
     recipe = Recipe(_name(path), profile, {}, {}, home)
-    faults: list[str] = []
+    faults = recipe.faults
     for source, tree in chain:
+        faults += _unknown(source, tree)
         own = {key: value for key, value in tree.items() if key not in ("extends", "profiles")}
         faults += _merge(recipe, source, own, ())
         faults += _merge(recipe, source, tree.get("profiles", {}).get(profile, {}), ("profiles", profile))
     for text in overrides:
-        source = Source(f"-s {text}")
-        faults += _merge(recipe, source, _parse_override(text), ())
+        try:
+            faults += _merge(recipe, Source(f"-s {text}"), _parse_override(text), ())
+        except UserError as error:
+            faults += error.faults
     recipe.values.setdefault("profile", profile)
     recipe.origins.setdefault(("profile",), Origin(chosen_by, ()))
-    if faults:
-        raise UserError(*faults)
     return recipe
 
 
@@ -129,8 +136,9 @@ def _shown(file: Path) -> str:
 
 def _name(path: str) -> str:
     """ "recipes/tasks/facades.toml" -> "facades"; a run folder's own recipe keeps the name of its run."""
-    file = locate(path)
-    return file.parent.parent.name if file.name == "recipe.toml" else file.stem
+    file = locate(path).resolve()
+    of_a_run = file.name == "recipe.toml" and (file.parent / "status.json").exists()
+    return file.parent.parent.name if of_a_run else file.stem.lstrip(".") or "recipe"
 
 
 def _chain(path: str) -> list[tuple[Source, dict[str, Any]]]:
@@ -175,23 +183,23 @@ def _parse(file: Path, shown: str, asked_by: str) -> tuple[Source, dict[str, Any
         line = line if line.isdigit() else str(text.count("\n") + 1)
         raise UserError(f"{shown}:{line}  broken TOML: {message}") from None
     source = Source(shown, text)
-    if faults := list(_structure(source, tree)):
+    if faults := list(_malformed(source, tree)):
         raise UserError(*faults)
     return source, tree
 
 
-def _structure(source: Source, tree: Mapping[str, Any]) -> Iterator[str]:
-    """Faults in the keys that steer the folding itself."""
+def _malformed(source: Source, tree: Mapping[str, Any]) -> Iterator[str]:
+    """Faults that leave nothing to fold."""
 
     def at(*key: str) -> str:
         return str(Origin(source, key))
 
-    for key in tree:
-        if key not in (*TOP, *FILE_ONLY):
-            yield f"{at(key)}  no table or key '{key}'{nearest(key, (*TOP, *FILE_ONLY))}"
     extends = tree.get("extends", [])
     if not isinstance(extends, (str, list)) or not all(isinstance(item, str) for item in extends):
         yield f"{at('extends')}  extends = {json.dumps(extends, default=str)}: give a path or an array of paths"
+    for key in ("title", "profile", "continued_from"):
+        if not isinstance(tree.get(key, ""), str):
+            yield f"{at(key)}  {key} must be text"
     profiles = tree.get("profiles", {})
     if not isinstance(profiles, dict):
         yield f"{at('profiles')}  write profiles as tables: [profiles.laptop.train]"
@@ -199,17 +207,27 @@ def _structure(source: Source, tree: Mapping[str, Any]) -> Iterator[str]:
     for name, layer in profiles.items():
         if not isinstance(layer, dict):
             yield f"{at('profiles', name)}  profiles.{name} must be a table, as in [profiles.{name}.train]"
-            continue
-        for key in layer:
-            if key not in (*TOP, "drop"):
-                yield f"{at('profiles', name, key)}  no table or key '{key}'{nearest(key, (*TOP, 'drop'))}"
+        if not PROFILE.fullmatch(name):
+            yield f"{at('profiles', name)}  profile {json.dumps(name)}: use letters, digits, - and _"
+    label = tree.get("profile", "plain")
+    if isinstance(label, str) and not PROFILE.fullmatch(label):
+        yield f"{at('profile')}  profile {json.dumps(label)}: use letters, digits, - and _"
     for where, layer in [((), tree), *((("profiles", n), t) for n, t in profiles.items() if isinstance(t, dict))]:
         drop = layer.get("drop", [])
         if not isinstance(drop, list) or not all(isinstance(item, str) for item in drop):
             yield f'{at(*where, "drop")}  drop takes an array of table names, as in drop = ["losses.l1"]'
-    for key in ("title", "profile", "continued_from"):
-        if not isinstance(tree.get(key, ""), str):
-            yield f"{at(key)}  {key} must be text"
+
+
+def _unknown(source: Source, tree: Mapping[str, Any]) -> Iterator[str]:
+    """Tables and keys that no recipe has."""
+    for key in tree:
+        if key not in (*TOP, *FILE_ONLY):
+            yield f"{Origin(source, (key,))}  no table or key '{key}'{nearest(key, (*TOP, *FILE_ONLY))}"
+    for name, layer in tree.get("profiles", {}).items():
+        for key in layer:
+            if key not in IN_PROFILES:
+                where = Origin(source, ("profiles", name, key))
+                yield f"{where}  no table or key '{key}'{nearest(key, IN_PROFILES)}"
 
 
 def _choose_profile(
@@ -233,7 +251,10 @@ def _parse_override(text: str) -> dict[str, Any]:
     key = [part.strip() for part in name.split(".")]
     if not equals or not all(key):
         raise UserError(f"-s {text}: write -s table.key=value, as in -s losses.l1.weight=50")
-    if key[0] not in (*TOP, "drop"):
+    if key[0] in OF_THE_RUN:
+        option = {"profile": "--profile", "continued_from": "--continue-from"}[key[0]]
+        raise UserError(f"-s {text}: use {option} instead")
+    if key[0] not in IN_PROFILES:
         raise UserError(f"-s {text}: no table or key '{key[0]}'{nearest(key[0], TOP)}")
     try:
         parsed = tomllib.loads(f"value = {value}")

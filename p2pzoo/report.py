@@ -22,6 +22,7 @@ from p2pzoo.recipe import leaves
 from p2pzoo.run import Run
 
 GRIDS = 12  # sample grids shown at most, over the whole of training
+WEBP_LIMIT = 16383  # pixels a side
 LOGITS = ("D.real", "D.fake")
 PANELS: dict[str, Callable[[str], bool]] = {  # title: which of the logged names it shows
     "Losses of G": lambda name: name.startswith("G."),
@@ -86,7 +87,8 @@ def curves(lines: Sequence[Mapping[str, Any]]) -> markupsafe.Markup:
                 known = [line for line in lines if name in line]
                 axes.plot([line["images"] for line in known], [line[name] for line in known], label=name, linewidth=1)
             axes.set_title(title, loc="left", fontsize=9)
-            axes.legend(loc="best", frameon=False)
+            for text in axes.legend(loc="best", frameon=False).get_texts():
+                text.set_parse_math(False)  # a name is a name, also with dollar signs in it
             axes.grid(alpha=0.3)
             axes.set_xlabel("images seen")
             axes.label_outer()
@@ -98,6 +100,8 @@ def curves(lines: Sequence[Mapping[str, Any]]) -> markupsafe.Markup:
 
 def data_uri(image: Image.Image) -> str:
     """The picture itself as an address, so that the page asks for nothing."""
+    if max(image.size) > WEBP_LIMIT:
+        image.thumbnail((WEBP_LIMIT, WEBP_LIMIT))
     out = io.BytesIO()
     image.save(out, "WEBP", quality=85)
     return "data:image/webp;base64," + base64.b64encode(out.getvalue()).decode()

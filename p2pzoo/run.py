@@ -32,8 +32,6 @@ from p2pzoo.experiment import Experiment
 from p2pzoo.files import read_json, replacing, write_json, write_text
 from p2pzoo.paths import PACKAGE
 
-STATES = ("new", "training", "interrupted", "failed", "trained", "complete")
-
 
 class Run:
     """A run's folder. Creating the object writes nothing."""

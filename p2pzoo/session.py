@@ -86,7 +86,7 @@ def finish(
                 raise
         progress.note(f"evaluating on {len(data['test'])} images of the {experiment.evaluate.split} split")
         G, _ = load_model(run.model, registry)
-        G = engine.place(G)
+        G = G.to(engine.device, memory_format=engine.memory_format)  # type: ignore[call-overload]  # in fp32, as users
         results = evaluate(experiment, run, engine, G, data["test"])
         _test_picture(experiment, run, engine, G, data["test"])
         for old in saved(run)[:-1]:
@@ -113,10 +113,15 @@ def _open_data(experiment: Experiment) -> dict[str, Store]:
         if (store.size, store.channels) != (train_store.size, train_store.channels):
             raise UserError(f"the dataset's {name} images differ from its train images in size or channels")
     check_needs(experiment, data["test"])
-    with torch.device("meta"):  # costs nothing, and refuses what cannot be built
-        build(experiment.generator, train_store.channels, train_store.size)
-        if experiment.discriminator:
-            build(experiment.discriminator, train_store.channels, train_store.size)
+    faults: list[str] = []
+    for network in (experiment.generator, experiment.discriminator):
+        try:
+            with torch.device("meta"):  # costs nothing, and refuses what cannot be built
+                _ = network and build(network, train_store.channels, train_store.size)
+        except UserError as error:
+            faults += error.faults
+    if faults:
+        raise UserError(*faults)
     return data
 
 

@@ -9,14 +9,14 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, get_args
 
 import torch
 from torch import Tensor, nn
 
 from p2pzoo import chance, checkpoint
 from p2pzoo.compute import Engine
-from p2pzoo.contracts import Callback
+from p2pzoo.contracts import Callback, Side
 from p2pzoo.data import Store, TrainBatches, single_batches
 from p2pzoo.errors import UserError
 from p2pzoo.experiment import Experiment
@@ -53,19 +53,19 @@ class Interrupted(Exception):
 class Ledger:
     """Losses on their way from the device to metrics.jsonl, as means over windows of `log_every` images."""
 
-    waiting: list[tuple[int, dict[str, Tensor]]] = field(default_factory=list)
+    waiting: list[tuple[int, int, dict[str, Tensor]]] = field(default_factory=list)  # step, images, losses
     window: list[dict[str, float]] = field(default_factory=list)
 
     def read(self) -> list[tuple[int, dict[str, float]]]:
         """What has come in since the last reading. Raises UserError at the first number that is not finite."""
         read = []
-        for images, losses in self.waiting:
+        for step, images, losses in self.waiting:
             values = {name: value.item() for name, value in losses.items()}
             for name, value in values.items():
                 if not math.isfinite(value):
                     raise UserError(
-                        f"{name} became {value} at image {images}: training has diverged. Try a lower optimizer.lr "
-                        "or the loss's weight; the last good checkpoint is kept"
+                        f"{name} became {value} at step {step} (image {images}): training has diverged. Try a lower "
+                        "optimizer.lr or the loss's weight; the last good checkpoint is kept"
                     )
             read.append((images, values))
         self.waiting = []
@@ -109,6 +109,8 @@ def train(
     gan = _on(engine, experiment.gan_loss.build()) if experiment.gan_loss else None
     terms = [Term(name, _on(engine, loss.build()), loss.weight) for name, loss in experiment.losses.items()]
     for term in terms:
+        if term.loss.side not in get_args(Side):
+            raise UserError(f"[losses.{term.name}] has side {term.loss.side!r}: it must be one of {get_args(Side)}")
         if term.loss.side == "discriminator" and D is None:
             raise UserError(f"[losses.{term.name}] acts on the discriminator, and this recipe has none")
     pool = ImagePool(settings.pool_size, seed) if settings.pool_size else None
@@ -155,7 +157,7 @@ def train(
 
             step += 1
             images = step * settings.batch_size
-            ledger.waiting.append((images, losses))
+            ledger.waiting.append((step, images, losses))
             stopped = list(stop)  # now: a signal that arrives below waits for the next step
             log = _due(settings.log_every, step, settings)
             sample = _due(settings.sample_every, step, settings)
@@ -220,7 +222,10 @@ class State:
                     "optimizer.lr or a loss's weight; the last good checkpoint is kept"
                 )
         path = run.checkpoints / f"images-{images:010d}.safetensors"
-        checkpoint.save_tensors(path, tensors, {"format": 1, "images": images, "window": self.ledger.window})
+        header: dict[str, Any] = {"format": 1, "images": images, "window": self.ledger.window}
+        if (scaler := self.engine.accelerator.scaler) is not None:  # of fp16
+            header["scaler"] = scaler.state_dict()
+        checkpoint.save_tensors(path, tensors, header)
         for old in saved(run)[:-2]:
             old.unlink()
 
@@ -251,6 +256,8 @@ class State:
         if self.pool:
             self.pool.restore(checkpoint.under("pool", tensors), self.engine.device)
         self.ledger.window = list(header["window"])
+        if "scaler" in header and self.engine.accelerator.scaler is not None:
+            self.engine.accelerator.scaler.load_state_dict(header["scaler"])
 
 
 def saved(run: Run) -> list[Path]:

@@ -93,6 +93,15 @@ def test_recipe_prints_a_recipe_that_resolves_to_the_same_run(zoo, tmp_path):
     assert first["origins"]["seed"] == "-s seed=4"
 
 
+def test_a_printed_recipe_keeps_strings_and_names_as_they_are(zoo, tmp_path):
+    name = "two  spaces, [ and ]"
+    (tmp_path / "odd.toml").write_text(f'extends = "zoo:base.toml"\ntitle = "{name}"\n[losses."my loss"]\nuse = "l2"\n')
+    (tmp_path / "again.toml").write_text(zoo("recipe", "odd.toml", "--profile", "smoke").stdout)
+    values = json.loads(zoo("recipe", "again.toml", "--json").stdout)["values"]
+    assert values["title"] == name
+    assert set(values["losses"]) == {"l1", "my loss"}
+
+
 def test_diff_prints_only_what_differs(zoo):
     rows = json.loads(zoo("diff", "zoo:ablation_patch16.toml", "zoo:ablation_patch70.toml", "--json").stdout)
     assert rows == [{"key": "discriminator.receptive_field", "a": 16, "b": 70}]

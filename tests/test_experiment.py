@@ -64,9 +64,28 @@ def test_every_fault_is_told_at_once_with_its_line_and_the_nearest_name(experime
     ]
 
 
+def test_faults_of_folding_and_of_components_are_told_together(experiment):
+    with pytest.raises(UserError) as caught:
+        experiment(
+            'extends = "zoo:base.toml"\ndrop = ["losses.l9"]\n[generator]\nuse = "vnet"\n[profiles.smoke.traim]\n',
+            overrides=["lozzes.l1.weight=1", "optimizer.lr=-1"],
+        )
+    lines = "\n".join(caught.value.faults)
+    unknown = ["no table or key 'traim'", "there is no 'losses.l9'", "no table or key 'lozzes'"]
+    for part in [*unknown, "no generator 'vnet'", "lr = -1"]:
+        assert part in lines
+
+
+def test_what_a_constructor_refuses_is_told_with_its_line(experiment):
+    made = experiment('extends = "zoo:base.toml"\n[generator]\nnoise = "none"\ndropout = "paper"\n')
+    with pytest.raises(UserError, match=r"^mine.toml:2  generator 'unet': dropout = 'paper' needs noise = 'dropout'"):
+        made.generator.build(in_channels=3, out_channels=3, size=(64, 64))
+
+
 @pytest.mark.parametrize(
     ("text", "fault"),
     [
+        ('[init]\nweights = "kaiming"\ngain = 0.5', '[init] gain = 0.5: weights = "kaiming" has none'),
         ('drop = ["gan_loss"]', "[discriminator] has no [gan_loss] to play by"),
         ('drop = ["discriminator"]', "[gan_loss] has no [discriminator] to play with"),
         ('drop = ["discriminator", "gan_loss", "losses.l1"]', "nothing to minimise"),

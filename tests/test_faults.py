@@ -194,7 +194,7 @@ class TestDivergence:
     def test_a_loss_that_is_no_number_stops_the_run_and_is_named(self, run, tmp_path):
         overrides = ("losses.odd.use=nan-value", "losses.odd.at=17")
         line = refused(run(tmp_path, *overrides))
-        assert line.startswith("G.odd became nan at image 17: ")
+        assert line.startswith("G.odd became nan at step 17 (image 17): ")
         assert json.loads((only(tmp_path) / "status.json").read_text())["state"] == "failed"
         [last_good] = checkpoints(tmp_path).values()
         tensors, header = load_tensors(last_good)
@@ -207,7 +207,7 @@ class TestDivergence:
         run(tmp_path, *overrides)
         answer = run(tmp_path, *overrides)  # counts calls from the checkpoint: would be image 27
         assert answer.began == 10
-        assert refused(answer).startswith("G.odd became nan at image 27: ")
+        assert refused(answer).startswith("G.odd became nan at step 27 (image 27): ")
         assert [*checkpoints(tmp_path)] == [10, 20]
 
     def test_weights_that_are_no_numbers_are_never_saved(self, run, tmp_path):

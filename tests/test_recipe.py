@@ -3,7 +3,7 @@
 import pytest
 
 from p2pzoo.errors import UserError
-from p2pzoo.recipe import read_recipe
+from p2pzoo.recipe import leaves, read_recipe
 
 
 @pytest.fixture
@@ -113,7 +113,7 @@ def test_overrides_win_over_everything_and_can_drop(recipes):
 def test_every_value_knows_the_file_and_line_that_set_it(recipes):
     recipes(base=BASE, child='extends = "base.toml"\n\n[train]\nbatch_size = 2\n')
     recipe = read_recipe("child.toml", "laptop", ["losses.l1.weight=1"])
-    where = {".".join(key): recipe.where(key) for key, _ in recipe.leaves()}
+    where = {".".join(key): recipe.where(key) for key, _ in leaves(recipe.values)}
     assert where["generator.use"] == "base.toml:3"
     assert where["generator.width"] == "base.toml:11"
     assert where["train.images"] == "base.toml:13"
@@ -130,9 +130,10 @@ def test_the_profile_is_picked_only_if_none_is_asked_for(recipes):
 
 
 def faults(*args, **kwargs) -> list[str]:
-    with pytest.raises(UserError) as caught:
-        read_recipe(*args, **kwargs)
-    return list(caught.value.faults)
+    try:
+        return read_recipe(*args, **kwargs).faults
+    except UserError as error:
+        return list(error.faults)
 
 
 def test_wrong_recipes_are_told_what_where_and_what_to_do(recipes):
@@ -170,6 +171,24 @@ def test_wrong_recipes_are_told_what_where_and_what_to_do(recipes):
     assert faults("base.toml", overrides=["lozzes.l1.weight=1"]) == [
         "-s lozzes.l1.weight=1: no table or key 'lozzes': did you mean 'losses'?"
     ]
+
+
+def test_names_that_become_folders_cannot_lead_elsewhere(recipes, tmp_path):
+    recipes(label='profile = "../../evil"\n', table='[profiles."../x".train]\nimages = 1\n', base=BASE)
+    assert faults("label.toml") == ['label.toml:1  profile "../../evil": use letters, digits, - and _']
+    assert faults("table.toml") == ['table.toml:1  profile "../x": use letters, digits, - and _']
+    (tmp_path / "...toml").write_text(BASE)
+    (tmp_path / "recipe.toml").write_text(BASE)
+    assert read_recipe("...toml").name == "recipe"
+    assert read_recipe("recipe.toml").name == "recipe"
+
+
+def test_what_options_set_cannot_be_overridden_past_them(recipes):
+    recipes(base=BASE, inside='[profiles.laptop]\nprofile = "gpu"\n')
+    assert faults("base.toml", overrides=["profile=laptop"]) == ["-s profile=laptop: use --profile instead"]
+    assert faults("base.toml", overrides=["continued_from=7"]) == ["-s continued_from=7: use --continue-from instead"]
+    [fault] = faults("inside.toml")
+    assert fault.startswith("inside.toml:2  no table or key 'profile'")
 
 
 def test_a_folder_or_binary_file_is_no_recipe(recipes, tmp_path):

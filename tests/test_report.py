@@ -76,6 +76,14 @@ def test_curves_show_every_logged_loss_and_escape_their_names():
     assert drawn == str(curves(lines)), "the same bytes for the same losses"
 
 
+def test_a_very_tall_grid_still_fits_into_the_page():
+    from PIL import Image
+
+    from p2pzoo.report import WEBP_LIMIT, data_uri
+
+    assert data_uri(Image.new("RGB", (8, WEBP_LIMIT + 100))).startswith("data:image/webp;base64,")
+
+
 def test_many_samples_are_thinned_to_a_page_of_bearable_size(finished, tmp_path):
     shutil.copytree(finished, tmp_path / "run")
     for i in range(40):

@@ -188,6 +188,17 @@ def test_what_is_done_with_every_sort_of_image(zoo, run, model, photo, tmp_path)
         assert np.array_equal(written, model.translate(np.ascontiguousarray(pixels))), source.name
 
 
+def test_a_pil_image_is_read_as_its_file_is(zoo, run, model, photo, tmp_path):
+    rotated = save(photo, tmp_path / "rotated.jpg", exif=exif_rotated())
+    bits = save(photo, tmp_path / "bits.png", "1")
+    lab = Image.fromarray(photo).convert("LAB")
+    for source in (rotated, bits):
+        with Image.open(source) as image:
+            assert np.array_equal(np.asarray(model.translate(image)), model.translate(read_image(source)))
+    with pytest.raises(ValueError, match="LAB"):
+        model.translate(lab)
+
+
 def test_images_it_cannot_take_are_named_and_the_others_translated(zoo, run, photo, tmp_path):
     transparent = np.dstack([photo, photo[..., 0]])
     deep = tmp_path / "deep.png"
@@ -228,6 +239,7 @@ def test_nothing_is_overwritten_without_force_and_an_input_never(zoo, run, photo
 def test_mistakes_are_told_before_anything_is_written(zoo, run, photo, tmp_path):
     a, b = save(photo, tmp_path / "a.png"), save(photo, tmp_path / "a.jpg")
     (tmp_path / "nested" / "inner").mkdir(parents=True)
+    (tmp_path / "file").write_text("in the way")
     for arguments, message in [
         ([run, a, b, "-o", tmp_path / "out"], "would both become"),
         ([run, a, b, "-o", tmp_path / "one.png"], "one file cannot hold 2 translations"),
@@ -235,6 +247,7 @@ def test_mistakes_are_told_before_anything_is_written(zoo, run, photo, tmp_path)
         ([run, tmp_path / "nested", "-o", tmp_path / "out"], "no images in this folder"),
         ([run, tmp_path / "nested", "-o", tmp_path / "out"], "it has the folders inner"),
         ([run, tmp_path / "c.png", "-o", tmp_path / "out"], "c.png: no such file"),
+        ([run, a, "-o", tmp_path / "file"], "file"),
         ([tmp_path / "nested", a, "-o", tmp_path / "out"], "no run folder"),
     ]:
         result = zoo("translate", *arguments)

@@ -29,7 +29,9 @@ COMMANDS = {  # name: (module, summary); the summary is here so that --help impo
     "recipe": ("p2pzoo.cli.recipes", "Print a recipe resolved, with the line that set each value."),
     "diff": ("p2pzoo.cli.recipes", "Print what differs between two recipes."),
 }
-THEIRS = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR)
+FULL = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
+FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
+MISPLACED = (errno.ENOTDIR, errno.EISDIR, errno.EEXIST)
 
 
 class Zoo(click.Group):
@@ -76,7 +78,7 @@ class Zoo(click.Group):
 
 
 def _show_warning(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
-    """Ours are for the user, in one line; other people's are for those who wrote the code, and are not shown."""
+    """Those for users, in one line; deprecations and the like are for programmers."""
     if issubclass(category, UserWarning):
         click.echo(f"warning: {message}", err=True)
 
@@ -88,7 +90,7 @@ def _told(error: BaseException) -> tuple[str, int]:
             return "stopped; the same command goes on from what was saved", 130
         case UserError():
             return str(error), 2
-        case OSError() if error.errno in THEIRS or "No space left" in str(error):
+        case OSError() if error.errno in (*FULL, *FORBIDDEN, *MISPLACED) or "No space left" in str(error):
             told = f"{error.filename}: {error.strerror}" if error.filename and error.strerror else str(error)
             return f"{told}; what was saved before is kept", 2
     lines = str(error).strip().splitlines() or [""]

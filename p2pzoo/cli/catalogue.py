@@ -102,6 +102,8 @@ def show_command(kind: str, name: str, overrides: tuple[str, ...], as_json: bool
         if wrong := [message for parameter, message in error.faults if parameter]:
             raise UserError(*(f"{kind} '{name}': {message}" for message in wrong)) from None
         # else it only lacks parameters without a default, which a recipe will give
+    except TypeError as error:
+        raise UserError(f"{kind} '{name}' {error}") from None
 
     shown: dict[str, Any] = {
         **{key: getattr(entry, key) for key in ("kind", "name", "plugin", "distribution", "summary", "paper")},

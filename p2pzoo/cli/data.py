@@ -119,10 +119,10 @@ def _print_stats(name: str, found: Mapping[Split, Any]) -> None:
             shapes = [f"{shape} ({count})" for shape, count in told[image]["shapes"].items()]
             values = [f"{c['min']:g} / {c['mean']:.1f} / {c['max']:g}" for c in told[image]["channels"]]
             table.add_row(*head, image, "\n".join(shapes), "\n".join(values))
-    Console(soft_wrap=True).print(table)
+    Console(soft_wrap=True).print(table, markup=False)
     labelled = {split: told["labels"] for split, told in found.items() if told["labels"]}
     if labelled:
         shares = Table("class", *labelled, title="\nshare of labelled pixels", **style)
         for label in dict.fromkeys(label for told in labelled.values() for label in told):
             shares.add_row(label, *(f"{told.get(label, 0):.1%}" for told in labelled.values()))
-        Console(soft_wrap=True).print(shares)
+        Console(soft_wrap=True).print(shares, markup=False)

@@ -50,8 +50,8 @@ def recipe_command(recipe: str, profile: str | None, overrides: tuple[str, ...],
     for key, value in leaves(tree):
         if key[:-1] != table:
             table = key[:-1]
-            click.echo(f"\n[{'.'.join(table)}]")
-        click.echo(f"{f'{key[-1]} = {show_toml(value)}':<40} # {origins[key]}")
+            click.echo(f"\n[{'.'.join(map(show_key, table))}]")
+        click.echo(f"{f'{show_key(key[-1])} = {show_toml(value)}':<40} # {origins[key]}")
     click.echo(f"\n# id {experiment.id}", err=True)
 
 
@@ -84,4 +84,13 @@ def show_toml(value: Any) -> str:
     """A value as TOML writes it, on one line."""
     import tomli_w
 
-    return " ".join(tomli_w.dumps({"v": value}).removeprefix("v = ").split()).replace("[ ", "[").replace(", ]", "]")
+    if isinstance(value, list):
+        return f"[{', '.join(map(show_toml, value))}]"
+    return tomli_w.dumps({"v": value}).removeprefix("v = ").rstrip("\n")
+
+
+def show_key(name: str) -> str:
+    """A key as TOML writes it: quoted where it must be."""
+    import tomli_w
+
+    return tomli_w.dumps({name: 0}).removesuffix(" = 0\n")

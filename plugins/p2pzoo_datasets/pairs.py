@@ -81,7 +81,7 @@ class FilePairs:
 
     @property
     def fingerprint(self) -> str:
-        """Changes when pairs of this split come, go or are edited."""
+        """Changes when files of this split come, go or change in length."""
         return fingerprint(file for files in self._files() for file in files)
 
     def _as_x_y(self, a: Any, b: Any) -> tuple[Any, Any]:
