@@ -85,8 +85,8 @@ def finish(
                 run.set_status(state="failed")
                 raise
         progress.note(f"evaluating on {len(data['test'])} images of the {experiment.evaluate.split} split")
-        G, _ = load_model(run.model, registry)
-        G = G.to(engine.device, memory_format=engine.memory_format)  # type: ignore[call-overload]  # in fp32, as users
+        G, _ = load_model(run.model, registry)  # in fp32 whatever it was trained in: what users of the file get
+        G = G.to(engine.device, memory_format=engine.memory_format)  # type: ignore[call-overload]
         results = evaluate(experiment, run, engine, G, data["test"])
         _test_picture(experiment, run, engine, G, data["test"])
         for old in saved(run)[:-1]:

@@ -403,10 +403,11 @@ class TestSignals:
     @pytest.mark.parametrize(
         "place", [(STEP, 40), (DISPLAY, 40), (TRANSLATE, 3)], ids=["step", "display", "evaluation"]
     )
-    def test_after_the_last_step_it_stops_too(self, place, run, finish, uninterrupted, tmp_path):
-        with after(place[0], partial(signal.raise_signal, signal.SIGINT), call=place[1]):
+    @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+    def test_after_the_last_step_it_stops_too(self, signum, place, run, finish, uninterrupted, tmp_path):
+        with after(place[0], partial(signal.raise_signal, signum), call=place[1]):
             answer = run(tmp_path)
-        assert answer.exit_code == 128 + signal.SIGINT
+        assert answer.exit_code == 128 + signum
         assert "the same command goes on" in answer.output
         assert finish(tmp_path).began is None
         assert outcome(tmp_path) == uninterrupted()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import importlib
+import signal
 import sys
 import warnings
 from collections.abc import Callable
@@ -87,7 +88,8 @@ def _told(error: BaseException) -> tuple[str, int]:
     """What to say of an error, and the exit code."""
     match error:
         case KeyboardInterrupt():
-            return "stopped; the same command goes on from what was saved", 130
+            signum = error.args[0] if error.args else signal.SIGINT
+            return "stopped; the same command goes on from what was saved", 128 + signum
         case UserError():
             return str(error), 2
         case OSError() if error.errno in (*FULL, *FORBIDDEN, *MISPLACED) or "No space left" in str(error):

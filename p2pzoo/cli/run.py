@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import shlex
+import signal
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import click
@@ -68,10 +71,11 @@ def run_command(
     with progress(settings.steps * settings.batch_size, settings.batch_size, quiet=quiet) as shown:
         shown.note(f"{experiment.recipe.name}, profile {experiment.recipe.profile}, seed {experiment.seed}")
         try:
-            outcome = finish(
-                experiment, registry(), runs, shown,
-                fresh=fresh, accept_stale=accept_stale, continued=continued,
-            )  # fmt: skip
+            with _terminated_as_interrupted():
+                outcome = finish(
+                    experiment, registry(), runs, shown,
+                    fresh=fresh, accept_stale=accept_stale, continued=continued,
+                )  # fmt: skip
         except Interrupted as stopped:
             shown.note(f"stopped at {stopped.images} images and saved; the same command goes on from there")
             sys.exit(128 + stopped.signum)
@@ -89,3 +93,17 @@ def run_command(
     click.echo(f"report           {outcome.run.folder / 'report.html'}")
     click.echo(f"model            {outcome.run.model}")
     click.echo(f"next             p2pzoo translate {shlex.quote(str(outcome.run.folder))} IMAGE -o translated/")
+
+
+@contextlib.contextmanager
+def _terminated_as_interrupted() -> Iterator[None]:
+    """SIGTERM outside the training loop, which has its own handler, ends the run as Ctrl-C does."""
+
+    def interrupt(signum: int, _frame: object) -> None:
+        raise KeyboardInterrupt(signum)
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

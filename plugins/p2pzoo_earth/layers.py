@@ -76,7 +76,6 @@ LAYERS = {
     "mask": Layer(_mask, sources=(MASK,)),
     "classes": Layer(_classes, of=("mask",), sources=(LAND_COVER, TERRAIN)),
 }
-SOURCES = sorted({name for layer in LAYERS.values() for name in layer.sources})
 
 
 def layers(names: Sequence[str]) -> dict[str, np.ndarray]:
