@@ -37,6 +37,14 @@ def test_the_page_holds_recipe_environment_curves_samples_tests_and_metrics(fini
     assert str(finished) not in page
 
 
+def test_best_and_worst_are_ranked_by_the_metrics_own_direction(finished):
+    page = (finished / "report.html").read_text("utf-8")
+    best, worst = ([float(v) for v in re.findall(rf"<figcaption>{w}, l1 ([\d.]+)", page)] for w in ("best", "worst"))
+    assert best == sorted(best)
+    assert worst == sorted(worst, reverse=True)
+    assert best[0] < worst[0], "of l1 the lower is the better"
+
+
 def test_the_page_asks_for_nothing_and_escapes_what_it_is_told(finished):
     page = (finished / "report.html").read_text("utf-8")
     outside = re.sub(r"data:image/webp;base64,[\w+/=]+", "", page)

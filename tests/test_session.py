@@ -107,6 +107,15 @@ def test_another_test_mode_is_another_protocol_of_the_same_run(run):
     assert evaluated.results["metrics"]["l1"]["value"] != paper.results["metrics"]["l1"]["value"]
 
 
+def test_statistics_are_kept_only_beside_others_of_the_same_images(run):
+    tested, _ = run()
+    assert {"l1.l1", "ssim.ssim"} <= load_tensors(tested.run.stats)[0].keys()
+    validated, _ = run("evaluate.split=val", 'drop=["metrics.ssim"]')
+    statistics, header = load_tensors(validated.run.stats)
+    assert "ssim.ssim" not in statistics
+    assert {len(rows) for rows in statistics.values()} == {len(header["ids"])}
+
+
 def test_the_same_experiment_under_another_recipe_is_found(run):
     first, _ = run(recipe="zoo:ablation_l1_cgan.toml")
     second, shown = run(recipe="zoo:ablation_patch70.toml")
