@@ -19,6 +19,7 @@ from p2pzoo.settings import Compute, Evaluate, Init, Optimizer, Train
 
 KIND_OF = {"losses": "loss", "metrics": "metric", "callbacks": "callback"}
 WEIGHTED = ("gan_loss", "losses")
+HOW_NOT_WHAT = ("device", "threads", "keep_memory")  # of [compute]: nothing in a run's identity
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,7 @@ class Experiment:
             "train": params.plain(vars(self.train)),
             "optimizer": params.plain(vars(self.optimizer)),
             "init": params.plain(vars(self.init)),
-            "compute": {k: v for k, v in vars(self.compute).items() if k not in ("device", "threads")},
+            "compute": {k: v for k, v in vars(self.compute).items() if k not in HOW_NOT_WHAT},
         }
         for name in COMPONENTS:
             component = getattr(self, name)

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor
 
 from p2pzoo.compute import frozen
@@ -23,6 +24,10 @@ class Descend(Protocol):
 
 class Pool(Protocol):
     def __call__(self, x: Tensor, y_hat: Tensor, step: int) -> tuple[Tensor, Tensor]: ...
+
+    def tensors(self) -> dict[str, Tensor]: ...
+
+    def restore(self, tensors: Mapping[str, Tensor], device: torch.device) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -62,6 +67,10 @@ class Objective:
     ) -> None:
         self.G, self.D, self.gan, self.terms, self.descend = G, D, gan, terms, descend
         self.gan_weight, self.pool = gan_weight, pool
+
+    @property
+    def players(self) -> tuple[Player, ...]:
+        return (self.G, self.D) if self.D else (self.G,)
 
     def step(self, batch: Batch, step: int) -> dict[str, Tensor]:
         """One move of each side. Returns every loss, unweighted and detached, and D's mean logits on real and fake."""

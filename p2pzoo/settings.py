@@ -88,7 +88,10 @@ class Compute:
     deterministic  on CUDA: only kernels that give the same bits every time (slower). CPU runs always do
     channels_last  memory format of the networks
     tf32           on CUDA: TensorFloat-32 in fp32 matrix products and convolutions
-    threads        CPU threads (0: torch's choice). The same bits come only from the same number
+    threads        CPU threads (0: as many as the process has cores). The same bits come only from the same number
+    lowering       on a CPU: convolutions as matrix products where torch's kernels are slower (see lowering.py)
+    fused_adam     Adam in one kernel, on a CPU and on CUDA
+    keep_memory    on a CPU: freed memory stays with the process (glibc only). Not part of a run's identity
     """
 
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
@@ -97,6 +100,9 @@ class Compute:
     channels_last: bool = True
     tf32: bool = True
     threads: Natural = 0
+    lowering: bool = True
+    fused_adam: bool = True
+    keep_memory: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -21,7 +21,7 @@ from p2pzoo.data import Store, TrainBatches, single_batches
 from p2pzoo.errors import UserError
 from p2pzoo.experiment import Experiment
 from p2pzoo.networks import make_discriminator, make_generator, model_header
-from p2pzoo.objective import Objective, Player, Term
+from p2pzoo.objective import Objective, Player, Pool, Term
 from p2pzoo.pictures import grid, save_png
 from p2pzoo.pool import ImagePool
 from p2pzoo.report import write_report
@@ -98,25 +98,10 @@ def train(
     """
     settings, seed = experiment.train, experiment.seed
 
-    # the players
-    channels, size = store.channels, store.size
-    G_net = engine.place(make_generator(experiment, channels, size))
-    G = Player(G_net, engine.adam(G_net, experiment.optimizer))
-    D = None
-    if (D_made := make_discriminator(experiment, channels, size)) is not None:
-        D_net = engine.place(D_made)
-        D = Player(D_net, engine.adam(D_net, experiment.optimizer))
-    gan = _on(engine, experiment.gan_loss.build()) if experiment.gan_loss else None
-    terms = [Term(name, _on(engine, loss.build()), loss.weight) for name, loss in experiment.losses.items()]
-    for term in terms:
-        if term.loss.side not in get_args(Side):
-            raise UserError(f"[losses.{term.name}] has side {term.loss.side!r}: it must be one of {get_args(Side)}")
-        if term.loss.side == "discriminator" and D is None:
-            raise UserError(f"[losses.{term.name}] acts on the discriminator, and this recipe has none")
-    pool = ImagePool(settings.pool_size, seed) if settings.pool_size else None
-    average = engine.place(make_generator(experiment, channels, size)) if settings.ema else None
-    gan_weight = experiment.gan_loss.weight if experiment.gan_loss else 1.0
-    objective = Objective(G, D, gan, terms, engine.descend, gan_weight=gan_weight, pool=pool)
+    objective = set_up(experiment, engine, store.channels, store.size)
+    G, D, pool = objective.G, objective.D, objective.pool
+    average = engine.place(make_generator(experiment, store.channels, store.size)) if settings.ema else None
+    final = G.network if average is None else average
 
     # what they see
     batches = TrainBatches(store, batch_size=settings.batch_size, mirror=settings.mirror, seed=seed)
@@ -128,7 +113,6 @@ def train(
     step = state.restore(run, progress, start_from) // settings.batch_size
     for name in ("metrics.jsonl", "timings.jsonl"):
         run.truncate(name, step * settings.batch_size)
-    final = G_net if average is None else average
     read_every = READ_EVERY.get(engine.device_type, READ_EVERY_ELSEWHERE)
 
     def draw_samples(images: int) -> None:
@@ -145,15 +129,9 @@ def train(
     with stopping() as stop:
         while step < settings.steps:
             rate = experiment.optimizer.lr_at(step / settings.steps)
-            for player in (G, D) if D else (G,):
-                for group in player.optimizer.param_groups:
-                    group["lr"] = rate
-
-            batch = engine.move(batches[step])
-            torch.manual_seed(chance.key(seed, "noise", step))
-            losses = objective.step(batch, step)
+            losses = advance(objective, engine, batches, step, rate, seed)
             if average is not None:
-                _average(engine.unwrap(average), engine.unwrap(G_net), settings.ema)
+                _average(engine.unwrap(average), engine.unwrap(G.network), settings.ema)
 
             step += 1
             images = step * settings.batch_size
@@ -187,8 +165,41 @@ def train(
             raise Interrupted(stop[0], step * settings.batch_size)
 
     trained = engine.unwrap(final)
-    checkpoint.save_model(run.model, trained, model_header(experiment, trained, store.dataset, channels, size))
+    header = model_header(experiment, trained, store.dataset, store.channels, store.size)
+    checkpoint.save_model(run.model, trained, header)
     run.set_status(state="trained")
+
+
+def set_up(experiment: Experiment, engine: Engine, channels: tuple[int, int], size: tuple[int, int]) -> Objective:
+    """The recipe's game on the engine's device, for x and y of these channels and this (H, W). Raises UserError."""
+    G_net = engine.place(make_generator(experiment, channels, size))
+    G = Player(G_net, engine.adam(G_net, experiment.optimizer))
+    D = None
+    if (D_made := make_discriminator(experiment, channels, size)) is not None:
+        D_net = engine.place(D_made)
+        D = Player(D_net, engine.adam(D_net, experiment.optimizer))
+    gan = _on(engine, experiment.gan_loss.build()) if experiment.gan_loss else None
+    terms = [Term(name, _on(engine, loss.build()), loss.weight) for name, loss in experiment.losses.items()]
+    for term in terms:
+        if term.loss.side not in get_args(Side):
+            raise UserError(f"[losses.{term.name}] has side {term.loss.side!r}: it must be one of {get_args(Side)}")
+        if term.loss.side == "discriminator" and D is None:
+            raise UserError(f"[losses.{term.name}] acts on the discriminator, and this recipe has none")
+    pool = ImagePool(experiment.train.pool_size, experiment.seed) if experiment.train.pool_size else None
+    gan_weight = experiment.gan_loss.weight if experiment.gan_loss else 1.0
+    return Objective(G, D, gan, terms, engine.descend, gan_weight=gan_weight, pool=pool)
+
+
+def advance(
+    objective: Objective, engine: Engine, batches: TrainBatches, step: int, rate: float, seed: int
+) -> dict[str, Tensor]:
+    """One step of training at this learning rate; all that is random in it follows from (seed, step)."""
+    for player in objective.players:
+        for group in player.optimizer.param_groups:
+            group["lr"] = rate
+    batch = engine.move(batches[step])
+    torch.manual_seed(chance.key(seed, "noise", step))
+    return objective.step(batch, step)
 
 
 @dataclass
@@ -199,7 +210,7 @@ class State:
     G: Player
     D: Player | None
     average: nn.Module | None
-    pool: ImagePool | None
+    pool: Pool | None
     ledger: Ledger
 
     def players(self) -> dict[str, Player]:

@@ -1,0 +1,216 @@
+"""One training step: p2pzoo's against the classic one of `baseline.py`, interleaved, each in a process of its own.
+
+    python benchmarks/train_step.py --size 256 --width 64 --batch 1
+
+Both load pairs too: the baseline opens a JPEG with Pillow, p2pzoo cuts it from its store. `--without lowering` (or
+channels_last, fused_adam, keep_memory: switches of [compute]) adds p2pzoo with one thing off; `--reference PATH` adds
+the networks of a checkout of the public PyTorch code, in that code's order.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import statistics
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+import measure
+import numpy as np
+import torch
+from baseline import Classic, batches
+from PIL import Image
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+PAIRS = 16
+WARM_UP = 3
+SGEMM_SIDE = 2048
+
+
+@click.command()
+@click.option("--size", default=256, show_default=True, help="Side of the images in pixels.")
+@click.option("--width", default=64, show_default=True, help="Channels of the first layers of G and D.")
+@click.option("--batch", default=1, show_default=True, help="Images per step.")
+@click.option("--rounds", default=9, show_default=True, help="Turns of each contestant.")
+@click.option("--steps", default=5, show_default=True, help="Steps per turn; a turn counts as their median.")
+@click.option("--without", multiple=True, help="Also p2pzoo with this switch of [compute] off. May be repeated.")
+@click.option("--reference", type=click.Path(exists=True, path_type=Path), help="A checkout of the PyTorch code.")
+@click.option("--json", "as_json", is_flag=True, help="One line of JSON instead of a table.")
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="Also keep the result in this file.")
+@click.option("--contestant", hidden=True)
+@click.option("--folder", hidden=True, type=click.Path(path_type=Path))
+def main(
+    size: int, width: int, batch: int, rounds: int, steps: int, without: tuple[str, ...], reference: Path | None,
+    as_json: bool, output: Path | None, contestant: str | None, folder: Path | None,
+) -> None:  # fmt: skip
+    """Time one step of training at a size, width and batch."""
+    torch.manual_seed(0)
+    if contestant and folder:
+        serve(contestant, folder, size, width, batch, reference)
+        return
+    with tempfile.TemporaryDirectory() as temporary:
+        draw_pairs(Path(temporary), size)
+        shape = ("--size", size, "--width", width, "--batch", batch, "--folder", temporary)
+        names = ["baseline", "ours", *(f"without {switch}" for switch in without)]
+        shape += ("--reference", reference) if reference else ()
+        names += ["reference"] if reference else []
+        found = {name: measure.Contestant(__file__, *shape, "--contestant", name) for name in (*names, "sgemm")}
+        flop = found["baseline"].about["flop"]
+        measured = measure.take_turns(found, rounds, steps)
+    result = summary(measured, flop, {"size": size, "width": width, "batch": batch, "steps": steps})
+    measure.keep(result, output)
+    click.echo(json.dumps(result) if as_json else table(result))
+
+
+def serve(name: str, folder: Path, size: int, width: int, batch: int, reference: Path | None) -> None:
+    """Be one contestant."""
+    if name == "sgemm":
+        a, b = torch.randn(2, SGEMM_SIDE, SGEMM_SIDE).unbind()
+        out = torch.empty(SGEMM_SIDE, SGEMM_SIDE)
+        measure.serve(lambda: torch.mm(a, b, out=out))
+        return
+    if name == "baseline" or name == "reference":
+        classic = (
+            reference_step(reference, size, width) if name == "reference" and reference else ours_plain(size, width)
+        )
+        pairs = batches(folder, size, batch)
+        with FlopCounterMode(display=False) as counter:
+            classic.step(*next(pairs))
+        about = {"flop": counter.get_total_flops()}
+
+        def work() -> object:
+            return classic.step(*next(pairs))
+    else:
+        work, about = ours(folder, size, width, batch, name.removeprefix("without ") if name != "ours" else None), {}
+    for _ in range(WARM_UP):
+        work()
+    measure.serve(work, about)
+
+
+def experiment(folder: Path, size: int, width: int, batch: int, off: str | None) -> Any:
+    from p2pzoo.experiment import check
+    from p2pzoo.plugins import registry
+    from p2pzoo.recipe import read_recipe
+
+    overrides = [
+        f"generator.width={width}", f"discriminator.width={width}", f"train.batch_size={batch}",
+        "dataset.use=side-by-side", f"dataset.root={folder}", f"dataset.size=[{size}, {size}]",
+    ]  # fmt: skip
+    overrides += [f"compute.{off}=false"] if off else []
+    return check(read_recipe("zoo:base.toml", "laptop", overrides), registry())
+
+
+def ours(folder: Path, size: int, width: int, batch: int, off: str | None) -> Callable[[], object]:
+    """p2pzoo's step as `p2pzoo run` takes it: store, batch, move, game, reading the losses."""
+    from p2pzoo.compute import Engine
+    from p2pzoo.data import Store, TrainBatches
+    from p2pzoo.train import Ledger, advance, set_up
+
+    made = experiment(folder, size, width, batch, off)
+    engine = Engine(made.compute)
+    store = Store(made.dataset.build(split="train"), enlarge=made.train.jitter, kernel=made.train.jitter_kernel)
+    objective = set_up(made, engine, store.channels, store.size)
+    pairs = TrainBatches(store, batch_size=batch, mirror=True, seed=0)
+    ledger, step = Ledger(), 0
+
+    def work() -> object:
+        nonlocal step
+        losses = advance(objective, engine, pairs, step, made.optimizer.lr, 0)
+        step += 1
+        ledger.waiting.append((step, step * batch, losses))
+        return ledger.read()
+
+    return work
+
+
+def ours_plain(size: int, width: int) -> Classic:
+    """The zoo's networks, untouched, in the classic step."""
+    from p2pzoo.experiment import check
+    from p2pzoo.networks import make_discriminator, make_generator
+    from p2pzoo.plugins import registry
+    from p2pzoo.recipe import read_recipe
+
+    overrides = [f"generator.width={width}", f"discriminator.width={width}"]
+    made = check(read_recipe("zoo:base.toml", "laptop", overrides), registry())
+    D = make_discriminator(made, (3, 3), (size, size))
+    assert D is not None
+    return Classic(make_generator(made, (3, 3), (size, size)), D)
+
+
+def reference_step(checkout: Path, size: int, width: int) -> Classic:
+    """The checkout's networks: as many halvings as 2 divides the side, at most 8; D sees the pair concatenated."""
+    spec = importlib.util.spec_from_file_location("networks", checkout / "models" / "networks.py")
+    assert spec
+    assert spec.loader
+    networks = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(networks)
+    downs = min(8, (size & -size).bit_length() - 1)
+    G: nn.Module = networks.UnetGenerator(3, 3, downs, width, norm_layer=nn.BatchNorm2d, use_dropout=True)
+    D: nn.Module = networks.NLayerDiscriminator(6, width, n_layers=3, norm_layer=nn.BatchNorm2d)
+    for network in (G, D):
+        for part in network.modules():
+            if isinstance(part, nn.Conv2d | nn.ConvTranspose2d):
+                nn.init.normal_(part.weight, 0.0, 0.02)
+            elif isinstance(part, nn.BatchNorm2d):
+                nn.init.normal_(part.weight, 1.0, 0.02)
+
+    def judge(x: Tensor, y: Tensor) -> Any:
+        return D(torch.cat((x, y), 1))
+
+    return Classic(G, D, judge=judge)
+
+
+def draw_pairs(folder: Path, size: int) -> None:
+    """Smooth noise, side by side, as JPEG: what it shows does not change how long a step takes."""
+    rng = np.random.default_rng(0)
+    for i in range(PAIRS):
+        coarse = Image.fromarray(rng.integers(0, 256, (size // 8, size // 4, 3), dtype=np.uint8))
+        coarse.resize((2 * size, size), Image.Resampling.BICUBIC).save(folder / f"{i:03d}.jpg", quality=95)
+
+
+def summary(measured: dict[str, Any], flop: int, shape: dict[str, int]) -> dict[str, Any]:
+    sgemm = [2 * SGEMM_SIDE**3 / seconds for seconds in measured.pop("sgemm")["seconds"]]
+    times = {name: each["seconds"] for name, each in measured.items()}
+    rates = [flop / seconds for seconds in times["ours"]]
+    result: dict[str, Any] = {
+        "benchmark": "train_step",
+        **shape,
+        "ratio": measure.ratio(times["baseline"], times["ours"]),
+        "milliseconds": {name: round(1e3 * statistics.median(each), 1) for name, each in times.items()},
+        "peak_megabytes": {name: round(each["peak_bytes"] / 1e6) for name, each in measured.items()},
+        "gflop": round(flop / 1e9, 2),
+        "sgemm_gflop_per_second": round(statistics.median(sgemm) / 1e9),
+        "share_of_sgemm": round(statistics.median(a / b for a, b in zip(rates, sgemm, strict=True)), 3),
+        "contributions": {
+            name: measure.ratio(each, times["ours"]) for name, each in times.items() if name.startswith("without")
+        },
+        "environment": measure.environment(),
+    }
+    if "reference" in times:
+        result["ratio_reference"] = measure.ratio(times["reference"], times["ours"])
+        result["baseline_to_reference"] = measure.ratio(times["baseline"], times["reference"])
+    return result
+
+
+def table(result: dict[str, Any]) -> str:
+    rows = [f"{'':<24} {'ms':>8} {'peak MB':>8}"]
+    for name, milliseconds in result["milliseconds"].items():
+        rows.append(f"{name:<24} {milliseconds:>8.1f} {result['peak_megabytes'][name]:>8}")
+    low, high = result["ratio"]["spread"]
+    rows.append(f"p2pzoo is {result['ratio']['median']:.2f} times as fast ({low:.2f} to {high:.2f} over the rounds),")
+    rows.append(f"at {result['share_of_sgemm']:.0%} of torch.mm's {result['sgemm_gflop_per_second']} GFLOP/s")
+    for name, each in result["contributions"].items():
+        rows.append(f"{name}: {each['median']:.2f} times as slow ({each['spread'][0]:.2f} to {each['spread'][1]:.2f})")
+    if "ratio_reference" in result:
+        rows.append(f"against the checkout: {result['ratio_reference']['median']:.2f} times as fast")
+    return "\n".join(rows)
+
+
+if __name__ == "__main__":
+    main()
+    sys.exit()
