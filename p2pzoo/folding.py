@@ -6,7 +6,7 @@ import copy
 from itertools import pairwise
 
 from torch import nn
-from torch.nn.utils import fuse_conv_bn_eval, parametrize
+from torch.nn.utils import fuse_conv_bn_eval
 
 CONVOLUTIONS = (nn.Conv2d, nn.ConvTranspose2d)
 
@@ -15,8 +15,9 @@ def folded(network: nn.Module) -> nn.Module:
     """A copy in eval mode that says the same up to rounding, its batch norms folded into the convolutions before them.
 
     Folded is what stands directly behind a convolution in a plain nn.Sequential, which is taken to be called as a
-    whole. The norm's place is kept by an nn.Identity. Left as they are: subclasses, parametrized layers (spectral and
-    weight norm), layers with hooks, norms without running statistics, grouped transposed convolutions.
+    whole. The norm's place is kept by an nn.Identity. Left as they are: subclasses (what torch parametrizes becomes
+    one, by spectral norm for instance), layers with hooks, norms without running statistics, grouped transposed
+    convolutions.
     """
     copied = copy.deepcopy(network).eval()
     for chain in copied.modules():
@@ -36,6 +37,5 @@ def _foldable(convolution: nn.Module, norm: nn.BatchNorm2d) -> bool:
 
 
 def _altered(module: nn.Module) -> bool:
-    """Whether more than its class's forward happens when it is called (the older spectral norm is a hook)."""
-    hooks = (module._forward_pre_hooks, module._forward_hooks)
-    return parametrize.is_parametrized(module) or any(hooks)
+    """Whether more than its class's forward happens when it is called: torch's older spectral norm is a hook."""
+    return bool(module._forward_pre_hooks or module._forward_hooks)

@@ -1,6 +1,8 @@
 """Image files -> translated files: while the network works on some, others are read and written. Memory is bounded.
 
 Reading and writing are threads, as Pillow decodes and encodes without Python's lock; the network stays with the caller.
+They share one queue: files that are to be written stand before those to be read after them, so that reading, of which
+only so much is begun at a time, waits for writing.
 """
 
 from __future__ import annotations
@@ -8,7 +10,7 @@ from __future__ import annotations
 import zlib
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,8 +23,8 @@ from p2pzoo.model import Model, OutOfMemory
 from p2pzoo.tiles import Tiling
 
 MOST_THREADS = 8
-IMAGES_AHEAD = 16  # read or being read; and as many written or being written
-PIXELS_AHEAD = 16 * 1024**2  # of all these together, unless a single one has more
+IMAGES_AHEAD = 16  # read or being read
+PIXELS_AHEAD = 16 * 1024**2  # of these together, unless one alone has more
 MOST_LAG = 64  # inputs that may overtake one that waits for others of its size
 
 
@@ -52,7 +54,6 @@ def translate_files(
     values; in paper mode they do not. Raises OSError for a file that cannot be written. Close it to stop.
     """
     pool = ThreadPoolExecutor(min(MOST_THREADS, max(2, torch.get_num_threads())), "images")
-    writer = _Writer(pool, text or {})
     settled: dict[Path, Outcome | Future[Outcome]] = {}  # until those before them are, too
     remaining = deque(targets)
 
@@ -64,7 +65,7 @@ def translate_files(
             settled.update({source: _left_out(source, targets[source], error) for source in sources})
             return
         for source, image in zip(sources, translated, strict=True):
-            settled[source] = writer.write(source, targets[source], image)
+            settled[source] = pool.submit(_written, source, targets[source], image, text)
 
     def in_order(*, to_the_end: bool = False) -> Iterator[Outcome]:
         while remaining and remaining[0] in settled:
@@ -126,28 +127,6 @@ class _Groups:
         return self.waiting.pop(size)
 
 
-class _Writer:
-    """Files written by the pool; whoever writes faster than it can waits."""
-
-    def __init__(self, pool: ThreadPoolExecutor, text: Mapping[str, str]) -> None:
-        self.pool, self.text = pool, text
-        self.pixels: dict[Future[Outcome], int] = {}  # of the files that are not yet written
-
-    def write(self, source: Path, target: Path, image: np.ndarray) -> Future[Outcome]:
-        self.pixels = {future: pixels for future, pixels in self.pixels.items() if not future.done()}
-        while len(self.pixels) >= IMAGES_AHEAD or sum(self.pixels.values()) >= PIXELS_AHEAD:
-            for future in wait(self.pixels, return_when=FIRST_COMPLETED).done:
-                del self.pixels[future]
-        future = self.pool.submit(self._written, source, target, image)
-        self.pixels[future] = image.shape[0] * image.shape[1]
-        return future
-
-    def _written(self, source: Path, target: Path, image: np.ndarray) -> Outcome:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        write_png(target, image, self.text, strategy=zlib.Z_RLE)
-        return Outcome(source, target)
-
-
 def _ahead(
     pool: ThreadPoolExecutor, read: Callable[[Path], np.ndarray], sources: Iterable[Path]
 ) -> Iterator[tuple[Path, Future[np.ndarray]]]:
@@ -168,6 +147,12 @@ def _pixels(source: Path) -> int:
     except UserError:
         return 0
     return height * width
+
+
+def _written(source: Path, target: Path, image: np.ndarray, text: Mapping[str, str] | None) -> Outcome:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    write_png(target, image, text, strategy=zlib.Z_RLE)
+    return Outcome(source, target)
 
 
 def _left_out(source: Path, target: Path, error: Exception) -> Outcome:

@@ -57,6 +57,13 @@ def test_the_same_kind_comes_back(model, photo):
     assert model.translate(torch.stack([tensor, tensor])).shape == (2, 3, 45, 70)
 
 
+def test_arrays_may_be_read_only_and_run_backwards(model, photo):
+    mirrored = photo[:, ::-1]
+    mirrored.flags.writeable = False
+    assert np.array_equal(model.translate(mirrored), model.translate(mirrored.copy()))
+    assert model.pixels(mirrored).flags.writeable, "torch warns of others"
+
+
 @pytest.mark.parametrize("mode", ["paper", "eval"])
 def test_an_image_gives_the_same_pixels_alone_or_among_others(model, photo, mode):
     def tensor(array):
