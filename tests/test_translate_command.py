@@ -321,7 +321,7 @@ def test_an_image_too_large_for_the_memory_is_named_with_what_to_do(zoo, run, ph
     assert again.exit_code == 0, again.output
 
 
-def test_ctrl_c_says_how_far_it_came_and_leaves_whole_files(zoo, run, photo, tmp_path, monkeypatch):
+def test_ctrl_c_leaves_whole_files_and_says_so(zoo, run, photo, tmp_path, monkeypatch):
     sources = [save(photo, tmp_path / f"{number}.png") for number in range(6)]
     echo, told = click.echo, []
 
@@ -333,7 +333,8 @@ def test_ctrl_c_says_how_far_it_came_and_leaves_whole_files(zoo, run, photo, tmp
 
     monkeypatch.setattr(click, "echo", echo_then_interrupt)
     result = zoo("translate", run, *sources, "-o", tmp_path / "out")
-    assert (result.exit_code, result.stderr) == (130, "stopped; 3 of 6 images are translated\n")
+    message = "stopped; the files that were written are whole, and --force writes them again\n"
+    assert (result.exit_code, result.stderr) == (130, message)
     files = list((tmp_path / "out").iterdir())
     assert {path.name for path in files} >= {"0.png", "1.png", "2.png"}
     assert all(Image.open(path).load() for path in files), "none is temporary, none is half"

@@ -62,18 +62,16 @@ def translate_command(
         made |= {"tile": tiling.side, "overlap": tiling.overlap}
     text = {"p2pzoo": json.dumps(made, sort_keys=True)}
     faults: list[str] = []
-    written = 0
     try:
         with contextlib.closing(
             translate_files(loaded, targets, mode, seed=seed, tiling=tiling, text=text)
         ) as outcomes:
             for outcome in outcomes:
                 faults += outcome.faults
-                written += not outcome.faults
                 if not outcome.faults and not quiet:
                     click.echo(str(outcome.target))
     except KeyboardInterrupt:
-        click.echo(f"stopped; {written} of {len(targets)} images are translated", err=True)
+        click.echo("stopped; the files that were written are whole, and --force writes them again", err=True)
         raise click.exceptions.Exit(128 + signal.SIGINT) from None
     if faults:
         raise UserError(*faults)
