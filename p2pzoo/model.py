@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -15,20 +18,31 @@ from p2pzoo.errors import UserError
 from p2pzoo.images import pixels_of, with_channels
 from p2pzoo.networks import load_model
 from p2pzoo.plugins import registry
-from p2pzoo.translate import translate
+from p2pzoo.tiles import Tiling, in_tiles
+from p2pzoo.translate import prepared, translate
 
 Picture = TypeVar("Picture", Image.Image, np.ndarray, Tensor)
 
 TEST_MODES = ("paper", "eval")
+PIXELS_AT_ONCE = {"cpu": 4 * 256**2}  # more makes no layer faster there, and each allocation slower
+PIXELS_AT_ONCE_ELSEWHERE = 32 * 256**2
+LACK_OF_MEMORY = ("out of memory", "not enough memory", "can't allocate memory", "cannot allocate memory")
+
+
+class OutOfMemory(UserError):
+    """An image too large for this machine, in this many pieces."""
 
 
 class Model:
     """G with what its file says of it.
 
-    in_channels, out_channels  of x and ŷ
+    in_channels, out_channels  of x and y
     size                       (H, W) it was trained at; it takes others
     test_mode                  the mode its recipe named when it was trained; the default of `translate`
     run                        the id of the run that made it
+    divisor                    sides are continued to multiples of it
+
+    The eval mode computes with a copy of G that is made once: for other weights, make another Model.
     """
 
     def __init__(self, G: nn.Module, header: dict[str, Any], device: torch.device) -> None:
@@ -38,47 +52,104 @@ class Model:
         self.size: tuple[int, int] = tuple(header["size"])
         self.test_mode: str = header["test_mode"]
         self.run: str = header["run"]
-        self._divisor: int = header["size_divisor"]
+        self.divisor: int = header["size_divisor"]
 
     def __repr__(self) -> str:
         size = f"{self.size[0]}×{self.size[1]}"
         return f"<Model {self.header['generator']['use']}, run {self.run}, trained at {size}, on {self.device}>"
 
-    def translate(self, image: Picture, *, test_mode: str | None = None, seed: int = 0) -> Picture:
+    def translate(
+        self,
+        image: Picture,
+        *,
+        test_mode: str | None = None,
+        seed: int = 0,
+        tile: int | None = None,
+        overlap: int | None = None,
+    ) -> Picture:
         """The same kind back: a PIL image for a PIL image, an array for an array, a tensor for a tensor.
 
         image: PIL of any mode that says the same in the model's channels (grey as three equal channels, for one);
             (H, W) or (H, W, C) uint8 array; (C, H, W) or (B, C, H, W) float tensor in [-1, 1].
         test_mode: "paper" or "eval", see `p2pzoo.translate`; None is the model's own. seed: of dropout in "paper".
+        tile, overlap: for "eval", images larger than this side are translated in tiles, see `p2pzoo.tiles`, in memory
+            that does not grow with the image; None is in one piece.
         Any H and W: the image is reflected at its right and lower edges up to what G can halve, and cut back.
 
-        Raises ValueError for an image that the model cannot take, saying what it takes.
+        Raises ValueError for an image that the model cannot take, saying what it takes, and for tiles that do not fit;
+        UserError where memory does not suffice.
         """
-        mode = self.test_mode if test_mode is None else test_mode
-        if mode not in TEST_MODES:
-            raise ValueError(f"test_mode must be one of {', '.join(TEST_MODES)}, not {mode!r}")
+        mode, tiling = self.manner(test_mode, tile, overlap)
         if isinstance(image, Tensor):
-            return self._tensor(image, mode, seed)
+            return self._tensor(image, mode, seed, tiling)
         if isinstance(image, np.ndarray):
-            return self._array(image, mode, seed)
+            return self.translate_arrays([self.pixels(image)], mode, seed, tiling)[0]
         if isinstance(image, Image.Image):
             try:
                 pixels = pixels_of(image, "the image")
             except UserError as error:
                 raise ValueError(str(error)) from None
-            translated = self._array(pixels, mode, seed)
+            [translated] = self.translate_arrays([self.pixels(pixels)], mode, seed, tiling)
             return Image.fromarray(translated[..., 0] if self.out_channels == 1 else translated)
         raise ValueError(f"an image is a PIL image, a NumPy array or a tensor, not a {type(image).__name__}")
 
-    def _array(self, image: np.ndarray, mode: str, seed: int) -> np.ndarray:
+    def manner(self, test_mode: str | None, tile: int | None, overlap: int | None) -> tuple[str, Tiling | None]:
+        """The test mode and the tiling meant by the arguments of `translate`. Raises ValueError as it does."""
+        mode = self.test_mode if test_mode is None else test_mode
+        if mode not in TEST_MODES:
+            raise ValueError(f"test_mode must be one of {', '.join(TEST_MODES)}, not {mode!r}")
+        if tile is None:
+            if overlap is not None:
+                raise ValueError(f"an overlap of {overlap} needs tiles: give the side of a tile, too")
+            return mode, None
+        if mode == "paper":
+            raise ValueError("tiles need the test mode eval: in paper mode each would have statistics of its own")
+        if kind := _own_statistics(self.G):
+            warnings.warn(f"the generator's {kind} takes statistics of what it sees: they differ by tile", stacklevel=2)
+        return mode, Tiling.of(tile, overlap, self.divisor)
+
+    def pixels(self, image: np.ndarray) -> np.ndarray:
+        """(H, W, C) with the model's channels, of a uint8 image. Raises ValueError as `translate` does."""
         if image.dtype != np.uint8 or image.ndim not in (2, 3):
             raise ValueError(f"expected (H, W) or (H, W, C) of uint8, not {image.shape} of {image.dtype}")
+        if image.size == 0:
+            raise ValueError(f"an image without pixels: {image.shape}")
         pixels = with_channels(image.reshape(*image.shape[:2], -1), self.in_channels)
-        x = torch.from_numpy(pixels.astype(np.float32)).permute(2, 0, 1)[None].mul(2 / 255).sub(1)
-        y_hat = self._tensor(x, mode, seed)[0].permute(1, 2, 0).cpu()
-        return y_hat.clamp(-1, 1).add(1).mul(255 / 2).round().to(torch.uint8).numpy()
+        return np.require(pixels, requirements=["C", "W"])  # torch takes no negative strides, and warns of Pillow's
 
-    def _tensor(self, image: Tensor, mode: str, seed: int) -> Tensor:
+    def padded(self, height: int, width: int) -> tuple[int, int]:
+        """The sides with which an image of these meets G."""
+        return -(-height // self.divisor) * self.divisor, -(-width // self.divisor) * self.divisor
+
+    def at_once(self, height: int, width: int, mode: str) -> int:
+        """How many images of these padded sides are best translated together."""
+        if mode == "paper":
+            return 1
+        return max(1, PIXELS_AT_ONCE.get(self.device.type, PIXELS_AT_ONCE_ELSEWHERE) // (height * width))
+
+    def translate_arrays(
+        self, images: Sequence[np.ndarray], mode: str, seed: int, tiling: Tiling | None
+    ) -> list[np.ndarray]:
+        """(H, W, C) uint8 of each; images as `pixels` gives them, of one `padded` size. Raises OutOfMemory."""
+        sizes = [image.shape[:2] for image in images]
+        height, width = self.padded(*sizes[0])
+        channels_first = [torch.from_numpy(image).permute(2, 0, 1) for image in images]
+        try:
+            if mode == "eval" and tiling and max(height, width) > tiling.side:
+                return [self._bytes_in_tiles(image, tiling) for image in channels_first]
+            if mode == "eval":
+                y_hats = self._eval(torch.stack([reflected(x[None], self.divisor)[0] for x in channels_first]))
+                together = _bytes(y_hats).permute(0, 2, 3, 1).cpu().numpy()
+                return [y[:h, :w] for y, (h, w) in zip(together, sizes, strict=True)]
+            return [
+                _bytes(self._paper(_scaled(x)[None], seed)[0, :, :h, :w].permute(1, 2, 0).cpu()).numpy()
+                for x, (h, w) in zip(channels_first, sizes, strict=True)
+            ]
+        except (RuntimeError, MemoryError) as error:
+            self._tell_of_memory(error, max(sizes), tiling)
+            raise
+
+    def _tensor(self, image: Tensor, mode: str, seed: int, tiling: Tiling | None) -> Tensor:
         if image.ndim not in (3, 4) or image.shape[-3] != self.in_channels or not image.is_floating_point():
             expected = f"(C, H, W) or (B, C, H, W) of floats with C = {self.in_channels}"
             raise ValueError(f"expected {expected}, not {tuple(image.shape)} of {image.dtype}")
@@ -88,19 +159,110 @@ class Model:
             raise ValueError(f"expected values in [-1, 1], not {image.min():.3g} to {image.max():.3g}")
         batch = image if image.ndim == 4 else image[None]
         height, width = batch.shape[-2:]
-        padded = reflected(batch.to(self.device, torch.float32), self._divisor)
-        y_hat = translate(self.G, padded, mode, seed=seed)[..., :height, :width].to(image.device, image.dtype)
+        try:
+            if tiling and max(height, width) > tiling.side:
+                y_hat = torch.empty(len(batch), self.out_channels, height, width, device=image.device)
+                for x, y in zip(batch, y_hat, strict=True):
+                    for top, strip in self._strips(x, tiling):
+                        y[:, top : top + strip.shape[1]] = strip
+            elif mode == "eval":
+                y_hat = self._eval(reflected(batch.to(self.device), self.divisor))[..., :height, :width]
+            else:
+                y_hat = self._paper(batch, seed)[..., :height, :width]
+        except (RuntimeError, MemoryError) as error:
+            self._tell_of_memory(error, (height, width), tiling)
+            raise
+        y_hat = y_hat.to(image.device, image.dtype)
         return y_hat if image.ndim == 4 else y_hat[0]
+
+    def _paper(self, x: Tensor, seed: int) -> Tensor:
+        return translate(self.G, reflected(x.to(self.device, torch.float32), self.divisor), "paper", seed=seed)
+
+    @torch.no_grad()
+    def _eval(self, images: Tensor) -> Tensor:
+        """(B, C, H, W) of bytes, or of floats in [-1, 1], of sides that G takes -> ŷ, float32."""
+        try:
+            x = _scaled(images.to(self.device)).contiguous(memory_format=torch.channels_last)
+            return self._fast(x).float()  # type: ignore[no-any-return]
+        except (RuntimeError, MemoryError) as error:
+            if len(images) == 1 or not _lacks_memory(error):
+                raise
+        # not inside the except: there the error would keep what filled the memory
+        return torch.cat([self._eval(image) for image in images.split(1)])
+
+    @cached_property
+    def _fast(self) -> nn.Module:
+        example = torch.rand(1, self.in_channels, *self.size, generator=torch.Generator().manual_seed(0)) * 2 - 1
+        return prepared(self.G, example.to(self.device))
+
+    def _strips(self, image: Tensor, tiling: Tiling) -> Iterator[tuple[int, Tensor]]:
+        """(top, (C, rows, W)) of ŷ for (C, H, W), a strip at a time, without what was continued by reflection."""
+        height, width = image.shape[1:]
+        rows, columns = (reflection(length, self.divisor) for length in (height, width))
+
+        def translated(places: list[tuple[slice, slice]]) -> Tensor:
+            return self._eval(torch.stack([image[:, rows[down, None], columns[across]] for down, across in places]))
+
+        at_once = self.at_once(tiling.side, tiling.side, "eval")
+        for top, strip in in_tiles(translated, len(rows), len(columns), tiling, at_once):
+            if top < height:
+                yield top, strip[:, : height - top, :width]
+
+    def _bytes_in_tiles(self, image: Tensor, tiling: Tiling) -> np.ndarray:
+        whole = np.empty((*image.shape[1:], self.out_channels), np.uint8)
+        for top, strip in self._strips(image, tiling):
+            whole[top : top + strip.shape[1]] = _bytes(strip).permute(1, 2, 0).numpy()
+        return whole
+
+    def _tell_of_memory(self, error: Exception, size: tuple[int, ...], tiling: Tiling | None) -> None:
+        """Raises OutOfMemory if that is what the error is."""
+        if not _lacks_memory(error):
+            return
+        side = tiling.side // 2 if tiling else min(512, max(size) // 2)
+        side = side // self.divisor * self.divisor
+        if side:
+            advice = f"translate it in {'smaller ' if tiling else ''}tiles (--test-mode eval --tile {side})"
+        else:
+            advice = f"{self.divisor}×{self.divisor} is the least that this generator takes"
+        raise OutOfMemory(f"out of memory at {size[0]}×{size[1]}: {advice}") from None
+
+
+def _own_statistics(G: nn.Module) -> str | None:
+    """The kind of layer, if there is one, that normalises by its input in eval mode too."""
+    for module in G.modules():
+        tracked = isinstance(module, nn.modules.batchnorm._NormBase) and module.running_mean is not None
+        if isinstance(module, (nn.modules.batchnorm._NormBase, nn.GroupNorm)) and not tracked:
+            return type(module).__name__
+    return None
+
+
+def _lacks_memory(error: Exception) -> bool:
+    """On a CPU torch raises a RuntimeError like any other."""
+    named = isinstance(error, (MemoryError, torch.cuda.OutOfMemoryError))
+    return named or any(said in str(error).lower() for said in LACK_OF_MEMORY)
+
+
+def _scaled(x: Tensor) -> Tensor:
+    """Bytes to [-1, 1]; floats are there already. float32."""
+    return x.float().mul(2 / 255).sub(1) if x.dtype == torch.uint8 else x.float()
+
+
+def _bytes(y: Tensor) -> Tensor:
+    return y.clamp(-1, 1).add(1).mul(255 / 2).round().to(torch.uint8)
+
+
+def reflection(length: int, divisor: int) -> Tensor:
+    """Which pixels follow each other along a side continued by reflection to the next multiple of `divisor`."""
+    index = torch.arange(-(-length // divisor) * divisor)
+    period = max(1, 2 * (length - 1))
+    back_and_forth = (index % period - (length - 1)).abs()
+    return (length - 1) - back_and_forth
 
 
 def reflected(images: Tensor, divisor: int) -> Tensor:
     """(B, C, H, W) continued by reflection at the right and below, to the next multiples of `divisor`."""
     for dim in (-2, -1):
-        length = images.shape[dim]
-        index = torch.arange(-(-length // divisor) * divisor, device=images.device)
-        period = max(1, 2 * (length - 1))
-        back_and_forth = (index % period - (length - 1)).abs()
-        images = images.index_select(dim, (length - 1) - back_and_forth)
+        images = images.index_select(dim, reflection(images.shape[dim], divisor).to(images.device))
     return images
 
 

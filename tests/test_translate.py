@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from p2pzoo.translate import translate
+from p2pzoo.translate import prepared, translate
 
 
 class Noisy(nn.Module):
@@ -72,3 +72,33 @@ def test_translating_leaves_nothing_behind(G, mode, training):
     assert all(torch.equal(tensor, state[name]) for name, tensor in G.state_dict().items())
     assert (G.training, G.layers[1].training, G.layers[1].track_running_stats) == (training, False, True)
     assert not translate(G, X, mode).requires_grad
+
+
+class Inquisitive(Noisy):
+    """Uses what stands between its convolution and its norm."""
+
+    def forward(self, x):
+        convolved = self.layers[0](x)
+        return convolved.mean(1, keepdim=True) + self.layers[1:](convolved)
+
+
+def test_eval_mode_is_prepared_once_on_a_copy(G):
+    for _ in range(5):
+        G.train()(torch.randn(8, 1, 8, 8) * 3 + 1)
+    expected = translate(G, X, "eval")
+    fast = prepared(G, X[:1])
+    assert fast is not G
+    assert not any(isinstance(module, nn.BatchNorm2d) for module in fast.modules())
+    with torch.no_grad():
+        torch.testing.assert_close(fast(X), expected)
+    assert torch.equal(translate(G, X, "eval"), expected)
+
+
+def test_a_generator_that_cannot_be_folded_is_used_as_it_is_and_said_to_be():
+    torch.manual_seed(0)
+    G = Inquisitive()
+    for _ in range(5):
+        G.train()(torch.randn(8, 1, 8, 8) * 3 + 1)
+    with pytest.warns(UserWarning, match="something else once its batch norms are folded"):
+        assert prepared(G, X[:1]) is G
+    assert not G.training

@@ -2,6 +2,7 @@
 
 import json
 
+import click
 import numpy as np
 import pytest
 import torch
@@ -54,6 +55,13 @@ def test_the_same_kind_comes_back(model, photo):
     stored = ((translated + 1) * 127.5).round().to(torch.uint8).permute(1, 2, 0).numpy()
     assert np.abs(stored.astype(int) - array).max() <= 1, "the same dropout; rounding apart"
     assert model.translate(torch.stack([tensor, tensor])).shape == (2, 3, 45, 70)
+
+
+def test_arrays_may_be_read_only_and_run_backwards(model, photo):
+    mirrored = photo[:, ::-1]
+    mirrored.flags.writeable = False
+    assert np.array_equal(model.translate(mirrored), model.translate(mirrored.copy()))
+    assert model.pixels(mirrored).flags.writeable, "torch warns of others"
 
 
 @pytest.mark.parametrize("mode", ["paper", "eval"])
@@ -254,3 +262,79 @@ def test_mistakes_are_told_before_anything_is_written(zoo, run, photo, tmp_path)
         assert result.exit_code == 2
         assert message in result.stderr, result.stderr
         assert not (tmp_path / "out").exists()
+
+
+def test_tiles_are_translated_by_the_command_as_by_the_model(zoo, run, model, tmp_path):
+    rows, columns = np.mgrid[:150, :200]
+    large = np.stack([rows, columns, rows + columns], axis=-1).astype(np.uint8)
+    source = save(large, tmp_path / "large.png")
+    eval_mode = ["--test-mode", "eval"]
+    result = zoo("translate", run, source, "-o", tmp_path / "out", *eval_mode, "--tile", "64", "--overlap", "20")
+    assert result.exit_code == 0, result.output
+    picture = Image.open(tmp_path / "out" / "large.png")
+    expected = model.translate(large, test_mode="eval", tile=64, overlap=20)
+    assert np.array_equal(np.asarray(picture), expected)
+    assert not np.array_equal(expected, model.translate(large, test_mode="eval"))
+    made = json.loads(picture.text["p2pzoo"])
+    assert (made["tile"], made["overlap"], made["test_mode"]) == (64, 20, "eval")
+    assert "tile" not in json.loads(Image.open(one_piece(zoo, run, source, tmp_path)).text["p2pzoo"])
+
+
+def one_piece(zoo, run, source, tmp_path):
+    assert zoo("translate", run, source, "-o", tmp_path / "one.png", "--test-mode", "eval").exit_code == 0
+    return tmp_path / "one.png"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("--test-mode eval --tile 100", "a tile of 100 does not fit this generator: multiples of 64 do, 64 or 128"),
+        ("--test-mode eval --tile 64 --overlap 33", "an overlap of 33 does not fit tiles of 64: 0 to 32 does"),
+        ("--tile 64", "tiles need the test mode eval: in paper mode each would have statistics of its own"),
+        ("--overlap 8", "an overlap of 8 needs tiles: give the side of a tile, too"),
+    ],
+)
+def test_tiles_that_do_not_fit_are_told_before_anything_is_read(zoo, run, photo, tmp_path, options, message):
+    source = save(photo, tmp_path / "photo.png")
+    result = zoo("translate", run, source, "-o", tmp_path / "out", *options.split())
+    assert (result.exit_code, result.stderr) == (2, f"{message}\n")
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_image_too_large_for_the_memory_is_named_with_what_to_do(zoo, run, photo, tmp_path, monkeypatch):
+    forward = torch.nn.Tanh.forward
+
+    def forward_with_little_memory(self, x):
+        if x.shape[-1] > 128:
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        return forward(self, x)
+
+    monkeypatch.setattr(torch.nn.Tanh, "forward", forward_with_little_memory)
+    wide = save(np.zeros((50, 300, 3), np.uint8), tmp_path / "wide.png")
+    sources = [wide, save(photo, tmp_path / "photo.png")]
+    result = zoo("translate", run, *sources, "-o", tmp_path / "out")
+    assert result.exit_code == 2
+    assert result.stdout == f"{tmp_path / 'out' / 'photo.png'}\n"
+    advice = "translate it in tiles (--test-mode eval --tile 128)"
+    assert result.stderr == f"{wide}: out of memory at 50×300: {advice}\n"
+    again = zoo("translate", run, wide, "-o", tmp_path / "out", "--test-mode", "eval", "--tile", "128")
+    assert again.exit_code == 0, again.output
+
+
+def test_ctrl_c_leaves_whole_files_and_says_so(zoo, run, photo, tmp_path, monkeypatch):
+    sources = [save(photo, tmp_path / f"{number}.png") for number in range(6)]
+    echo, told = click.echo, []
+
+    def echo_then_interrupt(message, **options):
+        echo(message, **options)
+        told.append(message)
+        if len(told) == 3:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(click, "echo", echo_then_interrupt)
+    result = zoo("translate", run, *sources, "-o", tmp_path / "out")
+    message = "stopped; the files that were written are whole, and --force writes them again\n"
+    assert (result.exit_code, result.stderr) == (130, message)
+    files = list((tmp_path / "out").iterdir())
+    assert {path.name for path in files} >= {"0.png", "1.png", "2.png"}
+    assert all(Image.open(path).load() for path in files), "none is temporary, none is half"

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import signal
 from pathlib import Path
 
 import click
@@ -20,6 +22,10 @@ PNG = ".png"
 @click.option("--test-mode", type=click.Choice(["paper", "eval"]),
               help="paper: dropout on, the image's own statistics; eval: neither [default: the model's].")  # fmt: skip
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of dropout in paper mode.")
+@click.option("--tile", type=click.IntRange(min=1), metavar="SIDE",
+              help="In eval mode: translate larger images in tiles of this side, in bounded memory.")  # fmt: skip
+@click.option("--overlap", type=click.IntRange(min=0), metavar="PIXELS",
+              help="What neighbouring tiles share [default: about a quarter of SIDE].")  # fmt: skip
 @click.option("--force", is_flag=True, help="Overwrite what is in OUT.")
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda", "mps"]), default="auto", show_default=True,
               help="Where to compute.")  # fmt: skip
@@ -30,6 +36,8 @@ def translate_command(
     output: Path,
     test_mode: str | None,
     seed: int,
+    tile: int | None,
+    overlap: int | None,
     force: bool,
     device: str,
     quiet: bool,
@@ -40,26 +48,31 @@ def translate_command(
     out; the others are translated.
     """
     from p2pzoo import __version__
-    from p2pzoo.images import read_image, write_png
     from p2pzoo.model import load
+    from p2pzoo.stream import translate_files
 
     targets = _targets(_images(inputs), output, force)
     loaded = load(model, device=device)
-    made = {"model": loaded.run, "test_mode": test_mode or loaded.test_mode, "seed": seed, "p2pzoo": __version__}
+    try:
+        mode, tiling = loaded.manner(test_mode, tile, overlap)
+    except ValueError as error:
+        raise UserError(str(error)) from None
+    made = {"model": loaded.run, "test_mode": mode, "seed": seed, "p2pzoo": __version__}
+    if tiling:
+        made |= {"tile": tiling.side, "overlap": tiling.overlap}
+    text = {"p2pzoo": json.dumps(made, sort_keys=True)}
     faults: list[str] = []
-    for source, target in targets.items():
-        try:
-            translated = loaded.translate(read_image(source), test_mode=test_mode, seed=seed)
-        except UserError as error:
-            faults += error.faults
-            continue
-        except ValueError as error:
-            faults.append(f"{source}: {error}")
-            continue
-        target.parent.mkdir(parents=True, exist_ok=True)
-        write_png(target, translated, {"p2pzoo": json.dumps(made, sort_keys=True)})
-        if not quiet:
-            click.echo(str(target))
+    try:
+        with contextlib.closing(
+            translate_files(loaded, targets, mode, seed=seed, tiling=tiling, text=text)
+        ) as outcomes:
+            for outcome in outcomes:
+                faults += outcome.faults
+                if not outcome.faults and not quiet:
+                    click.echo(str(outcome.target))
+    except KeyboardInterrupt:
+        click.echo("stopped; the files that were written are whole, and --force writes them again", err=True)
+        raise click.exceptions.Exit(128 + signal.SIGINT) from None
     if faults:
         raise UserError(*faults)
 
