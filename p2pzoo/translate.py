@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from p2pzoo import chance
 from p2pzoo.folding import folded
+from p2pzoo.lowering import lowered
 
 HALF_A_LEVEL = 1 / 255  # of the 256 that an image has from -1 to 1
 
@@ -41,8 +42,9 @@ def prepared(G: nn.Module, example: Tensor) -> nn.Module:
     Both translate `example`, (1, C, H, W), once: what a plugin's forward does with its layers cannot be seen from
     here. Where they differ by half a level of an 8-bit image, G itself is returned, with a warning.
     """
-    fast = folded(G)
-    fast = fast.to(memory_format=torch.channels_last)
+    fast = folded(G).to(memory_format=torch.channels_last)
+    if example.device.type == "cpu":
+        fast = lowered(fast)
     expected = translate(G, example, "eval")
     y_hat = fast(example.contiguous(memory_format=torch.channels_last)).float()
     if torch.allclose(y_hat, expected, rtol=0, atol=HALF_A_LEVEL, equal_nan=True):
