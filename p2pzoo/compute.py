@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -15,6 +15,7 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from torch import Tensor, nn
 
+from p2pzoo import processes
 from p2pzoo.contracts import Batch
 from p2pzoo.errors import UserError
 from p2pzoo.settings import Compute, Optimizer
@@ -36,6 +37,7 @@ class Engine:
     def __init__(self, settings: Compute) -> None:
         self.settings = settings
         self.device_type = pick_device(settings.device)
+        processes.check_device(self.device_type)
         if settings.threads:
             torch.set_num_threads(settings.threads)
         precision = settings.precision
@@ -53,6 +55,7 @@ class Engine:
         AcceleratorState._reset_state(reset_partial_state=True)  # one process may hold several runs, one after another
         mixed = "no" if precision == "fp32" else precision
         self.accelerator = Accelerator(mixed_precision=mixed, cpu=self.device_type == "cpu")
+        self._averaged: dict[Any, Callable[[Tensor], Tensor]] = {}  # by optimizer: see processes.averaged
 
     @property
     def device(self) -> torch.device:
@@ -65,7 +68,8 @@ class Engine:
 
     def place(self, model: nn.Module) -> Any:
         """The module on the device, in the run's memory format and precision."""
-        return self.accelerator.prepare_model(model.to(memory_format=self.memory_format))
+        own = model.to(memory_format=self.memory_format)
+        return self.accelerator.prepare_model(own, evaluation_mode=True)  # without DDP, which `adam` adds
 
     def unwrap(self, model: nn.Module) -> nn.Module:
         """The network itself, without what precision or DDP put around it."""
@@ -76,12 +80,14 @@ class Engine:
         """Adam in one kernel where there is one: torch's default on a CPU takes a fifth of a pix2pix step."""
         fused = self.device_type in ("cpu", "cuda")
         adam = torch.optim.Adam(model.parameters(), lr=settings.lr, betas=settings.betas, eps=settings.eps, fused=fused)
-        return self.accelerator.prepare_optimizer(adam)
+        optimizer = self.accelerator.prepare_optimizer(adam)
+        self._averaged[optimizer] = processes.averaged(model)
+        return optimizer
 
     def descend(self, loss: Tensor, optimizer: Any) -> None:
-        """One step of `optimizer` down the gradient of `loss`, a scalar."""
+        """One step of `optimizer` down the gradient of `loss`, a scalar: of its mean over the processes."""
         optimizer.zero_grad(set_to_none=True)
-        self.accelerator.backward(loss)
+        self.accelerator.backward(self._averaged[optimizer](loss))
         optimizer.step()
 
     def move(self, batch: Batch) -> Batch:
@@ -97,6 +103,7 @@ class Engine:
             "device": self.device_type,
             "precision": self.precision,
             "threads": torch.get_num_threads(),
+            "processes": processes.count(),
             "deterministic": self.device_type == "cpu" or self.settings.deterministic,
         }
         if self.device_type == "cuda":
