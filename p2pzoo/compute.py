@@ -10,7 +10,7 @@ import ctypes
 import math
 import os
 import platform
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from torch import Tensor, nn
 
+from p2pzoo import processes
 from p2pzoo.contracts import Batch
 from p2pzoo.errors import UserError
 from p2pzoo.lowering import lowered
@@ -44,6 +45,7 @@ class Engine:
     def __init__(self, settings: Compute) -> None:
         self.settings = settings
         self.device_type = pick_device(settings.device)
+        processes.check_device(self.device_type)
         torch.set_num_threads(settings.threads or min(torch.get_num_threads(), usable_cores()))
         if self.device_type == "cpu" and settings.keep_memory:
             keep_memory()
@@ -62,6 +64,7 @@ class Engine:
         AcceleratorState._reset_state(reset_partial_state=True)  # one process may hold several runs, one after another
         mixed = "no" if precision == "fp32" else precision
         self.accelerator = Accelerator(mixed_precision=mixed, cpu=self.device_type == "cpu")
+        self._averaged: dict[Any, Callable[[Tensor], Tensor]] = {}  # by optimizer: see processes.averaged
 
     @property
     def device(self) -> torch.device:
@@ -77,7 +80,7 @@ class Engine:
         model = model.to(memory_format=self.memory_format)
         if self.device_type == "cpu" and self.settings.lowering:
             model = lowered(model)
-        return self.accelerator.prepare_model(model)
+        return self.accelerator.prepare_model(model, evaluation_mode=True)  # without DDP, which `adam` adds
 
     def unwrap(self, model: nn.Module) -> nn.Module:
         """The network itself, without what precision or DDP put around it."""
@@ -89,12 +92,14 @@ class Engine:
         fused = self.settings.fused_adam and self.device_type in ("cpu", "cuda")
         kind = DenseAdam if fused and self.device_type == "cpu" else torch.optim.Adam
         adam = kind(model.parameters(), lr=settings.lr, betas=settings.betas, eps=settings.eps, fused=fused)
-        return self.accelerator.prepare_optimizer(adam)
+        optimizer = self.accelerator.prepare_optimizer(adam)
+        self._averaged[optimizer] = processes.averaged(model)
+        return optimizer
 
     def descend(self, loss: Tensor, optimizer: Any) -> None:
-        """One step of `optimizer` down the gradient of `loss`, a scalar."""
+        """One step of `optimizer` down the gradient of `loss`, a scalar: of its mean over the processes."""
         optimizer.zero_grad(set_to_none=True)
-        self.accelerator.backward(loss)
+        self.accelerator.backward(self._averaged[optimizer](loss))
         optimizer.step()
 
     def move(self, batch: Batch) -> Batch:
@@ -110,6 +115,7 @@ class Engine:
             "device": self.device_type,
             "precision": self.precision,
             "threads": torch.get_num_threads(),
+            "processes": processes.count(),
             "deterministic": self.device_type == "cpu" or self.settings.deterministic,
         }
         if self.device_type == "cuda":

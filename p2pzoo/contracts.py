@@ -203,7 +203,10 @@ class Metric(Protocol):
 
 
 class Callback:
-    """Subclass and override what you want to see. Must draw no random numbers and change no tensor."""
+    """Subclass and override what you want to see. Must draw no random numbers and change no tensor.
+
+    Where a run has several processes each makes one, and only the first process calls it.
+    """
 
     def start(self, folder: str, recipe: Mapping[str, Any]) -> None:
         """A run begins or goes on; `recipe` is the resolved one."""

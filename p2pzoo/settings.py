@@ -18,7 +18,7 @@ class Train:
     """[train]: how long and on what. Lengths are in images seen, so that batch sizes compare.
 
     images            training length; the last batch is completed
-    batch_size        images per step (1 in the paper; 10 in its Table 2)
+    batch_size        images per step, over all processes (1 in the paper; 10 in its Table 2)
     jitter            enlarge by this factor, then crop back at a random place (paper §3.3: 286/256; 1 is off)
     jitter_kernel     resampling of the enlargement: "bicubic" as in the PyTorch code, "bilinear" as in Lua
     mirror            flip left and right with probability 1/2, x and y together (§3.3)

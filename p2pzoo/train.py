@@ -24,6 +24,7 @@ from p2pzoo.networks import make_discriminator, make_generator, model_header
 from p2pzoo.objective import Objective, Player, Pool, Term
 from p2pzoo.pictures import grid, save_png
 from p2pzoo.pool import ImagePool
+from p2pzoo.processes import first, highest, mean, rank, together
 from p2pzoo.report import write_report
 from p2pzoo.run import Run
 from p2pzoo.settings import Train
@@ -57,10 +58,14 @@ class Ledger:
     window: list[dict[str, float]] = field(default_factory=list)
 
     def read(self) -> list[tuple[int, dict[str, float]]]:
-        """What has come in since the last reading. Raises UserError at the first number that is not finite."""
+        """What has come in since the last reading, as means over the processes.
+
+        Raises UserError at the first number that is not finite.
+        """
         read = []
+        told = iter(mean([value.item() for _, _, losses in self.waiting for value in losses.values()]))
         for step, images, losses in self.waiting:
-            values = {name: value.item() for name, value in losses.items()}
+            values = {name: next(told) for name in losses}
             for name, value in values.items():
                 if not math.isfinite(value):
                     raise UserError(
@@ -94,6 +99,7 @@ def train(
     """Train to the recipe's end and write model.safetensors; goes on from the run's newest good checkpoint.
 
     start_from: a checkpoint to begin with where the run has none (--continue-from).
+    Over several processes all come here, and the first one alone touches the run's folder.
     Raises Interrupted after saving, UserError if a loss is not finite; the last good checkpoint stays.
     """
     settings, seed = experiment.train, experiment.seed
@@ -112,7 +118,7 @@ def train(
     state = State(engine, G, D, average, pool, ledger)
     step = state.restore(run, progress, start_from) // settings.batch_size
     for name in ("metrics.jsonl", "timings.jsonl"):
-        run.truncate(name, step * settings.batch_size)
+        first(run.truncate, name, step * settings.batch_size)
     read_every = READ_EVERY.get(engine.device_type, READ_EVERY_ELSEWHERE)
 
     def draw_samples(images: int) -> None:
@@ -126,6 +132,26 @@ def train(
             callback.samples(images, str(path))
 
     clock, clocked = time.perf_counter(), step
+
+    def write_down(
+        images: int, rate: float, means: dict[str, float] | None, sample: bool, save: bool, stopped: int
+    ) -> None:
+        nonlocal clock, clocked
+        if means is not None:
+            run.append("metrics.jsonl", [{"images": images, "lr": rate, **means}])
+            seconds = time.perf_counter() - clock
+            run.append("timings.jsonl", [{"images": images, "steps": step - clocked, "seconds": seconds}])
+            clock, clocked = time.perf_counter(), step
+            for callback in callbacks:
+                callback.log(images, means)
+        if sample:
+            draw_samples(images)
+        if save or stopped:
+            state.save(run, images)
+            run.set_status(images=images)
+        if stopped:
+            run.set_status(state="interrupted")
+
     with stopping() as stop:
         while step < settings.steps:
             rate = experiment.optimizer.lr_at(step / settings.steps)
@@ -136,38 +162,26 @@ def train(
             step += 1
             images = step * settings.batch_size
             ledger.waiting.append((step, images, losses))
-            stopped = list(stop)  # now: a signal that arrives below waits for the next step
             log = _due(settings.log_every, step, settings)
             sample = _due(settings.sample_every, step, settings)
-            save = _due(settings.checkpoint_every, step, settings) or bool(stopped)
+            save = _due(settings.checkpoint_every, step, settings)
             if step % read_every == 0 or log or sample or save:
+                stopped = highest(stop[0] if stop else 0)  # now: a signal that arrives below waits for the next reading
                 for seen, values in ledger.read():
                     progress.step(seen, values)
-            if log:
-                means = ledger.mean()
-                run.append("metrics.jsonl", [{"images": images, "lr": rate, **means}])
-                seconds = time.perf_counter() - clock
-                run.append("timings.jsonl", [{"images": images, "steps": step - clocked, "seconds": seconds}])
-                clock, clocked = time.perf_counter(), step
-                for callback in callbacks:
-                    callback.log(images, means)
-            if sample:
-                draw_samples(images)
-            if save:
-                state.save(run, images)
-                run.set_status(images=images)
-            if stopped:
-                run.set_status(state="interrupted")
-                raise Interrupted(stopped[0], images)
+                if log or sample or save or stopped:
+                    first(write_down, images, rate, ledger.mean() if log else None, sample, save, stopped)
+                if stopped:
+                    raise Interrupted(stopped, images)
 
-        if stop:  # it arrived while the last step was written down
-            run.set_status(state="interrupted")
-            raise Interrupted(stop[0], step * settings.batch_size)
+        if stopped := highest(stop[0] if stop else 0):  # it arrived while the last step was written down
+            first(lambda: run.set_status(state="interrupted"))
+            raise Interrupted(stopped, step * settings.batch_size)
 
     trained = engine.unwrap(final)
     header = model_header(experiment, trained, store.dataset, store.channels, store.size)
-    checkpoint.save_model(run.model, trained, header)
-    run.set_status(state="trained")
+    first(checkpoint.save_model, run.model, trained, header)
+    first(lambda: run.set_status(state="trained"))
 
 
 def set_up(experiment: Experiment, engine: Engine, channels: tuple[int, int], size: tuple[int, int]) -> Objective:
@@ -197,8 +211,10 @@ def advance(
     for player in objective.players:
         for group in player.optimizer.param_groups:
             group["lr"] = rate
-    batch = engine.move(batches[step])
-    torch.manual_seed(chance.key(seed, "noise", step))
+    with together():
+        batch = engine.move(batches[step])
+    own = [rank()] if rank() else []  # each image of a batch gets noise of its own
+    torch.manual_seed(chance.key(seed, "noise", step, *own))
     return objective.step(batch, step)
 
 
@@ -242,19 +258,23 @@ class State:
 
     def restore(self, run: Run, progress: Progress, start_from: Path | None) -> int:
         """Load the newest checkpoint that is whole, damaged ones being reported. Returns images seen, 0 for none."""
+        found = first(self._newest, run, progress, start_from)
+        if found is None:
+            return 0
+        tensors, header, path = found
+        self._load(tensors, header, path)
+        return int(header["images"])
+
+    @staticmethod
+    def _newest(
+        run: Run, progress: Progress, start_from: Path | None
+    ) -> tuple[dict[str, Tensor], dict[str, Any], Path] | None:
         for path in reversed(saved(run)):
             try:
-                tensors, header = checkpoint.load_tensors(path)
+                return *checkpoint.load_tensors(path), path
             except checkpoint.Damaged as error:
                 progress.note(f"{error}; trying the checkpoint before it")
-                continue
-            self._load(tensors, header, path)
-            return int(header["images"])
-        if start_from:
-            tensors, header = checkpoint.load_tensors(start_from)
-            self._load(tensors, header, start_from)
-            return int(header["images"])
-        return 0
+        return (*checkpoint.load_tensors(start_from), start_from) if start_from else None
 
     def _load(self, tensors: dict[str, Tensor], header: dict[str, Any], path: Path) -> None:
         for name, player in self.players().items():
