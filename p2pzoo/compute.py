@@ -98,9 +98,9 @@ class Engine:
 
     def descend(self, loss: Tensor, optimizer: Any) -> None:
         """One step of `optimizer` down the gradient of `loss`, a scalar: of its mean over the processes."""
-        optimizer.zero_grad(set_to_none=True)
         self.accelerator.backward(self._averaged[optimizer](loss))
         optimizer.step()
+        optimizer.zero_grad(set_to_none=True)  # now: the next step's activations find room where they were
 
     def move(self, batch: Batch) -> Batch:
         """The batch on the device."""
