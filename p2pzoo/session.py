@@ -21,7 +21,7 @@ from p2pzoo.data import Store, single_batches
 from p2pzoo.errors import UserError
 from p2pzoo.evaluate import check_needs, evaluate, missing, ranking
 from p2pzoo.experiment import Experiment
-from p2pzoo.files import read_json, write_text
+from p2pzoo.files import read_json, write_json, write_text
 from p2pzoo.networks import build, rebuild
 from p2pzoo.pictures import grid, save_png
 from p2pzoo.processes import check_batch, count, first, rank, together
@@ -82,6 +82,7 @@ def finish(
                 if rank() == 0:
                     run.set_status(state="failed")
                 raise
+            first(write_json, run.folder / "env.json", environment(engine))  # with what training found to work
         progress.note(f"evaluating on {len(data['test'])} images of the {experiment.evaluate.split} split")
         tensors, header = first(load_tensors, run.model)
         G = rebuild(tensors, header, run.model, registry)  # in fp32 whatever it was trained in: as users of the file

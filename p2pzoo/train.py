@@ -18,13 +18,16 @@ from p2pzoo import chance, checkpoint
 from p2pzoo.compute import Engine
 from p2pzoo.contracts import Callback, Side
 from p2pzoo.data import Store, TrainBatches, single_batches
+from p2pzoo.data.ahead import Batches
 from p2pzoo.errors import UserError
 from p2pzoo.experiment import Experiment
+from p2pzoo.graphs import Step
 from p2pzoo.networks import make_discriminator, make_generator, model_header
 from p2pzoo.objective import Objective, Player, Pool, Term
+from p2pzoo.onepass import in_one_pass, judges_alone
 from p2pzoo.pictures import grid, save_png
 from p2pzoo.pool import ImagePool
-from p2pzoo.processes import first, highest, mean, rank, together
+from p2pzoo.processes import first, highest, mean, rank, share, together
 from p2pzoo.report import write_report
 from p2pzoo.run import Run
 from p2pzoo.settings import Train
@@ -63,7 +66,7 @@ class Ledger:
         Raises UserError at the first number that is not finite.
         """
         read = []
-        told = iter(mean([value.item() for _, _, losses in self.waiting for value in losses.values()]))
+        told = iter(mean(_numbers([value for _, _, losses in self.waiting for value in losses.values()])))
         for step, images, losses in self.waiting:
             values = {name: next(told) for name in losses}
             for name, value in values.items():
@@ -107,10 +110,11 @@ def train(
     objective = set_up(experiment, engine, store.channels, store.size)
     G, D, pool = objective.G, objective.D, objective.pool
     average = engine.place(make_generator(experiment, store.channels, store.size)) if settings.ema else None
-    final = G.network if average is None else average
+    final = engine.unwrap(G.network) if average is None else average
+    play = engine.captured(objective)
 
     # what they see
-    batches = TrainBatches(store, batch_size=settings.batch_size, mirror=settings.mirror, seed=seed)
+    drawn = TrainBatches(store, batch_size=settings.batch_size, mirror=settings.mirror, seed=seed)
     shown = list(single_batches(validation, _spread(len(validation), experiment.evaluate.samples)))
 
     # where they left off
@@ -152,10 +156,10 @@ def train(
         if stopped:
             run.set_status(state="interrupted")
 
-    with stopping() as stop:
+    with stopping() as stop, engine.ahead(drawn, settings.steps) as batches:
         while step < settings.steps:
             rate = experiment.optimizer.lr_at(step / settings.steps)
-            losses = advance(objective, engine, batches, step, rate, seed)
+            losses = advance(play, engine, batches, step, rate, seed)
             if average is not None:
                 _average(engine.unwrap(average), engine.unwrap(G.network), settings.ema)
 
@@ -186,12 +190,16 @@ def train(
 
 def set_up(experiment: Experiment, engine: Engine, channels: tuple[int, int], size: tuple[int, int]) -> Objective:
     """The recipe's game on the engine's device, for x and y of these channels and this (H, W). Raises UserError."""
+    steps = experiment.train.steps
     G_net = engine.place(make_generator(experiment, channels, size))
-    G = Player(G_net, engine.adam(G_net, experiment.optimizer))
-    D = None
+    G = Player(engine.compiled(G_net, steps), engine.adam(G_net, experiment.optimizer))
+    D, both = None, None
     if (D_made := make_discriminator(experiment, channels, size)) is not None:
+        images = len(share(range(experiment.train.batch_size)))
+        engine.on["one_pass"] = experiment.compute.one_pass and judges_alone(D_made, channels, size, images)
+        both = in_one_pass if engine.on["one_pass"] else None
         D_net = engine.place(D_made)
-        D = Player(D_net, engine.adam(D_net, experiment.optimizer))
+        D = Player(engine.compiled(D_net, steps), engine.adam(D_net, experiment.optimizer))
     gan = _on(engine, experiment.gan_loss.build()) if experiment.gan_loss else None
     terms = [Term(name, _on(engine, loss.build()), loss.weight) for name, loss in experiment.losses.items()]
     for term in terms:
@@ -201,21 +209,20 @@ def set_up(experiment: Experiment, engine: Engine, channels: tuple[int, int], si
             raise UserError(f"[losses.{term.name}] acts on the discriminator, and this recipe has none")
     pool = ImagePool(experiment.train.pool_size, experiment.seed) if experiment.train.pool_size else None
     gan_weight = experiment.gan_loss.weight if experiment.gan_loss else 1.0
-    return Objective(G, D, gan, terms, engine.descend, gan_weight=gan_weight, pool=pool)
+    return Objective(G, D, gan, terms, engine.descend, gan_weight=gan_weight, pool=pool, both=both)
 
 
-def advance(
-    objective: Objective, engine: Engine, batches: TrainBatches, step: int, rate: float, seed: int
-) -> dict[str, Tensor]:
-    """One step of training at this learning rate; all that is random in it follows from (seed, step)."""
-    for player in objective.players:
-        for group in player.optimizer.param_groups:
-            group["lr"] = rate
+def advance(play: Step, engine: Engine, batches: Batches, step: int, rate: float, seed: int) -> dict[str, Tensor]:
+    """One step of training at this learning rate; all that is random in it follows from (seed, step).
+
+    play  `Objective.step`, or what the engine made of it
+    """
+    engine.set_rate(rate)
     with together():
         batch = engine.move(batches[step])
     own = [rank()] if rank() else []  # each image of a batch gets noise of its own
     torch.manual_seed(chance.key(seed, "noise", step, *own))
-    return objective.step(batch, step)
+    return play(batch, step)
 
 
 @dataclass
@@ -322,6 +329,15 @@ def _average(average: nn.Module, network: nn.Module, decay: float) -> None:
         own.lerp_(other, 1 - decay)
     for mine, its in zip(average.buffers(), network.buffers(), strict=True):
         mine.copy_(its)
+
+
+def _numbers(scalars: Sequence[Tensor]) -> list[float]:
+    """The values, for which the device is waited for once."""
+    if not scalars:
+        return []
+    device = scalars[0].device
+    read: list[float] = torch.stack([scalar.to(device) for scalar in scalars]).tolist()
+    return read
 
 
 def _due(every: int, step: int, settings: Train) -> bool:
