@@ -139,9 +139,8 @@ class Engine:
         # a graph reads the rate where it lies; and it lies there without one too, for the same bits
         lr = torch.tensor(settings.lr, device=self.device) if fused and self.device_type == "cuda" else settings.lr
         adam = kind(model.parameters(), lr=lr, betas=settings.betas, eps=settings.eps, fused=fused)
-        optimizer = self.accelerator.prepare_optimizer(adam)
-        self._averaged[optimizer] = processes.averaged(model)
-        return optimizer
+        self._averaged[adam] = processes.averaged(model)
+        return adam
 
     def set_rate(self, rate: float) -> None:
         """The learning rate of the steps that follow."""
@@ -154,8 +153,14 @@ class Engine:
 
     def descend(self, loss: Tensor, optimizer: Any) -> None:
         """One step of `optimizer` down the gradient of `loss`, a scalar: of its mean over the processes."""
-        self.accelerator.backward(self._averaged[optimizer](loss))
-        optimizer.step()
+        loss, scaler = self._averaged[optimizer](loss), self.accelerator.scaler
+        if scaler is None:
+            loss.backward()
+            optimizer.step()
+        else:
+            scaler.scale(loss).backward()
+            scaler.step(optimizer)
+            scaler.update()
         optimizer.zero_grad(set_to_none=True)  # now: the next step's activations find room where they were
 
     def captured(self, objective: Any) -> Step:
