@@ -76,7 +76,7 @@ class Shape:
         return self.batch * _area(self.window.positions(self.size))
 
     def key(self) -> str:
-        """This shape's name in an override file: `correlate 1x512x16x16 1024 kernel 4x4 stride 2x2 padding 1x1`."""
+        """Its name in an override file: `convolve 1x3x8x8 64 kernel 4x4 stride 2x2 padding 1x1 dilation 1x1`."""
         w, sides = self.window, f"{self.batch}x{self.x}x{self.size[0]}x{self.size[1]}"
         geometry = f"kernel {_by(w.kernel)} stride {_by(w.stride)} padding {_by(w.padding)} dilation {_by(w.dilation)}"
         return f"{self.operation} {sides} {self.y} {geometry}{' transposed' if w.transposed else ''}"
@@ -326,7 +326,7 @@ def _image(rows: Tensor, batch: int, height: int, width: int) -> Tensor:
 
 
 def _size(image: Tensor) -> tuple[int, int]:
-    return image.shape[2], image.shape[3]
+    return image.shape[-2], image.shape[-1]
 
 
 def _area(size: tuple[int, int]) -> int:
@@ -413,34 +413,38 @@ def _unfit(part: nn.Conv2d | nn.ConvTranspose2d) -> str | None:
 
 
 def _forward(part: nn.Conv2d, choose: Chooser, x: Tensor) -> Tensor:
-    if not _holds(x, part.weight):
-        return nn.Conv2d.forward(part, x)
-    window = _window(part)
-    if choose.library_only(x.shape[0], _size(x), part.in_channels, part.out_channels, window):
-        return nn.Conv2d.forward(part, x)
-    y = convolve(x, part.weight, window, choose)
+    weight, window = part.weight, _window(part)  # read once: a parametrized weight is computed at each reading
+    if (
+        not _holds(x, weight, part.in_channels)
+        or min(window.positions(_size(x))) < 1
+        or choose.library_only(x.shape[0], _size(x), part.in_channels, part.out_channels, window)
+    ):
+        return F.conv2d(x, weight, part.bias, window.stride, window.padding, window.dilation)
+    y = convolve(x, weight, window, choose)
     return y if part.bias is None else y + part.bias[:, None, None]
 
 
 def _transposed_forward(
     part: nn.ConvTranspose2d, choose: Chooser, y: Tensor, output_size: list[int] | None = None
 ) -> Tensor:
-    if not _holds(y, part.weight):
-        return nn.ConvTranspose2d.forward(part, y, output_size)
-    window = _window(part)
+    weight, window = part.weight, _window(part)
     given = (part.stride, part.padding, part.kernel_size, 2, part.dilation)
     extra = part._output_padding(y, output_size, *given)  # type: ignore[arg-type]
     sides = zip(_size(y), window.kernel, window.stride, window.padding, window.dilation, extra, strict=True)
     height, width = ((n - 1) * s - 2 * p + d * (k - 1) + 1 + e for n, k, s, p, d, e in sides)
-    if choose.library_only(y.shape[0], (height, width), part.out_channels, part.in_channels, window):
-        return nn.ConvTranspose2d.forward(part, y, output_size)
-    x = spread(y, part.weight, window, (height, width), choose)
+    if (
+        not _holds(y, weight, part.in_channels)
+        or min(height, width) < 1
+        or choose.library_only(y.shape[0], (height, width), part.out_channels, part.in_channels, window)
+    ):
+        return F.conv_transpose2d(y, weight, part.bias, window.stride, window.padding, extra, 1, window.dilation)
+    x = spread(y, weight, window, (height, width), choose)
     return x if part.bias is None else x + part.bias[:, None, None]
 
 
-def _holds(image: Tensor, weight: Tensor) -> bool:
-    """Whether the products are for this: batches on a CPU, in the precision of the weights."""
-    plain = image.ndim == 4 and image.dtype == weight.dtype and image.numel() > 0
+def _holds(image: Tensor, weight: Tensor, channels: int) -> bool:
+    """Whether the products are for this: batches on a CPU, in the precision of the weights. torch refuses the rest."""
+    plain = image.ndim == 4 and image.dtype == weight.dtype and image.numel() > 0 and image.shape[1] == channels
     return plain and image.device.type == "cpu" and not torch.is_autocast_enabled("cpu")
 
 
