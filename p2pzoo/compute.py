@@ -142,6 +142,13 @@ class Engine:
         self._averaged[adam] = processes.averaged(model)
         return adam
 
+    def seed(self, key: int) -> None:
+        """Begin torch's random numbers anew. On a CPU for its generator alone: torch.manual_seed asks every device."""
+        if self.device_type == "cpu":
+            torch.default_generator.manual_seed(key)
+        else:
+            torch.manual_seed(key)
+
     def set_rate(self, rate: float) -> None:
         """The learning rate of the steps that follow."""
         for optimizer in self._averaged:

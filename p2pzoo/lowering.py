@@ -249,11 +249,16 @@ def _added_in_blocks(parts: Tensor, window: Window, size: tuple[int, int]) -> Te
     (vertical, horizontal), (down, right) = window.padding, window.stride
     over, beside = kernel // down, across // right
     blocks = parts.view(batch, height, width, over, down, beside, right, channels)
-    added = parts.new_zeros(batch, height + over - 1, width + beside - 1, down, right, channels)
+    added = parts.new_empty(batch, height + over - 1, width + beside - 1, down, right, channels)
+    added[:, :height, :width] = blocks[:, :, :, 0, :, 0]
+    added[:, height:] = 0
+    added[:, :height, width:] = 0
     for i in range(over):
         for j in range(beside):
-            added[:, i : i + height, j : j + width] += blocks[:, :, :, i, :, j]
-    x = parts.new_zeros(batch, *size, channels)
+            if i or j:
+                added[:, i : i + height, j : j + width] += blocks[:, :, :, i, :, j]
+    whole = (height + over - 1) * down - vertical >= size[0] and (width + beside - 1) * right - horizontal >= size[1]
+    x = (parts.new_empty if whole else parts.new_zeros)(batch, *size, channels)
     for i in range(down):
         for j in range(right):
             rows, columns = (i - vertical) % down, (j - horizontal) % right  # the first of this phase inside x
@@ -397,9 +402,9 @@ def lowered(module: nn.Module, choose: Chooser | None = None) -> nn.Module:
             log.debug("%s (%s) stays as it is: %s", name, type(part).__name__, reason)
             continue
         if isinstance(part, nn.Conv2d):
-            part.forward = functools.partial(_forward, part, choose)  # type: ignore[method-assign]
+            part.forward = functools.partial(_forward, part, _window(part), choose)  # type: ignore[method-assign]
         else:
-            part.forward = functools.partial(_transposed_forward, part, choose)  # type: ignore[method-assign]
+            part.forward = functools.partial(_transposed_forward, part, _window(part), choose)  # type: ignore[method-assign]
     return twin
 
 
@@ -412,8 +417,8 @@ def _unfit(part: nn.Conv2d | nn.ConvTranspose2d) -> str | None:
     return f"{part.groups} groups" if part.groups != 1 else None
 
 
-def _forward(part: nn.Conv2d, choose: Chooser, x: Tensor) -> Tensor:
-    weight, window = part.weight, _window(part)  # read once: a parametrized weight is computed at each reading
+def _forward(part: nn.Conv2d, window: Window, choose: Chooser, x: Tensor) -> Tensor:
+    weight = part.weight  # read once: a parametrized weight is computed at each reading
     if (
         not _holds(x, weight, part.in_channels)
         or min(window.positions(_size(x))) < 1
@@ -425,9 +430,9 @@ def _forward(part: nn.Conv2d, choose: Chooser, x: Tensor) -> Tensor:
 
 
 def _transposed_forward(
-    part: nn.ConvTranspose2d, choose: Chooser, y: Tensor, output_size: list[int] | None = None
+    part: nn.ConvTranspose2d, window: Window, choose: Chooser, y: Tensor, output_size: list[int] | None = None
 ) -> Tensor:
-    weight, window = part.weight, _window(part)
+    weight = part.weight
     given = (part.stride, part.padding, part.kernel_size, 2, part.dilation)
     extra = part._output_padding(y, output_size, *given)  # type: ignore[arg-type]
     sides = zip(_size(y), window.kernel, window.stride, window.padding, window.dilation, extra, strict=True)

@@ -33,6 +33,8 @@ class DenseAdam(torch.optim.Adam):
 
 def _laid_as(parameter: Tensor, tensor: Tensor) -> Tensor:
     """The tensor itself where its values lie in the parameter's order, else a copy where they do."""
+    if tensor.stride() == parameter.stride():
+        return tensor
     strides = zip(parameter.shape, parameter.stride(), tensor.stride(), strict=True)
     if all(its == own for side, its, own in strides if side > 1):
         return tensor

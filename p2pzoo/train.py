@@ -221,7 +221,7 @@ def advance(play: Step, engine: Engine, batches: Batches, step: int, rate: float
     with together():
         batch = engine.move(batches[step])
     own = [rank()] if rank() else []  # each image of a batch gets noise of its own
-    torch.manual_seed(chance.key(seed, "noise", step, *own))
+    engine.seed(chance.key(seed, "noise", step, *own))
     return play(batch, step)
 
 
