@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from p2pzoo.contracts import Batch
 from p2pzoo.errors import UserError
 from p2pzoo.lowering import lowered
+from p2pzoo.norms import mend_instance_norms
 from p2pzoo.optimizers import DenseAdam
 from p2pzoo.settings import Compute, Optimizer
 
@@ -75,6 +76,8 @@ class Engine:
     def place(self, model: nn.Module) -> Any:
         """The module on the device, in the run's memory format, precision and kernels. Shares the weights."""
         model = model.to(memory_format=self.memory_format)
+        if self.device_type == "cpu":
+            mend_instance_norms(model)
         if self.device_type == "cpu" and self.settings.lowering:
             model = lowered(model)
         return self.accelerator.prepare_model(model)
