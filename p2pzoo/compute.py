@@ -28,6 +28,7 @@ from p2pzoo.data.ahead import Ahead, Batches
 from p2pzoo.errors import UserError
 from p2pzoo.graphs import Captured, CudaRecorder, Recorder, Rehearsed, Step
 from p2pzoo.lowering import lowered
+from p2pzoo.norms import mend_instance_norms
 from p2pzoo.optimizers import DenseAdam
 from p2pzoo.settings import Compute, Optimizer
 
@@ -110,6 +111,8 @@ class Engine:
     def place(self, model: nn.Module) -> Any:
         """The module on the device, in the run's memory format, precision and kernels. Shares the weights."""
         model = model.to(memory_format=self.memory_format)
+        if self.device_type == "cpu":
+            mend_instance_norms(model)
         if self.on["lowering"]:
             model = lowered(model)
         model = self.accelerator.prepare_model(model, evaluation_mode=True)  # without DDP, which `adam` adds

@@ -36,3 +36,16 @@ def test_a_size_that_makes_no_network_is_told_in_one_line():
     assert done.returncode == 2
     assert done.stderr.splitlines()[-1].endswith("the nearest that fit: 48×48 or 52×52")
     assert "Traceback" not in done.stderr
+
+
+def test_drift_reports_ours_beside_a_harmless_reordering(tmp_path):
+    done = run("drift", "--size", 64, "--width", 4, "--steps", 3, "--json", "-o", tmp_path / "kept" / "drift.json")
+    assert done.returncode == 0, done.stderr
+    [line] = done.stdout.splitlines()
+    report = json.loads(line)
+    assert json.loads((tmp_path / "kept" / "drift.json").read_text()) == report
+    assert (report["size"], report["width"], report["steps"]) == (64, 4, 3)
+    for name in ("p2pzoo", "channels-last"):
+        assert 0 < report[name]["weights"] < 1e-3
+        assert 0 < report[name]["losses"] < 1e-3
+    assert "| p2pzoo |" in run("drift", "--size", 64, "--width", 4, "--steps", 1).stdout
