@@ -14,20 +14,17 @@ import json
 import statistics
 import sys
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import click
 import measure
-import numpy as np
 import torch
 from baseline import Classic, batches
-from PIL import Image
+from steps import draw_pairs, experiment, training
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-PAIRS = 16
 WARM_UP = 3
 SGEMM_SIDE = 2048
 
@@ -86,46 +83,11 @@ def serve(name: str, folder: Path, size: int, width: int, batch: int, reference:
         def work() -> object:
             return classic.step(*next(pairs))
     else:
-        work, about = ours(folder, size, width, batch, name.removeprefix("without ") if name != "ours" else None), {}
+        off = [f"compute.{name.removeprefix('without ')}=false"] if name != "ours" else []
+        work, about = training(experiment(folder, size, width, batch, off)), {}
     for _ in range(WARM_UP):
         work()
     measure.serve(work, about)
-
-
-def experiment(folder: Path, size: int, width: int, batch: int, off: str | None) -> Any:
-    from p2pzoo.experiment import check
-    from p2pzoo.plugins import registry
-    from p2pzoo.recipe import read_recipe
-
-    overrides = [
-        f"generator.width={width}", f"discriminator.width={width}", f"train.batch_size={batch}",
-        "dataset.use=side-by-side", f"dataset.root={folder}", f"dataset.size=[{size}, {size}]",
-    ]  # fmt: skip
-    overrides += [f"compute.{off}=false"] if off else []
-    return check(read_recipe("zoo:base.toml", "laptop", overrides), registry())
-
-
-def ours(folder: Path, size: int, width: int, batch: int, off: str | None) -> Callable[[], object]:
-    """p2pzoo's step as `p2pzoo run` takes it: store, batch, move, game, reading the losses."""
-    from p2pzoo.compute import Engine
-    from p2pzoo.data import Store, TrainBatches
-    from p2pzoo.train import Ledger, advance, set_up
-
-    made = experiment(folder, size, width, batch, off)
-    engine = Engine(made.compute)
-    store = Store(made.dataset.build(split="train"), enlarge=made.train.jitter, kernel=made.train.jitter_kernel)
-    objective = set_up(made, engine, store.channels, store.size)
-    pairs = TrainBatches(store, batch_size=batch, mirror=True, seed=0)
-    ledger, step = Ledger(), 0
-
-    def work() -> object:
-        nonlocal step
-        losses = advance(objective, engine, pairs, step, made.optimizer.lr, 0)
-        step += 1
-        ledger.waiting.append((step, step * batch, losses))
-        return ledger.read()
-
-    return work
 
 
 def ours_plain(size: int, width: int) -> Classic:
@@ -163,14 +125,6 @@ def reference_step(checkout: Path, size: int, width: int) -> Classic:
         return D(torch.cat((x, y), 1))
 
     return Classic(G, D, judge=judge)
-
-
-def draw_pairs(folder: Path, size: int) -> None:
-    """Smooth noise, side by side, as JPEG: what it shows does not change how long a step takes."""
-    rng = np.random.default_rng(0)
-    for i in range(PAIRS):
-        coarse = Image.fromarray(rng.integers(0, 256, (size // 8, size // 4, 3), dtype=np.uint8))
-        coarse.resize((2 * size, size), Image.Resampling.BICUBIC).save(folder / f"{i:03d}.jpg", quality=95)
 
 
 def summary(measured: dict[str, Any], flop: int, shape: dict[str, int]) -> dict[str, Any]:
