@@ -3,8 +3,8 @@
     python benchmarks/train_step.py --size 256 --width 64 --batch 1
 
 Both load pairs too: the baseline opens a JPEG with Pillow, p2pzoo cuts it from its store. `--without lowering` (or
-channels_last, fused_adam, keep_memory: switches of [compute]) adds p2pzoo with one thing off; `--reference PATH` adds
-the networks of a checkout of the public PyTorch code, in that code's order.
+channels_last, fused_adam, keep_memory: switches of [compute]) adds p2pzoo with one thing off, `--with checkpointing`
+with one on; `--reference PATH` adds the networks of a checkout of the public PyTorch code, in that code's order.
 """
 
 from __future__ import annotations
@@ -36,14 +36,15 @@ SGEMM_SIDE = 2048
 @click.option("--rounds", default=9, show_default=True, help="Turns of each contestant.")
 @click.option("--steps", default=5, show_default=True, help="Steps per turn; a turn counts as their median.")
 @click.option("--without", multiple=True, help="Also p2pzoo with this switch of [compute] off. May be repeated.")
+@click.option("--with", "with_", multiple=True, help="Also p2pzoo with this switch of [compute] on. May be repeated.")
 @click.option("--reference", type=click.Path(exists=True, path_type=Path), help="A checkout of the PyTorch code.")
 @click.option("--json", "as_json", is_flag=True, help="One line of JSON instead of a table.")
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Also keep the result in this file.")
 @click.option("--contestant", hidden=True)
 @click.option("--folder", hidden=True, type=click.Path(path_type=Path))
 def main(
-    size: int, width: int, batch: int, rounds: int, steps: int, without: tuple[str, ...], reference: Path | None,
-    as_json: bool, output: Path | None, contestant: str | None, folder: Path | None,
+    size: int, width: int, batch: int, rounds: int, steps: int, without: tuple[str, ...], with_: tuple[str, ...],
+    reference: Path | None, as_json: bool, output: Path | None, contestant: str | None, folder: Path | None,
 ) -> None:  # fmt: skip
     """Time one step of training at a size, width and batch."""
     torch.manual_seed(0)
@@ -53,7 +54,7 @@ def main(
     with tempfile.TemporaryDirectory() as temporary:
         draw_pairs(Path(temporary), size)
         shape = ("--size", size, "--width", width, "--batch", batch, "--folder", temporary)
-        names = ["baseline", "ours", *(f"without {switch}" for switch in without)]
+        names = ["baseline", "ours", *(f"without {off}" for off in without), *(f"with {on}" for on in with_)]
         shape += ("--reference", reference) if reference else ()
         names += ["reference"] if reference else []
         found = {name: measure.Contestant(__file__, *shape, "--contestant", name) for name in (*names, "sgemm")}
@@ -83,8 +84,9 @@ def serve(name: str, folder: Path, size: int, width: int, batch: int, reference:
         def work() -> object:
             return classic.step(*next(pairs))
     else:
-        off = [f"compute.{name.removeprefix('without ')}=false"] if name != "ours" else []
-        work, about = training(experiment(folder, size, width, batch, off)), {}
+        word, _, switch = name.partition(" ")
+        switched = [f"compute.{switch}={'true' if word == 'with' else 'false'}"] if switch else []
+        work, about = training(experiment(folder, size, width, batch, switched)), {}
     for _ in range(WARM_UP):
         work()
     measure.serve(work, about)
@@ -141,7 +143,7 @@ def summary(measured: dict[str, Any], flop: int, shape: dict[str, int]) -> dict[
         "sgemm_gflop_per_second": round(statistics.median(sgemm) / 1e9),
         "share_of_sgemm": round(statistics.median(a / b for a, b in zip(rates, sgemm, strict=True)), 3),
         "contributions": {
-            name: measure.ratio(each, times["ours"]) for name, each in times.items() if name.startswith("without")
+            name: measure.ratio(each, times["ours"]) for name, each in times.items() if name.startswith("with")
         },
         "environment": measure.environment(),
     }
@@ -159,7 +161,7 @@ def table(result: dict[str, Any]) -> str:
     rows.append(f"p2pzoo is {result['ratio']['median']:.2f} times as fast ({low:.2f} to {high:.2f} over the rounds),")
     rows.append(f"at {result['share_of_sgemm']:.0%} of torch.mm's {result['sgemm_gflop_per_second']} GFLOP/s")
     for name, each in result["contributions"].items():
-        rows.append(f"{name}: {each['median']:.2f} times as slow ({each['spread'][0]:.2f} to {each['spread'][1]:.2f})")
+        rows.append(f"{name}: {each['median']:.2f} times as long ({each['spread'][0]:.2f} to {each['spread'][1]:.2f})")
     if "ratio_reference" in result:
         rows.append(f"against the checkout: {result['ratio_reference']['median']:.2f} times as fast")
     return "\n".join(rows)

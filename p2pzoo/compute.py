@@ -23,6 +23,7 @@ from p2pzoo.contracts import Batch
 from p2pzoo.errors import UserError
 from p2pzoo.lowering import lowered
 from p2pzoo.optimizers import DenseAdam
+from p2pzoo.recompute import recomputing
 from p2pzoo.settings import Compute, Optimizer
 
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # malloc.h
@@ -75,6 +76,8 @@ class Engine:
     def place(self, model: nn.Module) -> Any:
         """The module on the device, in the run's memory format, precision and kernels. Shares the weights."""
         model = model.to(memory_format=self.memory_format)
+        if self.settings.checkpointing:
+            model = recomputing(model)
         if self.device_type == "cpu" and self.settings.lowering:
             model = lowered(model)
         return self.accelerator.prepare_model(model)

@@ -92,6 +92,8 @@ class Compute:
     lowering       on a CPU: convolutions as matrix products where torch's kernels are slower (see lowering.py)
     fused_adam     Adam in one kernel, on a CPU and on CUDA
     keep_memory    on a CPU: freed memory stays with the process (glibc only). Not part of a run's identity
+    checkpointing  less memory, more time: activations are computed again in the backward pass (see recompute.py), to
+                   the same values. Not part of a run's identity, so a run that lacked memory can go on with it
     """
 
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
@@ -103,6 +105,7 @@ class Compute:
     lowering: bool = True
     fused_adam: bool = True
     keep_memory: bool = True
+    checkpointing: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
