@@ -57,8 +57,12 @@ def serve(work: Callable[[], object], about: dict[str, Any] | None = None) -> No
             began = time.perf_counter()
             work()
             seconds.append(time.perf_counter() - began)
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-        print(json.dumps({"seconds": seconds, "peak_bytes": peak}), flush=True)
+        print(json.dumps({"seconds": seconds, "peak_bytes": peak_bytes()}), flush=True)
+
+
+def peak_bytes() -> int:
+    """The most memory that this process has had so far."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def take_turns(contestants: dict[str, Contestant], rounds: int, repeats: int) -> dict[str, dict[str, Any]]:
@@ -77,12 +81,16 @@ def take_turns(contestants: dict[str, Contestant], rounds: int, repeats: int) ->
 
 
 def ratio(slow: Sequence[float], fast: Sequence[float]) -> dict[str, Any]:
-    """How many times faster, round by round: the median, and the least and greatest of all rounds."""
-    ratios = [a / b for a, b in zip(slow, fast, strict=True)]
+    """How many times faster, round by round."""
+    return spread([a / b for a, b in zip(slow, fast, strict=True)])
+
+
+def spread(values: Sequence[float]) -> dict[str, Any]:
+    """Of one number a round: the median, and the least and greatest."""
     return {
-        "median": round(statistics.median(ratios), 3),
-        "spread": [round(min(ratios), 3), round(max(ratios), 3)],
-        "rounds": len(ratios),
+        "median": round(statistics.median(values), 3),
+        "spread": [round(min(values), 3), round(max(values), 3)],
+        "rounds": len(values),
     }
 
 

@@ -30,6 +30,7 @@ from p2pzoo.graphs import Captured, CudaRecorder, Recorder, Rehearsed, Step
 from p2pzoo.lowering import lowered
 from p2pzoo.norms import mend_instance_norms
 from p2pzoo.optimizers import DenseAdam
+from p2pzoo.recompute import recomputing
 from p2pzoo.settings import Compute, Optimizer
 
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # malloc.h
@@ -113,6 +114,8 @@ class Engine:
         model = model.to(memory_format=self.memory_format)
         if self.device_type == "cpu":
             mend_instance_norms(model)
+        if self.settings.checkpointing:
+            model = recomputing(model)
         if self.on["lowering"]:
             model = lowered(model)
         model = self.accelerator.prepare_model(model, evaluation_mode=True)  # without DDP, which `adam` adds

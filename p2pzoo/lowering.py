@@ -15,12 +15,11 @@ Each is computed by torch's kernel or in a form that is one matrix product, as `
 
 All give the same values to rounding. Images and weights lie channels-last in memory, so that no weight is copied.
 
-Imports torch only.
+Imports torch and twins.py only.
 """
 
 from __future__ import annotations
 
-import copy
 import functools
 import logging
 from collections.abc import Mapping
@@ -30,6 +29,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from p2pzoo.twins import twin_of
 
 log = logging.getLogger("p2pzoo")
 
@@ -389,11 +390,8 @@ def lowered(module: nn.Module, choose: Chooser | None = None) -> nn.Module:
     be copied; logged at debug level.
     """
     choose = choose or Chooser()
-    shared = {id(t): t for t in (*module.parameters(), *module.buffers())}
-    try:
-        twin = copy.deepcopy(module, dict(shared))
-    except Exception as error:  # whatever a third party's module does when it is copied
-        log.debug("%s stays as it is: it cannot be copied (%s)", type(module).__name__, error)
+    twin = twin_of(module)
+    if twin is None:
         return module
     for name, part in twin.named_modules():
         if not isinstance(part, nn.Conv2d | nn.ConvTranspose2d):

@@ -99,6 +99,8 @@ class Compute:
     cuda_graphs    on CUDA: the whole step is recorded once and replayed (see graphs.py), with the same bits. Not part
                    of a run's identity
     prefetch       on CUDA: a thread makes the next batches, in pinned memory. Not part of a run's identity
+    checkpointing  less memory, more time: activations are computed again in the backward pass (see recompute.py), to
+                   the same values. Not part of a run's identity, so a run that lacked memory can go on with it
     """
 
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
@@ -114,6 +116,7 @@ class Compute:
     compile: Literal["auto"] | bool = "auto"
     cuda_graphs: bool = True
     prefetch: bool = True
+    checkpointing: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
