@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 
 
@@ -36,3 +38,23 @@ def test_a_size_that_makes_no_network_is_told_in_one_line():
     assert done.returncode == 2
     assert done.stderr.splitlines()[-1].endswith("the nearest that fit: 48×48 or 52×52")
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.slow
+def test_gpu_compares_what_it_says_though_only_cuda_shows_what_that_is_worth():
+    quick = ["--device", "cpu", "--quick", "--rounds", 1, "--steps", 1, "--without", "one_pass"]
+    done = run("gpu", *quick, "--json")
+    assert done.returncode == 0, done.stderr
+    [cell] = json.loads(done.stdout)["cells"]
+    assert cell["lines"].keys() == {"p2pzoo", "baseline", "instance norm", "instance norm, without one_pass"}
+    assert "one_pass" in cell["lines"]["instance norm"]["on"]
+    assert "one_pass" not in cell["lines"]["instance norm, without one_pass"]["on"]
+    assert cell["lines"]["baseline"]["ratio"]["median"] > 0
+
+
+def test_gpu_says_in_one_line_that_it_needs_cuda(monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    done = run("gpu")
+    assert done.returncode == 2
+    [line] = done.stderr.splitlines()
+    assert "needs a CUDA device" in line
