@@ -118,7 +118,8 @@ class Captured:
         self._given.y.copy_(batch.y)
         if self._given.labels is not None and batch.labels is not None:
             self._given.labels.copy_(batch.labels)
-        return dict(zip(self.names, self._replay().clone().unbind(), strict=True))
+        told = self._replay().clone()  # the next replay writes where this one did
+        return dict(zip(self.names, told.unbind(), strict=True))
 
     def _recordable(self, on: bool) -> None:
         for optimizer in self.optimizers:
@@ -259,7 +260,8 @@ def undone(objective: Any, scaler: Any = None) -> Iterator[None]:
 
 
 def _in_a_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}".rstrip(": ")
+    told = " ".join(str(error).split("\n")[:2])  # compilers put what happened into the second line
+    return f"{type(error).__name__}: {told}".rstrip(": ")
 
 
 def _state(optimizer: Any) -> Any:

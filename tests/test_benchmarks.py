@@ -80,3 +80,23 @@ def test_scaling_fits_a_slope_to_every_series_and_plots_it(tmp_path):
     plot = tmp_path / "result.svg"
     assert series["pairs"]["unit"] in plot.read_text()
     assert plot.stat().st_size < 100_000
+
+
+@pytest.mark.slow
+def test_gpu_compares_what_it_says_though_only_cuda_shows_what_that_is_worth():
+    quick = ["--device", "cpu", "--quick", "--rounds", 1, "--steps", 1, "--without", "one_pass"]
+    done = run("gpu", *quick, "--json")
+    assert done.returncode == 0, done.stderr
+    [cell] = json.loads(done.stdout)["cells"]
+    assert cell["lines"].keys() == {"p2pzoo", "baseline", "instance norm", "instance norm, without one_pass"}
+    assert "one_pass" in cell["lines"]["instance norm"]["on"]
+    assert "one_pass" not in cell["lines"]["instance norm, without one_pass"]["on"]
+    assert cell["lines"]["baseline"]["ratio"]["median"] > 0
+
+
+def test_gpu_says_in_one_line_that_it_needs_cuda(monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    done = run("gpu")
+    assert done.returncode == 2
+    [line] = done.stderr.splitlines()
+    assert "needs a CUDA device" in line
