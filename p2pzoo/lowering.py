@@ -290,7 +290,8 @@ def _taps_convolve(x: Tensor, weight: Tensor, window: Window) -> Tensor:
 def _taps_correlate(x: Tensor, y: Tensor, window: Window) -> Tensor:
     product = _product(_taps_of(y, window).t(), _rows(x).t())
     weight = product.view(*window.kernel, y.shape[1], x.shape[1]).flip(0, 1)
-    return weight.permute(2, 0, 1, 3).contiguous().permute(0, 3, 1, 2)
+    laid = weight.permute(2, 0, 1, 3).clone(memory_format=torch.contiguous_format)  # where Y is 1, its stride too
+    return laid.permute(0, 3, 1, 2)
 
 
 def _taps_spread(y: Tensor, weight: Tensor, window: Window, size: tuple[int, int]) -> Tensor:

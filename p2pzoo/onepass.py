@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import copy
 import functools
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -28,27 +28,35 @@ class OnePass:
     """Asks D, which is given norms that can take real and fake images apart."""
 
     def __init__(self, D: nn.Module) -> None:
-        self.parts = 1
-        for norm in D.modules():
-            if isinstance(norm, nn.modules.batchnorm._BatchNorm) and not isinstance(norm, nn.SyncBatchNorm):
-                norm.forward = functools.partial(self._normed, norm)  # type: ignore[method-assign]
+        batch_norm = nn.modules.batchnorm._BatchNorm
+        self.norms: list[Any] = [
+            m for m in D.modules() if isinstance(m, batch_norm) and type(m) is not nn.SyncBatchNorm
+        ]
+        for norm in self.norms:
+            norm.parts = 1  # on the norm itself, where what computes it again later finds it (see recompute.py)
+            norm.forward = functools.partial(_normed, norm)
 
     def __call__(self, D: Discriminator, real: tuple[Tensor, Tensor], fake: tuple[Tensor, Tensor]) -> Both:
         """D(*real) and D(*fake), each (x, y) pairs of as many images, (B, C, H, W)."""
         x, y = (torch.cat(parts) for parts in zip(real, fake, strict=True))
-        self.parts = 2
+        self._take(2)
         try:
             maps = D(x, y)
         finally:
-            self.parts = 1
+            self._take(1)
         images = len(real[1])
         return [each[:images] for each in maps], [each[images:] for each in maps]
 
-    def _normed(self, norm: nn.Module, h: Tensor) -> Tensor:
-        own = type(norm).forward
-        if self.parts == 1:
-            return own(norm, h)  # type: ignore[no-any-return]
-        return torch.cat([own(norm, part) for part in h.chunk(self.parts)])
+    def _take(self, parts: int) -> None:
+        for norm in self.norms:
+            norm.parts = parts
+
+
+def _normed(norm: Any, h: Tensor) -> Tensor:
+    own = type(norm).forward
+    if norm.parts == 1:
+        return own(norm, h)  # type: ignore[no-any-return]
+    return torch.cat([own(norm, part) for part in h.chunk(norm.parts)])
 
 
 @torch.no_grad()

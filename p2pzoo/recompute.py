@@ -69,7 +69,10 @@ def _forward(name: str, block: nn.Module, forward: Callable[..., Any], *args: An
 
 
 class _Buffers:
-    """A block's buffers as they are now; inside, copies of these take the place of what they have become."""
+    """A block's buffers as they are now; inside, copies of these take the place of what they have become.
+
+    So do the parts in which its norms take their images (see onepass.py).
+    """
 
     def __init__(self, block: nn.Module) -> None:
         self._kept = [
@@ -79,12 +82,22 @@ class _Buffers:
             if buffer is not None
         ]
         self._now: list[Tensor | None] = []
+        norms: list[Any] = [part for part in block.modules() if hasattr(part, "parts")]
+        self._parts = [(norm, norm.parts) for norm in norms]
 
     def __enter__(self) -> None:
+        self._exchange_parts()
         self._now = [part._buffers[name] for part, name, _ in self._kept]
         for part, name, buffer in self._kept:  # copied once more: after create_graph it is computed again again
             part._buffers[name] = buffer.clone()
 
     def __exit__(self, *_: object) -> None:
+        self._exchange_parts()
         for (part, name, _before), now in zip(self._kept, self._now, strict=True):
             part._buffers[name] = now
+
+    def _exchange_parts(self) -> None:
+        now = [(norm, norm.parts) for norm, _ in self._parts]
+        for norm, parts in self._parts:
+            norm.parts = parts
+        self._parts = now
