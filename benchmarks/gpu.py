@@ -170,13 +170,13 @@ def waits(step: Callable[[], object], device: str) -> int:
     """How often COUNTED steps made Python wait for the device."""
     if device != "cuda":
         return 0
-    torch.cuda.set_sync_debug_mode("warn")
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always")
+        torch.cuda.set_sync_debug_mode("warn")
         for _ in range(COUNTED):
             step()
-    torch.cuda.set_sync_debug_mode("default")
-    return sum("synchronizing CUDA operation" in str(each.message) for each in told)
+        torch.cuda.set_sync_debug_mode("default")
+    return sum("called a synchronizing" in str(each.message) for each in told)
 
 
 # --- the measurement -------------------------------------------------------------------------------------------

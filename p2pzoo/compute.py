@@ -221,8 +221,10 @@ class Engine:
         def pinned(images: Tensor) -> Tensor:
             return images.contiguous(memory_format=self.memory_format).pin_memory()
 
-        labels = None if batch.labels is None else batch.labels.pin_memory()
-        return Batch(pinned(batch.x), pinned(batch.y), batch.ids, labels, batch.blocks)
+        own = self.device.index  # each thread has a device of its own, the first one, until it is told another
+        with torch.cuda.device(-1 if own is None else own):
+            labels = None if batch.labels is None else batch.labels.pin_memory()
+            return Batch(pinned(batch.x), pinned(batch.y), batch.ids, labels, batch.blocks)
 
     def move(self, batch: Batch) -> Batch:
         """The batch on the device."""

@@ -105,6 +105,8 @@ class Captured:
             return torch.stack([value.detach().float() for value in told.values()])
 
         self._recordable(True)
+        for optimizer in self.optimizers:
+            optimizer.zero_grad(set_to_none=True)  # its gradients are to lie in the recording's memory
         try:
             self._replay, self._given = recorder.record(act), given
         except Exception as error:  # a kernel, a library or a plugin: there is always the step itself
@@ -160,17 +162,17 @@ class CudaRecorder:
 
     def watch(self, act: Callable[[], T]) -> tuple[T, str | None]:
         before, mode = _drawn_elsewhere(), torch.cuda.get_sync_debug_mode()
-        torch.cuda.set_sync_debug_mode("warn")
-        try:
-            with warnings.catch_warnings(record=True) as told:
-                warnings.simplefilter("always")
+        with warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter("always")
+            torch.cuda.set_sync_debug_mode("warn")  # which warns that it is a prototype
+            try:
                 answer = self.warm_up(act)
-        finally:
-            torch.cuda.set_sync_debug_mode(mode)
-        waits = [each for each in told if "synchronizing CUDA operation" in str(each.message)]
-        for other in told:
-            if other not in waits:
-                warnings.warn_explicit(other.message, other.category, other.filename, other.lineno)
+            finally:
+                torch.cuda.set_sync_debug_mode(mode)
+        waits = [each for each in told if "called a synchronizing" in str(each.message)]
+        for each in told:
+            if each not in waits and "debug mode is a prototype" not in str(each.message):
+                warnings.warn_explicit(each.message, each.category, each.filename, each.lineno)
         if waits:
             return answer, f"it waits for the device ({waits[0].filename.rpartition('/')[2]}:{waits[0].lineno})"
         return answer, None if before == _drawn_elsewhere() else "it draws random numbers outside the device"

@@ -109,6 +109,9 @@ class TestScaledLosses:
                 adam.step()
         for network, other in zip(networks, plain, strict=True):
             torch.testing.assert_close(network.state_dict(), other.state_dict())
+        for ours, adam in zip(optimizers, theirs, strict=True):
+            moments = [[part["exp_avg"] for part in one.state_dict()["state"].values()] for one in (ours, adam)]
+            torch.testing.assert_close(*moments)
 
     def test_a_step_that_overflows_is_left_out_of_that_optimizer_alone_and_the_scale_halves(self):
         engine, (G, D), (adam_G, adam_D) = self.game()

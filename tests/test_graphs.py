@@ -289,7 +289,7 @@ class TestCompiled:
             assert (calls == [network], engine.on["compile"]) == (expected, expected), (device, setting, steps)
 
     def test_rehearsing_leaves_no_trace_in_a_game_that_has_begun(self):
-        engine, objective, play = game(pool=ImagePool(2, 0))
+        engine, objective, play = game(pool=ImagePool(8, 0))
         train(engine, objective, play, steps=2)
 
         def everything():
@@ -318,17 +318,20 @@ class TestCompiled:
 class TestRun:
     @pytest.fixture
     def as_on_cuda(self, monkeypatch):
-        """From now on runs record their steps and make their batches ahead. Gives the recorders of the runs."""
-        recorders, make = [], Engine.__init__
+        """as_on_cuda(recorder): from now on runs record their steps with it, and make their batches ahead."""
+        make = Engine.__init__
 
-        def as_on_cuda(engine, settings):
-            make(engine, settings)
-            engine.on |= {"cuda_graphs": True, "prefetch": True}
-            recorders.append(Recorder())
-            engine.recorder = lambda: recorders[-1]
+        def as_on_cuda(recorder):
+            def made(engine, settings):
+                make(engine, settings)
+                engine.on |= {"cuda_graphs": True, "prefetch": True}
+                engine.recorder = lambda: recorder
+
+            monkeypatch.setattr(Engine, "__init__", made)
+            return recorder
 
         monkeypatch.setattr(torch.Tensor, "pin_memory", torch.Tensor.clone)
-        return lambda: monkeypatch.setattr(Engine, "__init__", as_on_cuda) or recorders
+        return as_on_cuda
 
     @pytest.mark.usefixtures("no_reports")
     def test_a_run_with_all_of_it_gives_the_bits_of_one_without_cut_off_or_not(
@@ -340,11 +343,11 @@ class TestRun:
 
         overrides = ("train.ema=0.9", "optimizer.schedule=linear")
         run(tmp_path / "plain", *overrides)
-        recorders = as_on_cuda()
+        recorder = as_on_cuda(Recorder())
         answer = run(tmp_path / "recorded", *overrides)
         assert answer.exit_code == 0, answer.output
         assert outcome(tmp_path / "recorded") == outcome(tmp_path / "plain")
-        assert recorders[0].done.count("replay") == 40 - WARM_UP
+        assert recorder.done.count("replay") == 40 - WARM_UP
         [env] = (tmp_path / "recorded").glob("*/*/env.json")
         assert {"cuda_graphs", "prefetch"} <= {*json.loads(env.read_text())["on"]}
 
@@ -354,6 +357,17 @@ class TestRun:
         assert not any(thread.name.startswith("batches") for thread in threading.enumerate())
         assert run(tmp_path / "cut", *overrides).began == 30
         assert outcome(tmp_path / "cut") == outcome(tmp_path / "plain")
+
+    @pytest.mark.usefixtures("no_reports")
+    def test_a_run_whose_steps_cannot_be_recorded_says_so_and_its_env_does_not_claim_it(
+        self, run, as_on_cuda, tmp_path
+    ):
+        as_on_cuda(Recorder(broken=True))
+        answer = run(tmp_path, "train.images=8")
+        assert answer.exit_code == 0, answer.output
+        assert answer.output.count("training without a CUDA graph: RuntimeError: operation not permitted") == 1
+        [env] = tmp_path.glob("*/*/env.json")
+        assert "cuda_graphs" not in json.loads(env.read_text())["on"]
 
 
 def breaking_at(step):

@@ -44,7 +44,7 @@ class BatchDeviation(nn.Module):
 
 
 class Remembering(nn.Module):
-    """Centres by a running mean that every forward moves."""
+    """Moves a running mean with every forward, for later."""
 
     def __init__(self):
         super().__init__()
@@ -52,7 +52,7 @@ class Remembering(nn.Module):
 
     def forward(self, h):
         self.mean.lerp_(h.detach().mean().to(self.mean), 0.1)
-        return h - self.mean
+        return h if self.training else h - self.mean
 
 
 class Numbered(nn.Module):
