@@ -21,7 +21,8 @@ from torch import Tensor, nn
 
 from p2pzoo.contracts import Batch
 from p2pzoo.errors import UserError
-from p2pzoo.lowering import lowered
+from p2pzoo.kernels import read_kernels
+from p2pzoo.lowering import Chooser, lowered
 from p2pzoo.norms import mend_instance_norms
 from p2pzoo.optimizers import DenseAdam
 from p2pzoo.settings import Compute, Optimizer
@@ -42,8 +43,10 @@ def pick_device(asked: str) -> str:
 class Engine:
     """A run's device, and the one place where gradients are made and taken."""
 
-    def __init__(self, settings: Compute) -> None:
+    def __init__(self, settings: Compute, chooser: Chooser | None = None) -> None:
+        """chooser: of the convolutions' kernels, if not by `settings.kernels`."""
         self.settings = settings
+        self.chooser = chooser or Chooser(read_kernels(settings.kernels) if settings.kernels else None)
         self.device_type = pick_device(settings.device)
         torch.set_num_threads(settings.threads or min(torch.get_num_threads(), usable_cores()))
         if self.device_type == "cpu" and settings.keep_memory:
@@ -79,7 +82,7 @@ class Engine:
         if self.device_type == "cpu":
             mend_instance_norms(model)
         if self.device_type == "cpu" and self.settings.lowering:
-            model = lowered(model)
+            model = lowered(model, self.chooser)
         return self.accelerator.prepare_model(model)
 
     def unwrap(self, model: nn.Module) -> nn.Module:

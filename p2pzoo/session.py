@@ -19,6 +19,8 @@ from p2pzoo.errors import UserError
 from p2pzoo.evaluate import check_needs, evaluate, missing, ranking
 from p2pzoo.experiment import Experiment
 from p2pzoo.files import read_json, write_text
+from p2pzoo.kernels import read_kernels, write_kernels
+from p2pzoo.lowering import Chooser, Form
 from p2pzoo.networks import build, load_model
 from p2pzoo.pictures import grid, save_png
 from p2pzoo.registry import Registry
@@ -69,7 +71,8 @@ def finish(
             _refuse_stale(run, made_from, accept_stale)
         trained = run.state not in ("trained", "complete")
         stale = changed_sources(run.status.get("sources", {}), made_from)
-        engine = Engine(experiment.compute)
+        kernels = _kernels(experiment, run) if trained else {}
+        engine = Engine(experiment.compute, Chooser(kernels))
         callbacks = [component.build() for component in experiment.callbacks.values()]
         for callback in callbacks:
             callback.start(str(run.folder), experiment.resolved())
@@ -77,6 +80,7 @@ def finish(
             if experiment.continued_from and not continued and not saved(run):
                 raise UserError(f"this recipe goes on from run {experiment.continued_from}: give --continue-from RUN")
             start_from = _continue(experiment, run, continued) if continued else None
+            _keep(kernels, run)
             run.begin(experiment, environment(engine), made_from)
             progress.note(f"{_verb(run)} {experiment.title}, {experiment.train.images} images, in {run.folder}")
             try:
@@ -138,6 +142,31 @@ def _refuse_stale(run: Run, made_from: Mapping[str, str], accept: bool) -> None:
             f"{run.folder}: begun with other code or data ({', '.join(changed)} changed since). "
             "Start over with --fresh, or go on with --accept-stale"
         )
+
+
+def _kernels(experiment: Experiment, run: Run) -> dict[str, Form]:
+    """The choice of kernels to train with: the one that a run was begun with, else the recipe's.
+
+    Raises UserError if the recipe has another one than the run.
+    """
+    asked = experiment.compute.kernels
+    given = read_kernels(asked) if asked else {}
+    if not saved(run):
+        return given
+    begun = read_kernels(run.kernels) if run.kernels.exists() else {}
+    if asked and given != begun:
+        raise UserError(
+            f"{run.folder}: begun with other kernels than {asked} says. Leave compute.kernels out to go on with "
+            "its own, or start over with --fresh"
+        )
+    return begun
+
+
+def _keep(kernels: Mapping[str, Form], run: Run) -> None:
+    if kernels:
+        write_kernels(run.kernels, kernels)
+    else:
+        run.kernels.unlink(missing_ok=True)
 
 
 def _continue(experiment: Experiment, run: Run, continued: Run) -> Path:
