@@ -27,7 +27,8 @@ from p2pzoo.contracts import Batch
 from p2pzoo.data.ahead import Ahead, Batches
 from p2pzoo.errors import UserError
 from p2pzoo.graphs import Captured, CudaRecorder, Recorder, Rehearsed, Step
-from p2pzoo.lowering import lowered
+from p2pzoo.kernels import read_kernels
+from p2pzoo.lowering import Chooser, lowered
 from p2pzoo.norms import mend_instance_norms
 from p2pzoo.optimizers import DenseAdam
 from p2pzoo.recompute import recomputing
@@ -64,8 +65,10 @@ class Engine:
     on  the switches of [compute] as they are in this run: what it asks for, the device has and training has met
     """
 
-    def __init__(self, settings: Compute) -> None:
+    def __init__(self, settings: Compute, chooser: Chooser | None = None) -> None:
+        """chooser: of the convolutions' kernels, if not by `settings.kernels`."""
         self.settings = settings
+        self.chooser = chooser or Chooser(read_kernels(settings.kernels) if settings.kernels else None)
         self.device_type = pick_device(settings.device)
         processes.check_device(self.device_type)
         torch.set_num_threads(settings.threads or min(torch.get_num_threads(), usable_cores()))
@@ -117,7 +120,7 @@ class Engine:
         if self.settings.checkpointing:
             model = recomputing(model)
         if self.on["lowering"]:
-            model = lowered(model)
+            model = lowered(model, self.chooser)
         model = self.accelerator.prepare_model(model, evaluation_mode=True)  # without DDP, which `adam` adds
         if self.precision != "fp32" and hasattr(model, "features"):  # Accelerate sees to forward alone
             autocast = self.accelerator.autocast()

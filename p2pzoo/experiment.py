@@ -13,13 +13,15 @@ from typing import Any
 
 from p2pzoo import params
 from p2pzoo.errors import UserError
+from p2pzoo.kernels import read_kernels
 from p2pzoo.recipe import COLLECTIONS, COMPONENTS, OWN_KEYS, Key, Recipe
 from p2pzoo.registry import Entry, Registry
 from p2pzoo.settings import Compute, Evaluate, Init, Optimizer, Train
 
 KIND_OF = {"losses": "loss", "metrics": "metric", "callbacks": "callback"}
 WEIGHTED = ("gan_loss", "losses")
-HOW_NOT_WHAT = ("device", "threads", "keep_memory", "checkpointing", "cuda_graphs", "prefetch")  # of [compute]
+# of [compute]: what changes no number but by rounding, and where it runs
+HOW_NOT_WHAT = ("device", "threads", "keep_memory", "checkpointing", "cuda_graphs", "prefetch", "kernels")
 
 
 @dataclass(frozen=True)
@@ -185,6 +187,15 @@ class _Checker:
             self.fault(("init", "gain"), f'gain = {init.gain}: weights = "{init.weights}" has none')
         if init and init.generator and not init.generator.is_file():
             self.fault(("init", "generator"), f'generator = "{init.generator}": no such file')
+
+        compute = settings["compute"]
+        if compute and compute.kernels:
+            if not compute.lowering:
+                self.fault(("compute", "kernels"), f'kernels = "{compute.kernels}": lowering = false has none')
+            try:
+                read_kernels(compute.kernels)
+            except UserError as error:
+                self.fault(("compute", "kernels"), f"kernels: {error}")
 
     def collection(self, name: str) -> dict[str, Any]:
         table = self.recipe.values.get(name, {})

@@ -6,6 +6,7 @@ runs/<recipe>/<profile>-seed<N>-<id>/
     env.json          machine and software
     metrics.jsonl     losses; a function of recipe and seed only
     timings.jsonl     wall-clock; not
+    kernels.json      what `[compute] kernels` said, if anything; a resumed run goes on with it
     samples/          x | ŷ | y grids
     checkpoints/      the newest two while training, the last one afterwards
     model.safetensors, results.json, stats.safetensors
@@ -44,6 +45,7 @@ class Run:
         self.results = folder / "results.json"
         self.stats = folder / "stats.safetensors"
         self.recipe = folder / "recipe.toml"
+        self.kernels = folder / "kernels.json"
 
     @property
     def status(self) -> dict[str, Any]:
@@ -77,7 +79,9 @@ class Run:
         """Make the folder ready: resolved recipe, environment, status. `made_from`: see `sources`."""
         self.checkpoints.mkdir(parents=True, exist_ok=True)
         self.samples.mkdir(exist_ok=True)
-        write_text(self.recipe, tomli_w.dumps(experiment.resolved()))
+        resolved = experiment.resolved()
+        resolved["compute"].pop("kernels", None)  # kernels.json has its content
+        write_text(self.recipe, tomli_w.dumps(resolved))
         write_json(self.folder / "env.json", env)
         self.set_status(
             state="training", id=experiment.id, seed=experiment.seed, profile=experiment.recipe.profile,
@@ -91,7 +95,7 @@ class Run:
             file.unlink()  # newest first and before the log: cut off here, the run still resumes as it would have
         for name in ("metrics.jsonl", "timings.jsonl", "report.html"):
             (self.folder / name).unlink(missing_ok=True)
-        for file in (self.model, self.results, self.stats, *self.samples.glob("*.png")):
+        for file in (self.kernels, self.model, self.results, self.stats, *self.samples.glob("*.png")):
             file.unlink(missing_ok=True)
 
     # --- logs ---

@@ -22,6 +22,8 @@ from p2pzoo.errors import UserError
 from p2pzoo.evaluate import check_needs, evaluate, missing, ranking
 from p2pzoo.experiment import Experiment
 from p2pzoo.files import read_json, write_json, write_text
+from p2pzoo.kernels import read_kernels, write_kernels
+from p2pzoo.lowering import Chooser, Form
 from p2pzoo.networks import build, rebuild
 from p2pzoo.pictures import grid, save_png
 from p2pzoo.processes import check_batch, count, first, rank, together
@@ -70,11 +72,13 @@ def finish(
     with contextlib.ExitStack() as held:
         first(held.enter_context, run.lock())
         trained, stale = first(_open_run, experiment, run, made_from, fresh, accept_stale)
+        kernels = first(_kernels, experiment, run) if trained else {}
         with together():
-            engine = Engine(experiment.compute)
+            engine = Engine(experiment.compute, Chooser(kernels))
             callbacks = [component.build() for component in experiment.callbacks.values()]
         first(_each, callbacks, "start", str(run.folder), experiment.resolved())
         if trained:
+            first(_keep, kernels, run)
             start_from = first(_begin, experiment, run, engine, made_from, continued, progress)
             try:
                 train(experiment, run, engine, data["train"], data["val"], progress, callbacks, start_from=start_from)
@@ -186,6 +190,31 @@ def _refuse_stale(run: Run, made_from: Mapping[str, str], accept: bool) -> None:
             f"{run.folder}: begun with other code or data ({', '.join(changed)} changed since). "
             "Start over with --fresh, or go on with --accept-stale"
         )
+
+
+def _kernels(experiment: Experiment, run: Run) -> dict[str, Form]:
+    """The choice of kernels to train with: the one that a run was begun with, else the recipe's.
+
+    Raises UserError if the recipe has another one than the run.
+    """
+    asked = experiment.compute.kernels
+    given = read_kernels(asked) if asked else {}
+    if not saved(run):
+        return given
+    begun = read_kernels(run.kernels) if run.kernels.exists() else {}
+    if asked and given != begun:
+        raise UserError(
+            f"{run.folder}: begun with other kernels than {asked} says. Leave compute.kernels out to go on with "
+            "its own, or start over with --fresh"
+        )
+    return begun
+
+
+def _keep(kernels: Mapping[str, Form], run: Run) -> None:
+    if kernels:
+        write_kernels(run.kernels, kernels)
+    else:
+        run.kernels.unlink(missing_ok=True)
 
 
 def _continue(experiment: Experiment, run: Run, continued: Run) -> Path:

@@ -91,6 +91,8 @@ class Compute:
     tf32           on CUDA: TensorFloat-32 in fp32 matrix products and convolutions
     threads        CPU threads (0: as many as the process has cores). The same bits come only from the same number
     lowering       on a CPU: convolutions as matrix products where torch's kernels are slower (see lowering.py)
+    kernels        on a CPU: a file of `p2pzoo tune` that says which convolutions are computed otherwise. Not part of a
+                   run's identity: a run keeps its content, and goes on with it
     fused_adam     Adam in one kernel, on a CPU and on CUDA
     keep_memory    on a CPU: freed memory stays with the process (glibc only). Not part of a run's identity
     one_pass       D judges real and fake images together, where it is seen to judge each alone (see onepass.py)
@@ -110,6 +112,7 @@ class Compute:
     tf32: bool = True
     threads: Natural = 0
     lowering: bool = True
+    kernels: Path | None = None
     fused_adam: bool = True
     keep_memory: bool = True
     one_pass: bool = True

@@ -23,6 +23,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 COMMANDS = {  # name: (module, summary); the summary is here so that --help imports no command
     "run": ("p2pzoo.cli.run", "Train a recipe, evaluate it and keep the results."),
+    "tune": ("p2pzoo.cli.tune", "Find faster kernels for a recipe's convolutions."),
     "translate": ("p2pzoo.cli.translate", "Translate images with a trained model."),
     "data": ("p2pzoo.cli.data", "Look at a dataset; convert between layouts."),
     "list": ("p2pzoo.cli.catalogue", "List the components that recipes can name."),
