@@ -19,6 +19,7 @@ from p2pzoo.errors import UserError
 from p2pzoo.evaluate import check_needs, evaluate, missing, ranking
 from p2pzoo.experiment import Experiment
 from p2pzoo.files import read_json, write_text
+from p2pzoo.memory import enough_to_train
 from p2pzoo.networks import build, load_model
 from p2pzoo.pictures import grid, save_png
 from p2pzoo.registry import Registry
@@ -80,7 +81,10 @@ def finish(
             run.begin(experiment, environment(engine), made_from)
             progress.note(f"{_verb(run)} {experiment.title}, {experiment.train.images} images, in {run.folder}")
             try:
-                train(experiment, run, engine, data["train"], data["val"], progress, callbacks, start_from=start_from)
+                with enough_to_train(experiment, data["train"].size, engine.device_type):
+                    train(
+                        experiment, run, engine, data["train"], data["val"], progress, callbacks, start_from=start_from
+                    )
             except UserError:
                 run.set_status(state="failed")
                 raise
