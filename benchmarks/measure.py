@@ -48,8 +48,14 @@ class Contestant:
         self.process.wait()
 
 
-def serve(work: Callable[[], object], about: dict[str, Any] | None = None) -> None:
-    """Take turns: for each number on stdin, do `work` so often and tell the seconds each took, and peak memory."""
+def serve(
+    work: Callable[[], object], about: dict[str, Any] | None = None, *, peak: Callable[[], int] | None = None
+) -> None:
+    """Take turns: for each number on stdin, do `work` so often and tell the seconds each took, and peak memory.
+
+    peak  tells that memory in bytes, where it is not the process's own
+    """
+    peak = peak or peak_bytes
     print(json.dumps(about or {}), flush=True)
     for line in sys.stdin:
         seconds = []
@@ -57,7 +63,7 @@ def serve(work: Callable[[], object], about: dict[str, Any] | None = None) -> No
             began = time.perf_counter()
             work()
             seconds.append(time.perf_counter() - began)
-        print(json.dumps({"seconds": seconds, "peak_bytes": peak_bytes()}), flush=True)
+        print(json.dumps({"seconds": seconds, "peak_bytes": peak()}), flush=True)
 
 
 def peak_bytes() -> int:
@@ -66,6 +72,14 @@ def peak_bytes() -> int:
 
 
 def take_turns(contestants: dict[str, Contestant], rounds: int, repeats: int) -> dict[str, dict[str, Any]]:
+    """Their `turns`, after which they end."""
+    found = turns(contestants, rounds, repeats)
+    for contestant in contestants.values():
+        contestant.end()
+    return found
+
+
+def turns(contestants: dict[str, Contestant], rounds: int, repeats: int) -> dict[str, dict[str, Any]]:
     """{name: {"seconds": the median of each round, "peak_bytes"}}; every second round in reverse order."""
     seconds: dict[str, list[float]] = {name: [] for name in contestants}
     peak: dict[str, int] = {}
@@ -75,8 +89,6 @@ def take_turns(contestants: dict[str, Contestant], rounds: int, repeats: int) ->
             answer = contestant.turn(repeats)
             seconds[name].append(statistics.median(answer["seconds"]))
             peak[name] = answer["peak_bytes"]
-    for contestant in contestants.values():
-        contestant.end()
     return {name: {"seconds": seconds[name], "peak_bytes": peak[name]} for name in contestants}
 
 

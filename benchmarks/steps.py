@@ -53,13 +53,14 @@ def training(made: Any) -> Callable[[], object]:
     engine = Engine(made.compute)
     store = Store(made.dataset.build(split="train"), enlarge=made.train.jitter, kernel=made.train.jitter_kernel)
     objective = set_up(made, engine, store.channels, store.size)
+    play = engine.captured(objective)
     batch = made.train.batch_size
     pairs = TrainBatches(store, batch_size=batch, mirror=True, seed=0)
     ledger, step = Ledger(), 0
 
     def work() -> object:
         nonlocal step
-        losses = advance(objective, engine, pairs, step, made.optimizer.lr, 0)
+        losses = advance(play, engine, pairs, step, made.optimizer.lr, 0)
         step += 1
         ledger.waiting.append((step, step * batch, losses))
         return ledger.read()

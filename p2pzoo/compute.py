@@ -7,26 +7,35 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import functools
 import math
 import os
 import platform
-from collections.abc import Iterator
+import warnings
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
+from accelerate.utils import convert_outputs_to_fp32
 from torch import Tensor, nn
 
+from p2pzoo import processes
 from p2pzoo.contracts import Batch
+from p2pzoo.data.ahead import Ahead, Batches
 from p2pzoo.errors import UserError
+from p2pzoo.graphs import Captured, CudaRecorder, Recorder, Rehearsed, Step
 from p2pzoo.lowering import lowered
+from p2pzoo.norms import mend_instance_norms
 from p2pzoo.optimizers import DenseAdam
 from p2pzoo.recompute import recomputing
 from p2pzoo.settings import Compute, Optimizer
 
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # malloc.h
+COMPILE_FROM = 50_000  # steps: compiling takes minutes, and saves milliseconds of each (2 minutes are 2.4 ms of 50 000)
+TENSOR_CORES, BF16 = (7, 0), (8, 0)  # compute capabilities: Volta, Ampere
 
 
 def pick_device(asked: str) -> str:
@@ -39,18 +48,30 @@ def pick_device(asked: str) -> str:
     return asked
 
 
+def best_precision(device_type: str) -> Literal["fp32", "bf16", "fp16"]:
+    """ "auto": half precision where the device computes in it, and does not only store it."""
+    if device_type != "cuda":
+        return "fp32"
+    capability = torch.cuda.get_device_capability()
+    if torch.version.hip or capability >= BF16:
+        return "bf16"
+    return "fp16" if capability >= TENSOR_CORES else "fp32"
+
+
 class Engine:
-    """A run's device, and the one place where gradients are made and taken."""
+    """A run's device, and the one place where gradients are made and taken.
+
+    on  the switches of [compute] as they are in this run: what it asks for, the device has and training has met
+    """
 
     def __init__(self, settings: Compute) -> None:
         self.settings = settings
         self.device_type = pick_device(settings.device)
+        processes.check_device(self.device_type)
         torch.set_num_threads(settings.threads or min(torch.get_num_threads(), usable_cores()))
         if self.device_type == "cpu" and settings.keep_memory:
             keep_memory()
-        precision = settings.precision
-        if precision == "auto":
-            precision = "bf16" if self.device_type == "cuda" and torch.cuda.is_bf16_supported() else "fp32"
+        precision = best_precision(self.device_type) if settings.precision == "auto" else settings.precision
         if precision == "fp16" and self.device_type != "cuda":
             raise UserError(f'[compute] precision = "fp16" needs CUDA, this run is on {self.device_type}')
         self.precision = precision
@@ -62,7 +83,22 @@ class Engine:
             torch.use_deterministic_algorithms(settings.deterministic)
         AcceleratorState._reset_state(reset_partial_state=True)  # one process may hold several runs, one after another
         mixed = "no" if precision == "fp32" else precision
-        self.accelerator = Accelerator(mixed_precision=mixed, cpu=self.device_type == "cpu")
+        try:
+            self.accelerator = Accelerator(mixed_precision=mixed, cpu=self.device_type == "cpu")
+        except ValueError as error:
+            raise UserError(f'[compute] precision = "{precision}" on {self.device_type}: {error}') from None
+        cpu, cuda = self.device_type == "cpu", self.device_type == "cuda"
+        self.on: dict[str, bool] = {
+            "channels_last": settings.channels_last,
+            "tf32": cuda and settings.tf32,
+            "lowering": cpu and settings.lowering and settings.compile is not True,  # a compiler sees other kernels
+            "fused_adam": (cpu or cuda) and settings.fused_adam,
+            "one_pass": settings.one_pass,
+            "compile": (cpu or cuda) and settings.compile is True,
+            "cuda_graphs": cuda and settings.cuda_graphs,
+            "prefetch": cuda and settings.prefetch,
+        }
+        self._averaged: dict[Any, Callable[[Tensor], Tensor]] = {}  # by optimizer: see processes.averaged
 
     @property
     def device(self) -> torch.device:
@@ -76,35 +112,124 @@ class Engine:
     def place(self, model: nn.Module) -> Any:
         """The module on the device, in the run's memory format, precision and kernels. Shares the weights."""
         model = model.to(memory_format=self.memory_format)
+        if self.device_type == "cpu":
+            mend_instance_norms(model)
         if self.settings.checkpointing:
             model = recomputing(model)
-        if self.device_type == "cpu" and self.settings.lowering:
+        if self.on["lowering"]:
             model = lowered(model)
-        return self.accelerator.prepare_model(model)
+        model = self.accelerator.prepare_model(model, evaluation_mode=True)  # without DDP, which `adam` adds
+        if self.precision != "fp32" and hasattr(model, "features"):  # Accelerate sees to forward alone
+            autocast = self.accelerator.autocast()
+            model.features = convert_outputs_to_fp32(autocast(model.features))
+        return model
+
+    def compiled(self, model: nn.Module, steps: int) -> Any:
+        """What plays in the model's place for so many steps: the model, compiled if that pays or is asked for.
+
+        Nothing is compiled yet; `captured` sees to what happens where that fails.
+        """
+        if self.settings.compile == "auto" and self.device_type == "cuda" and processes.count() == 1:
+            self.on["compile"] = steps >= COMPILE_FROM
+        return torch.compile(model, dynamic=False) if self.on["compile"] else model
 
     def unwrap(self, model: nn.Module) -> nn.Module:
-        """The network itself, without what precision or DDP put around it."""
-        found: nn.Module = self.accelerator.unwrap_model(model)
+        """The network itself, without what compilation, precision or DDP put around it."""
+        found: nn.Module = self.accelerator.unwrap_model(getattr(model, "_orig_mod", model))
         return found
 
     def adam(self, model: nn.Module, settings: Optimizer) -> Any:
         """Adam in one kernel where there is one: torch's default on a CPU takes a fifth of a pix2pix step."""
-        fused = self.settings.fused_adam and self.device_type in ("cpu", "cuda")
+        fused = self.on["fused_adam"]
         kind = DenseAdam if fused and self.device_type == "cpu" else torch.optim.Adam
-        adam = kind(model.parameters(), lr=settings.lr, betas=settings.betas, eps=settings.eps, fused=fused)
-        return self.accelerator.prepare_optimizer(adam)
+        # a graph reads the rate where it lies; and it lies there without one too, for the same bits
+        lr = torch.tensor(settings.lr, device=self.device) if fused and self.device_type == "cuda" else settings.lr
+        adam = kind(model.parameters(), lr=lr, betas=settings.betas, eps=settings.eps, fused=fused)
+        self._averaged[adam] = processes.averaged(model)
+        return adam
+
+    def seed(self, key: int) -> None:
+        """Begin torch's random numbers anew. On a CPU for its generator alone: torch.manual_seed asks every device."""
+        if self.device_type == "cpu":
+            torch.default_generator.manual_seed(key)
+        else:
+            torch.manual_seed(key)
+
+    def set_rate(self, rate: float) -> None:
+        """The learning rate of the steps that follow."""
+        for optimizer in self._averaged:
+            for group in optimizer.param_groups:
+                if isinstance(group["lr"], Tensor):
+                    group["lr"].fill_(rate)
+                else:
+                    group["lr"] = rate
 
     def descend(self, loss: Tensor, optimizer: Any) -> None:
-        """One step of `optimizer` down the gradient of `loss`, a scalar."""
-        optimizer.zero_grad(set_to_none=True)
-        self.accelerator.backward(loss)
-        optimizer.step()
+        """One step of `optimizer` down the gradient of `loss`, a scalar: of its mean over the processes."""
+        loss, scaler = self._averaged[optimizer](loss), self.accelerator.scaler
+        if scaler is None:
+            loss.backward()
+            optimizer.step()
+        else:
+            scaler.scale(loss).backward()
+            scaler.step(optimizer)
+            scaler.update()
+        optimizer.zero_grad(set_to_none=True)  # now: the next step's activations find room where they were
+
+    def captured(self, objective: Any) -> Step:
+        """`objective.step`, as few launches as the device, [compute] and the objective itself allow."""
+        step: Step = objective.step
+        if self.on["compile"]:
+            step = Rehearsed(objective, plain=functools.partial(self._plain, objective), scaler=self.accelerator.scaler)
+        if not self.on["cuda_graphs"]:
+            return step
+        obstacles = {
+            "the image pool draws as it goes": objective.pool is not None,
+            "fp16 decides step by step whether to take it": self.accelerator.scaler is not None,
+            "several processes exchange gradients": processes.count() > 1,
+            "fused_adam is off": not self.on["fused_adam"],
+        }
+        for reason, there in obstacles.items():
+            if there:
+                self._uncaptured(reason)
+                return step
+        networks = [player.network for player in objective.players]
+        losses = [objective.gan, *(term.loss for term in objective.terms)]
+        optimizers = [player.optimizer for player in objective.players]
+        return Captured(
+            step, self.recorder(), parts=[*networks, *losses], optimizers=optimizers, given_up=self._uncaptured
+        )
+
+    def recorder(self) -> Recorder:
+        return CudaRecorder(self.device)
+
+    def _uncaptured(self, reason: str) -> None:
+        self.on["cuda_graphs"] = False
+        warnings.warn(f"training without a CUDA graph: {reason}", stacklevel=2)
+
+    def _plain(self, objective: Any, reason: str) -> None:
+        self.on["compile"] = False
+        for player in objective.players:
+            player.network = self.unwrap(player.network)
+        warnings.warn(f"training without torch.compile: {reason}", stacklevel=2)
+
+    def ahead(self, batches: Batches, steps: int) -> contextlib.AbstractContextManager[Batches]:
+        """The batches, made ahead where the device would wait for them; a CPU has to make them itself."""
+        return Ahead(batches, self._pinned, steps) if self.on["prefetch"] else contextlib.nullcontext(batches)
+
+    def _pinned(self, batch: Batch) -> Batch:
+        def pinned(images: Tensor) -> Tensor:
+            return images.contiguous(memory_format=self.memory_format).pin_memory()
+
+        labels = None if batch.labels is None else batch.labels.pin_memory()
+        return Batch(pinned(batch.x), pinned(batch.y), batch.ids, labels, batch.blocks)
 
     def move(self, batch: Batch) -> Batch:
         """The batch on the device."""
-        labels = None if batch.labels is None else batch.labels.to(self.device)
-        x = batch.x.to(self.device, memory_format=self.memory_format)
-        y = batch.y.to(self.device, memory_format=self.memory_format)
+        aside = self.device_type == "cuda"  # what follows on the device waits for it, and nothing else
+        labels = None if batch.labels is None else batch.labels.to(self.device, non_blocking=aside)
+        x = batch.x.to(self.device, memory_format=self.memory_format, non_blocking=aside)
+        y = batch.y.to(self.device, memory_format=self.memory_format, non_blocking=aside)
         return Batch(x, y, batch.ids, labels, batch.blocks)
 
     def describe(self) -> dict[str, Any]:
@@ -113,7 +238,9 @@ class Engine:
             "device": self.device_type,
             "precision": self.precision,
             "threads": torch.get_num_threads(),
+            "processes": processes.count(),
             "deterministic": self.device_type == "cpu" or self.settings.deterministic,
+            "on": [switch for switch, on in self.on.items() if on],
         }
         if self.device_type == "cuda":
             described["gpu"] = torch.cuda.get_device_name()

@@ -7,7 +7,7 @@ Shapes: B images in a batch, C channels, H × W pixels. Inside the zoo images ar
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor
+
+    Both = tuple[list[Tensor], list[Tensor]]  # D's maps of real, and of fake images
 
 Split = Literal["train", "val", "test"]
 Side = Literal["generator", "discriminator"]
@@ -60,6 +62,9 @@ class Scene:
 
     In the discriminator's move ŷ is cut from G's graph, and may come from the image pool together with the x
     it was made from. In the generator's move, after `anew()`, ŷ carries gradients to G.
+
+    both  asks D of real and fake images at once in the discriminator's move (`onepass.OnePass`), where that is
+          the same. In the generator's, what is real needs no gradients and is rarely asked for
     """
 
     def __init__(
@@ -69,9 +74,11 @@ class Scene:
         D: Discriminator | None = None,
         *,
         pooled: tuple[Tensor, Tensor] | None = None,
+        both: Callable[[Discriminator, tuple[Tensor, Tensor], tuple[Tensor, Tensor]], Both] | None = None,
     ) -> None:
         self.batch = batch
         self.D = D
+        self._both = both
         self.side: Side = "discriminator"
         self._attached = y_hat
         self._shown = pooled or (batch.x, y_hat.detach())
@@ -99,12 +106,17 @@ class Scene:
     @cached_property
     def real(self) -> list[Tensor]:
         """D(x, y): logits, one map per scale."""
-        return self._judge(self.x, self.y)
+        return self._judged[0] if self._both else self._player(self.x, self.y)
 
     @cached_property
     def fake(self) -> list[Tensor]:
         """D(x, ŷ): logits, one map per scale."""
-        return self._judge(*self._shown)
+        return self._judged[1] if self._both else self._player(*self._shown)
+
+    @cached_property
+    def _judged(self) -> Both:
+        assert self._both
+        return self._both(self._player, (self.x, self.y), self._shown)
 
     @cached_property
     def real_features(self) -> list[list[Tensor]]:
@@ -119,9 +131,6 @@ class Scene:
         if self.D is None:
             raise ValueError("this recipe has no [discriminator], and one of its losses asks for it")
         return self.D
-
-    def _judge(self, x: Tensor, y: Tensor) -> list[Tensor]:
-        return self._player(x, y)
 
 
 @runtime_checkable
@@ -203,7 +212,10 @@ class Metric(Protocol):
 
 
 class Callback:
-    """Subclass and override what you want to see. Must draw no random numbers and change no tensor."""
+    """Subclass and override what you want to see. Must draw no random numbers and change no tensor.
+
+    Where a run has several processes each makes one, and only the first process calls it.
+    """
 
     def start(self, folder: str, recipe: Mapping[str, Any]) -> None:
         """A run begins or goes on; `recipe` is the resolved one."""

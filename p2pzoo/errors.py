@@ -1,9 +1,13 @@
-"""The one exception that means "the user can mend this": it is shown as it stands, with exit code 2."""
+"""The exceptions that the command line knows: what the user can mend, and what another process tells."""
 
 
 class UserError(Exception):
-    """What is wrong, where, and what to do; several faults are several lines."""
+    """The user can mend this: what is wrong, where, and what to do; several faults are several lines. Exit code 2."""
 
     def __init__(self, *faults: str) -> None:
         super().__init__("\n".join(faults))
         self.faults = faults
+
+
+class Elsewhere(Exception):
+    """A failure of ours in another process of the same run, which tells it: this one ends without a word."""

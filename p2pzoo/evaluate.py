@@ -17,6 +17,7 @@ from p2pzoo.data import Store, single_batches
 from p2pzoo.errors import UserError
 from p2pzoo.experiment import Component, Experiment
 from p2pzoo.files import read_json, write_json
+from p2pzoo.processes import first, listed, share, together
 from p2pzoo.run import Run
 from p2pzoo.translate import translate
 
@@ -65,16 +66,27 @@ def check_needs(experiment: Experiment, store: Store) -> None:
 
 def evaluate(experiment: Experiment, run: Run, engine: Engine, G: nn.Module, store: Store) -> dict[str, Any]:
     """Measure what the run's results lack, write results.json and stats.safetensors, and return the results."""
-    names = missing(experiment, run, store)
+    names = first(missing, experiment, run, store)
     metrics = {name: experiment.metrics[name].build(dataset=store.dataset) for name in names}
-    collected: dict[str, list[Tensor]] = {}
-    if metrics:
-        for batch in map(engine.move, single_batches(store)):
-            y_hat = translate(G, batch.x, experiment.evaluate.test_mode)
-            for key, value in _measured(metrics, batch, y_hat).items():
-                collected.setdefault(key, []).append(value)
+    statistics = _statistics(metrics, experiment.evaluate.test_mode, engine, G, store)
+    return first(_write, experiment, run, metrics, statistics, store)
 
-    statistics = {key: torch.cat(values) for key, values in collected.items()}
+
+def _statistics(
+    metrics: Mapping[str, Any], test_mode: str, engine: Engine, G: nn.Module, store: Store
+) -> dict[str, Tensor]:
+    """{metric.statistic: (N, ...)}, one row per image in the dataset's order; each process measures its share."""
+    rows: list[dict[str, Tensor]] = []
+    with together():
+        for batch in map(engine.move, single_batches(store, share(range(len(store))) if metrics else range(0))):
+            rows.append(_measured(metrics, batch, translate(G, batch.x, test_mode)))
+    rows = [row for part in listed(rows) for row in part]
+    return {key: torch.cat([row[key] for row in rows]) for key in (rows[0] if rows else {})}
+
+
+def _write(
+    experiment: Experiment, run: Run, metrics: Mapping[str, Any], statistics: Mapping[str, Tensor], store: Store
+) -> dict[str, Any]:
     results = read_json(run.results) or {}
     numbers: dict[str, dict[str, Any]] = results.get("metrics", {})
     protocols: dict[str, Any] = results.get("protocols", {})
@@ -103,7 +115,7 @@ def evaluate(experiment: Experiment, run: Run, engine: Engine, G: nn.Module, sto
         "protocols": {digest: described for digest, described in protocols.items() if digest in used},
     }
     if statistics:
-        _keep_statistics(run, statistics, names, store)
+        _keep_statistics(run, statistics, list(metrics), store)
     write_json(run.results, results)
     return results
 

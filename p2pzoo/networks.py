@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from p2pzoo import chance, params
 from p2pzoo.checkpoint import Damaged, load_into, load_tensors
@@ -90,6 +91,11 @@ def model_header(
 def load_model(path: Path, registry: Registry) -> tuple[nn.Module, dict[str, Any]]:
     """G as its file describes it, on the CPU, and the header. Raises UserError."""
     tensors, header = load_tensors(path)
+    return rebuild(tensors, header, path, registry), header
+
+
+def rebuild(tensors: Mapping[str, Tensor], header: Mapping[str, Any], path: Path, registry: Registry) -> nn.Module:
+    """G from what its file at `path` holds."""
     try:
         use, given = header["generator"]["use"], header["generator"]["params"]
         channels, size = (header["in_channels"], header["out_channels"]), tuple(header["size"])
@@ -105,4 +111,4 @@ def load_model(path: Path, registry: Registry) -> tuple[nn.Module, dict[str, Any
         G = build(Component(entry, factory, values), channels, size)
     G = G.to_empty(device="cpu")
     load_into(G, tensors, str(path))
-    return G, header
+    return G

@@ -52,6 +52,7 @@ class Objective:
 
     gan, D  both None where G is trained on its losses alone
     pool    what D is shown in place of G's newest translations, or None
+    both    how D is asked of real and fake images at once (see Scene), or None
     """
 
     def __init__(
@@ -64,9 +65,10 @@ class Objective:
         *,
         gan_weight: float = 1.0,
         pool: Pool | None = None,
+        both: Any = None,
     ) -> None:
         self.G, self.D, self.gan, self.terms, self.descend = G, D, gan, terms, descend
-        self.gan_weight, self.pool = gan_weight, pool
+        self.gan_weight, self.pool, self.both = gan_weight, pool, both
 
     @property
     def players(self) -> tuple[Player, ...]:
@@ -82,7 +84,7 @@ class Objective:
             return told
 
         pooled = self.pool(batch.x, y_hat.detach(), step) if self.pool else None
-        scene = Scene(batch, y_hat, self.D.network, pooled=pooled)
+        scene = Scene(batch, y_hat, self.D.network, pooled=pooled, both=self.both)
         judged = {"D.gan": (self.gan.judge(scene), self.gan_weight)}
         self.descend(self._sum(told, judged | self._terms("discriminator", scene)), self.D.optimizer)
         told["D.real"], told["D.fake"] = _mean(scene.real), _mean(scene.fake)

@@ -7,11 +7,14 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from p2pzoo import chance
+from p2pzoo import chance, processes
 
 
 class ImagePool:
-    """Keeps up to `size` (x, ŷ). Once full, each new one is with probability 1/2 swapped for an older one."""
+    """Keeps up to `size` (x, ŷ). Once full, each new one is with probability 1/2 swapped for an older one.
+
+    Processes that share a batch all keep the pool of the whole batch, so it is what a single process would have.
+    """
 
     def __init__(self, size: int, seed: int) -> None:
         self.size, self.seed = size, seed
@@ -21,7 +24,8 @@ class ImagePool:
         """What D is shown in place of this batch: (x, ŷ), each (B, C, H, W) without gradients."""
         draw = chance.generator(self.seed, "pool", step)
         shown = []
-        for new in zip(x.detach().split(1), y_hat.detach().split(1), strict=True):
+        x, y_hat = processes.whole(x.detach()), processes.whole(y_hat.detach())
+        for new in zip(x.split(1), y_hat.split(1), strict=True):
             if len(self.kept) < self.size:
                 self.kept.append((new[0].clone(), new[1].clone()))
                 shown.append(new)
@@ -31,7 +35,7 @@ class ImagePool:
                 self.kept[index] = (new[0].clone(), new[1].clone())
             else:
                 shown.append(new)
-        xs, ys = zip(*shown, strict=True)
+        xs, ys = zip(*processes.share(shown), strict=True)
         return torch.cat(xs), torch.cat(ys)
 
     def tensors(self) -> dict[str, Tensor]:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -13,15 +14,18 @@ from typing import Any
 import torch
 
 from p2pzoo import __version__
+from p2pzoo.checkpoint import load_tensors
 from p2pzoo.compute import Engine
+from p2pzoo.contracts import Callback
 from p2pzoo.data import Store, single_batches
 from p2pzoo.errors import UserError
 from p2pzoo.evaluate import check_needs, evaluate, missing, ranking
 from p2pzoo.experiment import Experiment
-from p2pzoo.files import read_json, write_text
+from p2pzoo.files import read_json, write_json, write_text
 from p2pzoo.memory import enough_to_train
-from p2pzoo.networks import build, load_model
+from p2pzoo.networks import build, rebuild
 from p2pzoo.pictures import grid, save_png
+from p2pzoo.processes import check_batch, count, first, rank, together
 from p2pzoo.registry import Registry
 from p2pzoo.report import Comparison, write_report
 from p2pzoo.run import Run, changed_sources, run_for, sources
@@ -54,54 +58,98 @@ def finish(
 ) -> Outcome:
     """Bring an experiment to its end. Does nothing where it is complete, resumes where it was cut off.
 
+    Over several processes (see `processes`) all call this, and only the first one touches the disk.
     Raises UserError (bad data, another process on the run, sources that changed under an unfinished run) and
     train.Interrupted.
     """
-    data = _open_data(experiment)
-    run = run_for(experiment, runs)
-    made_from = {**sources(experiment), **_fingerprints(data)}
-    if not fresh and run.state == "complete" and run.results.exists() and not missing(experiment, run, data["test"]):
-        stale = changed_sources(run.status.get("sources", {}), made_from)  # shown from a read-only disk too: no lock
-        return Outcome(run, read_json(run.results), trained=False, stale=stale)
-    with run.lock():
-        if fresh:
-            run.clear()
-        elif run.state not in ("trained", "complete"):
-            _refuse_stale(run, made_from, accept_stale)
-        trained = run.state not in ("trained", "complete")
-        stale = changed_sources(run.status.get("sources", {}), made_from)
-        engine = Engine(experiment.compute)
-        callbacks = [component.build() for component in experiment.callbacks.values()]
-        for callback in callbacks:
-            callback.start(str(run.folder), experiment.resolved())
+    with together():
+        data = _open_data(experiment)
+        run = run_for(experiment, runs)
+        made_from = {**sources(experiment), **_fingerprints(data)}
+    if not fresh and (outcome := first(_finished, experiment, run, data["test"], made_from)):
+        return outcome
+    with contextlib.ExitStack() as held:
+        first(held.enter_context, run.lock())
+        trained, stale = first(_open_run, experiment, run, made_from, fresh, accept_stale)
+        with together():
+            engine = Engine(experiment.compute)
+            callbacks = [component.build() for component in experiment.callbacks.values()]
+        first(_each, callbacks, "start", str(run.folder), experiment.resolved())
         if trained:
-            if experiment.continued_from and not continued and not saved(run):
-                raise UserError(f"this recipe goes on from run {experiment.continued_from}: give --continue-from RUN")
-            start_from = _continue(experiment, run, continued) if continued else None
-            run.begin(experiment, environment(engine), made_from)
-            progress.note(f"{_verb(run)} {experiment.title}, {experiment.train.images} images, in {run.folder}")
+            start_from = first(_begin, experiment, run, engine, made_from, continued, progress)
             try:
                 with enough_to_train(experiment, data["train"].size, engine.device_type):
                     train(
                         experiment, run, engine, data["train"], data["val"], progress, callbacks, start_from=start_from
                     )
             except UserError:
-                run.set_status(state="failed")
+                if rank() == 0:
+                    run.set_status(state="failed")
                 raise
+            first(write_json, run.folder / "env.json", environment(engine))  # with what training found to work
         progress.note(f"evaluating on {len(data['test'])} images of the {experiment.evaluate.split} split")
-        G, _ = load_model(run.model, registry)  # in fp32 whatever it was trained in: what users of the file get
+        tensors, header = first(load_tensors, run.model)
+        G = rebuild(tensors, header, run.model, registry)  # in fp32 whatever it was trained in: as users of the file
         G = G.to(engine.device, memory_format=engine.memory_format)  # type: ignore[call-overload]
         results = evaluate(experiment, run, engine, G, data["test"])
-        _test_picture(experiment, run, engine, G, data["test"])
-        for old in saved(run)[:-1]:
-            old.unlink()
-        comparisons = _best_and_worst(experiment, run, engine, G, data["test"])
-        write_report(run, experiment, comparisons)  # before the status: a kill in between repeats it
-        run.set_status(state="complete")
-        for callback in callbacks:
-            callback.finish({name: number["value"] for name, number in results["metrics"].items()})
-        engine.accelerator.end_training()
+        first(_conclude, experiment, run, engine, G, data["test"])
+        first(_each, callbacks, "finish", {name: number["value"] for name, number in results["metrics"].items()})
     return Outcome(run, results, trained, [] if trained else stale)
+
+
+def _finished(experiment: Experiment, run: Run, test: Store, made_from: Mapping[str, str]) -> Outcome | None:
+    """The outcome of a run that is complete and lacks no metric. From a read-only disk too: it takes no lock."""
+    if run.state != "complete" or not run.results.exists() or missing(experiment, run, test):
+        return None
+    stale = changed_sources(run.status.get("sources", {}), made_from)
+    return Outcome(run, read_json(run.results), trained=False, stale=stale)
+
+
+def _open_run(
+    experiment: Experiment, run: Run, made_from: Mapping[str, str], fresh: bool, accept_stale: bool
+) -> tuple[bool, list[str]]:
+    """Whether there is something to train, and what has changed since the run began. Raises UserError."""
+    to_train = fresh or run.state not in ("trained", "complete")
+    if to_train:
+        check_batch(experiment.train.batch_size)
+    if fresh:
+        run.clear()
+    elif to_train:
+        _refuse_stale(run, made_from, accept_stale)
+    return to_train, changed_sources(run.status.get("sources", {}), made_from)
+
+
+def _begin(
+    experiment: Experiment,
+    run: Run,
+    engine: Engine,
+    made_from: Mapping[str, str],
+    continued: Run | None,
+    progress: Progress,
+) -> Path | None:
+    """Make the run ready to train. Returns the checkpoint to begin with where it goes on from another run."""
+    if experiment.continued_from and not continued and not saved(run):
+        raise UserError(f"this recipe goes on from run {experiment.continued_from}: give --continue-from RUN")
+    start_from = _continue(experiment, run, continued) if continued else None
+    run.begin(experiment, environment(engine), made_from)
+    over = f" over {count()} processes" if count() > 1 else ""
+    progress.note(f"{_verb(run)} {experiment.title}, {experiment.train.images} images{over}, in {run.folder}")
+    return start_from
+
+
+def _conclude(experiment: Experiment, run: Run, engine: Engine, G: Any, test: Store) -> None:
+    """Pictures and the last report; then the run is complete."""
+    _test_picture(experiment, run, engine, G, test)
+    for old in saved(run)[:-1]:
+        old.unlink()
+    comparisons = _best_and_worst(experiment, run, engine, G, test)
+    write_report(run, experiment, comparisons)  # before the status: a kill in between repeats it
+    run.set_status(state="complete")
+
+
+def _each(callbacks: Sequence[Callback], moment: str, *told: Any) -> None:
+    for callback in callbacks:
+        getattr(callback, moment)(*told)
 
 
 def _open_data(experiment: Experiment) -> dict[str, Store]:

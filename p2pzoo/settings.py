@@ -18,7 +18,7 @@ class Train:
     """[train]: how long and on what. Lengths are in images seen, so that batch sizes compare.
 
     images            training length; the last batch is completed
-    batch_size        images per step (1 in the paper; 10 in its Table 2)
+    batch_size        images per step, over all processes (1 in the paper; 10 in its Table 2)
     jitter            enlarge by this factor, then crop back at a random place (paper §3.3: 286/256; 1 is off)
     jitter_kernel     resampling of the enlargement: "bicubic" as in the PyTorch code, "bilinear" as in Lua
     mirror            flip left and right with probability 1/2, x and y together (§3.3)
@@ -84,7 +84,8 @@ class Compute:
     """[compute]: how it is computed, not what.
 
     device         "auto" takes CUDA, else MPS, else the CPU. Not part of a run's identity, nor is `threads`
-    precision      "auto" is bf16 on CUDA and fp32 elsewhere
+    precision      "auto" is bf16 on CUDA cards that compute in it, fp16 with scaled losses on older ones with tensor
+                   cores (from capability 7.0), and fp32 elsewhere
     deterministic  on CUDA: only kernels that give the same bits every time (slower). CPU runs always do
     channels_last  memory format of the networks
     tf32           on CUDA: TensorFloat-32 in fp32 matrix products and convolutions
@@ -92,6 +93,12 @@ class Compute:
     lowering       on a CPU: convolutions as matrix products where torch's kernels are slower (see lowering.py)
     fused_adam     Adam in one kernel, on a CPU and on CUDA
     keep_memory    on a CPU: freed memory stays with the process (glibc only). Not part of a run's identity
+    one_pass       D judges real and fake images together, where it is seen to judge each alone (see onepass.py)
+    compile        torch.compile of G and D, on a CPU in place of `lowering`. It takes minutes: "auto" is on CUDA
+                   alone, in a single process, from 50 000 steps on
+    cuda_graphs    on CUDA: the whole step is recorded once and replayed (see graphs.py), with the same bits. Not part
+                   of a run's identity
+    prefetch       on CUDA: a thread makes the next batches, in pinned memory. Not part of a run's identity
     checkpointing  less memory, more time: activations are computed again in the backward pass (see recompute.py), to
                    the same values. Not part of a run's identity, so a run that lacked memory can go on with it
     """
@@ -105,6 +112,10 @@ class Compute:
     lowering: bool = True
     fused_adam: bool = True
     keep_memory: bool = True
+    one_pass: bool = True
+    compile: Literal["auto"] | bool = "auto"
+    cuda_graphs: bool = True
+    prefetch: bool = True
     checkpointing: bool = False
 
 

@@ -18,12 +18,16 @@ from p2pzoo import chance, checkpoint
 from p2pzoo.compute import Engine
 from p2pzoo.contracts import Callback, Side
 from p2pzoo.data import Store, TrainBatches, single_batches
+from p2pzoo.data.ahead import Batches
 from p2pzoo.errors import UserError
 from p2pzoo.experiment import Experiment
+from p2pzoo.graphs import Step
 from p2pzoo.networks import make_discriminator, make_generator, model_header
 from p2pzoo.objective import Objective, Player, Pool, Term
+from p2pzoo.onepass import OnePass, judges_alone
 from p2pzoo.pictures import grid, save_png
 from p2pzoo.pool import ImagePool
+from p2pzoo.processes import first, highest, mean, rank, share, together
 from p2pzoo.report import write_report
 from p2pzoo.run import Run
 from p2pzoo.settings import Train
@@ -57,10 +61,14 @@ class Ledger:
     window: list[dict[str, float]] = field(default_factory=list)
 
     def read(self) -> list[tuple[int, dict[str, float]]]:
-        """What has come in since the last reading. Raises UserError at the first number that is not finite."""
+        """What has come in since the last reading, as means over the processes.
+
+        Raises UserError at the first number that is not finite.
+        """
         read = []
+        told = iter(mean(_numbers([value for _, _, losses in self.waiting for value in losses.values()])))
         for step, images, losses in self.waiting:
-            values = {name: value.item() for name, value in losses.items()}
+            values = {name: next(told) for name in losses}
             for name, value in values.items():
                 if not math.isfinite(value):
                     raise UserError(
@@ -94,6 +102,7 @@ def train(
     """Train to the recipe's end and write model.safetensors; goes on from the run's newest good checkpoint.
 
     start_from: a checkpoint to begin with where the run has none (--continue-from).
+    Over several processes all come here, and the first one alone touches the run's folder.
     Raises Interrupted after saving, UserError if a loss is not finite; the last good checkpoint stays.
     """
     settings, seed = experiment.train, experiment.seed
@@ -101,10 +110,11 @@ def train(
     objective = set_up(experiment, engine, store.channels, store.size)
     G, D, pool = objective.G, objective.D, objective.pool
     average = engine.place(make_generator(experiment, store.channels, store.size)) if settings.ema else None
-    final = G.network if average is None else average
+    final = engine.unwrap(G.network) if average is None else average
+    play = engine.captured(objective)
 
     # what they see
-    batches = TrainBatches(store, batch_size=settings.batch_size, mirror=settings.mirror, seed=seed)
+    drawn = TrainBatches(store, batch_size=settings.batch_size, mirror=settings.mirror, seed=seed)
     shown = list(single_batches(validation, _spread(len(validation), experiment.evaluate.samples)))
 
     # where they left off
@@ -112,7 +122,7 @@ def train(
     state = State(engine, G, D, average, pool, ledger)
     step = state.restore(run, progress, start_from) // settings.batch_size
     for name in ("metrics.jsonl", "timings.jsonl"):
-        run.truncate(name, step * settings.batch_size)
+        first(run.truncate, name, step * settings.batch_size)
     read_every = READ_EVERY.get(engine.device_type, READ_EVERY_ELSEWHERE)
 
     def draw_samples(images: int) -> None:
@@ -126,58 +136,70 @@ def train(
             callback.samples(images, str(path))
 
     clock, clocked = time.perf_counter(), step
-    with stopping() as stop:
+
+    def write_down(
+        images: int, rate: float, means: dict[str, float] | None, sample: bool, save: bool, stopped: int
+    ) -> None:
+        nonlocal clock, clocked
+        if means is not None:
+            run.append("metrics.jsonl", [{"images": images, "lr": rate, **means}])
+            seconds = time.perf_counter() - clock
+            run.append("timings.jsonl", [{"images": images, "steps": step - clocked, "seconds": seconds}])
+            clock, clocked = time.perf_counter(), step
+            for callback in callbacks:
+                callback.log(images, means)
+        if sample:
+            draw_samples(images)
+        if save or stopped:
+            state.save(run, images)
+            run.set_status(images=images)
+        if stopped:
+            run.set_status(state="interrupted")
+
+    with stopping() as stop, engine.ahead(drawn, settings.steps) as batches:
         while step < settings.steps:
             rate = experiment.optimizer.lr_at(step / settings.steps)
-            losses = advance(objective, engine, batches, step, rate, seed)
+            losses = advance(play, engine, batches, step, rate, seed)
             if average is not None:
                 _average(engine.unwrap(average), engine.unwrap(G.network), settings.ema)
 
             step += 1
             images = step * settings.batch_size
             ledger.waiting.append((step, images, losses))
-            stopped = list(stop)  # now: a signal that arrives below waits for the next step
             log = _due(settings.log_every, step, settings)
             sample = _due(settings.sample_every, step, settings)
-            save = _due(settings.checkpoint_every, step, settings) or bool(stopped)
+            save = _due(settings.checkpoint_every, step, settings)
             if step % read_every == 0 or log or sample or save:
+                stopped = highest(stop[0] if stop else 0)  # now: a signal that arrives below waits for the next reading
                 for seen, values in ledger.read():
                     progress.step(seen, values)
-            if log:
-                means = ledger.mean()
-                run.append("metrics.jsonl", [{"images": images, "lr": rate, **means}])
-                seconds = time.perf_counter() - clock
-                run.append("timings.jsonl", [{"images": images, "steps": step - clocked, "seconds": seconds}])
-                clock, clocked = time.perf_counter(), step
-                for callback in callbacks:
-                    callback.log(images, means)
-            if sample:
-                draw_samples(images)
-            if save:
-                state.save(run, images)
-                run.set_status(images=images)
-            if stopped:
-                run.set_status(state="interrupted")
-                raise Interrupted(stopped[0], images)
+                if log or sample or save or stopped:
+                    first(write_down, images, rate, ledger.mean() if log else None, sample, save, stopped)
+                if stopped:
+                    raise Interrupted(stopped, images)
 
-        if stop:  # it arrived while the last step was written down
-            run.set_status(state="interrupted")
-            raise Interrupted(stop[0], step * settings.batch_size)
+        if stopped := highest(stop[0] if stop else 0):  # it arrived while the last step was written down
+            first(lambda: run.set_status(state="interrupted"))
+            raise Interrupted(stopped, step * settings.batch_size)
 
     trained = engine.unwrap(final)
     header = model_header(experiment, trained, store.dataset, store.channels, store.size)
-    checkpoint.save_model(run.model, trained, header)
-    run.set_status(state="trained")
+    first(checkpoint.save_model, run.model, trained, header)
+    first(lambda: run.set_status(state="trained"))
 
 
 def set_up(experiment: Experiment, engine: Engine, channels: tuple[int, int], size: tuple[int, int]) -> Objective:
     """The recipe's game on the engine's device, for x and y of these channels and this (H, W). Raises UserError."""
+    steps = experiment.train.steps
     G_net = engine.place(make_generator(experiment, channels, size))
-    G = Player(G_net, engine.adam(G_net, experiment.optimizer))
-    D = None
+    G = Player(engine.compiled(G_net, steps), engine.adam(G_net, experiment.optimizer))
+    D, both = None, None
     if (D_made := make_discriminator(experiment, channels, size)) is not None:
+        images = len(share(range(experiment.train.batch_size)))
+        engine.on["one_pass"] = experiment.compute.one_pass and judges_alone(D_made, channels, size, images)
         D_net = engine.place(D_made)
-        D = Player(D_net, engine.adam(D_net, experiment.optimizer))
+        both = OnePass(D_net) if engine.on["one_pass"] else None
+        D = Player(engine.compiled(D_net, steps), engine.adam(D_net, experiment.optimizer))
     gan = _on(engine, experiment.gan_loss.build()) if experiment.gan_loss else None
     terms = [Term(name, _on(engine, loss.build()), loss.weight) for name, loss in experiment.losses.items()]
     for term in terms:
@@ -187,19 +209,20 @@ def set_up(experiment: Experiment, engine: Engine, channels: tuple[int, int], si
             raise UserError(f"[losses.{term.name}] acts on the discriminator, and this recipe has none")
     pool = ImagePool(experiment.train.pool_size, experiment.seed) if experiment.train.pool_size else None
     gan_weight = experiment.gan_loss.weight if experiment.gan_loss else 1.0
-    return Objective(G, D, gan, terms, engine.descend, gan_weight=gan_weight, pool=pool)
+    return Objective(G, D, gan, terms, engine.descend, gan_weight=gan_weight, pool=pool, both=both)
 
 
-def advance(
-    objective: Objective, engine: Engine, batches: TrainBatches, step: int, rate: float, seed: int
-) -> dict[str, Tensor]:
-    """One step of training at this learning rate; all that is random in it follows from (seed, step)."""
-    for player in objective.players:
-        for group in player.optimizer.param_groups:
-            group["lr"] = rate
-    batch = engine.move(batches[step])
-    torch.manual_seed(chance.key(seed, "noise", step))
-    return objective.step(batch, step)
+def advance(play: Step, engine: Engine, batches: Batches, step: int, rate: float, seed: int) -> dict[str, Tensor]:
+    """One step of training at this learning rate; all that is random in it follows from (seed, step).
+
+    play  `Objective.step`, or what the engine made of it
+    """
+    engine.set_rate(rate)
+    with together():
+        batch = engine.move(batches[step])
+    own = [rank()] if rank() else []  # each image of a batch gets noise of its own
+    engine.seed(chance.key(seed, "noise", step, *own))
+    return play(batch, step)
 
 
 @dataclass
@@ -242,26 +265,29 @@ class State:
 
     def restore(self, run: Run, progress: Progress, start_from: Path | None) -> int:
         """Load the newest checkpoint that is whole, damaged ones being reported. Returns images seen, 0 for none."""
+        found = first(self._newest, run, progress, start_from)
+        if found is None:
+            return 0
+        tensors, header, path = found
+        self._load(tensors, header, path)
+        return int(header["images"])
+
+    @staticmethod
+    def _newest(
+        run: Run, progress: Progress, start_from: Path | None
+    ) -> tuple[dict[str, Tensor], dict[str, Any], Path] | None:
         for path in reversed(saved(run)):
             try:
-                tensors, header = checkpoint.load_tensors(path)
+                return *checkpoint.load_tensors(path), path
             except checkpoint.Damaged as error:
                 progress.note(f"{error}; trying the checkpoint before it")
-                continue
-            self._load(tensors, header, path)
-            return int(header["images"])
-        if start_from:
-            tensors, header = checkpoint.load_tensors(start_from)
-            self._load(tensors, header, start_from)
-            return int(header["images"])
-        return 0
+        return (*checkpoint.load_tensors(start_from), start_from) if start_from else None
 
     def _load(self, tensors: dict[str, Tensor], header: dict[str, Any], path: Path) -> None:
         for name, player in self.players().items():
             network = self.engine.unwrap(player.network)
             checkpoint.load_into(network, checkpoint.under(name, tensors), str(path))
-            optimizer = getattr(player.optimizer, "optimizer", player.optimizer)  # inside Accelerate's
-            checkpoint.restore_optimizer(optimizer, checkpoint.under(f"{name}_adam", tensors))
+            checkpoint.restore_optimizer(player.optimizer, checkpoint.under(f"{name}_adam", tensors))
         if self.average is not None:
             checkpoint.load_into(self.engine.unwrap(self.average), checkpoint.under("average", tensors), str(path))
         if self.pool:
@@ -302,6 +328,15 @@ def _average(average: nn.Module, network: nn.Module, decay: float) -> None:
         own.lerp_(other, 1 - decay)
     for mine, its in zip(average.buffers(), network.buffers(), strict=True):
         mine.copy_(its)
+
+
+def _numbers(scalars: Sequence[Tensor]) -> list[float]:
+    """The values, for which the device is waited for once."""
+    if not scalars:
+        return []
+    device = scalars[0].device
+    read: list[float] = torch.stack([scalar.to(device) for scalar in scalars]).tolist()
+    return read
 
 
 def _due(every: int, step: int, settings: Train) -> bool:

@@ -1,12 +1,21 @@
 """Devices and precisions: what is chosen, what is refused, what is recorded."""
 
+import copy
+import threading
+
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from p2pzoo.compute import Engine, pick_device
+from p2pzoo.compute import Engine, best_precision, pick_device
 from p2pzoo.contracts import Batch
+from p2pzoo.data.ahead import DEPTH, Ahead
 from p2pzoo.errors import UserError
+from p2pzoo.experiment import check
+from p2pzoo.plugins import registry
+from p2pzoo.recipe import read_recipe
 from p2pzoo.settings import Compute, Optimizer
+from p2pzoo.train import Ledger, set_up
 
 
 def test_the_best_device_is_picked_and_a_missing_one_refused(monkeypatch):
@@ -30,6 +39,157 @@ def test_automatic_precision_on_a_cpu_is_full_and_recorded():
     assert described["device"] == "cpu"
     assert described["deterministic"] is True
     assert described["threads"] == torch.get_num_threads()
+
+
+@pytest.mark.parametrize(
+    ("capability", "expected"),
+    [((9, 0), "bf16"), ((8, 0), "bf16"), ((7, 5), "fp16"), ((7, 0), "fp16"), ((6, 1), "fp32")],
+)
+def test_automatic_precision_on_cuda_is_what_the_card_computes_in(capability, expected, monkeypatch):
+    monkeypatch.setattr("torch.cuda.get_device_capability", lambda: capability)
+    assert best_precision("cuda") == expected
+    assert best_precision("mps") == "fp32"
+
+
+def test_what_a_device_lacks_is_off(monkeypatch):
+    monkeypatch.setattr("p2pzoo.compute.pick_device", lambda asked: "mps")
+    monkeypatch.setattr("torch.backends.mps.is_available", lambda: True)
+    engine = Engine(Compute(compile=True))
+    assert [switch for switch, on in engine.on.items() if on] == ["channels_last", "one_pass"]
+    network = torch.nn.Conv2d(3, 3, 1)
+    assert engine.compiled(network, 10**9) is network
+    batches = [1, 2]
+    with engine.ahead(batches, 2) as ahead:
+        assert ahead is batches
+
+
+def test_in_half_precision_features_are_computed_in_it_too_and_told_in_full():
+    computed = []
+
+    class D(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = torch.nn.Conv2d(3, 4, 3)
+
+        def forward(self, x, y):
+            return [self.features(x, y)[0][0]]
+
+        def features(self, x, y):
+            h = self.conv(y)
+            computed.append(h.dtype)
+            return [[h]]
+
+    placed = Engine(Compute(device="cpu", precision="bf16")).place(D())
+    images = torch.rand(2, 1, 3, 8, 8)
+    [[feature]], [logits] = placed.features(*images), placed(*images)
+    assert computed == [torch.bfloat16, torch.bfloat16]
+    assert feature.dtype == logits.dtype == torch.float32
+
+
+class TestScaledLosses:
+    """fp16's scaler, which needs CUDA, as a scaler of the CPU: what overflows is a gradient that is infinite."""
+
+    def game(self):
+        torch.manual_seed(0)
+        engine = Engine(Compute(device="cpu"))
+        engine.accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+        networks = [engine.place(torch.nn.Conv2d(1, 1, 1)) for _ in range(2)]
+        return engine, networks, [engine.adam(network, Optimizer()) for network in networks]
+
+    def test_each_of_two_optimizers_steps_as_it_would_unscaled(self):
+        engine, networks, optimizers = self.game()
+        plain = copy.deepcopy(networks)
+        theirs = [torch.optim.Adam(n.parameters(), lr=2e-4, betas=(0.5, 0.999)) for n in plain]
+        x = torch.rand(1, 1, 4, 4)
+        for _ in range(3):
+            for network, optimizer, other, adam in zip(networks, optimizers, plain, theirs, strict=True):
+                engine.descend(network(x).square().mean(), optimizer)
+                adam.zero_grad()
+                other(x).square().mean().backward()
+                adam.step()
+        for network, other in zip(networks, plain, strict=True):
+            torch.testing.assert_close(network.state_dict(), other.state_dict())
+
+    def test_a_step_that_overflows_is_left_out_of_that_optimizer_alone_and_the_scale_halves(self):
+        engine, (G, D), (adam_G, adam_D) = self.game()
+        x = torch.rand(1, 1, 4, 4)
+        for network, adam in ((G, adam_G), (D, adam_D)):
+            engine.descend(network(x).mean(), adam)
+        before = copy.deepcopy([D.state_dict(), adam_D.state_dict()["state"], G.state_dict()])
+        engine.descend(D(x).mean() * torch.inf, adam_D)
+        engine.descend(G(x).mean(), adam_G)
+        assert engine.accelerator.scaler.get_scale() == 512
+        for name, tensor in D.state_dict().items():
+            assert torch.equal(tensor, before[0][name])
+        for i, moments in adam_D.state_dict()["state"].items():
+            assert all(torch.equal(tensor, before[1][i][name]) for name, tensor in moments.items())
+        assert not torch.equal(G.weight, before[2]["weight"])
+        engine.descend(D(x).mean(), adam_D)
+        assert not torch.equal(D.weight, before[0]["weight"])
+
+
+class NoWaiting(TorchDispatchMode):
+    """Refuses what would make Python wait for an accelerator: reading a tensor's value."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        assert func not in (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.nonzero.default), func
+        return func(*args, **(kwargs or {}))
+
+
+def test_a_step_waits_for_nothing_and_its_losses_are_read_at_once(tiny, monkeypatch):
+    made = check(read_recipe(str(tiny), "smoke"), registry())
+    engine = Engine(made.compute)
+    objective = set_up(made, engine, (3, 3), (64, 64))
+    batch = engine.move(Batch(torch.rand(1, 3, 64, 64), torch.rand(1, 3, 64, 64), ("a",)))
+    ledger = Ledger()
+    with NoWaiting():
+        for step in range(3):
+            ledger.waiting.append((step, step, objective.step(batch, step)))
+    reads, read = [], torch.Tensor.tolist
+    monkeypatch.setattr(torch.Tensor, "tolist", lambda tensor: reads.append(tensor.numel()) or read(tensor))
+    monkeypatch.setattr(torch.Tensor, "item", lambda tensor: pytest.fail("one by one"))
+    assert len(ledger.read()) == 3
+    assert reads == [3 * 5]
+
+
+class TestAhead:
+    def test_batches_come_as_asked_for_and_none_is_made_twice_or_past_the_end(self):
+        made = []
+
+        class Batches:
+            def __getitem__(self, step):
+                made.append((step, threading.current_thread() is threading.main_thread()))
+                return step
+
+        with Ahead(Batches(), lambda batch: -batch, end=5) as ahead:
+            assert [ahead[step] for step in range(2, 5)] == [-2, -3, -4]
+        assert made == [(2, False), (3, False), (4, False)]
+
+    def test_they_are_made_while_the_one_before_is_used(self):
+        made = [threading.Event() for _ in range(10)]
+
+        class Batches:
+            def __getitem__(self, step):
+                made[step].set()
+                return step
+
+        with Ahead(Batches(), lambda batch: batch, end=10) as ahead:
+            assert ahead[0] == 0
+            assert all(event.wait(10) for event in made[: 1 + DEPTH])
+            assert ahead[7] == 7, "any step may be asked for"
+        assert not made[4].is_set()
+
+    def test_what_goes_wrong_is_raised_where_its_batch_is_asked_for_and_the_thread_ends(self):
+        class Batches:
+            def __getitem__(self, step):
+                if step == 1:
+                    raise UserError("pair 'b': damaged")
+                return step
+
+        with pytest.raises(UserError, match="damaged"), Ahead(Batches(), lambda batch: batch, end=9) as ahead:  # noqa: PT012
+            assert ahead[0] == 0
+            _ = ahead[1]
+        assert not any(thread.name.startswith("batches") for thread in threading.enumerate())
 
 
 def test_threads_are_set():

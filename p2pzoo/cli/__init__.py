@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import importlib
+import os
 import signal
 import sys
 import warnings
@@ -16,7 +17,7 @@ from typing import Any, TypeVar
 import click
 from click.shell_completion import CompletionItem
 
-from p2pzoo.errors import UserError
+from p2pzoo.errors import Elsewhere, UserError
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -64,13 +65,18 @@ class Zoo(click.Group):
             with warnings.catch_warnings():
                 warnings.showwarning = _show_warning
                 return super().invoke(ctx)
+        except click.UsageError as error:
+            if follows():
+                ctx.exit(error.exit_code)
+            raise
         except (click.ClickException, click.exceptions.Exit, click.Abort):
             raise
         except BrokenPipeError:  # whoever read our output has read enough; click ends quietly
             raise
         except (Exception, KeyboardInterrupt) as error:
             line, code = _told(error)
-            click.echo(line, err=True)
+            if line and (code == 1 or not follows()):
+                click.echo(line, err=True)
             if ctx.params.get("debug"):
                 import traceback
 
@@ -78,9 +84,19 @@ class Zoo(click.Group):
             ctx.exit(code)
 
 
+def launched() -> bool:
+    """Whether a launcher (torchrun, accelerate) has started this process as one of several."""
+    return int(os.environ.get("WORLD_SIZE", 1)) > 1
+
+
+def follows() -> bool:
+    """Whether it has started it beside a first one, which speaks for it."""
+    return launched() and os.environ.get("RANK", "0") != "0"
+
+
 def _show_warning(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
     """Those for users, in one line; deprecations and the like are for programmers."""
-    if issubclass(category, UserWarning):
+    if issubclass(category, UserWarning) and not follows():
         click.echo(f"warning: {message}", err=True)
 
 
@@ -92,16 +108,19 @@ def _told(error: BaseException) -> tuple[str, int]:
             return "stopped; the same command goes on from what was saved", 128 + signum
         case UserError():
             return str(error), 2
+        case Elsewhere():
+            return "", 1
         case OSError() if error.errno in (*FULL, *FORBIDDEN, *MISPLACED) or "No space left" in str(error):
             told = f"{error.filename}: {error.strerror}" if error.filename and error.strerror else str(error)
             return f"{told}; what was saved before is kept", 2
     lines = str(error).strip().splitlines() or [""]
-    return f"p2pzoo failed: {type(error).__name__}: {lines[0]} (`p2pzoo --debug ...` shows where)", 1
+    where = f"process {os.environ['RANK']}: " if follows() else ""
+    return f"{where}p2pzoo failed: {type(error).__name__}: {lines[0]} (`p2pzoo --debug ...` shows where)", 1
 
 
 @click.command(cls=Zoo, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="p2pzoo")
-@click.option("--debug", is_flag=True, help="Show a traceback with an error.")
+@click.option("--debug", is_flag=True, help="Show a traceback with an error, and what was decided on the way.")
 def main(debug: bool) -> None:
     """A zoo of architectures for paired image-to-image translation (pix2pix).
 
@@ -109,6 +128,11 @@ def main(debug: bool) -> None:
     p2pzoo run zoo:ablation_patch70.toml     train the 70x70 PatchGAN and measure it
     p2pzoo list                              what recipes can be made of
     """
+    if debug:
+        import logging
+
+        logging.basicConfig(format="%(name)s: %(message)s")
+        logging.getLogger("p2pzoo").setLevel(logging.DEBUG)
 
 
 def print_json(value: Any) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import shlex
 import signal
 import sys
@@ -11,7 +12,7 @@ from pathlib import Path
 
 import click
 
-from p2pzoo.cli import json_option, override_option, print_json, profile_option, recipe_argument
+from p2pzoo.cli import follows, json_option, launched, override_option, print_json, profile_option, recipe_argument
 
 
 @click.command("run")
@@ -54,8 +55,11 @@ def run_command(
 
     Run it again and it does nothing if the run is complete, and goes on where it stopped if it is not.
     """
+    if launched():  # before torch is imported: each process would warn of sockets and, wrongly, of unused parameters
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     from p2pzoo.cli.recipes import open_experiment
     from p2pzoo.plugins import registry
+    from p2pzoo.processes import first, joined, together
     from p2pzoo.progress import progress
     from p2pzoo.run import find_run
     from p2pzoo.session import finish
@@ -63,23 +67,26 @@ def run_command(
 
     overrides += (f"seed={seed}",) if seed is not None else ()
     overrides += (f"compute.device={device}",) if device else ()
-    continued = find_run(continue_from) if continue_from else None
-    continued_from = str(continued.status["id"]) if continued else None
-    experiment = open_experiment(recipe, profile, overrides, continued_from=continued_from)
-    settings = experiment.train
+    with _terminated_as_interrupted(), joined():
+        continued = first(find_run, continue_from) if continue_from else None
+        continued_from = first(lambda: str(continued.status["id"])) if continued else None
+        with together():
+            experiment = open_experiment(recipe, profile, overrides, continued_from=continued_from)
+        settings = experiment.train
 
-    with progress(settings.steps * settings.batch_size, settings.batch_size, quiet=quiet) as shown:
-        shown.note(f"{experiment.recipe.name}, profile {experiment.recipe.profile}, seed {experiment.seed}")
-        try:
-            with _terminated_as_interrupted():
+        with progress(settings.steps * settings.batch_size, settings.batch_size, quiet=quiet or follows()) as shown:
+            shown.note(f"{experiment.recipe.name}, profile {experiment.recipe.profile}, seed {experiment.seed}")
+            try:
                 outcome = finish(
                     experiment, registry(), runs, shown,
                     fresh=fresh, accept_stale=accept_stale, continued=continued,
                 )  # fmt: skip
-        except Interrupted as stopped:
-            shown.note(f"stopped at {stopped.images} images and saved; the same command goes on from there")
-            sys.exit(128 + stopped.signum)
+            except Interrupted as stopped:
+                shown.note(f"stopped at {stopped.images} images and saved; the same command goes on from there")
+                sys.exit(128 + stopped.signum)
 
+    if follows():
+        return
     if not outcome.trained:
         shown.note(f"already complete: {outcome.run.folder}")
     if outcome.stale:

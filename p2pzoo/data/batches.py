@@ -7,20 +7,23 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 
-from p2pzoo import chance
+from p2pzoo import chance, processes
 from p2pzoo.contracts import Batch, Pair
 from p2pzoo.data.store import Store
 
 
 class TrainBatches:
-    """`[step]` is the batch of that step: every epoch a new order, x and y cropped and flipped together."""
+    """`[step]` is the batch of that step: every epoch a new order, x and y cropped and flipped together.
+
+    batch_size  of the whole batch; where several processes share it, `[step]` is this one's part
+    """
 
     def __init__(self, store: Store, *, batch_size: int, mirror: bool, seed: int) -> None:
         self.store, self.batch_size, self.mirror, self.seed = store, batch_size, mirror, seed
         self._order: tuple[int, np.ndarray] = (-1, np.empty(0))
 
     def __getitem__(self, step: int) -> Batch:
-        samples = range(step * self.batch_size, (step + 1) * self.batch_size)
+        samples = processes.share(range(step * self.batch_size, (step + 1) * self.batch_size))
         return collate([self._augmented(sample) for sample in samples], self.store)
 
     def _augmented(self, sample: int) -> Pair:
@@ -43,7 +46,7 @@ class TrainBatches:
 
 def single_batches(store: Store, indices: range | None = None) -> Iterator[Batch]:
     """Pairs as they are, one at a time, for samples and evaluation."""
-    for index in indices or range(len(store)):
+    for index in range(len(store)) if indices is None else indices:
         yield collate([store[index]], store)
 
 

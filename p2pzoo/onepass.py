@@ -1,0 +1,88 @@
+"""D's verdicts on real and fake images from one pass over both, where that is the same game.
+
+One pass launches half the kernels on twice the images. BatchNorm over cat(real, fake) is not two BatchNorms, so inside
+such a pass each batch norm takes the two parts one after the other, as two passes would. Whatever else lets images meet
+(minibatch statistics, power iterations, dropout) forbids it. What D's layers are called says little of that, so it is
+tried out, once, on a copy.
+
+Imports torch and the contracts.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from p2pzoo.contracts import Both, Discriminator
+
+ROUNDING = 1e-9  # of the greatest logit, in float64: what the order of a sum may change
+SHIFT = 0.1  # standard deviation of what the probe adds to weights: those that begin at zero would hide their effect
+
+
+class OnePass:
+    """Asks D, which is given norms that can take real and fake images apart."""
+
+    def __init__(self, D: nn.Module) -> None:
+        self.parts = 1
+        for norm in D.modules():
+            if isinstance(norm, nn.modules.batchnorm._BatchNorm) and not isinstance(norm, nn.SyncBatchNorm):
+                norm.forward = functools.partial(self._normed, norm)  # type: ignore[method-assign]
+
+    def __call__(self, D: Discriminator, real: tuple[Tensor, Tensor], fake: tuple[Tensor, Tensor]) -> Both:
+        """D(*real) and D(*fake), each (x, y) pairs of as many images, (B, C, H, W)."""
+        x, y = (torch.cat(parts) for parts in zip(real, fake, strict=True))
+        self.parts = 2
+        try:
+            maps = D(x, y)
+        finally:
+            self.parts = 1
+        images = len(real[1])
+        return [each[:images] for each in maps], [each[images:] for each in maps]
+
+    def _normed(self, norm: nn.Module, h: Tensor) -> Tensor:
+        own = type(norm).forward
+        if self.parts == 1:
+            return own(norm, h)  # type: ignore[no-any-return]
+        return torch.cat([own(norm, part) for part in h.chunk(self.parts)])
+
+
+@torch.no_grad()
+def judges_alone(D: nn.Module, channels: tuple[int, int], size: tuple[int, int], batch: int) -> bool:
+    """Whether D says of this many real and as many fake images together what it says of the two apart, in training,
+    and is left with the same buffers.
+
+    D lies on the CPU and stays as it is. A D that draws random numbers does not, nor does one that cannot be copied, or
+    run in float64.
+    """
+    draw = torch.Generator().manual_seed(0)
+
+    def images(count: int) -> Tensor:
+        return torch.rand(batch, count, *size, generator=draw, dtype=torch.float64) * 2 - 1
+
+    real, fake = [(images(channels[0]), images(channels[1])) for _ in range(2)]
+    with torch.random.fork_rng(devices=[]):
+        try:
+            probe = copy.deepcopy(D).double().train()
+            for weight in probe.parameters():
+                weight.add_(torch.randn(weight.shape, generator=draw, dtype=weight.dtype), alpha=SHIFT)
+            twin = copy.deepcopy(probe)
+            random_numbers = torch.get_rng_state()
+            apart = (probe(*real), probe(*fake))
+            together = OnePass(twin)(twin, real, fake)  # type: ignore[arg-type]
+            again = copy.deepcopy(probe)(*real)  # what a first look changed, be it no buffer
+            if not torch.equal(random_numbers, torch.get_rng_state()):
+                return False
+        except Exception:  # whatever it is: apart is how D has always been asked
+            return False
+    pairs = [*zip(apart[0], again, strict=True), *zip(probe.buffers(), twin.buffers(), strict=True)]
+    pairs += [pair for one, other in zip(apart, together, strict=True) for pair in zip(one, other, strict=True)]
+    return all(a.shape == b.shape and _near(a, b) for a, b in pairs)
+
+
+def _near(a: Tensor, b: Tensor) -> bool:
+    return a.numel() == 0 or bool(((a - b).abs().max() <= ROUNDING * a.abs().max()).item())
