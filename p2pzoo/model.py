@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from p2pzoo.compute import pick_device
 from p2pzoo.errors import UserError
 from p2pzoo.images import pixels_of, with_channels
+from p2pzoo.memory import OutOfMemory, lacks_memory
 from p2pzoo.networks import load_model
 from p2pzoo.plugins import registry
 from p2pzoo.tiles import Tiling, in_tiles
@@ -27,11 +28,6 @@ TEST_MODES = ("paper", "eval")
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 PIXELS_AT_ONCE = {"cpu": 4 * 256**2}  # more makes no layer faster there, and each allocation slower
 PIXELS_AT_ONCE_ELSEWHERE = 32 * 256**2
-LACK_OF_MEMORY = ("out of memory", "not enough memory", "can't allocate memory", "cannot allocate memory")
-
-
-class OutOfMemory(UserError):
-    """An image too large for this machine, in this many pieces."""
 
 
 class Model:
@@ -191,7 +187,7 @@ class Model:
             x = _scaled(images.to(self.device)).contiguous(memory_format=torch.channels_last)
             return self._fast(x.to(PRECISIONS[self.precision])).float()  # type: ignore[no-any-return]
         except (RuntimeError, MemoryError) as error:
-            if len(images) == 1 or not _lacks_memory(error):
+            if len(images) == 1 or not lacks_memory(error):
                 raise
         # not inside the except: there the error would keep what filled the memory
         return torch.cat([self._eval(image) for image in images.split(1)])
@@ -222,7 +218,7 @@ class Model:
 
     def _tell_of_memory(self, error: Exception, size: tuple[int, ...], tiling: Tiling | None) -> None:
         """Raises OutOfMemory if that is what the error is."""
-        if not _lacks_memory(error):
+        if not lacks_memory(error):
             return
         side = tiling.side // 2 if tiling else min(512, max(size) // 2)
         side = side // self.divisor * self.divisor
@@ -240,12 +236,6 @@ def _own_statistics(G: nn.Module) -> str | None:
         if isinstance(module, (nn.modules.batchnorm._NormBase, nn.GroupNorm)) and not tracked:
             return type(module).__name__
     return None
-
-
-def _lacks_memory(error: Exception) -> bool:
-    """On a CPU torch raises a RuntimeError like any other."""
-    named = isinstance(error, (MemoryError, torch.cuda.OutOfMemoryError))
-    return named or any(said in str(error).lower() for said in LACK_OF_MEMORY)
 
 
 def _scaled(x: Tensor) -> Tensor:

@@ -24,6 +24,7 @@ from p2pzoo.experiment import Experiment
 from p2pzoo.files import read_json, write_json, write_text
 from p2pzoo.kernels import read_kernels, write_kernels
 from p2pzoo.lowering import Chooser, Form
+from p2pzoo.memory import enough_to_train
 from p2pzoo.networks import build, rebuild
 from p2pzoo.pictures import grid, save_png
 from p2pzoo.processes import check_batch, count, first, rank, together
@@ -81,7 +82,10 @@ def finish(
             first(_keep, kernels, run)
             start_from = first(_begin, experiment, run, engine, made_from, continued, progress)
             try:
-                train(experiment, run, engine, data["train"], data["val"], progress, callbacks, start_from=start_from)
+                with enough_to_train(experiment, data["train"].size, engine.device_type):
+                    train(
+                        experiment, run, engine, data["train"], data["val"], progress, callbacks, start_from=start_from
+                    )
             except UserError:
                 if rank() == 0:
                     run.set_status(state="failed")

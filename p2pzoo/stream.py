@@ -19,7 +19,8 @@ import torch
 
 from p2pzoo.errors import UserError
 from p2pzoo.images import read_header, read_image, write_png
-from p2pzoo.model import Model, OutOfMemory
+from p2pzoo.memory import OutOfMemory
+from p2pzoo.model import Model
 from p2pzoo.tiles import Tiling
 
 MOST_THREADS = 8
