@@ -322,8 +322,8 @@ class TestRun:
         make = Engine.__init__
 
         def as_on_cuda(recorder):
-            def made(engine, settings):
-                make(engine, settings)
+            def made(engine, settings, chooser=None):
+                make(engine, settings, chooser)
                 engine.on |= {"cuda_graphs": True, "prefetch": True}
                 engine.recorder = lambda: recorder
 
