@@ -124,14 +124,14 @@ class TestTheFile:
 
 class TestWhatIsMeasured:
     def test_a_step_asks_for_every_convolution_and_every_gradient_it_takes(self, asked):
-        """G has 6 + 6 layers at 64 px, D 5, called thrice; no gradient goes to images, none to the frozen D."""
+        """G has 6 + 6 layers at 64 px, D 5, called for both and once more; no gradient goes to images, none to the frozen D."""
         calls = dict.fromkeys(("convolve", "spread", "correlate"), 0)
         for shape, number in asked.items():
             calls[shape.operation] += number
         assert calls == {
-            "convolve": 6 + 6 + 3 * 5,
-            "spread": 5 + 6 + 2 * 4 + 5,
-            "correlate": 6 + 6 + 2 * 5,
+            "convolve": 6 + 6 + 2 * 5,
+            "spread": 5 + 6 + 4 + 5,
+            "correlate": 6 + 6 + 5,
         }
 
     def test_each_form_of_a_shape_is_timed(self):
