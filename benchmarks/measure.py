@@ -55,7 +55,7 @@ def serve(
 
     peak  tells that memory in bytes, where it is not the process's own
     """
-    peak = peak or peak_of_process
+    peak = peak or peak_bytes
     print(json.dumps(about or {}), flush=True)
     for line in sys.stdin:
         seconds = []
@@ -66,7 +66,8 @@ def serve(
         print(json.dumps({"seconds": seconds, "peak_bytes": peak()}), flush=True)
 
 
-def peak_of_process() -> int:
+def peak_bytes() -> int:
+    """The most memory that this process has had so far."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
@@ -92,12 +93,16 @@ def turns(contestants: dict[str, Contestant], rounds: int, repeats: int) -> dict
 
 
 def ratio(slow: Sequence[float], fast: Sequence[float]) -> dict[str, Any]:
-    """How many times faster, round by round: the median, and the least and greatest of all rounds."""
-    ratios = [a / b for a, b in zip(slow, fast, strict=True)]
+    """How many times faster, round by round."""
+    return spread([a / b for a, b in zip(slow, fast, strict=True)])
+
+
+def spread(values: Sequence[float]) -> dict[str, Any]:
+    """Of one number a round: the median, and the least and greatest."""
     return {
-        "median": round(statistics.median(ratios), 3),
-        "spread": [round(min(ratios), 3), round(max(ratios), 3)],
-        "rounds": len(ratios),
+        "median": round(statistics.median(values), 3),
+        "spread": [round(min(values), 3), round(max(values), 3)],
+        "rounds": len(values),
     }
 
 

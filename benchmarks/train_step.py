@@ -3,8 +3,8 @@
     python benchmarks/train_step.py --size 256 --width 64 --batch 1
 
 Both load pairs too: the baseline opens a JPEG with Pillow, p2pzoo cuts it from its store. `--without lowering` (or
-channels_last, fused_adam, keep_memory: switches of [compute]) adds p2pzoo with one thing off; `--reference PATH` adds
-the networks of a checkout of the public PyTorch code, in that code's order.
+channels_last, fused_adam, keep_memory: switches of [compute]) adds p2pzoo with one thing off, `--with checkpointing`
+with one on; `--reference PATH` adds the networks of a checkout of the public PyTorch code, in that code's order.
 """
 
 from __future__ import annotations
@@ -14,20 +14,17 @@ import json
 import statistics
 import sys
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import click
 import measure
-import numpy as np
 import torch
 from baseline import Classic, batches
-from PIL import Image
+from steps import draw_pairs, experiment, training
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-PAIRS = 16
 WARM_UP = 3
 SGEMM_SIDE = 2048
 
@@ -39,14 +36,15 @@ SGEMM_SIDE = 2048
 @click.option("--rounds", default=9, show_default=True, help="Turns of each contestant.")
 @click.option("--steps", default=5, show_default=True, help="Steps per turn; a turn counts as their median.")
 @click.option("--without", multiple=True, help="Also p2pzoo with this switch of [compute] off. May be repeated.")
+@click.option("--with", "with_", multiple=True, help="Also p2pzoo with this switch of [compute] on. May be repeated.")
 @click.option("--reference", type=click.Path(exists=True, path_type=Path), help="A checkout of the PyTorch code.")
 @click.option("--json", "as_json", is_flag=True, help="One line of JSON instead of a table.")
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Also keep the result in this file.")
 @click.option("--contestant", hidden=True)
 @click.option("--folder", hidden=True, type=click.Path(path_type=Path))
 def main(
-    size: int, width: int, batch: int, rounds: int, steps: int, without: tuple[str, ...], reference: Path | None,
-    as_json: bool, output: Path | None, contestant: str | None, folder: Path | None,
+    size: int, width: int, batch: int, rounds: int, steps: int, without: tuple[str, ...], with_: tuple[str, ...],
+    reference: Path | None, as_json: bool, output: Path | None, contestant: str | None, folder: Path | None,
 ) -> None:  # fmt: skip
     """Time one step of training at a size, width and batch."""
     torch.manual_seed(0)
@@ -56,7 +54,7 @@ def main(
     with tempfile.TemporaryDirectory() as temporary:
         draw_pairs(Path(temporary), size)
         shape = ("--size", size, "--width", width, "--batch", batch, "--folder", temporary)
-        names = ["baseline", "ours", *(f"without {switch}" for switch in without)]
+        names = ["baseline", "ours", *(f"without {off}" for off in without), *(f"with {on}" for on in with_)]
         shape += ("--reference", reference) if reference else ()
         names += ["reference"] if reference else []
         found = {name: measure.Contestant(__file__, *shape, "--contestant", name) for name in (*names, "sgemm")}
@@ -86,47 +84,12 @@ def serve(name: str, folder: Path, size: int, width: int, batch: int, reference:
         def work() -> object:
             return classic.step(*next(pairs))
     else:
-        work, about = ours(folder, size, width, batch, name.removeprefix("without ") if name != "ours" else None), {}
+        word, _, switch = name.partition(" ")
+        switched = [f"compute.{switch}={'true' if word == 'with' else 'false'}"] if switch else []
+        work, about = training(experiment(folder, size, width, batch, switched)), {}
     for _ in range(WARM_UP):
         work()
     measure.serve(work, about)
-
-
-def experiment(folder: Path, size: int, width: int, batch: int, off: str | None) -> Any:
-    from p2pzoo.experiment import check
-    from p2pzoo.plugins import registry
-    from p2pzoo.recipe import read_recipe
-
-    overrides = [
-        f"generator.width={width}", f"discriminator.width={width}", f"train.batch_size={batch}",
-        "dataset.use=side-by-side", f"dataset.root={folder}", f"dataset.size=[{size}, {size}]",
-    ]  # fmt: skip
-    overrides += [f"compute.{off}=false"] if off else []
-    return check(read_recipe("zoo:base.toml", "laptop", overrides), registry())
-
-
-def ours(folder: Path, size: int, width: int, batch: int, off: str | None) -> Callable[[], object]:
-    """p2pzoo's step as `p2pzoo run` takes it: store, batch, move, game, reading the losses."""
-    from p2pzoo.compute import Engine
-    from p2pzoo.data import Store, TrainBatches
-    from p2pzoo.train import Ledger, advance, set_up
-
-    made = experiment(folder, size, width, batch, off)
-    engine = Engine(made.compute)
-    store = Store(made.dataset.build(split="train"), enlarge=made.train.jitter, kernel=made.train.jitter_kernel)
-    objective = set_up(made, engine, store.channels, store.size)
-    play = engine.captured(objective)
-    pairs = TrainBatches(store, batch_size=batch, mirror=True, seed=0)
-    ledger, step = Ledger(), 0
-
-    def work() -> object:
-        nonlocal step
-        losses = advance(play, engine, pairs, step, made.optimizer.lr, 0)
-        step += 1
-        ledger.waiting.append((step, step * batch, losses))
-        return ledger.read()
-
-    return work
 
 
 def ours_plain(size: int, width: int) -> Classic:
@@ -166,14 +129,6 @@ def reference_step(checkout: Path, size: int, width: int) -> Classic:
     return Classic(G, D, judge=judge)
 
 
-def draw_pairs(folder: Path, size: int) -> None:
-    """Smooth noise, side by side, as JPEG: what it shows does not change how long a step takes."""
-    rng = np.random.default_rng(0)
-    for i in range(PAIRS):
-        coarse = Image.fromarray(rng.integers(0, 256, (size // 8, size // 4, 3), dtype=np.uint8))
-        coarse.resize((2 * size, size), Image.Resampling.BICUBIC).save(folder / f"{i:03d}.jpg", quality=95)
-
-
 def summary(measured: dict[str, Any], flop: int, shape: dict[str, int]) -> dict[str, Any]:
     sgemm = [2 * SGEMM_SIDE**3 / seconds for seconds in measured.pop("sgemm")["seconds"]]
     times = {name: each["seconds"] for name, each in measured.items()}
@@ -188,7 +143,7 @@ def summary(measured: dict[str, Any], flop: int, shape: dict[str, int]) -> dict[
         "sgemm_gflop_per_second": round(statistics.median(sgemm) / 1e9),
         "share_of_sgemm": round(statistics.median(a / b for a, b in zip(rates, sgemm, strict=True)), 3),
         "contributions": {
-            name: measure.ratio(each, times["ours"]) for name, each in times.items() if name.startswith("without")
+            name: measure.ratio(each, times["ours"]) for name, each in times.items() if name.startswith("with")
         },
         "environment": measure.environment(),
     }
@@ -206,7 +161,7 @@ def table(result: dict[str, Any]) -> str:
     rows.append(f"p2pzoo is {result['ratio']['median']:.2f} times as fast ({low:.2f} to {high:.2f} over the rounds),")
     rows.append(f"at {result['share_of_sgemm']:.0%} of torch.mm's {result['sgemm_gflop_per_second']} GFLOP/s")
     for name, each in result["contributions"].items():
-        rows.append(f"{name}: {each['median']:.2f} times as slow ({each['spread'][0]:.2f} to {each['spread'][1]:.2f})")
+        rows.append(f"{name}: {each['median']:.2f} times as long ({each['spread'][0]:.2f} to {each['spread'][1]:.2f})")
     if "ratio_reference" in result:
         rows.append(f"against the checkout: {result['ratio_reference']['median']:.2f} times as fast")
     return "\n".join(rows)

@@ -28,7 +28,9 @@ from p2pzoo.data.ahead import Ahead, Batches
 from p2pzoo.errors import UserError
 from p2pzoo.graphs import Captured, CudaRecorder, Recorder, Rehearsed, Step
 from p2pzoo.lowering import lowered
+from p2pzoo.norms import mend_instance_norms
 from p2pzoo.optimizers import DenseAdam
+from p2pzoo.recompute import recomputing
 from p2pzoo.settings import Compute, Optimizer
 
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # malloc.h
@@ -110,6 +112,10 @@ class Engine:
     def place(self, model: nn.Module) -> Any:
         """The module on the device, in the run's memory format, precision and kernels. Shares the weights."""
         model = model.to(memory_format=self.memory_format)
+        if self.device_type == "cpu":
+            mend_instance_norms(model)
+        if self.settings.checkpointing:
+            model = recomputing(model)
         if self.on["lowering"]:
             model = lowered(model)
         model = self.accelerator.prepare_model(model, evaluation_mode=True)  # without DDP, which `adam` adds
@@ -139,9 +145,15 @@ class Engine:
         # a graph reads the rate where it lies; and it lies there without one too, for the same bits
         lr = torch.tensor(settings.lr, device=self.device) if fused and self.device_type == "cuda" else settings.lr
         adam = kind(model.parameters(), lr=lr, betas=settings.betas, eps=settings.eps, fused=fused)
-        optimizer = self.accelerator.prepare_optimizer(adam)
-        self._averaged[optimizer] = processes.averaged(model)
-        return optimizer
+        self._averaged[adam] = processes.averaged(model)
+        return adam
+
+    def seed(self, key: int) -> None:
+        """Begin torch's random numbers anew. On a CPU for its generator alone: torch.manual_seed asks every device."""
+        if self.device_type == "cpu":
+            torch.default_generator.manual_seed(key)
+        else:
+            torch.manual_seed(key)
 
     def set_rate(self, rate: float) -> None:
         """The learning rate of the steps that follow."""
@@ -154,9 +166,15 @@ class Engine:
 
     def descend(self, loss: Tensor, optimizer: Any) -> None:
         """One step of `optimizer` down the gradient of `loss`, a scalar: of its mean over the processes."""
-        optimizer.zero_grad(set_to_none=True)
-        self.accelerator.backward(self._averaged[optimizer](loss))
-        optimizer.step()
+        loss, scaler = self._averaged[optimizer](loss), self.accelerator.scaler
+        if scaler is None:
+            loss.backward()
+            optimizer.step()
+        else:
+            scaler.scale(loss).backward()
+            scaler.step(optimizer)
+            scaler.update()
+        optimizer.zero_grad(set_to_none=True)  # now: the next step's activations find room where they were
 
     def captured(self, objective: Any) -> Step:
         """`objective.step`, as few launches as the device, [compute] and the objective itself allow."""
@@ -170,6 +188,7 @@ class Engine:
             "fp16 decides step by step whether to take it": self.accelerator.scaler is not None,
             "several processes exchange gradients": processes.count() > 1,
             "fused_adam is off": not self.on["fused_adam"],
+            "checkpointing puts random numbers back as it computes again": self.settings.checkpointing,
         }
         for reason, there in obstacles.items():
             if there:

@@ -63,7 +63,7 @@ class Scene:
     In the discriminator's move ŷ is cut from G's graph, and may come from the image pool together with the x
     it was made from. In the generator's move, after `anew()`, ŷ carries gradients to G.
 
-    both  asks D of real and fake images at once in the discriminator's move (`onepass.in_one_pass`), where that is
+    both  asks D of real and fake images at once in the discriminator's move (`onepass.OnePass`), where that is
           the same. In the generator's, what is real needs no gradients and is rarely asked for
     """
 

@@ -19,7 +19,7 @@ from p2pzoo.settings import Compute, Evaluate, Init, Optimizer, Train
 
 KIND_OF = {"losses": "loss", "metrics": "metric", "callbacks": "callback"}
 WEIGHTED = ("gan_loss", "losses")
-HOW_NOT_WHAT = ("device", "threads", "keep_memory", "cuda_graphs", "prefetch")  # of [compute]: not in the identity
+HOW_NOT_WHAT = ("device", "threads", "keep_memory", "checkpointing", "cuda_graphs", "prefetch")  # of [compute]
 
 
 @dataclass(frozen=True)

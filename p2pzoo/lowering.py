@@ -15,12 +15,11 @@ Each is computed by torch's kernel or in a form that is one matrix product, as `
 
 All give the same values to rounding. Images and weights lie channels-last in memory, so that no weight is copied.
 
-Imports torch only.
+Imports torch and twins.py only.
 """
 
 from __future__ import annotations
 
-import copy
 import functools
 import logging
 from collections.abc import Mapping
@@ -30,6 +29,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from p2pzoo.twins import twin_of
 
 log = logging.getLogger("p2pzoo")
 
@@ -76,7 +77,7 @@ class Shape:
         return self.batch * _area(self.window.positions(self.size))
 
     def key(self) -> str:
-        """This shape's name in an override file: `correlate 1x512x16x16 1024 kernel 4x4 stride 2x2 padding 1x1`."""
+        """Its name in an override file: `convolve 1x3x8x8 64 kernel 4x4 stride 2x2 padding 1x1 dilation 1x1`."""
         w, sides = self.window, f"{self.batch}x{self.x}x{self.size[0]}x{self.size[1]}"
         geometry = f"kernel {_by(w.kernel)} stride {_by(w.stride)} padding {_by(w.padding)} dilation {_by(w.dilation)}"
         return f"{self.operation} {sides} {self.y} {geometry}{' transposed' if w.transposed else ''}"
@@ -249,11 +250,16 @@ def _added_in_blocks(parts: Tensor, window: Window, size: tuple[int, int]) -> Te
     (vertical, horizontal), (down, right) = window.padding, window.stride
     over, beside = kernel // down, across // right
     blocks = parts.view(batch, height, width, over, down, beside, right, channels)
-    added = parts.new_zeros(batch, height + over - 1, width + beside - 1, down, right, channels)
+    added = parts.new_empty(batch, height + over - 1, width + beside - 1, down, right, channels)
+    added[:, :height, :width] = blocks[:, :, :, 0, :, 0]
+    added[:, height:] = 0
+    added[:, :height, width:] = 0
     for i in range(over):
         for j in range(beside):
-            added[:, i : i + height, j : j + width] += blocks[:, :, :, i, :, j]
-    x = parts.new_zeros(batch, *size, channels)
+            if i or j:
+                added[:, i : i + height, j : j + width] += blocks[:, :, :, i, :, j]
+    whole = (height + over - 1) * down - vertical >= size[0] and (width + beside - 1) * right - horizontal >= size[1]
+    x = (parts.new_empty if whole else parts.new_zeros)(batch, *size, channels)
     for i in range(down):
         for j in range(right):
             rows, columns = (i - vertical) % down, (j - horizontal) % right  # the first of this phase inside x
@@ -284,7 +290,8 @@ def _taps_convolve(x: Tensor, weight: Tensor, window: Window) -> Tensor:
 def _taps_correlate(x: Tensor, y: Tensor, window: Window) -> Tensor:
     product = _product(_taps_of(y, window).t(), _rows(x).t())
     weight = product.view(*window.kernel, y.shape[1], x.shape[1]).flip(0, 1)
-    return weight.permute(2, 0, 1, 3).contiguous().permute(0, 3, 1, 2)
+    laid = weight.permute(2, 0, 1, 3).clone(memory_format=torch.contiguous_format)  # where Y is 1, its stride too
+    return laid.permute(0, 3, 1, 2)
 
 
 def _taps_spread(y: Tensor, weight: Tensor, window: Window, size: tuple[int, int]) -> Tensor:
@@ -326,7 +333,7 @@ def _image(rows: Tensor, batch: int, height: int, width: int) -> Tensor:
 
 
 def _size(image: Tensor) -> tuple[int, int]:
-    return image.shape[2], image.shape[3]
+    return image.shape[-2], image.shape[-1]
 
 
 def _area(size: tuple[int, int]) -> int:
@@ -384,11 +391,8 @@ def lowered(module: nn.Module, choose: Chooser | None = None) -> nn.Module:
     be copied; logged at debug level.
     """
     choose = choose or Chooser()
-    shared = {id(t): t for t in (*module.parameters(), *module.buffers())}
-    try:
-        twin = copy.deepcopy(module, dict(shared))
-    except Exception as error:  # whatever a third party's module does when it is copied
-        log.debug("%s stays as it is: it cannot be copied (%s)", type(module).__name__, error)
+    twin = twin_of(module)
+    if twin is None:
         return module
     for name, part in twin.named_modules():
         if not isinstance(part, nn.Conv2d | nn.ConvTranspose2d):
@@ -397,9 +401,9 @@ def lowered(module: nn.Module, choose: Chooser | None = None) -> nn.Module:
             log.debug("%s (%s) stays as it is: %s", name, type(part).__name__, reason)
             continue
         if isinstance(part, nn.Conv2d):
-            part.forward = functools.partial(_forward, part, choose)  # type: ignore[method-assign]
+            part.forward = functools.partial(_forward, part, _window(part), choose)  # type: ignore[method-assign]
         else:
-            part.forward = functools.partial(_transposed_forward, part, choose)  # type: ignore[method-assign]
+            part.forward = functools.partial(_transposed_forward, part, _window(part), choose)  # type: ignore[method-assign]
     return twin
 
 
@@ -412,35 +416,39 @@ def _unfit(part: nn.Conv2d | nn.ConvTranspose2d) -> str | None:
     return f"{part.groups} groups" if part.groups != 1 else None
 
 
-def _forward(part: nn.Conv2d, choose: Chooser, x: Tensor) -> Tensor:
-    if not _holds(x, part.weight):
-        return nn.Conv2d.forward(part, x)
-    window = _window(part)
-    if choose.library_only(x.shape[0], _size(x), part.in_channels, part.out_channels, window):
-        return nn.Conv2d.forward(part, x)
-    y = convolve(x, part.weight, window, choose)
+def _forward(part: nn.Conv2d, window: Window, choose: Chooser, x: Tensor) -> Tensor:
+    weight = part.weight  # read once: a parametrized weight is computed at each reading
+    if (
+        not _holds(x, weight, part.in_channels)
+        or min(window.positions(_size(x))) < 1
+        or choose.library_only(x.shape[0], _size(x), part.in_channels, part.out_channels, window)
+    ):
+        return F.conv2d(x, weight, part.bias, window.stride, window.padding, window.dilation)
+    y = convolve(x, weight, window, choose)
     return y if part.bias is None else y + part.bias[:, None, None]
 
 
 def _transposed_forward(
-    part: nn.ConvTranspose2d, choose: Chooser, y: Tensor, output_size: list[int] | None = None
+    part: nn.ConvTranspose2d, window: Window, choose: Chooser, y: Tensor, output_size: list[int] | None = None
 ) -> Tensor:
-    if not _holds(y, part.weight):
-        return nn.ConvTranspose2d.forward(part, y, output_size)
-    window = _window(part)
+    weight = part.weight
     given = (part.stride, part.padding, part.kernel_size, 2, part.dilation)
     extra = part._output_padding(y, output_size, *given)  # type: ignore[arg-type]
     sides = zip(_size(y), window.kernel, window.stride, window.padding, window.dilation, extra, strict=True)
     height, width = ((n - 1) * s - 2 * p + d * (k - 1) + 1 + e for n, k, s, p, d, e in sides)
-    if choose.library_only(y.shape[0], (height, width), part.out_channels, part.in_channels, window):
-        return nn.ConvTranspose2d.forward(part, y, output_size)
-    x = spread(y, part.weight, window, (height, width), choose)
+    if (
+        not _holds(y, weight, part.in_channels)
+        or min(height, width) < 1
+        or choose.library_only(y.shape[0], (height, width), part.out_channels, part.in_channels, window)
+    ):
+        return F.conv_transpose2d(y, weight, part.bias, window.stride, window.padding, extra, 1, window.dilation)
+    x = spread(y, weight, window, (height, width), choose)
     return x if part.bias is None else x + part.bias[:, None, None]
 
 
-def _holds(image: Tensor, weight: Tensor) -> bool:
-    """Whether the products are for this: batches on a CPU, in the precision of the weights."""
-    plain = image.ndim == 4 and image.dtype == weight.dtype and image.numel() > 0
+def _holds(image: Tensor, weight: Tensor, channels: int) -> bool:
+    """Whether the products are for this: batches on a CPU, in the precision of the weights. torch refuses the rest."""
+    plain = image.ndim == 4 and image.dtype == weight.dtype and image.numel() > 0 and image.shape[1] == channels
     return plain and image.device.type == "cpu" and not torch.is_autocast_enabled("cpu")
 
 

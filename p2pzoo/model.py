@@ -24,6 +24,7 @@ from p2pzoo.translate import prepared, translate
 Picture = TypeVar("Picture", Image.Image, np.ndarray, Tensor)
 
 TEST_MODES = ("paper", "eval")
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 PIXELS_AT_ONCE = {"cpu": 4 * 256**2}  # more makes no layer faster there, and each allocation slower
 PIXELS_AT_ONCE_ELSEWHERE = 32 * 256**2
 LACK_OF_MEMORY = ("out of memory", "not enough memory", "can't allocate memory", "cannot allocate memory")
@@ -41,12 +42,15 @@ class Model:
     test_mode                  the mode its recipe named when it was trained; the default of `translate`
     run                        the id of the run that made it
     divisor                    sides are continued to multiples of it
+    precision                  "fp32", or "bf16" (eval mode only): faster where the machine has it, and less exact
 
     The eval mode computes with a copy of G that is made once: for other weights, make another Model.
     """
 
-    def __init__(self, G: nn.Module, header: dict[str, Any], device: torch.device) -> None:
-        self.G, self.header, self.device = G.to(device), header, device
+    def __init__(self, G: nn.Module, header: dict[str, Any], device: torch.device, precision: str = "fp32") -> None:
+        if precision not in PRECISIONS:
+            raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, not {precision!r}")
+        self.G, self.header, self.device, self.precision = G.to(device), header, device, precision
         self.in_channels: int = header["in_channels"]
         self.out_channels: int = header["out_channels"]
         self.size: tuple[int, int] = tuple(header["size"])
@@ -98,6 +102,8 @@ class Model:
         mode = self.test_mode if test_mode is None else test_mode
         if mode not in TEST_MODES:
             raise ValueError(f"test_mode must be one of {', '.join(TEST_MODES)}, not {mode!r}")
+        if mode == "paper" and self.precision != "fp32":
+            raise ValueError(f"precision {self.precision} is for the test mode eval: paper is as in training, in fp32")
         if tile is None:
             if overlap is not None:
                 raise ValueError(f"an overlap of {overlap} needs tiles: give the side of a tile, too")
@@ -183,7 +189,7 @@ class Model:
         """(B, C, H, W) of bytes, or of floats in [-1, 1], of sides that G takes -> ŷ, float32."""
         try:
             x = _scaled(images.to(self.device)).contiguous(memory_format=torch.channels_last)
-            return self._fast(x).float()  # type: ignore[no-any-return]
+            return self._fast(x.to(PRECISIONS[self.precision])).float()  # type: ignore[no-any-return]
         except (RuntimeError, MemoryError) as error:
             if len(images) == 1 or not _lacks_memory(error):
                 raise
@@ -193,7 +199,7 @@ class Model:
     @cached_property
     def _fast(self) -> nn.Module:
         example = torch.rand(1, self.in_channels, *self.size, generator=torch.Generator().manual_seed(0)) * 2 - 1
-        return prepared(self.G, example.to(self.device))
+        return prepared(self.G, example.to(self.device), PRECISIONS[self.precision])
 
     def _strips(self, image: Tensor, tiling: Tiling) -> Iterator[tuple[int, Tensor]]:
         """(top, (C, rows, W)) of ŷ for (C, H, W), a strip at a time, without what was continued by reflection."""
@@ -266,8 +272,11 @@ def reflected(images: Tensor, divisor: int) -> Tensor:
     return images
 
 
-def load(path: str | Path, *, device: str = "auto") -> Model:
-    """The model of a run folder or a model.safetensors. Raises UserError if there is none, or it is damaged."""
+def load(path: str | Path, *, device: str = "auto", precision: str = "fp32") -> Model:
+    """The model of a run folder or a model.safetensors. Raises UserError if there is none, or it is damaged.
+
+    precision: "fp32" or "bf16", see Model; ValueError for another.
+    """
     file = Path(path)
     if file.is_dir():
         if not (file / "model.safetensors").is_file():
@@ -275,4 +284,4 @@ def load(path: str | Path, *, device: str = "auto") -> Model:
             raise UserError(f"{file}: {found}; give a finished run or a model.safetensors")
         file = file / "model.safetensors"
     G, header = load_model(file, registry())
-    return Model(G, header, torch.device(pick_device(device)))
+    return Model(G, header, torch.device(pick_device(device)), precision)

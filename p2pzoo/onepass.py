@@ -1,8 +1,9 @@
-"""D's verdicts on real and fake images from one pass over both, where it judges each image by itself.
+"""D's verdicts on real and fake images from one pass over both, where that is the same game.
 
-One pass launches half the kernels on twice the images. It is the same game only if no image reaches another's logits:
-BatchNorm over cat(real, fake) is not two BatchNorms, and minibatch statistics, power iterations and dropout differ too.
-What D's layers are called says little of that, so it is tried out, once, on a copy.
+One pass launches half the kernels on twice the images. BatchNorm over cat(real, fake) is not two BatchNorms, so inside
+such a pass each batch norm takes the two parts one after the other, as two passes would. Whatever else lets images meet
+(minibatch statistics, power iterations, dropout) forbids it. What D's layers are called says little of that, so it is
+tried out, once, on a copy.
 
 Imports torch and the contracts.
 """
@@ -10,7 +11,8 @@ Imports torch and the contracts.
 from __future__ import annotations
 
 import copy
-from typing import TYPE_CHECKING
+import functools
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -22,20 +24,48 @@ ROUNDING = 1e-9  # of the greatest logit, in float64: what the order of a sum ma
 SHIFT = 0.1  # standard deviation of what the probe adds to weights: those that begin at zero would hide their effect
 
 
-def in_one_pass(D: Discriminator, real: tuple[Tensor, Tensor], fake: tuple[Tensor, Tensor]) -> Both:
-    """D(*real) and D(*fake), each (x, y) pairs of images, (B, C, H, W)."""
-    x, y = (torch.cat(parts) for parts in zip(real, fake, strict=True))
-    images = len(real[1])
-    maps = D(x, y)
-    return [each[:images] for each in maps], [each[images:] for each in maps]
+class OnePass:
+    """Asks D, which is given norms that can take real and fake images apart."""
+
+    def __init__(self, D: nn.Module) -> None:
+        batch_norm = nn.modules.batchnorm._BatchNorm
+        self.norms: list[Any] = [
+            m for m in D.modules() if isinstance(m, batch_norm) and type(m) is not nn.SyncBatchNorm
+        ]
+        for norm in self.norms:
+            norm.parts = 1  # on the norm itself, where what computes it again later finds it (see recompute.py)
+            norm.forward = functools.partial(_normed, norm)
+
+    def __call__(self, D: Discriminator, real: tuple[Tensor, Tensor], fake: tuple[Tensor, Tensor]) -> Both:
+        """D(*real) and D(*fake), each (x, y) pairs of as many images, (B, C, H, W)."""
+        x, y = (torch.cat(parts) for parts in zip(real, fake, strict=True))
+        self._take(2)
+        try:
+            maps = D(x, y)
+        finally:
+            self._take(1)
+        images = len(real[1])
+        return [each[:images] for each in maps], [each[images:] for each in maps]
+
+    def _take(self, parts: int) -> None:
+        for norm in self.norms:
+            norm.parts = parts
+
+
+def _normed(norm: Any, h: Tensor) -> Tensor:
+    own = type(norm).forward
+    if norm.parts == 1:
+        return own(norm, h)  # type: ignore[no-any-return]
+    return torch.cat([own(norm, part) for part in h.chunk(norm.parts)])
 
 
 @torch.no_grad()
 def judges_alone(D: nn.Module, channels: tuple[int, int], size: tuple[int, int], batch: int) -> bool:
-    """Whether D says of this many real and as many fake images together what it says of the two apart, in training.
+    """Whether D says of this many real and as many fake images together what it says of the two apart, in training,
+    and is left with the same buffers.
 
-    D lies on the CPU and stays as it is. A D that draws random numbers or changes a buffer in its forward does not; nor
-    does one that cannot be copied, or run in float64.
+    D lies on the CPU and stays as it is. A D that draws random numbers does not, nor does one that cannot be copied, or
+    run in float64.
     """
     draw = torch.Generator().manual_seed(0)
 
@@ -48,22 +78,19 @@ def judges_alone(D: nn.Module, channels: tuple[int, int], size: tuple[int, int],
             probe = copy.deepcopy(D).double().train()
             for weight in probe.parameters():
                 weight.add_(torch.randn(weight.shape, generator=draw, dtype=weight.dtype), alpha=SHIFT)
-            before = _state(probe)
-            apart = [probe(*real), probe(*fake), probe(*real)]
-            if not all(map(torch.equal, before, _state(probe))):
+            twin = copy.deepcopy(probe)
+            random_numbers = torch.get_rng_state()
+            apart = (probe(*real), probe(*fake))
+            together = OnePass(twin)(twin, real, fake)  # type: ignore[arg-type]
+            again = copy.deepcopy(probe)(*real)  # what a first look changed, be it no buffer
+            if not torch.equal(random_numbers, torch.get_rng_state()):
                 return False
-            together = in_one_pass(probe, real, fake)  # type: ignore[arg-type]
         except Exception:  # whatever it is: apart is how D has always been asked
             return False
-    pairs = [*zip(apart[0], apart[2], strict=True)]
-    pairs += [pair for one, other in zip(apart, together, strict=False) for pair in zip(one, other, strict=True)]
+    pairs = [*zip(apart[0], again, strict=True), *zip(probe.buffers(), twin.buffers(), strict=True)]
+    pairs += [pair for one, other in zip(apart, together, strict=True) for pair in zip(one, other, strict=True)]
     return all(a.shape == b.shape and _near(a, b) for a, b in pairs)
 
 
-def _state(network: nn.Module) -> list[Tensor]:
-    """All that a forward could leave behind: buffers, and the random numbers that it drew."""
-    return [torch.get_rng_state(), *(buffer.clone() for buffer in network.buffers())]
-
-
 def _near(a: Tensor, b: Tensor) -> bool:
-    return bool(((a - b).abs().max() <= ROUNDING * a.abs().max()).item())
+    return a.numel() == 0 or bool(((a - b).abs().max() <= ROUNDING * a.abs().max()).item())

@@ -93,12 +93,14 @@ class Compute:
     lowering       on a CPU: convolutions as matrix products where torch's kernels are slower (see lowering.py)
     fused_adam     Adam in one kernel, on a CPU and on CUDA
     keep_memory    on a CPU: freed memory stays with the process (glibc only). Not part of a run's identity
-    one_pass       D judges real and fake images together, where it is seen to judge each alone (see onepass.py)
+    one_pass       D judges real and fake images together, where that is seen to be the same (see onepass.py)
     compile        torch.compile of G and D, on a CPU in place of `lowering`. It takes minutes: "auto" is on CUDA
                    alone, in a single process, from 50 000 steps on
     cuda_graphs    on CUDA: the whole step is recorded once and replayed (see graphs.py), with the same bits. Not part
                    of a run's identity
     prefetch       on CUDA: a thread makes the next batches, in pinned memory. Not part of a run's identity
+    checkpointing  less memory, more time: activations are computed again in the backward pass (see recompute.py), to
+                   the same values. Not part of a run's identity, so a run that lacked memory can go on with it
     """
 
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
@@ -114,6 +116,7 @@ class Compute:
     compile: Literal["auto"] | bool = "auto"
     cuda_graphs: bool = True
     prefetch: bool = True
+    checkpointing: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

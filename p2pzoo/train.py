@@ -24,7 +24,7 @@ from p2pzoo.experiment import Experiment
 from p2pzoo.graphs import Step
 from p2pzoo.networks import make_discriminator, make_generator, model_header
 from p2pzoo.objective import Objective, Player, Pool, Term
-from p2pzoo.onepass import in_one_pass, judges_alone
+from p2pzoo.onepass import OnePass, judges_alone
 from p2pzoo.pictures import grid, save_png
 from p2pzoo.pool import ImagePool
 from p2pzoo.processes import first, highest, mean, rank, share, together
@@ -197,8 +197,8 @@ def set_up(experiment: Experiment, engine: Engine, channels: tuple[int, int], si
     if (D_made := make_discriminator(experiment, channels, size)) is not None:
         images = len(share(range(experiment.train.batch_size)))
         engine.on["one_pass"] = experiment.compute.one_pass and judges_alone(D_made, channels, size, images)
-        both = in_one_pass if engine.on["one_pass"] else None
         D_net = engine.place(D_made)
+        both = OnePass(D_net) if engine.on["one_pass"] else None
         D = Player(engine.compiled(D_net, steps), engine.adam(D_net, experiment.optimizer))
     gan = _on(engine, experiment.gan_loss.build()) if experiment.gan_loss else None
     terms = [Term(name, _on(engine, loss.build()), loss.weight) for name, loss in experiment.losses.items()]
@@ -221,7 +221,7 @@ def advance(play: Step, engine: Engine, batches: Batches, step: int, rate: float
     with together():
         batch = engine.move(batches[step])
     own = [rank()] if rank() else []  # each image of a batch gets noise of its own
-    torch.manual_seed(chance.key(seed, "noise", step, *own))
+    engine.seed(chance.key(seed, "noise", step, *own))
     return play(batch, step)
 
 
@@ -287,8 +287,7 @@ class State:
         for name, player in self.players().items():
             network = self.engine.unwrap(player.network)
             checkpoint.load_into(network, checkpoint.under(name, tensors), str(path))
-            optimizer = getattr(player.optimizer, "optimizer", player.optimizer)  # inside Accelerate's
-            checkpoint.restore_optimizer(optimizer, checkpoint.under(f"{name}_adam", tensors))
+            checkpoint.restore_optimizer(player.optimizer, checkpoint.under(f"{name}_adam", tensors))
         if self.average is not None:
             checkpoint.load_into(self.engine.unwrap(self.average), checkpoint.under("average", tensors), str(path))
         if self.pool:

@@ -1,6 +1,7 @@
 """The benchmarks run, at a size that takes seconds; what they measure is not tested."""
 
 import json
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -40,15 +41,56 @@ def test_a_size_that_makes_no_network_is_told_in_one_line():
     assert "Traceback" not in done.stderr
 
 
+def test_drift_reports_ours_beside_a_harmless_reordering(tmp_path):
+    done = run("drift", "--size", 64, "--width", 4, "--steps", 3, "--json", "-o", tmp_path / "kept" / "drift.json")
+    assert done.returncode == 0, done.stderr
+    [line] = done.stdout.splitlines()
+    report = json.loads(line)
+    assert json.loads((tmp_path / "kept" / "drift.json").read_text()) == report
+    assert (report["size"], report["width"], report["steps"]) == (64, 4, 3)
+    for name in ("p2pzoo", "channels-last"):
+        assert 0 < report[name]["weights"] < 1e-3
+        assert 0 < report[name]["losses"] < 1e-3
+    assert "| p2pzoo |" in run("drift", "--size", 64, "--width", 4, "--steps", 1).stdout
+
+
+def test_train_step_compares_both_and_says_at_what_scale(tmp_path):
+    small = ["--size", 32, "--width", 4, "--batch", 2, "--rounds", 1, "--steps", 1, "--without", "lowering"]
+    done = run("train_step", *small, "-o", tmp_path / "result.json")
+    assert done.returncode == 0, done.stderr
+    assert "p2pzoo is " in done.stdout
+    result = json.loads((tmp_path / "result.json").read_text())
+    assert (result["size"], result["width"], result["batch"]) == (32, 4, 2)
+    times = result["milliseconds"]
+    assert times.keys() == {"baseline", "ours", "without lowering"}
+    assert result["ratio"]["median"] == pytest.approx(times["baseline"] / times["ours"], rel=0.05)
+
+
+def test_scaling_fits_a_slope_to_every_series_and_plots_it(tmp_path):
+    done = run("scaling", "--quick", "--series", "pairs", "--series", "batch", "-o", tmp_path / "result.json")
+    assert done.returncode == 0, done.stderr
+    series = json.loads((tmp_path / "result.json").read_text())["series"]
+    assert series["pairs"]["values"] == [16, 64]
+    assert series["batch"]["base"] == {"size": 64, "width": 8, "pairs": 16}
+    for found in series.values():
+        first, last = (each["median"] for each in found["milliseconds"])
+        growth = math.log(last / first) / math.log(found["counted"][1] / found["counted"][0])
+        assert found["slope"]["milliseconds"]["median"] == pytest.approx(growth, abs=0.01)
+        assert min(found["peak_megabytes"]) > 0
+    plot = tmp_path / "result.svg"
+    assert series["pairs"]["unit"] in plot.read_text()
+    assert plot.stat().st_size < 100_000
+
+
 @pytest.mark.slow
 def test_gpu_compares_what_it_says_though_only_cuda_shows_what_that_is_worth():
     quick = ["--device", "cpu", "--quick", "--rounds", 1, "--steps", 1, "--without", "one_pass"]
     done = run("gpu", *quick, "--json")
     assert done.returncode == 0, done.stderr
     [cell] = json.loads(done.stdout)["cells"]
-    assert cell["lines"].keys() == {"p2pzoo", "baseline", "instance norm", "instance norm, without one_pass"}
-    assert "one_pass" in cell["lines"]["instance norm"]["on"]
-    assert "one_pass" not in cell["lines"]["instance norm, without one_pass"]["on"]
+    assert cell["lines"].keys() == {"p2pzoo", "baseline", "without one_pass"}
+    assert "one_pass" in cell["lines"]["p2pzoo"]["on"]
+    assert "one_pass" not in cell["lines"]["without one_pass"]["on"]
     assert cell["lines"]["baseline"]["ratio"]["median"] > 0
 
 

@@ -23,6 +23,7 @@ from p2pzoo.contracts import Batch
 from p2pzoo.data import TrainBatches
 from p2pzoo.graphs import WARM_UP, Captured, undone
 from p2pzoo.objective import Objective, Player, Term
+from p2pzoo.onepass import OnePass
 from p2pzoo.pool import ImagePool
 from p2pzoo.settings import Compute, Optimizer
 
@@ -111,7 +112,8 @@ def game(recorder=None, *, terms=(), pool=None, on=(), **compute):
     for network in map(engine.place, networks):
         players.append(Player(engine.compiled(network, STEPS), engine.adam(network, Optimizer())))
     terms = [Term("l1", L1(), 100.0), *(Term("extra", term, 1.0) for term in terms)]
-    objective = Objective(*players, Vanilla(), terms, engine.descend, pool=pool)
+    both = OnePass(engine.unwrap(players[1].network))
+    objective = Objective(*players, Vanilla(), terms, engine.descend, pool=pool, both=both)
     return engine, objective, engine.captured(objective)
 
 
@@ -203,11 +205,13 @@ class TestRecorded:
         with pytest.raises(IndexError):
             play(batch(WARM_UP), WARM_UP)  # of a true recording this is the recording's own failure
 
-    @pytest.mark.parametrize("what", ["pool", "scaler", "processes", "Adam"])
+    @pytest.mark.parametrize("what", ["pool", "scaler", "processes", "Adam", "checkpointing"])
     def test_what_can_never_be_recorded_is_not_tried(self, what, monkeypatch):
         recorder = Recorder()
         pool = ImagePool(2, 0) if what == "pool" else None
-        engine, objective, _ = game(recorder, pool=pool, fused_adam=what != "Adam")
+        engine, objective, _ = game(
+            recorder, pool=pool, fused_adam=what != "Adam", checkpointing=what == "checkpointing"
+        )
         engine.on["cuda_graphs"] = True
         if what == "scaler":
             engine.accelerator.scaler = torch.amp.GradScaler("cpu")

@@ -12,7 +12,7 @@ from p2pzoo.compute import Engine
 from p2pzoo.contracts import Batch, Scene
 from p2pzoo.experiment import check
 from p2pzoo.objective import Objective, Player, Term
-from p2pzoo.onepass import in_one_pass, judges_alone
+from p2pzoo.onepass import OnePass, judges_alone
 from p2pzoo.plugins import registry
 from p2pzoo.recipe import read_recipe
 from p2pzoo.train import set_up
@@ -64,18 +64,25 @@ class Numbered(nn.Module):
         return h + np.random.default_rng().random()
 
 
-def test_a_discriminator_with_statistics_per_image_is_found_to_judge_each_alone():
-    for norm in ("instance", "none"):
+def test_a_discriminator_with_statistics_per_image_or_per_call_is_found_to_judge_each_part_alone():
+    for norm in ("batch", "instance", "none"):
         for kind in (PatchDiscriminator, PixelDiscriminator):
             assert judges_alone(kind(3, 3, SIZE, width=4, norm=norm), (3, 3), SIZE, 1), (kind, norm)
-    assert judges_alone(Judge(nn.GroupNorm(2, 8)), (3, 3), SIZE, 3)
+    for norm in (nn.GroupNorm(2, 8), nn.BatchNorm2d(8), nn.BatchNorm2d(8, track_running_stats=False)):
+        assert judges_alone(Judge(norm), (3, 3), SIZE, 3), norm
+
+
+class OwnNorm(nn.Module):
+    """Batch norm written by hand, which does not know of parts."""
+
+    def forward(self, h):
+        return (h - h.mean((0, 2, 3), keepdim=True)) / (h.std((0, 2, 3), keepdim=True) + 1e-5)
 
 
 @pytest.mark.parametrize(
     "between",
     [
-        (nn.BatchNorm2d(8),),
-        (nn.BatchNorm2d(8, track_running_stats=False),),
+        (OwnNorm(),),
         (BatchDeviation(),),
         (BatchDeviation(gain=0.0),),  # it has no effect yet, and will have
         (nn.utils.spectral_norm(nn.Conv2d(8, 8, 1)),),
@@ -84,7 +91,7 @@ def test_a_discriminator_with_statistics_per_image_is_found_to_judge_each_alone(
         (Remembering(),),
         (Numbered(),),
     ],
-    ids=["batch norm", "batch norm without memory", "minibatch deviation", "minibatch deviation with a gain of 0",
+    ids=["a batch norm of its own", "minibatch deviation", "minibatch deviation with a gain of 0",
          "spectral norm", "spectral norm as a parametrization", "dropout", "a running mean", "numpy's randomness"],
 )  # fmt: skip
 @pytest.mark.parametrize("batch", [1, 2])
@@ -108,10 +115,11 @@ def test_finding_out_leaves_no_trace():
     assert D.layers[0].weight.dtype == torch.float32
 
 
-def play(gan, both, steps=2):
-    """The losses and gradients of steps in float64."""
+def play(gan, norm, *, one_pass, steps=2):
+    """The losses and gradients of steps in float64, and what they leave in D's buffers."""
     torch.manual_seed(0)
-    G, D = nn.Conv2d(3, 3, 3, padding=1).double(), PatchDiscriminator(3, 3, SIZE, width=4, norm="instance").double()
+    G, D = nn.Conv2d(3, 3, 3, padding=1).double(), PatchDiscriminator(3, 3, SIZE, width=4, norm=norm).double()
+    both = OnePass(D) if one_pass else None
     players = [Player(network, torch.optim.SGD(network.parameters(), lr=0.1)) for network in (G, D)]
     gradients = []
 
@@ -124,13 +132,14 @@ def play(gan, both, steps=2):
     objective = Objective(*players, gan, [Term("l1", L1(), 100.0)], descend, both=both)
     batch = Batch(*(torch.rand(3, 3, *SIZE, dtype=torch.float64) * 2 - 1 for _ in range(2)), ("a", "b", "c"))
     told = [value for i in range(steps) for value in objective.step(batch, i).values()]
-    return told, gradients
+    return told, gradients, [*D.buffers()]
 
 
+@pytest.mark.parametrize("norm", ["batch", "instance"])
 @pytest.mark.parametrize("gan", [Vanilla(), LeastSquares()], ids=["vanilla", "lsgan"])
-def test_one_pass_gives_the_losses_and_gradients_of_two(gan):
-    for one, two in zip(play(gan, in_one_pass), play(gan, None), strict=True):
-        assert len(one) == len(two) > 0
+def test_one_pass_gives_the_losses_gradients_and_buffers_of_two(gan, norm):
+    for one, two in zip(play(gan, norm, one_pass=True), play(gan, norm, one_pass=False), strict=True):
+        assert len(one) == len(two)
         for a, b in zip(one, two, strict=True):
             torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
 
@@ -142,7 +151,7 @@ def test_d_is_asked_once_in_its_own_move_and_of_the_fake_alone_in_gs():
         asked.append(len(y))
         return [y.mean((1, 2, 3))]
 
-    scene = Scene(Batch(*torch.rand(2, 2, 3, 8, 8), ("a", "b")), torch.rand(2, 3, 8, 8), D, both=in_one_pass)
+    scene = Scene(Batch(*torch.rand(2, 2, 3, 8, 8), ("a", "b")), torch.rand(2, 3, 8, 8), D, both=OnePass(nn.Identity()))
     _ = scene.fake, scene.real, scene.fake
     assert asked == [4]
     assert torch.equal(scene.real[0], scene.y.mean((1, 2, 3)))
@@ -160,20 +169,20 @@ def test_the_pools_x_goes_with_its_fake():
 
     batch, y_hat = Batch(torch.zeros(1, 1, 2, 2), torch.ones(1, 1, 2, 2), ("a",)), torch.full((1, 1, 2, 2), 2.0)
     pooled = (torch.full((1, 1, 2, 2), 3.0), torch.full((1, 1, 2, 2), 4.0))
-    _ = Scene(batch, y_hat, D, pooled=pooled, both=in_one_pass).real
+    _ = Scene(batch, y_hat, D, pooled=pooled, both=OnePass(nn.Identity())).real
     [(x, y)] = seen
     assert (x[:, 0, 0, 0].tolist(), y[:, 0, 0, 0].tolist()) == ([0, 3], [1, 4])
 
 
 @pytest.mark.parametrize(
     ("overrides", "expected"),
-    [((), False), (('discriminator.norm="instance"',), True),
-     (('discriminator.norm="instance"', "compute.one_pass=false"), False)],
+    [((), True), (('discriminator.norm="instance"',), True),
+     (("compute.one_pass=false",), False)],
     ids=["batch norm", "instance norm", "switched off"],
 )  # fmt: skip
 def test_a_recipe_says_whether_it_may_and_the_run_whether_it_is(overrides, expected, tiny):
     made = check(read_recipe(str(tiny), "smoke", [*overrides]), registry())
     engine = Engine(made.compute)
     objective = set_up(made, engine, (3, 3), (64, 64))
-    assert (objective.both is in_one_pass) is expected
+    assert isinstance(objective.both, OnePass) is expected
     assert ("one_pass" in engine.describe()["on"]) is expected

@@ -280,6 +280,18 @@ def test_tiles_are_translated_by_the_command_as_by_the_model(zoo, run, model, tm
     assert "tile" not in json.loads(Image.open(one_piece(zoo, run, source, tmp_path)).text["p2pzoo"])
 
 
+def test_bf16_translates_to_within_a_few_levels_and_says_so_in_the_file(zoo, run, photo, tmp_path):
+    source = save(photo, tmp_path / "photo.png")
+    options = ("--test-mode", "eval", "--precision", "bf16")
+    assert zoo("translate", run, source, "-o", tmp_path / "bf16.png", *options).exit_code == 0
+    exact = np.asarray(Image.open(one_piece(zoo, run, source, tmp_path)), np.int16)
+    rounded = np.asarray(Image.open(tmp_path / "bf16.png"), np.int16)
+    difference = np.abs(exact - rounded)
+    assert 0 < difference.max() <= 8  # 8 bits of each number are kept, through a dozen layers
+    assert difference.mean() < 1
+    assert json.loads(Image.open(tmp_path / "bf16.png").text["p2pzoo"])["precision"] == "bf16"
+
+
 def one_piece(zoo, run, source, tmp_path):
     assert zoo("translate", run, source, "-o", tmp_path / "one.png", "--test-mode", "eval").exit_code == 0
     return tmp_path / "one.png"
@@ -292,9 +304,10 @@ def one_piece(zoo, run, source, tmp_path):
         ("--test-mode eval --tile 64 --overlap 33", "an overlap of 33 does not fit tiles of 64: 0 to 32 does"),
         ("--tile 64", "tiles need the test mode eval: in paper mode each would have statistics of its own"),
         ("--overlap 8", "an overlap of 8 needs tiles: give the side of a tile, too"),
+        ("--precision bf16", "precision bf16 is for the test mode eval: paper is as in training, in fp32"),
     ],
 )
-def test_tiles_that_do_not_fit_are_told_before_anything_is_read(zoo, run, photo, tmp_path, options, message):
+def test_options_that_do_not_fit_are_told_before_anything_is_read(zoo, run, photo, tmp_path, options, message):
     source = save(photo, tmp_path / "photo.png")
     result = zoo("translate", run, source, "-o", tmp_path / "out", *options.split())
     assert (result.exit_code, result.stderr) == (2, f"{message}\n")

@@ -120,7 +120,7 @@ def _told(error: BaseException) -> tuple[str, int]:
 
 @click.command(cls=Zoo, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="p2pzoo")
-@click.option("--debug", is_flag=True, help="Show a traceback with an error.")
+@click.option("--debug", is_flag=True, help="Show a traceback with an error, and what was decided on the way.")
 def main(debug: bool) -> None:
     """A zoo of architectures for paired image-to-image translation (pix2pix).
 
@@ -128,6 +128,11 @@ def main(debug: bool) -> None:
     p2pzoo run zoo:ablation_patch70.toml     train the 70x70 PatchGAN and measure it
     p2pzoo list                              what recipes can be made of
     """
+    if debug:
+        import logging
+
+        logging.basicConfig(format="%(name)s: %(message)s")
+        logging.getLogger("p2pzoo").setLevel(logging.DEBUG)
 
 
 def print_json(value: Any) -> None:

@@ -1,0 +1,68 @@
+"""p2pzoo's training step as `p2pzoo run` takes it, for the benchmarks that time it; and pairs for it to train on.
+
+p2pzoo is imported when a step is made: a baseline that shares a script with it does not carry it.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+DIFFERENT = 16
+
+
+def draw_pairs(folder: Path, size: int, pairs: int = DIFFERENT) -> None:
+    """Smooth noise, side by side, as JPEG: what it shows does not change how long a step takes.
+
+    Sixteen are drawn; more are links to these.
+    """
+    rng = np.random.default_rng(0)
+    for i in range(pairs):
+        file = folder / f"{i:05d}.jpg"
+        if i >= DIFFERENT:
+            os.link(folder / f"{i % DIFFERENT:05d}.jpg", file)
+            continue
+        coarse = Image.fromarray(rng.integers(0, 256, (size // 8, size // 4, 3), dtype=np.uint8))
+        coarse.resize((2 * size, size), Image.Resampling.BICUBIC).save(file, quality=95)
+
+
+def experiment(folder: Path, size: int, width: int, batch: int, overrides: Sequence[str] = ()) -> Any:
+    """base.toml at this scale, trained on the pairs of `folder`."""
+    from p2pzoo.experiment import check
+    from p2pzoo.plugins import registry
+    from p2pzoo.recipe import read_recipe
+
+    scale = [
+        f"generator.width={width}", f"discriminator.width={width}", f"train.batch_size={batch}",
+        "dataset.use=side-by-side", f"dataset.root={folder}", f"dataset.size=[{size}, {size}]",
+    ]  # fmt: skip
+    return check(read_recipe("zoo:base.toml", "laptop", [*scale, *overrides]), registry())
+
+
+def training(made: Any) -> Callable[[], object]:
+    """One step after another: store, batch, move, game, reading the losses."""
+    from p2pzoo.compute import Engine
+    from p2pzoo.data import Store, TrainBatches
+    from p2pzoo.train import Ledger, advance, set_up
+
+    engine = Engine(made.compute)
+    store = Store(made.dataset.build(split="train"), enlarge=made.train.jitter, kernel=made.train.jitter_kernel)
+    objective = set_up(made, engine, store.channels, store.size)
+    play = engine.captured(objective)
+    batch = made.train.batch_size
+    pairs = TrainBatches(store, batch_size=batch, mirror=True, seed=0)
+    ledger, step = Ledger(), 0
+
+    def work() -> object:
+        nonlocal step
+        losses = advance(play, engine, pairs, step, made.optimizer.lr, 0)
+        step += 1
+        ledger.waiting.append((step, step * batch, losses))
+        return ledger.read()
+
+    return work

@@ -1,0 +1,206 @@
+"""p2pzoo's step, with everything on that makes it fast, is the classic step of `benchmarks/baseline.py`.
+
+Every generator and discriminator of the first-party plugins is held to it, so a new one is too.
+"""
+
+import importlib.util
+from pathlib import Path
+from typing import get_args
+
+import pytest
+import torch
+from torch import nn
+
+from p2pzoo import params
+from p2pzoo.compute import Engine
+from p2pzoo.contracts import Batch
+from p2pzoo.errors import UserError
+from p2pzoo.experiment import check
+from p2pzoo.networks import build, make_discriminator, make_generator
+from p2pzoo.plugins import plugins, registry
+from p2pzoo.recipe import read_recipe
+from p2pzoo.train import set_up
+
+ROOT = Path(__file__).parent.parent
+CHANNELS = (3, 3)
+STEPS = 20
+SIDES = (64, 96, 128, 256)
+FIRST_PARTY = sorted(path.parent.name for path in ROOT.glob("plugins/*/__init__.py"))
+
+
+def load_baseline():
+    spec = importlib.util.spec_from_file_location("baseline", ROOT / "benchmarks" / "baseline.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+class Classic(load_baseline().Classic):
+    """The baseline, with the mean over the maps where D has several."""
+
+    def __init__(self, G, D):
+        super().__init__(G, D, judge=D)
+
+    def gan(self, maps, real):
+        return torch.stack([super(Classic, self).gan(logits, real) for logits in maps]).mean()
+
+
+def first_party(kind):
+    ours = {plugin.name for plugin in plugins() if plugin.module in FIRST_PARTY}
+    return [entry for entry in registry().of(kind) if entry.plugin in ours]
+
+
+def variants():
+    """(kind, component, {parameter: value}): each component as it is by default, and with each other norm and bias."""
+    for kind in ("generator", "discriminator"):
+        for entry in first_party(kind):
+            yield kind, entry.full_name, {}
+            for name, param in params.params_of(entry.load()).items():
+                if name in ("norm", "bias"):
+                    for value in get_args(param.annotation):
+                        if value != param.default:
+                            yield kind, entry.full_name, {name: value}
+
+
+VARIANTS = list(variants())
+NAMES = [" ".join((use.partition(":")[2], *given.values())) for _, use, given in VARIANTS]
+
+
+def experiment(kind, use, given, width):
+    """base.toml with this component, G without noise, on the CPU."""
+    overrides = [
+        f"{kind}.use={use}",
+        *(f"{kind}.{name}={value}" for name, value in given.items()),
+        "compute.device=cpu",
+    ]
+    for each, name in (("generator", use if kind == "generator" else "unet"), ("discriminator", "patch")):
+        entry = registry().get(each, use if each == kind else name)
+        known = params.params_of(entry.load())
+        overrides += [f"{each}.width={width}"] if "width" in known else []
+        overrides += [f"{each}.noise=none"] if "noise" in known else []
+    return check(read_recipe("zoo:base.toml", "smoke", overrides), registry())
+
+
+def smallest(made):
+    """The least side of SIDES that both networks take."""
+    for side in SIDES:
+        try:
+            with torch.device("meta"):
+                for component in (made.generator, made.discriminator):
+                    build(component, CHANNELS, (side, side))
+        except UserError:
+            continue
+        return side
+    raise AssertionError(f"no side of {SIDES} fits")
+
+
+def contestants(made, side):
+    """Ours, as a run has it, with its engine; and the classic step, from the same weights."""
+    engine = Engine(made.compute)
+    objective = set_up(made, engine, CHANNELS, (side, side))
+    D = make_discriminator(made, CHANNELS, (side, side))
+    classic = Classic(make_generator(made, CHANNELS, (side, side)), D)
+    networks = (objective.G.network, objective.D.network, classic.G, classic.D)
+    for part in (part for network in networks for part in network.modules()):
+        if isinstance(part, nn.modules.dropout._DropoutNd):
+            part.p = 0.0
+    return engine, objective, classic
+
+
+def batch(side, number):
+    generator = torch.Generator().manual_seed(number)
+    x, y = torch.rand(2, 1, 3, side, side, generator=generator, dtype=torch.float64) * 2 - 1
+    dtype = torch.get_default_dtype()
+    return Batch(x.to(dtype), y.to(dtype), ("a",))
+
+
+def assert_same_losses(told, classic, tolerance):
+    assert told["D.gan"].item() == pytest.approx((classic["D.real"] + classic["D.fake"]) / 2, rel=0, abs=tolerance)
+    for name in ("G.gan", "G.l1"):
+        assert told[name].item() == pytest.approx(classic[name], rel=0, abs=tolerance)
+
+
+@pytest.fixture
+def float64():
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+def test_there_are_components_to_hold_to_it():
+    assert {entry.name for entry in first_party("generator")} >= {"unet", "encoder-decoder"}
+    assert {entry.name for entry in first_party("discriminator")} >= {"pixel", "patch", "image"}
+
+
+@pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize("variant", VARIANTS, ids=NAMES)
+def test_in_float64_losses_and_weights_agree_over_many_steps(variant):
+    """D's running statistics are left out: what it was shown last differs, and nothing reads them."""
+    made = experiment(*variant, width=4)
+    side = smallest(made)
+    engine, ours, classic = contestants(made, side)
+    begun = {name: weight.clone() for name, weight in classic.G.named_parameters()}
+    for number in range(STEPS):
+        pair = batch(side, number)
+        told = ours.step(engine.move(pair), number)
+        assert_same_losses(told, classic.step(pair.x, pair.y), 1e-9)
+    expected = classic.G.state_dict() | {f"D.{name}": weight for name, weight in classic.D.named_parameters()}
+    found = ours.G.network.state_dict() | {f"D.{name}": weight for name, weight in ours.D.network.named_parameters()}
+    for name, tensor in expected.items():
+        torch.testing.assert_close(found[name], tensor, rtol=0, atol=1e-9)
+    assert any((weight - expected[name]).abs().max() > 1e-3 for name, weight in begun.items()), "G has learnt"
+
+
+@pytest.mark.parametrize(
+    "variant",
+    [pytest.param(v, id=n, marks=pytest.mark.slow if v[2] else ()) for v, n in zip(VARIANTS, NAMES, strict=True)],
+)
+def test_in_float32_one_step_gives_the_same_pictures_losses_and_gradients(variant):
+    """With rounded corners: a value within rounding of a ReLU's kink has two gradients, and rounding chooses."""
+    made = experiment(*variant, width=32)
+    engine, ours, classic = contestants(made, 128)
+    exact = contestants(made, 128)[2]
+    for network in (ours.G.network, ours.D.network, classic.G, classic.D, exact.G, exact.D):
+        smooth(network)
+    optimizers = [player.optimizer for player in ours.players]
+    for each in (classic, exact):
+        optimizers += [each.optimizer_G, each.optimizer_D]
+    for group in (group for optimizer in optimizers for group in optimizer.param_groups):
+        group["lr"] = 0.0  # G meets the D that judged, and gradients stay to be looked at
+    pictures = []
+    for network in (ours.G.network, classic.G):
+        network.register_forward_hook(lambda _module, _x, y_hat: pictures.append(y_hat.detach()))
+
+    gradients = {}  # ours are freed after the step
+
+    def keep(parameter):
+        gradients[parameter] = parameter.grad.clone()
+
+    for parameter in (*ours.G.network.parameters(), *ours.D.network.parameters()):
+        parameter.register_post_accumulate_grad_hook(keep)
+
+    pair = batch(128, 0)
+    told = ours.step(engine.move(pair), 0)
+    assert_same_losses(told, classic.step(pair.x, pair.y), 1e-4)
+    torch.testing.assert_close(*pictures, rtol=0, atol=1e-4)
+
+    exact.G.double()
+    exact.D.double()
+    exact.step(pair.x.double(), pair.y.double())
+    compared = 0
+    for network, its, exacts in ((ours.G.network, classic.G, exact.G), (ours.D.network, classic.D, exact.D)):
+        parameters = zip(network.named_parameters(), its.parameters(), exacts.parameters(), strict=True)
+        for (name, mine), classics, true in parameters:
+            norm = true.grad.norm().item()
+            if norm > 1e-9:  # else it is zero but for rounding: a bias before a norm
+                compared += 1
+                assert (gradients[mine] - classics.grad).norm().item() <= 1e-3 * norm, name
+    assert compared > len(optimizers) * 4
+
+
+def smooth(network):
+    """ReLUs round their corners at a hundredth: far above rounding, near enough to behave as they do."""
+    for module in network.modules():
+        for name, part in module.named_children():
+            if isinstance(part, nn.ReLU | nn.LeakyReLU):
+                setattr(module, name, nn.Softplus(beta=100))
