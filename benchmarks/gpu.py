@@ -7,8 +7,7 @@ fp32, NCHW, torch's default Adam, `.item()` on every loss, as the public PyTorch
 its kernels by timing, as there. It is given batches that lie ready in memory, as if its loader always kept up; p2pzoo
 makes its own. Each contestant has a process; two of them are alive at a time, and take turns.
 
-`one_pass` acts where D's statistics are per image, so that line compares two runs whose D has instance norm. Without
-`fused_adam` there is no CUDA graph either.
+Without `fused_adam` there is no CUDA graph either.
 """
 
 from __future__ import annotations
@@ -189,16 +188,10 @@ def measured(given: tuple[object, ...], without: list[str], rounds: int, steps: 
         if ours is None:
             return lines
         lines["p2pzoo"] = {**ours.about, "seconds": []}
-        for line in ("baseline", *(f"without {switch}" for switch in without if switch != "one_pass")):
+        for line in ("baseline", *(f"without {switch}" for switch in without)):
             name = "baseline" if line == "baseline" else OFF[line.removeprefix("without ")]
             with contestant(given, name) as other:
                 lines[line] = compared(ours, other, rounds, steps, lines["p2pzoo"])
-    if "one_pass" in without:
-        norm = 'discriminator.norm="instance"'
-        with contestant(given, norm) as ours, contestant(given, f"{norm} {OFF['one_pass']}") as other:
-            if ours is not None:
-                lines["instance norm"] = {**ours.about, "seconds": []}
-                lines["instance norm, without one_pass"] = compared(ours, other, rounds, steps, lines["instance norm"])
     return lines
 
 

@@ -191,6 +191,7 @@ class Engine:
             "fp16 decides step by step whether to take it": self.accelerator.scaler is not None,
             "several processes exchange gradients": processes.count() > 1,
             "fused_adam is off": not self.on["fused_adam"],
+            "checkpointing puts random numbers back as it computes again": self.settings.checkpointing,
         }
         for reason, there in obstacles.items():
             if there:

@@ -105,8 +105,6 @@ class Captured:
             return torch.stack([value.detach().float() for value in told.values()])
 
         self._recordable(True)
-        for optimizer in self.optimizers:
-            optimizer.zero_grad(set_to_none=True)  # its gradients are to lie in the recording's memory
         try:
             self._replay, self._given = recorder.record(act), given
         except Exception as error:  # a kernel, a library or a plugin: there is always the step itself
@@ -235,7 +233,7 @@ def undone(objective: Any, scaler: Any = None) -> Iterator[None]:
     tensors = [t for p in players for t in (*p.network.parameters(), *p.network.buffers())]
     losses = [objective.gan, *(term.loss for term in objective.terms)]
     tensors += [t for loss in losses if isinstance(loss, nn.Module) for t in (*loss.parameters(), *loss.buffers())]
-    moments = [_state(player.optimizer) for player in players]
+    moments = [player.optimizer.state for player in players]
     tensors += [t for state in moments for part in state.values() for t in part.values() if isinstance(t, Tensor)]
     kept = [tensor.detach().clone() for tensor in tensors]
     known = [set(state) for state in moments]
@@ -250,7 +248,7 @@ def undone(objective: Any, scaler: Any = None) -> Iterator[None]:
             for tensor, value in zip(tensors, kept, strict=True):
                 tensor.copy_(value)
         for player, before in zip(players, known, strict=True):
-            state = _state(player.optimizer)
+            state = player.optimizer.state
             for parameter in set(state) - before:
                 del state[parameter]
             for parameter in player.network.parameters():
@@ -264,7 +262,3 @@ def undone(objective: Any, scaler: Any = None) -> Iterator[None]:
 def _in_a_line(error: Exception) -> str:
     told = " ".join(str(error).split("\n")[:2])  # compilers put what happened into the second line
     return f"{type(error).__name__}: {told}".rstrip(": ")
-
-
-def _state(optimizer: Any) -> Any:
-    return getattr(optimizer, "optimizer", optimizer).state  # inside Accelerate's

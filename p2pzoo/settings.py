@@ -95,7 +95,7 @@ class Compute:
                    run's identity: a run keeps its content, and goes on with it
     fused_adam     Adam in one kernel, on a CPU and on CUDA
     keep_memory    on a CPU: freed memory stays with the process (glibc only). Not part of a run's identity
-    one_pass       D judges real and fake images together, where it is seen to judge each alone (see onepass.py)
+    one_pass       D judges real and fake images together, where that is seen to be the same (see onepass.py)
     compile        torch.compile of G and D, on a CPU in place of `lowering`. It takes minutes: "auto" is on CUDA
                    alone, in a single process, from 50 000 steps on
     cuda_graphs    on CUDA: the whole step is recorded once and replayed (see graphs.py), with the same bits. Not part

@@ -124,7 +124,7 @@ class TestTheFile:
 
 class TestWhatIsMeasured:
     def test_a_step_asks_for_every_convolution_and_every_gradient_it_takes(self, asked):
-        """G has 6 + 6 layers at 64 px, D 5, called for both and once more; no gradient goes to images, none to the frozen D."""
+        """G has 6 + 6 layers at 64 px, D 5, called twice; none goes to images or to the frozen D."""
         calls = dict.fromkeys(("convolve", "spread", "correlate"), 0)
         for shape, number in asked.items():
             calls[shape.operation] += number
