@@ -132,7 +132,7 @@ def _processor() -> str:
 
 
 def keep(result: dict[str, Any], file: Path | None) -> None:
-    """Write a result for `tables.py` to show, if a file is given."""
+    """Write a result for `write_readmes.py` to show, if a file is given."""
     if file:
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(json.dumps(result, indent=2, sort_keys=True) + "\n")

@@ -26,7 +26,8 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 WARM_UP = 3
-SGEMM_SIDE = 2048
+SIDE = 2048  # of the square matrices whose product tells the machine's rate
+PRODUCTS = ("sgemm", "product")  # torch.mm, and the faster one that p2pzoo's convolutions call
 
 
 @click.command()
@@ -57,7 +58,7 @@ def main(
         names = ["baseline", "ours", *(f"without {off}" for off in without), *(f"with {on}" for on in with_)]
         shape += ("--reference", reference) if reference else ()
         names += ["reference"] if reference else []
-        found = {name: measure.Contestant(__file__, *shape, "--contestant", name) for name in (*names, "sgemm")}
+        found = {name: measure.Contestant(__file__, *shape, "--contestant", name) for name in (*names, *PRODUCTS)}
         flop = found["baseline"].about["flop"]
         measured = measure.take_turns(found, rounds, steps)
     result = summary(measured, flop, {"size": size, "width": width, "batch": batch, "steps": steps})
@@ -67,10 +68,12 @@ def main(
 
 def serve(name: str, folder: Path, size: int, width: int, batch: int, reference: Path | None) -> None:
     """Be one contestant."""
-    if name == "sgemm":
-        a, b = torch.randn(2, SGEMM_SIDE, SGEMM_SIDE).unbind()
-        out = torch.empty(SGEMM_SIDE, SGEMM_SIDE)
-        measure.serve(lambda: torch.mm(a, b, out=out))
+    if name in PRODUCTS:
+        from p2pzoo.lowering import product
+
+        a, b = torch.randn(2, SIDE, SIDE).unbind()
+        out = torch.empty(SIDE, SIDE)
+        measure.serve((lambda: torch.mm(a, b, out=out)) if name == "sgemm" else (lambda: product(a, b)))
         return
     if name == "baseline" or name == "reference":
         classic = (
@@ -130,9 +133,14 @@ def reference_step(checkout: Path, size: int, width: int) -> Classic:
 
 
 def summary(measured: dict[str, Any], flop: int, shape: dict[str, int]) -> dict[str, Any]:
-    sgemm = [2 * SGEMM_SIDE**3 / seconds for seconds in measured.pop("sgemm")["seconds"]]
+    rates = {name: [2 * SIDE**3 / seconds for seconds in measured.pop(name)["seconds"]] for name in PRODUCTS}
     times = {name: each["seconds"] for name, each in measured.items()}
-    rates = [flop / seconds for seconds in times["ours"]]
+    rates["ours"] = [flop / seconds for seconds in times["ours"]]
+    median = {name: statistics.median(each) for name, each in rates.items()}
+    share = {
+        name: round(statistics.median(a / b for a, b in zip(rates["ours"], rates[name], strict=True)), 3)
+        for name in PRODUCTS
+    }
     result: dict[str, Any] = {
         "benchmark": "train_step",
         **shape,
@@ -140,8 +148,11 @@ def summary(measured: dict[str, Any], flop: int, shape: dict[str, int]) -> dict[
         "milliseconds": {name: round(1e3 * statistics.median(each), 1) for name, each in times.items()},
         "peak_megabytes": {name: round(each["peak_bytes"] / 1e6) for name, each in measured.items()},
         "gflop": round(flop / 1e9, 2),
-        "sgemm_gflop_per_second": round(statistics.median(sgemm) / 1e9),
-        "share_of_sgemm": round(statistics.median(a / b for a, b in zip(rates, sgemm, strict=True)), 3),
+        "sgemm_gflop_per_second": round(median["sgemm"] / 1e9),
+        "share_of_sgemm": share["sgemm"],
+        "product_gflop_per_second": round(median["product"] / 1e9),
+        "share_of_product": share["product"],
+        "floor_milliseconds": round(1e3 * flop / median["product"], 1),
         "contributions": {
             name: measure.ratio(each, times["ours"]) for name, each in times.items() if name.startswith("with")
         },
@@ -159,7 +170,10 @@ def table(result: dict[str, Any]) -> str:
         rows.append(f"{name:<24} {milliseconds:>8.1f} {result['peak_megabytes'][name]:>8}")
     low, high = result["ratio"]["spread"]
     rows.append(f"p2pzoo is {result['ratio']['median']:.2f} times as fast ({low:.2f} to {high:.2f} over the rounds),")
-    rows.append(f"at {result['share_of_sgemm']:.0%} of torch.mm's {result['sgemm_gflop_per_second']} GFLOP/s")
+    rows.append(f"at {result['share_of_sgemm']:.0%} of torch.mm's {result['sgemm_gflop_per_second']} GFLOP/s;")
+    rows.append(
+        f"its {result['gflop']:.1f} GFLOP take {result['floor_milliseconds']:.1f} ms at the fastest product's rate"
+    )
     for name, each in result["contributions"].items():
         rows.append(f"{name}: {each['median']:.2f} times as long ({each['spread'][0]:.2f} to {each['spread'][1]:.2f})")
     if "ratio_reference" in result:

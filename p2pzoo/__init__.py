@@ -17,8 +17,11 @@ __version__ = version("p2pzoo")
 __all__ = ["__version__", "hookimpl", "load"]
 
 
-def load(path: str | Path, *, device: str = "auto") -> "Model":
-    """A trained model from a run folder or a model.safetensors; see `p2pzoo.model.Model.translate`."""
+def load(path: str | Path, *, device: str = "auto", precision: str = "fp32") -> "Model":
+    """A trained model from a run folder or a model.safetensors; see `p2pzoo.model.Model.translate`.
+
+    precision: "fp32" or "bf16" (eval mode only).
+    """
     from p2pzoo.model import load
 
-    return load(path, device=device)
+    return load(path, device=device, precision=precision)

@@ -199,17 +199,17 @@ class _Correlate(torch.autograd.Function):
 
 def _columns_convolve(x: Tensor, weight: Tensor, window: Window) -> Tensor:
     height, width = window.positions(_size(x))
-    return _image(_product(_columns(x, window), _matrix(weight)), x.shape[0], height, width)
+    return _image(product(_columns(x, window), _matrix(weight)), x.shape[0], height, width)
 
 
 def _columns_correlate(x: Tensor, y: Tensor, window: Window) -> Tensor:
-    product = _product(_rows(y).t(), _columns(x, window).t())
-    return product.view(y.shape[1], *window.kernel, x.shape[1]).permute(0, 3, 1, 2)
+    weight = product(_rows(y).t(), _columns(x, window).t())
+    return weight.view(y.shape[1], *window.kernel, x.shape[1]).permute(0, 3, 1, 2)
 
 
 def _columns_spread(y: Tensor, weight: Tensor, window: Window, size: tuple[int, int]) -> Tensor:
     (kernel, across), (down, right) = window.kernel, window.stride
-    parts = _product(_rows(y), _matrix(weight).t()).view(*_nhw(y), kernel, across, -1)
+    parts = product(_rows(y), _matrix(weight).t()).view(*_nhw(y), kernel, across, -1)
     if kernel % down or across % right or window.dilation != (1, 1):
         return _added(parts, window, size)
     return _added_in_blocks(parts, window, size)
@@ -249,24 +249,19 @@ def _added_in_blocks(parts: Tensor, window: Window, size: tuple[int, int]) -> Te
     batch, height, width, kernel, across, channels = parts.shape
     (vertical, horizontal), (down, right) = window.padding, window.stride
     over, beside = kernel // down, across // right
-    blocks = parts.view(batch, height, width, over, down, beside, right, channels)
-    added = parts.new_empty(batch, height + over - 1, width + beside - 1, down, right, channels)
-    added[:, :height, :width] = blocks[:, :, :, 0, :, 0]
+    blocks = parts.view(batch, height, width, over, down, beside, right, channels).permute(3, 5, 0, 1, 4, 2, 6, 7)
+    added = parts.new_empty(batch, height + over - 1, down, width + beside - 1, right, channels)
+    added[:, :height, :, :width] = blocks[0, 0]
     added[:, height:] = 0
-    added[:, :height, width:] = 0
+    added[:, :height, :, width:] = 0
     for i in range(over):
         for j in range(beside):
             if i or j:
-                added[:, i : i + height, j : j + width] += blocks[:, :, :, i, :, j]
-    whole = (height + over - 1) * down - vertical >= size[0] and (width + beside - 1) * right - horizontal >= size[1]
-    x = (parts.new_empty if whole else parts.new_zeros)(batch, *size, channels)
-    for i in range(down):
-        for j in range(right):
-            rows, columns = (i - vertical) % down, (j - horizontal) % right  # the first of this phase inside x
-            inside = x[:, rows::down, columns::right]
-            above, left = (rows + vertical) // down, (columns + horizontal) // right
-            phase = added[:, above : above + inside.shape[1], left : left + inside.shape[2], i, j]
-            inside[:, : phase.shape[1], : phase.shape[2]] = phase
+                added[:, i : i + height, :, j : j + width] += blocks[i, j]
+    padded = added.view(batch, (height + over - 1) * down, (width + beside - 1) * right, channels)
+    x = padded[:, vertical : vertical + size[0], horizontal : horizontal + size[1]]
+    short = (size[0] - x.shape[1], size[1] - x.shape[2])  # of rows and columns that no window reaches
+    x = F.pad(x, (0, 0, 0, short[1], 0, short[0])) if any(short) else x.contiguous()
     return x.permute(0, 3, 1, 2)
 
 
@@ -275,7 +270,7 @@ def _added_in_blocks(parts: Tensor, window: Window, size: tuple[int, int]) -> Te
 
 def _taps_convolve(x: Tensor, weight: Tensor, window: Window) -> Tensor:
     """Every pixel of x times every tap, and for each position the sum of the products that its window holds."""
-    taps = _product(_rows(x), weight.permute(2, 3, 0, 1).reshape(-1, x.shape[1]))
+    taps = product(_rows(x), weight.permute(2, 3, 0, 1).reshape(-1, x.shape[1]))
     (vertical, horizontal), (down, right), (below, beside) = window.padding, window.stride, window.dilation
     taps = F.pad(taps.view(*_nhw(x), -1), (0, 0, horizontal, horizontal, vertical, vertical))
     image, row, column, _ = taps.stride()
@@ -288,15 +283,15 @@ def _taps_convolve(x: Tensor, weight: Tensor, window: Window) -> Tensor:
 
 
 def _taps_correlate(x: Tensor, y: Tensor, window: Window) -> Tensor:
-    product = _product(_taps_of(y, window).t(), _rows(x).t())
-    weight = product.view(*window.kernel, y.shape[1], x.shape[1]).flip(0, 1)
+    weight = product(_taps_of(y, window).t(), _rows(x).t())
+    weight = weight.view(*window.kernel, y.shape[1], x.shape[1]).flip(0, 1)
     laid = weight.permute(2, 0, 1, 3).clone(memory_format=torch.contiguous_format)  # where Y is 1, its stride too
     return laid.permute(0, 3, 1, 2)
 
 
 def _taps_spread(y: Tensor, weight: Tensor, window: Window, size: tuple[int, int]) -> Tensor:
     turned = weight.flip(2, 3).permute(1, 2, 3, 0).reshape(weight.shape[1], -1)
-    return _image(_product(_taps_of(y, window), turned), y.shape[0], *size)
+    return _image(product(_taps_of(y, window), turned), y.shape[0], *size)
 
 
 def _taps_of(y: Tensor, window: Window) -> Tensor:
@@ -306,11 +301,11 @@ def _taps_of(y: Tensor, window: Window) -> Tensor:
     return _columns(y, Window(window.kernel, (1, 1), around, (1, 1)))
 
 
-def _product(a: Tensor, b: Tensor) -> Tensor:
+def product(a: Tensor, b: Tensor) -> Tensor:
     """a (M, K) times the transpose of b (N, K). oneDNN's kernel where torch has it: MKL's is half as fast on AMD."""
     if a.dtype == torch.float32 and torch.backends.mkldnn.is_available():
-        product: Tensor = torch.ops.mkldnn._linear_pointwise(a, b, None, "none", [], "")
-        return product
+        found: Tensor = torch.ops.mkldnn._linear_pointwise(a, b, None, "none", [], "")
+        return found
     return a @ b.t()
 
 

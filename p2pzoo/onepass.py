@@ -1,9 +1,10 @@
 """D's verdicts on real and fake images from one pass over both, where that is the same game.
 
-One pass launches half the kernels on twice the images. BatchNorm over cat(real, fake) is not two BatchNorms, so inside
-such a pass each batch norm takes the two parts one after the other, as two passes would. Whatever else lets images meet
-(minibatch statistics, power iterations, dropout) forbids it. What D's layers are called says little of that, so it is
-tried out, once, on a copy.
+One pass launches half the kernels on twice the images. On a CPU that pays while images are small (`pays`).
+
+BatchNorm over cat(real, fake) is not two BatchNorms, so inside such a pass each batch norm takes the two parts one
+after the other, as two passes would. Whatever else lets images meet (minibatch statistics, power iterations, dropout)
+forbids it. What D's layers are called says little of that, so it is tried out, once, on a copy.
 
 Imports torch and the contracts.
 """
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from p2pzoo.contracts import Both, Discriminator
 
 ROUNDING = 1e-9  # of the greatest logit, in float64: what the order of a sum may change
+CPU_PIXELS = 256**2  # of a batch: at a quarter of it a step is 7% shorter, here it is the same, at four times 3% longer
 SHIFT = 0.1  # standard deviation of what the probe adds to weights: those that begin at zero would hide their effect
 
 
@@ -57,6 +59,11 @@ def _normed(norm: Any, h: Tensor) -> Tensor:
     if norm.parts == 1:
         return own(norm, h)  # type: ignore[no-any-return]
     return torch.cat([own(norm, part) for part in h.chunk(norm.parts)])
+
+
+def pays(device_type: str, batch: int, size: tuple[int, int]) -> bool:
+    """Whether one pass over so many real and fake images of this (H, W) is the faster one."""
+    return device_type != "cpu" or batch * size[0] * size[1] <= CPU_PIXELS
 
 
 @torch.no_grad()

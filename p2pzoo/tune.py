@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from p2pzoo.compute import Engine
-from p2pzoo.data import Store, TrainBatches
+from p2pzoo.data import Store, train_batches
 from p2pzoo.errors import UserError
 from p2pzoo.experiment import Experiment
 from p2pzoo.lowering import CONVOLVE, CORRELATE, SPREAD, Chooser, Form, Shape, forms, shipped_rule
@@ -83,7 +83,7 @@ def asked_shapes(experiment: Experiment) -> Counter[Shape]:
     dataset = experiment.dataset.build(split="train")
     store = Store(dataset, enlarge=train.jitter, kernel=train.jitter_kernel)
     objective = set_up(experiment, engine, store.channels, store.size)
-    batches = TrainBatches(store, batch_size=train.batch_size, mirror=train.mirror, seed=experiment.seed)
+    batches = train_batches(store, train, experiment.seed)
     advance(objective.step, engine, batches, 0, experiment.optimizer.lr, experiment.seed)
     if not recorder.asked:
         raise UserError(f"no convolution of this recipe chooses its kernels (precision {engine.precision} on a CPU)")

@@ -213,8 +213,38 @@ def test_networks_and_batches_share_the_memory_format(channels_last, expected):
 
 
 @pytest.mark.parametrize(
-    ("schedule", "expected"), [("constant", [1.0, 1.0, 1.0, 1.0]), ("linear", [1.0, 1.0, 0.5, 0.0])]
+    ("schedule", "expected"),
+    [
+        ("constant", [1.0, 1.0, 1.0, 1.0]),
+        ("linear", [1.0, 1.0, 0.5, 0.0]),
+        ("linear-epochs", [1.0, 1 - 2 / 101, 1 - 52 / 101, 0.0]),
+    ],
 )
 def test_learning_rate_schedules(schedule, expected):
     settings = Optimizer(lr=1.0, schedule=schedule)
     assert [settings.lr_at(progress) for progress in (0.0, 0.5, 0.75, 1.0)] == expected
+
+
+def test_by_epochs_the_rate_is_that_of_the_pytorch_code():
+    """Which asks torch's scheduler to step at the beginning of each of 200 epochs."""
+    parameter = torch.nn.Parameter(torch.zeros(()))
+    plain = torch.optim.Adam([parameter], lr=1.0)
+    scheduler = torch.optim.lr_scheduler.LambdaLR(plain, lambda epoch: 1.0 - max(0, epoch + 1 - 100) / float(100 + 1))
+    settings, pairs = Optimizer(lr=1.0, schedule="linear-epochs"), 7
+    plain.step()
+    for epoch in range(200):
+        scheduler.step()
+        for step in (0, pairs - 1):
+            rate = settings.lr_at((epoch * pairs + step) / (200 * pairs))
+            assert rate == pytest.approx(plain.param_groups[0]["lr"], abs=1e-12)
+
+
+def test_eps_before_the_correction_is_the_formula_of_torch7():
+    m, v = torch.tensor(3e-9), torch.tensor(4e-18)  # gradients near eps, where it tells
+    for step in (0, 10, 5000):
+        corrections = (1 - 0.5 ** (step + 1), 1 - 0.999 ** (step + 1))
+        torch7 = corrections[1] ** 0.5 / corrections[0] * m / (v.sqrt() + 1e-8)
+        eps = Optimizer(eps_before_correction=True).eps_at(step)
+        ours = (m / corrections[0]) / ((v / corrections[1]).sqrt() + eps)
+        assert ours.item() == pytest.approx(torch7.item(), rel=1e-5)
+    assert Optimizer().eps_at(0) == Optimizer().eps

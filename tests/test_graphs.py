@@ -205,7 +205,7 @@ class TestRecorded:
         with pytest.raises(IndexError):
             play(batch(WARM_UP), WARM_UP)  # of a true recording this is the recording's own failure
 
-    @pytest.mark.parametrize("what", ["pool", "scaler", "processes", "Adam", "checkpointing"])
+    @pytest.mark.parametrize("what", ["pool", "scaler", "processes", "Adam", "eps", "checkpointing"])
     def test_what_can_never_be_recorded_is_not_tried(self, what, monkeypatch):
         recorder = Recorder()
         pool = ImagePool(2, 0) if what == "pool" else None
@@ -213,6 +213,8 @@ class TestRecorded:
             recorder, pool=pool, fused_adam=what != "Adam", checkpointing=what == "checkpointing"
         )
         engine.on["cuda_graphs"] = True
+        if what == "eps":
+            engine.adam(objective.G.network, Optimizer(eps_before_correction=True))
         if what == "scaler":
             engine.accelerator.scaler = torch.amp.GradScaler("cpu")
         if what == "processes":

@@ -12,7 +12,7 @@ from p2pzoo.compute import Engine
 from p2pzoo.contracts import Batch, Scene
 from p2pzoo.experiment import check
 from p2pzoo.objective import Objective, Player, Term
-from p2pzoo.onepass import OnePass, judges_alone
+from p2pzoo.onepass import OnePass, judges_alone, pays
 from p2pzoo.plugins import registry
 from p2pzoo.recipe import read_recipe
 from p2pzoo.train import set_up
@@ -186,3 +186,17 @@ def test_a_recipe_says_whether_it_may_and_the_run_whether_it_is(overrides, expec
     objective = set_up(made, engine, (3, 3), (64, 64))
     assert isinstance(objective.both, OnePass) is expected
     assert ("one_pass" in engine.describe()["on"]) is expected
+
+
+@pytest.mark.parametrize(("batch", "expected"), [(16, True), (17, False)])
+def test_on_a_cpu_large_batches_are_judged_in_two_passes(batch, expected, tiny):
+    """16 images of 64 px are the pixels of one of 256: above, both verdicts' activations at once only cost memory."""
+    made = check(read_recipe(str(tiny), "smoke", [f"train.batch_size={batch}"]), registry())
+    engine = Engine(made.compute)
+    objective = set_up(made, engine, (3, 3), (64, 64))
+    assert (objective.both is not None) is expected
+    assert engine.on["one_pass"] is expected
+
+
+def test_a_gpu_judges_large_batches_in_one_pass():
+    assert pays("cuda", 64, (512, 512))
