@@ -7,16 +7,27 @@ Shapes: B images in a batch, C channels, H × W pixels. Inside the zoo images ar
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar, runtime_checkable
 
 if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor
 
     Both = tuple[list[Tensor], list[Tensor]]  # D's maps of real, and of fake images
+
+T = TypeVar("T")
+
+
+class Later:
+    """Marks a parameter that came after runs had been made without it: `name: Annotated[bool, Later] = False`.
+
+    At its default it is not part of a run's identity, so that those runs are still found. The default must then do
+    what was done before, to the bit.
+    """
+
 
 Split = Literal["train", "val", "test"]
 Side = Literal["generator", "discriminator"]
@@ -29,7 +40,9 @@ class Pair:
     id      unique within its dataset, stable between versions; names files and table rows
     x, y    (H, W, C) arrays in their stored dtype (uint8, uint16, float32), values within the dataset's
             `x_range` and `y_range`
-    labels  (H, W) integer class map aligned with x and y, or None
+    labels  (H', W') integer class map, or None. It covers what x and y show, and may have more pixels than they: where
+            images are scored at a size that they were reduced from. Evaluation sees it as it is; for training it is
+            brought to the size of x and y, to the nearest pixel
     block   what is resampled as one when intervals are computed (a region, a scene, a patient), or None
     """
 
@@ -46,7 +59,7 @@ class Batch:
 
     x, y    (B, C, H, W) float32 in [-1, 1]
     ids     one per image
-    labels  (B, H, W) int64, or None where the dataset has none
+    labels  (B, H, W) int64, in evaluation (B, H', W') as the dataset has them; None where it has none
     blocks  one per image; None where the dataset has none
     """
 
@@ -181,8 +194,17 @@ class Dataset(Protocol):
     classes           names, index = label value; None without labels
     palette           one RGB triple (0-255) per class; None without labels
 
-    A dataset of the user's own files may have `fingerprint`, a string that changes with them: a run that was begun on
-    other data is then not resumed, and a finished one is marked.
+    What it may have besides:
+
+    fingerprint  of the user's own files: a string that changes with them. A run that was begun on other data is then
+                 not resumed, and a finished one is marked
+    unscored     names of the classes that means over classes leave out: too rare to count, or of no interest
+    scorer       where y is a photo: the file of a segmenter of `classes` that was trained on such photos, by which
+                 metrics judge ŷ
+    prepare      where its files have to be made of others first: a static method
+                 `prepare(out: Path, track: Track, *, ...) -> Sequence[str]`, whose keyword-only parameters are the
+                 options of `p2pzoo data prepare NAME -o OUT`, which prints the lines that it returns. Called again, it
+                 keeps what is whole
     """
 
     x_range: tuple[float, float]
@@ -195,20 +217,34 @@ class Dataset(Protocol):
     def __getitem__(self, index: int) -> Pair: ...
 
 
+class Track(Protocol):
+    def __call__(self, items: Iterable[T], total: int, doing: str) -> Iterable[T]:
+        """The same items, one by one, while a person is shown how many of the total have been taken."""
+
+
 @runtime_checkable
 class Metric(Protocol):
     """version  enters the protocol of every number: raise it when the definition changes
-    better   which way is good, for rankings of images
+    better   which way is good, for rankings of images; None where neither is (a ratio that is meant to be 1)
+
+    What it may have besides:
+
+    protocol  a mapping that JSON can hold: what its numbers depend on besides its parameters, such as weights by their
+              digest. It is merged into the protocol of every number, in place of parameters of the same names
+    draw      `draw(rows)`, given {row's label: its statistics}, makes a matplotlib Figure of a table's rows
+
+    Metrics are made often (before training, to refuse early; for their protocol) and used once: heavy work waits for
+    the first `measure`.
     """
 
     version: str
-    better: Literal["higher", "lower"]
+    better: Literal["higher", "lower"] | None
 
     def measure(self, batch: Batch, y_hat: Tensor) -> Mapping[str, Tensor]:
         """Statistics with one row per image: {name: (B, ...)}. Must not depend on the rest of the batch."""
 
     def reduce(self, statistics: Mapping[str, Tensor]) -> Mapping[str, float]:
-        """All images' statistics {name: (N, ...)} -> numbers; "value" is the headline."""
+        """All images' statistics {name: (N, ...)} -> numbers; "value" is the headline. NaN where N is too few."""
 
 
 class Callback:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -22,15 +23,21 @@ from p2pzoo.run import Run
 from p2pzoo.translate import translate
 
 
-def protocol(experiment: Experiment, name: str, store: Store) -> dict[str, Any]:
-    """Everything the number depends on besides the weights."""
+def protocol(experiment: Experiment, name: str, store: Store, metric: Any = None) -> dict[str, Any]:
+    """Everything the number depends on besides the weights. `metric`: the component itself, made here if not given.
+
+    test_batch  in the paper's mode batch norm sees the images that are translated together: here one alone
+    """
+    mode = experiment.evaluate.test_mode
+    metric = metric or experiment.metrics[name].build(dataset=store.dataset)
     return {
-        "metric": _described(experiment.metrics[name]),
+        "metric": {**_described(experiment.metrics[name]), **params.plain(getattr(metric, "protocol", {}))},
         "dataset": _described(experiment.dataset),
         "split": experiment.evaluate.split,
         "images": len(store),
         "size": list(store.size),
-        "test_mode": experiment.evaluate.test_mode,
+        "test_mode": mode,
+        **({"test_batch": 1} if mode == "paper" else {}),
     }
 
 
@@ -64,12 +71,36 @@ def check_needs(experiment: Experiment, store: Store) -> None:
         raise UserError(*faults)
 
 
+def check_metrics(experiment: Experiment, store: Store) -> None:
+    """Refuse before training what cannot be had here, such as a network's weights. Raises UserError."""
+    faults: list[str] = []
+    for component in experiment.metrics.values():
+        try:
+            component.build(dataset=store.dataset)
+        except UserError as error:
+            faults += error.faults
+    if faults:
+        raise UserError(*faults)
+
+
 def evaluate(experiment: Experiment, run: Run, engine: Engine, G: nn.Module, store: Store) -> dict[str, Any]:
     """Measure what the run's results lack, write results.json and stats.safetensors, and return the results."""
     names = first(missing, experiment, run, store)
     metrics = {name: experiment.metrics[name].build(dataset=store.dataset) for name in names}
     statistics = _statistics(metrics, experiment.evaluate.test_mode, engine, G, store)
     return first(_write, experiment, run, metrics, statistics, store)
+
+
+def evaluate_target(experiment: Experiment, run: Run, store: Store, digest: str) -> dict[str, Any]:
+    """The same with y in the place of a translation: what the metrics say of the real thing. `digest`: its id."""
+    names = missing(experiment, run, store)
+    metrics = {name: experiment.metrics[name].build(dataset=store.dataset) for name in names}
+    rows = [_measured(metrics, batch, batch.y) for batch in single_batches(store, range(len(store)))]
+    statistics = {key: torch.cat([row[key] for row in rows]) for key in (rows[0] if rows else {})}
+    results = _write(experiment, run, metrics, statistics, store)
+    results |= {"id": digest, "recipe": "target", "seed": None, "images": 0}
+    write_json(run.results, results)
+    return results
 
 
 def _statistics(
@@ -92,7 +123,7 @@ def _write(
     protocols: dict[str, Any] = results.get("protocols", {})
     measured: dict[str, str] = results.get("measured", {})
     for name, metric in metrics.items():
-        described = protocol(experiment, name, store)
+        described = protocol(experiment, name, store, metric)
         digest = protocol_hash(described)
         protocols[digest] = described
         measured[name] = digest
@@ -121,15 +152,21 @@ def _write(
 
 
 def ranking(experiment: Experiment, run: Run, store: Store) -> tuple[str, list[tuple[int, float]]] | None:
-    """(name, [(index of the image, its value), …] best first) by the recipe's first metric; None if it has none."""
-    if not experiment.metrics:
-        return None
-    name, component = next(iter(experiment.metrics.items()))
-    metric = component.build(dataset=store.dataset)
-    statistics = checkpoint.under(name, checkpoint.load_tensors(run.stats)[0])
-    each = [metric.reduce({key: rows[i : i + 1] for key, rows in statistics.items()}) for i in range(len(store))]
-    values = [(i, float(reduced["value"])) for i, reduced in enumerate(each)]
-    return name, sorted(values, key=lambda pair: pair[1], reverse=metric.better == "higher")
+    """(name, [(index of the image, its value), …] best first) by the recipe's first metric that can rank images.
+
+    A metric cannot if neither direction is better, or if a single image gives no number (a distance between sets). None
+    if the recipe has none that can.
+    """
+    for name, component in experiment.metrics.items():
+        metric = component.build(dataset=store.dataset)
+        if metric.better is None:
+            continue
+        statistics = checkpoint.under(name, checkpoint.load_tensors(run.stats)[0])
+        each = [metric.reduce({key: rows[i : i + 1] for key, rows in statistics.items()}) for i in range(len(store))]
+        values = [(i, float(reduced["value"])) for i, reduced in enumerate(each)]
+        if not any(math.isnan(value) for _, value in values):
+            return name, sorted(values, key=lambda pair: pair[1], reverse=metric.better == "higher")
+    return None
 
 
 def _measured(metrics: Mapping[str, Any], batch: Batch, y_hat: Tensor) -> dict[str, Tensor]:

@@ -1,10 +1,10 @@
-"""`p2pzoo data`: look at a dataset before training on it; convert between the two layouts of pairs."""
+"""`p2pzoo data`: look at a dataset before training on it; make it of its archives; convert layouts of pairs."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
@@ -13,14 +13,16 @@ from p2pzoo.errors import UserError
 
 if TYPE_CHECKING:
     from p2pzoo.contracts import Split
+    from p2pzoo.registry import Entry
 
+T = TypeVar("T")
 folder_type = click.Path(path_type=Path)
 force_option = click.option("--force", is_flag=True, help="Replace files that are there already.")
 
 
 @click.group("data")
 def data_command() -> None:
-    """Look at a dataset; convert between the layouts of pairs."""
+    """Look at a dataset, prepare one, convert between the layouts of pairs."""
 
 
 @data_command.command("stats", short_help="Count and measure what a recipe trains on.")
@@ -101,6 +103,78 @@ def split_command(ab: Path, out: Path, force: bool) -> None:
     from p2pzoo.layouts import split
 
     click.echo(f"{_pairs(split(ab, out, force=force))} in {out / 'A'} and {out / 'B'}")
+
+
+class Preparations(click.Group):
+    """A command for every dataset that has to be made of other files; its `prepare` says which (contracts.Dataset)."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        from p2pzoo.plugins import registry
+
+        return sorted({entry.name for entry in registry().of("dataset") if _prepares(entry)})
+
+    def get_command(self, ctx: click.Context, name: str) -> click.Command:
+        from p2pzoo.plugins import registry
+
+        entry = registry().get("dataset", name)
+        if not _prepares(entry):
+            known = ", ".join(self.list_commands(ctx)) or "none"
+            raise UserError(f"dataset '{name}' is read as it is: nothing to prepare (those that are prepared: {known})")
+        return _preparation(name, entry.load().prepare)  # type: ignore[attr-defined]
+
+
+@data_command.group("prepare", cls=Preparations, short_help="Make a dataset of its original archives.")
+def prepare_command() -> None:
+    """Make a dataset's files of the archives that it is published in. What is there already is kept."""
+
+
+def _prepares(entry: Entry) -> bool:
+    try:
+        return hasattr(entry.load(), "prepare")
+    except UserError:  # its plugin is broken, which says nothing of the others
+        return False
+
+
+def _preparation(name: str, prepare: Any) -> click.Command:
+    """A command whose options are the keyword-only parameters of `prepare`."""
+    from p2pzoo.params import Param, params_of
+
+    params = params_of(prepare)
+
+    def given(param: Param) -> click.Option:
+        default = {} if param.required else {"default": param.default, "show_default": True}
+        flag = f"--{param.name.replace('_', '-')}"
+        return click.Option([flag, param.name], required=param.required, metavar=param.type_name.upper(), **default)
+
+    def call(out: Path, **values: Any) -> None:
+        checked = {}
+        for key, value in values.items():
+            try:
+                checked[key] = params[key].check(value)
+            except ValueError as error:
+                raise UserError(f"--{key.replace('_', '-')} {value}: {error}") from None
+        for line in prepare(out, _track, **checked):
+            click.echo(line)
+
+    out = click.Option(["-o", "--out"], type=folder_type, required=True, help="The folder to write to.")
+    return click.Command(name, params=[*map(given, params.values()), out], callback=call, help=_help(prepare))
+
+
+def _help(function: Any) -> str:
+    """A docstring, whose second paragraph, of aligned lines, is not to be filled."""
+    import inspect
+
+    first, *rest = (inspect.getdoc(function) or "").split("\n\n")
+    return "\n\n".join([first, *(f"\b\n{part}" for part in rest)])
+
+
+def _track(items: Iterable[T], total: int, doing: str) -> Iterator[T]:
+    from rich.console import Console
+    from rich.progress import track
+
+    console = Console(stderr=True)
+    shown = console.is_terminal and total > 0
+    yield from track(items, doing, total=total, console=console, transient=True, disable=not shown)
 
 
 def _pairs(count: int) -> str:

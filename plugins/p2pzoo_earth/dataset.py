@@ -9,12 +9,13 @@ import operator
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
 from p2pzoo.contracts import Pair, Split
-from p2pzoo_earth.classes import CLASSES, PALETTE
+from p2pzoo_earth.classes import CLASSES, PALETTE, UNSCORED
 from p2pzoo_earth.edges import luminance
 from p2pzoo_earth.geometry import block_name, tiles
 from p2pzoo_earth.layers import LAND, layers
@@ -57,6 +58,9 @@ EDGES = View("edges")
 GREY = View("photo", luminance)
 HOLED = View("photo", _without_centre)
 
+# What judges photos of this data: README.md says how it was made.
+SCORER = Path(__file__).with_name("scorer.safetensors")
+
 TASKS: dict[str, tuple[View, View]] = {  # name -> x, y
     "labels-to-photo": (LABELS, PHOTO),  # as the paper's Cityscapes task: labels drawn in their colours
     "photo-to-labels": (PHOTO, LABELS),  # the same, reversed: Table 6
@@ -92,12 +96,14 @@ class Earth:
     y_range = (0.0, 255.0)
     classes = CLASSES
     palette = PALETTE
+    unscored = UNSCORED
 
     def __init__(
         self, split: Split, *, task: Task = "labels-to-photo", size: Size = 128, stride: Stride | None = None
     ) -> None:
         self._again = partial(type(self), split, task=task, size=size, stride=stride)
         self._x, self._y = TASKS[task]
+        self.scorer = SCORER if self._y is PHOTO else None
         self._size = size
         self._layers = layers(sorted({"mask", "classes", self._x.layer, self._y.layer}))
         stride = stride or size // (4 if split == "train" else 2)

@@ -4,11 +4,14 @@ All are means, over the pixels or logits of a map, over the batch, and over the 
 Equations are those of arXiv:1611.07004 v3. Imports torch and the contracts.
 """
 
+from typing import Annotated
+
 import torch
+from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
-from p2pzoo.contracts import Scene
+from p2pzoo.contracts import Later, Scene
 
 
 class Vanilla:
@@ -19,19 +22,26 @@ class Vanilla:
 
     Args:
         halved: divide D's objective by 2, as the paper says and the PyTorch code does. The Lua code halves only
-            the number that it prints.
+            the number that it prints; the TensorFlow code does not.
+        log_eps: added to D(·) and to 1 − D(·) inside the logarithms: 1e-12 in the Lua and TensorFlow codes, whose
+            sigmoid is part of D. A verdict that rounds to 0 or 1 there has no gradient any more. 0 computes from the
+            logits, as the PyTorch code does, and never saturates.
     """
 
-    def __init__(self, *, halved: bool = True) -> None:
+    def __init__(self, *, halved: bool = True, log_eps: Annotated[float, Field(ge=0, lt=1), Later] = 0.0) -> None:
         self.share = 0.5 if halved else 1.0
+        self.log_eps = log_eps
 
     def judge(self, scene: Scene) -> Tensor:
         """What D minimises, ≥ 0: (−log D(x, y) − log(1 − D(x, ŷ))) / 2; log 2 when D knows nothing."""
-        return self.share * (_log_loss(scene.real, label=1.0) + _log_loss(scene.fake, label=0.0))
+        return self.share * (self._log_loss(scene.real, label=1.0) + self._log_loss(scene.fake, label=0.0))
 
     def fool(self, scene: Scene) -> Tensor:
         """What G minimises, ≥ 0: −log D(x, ŷ)."""
-        return _log_loss(scene.fake, label=1.0)
+        return self._log_loss(scene.fake, label=1.0)
+
+    def _log_loss(self, maps: list[Tensor], *, label: float) -> Tensor:
+        return _log_loss_with(self.log_eps, maps, label=label) if self.log_eps else _log_loss(maps, label=label)
 
 
 class LeastSquares:
@@ -69,6 +79,11 @@ class L2:
 
 def _log_loss(maps: list[Tensor], *, label: float) -> Tensor:
     return _mean([F.binary_cross_entropy_with_logits(logits, torch.full_like(logits, label)) for logits in maps])
+
+
+def _log_loss_with(eps: float, maps: list[Tensor], *, label: float) -> Tensor:
+    verdicts = [torch.sigmoid(logits) for logits in maps]
+    return _mean([-torch.log((verdict if label else 1 - verdict) + eps).mean() for verdict in verdicts])
 
 
 def _squared_error(maps: list[Tensor], *, label: float) -> Tensor:

@@ -51,10 +51,12 @@ def ssim_by_definition(y, y_hat):
 def test_every_registered_metric_can_be_imported():
     found = {}
     p2pzoo_metrics.register_metrics(lambda name, factory, **about: found.update({name: factory}))
-    assert set(found) == {"l1", "psnr", "ssim"}
+    assert {"l1", "psnr", "ssim", "fcn_score", "label_accuracy"} <= set(found)
     for factory in found.values():
         module, attribute = factory.split(":")
-        assert getattr(importlib.import_module(module), attribute)(None).version == "1"
+        metric = getattr(importlib.import_module(module), attribute)
+        assert metric.version == "1"
+        assert metric.better in ("higher", "lower", None)
 
 
 def test_l1_is_the_mean_distance_in_units_of_the_range_minus_1_to_1():

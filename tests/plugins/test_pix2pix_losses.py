@@ -47,6 +47,21 @@ def test_vanilla_is_the_paper_s_log_loss_with_d_s_side_halved():
     assert Vanilla(halved=False).fool(scene).item() == pytest.approx(fool, rel=1e-5)
 
 
+def test_with_an_eps_it_is_the_log_loss_of_d_s_sigmoid_which_saturates():
+    """The Lua and TensorFlow codes; at 1e-12 it is felt only where D is sure beyond what its sigmoid can say."""
+    scene = judged(real=[[2.0, -1.0]], fake=[[0.5, 3.0]])
+    for side in ("judge", "fool"):
+        logits, sigmoids = (getattr(gan, side)(scene).item() for gan in (Vanilla(), Vanilla(log_eps=1e-12)))
+        assert sigmoids == pytest.approx(logits, rel=1e-5)
+    assert Vanilla(log_eps=0.1).fool(judged([[0.0]], [[0.0]])).item() == pytest.approx(-math.log(0.6))
+    assert Vanilla(log_eps=0.1).judge(judged([[0.0]], [[0.0]])).item() == pytest.approx(-math.log(0.6))
+
+    sure = torch.tensor([100.0], requires_grad=True)
+    judge = {eps: Vanilla(log_eps=eps, halved=False).judge(judged([[0.0]], [sure])) for eps in (0.0, 1e-12)}
+    assert judge[1e-12].item() == pytest.approx(math.log(2) - math.log(1e-12), rel=1e-5), "the most there is"
+    assert [torch.autograd.grad(loss, sure)[0].item() for loss in judge.values()] == [1.0, 0.0]
+
+
 def test_least_squares_takes_logits_as_they_are():
     scene = judged(real=[[2.0, -1.0]], fake=[[0.5, 3.0]])
     assert LeastSquares().judge(scene).item() == pytest.approx(((1 + 4) / 2 + (0.25 + 9) / 2) / 2)

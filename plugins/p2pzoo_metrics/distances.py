@@ -1,0 +1,60 @@
+"""Distances between two sets of feature vectors: the kernel distance (KID) and the Fréchet distance (FID).
+
+Pure functions of features, (N, d) each, computed in float64. Imports torch.
+"""
+
+import torch
+from torch import Tensor
+
+
+def kernel_distance(a: Tensor, b: Tensor) -> float:
+    """Unbiased estimate of MMD² with k(u, v) = (u·v / d + 1)³, Bińkowski et al. 2018 (arXiv:1801.01401), Eq. 4.
+
+    One estimate from all rows, no means over subsets. It may be negative. NaN from fewer than two rows of either.
+    Unbiased for samples that are independent of each other; see `paired_kernel_distance`.
+    """
+    within_a, within_b = _mean_off_diagonal(_kernel(a, a)), _mean_off_diagonal(_kernel(b, b))
+    return (within_a + within_b - 2 * _kernel(a, b).mean()).item()
+
+
+def paired_kernel_distance(a: Tensor, b: Tensor) -> float:
+    """The same for rows that belong together in pairs: a's and b's i-th rows are never compared with each other.
+
+    Gretton et al. 2012 (JMLR 13), the U-statistic of their Eq. 4. Unbiased however much a pair has in common; exactly
+    0 where a = b. Raises ValueError where the two have not as many rows.
+    """
+    if len(a) != len(b):
+        raise ValueError(f"pairs of {len(a)} and {len(b)} rows")
+    kernels = _kernel(a, a) + _kernel(b, b) - _kernel(a, b) - _kernel(b, a)
+    return _mean_off_diagonal(kernels).item()
+
+
+def frechet_distance(a: Tensor, b: Tensor) -> float:
+    """|μa − μb|² + tr(Σa + Σb − 2 (Σa Σb)^½), Heusel et al. 2017 (arXiv:1706.08500); NaN from fewer than two rows.
+
+    With Σ = XᵀX of centred rows X / √(N − 1), the eigenvalues of Σa Σb are the squared singular values of Xa Xbᵀ: no
+    matrix root is taken, and none needs to be full rank.
+    """
+    a, b = a.double(), b.double()
+    if min(len(a), len(b)) < 2 or not (a.isfinite().all() and b.isfinite().all()):
+        return float("nan")
+    roots = [_covariance_root(rows) for rows in (a, b)]
+    traces = sum(root.square().sum() for root in roots)
+    shift = (a.mean(0) - b.mean(0)).square().sum()
+    return (shift + traces - 2 * torch.linalg.svdvals(roots[0] @ roots[1].T).sum()).item()
+
+
+def _kernel(a: Tensor, b: Tensor) -> Tensor:
+    a, b = a.double(), b.double()
+    return (a @ b.T / a.shape[1] + 1) ** 3
+
+
+def _mean_off_diagonal(square: Tensor) -> Tensor:
+    count = len(square)
+    return (square.sum() - square.trace()) / square.new_tensor(count * (count - 1))
+
+
+def _covariance_root(rows: Tensor) -> Tensor:
+    """X with XᵀX the covariance of the rows, and no more rows than columns."""
+    centred = (rows - rows.mean(0)) / (len(rows) - 1) ** 0.5
+    return torch.linalg.qr(centred, mode="r").R if len(centred) > centred.shape[1] else centred

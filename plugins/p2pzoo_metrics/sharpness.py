@@ -1,0 +1,61 @@
+"""`sharpness`: do the translations have as much fine detail as the photos? Blur shows here. Imports torch.
+
+Not from the paper, which shows the blur of L1 in its figures only.
+"""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from p2pzoo.contracts import Batch, Dataset
+from p2pzoo.errors import UserError
+from p2pzoo_metrics.levels import refuse_unless
+
+LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601
+
+
+class Sharpness:
+    """Gradient energy of ŷ over that of the real photos: 0 (flat), below 1 (blurred), 1 (alike), above 1 (noisy).
+
+    An image's gradient energy is the mean of (difference to the right neighbour)² plus the mean of (difference to the
+    lower neighbour)² of its luma (0.299 R + 0.587 G + 0.114 B of the stored, gamma-coded values; a grey image is its
+    own), in units of the [0, 1] scale. Neighbours, not Sobel or central differences: those are blind to the
+    checkerboard that transposed convolutions leave.
+
+    It is a ratio and no score, so no direction is better: noise raises it past 1 as surely as blur lowers it. Images
+    are taken as the generator made them, neither clipped nor rounded. Grey or RGB, 2 px a side at least (UserError).
+    """
+
+    version = "1"
+    better = None
+
+    def __init__(self, dataset: Dataset) -> None:
+        pass
+
+    def measure(self, batch: Batch, y_hat: Tensor) -> dict[str, Tensor]:
+        """{"y_hat": (B,), "y": (B,)}: gradient energies, float32."""
+        refuse_unless((1, 3), y_hat, "sharpness")
+        if min(y_hat.shape[2:]) < 2:
+            raise UserError(f"sharpness takes images from 2 px a side up, not {y_hat.shape[2]}×{y_hat.shape[3]}")
+        return {"y_hat": _energies(y_hat), "y": _energies(batch.y)}
+
+    def reduce(self, statistics: Mapping[str, Tensor]) -> dict[str, float]:
+        """`value`: the ratio of the sums over all images. inf over flat photos, NaN if ŷ is flat as well."""
+        return {"value": (statistics["y_hat"].double().sum() / statistics["y"].double().sum()).item()}
+
+
+def _energies(images: Tensor) -> Tensor:
+    """(B,), each image by itself, so that its value does not depend on its batch."""
+    return torch.stack([_energy(_luma(image)) for image in images.float().contiguous()])
+
+
+def _luma(image: Tensor) -> Tensor:
+    """(C, H, W) in [-1, 1] -> (H, W) in [0, 1]."""
+    if len(image) == 3:
+        image = (image * image.new_tensor(LUMA)[:, None, None]).sum(0, keepdim=True)
+    return (image[0] + 1) / 2
+
+
+def _energy(luma: Tensor) -> Tensor:
+    return luma.diff(dim=0).square().mean() + luma.diff(dim=1).square().mean()
