@@ -102,6 +102,7 @@ class Engine:
             "prefetch": cuda and settings.prefetch,
         }
         self._averaged: dict[Any, Callable[[Tensor], Tensor]] = {}  # by optimizer: see processes.averaged
+        self._eps_at: Callable[[int], float] | None = None
 
     @property
     def device(self) -> torch.device:
@@ -149,6 +150,7 @@ class Engine:
         lr = torch.tensor(settings.lr, device=self.device) if fused and self.device_type == "cuda" else settings.lr
         adam = kind(model.parameters(), lr=lr, betas=settings.betas, eps=settings.eps, fused=fused)
         self._averaged[adam] = processes.averaged(model)
+        self._eps_at = settings.eps_at if settings.eps_before_correction else None
         return adam
 
     def seed(self, key: int) -> None:
@@ -158,10 +160,12 @@ class Engine:
         else:
             torch.manual_seed(key)
 
-    def set_rate(self, rate: float) -> None:
-        """The learning rate of the steps that follow."""
+    def set_rate(self, rate: float, step: int = 0) -> None:
+        """The learning rate of this training step, counted from 0, and Adam's eps where that changes with it."""
         for optimizer in self._averaged:
             for group in optimizer.param_groups:
+                if self._eps_at:
+                    group["eps"] = self._eps_at(step)
                 if isinstance(group["lr"], Tensor):
                     group["lr"].fill_(rate)
                 else:
@@ -191,6 +195,7 @@ class Engine:
             "fp16 decides step by step whether to take it": self.accelerator.scaler is not None,
             "several processes exchange gradients": processes.count() > 1,
             "fused_adam is off": not self.on["fused_adam"],
+            "eps_before_correction gives Adam another eps in each step": self._eps_at is not None,
             "checkpointing puts random numbers back as it computes again": self.settings.checkpointing,
         }
         for reason, there in obstacles.items():

@@ -45,7 +45,8 @@ class Component:
             raise UserError(*(f"{at}{fault}" for fault in error.faults)) from error
 
     def identity(self) -> dict[str, Any]:
-        return {"use": self.entry.full_name, "weight": self.weight, **params.plain(self.values)}
+        known = params.identifying(self.factory, self.values)
+        return {"use": self.entry.full_name, "weight": self.weight, **params.plain(known)}
 
 
 @dataclass(frozen=True)
@@ -82,10 +83,10 @@ class Experiment:
         tree: dict[str, Any] = {
             "seed": self.seed,
             "losses": {name: loss.identity() for name, loss in self.losses.items()},
-            "train": params.plain(vars(self.train)),
-            "optimizer": params.plain(vars(self.optimizer)),
-            "init": params.plain(vars(self.init)),
-            "compute": {k: v for k, v in vars(self.compute).items() if k not in HOW_NOT_WHAT},
+            "train": _identifying(self.train),
+            "optimizer": _identifying(self.optimizer),
+            "init": _identifying(self.init),
+            "compute": {k: v for k, v in _identifying(self.compute).items() if k not in HOW_NOT_WHAT},
         }
         for name in COMPONENTS:
             component = getattr(self, name)
@@ -188,7 +189,11 @@ class _Checker:
         if init and init.generator and not init.generator.is_file():
             self.fault(("init", "generator"), f'generator = "{init.generator}": no such file')
 
-        compute = settings["compute"]
+        train, compute = settings["train"], settings["compute"]
+        if train and compute and compute.checkpointing and (train.order == "lua" or train.zero_biases):
+            setting = 'order = "lua"' if train.order == "lua" else "zero_biases = true"
+            told = "changes weights between a forward pass and its backward pass, which would be computed again by them"
+            self.fault(("compute", "checkpointing"), f"checkpointing = true: [train] {setting} {told}")
         if compute and compute.kernels:
             if not compute.lowering:
                 self.fault(("compute", "kernels"), f'kernels = "{compute.kernels}": lowering = false has none')
@@ -248,6 +253,10 @@ class _Checker:
         except TypeError as error:
             self.fault(key, str(error))
         return None
+
+
+def _identifying(settings: Any) -> dict[str, Any]:
+    return params.plain(params.identifying(type(settings), vars(settings)))  # type: ignore[no-any-return]
 
 
 def _spelled(component: Component, *, weighted: bool) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from typing import Any
 
 from pydantic import PydanticSchemaGenerationError, TypeAdapter, ValidationError
 
+from p2pzoo.contracts import Later
 from p2pzoo.registry import nearest
 
 MISSING = inspect.Parameter.empty
@@ -32,6 +33,10 @@ class Param:
     @property
     def required(self) -> bool:
         return self.default is MISSING
+
+    def silent(self, value: Any) -> bool:
+        """Whether this value says nothing that was not so before the parameter came (see `contracts.Later`)."""
+        return Later in getattr(self.annotation, "__metadata__", ()) and bool(value == self.default)
 
     @property
     def type_name(self) -> str:
@@ -108,6 +113,12 @@ def check(factory: Callable[..., Any], table: Mapping[str, Any]) -> dict[str, An
     if faults:
         raise Faults(faults)
     return values
+
+
+def identifying(factory: Callable[..., Any], values: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of the values that a run's identity holds: all but parameters marked `Later` that are at their default."""
+    params = params_of(factory)
+    return {name: value for name, value in values.items() if name not in params or not params[name].silent(value)}
 
 
 def fill(factory: Callable[..., Any], offered: Mapping[str, Any], values: Mapping[str, Any]) -> Any:

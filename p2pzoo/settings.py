@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field
+
+from p2pzoo.contracts import Later
 
 Count = Annotated[int, Field(ge=1)]
 Natural = Annotated[int, Field(ge=0)]
@@ -20,8 +23,15 @@ class Train:
     images            training length; the last batch is completed
     batch_size        images per step, over all processes (1 in the paper; 10 in its Table 2)
     jitter            enlarge by this factor, then crop back at a random place (paper §3.3: 286/256; 1 is off)
-    jitter_kernel     resampling of the enlargement: "bicubic" as in the PyTorch code, "bilinear" as in Lua
+    jitter_kernel     resampling of the enlargement: "bicubic" as in the PyTorch code; "bilinear-corners" as in Lua, the
+                      corners' pixels staying where they are; "area" as in the TensorFlow code: what each new pixel
+                      covers; "bilinear"
+    crop_from         the least offset of the crop in px: 1 in Lua, which rounds up and never crops at the edge
     mirror            flip left and right with probability 1/2, x and y together (§3.3)
+    replacement       each image is drawn anew from all of them, as in Lua; else every epoch shows each one once
+    order             "pytorch": D moves, then G meets the D that has moved. "lua": G hears what D said before its move,
+                      and learns by the weights that D has after it (see objective.LuaObjective)
+    zero_biases       the biases of all convolutions are set to 0 at the start of each move, as in Lua
     pool_size         D sees fakes from a pool of this many earlier ones (0: off, as in pix2pix)
     ema               decay per step of the averaged G that is evaluated and saved (0: off)
     log_every         images between two lines of metrics.jsonl
@@ -32,8 +42,12 @@ class Train:
     images: Count
     batch_size: Count = 1
     jitter: Annotated[float, Field(ge=1, le=4)] = 286 / 256
-    jitter_kernel: Literal["bicubic", "bilinear"] = "bicubic"
+    jitter_kernel: Literal["bicubic", "bilinear", "bilinear-corners", "area"] = "bicubic"
+    crop_from: Annotated[Literal[0, 1], Later] = 0
     mirror: bool = True
+    replacement: Annotated[bool, Later] = False
+    order: Annotated[Literal["pytorch", "lua"], Later] = "pytorch"
+    zero_biases: Annotated[bool, Later] = False
     pool_size: Natural = 0
     ema: Probability = 0.0
     log_every: Count = 100
@@ -49,19 +63,33 @@ class Train:
 class Optimizer:
     """[optimizer]: Adam (paper §3.3), the same for G and D.
 
-    lr, betas, eps  Adam's; 2e-4 and (0.5, 0.999) in the paper
-    schedule        "constant" (the paper's), or "linear": constant for the first half, then linearly to 0 (the
-                    PyTorch code's 100 + 100 epochs)
+    lr, betas, eps         Adam's; 2e-4 and (0.5, 0.999) in the paper
+    eps_before_correction  eps is added to √v, and the whole is corrected for the moments' bias, as in Torch7 and
+                           TensorFlow (the faster form in arXiv:1412.6980 §2); else it is added to √v corrected. That
+                           differs in the first thousands of steps, for gradients near eps
+    schedule               "constant" (the paper's); "linear": constant for the first half, then linearly to 0;
+                           "linear-epochs": the same in the 200 steps of the PyTorch code's 100 + 100 epochs, which
+                           begin to fall one epoch early and end with one at 0
     """
 
     lr: Annotated[float, Field(gt=0, le=1)] = 2e-4
     betas: tuple[Probability, Probability] = (0.5, 0.999)
     eps: Annotated[float, Field(gt=0, le=1)] = 1e-8
-    schedule: Literal["constant", "linear"] = "constant"
+    eps_before_correction: Annotated[bool, Later] = False
+    schedule: Literal["constant", "linear", "linear-epochs"] = "constant"
 
     def lr_at(self, progress: float) -> float:
         """The rate when this share (0 to 1) of the training images has been seen."""
+        if self.schedule == "linear-epochs":  # get_scheduler of networks.py, and train.py, which asks it to step first
+            epoch = math.floor(200 * progress + 1e-9) + 1
+            return self.lr * max(0.0, 1 - max(0, epoch + 1 - 100) / 101)
         return self.lr if self.schedule == "constant" else self.lr * min(1.0, 2 * (1 - progress))
+
+    def eps_at(self, step: int) -> float:
+        """What torch's Adam, which adds it to √v corrected, is to be given in this step, counted from 0."""
+        if not self.eps_before_correction:
+            return self.eps
+        return self.eps / math.sqrt(1 - self.betas[1] ** (step + 1))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,7 +123,7 @@ class Compute:
                    run's identity: a run keeps its content, and goes on with it
     fused_adam     Adam in one kernel, on a CPU and on CUDA
     keep_memory    on a CPU: freed memory stays with the process (glibc only). Not part of a run's identity
-    one_pass       D judges real and fake images together, where that is seen to be the same (see onepass.py)
+    one_pass       D judges real and fake images together, where that pays and is seen to be the same (see onepass.py)
     compile        torch.compile of G and D, on a CPU in place of `lowering`. It takes minutes: "auto" is on CUDA
                    alone, in a single process, from 50 000 steps on
     cuda_graphs    on CUDA: the whole step is recorded once and replayed (see graphs.py), with the same bits. Not part

@@ -17,14 +17,14 @@ from torch import Tensor, nn
 from p2pzoo import chance, checkpoint
 from p2pzoo.compute import Engine
 from p2pzoo.contracts import Callback, Side
-from p2pzoo.data import Store, TrainBatches, single_batches
+from p2pzoo.data import Store, single_batches, train_batches
 from p2pzoo.data.ahead import Batches
 from p2pzoo.errors import UserError
 from p2pzoo.experiment import Experiment
 from p2pzoo.graphs import Step
 from p2pzoo.networks import make_discriminator, make_generator, model_header
-from p2pzoo.objective import Objective, Player, Pool, Term
-from p2pzoo.onepass import OnePass, judges_alone
+from p2pzoo.objective import LuaObjective, Objective, Player, Pool, Term
+from p2pzoo.onepass import OnePass, judges_alone, pays
 from p2pzoo.pictures import grid, save_png
 from p2pzoo.pool import ImagePool
 from p2pzoo.processes import first, highest, mean, rank, share, together
@@ -114,7 +114,7 @@ def train(
     play = engine.captured(objective)
 
     # what they see
-    drawn = TrainBatches(store, batch_size=settings.batch_size, mirror=settings.mirror, seed=seed)
+    drawn = train_batches(store, settings, seed)
     shown = list(single_batches(validation, _spread(len(validation), experiment.evaluate.samples)))
 
     # where they left off
@@ -190,16 +190,17 @@ def train(
 
 def set_up(experiment: Experiment, engine: Engine, channels: tuple[int, int], size: tuple[int, int]) -> Objective:
     """The recipe's game on the engine's device, for x and y of these channels and this (H, W). Raises UserError."""
-    steps = experiment.train.steps
+    steps, lua = experiment.train.steps, experiment.train.order == "lua"
     G_net = engine.place(make_generator(experiment, channels, size))
     G = Player(engine.compiled(G_net, steps), engine.adam(G_net, experiment.optimizer))
     D, both = None, None
     if (D_made := make_discriminator(experiment, channels, size)) is not None:
         images = len(share(range(experiment.train.batch_size)))
-        engine.on["one_pass"] = experiment.compute.one_pass and judges_alone(D_made, channels, size, images)
+        asked = experiment.compute.one_pass and pays(engine.device_type, images, size)
+        engine.on["one_pass"] = asked and judges_alone(D_made, channels, size, images)
         D_net = engine.place(D_made)
         both = OnePass(D_net) if engine.on["one_pass"] else None
-        D = Player(engine.compiled(D_net, steps), engine.adam(D_net, experiment.optimizer))
+        D = Player(D_net if lua else engine.compiled(D_net, steps), engine.adam(D_net, experiment.optimizer))
     gan = _on(engine, experiment.gan_loss.build()) if experiment.gan_loss else None
     terms = [Term(name, _on(engine, loss.build()), loss.weight) for name, loss in experiment.losses.items()]
     for term in terms:
@@ -209,7 +210,10 @@ def set_up(experiment: Experiment, engine: Engine, channels: tuple[int, int], si
             raise UserError(f"[losses.{term.name}] acts on the discriminator, and this recipe has none")
     pool = ImagePool(experiment.train.pool_size, experiment.seed) if experiment.train.pool_size else None
     gan_weight = experiment.gan_loss.weight if experiment.gan_loss else 1.0
-    return Objective(G, D, gan, terms, engine.descend, gan_weight=gan_weight, pool=pool, both=both)
+    return (LuaObjective if lua else Objective)(
+        G, D, gan, terms, engine.descend, gan_weight=gan_weight, pool=pool, both=both,
+        zero_biases=experiment.train.zero_biases,
+    )  # fmt: skip
 
 
 def advance(play: Step, engine: Engine, batches: Batches, step: int, rate: float, seed: int) -> dict[str, Tensor]:
@@ -217,7 +221,7 @@ def advance(play: Step, engine: Engine, batches: Batches, step: int, rate: float
 
     play  `Objective.step`, or what the engine made of it
     """
-    engine.set_rate(rate)
+    engine.set_rate(rate, step)
     with together():
         batch = engine.move(batches[step])
     own = [rank()] if rank() else []  # each image of a batch gets noise of its own

@@ -142,6 +142,33 @@ def test_what_training_depends_on_is(experiment, other):
     assert experiment(f'extends = "zoo:base.toml"\n{other}\n').id != experiment().id
 
 
+@pytest.mark.parametrize("default", ["train.order=pytorch", "train.crop_from=0", "gan_loss.log_eps=0.0"])
+def test_a_parameter_that_came_later_is_not_part_of_it_at_its_default(experiment, default):
+    assert experiment(overrides=[default]).id == experiment().id
+    assert default.partition(".")[2].partition("=")[0] not in str(experiment().identity())
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        "train.order=lua", "train.crop_from=1", "train.replacement=true", "train.zero_biases=true",
+        "train.jitter_kernel=area", "optimizer.eps_before_correction=true", "optimizer.schedule=linear-epochs",
+        "gan_loss.log_eps=1e-12",
+    ],
+)  # fmt: skip
+def test_at_another_value_it_is(experiment, other):
+    assert experiment(overrides=[other]).id != experiment().id
+
+
+@pytest.mark.parametrize(
+    ("name", "id"),
+    [("ablation_patch70", "bdf0268cdb"), ("ablation_l1", "b9986852d1"), ("ablation_encdec_l1_cgan", "d980880f1a")],
+)
+def test_runs_of_earlier_versions_are_still_found(name, id):
+    """Their ids are in people's folders: what comes later has to keep them (see contracts.Later)."""
+    assert check(read_recipe(f"zoo:{name}.toml", "laptop"), registry()).id == id
+
+
 def test_the_weights_a_run_starts_from_count_by_content_not_by_name(experiment, tmp_path):
     (tmp_path / "a").write_bytes(b"1")
     (tmp_path / "b").write_bytes(b"1")

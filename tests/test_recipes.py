@@ -91,6 +91,64 @@ def test_the_gpu_and_paper_profiles_train_for_200_epochs():
     assert open_recipe("base.toml", "paper").train.images == 200 * 2975
 
 
+REFERENCES = {  # paper_facts 2.6 where the codes differ: paper, Lua, PyTorch, TensorFlow
+    "generator.bottleneck_norm": (True, False, False, True),
+    "generator.dropout": ("paper", "paper", "pytorch", "paper"),
+    "generator.bias": ("pytorch", "lua", "pytorch", "lua"),
+    "discriminator.bias": ("pytorch", "lua", "pytorch", "lua"),
+    "gan_loss.halved": (True, False, True, False),
+    "gan_loss.log_eps": (0.0, 1e-12, 0.0, 1e-12),
+    "train.jitter_kernel": ("bicubic", "bilinear-corners", "bicubic", "area"),
+    "train.crop_from": (0, 1, 0, 0),
+    "train.replacement": (False, True, False, False),
+    "train.order": ("pytorch", "lua", "pytorch", "lua"),
+    "train.zero_biases": (False, True, False, False),
+    "optimizer.eps_before_correction": (False, True, False, True),
+    "optimizer.schedule": ("constant", "constant", "linear-epochs", "constant"),
+}
+CODES = ("paper", "lua", "pytorch", "tensorflow")
+
+
+@pytest.mark.parametrize("a", range(4))
+@pytest.mark.parametrize("b", range(4))
+def test_the_diff_of_two_references_is_the_table_of_their_differences(a, b):
+    paths = [f"zoo:reference/{CODES[i]}.toml" for i in (a, b)]
+    rows = json.loads(CliRunner().invoke(main, ["diff", *paths, "--profile", "paper", "--json"]).stdout)
+    assert {row["key"]: (row["a"], row["b"]) for row in rows} == {
+        key: (values[a], values[b]) for key, values in REFERENCES.items() if values[a] != values[b]
+    }
+
+
+def test_to_people_it_is_a_table_headed_by_their_names():
+    paths = [f"zoo:reference/{name}.toml" for name in ("paper", "lua")]
+    shown = CliRunner().invoke(main, ["diff", *paths, "--profile", "paper"]).stdout.splitlines()
+    assert shown[0].split() == ["paper", "lua"]
+    assert [line.split() for line in shown if line.startswith("optimizer")] == [
+        ["optimizer.eps_before_correction", "false", "true"]
+    ]
+
+
+@pytest.mark.parametrize("code", CODES)
+def test_a_row_run_as_another_code_is_a_line_of_extends(code, tmp_path):
+    mine = tmp_path / "mine.toml"
+    mine.write_text(f'extends = ["zoo:ablation_pixel.toml", "zoo:reference/{code}.toml"]\n')
+    pixel = check(read_recipe(str(mine), "paper"), registry())
+    reference = open_recipe(f"reference/{code}.toml", "paper")
+    assert pixel.discriminator.entry.name == "pixel"
+    assert pixel.discriminator.values["bias"] == reference.discriminator.values["bias"]
+    assert (pixel.train, pixel.optimizer) == (reference.train, reference.optimizer)
+
+
+def test_and_where_a_row_has_no_discriminator_it_is_dropped_again(tmp_path):
+    mine = tmp_path / "mine.toml"
+    mine.write_text(
+        'extends = ["zoo:ablation_encdec_l1.toml", "zoo:reference/lua.toml"]\ndrop = ["discriminator", "gan_loss"]\n'
+    )
+    made = check(read_recipe(str(mine), "paper"), registry())
+    assert made.discriminator is made.gan_loss is None
+    assert (made.generator.entry.name, made.generator.values["bias"]) == ("encoder-decoder", "lua")
+
+
 @pytest.mark.parametrize("name", RECIPES)
 def test_every_recipe_runs_to_its_end_in_smoke(name, tmp_path, capfd):
     result = CliRunner().invoke(main, ["run", f"zoo:{name}", "--profile", "smoke", "--runs", str(tmp_path), "--json"])

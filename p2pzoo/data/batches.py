@@ -10,16 +10,21 @@ import torch
 from p2pzoo import chance, processes
 from p2pzoo.contracts import Batch, Pair
 from p2pzoo.data.store import Store
+from p2pzoo.settings import Train
 
 
 class TrainBatches:
     """`[step]` is the batch of that step: every epoch a new order, x and y cropped and flipped together.
 
-    batch_size  of the whole batch; where several processes share it, `[step]` is this one's part
+    batch_size                      of the whole batch; where several processes share it, `[step]` is this one's part
+    mirror, crop_from, replacement  as in settings.Train
     """
 
-    def __init__(self, store: Store, *, batch_size: int, mirror: bool, seed: int) -> None:
+    def __init__(
+        self, store: Store, *, batch_size: int, mirror: bool, seed: int, crop_from: int = 0, replacement: bool = False
+    ) -> None:
         self.store, self.batch_size, self.mirror, self.seed = store, batch_size, mirror, seed
+        self.crop_from, self.replacement = crop_from, replacement
         self._order: tuple[int, np.ndarray] = (-1, np.empty(0))
 
     def __getitem__(self, step: int) -> Batch:
@@ -27,14 +32,11 @@ class TrainBatches:
         return collate([self._augmented(sample) for sample in samples], self.store)
 
     def _augmented(self, sample: int) -> Pair:
-        epoch, position = divmod(sample, len(self.store))
-        if self._order[0] != epoch:
-            self._order = (epoch, chance.generator(self.seed, "order", epoch).permutation(len(self.store)))
-        pair = self.store[int(self._order[1][position])]
+        pair = self.store[self._drawn(sample)]
         draw = chance.generator(self.seed, "augment", sample)
         (height, width), (load_height, load_width) = self.store.size, self.store.load_size
-        top = int(draw.integers(load_height - height + 1))
-        left = int(draw.integers(load_width - width + 1))
+        spare = (load_height - height, load_width - width)
+        top, left = (int(draw.integers(min(self.crop_from, most), most + 1)) for most in spare)
         flip = -1 if self.mirror and draw.random() < 0.5 else 1
 
         def cut(image: np.ndarray) -> np.ndarray:
@@ -42,6 +44,28 @@ class TrainBatches:
 
         labels = None if pair.labels is None else cut(pair.labels)
         return Pair(pair.id, cut(pair.x), cut(pair.y), labels, pair.block)
+
+    def _drawn(self, sample: int) -> int:
+        """Which pair this sample shows."""
+        pairs = len(self.store)
+        if self.replacement:
+            return int(chance.generator(self.seed, "order", "sample", sample).integers(pairs))
+        epoch, position = divmod(sample, pairs)
+        if self._order[0] != epoch:
+            self._order = (epoch, chance.generator(self.seed, "order", epoch).permutation(pairs))
+        return int(self._order[1][position])
+
+
+def train_batches(store: Store, train: Train, seed: int) -> TrainBatches:
+    """The batches that a recipe's [train] asks for."""
+    return TrainBatches(
+        store,
+        batch_size=train.batch_size,
+        mirror=train.mirror,
+        seed=seed,
+        crop_from=train.crop_from,
+        replacement=train.replacement,
+    )
 
 
 def single_batches(store: Store, indices: range | None = None) -> Iterator[Batch]:

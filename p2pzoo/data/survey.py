@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from itertools import islice
 from typing import Any
 
@@ -10,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from p2pzoo.contracts import Dataset, Split
-from p2pzoo.data.batches import TrainBatches, single_batches
+from p2pzoo.data.batches import single_batches, train_batches
 from p2pzoo.data.store import Store
 from p2pzoo.experiment import Experiment
 from p2pzoo.pictures import grid
@@ -52,7 +53,7 @@ def preview(experiment: Experiment, split: Split, count: int) -> Image.Image:
     dataset = experiment.dataset.build(split=split)
     if split == "train":
         store = Store(dataset, enlarge=settings.jitter, kernel=settings.jitter_kernel)
-        batches = TrainBatches(store, batch_size=1, mirror=settings.mirror, seed=experiment.seed)
+        batches = train_batches(store, replace(settings, batch_size=1), experiment.seed)
         shown = [batches[step] for step in range(count)]
     else:
         shown = list(islice(single_batches(Store(dataset)), count))
