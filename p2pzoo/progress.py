@@ -19,6 +19,7 @@ from rich.table import Table
 
 LABELS = {"D.real": "D on real", "D.fake": "D on fake"}  # mean logits: above 0 is "real"
 PLAIN_SECONDS = 5.0
+PLAIN_TABLE_SECONDS = 60.0
 RATE_OVER = 50  # steps that the shown rate is averaged over
 
 
@@ -122,6 +123,80 @@ def progress(images: int, batch_size: int, *, quiet: bool = False) -> NoProgress
     if console.is_terminal:
         return LiveProgress(images, batch_size, console)
     return PlainProgress(images, batch_size)
+
+
+# --- a table of runs ---
+
+
+class NoTableProgress:
+    """Says nothing (--quiet)."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None: ...
+
+    def begin(self, what: str) -> None: ...
+
+    def images(self, done: int) -> None: ...
+
+    def note(self, text: str) -> None: ...
+
+
+class PlainTableProgress(NoTableProgress):
+    """A line for each run, and one a minute."""
+
+    def __init__(self, images: int) -> None:
+        self.total, self.began, self.last = images, time.monotonic(), time.monotonic()
+
+    def begin(self, what: str) -> None:
+        self.note(what)
+
+    def images(self, done: int) -> None:
+        now = time.monotonic()
+        if now - self.last >= PLAIN_TABLE_SECONDS and done:
+            self.last = now
+            left = (now - self.began) / done * (self.total - done)
+            self.note(f"{done}/{self.total} images of all runs  {_clock(left)} left")
+
+    def note(self, text: str) -> None:
+        print(text, file=sys.stderr, flush=True)
+
+
+class LiveTableProgress(NoTableProgress):
+    """One bar over all runs, redrawn in place."""
+
+    def __init__(self, images: int, console: Console) -> None:
+        self.console = console
+        self.bar = Bar(
+            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("images"),
+            TimeRemainingColumn(elapsed_when_finished=True), console=console, speed_estimate_period=600,
+        )  # fmt: skip
+        self.task = self.bar.add_task("", total=images)
+
+    def __enter__(self) -> Self:
+        self.bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.bar.stop()
+
+    def begin(self, what: str) -> None:
+        self.bar.update(self.task, description=what)
+
+    def images(self, done: int) -> None:
+        self.bar.update(self.task, completed=done)
+
+    def note(self, text: str) -> None:
+        self.console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+
+def table_progress(images: int, *, quiet: bool = False) -> NoTableProgress:
+    """Over all runs of a table: what fits the place where standard error goes."""
+    if quiet:
+        return NoTableProgress()
+    console = Console(stderr=True)
+    return LiveTableProgress(images, console) if console.is_terminal else PlainTableProgress(images)
 
 
 def _clock(seconds: float) -> str:

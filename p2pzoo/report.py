@@ -7,7 +7,7 @@ import io
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jinja2
 import markupsafe
@@ -20,6 +20,9 @@ from p2pzoo.files import read_json, write_text
 from p2pzoo.pictures import to_rgb
 from p2pzoo.recipe import leaves
 from p2pzoo.run import Run
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 GRIDS = 12  # sample grids shown at most, over the whole of training
 WEBP_LIMIT = 16383  # pixels a side
@@ -47,13 +50,15 @@ def write_report(run: Run, experiment: Experiment, comparisons: Sequence[Compari
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     template = environment.from_string(Path(__file__).with_name("report.html").read_text("utf-8"))
     tree = experiment.resolved()
+    env = read_json(run.folder / "env.json") or {}
+    env.pop("training", None)  # what it took differs each time; the page is the same to the byte
     page = template.render(
         title=experiment.title,
         run=run.folder.name,
         status=run.status,
         target=experiment.train.steps * experiment.train.batch_size,
         results=read_json(run.results),
-        environment=read_json(run.folder / "env.json") or {},
+        environment=env,
         recipe=[(".".join(key), value, experiment.origin(key)) for key, value in leaves(tree)],
         curves=curves(run.lines("metrics.jsonl")),
         grids=[
@@ -73,7 +78,7 @@ def curves(lines: Sequence[Mapping[str, Any]]) -> markupsafe.Markup:
 
     if len(lines) < 2:
         return markupsafe.Markup("")
-    with matplotlib.rc_context({"svg.hashsalt": "p2pzoo", "svg.fonttype": "none", "font.size": 9}):
+    with matplotlib.rc_context({"font.size": 9}):
         from matplotlib.figure import Figure
 
         panels = {
@@ -92,10 +97,18 @@ def curves(lines: Sequence[Mapping[str, Any]]) -> markupsafe.Markup:
             axes.grid(alpha=0.3)
             axes.set_xlabel("images seen")
             axes.label_outer()
-        out = io.StringIO()
+        return svg(figure)
+
+
+def svg(figure: Figure) -> markupsafe.Markup:
+    """A figure to stand inside a page, the same to the byte each time. matplotlib escapes what it writes."""
+    import matplotlib
+
+    out = io.StringIO()
+    with matplotlib.rc_context({"svg.hashsalt": "p2pzoo", "svg.fonttype": "none"}):
         figure.savefig(out, format="svg", metadata={"Date": None, "Creator": None})
-    svg = out.getvalue()
-    return markupsafe.Markup(svg[svg.index("<svg") :])  # names of losses are escaped by matplotlib
+    text = out.getvalue()
+    return markupsafe.Markup(text[text.index("<svg") :])
 
 
 def data_uri(image: Image.Image) -> str:

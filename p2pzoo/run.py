@@ -20,6 +20,7 @@ import importlib
 import json
 import os
 import sys
+import tomllib
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -87,6 +88,13 @@ class Run:
             state="training", id=experiment.id, seed=experiment.seed, profile=experiment.recipe.profile,
             recipe=experiment.recipe.name, p2pzoo=__version__, sources=made_from,
         )  # fmt: skip
+
+    def add_metrics(self, experiment: Experiment) -> None:
+        """Metrics that were measured after the run was begun belong to its recipe too."""
+        kept = tomllib.loads(self.recipe.read_text("utf-8"))
+        metrics = kept.get("metrics", {}) | experiment.resolved().get("metrics", {})
+        if metrics != kept.get("metrics", {}):
+            write_text(self.recipe, tomli_w.dumps(kept | {"metrics": metrics}))
 
     def clear(self) -> None:
         """Forget what this run has done so far (--fresh). Touches only what a run writes."""

@@ -19,12 +19,12 @@ from p2pzoo.compute import Engine
 from p2pzoo.contracts import Callback
 from p2pzoo.data import Store, single_batches
 from p2pzoo.errors import UserError
-from p2pzoo.evaluate import check_needs, evaluate, missing, ranking
+from p2pzoo.evaluate import check_metrics, check_needs, evaluate, missing, ranking
 from p2pzoo.experiment import Experiment
 from p2pzoo.files import read_json, write_json, write_text
 from p2pzoo.kernels import read_kernels, write_kernels
 from p2pzoo.lowering import Chooser, Form
-from p2pzoo.memory import enough_to_train
+from p2pzoo.memory import enough_to_train, peak_bytes
 from p2pzoo.networks import build, rebuild
 from p2pzoo.pictures import grid, save_png
 from p2pzoo.processes import check_batch, count, first, rank, together
@@ -90,12 +90,15 @@ def finish(
                 if rank() == 0:
                     run.set_status(state="failed")
                 raise
-            first(write_json, run.folder / "env.json", environment(engine))  # with what training found to work
+            # with what training found to work, and what it took
+            first(lambda: write_json(run.folder / "env.json", environment(engine) | {"training": _cost(run, engine)}))
         progress.note(f"evaluating on {len(data['test'])} images of the {experiment.evaluate.split} split")
         tensors, header = first(load_tensors, run.model)
         G = rebuild(tensors, header, run.model, registry)  # in fp32 whatever it was trained in: as users of the file
         G = G.to(engine.device, memory_format=engine.memory_format)  # type: ignore[call-overload]
         results = evaluate(experiment, run, engine, G, data["test"])
+        if not trained:
+            first(run.add_metrics, experiment)
         first(_conclude, experiment, run, engine, G, data["test"])
         first(_each, callbacks, "finish", {name: number["value"] for name, number in results["metrics"].items()})
     return Outcome(run, results, trained, [] if trained else stale)
@@ -169,6 +172,7 @@ def _open_data(experiment: Experiment) -> dict[str, Store]:
         if (store.size, store.channels) != (train_store.size, train_store.channels):
             raise UserError(f"the dataset's {name} images differ from its train images in size or channels")
     check_needs(experiment, data["test"])
+    check_metrics(experiment, data["test"])
     faults: list[str] = []
     for network in (experiment.generator, experiment.discriminator):
         try:
@@ -241,6 +245,16 @@ def _verb(run: Run) -> str:
     return "going on with" if saved(run) else "training"
 
 
+def _cost(run: Run, engine: Engine) -> dict[str, Any]:
+    """Seconds of training, all its parts if it was cut off; and the most memory of the last part, in MB.
+
+    On a GPU that is the device's, else the process's own.
+    """
+    seconds = sum(line["seconds"] for line in run.lines("timings.jsonl"))
+    peak = peak_bytes(engine.device_type)
+    return {"seconds": round(seconds, 1), "peak_megabytes": peak and round(peak / 1e6)}
+
+
 def _test_picture(experiment: Experiment, run: Run, engine: Engine, G: Any, store: Store) -> None:
     rows = []
     indices = range(0, len(store), max(1, len(store) // TEST_PICTURES))[:TEST_PICTURES]
@@ -270,12 +284,16 @@ def _best_and_worst(experiment: Experiment, run: Run, engine: Engine, G: Any, st
 
 
 def environment(engine: Engine) -> dict[str, Any]:
-    """What a number was made with. Names no host, user or path."""
+    """What a run was made with. Names no host, user or path."""
+    return software() | engine.describe()
+
+
+def software() -> dict[str, Any]:
+    """What a number was computed by."""
     return {
         "p2pzoo": __version__,
         "python": platform.python_version(),
         **{name: version(name) for name in ("torch", "kornia", "timm", "accelerate", "numpy")},
         "system": f"{platform.system()} {platform.machine()}",
         "cores": os.cpu_count(),
-        **engine.describe(),
     }

@@ -187,16 +187,17 @@ def within(source: str, target: str) -> set[str]:
 
 @pytest.mark.slow
 class TestWheel:
-    def test_it_holds_core_plugins_and_recipes_and_nothing_else(self, wheel):
+    def test_it_holds_core_plugins_recipes_and_tables_and_nothing_else(self, wheel):
         with zipfile.ZipFile(wheel) as archive:
             names = set(archive.namelist())
             contents = {name: archive.read(name) for name in names}
         [info] = {name.partition("/")[0] for name in names if ".dist-info/" in name}
         assert {name for name in names if not name.startswith(info)} == {
-            *within("p2pzoo", "p2pzoo"), *within("plugins", ""), *within("recipes", "p2pzoo/recipes")
+            *within("p2pzoo", "p2pzoo"), *within("plugins", ""), *within("recipes", "p2pzoo/recipes"),
+            *(f"p2pzoo/benchmarks/{file.name}" for file in (REPOSITORY / "benchmarks").glob("*.toml")),
         } - {"README.md"}  # fmt: skip
         assert {f"{info}/licenses/LICENSE", f"{info}/entry_points.txt"} <= names
-        for name in ("p2pzoo/py.typed", "p2pzoo/recipes/base.toml", "p2pzoo_earth/land_cover.png"):
+        for name in ("p2pzoo/py.typed", "p2pzoo/benchmarks/table1_losses.toml", "p2pzoo_earth/land_cover.png"):
             assert name in names
         places = [os.fsencode(place) for place in (REPOSITORY, sys.prefix)]
         assert [name for name, content in contents.items() if any(place in content for place in places)] == []

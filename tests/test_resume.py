@@ -26,6 +26,14 @@ VARIANTS = {
         "generator.noise=gaussian",
         "optimizer.schedule=linear",
     ),
+    "the Lua code's game": (
+        "train.order=lua",
+        "train.zero_biases=true",
+        "train.replacement=true",
+        "generator.bias=lua",
+        "discriminator.bias=lua",
+        "optimizer.eps_before_correction=true",
+    ),
     "no discriminator": ('drop=["discriminator", "gan_loss"]',),
 }
 pytestmark = pytest.mark.usefixtures("no_reports")

@@ -1,6 +1,7 @@
 """Runs from end to end, small: what is trained, what is found again, what is measured later, what is refused."""
 
 import json
+import tomllib
 
 import pytest
 import torch
@@ -96,6 +97,7 @@ def test_a_complete_run_is_not_trained_again_but_new_metrics_are_measured(run):
     assert more.results["metrics"]["l1"] == first.results["metrics"]["l1"]
     assert {"l1.l1", "ssim.ssim", "psnr.mse", "again.mse"} <= load_tensors(more.run.stats)[0].keys()
     assert more.run.model.read_bytes() == weights
+    assert tomllib.loads(more.run.recipe.read_text())["metrics"].keys() == {"l1", "psnr", "ssim", "again"}
 
 
 def test_another_test_mode_is_another_protocol_of_the_same_run(run):

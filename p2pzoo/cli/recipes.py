@@ -22,14 +22,16 @@ def open_experiment(
     from p2pzoo.plugins import registry
     from p2pzoo.recipe import read_recipe
 
-    def by_hardware() -> str:
-        import torch
-
-        on_cpu = "compute.device=cpu" in overrides
-        return "gpu" if torch.cuda.is_available() and not on_cpu else "laptop"
-
-    resolved = read_recipe(recipe, profile, overrides, pick=by_hardware)
+    on_cpu = "compute.device=cpu" in overrides
+    resolved = read_recipe(recipe, profile, overrides, pick=lambda: "laptop" if on_cpu else by_hardware())
     return check(resolved, registry(), continued_from=continued_from)
+
+
+def by_hardware() -> str:
+    """The profile for this machine."""
+    import torch
+
+    return "gpu" if torch.cuda.is_available() else "laptop"
 
 
 @click.command("recipe")
@@ -62,7 +64,8 @@ def recipe_command(recipe: str, profile: str | None, overrides: tuple[str, ...],
 @json_option
 def diff_command(a: str, b: str, profile: str | None, as_json: bool) -> None:
     """Print only what differs between two recipes, component defaults included."""
-    left, right = (dict(leaves(open_experiment(name, profile, ()).resolved())) for name in (a, b))
+    experiments = [open_experiment(name, profile, ()) for name in (a, b)]
+    left, right = (dict(leaves(experiment.resolved())) for experiment in experiments)
     keys = [key for key in {**left, **right} if key != ("title",) and left.get(key) != right.get(key)]
     rows = [{"key": ".".join(key), "a": left.get(key), "b": right.get(key)} for key in keys]
     if as_json:
@@ -74,10 +77,16 @@ def diff_command(a: str, b: str, profile: str | None, as_json: bool) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table("", a, b, box=None, padding=(0, 2, 0, 0))
+    names = [experiment.recipe.name for experiment in experiments]
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    for head in ("", *(names if names[0] != names[1] else (a, b))):
+        table.add_column(head, overflow="fold")
     for row in rows:
         table.add_row(row["key"], *("—" if row[side] is None else show_toml(row[side]) for side in ("a", "b")))
-    Console(soft_wrap=True).print(table, markup=False)
+    console = Console(soft_wrap=True)
+    if not console.is_terminal:  # into a file or a pipe: as wide as it is
+        console.width = max(console.width, console.measure(table).maximum)
+    console.print(table, markup=False)
 
 
 def show_toml(value: Any) -> str:

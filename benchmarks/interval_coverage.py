@@ -1,0 +1,104 @@
+"""How often p2pzoo's 95% intervals hold the truth, in simulation.
+
+    python benchmarks/interval_coverage.py -o benchmarks/results/coverage.json
+
+Seeds: Student's t over three normal draws. Test regions: the studentised bootstrap over blocks, with as many blocks of
+as many tiles as the earth's test split has at 128 px. A tile's difference is a block's effect plus its own; half of the
+variance is the block's. Normal and skewed (exponential) effects; a mean over tiles, and a pooled ratio like accuracy,
+whose truth is that of endlessly many blocks.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+import measure
+import numpy as np
+
+from p2pzoo.experiment import check
+from p2pzoo.plugins import registry
+from p2pzoo.recipe import read_recipe
+from p2pzoo.stats import CONFIDENCE, over_seeds, paired_over_blocks
+
+Draw = Callable[[np.random.Generator, int], np.ndarray]
+EFFECTS: dict[str, Draw] = {
+    "normal": lambda rng, n: rng.normal(size=n),
+    "skewed": lambda rng, n: rng.exponential(size=n) - 1,
+}
+
+
+@click.command()
+@click.option("--trials", default=2000, show_default=True, help="Simulated tables.")
+@click.option("--json", "as_json", is_flag=True, help="One line of JSON instead of a table.")
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="Also keep the result in this file.")
+def main(trials: int, as_json: bool, output: Path | None) -> None:
+    """Measure the coverage of the intervals in p2pzoo's tables."""
+    tiles = test_blocks()
+    rng = np.random.default_rng(0)
+    held = [interval.low <= 0 <= interval.high for interval in (over_seeds(rng.normal(size=3)) for _ in range(trials))]  # type: ignore[operator]
+    result: dict[str, Any] = {
+        "benchmark": "coverage", "trials": trials, "confidence": CONFIDENCE, "tiles_of_blocks": tiles,
+        "seeds": {"n": 3, "coverage": round(float(np.mean(held)), 4)},
+        "blocks": {
+            f"{what}, {name}": round(simulate(np.random.default_rng(1), tiles, draw, trials), 4)
+            for name, draw in EFFECTS.items()
+            for what, simulate in (("mean", mean_coverage), ("pooled ratio", ratio_coverage))
+        },
+        "environment": measure.environment(),
+    }  # fmt: skip
+    measure.keep(result, output)
+    click.echo(json.dumps(result) if as_json else table(result))
+
+
+def test_blocks() -> list[int]:
+    """How many tiles each block of the earth's test split has."""
+    made = check(read_recipe("zoo:base.toml", "laptop"), registry())
+    dataset = made.dataset.build(split="test")
+    return sorted(Counter(dataset[i].block for i in range(len(dataset))).values())
+
+
+def mean_coverage(rng: np.random.Generator, tiles: list[int], draw: Draw, trials: int) -> float:
+    blocks = np.repeat(range(len(tiles)), tiles)
+    held = 0
+    for _ in range(trials):
+        values = np.repeat(draw(rng, len(tiles)), tiles) + draw(rng, len(blocks))
+        interval = paired_over_blocks(lambda images, v=values: float(v[images].mean()), blocks.tolist())  # type: ignore[misc]
+        assert interval.low is not None
+        assert interval.high is not None
+        held += interval.low <= 0 <= interval.high
+    return held / trials
+
+
+def ratio_coverage(rng: np.random.Generator, tiles: list[int], draw: Draw, trials: int) -> float:
+    """Of the difference of two pooled accuracies: right pixels over pixels that count, which vary by tile."""
+    blocks = np.repeat(range(len(tiles)), tiles)
+    held = 0
+    for _ in range(trials):
+        count = rng.uniform(0.2, 1.0, len(blocks))
+        right = np.repeat(draw(rng, len(tiles)), tiles) * 0.05 + draw(rng, len(blocks)) * 0.05
+
+        def difference(images: np.ndarray, count: np.ndarray = count, right: np.ndarray = right) -> float:
+            return float((right * count)[images].sum() / count[images].sum())
+
+        interval = paired_over_blocks(difference, blocks.tolist())
+        assert interval.low is not None
+        assert interval.high is not None
+        held += interval.low <= 0 <= interval.high
+    return held / trials
+
+
+def table(result: dict[str, Any]) -> str:
+    rows = [f"| a {result['confidence']:.0%} interval over | holds the truth in |", "|---|---|"]
+    rows.append(f"| {result['seeds']['n']} seeds (Student's t), normal | {result['seeds']['coverage']:.1%} |")
+    for name, coverage in result["blocks"].items():
+        rows.append(f"| {len(result['tiles_of_blocks'])} test blocks (bootstrap), {name} | {coverage:.1%} |")
+    return "\n".join([*rows, "", f"in {result['trials']} simulations"])
+
+
+if __name__ == "__main__":
+    main()

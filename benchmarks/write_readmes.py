@@ -1,0 +1,235 @@
+"""Writes the tables in the READMEs from what `results/` holds.
+
+    python benchmarks/write_readmes.py            # rewrite them
+    python benchmarks/write_readmes.py --check    # change nothing; exit 1 where a README says otherwise
+
+A table stands between `<!-- table: NAME -->` and `<!-- end -->`; NAME is one of TABLES, or `results/NAME.json`.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+HERE = Path(__file__).parent
+RESULTS = HERE / "results" / "speed"
+PAGES = (HERE.parent / "README.md", HERE / "README.md")
+PLACE = re.compile(r"(<!-- table: ([\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
+STEPS = ("train_step-256-64-1", "train_step-256-64-4", "train_step-128-32-1")
+SWITCHES = {
+    "lowering": "convolutions as matrix products",
+    "fused_adam": "Adam in one kernel",
+    "keep_memory": "freed memory kept",
+    "channels_last": "channels-last memory",
+    "one_pass": "D's two judgements in one pass",
+}
+
+
+@click.command()
+@click.option("--check", is_flag=True, help="Change nothing; exit 1 where a README says otherwise.")
+def main(check: bool) -> None:
+    """Write the tables in the READMEs."""
+    stale = []
+    for page in PAGES:
+        text = page.read_text("utf-8")
+        written = rewritten(text)
+        if written != text:
+            stale.append(page.relative_to(HERE.parent))
+            if not check:
+                page.write_text(written, "utf-8")
+    for name in stale:
+        click.echo(f"{name}: {'differs from results/: run python benchmarks/write_readmes.py' if check else 'written'}")
+    sys.exit(1 if check and stale else 0)
+
+
+def rewritten(page: str) -> str:
+    """The page with every table as the results have it."""
+
+    def written(place: re.Match[str]) -> str:
+        table = TABLES[place[2]]() if place[2] in TABLES else compared(place[2])
+        return f"{place[1]}\n{table}\n\n{place[3]}"
+
+    return PLACE.sub(written, page)
+
+
+def result(name: str) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((RESULTS / f"{name}.json").read_text("utf-8"))
+    return found
+
+
+def grid(head: list[str], rows: list[list[str]]) -> str:
+    return "\n".join("| " + " | ".join(row) + " |" for row in (head, ["---"] * len(head), *rows))
+
+
+def times(spread: dict[str, Any]) -> str:
+    """1.86× (1.80–1.93): the median over the rounds, the least and the greatest."""
+    low, high = spread["spread"]
+    return f"{spread['median']:.2f}× ({low:.2f}–{high:.2f})"
+
+
+def where(*results: dict[str, Any]) -> str:
+    """The environment that the results share; an error if they do not, for then they do not belong in one table."""
+    [same] = {json.dumps(each["environment"], sort_keys=True) for each in results}
+    e = json.loads(same)
+    return (
+        f"*{e['processor']}: {e['cores']} cores, {e['threads']} threads, {e['system']}; torch {e['torch']}, "
+        f"Pillow {e['pillow']}, Python {e['python']}, p2pzoo {e['p2pzoo']}.*"
+    )
+
+
+def scale(step: dict[str, Any]) -> str:
+    return f"{step['size']} px, width {step['width']}, batch {step['batch']}"
+
+
+# --- the tables ------------------------------------------------------------------------------------------------
+
+
+def speed() -> str:
+    """The few lines of the front page."""
+    steps, folder = [result(name) for name in STEPS], result("translate_folder")
+    rows = [
+        [
+            f"training step, {scale(step)}",
+            f"{step['milliseconds']['baseline']:.0f} ms",
+            f"{step['milliseconds']['ours']:.0f} ms",
+            times(step["ratio"]),
+        ]
+        for step in steps
+    ]
+    contestants = folder["contestants"]
+    for name, words in (("ours", ""), ("bf16", ", in bf16")):
+        rows.append(
+            [
+                f"translating {folder['images']} images of {folder['size']} px, `eval`{words}",
+                f"{contestants['baseline']['seconds']['median']:.1f} s",
+                f"{contestants[name]['seconds']['median']:.1f} s",
+                times(contestants[name]["ratio"]),
+            ]
+        )
+    head = ["", "classic", "p2pzoo", "times as fast (least and most of the rounds)"]
+    return f"{grid(head, rows)}\n\n{where(*steps, folder)}"
+
+
+def train_step() -> str:
+    steps = [result(name) for name in STEPS]
+    rows = []
+    for step in steps:
+        took, peak = step["milliseconds"], step["peak_megabytes"]
+        rows.append(
+            [
+                scale(step),
+                *(f"{took[name]:.1f}" for name in ("reference", "baseline", "ours")),
+                times(step["ratio"]),
+                times(step["ratio_reference"]),
+                f"{step['floor_milliseconds']:.0f}",
+                f"{step['share_of_sgemm']:.0%} of {step['sgemm_gflop_per_second']}",
+                f"{peak['baseline']}, {peak['ours']}",
+            ]
+        )
+    head = [
+        "a step of", "public code, ms", "baseline, ms", "p2pzoo, ms", "times as fast as the baseline",
+        "as the public code", "the arithmetic alone, ms", "share of torch.mm's GFLOP/s", "peak MB: baseline, p2pzoo",
+    ]  # fmt: skip
+    return f"{grid(head, rows)}\n\n{where(*steps)}"
+
+
+def contributions() -> str:
+    steps = [result(name.replace("train_step", "contributions")) for name in STEPS]
+    rows = [
+        [f"{words} (`{switch}`)", *(times(step["contributions"][f"without {switch}"]) for step in steps)]
+        for switch, words in SWITCHES.items()
+    ]
+    return grid(["without", *map(scale, steps)], rows)
+
+
+def translate_folder() -> str:
+    from translate_folder import table
+
+    folder = result("translate_folder")
+    return f"{table(folder)}\n\n{where(folder)}"
+
+
+def scaling() -> str:
+    from scaling import SERIES
+
+    found = result("scaling")
+    rows = []
+    for name in SERIES:
+        series = found["series"][name]
+        base = ", ".join(f"{key} {value:,}" for key, value in series["base"].items())
+        first, last = series["values"][0], series["values"][-1]
+        growth = series["slope"]
+        rows.append(
+            [
+                f"{SERIES[name].unit}, {name} {first:,} to {last:,} ({base})",
+                f"{series['milliseconds'][0]['median']:.1f} → {series['milliseconds'][-1]['median']:.1f}",
+                f"{growth['milliseconds']['median']:.2f}",
+                f"{last_slope(series):.2f}",
+                f"{series['peak_megabytes'][0]} → {series['peak_megabytes'][-1]}",
+                f"{series['start_seconds'][0]:.2f} → {series['start_seconds'][-1]:.2f}",
+            ]
+        )
+    head = ["against", "ms a step", "slope", "slope of the last two", "peak MB over imports", "s to the first step"]
+    return f"{grid(head, rows)}\n\n{where(found)}"
+
+
+def last_slope(series: dict[str, Any]) -> float:
+    """The exponent between the two largest points, where what a step costs besides its work no longer shows."""
+    from scaling import slope
+
+    return slope(series["counted"][-2:], [each["median"] for each in series["milliseconds"][-2:]])
+
+
+def drift() -> str:
+    from drift import table
+
+    found = result("drift")
+    return f"{table(found)}\n\n{where(found)}"
+
+
+def startup() -> str:
+    found = result("startup")
+    seconds = found["seconds"]
+    rows = [
+        [words, f"{seconds[moment]['median']:.2f}", "–".join(f"{s:.2f}" for s in seconds[moment]["spread"])]
+        for moment, words in (
+            ("imports", "the imports alone"),
+            ("begun", "the run's folder is there"),
+            ("first_step", "the first step is done"),
+        )
+    ]
+    after = found["seconds_after_imports"]
+    rows.append(
+        ["the first step, less the imports", f"{after['median']:.2f}", "–".join(f"{s:.2f}" for s in after["spread"])]
+    )
+    return f"{grid(['`p2pzoo run ' + found['recipe'] + '` until', 's', 'spread'], rows)}\n\n{where(found)}"
+
+
+def coverage() -> str:
+    from interval_coverage import table
+
+    found: dict[str, Any] = json.loads((RESULTS.parent / "coverage.json").read_text("utf-8"))
+    return table(found)
+
+
+def compared(name: str) -> str:
+    """A table of runs, as `p2pzoo bench -o results/NAME.json` left it."""
+    from p2pzoo.forms import markdown
+
+    return markdown(json.loads((RESULTS.parent / f"{name}.json").read_text("utf-8")))
+
+
+TABLES: dict[str, Callable[[], str]] = {
+    table.__name__: table
+    for table in (speed, train_step, contributions, translate_folder, scaling, drift, startup, coverage)
+}
+
+
+if __name__ == "__main__":
+    main()

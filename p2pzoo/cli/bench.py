@@ -1,0 +1,143 @@
+"""`p2pzoo bench` and `p2pzoo compare`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from p2pzoo.cli import override_option, profile_option
+from p2pzoo.errors import UserError
+
+if TYPE_CHECKING:
+    from p2pzoo.comparison import Comparison
+
+FORMATS = ("rich", "markdown", "csv", "json", "latex", "html")
+ENDINGS = {".md": "markdown", ".csv": "csv", ".json": "json", ".tex": "latex", ".html": "html"}
+
+format_option = click.option(
+    "--format",
+    "form",
+    type=click.Choice(FORMATS),
+    help="What is printed, or written to OUT [default: rich, or as OUT ends].",
+)
+output_option = click.option(
+    "-o", "--output", type=click.Path(path_type=Path, dir_okay=False), metavar="OUT",
+    help="Write the table to this file: .md, .csv, .json, .tex or .html.",
+)  # fmt: skip
+runs_option = click.option(
+    "--runs", type=click.Path(path_type=Path, file_okay=False), default="runs", show_default=True,
+    help="Where run folders are.",
+)  # fmt: skip
+
+
+@click.command("bench")
+@click.argument("table", metavar="TABLE")
+@profile_option
+@override_option
+@click.option("--seeds", type=click.IntRange(min=1), help="How many, from 0 on [default: the table's].")
+@runs_option
+@click.option("--dry-run", is_flag=True, help="Say what would be trained, and train nothing.")
+@format_option
+@output_option
+@click.option("--quiet", is_flag=True, help="Show no progress.")
+def bench_command(
+    table: str, profile: str | None, overrides: tuple[str, ...], seeds: int | None, runs: Path, dry_run: bool,
+    form: str | None, output: Path | None, quiet: bool,
+) -> None:  # fmt: skip
+    """Train what TABLE (a file, or zoo:NAME.toml) compares and is not there yet, and print the table.
+
+    Runs are found by what they are, in the runs folder and in results/ beside the table file. Stop it and start it
+    again: it goes on. A run that fails leaves the others standing.
+    """
+    from p2pzoo.bench import Bench, Stopped
+    from p2pzoo.cli.recipes import by_hardware
+    from p2pzoo.plugins import registry
+    from p2pzoo.progress import table_progress
+    from p2pzoo.tables import read_table
+
+    form = _form(form, output)
+    bench = Bench(
+        read_table(table), registry(), runs, profile=profile, seeds=seeds, overrides=overrides, pick=by_hardware
+    )
+    missing = bench.missing()
+    if dry_run:
+        for cell in missing:
+            click.echo(f"{cell.row.label}, seed {cell.experiment.seed}: {cell.images} images, id {cell.experiment.id}")
+        click.echo(f"{len(missing)} of {len(bench.cells)} runs are missing", err=True)
+        return
+    failures: dict[str, str] = {}
+    if missing:
+        with table_progress(sum(cell.images for cell in missing), quiet=quiet) as shown:
+            shown.note(
+                f"{bench.table.title}: {len(missing)} of {len(bench.cells)} runs to make, profile {bench.profile}"
+            )
+            try:
+                failures = bench.fill(shown)
+            except Stopped as stopped:
+                shown.note("stopped; the same command goes on from there")
+                sys.exit(128 + stopped.signum)
+    _show(bench.compared(failures), form, output)
+    if failures:
+        sys.exit(1)
+
+
+@click.command("compare")
+@click.argument("runs", metavar="RUN...", nargs=-1, required=True, type=click.Path(path_type=Path, file_okay=False))
+@click.option("--baseline", metavar="ROW", help="The row that the others are compared with [default: the first].")
+@click.option("--metric", "metrics", multiple=True, metavar="NAME", help="Only this metric. May be repeated.")
+@format_option
+@output_option
+def compare_command(
+    runs: tuple[Path, ...], baseline: str | None, metrics: tuple[str, ...], form: str | None, output: Path | None
+) -> None:
+    """Put finished runs beside one another: those that differ by their seed alone make one row.
+
+    Numbers that were measured under unlike protocols are refused, saying what differs.
+    """
+    from p2pzoo.comparison import compare_runs
+    from p2pzoo.plugins import registry
+
+    form = _form(form, output)
+    _show(compare_runs(runs, registry(), baseline=baseline, wanted=metrics), form, output)
+
+
+def _form(form: str | None, output: Path | None) -> str:
+    if form or output is None:
+        return form or "rich"
+    if output.suffix not in ENDINGS:
+        raise UserError(f"-o {output}: end it in {', '.join(ENDINGS)}, or say --format")
+    return ENDINGS[output.suffix]
+
+
+def _show(table: Comparison, form: str, output: Path | None) -> None:
+    import json
+
+    from p2pzoo import forms
+    from p2pzoo.files import write_text
+
+    doc = table.doc
+    if form == "rich" and output is None:
+        from rich.console import Console
+
+        console = Console()
+        if not console.is_terminal:
+            console.width = 1000  # whoever reads a pipe wants one line a row
+        console.print(forms.rich_text(doc))
+        return
+    if form == "rich":
+        raise UserError(f"-o {output}: rich is for a terminal; take one of {', '.join(FORMATS[1:])}")
+    if form == "html":
+        text = forms.page(doc, table.pictures, table.size, table.drawings())
+    elif form == "json":
+        text = json.dumps(doc, indent=2, ensure_ascii=False) + "\n"
+    else:
+        text = {"markdown": forms.markdown, "csv": forms.comma_separated, "latex": forms.latex}[form](doc)
+    if output is None:
+        click.echo(text, nl=not text.endswith("\n"))
+    else:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        write_text(output, text if text.endswith("\n") else text + "\n")
+        click.echo(f"written  {output}", err=True)

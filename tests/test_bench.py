@@ -1,0 +1,206 @@
+"""`p2pzoo bench` trains what is missing, once; goes on where it stopped; and one that fails leaves the others."""
+
+import json
+import shutil
+import signal
+
+import pytest
+from PIL import Image
+
+from p2pzoo.bench import Bench
+from p2pzoo.plugins import registry
+from p2pzoo.tables import read_table
+
+RECIPE = """
+extends = "{tiny}"
+[train]
+images = {images}
+checkpoint_every = 4
+"""
+
+TABLE = """
+title = "Losses"
+source = "nobody"
+baseline = "both"
+[columns]
+psnr = "PSNR"
+l1 = "L1"
+[rows.l1]
+recipe = "l1.toml"
+label = "L1 alone"
+published = { psnr = 20 }
+[rows.both]
+recipe = "both.toml"
+label = "L1 + cGAN"
+[rows.photos]
+target = true
+label = "ground truth"
+"""
+
+
+@pytest.fixture
+def files(tmp_path, tiny):
+    """A table of two rows and the ground truth, and the recipes of its rows."""
+    (tmp_path / "both.toml").write_text(RECIPE.format(tiny=tiny, images=8))
+    (tmp_path / "l1.toml").write_text('extends = "both.toml"\ndrop = ["discriminator", "gan_loss"]\n')
+    (tmp_path / "table.toml").write_text(TABLE)
+    return tmp_path
+
+
+@pytest.fixture
+def bench(zoo, files):
+    """bench("--seeds", 2, …): the table, as JSON; the answer of the command where there is none."""
+
+    def bench(*options):
+        out = files / "out.json"
+        out.unlink(missing_ok=True)
+        told = zoo("bench", files / "table.toml", "--profile", "smoke", "--runs", files / "runs", "-o", out, *options)
+        return told, json.loads(out.read_text()) if out.exists() else None
+
+    return bench
+
+
+@pytest.mark.slow
+def test_a_table_is_trained_once_and_is_the_same_the_second_time(bench, files):
+    told, doc = bench("--seeds", 2)
+    assert told.exit_code == 0, told.output
+    l1, both, photos = doc["rows"]
+    assert [run["seed"] for run in l1["runs"]] == [0, 1]
+    assert l1["cells"]["psnr"]["mean"] == pytest.approx(sum(l1["cells"]["psnr"]["values"]) / 2)
+    assert l1["published"] == {"psnr": 20}
+    assert photos["cells"]["l1"]["values"] == [0.0], "y is what y should be"
+    assert "difference" in l1["cells"]["psnr"]
+    assert "difference" not in both["cells"]["psnr"], "a row does not differ from itself"
+    assert l1["discriminator_parameters"] is None
+    assert both["receptive_field"] == 70
+
+    before = {file: file.stat().st_mtime_ns for file in (files / "runs").rglob("model.safetensors")}
+    assert len(before) == 4
+    told, again = bench("--seeds", 2)
+    assert told.exit_code == 0
+    assert "runs to make" not in told.output
+    assert again == doc
+    assert before == {file: file.stat().st_mtime_ns for file in (files / "runs").rglob("model.safetensors")}
+
+
+@pytest.mark.slow
+def test_committed_results_beside_the_table_count(bench, files):
+    _, doc = bench("--seeds", 1)
+    for run in (files / "runs").glob("*/smoke-*"):
+        kept = files / "results" / f"{run.parent.name}-{run.name}"
+        kept.mkdir(parents=True)
+        for name in ("results.json", "env.json", "stats.safetensors"):
+            shutil.copy(run / name, kept / name)
+    shutil.rmtree(files / "runs")
+    told, again = bench("--seeds", 1)
+    assert told.exit_code == 0
+    assert again == doc
+    assert not [*(files / "runs").rglob("model.safetensors")], "nothing was trained"
+
+
+@pytest.mark.slow
+def test_a_row_that_fails_leaves_the_others_standing(bench, files):
+    first = f'[init]\ngenerator = "{files}/here.safetensors"\n'
+    (files / "l1.toml").write_text((files / "both.toml").read_text() + first)
+    (files / "here.safetensors").write_bytes(b"no model")
+    told, doc = bench("--seeds", 1)
+    assert told.exit_code == 1
+    l1, both, _ = doc["rows"]
+    assert l1["cells"] == {}
+    assert "here.safetensors" in l1["failed"]
+    assert both["failed"] is None
+    assert both["cells"]["psnr"]["values"]
+
+
+@pytest.mark.slow
+def test_a_stopped_table_goes_on_where_it_was(bench, files, tiny, start, wait_for):
+    (files / "both.toml").write_text(RECIPE.format(tiny=tiny, images=400))
+    (files / "l1.toml").write_text('extends = "both.toml"\ndrop = ["discriminator", "gan_loss"]\n[train]\nimages = 8\n')
+    options = ("--profile", "smoke", "--runs", files / "runs", "--seeds", "1")
+    process = start("-m", "p2pzoo", "bench", files / "table.toml", *options)
+    wait_for(lambda: [*(files / "runs" / "both").glob("*/checkpoints/*.safetensors")], process)
+    process.send_signal(signal.SIGINT)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 128 + signal.SIGINT, output
+    assert "the same command goes on" in output
+    [status] = (files / "runs" / "both").glob("*/status.json")
+    assert json.loads(status.read_text())["state"] == "interrupted"
+    assert 0 < json.loads(status.read_text())["images"] < 400
+    told, doc = bench("--seeds", 1)
+    assert told.exit_code == 0, told.output
+    assert "1 of 2 runs to make" in told.output
+    assert doc["rows"][1]["cells"]["psnr"]["values"]
+
+
+def test_what_would_be_trained_is_told_without_training(bench, files):
+    told, doc = bench("--seeds", 2, "--dry-run")
+    assert told.exit_code == 0
+    assert doc is None
+    assert "L1 + cGAN, seed 1: 8 images" in told.output
+    assert "4 of 4 runs are missing" in told.output
+    assert not (files / "runs").exists()
+
+
+def test_an_override_holds_for_every_row(bench):
+    told, _ = bench("--seeds", 1, "--dry-run", "-s", "train.images=2")
+    assert told.output.count(": 2 images") == 2
+
+
+def test_seeds_are_the_outermost_loop(files):
+    made = Bench(read_table(str(files / "table.toml")), registry(), files / "runs", profile="smoke", seeds=2)
+    assert [(cell.row.name, cell.experiment.seed) for cell in made.cells] == [
+        ("l1", 0), ("both", 0), ("l1", 1), ("both", 1)
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("broken", "told"),
+    [
+        (('recipe = "l1.toml"', 'recipe = "l2.toml"'), "l2.toml: no such recipe"),
+        (('psnr = "PSNR"', 'psmr = "PSNR"'), "column 'psmr' names no metric of its rows; they have l1, psnr"),
+        (("[columns]", '[metrics.m]\nuse = "nothing"\n[columns]'), "no metric 'nothing'"),
+    ],
+)
+def test_faults_are_told_before_anything_is_trained(bench, files, broken, told):
+    (files / "table.toml").write_text(TABLE.replace(*broken).replace("published = { psnr = 20 }", ""))
+    answer, _ = bench()
+    assert answer.exit_code == 2
+    assert told in answer.output
+    assert not (files / "runs").exists()
+
+
+def test_a_metric_that_needs_what_the_data_lacks_is_told_before_anything_is_trained(bench, files):
+    for split in ("train", "val", "test"):
+        (files / "pairs" / split).mkdir(parents=True)
+        Image.new("RGB", (128, 64)).save(files / "pairs" / split / "a.png")
+    data = f'[dataset]\nuse = "side-by-side"\nroot = "{files}/pairs"\nsize = [64, 64]\n'
+    (files / "both.toml").write_text((files / "both.toml").read_text() + data)
+    metric = '[metrics.fcn]\nuse = "fcn_score"\n[columns]\nfcn = "FCN"\n'
+    (files / "table.toml").write_text(TABLE.replace("[columns]\n", metric))
+    answer, _ = bench()
+    assert answer.exit_code == 2
+    assert (
+        "[rows.l1] [metrics.fcn] needs labels, which the dataset 'datasets:side-by-side' does not have" in answer.output
+    )
+    assert "[rows.both] [metrics.fcn] needs labels" in answer.output
+    assert not (files / "runs").exists()
+
+
+@pytest.mark.slow
+def test_a_metric_that_cannot_be_had_leaves_the_rest_and_says_what_it_wants(bench, files):
+    metric = '[metrics.fcn]\nuse = "fcn_score"\nweights = "none.safetensors"\n[columns]\nfcn = "FCN"\n'
+    (files / "table.toml").write_text(TABLE.replace("[columns]\n", metric))
+    told, doc = bench("--seeds", 1)
+    assert told.exit_code == 0, told.output
+    [fcn, psnr, _] = doc["columns"]
+    assert "none.safetensors" in fcn["unavailable"]
+    assert psnr["unavailable"] is None
+    for row in doc["rows"]:
+        assert "fcn" not in row["cells"]
+        assert "psnr" in row["cells"]
+
+
+def test_an_ending_that_is_no_form_is_told(zoo, files):
+    told = zoo("bench", files / "table.toml", "-o", files / "table.docx")
+    assert told.exit_code == 2
+    assert "end it in .md, .csv, .json, .tex, .html" in told.output
