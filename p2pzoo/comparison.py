@@ -250,8 +250,9 @@ def _row(
         values = [f.results["metrics"][column]["value"] for f in line.finished if column in f.results["metrics"]]
         if values:
             cells[column] = {"values": values, **_ends(over_seeds(values)), **differences.get(column, {})}
-    seconds = [f.env["training"]["seconds"] for f in line.finished if "training" in f.env]
-    memory = [f.env["training"]["peak_megabytes"] for f in line.finished if "training" in f.env]
+    costs = [f.env.get("training", {}) for f in line.finished]  # nothing of the target; what a run was kept without
+    seconds = [cost["seconds"] for cost in costs if "seconds" in cost]
+    memory = [cost["peak_megabytes"] for cost in costs if "peak_megabytes" in cost]
     return {
         "name": line.name,
         "label": line.label,

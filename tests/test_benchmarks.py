@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 
@@ -61,6 +62,39 @@ def test_train_step_compares_both_and_says_at_what_scale(tmp_path):
     times = result["milliseconds"]
     assert times.keys() == {"baseline", "ours", "without lowering"}
     assert result["ratio"]["median"] == pytest.approx(times["baseline"] / times["ours"], rel=0.05)
+
+
+def test_what_a_busy_machine_took_is_not_kept(tmp_path):
+    run_folder = tmp_path / "runs" / "mine" / "laptop-seed0-abc"
+    (run_folder / "samples").mkdir(parents=True)
+    for name in ("results.json", "stats.safetensors", "recipe.toml", "model.safetensors"):
+        (run_folder / name).write_bytes(b"{}")
+    (run_folder / "env.json").write_text('{"threads": 1, "training": {"seconds": 9.5, "peak_megabytes": 700}}')
+    Image.new("RGB", (8, 8)).save(run_folder / "samples" / "test.png")
+    for options, training in (((), {"seconds": 9.5, "peak_megabytes": 700}), (("--busy",), {"peak_megabytes": 700})):
+        done = run("keep_runs", run_folder, "--to", tmp_path / "results", *options)
+        assert done.returncode == 0, done.stderr
+        kept = tmp_path / "results" / "mine-laptop-seed0-abc"
+        assert json.loads((kept / "env.json").read_text()) == {"threads": 1, "training": training}
+        assert {file.name for file in kept.iterdir()} == {
+            "results.json", "stats.safetensors", "recipe.toml", "env.json", "samples.webp"
+        }  # fmt: skip
+    (run_folder / "results.json").unlink()
+    done = run("keep_runs", run_folder, "--to", tmp_path / "results")
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert "lacks results.json" in done.stderr
+
+
+@pytest.mark.slow
+def test_row_seconds_tells_what_every_row_of_the_tables_costs(tmp_path):
+    done = run("row_seconds", "--profile", "smoke", "--rounds", 1, "--steps", 1, "-o", tmp_path / "result.json")
+    assert done.returncode == 0, done.stderr
+    rows = json.loads((tmp_path / "result.json").read_text())["rows"]
+    assert len(rows) == 17  # of which ablation_l1_cgan and ablation_patch70 are one experiment
+    assert (rows["zoo:ablation_l1.toml"]["steps"], rows["zoo:ablation_unet_l1.toml"]["steps"]) == (20, 2)
+    for recipe, row in rows.items():
+        assert row["seconds"] == pytest.approx(row["steps"] * row["milliseconds"]["median"] / 1e3, abs=0.5)
+        assert recipe.removeprefix("zoo:").removesuffix(".toml") in done.stdout
 
 
 def test_scaling_fits_a_slope_to_every_series_and_plots_it(tmp_path):

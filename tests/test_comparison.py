@@ -101,6 +101,14 @@ def test_a_metric_that_cannot_be_had_is_said_and_is_no_zero(experiment, store, f
     assert "KID: no number, install p2pzoo[features]." in forms.notes(doc)
 
 
+def test_a_run_that_was_kept_without_its_seconds_has_none(experiment, store, finished):
+    one = finished("a", np.full(len(BLOCKS), 0.3, np.float32))
+    (one.folder / "env.json").write_text(json.dumps({"training": {"peak_megabytes": 900}}))
+    doc = compared([Line("a", "A", experiment, [one])], "a", {"l1": "L1"}, {}, store, facts=FACTS).doc
+    assert (doc["rows"][0]["seconds"], doc["rows"][0]["peak_megabytes"]) == (None, 900)
+    assert "training, s" not in forms.markdown(doc)
+
+
 def test_a_failed_row_is_marked_with_its_reason(experiment, store, finished):
     good, bad = Line("a", "A", experiment, [finished("a", [0.1] * 8)]), Line("b", "B", experiment, failed="no memory")
     doc = compared([good, bad], "a", {"l1": "L1"}, {}, store, facts=FACTS).doc

@@ -1,0 +1,95 @@
+"""What each row of the paper's tables costs: milliseconds of a training step, and what a whole run's steps add up to.
+
+    python benchmarks/row_seconds.py -o benchmarks/results/speed/row_seconds-laptop.json
+
+Rows take turns, each in a process of its own, on a machine that does nothing else. The runs that the tables come from
+may have shared theirs with other work, so their own seconds are not shown. Samples, checkpoints and evaluation are not
+counted.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+import measure
+import torch
+from steps import training
+
+HERE = Path(__file__).parent
+WARM_UP = 3
+
+
+@click.command()
+@click.option("--profile", default="laptop", show_default=True)
+@click.option("--rounds", type=click.IntRange(1), default=5, show_default=True, help="Turns of each row.")
+@click.option(
+    "--steps", type=click.IntRange(1), default=5, show_default=True, help="Steps of a turn; its median counts."
+)
+@click.option("--json", "as_json", is_flag=True, help="One line of JSON instead of a table.")
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="Also keep the result in this file.")
+@click.option("--contestant", hidden=True)
+def main(profile: str, rounds: int, steps: int, as_json: bool, output: Path | None, contestant: str | None) -> None:
+    """Time a training step of every recipe that the tables compare."""
+    if contestant:
+        serve(contestant, profile)
+        return
+    found = {recipe: measure.Contestant(__file__, "--profile", profile, "--contestant", recipe) for recipe in recipes()}
+    about = {recipe: each.about for recipe, each in found.items()}
+    measured = measure.take_turns(found, rounds, steps)
+    rows = {}
+    for recipe, each in measured.items():
+        milliseconds = measure.spread([1e3 * seconds for seconds in each["seconds"]])
+        rows[recipe] = {
+            **about[recipe],
+            "milliseconds": milliseconds,
+            "seconds": round(milliseconds["median"] * about[recipe]["steps"] / 1e3),
+            "peak_megabytes": round(each["peak_bytes"] / 1e6),
+        }
+    result = {
+        "benchmark": "row_seconds", "profile": profile, "rounds": rounds, "rows": rows,
+        "environment": measure.environment(),
+    }  # fmt: skip
+    measure.keep(result, output)
+    click.echo(json.dumps(result) if as_json else table(result))
+
+
+def recipes() -> list[str]:
+    """The recipes of the paper's tables, each once, in the tables' order."""
+    from p2pzoo.tables import read_table
+
+    tables = [read_table(str(file)) for file in sorted(HERE.glob("table*.toml"))]
+    return list(dict.fromkeys(row.recipe for table in tables for row in table.trained if row.recipe))
+
+
+def serve(recipe: str, profile: str) -> None:
+    """Be one row."""
+    from p2pzoo.experiment import check
+    from p2pzoo.plugins import registry
+    from p2pzoo.recipe import read_recipe
+
+    torch.manual_seed(0)
+    made = check(read_recipe(recipe, profile), registry())
+    work = training(made)
+    for _ in range(WARM_UP):
+        work()
+    measure.serve(work, {"title": made.title, "batch": made.train.batch_size, "steps": made.train.steps})
+
+
+def table(result: dict[str, Any]) -> str:
+    head = ["recipe", "batch", "ms a step (spread)", "steps", "s in all", "peak MB"]
+    rows = []
+    for recipe, row in result["rows"].items():
+        low, high = row["milliseconds"]["spread"]
+        step = f"{row['milliseconds']['median']:.1f} ({low:.1f} to {high:.1f})"
+        name = recipe.removeprefix("zoo:").removesuffix(".toml")
+        rows.append(
+            [name, str(row["batch"]), step, f"{row['steps']:,}", f"{row['seconds']:,}", str(row["peak_megabytes"])]
+        )
+    return "\n".join("| " + " | ".join(line) + " |" for line in (head, ["---"] * len(head), *rows))
+
+
+if __name__ == "__main__":
+    main()
