@@ -203,4 +203,4 @@ def test_a_metric_that_cannot_be_had_leaves_the_rest_and_says_what_it_wants(benc
 def test_an_ending_that_is_no_form_is_told(zoo, files):
     told = zoo("bench", files / "table.toml", "-o", files / "table.docx")
     assert told.exit_code == 2
-    assert "end it in .md, .csv, .json, .tex, .html" in told.output
+    assert "end it in .md, .csv, .json, .tex, .html, .svg" in told.output

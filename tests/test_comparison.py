@@ -203,6 +203,18 @@ def test_a_metric_may_draw_what_was_measured_of_all_rows(experiment, store, fini
     assert {label: rows["l1"].shape[0] for label, rows in given.items()} == {"A": 16, "B": 16}, "both seeds"
 
 
+def test_a_drawing_can_be_had_alone(runs, tmp_path, monkeypatch):
+    from matplotlib.figure import Figure
+    from p2pzoo_metrics.images import L1
+
+    given = ["compare", *map(str, runs), "--metric", "l1", "-o", str(tmp_path / "t.svg")]
+    answer = CliRunner().invoke(main, given)
+    assert (answer.exit_code, "of this table's none draws" in answer.output) == (2, True)
+    monkeypatch.setattr(L1, "draw", lambda self, rows: Figure(), raising=False)
+    assert CliRunner().invoke(main, given).exit_code == 0
+    assert (tmp_path / "t.svg").read_text().startswith("<svg")
+
+
 def test_compare_prints_a_table_and_writes_a_page(runs, tmp_path):
     told = CliRunner().invoke(main, ["compare", *map(str, runs), "--metric", "psnr"])
     assert told.exit_code == 0, told.output

@@ -14,8 +14,8 @@ from p2pzoo.errors import UserError
 if TYPE_CHECKING:
     from p2pzoo.comparison import Comparison
 
-FORMATS = ("rich", "markdown", "csv", "json", "latex", "html")
-ENDINGS = {".md": "markdown", ".csv": "csv", ".json": "json", ".tex": "latex", ".html": "html"}
+FORMATS = ("rich", "markdown", "csv", "json", "latex", "html", "svg")
+ENDINGS = {".md": "markdown", ".csv": "csv", ".json": "json", ".tex": "latex", ".html": "html", ".svg": "svg"}
 
 format_option = click.option(
     "--format",
@@ -25,7 +25,7 @@ format_option = click.option(
 )
 output_option = click.option(
     "-o", "--output", type=click.Path(path_type=Path, dir_okay=False), metavar="OUT",
-    help="Write the table to this file: .md, .csv, .json, .tex or .html.",
+    help="Write the table to this file: .md, .csv, .json, .tex or .html; .svg is what its metric draws (Figure 7).",
 )  # fmt: skip
 runs_option = click.option(
     "--runs", type=click.Path(path_type=Path, file_okay=False), default="runs", show_default=True,
@@ -131,6 +131,8 @@ def _show(table: Comparison, form: str, output: Path | None) -> None:
         raise UserError(f"-o {output}: rich is for a terminal; take one of {', '.join(FORMATS[1:])}")
     if form == "html":
         text = forms.page(doc, table.pictures, table.size, table.drawings())
+    elif form == "svg":
+        text = _drawing(table)
     elif form == "json":
         text = json.dumps(doc, indent=2, ensure_ascii=False) + "\n"
     else:
@@ -141,3 +143,14 @@ def _show(table: Comparison, form: str, output: Path | None) -> None:
         output.parent.mkdir(parents=True, exist_ok=True)
         write_text(output, text if text.endswith("\n") else text + "\n")
         click.echo(f"written  {output}", err=True)
+
+
+def _drawing(table: Comparison) -> str:
+    """What the one metric of a table that draws has drawn."""
+    from p2pzoo.report import svg
+
+    drawn = table.drawings()
+    if len(drawn) != 1:
+        told = f"{len(drawn)} draw ({', '.join(drawn)})" if drawn else "none draws"
+        raise UserError(f"svg is the drawing of one metric, and of this table's {told}; html has all there is")
+    return str(svg(*drawn.values()))
