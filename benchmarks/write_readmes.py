@@ -3,7 +3,8 @@
     python benchmarks/write_readmes.py            # rewrite them
     python benchmarks/write_readmes.py --check    # change nothing; exit 1 where a README says otherwise
 
-A table stands between `<!-- table: NAME -->` and `<!-- end -->`; NAME is one of TABLES, or `results/NAME.json`.
+A table stands between `<!-- table: NAME -->` and `<!-- end -->`; NAME is one of TABLES, `results/NAME.json`, or that
+with "short-" before it: its main columns alone, without what rows cost and differ by.
 """
 
 from __future__ import annotations
@@ -22,6 +23,10 @@ RESULTS = HERE / "results" / "speed"
 PAGES = (HERE.parent / "README.md", HERE / "README.md")
 PLACE = re.compile(r"(<!-- table: ([\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 STEPS = ("train_step-256-64-1", "train_step-256-64-4", "train_step-128-32-1")
+MAIN = (
+    "fcn_score", "fcn_score.class_iou", "lab_histogram.a", "sharpness", "kid_efficientnet_lite0.paired",
+    "label_accuracy", "label_accuracy.class_iou",
+)  # fmt: skip
 SWITCHES = {
     "lowering": "convolutions as matrix products",
     "fused_adam": "Adam in one kernel",
@@ -218,16 +223,33 @@ def coverage() -> str:
     return table(found)
 
 
+def row_seconds() -> str:
+    from row_seconds import table
+
+    found = result("row_seconds-laptop")
+    return f"{table(found)}\n\n{where(found)}"
+
+
 def compared(name: str) -> str:
     """A table of runs, as `p2pzoo bench -o results/NAME.json` left it."""
-    from p2pzoo.forms import markdown
+    from p2pzoo.forms import COSTS, markdown
 
-    return markdown(json.loads((RESULTS.parent / f"{name}.json").read_text("utf-8")))
+    short = name.startswith("short-")
+    doc = json.loads((RESULTS.parent / f"{name.removeprefix('short-')}.json").read_text("utf-8"))
+    if short:
+        doc["columns"] = [column for column in doc["columns"] if column["metric"] in MAIN]
+        for row in doc["rows"]:
+            costs = dict.fromkeys(COSTS)
+            cells = {
+                metric: {k: v for k, v in cell.items() if k != "difference"} for metric, cell in row["cells"].items()
+            }
+            row |= {**costs, "cells": cells}
+    return markdown(doc)
 
 
 TABLES: dict[str, Callable[[], str]] = {
     table.__name__: table
-    for table in (speed, train_step, contributions, translate_folder, scaling, drift, startup, coverage)
+    for table in (speed, train_step, contributions, translate_folder, scaling, drift, startup, coverage, row_seconds)
 }
 
 
