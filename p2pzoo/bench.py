@@ -193,7 +193,7 @@ class Bench:
             process_group=0,  # a terminal's Ctrl-C reaches it once, through us
         )
         try:
-            with _passed_on(process):
+            with _passed_on(process) as came:
                 while True:
                     try:
                         _, told = process.communicate(timeout=POLL_SECONDS)
@@ -204,6 +204,8 @@ class Bench:
             if process.poll() is None:
                 process.terminate()
                 process.wait()
+        if came:  # whatever the run made of it: it may not have been ready to listen, or have ended
+            raise Stopped(came[0])
         if process.returncode in (128 + signal.SIGINT, 128 + signal.SIGTERM):
             raise Stopped(process.returncode - 128)
         if process.returncode == 0:
@@ -267,15 +269,17 @@ class Bench:
 
 
 @contextlib.contextmanager
-def _passed_on(process: subprocess.Popen[str]) -> Iterator[None]:
-    """A signal to stop goes to the run, which saves itself."""
+def _passed_on(process: subprocess.Popen[str]) -> Iterator[list[int]]:
+    """A signal to stop goes to the run, which saves itself. Gives the signals that came."""
+    came: list[int] = []
 
     def pass_on(signum: int, _frame: object) -> None:
+        came.append(signum)
         process.send_signal(signum)
 
     before = {signum: signal.signal(signum, pass_on) for signum in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield
+        yield came
     finally:
         for signum, handler in before.items():
             signal.signal(signum, handler)

@@ -104,7 +104,7 @@ class Comparison:
         found = {}
         for name, metric in self.metrics.items():
             rows = {line.label: _pooled(line, name) for line in self.lines if line.finished and not line.target}
-            if hasattr(metric, "draw") and all(rows.values()):
+            if hasattr(metric, "draw") and rows and all(rows.values()):
                 found[name] = metric.draw(rows)
         return found
 
@@ -177,7 +177,8 @@ def compared(
     store        the evaluated split, that metrics are made for
     facts        what else the document says: title, source, profile, …
     """
-    digests = {column: _protocol(lines, column) for column in columns}
+    shown = {column: heading for column, heading in columns.items() if _name(column) not in unavailable}
+    digests = {column: _protocol(lines, column) for column in shown}
     reference = next(line for line in lines if line.name == baseline)
     metrics = {
         name: component.build(dataset=store.dataset)
@@ -193,12 +194,12 @@ def compared(
                 "metric": column,
                 "heading": heading,
                 "better": getattr(metrics.get(_name(column)), "better", None),
-                "protocol": digests[column],
+                "protocol": digests.get(column),
                 "unavailable": unavailable.get(_name(column)),
             }
             for column, heading in columns.items()
         ],
-        "rows": [_row(line, reference, columns, metrics, store) for line in lines],
+        "rows": [_row(line, reference, shown, metrics, store) for line in lines],
         "protocols": {
             digest: finished.results["protocols"][digest]
             for line in lines
@@ -296,7 +297,7 @@ def _differences_from(
             block if block is not None else image for block, image in zip(header["blocks"], header["ids"], strict=True)
         ]
         each = [_value(a, column) - _value(b, column) for a, b in usable]
-        seeds = over_seeds(each if not line.target else each[:1])
+        seeds = Interval(float(np.mean(each))) if line.target else over_seeds(each)
         found[column] = {
             "difference": {
                 "blocks": vars(paired_over_blocks(difference, blocks)),
@@ -335,10 +336,13 @@ class _Reduced:
 
 
 def _size(experiment: Experiment, store: Store) -> dict[str, Any]:
-    """Parameters of G and D, and D's receptive field; computed without allocating anything."""
-    with torch.device("meta"):
-        G = build(experiment.generator, store.channels, store.size)
-        D = build(experiment.discriminator, store.channels, store.size) if experiment.discriminator else None
+    """Parameters of G and D, and D's receptive field, without allocating anything; {} if none can be built."""
+    try:
+        with torch.device("meta"):
+            G = build(experiment.generator, store.channels, store.size)
+            D = build(experiment.discriminator, store.channels, store.size) if experiment.discriminator else None
+    except UserError:  # the row failed, and says why
+        return {}
     field_ = getattr(D, "receptive_field", None)
     return {
         "parameters": sum(p.numel() for p in G.parameters()),

@@ -27,7 +27,8 @@ ARROWS = {"higher": "↑", "lower": "↓"}
 SIGNS = str.maketrans({"–": "--", "−": "$-$", "±": r"$\pm$", "×": r"$\times$", "↑": r"$\uparrow$", "↓": r"$\downarrow$",
                        "[": "{[}", "]": "{]}", "&": r"\&", "%": r"\%", "_": r"\_", "#": r"\#", "$": r"\$",
                        "{": r"\{", "}": r"\}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}",
-                       "\\": r"\textbackslash{}", "→": r"$\rightarrow$", "λ": r"$\lambda$"})  # fmt: skip
+                       "\\": r"\textbackslash{}", "→": r"$\rightarrow$", "∩": r"$\cap$",
+                       "λ": r"$\lambda$"})  # fmt: skip
 
 
 # --- what all forms share --------------------------------------------------------------------------------------
@@ -49,7 +50,7 @@ def values(doc: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
             shown.append(_value(row, column))
             if column["metric"] in published:
                 number = row["published"].get(column["metric"])
-                shown.append(NONE if number is None else f"{number:.2f}")
+                shown.append(NONE if number is None else f"{number:.{max(2, _places(number))}f}")
         rows.append(shown + [_cost(key, row.get(key)) for key in costs])
     return head, rows
 
@@ -119,6 +120,11 @@ def _difference(cell: Mapping[str, Any]) -> str:
     if seeds["low"] is not None:
         text += f"; ±{(seeds['high'] - seeds['low']) / 2:.{places}f}"
     return text.replace("-", "−")
+
+
+def _places(number: float) -> int:
+    """Places after the point that the number was written with."""
+    return len(repr(float(number)).partition(".")[2]) if math.isfinite(number) and abs(number) >= 1e-4 else 6
 
 
 def decimals(value: float, half: float | None) -> int:

@@ -172,7 +172,7 @@ def _row_faults(at: Any, name: str, row: Mapping[str, Any], columns: Mapping[str
         yield f"{at('rows', name, 'label')}  label must be text"
     if row.get("target", True) is not True or ("recipe" in row) == ("target" in row):
         yield f"{where}  [rows.{name}] needs a recipe, or target = true for the ground truth"
-    if not isinstance(row.get("recipe", ""), str):
+    if not (isinstance(recipe := row.get("recipe", "zoo:"), str) and recipe):
         yield f"{at('rows', name, 'recipe')}  recipe must be a path or zoo:NAME"
     overrides = row.get("set", [])
     if not isinstance(overrides, list) or not all(isinstance(item, str) for item in overrides):

@@ -1,8 +1,11 @@
 """`p2pzoo bench` trains what is missing, once; goes on where it stopped; and one that fails leaves the others."""
 
+import contextlib
 import json
 import shutil
 import signal
+import time
+from pathlib import Path
 
 import pytest
 from PIL import Image
@@ -130,6 +133,24 @@ def test_a_stopped_table_goes_on_where_it_was(bench, files, tiny, start, wait_fo
     assert told.exit_code == 0, told.output
     assert "1 of 2 runs to make" in told.output
     assert doc["rows"][1]["cells"]["psnr"]["values"]
+
+
+@pytest.mark.slow
+def test_a_table_that_is_stopped_before_its_run_can_listen_is_stopped(files, start, wait_for):
+    options = ("--profile", "smoke", "--runs", files / "runs", "--seeds", "1")
+    process = start("-m", "p2pzoo", "bench", files / "table.toml", *options)
+
+    def runs():
+        with contextlib.suppress(OSError):  # another child, which has ended meanwhile
+            children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+            return [child for child in children if b"\0run\0" in Path(f"/proc/{child}/cmdline").read_bytes()]
+
+    wait_for(runs, process)
+    time.sleep(0.2)  # it still imports
+    process.send_signal(signal.SIGTERM)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 128 + signal.SIGTERM, output
+    assert "failed" not in output
 
 
 def test_what_would_be_trained_is_told_without_training(bench, files):

@@ -101,6 +101,38 @@ def test_a_metric_that_cannot_be_had_is_said_and_is_no_zero(experiment, store, f
     assert "KID: no number, install p2pzoo[features]." in forms.notes(doc)
 
 
+def test_what_cannot_be_measured_here_is_not_taken_from_older_results(experiment, store, finished):
+    """They may have been measured by other weights, and nothing here could tell."""
+    line = Line("a", "A", experiment, [finished("a", [0.1] * 8)])
+    doc = compared([line], "a", {"l1": "L1"}, {"l1": "no such file"}, store, facts=FACTS).doc
+    assert doc["rows"][0]["cells"] == {}
+    assert (doc["columns"][0]["protocol"], doc["protocols"]) == (None, {})
+
+
+def test_a_row_whose_network_cannot_be_built_leaves_the_table_standing(store, finished):
+    made, deep = (
+        check(read_recipe("zoo:ablation_patch70.toml", "smoke", [*SMALL, *more]), registry())
+        for more in ([], ["generator.depth=8"])
+    )
+    lines = [Line("a", "A", made, [finished("a", [0.1] * 8)]), Line("b", "B", deep, failed="64 px are too few")]
+    _, row = compared(lines, "a", {"l1": "L1"}, {}, store, facts=FACTS).doc["rows"]
+    assert (row["failed"], row["cells"], "parameters" in row) == ("64 px are too few", {}, False)
+
+
+def test_nothing_is_drawn_where_no_row_is_finished(experiment, store, finished, monkeypatch):
+    from p2pzoo_metrics.images import L1
+
+    monkeypatch.setattr(L1, "draw", lambda self, rows: pytest.fail("of what?"), raising=False)
+    target = Line("y", "Y", experiment, [finished("y", [0.0] * 8)], target=True)
+    lines = [Line("a", "A", experiment, failed="broken"), target]
+    assert compared(lines, "a", {"l1": "L1"}, {}, store, facts=FACTS).drawings() == {}
+
+
+def test_a_published_number_is_shown_as_it_was_written(experiment, store, finished):
+    line = Line("a", "A", experiment, [finished("a", [0.1] * 8)], published={"l1": 0.0043})
+    assert "0.0043" in forms.values(compared([line], "a", {"l1": "L1"}, {}, store, facts=FACTS).doc)[1][0]
+
+
 def test_a_run_that_was_kept_without_its_seconds_has_none(experiment, store, finished):
     one = finished("a", np.full(len(BLOCKS), 0.3, np.float32))
     (one.folder / "env.json").write_text(json.dumps({"training": {"peak_megabytes": 900}}))
@@ -136,6 +168,7 @@ def test_latex_escapes_what_it_must(doc):
     assert r"$\pm$" in body
     assert all(line.endswith(r"\\") or line.startswith(("\\", "%")) for line in body.splitlines())
     assert forms._escaped("50% of a_b & {c}") == r"50\% of a\_b \& \{c\}"
+    assert forms._escaped("a ∩") == r"a $\cap$"
 
 
 def test_the_page_escapes_names_and_shows_the_same_images_down_the_rows(doc, tmp_path):

@@ -74,6 +74,7 @@ def test_the_tables_that_travel_with_p2pzoo_are_read_from_anywhere(file):
         (('set = ["train.images=4"]', "set = 4"), "losses.toml:15  set takes an array"),
         (('label = "L1"', "lable = 1"), "losses.toml:11  [rows.l1] has no 'lable': did you mean 'label'?"),
         (("[columns]", "[colums]"), "losses.toml:6  a table file has no 'colums': did you mean 'columns'?"),
+        (('recipe = "mine.toml"', 'recipe = ""'), "recipe must be a path or zoo:NAME"),
         (("seeds = 2", "seeds ="), "losses.toml: broken TOML"),
     ],
 )  # fmt: skip
