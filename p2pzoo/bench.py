@@ -8,6 +8,7 @@ Finished results count wherever they lie: in the runs folder, or beside the tabl
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import json
 import signal
@@ -16,19 +17,22 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
-from p2pzoo.comparison import Comparison, Finished, Line, compared
+import torch
+
+from p2pzoo.comparison import Comparison, Finished, Line, compared, differences, metric_of
+from p2pzoo.compute import pick_device
 from p2pzoo.data import Store
 from p2pzoo.errors import UserError
-from p2pzoo.evaluate import check_needs, evaluate_target, missing
+from p2pzoo.evaluate import check_needs, check_trust, evaluate_target, metrics_of, missing, protocol
 from p2pzoo.experiment import Experiment, check
 from p2pzoo.files import write_json
-from p2pzoo.recipe import read_recipe
+from p2pzoo.recipe import PLAIN, read_recipe
 from p2pzoo.registry import Registry
-from p2pzoo.run import Run, run_for
+from p2pzoo.run import Run, changed_sources, run_for, sources
 from p2pzoo.session import software
-from p2pzoo.tables import Row, Table
+from p2pzoo.tables import Row, Table, is_seed
 
 POLL_SECONDS = 0.5
 
@@ -67,7 +71,8 @@ class Cell:
 class Bench:
     """A table over the runs of a folder. Reads and checks everything when it is made, and writes nothing then.
 
-    overrides: for every row, as `-s` takes them; after the rows' own.
+    overrides  for every row, as `-s` takes them; after the rows' own
+    options    for every `p2pzoo run`, such as --accept-stale
 
     Raises UserError with every fault of the recipes, and where a metric needs what the data lacks.
     """
@@ -81,21 +86,36 @@ class Bench:
         profile: str | None = None,
         seeds: int | None = None,
         overrides: Sequence[str] = (),
+        options: Sequence[str] = (),
         pick: Callable[[], str] | None = None,
     ) -> None:
-        self.table, self.registry, self.runs = table, registry, runs
+        self.table, self.registry, self.runs, self.options = table, registry, runs, options
         self.committed = table.folder / "results"
         self.overrides = [*table.overrides({}), *overrides]
         self.unavailable: dict[str, str] = {}
         self._stores: dict[str, Store] = {}
-        first = [self._experiment(row, 0, profile, pick) for row in table.trained]
-        self.profile = first[0].recipe.profile
+        if seeded := [*filter(is_seed, overrides)]:
+            raise UserError(f"-s {seeded[0]}: a table's rows are made with seeds 0, 1, …; say how many with --seeds")
+        picked = pick and functools.cache(pick)
+        first = [self._experiment(row, 0, profile, picked) for row in table.trained]
         self._check(first)
-        self.overrides = [*table.overrides(self.unavailable), *overrides]
-        self.cells = [
-            Cell(row, self._experiment(row, seed, self.profile, pick))
-            for seed in range(seeds or table.seeds)
-            for row in table.trained
+        self.profile = next(
+            experiment.recipe.profile
+            for row, experiment in zip(table.trained, first, strict=True)
+            if row.name == table.baseline
+        )
+        self._seeds = seeds or table.seeds
+        self.cells = self._cells(overrides, profile, picked)
+        if untrusted := self._untrusted():
+            self.unavailable |= untrusted
+            self.cells = self._cells(overrides, profile, picked)
+
+    def _cells(self, overrides: Sequence[str], profile: str | None, pick: Callable[[], str] | None) -> list[Cell]:
+        self.overrides = [*self.table.overrides(self.unavailable), *overrides]
+        return [
+            Cell(row, self._experiment(row, seed, profile, pick))
+            for seed in range(self._seeds)
+            for row in self.table.trained
         ]
 
     def _experiment(self, row: Row, seed: int, profile: str | None, pick: Callable[[], str] | None) -> Experiment:
@@ -104,8 +124,12 @@ class Bench:
         return check(read_recipe(row.recipe, profile, settings, pick=pick), self.registry)
 
     def _check(self, experiments: Sequence[Experiment]) -> None:
-        """What the data lacks is refused; a metric that cannot be had here is left out, with its reason."""
+        """What the data lacks is refused, and rows that are measured in unlike ways.
+
+        A metric of the table that cannot be had here is left out, with its reason.
+        """
         faults = []
+        protocols: dict[str, tuple[str, dict[str, Any]]] = {}  # {metric: (the first row that has it, its protocol)}
         for row, experiment in zip(self.table.trained, experiments, strict=True):
             store = self.store(experiment)
             try:
@@ -113,20 +137,44 @@ class Bench:
             except UserError as error:
                 faults += [f"[rows.{row.name}] {fault}" for fault in error.faults]
                 continue
-            for name in self.table.metrics:
-                if name not in self.unavailable:
-                    try:
-                        experiment.metrics[name].build(dataset=store.dataset)
-                    except UserError as error:
+            for name in dict.fromkeys([*self.table.metrics, *map(metric_of, self.table.columns)]):
+                if name in self.unavailable or name not in experiment.metrics:
+                    continue
+                try:
+                    described = protocol(experiment, name, store)
+                except UserError as error:
+                    if name in self.table.metrics:  # a recipe's own: its run says so
                         self.unavailable[name] = str(error)
+                    continue
+                other, before = protocols.setdefault(name, (row.name, described))
+                if told := "; ".join(differences(before, described)):
+                    faults.append(f"[rows.{row.name}] {name} is measured otherwise than in [rows.{other}] ({told})")
         named = {name for experiment in experiments for name in experiment.metrics}
         faults += [
             f"{self.table.name}: column '{column}' names no metric of its rows; they have {', '.join(sorted(named))}"
             for column in self.table.columns
-            if column.partition(".")[0] not in named
+            if metric_of(column) not in named
         ]
         if faults:
             raise UserError(*faults)
+
+    def _untrusted(self) -> dict[str, str]:
+        """{metric of the table: why its numbers would mean nothing}, of those that are still to be measured."""
+        lacking = [cell.experiment for cell in self.cells if self.finished(cell) is None]
+        told: dict[str, str] = {}
+        checked: set[tuple[int, str]] = set()
+        for experiment in lacking:
+            store = self.store(experiment)
+            for name in self.table.metrics:
+                if name in self.unavailable or name in told or (id(store), name) in checked:
+                    continue
+                checked.add((id(store), name))
+                try:
+                    device = torch.device(pick_device(experiment.compute.device))
+                    check_trust(metrics_of(experiment, store, [name]), device)
+                except UserError as error:
+                    told[name] = str(error)
+        return told
 
     def store(self, experiment: Experiment) -> Store:
         """The split that an experiment is evaluated on, opened once."""
@@ -147,6 +195,16 @@ class Bench:
             if (folder / "stats.safetensors").exists() and not missing(cell.experiment, Run(folder), store):
                 return Finished(folder)
         return None
+
+    def stale(self) -> dict[str, list[str]]:
+        """{folder in the runs folder: what has changed since} of finished runs that were made by other code."""
+        found = {}
+        for cell in self.cells:
+            run = run_for(cell.experiment, self.runs)
+            changed = changed_sources(run.status.get("sources", {}), sources(cell.experiment))
+            if changed and run.state == "complete":
+                found[str(run.folder)] = changed
+        return found
 
     def missing(self) -> list[Cell]:
         """The cells that must still be trained or evaluated, one for each experiment."""
@@ -175,10 +233,10 @@ class Bench:
         recipe = cell.experiment.recipe
         assert cell.row.recipe
         settings = [*cell.row.overrides, *self.overrides]
-        profile = [] if recipe.profile == "plain" else ["--profile", recipe.profile]
+        profile = [] if recipe.profile == PLAIN else ["--profile", recipe.profile]
         return [
             *(sys.executable, "-m", "p2pzoo", "run", cell.row.recipe, *profile),
-            *("--seed", str(cell.experiment.seed), "--runs", str(self.runs), "--quiet"),
+            *("--seed", str(cell.experiment.seed), "--runs", str(self.runs), "--quiet", *self.options),
             *(part for setting in settings for part in ("-s", setting)),
         ]
 
@@ -246,10 +304,19 @@ class Bench:
             if (folder / "stats.safetensors").exists() and not missing(experiment, Run(folder), store):
                 return replace(line, finished=[Finished(folder)])
         run = Run(self.runs / "target" / f"{self.profile}-{digest}")
-        with run.lock():
-            evaluate_target(experiment, run, store, digest)
-            write_json(run.folder / "env.json", software())
+        try:
+            with run.lock():
+                evaluate_target(experiment, run, store, digest)
+                write_json(run.folder / "env.json", software())
+        except UserError as error:
+            return replace(line, failed=str(error))
         return replace(line, finished=[Finished(run.folder)])
+
+    def drawing(self) -> list[str]:
+        """The metrics among the columns that draw something of all rows."""
+        metrics = self._baseline.experiment.metrics
+        shown = dict.fromkeys(map(metric_of, self.table.columns))
+        return [name for name in shown if name in metrics and hasattr(metrics[name].factory, "draw")]
 
     @property
     def _baseline(self) -> Cell:
@@ -275,9 +342,9 @@ def _passed_on(process: subprocess.Popen[str]) -> Iterator[list[int]]:
 
     def pass_on(signum: int, _frame: object) -> None:
         came.append(signum)
-        process.send_signal(signum)
+        process.send_signal(signal.SIGTERM if signum == signal.SIGHUP else signum)  # the terminal was closed
 
-    before = {signum: signal.signal(signum, pass_on) for signum in (signal.SIGINT, signal.SIGTERM)}
+    before = {signum: signal.signal(signum, pass_on) for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
     try:
         yield came
     finally:

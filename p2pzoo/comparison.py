@@ -143,9 +143,11 @@ def compare_runs(
         raise UserError(f"--baseline {baseline}: no such row{nearest(baseline, names)}")
     shared = [c for c in found[0].finished[0].results["metrics"]
               if all(c in f.results["metrics"] for line in found for f in line.finished)]  # fmt: skip
-    if unknown := [name for name in wanted if all(_name(column) != name for column in shared)]:
-        raise UserError(f"--metric {unknown[0]}: not every run has it{nearest(unknown[0], {_name(c) for c in shared})}")
-    columns = {column: column for column in shared if not wanted or _name(column) in wanted}
+    if unknown := [name for name in wanted if all(metric_of(column) != name for column in shared)]:
+        raise UserError(
+            f"--metric {unknown[0]}: not every run has it{nearest(unknown[0], {metric_of(c) for c in shared})}"
+        )
+    columns = {column: column for column in shared if not wanted or metric_of(column) in wanted}
     first = found[0].experiment
     store = Store(first.dataset.build(split=first.evaluate.split))
     profiles = sorted({str(f.results["profile"]) for line in found for f in line.finished})
@@ -177,29 +179,31 @@ def compared(
     store        the evaluated split, that metrics are made for
     facts        what else the document says: title, source, profile, …
     """
-    shown = {column: heading for column, heading in columns.items() if _name(column) not in unavailable}
+    shown = {column: heading for column, heading in columns.items() if metric_of(column) not in unavailable}
     digests = {column: _protocol(lines, column) for column in shown}
     reference = next(line for line in lines if line.name == baseline)
     metrics = {
         name: component.build(dataset=store.dataset)
         for name, component in reference.experiment.metrics.items()
-        if name not in unavailable and any(_name(column) == name for column in columns)
+        if name not in unavailable and any(metric_of(column) == name for column in columns)
     }
+    reduced = {name: _Reduced(metric, name) for name, metric in metrics.items()}
     doc = {
         **facts,
         "baseline": baseline,
+        "resampled": "images" if store[0].block is None else "regions",
         "confidence": CONFIDENCE,
         "columns": [
             {
                 "metric": column,
                 "heading": heading,
-                "better": getattr(metrics.get(_name(column)), "better", None),
+                "better": getattr(metrics.get(metric_of(column)), "better", None),
                 "protocol": digests.get(column),
-                "unavailable": unavailable.get(_name(column)),
+                "unavailable": unavailable.get(metric_of(column)),
             }
             for column, heading in columns.items()
         ],
-        "rows": [_row(line, reference, shown, metrics, store) for line in lines],
+        "rows": [_row(line, reference, shown, reduced, store) for line in lines],
         "protocols": {
             digest: finished.results["protocols"][digest]
             for line in lines
@@ -211,7 +215,7 @@ def compared(
     return Comparison(doc, tuple(lines), metrics, store.size)
 
 
-def _name(column: str) -> str:
+def metric_of(column: str) -> str:
     """The metric that a column belongs to: `fcn_score.class_iou` is one of fcn_score's numbers."""
     return column.partition(".")[0]
 
@@ -228,12 +232,13 @@ def _protocol(lines: Sequence[Line], column: str) -> str | None:
             if first is None:
                 first = (line.label, digest, described)
             elif digest != first[1]:
-                told = "; ".join(_differences(first[2], described))
+                told = "; ".join(differences(first[2], described))
                 raise UserError(f"{column}: '{line.label}' was measured otherwise than '{first[0]}' ({told})")
     return first[1] if first else None
 
 
-def _differences(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:
+def differences(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:
+    """What two protocols differ in, `key: b's value against a's`."""
     left, right = dict(leaves(a)), dict(leaves(b))
     return [
         f"{'.'.join(key)}: {right.get(key)} against {left.get(key)}"
@@ -243,14 +248,14 @@ def _differences(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:
 
 
 def _row(
-    line: Line, reference: Line, columns: Mapping[str, str], metrics: Mapping[str, Any], store: Store
+    line: Line, reference: Line, columns: Mapping[str, str], reduced: Mapping[str, _Reduced], store: Store
 ) -> dict[str, Any]:
-    differences = _differences_from(line, reference, columns, metrics) if line is not reference else {}
+    exceeds = _differences_from(line, reference, columns, reduced) if line is not reference else {}
     cells = {}
     for column in columns:
         values = [f.results["metrics"][column]["value"] for f in line.finished if column in f.results["metrics"]]
         if values:
-            cells[column] = {"values": values, **_ends(over_seeds(values)), **differences.get(column, {})}
+            cells[column] = {"values": values, **_ends(over_seeds(values)), **exceeds.get(column, {})}
     costs = [f.env.get("training", {}) for f in line.finished]  # nothing of the target; what a run was kept without
     seconds = [cost["seconds"] for cost in costs if "seconds" in cost]
     memory = [cost["peak_megabytes"] for cost in costs if "peak_megabytes" in cost]
@@ -272,16 +277,15 @@ def _ends(interval: Interval) -> dict[str, Any]:
 
 
 def _differences_from(
-    line: Line, reference: Line, columns: Mapping[str, str], metrics: Mapping[str, Any]
+    line: Line, reference: Line, columns: Mapping[str, str], reduced: Mapping[str, _Reduced]
 ) -> dict[str, dict[str, Any]]:
     """{column: {"difference": …}}: what the line exceeds the reference by, over test blocks and over seeds."""
     pairs = _pairs(line, reference)
-    reduced = {name: _Reduced(metric, name) for name, metric in metrics.items()}
     found = {}
     for column in columns:
         name, _, key = column.partition(".")
         usable = [(a, b) for a, b in pairs if column in a.results["metrics"] and column in b.results["metrics"]]
-        if name not in metrics or not usable:
+        if name not in reduced or not usable:
             continue
         measured = reduced[name]
 
@@ -320,7 +324,7 @@ def _value(finished: Finished, column: str) -> float:
 
 
 class _Reduced:
-    """A metric's numbers on some of a run's images; what was computed for one column is there for the next."""
+    """A metric's numbers on some of a run's images; what was computed for a column or a row is there for the next."""
 
     def __init__(self, metric: Any, name: str) -> None:
         self.metric, self.name = metric, name

@@ -232,9 +232,11 @@ class Metric(Protocol):
     protocol  a mapping that JSON can hold: what its numbers depend on besides its parameters, such as weights by their
               digest. It is merged into the protocol of every number, in place of parameters of the same names
     draw      `draw(rows)`, given {row's label: its statistics}, makes a matplotlib Figure of a table's rows
+    trust     `trust(device)` raises UserError where the numbers would mean nothing on this data, as those of a scorer
+              that misreads real photos. Called before training, and on the target before a table is filled
 
     Metrics are made often (before training, to refuse early; for their protocol) and used once: heavy work waits for
-    the first `measure`.
+    `trust` or the first `measure`.
     """
 
     version: str

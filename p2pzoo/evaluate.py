@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -71,30 +71,39 @@ def check_needs(experiment: Experiment, store: Store) -> None:
         raise UserError(*faults)
 
 
-def check_metrics(experiment: Experiment, store: Store) -> None:
-    """Refuse before training what cannot be had here, such as a network's weights. Raises UserError."""
+def metrics_of(experiment: Experiment, store: Store, names: Iterable[str]) -> dict[str, Any]:
+    """The recipe's metrics of these names, made. Raises UserError with all that cannot be had here, as for want of a
+    network's weights."""
+    made: dict[str, Any] = {}
     faults: list[str] = []
-    for component in experiment.metrics.values():
+    for name in names:
         try:
-            component.build(dataset=store.dataset)
+            made[name] = experiment.metrics[name].build(dataset=store.dataset)
         except UserError as error:
             faults += error.faults
     if faults:
         raise UserError(*faults)
+    return made
 
 
-def evaluate(experiment: Experiment, run: Run, engine: Engine, G: nn.Module, store: Store) -> dict[str, Any]:
-    """Measure what the run's results lack, write results.json and stats.safetensors, and return the results."""
-    names = first(missing, experiment, run, store)
-    metrics = {name: experiment.metrics[name].build(dataset=store.dataset) for name in names}
+def check_trust(metrics: Mapping[str, Any], device: torch.device) -> None:
+    """Refuse metrics whose numbers would mean nothing on this data. Raises UserError."""
+    for metric in metrics.values():
+        if hasattr(metric, "trust"):
+            metric.trust(device)
+
+
+def evaluate(
+    experiment: Experiment, run: Run, engine: Engine, G: nn.Module, store: Store, metrics: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Measure these metrics, write them into results.json and stats.safetensors, and return the results."""
     statistics = _statistics(metrics, experiment.evaluate.test_mode, engine, G, store)
     return first(_write, experiment, run, metrics, statistics, store)
 
 
 def evaluate_target(experiment: Experiment, run: Run, store: Store, digest: str) -> dict[str, Any]:
     """The same with y in the place of a translation: what the metrics say of the real thing. `digest`: its id."""
-    names = missing(experiment, run, store)
-    metrics = {name: experiment.metrics[name].build(dataset=store.dataset) for name in names}
+    metrics = metrics_of(experiment, store, missing(experiment, run, store))
     rows = [_measured(metrics, batch, batch.y) for batch in single_batches(store, range(len(store)))]
     statistics = {key: torch.cat([row[key] for row in rows]) for key in (rows[0] if rows else {})}
     results = _write(experiment, run, metrics, statistics, store)

@@ -87,11 +87,13 @@ def notes(doc: Mapping[str, Any]) -> list[str]:
         )
     elif seeds:
         found.append(f"One run a row, seed {seeds[0]}: no interval.")
-    if any("difference" in cell for row in doc["rows"] for cell in row["cells"].values()):
-        found.append(
-            f"Differences: the mean over seeds with its {percent} interval over test regions (studentised bootstrap, "
-            f"paired by image){'; then half of the interval over seeds' if len(seeds) > 1 else ''}."
-        )
+    differences = [cell["difference"] for row in doc["rows"] for cell in row["cells"].values() if "difference" in cell]
+    if differences:
+        drawn = f" with its {percent} interval over test {doc['resampled']} (studentised bootstrap, paired by image)"
+        if all(difference["blocks"]["low"] is None for difference in differences):
+            drawn = f", without an interval: there are too few test {doc['resampled']}"
+        seeds_too = "; then half of the interval over seeds" if len(seeds) > 1 else ""
+        found.append(f"Differences: the mean over seeds{drawn}{seeds_too}.")
     if doc.get("source"):
         found.append(f"Paper: {doc['source']}.")
     found += [f"{c['heading']}: no number, {c['unavailable']}." for c in doc["columns"] if c["unavailable"]]

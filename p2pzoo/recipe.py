@@ -35,6 +35,7 @@ FILE_ONLY = ("extends", "drop", "profiles")
 OF_THE_RUN = ("profile", "continued_from")  # only in resolved recipes; options of the command line set them
 IN_PROFILES = (*(key for key in TOP if key not in OF_THE_RUN), "drop")
 PROFILE = re.compile(r"[A-Za-z0-9_-]+")  # it becomes part of a folder's name
+PLAIN = "plain"  # the profile of a recipe that has none, or of none of them
 OWN_KEYS = ("use", "weight")  # of a component's table: the zoo's, not the component's
 
 
@@ -209,7 +210,7 @@ def _malformed(source: Source, tree: Mapping[str, Any]) -> Iterator[str]:
             yield f"{at('profiles', name)}  profiles.{name} must be a table, as in [profiles.{name}.train]"
         if not PROFILE.fullmatch(name):
             yield f"{at('profiles', name)}  profile {json.dumps(name)}: use letters, digits, - and _"
-    label = tree.get("profile", "plain")
+    label = tree.get("profile", PLAIN)
     if isinstance(label, str) and not PROFILE.fullmatch(label):
         yield f"{at('profile')}  profile {json.dumps(label)}: use letters, digits, - and _"
     for where, layer in [((), tree), *((("profiles", n), t) for n, t in profiles.items() if isinstance(t, dict))]:
@@ -241,8 +242,8 @@ def _choose_profile(
         raise UserError(f"{home.name}: no profile '{asked}'{nearest(asked, known)}")
     if asked is not None:
         return asked
-    chosen = pick() if pick else "plain"
-    return chosen if chosen in known else "plain"
+    chosen = pick() if pick else PLAIN
+    return chosen if chosen in known else PLAIN
 
 
 def _parse_override(text: str) -> dict[str, Any]:

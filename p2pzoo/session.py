@@ -19,7 +19,7 @@ from p2pzoo.compute import Engine
 from p2pzoo.contracts import Callback
 from p2pzoo.data import Store, single_batches
 from p2pzoo.errors import UserError
-from p2pzoo.evaluate import check_metrics, check_needs, evaluate, missing, ranking
+from p2pzoo.evaluate import check_needs, check_trust, evaluate, metrics_of, missing, ranking
 from p2pzoo.experiment import Experiment
 from p2pzoo.files import read_json, write_json, write_text
 from p2pzoo.kernels import read_kernels, write_kernels
@@ -77,6 +77,8 @@ def finish(
         with together():
             engine = Engine(experiment.compute, Chooser(kernels))
             callbacks = [component.build() for component in experiment.callbacks.values()]
+            metrics = metrics_of(experiment, data["test"], first(missing, experiment, run, data["test"]))
+            check_trust(metrics, engine.device)
         first(_each, callbacks, "start", str(run.folder), experiment.resolved())
         if trained:
             first(_keep, kernels, run)
@@ -96,7 +98,7 @@ def finish(
         tensors, header = first(load_tensors, run.model)
         G = rebuild(tensors, header, run.model, registry)  # in fp32 whatever it was trained in: as users of the file
         G = G.to(engine.device, memory_format=engine.memory_format)  # type: ignore[call-overload]
-        results = evaluate(experiment, run, engine, G, data["test"])
+        results = evaluate(experiment, run, engine, G, data["test"], metrics)
         if not trained:
             first(run.add_metrics, experiment)
         first(_conclude, experiment, run, engine, G, data["test"])
@@ -172,7 +174,7 @@ def _open_data(experiment: Experiment) -> dict[str, Store]:
         if (store.size, store.channels) != (train_store.size, train_store.channels):
             raise UserError(f"the dataset's {name} images differ from its train images in size or channels")
     check_needs(experiment, data["test"])
-    check_metrics(experiment, data["test"])
+    metrics_of(experiment, data["test"], experiment.metrics)
     faults: list[str] = []
     for network in (experiment.generator, experiment.discriminator):
         try:

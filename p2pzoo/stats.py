@@ -17,6 +17,8 @@ from scipy.stats import t as student
 
 CONFIDENCE = 0.95
 RESAMPLES = 999
+FEWEST_BLOCKS = 4  # of fewer, most resamples are one block over and over: intervals that hold the truth too rarely
+MOST_BLOCKS = 50  # the jackknife computes a difference once without each of them
 
 
 @dataclass(frozen=True)
@@ -54,16 +56,20 @@ def paired_over_blocks(
     What is resampled, with replacement, are the jackknife's pseudo-values, one per block: for a mean they are the
     blocks' own values, and a metric of all images together (a pooled matrix, a distance between sets) never sees an
     image twice, which would bias it. How often the interval holds the truth, `benchmarks/interval_coverage.py`
-    measures. Fewer than two blocks give none, nor does a difference that is the same without any of them.
+    measures. Fewer than four blocks give none, nor does a difference that is the same without any of them. More than
+    fifty, as where each image is its own, are put together into fifty, neighbours with neighbours.
     """
     groups: dict[Hashable, list[int]] = {}
     for index, block in enumerate(blocks):
         groups.setdefault(block, []).append(index)
     drawn_from = [np.array(images) for images in groups.values()]
+    if len(drawn_from) > MOST_BLOCKS:
+        together = np.array_split(np.arange(len(drawn_from)), MOST_BLOCKS)
+        drawn_from = [np.concatenate([drawn_from[i] for i in some]) for some in together]
     n = len(drawn_from)
     everything = np.concatenate(drawn_from) if n else np.array([], int)
     estimate = float(difference(everything))
-    if n < 2:
+    if n < FEWEST_BLOCKS:
         return Interval(estimate)
 
     without = [difference(np.concatenate(drawn_from[:i] + drawn_from[i + 1 :])) for i in range(n)]

@@ -117,6 +117,11 @@ def inline(value: Any) -> str:
     return tomli_w.dumps({"v": value}).removeprefix("v = ").rstrip("\n")
 
 
+def is_seed(override: str) -> bool:
+    """Whether a `-s` override is one of the seed."""
+    return override.partition("=")[0].strip() == "seed"
+
+
 def _key(name: str) -> str:
     return tomli_w.dumps({name: 0}).removesuffix(" = 0\n")
 
@@ -177,6 +182,8 @@ def _row_faults(at: Any, name: str, row: Mapping[str, Any], columns: Mapping[str
     overrides = row.get("set", [])
     if not isinstance(overrides, list) or not all(isinstance(item, str) for item in overrides):
         yield f'{at("rows", name, "set")}  set takes an array, as in set = ["train.batch_size=10"]'
+    elif any(is_seed(item) for item in overrides):
+        yield f"{at('rows', name, 'set')}  a seed is set for no row alone: all have 0, 1, … (seeds = 3, or --seeds)"
     published = row.get("published", {})
     numbers = isinstance(published, dict) and all(type(value) in (int, float) for value in published.values())
     if not numbers:

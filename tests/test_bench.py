@@ -7,11 +7,17 @@ import signal
 import time
 from pathlib import Path
 
+import p2pzoo_earth
 import pytest
+import tomli_w
 from PIL import Image
 
 from p2pzoo.bench import Bench
+from p2pzoo.checkpoint import load_tensors, save_tensors
+from p2pzoo.errors import UserError
+from p2pzoo.experiment import check
 from p2pzoo.plugins import registry
+from p2pzoo.recipe import read_recipe
 from p2pzoo.tables import read_table
 
 RECIPE = """
@@ -219,6 +225,108 @@ def test_a_metric_that_cannot_be_had_leaves_the_rest_and_says_what_it_wants(benc
     for row in doc["rows"]:
         assert "fcn" not in row["cells"]
         assert "psnr" in row["cells"]
+
+
+def test_recipes_without_profiles_can_stand_in_a_table(bench, files):
+    """Such as the resolved recipe of a finished run, or one that extends nothing."""
+    for name in ("l1", "both"):
+        recipe = read_recipe(str(files / f"{name}.toml"), "smoke")
+        tree = {**check(recipe, registry()).resolved()}
+        del tree["profile"]
+        (files / f"{name}.toml").write_text(tomli_w.dumps(tree))
+    made = Bench(read_table(str(files / "table.toml")), registry(), files / "runs", pick=lambda: "laptop")
+    assert made.profile == "plain"
+    assert all("--profile" not in made.command(cell) for cell in made.cells)
+    assert len(made.missing()) == 2
+
+
+def test_rows_that_are_measured_in_unlike_ways_are_told_before_anything_is_trained(bench, files):
+    (files / "l1.toml").write_text((files / "l1.toml").read_text() + '[evaluate]\ntest_mode = "eval"\n')
+    answer, _ = bench()
+    assert answer.exit_code == 2
+    assert (
+        "[rows.both] psnr is measured otherwise than in [rows.l1] (test_mode: paper against eval; test_batch: 1"
+        in answer.output
+    )
+    assert not (files / "runs").exists()
+
+
+@pytest.mark.parametrize("option", ["seed=3", " seed = 3"])
+def test_a_seed_is_no_override_of_a_table(bench, files, option):
+    answer, _ = bench("-s", option)
+    assert (answer.exit_code, "say how many with --seeds" in answer.output) == (2, True)
+    (files / "table.toml").write_text(TABLE.replace('label = "L1 alone"', f'set = ["{option}"]'))
+    answer, _ = bench()
+    assert (answer.exit_code, "a seed is set for no row alone" in answer.output) == (2, True)
+
+
+@pytest.mark.parametrize(("options", "told"), [
+    (("--format", "rich"), "rich is for a terminal"), (("--format", "svg"), "of this table's none draws"),
+])  # fmt: skip
+def test_a_form_that_cannot_be_is_told_before_anything_is_trained(bench, files, options, told):
+    answer, _ = bench(*options)
+    assert (answer.exit_code, told in answer.output) == (2, True)
+    assert not (files / "runs").exists()
+
+
+@pytest.mark.slow
+def test_a_scorer_that_misreads_the_photos_costs_its_column_alone(bench, files):
+    tensors, header = load_tensors(Path(p2pzoo_earth.__file__).with_name("scorer.safetensors"))
+    save_tensors(files / "bad.safetensors", tensors, header | {"self_check": {"pixel_accuracy": 1.1}})
+    metric = f'[metrics.fcn]\nuse = "fcn_score"\nweights = "{files}/bad.safetensors"\n[columns]\nfcn = "FCN"\n'
+    (files / "table.toml").write_text(TABLE.replace("[columns]\n", metric))
+    told, doc = bench("--seeds", 1)
+    assert told.exit_code == 0, told.output
+    assert "misreads the real photos" in doc["columns"][0]["unavailable"]
+    for row in doc["rows"]:
+        assert "fcn" not in row["cells"]
+        assert "psnr" in row["cells"]
+
+
+@pytest.mark.slow
+def test_a_target_that_cannot_be_measured_leaves_the_rows_standing(bench, files, monkeypatch):
+    def broken(*_):
+        raise UserError("no photos")
+
+    monkeypatch.setattr("p2pzoo.bench.evaluate_target", broken)
+    told, doc = bench("--seeds", 1)
+    assert told.exit_code == 0, told.output
+    l1, _, photos = doc["rows"]
+    assert (photos["cells"], photos["failed"]) == ({}, "no photos")
+    assert l1["cells"]["psnr"]["values"]
+
+
+@pytest.mark.slow
+def test_a_closed_terminal_ends_the_run_too(files, tiny, start, wait_for):
+    (files / "both.toml").write_text(RECIPE.format(tiny=tiny, images=400))
+    options = ("--profile", "smoke", "--runs", files / "runs", "--seeds", "1")
+    process = start("-m", "p2pzoo", "bench", files / "table.toml", *options)
+    wait_for(lambda: [*(files / "runs" / "l1").glob("*/checkpoints/*.safetensors")], process)
+    process.send_signal(signal.SIGHUP)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 128 + signal.SIGHUP, output
+    [status] = (files / "runs" / "l1").glob("*/status.json")
+    assert json.loads(status.read_text())["state"] == "interrupted"
+
+
+@pytest.mark.slow
+def test_a_run_of_other_code_is_told_and_can_be_gone_on_with(bench, files, tiny, start, wait_for):
+    options = ("--profile", "smoke", "--runs", files / "runs", "--seeds", "1")
+    (files / "both.toml").write_text(RECIPE.format(tiny=tiny, images=400))
+    process = start("-m", "p2pzoo", "bench", files / "table.toml", *options)
+    wait_for(lambda: [*(files / "runs" / "l1").glob("*/checkpoints/*.safetensors")], process)
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=120)
+    [status] = (files / "runs" / "l1").glob("*/status.json")
+    told = json.loads(status.read_text())
+    told["sources"]["core"] = "another"
+    status.write_text(json.dumps(told))
+    answer, doc = bench("--seeds", 1, "-s", "metrics.l1.use=l1")
+    assert answer.exit_code == 1
+    assert "core changed since" in doc["rows"][0]["failed"]
+    answer, doc = bench("--seeds", 1, "--accept-stale")
+    assert answer.exit_code == 0, answer.output
+    assert doc["rows"][0]["failed"] is None
 
 
 def test_an_ending_that_is_no_form_is_told(zoo, files):

@@ -128,6 +128,24 @@ def test_nothing_is_drawn_where_no_row_is_finished(experiment, store, finished, 
     assert compared(lines, "a", {"l1": "L1"}, {}, store, facts=FACTS).drawings() == {}
 
 
+def test_what_the_baseline_measured_is_reduced_once_for_all_rows(experiment, store, finished, monkeypatch):
+    from p2pzoo_metrics.images import L1
+
+    asked = []
+    plain = L1.reduce
+    monkeypatch.setattr(L1, "reduce", lambda self, kept: asked.append(len(kept["l1"])) or plain(self, kept))
+    lines = [Line(n, n, experiment, [finished(n, np.random.default_rng(i).random(8))]) for i, n in enumerate("abc")]
+    compared(lines, "a", {"l1": "L1"}, {}, store, facts=FACTS)
+    assert len(asked) == 3 * (1 + 4), "each row with all images, and without each of four blocks"
+
+
+def test_notes_say_what_the_intervals_are_over(doc):
+    assert any("interval over test regions" in note for note in forms.notes(doc))
+    assert any("interval over test images" in note for note in forms.notes(doc | {"resampled": "images"}))
+    doc["rows"][1]["cells"]["l1"]["difference"]["blocks"] |= {"low": None, "high": None}
+    assert any("too few test regions" in note for note in forms.notes(doc))
+
+
 def test_a_published_number_is_shown_as_it_was_written(experiment, store, finished):
     line = Line("a", "A", experiment, [finished("a", [0.1] * 8)], published={"l1": 0.0043})
     assert "0.0043" in forms.values(compared([line], "a", {"l1": "L1"}, {}, store, facts=FACTS).doc)[1][0]

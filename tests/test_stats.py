@@ -71,15 +71,28 @@ def test_images_of_one_block_do_not_count_as_independent():
     assert blocked.high - blocked.low > 2 * (alone.high - alone.low)
 
 
-@pytest.mark.parametrize("blocks", [[], ["a"] * 4])
-def test_fewer_than_two_blocks_give_no_interval(blocks):
-    values = np.arange(4.0)
+@pytest.mark.parametrize("blocks", [[], ["a"] * 6, list("aaabbb"), list("aabbcc")])
+def test_fewer_than_four_blocks_give_no_interval(blocks):
+    values = np.arange(6.0)
     found = paired_over_blocks(lambda images: float(values[images].sum()), blocks)
     assert (found.low, found.high) == (None, None)
 
 
 def test_no_difference_anywhere_is_no_interval():
-    assert paired_over_blocks(lambda images: 0.0, list("aabbcc")) == Interval(0.0)
+    assert paired_over_blocks(lambda images: 0.0, list("aabbccdd")) == Interval(0.0)
+
+
+def test_many_blocks_are_put_together_so_that_the_difference_is_computed_seldom():
+    values = np.random.default_rng(5).normal(size=1000)
+    asked = []
+
+    def difference(images):
+        asked.append(len(images))
+        return float(values[images].mean())
+
+    found = paired_over_blocks(difference, list(range(1000)))
+    assert asked == [1000] + [980] * 50
+    assert found.high - found.low == pytest.approx(2 * 1.96 * values.std() / 1000**0.5, rel=0.2)
 
 
 def test_the_same_resamples_are_drawn_each_time():

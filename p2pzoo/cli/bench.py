@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -40,12 +41,14 @@ runs_option = click.option(
 @click.option("--seeds", type=click.IntRange(min=1), help="How many, from 0 on [default: the table's].")
 @runs_option
 @click.option("--dry-run", is_flag=True, help="Say what would be trained, and train nothing.")
+@click.option("--fresh", is_flag=True, help="Start over the runs that are not finished, instead of resuming them.")
+@click.option("--accept-stale", is_flag=True, help="Resume them although code has changed since they began.")
 @format_option
 @output_option
 @click.option("--quiet", is_flag=True, help="Show no progress.")
 def bench_command(
     table: str, profile: str | None, overrides: tuple[str, ...], seeds: int | None, runs: Path, dry_run: bool,
-    form: str | None, output: Path | None, quiet: bool,
+    fresh: bool, accept_stale: bool, form: str | None, output: Path | None, quiet: bool,
 ) -> None:  # fmt: skip
     """Train what TABLE (a file, or zoo:NAME.toml) compares and is not there yet, and print the table.
 
@@ -59,9 +62,13 @@ def bench_command(
     from p2pzoo.tables import read_table
 
     form = _form(form, output)
+    asked = {"--fresh": fresh, "--accept-stale": accept_stale}
     bench = Bench(
-        read_table(table), registry(), runs, profile=profile, seeds=seeds, overrides=overrides, pick=by_hardware
-    )
+        read_table(table), registry(), runs, profile=profile, seeds=seeds, overrides=overrides,
+        options=[option for option, on in asked.items() if on], pick=by_hardware,
+    )  # fmt: skip
+    if form == "svg":
+        _one_that_draws(bench.drawing())
     missing = bench.missing()
     if dry_run:
         for cell in missing:
@@ -79,6 +86,8 @@ def bench_command(
             except Stopped as stopped:
                 shown.note("stopped; the same command goes on from there")
                 sys.exit(128 + stopped.signum)
+    for folder, changed in bench.stale().items():
+        click.echo(f"{folder}: made with other code ({', '.join(changed)} changed since)", err=True)
     _show(bench.compared(failures), form, output)
     if failures:
         sys.exit(1)
@@ -105,6 +114,8 @@ def compare_command(
 
 
 def _form(form: str | None, output: Path | None) -> str:
+    if form == "rich" and output:
+        raise UserError(f"-o {output}: rich is for a terminal; take one of {', '.join(FORMATS[1:])}")
     if form or output is None:
         return form or "rich"
     if output.suffix not in ENDINGS:
@@ -119,7 +130,7 @@ def _show(table: Comparison, form: str, output: Path | None) -> None:
     from p2pzoo.files import write_text
 
     doc = table.doc
-    if form == "rich" and output is None:
+    if form == "rich":
         from rich.console import Console
 
         console = Console()
@@ -127,8 +138,6 @@ def _show(table: Comparison, form: str, output: Path | None) -> None:
             console.width = 1000  # whoever reads a pipe wants one line a row
         console.print(forms.rich_text(doc))
         return
-    if form == "rich":
-        raise UserError(f"-o {output}: rich is for a terminal; take one of {', '.join(FORMATS[1:])}")
     if form == "html":
         text = forms.page(doc, table.pictures, table.size, table.drawings())
     elif form == "svg":
@@ -150,7 +159,11 @@ def _drawing(table: Comparison) -> str:
     from p2pzoo.report import svg
 
     drawn = table.drawings()
+    _one_that_draws([*drawn])
+    return str(svg(*drawn.values()))
+
+
+def _one_that_draws(drawn: Sequence[str]) -> None:
     if len(drawn) != 1:
         told = f"{len(drawn)} draw ({', '.join(drawn)})" if drawn else "none draws"
         raise UserError(f"svg is the drawing of one metric, and of this table's {told}; html has all there is")
-    return str(svg(*drawn.values()))

@@ -61,9 +61,9 @@ class FCNScore(_PerClass):
     absent   what a class that no pixel of the evaluated labels has is to the two means: 0, as in the authors'
              evaluator ("zero"), or nothing ("skip")
 
-    ŷ is rounded to 8 bit, and enlarged bilinearly where the labels have more pixels. The first image that is measured
-    starts the scorer's self-check: where real photos y of the evaluated split do not reach what the scorer's file
-    asks for, there is no number (UserError), for a generator cannot be judged by one that misreads photos.
+    ŷ is rounded to 8 bit, and enlarged bilinearly where the labels have more pixels. `trust`, or the first image that
+    is measured, starts the scorer's self-check: where real photos y of the evaluated split do not reach what the
+    scorer's file asks for, there is no number (UserError): one that misreads photos cannot judge a generator.
 
     Raises UserError where there is no scorer, or one of other classes.
     """
@@ -80,7 +80,7 @@ class FCNScore(_PerClass):
             )
         self._dataset = dataset
         self._scorer = Scorer(Path(path))
-        self._checked = False
+        self._trusted = False
         if self._scorer.classes != list(self._classes):
             raise UserError(
                 f"{path}: a scorer of the classes {', '.join(self._scorer.classes)}; "
@@ -89,9 +89,14 @@ class FCNScore(_PerClass):
         self.protocol["weights"] = self._scorer.digest  # in place of the path, which says nothing
 
     def measure(self, batch: Batch, y_hat: Tensor) -> dict[str, Tensor]:
-        if not self._checked:
-            self._self_check(y_hat.device)
+        self.trust(y_hat.device)
         return super().measure(batch, y_hat)
+
+    def trust(self, device: torch.device) -> None:
+        """The scorer's self-check, once. Raises UserError."""
+        if not self._trusted:
+            self._self_check(device)
+            self._trusted = True
 
     def _told(self, image: Tensor, size: Sequence[int]) -> Tensor:
         return self._scorer.classify(image, size)
@@ -105,7 +110,6 @@ class FCNScore(_PerClass):
                 f"fcn_score: {self._scorer.path} misreads the real photos of this split: {told}. "
                 f"No score by it: make a scorer of this data with {command()}"
             )
-        self._checked = True
 
 
 class LabelAccuracy(_PerClass):

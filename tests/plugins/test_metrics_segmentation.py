@@ -19,7 +19,7 @@ from p2pzoo.checkpoint import load_tensors, save_tensors
 from p2pzoo.contracts import Batch, Metric, Pair
 from p2pzoo.data import Store
 from p2pzoo.errors import UserError
-from p2pzoo.evaluate import check_metrics, missing, protocol, protocol_hash
+from p2pzoo.evaluate import metrics_of, missing, protocol, protocol_hash
 from p2pzoo.experiment import check
 from p2pzoo.files import write_json
 from p2pzoo.plugins import registry
@@ -426,8 +426,8 @@ class TestProtocol:
         assert missing(experiment, run, self.STORE) == ["score"]
 
     def test_a_scorer_that_is_not_there_is_refused_before_training(self, untrained):
-        check_metrics(self.experiment(f"metrics.score.weights={untrained}"), self.STORE)
+        metrics_of(self.experiment(f"metrics.score.weights={untrained}"), self.STORE, ["score"])
         with pytest.raises(UserError, match=r"-s metrics\.score.*  none\.safetensors: no such file"):
-            check_metrics(self.experiment("metrics.score.weights=none.safetensors"), self.STORE)
+            metrics_of(self.experiment("metrics.score.weights=none.safetensors"), self.STORE, ["score"])
         with pytest.raises(UserError, match=r"-s metrics\.score.*  no scorer for the y of this dataset"):
-            check_metrics(self.experiment(), self.STORE)
+            metrics_of(self.experiment(), self.STORE, ["score"])
