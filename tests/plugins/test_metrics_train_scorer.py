@@ -134,7 +134,27 @@ class TestPretrained:
             train_scorer._start_from(self.network(), BACKBONE, tmp_path / "weights.pth")
 
 
-def test_a_fault_is_one_line_and_no_traceback(tmp_path):
-    with pytest.raises(SystemExit) as told:
-        main(["none.toml", "-o", str(tmp_path / "scorer.safetensors")])
-    assert str(told.value).startswith("Error: none.toml")
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["none.toml"], "Error: none.toml"),
+        ([*SMALL, "--backbone", "resnet18"], "Error: backbone resnet18: no EfficientNet of timm"),
+        ([*SMALL, "--backbone", "nothing"], "Error: backbone nothing: no EfficientNet of timm"),
+        ([*SMALL, "--crop", "1.5"], "argument --crop: invalid number from 0 to 1 value: '1.5'"),
+        ([*SMALL, "--batch", "0"], "argument --batch: invalid whole number from 1 on value: '0'"),
+        ([*SMALL, "-o", "nowhere/scorer.safetensors"], "Error: -o nowhere/scorer.safetensors: name a .safetensors"),
+    ],
+)
+def test_a_fault_is_one_line_and_no_traceback(tmp_path, capsys, arguments, told):
+    with pytest.raises(SystemExit) as ended:
+        main(["-o", str(tmp_path / "scorer.safetensors"), *arguments])
+    assert ended.value.code == 2
+    assert told in capsys.readouterr().err.splitlines()[-1]
+    assert not [*tmp_path.iterdir()]
+
+
+def test_what_is_measured_is_kept_whole_or_not_at_all(tmp_path, monkeypatch):
+    monkeypatch.setattr(train_scorer, "measured", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        main([*SMALL, "-o", str(tmp_path / "scorer.safetensors")])
+    assert not [*tmp_path.iterdir()]
