@@ -32,6 +32,9 @@ def main(runs: tuple[Path, ...], busy: bool, to: Path) -> None:
         if missing := [name for name in KEPT if not (run / name).exists() and name != "recipe.toml"]:
             click.echo(f"{run}: no finished run, it lacks {', '.join(missing)}", err=True)
             sys.exit(2)
+        if (state := (read_json(run / "status.json") or {}).get("state", "complete")) != "complete":
+            click.echo(f"{run}: no finished run, it is {state}", err=True)
+            sys.exit(2)
     for run in runs:
         kept = to / f"{run.parent.name}-{run.name}"
         kept.mkdir(parents=True, exist_ok=True)
