@@ -268,8 +268,8 @@ class Bench:
             raise Stopped(process.returncode - 128)
         if process.returncode == 0:
             return None
-        lines = [line for line in told.splitlines() if line.strip()]
-        return lines[-1] if lines else f"ended with code {process.returncode}"
+        lines = [line.strip() for line in told.splitlines() if line.strip() and not line.startswith("warning:")]
+        return "; ".join(lines) or f"ended with code {process.returncode}"
 
     # --- the table ---
 
