@@ -20,6 +20,7 @@ from p2pzoo.settings import Compute, Evaluate, Init, Optimizer, Train
 
 KIND_OF = {"losses": "loss", "augmentations": "augmentation", "metrics": "metric", "callbacks": "callback"}
 WEIGHTED = ("gan_loss", "losses")
+SPELLED = ("generator", "discriminator", "gan_loss", "losses", "augmentations", "dataset", "metrics", "callbacks")
 # of [compute]: what changes no number but by rounding, and where it runs
 HOW_NOT_WHAT = ("device", "threads", "keep_memory", "checkpointing", "cuda_graphs", "prefetch", "kernels")
 
@@ -110,16 +111,7 @@ class Experiment:
         tree: dict[str, Any] = {"title": self.title, "profile": self.recipe.profile, "seed": self.seed}
         if self.continued_from:
             tree["continued_from"] = self.continued_from
-        for name in (
-            "generator",
-            "discriminator",
-            "gan_loss",
-            "losses",
-            "augmentations",
-            "dataset",
-            "metrics",
-            "callbacks",
-        ):
+        for name in SPELLED:
             part = getattr(self, name)
             if isinstance(part, Component):
                 tree[name] = _spelled(part, weighted=name in WEIGHTED)

@@ -140,7 +140,6 @@ class WandB(Tracking):
 
 
 def _started(tracker: Any) -> Any:
-    """Accelerate up to 1.8 starts a tracker as it is made."""
-    if hasattr(tracker, "start"):
+    if hasattr(tracker, "start"):  # older versions of Accelerate start it as they make it
         tracker.start()
     return tracker
