@@ -52,6 +52,8 @@ class Augmentations:
             return x, y
         assert drawn is not None, "the batch has not been prepared: call the augmentations with it first"
         drawn = drawn.repeat(len(y) // len(drawn), 1)
+        # sums over an image have other bits in another memory format, which pooled images lose as they are saved
+        x, y = x.contiguous(), y.contiguous()
         column = 0
         for name, augmentation in self.of_d.items():
             begin = column + MOMENTS.index(moment) * augmentation.draws
