@@ -41,7 +41,8 @@ class Augmentations:
         samples = processes.share(range(step * self.batch_size, (step + 1) * self.batch_size))
         x, y, labels = batch.x, batch.y, batch.labels
         for name, augmentation in self.of_pairs.items():
-            u = self._drawn(name, samples, augmentation.draws).to(x.device)
+            u = self._drawn(name, samples, augmentation.draws)
+            u = u.to(x.device, non_blocking=x.device.type == "cuda")  # Python need not wait for what it is doing
             x, y, labels = _applied(name, augmentation, x, y, labels, u)
         drawn = [self._drawn(name, samples, len(MOMENTS) * each.draws) for name, each in self.of_d.items()]
         return replace(batch, x=x, y=y, labels=labels, drawn=torch.cat(drawn, 1) if drawn else None)

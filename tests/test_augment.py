@@ -1,6 +1,7 @@
 """Augmentations: their numbers follow from seed, name and sample alone; when they act; what they are to a run's id."""
 
 import copy
+import json
 from pathlib import Path
 
 import pytest
@@ -313,6 +314,13 @@ class TestRecipe:
         again = check(read_recipe(str(tmp_path / "again.toml")), registry())
         assert list(again.augmentations) == ["z", "a"]
         assert again.id == made.id
+
+    def test_the_diff_of_two_recipes_tells_their_order(self, zoo, tmp_path):
+        tables = [f'[augmentations.{name}]\nuse = "flip-rotate"\n' for name in "ab"]
+        for name, text in (("one", tables), ("other", reversed(tables))):
+            (tmp_path / f"{name}.toml").write_text('extends = "zoo:base.toml"\n' + "".join(text))
+        told = json.loads(zoo("diff", tmp_path / "one.toml", tmp_path / "other.toml", "--json").output)
+        assert told == [{"key": "augmentations", "a": ["a", "b"], "b": ["b", "a"]}]
 
     def test_faults_are_told_with_their_lines(self):
         with pytest.raises(UserError) as caught:

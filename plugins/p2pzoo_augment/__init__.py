@@ -30,5 +30,5 @@ def register_augmentations(register):
         "diffaugment",
         "p2pzoo_augment.diffaugment:DiffAugment",
         summary="What D sees of real and fake, in color, place and part; gradients reach G",
-        paper="arXiv:2006.10738, §3.2",
+        paper="arXiv:2006.10738, §3",
     )

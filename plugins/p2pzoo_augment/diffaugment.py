@@ -1,8 +1,8 @@
 """Differentiable Augmentation (Zhao, Liu, Lin, Zhu, Han, NeurIPS 2020, arXiv:2006.10738). Imports torch.
 
-T changes whatever D is shown, real and fake, in its own move and in G's, whose gradients flow back through T (Eq. 3
-and 4). D here judges pairs (x, y): what moves or hides pixels does so in both, else they would no longer lie upon each
-other; x keeps its colors unless it is asked for.
+T changes whatever D is shown, real and fake, in its own move and in G's, whose gradients flow back through T. D here
+judges pairs (x, y): what moves or hides pixels does so in both, else they would no longer lie upon each other; x keeps
+its colors unless it is asked for.
 """
 
 from collections.abc import Callable
@@ -13,8 +13,8 @@ from torch import Tensor
 
 from p2pzoo_augment.ranges import between, per_image, whole
 
-SHIFT = 1 / 8  # of a side, the most (§3.2)
-HIDDEN = 1 / 2  # of a side (§3.2)
+SHIFT = 1 / 8  # of a side, the most (§3)
+HIDDEN = 1 / 2  # of a side (§3)
 DRAWS = {"color": 3, "translation": 2, "cutout": 2}
 
 

@@ -89,7 +89,7 @@ class WandB(Tracking):
     """A run of Weights & Biases. Its id is the name of the run's folder, so a run that goes on stays one run there.
 
     What it has been told of an image count it does not take again; a run that goes on repeats the same values. A run
-    that begins anew (`--fresh`) replaces the one of its id.
+    that begins anew (`--fresh`) begins anew there under the same id, and the old values are overwritten one by one.
 
     Args:
         project, entity: where it appears; None is your own default.

@@ -54,6 +54,13 @@ def init(**options):
 """
 
 
+@pytest.fixture(scope="session")
+def run(run):
+    """The tiny recipe, and less of it: it logs image 14 after its checkpoint of image 12."""
+    short = ("train.images=16", "train.log_every=2", "train.sample_every=10", "train.checkpoint_every=6")
+    return lambda runs, *overrides, flags=(): run(runs, *short, *overrides, flags=flags)
+
+
 @pytest.fixture
 def wandb(tmp_path, monkeypatch):
     """The stand-in. `told`: all it was told; `refuses`: what it says instead of beginning."""
@@ -160,8 +167,8 @@ class TestWandB:
         logs = [(told["step"], told["log"]) for told in wandb.told if "log" in told]
         assert {step: log for step, log in logs if "G.l1" in log} == losses_of(folder)
         pictures = [(step, log["samples"]) for step, log in logs if "samples" in log]
-        assert pictures == [(images, [grid_of(folder, images)]) for images in (25, 40)]
-        assert logs[-1] == (40, numbers_of(folder))
+        assert pictures == [(images, [grid_of(folder, images)]) for images in (10, 16)]
+        assert logs[-1] == (16, numbers_of(folder))
         assert wandb.told[-1] == {"finish": True}
         assert [step for step, _ in logs] == sorted(step for step, _ in logs), "wandb drops steps that go back"
 
@@ -173,15 +180,15 @@ class TestWandB:
         assert (plain / "model.safetensors").read_bytes() == (told / "model.safetensors").read_bytes()
 
     def test_a_run_that_goes_on_is_the_same_one_there(self, wandb, run, stop_at, tmp_path):
-        stop_at(33, lambda: run(tmp_path, ON_WANDB))
+        stop_at(15, lambda: run(tmp_path, ON_WANDB))
         before, wandb.told[:] = [*wandb.told], []
-        assert run(tmp_path, ON_WANDB).began == 30
+        assert run(tmp_path, ON_WANDB).began == 12
         assert wandb.told[0]["init"]["id"] == before[0]["init"]["id"] == only(tmp_path).name
         assert wandb.told[0]["init"]["resume"] == "allow"
         told = {line["step"]: line["log"] for line in [*before, *wandb.told] if "G.l1" in line.get("log", {})}
         assert told == losses_of(only(tmp_path))
 
-    def test_a_run_that_begins_anew_replaces_the_one_of_its_id(self, wandb, run, tmp_path):
+    def test_a_run_that_begins_anew_does_so_there(self, wandb, run, tmp_path):
         run(tmp_path, ON_WANDB, "train.images=8")
         wandb.told.clear()
         run(tmp_path, ON_WANDB, "train.images=8", flags=["--fresh"])
@@ -211,8 +218,8 @@ class TestTensorBoard:
         folder, [writer] = only(tmp_path / "runs"), writers
         assert writer.folder == str(folder / "tensorboard")
         expected = {(name, images, v) for images, losses in losses_of(folder).items() for name, v in losses.items()}
-        expected |= {(name, 40, value) for name, value in numbers_of(folder).items()}
-        for images in (25, 40):
+        expected |= {(name, 16, value) for name, value in numbers_of(folder).items()}
+        for images in (10, 16):
             width, height = grid_of(folder, images)
             expected |= {("samples", images, (1, height, width, 3))}
         [(_, at, text)] = [line for line in writer.told if line[0] == "recipe"]
@@ -222,8 +229,8 @@ class TestTensorBoard:
         assert writer.closed
 
     def test_what_an_earlier_part_logged_beyond_its_checkpoint_is_hidden(self, writers, run, stop_at, tmp_path):
-        stop_at(33, lambda: run(tmp_path, ON_TENSORBOARD))
-        assert run(tmp_path, ON_TENSORBOARD).began == 30
+        stop_at(15, lambda: run(tmp_path, ON_TENSORBOARD))
+        assert run(tmp_path, ON_TENSORBOARD).began == 12
         first, second = writers
         assert first.folder == second.folder
         told = [line for line in first.told if line[1] < second.purge_step] + second.told
@@ -239,21 +246,21 @@ class TestRealTensorBoard:
     def test_its_files_read_back_hold_one_run_that_was_cut_off_once(self, run, stop_at, tmp_path):
         from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-        stop_at(33, lambda: run(tmp_path, ON_TENSORBOARD))
+        stop_at(15, lambda: run(tmp_path, ON_TENSORBOARD))
         answer = run(tmp_path, ON_TENSORBOARD)
         assert answer.exit_code == 0, answer.output
         folder = only(tmp_path)
         found = EventAccumulator(str(folder / "tensorboard"))
         found.Reload()
         losses = losses_of(folder)
-        for name in losses[40]:
+        for name in losses[16]:
             assert [event.step for event in found.Scalars(name)] == list(losses)
             assert [e.value for e in found.Scalars(name)] == pytest.approx([line[name] for line in losses.values()])
         for name, value in numbers_of(folder).items():
             [event] = found.Scalars(name)
-            assert (event.step, event.value) == (40, pytest.approx(value))
+            assert (event.step, event.value) == (16, pytest.approx(value))
         assert [(e.step, (e.width, e.height)) for e in found.Images("samples")] == [
-            (images, grid_of(folder, images)) for images in (25, 40)
+            (images, grid_of(folder, images)) for images in (10, 16)
         ]
         [text] = found.Tensors("recipe/text_summary")
         assert "pix2pix:unet" in text.tensor_proto.string_val[0].decode()
