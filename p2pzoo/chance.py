@@ -1,7 +1,7 @@
 """Every random choice is a function of (seed, purpose, indices): never of what ran before or of how many workers ran.
 
-Purposes in use: "init", "order", "augment", "noise" (dropout and z of a step), "pool", "translate", "part" (the split
-a file belongs to).
+Purposes in use: "init", "order", "augment" (crop and mirror), "augmentation" (by name), "noise" (dropout and z of a
+step), "pool", "translate", "part" (the split a file belongs to).
 """
 
 from __future__ import annotations

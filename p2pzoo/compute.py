@@ -13,6 +13,7 @@ import os
 import platform
 import warnings
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -204,9 +205,14 @@ class Engine:
                 return step
         networks = [player.network for player in objective.players]
         losses = [objective.gan, *(term.loss for term in objective.terms)]
+        augmentations = objective.augmentations.of_d.values() if objective.augmentations else ()
         optimizers = [player.optimizer for player in objective.players]
         return Captured(
-            step, self.recorder(), parts=[*networks, *losses], optimizers=optimizers, given_up=self._uncaptured
+            step,
+            self.recorder(),
+            parts=[*networks, *losses, *augmentations],
+            optimizers=optimizers,
+            given_up=self._uncaptured,
         )
 
     def recorder(self) -> Recorder:
@@ -233,15 +239,17 @@ class Engine:
         own = self.device.index  # each thread has a device of its own, the first one, until it is told another
         with torch.cuda.device(-1 if own is None else own):
             labels = None if batch.labels is None else batch.labels.pin_memory()
-            return Batch(pinned(batch.x), pinned(batch.y), batch.ids, labels, batch.blocks)
+            return replace(batch, x=pinned(batch.x), y=pinned(batch.y), labels=labels)
 
     def move(self, batch: Batch) -> Batch:
         """The batch on the device."""
         aside = self.device_type == "cuda"  # what follows on the device waits for it, and nothing else
-        labels = None if batch.labels is None else batch.labels.to(self.device, non_blocking=aside)
+        labels, drawn = (
+            None if each is None else each.to(self.device, non_blocking=aside) for each in (batch.labels, batch.drawn)
+        )
         x = batch.x.to(self.device, memory_format=self.memory_format, non_blocking=aside)
         y = batch.y.to(self.device, memory_format=self.memory_format, non_blocking=aside)
-        return Batch(x, y, batch.ids, labels, batch.blocks)
+        return replace(batch, x=x, y=y, labels=labels, drawn=drawn)
 
     def describe(self) -> dict[str, Any]:
         """What a result depends on besides the recipe."""

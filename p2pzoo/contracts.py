@@ -31,6 +31,8 @@ class Later:
 
 Split = Literal["train", "val", "test"]
 Side = Literal["generator", "discriminator"]
+Where = Literal["pairs", "discriminator"]
+Moment = Literal["D.real", "D.fake", "G"]  # when D is shown images: in its own move real and fake ones; in G's move
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,7 @@ class Batch:
     ids     one per image
     labels  (B, H, W) int64, in evaluation (B, H', W') as the dataset has them; None where it has none
     blocks  one per image; None where the dataset has none
+    drawn   (B, N) random numbers for the augmentations of what D sees; None without any
     """
 
     x: Tensor
@@ -68,6 +71,7 @@ class Batch:
     ids: tuple[str, ...]
     labels: Tensor | None = None
     blocks: tuple[str | None, ...] = ()
+    drawn: Tensor | None = None
 
 
 class Scene:
@@ -78,6 +82,8 @@ class Scene:
 
     both  asks D of real and fake images at once in the discriminator's move (`onepass.OnePass`), where that is
           the same. In the generator's, what is real needs no gradients and is rarely asked for
+    seen  how (x, y) looks to D at a moment of the game, where it is augmented; x, y and ŷ here are not. In the
+          generator's move all images are changed alike, so that D's features of real and fake can be compared
     """
 
     def __init__(
@@ -88,17 +94,19 @@ class Scene:
         *,
         pooled: tuple[Tensor, Tensor] | None = None,
         both: Callable[[Discriminator, tuple[Tensor, Tensor], tuple[Tensor, Tensor]], Both] | None = None,
+        seen: Callable[[Moment, Tensor, Tensor], tuple[Tensor, Tensor]] | None = None,
     ) -> None:
         self.batch = batch
-        self.D = D
+        self._D = D
         self._both = both
+        self._seen = seen
         self.side: Side = "discriminator"
         self._attached = y_hat
         self._shown = pooled or (batch.x, y_hat.detach())
 
     def anew(self) -> Scene:
         """The same images in the generator's move: D has changed, so nothing it said is kept."""
-        scene = Scene(self.batch, self._attached, self.D)
+        scene = Scene(self.batch, self._attached, self._D, seen=self._seen)
         scene.side = "generator"
         scene._shown = (self.batch.x, self._attached)
         return scene
@@ -116,34 +124,70 @@ class Scene:
         """(B, C, H, W) G's translation as this move shows it to D."""
         return self._shown[1]
 
+    @property
+    def D(self) -> Discriminator | None:
+        """The discriminator. It sees what it is asked of as it sees real images, in this move."""
+        return self._D if self._D is None or self._seen is None else _Shown(self._D, self._as_real)
+
     @cached_property
     def real(self) -> list[Tensor]:
         """D(x, y): logits, one map per scale."""
-        return self._judged[0] if self._both else self._player(self.x, self.y)
+        return self._judged[0] if self._both else self._player(*self._real)
 
     @cached_property
     def fake(self) -> list[Tensor]:
         """D(x, ŷ): logits, one map per scale."""
-        return self._judged[1] if self._both else self._player(*self._shown)
+        return self._judged[1] if self._both else self._player(*self._fake)
 
     @cached_property
     def _judged(self) -> Both:
         assert self._both
-        return self._both(self._player, (self.x, self.y), self._shown)
+        return self._both(self._player, self._real, self._fake)
 
     @cached_property
     def real_features(self) -> list[list[Tensor]]:
-        return self._player.features(self.x, self.y)
+        return self._player.features(*self._real)
 
     @cached_property
     def fake_features(self) -> list[list[Tensor]]:
-        return self._player.features(*self._shown)
+        return self._player.features(*self._fake)
+
+    @cached_property
+    def _real(self) -> tuple[Tensor, Tensor]:
+        return self._as_real(self.x, self.y)
+
+    @cached_property
+    def _fake(self) -> tuple[Tensor, Tensor]:
+        if self._seen is None:
+            return self._shown
+        return self._seen("G" if self.side == "generator" else "D.fake", *self._shown)
+
+    def _as_real(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        if self._seen is None:
+            return x, y
+        return self._seen("G" if self.side == "generator" else "D.real", x, y)
 
     @property
     def _player(self) -> Discriminator:
-        if self.D is None:
+        if self._D is None:
             raise ValueError("this recipe has no [discriminator], and one of its losses asks for it")
-        return self.D
+        return self._D
+
+
+class _Shown:
+    """D behind an augmentation of what it is asked of."""
+
+    def __init__(self, D: Discriminator, show: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]) -> None:
+        self._D, self._show = D, show
+
+    def __call__(self, x: Tensor, y: Tensor) -> list[Tensor]:
+        return self._D(*self._show(x, y))
+
+    def features(self, x: Tensor, y: Tensor) -> list[list[Tensor]]:
+        return self._D.features(*self._show(x, y))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._D, name)
 
 
 @runtime_checkable
@@ -184,6 +228,28 @@ class Loss(Protocol):
     side: Side
 
     def __call__(self, scene: Scene) -> Tensor: ...
+
+
+@runtime_checkable
+class Augmentation(Protocol):
+    """A random change of images while training. Its random numbers are its argument: it draws none itself.
+
+    where  "pairs": of what G and D are trained on, on the device, before the step. "discriminator": of what D is shown,
+           real and fake, each with numbers of its own, and again in G's move, whose gradients flow through it
+    draws  how many random numbers it takes for an image
+
+    What it does to an image must not depend on the rest of the batch. As part of the step that a CUDA graph records
+    (where = "discriminator") it must not wait for the device.
+    """
+
+    where: Where
+    draws: int
+
+    def __call__(self, x: Tensor, y: Tensor, labels: Tensor | None, u: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        """x, y, labels as in Batch, u (B, draws) in [0, 1) -> the three, changed, of the same shapes and ranges.
+
+        What moves pixels moves them alike in all three. D's images come without labels; y is then real or G's.
+        """
 
 
 @runtime_checkable

@@ -61,6 +61,7 @@ def check_needs(experiment: Experiment, store: Store) -> None:
     offered = {"labels": pair.labels is not None, "blocks": pair.block is not None}
     named = {f"metrics.{name}": component for name, component in experiment.metrics.items()}
     named |= {f"losses.{name}": component for name, component in experiment.losses.items()}
+    named |= {f"augmentations.{name}": component for name, component in experiment.augmentations.items()}
     named |= {"gan_loss": experiment.gan_loss} if experiment.gan_loss else {}
     for table, component in named.items():
         for need in component.entry.needs:

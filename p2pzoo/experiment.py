@@ -18,8 +18,9 @@ from p2pzoo.recipe import COLLECTIONS, COMPONENTS, OWN_KEYS, Key, Recipe
 from p2pzoo.registry import Entry, Registry
 from p2pzoo.settings import Compute, Evaluate, Init, Optimizer, Train
 
-KIND_OF = {"losses": "loss", "metrics": "metric", "callbacks": "callback"}
+KIND_OF = {"losses": "loss", "augmentations": "augmentation", "metrics": "metric", "callbacks": "callback"}
 WEIGHTED = ("gan_loss", "losses")
+SPELLED = ("generator", "discriminator", "gan_loss", "losses", "augmentations", "dataset", "metrics", "callbacks")
 # of [compute]: what changes no number but by rounding, and where it runs
 HOW_NOT_WHAT = ("device", "threads", "keep_memory", "checkpointing", "cuda_graphs", "prefetch", "kernels")
 
@@ -59,6 +60,7 @@ class Experiment:
     discriminator: Component | None
     gan_loss: Component | None
     losses: Mapping[str, Component]
+    augmentations: Mapping[str, Component]  # in the order in which they act
     dataset: Component
     metrics: Mapping[str, Component]
     callbacks: Mapping[str, Component]
@@ -76,7 +78,7 @@ class Experiment:
     def components(self) -> list[Component]:
         """Everything that takes part in training."""
         single = (self.generator, self.discriminator, self.gan_loss, self.dataset)
-        return [component for component in (*single, *self.losses.values()) if component]
+        return [component for component in (*single, *self.losses.values(), *self.augmentations.values()) if component]
 
     def identity(self) -> dict[str, Any]:
         """What training depends on: no title, file name, profile name, device, metrics or callbacks."""
@@ -91,6 +93,8 @@ class Experiment:
         for name in COMPONENTS:
             component = getattr(self, name)
             tree[name] = component.identity() if component else None
+        if self.augmentations:  # a list, as their order matters
+            tree["augmentations"] = [{"name": name, **each.identity()} for name, each in self.augmentations.items()]
         if self.init.generator:
             tree["init"]["generator"] = hashlib.sha256(self.init.generator.read_bytes()).hexdigest()
         if self.continued_from:
@@ -107,7 +111,7 @@ class Experiment:
         tree: dict[str, Any] = {"title": self.title, "profile": self.recipe.profile, "seed": self.seed}
         if self.continued_from:
             tree["continued_from"] = self.continued_from
-        for name in ("generator", "discriminator", "gan_loss", "losses", "dataset", "metrics", "callbacks"):
+        for name in SPELLED:
             part = getattr(self, name)
             if isinstance(part, Component):
                 tree[name] = _spelled(part, weighted=name in WEIGHTED)

@@ -96,8 +96,8 @@ class Captured:
         return told
 
     def _record(self, recorder: Recorder, batch: Batch, number: int) -> None:
-        labels = None if batch.labels is None else batch.labels.clone()
-        given = Batch(batch.x.clone(), batch.y.clone(), (), labels)  # no ids: they would stay this step's
+        labels, drawn = (None if each is None else each.clone() for each in (batch.labels, batch.drawn))
+        given = Batch(batch.x.clone(), batch.y.clone(), (), labels, drawn=drawn)  # no ids: they would stay this step's
 
         def act() -> Tensor:
             told = self.step(given, number)
@@ -116,8 +116,9 @@ class Captured:
         assert self._replay is not None
         self._given.x.copy_(batch.x)
         self._given.y.copy_(batch.y)
-        if self._given.labels is not None and batch.labels is not None:
-            self._given.labels.copy_(batch.labels)
+        for kept, new in ((self._given.labels, batch.labels), (self._given.drawn, batch.drawn)):
+            if kept is not None and new is not None:
+                kept.copy_(new)
         told = self._replay().clone()  # the next replay writes where this one did
         return dict(zip(self.names, told.unbind(), strict=True))
 

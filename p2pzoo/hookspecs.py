@@ -44,6 +44,11 @@ def register_losses(register: Callable[..., None]) -> None:
 
 
 @hookspec
+def register_augmentations(register: Callable[..., None]) -> None:
+    """Random changes of training pairs, or of what D sees. The zoo fills `in_channels`, `out_channels`, `size`."""
+
+
+@hookspec
 def register_datasets(register: Callable[..., None]) -> None:
     """Sequences of aligned pairs. The zoo fills `split`: "train", "val" or "test"."""
 

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from p2pzoo.augment import Augmentations
 from p2pzoo.compute import frozen
 from p2pzoo.contracts import Batch, GanLoss, Loss, Scene, Side
 from p2pzoo.errors import UserError
@@ -54,11 +55,12 @@ class Player:
 class Objective:
     """Plays the game on one batch after another.
 
-    gan, D       both None where G is trained on its losses alone
-    pool         what D is shown in place of G's newest translations, or None
-    both         how D is asked of real and fake images at once (see Scene), or None
-    zero_biases  of all convolutions, at the start of each move (fDx and fGx of train.lua). G is asked before that, so
-                 it translates with the biases of its last step; D judges without any
+    gan, D         both None where G is trained on its losses alone
+    pool           what D is shown in place of G's newest translations, or None
+    both           how D is asked of real and fake images at once (see Scene), or None
+    augmentations  of what D sees, for which the batches have been prepared; or None
+    zero_biases    of all convolutions, at the start of each move (fDx and fGx of train.lua). G is asked before that, so
+                   it translates with the biases of its last step; D judges without any
     """
 
     def __init__(
@@ -72,10 +74,11 @@ class Objective:
         gan_weight: float = 1.0,
         pool: Pool | None = None,
         both: Any = None,
+        augmentations: Augmentations | None = None,
         zero_biases: bool = False,
     ) -> None:
         self.G, self.D, self.gan, self.terms, self.descend = G, D, gan, terms, descend
-        self.gan_weight, self.pool, self.both = gan_weight, pool, both
+        self.gan_weight, self.pool, self.both, self.augmentations = gan_weight, pool, both, augmentations
         self.zeroed = [bias for p in self.players for bias in _biases(p.network)] if zero_biases else []
 
     @property
@@ -92,7 +95,8 @@ class Objective:
             self.descend(self._sum(told, self._terms("generator", scene)), self.G.optimizer)
         else:
             pooled = self.pool(batch.x, y_hat.detach(), step) if self.pool else None
-            scene = Scene(batch, y_hat, self.D.network, pooled=pooled, both=self.both)
+            seen = functools.partial(self.augmentations.show, batch.drawn) if self.augmentations else None
+            scene = Scene(batch, y_hat, self.D.network, pooled=pooled, both=self.both, seen=seen)
             self._play(scene, self.D, self.gan, told)
         return told
 

@@ -28,7 +28,7 @@ from p2pzoo.toml_lines import key_lines
 Key = tuple[str, ...]
 
 COMPONENTS = ("generator", "discriminator", "gan_loss", "dataset")  # tables that name one component
-COLLECTIONS = ("losses", "metrics", "callbacks")  # tables of tables that each name one
+COLLECTIONS = ("losses", "augmentations", "metrics", "callbacks")  # tables of tables that each name one
 SETTINGS = ("train", "optimizer", "compute", "init", "evaluate")  # the core's own
 TOP = ("title", "seed", "profile", "continued_from", *COMPONENTS, *COLLECTIONS, *SETTINGS)
 FILE_ONLY = ("extends", "drop", "profiles")

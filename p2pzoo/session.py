@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from p2pzoo import __version__
+from p2pzoo.augment import make_augmentations
 from p2pzoo.checkpoint import load_tensors
 from p2pzoo.compute import Engine
 from p2pzoo.contracts import Callback
@@ -70,13 +71,14 @@ def finish(
         made_from = {**sources(experiment), **_fingerprints(data)}
     if not fresh and (outcome := first(_finished, experiment, run, data["test"], made_from)):
         return outcome
+    with together():
+        callbacks = [component.build() for component in experiment.callbacks.values()]  # some lack their package
     with contextlib.ExitStack() as held:
         first(held.enter_context, run.lock())
         trained, stale = first(_open_run, experiment, run, made_from, fresh, accept_stale)
         kernels = first(_kernels, experiment, run) if trained else {}
         with together():
             engine = Engine(experiment.compute, Chooser(kernels))
-            callbacks = [component.build() for component in experiment.callbacks.values()]
             metrics = metrics_of(experiment, data["test"], first(missing, experiment, run, data["test"]))
             check_trust(metrics, engine.device)
         first(_each, callbacks, "start", str(run.folder), experiment.resolved())
@@ -182,6 +184,10 @@ def _open_data(experiment: Experiment) -> dict[str, Store]:
                 _ = network and build(network, train_store.channels, train_store.size)
         except UserError as error:
             faults += error.faults
+    try:
+        make_augmentations(experiment, train_store.channels, train_store.size)
+    except UserError as error:
+        faults += error.faults
     if faults:
         raise UserError(*faults)
     return data

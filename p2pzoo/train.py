@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from p2pzoo import chance, checkpoint
+from p2pzoo.augment import Augmentations, make_augmentations
 from p2pzoo.compute import Engine
 from p2pzoo.contracts import Callback, Side
 from p2pzoo.data import Store, single_batches, train_batches
@@ -159,7 +160,7 @@ def train(
     with stopping() as stop, engine.ahead(drawn, settings.steps) as batches:
         while step < settings.steps:
             rate = experiment.optimizer.lr_at(step / settings.steps)
-            losses = advance(play, engine, batches, step, rate, seed)
+            losses = advance(play, engine, batches, step, rate, seed, objective.augmentations)
             if average is not None:
                 _average(engine.unwrap(average), engine.unwrap(G.network), settings.ema)
 
@@ -212,18 +213,29 @@ def set_up(experiment: Experiment, engine: Engine, channels: tuple[int, int], si
     gan_weight = experiment.gan_loss.weight if experiment.gan_loss else 1.0
     return (LuaObjective if lua else Objective)(
         G, D, gan, terms, engine.descend, gan_weight=gan_weight, pool=pool, both=both,
-        zero_biases=experiment.train.zero_biases,
+        augmentations=make_augmentations(experiment, channels, size), zero_biases=experiment.train.zero_biases,
     )  # fmt: skip
 
 
-def advance(play: Step, engine: Engine, batches: Batches, step: int, rate: float, seed: int) -> dict[str, Tensor]:
+def advance(
+    play: Step,
+    engine: Engine,
+    batches: Batches,
+    step: int,
+    rate: float,
+    seed: int,
+    augmentations: Augmentations | None = None,
+) -> dict[str, Tensor]:
     """One step of training at this learning rate; all that is random in it follows from (seed, step).
 
-    play  `Objective.step`, or what the engine made of it
+    play           `Objective.step`, or what the engine made of it
+    augmentations  the objective's
     """
     engine.set_rate(rate, step)
     with together():
         batch = engine.move(batches[step])
+        if augmentations:
+            batch = engine.move(augmentations(batch, step))  # again: the memory format may have got lost
     own = [rank()] if rank() else []  # each image of a batch gets noise of its own
     engine.seed(chance.key(seed, "noise", step, *own))
     return play(batch, step)

@@ -84,7 +84,7 @@ def asked_shapes(experiment: Experiment) -> Counter[Shape]:
     store = Store(dataset, enlarge=train.jitter, kernel=train.jitter_kernel)
     objective = set_up(experiment, engine, store.channels, store.size)
     batches = train_batches(store, train, experiment.seed)
-    advance(objective.step, engine, batches, 0, experiment.optimizer.lr, experiment.seed)
+    advance(objective.step, engine, batches, 0, experiment.optimizer.lr, experiment.seed, objective.augmentations)
     if not recorder.asked:
         raise UserError(f"no convolution of this recipe chooses its kernels (precision {engine.precision} on a CPU)")
     return recorder.asked

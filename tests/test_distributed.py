@@ -67,6 +67,13 @@ def __getattr__(name):
         raise AttributeError(name)
     return found[name]
 """
+AUGMENTED = (
+    *ALIKE,
+    "train.pool_size=6",
+    'augmentations.turn={use="flip-rotate"}',
+    'augmentations.light={use="photometric"}',
+    'augmentations.seen={use="diffaugment"}',
+)
 REACHING = (
     *(override for override in ALIKE if not override.startswith("generator.")),
     'generator={use="spare"}',
@@ -256,7 +263,11 @@ def test_two_processes_give_what_one_gives(torchrun, run, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("processes", [2, 4])
-@pytest.mark.parametrize("overrides", [ALIKE, REACHING], ids=["the paper's game", "all that reaches into D, pool, EMA"])
+@pytest.mark.parametrize(
+    "overrides",
+    [ALIKE, REACHING, AUGMENTED],
+    ids=["the paper's game", "all that reaches into D, pool, EMA", "augmented pairs and images of D"],
+)
 def test_any_number_of_processes_gives_what_one_gives(processes, overrides, group, arguments, tmp_path):
     for runs, number in (("one", 1), ("several", processes)):
         codes, told = group(number, arguments(tmp_path / runs, *overrides))

@@ -13,11 +13,13 @@ import warnings
 
 import pytest
 import torch
+from p2pzoo_augment.diffaugment import DiffAugment
 from p2pzoo_pix2pix.discriminators import PatchDiscriminator
 from p2pzoo_pix2pix.generators import UNet
 from p2pzoo_pix2pix.losses import L1, Vanilla
 from torch import nn
 
+from p2pzoo.augment import Augmentations
 from p2pzoo.compute import COMPILE_FROM, Engine
 from p2pzoo.contracts import Batch
 from p2pzoo.data import TrainBatches
@@ -94,6 +96,16 @@ class Drifting:
         return (scene.y_hat.mean() - self.mean).abs()
 
 
+class Drawing(DiffAugment):
+    """An augmentation of D's images that keeps count in Python, which no recording repeats."""
+
+    calls = 0
+
+    def __call__(self, x, y, labels, u):
+        self.calls += 1
+        return super().__call__(x, y, labels, u)
+
+
 class Naming:
     side = "generator"
 
@@ -101,7 +113,7 @@ class Naming:
         return scene.y_hat.abs().mean() * len(scene.batch.ids[0])
 
 
-def game(recorder=None, *, terms=(), pool=None, on=(), noise="dropout", **compute):
+def game(recorder=None, *, terms=(), pool=None, on=(), noise="dropout", seen=None, **compute):
     """An engine, a tiny game on it, and its `play`."""
     torch.manual_seed(0)
     engine = Engine(Compute(device="cpu", threads=1, **compute))
@@ -113,7 +125,10 @@ def game(recorder=None, *, terms=(), pool=None, on=(), noise="dropout", **comput
         players.append(Player(engine.compiled(network, STEPS), engine.adam(network, Optimizer())))
     terms = [Term("l1", L1(), 100.0), *(Term("extra", term, 1.0) for term in terms)]
     both = OnePass(engine.unwrap(players[1].network))
-    objective = Objective(*players, Vanilla(), terms, engine.descend, pool=pool, both=both)
+    augmentations = Augmentations({"seen": seen}, batch_size=2, seed=0) if seen else None
+    objective = Objective(
+        *players, Vanilla(), terms, engine.descend, pool=pool, both=both, augmentations=augmentations
+    )  # fmt: skip
     return engine, objective, engine.captured(objective)
 
 
@@ -128,7 +143,8 @@ def train(engine, objective, play, steps=STEPS):
     for step in range(steps):
         engine.set_rate(2e-4 / (step + 1))
         torch.manual_seed(step)
-        told.append(play(engine.move(batch(step)), step))
+        given = objective.augmentations(batch(step), step) if objective.augmentations else batch(step)
+        told.append(play(engine.move(given), step))
     told = [{name: value.item() for name, value in losses.items()} for losses in told]  # only now: as a run reads them
     networks = [engine.unwrap(player.network) for player in objective.players]
     ends = [tensor for network in networks for tensor in network.state_dict().values()]
@@ -177,6 +193,20 @@ class TestRecorded:
         assert [{k: v.item() for k, v in told.items()} for told in seen] == [
             {"x": i, "y": -i, "labels": i} for i in range(STEPS)
         ]
+
+    def test_what_d_sees_is_augmented_anew_in_every_replayed_step(self, as_written):
+        plain = train(*game(seen=DiffAugment()))
+        assert not same(plain, as_written)
+        recorder = Recorder()
+        assert same(train(*game(recorder, seen=DiffAugment(), on=["cuda_graphs"])), plain)
+        assert recorder.done.count("replay") == STEPS - WARM_UP
+
+    def test_an_augmentation_that_changes_by_itself_is_not_recorded(self):
+        plain = train(*game(seen=Drawing()))
+        recorder = Recorder()
+        with pytest.warns(UserWarning, match=r"Drawing\.calls changes from step to step"):
+            assert same(train(*game(recorder, seen=Drawing(), on=["cuda_graphs"])), plain)
+        assert "record" not in recorder.done
 
     @pytest.mark.parametrize(
         ("recorder", "terms", "reason"),

@@ -34,6 +34,14 @@ VARIANTS = {
         "discriminator.bias=lua",
         "optimizer.eps_before_correction=true",
     ),
+    "augmented pairs, and all that D sees": (
+        "train.batch_size=3",
+        "train.pool_size=4",
+        'augmentations.turn={use="flip-rotate"}',
+        'augmentations.warp={use="affine"}',
+        'augmentations.light={use="photometric"}',
+        'augmentations.seen={use="diffaugment"}',
+    ),
     "no discriminator": ('drop=["discriminator", "gan_loss"]',),
 }
 pytestmark = pytest.mark.usefixtures("no_reports")

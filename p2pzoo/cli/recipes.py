@@ -68,6 +68,9 @@ def diff_command(a: str, b: str, profile: str | None, as_json: bool) -> None:
     left, right = (dict(leaves(experiment.resolved())) for experiment in experiments)
     keys = [key for key in {**left, **right} if key != ("title",) and left.get(key) != right.get(key)]
     rows = [{"key": ".".join(key), "a": left.get(key), "b": right.get(key)} for key in keys]
+    orders = [list(experiment.augmentations) for experiment in experiments]
+    if orders[0] != orders[1] and set(orders[0]) == set(orders[1]):
+        rows.append({"key": "augmentations", "a": orders[0], "b": orders[1]})
     if as_json:
         print_json(rows)
         return

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from p2pzoo.augment import make_augmentations
 from p2pzoo.contracts import Dataset, Split
 from p2pzoo.data.batches import single_batches, train_batches
 from p2pzoo.data.store import Store
@@ -49,12 +50,15 @@ def stats(dataset: Dataset) -> dict[str, Any]:
 
 def preview(experiment: Experiment, split: Split, count: int) -> Image.Image:
     """x | y of the first `count` samples: for train with their augmentation, exactly as the run will draw them."""
-    settings = experiment.train
+    settings = replace(experiment.train, batch_size=1)
     dataset = experiment.dataset.build(split=split)
     if split == "train":
         store = Store(dataset, enlarge=settings.jitter, kernel=settings.jitter_kernel)
-        batches = train_batches(store, replace(settings, batch_size=1), experiment.seed)
+        batches = train_batches(store, settings, experiment.seed)
         shown = [batches[step] for step in range(count)]
+        one_by_one = replace(experiment, train=settings)
+        if augmentations := make_augmentations(one_by_one, store.channels, store.size):
+            shown = [augmentations(batch, step) for step, batch in enumerate(shown)]
     else:
         shown = list(islice(single_batches(Store(dataset)), count))
     return grid([[batch.x[0], batch.y[0]] for batch in shown])
