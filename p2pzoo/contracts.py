@@ -69,6 +69,18 @@ class Batch:
     labels: Tensor | None = None
     blocks: tuple[str | None, ...] = ()
 
+    def split(self, parts: int) -> list[Batch]:
+        """So many batches of as many images, which are this one's in their order."""
+        if parts == 1:
+            return [self]
+        each, ids, blocks = len(self.x) // parts, len(self.ids) // parts, len(self.blocks) // parts
+        labels = [None] * parts if self.labels is None else self.labels.split(each)
+        images = zip(self.x.split(each), self.y.split(each), labels, strict=True)
+        return [
+            Batch(x, y, self.ids[i * ids : (i + 1) * ids], own, self.blocks[i * blocks : (i + 1) * blocks])
+            for i, (x, y, own) in enumerate(images)
+        ]
+
 
 class Scene:
     """One moment of the game: x, y, ŷ, and (lazily, each computed once) what D says of them.

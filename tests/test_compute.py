@@ -94,7 +94,7 @@ class TestScaledLosses:
         engine = Engine(Compute(device="cpu"))
         engine.accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
         networks = [engine.place(torch.nn.Conv2d(1, 1, 1)) for _ in range(2)]
-        return engine, networks, [engine.adam(network, Optimizer()) for network in networks]
+        return engine, networks, [engine.optimizer(network, Optimizer()) for network in networks]
 
     def test_each_of_two_optimizers_steps_as_it_would_unscaled(self):
         engine, networks, optimizers = self.game()

@@ -182,7 +182,7 @@ def test_the_engine_descends_as_a_plain_optimizer_does(game):
     G2 = copy.deepcopy(G)
     engine = Engine(Compute(device="cpu"))
     placed = engine.place(G)
-    optimizer = engine.adam(placed, Optimizer())
+    optimizer = engine.optimizer(placed, Optimizer())
     plain = torch.optim.Adam(G2.parameters(), lr=2e-4, betas=(0.5, 0.999))
     for _ in range(3):
         engine.descend((placed(batch.x) - batch.y).abs().mean(), optimizer)

@@ -53,7 +53,7 @@ def preview(experiment: Experiment, split: Split, count: int) -> Image.Image:
     dataset = experiment.dataset.build(split=split)
     if split == "train":
         store = Store(dataset, enlarge=settings.jitter, kernel=settings.jitter_kernel)
-        batches = train_batches(store, replace(settings, batch_size=1), experiment.seed)
+        batches = train_batches(store, replace(settings, batch_size=1, d_steps=1), experiment.seed)
         shown = [batches[step] for step in range(count)]
     else:
         shown = list(islice(single_batches(Store(dataset)), count))
