@@ -165,10 +165,11 @@ class AccumulatingObjective(Objective):
         if D is None or gan is None:
             self.descend(self._summed(batch, told, lambda scene: self._terms("generator", scene)), self.G.optimizer)
             return _means(told)
-        for i, images in enumerate(batch.split(self.d_steps)):
+        batches = batch.split(self.d_steps)
+        for i, images in enumerate(batches):
             self.descend(self._judged_in_parts(images, step * self.d_steps + i, told), D.optimizer)
         with frozen(D.network):
-            self.descend(self._summed(images, told, lambda scene: self._fooled(gan, scene)), self.G.optimizer)
+            self.descend(self._summed(batches[-1], told, lambda scene: self._fooled(gan, scene)), self.G.optimizer)
         return _means(told)
 
     def _judged_in_parts(self, batch: Batch, move: int, told: list[dict[str, Tensor]]) -> Iterator[Tensor]:
