@@ -215,7 +215,7 @@ class Engine:
             "the image pool draws as it goes": objective.pool is not None,
             "fp16 decides step by step whether to take it": self.accelerator.scaler is not None,
             "several processes exchange gradients": processes.count() > 1,
-            "fused_adam is off": not self.on["fused_adam"],
+            "fused_adam is off, or the optimizer is no Adam": not self.on["fused_adam"],
             "eps_before_correction gives Adam another eps in each step": self._eps_at is not None,
             "checkpointing puts random numbers back as it computes again": self.settings.checkpointing,
         }

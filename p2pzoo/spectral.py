@@ -44,7 +44,7 @@ def normalise(network: nn.Module) -> None:
     drawn from torch's generator, and 15 power iterations taken. Raises ValueError for a layer whose weights are all 0,
     which no factor brings to norm 1.
     """
-    for name, layer in network.named_modules():
+    for name, layer in list(network.named_modules()):
         if not isinstance(layer, LAYERS) or "weight" not in layer._parameters:
             continue
         if not layer.weight.any():

@@ -233,7 +233,7 @@ def play_in_parts(game, parts, *, d_steps=1, pool=None, alone=False, gan=None):
     engine = Engine(Compute(device="cpu"))
     players = [Player(n.double(), engine.optimizer(n.double(), Optimizer(use="SGD", lr=0.1))) for n in (G, D)]
     kind = Objective if parts == 1 else functools.partial(AccumulatingObjective, parts=parts)
-    terms = [Term("l1", L1(), 10.0), Term("r1", GradientPenalty(), 1.0)]
+    terms = [Term("l1", L1(), 10.0), Term("r1", GradientPenalty(), 0.01)]
     if alone:
         players[1], terms = None, terms[:1]
     options = {"pool": pool and ImagePool(pool, 0), "d_steps": d_steps}
@@ -253,7 +253,8 @@ def test_a_batch_in_parts_is_the_same_step(game, parts, options):
     for one, other in zip(told, others, strict=True):
         assert one.keys() == other.keys()
         for name in one:
-            torch.testing.assert_close(one[name], other[name], rtol=1e-12, atol=1e-12)
+            mean_logit = name in ("D.real", "D.fake")  # in float32 whatever D computes in
+            torch.testing.assert_close(one[name], other[name], rtol=0, atol=1e-6 if mean_logit else 1e-12)
     for one, other in zip(weights, other_weights, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
 
