@@ -7,7 +7,7 @@ Imports torch and the contracts.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, get_args
 
@@ -15,8 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from p2pzoo import chance, processes
+from p2pzoo import chance
 from p2pzoo.contracts import Augmentation, Batch, Moment, Where
+from p2pzoo.data.batches import samples_of
 from p2pzoo.errors import UserError
 
 if TYPE_CHECKING:
@@ -29,16 +30,17 @@ class Augmentations:
     """Those of one recipe, by name.
 
     batch_size  of the whole batch, which several processes may share
+    moves       batches of a step, one after the other
     """
 
-    def __init__(self, named: Mapping[str, Augmentation], *, batch_size: int, seed: int) -> None:
+    def __init__(self, named: Mapping[str, Augmentation], *, batch_size: int, seed: int, moves: int = 1) -> None:
         self.of_pairs = {name: each for name, each in named.items() if each.where == "pairs"}
         self.of_d = {name: each for name, each in named.items() if each.where == "discriminator"}
-        self.batch_size, self.seed = batch_size, seed
+        self.batch_size, self.seed, self.moves = batch_size, seed, moves
 
     def __call__(self, batch: Batch, step: int) -> Batch:
         """This step's batch with its pairs augmented, where they lie, and with the numbers for what D will see."""
-        samples = processes.share(range(step * self.batch_size, (step + 1) * self.batch_size))
+        samples = samples_of(step, self.batch_size, self.moves)
         x, y, labels = batch.x, batch.y, batch.labels
         for name, augmentation in self.of_pairs.items():
             u = self._drawn(name, samples, augmentation.draws)
@@ -63,7 +65,7 @@ class Augmentations:
             column += len(MOMENTS) * augmentation.draws
         return x, y
 
-    def _drawn(self, name: str, samples: range, count: int) -> Tensor:
+    def _drawn(self, name: str, samples: Sequence[int], count: int) -> Tensor:
         """(len(samples), count) numbers in [0, 1), on the CPU."""
         rows = [chance.generator(self.seed, "augmentation", name, i).random(count, np.float32) for i in samples]
         return torch.from_numpy(np.stack(rows))
@@ -91,7 +93,10 @@ def make_augmentations(
             faults.append(f"[augmentations.{name}] acts on what the discriminator sees, and this recipe has none")
     if faults:
         raise UserError(*faults)
-    return Augmentations(named, batch_size=experiment.train.batch_size, seed=experiment.seed) if named else None
+    train = experiment.train
+    return (
+        Augmentations(named, batch_size=train.batch_size, seed=experiment.seed, moves=train.d_steps) if named else None
+    )
 
 
 def _applied(

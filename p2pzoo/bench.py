@@ -65,7 +65,7 @@ class Cell:
 
     @property
     def images(self) -> int:
-        return self.experiment.train.steps * self.experiment.train.batch_size
+        return self.experiment.train.seen
 
 
 class Bench:

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from p2pzoo import __version__
 from p2pzoo.errors import UserError
 from p2pzoo.files import replacing
+from p2pzoo.spectral import plain_state
 
 KEY = "p2pzoo"  # one key: safetensors writes several in random order
 
@@ -72,8 +73,8 @@ def _digest(tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> str:
 
 
 def save_model(path: Path, G: nn.Module, header: Mapping[str, Any]) -> None:
-    """G's state_dict, with a header that says how to build it (see `train.model_header`)."""
-    save_tensors(path, G.state_dict(), {"format": 1, "p2pzoo": __version__, **header})
+    """G's weights, with a header that says how to build it (see `networks.model_header`)."""
+    save_tensors(path, plain_state(G), {"format": 1, "p2pzoo": __version__, **header})
 
 
 def load_into(model: nn.Module, tensors: Mapping[str, Tensor], where: str) -> None:
@@ -107,15 +108,16 @@ def optimizer_tensors(prefix: str, optimizer: torch.optim.Optimizer) -> dict[str
 
 def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
     """Put saved state back. Moments take each parameter's own memory layout, which fused Adam relies on."""
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    owners = [(p, group) for group in optimizer.param_groups for p in group["params"]]
     for key, tensor in tensors.items():
         index, name = key.split(".")
-        parameter = parameters[int(index)]
+        parameter, group = owners[int(index)]
         if tensor.shape == parameter.shape and tensor.dim():
             own = torch.empty_like(parameter, requires_grad=False)
             own.copy_(tensor)
-        else:
-            own = tensor.to(parameter.device) if tensor.is_floating_point() and parameter.is_cuda else tensor.clone()
+        else:  # torch counts steps on the CPU, but for kernels that read them where they compute
+            counted = name == "step" and not (group.get("fused") or group.get("capturable"))
+            own = tensor.clone() if counted else tensor.to(parameter.device, copy=True)
         optimizer.state[parameter][name] = own
 
 

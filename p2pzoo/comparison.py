@@ -353,5 +353,5 @@ def _size(experiment: Experiment, store: Store) -> dict[str, Any]:
         "discriminator_parameters": sum(p.numel() for p in D.parameters()) if D else None,
         "receptive_field": field_,
         "receptive_field_over_side": round(field_ / min(store.size), 3) if field_ else None,
-        "images": experiment.train.steps * experiment.train.batch_size,
+        "images": experiment.train.seen,
     }

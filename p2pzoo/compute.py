@@ -12,7 +12,7 @@ import math
 import os
 import platform
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -23,7 +23,7 @@ from accelerate.state import AcceleratorState
 from accelerate.utils import convert_outputs_to_fp32
 from torch import Tensor, nn
 
-from p2pzoo import processes
+from p2pzoo import optimizers, processes
 from p2pzoo.contracts import Batch
 from p2pzoo.data.ahead import Ahead, Batches
 from p2pzoo.errors import UserError
@@ -31,7 +31,6 @@ from p2pzoo.graphs import Captured, CudaRecorder, Recorder, Rehearsed, Step
 from p2pzoo.kernels import read_kernels
 from p2pzoo.lowering import Chooser, lowered
 from p2pzoo.norms import mend_instance_norms
-from p2pzoo.optimizers import DenseAdam
 from p2pzoo.recompute import recomputing
 from p2pzoo.settings import Compute, Optimizer
 
@@ -103,7 +102,9 @@ class Engine:
             "prefetch": cuda and settings.prefetch,
         }
         self._averaged: dict[Any, Callable[[Tensor], Tensor]] = {}  # by optimizer: see processes.averaged
+        self._share: dict[Any, float] = {}  # of the learning rate, by optimizer
         self._eps_at: Callable[[int], float] | None = None
+        self._clip_norm: float | None = None
 
     @property
     def device(self) -> torch.device:
@@ -123,7 +124,7 @@ class Engine:
             model = recomputing(model)
         if self.on["lowering"]:
             model = lowered(model, self.chooser)
-        model = self.accelerator.prepare_model(model, evaluation_mode=True)  # without DDP, which `adam` adds
+        model = self.accelerator.prepare_model(model, evaluation_mode=True)  # without DDP, which `optimizer` adds
         if self.precision != "fp32" and hasattr(model, "features"):  # Accelerate sees to forward alone
             autocast = self.accelerator.autocast()
             model.features = convert_outputs_to_fp32(autocast(model.features))
@@ -143,16 +144,25 @@ class Engine:
         found: nn.Module = self.accelerator.unwrap_model(getattr(model, "_orig_mod", model))
         return found
 
-    def adam(self, model: nn.Module, settings: Optimizer) -> Any:
-        """Adam in one kernel where there is one: torch's default on a CPU takes a fifth of a pix2pix step."""
-        fused = self.on["fused_adam"]
-        kind = DenseAdam if fused and self.device_type == "cpu" else torch.optim.Adam
+    def optimizer(self, model: nn.Module, settings: Optimizer, lr: float | None = None) -> Any:
+        """What moves the model. Adam in one kernel where there is one: torch's default on a CPU takes a fifth of a
+        pix2pix step.
+
+        lr: of this model, if not `settings.lr`
+        """
+        kind, options, lr = optimizers.named(settings.use), settings.arguments, lr or settings.lr
+        self.on["fused_adam"] = fused = self.on["fused_adam"] and settings.use in optimizers.DENSE
+        if settings.use in optimizers.DENSE:
+            kind = optimizers.DENSE[settings.use] if fused and self.device_type == "cpu" else kind
+            options["fused"] = fused
         # a graph reads the rate where it lies; and it lies there without one too, for the same bits
-        lr = torch.tensor(settings.lr, device=self.device) if fused and self.device_type == "cuda" else settings.lr
-        adam = kind(model.parameters(), lr=lr, betas=settings.betas, eps=settings.eps, fused=fused)
-        self._averaged[adam] = processes.averaged(model)
+        rate = torch.tensor(lr, device=self.device) if fused and self.device_type == "cuda" else lr
+        optimizer = kind(model.parameters(), lr=rate, **options)
+        self._averaged[optimizer] = processes.averaged(model)
+        self._share[optimizer] = lr / settings.lr
         self._eps_at = settings.eps_at if settings.eps_before_correction else None
-        return adam
+        self._clip_norm = settings.clip_norm
+        return optimizer
 
     def seed(self, key: int) -> None:
         """Begin torch's random numbers anew. On a CPU for its generator alone: torch.manual_seed asks every device."""
@@ -162,24 +172,35 @@ class Engine:
             torch.manual_seed(key)
 
     def set_rate(self, rate: float, step: int = 0) -> None:
-        """The learning rate of this training step, counted from 0, and Adam's eps where that changes with it."""
-        for optimizer in self._averaged:
+        """The learning rate of this training step, counted from 0, and Adam's eps where that changes with it.
+
+        A network that has a rate of its own keeps it in the same proportion to this one.
+        """
+        for optimizer, share in self._share.items():
             for group in optimizer.param_groups:
                 if self._eps_at:
                     group["eps"] = self._eps_at(step)
                 if isinstance(group["lr"], Tensor):
-                    group["lr"].fill_(rate)
+                    group["lr"].fill_(share * rate)
                 else:
-                    group["lr"] = rate
+                    group["lr"] = share * rate
 
-    def descend(self, loss: Tensor, optimizer: Any) -> None:
-        """One step of `optimizer` down the gradient of `loss`, a scalar: of its mean over the processes."""
-        loss, scaler = self._averaged[optimizer](loss), self.accelerator.scaler
+    def descend(self, loss: Tensor | Iterable[Tensor], optimizer: Any) -> None:
+        """One step of `optimizer` down the gradient of `loss`, a scalar: of its mean over the processes.
+
+        Where scalars are given, their sum is the loss: each is asked for once the gradient of the one before is taken.
+        """
+        scaler = self.accelerator.scaler
+        for part in (loss,) if isinstance(loss, Tensor) else loss:
+            part = self._averaged[optimizer](part)
+            (part if scaler is None else scaler.scale(part)).backward()
+        if self._clip_norm:
+            if scaler is not None:
+                scaler.unscale_(optimizer)
+            nn.utils.clip_grad_norm_([p for g in optimizer.param_groups for p in g["params"]], self._clip_norm)
         if scaler is None:
-            loss.backward()
             optimizer.step()
         else:
-            scaler.scale(loss).backward()
             scaler.step(optimizer)
             scaler.update()
         optimizer.zero_grad(set_to_none=True)  # now: the next step's activations find room where they were
@@ -195,7 +216,7 @@ class Engine:
             "the image pool draws as it goes": objective.pool is not None,
             "fp16 decides step by step whether to take it": self.accelerator.scaler is not None,
             "several processes exchange gradients": processes.count() > 1,
-            "fused_adam is off": not self.on["fused_adam"],
+            "fused_adam is off, or the optimizer is no Adam": not self.on["fused_adam"],
             "eps_before_correction gives Adam another eps in each step": self._eps_at is not None,
             "checkpointing puts random numbers back as it computes again": self.settings.checkpointing,
         }

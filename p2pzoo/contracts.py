@@ -73,6 +73,18 @@ class Batch:
     blocks: tuple[str | None, ...] = ()
     drawn: Tensor | None = None
 
+    def split(self, parts: int) -> list[Batch]:
+        """So many batches of as many images, which are this one's in their order."""
+        if parts == 1:
+            return [self]
+        each, ids, blocks = len(self.x) // parts, len(self.ids) // parts, len(self.blocks) // parts
+        labels, drawn = ([None] * parts if t is None else t.split(each) for t in (self.labels, self.drawn))
+        images = zip(self.x.split(each), self.y.split(each), labels, drawn, strict=True)
+        return [
+            Batch(x, y, self.ids[i * ids : (i + 1) * ids], own, self.blocks[i * blocks : (i + 1) * blocks], numbers)
+            for i, (x, y, own, numbers) in enumerate(images)
+        ]
+
 
 class Scene:
     """One moment of the game: x, y, ŷ, and (lazily, each computed once) what D says of them.

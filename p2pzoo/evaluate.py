@@ -150,7 +150,7 @@ def _write(
         "recipe": experiment.recipe.name,
         "profile": experiment.recipe.profile,
         "seed": experiment.seed,
-        "images": experiment.train.steps * experiment.train.batch_size,
+        "images": experiment.train.seen,
         "metrics": numbers,
         "measured": measured,
         "protocols": {digest: described for digest, described in protocols.items() if digest in used},

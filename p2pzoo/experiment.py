@@ -11,12 +11,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from p2pzoo import params
+from p2pzoo import optimizers, params
 from p2pzoo.errors import UserError
 from p2pzoo.kernels import read_kernels
 from p2pzoo.recipe import COLLECTIONS, COMPONENTS, OWN_KEYS, Key, Recipe
 from p2pzoo.registry import Entry, Registry
-from p2pzoo.settings import Compute, Evaluate, Init, Optimizer, Train
+from p2pzoo.settings import ADAMS_OWN, Compute, Evaluate, Init, Optimizer, Train
 
 KIND_OF = {"losses": "loss", "augmentations": "augmentation", "metrics": "metric", "callbacks": "callback"}
 WEIGHTED = ("gan_loss", "losses")
@@ -86,7 +86,7 @@ class Experiment:
             "seed": self.seed,
             "losses": {name: loss.identity() for name, loss in self.losses.items()},
             "train": _identifying(self.train),
-            "optimizer": _identifying(self.optimizer),
+            "optimizer": _identifying(self.optimizer, self.optimizer.table),
             "init": _identifying(self.init),
             "compute": {k: v for k, v in _identifying(self.compute).items() if k not in HOW_NOT_WHAT},
         }
@@ -118,7 +118,8 @@ class Experiment:
             elif part:
                 tree[name] = {n: _spelled(c, weighted=name in WEIGHTED) for n, c in part.items()}
         for name in ("train", "optimizer", "init", "compute", "evaluate"):
-            tree[name] = _without_none(params.plain(vars(getattr(self, name))))
+            part = getattr(self, name)
+            tree[name] = _without_none(params.plain(part.table if name == "optimizer" else vars(part)))
         return tree
 
     def origin(self, key: Key) -> str:
@@ -154,12 +155,9 @@ class _Checker:
             self.faults.append(f"{self.recipe.where(('seed',))}  seed = {params.show(seed)}: give an integer from 0 on")
         single = {name: self.component((name,), name) for name in COMPONENTS if name in values}
         many: dict[str, Any] = {name: self.collection(name) for name in COLLECTIONS}
-        settings: dict[str, Any] = {
-            name: self.settings(name, kind)
-            for name, kind in {
-                "train": Train, "optimizer": Optimizer, "init": Init, "compute": Compute, "evaluate": Evaluate
-            }.items()
-        }  # fmt: skip
+        kinds = {"train": Train, "init": Init, "compute": Compute, "evaluate": Evaluate}
+        settings: dict[str, Any] = {name: self.settings(name, kind) for name, kind in kinds.items()}
+        settings["optimizer"] = self.optimizer()
         self.whole(settings)
         if self.faults:
             raise UserError(*self.faults)
@@ -193,11 +191,8 @@ class _Checker:
         if init and init.generator and not init.generator.is_file():
             self.fault(("init", "generator"), f'generator = "{init.generator}": no such file')
 
-        train, compute = settings["train"], settings["compute"]
-        if train and compute and compute.checkpointing and (train.order == "lua" or train.zero_biases):
-            setting = 'order = "lua"' if train.order == "lua" else "zero_biases = true"
-            told = "changes weights between a forward pass and its backward pass, which would be computed again by them"
-            self.fault(("compute", "checkpointing"), f"checkpointing = true: [train] {setting} {told}")
+        self.game(settings)
+        compute = settings["compute"]
         if compute and compute.kernels:
             if not compute.lowering:
                 self.fault(("compute", "kernels"), f'kernels = "{compute.kernels}": lowering = false has none')
@@ -205,6 +200,41 @@ class _Checker:
                 read_kernels(compute.kernels)
             except UserError as error:
                 self.fault(("compute", "kernels"), f"kernels: {error}")
+
+    def game(self, settings: Mapping[str, Any]) -> None:
+        """Faults of what [train], [optimizer] and [compute] ask of a step together."""
+        train, optimizer, compute = settings["train"], settings["optimizer"], settings["compute"]
+        if train and "discriminator" not in self.recipe.values:
+            for name, asked in {"d_steps": train.d_steps > 1, "spectral_norm": _normed(train, "discriminator")}.items():
+                if asked:
+                    told = f"{name} = {params.show(getattr(train, name))}: this recipe has no discriminator"
+                    self.fault(("train", name), told)
+        if optimizer and optimizer.lr_discriminator and "discriminator" not in self.recipe.values:
+            told = f"lr_discriminator = {optimizer.lr_discriminator}: this recipe has no discriminator"
+            self.fault(("optimizer", "lr_discriminator"), told)
+        if train and train.batch_size % train.accumulate:
+            told = f"accumulate = {train.accumulate}: batch_size = {train.batch_size} has no such number of equal parts"
+            self.fault(("train", "accumulate"), told)
+        if train and train.order == "lua":
+            lua = 'order = "lua" is one move of each side, over the whole batch'
+            for name in ("d_steps", "accumulate"):
+                if getattr(train, name) > 1:
+                    self.fault(("train", name), f"{name} = {getattr(train, name)}: {lua}")
+            if _normed(train, "discriminator"):
+                told = f'spectral_norm = "{train.spectral_norm}": order = "lua" takes a discriminator whose layers hold'
+                self.fault(("train", "spectral_norm"), f"{told} their weights themselves")
+        if train and train.zero_biases and train.accumulate > 1:
+            told = "zero_biases = true changes G between its two translations of an image"
+            self.fault(("train", "accumulate"), f"accumulate = {train.accumulate}: {told}")
+        of_schedule = {"schedule_gamma": "step", "schedule_every": "step", "schedule_power": "polynomial"}
+        for name, schedule in of_schedule.items() if optimizer else ():
+            if getattr(optimizer, name) != getattr(Optimizer, name) and optimizer.schedule != schedule:
+                told = f'{name} = {getattr(optimizer, name)}: schedule = "{optimizer.schedule}" has none'
+                self.fault(("optimizer", name), told)
+        if train and compute and compute.checkpointing and (train.order == "lua" or train.zero_biases):
+            setting = 'order = "lua"' if train.order == "lua" else "zero_biases = true"
+            told = "changes weights between a forward pass and its backward pass, which would be computed again by them"
+            self.fault(("compute", "checkpointing"), f"checkpointing = true: [train] {setting} {told}")
 
     def collection(self, name: str) -> dict[str, Any]:
         table = self.recipe.values.get(name, {})
@@ -248,9 +278,37 @@ class _Checker:
         values = self.checked((name,), kind, table)
         return None if values is None else kind(**values)
 
-    def checked(self, key: Key, factory: Callable[..., Any], table: Mapping[str, Any]) -> dict[str, Any] | None:
+    def optimizer(self) -> Any:
+        """[optimizer]: the zoo's own keys, and parameters of the class of torch.optim that it names."""
+        key: Key = ("optimizer",)
+        table = self.recipe.values.get("optimizer", {})
+        use = table.get("use", Optimizer.use) if isinstance(table, dict) else Optimizer.use
+        if not isinstance(table, dict) or not isinstance(use, str):
+            return self.settings("optimizer", Optimizer)
         try:
-            return params.check(factory, table)
+            betas = {"betas": Optimizer.betas} if optimizers.has_betas(use) else {}
+        except ValueError as error:
+            return self.fault((*key, "use"), f'use = "{use}": {error}')
+        adam = use == Optimizer.use
+        own = params.params_of(Optimizer).keys() - {"options", *(() if adam else ADAMS_OWN)}
+        values = self.checked(key, Optimizer, {name: value for name, value in table.items() if name in own})
+        others = {name: value for name, value in table.items() if name not in own}
+        options = self.checked(key, use, others, lambda use, table: optimizers.check_options(use, table, own))
+        if values is None or options is None:
+            return None
+        options = options if adam else betas | options
+        settings = Optimizer(**{**values, "options": tuple(options.items())})
+        try:
+            optimizers.try_out(use, settings.lr, settings.arguments)
+        except ValueError as error:
+            return self.fault((*key, "use"), f'use = "{use}": {error}')
+        return settings
+
+    def checked(
+        self, key: Key, factory: Any, table: Mapping[str, Any], check: Callable[..., dict[str, Any]] = params.check
+    ) -> dict[str, Any] | None:
+        try:
+            return check(factory, table)
         except params.Faults as error:
             for name, message in error.faults:
                 self.fault((*key, name) if name else key, message)
@@ -259,8 +317,13 @@ class _Checker:
         return None
 
 
-def _identifying(settings: Any) -> dict[str, Any]:
-    return params.plain(params.identifying(type(settings), vars(settings)))  # type: ignore[no-any-return]
+def _identifying(settings: Any, table: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    values = vars(settings) if table is None else table
+    return params.plain(params.identifying(type(settings), values))  # type: ignore[no-any-return]
+
+
+def _normed(train: Train, side: str) -> bool:
+    return train.spectral_norm in (side, "both")
 
 
 def _spelled(component: Component, *, weighted: bool) -> dict[str, Any]:

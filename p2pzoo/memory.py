@@ -59,7 +59,9 @@ def enough_to_train(experiment: Experiment, size: tuple[int, int], device_type: 
 def _less(experiment: Experiment, size: tuple[int, int]) -> str:
     """What to try. Smaller images or networks are another experiment: said where nothing else is left."""
     batch, dataset, generator = experiment.train.batch_size, experiment.dataset, experiment.generator
-    tries = [f"train.batch_size={batch // 2}"] if batch > 1 else []
+    parts = next((parts for parts in range(experiment.train.accumulate + 1, batch + 1) if batch % parts == 0), None)
+    tries = [f"train.batch_size={batch // 2}"] if batch > 1 and experiment.train.accumulate == 1 else []
+    tries += [f"train.accumulate={parts}"] if parts and _may_accumulate(experiment) else []
     tries += [] if experiment.compute.checkpointing else ["compute.checkpointing=true"]
     if not tries and "size" in dataset.values:
         half = size[0] // 2 if isinstance(dataset.values["size"], int) else [side // 2 for side in size]
@@ -69,6 +71,10 @@ def _less(experiment: Experiment, size: tuple[int, int]) -> str:
         tries += [f"generator.width={half}"] if _takes(generator, "width", half) else []
     switches = [f"-s {shlex.quote(each)}" for each in tries]
     return f"try {' or '.join(switches)}" if switches else "nothing in this recipe can be made smaller"
+
+
+def _may_accumulate(experiment: Experiment) -> bool:
+    return experiment.train.order != "lua" and not experiment.train.zero_biases
 
 
 def _takes(component: Component, name: str, value: object) -> bool:

@@ -16,6 +16,7 @@ from p2pzoo.errors import UserError
 from p2pzoo.experiment import Component, Experiment
 from p2pzoo.registry import Registry
 from p2pzoo.settings import Init
+from p2pzoo.spectral import normalise
 
 CONVOLUTIONS = (nn.modules.conv._ConvNd, nn.Linear)
 NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm)
@@ -58,6 +59,8 @@ def make_generator(experiment: Experiment, channels: tuple[int, int], size: tupl
     if experiment.init.generator:
         tensors, _ = load_tensors(experiment.init.generator)
         load_into(G, tensors, str(experiment.init.generator))
+    if experiment.train.spectral_norm in ("generator", "both"):
+        _normalise(G, experiment.generator, chance.key(experiment.seed, "init", "generator", "spectral"))
     return G
 
 
@@ -67,7 +70,19 @@ def make_discriminator(experiment: Experiment, channels: tuple[int, int], size: 
     with chance.torch_seed(chance.key(experiment.seed, "init", "discriminator")):
         D = build(experiment.discriminator, channels, size)
     initialise(D, experiment.init, chance.key(experiment.seed, "init", "discriminator"))
+    if experiment.train.spectral_norm in ("discriminator", "both"):
+        _normalise(D, experiment.discriminator, chance.key(experiment.seed, "init", "discriminator", "spectral"))
     return D
+
+
+def _normalise(network: nn.Module, component: Component, seed: int) -> None:
+    try:
+        with chance.torch_seed(seed):
+            normalise(network)
+    except ValueError as error:
+        raise UserError(
+            f"{component.where}  spectral_norm: {component.entry.kind} '{component.entry.name}': {error}"
+        ) from None
 
 
 def model_header(

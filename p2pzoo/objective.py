@@ -2,14 +2,15 @@
 
 G* = arg min_G max_D  L_cGAN(G, D) + λ L_L1(G)
 
-One step is D's move and then G's, which sees the D that has just moved; or, by choice, the moves of train.lua.
+One step is D's move and then G's, which sees the D that has just moved. By choice D moves several times, the batch is
+taken in parts, or the moves are those of train.lua.
 """
 
 from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -24,7 +25,7 @@ from p2pzoo.errors import UserError
 
 
 class Descend(Protocol):
-    def __call__(self, loss: Tensor, optimizer: Any) -> None: ...
+    def __call__(self, loss: Tensor | Iterable[Tensor], optimizer: Any) -> None: ...
 
 
 class Pool(Protocol):
@@ -61,6 +62,8 @@ class Objective:
     augmentations  of what D sees, for which the batches have been prepared; or None
     zero_biases    of all convolutions, at the start of each move (fDx and fGx of train.lua). G is asked before that, so
                    it translates with the biases of its last step; D judges without any
+    d_steps        moves of D in a step: a batch is then as many batches one after the other (Arjovsky et al. 2017,
+                   arXiv:1701.07875, algorithm 1, but that G moves on the last of them)
     """
 
     def __init__(
@@ -76,9 +79,11 @@ class Objective:
         both: Any = None,
         augmentations: Augmentations | None = None,
         zero_biases: bool = False,
+        d_steps: int = 1,
     ) -> None:
         self.G, self.D, self.gan, self.terms, self.descend = G, D, gan, terms, descend
         self.gan_weight, self.pool, self.both, self.augmentations = gan_weight, pool, both, augmentations
+        self.d_steps = d_steps
         self.zeroed = [bias for p in self.players for bias in _biases(p.network)] if zero_biases else []
 
     @property
@@ -86,29 +91,45 @@ class Objective:
         return (self.G, self.D) if self.D else (self.G,)
 
     def step(self, batch: Batch, step: int) -> dict[str, Tensor]:
-        """One move of each side. Returns every loss, unweighted and detached, and D's mean logits on real and fake."""
-        y_hat = self.G.network(batch.x)
+        """The moves of both sides. Returns every loss of their last ones, unweighted and detached, and D's mean logits
+        on real and fake.
+        """
         told: dict[str, Tensor] = {}
         if self.D is None or self.gan is None:
-            scene = Scene(batch, y_hat).anew()
+            scene = Scene(batch, self.G.network(batch.x)).anew()
             self._begin_move()
             self.descend(self._sum(told, self._terms("generator", scene)), self.G.optimizer)
-        else:
-            pooled = self.pool(batch.x, y_hat.detach(), step) if self.pool else None
-            seen = functools.partial(self.augmentations.show, batch.drawn) if self.augmentations else None
-            scene = Scene(batch, y_hat, self.D.network, pooled=pooled, both=self.both, seen=seen)
-            self._play(scene, self.D, self.gan, told)
+            return told
+        *earlier, batch = batch.split(self.d_steps)
+        for i, images in enumerate(earlier):
+            with torch.no_grad():
+                y_hat = self.G.network(images.x)
+            self._move_D(self._scene(images, y_hat, self.D, step * self.d_steps + i), self.D, self.gan, told)
+        y_hat = self.G.network(batch.x)
+        self._play(self._scene(batch, y_hat, self.D, (step + 1) * self.d_steps - 1), self.D, self.gan, told)
         return told
+
+    def _scene(self, batch: Batch, y_hat: Tensor, D: Player, move: int) -> Scene:
+        """What D sees in this of all its moves, counted from 0."""
+        pooled = self.pool(batch.x, y_hat.detach(), move) if self.pool else None
+        return self._scene_of(batch, y_hat, D, pooled)
+
+    def _scene_of(self, batch: Batch, y_hat: Tensor, D: Player, pooled: tuple[Tensor, Tensor] | None) -> Scene:
+        seen = functools.partial(self.augmentations.show, batch.drawn) if self.augmentations else None
+        return Scene(batch, y_hat, D.network, pooled=pooled, both=self.both, seen=seen)
 
     def _play(self, scene: Scene, D: Player, gan: GanLoss, told: dict[str, Tensor]) -> None:
         """D's move, then that of G, which meets the D that has moved."""
-        self._begin_move()
-        self.descend(self._sum(told, self._judged(gan, scene)), D.optimizer)
-        told["D.real"], told["D.fake"] = _mean(scene.real), _mean(scene.fake)
+        self._move_D(scene, D, gan, told)
 
         self._begin_move()
         with frozen(D.network):
             self.descend(self._sum(told, self._fooled(gan, scene.anew())), self.G.optimizer)
+
+    def _move_D(self, scene: Scene, D: Player, gan: GanLoss, told: dict[str, Tensor]) -> None:
+        self._begin_move()
+        self.descend(self._sum(told, self._judged(gan, scene)), D.optimizer)
+        told["D.real"], told["D.fake"] = _mean(scene.real), _mean(scene.fake)
 
     def _begin_move(self) -> None:
         if self.zeroed:
@@ -132,6 +153,52 @@ class Objective:
         for value in rest:
             total = total + value
         return total
+
+
+class AccumulatingObjective(Objective):
+    """The same moves in less memory: each descends the sum of gradients that are taken over `parts` of its batch.
+
+    Translations are kept from D's move to G's, but not what led to them: G translates again, part by part. Where it
+    draws noise, that is new noise, as in most GANs' moves of G.
+    """
+
+    def __init__(self, *args: Any, parts: int, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.parts = parts
+
+    def step(self, batch: Batch, step: int) -> dict[str, Tensor]:
+        """As of `Objective`; what is told is the mean over the parts."""
+        told: list[dict[str, Tensor]] = [{} for _ in range(self.parts)]
+        D, gan = self.D, self.gan
+        if D is None or gan is None:
+            self.descend(self._summed(batch, told, lambda scene: self._terms("generator", scene)), self.G.optimizer)
+            return _means(told)
+        batches = batch.split(self.d_steps)
+        for i, images in enumerate(batches):
+            self.descend(self._judged_in_parts(images, step * self.d_steps + i, told), D.optimizer)
+        with frozen(D.network):
+            self.descend(self._summed(batches[-1], told, lambda scene: self._fooled(gan, scene)), self.G.optimizer)
+        return _means(told)
+
+    def _judged_in_parts(self, batch: Batch, move: int, told: list[dict[str, Tensor]]) -> Iterator[Tensor]:
+        assert self.D
+        assert self.gan
+        parts = batch.split(self.parts)
+        with torch.no_grad():
+            y_hat = torch.cat([self.G.network(part.x) for part in parts])
+        pooled = self.pool(batch.x, y_hat, move) if self.pool else (batch.x, y_hat)
+        shown = zip(*(images.chunk(self.parts) for images in pooled), strict=True)
+        for own, part, each, seen in zip(told, parts, y_hat.chunk(self.parts), shown, strict=True):
+            scene = self._scene_of(part, each, self.D, seen)
+            yield self._sum(own, self._judged(self.gan, scene)) / self.parts
+            own["D.real"], own["D.fake"] = _mean(scene.real), _mean(scene.fake)
+
+    def _summed(self, batch: Batch, told: list[dict[str, Tensor]], losses: Any) -> Iterator[Tensor]:
+        """The losses of G's move, by parts."""
+        for own, part in zip(told, batch.split(self.parts), strict=True):
+            y_hat = self.G.network(part.x)
+            scene = (self._scene_of(part, y_hat, self.D, None) if self.D else Scene(part, y_hat)).anew()
+            yield self._sum(own, losses(scene)) / self.parts
 
 
 class LuaObjective(Objective):
@@ -200,6 +267,10 @@ def _led_back_later(layers: Sequence[nn.Module]) -> Iterator[None]:
 
 def _biases(network: nn.Module) -> list[Tensor]:
     return [m.bias for m in network.modules() if isinstance(m, nn.modules.conv._ConvNd) and m.bias is not None]
+
+
+def _means(told: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    return {name: torch.stack([each[name] for each in told]).mean(0) for name in told[0]}
 
 
 def _mean(maps: Sequence[Tensor]) -> Tensor:

@@ -87,12 +87,14 @@ def share(whole: Any) -> Any:
     return whole[len(whole) * rank() // count() : len(whole) * (rank() + 1) // count()]
 
 
-def check_batch(size: int) -> None:
-    """Raises UserError where a batch of this size has no equal shares."""
-    if size % count():
+def check_batch(size: int, parts: int = 1) -> None:
+    """Raises UserError where a batch of this size has no equal shares, each of so many equal parts."""
+    if size % (count() * parts):
+        needed = count() * parts
+        each = f" in {parts} parts each ([train] accumulate)" if parts > 1 else ""
         raise UserError(
-            f"[train] batch_size = {size} cannot be shared by {count()} processes: it is the size of the whole batch, "
-            f"so set a multiple of {count()}, as in -s train.batch_size={count() * (size // count() + 1)}"
+            f"[train] batch_size = {size} cannot be shared by {count()} processes{each}: it is the size of the whole "
+            f"batch, so set a multiple of {needed}, as in -s train.batch_size={needed * (size // needed + 1)}"
         )
 
 

@@ -5,8 +5,9 @@ A recipe is folded together from layers, each overriding the ones before it:
     for every file of `extends`, the base first:   its tables, then its [profiles.NAME.*] for the chosen profile
     last:                                          the -s overrides
 
-Tables merge deeply and arrays replace. Where a layer changes a component's `use`, the parameters inherited for the
-old component are dropped (`weight` is the zoo's own and stays). `drop = ["losses.l1"]` removes what earlier layers set.
+Tables merge deeply and arrays replace. Where a layer changes a component's `use`, or the optimizer's, the parameters
+inherited for the old one are dropped (`weight` and the rates are the zoo's own and stay). `drop = ["losses.l1"]`
+removes what earlier layers set.
 """
 
 from __future__ import annotations
@@ -37,6 +38,10 @@ IN_PROFILES = (*(key for key in TOP if key not in OF_THE_RUN), "drop")
 PROFILE = re.compile(r"[A-Za-z0-9_-]+")  # it becomes part of a folder's name
 PLAIN = "plain"  # the profile of a recipe that has none, or of none of them
 OWN_KEYS = ("use", "weight")  # of a component's table: the zoo's, not the component's
+# of [optimizer]: the zoo's, not those of the class that it names, which is Adam where it names none
+OPTIMIZERS_OWN = (
+    "use", "lr", "lr_discriminator", "clip_norm", "schedule", "schedule_gamma", "schedule_every", "schedule_power"
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -293,6 +298,9 @@ def _fold(recipe: Recipe, source: Source, key: Key, value: Any, prefix: Key) -> 
         _remove(recipe, key)
     elif _is_component(key) and "use" in value and not _same(value["use"], present.get("use")):
         for name in [name for name in present if name not in OWN_KEYS]:
+            _remove(recipe, (*key, name))
+    elif key == ("optimizer",) and value.get("use", before := present.get("use", "Adam")) != before:
+        for name in [name for name in present if name not in OPTIMIZERS_OWN]:
             _remove(recipe, (*key, name))
     _table(recipe.values, key)
     recipe.origins[key] = Origin(source, (*prefix, *key))

@@ -56,7 +56,7 @@ def write_report(run: Run, experiment: Experiment, comparisons: Sequence[Compari
         title=experiment.title,
         run=run.folder.name,
         status=run.status,
-        target=experiment.train.steps * experiment.train.batch_size,
+        target=experiment.train.seen,
         results=read_json(run.results),
         environment=env,
         recipe=[(".".join(key), value, experiment.origin(key)) for key, value in leaves(tree)],

@@ -122,7 +122,7 @@ def _open_run(
     """Whether there is something to train, and what has changed since the run began. Raises UserError."""
     to_train = fresh or run.state not in ("trained", "complete")
     if to_train:
-        check_batch(experiment.train.batch_size)
+        check_batch(experiment.train.batch_size, experiment.train.accumulate)
     if fresh:
         run.clear()
     elif to_train:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -14,6 +14,7 @@ from p2pzoo.contracts import Later
 Count = Annotated[int, Field(ge=1)]
 Natural = Annotated[int, Field(ge=0)]
 Probability = Annotated[float, Field(ge=0, lt=1)]
+Rate = Annotated[float, Field(gt=0, le=1)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +33,14 @@ class Train:
     order             "pytorch": D moves, then G meets the D that has moved. "lua": G hears what D said before its move,
                       and learns by the weights that D has after it (see objective.LuaObjective)
     zero_biases       the biases of all convolutions are set to 0 at the start of each move, as in Lua
+    spectral_norm     whose convolutions and linear layers have weights of spectral norm 1 (arXiv:1802.05957; see
+                      spectral.py)
+    d_steps           moves of D before each one of G, each on a fresh batch; G moves on the last of them. Images count
+                      as they are drawn, for whomever: a step sees batch_size × d_steps of them, so that G moves
+                      images / (batch_size × d_steps) times
+    accumulate        a batch is taken in this many parts, whose gradients are summed: the same step in less memory,
+                      up to rounding, where nothing looks at several images (batch norm does) and nothing is drawn.
+                      G translates each image twice: without gradients for D's move, anew for its own
     pool_size         D sees fakes from a pool of this many earlier ones (0: off, as in pix2pix)
     ema               decay per step of the averaged G that is evaluated and saved (0: off)
     log_every         images between two lines of metrics.jsonl
@@ -48,6 +57,9 @@ class Train:
     replacement: Annotated[bool, Later] = False
     order: Annotated[Literal["pytorch", "lua"], Later] = "pytorch"
     zero_biases: Annotated[bool, Later] = False
+    spectral_norm: Annotated[Literal["none", "generator", "discriminator", "both"], Later] = "none"
+    d_steps: Annotated[Count, Later] = 1
+    accumulate: Annotated[Count, Later] = 1
     pool_size: Natural = 0
     ema: Probability = 0.0
     log_every: Count = 100
@@ -55,41 +67,107 @@ class Train:
     checkpoint_every: Count = 1000
 
     @property
+    def step_images(self) -> int:
+        """Images that one step draws."""
+        return self.batch_size * self.d_steps
+
+    @property
     def steps(self) -> int:
-        return -(-self.images // self.batch_size)
+        """Of training: as many moves of G."""
+        return -(-self.images // self.step_images)
+
+    @property
+    def seen(self) -> int:
+        """Images at the end, with those that complete the last step."""
+        return self.steps * self.step_images
+
+
+ADAMS_OWN = ("betas", "eps", "eps_before_correction")  # of [optimizer]: of other classes they are among `options`
 
 
 @dataclass(frozen=True, kw_only=True)
 class Optimizer:
-    """[optimizer]: Adam (paper §3.3), the same for G and D.
+    """[optimizer]: Adam (paper §3.3), the same for G and D, or another class of torch.optim.
 
+    use                    the class by its name in torch.optim. Parameters of it stand beside `use` (`weight_decay`,
+                           `momentum`, ...), and those that were inherited for another class are dropped; what is not
+                           set is as in torch, but the betas, which are the paper's wherever a class has two
     lr, betas, eps         Adam's; 2e-4 and (0.5, 0.999) in the paper
+    lr_discriminator       D's rate where it has its own (two time scales: arXiv:1706.08500); follows `schedule` too
     eps_before_correction  eps is added to √v, and the whole is corrected for the moments' bias, as in Torch7 and
                            TensorFlow (the faster form in arXiv:1412.6980 §2); else it is added to √v corrected. That
                            differs in the first thousands of steps, for gradients near eps
-    schedule               "constant" (the paper's); "linear": constant for the first half, then linearly to 0;
+    clip_norm              a gradient longer than this, over all weights of a network, is brought to this length
+    schedule               what becomes of the rates, by the share t of training that is done:
+                           "constant" (the paper's); "linear": constant for the first half, then linearly to 0;
                            "linear-epochs": the same in the 200 steps of the PyTorch code's 100 + 100 epochs, which
-                           begin to fall one epoch early and end with one at 0
+                           begin to fall one epoch early and end with one at 0; "cosine": (1 + cos πt) / 2, as torch's
+                           CosineAnnealingLR; "step": times schedule_gamma after every schedule_every of training, as
+                           StepLR; "polynomial": (1 - t) ** schedule_power, as PolynomialLR; "one-cycle": from 1/25 up
+                           to 1 at t = 0.3 and down to 1/250000, on half cosines, as OneCycleLR, whose peak is a step
+                           earlier and which cycles the momentum, too (arXiv:1708.07120)
     """
 
-    lr: Annotated[float, Field(gt=0, le=1)] = 2e-4
+    use: Annotated[str, Later] = "Adam"
+    lr: Rate = 2e-4
+    lr_discriminator: Annotated[Rate | None, Later] = None
     betas: tuple[Probability, Probability] = (0.5, 0.999)
     eps: Annotated[float, Field(gt=0, le=1)] = 1e-8
     eps_before_correction: Annotated[bool, Later] = False
-    schedule: Literal["constant", "linear", "linear-epochs"] = "constant"
+    clip_norm: Annotated[Annotated[float, Field(gt=0)] | None, Later] = None
+    schedule: Literal["constant", "linear", "linear-epochs", "cosine", "step", "polynomial", "one-cycle"] = "constant"
+    schedule_gamma: Annotated[float, Field(ge=0, le=1), Later] = 0.1
+    schedule_every: Annotated[float, Field(gt=0, le=1), Later] = 1 / 3
+    schedule_power: Annotated[float, Field(gt=0), Later] = 1.0
+    options: Annotated[tuple[tuple[str, Any], ...], Later] = ()  # of the class: no key of a recipe, see optimizers.py
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """What the class is given besides the weights and their rate."""
+        return ({"betas": self.betas, "eps": self.eps} if self.use == "Adam" else {}) | dict(self.options)
+
+    @property
+    def table(self) -> dict[str, Any]:
+        """[optimizer] as a recipe writes it."""
+        others = () if self.use == "Adam" else ADAMS_OWN
+        own = {name: value for name, value in vars(self).items() if name not in ("options", *others)}
+        return own | dict(self.options)
 
     def lr_at(self, progress: float) -> float:
-        """The rate when this share (0 to 1) of the training images has been seen."""
-        if self.schedule == "linear-epochs":  # get_scheduler of networks.py, and train.py, which asks it to step first
-            epoch = math.floor(200 * progress + 1e-9) + 1
-            return self.lr * max(0.0, 1 - max(0, epoch + 1 - 100) / 101)
-        return self.lr if self.schedule == "constant" else self.lr * min(1.0, 2 * (1 - progress))
+        """The rate (of G, where D has its own) when this share (0 to 1) of the training images has been seen."""
+        return self.lr * self.share_at(progress)
+
+    def share_at(self, progress: float) -> float:
+        """What `schedule` leaves of the rates then."""
+        match self.schedule:
+            case "constant":
+                return 1.0
+            case "linear":
+                return min(1.0, 2 * (1 - progress))
+            case "linear-epochs":  # get_scheduler of networks.py, and train.py, which asks it to step first
+                epoch = math.floor(200 * progress + 1e-9) + 1
+                return max(0.0, 1 - max(0, epoch + 1 - 100) / 101)
+            case "cosine":
+                return _half_cosine(1.0, 0.0, progress)
+            case "step":
+                return float(self.schedule_gamma ** math.floor(progress / self.schedule_every + 1e-9))
+            case "polynomial":
+                return float((1 - progress) ** self.schedule_power)
+            case "one-cycle":
+                start, peak, end = 1 / 25, 0.3, 1 / 25 / 1e4
+                if progress < peak:
+                    return _half_cosine(start, 1.0, progress / peak)
+                return _half_cosine(1.0, end, (progress - peak) / (1 - peak))
 
     def eps_at(self, step: int) -> float:
         """What torch's Adam, which adds it to √v corrected, is to be given in this step, counted from 0."""
         if not self.eps_before_correction:
             return self.eps
         return self.eps / math.sqrt(1 - self.betas[1] ** (step + 1))
+
+
+def _half_cosine(start: float, end: float, t: float) -> float:
+    return end + (start - end) * (1 + math.cos(math.pi * t)) / 2
 
 
 @dataclass(frozen=True, kw_only=True)

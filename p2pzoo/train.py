@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 import signal
 import time
@@ -24,7 +25,7 @@ from p2pzoo.errors import UserError
 from p2pzoo.experiment import Experiment
 from p2pzoo.graphs import Step
 from p2pzoo.networks import make_discriminator, make_generator, model_header
-from p2pzoo.objective import LuaObjective, Objective, Player, Pool, Term
+from p2pzoo.objective import AccumulatingObjective, LuaObjective, Objective, Player, Pool, Term
 from p2pzoo.onepass import OnePass, judges_alone, pays
 from p2pzoo.pictures import grid, save_png
 from p2pzoo.pool import ImagePool
@@ -121,9 +122,9 @@ def train(
     # where they left off
     ledger = Ledger()
     state = State(engine, G, D, average, pool, ledger)
-    step = state.restore(run, progress, start_from) // settings.batch_size
+    step = state.restore(run, progress, start_from) // settings.step_images
     for name in ("metrics.jsonl", "timings.jsonl"):
-        first(run.truncate, name, step * settings.batch_size)
+        first(run.truncate, name, step * settings.step_images)
     read_every = READ_EVERY.get(engine.device_type, READ_EVERY_ELSEWHERE)
 
     def draw_samples(images: int) -> None:
@@ -165,7 +166,7 @@ def train(
                 _average(engine.unwrap(average), engine.unwrap(G.network), settings.ema)
 
             step += 1
-            images = step * settings.batch_size
+            images = step * settings.step_images
             ledger.waiting.append((step, images, losses))
             log = _due(settings.log_every, step, settings)
             sample = _due(settings.sample_every, step, settings)
@@ -181,7 +182,7 @@ def train(
 
         if stopped := highest(stop[0] if stop else 0):  # it arrived while the last step was written down
             first(lambda: run.set_status(state="interrupted"))
-            raise Interrupted(stopped, step * settings.batch_size)
+            raise Interrupted(stopped, step * settings.step_images)
 
     trained = engine.unwrap(final)
     header = model_header(experiment, trained, store.dataset, store.channels, store.size)
@@ -191,17 +192,18 @@ def train(
 
 def set_up(experiment: Experiment, engine: Engine, channels: tuple[int, int], size: tuple[int, int]) -> Objective:
     """The recipe's game on the engine's device, for x and y of these channels and this (H, W). Raises UserError."""
-    steps, lua = experiment.train.steps, experiment.train.order == "lua"
+    settings, lua = experiment.train, experiment.train.order == "lua"
     G_net = engine.place(make_generator(experiment, channels, size))
-    G = Player(engine.compiled(G_net, steps), engine.adam(G_net, experiment.optimizer))
+    G = Player(engine.compiled(G_net, settings.steps), engine.optimizer(G_net, experiment.optimizer))
     D, both = None, None
     if (D_made := make_discriminator(experiment, channels, size)) is not None:
-        images = len(share(range(experiment.train.batch_size)))
+        images = len(share(range(settings.batch_size))) // settings.accumulate
         asked = experiment.compute.one_pass and pays(engine.device_type, images, size)
         engine.on["one_pass"] = asked and judges_alone(D_made, channels, size, images)
         D_net = engine.place(D_made)
         both = OnePass(D_net) if engine.on["one_pass"] else None
-        D = Player(D_net if lua else engine.compiled(D_net, steps), engine.adam(D_net, experiment.optimizer))
+        moved_by = engine.optimizer(D_net, experiment.optimizer, experiment.optimizer.lr_discriminator)
+        D = Player(D_net if lua else engine.compiled(D_net, settings.steps), moved_by)
     gan = _on(engine, experiment.gan_loss.build()) if experiment.gan_loss else None
     terms = [Term(name, _on(engine, loss.build()), loss.weight) for name, loss in experiment.losses.items()]
     for term in terms:
@@ -209,12 +211,17 @@ def set_up(experiment: Experiment, engine: Engine, channels: tuple[int, int], si
             raise UserError(f"[losses.{term.name}] has side {term.loss.side!r}: it must be one of {get_args(Side)}")
         if term.loss.side == "discriminator" and D is None:
             raise UserError(f"[losses.{term.name}] acts on the discriminator, and this recipe has none")
-    pool = ImagePool(experiment.train.pool_size, experiment.seed) if experiment.train.pool_size else None
+    pool = ImagePool(settings.pool_size, experiment.seed) if settings.pool_size else None
     gan_weight = experiment.gan_loss.weight if experiment.gan_loss else 1.0
-    return (LuaObjective if lua else Objective)(
+    kind: Any = LuaObjective if lua else Objective
+    if settings.accumulate > 1:
+        kind = functools.partial(AccumulatingObjective, parts=settings.accumulate)
+    objective: Objective = kind(
         G, D, gan, terms, engine.descend, gan_weight=gan_weight, pool=pool, both=both,
-        augmentations=make_augmentations(experiment, channels, size), zero_biases=experiment.train.zero_biases,
+        augmentations=make_augmentations(experiment, channels, size), zero_biases=settings.zero_biases,
+        d_steps=settings.d_steps,
     )  # fmt: skip
+    return objective
 
 
 def advance(
@@ -357,8 +364,8 @@ def _numbers(scalars: Sequence[Tensor]) -> list[float]:
 
 def _due(every: int, step: int, settings: Train) -> bool:
     """Whether this step, the last one or not, has reached or passed a multiple of `every` images."""
-    images = step * settings.batch_size
-    return step == settings.steps or images // every > (images - settings.batch_size) // every
+    images = step * settings.step_images
+    return step == settings.steps or images // every > (images - settings.step_images) // every
 
 
 def _on(engine: Engine, loss: Any) -> Any:

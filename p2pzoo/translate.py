@@ -15,6 +15,7 @@ from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import ParametrizationList
 
 from p2pzoo import chance
 from p2pzoo.folding import folded
@@ -62,6 +63,9 @@ def _mode(G: nn.Module, *, training: bool) -> Iterator[None]:
     was = {module: module.training for module in G.modules()}
     tracking = [m for m in G.modules() if isinstance(m, nn.modules.batchnorm._NormBase) and m.track_running_stats]
     G.train(training)
+    for part in G.modules():  # weights are what they are: a power iteration would move them with each image
+        if isinstance(part, ParametrizationList):
+            part.eval()
     for norm in tracking if training else []:
         norm.track_running_stats = False  # use the image's statistics without remembering them
     try:

@@ -13,8 +13,8 @@ from click.testing import CliRunner
 from p2pzoo_earth import dataset, geometry
 
 from p2pzoo import plugins
+from p2pzoo import train as training
 from p2pzoo.cli import main
-from p2pzoo.objective import Objective
 
 TINY = """
 extends = "zoo:base.toml"
@@ -78,15 +78,15 @@ def zoo():
         return found[split, size, stride]
 
     def zoo(*args):
-        threads, taken, take = torch.get_num_threads(), [], Objective.step
+        threads, taken, take = torch.get_num_threads(), [], training.advance
 
-        def step(self, batch, number):
-            taken.append(number)
-            return take(self, batch, number)
+        def advance(play, engine, batches, step, *rest):
+            taken.append(step)
+            return take(play, engine, batches, step, *rest)
 
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(dataset, "tiles", tiles_found_once)
-            patch.setattr(Objective, "step", step)
+            patch.setattr(training, "advance", advance)
             try:
                 answer = CliRunner().invoke(main, [*map(str, args)])
             finally:

@@ -94,7 +94,7 @@ class TestScaledLosses:
         engine = Engine(Compute(device="cpu"))
         engine.accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
         networks = [engine.place(torch.nn.Conv2d(1, 1, 1)) for _ in range(2)]
-        return engine, networks, [engine.adam(network, Optimizer()) for network in networks]
+        return engine, networks, [engine.optimizer(network, Optimizer()) for network in networks]
 
     def test_each_of_two_optimizers_steps_as_it_would_unscaled(self):
         engine, networks, optimizers = self.game()
@@ -129,6 +129,47 @@ class TestScaledLosses:
         assert not torch.equal(G.weight, before[2]["weight"])
         engine.descend(D(x).mean(), adam_D)
         assert not torch.equal(D.weight, before[0]["weight"])
+
+
+class TestClipped:
+    def weights(self, settings, *, scaler=None, factor=100.0):
+        """A convolution after a step of SGD down `factor` times its mean."""
+        torch.manual_seed(0)
+        engine = Engine(Compute(device="cpu"))
+        engine.accelerator.scaler = scaler
+        network = engine.place(torch.nn.Conv2d(3, 2, 3))
+        optimizer = engine.optimizer(network, settings)
+        before = [p.detach().clone() for p in network.parameters()]
+        engine.descend(factor * network(torch.rand(1, 3, 8, 8)).mean(), optimizer)
+        return [p.detach() - b for p, b in zip(network.parameters(), before, strict=True)]
+
+    def length(self, moved):
+        return torch.cat([each.flatten() for each in moved]).norm().item()
+
+    @pytest.mark.parametrize("scaled", [False, True], ids=["fp32", "scaled losses"])
+    def test_a_gradient_that_is_too_long_is_brought_to_the_length_and_keeps_its_direction(self, scaled):
+        scaler = torch.amp.GradScaler("cpu", init_scale=1024.0) if scaled else None
+        free = self.weights(Optimizer(use="SGD", lr=0.1))
+        clipped = self.weights(Optimizer(use="SGD", lr=0.1, clip_norm=0.5), scaler=scaler)
+        assert self.length(free) > 1
+        assert self.length(clipped) == pytest.approx(0.1 * 0.5, rel=1e-4)
+        for one, other in zip(free, clipped, strict=True):
+            torch.testing.assert_close(one / self.length(free), other / self.length(clipped), rtol=1e-4, atol=1e-6)
+
+    def test_a_shorter_one_stays(self):
+        free = self.weights(Optimizer(use="SGD", lr=0.1), factor=1e-3)
+        assert all(map(torch.equal, free, self.weights(Optimizer(use="SGD", lr=0.1, clip_norm=9.0), factor=1e-3)))
+
+
+def test_d_may_have_a_rate_of_its_own_which_follows_the_schedule_too(tiny):
+    overrides = ["optimizer.lr=1e-4", "optimizer.lr_discriminator=4e-4", "optimizer.schedule=linear"]
+    made = check(read_recipe(str(tiny), "smoke", overrides), registry())
+    engine = Engine(made.compute)
+    objective = set_up(made, engine, (3, 3), (64, 64))
+    for progress, share in ((0.0, 1.0), (0.75, 0.5)):
+        engine.set_rate(made.optimizer.lr_at(progress))
+        rates = [player.optimizer.param_groups[0]["lr"] for player in objective.players]
+        assert rates == pytest.approx([share * 1e-4, share * 4e-4], rel=1e-12)
 
 
 class NoWaiting(TorchDispatchMode):

@@ -181,3 +181,12 @@ def test_a_pair_unlike_the_first_is_named():
         list(single_batches(Store(Odd())))
     with pytest.raises(UserError, match="no pairs"):
         Store(Coordinates(length=0))
+
+
+def test_a_step_of_several_moves_has_as_many_of_the_batches_that_single_moves_would_see():
+    def batches(**options):
+        return TrainBatches(Store(Coordinates(), enlarge=1.5), batch_size=2, mirror=True, seed=1, **options)
+
+    single, step = [batches()[at] for at in range(3, 6)], batches(moves=3)[1]
+    assert step.ids == tuple(name for batch in single for name in batch.ids)
+    assert torch.equal(step.x, torch.cat([batch.x for batch in single]))

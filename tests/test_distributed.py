@@ -15,6 +15,7 @@ from p2pzoo import processes
 from p2pzoo.checkpoint import load_tensors
 from p2pzoo.contracts import Pair
 from p2pzoo.data import Store, TrainBatches, single_batches
+from p2pzoo.errors import UserError
 
 # Gradients are sums in another order, so they differ by rounding. Adam makes whole steps of that where the true
 # gradient is zero (a bias before instance norm): an eps above the noise keeps it from them. A short step and shallow
@@ -82,6 +83,11 @@ REACHING = (
     "train.pool_size=6",
     "train.ema=0.5",
 )
+
+IN_PARTS = (
+    *ALIKE, "train.images=96", "train.batch_size=8", "train.d_steps=2", "train.accumulate=2", "train.pool_size=6",
+    "train.spectral_norm=discriminator", "optimizer.clip_norm=0.5", "optimizer.lr_discriminator=4e-5",
+)  # fmt: skip
 
 SEEDS = """
 import torch
@@ -247,6 +253,21 @@ def test_a_process_is_handed_only_its_share_of_a_batch(monkeypatch):
     assert [batch.ids for batch in single_batches(store, range(0))] == [], "more processes than images"
 
 
+def test_each_batch_of_a_step_is_shared_by_itself(monkeypatch):
+    batches = TrainBatches(Store(Dots()), batch_size=4, mirror=True, seed=0, moves=2)
+    whole = batches[0]
+    monkeypatch.setattr(processes, "count", lambda: 2)
+    monkeypatch.setattr(processes, "rank", lambda: 1)
+    assert batches[0].ids == (*whole.ids[2:4], *whole.ids[6:8])
+
+
+def test_a_batch_that_has_no_equal_parts_in_each_process_is_refused(monkeypatch):
+    processes.check_batch(4, parts=4)
+    monkeypatch.setattr(processes, "count", lambda: 2)
+    with pytest.raises(UserError, match=r"2 processes in 4 parts each .*train.batch_size=16"):
+        processes.check_batch(12, parts=4)
+
+
 def test_two_processes_give_what_one_gives(torchrun, run, tmp_path):
     assert run(tmp_path / "one", *ALIKE).exit_code == 0
     process = torchrun(2, tmp_path / "two", *ALIKE)
@@ -265,8 +286,13 @@ def test_two_processes_give_what_one_gives(torchrun, run, tmp_path):
 @pytest.mark.parametrize("processes", [2, 4])
 @pytest.mark.parametrize(
     "overrides",
-    [ALIKE, REACHING, AUGMENTED],
-    ids=["the paper's game", "all that reaches into D, pool, EMA", "augmented pairs and images of D"],
+    [ALIKE, REACHING, AUGMENTED, IN_PARTS],
+    ids=[
+        "the paper's game",
+        "all that reaches into D, pool, EMA",
+        "augmented pairs and images of D",
+        "several moves of D, batches in parts",
+    ],
 )
 def test_any_number_of_processes_gives_what_one_gives(processes, overrides, group, arguments, tmp_path):
     for runs, number in (("one", 1), ("several", processes)):

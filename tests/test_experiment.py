@@ -190,3 +190,89 @@ def test_a_resolved_recipe_is_a_recipe_for_the_same_run(experiment):
     assert again.id == made.id
     assert again.recipe.profile == "smoke"
     assert again.resolved() == made.resolved()
+
+
+def faults(experiment, *overrides):
+    with pytest.raises(UserError) as caught:
+        experiment(overrides=overrides)
+    return list(caught.value.faults)
+
+
+NONE = 'drop=["discriminator", "gan_loss"]'
+
+
+@pytest.mark.parametrize(
+    ("overrides", "told"),
+    [
+        ([NONE, "train.d_steps=2"], "d_steps = 2: this recipe has no discriminator"),
+        ([NONE, "train.spectral_norm=both"], 'spectral_norm = "both": this recipe has no discriminator'),
+        ([NONE, "optimizer.lr_discriminator=1e-4"], "lr_discriminator = 0.0001: this recipe has no discriminator"),
+        (["train.batch_size=4", "train.accumulate=3"], "accumulate = 3: batch_size = 4 has no such number of equal"),
+        (["train.order=lua", "train.d_steps=2"], 'd_steps = 2: order = "lua" is one move of each side'),
+        (["train.order=lua", "train.batch_size=2", "train.accumulate=2"], 'accumulate = 2: order = "lua" is one move'),
+        (["train.zero_biases=true", "train.batch_size=2", "train.accumulate=2"], "zero_biases = true changes G"),
+        (["optimizer.schedule_power=2.0"], 'schedule_power = 2.0: schedule = "constant" has none'),
+        (["optimizer.use=Adan"], "no optimizer of torch.optim: did you mean 'Adam'?"),
+        (["optimizer.use=SGD", "optimizer.betas=[0.5, 0.9]"], "has no parameter 'betas'"),
+        (["optimizer.use=SGD", "optimizer.eps_before_correction=true"], "has no parameter 'eps_before_correction'"),
+        (["optimizer.use=SGD", "optimizer.momentum=-1"], "Invalid momentum value: -1"),
+        (["optimizer.use=LBFGS"], "closure"),
+        (["optimizer.options=[]"], "has no parameter 'options'"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_options_that_cannot_be_combined_are_refused_in_one_line_at_their_place(experiment, overrides, told):
+    [fault] = faults(experiment, *overrides)
+    assert told in fault
+    assert fault.startswith((f"-s {overrides[-1]}", f"-s {overrides[0]}"))
+
+
+LATER = (
+    "train.spectral_norm=none", "train.d_steps=1", "train.accumulate=1", "optimizer.use=Adam",
+    "optimizer.schedule_gamma=0.1", "optimizer.schedule_power=1.0",
+)  # fmt: skip
+CHANGED = (
+    "train.spectral_norm=both", "train.d_steps=2", "train.accumulate=2", "optimizer.use=AdamW",
+    "optimizer.lr_discriminator=2e-4", "optimizer.clip_norm=1.0", "optimizer.weight_decay=0.1",
+    "optimizer.schedule=cosine",
+)  # fmt: skip
+
+
+def test_later_options_are_of_a_runs_identity_only_where_they_say_something(experiment):
+    base = experiment(overrides=["train.batch_size=2"]).id
+    assert experiment(overrides=["train.batch_size=2", *LATER]).id == base
+    ids = [experiment(overrides=["train.batch_size=2", override]).id for override in CHANGED]
+    assert len({base, *ids}) == 1 + len(CHANGED)
+
+
+@pytest.mark.parametrize("use", ["Adam", "AdamW", "SGD", "RMSprop"])
+def test_a_resolved_recipe_with_another_optimizer_is_the_same_experiment_again(experiment, use):
+    import tomli_w
+
+    made = experiment(overrides=[f"optimizer.use={use}", "optimizer.weight_decay=0.1", "optimizer.clip_norm=2.0"])
+    resolved = made.resolved()
+    assert resolved["optimizer"]["weight_decay"] == 0.1
+    assert ("betas" in resolved["optimizer"]) is (use in ("Adam", "AdamW"))
+    again = experiment(tomli_w.dumps(resolved), None, name="again")
+    assert (again.id, again.optimizer) == (made.id, made.optimizer)
+
+
+def test_where_the_optimizer_changes_its_own_parameters_go_and_the_rates_stay(experiment):
+    made = experiment(
+        'extends = "zoo:base.toml"\n[optimizer]\nlr = 1e-3\neps = 1e-4\nlr_discriminator = 2e-3\n', name="a"
+    )
+    text = 'extends = "a.toml"\n[optimizer]\nuse = "RMSprop"\nalpha = 0.9\n'
+    other = experiment(text, name="b").optimizer
+    assert (made.optimizer.eps, other.lr, other.lr_discriminator) == (1e-4, 1e-3, 2e-3)
+    assert other.arguments == {"alpha": 0.9}
+    assert experiment(overrides=["optimizer.use=NAdam"]).optimizer.arguments == {"betas": (0.5, 0.999)}
+    same = experiment('extends = "a.toml"\n[optimizer]\nuse = "Adam"\n', name="c").optimizer
+    assert same == made.optimizer
+
+
+def test_the_keys_that_stay_are_all_that_are_not_of_a_class():
+    from p2pzoo.params import params_of
+    from p2pzoo.recipe import OPTIMIZERS_OWN
+    from p2pzoo.settings import ADAMS_OWN, Optimizer
+
+    assert {*OPTIMIZERS_OWN} == params_of(Optimizer).keys() - {"options", *ADAMS_OWN}

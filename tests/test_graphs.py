@@ -122,7 +122,7 @@ def game(recorder=None, *, terms=(), pool=None, on=(), noise="dropout", seen=Non
     networks = UNet(3, 3, (32, 32), width=4, noise=noise), PatchDiscriminator(3, 3, (32, 32), width=4)
     players = []
     for network in map(engine.place, networks):
-        players.append(Player(engine.compiled(network, STEPS), engine.adam(network, Optimizer())))
+        players.append(Player(engine.compiled(network, STEPS), engine.optimizer(network, Optimizer())))
     terms = [Term("l1", L1(), 100.0), *(Term("extra", term, 1.0) for term in terms)]
     both = OnePass(engine.unwrap(players[1].network))
     augmentations = Augmentations({"seen": seen}, batch_size=2, seed=0) if seen else None
@@ -244,7 +244,7 @@ class TestRecorded:
         )
         engine.on["cuda_graphs"] = True
         if what == "eps":
-            engine.adam(objective.G.network, Optimizer(eps_before_correction=True))
+            engine.optimizer(objective.G.network, Optimizer(eps_before_correction=True))
         if what == "scaler":
             engine.accelerator.scaler = torch.amp.GradScaler("cpu")
         if what == "processes":

@@ -1,6 +1,7 @@
 """The game: who moves when, what each side's gradient reaches, and that a step equals the paper's formulas by hand."""
 
 import copy
+import functools
 
 import pytest
 import torch
@@ -9,9 +10,9 @@ from torch import nn
 
 from p2pzoo.compute import Engine, frozen
 from p2pzoo.contracts import Batch, Scene
-from p2pzoo.objective import Objective, Player, Term
+from p2pzoo.objective import AccumulatingObjective, Objective, Player, Term
 from p2pzoo.pool import ImagePool
-from p2pzoo.settings import Compute
+from p2pzoo.settings import Compute, Optimizer
 
 
 class TinyD(nn.Module):
@@ -176,13 +177,11 @@ def test_the_pool_shows_pairs_that_were_made_together_and_half_of_them_old():
 
 
 def test_the_engine_descends_as_a_plain_optimizer_does(game):
-    from p2pzoo.settings import Optimizer
-
     G, _, batch = game
     G2 = copy.deepcopy(G)
     engine = Engine(Compute(device="cpu"))
     placed = engine.place(G)
-    optimizer = engine.adam(placed, Optimizer())
+    optimizer = engine.optimizer(placed, Optimizer())
     plain = torch.optim.Adam(G2.parameters(), lr=2e-4, betas=(0.5, 0.999))
     for _ in range(3):
         engine.descend((placed(batch.x) - batch.y).abs().mean(), optimizer)
@@ -190,3 +189,92 @@ def test_the_engine_descends_as_a_plain_optimizer_does(game):
         (G2(batch.x) - batch.y).abs().mean().backward()
         plain.step()
     torch.testing.assert_close(G.weight, G2.weight)
+
+
+def test_with_several_moves_d_moves_on_each_batch_in_turn_and_g_on_the_last(game):
+    G, D, _ = game
+    G2, D2 = copy.deepcopy(G), copy.deepcopy(D)
+    images = torch.rand(2, 6, 3, 8, 8) * 2 - 1
+    told = Objective(sgd(G), sgd(D), Log(), [Term("l1", L1(), 10.0)], descend, d_steps=3).step(Batch(*images, ()), 0)
+
+    mover = torch.optim.SGD(D2.parameters(), lr=0.1)
+    for x, y in zip(*(part.split(2) for part in images), strict=True):
+        real, fake = D2(x, y)[0], D2(x, G2(x).detach())[0]
+        d_loss = 0.5 * (F.softplus(-real).mean() + F.softplus(fake).mean())
+        descend(d_loss, mover)
+    g_loss = F.softplus(-D2(x, G2(x))[0]).mean() + 10 * F.l1_loss(G2(x), y)
+    descend(g_loss, torch.optim.SGD(G2.parameters(), lr=0.1))
+
+    for ours, by_hand in zip([*G.parameters(), *D.parameters()], [*G2.parameters(), *D2.parameters()], strict=True):
+        torch.testing.assert_close(ours, by_hand)
+    torch.testing.assert_close(told["D.gan"], d_loss.detach())
+
+
+def test_the_pool_is_asked_anew_in_each_move_of_d(game):
+    G, D, _ = game
+    moves = []
+    pool = ImagePool(2, 0)
+
+    def asked(x, y_hat, move):
+        moves.append((move, len(x)))
+        return pool(x, y_hat, move)
+
+    objective = Objective(sgd(G), sgd(D), Log(), [], descend, pool=asked, d_steps=2)
+    for step in range(2):
+        objective.step(Batch(*torch.rand(2, 4, 3, 8, 8), ()), step)
+    assert moves == [(0, 2), (1, 2), (2, 2), (3, 2)]
+
+
+def play_in_parts(game, parts, *, d_steps=1, pool=None, alone=False, gan=None):
+    """Two steps in float64 with the engine's `descend`: what is told, and the weights at the end."""
+    G, D, _ = (copy.deepcopy(part) for part in game)
+    draw = torch.Generator().manual_seed(1)
+    images = torch.rand(2, 2, 6 * d_steps, 3, 8, 8, generator=draw, dtype=torch.float64) * 2 - 1
+    engine = Engine(Compute(device="cpu"))
+    players = [Player(n.double(), engine.optimizer(n.double(), Optimizer(use="SGD", lr=0.1))) for n in (G, D)]
+    kind = Objective if parts == 1 else functools.partial(AccumulatingObjective, parts=parts)
+    terms = [Term("l1", L1(), 10.0), Term("r1", GradientPenalty(), 0.01)]
+    if alone:
+        players[1], terms = None, terms[:1]
+    options = {"pool": pool and ImagePool(pool, 0), "d_steps": d_steps}
+    objective = kind(*players, None if alone else Log(), terms, engine.descend, **options)
+    told = [objective.step(Batch(*each, ()), step) for step, each in enumerate(images)]
+    return told, [*G.parameters(), *D.parameters()]
+
+
+@pytest.mark.parametrize("parts", [2, 3, 6])
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"d_steps": 2}, {"pool": 4}, {"alone": True}],
+    ids=["one move", "two moves of D", "image pool", "no discriminator"],
+)
+def test_a_batch_in_parts_is_the_same_step(game, parts, options):
+    (told, weights), (others, other_weights) = play_in_parts(game, 1, **options), play_in_parts(game, parts, **options)
+    for one, other in zip(told, others, strict=True):
+        assert one.keys() == other.keys()
+        for name in one:
+            mean_logit = name in ("D.real", "D.fake")  # in float32 whatever D computes in
+            torch.testing.assert_close(one[name], other[name], rtol=0, atol=1e-6 if mean_logit else 1e-12)
+    for one, other in zip(weights, other_weights, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
+
+
+def test_networks_see_no_more_than_a_part_at_once(game):
+    G, D, _ = game
+    seen = []
+    for network in (G, D):
+        network.register_forward_hook(lambda _, given, __: seen.append(len(given[0])))
+    engine = Engine(Compute(device="cpu"))
+    players = [Player(network, engine.optimizer(network, Optimizer())) for network in (G, D)]
+    AccumulatingObjective(*players, Log(), [], engine.descend, parts=3).step(Batch(*torch.rand(2, 6, 3, 8, 8), ()), 0)
+    assert set(seen) == {2}
+
+
+def test_a_batch_is_split_with_all_that_belongs_to_its_images():
+    images = torch.arange(4.0).view(4, 1, 1, 1)
+    batch = Batch(images, -images, ("a", "b", "c", "d"), images[:, 0].long(), (None, "B", "C", "D"))
+    first, second = batch.split(2)
+    assert (first.x.flatten().tolist(), second.y.flatten().tolist()) == ([0, 1], [-2, -3])
+    assert (first.ids, second.ids, first.blocks, second.blocks) == (("a", "b"), ("c", "d"), (None, "B"), ("C", "D"))
+    assert second.labels.flatten().tolist() == [2, 3]
+    assert batch.split(1) == [batch]

@@ -7,7 +7,10 @@ import torch
 from torch import nn
 
 from p2pzoo.checkpoint import optimizer_tensors, restore_optimizer
-from p2pzoo.optimizers import DenseAdam
+from p2pzoo.compute import Engine
+from p2pzoo.optimizers import DENSE, DenseAdam, DenseAdamW, check_options, named, try_out
+from p2pzoo.params import Faults
+from p2pzoo.settings import Compute, Optimizer
 
 SETTINGS = {"lr": 1e-2, "betas": (0.5, 0.999), "eps": 1e-8}
 STEPS = 5
@@ -169,3 +172,94 @@ class TestState:
             assert {name: (v.shape, v.dtype) for name, v in part.items()} == {
                 name: (v.shape, v.dtype) for name, v in torch_has[index].items()
             }
+
+
+@pytest.mark.parametrize("options", [{"weight_decay": 0.1}, {"amsgrad": True}], ids=str)
+@pytest.mark.parametrize("kind", [DenseAdam, DenseAdamW], ids=["Adam", "AdamW"])
+def test_weight_decay_and_amsgrad_are_torchs_too(net, kind, options):
+    net.to(torch.float64)
+    plain = copy.deepcopy(net).to(memory_format=torch.contiguous_format)
+    torch_kind = torch.optim.AdamW if kind is DenseAdamW else torch.optim.Adam
+    optimizer = kind(net.parameters(), fused=True, **SETTINGS, **options)
+    its = torch_kind(plain.parameters(), fused=False, **SETTINGS, **options)
+    for number in range(STEPS):
+        step(net, optimizer, number)
+        step(plain, its, number)
+    assert_equal(net, plain, rtol=0, atol=1e-13)
+
+
+BY_NAME = {
+    "Adam": {"weight_decay": 0.01, "amsgrad": True},
+    "AdamW": {},
+    "SGD": {"momentum": 0.9, "nesterov": True},
+    "RMSprop": {"momentum": 0.5, "centered": True},
+    "Adagrad": {"initial_accumulator_value": 0.1},
+    "Adadelta": {"rho": 0.8},
+    "Adamax": {},
+    "NAdam": {},
+    "RAdam": {},
+    "ASGD": {},
+    "Rprop": {"etas": (0.4, 1.1)},
+}
+
+
+def settings(use):
+    return Optimizer(use=use, lr=1e-2, options=tuple(BY_NAME[use].items()))
+
+
+@pytest.mark.parametrize("use", BY_NAME)
+def test_a_class_of_torch_by_its_name_steps_as_it_does_there(net, use):
+    net.to(torch.float64)
+    plain = copy.deepcopy(net).to(memory_format=torch.contiguous_format)
+    engine = Engine(Compute(device="cpu", threads=1))
+    optimizer = engine.optimizer(net, settings(use))
+    assert engine.on["fused_adam"] is (use in DENSE)
+    arguments = BY_NAME[use] | ({"betas": (0.5, 0.999), "eps": 1e-8} if use == "Adam" else {})
+    its = getattr(torch.optim, use)(plain.parameters(), lr=1e-2, **arguments)
+    for number in range(STEPS):
+        step(net, optimizer, number)
+        step(plain, its, number)
+    assert_equal(net, plain, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("use", BY_NAME)
+def test_a_checkpoint_of_any_class_goes_on_to_the_same_bits(net, use):
+    straight = copy.deepcopy(net)
+    engine = Engine(Compute(device="cpu", threads=1))
+    whole, begun = engine.optimizer(straight, settings(use)), engine.optimizer(net, settings(use))
+    for number in range(STEPS):
+        step(straight, whole, number)
+        if number == 2:
+            kept = {name: tensor.clone() for name, tensor in optimizer_tensors("G_adam", begun).items()}
+            begun = engine.optimizer(net, settings(use))
+            restore_optimizer(begun, {name.removeprefix("G_adam."): tensor for name, tensor in kept.items()})
+        step(net, begun, number)
+    assert_equal(net, straight, rtol=0, atol=0)
+
+
+def test_only_optimizers_of_torch_have_names():
+    assert named("RMSprop") is torch.optim.RMSprop
+    for use in ("Optimizer", "lr_scheduler", "__name__", "os.system", "adam"):
+        with pytest.raises(ValueError, match=r"no optimizer of torch\.optim"):
+            named(use)
+    with pytest.raises(ValueError, match=r"did you mean 'RMSprop'"):
+        named("RMSProp")
+
+
+def test_every_fault_of_its_parameters_is_told():
+    table = {"momentun": 0.9, "nesterov": 1, "dampening": "high", "foreach": True, "maximize": True}
+    with pytest.raises(Faults) as caught:
+        check_options("SGD", table, ["lr"])
+    faults = dict(caught.value.faults)
+    assert faults["momentun"] == "has no parameter 'momentun': did you mean 'momentum'?"
+    assert faults["nesterov"] == "nesterov = 1: give true or false"
+    assert faults["dampening"] == 'dampening = "high": give a number'
+    assert {"foreach", "maximize"} <= faults.keys(), "how it is computed, and which way, is not the recipe's"
+    with pytest.raises(Faults, match=r"etas = \[0.5\]: give an array of 2 numbers"):
+        check_options("Rprop", {"etas": [0.5]}, ["lr"])
+
+
+@pytest.mark.parametrize("use", ["LBFGS", "SparseAdam"])
+def test_those_that_need_more_than_a_gradient_are_found_by_trying(use):
+    with pytest.raises(ValueError, match=r"closure|dense"):
+        try_out(use, 0.1, {})

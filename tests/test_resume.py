@@ -42,11 +42,26 @@ VARIANTS = {
         'augmentations.light={use="photometric"}',
         'augmentations.seen={use="diffaugment"}',
     ),
+    "spectral norm, several moves of D, batches in parts, clipping": (
+        "train.batch_size=2",
+        "train.spectral_norm=both",
+        "train.d_steps=2",
+        "train.accumulate=2",
+        "train.ema=0.9",
+        "train.pool_size=4",
+        "optimizer.clip_norm=0.5",
+        "optimizer.lr_discriminator=4e-4",
+        "optimizer.schedule=one-cycle",
+    ),
+    **{
+        f"{use}": (f"optimizer.use={use}", "optimizer.schedule=cosine")
+        for use in ("AdamW", "RMSprop", "SGD", "NAdam", "Rprop")
+    },
     "no discriminator": ('drop=["discriminator", "gan_loss"]',),
 }
 pytestmark = pytest.mark.usefixtures("no_reports")
 
-STEP = "p2pzoo.objective:Objective.step"
+STEP = "p2pzoo.train:advance"
 DISPLAY = "p2pzoo.progress:PlainProgress.step"
 TRANSLATE = "p2pzoo.evaluate:translate"  # one test image
 
@@ -174,11 +189,12 @@ def complete(finished, tmp_path):
 class TestCutOff:
     @pytest.mark.parametrize("overrides", VARIANTS.values(), ids=VARIANTS)
     def test_a_run_that_was_cut_off_ends_with_the_same_bits(self, overrides, run, finish, uninterrupted, tmp_path):
-        batch = int(overrides[0][-1]) if overrides and "batch" in overrides[0] else 1
+        asked = dict(override.split("=") for override in overrides if override.startswith("train."))
+        batch = int(asked.get("train.batch_size", 1)) * int(asked.get("train.d_steps", 1))
         with after(STEP, cut_off, call=33 // batch), pytest.raises(CutOff):
             run(tmp_path, *overrides)
         left = checkpoints(tmp_path)[-1]
-        assert 30 <= images(left) < 33
+        assert 33 - 10 - batch <= images(left) < 33, "a checkpoint every 10 images, at the end of a step"
         answer = finish(tmp_path, *overrides)
         assert "going on with tiny" in answer.output
         assert answer.began == images(left) // batch

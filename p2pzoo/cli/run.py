@@ -74,7 +74,7 @@ def run_command(
             experiment = open_experiment(recipe, profile, overrides, continued_from=continued_from)
         settings = experiment.train
 
-        with progress(settings.steps * settings.batch_size, settings.batch_size, quiet=quiet or follows()) as shown:
+        with progress(settings.seen, settings.step_images, quiet=quiet or follows()) as shown:
             shown.note(f"{experiment.recipe.name}, profile {experiment.recipe.profile}, seed {experiment.seed}")
             try:
                 outcome = finish(

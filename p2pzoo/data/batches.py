@@ -17,18 +17,27 @@ class TrainBatches:
     """`[step]` is the batch of that step: every epoch a new order, x and y cropped and flipped together.
 
     batch_size                      of the whole batch; where several processes share it, `[step]` is this one's part
+    moves                           batches of a step, one after the other
     mirror, crop_from, replacement  as in settings.Train
     """
 
     def __init__(
-        self, store: Store, *, batch_size: int, mirror: bool, seed: int, crop_from: int = 0, replacement: bool = False
+        self,
+        store: Store,
+        *,
+        batch_size: int,
+        mirror: bool,
+        seed: int,
+        moves: int = 1,
+        crop_from: int = 0,
+        replacement: bool = False,
     ) -> None:
-        self.store, self.batch_size, self.mirror, self.seed = store, batch_size, mirror, seed
+        self.store, self.batch_size, self.mirror, self.seed, self.moves = store, batch_size, mirror, seed, moves
         self.crop_from, self.replacement = crop_from, replacement
         self._order: tuple[int, np.ndarray] = (-1, np.empty(0))
 
     def __getitem__(self, step: int) -> Batch:
-        samples = processes.share(range(step * self.batch_size, (step + 1) * self.batch_size))
+        samples = samples_of(step, self.batch_size, self.moves)
         return collate([self._augmented(sample) for sample in samples], self.store)
 
     def _augmented(self, sample: int) -> Pair:
@@ -56,11 +65,18 @@ class TrainBatches:
         return int(self._order[1][position])
 
 
+def samples_of(step: int, batch_size: int, moves: int) -> list[int]:
+    """The global numbers of a step's samples, move after move: of each whole batch, this process's share."""
+    batches = [range(at * batch_size, (at + 1) * batch_size) for at in range(step * moves, (step + 1) * moves)]
+    return [sample for batch in batches for sample in processes.share(batch)]
+
+
 def train_batches(store: Store, train: Train, seed: int) -> TrainBatches:
     """The batches that a recipe's [train] asks for."""
     return TrainBatches(
         store,
         batch_size=train.batch_size,
+        moves=train.d_steps,
         mirror=train.mirror,
         seed=seed,
         crop_from=train.crop_from,

@@ -50,7 +50,7 @@ def stats(dataset: Dataset) -> dict[str, Any]:
 
 def preview(experiment: Experiment, split: Split, count: int) -> Image.Image:
     """x | y of the first `count` samples: for train with their augmentation, exactly as the run will draw them."""
-    settings = replace(experiment.train, batch_size=1)
+    settings = replace(experiment.train, batch_size=1, d_steps=1)
     dataset = experiment.dataset.build(split=split)
     if split == "train":
         store = Store(dataset, enlarge=settings.jitter, kernel=settings.jitter_kernel)
