@@ -78,6 +78,7 @@ class Scene:
 
     both  asks D of real and fake images at once in the discriminator's move (`onepass.OnePass`), where that is
           the same. In the generator's, what is real needs no gradients and is rarely asked for
+    step  its number, from 0 on; None while a step is recorded that will be replayed as others (`graphs.Captured`)
     """
 
     def __init__(
@@ -88,17 +89,19 @@ class Scene:
         *,
         pooled: tuple[Tensor, Tensor] | None = None,
         both: Callable[[Discriminator, tuple[Tensor, Tensor], tuple[Tensor, Tensor]], Both] | None = None,
+        step: int | None = 0,
     ) -> None:
         self.batch = batch
         self.D = D
         self._both = both
+        self._step = step
         self.side: Side = "discriminator"
         self._attached = y_hat
         self._shown = pooled or (batch.x, y_hat.detach())
 
     def anew(self) -> Scene:
         """The same images in the generator's move: D has changed, so nothing it said is kept."""
-        scene = Scene(self.batch, self._attached, self.D)
+        scene = Scene(self.batch, self._attached, self.D, step=self._step)
         scene.side = "generator"
         scene._shown = (self.batch.x, self._attached)
         return scene
@@ -115,6 +118,22 @@ class Scene:
     def y_hat(self) -> Tensor:
         """(B, C, H, W) G's translation as this move shows it to D."""
         return self._shown[1]
+
+    @property
+    def x_of_y_hat(self) -> Tensor:
+        """(B, C, H, W) what that was made from: `x`, unless the image pool had both."""
+        return self._shown[0]
+
+    @property
+    def step(self) -> int:
+        """The number of the training step, from 0 on: a loss that acts in some steps only goes by it, never by a count
+        of its own, so that a resumed run goes on as it would have. It acts in step 0, where compilers are tried out.
+
+        Whoever reads it keeps the step from being recorded as a CUDA graph: RuntimeError where that is tried.
+        """
+        if self._step is None:
+            raise RuntimeError("a loss goes by the number of the step")
+        return self._step
 
     @cached_property
     def real(self) -> list[Tensor]:

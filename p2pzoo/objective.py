@@ -87,12 +87,12 @@ class Objective:
         y_hat = self.G.network(batch.x)
         told: dict[str, Tensor] = {}
         if self.D is None or self.gan is None:
-            scene = Scene(batch, y_hat).anew()
+            scene = Scene(batch, y_hat, step=step).anew()
             self._begin_move()
             self.descend(self._sum(told, self._terms("generator", scene)), self.G.optimizer)
         else:
             pooled = self.pool(batch.x, y_hat.detach(), step) if self.pool else None
-            scene = Scene(batch, y_hat, self.D.network, pooled=pooled, both=self.both)
+            scene = Scene(batch, y_hat, self.D.network, pooled=pooled, both=self.both, step=step)
             self._play(scene, self.D, self.gan, told)
         return told
 
