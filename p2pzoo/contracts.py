@@ -198,7 +198,8 @@ class GanLoss(Protocol):
 
 @runtime_checkable
 class Loss(Protocol):
-    """A scalar to minimise, unweighted: the recipe's `weight` is the zoo's business."""
+    """A scalar to minimise, unweighted: the recipe's `weight` is the zoo's business. What it keeps is not saved with a
+    run: a loss that changes from step to step does so by `scene.step`."""
 
     side: Side
 

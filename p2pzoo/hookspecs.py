@@ -43,7 +43,7 @@ def register_gan_losses(register: Callable[..., None]) -> None:
 
 @hookspec
 def register_losses(register: Callable[..., None]) -> None:
-    """Further terms, each acting on one side: L1 on G, a gradient penalty on D. The zoo fills what it fills of those."""
+    """Further terms, each acting on one side: L1 on G, a gradient penalty on D. The zoo fills the same."""
 
 
 @hookspec

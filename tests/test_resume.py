@@ -34,6 +34,11 @@ VARIANTS = {
         "discriminator.bias=lua",
         "optimizer.eps_before_correction=true",
     ),
+    "a penalty at random places, and one in each seventh step": (
+        "gan_loss.use=wgan-gp",
+        "losses.r1.use=r1",
+        "losses.r1.every=7",
+    ),
     "no discriminator": ('drop=["discriminator", "gan_loss"]',),
 }
 pytestmark = pytest.mark.usefixtures("no_reports")

@@ -88,6 +88,7 @@ def register_losses(register):
         "lab-color",
         "p2pzoo_losses.pixels:LabColor",
         summary="Mean |difference| of a and b in CIELAB: colour without lightness",
+        paper="ISO/CIE 11664-4:2019",
     )
     register(
         "total-variation",

@@ -1,4 +1,4 @@
-"""Feature matching: G is shown what D sees, layer by layer, and not its verdict alone. Imports torch and the contracts."""
+"""Feature matching: G hears what D sees, layer by layer, and not its verdict alone. Imports torch and the contracts."""
 
 import torch
 from torch import Tensor

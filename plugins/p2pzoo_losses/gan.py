@@ -24,7 +24,9 @@ class Hinge:
 
     def judge(self, scene: Scene) -> Tensor:
         """What D minimises, ≥ 0: max(0, 1 − D(x, y)) + max(0, 1 + D(x, ŷ))."""
-        return _mean([F.relu(1 - logits) for logits in scene.real]) + _mean([F.relu(1 + logits) for logits in scene.fake])
+        return _mean([F.relu(1 - logits) for logits in scene.real]) + _mean(
+            [F.relu(1 + logits) for logits in scene.fake]
+        )
 
     def fool(self, scene: Scene) -> Tensor:
         """What G minimises: −D(x, ŷ)."""

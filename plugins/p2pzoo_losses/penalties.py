@@ -19,8 +19,8 @@ class GradientPenalty:
     Args:
         every: act in every k-th step only, from step 0 on, and k times as strongly (lazy regularisation, Karras et al.
             2020, arXiv:1912.04958, §3.1: 16 there). 0 in the steps between, so that the mean told is what 1 would tell.
-            That paper also has another rate and other betas for Adam then, which is not done here. Steps that differ are
-            not recorded as a CUDA graph.
+            That paper also has another rate and other betas for Adam then, which is not done here. A step that differs
+            from others is not recorded as a CUDA graph.
     """
 
     side = "discriminator"

@@ -6,12 +6,12 @@ Networks and weights are found as the metrics `perceptual` and `kid` find them.
 from typing import Annotated, Literal
 
 import torch
+from p2pzoo_metrics.networks import LITE0, pretrained
 from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from p2pzoo.contracts import Scene
-from p2pzoo_metrics.networks import LITE0, pretrained
 
 
 class Perceptual(nn.Module):
@@ -68,9 +68,7 @@ class Perceptual(nn.Module):
 
     def _features(self, images: Tensor) -> list[Tensor]:
         shown = ((images.expand(-1, 3, -1, -1).float() + 1) / 2 - self.mean) / self.std
-        return self.network.forward_intermediates(
-            shown, indices=self.layers, stop_early=True, intermediates_only=True
-        )
+        return self.network.forward_intermediates(shown, indices=self.layers, stop_early=True, intermediates_only=True)
 
     @torch.no_grad()
     def _count(self, network: str, channels: int, size: tuple[int, int]) -> int:

@@ -20,7 +20,7 @@ LEAST = 1e-4  # what a mean similarity counts as at least: powers of less have n
 
 
 class SSIM:
-    """1 − SSIM (Wang et al. 2004, doi:10.1109/TIP.2003.819861): 0 (equal) to 2. Sides from 11 px up, else ValueError."""
+    """1 − SSIM (Wang et al. 2004, doi:10.1109/TIP.2003.819861): 0 (equal) to 2. ValueError for sides below 11 px."""
 
     side = "generator"
 
