@@ -1,6 +1,6 @@
 """Losses that came after pix2pix: other games, penalties on D's gradients, and what G is held to besides L1.
 
-Imports p2pzoo only: torch, kornia and timm are loaded when a recipe uses a component that needs them.
+Imports p2pzoo only: torch and timm are loaded when a recipe uses a component that needs them.
 """
 
 import p2pzoo

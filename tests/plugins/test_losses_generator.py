@@ -5,7 +5,8 @@ import math
 import numpy as np
 import pytest
 import torch
-from kornia.color import lab_to_rgb
+from kornia.color import lab_to_rgb, rgb_to_lab
+from kornia.filters import spatial_gradient
 from kornia.metrics import ssim
 from p2pzoo_losses.feature_matching import FeatureMatching
 from p2pzoo_losses.perceptual import Perceptual
@@ -14,6 +15,7 @@ from p2pzoo_losses.structure import SCALES, SSIM, MultiScaleSSIM
 from p2pzoo_pix2pix.discriminators import PatchDiscriminator
 from torch import nn
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from p2pzoo.compute import frozen
 from p2pzoo.contracts import Batch, Scene
@@ -26,7 +28,7 @@ MINIMUM = {  # the loss, and its value where ŷ is y
     "ssim": (lambda: SSIM(SIZE), 0.0),
     "ms-ssim": (lambda: MultiScaleSSIM(SIZE, scales=3), 0.0),
     "charbonnier": (lambda: Charbonnier(eps=0.01), 0.01),
-    "edge": (Edge, 0.0),
+    "edge": (lambda: Edge(SIZE), 0.0),
     "focal-frequency": (FocalFrequency, 0.0),
     "lab-color": (lambda: LabColor(3), 0.0),
 }
@@ -110,6 +112,28 @@ def test_values_and_gradients_are_finite_under_autocast_and_near_those_without(n
     assert value == pytest.approx(plain, rel=0.05, abs=1e-5)
 
 
+class Watched(TorchDispatchMode):
+    """Notes what is asked of torch."""
+
+    def __init__(self):
+        super().__init__()
+        self.asked = set()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.asked.add(str(function))
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_nothing_goes_between_python_and_the_device_so_that_a_graph_can_be_recorded(name):
+    """No tensor is made of Python's numbers (`lift_fresh`) or read by Python (`_local_scalar_dense`)."""
+    loss, D = LOSSES[name](), discriminator()
+    _, y, y_hat = images()
+    with Watched() as watched:
+        loss(scene_of(y, y_hat.requires_grad_(), D)).backward()
+    assert not [each for each in watched.asked if "lift_fresh" in each or "scalar_dense" in each or "nonzero" in each]
+
+
 @pytest.mark.parametrize("name", LOSSES)
 def test_a_batch_costs_what_its_images_cost_on_average(name):
     loss, D = LOSSES[name](), discriminator()
@@ -128,11 +152,23 @@ def test_charbonnier_by_hand():
 
 def test_edge_by_hand():
     """ŷ has a vertical edge of height 1 in its middle, y is flat: both columns beside it have a slope of 1/2."""
-    y, y_hat = torch.zeros(1, 1, 4, 4), torch.zeros(1, 1, 4, 4)
-    y_hat[..., 2:] = 1
-    assert Edge()(scene_of(y, y_hat)).item() == pytest.approx(0.5 * 8 / 32)  # of 16 pixels in two directions
-    assert Edge()(scene_of(y, y_hat.mT)).item() == pytest.approx(0.5 * 8 / 32)
-    assert Edge()(scene_of(y, y + 0.7)).item() == pytest.approx(0, abs=1e-7)
+    y, y_hat = torch.zeros(1, 1, 6, 6), torch.zeros(1, 1, 6, 6)
+    y_hat[..., 3:] = 1
+    expected = 0.5 * 8 / 32  # of 16 pixels that have neighbours all around, in two directions
+    assert Edge((6, 6))(scene_of(y, y_hat)).item() == pytest.approx(expected)
+    assert Edge((6, 6))(scene_of(y, y_hat.mT)).item() == pytest.approx(expected)
+    assert Edge((6, 6))(scene_of(y, y + 0.7)).item() == pytest.approx(0, abs=1e-7)
+
+
+def test_edge_is_the_distance_of_kornias_sobel_gradients_inside():
+    _, y, y_hat = images()
+    slopes = [spatial_gradient(each)[..., 1:-1, 1:-1] for each in (y, y_hat)]
+    assert Edge(SIZE)(scene_of(y, y_hat)).item() == pytest.approx(F.l1_loss(*slopes).item(), rel=1e-5)
+
+
+def test_edge_refuses_images_without_an_inside():
+    with pytest.raises(ValueError, match="edge takes sides from 3 px up, not 2×8"):
+        Edge((2, 8))
 
 
 def test_total_variation_by_hand_and_it_is_least_where_the_translation_is_flat():
@@ -170,6 +206,12 @@ def test_lab_color_is_the_distance_in_a_and_b_whatever_the_lightness():
     assert LabColor(3)(scene_of(y, y_hat)).item() == pytest.approx((4 + 8) / 2, abs=0.05)
     grey = torch.linspace(-1, 1, 5).expand(1, 3, 5, 5)
     assert LabColor(3)(scene_of(grey, -grey)).item() == pytest.approx(0, abs=0.05)
+
+
+def test_lab_color_is_that_of_kornia():
+    _, y, y_hat = images()
+    colours = [rgb_to_lab((each + 1) / 2)[:, 1:] for each in (y, y_hat)]
+    assert LabColor(3)(scene_of(y, y_hat)).item() == pytest.approx(F.l1_loss(*colours).item(), rel=1e-3)
 
 
 def test_lab_color_of_black_white_and_colours_that_do_not_exist_has_a_finite_gradient():

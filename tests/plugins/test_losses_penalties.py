@@ -7,6 +7,7 @@ from p2pzoo_losses.penalties import R1, R2
 from p2pzoo_pix2pix.discriminators import PatchDiscriminator
 from p2pzoo_pix2pix.generators import UNet
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from p2pzoo.compute import Engine
 from p2pzoo.contracts import Batch, Scene
@@ -186,6 +187,26 @@ def test_those_gradients_are_the_finite_differences_of_the_loss(loss):
         return value
 
     assert (at(1e-7) - at(-1e-7)) / 2e-7 == pytest.approx(slope, rel=1e-2)
+
+
+class Watched(TorchDispatchMode):
+    """Notes what is asked of torch."""
+
+    def __init__(self):
+        super().__init__()
+        self.asked = set()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.asked.add(str(function))
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES)
+def test_nothing_goes_between_python_and_the_device_so_that_a_graph_can_be_recorded(loss):
+    D = PatchDiscriminator(3, 3, (SIDE, SIDE), width=4)
+    with Watched() as watched:
+        gradients(D, loss)
+    assert not [each for each in watched.asked if "lift_fresh" in each or "scalar_dense" in each or "nonzero" in each]
 
 
 def all_of(network):
