@@ -124,6 +124,16 @@ def test_in_a_relativistic_game_logits_count_by_their_differences_alone(variant)
 
 
 @pytest.mark.parametrize("variant", ["average", "pairing"])
+def test_a_relativistic_gradient_goes_to_both_sides_through_averages_too(variant):
+    """Held to finite differences."""
+    torch.manual_seed(0)
+    logits = torch.randn(2, 2, 1, 3, 3, dtype=torch.float64).requires_grad_()
+    gan = Relativistic(variant=variant)
+    for side in (gan.judge, gan.fool):
+        assert torch.autograd.gradcheck(lambda both, side=side: side(judged(both[:1], both[1:])), logits)
+
+
+@pytest.mark.parametrize("variant", ["average", "pairing"])
 def test_no_logit_makes_a_relativistic_loss_or_its_gradient_infinite(variant):
     real, fake = (torch.tensor([-1e4, 1e4], requires_grad=True) for _ in range(2))
     scene, gan = judged([real], [fake]), Relativistic(variant=variant)

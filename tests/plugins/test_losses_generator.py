@@ -98,7 +98,7 @@ def test_they_act_on_the_generator_and_leave_d_and_y_alone(name):
 
 @pytest.mark.parametrize("at", ["apart", "equal", "black and white"])
 @pytest.mark.parametrize("name", LOSSES)
-def test_values_and_gradients_are_finite_under_autocast_and_near_those_without(name, at):
+def test_under_autocast_gradients_are_finite_and_only_networks_lose_digits(name, at):
     loss, D = LOSSES[name](), discriminator()
     _, y, y_hat = images()
     if at == "equal":
@@ -109,7 +109,8 @@ def test_values_and_gradients_are_finite_under_autocast_and_near_those_without(n
     with torch.autocast("cpu", dtype=torch.bfloat16):
         value, gradient = gradient_at(loss, y, y_hat, D)
     assert gradient.isfinite().all()
-    assert value == pytest.approx(plain, rel=0.05, abs=1e-5)
+    networks = name in ("feature-matching", "perceptual")
+    assert value == pytest.approx(plain, rel=0.05 if networks else 1e-6, abs=1e-5 if networks else 1e-7)
 
 
 class Watched(TorchDispatchMode):
