@@ -96,6 +96,7 @@ class Scene:
           the same. In the generator's, what is real needs no gradients and is rarely asked for
     seen  how (x, y) looks to D at a moment of the game, where it is augmented; x, y and ŷ here are not. In the
           generator's move all images are changed alike, so that D's features of real and fake can be compared
+    step  its number, from 0 on; None while a step is recorded that will be replayed as others (`graphs.Captured`)
     """
 
     def __init__(
@@ -107,18 +108,20 @@ class Scene:
         pooled: tuple[Tensor, Tensor] | None = None,
         both: Callable[[Discriminator, tuple[Tensor, Tensor], tuple[Tensor, Tensor]], Both] | None = None,
         seen: Callable[[Moment, Tensor, Tensor], tuple[Tensor, Tensor]] | None = None,
+        step: int | None = 0,
     ) -> None:
         self.batch = batch
         self._D = D
         self._both = both
         self._seen = seen
+        self._step = step
         self.side: Side = "discriminator"
         self._attached = y_hat
         self._shown = pooled or (batch.x, y_hat.detach())
 
     def anew(self) -> Scene:
         """The same images in the generator's move: D has changed, so nothing it said is kept."""
-        scene = Scene(self.batch, self._attached, self._D, seen=self._seen)
+        scene = Scene(self.batch, self._attached, self._D, seen=self._seen, step=self._step)
         scene.side = "generator"
         scene._shown = (self.batch.x, self._attached)
         return scene
@@ -140,6 +143,22 @@ class Scene:
     def D(self) -> Discriminator | None:
         """The discriminator. It sees what it is asked of as it sees real images, in this move."""
         return self._D if self._D is None or self._seen is None else _Shown(self._D, self._as_real)
+
+    @property
+    def x_of_y_hat(self) -> Tensor:
+        """(B, C, H, W) what that was made from: `x`, unless the image pool had both."""
+        return self._shown[0]
+
+    @property
+    def step(self) -> int:
+        """The number of the training step, from 0 on: a loss that acts in some steps only goes by it, never by a count
+        of its own, so that a resumed run goes on as it would have. It acts in step 0, where compilers are tried out.
+
+        Whoever reads it keeps the step from being recorded as a CUDA graph: RuntimeError where that is tried.
+        """
+        if self._step is None:
+            raise RuntimeError("a loss goes by the number of the step")
+        return self._step
 
     @cached_property
     def real(self) -> list[Tensor]:
@@ -235,7 +254,8 @@ class GanLoss(Protocol):
 
 @runtime_checkable
 class Loss(Protocol):
-    """A scalar to minimise, unweighted: the recipe's `weight` is the zoo's business."""
+    """A scalar to minimise, unweighted: the recipe's `weight` is the zoo's business. What it keeps is not saved with a
+    run: a loss that changes from step to step does so by `scene.step`."""
 
     side: Side
 

@@ -75,7 +75,7 @@ class Captured:
     def __call__(self, batch: Batch, number: int) -> dict[str, Tensor]:
         """The step's losses, on the device; they stay what they are when the next step is taken."""
         if self._replay is None and self.recorder is not None and self.warm == WARM_UP:
-            self._record(self.recorder, batch, number)
+            self._record(self.recorder, batch)
         if self._replay is not None:
             return self._replayed(batch)
         if self.recorder is None:
@@ -95,12 +95,13 @@ class Captured:
             self._give_up(obstacle)
         return told
 
-    def _record(self, recorder: Recorder, batch: Batch, number: int) -> None:
+    def _record(self, recorder: Recorder, batch: Batch) -> None:
         labels, drawn = (None if each is None else each.clone() for each in (batch.labels, batch.drawn))
         given = Batch(batch.x.clone(), batch.y.clone(), (), labels, drawn=drawn)  # no ids: they would stay this step's
+        nobodys: Any = None  # and no number: a step that reads it raises
 
         def act() -> Tensor:
-            told = self.step(given, number)
+            told = self.step(given, nobodys)
             self.names = list(told)
             return torch.stack([value.detach().float() for value in told.values()])
 
@@ -220,7 +221,7 @@ class Rehearsed:
             self.done = True
             try:
                 with undone(self.objective, self.scaler):
-                    self.objective.step(batch, number)
+                    self.objective.step(batch, 0)  # in which losses act that rest in others
             except Exception as error:  # compilers fail in many ways
                 self.plain(_in_a_line(error))
         told: dict[str, Tensor] = self.objective.step(batch, number)

@@ -35,12 +35,15 @@ def register_discriminators(register: Callable[..., None]) -> None:
 
 @hookspec
 def register_gan_losses(register: Callable[..., None]) -> None:
-    """The two sides of the game: what D minimises (`judge`) and what G minimises (`fool`)."""
+    """The two sides of the game: what D minimises (`judge`) and what G minimises (`fool`).
+
+    The zoo fills `in_channels`, `out_channels`, `size`, where a loss asks for them.
+    """
 
 
 @hookspec
 def register_losses(register: Callable[..., None]) -> None:
-    """Further terms, each acting on one side: L1 on G, a gradient penalty on D."""
+    """Further terms, each acting on one side: L1 on G, a gradient penalty on D. The zoo fills the same."""
 
 
 @hookspec

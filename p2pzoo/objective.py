@@ -96,7 +96,7 @@ class Objective:
         """
         told: dict[str, Tensor] = {}
         if self.D is None or self.gan is None:
-            scene = Scene(batch, self.G.network(batch.x)).anew()
+            scene = Scene(batch, self.G.network(batch.x), step=step).anew()
             self._begin_move()
             self.descend(self._sum(told, self._terms("generator", scene)), self.G.optimizer)
             return told
@@ -104,19 +104,21 @@ class Objective:
         for i, images in enumerate(earlier):
             with torch.no_grad():
                 y_hat = self.G.network(images.x)
-            self._move_D(self._scene(images, y_hat, self.D, step * self.d_steps + i), self.D, self.gan, told)
+            self._move_D(self._scene(images, y_hat, self.D, step, i), self.D, self.gan, told)
         y_hat = self.G.network(batch.x)
-        self._play(self._scene(batch, y_hat, self.D, (step + 1) * self.d_steps - 1), self.D, self.gan, told)
+        self._play(self._scene(batch, y_hat, self.D, step, len(earlier)), self.D, self.gan, told)
         return told
 
-    def _scene(self, batch: Batch, y_hat: Tensor, D: Player, move: int) -> Scene:
-        """What D sees in this of all its moves, counted from 0."""
-        pooled = self.pool(batch.x, y_hat.detach(), move) if self.pool else None
-        return self._scene_of(batch, y_hat, D, pooled)
+    def _scene(self, batch: Batch, y_hat: Tensor, D: Player, step: int, move: int) -> Scene:
+        """What D sees in this of a step's moves."""
+        pooled = self.pool(batch.x, y_hat.detach(), step * self.d_steps + move) if self.pool else None
+        return self._scene_of(batch, y_hat, D, step, pooled)
 
-    def _scene_of(self, batch: Batch, y_hat: Tensor, D: Player, pooled: tuple[Tensor, Tensor] | None) -> Scene:
+    def _scene_of(
+        self, batch: Batch, y_hat: Tensor, D: Player, step: int, pooled: tuple[Tensor, Tensor] | None = None
+    ) -> Scene:
         seen = functools.partial(self.augmentations.show, batch.drawn) if self.augmentations else None
-        return Scene(batch, y_hat, D.network, pooled=pooled, both=self.both, seen=seen)
+        return Scene(batch, y_hat, D.network, pooled=pooled, both=self.both, seen=seen, step=step)
 
     def _play(self, scene: Scene, D: Player, gan: GanLoss, told: dict[str, Tensor]) -> None:
         """D's move, then that of G, which meets the D that has moved."""
@@ -171,33 +173,33 @@ class AccumulatingObjective(Objective):
         told: list[dict[str, Tensor]] = [{} for _ in range(self.parts)]
         D, gan = self.D, self.gan
         if D is None or gan is None:
-            self.descend(self._summed(batch, told, lambda scene: self._terms("generator", scene)), self.G.optimizer)
+            self.descend(self._summed(batch, step, told, functools.partial(self._terms, "generator")), self.G.optimizer)
             return _means(told)
         batches = batch.split(self.d_steps)
         for i, images in enumerate(batches):
-            self.descend(self._judged_in_parts(images, step * self.d_steps + i, told), D.optimizer)
+            self.descend(self._judged_in_parts(images, step, i, told), D.optimizer)
         with frozen(D.network):
-            self.descend(self._summed(batches[-1], told, lambda scene: self._fooled(gan, scene)), self.G.optimizer)
+            self.descend(self._summed(batches[-1], step, told, functools.partial(self._fooled, gan)), self.G.optimizer)
         return _means(told)
 
-    def _judged_in_parts(self, batch: Batch, move: int, told: list[dict[str, Tensor]]) -> Iterator[Tensor]:
+    def _judged_in_parts(self, batch: Batch, step: int, move: int, told: list[dict[str, Tensor]]) -> Iterator[Tensor]:
         assert self.D
         assert self.gan
         parts = batch.split(self.parts)
         with torch.no_grad():
             y_hat = torch.cat([self.G.network(part.x) for part in parts])
-        pooled = self.pool(batch.x, y_hat, move) if self.pool else (batch.x, y_hat)
+        pooled = self.pool(batch.x, y_hat, step * self.d_steps + move) if self.pool else (batch.x, y_hat)
         shown = zip(*(images.chunk(self.parts) for images in pooled), strict=True)
         for own, part, each, seen in zip(told, parts, y_hat.chunk(self.parts), shown, strict=True):
-            scene = self._scene_of(part, each, self.D, seen)
+            scene = self._scene_of(part, each, self.D, step, seen)
             yield self._sum(own, self._judged(self.gan, scene)) / self.parts
             own["D.real"], own["D.fake"] = _mean(scene.real), _mean(scene.fake)
 
-    def _summed(self, batch: Batch, told: list[dict[str, Tensor]], losses: Any) -> Iterator[Tensor]:
+    def _summed(self, batch: Batch, step: int, told: list[dict[str, Tensor]], losses: Any) -> Iterator[Tensor]:
         """The losses of G's move, by parts."""
         for own, part in zip(told, batch.split(self.parts), strict=True):
             y_hat = self.G.network(part.x)
-            scene = (self._scene_of(part, y_hat, self.D, None) if self.D else Scene(part, y_hat)).anew()
+            scene = (self._scene_of(part, y_hat, self.D, step) if self.D else Scene(part, y_hat, step=step)).anew()
             yield self._sum(own, losses(scene)) / self.parts
 
 

@@ -204,8 +204,9 @@ def set_up(experiment: Experiment, engine: Engine, channels: tuple[int, int], si
         both = OnePass(D_net) if engine.on["one_pass"] else None
         moved_by = engine.optimizer(D_net, experiment.optimizer, experiment.optimizer.lr_discriminator)
         D = Player(D_net if lua else engine.compiled(D_net, settings.steps), moved_by)
-    gan = _on(engine, experiment.gan_loss.build()) if experiment.gan_loss else None
-    terms = [Term(name, _on(engine, loss.build()), loss.weight) for name, loss in experiment.losses.items()]
+    offered = {"in_channels": channels[0], "out_channels": channels[1], "size": size}
+    gan = _on(engine, experiment.gan_loss.build(**offered)) if experiment.gan_loss else None
+    terms = [Term(name, _on(engine, loss.build(**offered)), loss.weight) for name, loss in experiment.losses.items()]
     for term in terms:
         if term.loss.side not in get_args(Side):
             raise UserError(f"[losses.{term.name}] has side {term.loss.side!r}: it must be one of {get_args(Side)}")

@@ -83,6 +83,15 @@ class Counting:
         return self.calls * scene.y_hat.abs().mean()
 
 
+class Lazy:
+    """A penalty on D in every fifth step."""
+
+    side = "discriminator"
+
+    def __call__(self, scene):
+        return GradientPenalty()(scene) if scene.step % 5 == 0 else scene.y.new_zeros(())
+
+
 class Drifting:
     """A loss that keeps a tensor and puts another in its place each time."""
 
@@ -235,6 +244,13 @@ class TestRecorded:
         with pytest.raises(IndexError):
             play(batch(WARM_UP), WARM_UP)  # of a true recording this is the recording's own failure
 
+    def test_nor_is_one_that_goes_by_the_number_of_the_step(self):
+        _, _, play = game(Recorder(), terms=[Lazy()], on=["cuda_graphs"])
+        for step in range(WARM_UP):
+            play(batch(step), step)
+        with pytest.raises(RuntimeError, match="a loss goes by the number of the step"):
+            play(batch(WARM_UP), WARM_UP)  # likewise
+
     @pytest.mark.parametrize("what", ["pool", "scaler", "processes", "Adam", "eps", "checkpointing"])
     def test_what_can_never_be_recorded_is_not_tried(self, what, monkeypatch):
         recorder = Recorder()
@@ -293,6 +309,14 @@ class TestCompiled:
             assert same(train(engine, objective, play), plain)
         assert len([each for each in told if "torch.compile:" in str(each.message)]) == 1
         assert "compile" not in engine.describe()["on"]
+
+    def test_and_where_that_comes_in_some_steps_only_it_does_so_before_the_first(self, backend):
+        """A run that is resumed in a step that has none would else meet it later."""
+        backend("aot_eager")
+        _, objective, play = game(terms=[Lazy()], compile=True)
+        with pytest.warns(UserWarning, match=r"training without torch\.compile: .*double backward"):
+            play(batch(3), 3)
+        assert not hasattr(objective.D.network, "_orig_mod")
 
     def test_a_compiler_that_is_missing_falls_back_with_the_graph_still_recorded(self, backend):
         def missing(*_):

@@ -278,3 +278,31 @@ def test_a_batch_is_split_with_all_that_belongs_to_its_images():
     assert (first.ids, second.ids, first.blocks, second.blocks) == (("a", "b"), ("c", "d"), (None, "B"), ("C", "D"))
     assert second.labels.flatten().tolist() == [2, 3]
     assert batch.split(1) == [batch]
+
+
+def test_a_loss_is_told_the_number_of_its_step_on_either_side(game):
+    G, D, batch = game
+    told = []
+
+    class Reading:
+        def __init__(self, side):
+            self.side = side
+
+        def __call__(self, scene):
+            told.append((scene.side, scene.step))
+            return scene.y.new_zeros(())
+
+    terms = [Term(side, Reading(side), 1.0) for side in ("generator", "discriminator")]
+    for step in (3, 7):
+        Objective(sgd(G), sgd(D), Log(), terms, descend).step(batch, step)
+    Objective(sgd(G), None, None, [Term("l1", L1(), 1.0), terms[0]], descend).step(batch, 9)
+    assert told == [("discriminator", 3), ("generator", 3), ("discriminator", 7), ("generator", 7), ("generator", 9)]
+
+
+def test_a_fake_from_the_pool_comes_with_the_x_it_was_made_from(game):
+    G, D, batch = game
+    x_hat, y_hat = torch.rand(2, 2, 3, 8, 8)
+    scene = Scene(batch, G(batch.x), D, pooled=(x_hat, y_hat))
+    assert torch.equal(scene.x_of_y_hat, x_hat)
+    assert torch.equal(scene.x, batch.x)
+    assert torch.equal(scene.anew().x_of_y_hat, batch.x)

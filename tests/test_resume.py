@@ -57,6 +57,11 @@ VARIANTS = {
         f"{use}": (f"optimizer.use={use}", "optimizer.schedule=cosine")
         for use in ("AdamW", "RMSprop", "SGD", "NAdam", "Rprop")
     },
+    "a penalty at random places, and one in each seventh step": (
+        "gan_loss.use=wgan-gp",
+        "losses.r1.use=r1",
+        "losses.r1.every=7",
+    ),
     "no discriminator": ('drop=["discriminator", "gan_loss"]',),
 }
 pytestmark = pytest.mark.usefixtures("no_reports")

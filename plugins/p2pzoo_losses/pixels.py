@@ -1,0 +1,132 @@
+"""Losses on G that compare ŷ with y by pixel, by gradient, by frequency or by colour; and one that smooths ŷ.
+
+All are means over all values of images in [-1, 1], in fp32 whatever the networks are computed in. Imports torch and
+the contracts.
+"""
+
+from typing import Annotated
+
+import torch
+from pydantic import Field
+from torch import Tensor
+from torch.nn import functional as F
+
+from p2pzoo.contracts import Scene
+
+NOTHING = 1e-30  # a spectrum that differs by less differs nowhere
+XYZ = (  # of linear sRGB (IEC 61966-2-1); a row's sum is that of white, D65
+    (0.4124564, 0.3575761, 0.1804375),
+    (0.2126729, 0.7151522, 0.0721750),
+    (0.0193339, 0.1191920, 0.9503041),
+)
+DARK = (6 / 29) ** 3  # of white: below, CIELAB's cube root is a line
+
+
+class Charbonnier:
+    """√((y − ŷ)² + ε²): ε where ŷ = y, L1 where they are far apart (LapSRN: Lai et al. 2017, arXiv:1704.03915).
+
+    Args:
+        eps: 1e-3 in the paper.
+    """
+
+    side = "generator"
+
+    def __init__(self, *, eps: Annotated[float, Field(gt=0, le=1)] = 1e-3) -> None:
+        self.eps = eps
+
+    def __call__(self, scene: Scene) -> Tensor:
+        return (_difference(scene).square() + self.eps**2).sqrt().mean()
+
+
+class Edge:
+    """|∇y − ∇ŷ|, horizontally and vertically, by Sobel's filters: ≥ 0, 0 also where ŷ is y and a constant.
+
+    After the gradient difference of Mathieu et al. 2016 (arXiv:1511.05440, Eq. 6), which takes neighbouring pixels and
+    compares the gradients' absolute values. Filters have weights of sum 1 in absolute value, and lie wholly inside the
+    image: ValueError for sides below 3 px.
+    """
+
+    side = "generator"
+
+    def __init__(self, size: tuple[int, int]) -> None:
+        if min(size) < 3:
+            raise ValueError(f"edge takes sides from 3 px up, not {size[0]}×{size[1]}")
+
+    def __call__(self, scene: Scene) -> Tensor:
+        difference = _difference(scene)
+        down, right = _sobel(difference.mT).mT, _sobel(difference)
+        return (down.abs().mean() + right.abs().mean()) / 2
+
+
+class FocalFrequency:
+    """w |F(y) − F(ŷ)|² over all frequencies (Jiang et al. 2021, arXiv:2012.12821, §3): ≥ 0, 0 where ŷ = y.
+
+    F is the orthonormal discrete Fourier transform of an image's channel, and w = |F(y) − F(ŷ)|^α over its greatest
+    value there, which is no function of G to be learnt: no gradient goes through it.
+
+    Args:
+        alpha: 1 in the paper; 0 weighs all frequencies alike, which is the loss l2.
+    """
+
+    side = "generator"
+
+    def __init__(self, *, alpha: Annotated[float, Field(ge=0)] = 1.0) -> None:
+        self.alpha = alpha
+
+    def __call__(self, scene: Scene) -> Tensor:
+        spectrum = torch.fft.fft2(_difference(scene), norm="ortho")
+        squares = spectrum.real.square() + spectrum.imag.square()
+        weight = squares.detach() ** (self.alpha / 2)
+        weight = weight / weight.amax((2, 3), keepdim=True).clamp(min=NOTHING)
+        return (weight * squares).mean()
+
+
+class LabColor:
+    """|a − â| and |b − b̂| in CIELAB (D65), their mean, in units of that space: 0 to about 200.
+
+    Says nothing of lightness. Values of ŷ outside of [-1, 1] count as the nearest inside, and get no gradient. RGB
+    only: ValueError for other channel counts.
+    """
+
+    side = "generator"
+
+    def __init__(self, out_channels: int) -> None:
+        if out_channels != 3:
+            raise ValueError(f"lab-color takes RGB images, 3 channels, not {out_channels}")
+
+    def __call__(self, scene: Scene) -> Tensor:
+        return F.l1_loss(_ab(scene.y_hat), _ab(scene.y))
+
+
+class TotalVariation:
+    """|ŷ(i + 1, j) − ŷ(i, j)| + |ŷ(i, j + 1) − ŷ(i, j)|, the anisotropic form of Rudin, Osher & Fatemi 1992
+    (doi:10.1016/0167-2789(92)90242-F): ≥ 0, and 0 where ŷ is flat. It knows nothing of y."""
+
+    side = "generator"
+
+    def __call__(self, scene: Scene) -> Tensor:
+        y_hat = scene.y_hat.float()
+        return y_hat.diff(dim=2).abs().mean() + y_hat.diff(dim=3).abs().mean()
+
+
+def _difference(scene: Scene) -> Tensor:
+    return scene.y_hat.float() - scene.y.float()
+
+
+def _sobel(images: Tensor) -> Tensor:
+    """The slope to the right, (B, C, H, W) -> (B, C, H − 2, W − 2)."""
+    smooth = (images[..., :-2, :] + 2 * images[..., 1:-1, :] + images[..., 2:, :]) / 4
+    return (smooth[..., 2:] - smooth[..., :-2]) / 2
+
+
+def _ab(images: Tensor) -> Tensor:
+    """(B, 3, H, W) in sRGB -> (B, 2, H, W)."""
+    rgb = (images.float().clamp(-1, 1) + 1) / 2
+    red, green, blue = torch.where(rgb > 0.04045, ((rgb + 0.055) / 1.055) ** 2.4, rgb / 12.92).unbind(1)
+    x, y, z = (_cube_root((r * red + g * green + b * blue) / (r + g + b)) for r, g, b in XYZ)
+    return torch.stack([500 * (x - y), 200 * (y - z)], dim=1)
+
+
+def _cube_root(share: Tensor) -> Tensor:
+    """CIELAB's, of a share of white."""
+    return torch.where(share > DARK, share.clamp(min=DARK) ** (1 / 3), share / (3 * DARK ** (2 / 3)) + 4 / 29)
