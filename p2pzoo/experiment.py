@@ -5,9 +5,10 @@ Imports the components' modules (their signatures are the schema), and so torch.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,9 +37,15 @@ class Component:
 
     def build(self, **offered: Any) -> Any:
         """Make it. What its constructor refuses becomes a UserError that names it and its place in the recipe."""
+        with self.answerable():
+            return params.fill(self.factory, offered, self.values)
+
+    @contextlib.contextmanager
+    def answerable(self) -> Iterator[None]:
+        """What is refused inside becomes a UserError that names this component and its place in the recipe."""
         at = f"{self.where}  " if self.where else ""
         try:
-            return params.fill(self.factory, offered, self.values)
+            yield
         except (ValueError, TypeError) as error:
             raise UserError(f"{at}{self.entry.kind} '{self.entry.name}': {error}") from error
         except UserError as error:
