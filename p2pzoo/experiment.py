@@ -10,6 +10,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from p2pzoo import params
@@ -53,6 +54,11 @@ class Component:
 
     def identity(self) -> dict[str, Any]:
         known = params.identifying(self.factory, self.values)
+        if self.entry.kind in (
+            "generator",
+            "discriminator",
+        ):  # whose files hold weights: what counts is what is in them
+            known = {name: _content(value) for name, value in known.items()}
         return {"use": self.entry.full_name, "weight": self.weight, **params.plain(known)}
 
 
@@ -271,6 +277,11 @@ def _spelled(component: Component, *, weighted: bool) -> dict[str, Any]:
     if weighted:
         own["weight"] = component.weight
     return own | _without_none(params.plain(component.values))
+
+
+def _content(value: Any) -> Any:
+    """A file's digest; anything else as it is."""
+    return hashlib.sha256(value.read_bytes()).hexdigest() if isinstance(value, Path) and value.is_file() else value
 
 
 def _without_none(table: Mapping[str, Any]) -> dict[str, Any]:

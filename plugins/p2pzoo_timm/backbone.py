@@ -56,7 +56,7 @@ class Backbone(nn.Module):
             near = difflib.get_close_matches(name, timm.list_models(), n=1)
             raise ValueError(f"timm has no network '{name}'" + (f": did you mean '{near[0]}'?" if near else ""))
         self.name = name
-        self._made_of = {"in_chans": in_channels, "size": size}
+        self._made_of = (in_channels, size)
         self._source: dict[str, Any] = {"pretrained": pretrained, "weights": weights}
         self.net = _features_of(name, in_channels, size)
         self.fixed_size = size if _has_fixed_size(name) else None
@@ -69,8 +69,7 @@ class Backbone(nn.Module):
         if odd := [stride for stride in self.strides if stride & (stride - 1)]:
             raise ValueError(f"backbone '{name}' reduces by {odd[0]}, which is no power of two")
         self.check(size)
-        self.channels, reached = self._probed(in_channels, size)
-        self._freeze(reached, len(self.strides) if frozen_stages is None else frozen_stages)
+        self._observe(in_channels, size, frozen_stages)
 
         mean, std = _statistics(get_pretrained_cfg(name), in_channels)
         self.register_buffer("scale", 0.5 / std)  # of [-1, 1] to [0, 1], and from there on
@@ -80,12 +79,11 @@ class Backbone(nn.Module):
         """Raises UserError, in one line, where pretrained weights are not to be had or do not fit."""
         given = source(self.name, **self._source)
         try:
-            fresh = _features_of(self.name, self._made_of["in_chans"], self._made_of["size"], **given)
+            fresh = _features_of(self.name, *self._made_of, **given)
         except Exception as error:  # whatever the network, its mirror or its cache raise
-            raise UserError(
-                f"no weights of '{self.name}' ({_first_line(error)}); a file of them does without a download: "
-                'weights = "FILE"'
-            ) from error
+            reason = f"no weights of '{self.name}': {_first_line(error)}"
+            advice = "" if self._source["weights"] else '; a file needs no network: weights = "FILE"'
+            raise UserError(reason + advice) from error
         self.net.load_state_dict(fresh.state_dict())
 
     def forward(self, x: Tensor) -> list[Tensor]:
@@ -121,37 +119,42 @@ class Backbone(nn.Module):
             features = [e.permute(0, 3, 1, 2) for e in features]
         return features
 
-    def _probed(self, in_channels: int, size: tuple[int, int]) -> tuple[list[int], list[set[str]]]:
-        """The channels of each feature, and the names of the parameters that it depends on."""
+    def _observe(self, in_channels: int, size: tuple[int, int], frozen_stages: int | None) -> None:
+        """What a forward pass tells, on the meta device: each feature's channels and what it depends on."""
         probe = copy.deepcopy(self.net).to("meta").eval().requires_grad_(True)
-        names, parameters = zip(*probe.named_parameters(), strict=True)
         try:
             features = self._features(probe, torch.zeros(1, in_channels, *size, device="meta"))
-            reached = []
-            for e in features:
-                gradients = torch.autograd.grad(e.sum(), parameters, retain_graph=True, allow_unused=True)
-                reached.append({name for name, grad in zip(names, gradients, strict=True) if grad is not None})
-        except Exception as error:  # an assertion or whatever else a network has to say of a size
+        except Exception as error:  # an assertion, or whatever else a network has to say of a size
             raise ValueError(
-                f"backbone '{self.name}' does not take {size[0]}×{size[1]} ({_first_line(error)})"
+                f"backbone '{self.name}' does not take {size[0]}×{size[1]}: {_first_line(error)}"
             ) from error
-        return [e.shape[1] for e in features], reached
+        self.channels = [e.shape[1] for e in features]
 
-    def _freeze(self, reached: list[set[str]], stages: int) -> None:
-        if stages > len(reached):
-            raise ValueError(f"frozen_stages = {stages}: backbone '{self.name}' has {len(reached)}")
-        fixed = set().union(*reached[:stages])
-        moving = set().union(*reached) - fixed  # what no feature depends on never learns
-        for name, parameter in self.net.named_parameters():
+        stages = len(features) if frozen_stages is None else frozen_stages
+        if stages > len(features):
+            raise ValueError(f"frozen_stages = {stages}: the features of backbone '{self.name}' are {len(features)}")
+        everything = stages == len(features)
+        moving = set() if everything else _reached(probe, features) - _reached(probe, features[:stages])
+        for name, parameter in self.net.named_parameters():  # those that no feature depends on never learn either
             parameter.requires_grad_(name in moving)
-        everything = stages == len(reached)
-        self._fixed = [
-            part
-            for part in self.net.modules()
-            if everything
-            or any(True for _ in part.parameters())
-            and not any(p.requires_grad for p in part.parameters())
-        ]
+        self._fixed = [self.net] if everything else [part for part in self.net.modules() if _is_frozen(part)]
+        self.train()
+
+
+def _reached(net: nn.Module, features: list[Tensor]) -> set[str]:
+    """The names of the parameters that the features depend on."""
+    if not features:
+        return set()
+    names, parameters = zip(*net.named_parameters(), strict=True)
+    whole = sum(e.sum() for e in features)
+    gradients = torch.autograd.grad(whole, parameters, retain_graph=True, allow_unused=True)
+    return {name for name, gradient in zip(names, gradients, strict=True) if gradient is not None}
+
+
+def _is_frozen(part: nn.Module) -> bool:
+    """Whether it has parameters, and none of them learns."""
+    learns = [parameter.requires_grad for parameter in part.parameters()]
+    return bool(learns) and not any(learns)
 
 
 def _features_of(name: str, in_channels: int, size: tuple[int, int], **given: Any) -> nn.Module:
@@ -188,4 +191,4 @@ def _nearest(side: int, divisor: int) -> tuple[int, int]:
 
 
 def _first_line(error: Exception) -> str:
-    return next(iter(str(error).strip().splitlines()), "") or type(error).__name__
+    return next(iter(str(error).strip().splitlines()), "").rstrip(".") or type(error).__name__
