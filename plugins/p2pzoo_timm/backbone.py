@@ -3,6 +3,7 @@
 import copy
 import difflib
 from collections.abc import Sequence
+from math import lcm, log2
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +23,12 @@ class Backbone(nn.Module):
 
     x         (B, in_channels, H, W) in [-1, 1]; it is brought to the mean and deviation that the network was trained
               on. For other channels than its own, timm adapts the first convolution, and the means of both are taken
-    features  one (B, channels[i], H / strides[i], W / strides[i]) for each stride, powers of two, from the input side
-              on: the last of those that share a stride, brought to this size bilinearly where the network's own
-              convolutions leave out the edges
+    features  one (B, channels[i], H / strides[i], W / strides[i]) for each stride, from the input side on: the last of
+              those that share a stride. Strides are powers of two; features are brought to this size bilinearly where
+              the network reduces by others, such as 14, or its convolutions leave out the edges
+
+    H and W are multiples of `size_divisor`: of the strides and, where the network takes more than one size, of what it
+    itself reduces by.
 
     Its weights are timm's: pretrained, or timm's own initialisation. They are not put there by the constructor but by
     `first_weights` (see contracts.py), so a model file needs neither the weights' file nor a download.
@@ -62,12 +66,10 @@ class Backbone(nn.Module):
         self.fixed_size = size if _has_fixed_size(name) else None
 
         reductions = [int(reduction) for reduction in self.net.feature_info.reduction()]
-        last = {stride: i for i, stride in enumerate(reductions)}
+        last = {2 ** round(log2(reduction)): i for i, reduction in enumerate(reductions)}
         self.strides = sorted(last)
         self._taken = [last[stride] for stride in self.strides]
-        self.size_divisor = self.strides[-1]
-        if odd := [stride for stride in self.strides if stride & (stride - 1)]:
-            raise ValueError(f"backbone '{name}' reduces by {odd[0]}, which is no power of two")
+        self.size_divisor = self.strides[-1] if self.fixed_size else lcm(*self.strides, *reductions)
         self.check(size)
         self._observe(in_channels, size, frozen_stages)
 

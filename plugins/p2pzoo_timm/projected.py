@@ -107,7 +107,7 @@ class ProjectedDiscriminator(nn.Module):
 
     def _check(self, size: tuple[int, ...] | torch.Size) -> None:
         self.backbone.check(size)
-        least = 2 * self.backbone.size_divisor
+        least = 2 * self.backbone.strides[-1]
         if min(size) < least:
             raise ValueError(
                 f"a projected discriminator on '{self.backbone.name}' takes sides from {least} px up, "

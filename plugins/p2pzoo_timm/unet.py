@@ -29,7 +29,7 @@ class TimmUNet(nn.Module):
     The layer that leads to stride 2**i has min(2**(i - 1), 8) · width channels. A backbone with features of a single
     stride, such as a plain vision transformer, gives no pyramid but its last features, and nothing is joined.
 
-    x  (B, in_channels, H, W) in [-1, 1]; H and W any multiples of `size_divisor`, the largest stride of the backbone.
+    x  (B, in_channels, H, W) in [-1, 1]; H and W any multiples of `size_divisor`, mostly the backbone's largest stride.
        Backbones whose size is fixed, such as many transformers, are made for `size` and take no other
     ŷ  (B, out_channels, H, W) in [-1, 1]
 
@@ -79,7 +79,7 @@ class TimmUNet(nn.Module):
         encoded = dict(zip(self.encoder.strides, self.encoder.channels, strict=True))
 
         self.decoder = nn.ModuleDict()
-        stride, entering = self.size_divisor, encoded[self.size_divisor]
+        stride, entering = self.encoder.strides[-1], self.encoder.channels[-1]
         while stride > 1:
             stride //= 2
             if stride == 1 and 1 not in encoded:
@@ -98,7 +98,7 @@ class TimmUNet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         encoded = {str(stride): e for stride, e in zip(self.encoder.strides, self.encoder(x), strict=True)}
-        d = encoded[str(self.size_divisor)]
+        d = encoded[str(self.encoder.strides[-1])]
         for stride, layer in self.decoder.items():
             d = layer(d)
             if stride in encoded:
