@@ -148,7 +148,15 @@ class Scene:
 
 @runtime_checkable
 class Generator(Protocol):
-    """An nn.Module. `size_divisor`: H and W must be multiples of it (1 if absent)."""
+    """An nn.Module. `size_divisor`: H and W must be multiples of it (1 if absent).
+
+    What it may have besides:
+
+    grown_from  where it holds a smaller generator that is trained before it: `grown_from(tensors)`, called when the file
+                of `[init] generator` has other tensors than its own, returns the smaller one's as a complete set of
+                its own, or None where they are not exactly those of such a generator, and the file is refused. Shapes
+                are checked after it
+    """
 
     def __call__(self, x: Tensor) -> Tensor:
         """(B, in_channels, H, W) in [-1, 1] -> ŷ (B, out_channels, H, W) in [-1, 1]."""
