@@ -153,9 +153,9 @@ class Generator(Protocol):
     What it may have besides:
 
     grown_from  where it holds a smaller generator that is trained before it: `grown_from(tensors)`, called when the file
-                of `[init] generator` has other tensors than its own, returns the smaller one's as a complete set of
-                its own, or None where they are not exactly those of such a generator, and the file is refused. Shapes
-                are checked after it
+                of `[init] generator` has other names than its own, returns the smaller one's tensors as a complete set
+                of its own. It raises ValueError, with one line, where names are missing or left over; shapes are the
+                zoo's business
     """
 
     def __call__(self, x: Tensor) -> Tensor:

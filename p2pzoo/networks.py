@@ -61,16 +61,19 @@ def make_generator(experiment: Experiment, channels: tuple[int, int], size: tupl
     initialise(G, experiment.init, chance.key(experiment.seed, "init", "generator"))
     if experiment.init.generator:
         tensors, _ = load_tensors(experiment.init.generator)
-        load_into(G, _grown(G, tensors), str(experiment.init.generator))
+        load_into(G, _grown(G, tensors, experiment.init.generator), str(experiment.init.generator))
     return G
 
 
-def _grown(G: nn.Module, tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+def _grown(G: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> Mapping[str, Tensor]:
     """A file's tensors as G's own, where G can grow from another network's (see contracts.Generator)."""
     grow = getattr(G, "grown_from", None)
     if grow is None or tensors.keys() == G.state_dict().keys():
         return tensors
-    return grow(tensors) or tensors
+    try:
+        return grow(tensors)  # type: ignore[no-any-return]
+    except ValueError as error:
+        raise UserError(f"{path}: {error}") from None
 
 
 def make_discriminator(experiment: Experiment, channels: tuple[int, int], size: tuple[int, int]) -> nn.Module | None:

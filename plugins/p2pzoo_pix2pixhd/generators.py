@@ -116,14 +116,16 @@ class LocalEnhancer(nn.Module):
         half = F.avg_pool2d(x, 3, stride=2, padding=1, count_include_pad=False)
         return self.to_image(self.up(self.down(x) + self.coarse(half)))
 
-    def grown_from(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
+    def grown_from(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The tensors of a whole GlobalGenerator as this network's `coarse`, with its own for the rest."""
-        own, theirs = self.state_dict(), {name for name in tensors if name.startswith("trunk.")}
-        as_coarse = {name.replace("trunk.", "coarse.", 1): tensors[name] for name in theirs}
-        last = {name for name in own if name.startswith("to_image.")}
-        if tensors.keys() - theirs != last or as_coarse.keys() != {n for n in own if n.startswith("coarse.")}:
-            return None
-        return {**own, **as_coarse}
+        own = self.state_dict()
+        whole = {name.replace("coarse.", "trunk.", 1) for name in own if name.startswith(("coarse.", "to_image."))}
+        if tensors.keys() != whole:
+            raise ValueError(
+                "holds neither such a generator nor a pix2pixhd-global of as many downsamplings and blocks"
+            )
+        coarse = {name.replace("trunk.", "coarse.", 1): t for name, t in tensors.items() if name.startswith("trunk.")}
+        return {**own, **coarse}
 
 
 class ResidualBlock(nn.Module):
