@@ -152,10 +152,10 @@ class Generator(Protocol):
 
     What it may have besides:
 
-    grown_from  where it holds a smaller generator that is trained before it: `grown_from(tensors)`, called when the file
-                of `[init] generator` has other names than its own, returns the smaller one's tensors as a complete set
-                of its own. It raises ValueError, with one line, where names are missing or left over; shapes are the
-                zoo's business
+    grown_from  where it holds a smaller generator that is trained before it: `grown_from(tensors)`, called when the
+                file of `[init] generator` has other names than its own, returns the smaller one's tensors as a complete
+                set of its own. It raises ValueError, with one line, where names are missing or left over; shapes are
+                the zoo's business
     """
 
     def __call__(self, x: Tensor) -> Tensor:

@@ -110,9 +110,9 @@ def test_its_own_file_is_taken_as_it_is(begin):
 
 
 def test_and_any_other_file_is_refused_in_one_line(begin):
-    with pytest.raises(UserError, match="smaller.safetensors: is no smaller one$"):
+    with pytest.raises(UserError, match=r"smaller.safetensors: is no smaller one$"):
         begin({"weight": torch.zeros(2, 2)})
-    with pytest.raises(UserError, match="'a.weight' is"):
+    with pytest.raises(UserError, match=r"'a.weight' is"):
         begin({"weight": torch.zeros(3, 3), "bias": torch.zeros(2)})
 
 

@@ -1,4 +1,4 @@
-"""The boundary map of a label map, the further input of pix2pixHD's networks (arXiv:1711.11585, §3.3). Imports torch."""
+"""The boundary map of a label map, a further input of pix2pixHD's networks (arXiv:1711.11585, §3.3). Imports torch."""
 
 import torch
 from torch import Tensor
@@ -8,8 +8,8 @@ HALF_A_LEVEL = 1 / 255  # of the 256 that an image has from -1 to 1
 
 
 def with_boundaries(x: Tensor) -> Tensor:
-    """(B, C, H, W) in [-1, 1] -> (B, C + 1, H, W): x and, as its last channel, 1 at each pixel whose value is not that of
-    all its four neighbours, in any channel by more than half a level of an 8-bit image, and 0 elsewhere.
+    """(B, C, H, W) in [-1, 1] -> (B, C + 1, H, W): x and, as its last channel, its boundary map: 1 at each pixel that
+    differs from one of its four neighbours, in any channel by more than half a level of an 8-bit image, else 0.
 
     The paper computes it from instance ids. Here x is all there is: it parts objects only where x gives them different
     values, and has meaning only for maps that were stored without loss. `[train] jitter` blends the values of

@@ -19,9 +19,9 @@ KERNEL = 4
 class MultiscaleDiscriminator(nn.Module):
     """`num_scales` PatchGANs C64-C128-C256-C512 on (x, y), average-pooled to half the size for each after the first.
 
-    All convolutions are 4×4 with padding 2, as in the public code: `strided_layers` of stride 2, one of stride 1, and one
-    of stride 1 to the logit. LeakyReLU(0.2) after each but the last, instance norm (without affine parameters) before it
-    on all but the first.
+    All convolutions are 4×4 with padding 2, as in the public code: `strided_layers` of stride 2, one of stride 1, and
+    one of stride 1 to the logit. LeakyReLU(0.2) after each but the last; before it, on all but the first, instance norm
+    without affine parameters.
 
     forward and features take
 

@@ -35,8 +35,8 @@ class ResNet(nn.Module):
         in_channels, out_channels, size: of x and y, and (H, W) of both.
         width: channels k of the first layer; the blocks have 4 · width.
         norm: after the convolutions. "instance" without affine parameters, the default of the public code; "batch",
-            as in Johnson et al. and, by that code, in its pix2pix. As there, convolutions between two others have a bias
-            under instance norm alone; the last always has one.
+            as in Johnson et al. and, by that code, in its pix2pix. As there, under instance norm all convolutions have
+            a bias, otherwise the last alone.
         dropout: 0.5 between the two convolutions of each block, as z of G(x, z); the public code's pix2pix has it.
         upsample: "resize-conv" against the checkerboards of transposed convolutions (Odena et al. 2016,
             doi:10.23915/distill.00003); as many layers, the same parameters.

@@ -24,10 +24,9 @@ WIDEST = 16
 class Spade(nn.Module):
     """x at the smallest size, a 3×3 convolution, and SPADE residual blocks with nearest-neighbour upsampling between.
 
-    At 256×256: blocks to 1024, 1024, 1024, 512, 256, 128, 64 channels at 4, 8, 16, 32, 64, 128, 256 px, then ReLU, a 3×3
-    convolution and Tanh. All convolutions are divided by their spectral norm. In place of the paper's random vector the
-    first layer sees x itself, resized, one of the variants that the paper compares and finds as good (§4.3); so this
-    generator has no z.
+    At 256×256: blocks to 1024, 1024, 1024, 512, 256, 128, 64 channels at 4, 8, 16, 32, 64, 128, 256 px, then ReLU, a
+    3×3 convolution and Tanh. All convolutions have spectral norm. In place of the paper's random vector the first layer
+    sees x itself, resized, a variant that the paper compares and finds as good; so this generator has no z.
 
     x  (B, in_channels, H, W) in [-1, 1], a label map: one-hot channels or palette colours. It is resized by taking
        pixels, never by mixing them. H and W any multiples of `size_divisor` = 2**upsamplings, from twice that up
@@ -108,7 +107,7 @@ class SpadeResBlock(nn.Module):
 class Modulation(nn.Module):
     """SPADE, Eq. 1: (1 + γ(x)) · (h - μ) / σ + β(x), with γ and β of two 3×3 convolutions of x at every pixel.
 
-    μ and σ are those of each channel. The 1 lets γ begin near 0, as in FiLM (arXiv:1709.07871, §7.2); Eq. 1 has γ alone.
+    μ and σ are those of each channel. The 1 lets γ begin near 0, as in FiLM (arXiv:1709.07871); Eq. 1 has γ alone.
 
     h  (B, channels, H, W);  x  (B, labels, H, W)
     """
@@ -130,8 +129,8 @@ class Modulation(nn.Module):
 
 class SpectralNorm(nn.Module):
     """weight / σ, its largest singular value, by one power iteration per training step (Miyato et al. 2018,
-    arXiv:1802.05957, Algorithm 1). torch's own takes 15 more for each weight that is made, which is most of the time that
-    loading a model would take.
+    arXiv:1802.05957, Algorithm 1). torch's own takes 15 for each weight that is made, most of the time that loading a
+    model would take.
 
     weight  (leaving, ...) -> the same shape
     """

@@ -439,7 +439,7 @@ def test_resizing_replaces_each_transposed_convolution_and_nothing_else(network)
 
 def test_resizing_gives_no_checkerboard_where_a_transposed_convolution_does():
     def differences(up):
-        """Of what it makes of a constant image with random weights, away from the border: 0 where all pixels are alike."""
+        """Of neighbours in what it makes of a constant image by random weights, away from the border."""
         torch.manual_seed(0)
         G = UNet(1, 1, (32, 32), width=1, depth=2, norm="none", noise="none", upsample=up)
         last = G.decoder[-1][1]

@@ -113,7 +113,7 @@ def test_sizes_that_do_not_fit_are_answered_with_one_that_does(network, divisor)
         fitting = tuple(map(int, re.search(r"(\d+)×(\d+) would fit$", str(refusal.value)).groups()))
         G = made(network, 3, 3, fitting, width=2, blocks=1)
         assert G(torch.zeros(1, 3, *fitting)).shape == (1, 3, *fitting)
-        with pytest.raises(ValueError, match="would fit$"):
+        with pytest.raises(ValueError, match=r"would fit$"):
             G(torch.zeros(1, 3, *size))
 
 

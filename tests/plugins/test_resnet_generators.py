@@ -7,7 +7,7 @@ import re
 import p2pzoo_resnet
 import pytest
 import torch
-from p2pzoo_resnet.generators import ResNet6, ResNet9, ResidualBlock
+from p2pzoo_resnet.generators import ResidualBlock, ResNet6, ResNet9
 from torch import nn
 
 from p2pzoo.lowering import lowered
