@@ -225,6 +225,13 @@ class _Shown:
 class Generator(Protocol):
     """An nn.Module. `size_divisor`: H and W must be multiples of it (1 if absent).
 
+    What a generator may have besides:
+
+    grown_from  where it holds a smaller generator that is trained before it: `grown_from(tensors)`, called when the
+                file of `[init] generator` has other names than its own, returns the smaller one's tensors as a complete
+                set of its own. It raises ValueError, with one line, where names are missing or left over; shapes are
+                the zoo's business
+
     What any module inside a generator or discriminator may have besides:
 
     first_weights  `first_weights() -> None`, called once when a run begins, after [init] has given weights to the whole

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import is_parametrized
 
 from p2pzoo import chance, params
 from p2pzoo.checkpoint import Damaged, load_into, load_tensors
@@ -43,7 +44,10 @@ def initialise(network: nn.Module, init: Init, seed: int) -> None:
     with chance.torch_seed(seed):
         for module in network.modules():
             if isinstance(module, CONVOLUTIONS):
-                draw(module.weight)
+                if is_parametrized(module, "weight"):  # by spectral norm, say: computed anew at each reading
+                    module.weight = draw(torch.empty_like(module.weight))
+                else:
+                    draw(module.weight)
             elif isinstance(module, NORMS) and module.weight is not None:
                 nn.init.normal_(module.weight, 1.0, 0.02)
             else:
@@ -66,12 +70,23 @@ def make_generator(experiment: Experiment, channels: tuple[int, int], size: tupl
     initialise(G, experiment.init, chance.key(experiment.seed, "init", "generator"))
     if experiment.init.generator:
         tensors, _ = load_tensors(experiment.init.generator)
-        load_into(G, tensors, str(experiment.init.generator))
+        load_into(G, _grown(G, tensors, experiment.init.generator), str(experiment.init.generator))
     else:
         give_own_weights(G, experiment.generator, chance.key(experiment.seed, "init", "generator", "own"))
     if experiment.train.spectral_norm in ("generator", "both"):
         _normalise(G, experiment.generator, chance.key(experiment.seed, "init", "generator", "spectral"))
     return G
+
+
+def _grown(G: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> Mapping[str, Tensor]:
+    """A file's tensors as G's own, where G can grow from another network's (see contracts.Generator)."""
+    grow = getattr(G, "grown_from", None)
+    if grow is None or tensors.keys() == G.state_dict().keys():
+        return tensors
+    try:
+        return grow(tensors)  # type: ignore[no-any-return]
+    except ValueError as error:
+        raise UserError(f"{path}: {error}") from None
 
 
 def make_discriminator(experiment: Experiment, channels: tuple[int, int], size: tuple[int, int]) -> nn.Module | None:

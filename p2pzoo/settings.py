@@ -177,7 +177,8 @@ class Init:
     weights        distribution of convolution weights; norm weights are N(1, 0.02), all biases 0. "own" keeps what
                    the networks' constructors made
     gain           standard deviation of "normal" (0.02 in the paper), gain of "xavier" and "orthogonal"; others: none
-    generator      start G from a model.safetensors instead (fine-tuning)
+    generator      start G from a model.safetensors instead: its own (fine-tuning), or that of a smaller generator which
+                   it says it can grow from
     """
 
     weights: Literal["normal", "xavier", "kaiming", "orthogonal", "own"] = "normal"

@@ -40,12 +40,12 @@ class FullPrecision(nn.Module):
 def normalise(network: nn.Module) -> None:
     """From now on its convolutions and linear layers have spectrally normalised weights, in place.
 
-    Layers whose weights are computed already, as by a spectral norm of the network's own, stay as they are. u and v are
+    Layers whose weights are computed already, as by a spectral norm of the network's own, or frozen, stay as they are. u and v are
     drawn from torch's generator, and 15 power iterations taken. Raises ValueError for a layer whose weights are all 0,
     which no factor brings to norm 1.
     """
     for name, layer in list(network.named_modules()):
-        if not isinstance(layer, LAYERS) or "weight" not in layer._parameters:
+        if not isinstance(layer, LAYERS) or "weight" not in layer._parameters or not layer.weight.requires_grad:
             continue
         if not layer.weight.any():
             raise ValueError(f"its layer {name} begins with weights of 0, which have no spectral norm to divide by")

@@ -32,7 +32,7 @@ def translate(G: nn.Module, x: Tensor, test_mode: str, *, seed: int = 0) -> Tens
             return G(x).float()  # type: ignore[no-any-return]
         translated = []
         for image in x.split(1):
-            with chance.torch_seed(chance.key(seed, "translate", _pixels(image))):
+            with chance.torch_seed(chance.key(seed, "translate", _pixels(image))), _unmoved(G):
                 translated.append(G(image).float())
         return torch.cat(translated)
 
@@ -61,20 +61,27 @@ def prepared(G: nn.Module, example: Tensor, dtype: torch.dtype = torch.float32) 
 @contextlib.contextmanager
 def _mode(G: nn.Module, *, training: bool) -> Iterator[None]:
     was = {module: module.training for module in G.modules()}
-    tracking = [m for m in G.modules() if isinstance(m, nn.modules.batchnorm._NormBase) and m.track_running_stats]
     G.train(training)
     for part in G.modules():  # weights are what they are: a power iteration would move them with each image
         if isinstance(part, ParametrizationList):
             part.eval()
-    for norm in tracking if training else []:
-        norm.track_running_stats = False  # use the image's statistics without remembering them
     try:
         yield
     finally:
-        for norm in tracking:
-            norm.track_running_stats = True
         for module, mode in was.items():
             module.training = mode
+
+
+@contextlib.contextmanager
+def _unmoved(G: nn.Module) -> Iterator[None]:
+    """What training moves as it goes (running statistics, the vectors of spectral norm) is afterwards as it was."""
+    named = [(part, name, buffer) for part in G.modules() for name, buffer in part._buffers.items()]
+    kept = [(part, name, buffer, buffer.clone()) for part, name, buffer in named if buffer is not None]
+    try:
+        yield
+    finally:
+        for part, name, buffer, was in kept:
+            part._buffers[name] = buffer.copy_(was)
 
 
 def _pixels(image: Tensor) -> str:

@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils.parametrizations import spectral_norm, weight_norm
 
 from p2pzoo.checkpoint import load_tensors, save_tensors
 from p2pzoo.errors import UserError
@@ -57,6 +58,62 @@ def test_orthogonal_rows_are_orthogonal_and_own_changes_nothing():
     before = conv.weight.clone()
     initialise(conv, Init(weights="own"), seed=1)
     assert torch.equal(conv.weight, before)
+
+
+@pytest.mark.parametrize("parametrized", [spectral_norm, weight_norm])
+def test_first_weights_reach_a_convolution_whose_weight_is_computed(parametrized):
+    plain, computed = nn.Conv2d(3, 64, 4), parametrized(nn.Conv2d(3, 64, 4))
+    for conv in (plain, computed):
+        initialise(nn.Sequential(conv), Init(), seed=0)
+    if parametrized is spectral_norm:
+        assert torch.equal(computed.parametrizations.weight.original, plain.weight)
+    else:
+        torch.testing.assert_close(computed.weight, plain.weight)
+
+
+class Grown(nn.Module):
+    """Holds a smaller network, a, whose file is {"weight", "bias"}."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Linear(2, 2), nn.Linear(2, 2)
+
+    def grown_from(self, tensors):
+        if tensors.keys() != {"weight", "bias"}:
+            raise ValueError("is no smaller one")
+        return {**self.state_dict(), **{f"a.{name}": tensor for name, tensor in tensors.items()}}
+
+
+@pytest.fixture
+def begin(tmp_path, monkeypatch):
+    """begin(tensors): a Grown begun from a file of these, and one that was not begun from any."""
+
+    def begin(tensors):
+        save_tensors(tmp_path / "smaller.safetensors", tensors, {})
+        monkeypatch.setattr("p2pzoo.networks.build", lambda *_: Grown())
+        made = experiment(f"init.generator={tmp_path / 'smaller.safetensors'}")
+        return make_generator(made, (3, 3), (64, 64)), make_generator(experiment(), (3, 3), (64, 64))
+
+    return begin
+
+
+def test_a_generator_can_grow_from_a_smaller_one_that_it_holds(begin):
+    smaller = nn.Linear(2, 2)
+    grown, fresh = begin(smaller.state_dict())
+    assert torch.equal(grown.a.weight, smaller.weight)
+    assert torch.equal(grown.b.weight, fresh.b.weight)
+
+
+def test_its_own_file_is_taken_as_it_is(begin):
+    own = Grown()
+    assert all(map(torch.equal, own.parameters(), begin(own.state_dict())[0].parameters()))
+
+
+def test_and_any_other_file_is_refused_in_one_line(begin):
+    with pytest.raises(UserError, match=r"smaller.safetensors: is no smaller one$"):
+        begin({"weight": torch.zeros(2, 2)})
+    with pytest.raises(UserError, match=r"'a.weight' is"):
+        begin({"weight": torch.zeros(3, 3), "bias": torch.zeros(2)})
 
 
 def test_first_weights_depend_on_the_seed_alone():

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils.parametrizations import spectral_norm
 
 from p2pzoo.translate import prepared, translate
 
@@ -102,3 +103,26 @@ def test_a_generator_that_cannot_be_folded_is_used_as_it_is_and_said_to_be():
     with pytest.warns(UserWarning, match="something else once its batch norms are folded"):
         assert prepared(G, X[:1]) is G
     assert not G.training
+
+
+class Drifting(nn.Module):
+    """Its buffers move in training: one in place, as batch norm's, one by being replaced."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = spectral_norm(nn.Conv2d(1, 1, 3, padding=1))
+        self.register_buffer("seen", torch.zeros(1))
+
+    def forward(self, x):
+        self.seen = self.seen + x.mean()
+        return self.layer(x) + self.seen
+
+
+def test_paper_mode_puts_back_whatever_training_moves_after_each_image():
+    torch.manual_seed(0)
+    G = Drifting()
+    state = {name: tensor.clone() for name, tensor in G.state_dict().items()}
+    together = translate(G, X, "paper")
+    alone = torch.cat([translate(G, X[i : i + 1], "paper") for i in (2, 1, 0)])
+    assert torch.equal(together, alone.flip(0))
+    assert all(torch.equal(tensor, state[name]) for name, tensor in G.state_dict().items())

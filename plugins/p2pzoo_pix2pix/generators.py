@@ -2,7 +2,7 @@
 
 arXiv:1611.07004 v3, §6.1.1, in the order of operations of phillipi/pix2pix `models.lua`: the activation stands
 before each convolution, so a skip carries what the convolution (and norm) made, not yet activated.
-Imports torch, pydantic's Field, and this plugin's layers.
+Imports torch, pydantic's Field, the contracts, and this plugin's layers.
 """
 
 from itertools import pairwise
@@ -12,10 +12,12 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from p2pzoo.contracts import Later
 from p2pzoo_pix2pix.layers import Bias, Norm, has_bias, make_bottleneck_norm, make_norm
 
 Noise = Literal["dropout", "gaussian", "none"]
 DropoutPlaces = Literal["paper", "pytorch"]
+Upsample = Literal["transpose", "resize-conv"]
 
 SMALLEST_SIDE = 32
 SHALLOWEST = 2
@@ -52,6 +54,9 @@ class EncoderDecoder(nn.Module):
         dropout: where dropout stands, for noise = "dropout" only. "paper" (also the meaning of None): on the first
             three decoder layers, as the appendix and models.lua have it. "pytorch": one layer later, on
             d2 .. d(depth - 4), which are also three at depth 8; depth 6 at least.
+        upsample: "transpose": the transposed convolutions of the paper. "resize-conv": nearest-neighbour resizing and a
+            3×3 convolution in place of each, against their checkerboards (Odena et al. 2016,
+            doi:10.23915/distill.00003).
 
     Raises:
         ValueError: a size or a combination of parameters that makes no network; in forward, a size that is not
@@ -73,6 +78,7 @@ class EncoderDecoder(nn.Module):
         bias: Bias = "pytorch",
         noise: Noise = "dropout",
         dropout: DropoutPlaces | None = None,
+        upsample: Annotated[Upsample, Later] = "transpose",
     ) -> None:
         super().__init__()
         depth = _checked_depth(size, depth)
@@ -97,8 +103,9 @@ class EncoderDecoder(nn.Module):
         decoder = []
         for i, (entering, leaving) in enumerate(zip(joined[:-1], d[:-1], strict=True), start=1):
             noisy = [nn.Dropout(DROPOUT)] if i in dropped else []
-            decoder.append(nn.Sequential(nn.ReLU(), _up(entering, leaving, biased), *make_norm(norm, leaving), *noisy))
-        decoder.append(nn.Sequential(nn.ReLU(), _up(joined[-1], out_channels, bias=True), nn.Tanh()))
+            up = _up(upsample, entering, leaving, biased)
+            decoder.append(nn.Sequential(nn.ReLU(), up, *make_norm(norm, leaving), *noisy))
+        decoder.append(nn.Sequential(nn.ReLU(), _up(upsample, joined[-1], out_channels, bias=True), nn.Tanh()))
 
         self.encoder = nn.ModuleList(encoder)
         self.decoder = nn.ModuleList(decoder)
@@ -151,8 +158,14 @@ def _down(entering: int, leaving: int, bias: bool) -> nn.Conv2d:
     return nn.Conv2d(entering, leaving, kernel_size=4, stride=2, padding=1, bias=bias)
 
 
-def _up(entering: int, leaving: int, bias: bool) -> nn.ConvTranspose2d:
-    return nn.ConvTranspose2d(entering, leaving, kernel_size=4, stride=2, padding=1, bias=bias)
+def _up(upsample: Upsample, entering: int, leaving: int, bias: bool) -> nn.Module:
+    match upsample:
+        case "transpose":
+            return nn.ConvTranspose2d(entering, leaving, kernel_size=4, stride=2, padding=1, bias=bias)
+        case "resize-conv":
+            convolution = nn.Conv2d(entering, leaving, kernel_size=3, padding=1, bias=bias)
+            return nn.Sequential(nn.Upsample(scale_factor=2, mode="nearest"), convolution)
+    raise ValueError(f"upsample must be 'transpose' or 'resize-conv', not {upsample!r}")
 
 
 def _checked_depth(size: tuple[int, int], depth: int | None) -> int:

@@ -10,6 +10,8 @@ from p2pzoo_pix2pix.generators import EncoderDecoder, UNet
 from p2pzoo_pix2pix.layers import BottleneckBatchNorm2d
 from torch import nn
 
+from p2pzoo import params
+
 BOTH = pytest.mark.parametrize("network", [UNet, EncoderDecoder])
 
 
@@ -260,7 +262,15 @@ def test_the_unet_sees_its_input_past_the_bottleneck():
 @BOTH
 @pytest.mark.parametrize(
     "options",
-    [{}, {"norm": "instance"}, {"norm": "none"}, {"bias": "lua"}, {"noise": "gaussian"}, {"bottleneck_norm": True}],
+    [
+        {},
+        {"norm": "instance"},
+        {"norm": "none"},
+        {"bias": "lua"},
+        {"noise": "gaussian"},
+        {"bottleneck_norm": True},
+        {"upsample": "resize-conv"},
+    ],
 )
 def test_every_parameter_receives_a_finite_gradient(network, options):
     torch.manual_seed(0)
@@ -408,3 +418,46 @@ def test_gaussian_noise_is_one_more_channel_and_zero_in_eval_mode():
     assert abs(z.mean()) < 0.05
     assert abs(z.std() - 1) < 0.05
     assert entered[1][:, 3:].eq(0).all()
+
+
+@BOTH
+def test_resizing_replaces_each_transposed_convolution_and_nothing_else(network):
+    transposed = network(3, 2, (64, 64), width=2)
+    resized = network(3, 2, (64, 64), width=2, upsample="resize-conv")
+    ups = [layer[1] for layer in transposed.decoder]
+    assert all(isinstance(up, nn.ConvTranspose2d) for up in ups)
+    assert not any(isinstance(m, nn.ConvTranspose2d) for m in resized.modules())
+    for up, layer in zip(ups, resized.decoder, strict=True):
+        nearest, conv = layer[1]
+        assert (nearest.mode, nearest.scale_factor) == ("nearest", 2)
+        assert conv.weight.shape == (up.out_channels, up.in_channels, 3, 3)
+        assert (conv.bias is None) == (up.bias is None)
+    others = {name: p.shape for name, p in transposed.state_dict().items() if ".1." not in name or "encoder" in name}
+    assert others.items() <= {name: p.shape for name, p in resized.state_dict().items()}.items()
+    assert resized(images(3, 64, 64)).shape == (2, 2, 64, 64)
+
+
+def test_resizing_gives_no_checkerboard_where_a_transposed_convolution_does():
+    def differences(up):
+        """Of neighbours in what it makes of a constant image by random weights, away from the border."""
+        torch.manual_seed(0)
+        G = UNet(1, 1, (32, 32), width=1, depth=2, norm="none", noise="none", upsample=up)
+        last = G.decoder[-1][1]
+        flat = last(torch.ones(1, 2, 16, 16))[..., 4:-4, 4:-4]
+        return (flat[..., 1:] - flat[..., :-1]).abs().max()
+
+    assert differences("resize-conv") < 1e-6
+    assert differences("transpose") > 1e-2
+
+
+@BOTH
+def test_upsample_enters_a_runs_identity_only_where_it_is_not_the_papers(network):
+    values = params.check(network, {})
+    assert values["upsample"] == "transpose"
+    assert "upsample" not in params.identifying(network, values)
+    assert params.identifying(network, {**values, "upsample": "resize-conv"})["upsample"] == "resize-conv"
+
+
+def test_an_unknown_upsampling_is_refused():
+    with pytest.raises(ValueError, match="upsample must be 'transpose' or 'resize-conv', not 'bilinear'"):
+        UNet(3, 3, (32, 32), width=1, upsample="bilinear")
