@@ -3,9 +3,11 @@
 This module stays light: importing it imports no torch, so that plugins can register in milliseconds.
 """
 
+import sys
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from p2pzoo.hookspecs import hookimpl
@@ -63,3 +65,14 @@ def train(
     from p2pzoo.api import train
 
     return train(recipe, profile, overrides, Path(runs))
+
+
+class _Front(ModuleType):
+    """Keeps `p2pzoo.train` the function: importing p2pzoo/train.py, the loop, would put that module in its place."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if not (name == "train" and isinstance(value, ModuleType)):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Front

@@ -64,7 +64,9 @@ def create(kind: str, name: str, arguments: Mapping[str, Any]) -> Any:
     faults += [f"{where} needs {each}" for each in filled if each not in offered]
     values: dict[str, Any] = {}
     try:
-        values = params.check(factory, {k: params.plain(v) for k, v in arguments.items() if k in known and k not in filled})
+        values = params.check(
+            factory, {k: params.plain(v) for k, v in arguments.items() if k in known and k not in filled}
+        )
     except params.Faults as error:
         faults += [f"{where} {told}" for _, told in error.faults]
     if faults:

@@ -104,8 +104,8 @@ def _show(found: list[tuple[Trial, Finding]]) -> None:
         names = "; ".join(f"{component} {', '.join(checks)}" for component, checks in where.items())
         console.print(line.append(f"{names}: {told}", style="default"), soft_wrap=True)
     counts = {status: sum(finding.status == status for _, finding in found) for status in SIGNS}
-    told = [f"{count} {_plural(status, count)}" for status, count in counts.items() if count]
-    console.print(", ".join(told) or "no components")
+    words = [f"{count} {_plural(status, count)}" for status, count in counts.items() if count]
+    console.print(", ".join(words) or "no components")
 
 
 def _table(kind: str, found: list[tuple[Trial, Finding]]) -> Table:
@@ -123,6 +123,10 @@ def _table(kind: str, found: list[tuple[Trial, Finding]]) -> Table:
 
 
 def _plural(status: str, count: int) -> str:
-    words = {"pass": ("passes", "pass"), "fail": ("fails", "fail"), "does not apply": ("does not apply", "do not apply")}
+    words = {
+        "pass": ("passes", "pass"),
+        "fail": ("fails", "fail"),
+        "does not apply": ("does not apply", "do not apply"),
+    }
     one, many = words.get(status, (status, f"{status}s"))
     return one if count == 1 else many

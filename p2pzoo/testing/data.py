@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import pickle
+import random
 from typing import Any
 
 import numpy as np
@@ -48,11 +49,10 @@ def check_range(case: Case) -> None:
 
 def check_repeats(case: Case) -> None:
     """A pair is the same whenever it is asked for: what is random belongs to the core, which draws it by the seed."""
-    data, random = case.make(split="train"), (np.random.get_state()[1], torch.get_rng_state())
+    data, before = case.make(split="train"), _random()
     for index in _spread(len(data), FEW):
         _same(data[index], data[index], f"pair {index} differs from itself")
-    untouched = np.array_equal(np.random.get_state()[1], random[0]) and torch.equal(torch.get_rng_state(), random[1])
-    assert untouched, "draws random numbers"
+    assert _random() == before, "draws random numbers that are not its own"
 
 
 def check_ids(case: Case) -> None:
@@ -138,6 +138,13 @@ def _known(data: Any) -> tuple[dict[str, str], dict[str, str]]:
     pairs = [data[index] for index in _spread(len(data), MANY)]
     digests = {hashlib.sha256(p.x.tobytes() + p.y.tobytes()).hexdigest(): p.id for p in pairs}
     return {pair.id: pair.id for pair in pairs}, digests
+
+
+def _random() -> tuple[bytes, ...]:
+    """The state of everybody's random numbers."""
+    numpy: Any = np.random.get_state(legacy=False)
+    position = str((numpy["state"]["pos"], random.getstate()))
+    return numpy["state"]["key"].tobytes(), position.encode(), torch.get_rng_state().numpy().tobytes()
 
 
 def _same(one: Pair, other: Pair, told: str) -> None:

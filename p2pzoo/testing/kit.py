@@ -236,7 +236,8 @@ def trials(
         raise UserError(f"no plugin '{plugin}'{nearest(plugin, [each.name for each in plugins()])}")
     if found.error:
         raise UserError(f"plugin '{plugin}' does not load: {found.error}")
-    given, expected, cases = dict(parameters or {}), dict(expected_failures or {}), {}
+    given, expected = dict(parameters or {}), dict(expected_failures or {})
+    cases: dict[Entry, Case] = {}
     made, used = [], set()
     for entry in found.entries:
         names = [name for name in (entry.name, f"{entry.kind}.{entry.name}") if name in given]
@@ -252,7 +253,9 @@ def trials(
     components = [name for entry in found.entries for name in (entry.name, f"{entry.kind}.{entry.name}")]
     for name in given.keys() - used:
         raise UserError(f"parameters: plugin '{plugin}' has no component '{name}'{nearest(name, components)}")
-    known = [*dict.fromkeys(name for trial in made for name in (trial.check_name, f"{trial.component}.{trial.check_name}"))]
+    known = [
+        *dict.fromkeys(name for trial in made for name in (trial.check_name, f"{trial.component}.{trial.check_name}"))
+    ]
     for name in expected.keys() - used:
         raise UserError(f"expected_failures: plugin '{plugin}' has no check '{name}'{nearest(name, known, bare=())}")
     for name, reason in expected.items():

@@ -40,7 +40,9 @@ def check_gradients(case: Case) -> None:
             loss(game.scene(side)).backward()
         gradients = [p.grad for p in own.parameters() if p.grad is not None]
         assert gradients, f"{_of(side)} sends the {side} no gradient"
-        assert all(each.isfinite().all() for each in gradients), f"{_of(side)} sends the {side} a gradient of nan or inf"
+        assert all(each.isfinite().all() for each in gradients), (
+            f"{_of(side)} sends the {side} a gradient of nan or inf"
+        )
         assert any(each.any() for each in gradients), f"{_of(side)} sends the {side} a gradient of 0"
 
 
@@ -138,7 +140,7 @@ def _sides(case: Case) -> list[tuple[Side, Callable[[Scene], Tensor]]]:
     loss: Any = case.make()
     if case.kind == "gan_loss":
         return [("discriminator", loss.judge), ("generator", loss.fool)]
-    side = getattr(loss, "side", None)
+    side: Any = getattr(loss, "side", None)
     assert side in get_args(Side), f"`side` is {side!r}, not one of {get_args(Side)}"
     return [(side, loss)]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -28,8 +28,8 @@ class Drawings:
 
     x_range = (0.0, 255.0)
     y_range = (0.0, 255.0)
-    classes = ("ground", "red", "green", "blue")
-    palette = PALETTE
+    classes: Sequence[str] | None = ("ground", "red", "green", "blue")
+    palette: Sequence[tuple[int, int, int]] | None = PALETTE
 
     def __init__(self, split: Split, *, side: int = 32) -> None:
         self.split, self.side = split, side

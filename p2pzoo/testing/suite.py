@@ -69,4 +69,4 @@ def conformance(
         if finding.status == "fail":
             pytest.fail(finding.told, pytrace=False)
 
-    return test  # type: ignore[no-any-return]
+    return test
