@@ -128,7 +128,8 @@ class Clean:
         call(sys.executable, "-m", "venv", "--without-pip", folder / "venv")
         others = folder / "others"
         others.mkdir()
-        for site in {sysconfig.get_path("purelib"), sysconfig.get_path("platlib")}:
+        elsewhere = [place for place in sys.path if Path(place).name == "site-packages"]  # named by a .pth
+        for site in {sysconfig.get_path("purelib"), sysconfig.get_path("platlib"), *elsewhere}:
             for entry in Path(site).iterdir():
                 if "p2pzoo" not in entry.name and entry.suffix != ".pth" and not (others / entry.name).exists():
                     (others / entry.name).symlink_to(entry)
@@ -305,7 +306,7 @@ class TestNewPlugin:
         (place.folder / "table3.toml").write_text(table + ROW.format(recipe=recipe))
         lines = place.run("p2pzoo", "bench", "table3.toml", "--profile", "smoke", "--seeds", "1", "--dry-run").stdout
         rows = [line.partition(", seed 0")[0] for line in lines.splitlines()]
-        assert rows == re.findall(r'recipe = .*\nlabel = "(.*)"', table) + ["mine"]
+        assert rows == [*re.findall(r'recipe = .*\nlabel = "(.*)"', table), "mine"]
 
     def test_a_table_with_it_is_filled(self, place, recipe):
         (place.folder / "small.toml").write_text(TABLE.format(recipe=recipe))
