@@ -2,6 +2,9 @@
 
 Plugins may import everything here. Nothing here imports torch at run time.
 
+A component may say of itself what it cannot keep: `known_failures = {check: reason}`, the checks being those of
+`p2pzoo.testing`. One that passes all the same is a failure.
+
 Shapes: B images in a batch, C channels, H × W pixels. Inside the zoo images are float tensors in [-1, 1].
 """
 
@@ -262,7 +265,10 @@ class Discriminator(Protocol):
 
 @runtime_checkable
 class GanLoss(Protocol):
-    """The two sides of the game; each returns a scalar to minimise."""
+    """The two sides of the game; each returns a scalar to minimise.
+
+    It may have `minimum`: the least values of the two, None where one has none.
+    """
 
     def judge(self, scene: Scene) -> Tensor: ...
 
@@ -272,7 +278,10 @@ class GanLoss(Protocol):
 @runtime_checkable
 class Loss(Protocol):
     """A scalar to minimise, unweighted: the recipe's `weight` is the zoo's business. What it keeps is not saved with a
-    run: a loss that changes from step to step does so by `scene.step`."""
+    run: a loss that changes from step to step does so by `scene.step`.
+
+    It may have `minimum`: its value where ŷ = y, below which it never is.
+    """
 
     side: Side
 

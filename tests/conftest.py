@@ -1,5 +1,6 @@
 """What several test modules share: a tiny recipe, the command line here or in its own process, throw-away plugins."""
 
+import importlib
 import os
 import signal
 import subprocess
@@ -107,7 +108,7 @@ def no_reports():
     """Runs of this process write no report.html, which takes as long as the training of a tiny run."""
     with pytest.MonkeyPatch.context() as patch:
         for module in ("train", "session"):
-            patch.setattr(f"p2pzoo.{module}.write_report", lambda *_: None)
+            patch.setattr(importlib.import_module(f"p2pzoo.{module}"), "write_report", lambda *_: None)
         yield
 
 

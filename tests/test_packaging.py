@@ -128,7 +128,8 @@ class Clean:
         call(sys.executable, "-m", "venv", "--without-pip", folder / "venv")
         others = folder / "others"
         others.mkdir()
-        for site in {sysconfig.get_path("purelib"), sysconfig.get_path("platlib")}:
+        elsewhere = [place for place in sys.path if Path(place).name == "site-packages"]  # named by a .pth
+        for site in {sysconfig.get_path("purelib"), sysconfig.get_path("platlib"), *elsewhere}:
             for entry in Path(site).iterdir():
                 if "p2pzoo" not in entry.name and entry.suffix != ".pth" and not (others / entry.name).exists():
                     (others / entry.name).symlink_to(entry)
@@ -248,6 +249,71 @@ for i in range(20):
     Image.fromarray(pair.y).save(f"targets/{pair.id}.png")
 Image.fromarray(Earth("test", size=256)[0].x[:215, :201]).save("photo.jpg")
 """
+
+
+TABLE = """
+title = "Generators"
+baseline = "patch70"
+[rows.patch70]
+recipe = "zoo:ablation_patch70.toml"
+label = "U-Net"
+[rows.mine]
+recipe = "{recipe}"
+label = "mine"
+"""
+
+ROW = """
+[rows.mine]
+recipe = "{recipe}"
+label = "mine"
+"""
+
+
+@pytest.mark.slow
+class TestNewPlugin:
+    """The package that `p2pzoo new-plugin` writes, installed and used as it is, in an environment of its own."""
+
+    @pytest.fixture(scope="class")
+    def place(self, wheel, tmp_path_factory):
+        place = Clean(tmp_path_factory.mktemp("author"))
+        place.install(wheel)
+        place.run("p2pzoo", "new-plugin", "their-zoo")
+        place.install(build_wheel(place.folder / "their-zoo", tmp_path_factory.mktemp("theirs")))
+        return place
+
+    @pytest.fixture(scope="class")
+    def recipe(self, place):
+        return place.folder / "their-zoo/their-zoo.toml"
+
+    def test_its_tests_pass_untouched(self, place):
+        told = place.run("python", "-m", "pytest", "-q", "their-zoo").stdout
+        passed = int(re.search(r"(\d+) passed", told)[1])
+        assert passed >= 16, told
+        assert "failed" not in told
+
+    def test_its_components_are_checked_from_the_command_line(self, place):
+        told = place.run("p2pzoo", "check-plugin", "their-zoo", "-s", "generator.their-zoo.blocks=1").stdout
+        assert " pass" in told
+        assert "✗" not in told
+
+    def test_its_recipe_runs_to_its_end(self, place, recipe):
+        results = place.json("run", recipe, "--profile", "smoke", "--device", "cpu")
+        assert results["recipe"] == "their-zoo"
+        assert set(results["metrics"]) >= {"l1", "psnr", "ssim"}
+
+    def test_it_is_one_more_row_of_table_3(self, place, recipe):
+        table = (REPOSITORY / "benchmarks/table3_receptive_field.toml").read_text("utf-8")
+        (place.folder / "table3.toml").write_text(table + ROW.format(recipe=recipe))
+        lines = place.run("p2pzoo", "bench", "table3.toml", "--profile", "smoke", "--seeds", "1", "--dry-run").stdout
+        rows = [line.partition(", seed 0")[0] for line in lines.splitlines()]
+        assert rows == [*re.findall(r'recipe = .*\nlabel = "(.*)"', table), "mine"]
+
+    def test_a_table_with_it_is_filled(self, place, recipe):
+        (place.folder / "small.toml").write_text(TABLE.format(recipe=recipe))
+        few = ("-s", "dataset.stride=256", "-s", "train.images=4", "-s", "compute.device=cpu")
+        command = ("p2pzoo", "bench", "small.toml", "--profile", "smoke", "--seeds", "1", "--format", "csv", "--quiet")
+        told = place.run(*command, *few).stdout
+        assert [line.partition(",")[0] for line in told.splitlines()[1:]] == ["U-Net", "mine"]
 
 
 @pytest.mark.slow

@@ -31,6 +31,8 @@ COMMANDS = {  # name: (module, summary); the summary is here so that --help impo
     "list": ("p2pzoo.cli.catalogue", "List the components that recipes can name."),
     "show": ("p2pzoo.cli.catalogue", "Show one component: parameters, counts, sizes."),
     "plugins": ("p2pzoo.cli.catalogue", "List plugins, and why one does not load."),
+    "check-plugin": ("p2pzoo.cli.check_plugin", "Check that a plugin's components keep their promises."),
+    "new-plugin": ("p2pzoo.cli.new_plugin", "Write a plugin package to begin with."),
     "recipe": ("p2pzoo.cli.recipes", "Print a recipe resolved, with the line that set each value."),
     "diff": ("p2pzoo.cli.recipes", "Print what differs between two recipes."),
 }
@@ -49,7 +51,7 @@ class Zoo(click.Group):
         if name not in COMMANDS:
             return None
         module = importlib.import_module(COMMANDS[name][0])
-        command: click.Command = getattr(module, f"{name}_command")
+        command: click.Command = getattr(module, f"{name.replace('-', '_')}_command")
         return command
 
     def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:

@@ -28,6 +28,8 @@ class Vanilla:
             logits, as the PyTorch code does, and never saturates.
     """
 
+    minimum = (0.0, 0.0)
+
     def __init__(self, *, halved: bool = True, log_eps: Annotated[float, Field(ge=0, lt=1), Later] = 0.0) -> None:
         self.share = 0.5 if halved else 1.0
         self.log_eps = log_eps
@@ -50,6 +52,8 @@ class LeastSquares:
     As in the PyTorch code, the 1/2 of Eq. 9 stands on D's side only.
     """
 
+    minimum = (0.0, 0.0)
+
     def judge(self, scene: Scene) -> Tensor:
         """What D minimises, ≥ 0: ((D(x, y) − 1)² + D(x, ŷ)²) / 2."""
         return 0.5 * (_squared_error(scene.real, label=1.0) + _squared_error(scene.fake, label=0.0))
@@ -63,6 +67,7 @@ class L1:
     """E[|y − ŷ|], Eq. 3, as the mean over all values of images in [-1, 1]: 0 to 2."""
 
     side = "generator"
+    minimum = 0.0
 
     def __call__(self, scene: Scene) -> Tensor:
         return F.l1_loss(scene.y_hat, scene.y)
@@ -72,6 +77,7 @@ class L2:
     """E[(y − ŷ)²], which the paper set aside for L1 because it blurs more (§3.1): 0 to 4."""
 
     side = "generator"
+    minimum = 0.0
 
     def __call__(self, scene: Scene) -> Tensor:
         return F.mse_loss(scene.y_hat, scene.y)

@@ -1,0 +1,81 @@
+"""What plugin authors are shown: every hook is documented, with an example that works and is checked by the kit."""
+
+import ast
+import inspect
+import re
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from p2pzoo import hookspecs
+from p2pzoo.plugins import hook_name
+from p2pzoo.registry import KINDS
+from p2pzoo.testing import trials_of
+
+PLUGINS = Path(__file__).parents[1] / "plugins"
+PAGES = "\n".join(page.read_text("utf-8") for page in sorted(PLUGINS.glob("README*.md")))
+HOOKS = dict(inspect.getmembers(hookspecs, inspect.isfunction))
+SCREEN = 50  # lines
+
+STANDARD_TABLES = ("build-system", "project")  # of any package's pyproject.toml
+
+
+def examples():
+    """kind -> {file: its text}, of the pieces of code under each kind's heading."""
+    found = {}
+    for heading, text in re.findall(r"^## (\w+): `register_\w+`\n(.*?)(?=^## |\Z)", PAGES, re.MULTILINE | re.DOTALL):
+        found[heading] = dict(re.findall(r"```python\n# (\S+)\n(.*?)```", text, re.DOTALL))
+    return found
+
+
+EXAMPLES = examples()
+
+
+@pytest.mark.parametrize("hook", HOOKS)
+def test_every_hook_is_documented(hook):
+    assert f"`{hook}`" in PAGES
+
+
+@pytest.mark.parametrize("hook", HOOKS)
+def test_every_hook_is_used_by_an_example_that_is_tested(hook):
+    assert any(f"def {hook}(" in text for files in EXAMPLES.values() for text in files.values())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_example_of_each_kind_fits_a_screen(kind):
+    assert sum(len(text.splitlines()) for text in EXAMPLES[kind].values()) <= SCREEN
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_example_of_each_kind_works_and_keeps_its_promises(kind, install, tmp_path):
+    [hook, module] = EXAMPLES[kind].items()
+    assert hook[0] == "my_zoo/__init__.py"
+    assert f"def {hook_name(kind)}(" in hook[1]
+    install("my_zoo", hook[1].replace("my_zoo.", "my_zoo_"))
+    (tmp_path / "site" / module[0].replace("/", "_")).write_text(module[1])
+    findings = {str(trial): trial.run() for trial in trials_of("my_zoo")}
+    assert {kind} == {name.partition(".")[0] for name in findings}
+    assert {name: found.told for name, found in findings.items() if found.status == "fail"} == {}
+    assert any(found.status == "pass" for found in findings.values())
+
+
+def test_a_generator_costs_at_most_five_lines_of_pyproject_and_three_of_hook():
+    """Beside its own module, on the example of plugins/README.md."""
+    page = (PLUGINS / "README.md").read_text("utf-8")
+    section = page[page.index("## Write one") :]
+    [pyproject] = re.findall("```toml\n(.*?)```", section, re.DOTALL)[:1]
+    hook = re.findall("```python\n(.*?)```", section, re.DOTALL)[0]
+
+    table, more = "", []
+    for line in filter(None, map(str.strip, pyproject.splitlines())):
+        table = line.strip("[]") if line.startswith("[") else table
+        if table not in STANDARD_TABLES:
+            more.append(line)
+    assert tomllib.loads(pyproject)["project"]["entry-points"]["p2pzoo"]
+    assert len(more) <= 5
+
+    [function] = [node for node in ast.parse(hook).body if isinstance(node, ast.FunctionDef)]
+    lines = range(function.decorator_list[0].lineno, function.end_lineno + 1)
+    assert function.name == hook_name("generator")
+    assert len(lines) <= 3
