@@ -95,8 +95,7 @@ class Objective:
             self.descend(self._sum(told, self._terms("generator", scene)), self.G.optimizer)
         else:
             pooled = self.pool(batch.x, y_hat.detach(), step) if self.pool else None
-            seen = functools.partial(self.augmentations.show, batch.drawn) if self.augmentations else None
-            scene = Scene(batch, y_hat, self.D.network, pooled=pooled, both=self.both, seen=seen)
+            scene = Scene(batch, y_hat, self.D.network, pooled=pooled, both=self.both, seen=self._seen(batch))
             self._play(scene, self.D, self.gan, told)
         return told
 
@@ -109,6 +108,12 @@ class Objective:
         self._begin_move()
         with frozen(D.network):
             self.descend(self._sum(told, self._fooled(gan, scene.anew())), self.G.optimizer)
+
+    def _seen(self, batch: Batch) -> Any:
+        """How images look to D in this step; None: as they are."""
+        if self.augmentations is None or not self.augmentations.of_d:
+            return None
+        return functools.partial(self.augmentations.show, batch.drawn)
 
     def _begin_move(self) -> None:
         if self.zeroed:
