@@ -51,8 +51,6 @@ class Augmentations:
 
     def show(self, drawn: Tensor | None, moment: Moment, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         """(x, y) as D sees them at this moment. `drawn` is the batch's; x and y may be several batches, joined."""
-        if not self.of_d:
-            return x, y
         assert drawn is not None, "the batch has not been prepared: call the augmentations with it first"
         drawn = drawn.repeat(len(y) // len(drawn), 1)
         # sums over an image have other bits in another memory format, which pooled images lose as they are saved

@@ -145,7 +145,7 @@ class Scene:
     @property
     def D(self) -> Discriminator | None:
         """The discriminator. It sees what it is asked of as it sees real images, in this move."""
-        return self._D if self._D is None or self._seen is None else _Shown(self._D, self._as_real)
+        return self._D if self._D is None or self._seen is None else _Augmented(self._D, self._as_real)
 
     @property
     def x_of_y_hat(self) -> Tensor:
@@ -208,8 +208,8 @@ class Scene:
         return self._D
 
 
-class _Shown:
-    """D behind an augmentation of what it is asked of."""
+class _Augmented:
+    """D, which sees what it is asked of through an augmentation."""
 
     def __init__(self, D: Discriminator, show: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]) -> None:
         self._D, self._show = D, show

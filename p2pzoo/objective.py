@@ -117,7 +117,8 @@ class Objective:
     def _scene_of(
         self, batch: Batch, y_hat: Tensor, D: Player, step: int, pooled: tuple[Tensor, Tensor] | None = None
     ) -> Scene:
-        seen = functools.partial(self.augmentations.show, batch.drawn) if self.augmentations else None
+        of_d = self.augmentations if self.augmentations and self.augmentations.of_d else None
+        seen = functools.partial(of_d.show, batch.drawn) if of_d else None
         return Scene(batch, y_hat, D.network, pooled=pooled, both=self.both, seen=seen, step=step)
 
     def _play(self, scene: Scene, D: Player, gan: GanLoss, told: dict[str, Tensor]) -> None:

@@ -40,9 +40,9 @@ class FullPrecision(nn.Module):
 def normalise(network: nn.Module) -> None:
     """From now on its convolutions and linear layers have spectrally normalised weights, in place.
 
-    Layers whose weights are frozen, or computed already, as by a spectral norm of the network's own, stay as they are. u
-    and v are drawn from torch's generator, and 15 power iterations taken. Raises ValueError for a layer whose weights are
-    all 0, which no factor brings to norm 1.
+    Layers whose weights are frozen, or computed already, as by a spectral norm of the network's own, stay as they are.
+    u and v are drawn from torch's generator, and 15 power iterations taken. Raises ValueError for a layer whose weights
+    are all 0, which no factor brings to norm 1.
     """
     for name, layer in list(network.named_modules()):
         if not isinstance(layer, LAYERS) or "weight" not in layer._parameters or not layer.weight.requires_grad:

@@ -238,6 +238,20 @@ class TestDiscriminator:
         torch.testing.assert_close(told["D.gan"], d_loss.detach())
         torch.testing.assert_close(told["G.gan"], g_loss.detach())
 
+    def test_where_pairs_alone_are_augmented_losses_are_given_d_itself(self):
+        given = []
+
+        class Asking(Vanilla):
+            def judge(self, scene):
+                given.append(scene.D)
+                return super().judge(scene)
+
+        G, D = nn.Conv2d(3, 3, 1), Onlooker()
+        augmentations = Augmentations({"a": Brighter()}, batch_size=2, seed=0)
+        objective = Objective(sgd(G), sgd(D), Asking(), [], descend, augmentations=augmentations)
+        objective.step(augmentations(zeros(2), 0), 0)
+        assert given == [D]
+
     def test_in_the_lua_order_g_hears_what_d_said_of_its_own_augmented_images(self):
         [told, _, D], [G2, D2, u, batch] = play(LuaObjective)
         shown = G2(batch.x) + u[:, 2].sum(1).view(-1, 1, 1, 1)
