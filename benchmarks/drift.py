@@ -27,7 +27,7 @@ from p2pzoo.experiment import check
 from p2pzoo.networks import make_discriminator, make_generator
 from p2pzoo.plugins import registry
 from p2pzoo.recipe import read_recipe
-from p2pzoo.train import set_up
+from p2pzoo.training import set_up
 
 CHANNELS = (3, 3)
 COARSE = 8  # pixels of smooth noise between two independent values

@@ -132,7 +132,7 @@ def zoo_step(
     from p2pzoo.experiment import check
     from p2pzoo.plugins import registry
     from p2pzoo.recipe import read_recipe
-    from p2pzoo.train import READ_EVERY_ELSEWHERE, Ledger, advance, set_up
+    from p2pzoo.training import READ_EVERY_ELSEWHERE, Ledger, advance, set_up
 
     size, width, batch = cell
     overrides = [

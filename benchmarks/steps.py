@@ -48,7 +48,7 @@ def training(made: Any) -> Callable[[], object]:
     """One step after another: store, batch, move, game, reading the losses."""
     from p2pzoo.compute import Engine
     from p2pzoo.data import Store, TrainBatches
-    from p2pzoo.train import Ledger, advance, set_up
+    from p2pzoo.training import Ledger, advance, set_up
 
     engine = Engine(made.compute)
     store = Store(made.dataset.build(split="train"), enlarge=made.train.jitter, kernel=made.train.jitter_kernel)

@@ -3,11 +3,9 @@
 This module stays light: importing it imports no torch, so that plugins can register in milliseconds.
 """
 
-import sys
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from p2pzoo.hookspecs import hookimpl
@@ -24,7 +22,8 @@ __all__ = ["__version__", "create", "hookimpl", "list_components", "load", "trai
 def list_components(kind: str | None = None) -> list[str]:
     """The names that recipes can write after `use =`: of one kind, or "kind.name" of all.
 
-    kind: "generator", "discriminator", "gan_loss", "loss", "dataset", "metric" or "callback"; UserError for another.
+    kind: "generator", "discriminator", "gan_loss", "loss", "dataset", "metric", "callback" or
+    "augmentation"; UserError for another.
     A name that two plugins claim is listed once for each, as "plugin:name".
     """
     from p2pzoo.api import list_components
@@ -65,14 +64,3 @@ def train(
     from p2pzoo.api import train
 
     return train(recipe, profile, overrides, Path(runs))
-
-
-class _Front(ModuleType):
-    """Keeps `p2pzoo.train` the function: importing p2pzoo/train.py, the loop, would put that module in its place."""
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        if not (name == "train" and isinstance(value, ModuleType)):
-            super().__setattr__(name, value)
-
-
-sys.modules[__name__].__class__ = _Front

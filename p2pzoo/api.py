@@ -78,7 +78,7 @@ def train(recipe: str | Path, profile: str | None, overrides: Sequence[str], run
     from p2pzoo.cli.recipes import open_experiment
     from p2pzoo.progress import NoProgress
     from p2pzoo.session import finish
-    from p2pzoo.train import Interrupted
+    from p2pzoo.training import Interrupted
 
     experiment = open_experiment(str(recipe), profile, tuple(overrides))
     try:

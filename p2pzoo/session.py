@@ -32,7 +32,7 @@ from p2pzoo.processes import check_batch, count, first, rank, together
 from p2pzoo.registry import Registry
 from p2pzoo.report import Comparison, write_report
 from p2pzoo.run import Run, changed_sources, run_for, sources
-from p2pzoo.train import Progress, saved, train
+from p2pzoo.training import Progress, saved, train
 from p2pzoo.translate import translate
 
 TEST_PICTURES = 6

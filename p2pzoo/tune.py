@@ -24,7 +24,7 @@ from p2pzoo.data import Store, train_batches
 from p2pzoo.errors import UserError
 from p2pzoo.experiment import Experiment
 from p2pzoo.lowering import CONVOLVE, CORRELATE, SPREAD, Chooser, Form, Shape, forms, shipped_rule
-from p2pzoo.train import advance, set_up
+from p2pzoo.training import advance, set_up
 
 MARGIN = 0.05  # of the shipped form's time; less is noise
 LAST_CACHE = Path("/sys/devices/system/cpu/cpu0/cache/index3/size")  # Linux

@@ -1,6 +1,5 @@
 """What several test modules share: a tiny recipe, the command line here or in its own process, throw-away plugins."""
 
-import importlib
 import os
 import signal
 import subprocess
@@ -13,8 +12,7 @@ import torch
 from click.testing import CliRunner
 from p2pzoo_earth import dataset, geometry
 
-from p2pzoo import plugins
-from p2pzoo import train as training
+from p2pzoo import plugins, training
 from p2pzoo.cli import main
 
 TINY = """
@@ -107,8 +105,8 @@ def run(zoo, arguments):
 def no_reports():
     """Runs of this process write no report.html, which takes as long as the training of a tiny run."""
     with pytest.MonkeyPatch.context() as patch:
-        for module in ("train", "session"):
-            patch.setattr(importlib.import_module(f"p2pzoo.{module}"), "write_report", lambda *_: None)
+        for module in ("training", "session"):
+            patch.setattr(f"p2pzoo.{module}.write_report", lambda *_: None)
         yield
 
 

@@ -23,7 +23,7 @@ from p2pzoo.onepass import OnePass
 from p2pzoo.plugins import registry
 from p2pzoo.recipe import read_recipe
 from p2pzoo.registry import Entry, Registry
-from p2pzoo.train import advance, set_up
+from p2pzoo.training import advance, set_up
 
 SIZE = (8, 8)
 

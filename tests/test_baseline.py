@@ -19,7 +19,7 @@ from p2pzoo.experiment import check
 from p2pzoo.networks import build, make_discriminator, make_generator
 from p2pzoo.plugins import plugins, registry
 from p2pzoo.recipe import read_recipe
-from p2pzoo.train import set_up
+from p2pzoo.training import set_up
 
 ROOT = Path(__file__).parent.parent
 CHANNELS = (3, 3)

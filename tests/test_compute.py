@@ -15,7 +15,7 @@ from p2pzoo.experiment import check
 from p2pzoo.plugins import registry
 from p2pzoo.recipe import read_recipe
 from p2pzoo.settings import Compute, Optimizer
-from p2pzoo.train import Ledger, set_up
+from p2pzoo.training import Ledger, set_up
 
 
 def test_the_best_device_is_picked_and_a_missing_one_refused(monkeypatch):

@@ -20,7 +20,7 @@ from p2pzoo.networks import make_discriminator, make_generator
 from p2pzoo.objective import LuaObjective, Objective, Player, Term
 from p2pzoo.plugins import registry
 from p2pzoo.recipe import read_recipe
-from p2pzoo.train import set_up
+from p2pzoo.training import set_up
 
 SIDE, STEPS = 64, 6
 LR = 2e-3  # ten times the paper's, so that what differs is seen soon

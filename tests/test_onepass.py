@@ -15,7 +15,7 @@ from p2pzoo.objective import Objective, Player, Term
 from p2pzoo.onepass import OnePass, judges_alone, pays
 from p2pzoo.plugins import registry
 from p2pzoo.recipe import read_recipe
-from p2pzoo.train import set_up
+from p2pzoo.training import set_up
 
 SIZE = (32, 32)
 

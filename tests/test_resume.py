@@ -66,7 +66,7 @@ VARIANTS = {
 }
 pytestmark = pytest.mark.usefixtures("no_reports")
 
-STEP = "p2pzoo.train:advance"
+STEP = "p2pzoo.training:advance"
 DISPLAY = "p2pzoo.progress:PlainProgress.step"
 TRANSLATE = "p2pzoo.evaluate:translate"  # one test image
 
@@ -424,7 +424,7 @@ class TestSignals:
         [
             (STEP, 23),
             (DISPLAY, 26),
-            ("p2pzoo.train:State.save", 2),  # the checkpoint of image 20
+            ("p2pzoo.training:State.save", 2),  # the checkpoint of image 20
         ],
         ids=["step", "display", "checkpoint"],
     )

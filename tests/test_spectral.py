@@ -19,7 +19,7 @@ from p2pzoo.plugins import registry
 from p2pzoo.recipe import read_recipe
 from p2pzoo.recompute import recomputing
 from p2pzoo.spectral import FullPrecision, normalise, plain_state
-from p2pzoo.train import set_up
+from p2pzoo.training import set_up
 from p2pzoo.translate import translate
 
 SIZE = (32, 32)

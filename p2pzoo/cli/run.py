@@ -63,7 +63,7 @@ def run_command(
     from p2pzoo.progress import progress
     from p2pzoo.run import find_run
     from p2pzoo.session import finish
-    from p2pzoo.train import Interrupted
+    from p2pzoo.training import Interrupted
 
     overrides += (f"seed={seed}",) if seed is not None else ()
     overrides += (f"compute.device={device}",) if device else ()
