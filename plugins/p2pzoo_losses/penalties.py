@@ -40,7 +40,11 @@ class GradientPenalty:
 
 
 class R1(GradientPenalty):
-    """At real images (Mescheder et al. 2018, arXiv:1801.04406, §4.1): ≥ 0, 0 where D is flat. Arguments: above."""
+    """At real images (Mescheder et al. 2018, arXiv:1801.04406, §4.1): ≥ 0, 0 where D is flat.
+
+    Args:
+        every: act in every k-th step only, k times as strongly; see GradientPenalty.
+    """
 
     @staticmethod
     def _at(scene: Scene) -> tuple[Tensor, Tensor]:
@@ -48,7 +52,11 @@ class R1(GradientPenalty):
 
 
 class R2(GradientPenalty):
-    """At fake images, as D is shown them (Mescheder et al. 2018, §4.1): ≥ 0, 0 where D is flat. Arguments: above."""
+    """At fake images, as D is shown them (Mescheder et al. 2018, arXiv:1801.04406, §4.1): ≥ 0, 0 where D is flat.
+
+    Args:
+        every: act in every k-th step only, k times as strongly; see GradientPenalty.
+    """
 
     @staticmethod
     def _at(scene: Scene) -> tuple[Tensor, Tensor]:
