@@ -110,6 +110,7 @@ def experiment(component: Component, side: int) -> Experiment:
     return Experiment(
         recipe=Recipe("kit", "plain", {}, {}, Source("kit")), seed=0, **playing,
         losses={"under_test": component} if kind == "loss" else {}, metrics={}, callbacks={},
+        augmentations={"under_test": component} if kind == "augmentation" else {},
         train=Train(images=3 * 2, batch_size=2), optimizer=Optimizer(), init=Init(weights="own"),
         compute=compute(), evaluate=Evaluate(),
     )  # fmt: skip
