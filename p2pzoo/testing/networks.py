@@ -200,7 +200,7 @@ def check_export(case: Case) -> str:
 
 
 def check_rewrites(case: Case) -> None:
-    """What the core does for speed (kernels, memory format) or memory (activations made again) changes nothing but rounding."""
+    """What the core does for speed (kernels, memory format) and memory (checkpointing) changes nothing but rounding."""
     for settings in (compute(), compute(checkpointing=True, channels_last=False)):
         network = _settled(case, _used(case))
         plain = copy.deepcopy(network)
