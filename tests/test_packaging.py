@@ -316,7 +316,7 @@ class TestNewPlugin:
         few = ("-s", "dataset.stride=256", "-s", "train.images=4", "-s", "compute.device=cpu")
         command = ("p2pzoo", "bench", "small.toml", "--profile", "smoke", "--seeds", "1", "--format", "csv", "--quiet")
         told = place.run(*command, *few).stdout
-        assert [line.partition(",")[0] for line in told.splitlines()[1:]] == ["U-Net", "mine"]
+        assert [line.partition(",")[0] for line in told.splitlines()[1:]] == ["patch70", "mine"]
 
 
 @pytest.mark.slow
