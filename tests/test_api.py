@@ -98,7 +98,7 @@ def test_a_recipe_is_trained_and_its_model_loaded(tiny, tmp_path):
         torch.set_num_threads(threads)
     assert isinstance(trained, Trained)
     assert trained.folder.parent == tmp_path / "tiny"
-    assert set(trained.metrics) == {"l1", "psnr"}
+    assert {"l1", "psnr"} <= set(trained.metrics)
     assert trained.metrics["l1"] == trained.results["metrics"]["l1"]["value"]
     assert again == trained
     assert trained.load(device="cpu").run == trained.results["id"]

@@ -254,6 +254,8 @@ Image.fromarray(Earth("test", size=256)[0].x[:215, :201]).save("photo.jpg")
 TABLE = """
 title = "Generators"
 baseline = "patch70"
+[columns]
+"l1" = "L1"
 [rows.patch70]
 recipe = "zoo:ablation_patch70.toml"
 label = "U-Net"
@@ -297,7 +299,8 @@ class TestNewPlugin:
         assert "✗" not in told
 
     def test_its_recipe_runs_to_its_end(self, place, recipe):
-        results = place.json("run", recipe, "--profile", "smoke", "--device", "cpu")
+        few = ("-s", "dataset.stride=256")
+        results = place.json("run", recipe, "--profile", "smoke", "--device", "cpu", *few)
         assert results["recipe"] == "their-zoo"
         assert set(results["metrics"]) >= {"l1", "psnr", "ssim"}
 
@@ -313,7 +316,7 @@ class TestNewPlugin:
         few = ("-s", "dataset.stride=256", "-s", "train.images=4", "-s", "compute.device=cpu")
         command = ("p2pzoo", "bench", "small.toml", "--profile", "smoke", "--seeds", "1", "--format", "csv", "--quiet")
         told = place.run(*command, *few).stdout
-        assert [line.partition(",")[0] for line in told.splitlines()[1:]] == ["U-Net", "mine"]
+        assert [line.partition(",")[0] for line in told.splitlines()[1:]] == ["patch70", "mine"]
 
 
 @pytest.mark.slow

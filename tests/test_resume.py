@@ -82,7 +82,8 @@ def cut_off():
 @contextlib.contextmanager
 def after(function: str, act, *, call: int):
     """`act()` happens once, as call number `call` of "module:function" returns."""
-    owner, _, name = function.replace(":", ".").rpartition(".")
+    module, _, path = function.partition(":")
+    owner, _, name = path.rpartition(".")
     original = pkgutil.resolve_name(function)
     calls = 0
 
@@ -95,7 +96,7 @@ def after(function: str, act, *, call: int):
         return answer
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(f"{owner}.{name}", acting)
+        patch.setattr(pkgutil.resolve_name(f"{module}:{owner}"), name, acting)
         yield
     assert calls >= call, f"{function} was called {calls} times"
 
