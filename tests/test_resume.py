@@ -34,6 +34,7 @@ VARIANTS = {
         "discriminator.bias=lua",
         "optimizer.eps_before_correction=true",
     ),
+    "spectral norm": ("generator.use=spade", "generator.width=2"),
     "no discriminator": ('drop=["discriminator", "gan_loss"]',),
 }
 pytestmark = pytest.mark.usefixtures("no_reports")
