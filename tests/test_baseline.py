@@ -3,7 +3,9 @@
 Every generator and discriminator of the first-party plugins is held to it, so a new one is too.
 """
 
+import copy
 import importlib.util
+from dataclasses import replace
 from pathlib import Path
 from typing import get_args
 
@@ -179,7 +181,7 @@ def test_in_float32_one_step_gives_the_same_pictures_losses_and_gradients(varian
     for parameter in (*ours.G.network.parameters(), *ours.D.network.parameters()):
         parameter.register_post_accumulate_grad_hook(keep)
 
-    pair = batch(128, 0)
+    pair = off_the_corner_of_l1(copy.deepcopy(classic.G), batch(128, 0))
     told = ours.step(engine.move(pair), 0)
     assert_same_losses(told, classic.step(pair.x, pair.y), 1e-4)
     torch.testing.assert_close(*pictures, rtol=0, atol=1e-4)
@@ -196,6 +198,14 @@ def test_in_float32_one_step_gives_the_same_pictures_losses_and_gradients(varian
                 compared += 1
                 assert (gradients[mine] - classics.grad).norm().item() <= 1e-3 * norm, name
     assert compared > len(optimizers) * 4
+
+
+@torch.no_grad()
+def off_the_corner_of_l1(G, pair):
+    """The pair, no value of y within a thousandth of ŷ: one sign of 49 152 that rounding turns is 1% of a gradient."""
+    G._forward_hooks.clear()
+    y_hat = G(pair.x)
+    return replace(pair, y=torch.where((pair.y - y_hat).abs() < 1e-3, y_hat + 1e-2, pair.y))
 
 
 def smooth(network):

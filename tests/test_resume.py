@@ -62,6 +62,7 @@ VARIANTS = {
         "losses.r1.use=r1",
         "losses.r1.every=7",
     ),
+    "a network with a spectral norm of its own": ("generator.use=spade", "generator.width=2"),
     "no discriminator": ('drop=["discriminator", "gan_loss"]',),
 }
 pytestmark = pytest.mark.usefixtures("no_reports")

@@ -90,6 +90,7 @@ class SpadeResBlock(nn.Module):
         between = min(entering, leaving)
         self.modulations = nn.ModuleList([Modulation(c, labels, hidden, norm) for c in (entering, between)])
         self.convolutions = nn.ModuleList([_conv(entering, between), _conv(between, leaving)])
+        self.activation = nn.ReLU()
         self.skip_modulation = self.skip_convolution = None
         if entering != leaving:
             self.skip_modulation = Modulation(entering, labels, hidden, norm)
@@ -98,9 +99,9 @@ class SpadeResBlock(nn.Module):
     def forward(self, h: Tensor, x: Tensor) -> Tensor:
         skipped = h
         if self.skip_modulation is not None and self.skip_convolution is not None:
-            skipped = self.skip_convolution(F.relu(self.skip_modulation(h, x)))
+            skipped = self.skip_convolution(self.activation(self.skip_modulation(h, x)))
         for modulation, convolution in zip(self.modulations, self.convolutions, strict=True):
-            h = convolution(F.relu(modulation(h, x)))
+            h = convolution(self.activation(modulation(h, x)))
         return skipped + h
 
 

@@ -65,6 +65,23 @@ def test_blocks_double_the_size_from_the_smallest_on_and_halve_the_width(size, u
     assert G.size_divisor == size[0] // start[0]
 
 
+def test_parameters_are_those_of_the_blocks_and_of_modulations_of_128_channels():
+    def conv(entering, leaving, taps=9):
+        return entering * leaving * taps + leaving
+
+    def modulation(channels):
+        return conv(3, 128) + 2 * conv(128, channels)
+
+    def block(entering, leaving):
+        straight = modulation(entering) + conv(entering, leaving) + modulation(leaving) + conv(leaving, leaving)
+        return straight + (entering != leaving) * (modulation(entering) + conv(entering, leaving, taps=1))
+
+    with torch.device("meta"):
+        count = sum(p.numel() for p in Spade(3, 3, (256, 256)).parameters())
+    halving = sum(block(2 * width, width) for width in (512, 256, 128, 64))
+    assert count == conv(3, 1024) + 3 * block(1024, 1024) + halving + conv(64, 3)
+
+
 @pytest.mark.parametrize(("size", "upsamplings"), [((30, 33), None), ((64, 64), 6), ((48, 32), 5), ((2, 2), None)])
 def test_sizes_that_do_not_fit_are_answered_with_one_that_does(size, upsamplings):
     with pytest.raises(ValueError, match=r"takes sides that are multiples of \d+, from \d+ up") as refusal:
@@ -180,6 +197,13 @@ def test_every_parameter_receives_a_finite_gradient(G):
         assert parameter.grad.isfinite().all(), name
         if "weight" in name:
             assert parameter.grad.abs().sum() > 0, name
+
+
+def test_two_passes_can_come_before_their_gradients(G):
+    first = G(labels(32, 32))
+    G(labels(32, 32, seed=1))
+    first.square().mean().backward()
+    assert all(p.grad.isfinite().all() for p in G.parameters())
 
 
 def test_a_recipes_first_weights_reach_its_convolutions(G):
