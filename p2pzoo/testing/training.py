@@ -33,7 +33,7 @@ def check_training(case: Case) -> None:
     batches = train_batches(store, game.train, game.seed)
     try:
         for step in range(STEPS):
-            told = advance(objective.step, engine, batches, step, game.optimizer.lr, game.seed)
+            told = advance(objective.step, engine, batches, step, game.optimizer.lr, game.seed, objective.augmentations)
             for name, value in told.items():
                 assert value.isfinite(), f"{name} is {value.item()} at step {step}"
     finally:
