@@ -149,7 +149,10 @@ def wait_for():
 def install(tmp_path, monkeypatch):
     """install("name", source): a plugin, found as an installed distribution's is, for the length of a test."""
 
+    installed = []
+
     def install(name, source):
+        installed.append(name)
         site = tmp_path / "site"
         info = site / f"{name}-1.0.dist-info"
         info.mkdir(parents=True)
@@ -165,6 +168,8 @@ def install(tmp_path, monkeypatch):
         plugins.registry.cache_clear()
 
     yield install
+    for name in installed:
+        sys.modules.pop(name, None)
     forget()
 
 

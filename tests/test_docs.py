@@ -76,7 +76,7 @@ def test_the_plugins_table_lists_every_component():
 
 def test_the_readmes_example_plugin_works(tmp_path, install, monkeypatch):
     page = (ROOT / "plugins" / "README.md").read_text("utf-8")
-    hook, model = re.findall("```python\n(.*?)```", page, re.DOTALL)
+    hook, model, *_ = re.findall("```python\n(.*?)```", page, re.DOTALL)
     install("my_zoo", hook.replace("my_zoo.model", "my_zoo_model"))
     (tmp_path / "site" / "my_zoo_model.py").write_text(model)
     (tmp_path / "mine.toml").write_text('extends = "zoo:base.toml"\n[generator]\nuse = "shallow"\nwidth = 4\n')

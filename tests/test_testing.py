@@ -132,7 +132,7 @@ class TestGenerators:
         class Forgetful(Translator):
             def __init__(self, in_channels, out_channels):
                 super().__init__(in_channels, out_channels)
-                self.register_buffer("scale", torch.full((1,), 0.5), persistent=False)
+                self.register_buffer("scale", torch.rand(1), persistent=False)
 
             def forward(self, x):
                 return super().forward(x) * self.scale

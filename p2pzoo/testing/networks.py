@@ -236,7 +236,7 @@ def _shown(case: Case, network: nn.Module, channels: tuple[int, int], size: tupl
 
 def _used(case: Case) -> nn.Module:
     """As after some training: norms have seen images, and nothing is at its first value."""
-    network, draw = case.network(), torch.Generator().manual_seed(5)
+    network, draw = case.network(seed=1), torch.Generator().manual_seed(5)
     with torch.no_grad():
         for parameter in network.parameters():
             parameter.add_(torch.randn(parameter.shape, generator=draw), alpha=0.02)
