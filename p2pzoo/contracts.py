@@ -253,7 +253,8 @@ class Generator(Protocol):
 class Discriminator(Protocol):
     """An nn.Module that concatenates x itself where it is conditional.
 
-    `receptive_field`: side in pixels of what one logit sees, or None (absent: unknown).
+    `receptive_field`: side in pixels of what one logit sees, or None (absent: unknown). `size_divisor`: as of a
+    Generator.
     """
 
     def __call__(self, x: Tensor, y: Tensor) -> list[Tensor]:

@@ -12,9 +12,8 @@ from torch import Tensor
 
 from p2pzoo.contracts import Where
 from p2pzoo.errors import UserError
-from p2pzoo.testing.kit import Case, DoesNotApply, images
+from p2pzoo.testing.kit import SIDE, Case, DoesNotApply, images
 
-SIDE = 32
 DRAWS = 16  # images that are changed, each by other numbers
 APART = 2  # px between what two images show, at most: as far as resampling moves a blob's peak
 SEEN = 0.3  # contrast from which a blob still counts as shown

@@ -11,14 +11,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from p2pzoo.testing.kit import Case
-from p2pzoo.testing.partners import partner, picture
+from p2pzoo.testing.kit import SIDE, Case
+from p2pzoo.testing.partners import experiment, partner, picture
 
 
 def check_changes_nothing(case: Case) -> None:
     """Through a whole run: no random number is drawn, no tensor, no file and none of what it is told is changed."""
     tensor = torch.linspace(0, 1, 8, requires_grad=True)
-    recipe = {"title": "kit", "seed": 0, "generator": {"use": partner("generator").entry.full_name}}
+    recipe = experiment(partner("generator"), SIDE).resolved()
     losses, metrics = {"G.under_test": 0.5}, {"under_test": 0.25}
     told: list[Any] = [recipe, losses, metrics]
     before = _state(), copy.deepcopy(told), tensor.detach().clone()

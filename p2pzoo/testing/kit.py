@@ -26,8 +26,10 @@ Status = Literal["pass", "fail", "expected failure", "does not apply"]
 Size = tuple[int, int]
 
 WIDTHS = (4, 8, 16, 32)  # of a component with a parameter `width`: the first that it takes
-SIDES = (32, 64, 96, 128, 256)  # px of the images that networks are shown: the first that they take
+SIDES = (32, 64, 96, 128, 256)  # px of the images that networks are shown
+ROOM = 4  # values a side of a network's coarsest map, if it has them at one of SIDES: of fewer, norms magnify rounding
 BATCH = 2
+SIDE = 32  # px of the images that losses and augmentations are shown
 
 
 class DoesNotApply(Exception):
@@ -39,7 +41,7 @@ class Case:
     """One component with the parameters that it is checked with.
 
     component  what is built. Parameters that are not given have their defaults, but for `width`: that is small
-    size       (H, W) of the images that a network is shown: the smallest that it takes
+    size       (H, W) of the images that a network is shown: the smallest that it takes and that leave it room
     kept       what one check has made and another can use
     """
 
@@ -72,6 +74,10 @@ class Case:
         """The component itself. Raises DoesNotApply where it lacks a package, weights or files."""
         with self.lacking():
             return self.component.build(**offered)
+
+    def term(self) -> Any:
+        """A GAN loss or loss, for the images of `partners.batch`."""
+        return self.make(in_channels=3, out_channels=3, size=(SIDE, SIDE))
 
     @staticmethod
     @contextlib.contextmanager
@@ -143,6 +149,7 @@ def _with_small_width(entry: Entry, factory: Callable[..., Any], given: Mapping[
 
 def _size(component: Component) -> Size:
     refused: Exception | None = None
+    least: int | None = None
     for side in SIDES:
         try:
             with torch.device("meta"), Case.lacking():
@@ -152,7 +159,11 @@ def _size(component: Component) -> Size:
         except (UserError, ValueError, RuntimeError) as error:
             refused = refused or error
             continue
-        return side, side
+        if side >= ROOM * getattr(network, "size_divisor", 1):
+            return side, side
+        least = least or side
+    if least is not None:
+        return least, least
     raise AssertionError(f"takes images of none of {', '.join(map(str, SIDES))} px a side: {one_line(refused)}")
 
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from p2pzoo import chance
 from p2pzoo.compute import frozen
 from p2pzoo.contracts import Batch, Scene, Side
-from p2pzoo.testing.kit import Case, DoesNotApply
+from p2pzoo.testing.kit import SIDE, Case, DoesNotApply
 from p2pzoo.testing.partners import Judge, Translator, batch
 
 TOLERANCE = 1e-5
@@ -63,7 +63,7 @@ def check_other_side(case: Case) -> None:
 
 def check_minimum(case: Case) -> None:
     """The least value it declares: where ŷ = y, or at D's most favourable verdicts; and never less."""
-    declared = getattr(case.make(), "minimum", None)
+    declared = getattr(case.term(), "minimum", None)
     if declared is None:
         raise DoesNotApply("declares no `minimum`")
     if case.kind == "gan_loss":
@@ -89,7 +89,7 @@ def check_minimum(case: Case) -> None:
 class _Game:
     """A generator, a discriminator and a batch, as one step of training has them."""
 
-    def __init__(self, *, seed: int = 0, perfect: bool = False, side: int = 32) -> None:
+    def __init__(self, *, seed: int = 0, perfect: bool = False, side: int = SIDE) -> None:
         with chance.torch_seed(seed):
             self.G, self.D = Translator(3, 3), Judge(3, 3)
         self.batch: Batch = batch(side)
@@ -137,7 +137,7 @@ def _verdicts(side: Side) -> Iterator[Scene]:
 
 
 def _sides(case: Case) -> list[tuple[Side, Callable[[Scene], Tensor]]]:
-    loss: Any = case.make()
+    loss: Any = case.term()
     if case.kind == "gan_loss":
         return [("discriminator", loss.judge), ("generator", loss.fool)]
     side: Any = getattr(loss, "side", None)

@@ -239,9 +239,11 @@ def _used(case: Case) -> nn.Module:
     network, draw = case.network(seed=1), torch.Generator().manual_seed(5)
     with torch.no_grad():
         for parameter in network.parameters():
-            parameter.add_(torch.randn(parameter.shape, generator=draw), alpha=0.02)
+            if parameter.requires_grad:
+                parameter.add_(torch.randn(parameter.shape, generator=draw), alpha=0.02)
         for norm in network.modules():
-            if isinstance(norm, nn.modules.batchnorm._NormBase) and norm.running_mean is not None:
+            learns = all(parameter.requires_grad for parameter in norm.parameters())
+            if isinstance(norm, nn.modules.batchnorm._NormBase) and norm.running_mean is not None and learns:
                 assert norm.running_var is not None
                 norm.running_mean.copy_(torch.randn(norm.running_mean.shape, generator=draw) * 0.1)
                 norm.running_var.copy_(torch.rand(norm.running_var.shape, generator=draw) + 0.5)

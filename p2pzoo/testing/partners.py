@@ -19,6 +19,7 @@ from p2pzoo.experiment import Component, Experiment
 from p2pzoo.recipe import Recipe, Source
 from p2pzoo.registry import Entry
 from p2pzoo.settings import Compute, Evaluate, Init, Optimizer, Train
+from p2pzoo.testing.kit import SIDE
 
 PALETTE = ((0, 0, 0), (255, 0, 0), (0, 255, 0), (0, 0, 255))
 
@@ -31,7 +32,7 @@ class Drawings:
     classes: Sequence[str] | None = ("ground", "red", "green", "blue")
     palette: Sequence[tuple[int, int, int]] | None = PALETTE
 
-    def __init__(self, split: Split, *, side: int = 32) -> None:
+    def __init__(self, split: Split, *, side: int = SIDE) -> None:
         self.split, self.side = split, side
 
     def __len__(self) -> int:
@@ -122,7 +123,7 @@ def compute(**changes: Any) -> Compute:
     return replace(settings, **changes)
 
 
-def batch(side: int = 32, count: int = 2, split: Split = "train") -> Batch:
+def batch(side: int = SIDE, count: int = 2, split: Split = "train") -> Batch:
     """So many pairs of drawings, with labels and blocks."""
     store = Store(Drawings(split, side=side))
     return collate([store[index] for index in range(count)], store)

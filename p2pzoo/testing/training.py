@@ -9,12 +9,11 @@ import torch
 from p2pzoo.compute import Engine
 from p2pzoo.data import Store, train_batches
 from p2pzoo.evaluate import check_needs
-from p2pzoo.testing.kit import Case
+from p2pzoo.testing.kit import SIDE, Case
 from p2pzoo.testing.partners import compute, experiment
 from p2pzoo.training import advance, set_up
 
 STEPS = 3
-SIDE = 32
 
 
 def check_training(case: Case) -> None:

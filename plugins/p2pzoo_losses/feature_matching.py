@@ -16,6 +16,7 @@ class FeatureMatching:
     """
 
     side = "generator"
+    minimum = 0.0
 
     def __call__(self, scene: Scene) -> Tensor:
         return torch.stack(

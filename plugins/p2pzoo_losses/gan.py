@@ -22,6 +22,8 @@ class Hinge:
     D is not rewarded for logits beyond ±1; G's side has no bound.
     """
 
+    minimum = (0.0, None)
+
     def judge(self, scene: Scene) -> Tensor:
         """What D minimises, ≥ 0: max(0, 1 − D(x, y)) + max(0, 1 + D(x, ŷ))."""
         return _mean([F.relu(1 - logits) for logits in scene.real]) + _mean(

@@ -31,6 +31,7 @@ class Perceptual(nn.Module):
     """
 
     side = "generator"
+    minimum = 0.0
 
     def __init__(
         self,

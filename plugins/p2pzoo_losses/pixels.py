@@ -32,7 +32,7 @@ class Charbonnier:
     side = "generator"
 
     def __init__(self, *, eps: Annotated[float, Field(gt=0, le=1)] = 1e-3) -> None:
-        self.eps = eps
+        self.eps = self.minimum = eps
 
     def __call__(self, scene: Scene) -> Tensor:
         return (_difference(scene).square() + self.eps**2).sqrt().mean()
@@ -47,6 +47,7 @@ class Edge:
     """
 
     side = "generator"
+    minimum = 0.0
 
     def __init__(self, size: tuple[int, int]) -> None:
         if min(size) < 3:
@@ -69,6 +70,7 @@ class FocalFrequency:
     """
 
     side = "generator"
+    minimum = 0.0
 
     def __init__(self, *, alpha: Annotated[float, Field(ge=0)] = 1.0) -> None:
         self.alpha = alpha
@@ -89,6 +91,7 @@ class LabColor:
     """
 
     side = "generator"
+    minimum = 0.0
 
     def __init__(self, out_channels: int) -> None:
         if out_channels != 3:

@@ -23,6 +23,7 @@ class SSIM:
     """1 − SSIM (Wang et al. 2004, doi:10.1109/TIP.2003.819861): 0 (equal) to 2. ValueError for sides below 11 px."""
 
     side = "generator"
+    minimum = 0.0
 
     def __init__(self, size: tuple[int, int]) -> None:
         _refuse_below(WINDOW, size, "ssim")
@@ -46,6 +47,7 @@ class MultiScaleSSIM:
     """
 
     side = "generator"
+    minimum = 0.0
 
     def __init__(self, size: tuple[int, int], *, scales: Annotated[int, Field(ge=1, le=5)] = 5) -> None:
         if min(size) < _smallest(scales):

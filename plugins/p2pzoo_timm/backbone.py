@@ -121,6 +121,7 @@ class Backbone(nn.Module):
             features = [e.permute(0, 3, 1, 2) for e in features]
         return features
 
+    @torch.enable_grad()
     def _observe(self, in_channels: int, size: tuple[int, int], frozen_stages: int | None) -> None:
         """What a forward pass tells, on the meta device: each feature's channels and what it depends on."""
         probe = copy.deepcopy(self.net).to("meta").eval().requires_grad_(True)

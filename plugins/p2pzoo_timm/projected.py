@@ -78,6 +78,7 @@ class ProjectedDiscriminator(nn.Module):
 
         self.backbone = frozen(out_channels)
         self.backbone_of_x = frozen(in_channels) if conditional and in_channels != out_channels else None
+        self.size_divisor = self.backbone.size_divisor
         self._check(size)
 
         strides, channels = self.backbone.strides[-SCALES:], self.backbone.channels[-SCALES:]

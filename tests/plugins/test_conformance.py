@@ -19,6 +19,7 @@ PARAMETERS = {  # plugin -> component -> what it is checked with
         "side-by-side": {"root": "pairs"},
     },
     "earth": {"earth": {"size": 64, "stride": 256}},
+    "losses": {"ms-ssim": {"scales": 2}},
 }
 EXPECTED_FAILURES = {}  # plugin -> "component.check" -> reason
 
