@@ -20,6 +20,7 @@ from p2pzoo.settings import Init
 from p2pzoo.spectral import normalise
 
 CONVOLUTIONS = (nn.modules.conv._ConvNd, nn.Linear)
+READINGS = 15  # as torch's spectral_norm takes of the weights that it is given
 NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm)
 
 
@@ -46,6 +47,7 @@ def initialise(network: nn.Module, init: Init, seed: int) -> None:
             if isinstance(module, CONVOLUTIONS):
                 if is_parametrized(module, "weight"):  # by spectral norm, say: computed anew at each reading
                     module.weight = draw(torch.empty_like(module.weight))
+                    _settle(module)
                 else:
                     draw(module.weight)
             elif isinstance(module, NORMS) and module.weight is not None:
@@ -62,6 +64,13 @@ def give_own_weights(network: nn.Module, component: Component, seed: int) -> Non
         for module in network.modules():
             if callable(first_weights := getattr(module, "first_weights", None)):
                 first_weights()
+
+
+@torch.no_grad()
+def _settle(module: nn.Module) -> None:
+    """What follows its weights as they are read, as the vectors of spectral norm do, meets the new ones."""
+    for _ in range(READINGS):
+        _ = module.weight
 
 
 def make_generator(experiment: Experiment, channels: tuple[int, int], size: tuple[int, int]) -> nn.Module:

@@ -12,6 +12,7 @@ from typing import get_args
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils.parametrize import ParametrizationList
 
 from p2pzoo import params
 from p2pzoo.compute import Engine
@@ -27,6 +28,8 @@ ROOT = Path(__file__).parent.parent
 CHANNELS = (3, 3)
 STEPS = 20
 SIDES = (64, 96, 128, 256)
+ROOM = 4  # values a side
+UNMOVED = 1e-7  # a ten-thousandth of what weights move by
 FIRST_PARTY = sorted(path.parent.name for path in ROOT.glob("plugins/*/__init__.py"))
 
 
@@ -84,16 +87,19 @@ def experiment(kind, use, given, width):
 
 
 def smallest(made):
-    """The least side of SIDES that both networks take."""
+    """The least side of SIDES that both networks take; with room in their coarsest maps, where one of SIDES leaves it.
+
+    A norm of few values magnifies rounding.
+    """
+    taken = {}
     for side in SIDES:
         try:
             with torch.device("meta"):
-                for component in (made.generator, made.discriminator):
-                    build(component, CHANNELS, (side, side))
+                both = [build(component, CHANNELS, (side, side)) for component in (made.generator, made.discriminator)]
         except UserError:
             continue
-        return side
-    raise AssertionError(f"no side of {SIDES} fits")
+        taken[side] = side // max(getattr(network, "size_divisor", 1) for network in both)
+    return next((side for side, room in taken.items() if room >= ROOM), min(taken))
 
 
 def contestants(made, side):
@@ -102,6 +108,10 @@ def contestants(made, side):
     objective = set_up(made, engine, CHANNELS, (side, side))
     D = make_discriminator(made, CHANNELS, (side, side))
     classic = Classic(make_generator(made, CHANNELS, (side, side)), D)
+    if any(isinstance(part, ParametrizationList) for part in D.modules()):
+        pytest.skip(
+            "its power iterations tell that the classic step judges fake images first (p2pzoo.testing checks it)"
+        )
     networks = (objective.G.network, objective.D.network, classic.G, classic.D)
     for part in (part for network in networks for part in network.modules()):
         if isinstance(part, nn.modules.dropout._DropoutNd):
@@ -134,6 +144,11 @@ def test_there_are_components_to_hold_to_it():
     assert {entry.name for entry in first_party("discriminator")} >= {"pixel", "patch", "image"}
 
 
+def weights(classic):
+    """Of both networks, named as `expected` names them."""
+    return [*classic.G.named_parameters(), *((f"D.{name}", weight) for name, weight in classic.D.named_parameters())]
+
+
 @pytest.mark.usefixtures("float64")
 @pytest.mark.parametrize("variant", VARIANTS, ids=NAMES)
 def test_in_float64_losses_and_weights_agree_over_many_steps(variant):
@@ -141,7 +156,7 @@ def test_in_float64_losses_and_weights_agree_over_many_steps(variant):
     made = experiment(*variant, width=4)
     side = smallest(made)
     engine, ours, classic = contestants(made, side)
-    begun = {name: weight.clone() for name, weight in classic.G.named_parameters()}
+    begun = {name: weight.clone() for name, weight in weights(classic)}
     for number in range(STEPS):
         pair = batch(side, number)
         told = ours.step(engine.move(pair), number)
@@ -149,7 +164,9 @@ def test_in_float64_losses_and_weights_agree_over_many_steps(variant):
     expected = classic.G.state_dict() | {f"D.{name}": weight for name, weight in classic.D.named_parameters()}
     found = ours.G.network.state_dict() | {f"D.{name}": weight for name, weight in ours.D.network.named_parameters()}
     for name, tensor in expected.items():
-        torch.testing.assert_close(found[name], tensor, rtol=0, atol=1e-9)
+        # a bias that an instance norm takes away has no gradient but rounding: neither may move by it
+        still = name in begun and (tensor - begun[name]).abs().max() < UNMOVED
+        torch.testing.assert_close(found[name], tensor, rtol=0, atol=UNMOVED if still else 1e-9)
     assert any((weight - expected[name]).abs().max() > 1e-3 for name, weight in begun.items()), "G has learnt"
 
 
@@ -179,7 +196,8 @@ def test_in_float32_one_step_gives_the_same_pictures_losses_and_gradients(varian
         gradients[parameter] = parameter.grad.clone()
 
     for parameter in (*ours.G.network.parameters(), *ours.D.network.parameters()):
-        parameter.register_post_accumulate_grad_hook(keep)
+        if parameter.requires_grad:
+            parameter.register_post_accumulate_grad_hook(keep)
 
     pair = off_the_corner_of_l1(copy.deepcopy(classic.G), batch(128, 0))
     told = ours.step(engine.move(pair), 0)
@@ -193,7 +211,7 @@ def test_in_float32_one_step_gives_the_same_pictures_losses_and_gradients(varian
     for network, its, exacts in ((ours.G.network, classic.G, exact.G), (ours.D.network, classic.D, exact.D)):
         parameters = zip(network.named_parameters(), its.parameters(), exacts.parameters(), strict=True)
         for (name, mine), classics, true in parameters:
-            norm = true.grad.norm().item()
+            norm = 0 if true.grad is None else true.grad.norm().item()
             if norm > 1e-9:  # else it is zero but for rounding: a bias before a norm
                 compared += 1
                 assert (gradients[mine] - classics.grad).norm().item() <= 1e-3 * norm, name
@@ -212,5 +230,5 @@ def smooth(network):
     """ReLUs round their corners at a hundredth: far above rounding, near enough to behave as they do."""
     for module in network.modules():
         for name, part in module.named_children():
-            if isinstance(part, nn.ReLU | nn.LeakyReLU):
+            if isinstance(part, nn.ReLU | nn.ReLU6 | nn.LeakyReLU):
                 setattr(module, name, nn.Softplus(beta=100))

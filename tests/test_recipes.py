@@ -36,11 +36,11 @@ ROWS = {  # the paper's tables: what each row says of G, D, the losses, the batc
     "ablation_labels_l1_cgan": ("unet", 70, True, ["l1"], 1),
 }
 
-MODERN = {  # recipes/modern: G and D
-    "resnet6": ("resnet6", "patch"),
-    "resnet9": ("resnet9", "patch"),
-    "pix2pixhd": ("pix2pixhd-global", "multiscale"),
-    "spade": ("spade", "patch"),
+MODERN = {  # recipes/modern: G, D, and the losses of G
+    "resnet6": ("resnet6", "patch", {"l1": 100.0}),
+    "resnet9": ("resnet9", "patch", {"l1": 100.0}),
+    "pix2pixhd": ("pix2pixhd-global", "multiscale", {"features": 10.0}),
+    "spade": ("spade", "patch", {"l1": 100.0}),
 }
 
 
@@ -92,15 +92,15 @@ def test_the_rows_of_one_profile_see_the_same_number_of_images_at_the_same_width
         assert {row.discriminator.values["width"] for row in rows if row.discriminator} == {width}
 
 
-@pytest.mark.parametrize(("name", "networks"), MODERN.items())
+@pytest.mark.parametrize(("name", "parts"), MODERN.items())
 @pytest.mark.parametrize(("profile", "width"), [("smoke", 8), ("laptop", 32), ("gpu", 64), ("paper", 64)])
-def test_a_modern_recipe_is_base_with_other_networks_of_the_same_width(name, networks, profile, width):
+def test_a_modern_recipe_is_base_with_other_networks_of_the_same_width(name, parts, profile, width):
     modern, base = open_recipe(f"modern/{name}.toml", profile), open_recipe("base.toml", profile)
     players = (modern.generator, modern.discriminator)
-    assert tuple(player.entry.name for player in players) == networks
+    assert tuple(player.entry.name for player in players) == parts[:2]
     assert [player.values["width"] for player in players] == [width, width]
     assert (modern.train, modern.optimizer, modern.init) == (base.train, base.optimizer, base.init)
-    assert {name: loss.weight for name, loss in modern.losses.items()} == {"l1": 100.0}
+    assert {name: loss.weight for name, loss in modern.losses.items()} == parts[2]
     assert modern.dataset.values == base.dataset.values
 
 

@@ -221,7 +221,7 @@ def play(steps=3, *, lua=False, one_pass=False, norm="batch", **compute):
         UNet(3, 3, (SIDE, SIDE), width=4, noise="none"),
         PatchDiscriminator(3, 3, (SIDE, SIDE), width=4, norm=norm),
     )
-    players = [Player(placed, engine.adam(placed, Optimizer())) for placed in map(engine.place, networks)]
+    players = [Player(placed, engine.optimizer(placed, Optimizer())) for placed in map(engine.place, networks)]
     terms = [Term("r1", R1(every=2), 10.0), Term("r2", R2(), 10.0)]
     begun = all_of(networks[1])
     both = OnePass(players[1].network) if one_pass else None
