@@ -69,6 +69,7 @@ def variants():
 
 VARIANTS = list(variants())
 NAMES = [" ".join((use.partition(":")[2], *given.values())) for _, use, given in VARIANTS]
+MARKED = [pytest.param(v, id=n, marks=pytest.mark.slow if v[2] else ()) for v, n in zip(VARIANTS, NAMES, strict=True)]
 
 
 def experiment(kind, use, given, width):
@@ -150,7 +151,7 @@ def weights(classic):
 
 
 @pytest.mark.usefixtures("float64")
-@pytest.mark.parametrize("variant", VARIANTS, ids=NAMES)
+@pytest.mark.parametrize("variant", MARKED)
 def test_in_float64_losses_and_weights_agree_over_many_steps(variant):
     """D's running statistics are left out: what it was shown last differs, and nothing reads them."""
     made = experiment(*variant, width=4)
@@ -170,10 +171,7 @@ def test_in_float64_losses_and_weights_agree_over_many_steps(variant):
     assert any((weight - expected[name]).abs().max() > 1e-3 for name, weight in begun.items()), "G has learnt"
 
 
-@pytest.mark.parametrize(
-    "variant",
-    [pytest.param(v, id=n, marks=pytest.mark.slow if v[2] else ()) for v, n in zip(VARIANTS, NAMES, strict=True)],
-)
+@pytest.mark.parametrize("variant", MARKED)
 def test_in_float32_one_step_gives_the_same_pictures_losses_and_gradients(variant):
     """With rounded corners: a value within rounding of a ReLU's kink has two gradients, and rounding chooses."""
     made = experiment(*variant, width=32)
@@ -210,11 +208,13 @@ def test_in_float32_one_step_gives_the_same_pictures_losses_and_gradients(varian
     compared = 0
     for network, its, exacts in ((ours.G.network, classic.G, exact.G), (ours.D.network, classic.D, exact.D)):
         parameters = zip(network.named_parameters(), its.parameters(), exacts.parameters(), strict=True)
-        for (name, mine), classics, true in parameters:
-            norm = 0 if true.grad is None else true.grad.norm().item()
+        parameters = [each for each in parameters if each[2].grad is not None]
+        norms = [true.grad.norm().item() for _, _, true in parameters]
+        rounding = 1e-6 * max(norms)  # of sums that nearly cancel, as before a norm of few values
+        for ((name, mine), classics, _), norm in zip(parameters, norms, strict=True):
             if norm > 1e-9:  # else it is zero but for rounding: a bias before a norm
                 compared += 1
-                assert (gradients[mine] - classics.grad).norm().item() <= 1e-3 * norm, name
+                assert (gradients[mine] - classics.grad).norm().item() <= 1e-3 * norm + rounding, name
     assert compared > len(optimizers) * 4
 
 

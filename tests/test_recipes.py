@@ -168,7 +168,10 @@ def test_and_where_a_row_has_no_discriminator_it_is_dropped_again(tmp_path):
     assert (made.generator.entry.name, made.generator.values["bias"]) == ("encoder-decoder", "lua")
 
 
-@pytest.mark.parametrize("name", RECIPES)
+SMOKED = [pytest.param(name, marks=pytest.mark.slow if name.startswith("modern/") else ()) for name in RECIPES]
+
+
+@pytest.mark.parametrize("name", SMOKED)
 def test_every_recipe_runs_to_its_end_in_smoke(name, tmp_path, capfd):
     result = CliRunner().invoke(main, ["run", f"zoo:{name}", "--profile", "smoke", "--runs", str(tmp_path), "--json"])
     assert result.exit_code == 0, result.output
