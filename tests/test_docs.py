@@ -31,6 +31,8 @@ def test_every_command_in_the_readmes_tables_works(command, monkeypatch, tmp_pat
     assert name in COMMANDS
     if name == "run":
         arguments += ["--profile", "smoke", "--runs", str(tmp_path)]
+    if name == "new-plugin":
+        arguments += ["-o", str(tmp_path / "plugin")]
     result = CliRunner().invoke(main, [name, *arguments])
     assert result.exit_code == 0, result.output
 
