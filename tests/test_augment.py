@@ -100,6 +100,32 @@ class TestDraws:
             for field in ("x", "y", "drawn"):
                 assert torch.equal(torch.cat([getattr(part, field) for part in parts]), getattr(whole, field))
 
+    def test_a_step_of_several_moves_draws_what_as_many_batches_would(self):
+        named = {"pairs": Brighter(), "seen": Brighter("discriminator")}
+        moves = Augmentations(named, batch_size=2, seed=3, moves=3)(zeros(6), 4).split(3)
+        for move, batch in enumerate(moves):
+            alone = Augmentations(named, batch_size=2, seed=3)(zeros(2), 4 * 3 + move)
+            for field in ("x", "y", "drawn"):
+                assert torch.equal(getattr(batch, field), getattr(alone, field))
+
+    def test_the_recipes_moves_are_those_of_its_augmentations(self):
+        made = experiment("train.d_steps=3", 'augmentations.turn={use="flip-rotate"}')
+        assert make_augmentations(made, (3, 3), (64, 64)).moves == 3
+
+    @pytest.mark.parametrize("setting", ["train.d_steps=2", "train.accumulate=2"])
+    def test_d_is_shown_each_image_by_its_own_numbers_where_a_step_has_parts(self, setting):
+        overrides = ("train.batch_size=2", setting, 'augmentations.seen={use="diffaugment"}', "compute.device=cpu")
+        made = experiment("generator.width=8", "discriminator.width=8", *overrides)
+        objective = set_up(made, Engine(made.compute), (3, 3), (64, 64))
+        count = 2 * made.train.d_steps
+        images = torch.rand(2, count, 3, 64, 64) * 2 - 1
+        batch = objective.augmentations(Batch(*images, tuple("abcd"[:count])), 0)
+        rows, show = [], objective.augmentations.show
+        objective.augmentations.show = lambda drawn, *rest: rows.append(drawn) or show(drawn, *rest)
+        objective.step(batch, 0)
+        seen = {tuple(row.tolist()) for drawn in rows for row in drawn}
+        assert seen == {tuple(row.tolist()) for row in batch.drawn}
+
     def test_each_process_draws_for_its_share(self, monkeypatch):
         augmentations = Augmentations({"a": Brighter(), "b": Brighter("discriminator")}, batch_size=4, seed=0)
         whole = augmentations(zeros(4), 5)
