@@ -246,3 +246,16 @@ def test_results_name_no_machine(run, tmp_path):
     assert {"torch", "python", "device", "precision", "threads"} <= json.loads(
         (outcome.run.folder / "env.json").read_text()
     ).keys()
+
+
+def test_a_metric_that_nobody_could_trust_is_refused_before_training(run, tmp_path, monkeypatch):
+    from p2pzoo_metrics.images import L1
+
+    def trust(self, device):
+        raise UserError("l1: it misreads the photos")
+
+    monkeypatch.setattr(L1, "trust", trust, raising=False)
+    told = run(tmp_path, "train.images=4")
+    assert (told.exit_code, told.began) == (2, None)
+    assert "it misreads the photos" in told.output
+    assert not [*tmp_path.rglob("*.safetensors")]

@@ -492,3 +492,69 @@ class TestNewPlugin:
             "their_zoo/loss.py", "tests/test_conformance.py", ".github/workflows/tests.yml",
         }  # fmt: skip
         assert not any("{{" in text for text in files.values())
+
+
+class TestAugmentations:
+    class Mirrored:
+        """As it should be: pairs mirrored by their own number."""
+
+        where, draws = "pairs", 1
+
+        def __call__(self, x, y, labels, u):
+            return self.moved(x, u), self.moved(y, u), None if labels is None else self.moved(labels[:, None], u)[:, 0]
+
+        @staticmethod
+        def moved(images, u):
+            return torch.where(u[:, :1, None, None] < 0.5, images.flip(-1), images)
+
+    def test_a_good_one(self):
+        assert failures("augmentation", self.Mirrored) == {}
+
+    def test_one_that_leaves_y_where_it_was(self):
+        class Alone(self.Mirrored):
+            def __call__(self, x, y, labels, u):
+                return self.moved(x, u), y, labels
+
+        assert "px apart" in fails("augmentation", Alone, "aligned")
+
+    def test_one_that_leaves_the_labels_where_they_were(self):
+        class Unlabelled(self.Mirrored):
+            def __call__(self, x, y, labels, u):
+                return self.moved(x, u), self.moved(y, u), labels
+
+        assert "px apart" in fails("augmentation", Unlabelled, "aligned")
+
+    def test_one_that_draws_for_itself(self):
+        class Drawing(self.Mirrored):
+            def __call__(self, x, y, labels, u):
+                return super().__call__(x, y, labels, torch.rand_like(u))
+
+        assert "draws random numbers" in fails("augmentation", Drawing, "repeats")
+
+    def test_one_that_looks_at_the_rest_of_the_batch(self):
+        class Levelled(self.Mirrored):
+            def __call__(self, x, y, labels, u):
+                return x - x.mean(), y, labels
+
+        assert "where other images stand beside it" in fails("augmentation", Levelled, "batches")
+
+    def test_one_that_changes_shapes_and_one_that_leaves_the_range(self):
+        class Cropped(self.Mirrored):
+            def __call__(self, x, y, labels, u):
+                return x[..., 1:], y, labels
+
+        class Glaring(self.Mirrored):
+            def __call__(self, x, y, labels, u):
+                return x * 2, y, labels
+
+        assert "had the shape" in fails("augmentation", Cropped, "shapes")
+        assert "leaves its range" in fails("augmentation", Glaring, "shapes")
+
+    def test_one_that_cuts_the_gradient_to_g(self):
+        class Cut(self.Mirrored):
+            where = "discriminator"
+
+            def __call__(self, x, y, labels, u):
+                return x, y * 0, labels
+
+        assert "a gradient of 0" in fails("augmentation", Cut, "gradients")
