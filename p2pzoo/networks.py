@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
+from torch.utils.flop_counter import FlopCounterMode
 
 from p2pzoo import chance, params
 from p2pzoo.checkpoint import Damaged, load_into, load_tensors
@@ -30,6 +32,36 @@ def build(component: Component, channels: tuple[int, int], size: tuple[int, int]
     if not isinstance(network, nn.Module):
         raise UserError(f"{component.entry.kind} '{component.entry.full_name}' is no torch.nn.Module")
     return network
+
+
+@dataclass(frozen=True)
+class Measures:
+    """What a network costs and sees.
+
+    parameters       how many, those that never learn too
+    macs             multiplications (each with its addition) of convolutions and matrix products, for one image
+    output           (H, W) of ŷ, or of D's first map
+    receptive_field  of a discriminator that tells it
+    """
+
+    parameters: int
+    macs: int
+    output: tuple[int, int]
+    receptive_field: int | None
+
+
+def measures(component: Component, channels: tuple[int, int], size: tuple[int, int]) -> Measures:
+    """Counted on torch's meta device: nothing is allocated, nothing computed. Raises UserError as `build` does."""
+    with torch.device("meta"), FlopCounterMode(display=False) as counter:
+        network = build(component, channels, size).eval()
+        x, y = (torch.zeros(1, count, *size) for count in channels)
+        output = network(x) if component.entry.kind == "generator" else network(x, y)[0]
+    return Measures(
+        parameters=sum(p.numel() for p in network.parameters()),
+        macs=counter.get_total_flops() // 2,
+        output=(output.shape[-2], output.shape[-1]),
+        receptive_field=getattr(network, "receptive_field", None),
+    )
 
 
 def initialise(network: nn.Module, init: Init, seed: int) -> None:

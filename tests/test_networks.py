@@ -10,7 +10,7 @@ from torch.nn.utils.parametrizations import spectral_norm, weight_norm
 from p2pzoo.checkpoint import load_tensors, save_tensors
 from p2pzoo.errors import UserError
 from p2pzoo.experiment import check
-from p2pzoo.networks import build, initialise, load_model, make_discriminator, make_generator, model_header
+from p2pzoo.networks import build, initialise, load_model, make_discriminator, make_generator, measures, model_header
 from p2pzoo.plugins import registry
 from p2pzoo.recipe import read_recipe
 from p2pzoo.settings import Init
@@ -261,3 +261,13 @@ def test_a_model_file_holds_no_path_and_what_it_lacks_the_constructor_computes(m
     assert torch.equal(loaded.fixed.computed, torch.arange(3.0))
     x = torch.rand(1, 3, 8, 8)
     assert torch.equal(loaded(x), G(x))
+
+
+def test_the_arithmetic_of_the_unet_is_that_of_its_layers():
+    """Each convolution: outputs × what one is a sum of; each transposed one: inputs × what one is spread over."""
+    G = experiment("generator.width=16").generator
+    down = [(3, 16), (16, 32), (32, 64), (64, 128), *[(128, 128)] * 4]  # 4×4 kernels, from 256 px to 1
+    up = [(128, 128), *[(256, 128)] * 3, (256, 64), (128, 32), (64, 16), (32, 3)]  # and back; inputs are joined
+    by_hand = sum(16 * a * b * (128 >> level) ** 2 for level, (a, b) in enumerate(down))
+    by_hand += sum(16 * a * b * (1 << level) ** 2 for level, (a, b) in enumerate(up))
+    assert measures(G, (3, 3), (256, 256)).macs == by_hand

@@ -117,7 +117,7 @@ def show_command(kind: str, name: str, overrides: tuple[str, ...], as_json: bool
         ],
     }  # fmt: skip
     if kind in ("generator", "discriminator") and values is not None:
-        shown |= _measures(entry, factory, values)
+        shown |= _measured(entry, factory, values)
     if as_json:
         print_json(shown)
         return
@@ -128,30 +128,20 @@ def show_command(kind: str, name: str, overrides: tuple[str, ...], as_json: bool
         ["parameter", "type", "default"],
         [[p["name"], p["type"], "required" if p["required"] else _default(p["default"])] for p in shown["parameters"]],
     )
-    for key in ("parameter_count", "output_size", "receptive_field"):
+    for key in ("parameter_count", "multiply_adds", "output_size", "receptive_field"):
         if shown.get(key) is not None:
-            value = f"{shown[key]:,}" if key == "parameter_count" else str(shown[key])
+            value = f"{shown[key]:,}" if isinstance(shown[key], int) else str(shown[key])
             click.echo(f"{key.replace('_', ' '):<16} {value}")
 
 
-def _measures(entry: Entry, factory: Callable[..., Any], values: dict[str, Any]) -> dict[str, Any]:
-    """Counts and sizes at 3 -> 3 channels and 256 px; computed on torch's meta device, so nothing is allocated."""
-    import torch
-
+def _measured(entry: Entry, factory: Callable[..., Any], values: dict[str, Any]) -> dict[str, Any]:
+    """What is told of a network, at 3 -> 3 channels and 256 px."""
     from p2pzoo.experiment import Component
-    from p2pzoo.networks import build
+    from p2pzoo.networks import measures
 
-    with torch.device("meta"):
-        network = build(Component(entry, factory, values), (3, 3), (256, 256))
-        image = torch.zeros(1, 3, 256, 256)
-        output = network(image) if entry.kind == "generator" else network(image, image)[0]
-    measures: dict[str, Any] = {
-        "parameter_count": sum(p.numel() for p in network.parameters()),
-        "output_size": list(output.shape[-2:]),
-    }
-    if entry.kind == "discriminator":
-        measures["receptive_field"] = getattr(network, "receptive_field", None)
-    return measures
+    found = measures(Component(entry, factory, values), (3, 3), (256, 256))
+    told = {"parameter_count": found.parameters, "multiply_adds": found.macs, "output_size": list(found.output)}
+    return told | ({"receptive_field": found.receptive_field} if entry.kind == "discriminator" else {})
 
 
 def _default(value: Any) -> str:
