@@ -27,6 +27,10 @@ MAIN = (
     "fcn_score", "fcn_score.class_iou", "lab_histogram.a", "sharpness", "kid_efficientnet_lite0.paired",
     "label_accuracy", "label_accuracy.class_iou",
 )  # fmt: skip
+ZOO = {
+    "kid_efficientnet_lite0.paired": "KID ↓", "lab_histogram": "Lab ∩ ↑", "fcn_score": "FCN: pixel accuracy ↑",
+    "fcn_score.class_iou": "class IoU ↑",
+}  # fmt: skip
 SWITCHES = {
     "lowering": "convolutions as matrix products",
     "fused_adam": "Adam in one kernel",
@@ -230,6 +234,40 @@ def row_seconds() -> str:
     return f"{table(found)}\n\n{where(found)}"
 
 
+def zoo() -> str:
+    """Every recipe of zoo.toml: what is new in it, what its networks cost at full size, what came out on a laptop."""
+    from p2pzoo.experiment import check
+    from p2pzoo.networks import measures
+    from p2pzoo.plugins import registry
+    from p2pzoo.recipe import read_recipe
+    from p2pzoo.tables import read_table
+
+    doc = json.loads((RESULTS.parent / "zoo-laptop.json").read_text("utf-8"))
+    recipes = {row.name: row.recipe for row in read_table(str(HERE / "zoo.toml")).trained if row.recipe}
+    made = {name: check(read_recipe(recipe, "gpu"), registry()) for name, recipe in recipes.items()}
+    base = made[doc["baseline"]]
+    common = {component.entry.full_name for component in base.components()}
+    lines = []
+    for row in doc["rows"]:
+        what, cost = [row["label"], "", ""], ["", ""]
+        if experiment := made.get(row["name"]):
+            networks = [experiment.generator, experiment.discriminator]
+            entries = [component.entry for component in experiment.components()]
+            entries = [entry for entry in entries if entry.full_name not in common]
+            options = [name for name in experiment.recipe.values["train"] if name not in base.recipe.values["train"]]
+            if not (entries or options):
+                entries = [network.entry for network in networks]
+            name = recipes[row["name"]].removeprefix("zoo:")
+            what = [f"[{Path(name).stem}](recipes/{name})"]
+            what.append(", ".join(f"`{new}`" for new in (*(entry.name for entry in entries), *options)))
+            what.append("; ".join(dict.fromkeys(entry.paper for entry in entries)))
+            found = [measures(each, (3, 3), (256, 256)) for each in networks]
+            cost = [f"{each.parameters / 1e6:.2f}, {each.macs / 1e9:.2f}" for each in found]
+        lines.append([*what, *cost, *(f"{row['cells'][column]['mean']:.3f}" for column in ZOO)])
+    head = ["recipe", "what it brings", "source", *("G: parameters/10⁶, multiply-adds/10⁹", "D"), *ZOO.values()]
+    return grid(head, lines)
+
+
 def compared(name: str) -> str:
     """A table of runs, as `p2pzoo bench -o results/NAME.json` left it."""
     from p2pzoo.forms import COSTS, markdown
@@ -249,7 +287,18 @@ def compared(name: str) -> str:
 
 TABLES: dict[str, Callable[[], str]] = {
     table.__name__: table
-    for table in (speed, train_step, contributions, translate_folder, scaling, drift, startup, coverage, row_seconds)
+    for table in (
+        speed,
+        train_step,
+        contributions,
+        translate_folder,
+        scaling,
+        drift,
+        startup,
+        coverage,
+        row_seconds,
+        zoo,
+    )
 }
 
 
