@@ -39,6 +39,13 @@ threads = 1
 """
 
 
+def pytest_collection_modifyitems(items):
+    """Writing an ONNX file of a large network takes up to a minute."""
+    for item in items:
+        if item.name.endswith("-export]"):
+            item.add_marker(pytest.mark.slow)
+
+
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory):
     """A recipe that trains for less than a second; its checkpoints fall inside the windows of its log."""

@@ -4,6 +4,7 @@ A plugin that is new is checked without a line here. What a component needs to b
 said in PARAMETERS and EXPECTED_FAILURES.
 """
 
+import importlib.util
 import os
 
 import numpy as np
@@ -46,6 +47,11 @@ for _name in FIRST_PARTY:
     globals()[f"test_{_name}"] = conformance(
         _name, parameters=PARAMETERS.get(_name), expected_failures=EXPECTED_FAILURES.get(_name)
     )
+
+
+def test_networks_are_exported_to_onnx_here():
+    """What the check of the export falls back to where they are missing is no ONNX file."""
+    assert importlib.util.find_spec("onnx") and importlib.util.find_spec("onnxscript")
 
 
 def test_all_that_is_said_of_plugins_here_is_said_of_some():
