@@ -12,12 +12,14 @@ import tarfile
 import zlib
 from collections.abc import Callable
 from pathlib import Path, PurePosixPath, PureWindowsPath
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Self
 
 from p2pzoo.errors import UserError
 
 COMPRESSED: dict[bytes, Any] = {b"\x1f\x8b": gzip.open, b"BZ": bz2.open, b"\xfd7": lzma.open}  # by their first bytes
 BROKEN = (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError, ValueError)
+EXTENSIONS = (tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK)
+MOST_IN_EXTENSIONS = 1 << 20  # bytes of what belongs to a header, which tarfile reads into memory
 BLOCK = 1 << 18
 
 
@@ -44,7 +46,7 @@ def extract(
             raw.seek(0)
             stream = _Watched(raw, watch)
             unpacked = _Bounded(unpack(stream), most_bytes)
-            with tarfile.open(fileobj=unpacked, mode="r|") as tar:  # type: ignore[call-overload]
+            with tarfile.open(fileobj=unpacked, mode="r|", tarinfo=_Header) as tar:  # type: ignore[call-overload]
                 _extract_all(tar, into, most_bytes, most_members)
             for rest in (unpacked, stream):  # to the checksum, and to the end
                 while rest.read(BLOCK):
@@ -66,7 +68,7 @@ def _extract_all(tar: tarfile.TarFile, into: Path, most_bytes: int, most_members
         size += member.size
         if members > most_members:
             raise Refused(f"holds more than {most_members:,} files and folders, which none such should")
-        if size > most_bytes:  # of sparse files that is more than what is unpacked
+        if size > most_bytes:
             raise _too_large(most_bytes)
         _check(member)
         try:
@@ -77,8 +79,9 @@ def _extract_all(tar: tarfile.TarFile, into: Path, most_bytes: int, most_members
 
 def _check(member: tarfile.TarInfo) -> None:
     name = member.name
-    if not (member.isfile() or member.isdir()):
-        what = "a link" if member.issym() or member.islnk() else "a device or pipe"
+    if not (member.isfile() or member.isdir()) or member.issparse():  # whose length is what it says
+        link, sparse = member.issym() or member.islnk(), member.issparse()
+        what = "a link" if link else "a sparse file" if sparse else "a device or pipe"
         raise Refused(f"has {what} in it ({name!r})")
     paths = (PurePosixPath(name), PureWindowsPath(name))
     if any(path.is_absolute() or path.drive or ".." in path.parts for path in paths):
@@ -87,6 +90,15 @@ def _check(member: tarfile.TarInfo) -> None:
 
 def _too_large(most_bytes: int) -> Refused:
     return Refused(f"unpacks to more than {most_bytes:,} bytes, which none such should")
+
+
+class _Header(tarfile.TarInfo):
+    @classmethod
+    def frombuf(cls, buf: bytes | bytearray, encoding: str | None, errors: str) -> Self:
+        header = super().frombuf(buf, encoding, errors)
+        if header.type in EXTENSIONS and header.size > MOST_IN_EXTENSIONS:
+            raise Refused(f"has a header of {header.size:,} bytes")
+        return header
 
 
 class _Watched:
