@@ -333,6 +333,8 @@ class Dataset(Protocol):
                  `prepare(out: Path, track: Track, *, ...) -> Sequence[str]`, whose keyword-only parameters are the
                  options of `p2pzoo data prepare NAME -o OUT`, which prints the lines that it returns. Called again, it
                  keeps what is whole
+    original     where files have more pixels than pairs: `original(index)` is the pair before it was made smaller. For
+                 training, what the jitter enlarges to is made of it in one step
     archive      of the class: the `Archive` that its files are published in, which `p2pzoo data fetch NAME` gets
     """
 

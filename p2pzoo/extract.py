@@ -94,7 +94,7 @@ def _too_large(most_bytes: int) -> Refused:
 
 class _Header(tarfile.TarInfo):
     @classmethod
-    def frombuf(cls, buf: bytes | bytearray, encoding: str | None, errors: str) -> Self:
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self:
         header = super().frombuf(buf, encoding, errors)
         if header.type in EXTENSIONS and header.size > MOST_IN_EXTENSIONS:
             raise Refused(f"has a header of {header.size:,} bytes")

@@ -107,8 +107,8 @@ def _measure(folder: Path, names: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _there(archive: Archive, record: Any) -> Fetched:
-    holds = _measure(archive.folder, archive.images)
-    if record is None:  # put there by hand: what it holds is all that can be checked
+    holds = _measure(archive.folder, record["holds"]["images"] if record else archive.images)
+    if record is None:  # put there by hand: how many there are is all that can be checked
         record = {"holds": {"images": dict(archive.images), "bytes": holds["bytes"]}}
     if holds != record["holds"]:
         wanted = f"{_listed(record['holds']['images'])} of {record['holds']['bytes']:,} bytes in all"

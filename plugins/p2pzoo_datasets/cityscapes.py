@@ -74,6 +74,11 @@ class Cityscapes(Published):
 
         return prepare(out, track, leftimg8bit, gtfine)
 
+    @property
+    def files(self) -> list[Path]:
+        labels = [self._labels / f"{path.stem}.png" for path in self._files] if self._labels else []
+        return [*self._files, *labels]
+
     def _folder_of(self, split: Split) -> str:
         return FOLDERS[split]
 

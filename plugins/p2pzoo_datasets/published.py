@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import operator
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
@@ -35,7 +36,8 @@ class Published:
     size     side of x and y in px; halves of another size are scaled, bicubic with antialiasing as Pillow has it
     swapped  x is B, the right half, and y A
 
-    A Pair's x and y are (size, size, 3) uint8 RGB, without labels.
+    A Pair's x and y are (size, size, 3) uint8 RGB, without labels. The jitter enlarges what was published, not what was
+    scaled to `size`: maps come from 600 to 286 px in one step, as in the public codes.
 
     Raises UserError where the folder is missing or empty, and where an image has another size than was published or
     cannot be decoded (the first few are looked at here, each one when it is read). Warns where there are not as many
@@ -71,10 +73,21 @@ class Published:
         return len(self._files)
 
     def __getitem__(self, index: int) -> Pair:
+        whole = self.original(index)
+        x, y = (fitted(image, (self._size, self._size), "stretch") for image in (whole.x, whole.y))
+        return replace(whole, x=x, y=y)
+
+    def original(self, index: int) -> Pair:
+        """The pair in the size that it was published in."""
         path = self._files[operator.index(index)]
-        a, b = (fitted(half, (self._size, self._size), "stretch") for half in halves(self._decode(path)))
+        a, b = halves(self._decode(path))
         x, y = (b, a) if self._swapped else (a, b)
         return Pair(f"{path.parent.name}-{path.stem}", x, y, self._labels_of(path), self._block_of(path))
+
+    @property
+    def files(self) -> list[Path]:
+        """All that the pairs of this split are read from."""
+        return self._files
 
     @property
     def fingerprint(self) -> str:

@@ -15,6 +15,7 @@ from p2pzoo_datasets.published import EdgesToHandbags, EdgesToShoes, Facades, Ma
 from PIL import Image
 
 from p2pzoo.contracts import Dataset
+from p2pzoo.data import Store
 from p2pzoo.errors import UserError
 from p2pzoo.plugins import registry
 from p2pzoo.testing import trials_of
@@ -89,6 +90,13 @@ def test_task_says_which_half_is_x(tmp_path, cls, half, task, a_is_x):
     np.testing.assert_allclose(colour(pair.y), y, atol=4)
 
 
+def interp(sums, at, axis):
+    """Sums up to each place, between pixels too."""
+    low = np.minimum(at.astype(int), sums.shape[axis] - 2)
+    share = (at - low).reshape([-1 if i == axis else 1 for i in range(3)])
+    return sums.take(low, axis) * (1 - share) + sums.take(low + 1, axis) * share
+
+
 @stands_in
 class TestSplits:
     @pytest.mark.parametrize("cls", [Facades, NightToDay])
@@ -133,6 +141,26 @@ class TestImages:
         expected = np.asarray(Image.fromarray(a).resize((256, 256), Image.Resampling.BICUBIC))
         np.testing.assert_array_equal(pair.x, expected)
 
+    @pytest.mark.parametrize(("kernel", "filter"), [("bicubic", Image.Resampling.BICUBIC), ("bilinear-corners", None)])
+    def test_for_training_maps_come_from_600_to_286_px_in_one_step(self, tmp_path, kernel, filter):
+        """Lua's image.scale takes the mean of what a new pixel covers where it makes smaller: here by integration."""
+        (tmp_path / "train").mkdir()
+        (tmp_path / "train" / "0.jpg").write_bytes(jpeg(600, seed=0))
+        a = np.asarray(Image.open(tmp_path / "train" / "0.jpg"))[:, :600]
+        store = Store(Maps("train", root=tmp_path, task="aerial-to-map"), enlarge=286 / 256, kernel=kernel)
+        assert (store.size, store.load_size) == ((256, 256), (286, 286))
+        if filter is None:
+            sums = np.pad(a.astype(float), [(1, 0), (1, 0), (0, 0)]).cumsum(0).cumsum(1)
+            edges = np.arange(287) * 600 / 286
+            both = interp(interp(sums, edges, axis=0), edges, axis=1)
+            expected = np.diff(np.diff(both, axis=0), axis=1) / (600 / 286) ** 2
+            np.testing.assert_allclose(store[0].x, expected, atol=0.51)
+        else:
+            once = np.asarray(Image.fromarray(a).resize((286, 286), filter), int)
+            twice = np.asarray(Image.fromarray(a).resize((256, 256), filter).resize((286, 286), filter), int)
+            np.testing.assert_allclose(store[0].x, once, atol=1)  # of rounding
+            assert np.abs(twice - once).max() > 3
+
     def test_images_of_another_size_than_was_published_are_named(self, tmp_path):
         put(tmp_path, Maps, 1)
         (tmp_path / "train" / "0.jpg").write_bytes(jpeg(256))
@@ -146,6 +174,10 @@ class TestImages:
         train = Facades("train", root=tmp_path)
         with pytest.raises(UserError, match=r"4\.jpg: cannot be read as an image"):
             train[4]
+
+    def test_its_files_are_known(self, tmp_path):
+        put(tmp_path, Facades, 2)
+        assert Facades("val", root=tmp_path).files == [tmp_path / "val" / "0.jpg", tmp_path / "val" / "1.jpg"]
 
     def test_the_fingerprint_changes_with_the_files(self, tmp_path):
         put(tmp_path, Facades, 2)
