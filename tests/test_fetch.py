@@ -70,14 +70,16 @@ WHOLE = packed(FILES)
 class Server:
     """Serves `body` under every path. Knows what it was asked.
 
-    cut      of the next answers: after how many bytes of each the connection is closed
+    cut      of the next answers: after how many bytes of each the connection is closed, once `stall` is set
     ranges   "yes"; "no": ignores them and says nothing of them; "lies": says it can, and sends everything
     """
 
     def __init__(self):
         self.body, self.cut, self.ranges, self.status = WHOLE, [], "yes", 200
         self.requests, self.hold, self.headers = [], threading.Event(), {}
-        self.hold.set()
+        self.stall = threading.Event()
+        for event in (self.hold, self.stall):
+            event.set()
         outer = self
 
         class Handler(http.server.BaseHTTPRequestHandler):
@@ -126,10 +128,12 @@ class Server:
         with contextlib.suppress(ConnectionError):
             to.wfile.write(content[:cut])
         if cut is not None:
+            self.stall.wait(30)
             to.close_connection = True
 
     def close(self):
         self.hold.set()
+        self.stall.set()
         self._http.shutdown()
         self._http.server_close()
 
@@ -289,6 +293,20 @@ class TestResume:
         kept = (data / "doors.part").stat().st_size
         assert zoo("data", "fetch", "doors").exit_code == 0
         assert [asked for _, asked in server.requests] == [None, f"bytes={kept}-"]
+        assert there(data) == WHOLE_TREE
+
+    def test_a_process_that_is_killed_has_kept_what_it_had(self, zoo, start, wait_for, data, server):
+        server.cut = [HALF]
+        server.stall.clear()
+        killed = start("-m", "p2pzoo", "data", "fetch", "doors")
+        part = data / "doors.part"
+        wait_for(lambda: part.exists() and part.stat().st_size, killed)
+        killed.kill()
+        killed.wait()
+        server.stall.set()
+        kept = part.stat().st_size
+        assert zoo("data", "fetch", "doors").exit_code == 0
+        assert server.requests[-1][1] == f"bytes={kept}-"
         assert there(data) == WHOLE_TREE
 
     @pytest.mark.parametrize("ranges", ["no", "lies"])

@@ -255,6 +255,7 @@ def _print_archives(archives: Mapping[str, Archive]) -> None:
     from rich.table import Table
 
     from p2pzoo.fetch import there
+    from p2pzoo.paths import cache_dir
 
     table = Table("dataset", "archive", "images", "", "licence", box=None, padding=(0, 2, 0, 0))
     for name, archive in archives.items():
@@ -262,6 +263,7 @@ def _print_archives(archives: Mapping[str, Archive]) -> None:
         count = f"{sum(archive.images.values()):,}"
         table.add_row(name, archive.length, count, there(archive), archive.licence + asks)
     Console().print(table, markup=False)
+    click.echo(f"\np2pzoo data fetch NAME puts one into {cache_dir() / 'datasets'}")
 
 
 @contextlib.contextmanager
