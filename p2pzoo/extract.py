@@ -47,7 +47,7 @@ def extract(
             stream = _Watched(raw, watch)
             unpacked = _Bounded(unpack(stream), most_bytes)
             with tarfile.open(fileobj=unpacked, mode="r|", tarinfo=_Header) as tar:  # type: ignore[call-overload]
-                _extract_all(tar, into, most_bytes, most_members)
+                _extract_all(tar, into, most_members)
             for rest in (unpacked, stream):  # to the checksum, and to the end
                 while rest.read(BLOCK):
                     pass
@@ -60,16 +60,13 @@ def extract(
         raise UserError(f"{file}: no whole tar archive ({reason})") from None
 
 
-def _extract_all(tar: tarfile.TarFile, into: Path, most_bytes: int, most_members: int) -> None:
-    members = size = 0
+def _extract_all(tar: tarfile.TarFile, into: Path, most_members: int) -> None:
+    members = 0
     while (member := tar.next()) is not None:
         tar.members.clear()  # type: ignore[attr-defined]  # they would grow with the archive
         members += 1
-        size += member.size
         if members > most_members:
             raise Refused(f"holds more than {most_members:,} files and folders, which none such should")
-        if size > most_bytes:
-            raise _too_large(most_bytes)
         _check(member)
         try:
             tar.extract(member, into, set_attrs=False, filter="data")
@@ -86,10 +83,6 @@ def _check(member: tarfile.TarInfo) -> None:
     paths = (PurePosixPath(name), PureWindowsPath(name))
     if any(path.is_absolute() or path.drive or ".." in path.parts for path in paths):
         raise Refused(f"has a member that would leave its folder ({name!r})")
-
-
-def _too_large(most_bytes: int) -> Refused:
-    return Refused(f"unpacks to more than {most_bytes:,} bytes, which none such should")
 
 
 class _Header(tarfile.TarInfo):
@@ -119,5 +112,5 @@ class _Bounded:
         data: bytes = self._file.read(size)
         self._left -= len(data)
         if self._left < 0:
-            raise _too_large(self._most)
+            raise Refused(f"unpacks to more than {self._most:,} bytes, which none such should")
         return data

@@ -1,6 +1,7 @@
 """`p2pzoo data fetch`: archives from a server on loopback, drawn here; what is kept, what is refused, what is left."""
 
 import contextlib
+import gzip
 import hashlib
 import http.server
 import io
@@ -445,10 +446,13 @@ class TestRefused:
         server.body = packed(FILES, member("doors/device", kind))
         assert "has a device or pipe in it" in self.refused(zoo, data)
 
-    def test_a_bomb_of_bytes(self, zoo, data, server, publish, monkeypatch):
+    @pytest.mark.parametrize("where", ["in a member", "after the end"])
+    def test_a_bomb_of_bytes(self, zoo, data, server, publish, monkeypatch, where):
         publish(size=None)
         monkeypatch.setattr(fetch, "MOST_MORE_BYTES", 1 << 20)
-        server.body = packed(FILES | {"doors/zeros": bytes((1 << 20) + 40 * len(WHOLE))})
+        zeros = bytes((1 << 20) + 40 * len(WHOLE))
+        inside, after = ({"doors/zeros": zeros}, b"") if where == "in a member" else ({}, zeros)
+        server.body = gzip.compress(packed(FILES | inside, mode="w") + after)
         assert "unpacks to more than" in self.refused(zoo, data)
 
     def test_a_bomb_of_members(self, zoo, data, server, publish, monkeypatch):
