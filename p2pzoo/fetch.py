@@ -342,7 +342,7 @@ def _told(error: Exception) -> str:
 
     match error:
         case requests.Timeout():
-            return f"no answer within {TIMEOUT[1]} s"
+            return "no answer in time"
         case requests.ConnectionError() if not isinstance(error.args[0], str):
             return "no connection to the server"
     return str(error)
