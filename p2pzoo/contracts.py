@@ -13,7 +13,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar, runtime_checkable
+
+from p2pzoo.paths import cache_dir
 
 if TYPE_CHECKING:
     import numpy as np
@@ -330,6 +333,9 @@ class Dataset(Protocol):
                  `prepare(out: Path, track: Track, *, ...) -> Sequence[str]`, whose keyword-only parameters are the
                  options of `p2pzoo data prepare NAME -o OUT`, which prints the lines that it returns. Called again, it
                  keeps what is whole
+    original     where files have more pixels than pairs: `original(index)` is the pair before it was made smaller. For
+                 training, what the jitter enlarges to is made of it in one step
+    archive      of the class: the `Archive` that its files are published in, which `p2pzoo data fetch NAME` gets
     """
 
     x_range: tuple[float, float]
@@ -340,6 +346,39 @@ class Dataset(Protocol):
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int) -> Pair: ...
+
+
+@dataclass(frozen=True)
+class Archive:
+    """Where a dataset is published: a tar file, compressed or not, of folders of images.
+
+    name          of the folder in the cache that it is extracted to; its own one top folder is left out
+    url           http or https; a mirror has a file of the same name
+    images        how many image files there are, by their folder in it: {"train": 400, ...}
+    licence       what to know of it, in one line
+    size          its exact length in bytes; None where that was never told
+    about         its length for people, where `size` is None: "2.0 GB"
+    registration  where its terms ask to be accepted before: what they are and where. It is then fetched only by
+                  those who say that they have
+    """
+
+    name: str
+    url: str
+    images: Mapping[str, int]
+    licence: str
+    size: int | None = None
+    about: str = ""
+    registration: str = ""
+
+    @property
+    def folder(self) -> Path:
+        """Where `p2pzoo data fetch` puts it."""
+        return cache_dir() / "datasets" / self.name
+
+    @property
+    def length(self) -> str:
+        """Its length for people."""
+        return self.about if self.size is None else f"{self.size:,} bytes"
 
 
 class Track(Protocol):

@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 from click.testing import CliRunner
 from PIL import Image
@@ -41,6 +42,17 @@ MODERN = {  # recipes/modern: G, D, and the losses of G
     "resnet9": ("resnet9", "patch", {"l1": 100.0}),
     "pix2pixhd": ("pix2pixhd-global", "multiscale", {"features": 10.0}),
     "spade": ("spade", "patch", {"l1": 100.0}),
+}
+
+TASKS = {  # paper_facts 3: dataset, its task, pairs, epochs, batch, whether there is jitter and mirror
+    "facades": ("facades", "labels-to-photo", 400, 200, 1, True),
+    "map_to_aerial": ("maps", "map-to-aerial", 1096, 200, 1, True),
+    "aerial_to_map": ("maps", "aerial-to-map", 1096, 200, 1, True),
+    "cityscapes": ("cityscapes", "labels-to-photo", 2975, 200, 1, True),
+    "edges2shoes": ("edges2shoes", "edges-to-photo", 49_825, 15, 4, False),
+    "edges2handbags": ("edges2handbags", "edges-to-photo", 138_567, 15, 4, False),
+    "day2night": ("night2day", "day-to-night", 17_823, 17, 4, True),
+    "night2day": ("night2day", "night-to-day", 17_823, 17, 4, True),
 }
 
 
@@ -102,6 +114,25 @@ def test_a_modern_recipe_is_base_with_other_networks_of_the_same_width(name, par
     assert (modern.train, modern.optimizer, modern.init) == (base.train, base.optimizer, base.init)
     assert {name: loss.weight for name, loss in modern.losses.items()} == parts[2]
     assert modern.dataset.values == base.dataset.values
+
+
+@pytest.mark.parametrize(("name", "row"), TASKS.items())
+@pytest.mark.parametrize("profile", ["smoke", "laptop", "gpu", "paper"])
+def test_every_task_is_what_the_paper_says_of_it(name, row, profile):
+    experiment, base = open_recipe(f"tasks/{name}.toml", profile), open_recipe("base.toml", profile)
+    dataset, task, pairs, epochs, batch, augmented = row
+    assert experiment.dataset.entry.name == dataset
+    assert experiment.dataset.values["task"] == task
+    assert experiment.dataset.factory.archive.images["train"] == pairs
+    assert experiment.train.batch_size == batch
+    assert (experiment.train.jitter, experiment.train.mirror) == ((286 / 256, True) if augmented else (1, False))
+    assert experiment.generator.values == base.generator.values
+    assert experiment.discriminator.values == base.discriminator.values
+    assert {name: loss.weight for name, loss in experiment.losses.items()} == {"l1": 100.0}
+    full = profile in ("gpu", "paper")
+    assert experiment.dataset.values["size"] == (256 if full else 128)
+    assert experiment.train.images == (pairs * epochs if full else base.train.images)
+    assert experiment.train.sample_every == (pairs * epochs // 20 if epochs == 200 else pairs) or not full
 
 
 def test_the_gpu_and_paper_profiles_train_for_200_epochs():
@@ -168,11 +199,31 @@ def test_and_where_a_row_has_no_discriminator_it_is_dropped_again(tmp_path):
     assert (made.generator.entry.name, made.generator.values["bias"]) == ("encoder-decoder", "lua")
 
 
+@pytest.fixture(scope="session")
+def fetched(tmp_path_factory):
+    """A cache with a few drawn pairs of each published dataset."""
+    cache = tmp_path_factory.mktemp("cache")
+    for entry in registry().of("dataset"):
+        if archive := getattr(entry.load(), "archive", None):
+            side = getattr(entry.load(), "half", 256)
+            draw = np.random.default_rng(0)
+            for folder in archive.images:
+                (cache / "datasets" / archive.name / folder).mkdir(parents=True)
+                for number in range(2):
+                    small = draw.integers(0, 256, (4, 8, 3), dtype=np.uint8)
+                    pair = Image.fromarray(small).resize((2 * side, side))
+                    pair.save(cache / "datasets" / archive.name / folder / f"{number}.jpg")
+    return cache
+
+
 SMOKED = [pytest.param(name, marks=pytest.mark.slow if name.startswith("modern/") else ()) for name in RECIPES]
 
 
 @pytest.mark.parametrize("name", SMOKED)
-def test_every_recipe_runs_to_its_end_in_smoke(name, tmp_path, capfd):
+def test_every_recipe_runs_to_its_end_in_smoke(name, tmp_path, capfd, request, monkeypatch):
+    if Path(name).parent.name == "tasks":
+        monkeypatch.setenv("P2PZOO_CACHE", str(request.getfixturevalue("fetched")))
+        monkeypatch.chdir(tmp_path)
     result = CliRunner().invoke(main, ["run", f"zoo:{name}", "--profile", "smoke", "--runs", str(tmp_path), "--json"])
     assert result.exit_code == 0, result.output
     results = json.loads(result.stdout)

@@ -1,8 +1,9 @@
-"""`p2pzoo data`: look at a dataset before training on it; make it of its archives; convert layouts of pairs."""
+"""`p2pzoo data`: get a dataset, or make it of its archives; look at it before training; convert layouts of pairs."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+import contextlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -12,7 +13,7 @@ from p2pzoo.cli import json_option, override_option, print_json, profile_option,
 from p2pzoo.errors import UserError
 
 if TYPE_CHECKING:
-    from p2pzoo.contracts import Split
+    from p2pzoo.contracts import Archive, Split
     from p2pzoo.registry import Entry
 
 T = TypeVar("T")
@@ -22,7 +23,7 @@ force_option = click.option("--force", is_flag=True, help="Replace files that ar
 
 @click.group("data")
 def data_command() -> None:
-    """Look at a dataset, prepare one, convert between the layouts of pairs."""
+    """Get a dataset, prepare it, look at it, convert between the layouts of pairs."""
 
 
 @data_command.command("stats", short_help="Count and measure what a recipe trains on.")
@@ -200,3 +201,84 @@ def _print_stats(name: str, found: Mapping[Split, Any]) -> None:
         for label in dict.fromkeys(label for told in labelled.values() for label in told):
             shares.add_row(label, *(f"{told.get(label, 0):.1%}" for told in labelled.values()))
         Console(soft_wrap=True).print(shares, markup=False)
+
+
+@data_command.command("fetch", short_help="Download a published dataset into the cache.")
+@click.argument("name", required=False)
+@click.option("--mirror", metavar="URL", envvar="P2PZOO_MIRROR", show_envvar=True, help="A folder that has the file.")
+@click.option("--from", "local", type=folder_type, metavar="FILE", help="Your own copy of the archive; no download.")
+@click.option("--accept-licence", is_flag=True, help="You have agreed to the terms of a dataset that asks for it.")
+def fetch_command(name: str | None, mirror: str | None, local: Path | None, accept_licence: bool) -> None:
+    """Download the archive of dataset NAME, check it, and extract it to where recipes look for it.
+
+    Called again, a download that was cut off goes on, and a dataset that is there is looked through. The archive's
+    SHA-256 is recorded the first time and compared afterwards. Without NAME: what can be fetched, and what is there.
+    """
+    from p2pzoo.fetch import fetch
+    from p2pzoo.plugins import registry
+    from p2pzoo.registry import nearest
+
+    if name is None:
+        return _print_archives(_archives())
+    entry = registry().get("dataset", name)
+    archive = _archive(entry)
+    if archive is None:
+        raise UserError(f"dataset '{name}' has no archive to fetch{nearest(name, list(_archives()))}")
+    if archive.registration and not accept_licence:
+        told = f"{name}: {archive.registration}. Once you have agreed: --accept-licence"
+        raise UserError(f"{told}; or make it of the original: p2pzoo data prepare {name}" if _prepares(entry) else told)
+    fetched = fetch(archive, _meter, lambda line: click.echo(line, err=True), mirror=mirror, local=local)
+    images = ", ".join(f"{folder} {count}" for folder, count in fetched.images.items())
+    click.echo(f"{fetched.folder}: {images} images{'' if fetched.new else ', as they were fetched'}")
+    if fetched.sha256:
+        click.echo(f"SHA-256 of its archive: {fetched.sha256}")
+    click.echo(f"licence: {archive.licence}")
+
+
+def _archive(entry: Entry) -> Archive | None:
+    try:
+        return getattr(entry.load(), "archive", None)
+    except UserError:  # its plugin is broken
+        return None
+
+
+def _archives() -> dict[str, Archive]:
+    """What can be fetched, by the datasets' names."""
+    from p2pzoo.plugins import registry
+
+    found = {entry.name: _archive(entry) for entry in registry().of("dataset")}
+    return {name: archive for name, archive in found.items() if archive}
+
+
+def _print_archives(archives: Mapping[str, Archive]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from p2pzoo.fetch import there
+    from p2pzoo.paths import cache_dir
+
+    table = Table("dataset", "archive", "images", "", "licence", box=None, padding=(0, 2, 0, 0))
+    for name, archive in archives.items():
+        asks = " (--accept-licence)" if archive.registration else ""
+        count = f"{sum(archive.images.values()):,}"
+        table.add_row(name, archive.length, count, there(archive), archive.licence + asks)
+    Console().print(table, markup=False)
+    click.echo(f"\np2pzoo data fetch NAME puts one into {cache_dir() / 'datasets'}")
+
+
+@contextlib.contextmanager
+def _meter(doing: str, total: int | None) -> Iterator[Callable[[int], None]]:
+    from rich import progress
+    from rich.console import Console
+
+    console = Console(stderr=True)
+    columns = (
+        progress.TextColumn("{task.description}"),
+        progress.BarColumn(),
+        progress.DownloadColumn(),
+        progress.TransferSpeedColumn(),
+        progress.TimeRemainingColumn(),
+    )
+    with progress.Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as shown:
+        task = shown.add_task(doing, total=total)
+        yield lambda done: shown.advance(task, done)

@@ -40,7 +40,7 @@ class Store:
             return self._kept[index]
         pair = self._checked(self.dataset[index])
         if self.for_training:
-            pair = self._enlarged(pair)
+            pair = self._enlarged(self._original(index, pair))
         elif pair.labels is not None and pair.labels.shape != self.size:
             return pair
         self._kept[index] = pair
@@ -59,13 +59,18 @@ class Store:
             raise UserError(f"pair '{pair.id}': {told}; they may have more pixels, not fewer")
         return pair
 
+    def _original(self, index: int, pair: Pair) -> Pair:
+        """What is enlarged: the pair, or where its dataset made it smaller, as it was before."""
+        original = getattr(self.dataset, "original", None)
+        return original(index) if original and self.load_size != self.size else pair
+
     def _enlarged(self, pair: Pair) -> Pair:
         labels = pair.labels
         if labels is not None and labels.shape != self.load_size:  # class numbers do not mix: nearest
             sides = zip(self.load_size, labels.shape, strict=True)
             rows, columns = ((2 * np.arange(n) + 1) * side // (2 * n) for n, side in sides)
             labels = np.ascontiguousarray(labels[rows[:, None], columns])
-        if self.load_size == self.size:
+        if pair.x.shape[:2] == self.load_size:
             return Pair(pair.id, pair.x, pair.y, labels, pair.block)
         x = resize(pair.x, self.load_size, self.kernel, self.dataset.x_range)
         y = resize(pair.y, self.load_size, self.kernel, self.dataset.y_range)
@@ -76,9 +81,11 @@ def resize(image: np.ndarray, size: tuple[int, ...], kernel: str, limits: tuple[
     """(H, W, C) -> (*size, C) in the same dtype; overshoot cut to `limits`.
 
     kernel: "bicubic" and "bilinear", antialiased as Pillow has them; "bilinear-corners", between the centres of the
-    corners' pixels; "area", the mean of what each new pixel covers.
+    corners' pixels, and "area" where that makes an image smaller; "area", the mean of what each new pixel covers.
     """
     tensor = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)[None]
+    if kernel == "bilinear-corners" and (size[0] < image.shape[0] or size[1] < image.shape[1]):
+        kernel = "area"  # Torch7's image.scale
     plain = kernel in ("bicubic", "bilinear")
     if image.dtype != np.uint8 or not plain:  # torch resamples uint8 with Pillow's rounding between the two directions
         tensor = tensor.float()

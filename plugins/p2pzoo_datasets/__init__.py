@@ -23,3 +23,33 @@ def register_datasets(register):
         summary="Street scenes and their semantic labels, 256 px: the data of the paper's Tables 1 to 3",
         paper="arXiv:1604.01685",
     )
+    register(
+        "facades",
+        "p2pzoo_datasets.published:Facades",
+        summary="Fronts of buildings and their labels, 256 px, from the paper's archive",
+        paper="arXiv:1611.07004",
+    )
+    register(
+        "maps",
+        "p2pzoo_datasets.published:Maps",
+        summary="New York from above and as a map, 600 px, from the paper's archive",
+        paper="arXiv:1611.07004",
+    )
+    register(
+        "edges2shoes",
+        "p2pzoo_datasets.published:EdgesToShoes",
+        summary="50,000 shoes and their edges, 256 px, from the paper's archive",
+        paper="arXiv:1611.07004",
+    )
+    register(
+        "edges2handbags",
+        "p2pzoo_datasets.published:EdgesToHandbags",
+        summary="139,000 handbags and their edges, 256 px, from the paper's archive",
+        paper="arXiv:1611.07004",
+    )
+    register(
+        "night2day",
+        "p2pzoo_datasets.published:NightToDay",
+        summary="Webcams by night and by day, 256 px, from the paper's archive",
+        paper="arXiv:1611.07004",
+    )

@@ -129,6 +129,11 @@ def test_registers_its_datasets_by_lazy_names():
         "folders": "p2pzoo_datasets.folders:Folders",
         "side-by-side": "p2pzoo_datasets.folders:SideBySide",
         "cityscapes": "p2pzoo_datasets.cityscapes:Cityscapes",
+        "facades": "p2pzoo_datasets.published:Facades",
+        "maps": "p2pzoo_datasets.published:Maps",
+        "edges2shoes": "p2pzoo_datasets.published:EdgesToShoes",
+        "edges2handbags": "p2pzoo_datasets.published:EdgesToHandbags",
+        "night2day": "p2pzoo_datasets.published:NightToDay",
     }
 
 

@@ -1,0 +1,276 @@
+"""The paper's datasets as they were published: JPEGs of pairs, A on the left and B on the right.
+
+Isola et al. 2017 (arXiv:1611.07004 v3), §6.2; which half is which, and how many there are, as the archives of
+phillipi/pix2pix have it. `p2pzoo data fetch NAME` gets one; nothing here is redistributed.
+"""
+
+from __future__ import annotations
+
+import operator
+import warnings
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, ClassVar, Literal
+
+import numpy as np
+from pydantic import Field
+
+from p2pzoo.contracts import Archive, Pair, Split
+from p2pzoo.errors import UserError
+from p2pzoo.files import fingerprint
+from p2pzoo.images import read_header, read_image, with_channels
+from p2pzoo.layouts import halves
+from p2pzoo_datasets.fitting import fitted
+
+Count = Annotated[int, Field(ge=1)]
+SERVER = "http://efrosgans.eecs.berkeley.edu/pix2pix/datasets"
+FEW = 3
+
+
+class Published:
+    """Pairs of one published archive; a subclass says which, and what its tasks are.
+
+    split    "train", "val" or "test": that folder of `root`. Where the archive has no val or test, the other stands in
+             for it, with a warning: what you choose by one is then not new to the other
+    root     the folder that holds train/; default: where `p2pzoo data fetch` puts it
+    size     side of x and y in px; halves of another size are scaled, bicubic with antialiasing as Pillow has it
+    swapped  x is B, the right half, and y A
+
+    A Pair's x and y are (size, size, 3) uint8 RGB, without labels. The jitter enlarges what was published, not what was
+    scaled to `size`: maps come from 600 to 286 px in one step, as in the public codes.
+
+    Raises UserError where the folder is missing or empty, and where an image has another size than was published or
+    cannot be decoded (the first few are looked at here, each one when it is read). Warns where there are not as many
+    pairs as were published.
+    """
+
+    archive: ClassVar[Archive]
+    half: ClassVar[int] = 256  # side in px as published
+
+    x_range = (0.0, 255.0)
+    y_range = (0.0, 255.0)
+    classes: tuple[str, ...] | None = None
+    palette: tuple[tuple[int, int, int], ...] | None = None
+
+    def __init__(self, split: Split, root: Path | None, size: int, swapped: bool) -> None:
+        self._root = self.archive.folder if root is None else Path(root)
+        self._size, self._swapped = size, swapped
+        folder = self._root / self._folder_of(split)
+        self._files = sorted(folder.glob("*.jpg"))
+        if not self._files:
+            what = "holds no .jpg files" if folder.is_dir() else "does not exist"
+            raise UserError(f"{folder}: {what}; dataset '{self.archive.name}' expects its pairs there\n{self._how()}")
+        if faults := [fault for path in self._files[:FEW] if (fault := self._fault(path))]:
+            raise UserError(*faults)
+        published = self.archive.images.get(folder.name)
+        if len(self._files) != published:
+            told = f"the paper has {published}" if published else "the paper has none such"
+            warnings.warn(
+                f"{folder} holds {len(self._files)} pairs where {told}: was it extracted in full?", stacklevel=3
+            )
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+    def __getitem__(self, index: int) -> Pair:
+        whole = self.original(index)
+        x, y = (fitted(image, (self._size, self._size), "stretch") for image in (whole.x, whole.y))
+        return replace(whole, x=x, y=y)
+
+    def original(self, index: int) -> Pair:
+        """The pair in the size that it was published in."""
+        path = self._files[operator.index(index)]
+        a, b = halves(self._decode(path))
+        x, y = (b, a) if self._swapped else (a, b)
+        return Pair(f"{path.parent.name}-{path.stem}", x, y, self._labels_of(path), self._block_of(path))
+
+    @property
+    def files(self) -> list[Path]:
+        """All that the pairs of this split are read from."""
+        return self._files
+
+    @property
+    def fingerprint(self) -> str:
+        """Changes when files of this split come, go or change in length."""
+        return fingerprint(self._files)
+
+    def _labels_of(self, path: Path) -> np.ndarray | None:
+        return None
+
+    def _block_of(self, path: Path) -> str | None:
+        return None
+
+    def _folder_of(self, split: Split) -> str:
+        other = {"val": "test", "test": "val"}.get(split)
+        if other and not (self._root / split).is_dir() and (self._root / other).is_dir():
+            warnings.warn(f"{self._root}: no pairs in {split}; {other} stands in for it", stacklevel=4)
+            return other
+        return split
+
+    def _how(self) -> str:
+        """How to get the pairs, a line for each way."""
+        return (
+            f"  get them: p2pzoo data fetch {self.archive.name} ({self.archive.length})\n"
+            "  data elsewhere: -s dataset.root=DIR"
+        )
+
+    def _fault(self, path: Path) -> str | None:
+        """What is wrong with an image as far as its header tells; nothing is decoded."""
+        try:
+            height, width, _ = read_header(path)
+        except UserError as error:
+            return f"{error}: extract the archive again"
+        if (height, width) == (self.half, 2 * self.half):
+            return None
+        expected = f"{2 * self.half}×{self.half}, A on the left, B on the right"
+        return f"{path}: {width}×{height} px; dataset '{self.archive.name}' reads {expected}"
+
+    def _decode(self, path: Path) -> np.ndarray:
+        """(half, 2 * half, 3) uint8."""
+        if fault := self._fault(path):
+            raise UserError(fault)
+        try:
+            return with_channels(read_image(path), 3)
+        except UserError as error:  # the header was whole, the rest is not
+            raise UserError(f"{error}: extract the archive again") from error
+        except ValueError as error:
+            raise UserError(f"{path}: {error}") from error
+
+
+class Facades(Published):
+    """Fronts of buildings and their parts, drawn in colours: A photo, B labels. 400, 100 and 106 pairs.
+
+    task  "labels-to-photo" (the paper's) or "photo-to-labels"
+
+    All else: see `Published`.
+    """
+
+    archive = Archive(
+        name="facades",
+        url=f"{SERVER}/facades.tar.gz",
+        size=30_168_306,
+        images={"train": 400, "val": 100, "test": 106},
+        licence="CMP Facade Database, of several sources: none is stated",
+    )
+
+    def __init__(
+        self,
+        split: Split,
+        *,
+        root: Path | None = None,
+        task: Literal["labels-to-photo", "photo-to-labels"] = "labels-to-photo",
+        size: Count = 256,
+    ) -> None:
+        super().__init__(split, root, size, swapped=task == "labels-to-photo")
+
+
+class Maps(Published):
+    """New York from above and as Google Maps draws it: A aerial photo, B map, 600 px. 1096 and 1098 pairs, no test.
+
+    task  "map-to-aerial" or "aerial-to-map"; the paper has both
+
+    All else: see `Published`.
+    """
+
+    half = 600
+    archive = Archive(
+        name="maps",
+        url=f"{SERVER}/maps.tar.gz",
+        size=250_242_400,
+        images={"train": 1096, "val": 1098},
+        licence="Google Maps imagery: Google's terms of service",
+    )
+
+    def __init__(
+        self,
+        split: Split,
+        *,
+        root: Path | None = None,
+        task: Literal["map-to-aerial", "aerial-to-map"] = "map-to-aerial",
+        size: Count = 256,
+    ) -> None:
+        super().__init__(split, root, size, swapped=task == "map-to-aerial")
+
+
+class EdgesToShoes(Published):
+    """Shoes and their edges (HED): A edges, B photo. 49,825 and 200 pairs, no test.
+
+    task  "edges-to-photo" (the paper's) or "photo-to-edges"
+
+    All else: see `Published`.
+    """
+
+    archive = Archive(
+        name="edges2shoes",
+        url=f"{SERVER}/edges2shoes.tar.gz",
+        about="2.0 GB",
+        images={"train": 49_825, "val": 200},
+        licence="UT Zappos50K: academic, non-commercial use",
+    )
+
+    def __init__(
+        self,
+        split: Split,
+        *,
+        root: Path | None = None,
+        task: Literal["edges-to-photo", "photo-to-edges"] = "edges-to-photo",
+        size: Count = 256,
+    ) -> None:
+        super().__init__(split, root, size, swapped=task == "photo-to-edges")
+
+
+class EdgesToHandbags(Published):
+    """Handbags and their edges (HED): A edges, B photo. 138,567 and 200 pairs, no test.
+
+    task  "edges-to-photo" (the paper's) or "photo-to-edges"
+
+    All else: see `Published`.
+    """
+
+    archive = Archive(
+        name="edges2handbags",
+        url=f"{SERVER}/edges2handbags.tar.gz",
+        about="8.0 GB",
+        images={"train": 138_567, "val": 200},
+        licence="Amazon's photos, collected for iGAN: none is stated",
+    )
+
+    def __init__(
+        self,
+        split: Split,
+        *,
+        root: Path | None = None,
+        task: Literal["edges-to-photo", "photo-to-edges"] = "edges-to-photo",
+        size: Count = 256,
+    ) -> None:
+        super().__init__(split, root, size, swapped=task == "photo-to-edges")
+
+
+class NightToDay(Published):
+    """Webcams by night and by day: A night, B day. 17,823 pairs of 91 cameras, 10, and 2,287 of 10 other cameras.
+
+    task  "day-to-night" (the paper's) or "night-to-day"
+
+    A Pair's block is its camera, the first number of its file's name. All else: see `Published`.
+    """
+
+    archive = Archive(
+        name="night2day",
+        url=f"{SERVER}/night2day.tar.gz",
+        about="1.9 GB",
+        images={"train": 17_823, "val": 10, "test": 2_287},
+        licence="Transient Attributes, of webcams: none is stated",
+    )
+
+    def __init__(
+        self,
+        split: Split,
+        *,
+        root: Path | None = None,
+        task: Literal["day-to-night", "night-to-day"] = "day-to-night",
+        size: Count = 256,
+    ) -> None:
+        super().__init__(split, root, size, swapped=task == "day-to-night")
+
+    def _block_of(self, path: Path) -> str:
+        return path.stem.partition("_")[0]
