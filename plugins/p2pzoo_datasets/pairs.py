@@ -80,9 +80,14 @@ class FilePairs:
         return Pair(name, x, y)
 
     @property
+    def files(self) -> Iterable[Path]:
+        """Those of this split."""
+        return (file for files in self._files() for file in files)
+
+    @property
     def fingerprint(self) -> str:
         """Changes when files of this split come, go or change in length."""
-        return fingerprint(file for files in self._files() for file in files)
+        return fingerprint(self.files)
 
     def _as_x_y(self, a: Any, b: Any) -> tuple[Any, Any]:
         return (b, a) if self._swapped else (a, b)
