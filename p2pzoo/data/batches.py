@@ -38,8 +38,6 @@ class TrainBatches:
     ) -> None:
         self.store, self.batch_size, self.mirror, self.seed, self.moves = store, batch_size, mirror, seed, moves
         self.crop_from, self.replacement, self.end = crop_from, replacement, end
-        self._order = functools.lru_cache(2)(self._order_of)
-        self._drawn = functools.lru_cache(2 * store.ahead)(self._draw)
 
     def __getitem__(self, step: int) -> Batch:
         samples = samples_of(step, self.batch_size, self.moves)
@@ -69,16 +67,23 @@ class TrainBatches:
             found += samples_of(later, self.batch_size, self.moves)
         return found
 
-    def _draw(self, sample: int) -> int:
+    def _drawn(self, sample: int) -> int:
         """Which pair this sample shows."""
         pairs = len(self.store)
         if self.replacement:
-            return int(chance.generator(self.seed, "order", "sample", sample).integers(pairs))
+            return _any_of(pairs, self.seed, sample)
         epoch, position = divmod(sample, pairs)
-        return int(self._order(epoch)[position])
+        return int(_order(pairs, self.seed, epoch)[position])
 
-    def _order_of(self, epoch: int) -> np.ndarray:
-        return chance.generator(self.seed, "order", epoch).permutation(len(self.store))
+
+@functools.lru_cache(4)  # a step near the end of an epoch reads ahead into the next
+def _order(pairs: int, seed: int, epoch: int) -> np.ndarray:
+    return chance.generator(seed, "order", epoch).permutation(pairs)
+
+
+@functools.lru_cache(1024)  # asked for ahead, and again when its turn comes
+def _any_of(pairs: int, seed: int, sample: int) -> int:
+    return int(chance.generator(seed, "order", "sample", sample).integers(pairs))
 
 
 def samples_of(step: int, batch_size: int, moves: int) -> list[int]:
