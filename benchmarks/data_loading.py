@@ -8,7 +8,8 @@ p2pzoo: the batches of `p2pzoo run`, made one after the other with nothing in be
 name on, later ones from the store in memory or on disk, and any epoch of pairs that are streamed. Batches of one. A
 turn is a whole epoch. All files have just been written, so that no disk is measured.
 
-Memory is that of the process (and of its workers, less what they share with it) over what its imports took.
+Memory is that of the process (and of its workers, less what they share with it) after the first turn, over what its
+imports took.
 """
 
 from __future__ import annotations
@@ -60,7 +61,13 @@ def main(
     if contestant and folder:
         imported = measure.peak_bytes()
         work = MAKE[contestant](folder, pairs, size)
-        measure.serve(work, {"imported_bytes": imported}, peak=lambda: measure.peak_bytes() + _workers())
+        peaks: list[int] = []
+
+        def peak() -> int:
+            peaks.append(measure.peak_bytes() + _workers())
+            return peaks[0]
+
+        measure.serve(work, {"imported_bytes": imported}, peak=peak)
         return
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
@@ -104,7 +111,7 @@ def draw(folder: Path, pairs: int, size: int) -> None:
         while side <= size:
             noise = rng.integers(0, 256, (side, 2 * side, 3), dtype=np.uint8)
             scaled = Image.fromarray(noise).resize((2 * size, size), Image.Resampling.BICUBIC)
-            picture += (np.asarray(scaled) - 128.0) / side**0.6
+            picture += (np.asarray(scaled) - 128.0) / side**0.4
             side *= 2
         levels = (picture - picture.min()) / np.ptp(picture) * 255
         Image.fromarray(levels.astype(np.uint8)).save(

@@ -133,9 +133,12 @@ def collate(pairs: Sequence[Pair], store: Store, flipped: Sequence[bool] | None 
 def _scaled(images: Sequence[np.ndarray], flipped: Sequence[bool], limits: tuple[float, float]) -> torch.Tensor:
     low, high = limits
     stacked = _stacked(images, flipped, torch.float32)
+    values = stacked.numpy()  # NumPy's thread is done before torch's threads would have agreed on their parts
     if low:
-        stacked.sub_(low)
-    return stacked.mul_(2 / (high - low)).sub_(1).permute(0, 3, 1, 2)
+        values -= low
+    values *= 2 / (high - low)
+    values -= 1
+    return stacked.permute(0, 3, 1, 2)
 
 
 def _stacked(images: Sequence[np.ndarray], flipped: Sequence[bool], dtype: torch.dtype) -> torch.Tensor:
