@@ -86,6 +86,9 @@ def finish(
         if trained:
             with together():
                 data["train"].prepare()
+            if (pairs := data["train"]).place == "stream":
+                told = f"{len(pairs)} training pairs, {pairs.bytes / 1e9:.1f} GB once decoded"
+                progress.note(f"{told}, are read anew in every epoch ([compute] store)")
             first(_keep, kernels, run)
             start_from = first(_begin, experiment, run, engine, made_from, continued, progress)
             try:

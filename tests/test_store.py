@@ -414,6 +414,7 @@ def test_a_run_is_the_same_run_with_the_same_bits_wherever_its_pairs_are(tmp_pat
                 warnings.simplefilter("error", UserWarning)
                 told = run(tmp_path / place, "train.images=12", f"compute.store={place}")
             assert told.exit_code == 0, told.output
+            assert ("are read anew in every epoch" in told.output) == (place == "stream")
     folders = [next((tmp_path / place).glob("*/*")) for place in PLACES]
     assert len({folder.name for folder in folders}) == 1
     for name in ("model.safetensors", "metrics.jsonl"):

@@ -123,20 +123,23 @@ class Store:
 
     def _place(self) -> str:
         """Where pairs are kept, by what all of them take. Raises UserError where the disk is asked for in vain."""
-        asked, known = self._compute.store, self._origin is not None and _sources(self.dataset) is not None
+        asked, limits = self._compute.store, self._compute
+        if asked in ("memory", "stream"):
+            return asked
         if asked == "disk" and self.for_training:
-            if not known:
+            if not self._would_show_changes():
                 raise UserError(
                     '[compute] store = "disk": this dataset has neither `files` nor `fingerprint`, so nothing would '
                     'tell when its pairs have changed: set store = "stream"'
                 )
             return "disk"
-        if asked in ("memory", "stream"):
-            return asked
-        if self.bytes <= self._compute.store_megabytes * 1e6:
+        if self.bytes <= limits.store_megabytes * 1e6:
             return "memory"
-        fits = asked == "auto" and self.for_training and self.bytes <= self._compute.store_disk_megabytes * 1e6
-        return "disk" if fits and known else "stream"
+        fits = self.for_training and self.bytes <= limits.store_disk_megabytes * 1e6
+        return "disk" if fits and self._would_show_changes() else "stream"
+
+    def _would_show_changes(self) -> bool:
+        return self._origin is not None and _sources(self.dataset) is not None
 
     def _record_of(self, first: Pair) -> np.dtype:
         """What one pair is on disk."""
