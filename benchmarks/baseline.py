@@ -63,11 +63,11 @@ def batches(folder: Path, size: int, batch: int) -> Iterator[tuple[Tensor, Tenso
     while True:
         random.shuffle(files)
         for start in range(0, len(files) - batch + 1, batch):
-            pairs = [_pair(file, size) for file in files[start : start + batch]]
+            pairs = [opened_pair(file, size) for file in files[start : start + batch]]
             yield torch.stack([x for x, _ in pairs]), torch.stack([y for _, y in pairs])
 
 
-def _pair(file: Path, size: int) -> tuple[Tensor, Tensor]:
+def opened_pair(file: Path, size: int) -> tuple[Tensor, Tensor]:
     with Image.open(file) as opened:
         both = opened.convert("RGB")
     width = both.width // 2

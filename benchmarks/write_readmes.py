@@ -164,6 +164,13 @@ def translate_folder() -> str:
     return f"{table(folder)}\n\n{where(folder)}"
 
 
+def data_loading() -> str:
+    from data_loading import table
+
+    found = result("data_loading")
+    return f"{table(found)}\n\n{where(found)}"
+
+
 def scaling() -> str:
     from scaling import SERIES
 
@@ -288,18 +295,10 @@ def compared(name: str) -> str:
 TABLES: dict[str, Callable[[], str]] = {
     table.__name__: table
     for table in (
-        speed,
-        train_step,
-        contributions,
-        translate_folder,
-        scaling,
-        drift,
-        startup,
-        coverage,
-        row_seconds,
-        zoo,
+        speed, train_step, contributions, translate_folder, data_loading, scaling, drift, startup, coverage,
+        row_seconds, zoo,
     )
-}
+}  # fmt: skip
 
 
 if __name__ == "__main__":

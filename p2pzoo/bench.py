@@ -180,7 +180,9 @@ class Bench:
         """The split that an experiment is evaluated on, opened once."""
         key = json.dumps([experiment.dataset.identity(), experiment.evaluate.split], sort_keys=True)
         if key not in self._stores:
-            self._stores[key] = Store(experiment.dataset.build(split=experiment.evaluate.split))
+            self._stores[key] = Store(
+                experiment.dataset.build(split=experiment.evaluate.split), compute=experiment.compute
+            )
         return self._stores[key]
 
     # --- what is there ---

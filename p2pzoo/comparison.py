@@ -149,7 +149,7 @@ def compare_runs(
         )
     columns = {column: column for column in shared if not wanted or metric_of(column) in wanted}
     first = found[0].experiment
-    store = Store(first.dataset.build(split=first.evaluate.split))
+    store = Store(first.dataset.build(split=first.evaluate.split), compute=first.compute)
     profiles = sorted({str(f.results["profile"]) for line in found for f in line.finished})
     facts = {"table": "compare", "title": "Comparison", "source": "", "profile": ", ".join(profiles)}
     return compared(found, baseline or names[0], columns, {}, store, facts=facts)

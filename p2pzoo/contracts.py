@@ -316,7 +316,7 @@ class Augmentation(Protocol):
 
 @runtime_checkable
 class Dataset(Protocol):
-    """A sequence of Pairs with one channel count and one size throughout.
+    """A sequence of Pairs with one channel count and one size throughout. Several threads may ask for pairs at once.
 
     x_range, y_range  the stored values that become -1 and 1
     classes           names, index = label value; None without labels
@@ -326,6 +326,8 @@ class Dataset(Protocol):
 
     fingerprint  of the user's own files: a string that changes with them. A run that was begun on other data is then
                  not resumed, and a finished one is marked
+    files        of the user, that pairs are read from: `files[i]` are the paths of pair i. Where it has them, or a
+                 fingerprint, decoded pairs may be kept on disk; they are read again when one of these files has changed
     unscored     names of the classes that means over classes leave out: too rare to count, or of no interest
     scorer       where y is a photo: the file of a segmenter of `classes` that was trained on such photos, by which
                  metrics judge ŷ

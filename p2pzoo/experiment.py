@@ -24,7 +24,10 @@ KIND_OF = {"losses": "loss", "augmentations": "augmentation", "metrics": "metric
 WEIGHTED = ("gan_loss", "losses")
 SPELLED = ("generator", "discriminator", "gan_loss", "losses", "augmentations", "dataset", "metrics", "callbacks")
 # of [compute]: what changes no number but by rounding, and where it runs
-HOW_NOT_WHAT = ("device", "threads", "keep_memory", "checkpointing", "cuda_graphs", "prefetch", "kernels")
+HOW_NOT_WHAT = (
+    "device", "threads", "keep_memory", "checkpointing", "cuda_graphs", "prefetch", "kernels", "store",
+    "store_megabytes", "store_disk_megabytes", "readers",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import platform
 from collections.abc import Mapping, Sequence
@@ -83,6 +84,11 @@ def finish(
             check_trust(metrics, engine.device)
         first(_each, callbacks, "start", str(run.folder), experiment.resolved())
         if trained:
+            with together():
+                data["train"].prepare()
+            if (pairs := data["train"]).place == "stream":
+                told = f"{len(pairs)} training pairs, {pairs.bytes / 1e9:.1f} GB once decoded"
+                progress.note(f"{told}, are read anew in every epoch ([compute] store)")
             first(_keep, kernels, run)
             start_from = first(_begin, experiment, run, engine, made_from, continued, progress)
             try:
@@ -165,12 +171,15 @@ def _each(callbacks: Sequence[Callback], moment: str, *told: Any) -> None:
 
 def _open_data(experiment: Experiment) -> dict[str, Store]:
     """The splits, before anything else happens: missing data is told first, and sizes that a network cannot take."""
-    settings = experiment.train
-    train_store = Store(experiment.dataset.build(split="train"), enlarge=settings.jitter, kernel=settings.jitter_kernel)
+    settings, compute = experiment.train, experiment.compute
+    train_store = Store(
+        experiment.dataset.build(split="train"), enlarge=settings.jitter, kernel=settings.jitter_kernel,
+        compute=compute, origin=_origin(experiment),
+    )  # fmt: skip
     data = {
         "train": train_store,
-        "val": Store(experiment.dataset.build(split="val")),
-        "test": Store(experiment.dataset.build(split=experiment.evaluate.split)),
+        "val": Store(experiment.dataset.build(split="val"), compute=compute),
+        "test": Store(experiment.dataset.build(split=experiment.evaluate.split), compute=compute),
     }
     for name, store in data.items():
         if (store.size, store.channels) != (train_store.size, train_store.channels):
@@ -191,6 +200,13 @@ def _open_data(experiment: Experiment) -> dict[str, Store]:
     if faults:
         raise UserError(*faults)
     return data
+
+
+def _origin(experiment: Experiment) -> str:
+    """What the training pairs follow from besides their files: parameters, and the code that reads them."""
+    made_by = sources(experiment)
+    code = {name: made_by[name] for name in ("core", f"dataset {experiment.dataset.entry.full_name}")}
+    return json.dumps({"split": "train", "dataset": experiment.dataset.identity(), "code": code}, sort_keys=True)
 
 
 def _fingerprints(data: Mapping[str, Store]) -> dict[str, str]:

@@ -208,6 +208,13 @@ class Compute:
     cuda_graphs    on CUDA: the whole step is recorded once and replayed (see graphs.py), with the same bits. Not part
                    of a run's identity
     prefetch       on CUDA: a thread makes the next batches, in pinned memory. Not part of a run's identity
+    store          where a split's pairs are kept once they are decoded and enlarged; the numbers are the same, and none
+                   of these four is part of a run's identity. "memory"; "disk": those for training, in the cache
+                   (see data/store_file.py); "stream": nowhere, each is read anew whenever its turn comes. "auto":
+                   memory where all of them fit into store_megabytes; else the disk, up to store_disk_megabytes and
+                   where there is room for them; else they are streamed. Pairs for evaluation never go to the disk
+    store_megabytes, store_disk_megabytes  see `store`
+    readers        at most so many threads read pairs ahead (0: none, for a dataset that several cannot read at once)
     checkpointing  less memory, more time: activations are computed again in the backward pass (see recompute.py), to
                    the same values. Not part of a run's identity, so a run that lacked memory can go on with it
     """
@@ -226,6 +233,10 @@ class Compute:
     compile: Literal["auto"] | bool = "auto"
     cuda_graphs: bool = True
     prefetch: bool = True
+    store: Literal["auto", "memory", "disk", "stream"] = "auto"
+    store_megabytes: Natural = 2000
+    store_disk_megabytes: Natural = 40_000
+    readers: Natural = 8
     checkpointing: bool = False
 
 

@@ -32,6 +32,22 @@ def test_translate_folder_compares_three_and_says_how_far_their_pixels_differ(tm
     assert result["contestants"]["bf16"]["difference"]["mean"] > 0, "another precision"
 
 
+def test_data_loading_compares_every_place_of_the_store_with_the_classic_path(tmp_path):
+    small = ["--pairs", 4, "--size", 32, "--rounds", 2]
+    done = run("data_loading", *small, "-o", tmp_path / "result.json")
+    assert done.returncode == 0, done.stderr
+    assert "| p2pzoo, later epochs, in memory |" in done.stdout
+    assert "Without enlargement pixels differ by 0 levels" in done.stdout
+    result = json.loads((tmp_path / "result.json").read_text())
+    assert (result["pairs"], result["size"]) == (4, 32)
+    contestants = result["contestants"]
+    assert contestants.keys() == {"classic", "workers", "first", "memory", "prepare", "disk", "stream"}
+    assert all(each["pairs_per_second"]["rounds"] == 2 for each in contestants.values())
+    assert contestants["classic"]["ratio"]["spread"] == [1, 1]
+    assert result["pixels"]["same resize"] == {"share": 0, "largest": 0}
+    assert result["pixels"]["enlarged"]["largest"] <= 2, "two ways to round the same kernel"
+
+
 def test_a_size_that_makes_no_network_is_told_in_one_line():
     done = run("translate_folder", "--images", 1, "--size", 50, "--width", 4)
     assert done.returncode == 2

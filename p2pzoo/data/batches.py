@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import functools
+import itertools
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
@@ -19,6 +21,7 @@ class TrainBatches:
     batch_size                      of the whole batch; where several processes share it, `[step]` is this one's part
     moves                           batches of a step, one after the other
     mirror, crop_from, replacement  as in settings.Train
+    end                             the step after the last one; no pairs are read ahead for it. None: there is none
     """
 
     def __init__(
@@ -31,38 +34,56 @@ class TrainBatches:
         moves: int = 1,
         crop_from: int = 0,
         replacement: bool = False,
+        end: int | None = None,
     ) -> None:
         self.store, self.batch_size, self.mirror, self.seed, self.moves = store, batch_size, mirror, seed, moves
-        self.crop_from, self.replacement = crop_from, replacement
-        self._order: tuple[int, np.ndarray] = (-1, np.empty(0))
+        self.crop_from, self.replacement, self.end = crop_from, replacement, end
 
     def __getitem__(self, step: int) -> Batch:
         samples = samples_of(step, self.batch_size, self.moves)
-        return collate([self._augmented(sample) for sample in samples], self.store)
+        if not self.store.at_hand:
+            self.store.expect(map(self._drawn, [*samples, *self._next_samples(step)]))
+        pairs, flipped = zip(*map(self._augmented, samples), strict=True)
+        return collate(pairs, self.store, flipped)
 
-    def _augmented(self, sample: int) -> Pair:
+    def _augmented(self, sample: int) -> tuple[Pair, bool]:
+        """The pair, cropped, and whether it is to be flipped."""
         pair = self.store[self._drawn(sample)]
         draw = chance.generator(self.seed, "augment", sample)
         (height, width), (load_height, load_width) = self.store.size, self.store.load_size
         spare = (load_height - height, load_width - width)
         top, left = (int(draw.integers(min(self.crop_from, most), most + 1)) for most in spare)
-        flip = -1 if self.mirror and draw.random() < 0.5 else 1
+        window = slice(top, top + height), slice(left, left + width)
+        labels = None if pair.labels is None else pair.labels[window]
+        cropped = Pair(pair.id, pair.x[window], pair.y[window], labels, pair.block)
+        return cropped, self.mirror and draw.random() < 0.5
 
-        def cut(image: np.ndarray) -> np.ndarray:
-            return image[top : top + height, left : left + width][:, ::flip]
-
-        labels = None if pair.labels is None else cut(pair.labels)
-        return Pair(pair.id, cut(pair.x), cut(pair.y), labels, pair.block)
+    def _next_samples(self, step: int) -> list[int]:
+        """Those of the next steps, as many as the store reads ahead."""
+        found: list[int] = []
+        for later in itertools.count(step + 1) if self.end is None else range(step + 1, self.end):
+            if len(found) >= self.store.ahead:
+                break
+            found += samples_of(later, self.batch_size, self.moves)
+        return found
 
     def _drawn(self, sample: int) -> int:
         """Which pair this sample shows."""
         pairs = len(self.store)
         if self.replacement:
-            return int(chance.generator(self.seed, "order", "sample", sample).integers(pairs))
+            return _any_of(pairs, self.seed, sample)
         epoch, position = divmod(sample, pairs)
-        if self._order[0] != epoch:
-            self._order = (epoch, chance.generator(self.seed, "order", epoch).permutation(pairs))
-        return int(self._order[1][position])
+        return int(_order(pairs, self.seed, epoch)[position])
+
+
+@functools.lru_cache(4)  # a step near the end of an epoch reads ahead into the next
+def _order(pairs: int, seed: int, epoch: int) -> np.ndarray:
+    return chance.generator(seed, "order", epoch).permutation(pairs)
+
+
+@functools.lru_cache(1024)  # asked for ahead, and again when its turn comes
+def _any_of(pairs: int, seed: int, sample: int) -> int:
+    return int(chance.generator(seed, "order", "sample", sample).integers(pairs))
 
 
 def samples_of(step: int, batch_size: int, moves: int) -> list[int]:
@@ -81,29 +102,51 @@ def train_batches(store: Store, train: Train, seed: int) -> TrainBatches:
         seed=seed,
         crop_from=train.crop_from,
         replacement=train.replacement,
+        end=train.steps,
     )
 
 
 def single_batches(store: Store, indices: range | None = None) -> Iterator[Batch]:
     """Pairs as they are, one at a time, for samples and evaluation."""
-    for index in range(len(store)) if indices is None else indices:
+    wanted = range(len(store)) if indices is None else indices
+    for at, index in enumerate(wanted):
+        store.expect(wanted[at : at + 1 + store.ahead])
         yield collate([store[index]], store)
 
 
-def collate(pairs: list[Pair], store: Store) -> Batch:
-    """Stack pairs and scale them to [-1, 1], on the CPU. Images are channels-last in memory."""
-    dataset = store.dataset
+def collate(pairs: Sequence[Pair], store: Store, flipped: Sequence[bool] | None = None) -> Batch:
+    """Stack pairs and scale them to [-1, 1], on the CPU. Images are channels-last in memory.
+
+    flipped  which pairs are to be turned left to right
+    """
+    dataset, flipped = store.dataset, flipped or [False] * len(pairs)
     labels = [pair.labels for pair in pairs if pair.labels is not None]
     return Batch(
-        x=_scaled([pair.x for pair in pairs], dataset.x_range),
-        y=_scaled([pair.y for pair in pairs], dataset.y_range),
+        x=_scaled([pair.x for pair in pairs], flipped, dataset.x_range),
+        y=_scaled([pair.y for pair in pairs], flipped, dataset.y_range),
         ids=tuple(pair.id for pair in pairs),
-        labels=torch.from_numpy(np.stack(labels).astype(np.int64)) if len(labels) == len(pairs) else None,
+        labels=_stacked(labels, flipped, torch.int64) if len(labels) == len(pairs) else None,
         blocks=tuple(pair.block for pair in pairs),
     )
 
 
-def _scaled(images: list[np.ndarray], limits: tuple[float, float]) -> torch.Tensor:
+def _scaled(images: Sequence[np.ndarray], flipped: Sequence[bool], limits: tuple[float, float]) -> torch.Tensor:
     low, high = limits
-    stacked = torch.from_numpy(np.stack(images).astype(np.float32))
-    return stacked.permute(0, 3, 1, 2).sub_(low).mul_(2 / (high - low)).sub_(1)
+    stacked = _stacked(images, flipped, torch.float32)
+    values = stacked.numpy()  # NumPy's thread is done before torch's threads would have agreed on their parts
+    if low:
+        values -= low
+    values *= 2 / (high - low)
+    values -= 1
+    return stacked.permute(0, 3, 1, 2)
+
+
+def _stacked(images: Sequence[np.ndarray], flipped: Sequence[bool], dtype: torch.dtype) -> torch.Tensor:
+    """(B, H, W, ...): pixels are copied once, and become numbers of that type on the way; flips are made before."""
+    stacked = torch.empty((len(images), *images[0].shape), dtype=dtype)
+    for place, image, flip in zip(stacked, images, flipped, strict=True):
+        if not (image.flags.writeable and image.dtype.isnative and min(image.strides) >= 0):  # torch takes no other
+            image = image.astype(image.dtype.newbyteorder("="), order="C")
+        pixels = torch.from_numpy(image)
+        place.copy_(pixels.flip(1) if flip else pixels)
+    return stacked

@@ -1,27 +1,60 @@
-"""Each pair is decoded, checked and enlarged once, then kept in memory in its stored dtype."""
+"""Each pair is decoded, checked and enlarged once, then kept in its stored dtype: in memory, or on disk.
+
+Where there is no room for all of them they are read anew each time. Threads read ahead what is asked for next; which
+pairs that are, and what is in them, never depends on those threads. Pillow and NumPy do most of their work without
+Python's lock, and threads read any dataset, whether pickle can take it or not.
+"""
 
 from __future__ import annotations
+
+import hashlib
+import json
+import warnings
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from importlib.metadata import version
+from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
 from p2pzoo.contracts import Dataset, Pair
+from p2pzoo.data import store_file
 from p2pzoo.errors import UserError
+from p2pzoo.paths import cache_dir
+from p2pzoo.settings import Compute
+
+PAIRS_AHEAD = 64  # being read or waiting to be asked for
+BYTES_AHEAD = 64 * 1024**2  # of these together, unless few are more
+EVERYTHING = Compute(store="memory")
 
 
 class Store:
-    """The pairs of a dataset, enlarged to `load_size` for the jitter; filled as pairs are asked for.
+    """The pairs of a dataset, enlarged to `load_size` for the jitter; read as they are asked for.
 
-    enlarge    the jitter's factor, for training: labels too come to `load_size`. None: pairs as they are, for
-               evaluation; where labels have more pixels than images they are not kept: large, and read once
+    enlarge  the jitter's factor, for training: labels too come to `load_size`. None: pairs as they are, for
+             evaluation; where labels have more pixels than images they are not kept: large, and read once
+    compute  its `store` and what belongs to it say where pairs are kept; default: in memory, all that are asked for
+    origin   what the dataset's pairs follow from besides its files (parameters, versions). None: they are not kept on
+             disk, as nothing would tell whether they are still the same
 
     size       (H, W) of the images as the networks see them
     load_size  (H, W) of what `[i]` gives; equal to `size` where `enlarge` is 1 or None
     channels   (C of x, C of y)
+    ahead      how many pairs `expect` should be told of besides those that are wanted at once
+    place      "memory", "disk" or "stream"
     """
 
-    def __init__(self, dataset: Dataset, *, enlarge: float | None = None, kernel: str = "bicubic") -> None:
+    def __init__(
+        self,
+        dataset: Dataset,
+        *,
+        enlarge: float | None = None,
+        kernel: str = "bicubic",
+        compute: Compute = EVERYTHING,
+        origin: str | None = None,
+    ) -> None:
         if len(dataset) == 0:
             raise UserError("the dataset has no pairs in this split")
         self.dataset = dataset
@@ -30,7 +63,16 @@ class Store:
         self.size: tuple[int, int] = (first.x.shape[0], first.x.shape[1])
         self.channels: tuple[int, int] = (first.x.shape[2], first.y.shape[2])
         self.load_size = tuple(round(side * (enlarge or 1.0)) for side in self.size)
+        self._record = self._record_of(first)
+        self.bytes = len(dataset) * self._record.itemsize
+        self.ahead = max(2, min(PAIRS_AHEAD, BYTES_AHEAD // self._record.itemsize))
+        self._origin, self._compute = origin, compute
+        self.place = self._place()
         self._kept: dict[int, Pair] = {}
+        self._file: store_file.StoreFile | None = None
+        self._reading: dict[int, Future[Pair]] = {}
+        readers = min(compute.readers, max(2, torch.get_num_threads()))
+        self._pool = ThreadPoolExecutor(readers, "pairs") if readers else None
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -38,13 +80,103 @@ class Store:
     def __getitem__(self, index: int) -> Pair:
         if index in self._kept:
             return self._kept[index]
-        pair = self._checked(self.dataset[index])
-        if self.for_training:
-            pair = self._enlarged(self._original(index, pair))
-        elif pair.labels is not None and pair.labels.shape != self.size:
-            return pair
-        self._kept[index] = pair
+        if self._file:
+            return self._file[index]
+        begun = self._reading.pop(index, None)
+        pair = begun.result() if begun else self._read(index)
+        if self.place == "memory" and (self.for_training or pair.labels is None or pair.labels.shape == self.size):
+            self._kept[index] = pair
         return pair
+
+    def expect(self, indices: Iterable[int]) -> None:
+        """These will be asked for next, in this order: threads begin to read them, and forget what else they read."""
+        if self._pool is None or self.at_hand:
+            return
+        wanted = [index for index in dict.fromkeys(indices) if index not in self._kept]
+        for index in self._reading.keys() - set(wanted):
+            self._reading.pop(index).cancel()
+        for index in wanted:
+            if index not in self._reading:
+                self._reading[index] = self._pool.submit(self._read, index)
+
+    @property
+    def at_hand(self) -> bool:
+        """Whether all pairs have been read, so that there is nothing to do ahead."""
+        return self._file is not None or len(self._kept) == len(self)
+
+    def prepare(self) -> None:
+        """Put the pairs on disk, where that is their place and they are not there yet. Raises UserError."""
+        if self.place != "disk" or self._file:
+            return
+        path = self._path()
+        if not store_file.opened(path, self._record, len(self)):
+            try:
+                store_file.check_room(path, self.bytes)
+            except UserError as error:
+                if self._compute.store == "disk":
+                    raise
+                warnings.warn(f"pairs are read anew in every epoch: {error}", stacklevel=2)
+                self.place = "stream"
+                return
+        self._file = store_file.opened_or_made(path, self._record, len(self), self._in_order())
+        self._reading.clear()
+
+    def _place(self) -> str:
+        """Where pairs are kept, by what all of them take. Raises UserError where the disk is asked for in vain."""
+        asked, limits = self._compute.store, self._compute
+        if asked in ("memory", "stream"):
+            return asked
+        if asked == "disk" and self.for_training:
+            if not self._would_show_changes():
+                raise UserError(
+                    '[compute] store = "disk": this dataset has neither `files` nor `fingerprint`, so nothing would '
+                    'tell when its pairs have changed: set store = "stream"'
+                )
+            return "disk"
+        if self.bytes <= limits.store_megabytes * 1e6:
+            return "memory"
+        fits = self.for_training and self.bytes <= limits.store_disk_megabytes * 1e6
+        return "disk" if fits and self._would_show_changes() else "stream"
+
+    def _would_show_changes(self) -> bool:
+        return self._origin is not None and _sources(self.dataset) is not None
+
+    def _record_of(self, first: Pair) -> np.dtype:
+        """What one pair is on disk."""
+        fields = [(name, image.dtype, (*self.load_size, image.shape[2])) for name, image in _images(first)]
+        if first.labels is not None:
+            fields.append(("labels", first.labels.dtype, self.load_size))
+        return np.dtype(fields, align=True)
+
+    def _path(self) -> Path:
+        """Where the pairs lie on disk: named after all that their bytes follow from."""
+        told = {
+            "version": store_file.VERSION,
+            "origin": self._origin,
+            "sources": _sources(self.dataset),
+            "pairs": len(self),
+            "record": str(self._record),
+            "ranges": [self.dataset.x_range, self.dataset.y_range],
+            "kernel": self.kernel,
+            "decoders": {name: version(name) for name in ("torch", "pillow", "numpy")},
+            "instructions": torch.backends.cpu.get_cpu_capability(),
+        }
+        if self.kernel == "bilinear-corners":  # torch rounds this one as it deals it out
+            told["threads"] = torch.get_num_threads()
+        digest = hashlib.sha256(json.dumps(told, sort_keys=True).encode(errors="surrogateescape")).hexdigest()
+        return cache_dir() / "stores" / f"{digest[:24]}.pairs"
+
+    def _in_order(self) -> Iterator[Pair]:
+        for index in range(len(self)):
+            self.expect(range(index, min(len(self), index + 1 + self.ahead)))
+            try:
+                yield self[index]
+            except OSError as error:
+                raise UserError(f"pair {index} cannot be read: {error}") from error
+
+    def _read(self, index: int) -> Pair:
+        pair = self._checked(self.dataset[index])
+        return self._enlarged(self._original(index, pair)) if self.for_training else pair
 
     def _checked(self, pair: Pair) -> Pair:
         for name, image, channels in (("x", pair.x, self.channels[0]), ("y", pair.y, self.channels[1])):
@@ -96,10 +228,31 @@ def resize(image: np.ndarray, size: tuple[int, ...], kernel: str, limits: tuple[
         out = F.interpolate(tensor, size=size, mode="bilinear", align_corners=True)
     else:
         out = F.interpolate(tensor, size=size, mode=kernel, align_corners=False, antialias=True)
-    out = out.clamp(*limits)
-    if np.issubdtype(image.dtype, np.integer):
+    if out.dtype != torch.uint8 or limits[0] > 0 or limits[1] < 255:
+        out = out.clamp(*limits)
+    if np.issubdtype(image.dtype, np.integer) and out.dtype.is_floating_point:
         out = out.round()
-    return np.ascontiguousarray(out[0].permute(1, 2, 0).numpy().astype(image.dtype))
+    return np.ascontiguousarray(out[0].permute(1, 2, 0).numpy().astype(image.dtype, copy=False))
+
+
+def _images(pair: Pair) -> list[tuple[str, np.ndarray]]:
+    return [("x", pair.x), ("y", pair.y)]
+
+
+def _sources(dataset: Dataset) -> list[object] | None:
+    """What changes with the files that a dataset reads; None where it does not tell."""
+    files, fingerprint = getattr(dataset, "files", None), getattr(dataset, "fingerprint", None)
+    if files is None and fingerprint is None:
+        return None
+    return [fingerprint, [_state(path) for paths in files or () for path in paths]]
+
+
+def _state(path: Path) -> list[object]:
+    try:
+        found = path.stat()
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}") from None
+    return [str(path.resolve()), found.st_size, found.st_mtime_ns]
 
 
 def _cover(n: int, side: int) -> torch.Tensor:

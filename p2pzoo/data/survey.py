@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import replace
-from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -60,7 +59,7 @@ def preview(experiment: Experiment, split: Split, count: int) -> Image.Image:
         if augmentations := make_augmentations(one_by_one, store.channels, store.size):
             shown = [augmentations(batch, step) for step, batch in enumerate(shown)]
     else:
-        shown = list(islice(single_batches(Store(dataset)), count))
+        shown = list(single_batches(Store(dataset), range(min(count, len(dataset)))))
     return grid([[batch.x[0], batch.y[0]] for batch in shown])
 
 

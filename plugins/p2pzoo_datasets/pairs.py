@@ -80,9 +80,14 @@ class FilePairs:
         return Pair(name, x, y)
 
     @property
+    def files(self) -> list[Files]:
+        """Those of each pair of this split."""
+        return [files for _, files in self._pairs]
+
+    @property
     def fingerprint(self) -> str:
         """Changes when files of this split come, go or change in length."""
-        return fingerprint(file for files in self._files() for file in files)
+        return fingerprint(self.files)
 
     def _as_x_y(self, a: Any, b: Any) -> tuple[Any, Any]:
         return (b, a) if self._swapped else (a, b)

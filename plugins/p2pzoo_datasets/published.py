@@ -85,9 +85,9 @@ class Published:
         return Pair(f"{path.parent.name}-{path.stem}", x, y, self._labels_of(path), self._block_of(path))
 
     @property
-    def files(self) -> list[Path]:
+    def files(self) -> list[tuple[Path, ...]]:
         """All that the pairs of this split are read from."""
-        return self._files
+        return [(file,) for file in self._files]
 
     @property
     def fingerprint(self) -> str:

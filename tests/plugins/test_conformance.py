@@ -51,7 +51,8 @@ for _name in FIRST_PARTY:
 
 def test_networks_are_exported_to_onnx_here():
     """What the check of the export falls back to where they are missing is no ONNX file."""
-    assert importlib.util.find_spec("onnx") and importlib.util.find_spec("onnxscript")
+    assert importlib.util.find_spec("onnx")
+    assert importlib.util.find_spec("onnxscript")
 
 
 def test_all_that_is_said_of_plugins_here_is_said_of_some():
