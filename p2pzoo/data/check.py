@@ -1,6 +1,7 @@
 """The dataset doctor: what is wrong, or suspicious, with the pairs that a recipe trains and is measured on.
 
-Each pair is read once. What is kept of it is small (its digests, hashes and two pictures of 16 × 16), whatever its size.
+Each pair is read once. What is kept of it is small, whatever its size: its digests, hashes and two
+pictures of 16 × 16.
 """
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import warnings
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
 from typing import Any
@@ -20,13 +21,14 @@ from p2pzoo.data.findings import Case, Finding, Place, findings_of
 from p2pzoo.data.likeness import Looks, agree, looks, near
 from p2pzoo.data.registration import Registration
 from p2pzoo.data.sound import Sound, place_of, spread
-from p2pzoo.errors import UserError
+from p2pzoo.errors import Fault, UserError
 from p2pzoo.experiment import Component
 from p2pzoo.layouts import SPLITS
 
 QUICK = 500  # pairs of a split that a quick check looks at
 SHIFT_PAIRS = 500  # of a split, so many show whether x and y lie aside of one another
 FEWEST = {"train": 10, "val": 2, "test": 2}
+ALONE = 0.985  # correlation by which one image convinces, where the other is too flat to
 SHOWN = 6  # pairs that are named where a whole split is meant
 
 
@@ -117,15 +119,19 @@ def opened(component: Component) -> Opened:
     return Opened(component.entry.full_name, splits, list(faults), list(said))
 
 
+def _cases(fault: str) -> list[Case]:
+    return [Case(f"{fault.what} {case}") for case in fault.cases] if isinstance(fault, Fault) else [Case(fault)]
+
+
 def _usable(component: Component, split: Split, error: UserError) -> tuple[Sequence[str], Dataset | None]:
     usable = getattr(component.factory, "usable", None)
-    if usable is None:
-        return error.faults, None
     try:
-        with component.answerable():
-            dataset, faults = usable(split, **component.values)
-    except UserError as again:
-        return again.faults, None
+        if usable is None:
+            raise error
+        dataset, faults = usable(split, **component.values)
+    except UserError as raised:  # by the dataset itself, if a place in the recipe was put before what it said
+        own = raised.__cause__ if isinstance(raised.__cause__, UserError) else raised
+        return own.faults, None
     return faults, dataset
 
 
@@ -133,7 +139,7 @@ def check(data: Opened, track: Track, *, quick: bool = False) -> Check:
     """Look at every pair of every split, or at QUICK of each."""
     sound = Sound()
     found: dict[str, list[Case]] = defaultdict(list)
-    found["unopened"] = [Case(fault) for fault in data.faults]
+    found["unopened"] = [case for fault in data.faults for case in _cases(fault)]
     found["told"] = [Case(remark) for remark in data.remarks]
     evidence: dict[Split, Evidence] = {}
     unlooked = []
@@ -215,7 +221,7 @@ def _alone(evidence: Mapping[Split, Evidence], found: dict[str, list[Case]]) -> 
         for seen in each.seen:
             if any(seen.flat):
                 names = " and ".join(name for name, flat in zip("xy", seen.flat, strict=True) if flat)
-                found["constant"].append(Case(names, (_place(evidence, seen),)))
+                found["constant"].append(Case(f"{names} of one value", (_place(evidence, seen),)))
         by_index = {seen.index: seen for seen in each.seen}
         for registration in each.registrations.values():
             if shift := registration.shift():
@@ -286,7 +292,9 @@ def _near(
         looked = [[seen.alike[side] for seen in each if seen.alike] for each in (ours, theirs)]
         for i, j, correlation in near(*looked):
             mine, its = ours[i].alike, theirs[j].alike
-            if mine and its and agree(mine[1 - side], its[1 - side]):
+            if not mine or not its or not agree(mine[1 - side], its[1 - side]):
+                continue
+            if mine[1 - side].hash is not None or correlation >= ALONE:
                 best[j] = max(best.get(j, (0.0, 0)), (correlation, i))
     for j, (correlation, i) in sorted(best.items()):
         if theirs[j].index not in told:

@@ -8,7 +8,7 @@ from typing import Any
 
 import jinja2
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageFilter
 
 from p2pzoo.contracts import Dataset, Split
 from p2pzoo.data.check import Check
@@ -36,28 +36,24 @@ def write_page(path: Path, title: str, checked: Check, splits: Mapping[Split, Da
 
 
 def _finding(finding: Finding, splits: Mapping[Split, Dataset]) -> dict[str, Any]:
-    drawn = [_case(case, splits) for case in finding.cases[:DRAWN]]
+    drawn = [_case(case, splits, edges=finding.kind == "shift") for case in finding.cases[:DRAWN]]
     return {
         "kind": finding.kind,
         "about": finding.about,
         "count": len(finding.cases),
         "drawn": [case for case in drawn if case["pairs"]],
-        "written": [_words(case) for case, shown in zip(finding.cases, drawn, strict=False) if not shown["pairs"]],
-        "rest": [_words(case) for case in finding.cases[DRAWN:]],
+        "written": [str(case) for case, shown in zip(finding.cases, drawn, strict=False) if not shown["pairs"]],
+        "rest": [str(case) for case in finding.cases[DRAWN:]],
     }
 
 
-def _case(case: Case, splits: Mapping[Split, Dataset]) -> dict[str, Any]:
-    pairs = [_pictures(place, splits) for place in case.places]
+def _case(case: Case, splits: Mapping[Split, Dataset], *, edges: bool) -> dict[str, Any]:
+    pairs = [_pictures(place, splits, edges=edges) for place in case.places]
     return {"told": case.told, "pairs": [pair for pair in pairs if pair]}
 
 
-def _words(case: Case) -> dict[str, Any]:
-    return {"told": case.told, "places": [str(place) for place in case.places]}
-
-
-def _pictures(place: Place, splits: Mapping[Split, Dataset]) -> dict[str, Any] | None:
-    """x, y, and their edges over one another; None where they cannot be drawn."""
+def _pictures(place: Place, splits: Mapping[Split, Dataset], *, edges: bool) -> dict[str, Any] | None:
+    """x, y, and their edges over one another if asked for; None where they cannot be drawn."""
     dataset = splits[place.split]
     try:
         pair = dataset[place.index]
@@ -65,12 +61,11 @@ def _pictures(place: Place, splits: Mapping[Split, Dataset]) -> dict[str, Any] |
     except Exception:  # the finding tells what is wrong with it
         return None
     return {
-        "split": place.split,
-        "name": place.id or place.index,
+        "name": str(place),
         "files": place.files,
         "x": data_uri(x),
         "y": data_uri(y),
-        "over": data_uri(_over(x, y)) if x.size == y.size else None,
+        "over": data_uri(_over(x, y)) if edges else None,
     }
 
 
@@ -93,8 +88,9 @@ def _over(x: Image.Image, y: Image.Image) -> Image.Image:
 
 
 def _edges(picture: Image.Image) -> np.ndarray:
-    down, right = np.gradient(np.asarray(picture.convert("L"), np.float32))
+    smooth = picture.convert("L").filter(ImageFilter.GaussianBlur(SIDE / 100))
+    down, right = np.gradient(np.asarray(smooth, np.float32))
     edges = np.hypot(down, right)
-    top = float(np.percentile(edges, 98)) or 1.0
-    shown: np.ndarray = (edges / top).clip(0, 1) ** 0.7 * 255
+    low, high = (float(np.percentile(edges, share)) for share in (50, 97))
+    shown: np.ndarray = ((edges - low) / max(high - low, 1.0)).clip(0, 1) * 255
     return shown.round().astype(np.uint8)

@@ -23,8 +23,8 @@ class Kind:
 
 KINDS: dict[str, Kind] = {
     "unopened": Kind(
-        "error", True, "The dataset refuses to be opened",
-        "each line says what is missing or does not fit; pairs that are named here were left out below",
+        "error", True, "What the dataset cannot use",
+        "put right what each line names; it is left out of all that follows",
     ),
     "no-pairs": Kind("error", True, "A split has no pairs", "every run needs train, and val or test"),
     "unreadable": Kind(
@@ -101,8 +101,8 @@ class Place:
     files: tuple[str, ...] = ()
 
     def __str__(self) -> str:
-        name = self.id or " + ".join(self.files) or f"number {self.index}"
-        return f"{self.split} {name}"
+        name = self.id or " + ".join(self.files) or f"pair {self.index}"
+        return name if name.startswith(f"{self.split}-") else f"{self.split} {name}"
 
 
 @dataclass(frozen=True)
@@ -113,6 +113,10 @@ class Case:
     places: tuple[Place, ...] = ()
 
     def __str__(self) -> str:
+        if len(self.places) > 2:
+            return f"{self.told}, as in {', '.join(map(str, self.places))}"
+        if any(file in self.told for place in self.places for file in place.files):
+            return self.told
         return ": ".join(filter(None, [" = ".join(map(str, self.places)), self.told]))
 
 

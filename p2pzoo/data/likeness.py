@@ -95,7 +95,8 @@ def _candidates(a: np.ndarray, b: np.ndarray) -> Iterator[tuple[np.ndarray, np.n
 def _differing(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """How many bits differ."""
     bits = np.ascontiguousarray(a ^ b).view(np.uint8).reshape(-1, 8)
-    return _POPULATION[bits].sum(1)
+    differing: np.ndarray = _POPULATION[bits].sum(1)
+    return differing
 
 
 _POPULATION = np.array([value.bit_count() for value in range(256)], np.uint8)
