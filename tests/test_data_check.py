@@ -1,4 +1,4 @@
-"""`p2pzoo data check` finds each planted fault by name, and nothing in clean data; `run` refuses what would not train."""
+"""`p2pzoo data check` finds each planted fault by name, and nothing in clean data; `run` refuses what cannot train."""
 
 import io
 import json
@@ -40,7 +40,7 @@ SIDE = 64
 
 
 def scene(seed):
-    """x: shapes in the colours of their kinds; y: the same in colours of their own, with noise. (SIDE, SIDE, 3) each."""
+    """x: shapes in the colours of their kinds; y: the same in colours of their own, with noise; (SIDE, SIDE, 3)."""
     draw = np.random.default_rng(seed)
     x, y = (Image.new("RGB", (SIDE, SIDE), color) for color in ("navy", tuple(draw.integers(40, 220, 3).tolist())))
     for _ in range(9):
