@@ -325,6 +325,13 @@ class TestLikeness:
         assert six <= found <= expected
         assert max(i % 12 for i, _ in expected) == BITS
 
+    @pytest.mark.parametrize("kept", range(7))
+    def test_six_bits_that_differ_all_over_a_hash_are_found(self, kept):
+        small = np.random.default_rng(0).integers(0, 256, (16, 16), dtype=np.uint8)
+        differing = sum(1 << (9 * part) for part in range(7) if part != kept)
+        [found] = near([Looks(0, small)], [Looks(differing, small)])
+        assert found[:2] == (0, 0)
+
     def test_hashes_survive_scaling_and_brightening(self):
         for seed in range(10):
             y = scene(seed)[1]

@@ -18,7 +18,7 @@ FLAT = 0.02  # standard deviation, of a range of 1, below which a picture has to
 BITS = 8  # of 64 that the hashes of near duplicates differ in at most
 ALIKE = 0.95  # correlation of their small pictures
 BANDS = tuple((start, 9) for start in range(0, 63, 9))  # bits: 6 that differ leave one of 7 bands untouched, 8 mostly
-CHUNK = 1 << 22  # candidates looked at together
+CHUNK = 1 << 20  # candidates looked at together
 
 
 @dataclass(frozen=True)
