@@ -331,6 +331,11 @@ class Dataset(Protocol):
     unscored     names of the classes that means over classes leave out: too rare to count, or of no interest
     scorer       where y is a photo: the file of a segmenter of `classes` that was trained on such photos, by which
                  metrics judge ŷ
+    files        `files(index)`: what `[index]` is read from, by which faults name it
+    usable       where the constructor refuses some pairs for their files: a class method of the same parameters that
+                 returns (the dataset without those pairs, what is wrong with them), so that `p2pzoo data check` finds
+                 everything in one go. It raises UserError where no pairs are left. A fault that many files have may be
+                 a `p2pzoo.errors.Fault`, which names all of them
     prepare      where its files have to be made of others first: a static method
                  `prepare(out: Path, track: Track, *, ...) -> Sequence[str]`, whose keyword-only parameters are the
                  options of `p2pzoo data prepare NAME -o OUT`, which prints the lines that it returns. Called again, it

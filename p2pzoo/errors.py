@@ -1,5 +1,10 @@
 """The exceptions that the command line knows: what the user can mend, and what another process tells."""
 
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Self
+
 
 class UserError(Exception):
     """The user can mend this: what is wrong, where, and what to do; several faults are several lines. Exit code 2."""
@@ -7,6 +12,18 @@ class UserError(Exception):
     def __init__(self, *faults: str) -> None:
         super().__init__("\n".join(faults))
         self.faults = faults
+
+
+class Fault(str):
+    """One fault that several things have. As text it names the first few; `what` it is, and `cases`: all of them."""
+
+    what: str
+    cases: tuple[str, ...]
+
+    def __new__(cls, text: str, what: str, cases: Iterable[str]) -> Self:
+        fault = super().__new__(cls, text)
+        fault.what, fault.cases = what, tuple(cases)
+        return fault
 
 
 class Elsewhere(Exception):

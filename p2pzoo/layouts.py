@@ -9,29 +9,30 @@ Either may have the sub-folders train/, val/ and test/.
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from p2pzoo.contracts import Split
-from p2pzoo.errors import UserError
+from p2pzoo.errors import Fault, UserError
 from p2pzoo.images import SUFFIXES, find_images, read_header, read_image, with_channels, write_png
 
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
 FEW = 3  # of the files with one fault, so many are named
 Files = tuple[Path, ...]  # what makes one pair: a file of each folder
 Shape = tuple[int, int, int]  # height, width, channels
+Tell = Callable[[Sequence[str]], None]  # takes faults: raises them, or keeps them
 
 
-def find_pairs(*folders: Path) -> dict[str, dict[str, Files]]:
+def find_pairs(*folders: Path, tell: Tell | None = None) -> dict[str, dict[str, Files]]:
     """{sub-folder: {stem: its file in each of the folders}}, by name.
 
     Sub-folders are those of train, val and test that there are, or "" where the images lie in the folders themselves.
     Other folders inside, hidden files and files of other kinds are left out. No file is opened.
 
     Raises UserError where a folder is missing, unreadable, empty or nested in another way, where files of one folder
-    share a stem, and where a file has no partner.
+    share a stem, and where a file has no partner. The last two are told to `tell` instead, if it is given.
     """
     try:
         _refuse_missing(folders)
@@ -52,9 +53,11 @@ def find_pairs(*folders: Path) -> dict[str, dict[str, Files]]:
     for sub, (first, *others) in stems.items():
         for other, folder in zip(others, folders[1:], strict=True):
             faults += _alone(first, other, folders[0] / sub, folder / sub)
-    if faults:
-        raise UserError(*faults)
-    return {sub: {stem: tuple(one[stem] for one in by_stem) for stem in by_stem[0]} for sub, by_stem in stems.items()}
+    (tell or raise_any)(faults)
+    common = {
+        sub: [stem for stem in by_stem[0] if all(stem in one for one in by_stem)] for sub, by_stem in stems.items()
+    }
+    return {sub: {stem: tuple(one[stem] for one in stems[sub]) for stem in common[sub]} for sub in stems}
 
 
 def stem_of(file: Path) -> str:
@@ -62,15 +65,18 @@ def stem_of(file: Path) -> str:
     return unicodedata.normalize("NFC", file.stem)
 
 
-def headers(files: Iterable[Path]) -> dict[Path, Shape]:
-    """Every file's (H, W, C), upright, without decoding a pixel. Raises UserError with those that cannot be used."""
+def headers(files: Iterable[Path], tell: Tell | None = None) -> dict[Path, Shape]:
+    """Every file's (H, W, C), upright, without decoding a pixel. Raises UserError with those that cannot be used.
+
+    Where `tell` is given they are told to it instead, and left out.
+    """
     shapes, broken = {}, []
     for file in files:
         try:
             shapes[file] = read_header(file)
         except UserError as error:
             broken.append(str(error))
-    raise_any(several(f"{_images(broken)} cannot be used:", broken))
+    (tell or raise_any)(several(f"{_images(broken)} cannot be used:", broken))
     return shapes
 
 
@@ -78,7 +84,7 @@ def several(what: str, cases: Iterable[str]) -> list[str]:
     """One fault that several files have: what it is, and below it the first few. Empty where there is no case."""
     cases = list(cases)
     more = [f"... and {len(cases) - FEW} more"] if len(cases) > FEW else []
-    return ["\n  ".join([what, *cases[:FEW], *more])] if cases else []
+    return [Fault("\n  ".join([what, *cases[:FEW], *more]), what, cases)] if cases else []
 
 
 def raise_any(faults: Sequence[str]) -> None:

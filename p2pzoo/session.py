@@ -20,6 +20,7 @@ from p2pzoo.checkpoint import load_tensors
 from p2pzoo.compute import Engine
 from p2pzoo.contracts import Callback
 from p2pzoo.data import Store, single_batches
+from p2pzoo.data.sound import refuse_unsound
 from p2pzoo.errors import UserError
 from p2pzoo.evaluate import check_needs, check_trust, evaluate, metrics_of, missing, ranking
 from p2pzoo.experiment import Experiment
@@ -72,6 +73,7 @@ def finish(
         made_from = {**sources(experiment), **_fingerprints(data)}
     if not fresh and (outcome := first(_finished, experiment, run, data["test"], made_from)):
         return outcome
+    first(refuse_unsound, experiment, data, progress.note)
     with together():
         callbacks = [component.build() for component in experiment.callbacks.values()]  # some lack their package
     with contextlib.ExitStack() as held:

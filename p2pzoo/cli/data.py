@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from p2pzoo.cli import json_option, override_option, print_json, profile_option, recipe_argument
+from p2pzoo.cli.data_check import check_command
 from p2pzoo.errors import UserError
 
 if TYPE_CHECKING:
@@ -127,6 +128,9 @@ class Preparations(click.Group):
 @data_command.group("prepare", cls=Preparations, short_help="Make a dataset of its original archives.")
 def prepare_command() -> None:
     """Make a dataset's files of the archives that it is published in. What is there already is kept."""
+
+
+data_command.add_command(check_command)
 
 
 def _prepares(entry: Entry) -> bool:

@@ -12,7 +12,7 @@ import numpy as np
 
 from p2pzoo.contracts import Split
 from p2pzoo.images import read_image
-from p2pzoo.layouts import Files, Shape, halves, odd_widths, raise_any
+from p2pzoo.layouts import Files, Shape, halves, odd_widths
 from p2pzoo_datasets.fitting import Resize
 from p2pzoo_datasets.pairs import Channels, Count, Direction, FilePairs
 from p2pzoo_datasets.splits import Fractions
@@ -111,5 +111,5 @@ class SideBySide(FilePairs):
 
     def look(self, files: Iterable[Path]) -> dict[Path, Shape]:
         shapes = super().look(files)
-        raise_any(odd_widths(shapes))
-        return shapes
+        self._tell(odd_widths(shapes))
+        return {file: shape for file, shape in shapes.items() if shape[1] % 2 == 0}

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 import numpy as np
 from pydantic import Field
@@ -30,6 +30,7 @@ class FilePairs:
     y_range = (0.0, 255.0)
     classes = None
     palette = None
+    _told: list[str] | None = None  # where faults are gathered instead of raised (`usable`)
 
     def __init__(
         self,
@@ -46,22 +47,42 @@ class FilePairs:
     ) -> None:
         """`channels`: of x and of y. `folders`: as `layouts.find_pairs` takes them. The rest: see `Folders`."""
         where = ", ".join(map(str, folders))
-        dealt = deal(find_pairs(*folders), where, fractions, split_seed)
+        dealt = deal(find_pairs(*folders, tell=self._tell), where, fractions, split_seed)
         first = next(iter(dealt["train"].values()))  # decides for every split, so that they are alike
         self._pairs = list(or_stand_in(dealt, split, where).items())[:max_pairs]
         self._resize: Resize = resize
         self._swapped = direction == "BtoA"
 
         shapes = self.look(dict.fromkeys(file for files in (first, *self._files()) for file in files))
+        if self._told is not None:
+            self._pairs = [pair for pair in self._pairs if shapes.keys() >= set(pair[1])]
+            if not self._pairs:
+                raise UserError(*self._told)
+            first = first if shapes.keys() >= set(first) else self._pairs[0][1]
         a, b = self.shapes_of(first, shapes)
         self._size = size or a[:2]
         self._refuse_sizes(shapes, "`size`" if size else "the first training pair's size")
         self._channels = [given or own[2] for given, own in zip(channels, self._as_x_y(a, b), strict=True)]
         self._refuse_suspects(shapes)
 
+    @classmethod
+    def usable(cls, split: Split, **parameters: Any) -> tuple[Self, list[str]]:
+        """The pairs that can be used, and what is wrong with the others, which the constructor raises.
+
+        Sizes and channels that do not fit show when a pair is read.
+        """
+        found = cls.__new__(cls)
+        found._told = []
+        found.__init__(split, **parameters)  # type: ignore[misc]
+        return found, found._told
+
+    def files(self, index: int) -> Files:
+        """What a pair is read from."""
+        return self._pairs[operator.index(index)][1]
+
     def look(self, files: Iterable[Path]) -> dict[Path, Shape]:
         """The shapes of the files, by their headers. Raises UserError with those that cannot hold a pair."""
-        return headers(files)
+        return headers(files, self._tell)
 
     def shapes_of(self, files: Files, shapes: Mapping[Path, Shape]) -> tuple[Shape, Shape]:
         """Shapes of A and B in these files, by the headers of the files."""
@@ -89,6 +110,12 @@ class FilePairs:
         """Changes when files of this split come, go or change in length."""
         return fingerprint(self.files)
 
+    def _tell(self, faults: Sequence[str]) -> None:
+        if self._told is None:
+            raise_any(faults)
+        else:
+            self._told += faults
+
     def _as_x_y(self, a: Any, b: Any) -> tuple[Any, Any]:
         return (b, a) if self._swapped else (a, b)
 
@@ -108,6 +135,8 @@ class FilePairs:
         return converted
 
     def _refuse_sizes(self, shapes: Mapping[Path, Shape], wanted: str) -> None:
+        if self._told is not None and self._resize == "none":
+            return
         unlike, wrong = [], []
         for files in self._files():
             a, b = (shape[:2] for shape in self.shapes_of(files, shapes))
@@ -116,7 +145,7 @@ class FilePairs:
             elif self._resize == "none" and a != self._size:
                 wrong.append(f"{files[0]}: {pixels(*a)}")
         what = "size" if self._resize == "none" else "proportions"
-        raise_any(
+        self._tell(
             [
                 *several(f'the images of a pair differ in {what}, and resize = "{self._resize}":', unlike),
                 *several(
@@ -129,6 +158,8 @@ class FilePairs:
 
     def _refuse_suspects(self, shapes: Mapping[Path, Shape]) -> None:
         """Whether a conversion loses something is in the pixels: look at the first few pairs that need one."""
+        if self._told is not None:
+            return
         needing = (
             files
             for files in self._files()
