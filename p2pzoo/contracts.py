@@ -326,12 +326,12 @@ class Dataset(Protocol):
 
     fingerprint  of the user's own files: a string that changes with them. A run that was begun on other data is then
                  not resumed, and a finished one is marked
-    files        of the user, that pairs are read from: `files[i]` are the paths of pair i. Where it has them, or a
-                 fingerprint, decoded pairs may be kept on disk; they are read again when one of these files has changed
+    files        of the user, that pairs are read from: `files[i]` are the paths of pair i, by which faults name it.
+                 Where it has them, or a fingerprint, decoded pairs may be kept on disk; they are read again when one of
+                 these files has changed
     unscored     names of the classes that means over classes leave out: too rare to count, or of no interest
     scorer       where y is a photo: the file of a segmenter of `classes` that was trained on such photos, by which
                  metrics judge ŷ
-    files        `files(index)`: what `[index]` is read from, by which faults name it
     usable       where the constructor refuses some pairs for their files: a class method of the same parameters that
                  returns (the dataset without those pairs, what is wrong with them), so that `p2pzoo data check` finds
                  everything in one go. It raises UserError where no pairs are left. A fault that many files have may be

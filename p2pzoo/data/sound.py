@@ -10,7 +10,7 @@ import contextlib
 import hashlib
 import json
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -130,8 +130,8 @@ def _label_faults(labels: np.ndarray, x: np.ndarray, classes: int) -> list[tuple
 
 def place_of(split: Split, dataset: Dataset, index: int, id: str | None = None) -> Place:
     """A pair, with the files that it is read from where the dataset tells (`contracts.Dataset.files`)."""
-    files: Callable[[int], Iterable[Any]] | None = getattr(dataset, "files", None)
-    return Place(split, index, id, tuple(map(str, files(index))) if files else ())
+    files = getattr(dataset, "files", None)
+    return Place(split, index, id, tuple(map(str, files[index])) if files else ())
 
 
 def spread(count: int, most: int | None) -> list[int]:

@@ -53,7 +53,7 @@ class FilePairs:
         self._resize: Resize = resize
         self._swapped = direction == "BtoA"
 
-        shapes = self.look(dict.fromkeys(file for files in (first, *self._files()) for file in files))
+        shapes = self.look(dict.fromkeys(file for files in (first, *self.files) for file in files))
         if self._told is not None:
             self._pairs = [pair for pair in self._pairs if shapes.keys() >= set(pair[1])]
             if not self._pairs:
@@ -75,10 +75,6 @@ class FilePairs:
         found._told = []
         found.__init__(split, **parameters)  # type: ignore[misc]
         return found, found._told
-
-    def files(self, index: int) -> Files:
-        """What a pair is read from."""
-        return self._pairs[operator.index(index)][1]
 
     def look(self, files: Iterable[Path]) -> dict[Path, Shape]:
         """The shapes of the files, by their headers. Raises UserError with those that cannot hold a pair."""
@@ -102,13 +98,13 @@ class FilePairs:
 
     @property
     def files(self) -> list[Files]:
-        """Those of each pair of this split."""
+        """Of each pair, what it is read from."""
         return [files for _, files in self._pairs]
 
     @property
     def fingerprint(self) -> str:
         """Changes when files of this split come, go or change in length."""
-        return fingerprint(self.files)
+        return fingerprint([file for files in self.files for file in files])
 
     def _tell(self, faults: Sequence[str]) -> None:
         if self._told is None:
@@ -118,9 +114,6 @@ class FilePairs:
 
     def _as_x_y(self, a: Any, b: Any) -> tuple[Any, Any]:
         return (b, a) if self._swapped else (a, b)
-
-    def _files(self) -> Iterable[Files]:
-        return (files for _, files in self._pairs)
 
     def _converted(self, files: Files) -> list[np.ndarray]:
         """x and y in their channels, each in its own size. Raises UserError where that would lose something."""
@@ -138,7 +131,7 @@ class FilePairs:
         if self._told is not None and self._resize == "none":
             return
         unlike, wrong = [], []
-        for files in self._files():
+        for files in self.files:
             a, b = (shape[:2] for shape in self.shapes_of(files, shapes))
             if not alike(a, b, self._resize):
                 unlike.append(f"{files[0]} is {pixels(*a)}, {files[-1]} is {pixels(*b)}")
@@ -162,7 +155,7 @@ class FilePairs:
             return
         needing = (
             files
-            for files in self._files()
+            for files in self.files
             if [shape[2] for shape in self._as_x_y(*self.shapes_of(files, shapes))] != self._channels
         )
         faults = []

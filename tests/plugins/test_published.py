@@ -177,7 +177,7 @@ class TestImages:
 
     def test_its_files_are_known(self, tmp_path):
         put(tmp_path, Facades, 2)
-        assert Facades("val", root=tmp_path).files == [tmp_path / "val" / "0.jpg", tmp_path / "val" / "1.jpg"]
+        assert Facades("val", root=tmp_path).files == [(tmp_path / "val" / "0.jpg",), (tmp_path / "val" / "1.jpg",)]
 
     def test_the_fingerprint_changes_with_the_files(self, tmp_path):
         put(tmp_path, Facades, 2)
