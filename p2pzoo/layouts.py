@@ -16,7 +16,7 @@ import numpy as np
 
 from p2pzoo.contracts import Split
 from p2pzoo.errors import Fault, UserError
-from p2pzoo.images import SUFFIXES, find_images, read_header, read_image, with_channels, write_png
+from p2pzoo.images import SUFFIXES, Header, find_images, inspect, read_image, with_channels, write_png
 
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
 FEW = 3  # of the files with one fault, so many are named
@@ -65,19 +65,29 @@ def stem_of(file: Path) -> str:
     return unicodedata.normalize("NFC", file.stem)
 
 
-def headers(files: Iterable[Path], tell: Tell | None = None) -> dict[Path, Shape]:
-    """Every file's (H, W, C), upright, without decoding a pixel. Raises UserError with those that cannot be used.
+def headers(files: Iterable[Path], tell: Tell | None = None) -> dict[Path, Header]:
+    """Every file's header, upright, without decoding a pixel. Raises UserError with those that cannot be used.
 
     Where `tell` is given they are told to it instead, and left out.
     """
-    shapes, broken = {}, []
+    found, broken = {}, []
     for file in files:
         try:
-            shapes[file] = read_header(file)
+            found[file] = inspect(file)
         except UserError as error:
             broken.append(str(error))
     (tell or raise_any)(several(f"{_images(broken)} cannot be used:", broken))
-    return shapes
+    return found
+
+
+def _shapes_of_bytes(files: Iterable[Path]) -> dict[Path, Shape]:
+    """Every file's (H, W, C). Raises UserError as `headers` does, and with those of more than 8 bits a channel."""
+    found = headers(files)
+    deep = (f"{file}: {header.dtype}" for file, header in found.items() if header.dtype != "uint8")
+    raise_any(several("side by side lie images of 8 bits a channel, as PNGs; these have more:", deep))
+    wide = (f"{file}: {header.shape[2]} channels" for file, header in found.items() if header.shape[2] > 4)
+    raise_any(several("side by side lie images of 1 to 4 channels, as PNGs; these have more:", wide))
+    return {file: header.shape for file, header in found.items()}
 
 
 def several(what: str, cases: Iterable[str]) -> list[str]:
@@ -110,7 +120,7 @@ def combine(a: Path, b: Path, out: Path, *, force: bool = False) -> int:
     """
     pairs = find_pairs(a, b)
     _refuse_inside([out / sub for sub in pairs], [a, b], pairs)
-    shapes = headers(file for files in _all(pairs) for file in files)
+    shapes = _shapes_of_bytes(file for files in _all(pairs) for file in files)
     raise_any(
         several(
             "a pair's images must be of one size to lie side by side:",
@@ -137,7 +147,7 @@ def split(ab: Path, out: Path, *, force: bool = False) -> int:
     pairs = find_pairs(ab)
     sides = [out / "A", out / "B"]
     _refuse_inside([side / sub for side in sides for sub in pairs], [ab], pairs)
-    shapes = headers(file for files in _all(pairs) for file in files)
+    shapes = _shapes_of_bytes(file for files in _all(pairs) for file in files)
     raise_any(odd_widths({file: shapes[file] for (file,) in _all(pairs)}))
     _refuse_overwriting([(side / sub, stem) for side in sides for sub, found in pairs.items() for stem in found], force)
     for sub, found in pairs.items():

@@ -25,6 +25,7 @@ from p2pzoo.translate import prepared, translate
 Picture = TypeVar("Picture", Image.Image, np.ndarray, Tensor)
 
 TEST_MODES = ("paper", "eval")
+BYTES = (0.0, 255.0)  # the range of a file that names none
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 PIXELS_AT_ONCE = {"cpu": 4 * 256**2}  # more makes no layer faster there, and each allocation slower
 PIXELS_AT_ONCE_ELSEWHERE = 32 * 256**2
@@ -34,6 +35,8 @@ class Model:
     """G with what its file says of it.
 
     in_channels, out_channels  of x and y
+    x_dtype, y_dtype           how images are stored that it takes and gives: "uint8", "uint16" or "float32"
+    x_range, y_range           the stored values that are -1 and 1 to G
     size                       (H, W) it was trained at; it takes others
     test_mode                  the mode its recipe named when it was trained; the default of `translate`
     run                        the id of the run that made it
@@ -49,6 +52,10 @@ class Model:
         self.G, self.header, self.device, self.precision = G.to(device), header, device, precision
         self.in_channels: int = header["in_channels"]
         self.out_channels: int = header["out_channels"]
+        self.x_dtype: str = header.get("x_dtype", "uint8")
+        self.y_dtype: str = header.get("y_dtype", "uint8")
+        self.x_range: tuple[float, float] = tuple(header.get("x_range", BYTES))
+        self.y_range: tuple[float, float] = tuple(header.get("y_range", BYTES))
         self.size: tuple[int, int] = tuple(header["size"])
         self.test_mode: str = header["test_mode"]
         self.run: str = header["run"]
@@ -70,7 +77,8 @@ class Model:
         """The same kind back: a PIL image for a PIL image, an array for an array, a tensor for a tensor.
 
         image: PIL of any mode that says the same in the model's channels (grey as three equal channels, for one);
-            (H, W) or (H, W, C) uint8 array; (C, H, W) or (B, C, H, W) float tensor in [-1, 1].
+            (H, W) or (H, W, C) array of the model's `x_dtype`, within its `x_range`; what comes back has its `y_dtype`
+            and `y_range`; (C, H, W) or (B, C, H, W) float tensor in [-1, 1].
         test_mode: "paper" or "eval", see `p2pzoo.translate`; None is the model's own. seed: of dropout in "paper".
         tile, overlap: for "eval", images larger than this side are translated in tiles, see `p2pzoo.tiles`, in memory
             that does not grow with the image; None is in one piece.
@@ -90,6 +98,9 @@ class Model:
             except UserError as error:
                 raise ValueError(str(error)) from None
             [translated] = self.translate_arrays([self.pixels(pixels)], mode, seed, tiling)
+            if self.out_channels > 1 and (self.y_dtype != "uint8" or self.out_channels > 4):
+                what = f"{self.out_channels} channels of {self.y_dtype}"
+                raise ValueError(f"no PIL image holds what this model gives, {what}: give an array")
             return Image.fromarray(translated[..., 0] if self.out_channels == 1 else translated)
         raise ValueError(f"an image is a PIL image, a NumPy array or a tensor, not a {type(image).__name__}")
 
@@ -111,11 +122,14 @@ class Model:
         return mode, Tiling.of(tile, overlap, self.divisor)
 
     def pixels(self, image: np.ndarray) -> np.ndarray:
-        """(H, W, C) with the model's channels, of a uint8 image. Raises ValueError as `translate` does."""
-        if image.dtype != np.uint8 or image.ndim not in (2, 3):
-            raise ValueError(f"expected (H, W) or (H, W, C) of uint8, not {image.shape} of {image.dtype}")
+        """(H, W, C) with the model's channels, of an image of its dtype. Raises ValueError as `translate` does."""
+        if image.dtype != self.x_dtype or image.ndim not in (2, 3):
+            raise ValueError(f"expected (H, W) or (H, W, C) of {self.x_dtype}, not {image.shape} of {image.dtype}")
         if image.size == 0:
             raise ValueError(f"an image without pixels: {image.shape}")
+        low, high = self.x_range
+        if not (image.min() >= low and image.max() <= high):
+            raise ValueError(f"expected values from {low:g} to {high:g}, not {image.min():g} to {image.max():g}")
         pixels = with_channels(image.reshape(*image.shape[:2], -1), self.in_channels)
         return np.require(pixels, requirements=["C", "W"])  # torch takes no negative strides, and warns of Pillow's
 
@@ -132,19 +146,19 @@ class Model:
     def translate_arrays(
         self, images: Sequence[np.ndarray], mode: str, seed: int, tiling: Tiling | None
     ) -> list[np.ndarray]:
-        """(H, W, C) uint8 of each; images as `pixels` gives them, of one `padded` size. Raises OutOfMemory."""
+        """(H, W, C) of each, of `y_dtype`; images as `pixels` gives them, of one `padded` size. Raises OutOfMemory."""
         sizes = [image.shape[:2] for image in images]
         height, width = self.padded(*sizes[0])
-        channels_first = [torch.from_numpy(image).permute(2, 0, 1) for image in images]
+        channels_first = [self._as_tensor(image) for image in images]
         try:
             if mode == "eval" and tiling and max(height, width) > tiling.side:
-                return [self._bytes_in_tiles(image, tiling) for image in channels_first]
+                return [self._stored_in_tiles(image, tiling) for image in channels_first]
             if mode == "eval":
                 y_hats = self._eval(torch.stack([reflected(x[None], self.divisor)[0] for x in channels_first]))
-                together = _bytes(y_hats).permute(0, 2, 3, 1).cpu().numpy()
+                together = self._stored(y_hats.permute(0, 2, 3, 1))
                 return [y[:h, :w] for y, (h, w) in zip(together, sizes, strict=True)]
             return [
-                _bytes(self._paper(_scaled(x)[None], seed)[0, :, :h, :w].permute(1, 2, 0).cpu()).numpy()
+                self._stored(self._paper(self._scaled(x)[None], seed)[0, :, :h, :w].permute(1, 2, 0))
                 for x, (h, w) in zip(channels_first, sizes, strict=True)
             ]
         except (RuntimeError, MemoryError) as error:
@@ -182,9 +196,9 @@ class Model:
 
     @torch.no_grad()
     def _eval(self, images: Tensor) -> Tensor:
-        """(B, C, H, W) of bytes, or of floats in [-1, 1], of sides that G takes -> ŷ, float32."""
+        """(B, C, H, W) of stored integers, or of floats in [-1, 1], of sides that G takes -> ŷ, float32."""
         try:
-            x = _scaled(images.to(self.device)).contiguous(memory_format=torch.channels_last)
+            x = self._scaled(images.to(self.device)).contiguous(memory_format=torch.channels_last)
             return self._fast(x.to(PRECISIONS[self.precision])).float()  # type: ignore[no-any-return]
         except (RuntimeError, MemoryError) as error:
             if len(images) == 1 or not lacks_memory(error):
@@ -210,11 +224,35 @@ class Model:
             if top < height:
                 yield top, strip[:, : height - top, :width]
 
-    def _bytes_in_tiles(self, image: Tensor, tiling: Tiling) -> np.ndarray:
-        whole = np.empty((*image.shape[1:], self.out_channels), np.uint8)
+    def _stored_in_tiles(self, image: Tensor, tiling: Tiling) -> np.ndarray:
+        whole = np.empty((*image.shape[1:], self.out_channels), self.y_dtype)
         for top, strip in self._strips(image, tiling):
-            whole[top : top + strip.shape[1]] = _bytes(strip).permute(1, 2, 0).numpy()
+            whole[top : top + strip.shape[1]] = self._stored(strip.permute(1, 2, 0))
         return whole
+
+    def _as_tensor(self, image: np.ndarray) -> Tensor:
+        """(H, W, C) as stored -> (C, H, W) of integers, or of floats in [-1, 1]."""
+        if image.dtype == np.float32:
+            low, high = self.x_range
+            return torch.from_numpy(image).permute(2, 0, 1).sub(low).mul(2 / (high - low)).sub(1)
+        wide = image if image.dtype == np.uint8 else image.astype(np.int32)  # torch computes little with uint16
+        return torch.from_numpy(wide).permute(2, 0, 1)
+
+    def _scaled(self, x: Tensor) -> Tensor:
+        """Stored integers to [-1, 1]; floats are there already. float32."""
+        if x.is_floating_point():
+            return x.float()
+        low, high = self.x_range
+        return x.float().sub(low).mul(2 / (high - low)).sub(1)
+
+    def _stored(self, y: Tensor) -> np.ndarray:
+        """[-1, 1] to what y is stored as."""
+        low, high = self.y_range
+        values = y.clamp(-1, 1).add(1).mul((high - low) / 2).add(low)
+        if self.y_dtype == "uint8":
+            return values.round().to(torch.uint8).cpu().numpy()
+        array = values.cpu().numpy()
+        return (array if self.y_dtype == "float32" else np.rint(array)).astype(self.y_dtype)
 
     def _tell_of_memory(self, error: Exception, size: tuple[int, ...], tiling: Tiling | None) -> None:
         """Raises OutOfMemory if that is what the error is."""
@@ -236,15 +274,6 @@ def _own_statistics(G: nn.Module) -> str | None:
         if isinstance(module, (nn.modules.batchnorm._NormBase, nn.GroupNorm)) and not tracked:
             return type(module).__name__
     return None
-
-
-def _scaled(x: Tensor) -> Tensor:
-    """Bytes to [-1, 1]; floats are there already. float32."""
-    return x.float().mul(2 / 255).sub(1) if x.dtype == torch.uint8 else x.float()
-
-
-def _bytes(y: Tensor) -> Tensor:
-    return y.clamp(-1, 1).add(1).mul(255 / 2).round().to(torch.uint8)
 
 
 def reflection(length: int, divisor: int) -> Tensor:

@@ -168,8 +168,16 @@ def model_header(
         "size_divisor": getattr(G, "size_divisor", 1),
         "x_range": list(dataset.x_range),
         "y_range": list(dataset.y_range),
+        **_dtypes(dataset),
         "test_mode": experiment.evaluate.test_mode,
     }
+
+
+def _dtypes(dataset: Dataset) -> dict[str, str]:
+    """How x and y are stored, where that is not the uint8 that headers without these keys mean."""
+    first = dataset[0]
+    stored = {"x_dtype": first.x.dtype.name, "y_dtype": first.y.dtype.name}
+    return {name: dtype for name, dtype in stored.items() if dtype != "uint8"}
 
 
 def load_model(path: Path, registry: Registry) -> tuple[nn.Module, dict[str, Any]]:

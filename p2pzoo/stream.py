@@ -7,7 +7,6 @@ only so much is begun at a time, waits for writing.
 
 from __future__ import annotations
 
-import zlib
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -18,7 +17,7 @@ import numpy as np
 import torch
 
 from p2pzoo.errors import UserError
-from p2pzoo.images import read_header, read_image, write_png
+from p2pzoo.images import read_header, read_image, write_image
 from p2pzoo.memory import OutOfMemory
 from p2pzoo.model import Model
 from p2pzoo.tiles import Tiling
@@ -47,7 +46,8 @@ def translate_files(
     tiling: Tiling | None = None,
     text: Mapping[str, str] | None = None,
 ) -> Generator[Outcome, None, None]:
-    """What became of each source, in the order of `targets` (source: the PNG to write), each once its file is whole.
+    """What became of each source, in the order of `targets` (source: the file to write, of a suffix that
+    `images.holds` what the model gives), each once its file is whole.
 
     mode, tiling: as `Model.manner` gives them. seed: of dropout in paper mode. text: goes into each file.
 
@@ -152,7 +152,7 @@ def _pixels(source: Path) -> int:
 
 def _written(source: Path, target: Path, image: np.ndarray, text: Mapping[str, str] | None) -> Outcome:
     target.parent.mkdir(parents=True, exist_ok=True)
-    write_png(target, image, text, strategy=zlib.Z_RLE)
+    write_image(target, image, text)
     return Outcome(source, target)
 
 

@@ -131,7 +131,7 @@ def test_reading_network_and_writing_overlap(model, folder, monkeypatch):
     """Each is made to wait for another image to be in another stage: one after another they would wait for ever."""
     targets = folder(*[(8, 8)] * 12)
     reading, computing, writing = (threading.Event() for _ in range(3))
-    read, write, compute = stream.read_image, stream.write_png, model.translate_arrays
+    read, write, compute = stream.read_image, stream.write_image, model.translate_arrays
     calls = {"read": itertools.count(), "compute": itertools.count(), "write": itertools.count()}
 
     def slow_read(path):
@@ -154,7 +154,7 @@ def test_reading_network_and_writing_overlap(model, folder, monkeypatch):
         return write(*arguments, **options)
 
     monkeypatch.setattr(stream, "read_image", slow_read)
-    monkeypatch.setattr(stream, "write_png", slow_write)
+    monkeypatch.setattr(stream, "write_image", slow_write)
     monkeypatch.setattr(model, "translate_arrays", slow_compute)
     assert not [fault for outcome in translate_files(model, targets, "paper") for fault in outcome.faults]
 
@@ -165,7 +165,7 @@ def test_few_images_are_read_ahead_and_few_wait_to_be_written(model, folder, mon
     targets = folder(*[(8, 8)] * 24)
     counts = {"read": 0, "translated": 0, "written": 0}
     ahead, behind = [], []
-    read, write, compute = stream.read_image, stream.write_png, model.translate_arrays
+    read, write, compute = stream.read_image, stream.write_image, model.translate_arrays
 
     def counting_read(path):
         counts["read"] += 1
@@ -184,7 +184,7 @@ def test_few_images_are_read_ahead_and_few_wait_to_be_written(model, folder, mon
         counts["written"] += 1
 
     monkeypatch.setattr(stream, "read_image", counting_read)
-    monkeypatch.setattr(stream, "write_png", slow_write)
+    monkeypatch.setattr(stream, "write_image", slow_write)
     monkeypatch.setattr(model, "translate_arrays", counting_compute)
     assert len(list(translate_files(model, targets, "paper"))) == 24
     assert max(ahead) <= most
@@ -201,14 +201,14 @@ def test_written_pixels_are_the_translation_in_a_lossless_file(model, folder):
 
 def test_a_file_that_cannot_be_written_ends_it_after_what_came_before(model, folder, monkeypatch):
     targets = folder(*[(8, 8)] * 30)
-    full, write = list(targets.values())[10], stream.write_png
+    full, write = list(targets.values())[10], stream.write_image
 
     def write_until_full(path, *arguments, **options):
         if path == full:
             raise OSError(28, "No space left on device", str(path))
         write(path, *arguments, **options)
 
-    monkeypatch.setattr(stream, "write_png", write_until_full)
+    monkeypatch.setattr(stream, "write_image", write_until_full)
     outcomes = translate_files(model, targets, "paper")
     assert [outcome.source for outcome in itertools.islice(outcomes, 10)] == list(targets)[:10]
     with pytest.raises(OSError, match="No space left"):
@@ -218,7 +218,7 @@ def test_a_file_that_cannot_be_written_ends_it_after_what_came_before(model, fol
 
 def test_an_interrupt_stops_it_with_whole_files(model, folder, monkeypatch):
     targets = folder(*[(8, 8)] * 60)
-    compute, write, calls = model.translate_arrays, stream.write_png, itertools.count()
+    compute, write, calls = model.translate_arrays, stream.write_image, itertools.count()
 
     def slow_write(*arguments, **options):
         time.sleep(0.05)
@@ -229,7 +229,7 @@ def test_an_interrupt_stops_it_with_whole_files(model, folder, monkeypatch):
             raise KeyboardInterrupt
         return compute(*arguments)
 
-    monkeypatch.setattr(stream, "write_png", slow_write)
+    monkeypatch.setattr(stream, "write_image", slow_write)
     monkeypatch.setattr(model, "translate_arrays", interrupted)
     with pytest.raises(KeyboardInterrupt):
         list(translate_files(model, targets, "paper"))

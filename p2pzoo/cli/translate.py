@@ -6,19 +6,23 @@ import contextlib
 import json
 import signal
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from p2pzoo.errors import UserError
 
-PNG = ".png"
+if TYPE_CHECKING:
+    from p2pzoo.model import Model
+
+WRITTEN = (".png", ".tif", ".tiff", ".npy")
 
 
 @click.command("translate")
 @click.argument("model", type=click.Path(path_type=Path))
 @click.argument("inputs", metavar="INPUT...", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("-o", "--output", required=True, type=click.Path(path_type=Path), metavar="OUT",
-              help="A folder, or for one image a .png file.")  # fmt: skip
+              help="A folder, or for one image a .png, .tif or .npy file.")  # fmt: skip
 @click.option("--test-mode", type=click.Choice(["paper", "eval"]),
               help="paper: dropout on, the image's own statistics; eval: neither [default: the model's].")  # fmt: skip
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of dropout in paper mode.")
@@ -28,6 +32,8 @@ PNG = ".png"
               help="What neighbouring tiles share [default: about a quarter of SIDE].")  # fmt: skip
 @click.option("--precision", type=click.Choice(["fp32", "bf16"]), default="fp32", show_default=True,
               help="bf16, in eval mode: faster where the machine has it; pixels differ by a level or so.")  # fmt: skip
+@click.option("--format", "suffix", type=click.Choice(["png", "tif", "npy"]),
+              help="Of files in a folder [default: png where it can hold them, else tif].")  # fmt: skip
 @click.option("--force", is_flag=True, help="Overwrite what is in OUT.")
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda", "mps"]), default="auto", show_default=True,
               help="Where to compute.")  # fmt: skip
@@ -41,22 +47,25 @@ def translate_command(
     tile: int | None,
     overlap: int | None,
     precision: str,
+    suffix: str | None,
     force: bool,
     device: str,
     quiet: bool,
 ) -> None:
     """Translate images with MODEL, a run folder or a model.safetensors. An INPUT is an image, or a folder of images.
 
-    Images of any size are written as PNG under their own names. An image that the model cannot take is named and left
-    out; the others are translated.
+    Images of any size are written under their own names, in the depth, range and channels of the images that MODEL was
+    trained to make. They must be stored as those it was trained on. An image that the model cannot take is named and
+    left out; the others are translated.
     """
     from p2pzoo import __version__
     from p2pzoo.compute import keep_memory
     from p2pzoo.model import load
     from p2pzoo.stream import translate_files
 
-    targets = _targets(_images(inputs), output, force)
+    sources = _images(inputs)
     loaded = load(model, device=device, precision=precision)
+    targets = _targets(sources, output, _suffix(loaded, output, suffix), force)
     if loaded.device.type == "cpu":
         keep_memory()
     try:
@@ -104,16 +113,30 @@ def _images(inputs: tuple[Path, ...]) -> list[Path]:
     return list(dict.fromkeys(found))
 
 
-def _targets(sources: list[Path], output: Path, force: bool) -> dict[Path, Path]:
+def _suffix(model: Model, output: Path, asked: str | None) -> str:
+    """Of the files to write. Raises UserError where none of them could hold what the model gives."""
+    from p2pzoo.images import holds
+
+    given, kind = (model.y_dtype, model.out_channels), f"{model.out_channels} channels of {model.y_dtype}"
+    if output.suffix and not output.is_dir():
+        suffix = output.suffix.lower()
+        if suffix not in WRITTEN:
+            raise UserError(f"{output}: translations are written as PNG, TIFF or NumPy; give a folder or a .png")
+    else:
+        suffix = f".{asked}" if asked else ".png" if holds(".png", *given) else ".tif"
+    if not holds(suffix, *given):
+        raise UserError(f"{output}: this model gives {kind}, which {suffix} cannot hold: --format tif, or npy")
+    return suffix
+
+
+def _targets(sources: list[Path], output: Path, suffix: str, force: bool) -> dict[Path, Path]:
     """Where each translation goes. Raises UserError before anything would be overwritten."""
     if output.suffix and not output.is_dir():
-        if output.suffix.lower() != PNG:
-            raise UserError(f"{output}: translations are written as PNG; give a folder or a name ending in .png")
         if len(sources) > 1:
             raise UserError(f"{output}: one file cannot hold {len(sources)} translations; give a folder")
         targets = {sources[0]: output}
     else:
-        targets = {source: output / f"{source.stem}{PNG}" for source in sources}
+        targets = {source: output / f"{source.stem}{suffix}" for source in sources}
 
     faults = []
     taken: dict[Path, Path] = {}

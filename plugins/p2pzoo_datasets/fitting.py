@@ -1,4 +1,4 @@
-"""Images of any size -> one size. Pillow's bicubic, antialiased: colours with opacity are weighted by it."""
+"""Images of any size -> one size. Pillow's bicubic, antialiased: 8-bit colours with opacity are weighted by it."""
 
 from __future__ import annotations
 
@@ -11,8 +11,12 @@ Resize = Literal["stretch", "fit", "crop", "none"]
 Size = tuple[int, int]  # height, width
 
 
-def fitted(image: np.ndarray, size: Size, how: Resize) -> np.ndarray:
-    """(h, w, C) uint8 -> (*size, C) uint8 in memory of its own; as it is where `how` is "none" or the size is right.
+def fitted(
+    image: np.ndarray, size: Size, how: Resize, limits: tuple[float, float] = (0, 255), *, bands: bool = False
+) -> np.ndarray:
+    """(h, w, C) -> (*size, C) of its dtype in memory of its own; as it is where `how` is "none" or the size is right.
+
+    limits  overshoot is cut to them. bands: the channels are equals, none of them is opacity
 
     stretch  to the size, proportions lost
     fit      as large as fits, in the middle; the rest continues the picture by reflection at its borders
@@ -22,15 +26,16 @@ def fitted(image: np.ndarray, size: Size, how: Resize) -> np.ndarray:
     if (height, width) == size or how == "none":
         return np.array(image)
     if how == "stretch":
-        return _scaled(image, size)
+        return _scaled(image, size, limits, bands)
     if how == "crop":
         scale = min(height / size[0], width / size[1])
         rest_y, rest_x = max(0.0, height - size[0] * scale), max(0.0, width - size[1] * scale)
-        return _scaled(image, size, (rest_x / 2, rest_y / 2, width - rest_x / 2, height - rest_y / 2))
+        box = (rest_x / 2, rest_y / 2, width - rest_x / 2, height - rest_y / 2)
+        return _scaled(image, size, limits, bands, box)
     inner = inside(height, width, size)
     before = [(outer - side) // 2 for outer, side in zip(size, inner, strict=True)]
     after = [outer - side - gap for outer, side, gap in zip(size, inner, before, strict=True)]
-    return np.pad(_scaled(image, inner), [*zip(before, after, strict=True), (0, 0)], mode="reflect")
+    return np.pad(_scaled(image, inner, limits, bands), [*zip(before, after, strict=True), (0, 0)], mode="reflect")
 
 
 def inside(height: int, width: int, size: Size) -> Size:
@@ -48,8 +53,22 @@ def alike(a: Size, b: Size, how: Resize) -> bool:
     return abs(a[0] * b[1] - a[1] * b[0]) <= max(*a, *b)  # proportions agree but for one pixel of rounding
 
 
-def _scaled(image: np.ndarray, size: Size, box: tuple[float, float, float, float] | None = None) -> np.ndarray:
+def _scaled(
+    image: np.ndarray,
+    size: Size,
+    limits: tuple[float, float],
+    bands: bool,
+    box: tuple[float, float, float, float] | None = None,
+) -> np.ndarray:
     """The part `box` (left, top, right, bottom) of an image, resampled to `size`."""
-    picture = Image.fromarray(image[..., 0] if image.shape[2] == 1 else image)
-    resized = picture.resize(size[::-1], Image.Resampling.BICUBIC, box=box)
-    return np.array(resized).reshape(*size, image.shape[2])
+
+    def resized(pixels: np.ndarray) -> np.ndarray:
+        return np.array(Image.fromarray(pixels).resize(size[::-1], Image.Resampling.BICUBIC, box=box))
+
+    channels = image.shape[2]
+    if image.dtype == np.uint8 and channels <= 4 and not bands:
+        whole = resized(image[..., 0] if channels == 1 else image).reshape(*size, channels)
+    else:
+        whole = np.dstack([resized(np.ascontiguousarray(image[..., c], np.float32)) for c in range(channels)])
+    whole = np.clip(whole, *limits)
+    return (whole if image.dtype == np.float32 else np.rint(whole)).astype(image.dtype)

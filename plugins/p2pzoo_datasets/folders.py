@@ -7,14 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 
-from p2pzoo.contracts import Split
-from p2pzoo.images import read_image
+from p2pzoo.contracts import Later, Split
+from p2pzoo.images import Header, read_image
 from p2pzoo.layouts import Files, Shape, halves, odd_widths
 from p2pzoo_datasets.fitting import Resize
-from p2pzoo_datasets.pairs import Channels, Count, Direction, FilePairs
+from p2pzoo_datasets.pairs import Count, Direction, FilePairs, Range
 from p2pzoo_datasets.splits import Fractions
 
 
@@ -31,19 +32,25 @@ class Folders(FilePairs):
                      side by reflection; "crop" keeps them and cuts the middle out; "none" takes no other size
     direction        "BtoA" swaps inputs and targets
     max_pairs        of each split only so many, the first by name
-    input_channels   of x, whatever the direction: 1 grey, 3 RGB, 4 RGB with opacity; default: the first training pair's
+    input_channels   of x, whatever the direction: 1 grey, 3 RGB, 4 RGB with opacity, or the bands of a TIFF or NumPy
+                     file; default: the first training pair's
     target_channels  of y, likewise
     fractions        shares of train, val and test where there are no sub-folders
     split_seed       deals the files out anew
+    input_range      the stored values of x that become -1 and 1; default: [0, 255] of uint8, [0, 65535] of uint16;
+                     float32 has none
+    target_range     of y, likewise
 
     A file's share depends on its name without suffix, `fractions` and `split_seed` alone: adding files moves no others.
 
-    A Pair's x and y are (H, W, C) uint8, camera rotation (EXIF) applied, palettes looked up; `id` is the name without
-    suffix, after its sub-folder's where there are any ("val-001"). There are no labels and no blocks.
+    A Pair's x and y are (H, W, C) uint8, uint16 or float32, as all files of x or of y are, camera rotation (EXIF)
+    applied, palettes looked up; `id` is the name without suffix, after its sub-folder's where there are any
+    ("val-001"). There are no labels and no blocks.
 
-    Raises UserError, naming the first few files: no such folder or no images in it, files without a partner, sizes
-    that do not agree (headers are read here, and only those), files that do not decode or whose channels cannot be
-    converted without loss (when they are read; the first few suspects here). Nothing in the folders is changed.
+    Raises UserError, naming the first few files: no such folder or no images in it, files without a partner, sizes or
+    types of numbers that do not agree, float32 without a range (headers are read here, and only those), files that do
+    not decode, whose values are outside the range, or whose channels cannot be converted without loss (when they are
+    read; the first few suspects here). Nothing in the folders is changed.
     """
 
     def __init__(
@@ -56,14 +63,17 @@ class Folders(FilePairs):
         resize: Resize = "none",
         direction: Direction = "AtoB",
         max_pairs: Count | None = None,
-        input_channels: Channels | None = None,
-        target_channels: Channels | None = None,
+        input_channels: Count | None = None,
+        target_channels: Count | None = None,
         fractions: Fractions = (0.8, 0.1, 0.1),
         split_seed: int = 0,
+        input_range: Annotated[Range | None, Later] = None,
+        target_range: Annotated[Range | None, Later] = None,
     ) -> None:
         super().__init__(
             split, (Path(inputs), Path(targets)), size=size, resize=resize, direction=direction, max_pairs=max_pairs,
-            channels=(input_channels, target_channels), fractions=fractions, split_seed=split_seed,
+            channels=(input_channels, target_channels), ranges=(input_range, target_range), fractions=fractions,
+            split_seed=split_seed,
         )  # fmt: skip
 
     def shapes_of(self, files: Files, shapes: Mapping[Path, Shape]) -> tuple[Shape, Shape]:
@@ -91,14 +101,17 @@ class SideBySide(FilePairs):
         resize: Resize = "none",
         direction: Direction = "AtoB",
         max_pairs: Count | None = None,
-        input_channels: Channels | None = None,
-        target_channels: Channels | None = None,
+        input_channels: Count | None = None,
+        target_channels: Count | None = None,
         fractions: Fractions = (0.8, 0.1, 0.1),
         split_seed: int = 0,
+        input_range: Annotated[Range | None, Later] = None,
+        target_range: Annotated[Range | None, Later] = None,
     ) -> None:
         super().__init__(
             split, (Path(root),), size=size, resize=resize, direction=direction, max_pairs=max_pairs,
-            channels=(input_channels, target_channels), fractions=fractions, split_seed=split_seed,
+            channels=(input_channels, target_channels), ranges=(input_range, target_range), fractions=fractions,
+            split_seed=split_seed,
         )  # fmt: skip
 
     def shapes_of(self, files: Files, shapes: Mapping[Path, Shape]) -> tuple[Shape, Shape]:
@@ -109,7 +122,7 @@ class SideBySide(FilePairs):
     def read(self, files: Files) -> tuple[np.ndarray, np.ndarray]:
         return halves(read_image(files[0]))
 
-    def look(self, files: Iterable[Path]) -> dict[Path, Shape]:
-        shapes = super().look(files)
-        self._tell(odd_widths(shapes))
-        return {file: shape for file, shape in shapes.items() if shape[1] % 2 == 0}
+    def look(self, files: Iterable[Path]) -> dict[Path, Header]:
+        headers = super().look(files)
+        self._tell(odd_widths({file: header.shape for file, header in headers.items()}))
+        return {file: header for file, header in headers.items() if header.shape[1] % 2 == 0}

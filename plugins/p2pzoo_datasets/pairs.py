@@ -13,21 +13,19 @@ from pydantic import Field
 from p2pzoo.contracts import Pair, Split
 from p2pzoo.errors import UserError
 from p2pzoo.files import fingerprint
-from p2pzoo.images import with_channels
+from p2pzoo.images import Header, with_channels
 from p2pzoo.layouts import FEW, Files, Shape, find_pairs, headers, pixels, raise_any, several
 from p2pzoo_datasets.fitting import Resize, alike, fitted
 from p2pzoo_datasets.splits import Fractions, deal, or_stand_in
 
-Channels = Literal[1, 3, 4]
 Count = Annotated[int, Field(ge=1)]
+Range = tuple[float, float]
 Direction = Literal["AtoB", "BtoA"]
 
 
 class FilePairs:
-    """A sequence of Pairs, uint8, read from files each time. A subclass says what the files of a pair hold."""
+    """A sequence of Pairs, read from files each time. A subclass says what the files of a pair hold."""
 
-    x_range = (0.0, 255.0)
-    y_range = (0.0, 255.0)
     classes = None
     palette = None
     _told: list[str] | None = None  # where faults are gathered instead of raised (`usable`)
@@ -42,10 +40,11 @@ class FilePairs:
         direction: Direction,
         max_pairs: int | None,
         channels: tuple[int | None, int | None],
+        ranges: tuple[Range | None, Range | None],
         fractions: Fractions,
         split_seed: int,
     ) -> None:
-        """`channels`: of x and of y. `folders`: as `layouts.find_pairs` takes them. The rest: see `Folders`."""
+        """`channels`, `ranges`: of x and y. `folders`: as `layouts.find_pairs` takes them. The rest: see `Folders`."""
         where = ", ".join(map(str, folders))
         dealt = deal(find_pairs(*folders, tell=self._tell), where, fractions, split_seed)
         first = next(iter(dealt["train"].values()))  # decides for every split, so that they are alike
@@ -53,16 +52,30 @@ class FilePairs:
         self._resize: Resize = resize
         self._swapped = direction == "BtoA"
 
-        shapes = self.look(dict.fromkeys(file for files in (first, *self.files) for file in files))
+        headers = self.look(dict.fromkeys(file for files in (first, *self.files) for file in files))
         if self._told is not None:
-            self._pairs = [pair for pair in self._pairs if shapes.keys() >= set(pair[1])]
+            self._pairs = [pair for pair in self._pairs if headers.keys() >= set(pair[1])]
             if not self._pairs:
                 raise UserError(*self._told)
-            first = first if shapes.keys() >= set(first) else self._pairs[0][1]
+            first = first if headers.keys() >= set(first) else self._pairs[0][1]
+        shapes = {file: header.shape for file, header in headers.items()}
+        firsts = self._as_x_y(headers[first[0]], headers[first[-1]])
+        self._refuse_dtypes(headers, firsts)
+        self.x_range, self.y_range = (
+            _range(given, header.dtype, f"{name}_range", file)
+            for given, header, name, file in zip(
+                ranges, firsts, ("input", "target"), self._as_x_y(first[0], first[-1]), strict=True
+            )
+        )
         a, b = self.shapes_of(first, shapes)
         self._size = size or a[:2]
         self._refuse_sizes(shapes, "`size`" if size else "the first training pair's size")
         self._channels = [given or own[2] for given, own in zip(channels, self._as_x_y(a, b), strict=True)]
+        own_channels = [shape[2] for shape in self._as_x_y(a, b)]
+        self._bands = [
+            channels == own and not header.opacity
+            for channels, own, header in zip(self._channels, own_channels, firsts, strict=True)
+        ]
         self._refuse_suspects(shapes)
 
     @classmethod
@@ -76,8 +89,8 @@ class FilePairs:
         found.__init__(split, **parameters)  # type: ignore[misc]
         return found, found._told
 
-    def look(self, files: Iterable[Path]) -> dict[Path, Shape]:
-        """The shapes of the files, by their headers. Raises UserError with those that cannot hold a pair."""
+    def look(self, files: Iterable[Path]) -> dict[Path, Header]:
+        """The headers of the files. Raises UserError with those that cannot hold a pair."""
         return headers(files, self._tell)
 
     def shapes_of(self, files: Files, shapes: Mapping[Path, Shape]) -> tuple[Shape, Shape]:
@@ -85,7 +98,7 @@ class FilePairs:
         raise NotImplementedError
 
     def read(self, files: Files) -> tuple[np.ndarray, np.ndarray]:
-        """A and B, each (H, W, C) uint8 in its own size and channels."""
+        """A and B, each (H, W, C) in its own size and channels."""
         raise NotImplementedError
 
     def __len__(self) -> int:
@@ -93,7 +106,11 @@ class FilePairs:
 
     def __getitem__(self, index: int) -> Pair:
         name, files = self._pairs[operator.index(index)]
-        x, y = (fitted(image, self._size, self._resize) for image in self._converted(files))
+        ranges = (self.x_range, self.y_range)
+        x, y = (
+            fitted(image, self._size, self._resize, limits, bands=bands and image.shape[2] in (2, 4))
+            for image, limits, bands in zip(self._converted(files), ranges, self._bands, strict=True)
+        )
         return Pair(name, x, y)
 
     @property
@@ -116,16 +133,33 @@ class FilePairs:
         return (b, a) if self._swapped else (a, b)
 
     def _converted(self, files: Files) -> list[np.ndarray]:
-        """x and y in their channels, each in its own size. Raises UserError where that would lose something."""
+        """x and y in their channels, each in its own size.
+
+        Raises UserError where that would lose something, and where values are outside of what becomes -1 to 1.
+        """
         images, paths = self._as_x_y(*self.read(files)), self._as_x_y(files[0], files[-1])
-        converted = []
-        for image, channels, path, name in zip(images, self._channels, paths, ("input", "target"), strict=True):
+        converted, ranges = [], (self.x_range, self.y_range)
+        sides = zip(images, self._channels, paths, ("input", "target"), ranges, strict=True)
+        for image, channels, path, name, (low, high) in sides:
+            if not (image.min() >= low and image.max() <= high):
+                raise UserError(_outside(path, image, low, high, f"{name}_range"))
             try:
                 converted.append(with_channels(image, channels))
             except ValueError as error:
                 origin = f"{name}_channels is {channels}: given, or the first training pair's"
                 raise UserError(f"{path}: {error} ({origin})") from None
         return converted
+
+    def _refuse_dtypes(self, headers: Mapping[Path, Header], firsts: tuple[Header, Header]) -> None:
+        """All x are stored alike, and all y: nothing is converted."""
+        if self._told is not None:
+            return
+        unlike: list[str] = []
+        for files in self.files:
+            for path, first in zip(self._as_x_y(files[0], files[-1]), firsts, strict=True):
+                if headers[path].dtype != first.dtype:
+                    unlike.append(f"{path} is {headers[path].dtype}, the first training pair's is {first.dtype}")
+        raise_any(several("images of one side must be stored alike, and nothing is converted:", dict.fromkeys(unlike)))
 
     def _refuse_sizes(self, shapes: Mapping[Path, Shape], wanted: str) -> None:
         if self._told is not None and self._resize == "none":
@@ -165,3 +199,21 @@ class FilePairs:
             except UserError as error:
                 faults.append(str(error))
         raise_any(faults)
+
+
+def _range(given: Range | None, dtype: str, name: str, file: Path) -> Range:
+    """The values that become -1 and 1: as given, else all that an integer type has. Raises UserError or ValueError."""
+    if given is None:
+        if dtype == "float32":
+            raise UserError(f"{file}: is float32: declare the values that become -1 and 1, as in {name} = [0.0, 1.0]")
+        return (0.0, float(np.iinfo(dtype).max))
+    if not given[0] < given[1]:
+        raise ValueError(f"{name} = {list(given)}: the first value must be the smaller one")
+    return given
+
+
+def _outside(path: Path, image: np.ndarray, low: float, high: float, name: str) -> str:
+    """What is wrong with its values."""
+    if not np.isfinite(image).all():
+        return f"{path}: holds values that are no numbers (NaN or infinite): replace them"
+    return f"{path}: its values reach from {image.min():g} to {image.max():g}, and {name} is [{low:g}, {high:g}]"

@@ -193,13 +193,44 @@ class TestFormats:
         upright = np.rot90(ramp(48, 32), -1)
         assert np.abs(pair.x.astype(int) - upright).mean() < 4
 
-    def test_sixteen_bits_a_channel_are_refused(self, put, home):
+    def test_sixteen_bits_a_channel_stay_sixteen(self, put, home):
+        (home / "photos/train").mkdir(parents=True)
+        deep = np.random.default_rng(0).integers(0, 65536, (32, 48), dtype=np.uint16)
+        Image.fromarray(deep).save(home / "photos/train/0.png")
+        for split in ("train", "val"):
+            put(f"maps/{split}/0.png", noise())
+        (home / "photos/val").mkdir()
+        Image.fromarray(deep).save(home / "photos/val/0.png")
+        data = folders()
+        assert data.x_range == (0, 65535)
+        np.testing.assert_array_equal(data[0].x[..., 0], deep)
+
+    def test_depths_are_not_mixed(self, put, home):
         (home / "photos/train").mkdir(parents=True)
         Image.fromarray(np.full((32, 48), 40_000, np.uint16)).save(home / "photos/train/0.png")
-        message = told(lambda: one_pair(put, None))
-        assert message == (
-            "1 image cannot be used:\n  photos/train/0.png: I;16 pixels, more than 8 bits a channel, are not read"
+        put("photos/train/1.png", noise())
+        put("maps/train/1.png", noise())
+        assert (
+            told(lambda: one_pair(put, None)).splitlines()
+            == [
+                "images of one side must be stored alike, and nothing is converted:",
+                "  photos/train/1.png is uint8, the first training pair's is uint16",
+                "  photos/val/0.png is uint8, the first training pair's is uint16",
+            ][:2]
         )
+
+    def test_floats_need_a_range_and_keep_within_it(self, home):
+        for split in ("train", "val"):
+            for folder, scale in (("photos", 1.0), ("maps", 2.0)):
+                (home / folder / split).mkdir(parents=True)
+                np.save(home / folder / split / "0.npy", np.linspace(0, scale, 60, dtype=np.float32).reshape(4, 3, 5))
+        assert told(folders) == (
+            "photos/train/0.npy: is float32: declare the values that become -1 and 1, as in input_range = [0.0, 1.0]"
+        )
+        data = folders(input_range=(0.0, 1.0), target_range=(0.0, 1.0))
+        assert told(lambda: data[0]) == ("maps/train/0.npy: its values reach from 0 to 2, and target_range is [0, 1]")
+        data = folders(input_range=(0.0, 1.0), target_range=(0.0, 2.0))
+        assert (data[0].x.shape, data[0].y.dtype, data.y_range) == ((4, 3, 5), np.float32, (0.0, 2.0))
 
 
 class TestSizes:
@@ -428,7 +459,7 @@ class TestFaults:
     def test_an_empty_folder(self, splits, home):
         (home / "empty").mkdir()
         assert told(lambda: SideBySide("train", root="empty")) == (
-            "empty: expected images (png, jpg, jpeg, webp, bmp, tif, tiff), it is empty"
+            "empty: expected images (png, jpg, jpeg, webp, bmp, tif, tiff, npy, npz), it is empty"
         )
         for name in ("a.gif", "b.txt"):
             (home / "empty" / name).touch()
