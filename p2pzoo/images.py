@@ -6,6 +6,7 @@ Imports numpy and Pillow only; what Pillow would shorten to 8 bits or cannot rea
 
 from __future__ import annotations
 
+import os
 import zipfile
 import zlib
 from collections.abc import Mapping
@@ -348,6 +349,19 @@ def holds(suffix: str, dtype: str, channels: int) -> bool:
     return suffix in (".tif", ".tiff", ".npy")
 
 
-def find_images(folder: Path) -> list[Path]:
-    """The image files of a folder, by name; not those of folders in it, nor hidden ones."""
-    return sorted(p for p in folder.iterdir() if p.suffix.lower() in SUFFIXES and not p.name.startswith("."))
+def find_images(folder: Path, *, nested: bool = False) -> list[Path]:
+    """The image files of a folder, by name; not those of folders in it, unless `nested`, nor hidden ones."""
+    if not nested:
+        return sorted(p for p in folder.iterdir() if p.suffix.lower() in SUFFIXES and not p.name.startswith("."))
+
+    def refuse(error: OSError) -> None:
+        raise error
+
+    found: list[Path] = []
+    been = {os.path.realpath(folder)}  # a link may lead back to where one came from
+    for at, folders, names in os.walk(folder, onerror=refuse, followlinks=True):
+        inside = {name: os.path.realpath(os.path.join(at, name)) for name in sorted(folders) if name[0] != "."}
+        folders[:] = [name for name, real in inside.items() if real not in been]
+        been.update(inside.values())
+        found += [Path(at, name) for name in names if name.lower().endswith(SUFFIXES) and name[0] != "."]
+    return sorted(found)

@@ -1,6 +1,6 @@
 """The datasets `folders` and `side-by-side`: your own pairs, in the two layouts that people have.
 
-What both do with files is in pairs.py, with pixels in fitting.py, with names in splits.py.
+What both do with files is in pairs.py, with pixels in p2pzoo.fitting, with names in p2pzoo.splits.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ from typing import Annotated
 import numpy as np
 
 from p2pzoo.contracts import Later, Split
+from p2pzoo.fitting import Resize
 from p2pzoo.images import Header, read_image
 from p2pzoo.layouts import Files, Shape, halves, odd_widths
-from p2pzoo_datasets.fitting import Resize
+from p2pzoo.splits import Fractions
 from p2pzoo_datasets.pairs import Count, Direction, FilePairs, Range
-from p2pzoo_datasets.splits import Fractions
 
 
 class Folders(FilePairs):

@@ -13,10 +13,10 @@ from pydantic import Field
 from p2pzoo.contracts import Pair, Split
 from p2pzoo.errors import UserError
 from p2pzoo.files import fingerprint
+from p2pzoo.fitting import Resize, alike, fitted
 from p2pzoo.images import Header, with_channels
 from p2pzoo.layouts import FEW, Files, Shape, find_pairs, headers, pixels, raise_any, several
-from p2pzoo_datasets.fitting import Resize, alike, fitted
-from p2pzoo_datasets.splits import Fractions, deal, or_stand_in
+from p2pzoo.splits import Fractions, deal, or_stand_in
 
 Count = Annotated[int, Field(ge=1)]
 Range = tuple[float, float]

@@ -71,4 +71,5 @@ def _scaled(
     else:
         whole = np.dstack([resized(np.ascontiguousarray(image[..., c], np.float32)) for c in range(channels)])
     whole = np.clip(whole, *limits)
-    return (whole if image.dtype == np.float32 else np.rint(whole)).astype(image.dtype)
+    scaled: np.ndarray = (whole if image.dtype == np.float32 else np.rint(whole)).astype(image.dtype)
+    return scaled
