@@ -50,7 +50,7 @@ def find_pairs(*folders: Path, tell: Tell | None = None, nested: bool = False) -
     except OSError as error:
         raise UserError(f"{error.filename}: cannot be read ({error.strerror})") from None
 
-    faults: list[str] = []
+    faults = []
     stems: dict[str, list[dict[str, Path]]] = {}
     for sub, lists in listed.items():
         stems[sub] = []

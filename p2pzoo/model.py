@@ -14,6 +14,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from p2pzoo.compute import pick_device
+from p2pzoo.encodings import Encodings, from_stored, joined, lab, stored
 from p2pzoo.errors import UserError
 from p2pzoo.images import pixels_of, with_channels
 from p2pzoo.memory import OutOfMemory, lacks_memory
@@ -37,6 +38,9 @@ class Model:
     in_channels, out_channels  of x and y
     x_dtype, y_dtype           how images are stored that it takes and gives: "uint8", "uint16" or "float32"
     x_range, y_range           the stored values that are -1 and 1 to G
+    encodings                  where x is the lightness of a photo and y its colours: images that it takes are then grey
+                               or RGB of uint8, and those that it gives RGB of uint8
+    gives                      (dtype, channels) of images that it gives
     size                       (H, W) it was trained at; it takes others
     test_mode                  the mode its recipe named when it was trained; the default of `translate`
     run                        the id of the run that made it
@@ -56,6 +60,8 @@ class Model:
         self.y_dtype: str = header.get("y_dtype", "uint8")
         self.x_range: tuple[float, float] = tuple(header.get("x_range", BYTES))
         self.y_range: tuple[float, float] = tuple(header.get("y_range", BYTES))
+        self.encodings = Encodings.of(header)
+        self.gives = ("uint8", 3) if self.encodings.y else (self.y_dtype, self.out_channels)
         self.size: tuple[int, int] = tuple(header["size"])
         self.test_mode: str = header["test_mode"]
         self.run: str = header["run"]
@@ -78,7 +84,7 @@ class Model:
 
         image: PIL of any mode that says the same in the model's channels (grey as three equal channels, for one);
             (H, W) or (H, W, C) array of the model's `x_dtype`, within its `x_range`; what comes back has its `y_dtype`
-            and `y_range`; (C, H, W) or (B, C, H, W) float tensor in [-1, 1].
+            and `y_range`; (C, H, W) or (B, C, H, W) float tensor in [-1, 1], as G sees it, whatever the `encodings`.
         test_mode: "paper" or "eval", see `p2pzoo.translate`; None is the model's own. seed: of dropout in "paper".
         tile, overlap: for "eval", images larger than this side are translated in tiles, see `p2pzoo.tiles`, in memory
             that does not grow with the image; None is in one piece.
@@ -98,10 +104,11 @@ class Model:
             except UserError as error:
                 raise ValueError(str(error)) from None
             [translated] = self.translate_arrays([self.pixels(pixels)], mode, seed, tiling)
-            if self.out_channels > 1 and (self.y_dtype != "uint8" or self.out_channels > 4):
-                what = f"{self.out_channels} channels of {self.y_dtype}"
+            dtype, channels = self.gives
+            if channels > 1 and (dtype != "uint8" or channels > 4):
+                what = f"{channels} channels of {dtype}"
                 raise ValueError(f"no PIL image holds what this model gives, {what}: give an array")
-            return Image.fromarray(translated[..., 0] if self.out_channels == 1 else translated)
+            return Image.fromarray(translated[..., 0] if channels == 1 else translated)
         raise ValueError(f"an image is a PIL image, a NumPy array or a tensor, not a {type(image).__name__}")
 
     def manner(self, test_mode: str | None, tile: int | None, overlap: int | None) -> tuple[str, Tiling | None]:
@@ -122,7 +129,12 @@ class Model:
         return mode, Tiling.of(tile, overlap, self.divisor)
 
     def pixels(self, image: np.ndarray) -> np.ndarray:
-        """(H, W, C) with the model's channels, of an image of its dtype. Raises ValueError as `translate` does."""
+        """(H, W, C) as the model's x is stored, of an image that it takes. Raises ValueError as `translate` does."""
+        if self.encodings.x:
+            if image.dtype != np.uint8 or image.ndim not in (2, 3) or image.size == 0:
+                raise ValueError(f"expected (H, W) or (H, W, C) of uint8, not {image.shape} of {image.dtype}")
+            photo = with_channels(image.reshape(*image.shape[:2], -1), 3)
+            return stored(lab(photo)[0], self.x_range, self.x_dtype)
         if image.dtype != self.x_dtype or image.ndim not in (2, 3):
             raise ValueError(f"expected (H, W) or (H, W, C) of {self.x_dtype}, not {image.shape} of {image.dtype}")
         if image.size == 0:
@@ -146,7 +158,18 @@ class Model:
     def translate_arrays(
         self, images: Sequence[np.ndarray], mode: str, seed: int, tiling: Tiling | None
     ) -> list[np.ndarray]:
-        """(H, W, C) of each, of `y_dtype`; images as `pixels` gives them, of one `padded` size. Raises OutOfMemory."""
+        """(H, W, C) of each; images as `pixels` gives them, of one `padded` size. Raises OutOfMemory."""
+        y_hats = self._translated(images, mode, seed, tiling)
+        if not self.encodings.y:
+            return y_hats
+        ranges = self.x_range, self.y_range
+        pairs = zip(images, y_hats, strict=True)
+        return [joined(*(from_stored(*each) for each in zip(pair, ranges, strict=True))) for pair in pairs]
+
+    def _translated(
+        self, images: Sequence[np.ndarray], mode: str, seed: int, tiling: Tiling | None
+    ) -> list[np.ndarray]:
+        """(H, W, C) of each, as y is stored."""
         sizes = [image.shape[:2] for image in images]
         height, width = self.padded(*sizes[0])
         channels_first = [self._as_tensor(image) for image in images]

@@ -15,6 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from p2pzoo import chance, params
 from p2pzoo.checkpoint import Damaged, load_into, load_tensors
 from p2pzoo.contracts import Dataset
+from p2pzoo.encodings import Encodings
 from p2pzoo.errors import UserError
 from p2pzoo.experiment import Component, Experiment
 from p2pzoo.registry import Registry
@@ -169,6 +170,7 @@ def model_header(
         "x_range": list(dataset.x_range),
         "y_range": list(dataset.y_range),
         **_dtypes(dataset),
+        **Encodings.of(dataset).header(),
         "test_mode": experiment.evaluate.test_mode,
     }
 

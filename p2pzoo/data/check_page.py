@@ -13,6 +13,7 @@ from PIL import Image, ImageFilter
 from p2pzoo.contracts import Dataset, Split
 from p2pzoo.data.check import Check
 from p2pzoo.data.findings import Case, Finding, Place
+from p2pzoo.encodings import Encodings, from_stored, joined
 from p2pzoo.files import write_text
 from p2pzoo.paths import PACKAGE
 from p2pzoo.report import data_uri
@@ -57,7 +58,11 @@ def _pictures(place: Place, splits: Mapping[Split, Dataset], *, edges: bool) -> 
     dataset = splits[place.split]
     try:
         pair = dataset[place.index]
-        x, y = _picture(pair.x, dataset.x_range), _picture(pair.y, dataset.y_range)
+        images, ranges = (pair.x, pair.y), (dataset.x_range, dataset.y_range)
+        if Encodings.of(dataset).y:
+            L, ab = map(from_stored, images, ranges)
+            images, ranges = (joined(L, np.zeros_like(ab)), joined(L, ab)), ((0.0, 255.0),) * 2
+        x, y = map(_picture, images, ranges)
     except Exception:  # the finding tells what is wrong with it
         return None
     return {
