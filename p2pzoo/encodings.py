@@ -60,7 +60,7 @@ def lab(photo: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """(H, W, 3) uint8 RGB -> L (H, W, 1) and ab (H, W, 2), float32 in [-1, 1]."""
     from kornia.color import rgb_to_lab
 
-    pixels = torch.from_numpy(np.ascontiguousarray(photo)).permute(2, 0, 1).float() / 255
+    pixels = torch.from_numpy(np.require(photo, requirements=["C", "W"])).permute(2, 0, 1).float() / 255
     image = rgb_to_lab(pixels).permute(1, 2, 0)
     L, ab = image[..., :1] / HALF_OF_L - 1, image[..., 1:] / MOST_AB
     return L.clamp(-1, 1).contiguous().numpy(), ab.clamp(-1, 1).contiguous().numpy()

@@ -307,8 +307,8 @@ def _best_and_worst(experiment: Experiment, run: Run, engine: Engine, G: Any, st
             seen.add(block if block is not None else store[index].id)
             batch = engine.move(next(single_batches(store, range(index, index + 1))))
             y_hat = translate(G, batch.x, experiment.evaluate.test_mode)
-            images = Encodings.of(store.dataset).seen(batch.x, y_hat, batch.y)
-            shown.append(Comparison(batch.ids[0], f"{word}, {name} {value:.4f}", *(image[0] for image in images)))
+            [x], [y_hat], [y] = Encodings.of(store.dataset).seen(batch.x, y_hat, batch.y)
+            shown.append(Comparison(batch.ids[0], f"{word}, {name} {value:.4f}", x, y_hat, y))
     return shown
 
 
