@@ -47,7 +47,7 @@ def read_image(path: Path) -> np.ndarray:
     another type of numbers, or needs a package that is not there.
     """
     if path.suffix.lower() in ARRAYS:
-        return _native(_checked_array(path, _array(path)))
+        return _native(_checked_array(path, read_array(path)))
     try:
         with Image.open(path) as image:
             how = _how(image, path)
@@ -78,7 +78,7 @@ def read_header(path: Path) -> tuple[int, int, int]:
 def inspect(path: Path) -> Header:
     """What `read_image` gives, from the file's header: no pixel is decoded. Raises as it does."""
     if path.suffix.lower() in ARRAYS:
-        shape, dtype = _array_header(path)
+        shape, dtype = inspect_array(path)
         return Header(_shape_of(path, shape), _stored(path, dtype), False)
     try:
         with Image.open(path) as image:
@@ -191,8 +191,8 @@ def _is_tiff(path: Path) -> bool:
         return file.read(4) in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
 
-def _array(path: Path) -> np.ndarray:
-    """What a .npy holds, or the one array of a .npz."""
+def read_array(path: Path) -> np.ndarray:
+    """What a .npy holds, or the one array of a .npz, as it is. Raises UserError, naming the file."""
     try:
         loaded: Any = np.load(path, allow_pickle=False)
         if isinstance(loaded, np.ndarray):
@@ -203,7 +203,8 @@ def _array(path: Path) -> np.ndarray:
         raise UserError(f"{path}: {_no_array(error)}") from None
 
 
-def _array_header(path: Path) -> tuple[tuple[int, ...], np.dtype[Any]]:
+def inspect_array(path: Path) -> tuple[tuple[int, ...], np.dtype[Any]]:
+    """Shape and type of numbers of what `read_array` gives, from the file's header. Raises as it does."""
     try:
         if path.suffix.lower() == ".npy":
             mapped = np.load(path, mmap_mode="r", allow_pickle=False)
