@@ -46,7 +46,9 @@ def fitted(
     inner = inside(height, width, size)
     before = [(outer - side) // 2 for outer, side in zip(size, inner, strict=True)]
     after = [outer - side - gap for outer, side, gap in zip(size, inner, before, strict=True)]
-    return np.pad(_scaled(image, inner, limits, bands, kernel), [*zip(before, after, strict=True), (0, 0)], mode="reflect")
+    return np.pad(
+        _scaled(image, inner, limits, bands, kernel), [*zip(before, after, strict=True), (0, 0)], mode="reflect"
+    )
 
 
 def inside(height: int, width: int, size: Size) -> Size:

@@ -302,9 +302,16 @@ def _name(channels: int) -> str:
 
 
 def write_png(
-    path: Path, image: np.ndarray, text: Mapping[str, str] | None = None, *, strategy: int = zlib.Z_DEFAULT_STRATEGY
+    path: Path,
+    image: np.ndarray,
+    text: Mapping[str, str] | None = None,
+    *,
+    strategy: int = zlib.Z_DEFAULT_STRATEGY,
+    palette: bytes | None = None,
 ) -> None:
     """(H, W, C) uint8 with C from 1 to 4, and lines of text for the file's metadata.
+
+    palette: of an indexed PNG, whose indices the values of the one channel become; 256 times RGB.
 
     strategy: zlib's. Z_RLE looks for no repetitions but runs: on photos five times as fast for files of the same size;
         flat label maps become twice as large.
@@ -313,12 +320,16 @@ def write_png(
     for key, value in (text or {}).items():
         info.add_text(key, value)
     picture = Image.fromarray(image[..., 0] if image.shape[2] == 1 else image)
+    if palette:
+        picture.putpalette(palette)
     with replacing(path) as temporary:
         picture.save(temporary, "PNG", pnginfo=info, compress_type=strategy)
 
 
-def write_image(path: Path, image: np.ndarray, text: Mapping[str, str] | None = None) -> None:
-    """(H, W, C) uint8, uint16 or float32, without loss, as the suffix says.
+def write_image(
+    path: Path, image: np.ndarray, text: Mapping[str, str] | None = None, palette: bytes | None = None
+) -> None:
+    """(H, W, C) uint8, uint16 or float32, without loss, as the suffix says. palette: as of `write_png`, and for PNGs.
 
     .png has 1 to 4 channels of uint8, or one of uint16. .tif has all, and needs tifffile. .npy has all, and no text.
     Raises UserError where the format cannot hold it.
@@ -327,7 +338,7 @@ def write_image(path: Path, image: np.ndarray, text: Mapping[str, str] | None = 
     if not holds(suffix, image.dtype.name, image.shape[2]):
         raise UserError(f"{path}: cannot hold {image.shape[2]} channels of {image.dtype}; .tif and .npy can")
     if suffix == ".png":
-        write_png(path, image, text, strategy=zlib.Z_RLE)
+        write_png(path, image, text, strategy=zlib.Z_RLE, palette=palette)
     elif suffix == ".npy":
         with replacing(path) as temporary, temporary.open("wb") as file:
             np.save(file, image, allow_pickle=False)

@@ -122,13 +122,24 @@ class Classes:
         if len(strange):
             shown = ", ".join(map(str, strange[:SHOWN].tolist())) + ", ..." * (len(strange) > SHOWN)
             several = "value" if len(strange) == 1 else "values"
-            raise ValueError(f"it has the {several} {shown}, of which no class is: name it in the class file, or ignore it")
+            raise ValueError(
+                f"it has the {several} {shown}, of which no class is: name it in the class file, or ignore it"
+            )
         return classes[place]  # type: ignore[no-any-return]
 
     def as_values(self, classes: np.ndarray) -> np.ndarray:
         """(H, W) indices of `names` -> (H, W, 1) what files have; uint8, or uint16 where a class needs it."""
         values = np.array(self.values, self.dtype)
         return values[classes][..., None]  # type: ignore[no-any-return]
+
+    @property
+    def palette(self) -> bytes | None:
+        """Of an indexed PNG: the colour of each value, 256 times RGB. None where values need more than 8 bits."""
+        if self.dtype != "uint8":
+            return None
+        table = np.zeros((256, 3), np.uint8)
+        table[list(self.values)] = self.colours
+        return table.tobytes()
 
     @property
     def dtype(self) -> str:
@@ -239,7 +250,9 @@ def _map_header(path: Path, shape: Iterable[int], dtype: np.dtype[Any]) -> Heade
 
 def _refuse_lossy(path: Path) -> None:
     if path.suffix.lower() in LOSSY:
-        raise UserError(f"{path}: {path.suffix.lower()[1:].upper()} changes values: save label maps as PNG, TIFF or .npy")
+        raise UserError(
+            f"{path}: {path.suffix.lower()[1:].upper()} changes values: save label maps as PNG, TIFF or .npy"
+        )
 
 
 def _bits(path: Path) -> int:
@@ -255,7 +268,9 @@ def _parsed(path: Path) -> Any:
     try:
         return parse(path.read_bytes().decode("utf-8-sig"))
     except OSError as error:
-        raise UserError(f"{path}: {'no such file' if isinstance(error, FileNotFoundError) else error.strerror}") from None
+        raise UserError(
+            f"{path}: {'no such file' if isinstance(error, FileNotFoundError) else error.strerror}"
+        ) from None
     except RecursionError:
         raise UserError(f"{path}: is nested too deeply for a class file") from None
     except ValueError as error:  # of TOML, of JSON, or no UTF-8

@@ -42,7 +42,7 @@ class ClassFiles:
         if classes and not have_labels:
             raise ValueError("classes: is the class file of `labels`, and there are none")
         of_maps = (y or x) and (y or x).classes  # type: ignore[union-attr]
-        labels = Classes.read(classes) if classes else of_maps
+        labels = Classes.read(Path(classes)) if classes else of_maps
         if have_labels and not labels:
             raise ValueError('labels: need a class file: classes = "classes.toml"')
         return cls(x, y, labels)
@@ -51,6 +51,8 @@ class ClassFiles:
 def _side(name: str, file: Path | None, encoding: Encoding) -> Labels | None:
     if file is None:
         if encoding != "one-hot":
-            raise ValueError(f'{name}_encoding: is of label maps: name their class file, {name}_labels = "classes.toml"')
+            raise ValueError(
+                f'{name}_encoding: is of label maps: name their class file, {name}_labels = "classes.toml"'
+            )
         return None
-    return Labels(Classes.read(file), encoding)
+    return Labels(Classes.read(Path(file)), encoding)
