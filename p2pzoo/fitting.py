@@ -26,8 +26,8 @@ def fitted(
 ) -> np.ndarray:
     """(h, w, C) -> (*size, C) of its dtype in memory of its own; as it is where `how` is "none" or the size is right.
 
-    limits  overshoot is cut to them. bands: the channels are equals, none of them is opacity. kernel: "nearest" mixes no
-            values
+    limits  overshoot is cut to them. bands: the channels are equals, none of them is opacity
+    kernel  "nearest" mixes no values
 
     stretch  to the size, proportions lost
     fit      as large as fits, in the middle; the rest continues the picture by reflection at its borders

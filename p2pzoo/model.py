@@ -91,7 +91,8 @@ class Model:
 
         image: PIL of any mode that says the same in the model's channels (grey as three equal channels, for one);
             (H, W) or (H, W, C) array of the model's `x_dtype`, within its `x_range`; what comes back has its `y_dtype`
-            and `y_range` (label maps: (H, W) or (H, W, 1) integers, as files have them); (C, H, W) or (B, C, H, W) float tensor in [-1, 1], as G sees it, whatever the `encodings`.
+            and `y_range` (label maps: (H, W) or (H, W, 1) integers, as files have them);
+            (C, H, W) or (B, C, H, W) float tensor in [-1, 1], as G sees it, whatever the `encodings`.
         test_mode: "paper" or "eval", see `p2pzoo.translate`; None is the model's own. seed: of dropout in "paper".
         tile, overlap: for "eval", images larger than this side are translated in tiles, see `p2pzoo.tiles`, in memory
             that does not grow with the image; None is in one piece.

@@ -82,7 +82,7 @@ def _coloured(
     """One-hot classes in their colours; other images as they are."""
     if palette is None:
         return image, limits
-    return np.array(palette, np.uint8)[image.argmax(2)] * image.any(2)[..., None], (0.0, 255.0)
+    return np.array(palette, np.uint8)[image.argmax(2)] * image.max(2, keepdims=True), (0.0, 255.0)
 
 
 def _picture(image: np.ndarray, limits: tuple[float, float]) -> Image.Image:

@@ -214,7 +214,8 @@ def resize(image: np.ndarray, size: tuple[int, ...], kernel: str, limits: tuple[
     """(H, W, C) -> (*size, C) in the same dtype; overshoot cut to `limits`.
 
     kernel: "bicubic" and "bilinear", antialiased as Pillow has them; "bilinear-corners", between the centres of the
-    corners' pixels, and "area" where that makes an image smaller; "area", the mean of what each new pixel covers; "nearest", by their centres.
+    corners' pixels, and "area" where that makes an image smaller; "area", the mean of what each new pixel covers;
+    "nearest", by their centres.
     """
     if kernel == "nearest":
         return _nearest(image, size)

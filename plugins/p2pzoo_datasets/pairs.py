@@ -49,7 +49,7 @@ class FilePairs:
         class_files: ClassFiles | None = None,
         blocks: Mapping[str, str | None] | None = None,
     ) -> None:
-        """`dealt`: split -> id -> the files of A and of B (one, where it holds both), and of labels, which have a third.
+        """`dealt`: split -> id -> the files of A and of B (one, where it holds both), then of labels.
 
         `where`: what to name in messages. `channels`, `ranges`: of x and y. `blocks`: by id. The rest: see `Folders`.
         """
