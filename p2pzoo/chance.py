@@ -1,7 +1,8 @@
 """Every random choice is a function of (seed, purpose, indices): never of what ran before or of how many workers ran.
 
 Purposes in use: "init", "order", "augment" (crop and mirror), "augmentation" (by name), "noise" (dropout and z of a
-step), "pool", "translate", "part" (the split a file belongs to).
+step), "pool", "translate", "part" (the split a file belongs to), "mask" and "grain" (what a dataset hides of an image,
+and the noise that it adds to it).
 """
 
 from __future__ import annotations

@@ -6,6 +6,7 @@ import hashlib
 import json
 import math
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -13,8 +14,9 @@ from torch import Tensor, nn
 
 from p2pzoo import checkpoint, params
 from p2pzoo.compute import Engine
-from p2pzoo.contracts import Batch
+from p2pzoo.contracts import Batch, Dataset
 from p2pzoo.data import Store, single_batches
+from p2pzoo.encodings import Encodings
 from p2pzoo.errors import UserError
 from p2pzoo.experiment import Component, Experiment
 from p2pzoo.files import read_json, write_json
@@ -105,7 +107,8 @@ def evaluate(
 def evaluate_target(experiment: Experiment, run: Run, store: Store, digest: str) -> dict[str, Any]:
     """The same with y in the place of a translation: what the metrics say of the real thing. `digest`: its id."""
     metrics = metrics_of(experiment, store, missing(experiment, run, store))
-    rows = [_measured(metrics, batch, batch.y) for batch in single_batches(store, range(len(store)))]
+    batches = single_batches(store, range(len(store)))
+    rows = [_measured(metrics, batch, batch.y, store.dataset) for batch in batches]
     statistics = {key: torch.cat([row[key] for row in rows]) for key in (rows[0] if rows else {})}
     results = _write(experiment, run, metrics, statistics, store)
     results |= {"id": digest, "recipe": "target", "seed": None, "images": 0}
@@ -120,7 +123,7 @@ def _statistics(
     rows: list[dict[str, Tensor]] = []
     with together():
         for batch in map(engine.move, single_batches(store, share(range(len(store))) if metrics else range(0))):
-            rows.append(_measured(metrics, batch, translate(G, batch.x, test_mode)))
+            rows.append(_measured(metrics, batch, translate(G, batch.x, test_mode), store.dataset))
     rows = [row for part in listed(rows) for row in part]
     return {key: torch.cat([row[key] for row in rows]) for key in (rows[0] if rows else {})}
 
@@ -179,9 +182,10 @@ def ranking(experiment: Experiment, run: Run, store: Store) -> tuple[str, list[t
     return None
 
 
-def _measured(metrics: Mapping[str, Any], batch: Batch, y_hat: Tensor) -> dict[str, Tensor]:
-    """{metric.statistic: (B, ...)} on the CPU."""
-    found = {}
+def _measured(metrics: Mapping[str, Any], batch: Batch, y_hat: Tensor, dataset: Dataset) -> dict[str, Tensor]:
+    """{metric.statistic: (B, ...)} on the CPU, of images as people see them."""
+    x, y, y_hat = Encodings.of(dataset).seen(batch.x, batch.y, y_hat)
+    batch, found = replace(batch, x=x, y=y), {}
     for name, metric in metrics.items():
         for statistic, value in metric.measure(batch, y_hat).items():
             found[f"{name}.{statistic}"] = value.detach().cpu()

@@ -23,13 +23,16 @@ FEW = 3  # of the files with one fault, so many are named
 Files = tuple[Path, ...]  # what makes one pair: a file of each folder
 Shape = tuple[int, int, int]  # height, width, channels
 Tell = Callable[[Sequence[str]], None]  # takes faults: raises them, or keeps them
+Inspect = Callable[[Path], Header]
 
 
-def find_pairs(*folders: Path, tell: Tell | None = None) -> dict[str, dict[str, Files]]:
+def find_pairs(*folders: Path, tell: Tell | None = None, nested: bool = False) -> dict[str, dict[str, Files]]:
     """{sub-folder: {stem: its file in each of the folders}}, by name.
 
     Sub-folders are those of train, val and test that there are, or "" where the images lie in the folders themselves.
     Other folders inside, hidden files and files of other kinds are left out. No file is opened.
+
+    nested  those in folders inside are found too, however deep: the stem of a/b/001.jpg is then "a-b-001"
 
     Raises UserError where a folder is missing, unreadable, empty or nested in another way, where files of one folder
     share a stem, and where a file has no partner. The last two are told to `tell` instead, if it is given.
@@ -37,7 +40,7 @@ def find_pairs(*folders: Path, tell: Tell | None = None) -> dict[str, dict[str, 
     try:
         _refuse_missing(folders)
         subs = _sub_folders(folders)
-        listed = {sub: [find_images(folder / sub) for folder in folders] for sub in subs}
+        listed = {sub: [find_images(folder / sub, nested=nested) for folder in folders] for sub in subs}
         if faults := [
             _no_images(folder / sub, root=not sub)
             for sub, lists in listed.items()
@@ -48,8 +51,14 @@ def find_pairs(*folders: Path, tell: Tell | None = None) -> dict[str, dict[str, 
     except OSError as error:
         raise UserError(f"{error.filename}: cannot be read ({error.strerror})") from None
 
-    faults = [fault for lists in listed.values() for files in lists if (fault := _shared_stems(files))]
-    stems = {sub: [{stem_of(file): file for file in files} for files in lists] for sub, lists in listed.items()}
+    faults = []
+    stems: dict[str, list[dict[str, Path]]] = {}
+    for sub, lists in listed.items():
+        stems[sub] = []
+        for folder, files in zip((folder / sub for folder in folders), lists, strict=True):
+            named = [(stem_of(file, folder), file) for file in files]
+            stems[sub].append(dict(named))
+            faults += filter(None, [_shared_stems(named, folder)])
     for sub, (first, *others) in stems.items():
         for other, folder in zip(others, folders[1:], strict=True):
             faults += _alone(first, other, folders[0] / sub, folder / sub)
@@ -60,9 +69,13 @@ def find_pairs(*folders: Path, tell: Tell | None = None) -> dict[str, dict[str, 
     return {sub: {stem: tuple(one[stem] for one in stems[sub]) for stem in common[sub]} for sub in stems}
 
 
-def stem_of(file: Path) -> str:
-    """The name without its suffix; one spelling of accents, which file systems write in two ways."""
-    return unicodedata.normalize("NFC", file.stem)
+def stem_of(file: Path, folder: Path | None = None) -> str:
+    """The name without its suffix, after those of the folders below `folder` that it lies in.
+
+    In one spelling of accents, which file systems write in two ways.
+    """
+    inside = file.relative_to(folder).parts[:-1] if folder else ()
+    return unicodedata.normalize("NFC", "-".join([*inside, file.stem]))
 
 
 def headers(files: Iterable[Path], tell: Tell | None = None) -> dict[Path, Header]:
@@ -70,10 +83,16 @@ def headers(files: Iterable[Path], tell: Tell | None = None) -> dict[Path, Heade
 
     Where `tell` is given they are told to it instead, and left out.
     """
+    found = inspected(((file, inspect) for file in files), tell)
+    return {file: header for (file, _), header in found.items()}
+
+
+def inspected(files: Iterable[tuple[Path, Inspect]], tell: Tell | None = None) -> dict[tuple[Path, Inspect], Header]:
+    """The same, of files that are read in different ways."""
     found, broken = {}, []
-    for file in files:
+    for file, look in dict.fromkeys(files):
         try:
-            found[file] = inspect(file)
+            found[file, look] = look(file)
         except UserError as error:
             broken.append(str(error))
     (tell or raise_any)(several(f"{_images(broken)} cannot be used:", broken))
@@ -226,12 +245,12 @@ def _no_images(folder: Path, *, root: bool) -> str:
     return f"{folder}: expected images ({', '.join(suffix[1:] for suffix in SUFFIXES)}), {found_files}"
 
 
-def _shared_stems(files: Sequence[Path]) -> str:
+def _shared_stems(files: Sequence[tuple[str, Path]], folder: Path) -> str:
     by_stem: dict[str, list[str]] = {}
-    for file in files:
-        by_stem.setdefault(stem_of(file), []).append(file.name)
+    for stem, file in files:
+        by_stem.setdefault(stem, []).append(str(file.relative_to(folder)))
     shared = [" and ".join(names) for names in by_stem.values() if len(names) > 1]
-    what = f"{files[0].parent}: files are paired by name without suffix, and some share one:"
+    what = f"{folder}: files are paired by name without suffix, and some share one:"
     return "".join(several(what, shared))
 
 

@@ -21,6 +21,7 @@ from p2pzoo.compute import Engine
 from p2pzoo.contracts import Callback
 from p2pzoo.data import Store, single_batches
 from p2pzoo.data.sound import refuse_unsound
+from p2pzoo.encodings import Encodings
 from p2pzoo.errors import UserError
 from p2pzoo.evaluate import check_needs, check_trust, evaluate, metrics_of, missing, ranking
 from p2pzoo.experiment import Experiment
@@ -285,7 +286,8 @@ def _test_picture(experiment: Experiment, run: Run, engine: Engine, G: Any, stor
     rows = []
     indices = range(0, len(store), max(1, len(store) // TEST_PICTURES))[:TEST_PICTURES]
     for batch in map(engine.move, single_batches(store, indices)):
-        rows.append([batch.x[0], translate(G, batch.x, experiment.evaluate.test_mode)[0], batch.y[0]])
+        y_hat = translate(G, batch.x, experiment.evaluate.test_mode)
+        rows.append([images[0] for images in Encodings.of(store.dataset).seen(batch.x, y_hat, batch.y)])
     save_png(run.samples / f"{experiment.evaluate.split}.png", grid(rows))
 
 
@@ -305,7 +307,8 @@ def _best_and_worst(experiment: Experiment, run: Run, engine: Engine, G: Any, st
             seen.add(block if block is not None else store[index].id)
             batch = engine.move(next(single_batches(store, range(index, index + 1))))
             y_hat = translate(G, batch.x, experiment.evaluate.test_mode)
-            shown.append(Comparison(batch.ids[0], f"{word}, {name} {value:.4f}", batch.x[0], y_hat[0], batch.y[0]))
+            [x], [y_hat], [y] = Encodings.of(store.dataset).seen(batch.x, y_hat, batch.y)
+            shown.append(Comparison(batch.ids[0], f"{word}, {name} {value:.4f}", x, y_hat, y))
     return shown
 
 

@@ -21,6 +21,7 @@ from p2pzoo.compute import Engine
 from p2pzoo.contracts import Callback, Side
 from p2pzoo.data import Store, single_batches, train_batches
 from p2pzoo.data.ahead import Batches
+from p2pzoo.encodings import Encodings
 from p2pzoo.errors import UserError
 from p2pzoo.experiment import Experiment
 from p2pzoo.graphs import Step
@@ -118,6 +119,7 @@ def train(
     # what they see
     drawn = train_batches(store, settings, seed)
     shown = list(single_batches(validation, _spread(len(validation), experiment.evaluate.samples)))
+    encodings = Encodings.of(validation.dataset)
 
     # where they left off
     ledger = Ledger()
@@ -130,7 +132,8 @@ def train(
     def draw_samples(images: int) -> None:
         rows = []
         for batch in map(engine.move, shown):
-            rows.append([batch.x[0], translate(final, batch.x, experiment.evaluate.test_mode)[0], batch.y[0]])
+            y_hat = translate(final, batch.x, experiment.evaluate.test_mode)
+            rows.append([images[0] for images in encodings.seen(batch.x, y_hat, batch.y)])
         path = run.samples / f"images-{images:08d}.png"
         save_png(path, grid(rows))
         write_report(run, experiment)

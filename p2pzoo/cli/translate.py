@@ -117,7 +117,8 @@ def _suffix(model: Model, output: Path, asked: str | None) -> str:
     """Of the files to write. Raises UserError where none of them could hold what the model gives."""
     from p2pzoo.images import holds
 
-    given, kind = (model.y_dtype, model.out_channels), f"{model.out_channels} channels of {model.y_dtype}"
+    dtype, channels = given = model.gives
+    kind = f"{channels} channels of {dtype}"
     if output.suffix and not output.is_dir():
         suffix = output.suffix.lower()
         if suffix not in WRITTEN:

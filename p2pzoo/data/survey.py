@@ -13,6 +13,7 @@ from p2pzoo.augment import make_augmentations
 from p2pzoo.contracts import Dataset, Split
 from p2pzoo.data.batches import single_batches, train_batches
 from p2pzoo.data.store import Store
+from p2pzoo.encodings import Encodings
 from p2pzoo.experiment import Experiment
 from p2pzoo.pictures import grid
 
@@ -60,7 +61,7 @@ def preview(experiment: Experiment, split: Split, count: int) -> Image.Image:
             shown = [augmentations(batch, step) for step, batch in enumerate(shown)]
     else:
         shown = list(single_batches(Store(dataset), range(min(count, len(dataset)))))
-    return grid([[batch.x[0], batch.y[0]] for batch in shown])
+    return grid([[image[0] for image in Encodings.of(dataset).seen(batch.x, batch.y)] for batch in shown])
 
 
 class _Values:

@@ -12,6 +12,7 @@ import torch
 
 from p2pzoo.contracts import Pair, Split
 from p2pzoo.data import Store, single_batches, train_batches
+from p2pzoo.encodings import Encodings
 from p2pzoo.settings import Train
 from p2pzoo.testing.kit import Case
 
@@ -20,7 +21,10 @@ FEW, MANY = 4, 200  # pairs of a split that are looked at closely, and at all
 
 
 def check_pairs(case: Case) -> None:
-    """Each split has pairs, all of one size and channels; labels cover them; classes and palette go together."""
+    """Each split has pairs, all of one size and channels; labels cover them; classes and palette go together.
+
+    So do encodings, which are known ones of as many channels.
+    """
     shapes = set()
     for split in SPLITS:
         data = case.make(split=split)
@@ -31,6 +35,8 @@ def check_pairs(case: Case) -> None:
             assert isinstance(pair, Pair), f"gives a {type(pair).__name__}, not a Pair"
             assert pair.id, f"pair {index} of {split} has no id"
         shapes.add((store.size, store.channels))
+        encoded = Encodings.of(data).y is not None
+        assert not encoded or store.channels == (1, 2), f"L and ab have 1 and 2 channels, not {store.channels}"
         classes, palette = data.classes, data.palette
         assert palette is None or (classes and len(palette) == len(classes)), "palette has not one colour per class"
         assert pair.labels is None or classes, "has labels, and no classes"

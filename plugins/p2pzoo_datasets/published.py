@@ -18,9 +18,9 @@ from pydantic import Field
 from p2pzoo.contracts import Archive, Pair, Split
 from p2pzoo.errors import UserError
 from p2pzoo.files import fingerprint
+from p2pzoo.fitting import fitted
 from p2pzoo.images import read_header, read_image, with_channels
 from p2pzoo.layouts import halves
-from p2pzoo_datasets.fitting import fitted
 
 Count = Annotated[int, Field(ge=1)]
 SERVER = "http://efrosgans.eecs.berkeley.edu/pix2pix/datasets"

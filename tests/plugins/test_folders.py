@@ -7,14 +7,14 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from p2pzoo_datasets.fitting import fitted
 from p2pzoo_datasets.folders import Folders, SideBySide
-from p2pzoo_datasets.splits import deal, split_of
 from PIL import Image
 
 from p2pzoo.contracts import Dataset
 from p2pzoo.errors import UserError
+from p2pzoo.fitting import fitted
 from p2pzoo.images import write_png
+from p2pzoo.splits import deal, split_of
 
 stands_in = pytest.mark.filterwarnings("ignore:.*stands in for it:UserWarning")
 
