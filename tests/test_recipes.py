@@ -135,6 +135,23 @@ def test_every_task_is_what_the_paper_says_of_it(name, row, profile):
     assert experiment.train.sample_every == (pairs * epochs // 20 if epochs == 200 else pairs) or not full
 
 
+@pytest.mark.parametrize(
+    ("name", "photos", "epochs", "mirror", "parameter"),
+    [
+        ("colorize", 1_281_167, 6, True, ("output", "ab")),
+        ("inpaint", 14_900, 25, False, ("mask", "centre")),
+    ],
+)
+def test_every_task_of_ones_own_photos_is_what_the_paper_says_of_it(name, photos, epochs, mirror, parameter):
+    for profile in ("laptop", "gpu", "paper"):
+        experiment = open_recipe(f"tasks/{name}.toml", profile)
+        assert experiment.dataset.entry.name == name
+        assert experiment.dataset.values[parameter[0]] == parameter[1]
+        assert (experiment.train.batch_size, experiment.train.jitter, experiment.train.mirror) == (4, 1, mirror)
+    assert experiment.train.images == photos * epochs
+    assert tuple(experiment.dataset.values["size"]) == (256, 256)
+
+
 def test_the_gpu_and_paper_profiles_train_for_200_epochs():
     gpu = open_recipe("base.toml", "gpu")
     assert gpu.train.images == 200 * len(gpu.dataset.build(split="train"))
@@ -201,8 +218,13 @@ def test_and_where_a_row_has_no_discriminator_it_is_dropped_again(tmp_path):
 
 @pytest.fixture(scope="session")
 def fetched(tmp_path_factory):
-    """A cache with a few drawn pairs of each published dataset."""
+    """A cache with a few drawn pairs of each published dataset, and photos."""
     cache = tmp_path_factory.mktemp("cache")
+    for split in ("train", "val"):
+        (cache / "photos" / split).mkdir(parents=True)
+        for number in range(2):
+            small = np.random.default_rng(number).integers(0, 256, (4, 6, 3), dtype=np.uint8)
+            Image.fromarray(small).resize((192, 128)).save(cache / "photos" / split / f"{number}.jpg")
     for entry in registry().of("dataset"):
         if archive := getattr(entry.load(), "archive", None):
             side = getattr(entry.load(), "half", 256)
@@ -222,8 +244,9 @@ SMOKED = [pytest.param(name, marks=pytest.mark.slow if name.startswith("modern/"
 @pytest.mark.parametrize("name", SMOKED)
 def test_every_recipe_runs_to_its_end_in_smoke(name, tmp_path, capfd, request, monkeypatch):
     if Path(name).parent.name == "tasks":
-        monkeypatch.setenv("P2PZOO_CACHE", str(request.getfixturevalue("fetched")))
-        monkeypatch.chdir(tmp_path)
+        cache = request.getfixturevalue("fetched")
+        monkeypatch.setenv("P2PZOO_CACHE", str(cache))
+        monkeypatch.chdir(cache)
     result = CliRunner().invoke(main, ["run", f"zoo:{name}", "--profile", "smoke", "--runs", str(tmp_path), "--json"])
     assert result.exit_code == 0, result.output
     results = json.loads(result.stdout)

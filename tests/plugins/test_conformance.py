@@ -24,6 +24,11 @@ PARAMETERS = {  # plugin -> component -> what it is checked with
     },
     "earth": {"earth": {"size": 64, "stride": 256}},
     "losses": {"ms-ssim": {"scales": 2}},
+    "photos": {
+        **{name: {"root": "targets", "size": [32, 32]} for name in ("colorize", "inpaint", "super-resolve", "denoise")},
+        "edges": {"root": "targets", "size": [32, 32]},
+        "openmoji": {"size": 32, "max_pairs": 8},
+    },
 }
 EXPECTED_FAILURES = {}  # plugin -> "component.check" -> reason
 
