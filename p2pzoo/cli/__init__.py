@@ -26,6 +26,8 @@ COMMANDS = {  # name: (module, summary); the summary is here so that --help impo
     "bench": ("p2pzoo.cli.bench", "Train what a table compares, and print the table."),
     "compare": ("p2pzoo.cli.bench", "Put finished runs beside one another."),
     "gallery": ("p2pzoo.cli.gallery", "Write a page to browse all runs of a folder."),
+    "study": ("p2pzoo.cli.study", "Write a page that asks people which image is fake."),
+    "study-analyze": ("p2pzoo.cli.study", "Say how often people were fooled."),
     "tune": ("p2pzoo.cli.tune", "Find faster kernels for a recipe's convolutions."),
     "translate": ("p2pzoo.cli.translate", "Translate images with a trained model."),
     "data": ("p2pzoo.cli.data", "Look at a dataset; convert between layouts."),
