@@ -11,7 +11,9 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from p2pzoo.errors import UserError
+from p2pzoo.registry import nearest
 from p2pzoo.stats import between_groups, paired_over_blocks
+from p2pzoo.tables import Table
 
 Side = Literal["first", "second"]
 TOLERANCE_MS = 100  # an image that was shown for longer or shorter than this beside its time says nothing
@@ -121,6 +123,27 @@ def analysed(sessions: Sequence[Session]) -> dict[str, Any]:
         pairs.append({"a": a, "b": b, "difference": interval.value, "low": interval.low, "high": interval.high, "p": p})
     _holm(pairs)
     return {"protocol": sessions[0].protocol.model_dump(), "algorithms": rows, "differences": pairs}
+
+
+def beside(found: dict[str, Any], table: Table) -> str:
+    """The rates of an analysis beside the published ones, as Markdown; algorithms are rows by their labels.
+
+    Raises UserError where the table is of something else, or the analysis has an algorithm that it lacks.
+    """
+    if not table.study:
+        raise UserError(f"{table.name}: no table of a study; p2pzoo bench makes it")
+    names = [row.name for row in table.rows]
+    if strange := [label for label in found["algorithms"] if label not in names]:
+        told = f"no row '{strange[0]}'{nearest(strange[0], names)}"
+        raise UserError(f"{table.name}: {told} (p2pzoo study LABEL=RUN says what an algorithm is called)")
+    lines = [f"**{table.title}**", "", "|  | labelled real, % | participants | paper |", "| --- | --- | --- | --- |"]
+    for row in table.rows:
+        ours = found["algorithms"].get(row.name, {})
+        ends = f" [{ours['low']:.1f}, {ours['high']:.1f}]" if ours.get("low") is not None else ""
+        rate = f"{ours['fooled']:.1f}{ends}" if "fooled" in ours else "–"
+        published = " ± ".join(f"{number:g}" for number in row.published.values()) or "–"
+        lines.append(f"| {row.label} | {rate} | {ours.get('participants', '–')} | {published} |")
+    return "\n".join([*lines, "", f"Paper: {table.source}."])
 
 
 def _holm(pairs: list[dict[str, Any]]) -> None:

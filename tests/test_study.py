@@ -27,7 +27,7 @@ def unsynced():
 def trained(run, tmp_path_factory, no_reports, unsynced):
     """A finished run of 64 px, whose data has more than the 50 test images that a session takes."""
     runs = tmp_path_factory.mktemp("runs")
-    result = run(runs, "train.images=2", "dataset.stride=80")
+    result = run(runs, "train.images=2", "dataset.stride=64")
     assert result.exit_code == 0, result.output
     [folder] = runs.glob("*/*")
     return folder
@@ -152,6 +152,27 @@ def test_files_that_cannot_be_put_together_are_named(saved, zoo, second, why):
     assert told.exit_code == 2
     assert told.output.startswith(str(files[1]))
     assert why in told.output
+
+
+def test_rates_stand_beside_the_papers(saved, zoo):
+    files = saved(*(session(str(i), 8, "map_to_aerial") for i in range(5)))
+    told = zoo("study-analyze", *files, "--table", "zoo:table4_maps.toml")
+    assert told.exit_code == 0, told.output
+    assert "| L1 + cGAN, map → photo | 20.0 | 5 | 18.9 ± 2.5 |" in told.output
+    assert "| L1, map → photo | – | – | 0.8 ± 0.3 |" in told.output
+
+
+def test_an_algorithm_that_the_table_lacks_is_named(saved, zoo):
+    told = zoo("study-analyze", *saved(session("1", 8, "map_to_arial")), "--table", "zoo:table4_maps.toml")
+    assert told.exit_code == 2
+    assert "no row 'map_to_arial': did you mean 'map_to_aerial'?" in told.output
+
+
+def test_a_table_of_a_study_and_one_of_runs_are_not_mixed_up(saved, zoo):
+    told = zoo("study-analyze", *saved(session("1", 8)), "--table", "zoo:table3_receptive_field.toml")
+    assert (told.exit_code, "p2pzoo bench makes it" in told.output) == (2, True)
+    told = zoo("bench", "zoo:table5_color.toml")
+    assert (told.exit_code, "p2pzoo study asks them" in told.output) == (2, True)
 
 
 def test_the_p_of_two_equal_groups_is_seldom_small():

@@ -33,18 +33,22 @@ def study_command(runs: tuple[str, ...], output: Path, title: str, same_input: b
 @click.command("study-analyze")
 @click.argument("files", metavar="JSON...", nargs=-1, required=True,
                 type=click.Path(exists=True, dir_okay=False, path_type=Path))  # fmt: skip
+@click.option("--table", metavar="TABLE", help="Beside the published rates of zoo:table4_maps.toml or another file.")
 @json_option
-def study_analyze_command(files: tuple[Path, ...], as_json: bool) -> None:
+def study_analyze_command(files: tuple[Path, ...], table: str | None, as_json: bool) -> None:
     """Say how often participants took the fake for the real image, per algorithm, and whether algorithms differ.
 
     JSON are the files that the page of `p2pzoo study` saved, one per participant.
     """
-    from p2pzoo.fooled import TOLERANCE_MS, analysed, read_sessions
+    from p2pzoo.fooled import TOLERANCE_MS, analysed, beside, read_sessions
+    from p2pzoo.tables import read_table
 
     found = analysed(read_sessions(files))
     if as_json:
         print_json(found)
         return
+    if table:
+        click.echo(beside(found, read_table(table)) + "\n")
     for label, row in found["algorithms"].items():
         told = f"{row['participants']} participants, {row['trials']} trials"
         left = f"; {row['left_out']} left out, shown more than {TOLERANCE_MS} ms too long or short" * bool(
