@@ -89,6 +89,9 @@ class Bench:
         options: Sequence[str] = (),
         pick: Callable[[], str] | None = None,
     ) -> None:
+        if table.study:
+            told = "a table of what people say: p2pzoo study asks them, p2pzoo study-analyze --table shows it"
+            raise UserError(f"{table.name}: {told}")
         self.table, self.registry, self.runs, self.options = table, registry, runs, options
         self.committed = table.folder / "results"
         self.overrides = [*table.overrides({}), *overrides]

@@ -12,7 +12,13 @@ from torch import Tensor
 
 from p2pzoo.files import replacing
 
+TEST_PICTURES = 6  # in a run's grid of test images
 GAP, VISIBLE = 4, 256  # pixels between images; a grid's images are enlarged to at least this height
+
+
+def pictured(count: int) -> range:
+    """Which of so many test images a run's grid shows: of one dataset always the same, spread over all of it."""
+    return range(0, count, max(1, count // TEST_PICTURES))[:TEST_PICTURES]
 
 
 def to_rgb(image: Tensor) -> np.ndarray:

@@ -30,7 +30,7 @@ from p2pzoo.kernels import read_kernels, write_kernels
 from p2pzoo.lowering import Chooser, Form
 from p2pzoo.memory import enough_to_train, peak_bytes
 from p2pzoo.networks import build, rebuild
-from p2pzoo.pictures import grid, save_png
+from p2pzoo.pictures import grid, pictured, save_png
 from p2pzoo.processes import check_batch, count, first, rank, together
 from p2pzoo.registry import Registry
 from p2pzoo.report import Comparison, write_report
@@ -38,7 +38,6 @@ from p2pzoo.run import Run, changed_sources, run_for, sources
 from p2pzoo.training import Progress, saved, train
 from p2pzoo.translate import translate
 
-TEST_PICTURES = 6
 BEST_AND_WORST = 3
 
 
@@ -284,8 +283,7 @@ def _cost(run: Run, engine: Engine) -> dict[str, Any]:
 
 def _test_picture(experiment: Experiment, run: Run, engine: Engine, G: Any, store: Store) -> None:
     rows = []
-    indices = range(0, len(store), max(1, len(store) // TEST_PICTURES))[:TEST_PICTURES]
-    for batch in map(engine.move, single_batches(store, indices)):
+    for batch in map(engine.move, single_batches(store, pictured(len(store)))):
         y_hat = translate(G, batch.x, experiment.evaluate.test_mode)
         rows.append([images[0] for images in Encodings.of(store.dataset).seen(batch.x, y_hat, batch.y)])
     save_png(run.samples / f"{experiment.evaluate.split}.png", grid(rows))

@@ -21,6 +21,9 @@
     target = true                                                 # y itself, in the place of a translation
     label = "ground truth"
 
+A table with `study = true` shows how often people took translations for real: `p2pzoo study-analyze --table`. Its rows
+name algorithms of a study, and have neither recipe nor target.
+
 Knows neither components nor torch.
 """
 
@@ -39,7 +42,7 @@ from p2pzoo.paths import shipped
 from p2pzoo.recipe import Origin, Source, locate
 from p2pzoo.registry import nearest
 
-KEYS = ("title", "source", "baseline", "seeds", "metrics", "columns", "rows")
+KEYS = ("title", "source", "baseline", "seeds", "study", "metrics", "columns", "rows")
 ROW_KEYS = ("recipe", "label", "set", "published", "target")
 
 
@@ -67,6 +70,7 @@ class Table:
     metrics: Mapping[str, Mapping[str, Any]]
     columns: Mapping[str, str]
     rows: tuple[Row, ...]
+    study: bool = False
 
     @property
     def trained(self) -> list[Row]:
@@ -100,11 +104,12 @@ def read_table(path: str) -> Table:
         folder=file.parent,
         title=tree.get("title", file.stem),
         source=tree.get("source", ""),
-        baseline=tree.get("baseline", next(row.name for row in rows if row.recipe)),
+        baseline=tree.get("baseline", next((row.name for row in rows if row.recipe), rows[0].name)),
         seeds=tree.get("seeds", 1),
         metrics=tree.get("metrics", {}),
         columns=tree["columns"],
         rows=rows,
+        study=tree.get("study", False),
     )
 
 
@@ -159,8 +164,13 @@ def _faults(source: Source, tree: Mapping[str, Any], folder: Path) -> Iterator[s
         yield f'{at("metrics")}  [metrics] must hold tables, as in [metrics.fcn_score] with use = "fcn_score"'
     elif strange := [name for name in metrics if "." in name]:
         yield f"{at('metrics')}  metric '{strange[0]}': a name has no dot"
+    study = tree.get("study", False)
+    if not isinstance(study, bool):
+        yield f"{at('study')}  study = {study!r}: true, or leave it out"
     for name, row in rows.items():
-        yield from _row_faults(at, name, row, columns)
+        yield from _row_faults(at, name, row, columns, study=study is True)
+    if study is True:
+        return
     trained = [name for name, row in rows.items() if "recipe" in row]
     if rows and not trained:
         yield f"{at('rows')}  no row has a recipe: there is nothing to compare"
@@ -168,14 +178,18 @@ def _faults(source: Source, tree: Mapping[str, Any], folder: Path) -> Iterator[s
         yield f"{at('baseline')}  baseline = {asked!r} is no row with a recipe{nearest(str(asked), trained)}"
 
 
-def _row_faults(at: Any, name: str, row: Mapping[str, Any], columns: Mapping[str, str]) -> Iterator[str]:
+def _row_faults(
+    at: Any, name: str, row: Mapping[str, Any], columns: Mapping[str, str], *, study: bool
+) -> Iterator[str]:
     where = at("rows", name)
     for key in row:
         if key not in ROW_KEYS:
             yield f"{at('rows', name, key)}  [rows.{name}] has no '{key}'{nearest(key, ROW_KEYS)}"
     if not isinstance(row.get("label", ""), str):
         yield f"{at('rows', name, 'label')}  label must be text"
-    if row.get("target", True) is not True or ("recipe" in row) == ("target" in row):
+    if study and ("recipe" in row or "target" in row):
+        yield f"{where}  [rows.{name}] is an algorithm of a study, and has neither recipe nor target"
+    elif not study and (row.get("target", True) is not True or ("recipe" in row) == ("target" in row)):
         yield f"{where}  [rows.{name}] needs a recipe, or target = true for the ground truth"
     if not (isinstance(recipe := row.get("recipe", "zoo:"), str) and recipe):
         yield f"{at('rows', name, 'recipe')}  recipe must be a path or zoo:NAME"
