@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from p2pzoo.compute import pick_device
 from p2pzoo.encodings import Encodings, from_stored, joined, lab, stored
 from p2pzoo.errors import UserError
-from p2pzoo.images import pixels_of, read_image, with_channels
-from p2pzoo.labels import Labels, read_map
+from p2pzoo.images import pixels_of, with_channels
+from p2pzoo.labels import Labels
 from p2pzoo.memory import OutOfMemory, lacks_memory
 from p2pzoo.networks import load_model
 from p2pzoo.plugins import registry
@@ -161,10 +161,6 @@ class Model:
             raise ValueError(f"expected values from {low:g} to {high:g}, not {image.min():g} to {image.max():g}")
         pixels = with_channels(image.reshape(*image.shape[:2], -1), self.in_channels)
         return np.require(pixels, requirements=["C", "W"])  # torch takes no negative strides, and warns of Pillow's
-
-    def read(self, path: Path) -> np.ndarray:
-        """The same of an image file. Raises UserError, too."""
-        return self.pixels(read_map(path) if self.x_labels else read_image(path))
 
     def padded(self, height: int, width: int) -> tuple[int, int]:
         """The sides with which an image of these meets G."""

@@ -17,7 +17,8 @@ import numpy as np
 import torch
 
 from p2pzoo.errors import UserError
-from p2pzoo.images import read_header, write_image
+from p2pzoo.images import read_header, read_image, write_image
+from p2pzoo.labels import read_map
 from p2pzoo.memory import OutOfMemory
 from p2pzoo.model import Model
 from p2pzoo.tiles import Tiling
@@ -79,7 +80,7 @@ def translate_files(
             yield first
 
     def read(source: Path) -> np.ndarray:
-        return model.read(source)
+        return model.pixels(read_map(source) if model.x_labels else read_image(source))
 
     try:
         groups = _Groups(model, mode)
