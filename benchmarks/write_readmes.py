@@ -21,7 +21,7 @@ import click
 HERE = Path(__file__).parent
 RESULTS = HERE / "results" / "speed"
 PAGES = (HERE.parent / "README.md", HERE / "README.md")
-PLACE = re.compile(r"(<!-- table: ([\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
+PLACE = re.compile(r"(<!-- table: ([\w/-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 STEPS = ("train_step-256-64-1", "train_step-256-64-4", "train_step-128-32-1")
 MAIN = (
     "fcn_score", "fcn_score.class_iou", "lab_histogram.a", "sharpness", "kid_efficientnet_lite0.paired",

@@ -331,7 +331,14 @@ class Dataset(Protocol):
                  these files has changed
     x_encoding   "L", and
     y_encoding   "ab", where lightness is stored as x and colour as y (`p2pzoo.encodings`). The networks see what is
-                 stored; metrics, pictures and whoever translates a photo with the model see RGB
+                 stored; metrics, pictures and whoever translates a photo with the model see RGB. Either may be
+                 "one-hot", where that side is a label map
+    x_labels     and
+    y_labels     where that side is a label map: the `p2pzoo.labels.Labels` by which it was encoded, so that a model can
+                 read such maps, or write them
+    x_kernel     and
+    y_kernel     "nearest", where the values of that side must not be mixed when the jitter enlarges it. None: the
+                 recipe's kernel
     unscored     names of the classes that means over classes leave out: too rare to count, or of no interest
     scorer       where y is a photo: the file of a segmenter of `classes` that was trained on such photos, by which
                  metrics judge ŷ

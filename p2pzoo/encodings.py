@@ -1,4 +1,4 @@
-"""Images that are stored as something else than what people see: lightness and colour of CIE Lab, and the way back.
+"""Images that are stored as something else than what people see: lightness and colour of CIE Lab, one-hot label maps.
 
 A dataset may say so (`x_encoding` and `y_encoding` of contracts.Dataset). The networks then see what is stored; sample
 pictures, reports, metrics and whoever translates a photo see RGB.
@@ -6,40 +6,61 @@ pictures, reports, metrics and whoever translates a photo see RGB.
 L   1 channel    L*, of which 0 to 100 are -1 to 1
 ab  2 channels   a* and b*, of which -110 to 110 are -1 to 1; seen with the L of the x that it belongs to
 
+one-hot label maps have a channel for each class, and are seen in the classes' colours (`p2pzoo.labels`).
+
 Lab is that of sRGB with the white D65, scaled as the Lua code of pix2pix does (L/50 - 1, ab/110). All of sRGB lies
 within: a* from -86.2 to 98.3, b* from -107.9 to 94.5. kornia computes it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from p2pzoo.labels import Colour, Labels
+
+Palette = Sequence[Colour]
+
 HALF_OF_L, MOST_AB = 50.0, 110.0
 ROWS = 256  # of an image that are decoded at once
 
 
 class Encodings(NamedTuple):
-    """How x and y are stored: "L" and "ab" by name; None is as people see them."""
+    """How x and y are stored: "L" and "ab" by name, "one-hot" label maps; None is as people see them.
+
+    palettes  of x and y: the colours of the classes, where they are one-hot
+    """
 
     x: str | None = None
     y: str | None = None
+    palettes: tuple[Palette | None, Palette | None] = (None, None)
+
+    @property
+    def lab(self) -> bool:
+        """Whether x is the lightness and y the colours of one photo."""
+        return self.y == "ab"
 
     @classmethod
     def of(cls, source: object) -> Encodings:
         """What a dataset, or the header of a model file, says. Raises ValueError for what there is not."""
-        names = ("x_encoding", "y_encoding")
+        names = ("x_encoding", "y_encoding", "x_labels", "y_labels")
         if isinstance(source, Mapping):
-            found = cls(*(source.get(name) for name in names))
+            x, y, *maps = (source.get(name) for name in names)
+            maps = [Labels.of_header(labels) for labels in maps]
         else:
-            found = cls(*(getattr(source, name, None) for name in names))
-        if found not in KNOWN:
-            raise ValueError(f"x is encoded as {found.x} and y as {found.y}; what there is: L and ab, or None and None")
-        return found
+            x, y, *maps = (getattr(source, name, None) for name in names)
+        known = (x, y) == ("L", "ab") or {x, y} <= {None, "one-hot"}
+        if not known:
+            raise ValueError(f"x is encoded as {x} and y as {y}; what there is: L and ab, else one-hot or None")
+        palettes = [
+            labels.classes.colours if labels and encoding == "one-hot" else None
+            for labels, encoding in zip(maps, (x, y), strict=True)
+        ]
+        return cls(x, y, (palettes[0], palettes[1]))
 
     def header(self) -> dict[str, str]:
         """For a model's header, which says nothing of images that are stored as they are seen."""
@@ -48,12 +69,9 @@ class Encodings(NamedTuple):
 
     def seen(self, x: Tensor, *ys: Tensor) -> list[Tensor]:
         """x and images like y that belong to it, (B, C, H, W) in [-1, 1], as people see them: RGB where encoded."""
-        if not self.y:
-            return [x, *ys]
+        if not self.lab:
+            return [_drawn(x, self.palettes[0]), *(_drawn(y, self.palettes[1]) for y in ys)]
         return [_rgb(x, colours) for colours in (x.new_zeros(len(x), 2, *x.shape[2:]), *ys)]
-
-
-KNOWN = (Encodings(), Encodings("L", "ab"))
 
 
 def lab(photo: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -88,6 +106,16 @@ def from_stored(image: np.ndarray, limits: tuple[float, float]) -> np.ndarray:
     low, high = limits
     values: np.ndarray = (image.astype(np.float32) - low) * (2 / (high - low)) - 1
     return values
+
+
+def _drawn(image: Tensor, palette: Palette | None) -> Tensor:
+    """(B, classes, H, W) -> (B, 3, H, W) in [-1, 1], the colour of the strongest class; black where there is none."""
+    if palette is None:
+        return image
+    strength, classes = image.max(dim=1)
+    colours = torch.tensor(palette, dtype=torch.float32, device=image.device) / (255 / 2) - 1
+    drawn = colours[classes].masked_fill((strength <= -1)[..., None], -1)
+    return drawn.permute(0, 3, 1, 2)
 
 
 def _rgb(L: Tensor, ab: Tensor) -> Tensor:

@@ -1,4 +1,7 @@
-"""Images of any size -> one size. Pillow's bicubic, antialiased: 8-bit colours with opacity are weighted by it."""
+"""Images of any size -> one size. Pillow's bicubic, antialiased: 8-bit colours with opacity are weighted by it.
+
+Maps of classes take the nearest pixel instead.
+"""
 
 from __future__ import annotations
 
@@ -8,15 +11,23 @@ import numpy as np
 from PIL import Image
 
 Resize = Literal["stretch", "fit", "crop", "none"]
+Kernel = Literal["bicubic", "nearest"]
 Size = tuple[int, int]  # height, width
 
 
 def fitted(
-    image: np.ndarray, size: Size, how: Resize, limits: tuple[float, float] = (0, 255), *, bands: bool = False
+    image: np.ndarray,
+    size: Size,
+    how: Resize,
+    limits: tuple[float, float] = (0, 255),
+    *,
+    bands: bool = False,
+    kernel: Kernel = "bicubic",
 ) -> np.ndarray:
     """(h, w, C) -> (*size, C) of its dtype in memory of its own; as it is where `how` is "none" or the size is right.
 
     limits  overshoot is cut to them. bands: the channels are equals, none of them is opacity
+    kernel  "nearest" mixes no values
 
     stretch  to the size, proportions lost
     fit      as large as fits, in the middle; the rest continues the picture by reflection at its borders
@@ -26,16 +37,18 @@ def fitted(
     if (height, width) == size or how == "none":
         return np.array(image)
     if how == "stretch":
-        return _scaled(image, size, limits, bands)
+        return _scaled(image, size, limits, bands, kernel)
     if how == "crop":
         scale = min(height / size[0], width / size[1])
         rest_y, rest_x = max(0.0, height - size[0] * scale), max(0.0, width - size[1] * scale)
         box = (rest_x / 2, rest_y / 2, width - rest_x / 2, height - rest_y / 2)
-        return _scaled(image, size, limits, bands, box)
+        return _scaled(image, size, limits, bands, kernel, box)
     inner = inside(height, width, size)
     before = [(outer - side) // 2 for outer, side in zip(size, inner, strict=True)]
     after = [outer - side - gap for outer, side, gap in zip(size, inner, before, strict=True)]
-    return np.pad(_scaled(image, inner, limits, bands), [*zip(before, after, strict=True), (0, 0)], mode="reflect")
+    return np.pad(
+        _scaled(image, inner, limits, bands, kernel), [*zip(before, after, strict=True), (0, 0)], mode="reflect"
+    )
 
 
 def inside(height: int, width: int, size: Size) -> Size:
@@ -58,12 +71,13 @@ def _scaled(
     size: Size,
     limits: tuple[float, float],
     bands: bool,
+    kernel: Kernel,
     box: tuple[float, float, float, float] | None = None,
 ) -> np.ndarray:
     """The part `box` (left, top, right, bottom) of an image, resampled to `size`."""
 
     def resized(pixels: np.ndarray) -> np.ndarray:
-        return np.array(Image.fromarray(pixels).resize(size[::-1], Image.Resampling.BICUBIC, box=box))
+        return np.array(Image.fromarray(pixels).resize(size[::-1], Image.Resampling[kernel.upper()], box=box))
 
     channels = image.shape[2]
     if image.dtype == np.uint8 and channels <= 4 and not bands:

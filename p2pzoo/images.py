@@ -47,7 +47,7 @@ def read_image(path: Path) -> np.ndarray:
     another type of numbers, or needs a package that is not there.
     """
     if path.suffix.lower() in ARRAYS:
-        return _native(_checked_array(path, _array(path)))
+        return _native(_checked_array(path, read_array(path)))
     try:
         with Image.open(path) as image:
             how = _how(image, path)
@@ -78,7 +78,7 @@ def read_header(path: Path) -> tuple[int, int, int]:
 def inspect(path: Path) -> Header:
     """What `read_image` gives, from the file's header: no pixel is decoded. Raises as it does."""
     if path.suffix.lower() in ARRAYS:
-        shape, dtype = _array_header(path)
+        shape, dtype = inspect_array(path)
         return Header(_shape_of(path, shape), _stored(path, dtype), False)
     try:
         with Image.open(path) as image:
@@ -191,8 +191,8 @@ def _is_tiff(path: Path) -> bool:
         return file.read(4) in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
 
-def _array(path: Path) -> np.ndarray:
-    """What a .npy holds, or the one array of a .npz."""
+def read_array(path: Path) -> np.ndarray:
+    """What a .npy holds, or the one array of a .npz, as it is. Raises UserError, naming the file."""
     try:
         loaded: Any = np.load(path, allow_pickle=False)
         if isinstance(loaded, np.ndarray):
@@ -203,7 +203,8 @@ def _array(path: Path) -> np.ndarray:
         raise UserError(f"{path}: {_no_array(error)}") from None
 
 
-def _array_header(path: Path) -> tuple[tuple[int, ...], np.dtype[Any]]:
+def inspect_array(path: Path) -> tuple[tuple[int, ...], np.dtype[Any]]:
+    """Shape and type of numbers of what `read_array` gives, from the file's header. Raises as it does."""
     try:
         if path.suffix.lower() == ".npy":
             mapped = np.load(path, mmap_mode="r", allow_pickle=False)
@@ -301,9 +302,16 @@ def _name(channels: int) -> str:
 
 
 def write_png(
-    path: Path, image: np.ndarray, text: Mapping[str, str] | None = None, *, strategy: int = zlib.Z_DEFAULT_STRATEGY
+    path: Path,
+    image: np.ndarray,
+    text: Mapping[str, str] | None = None,
+    *,
+    strategy: int = zlib.Z_DEFAULT_STRATEGY,
+    palette: bytes | None = None,
 ) -> None:
     """(H, W, C) uint8 with C from 1 to 4, and lines of text for the file's metadata.
+
+    palette: of an indexed PNG, whose indices the values of the one channel become; 256 times RGB.
 
     strategy: zlib's. Z_RLE looks for no repetitions but runs: on photos five times as fast for files of the same size;
         flat label maps become twice as large.
@@ -312,12 +320,16 @@ def write_png(
     for key, value in (text or {}).items():
         info.add_text(key, value)
     picture = Image.fromarray(image[..., 0] if image.shape[2] == 1 else image)
+    if palette:
+        picture.putpalette(palette)
     with replacing(path) as temporary:
         picture.save(temporary, "PNG", pnginfo=info, compress_type=strategy)
 
 
-def write_image(path: Path, image: np.ndarray, text: Mapping[str, str] | None = None) -> None:
-    """(H, W, C) uint8, uint16 or float32, without loss, as the suffix says.
+def write_image(
+    path: Path, image: np.ndarray, text: Mapping[str, str] | None = None, palette: bytes | None = None
+) -> None:
+    """(H, W, C) uint8, uint16 or float32, without loss, as the suffix says. palette: as of `write_png`, and for PNGs.
 
     .png has 1 to 4 channels of uint8, or one of uint16. .tif has all, and needs tifffile. .npy has all, and no text.
     Raises UserError where the format cannot hold it.
@@ -326,7 +338,7 @@ def write_image(path: Path, image: np.ndarray, text: Mapping[str, str] | None = 
     if not holds(suffix, image.dtype.name, image.shape[2]):
         raise UserError(f"{path}: cannot hold {image.shape[2]} channels of {image.dtype}; .tif and .npy can")
     if suffix == ".png":
-        write_png(path, image, text, strategy=zlib.Z_RLE)
+        write_png(path, image, text, strategy=zlib.Z_RLE, palette=palette)
     elif suffix == ".npy":
         with replacing(path) as temporary, temporary.open("wb") as file:
             np.save(file, image, allow_pickle=False)

@@ -23,6 +23,7 @@ FEW = 3  # of the files with one fault, so many are named
 Files = tuple[Path, ...]  # what makes one pair: a file of each folder
 Shape = tuple[int, int, int]  # height, width, channels
 Tell = Callable[[Sequence[str]], None]  # takes faults: raises them, or keeps them
+Inspect = Callable[[Path], Header]
 
 
 def find_pairs(*folders: Path, tell: Tell | None = None, nested: bool = False) -> dict[str, dict[str, Files]]:
@@ -82,10 +83,16 @@ def headers(files: Iterable[Path], tell: Tell | None = None) -> dict[Path, Heade
 
     Where `tell` is given they are told to it instead, and left out.
     """
+    found = inspected(((file, inspect) for file in files), tell)
+    return {file: header for (file, _), header in found.items()}
+
+
+def inspected(files: Iterable[tuple[Path, Inspect]], tell: Tell | None = None) -> dict[tuple[Path, Inspect], Header]:
+    """The same, of files that are read in different ways."""
     found, broken = {}, []
-    for file in files:
+    for file, look in dict.fromkeys(files):
         try:
-            found[file] = inspect(file)
+            found[file, look] = look(file)
         except UserError as error:
             broken.append(str(error))
     (tell or raise_any)(several(f"{_images(broken)} cannot be used:", broken))

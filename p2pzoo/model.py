@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from p2pzoo.compute import pick_device
 from p2pzoo.encodings import Encodings, from_stored, joined, lab, stored
 from p2pzoo.errors import UserError
-from p2pzoo.images import pixels_of, with_channels
+from p2pzoo.images import pixels_of, read_image, with_channels
+from p2pzoo.labels import Labels, read_map
 from p2pzoo.memory import OutOfMemory, lacks_memory
 from p2pzoo.networks import load_model
 from p2pzoo.plugins import registry
@@ -40,7 +41,9 @@ class Model:
     x_range, y_range           the stored values that are -1 and 1 to G
     encodings                  where x is the lightness of a photo and y its colours: images that it takes are then grey
                                or RGB of uint8, and those that it gives RGB of uint8
+    x_labels, y_labels         where x or y are label maps: it then takes, or if they are one-hot gives, those
     gives                      (dtype, channels) of images that it gives
+    palette                    of the label maps that it gives, as an indexed PNG has it; None of other images
     size                       (H, W) it was trained at; it takes others
     test_mode                  the mode its recipe named when it was trained; the default of `translate`
     run                        the id of the run that made it
@@ -61,7 +64,11 @@ class Model:
         self.x_range: tuple[float, float] = tuple(header.get("x_range", BYTES))
         self.y_range: tuple[float, float] = tuple(header.get("y_range", BYTES))
         self.encodings = Encodings.of(header)
-        self.gives = ("uint8", 3) if self.encodings.y else (self.y_dtype, self.out_channels)
+        self.x_labels, self.y_labels = (Labels.of_header(header.get(f"{side}_labels")) for side in "xy")
+        self._told = self.y_labels.classes if self.y_labels and self.encodings.y == "one-hot" else None
+        self._keeps = (self._told.dtype, 1) if self._told else (self.y_dtype, self.out_channels)
+        self.gives = ("uint8", 3) if self.encodings.lab else self._keeps
+        self.palette = self._told.palette if self._told else None
         self.size: tuple[int, int] = tuple(header["size"])
         self.test_mode: str = header["test_mode"]
         self.run: str = header["run"]
@@ -84,7 +91,8 @@ class Model:
 
         image: PIL of any mode that says the same in the model's channels (grey as three equal channels, for one);
             (H, W) or (H, W, C) array of the model's `x_dtype`, within its `x_range`; what comes back has its `y_dtype`
-            and `y_range`; (C, H, W) or (B, C, H, W) float tensor in [-1, 1], as G sees it, whatever the `encodings`.
+            and `y_range` (label maps: (H, W) or (H, W, 1) integers, as files have them);
+            (C, H, W) or (B, C, H, W) float tensor in [-1, 1], as G sees it, whatever the `encodings`.
         test_mode: "paper" or "eval", see `p2pzoo.translate`; None is the model's own. seed: of dropout in "paper".
         tile, overlap: for "eval", images larger than this side are translated in tiles, see `p2pzoo.tiles`, in memory
             that does not grow with the image; None is in one piece.
@@ -100,7 +108,8 @@ class Model:
             return self.translate_arrays([self.pixels(image)], mode, seed, tiling)[0]
         if isinstance(image, Image.Image):
             try:
-                pixels = pixels_of(image, "the image")
+                indices = self.x_labels and image.mode == "P"
+                pixels = np.asarray(image) if indices else pixels_of(image, "the image")
             except UserError as error:
                 raise ValueError(str(error)) from None
             [translated] = self.translate_arrays([self.pixels(pixels)], mode, seed, tiling)
@@ -108,7 +117,10 @@ class Model:
             if channels > 1 and (dtype != "uint8" or channels > 4):
                 what = f"{channels} channels of {dtype}"
                 raise ValueError(f"no PIL image holds what this model gives, {what}: give an array")
-            return Image.fromarray(translated[..., 0] if channels == 1 else translated)
+            picture = Image.fromarray(translated[..., 0] if channels == 1 else translated)
+            if self.palette:
+                picture.putpalette(self.palette)
+            return picture
         raise ValueError(f"an image is a PIL image, a NumPy array or a tensor, not a {type(image).__name__}")
 
     def manner(self, test_mode: str | None, tile: int | None, overlap: int | None) -> tuple[str, Tiling | None]:
@@ -130,7 +142,12 @@ class Model:
 
     def pixels(self, image: np.ndarray) -> np.ndarray:
         """(H, W, C) as the model's x is stored, of an image that it takes. Raises ValueError as `translate` does."""
-        if self.encodings.x:
+        if self.x_labels:
+            if image.dtype.kind not in "iu" or image.shape[2:] not in ((), (1,)) or image.size == 0 or image.ndim < 2:
+                told = f"{image.shape} of {image.dtype}"
+                raise ValueError(f"expected a label map, (H, W) or (H, W, 1) of integers, not {told}")
+            return self.x_labels.encoded(self.x_labels.classes.of_values(image.reshape(image.shape[:2])))
+        if self.encodings.lab:
             if image.dtype != np.uint8 or image.ndim not in (2, 3) or image.size == 0:
                 raise ValueError(f"expected (H, W) or (H, W, C) of uint8, not {image.shape} of {image.dtype}")
             photo = with_channels(image.reshape(*image.shape[:2], -1), 3)
@@ -144,6 +161,10 @@ class Model:
             raise ValueError(f"expected values from {low:g} to {high:g}, not {image.min():g} to {image.max():g}")
         pixels = with_channels(image.reshape(*image.shape[:2], -1), self.in_channels)
         return np.require(pixels, requirements=["C", "W"])  # torch takes no negative strides, and warns of Pillow's
+
+    def read(self, path: Path) -> np.ndarray:
+        """The same of an image file. Raises UserError, too."""
+        return self.pixels(read_map(path) if self.x_labels else read_image(path))
 
     def padded(self, height: int, width: int) -> tuple[int, int]:
         """The sides with which an image of these meets G."""
@@ -160,7 +181,7 @@ class Model:
     ) -> list[np.ndarray]:
         """(H, W, C) of each; images as `pixels` gives them, of one `padded` size. Raises OutOfMemory."""
         y_hats = self._translated(images, mode, seed, tiling)
-        if not self.encodings.y:
+        if not self.encodings.lab:
             return y_hats
         ranges = self.x_range, self.y_range
         pairs = zip(images, y_hats, strict=True)
@@ -248,7 +269,8 @@ class Model:
                 yield top, strip[:, : height - top, :width]
 
     def _stored_in_tiles(self, image: Tensor, tiling: Tiling) -> np.ndarray:
-        whole = np.empty((*image.shape[1:], self.out_channels), self.y_dtype)
+        dtype, channels = self._keeps
+        whole = np.empty((*image.shape[1:], channels), dtype)
         for top, strip in self._strips(image, tiling):
             whole[top : top + strip.shape[1]] = self._stored(strip.permute(1, 2, 0))
         return whole
@@ -269,7 +291,9 @@ class Model:
         return x.float().sub(low).mul(2 / (high - low)).sub(1)
 
     def _stored(self, y: Tensor) -> np.ndarray:
-        """[-1, 1] to what y is stored as."""
+        """[-1, 1] to what y is stored as; one-hot classes to the values that label maps have."""
+        if self._told:
+            return self._told.as_values(y.argmax(-1).cpu().numpy())
         low, high = self.y_range
         values = y.clamp(-1, 1).add(1).mul((high - low) / 2).add(low)
         if self.y_dtype == "uint8":

@@ -171,6 +171,7 @@ def model_header(
         "y_range": list(dataset.y_range),
         **_dtypes(dataset),
         **Encodings.of(dataset).header(),
+        **_labels(dataset),
         "test_mode": experiment.evaluate.test_mode,
     }
 
@@ -180,6 +181,12 @@ def _dtypes(dataset: Dataset) -> dict[str, str]:
     first = dataset[0]
     stored = {"x_dtype": first.x.dtype.name, "y_dtype": first.y.dtype.name}
     return {name: dtype for name, dtype in stored.items() if dtype != "uint8"}
+
+
+def _labels(dataset: Dataset) -> dict[str, Any]:
+    """The classes of the sides that are label maps."""
+    sides = {name: getattr(dataset, name, None) for name in ("x_labels", "y_labels")}
+    return {name: labels.header() for name, labels in sides.items() if labels}
 
 
 def load_model(path: Path, registry: Registry) -> tuple[nn.Module, dict[str, Any]]:

@@ -16,7 +16,10 @@ GAP, VISIBLE = 4, 256  # pixels between images; a grid's images are enlarged to 
 
 
 def to_rgb(image: Tensor) -> np.ndarray:
-    """(C, H, W) in [-1, 1] -> (H, W, 3) uint8. One or two channels show the first as grey, more the first three."""
+    """(C, H, W) in [-1, 1] -> (H, W, 3) uint8. One or two channels show the first as grey, more the first three.
+
+    One-hot classes come here in their colours: `Encodings.seen`.
+    """
     image = image if image.shape[0] >= 3 else image[:1].expand(3, -1, -1)
     scaled = (image[:3].detach().float().cpu().clamp(-1, 1) + 1) * 127.5
     return scaled.round().to(torch.uint8).permute(1, 2, 0).numpy()

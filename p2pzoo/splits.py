@@ -29,11 +29,11 @@ def deal(found: Mapping[str, Mapping[str, Files]], where: str, fractions: Fracti
         raise ValueError(f"fractions = {list(fractions)}: the shares of train, val and test must add up to 1")
     if "" in found:
         dealt = _by_name(found[""], fractions, seed)
-        if not _enough(dealt):
+        if not enough(dealt):
             raise UserError(f"{where}: too few pairs: {_other_seed(found[''], dealt, fractions)}")
     else:
         dealt = {s: {f"{s}-{stem}": files for stem, files in found.get(s, {}).items()} for s in SPLITS}
-        if not _enough(dealt):
+        if not enough(dealt):
             there = " and ".join(f"{name}/" for name in found)
             raise UserError(
                 f"{where}: found {there} only; expected train/ and val/ or test/ (or no sub-folders: then pairs are "
@@ -57,7 +57,8 @@ def _by_name(pairs: Mapping[str, Files], fractions: Fractions, seed: int) -> Spl
     return dealt
 
 
-def _enough(dealt: Splits) -> bool:
+def enough(dealt: Splits) -> bool:
+    """Whether there is something to train on, and something else to look at."""
     return bool(dealt["train"] and (dealt["val"] or dealt["test"]))
 
 
@@ -68,7 +69,7 @@ def _other_seed(pairs: Mapping[str, Files], dealt: Splits, fractions: Fractions)
     wanted = [split for split, share in zip(SPLITS, fractions, strict=True) if share > 0][: len(pairs)]
     for seed in range(SEEDS_TRIED if "train" in wanted and len(wanted) > 1 else 0):
         other = _by_name(pairs, fractions, seed)
-        if _enough(other) and all(other[split] for split in wanted):
+        if enough(other) and all(other[split] for split in wanted):
             return f"{_told(dealt)}; split_seed = {seed} would give {_told(other)}"
     return f"{_told(dealt)}: make sub-folders train/, val/ and test/, or change `fractions`"
 

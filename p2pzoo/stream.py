@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from p2pzoo.errors import UserError
-from p2pzoo.images import read_header, read_image, write_image
+from p2pzoo.images import read_header, write_image
 from p2pzoo.memory import OutOfMemory
 from p2pzoo.model import Model
 from p2pzoo.tiles import Tiling
@@ -66,7 +66,7 @@ def translate_files(
             settled.update({source: _left_out(source, targets[source], error) for source in sources})
             return
         for source, image in zip(sources, translated, strict=True):
-            settled[source] = pool.submit(_written, source, targets[source], image, text)
+            settled[source] = pool.submit(_written, source, targets[source], image, text, model.palette)
 
     def in_order(*, to_the_end: bool = False) -> Iterator[Outcome]:
         while remaining and remaining[0] in settled:
@@ -79,7 +79,7 @@ def translate_files(
             yield first
 
     def read(source: Path) -> np.ndarray:
-        return model.pixels(read_image(source))
+        return model.read(source)
 
     try:
         groups = _Groups(model, mode)
@@ -150,9 +150,11 @@ def _pixels(source: Path) -> int:
     return height * width
 
 
-def _written(source: Path, target: Path, image: np.ndarray, text: Mapping[str, str] | None) -> Outcome:
+def _written(
+    source: Path, target: Path, image: np.ndarray, text: Mapping[str, str] | None, palette: bytes | None
+) -> Outcome:
     target.parent.mkdir(parents=True, exist_ok=True)
-    write_image(target, image, text)
+    write_image(target, image, text, palette)
     return Outcome(source, target)
 
 

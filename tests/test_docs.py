@@ -50,11 +50,12 @@ def test_the_recipes_table_lists_every_row_with_its_title():
     assert listed == {name: read_recipe(f"zoo:{name}.toml", "smoke").values["title"] for name in files}
 
 
-def test_the_references_table_lists_every_one_with_its_title():
+@pytest.mark.parametrize("folder", ["modern", "tasks", "reference"])
+def test_the_other_tables_list_every_recipe_of_a_folder_with_its_title(folder):
     page = (shipped("recipes") / "README.md").read_text("utf-8")
-    listed = dict(re.findall(r"^\| \[`reference/(\w+)`\]\(reference/\1\.toml\) \| (.*) \|$", page, re.MULTILINE))
-    files = sorted(path.stem for path in shipped("recipes").glob("reference/*.toml"))
-    assert listed == {name: read_recipe(f"zoo:reference/{name}.toml", "smoke").values["title"] for name in files}
+    listed = dict(re.findall(rf"^\| \[`{folder}/(\w+)`\]\({folder}/\1\.toml\) \| (.*) \|$", page, re.MULTILINE))
+    files = sorted(path.stem for path in shipped("recipes").glob(f"{folder}/*.toml"))
+    assert listed == {name: read_recipe(f"zoo:{folder}/{name}.toml", "smoke").values["title"] for name in files}
 
 
 def test_the_profiles_table_says_what_the_profiles_do():

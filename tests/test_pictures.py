@@ -1,8 +1,12 @@
 """What people see: grids of images of any channels, enlarged so that each pixel stays a square; lines in a log."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
+from p2pzoo.encodings import Encodings
+from p2pzoo.labels import Classes, Labels
 from p2pzoo.pictures import GAP, grid, to_rgb
 from p2pzoo.progress import PlainProgress
 
@@ -16,6 +20,16 @@ def test_minus_one_to_one_becomes_0_to_255():
 def test_any_number_of_channels_can_be_looked_at(channels, shown):
     image = torch.stack([torch.full((4, 4), i / 127.5 - 1) for i in range(channels)])
     assert to_rgb(image)[0, 0].tolist() == shown
+
+
+def test_one_hot_classes_are_seen_in_their_colours():
+    labels = Labels(Classes(("a", "b"), ((10, 20, 30), (255, 0, 0)), (0, 1)), "one-hot")
+    dataset = SimpleNamespace(x_encoding="one-hot", x_labels=labels)
+    x = torch.tensor([[[1.0, -1, -1]], [[-1, 0.2, -1]]])[None]  # of a, of b, of none
+    y = torch.zeros(1, 4, 1, 3)
+    drawn, same = Encodings.of(dataset).seen(x, y)
+    assert to_rgb(drawn[0]).tolist() == [[[10, 20, 30], [255, 0, 0], [0, 0, 0]]]
+    assert same is y
 
 
 def test_small_images_are_enlarged_without_blending():

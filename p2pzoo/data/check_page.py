@@ -13,7 +13,7 @@ from PIL import Image, ImageFilter
 from p2pzoo.contracts import Dataset, Split
 from p2pzoo.data.check import Check
 from p2pzoo.data.findings import Case, Finding, Place
-from p2pzoo.encodings import Encodings, from_stored, joined
+from p2pzoo.encodings import Encodings, Palette, from_stored, joined
 from p2pzoo.files import write_text
 from p2pzoo.paths import PACKAGE
 from p2pzoo.report import data_uri
@@ -59,10 +59,12 @@ def _pictures(place: Place, splits: Mapping[Split, Dataset], *, edges: bool) -> 
     try:
         pair = dataset[place.index]
         images, ranges = (pair.x, pair.y), (dataset.x_range, dataset.y_range)
-        if Encodings.of(dataset).y:
+        encodings = Encodings.of(dataset)
+        if encodings.lab:
             L, ab = map(from_stored, images, ranges)
             images, ranges = (joined(L, np.zeros_like(ab)), joined(L, ab)), ((0.0, 255.0),) * 2
-        x, y = map(_picture, images, ranges)
+        drawn = [_coloured(*each) for each in zip(images, ranges, encodings.palettes, strict=True)]
+        x, y = (_picture(*each) for each in drawn)
     except Exception:  # the finding tells what is wrong with it
         return None
     return {
@@ -72,6 +74,15 @@ def _pictures(place: Place, splits: Mapping[Split, Dataset], *, edges: bool) -> 
         "y": data_uri(y),
         "over": data_uri(_over(x, y)) if edges else None,
     }
+
+
+def _coloured(
+    image: np.ndarray, limits: tuple[float, float], palette: Palette | None
+) -> tuple[np.ndarray, tuple[float, float]]:
+    """One-hot classes in their colours; other images as they are."""
+    if palette is None:
+        return image, limits
+    return np.array(palette, np.uint8)[image.argmax(2)] * image.max(2, keepdims=True), (0.0, 255.0)
 
 
 def _picture(image: np.ndarray, limits: tuple[float, float]) -> Image.Image:

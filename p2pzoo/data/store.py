@@ -59,6 +59,7 @@ class Store:
             raise UserError("the dataset has no pairs in this split")
         self.dataset = dataset
         self.kernel, self.for_training = kernel, enlarge is not None
+        self.kernels = [getattr(dataset, f"{name}_kernel", None) or kernel for name in "xy"]
         first = dataset[0]
         self.size: tuple[int, int] = (first.x.shape[0], first.x.shape[1])
         self.channels: tuple[int, int] = (first.x.shape[2], first.y.shape[2])
@@ -161,6 +162,8 @@ class Store:
             "decoders": {name: version(name) for name in ("torch", "pillow", "numpy")},
             "instructions": torch.backends.cpu.get_cpu_capability(),
         }
+        if self.kernels != [self.kernel] * 2:
+            told["kernels"] = self.kernels
         if self.kernel == "bilinear-corners":  # torch rounds this one as it deals it out
             told["threads"] = torch.get_num_threads()
         digest = hashlib.sha256(json.dumps(told, sort_keys=True).encode(errors="surrogateescape")).hexdigest()
@@ -198,14 +201,12 @@ class Store:
 
     def _enlarged(self, pair: Pair) -> Pair:
         labels = pair.labels
-        if labels is not None and labels.shape != self.load_size:  # class numbers do not mix: nearest
-            sides = zip(self.load_size, labels.shape, strict=True)
-            rows, columns = ((2 * np.arange(n) + 1) * side // (2 * n) for n, side in sides)
-            labels = np.ascontiguousarray(labels[rows[:, None], columns])
+        if labels is not None and labels.shape != self.load_size:  # class numbers do not mix
+            labels = _nearest(labels, self.load_size)
         if pair.x.shape[:2] == self.load_size:
             return Pair(pair.id, pair.x, pair.y, labels, pair.block)
-        x = resize(pair.x, self.load_size, self.kernel, self.dataset.x_range)
-        y = resize(pair.y, self.load_size, self.kernel, self.dataset.y_range)
+        x = resize(pair.x, self.load_size, self.kernels[0], self.dataset.x_range)
+        y = resize(pair.y, self.load_size, self.kernels[1], self.dataset.y_range)
         return Pair(pair.id, x, y, labels, pair.block)
 
 
@@ -213,8 +214,11 @@ def resize(image: np.ndarray, size: tuple[int, ...], kernel: str, limits: tuple[
     """(H, W, C) -> (*size, C) in the same dtype; overshoot cut to `limits`.
 
     kernel: "bicubic" and "bilinear", antialiased as Pillow has them; "bilinear-corners", between the centres of the
-    corners' pixels, and "area" where that makes an image smaller; "area", the mean of what each new pixel covers.
+    corners' pixels, and "area" where that makes an image smaller; "area", the mean of what each new pixel covers;
+    "nearest", by their centres.
     """
+    if kernel == "nearest":
+        return _nearest(image, size)
     tensor = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)[None]
     if kernel == "bilinear-corners" and (size[0] < image.shape[0] or size[1] < image.shape[1]):
         kernel = "area"  # Torch7's image.scale
@@ -233,6 +237,12 @@ def resize(image: np.ndarray, size: tuple[int, ...], kernel: str, limits: tuple[
     if np.issubdtype(image.dtype, np.integer) and out.dtype.is_floating_point:
         out = out.round()
     return np.ascontiguousarray(out[0].permute(1, 2, 0).numpy().astype(image.dtype, copy=False))
+
+
+def _nearest(image: np.ndarray, size: tuple[int, ...]) -> np.ndarray:
+    """(H, W, ...) -> (*size, ...)."""
+    rows, columns = ((2 * np.arange(n) + 1) * side // (2 * n) for n, side in zip(size, image.shape, strict=False))
+    return np.ascontiguousarray(image[rows[:, None], columns])
 
 
 def _images(pair: Pair) -> list[tuple[str, np.ndarray]]:

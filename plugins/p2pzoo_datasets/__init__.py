@@ -18,6 +18,12 @@ def register_datasets(register):
         paper="arXiv:1611.07004",
     )
     register(
+        "manifest",
+        "p2pzoo_datasets.manifest:Manifest",
+        summary="Your own pairs, wherever they lie, listed in a JSONL or CSV file",
+        paper="arXiv:1611.07004",
+    )
+    register(
         "cityscapes",
         "p2pzoo_datasets.cityscapes:Cityscapes",
         summary="Street scenes and their semantic labels, 256 px: the data of the paper's Tables 1 to 3",

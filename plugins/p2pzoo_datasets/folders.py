@@ -5,7 +5,7 @@ What both do with files is in pairs.py, with pixels in p2pzoo.fitting, with name
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated
 
@@ -14,8 +14,10 @@ import numpy as np
 from p2pzoo.contracts import Later, Split
 from p2pzoo.fitting import Resize
 from p2pzoo.images import Header, read_image
-from p2pzoo.layouts import Files, Shape, halves, odd_widths
-from p2pzoo.splits import Fractions
+from p2pzoo.labels import Encoding
+from p2pzoo.layouts import Files, Shape, find_pairs, halves, odd_widths
+from p2pzoo.splits import Fractions, deal
+from p2pzoo_datasets.class_files import ClassFiles
 from p2pzoo_datasets.pairs import Count, Direction, FilePairs, Range
 
 
@@ -40,17 +42,25 @@ class Folders(FilePairs):
     input_range      the stored values of x that become -1 and 1; default: [0, 255] of uint8, [0, 65535] of uint16;
                      float32 has none
     target_range     of y, likewise
+    input_labels     the class file of x, where x are label maps (`p2pzoo.labels`)
+    input_encoding   how the networks see those: "one-hot", or "palette", the colours of the classes
+    target_labels    of y, likewise
+    target_encoding
+    labels           a third folder, of label maps: they are no side of the pairs, but what ŷ is scored by
+    classes          their class file; default: that of y, else of x
 
     A file's share depends on its name without suffix, `fractions` and `split_seed` alone: adding files moves no others.
 
     A Pair's x and y are (H, W, C) uint8, uint16 or float32, as all files of x or of y are, camera rotation (EXIF)
     applied, palettes looked up; `id` is the name without suffix, after its sub-folder's where there are any
-    ("val-001"). There are no labels and no blocks.
+    ("val-001"). There are no blocks. Label maps are brought to `size` by the nearest pixel, then encoded; `labels` are
+    those of `labels`, else of y, else of x, (H, W) uint8: 255 where the class file says "ignore".
 
     Raises UserError, naming the first few files: no such folder or no images in it, files without a partner, sizes or
     types of numbers that do not agree, float32 without a range (headers are read here, and only those), files that do
     not decode, whose values are outside the range, or whose channels cannot be converted without loss (when they are
-    read; the first few suspects here). Nothing in the folders is changed.
+    read; the first few suspects here), a class file that is wrong, label values that no class has (when they are read).
+    Nothing in the folders is changed.
     """
 
     def __init__(
@@ -69,18 +79,23 @@ class Folders(FilePairs):
         split_seed: int = 0,
         input_range: Annotated[Range | None, Later] = None,
         target_range: Annotated[Range | None, Later] = None,
+        input_labels: Annotated[Path | None, Later] = None,
+        input_encoding: Annotated[Encoding, Later] = "one-hot",
+        target_labels: Annotated[Path | None, Later] = None,
+        target_encoding: Annotated[Encoding, Later] = "one-hot",
+        labels: Annotated[Path | None, Later] = None,
+        classes: Annotated[Path | None, Later] = None,
     ) -> None:
+        folders = [Path(folder) for folder in (inputs, targets, labels) if folder is not None]
+        where = ", ".join(map(str, folders))
+        class_files = ClassFiles.read(
+            input_labels, input_encoding, target_labels, target_encoding, classes, have_labels=labels is not None
+        )
         super().__init__(
-            split, (Path(inputs), Path(targets)), size=size, resize=resize, direction=direction, max_pairs=max_pairs,
-            channels=(input_channels, target_channels), ranges=(input_range, target_range), fractions=fractions,
-            split_seed=split_seed,
+            split, deal(find_pairs(*folders, tell=self._tell), where, fractions, split_seed), where, size=size,
+            resize=resize, direction=direction, max_pairs=max_pairs, channels=(input_channels, target_channels),
+            ranges=(input_range, target_range), class_files=class_files,
         )  # fmt: skip
-
-    def shapes_of(self, files: Files, shapes: Mapping[Path, Shape]) -> tuple[Shape, Shape]:
-        return shapes[files[0]], shapes[files[1]]
-
-    def read(self, files: Files) -> tuple[np.ndarray, np.ndarray]:
-        return read_image(files[0]), read_image(files[1])
 
 
 class SideBySide(FilePairs):
@@ -108,21 +123,22 @@ class SideBySide(FilePairs):
         input_range: Annotated[Range | None, Later] = None,
         target_range: Annotated[Range | None, Later] = None,
     ) -> None:
+        where = str(root)
         super().__init__(
-            split, (Path(root),), size=size, resize=resize, direction=direction, max_pairs=max_pairs,
-            channels=(input_channels, target_channels), ranges=(input_range, target_range), fractions=fractions,
-            split_seed=split_seed,
+            split, deal(find_pairs(Path(root), tell=self._tell), where, fractions, split_seed), where, size=size,
+            resize=resize, direction=direction, max_pairs=max_pairs, channels=(input_channels, target_channels),
+            ranges=(input_range, target_range),
         )  # fmt: skip
 
-    def shapes_of(self, files: Files, shapes: Mapping[Path, Shape]) -> tuple[Shape, Shape]:
-        height, width, channels = shapes[files[0]]
+    def shapes_of(self, headers: tuple[Header, ...]) -> tuple[Shape, Shape]:
+        height, width, channels = headers[0].shape
         half = (height, width // 2, channels)
         return half, half
 
     def read(self, files: Files) -> tuple[np.ndarray, np.ndarray]:
         return halves(read_image(files[0]))
 
-    def look(self, files: Iterable[Path]) -> dict[Path, Header]:
-        headers = super().look(files)
-        self._tell(odd_widths({file: header.shape for file, header in headers.items()}))
-        return {file: header for file, header in headers.items() if header.shape[1] % 2 == 0}
+    def look(self, pairs: Iterable[Files]) -> dict[Files, tuple[Header, ...]]:
+        headers = super().look(pairs)
+        self._tell(odd_widths({files[0]: found[0].shape for files, found in headers.items()}))
+        return {files: found for files, found in headers.items() if found[0].shape[1] % 2 == 0}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import operator
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -13,10 +15,12 @@ from pydantic import Field
 from p2pzoo.contracts import Pair, Split
 from p2pzoo.errors import UserError
 from p2pzoo.files import fingerprint
-from p2pzoo.fitting import Resize, alike, fitted
-from p2pzoo.images import Header, with_channels
-from p2pzoo.layouts import FEW, Files, Shape, find_pairs, headers, pixels, raise_any, several
-from p2pzoo.splits import Fractions, deal, or_stand_in
+from p2pzoo.fitting import Kernel, Resize, alike, fitted
+from p2pzoo.images import Header, inspect, read_image, with_channels
+from p2pzoo.labels import Colour, Labels, inspect_map
+from p2pzoo.layouts import FEW, Files, Shape, inspected, pixels, raise_any, several
+from p2pzoo.splits import Splits, or_stand_in
+from p2pzoo_datasets.class_files import ClassFiles
 
 Count = Annotated[int, Field(ge=1)]
 Range = tuple[float, float]
@@ -26,52 +30,62 @@ Direction = Literal["AtoB", "BtoA"]
 class FilePairs:
     """A sequence of Pairs, read from files each time. A subclass says what the files of a pair hold."""
 
-    classes = None
-    palette = None
+    classes: Sequence[str] | None = None
+    palette: Sequence[Colour] | None = None
     _told: list[str] | None = None  # where faults are gathered instead of raised (`usable`)
 
     def __init__(
         self,
         split: Split,
-        folders: Files,
+        dealt: Splits,
+        where: str,
         *,
         size: tuple[int, int] | None,
         resize: Resize,
-        direction: Direction,
         max_pairs: int | None,
         channels: tuple[int | None, int | None],
         ranges: tuple[Range | None, Range | None],
-        fractions: Fractions,
-        split_seed: int,
+        direction: Direction = "AtoB",
+        class_files: ClassFiles | None = None,
+        blocks: Mapping[str, str | None] | None = None,
     ) -> None:
-        """`channels`, `ranges`: of x and y. `folders`: as `layouts.find_pairs` takes them. The rest: see `Folders`."""
-        where = ", ".join(map(str, folders))
-        dealt = deal(find_pairs(*folders, tell=self._tell), where, fractions, split_seed)
+        """`dealt`: split -> id -> the files of A and of B (one, where it holds both), then of labels.
+
+        `where`: what to name in messages. `channels`, `ranges`: of x and y. `blocks`: by id. The rest: see `Folders`.
+        """
+        maps = class_files or ClassFiles()
+        self._maps, self._labels = (maps.x, maps.y), maps.labels
+        self.classes = self._labels and self._labels.names
+        self.palette = self._labels and self._labels.colours
         first = next(iter(dealt["train"].values()))  # decides for every split, so that they are alike
         self._pairs = list(or_stand_in(dealt, split, where).items())[:max_pairs]
+        self._blocks = blocks or {}
         self._resize: Resize = resize
         self._swapped = direction == "BtoA"
+        for name, labels, *given in zip(("input", "target"), self._maps, channels, ranges, strict=True):
+            if labels and any(given):
+                raise ValueError(f"{name}_channels and {name}_range: label maps have those of their classes")
 
-        headers = self.look(dict.fromkeys(file for files in (first, *self.files) for file in files))
+        headers = self.look(dict.fromkeys((first, *self.files)))
         if self._told is not None:
-            self._pairs = [pair for pair in self._pairs if headers.keys() >= set(pair[1])]
+            self._pairs = [pair for pair in self._pairs if pair[1] in headers]
             if not self._pairs:
                 raise UserError(*self._told)
-            first = first if headers.keys() >= set(first) else self._pairs[0][1]
-        shapes = {file: header.shape for file, header in headers.items()}
-        firsts = self._as_x_y(headers[first[0]], headers[first[-1]])
+            first = first if first in headers else self._pairs[0][1]
+        firsts = self._as_x_y(headers[first][0], headers[first][1])
         self._refuse_dtypes(headers, firsts)
         self.x_range, self.y_range = (
-            _range(given, header.dtype, f"{name}_range", file)
-            for given, header, name, file in zip(
-                ranges, firsts, ("input", "target"), self._as_x_y(first[0], first[-1]), strict=True
+            labels.range if labels else _range(given, header.dtype, f"{name}_range", file)
+            for labels, given, header, name, file in zip(
+                self._maps, ranges, firsts, ("input", "target"), self._as_x_y(*_a_b(first)), strict=True
             )
         )
-        a, b = self.shapes_of(first, shapes)
+        shapes = {files: self.shapes_of(found) for files, found in headers.items()}
+        a, b = shapes[first]
         self._size = size or a[:2]
-        self._refuse_sizes(shapes, "`size`" if size else "the first training pair's size")
-        self._channels = [given or own[2] for given, own in zip(channels, self._as_x_y(a, b), strict=True)]
+        self._refuse_sizes(headers, shapes, "`size`" if size else "the first training pair's size")
         own_channels = [shape[2] for shape in self._as_x_y(a, b)]
+        self._channels = [given or own for given, own in zip(channels, own_channels, strict=True)]
         self._bands = [
             channels == own and not header.opacity
             for channels, own, header in zip(self._channels, own_channels, firsts, strict=True)
@@ -89,29 +103,77 @@ class FilePairs:
         found.__init__(split, **parameters)  # type: ignore[misc]
         return found, found._told
 
-    def look(self, files: Iterable[Path]) -> dict[Path, Header]:
-        """The headers of the files. Raises UserError with those that cannot hold a pair."""
-        return headers(files, self._tell)
+    def look(self, pairs: Iterable[Files]) -> dict[Files, tuple[Header, ...]]:
+        """The headers of A and B in these files, and of their labels. Raises UserError with files that hold none."""
+        inspectors = [inspect_map if labels else inspect for labels in self._as_x_y(*self._maps)]
+        wanted = {
+            files: [*zip(_a_b(files), inspectors, strict=True), *((file, inspect_map) for file in files[2:])]
+            for files in pairs
+        }
+        found = inspected((each for all_of_it in wanted.values() for each in all_of_it), self._tell)
+        return {
+            files: tuple(found[each] for each in all_of_it)
+            for files, all_of_it in wanted.items()
+            if all(each in found for each in all_of_it)
+        }
 
-    def shapes_of(self, files: Files, shapes: Mapping[Path, Shape]) -> tuple[Shape, Shape]:
-        """Shapes of A and B in these files, by the headers of the files."""
-        raise NotImplementedError
+    def shapes_of(self, headers: tuple[Header, ...]) -> tuple[Shape, Shape]:
+        """Shapes of A and B, by their headers."""
+        return headers[0].shape, headers[1].shape
 
     def read(self, files: Files) -> tuple[np.ndarray, np.ndarray]:
-        """A and B, each (H, W, C) in its own size and channels."""
-        raise NotImplementedError
+        """A and B, each (H, W, C) in its own size and channels; label maps as classes, (H, W, 1)."""
+        a, b = (
+            labels.classes.of_file(file)[..., None] if labels else read_image(file)
+            for file, labels in zip(_a_b(files), self._as_x_y(*self._maps), strict=True)
+        )
+        return a, b
 
     def __len__(self) -> int:
         return len(self._pairs)
 
     def __getitem__(self, index: int) -> Pair:
         name, files = self._pairs[operator.index(index)]
-        ranges = (self.x_range, self.y_range)
-        x, y = (
-            fitted(image, self._size, self._resize, limits, bands=bands and image.shape[2] in (2, 4))
-            for image, limits, bands in zip(self._converted(files), ranges, self._bands, strict=True)
-        )
-        return Pair(name, x, y)
+        images, classes = [], []
+        sides = zip(self._converted(files), (self.x_range, self.y_range), self._bands, self._maps, strict=True)
+        for image, limits, bands, labels in sides:
+            if labels:
+                classes.append(self._fitted_map(image))
+                images.append(labels.encoded(classes[-1]))
+            else:
+                bands = bands and image.shape[2] in (2, 4)
+                images.append(fitted(image, self._size, self._resize, limits, bands=bands))
+        if len(files) == 3 and self._labels:
+            classes.append(self._fitted_map(self._labels.of_file(files[2])[..., None]))
+        return Pair(name, *images, classes[-1] if classes else None, self._blocks.get(name))
+
+    def _fitted_map(self, classes: np.ndarray) -> np.ndarray:
+        """(h, w, 1) -> (H, W)."""
+        return fitted(classes, self._size, self._resize, kernel="nearest")[..., 0]
+
+    @property
+    def x_labels(self) -> Labels | None:
+        return self._maps[0]
+
+    @property
+    def y_labels(self) -> Labels | None:
+        return self._maps[1]
+
+    @property
+    def x_encoding(self) -> str | None:
+        return _one_hot(self._maps[0])
+
+    @property
+    def y_encoding(self) -> str | None:
+        return _one_hot(self._maps[1])
+
+    @property
+    def x_kernel(self) -> Kernel | None:
+        return "nearest" if self._maps[0] else None
+
+    @property
+    def y_kernel(self) -> Kernel | None:
+        return "nearest" if self._maps[1] else None
 
     @property
     def files(self) -> list[Files]:
@@ -120,8 +182,13 @@ class FilePairs:
 
     @property
     def fingerprint(self) -> str:
-        """Changes when files of this split come, go or change in length."""
-        return fingerprint([file for files in self.files for file in files])
+        """Changes when files of this split come, go or change in length, and with what class files and blocks say."""
+        own = fingerprint([file for files in self.files for file in files])
+        sides = [labels and labels.header() for labels in self._maps]
+        said = [*sides, self._labels and self._labels.plain(), self._blocks]
+        if not any(said):
+            return own
+        return f"{own}-{hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()[:12]}"
 
     def _tell(self, faults: Sequence[str]) -> None:
         if self._told is None:
@@ -137,40 +204,49 @@ class FilePairs:
 
         Raises UserError where that would lose something, and where values are outside of what becomes -1 to 1.
         """
-        images, paths = self._as_x_y(*self.read(files)), self._as_x_y(files[0], files[-1])
+        images, paths = self._as_x_y(*self.read(files)), self._as_x_y(*_a_b(files))
         converted, ranges = [], (self.x_range, self.y_range)
-        sides = zip(images, self._channels, paths, ("input", "target"), ranges, strict=True)
-        for image, channels, path, name, (low, high) in sides:
-            if not (image.min() >= low and image.max() <= high):
+        sides = zip(images, self._channels, paths, ("input", "target"), ranges, self._maps, strict=True)
+        for image, channels, path, name, (low, high), labels in sides:
+            if not (labels or (image.min() >= low and image.max() <= high)):
                 raise UserError(_outside(path, image, low, high, f"{name}_range"))
             try:
-                converted.append(with_channels(image, channels))
+                converted.append(image if labels else with_channels(image, channels))
             except ValueError as error:
                 origin = f"{name}_channels is {channels}: given, or the first training pair's"
                 raise UserError(f"{path}: {error} ({origin})") from None
         return converted
 
-    def _refuse_dtypes(self, headers: Mapping[Path, Header], firsts: tuple[Header, Header]) -> None:
+    def _refuse_dtypes(self, headers: Mapping[Files, tuple[Header, ...]], firsts: tuple[Header, Header]) -> None:
         """All x are stored alike, and all y: nothing is converted."""
         if self._told is not None:
             return
         unlike: list[str] = []
         for files in self.files:
-            for path, first in zip(self._as_x_y(files[0], files[-1]), firsts, strict=True):
-                if headers[path].dtype != first.dtype:
-                    unlike.append(f"{path} is {headers[path].dtype}, the first training pair's is {first.dtype}")
+            own = self._as_x_y(headers[files][0], headers[files][1])
+            for path, header, first in zip(self._as_x_y(*_a_b(files)), own, firsts, strict=True):
+                if header.dtype != first.dtype:
+                    unlike.append(f"{path} is {header.dtype}, the first training pair's is {first.dtype}")
         raise_any(several("images of one side must be stored alike, and nothing is converted:", dict.fromkeys(unlike)))
 
-    def _refuse_sizes(self, shapes: Mapping[Path, Shape], wanted: str) -> None:
+    def _refuse_sizes(
+        self,
+        headers: Mapping[Files, tuple[Header, ...]],
+        shapes: Mapping[Files, tuple[Shape, Shape]],
+        wanted: str,
+    ) -> None:
         if self._told is not None and self._resize == "none":
             return
         unlike, wrong = [], []
         for files in self.files:
-            a, b = (shape[:2] for shape in self.shapes_of(files, shapes))
-            if not alike(a, b, self._resize):
-                unlike.append(f"{files[0]} is {pixels(*a)}, {files[-1]} is {pixels(*b)}")
-            elif self._resize == "none" and a != self._size:
-                wrong.append(f"{files[0]}: {pixels(*a)}")
+            a, *others = [shape[:2] for shape in (*shapes[files], *(header.shape for header in headers[files][2:]))]
+            for other, file in zip(others, (_a_b(files)[1], *files[2:]), strict=True):
+                if not alike(a, other, self._resize):
+                    unlike.append(f"{files[0]} is {pixels(*a)}, {file} is {pixels(*other)}")
+                    break
+            else:
+                if self._resize == "none" and a != self._size:
+                    wrong.append(f"{files[0]}: {pixels(*a)}")
         what = "size" if self._resize == "none" else "proportions"
         self._tell(
             [
@@ -183,14 +259,12 @@ class FilePairs:
             ]
         )
 
-    def _refuse_suspects(self, shapes: Mapping[Path, Shape]) -> None:
+    def _refuse_suspects(self, shapes: Mapping[Files, tuple[Shape, Shape]]) -> None:
         """Whether a conversion loses something is in the pixels: look at the first few pairs that need one."""
         if self._told is not None:
             return
         needing = (
-            files
-            for files in self.files
-            if [shape[2] for shape in self._as_x_y(*self.shapes_of(files, shapes))] != self._channels
+            files for files in self.files if [shape[2] for shape in self._as_x_y(*shapes[files])] != self._channels
         )
         faults = []
         for files, _ in zip(needing, range(FEW), strict=False):
@@ -199,6 +273,15 @@ class FilePairs:
             except UserError as error:
                 faults.append(str(error))
         raise_any(faults)
+
+
+def _a_b(files: Files) -> tuple[Path, Path]:
+    """The files of A and B, of which one may hold both."""
+    return files[0], files[min(1, len(files) - 1)]
+
+
+def _one_hot(labels: Labels | None) -> str | None:
+    return "one-hot" if labels and labels.encoding == "one-hot" else None
 
 
 def _range(given: Range | None, dtype: str, name: str, file: Path) -> Range:

@@ -5,7 +5,9 @@ said in PARAMETERS and EXPECTED_FAILURES.
 """
 
 import importlib.util
+import json
 import os
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,6 +20,7 @@ PARAMETERS = {  # plugin -> component -> what it is checked with
     "datasets": {
         "folders": {"inputs": "inputs", "targets": "targets"},
         "side-by-side": {"root": "pairs"},
+        "manifest": {"file": "pairs.jsonl"},
     },
     "earth": {"earth": {"size": 64, "stride": 256}},
     "losses": {"ms-ssim": {"scales": 2}},
@@ -43,6 +46,11 @@ def files(tmp_path_factory):
             for number in range(count):
                 pixels = draw.integers(0, 256, (32, width, 3), dtype=np.uint8)
                 Image.fromarray(pixels).save(folder / name / split / f"{number}.png")
+    with (folder / "pairs.jsonl").open("w") as lines:
+        for path in sorted((folder / "inputs").rglob("*.png")):
+            x = path.relative_to(folder)
+            line = {"x": str(x), "y": str(Path("targets", *x.parts[1:])), "split": x.parts[1]}
+            lines.write(json.dumps(line) + "\n")
     os.chdir(folder)
     yield
     os.chdir(before)
