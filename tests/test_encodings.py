@@ -1,6 +1,10 @@
 """Lightness and colour instead of RGB: the conversion, and that people and metrics see RGB."""
 
+import base64
+import io
 import json
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -100,11 +104,8 @@ def model_of(G):
     return Model(G, header, torch.device("cpu"))
 
 
-@pytest.mark.parametrize("mode", ["paper", "eval"])
-@pytest.mark.parametrize("tile", [None, 16])
+@pytest.mark.parametrize(("mode", "tile"), [("paper", None), ("eval", None), ("eval", 16)])
 def test_a_photo_keeps_its_lightness(mode, tile):
-    if tile and mode == "paper":
-        pytest.skip("tiles are for eval")
     photo = some_photo(30, 50)
     grey = model_of(Colourless()).translate(photo, test_mode=mode, tile=tile)
     assert grey.shape == photo.shape
@@ -188,7 +189,36 @@ def test_metrics_see_what_people_see(run, tmp_path):
 
 
 def test_pictures_of_a_run_are_in_colour(run):
-    picture = np.asarray(Image.open(run / "samples" / "test.png").convert("RGB"))[:256].astype(int)
-    x, y = picture[:, :256], picture[:, 520:776]
-    assert np.ptp(x, axis=2).max() <= 1
-    assert np.abs(y[4::8, 4::8] - np.asarray(Image.open("photos/test/0.png"))).max() <= 1
+    for name, photo in (("test", "test/0"), ("images-00000004", "val/0")):
+        picture = np.asarray(Image.open(run / "samples" / f"{name}.png").convert("RGB"))[:256].astype(int)
+        x, y = picture[:, :256], picture[:, 520:776]
+        assert np.ptp(x, axis=2).max() <= 1
+        assert np.abs(y[4::8, 4::8] - np.asarray(Image.open(f"photos/{photo}.png"))).max() <= 1
+
+
+def pictures(page):
+    """Those that an HTML page holds, (H, W, 3)."""
+    found = re.findall(r"data:image/\w+;base64,([A-Za-z0-9+/=]+)", page.read_text())
+    opened = (Image.open(io.BytesIO(base64.b64decode(each))) for each in found)
+    return [np.asarray(picture.convert("RGB")).astype(int) for picture in opened]
+
+
+def test_pages_show_colours_too(run):
+    """The report's best and worst, and the doctor's suspicious pairs."""
+    photo = np.asarray(Image.open("photos/test/0.png")).astype(int)
+    shown = [each for each in pictures(run / "report.html") if each.shape == photo.shape]
+    assert min(np.abs(each - photo).mean() for each in shown) < 12, "up to what lossy WebP loses"
+    Image.open("photos/test/0.png").save("photos/train/leaked.png")
+    result = CliRunner().invoke(main, ["data", "check", "tiny.toml", "--profile", "laptop", "-o", "faults.html"])
+    assert result.exit_code == 2, result.output
+    shown = pictures(Path("faults.html"))
+    assert any(np.ptp(each, axis=2).max() > 50 for each in shown)
+    assert any(np.ptp(each, axis=2).max() <= 1 for each in shown)
+
+
+def test_a_preview_shows_grey_and_colour(run, tmp_path):
+    arguments = ["data", "preview", "tiny.toml", "--profile", "laptop", "--split", "val", "-o", "pairs.png"]
+    assert CliRunner().invoke(main, arguments).exit_code == 0
+    picture = np.asarray(Image.open("pairs.png")).astype(int)
+    assert np.ptp(picture[:256, :256], axis=2).max() <= 1
+    assert np.abs(picture[4:256:8, 264::8] - np.asarray(Image.open("photos/val/0.png"))).max() <= 1

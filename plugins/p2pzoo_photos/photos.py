@@ -59,7 +59,9 @@ class Photos:
         """`beside`: other folders, that have a file of the same name for each photo."""
         found = find_pairs(Path(root), *beside, nested=True)
         dealt = deal(found, str(root), fractions, split_seed)
-        self._photos = list(or_stand_in(dealt, split, str(root)).items())[:max_pairs]
+        photos = list(or_stand_in(dealt, split, str(root)).items())[:max_pairs]
+        self._ids = [id for id, _ in photos]
+        self.files = [files for _, files in photos]
         self._size, self._resize = size, resize
 
     def pair_of(self, id: str, photo: np.ndarray, files: Files) -> tuple[np.ndarray, np.ndarray]:
@@ -67,10 +69,10 @@ class Photos:
         raise NotImplementedError
 
     def __len__(self) -> int:
-        return len(self._photos)
+        return len(self._ids)
 
     def __getitem__(self, index: int) -> Pair:
-        id, files = self._photos[operator.index(index)]
+        id, files = self._ids[operator.index(index)], self.files[index]
         return Pair(id, *self.pair_of(id, self.image(files[0], 3), files))
 
     def image(self, path: Path, channels: int) -> np.ndarray:
@@ -85,11 +87,6 @@ class Photos:
             return fitted(with_channels(image, channels), self._size, self._resize)
         except ValueError as error:
             raise UserError(f"{path}: {error}") from None
-
-    @property
-    def files(self) -> list[Files]:
-        """Of each pair, what it is made of."""
-        return [files for _, files in self._photos]
 
     @property
     def fingerprint(self) -> str:
