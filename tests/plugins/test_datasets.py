@@ -128,6 +128,7 @@ def test_registers_its_datasets_by_lazy_names():
     assert seen == {
         "folders": "p2pzoo_datasets.folders:Folders",
         "side-by-side": "p2pzoo_datasets.folders:SideBySide",
+        "manifest": "p2pzoo_datasets.manifest:Manifest",
         "cityscapes": "p2pzoo_datasets.cityscapes:Cityscapes",
         "facades": "p2pzoo_datasets.published:Facades",
         "maps": "p2pzoo_datasets.published:Maps",
