@@ -17,6 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from p2pzoo.data import Store, single_batches
+from p2pzoo.encodings import Encodings
 from p2pzoo.errors import UserError
 from p2pzoo.experiment import Experiment, check
 from p2pzoo.files import write_text
@@ -62,8 +63,9 @@ def write_study(
         chosen = range(0, len(store), -(-len(store) // MOST))
         pairs = []
         for batch in single_batches(store, chosen):
-            y_hat = translate(G, batch.x, experiment.evaluate.test_mode)[0]
-            pair = {"id": batch.ids[0], "real": _save(out, batch.y[0]), "fake": _save(out, y_hat)}
+            y_hat = translate(G, batch.x, experiment.evaluate.test_mode)
+            _, real, fake = Encodings.of(store.dataset).seen(batch.x, batch.y, y_hat)
+            pair = {"id": batch.ids[0], "real": _save(out, real[0]), "fake": _save(out, fake[0])}
             written |= {Path(pair["real"]).name, Path(pair["fake"]).name}
             pairs.append(pair)
         algorithms.append({"label": label, "pairs": pairs})

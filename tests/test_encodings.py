@@ -4,6 +4,7 @@ import base64
 import io
 import json
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -214,6 +215,15 @@ def test_pages_show_colours_too(run):
     shown = pictures(Path("faults.html"))
     assert any(np.ptp(each, axis=2).max() > 50 for each in shown)
     assert any(np.ptp(each, axis=2).max() <= 1 for each in shown)
+
+
+def test_people_judge_colours_in_a_study(run, tmp_path):
+    for number in range(2, 50):
+        shutil.copy("photos/test/0.png", f"photos/test/{number}.png")
+    result = CliRunner().invoke(main, ["study", str(run), "-o", "study"])
+    assert result.exit_code == 0, result.output
+    shown = [np.asarray(Image.open(file).convert("RGB")).astype(int) for file in Path("study/images").glob("*.png")]
+    assert sum(np.ptp(picture, axis=2).max() > 50 for picture in shown) >= 2, "two different photos"
 
 
 def test_a_preview_shows_grey_and_colour(run, tmp_path):
