@@ -32,6 +32,7 @@ def test_translate_folder_compares_three_and_says_how_far_their_pixels_differ(tm
     assert result["contestants"]["bf16"]["difference"]["mean"] > 0, "another precision"
 
 
+@pytest.mark.slow
 def test_data_loading_compares_every_place_of_the_store_with_the_classic_path(tmp_path):
     small = ["--pairs", 4, "--size", 32, "--rounds", 2]
     done = run("data_loading", *small, "-o", tmp_path / "result.json")
@@ -68,6 +69,7 @@ def test_drift_reports_ours_beside_a_harmless_reordering(tmp_path):
     assert "| p2pzoo |" in run("drift", "--size", 64, "--width", 4, "--steps", 1).stdout
 
 
+@pytest.mark.slow
 def test_train_step_compares_both_and_says_at_what_scale(tmp_path):
     small = ["--size", 32, "--width", 4, "--batch", 2, "--rounds", 1, "--steps", 1, "--without", "lowering"]
     done = run("train_step", *small, "-o", tmp_path / "result.json")
@@ -113,6 +115,7 @@ def test_row_seconds_tells_what_every_row_of_the_tables_costs(tmp_path):
         assert recipe.removeprefix("zoo:").removesuffix(".toml") in done.stdout
 
 
+@pytest.mark.slow
 def test_scaling_fits_a_slope_to_every_series_and_plots_it(tmp_path):
     done = run("scaling", "--quick", "--series", "pairs", "--series", "batch", "-o", tmp_path / "result.json")
     assert done.returncode == 0, done.stderr

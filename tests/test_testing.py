@@ -293,8 +293,8 @@ class TestDatasets:
         cut = batches.TrainBatches._augmented
 
         def apart(self, sample):
-            pair = cut(self, sample)
-            return Pair(pair.id, pair.x, cut(self, sample + 1).y, pair.labels)
+            (pair, flipped), (other, _) = cut(self, sample), cut(self, sample + 1)
+            return Pair(pair.id, pair.x, other.y, pair.labels), flipped
 
         monkeypatch.setattr(batches.TrainBatches, "_augmented", apart)
         assert fails("dataset", Drawings, "aligned") == "x and y show different places"
