@@ -327,7 +327,7 @@ class TestNewcomer:
     def walked(self, clean, tmp_path_factory):
         folder = tmp_path_factory.mktemp("empty")
         page = (REPOSITORY / "README.md").read_text("utf-8")
-        section = page[page.index("## Your own images") : page.index("## Recipes and profiles")]
+        section = page[page.index("## Your own images") : page.index("## The paper's data")]
         [recipe] = re.findall("```toml\n(.*?)```", section, re.DOTALL)
         [commands] = re.findall("```sh\n(.*?)```", section, re.DOTALL)
         [python] = re.findall("```python\n(.*?)```", section, re.DOTALL)
