@@ -5,10 +5,12 @@ import pickle
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
 from p2pzoo_pix2pix.generators import UNet
+from PIL import Image
 from safetensors.torch import save_file
 from torch import nn
 
@@ -311,6 +313,18 @@ def test_export_writes_what_was_imported_to_the_bit(name, zoo, imported):
     after = torch.load("back.pth", weights_only=True)
     assert after.keys() == before.keys()
     assert all(torch.equal(after[key], before[key]) and after[key].dtype == before[key].dtype for key in before)
+
+
+def test_an_imported_generator_translates_images_as_its_code_does(zoo, imported):
+    theirs = randomised(UnetGenerator(3, 3, 6, 2, dropout=True))
+    file, _ = imported(theirs.state_dict(), "--test-mode", "eval")
+    photo = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
+    Image.fromarray(photo).save("photo.png")
+    result = zoo("translate", file, "photo.png", "-o", "out.png", "--device", "cpu")
+    assert result.exit_code == 0, result.output
+    x = torch.from_numpy(photo).permute(2, 0, 1)[None] / 127.5 - 1
+    expected = ((translate(theirs, x, "eval")[0] + 1) * 127.5).permute(1, 2, 0).numpy()
+    assert np.abs(np.asarray(Image.open("out.png")) - expected).max() < 0.51
 
 
 @pytest.mark.parametrize(

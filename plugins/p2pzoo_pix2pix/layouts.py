@@ -106,8 +106,6 @@ def _read_unet(block: Any, tensors: Mapping[str, Tensor], given: Mapping[str, An
     elif params.setdefault("noise", "dropout") == "dropout" and "dropout" not in params:
         params["dropout"] = "pytorch"
         notes.append("trained with dropout, as is that code's habit in pix2pix; trained without: -s noise=none")
-    if params["norm"] == "none" and "norm" not in given:
-        notes.append("no norm")
     side = max(32, 2**depth)
     return Reading(params, first.shape[1], last.shape[1], (side, side), tuple(notes))
 
