@@ -478,10 +478,17 @@ def refused(zoo, *options):
     return result.output
 
 
-@pytest.mark.parametrize("protocol", [None, 0, 2, 4])
+def test_files_of_torch_before_1_6_are_read(zoo):
+    theirs = randomised(ResnetGenerator(3, 3, 6, 2))
+    torch.save(theirs.state_dict(), "their.pth", _use_new_zipfile_serialization=False)
+    assert zoo("import", "their.pth", "-o", "model.safetensors").exit_code == 0
+    same_bits(theirs, Path("model.safetensors"), image(32))
+
+
+@pytest.mark.parametrize("protocol", ["zip", "torch before 1.6", 0, 2, 4])
 def test_a_pickle_that_wants_to_run_code_is_refused_by_name(protocol, zoo):
-    if protocol is None:
-        torch.save({"weight": Hostile()}, "their.pth")
+    if isinstance(protocol, str):
+        torch.save({"weight": Hostile()}, "their.pth", _use_new_zipfile_serialization=protocol == "zip")
     else:
         with open("their.pth", "wb") as file:
             pickle.dump(Hostile(), file, protocol=protocol)
@@ -498,8 +505,9 @@ def test_a_whole_network_as_a_pickle_is_refused_with_how_to_save_its_weights(zoo
     assert "state_dict()" in said
 
 
-def test_a_truncated_file_is_no_whole_one_wherever_it_ends(zoo):
-    torch.save(UnetGenerator(3, 3, 6, 1).state_dict(), "whole.pth")
+@pytest.mark.parametrize("zipped", [True, False], ids=["zip", "torch before 1.6"])
+def test_a_truncated_file_is_no_whole_one_wherever_it_ends(zipped, zoo):
+    torch.save(UnetGenerator(3, 3, 6, 1).state_dict(), "whole.pth", _use_new_zipfile_serialization=zipped)
     with open("whole.pth", "rb") as file:
         whole = file.read()
     for length in (0, 1, 10, 100, len(whole) // 2, len(whole) - 1):
