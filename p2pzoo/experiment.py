@@ -111,8 +111,9 @@ class Experiment:
             tree[name] = component.identity() if component else None
         if self.augmentations:  # a list, as their order matters
             tree["augmentations"] = [{"name": name, **each.identity()} for name, each in self.augmentations.items()]
-        if self.init.generator:
-            tree["init"]["generator"] = hashlib.sha256(self.init.generator.read_bytes()).hexdigest()
+        for name in ("generator", "discriminator"):
+            if file := getattr(self.init, name):
+                tree["init"][name] = hashlib.sha256(file.read_bytes()).hexdigest()
         if self.continued_from:
             tree["continued_from"] = self.continued_from
         return tree
@@ -204,8 +205,10 @@ class _Checker:
         init = settings["init"]
         if init and init.gain != Init.gain and init.weights in ("kaiming", "own"):
             self.fault(("init", "gain"), f'gain = {init.gain}: weights = "{init.weights}" has none')
-        if init and init.generator and not init.generator.is_file():
-            self.fault(("init", "generator"), f'generator = "{init.generator}": no such file')
+        for name in ("generator", "discriminator"):
+            file = getattr(init, name, None)
+            if file and not file.is_file():
+                self.fault(("init", name), f'{name} = "{file}": no such file')
 
         self.game(settings)
         compute = settings["compute"]

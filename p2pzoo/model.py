@@ -339,11 +339,15 @@ def load(path: str | Path, *, device: str = "auto", precision: str = "fp32") -> 
 
     precision: "fp32" or "bf16", see Model; ValueError for another.
     """
-    file = Path(path)
-    if file.is_dir():
-        if not (file / "model.safetensors").is_file():
-            found = "a run that has not finished training" if (file / "status.json").exists() else "no run folder"
-            raise UserError(f"{file}: {found}; give a finished run or a model.safetensors")
-        file = file / "model.safetensors"
-    G, header = load_model(file, registry())
+    G, header = load_model(model_file(Path(path)), registry())
     return Model(G, header, torch.device(pick_device(device)), precision)
+
+
+def model_file(path: Path) -> Path:
+    """Of a run folder, or itself. Raises UserError for another folder."""
+    if not path.is_dir():
+        return path
+    if not (path / "model.safetensors").is_file():
+        found = "a run that has not finished training" if (path / "status.json").exists() else "no run folder"
+        raise UserError(f"{path}: {found}; give a finished run or a model.safetensors")
+    return path / "model.safetensors"

@@ -137,7 +137,11 @@ def make_discriminator(experiment: Experiment, channels: tuple[int, int], size: 
     with chance.torch_seed(chance.key(experiment.seed, "init", "discriminator")):
         D = build(experiment.discriminator, channels, size)
     initialise(D, experiment.init, chance.key(experiment.seed, "init", "discriminator"))
-    give_own_weights(D, experiment.discriminator, chance.key(experiment.seed, "init", "discriminator", "own"))
+    if experiment.init.discriminator:
+        tensors, _ = load_tensors(experiment.init.discriminator)
+        load_into(D, tensors, str(experiment.init.discriminator))
+    else:
+        give_own_weights(D, experiment.discriminator, chance.key(experiment.seed, "init", "discriminator", "own"))
     if experiment.train.spectral_norm in ("discriminator", "both"):
         _normalise(D, experiment.discriminator, chance.key(experiment.seed, "init", "discriminator", "spectral"))
     return D
@@ -195,19 +199,21 @@ def load_model(path: Path, registry: Registry) -> tuple[nn.Module, dict[str, Any
     return rebuild(tensors, header, path, registry), header
 
 
-def rebuild(tensors: Mapping[str, Tensor], header: Mapping[str, Any], path: Path, registry: Registry) -> nn.Module:
-    """G from what its file at `path` holds."""
+def rebuild(
+    tensors: Mapping[str, Tensor], header: Mapping[str, Any], path: Path, registry: Registry, kind: str = "generator"
+) -> nn.Module:
+    """G, or the network of another kind, from what its file at `path` holds."""
     try:
-        use, given = header["generator"]["use"], header["generator"]["params"]
+        use, given = header[kind]["use"], header[kind]["params"]
         channels, size = (header["in_channels"], header["out_channels"]), tuple(header["size"])
     except (KeyError, TypeError):
-        raise Damaged(f"{path}: holds no generator; give a run's model.safetensors") from None
-    entry = registry.get("generator", use)
+        raise Damaged(f"{path}: holds no {kind}; give a run's model.safetensors") from None
+    entry = registry.get(kind, use)
     factory = entry.load()
     try:
         values = params.check(factory, {name: value for name, value in given.items() if value is not None})
     except (params.Faults, TypeError) as error:
-        raise UserError(f"{path}: its generator '{use}' {error}") from None
+        raise UserError(f"{path}: its {kind} '{use}' {error}") from None
     component = Component(entry, factory, values)
     with torch.device("meta"):
         G = build(component, channels, size)

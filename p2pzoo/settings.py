@@ -179,11 +179,13 @@ class Init:
     gain           standard deviation of "normal" (0.02 in the paper), gain of "xavier" and "orthogonal"; others: none
     generator      start G from a model.safetensors instead: its own (fine-tuning), or that of a smaller generator which
                    it says it can grow from
+    discriminator  start D from a file that `p2pzoo import` made
     """
 
     weights: Literal["normal", "xavier", "kaiming", "orthogonal", "own"] = "normal"
     gain: Annotated[float, Field(gt=0, le=10)] = 0.02
     generator: Path | None = None
+    discriminator: Annotated[Path | None, Later] = None
 
 
 @dataclass(frozen=True, kw_only=True)

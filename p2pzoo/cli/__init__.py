@@ -30,6 +30,8 @@ COMMANDS = {  # name: (module, summary); the summary is here so that --help impo
     "study-analyze": ("p2pzoo.cli.study", "Say how often people were fooled."),
     "tune": ("p2pzoo.cli.tune", "Find faster kernels for a recipe's convolutions."),
     "translate": ("p2pzoo.cli.translate", "Translate images with a trained model."),
+    "import": ("p2pzoo.cli.exchange", "Bring weights that other code trained."),
+    "export": ("p2pzoo.cli.exchange", "Write a model for other code to use."),
     "data": ("p2pzoo.cli.data", "Look at a dataset; convert between layouts."),
     "list": ("p2pzoo.cli.catalogue", "List the components that recipes can name."),
     "show": ("p2pzoo.cli.catalogue", "Show one component: parameters, counts, sizes."),

@@ -79,22 +79,13 @@ def plugins_command(as_json: bool) -> None:
 def show_command(kind: str, name: str, overrides: tuple[str, ...], as_json: bool) -> None:
     """Show one component: its parameters and, for networks, counts and sizes at 3 -> 3 channels and 256 px."""
     import inspect
-    import tomllib
 
     from p2pzoo import params
     from p2pzoo.plugins import registry
 
     entry = registry().get(kind, name)
     factory = entry.load()
-    table = {}
-    for text in overrides:
-        key, equals, value = text.partition("=")
-        if not equals:
-            raise UserError(f"-s {text}: write -s param=value, as in -s width=32")
-        try:
-            table[key.strip()] = tomllib.loads(f"v = {value}")["v"]
-        except tomllib.TOMLDecodeError:
-            table[key.strip()] = value
+    table = parameters(overrides)
     values: dict[str, Any] | None = None
     try:
         values = params.check(factory, table)
@@ -165,3 +156,19 @@ def _print_table(header: list[str], rows: list[list[str]]) -> None:
     if not console.is_terminal:
         console.width = PIPE_WIDTH  # whoever reads a pipe wants one line a row
     console.print(table)
+
+
+def parameters(overrides: tuple[str, ...]) -> dict[str, Any]:
+    """What `-s PARAM=VALUE` gives. Raises UserError."""
+    import tomllib
+
+    table = {}
+    for text in overrides:
+        key, equals, value = text.partition("=")
+        if not equals:
+            raise UserError(f"-s {text}: write -s param=value, as in -s width=32")
+        try:
+            table[key.strip()] = tomllib.loads(f"v = {value}")["v"]
+        except tomllib.TOMLDecodeError:
+            table[key.strip()] = value
+    return table

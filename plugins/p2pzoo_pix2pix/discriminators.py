@@ -13,6 +13,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from p2pzoo_pix2pix import layouts
 from p2pzoo_pix2pix.layers import Bias, Norm, has_bias, make_norm
 
 Width = Annotated[int, Field(ge=1)]
@@ -140,6 +141,8 @@ class PixelDiscriminator(ConvDiscriminator):
     Arguments and errors are those of ConvDiscriminator.
     """
 
+    layouts = (layouts.REFERENCE_PIXEL,)
+
     def __init__(
         self,
         in_channels: int,
@@ -177,6 +180,8 @@ class PatchDiscriminator(ConvDiscriminator):
     Further arguments and errors are those of ConvDiscriminator.
     """
 
+    layouts = (layouts.REFERENCE_PATCH, layouts.MMAGIC_PATCH)
+
     def __init__(
         self,
         in_channels: int,
@@ -209,6 +214,8 @@ class ImageDiscriminator(ConvDiscriminator):
     At 256×256 its 6×6 logits see the image with the zeros around it. Arguments and errors are those of
     ConvDiscriminator; images have 96 px at least.
     """
+
+    layouts = (layouts.REFERENCE_IMAGE, layouts.MMAGIC_IMAGE)
 
     def __init__(
         self,

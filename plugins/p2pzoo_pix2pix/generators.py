@@ -13,6 +13,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from p2pzoo.contracts import Later
+from p2pzoo_pix2pix import layouts
 from p2pzoo_pix2pix.layers import Bias, Norm, has_bias, make_bottleneck_norm, make_norm
 
 Noise = Literal["dropout", "gaussian", "none"]
@@ -142,16 +143,52 @@ class EncoderDecoder(nn.Module):
 class UNet(EncoderDecoder):
     """The encoder-decoder with skips: the output of each encoder layer is concatenated to that of its mirror.
 
-    The decoder's half comes first, as in models.lua; the PyTorch code puts the encoder's first, so its weights fit
-    once the halves of each transposed convolution's input channels are swapped. The paper's list for the U-Net
-    decoder, CD512-CD1024-CD1024-C1024-C1024-C512-C256-C128, counts these joined inputs: the layers give out as
-    many channels as the encoder-decoder's. Parameters, shapes and errors are those of EncoderDecoder.
+    The paper's list for the U-Net decoder, CD512-CD1024-CD1024-C1024-C1024-C512-C256-C128, counts these joined inputs:
+    the layers give out as many channels as the encoder-decoder's. Parameters, shapes and errors are those of
+    EncoderDecoder, and:
+
+    Args:
+        skip_first: which half of a join comes first: the decoder's, as in models.lua, or the encoder's, as in the
+            PyTorch code. The same function, once the halves of each transposed convolution's input channels are
+            swapped, but its sums are taken in another order: imported weights give the same bits only with theirs.
     """
 
     join_factor = 2
+    layouts = (layouts.REFERENCE_UNET, layouts.MMAGIC_UNET)
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        size: tuple[int, int],
+        *,
+        width: Annotated[int, Field(ge=1)] = 64,
+        depth: Annotated[int, Field(ge=2)] | None = None,
+        norm: Norm = "batch",
+        bottleneck_norm: bool = False,
+        bias: Bias = "pytorch",
+        noise: Noise = "dropout",
+        dropout: DropoutPlaces | None = None,
+        upsample: Annotated[Upsample, Later] = "transpose",
+        skip_first: Annotated[bool, Later] = False,
+    ) -> None:
+        super().__init__(
+            in_channels,
+            out_channels,
+            size,
+            width=width,
+            depth=depth,
+            norm=norm,
+            bottleneck_norm=bottleneck_norm,
+            bias=bias,
+            noise=noise,
+            dropout=dropout,
+            upsample=upsample,
+        )
+        self.skip_first = skip_first
 
     def join(self, d: Tensor, e: Tensor) -> Tensor:
-        return torch.cat([d, e], dim=1)
+        return torch.cat([e, d] if self.skip_first else [d, e], dim=1)
 
 
 def _down(entering: int, leaving: int, bias: bool) -> nn.Conv2d:

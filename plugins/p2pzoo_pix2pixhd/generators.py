@@ -18,6 +18,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from p2pzoo_pix2pixhd import layouts
 from p2pzoo_pix2pixhd.boundaries import with_boundaries
 
 Count = Annotated[int, Field(ge=1)]
@@ -39,6 +40,8 @@ class GlobalGenerator(nn.Module):
     Raises:
         ValueError: a size, here or in forward, that does not fit.
     """
+
+    layouts = (layouts.GLOBAL_GENERATOR,)
 
     def __init__(
         self,

@@ -10,6 +10,8 @@ from typing import Annotated, Literal
 from pydantic import Field
 from torch import Tensor, nn
 
+from p2pzoo_resnet import layouts
+
 Norm = Literal["instance", "batch", "none"]
 Upsample = Literal["transpose", "resize-conv"]
 Padding = Literal["reflect", "zeros"]
@@ -92,12 +94,14 @@ class ResNet6(ResNet):
     """6 residual blocks, CycleGAN's for 128×128 images. Shapes, arguments and errors are those of ResNet."""
 
     blocks = 6
+    layouts = (layouts.reference(6),)
 
 
 class ResNet9(ResNet):
     """9 residual blocks, CycleGAN's from 256×256 up. Shapes, arguments and errors are those of ResNet."""
 
     blocks = 9
+    layouts = (layouts.reference(9),)
 
 
 class ResidualBlock(nn.Module):
