@@ -399,10 +399,11 @@ Run.append = full
         """
 from p2pzoo.data.store import Store
 from p2pzoo.errors import UserError
-checked = Store._checked
+checked, seen = Store._checked, []
 
 def broken(self, pair):
-    if os.environ["RANK"] == "1" and len(self._kept) == 4:
+    seen.append(pair.id)
+    if os.environ["RANK"] == "1" and len(seen) > 4:
         raise UserError("photo.png: cut short")
     return checked(self, pair)
 
