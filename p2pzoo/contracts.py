@@ -487,3 +487,13 @@ class Callback:
 
     def finish(self, metrics: Mapping[str, float]) -> None:
         """The run is complete and evaluated."""
+
+
+class Model(Protocol):
+    """A function without arguments: where a trained generator lies, for `zoo:NAME` in place of a run folder.
+
+    That is a folder of the plugin as `p2pzoo card RUN -o DIR` makes it: model.safetensors, recipe.toml, and README.md,
+    the model card that says what it was trained on and under which licences.
+    """
+
+    def __call__(self) -> Path: ...

@@ -64,3 +64,8 @@ def register_metrics(register: Callable[..., None]) -> None:
 @hookspec
 def register_callbacks(register: Callable[..., None]) -> None:
     """Onlookers of a run: trackers, uploaders. They watch and change nothing."""
+
+
+@hookspec
+def register_models(register: Callable[..., None]) -> None:
+    """Generators that are trained already and travel with the plugin: `zoo:NAME` where a command takes a model."""

@@ -335,7 +335,8 @@ def reflected(images: Tensor, divisor: int) -> Tensor:
 
 
 def load(path: str | Path, *, device: str = "auto", precision: str = "fp32") -> Model:
-    """The model of a run folder or a model.safetensors. Raises UserError if there is none, or it is damaged.
+    """The model of a run folder, a model.safetensors, or of a plugin: "zoo:NAME". Raises UserError if there is none,
+    or it is damaged.
 
     precision: "fp32" or "bf16", see Model; ValueError for another.
     """
@@ -343,8 +344,15 @@ def load(path: str | Path, *, device: str = "auto", precision: str = "fp32") -> 
     return Model(G, header, torch.device(pick_device(device)), precision)
 
 
+def located(path: Path) -> Path:
+    """The folder that `zoo:NAME` means, a model that travels with a plugin; else the path itself. Raises UserError."""
+    zoo, name = str(path).partition(":")[::2]
+    return Path(registry().get("model", name).load()()) if zoo == "zoo" else path
+
+
 def model_file(path: Path) -> Path:
-    """Of a run folder, or itself. Raises UserError for another folder."""
+    """Of a run folder or `zoo:NAME`, or the path itself. Raises UserError for another folder."""
+    path = located(path)
     if not path.is_dir():
         return path
     if not (path / "model.safetensors").is_file():

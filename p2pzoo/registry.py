@@ -10,7 +10,7 @@ from typing import Any
 
 from p2pzoo.errors import UserError
 
-KINDS = ("generator", "discriminator", "gan_loss", "loss", "augmentation", "dataset", "metric", "callback")
+KINDS = ("generator", "discriminator", "gan_loss", "loss", "augmentation", "dataset", "metric", "callback", "model")
 
 
 @dataclass(frozen=True)

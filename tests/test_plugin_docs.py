@@ -3,6 +3,7 @@
 import ast
 import inspect
 import re
+import shutil
 import tomllib
 from pathlib import Path
 
@@ -48,16 +49,28 @@ def test_the_example_of_each_kind_fits_a_screen(kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_example_of_each_kind_works_and_keeps_its_promises(kind, install, tmp_path):
+def test_the_example_of_each_kind_works_and_keeps_its_promises(kind, install, tmp_path, run):
     [hook, module] = EXAMPLES[kind].items()
     assert hook[0] == "my_zoo/__init__.py"
     assert f"def {hook_name(kind)}(" in hook[1]
     install("my_zoo", hook[1].replace("my_zoo.", "my_zoo_"))
     (tmp_path / "site" / module[0].replace("/", "_")).write_text(module[1])
+    if kind == "model":  # what it says lies beside its module
+        carried(run, tmp_path, tmp_path / "site" / "facades")
     findings = {str(trial): trial.run() for trial in trials_of("my_zoo")}
     assert {kind} == {name.partition(".")[0] for name in findings}
     assert {name: found.told for name, found in findings.items() if found.status == "fail"} == {}
     assert any(found.status == "pass" for found in findings.values())
+
+
+def carried(run, runs, folder):
+    """A folder as a model's is, of a run that is trained for it."""
+    run(runs)
+    [trained] = runs.glob("tiny/*")
+    folder.mkdir()
+    for name in ("model.safetensors", "recipe.toml"):
+        shutil.copy(trained / name, folder / name)
+    (folder / "README.md").write_text("---\nlicense: mit\n---\n# Facades\n", "utf-8")
 
 
 def test_a_generator_costs_at_most_five_lines_of_pyproject_and_three_of_hook():

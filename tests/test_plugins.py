@@ -2,11 +2,15 @@
 
 import ast
 import inspect
+import json
+import shutil
 import sys
 from importlib.metadata import EntryPoint
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 import p2pzoo
 from p2pzoo import hookspecs
@@ -130,3 +134,36 @@ def test_the_core_imports_no_plugin():
             names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
             names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
             assert not [name for name in names if name.startswith("p2pzoo_")], file
+
+
+READY = """
+import p2pzoo
+from pathlib import Path
+
+@p2pzoo.hookimpl
+def register_models(register):
+    register("ready", where, summary="One that is trained", paper="none")
+
+def where() -> Path:
+    return Path(__file__).parent / "ready"
+"""
+
+
+def test_a_model_of_a_plugin_is_found_by_its_name_wherever_a_model_is_asked_for(install, run, zoo, tmp_path):
+    install("carrier", READY)
+    run(tmp_path / "runs")
+    [trained] = (tmp_path / "runs").glob("tiny/*")
+    ready = tmp_path / "site" / "ready"
+    ready.mkdir()
+    shutil.copy(trained / "model.safetensors", ready)
+    tile = tmp_path / "tile.png"
+    Image.new("RGB", (64, 64), (66, 133, 214)).save(tile)
+    zoo("translate", "zoo:ready", tile, "-o", tmp_path / "named.png")
+    zoo("translate", trained, tile, "-o", tmp_path / "run.png")
+    assert np.array_equal(*(np.asarray(Image.open(tmp_path / f"{name}.png")) for name in ("named", "run")))
+    assert p2pzoo.load("zoo:carrier:ready").run == p2pzoo.load(trained).run
+    shown = json.loads(zoo("show", "model", "ready", "--json").output)
+    assert shown["folder"] == str(ready)
+    assert shown["generator"] == "pix2pix:unet"
+    with pytest.raises(UserError, match="no model 'redy': did you mean 'ready'"):
+        p2pzoo.load("zoo:redy")

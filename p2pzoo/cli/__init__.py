@@ -33,7 +33,7 @@ COMMANDS = {  # name: (module, summary); the summary is here so that --help impo
     "import": ("p2pzoo.cli.exchange", "Bring weights that other code trained."),
     "export": ("p2pzoo.cli.exchange", "Write a model for other code to use."),
     "data": ("p2pzoo.cli.data", "Look at a dataset; convert between layouts."),
-    "list": ("p2pzoo.cli.catalogue", "List the components that recipes can name."),
+    "list": ("p2pzoo.cli.catalogue", "List the components that recipes can name, and trained models."),
     "show": ("p2pzoo.cli.catalogue", "Show one component: parameters, counts, sizes."),
     "plugins": ("p2pzoo.cli.catalogue", "List plugins, and why one does not load."),
     "check-plugin": ("p2pzoo.cli.check_plugin", "Check that a plugin's components keep their promises."),

@@ -13,6 +13,7 @@ from p2pzoo.registry import KINDS
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
     from p2pzoo.registry import Entry
 
@@ -32,7 +33,7 @@ def _complete_name(ctx: click.Context, _param: click.Parameter, incomplete: str)
 @click.argument("kind", type=kind_type, required=False)
 @json_option
 def list_command(kind: str | None, as_json: bool) -> None:
-    """List the components that recipes can name, of one KIND or of all."""
+    """List the components that recipes can name, and trained models; of one KIND or of all."""
     from p2pzoo.plugins import plugins, registry
 
     entries = [entry for one in KINDS if kind in (None, one) for entry in registry().of(one)]
@@ -109,17 +110,28 @@ def show_command(kind: str, name: str, overrides: tuple[str, ...], as_json: bool
     }  # fmt: skip
     if kind in ("generator", "discriminator") and values is not None:
         shown |= _measured(entry, factory, values)
+    if kind == "model":
+        shown |= _told_by_its_file(factory())
     if as_json:
         print_json(shown)
         return
     click.echo(f"{kind} {entry.full_name}: {entry.summary}\n{entry.paper}  ({entry.distribution})\n")
     if doc := inspect.getdoc(factory):
         click.echo(doc + "\n")
-    _print_table(
-        ["parameter", "type", "default"],
-        [[p["name"], p["type"], "required" if p["required"] else _default(p["default"])] for p in shown["parameters"]],
-    )
-    for key in ("parameter_count", "multiply_adds", "output_size", "receptive_field"):
+    if shown["parameters"]:
+        rows = [
+            [p["name"], p["type"], "required" if p["required"] else _default(p["default"])] for p in shown["parameters"]
+        ]
+        _print_table(["parameter", "type", "default"], rows)
+    for key in (
+        "generator",
+        "parameter_count",
+        "multiply_adds",
+        "output_size",
+        "receptive_field",
+        "test_mode",
+        "folder",
+    ):
         if shown.get(key) is not None:
             value = f"{shown[key]:,}" if isinstance(shown[key], int) else str(shown[key])
             click.echo(f"{key.replace('_', ' '):<16} {value}")
@@ -133,6 +145,18 @@ def _measured(entry: Entry, factory: Callable[..., Any], values: dict[str, Any])
     found = measures(Component(entry, factory, values), (3, 3), (256, 256))
     told = {"parameter_count": found.parameters, "multiply_adds": found.macs, "output_size": list(found.output)}
     return told | ({"receptive_field": found.receptive_field} if entry.kind == "discriminator" else {})
+
+
+def _told_by_its_file(folder: Path) -> dict[str, Any]:
+    from p2pzoo.checkpoint import load_tensors
+
+    _, header = load_tensors(folder / "model.safetensors")
+    return {
+        "generator": header["generator"]["use"],
+        "output_size": [header["out_channels"], *header["size"]],
+        "test_mode": header["test_mode"],
+        "folder": str(folder),
+    }
 
 
 def _default(value: Any) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from p2pzoo.testing import augmentations, callbacks, data, losses, metrics, networks
+from p2pzoo.testing import augmentations, callbacks, data, losses, metrics, models, networks
 from p2pzoo.testing.kit import Check, Trial, trials
 from p2pzoo.testing.training import check_training
 
@@ -26,6 +26,7 @@ CHECKS: dict[str, tuple[Check, ...]] = {
     ),
     "metric": (metrics.check_batches, metrics.check_order, metrics.check_perfect),
     "callback": (callbacks.check_changes_nothing,),
+    "model": (models.check_translates, models.check_card),
     "augmentation": (
         augmentations.check_shapes, augmentations.check_repeats, augmentations.check_batches,
         augmentations.check_aligned, augmentations.check_gradients, check_training,
