@@ -271,21 +271,23 @@ label = "mine"
 """
 
 
+@pytest.fixture(scope="module")
+def place(wheel, tmp_path_factory):
+    place = Clean(tmp_path_factory.mktemp("author"))
+    place.install(wheel)
+    place.run("p2pzoo", "new-plugin", "their-zoo")
+    place.install(build_wheel(place.folder / "their-zoo", tmp_path_factory.mktemp("theirs")))
+    return place
+
+
+@pytest.fixture(scope="module")
+def recipe(place):
+    return place.folder / "their-zoo/their-zoo.toml"
+
+
 @pytest.mark.slow
 class TestNewPlugin:
     """The package that `p2pzoo new-plugin` writes, installed and used as it is, in an environment of its own."""
-
-    @pytest.fixture(scope="class")
-    def place(self, wheel, tmp_path_factory):
-        place = Clean(tmp_path_factory.mktemp("author"))
-        place.install(wheel)
-        place.run("p2pzoo", "new-plugin", "their-zoo")
-        place.install(build_wheel(place.folder / "their-zoo", tmp_path_factory.mktemp("theirs")))
-        return place
-
-    @pytest.fixture(scope="class")
-    def recipe(self, place):
-        return place.folder / "their-zoo/their-zoo.toml"
 
     def test_its_tests_pass_untouched(self, place):
         told = place.run("python", "-m", "pytest", "-q", "their-zoo").stdout
@@ -319,27 +321,28 @@ class TestNewPlugin:
         assert [line.partition(",")[0] for line in told.splitlines()[1:]] == ["patch70", "mine"]
 
 
+@pytest.fixture(scope="module")
+def walked(clean, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("empty")
+    page = (REPOSITORY / "README.md").read_text("utf-8")
+    section = page[page.index("## Your own images") : page.index("## The paper's data")]
+    [recipe] = re.findall("```toml\n(.*?)```", section, re.DOTALL)
+    [commands] = re.findall("```sh\n(.*?)```", section, re.DOTALL)
+    [python] = re.findall("```python\n(.*?)```", section, re.DOTALL)
+    (folder / "mine.toml").write_text(recipe)
+    commands = commands.replace("run mine.toml", "run mine.toml --profile smoke --device cpu")
+    python = python.replace('"model.safetensors"', "__import__('glob').glob('runs/mine/*/')[0]")
+    path = f"{clean.python.parent}{os.pathsep}{os.environ['PATH']}"
+    environment = {**clean.environment, "PATH": path}
+    call(clean.python, "-c", TILES, cwd=folder, env=environment)
+    call("bash", "-euc", commands, cwd=folder, env=environment)
+    call(clean.python, "-c", python, cwd=folder, env=environment)
+    return folder
+
+
 @pytest.mark.slow
 class TestNewcomer:
     """The README's way from two folders to a translated picture, as it is written, with the wheel alone."""
-
-    @pytest.fixture(scope="class")
-    def walked(self, clean, tmp_path_factory):
-        folder = tmp_path_factory.mktemp("empty")
-        page = (REPOSITORY / "README.md").read_text("utf-8")
-        section = page[page.index("## Your own images") : page.index("## The paper's data")]
-        [recipe] = re.findall("```toml\n(.*?)```", section, re.DOTALL)
-        [commands] = re.findall("```sh\n(.*?)```", section, re.DOTALL)
-        [python] = re.findall("```python\n(.*?)```", section, re.DOTALL)
-        (folder / "mine.toml").write_text(recipe)
-        commands = commands.replace("run mine.toml", "run mine.toml --profile smoke --device cpu")
-        python = python.replace('"model.safetensors"', "__import__('glob').glob('runs/mine/*/')[0]")
-        path = f"{clean.python.parent}{os.pathsep}{os.environ['PATH']}"
-        environment = {**clean.environment, "PATH": path}
-        call(clean.python, "-c", TILES, cwd=folder, env=environment)
-        call("bash", "-euc", commands, cwd=folder, env=environment)
-        call(clean.python, "-c", python, cwd=folder, env=environment)
-        return folder
 
     def test_every_command_leaves_what_it_promises(self, walked):
         assert Image.open(walked / "pairs.png").width >= 2 * 256
