@@ -292,11 +292,17 @@ def compared(name: str) -> str:
     return markdown(doc)
 
 
+def plan() -> str:
+    from plan import ablation, colorization
+
+    return f"{colorization()}\n\n{ablation()}"
+
+
 TABLES: dict[str, Callable[[], str]] = {
     table.__name__: table
     for table in (
         speed, train_step, contributions, translate_folder, data_loading, scaling, drift, startup, coverage,
-        row_seconds, zoo,
+        row_seconds, zoo, plan,
     )
 }  # fmt: skip
 
