@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import click
@@ -60,23 +61,60 @@ def import_command(
 @click.command("export")
 @click.argument("model", type=click.Path(path_type=Path))
 @click.option("--to", required=True, metavar="FORMAT",
-              help="What to write: a layout of other code, such as that of junyanz, mmagic or pix2pixhd.")  # fmt: skip
+              help="onnx or torch-export: the generator as a graph; junyanz, mmagic or pix2pixhd: weights as that code "
+                   "stores them.")  # fmt: skip
 @click.option("-o", "--output", required=True, type=click.Path(path_type=Path), metavar="OUT",
-              help="The file to write, such as latest_net_G.pth.")  # fmt: skip
+              help="The file to write, such as model.onnx, model.pt2 or latest_net_G.pth.")  # fmt: skip
+@click.option("--test-mode", type=click.Choice(["paper", "eval"]),
+              help="Of a graph. paper: the image's own statistics, no dropout, one image at a time; eval: running "
+                   "statistics [default: the model's].")  # fmt: skip
+@click.option("--fp16", "precision", flag_value="fp16", help="Of ONNX: compute in float16, half the size.")
+@click.option("--int8", "precision", flag_value="int8", help="Of ONNX: convolutions in 8 bits, a quarter of the size.")
 @click.option("--force", is_flag=True, help="Overwrite OUT.")
-def export_command(model: Path, to: str, output: Path, force: bool) -> None:
-    """Write MODEL, a run folder or a model.safetensors, for other code to use.
+def export_command(
+    model: Path, to: str, output: Path, test_mode: str | None, precision: str | None, force: bool
+) -> None:
+    """Write MODEL, a run folder, a model.safetensors or zoo:NAME, for other code to use.
 
-    What is not the same there is said.
+    A graph is compared with torch before it is kept, on images of the run's test split where they can be had. What is
+    not the same there is said.
+
+    \b
+    p2pzoo export runs/... --to onnx -o model.onnx
     """
+    from p2pzoo.export import FORMATS
+
+    if to not in FORMATS and (test_mode or precision):
+        raise UserError(f"--to {to}: weights have neither --test-mode nor --fp16 or --int8; those are for graphs")
+    _check_output(output, force)
+    notes = _graph(model, to, output, test_mode, precision) if to in FORMATS else _weights(model, to, output)
+    for note in notes:
+        click.echo(f"note     {note}")
+    click.echo(f"written  {output}, {output.stat().st_size / 1e6:.1f} MB")
+
+
+def _weights(model: Path, to: str, output: Path) -> list[str]:
     from p2pzoo.exchange import export_weights
     from p2pzoo.model import model_file
     from p2pzoo.plugins import registry
 
-    _check_output(output, force)
-    for note in export_weights(model_file(model), to, output, registry()):
-        click.echo(f"note     {note}")
-    click.echo(f"written  {output}")
+    return export_weights(model_file(model), to, output, registry())
+
+
+def _graph(model: Path, to: str, output: Path, test_mode: str | None, precision: str | None) -> Sequence[str]:
+    """Writes it, says what it takes and how near it comes to torch. What is to be noted besides."""
+    from p2pzoo.export import data_of, export
+    from p2pzoo.model import load, model_file
+
+    loaded = load(model, device="cpu")
+    data, without = data_of(model_file(model).parent)
+    exported = export(loaded, output, to, test_mode=test_mode, precision=precision or "fp32", data=data)
+    click.echo(f"takes    x in [-1, 1]: {exported.sides}, {loaded.in_channels} channels; gives {loaded.out_channels}")
+    told = f"differs by at most {exported.difference:.1e} in [-1, 1], {exported.psnr:.0f} dB"
+    click.echo(f"checked  on {exported.shown}: {told}")
+    if precision and exported.psnr_loss is not None:
+        click.echo(f"costs    {exported.psnr_loss:.3f} dB of PSNR to the real images")
+    return [*exported.notes, *([f"no real images to check it on: {without}"] if without else [])]
 
 
 def _check_output(output: Path, force: bool) -> None:
