@@ -24,7 +24,7 @@ from p2pzoo.checkpoint import KEY, load_into, load_tensors, save_model
 from p2pzoo.contracts import Layout, Reading
 from p2pzoo.errors import UserError
 from p2pzoo.experiment import Component
-from p2pzoo.export import FORMATS
+from p2pzoo.export import FORMATS, WEB
 from p2pzoo.files import replacing
 from p2pzoo.networks import build, rebuild
 from p2pzoo.registry import Entry, Registry, nearest
@@ -331,7 +331,7 @@ def export_weights(path: Path, to: str, output: Path, registry: Registry) -> lis
     layouts = {layout.name: layout for layout in getattr(type(network), "layouts", ())}
     use = header[kind]["use"]
     if to not in layouts:
-        names = [*FORMATS, *layout_names(registry)]
+        names = [*FORMATS, WEB, *layout_names(registry)]
         if to not in names:
             raise UserError(f"no format '{to}'{nearest(to, names)}")
         can = f"; it has {', '.join(layouts)}" if layouts else ""

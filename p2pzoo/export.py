@@ -36,6 +36,7 @@ from p2pzoo.recipe import read_recipe
 from p2pzoo.translate import translate
 
 FORMATS = ("onnx", "torch-export")
+WEB = "web"  # a page around the former: web.py
 PRECISIONS = ("fp32", "fp16", "int8")
 MOST = 1e-3  # that values in [-1, 1] may differ by, computed in float32
 LEAST_PSNR = {"fp16": 40.0, "int8": 20.0}  # dB to torch's images: with less the file is no use

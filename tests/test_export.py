@@ -154,7 +154,7 @@ class Fixed(nn.Module):
         self.mix = nn.Linear(in_channels * size[0] * size[1], out_channels * size[0] * size[1])
 
     def forward(self, x):
-        return self.mix(x.flatten(1)).reshape(len(x), -1, *self.sides).tanh()
+        return self.mix(x.flatten(1)).reshape(x.shape[0], -1, *self.sides).tanh()
 
 class Noisy(nn.Module):
     def __init__(self, in_channels, out_channels):

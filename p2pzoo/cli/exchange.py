@@ -61,18 +61,27 @@ def import_command(
 @click.command("export")
 @click.argument("model", type=click.Path(path_type=Path))
 @click.option("--to", required=True, metavar="FORMAT",
-              help="onnx or torch-export: the generator as a graph; junyanz, mmagic or pix2pixhd: weights as that code "
-                   "stores them.")  # fmt: skip
+              help="onnx or torch-export: the generator as a graph; web: a page that runs it in the browser; junyanz, "
+                   "mmagic or pix2pixhd: weights as that code stores them.")  # fmt: skip
 @click.option("-o", "--output", required=True, type=click.Path(path_type=Path), metavar="OUT",
-              help="The file to write, such as model.onnx, model.pt2 or latest_net_G.pth.")  # fmt: skip
+              help="The file to write, such as model.onnx, model.pt2 or latest_net_G.pth; of web a folder or one "
+                   ".html file.")  # fmt: skip
 @click.option("--test-mode", type=click.Choice(["paper", "eval"]),
               help="Of a graph. paper: the image's own statistics, no dropout, one image at a time; eval: running "
                    "statistics [default: the model's].")  # fmt: skip
 @click.option("--fp16", "precision", flag_value="fp16", help="Of ONNX: compute in float16, half the size.")
 @click.option("--int8", "precision", flag_value="int8", help="Of ONNX: convolutions in 8 bits, a quarter of the size.")
+@click.option("--ort-dir", type=click.Path(path_type=Path, exists=True), metavar="DIR",
+              help="Of web: a folder or .tgz with onnxruntime-web [default: cached, else by `npm pack`].")  # fmt: skip
 @click.option("--force", is_flag=True, help="Overwrite OUT.")
 def export_command(
-    model: Path, to: str, output: Path, test_mode: str | None, precision: str | None, force: bool
+    model: Path,
+    to: str,
+    output: Path,
+    test_mode: str | None,
+    precision: str | None,
+    ort_dir: Path | None,
+    force: bool,
 ) -> None:
     """Write MODEL, a run folder, a model.safetensors or zoo:NAME, for other code to use.
 
@@ -81,16 +90,24 @@ def export_command(
 
     \b
     p2pzoo export runs/... --to onnx -o model.onnx
+    p2pzoo export runs/... --to web -o page.html
     """
-    from p2pzoo.export import FORMATS
+    from p2pzoo.export import FORMATS, WEB
 
-    if to not in FORMATS and (test_mode or precision):
+    graph = to in (*FORMATS, WEB)
+    if not graph and (test_mode or precision):
         raise UserError(f"--to {to}: weights have neither --test-mode nor --fp16 or --int8; those are for graphs")
-    _check_output(output, force)
-    notes = _graph(model, to, output, test_mode, precision) if to in FORMATS else _weights(model, to, output)
+    if ort_dir and to != WEB:
+        raise UserError(f"--to {to}: --ort-dir is for web alone")
+    if to == WEB and output.suffix != ".html":
+        _check_parent(output)
+    else:
+        _check_output(output, force)
+    notes = _graph(model, to, output, test_mode, precision, ort_dir) if graph else _weights(model, to, output)
     for note in notes:
         click.echo(f"note     {note}")
-    click.echo(f"written  {output}, {output.stat().st_size / 1e6:.1f} MB")
+    files = [*output.iterdir()] if output.is_dir() else [output]
+    click.echo(f"written  {output}, {sum(file.stat().st_size for file in files) / 1e6:.1f} MB")
 
 
 def _weights(model: Path, to: str, output: Path) -> list[str]:
@@ -101,18 +118,29 @@ def _weights(model: Path, to: str, output: Path) -> list[str]:
     return export_weights(model_file(model), to, output, registry())
 
 
-def _graph(model: Path, to: str, output: Path, test_mode: str | None, precision: str | None) -> Sequence[str]:
+def _graph(
+    model: Path, to: str, output: Path, test_mode: str | None, precision: str | None, ort_dir: Path | None
+) -> Sequence[str]:
     """Writes it, says what it takes and how near it comes to torch. What is to be noted besides."""
-    from p2pzoo.export import data_of, export
+    from p2pzoo.export import FORMATS, data_of, export
     from p2pzoo.model import load, model_file
+    from p2pzoo.web import export_web, title_of
 
     loaded = load(model, device="cpu")
-    data, without = data_of(model_file(model).parent)
-    exported = export(loaded, output, to, test_mode=test_mode, precision=precision or "fp32", data=data)
+    folder = model_file(model).parent
+    data, without = data_of(folder)
+    precision = precision or "fp32"
+    if to in FORMATS:
+        exported = export(loaded, output, to, test_mode=test_mode, precision=precision, data=data)
+    else:
+        title = title_of(folder)
+        exported = export_web(
+            loaded, output, title=title, test_mode=test_mode, precision=precision, data=data, ort_dir=ort_dir
+        )
     click.echo(f"takes    x in [-1, 1]: {exported.sides}, {loaded.in_channels} channels; gives {loaded.out_channels}")
     told = f"differs by at most {exported.difference:.1e} in [-1, 1], {exported.psnr:.0f} dB"
     click.echo(f"checked  on {exported.shown}: {told}")
-    if precision and exported.psnr_loss is not None:
+    if precision != "fp32" and exported.psnr_loss is not None:
         click.echo(f"costs    {exported.psnr_loss:.3f} dB of PSNR to the real images")
     return [*exported.notes, *([f"no real images to check it on: {without}"] if without else [])]
 
@@ -122,6 +150,10 @@ def _check_output(output: Path, force: bool) -> None:
         raise UserError(f"{output}: a folder; name the file to write")
     if output.exists() and not force:
         raise UserError(f"{output}: already there; --force overwrites it")
+    _check_parent(output)
+
+
+def _check_parent(output: Path) -> None:
     if not output.absolute().parent.is_dir():
         raise UserError(f"{output.parent}: no such folder")
 

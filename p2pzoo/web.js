@@ -1,0 +1,327 @@
+"use strict";
+// Draw or open an image, see its translation. What the page knows stands in #facts; model and runtime in `embedded`.
+
+const facts = JSON.parse(document.getElementById("facts").textContent);
+const element = Object.fromEntries([...document.querySelectorAll("[id]")].map((each) => [each.id, each]));
+const [height, width] = facts.sides;
+const input = element.x.getContext("2d", { willReadFrequently: true });
+const output = element.y.getContext("2d");
+const colours = facts.colours?.map((each) => each.colour);
+const UNDO = 40;
+
+let session, ort;
+let chosen = 0;
+let filling = false;
+let last = null; // where the pen was, while it is down
+let asked = 0; // how often a translation was asked for
+let done = 0; // what of that the output shows
+let running = false;
+const before = []; // pictures to go back to
+
+// --- the network ---
+
+function bytes(base64) {
+  const text = atob(base64);
+  const found = new Uint8Array(text.length);
+  for (let i = 0; i < text.length; i++) found[i] = text.charCodeAt(i);
+  return found;
+}
+
+async function start() {
+  const { embedded } = window;
+  const script = URL.createObjectURL(new Blob([bytes(embedded.runtime)], { type: "text/javascript" }));
+  ort = await import(script);
+  URL.revokeObjectURL(script);
+  ort.env.wasm.wasmBinary = bytes(embedded.wasm);
+  ort.env.wasm.numThreads = 1;
+  session = await ort.InferenceSession.create(bytes(embedded.model));
+  window.embedded = null;
+}
+
+/** The canvas as the network takes it: (1, C, H, W) in [-1, 1]. */
+function asTensor() {
+  const pixels = input.getImageData(0, 0, width, height).data;
+  const count = width * height;
+  const values = new Float32Array(facts.channels * count).fill(facts.classes ? -1 : 0);
+  for (let i = 0; i < count; i++) {
+    const [r, g, b] = [pixels[4 * i], pixels[4 * i + 1], pixels[4 * i + 2]];
+    if (facts.classes) values[nearest(r, g, b) * count + i] = 1;
+    else if (facts.channels === 1) values[i] = ((r * 19595 + g * 38470 + b * 7471 + 0x8000) >> 16) / 127.5 - 1;
+    else [r, g, b].forEach((value, c) => (values[c * count + i] = value / 127.5 - 1));
+  }
+  return new ort.Tensor("float32", values, [1, facts.channels, height, width]);
+}
+
+function show(tensor) {
+  const [, channels, rows, columns] = tensor.dims;
+  const count = rows * columns;
+  const picture = output.createImageData(columns, rows);
+  for (let i = 0; i < count; i++) {
+    for (let c = 0; c < 3; c++) {
+      const value = facts.classes_given
+        ? facts.classes_given[strongest(tensor.data, channels, count, i)].colour[c]
+        : (tensor.data[(channels === 3 ? c : 0) * count + i] + 1) * 127.5;
+      picture.data[4 * i + c] = Math.round(value); // cut to 0 to 255 by the array
+    }
+    picture.data[4 * i + 3] = 255;
+  }
+  output.putImageData(picture, 0, 0);
+}
+
+function strongest(values, channels, count, i) {
+  let best = 0;
+  for (let c = 1; c < channels; c++) if (values[c * count + i] > values[best * count + i]) best = c;
+  return best;
+}
+
+async function translate() {
+  asked++;
+  if (running || !session) return;
+  running = true;
+  try {
+    while (done < asked) {
+      const turn = asked;
+      document.body.dataset.state = "busy";
+      await new Promise(requestAnimationFrame); // let strokes be seen first
+      const began = performance.now();
+      const { y_hat } = await session.run({ x: asTensor() });
+      show(y_hat);
+      done = turn;
+      element.told.textContent = `${Math.round(performance.now() - began)} ms`;
+    }
+    element.save.href = element.y.toDataURL("image/png");
+    element.save.removeAttribute("aria-disabled");
+    document.body.dataset.state = "idle";
+  } catch (error) {
+    fail(error);
+  } finally {
+    running = false;
+  }
+}
+
+function fail(error) {
+  element.fault.textContent = `This browser cannot run the network: ${error.message ?? error}`;
+  element.fault.hidden = false;
+  element.told.textContent = "";
+  document.body.dataset.state = "failed";
+}
+
+// --- drawing ---
+
+function nearest(r, g, b) {
+  let best = 0;
+  let least = Infinity;
+  for (let i = 0; i < colours.length; i++) {
+    const [cr, cg, cb] = colours[i];
+    const away = (r - cr) ** 2 + (g - cg) ** 2 + (b - cb) ** 2;
+    if (away < least) [best, least] = [i, away];
+  }
+  return best;
+}
+
+function remember() {
+  before.push(input.getImageData(0, 0, width, height));
+  if (before.length > UNDO) before.shift();
+  element.undo.disabled = false;
+}
+
+function undo() {
+  const picture = before.pop();
+  if (!picture) return;
+  input.putImageData(picture, 0, 0);
+  element.undo.disabled = before.length === 0;
+  translate();
+}
+
+/** A thick line of whole pixels: a canvas's own lines would mix colours at their edges. */
+function stroke(from, to) {
+  const radius = Number(element.size.value) / 2;
+  const steps = Math.max(1, Math.ceil(Math.hypot(to.x - from.x, to.y - from.y) * 2));
+  input.fillStyle = `rgb(${colours[chosen].join(" ")})`;
+  for (let step = 0; step <= steps; step++) {
+    const [x, y] = [from.x + ((to.x - from.x) * step) / steps, from.y + ((to.y - from.y) * step) / steps];
+    for (let row = Math.ceil(y - radius - 0.5); row <= y + radius - 0.5; row++) {
+      const half = Math.sqrt(Math.max(0, radius ** 2 - (row + 0.5 - y) ** 2));
+      const left = Math.round(x - half);
+      input.fillRect(left, row, Math.max(1, Math.round(x + half) - left), 1);
+    }
+  }
+}
+
+function flood(at) {
+  const picture = input.getImageData(0, 0, width, height);
+  const pixels = new Uint32Array(picture.data.buffer);
+  const start = Math.floor(at.y) * width + Math.floor(at.x);
+  const old = pixels[start];
+  const paint = new Uint32Array(new Uint8Array([...colours[chosen], 255]).buffer)[0];
+  if (old === paint) return;
+  const waiting = [start];
+  while (waiting.length) {
+    const i = waiting.pop();
+    if (pixels[i] !== old) continue;
+    pixels[i] = paint;
+    const column = i % width;
+    if (column > 0) waiting.push(i - 1);
+    if (column < width - 1) waiting.push(i + 1);
+    if (i >= width) waiting.push(i - width);
+    if (i < pixels.length - width) waiting.push(i + width);
+  }
+  input.putImageData(picture, 0, 0);
+}
+
+function place(event) {
+  const box = element.x.getBoundingClientRect();
+  const inside = (value, most) => Math.min(Math.max(value, 0), most - 0.001);
+  return {
+    x: inside(((event.clientX - box.left - 1) / (box.width - 2)) * width, width), // 1: its border
+    y: inside(((event.clientY - box.top - 1) / (box.height - 2)) * height, height),
+  };
+}
+
+function clear() {
+  const most = colours.length === 2 ? 1 : chosen; // paper, or the class in hand
+  input.fillStyle = `rgb(${colours[most].join(" ")})`;
+  input.fillRect(0, 0, width, height);
+}
+
+function choose(i) {
+  chosen = i;
+  [...element.colours.children].forEach((each, j) => each.setAttribute("aria-pressed", String(i === j)));
+}
+
+function use(fill) {
+  filling = fill;
+  element.brush.setAttribute("aria-pressed", String(!fill));
+  element.fill.setAttribute("aria-pressed", String(fill));
+}
+
+function prepareDrawing() {
+  element.drawing.hidden = false;
+  facts.colours.forEach((each, i) => {
+    const button = document.createElement("button");
+    const swatch = document.createElement("i");
+    swatch.style.background = `rgb(${each.colour.join(" ")})`;
+    button.append(swatch, each.name);
+    button.addEventListener("click", () => choose(i));
+    element.colours.append(button);
+  });
+  choose(0);
+  element.brush.addEventListener("click", () => use(false));
+  element.fill.addEventListener("click", () => use(true));
+  element.undo.addEventListener("click", undo);
+  element.clear.addEventListener("click", () => {
+    remember();
+    clear();
+    translate();
+  });
+  element.x.addEventListener("pointerdown", (event) => {
+    if (event.button !== 0) return;
+    element.x.setPointerCapture(event.pointerId);
+    remember();
+    const at = place(event);
+    if (filling) flood(at);
+    else stroke((last = at), at);
+    translate();
+  });
+  element.x.addEventListener("pointermove", (event) => {
+    if (!last) return;
+    for (const each of event.getCoalescedEvents?.() ?? [event]) {
+      const at = place(each);
+      stroke(last, at);
+      last = at;
+    }
+    translate();
+  });
+  for (const end of ["pointerup", "pointercancel"]) element.x.addEventListener(end, () => (last = null));
+  document.addEventListener("keydown", (event) => {
+    if ((event.ctrlKey || event.metaKey) && event.key === "z") undo();
+    else if (/^[1-9]$/.test(event.key) && Number(event.key) <= colours.length && event.target.tagName !== "INPUT")
+      choose(Number(event.key) - 1);
+  });
+}
+
+// --- images ---
+
+async function load(source, name) {
+  let picture;
+  try {
+    picture = await createImageBitmap(source, { colorSpaceConversion: "none", premultiplyAlpha: "none" });
+  } catch {
+    element.dropped.textContent = `${name}: no image that this browser reads.`;
+    return;
+  }
+  remember();
+  const scale = Math.max(width / picture.width, height / picture.height);
+  const [w, h] = [width / scale, height / scale];
+  input.fillStyle = "white";
+  input.fillRect(0, 0, width, height);
+  input.imageSmoothingEnabled = scale !== 1;
+  input.imageSmoothingQuality = "high";
+  input.drawImage(picture, (picture.width - w) / 2, (picture.height - h) / 2, w, h, 0, 0, width, height);
+  if (colours) snap();
+  element.dropped.textContent = name ? `Opened: ${name}, ${picture.width} × ${picture.height} px.` : "";
+  translate();
+}
+
+/** Every pixel takes the nearest of the colours that are drawn with. */
+function snap() {
+  const picture = input.getImageData(0, 0, width, height);
+  const pixels = picture.data;
+  for (let i = 0; i < pixels.length; i += 4) {
+    const colour = colours[nearest(pixels[i], pixels[i + 1], pixels[i + 2])];
+    for (let c = 0; c < 3; c++) pixels[i + c] = colour[c];
+  }
+  input.putImageData(picture, 0, 0);
+}
+
+function prepareImages() {
+  element.open.addEventListener("click", () => element.file.click());
+  element.file.addEventListener("change", () => {
+    const [file] = element.file.files;
+    if (file) load(file, file.name);
+    element.file.value = "";
+  });
+  const over = (shown) => (event) => {
+    event.preventDefault();
+    element.x.classList.toggle("over", shown);
+  };
+  document.addEventListener("dragover", over(true));
+  document.addEventListener("dragleave", over(false));
+  document.addEventListener("drop", (event) => {
+    over(false)(event);
+    const [file] = event.dataTransfer.files;
+    if (file) load(file, file.name);
+  });
+  document.addEventListener("paste", (event) => {
+    const [file] = event.clipboardData.files;
+    if (file) load(file, file.name || "what was pasted");
+  });
+  facts.examples.forEach((each, i) => {
+    const button = document.createElement("button");
+    const image = document.createElement("img");
+    [image.src, image.alt, button.title] = [each.image, `example ${i + 1}`, each.name];
+    button.append(image);
+    button.addEventListener("click", () => example(each));
+    element.examples.append(button);
+  });
+}
+
+const example = (each) => load(new Blob([bytes(each.image.split(",")[1])], { type: "image/png" }), "");
+
+(async () => {
+  prepareImages();
+  if (colours) prepareDrawing();
+  else element.x.classList.add("still");
+  if (facts.examples.length) await example(facts.examples[0]);
+  else if (colours) clear();
+  before.length = 0;
+  element.undo.disabled = true;
+  try {
+    await start();
+    document.body.dataset.state = "ready";
+    element.told.textContent = "";
+    if (facts.examples.length || colours) translate();
+  } catch (error) {
+    fail(error);
+  }
+})();
