@@ -76,12 +76,13 @@ function strongest(values, channels, count, i) {
 
 async function translate() {
   asked++;
-  if (running || !session) return;
+  if (!session) return;
+  document.body.dataset.state = "busy";
+  if (running) return;
   running = true;
   try {
     while (done < asked) {
       const turn = asked;
-      document.body.dataset.state = "busy";
       await new Promise(requestAnimationFrame); // let strokes be seen first
       const began = performance.now();
       const { y_hat } = await session.run({ x: asTensor() });
