@@ -13,7 +13,7 @@ from p2pzoo.tables import read_table
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
-TABLES = sorted(RESULTS.glob("*_*-*.json"))
+TABLES = sorted(RESULTS.glob("*-*.json"))
 
 
 @pytest.mark.parametrize("file", TABLES, ids=lambda file: file.stem)
