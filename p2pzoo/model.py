@@ -162,6 +162,23 @@ class Model:
         pixels = with_channels(image.reshape(*image.shape[:2], -1), self.in_channels)
         return np.require(pixels, requirements=["C", "W"])  # torch takes no negative strides, and warns of Pillow's
 
+    def check_draws(self, mode: str) -> None:
+        """Raises ValueError where translations of one image would all be the same."""
+        if mode != "paper":
+            raise ValueError("samples need the test mode paper: in eval mode nothing is drawn")
+        x = torch.zeros(1, self.in_channels, *self.size)
+        if torch.equal(*(self._paper(x, seed) for seed in (0, 1))):
+            raise ValueError("this generator draws nothing: samples of it would all be the same")
+
+    def samples(self, image: np.ndarray, count: int, *, seed: int = 0) -> Samples:
+        """Translations of one image that differ by what is drawn, in the test mode paper; see `Samples`.
+
+        image: an array as `translate` takes it. Raises ValueError as it does, for fewer than 2, and where nothing is
+        drawn.
+        """
+        self.check_draws("paper")
+        return Samples(self, self.pixels(image), count, seed)
+
     def padded(self, height: int, width: int) -> tuple[int, int]:
         """The sides with which an image of these meets G."""
         return -(-height // self.divisor) * self.divisor, -(-width // self.divisor) * self.divisor
@@ -177,11 +194,13 @@ class Model:
     ) -> list[np.ndarray]:
         """(H, W, C) of each; images as `pixels` gives them, of one `padded` size. Raises OutOfMemory."""
         y_hats = self._translated(images, mode, seed, tiling)
+        return [self._joined(x, y_hat) for x, y_hat in zip(images, y_hats, strict=True)]
+
+    def _joined(self, x: np.ndarray, y_hat: np.ndarray) -> np.ndarray:
+        """ŷ as it is given, of what is stored."""
         if not self.encodings.lab:
-            return y_hats
-        ranges = self.x_range, self.y_range
-        pairs = zip(images, y_hats, strict=True)
-        return [joined(*(from_stored(*each) for each in zip(pair, ranges, strict=True))) for pair in pairs]
+            return y_hat
+        return joined(from_stored(x, self.x_range), from_stored(y_hat, self.y_range))
 
     def _translated(
         self, images: Sequence[np.ndarray], mode: str, seed: int, tiling: Tiling | None
@@ -197,13 +216,15 @@ class Model:
                 y_hats = self._eval(torch.stack([reflected(x[None], self.divisor)[0] for x in channels_first]))
                 together = self._stored(y_hats.permute(0, 2, 3, 1))
                 return [y[:h, :w] for y, (h, w) in zip(together, sizes, strict=True)]
-            return [
-                self._stored(self._paper(self._scaled(x)[None], seed)[0, :, :h, :w].permute(1, 2, 0))
-                for x, (h, w) in zip(channels_first, sizes, strict=True)
-            ]
+            return [self._stored(self._drawn(x, seed)) for x in channels_first]
         except (RuntimeError, MemoryError) as error:
             self._tell_of_memory(error, max(sizes), tiling)
             raise
+
+    def _drawn(self, image: Tensor, seed: int) -> Tensor:
+        """(C, H, W) of stored integers, or of floats in [-1, 1] -> ŷ (H, W, C) in [-1, 1], in the test mode paper."""
+        height, width = image.shape[1:]
+        return self._paper(self._scaled(image)[None], seed)[0, :, :height, :width].permute(1, 2, 0)
 
     def _tensor(self, image: Tensor, mode: str, seed: int, tiling: Tiling | None) -> Tensor:
         if image.ndim not in (3, 4) or image.shape[-3] != self.in_channels or not image.is_floating_point():
@@ -308,6 +329,36 @@ class Model:
         else:
             advice = f"{self.divisor}×{self.divisor} is the least that this generator takes"
         raise OutOfMemory(f"out of memory at {size[0]}×{size[1]}: {advice}") from None
+
+
+class Samples:
+    """Translations of one image with the seeds `seed`, `seed + 1`, …, made one by one as they are asked for.
+
+    Iterate over it once: each is an array as `Model.translate` gives it with that seed. Afterwards
+
+    mean    their mean: such an array
+    spread  (H, W) float32: the standard deviation at each pixel, of values in [-1, 1]; root mean square over channels
+
+    Only one of them is held at a time.
+    """
+
+    def __init__(self, model: Model, pixels: np.ndarray, count: int, seed: int) -> None:
+        if count < 2:
+            raise ValueError(f"samples are 2 at least, not {count}")
+        self.model, self.pixels, self.seeds = model, pixels, range(seed, seed + count)
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        model, x = self.model, self.model._as_tensor(self.pixels)
+        mean = squares = torch.zeros(())
+        for number, seed in enumerate(self.seeds, start=1):
+            y_hat = model._drawn(x, seed)
+            yield model._joined(self.pixels, model._stored(y_hat))
+            off = y_hat.double() - mean  # Welford 1962
+            mean = mean + off / number
+            squares = squares + off * (y_hat.double() - mean)
+        self.mean = model._joined(self.pixels, model._stored(mean.float()))
+        variance = squares / (len(self.seeds) - 1)
+        self.spread: np.ndarray = variance.mean(-1).sqrt().float().cpu().numpy()
 
 
 def _own_statistics(G: nn.Module) -> str | None:

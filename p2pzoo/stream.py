@@ -20,7 +20,7 @@ from p2pzoo.errors import UserError
 from p2pzoo.images import read_header, read_image, write_image
 from p2pzoo.labels import read_map
 from p2pzoo.memory import OutOfMemory
-from p2pzoo.model import Model
+from p2pzoo.model import Model, Samples
 from p2pzoo.tiles import Tiling
 
 MOST_THREADS = 8
@@ -29,9 +29,13 @@ PIXELS_AHEAD = 16 * 1024**2  # of these together, unless one alone has more
 MOST_LAG = 64  # inputs that may overtake one that waits for others of its size
 
 
+SPREAD_LEVELS = 16 * 255 / 2  # grey levels of a spread map for a standard deviation of 1, of values in [-1, 1]
+SAMPLES_AHEAD = 4  # being written
+
+
 @dataclass(frozen=True)
 class Outcome:
-    """What became of an input: written to `target`, or left out for these faults."""
+    """What became of an input: written to `target` (with samples: their spread), or left out for these faults."""
 
     source: Path
     target: Path
@@ -46,11 +50,13 @@ def translate_files(
     seed: int = 0,
     tiling: Tiling | None = None,
     text: Mapping[str, str] | None = None,
+    samples: int | None = None,
 ) -> Generator[Outcome, None, None]:
     """What became of each source, in the order of `targets` (source: the file to write, of a suffix that
     `images.holds` what the model gives), each once its file is whole.
 
-    mode, tiling: as `Model.manner` gives them. seed: of dropout in paper mode. text: goes into each file.
+    mode, tiling: as `Model.manner` gives them. seed: of dropout in paper mode. text: goes into each file. samples: how
+    many translations of each image to write, beside their mean and their spread: `sample_files`.
 
     Images of one size are translated together in eval mode, so an image's neighbours may show in the rounding of its
     values; in paper mode they do not. Raises OSError for a file that cannot be written. Close it to stop.
@@ -60,6 +66,10 @@ def translate_files(
     remaining = deque(targets)
 
     def settle(group: list[tuple[Path, np.ndarray]]) -> None:
+        if samples:
+            [(source, image)] = group  # in paper mode
+            settled[source] = _sampled(model, source, targets[source], image, samples, seed, text, pool)
+            return
         sources, images = zip(*group, strict=True)
         try:
             translated = model.translate_arrays(images, mode, seed, tiling)
@@ -157,6 +167,41 @@ def _written(
     target.parent.mkdir(parents=True, exist_ok=True)
     write_image(target, image, text, palette)
     return Outcome(source, target)
+
+
+def sample_files(target: Path, count: int) -> list[Path]:
+    """Where `count` samples, their mean and their spread go in place of `target`: photo-0.png, … photo-spread.png."""
+    return [target.with_stem(f"{target.stem}-{name}") for name in (*range(count), "mean", "spread")]
+
+
+def _sampled(
+    model: Model,
+    source: Path,
+    target: Path,
+    image: np.ndarray,
+    count: int,
+    seed: int,
+    text: Mapping[str, str] | None,
+    pool: ThreadPoolExecutor,
+) -> Outcome:
+    files = sample_files(target, count)
+    samples = Samples(model, image, count, seed)
+    writing: deque[Future[Outcome]] = deque()
+    try:
+        for file, sample in zip(files, samples, strict=False):
+            writing.append(pool.submit(_written, source, file, sample, text, model.palette))
+            if len(writing) > SAMPLES_AHEAD:
+                writing.popleft().result()
+    except OutOfMemory as error:
+        return _left_out(source, target, error)
+    for written in writing:
+        written.result()
+    _written(source, files[-2], samples.mean, text, model.palette)
+    spread = samples.spread[..., None]
+    if target.suffix == ".png":
+        spread = np.rint(spread * SPREAD_LEVELS).clip(0, 255).astype(np.uint8)
+        text = {**(text or {}), "spread": f"grey / {SPREAD_LEVELS:g} = standard deviation of values in [-1, 1]"}
+    return _written(source, files[-1], spread, text, None)
 
 
 def _left_out(source: Path, target: Path, error: Exception) -> Outcome:

@@ -1,19 +1,23 @@
 """`p2pzoo translate` and `p2pzoo.load`: what is done with every sort of image, and what is refused."""
 
+import functools
 import json
+import warnings
 
 import click
 import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
 import p2pzoo
 from p2pzoo.cli import main
 from p2pzoo.errors import UserError
 from p2pzoo.images import read_image
-from p2pzoo.model import reflected
+from p2pzoo.model import Model, reflected
 
 
 @pytest.fixture(scope="module")
@@ -351,3 +355,121 @@ def test_ctrl_c_leaves_whole_files_and_says_so(zoo, run, photo, tmp_path, monkey
     files = list((tmp_path / "out").iterdir())
     assert {path.name for path in files} >= {"0.png", "1.png", "2.png"}
     assert all(Image.open(path).load() for path in files), "none is temporary, none is half"
+
+
+# --- samples -------------------------------------------------------------------------------------------------------
+
+
+def test_samples_are_the_translations_of_as_many_seeds_with_their_mean_and_spread(zoo, run, model, photo, tmp_path):
+    Image.fromarray(photo).save(tmp_path / "photo.png")
+    told = zoo("translate", run, tmp_path / "photo.png", "-o", tmp_path / "out", "--samples", 3, "--seed", 5)
+    assert told.exit_code == 0, told.output
+    names = ["photo-0.png", "photo-1.png", "photo-2.png", "photo-mean.png", "photo-spread.png"]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == names
+    each = [model.translate(photo, seed=seed) for seed in (5, 6, 7)]
+    for number, expected in enumerate(each):
+        assert np.array_equal(np.asarray(Image.open(tmp_path / f"out/photo-{number}.png")), expected)
+    assert not np.array_equal(each[0], each[1])
+    mean = np.asarray(Image.open(tmp_path / "out/photo-mean.png")).astype(float)
+    assert np.abs(mean - np.mean(each, axis=0)).max() <= 1
+    spread = Image.open(tmp_path / "out/photo-spread.png")
+    assert spread.text["spread"] == "grey / 2040 = standard deviation of values in [-1, 1]"
+    levels = np.sqrt(np.var(np.stack(each).astype(float), axis=0, ddof=1).mean(axis=-1))
+    assert np.abs(np.asarray(spread) / 16 - levels.clip(max=255 / 16)).max() <= 1
+    assert np.asarray(spread).max() > 16
+
+
+def test_the_spread_is_exact_where_the_format_can_hold_it(zoo, run, model, photo, tmp_path):
+    Image.fromarray(photo).save(tmp_path / "photo.png")
+    told = zoo("translate", run, tmp_path / "photo.png", "-o", tmp_path / "out", "--samples", 4, "--format", "npy")
+    assert told.exit_code == 0, told.output
+    tensor = torch.from_numpy(photo).permute(2, 0, 1).float() / 127.5 - 1
+    each = torch.stack([model.translate(tensor, seed=seed) for seed in range(4)])
+    expected = each.double().var(0).mean(0).sqrt().numpy()
+    found = np.load(tmp_path / "out/photo-spread.npy")
+    assert (found.shape, found.dtype) == ((45, 70, 1), np.float32)
+    assert np.abs(found[..., 0] - expected).max() < 1e-5
+    samples = model.samples(photo, 4)
+    assert len([*samples]) == 4
+    assert np.array_equal(samples.spread, found[..., 0])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--test-mode", "eval"], "samples need the test mode paper: in eval mode nothing is drawn"),
+        (["-o", "one.png"], "one.png: one file cannot hold 2 samples; give a folder"),
+    ],
+)
+def test_samples_that_cannot_be_are_refused(zoo, run, photo, tmp_path, options, message):
+    Image.fromarray(photo).save(tmp_path / "photo.png")
+    told = zoo("translate", run, tmp_path / "photo.png", "-o", tmp_path / "out", "--samples", 2, *options)
+    assert told.exit_code == 2
+    assert message in told.output
+    assert not (tmp_path / "out").exists()
+
+
+def test_samples_of_a_generator_that_draws_nothing_are_refused(zoo, arguments, photo, tmp_path):
+    assert zoo(*arguments(tmp_path / "runs", "train.images=1", "generator.noise=none")).exit_code == 0
+    [folder] = tmp_path.glob("runs/*/*")
+    Image.fromarray(photo).save(tmp_path / "photo.png")
+    told = zoo("translate", folder, tmp_path / "photo.png", "-o", tmp_path / "out", "--samples", 2)
+    assert told.exit_code == 2
+    assert "this generator draws nothing: samples of it would all be the same" in told.output
+
+
+def test_samples_overwrite_no_input_and_nothing_without_force(zoo, run, photo, tmp_path):
+    for name in ("photo.png", "photo-1.png"):
+        Image.fromarray(photo).save(tmp_path / name)
+    there = (tmp_path / "photo-1.png").read_bytes()
+    told = zoo("translate", run, tmp_path / "photo.png", "-o", tmp_path, "--samples", 2)
+    assert told.exit_code == 2
+    assert "photo.png: would overwrite an input" in told.output
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/photo-mean.png").write_bytes(b"mine")
+    told = zoo("translate", run, tmp_path / "photo.png", "-o", tmp_path / "out", "--samples", 2)
+    assert told.exit_code == 2
+    assert "photo-mean.png: already there; --force overwrites it" in told.output
+    assert (tmp_path / "photo-1.png").read_bytes() == there
+
+
+# --- neighbours ----------------------------------------------------------------------------------------------------
+
+
+GENERATORS = {
+    "unet": {"width": 2, "depth": 3}, "encoder-decoder": {"width": 2, "depth": 3}, "resnet6": {"width": 2},
+    "pix2pixhd-global": {"width": 2}, "spade": {"width": 2},
+}  # fmt: skip
+
+
+@functools.cache
+def made(name):
+    torch.manual_seed(0)
+    G = p2pzoo.create("generator", name, in_channels=3, out_channels=3, size=(32, 32), **GENERATORS[name])
+    header = {
+        "run": "none", "generator": {"use": name}, "in_channels": 3, "out_channels": 3, "size": [32, 32],
+        "size_divisor": G.size_divisor, "test_mode": "paper",
+    }  # fmt: skip
+    with torch.no_grad():  # running statistics that are not those of one image
+        G.train()(torch.rand(4, 3, 32, 32, generator=torch.Generator().manual_seed(1)) * 2 - 1)
+    return Model(G, header, torch.device("cpu"))
+
+
+@settings(deadline=None, max_examples=25)
+@given(
+    name=st.sampled_from([*GENERATORS]),
+    order=st.permutations(range(5)),
+    cuts=st.sets(st.integers(1, 4)),
+    tile=st.sampled_from([None, 32]),
+)
+def test_neighbours_order_and_batch_size_do_not_show(name, order, cuts, tile):
+    model, draw = made(name), torch.Generator().manual_seed(2)
+    images = torch.rand(5, 3, 48, 64, generator=draw) * 2 - 1
+    for mode, most in (("eval", 1e-4), ("paper", 0)):
+        options = {"test_mode": mode} | ({"tile": tile} if mode == "eval" and tile else {})
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # norms that take statistics of a tile
+            alone = torch.cat([model.translate(image[None], **options) for image in images])
+            batches = np.split(np.array(order), sorted(cuts))
+            together = torch.cat([model.translate(images[batch], **options) for batch in map(torch.tensor, batches)])
+        assert (together - alone[torch.tensor(order)]).abs().max() <= most

@@ -26,6 +26,9 @@ WRITTEN = (".png", ".tif", ".tiff", ".npy")
 @click.option("--test-mode", type=click.Choice(["paper", "eval"]),
               help="paper: dropout on, the image's own statistics; eval: neither [default: the model's].")  # fmt: skip
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of dropout in paper mode.")
+@click.option("--samples", type=click.IntRange(min=2), metavar="N",
+              help="In paper mode: N translations of each image (with the seeds SEED, SEED + 1, …), their mean and "
+                   "their spread.")  # fmt: skip
 @click.option("--tile", type=click.IntRange(min=1), metavar="SIDE",
               help="In eval mode: translate larger images in tiles of this side, in bounded memory.")  # fmt: skip
 @click.option("--overlap", type=click.IntRange(min=0), metavar="PIXELS",
@@ -44,6 +47,7 @@ def translate_command(
     output: Path,
     test_mode: str | None,
     seed: int,
+    samples: int | None,
     tile: int | None,
     overlap: int | None,
     precision: str,
@@ -57,19 +61,28 @@ def translate_command(
     Images of any size are written under their own names, in the depth, range and channels of the images that MODEL was
     trained to make. They must be stored as those it was trained on. An image that the model cannot take is named and
     left out; the others are translated.
+
+    With --samples, OUT is a folder: photo-0.png and so on, photo-mean.png, and photo-spread.png, an uncertainty map:
+    the standard deviation at each pixel (a grey of 16 is one 8-bit level; --format npy or tif keeps it exact).
     """
     from p2pzoo import __version__
     from p2pzoo.compute import keep_memory
     from p2pzoo.model import load
-    from p2pzoo.stream import translate_files
+    from p2pzoo.stream import sample_files, translate_files
 
     sources = _images(inputs)
     loaded = load(model, device=device, precision=precision)
-    targets = _targets(sources, output, _suffix(loaded, output, suffix), force)
+    if samples and output.suffix and not output.is_dir():
+        raise UserError(f"{output}: one file cannot hold {samples} samples; give a folder")
+    targets = _targets(sources, output, _suffix(loaded, output, suffix), force or bool(samples))
+    if samples:
+        _check_samples([file for target in targets.values() for file in sample_files(target, samples)], sources, force)
     if loaded.device.type == "cpu":
         keep_memory()
     try:
         mode, tiling = loaded.manner(test_mode, tile, overlap)
+        if samples:
+            loaded.check_draws(mode)
     except ValueError as error:
         raise UserError(str(error)) from None
     made = {"model": loaded.run, "test_mode": mode, "seed": seed, "p2pzoo": __version__}
@@ -81,7 +94,7 @@ def translate_command(
     faults: list[str] = []
     try:
         with contextlib.closing(
-            translate_files(loaded, targets, mode, seed=seed, tiling=tiling, text=text)
+            translate_files(loaded, targets, mode, seed=seed, tiling=tiling, text=text, samples=samples)
         ) as outcomes:
             for outcome in outcomes:
                 faults += outcome.faults
@@ -150,6 +163,17 @@ def _targets(sources: list[Path], output: Path, suffix: str, force: bool) -> dic
         elif target.exists() and not force:
             faults.append(f"{target}: already there; --force overwrites it")
         taken[target] = source
+    _tell(faults)
+    return targets
+
+
+def _check_samples(files: list[Path], sources: list[Path], force: bool) -> None:
+    originals = {source.resolve() for source in sources}
+    _tell([f"{file}: would overwrite an input; give another folder" for file in files if file.resolve() in originals])
+    if not force:
+        _tell([f"{file}: already there; --force overwrites it" for file in files if file.exists()])
+
+
+def _tell(faults: list[str]) -> None:
     if faults:
         raise UserError(*faults[:3], *([f"… and {len(faults) - 3} more"] if len(faults) > 3 else []))
-    return targets
