@@ -392,6 +392,8 @@ class Dataset(Protocol):
                  keeps what is whole
     original     where files have more pixels than pairs: `original(index)` is the pair before it was made smaller. For
                  training, what the jitter enlarges to is made of it in one step
+    licence      of the class, of data that are not published as an `archive`: what to know of theirs, in one line,
+                 which model cards tell. Where nothing says it, they leave a line for whoever trained to fill in
     archive      of the class: the `Archive` that its files are published in, which `p2pzoo data fetch NAME` gets
     """
 

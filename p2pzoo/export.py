@@ -14,7 +14,7 @@ import importlib.util
 import json
 import math
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,9 @@ from p2pzoo.pictures import pictured
 from p2pzoo.plugins import registry
 from p2pzoo.recipe import read_recipe
 from p2pzoo.translate import translate
+
+Run = Callable[[Tensor], Tensor]
+Written = tuple[Run, str]  # what computes with the file; what is free in it
 
 FORMATS = ("onnx", "torch-export")
 WEB = "web"  # a page around the former: web.py
@@ -154,27 +157,32 @@ def _free(mode: str) -> Iterator[tuple[str, dict[int, Any] | None]]:
     yield "", None
 
 
-def _traced(
-    graph: nn.Module, x: Tensor, mode: str, *, guarded: bool = False
-) -> tuple[torch.export.ExportedProgram, str]:
-    """With as much left free as the network allows. Raises UserError.
-
-    guarded  sides count as free only if the program itself, which refuses what it was not made for, takes others
-    """
+def _widest(graph: nn.Module, x: Tensor, mode: str, write: Callable[[torch.export.ExportedProgram], Run]) -> Written:
+    """What `write` makes of the graph, with as much left free as the network allows. Raises UserError."""
     shown = torch.cat([x, x]) if mode == "eval" else x
     why: Exception | None = None
     for free, dims in _free(mode):
         try:
             with torch.no_grad():
                 shapes = None if dims is None else (dims,)
-                program = torch.export.export(graph, (shown if dims else x,), dynamic_shapes=shapes)
-                if guarded and "sides" in free:
-                    program.module()(torch.cat([x, x], dim=3))
-                return program, free
-        except Exception as error:  # torch raises what it likes for what it cannot trace
+                run = write(torch.export.export(graph, (shown if dims else x,), dynamic_shapes=shapes))
+                for others in _others(x, x, free):  # traced for any does not mean that it takes any
+                    run(others)
+                return run, free
+        except UserError:
+            raise
+        except Exception as error:  # exporters and runtimes raise what they like
             why = error
     assert why
     raise UserError(f"this generator cannot be exported: {_first_line(why)}") from why
+
+
+def _others(x: Tensor, other: Tensor, free: str) -> Iterator[Tensor]:
+    """Of other sides and batches than x, as far as these are free."""
+    if "sides" in free:
+        yield torch.cat([x, other], dim=3)
+    if "batch" in free:
+        yield torch.cat([x, other])
 
 
 def _first_line(error: Exception) -> str:
@@ -186,28 +194,29 @@ def _first_line(error: Exception) -> str:
 
 def _onnx(
     graph: nn.Module, x: Tensor, path: Path, mode: str, precision: str, told: Mapping[str, Any], data: Data | None
-) -> tuple[Any, str]:
+) -> Written:
     for package in ("onnx", "onnxscript", "onnxruntime"):
         if importlib.util.find_spec(package) is None:
             raise UserError(f"ONNX needs the package {package}: pip install 'p2pzoo[onnx]'")
     import onnx
 
-    traced, free = _traced(_Half(graph) if precision == "fp16" else graph, x, mode)
-    try:
+    def write(traced: torch.export.ExportedProgram) -> Run:
         program = torch.onnx.export(traced, dynamo=True, verbose=False, input_names=["x"], output_names=["y_hat"])
         assert program
         program.save(str(path))
-    except Exception as error:
-        raise UserError(f"this generator has no form in ONNX: {_first_line(error)}") from error
+        return _session(path)
+
+    run, free = _widest(_Half(graph) if precision == "fp16" else graph, x, mode, write)
     if precision == "int8":
         _quantize(path, data.calibration(CALIBRATION) if data else [x])
+        run = _session(path)
     file = onnx.load(str(path))
     onnx.helper.set_model_props(file, {"p2pzoo": json.dumps(told, sort_keys=True)})
     onnx.save(file, str(path))
-    return _session(path), free
+    return run, free
 
 
-def _session(path: Path) -> Any:
+def _session(path: Path) -> Run:
     import onnxruntime
 
     onnxruntime.set_default_logger_severity(3)
@@ -240,12 +249,14 @@ def _quantize(path: Path, images: Sequence[Tensor]) -> None:
 # --- torch.export ----------------------------------------------------------------------------------------------
 
 
-def _torch_export(graph: nn.Module, x: Tensor, path: Path, mode: str, told: Mapping[str, Any]) -> tuple[Any, str]:
-    traced, free = _traced(graph, x, mode, guarded=True)
-    with path.open("wb") as file:
-        torch.export.save(traced, file, extra_files={"p2pzoo.json": json.dumps(told, sort_keys=True)})
-    with path.open("rb") as file:
-        return torch.export.load(file).module(), free
+def _torch_export(graph: nn.Module, x: Tensor, path: Path, mode: str, told: Mapping[str, Any]) -> Written:
+    def write(traced: torch.export.ExportedProgram) -> Run:
+        with path.open("wb") as file:
+            torch.export.save(traced, file, extra_files={"p2pzoo.json": json.dumps(told, sort_keys=True)})
+        with path.open("rb") as file:
+            return torch.export.load(file).module()
+
+    return _widest(graph, x, mode, write)
 
 
 # --- whether it gives the same ---------------------------------------------------------------------------------
@@ -295,7 +306,7 @@ def _compared(
     model: Model,
     still: nn.Module,
     mode: str,
-    run: Any,
+    run: Run,
     free: str,
     images: Sequence[Tensor],
     data: Data | None,
@@ -303,11 +314,7 @@ def _compared(
     notes: Sequence[str],
 ) -> Exported:
     """Raises UserError where the file gives something else than torch."""
-    shown = [*images]
-    if "sides" in free:  # twice as wide: two images side by side
-        shown.append(torch.cat([images[0], images[-1]], dim=3))
-    if "batch" in free:
-        shown.append(torch.cat([images[0], images[-1]]))
+    shown = [*images, *_others(images[0], images[-1], free)]
     theirs = [run(x) for x in shown]
     ours = [translate(still, x, mode) for x in shown]
     difference = max(float((a - b).abs().max()) for a, b in zip(theirs, ours, strict=True))

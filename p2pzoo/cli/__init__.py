@@ -32,6 +32,7 @@ COMMANDS = {  # name: (module, summary); the summary is here so that --help impo
     "translate": ("p2pzoo.cli.translate", "Translate images with a trained model."),
     "import": ("p2pzoo.cli.exchange", "Bring weights that other code trained."),
     "export": ("p2pzoo.cli.exchange", "Write a model for other code to use."),
+    "card": ("p2pzoo.cli.card", "Make a folder of a run to share: model, card, pictures."),
     "data": ("p2pzoo.cli.data", "Look at a dataset; convert between layouts."),
     "list": ("p2pzoo.cli.catalogue", "List the components that recipes can name, and trained models."),
     "show": ("p2pzoo.cli.catalogue", "Show one component: parameters, counts, sizes."),

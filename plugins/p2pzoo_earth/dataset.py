@@ -97,6 +97,10 @@ class Earth:
     classes = CLASSES
     palette = PALETTE
     unscored = UNSCORED
+    licence = (
+        "NASA Blue Marble, NOAA ETOPO1, Natural Earth, GSHHG (LGPL-3.0-or-later) and MODIS land cover (Apache-2.0), as "
+        "their publishers state; NASA and NOAA ask to be credited"
+    )
 
     def __init__(
         self, split: Split, *, task: Task = "labels-to-photo", size: Size = 128, stride: Stride | None = None
