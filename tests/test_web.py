@@ -4,8 +4,13 @@ import base64
 import hashlib
 import io
 import json
+import os
+import re
 import shutil
+import subprocess
+import sys
 import tarfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,6 +24,7 @@ from p2pzoo.errors import UserError
 from p2pzoo.export import Data
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+ROOT = Path(__file__).parents[1]
 TITLE = "Photos </script><b>of & earth"
 
 
@@ -262,3 +268,20 @@ class TestInABrowser:
         settled(page)
         assert {tuple(pixel) for pixel in np.asarray(canvas(page, "x")).reshape(-1, 3)} == {(18, 94, 32)}
         page.close()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not CHROMIUM or not shutil.which("npm"), reason="no Chromium or no npm here")
+def test_the_readmes_way_to_a_web_page_works_as_written(browser, tmp_path):
+    section = (ROOT / "README.md").read_text("utf-8").partition("## I want it on a web page")[2].partition("\n## ")[0]
+    commands = re.findall("```sh\n(.*?)```", section, re.DOTALL)[0].splitlines()
+    [export] = [line for line in commands if not line.startswith("pip install 'p2pzoo[onnx]'")]
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    told = subprocess.run(export, shell=True, cwd=tmp_path, env={**os.environ, "PATH": path}, capture_output=True)
+    assert told.returncode == 0, told.stderr.decode()
+    page, faults = opened(browser, (tmp_path / "page.html").as_uri())
+    assert "photos of the earth" in page.locator("h1").inner_text()
+    expected = np.asarray(p2pzoo.load("zoo:earth-small", device="cpu").translate(canvas(page, "x"))).astype(int)
+    assert np.abs(np.asarray(canvas(page, "y")).astype(int) - expected).max() <= 1
+    assert faults == []
+    page.close()
