@@ -42,7 +42,7 @@ class StoreFile:
 
     def __getitem__(self, index: int) -> Pair:
         mapped = np.memmap(self._file, self._record, "c", offset=index * self._record.itemsize, shape=1)
-        if self._sums[index] not in (None, zlib.crc32(mapped.view(np.uint8))):
+        if self._sums[index] not in (None, zlib.crc32(mapped.tobytes())):
             raise UserError(f"{self._path}: pair {index} was altered since it was prepared: delete this file")
         self._sums[index] = None
         fields = {name: np.asarray(mapped[name][0]) for name in self._record.names or ()}

@@ -105,7 +105,8 @@ class Metric:
 
 EXCEPTIONS = [
     'RuntimeError("boom")', 'ValueError("two\\nlines")', "KeyError(0)", 'OSError(5, "Input/output error")',
-    "MemoryError()", "AssertionError()", "StopIteration()", "SystemExit(0)", 'ConnectionError("\\x1b[2J")', "RecursionError()",
+    "MemoryError()", "AssertionError()", "StopIteration()", "SystemExit(0)",
+    'ConnectionError("\\x1b[2J")', "RecursionError()",
 ]  # fmt: skip
 
 
