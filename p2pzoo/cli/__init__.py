@@ -115,7 +115,7 @@ def follows() -> bool:
 def _show_warning(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
     """Those for users, in one line; deprecations and the like are for programmers."""
     if issubclass(category, UserWarning) and not follows():
-        click.echo(f"warning: {message}", err=True)
+        click.echo(f"warning: {_shown(str(message))}", err=True)
 
 
 def _shown(line: str) -> str:
