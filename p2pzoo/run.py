@@ -33,8 +33,6 @@ from p2pzoo.experiment import Experiment
 from p2pzoo.files import parse_json, parse_toml, read_object, replacing, write_json, write_text
 from p2pzoo.paths import PACKAGE
 
-STATES = ("training", "interrupted", "failed", "trained", "complete")
-
 
 class Run:
     """A run's folder. Creating the object writes nothing."""
@@ -53,7 +51,7 @@ class Run:
     def status(self) -> dict[str, Any]:
         """status.json; where that is not there or not whole, what a new run's would say."""
         found = read_object(self.folder / "status.json") or {}
-        whole = found.get("state") in STATES and type(found.get("images", 0)) is int
+        whole = isinstance(found.get("state"), str) and type(found.get("images", 0)) is int
         whole = whole and isinstance(found.get("sources", {}), dict)
         return {"images": 0, **found} if whole else {"state": "new", "images": 0}
 

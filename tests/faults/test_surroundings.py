@@ -74,7 +74,7 @@ def test_a_dataset_that_changes_under_a_run(store, change, chance, photos, runs_
         answer = run(tmp_path / "runs", *overrides)
     before = runs_of.on_disk(tmp_path / "runs")
     if answer.exit_code:
-        assert file.name in refused(answer)
+        assert file.stem in refused(answer)
     (folder / "train/new.png").unlink(missing_ok=True)
     file.write_bytes(content)
     goes_on(tmp_path / "runs", before, runs_of.outcome(tmp_path / "unharmed"), *overrides)
