@@ -63,4 +63,4 @@ def figures(paths: Sequence[Path], options: Sequence[str], marked: str | None = 
     code = pytest.main(arguments, plugins=[found])
     if code not in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED):
         raise SystemExit(int(code))
-    return list(found.rows.values())
+    return [row for row in found.rows.values() if row["tests"] or row["skipped"] or row["failures"]]
