@@ -234,6 +234,26 @@ def coverage() -> str:
     return table(found)
 
 
+def faults() -> str:
+    from faults import table
+
+    return campaign("faults", table)
+
+
+def bad_input() -> str:
+    from bad_input import table
+
+    return campaign("bad_input", table)
+
+
+def campaign(name: str, table: Callable[[dict[str, Any]], str]) -> str:
+    file = RESULTS.parent / f"{name}.json"
+    if not file.exists():
+        return "*Not run at length yet.*"
+    found = json.loads(file.read_text("utf-8"))
+    return f"{table(found)}\n\n{where(found)}"
+
+
 def row_seconds() -> str:
     from row_seconds import table
 
@@ -302,7 +322,7 @@ TABLES: dict[str, Callable[[], str]] = {
     table.__name__: table
     for table in (
         speed, train_step, contributions, translate_folder, data_loading, scaling, drift, startup, coverage,
-        row_seconds, zoo, plan,
+        row_seconds, zoo, plan, faults, bad_input,
     )
 }  # fmt: skip
 

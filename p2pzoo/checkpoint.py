@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from p2pzoo import __version__
 from p2pzoo.errors import UserError
-from p2pzoo.files import replacing
+from p2pzoo.files import parse_json, replacing
 from p2pzoo.spectral import plain_state
 
 KEY = "p2pzoo"  # one key: safetensors writes several in random order
@@ -47,13 +47,13 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Tensors in memory of their own, and the header. Raises Damaged if anything is missing or altered."""
     try:
         with safe_open(path, "pt") as file:
-            header = json.loads((file.metadata() or {})[KEY])
+            header = parse_json((file.metadata() or {})[KEY])
             # a copy: memory-mapped tensors are unaligned, and alignment can choose the kernel and so the bits
             tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 (not a dict)
         expected = header.pop("digest")
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
-    except (SafetensorError, KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
+    except (SafetensorError, KeyError, TypeError, AttributeError, ValueError) as error:
         raise Damaged(f"{path}: not a whole p2pzoo file ({type(error).__name__}: {error})") from None
     if _digest(tensors, header) != expected:
         raise Damaged(f"{path}: its contents were altered since they were written (the digest differs)")
@@ -80,6 +80,14 @@ def save_model(path: Path, G: nn.Module, header: Mapping[str, Any]) -> None:
 def load_into(model: nn.Module, tensors: Mapping[str, Tensor], where: str) -> None:
     """Copy tensors into the model's own memory. Raises UserError that names keys and shapes that do not fit."""
     own = model.state_dict()
+    refuse_unfitting(own, tensors, where)
+    with torch.no_grad():
+        for name, tensor in own.items():
+            tensor.copy_(tensors[name])
+
+
+def refuse_unfitting(own: Mapping[str, Tensor], tensors: Mapping[str, Tensor], where: str) -> None:
+    """Raises UserError that names keys and shapes of `tensors` that are not those of a network's `own`."""
     faults = [f"{where}: no tensor '{name}'" for name in own.keys() - tensors.keys()]
     faults += [f"{where}: tensor '{name}' has no place in this network" for name in tensors.keys() - own.keys()]
     for name in own.keys() & tensors.keys():
@@ -88,9 +96,6 @@ def load_into(model: nn.Module, tensors: Mapping[str, Tensor], where: str) -> No
             faults.append(f"{where}: tensor '{name}' is {shapes}")
     if faults:
         raise UserError(*sorted(faults)[:5], *([f"… and {len(faults) - 5} more"] if len(faults) > 5 else []))
-    with torch.no_grad():
-        for name, tensor in own.items():
-            tensor.copy_(tensors[name])
 
 
 # --- training state --------------------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -21,10 +22,11 @@ from p2pzoo import checkpoint
 from p2pzoo.data import Store
 from p2pzoo.errors import UserError
 from p2pzoo.experiment import Experiment, check
-from p2pzoo.files import read_json
+from p2pzoo.files import read_object
 from p2pzoo.networks import build
 from p2pzoo.recipe import leaves, read_recipe
 from p2pzoo.registry import Registry, nearest
+from p2pzoo.results import read_results
 from p2pzoo.stats import CONFIDENCE, Interval, over_seeds, paired_over_blocks
 
 if TYPE_CHECKING:
@@ -39,16 +41,23 @@ class Finished:
 
     @cached_property
     def results(self) -> dict[str, Any]:
-        return read_json(self.folder / "results.json") or {}
+        return read_results(self.folder / "results.json") or {}
 
     @cached_property
     def env(self) -> dict[str, Any]:
-        return read_json(self.folder / "env.json") or {}
+        return read_object(self.folder / "env.json") or {}
 
     @cached_property
     def kept(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
         """What was measured of each image, {metric.statistic: (N, ...)}, and their ids and blocks."""
-        return checkpoint.load_tensors(self.folder / "stats.safetensors")
+        file = self.folder / "stats.safetensors"
+        tensors, header = checkpoint.load_tensors(file)
+        ids, blocks = header.get("ids"), header.get("blocks")
+        if not (isinstance(ids, list) and isinstance(blocks, list) and len(ids) == len(blocks)):
+            raise checkpoint.Damaged(f"{file}: does not say what images it is of")
+        if any(tensor.shape[:1] != (len(ids),) for tensor in tensors.values()):
+            raise checkpoint.Damaged(f"{file}: has not one row for each of its {len(ids)} images")
+        return tensors, header
 
     @property
     def picture(self) -> Path | None:
@@ -128,6 +137,8 @@ def compare_runs(
         if not all((folder / name).is_file() for name in ("recipe.toml", "results.json", "stats.safetensors")):
             raise UserError(f"{folder}: no finished run (it lacks recipe.toml, results.json or stats.safetensors)")
         finished = Finished(folder)
+        if not finished.results:
+            raise UserError(f"{folder / 'results.json'}: not a run's results; `p2pzoo run` measures them again")
         experiment = check(read_recipe(str(folder / "recipe.toml")), registry)
         row = hashlib.sha256(json.dumps(experiment.identity() | {"seed": None}, sort_keys=True).encode()).hexdigest()[
             :6
@@ -256,9 +267,7 @@ def _row(
         values = [f.results["metrics"][column]["value"] for f in line.finished if column in f.results["metrics"]]
         if values:
             cells[column] = {"values": values, **_ends(over_seeds(values)), **exceeds.get(column, {})}
-    costs = [f.env.get("training", {}) for f in line.finished]  # nothing of the target; what a run was kept without
-    seconds = [cost["seconds"] for cost in costs if "seconds" in cost]
-    memory = [cost["peak_megabytes"] for cost in costs if "peak_megabytes" in cost]
+    seconds, memory = (_costs(line, what) for what in ("seconds", "peak_megabytes"))
     return {
         "name": line.name,
         "label": line.label,
@@ -270,6 +279,13 @@ def _row(
         "peak_megabytes": max(memory) if memory else None,
         "cells": cells,
     }
+
+
+def _costs(line: Line, what: str) -> list[float]:
+    """Of its runs, where they tell: nothing of the target, and what a run was kept without."""
+    told = [finished.env.get("training") for finished in line.finished]
+    costs = [cost.get(what) for cost in told if isinstance(cost, dict)]
+    return [cost for cost in costs if isinstance(cost, (int, float)) and math.isfinite(cost)]
 
 
 def _ends(interval: Interval) -> dict[str, Any]:

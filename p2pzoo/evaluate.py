@@ -19,8 +19,8 @@ from p2pzoo.data import Store, single_batches
 from p2pzoo.encodings import Encodings
 from p2pzoo.errors import UserError
 from p2pzoo.experiment import Component, Experiment
-from p2pzoo.files import read_json, write_json
 from p2pzoo.processes import first, listed, share, together
+from p2pzoo.results import read_results, write_results
 from p2pzoo.run import Run
 from p2pzoo.translate import translate
 
@@ -49,7 +49,7 @@ def protocol_hash(described: Mapping[str, Any]) -> str:
 
 def missing(experiment: Experiment, run: Run, store: Store) -> list[str]:
     """The recipe's metrics that the run's results lack, or have under another protocol."""
-    results = read_json(run.results) or {"measured": {}}
+    results = read_results(run.results) or {"measured": {}}
     return [
         name
         for name in experiment.metrics
@@ -112,7 +112,7 @@ def evaluate_target(experiment: Experiment, run: Run, store: Store, digest: str)
     statistics = {key: torch.cat([row[key] for row in rows]) for key in (rows[0] if rows else {})}
     results = _write(experiment, run, metrics, statistics, store)
     results |= {"id": digest, "recipe": "target", "seed": None, "images": 0}
-    write_json(run.results, results)
+    write_results(run.results, results)
     return results
 
 
@@ -131,7 +131,7 @@ def _statistics(
 def _write(
     experiment: Experiment, run: Run, metrics: Mapping[str, Any], statistics: Mapping[str, Tensor], store: Store
 ) -> dict[str, Any]:
-    results = read_json(run.results) or {}
+    results = read_results(run.results) or {}
     numbers: dict[str, dict[str, Any]] = results.get("metrics", {})
     protocols: dict[str, Any] = results.get("protocols", {})
     measured: dict[str, str] = results.get("measured", {})
@@ -160,7 +160,7 @@ def _write(
     }
     if statistics:
         _keep_statistics(run, statistics, list(metrics), store)
-    write_json(run.results, results)
+    write_results(run.results, results)
     return results
 
 

@@ -6,6 +6,7 @@ What an archive may do is little: hold files and folders with relative names, no
 from __future__ import annotations
 
 import bz2
+import errno
 import gzip
 import lzma
 import tarfile
@@ -20,6 +21,8 @@ COMPRESSED: dict[bytes, Any] = {b"\x1f\x8b": gzip.open, b"BZ": bz2.open, b"\xfd7
 BROKEN = (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError, ValueError)
 EXTENSIONS = (tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK)
 MOST_IN_EXTENSIONS = 1 << 20  # bytes of what belongs to a header, which tarfile reads into memory
+NO_NAMES = (errno.ENAMETOOLONG, errno.EISDIR, errno.ENOTDIR, errno.EEXIST, errno.EINVAL, errno.EILSEQ, errno.ELOOP)
+MOST_TOLD = 100  # characters of a name
 BLOCK = 1 << 18
 
 
@@ -72,15 +75,20 @@ def _extract_all(tar: tarfile.TarFile, into: Path, most_members: int) -> None:
             tar.extract(member, into, set_attrs=False, filter="data")
         except tarfile.FilterError as error:
             raise Refused(str(error)) from None
+        except OSError as error:
+            if error.errno not in NO_NAMES:
+                raise
+            told = f"{member.name[:MOST_TOLD]!r}: {error.strerror}"
+            raise Refused(f"has a member whose name no folder can hold ({told})") from None
 
 
 def _check(member: tarfile.TarInfo) -> None:
-    name = member.name
+    name = member.name[:MOST_TOLD]
     if not (member.isfile() or member.isdir()) or member.issparse():  # whose length is what it says
         link, sparse = member.issym() or member.islnk(), member.issparse()
         what = "a link" if link else "a sparse file" if sparse else "a device or pipe"
         raise Refused(f"has {what} in it ({name!r})")
-    paths = (PurePosixPath(name), PureWindowsPath(name))
+    paths = (PurePosixPath(member.name), PureWindowsPath(member.name))
     if any(path.is_absolute() or path.drive or ".." in path.parts for path in paths):
         raise Refused(f"has a member that would leave its folder ({name!r})")
 

@@ -1,4 +1,6 @@
-"""Writing so that a reader never sees half a file: to a temporary name, then os.replace. Imports nothing heavy."""
+"""Writing so that a reader never sees half a file: to a temporary name, then os.replace; reading what may be no such
+file at all. Imports nothing heavy.
+"""
 
 from __future__ import annotations
 
@@ -6,10 +8,12 @@ import contextlib
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Iterator
+import tomllib
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+MOST_DEEP = 64  # tables and arrays inside one another: more is nothing that we or people write
 UMASK = os.umask(0o022)
 os.umask(UMASK)
 
@@ -51,6 +55,38 @@ def fingerprint(files: Iterable[Path]) -> str:
 def read_json(path: Path) -> Any:
     """The file's value, or None if it is not there or not whole."""
     try:
-        return json.loads(path.read_text("utf-8"))
-    except (FileNotFoundError, json.JSONDecodeError, UnicodeDecodeError):
+        return parse_json(path.read_text("utf-8"))
+    except (FileNotFoundError, ValueError):
         return None
+
+
+def read_object(path: Path) -> dict[str, Any] | None:
+    """The same of a file that holds an object, {name: value}."""
+    value = read_json(path)
+    return value if isinstance(value, dict) else None
+
+
+def parse_json(text: str | bytes) -> Any:
+    """The value. Raises ValueError for what is no JSON, too deep or too long for Python to take, or has a NUL in it."""
+    return _shallow(json.loads, text)
+
+
+def parse_toml(text: str) -> dict[str, Any]:
+    """The document. Raises ValueError (tomllib's, where it names the place) as `parse_json` does."""
+    return _shallow(tomllib.loads, text)  # type: ignore[no-any-return]
+
+
+def _shallow(parse: Callable[[Any], Any], text: str | bytes) -> Any:
+    try:
+        value = parse(text)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+    parts = [value]
+    for _ in range(MOST_DEEP):
+        if any(isinstance(part, str) and "\0" in part for part in parts):
+            raise ValueError("has a NUL character in it, which no name can have")
+        inner = [[*part, *part.values()] for part in parts if isinstance(part, dict)]
+        parts = [part for level in (*inner, *(p for p in parts if isinstance(p, list))) for part in level]
+        if not parts:
+            return value
+    raise ValueError("nested too deeply")

@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Any
 import jinja2
 from PIL import Image
 
+from p2pzoo.errors import UserError
+from p2pzoo.images import UNREADABLE, reason
 from p2pzoo.pictures import GAP
 from p2pzoo.report import data_uri, svg
 
@@ -227,7 +229,7 @@ def page(
     """
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     template = environment.from_string(Path(__file__).with_name("table.html").read_text("utf-8"))
-    cut = {name: tiles(Image.open(path).convert("RGB"), size) for name, path in pictures.items()}
+    cut = {name: _cut(path, size) for name, path in pictures.items()}
     shown = []
     if cut:
         first = next(iter(cut.values()))
@@ -241,6 +243,14 @@ def page(
         drawings={name: svg(figure) for name, figure in drawings.items()},
         protocols={digest: json.dumps(p, indent=2, ensure_ascii=False) for digest, p in doc["protocols"].items()},
     )  # fmt: skip
+
+
+def _cut(path: Path, size: tuple[int, int]) -> list[list[Image.Image]]:
+    try:
+        with Image.open(path) as sheet:
+            return tiles(sheet.convert("RGB"), size)
+    except UNREADABLE as error:
+        raise UserError(f"{path}: {reason(error)}; `p2pzoo run` draws it again") from None
 
 
 def tiles(sheet: Image.Image, size: tuple[int, int]) -> list[list[Image.Image]]:

@@ -10,7 +10,6 @@ import hashlib
 import json
 import os
 import shutil
-import tomllib
 import urllib.parse
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -24,7 +23,7 @@ from PIL import Image
 from p2pzoo import checkpoint
 from p2pzoo.comparison import Finished, metric_of
 from p2pzoo.errors import UserError
-from p2pzoo.files import write_text
+from p2pzoo.files import parse_toml, write_text
 from p2pzoo.forms import tiles
 from p2pzoo.paths import PACKAGE
 from p2pzoo.pictures import pictured
@@ -57,10 +56,10 @@ class Shown:
     @cached_property
     def recipe(self) -> dict[str, Any]:
         try:
-            return tomllib.loads((self.folder / "recipe.toml").read_text("utf-8"))
+            return parse_toml((self.folder / "recipe.toml").read_text("utf-8"))
         except FileNotFoundError:  # the ground truth has none
             return {}
-        except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        except (OSError, ValueError) as error:
             self.faults.append(f"{self.folder / 'recipe.toml'}: {error}; shown without it")
             return {}
 

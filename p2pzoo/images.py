@@ -6,12 +6,13 @@ Imports numpy and Pillow only; what Pillow would shorten to 8 bits or cannot rea
 
 from __future__ import annotations
 
+import math
 import os
 import zipfile
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 from PIL import ExifTags, Image, ImageOps, PngImagePlugin, UnidentifiedImageError
@@ -26,7 +27,10 @@ AS_STORED = {"L": "L", "LA": "LA", "RGB": "RGB", "RGBA": "RGBA", "1": "L", "CMYK
 PNG_MODES = {0: "L", 2: "RGB", 4: "LA", 6: "RGBA"}
 BITS_PER_SAMPLE, SAMPLES_PER_PIXEL = 258, 277  # tags of a TIFF
 UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)  # what Pillow raises at broken files
-DAMAGED = (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error)  # what NumPy raises at broken files
+DAMAGED = (  # what NumPy raises at broken files
+    OSError, ValueError, EOFError, SyntaxError, RuntimeError, zipfile.BadZipFile, zlib.error
+)  # fmt: skip
+MOST_DEFLATED = 1032  # bytes that one can become
 SIDEWAYS = (5, 6, 7, 8)  # EXIF orientations whose rows are columns
 NAMES = {1: "grey", 2: "grey with transparency", 3: "RGB", 4: "RGB with transparency"}
 
@@ -55,10 +59,10 @@ def read_image(path: Path) -> np.ndarray:
                 return _native(pixels_of(image, str(path)))
     except UnidentifiedImageError as error:
         if not _is_tiff(path):
-            raise UserError(f"{path}: {_reason(error)}") from None
+            raise UserError(f"{path}: {reason(error)}") from None
         how = "tifffile"
     except UNREADABLE as error:
-        raise UserError(f"{path}: {_reason(error)}") from None
+        raise UserError(f"{path}: {reason(error)}") from None
     return _native(_from_tiff(path)[0] if how == "tifffile" else _from_png(path))
 
 
@@ -87,9 +91,9 @@ def inspect(path: Path) -> Header:
                 return _picture_header(path, image)
     except UnidentifiedImageError as error:
         if not _is_tiff(path):
-            raise UserError(f"{path}: {_reason(error)}") from None
+            raise UserError(f"{path}: {reason(error)}") from None
     except UNREADABLE as error:
-        raise UserError(f"{path}: {_reason(error)}") from None
+        raise UserError(f"{path}: {reason(error)}") from None
     return _from_tiff(path, pixels=False)[1]
 
 
@@ -193,6 +197,7 @@ def _is_tiff(path: Path) -> bool:
 
 def read_array(path: Path) -> np.ndarray:
     """What a .npy holds, or the one array of a .npz, as it is. Raises UserError, naming the file."""
+    inspect_array(path)  # np.load makes room for what a header says before it reads any of it
     try:
         loaded: Any = np.load(path, allow_pickle=False)
         if isinstance(loaded, np.ndarray):
@@ -207,17 +212,29 @@ def inspect_array(path: Path) -> tuple[tuple[int, ...], np.dtype[Any]]:
     """Shape and type of numbers of what `read_array` gives, from the file's header. Raises as it does."""
     try:
         if path.suffix.lower() == ".npy":
-            mapped = np.load(path, mmap_mode="r", allow_pickle=False)
-            return mapped.shape, mapped.dtype
+            with path.open("rb") as file:
+                return _array_header(file, path.stat().st_size)
         with zipfile.ZipFile(path) as archive:
             name = _only(path, [name.removesuffix(".npy") for name in archive.namelist()])
-            with archive.open(f"{name}.npy") as file:
-                read: Any = np.lib.format
-                old = read.read_magic(file) == (1, 0)
-                shape, _, dtype = read.read_array_header_1_0(file) if old else read.read_array_header_2_0(file)
-                return shape, dtype
-    except (*DAMAGED, KeyError, AttributeError) as error:
+            member = archive.getinfo(f"{name}.npy")
+            if member.file_size > member.compress_size * MOST_DEFLATED:
+                raise ValueError("it says that it unpacks to more than it can")
+            with archive.open(member) as unpacked:
+                return _array_header(unpacked, member.file_size)
+    except (*DAMAGED, KeyError) as error:
         raise UserError(f"{path}: {_no_array(error)}") from None
+
+
+def _array_header(file: IO[bytes], size: int) -> tuple[tuple[int, ...], np.dtype[Any]]:
+    """Of a .npy of so many bytes. Raises ValueError where its numbers would not fit into them, or are objects."""
+    read: Any = np.lib.format
+    old = read.read_magic(file) == (1, 0)
+    shape, _, dtype = read.read_array_header_1_0(file) if old else read.read_array_header_2_0(file)
+    if dtype.hasobject:
+        raise ValueError("it holds Python objects")
+    if min(shape, default=0) < 0 or math.prod(shape) * dtype.itemsize > size - file.tell():
+        raise ValueError(f"its header says {shape} of {dtype}, and there are {size:,} bytes")
+    return shape, dtype
 
 
 def _only(path: Path, names: list[str]) -> str:
@@ -262,7 +279,7 @@ def _mode(path: Path | str, image: Image.Image) -> str:
     return mode
 
 
-def _reason(error: Exception) -> str:
+def reason(error: Exception) -> str:
     if isinstance(error, FileNotFoundError):
         return "no such file"
     unknown = isinstance(error, UnidentifiedImageError)

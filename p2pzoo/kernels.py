@@ -30,7 +30,7 @@ def read_kernels(path: Path) -> dict[str, Form]:
     """The forms by key. Raises UserError, one line, at the first thing that is wrong."""
     try:
         pairs = json.loads(path.read_text("utf-8"), object_pairs_hook=tuple)
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: not a file of `p2pzoo tune` ({error})") from None
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}") from None

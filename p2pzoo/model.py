@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from p2pzoo.checkpoint import Damaged
 from p2pzoo.compute import pick_device
 from p2pzoo.encodings import Encodings, from_stored, joined, lab, stored
 from p2pzoo.errors import UserError
@@ -391,7 +392,10 @@ def load(path: str | Path, *, device: str = "auto", precision: str = "fp32") -> 
 
     precision: "fp32" or "bf16", see Model; ValueError for another.
     """
-    G, header = load_model(model_file(Path(path)), registry())
+    file = model_file(Path(path))
+    G, header = load_model(file, registry())
+    if lacking := [name for name in ("run", "test_mode", "size_divisor") if name not in header]:
+        raise Damaged(f"{file}: its header is damaged: it has no {lacking[0]}")
     return Model(G, header, torch.device(pick_device(device)), precision)
 
 

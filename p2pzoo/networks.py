@@ -2,26 +2,62 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal, NotRequired
 
 import torch
+from pydantic import Field, TypeAdapter, ValidationError
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 from torch.utils.flop_counter import FlopCounterMode
+from typing_extensions import TypedDict
 
 from p2pzoo import chance, params
-from p2pzoo.checkpoint import Damaged, load_into, load_tensors
+from p2pzoo.checkpoint import Damaged, load_into, load_tensors, refuse_unfitting
 from p2pzoo.contracts import Dataset
 from p2pzoo.encodings import Encodings
 from p2pzoo.errors import UserError
 from p2pzoo.experiment import Component, Experiment
+from p2pzoo.labels import Labels
 from p2pzoo.registry import Registry
 from p2pzoo.settings import Init
 from p2pzoo.spectral import normalise
 
+LARGE = 1024  # of a parameter: any network may have one as large
+
+Positive = Annotated[int, Field(ge=1, le=1 << 16)]
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+
+
+class _Network(TypedDict):
+    use: str
+    params: dict[str, Any]
+
+
+class _Header(TypedDict):
+    """Of a model file; what `model_header` writes."""
+
+    network: _Network
+    in_channels: Positive
+    out_channels: Positive
+    size: tuple[Positive, Positive]
+    run: NotRequired[str]
+    size_divisor: NotRequired[Positive]
+    test_mode: NotRequired[Literal["paper", "eval"]]
+    x_range: NotRequired[tuple[Finite, Finite]]
+    y_range: NotRequired[tuple[Finite, Finite]]
+    x_dtype: NotRequired[Literal["uint8", "uint16", "float32"]]
+    y_dtype: NotRequired[Literal["uint8", "uint16", "float32"]]
+    x_encoding: NotRequired[str]
+    y_encoding: NotRequired[str]
+    x_labels: NotRequired[dict[str, Any]]
+    y_labels: NotRequired[dict[str, Any]]
+
+
+HEADER = TypeAdapter(_Header)
 CONVOLUTIONS = (nn.modules.conv._ConvNd, nn.Linear)
 READINGS = 15  # as torch's spectral_norm takes of the weights that it is given
 NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm)
@@ -199,24 +235,62 @@ def load_model(path: Path, registry: Registry) -> tuple[nn.Module, dict[str, Any
     return rebuild(tensors, header, path, registry), header
 
 
+def check_header(header: Mapping[str, Any], kind: str, path: Path) -> None:
+    """Raises Damaged where a model file does not say of itself what one says."""
+    if not isinstance(header, Mapping) or not isinstance(header.get(kind), Mapping):
+        raise Damaged(f"{path}: holds no {kind}; give a run's model.safetensors")
+    try:
+        HEADER.validate_json(json.dumps({**header, "network": header[kind]}), strict=True)
+        encodings = Encodings.of(header)
+        for side, channels in (("x", header["in_channels"]), ("y", header["out_channels"])):
+            labels = Labels.of_header(header.get(f"{side}_labels"))
+            if (labels or encodings.lab) and channels != (labels.channels if labels else {"x": 1, "y": 2}[side]):
+                raise ValueError(f"{channels} channels are not what its {side} has")
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise Damaged(f"{path}: its header is damaged: {where}: {first['msg'].lower()}") from None
+    except ValueError as error:
+        raise Damaged(f"{path}: its header is damaged: {error}") from None
+
+
+def _integers(value: Any) -> Iterator[int]:
+    if isinstance(value, (list, tuple)):
+        for item in value:
+            yield from _integers(item)
+    elif isinstance(value, int):
+        yield value
+
+
 def rebuild(
     tensors: Mapping[str, Tensor], header: Mapping[str, Any], path: Path, registry: Registry, kind: str = "generator"
 ) -> nn.Module:
-    """G, or the network of another kind, from what its file at `path` holds."""
-    try:
-        use, given = header[kind]["use"], header[kind]["params"]
-        channels, size = (header["in_channels"], header["out_channels"]), tuple(header["size"])
-    except (KeyError, TypeError):
-        raise Damaged(f"{path}: holds no {kind}; give a run's model.safetensors") from None
+    """G, or the network of another kind, from what its file at `path` holds. Raises UserError.
+
+    A file may say anything of itself: nothing is made of it that its own tensors could not fill.
+    """
+    check_header(header, kind, path)
+    use, given = header[kind]["use"], header[kind]["params"]
+    channels, size = (header["in_channels"], header["out_channels"]), tuple(header["size"])
     entry = registry.get(kind, use)
     factory = entry.load()
+    most = max([LARGE, *(side for tensor in tensors.values() for side in tensor.shape)])
+    if large := [name for name, value in given.items() if any(number > most for number in _integers(value))]:
+        raise Damaged(f"{path}: its {kind} '{use}' has a larger {large[0]} than its tensors have sides")
     try:
         values = params.check(factory, {name: value for name, value in given.items() if value is not None})
     except (params.Faults, TypeError) as error:
         raise UserError(f"{path}: its {kind} '{use}' {error}") from None
     component = Component(entry, factory, values)
-    with torch.device("meta"):
-        G = build(component, channels, size)
+    try:
+        with torch.device("meta"):
+            G = build(component, channels, size)
+    except (RuntimeError, TypeError, ArithmeticError) as error:  # torch's, at sizes that there are not
+        told = str(error).partition("\n")[0]
+        raise Damaged(f"{path}: its {kind} '{use}' cannot be made ({told})") from None
+    if header.get("size_divisor", own := getattr(G, "size_divisor", 1)) != own:
+        raise Damaged(f"{path}: says that it halves sides of {header['size_divisor']}, and its {kind} those of {own}")
+    refuse_unfitting(G.state_dict(), tensors, str(path))  # before it takes memory
     if {name for name, _ in G.named_buffers()} <= G.state_dict().keys():
         G = G.to_empty(device="cpu")
     else:  # it has tensors that are in no file, and that its constructor computes

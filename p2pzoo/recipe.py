@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import json
 import re
-import tomllib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -22,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from p2pzoo.errors import UserError
+from p2pzoo.files import MOST_DEEP, parse_toml
 from p2pzoo.paths import shipped
 from p2pzoo.registry import nearest
 from p2pzoo.toml_lines import key_lines
@@ -36,6 +36,7 @@ FILE_ONLY = ("extends", "drop", "profiles")
 OF_THE_RUN = ("profile", "continued_from")  # only in resolved recipes; options of the command line set them
 IN_PROFILES = (*(key for key in TOP if key not in OF_THE_RUN), "drop")
 PROFILE = re.compile(r"[A-Za-z0-9_-]+")  # it becomes part of a folder's name
+MOST_BYTES = 1 << 20  # of a recipe
 PLAIN = "plain"  # the profile of a recipe that has none, or of none of them
 OWN_KEYS = ("use", "weight")  # of a component's table: the zoo's, not the component's
 # of [optimizer]: the zoo's, not those of the class that it names, which is Adam where it names none
@@ -173,7 +174,10 @@ def _chain(path: str) -> list[tuple[Source, dict[str, Any]]]:
 def _parse(file: Path, shown: str, asked_by: str) -> tuple[Source, dict[str, Any]]:
     at = f"{asked_by}  extends " if asked_by else ""
     try:
-        text = file.read_text("utf-8")
+        if asked_by and file.exists() and not file.is_file() and not file.is_dir():
+            raise UserError(f"{at}{shown}: a device or pipe, not a file")  # it might have no end
+        with file.open("rb") as content:
+            text = content.read(MOST_BYTES + 1).decode("utf-8")
     except FileNotFoundError:
         near = sorted(p.name for p in file.parent.glob("*.toml")) if file.parent.is_dir() else []
         raise UserError(f"{at}{shown}: no such recipe{nearest(file.name, near) if near else ''}") from None
@@ -181,9 +185,11 @@ def _parse(file: Path, shown: str, asked_by: str) -> tuple[Source, dict[str, Any
         raise UserError(f"{at}{shown}: not UTF-8 text") from None
     except OSError as error:
         raise UserError(f"{at}{shown}: {error.strerror}") from None
+    if len(text) > MOST_BYTES:
+        raise UserError(f"{at}{shown}: more than {MOST_BYTES:,} bytes, which no recipe has")
     try:
-        tree = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+        tree = parse_toml(text)
+    except ValueError as error:
         message, _, place = str(error).partition(" (at ")
         line = place.split(",")[0].removeprefix("line ")
         line = line if line.isdigit() else str(text.count("\n") + 1)
@@ -255,7 +261,7 @@ def _parse_override(text: str) -> dict[str, Any]:
     """`losses.l1.weight=50` as a tree; the value as TOML, else as a string."""
     name, equals, value = text.partition("=")
     key = [part.strip() for part in name.split(".")]
-    if not equals or not all(key):
+    if not equals or not all(key) or len(key) > MOST_DEEP:
         raise UserError(f"-s {text}: write -s table.key=value, as in -s losses.l1.weight=50")
     if key[0] in OF_THE_RUN:
         option = {"profile": "--profile", "continued_from": "--continue-from"}[key[0]]
@@ -263,8 +269,8 @@ def _parse_override(text: str) -> dict[str, Any]:
     if key[0] not in IN_PROFILES:
         raise UserError(f"-s {text}: no table or key '{key[0]}'{nearest(key[0], TOP)}")
     try:
-        parsed = tomllib.loads(f"value = {value}")
-    except tomllib.TOMLDecodeError:
+        parsed = parse_toml(f"value = {value}")
+    except ValueError:
         parsed = {}
     tree: Any = parsed["value"] if parsed.keys() == {"value"} else value
     for part in reversed(key):

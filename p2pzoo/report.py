@@ -16,9 +16,10 @@ from PIL import Image
 from torch import Tensor
 
 from p2pzoo.experiment import Experiment
-from p2pzoo.files import read_json, write_text
+from p2pzoo.files import read_object, write_text
 from p2pzoo.pictures import to_rgb
 from p2pzoo.recipe import leaves
+from p2pzoo.results import read_results
 from p2pzoo.run import Run
 
 if TYPE_CHECKING:
@@ -50,14 +51,14 @@ def write_report(run: Run, experiment: Experiment, comparisons: Sequence[Compari
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     template = environment.from_string(Path(__file__).with_name("report.html").read_text("utf-8"))
     tree = experiment.resolved()
-    env = read_json(run.folder / "env.json") or {}
+    env = read_object(run.folder / "env.json") or {}
     env.pop("training", None)  # what it took differs each time; the page is the same to the byte
     page = template.render(
         title=experiment.title,
         run=run.folder.name,
         status=run.status,
         target=experiment.train.seen,
-        results=read_json(run.results),
+        results=read_results(run.results),
         environment=env,
         recipe=[(".".join(key), value, experiment.origin(key)) for key, value in leaves(tree)],
         curves=curves(run.lines("metrics.jsonl")),

@@ -20,7 +20,6 @@ import importlib
 import json
 import os
 import sys
-import tomllib
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -31,7 +30,7 @@ import tomli_w
 from p2pzoo import __version__
 from p2pzoo.errors import UserError
 from p2pzoo.experiment import Experiment
-from p2pzoo.files import read_json, replacing, write_json, write_text
+from p2pzoo.files import parse_json, parse_toml, read_object, replacing, write_json, write_text
 from p2pzoo.paths import PACKAGE
 
 
@@ -50,7 +49,11 @@ class Run:
 
     @property
     def status(self) -> dict[str, Any]:
-        return read_json(self.folder / "status.json") or {"state": "new", "images": 0}
+        """status.json; where that is not there or not whole, what a new run's would say."""
+        found = read_object(self.folder / "status.json") or {}
+        whole = isinstance(found.get("state"), str) and type(found.get("images", 0)) is int
+        whole = whole and isinstance(found.get("sources", {}), dict)
+        return {"images": 0, **found} if whole else {"state": "new", "images": 0}
 
     @property
     def state(self) -> str:
@@ -91,7 +94,10 @@ class Run:
 
     def add_metrics(self, experiment: Experiment) -> None:
         """Metrics that were measured after the run was begun belong to its recipe too."""
-        kept = tomllib.loads(self.recipe.read_text("utf-8"))
+        try:
+            kept = parse_toml(self.recipe.read_text("utf-8"))
+        except (FileNotFoundError, ValueError):  # lost, or damaged since
+            kept = experiment.resolved()
         metrics = kept.get("metrics", {}) | experiment.resolved().get("metrics", {})
         if metrics != kept.get("metrics", {}):
             write_text(self.recipe, tomli_w.dumps(kept | {"metrics": metrics}))
@@ -116,14 +122,16 @@ class Run:
             os.fsync(file.fileno())
 
     def lines(self, name: str) -> list[dict[str, Any]]:
-        """The whole lines of a log; a last one that was cut off is left out."""
+        """The whole lines of a log; one that was cut off, or damaged, is left out."""
         file = self.folder / name
         if not file.exists():
             return []
         found = []
-        for text in file.read_text("utf-8").splitlines():
-            with contextlib.suppress(json.JSONDecodeError):
-                found.append(json.loads(text))
+        for text in file.read_bytes().split(b"\n"):
+            with contextlib.suppress(ValueError):
+                line = parse_json(text)
+                if isinstance(line, dict) and type(line.get("images")) is int:
+                    found.append(line)
         return found
 
     def truncate(self, name: str, images: int) -> None:

@@ -25,7 +25,7 @@ from p2pzoo.encodings import Encodings
 from p2pzoo.errors import UserError
 from p2pzoo.evaluate import check_needs, check_trust, evaluate, metrics_of, missing, ranking
 from p2pzoo.experiment import Experiment
-from p2pzoo.files import read_json, write_json, write_text
+from p2pzoo.files import write_json, write_text
 from p2pzoo.kernels import read_kernels, write_kernels
 from p2pzoo.lowering import Chooser, Form
 from p2pzoo.memory import enough_to_train, peak_bytes
@@ -34,6 +34,7 @@ from p2pzoo.pictures import grid, pictured, save_png
 from p2pzoo.processes import check_batch, count, first, rank, together
 from p2pzoo.registry import Registry
 from p2pzoo.report import Comparison, write_report
+from p2pzoo.results import read_results
 from p2pzoo.run import Run, changed_sources, run_for, sources
 from p2pzoo.training import Progress, saved, train
 from p2pzoo.translate import translate
@@ -75,7 +76,7 @@ def finish(
         return outcome
     first(refuse_unsound, experiment, data, progress.note)
     with together():
-        callbacks = [component.build() for component in experiment.callbacks.values()]  # some lack their package
+        callbacks = [_Named(name, component.build()) for name, component in experiment.callbacks.items()]
     with contextlib.ExitStack() as held:
         first(held.enter_context, run.lock())
         trained, stale = first(_open_run, experiment, run, made_from, fresh, accept_stale)
@@ -118,10 +119,11 @@ def finish(
 
 def _finished(experiment: Experiment, run: Run, test: Store, made_from: Mapping[str, str]) -> Outcome | None:
     """The outcome of a run that is complete and lacks no metric. From a read-only disk too: it takes no lock."""
-    if run.state != "complete" or not run.results.exists() or missing(experiment, run, test):
+    results = read_results(run.results)
+    if run.state != "complete" or results is None or missing(experiment, run, test):
         return None
     stale = changed_sources(run.status.get("sources", {}), made_from)
-    return Outcome(run, read_json(run.results), trained=False, stale=stale)
+    return Outcome(run, results, trained=False, stale=stale)
 
 
 def _open_run(
@@ -169,6 +171,37 @@ def _conclude(experiment: Experiment, run: Run, engine: Engine, G: Any, test: St
 def _each(callbacks: Sequence[Callback], moment: str, *told: Any) -> None:
     for callback in callbacks:
         getattr(callback, moment)(*told)
+
+
+class _Named(Callback):
+    """A callback whose failures say whose they are. They end the run, as else nobody would hear of them."""
+
+    def __init__(self, name: str, callback: Callback) -> None:
+        self._name, self._callback = name, callback
+
+    def start(self, *told: Any) -> None:
+        self._tell("start", *told)
+
+    def log(self, *told: Any) -> None:
+        self._tell("log", *told)
+
+    def samples(self, *told: Any) -> None:
+        self._tell("samples", *told)
+
+    def finish(self, *told: Any) -> None:
+        self._tell("finish", *told)
+
+    def _tell(self, moment: str, *told: Any) -> None:
+        try:
+            getattr(self._callback, moment)(*told)
+        except UserError:
+            raise
+        except (Exception, SystemExit) as error:
+            line = f"{type(error).__name__}: {error}".strip(": ").partition("\n")[0]
+            raise UserError(
+                f"[callbacks.{self._name}] failed at {moment}: {line}. The same command goes on from what was saved, "
+                "without the callback too"
+            ) from error
 
 
 def _open_data(experiment: Experiment) -> dict[str, Store]:
@@ -276,7 +309,7 @@ def _cost(run: Run, engine: Engine) -> dict[str, Any]:
 
     On a GPU that is the device's, else the process's own.
     """
-    seconds = sum(line["seconds"] for line in run.lines("timings.jsonl"))
+    seconds = sum(line.get("seconds", 0) for line in run.lines("timings.jsonl"))
     peak = peak_bytes(engine.device_type)
     return {"seconds": round(seconds, 1), "peak_megabytes": peak and round(peak / 1e6)}
 

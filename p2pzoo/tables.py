@@ -29,7 +29,6 @@ Knows neither components nor torch.
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,6 +37,7 @@ from typing import Any
 import tomli_w
 
 from p2pzoo.errors import UserError
+from p2pzoo.files import parse_toml
 from p2pzoo.paths import shipped
 from p2pzoo.recipe import Origin, Source, locate
 from p2pzoo.registry import nearest
@@ -87,13 +87,13 @@ def read_table(path: str) -> Table:
     file = shipped("benchmarks") / path.removeprefix("zoo:") if zoo else Path(path)
     try:
         text = file.read_text("utf-8")
-        tree = tomllib.loads(text)
+        tree = parse_toml(text)
     except FileNotFoundError:
         near = sorted(p.name for p in file.parent.glob("*.toml")) if file.parent.is_dir() else []
         raise UserError(f"{path}: no such table{nearest(file.name, near) if near else ''}") from None
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: cannot be read as a table ({error})") from None
-    except tomllib.TOMLDecodeError as error:
+    except ValueError as error:
         raise UserError(f"{path}: broken TOML: {error}") from None
     source = Source(path, text)
     if faults := list(_faults(source, tree, file.parent)):

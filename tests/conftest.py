@@ -39,6 +39,13 @@ threads = 1
 """
 
 
+def pytest_addoption(parser):
+    campaigns = parser.getgroup("campaigns", "tests/bad_input and tests/faults; their long runs are in benchmarks/")
+    campaigns.addoption("--cases", type=int, default=20, help="inputs that each test of bad input tries")
+    campaigns.addoption("--times", type=int, default=1, help="how often each fault is inflicted, each time elsewhere")
+    campaigns.addoption("--seed", type=int, default=0, help="of what they draw")
+
+
 def pytest_collection_modifyitems(items):
     """Writing an ONNX file of a large network takes up to a minute."""
     for item in items:

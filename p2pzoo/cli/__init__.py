@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 import importlib
 import os
+import re
 import signal
 import sys
 import warnings
@@ -42,9 +43,11 @@ COMMANDS = {  # name: (module, summary); the summary is here so that --help impo
     "recipe": ("p2pzoo.cli.recipes", "Print a recipe resolved, with the line that set each value."),
     "diff": ("p2pzoo.cli.recipes", "Print what differs between two recipes."),
 }
+# line ends, other control characters, marks that turn the direction of writing, halves of characters
+NOT_SHOWN = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 FULL = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
 FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
-MISPLACED = (errno.ENOTDIR, errno.EISDIR, errno.EEXIST)
+MISPLACED = (errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP)
 
 
 class Zoo(click.Group):
@@ -82,6 +85,11 @@ class Zoo(click.Group):
             raise
         except (click.ClickException, click.exceptions.Exit, click.Abort):
             raise
+        except SystemExit as error:  # of a plugin: a run that it ends is not done
+            if error.code not in (0, None):
+                raise
+            click.echo("p2pzoo failed: the process was told to end by what it called", err=True)
+            ctx.exit(1)
         except BrokenPipeError:  # whoever read our output has read enough; click ends quietly
             raise
         except (Exception, KeyboardInterrupt) as error:
@@ -108,7 +116,12 @@ def follows() -> bool:
 def _show_warning(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
     """Those for users, in one line; deprecations and the like are for programmers."""
     if issubclass(category, UserWarning) and not follows():
-        click.echo(f"warning: {message}", err=True)
+        click.echo(f"warning: {_shown(str(message))}", err=True)
+
+
+def _shown(line: str) -> str:
+    """What a file or its name says may neither break the line, nor steer the terminal, nor stop it from being said."""
+    return NOT_SHOWN.sub(lambda found: found[0].encode("unicode_escape").decode(), line)
 
 
 def _told(error: BaseException) -> tuple[str, int]:
@@ -118,15 +131,15 @@ def _told(error: BaseException) -> tuple[str, int]:
             signum = error.args[0] if error.args else signal.SIGINT
             return "stopped; the same command goes on from what was saved", 128 + signum
         case UserError():
-            return str(error), 2
+            return "\n".join(map(_shown, error.faults)), 2
         case Elsewhere():
             return "", 1
         case OSError() if error.errno in (*FULL, *FORBIDDEN, *MISPLACED) or "No space left" in str(error):
             told = f"{error.filename}: {error.strerror}" if error.filename and error.strerror else str(error)
-            return f"{told}; what was saved before is kept", 2
+            return f"{_shown(told)}; what was saved before is kept", 2
     lines = str(error).strip().splitlines() or [""]
     where = f"process {os.environ['RANK']}: " if follows() else ""
-    return f"{where}p2pzoo failed: {type(error).__name__}: {lines[0]} (`p2pzoo --debug ...` shows where)", 1
+    return f"{where}p2pzoo failed: {type(error).__name__}: {_shown(lines[0])} (`p2pzoo --debug ...` shows where)", 1
 
 
 @click.command(cls=Zoo, context_settings={"help_option_names": ["-h", "--help"]})

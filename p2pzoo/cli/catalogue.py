@@ -184,7 +184,7 @@ def _print_table(header: list[str], rows: list[list[str]]) -> None:
 
 def parameters(overrides: tuple[str, ...]) -> dict[str, Any]:
     """What `-s PARAM=VALUE` gives. Raises UserError."""
-    import tomllib
+    from p2pzoo.files import parse_toml
 
     table = {}
     for text in overrides:
@@ -192,7 +192,7 @@ def parameters(overrides: tuple[str, ...]) -> dict[str, Any]:
         if not equals:
             raise UserError(f"-s {text}: write -s param=value, as in -s width=32")
         try:
-            table[key.strip()] = tomllib.loads(f"v = {value}")["v"]
-        except tomllib.TOMLDecodeError:
+            table[key.strip()] = parse_toml(f"v = {value}")["v"]
+        except ValueError:
             table[key.strip()] = value
     return table

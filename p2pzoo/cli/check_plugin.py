@@ -68,7 +68,7 @@ def check_plugin_command(name: str, overrides: tuple[str, ...], as_json: bool) -
 
 
 def _parameters(overrides: tuple[str, ...]) -> dict[str, dict[str, Any]]:
-    import tomllib
+    from p2pzoo.files import parse_toml
 
     given: dict[str, dict[str, Any]] = {}
     for text in overrides:
@@ -77,8 +77,8 @@ def _parameters(overrides: tuple[str, ...]) -> dict[str, dict[str, Any]]:
         if not equals or not dot:
             raise UserError(f"-s {text}: write -s component.param=value, as in -s my-unet.width=8")
         try:
-            parsed = tomllib.loads(f"v = {value}")["v"]
-        except tomllib.TOMLDecodeError:
+            parsed = parse_toml(f"v = {value}")["v"]
+        except ValueError:
             parsed = value
         given.setdefault(component, {})[parameter] = parsed
     return given

@@ -4,8 +4,8 @@ They lie in the folder `stores` of the user's cache (`p2pzoo.paths.cache_dir`). 
 other sources, another size or another version of what decodes them make another file. Old ones are not cleared away:
 delete the folder, or any file in it, whenever no run is using it. It is made again when it is wanted.
 
-The file: the pairs as records of one NumPy dtype, then their names as JSON, written last and with the file's right
-length alone in the right place. A file under its final name was whole when it got that name.
+The file: the pairs as records of one NumPy dtype, then their names and checksums as JSON, written last and with the
+file's right length alone in the right place. A file under its final name was whole when it got that name.
 """
 
 from __future__ import annotations
@@ -13,17 +13,19 @@ from __future__ import annotations
 import json
 import shutil
 import sys
+import zlib
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from filelock import FileLock
 
 from p2pzoo.contracts import Pair
 from p2pzoo.errors import UserError
-from p2pzoo.files import replacing
+from p2pzoo.files import parse_json, replacing
 
-VERSION = 1  # raise it when the same sources give other bytes
+VERSION = 2  # raise it when the same sources give other bytes
 INSTEAD = 'make room, set P2PZOO_CACHE to a folder elsewhere, or [compute] store = "stream"'
 
 
@@ -33,12 +35,16 @@ class StoreFile:
     Writing into what `[i]` gives changes neither the file nor what others see. Threads may share it.
     """
 
-    def __init__(self, path: Path, record: np.dtype, ids: list[str], blocks: list[str | None]) -> None:
-        self._file = path.open("rb")  # stays readable where the file is deleted or replaced meanwhile
+    def __init__(self, path: Path, record: np.dtype, ids: list[str], blocks: list[str | None], sums: list[int]) -> None:
+        self._path, self._file = path, path.open("rb")  # readable where the file is deleted or replaced meanwhile
         self._record, self._ids, self._blocks = record, ids, blocks
+        self._sums: list[int | None] = [*sums]  # of the pairs' bytes; None: was right once, and is trusted
 
     def __getitem__(self, index: int) -> Pair:
         mapped = np.memmap(self._file, self._record, "c", offset=index * self._record.itemsize, shape=1)
+        if self._sums[index] not in (None, zlib.crc32(mapped.tobytes())):
+            raise UserError(f"{self._path}: pair {index} was altered since it was prepared: delete this file")
+        self._sums[index] = None
         fields = {name: np.asarray(mapped[name][0]) for name in self._record.names or ()}
         return Pair(self._ids[index], **fields, block=self._blocks[index])
 
@@ -48,8 +54,8 @@ def opened(path: Path, record: np.dtype, count: int) -> StoreFile | None:
     try:
         with path.open("rb") as file:
             file.seek(count * record.itemsize)
-            names = json.loads(file.read())
-        if len(names["ids"]) == len(names["blocks"]) == count:
+            names = parse_json(file.read())
+        if len(names["ids"]) == len(names["blocks"]) == len(names["sums"]) == count:
             return StoreFile(path, record, **names)
     except (OSError, ValueError, KeyError, TypeError):
         pass
@@ -87,14 +93,15 @@ def check_room(path: Path, size: int) -> None:
 
 
 def _make(path: Path, record: np.dtype, pairs: Iterable[Pair]) -> None:
-    names: dict[str, list[str | None]] = {"ids": [], "blocks": []}
+    names: dict[str, list[Any]] = {"ids": [], "blocks": [], "sums": []}
     one = np.zeros(1, record)
     # The temporary name is always the same: the lock admits one writer, and the next overwrites what a killed one left.
     with replacing(path) as unfinished, unfinished.open("wb") as file:
         for pair in pairs:
             for name in record.names or ():
                 one[name][0] = _of_type(getattr(pair, name), one[name].dtype, name, pair.id)
-            file.write(one.tobytes())
+            file.write(data := one.tobytes())
+            names["sums"].append(zlib.crc32(data))
             names["ids"].append(pair.id)
             names["blocks"].append(pair.block)
         file.write(json.dumps(names).encode())

@@ -59,7 +59,8 @@ class Published:
         self._files = sorted(folder.glob("*.jpg"))
         if not self._files:
             what = "holds no .jpg files" if folder.is_dir() else "does not exist"
-            raise UserError(f"{folder}: {what}; dataset '{self.archive.name}' expects its pairs there\n{self._how()}")
+            told = f"{folder}: {what}; dataset '{self.archive.name}' expects its pairs there"
+            raise UserError(told, self._how())
         if faults := [fault for path in self._files[:FEW] if (fault := self._fault(path))]:
             raise UserError(*faults)
         published = self.archive.images.get(folder.name)

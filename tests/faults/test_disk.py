@@ -8,6 +8,7 @@ import json
 import os
 import re
 import resource
+import shutil
 import subprocess
 
 import pytest
@@ -161,6 +162,46 @@ class TestFullDisk:
         assert file in line
         assert "File too large" in line
         assert_goes_on(run(tmp_path), tmp_path, straight, after=0)
+
+
+class TestOfADisk:
+    @pytest.mark.promise("one line, exit code 2; with room again the same bits")
+    def test_filling_up(self, chance, small_disk, runs_of, run, unharmed, goes_on):
+        disk = small_disk(24)  # a checkpoint takes 5.8 MiB, and two are kept
+        room = chance.choice([0, 100_000, chance.randrange(20 * MIB)])
+        with runs_of.after(runs_of.STEP, lambda: fill(disk, leave=room), call=chance.randint(1, 39)):
+            answer = run(disk)
+        before = {file: data for file, data in runs_of.on_disk(disk).items() if file.name != "filler"}
+        if answer.exit_code:
+            assert "No space left on device" in refused(answer)
+        (disk / "filler").unlink()
+        goes_on(disk, before, unharmed)
+
+    @pytest.mark.promise("one line, exit code 2; without the limit the same bits")
+    def test_a_limit_of_a_files_length(self, chance, halfway, runs_of, run, unharmed, goes_on):
+        with largest_file(chance.choice([chance.randrange(20_000), chance.randrange(7 * MIB)])):
+            answer = run(halfway)
+        before = runs_of.on_disk(halfway)
+        if answer.exit_code:
+            assert "File too large" in refused(answer)
+        goes_on(halfway, before, unharmed)
+
+    @pytest.mark.slow
+    @pytest.mark.promise("what is complete is shown, else one line; nothing is changed; then the same bits")
+    @pytest.mark.parametrize("state", ["halfway", "complete"])
+    def test_being_read_only(self, state, request, chance, small_disk, runs_of, run, unharmed, goes_on):
+        disk = small_disk(chance.randint(20, 60))
+        shutil.copytree(request.getfixturevalue(state), disk, dirs_exist_ok=True)
+        subprocess.run(["mount", "-o", "remount,ro", disk], check=True)
+        before = runs_of.on_disk(disk)
+        answer = run(disk)
+        if state == "halfway":
+            assert "Read-only file system" in refused(answer)
+        else:
+            assert answer.exit_code == 0
+        assert runs_of.on_disk(disk) == before
+        subprocess.run(["mount", "-o", "remount,rw", disk], check=True)
+        goes_on(disk, before, unharmed)
 
 
 class TestUnwritableFolder:

@@ -1,0 +1,115 @@
+"""Pages over what strangers have named: a name in them is text, and nothing is fetched or run."""
+
+import html.parser
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import strategies as st
+
+from p2pzoo.experiment import check
+from p2pzoo.files import write_json
+from p2pzoo.images import write_image
+from p2pzoo.plugins import registry
+from p2pzoo.recipe import read_recipe
+from p2pzoo.report import Comparison, write_report
+from p2pzoo.run import Run
+
+pytestmark = pytest.mark.filterwarnings("ignore:Glyph")  # that no font has
+
+NAMES = st.sampled_from([
+    "<zzz onzzz=1>", '"><zzz onzzz=1>', "'><zzz>", "</script><zzz>", "</title><zzz>", "<!--<zzz>", "-->", "]]><zzz>",
+    "{{ 7 }}", "{% zzz %}", "javascript:zzz", "&lt;zzz&gt;", "<svg/onzzz=1>", "\\u003czzz>", "\u2028<zzz>",
+    "<zzz", "zzz>",    '" onzzz="1', "' onzzz='1", "`onzzz=1",
+    "https://zzz.example/zzz.js", "//zzz.example", "$<zzz>$", "\x1b[31m<zzz>",
+])  # fmt: skip
+ADDRESSES = ("src", "href", "action", "data", "poster", "srcset", "formaction")
+
+
+class Page(html.parser.HTMLParser):
+    """Finds elements, attributes and addresses that none of our pages has."""
+
+    def __init__(self):
+        super().__init__()
+        self.odd = []
+
+    def handle_starttag(self, tag, attributes):
+        self.odd += [tag] if "zzz" in tag else []
+        for name, value in attributes:
+            outside = name in ADDRESSES and not (value or "").startswith(("data:image/", "#", "images/", "gallery.js"))
+            if "zzz" in name or (outside and (":" in value or value.startswith("//"))):
+                self.odd.append((tag, name, value))
+
+
+def assert_names_are_text(file):
+    page = Page()
+    page.feed(file.read_text("utf-8"))
+    page.close()
+    assert page.odd == []
+
+
+@pytest.fixture
+def names():
+    pieces = NAMES | st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=8)
+    return st.lists(pieces, min_size=1, max_size=3).map("".join)
+
+
+def test_galleries(each, zoo, names, tmp_path):
+    def act(drawn):
+        shutil.rmtree(tmp_path / "runs", ignore_errors=True)
+        title, recipe, metric, logged, value = drawn
+        folder = tmp_path / "runs" / "a" / ("smoke " + title.replace("/", " ")[:40])
+        folder.mkdir(parents=True)
+        said = {"metric": {"use": metric}, "dataset": {"use": value}, "split": value, "size": [8, 8]}
+        facts = {"id": value, "recipe": recipe, "profile": value, "seed": 0, "images": 1}
+        measured = {"metrics": {metric: {"value": 1.0, "protocol": value}}, "measured": {metric: value}}
+        write_json(folder / "results.json", {**facts, **measured, "protocols": {value: said}})
+        write_json(folder / "status.json", {**facts, "state": "complete"})
+        (folder / "metrics.jsonl").write_text("".join(json.dumps({"images": i, logged: 0.5}) + "\n" for i in (1, 2)))
+        told = zoo("gallery", tmp_path / "runs", "-o", tmp_path / "page", "--title", title)
+        if told.exit_code == 0:
+            assert_names_are_text(tmp_path / "page" / "index.html")
+        return told
+
+    each(st.tuples(names, names, names, names, names), act)
+
+
+def test_reports(each, names, tmp_path):
+    experiment = check(read_recipe("zoo:base.toml", "smoke"), registry())
+    run, image = Run(tmp_path), torch.zeros(3, 8, 8)
+    run.begin(experiment, {}, {})
+
+    def act(drawn):
+        title, name, logged, value = drawn
+        experiment.recipe.values["title"] = title
+        write_json(tmp_path / "env.json", {name: value, value: {name: name}})
+        (tmp_path / "metrics.jsonl").write_text(
+            "".join(json.dumps({"images": i, f"G.{logged}": 0.5}) + "\n" for i in (1, 2))
+        )
+        write_report(run, experiment, [Comparison(name, value, image, image, image)])
+        assert_names_are_text(tmp_path / "report.html")
+
+    each(st.tuples(names, names, names, names), act)
+
+
+def test_pages_of_the_doctor(each, zoo, names, tmp_path):
+    folder, recipe = tmp_path / "data", tmp_path / "recipe.toml"
+    recipe.write_text(
+        f'[dataset]\nuse = "side-by-side"\nroot = "{folder}"\n[generator]\nuse = "unet"\n[losses.l1]\nuse = "l1"\n'
+    )
+
+    def act(drawn):
+        shutil.rmtree(folder, ignore_errors=True)
+        for split, name in zip(("train", "val", "test", "test"), drawn, strict=True):
+            name = name.replace("/", " ").encode()[:200].decode(errors="ignore")
+            (folder / split).mkdir(parents=True, exist_ok=True)
+            write_image(folder / split / f"{name}.png", np.full((8, 16, 3), len(name), np.uint8))
+        told = zoo("data", "check", recipe, "-o", tmp_path / "page.html", "--force")
+        if (tmp_path / "page.html").exists():
+            assert_names_are_text(tmp_path / "page.html")
+        assert told.exit_code in (0, 2)
+        assert "Traceback" not in told.output
+
+    each(st.tuples(names, names, names, names), act)

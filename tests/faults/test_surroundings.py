@@ -1,0 +1,183 @@
+"""What changes around a run: its dataset's files, the clock, who else works on its folder, the process itself."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from p2pzoo.images import write_png
+
+pytestmark = pytest.mark.usefixtures("no_reports")
+slow = pytest.mark.slow
+
+
+# --- the dataset's folder ----------------------------------------------------------------------------------------
+
+
+def remove(file):
+    file.unlink()
+
+
+def cut(file):
+    file.write_bytes(file.read_bytes()[:-300])
+
+
+def replace(file):
+    write_png(file, np.zeros((32, 64, 3), np.uint8))
+
+
+def add(file):
+    write_png(file.with_name("new.png"), np.zeros((64, 128, 3), np.uint8))
+
+
+CHANGES = [remove, cut, replace, add]
+changes = pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.__name__)
+
+
+@changes
+@pytest.mark.promise("told in one line; once the files are as they were the run goes on to the same bits")
+def test_a_dataset_that_changes_between_two_parts_of_a_run(
+    change, chance, photos, runs_of, run, refused, goes_on, tmp_path
+):
+    folder, overrides = photos
+    assert run(tmp_path / "unharmed", *overrides).exit_code == 0
+
+    def stop():
+        raise runs_of.CutOff
+
+    with runs_of.after(runs_of.STEP, stop, call=chance.randint(11, 39)), pytest.raises(runs_of.CutOff):
+        run(tmp_path / "runs", *overrides)
+    file = chance.choice(sorted((folder / "train").iterdir()))
+    content, before = file.read_bytes(), runs_of.on_disk(tmp_path / "runs")
+    change(file)
+    refused(run(tmp_path / "runs", *overrides))
+    assert runs_of.on_disk(tmp_path / "runs") == before
+    (folder / "train/new.png").unlink(missing_ok=True)
+    file.write_bytes(content)
+    goes_on(tmp_path / "runs", before, runs_of.outcome(tmp_path / "unharmed"), *overrides)
+
+
+@slow
+@changes
+@pytest.mark.parametrize("store", ["memory", "stream"])
+@pytest.mark.promise("what was read is trained on; else told in one line, and then the same bits")
+def test_a_dataset_that_changes_under_a_run(store, change, chance, photos, runs_of, run, refused, goes_on, tmp_path):
+    folder, overrides = photos[0], (*photos[1], f"compute.store={store}")
+    assert run(tmp_path / "unharmed", *overrides).exit_code == 0
+    file = chance.choice(sorted((folder / "train").iterdir()))
+    content = file.read_bytes()
+    with runs_of.after(runs_of.STEP, lambda: change(file), call=chance.randint(1, 39)):
+        answer = run(tmp_path / "runs", *overrides)
+    before = runs_of.on_disk(tmp_path / "runs")
+    if answer.exit_code:
+        assert file.stem in refused(answer)
+    (folder / "train/new.png").unlink(missing_ok=True)
+    file.write_bytes(content)
+    goes_on(tmp_path / "runs", before, runs_of.outcome(tmp_path / "unharmed"), *overrides)
+
+
+READERS = """
+import p2pzoo
+
+@p2pzoo.hookimpl
+def register_datasets(register):
+    register("flaky", "flaky:Flaky", summary="Its reading fails where a file of that name is there")
+
+def __getattr__(name):
+    import os
+    from p2pzoo_datasets.folders import SideBySide
+
+    class Flaky(SideBySide):
+        def __init__(self, split, *, root: str, **rest: int) -> None:
+            super().__init__(split, root=root)
+            self.reads = 0
+
+        def __getitem__(self, index):
+            self.reads += 1
+            if os.path.exists("fails") and self.reads > 5:
+                raise SystemExit("the thread ends")
+            return super().__getitem__(index)
+
+    return {"Flaky": Flaky}[name]
+""".replace(", **rest: int", "")
+
+
+@pytest.mark.promise("the run ends at that pair, and goes on from its last checkpoint: the same bits")
+def test_a_thread_that_reads_pairs_dies(chance, photos, runs_of, run, goes_on, install, tmp_path, monkeypatch):
+    install("flaky", READERS)
+    monkeypatch.chdir(tmp_path)
+    overrides = (photos[1][0].replace("side-by-side", "flaky"), "compute.store=stream")
+    assert run(tmp_path / "unharmed", *overrides).exit_code == 0
+    with runs_of.after(runs_of.STEP, (tmp_path / "fails").touch, call=chance.randint(1, 20)):
+        answer = run(tmp_path / "runs", *overrides)
+    assert answer.exit_code != 0
+    assert "Traceback" not in answer.output
+    before = runs_of.on_disk(tmp_path / "runs")
+    (tmp_path / "fails").unlink()
+    goes_on(tmp_path / "runs", before, runs_of.outcome(tmp_path / "unharmed"), *overrides)
+
+
+# --- the clock -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.promise("times are not asked for what is trained: the same bits")
+def test_a_clock_that_jumps(chance, halfway, runs_of, unharmed, goes_on, monkeypatch):
+    now = time.time()
+    for file in halfway.rglob("*"):
+        moment = now + chance.choice([-1, 1]) * chance.uniform(0, 10 * 365 * 86400)
+        os.utime(file, (moment, moment))
+    monkeypatch.setattr(time, "time", lambda: now + chance.uniform(-1e9, 1e9))
+    goes_on(halfway, runs_of.on_disk(halfway), unharmed)
+
+
+# --- processes -----------------------------------------------------------------------------------------------
+
+
+@slow
+@pytest.mark.promise("one works, the other is refused in one line: the same bits")
+def test_two_processes_on_one_run(chance, start, arguments, halfway, runs_of, unharmed, goes_on, wait_for):
+    before = runs_of.on_disk(halfway)
+    first = start("-m", "p2pzoo", *arguments(halfway))
+    time.sleep(chance.uniform(0, 2))
+    second = start("-m", "p2pzoo", *arguments(halfway))
+    told = {process: process.communicate(timeout=240)[0] for process in (first, second)}
+    codes = {process: process.returncode for process in told}
+    assert set(codes.values()) <= {0, 2}
+    assert 0 in codes.values()
+    for process, code in codes.items():
+        if code:
+            assert "another process is working on this run" in told[process].splitlines()[-1]
+    goes_on(halfway, before, unharmed)
+
+
+@slow
+@pytest.mark.promise("the others end within a minute, and one process goes on from the last checkpoint")
+def test_a_process_of_several_dies(chance, arguments, runs_of, run, record_property, tmp_path, wait_for):
+    overrides = ("train.images=400", "train.batch_size=4", "train.checkpoint_every=8", "generator.norm=instance")
+    command = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone", "-m", "p2pzoo"]
+    process = subprocess.Popen(
+        [sys.executable, *command, *map(str, arguments(tmp_path / "runs", *overrides, "discriminator.norm=instance"))],
+        env={**os.environ, "OMP_NUM_THREADS": "1"}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    )  # fmt: skip
+    try:
+        wait_for(lambda: any((tmp_path / "runs").glob("*/*/checkpoints/*.safetensors")), process)
+        children = subprocess.run(["ps", "-o", "pid=", "--ppid", str(process.pid)], capture_output=True, text=True)
+        time.sleep(chance.uniform(0, 1))
+        before = runs_of.on_disk(tmp_path / "runs")
+        os.kill(int(chance.choice(children.stdout.split())), signal.SIGKILL)
+        told, _ = process.communicate(timeout=60)
+    finally:
+        process.kill()
+        process.communicate()
+    assert process.returncode != 0, told
+    answer = run(tmp_path / "runs", *overrides, "discriminator.norm=instance", flags=["--quiet"])
+    assert answer.exit_code == 0, answer.output
+    assert answer.began >= 2
+    lost = runs_of.bytes_lost(before)
+    record_property("bytes_lost", lost)
+    record_property("observed", "went on from a checkpoint")
+    assert lost == 0
