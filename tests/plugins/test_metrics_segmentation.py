@@ -21,9 +21,9 @@ from p2pzoo.data import Store
 from p2pzoo.errors import UserError
 from p2pzoo.evaluate import metrics_of, missing, protocol, protocol_hash
 from p2pzoo.experiment import check
-from p2pzoo.files import write_json
 from p2pzoo.plugins import registry
 from p2pzoo.recipe import read_recipe
+from p2pzoo.results import write_results
 from p2pzoo.run import run_for
 
 CLASSES = ("sea", "land", "ice")
@@ -419,8 +419,9 @@ class TestProtocol:
         experiment = self.experiment(f"metrics.score.weights={untrained}")
         run = run_for(experiment, tmp_path)
         run.folder.mkdir(parents=True)
-        kept = protocol_hash(protocol(experiment, "score", self.STORE))
-        write_json(run.results, {"measured": {"score": kept}})
+        told = protocol(experiment, "score", self.STORE)
+        kept = {"measured": {"score": protocol_hash(told)}, "protocols": {protocol_hash(told): told}}
+        write_results(run.results, {"id": "1", "recipe": "r", "profile": "p", "seed": 0, "metrics": {}, **kept})
         assert missing(experiment, run, self.STORE) == []
         save(untrained, FCN8s(**NETWORK, classes=3), {"network": NETWORK, "classes": list(CLASSES), "self_check": {}})
         assert missing(experiment, run, self.STORE) == ["score"]
