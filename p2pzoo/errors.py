@@ -15,14 +15,16 @@ class UserError(Exception):
 
 
 class Fault(str):
-    """One fault that several things have. As text it names the first few; `what` it is, and `cases`: all of them."""
+    """One fault that several things have. As text it names the first few, in `lines`; `what` it is, and all `cases`."""
 
+    lines: tuple[str, ...]
     what: str
     cases: tuple[str, ...]
 
-    def __new__(cls, text: str, what: str, cases: Iterable[str]) -> Self:
-        fault = super().__new__(cls, text)
-        fault.what, fault.cases = what, tuple(cases)
+    def __new__(cls, lines: Iterable[str], what: str, cases: Iterable[str]) -> Self:
+        lines = tuple(lines)
+        fault = super().__new__(cls, "\n  ".join(lines))
+        fault.lines, fault.what, fault.cases = lines, what, tuple(cases)
         return fault
 
 

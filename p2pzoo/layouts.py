@@ -113,7 +113,7 @@ def several(what: str, cases: Iterable[str]) -> list[str]:
     """One fault that several files have: what it is, and below it the first few. Empty where there is no case."""
     cases = list(cases)
     more = [f"... and {len(cases) - FEW} more"] if len(cases) > FEW else []
-    return [Fault("\n  ".join([what, *cases[:FEW], *more]), what, cases)] if cases else []
+    return [Fault([what, *cases[:FEW], *more], what, cases)] if cases else []
 
 
 def raise_any(faults: Sequence[str]) -> None:

@@ -300,14 +300,14 @@ function prepareImages() {
   facts.examples.forEach((each, i) => {
     const button = document.createElement("button");
     const image = document.createElement("img");
-    [image.src, image.alt, button.title] = [each.image, `example ${i + 1}`, each.name];
+    [image.src, image.alt, button.title] = [each.picture, `example ${i + 1}`, each.name];
     button.append(image);
     button.addEventListener("click", () => example(each));
     element.examples.append(button);
   });
 }
 
-const example = (each) => load(new Blob([bytes(each.image.split(",")[1])], { type: "image/png" }), "");
+const example = (each) => load(new Blob([bytes(each.picture.split(",")[1])], { type: "image/png" }), "");
 
 (async () => {
   prepareImages();

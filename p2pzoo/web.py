@@ -128,7 +128,7 @@ def _document(model: Model, title: str, mode: str, notes: Sequence[str], data: D
         "classes": classes,
         "classes_given": _classes(model.y_labels) if model.encodings.y == "one-hot" else None,
         "colours": classes or (_colours(data, [*shown.values()]) if data else None),
-        "examples": [{"name": name, "image": _data_url(image)} for name, image in shown.items()],
+        "examples": [{"name": name, "picture": _data_url(image)} for name, image in shown.items()],
         "notes": list(notes),
     }
 

@@ -67,7 +67,7 @@ def test_the_page_embeds_everything_and_escapes_what_it_is_told(page, trained):
     assert known["title"] == TITLE
     assert "<b>of" not in text
     assert "default-src 'none'" in text
-    assert "http" not in text.replace("http-equiv", "").replace(known["examples"][0]["image"], "")
+    assert "http" not in text.replace("http-equiv", "").replace(known["examples"][0]["picture"], "")
     embedded = text.partition('embedded ??= {}).runtime = "')[2].partition('"')[0]
     assert base64.b64decode(embedded) == b"// ort.wasm.bundle.min.mjs"
     assert known["run"] == p2pzoo.load(trained).run
@@ -79,7 +79,7 @@ def test_it_draws_with_the_classes_that_the_labels_have(page):
     assert {"name": "forest", "colour": [18, 94, 32]} in known["colours"]
     assert known["classes"] is None, "the network sees colours"
     assert 1 < len(known["examples"]) <= 8
-    shown = Image.open(io.BytesIO(base64.b64decode(known["examples"][0]["image"].partition(",")[2])))
+    shown = Image.open(io.BytesIO(base64.b64decode(known["examples"][0]["picture"].partition(",")[2])))
     assert shown.size == tuple(known["sides"][::-1]) == (64, 64)
 
 

@@ -131,7 +131,7 @@ def _told(error: BaseException) -> tuple[str, int]:
             signum = error.args[0] if error.args else signal.SIGINT
             return "stopped; the same command goes on from what was saved", 128 + signum
         case UserError():
-            return "\n".join(map(_shown, error.faults)), 2
+            return "\n".join("\n  ".join(map(_shown, getattr(fault, "lines", [fault]))) for fault in error.faults), 2
         case Elsewhere():
             return "", 1
         case OSError() if error.errno in (*FULL, *FORBIDDEN, *MISPLACED) or "No space left" in str(error):
