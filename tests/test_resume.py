@@ -7,16 +7,22 @@ disk, without the price of a process. `test_kills.py` does the same with process
 import contextlib
 import hashlib
 import json
+import os
 import pkgutil
 import re
 import shutil
 import signal
+import subprocess
+import sys
+import threading
+import time
 from functools import partial
 from pathlib import Path
 
 import pytest
 
 from p2pzoo.checkpoint import load_tensors
+from p2pzoo.cli.limit import Duration
 
 VARIANTS = {
     "the paper's game": (),
@@ -450,6 +456,72 @@ class TestSignals:
         assert "the same command goes on" in answer.output
         assert finish(tmp_path).began is None
         assert outcome(tmp_path) == uninterrupted()
+
+
+class TestMaxTime:
+    def test_a_run_stops_itself_in_time_and_saves(self, start, arguments, tmp_path):
+        began = time.monotonic()
+        process = start("-m", "p2pzoo", *arguments(tmp_path, "train.images=1000000"), "--max-time", "20s")
+        told, _ = process.communicate(timeout=120)
+        assert process.returncode == 128 + signal.SIGTERM, told
+        assert time.monotonic() - began < 20
+        seen = int(re.search(r"stopped at (\d+) images and saved", told)[1])
+        assert images(checkpoints(tmp_path)[-1]) == seen > 0
+
+    def test_a_command_that_is_done_before_is_left_alone(self, run, tmp_path):
+        assert run(tmp_path, "train.images=4", flags=("--max-time", "1h")).exit_code == 0
+        timers = [thread for thread in threading.enumerate() if isinstance(thread, threading.Timer)]
+        assert all(timer.finished.is_set() for timer in timers), "it would stop whatever this process does in an hour"
+
+    @pytest.mark.parametrize(
+        ("text", "seconds"),
+        [("3h50m", 13800), ("90m", 5400), ("45s", 45), ("1d", 86400), ("1:30:00", 5400), ("2-00:00:01", 172801)],
+    )
+    def test_times_are_read_as_people_and_slurm_write_them(self, text, seconds):
+        assert Duration().convert(text, None, None) == seconds
+
+    @pytest.mark.parametrize("text", ["90", "1:30", "-5m", "0s", "", "5 m", "1h60", "1:75:00", "9" * 40 + "h", "٣m3"])
+    def test_what_is_no_time_is_refused_in_one_line(self, text, zoo):
+        told = zoo("run", "zoo:base.toml", "--max-time", text)
+        assert told.exit_code == 2
+        assert f"'{text}' is no time: write 3h50m, 90m, or 3:50:00" in told.output
+
+
+class TestSlurm:
+    """recipes/slurm.sh where srun only starts what it is given, and scontrol only writes down what it was asked."""
+
+    def job(self, folder, *arguments):
+        tools = folder / "tools"
+        tools.mkdir(exist_ok=True)
+        for name, text in (
+            ("srun", 'exec "$@"'),
+            ("scontrol", f'echo "$@" >> {folder}/asked'),
+            ("p2pzoo", f'exec {sys.executable} -m p2pzoo "$@"'),
+        ):
+            (tools / name).write_text(f"#!/bin/sh\n{text}\n")
+            (tools / name).chmod(0o755)
+        environment = {
+            **os.environ,
+            "PATH": f"{tools}:{os.environ['PATH']}",
+            "SLURM_JOB_ID": "17",
+            "OMP_NUM_THREADS": "1",
+        }
+        script = Path(__file__).parents[1] / "recipes" / "slurm.sh"
+        return subprocess.Popen(["bash", script, *map(str, arguments)], env=environment, start_new_session=True)
+
+    def test_a_job_that_loses_its_node_is_queued_again_and_ends_with_the_same_bits(
+        self, wait_for, arguments, uninterrupted, tmp_path
+    ):
+        options = arguments(tmp_path / "runs", "train.images=60")[1:]
+        job = self.job(tmp_path, *options)
+        wait_for(lambda: any(len(log.read_text()) for log in tmp_path.glob("runs/*/*/metrics.jsonl")), job)
+        [step] = [int(pid) for pid in Path(f"/proc/{job.pid}/task/{job.pid}/children").read_text().split()]
+        os.kill(step, signal.SIGTERM)
+        assert job.wait(60) == 143
+        assert (tmp_path / "asked").read_text() == "requeue 17\n"
+        assert self.job(tmp_path, *options).wait(60) == 0
+        assert (tmp_path / "asked").read_text() == "requeue 17\n"
+        assert outcome(tmp_path / "runs") == uninterrupted("train.images=60")
 
 
 class TestTwoProcesses:

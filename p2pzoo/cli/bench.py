@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from p2pzoo.cli import override_option, profile_option
+from p2pzoo.cli.limit import max_time_option
 from p2pzoo.errors import UserError
 
 if TYPE_CHECKING:
@@ -45,6 +46,7 @@ runs_option = click.option(
 @click.option("--accept-stale", is_flag=True, help="Resume them although code has changed since they began.")
 @format_option
 @output_option
+@max_time_option
 @click.option("--quiet", is_flag=True, help="Show no progress.")
 def bench_command(
     table: str, profile: str | None, overrides: tuple[str, ...], seeds: int | None, runs: Path, dry_run: bool,

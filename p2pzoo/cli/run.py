@@ -13,6 +13,7 @@ from pathlib import Path
 import click
 
 from p2pzoo.cli import follows, json_option, launched, override_option, print_json, profile_option, recipe_argument
+from p2pzoo.cli.limit import max_time_option
 
 
 @click.command("run")
@@ -36,6 +37,7 @@ from p2pzoo.cli import follows, json_option, launched, override_option, print_js
     metavar="RUN",
     help="Train longer: begin where this complete run ended.",
 )
+@max_time_option
 @click.option("--quiet", is_flag=True, help="Show no progress.")
 @json_option
 def run_command(
@@ -53,7 +55,8 @@ def run_command(
 ) -> None:
     """Train RECIPE (a file, or zoo:NAME.toml), evaluate it, and keep everything in a run folder.
 
-    Run it again and it does nothing if the run is complete, and goes on where it stopped if it is not.
+    Run it again and it does nothing if the run is complete, and goes on where it stopped if it is not. Told to stop
+    (Ctrl-C, SIGTERM, --max-time) it saves first, and ends with 130 or 143.
     """
     if launched():  # before torch is imported: each process would warn of sockets and, wrongly, of unused parameters
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
