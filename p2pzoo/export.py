@@ -21,6 +21,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import ParametrizationList
 
 from p2pzoo import __version__
 from p2pzoo.contracts import Batch
@@ -123,7 +124,9 @@ def _own_statistics(still: nn.Module) -> nn.Module:
     """A copy in training mode whose batch norms keep no running statistics."""
     graph = copy.deepcopy(still).train()
     for part in graph.modules():
-        if isinstance(part, BATCH_NORM):
+        if isinstance(part, ParametrizationList):  # its power iteration is not of the image, see translate.py
+            part.eval()
+        elif isinstance(part, BATCH_NORM):
             part.running_mean = part.running_var = part.num_batches_tracked = None
             part.track_running_stats = False
     return graph

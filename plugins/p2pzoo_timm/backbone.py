@@ -9,7 +9,7 @@ from typing import Any
 
 import timm
 import torch
-from timm.layers import Format
+from timm.layers import Conv2dSame, Format
 from timm.models import get_pretrained_cfg
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -63,6 +63,9 @@ class Backbone(nn.Module):
         self._made_of = (in_channels, size)
         self._source: dict[str, Any] = {"pretrained": pretrained, "weights": weights}
         self.net = _features_of(name, in_channels, size)
+        for part in self.net.modules():
+            if type(part) is Conv2dSame:
+                part.__class__ = EvenlyPadded
         self.fixed_size = size if _has_fixed_size(name) else None
 
         reductions = [int(reduction) for reduction in self.net.feature_info.reduction()]
@@ -142,6 +145,24 @@ class Backbone(nn.Module):
             parameter.requires_grad_(name in moving)
         self._fixed = [self.net] if everything else [part for part in self.net.modules() if _is_frozen(part)]
         self.train()
+
+
+class EvenlyPadded(Conv2dSame):
+    """timm's convolution that pads as TensorFlow does: of stride s, H and W become H / s and W / s, rounded up.
+
+    Where s divides them, as it does for images that are multiples of `size_divisor`, the padding does not depend on
+    them, and is a constant here: timm's formula of H and W, nested through the layers of a network, is more than
+    torch.export gets done with in minutes where H and W are to stay free.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        if any(side % stride for side, stride in zip(x.shape[2:], self.stride, strict=True)):
+            return super().forward(x)
+        padding: list[int] = []
+        for kernel, stride, dilation in zip(self.kernel_size, self.stride, self.dilation, strict=True):
+            both = max(dilation * (kernel - 1) + 1 - stride, 0)
+            padding = [both // 2, both - both // 2, *padding]
+        return F.conv2d(F.pad(x, padding), self.weight, self.bias, self.stride, 0, self.dilation, self.groups)
 
 
 def _reached(net: nn.Module, features: list[Tensor]) -> set[str]:

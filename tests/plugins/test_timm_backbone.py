@@ -8,9 +8,10 @@ import pytest
 import timm
 import torch
 from p2pzoo_timm import weights as weights_module
-from p2pzoo_timm.backbone import Backbone
+from p2pzoo_timm.backbone import Backbone, EvenlyPadded
 from p2pzoo_timm.unet import TimmUNet
 from safetensors.torch import save_file
+from timm.layers import Conv2dSame
 from timm.models import _registry
 
 from p2pzoo.errors import UserError
@@ -335,3 +336,25 @@ def test_every_family_of_timm_grows_a_u_net_or_is_refused_for_a_known_reason():
     assert refused.keys() == REFUSED.keys(), refused
     for family, reasons in refused.items():
         assert any(REFUSED[family] in reason for reason in reasons)
+
+
+@pytest.mark.parametrize("sides", [(12, 24), (13, 12), (7, 11)])
+@pytest.mark.parametrize("kernel", [1, 2, 3, (3, 5)])
+@pytest.mark.parametrize(("stride", "dilation"), [(1, 1), (2, 1), (4, 1), ((1, 2), 1), (1, 2), (2, 3)])
+def test_padding_that_depends_on_no_side_gives_the_bits_of_timms(sides, kernel, stride, dilation):
+    settings = {"kernel_size": kernel, "stride": stride, "dilation": dilation, "groups": 2}
+    theirs, ours = Conv2dSame(4, 6, **settings), EvenlyPadded(4, 6, **settings)
+    ours.load_state_dict(theirs.state_dict())
+    x = torch.randn(2, 4, *sides, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(ours(x), theirs(x))
+
+
+def test_a_backbone_of_padded_convolutions_gives_the_features_of_timm():
+    backbone = made(LITE0, size=(64, 96)).eval()
+    assert any(isinstance(part, EvenlyPadded) for part in backbone.modules())
+    theirs = timm.create_model(LITE0, features_only=True, pretrained=False).eval()
+    theirs.load_state_dict(backbone.net.state_dict())
+    x = images(height=64, width=96)
+    with torch.no_grad():
+        expected = theirs(x * backbone.scale + backbone.shift)
+        assert all(torch.equal(e, f) for e, f in zip(expected, backbone(x), strict=True))
