@@ -101,7 +101,7 @@ class Pictures:
 
 def colours(x):
     store = Store(Pictures(x))
-    data = Data(store, store, "test")
+    data = Data(store, "test")
     return web._colours(data, [*web._shown(data).values()])
 
 

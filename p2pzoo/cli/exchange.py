@@ -69,8 +69,8 @@ def import_command(
 @click.option("--test-mode", type=click.Choice(["paper", "eval"]),
               help="Of a graph. paper: the image's own statistics, no dropout, one image at a time; eval: running "
                    "statistics [default: the model's].")  # fmt: skip
-@click.option("--fp16", "precision", flag_value="fp16", help="Of ONNX: compute in float16, half the size.")
-@click.option("--int8", "precision", flag_value="int8", help="Of ONNX: convolutions in 8 bits, a quarter of the size.")
+@click.option("--fp16", is_flag=True, help="Of onnx and web: compute in float16, half the size.")
+@click.option("--int8", is_flag=True, help="Of onnx and web: weights in 8 bits, a quarter of the size.")
 @click.option("--ort-dir", type=click.Path(path_type=Path, exists=True), metavar="DIR",
               help="Of web: a folder or .tgz with onnxruntime-web [default: cached, else by `npm pack`].")  # fmt: skip
 @click.option("--force", is_flag=True, help="Overwrite OUT.")
@@ -79,7 +79,8 @@ def export_command(
     to: str,
     output: Path,
     test_mode: str | None,
-    precision: str | None,
+    fp16: bool,
+    int8: bool,
     ort_dir: Path | None,
     force: bool,
 ) -> None:
@@ -95,7 +96,10 @@ def export_command(
     from p2pzoo.export import FORMATS, WEB
 
     graph = to in (*FORMATS, WEB)
-    if not graph and (test_mode or precision):
+    if fp16 and int8:
+        raise UserError("--fp16 and --int8: a file has one of them")
+    precision = "fp16" if fp16 else "int8" if int8 else "fp32"
+    if not graph and (test_mode or fp16 or int8):
         raise UserError(f"--to {to}: weights have neither --test-mode nor --fp16 or --int8; those are for graphs")
     if ort_dir and to != WEB:
         raise UserError(f"--to {to}: --ort-dir is for web alone")
@@ -119,7 +123,7 @@ def _weights(model: Path, to: str, output: Path) -> list[str]:
 
 
 def _graph(
-    model: Path, to: str, output: Path, test_mode: str | None, precision: str | None, ort_dir: Path | None
+    model: Path, to: str, output: Path, test_mode: str | None, precision: str, ort_dir: Path | None
 ) -> Sequence[str]:
     """Writes it, says what it takes and how near it comes to torch. What is to be noted besides."""
     from p2pzoo.export import FORMATS, data_of, export
@@ -128,8 +132,7 @@ def _graph(
 
     loaded = load(model, device="cpu")
     folder = model_file(model).parent
-    data, without = data_of(folder)
-    precision = precision or "fp32"
+    data, without = data_of(folder, loaded)
     if to in FORMATS:
         exported = export(loaded, output, to, test_mode=test_mode, precision=precision, data=data)
     else:
