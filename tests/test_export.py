@@ -146,18 +146,18 @@ def test_smaller_files_tell_what_they_lose_and_that_is_little(trained, exported,
     assert f"costs    {decibels(ours, y) - decibels(theirs, y):.3f} dB" in told
 
 
-def test_8_bits_are_of_weights_each_channel_by_its_own_largest(trained, exported):
+def test_8_bits_are_of_weights_and_each_channel_has_steps_of_its_own_size(trained, exported):
     file = onnx.load(exported("--test-mode", "eval", "--int8")[0])
     kept = {part.name: onnx.numpy_helper.to_array(part) for part in file.graph.initializer}
-    steps = {name: part for name, part in kept.items() if part.dtype == np.int8}
+    made = {node.output[0]: node for node in file.graph.node}
     convolutions = [node for node in file.graph.node if node.op_type in ("Conv", "ConvTranspose")]
-    assert len(steps) == len(convolutions) == 6
-    for node in file.graph.node:
-        if node.op_type == "DequantizeLinear":
-            [axis] = [attribute.i for attribute in node.attribute if attribute.name == "axis"]
-            assert (
-                np.abs(np.moveaxis(steps[node.input[0]], axis, 0)).reshape(len(kept[node.input[1]]), -1).max(1) == 127
-            ).all()
+    assert len(convolutions) == 6
+    for node in convolutions:
+        steps, step = (kept[name] for name in made[node.input[1]].input)
+        by_channel = np.moveaxis(steps, 0 if node.op_type == "Conv" else 1, 0)
+        assert steps.dtype == np.int8
+        assert step.shape == by_channel.shape[:1]
+        assert (np.abs(by_channel.astype(int)).reshape(len(step), -1).max(1) == 127).all()
 
 
 ELSEWHERE = """
