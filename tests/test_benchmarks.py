@@ -14,7 +14,7 @@ BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 
 def run(name, *arguments):
     command = [sys.executable, BENCHMARKS / f"{name}.py", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120)
+    return subprocess.run(command, capture_output=True, text=True, timeout=600)
 
 
 def test_translate_folder_compares_three_and_says_how_far_their_pixels_differ(tmp_path):
