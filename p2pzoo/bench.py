@@ -11,18 +11,22 @@ import contextlib
 import functools
 import hashlib
 import json
+import os
 import signal
 import subprocess
 import sys
+import tempfile
+import time
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import IO, Any, Protocol
 
 import torch
 
 from p2pzoo.comparison import Comparison, Finished, Line, compared, differences, metric_of
-from p2pzoo.compute import pick_device
+from p2pzoo.compute import pick_device, usable_cores
 from p2pzoo.data import Store
 from p2pzoo.errors import UserError
 from p2pzoo.evaluate import check_needs, check_trust, evaluate_target, metrics_of, missing, protocol
@@ -34,7 +38,7 @@ from p2pzoo.run import Run, changed_sources, run_for, sources
 from p2pzoo.session import software
 from p2pzoo.tables import Row, Table, is_seed
 
-POLL_SECONDS = 0.5
+POLL_SECONDS, SHOWN_SECONDS = 0.1, 0.5
 
 
 class Progress(Protocol):
@@ -218,19 +222,46 @@ class Bench:
 
     # --- what is missing ---
 
-    def fill(self, progress: Progress) -> dict[str, str]:
-        """Train and evaluate what is missing. Returns {id: why it failed}. Raises Stopped."""
-        failures = {}
-        seen = 0
-        for cell in self.missing():
-            progress.begin(f"{cell.row.label}, seed {cell.experiment.seed}")
-            run = run_for(cell.experiment, self.runs)
-            told = self._train(cell, run, lambda images, before=seen: progress.images(before + images))  # type: ignore[misc]
-            seen += cell.images
-            progress.images(seen)
-            if told:
-                failures[cell.experiment.id] = told
-                progress.note(f"{cell.row.label}, seed {cell.experiment.seed} failed: {told}")
+    def fill(self, progress: Progress, jobs: int = 1) -> dict[str, str]:
+        """Train and evaluate what is missing, `jobs` runs at a time. Returns {id: why it failed}. Raises Stopped.
+
+        Several share the machine's cores evenly, unless [compute] threads says otherwise, and take its GPUs in turn.
+        """
+        failures: dict[str, str] = {}
+        waiting, free = deque(self.missing()), deque(range(jobs))
+        working: list[_Work] = []
+        seen, shown_at = 0, time.monotonic()
+        with _passed_on(working) as came:
+            try:
+                while waiting or working:
+                    while waiting and free and not came:
+                        cell, place = waiting.popleft(), free.popleft()
+                        progress.begin(f"{cell.row.label}, seed {cell.experiment.seed}")
+                        working.append(self._begun(cell, place, jobs))
+                        if came:  # just before it was among those that are told
+                            working[-1].process.terminate()
+                    time.sleep(POLL_SECONDS)
+                    for work in [work for work in working if work.process.poll() is not None]:
+                        working.remove(work)
+                        free.append(work.place)
+                        seen += work.cell.images
+                        told = work.told()
+                        if work.stopped and not came:  # by someone else: the table stops with it
+                            os.kill(os.getpid(), signal.SIGTERM)
+                        elif told and not came:
+                            failures[work.cell.experiment.id] = told
+                            progress.note(f"{work.cell.row.label}, seed {work.cell.experiment.seed} failed: {told}")
+                    if time.monotonic() - shown_at > SHOWN_SECONDS:
+                        shown_at = time.monotonic()
+                        progress.images(seen + sum(min(_images_of(each.run), each.cell.images) for each in working))
+                    if came and not working:  # whatever the runs made of it: they may not have been ready to listen
+                        raise Stopped(came[0])
+            finally:
+                for work in working:
+                    work.process.terminate()
+                for work in working:
+                    work.process.wait()
+        progress.images(seen)
         return failures
 
     def command(self, cell: Cell) -> list[str]:
@@ -245,36 +276,23 @@ class Bench:
             *(part for setting in settings for part in ("-s", setting)),
         ]
 
-    def _train(self, cell: Cell, run: Run, shown: Callable[[int], None]) -> str | None:
-        """Run a cell to its end; why it failed, or None."""
+    def _begun(self, cell: Cell, place: int, jobs: int) -> _Work:
+        """A cell's run, begun at one of as many places."""
+        command, environment = self.command(cell), None
+        if jobs > 1:
+            if not cell.experiment.compute.threads:
+                command += ["-s", f"compute.threads={max(1, usable_cores() // jobs)}"]
+            if gpus := visible_gpus():
+                environment = {**os.environ, "CUDA_VISIBLE_DEVICES": gpus[place % len(gpus)]}
+        said = tempfile.TemporaryFile("w+", errors="replace")  # noqa: SIM115  # as long as the run
         process = subprocess.Popen(
-            self.command(cell),
+            command,
             stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            text=True,
-            errors="replace",
+            stderr=said,
+            env=environment,
             process_group=0,  # a terminal's Ctrl-C reaches it once, through us
         )
-        try:
-            with _passed_on(process) as came:
-                while True:
-                    try:
-                        _, told = process.communicate(timeout=POLL_SECONDS)
-                        break
-                    except subprocess.TimeoutExpired:
-                        shown(min(_images_of(run), cell.images))
-        finally:
-            if process.poll() is None:
-                process.terminate()
-                process.wait()
-        if came:  # whatever the run made of it: it may not have been ready to listen, or have ended
-            raise Stopped(came[0])
-        if process.returncode in (128 + signal.SIGINT, 128 + signal.SIGTERM):
-            raise Stopped(process.returncode - 128)
-        if process.returncode == 0:
-            return None
-        lines = [line.strip() for line in told.splitlines() if line.strip() and not line.startswith("warning:")]
-        return "; ".join(lines) or f"ended with code {process.returncode}"
+        return _Work(cell, run_for(cell.experiment, self.runs), process, place, said)
 
     # --- the table ---
 
@@ -340,14 +358,41 @@ class Bench:
         return compared(lines, self.table.baseline, self.table.columns, self.unavailable, store, facts=facts)
 
 
+@dataclass
+class _Work:
+    """A run that is going on, in a process of its own. said: what it writes to standard error."""
+
+    cell: Cell
+    run: Run
+    process: subprocess.Popen[bytes]
+    place: int
+    said: IO[str]
+
+    @property
+    def stopped(self) -> bool:
+        """Whether it has ended because it was told to stop."""
+        return self.process.returncode in (128 + signal.SIGINT, 128 + signal.SIGTERM)
+
+    def told(self) -> str | None:
+        """Why it failed, of a run that has ended; None if it did not."""
+        with self.said:
+            self.said.seek(0)
+            text = self.said.read()
+        if self.process.returncode == 0:
+            return None
+        lines = [line.strip() for line in text.splitlines() if line.strip() and not line.startswith("warning:")]
+        return "; ".join(lines) or f"ended with code {self.process.returncode}"
+
+
 @contextlib.contextmanager
-def _passed_on(process: subprocess.Popen[str]) -> Iterator[list[int]]:
-    """A signal to stop goes to the run, which saves itself. Gives the signals that came."""
+def _passed_on(working: Sequence[_Work]) -> Iterator[list[int]]:
+    """A signal to stop goes to the runs, which save themselves. Gives the signals that came."""
     came: list[int] = []
 
     def pass_on(signum: int, _frame: object) -> None:
         came.append(signum)
-        process.send_signal(signal.SIGTERM if signum == signal.SIGHUP else signum)  # the terminal was closed
+        for work in working:
+            work.process.send_signal(signal.SIGTERM if signum == signal.SIGHUP else signum)  # the terminal was closed
 
     before = {signum: signal.signal(signum, pass_on) for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
     try:
@@ -355,6 +400,13 @@ def _passed_on(process: subprocess.Popen[str]) -> Iterator[list[int]]:
     finally:
         for signum, handler in before.items():
             signal.signal(signum, handler)
+
+
+def visible_gpus() -> list[str]:
+    """The CUDA devices that this process may use, as CUDA_VISIBLE_DEVICES names them."""
+    if (told := os.environ.get("CUDA_VISIBLE_DEVICES")) is not None:
+        return [name.strip() for name in told.split(",") if name.strip() not in ("", "-1")]
+    return [str(number) for number in range(torch.cuda.device_count())]
 
 
 def _images_of(run: Run) -> int:

@@ -47,9 +47,9 @@ def pytest_addoption(parser):
 
 
 def pytest_collection_modifyitems(items):
-    """Writing an ONNX file of a large network takes up to a minute."""
+    """Writing an ONNX file of a large network takes up to a minute, compiling it seconds; of each there are dozens."""
     for item in items:
-        if item.name.endswith("-export]"):
+        if item.name.endswith(("-export]", "-compile]")):
             item.add_marker(pytest.mark.slow)
 
 

@@ -69,7 +69,18 @@ def variants():
 
 VARIANTS = list(variants())
 NAMES = [" ".join((use.partition(":")[2], *given.values())) for _, use, given in VARIANTS]
-MARKED = [pytest.param(v, id=n, marks=pytest.mark.slow if v[2] else ()) for v, n in zip(VARIANTS, NAMES, strict=True)]
+
+
+def marked(slow):
+    """The variants, of which those that `slow(use, given)` names are left to the slow tests."""
+    return [
+        pytest.param(variant, id=name, marks=pytest.mark.slow if slow(*variant[1:]) else ())
+        for variant, name in zip(VARIANTS, NAMES, strict=True)
+    ]
+
+
+MARKED = marked(lambda _, given: given)
+OF_THE_PAPER = marked(lambda use, given: given or not use.startswith("pix2pix:"))
 
 
 def experiment(kind, use, given, width):
@@ -151,7 +162,7 @@ def weights(classic):
 
 
 @pytest.mark.usefixtures("float64")
-@pytest.mark.parametrize("variant", MARKED)
+@pytest.mark.parametrize("variant", OF_THE_PAPER)
 def test_in_float64_losses_and_weights_agree_over_many_steps(variant):
     """D's running statistics are left out: what it was shown last differs, and nothing reads them."""
     made = experiment(*variant, width=4)

@@ -5,6 +5,7 @@ import json
 import shutil
 import signal
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import p2pzoo_earth
@@ -157,6 +158,64 @@ def test_a_table_that_is_stopped_before_its_run_can_listen_is_stopped(files, sta
     output, _ = process.communicate(timeout=120)
     assert process.returncode == 128 + signal.SIGTERM, output
     assert "failed" not in output
+
+
+@pytest.mark.slow
+def test_runs_side_by_side_give_the_bits_of_runs_one_after_another(bench, files):
+    threads = ("-s", "compute.threads=1")
+    told, together = bench("--seeds", 2, "--jobs", 3, *threads)
+    assert told.exit_code == 0, told.output
+    models = {path.parent.name: path.read_bytes() for path in (files / "runs").glob("*/*/model.safetensors")}
+    assert len(models) == 4
+    shutil.rmtree(files / "runs")
+    told, alone = bench("--seeds", 2, *threads)
+    assert told.exit_code == 0, told.output
+    assert models == {path.parent.name: path.read_bytes() for path in (files / "runs").glob("*/*/model.safetensors")}
+    assert [row["cells"] for row in together["rows"]] == [row["cells"] for row in alone["rows"]]
+
+
+@pytest.mark.slow
+def test_runs_side_by_side_are_stopped_together(bench, files, tiny, start, wait_for):
+    (files / "both.toml").write_text(RECIPE.format(tiny=tiny, images=4000))
+    (files / "l1.toml").write_text('extends = "both.toml"\ndrop = ["discriminator", "gan_loss"]\n')
+    options = ("--profile", "smoke", "--runs", files / "runs", "--seeds", "1", "--jobs", "2")
+    process = start("-m", "p2pzoo", "bench", files / "table.toml", *options)
+    wait_for(lambda: {path.parts[-4] for path in (files / "runs").glob("*/*/checkpoints/*")} >= {"l1", "both"}, process)
+    process.send_signal(signal.SIGTERM)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 128 + signal.SIGTERM, output
+    states = [json.loads(path.read_text())["state"] for path in (files / "runs").glob("*/*/status.json")]
+    assert states == ["interrupted", "interrupted"]
+
+
+class Ended:
+    """A process that has ended at once."""
+
+    def __init__(self, command, *, env=None, **_):
+        self.command, self.env, self.returncode = command, env, 0
+
+    def poll(self):
+        return self.returncode
+
+
+def test_runs_side_by_side_share_cores_and_take_gpus_in_turn(files, monkeypatch):
+    made = Bench(read_table(str(files / "table.toml")), registry(), files / "runs", profile="smoke", seeds=2)
+    begun = []
+    monkeypatch.setattr("p2pzoo.bench.subprocess.Popen", lambda *a, **k: begun.append(Ended(*a, **k)) or begun[-1])
+    monkeypatch.setattr("p2pzoo.bench.usable_cores", lambda: 6)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
+    for place, cell in enumerate(made.cells):
+        replaced = replace(
+            cell, experiment=replace(cell.experiment, compute=replace(cell.experiment.compute, threads=0))
+        )
+        made._begun(replaced, place, 4).told()
+    assert [each.env["CUDA_VISIBLE_DEVICES"] for each in begun] == ["3", "5", "3", "5"]
+    assert all(each.command[-1] == "compute.threads=1" for each in begun)
+    made._begun(made.cells[0], 0, 4).told()
+    assert "compute.threads=1" not in begun[-1].command, "the recipe says how many"
+    made._begun(replaced, 0, 1).told()
+    assert begun[-1].env is None
+    assert "compute.threads=1" not in begun[-1].command
 
 
 def test_what_would_be_trained_is_told_without_training(bench, files):

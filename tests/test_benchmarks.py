@@ -14,9 +14,10 @@ BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 
 def run(name, *arguments):
     command = [sys.executable, BENCHMARKS / f"{name}.py", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120)
+    return subprocess.run(command, capture_output=True, text=True, timeout=600)
 
 
+@pytest.mark.slow
 def test_translate_folder_compares_three_and_says_how_far_their_pixels_differ(tmp_path):
     small = ["--images", 3, "--size", 64, "--width", 4, "--rounds", 1]
     done = run("translate_folder", *small, "-o", tmp_path / "result.json")
@@ -56,6 +57,7 @@ def test_a_size_that_makes_no_network_is_told_in_one_line():
     assert line.endswith("the nearest that fit: 48×48 or 52×52")
 
 
+@pytest.mark.slow
 def test_drift_reports_ours_beside_a_harmless_reordering(tmp_path):
     done = run("drift", "--size", 64, "--width", 4, "--steps", 3, "--json", "-o", tmp_path / "kept" / "drift.json")
     assert done.returncode == 0, done.stderr

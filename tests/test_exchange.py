@@ -3,6 +3,7 @@
 import os
 import pickle
 import re
+import shlex
 from pathlib import Path
 
 import numpy as np
@@ -325,6 +326,25 @@ def test_an_imported_generator_translates_images_as_its_code_does(zoo, imported)
     x = torch.from_numpy(photo).permute(2, 0, 1)[None] / 127.5 - 1
     expected = ((translate(theirs, x, "eval")[0] + 1) * 127.5).permute(1, 2, 0).numpy()
     assert np.abs(np.asarray(Image.open("out.png")) - expected).max() < 0.51
+
+
+def test_the_readmes_way_with_weights_of_the_reference_code_works_as_written(zoo):
+    page = (Path(__file__).parents[1] / "README.md").read_text("utf-8")
+    section = page.partition("## I have weights from the reference code")[2].partition("\n## ")[0]
+    commands = "".join(re.findall("```sh\n(.*?)```", section, re.DOTALL)).splitlines()
+    assert [command.split()[1] for command in commands] == ["import", "translate", "export"]
+    theirs = randomised(UnetGenerator(3, 3, 8, 4, dropout=True)).state_dict()
+    torch.save(theirs, "latest_net_G.pth")
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (256, 256, 3), np.uint8)).save("photo.png")
+    for command in commands:
+        if command.startswith("p2pzoo export"):  # which overwrites nothing
+            Path("latest_net_G.pth").unlink()
+        told = zoo(*shlex.split(command, comments=True)[1:])
+        assert told.exit_code == 0, told.output
+    assert Image.open("out.png").size == (256, 256)
+    back = torch.load("latest_net_G.pth", weights_only=True)
+    assert back.keys() == theirs.keys()
+    assert all(torch.equal(back[name], theirs[name]) for name in theirs)
 
 
 @pytest.mark.parametrize(

@@ -238,7 +238,7 @@ def fetched(tmp_path_factory):
     return cache
 
 
-SMOKED = [pytest.param(name, marks=pytest.mark.slow if name.startswith("modern/") else ()) for name in RECIPES]
+SMOKED = [pytest.param(name, marks=pytest.mark.slow if "/" in name else ()) for name in RECIPES]
 
 
 @pytest.mark.parametrize("name", SMOKED)

@@ -18,6 +18,7 @@ import threading
 import time
 from functools import partial
 from pathlib import Path
+from unittest import mock
 
 import pytest
 
@@ -459,14 +460,22 @@ class TestSignals:
 
 
 class TestMaxTime:
+    @pytest.mark.slow
     def test_a_run_stops_itself_in_time_and_saves(self, start, arguments, tmp_path):
         began = time.monotonic()
         process = start("-m", "p2pzoo", *arguments(tmp_path, "train.images=1000000"), "--max-time", "20s")
         told, _ = process.communicate(timeout=120)
         assert process.returncode == 128 + signal.SIGTERM, told
-        assert time.monotonic() - began < 20
+        assert time.monotonic() - began < 40, "told to after 18 s; how long it takes then is the machine's"
         seen = int(re.search(r"stopped at (\d+) images and saved", told)[1])
         assert images(checkpoints(tmp_path)[-1]) == seen > 0
+
+    @pytest.mark.parametrize(("limit", "told_after"), [("20s", 18), ("3h50m", 3 * 3600 + 50 * 60 - 30)])
+    def test_it_is_told_to_stop_a_little_before_the_limit(self, limit, told_after, run, tmp_path, monkeypatch):
+        timers = []
+        monkeypatch.setattr("p2pzoo.cli.limit.threading.Timer", lambda *args: timers.append(args) or mock.MagicMock())
+        run(tmp_path, "train.images=4", flags=("--max-time", limit))
+        assert timers == [(told_after, os.kill, (os.getpid(), signal.SIGTERM))]
 
     def test_a_command_that_is_done_before_is_left_alone(self, run, tmp_path):
         assert run(tmp_path, "train.images=4", flags=("--max-time", "1h")).exit_code == 0
@@ -509,6 +518,7 @@ class TestSlurm:
         script = Path(__file__).parents[1] / "recipes" / "slurm.sh"
         return subprocess.Popen(["bash", script, *map(str, arguments)], env=environment, start_new_session=True)
 
+    @pytest.mark.slow
     def test_a_job_that_loses_its_node_is_queued_again_and_ends_with_the_same_bits(
         self, wait_for, arguments, uninterrupted, tmp_path
     ):

@@ -166,8 +166,17 @@ def test_images_that_no_canvas_holds_are_refused(trained):
 
 
 @pytest.fixture(scope="module")
-def pages(trained, zoo, tmp_path_factory):
-    """{"folder" or "file": the page's address}, with the real runtime: `npm pack`, or $P2PZOO_ORT_DIR."""
+def runtime():
+    """The real one, in the cache from now on."""
+    try:
+        web.runtime()
+    except UserError as error:  # no network, for one
+        pytest.skip(str(error))
+
+
+@pytest.fixture(scope="module")
+def pages(trained, zoo, runtime, tmp_path_factory):
+    """{"folder" or "file": (the page's address, its test mode)}, with the real runtime."""
     out = tmp_path_factory.mktemp("web")
     found = {}
     for name, path, mode in (("folder", out / "page", "eval"), ("file", out / "page.html", "paper")):
@@ -190,7 +199,6 @@ def browser():
 browsing = [
     pytest.mark.slow,
     pytest.mark.skipif(not CHROMIUM, reason="no Chromium here"),
-    pytest.mark.skipif(not shutil.which("npm"), reason="no npm here, which fetches the runtime"),
 ]
 
 
@@ -271,8 +279,8 @@ class TestInABrowser:
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not CHROMIUM or not shutil.which("npm"), reason="no Chromium or no npm here")
-def test_the_readmes_way_to_a_web_page_works_as_written(browser, tmp_path):
+@pytest.mark.skipif(not CHROMIUM, reason="no Chromium here")
+def test_the_readmes_way_to_a_web_page_works_as_written(browser, runtime, tmp_path):
     section = (ROOT / "README.md").read_text("utf-8").partition("## I want it on a web page")[2].partition("\n## ")[0]
     commands = re.findall("```sh\n(.*?)```", section, re.DOTALL)[0].splitlines()
     [export] = [line for line in commands if not line.startswith("pip install 'p2pzoo[onnx]'")]

@@ -32,7 +32,7 @@ COMMANDS = {  # name: (module, summary); the summary is here so that --help impo
     "tune": ("p2pzoo.cli.tune", "Find faster kernels for a recipe's convolutions."),
     "translate": ("p2pzoo.cli.translate", "Translate images with a trained model."),
     "import": ("p2pzoo.cli.exchange", "Bring weights that other code trained."),
-    "export": ("p2pzoo.cli.exchange", "Write a model for other code to use."),
+    "export": ("p2pzoo.cli.exchange", "Write a model for other code, as a graph, or as a web page."),
     "card": ("p2pzoo.cli.card", "Make a folder of a run to share: model, card, pictures."),
     "data": ("p2pzoo.cli.data", "Look at a dataset; convert between layouts."),
     "list": ("p2pzoo.cli.catalogue", "List the components that recipes can name, and trained models."),
@@ -151,6 +151,7 @@ def main(debug: bool) -> None:
     \b
     p2pzoo run zoo:ablation_patch70.toml     train the 70x70 PatchGAN and measure it
     p2pzoo list                              what recipes can be made of
+    p2pzoo export zoo:earth-small --to web -o page.html    see a trained model at work
     """
     if debug:
         import logging

@@ -40,6 +40,8 @@ runs_option = click.option(
 @profile_option
 @override_option
 @click.option("--seeds", type=click.IntRange(min=1), help="How many, from 0 on [default: the table's].")
+@click.option("--jobs", type=click.IntRange(min=1), default=1, show_default=True,
+              help="How many runs at a time: they share the cores, and take the GPUs in turn.")  # fmt: skip
 @runs_option
 @click.option("--dry-run", is_flag=True, help="Say what would be trained, and train nothing.")
 @click.option("--fresh", is_flag=True, help="Start over the runs that are not finished, instead of resuming them.")
@@ -49,8 +51,8 @@ runs_option = click.option(
 @max_time_option
 @click.option("--quiet", is_flag=True, help="Show no progress.")
 def bench_command(
-    table: str, profile: str | None, overrides: tuple[str, ...], seeds: int | None, runs: Path, dry_run: bool,
-    fresh: bool, accept_stale: bool, form: str | None, output: Path | None, quiet: bool,
+    table: str, profile: str | None, overrides: tuple[str, ...], seeds: int | None, jobs: int, runs: Path,
+    dry_run: bool, fresh: bool, accept_stale: bool, form: str | None, output: Path | None, quiet: bool,
 ) -> None:  # fmt: skip
     """Train what TABLE (a file, or zoo:NAME.toml) compares and is not there yet, and print the table.
 
@@ -84,7 +86,7 @@ def bench_command(
                 f"{bench.table.title}: {len(missing)} of {len(bench.cells)} runs to make, profile {bench.profile}"
             )
             try:
-                failures = bench.fill(shown)
+                failures = bench.fill(shown, jobs)
             except Stopped as stopped:
                 shown.note("stopped; the same command goes on from there")
                 sys.exit(128 + stopped.signum)

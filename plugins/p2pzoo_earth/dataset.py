@@ -98,8 +98,8 @@ class Earth:
     palette = PALETTE
     unscored = UNSCORED
     licence = (
-        "NASA Blue Marble, NOAA ETOPO1, Natural Earth, GSHHG (LGPL-3.0-or-later) and MODIS land cover (Apache-2.0), as "
-        "their publishers state; NASA and NOAA ask to be credited"
+        "NASA Blue Marble, NOAA ETOPO1 and NASA MODIS land cover, free to use with credit to their publishers; Natural "
+        "Earth, public domain; GSHHG, LGPL-3.0-or-later; as these state it"
     )
 
     def __init__(

@@ -48,6 +48,7 @@ class OpenMoji:
 
     x_range = y_range = (0.0, 255.0)
     classes = palette = None
+    licence = "OpenMoji (https://openmoji.org), CC BY-SA 4.0"
 
     def __init__(
         self,
