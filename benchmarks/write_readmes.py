@@ -261,6 +261,22 @@ def row_seconds() -> str:
     return f"{table(found)}\n\n{where(found)}"
 
 
+def equal_time() -> str:
+    timed = result("equal_time")
+    rows = []
+    for row in timed["rows"].values():
+        each, seen = row["milliseconds"], row["train_images"]
+        whole = seen / timed["rows"][timed["baseline"]]["train_images"]
+        spent = {"median": whole * row["times"]["median"], "spread": [whole * end for end in row["times"]["spread"]]}
+        rows.append([
+            row["recipe"].removeprefix("zoo:").removesuffix(".toml"),
+            f"{each['median']:.1f} ms ({each['spread'][0]:.1f}–{each['spread'][1]:.1f})",
+            times(row["times"]), f"{seen:,}", times(spent),
+        ])  # fmt: skip
+    head = ["recipe", "an image", "of the baseline's", "images", "all of them, of the baseline's time"]
+    return f"{grid(head, rows)}\n\n{where(timed)}"
+
+
 def zoo() -> str:
     """Every recipe of zoo.toml: what is new in it, what its networks cost at full size, what came out on a laptop."""
     from p2pzoo.experiment import check
@@ -322,7 +338,7 @@ TABLES: dict[str, Callable[[], str]] = {
     table.__name__: table
     for table in (
         speed, train_step, contributions, translate_folder, data_loading, scaling, drift, startup, coverage,
-        row_seconds, zoo, plan, faults, bad_input,
+        row_seconds, equal_time, zoo, plan, faults, bad_input,
     )
 }  # fmt: skip
 

@@ -41,7 +41,7 @@ RUNTIME = {  # file in its dist/: SHA-256
 ARCHIVE_BYTES, ARCHIVE_FILES = 600_000_000, 5_000  # that the package may unpack to
 WHITE, SKETCH = 250, 0.6  # a drawing: so much of x is so light
 PENCIL = [{"name": "line", "colour": [0, 0, 0]}, {"name": "paper", "colour": [255, 255, 255]}]
-PARTS = ("index.html", "page.js", "model.js", "runtime.js")  # of a folder
+SCRIPTS = ("runtime.js", "model.js", "page.js")  # of a folder, in the order that they are run in
 
 
 def export_web(
@@ -83,7 +83,7 @@ def export_web(
     write_text(out / "model.js", scripts["model"])
     write_text(out / "runtime.js", scripts["runtime"] + scripts["wasm"])
     write_text(out / "page.js", page)
-    write_text(out / "index.html", template.render(document=document, inline=[], files=PARTS[:0:-1]))
+    write_text(out / "index.html", template.render(document=document, inline=[], files=SCRIPTS))
     return exported
 
 

@@ -4,11 +4,8 @@
 disk, without the price of a process. `test_kills.py` does the same with processes and SIGKILL.
 """
 
-import contextlib
-import hashlib
 import json
 import os
-import pkgutil
 import re
 import shutil
 import signal
@@ -21,6 +18,7 @@ from pathlib import Path
 from unittest import mock
 
 import pytest
+from disturbed import STEP, CutOff, after, cut_off, images, only, outcome
 
 from p2pzoo.checkpoint import load_tensors
 from p2pzoo.cli.limit import Duration
@@ -74,45 +72,8 @@ VARIANTS = {
 }
 pytestmark = pytest.mark.usefixtures("no_reports")
 
-STEP = "p2pzoo.training:advance"
 DISPLAY = "p2pzoo.progress:PlainProgress.step"
 TRANSLATE = "p2pzoo.evaluate:translate"  # one test image
-
-
-class CutOff(BaseException):
-    """The end of a process as the run sees it."""
-
-
-def cut_off():
-    raise CutOff
-
-
-@contextlib.contextmanager
-def after(function: str, act, *, call: int):
-    """`act()` happens once, as call number `call` of "module:function" returns."""
-    module, _, path = function.partition(":")
-    owner, _, name = path.rpartition(".")
-    original = pkgutil.resolve_name(function)
-    calls = 0
-
-    def acting(*args, **kwargs):
-        nonlocal calls
-        answer = original(*args, **kwargs)
-        calls += 1
-        if calls == call:
-            act()
-        return answer
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pkgutil.resolve_name(f"{module}:{owner}"), name, acting)
-        yield
-    assert calls >= call, f"{function} was called {calls} times"
-
-
-def only(runs: Path) -> Path:
-    """The folder of the only run."""
-    [folder] = {file.parent for file in runs.glob("*/*/recipe.toml")}
-    return folder
 
 
 def status(runs: Path) -> dict:
@@ -123,23 +84,7 @@ def checkpoints(runs: Path) -> list[Path]:
     return sorted((only(runs) / "checkpoints").glob("*.safetensors"))
 
 
-def images(checkpoint: Path) -> int:
-    return int(checkpoint.stem.removeprefix("images-"))
-
-
-def outcome(runs: Path) -> dict:
-    """What may not depend on whether a run was disturbed: its log, its numbers, digests of its other files."""
-    folder = only(runs)
-    files = [folder / name for name in ("model.safetensors", "stats.safetensors")]
-    files += sorted(folder.glob("samples/*"))
-    return {
-        "metrics.jsonl": (folder / "metrics.jsonl").read_text().splitlines(),
-        "numbers": json.loads((folder / "results.json").read_text())["metrics"],
-        **{file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in files},
-    }
-
-
-def on_disk(runs: Path) -> dict:
+def written(runs: Path) -> dict:
     """Every file's contents and the time it was written."""
     files = [file for file in runs.rglob("*") if file.is_file() and file.name != ".lock"]
     return {file: (file.stat().st_mtime_ns, file.read_bytes()) for file in files}
@@ -269,12 +214,12 @@ class TestDamage:
 
 class TestRunAgain:
     def test_a_complete_run_is_shown_and_left_as_it_is(self, complete, finish):
-        before = on_disk(complete)
+        before = written(complete)
         answer = finish(complete)
         assert answer.began is None
         assert "already complete" in answer.output
         assert re.search(r"^l1 +0\.\d{4}$", answer.output, re.MULTILINE)
-        assert on_disk(complete) == before
+        assert written(complete) == before
 
     def test_a_metric_that_was_added_is_measured_without_training(self, complete, finish, uninterrupted):
         numbers = uninterrupted()["numbers"]
@@ -321,14 +266,14 @@ class TestOtherCode:
 
     def test_a_run_is_not_resumed_with_other_code(self, halfway, change, run):
         change(halfway, "core", "generator pix2pix:unet")
-        before = on_disk(halfway)
+        before = written(halfway)
         answer = run(halfway)
         assert (answer.exit_code, answer.began) == (2, None)
         line = answer.output.splitlines()[-1]
         assert "(core, generator pix2pix:unet changed since)" in line
         assert "--fresh" in line
         assert "--accept-stale" in line
-        assert on_disk(halfway) == before
+        assert written(halfway) == before
 
     def test_unless_it_is_accepted(self, halfway, change, finish, run, uninterrupted):
         change(halfway, "core")
@@ -337,11 +282,11 @@ class TestOtherCode:
 
     def test_finished_results_are_shown_and_marked(self, complete, change, finish):
         change(complete, "core")
-        before = on_disk(complete)
+        before = written(complete)
         answer = finish(complete)
         assert "made with other code or data (core changed since)" in answer.output
         assert re.search(r"^l1 +0\.\d{4}$", answer.output, re.MULTILINE)
-        assert on_disk(complete) == before
+        assert written(complete) == before
 
 
 @pytest.fixture(scope="module")
@@ -367,9 +312,9 @@ class TestContinueFrom:
         return continued
 
     def test_it_equals_training_longer_at_once(self, half, finish, finished, continued, tmp_path):
-        before = on_disk(half)
+        before = written(half)
         assert finish(tmp_path, flags=["--continue-from", half]).began == 20
-        assert on_disk(half) == before
+        assert written(half) == before
         continued(tmp_path)
         own, straight = (load_tensors(only(runs) / "model.safetensors")[0] for runs in (tmp_path, finished))
         assert own.keys() == straight.keys()
@@ -547,12 +492,12 @@ with Run(Path(sys.argv[1])).lock():
     def test_the_second_one_is_refused_in_one_line(self, halfway, start, run, finish, uninterrupted):
         process = start("-c", self.HOLD, only(halfway))
         assert process.stdout.readline() == "working\n"
-        before = on_disk(halfway)
+        before = written(halfway)
         answer = run(halfway)
         assert answer.exit_code == 2
         told = f"{only(halfway)}: another process is working on this run; wait for it or stop it"
         assert answer.output.splitlines()[1:] == [told]
-        assert on_disk(halfway) == before
+        assert written(halfway) == before
         process.kill()
         process.wait()
         finish(halfway)

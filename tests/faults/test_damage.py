@@ -2,6 +2,7 @@
 
 import json
 
+import disturbed
 import pytest
 
 from p2pzoo.checkpoint import load_tensors
@@ -28,42 +29,42 @@ def damage(file, chance):
 
 class TestOfAnUnfinishedRun:
     @pytest.mark.promise("reported, the one before it is used: the same bits")
-    def test_newest_checkpoint(self, chance, halfway, runs_of, unharmed, goes_on):
-        newest = sorted(runs_of.only(halfway).glob("checkpoints/*"))[-1]
+    def test_newest_checkpoint(self, chance, halfway, unharmed, goes_on):
+        newest = sorted(disturbed.only(halfway).glob("checkpoints/*"))[-1]
         damage(newest, chance)
-        answer = goes_on(halfway, runs_of.on_disk(halfway), unharmed)
-        assert answer.began == (30 if runs_of.whole(newest) else 20)
+        answer = goes_on(halfway, disturbed.on_disk(halfway), unharmed)
+        assert answer.began == (30 if disturbed.whole(newest) else 20)
         assert "trying the checkpoint before it" in answer.output
 
     @slow
     @pytest.mark.promise("reported, the run begins again: the same bits")
-    def test_all_checkpoints(self, chance, halfway, runs_of, unharmed, goes_on):
-        for file in runs_of.only(halfway).glob("checkpoints/*"):
+    def test_all_checkpoints(self, chance, halfway, unharmed, goes_on):
+        for file in disturbed.only(halfway).glob("checkpoints/*"):
             damage(file, chance)
-        assert goes_on(halfway, runs_of.on_disk(halfway), unharmed).began == 0
+        assert goes_on(halfway, disturbed.on_disk(halfway), unharmed).began == 0
 
     @pytest.mark.promise("the same bits; or, where its hashes of sources were hit, refused until --accept-stale")
-    def test_status(self, chance, halfway, runs_of, unharmed, goes_on, run):
-        damage(runs_of.only(halfway) / "status.json", chance)
-        before, flags = runs_of.on_disk(halfway), ()
+    def test_status(self, chance, halfway, unharmed, goes_on, run):
+        damage(disturbed.only(halfway) / "status.json", chance)
+        before, flags = disturbed.on_disk(halfway), ()
         answer = run(halfway, "train.images=40", flags=["--quiet"])
         if answer.exit_code:
             assert "--accept-stale" in answer.output.splitlines()[-1]
-            assert runs_of.on_disk(halfway) == before
+            assert disturbed.on_disk(halfway) == before
             flags = ("--accept-stale",)
         goes_on(halfway, before, unharmed, flags=flags)
 
     @pytest.mark.promise("the same model and numbers; every line of the log that was whole is kept")
     @pytest.mark.parametrize("log", ["metrics.jsonl", pytest.param("timings.jsonl", marks=slow)])
-    def test_log(self, log, chance, halfway, runs_of, unharmed, run, record_property):
-        file = runs_of.only(halfway) / log
+    def test_log(self, log, chance, halfway, unharmed, run, record_property):
+        file = disturbed.only(halfway) / log
         damage(file, chance)
-        before = runs_of.on_disk(halfway)
+        before = disturbed.on_disk(halfway)
         answer = run(halfway)
         assert answer.exit_code == 0, answer.output
-        found = runs_of.outcome(halfway)
+        found = disturbed.outcome(halfway)
         assert {**found, "metrics.jsonl": None} == {**unharmed, "metrics.jsonl": None}
-        lost = runs_of.bytes_lost(before)
+        lost = disturbed.bytes_lost(before)
         record_property("bytes_lost", lost)
         record_property("observed", "went on from a checkpoint")
         assert lost == 0
@@ -71,14 +72,14 @@ class TestOfAnUnfinishedRun:
     @slow
     @pytest.mark.promise("written anew: the same bits")
     @pytest.mark.parametrize("name", ["recipe.toml", "env.json", "samples/images-00000025.png"])
-    def test_what_is_only_written(self, name, chance, halfway, runs_of, unharmed, run, record_property):
-        damage(runs_of.only(halfway) / name, chance)
-        before = runs_of.on_disk(halfway)
+    def test_what_is_only_written(self, name, chance, halfway, unharmed, run, record_property):
+        damage(disturbed.only(halfway) / name, chance)
+        before = disturbed.on_disk(halfway)
         answer = run(halfway)
         assert answer.exit_code == 0, answer.output
         sample = {"images-00000025.png": None}  # of a moment that is over
-        assert {**runs_of.outcome(halfway), **sample} == {**unharmed, **sample}
-        lost = runs_of.bytes_lost(before)
+        assert {**disturbed.outcome(halfway), **sample} == {**unharmed, **sample}
+        lost = disturbed.bytes_lost(before)
         record_property("bytes_lost", lost)
         record_property("observed", "went on from a checkpoint")
         assert lost == 0
@@ -86,48 +87,48 @@ class TestOfAnUnfinishedRun:
 
 class TestOfACompleteRun:
     @pytest.mark.promise("measured again with the saved model, without training: the same numbers")
-    def test_results(self, chance, complete, runs_of, unharmed, goes_on):
-        file = runs_of.only(complete) / "results.json"
+    def test_results(self, chance, complete, unharmed, goes_on):
+        file = disturbed.only(complete) / "results.json"
         right = json.loads(file.read_text())
         damage(file, chance)
-        assert goes_on(complete, runs_of.on_disk(complete), unharmed).began is None
+        assert goes_on(complete, disturbed.on_disk(complete), unharmed).began is None
         assert json.loads(file.read_text()) == right
 
     @pytest.mark.promise("whoever reads it refuses it in one line; what was measured stays")
     @pytest.mark.parametrize("name", ["model.safetensors", pytest.param("stats.safetensors", marks=slow)])
-    def test_tensors(self, name, chance, complete, runs_of, run, refused, record_property):
-        file = runs_of.only(complete) / name
+    def test_tensors(self, name, chance, complete, run, refused, record_property):
+        file = disturbed.only(complete) / name
         damage(file, chance)
         with pytest.raises(UserError, match=name):
             load_tensors(file)
-        before = runs_of.on_disk(complete)
+        before = disturbed.on_disk(complete)
         assert run(complete).exit_code == 0, "it is shown"
         assert name in refused(run(complete, "metrics.again.use=l1"))
-        lost = runs_of.bytes_lost(before)
+        lost = disturbed.bytes_lost(before)
         record_property("bytes_lost", lost)
         record_property("observed", "refused in one line")
         assert lost == 0
 
     @slow
     @pytest.mark.promise("what is left is read, or trained anew from the last checkpoint: the same bits")
-    def test_status(self, chance, complete, runs_of, unharmed, goes_on):
-        damage(runs_of.only(complete) / "status.json", chance)
-        goes_on(complete, runs_of.on_disk(complete), unharmed, flags=["--accept-stale"])
+    def test_status(self, chance, complete, unharmed, goes_on):
+        damage(disturbed.only(complete) / "status.json", chance)
+        goes_on(complete, disturbed.on_disk(complete), unharmed, flags=["--accept-stale"])
 
     @slow
     @pytest.mark.promise("a metric can still be added; the recipe is written anew")
-    def test_recipe(self, chance, complete, runs_of, run, record_property):
-        file = runs_of.only(complete) / "recipe.toml"
+    def test_recipe(self, chance, complete, run, record_property):
+        file = disturbed.only(complete) / "recipe.toml"
         damage(file, chance)
-        before = runs_of.on_disk(complete)
+        before = disturbed.on_disk(complete)
         answer = run(complete, "metrics.again.use=l1")
         assert answer.exit_code == 0, answer.output
         record_property("observed", "measured")
-        record_property("bytes_lost", runs_of.bytes_lost(before))
+        record_property("bytes_lost", disturbed.bytes_lost(before))
 
 
 @pytest.mark.promise("one that is cut is made again, an altered pair refused by name; then the same bits")
-def test_prepared_pairs(chance, runs_of, photos, run, refused, record_property, tmp_path, monkeypatch):
+def test_prepared_pairs(chance, photos, run, refused, record_property, tmp_path, monkeypatch):
     monkeypatch.setenv("P2PZOO_CACHE", str(tmp_path / "cache"))
     overrides = (*photos[1], "compute.store=disk")
     assert run(tmp_path / "first", *overrides).exit_code == 0
@@ -139,6 +140,6 @@ def test_prepared_pairs(chance, runs_of, photos, run, refused, record_property, 
         file.unlink()
         answer = run(tmp_path / "runs", *overrides)
     assert answer.exit_code == 0, answer.output
-    assert runs_of.outcome(tmp_path / "runs") == runs_of.outcome(tmp_path / "first")
+    assert disturbed.outcome(tmp_path / "runs") == disturbed.outcome(tmp_path / "first")
     record_property("observed", "made again")
     record_property("bytes_lost", 0)

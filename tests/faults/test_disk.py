@@ -11,6 +11,7 @@ import resource
 import shutil
 import subprocess
 
+import disturbed
 import pytest
 import torch
 
@@ -166,22 +167,22 @@ class TestFullDisk:
 
 class TestOfADisk:
     @pytest.mark.promise("one line, exit code 2; with room again the same bits")
-    def test_filling_up(self, chance, small_disk, runs_of, run, unharmed, goes_on):
+    def test_filling_up(self, chance, small_disk, run, unharmed, goes_on):
         disk = small_disk(24)  # a checkpoint takes 5.8 MiB, and two are kept
         room = chance.choice([0, 100_000, chance.randrange(20 * MIB)])
-        with runs_of.after(runs_of.STEP, lambda: fill(disk, leave=room), call=chance.randint(1, 39)):
+        with disturbed.after(disturbed.STEP, lambda: fill(disk, leave=room), call=chance.randint(1, 39)):
             answer = run(disk)
-        before = {file: data for file, data in runs_of.on_disk(disk).items() if file.name != "filler"}
+        before = {file: data for file, data in disturbed.on_disk(disk).items() if file.name != "filler"}
         if answer.exit_code:
             assert "No space left on device" in refused(answer)
         (disk / "filler").unlink()
         goes_on(disk, before, unharmed)
 
     @pytest.mark.promise("one line, exit code 2; without the limit the same bits")
-    def test_a_limit_of_a_files_length(self, chance, halfway, runs_of, run, unharmed, goes_on):
+    def test_a_limit_of_a_files_length(self, chance, halfway, run, unharmed, goes_on):
         with largest_file(chance.choice([chance.randrange(20_000), chance.randrange(7 * MIB)])):
             answer = run(halfway)
-        before = runs_of.on_disk(halfway)
+        before = disturbed.on_disk(halfway)
         if answer.exit_code:
             assert "File too large" in refused(answer)
         goes_on(halfway, before, unharmed)
@@ -189,17 +190,17 @@ class TestOfADisk:
     @pytest.mark.slow
     @pytest.mark.promise("what is complete is shown, else one line; nothing is changed; then the same bits")
     @pytest.mark.parametrize("state", ["halfway", "complete"])
-    def test_being_read_only(self, state, request, chance, small_disk, runs_of, run, unharmed, goes_on):
+    def test_being_read_only(self, state, request, chance, small_disk, run, unharmed, goes_on):
         disk = small_disk(chance.randint(20, 60))
         shutil.copytree(request.getfixturevalue(state), disk, dirs_exist_ok=True)
         subprocess.run(["mount", "-o", "remount,ro", disk], check=True)
-        before = runs_of.on_disk(disk)
+        before = disturbed.on_disk(disk)
         answer = run(disk)
         if state == "halfway":
             assert "Read-only file system" in refused(answer)
         else:
             assert answer.exit_code == 0
-        assert runs_of.on_disk(disk) == before
+        assert disturbed.on_disk(disk) == before
         subprocess.run(["mount", "-o", "remount,rw", disk], check=True)
         goes_on(disk, before, unharmed)
 

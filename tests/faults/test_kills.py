@@ -14,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+import disturbed
 import pytest
 
 KILLS = {"starting": 0.2, "training": 0.5, "evaluating": 0.3}  # shares of them, by what the process is doing
@@ -119,7 +120,7 @@ class Killed:
 
 @pytest.mark.promise("the same bits: log, model, numbers, pictures and page")
 def test_a_run_killed_at_any_moment_resumes_to_the_same_bits(
-    start, wait_for, arguments, run, uninterrupted, tmp_path_factory, capsys, request, record_property, runs_of
+    start, wait_for, arguments, run, uninterrupted, tmp_path_factory, capsys, request, record_property
 ):
     def begin() -> Watch:
         runs = tmp_path_factory.mktemp("killed")
@@ -152,12 +153,12 @@ def test_a_run_killed_at_any_moment_resumes_to_the_same_bits(
 
     told, faults, lost = [], [], 0
     for number, one in enumerate(killed):
-        before = runs_of.on_disk(one.watch.runs)
+        before = disturbed.on_disk(one.watch.runs)
         answer = run(one.watch.runs, *LENGTH)
         found = [answer.output] if answer.exit_code else differs(one.watch.runs, uninterrupted(*LENGTH))
         faults += [(number, one.phase, one.images, fault) for fault in found + left_over(one.watch.runs)]
         told.append(f"{one.phase:<12}{one.share:>12.0%}{one.images:>15}{one.trained!s:>9}{answer.began!s:>14}")
-        lost += runs_of.bytes_lost(before)
+        lost += disturbed.bytes_lost(before)
         shutil.rmtree(one.watch.runs)
     with capsys.disabled():
         print("\nkilled while  share of it  images logged  trained  went on from", *told, sep="\n")

@@ -2,6 +2,7 @@
 
 import re
 
+import disturbed
 import pytest
 import torch
 
@@ -124,7 +125,7 @@ def ends_in_a_line(answer):
 
 
 @pytest.mark.promise("named in one line; weights that are no numbers are never saved; the same bits once it is mended")
-def test_a_loss_that_becomes_nan(chance, broken, runs_of, run, refused, goes_on, tmp_path):
+def test_a_loss_that_becomes_nan(chance, broken, run, refused, goes_on, tmp_path):
     at = chance.randint(1, 40)
     overrides = ("losses.odd.use=no-number", f"losses.odd.at={at}")
     assert refused(run(tmp_path / "runs", *overrides)).startswith(f"G.odd became nan at step {at} (image {at}): ")
@@ -132,41 +133,41 @@ def test_a_loss_that_becomes_nan(chance, broken, runs_of, run, refused, goes_on,
         tensors, header = load_tensors(file)
         assert header["images"] < at
         assert all(tensor.isfinite().all() for tensor in tensors.values() if torch.is_floating_point(tensor))
-    before = runs_of.on_disk(tmp_path / "runs")
+    before = disturbed.on_disk(tmp_path / "runs")
     broken()
     assert run(tmp_path / "unharmed", *overrides).exit_code == 0
-    goes_on(tmp_path / "runs", before, runs_of.outcome(tmp_path / "unharmed"), *overrides)
+    goes_on(tmp_path / "runs", before, disturbed.outcome(tmp_path / "unharmed"), *overrides)
 
 
 @pytest.mark.promise("one line; the run goes on from its last checkpoint: the same bits once it is mended")
-def test_a_loss_that_raises(chance, broken, runs_of, run, goes_on, tmp_path):
+def test_a_loss_that_raises(chance, broken, run, goes_on, tmp_path):
     overrides = ("losses.odd.use=raising", f"losses.odd.at={chance.randint(1, 40)}")
     ends_in_a_line(run(tmp_path / "runs", *overrides))
-    before = runs_of.on_disk(tmp_path / "runs")
+    before = disturbed.on_disk(tmp_path / "runs")
     broken()
     assert run(tmp_path / "unharmed", *overrides).exit_code == 0
-    goes_on(tmp_path / "runs", before, runs_of.outcome(tmp_path / "unharmed"), *overrides)
+    goes_on(tmp_path / "runs", before, disturbed.outcome(tmp_path / "unharmed"), *overrides)
 
 
 @pytest.mark.promise("one line; nothing is trained again: the same bits once it is mended")
 @pytest.mark.parametrize("where", [pytest.param("measure", marks=pytest.mark.slow), "reduce"])
-def test_a_metric_that_raises(where, broken, runs_of, run, goes_on, tmp_path):
+def test_a_metric_that_raises(where, broken, run, goes_on, tmp_path):
     overrides = ("metrics.odd.use=raising", f"metrics.odd.where={where}")
     ends_in_a_line(run(tmp_path / "runs", *overrides))
-    before = runs_of.on_disk(tmp_path / "runs")
+    before = disturbed.on_disk(tmp_path / "runs")
     broken()
     assert run(tmp_path / "unharmed", *overrides).exit_code == 0
-    assert goes_on(tmp_path / "runs", before, runs_of.outcome(tmp_path / "unharmed"), *overrides).began is None
+    assert goes_on(tmp_path / "runs", before, disturbed.outcome(tmp_path / "unharmed"), *overrides).began is None
 
 
 @pytest.mark.promise("one line that names it; the run goes on without it, or once it is mended: the same bits")
 @pytest.mark.parametrize("moment", ["start", pytest.param("log", marks=pytest.mark.slow), "samples", "finish"])
-def test_a_callback_that_raises(moment, broken, runs_of, run, goes_on, unharmed, tmp_path):
+def test_a_callback_that_raises(moment, broken, run, goes_on, unharmed, tmp_path):
     overrides = ("callbacks.odd.use=raising", f"callbacks.odd.moment={moment}")
     answer = run(tmp_path / "runs", *overrides)
     ends_in_a_line(answer)
     assert f"[callbacks.odd] failed at {moment}: " in answer.output.splitlines()[-1]
-    before = runs_of.on_disk(tmp_path / "runs")
+    before = disturbed.on_disk(tmp_path / "runs")
     goes_on(tmp_path / "runs", before, unharmed)
 
 

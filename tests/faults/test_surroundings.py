@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 
+import disturbed
 import numpy as np
 import pytest
 
@@ -40,44 +41,42 @@ changes = pytest.mark.parametrize("change", CHANGES, ids=lambda change: change._
 
 @changes
 @pytest.mark.promise("told in one line; once the files are as they were the run goes on to the same bits")
-def test_a_dataset_that_changes_between_two_parts_of_a_run(
-    change, chance, photos, runs_of, run, refused, goes_on, tmp_path
-):
+def test_a_dataset_that_changes_between_two_parts_of_a_run(change, chance, photos, run, refused, goes_on, tmp_path):
     folder, overrides = photos
     assert run(tmp_path / "unharmed", *overrides).exit_code == 0
 
     def stop():
-        raise runs_of.CutOff
+        raise disturbed.CutOff
 
-    with runs_of.after(runs_of.STEP, stop, call=chance.randint(11, 39)), pytest.raises(runs_of.CutOff):
+    with disturbed.after(disturbed.STEP, stop, call=chance.randint(11, 39)), pytest.raises(disturbed.CutOff):
         run(tmp_path / "runs", *overrides)
     file = chance.choice(sorted((folder / "train").iterdir()))
-    content, before = file.read_bytes(), runs_of.on_disk(tmp_path / "runs")
+    content, before = file.read_bytes(), disturbed.on_disk(tmp_path / "runs")
     change(file)
     refused(run(tmp_path / "runs", *overrides))
-    assert runs_of.on_disk(tmp_path / "runs") == before
+    assert disturbed.on_disk(tmp_path / "runs") == before
     (folder / "train/new.png").unlink(missing_ok=True)
     file.write_bytes(content)
-    goes_on(tmp_path / "runs", before, runs_of.outcome(tmp_path / "unharmed"), *overrides)
+    goes_on(tmp_path / "runs", before, disturbed.outcome(tmp_path / "unharmed"), *overrides)
 
 
 @slow
 @changes
 @pytest.mark.parametrize("store", ["memory", "stream"])
 @pytest.mark.promise("what was read is trained on; else told in one line, and then the same bits")
-def test_a_dataset_that_changes_under_a_run(store, change, chance, photos, runs_of, run, refused, goes_on, tmp_path):
+def test_a_dataset_that_changes_under_a_run(store, change, chance, photos, run, refused, goes_on, tmp_path):
     folder, overrides = photos[0], (*photos[1], f"compute.store={store}")
     assert run(tmp_path / "unharmed", *overrides).exit_code == 0
     file = chance.choice(sorted((folder / "train").iterdir()))
     content = file.read_bytes()
-    with runs_of.after(runs_of.STEP, lambda: change(file), call=chance.randint(1, 39)):
+    with disturbed.after(disturbed.STEP, lambda: change(file), call=chance.randint(1, 39)):
         answer = run(tmp_path / "runs", *overrides)
-    before = runs_of.on_disk(tmp_path / "runs")
+    before = disturbed.on_disk(tmp_path / "runs")
     if answer.exit_code:
         assert file.stem in refused(answer)
     (folder / "train/new.png").unlink(missing_ok=True)
     file.write_bytes(content)
-    goes_on(tmp_path / "runs", before, runs_of.outcome(tmp_path / "unharmed"), *overrides)
+    goes_on(tmp_path / "runs", before, disturbed.outcome(tmp_path / "unharmed"), *overrides)
 
 
 READERS = """
@@ -107,31 +106,31 @@ def __getattr__(name):
 
 
 @pytest.mark.promise("the run ends at that pair, and goes on from its last checkpoint: the same bits")
-def test_a_thread_that_reads_pairs_dies(chance, photos, runs_of, run, goes_on, install, tmp_path, monkeypatch):
+def test_a_thread_that_reads_pairs_dies(chance, photos, run, goes_on, install, tmp_path, monkeypatch):
     install("flaky", READERS)
     monkeypatch.chdir(tmp_path)
     overrides = (photos[1][0].replace("side-by-side", "flaky"), "compute.store=stream")
     assert run(tmp_path / "unharmed", *overrides).exit_code == 0
-    with runs_of.after(runs_of.STEP, (tmp_path / "fails").touch, call=chance.randint(1, 20)):
+    with disturbed.after(disturbed.STEP, (tmp_path / "fails").touch, call=chance.randint(1, 20)):
         answer = run(tmp_path / "runs", *overrides)
     assert answer.exit_code != 0
     assert "Traceback" not in answer.output
-    before = runs_of.on_disk(tmp_path / "runs")
+    before = disturbed.on_disk(tmp_path / "runs")
     (tmp_path / "fails").unlink()
-    goes_on(tmp_path / "runs", before, runs_of.outcome(tmp_path / "unharmed"), *overrides)
+    goes_on(tmp_path / "runs", before, disturbed.outcome(tmp_path / "unharmed"), *overrides)
 
 
 # --- the clock -----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.promise("times are not asked for what is trained: the same bits")
-def test_a_clock_that_jumps(chance, halfway, runs_of, unharmed, goes_on, monkeypatch):
+def test_a_clock_that_jumps(chance, halfway, unharmed, goes_on, monkeypatch):
     now = time.time()
     for file in halfway.rglob("*"):
         moment = now + chance.choice([-1, 1]) * chance.uniform(0, 10 * 365 * 86400)
         os.utime(file, (moment, moment))
     monkeypatch.setattr(time, "time", lambda: now + chance.uniform(-1e9, 1e9))
-    goes_on(halfway, runs_of.on_disk(halfway), unharmed)
+    goes_on(halfway, disturbed.on_disk(halfway), unharmed)
 
 
 # --- processes -----------------------------------------------------------------------------------------------
@@ -139,8 +138,8 @@ def test_a_clock_that_jumps(chance, halfway, runs_of, unharmed, goes_on, monkeyp
 
 @slow
 @pytest.mark.promise("one works, the other is refused in one line: the same bits")
-def test_two_processes_on_one_run(chance, start, arguments, halfway, runs_of, unharmed, goes_on, wait_for):
-    before = runs_of.on_disk(halfway)
+def test_two_processes_on_one_run(chance, start, arguments, halfway, unharmed, goes_on, wait_for):
+    before = disturbed.on_disk(halfway)
     first = start("-m", "p2pzoo", *arguments(halfway))
     time.sleep(chance.uniform(0, 2))
     second = start("-m", "p2pzoo", *arguments(halfway))
@@ -156,7 +155,7 @@ def test_two_processes_on_one_run(chance, start, arguments, halfway, runs_of, un
 
 @slow
 @pytest.mark.promise("the others end within a minute, and one process goes on from the last checkpoint")
-def test_a_process_of_several_dies(chance, arguments, runs_of, run, record_property, tmp_path, wait_for):
+def test_a_process_of_several_dies(chance, arguments, run, record_property, tmp_path, wait_for):
     overrides = ("train.images=400", "train.batch_size=4", "train.checkpoint_every=8", "generator.norm=instance")
     command = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone", "-m", "p2pzoo"]
     process = subprocess.Popen(
@@ -165,10 +164,15 @@ def test_a_process_of_several_dies(chance, arguments, runs_of, run, record_prope
     )  # fmt: skip
     try:
         wait_for(lambda: any((tmp_path / "runs").glob("*/*/checkpoints/*.safetensors")), process)
-        children = subprocess.run(["ps", "-o", "pid=", "--ppid", str(process.pid)], capture_output=True, text=True)
+        listed = subprocess.run(["ps", "-o", "pid=", "--ppid", str(process.pid)], capture_output=True, text=True)
+        children = [int(child) for child in listed.stdout.split()]
         time.sleep(chance.uniform(0, 1))
-        before = runs_of.on_disk(tmp_path / "runs")
-        os.kill(int(chance.choice(children.stdout.split())), signal.SIGKILL)
+        for child in children:  # nothing is written while the files are read
+            os.kill(child, signal.SIGSTOP)
+        before = disturbed.on_disk(tmp_path / "runs")
+        os.kill(children.pop(chance.randrange(len(children))), signal.SIGKILL)
+        for child in children:
+            os.kill(child, signal.SIGCONT)
         told, _ = process.communicate(timeout=60)
     finally:
         process.kill()
@@ -177,7 +181,7 @@ def test_a_process_of_several_dies(chance, arguments, runs_of, run, record_prope
     answer = run(tmp_path / "runs", *overrides, "discriminator.norm=instance", flags=["--quiet"])
     assert answer.exit_code == 0, answer.output
     assert answer.began >= 2
-    lost = runs_of.bytes_lost(before)
+    lost = disturbed.bytes_lost(before)
     record_property("bytes_lost", lost)
     record_property("observed", "went on from a checkpoint")
     assert lost == 0
