@@ -1,7 +1,7 @@
 """From a table file to a finished table: find what is there, train what is missing, put it together.
 
-Every run is a process of its own, `p2pzoo run` with the row's recipe and one seed, because Accelerate's state and peak
-memory belong to a process. Seeds are the outermost loop, so that each pass over the rows makes a whole table.
+Runs are made where a `Place` says (`p2pzoo.places`): here, or on a cluster. Seeds are the outermost loop, so that each
+pass over the rows makes a whole table.
 Finished results count wherever they lie: in the runs folder, or beside the table file in results/.
 """
 
@@ -13,48 +13,48 @@ import hashlib
 import json
 import os
 import signal
-import subprocess
-import sys
-import tempfile
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import IO, Any, Protocol
+from typing import Any, Protocol
 
 import torch
 
 from p2pzoo.comparison import Comparison, Finished, Line, compared, differences, metric_of
-from p2pzoo.compute import pick_device, usable_cores
+from p2pzoo.compute import pick_device
 from p2pzoo.data import Store
 from p2pzoo.errors import UserError
 from p2pzoo.evaluate import check_needs, check_trust, evaluate_target, metrics_of, missing, protocol
 from p2pzoo.experiment import Experiment, check
 from p2pzoo.files import write_json
-from p2pzoo.recipe import PLAIN, read_recipe
+from p2pzoo.places import Doing, Job, Place
+from p2pzoo.recipe import read_recipe
 from p2pzoo.registry import Registry
+from p2pzoo.report import images_of
 from p2pzoo.run import Run, changed_sources, run_for, sources
 from p2pzoo.session import software
 from p2pzoo.tables import Row, Table, is_seed
 
 POLL_SECONDS, SHOWN_SECONDS = 0.1, 0.5
+TRIES = 3  # of a run that is lost again and again before it has saved anything more
 
 
 class Progress(Protocol):
     """Who shows how far a table is."""
 
-    def begin(self, what: str) -> None:
+    def begin(self, doing: Doing) -> None:
         """A run starts."""
 
-    def images(self, done: int) -> None:
-        """How many images the runs have seen so far, of those that were missing at the start."""
+    def images(self, done: int, doing: Sequence[Doing]) -> None:
+        """How many images the runs that have ended have seen, and what is being made."""
 
     def note(self, text: str) -> None: ...
 
 
 class Stopped(Exception):
-    """A signal ended the run that was going on; what is done is kept."""
+    """A signal ended the runs that were going on; what is done is kept."""
 
     def __init__(self, signum: int) -> None:
         self.signum = signum
@@ -222,77 +222,56 @@ class Bench:
 
     # --- what is missing ---
 
-    def fill(self, progress: Progress, jobs: int = 1) -> dict[str, str]:
-        """Train and evaluate what is missing, `jobs` runs at a time. Returns {id: why it failed}. Raises Stopped.
+    def fill(self, progress: Progress, place: Place) -> dict[str, str]:
+        """Train and evaluate what is missing. Returns {id: why it failed}. Raises Stopped.
 
-        Several share the machine's cores evenly, unless [compute] threads says otherwise, and take its GPUs in turn.
+        A run that is lost with the machine it was on begins again elsewhere, from its last checkpoint.
         """
         failures: dict[str, str] = {}
-        waiting, free = deque(self.missing()), deque(range(jobs))
-        working: list[_Work] = []
-        seen, shown_at = 0, time.monotonic()
-        with _passed_on(working) as came:
-            try:
-                while waiting or working:
-                    while waiting and free and not came:
-                        cell, place = waiting.popleft(), free.popleft()
-                        progress.begin(f"{cell.row.label}, seed {cell.experiment.seed}")
-                        working.append(self._begun(cell, place, jobs))
-                        if came:  # just before it was among those that are told
-                            working[-1].process.terminate()
-                    time.sleep(POLL_SECONDS)
-                    for work in [work for work in working if work.process.poll() is not None]:
-                        working.remove(work)
-                        free.append(work.place)
-                        seen += work.cell.images
-                        told = work.told()
-                        if work.stopped and not came:  # by someone else: the table stops with it
-                            os.kill(os.getpid(), signal.SIGTERM)
-                        elif told and not came:
-                            failures[work.cell.experiment.id] = told
-                            progress.note(f"{work.cell.row.label}, seed {work.cell.experiment.seed} failed: {told}")
-                    if time.monotonic() - shown_at > SHOWN_SECONDS:
-                        shown_at = time.monotonic()
-                        progress.images(seen + sum(min(_images_of(each.run), each.cell.images) for each in working))
-                    if came and not working:  # whatever the runs made of it: they may not have been ready to listen
-                        raise Stopped(came[0])
-            finally:
-                for work in working:
-                    work.process.terminate()
-                for work in working:
-                    work.process.wait()
-        progress.images(seen)
+        waiting = deque(self._job(cell) for cell in self.missing())
+        lost: dict[str, list[int]] = {}  # {id: images that it had seen each time}
+        begun: set[str] = set()
+        seen, shown_at = 0, 0.0
+        with _heard() as came, place:
+            passed_on = 0
+            while place.waiting() or (waiting and not came):
+                while waiting and not came and place.room():
+                    place.begin(waiting.popleft())
+                time.sleep(POLL_SECONDS)
+                for signum in came[passed_on:]:
+                    place.stop(signal.SIGTERM if signum == signal.SIGHUP else signum)  # the terminal was closed
+                    passed_on += 1
+                for ended in place.ended():
+                    job = ended.job
+                    begun.discard(job.id)
+                    if ended.lost and not came:
+                        lost.setdefault(job.id, []).append(saved := _saved(job))
+                        if lost[job.id][-TRIES:].count(saved) < TRIES:
+                            progress.note(f"{job.name} was lost ({ended.lost}); it goes on from {saved} images")
+                            waiting.appendleft(job)
+                            continue
+                    seen += job.images
+                    if ended.stopped and not came:  # by someone else: the table stops with it
+                        os.kill(os.getpid(), signal.SIGTERM)
+                    elif (told := ended.failed or ended.lost) and not came:
+                        failures[job.id] = told
+                        progress.note(f"{job.name} failed: {told}")
+                if time.monotonic() - shown_at > SHOWN_SECONDS:
+                    shown_at = time.monotonic()
+                    doing = place.doing()
+                    for each in doing:
+                        if each.job.id not in begun:
+                            progress.begin(each)
+                            begun.add(each.job.id)
+                    progress.images(seen, doing)
+            if came:  # whatever the runs made of it: they may not have been ready to listen
+                raise Stopped(came[0])
+        progress.images(seen, [])
         return failures
 
-    def command(self, cell: Cell) -> list[str]:
-        """`p2pzoo run` of a cell."""
-        recipe = cell.experiment.recipe
-        assert cell.row.recipe
-        settings = [*cell.row.overrides, *self.overrides]
-        profile = [] if recipe.profile == PLAIN else ["--profile", recipe.profile]
-        return [
-            *(sys.executable, "-m", "p2pzoo", "run", cell.row.recipe, *profile),
-            *("--seed", str(cell.experiment.seed), "--runs", str(self.runs), "--quiet", *self.options),
-            *(part for setting in settings for part in ("-s", setting)),
-        ]
-
-    def _begun(self, cell: Cell, place: int, jobs: int) -> _Work:
-        """A cell's run, begun at one of as many places."""
-        command, environment = self.command(cell), None
-        if jobs > 1:
-            if not cell.experiment.compute.threads:
-                command += ["-s", f"compute.threads={max(1, usable_cores() // jobs)}"]
-            if gpus := visible_gpus():
-                environment = {**os.environ, "CUDA_VISIBLE_DEVICES": gpus[place % len(gpus)]}
-        said = tempfile.TemporaryFile("w+", errors="replace")  # noqa: SIM115  # as long as the run
-        process = subprocess.Popen(
-            command,
-            stdout=subprocess.DEVNULL,
-            stderr=said,
-            env=environment,
-            process_group=0,  # a terminal's Ctrl-C reaches it once, through us
-        )
-        return _Work(cell, run_for(cell.experiment, self.runs), process, place, said)
+    def _job(self, cell: Cell) -> Job:
+        name = f"{cell.row.label}, seed {cell.experiment.seed}"
+        return Job(name, cell.experiment, self.runs, tuple(self.options))
 
     # --- the table ---
 
@@ -358,43 +337,12 @@ class Bench:
         return compared(lines, self.table.baseline, self.table.columns, self.unavailable, store, facts=facts)
 
 
-@dataclass
-class _Work:
-    """A run that is going on, in a process of its own. said: what it writes to standard error."""
-
-    cell: Cell
-    run: Run
-    process: subprocess.Popen[bytes]
-    place: int
-    said: IO[str]
-
-    @property
-    def stopped(self) -> bool:
-        """Whether it has ended because it was told to stop."""
-        return self.process.returncode in (128 + signal.SIGINT, 128 + signal.SIGTERM)
-
-    def told(self) -> str | None:
-        """Why it failed, of a run that has ended; None if it did not."""
-        with self.said:
-            self.said.seek(0)
-            text = self.said.read()
-        if self.process.returncode == 0:
-            return None
-        lines = [line.strip() for line in text.splitlines() if line.strip() and not line.startswith("warning:")]
-        return "; ".join(lines) or f"ended with code {self.process.returncode}"
-
-
 @contextlib.contextmanager
-def _passed_on(working: Sequence[_Work]) -> Iterator[list[int]]:
-    """A signal to stop goes to the runs, which save themselves. Gives the signals that came."""
+def _heard() -> Iterator[list[int]]:
+    """The signals to stop that have come."""
     came: list[int] = []
-
-    def pass_on(signum: int, _frame: object) -> None:
-        came.append(signum)
-        for work in working:
-            work.process.send_signal(signal.SIGTERM if signum == signal.SIGHUP else signum)  # the terminal was closed
-
-    before = {signum: signal.signal(signum, pass_on) for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    listened = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = {signum: signal.signal(signum, lambda signum, _frame: came.append(signum)) for signum in listened}
     try:
         yield came
     finally:
@@ -402,14 +350,6 @@ def _passed_on(working: Sequence[_Work]) -> Iterator[list[int]]:
             signal.signal(signum, handler)
 
 
-def visible_gpus() -> list[str]:
-    """The CUDA devices that this process may use, as CUDA_VISIBLE_DEVICES names them."""
-    if (told := os.environ.get("CUDA_VISIBLE_DEVICES")) is not None:
-        return [name.strip() for name in told.split(",") if name.strip() not in ("", "-1")]
-    return [str(number) for number in range(torch.cuda.device_count())]
-
-
-def _images_of(run: Run) -> int:
-    """How many images a run has seen, as its log tells."""
-    lines = run.lines("timings.jsonl")
-    return int(lines[-1]["images"]) if lines else 0
+def _saved(job: Job) -> int:
+    """The images that a run's last checkpoint is of."""
+    return max((images_of(file) for file in job.run.checkpoints.glob("*.safetensors")), default=0)

@@ -8,18 +8,24 @@ from __future__ import annotations
 import sys
 import time
 from collections import deque
+from collections.abc import Sequence
 from types import TracebackType
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 from rich.console import Console, Group
 from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 from rich.table import Table
+from rich.text import Text
+
+if TYPE_CHECKING:
+    from p2pzoo.places import Doing
 
 LABELS = {"D.real": "D on real", "D.fake": "D on fake"}  # mean logits: above 0 is "real"
 PLAIN_SECONDS = 5.0
 PLAIN_TABLE_SECONDS = 60.0
+SHOWN_RUNS = 16  # of those that are being made at once
 RATE_OVER = 50  # steps that the shown rate is averaged over
 
 
@@ -136,9 +142,9 @@ class NoTableProgress:
 
     def __exit__(self, *_: object) -> None: ...
 
-    def begin(self, what: str) -> None: ...
+    def begin(self, doing: Doing) -> None: ...
 
-    def images(self, done: int) -> None: ...
+    def images(self, done: int, doing: Sequence[Doing]) -> None: ...
 
     def note(self, text: str) -> None: ...
 
@@ -149,43 +155,50 @@ class PlainTableProgress(NoTableProgress):
     def __init__(self, images: int) -> None:
         self.total, self.began, self.last = images, time.monotonic(), time.monotonic()
 
-    def begin(self, what: str) -> None:
-        self.note(what)
+    def begin(self, doing: Doing) -> None:
+        self.note(f"{doing.job.name}{doing.where and f', on {doing.where}'}")
 
-    def images(self, done: int) -> None:
+    def images(self, done: int, doing: Sequence[Doing]) -> None:
         now = time.monotonic()
-        if now - self.last >= PLAIN_TABLE_SECONDS and done:
-            self.last = now
-            left = (now - self.began) / done * (self.total - done)
-            self.note(f"{done}/{self.total} images of all runs  {_clock(left)} left")
+        if now - self.last < PLAIN_TABLE_SECONDS:
+            return
+        self.last = now
+        if seen := done + sum(each.images for each in doing):
+            left = (now - self.began) / seen * (self.total - seen)
+            self.note(f"{seen}/{self.total} images of all runs  {len(doing)} at work  {_clock(left)} left")
 
     def note(self, text: str) -> None:
         print(text, file=sys.stderr, flush=True)
 
 
 class LiveTableProgress(NoTableProgress):
-    """One bar over all runs, redrawn in place."""
+    """A bar over all runs, and a line for each that is being made, redrawn in place."""
 
     def __init__(self, images: int, console: Console) -> None:
         self.console = console
         self.bar = Bar(
-            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("images"),
+            TextColumn("all runs"), BarColumn(), MofNCompleteColumn(), TextColumn("images"),
             TimeRemainingColumn(elapsed_when_finished=True), console=console, speed_estimate_period=600,
         )  # fmt: skip
         self.task = self.bar.add_task("", total=images)
+        self.live = Live(self.bar, console=console, refresh_per_second=4)
 
     def __enter__(self) -> Self:
-        self.bar.start()
+        self.live.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.bar.stop()
+        self.live.stop()
 
-    def begin(self, what: str) -> None:
-        self.bar.update(self.task, description=what)
-
-    def images(self, done: int) -> None:
-        self.bar.update(self.task, completed=done)
+    def images(self, done: int, doing: Sequence[Doing]) -> None:
+        seen = [each.images for each in doing]
+        self.bar.update(self.task, completed=done + sum(seen))
+        table = Table(box=None, padding=(0, 2, 0, 0), show_header=False)
+        for each, images in [*zip(doing, seen, strict=True)][:SHOWN_RUNS]:
+            table.add_row(each.job.name, f"{images:,} of {each.job.images:,}", Text(each.where, "dim"))
+        if len(doing) > SHOWN_RUNS:
+            table.add_row(f"and {len(doing) - SHOWN_RUNS} more")
+        self.live.update(Group(self.bar, table))
 
     def note(self, text: str) -> None:
         self.console.print(text, highlight=False, markup=False, soft_wrap=True)

@@ -5,6 +5,7 @@ import json
 import shutil
 import signal
 import time
+import tomllib
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from p2pzoo.bench import Bench
 from p2pzoo.checkpoint import load_tensors, save_tensors
 from p2pzoo.errors import UserError
 from p2pzoo.experiment import check
+from p2pzoo.places import Job, Machine
 from p2pzoo.plugins import registry
 from p2pzoo.recipe import read_recipe
 from p2pzoo.tables import read_table
@@ -188,34 +190,38 @@ def test_runs_side_by_side_are_stopped_together(bench, files, tiny, start, wait_
     assert states == ["interrupted", "interrupted"]
 
 
-class Ended:
-    """A process that has ended at once."""
+class Begun:
+    """A process that goes on and on."""
 
-    def __init__(self, command, *, env=None, **_):
-        self.command, self.env, self.returncode = command, env, 0
+    def __init__(self, command, *, env, **_):
+        [recipe] = [part for part in command if str(part).endswith(".toml")]
+        self.threads = tomllib.loads(recipe.read_text())["compute"]["threads"]
+        self.gpu = env.get("CUDA_VISIBLE_DEVICES")
 
     def poll(self):
-        return self.returncode
+        return None
 
 
-def test_runs_side_by_side_share_cores_and_take_gpus_in_turn(files, monkeypatch):
+@pytest.mark.parametrize(("jobs", "cpus", "expected"), [(4, None, 1), (2, None, 3), (1, None, 0), (4, 2, 2)])
+def test_runs_side_by_side_share_cores_and_take_gpus_in_turn(files, monkeypatch, jobs, cpus, expected):
     made = Bench(read_table(str(files / "table.toml")), registry(), files / "runs", profile="smoke", seeds=2)
     begun = []
-    monkeypatch.setattr("p2pzoo.bench.subprocess.Popen", lambda *a, **k: begun.append(Ended(*a, **k)) or begun[-1])
-    monkeypatch.setattr("p2pzoo.bench.usable_cores", lambda: 6)
+    monkeypatch.setattr("p2pzoo.places.subprocess.Popen", lambda *a, **k: begun.append(Begun(*a, **k)) or begun[-1])
+    monkeypatch.setattr("p2pzoo.places.usable_cores", lambda: 6)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
-    for place, cell in enumerate(made.cells):
-        replaced = replace(
-            cell, experiment=replace(cell.experiment, compute=replace(cell.experiment.compute, threads=0))
-        )
-        made._begun(replaced, place, 4).told()
-    assert [each.env["CUDA_VISIBLE_DEVICES"] for each in begun] == ["3", "5", "3", "5"]
-    assert all(each.command[-1] == "compute.threads=1" for each in begun)
-    made._begun(made.cells[0], 0, 4).told()
-    assert "compute.threads=1" not in begun[-1].command, "the recipe says how many"
-    made._begun(replaced, 0, 1).told()
-    assert begun[-1].env is None
-    assert "compute.threads=1" not in begun[-1].command
+    machine = Machine(jobs, cpus)
+    for cell in made.cells[:jobs]:
+        open_ = replace(cell.experiment, compute=replace(cell.experiment.compute, threads=0))
+        assert machine.room()
+        machine.begin(Job("", open_, files / "runs"))
+    assert not machine.room()
+    assert [each.gpu for each in begun] == (["3", "5", "3", "5"][:jobs] if jobs > 1 else ["3,5"])
+    assert {each.threads for each in begun} == {expected}
+
+
+def test_a_recipe_that_says_how_many_threads_gets_them(files):
+    cell = Bench(read_table(str(files / "table.toml")), registry(), files / "runs", profile="smoke").cells[0]
+    assert tomllib.loads(Job("", cell.experiment, files / "runs").recipe(3))["compute"]["threads"] == 1
 
 
 def test_what_would_be_trained_is_told_without_training(bench, files):
@@ -295,7 +301,6 @@ def test_recipes_without_profiles_can_stand_in_a_table(bench, files):
         (files / f"{name}.toml").write_text(tomli_w.dumps(tree))
     made = Bench(read_table(str(files / "table.toml")), registry(), files / "runs", pick=lambda: "laptop")
     assert made.profile == "plain"
-    assert all("--profile" not in made.command(cell) for cell in made.cells)
     assert len(made.missing()) == 2
 
 

@@ -15,6 +15,7 @@ from p2pzoo.errors import UserError
 
 if TYPE_CHECKING:
     from p2pzoo.comparison import Comparison
+    from p2pzoo.places import Place
 
 FORMATS = ("rich", "markdown", "csv", "json", "latex", "html", "svg")
 ENDINGS = {".md": "markdown", ".csv": "csv", ".json": "json", ".tex": "latex", ".html": "html", ".svg": "svg"}
@@ -40,8 +41,22 @@ runs_option = click.option(
 @profile_option
 @override_option
 @click.option("--seeds", type=click.IntRange(min=1), help="How many, from 0 on [default: the table's].")
-@click.option("--jobs", type=click.IntRange(min=1), default=1, show_default=True,
-              help="How many runs at a time: they share the cores, and take the GPUs in turn.")  # fmt: skip
+@click.option("--on", "where", metavar="PLACE", default="local", show_default=True,
+              help="Where runs are made: local, ray (the cluster of RAY_ADDRESS, or of this machine), "
+                   "or ray://HOST:10001.")  # fmt: skip
+@click.option("--jobs", type=click.IntRange(min=1),
+              help="How many runs at a time [default: 1; on a cluster as many as fit]. Here they share the cores, and "
+                   "take the GPUs in turn.")  # fmt: skip
+@click.option(
+    "--cpus-per-run",
+    type=click.IntRange(min=1),
+    help="Threads of a run whose recipe leaves that open [default: all cores, shared; on a cluster 1].",
+)
+@click.option(
+    "--gpus-per-run",
+    type=click.FloatRange(min=0),
+    help="On a cluster: GPUs of a run, such as 0.5 [default: 1 where there are any].",
+)
 @runs_option
 @click.option("--dry-run", is_flag=True, help="Say what would be trained, and train nothing.")
 @click.option("--fresh", is_flag=True, help="Start over the runs that are not finished, instead of resuming them.")
@@ -51,8 +66,9 @@ runs_option = click.option(
 @max_time_option
 @click.option("--quiet", is_flag=True, help="Show no progress.")
 def bench_command(
-    table: str, profile: str | None, overrides: tuple[str, ...], seeds: int | None, jobs: int, runs: Path,
-    dry_run: bool, fresh: bool, accept_stale: bool, form: str | None, output: Path | None, quiet: bool,
+    table: str, profile: str | None, overrides: tuple[str, ...], seeds: int | None, where: str,
+    jobs: int | None, cpus_per_run: int | None, gpus_per_run: float | None, runs: Path, dry_run: bool,
+    fresh: bool, accept_stale: bool, form: str | None, output: Path | None, quiet: bool,
 ) -> None:  # fmt: skip
     """Train what TABLE (a file, or zoo:NAME.toml) compares and is not there yet, and print the table.
 
@@ -60,16 +76,17 @@ def bench_command(
     again: it goes on. A run that fails leaves the others standing.
     """
     from p2pzoo.bench import Bench, Stopped
-    from p2pzoo.cli.recipes import by_hardware
     from p2pzoo.plugins import registry
     from p2pzoo.progress import table_progress
     from p2pzoo.tables import read_table
 
     form = _form(form, output)
     asked = {"--fresh": fresh, "--accept-stale": accept_stale}
+    asked_for = read_table(table)
+    place = _place(where, runs, jobs, cpus_per_run, gpus_per_run)
     bench = Bench(
-        read_table(table), registry(), runs, profile=profile, seeds=seeds, overrides=overrides,
-        options=[option for option, on in asked.items() if on], pick=by_hardware,
+        asked_for, registry(), runs, profile=profile, seeds=seeds, overrides=overrides,
+        options=[option for option, on in asked.items() if on], pick=lambda: place.kind,
     )  # fmt: skip
     if form == "svg":
         _one_that_draws(bench.drawing())
@@ -86,7 +103,7 @@ def bench_command(
                 f"{bench.table.title}: {len(missing)} of {len(bench.cells)} runs to make, profile {bench.profile}"
             )
             try:
-                failures = bench.fill(shown, jobs)
+                failures = bench.fill(shown, place)
             except Stopped as stopped:
                 shown.note("stopped; the same command goes on from there")
                 sys.exit(128 + stopped.signum)
@@ -115,6 +132,20 @@ def compare_command(
 
     form = _form(form, output)
     _show(compare_runs(runs, registry(), baseline=baseline, wanted=metrics), form, output)
+
+
+def _place(where: str, runs: Path, jobs: int | None, cpus: int | None, gpus: float | None) -> Place:
+    if where == "local":
+        if gpus is not None:
+            raise UserError("--gpus-per-run is for a cluster (--on ray): here --jobs runs take the GPUs in turn")
+        from p2pzoo.places import Machine
+
+        return Machine(jobs or 1, cpus)
+    if where != "ray" and not where.startswith("ray://"):
+        raise UserError(f"--on {where}: no such place; there are local, ray, and ray://HOST:10001")
+    from p2pzoo.cluster import Cluster
+
+    return Cluster(where, runs, jobs=jobs, cpus=cpus, gpus=gpus)
 
 
 def _form(form: str | None, output: Path | None) -> str:

@@ -1,4 +1,6 @@
-"""--max-time: a command that stops itself before a limit on wall-clock time, as if it had been told to (SIGTERM)."""
+"""A command that stops itself, as if it had been told to (SIGTERM): --max-time, before a limit on wall-clock time;
+--with-parent, when whoever started it is gone.
+"""
 
 from __future__ import annotations
 
@@ -39,6 +41,22 @@ def _begin(ctx: click.Context, _param: click.Parameter, limit: float | None) -> 
     ctx.call_on_close(timer.cancel)
 
 
+def _follow(ctx: click.Context, _param: click.Parameter, follows: bool) -> None:
+    if not follows or ctx.resilient_parsing:
+        return
+
+    def wait() -> None:
+        while os.read(0, 1):  # not through sys.stdin, whose lock a daemon thread would hold at the process's end
+            pass
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=wait, daemon=True).start()
+
+
+with_parent_option = click.option(
+    "--with-parent", is_flag=True, hidden=True, callback=_follow, expose_value=False,
+    help="Stop and save when standard input ends, as it does when the process that holds its other end is gone.",
+)  # fmt: skip
 max_time_option = click.option(
     "--max-time", type=Duration(), metavar="TIME", callback=_begin, expose_value=False,
     help="Stop and save before the command has run this long (3h50m, or 3:50:00); the same command goes on.",

@@ -13,7 +13,7 @@ from pathlib import Path
 import click
 
 from p2pzoo.cli import follows, json_option, launched, override_option, print_json, profile_option, recipe_argument
-from p2pzoo.cli.limit import max_time_option
+from p2pzoo.cli.limit import max_time_option, with_parent_option
 
 
 @click.command("run")
@@ -38,6 +38,7 @@ from p2pzoo.cli.limit import max_time_option
     help="Train longer: begin where this complete run ended.",
 )
 @max_time_option
+@with_parent_option
 @click.option("--quiet", is_flag=True, help="Show no progress.")
 @json_option
 def run_command(

@@ -1,0 +1,195 @@
+"""`p2pzoo bench --on ray`, on a real cluster of two nodes on loopback: what is lost with a node goes on elsewhere."""
+
+import json
+import os
+import signal
+import sys
+import time
+
+import pytest
+
+from p2pzoo import __version__, cluster
+from p2pzoo.errors import UserError
+
+ray = pytest.importorskip("ray")
+pytestmark = pytest.mark.slow
+
+TABLE = """
+title = "Losses"
+baseline = "both"
+[columns]
+psnr = "PSNR"
+l1 = "L1"
+[rows.l1]
+recipe = "l1.toml"
+label = "L1 alone"
+[rows.both]
+recipe = "both.toml"
+label = "L1 + cGAN"
+[rows.photos]
+target = true
+label = "ground truth"
+"""
+UNSEEN = "import p2pzoo.cluster as c; c.Cluster._shared = lambda self: False; from p2pzoo.cli import main; main()"
+
+
+@pytest.fixture
+def files(tmp_path, tiny):
+    (tmp_path / "both.toml").write_text(f'extends = "{tiny}"\n[train]\nimages = 600\ncheckpoint_every = 20\n')
+    (tmp_path / "l1.toml").write_text('extends = "both.toml"\ndrop = ["discriminator", "gan_loss"]\n')
+    (tmp_path / "table.toml").write_text(TABLE)
+    return tmp_path
+
+
+@pytest.fixture
+def nodes(monkeypatch):
+    """A cluster of two nodes with a CPU each; runs are made in processes of theirs."""
+    from ray.cluster_utils import Cluster
+
+    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+    each = {"num_cpus": 1, "num_gpus": 0, "node_ip_address": "127.0.0.1", "object_store_memory": 100_000_000}
+    made = Cluster(initialize_head=True, head_node_args={**each, "include_dashboard": False})
+    made.add_node(**each)
+    monkeypatch.setenv("RAY_ADDRESS", made.address)
+    yield made
+    made.shutdown()
+
+
+@pytest.fixture
+def begin(files, start):
+    """begin(*options): `p2pzoo bench` of the table on the cluster, in a process of its own."""
+
+    def begin(*options, code=None):
+        program = ("-c", code) if code else ("-m", "p2pzoo")
+        asked = ("--profile", "smoke", "--seeds", "1", "--runs", files / "runs", "-o", files / "far.json")
+        return start(*program, "bench", files / "table.toml", *asked, "--on", "ray", *options)
+
+    return begin
+
+
+@pytest.fixture
+def end(files):
+    """end(process): its output, and the table that it made."""
+
+    def end(process):
+        output, _ = process.communicate(timeout=300)
+        assert process.returncode == 0, output
+        return output, json.loads((files / "far.json").read_text())
+
+    return end
+
+
+def saved(runs):
+    """The rows that have a checkpoint of the middle of their training."""
+    found = [file for file in runs.glob("*/*/checkpoints/*.safetensors") if int(file.stem.split("-")[1]) < 600]
+    return {file.parts[-4] for file in found}
+
+
+def models(runs):
+    return {file.parent.name: file.read_bytes() for file in runs.glob("*/*/model.safetensors")}
+
+
+@pytest.mark.parametrize("seen", [True, False], ids=["one folder for all", "each node its own disk"])
+def test_a_cluster_that_loses_a_node_makes_the_table_of_one_machine(files, nodes, begin, end, wait_for, zoo, seen):
+    process = begin(code=None if seen else UNSEEN)
+    wait_for(lambda: saved(files / "runs") == {"both", "l1"}, process)
+    [worker] = nodes.worker_nodes
+    nodes.remove_node(worker, allow_graceful=False)
+    told, far = end(process)
+    assert told.count("was lost (") == 1
+    assert "goes on from 0 images" not in told
+    lost = models(files / "runs")
+    assert len(lost) == 2
+    logs = [file.read_bytes() for file in sorted(files.glob("runs/*/*/metrics.jsonl"))]
+
+    asked = ("--profile", "smoke", "--seeds", "1", "--runs", files / "here", "-o", files / "near.json")
+    answer = zoo("bench", files / "table.toml", *asked)
+    assert answer.exit_code == 0, answer.output
+    assert models(files / "here") == lost
+    assert [file.read_bytes() for file in sorted(files.glob("here/*/*/metrics.jsonl"))] == logs
+    near = json.loads((files / "near.json").read_text())
+    assert [row["cells"] for row in near["rows"]] == [row["cells"] for row in far["rows"]]
+
+
+def test_a_table_that_is_stopped_goes_on_from_where_it_was(files, nodes, begin, end, wait_for):
+    process = begin()
+    wait_for(lambda: saved(files / "runs") == {"both", "l1"}, process)
+    process.send_signal(signal.SIGINT)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 128 + signal.SIGINT, output
+    assert "stopped; the same command goes on from there" in output
+    states = [json.loads(file.read_text()) for file in files.glob("runs/*/*/status.json")]
+    assert [state["state"] for state in states] == ["interrupted", "interrupted"]
+    assert all(0 < state["images"] < 600 for state in states)
+    end(begin())
+    assert len(models(files / "runs")) == 2
+
+
+def test_runs_end_with_the_table_that_is_killed(files, nodes, begin, wait_for):
+    process = begin()
+    wait_for(lambda: saved(files / "runs") == {"both", "l1"}, process)
+    process.kill()
+    process.wait()
+    states = [*files.glob("runs/*/*/status.json")]
+    until = time.monotonic() + 60
+    while {json.loads(file.read_text())["state"] for file in states} != {"interrupted"}:
+        assert time.monotonic() < until
+        time.sleep(0.2)
+
+
+def test_a_run_that_fails_is_told_and_leaves_the_others(files, nodes, begin):
+    (files / "l1.toml").write_text('extends = "both.toml"\n[compute]\nreaders = 0\n[train]\nimages = 30\n')
+    (files / "both.toml").write_text((files / "both.toml").read_text() + "[optimizer]\nlr = 1e30\n")
+    process = begin("-s", "train.images=30")
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 1, output
+    assert "L1 + cGAN, seed 0 failed: " in output
+    assert "nan" in output.lower() or "inf" in output.lower()
+    assert "Traceback" not in output
+    assert len(models(files / "runs")) <= 1
+
+
+def test_what_no_node_has_is_told_at_once(nodes, begin):
+    for options in (("--cpus-per-run", "2"), ("--gpus-per-run", "0.5")):
+        process = begin(*options)
+        output, _ = process.communicate(timeout=120)
+        assert process.returncode == 2, output
+        assert "no node has the" in output.splitlines()[-1]
+
+
+def test_a_node_with_another_version_is_told(nodes, tmp_path, monkeypatch):
+    made = cluster.Cluster("ray", tmp_path / "runs")
+    try:
+        monkeypatch.setattr(cluster, "__version__", "0.0.1")
+        with pytest.raises(UserError, match=f"has p2pzoo {__version__}, not 0.0.1 as here"):
+            made.__enter__()
+    finally:
+        made.__exit__()
+
+
+def test_a_cluster_elsewhere_is_reached_through_its_port_for_clients(files, nodes, begin, end, start, wait_for):
+    """ray://HOST:PORT, as from a machine that is no node."""
+    port = "23917"
+    server = start("-m", "ray.util.client.server", "--address", os.environ["RAY_ADDRESS"], "--port", port,
+                   "--host", "127.0.0.1", "--mode", "proxy")  # fmt: skip
+    time.sleep(3)
+    process = begin("--on", f"ray://127.0.0.1:{port}", "-s", "train.images=20")
+    end(process)
+    assert server.poll() is None
+    assert len(models(files / "runs")) == 2
+
+
+def test_where_no_cluster_is_one_line_says_how_to_start_one(begin, monkeypatch):
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    process = begin()
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 2, output
+    assert "no Ray cluster there" in output.splitlines()[-1]
+    assert "ray start --head" in output.splitlines()[-1]
+
+
+def test_without_ray_one_line_says_how_to_get_it(begin):
+    process = begin(code="import sys; sys.modules['ray'] = None; from p2pzoo.cli import main; main()")
+    output, _ = process.communicate(timeout=120)
+    assert (process.returncode, "needs Ray: pip install 'p2pzoo[ray]'" in output) == (2, True)
+    assert sys.modules["ray"] is ray
