@@ -1,6 +1,6 @@
 """The fault campaign at length: every fault of tests/faults, many times, each time elsewhere.
 
-    python benchmarks/faults.py --times 100 -o benchmarks/results/faults.json
+    python benchmarks/faults.py -o benchmarks/results/faults.json
     python benchmarks/faults.py --kind kills,disk --times 20
 
 A fault is survived where what was promised held. Bytes lost are those of files that were whole when it struck, and
@@ -25,19 +25,21 @@ KINDS = sorted(file.stem.removeprefix("test_") for file in FOLDER.glob("test_*.p
 
 @click.command()
 @click.option("--kind", "kinds", metavar="KIND,…", help=f"Of {', '.join(KINDS)} [default: all].")
-@click.option("--times", default=100, show_default=True, help="How often each; of kills: how many in all.")
+@click.option("--times", default=30, show_default=True, help="How often each, but for those that are one of a kind.")
+@click.option("--kills", default=100, show_default=True, help="How many processes are killed at random moments.")
 @click.option("--seed", default=0, show_default=True, help="Of where and when they strike.")
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Also keep the result in this file.")
-def main(kinds: str | None, times: int, seed: int, output: Path | None) -> None:
+def main(kinds: str | None, times: int, kills: int, seed: int, output: Path | None) -> None:
     """Inflict faults on runs, and say what came of it."""
     asked = [name for kind in (kinds or ",".join(KINDS)).lower().split(",") for name in KINDS if name.startswith(kind)]
     if not asked:
         raise click.UsageError(f"--kind {kinds}: there are {', '.join(KINDS)}")
     began = time.monotonic()
     files = [FOLDER / f"test_{name}.py" for name in asked]
-    rows = [row(told) for told in campaign.figures(files, [f"--times={times}", f"--seed={seed}"], "promise")]
+    options = [f"--times={times}", f"--kills={kills}", f"--seed={seed}"]
+    rows = [row(told) for told in campaign.figures(files, options, "promise")]
     result = {
-        "benchmark": "faults", "times": times, "seed": seed, "faults": rows,
+        "benchmark": "faults", "times": times, "kills": kills, "seed": seed, "faults": rows,
         **{name: sum(each[name] for each in rows) for name in ("tried", "survived", "bytes_lost")},
         "minutes": round((time.monotonic() - began) / 60, 1), "environment": measure.environment(),
     }  # fmt: skip

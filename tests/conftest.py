@@ -43,6 +43,7 @@ def pytest_addoption(parser):
     campaigns = parser.getgroup("campaigns", "tests/bad_input and tests/faults; their long runs are in benchmarks/")
     campaigns.addoption("--cases", type=int, default=20, help="inputs that each test of bad input tries")
     campaigns.addoption("--times", type=int, default=1, help="how often each fault is inflicted, each time elsewhere")
+    campaigns.addoption("--kills", type=int, default=20, help="how many processes are killed at random moments")
     campaigns.addoption("--seed", type=int, default=0, help="of what they draw")
 
 

@@ -18,7 +18,6 @@ import disturbed
 import pytest
 
 KILLS = {"starting": 0.2, "training": 0.5, "evaluating": 0.3}  # shares of them, by what the process is doing
-FEWEST = 20
 LENGTH = ("train.images=60", "train.sample_every=60", "dataset.stride=64")  # training and evaluation: a second each
 CHECKPOINT = "images-*.safetensors"
 
@@ -146,7 +145,7 @@ def test_a_run_killed_at_any_moment_resumes_to_the_same_bits(
 
     lasts = {phase: end - begun for phase, (begun, end) in zip(KILLS, itertools.pairwise(moments), strict=True)}
     chance = random.Random(20170726 + request.config.getoption("--seed"))
-    count = max(FEWEST, request.config.getoption("--times"))
+    count = request.config.getoption("--kills")
     drawn = [(phase, chance.random()) for phase, share in KILLS.items() for _ in range(round(share * count))]
     with ThreadPoolExecutor(2) as pool:
         killed = list(pool.map(kill, *zip(*drawn, strict=True)))
