@@ -1,9 +1,10 @@
-"""On which line of a TOML file a key is set: tomllib does not say. Imports tomllib only.
+"""On which line of a TOML file a key is set: tomllib does not say. Imports nothing of p2pzoo.
 
 TOML is a sequence of statements that end with a line, except inside arrays and multi-line strings. So lines are
 gathered until tomllib itself can parse them under their table header; tomllib stays the only parser.
 """
 
+import re
 import tomllib
 from collections.abc import Iterator
 from typing import Any
@@ -15,7 +16,7 @@ def key_lines(text: str) -> dict[Path, int]:
     """{path of a key or table: the line (from 1) where it is first set} for text that tomllib accepts."""
     lines: dict[Path, int] = {}
     header, pending, start = "", "", 0
-    for number, line in enumerate(text.splitlines(keepends=True), 1):
+    for number, line in enumerate(re.findall(r".*?\n|.+", text, re.DOTALL), 1):
         if not pending:
             start = number
             if line.lstrip().startswith("["):

@@ -1,6 +1,7 @@
 """Image files of every depth and any number of channels: read again to the bit, or refused by name."""
 
 import json
+import struct
 
 import imagecodecs
 import numpy as np
@@ -14,7 +15,9 @@ from PIL import Image
 from p2pzoo.cli import main
 from p2pzoo.errors import UserError
 from p2pzoo.images import holds, inspect, read_image, write_image
+from p2pzoo.labels import read_map
 
+WIDTH, HEIGHT, UNKNOWN = 256, 257, 999  # tags of a TIFF
 SEEN = st.tuples(
     st.sampled_from([".png", ".tif", ".npy"]),
     st.sampled_from(["uint8", "uint16", "float32"]),
@@ -70,6 +73,24 @@ def test_numbers_that_are_not_kept_are_refused_by_name(tmp_path):
             read(tmp_path / "a.npy")
         with pytest.raises(UserError, match=r"b\.npz: holds 2 arrays \(arr_0, arr_1\); one is expected"):
             read(tmp_path / "b.npz")
+
+
+@pytest.mark.parametrize(
+    ("tag", "value", "message"),
+    [(WIDTH, 0, "0 pixels"), (HEIGHT, 0, "0 pixels"), (None, 5, "cannot be read"), (WIDTH, 2**31, "cannot be read")],
+    ids=["no width", "no height", "width missing", "wider than it is"],
+)
+@pytest.mark.parametrize("form", [{}, {"compression": "tiff_lzw"}, {"compression": "group4"}], ids=str)
+def test_a_tiff_of_sizes_that_there_are_not_is_refused_by_name(tag, value, message, form, tmp_path):
+    file = tmp_path / "a.tif"
+    Image.new("1" if "group4" in form.values() else "L", (5, 6)).save(file, **form)
+    content = file.read_bytes()
+    at = content.index(struct.pack("<HHLL", tag or WIDTH, 3, 1, 6 if tag == HEIGHT else 5))
+    file.write_bytes(content[:at] + struct.pack("<HHLL", tag or UNKNOWN, 4, 1, value) + content[at + 12 :])
+    for read in (read_image, read_map):
+        with pytest.raises(UserError, match=r"a\.tif: ") as told:
+            read(file)
+        assert message in str(told.value)
 
 
 def test_sixteen_bit_tiffs_of_four_channels_train_and_translate_without_loss_of_depth(tmp_path, monkeypatch):

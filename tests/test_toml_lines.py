@@ -59,5 +59,11 @@ def test_each_key_is_reported_on_the_line_where_its_statement_begins(document, e
     assert key_lines(text) == expected
 
 
+def test_what_ends_a_line_elsewhere_ends_none_in_toml():
+    assert key_lines('["a\x85b"]\n"c\u2028" = 1\nd = 2') == {
+        ("a\x85b",): 1, ("a\x85b", "c\u2028"): 2, ("a\x85b", "d"): 3,
+    }  # fmt: skip
+
+
 def test_windows_line_ends_and_no_final_newline():
     assert key_lines("a = 1\r\n[t]\r\nb = '''\r\nx'''\r\nc = 2") == {("a",): 1, ("t",): 2, ("t", "b"): 3, ("t", "c"): 5}
