@@ -25,6 +25,7 @@ from p2pzoo.comparison import Finished, metric_of
 from p2pzoo.errors import UserError
 from p2pzoo.files import parse_toml, write_text
 from p2pzoo.forms import tiles
+from p2pzoo.images import UNREADABLE
 from p2pzoo.paths import PACKAGE
 from p2pzoo.pictures import pictured
 from p2pzoo.recipe import leaves
@@ -98,7 +99,7 @@ class Shown:
             shown = [ids[index] for index in pictured(len(ids))]
             if len(shown) != len(rows):
                 raise ValueError(f"{len(rows)} rows, and not {len(shown)}")
-        except (UserError, OSError, ValueError, KeyError, StopIteration, TypeError) as error:
+        except (UserError, *UNREADABLE, StopIteration) as error:
             self.faults.append(f"{self.folder}: its test images cannot be shown ({error})")
             return {}
         return {

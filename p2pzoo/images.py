@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import os
+import struct
 import zipfile
 import zlib
 from collections.abc import Mapping
@@ -26,7 +27,9 @@ STORED = ("uint8", "uint16", "float32")
 AS_STORED = {"L": "L", "LA": "LA", "RGB": "RGB", "RGBA": "RGBA", "1": "L", "CMYK": "RGB", "YCbCr": "RGB"}
 PNG_MODES = {0: "L", 2: "RGB", 4: "LA", 6: "RGBA"}
 BITS_PER_SAMPLE, SAMPLES_PER_PIXEL = 258, 277  # tags of a TIFF
-UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)  # what Pillow raises at broken files
+UNREADABLE = (  # what Pillow raises at broken files
+    OSError, SyntaxError, ValueError, TypeError, LookupError, struct.error, Image.DecompressionBombError
+)  # fmt: skip
 DAMAGED = (  # what NumPy raises at broken files
     OSError, ValueError, EOFError, SyntaxError, RuntimeError, zipfile.BadZipFile, zlib.error
 )  # fmt: skip
@@ -68,6 +71,7 @@ def read_image(path: Path) -> np.ndarray:
 
 def pixels_of(image: Image.Image, name: str) -> np.ndarray:
     """(H, W, C) of an open image of 8 bits a channel, or of 16 bits or float32 in one; `name` is for the error."""
+    _shape_of(name, (image.height, image.width))
     upright = ImageOps.exif_transpose(image)
     array = np.asarray(upright if _deep(upright) else upright.convert(_mode(name, upright)))
     array = array.astype(np.uint16) if upright.mode == "I" else array  # a PNG of 16 bits, to an older Pillow
@@ -103,7 +107,7 @@ def _picture_header(path: Path, image: Image.Image) -> Header:
     if not deep and _png_depth(image, path) == 16:
         mode, dtype = PNG_MODES[_png_header(path)[1]], "uint16"
     channels = 1 if deep else len(mode)
-    width, height = image.size
+    height, width, _ = _shape_of(path, (image.height, image.width))
     exif = Image.Image.getexif(image)  # a PNG's own decodes it all, for what may come after the pixels
     turned = exif.get(ExifTags.Base.Orientation) in SIDEWAYS
     turned = turned and image.format != "TIFF"  # of which Pillow tells the upright size
@@ -175,7 +179,7 @@ def _from_tiff(path: Path, *, pixels: bool = True) -> tuple[np.ndarray, Header]:
         raise UserError(f"{path}: is to be turned (orientation {int(turned.value)}): save it upright")
     first = len(axes) == 3 and axes.endswith("YX")
     shape = (*shape[1:], shape[0]) if first else (*shape, 1) if len(axes) == 2 else shape
-    header = Header((int(shape[0]), int(shape[1]), int(shape[2])), _stored(path, dtype), False)
+    header = Header(_shape_of(path, tuple(map(int, shape))), _stored(path, dtype), False)
     if array is None:
         return np.empty(0), header
     return (np.moveaxis(array, 0, -1) if first else array).reshape(header.shape), header
@@ -252,7 +256,7 @@ def _checked_array(path: Path, array: np.ndarray) -> np.ndarray:
     return array.reshape(_shape_of(path, array.shape))
 
 
-def _shape_of(path: Path, shape: tuple[int, ...]) -> tuple[int, int, int]:
+def _shape_of(path: Path | str, shape: tuple[int, ...]) -> tuple[int, int, int]:
     if len(shape) not in (2, 3) or 0 in shape:
         raise UserError(f"{path}: an array of {shape}; (height, width) or (height, width, channels) is expected")
     return (shape[0], shape[1], shape[2] if len(shape) == 3 else 1)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, NotRequired
 
 import torch
-from pydantic import Field, TypeAdapter, ValidationError
+from pydantic import AfterValidator, Field, TypeAdapter, ValidationError
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 from torch.utils.flop_counter import FlopCounterMode
@@ -32,6 +32,15 @@ Positive = Annotated[int, Field(ge=1, le=1 << 16)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 
 
+def _rising(bounds: tuple[float, float]) -> tuple[float, float]:
+    if bounds[0] >= bounds[1]:
+        raise ValueError("its first number is to be the lower one")
+    return bounds
+
+
+Range = Annotated[tuple[Finite, Finite], AfterValidator(_rising)]
+
+
 class _Network(TypedDict):
     use: str
     params: dict[str, Any]
@@ -47,8 +56,8 @@ class _Header(TypedDict):
     run: NotRequired[str]
     size_divisor: NotRequired[Positive]
     test_mode: NotRequired[Literal["paper", "eval"]]
-    x_range: NotRequired[tuple[Finite, Finite]]
-    y_range: NotRequired[tuple[Finite, Finite]]
+    x_range: NotRequired[Range]
+    y_range: NotRequired[Range]
     x_dtype: NotRequired[Literal["uint8", "uint16", "float32"]]
     y_dtype: NotRequired[Literal["uint8", "uint16", "float32"]]
     x_encoding: NotRequired[str]

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import io
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,7 @@ from torch import Tensor
 
 from p2pzoo.experiment import Experiment
 from p2pzoo.files import read_object, write_text
+from p2pzoo.images import UNREADABLE
 from p2pzoo.pictures import to_rgb
 from p2pzoo.recipe import leaves
 from p2pzoo.results import read_results
@@ -62,9 +64,7 @@ def write_report(run: Run, experiment: Experiment, comparisons: Sequence[Compari
         environment=env,
         recipe=[(".".join(key), value, experiment.origin(key)) for key, value in leaves(tree)],
         curves=curves(run.lines("metrics.jsonl")),
-        grids=[
-            (images_of(path), data_uri(Image.open(path))) for path in _spread(sorted(run.samples.glob("images-*.png")))
-        ],
+        grids=[*_grids(_spread(sorted(run.samples.glob("images-*.png"))))],
         comparisons=[
             {"id": c.id, "note": c.note, **{name: _picture(getattr(c, name)) for name in ("x", "y_hat", "y")}}
             for c in comparisons
@@ -124,6 +124,13 @@ def data_uri(image: Image.Image) -> str:
 def images_of(path: Path) -> int:
     """samples/images-00000500.png -> 500."""
     return int(path.stem.partition("-")[2])
+
+
+def _grids(paths: Sequence[Path]) -> Iterator[tuple[int, str]]:
+    """(images seen, picture) of the samples. One that was damaged since is left out: it spoils no run."""
+    for path in paths:
+        with contextlib.suppress(*UNREADABLE), Image.open(path) as picture:
+            yield images_of(path), data_uri(picture)
 
 
 def _picture(image: Tensor) -> str:

@@ -163,15 +163,18 @@ def test_a_run_that_is_going_on_is_shown_with_its_state(gallery, tmp_path):
 
 
 def test_damaged_files_are_named_and_the_rest_is_shown(zoo, tmp_path):
-    cut, strange, fine = (make_run(tmp_path / "runs", number) for number in (1, 2, 3))
+    cut, strange, drawn, fine = (make_run(tmp_path / "runs", number) for number in (1, 2, 3, 4))
     (cut / "results.json").write_text('{"id": ')
     (strange / "stats.safetensors").write_bytes(b"no tensors")
+    picture = drawn / "samples" / "test.png"
+    picture.write_bytes(picture.read_bytes().replace(b"IDAT", b"\0IDA"))
     told = zoo("gallery", tmp_path / "runs", "-o", tmp_path / "out")
     assert told.exit_code == 0
     assert f"{cut / 'results.json'}: not a run's results" in told.output
     assert f"{strange}: its test images cannot be shown" in told.output
+    assert f"{drawn}: its test images cannot be shown" in told.output
     assert str(fine) not in told.output
-    assert [run["set"] for run in document(tmp_path / "out")["runs"]] == [None, None, 0]
+    assert [run["set"] for run in document(tmp_path / "out")["runs"]] == [None, None, None, 0]
 
 
 def test_nothing_of_someone_elses_is_written_over_and_an_older_gallery_is_replaced(zoo, tmp_path):

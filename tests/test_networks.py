@@ -175,6 +175,8 @@ def test_model_files_that_do_not_fit_are_refused_in_one_line(tmp_path):
         ({"generator": {"use": "pix2pix:vnet", "params": {}}}, "no generator 'pix2pix:vnet'"),
         ({"generator": {"use": "pix2pix:unet", "params": {"wdith": 3}}}, "did you mean 'width'"),
         ({"generator": None}, "holds no generator"),
+        ({"x_range": [0, 0]}, "header is damaged: x_range: .*first number is to be the lower one"),
+        ({"y_range": [1, -1]}, "header is damaged: y_range: .*first number is to be the lower one"),
     ]:
         save_tensors(path, tensors, {**header, **change})
         with pytest.raises(UserError, match=message):

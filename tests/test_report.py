@@ -102,6 +102,17 @@ def test_many_samples_are_thinned_to_a_page_of_bearable_size(finished, tmp_path)
     assert (len(shown), shown[0], shown[-1]) == (GRIDS, "4", "139")
 
 
+def test_a_sample_that_was_damaged_since_is_left_out(finished, tmp_path):
+    shutil.copytree(finished, tmp_path / "run")
+    picture = (finished / "samples/images-00000004.png").read_bytes()
+    for images, content in ((5, picture[:60]), (6, picture.replace(b"IDAT", b"\0IDA")), (7, b"")):
+        (tmp_path / f"run/samples/images-{images:08d}.png").write_bytes(content)
+    write_report(Run(tmp_path / "run"), check(read_recipe("zoo:base.toml", "smoke"), registry()))
+    shown = re.findall(r'data-images="(\d+)"', (tmp_path / "run/report.html").read_text("utf-8"))
+    assert "4" in shown
+    assert not {"5", "6", "7"} & {*shown}
+
+
 @pytest.fixture(scope="module")
 def browser():
     if CHROMIUM is None:

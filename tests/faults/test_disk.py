@@ -93,7 +93,7 @@ def fill(disk, leave: int):
     filler = disk / "filler"
     with filler.open("wb") as file:
         room = os.statvfs(disk)
-        os.posix_fallocate(file.fileno(), 0, room.f_bavail * room.f_frsize - leave)
+        os.posix_fallocate(file.fileno(), 0, max(1, room.f_bavail * room.f_frsize - leave))
     return filler
 
 
