@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import os
 import struct
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Mapping
@@ -31,7 +32,8 @@ UNREADABLE = (  # what Pillow raises at broken files
     OSError, SyntaxError, ValueError, TypeError, LookupError, struct.error, Image.DecompressionBombError
 )  # fmt: skip
 DAMAGED = (  # what NumPy raises at broken files
-    OSError, ValueError, EOFError, SyntaxError, RuntimeError, zipfile.BadZipFile, zlib.error
+    OSError, ValueError, EOFError, SyntaxError, RuntimeError, TypeError, LookupError, ArithmeticError, struct.error,
+    tokenize.TokenError, zipfile.BadZipFile, zlib.error,
 )  # fmt: skip
 MOST_DEFLATED = 1032  # bytes that one can become
 SIDEWAYS = (5, 6, 7, 8)  # EXIF orientations whose rows are columns
@@ -225,7 +227,7 @@ def inspect_array(path: Path) -> tuple[tuple[int, ...], np.dtype[Any]]:
                 raise ValueError("it says that it unpacks to more than it can")
             with archive.open(member) as unpacked:
                 return _array_header(unpacked, member.file_size)
-    except (*DAMAGED, KeyError) as error:
+    except DAMAGED as error:
         raise UserError(f"{path}: {_no_array(error)}") from None
 
 

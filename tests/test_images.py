@@ -75,6 +75,17 @@ def test_numbers_that_are_not_kept_are_refused_by_name(tmp_path):
             read(tmp_path / "b.npz")
 
 
+def test_an_array_whose_header_ends_in_the_middle_is_refused_by_name(tmp_path):
+    file = tmp_path / "a.npy"
+    np.save(file, np.zeros((4, 4), np.uint8))
+    whole = file.read_bytes()
+    for place, becomes in ((b"{", b" "), (b"}", b" "), (b"(4, 4)", b"(4, 4 "), (b"'descr'", b"'descr "), (b"{'", b'"""')):
+        file.write_bytes(whole.replace(place, becomes, 1))
+        for read in (read_image, inspect, read_map, inspect_map):
+            with pytest.raises(UserError, match=r"a\.npy: "):
+                read(file)
+
+
 @pytest.mark.parametrize(
     ("tag", "becomes", "value"),
     [(WIDTH, WIDTH, 0), (HEIGHT, HEIGHT, 0), (WIDTH, UNKNOWN, 5)],
