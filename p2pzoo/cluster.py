@@ -11,6 +11,8 @@ import contextlib
 import logging
 import os
 import signal
+import socket
+import sys
 import tempfile
 import time
 import uuid
@@ -29,6 +31,7 @@ from p2pzoo.run import Run
 
 HEAD = {"node:__internal_head__": 0.001}  # where Ray's own head is: no worker's death takes it along
 ANSWER_SECONDS = 120.0  # that a node may take to say what it has
+CONNECT_SECONDS = 10.0
 POLL_SECONDS, SEND_SECONDS = 0.1, 1.0
 ORPHAN_SECONDS = 60.0  # that a run may take to end when its worker has died
 
@@ -85,7 +88,8 @@ class Cluster:
         self.shared = True
         self._tasks: dict[Any, Job] = {}
         self._where: dict[str, str] = {}
-        self._locked = contextlib.ExitStack()
+        self._held = contextlib.ExitStack()  # the runs' locks, where only this machine sees their folder
+        self._locked: set[str] = set()
         self._stopping = False
 
     def _nodes(self) -> list[dict[str, Any]]:
@@ -112,6 +116,8 @@ class Cluster:
                 try:
                     answers[name] = self._ray.get(answer, timeout=ANSWER_SECONDS)
                 except self._ray.exceptions.RayError as error:
+                    if name not in map(_name, self._nodes()):  # it has died meanwhile
+                        continue
                     told = str(getattr(error, "cause", None) or error).strip().splitlines()[-1]
                     raise UserError(f"--on {self._address}: node {name} cannot make runs: {told}") from None
         finally:
@@ -124,6 +130,7 @@ class Cluster:
         return all(seen for _, seen in answers.values())
 
     def __enter__(self) -> Self:
+        self._held.enter_context(contextlib.redirect_stdout(sys.stderr))  # where Ray tells of nodes that died
         self.shared = self._shared()
         self._board = self._ray.remote(Board).options(num_cpus=0, resources=HEAD).remote()
         return self
@@ -133,8 +140,8 @@ class Cluster:
             self.stop(signal.SIGTERM)
             self._ray.wait([*self._tasks], num_returns=len(self._tasks))
             self._take()
-        self._locked.close()
         self._ray.shutdown()
+        self._held.close()
 
     @property
     def kind(self) -> str:
@@ -147,7 +154,9 @@ class Cluster:
         threads = job.experiment.compute.threads or self._cpus or 1
         files = None
         if not self.shared:
-            self._locked.enter_context(job.run.lock())
+            if job.id not in self._locked:
+                self._held.enter_context(job.run.lock())
+                self._locked.add(job.id)
             files = {name: (job.run.folder / name).read_bytes() for name in _names(job.run.folder)}
         order = Order(
             job.id, job.experiment.recipe.name, job.recipe(threads), str(job.runs.absolute()), job.options,
@@ -318,14 +327,26 @@ def _connected(address: str) -> Any:
         import ray
     except ImportError:
         raise UserError(f"--on {address} needs Ray: pip install 'p2pzoo[ray]'") from None
+    named = os.environ.get("RAY_ADDRESS", "") if address == "ray" else address
+    before = signal.getsignal(signal.SIGTERM)
     try:
+        _answers(named.removeprefix("ray://"))
         ray.init("auto" if address == "ray" else address, log_to_driver=False, logging_level=logging.ERROR)
-    except (ConnectionError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError) as error:
         told = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(
             f"--on {address}: no Ray cluster there ({told}); start one with `ray start --head`, or use --jobs here"
         ) from None
+    finally:
+        signal.signal(signal.SIGTERM, before)  # Ray takes it for itself
     return ray
+
+
+def _answers(named: str) -> None:
+    """Raises OSError where nobody listens at HOST:PORT; Ray itself would try for minutes."""
+    host, _, port = named.rpartition(":")
+    if host and port.isdigit():
+        socket.create_connection((host.strip("[]"), int(port)), CONNECT_SECONDS).close()
 
 
 def _name(node: dict[str, Any]) -> str:
