@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import shlex
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import torch
 
@@ -36,6 +38,17 @@ def peak_bytes(device_type: str) -> int | None:
         return None
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else 1024 * peak
+
+
+def held_megabytes(device_type: str) -> dict[str, float]:
+    """What the process holds now, files that it has mapped left out (on Linux), and its tensors on CUDA."""
+    held = {}
+    with contextlib.suppress(OSError):
+        _, resident, shared, *_ = map(int, Path("/proc/self/statm").read_text().split())
+        held["megabytes"] = round((resident - shared) * os.sysconf("SC_PAGE_SIZE") / 1e6, 1)
+    if device_type == "cuda":
+        held["gpu_megabytes"] = round(torch.cuda.memory_allocated() / 1e6, 1)
+    return held
 
 
 @contextlib.contextmanager

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from p2pzoo.experiment import Experiment
 from p2pzoo.files import read_object, write_text
+from p2pzoo.health import told_of
 from p2pzoo.images import UNREADABLE
 from p2pzoo.pictures import to_rgb
 from p2pzoo.recipe import leaves
@@ -63,6 +64,7 @@ def write_report(run: Run, experiment: Experiment, comparisons: Sequence[Compari
         results=read_results(run.results),
         environment=env,
         recipe=[(".".join(key), value, experiment.origin(key)) for key, value in leaves(tree)],
+        findings=told_of(run),
         curves=curves(run.lines("metrics.jsonl")),
         grids=[*_grids(_spread(sorted(run.samples.glob("images-*.png"))))],
         comparisons=[

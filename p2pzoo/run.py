@@ -5,7 +5,8 @@ runs/<recipe>/<profile>-seed<N>-<id>/
     status.json       state, images seen, versions and source hashes
     env.json          machine and software
     metrics.jsonl     losses; a function of recipe and seed only
-    timings.jsonl     wall-clock; not
+    timings.jsonl     wall-clock, waiting, memory; not
+    findings.jsonl    what the doctor has noticed, if anything (see health.py)
     kernels.json      what `[compute] kernels` said, if anything; a resumed run goes on with it
     samples/          x | ŷ | y grids
     checkpoints/      the newest two while training, the last one afterwards
@@ -107,7 +108,7 @@ class Run:
         (self.folder / "status.json").unlink(missing_ok=True)
         for file in sorted(self.checkpoints.glob("*.safetensors"), reverse=True):
             file.unlink()  # newest first and before the log: cut off here, the run still resumes as it would have
-        for name in ("metrics.jsonl", "timings.jsonl", "report.html"):
+        for name in ("metrics.jsonl", "timings.jsonl", "findings.jsonl", "report.html"):
             (self.folder / name).unlink(missing_ok=True)
         for file in (self.kernels, self.model, self.results, self.stats, *self.samples.glob("*.png")):
             file.unlink(missing_ok=True)

@@ -26,6 +26,7 @@ from p2pzoo.errors import UserError
 from p2pzoo.evaluate import check_needs, check_trust, evaluate, metrics_of, missing, ranking
 from p2pzoo.experiment import Experiment
 from p2pzoo.files import write_json, write_text
+from p2pzoo.health import Diverged, Doctor
 from p2pzoo.kernels import read_kernels, write_kernels
 from p2pzoo.lowering import Chooser, Form
 from p2pzoo.memory import enough_to_train, peak_bytes
@@ -99,9 +100,12 @@ def finish(
                     train(
                         experiment, run, engine, data["train"], data["val"], progress, callbacks, start_from=start_from
                     )
-            except UserError:
+            except UserError as error:
                 if rank() == 0:
                     run.set_status(state="failed")
+                    if isinstance(error, Diverged):
+                        Doctor(run, progress).diverged(error)
+                        write_report(run, experiment)
                 raise
             # with what training found to work, and what it took
             first(lambda: write_json(run.folder / "env.json", environment(engine) | {"training": _cost(run, engine)}))

@@ -20,11 +20,13 @@ from p2pzoo.augment import Augmentations, make_augmentations
 from p2pzoo.compute import Engine
 from p2pzoo.contracts import Callback, Side
 from p2pzoo.data import Store, single_batches, train_batches
-from p2pzoo.data.ahead import Batches
+from p2pzoo.data.ahead import Batches, Clocked
 from p2pzoo.encodings import Encodings
 from p2pzoo.errors import UserError
 from p2pzoo.experiment import Experiment
 from p2pzoo.graphs import Step
+from p2pzoo.health import Diverged, Doctor
+from p2pzoo.memory import held_megabytes
 from p2pzoo.networks import make_discriminator, make_generator, model_header
 from p2pzoo.objective import AccumulatingObjective, LuaObjective, Objective, Player, Pool, Term
 from p2pzoo.onepass import OnePass, judges_alone, pays
@@ -66,7 +68,7 @@ class Ledger:
     def read(self) -> list[tuple[int, dict[str, float]]]:
         """What has come in since the last reading, as means over the processes.
 
-        Raises UserError at the first number that is not finite.
+        Raises Diverged at the first number that is not finite.
         """
         read = []
         told = iter(mean(_numbers([value for _, _, losses in self.waiting for value in losses.values()])))
@@ -74,10 +76,7 @@ class Ledger:
             values = {name: next(told) for name in losses}
             for name, value in values.items():
                 if not math.isfinite(value):
-                    raise UserError(
-                        f"{name} became {value} at step {step} (image {images}): training has diverged. Try a lower "
-                        "optimizer.lr or the loss's weight; the last good checkpoint is kept"
-                    )
+                    raise Diverged(f"{name} became {value} at step {step} (image {images})")
             read.append((images, values))
         self.waiting = []
         self.window += [values for _, values in read]
@@ -106,7 +105,7 @@ def train(
 
     start_from: a checkpoint to begin with where the run has none (--continue-from).
     Over several processes all come here, and the first one alone touches the run's folder.
-    Raises Interrupted after saving, UserError if a loss is not finite; the last good checkpoint stays.
+    Raises Interrupted after saving, Diverged if a loss is not finite; the last good checkpoint stays.
     """
     settings, seed = experiment.train, experiment.seed
 
@@ -128,29 +127,36 @@ def train(
     for name in ("metrics.jsonl", "timings.jsonl"):
         first(run.truncate, name, step * settings.step_images)
     read_every = READ_EVERY.get(engine.device_type, READ_EVERY_ELSEWHERE)
+    doctor = Doctor(run, progress)
 
     def draw_samples(images: int) -> None:
-        rows = []
-        for batch in map(engine.move, shown):
-            y_hat = translate(final, batch.x, experiment.evaluate.test_mode)
-            rows.append([images[0] for images in encodings.seen(batch.x, y_hat, batch.y)])
+        batches = [engine.move(batch) for batch in shown]
+        translated = [translate(final, batch.x, experiment.evaluate.test_mode) for batch in batches]
+        doctor.sampled(images, translated, [batch.y for batch in batches])
+        seen = [encodings.seen(batch.x, y_hat, batch.y) for batch, y_hat in zip(batches, translated, strict=True)]
+        rows = [[picture[0] for picture in each] for each in seen]
         path = run.samples / f"images-{images:08d}.png"
         save_png(path, grid(rows))
         write_report(run, experiment)
         for callback in callbacks:
             callback.samples(images, str(path))
 
-    clock, clocked = time.perf_counter(), step
+    clock, clocked, reading = time.perf_counter(), step, 0.0
 
     def write_down(
         images: int, rate: float, means: dict[str, float] | None, sample: bool, save: bool, stopped: int
     ) -> None:
-        nonlocal clock, clocked
+        nonlocal clock, clocked, reading
         if means is not None:
-            run.append("metrics.jsonl", [{"images": images, "lr": rate, **means}])
-            seconds = time.perf_counter() - clock
-            run.append("timings.jsonl", [{"images": images, "steps": step - clocked, "seconds": seconds}])
-            clock, clocked = time.perf_counter(), step
+            losses = {"images": images, "lr": rate, **means}
+            timing = {
+                "images": images, "steps": step - clocked, "seconds": time.perf_counter() - clock,
+                "waited": batches.taken(), "read": reading, **held_megabytes(engine.device_type),
+            }  # fmt: skip
+            run.append("metrics.jsonl", [losses])
+            run.append("timings.jsonl", [timing])
+            doctor.logged(losses, timing)
+            clock, clocked, reading = time.perf_counter(), step, 0.0
             for callback in callbacks:
                 callback.log(images, means)
         if sample:
@@ -158,10 +164,12 @@ def train(
         if save or stopped:
             state.save(run, images)
             run.set_status(images=images)
+            doctor.saved(images, G.optimizer)
         if stopped:
             run.set_status(state="interrupted")
 
-    with stopping() as stop, engine.ahead(drawn, settings.steps) as batches:
+    with stopping() as stop, engine.ahead(drawn, settings.steps) as made:
+        batches = Clocked(made)
         while step < settings.steps:
             rate = experiment.optimizer.lr_at(step / settings.steps)
             losses = advance(play, engine, batches, step, rate, seed, objective.augmentations)
@@ -176,7 +184,10 @@ def train(
             save = _due(settings.checkpoint_every, step, settings)
             if step % read_every == 0 or log or sample or save:
                 stopped = highest(stop[0] if stop else 0)  # now: a signal that arrives below waits for the next reading
-                for seen, values in ledger.read():
+                began = time.perf_counter()
+                read = ledger.read()
+                reading += time.perf_counter() - began
+                for seen, values in read:
                     progress.step(seen, values)
                 if log or sample or save or stopped:
                     first(write_down, images, rate, ledger.mean() if log else None, sample, save, stopped)
@@ -278,10 +289,7 @@ class State:
             tensors |= {f"pool.{name}": tensor for name, tensor in self.pool.tensors().items()}
         for name, tensor in tensors.items():
             if tensor.is_floating_point() and not tensor.isfinite().all():
-                raise UserError(
-                    f"{name} has values that are nan or inf at image {images}: training has diverged. Try a lower "
-                    "optimizer.lr or a loss's weight; the last good checkpoint is kept"
-                )
+                raise Diverged(f"{name} has values that are nan or inf at image {images}")
         path = run.checkpoints / f"images-{images:010d}.safetensors"
         header: dict[str, Any] = {"format": 1, "images": images, "window": self.ledger.window}
         if (scaler := self.engine.accelerator.scaler) is not None:  # of fp16

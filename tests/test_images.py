@@ -79,7 +79,13 @@ def test_an_array_whose_header_ends_in_the_middle_is_refused_by_name(tmp_path):
     file = tmp_path / "a.npy"
     np.save(file, np.zeros((4, 4), np.uint8))
     whole = file.read_bytes()
-    for place, becomes in ((b"{", b" "), (b"}", b" "), (b"(4, 4)", b"(4, 4 "), (b"'descr'", b"'descr "), (b"{'", b'"""')):
+    for place, becomes in (
+        (b"{", b" "),
+        (b"}", b" "),
+        (b"(4, 4)", b"(4, 4 "),
+        (b"'descr'", b"'descr "),
+        (b"{'", b'"""'),
+    ):
         file.write_bytes(whole.replace(place, becomes, 1))
         for read in (read_image, inspect, read_map, inspect_map):
             with pytest.raises(UserError, match=r"a\.npy: "):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Protocol
@@ -15,6 +16,24 @@ class Batches(Protocol):
     """`[step]` is the batch of that step; which one it is follows from the step alone."""
 
     def __getitem__(self, step: int) -> Batch: ...
+
+
+class Clocked:
+    """The same batches, and how long they were waited for."""
+
+    def __init__(self, batches: Batches) -> None:
+        self._batches, self._seconds = batches, 0.0
+
+    def __getitem__(self, step: int) -> Batch:
+        began = time.perf_counter()
+        batch = self._batches[step]
+        self._seconds += time.perf_counter() - began
+        return batch
+
+    def taken(self) -> float:
+        """Seconds since this was asked last."""
+        seconds, self._seconds = self._seconds, 0.0
+        return seconds
 
 
 class Ahead:
