@@ -1,15 +1,18 @@
 """What several test modules share: a tiny recipe, the command line here or in its own process, throw-away plugins."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 import torch
 from click.testing import CliRunner
+from disturbed import STEP, CutOff, after, cut_off
 from p2pzoo_earth import dataset, geometry
 
 from p2pzoo import plugins, training
@@ -186,6 +189,51 @@ def install(tmp_path, monkeypatch):
     for name in installed:
         sys.modules.pop(name, None)
     forget()
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """Chromium, driven by Playwright."""
+    sync_api = pytest.importorskip("playwright.sync_api")
+    path = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if path is None:
+        pytest.skip("no Chromium here")
+    switches = "--no-sandbox --disable-gpu --disable-background-networking --disable-component-update --disable-sync"
+    with sync_api.sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(executable_path=path, args=switches.split())
+        yield chromium
+        chromium.close()
+
+
+# --- runs of the tiny recipe to do something to ----------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def complete_once(run, tmp_path_factory):
+    """A runs folder with a complete run, which tests leave as it is."""
+    runs = tmp_path_factory.mktemp("complete") / "runs"
+    assert run(runs).exit_code == 0
+    return runs
+
+
+@pytest.fixture(scope="module")
+def halfway_once(run, tmp_path_factory):
+    runs = tmp_path_factory.mktemp("halfway") / "runs"
+    with after(STEP, cut_off, call=33), pytest.raises(CutOff):
+        run(runs)
+    return runs
+
+
+@pytest.fixture
+def complete(complete_once, tmp_path):
+    """A runs folder with a complete run."""
+    return Path(shutil.copytree(complete_once, tmp_path / "complete"))
+
+
+@pytest.fixture
+def halfway(halfway_once, tmp_path):
+    """A runs folder with a run that was cut off at image 33 of 40: checkpoints at 20 and 30, a log until 32."""
+    return Path(shutil.copytree(halfway_once, tmp_path / "halfway"))
 
 
 @pytest.fixture(autouse=True)

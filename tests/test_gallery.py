@@ -13,7 +13,6 @@ from p2pzoo import checkpoint
 from p2pzoo.files import write_json
 from p2pzoo.pictures import TEST_PICTURES, grid
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 NASTY = '<img src=x onerror="document.title=1">&"\'</script>'
 IDS = [f"tile-{i}" for i in range(12)]  # of which every second one is in a grid
 SIZE = 32
@@ -212,18 +211,6 @@ def test_the_page_escapes_what_it_is_told_and_asks_for_nothing(zoo, tmp_path):
     assert "http" not in page.replace("http-equiv", "") + (tmp_path / "out/gallery.js").read_text().replace(
         "http://www.w3.org/2000/svg", ""
     )
-
-
-@pytest.fixture(scope="module")
-def browser():
-    if CHROMIUM is None:
-        pytest.skip("no Chromium here")
-    sync_api = pytest.importorskip("playwright.sync_api")
-    switches = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
-    with sync_api.sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=[*switches, "--disable-sync"])
-        yield chromium
-        chromium.close()
 
 
 @pytest.fixture

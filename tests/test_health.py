@@ -59,7 +59,7 @@ class Slow(Earth):
 """
 ALONE = "generator.noise=none"
 PROVOKED = {
-    "saturated": ("optimizer.lr=1e-6", "optimizer.lr_discriminator=1e-2", "train.images=120"),
+    "saturated": ("optimizer.lr=1e-6", "optimizer.lr_discriminator=3e-3", "train.images=260"),
     "vanished": ("gan_loss.weight=1e-9", "losses.l1.weight=1e-9"),
     "constant": (
         "generator.use=encoder-decoder", "generator.bottleneck_norm=true", ALONE, "train.sample_every=10",

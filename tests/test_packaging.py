@@ -351,17 +351,11 @@ class TestNewcomer:
         assert json.loads(translated.text["p2pzoo"])["test_mode"] == "paper"
         assert Image.open(walked / "translated.png").tobytes() == translated.tobytes()
 
-    def test_the_report_opens_in_a_browser(self, walked):
-        chromium = shutil.which("chromium")
-        if chromium is None:
-            pytest.skip("no Chromium here")
-        sync_api = pytest.importorskip("playwright.sync_api")
+    def test_the_report_opens_in_a_browser(self, walked, browser):
         [report] = walked.glob("runs/mine/*/report.html")
-        with sync_api.sync_playwright() as playwright:
-            browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-gpu"])
-            page = browser.new_page()
-            page.goto(report.as_uri())
-            assert "complete, 20 images" in page.locator("body").inner_text()
-            assert page.locator("#tests ~ .tests figure").count() >= 2
-            page.screenshot(path=str(walked / "report.png"), full_page=True)
-            browser.close()
+        page = browser.new_page()
+        page.goto(report.as_uri())
+        assert "complete, 20 images" in page.locator("body").inner_text()
+        assert page.locator("#tests ~ .tests figure").count() >= 2
+        page.screenshot(path=str(walked / "report.png"), full_page=True)
+        page.close()

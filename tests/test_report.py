@@ -13,7 +13,6 @@ from p2pzoo.recipe import read_recipe
 from p2pzoo.report import GRIDS, Comparison, curves, write_report
 from p2pzoo.run import Run
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 NASTY = '<img src=x onerror="document.title=1">&"\'.png'
 
 
@@ -111,18 +110,6 @@ def test_a_sample_that_was_damaged_since_is_left_out(finished, tmp_path):
     shown = re.findall(r'data-images="(\d+)"', (tmp_path / "run/report.html").read_text("utf-8"))
     assert "4" in shown
     assert not {"5", "6", "7"} & {*shown}
-
-
-@pytest.fixture(scope="module")
-def browser():
-    if CHROMIUM is None:
-        pytest.skip("no Chromium here")
-    sync_api = pytest.importorskip("playwright.sync_api")
-    switches = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
-    with sync_api.sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=[*switches, "--disable-sync"])
-        yield chromium
-        chromium.close()
 
 
 @pytest.mark.slow

@@ -7,7 +7,6 @@ disk, without the price of a process. `test_kills.py` does the same with process
 import json
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -104,16 +103,9 @@ def finish(run):
 
 
 @pytest.fixture(scope="module")
-def finished(finish, tmp_path_factory):
-    runs = tmp_path_factory.mktemp("finished") / "runs"
-    finish(runs)
-    return runs
-
-
-@pytest.fixture(scope="module")
-def uninterrupted(finish, finished, tmp_path_factory):
+def uninterrupted(finish, complete_once, tmp_path_factory):
     """uninterrupted("train.ema=0.9", …): the outcome of a run that nothing disturbed."""
-    known = {(): outcome(finished)}
+    known = {(): outcome(complete_once)}
 
     def uninterrupted(*overrides):
         if overrides not in known:
@@ -123,26 +115,6 @@ def uninterrupted(finish, finished, tmp_path_factory):
         return known[overrides]
 
     return uninterrupted
-
-
-@pytest.fixture(scope="module")
-def cut_at_33(run, tmp_path_factory):
-    runs = tmp_path_factory.mktemp("cut") / "runs"
-    with after(STEP, cut_off, call=33), pytest.raises(CutOff):
-        run(runs)
-    return runs
-
-
-@pytest.fixture
-def halfway(cut_at_33, tmp_path):
-    """A runs folder with a run that was cut off at image 33 of 40: checkpoints at 20 and 30, a log until 32."""
-    return Path(shutil.copytree(cut_at_33, tmp_path / "halfway"))
-
-
-@pytest.fixture
-def complete(finished, tmp_path):
-    """A runs folder with a complete run."""
-    return Path(shutil.copytree(finished, tmp_path / "complete"))
 
 
 class TestCutOff:
@@ -311,12 +283,12 @@ class TestContinueFrom:
 
         return continued
 
-    def test_it_equals_training_longer_at_once(self, half, finish, finished, continued, tmp_path):
+    def test_it_equals_training_longer_at_once(self, half, finish, complete_once, continued, tmp_path):
         before = written(half)
         assert finish(tmp_path, flags=["--continue-from", half]).began == 20
         assert written(half) == before
         continued(tmp_path)
-        own, straight = (load_tensors(only(runs) / "model.safetensors")[0] for runs in (tmp_path, finished))
+        own, straight = (load_tensors(only(runs) / "model.safetensors")[0] for runs in (tmp_path, complete_once))
         assert own.keys() == straight.keys()
         assert all(own[name].equal(straight[name]) for name in own)
         assert finish(tmp_path, flags=["--continue-from", half]).began is None

@@ -2,7 +2,6 @@
 
 import json
 import re
-import shutil
 
 import numpy as np
 import pytest
@@ -11,7 +10,6 @@ from PIL import Image
 from p2pzoo.fooled import analysed, read_sessions
 from p2pzoo.stats import between_groups
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 PROTOCOL = {"display_ms": 1000, "practice": 10, "trials": 40, "side": 256, "pairing": "different inputs"}
 
 
@@ -188,18 +186,6 @@ def test_groups_that_cannot_tell_give_no_interval():
 
 
 # --- in a browser ---
-
-
-@pytest.fixture(scope="module")
-def browser():
-    if CHROMIUM is None:
-        pytest.skip("no Chromium here")
-    sync_api = pytest.importorskip("playwright.sync_api")
-    switches = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
-    with sync_api.sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=[*switches, "--disable-sync"])
-        yield chromium
-        chromium.close()
 
 
 def take_part(page, session, *, shots=None):

@@ -6,7 +6,6 @@ import io
 import json
 import os
 import re
-import shutil
 import subprocess
 import sys
 import tarfile
@@ -23,7 +22,6 @@ from p2pzoo.data import Store
 from p2pzoo.errors import UserError
 from p2pzoo.export import Data
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 ROOT = Path(__file__).parents[1]
 TITLE = "Photos </script><b>of & earth"
 
@@ -186,22 +184,6 @@ def pages(trained, zoo, runtime, tmp_path_factory):
     return found
 
 
-@pytest.fixture(scope="module")
-def browser():
-    sync = pytest.importorskip("playwright.sync_api")
-    flags = "--no-sandbox --disable-gpu --disable-background-networking --disable-component-update --disable-sync"
-    with sync.sync_playwright() as playwright:
-        opened = playwright.chromium.launch(executable_path=CHROMIUM, args=flags.split())
-        yield opened
-        opened.close()
-
-
-browsing = [
-    pytest.mark.slow,
-    pytest.mark.skipif(not CHROMIUM, reason="no Chromium here"),
-]
-
-
 def canvas(page, name):
     url = page.evaluate(f"document.getElementById('{name}').toDataURL()")
     return Image.open(io.BytesIO(base64.b64decode(url.partition(",")[2]))).convert("RGB")
@@ -224,7 +206,7 @@ def opened(browser, address):
 @pytest.mark.parametrize("kind", ["folder", "file"])
 @pytest.mark.usefixtures("signals_as_they_were")
 class TestInABrowser:
-    pytestmark = browsing
+    pytestmark = pytest.mark.slow
 
     def test_a_stroke_is_translated_as_translate_does(self, browser, pages, trained, kind):
         address, mode = pages[kind]
@@ -279,7 +261,6 @@ class TestInABrowser:
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not CHROMIUM, reason="no Chromium here")
 def test_the_readmes_way_to_a_web_page_works_as_written(browser, runtime, tmp_path):
     section = (ROOT / "README.md").read_text("utf-8").partition("## I want it on a web page")[2].partition("\n## ")[0]
     commands = re.findall("```sh\n(.*?)```", section, re.DOTALL)[0].splitlines()

@@ -4,12 +4,10 @@ One that asks for `chance` is repeated --times times, each time elsewhere; `benc
 """
 
 import random
-import shutil
-from pathlib import Path
 
 import numpy as np
 import pytest
-from disturbed import STEP, CutOff, after, bytes_lost, cut_off, outcome
+from disturbed import bytes_lost, outcome
 
 from p2pzoo.images import write_png
 
@@ -33,36 +31,9 @@ def chance(request):
 
 
 @pytest.fixture(scope="module")
-def complete_once(run, tmp_path_factory):
-    runs = tmp_path_factory.mktemp("unharmed") / "runs"
-    assert run(runs).exit_code == 0
-    return runs
-
-
-@pytest.fixture(scope="module")
 def unharmed(complete_once):
     """The outcome of a run that met no fault."""
     return outcome(complete_once)
-
-
-@pytest.fixture(scope="module")
-def halfway_once(run, tmp_path_factory):
-    runs = tmp_path_factory.mktemp("halfway") / "runs"
-    with after(STEP, cut_off, call=33), pytest.raises(CutOff):
-        run(runs)
-    return runs
-
-
-@pytest.fixture
-def complete(complete_once, tmp_path):
-    """A runs folder with a complete run."""
-    return Path(shutil.copytree(complete_once, tmp_path / "complete"))
-
-
-@pytest.fixture
-def halfway(halfway_once, tmp_path):
-    """A runs folder with a run that was cut off at image 33 of 40: checkpoints at 20 and 30, a log until 32."""
-    return Path(shutil.copytree(halfway_once, tmp_path / "halfway"))
 
 
 @pytest.fixture
