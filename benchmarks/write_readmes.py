@@ -246,6 +246,22 @@ def bad_input() -> str:
     return campaign("bad_input", table)
 
 
+def campaigns() -> str:
+    """What came of both campaigns, in a line each."""
+    files = [RESULTS.parent / f"{name}.json" for name in ("faults", "bad_input")]
+    if not all(file.exists() for file in files):
+        return "*Not run at length yet.*"
+    faults, inputs = (json.loads(file.read_text("utf-8")) for file in files)
+    kinds = len(faults["faults"]), len(inputs["inputs"])
+    rows = [
+        [f"faults of {kinds[0]} kinds", f"{faults['tried']:,}", f"{faults['survived']:,} went as promised; "
+         f"bytes lost: {faults['bytes_lost'] or 'none'}"],
+        [f"bad input of {kinds[1]} kinds", f"{inputs['tried']:,}", f"{inputs['refused']:,} refused in a line, "
+         f"{inputs['taken']:,} taken; tracebacks and hangs: {inputs['failed'] or 'none'}"],
+    ]  # fmt: skip
+    return f"{grid(['', 'tried', 'what came of it'], rows)}\n\n{where(inputs)}"
+
+
 def campaign(name: str, table: Callable[[dict[str, Any]], str]) -> str:
     file = RESULTS.parent / f"{name}.json"
     if not file.exists():
@@ -338,7 +354,7 @@ TABLES: dict[str, Callable[[], str]] = {
     table.__name__: table
     for table in (
         speed, train_step, contributions, translate_folder, data_loading, scaling, drift, startup, coverage,
-        row_seconds, equal_time, zoo, plan, faults, bad_input,
+        row_seconds, equal_time, zoo, plan, faults, bad_input, campaigns,
     )
 }  # fmt: skip
 

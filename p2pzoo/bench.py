@@ -29,6 +29,7 @@ from p2pzoo.errors import UserError
 from p2pzoo.evaluate import check_needs, check_trust, evaluate_target, metrics_of, missing, protocol
 from p2pzoo.experiment import Experiment, check
 from p2pzoo.files import write_json
+from p2pzoo.health import told_of
 from p2pzoo.places import Doing, Job, Place
 from p2pzoo.recipe import read_recipe
 from p2pzoo.registry import Registry
@@ -256,6 +257,9 @@ class Bench:
                     elif (told := ended.failed or ended.lost) and not came:
                         failures[job.id] = told
                         progress.note(f"{job.name} failed: {told}")
+                    elif not came:
+                        for found in told_of(job.run):
+                            progress.note(f"{job.name}: {found['what']} ({found['told']}, at {found['images']} images)")
                 if time.monotonic() - shown_at > SHOWN_SECONDS:
                     shown_at = time.monotonic()
                     doing = place.doing()

@@ -52,8 +52,8 @@ KINDS: dict[str, Kind] = {
     ),
     "vanished": Kind(
         "Most of G's weights get no gradient",
-        "look for losses of next to no weight, a norm over a single pixel (generator.bottleneck_norm), and layers whose "
-        "outputs are all at the flat ends of their activations",
+        "look for losses of next to no weight, a norm over a single pixel (generator.bottleneck_norm), and layers "
+        "whose outputs are all at the flat ends of their activations",
     ),
     "constant": Kind(
         "G gives the same whatever x is",

@@ -125,6 +125,16 @@ def test_a_row_that_fails_leaves_the_others_standing(bench, files):
 
 
 @pytest.mark.slow
+def test_what_the_doctor_noticed_in_a_run_is_told(bench, files):
+    with (files / "l1.toml").open("a") as recipe:
+        recipe.write("[losses.l1]\nweight = 1e-9\n")
+    told, _ = bench("--seeds", 1)
+    assert told.exit_code == 0
+    assert "L1 alone, seed 0: Most of G's weights get no gradient (100% of them, at 4 images)" in told.output
+    assert "L1 + cGAN, seed 0: " not in told.output
+
+
+@pytest.mark.slow
 def test_a_stopped_table_goes_on_where_it_was(bench, files, tiny, start, wait_for):
     (files / "both.toml").write_text(RECIPE.format(tiny=tiny, images=400))
     (files / "l1.toml").write_text('extends = "both.toml"\ndrop = ["discriminator", "gan_loss"]\n[train]\nimages = 8\n')
