@@ -81,7 +81,7 @@ class Doctor:
 
     def __init__(self, run: Run, notes: Notes) -> None:
         self._run, self._notes = run, notes
-        self._told = {line.get("kind") for line in run.lines(LOG)}
+        self._told = {finding["kind"] for finding in told_of(run)}
         self._log: deque[Mapping[str, Any]] = deque(run.lines("metrics.jsonl"), WINDOWS_WON)
         self._timings: list[Mapping[str, Any]] = []  # of this process alone, as its memory is
         self._flat = 0
@@ -122,8 +122,13 @@ class Doctor:
 
 def told_of(run: Run) -> list[dict[str, Any]]:
     """The findings of a run: images, told, and of their kind `what` there is and what to `do`."""
-    lines = [line for line in run.lines(LOG) if line.get("kind") in KINDS]
-    return [{**line, **vars(KINDS[line["kind"]])} for line in lines]
+    known = {(finding["kind"], finding["told"]): finding for finding in run.lines(LOG) if _whole(finding)}
+    return [{**finding, **vars(KINDS[finding["kind"]])} for finding in known.values()]
+
+
+def _whole(finding: Mapping[str, Any]) -> bool:
+    kind, told = finding.get("kind"), finding.get("told")
+    return isinstance(kind, str) and isinstance(told, str) and kind in KINDS
 
 
 # --- each kind: what there is to say, or None ------------------------------------------------------------------
@@ -136,11 +141,12 @@ def saturated(lines: Iterable[Mapping[str, Any]]) -> str | None:
     such end.
     """
     newest = [*lines][-WINDOWS_WON:]
-    if len(newest) < WINDOWS_WON or any("D.gan" not in line for line in newest):
+    read: list[list[Any]] = [[line.get(name) for name in ("D.gan", "D.real", "D.fake")] for line in newest]
+    if len(read) < WINDOWS_WON or not all(isinstance(value, float) for values in read for value in values):
         return None
-    won = [0 <= line["D.gan"] < WON and line["D.real"] - line["D.fake"] > APART for line in newest]
-    losses = [line["D.gan"] for line in newest]
-    return f"its loss is {statistics.mean(losses):.2g} over {len(losses)} lines of the log" if all(won) else None
+    if not all(0 <= loss < WON and real - fake > APART for loss, real, fake in read):
+        return None
+    return f"its loss is {statistics.mean(loss for loss, _, _ in read):.2g} over {len(read)} lines of the log"
 
 
 def starved(lines: Sequence[Mapping[str, Any]]) -> str | None:

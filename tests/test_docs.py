@@ -39,7 +39,9 @@ def test_every_command_in_the_readmes_tables_works(command, monkeypatch, tmp_pat
 
 def test_the_cores_readme_names_each_of_its_modules_once():
     core = ROOT / "p2pzoo"
-    rows = [line.split("|")[2] for line in (core / "README.md").read_text("utf-8").splitlines() if line.startswith("| ")]
+    rows = [
+        line.split("|")[2] for line in (core / "README.md").read_text("utf-8").splitlines() if line.startswith("| ")
+    ]
     named = [name for row in rows[1:] for name in re.findall(r"`(\w+/?)`|\[(\w+/)\]", row)]
     there = [file.stem for file in core.glob("*.py") if not file.stem.startswith("__")]
     folders = [f"{file.parent.name}/" for file in core.glob("*/*") if file.name == "__init__.py"]

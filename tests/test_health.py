@@ -10,6 +10,7 @@ from disturbed import only
 from p2pzoo import health
 from p2pzoo.data.ahead import Clocked
 from p2pzoo.health import KINDS, MEGABYTES, WINDOWS_GROWN, WINDOWS_STARVED, WINDOWS_WON
+from p2pzoo.run import Run
 
 PLUGIN = """
 import time
@@ -131,22 +132,33 @@ def test_a_run_that_starts_over_forgets_what_was_noticed(run, tmp_path):
     assert findings(tmp_path) == before
 
 
+def test_damaged_logs_are_read_past(halfway):
+    folder = only(halfway)
+    for name, line in (("metrics.jsonl", '{"images": 4, "D.gan": 0.1, "D.fale": 1}'), (health.LOG, '{"images": 4}')):
+        with (folder / name).open("a") as log:
+            log.write(f'{line}\n{{"images": 4, "kind": ["starved"], "told": 3, "D.gan": "x"}}\n')
+    doctor = health.Doctor(Run(folder), None)
+    for line in log_of(health.WINDOWS_WON - 1):
+        doctor.logged(line, {"seconds": 1.0})
+    assert health.told_of(Run(folder)) == []
+
+
 # --- the rules themselves ---
 
 
-def log(count, **changes):
+def log_of(count, **changes):
     return [{"images": 4 * i, "D.gan": 0.001, "D.real": 6.0, "D.fake": -6.0, **changes} for i in range(count)]
 
 
 @pytest.mark.parametrize(
     ("lines", "told"),
     [
-        (log(WINDOWS_WON), True),
-        (log(WINDOWS_WON - 1), False),
-        ([*log(1, **{"D.gan": 0.3}), *log(WINDOWS_WON)], True),
-        ([*log(WINDOWS_WON), *log(1, **{"D.gan": 0.3})], False),
-        (log(WINDOWS_WON, **{"D.gan": -40.0, "D.real": 20.0, "D.fake": -20.0}), False),
-        (log(WINDOWS_WON, **{"D.real": 0.01, "D.fake": 0.0}), False),
+        (log_of(WINDOWS_WON), True),
+        (log_of(WINDOWS_WON - 1), False),
+        ([*log_of(1, **{"D.gan": 0.3}), *log_of(WINDOWS_WON)], True),
+        ([*log_of(WINDOWS_WON), *log_of(1, **{"D.gan": 0.3})], False),
+        (log_of(WINDOWS_WON, **{"D.gan": -40.0, "D.real": 20.0, "D.fake": -20.0}), False),
+        (log_of(WINDOWS_WON, **{"D.real": 0.01, "D.fake": 0.0}), False),
         ([{"images": i, "G.l1": 0.2} for i in range(WINDOWS_WON)], False),
     ],
     ids=["won", "too early", "won by now", "not any more", "a critic", "a critic at its start", "no D"],
