@@ -71,6 +71,9 @@ PROVOKED = {
 }  # fmt: skip
 
 
+LONG = ("saturated", "memory", "starved")  # tens of seconds
+
+
 @pytest.fixture
 def plugin(install):
     install("ailing", PLUGIN)
@@ -85,7 +88,9 @@ def test_each_kind_has_a_run_that_provokes_it():
 
 
 @pytest.mark.usefixtures("plugin")
-@pytest.mark.parametrize("kind", PROVOKED)
+@pytest.mark.parametrize(
+    "kind", [pytest.param(kind, marks=pytest.mark.slow) if kind in LONG else kind for kind in PROVOKED]
+)
 def test_a_run_that_ails_is_told_of_it_once_and_its_report_shows_it(kind, arguments, zoo, start, tmp_path, monkeypatch):
     command = arguments(tmp_path, *PROVOKED[kind])
     if kind == "memory":  # this process may have room from earlier tests, which a leak fills first
