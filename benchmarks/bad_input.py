@@ -19,7 +19,7 @@ import measure
 
 
 @click.command()
-@click.option("--cases", default=10_000, show_default=True, help="Inputs of each kind.")
+@click.option("--cases", default=10_000, show_default=True, help="Inputs of each kind; a tenth of whole pages.")
 @click.option("--seed", default=0, show_default=True, help="Of what they are.")
 @click.option("--only", metavar="WORD", help="Of kinds with this word in their name, as pytest's -k.")
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Also keep the result in this file.")

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 
 from p2pzoo.errors import UserError
 
+FEW = 20  # cases of which no share is taken
 SECONDS = 20  # that a case may take: the slowest takes a second
 MEMORY = 2 * 2**30  # bytes that it may add
 
@@ -28,15 +29,16 @@ class Hang(BaseException):
 
 @pytest.fixture
 def each(request, record_property):
-    """each(inputs, act): `act` on so many draws of a strategy. It calls what is tested, which may raise UserError, or
-    returns what a command answered (`zoo`)."""
+    """each(inputs, act): `act` on so many draws of a strategy, or on a `share` of that where each is a whole page. It
+    calls what is tested, which may raise UserError, or returns what a command answered (`zoo`)."""
 
-    def each(inputs, act):
+    def each(inputs, act, share=1.0):
+        cases = request.config.getoption("--cases")
         counts, slowest = {"taken": 0, "refused": 0}, 0.0
 
         @seed(request.config.getoption("--seed"))
         @settings(
-            max_examples=request.config.getoption("--cases"), deadline=None, database=None, print_blob=False,
+            max_examples=max(round(share * cases), min(cases, FEW)), deadline=None, database=None, print_blob=False,
             phases=[Phase.generate, Phase.shrink],
             suppress_health_check=list(HealthCheck),
         )  # fmt: skip

@@ -73,7 +73,7 @@ def test_galleries(each, zoo, names, tmp_path):
             assert_names_are_text(tmp_path / "page" / "index.html")
         return told
 
-    each(st.tuples(names, names, names, names, names), act)
+    each(st.tuples(names, names, names, names, names), act, share=0.1)
 
 
 def test_reports(each, names, tmp_path):
@@ -91,7 +91,7 @@ def test_reports(each, names, tmp_path):
         write_report(run, experiment, [Comparison(name, value, image, image, image)])
         assert_names_are_text(tmp_path / "report.html")
 
-    each(st.tuples(names, names, names, names), act)
+    each(st.tuples(names, names, names, names), act, share=0.1)
 
 
 def test_pages_of_the_doctor(each, zoo, names, tmp_path):
@@ -112,4 +112,4 @@ def test_pages_of_the_doctor(each, zoo, names, tmp_path):
         assert told.exit_code in (0, 2)
         assert "Traceback" not in told.output
 
-    each(st.tuples(names, names, names, names), act)
+    each(st.tuples(names, names, names, names), act, share=0.1)
