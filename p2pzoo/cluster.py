@@ -333,7 +333,7 @@ def _connected(address: str) -> Any:
         _answers(named.removeprefix("ray://"))
         ray.init("auto" if address == "ray" else address, log_to_driver=False, logging_level=logging.ERROR)
     except (OSError, ValueError, RuntimeError) as error:
-        told = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        told = " ".join(str(error).split()) or type(error).__name__
         raise UserError(
             f"--on {address}: no Ray cluster there ({told}); start one with `ray start --head`, or use --jobs here"
         ) from None
