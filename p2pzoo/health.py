@@ -77,9 +77,13 @@ class Notes(Protocol):
 
 
 class Doctor:
-    """Looks at a run as it goes on. What the run's folder says was told before is not told again."""
+    """Looks at a run as it goes on. What the run's folder says was told before is not told again.
 
-    def __init__(self, run: Run, notes: Notes) -> None:
+    filled  from so many images on this process has seen each pair once, and memory has no reason to grow
+    """
+
+    def __init__(self, run: Run, notes: Notes, filled: int = 0) -> None:
+        self._filled = filled
         self._run, self._notes = run, notes
         self._told = {finding["kind"] for finding in told_of(run)}
         self._log: deque[Mapping[str, Any]] = deque(run.lines("metrics.jsonl"), WINDOWS_WON)
@@ -93,7 +97,7 @@ class Doctor:
         images = int(losses["images"])
         self._tell("saturated", images, saturated(self._log))
         self._tell("starved", images, starved(self._timings))
-        self._tell("memory", images, growing(self._timings))
+        self._tell("memory", images, growing([line for line in self._timings if line["images"] > self._filled]))
 
     def sampled(self, images: int, y_hat: Sequence[Tensor], y: Sequence[Tensor]) -> None:
         """Validation images have been translated: ŷ and y, (B, C, H, W) in [-1, 1] each."""
@@ -165,8 +169,8 @@ def starved(lines: Sequence[Mapping[str, Any]]) -> str | None:
 
 
 def growing(lines: Sequence[Mapping[str, Any]]) -> str | None:
-    """lines: all of timings.jsonl that one process wrote. It fills its memory first, and grows slower and slower then;
-    a leak goes on as it began.
+    """lines: all of timings.jsonl that one process wrote since it had seen each pair once. What fills grows slower and
+    slower; a leak goes on as it began.
     """
     for name, whose in MEMORIES.items():
         held = [line[name] for line in lines if name in line]

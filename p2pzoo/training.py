@@ -127,7 +127,7 @@ def train(
     for name in ("metrics.jsonl", "timings.jsonl"):
         first(run.truncate, name, step * settings.step_images)
     read_every = READ_EVERY.get(engine.device_type, READ_EVERY_ELSEWHERE)
-    doctor = Doctor(run, progress)
+    doctor = Doctor(run, progress, filled=step * settings.step_images + len(store))
 
     def draw_samples(images: int) -> None:
         batches = [engine.move(batch) for batch in shown]

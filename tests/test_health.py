@@ -2,6 +2,7 @@
 
 import json
 import time
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -144,7 +145,7 @@ def test_damaged_logs_are_read_past(halfway):
             log.write(f'{line}\n{{"images": 4, "kind": ["starved"], "told": 3, "D.gan": "x"}}\n')
     doctor = health.Doctor(Run(folder), None)
     for line in log_of(health.WINDOWS_WON - 1):
-        doctor.logged(line, {"seconds": 1.0})
+        doctor.logged(line, {"images": line["images"], "seconds": 1.0})
     assert health.told_of(Run(folder)) == []
 
 
@@ -215,6 +216,17 @@ def test_memory_that_grows_without_end_is_told_from_memory_that_fills(held, told
     assert bool(health.growing(memory(held))) == told
     gpu = [{"gpu_megabytes": line["megabytes"], "megabytes": 100.0} for line in memory(held)]
     assert ("the GPU" in (health.growing(gpu) or "")) == told
+
+
+def test_memory_may_grow_until_each_pair_has_been_seen(complete):
+    folder, said = only(complete), []
+    for filled, told in ((2 * N, False), (N // 3, True)):
+        notes = SimpleNamespace(note=said.append)
+        doctor = health.Doctor(Run(folder), notes, filled)
+        for line in memory([500 + 10 * i for i in range(N)]):
+            doctor.logged({"images": line["images"]}, line)
+        assert bool(said) == told
+    assert KINDS["memory"].what in said[0]
 
 
 def test_a_constant_generator_is_one_colour_or_one_picture():
