@@ -248,18 +248,23 @@ def bad_input() -> str:
 
 def campaigns() -> str:
     """What came of both campaigns, in a line each."""
-    files = [RESULTS.parent / f"{name}.json" for name in ("faults", "bad_input")]
-    if not all(file.exists() for file in files):
+    told: dict[str, Callable[[dict[str, Any]], list[str]]] = {
+        "faults": lambda found: [
+            f"faults of {len(found['faults'])} kinds", f"{found['tried']:,}",
+            f"{found['survived']:,} went as promised; bytes lost: {found['bytes_lost'] or 'none'}",
+        ],
+        "bad_input": lambda found: [
+            f"bad input of {len(found['inputs'])} kinds", f"{found['tried']:,}",
+            f"{found['refused']:,} refused in a line, {found['taken']:,} taken; tracebacks and hangs: "
+            f"{found['failed'] or 'none'}",
+        ],
+    }  # fmt: skip
+    files = {name: RESULTS.parent / f"{name}.json" for name in told}
+    results = {name: json.loads(file.read_text("utf-8")) for name, file in files.items() if file.exists()}
+    if not results:
         return "*Not run at length yet.*"
-    faults, inputs = (json.loads(file.read_text("utf-8")) for file in files)
-    kinds = len(faults["faults"]), len(inputs["inputs"])
-    rows = [
-        [f"faults of {kinds[0]} kinds", f"{faults['tried']:,}", f"{faults['survived']:,} went as promised; "
-         f"bytes lost: {faults['bytes_lost'] or 'none'}"],
-        [f"bad input of {kinds[1]} kinds", f"{inputs['tried']:,}", f"{inputs['refused']:,} refused in a line, "
-         f"{inputs['taken']:,} taken; tracebacks and hangs: {inputs['failed'] or 'none'}"],
-    ]  # fmt: skip
-    return f"{grid(['', 'tried', 'what came of it'], rows)}\n\n{where(inputs)}"
+    rows = [told[name](found) for name, found in results.items()]
+    return f"{grid(['', 'tried', 'what came of it'], rows)}\n\n{where(*results.values())}"
 
 
 def campaign(name: str, table: Callable[[dict[str, Any]], str]) -> str:
