@@ -48,17 +48,17 @@ KINDS: dict[str, Kind] = {
     "saturated": Kind(
         "D tells real from translated without fail, and G learns little from it",
         "try a lower optimizer.lr_discriminator, a D that is narrower or has a smaller receptive_field, "
-        "train.spectral_norm, the loss r1, or augmentations of what D sees (diffaugment)",
+        "train.spectral_norm, a penalty on D's gradient, or augmentations of what D sees",
     ),
     "vanished": Kind(
         "Most of G's weights get no gradient",
-        "look for losses of next to no weight, a norm over a single pixel (generator.bottleneck_norm), and layers "
-        "whose outputs are all at the flat ends of their activations",
+        "look for losses of next to no weight, a norm over a single pixel, as at a bottleneck, and layers whose "
+        "outputs are all at the flat ends of their activations",
     ),
     "constant": Kind(
         "G gives the same whatever x is",
-        "try a lower optimizer.lr or a larger losses.l1.weight, and see with `p2pzoo data preview` that x and y belong "
-        "together",
+        "try a lower optimizer.lr or a larger weight of the loss that compares ŷ with y, look for a norm over a single "
+        "pixel, and see with `p2pzoo data preview` that x and y belong together",
     ),
     "memory": Kind(
         "Memory grows without end",
@@ -111,7 +111,8 @@ class Doctor:
 
     def diverged(self, error: Diverged) -> None:
         """Training ends with this."""
-        self._keep("diverged", int(self._run.status["images"]), str(error))
+        if "diverged" not in self._told:
+            self._keep("diverged", int(self._run.status["images"]), str(error))
 
     def _tell(self, kind: str, images: int, told: str | None) -> None:
         if told and kind not in self._told:
@@ -126,8 +127,7 @@ class Doctor:
 
 def told_of(run: Run) -> list[dict[str, Any]]:
     """The findings of a run: images, told, and of their kind `what` there is and what to `do`."""
-    known = {(finding["kind"], finding["told"]): finding for finding in run.lines(LOG) if _whole(finding)}
-    return [{**finding, **vars(KINDS[finding["kind"]])} for finding in known.values()]
+    return [{**finding, **vars(KINDS[finding["kind"]])} for finding in run.lines(LOG) if _whole(finding)]
 
 
 def _whole(finding: Mapping[str, Any]) -> bool:

@@ -130,6 +130,13 @@ def test_what_was_told_before_a_run_was_stopped_is_not_told_again(run, tmp_path)
     assert [finding["kind"] for finding in findings(tmp_path)] == ["vanished", "diverged"]
 
 
+@pytest.mark.usefixtures("plugin")
+def test_a_run_that_diverges_again_is_noted_once(run, tmp_path):
+    for _ in range(2):
+        assert run(tmp_path, "losses.odd.use=odd", "losses.odd.at=5").exit_code == 2
+    assert [finding["kind"] for finding in findings(tmp_path)] == ["diverged"]
+
+
 def test_a_run_that_starts_over_forgets_what_was_noticed(run, tmp_path):
     run(tmp_path, *PROVOKED["vanished"])
     before = findings(tmp_path)
