@@ -1,6 +1,7 @@
 """The doctor while training: each thing that it knows is provoked by a run, told once, and shown in the report."""
 
 import json
+import math
 import time
 from types import SimpleNamespace
 
@@ -213,11 +214,21 @@ N = 2 * WINDOWS_GROWN
         ([500 + 10 * i for i in range(WINDOWS_GROWN - 1)], False),
         ([500 + 0.9 * MEGABYTES * i / N for i in range(N)], False),
         ([500 + 400 * (1 - 0.9**i) for i in range(N)], False),
+        ([500 + 300 * math.log(1 + i) for i in range(N)], False),
         ([500 + 10 * min(i, N // 2) for i in range(N)], False),
         ([500 + 300 * (i % 2) for i in range(N)], False),
         ([50_000 + 10 * i for i in range(N)], False),
     ],
-    ids=["a leak", "too early", "little", "levels off", "full at half time", "to and fro", "next to nothing"],
+    ids=[
+        "a leak",
+        "too early",
+        "little",
+        "levels off",
+        "slower and slower",
+        "full at half time",
+        "to and fro",
+        "next to nothing",
+    ],
 )
 def test_memory_that_grows_without_end_is_told_from_memory_that_fills(held, told):
     assert bool(health.growing(memory(held))) == told
