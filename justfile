@@ -9,11 +9,11 @@ setup:
 
 # the default tests (a few minutes)
 test *arguments:
-    pytest {{arguments}}
+    pytest -n auto {{arguments}}
 
 # the tests that CI runs besides
 test-slow:
-    pytest -m slow
+    pytest -m slow -n auto
 
 # lint, format and types
 check:

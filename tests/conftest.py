@@ -10,6 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+
+os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported: tests share the cores as processes
+
 import torch
 from click.testing import CliRunner
 from disturbed import STEP, CutOff, after, cut_off

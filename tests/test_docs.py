@@ -21,7 +21,7 @@ README = (ROOT / "README.md").read_text("utf-8")
 
 def test_the_two_commands_are_the_whole_set_up():
     assert "pip install -e . && p2pzoo run recipes/ablation_patch70.toml" in README.splitlines()
-    assert "pip install -e '.[dev]' && pytest" in README.splitlines()
+    assert "pip install -e '.[dev]' && pytest -n auto" in README.splitlines()
 
 
 @pytest.mark.parametrize("command", re.findall(r"^\| `p2pzoo ([^`]*)` \|", README, re.MULTILINE))
