@@ -264,7 +264,7 @@ def campaigns() -> str:
     if not results:
         return "*Not run at length yet.*"
     rows = [told[name](found) for name, found in results.items()]
-    return f"{grid(['', 'tried', 'what came of it'], rows)}\n\n{where(*results.values())}"
+    return "\n\n".join([grid(["", "tried", "what came of it"], rows), *dict.fromkeys(map(where, results.values()))])
 
 
 def campaign(name: str, table: Callable[[dict[str, Any]], str]) -> str:
