@@ -33,7 +33,7 @@ def main(name: str, profile: str, rounds: int, images: int, output: Path | None)
     from p2pzoo.experiment import check
     from p2pzoo.plugins import registry
     from p2pzoo.recipe import read_recipe
-    from p2pzoo.tables import read_table
+    from p2pzoo.tables.table_file import read_table
 
     asked = read_table(str(HERE / name))
     rows = {row.name: row.recipe for row in asked.trained if row.recipe}

@@ -23,7 +23,7 @@ import numpy as np
 from p2pzoo.experiment import check
 from p2pzoo.plugins import registry
 from p2pzoo.recipe import read_recipe
-from p2pzoo.stats import CONFIDENCE, over_seeds, paired_over_blocks
+from p2pzoo.tables.stats import CONFIDENCE, over_seeds, paired_over_blocks
 
 Draw = Callable[[np.random.Generator, int], np.ndarray]
 EFFECTS: dict[str, Draw] = {

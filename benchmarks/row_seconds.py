@@ -58,7 +58,7 @@ def main(profile: str, rounds: int, steps: int, as_json: bool, output: Path | No
 
 def recipes() -> list[str]:
     """The recipes of the paper's tables, each once, in the tables' order."""
-    from p2pzoo.tables import read_table
+    from p2pzoo.tables.table_file import read_table
 
     tables = [read_table(str(file)) for file in sorted(HERE.glob("table*.toml"))]
     return list(dict.fromkeys(row.recipe for table in tables for row in table.trained if row.recipe))

@@ -69,7 +69,7 @@ def main(
 def serve(name: str, folder: Path, size: int, width: int, batch: int, reference: Path | None) -> None:
     """Be one contestant."""
     if name in PRODUCTS:
-        from p2pzoo.lowering import product
+        from p2pzoo.speed.lowering import product
 
         a, b = torch.randn(2, SIDE, SIDE).unbind()
         out = torch.empty(SIDE, SIDE)

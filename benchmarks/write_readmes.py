@@ -304,7 +304,7 @@ def zoo() -> str:
     from p2pzoo.networks import measures
     from p2pzoo.plugins import registry
     from p2pzoo.recipe import read_recipe
-    from p2pzoo.tables import read_table
+    from p2pzoo.tables.table_file import read_table
 
     doc = json.loads((RESULTS.parent / "zoo-laptop.json").read_text("utf-8"))
     recipes = {row.name: row.recipe for row in read_table(str(HERE / "zoo.toml")).trained if row.recipe}
@@ -334,7 +334,7 @@ def zoo() -> str:
 
 def compared(name: str) -> str:
     """A table of runs, as `p2pzoo bench -o results/NAME.json` left it."""
-    from p2pzoo.forms import COSTS, markdown
+    from p2pzoo.tables.forms import COSTS, markdown
 
     short = name.startswith("short-")
     doc = json.loads((RESULTS.parent / f"{name.removeprefix('short-')}.json").read_text("utf-8"))

@@ -23,16 +23,17 @@ from accelerate.state import AcceleratorState
 from accelerate.utils import convert_outputs_to_fp32
 from torch import Tensor, nn
 
-from p2pzoo import optimizers, processes
+from p2pzoo import processes
 from p2pzoo.contracts import Batch
 from p2pzoo.data.ahead import Ahead, Batches
 from p2pzoo.errors import UserError
-from p2pzoo.graphs import Captured, CudaRecorder, Recorder, Rehearsed, Step
-from p2pzoo.kernels import read_kernels
-from p2pzoo.lowering import Chooser, lowered
-from p2pzoo.norms import mend_instance_norms
-from p2pzoo.recompute import recomputing
 from p2pzoo.settings import Compute, Optimizer
+from p2pzoo.speed import optimizers
+from p2pzoo.speed.graphs import Captured, CudaRecorder, Recorder, Rehearsed, Step
+from p2pzoo.speed.kernels import read_kernels
+from p2pzoo.speed.lowering import Chooser, lowered
+from p2pzoo.speed.norms import mend_instance_norms
+from p2pzoo.speed.recompute import recomputing
 
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # malloc.h
 COMPILE_FROM = 50_000  # steps: compiling takes minutes, and saves milliseconds of each (2 minutes are 2.4 ms of 50 000)

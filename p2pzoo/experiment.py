@@ -13,12 +13,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from p2pzoo import optimizers, params
+from p2pzoo import params
 from p2pzoo.errors import UserError
-from p2pzoo.kernels import read_kernels
 from p2pzoo.recipe import COLLECTIONS, COMPONENTS, OWN_KEYS, Key, Recipe
 from p2pzoo.registry import Entry, Registry
 from p2pzoo.settings import ADAMS_OWN, Compute, Evaluate, Init, Optimizer, Train
+from p2pzoo.speed import optimizers
+from p2pzoo.speed.kernels import read_kernels
 
 KIND_OF = {"losses": "loss", "augmentations": "augmentation", "metrics": "metric", "callbacks": "callback"}
 WEIGHTED = ("gan_loss", "losses")

@@ -19,9 +19,9 @@ from p2pzoo.encodings import Encodings, from_stored, joined, lab, stored
 from p2pzoo.errors import UserError
 from p2pzoo.images import pixels_of, with_channels
 from p2pzoo.labels import Labels
-from p2pzoo.memory import OutOfMemory, lacks_memory
 from p2pzoo.networks import load_model
 from p2pzoo.plugins import registry
+from p2pzoo.speed.memory import OutOfMemory, lacks_memory
 from p2pzoo.tiles import Tiling, in_tiles
 from p2pzoo.translate import prepared, translate
 

@@ -20,7 +20,7 @@ from rich.table import Table
 from rich.text import Text
 
 if TYPE_CHECKING:
-    from p2pzoo.places import Doing
+    from p2pzoo.tables.places import Doing
 
 LABELS = {"D.real": "D on real", "D.fake": "D on fake"}  # mean logits: above 0 is "real"
 PLAIN_SECONDS = 5.0

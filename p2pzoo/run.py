@@ -34,6 +34,9 @@ from p2pzoo.experiment import Experiment
 from p2pzoo.files import parse_json, parse_toml, read_object, replacing, write_json, write_text
 from p2pzoo.paths import PACKAGE
 
+# rooms that no bit of a run depends on
+NOT_OF_RUNS = ("benchmarks", "cli", "deploy", "recipes", "scaffold", "study", "tables", "testing")
+
 
 class Run:
     """A run's folder. Creating the object writes nothing."""
@@ -165,7 +168,7 @@ def find_run(path: Path) -> Run:
 
 def sources(experiment: Experiment) -> dict[str, str]:
     """{"core" or a component: version and hash of its source}; what a resumed run is held to."""
-    found = {"core": f"{__version__} {_hash_folder(PACKAGE, skip=('cli', 'testing', 'recipes', 'benchmarks'))}"}
+    found = {"core": f"{__version__} {_hash_folder(PACKAGE, skip=NOT_OF_RUNS)}"}
     for component in experiment.components():
         entry = component.entry
         found[f"{entry.kind} {entry.full_name}"] = f"{entry.distribution} {_hash_module(component.factory.__module__)}"

@@ -27,9 +27,6 @@ from p2pzoo.evaluate import check_needs, check_trust, evaluate, metrics_of, miss
 from p2pzoo.experiment import Experiment
 from p2pzoo.files import write_json, write_text
 from p2pzoo.health import Diverged, Doctor
-from p2pzoo.kernels import read_kernels, write_kernels
-from p2pzoo.lowering import Chooser, Form
-from p2pzoo.memory import enough_to_train, peak_bytes
 from p2pzoo.networks import build, rebuild
 from p2pzoo.pictures import grid, pictured, save_png
 from p2pzoo.processes import check_batch, count, first, rank, together
@@ -37,6 +34,9 @@ from p2pzoo.registry import Registry
 from p2pzoo.report import Comparison, write_report
 from p2pzoo.results import read_results
 from p2pzoo.run import Run, changed_sources, run_for, sources
+from p2pzoo.speed.kernels import read_kernels, write_kernels
+from p2pzoo.speed.lowering import Chooser, Form
+from p2pzoo.speed.memory import enough_to_train, peak_bytes
 from p2pzoo.training import Progress, saved, train
 from p2pzoo.translate import translate
 

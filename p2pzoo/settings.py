@@ -119,7 +119,7 @@ class Optimizer:
     schedule_gamma: Annotated[float, Field(ge=0, le=1), Later] = 0.1
     schedule_every: Annotated[float, Field(gt=0, le=1), Later] = 1 / 3
     schedule_power: Annotated[float, Field(gt=0), Later] = 1.0
-    options: Annotated[tuple[tuple[str, Any], ...], Later] = ()  # of the class: no key of a recipe, see optimizers.py
+    options: Annotated[tuple[tuple[str, Any], ...], Later] = ()  # of the class: no key of a recipe: speed/optimizers.py
 
     @property
     def arguments(self) -> dict[str, Any]:
@@ -199,16 +199,16 @@ class Compute:
     channels_last  memory format of the networks
     tf32           on CUDA: TensorFloat-32 in fp32 matrix products and convolutions
     threads        CPU threads (0: as many as the process has cores). The same bits come only from the same number
-    lowering       on a CPU: convolutions as matrix products where torch's kernels are slower (see lowering.py)
+    lowering       on a CPU: convolutions as matrix products where torch's kernels are slower (speed/lowering.py)
     kernels        on a CPU: a file of `p2pzoo tune` that says which convolutions are computed otherwise. Not part of a
                    run's identity: a run keeps its content, and goes on with it
     fused_adam     Adam in one kernel, on a CPU and on CUDA
     keep_memory    on a CPU: freed memory stays with the process (glibc only). Not part of a run's identity
-    one_pass       D judges real and fake images together, where that pays and is seen to be the same (see onepass.py)
+    one_pass       D judges real and fake images together, where it pays and is seen to be the same (speed/onepass.py)
     compile        torch.compile of G and D, on a CPU in place of `lowering`. It takes minutes: "auto" is on CUDA
                    alone, in a single process, from 50 000 steps on
-    cuda_graphs    on CUDA: the whole step is recorded once and replayed (see graphs.py), with the same bits. Not part
-                   of a run's identity
+    cuda_graphs    on CUDA: the whole step is recorded once and replayed (speed/graphs.py), the same bits. Not part of a
+                   run's identity
     prefetch       on CUDA: a thread makes the next batches, in pinned memory. Not part of a run's identity
     store          where a split's pairs are kept once they are decoded and enlarged; the numbers are the same, and none
                    of these four is part of a run's identity. "memory"; "disk": those for training, in the cache
@@ -217,7 +217,7 @@ class Compute:
                    where there is room for them; else they are streamed. Pairs for evaluation never go to the disk
     store_megabytes, store_disk_megabytes  see `store`
     readers        at most so many threads read pairs ahead (0: none, for a dataset that several cannot read at once)
-    checkpointing  less memory, more time: activations are computed again in the backward pass (see recompute.py), to
+    checkpointing  less memory, more time: activations are computed again in the backward pass (speed/recompute.py), to
                    the same values. Not part of a run's identity, so a run that lacked memory can go on with it
     """
 

@@ -2,7 +2,7 @@
 
 σ(W) is uᵀWv. u and v follow W's first singular vectors by one power iteration in each forward pass in training, as in
 the authors' code, so D judges real images with slightly other weights than fake ones, and never both in one pass (see
-onepass.py). They are buffers: a checkpoint holds them. torch computes all that; this says for which layers.
+speed/onepass.py). They are buffers: a checkpoint holds them. torch computes all that; this says for which layers.
 
 A model file holds the weights that the last u and v give (`plain_state`), so that it loads as any other does.
 

@@ -19,8 +19,8 @@ import torch
 from p2pzoo.errors import UserError
 from p2pzoo.images import read_header, read_image, write_image
 from p2pzoo.labels import read_map
-from p2pzoo.memory import OutOfMemory
 from p2pzoo.model import Model, Samples
+from p2pzoo.speed.memory import OutOfMemory
 from p2pzoo.tiles import Tiling
 
 MOST_THREADS = 8

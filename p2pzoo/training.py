@@ -24,18 +24,18 @@ from p2pzoo.data.ahead import Batches, Clocked
 from p2pzoo.encodings import Encodings
 from p2pzoo.errors import UserError
 from p2pzoo.experiment import Experiment
-from p2pzoo.graphs import Step
 from p2pzoo.health import Diverged, Doctor
-from p2pzoo.memory import held_megabytes
 from p2pzoo.networks import make_discriminator, make_generator, model_header
 from p2pzoo.objective import AccumulatingObjective, LuaObjective, Objective, Player, Pool, Term
-from p2pzoo.onepass import OnePass, judges_alone, pays
 from p2pzoo.pictures import grid, save_png
 from p2pzoo.pool import ImagePool
 from p2pzoo.processes import first, highest, mean, rank, share, together
 from p2pzoo.report import write_report
 from p2pzoo.run import Run
 from p2pzoo.settings import Train
+from p2pzoo.speed.graphs import Step
+from p2pzoo.speed.memory import held_megabytes
+from p2pzoo.speed.onepass import OnePass, judges_alone, pays
 from p2pzoo.translate import translate
 
 READ_EVERY = {"cpu": 1}  # steps between two readings of the losses; on accelerators each reading stops the device

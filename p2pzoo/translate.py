@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrize import ParametrizationList
 
 from p2pzoo import chance
-from p2pzoo.folding import folded
-from p2pzoo.lowering import lowered
+from p2pzoo.speed.folding import folded
+from p2pzoo.speed.lowering import lowered
 
 HALF_A_LEVEL = 1 / 255  # of the 256 that an image has from -1 to 1
 

@@ -19,10 +19,10 @@ from p2pzoo.data.survey import preview
 from p2pzoo.errors import UserError
 from p2pzoo.experiment import check
 from p2pzoo.objective import LuaObjective, Objective, Player
-from p2pzoo.onepass import OnePass
 from p2pzoo.plugins import registry
 from p2pzoo.recipe import read_recipe
 from p2pzoo.registry import Entry, Registry
+from p2pzoo.speed.onepass import OnePass
 from p2pzoo.training import advance, set_up
 
 SIZE = (8, 8)

@@ -14,14 +14,15 @@ import pytest
 import tomli_w
 from PIL import Image
 
-from p2pzoo.bench import Bench
 from p2pzoo.checkpoint import load_tensors, save_tensors
 from p2pzoo.errors import UserError
 from p2pzoo.experiment import check
-from p2pzoo.places import Job, Machine
 from p2pzoo.plugins import registry
 from p2pzoo.recipe import read_recipe
-from p2pzoo.tables import read_table
+from p2pzoo.tables import places
+from p2pzoo.tables.bench import Bench
+from p2pzoo.tables.places import Job, Machine
+from p2pzoo.tables.table_file import read_table
 
 RECIPE = """
 extends = "{tiny}"
@@ -216,8 +217,8 @@ class Begun:
 def test_runs_side_by_side_share_cores_and_take_gpus_in_turn(files, monkeypatch, jobs, cpus, expected):
     made = Bench(read_table(str(files / "table.toml")), registry(), files / "runs", profile="smoke", seeds=2)
     begun = []
-    monkeypatch.setattr("p2pzoo.places.subprocess.Popen", lambda *a, **k: begun.append(Begun(*a, **k)) or begun[-1])
-    monkeypatch.setattr("p2pzoo.places.usable_cores", lambda: 6)
+    monkeypatch.setattr(places.subprocess, "Popen", lambda *a, **k: begun.append(Begun(*a, **k)) or begun[-1])
+    monkeypatch.setattr(places, "usable_cores", lambda: 6)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
     machine = Machine(jobs, cpus)
     for cell in made.cells[:jobs]:
@@ -362,7 +363,7 @@ def test_a_target_that_cannot_be_measured_leaves_the_rows_standing(bench, files,
     def broken(*_):
         raise UserError("no photos")
 
-    monkeypatch.setattr("p2pzoo.bench.evaluate_target", broken)
+    monkeypatch.setattr("p2pzoo.tables.bench.evaluate_target", broken)
     told, doc = bench("--seeds", 1)
     assert told.exit_code == 0, told.output
     l1, _, photos = doc["rows"]

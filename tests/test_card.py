@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 import p2pzoo
-from p2pzoo.card import FILES, UNKNOWN_LICENCE, code, escaped, scalar
+from p2pzoo.deploy.card import FILES, UNKNOWN_LICENCE, code, escaped, scalar
 
 NASTY = 'a: "b" # <script>alert(1)</script> [x](javascript:1) | `c` \n---\nlicense: mit'
 
@@ -109,6 +109,6 @@ def test_nothing_is_overwritten_and_a_model_file_alone_is_refused(zoo, made, fin
 def test_a_licence_that_is_not_told_is_left_to_whoever_trained():
     from types import SimpleNamespace
 
-    from p2pzoo.card import licence_of
+    from p2pzoo.deploy.card import licence_of
 
     assert licence_of(SimpleNamespace(factory=object)) == UNKNOWN_LICENCE

@@ -17,8 +17,9 @@ import filelock
 import psutil
 import pytest
 
-from p2pzoo import __version__, cluster
+from p2pzoo import __version__
 from p2pzoo.errors import UserError
+from p2pzoo.tables import cluster
 
 ray = pytest.importorskip("ray")
 pytestmark = pytest.mark.slow
@@ -39,7 +40,12 @@ label = "L1 + cGAN"
 target = true
 label = "ground truth"
 """
-UNSEEN = "import p2pzoo.cluster as c; c.Cluster._shared = lambda self: False; from p2pzoo.cli import main; main()"
+UNSEEN = """
+from p2pzoo.cli import main
+from p2pzoo.tables.cluster import Cluster
+Cluster._shared = lambda self: False
+main()
+"""
 
 
 @pytest.fixture

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from p2pzoo.bench import Bench
 from p2pzoo.plugins import registry
-from p2pzoo.tables import read_table
+from p2pzoo.tables.bench import Bench
+from p2pzoo.tables.table_file import read_table
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"

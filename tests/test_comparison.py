@@ -10,16 +10,16 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from p2pzoo import forms
 from p2pzoo.checkpoint import save_tensors
 from p2pzoo.cli import main
-from p2pzoo.comparison import Finished, Line, compare_runs, compared
 from p2pzoo.data import Store
 from p2pzoo.errors import UserError
 from p2pzoo.experiment import check
 from p2pzoo.pictures import grid
 from p2pzoo.plugins import registry
 from p2pzoo.recipe import read_recipe
+from p2pzoo.tables import forms
+from p2pzoo.tables.comparison import Finished, Line, compare_runs, compared
 
 BLOCKS = ["a", "a", "b", "b", "c", "c", "d", "d"]
 SMALL = ["dataset.size=64", "dataset.stride=256", "generator.width=8", "discriminator.width=8"]

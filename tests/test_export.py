@@ -17,8 +17,8 @@ import torch
 from p2pzoo_pix2pix.generators import UNet
 
 import p2pzoo
-from p2pzoo import export as exporting
 from p2pzoo.checkpoint import load_tensors, save_model, save_tensors
+from p2pzoo.deploy import export as exporting
 from p2pzoo.errors import UserError
 
 DEPTH_3 = ("generator.depth=3", "generator.noise=none")

@@ -6,7 +6,7 @@ from p2pzoo_pix2pix.generators import EncoderDecoder, UNet
 from torch import nn
 from torch.nn.utils import parametrizations, spectral_norm
 
-from p2pzoo.folding import folded
+from p2pzoo.speed.folding import folded
 
 X = torch.linspace(-1, 1, 2 * 4 * 8 * 8).reshape(2, 4, 8, 8)
 

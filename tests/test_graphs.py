@@ -23,11 +23,11 @@ from p2pzoo.augment import Augmentations
 from p2pzoo.compute import COMPILE_FROM, Engine
 from p2pzoo.contracts import Batch
 from p2pzoo.data import TrainBatches
-from p2pzoo.graphs import WARM_UP, Captured, undone
 from p2pzoo.objective import Objective, Player, Term
-from p2pzoo.onepass import OnePass
 from p2pzoo.pool import ImagePool
 from p2pzoo.settings import Compute, Optimizer
+from p2pzoo.speed.graphs import WARM_UP, Captured, undone
+from p2pzoo.speed.onepass import OnePass
 
 STEPS = WARM_UP + 4
 compile_for_real = torch.compile

@@ -23,7 +23,10 @@ from torch.nn.utils.parametrizations import spectral_norm
 from p2pzoo.checkpoint import load_tensors, save_model
 from p2pzoo.cli import main
 from p2pzoo.compute import Engine
-from p2pzoo.lowering import (
+from p2pzoo.networks import load_model
+from p2pzoo.plugins import registry
+from p2pzoo.settings import Compute
+from p2pzoo.speed.lowering import (
     CONVOLVE,
     CORRELATE,
     SPREAD,
@@ -34,9 +37,6 @@ from p2pzoo.lowering import (
     lowered,
     shipped_rule,
 )
-from p2pzoo.networks import load_model
-from p2pzoo.plugins import registry
-from p2pzoo.settings import Compute
 
 FORMS = ("library", "columns", "taps")
 SIZES = ((8, 8), (9, 12))  # even; odd and unequal

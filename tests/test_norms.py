@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from p2pzoo.compute import Engine
-from p2pzoo.norms import mend_instance_norms
 from p2pzoo.settings import Compute
+from p2pzoo.speed.norms import mend_instance_norms
 
 LAYOUTS = (torch.contiguous_format, torch.channels_last)
 

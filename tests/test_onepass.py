@@ -12,9 +12,9 @@ from p2pzoo.compute import Engine
 from p2pzoo.contracts import Batch, Scene
 from p2pzoo.experiment import check
 from p2pzoo.objective import Objective, Player, Term
-from p2pzoo.onepass import OnePass, judges_alone, pays
 from p2pzoo.plugins import registry
 from p2pzoo.recipe import read_recipe
+from p2pzoo.speed.onepass import OnePass, judges_alone, pays
 from p2pzoo.training import set_up
 
 SIZE = (32, 32)

@@ -8,9 +8,9 @@ from torch import nn
 
 from p2pzoo.checkpoint import optimizer_tensors, restore_optimizer
 from p2pzoo.compute import Engine
-from p2pzoo.optimizers import DENSE, DenseAdam, DenseAdamW, check_options, named, try_out
 from p2pzoo.params import Faults
 from p2pzoo.settings import Compute, Optimizer
+from p2pzoo.speed.optimizers import DENSE, DenseAdam, DenseAdamW, check_options, named, try_out
 
 SETTINGS = {"lr": 1e-2, "betas": (0.5, 0.999), "eps": 1e-8}
 STEPS = 5

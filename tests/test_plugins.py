@@ -17,6 +17,7 @@ from p2pzoo import hookspecs
 from p2pzoo.errors import UserError
 from p2pzoo.plugins import collect, hook_name, plugins, registry, registry_of
 from p2pzoo.registry import KINDS
+from p2pzoo.run import NOT_OF_RUNS
 
 GOOD = """
 import p2pzoo
@@ -128,12 +129,28 @@ def test_all_first_party_plugins_load_and_describe_every_component():
         assert callable(entry.load())
 
 
+CORE = Path(p2pzoo.__file__).parent
+
+
+def imported(file):
+    for node in ast.walk(ast.parse(file.read_text("utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (name.name for name in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield from (f"{node.module}.{name.name}" for name in node.names)
+
+
 def test_the_core_imports_no_plugin():
-    for file in Path(p2pzoo.__file__).parent.rglob("*.py"):
-        for node in ast.walk(ast.parse(file.read_text("utf-8"))):
-            names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
-            names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
-            assert not [name for name in names if name.startswith("p2pzoo_")], file
+    for file in CORE.rglob("*.py"):
+        assert not [name for name in imported(file) if name.startswith("p2pzoo_")], file
+
+
+def test_what_a_run_computes_needs_no_room_that_its_sources_leave_out():
+    left_out = tuple(f"p2pzoo.{room}." for room in NOT_OF_RUNS)
+    for file in CORE.rglob("*.py"):
+        # what begins runs, and what shows a table's, compute nothing
+        if file.relative_to(CORE).parts[0] not in (*NOT_OF_RUNS, "__main__.py", "api.py", "progress.py"):
+            assert not [name for name in imported(file) if f"{name}.".startswith(left_out)], file
 
 
 READY = """

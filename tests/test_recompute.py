@@ -11,9 +11,9 @@ from torch import nn
 from p2pzoo.checkpoint import load_tensors
 from p2pzoo.compute import Engine
 from p2pzoo.errors import UserError
-from p2pzoo.lowering import lowered
-from p2pzoo.recompute import recomputing
 from p2pzoo.settings import Compute
+from p2pzoo.speed.lowering import lowered
+from p2pzoo.speed.recompute import recomputing
 
 SIZE = (64, 64)
 

@@ -13,12 +13,12 @@ from p2pzoo.checkpoint import load_into, load_tensors, module_tensors, save_mode
 from p2pzoo.compute import Engine, frozen
 from p2pzoo.errors import UserError
 from p2pzoo.experiment import check
-from p2pzoo.lowering import Chooser, lowered
 from p2pzoo.networks import load_model, make_discriminator, make_generator, model_header
 from p2pzoo.plugins import registry
 from p2pzoo.recipe import read_recipe
-from p2pzoo.recompute import recomputing
 from p2pzoo.spectral import FullPrecision, normalise, plain_state
+from p2pzoo.speed.lowering import Chooser, lowered
+from p2pzoo.speed.recompute import recomputing
 from p2pzoo.training import set_up
 from p2pzoo.translate import translate
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from p2pzoo.stats import Interval, over_seeds, paired_over_blocks
+from p2pzoo.tables.stats import Interval, over_seeds, paired_over_blocks
 
 T_TWO_DEGREES = 4.302652729749464  # the 97.5% quantile of Student's t (any table)
 

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from p2pzoo.fooled import analysed, read_sessions
-from p2pzoo.stats import between_groups
+from p2pzoo.study.fooled import analysed, read_sessions
+from p2pzoo.tables.stats import between_groups
 
 PROTOCOL = {"display_ms": 1000, "practice": 10, "trials": 40, "side": 256, "pairing": "different inputs"}
 

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from p2pzoo.errors import UserError
 from p2pzoo.paths import shipped
-from p2pzoo.tables import inline, read_table
+from p2pzoo.tables.table_file import inline, read_table
 
 GOOD = """\
 title = "Losses"

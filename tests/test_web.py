@@ -16,11 +16,11 @@ import pytest
 from PIL import Image
 
 import p2pzoo
-from p2pzoo import web
 from p2pzoo.contracts import Pair
 from p2pzoo.data import Store
+from p2pzoo.deploy import web
+from p2pzoo.deploy.export import Data
 from p2pzoo.errors import UserError
-from p2pzoo.export import Data
 
 ROOT = Path(__file__).parents[1]
 TITLE = "Photos </script><b>of & earth"

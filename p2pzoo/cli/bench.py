@@ -14,8 +14,8 @@ from p2pzoo.cli.limit import max_time_option
 from p2pzoo.errors import UserError
 
 if TYPE_CHECKING:
-    from p2pzoo.comparison import Comparison
-    from p2pzoo.places import Place
+    from p2pzoo.tables.comparison import Comparison
+    from p2pzoo.tables.places import Place
 
 FORMATS = ("rich", "markdown", "csv", "json", "latex", "html", "svg")
 ENDINGS = {".md": "markdown", ".csv": "csv", ".json": "json", ".tex": "latex", ".html": "html", ".svg": "svg"}
@@ -75,10 +75,10 @@ def bench_command(
     Runs are found by what they are, in the runs folder and in results/ beside the table file. Stop it and start it
     again: it goes on. A run that fails leaves the others standing.
     """
-    from p2pzoo.bench import Bench, Stopped
     from p2pzoo.plugins import registry
     from p2pzoo.progress import table_progress
-    from p2pzoo.tables import read_table
+    from p2pzoo.tables.bench import Bench, Stopped
+    from p2pzoo.tables.table_file import read_table
 
     form = _form(form, output)
     asked = {"--fresh": fresh, "--accept-stale": accept_stale}
@@ -127,8 +127,8 @@ def compare_command(
 
     Numbers that were measured under unlike protocols are refused, saying what differs.
     """
-    from p2pzoo.comparison import compare_runs
     from p2pzoo.plugins import registry
+    from p2pzoo.tables.comparison import compare_runs
 
     form = _form(form, output)
     _show(compare_runs(runs, registry(), baseline=baseline, wanted=metrics), form, output)
@@ -138,12 +138,12 @@ def _place(where: str, runs: Path, jobs: int | None, cpus: int | None, gpus: flo
     if where == "local":
         if gpus is not None:
             raise UserError("--gpus-per-run is for a cluster (--on ray): here --jobs runs take the GPUs in turn")
-        from p2pzoo.places import Machine
+        from p2pzoo.tables.places import Machine
 
         return Machine(jobs or 1, cpus)
     if where != "ray" and not where.startswith("ray://"):
         raise UserError(f"--on {where}: no such place; there are local, ray, and ray://HOST:10001")
-    from p2pzoo.cluster import Cluster
+    from p2pzoo.tables.cluster import Cluster
 
     return Cluster(where, runs, jobs=jobs, cpus=cpus, gpus=gpus)
 
@@ -161,8 +161,8 @@ def _form(form: str | None, output: Path | None) -> str:
 def _show(table: Comparison, form: str, output: Path | None) -> None:
     import json
 
-    from p2pzoo import forms
     from p2pzoo.files import write_text
+    from p2pzoo.tables import forms
 
     doc = table.doc
     if form == "rich":

@@ -17,7 +17,7 @@ def card_command(run: Path, output: Path, licence: str | None, force: bool) -> N
 
     It holds README.md (the model card), model.safetensors, recipe.toml and samples.png.
     """
-    from p2pzoo.card import write_card
+    from p2pzoo.deploy.card import write_card
     from p2pzoo.plugins import registry
 
     for file in write_card(run, output, registry(), licence=licence, force=force):

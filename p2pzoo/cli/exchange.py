@@ -43,7 +43,7 @@ def import_command(
     p2pzoo translate model.safetensors photo.png -o out.png
     """
     from p2pzoo.cli.catalogue import parameters
-    from p2pzoo.exchange import import_weights
+    from p2pzoo.deploy.exchange import import_weights
     from p2pzoo.plugins import registry
 
     _check_output(output, force)
@@ -93,7 +93,7 @@ def export_command(
     p2pzoo export runs/... --to onnx -o model.onnx
     p2pzoo export runs/... --to web -o page.html
     """
-    from p2pzoo.export import FORMATS, WEB
+    from p2pzoo.deploy.export import FORMATS, WEB
 
     graph = to in (*FORMATS, WEB)
     if fp16 and int8:
@@ -115,7 +115,7 @@ def export_command(
 
 
 def _weights(model: Path, to: str, output: Path) -> list[str]:
-    from p2pzoo.exchange import export_weights
+    from p2pzoo.deploy.exchange import export_weights
     from p2pzoo.model import model_file
     from p2pzoo.plugins import registry
 
@@ -126,9 +126,9 @@ def _graph(
     model: Path, to: str, output: Path, test_mode: str | None, precision: str, ort_dir: Path | None
 ) -> Sequence[str]:
     """Writes it, says what it takes and how near it comes to torch. What is to be noted besides."""
-    from p2pzoo.export import FORMATS, data_of, export
+    from p2pzoo.deploy.export import FORMATS, data_of, export
+    from p2pzoo.deploy.web import export_web, title_of
     from p2pzoo.model import load, model_file
-    from p2pzoo.web import export_web, title_of
 
     loaded = load(model, device="cpu")
     folder = model_file(model).parent

@@ -18,8 +18,8 @@ def gallery_command(runs: tuple[Path, ...], output: Path, title: str) -> None:
     It is DIR/index.html, works without a server, and links to the runs' reports where they lie. Kept results without
     models are shown too.
     """
-    from p2pzoo.gallery import find_runs, write_gallery
     from p2pzoo.plugins import registry
+    from p2pzoo.tables.gallery import find_runs, write_gallery
 
     found = find_runs(runs)
     for fault in write_gallery(output, title, found, registry()):

@@ -23,7 +23,7 @@ def study_command(runs: tuple[str, ...], output: Path, title: str, same_input: b
     1 s each, 10 times for practice and 40 times that count. The page saves a JSON file for `p2pzoo study-analyze`.
     """
     from p2pzoo.plugins import registry
-    from p2pzoo.study import labels, write_study
+    from p2pzoo.study.page import labels, write_study
 
     named = labels(runs)
     count = write_study(output, title, named, registry(), same_input=same_input, display_ms=display_ms)
@@ -40,8 +40,8 @@ def study_analyze_command(files: tuple[Path, ...], table: str | None, as_json: b
 
     JSON are the files that the page of `p2pzoo study` saved, one per participant.
     """
-    from p2pzoo.fooled import TOLERANCE_MS, analysed, beside, read_sessions
-    from p2pzoo.tables import read_table
+    from p2pzoo.study.fooled import TOLERANCE_MS, analysed, beside, read_sessions
+    from p2pzoo.tables.table_file import read_table
 
     found = analysed(read_sessions(files))
     if as_json:

@@ -13,7 +13,7 @@ from p2pzoo.cli import json_option, override_option, print_json, profile_option,
 from p2pzoo.errors import UserError
 
 if TYPE_CHECKING:
-    from p2pzoo.tune import Finding
+    from p2pzoo.speed.tune import Finding
 
 PIPE_WIDTH = 240  # whoever reads a pipe wants one line a row
 
@@ -55,9 +55,9 @@ def tune_command(
     from rich.console import Console
     from rich.progress import Progress
 
-    from p2pzoo import tune
     from p2pzoo.cli.recipes import open_experiment
-    from p2pzoo.kernels import write_kernels
+    from p2pzoo.speed import tune
+    from p2pzoo.speed.kernels import write_kernels
 
     try:
         experiment = open_experiment(recipe, profile, overrides)
@@ -96,7 +96,7 @@ def _print(found: list[Finding]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from p2pzoo.kernels import FORMS
+    from p2pzoo.speed.kernels import FORMS
 
     table = Table(box=None, padding=(0, 2, 0, 0), title="milliseconds of one call", title_justify="left")
     for head in ("convolution", "kernel, stride", "calls", *FORMS, "shipped", "faster", "saves"):

@@ -15,7 +15,6 @@ from p2pzoo.data.check import Check
 from p2pzoo.data.findings import Case, Finding, Place
 from p2pzoo.encodings import Encodings, Palette, from_stored, joined
 from p2pzoo.files import write_text
-from p2pzoo.paths import PACKAGE
 from p2pzoo.report import data_uri
 
 SIDE = 160  # px of a picture
@@ -25,7 +24,7 @@ DRAWN = 12  # cases of a finding that are shown with their pictures
 def write_page(path: Path, title: str, checked: Check, splits: Mapping[Split, Dataset]) -> None:
     """The pairs that are drawn are read once more."""
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    template = environment.from_string((PACKAGE / "check.html").read_text("utf-8"))
+    template = environment.from_string(Path(__file__).with_name("check.html").read_text("utf-8"))
     classes = list(dict.fromkeys(name for each in checked.splits.values() for name in each.classes or ()))
     page = template.render(
         title=title,

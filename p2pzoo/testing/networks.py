@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from p2pzoo import chance, checkpoint, params
 from p2pzoo.compute import Engine
-from p2pzoo.export import export, missing_packages
+from p2pzoo.deploy.export import export, missing_packages
 from p2pzoo.model import Model
 from p2pzoo.networks import build, load_model
 from p2pzoo.registry import Registry

@@ -8,7 +8,7 @@ from p2pzoo.experiment import check
 from p2pzoo.paths import shipped
 from p2pzoo.plugins import registry
 from p2pzoo.recipe import read_recipe
-from p2pzoo.tables import read_table
+from p2pzoo.tables.table_file import read_table
 
 RECIPE = "zoo:ablation_patch70.toml"
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from p2pzoo.export import missing_packages
+from p2pzoo.deploy.export import missing_packages
 from p2pzoo.plugins import plugins
 from p2pzoo.testing import conformance
 

@@ -11,10 +11,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from p2pzoo.compute import Engine
 from p2pzoo.contracts import Batch, Scene
-from p2pzoo.graphs import WARM_UP, Captured
 from p2pzoo.objective import LuaObjective, Objective, Player, Term
-from p2pzoo.onepass import OnePass
 from p2pzoo.settings import Compute, Optimizer
+from p2pzoo.speed.graphs import WARM_UP, Captured
+from p2pzoo.speed.onepass import OnePass
 
 SIDE = 64
 

@@ -16,13 +16,13 @@ from torch.nn import functional as F
 from p2pzoo.checkpoint import load_tensors, save_model, save_tensors
 from p2pzoo.errors import UserError
 from p2pzoo.experiment import check
-from p2pzoo.lowering import lowered
 from p2pzoo.networks import make_generator, model_header
-from p2pzoo.norms import mend_instance_norms
-from p2pzoo.onepass import judges_alone
 from p2pzoo.plugins import registry
 from p2pzoo.recipe import read_recipe
-from p2pzoo.recompute import recomputing
+from p2pzoo.speed.lowering import lowered
+from p2pzoo.speed.norms import mend_instance_norms
+from p2pzoo.speed.onepass import judges_alone
+from p2pzoo.speed.recompute import recomputing
 from p2pzoo.translate import prepared, translate
 
 BOTH = pytest.mark.parametrize("network", [GlobalGenerator, LocalEnhancer])

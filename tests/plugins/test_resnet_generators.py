@@ -10,9 +10,9 @@ import torch
 from p2pzoo_resnet.generators import ResidualBlock, ResNet6, ResNet9
 from torch import nn
 
-from p2pzoo.lowering import lowered
-from p2pzoo.norms import mend_instance_norms
-from p2pzoo.recompute import recomputing
+from p2pzoo.speed.lowering import lowered
+from p2pzoo.speed.norms import mend_instance_norms
+from p2pzoo.speed.recompute import recomputing
 from p2pzoo.translate import prepared, translate
 
 

@@ -12,11 +12,11 @@ from torch import nn
 from torch.nn import functional as F
 from torch.nn.utils.parametrizations import spectral_norm
 
-from p2pzoo.lowering import lowered
 from p2pzoo.networks import initialise
-from p2pzoo.norms import mend_instance_norms
-from p2pzoo.recompute import recomputing
 from p2pzoo.settings import Init
+from p2pzoo.speed.lowering import lowered
+from p2pzoo.speed.norms import mend_instance_norms
+from p2pzoo.speed.recompute import recomputing
 from p2pzoo.translate import prepared, translate
 
 

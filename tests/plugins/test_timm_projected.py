@@ -7,11 +7,11 @@ from torch.nn import functional as F
 
 from p2pzoo.compute import frozen
 from p2pzoo.experiment import check
-from p2pzoo.lowering import lowered
 from p2pzoo.networks import make_discriminator
-from p2pzoo.onepass import judges_alone
 from p2pzoo.plugins import registry
 from p2pzoo.recipe import read_recipe
+from p2pzoo.speed.lowering import lowered
+from p2pzoo.speed.onepass import judges_alone
 
 TINY = "test_resnet"
 

@@ -12,10 +12,10 @@ from torch import nn
 from p2pzoo.checkpoint import load_tensors, save_model
 from p2pzoo.errors import UserError
 from p2pzoo.experiment import check
-from p2pzoo.lowering import Chooser, lowered
 from p2pzoo.networks import load_model, make_generator, model_header
 from p2pzoo.plugins import registry
 from p2pzoo.recipe import read_recipe
+from p2pzoo.speed.lowering import Chooser, lowered
 from p2pzoo.translate import prepared, translate
 
 TINY = "test_resnet"

@@ -1,4 +1,4 @@
-"""Where the runs of a table are made: on this machine, or on a Ray cluster (`p2pzoo.cluster`).
+"""Where the runs of a table are made: on this machine, or on a Ray cluster (`cluster`).
 
 A place is told what to make and later asks nothing: it says which runs are being made, and what became of those that
 are not any more. Everywhere a run is a process of its own, `p2pzoo run`, because Accelerate's state and peak memory

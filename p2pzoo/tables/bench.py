@@ -1,7 +1,7 @@
 """From a table file to a finished table: find what is there, train what is missing, put it together.
 
-Runs are made where a `Place` says (`p2pzoo.places`): here, or on a cluster. Seeds are the outermost loop, so that each
-pass over the rows makes a whole table.
+Runs are made where a `Place` says (`places`): here, or on a cluster. Seeds are the outermost loop, so that each pass
+over the rows makes a whole table.
 Finished results count wherever they lie: in the runs folder, or beside the table file in results/.
 """
 
@@ -22,7 +22,6 @@ from typing import Any, Protocol
 
 import torch
 
-from p2pzoo.comparison import Comparison, Finished, Line, compared, differences, metric_of
 from p2pzoo.compute import pick_device
 from p2pzoo.data import Store
 from p2pzoo.errors import UserError
@@ -30,13 +29,14 @@ from p2pzoo.evaluate import check_needs, check_trust, evaluate_target, metrics_o
 from p2pzoo.experiment import Experiment, check
 from p2pzoo.files import write_json
 from p2pzoo.health import told_of
-from p2pzoo.places import Doing, Job, Place
 from p2pzoo.recipe import read_recipe
 from p2pzoo.registry import Registry
 from p2pzoo.report import images_of
 from p2pzoo.run import Run, changed_sources, run_for, sources
 from p2pzoo.session import software
-from p2pzoo.tables import Row, Table, is_seed
+from p2pzoo.tables.comparison import Comparison, Finished, Line, compared, differences, metric_of
+from p2pzoo.tables.places import Doing, Job, Place
+from p2pzoo.tables.table_file import Row, Table, is_seed
 
 POLL_SECONDS, SHOWN_SECONDS = 0.1, 0.5
 TRIES = 3  # of a run that is lost again and again before it has saved anything more

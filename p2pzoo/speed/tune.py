@@ -23,7 +23,7 @@ from p2pzoo.compute import Engine
 from p2pzoo.data import Store, train_batches
 from p2pzoo.errors import UserError
 from p2pzoo.experiment import Experiment
-from p2pzoo.lowering import CONVOLVE, CORRELATE, SPREAD, Chooser, Form, Shape, forms, shipped_rule
+from p2pzoo.speed.lowering import CONVOLVE, CORRELATE, SPREAD, Chooser, Form, Shape, forms, shipped_rule
 from p2pzoo.training import advance, set_up
 
 MARGIN = 0.05  # of the shipped form's time; less is noise

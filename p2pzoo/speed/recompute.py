@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from p2pzoo.errors import UserError
-from p2pzoo.twins import twin_of
+from p2pzoo.speed.twins import twin_of
 
 
 def recomputing(module: nn.Module) -> nn.Module:

@@ -30,7 +30,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from p2pzoo.twins import twin_of
+from p2pzoo.speed.twins import twin_of
 
 log = logging.getLogger("p2pzoo")
 

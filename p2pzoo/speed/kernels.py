@@ -14,9 +14,9 @@ from typing import Any, get_args
 
 from p2pzoo.errors import UserError
 from p2pzoo.files import write_text
-from p2pzoo.lowering import Form, Operation, Shape, Window, forms
 from p2pzoo.params import show
 from p2pzoo.registry import nearest
+from p2pzoo.speed.lowering import Form, Operation, Shape, Window, forms
 
 FORMS: tuple[Form, ...] = get_args(Form)
 TWO = r"(\d+)x(\d+)"

@@ -22,7 +22,6 @@ from p2pzoo.errors import UserError
 from p2pzoo.experiment import Experiment, check
 from p2pzoo.files import write_text
 from p2pzoo.networks import load_model
-from p2pzoo.paths import PACKAGE
 from p2pzoo.pictures import to_rgb
 from p2pzoo.recipe import read_recipe
 from p2pzoo.registry import Registry
@@ -75,8 +74,8 @@ def write_study(
     study = hashlib.sha256(json.dumps([protocol, hashes]).encode()).hexdigest()[:12]
     document = {"study": study, "protocol": protocol, "algorithms": algorithms}
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    template = environment.from_string((PACKAGE / "study.html").read_text("utf-8"))
-    shutil.copyfile(PACKAGE / "study.js", out / "study.js")
+    template = environment.from_string(Path(__file__).with_name("study.html").read_text("utf-8"))
+    shutil.copyfile(Path(__file__).with_name("study.js"), out / "study.js")
     write_text(out / "index.html", template.render(title=title, document=document, protocol=protocol))
     for old in (out / "images").glob("*.png"):
         if old.name not in written:

@@ -20,7 +20,6 @@ from p2pzoo import __version__, checkpoint
 from p2pzoo.errors import UserError
 from p2pzoo.experiment import Component, Experiment, check
 from p2pzoo.files import read_json, replacing, write_text
-from p2pzoo.paths import PACKAGE
 from p2pzoo.recipe import leaves, read_recipe
 from p2pzoo.registry import Registry
 from p2pzoo.run import Run, find_run
@@ -71,7 +70,7 @@ def card(run: Run, experiment: Experiment, *, licence: str | None = None, pictur
     data = experiment.dataset
     environment = jinja2.Environment(trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined)
     environment.filters |= {"md": escaped, "code": code, "yaml": scalar}
-    template = environment.from_string((PACKAGE / "card.md").read_text("utf-8"))
+    template = environment.from_string(Path(__file__).with_name("card.md").read_text("utf-8"))
     numbers = list(_numbers(results))
     return template.render(
         version=__version__,

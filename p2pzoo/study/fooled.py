@@ -12,8 +12,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from p2pzoo.errors import UserError
 from p2pzoo.registry import nearest
-from p2pzoo.stats import between_groups, paired_over_blocks
-from p2pzoo.tables import Table
+from p2pzoo.tables.stats import between_groups, paired_over_blocks
+from p2pzoo.tables.table_file import Table
 
 Side = Literal["first", "second"]
 TOLERANCE_MS = 100  # an image that was shown for longer or shorter than this beside its time says nothing

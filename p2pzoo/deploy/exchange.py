@@ -22,9 +22,9 @@ from torch import Tensor, nn
 from p2pzoo import chance, params
 from p2pzoo.checkpoint import KEY, load_into, load_tensors, save_model
 from p2pzoo.contracts import Layout, Reading
+from p2pzoo.deploy.export import FORMATS, WEB
 from p2pzoo.errors import UserError
 from p2pzoo.experiment import Component
-from p2pzoo.export import FORMATS, WEB
 from p2pzoo.files import replacing
 from p2pzoo.networks import build, rebuild
 from p2pzoo.registry import Entry, Registry, nearest

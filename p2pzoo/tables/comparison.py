@@ -27,7 +27,7 @@ from p2pzoo.networks import build
 from p2pzoo.recipe import leaves, read_recipe
 from p2pzoo.registry import Registry, nearest
 from p2pzoo.results import read_results
-from p2pzoo.stats import CONFIDENCE, Interval, over_seeds, paired_over_blocks
+from p2pzoo.tables.stats import CONFIDENCE, Interval, over_seeds, paired_over_blocks
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -26,8 +26,8 @@ import filelock
 from p2pzoo import __version__
 from p2pzoo.errors import UserError
 from p2pzoo.files import replacing
-from p2pzoo.places import Doing, Ended, Job, Process, was_stopped
 from p2pzoo.run import Run
+from p2pzoo.tables.places import Doing, Ended, Job, Process, was_stopped
 
 HEAD = {"node:__internal_head__": 0.001}  # where Ray's own head is: no worker's death takes it along
 ANSWER_SECONDS = 120.0  # that a node may take to say what it has

@@ -21,16 +21,15 @@ import jinja2
 from PIL import Image
 
 from p2pzoo import checkpoint
-from p2pzoo.comparison import Finished, metric_of
 from p2pzoo.errors import UserError
 from p2pzoo.files import parse_toml, write_text
-from p2pzoo.forms import tiles
 from p2pzoo.images import UNREADABLE
-from p2pzoo.paths import PACKAGE
 from p2pzoo.pictures import pictured
 from p2pzoo.recipe import leaves
 from p2pzoo.registry import Registry
 from p2pzoo.run import Run
+from p2pzoo.tables.comparison import Finished, metric_of
+from p2pzoo.tables.forms import tiles
 
 POINTS = 120  # of a curve, at most
 DIGITS = 5
@@ -169,8 +168,8 @@ def write_gallery(out: Path, title: str, runs: Sequence[Shown], registry: Regist
     pictures = _Pictures(out / "images")
     document = _document(title, runs, registry, pictures, out)
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    template = environment.from_string((PACKAGE / "gallery.html").read_text("utf-8"))
-    shutil.copyfile(PACKAGE / "gallery.js", out / "gallery.js")
+    template = environment.from_string(Path(__file__).with_name("gallery.html").read_text("utf-8"))
+    shutil.copyfile(Path(__file__).with_name("gallery.js"), out / "gallery.js")
     write_text(out / "index.html", template.render(title=title, document=document))
     pictures.forget_others()
     return [fault for run in runs for fault in run.faults]

@@ -22,14 +22,14 @@ from markupsafe import Markup
 from PIL import Image
 
 from p2pzoo.data import single_batches
+from p2pzoo.deploy.export import Data, Exported, export
 from p2pzoo.encodings import Encodings
 from p2pzoo.errors import UserError
-from p2pzoo.export import Data, Exported, export
 from p2pzoo.extract import extract
 from p2pzoo.files import replacing, write_text
 from p2pzoo.labels import Labels
 from p2pzoo.model import Model
-from p2pzoo.paths import PACKAGE, cache_dir
+from p2pzoo.paths import cache_dir
 from p2pzoo.pictures import pictured, to_rgb
 
 PACKED = "onnxruntime-web"
@@ -73,8 +73,8 @@ def export_web(
     scripts = {name: _script(name, content) for name, content in embedded.items()}
     document = _document(model, title, test_mode or model.test_mode, exported.notes, data)
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    template = environment.from_string((PACKAGE / "web.html").read_text("utf-8"))
-    page = (PACKAGE / "web.js").read_text("utf-8")
+    template = environment.from_string(Path(__file__).with_name("web.html").read_text("utf-8"))
+    page = Path(__file__).with_name("web.js").read_text("utf-8")
     if out.suffix == ".html":
         inline = [Markup(script) for script in (*scripts.values(), page)]  # ours: base64, and the package's own file
         write_text(out, template.render(document=document, inline=inline, files=[]))
