@@ -260,6 +260,12 @@ def test_a_node_with_another_version_is_told(second, tmp_path, monkeypatch):
         made.__exit__()
 
 
+def test_what_ray_prints_does_not_get_into_a_table_on_standard_output(second, tmp_path, capsys):
+    with cluster.Cluster("ray", tmp_path / "runs"):
+        print("a node was lost")  # as Ray does
+    assert capsys.readouterr() == ("", "a node was lost\n")
+
+
 def test_a_cluster_elsewhere_is_reached_through_its_port_for_clients(files, head, second, begin, end, monkeypatch):
     """As from a machine that is no node."""
     monkeypatch.delenv("RAY_ADDRESS")

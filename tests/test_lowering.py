@@ -457,7 +457,7 @@ class TestOutside:
         def fail(*_):
             raise AssertionError("show has no use for kernels")
 
-        for module in ("lowering", "compute", "translate"):
+        for module in ("speed.lowering", "compute", "translate"):
             monkeypatch.setattr(f"p2pzoo.{module}.lowered", fail)
         answer = CliRunner().invoke(main, ["show", "generator", "unet", "--json"])
         assert answer.exit_code == 0, answer.output
