@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+from grid import grid
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results"
@@ -86,8 +87,6 @@ def ablation() -> str:
 
 
 def _grid(title: str, *rows: tuple[str, str, str]) -> str:
-    from write_readmes import grid
-
     return grid([title, "", "from"], [list(row) for row in rows])
 
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+from grid import grid
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results" / "speed"
@@ -70,10 +71,6 @@ def rewritten(page: str) -> str:
 def result(name: str) -> dict[str, Any]:
     found: dict[str, Any] = json.loads((RESULTS / f"{name}.json").read_text("utf-8"))
     return found
-
-
-def grid(head: list[str], rows: list[list[str]]) -> str:
-    return "\n".join("| " + " | ".join(row) + " |" for row in (head, ["---"] * len(head), *rows))
 
 
 def times(spread: dict[str, Any]) -> str:

@@ -148,8 +148,7 @@ def test_the_core_imports_no_plugin():
 def test_what_a_run_computes_needs_no_room_that_its_sources_leave_out():
     left_out = tuple(f"p2pzoo.{room}." for room in NOT_OF_RUNS)
     for file in CORE.rglob("*.py"):
-        # what begins runs, and what shows a table's, compute nothing
-        if file.relative_to(CORE).parts[0] not in (*NOT_OF_RUNS, "__main__.py", "api.py", "progress.py"):
+        if file.relative_to(CORE).parts[0] not in (*NOT_OF_RUNS, "__main__.py", "api.py"):  # these two begin runs
             assert not [name for name in imported(file) if f"{name}.".startswith(left_out)], file
 
 

@@ -76,8 +76,8 @@ def bench_command(
     again: it goes on. A run that fails leaves the others standing.
     """
     from p2pzoo.plugins import registry
-    from p2pzoo.progress import table_progress
     from p2pzoo.tables.bench import Bench, Stopped
+    from p2pzoo.tables.progress import table_progress
     from p2pzoo.tables.table_file import read_table
 
     form = _form(form, output)

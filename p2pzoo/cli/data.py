@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from p2pzoo.contracts import Archive, Split
     from p2pzoo.registry import Entry
 
-T = TypeVar("T")
 folder_type = click.Path(path_type=Path)
 force_option = click.option("--force", is_flag=True, help="Replace files that are there already.")
 
@@ -152,13 +151,15 @@ def _preparation(name: str, prepare: Any) -> click.Command:
         return click.Option([flag, param.name], required=param.required, metavar=param.type_name.upper(), **default)
 
     def call(out: Path, **values: Any) -> None:
+        from p2pzoo.progress import track
+
         checked = {}
         for key, value in values.items():
             try:
                 checked[key] = params[key].check(value)
             except ValueError as error:
                 raise UserError(f"--{key.replace('_', '-')} {value}: {error}") from None
-        for line in prepare(out, _track, **checked):
+        for line in prepare(out, track, **checked):
             click.echo(line)
 
     out = click.Option(["-o", "--out"], type=folder_type, required=True, help="The folder to write to.")
@@ -171,15 +172,6 @@ def _help(function: Any) -> str:
 
     first, *rest = (inspect.getdoc(function) or "").split("\n\n")
     return "\n\n".join([first, *(f"\b\n{part}" for part in rest)])
-
-
-def _track(items: Iterable[T], total: int, doing: str) -> Iterator[T]:
-    from rich.console import Console
-    from rich.progress import track
-
-    console = Console(stderr=True)
-    shown = console.is_terminal and total > 0
-    yield from track(items, doing, total=total, console=console, transient=True, disable=not shown)
 
 
 def _pairs(count: int) -> str:

@@ -45,14 +45,14 @@ def check_command(
     """
     if out is not None:
         _refuse(out, force)
-    from p2pzoo.cli.data import _track
     from p2pzoo.cli.recipes import open_experiment
     from p2pzoo.data.check import check, opened
     from p2pzoo.data.sound import remember_sound
+    from p2pzoo.progress import track
 
     experiment = open_experiment(recipe, profile, overrides)
     data = opened(experiment.dataset)
-    found = check(data, _track, quick=quick)
+    found = check(data, track, quick=quick)
     if not quick and not any(finding.about.stops for finding in found.findings):
         for split, dataset in data.splits.items():
             remember_sound(experiment, split, dataset)
