@@ -98,11 +98,11 @@ class Scene:
     In the discriminator's move ŷ is cut from G's graph, and may come from the image pool together with the x
     it was made from. In the generator's move, after `anew()`, ŷ carries gradients to G.
 
-    both  asks D of real and fake images at once in the discriminator's move (`onepass.OnePass`), where that is
+    both  asks D of real and fake images at once in the discriminator's move (`speed.onepass.OnePass`), where that is
           the same. In the generator's, what is real needs no gradients and is rarely asked for
     seen  how (x, y) looks to D at a moment of the game, where it is augmented; x, y and ŷ here are not. In the
           generator's move all images are changed alike, so that D's features of real and fake can be compared
-    step  its number, from 0 on; None while a step is recorded that will be replayed as others (`graphs.Captured`)
+    step  its number, from 0 on; None while a step is recorded that will be replayed as others (`speed.graphs.Captured`)
     """
 
     def __init__(

@@ -25,6 +25,7 @@ STARVED, IDLE, WINDOWS_STARVED = 0.3, 0.05, 5  # of a window's seconds: waiting 
 FLAT, SEEN, SAMPLES_FLAT = 0.01, 0.05, 3  # standard deviations in [-1, 1]: of ŷ, at most; of y, at least; in a row
 VANISHED = 0.5  # of G's weights
 GROWTH, MEGABYTES, WINDOWS_GROWN = 0.02, 100.0, 20  # of memory: from fifth to fifth of a process's windows; in all
+KEPT = 1000  # windows that memory's growth is looked for in: of a longer run, every second, fourth, …
 MEMORIES = {"megabytes": "the process", "gpu_megabytes": "the GPU"}  # in timings.jsonl
 
 
@@ -44,7 +45,7 @@ class Kind:
 
 
 KINDS: dict[str, Kind] = {
-    "diverged": Kind("Training has diverged", "try a lower optimizer.lr or a lower weight of the loss"),
+    "diverged": Kind("Training diverged", "try a lower optimizer.lr or a lower weight of the loss"),
     "saturated": Kind(
         "D tells real from translated without fail, and G learns little from it",
         "try a lower optimizer.lr_discriminator, a D that is narrower or has a smaller receptive_field, "
@@ -87,7 +88,9 @@ class Doctor:
         self._run, self._notes = run, notes
         self._told = {finding["kind"] for finding in told_of(run)}
         self._log: deque[Mapping[str, Any]] = deque(run.lines("metrics.jsonl"), WINDOWS_WON)
-        self._timings: list[Mapping[str, Any]] = []  # of this process alone, as its memory is
+        self._timings: deque[Mapping[str, Any]] = deque(maxlen=WINDOWS_STARVED)
+        self._held: list[Mapping[str, Any]] = []  # timings of this process alone, as its memory is
+        self._passed, self._every = 0, 1
         self._flat = 0
 
     def logged(self, losses: Mapping[str, Any], timing: Mapping[str, Any]) -> None:
@@ -97,7 +100,18 @@ class Doctor:
         images = int(losses["images"])
         self._tell("saturated", images, saturated(self._log))
         self._tell("starved", images, starved(self._timings))
-        self._tell("memory", images, growing([line for line in self._timings if line["images"] > self._filled]))
+        if "memory" not in self._told and images > self._filled and self._hold(timing):
+            self._tell("memory", images, growing(self._held))
+
+    def _hold(self, timing: Mapping[str, Any]) -> bool:
+        """Whether this line is one of those that are kept."""
+        self._passed += 1
+        if self._passed % self._every:
+            return False
+        self._held.append(timing)
+        if len(self._held) > KEPT:
+            self._held, self._every = self._held[1::2], 2 * self._every
+        return True
 
     def sampled(self, images: int, y_hat: Sequence[Tensor], y: Sequence[Tensor]) -> None:
         """Validation images have been translated: ŷ and y, (B, C, H, W) in [-1, 1] each."""
@@ -153,13 +167,13 @@ def saturated(lines: Iterable[Mapping[str, Any]]) -> str | None:
     return f"its loss is {statistics.mean(loss for loss, _, _ in read):.2g} over {len(read)} lines of the log"
 
 
-def starved(lines: Sequence[Mapping[str, Any]]) -> str | None:
-    """lines: of timings.jsonl.
+def starved(lines: Iterable[Mapping[str, Any]]) -> str | None:
+    """lines: the newest of timings.jsonl.
 
     A host that waits for batches starves no device that is still busy with what it was given before: then it waits for
     the device too.
     """
-    newest = lines[-WINDOWS_STARVED:]
+    newest = [*lines][-WINDOWS_STARVED:]
     if len(newest) < WINDOWS_STARVED or any("waited" not in line for line in newest):
         return None
     if not all(line["waited"] > STARVED * line["seconds"] and line["read"] < IDLE * line["seconds"] for line in newest):
@@ -169,8 +183,8 @@ def starved(lines: Sequence[Mapping[str, Any]]) -> str | None:
 
 
 def growing(lines: Sequence[Mapping[str, Any]]) -> str | None:
-    """lines: all of timings.jsonl that one process wrote since it had seen each pair once. What fills grows slower and
-    slower; a leak goes on as it began.
+    """lines: of timings.jsonl, evenly spread over what one process wrote since it had seen each pair once. What fills
+    grows slower and slower; a leak goes on as it began.
     """
     for name, whose in MEMORIES.items():
         held = [line[name] for line in lines if name in line]

@@ -34,7 +34,7 @@ from p2pzoo.experiment import Experiment
 from p2pzoo.files import parse_json, parse_toml, read_object, replacing, write_json, write_text
 from p2pzoo.paths import PACKAGE
 
-# rooms that no bit of a run depends on
+# rooms that what a run computes needs nothing of: they begin runs, or come after them
 NOT_OF_RUNS = ("benchmarks", "cli", "deploy", "recipes", "scaffold", "study", "tables", "testing")
 
 

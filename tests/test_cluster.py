@@ -250,6 +250,17 @@ def test_what_no_node_has_is_told_at_once(second, begin):
         assert "no node has the" in output.splitlines()[-1]
 
 
+def test_a_run_with_more_threads_than_any_node_has_is_told_and_not_waited_for(files, second, begin):
+    with (files / "l1.toml").open("a") as recipe:
+        recipe.write("[compute]\nthreads = 2\n")
+    process = begin("-s", "train.images=20")
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 1, output
+    [told] = [line for line in output.splitlines() if line.startswith("L1 alone, seed 0 failed: ")]
+    assert "no node has the 2 CPUs" in told
+    assert len(models(files / "runs")) == 1
+
+
 def test_a_node_with_another_version_is_told(second, tmp_path, monkeypatch):
     made = cluster.Cluster("ray", tmp_path / "runs")
     try:

@@ -37,6 +37,14 @@ def test_every_command_in_the_readmes_tables_works(command, monkeypatch, tmp_pat
     assert result.exit_code == 0, result.output
 
 
+def test_the_readme_says_which_commands_take_json():
+    named = {command.split()[0] for command in re.findall(r"^\| `p2pzoo ([^`]*)` \|", README, re.MULTILINE)}
+    assert "All take `--json` but `new-plugin` and `bench`, which has `--format json`." in README
+    commands = {name: main.get_command(None, name) for name in named - {"data"}}
+    without = {name for name, command in commands.items() if not any("--json" in p.opts for p in command.params)}
+    assert without == {"new-plugin", "bench"}
+
+
 def test_the_cores_readme_names_each_of_its_modules_once():
     core = ROOT / "p2pzoo"
     rows = [

@@ -257,6 +257,18 @@ def test_memory_may_grow_until_each_pair_has_been_seen(complete):
     assert KINDS["memory"].what in said[0]
 
 
+def test_a_leak_is_found_however_long_the_run(complete):
+    folder, notes, said = only(complete), SimpleNamespace(), []
+    notes.note = said.append
+    doctor = health.Doctor(Run(folder), notes)
+    for line in memory([500.0] * 3000):
+        doctor.logged({"images": line["images"]}, line)
+    for line in memory([500 + 0.1 * i for i in range(60_000)]):
+        doctor.logged({"images": line["images"]}, line)
+    assert len(doctor._held) <= health.KEPT
+    assert KINDS["memory"].what in said[0]
+
+
 @pytest.mark.slow
 @pytest.mark.usefixtures("plugin")
 def test_what_grows_in_a_runs_first_epoch_is_not_called_a_leak(arguments, elsewhere, tmp_path):

@@ -1,6 +1,5 @@
 """Plugins load one by one; whatever one of them does, the others work and its error is kept."""
 
-import ast
 import inspect
 import json
 import shutil
@@ -10,14 +9,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from imports import imported
 from PIL import Image
 
 import p2pzoo
 from p2pzoo import hookspecs
 from p2pzoo.errors import UserError
+from p2pzoo.experiment import check
 from p2pzoo.plugins import collect, hook_name, plugins, registry, registry_of
+from p2pzoo.recipe import read_recipe
 from p2pzoo.registry import KINDS
-from p2pzoo.run import NOT_OF_RUNS
+from p2pzoo.run import NOT_OF_RUNS, changed_sources, sources
 
 GOOD = """
 import p2pzoo
@@ -132,14 +134,6 @@ def test_all_first_party_plugins_load_and_describe_every_component():
 CORE = Path(p2pzoo.__file__).parent
 
 
-def imported(file):
-    for node in ast.walk(ast.parse(file.read_text("utf-8"))):
-        if isinstance(node, ast.Import):
-            yield from (name.name for name in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            yield from (f"{node.module}.{name.name}" for name in node.names)
-
-
 def test_the_core_imports_no_plugin():
     for file in CORE.rglob("*.py"):
         assert not [name for name in imported(file) if name.startswith("p2pzoo_")], file
@@ -147,9 +141,26 @@ def test_the_core_imports_no_plugin():
 
 def test_what_a_run_computes_needs_no_room_that_its_sources_leave_out():
     left_out = tuple(f"p2pzoo.{room}." for room in NOT_OF_RUNS)
+    for file in (CORE.parent / "plugins").rglob("*.py"):
+        assert not [name for name in imported(file) if f"{name}.".startswith(left_out)], file
     for file in CORE.rglob("*.py"):
         if file.relative_to(CORE).parts[0] not in (*NOT_OF_RUNS, "__main__.py", "api.py"):  # these two begin runs
             assert not [name for name in imported(file) if f"{name}.".startswith(left_out)], file
+
+
+def test_a_run_is_held_to_the_code_that_computes_it_and_no_other(tiny, tmp_path, monkeypatch):
+    core = shutil.copytree(CORE, tmp_path / "p2pzoo", ignore=shutil.ignore_patterns("__pycache__"))
+    monkeypatch.setattr("p2pzoo.run.PACKAGE", core)
+    experiment = check(read_recipe(str(tiny), "smoke"), registry())
+
+    def changed(file):
+        before = sources(experiment)
+        with (core / file).open("a") as module:
+            module.write("# another\n")
+        return changed_sources(before, sources(experiment))
+
+    assert changed("tables/stats.py") == changed("cli/run.py") == []
+    assert changed("speed/lowering.py") == changed("training.py") == ["core"]
 
 
 READY = """

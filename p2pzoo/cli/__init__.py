@@ -160,6 +160,11 @@ def main(debug: bool) -> None:
         logging.getLogger("p2pzoo").setLevel(logging.DEBUG)
 
 
+def the_same(fresh: bool) -> str:
+    """What to type in order to go on."""
+    return f"the same command{' without --fresh' * fresh}"
+
+
 def print_json(value: Any) -> None:
     """One JSON document on standard output."""
     import json

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from p2pzoo.cli import override_option, profile_option
+from p2pzoo.cli import override_option, profile_option, the_same
 from p2pzoo.cli.limit import max_time_option
 from p2pzoo.errors import UserError
 
@@ -75,6 +75,7 @@ def bench_command(
     Runs are found by what they are, in the runs folder and in results/ beside the table file. Stop it and start it
     again: it goes on. A run that fails leaves the others standing.
     """
+    from p2pzoo.cli.recipes import by_hardware
     from p2pzoo.plugins import registry
     from p2pzoo.tables.bench import Bench, Stopped
     from p2pzoo.tables.progress import table_progress
@@ -86,7 +87,7 @@ def bench_command(
     place = _place(where, runs, jobs, cpus_per_run, gpus_per_run)
     bench = Bench(
         asked_for, registry(), runs, profile=profile, seeds=seeds, overrides=overrides,
-        options=[option for option, on in asked.items() if on], pick=lambda: place.kind,
+        options=[option for option, on in asked.items() if on], pick=lambda: by_hardware(overrides, place.kind),
     )  # fmt: skip
     if form == "svg":
         _one_that_draws(bench.drawing())
@@ -98,14 +99,14 @@ def bench_command(
         return
     failures: dict[str, str] = {}
     if missing:
-        with table_progress(sum(cell.images for cell in missing), quiet=quiet) as shown:
+        with table_progress(quiet=quiet) as shown:
             shown.note(
                 f"{bench.table.title}: {len(missing)} of {len(bench.cells)} runs to make, profile {bench.profile}"
             )
             try:
                 failures = bench.fill(shown, place)
             except Stopped as stopped:
-                shown.note("stopped; the same command goes on from there")
+                shown.note(f"stopped; {the_same(fresh)} goes on from there")
                 sys.exit(128 + stopped.signum)
     for folder, changed in bench.stale().items():
         click.echo(f"{folder}: made with other code ({', '.join(changed)} changed since)", err=True)

@@ -22,16 +22,17 @@ def open_experiment(
     from p2pzoo.plugins import registry
     from p2pzoo.recipe import read_recipe
 
-    on_cpu = "compute.device=cpu" in overrides
-    resolved = read_recipe(recipe, profile, overrides, pick=lambda: "laptop" if on_cpu else by_hardware())
+    resolved = read_recipe(recipe, profile, overrides, pick=lambda: by_hardware(overrides))
     return check(resolved, registry(), continued_from=continued_from)
 
 
-def by_hardware() -> str:
-    """The profile for this machine."""
+def by_hardware(overrides: Sequence[str], there: str | None = None) -> str:
+    """The profile for what is `there` [default: for this machine], which may be told to use its CPU."""
     import torch
 
-    return "gpu" if torch.cuda.is_available() else "laptop"
+    if "compute.device=cpu" in overrides:
+        return "laptop"
+    return there or ("gpu" if torch.cuda.is_available() else "laptop")
 
 
 @click.command("recipe")

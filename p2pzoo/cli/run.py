@@ -12,7 +12,16 @@ from pathlib import Path
 
 import click
 
-from p2pzoo.cli import follows, json_option, launched, override_option, print_json, profile_option, recipe_argument
+from p2pzoo.cli import (
+    follows,
+    json_option,
+    launched,
+    override_option,
+    print_json,
+    profile_option,
+    recipe_argument,
+    the_same,
+)  # fmt: skip
 from p2pzoo.cli.limit import max_time_option, with_parent_option
 
 
@@ -86,7 +95,7 @@ def run_command(
                     fresh=fresh, accept_stale=accept_stale, continued=continued,
                 )  # fmt: skip
             except Interrupted as stopped:
-                shown.note(f"stopped at {stopped.images} images and saved; the same command goes on from there")
+                shown.note(f"stopped at {stopped.images} images and saved; {the_same(fresh)} goes on from there")
                 sys.exit(128 + stopped.signum)
 
     if follows():

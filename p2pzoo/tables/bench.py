@@ -15,7 +15,7 @@ import os
 import signal
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -35,7 +35,7 @@ from p2pzoo.report import images_of
 from p2pzoo.run import Run, changed_sources, run_for, sources
 from p2pzoo.session import software
 from p2pzoo.tables.comparison import Comparison, Finished, Line, compared, differences, metric_of
-from p2pzoo.tables.places import Doing, Job, Place
+from p2pzoo.tables.places import FRESH, Doing, Job, Place
 from p2pzoo.tables.table_file import Row, Table, is_seed
 
 POLL_SECONDS, SHOWN_SECONDS = 0.1, 0.5
@@ -48,8 +48,8 @@ class Progress(Protocol):
     def begin(self, doing: Doing) -> None:
         """A run starts."""
 
-    def images(self, done: int, doing: Sequence[Doing]) -> None:
-        """How many images the runs that have ended have seen, and what is being made."""
+    def images(self, made: int, left: int, doing: Sequence[Doing]) -> None:
+        """How many images the runs have seen since all this began, how many are still to come, and what is made."""
 
     def note(self, text: str) -> None: ...
 
@@ -229,15 +229,27 @@ class Bench:
         A run that is lost with the machine it was on begins again elsewhere, from its last checkpoint.
         """
         failures: dict[str, str] = {}
-        waiting = deque(self._job(cell) for cell in self.missing())
+        jobs = {cell.experiment.id: self._job(cell) for cell in self.missing()}
+        waiting = deque(jobs.values())
+        count = Count(jobs.values())
         lost: dict[str, list[int]] = {}  # {id: images that it had seen each time}
         begun: set[str] = set()
-        seen, shown_at = 0, 0.0
+        shown_at = 0.0
+
+        def fail(job: Job, told: str) -> None:
+            failures[job.id] = told
+            progress.note(f"{job.name} failed: {told}")
+            count.end(job)
+
         with _heard() as came, place:
             passed_on = 0
             while place.waiting() or (waiting and not came):
                 while waiting and not came and place.room():
-                    place.begin(waiting.popleft())
+                    job = waiting.popleft()
+                    try:
+                        place.begin(job)
+                    except UserError as error:
+                        fail(job, str(error))
                 time.sleep(POLL_SECONDS)
                 for signum in came[passed_on:]:
                     place.stop(signal.SIGTERM if signum == signal.SIGHUP else signum)  # the terminal was closed
@@ -249,15 +261,14 @@ class Bench:
                         lost.setdefault(job.id, []).append(saved := _saved(job))
                         if lost[job.id][-TRIES:].count(saved) < TRIES:
                             progress.note(f"{job.name} was lost ({ended.lost}); it goes on from {saved} images")
-                            waiting.appendleft(job)
+                            waiting.appendleft(job.again())
                             continue
-                    seen += job.images
                     if ended.stopped and not came:  # by someone else: the table stops with it
                         os.kill(os.getpid(), signal.SIGTERM)
                     elif (told := ended.failed or ended.lost) and not came:
-                        failures[job.id] = told
-                        progress.note(f"{job.name} failed: {told}")
+                        fail(job, told)
                     elif not came:
+                        count.end(job, whole=True)
                         for found in told_of(job.run):
                             progress.note(f"{job.name}: {found['what']} ({found['told']}, at {found['images']} images)")
                 if time.monotonic() - shown_at > SHOWN_SECONDS:
@@ -267,10 +278,10 @@ class Bench:
                         if each.job.id not in begun:
                             progress.begin(each)
                             begun.add(each.job.id)
-                    progress.images(seen, doing)
+                    progress.images(*count(doing), doing)
             if came:  # whatever the runs made of it: they may not have been ready to listen
                 raise Stopped(came[0])
-        progress.images(seen, [])
+        progress.images(*count([]), [])
         return failures
 
     def _job(self, cell: Cell) -> Job:
@@ -341,11 +352,31 @@ class Bench:
         return compared(lines, self.table.baseline, self.table.columns, self.unavailable, store, facts=facts)
 
 
+class Count:
+    """How many images a table's runs have seen since it began, and how many they have still to see."""
+
+    def __init__(self, jobs: Iterable[Job]) -> None:
+        self._jobs = {job.id: job for job in jobs}
+        self._had = {id: 0 if FRESH in job.options else Doing(job).images for id, job in self._jobs.items()}
+        self._now = dict(self._had)
+
+    def end(self, job: Job, *, whole: bool = False) -> None:
+        """No more is to come of this run: it is whole, or it has failed."""
+        self._now[job.id] = job.images if whole else max(Doing(job).images, self._had[job.id])
+        self._jobs.pop(job.id)
+
+    def __call__(self, doing: Sequence[Doing]) -> tuple[int, int]:
+        self._now |= {each.job.id: max(each.images, self._had[each.job.id]) for each in doing}
+        left = sum(job.images - self._now[id] for id, job in self._jobs.items())
+        return sum(self._now.values()) - sum(self._had.values()), left
+
+
 @contextlib.contextmanager
 def _heard() -> Iterator[list[int]]:
-    """The signals to stop that have come."""
+    """The signals to stop that have come. A closed terminal is none under nohup."""
     came: list[int] = []
-    listened = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    closed = [] if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN else [signal.SIGHUP]
+    listened = (signal.SIGINT, signal.SIGTERM, *closed)
     before = {signum: signal.signal(signum, lambda signum, _frame: came.append(signum)) for signum in listened}
     try:
         yield came

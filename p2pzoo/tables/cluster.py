@@ -68,7 +68,7 @@ class Cluster:
     cpus     of each run, which are its threads too [default: the threads of its recipe, else 1]
     gpus     of each run, perhaps a part of one [default: 1 where the cluster has any]
 
-    Raises UserError where there is no such cluster, and where no node has as much.
+    Raises UserError where there is no such cluster, and where no node has as much; `begin` where that is so of a run.
     """
 
     def __init__(
@@ -76,14 +76,9 @@ class Cluster:
     ) -> None:
         self._address, self._runs, self._jobs, self._cpus = address, runs.absolute(), jobs, cpus
         self._ray = _connected(address)
-        nodes = self._nodes()
-        there = any("GPU" in node["Resources"] for node in nodes)
+        there = any("GPU" in node["Resources"] for node in self._nodes())
         self._gpus = gpus if gpus is not None else float(there)
-        if not any(self._fits(node["Resources"]) for node in nodes):
-            told = f"{cpus or 1} CPUs and {self._gpus:g} GPUs"
-            raise UserError(
-                f"--on {address}: no node has the {told} that a run is to have (--cpus-per-run, --gpus-per-run)"
-            )
+        self._check_room(cpus or 1)
         self._make = self._ray.remote(make)
         self.shared = True
         self._tasks: dict[Any, Job] = {}
@@ -95,8 +90,14 @@ class Cluster:
     def _nodes(self) -> list[dict[str, Any]]:
         return [node for node in self._ray.nodes() if node["Alive"]]
 
-    def _fits(self, has: dict[str, float]) -> bool:
-        return has.get("CPU", 0) >= (self._cpus or 1) and has.get("GPU", 0) >= self._gpus
+    def _check_room(self, cpus: int) -> None:
+        """Raises UserError where a run with so many CPUs would wait for ever."""
+        nodes = [node["Resources"] for node in self._nodes()]
+        if not any(has.get("CPU", 0) >= cpus and has.get("GPU", 0) >= self._gpus for has in nodes):
+            raise UserError(
+                f"--on {self._address}: no node has the {cpus} CPUs and {self._gpus:g} GPUs that a run is to have "
+                "(--cpus-per-run or its recipe's compute.threads, --gpus-per-run)"
+            )
 
     def _shared(self) -> bool:
         """Whether all nodes see the runs folder. Raises UserError where one has another p2pzoo, or none."""
@@ -152,6 +153,7 @@ class Cluster:
 
     def begin(self, job: Job) -> None:
         threads = job.experiment.compute.threads or self._cpus or 1
+        self._check_room(cpus := self._cpus or threads)
         files = None
         if not self.shared:
             if job.id not in self._locked:
@@ -162,7 +164,7 @@ class Cluster:
             job.id, job.experiment.recipe.name, job.recipe(threads), str(job.runs.absolute()), job.options,
             str(job.run.folder.relative_to(job.runs)), os.getcwd(), files, bool(self._gpus),
         )  # fmt: skip
-        share = {"num_cpus": self._cpus or threads, "num_gpus": self._gpus, "max_retries": 0}
+        share = {"num_cpus": cpus, "num_gpus": self._gpus, "max_retries": 0}
         self._tasks[self._make.options(name=job.name, **share).remote(order, self._board)] = job
 
     def doing(self) -> list[Doing]:

@@ -13,7 +13,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol, Self
 
@@ -23,6 +23,8 @@ import torch
 from p2pzoo.compute import usable_cores
 from p2pzoo.experiment import Experiment
 from p2pzoo.run import Run, run_for
+
+FRESH = "--fresh"
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,10 @@ class Job:
     @property
     def run(self) -> Run:
         return run_for(self.experiment, self.runs)
+
+    def again(self) -> Job:
+        """The same, going on from what there is of it."""
+        return replace(self, options=tuple(option for option in self.options if option != FRESH))
 
     def recipe(self, threads: int) -> str:
         """The experiment as a recipe, to be computed with so many threads where it does not say (0: all there are)."""
@@ -91,7 +97,8 @@ class Place(Protocol):
     def room(self) -> bool:
         """Whether another run may be begun."""
 
-    def begin(self, job: Job) -> None: ...
+    def begin(self, job: Job) -> None:
+        """Raises UserError where this run cannot be made here."""
 
     def doing(self) -> Sequence[Doing]:
         """The runs that are being made. One that was begun may have to wait first."""

@@ -31,7 +31,7 @@ class NoTableProgress:
 
     def begin(self, doing: Doing) -> None: ...
 
-    def images(self, done: int, doing: Sequence[Doing]) -> None: ...
+    def images(self, made: int, left: int, doing: Sequence[Doing]) -> None: ...
 
     def note(self, text: str) -> None: ...
 
@@ -39,20 +39,20 @@ class NoTableProgress:
 class PlainTableProgress(NoTableProgress):
     """A line for each run, and one a minute."""
 
-    def __init__(self, images: int) -> None:
-        self.total, self.began, self.last = images, time.monotonic(), time.monotonic()
+    def __init__(self) -> None:
+        self.began = self.last = time.monotonic()
 
     def begin(self, doing: Doing) -> None:
         self.note(f"{doing.job.name}{doing.where and f', on {doing.where}'}")
 
-    def images(self, done: int, doing: Sequence[Doing]) -> None:
+    def images(self, made: int, left: int, doing: Sequence[Doing]) -> None:
         now = time.monotonic()
         if now - self.last < PLAIN_SECONDS:
             return
         self.last = now
-        if seen := done + sum(each.images for each in doing):
-            left = (now - self.began) / seen * (self.total - seen)
-            self.note(f"{seen}/{self.total} images of all runs  {len(doing)} at work  {clock(left)} left")
+        if made > 0:
+            seconds = (now - self.began) / made * left
+            self.note(f"{made}/{made + left} images of all runs  {len(doing)} at work  {clock(seconds)} left")
 
     def note(self, text: str) -> None:
         print(text, file=sys.stderr, flush=True)
@@ -61,13 +61,13 @@ class PlainTableProgress(NoTableProgress):
 class LiveTableProgress(NoTableProgress):
     """A bar over all runs, and a line for each that is being made, redrawn in place."""
 
-    def __init__(self, images: int, console: Console) -> None:
+    def __init__(self, console: Console) -> None:
         self.console = console
         self.bar = Bar(
             TextColumn("all runs"), BarColumn(), MofNCompleteColumn(), TextColumn("images"),
             TimeRemainingColumn(elapsed_when_finished=True), console=console, speed_estimate_period=600,
         )  # fmt: skip
-        self.task = self.bar.add_task("", total=images)
+        self.task = self.bar.add_task("", total=None)
         self.live = Live(self.bar, console=console, refresh_per_second=4)
 
     def __enter__(self) -> Self:
@@ -77,12 +77,11 @@ class LiveTableProgress(NoTableProgress):
     def __exit__(self, *_: object) -> None:
         self.live.stop()
 
-    def images(self, done: int, doing: Sequence[Doing]) -> None:
-        seen = [each.images for each in doing]
-        self.bar.update(self.task, completed=done + sum(seen))
+    def images(self, made: int, left: int, doing: Sequence[Doing]) -> None:
+        self.bar.update(self.task, completed=made, total=made + left)
         table = Table(box=None, padding=(0, 2, 0, 0), show_header=False)
-        for each, images in [*zip(doing, seen, strict=True)][:SHOWN_RUNS]:
-            table.add_row(each.job.name, f"{images:,} of {each.job.images:,}", Text(each.where, "dim"))
+        for each in doing[:SHOWN_RUNS]:
+            table.add_row(Text(each.job.name), f"{each.images:,} of {each.job.images:,}", Text(each.where, "dim"))
         if len(doing) > SHOWN_RUNS:
             table.add_row(f"and {len(doing) - SHOWN_RUNS} more")
         self.live.update(Group(self.bar, table))
@@ -91,9 +90,9 @@ class LiveTableProgress(NoTableProgress):
         self.console.print(text, highlight=False, markup=False, soft_wrap=True)
 
 
-def table_progress(images: int, *, quiet: bool = False) -> NoTableProgress:
+def table_progress(*, quiet: bool = False) -> NoTableProgress:
     """Over all runs of a table: what fits the place where standard error goes."""
     if quiet:
         return NoTableProgress()
     console = Console(stderr=True)
-    return LiveTableProgress(images, console) if console.is_terminal else PlainTableProgress(images)
+    return LiveTableProgress(console) if console.is_terminal else PlainTableProgress()
