@@ -3,12 +3,16 @@
 import json
 import os
 import signal
+from contextlib import nullcontext
+from dataclasses import replace
+from unittest.mock import MagicMock
 
 import pytest
 from rich.console import Console
 
 from p2pzoo.errors import UserError
 from p2pzoo.plugins import registry
+from p2pzoo.tables import cluster
 from p2pzoo.tables.bench import Bench, Count, Stopped, _heard
 from p2pzoo.tables.places import Doing, Ended, Job
 from p2pzoo.tables.progress import LiveTableProgress, PlainTableProgress
@@ -165,6 +169,35 @@ def test_a_table_hears_that_its_terminal_was_closed(bench):
 
     with pytest.raises(Stopped):
         bench().fill(Noted(), Nowhere(closed, closed))
+
+
+@pytest.mark.parametrize(("threads", "told"), [(1, []), (4, ["no node has the 4 CPUs"])])
+def test_a_cluster_waits_for_a_node_like_one_that_died_and_for_none_that_never_was(
+    bench, monkeypatch, tmp_path, threads, told
+):
+    nodes = [{"NodeID": "a", "Alive": True, "Resources": {"CPU": 2.0}}]
+    ray = MagicMock(nodes=lambda: nodes)
+    monkeypatch.setattr(cluster, "_connected", lambda _: ray)
+    monkeypatch.setattr(cluster.Cluster, "_shared", lambda _: True)
+    experiment = bench().cells[0].experiment
+    experiment = replace(experiment, compute=replace(experiment.compute, threads=threads))
+    with cluster.Cluster("ray", tmp_path / "runs") as made:
+        nodes.clear()  # it was preempted
+        with pytest.raises(UserError, match=told[0]) if told else nullcontext():
+            made.begin(Job("", experiment, tmp_path / "runs"))
+        assert made.waiting() == (not told)
+
+
+@pytest.mark.parametrize(("options", "again"), [((), "the same command"), (("--fresh",), "the same command without")])
+def test_a_stopped_table_says_what_goes_on(zoo, table, tmp_path, monkeypatch, options, again):
+    def stopped(*_):
+        raise Stopped(signal.SIGTERM)
+
+    monkeypatch.setattr(Bench, "fill", stopped)
+    runs = ("--profile", "smoke", "--runs", tmp_path / "runs")
+    answer = zoo("bench", table.folder / "table.toml", *runs, *options)
+    assert answer.exit_code == 128 + signal.SIGTERM
+    assert f"stopped; {again}{' --fresh' * bool(options)} goes on from there" in answer.output
 
 
 @pytest.mark.parametrize(("options", "profile"), [((), "gpu"), (("-s", "compute.device=cpu"), "laptop")])

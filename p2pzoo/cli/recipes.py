@@ -28,10 +28,10 @@ def open_experiment(
 
 def by_hardware(overrides: Sequence[str], there: str | None = None) -> str:
     """The profile for what is `there` [default: for this machine], which may be told to use its CPU."""
-    import torch
-
     if "compute.device=cpu" in overrides:
         return "laptop"
+    import torch
+
     return there or ("gpu" if torch.cuda.is_available() else "laptop")
 
 

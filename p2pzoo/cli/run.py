@@ -21,7 +21,7 @@ from p2pzoo.cli import (
     profile_option,
     recipe_argument,
     the_same,
-)  # fmt: skip
+)
 from p2pzoo.cli.limit import max_time_option, with_parent_option
 
 

@@ -76,6 +76,7 @@ class Cluster:
     ) -> None:
         self._address, self._runs, self._jobs, self._cpus = address, runs.absolute(), jobs, cpus
         self._ray = _connected(address)
+        self._met: dict[str, dict[str, float]] = {}  # what each node has that was there at any time
         there = any("GPU" in node["Resources"] for node in self._nodes())
         self._gpus = gpus if gpus is not None else float(there)
         self._check_room(cpus or 1)
@@ -91,9 +92,9 @@ class Cluster:
         return [node for node in self._ray.nodes() if node["Alive"]]
 
     def _check_room(self, cpus: int) -> None:
-        """Raises UserError where a run with so many CPUs would wait for ever."""
-        nodes = [node["Resources"] for node in self._nodes()]
-        if not any(has.get("CPU", 0) >= cpus and has.get("GPU", 0) >= self._gpus for has in nodes):
+        """Raises UserError where a run with so many CPUs would wait for ever. For a node that died another may come."""
+        self._met |= {node["NodeID"]: node["Resources"] for node in self._nodes()}
+        if not any(has.get("CPU", 0) >= cpus and has.get("GPU", 0) >= self._gpus for has in self._met.values()):
             raise UserError(
                 f"--on {self._address}: no node has the {cpus} CPUs and {self._gpus:g} GPUs that a run is to have "
                 "(--cpus-per-run or its recipe's compute.threads, --gpus-per-run)"
