@@ -21,11 +21,11 @@ JITTER = 286 / 256
 
 
 class Classic:
-    """One step of the game: D on fake and real, then G. `judge` says how D is called; ours takes x and y apart."""
+    """One step of the game: D on fake and real, then G. `discriminator_loss` says how D is called; ours takes x and y apart."""
 
     def __init__(self, G: nn.Module, D: nn.Module, *, weight: float = 100.0, judge: Any = None, lr: float = 2e-4):
         self.G, self.D, self.weight = G, D, weight
-        self.judge = judge or (lambda x, y: D(x, y)[0])
+        self.discriminator_loss = judge or (lambda x, y: D(x, y)[0])
         self.optimizer_G = torch.optim.Adam(G.parameters(), lr=lr, betas=(0.5, 0.999))
         self.optimizer_D = torch.optim.Adam(D.parameters(), lr=lr, betas=(0.5, 0.999))
         self.log_loss = nn.BCEWithLogitsLoss()
@@ -42,15 +42,15 @@ class Classic:
         for parameter in self.D.parameters():
             parameter.requires_grad_(True)
         self.optimizer_D.zero_grad()
-        fake = self.gan(self.judge(x, y_hat.detach()), False)
-        real = self.gan(self.judge(x, y), True)
+        fake = self.gan(self.discriminator_loss(x, y_hat.detach()), False)
+        real = self.gan(self.discriminator_loss(x, y), True)
         ((fake + real) * 0.5).backward()
         self.optimizer_D.step()
 
         for parameter in self.D.parameters():
             parameter.requires_grad_(False)
         self.optimizer_G.zero_grad()
-        fool = self.gan(self.judge(x, y_hat), True)
+        fool = self.gan(self.discriminator_loss(x, y_hat), True)
         l1 = self.l1(y_hat, y)
         (fool + l1 * self.weight).backward()
         self.optimizer_G.step()

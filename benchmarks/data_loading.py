@@ -158,9 +158,9 @@ def workers(folder: Path, pairs: int, size: int) -> Callable[[], None]:
 
 def ours(folder: Path, size: int, store: str, **how: Any) -> Any:
     """The training batches of `folder` as a run makes them. `how`: of [train]."""
+    from p2pzoo.config.settings import Compute, Train
     from p2pzoo.data import Store, train_batches
-    from p2pzoo.plugins import registry
-    from p2pzoo.settings import Compute, Train
+    from p2pzoo.plugin.loader import registry
 
     train = Train(**{"images": 10**9, "jitter": baseline.JITTER, **how})
     dataset = registry().get("dataset", "side-by-side").load()("train", root=folder / "pairs")

@@ -21,13 +21,11 @@ from baseline import Classic
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from p2pzoo.compute import Engine
-from p2pzoo.contracts import Batch
-from p2pzoo.experiment import check
-from p2pzoo.networks import make_discriminator, make_generator
-from p2pzoo.plugins import registry
-from p2pzoo.recipe import read_recipe
-from p2pzoo.training import set_up
+from p2pzoo import config
+from p2pzoo.compute.engine import Engine
+from p2pzoo.models.initialization import make_discriminator, make_generator
+from p2pzoo.plugin.batch import Batch
+from p2pzoo.training.setup import build_objective
 
 CHANNELS = (3, 3)
 COARSE = 8  # pixels of smooth noise between two independent values
@@ -42,9 +40,9 @@ COARSE = 8  # pixels of smooth noise between two independent values
 def main(size: int, width: int, steps: int, as_json: bool, output: Path | None) -> None:
     """Largest differences of weights and losses after steps of training from the same weights on the same images."""
     overrides = [f"generator.width={width}", f"discriminator.width={width}", "generator.noise=none"]
-    made = check(read_recipe("zoo:base.toml", "laptop", [*overrides, "compute.device=cpu"]), registry())
+    made = config.load("zoo:base.toml", "laptop", [*overrides, "compute.device=cpu"])
     engine = Engine(made.compute)
-    game = set_up(made, engine, CHANNELS, (size, size))
+    game = build_objective(made, engine, CHANNELS, (size, size))
     D = make_discriminator(made, CHANNELS, (size, size))
     assert D is not None
     classic = Classic(make_generator(made, CHANNELS, (size, size)), D)

@@ -19,6 +19,8 @@ from typing import Any
 import click
 import measure
 
+from p2pzoo import config
+
 HERE = Path(__file__).parent
 
 
@@ -30,14 +32,11 @@ HERE = Path(__file__).parent
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Also keep the result in this file.")
 def main(name: str, profile: str, rounds: int, images: int, output: Path | None) -> None:
     """Time the rows of a table against its baseline."""
-    from p2pzoo.experiment import check
-    from p2pzoo.plugins import registry
-    from p2pzoo.recipe import read_recipe
-    from p2pzoo.tables.table_file import read_table
+    from p2pzoo_bench.table_file import read_table
 
     asked = read_table(str(HERE / name))
     rows = {row.name: row.recipe for row in asked.trained if row.recipe}
-    seen = {row: check(read_recipe(recipe, profile), registry()).train.seen for row, recipe in rows.items()}
+    seen = {row: config.load(recipe, profile).train.images_seen for row, recipe in rows.items()}
     seconds: dict[str, list[float]] = {row: [] for row in rows}
     for _ in range(rounds):
         for row, recipe in rows.items():

@@ -29,6 +29,8 @@ from baseline import batches as loaded
 from steps import draw_pairs
 from train_step import ours_plain
 
+from p2pzoo import config
+
 CELLS = [(256, 64, 1), (256, 64, 4), (256, 64, 16), (512, 64, 1)]  # size, width, batch
 QUICK = [(64, 8, 1)]
 OFF = {
@@ -127,12 +129,11 @@ def zoo_step(
     cell: tuple[int, int, int], folder: Path, device: str, settings: list[str]
 ) -> tuple[Callable[[], object], dict[str, bool]]:
     """p2pzoo's step as `p2pzoo run` takes it, the losses read as rarely as there; and which switches are on."""
-    from p2pzoo.compute import Engine
+    from p2pzoo.compute.engine import Engine
     from p2pzoo.data import Store, TrainBatches
-    from p2pzoo.experiment import check
-    from p2pzoo.plugins import registry
-    from p2pzoo.recipe import read_recipe
-    from p2pzoo.training import READ_EVERY_ELSEWHERE, Ledger, advance, set_up
+    from p2pzoo.training.checkpoint import LossLogger
+    from p2pzoo.training.loop import READ_EVERY_ELSEWHERE, train_step
+    from p2pzoo.training.setup import build_objective
 
     size, width, batch = cell
     overrides = [
@@ -140,19 +141,19 @@ def zoo_step(
         f"train.images={IMAGES}", "dataset.use=side-by-side", f"dataset.root={folder}",
         f"dataset.size=[{size}, {size}]", f"compute.device={device}", *settings,
     ]  # fmt: skip
-    made = check(read_recipe("zoo:base.toml", "gpu", overrides), registry())
+    made = config.load("zoo:base.toml", "gpu", overrides)
     engine = Engine(made.compute)
     store = Store(made.dataset.build(split="train"), enlarge=made.train.jitter, kernel=made.train.jitter_kernel)
-    objective = set_up(made, engine, store.channels, store.size)
-    play = engine.captured(objective)
+    objective = build_objective(made, engine, store.channels, store.size)
+    play = engine.compile_step(objective)
     drawn = TrainBatches(store, batch_size=batch, mirror=True, seed=0)
     closing = contextlib.ExitStack()  # with the process
-    batches = closing.enter_context(engine.ahead(drawn, made.train.steps))
-    ledger, taken = Ledger(), 0
+    batches = closing.enter_context(engine.prefetch(drawn, made.train.steps))
+    ledger, taken = LossLogger(), 0
 
     def step() -> object:
         nonlocal taken
-        losses = advance(play, engine, batches, taken, made.optimizer.lr, 0)
+        losses = train_step(play, engine, batches, taken, made.optimizer.lr, 0)
         taken += 1
         ledger.waiting.append((taken, taken * batch, losses))
         return ledger.read() if taken % READ_EVERY_ELSEWHERE == 0 else closing

@@ -19,11 +19,9 @@ from typing import Any
 import click
 import measure
 import numpy as np
+from p2pzoo_bench.intervals import CONFIDENCE, over_seeds, paired_over_blocks
 
-from p2pzoo.experiment import check
-from p2pzoo.plugins import registry
-from p2pzoo.recipe import read_recipe
-from p2pzoo.tables.stats import CONFIDENCE, over_seeds, paired_over_blocks
+from p2pzoo import config
 
 Draw = Callable[[np.random.Generator, int], np.ndarray]
 EFFECTS: dict[str, Draw] = {
@@ -57,7 +55,7 @@ def main(trials: int, as_json: bool, output: Path | None) -> None:
 
 def test_blocks() -> list[int]:
     """How many tiles each block of the earth's test split has."""
-    made = check(read_recipe("zoo:base.toml", "laptop"), registry())
+    made = config.load("zoo:base.toml", "laptop")
     dataset = made.dataset.build(split="test")
     return sorted(Counter(dataset[i].block for i in range(len(dataset))).values())
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import click
 from PIL import Image
 
-from p2pzoo.files import read_json, write_json
+from p2pzoo.utils.files import read_json, write_json
 
 RESULTS = Path(__file__).parent / "results"
 KEPT = ("results.json", "env.json", "stats.safetensors", "recipe.toml")

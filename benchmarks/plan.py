@@ -15,6 +15,8 @@ from typing import Any
 import click
 from grid import grid
 
+from p2pzoo import config
+
 HERE = Path(__file__).parent
 RESULTS = HERE / "results"
 
@@ -92,12 +94,9 @@ def _grid(title: str, *rows: tuple[str, str, str]) -> str:
 
 def _recipe(name: str, profile: str, channels: tuple[int, int], side: int) -> tuple[Any, int]:
     """A recipe's [train], and the weights of its two networks."""
-    from p2pzoo.experiment import check
-    from p2pzoo.networks import measures
-    from p2pzoo.plugins import registry
-    from p2pzoo.recipe import read_recipe
+    from p2pzoo.models.build import measures
 
-    made = check(read_recipe(name, profile), registry())
+    made = config.load(name, profile)
     assert made.discriminator
     parts = (made.generator, made.discriminator)
     return made.train, sum(measures(part, channels, (side, side)).parameters for part in parts)

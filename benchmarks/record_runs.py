@@ -98,11 +98,13 @@ def record(output: Path, checkout: Path, jobs: int) -> None:
     """Train every recipe of CHECKOUT in profile smoke and write OUTPUT."""
     checkout = checkout.resolve()
     kept: dict[str, Any] = json.loads(output.read_text("utf-8")) if output.exists() else {}
-    recipes = {p.relative_to(checkout / "recipes").as_posix(): p for p in sorted((checkout / "recipes").rglob("*.toml"))}
+    recipes = {
+        p.relative_to(checkout / "recipes").as_posix(): p for p in sorted((checkout / "recipes").rglob("*.toml"))
+    }
     with tempfile.TemporaryDirectory() as temporary, ThreadPoolExecutor(jobs) as pool:
         draw_data(folder := Path(temporary))
         missing = [name for name in recipes if name not in kept]
-        for name, found in zip(missing, pool.map(lambda n: record_recipe(recipes[n], checkout, folder), missing)):
+        for name, found in zip(missing, pool.map(lambda n: record_recipe(recipes[n], checkout, folder), missing), strict=True):
             kept[name] = found
             output.write_text(json.dumps(kept, indent=1, sort_keys=True) + "\n", "utf-8")
             click.echo(f"{name}: {found.get('error') or found['id']}")

@@ -18,6 +18,8 @@ import measure
 import torch
 from steps import training
 
+from p2pzoo import config
+
 HERE = Path(__file__).parent
 WARM_UP = 3
 
@@ -58,7 +60,7 @@ def main(profile: str, rounds: int, steps: int, as_json: bool, output: Path | No
 
 def recipes() -> list[str]:
     """The recipes of the paper's tables, each once, in the tables' order."""
-    from p2pzoo.tables.table_file import read_table
+    from p2pzoo_bench.table_file import read_table
 
     tables = [read_table(str(file)) for file in sorted(HERE.glob("table*.toml"))]
     return list(dict.fromkeys(row.recipe for table in tables for row in table.trained if row.recipe))
@@ -66,12 +68,9 @@ def recipes() -> list[str]:
 
 def serve(recipe: str, profile: str) -> None:
     """Be one row."""
-    from p2pzoo.experiment import check
-    from p2pzoo.plugins import registry
-    from p2pzoo.recipe import read_recipe
 
     torch.manual_seed(0)
-    made = check(read_recipe(recipe, profile), registry())
+    made = config.load(recipe, profile)
     work = training(made)
     for _ in range(WARM_UP):
         work()

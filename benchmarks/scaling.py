@@ -127,7 +127,11 @@ def run(name: str, rounds: int, steps: int, quick: bool) -> dict[str, Any]:
 
 def serve(folder: str, size: int, width: int, batch: int, pairs: int) -> None:
     """Be one point: the imports, then from opening the data to the end of the first step, then steps on demand."""
-    for library in ("p2pzoo.session", "torch._dynamo", "torch.distributed.tensor"):  # the first optimizer loads these
+    for library in (
+        "p2pzoo.training.run_experiment",
+        "torch._dynamo",
+        "torch.distributed.tensor",
+    ):  # the first optimizer loads these
         importlib.import_module(library)
     made = experiment(Path(folder), size, width, batch)
     imports = measure.peak_bytes()

@@ -19,7 +19,7 @@ from typing import Any
 import click
 import measure
 
-IMPORTS = "import p2pzoo.cli.run, p2pzoo.session, torch._dynamo, torch.distributed.tensor"
+IMPORTS = "import p2pzoo.cli.run, p2pzoo.training.run_experiment, torch._dynamo, torch.distributed.tensor"
 MOST_SECONDS = 300
 
 

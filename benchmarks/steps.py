@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from p2pzoo import config
+
 DIFFERENT = 16
 
 
@@ -33,34 +35,33 @@ def draw_pairs(folder: Path, size: int, pairs: int = DIFFERENT) -> None:
 
 def experiment(folder: Path, size: int, width: int, batch: int, overrides: Sequence[str] = ()) -> Any:
     """base.toml at this scale, trained on the pairs of `folder`."""
-    from p2pzoo.experiment import check
-    from p2pzoo.plugins import registry
-    from p2pzoo.recipe import read_recipe
 
     scale = [
         f"generator.width={width}", f"discriminator.width={width}", f"train.batch_size={batch}",
         "dataset.use=side-by-side", f"dataset.root={folder}", f"dataset.size=[{size}, {size}]",
     ]  # fmt: skip
-    return check(read_recipe("zoo:base.toml", "laptop", [*scale, *overrides]), registry())
+    return config.load("zoo:base.toml", "laptop", [*scale, *overrides])
 
 
 def training(made: Any) -> Callable[[], object]:
     """One step after another: store, batch, move, game, reading the losses."""
-    from p2pzoo.compute import Engine
+    from p2pzoo.compute.engine import Engine
     from p2pzoo.data import Store, TrainBatches
-    from p2pzoo.training import Ledger, advance, set_up
+    from p2pzoo.training.checkpoint import LossLogger
+    from p2pzoo.training.loop import train_step
+    from p2pzoo.training.setup import build_objective
 
     engine = Engine(made.compute)
     store = Store(made.dataset.build(split="train"), enlarge=made.train.jitter, kernel=made.train.jitter_kernel)
-    objective = set_up(made, engine, store.channels, store.size)
-    play = engine.captured(objective)
+    objective = build_objective(made, engine, store.channels, store.size)
+    play = engine.compile_step(objective)
     batch = made.train.batch_size
     pairs = TrainBatches(store, batch_size=batch, mirror=True, seed=0)
-    ledger, step = Ledger(), 0
+    ledger, step = LossLogger(), 0
 
     def work() -> object:
         nonlocal step
-        losses = advance(play, engine, pairs, step, made.optimizer.lr, 0)
+        losses = train_step(play, engine, pairs, step, made.optimizer.lr, 0)
         step += 1
         ledger.waiting.append((step, step * batch, losses))
         return ledger.read()

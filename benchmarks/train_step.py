@@ -25,6 +25,8 @@ from steps import draw_pairs, experiment, training
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from p2pzoo import config
+
 WARM_UP = 3
 SIDE = 2048  # of the square matrices whose product tells the machine's rate
 PRODUCTS = ("sgemm", "product")  # torch.mm, and the faster one that p2pzoo's convolutions call
@@ -69,7 +71,7 @@ def main(
 def serve(name: str, folder: Path, size: int, width: int, batch: int, reference: Path | None) -> None:
     """Be one contestant."""
     if name in PRODUCTS:
-        from p2pzoo.speed.lowering import product
+        from p2pzoo.compute.conv_as_gemm import product
 
         a, b = torch.randn(2, SIDE, SIDE).unbind()
         out = torch.empty(SIDE, SIDE)
@@ -97,13 +99,10 @@ def serve(name: str, folder: Path, size: int, width: int, batch: int, reference:
 
 def ours_plain(size: int, width: int) -> Classic:
     """The zoo's networks, untouched, in the classic step."""
-    from p2pzoo.experiment import check
-    from p2pzoo.networks import make_discriminator, make_generator
-    from p2pzoo.plugins import registry
-    from p2pzoo.recipe import read_recipe
+    from p2pzoo.models.initialization import make_discriminator, make_generator
 
     overrides = [f"generator.width={width}", f"discriminator.width={width}"]
-    made = check(read_recipe("zoo:base.toml", "laptop", overrides), registry())
+    made = config.load("zoo:base.toml", "laptop", overrides)
     D = make_discriminator(made, (3, 3), (size, size))
     assert D is not None
     return Classic(make_generator(made, (3, 3), (size, size)), D)
@@ -129,7 +128,7 @@ def reference_step(checkout: Path, size: int, width: int) -> Classic:
     def judge(x: Tensor, y: Tensor) -> Any:
         return D(torch.cat((x, y), 1))
 
-    return Classic(G, D, judge=judge)
+    return Classic(G, D, discriminator_loss=judge)
 
 
 def summary(measured: dict[str, Any], flop: int, shape: dict[str, int]) -> dict[str, Any]:

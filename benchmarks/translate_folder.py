@@ -25,7 +25,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from p2pzoo.errors import UserError
+from p2pzoo.utils.errors import UserError
 
 SEED = 0
 EXAMPLES = 8  # images whose statistics the batch norms get
@@ -101,10 +101,10 @@ def draw(folder: Path, images: int, size: int) -> None:
 
 
 def make_generator(size: int, width: int) -> nn.Module:
-    from p2pzoo.experiment import Component
-    from p2pzoo.networks import build
-    from p2pzoo.params import check
-    from p2pzoo.plugins import registry
+    from p2pzoo.config.experiment import Component
+    from p2pzoo.models.build import build
+    from p2pzoo.plugin.loader import registry
+    from p2pzoo.plugin.schema import check
 
     entry = registry().get("generator", "unet")
     factory = entry.load()
@@ -113,7 +113,7 @@ def make_generator(size: int, width: int) -> nn.Module:
 
 def write_models(folder: Path, size: int, width: int) -> None:
     """The same generator as p2pzoo keeps it, model.safetensors, and as torch.save does, model.pth."""
-    from p2pzoo.checkpoint import save_tensors
+    from p2pzoo.models.safetensors_io import save_tensors
 
     torch.manual_seed(SEED)
     G = make_generator(size, width)
@@ -161,8 +161,8 @@ def opened(path: Path) -> torch.Tensor:
 
 def ours(folder: Path, precision: str, out: Path) -> Callable[[], None]:
     from p2pzoo import load
-    from p2pzoo.compute import keep_memory
-    from p2pzoo.stream import translate_files
+    from p2pzoo.compute.engine import keep_memory
+    from p2pzoo.models.translate_files import translate_files
 
     keep_memory()
     model = load(folder / "model.safetensors", device="cpu", precision=precision)

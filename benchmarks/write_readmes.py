@@ -19,6 +19,8 @@ from typing import Any
 import click
 from grid import grid
 
+from p2pzoo import config
+
 HERE = Path(__file__).parent
 RESULTS = HERE / "results" / "speed"
 PAGES = (HERE.parent / "README.md", HERE / "README.md")
@@ -297,15 +299,13 @@ def equal_time() -> str:
 
 def zoo() -> str:
     """Every recipe of zoo.toml: what is new in it, what its networks cost at full size, what came out on a laptop."""
-    from p2pzoo.experiment import check
-    from p2pzoo.networks import measures
-    from p2pzoo.plugins import registry
-    from p2pzoo.recipe import read_recipe
-    from p2pzoo.tables.table_file import read_table
+    from p2pzoo_bench.table_file import read_table
+
+    from p2pzoo.models.build import measures
 
     doc = json.loads((RESULTS.parent / "zoo-laptop.json").read_text("utf-8"))
     recipes = {row.name: row.recipe for row in read_table(str(HERE / "zoo.toml")).trained if row.recipe}
-    made = {name: check(read_recipe(recipe, "gpu"), registry()) for name, recipe in recipes.items()}
+    made = {name: config.load(recipe, "gpu") for name, recipe in recipes.items()}
     base = made[doc["baseline"]]
     common = {component.entry.full_name for component in base.components()}
     lines = []
@@ -331,7 +331,7 @@ def zoo() -> str:
 
 def compared(name: str) -> str:
     """A table of runs, as `p2pzoo bench -o results/NAME.json` left it."""
-    from p2pzoo.tables.forms import COSTS, markdown
+    from p2pzoo_bench.formats import COSTS, markdown
 
     short = name.startswith("short-")
     doc = json.loads((RESULTS.parent / f"{name.removeprefix('short-')}.json").read_text("utf-8"))

@@ -8,11 +8,11 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from p2pzoo.hookspecs import hookimpl
+from p2pzoo.plugin.hookspecs import hookimpl
 
 if TYPE_CHECKING:
     from p2pzoo.api import Trained
-    from p2pzoo.model import Model
+    from p2pzoo.models.model import Model
 
 __version__ = version("p2pzoo")
 
@@ -44,11 +44,11 @@ def create(kind: str, name: str, **arguments: Any) -> Any:
 
 
 def load(path: str | Path, *, device: str = "auto", precision: str = "fp32") -> "Model":
-    """A trained model from a run folder or a model.safetensors; see `p2pzoo.model.Model.translate`.
+    """A trained model from a run folder or a model.safetensors; see `p2pzoo.models.model.Model.translate`.
 
     precision: "fp32" or "bf16" (eval mode only).
     """
-    from p2pzoo.model import load
+    from p2pzoo.models.model import load
 
     return load(path, device=device, precision=precision)
 

@@ -7,12 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from p2pzoo.errors import UserError
-from p2pzoo.plugins import registry
-from p2pzoo.registry import KINDS, nearest
+from p2pzoo.plugin.loader import registry
+from p2pzoo.plugin.registry import KINDS
+from p2pzoo.utils.errors import UserError
+from p2pzoo.utils.suggest import nearest
 
 if TYPE_CHECKING:
-    from p2pzoo.model import Model
+    from p2pzoo.models.model import Model
 
 SIZE = (256, 256)  # that networks are made for if nobody says
 
@@ -32,7 +33,7 @@ class Trained:
 
     def load(self, *, device: str = "auto", precision: str = "fp32") -> Model:
         """Its model; see `p2pzoo.load`."""
-        from p2pzoo.model import load
+        from p2pzoo.models.model import load
 
         return load(self.folder, device=device, precision=precision)
 
@@ -48,13 +49,13 @@ def list_components(kind: str | None) -> list[str]:
 
 
 def create(kind: str, name: str, arguments: Mapping[str, Any]) -> Any:
-    from p2pzoo import params
-    from p2pzoo.experiment import Component
+    from p2pzoo.config.experiment import Component
+    from p2pzoo.plugin import schema
 
     entry = registry().get(_known(kind), name)
     factory, where = entry.load(), f"{kind} '{name}'"
     try:
-        filled, known = params.positional_of(factory), [*params.positional_of(factory), *params.params_of(factory)]
+        filled, known = schema.positional_of(factory), [*schema.positional_of(factory), *schema.params_of(factory)]
     except TypeError as error:
         raise UserError(f"{where} {error}") from None
     faults = [f"{where} has no parameter '{each}'{nearest(each, known)}" for each in arguments if each not in known]
@@ -64,10 +65,10 @@ def create(kind: str, name: str, arguments: Mapping[str, Any]) -> Any:
     faults += [f"{where} needs {each}" for each in filled if each not in offered]
     values: dict[str, Any] = {}
     try:
-        values = params.check(
-            factory, {k: params.plain(v) for k, v in arguments.items() if k in known and k not in filled}
+        values = schema.check(
+            factory, {k: schema.to_jsonable(v) for k, v in arguments.items() if k in known and k not in filled}
         )
-    except params.Faults as error:
+    except schema.Faults as error:
         faults += [f"{where} {told}" for _, told in error.faults]
     if faults:
         raise UserError(*faults)
@@ -75,14 +76,14 @@ def create(kind: str, name: str, arguments: Mapping[str, Any]) -> Any:
 
 
 def train(recipe: str | Path, profile: str | None, overrides: Sequence[str], runs: Path) -> Trained:
-    from p2pzoo.cli.recipes import open_experiment
-    from p2pzoo.progress import NoProgress
-    from p2pzoo.session import finish
-    from p2pzoo.training import Interrupted
+    from p2pzoo import config
+    from p2pzoo.runs.progress import NoProgress
+    from p2pzoo.training.loop import Interrupted
+    from p2pzoo.training.run_experiment import run_experiment
 
-    experiment = open_experiment(str(recipe), profile, tuple(overrides))
+    experiment = config.load(str(recipe), profile, tuple(overrides))
     try:
-        outcome = finish(experiment, registry(), runs, NoProgress())
+        outcome = run_experiment(experiment, registry(), runs, NoProgress())
     except Interrupted as stopped:
         raise KeyboardInterrupt(stopped.signum) from None
     metrics = {name: float(number["value"]) for name, number in outcome.results["metrics"].items()}

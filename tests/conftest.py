@@ -18,8 +18,9 @@ from click.testing import CliRunner
 from disturbed import STEP, CutOff, after, cut_off
 from p2pzoo_earth import dataset, geometry
 
-from p2pzoo import plugins, training
 from p2pzoo.cli import main
+from p2pzoo.plugin import loader
+from p2pzoo.training import loop
 
 TINY = """
 extends = "zoo:base.toml"
@@ -98,7 +99,7 @@ def zoo():
         return found[split, size, stride]
 
     def zoo(*args):
-        threads, taken, take = torch.get_num_threads(), [], training.advance
+        threads, taken, take = torch.get_num_threads(), [], loop.train_step
 
         def advance(play, engine, batches, step, *rest):
             taken.append(step)
@@ -106,7 +107,7 @@ def zoo():
 
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(dataset, "tiles", tiles_found_once)
-            patch.setattr(training, "advance", advance)
+            patch.setattr(loop, "train_step", advance)
             try:
                 answer = CliRunner().invoke(main, [*map(str, args)])
             finally:
@@ -126,7 +127,7 @@ def run(zoo, arguments):
 def no_reports():
     """Runs of this process write no report.html, which takes as long as the training of a tiny run."""
     with pytest.MonkeyPatch.context() as patch:
-        for module in ("training", "session"):
+        for module in ("training.loop", "training.run_experiment"):
             patch.setattr(f"p2pzoo.{module}.write_report", lambda *_: None)
         yield
 
@@ -185,8 +186,8 @@ def install(tmp_path, monkeypatch):
         forget()
 
     def forget():
-        plugins.plugins.cache_clear()
-        plugins.registry.cache_clear()
+        loader.plugins.cache_clear()
+        loader.registry.cache_clear()
 
     yield install
     for name in installed:

@@ -8,11 +8,11 @@ import pkgutil
 import pytest
 from PIL import Image
 
-from p2pzoo.checkpoint import load_tensors
-from p2pzoo.errors import UserError
-from p2pzoo.files import parse_json, parse_toml
+from p2pzoo.models.safetensors_io import load_tensors
+from p2pzoo.utils.errors import UserError
+from p2pzoo.utils.files import parse_json, parse_toml
 
-STEP = "p2pzoo.training:advance"
+STEP = "p2pzoo.training.loop:train_step"
 
 
 class CutOff(BaseException):

@@ -8,8 +8,8 @@ import torch
 import p2pzoo
 import p2pzoo.testing
 from p2pzoo.api import Trained
-from p2pzoo.errors import UserError
-from p2pzoo.registry import KINDS
+from p2pzoo.plugin.registry import KINDS
+from p2pzoo.utils.errors import UserError
 
 SNAPSHOT = {
     "p2pzoo.create": "(kind: str, name: str, **arguments: Any) -> Any",

@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
+from p2pzoo import config
 from p2pzoo.cli import COMMANDS, main
-from p2pzoo.experiment import check
-from p2pzoo.paths import shipped
-from p2pzoo.plugins import plugins, registry
-from p2pzoo.recipe import read_recipe
-from p2pzoo.registry import KINDS
+from p2pzoo.config.recipe import read_recipe
+from p2pzoo.plugin.loader import plugins
+from p2pzoo.plugin.registry import KINDS
+from p2pzoo.utils.paths import shipped
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text("utf-8")
@@ -82,7 +82,7 @@ def test_the_profiles_table_says_what_the_profiles_do():
     rows = re.findall(r"^\| `(\w+)` \| (\w+), (\d+) px \| (\d+) \| ([\d,]+):", page, re.MULTILINE)
     assert [row[0] for row in rows] == ["smoke", "laptop", "gpu", "paper"]
     for profile, data, size, width, images in rows:
-        experiment = check(read_recipe("zoo:base.toml", profile), registry())
+        experiment = config.load("zoo:base.toml", profile)
         assert experiment.dataset.entry.name == data.lower()
         assert experiment.dataset.values["size"] == int(size)
         assert experiment.generator.values["width"] == int(width)
@@ -124,7 +124,7 @@ def test_the_numbers_in_the_readme_come_from_a_committed_run():
     results = json.loads((folder / "results.json").read_text("utf-8"))
     assert (folder / "env.json").exists()
     shown = dict(re.findall(r"^\| ([\w.]+) \| ([-\d.]+) \|$", README, re.MULTILINE))
-    experiment = check(read_recipe("zoo:ablation_patch70.toml", "laptop"), registry())
+    experiment = config.load("zoo:ablation_patch70.toml", "laptop")
     own = {n: number for n, number in results["metrics"].items() if n.partition(".")[0] in experiment.metrics}
     assert shown == {name: f"{number['value']:.4f}" for name, number in own.items()}
     assert results["id"] == experiment.id, "the recipe has changed since: run it again"

@@ -20,7 +20,7 @@ import pytest
 from PIL import Image
 
 import p2pzoo
-from p2pzoo.plugins import plugins, registry
+from p2pzoo.plugin.loader import plugins, registry
 
 REPOSITORY = Path(__file__).parents[1]
 LIGHT = {

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from p2pzoo import hookspecs
-from p2pzoo.plugins import hook_name
-from p2pzoo.registry import KINDS
+from p2pzoo.plugin import hookspecs
+from p2pzoo.plugin.loader import hook_name
+from p2pzoo.plugin.registry import KINDS
 from p2pzoo.testing import trials_of
 
 PLUGINS = Path(__file__).parents[1] / "plugins"

@@ -8,12 +8,12 @@ import pytest
 from click.testing import CliRunner
 from PIL import Image
 
+from p2pzoo import config
 from p2pzoo.cli import main
-from p2pzoo.errors import UserError
-from p2pzoo.experiment import check
-from p2pzoo.paths import shipped
-from p2pzoo.plugins import registry
-from p2pzoo.recipe import read_recipe
+from p2pzoo.config.recipe import read_recipe
+from p2pzoo.plugin.loader import registry
+from p2pzoo.utils.errors import UserError
+from p2pzoo.utils.paths import shipped
 
 RECIPES = sorted(path.relative_to(shipped("recipes")).as_posix() for path in shipped("recipes").rglob("*.toml"))
 
@@ -57,7 +57,7 @@ TASKS = {  # paper_facts 3: dataset, its task, pairs, epochs, batch, whether the
 
 
 def open_recipe(name: str, profile: str):
-    return check(read_recipe(f"zoo:{name}", profile), registry())
+    return config.load(f"zoo:{name}", profile)
 
 
 @pytest.mark.parametrize("profile", ["smoke", "laptop", "gpu", "paper"])
@@ -199,7 +199,7 @@ def test_to_people_it_is_a_table_headed_by_their_names():
 def test_a_row_run_as_another_code_is_a_line_of_extends(code, tmp_path):
     mine = tmp_path / "mine.toml"
     mine.write_text(f'extends = ["zoo:ablation_pixel.toml", "zoo:reference/{code}.toml"]\n')
-    pixel = check(read_recipe(str(mine), "paper"), registry())
+    pixel = config.load(str(mine), "paper")
     reference = open_recipe(f"reference/{code}.toml", "paper")
     assert pixel.discriminator.entry.name == "pixel"
     assert pixel.discriminator.values["bias"] == reference.discriminator.values["bias"]
@@ -211,7 +211,7 @@ def test_and_where_a_row_has_no_discriminator_it_is_dropped_again(tmp_path):
     mine.write_text(
         'extends = ["zoo:ablation_encdec_l1.toml", "zoo:reference/lua.toml"]\ndrop = ["discriminator", "gan_loss"]\n'
     )
-    made = check(read_recipe(str(mine), "paper"), registry())
+    made = config.load(str(mine), "paper")
     assert made.discriminator is made.gan_loss is None
     assert (made.generator.entry.name, made.generator.values["bias"]) == ("encoder-decoder", "lua")
 

@@ -10,38 +10,28 @@ import importlib
 import os
 import re
 import signal
-import sys
 import warnings
-from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import click
-from click.shell_completion import CompletionItem
 
-from p2pzoo.errors import Elsewhere, UserError
+from p2pzoo.utils.errors import PeerProcessError, UserError
+from p2pzoo.utils.launcher import is_follower
 
-F = TypeVar("F", bound=Callable[..., Any])
+if TYPE_CHECKING:
+    from p2pzoo.plugin.registry import Entry
 
-COMMANDS = {  # name: (module, summary); the summary is here so that --help imports no command
+
+CORE = {  # name: (module, summary); the summary is here so that --help imports no command
     "run": ("p2pzoo.cli.run", "Train a recipe, evaluate it and keep the results."),
-    "bench": ("p2pzoo.cli.bench", "Train what a table compares, and print the table."),
-    "compare": ("p2pzoo.cli.bench", "Put finished runs beside one another."),
-    "gallery": ("p2pzoo.cli.gallery", "Write a page to browse all runs of a folder."),
-    "study": ("p2pzoo.cli.study", "Write a page that asks people which image is fake."),
-    "study-analyze": ("p2pzoo.cli.study", "Say how often people were fooled."),
-    "tune": ("p2pzoo.cli.tune", "Find faster kernels for a recipe's convolutions."),
     "translate": ("p2pzoo.cli.translate", "Translate images with a trained model."),
-    "import": ("p2pzoo.cli.exchange", "Bring weights that other code trained."),
-    "export": ("p2pzoo.cli.exchange", "Write a model for other code, as a graph, or as a web page."),
-    "card": ("p2pzoo.cli.card", "Make a folder of a run to share: model, card, pictures."),
-    "data": ("p2pzoo.cli.data", "Look at a dataset; convert between layouts."),
     "list": ("p2pzoo.cli.catalogue", "List the components that recipes can name, and trained models."),
     "show": ("p2pzoo.cli.catalogue", "Show one component: parameters, counts, sizes."),
+    "recipe": ("p2pzoo.cli.recipes", "Print a resolved recipe, with the line that set each value."),
+    "diff": ("p2pzoo.cli.recipes", "Print the differences between two recipes."),
     "plugins": ("p2pzoo.cli.catalogue", "List plugins, and why one does not load."),
-    "check-plugin": ("p2pzoo.cli.check_plugin", "Check that a plugin's components keep their promises."),
-    "new-plugin": ("p2pzoo.cli.new_plugin", "Write a plugin package to begin with."),
-    "recipe": ("p2pzoo.cli.recipes", "Print a recipe resolved, with the line that set each value."),
-    "diff": ("p2pzoo.cli.recipes", "Print what differs between two recipes."),
+    "check-plugin": ("p2pzoo.cli.check_plugin", "Check that a plugin's components satisfy their interface."),
+    "new-plugin": ("p2pzoo.cli.new_plugin", "Write a new plugin package."),
 }
 # line ends, other control characters, marks that turn the direction of writing, halves of characters
 NOT_SHOWN = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
@@ -51,28 +41,38 @@ MISPLACED = (errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG, errn
 
 
 class Zoo(click.Group):
-    """A group that imports a command when it is called, and turns errors into one line and an exit code."""
+    """The core's commands and those of plugins: each is imported when it is called. Turns errors into one line."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        return list(COMMANDS)
+        return [*CORE, *(entry.name for entry in commands())]
 
     def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
-        if name not in COMMANDS:
+        claims = [entry for entry in commands() if entry.name == name]
+        if len(claims) + (name in CORE) > 1:
+            raise UserError(_name_clash(name, claims))
+        if claims:
+            return _load_command(claims[0])
+        if name not in CORE:
             return None
-        module = importlib.import_module(COMMANDS[name][0])
-        command: click.Command = getattr(module, f"{name.replace('-', '_')}_command")
+        command: click.Command = getattr(importlib.import_module(CORE[name][0]), f"{name.replace('-', '_')}_command")
         return command
 
     def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
-        if args and args[0] not in COMMANDS and not args[0].startswith("-"):
-            from p2pzoo.registry import nearest
+        names = self.list_commands(ctx)
+        if args and args[0] not in names and not args[0].startswith("-"):
+            from p2pzoo.utils.suggest import nearest
 
-            ctx.fail(f"no command '{args[0]}'{nearest(args[0], COMMANDS)}")
+            ctx.fail(f"no command '{args[0]}'{nearest(args[0], names)}")
         return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        with formatter.section("Commands"):
-            formatter.write_dl([(name, summary) for name, (_, summary) in COMMANDS.items()])
+        sections = {"Commands": [(name, summary) for name, (_, summary) in CORE.items()]}
+        for entry in commands():
+            sections.setdefault(f"Commands of plugin {entry.plugin}", []).append((entry.name, entry.summary))
+        widest = max(len(name) for rows in sections.values() for name, _ in rows)
+        for title, rows in sections.items():
+            with formatter.section(title):
+                formatter.write_dl([(name.ljust(widest), summary) for name, summary in rows])
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
@@ -80,7 +80,7 @@ class Zoo(click.Group):
                 warnings.showwarning = _show_warning
                 return super().invoke(ctx)
         except click.UsageError as error:
-            if follows():
+            if is_follower():
                 ctx.exit(error.exit_code)
             raise
         except (click.ClickException, click.exceptions.Exit, click.Abort):
@@ -94,7 +94,7 @@ class Zoo(click.Group):
             raise
         except (Exception, KeyboardInterrupt) as error:
             line, code = _told(error)
-            if line and (code == 1 or not follows()):
+            if line and (code == 1 or not is_follower()):
                 click.echo(line, err=True)
             if ctx.params.get("debug"):
                 import traceback
@@ -103,19 +103,34 @@ class Zoo(click.Group):
             ctx.exit(code)
 
 
-def launched() -> bool:
-    """Whether a launcher (torchrun, accelerate) has started this process as one of several."""
-    return int(os.environ.get("WORLD_SIZE", 1)) > 1
+def commands() -> list[Entry]:
+    """The commands that plugins register, by plugin and in the order they were registered."""
+    from p2pzoo.plugin.loader import registry
+
+    return [entry for entry in registry() if entry.kind == "command"]
 
 
-def follows() -> bool:
-    """Whether it has started it beside a first one, which speaks for it."""
-    return launched() and os.environ.get("RANK", "0") != "0"
+def _load_command(entry: Entry) -> click.Command:
+    command = entry.factory if isinstance(entry.factory, click.Command) else entry.load()
+    if not isinstance(command, click.Command):
+        raise UserError(f"command '{entry.full_name}' ({entry.distribution}): {entry.factory} is no click command")
+    return command
+
+
+def _name_clash(name: str, claims: list[Entry]) -> str:
+    owners = [
+        *(["p2pzoo itself"] if name in CORE else []),
+        *(f"plugin '{e.plugin}' ({e.distribution})" for e in claims),
+    ]
+    return (
+        f"command '{name}' is registered by {' and '.join(owners)}: uninstall one, or name the plugins to load in "
+        "P2PZOO_PLUGINS"
+    )
 
 
 def _show_warning(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
     """Those for users, in one line; deprecations and the like are for programmers."""
-    if issubclass(category, UserWarning) and not follows():
+    if issubclass(category, UserWarning) and not is_follower():
         click.echo(f"warning: {_shown(str(message))}", err=True)
 
 
@@ -132,13 +147,13 @@ def _told(error: BaseException) -> tuple[str, int]:
             return "stopped; the same command goes on from what was saved", 128 + signum
         case UserError():
             return "\n".join("\n  ".join(map(_shown, getattr(fault, "lines", [fault]))) for fault in error.faults), 2
-        case Elsewhere():
+        case PeerProcessError():
             return "", 1
         case OSError() if error.errno in (*FULL, *FORBIDDEN, *MISPLACED) or "No space left" in str(error):
             told = f"{error.filename}: {error.strerror}" if error.filename and error.strerror else str(error)
             return f"{_shown(told)}; what was saved before is kept", 2
     lines = str(error).strip().splitlines() or [""]
-    where = f"process {os.environ['RANK']}: " if follows() else ""
+    where = f"process {os.environ['RANK']}: " if is_follower() else ""
     return f"{where}p2pzoo failed: {type(error).__name__}: {_shown(lines[0])} (`p2pzoo --debug ...` shows where)", 1
 
 
@@ -158,37 +173,3 @@ def main(debug: bool) -> None:
 
         logging.basicConfig(format="%(name)s: %(message)s")
         logging.getLogger("p2pzoo").setLevel(logging.DEBUG)
-
-
-def the_same(fresh: bool) -> str:
-    """What to type in order to go on."""
-    return f"the same command{' without --fresh' * fresh}"
-
-
-def print_json(value: Any) -> None:
-    """One JSON document on standard output."""
-    import json
-
-    json.dump(value, sys.stdout, indent=2, ensure_ascii=False)
-    sys.stdout.write("\n")
-
-
-json_option = click.option("--json", "as_json", is_flag=True, help="One JSON document on standard output.")
-profile_option = click.option("--profile", metavar="NAME", help="smoke, laptop, gpu, paper [default: by hardware].")
-override_option = click.option(
-    "-s", "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a value: -s losses.l1.weight=50."
-)
-
-
-def recipe_argument(name: str, metavar: str = "RECIPE") -> Callable[[F], F]:
-    """An argument that names a recipe; the shell completes those that travel with p2pzoo, and files."""
-    return click.argument(name, metavar=metavar, shell_complete=_complete_recipe)
-
-
-def _complete_recipe(_ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[CompletionItem]:
-    from p2pzoo.paths import shipped
-
-    folder = shipped("recipes")
-    names = [f"zoo:{path.relative_to(folder).as_posix()}" for path in sorted(folder.rglob("*.toml"))]
-    found = [CompletionItem(name) for name in names if name.startswith(incomplete)]
-    return found if incomplete.startswith("zoo:") else [*found, CompletionItem(incomplete, type="file")]

@@ -7,15 +7,15 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.shell_completion import CompletionItem
 
-from p2pzoo.cli import json_option, print_json
-from p2pzoo.errors import UserError
-from p2pzoo.registry import KINDS
+from p2pzoo.cli.options import json_option, parse_parameters, print_json
+from p2pzoo.plugin.registry import KINDS
+from p2pzoo.utils.errors import UserError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from p2pzoo.registry import Entry
+    from p2pzoo.plugin.registry import Entry
 
 NARROW, PIPE_WIDTH = 20, 240
 
@@ -23,7 +23,7 @@ kind_type = click.Choice(KINDS)
 
 
 def _complete_name(ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[CompletionItem]:
-    from p2pzoo.plugins import registry
+    from p2pzoo.plugin.loader import registry
 
     names = [entry.name for entry in registry().of(ctx.params.get("kind") or "")]
     return [CompletionItem(name) for name in names if name.startswith(incomplete)]
@@ -34,7 +34,7 @@ def _complete_name(ctx: click.Context, _param: click.Parameter, incomplete: str)
 @json_option
 def list_command(kind: str | None, as_json: bool) -> None:
     """List the components that recipes can name, and trained models; of one KIND or of all."""
-    from p2pzoo.plugins import plugins, registry
+    from p2pzoo.plugin.loader import plugins, registry
 
     entries = [entry for one in KINDS if kind in (None, one) for entry in registry().of(one)]
     if as_json:
@@ -53,7 +53,7 @@ def list_command(kind: str | None, as_json: bool) -> None:
 @json_option
 def plugins_command(as_json: bool) -> None:
     """List plugins, what each registers, and why one does not load."""
-    from p2pzoo.plugins import plugins
+    from p2pzoo.plugin.loader import plugins
 
     found = plugins()
     if as_json:
@@ -81,16 +81,16 @@ def show_command(kind: str, name: str, overrides: tuple[str, ...], as_json: bool
     """Show one component: its parameters and, for networks, counts and sizes at 3 -> 3 channels and 256 px."""
     import inspect
 
-    from p2pzoo import params
-    from p2pzoo.plugins import registry
+    from p2pzoo.plugin import schema
+    from p2pzoo.plugin.loader import registry
 
     entry = registry().get(kind, name)
     factory = entry.load()
-    table = parameters(overrides)
+    table = parse_parameters(overrides)
     values: dict[str, Any] | None = None
     try:
-        values = params.check(factory, table)
-    except params.Faults as error:
+        values = schema.check(factory, table)
+    except schema.Faults as error:
         if wrong := [message for parameter, message in error.faults if parameter]:
             raise UserError(*(f"{kind} '{name}': {message}" for message in wrong)) from None
         # else it only lacks parameters without a default, which a recipe will give
@@ -103,9 +103,9 @@ def show_command(kind: str, name: str, overrides: tuple[str, ...], as_json: bool
         "parameters": [
             {
                 "name": p.name, "type": p.type_name, "required": p.required,
-                "default": None if p.required else params.plain(p.default),
+                "default": None if p.required else schema.to_jsonable(p.default),
             }
-            for p in params.params_of(factory).values()
+            for p in schema.params_of(factory).values()
         ],
     }  # fmt: skip
     if kind in ("generator", "discriminator") and values is not None:
@@ -139,8 +139,8 @@ def show_command(kind: str, name: str, overrides: tuple[str, ...], as_json: bool
 
 def _measured(entry: Entry, factory: Callable[..., Any], values: dict[str, Any]) -> dict[str, Any]:
     """What is told of a network, at 3 -> 3 channels and 256 px."""
-    from p2pzoo.experiment import Component
-    from p2pzoo.networks import measures
+    from p2pzoo.config.experiment import Component
+    from p2pzoo.models.build import measures
 
     found = measures(Component(entry, factory, values), (3, 3), (256, 256))
     told = {"parameter_count": found.parameters, "multiply_adds": found.macs, "output_size": list(found.output)}
@@ -148,7 +148,7 @@ def _measured(entry: Entry, factory: Callable[..., Any], values: dict[str, Any])
 
 
 def _told_by_its_file(folder: Path) -> dict[str, Any]:
-    from p2pzoo.checkpoint import load_tensors
+    from p2pzoo.models.safetensors_io import load_tensors
 
     _, header = load_tensors(folder / "model.safetensors")
     return {
@@ -160,7 +160,7 @@ def _told_by_its_file(folder: Path) -> dict[str, Any]:
 
 
 def _default(value: Any) -> str:
-    from p2pzoo.params import show
+    from p2pzoo.plugin.schema import show
 
     return "unset" if value is None else show(value)
 
@@ -180,19 +180,3 @@ def _print_table(header: list[str], rows: list[list[str]]) -> None:
     if not console.is_terminal:
         console.width = PIPE_WIDTH  # whoever reads a pipe wants one line a row
     console.print(table)
-
-
-def parameters(overrides: tuple[str, ...]) -> dict[str, Any]:
-    """What `-s PARAM=VALUE` gives. Raises UserError."""
-    from p2pzoo.files import parse_toml
-
-    table = {}
-    for text in overrides:
-        key, equals, value = text.partition("=")
-        if not equals:
-            raise UserError(f"-s {text}: write -s param=value, as in -s width=32")
-        try:
-            table[key.strip()] = parse_toml(f"v = {value}")["v"]
-        except ValueError:
-            table[key.strip()] = value
-    return table

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.shell_completion import CompletionItem
 
-from p2pzoo.cli import json_option, print_json
-from p2pzoo.errors import UserError
+from p2pzoo.cli.options import json_option, print_json
+from p2pzoo.utils.errors import UserError
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -21,7 +21,7 @@ STYLES = {"pass": "green", "fail": "bold red", "expected failure": "yellow", "do
 
 
 def _complete_plugin(_ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[CompletionItem]:
-    from p2pzoo.plugins import plugins
+    from p2pzoo.plugin.loader import plugins
 
     return [CompletionItem(plugin.name) for plugin in plugins() if plugin.name.startswith(incomplete)]
 
@@ -68,7 +68,7 @@ def check_plugin_command(name: str, overrides: tuple[str, ...], as_json: bool) -
 
 
 def _parameters(overrides: tuple[str, ...]) -> dict[str, dict[str, Any]]:
-    from p2pzoo.files import parse_toml
+    from p2pzoo.utils.files import parse_toml
 
     given: dict[str, dict[str, Any]] = {}
     for text in overrides:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from p2pzoo.errors import UserError
+from p2pzoo.utils.errors import UserError
 
 NAME = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)*")
 FILES = {  # template -> where it goes; MODULE and NAME stand for the plugin's own
@@ -63,11 +63,11 @@ def write_plugin(name: str, folder: Path) -> list[Path]:
     """All files of the package, in a folder that is made. Returns them."""
     import jinja2
 
-    from p2pzoo.files import write_text
-    from p2pzoo.paths import PACKAGE
+    from p2pzoo.utils.files import write_text
+    from p2pzoo.utils.paths import PACKAGE
 
     module = name.replace("-", "_")
-    loader = jinja2.FileSystemLoader(PACKAGE / "scaffold")
+    loader = jinja2.FileSystemLoader(PACKAGE / "cli" / "scaffold")
     templates = jinja2.Environment(loader=loader, undefined=jinja2.StrictUndefined, keep_trailing_newline=True)
     folder.mkdir(parents=True)
     written = []

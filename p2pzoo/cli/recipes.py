@@ -2,37 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from p2pzoo.cli import json_option, override_option, print_json, profile_option, recipe_argument
-from p2pzoo.recipe import leaves
+from p2pzoo import config
+from p2pzoo.cli.options import json_option, override_option, print_json, profile_option, recipe_argument
+from p2pzoo.config.recipe import leaves
 
 if TYPE_CHECKING:
-    from p2pzoo.experiment import Experiment
-
-
-def open_experiment(
-    recipe: str, profile: str | None, overrides: Sequence[str], *, continued_from: str | None = None
-) -> Experiment:
-    """Read a recipe and hold it against what is installed. Raises UserError with every fault."""
-    from p2pzoo.experiment import check
-    from p2pzoo.plugins import registry
-    from p2pzoo.recipe import read_recipe
-
-    resolved = read_recipe(recipe, profile, overrides, pick=lambda: by_hardware(overrides))
-    return check(resolved, registry(), continued_from=continued_from)
-
-
-def by_hardware(overrides: Sequence[str], there: str | None = None) -> str:
-    """The profile for what is `there` [default: for this machine], which may be told to use its CPU."""
-    if "compute.device=cpu" in overrides:
-        return "laptop"
-    import torch
-
-    return there or ("gpu" if torch.cuda.is_available() else "laptop")
+    pass
 
 
 @click.command("recipe")
@@ -42,7 +21,7 @@ def by_hardware(overrides: Sequence[str], there: str | None = None) -> str:
 @json_option
 def recipe_command(recipe: str, profile: str | None, overrides: tuple[str, ...], as_json: bool) -> None:
     """Print RECIPE with every value resolved, and the file and line that set it. The output is a recipe again."""
-    experiment = open_experiment(recipe, profile, overrides)
+    experiment = config.load(recipe, profile, overrides)
     tree = experiment.resolved()
     origins = {key: experiment.origin(key) for key, _ in leaves(tree)}
     if as_json:
@@ -65,7 +44,7 @@ def recipe_command(recipe: str, profile: str | None, overrides: tuple[str, ...],
 @json_option
 def diff_command(a: str, b: str, profile: str | None, as_json: bool) -> None:
     """Print only what differs between two recipes, component defaults included."""
-    experiments = [open_experiment(name, profile, ()) for name in (a, b)]
+    experiments = [config.load(name, profile, ()) for name in (a, b)]
     left, right = (dict(leaves(experiment.resolved())) for experiment in experiments)
     keys = [key for key in {**left, **right} if key != ("title",) and left.get(key) != right.get(key)]
     rows = [{"key": ".".join(key), "a": left.get(key), "b": right.get(key)} for key in keys]

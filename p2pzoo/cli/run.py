@@ -12,17 +12,17 @@ from pathlib import Path
 
 import click
 
-from p2pzoo.cli import (
-    follows,
+from p2pzoo.cli.options import (
     json_option,
-    launched,
+    max_time_option,
     override_option,
     print_json,
     profile_option,
     recipe_argument,
-    the_same,
+    same_command,
+    with_parent_option,
 )
-from p2pzoo.cli.limit import max_time_option, with_parent_option
+from p2pzoo.utils.launcher import is_follower, is_launched
 
 
 @click.command("run")
@@ -68,37 +68,37 @@ def run_command(
     Run it again and it does nothing if the run is complete, and goes on where it stopped if it is not. Told to stop
     (Ctrl-C, SIGTERM, --max-time) it saves first, and ends with 130 or 143.
     """
-    if launched():  # before torch is imported: each process would warn of sockets and, wrongly, of unused parameters
+    if is_launched():  # before torch is imported: each process would warn of sockets and, wrongly, of unused parameters
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
-    from p2pzoo.cli.recipes import open_experiment
-    from p2pzoo.plugins import registry
-    from p2pzoo.processes import first, joined, together
-    from p2pzoo.progress import progress
-    from p2pzoo.run import find_run
-    from p2pzoo.session import finish
-    from p2pzoo.training import Interrupted
+    from p2pzoo import config
+    from p2pzoo.compute.distributed import on_rank0, process_group, sync_errors
+    from p2pzoo.plugin.loader import registry
+    from p2pzoo.runs.progress import progress
+    from p2pzoo.runs.run_folder import find_run
+    from p2pzoo.training.loop import Interrupted
+    from p2pzoo.training.run_experiment import run_experiment
 
     overrides += (f"seed={seed}",) if seed is not None else ()
     overrides += (f"compute.device={device}",) if device else ()
-    with _terminated_as_interrupted(), joined():
-        continued = first(find_run, continue_from) if continue_from else None
-        continued_from = first(lambda: str(continued.status["id"])) if continued else None
-        with together():
-            experiment = open_experiment(recipe, profile, overrides, continued_from=continued_from)
+    with _terminated_as_interrupted(), process_group():
+        continued = on_rank0(find_run, continue_from) if continue_from else None
+        continued_from = on_rank0(lambda: str(continued.status["id"])) if continued else None
+        with sync_errors():
+            experiment = config.load(recipe, profile, overrides, continued_from=continued_from)
         settings = experiment.train
 
-        with progress(settings.seen, settings.step_images, quiet=quiet or follows()) as shown:
+        with progress(settings.images_seen, settings.step_images, quiet=quiet or is_follower()) as shown:
             shown.note(f"{experiment.recipe.name}, profile {experiment.recipe.profile}, seed {experiment.seed}")
             try:
-                outcome = finish(
+                outcome = run_experiment(
                     experiment, registry(), runs, shown,
                     fresh=fresh, accept_stale=accept_stale, continued=continued,
                 )  # fmt: skip
             except Interrupted as stopped:
-                shown.note(f"stopped at {stopped.images} images and saved; {the_same(fresh)} goes on from there")
+                shown.note(f"stopped at {stopped.images} images and saved; {same_command(fresh)} goes on from there")
                 sys.exit(128 + stopped.signum)
 
-    if follows():
+    if is_follower():
         return
     if not outcome.trained:
         shown.note(f"already complete: {outcome.run.folder}")

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING
 
 import click
 
-from p2pzoo.errors import UserError
+from p2pzoo.utils.errors import UserError
 
 if TYPE_CHECKING:
-    from p2pzoo.model import Model
+    from p2pzoo.models.model import Model
 
 WRITTEN = (".png", ".tif", ".tiff", ".npy")
 
@@ -65,10 +65,10 @@ def translate_command(
     With --samples, OUT is a folder: photo-0.png and so on, photo-mean.png, and photo-spread.png, an uncertainty map:
     the standard deviation at each pixel (a grey of 16 is one 8-bit level; --format npy or tif keeps it exact).
     """
-    from p2pzoo import __version__
-    from p2pzoo.compute import keep_memory
-    from p2pzoo.model import load
-    from p2pzoo.stream import sample_files, translate_files
+    from p2pzoo.compute.engine import keep_memory
+    from p2pzoo.models.model import load
+    from p2pzoo.models.translate_files import sample_files, translate_files
+    from p2pzoo.utils.version import __version__
 
     sources = _images(inputs)
     loaded = load(model, device=device, precision=precision)
@@ -80,7 +80,7 @@ def translate_command(
     if loaded.device.type == "cpu":
         keep_memory()
     try:
-        mode, tiling = loaded.manner(test_mode, tile, overlap)
+        mode, tiling = loaded.resolve_options(test_mode, tile, overlap)
         if samples:
             loaded.check_draws(mode)
     except ValueError as error:
@@ -109,7 +109,7 @@ def translate_command(
 
 def _images(inputs: tuple[Path, ...]) -> list[Path]:
     """The image files meant. Raises UserError for what is not there."""
-    from p2pzoo.images import SUFFIXES, find_images
+    from p2pzoo.images.io import SUFFIXES, find_images
 
     found: list[Path] = []
     for path in inputs:
@@ -128,7 +128,7 @@ def _images(inputs: tuple[Path, ...]) -> list[Path]:
 
 def _suffix(model: Model, output: Path, asked: str | None) -> str:
     """Of the files to write. Raises UserError where none of them could hold what the model gives."""
-    from p2pzoo.images import holds
+    from p2pzoo.images.io import holds
 
     dtype, channels = given = model.gives
     kind = f"{channels} channels of {dtype}"

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from p2pzoo.contracts import Split
+from p2pzoo.plugin.batch import Split
 
 Severity = Literal["error", "warning"]
 

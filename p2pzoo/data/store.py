@@ -17,13 +17,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 
-from p2pzoo.contracts import Dataset, Pair
-from p2pzoo.data import store_file
-from p2pzoo.errors import UserError
-from p2pzoo.paths import cache_dir
-from p2pzoo.settings import Compute
+from p2pzoo.config.settings import Compute
+from p2pzoo.data import disk_cache
+from p2pzoo.images.resize import _nearest, resize
+from p2pzoo.plugin.batch import Pair
+from p2pzoo.plugin.protocols import Dataset
+from p2pzoo.utils.errors import UserError
+from p2pzoo.utils.paths import cache_dir
 
 PAIRS_AHEAD = 64  # being read or waiting to be asked for
 BYTES_AHEAD = 64 * 1024**2  # of these together, unless few are more
@@ -66,11 +67,11 @@ class Store:
         self.load_size = tuple(round(side * (enlarge or 1.0)) for side in self.size)
         self._record = self._record_of(first)
         self.bytes = len(dataset) * self._record.itemsize
-        self.ahead = max(2, min(PAIRS_AHEAD, BYTES_AHEAD // self._record.itemsize))
+        self.read_ahead = max(2, min(PAIRS_AHEAD, BYTES_AHEAD // self._record.itemsize))
         self._origin, self._compute = origin, compute
-        self.place = self._place()
+        self.location = self._place()
         self._kept: dict[int, Pair] = {}
-        self._file: store_file.StoreFile | None = None
+        self._file: disk_cache.StoreFile | None = None
         self._reading: dict[int, Future[Pair]] = {}
         readers = min(compute.readers, max(2, torch.get_num_threads()))
         self._pool = ThreadPoolExecutor(readers, "pairs") if readers else None
@@ -85,13 +86,13 @@ class Store:
             return self._file[index]
         begun = self._reading.pop(index, None)
         pair = begun.result() if begun else self._read(index)
-        if self.place == "memory" and (self.for_training or pair.labels is None or pair.labels.shape == self.size):
+        if self.location == "memory" and (self.for_training or pair.labels is None or pair.labels.shape == self.size):
             self._kept[index] = pair
         return pair
 
     def expect(self, indices: Iterable[int]) -> None:
         """These will be asked for next, in this order: threads begin to read them, and forget what else they read."""
-        if self._pool is None or self.at_hand:
+        if self._pool is None or self.fully_cached:
             return
         wanted = [index for index in dict.fromkeys(indices) if index not in self._kept]
         for index in self._reading.keys() - set(wanted):
@@ -101,25 +102,25 @@ class Store:
                 self._reading[index] = self._pool.submit(self._read, index)
 
     @property
-    def at_hand(self) -> bool:
+    def fully_cached(self) -> bool:
         """Whether all pairs have been read, so that there is nothing to do ahead."""
         return self._file is not None or len(self._kept) == len(self)
 
     def prepare(self) -> None:
         """Put the pairs on disk, where that is their place and they are not there yet. Raises UserError."""
-        if self.place != "disk" or self._file:
+        if self.location != "disk" or self._file:
             return
         path = self._path()
-        if not store_file.opened(path, self._record, len(self)):
+        if not disk_cache.opened(path, self._record, len(self)):
             try:
-                store_file.check_room(path, self.bytes)
+                disk_cache.check_room(path, self.bytes)
             except UserError as error:
                 if self._compute.store == "disk":
                     raise
                 warnings.warn(f"pairs are read anew in every epoch: {error}", stacklevel=2)
-                self.place = "stream"
+                self.location = "stream"
                 return
-        self._file = store_file.opened_or_made(path, self._record, len(self), self._in_order())
+        self._file = disk_cache.open_or_create(path, self._record, len(self), self._in_order())
         self._reading.clear()
 
     def _place(self) -> str:
@@ -152,7 +153,7 @@ class Store:
     def _path(self) -> Path:
         """Where the pairs lie on disk: named after all that their bytes follow from."""
         told = {
-            "version": store_file.VERSION,
+            "version": disk_cache.VERSION,
             "origin": self._origin,
             "sources": _sources(self.dataset),
             "pairs": len(self),
@@ -171,7 +172,7 @@ class Store:
 
     def _in_order(self) -> Iterator[Pair]:
         for index in range(len(self)):
-            self.expect(range(index, min(len(self), index + 1 + self.ahead)))
+            self.expect(range(index, min(len(self), index + 1 + self.read_ahead)))
             try:
                 yield self[index]
             except OSError as error:
@@ -210,41 +211,6 @@ class Store:
         return Pair(pair.id, x, y, labels, pair.block)
 
 
-def resize(image: np.ndarray, size: tuple[int, ...], kernel: str, limits: tuple[float, float]) -> np.ndarray:
-    """(H, W, C) -> (*size, C) in the same dtype; overshoot cut to `limits`.
-
-    kernel: "bicubic" and "bilinear", antialiased as Pillow has them; "bilinear-corners", between the centres of the
-    corners' pixels, and "area" where that makes an image smaller; "area", the mean of what each new pixel covers;
-    "nearest", by their centres.
-    """
-    if kernel == "nearest":
-        return _nearest(image, size)
-    tensor = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)[None]
-    if kernel == "bilinear-corners" and (size[0] < image.shape[0] or size[1] < image.shape[1]):
-        kernel = "area"  # Torch7's image.scale
-    plain = kernel in ("bicubic", "bilinear")
-    if image.dtype != np.uint8 or not plain:  # torch resamples uint8 with Pillow's rounding between the two directions
-        tensor = tensor.float()
-    if kernel == "area":
-        down, across = (_cover(n, side) for n, side in zip(size, image.shape, strict=False))
-        out = down @ tensor @ across.t()
-    elif kernel == "bilinear-corners":
-        out = F.interpolate(tensor, size=size, mode="bilinear", align_corners=True)
-    else:
-        out = F.interpolate(tensor, size=size, mode=kernel, align_corners=False, antialias=True)
-    if out.dtype != torch.uint8 or limits[0] > 0 or limits[1] < 255:
-        out = out.clamp(*limits)
-    if np.issubdtype(image.dtype, np.integer) and out.dtype.is_floating_point:
-        out = out.round()
-    return np.ascontiguousarray(out[0].permute(1, 2, 0).numpy().astype(image.dtype, copy=False))
-
-
-def _nearest(image: np.ndarray, size: tuple[int, ...]) -> np.ndarray:
-    """(H, W, ...) -> (*size, ...)."""
-    rows, columns = ((2 * np.arange(n) + 1) * side // (2 * n) for n, side in zip(size, image.shape, strict=False))
-    return np.ascontiguousarray(image[rows[:, None], columns])
-
-
 def _images(pair: Pair) -> list[tuple[str, np.ndarray]]:
     return [("x", pair.x), ("y", pair.y)]
 
@@ -263,13 +229,6 @@ def _state(path: Path) -> list[object]:
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}") from None
     return [str(path.resolve()), found.st_size, found.st_mtime_ns]
-
-
-def _cover(n: int, side: int) -> torch.Tensor:
-    """(n, side): the share that each of `side` pixels has in each of n that cover the same length."""
-    edges, pixels = np.arange(n + 1)[:, None] * (side / n), np.arange(side)
-    shared = np.minimum(edges[1:], pixels + 1) - np.maximum(edges[:-1], pixels)
-    return torch.from_numpy(shared.clip(0) * (n / side)).float()
 
 
 def _cover_images(labels: tuple[int, ...], size: tuple[int, int]) -> bool:

@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from p2pzoo.contracts import Where
-from p2pzoo.errors import UserError
+from p2pzoo.plugin.protocols import Where
 from p2pzoo.testing.kit import SIDE, Case, DoesNotApply, images
+from p2pzoo.utils.errors import UserError
 
 DRAWS = 16  # images that are changed, each by other numbers
 APART = 2  # px between what two images show, at most: as far as resampling moves a blob's peak
@@ -101,13 +101,13 @@ def check_gradients(case: Case) -> None:
 def _made(case: Case, channels: tuple[int, int] = (3, 3)) -> Any:
     made = case.make(in_channels=channels[0], out_channels=channels[1], size=(SIDE, SIDE))
     assert made.where in get_args(Where), f"has where {made.where!r}: it must be one of {get_args(Where)}"
-    assert isinstance(made.draws, int), "does not say how many random numbers it takes (draws)"
+    assert isinstance(made.num_random, int), "does not say how many random numbers it takes (draws)"
     return made
 
 
 def _numbers(made: Any, count: int = 2, draw: torch.Generator | None = None) -> Tensor:
     """(count, draws) in [0, 1)."""
-    return torch.rand(count, made.draws, generator=draw or torch.Generator().manual_seed(3))
+    return torch.rand(count, made.num_random, generator=draw or torch.Generator().manual_seed(3))
 
 
 def _labels() -> Tensor:

@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from p2pzoo.contracts import Pair, Split
+from p2pzoo.config.settings import Train
 from p2pzoo.data import Store, single_batches, train_batches
-from p2pzoo.encodings import Encodings
-from p2pzoo.settings import Train
+from p2pzoo.images.color_spaces import Encodings
+from p2pzoo.plugin.batch import Pair, Split
 from p2pzoo.testing.kit import Case
 
 SPLITS: tuple[Split, ...] = ("train", "val", "test")

@@ -15,12 +15,14 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from p2pzoo import chance, params
-from p2pzoo.errors import UserError
-from p2pzoo.experiment import Component
-from p2pzoo.networks import build
-from p2pzoo.plugins import plugins
-from p2pzoo.registry import Entry, nearest
+from p2pzoo.config.experiment import Component
+from p2pzoo.models.build import build
+from p2pzoo.plugin import schema
+from p2pzoo.plugin.loader import plugins
+from p2pzoo.plugin.registry import Entry
+from p2pzoo.utils import rng
+from p2pzoo.utils.errors import UserError
+from p2pzoo.utils.suggest import nearest
 
 Status = Literal["pass", "fail", "expected failure", "does not apply"]
 Size = tuple[int, int]
@@ -54,7 +56,7 @@ class Case:
         factory, given = entry.load(), dict(given or {})
         try:
             found = _with_small_width(entry, factory, given)
-        except params.Faults as error:
+        except schema.Faults as error:
             if all(not name for name, _ in error.faults):
                 raise DoesNotApply("; ".join(told for _, told in error.faults)) from None
             raise UserError(*(f"{entry.kind} '{entry.name}' {told}" for _, told in error.faults)) from None
@@ -92,7 +94,7 @@ class Case:
 
     def network(self, channels: tuple[int, int] = (3, 3), size: Size | None = None, seed: int = 0) -> nn.Module:
         """A generator or discriminator with weights of its own making, in training mode."""
-        with chance.torch_seed(seed), self.lacking():
+        with rng.torch_seed(seed), self.lacking():
             return build(self.component, channels, size or self.size).train()
 
     @functools.cached_property
@@ -122,7 +124,7 @@ def maps(output: Any) -> list[Tensor]:
 
 
 def _small_widths(annotation: Any) -> tuple[int, ...]:
-    param = params.Param("width", annotation, None)
+    param = schema.Param("width", annotation, None)
     taken = []
     for width in WIDTHS:
         try:
@@ -133,12 +135,12 @@ def _small_widths(annotation: Any) -> tuple[int, ...]:
 
 
 def _with_small_width(entry: Entry, factory: Callable[..., Any], given: Mapping[str, Any]) -> Component:
-    found = Component(entry, factory, params.check(factory, given))
-    width = params.params_of(factory).get("width")
+    found = Component(entry, factory, schema.check(factory, given))
+    width = schema.params_of(factory).get("width")
     if width is None or "width" in given or entry.kind not in ("generator", "discriminator"):
         return found
     for value in _small_widths(width.annotation):
-        small = Component(entry, factory, params.check(factory, {**given, "width": value}))
+        small = Component(entry, factory, schema.check(factory, {**given, "width": value}))
         try:
             _size(small)
         except Exception:  # this one is too small for it

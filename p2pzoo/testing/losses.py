@@ -11,11 +11,12 @@ from typing import Any, get_args
 import torch
 from torch import Tensor, nn
 
-from p2pzoo import chance
-from p2pzoo.compute import frozen
-from p2pzoo.contracts import Batch, Scene, Side
+from p2pzoo.compute.engine import frozen
+from p2pzoo.plugin.batch import Batch
+from p2pzoo.plugin.step_outputs import Side, StepOutputs
 from p2pzoo.testing.kit import SIDE, Case, DoesNotApply
 from p2pzoo.testing.partners import Judge, Translator, batch
+from p2pzoo.utils import rng
 
 TOLERANCE = 1e-5
 VERDICTS = (-50.0, -2.0, -1.0, 0.0, 1.0, 2.0, 50.0)  # logits of real and of fake images
@@ -71,7 +72,7 @@ def check_minimum(case: Case) -> None:
         assert len(declared) == 2, "`minimum` is no pair (of judge, of fool)"
         for (side, loss), least in zip(_sides(case), declared, strict=True):
             if least is not None:
-                values = [loss(scene).item() for scene in _verdicts(side)]
+                values = [loss(out).item() for out in _verdicts(side)]
                 assert min(values) >= least - TOLERANCE, f"{_of(side)} falls to {min(values):.4g}, below {least}"
                 assert min(values) <= least + NEAR, f"{_of(side)} does not fall below {min(values):.4g} to {least}"
         return
@@ -90,7 +91,7 @@ class _Game:
     """A generator, a discriminator and a batch, as one step of training has them."""
 
     def __init__(self, *, seed: int = 0, perfect: bool = False, side: int = SIDE) -> None:
-        with chance.torch_seed(seed):
+        with rng.torch_seed(seed):
             self.G, self.D = Translator(3, 3), Judge(3, 3)
         self.batch: Batch = batch(side)
         self.perfect = perfect
@@ -98,10 +99,10 @@ class _Game:
     def network(self, side: Side) -> nn.Module:
         return self.G if side == "generator" else self.D
 
-    def scene(self, side: Side) -> Scene:
+    def scene(self, side: Side) -> StepOutputs:
         y_hat = self.batch.y.clone().requires_grad_() if self.perfect else self.G(self.batch.x)
-        scene = Scene(self.batch, y_hat, self.D)
-        return scene if side == "discriminator" else scene.anew()
+        out = StepOutputs(self.batch, y_hat, self.D)
+        return out if side == "discriminator" else out.for_generator()
 
     @contextlib.contextmanager
     def turn(self, side: Side) -> Iterator[None]:
@@ -128,18 +129,18 @@ class _Says:
         return [[y]]
 
 
-def _verdicts(side: Side) -> Iterator[Scene]:
+def _verdicts(side: Side) -> Iterator[StepOutputs]:
     shown = batch()
     y_hat = Translator(3, 3)(shown.x)
     for real, fake in itertools.product(VERDICTS, repeat=2):
-        scene = Scene(shown, y_hat, _Says(real, fake, shown.y))
-        yield scene if side == "discriminator" else scene.anew()
+        out = StepOutputs(shown, y_hat, _Says(real, fake, shown.y))
+        yield out if side == "discriminator" else out.for_generator()
 
 
-def _sides(case: Case) -> list[tuple[Side, Callable[[Scene], Tensor]]]:
+def _sides(case: Case) -> list[tuple[Side, Callable[[StepOutputs], Tensor]]]:
     loss: Any = case.term()
     if case.kind == "gan_loss":
-        return [("discriminator", loss.judge), ("generator", loss.fool)]
+        return [("discriminator", loss.discriminator_loss), ("generator", loss.generator_loss)]
     side: Any = getattr(loss, "side", None)
     assert side in get_args(Side), f"`side` is {side!r}, not one of {get_args(Side)}"
     return [(side, loss)]

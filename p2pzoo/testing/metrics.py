@@ -11,13 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from p2pzoo.contracts import Batch, Pair
 from p2pzoo.data import Store
-from p2pzoo.data.batches import collate
-from p2pzoo.errors import UserError
-from p2pzoo.plugins import registry
+from p2pzoo.data.loader import collate
+from p2pzoo.plugin.batch import Batch, Pair
+from p2pzoo.plugin.loader import registry
 from p2pzoo.testing.kit import Case, DoesNotApply
 from p2pzoo.testing.partners import Drawings
+from p2pzoo.utils.errors import UserError
 
 IMAGES = 3
 SIDE = 64

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from p2pzoo.model import load
-from p2pzoo.recipe import read_recipe
+from p2pzoo.config.recipe import read_recipe
+from p2pzoo.models.model import load
 from p2pzoo.testing.kit import Case
 
 

@@ -12,13 +12,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from p2pzoo.contracts import Batch, Pair, Scene, Split
+from p2pzoo.config.experiment import Component, Experiment
+from p2pzoo.config.recipe import Recipe, Source
+from p2pzoo.config.settings import Compute, Evaluate, Init, Optimizer, Train
 from p2pzoo.data import Store
-from p2pzoo.data.batches import collate
-from p2pzoo.experiment import Component, Experiment
-from p2pzoo.recipe import Recipe, Source
-from p2pzoo.registry import Entry
-from p2pzoo.settings import Compute, Evaluate, Init, Optimizer, Train
+from p2pzoo.data.loader import collate
+from p2pzoo.plugin.batch import Batch, Pair, Split
+from p2pzoo.plugin.registry import Entry
+from p2pzoo.plugin.step_outputs import StepOutputs
 from p2pzoo.testing.kit import SIDE
 
 PALETTE = ((0, 0, 0), (255, 0, 0), (0, 255, 0), (0, 0, 255))
@@ -83,11 +84,11 @@ class Judge(nn.Module):
 class Squares:
     """Least squares: real logits to 1, fake ones to 0."""
 
-    def judge(self, scene: Scene) -> Tensor:
-        return _mean((m - 1).square() for m in scene.real) + _mean(m.square() for m in scene.fake)
+    def discriminator_loss(self, out: StepOutputs) -> Tensor:
+        return _mean((m - 1).square() for m in out.real) + _mean(m.square() for m in out.fake)
 
-    def fool(self, scene: Scene) -> Tensor:
-        return _mean((m - 1).square() for m in scene.fake)
+    def generator_loss(self, out: StepOutputs) -> Tensor:
+        return _mean((m - 1).square() for m in out.fake)
 
 
 def _mean(each: Any) -> Tensor:

@@ -6,12 +6,13 @@ import copy
 
 import torch
 
-from p2pzoo.compute import Engine
+from p2pzoo.compute.engine import Engine
 from p2pzoo.data import Store, train_batches
-from p2pzoo.evaluate import check_needs
+from p2pzoo.runs.evaluate import check_needs
 from p2pzoo.testing.kit import SIDE, Case
 from p2pzoo.testing.partners import compute, experiment
-from p2pzoo.training import advance, set_up
+from p2pzoo.training.loop import train_step
+from p2pzoo.training.setup import build_objective
 
 STEPS = 3
 
@@ -25,14 +26,16 @@ def check_training(case: Case) -> None:
         check_needs(game, store)
         engine = Engine(compute())
         random = torch.get_rng_state()
-        objective = set_up(game, engine, store.channels, store.size)
+        objective = build_objective(game, engine, store.channels, store.size)
     player = objective.D if case.kind == "discriminator" else objective.G
     assert player is not None
     before = copy.deepcopy(engine.unwrap(player.network).state_dict())
     batches = train_batches(store, game.train, game.seed)
     try:
         for step in range(STEPS):
-            told = advance(objective.step, engine, batches, step, game.optimizer.lr, game.seed, objective.augmentations)
+            told = train_step(
+                objective.step, engine, batches, step, game.optimizer.lr, game.seed, objective.augmentations
+            )
             for name, value in told.items():
                 assert value.isfinite(), f"{name} is {value.item()} at step {step}"
     finally:

@@ -44,7 +44,7 @@ class DiffAugment:
         if not policy or len(set(policy)) != len(policy):
             raise ValueError(f"policy = {list(policy)}: name one or more of {', '.join(DRAWS)}, each once")
         self.policy, self.color_side = policy, color_side
-        self.draws = sum(DRAWS[name] for name in policy)
+        self.num_random = sum(DRAWS[name] for name in policy)
 
     def __call__(self, x: Tensor, y: Tensor, labels: Tensor | None, u: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         for name, part in zip(self.policy, u.split([DRAWS[name] for name in self.policy], 1), strict=True):

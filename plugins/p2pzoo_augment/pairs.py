@@ -35,7 +35,7 @@ class FlipRotate:
     Raises ValueError for quarter turns of images that are not.
     """
 
-    where, draws = "pairs", 3
+    where, num_random = "pairs", 3
 
     def __init__(
         self,
@@ -81,7 +81,7 @@ class Affine:
     Raises ValueError where the least factor of `scale` is greater than the greatest.
     """
 
-    where, draws = "pairs", 4
+    where, num_random = "pairs", 4
 
     def __init__(
         self,
@@ -137,7 +137,7 @@ class Photometric:
     Raises ValueError for saturation and hue of images that are not RGB.
     """
 
-    where, draws = "pairs", 4
+    where, num_random = "pairs", 4
 
     def __init__(
         self,

@@ -11,9 +11,9 @@ from typing import Literal
 
 import numpy as np
 
-from p2pzoo.contracts import Archive, Split, Track
-from p2pzoo.errors import UserError
-from p2pzoo.images import read_image
+from p2pzoo.images.io import read_image
+from p2pzoo.plugin import Archive, ProgressBar, Split
+from p2pzoo.utils.errors import UserError
 from p2pzoo_datasets.cityscapes_classes import CLASSES, PALETTE
 from p2pzoo_datasets.published import SERVER, Count, Published
 
@@ -64,7 +64,7 @@ class Cityscapes(Published):
         self.palette = PALETTE if self._labels else None
 
     @staticmethod
-    def prepare(out: Path, track: Track, *, leftimg8bit: Path, gtfine: Path) -> list[str]:
+    def prepare(out: Path, track: ProgressBar, *, leftimg8bit: Path, gtfine: Path) -> list[str]:
         """Make the pairs, 256 px, and their class maps, of Cityscapes' own archives.
 
         leftimg8bit  leftImg8bit_trainvaltest.zip, or the folder it extracts to

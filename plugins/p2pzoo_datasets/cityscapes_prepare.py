@@ -25,10 +25,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from p2pzoo.contracts import Track
-from p2pzoo.errors import UserError
-from p2pzoo.files import replacing, write_json
-from p2pzoo.images import UNREADABLE, read_header, write_png
+from p2pzoo.images.io import UNREADABLE, read_header, write_png
+from p2pzoo.plugin import ProgressBar
+from p2pzoo.utils.errors import UserError
+from p2pzoo.utils.files import atomic_write, write_json
 from p2pzoo_datasets.cityscapes_classes import CLASSES, IGNORED, TRAIN_ID
 
 SPLITS = ("train", "val")  # the labels of test were never published
@@ -66,7 +66,7 @@ class Files:
         return image
 
 
-def prepare(out: Path, track: Track, leftimg8bit: Path, gtfine: Path) -> list[str]:
+def prepare(out: Path, track: ProgressBar, leftimg8bit: Path, gtfine: Path) -> list[str]:
     """Make the pairs and class maps that `out` lacks; returns what to tell of it, a line each.
 
     leftimg8bit, gtfine: the archives' folders or the zips themselves, which are read where they are. Raises UserError
@@ -115,7 +115,7 @@ def _make(out: Path, split: str, frame: str, photos: Files, colours: Files, labe
     for left, part in ((0, photos), (SIDE, colours)):
         scaled = part.image(split, frame).convert("RGB").resize((SIDE, SIDE), Image.Resampling.BICUBIC)
         pair.paste(scaled, (left, 0))
-    with replacing(out / split / f"{frame}.jpg") as temporary:
+    with atomic_write(out / split / f"{frame}.jpg") as temporary:
         pair.save(temporary, "JPEG", quality=100, subsampling=0)
 
 

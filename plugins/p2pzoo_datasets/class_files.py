@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
-from p2pzoo.labels import Classes, Encoding, Labels
+from p2pzoo.images.label_maps import Classes, Encoding, Labels
 
 
 @dataclass(frozen=True)

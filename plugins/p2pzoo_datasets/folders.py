@@ -1,6 +1,6 @@
 """The datasets `folders` and `side-by-side`: your own pairs, in the two layouts that people have.
 
-What both do with files is in pairs.py, with pixels in p2pzoo.fitting, with names in p2pzoo.splits.
+What both do with files is in pairs.py, with pixels in p2pzoo.images.resize, with names in p2pzoo.data.splits.
 """
 
 from __future__ import annotations
@@ -11,12 +11,12 @@ from typing import Annotated
 
 import numpy as np
 
-from p2pzoo.contracts import Later, Split
-from p2pzoo.fitting import Resize
-from p2pzoo.images import Header, read_image
-from p2pzoo.labels import Encoding
-from p2pzoo.layouts import Files, Shape, find_pairs, halves, odd_widths
-from p2pzoo.splits import Fractions, deal
+from p2pzoo.data.pairing import Files, Shape, find_pairs, halves, odd_widths
+from p2pzoo.data.splits import Fractions, assign_splits
+from p2pzoo.images.io import Header, read_image
+from p2pzoo.images.label_maps import Encoding
+from p2pzoo.images.resize import Resize
+from p2pzoo.plugin import AddedLater, Split
 from p2pzoo_datasets.class_files import ClassFiles
 from p2pzoo_datasets.pairs import Count, Direction, FilePairs, Range
 
@@ -42,7 +42,7 @@ class Folders(FilePairs):
     input_range      the stored values of x that become -1 and 1; default: [0, 255] of uint8, [0, 65535] of uint16;
                      float32 has none
     target_range     of y, likewise
-    input_labels     the class file of x, where x are label maps (`p2pzoo.labels`)
+    input_labels     the class file of x, where x are label maps (`p2pzoo.images.label_maps`)
     input_encoding   how the networks see those: "one-hot", or "palette", the colours of the classes
     target_labels    of y, likewise
     target_encoding
@@ -77,14 +77,14 @@ class Folders(FilePairs):
         target_channels: Count | None = None,
         fractions: Fractions = (0.8, 0.1, 0.1),
         split_seed: int = 0,
-        input_range: Annotated[Range | None, Later] = None,
-        target_range: Annotated[Range | None, Later] = None,
-        input_labels: Annotated[Path | None, Later] = None,
-        input_encoding: Annotated[Encoding, Later] = "one-hot",
-        target_labels: Annotated[Path | None, Later] = None,
-        target_encoding: Annotated[Encoding, Later] = "one-hot",
-        labels: Annotated[Path | None, Later] = None,
-        classes: Annotated[Path | None, Later] = None,
+        input_range: Annotated[Range | None, AddedLater] = None,
+        target_range: Annotated[Range | None, AddedLater] = None,
+        input_labels: Annotated[Path | None, AddedLater] = None,
+        input_encoding: Annotated[Encoding, AddedLater] = "one-hot",
+        target_labels: Annotated[Path | None, AddedLater] = None,
+        target_encoding: Annotated[Encoding, AddedLater] = "one-hot",
+        labels: Annotated[Path | None, AddedLater] = None,
+        classes: Annotated[Path | None, AddedLater] = None,
     ) -> None:
         folders = [Path(folder) for folder in (inputs, targets, labels) if folder is not None]
         where = ", ".join(map(str, folders))
@@ -92,7 +92,7 @@ class Folders(FilePairs):
             input_labels, input_encoding, target_labels, target_encoding, classes, have_labels=labels is not None
         )
         super().__init__(
-            split, deal(find_pairs(*folders, tell=self._tell), where, fractions, split_seed), where, size=size,
+            split, assign_splits(find_pairs(*folders, tell=self._tell), where, fractions, split_seed), where, size=size,
             resize=resize, direction=direction, max_pairs=max_pairs, channels=(input_channels, target_channels),
             ranges=(input_range, target_range), class_files=class_files,
         )  # fmt: skip
@@ -120,12 +120,12 @@ class SideBySide(FilePairs):
         target_channels: Count | None = None,
         fractions: Fractions = (0.8, 0.1, 0.1),
         split_seed: int = 0,
-        input_range: Annotated[Range | None, Later] = None,
-        target_range: Annotated[Range | None, Later] = None,
+        input_range: Annotated[Range | None, AddedLater] = None,
+        target_range: Annotated[Range | None, AddedLater] = None,
     ) -> None:
         where = str(root)
         super().__init__(
-            split, deal(find_pairs(Path(root), tell=self._tell), where, fractions, split_seed), where, size=size,
+            split, assign_splits(find_pairs(Path(root), tell=self._tell), where, fractions, split_seed), where, size=size,
             resize=resize, direction=direction, max_pairs=max_pairs, channels=(input_channels, target_channels),
             ranges=(input_range, target_range),
         )  # fmt: skip

@@ -11,13 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from p2pzoo.contracts import Split
-from p2pzoo.errors import UserError
-from p2pzoo.fitting import Resize
-from p2pzoo.labels import Encoding
-from p2pzoo.layouts import SPLITS, Files, Tell
-from p2pzoo.registry import nearest
-from p2pzoo.splits import Fractions, Splits, deal, enough
+from p2pzoo.data.pairing import SPLITS, Files, Tell
+from p2pzoo.data.splits import Fractions, Splits, assign_splits, enough
+from p2pzoo.images.label_maps import Encoding
+from p2pzoo.images.resize import Resize
+from p2pzoo.plugin import Split
+from p2pzoo.utils.errors import UserError
+from p2pzoo.utils.suggest import nearest
 from p2pzoo_datasets.class_files import ClassFiles
 from p2pzoo_datasets.pairs import Count, FilePairs, Range
 
@@ -223,7 +223,7 @@ def _without_twins(lines: list[Line], found: list[tuple[int, str]]) -> list[Line
 
 def _dealt(lines: list[Line], where: str, fractions: Fractions, seed: int) -> Splits:
     if lines[0].split is None:
-        return deal({"": {line.id: line.files for line in lines}}, where, fractions, seed)
+        return assign_splits({"": {line.id: line.files for line in lines}}, where, fractions, seed)
     dealt: Splits = {split: {line.id: line.files for line in lines if line.split == split} for split in SPLITS}
     if not enough(dealt):
         found = " and ".join(split for split, pairs in dealt.items() if pairs)

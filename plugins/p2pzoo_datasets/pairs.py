@@ -12,14 +12,14 @@ from typing import Annotated, Any, Literal, Self
 import numpy as np
 from pydantic import Field
 
-from p2pzoo.contracts import Pair, Split
-from p2pzoo.errors import UserError
-from p2pzoo.files import fingerprint
-from p2pzoo.fitting import Kernel, Resize, alike, fitted
-from p2pzoo.images import Header, inspect, read_image, with_channels
-from p2pzoo.labels import Colour, Labels, inspect_map
-from p2pzoo.layouts import FEW, Files, Shape, inspected, pixels, raise_any, several
-from p2pzoo.splits import Splits, or_stand_in
+from p2pzoo.data.pairing import FEW, Files, Shape, inspected, pixels, raise_any, several
+from p2pzoo.data.splits import Splits, fallback_split
+from p2pzoo.images.io import Header, inspect, read_image, with_channels
+from p2pzoo.images.label_maps import Colour, Labels, inspect_map
+from p2pzoo.images.resize import Kernel, Resize, keeps_alignment, resize_to
+from p2pzoo.plugin import Pair, Split
+from p2pzoo.utils.errors import UserError
+from p2pzoo.utils.files import fingerprint
 from p2pzoo_datasets.class_files import ClassFiles
 
 Count = Annotated[int, Field(ge=1)]
@@ -58,7 +58,7 @@ class FilePairs:
         self.classes = self._labels and self._labels.names
         self.palette = self._labels and self._labels.colours
         first = next(iter(dealt["train"].values()))  # decides for every split, so that they are alike
-        self._pairs = list(or_stand_in(dealt, split, where).items())[:max_pairs]
+        self._pairs = list(fallback_split(dealt, split, where).items())[:max_pairs]
         self._blocks = blocks or {}
         self._resize: Resize = resize
         self._swapped = direction == "BtoA"
@@ -142,14 +142,14 @@ class FilePairs:
                 images.append(labels.encoded(classes[-1]))
             else:
                 bands = bands and image.shape[2] in (2, 4)
-                images.append(fitted(image, self._size, self._resize, limits, bands=bands))
+                images.append(resize_to(image, self._size, self._resize, limits, bands=bands))
         if len(files) == 3 and self._labels:
             classes.append(self._fitted_map(self._labels.of_file(files[2])[..., None]))
         return Pair(name, *images, classes[-1] if classes else None, self._blocks.get(name))
 
     def _fitted_map(self, classes: np.ndarray) -> np.ndarray:
         """(h, w, 1) -> (H, W)."""
-        return fitted(classes, self._size, self._resize, kernel="nearest")[..., 0]
+        return resize_to(classes, self._size, self._resize, kernel="nearest")[..., 0]
 
     @property
     def x_labels(self) -> Labels | None:
@@ -241,7 +241,7 @@ class FilePairs:
         for files in self.files:
             a, *others = [shape[:2] for shape in (*shapes[files], *(header.shape for header in headers[files][2:]))]
             for other, file in zip(others, (_a_b(files)[1], *files[2:]), strict=True):
-                if not alike(a, other, self._resize):
+                if not keeps_alignment(a, other, self._resize):
                     unlike.append(f"{files[0]} is {pixels(*a)}, {file} is {pixels(*other)}")
                     break
             else:

@@ -15,12 +15,12 @@ from typing import Annotated, ClassVar, Literal
 import numpy as np
 from pydantic import Field
 
-from p2pzoo.contracts import Archive, Pair, Split
-from p2pzoo.errors import UserError
-from p2pzoo.files import fingerprint
-from p2pzoo.fitting import fitted
-from p2pzoo.images import read_header, read_image, with_channels
-from p2pzoo.layouts import halves
+from p2pzoo.data.pairing import halves
+from p2pzoo.images.io import read_header, read_image, with_channels
+from p2pzoo.images.resize import resize_to
+from p2pzoo.plugin import Archive, Pair, Split
+from p2pzoo.utils.errors import UserError
+from p2pzoo.utils.files import fingerprint
 
 Count = Annotated[int, Field(ge=1)]
 SERVER = "http://efrosgans.eecs.berkeley.edu/pix2pix/datasets"
@@ -75,7 +75,7 @@ class Published:
 
     def __getitem__(self, index: int) -> Pair:
         whole = self.original(index)
-        x, y = (fitted(image, (self._size, self._size), "stretch") for image in (whole.x, whole.y))
+        x, y = (resize_to(image, (self._size, self._size), "stretch") for image in (whole.x, whole.y))
         return replace(whole, x=x, y=y)
 
     def original(self, index: int) -> Pair:

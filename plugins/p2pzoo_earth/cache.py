@@ -14,8 +14,8 @@ from pathlib import Path
 import numpy as np
 from filelock import FileLock
 
-from p2pzoo.errors import UserError
-from p2pzoo.files import replacing
+from p2pzoo.utils.errors import UserError
+from p2pzoo.utils.files import atomic_write
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ def _load(path: Path) -> np.ndarray | None:
 
 def _store(path: Path, array: np.ndarray) -> None:
     # The temporary name is always the same: the lock admits one writer, and the next overwrites what a killed one left.
-    with replacing(path) as unfinished, unfinished.open("wb") as file:
+    with atomic_write(path) as unfinished, unfinished.open("wb") as file:
         np.save(file, array)
 
 

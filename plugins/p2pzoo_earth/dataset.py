@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from p2pzoo.contracts import Pair, Split
+from p2pzoo.plugin import Pair, Split
 from p2pzoo_earth.classes import CLASSES, PALETTE, UNSCORED
 from p2pzoo_earth.edges import luminance
 from p2pzoo_earth.geometry import block_name, tiles

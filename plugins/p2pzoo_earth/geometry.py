@@ -10,7 +10,7 @@ from typing import get_args
 
 import numpy as np
 
-from p2pzoo.contracts import Split
+from p2pzoo.plugin import Split
 
 GLOBE = (2700, 5400)  # rows and columns of the photo, pole to pole
 FIRST_ROW = 448  # of the globe; north of it and south of the last one the layers' coasts part by more than 0.14 px

@@ -16,8 +16,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from p2pzoo.errors import UserError
-from p2pzoo.paths import cache_dir
+from p2pzoo.utils.errors import UserError
+from p2pzoo.utils.paths import cache_dir
 from p2pzoo_earth.cache import Layer, open_layers
 from p2pzoo_earth.classes import classify
 from p2pzoo_earth.edges import canny, luminance
@@ -81,7 +81,7 @@ LAYERS = {
 def layers(names: Sequence[str]) -> dict[str, np.ndarray]:
     """The layers `names`, read-only and memory-mapped; the first use of each on a machine builds it (seconds).
 
-    They lie in the folder `earth` of the user's cache (`p2pzoo.paths.cache_dir`).
+    They lie in the folder `earth` of the user's cache (`p2pzoo.utils.paths.cache_dir`).
     Raises UserError where a source is missing or damaged, or the cache cannot be written.
     """
     return open_layers(cache_dir() / "earth", LAYERS, names, stem)

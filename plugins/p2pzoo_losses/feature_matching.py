@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from p2pzoo.contracts import Scene
+from p2pzoo.plugin import StepOutputs
 
 
 class FeatureMatching:
@@ -18,10 +18,10 @@ class FeatureMatching:
     side = "generator"
     minimum = 0.0
 
-    def __call__(self, scene: Scene) -> Tensor:
+    def __call__(self, out: StepOutputs) -> Tensor:
         return torch.stack(
             [
                 torch.stack([F.l1_loss(ours, target.detach()) for ours, target in zip(fake, real, strict=True)]).sum()
-                for fake, real in zip(scene.fake_features, scene.real_features, strict=True)
+                for fake, real in zip(out.fake_features, out.real_features, strict=True)
             ]
         ).mean()

@@ -12,7 +12,7 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
-from p2pzoo.contracts import Scene
+from p2pzoo.plugin import StepOutputs
 from p2pzoo_losses.penalties import verdict_gradients
 
 
@@ -24,15 +24,13 @@ class Hinge:
 
     minimum = (0.0, None)
 
-    def judge(self, scene: Scene) -> Tensor:
+    def discriminator_loss(self, out: StepOutputs) -> Tensor:
         """What D minimises, ≥ 0: max(0, 1 − D(x, y)) + max(0, 1 + D(x, ŷ))."""
-        return _mean([F.relu(1 - logits) for logits in scene.real]) + _mean(
-            [F.relu(1 + logits) for logits in scene.fake]
-        )
+        return _mean([F.relu(1 - logits) for logits in out.real]) + _mean([F.relu(1 + logits) for logits in out.fake])
 
-    def fool(self, scene: Scene) -> Tensor:
+    def generator_loss(self, out: StepOutputs) -> Tensor:
         """What G minimises: −D(x, ŷ)."""
-        return -_mean(scene.fake)
+        return -_mean(out.fake)
 
 
 class WassersteinGP:
@@ -50,16 +48,16 @@ class WassersteinGP:
     def __init__(self, *, penalty: Annotated[float, Field(gt=0)] = 10.0) -> None:
         self.penalty = penalty
 
-    def judge(self, scene: Scene) -> Tensor:
+    def discriminator_loss(self, out: StepOutputs) -> Tensor:
         """What D minimises: D(x, ŷ) − D(x, y) + λ (‖∇ D(x, ỹ)‖ − 1)², the gradient being that to ỹ."""
-        share = torch.rand(len(scene.y), 1, 1, 1, device=scene.y.device)
-        between = share * scene.y + (1 - share) * scene.y_hat
-        lengths = torch.linalg.vector_norm(verdict_gradients(scene, scene.x, between), dim=1)
-        return _mean(scene.fake) - _mean(scene.real) + self.penalty * (lengths - 1).square().mean()
+        share = torch.rand(len(out.y), 1, 1, 1, device=out.y.device)
+        between = share * out.y + (1 - share) * out.y_hat
+        lengths = torch.linalg.vector_norm(verdict_gradients(out, out.x, between), dim=1)
+        return _mean(out.fake) - _mean(out.real) + self.penalty * (lengths - 1).square().mean()
 
-    def fool(self, scene: Scene) -> Tensor:
+    def generator_loss(self, out: StepOutputs) -> Tensor:
         """What G minimises: −D(x, ŷ)."""
-        return -_mean(scene.fake)
+        return -_mean(out.fake)
 
 
 class Relativistic:
@@ -76,13 +74,13 @@ class Relativistic:
     def __init__(self, *, variant: Literal["average", "pairing"] = "average") -> None:
         self.variant = variant
 
-    def judge(self, scene: Scene) -> Tensor:
+    def discriminator_loss(self, out: StepOutputs) -> Tensor:
         """What D minimises, ≥ 0: −log D(y, ŷ), and against averages also −log(1 − D(ŷ, y)); log 2 each at ignorance."""
-        return self._log_loss(scene.real, scene.fake)
+        return self._log_loss(out.real, out.fake)
 
-    def fool(self, scene: Scene) -> Tensor:
+    def generator_loss(self, out: StepOutputs) -> Tensor:
         """What G minimises, ≥ 0: the same with y and ŷ exchanged."""
-        return self._log_loss(scene.fake, scene.real)
+        return self._log_loss(out.fake, out.real)
 
     def _log_loss(self, winners: Sequence[Tensor], losers: Sequence[Tensor]) -> Tensor:
         """Where the winners should be the more real ones. −log σ(a) is softplus(−a)."""

@@ -10,7 +10,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from p2pzoo.contracts import Scene
+from p2pzoo.plugin import StepOutputs
 
 
 class GradientPenalty:
@@ -28,14 +28,14 @@ class GradientPenalty:
     def __init__(self, *, every: Annotated[int, Field(ge=1)] = 1) -> None:
         self.every = every
 
-    def __call__(self, scene: Scene) -> Tensor:
-        if self.every > 1 and scene.step % self.every:
-            return scene.y.new_zeros(())
-        gradients = verdict_gradients(scene, *self._at(scene))
+    def __call__(self, out: StepOutputs) -> Tensor:
+        if self.every > 1 and out.step % self.every:
+            return out.y.new_zeros(())
+        gradients = verdict_gradients(out, *self._at(out))
         return self.every * gradients.square().sum(1).mean() / 2
 
     @staticmethod
-    def _at(scene: Scene) -> tuple[Tensor, Tensor]:
+    def _at(out: StepOutputs) -> tuple[Tensor, Tensor]:
         raise NotImplementedError
 
 
@@ -47,8 +47,8 @@ class R1(GradientPenalty):
     """
 
     @staticmethod
-    def _at(scene: Scene) -> tuple[Tensor, Tensor]:
-        return scene.x, scene.y
+    def _at(out: StepOutputs) -> tuple[Tensor, Tensor]:
+        return out.x, out.y
 
 
 class R2(GradientPenalty):
@@ -59,19 +59,19 @@ class R2(GradientPenalty):
     """
 
     @staticmethod
-    def _at(scene: Scene) -> tuple[Tensor, Tensor]:
-        return scene.x_of_y_hat, scene.y_hat
+    def _at(out: StepOutputs) -> tuple[Tensor, Tensor]:
+        return out.x_fake, out.y_hat
 
 
-def verdict_gradients(scene: Scene, x: Tensor, y: Tensor) -> Tensor:
+def verdict_gradients(out: StepOutputs, x: Tensor, y: Tensor) -> Tensor:
     """∇_y D(x, y), (B, C·H·W), one row per image; differentiable by D's weights. ValueError where there is no D.
 
     Rows are each image's own where D takes images one by one. Batch norm mixes those of a batch.
     """
-    if scene.D is None:
+    if out.D is None:
         raise ValueError("this recipe has no [discriminator], and one of its losses asks for it")
     y = y.detach().requires_grad_()
-    maps = scene.D(x, y)
+    maps = out.D(x, y)
     verdicts = torch.stack([logits.float().flatten(1).mean(1) for logits in maps]).mean(0)
     [gradients] = torch.autograd.grad(verdicts.sum(), y, create_graph=True)
     return gradients.flatten(1)

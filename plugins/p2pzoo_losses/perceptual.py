@@ -11,7 +11,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from p2pzoo.contracts import Scene
+from p2pzoo.plugin import StepOutputs
 
 
 class Perceptual(nn.Module):
@@ -57,10 +57,10 @@ class Perceptual(nn.Module):
         if layers is not None and not (layers and max(layers) < count):
             raise ValueError(f"layers = {self.layers}: {network} has feature maps 0 to {count - 1}")
 
-    def forward(self, scene: Scene) -> Tensor:
+    def forward(self, out: StepOutputs) -> Tensor:
         with torch.no_grad():
-            targets = self._features(scene.y)
-        pairs = zip(self._features(scene.y_hat), targets, strict=True)
+            targets = self._features(out.y)
+        pairs = zip(self._features(out.y_hat), targets, strict=True)
         return torch.stack([self.compare(ours.float(), target.float()) for ours, target in pairs]).mean()
 
     def train(self, mode: bool = True) -> "Perceptual":

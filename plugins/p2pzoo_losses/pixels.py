@@ -11,7 +11,7 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
-from p2pzoo.contracts import Scene
+from p2pzoo.plugin import StepOutputs
 
 NOTHING = 1e-30  # a spectrum that differs by less differs nowhere
 XYZ = (  # of linear sRGB (IEC 61966-2-1); a row's sum is that of white, D65
@@ -34,8 +34,8 @@ class Charbonnier:
     def __init__(self, *, eps: Annotated[float, Field(gt=0, le=1)] = 1e-3) -> None:
         self.eps = self.minimum = eps
 
-    def __call__(self, scene: Scene) -> Tensor:
-        return (_difference(scene).square() + self.eps**2).sqrt().mean()
+    def __call__(self, out: StepOutputs) -> Tensor:
+        return (_difference(out).square() + self.eps**2).sqrt().mean()
 
 
 class Edge:
@@ -53,8 +53,8 @@ class Edge:
         if min(size) < 3:
             raise ValueError(f"edge takes sides from 3 px up, not {size[0]}×{size[1]}")
 
-    def __call__(self, scene: Scene) -> Tensor:
-        difference = _difference(scene)
+    def __call__(self, out: StepOutputs) -> Tensor:
+        difference = _difference(out)
         down, right = _sobel(difference.mT).mT, _sobel(difference)
         return (down.abs().mean() + right.abs().mean()) / 2
 
@@ -75,8 +75,8 @@ class FocalFrequency:
     def __init__(self, *, alpha: Annotated[float, Field(ge=0)] = 1.0) -> None:
         self.alpha = alpha
 
-    def __call__(self, scene: Scene) -> Tensor:
-        spectrum = torch.fft.fft2(_difference(scene), norm="ortho")
+    def __call__(self, out: StepOutputs) -> Tensor:
+        spectrum = torch.fft.fft2(_difference(out), norm="ortho")
         squares = spectrum.real.square() + spectrum.imag.square()
         weight = squares.detach() ** (self.alpha / 2)
         weight = weight / weight.amax((2, 3), keepdim=True).clamp(min=NOTHING)
@@ -97,8 +97,8 @@ class LabColor:
         if out_channels != 3:
             raise ValueError(f"lab-color takes RGB images, 3 channels, not {out_channels}")
 
-    def __call__(self, scene: Scene) -> Tensor:
-        return F.l1_loss(_ab(scene.y_hat), _ab(scene.y))
+    def __call__(self, out: StepOutputs) -> Tensor:
+        return F.l1_loss(_ab(out.y_hat), _ab(out.y))
 
 
 class TotalVariation:
@@ -107,13 +107,13 @@ class TotalVariation:
 
     side = "generator"
 
-    def __call__(self, scene: Scene) -> Tensor:
-        y_hat = scene.y_hat.float()
+    def __call__(self, out: StepOutputs) -> Tensor:
+        y_hat = out.y_hat.float()
         return y_hat.diff(dim=2).abs().mean() + y_hat.diff(dim=3).abs().mean()
 
 
-def _difference(scene: Scene) -> Tensor:
-    return scene.y_hat.float() - scene.y.float()
+def _difference(out: StepOutputs) -> Tensor:
+    return out.y_hat.float() - out.y.float()
 
 
 def _sobel(images: Tensor) -> Tensor:

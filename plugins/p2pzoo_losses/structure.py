@@ -11,7 +11,7 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
-from p2pzoo.contracts import Scene
+from p2pzoo.plugin import StepOutputs
 
 WINDOW, SIGMA = 11, 1.5
 C1, C2 = 0.01**2, 0.03**2
@@ -28,9 +28,9 @@ class SSIM:
     def __init__(self, size: tuple[int, int]) -> None:
         _refuse_below(WINDOW, size, "ssim")
 
-    def __call__(self, scene: Scene) -> Tensor:
-        with torch.autocast(scene.y.device.type, enabled=False):
-            whole, _ = similarities(unit(scene.y), unit(scene.y_hat))
+    def __call__(self, out: StepOutputs) -> Tensor:
+        with torch.autocast(out.y.device.type, enabled=False):
+            whole, _ = similarities(unit(out.y), unit(out.y_hat))
             return 1 - whole.mean()
 
 
@@ -56,9 +56,9 @@ class MultiScaleSSIM:
             _refuse_below(_smallest(scales), size, f"ms-ssim of {scales} scales", f": {hint}")
         self.exponents = [exponent / sum(SCALES[:scales]) for exponent in SCALES[:scales]]
 
-    def __call__(self, scene: Scene) -> Tensor:
-        with torch.autocast(scene.y.device.type, enabled=False):
-            y, y_hat = unit(scene.y), unit(scene.y_hat)
+    def __call__(self, out: StepOutputs) -> Tensor:
+        with torch.autocast(out.y.device.type, enabled=False):
+            y, y_hat = unit(out.y), unit(out.y_hat)
             *finer, coarsest = self.exponents
             product = y.new_ones(y.shape[:2])
             for exponent in finer:

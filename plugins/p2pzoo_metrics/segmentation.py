@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from p2pzoo.contracts import Batch, Dataset
-from p2pzoo.errors import UserError
+from p2pzoo.plugin import Batch, Dataset
+from p2pzoo.utils.errors import UserError
 from p2pzoo_metrics.confusion import Absent, class_scores, confusion, scored_classes
 from p2pzoo_metrics.levels import levels
 from p2pzoo_metrics.scorer import Scorer, command, measured

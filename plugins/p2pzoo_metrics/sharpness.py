@@ -8,8 +8,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from p2pzoo.contracts import Batch, Dataset
-from p2pzoo.errors import UserError
+from p2pzoo.plugin import Batch, Dataset
+from p2pzoo.utils.errors import UserError
 from p2pzoo_metrics.levels import refuse_unless
 
 LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601

@@ -13,8 +13,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from p2pzoo.contracts import Batch, Dataset
-from p2pzoo.errors import UserError
+from p2pzoo.plugin import Batch, Dataset
+from p2pzoo.utils.errors import UserError
 from p2pzoo_metrics.distances import frechet_distance
 from p2pzoo_metrics.levels import levels, refuse_unless
 

@@ -27,10 +27,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from p2pzoo import chance
-from p2pzoo.contracts import Dataset
-from p2pzoo.errors import UserError
-from p2pzoo.files import replacing
+from p2pzoo import config
+from p2pzoo.plugin import Dataset
+from p2pzoo.utils import rng
+from p2pzoo.utils.errors import UserError
+from p2pzoo.utils.files import atomic_write
 from p2pzoo_metrics.confusion import scored_classes
 from p2pzoo_metrics.scorer import FCN8s, Scorer, enlarged, measured, photo_of, save
 
@@ -54,7 +55,7 @@ def train(
     """
     scored_classes(dataset, "a scorer")
     classes, channels = len(dataset.classes or ()), dataset[0].y.shape[2]
-    with chance.torch_seed(chance.key(seed, "scorer")):
+    with rng.torch_seed(rng.derive_seed(seed, "scorer")):
         try:
             model = FCN8s(**network, channels=channels, classes=classes)
         except (RuntimeError, AttributeError) as error:
@@ -92,7 +93,7 @@ def _batches(dataset: Dataset, batch: int, steps: int, crop: float, seed: int) -
         for sample in range(step * batch, (step + 1) * batch):
             epoch, position = divmod(sample, len(dataset))
             if order is None or position == 0:
-                order = chance.generator(seed, "scorer order", epoch).permutation(len(dataset))
+                order = rng.numpy_rng(seed, "scorer order", epoch).permutation(len(dataset))
             drawn.append(_augmented(dataset, int(order[position]), crop, seed, sample))
         photos, labels = zip(*drawn, strict=True)
         yield torch.stack(photos), torch.stack(labels)
@@ -103,7 +104,7 @@ def _augmented(dataset: Dataset, index: int, crop: float, seed: int, sample: int
     photo, labels = photo_of(dataset, index)
     labels = torch.where((labels >= 0) & (labels < len(dataset.classes or ())), labels, NOT_COUNTED)
     photo = enlarged(photo, labels.shape)[0]
-    draw = chance.generator(seed, "scorer augment", sample)
+    draw = rng.numpy_rng(seed, "scorer augment", sample)
     window = []
     for side in labels.shape:
         taken = max(round(side * crop), 1)
@@ -223,19 +224,16 @@ def _between(least: float, most: float) -> Callable[[str], float]:
 
 
 def _run(settings: argparse.Namespace) -> None:
-    from p2pzoo.experiment import check
-    from p2pzoo.plugins import registry
-    from p2pzoo.recipe import read_recipe
 
     if settings.out.suffix != ".safetensors" or not settings.out.parent.is_dir():
         raise UserError(f"-o {settings.out}: name a .safetensors file in a folder that exists")
-    component = check(read_recipe(settings.recipe, settings.profile, settings.overrides), registry()).dataset
+    component = config.load(settings.recipe, settings.profile, settings.overrides).dataset
     dataset, val = component.build(split="train"), component.build(split="val")
     network = {"backbone": settings.backbone, "stages": settings.stages, "enlarge": settings.enlarge, **PRETRAINED}
     same = ("init", "images", "batch", "lr", "decay", "crop", "seed", "device")
     model = train(dataset, network=network, **{name: getattr(settings, name) for name in same})
     header = _header(dataset, component.entry.full_name, settings, network)
-    with replacing(settings.out) as temporary:
+    with atomic_write(settings.out) as temporary:
         save(temporary, model, header | {"self_check": {}})  # so that what is measured is what is kept: fp16 weights
         reached = measured(Scorer(temporary), val)
         accuracy, iou = settings.at_least or (round(0.9 * reached[n], 3) for n in ("pixel_accuracy", "class_iou"))

@@ -11,11 +11,11 @@ from typing import Literal
 
 import numpy as np
 
-from p2pzoo.contracts import Split
-from p2pzoo.encodings import lab, stored
-from p2pzoo.fitting import Resize
-from p2pzoo.layouts import Files
-from p2pzoo.splits import Fractions
+from p2pzoo.data.pairing import Files
+from p2pzoo.data.splits import Fractions
+from p2pzoo.images.color_spaces import lab, quantize
+from p2pzoo.images.resize import Resize
+from p2pzoo.plugin import Split
 from p2pzoo_photos.photos import Count, Photos, Size, luma
 
 L_RANGE = (0.0, 65535.0)
@@ -55,4 +55,4 @@ class Colorize(Photos):
         if not self._in_lab:
             return luma(photo), photo
         L, ab = lab(photo)
-        return stored(L, L_RANGE, np.uint16), stored(ab, AB_RANGE, np.uint16)
+        return quantize(L, L_RANGE, np.uint16), quantize(ab, AB_RANGE, np.uint16)

@@ -11,12 +11,12 @@ from typing import Annotated
 import numpy as np
 from pydantic import Field
 
-from p2pzoo.contracts import Split
-from p2pzoo.errors import UserError
-from p2pzoo.fitting import Resize, alike
-from p2pzoo.images import read_header
-from p2pzoo.layouts import Files, pixels
-from p2pzoo.splits import Fractions
+from p2pzoo.data.pairing import Files, pixels
+from p2pzoo.data.splits import Fractions
+from p2pzoo.images.io import read_header
+from p2pzoo.images.resize import Resize, keeps_alignment
+from p2pzoo.plugin import Split
+from p2pzoo.utils.errors import UserError
 from p2pzoo_photos.photos import Count, Photos, Size, luma
 
 Slope = Annotated[float, Field(gt=0, lt=1)]
@@ -63,7 +63,7 @@ class Edges(Photos):
             return canny(luma(photo), self._low, self._high, self._sigma), photo
         whole, drawn = files
         sizes = [read_header(file)[:2] for file in files]
-        if not alike(*sizes, self._resize):
+        if not keeps_alignment(*sizes, self._resize):
             told = f"{drawn} is {pixels(*sizes[1])}, {whole} is {pixels(*sizes[0])}"
             raise UserError(f'{told}: edges and photo must have one size; with resize = "crop" or "fit", proportions')
         return self.image(drawn, 1), photo

@@ -11,11 +11,11 @@ from typing import Literal
 
 import numpy as np
 
-from p2pzoo.chance import generator
-from p2pzoo.contracts import Split
-from p2pzoo.fitting import Resize
-from p2pzoo.layouts import Files
-from p2pzoo.splits import Fractions
+from p2pzoo.data.pairing import Files
+from p2pzoo.data.splits import Fractions
+from p2pzoo.images.resize import Resize
+from p2pzoo.plugin import Split
+from p2pzoo.utils.rng import numpy_rng
 from p2pzoo_photos.photos import Count, Photos, Size
 
 WHITE = 255
@@ -72,7 +72,7 @@ def centre(height: int, width: int) -> np.ndarray:
 
 def random_blocks(height: int, width: int, seed: int, id: str) -> np.ndarray:
     """(H, W) bool: True in blocks, as many as together hide no more than a quarter."""
-    draw = generator(seed, "mask", id)
+    draw = numpy_rng(seed, "mask", id)
     hidden = np.zeros((height, width), bool)
     while True:
         down, across = (int(draw.integers(max(1, n // LEAST), max(1, n // MOST) + 1)) for n in (height, width))

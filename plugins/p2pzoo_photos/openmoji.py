@@ -19,12 +19,12 @@ from filelock import FileLock
 from PIL import Image
 from pydantic import Field
 
-from p2pzoo.contracts import Pair, Split
-from p2pzoo.errors import UserError
-from p2pzoo.images import read_image, with_channels, write_png
-from p2pzoo.layouts import halves
-from p2pzoo.paths import cache_dir
-from p2pzoo.splits import split_of
+from p2pzoo.data.pairing import halves
+from p2pzoo.data.splits import split_of
+from p2pzoo.images.io import read_image, with_channels, write_png
+from p2pzoo.plugin import Pair, Split
+from p2pzoo.utils.errors import UserError
+from p2pzoo.utils.paths import cache_dir
 
 FRACTIONS = (0.8, 0.1, 0.1)
 SKIN_TONES = re.compile("1F3F[B-F]")

@@ -9,13 +9,13 @@ from typing import Annotated
 import numpy as np
 from pydantic import Field
 
-from p2pzoo.contracts import Pair, Split
-from p2pzoo.errors import UserError
-from p2pzoo.files import fingerprint
-from p2pzoo.fitting import Resize, fitted
-from p2pzoo.images import read_image, with_channels
-from p2pzoo.layouts import Files, find_pairs, pixels
-from p2pzoo.splits import Fractions, deal, or_stand_in
+from p2pzoo.data.pairing import Files, find_pairs, pixels
+from p2pzoo.data.splits import Fractions, assign_splits, fallback_split
+from p2pzoo.images.io import read_image, with_channels
+from p2pzoo.images.resize import Resize, resize_to
+from p2pzoo.plugin import Pair, Split
+from p2pzoo.utils.errors import UserError
+from p2pzoo.utils.files import fingerprint
 
 Count = Annotated[int, Field(ge=1)]
 Size = tuple[Count, Count]
@@ -58,8 +58,8 @@ class Photos:
     ) -> None:
         """`beside`: other folders, that have a file of the same name for each photo."""
         found = find_pairs(Path(root), *beside, nested=True)
-        dealt = deal(found, str(root), fractions, split_seed)
-        photos = list(or_stand_in(dealt, split, str(root)).items())[:max_pairs]
+        dealt = assign_splits(found, str(root), fractions, split_seed)
+        photos = list(fallback_split(dealt, split, str(root)).items())[:max_pairs]
         self._ids = [id for id, _ in photos]
         self.files = [files for _, files in photos]
         self._size, self._resize = size, resize
@@ -84,7 +84,7 @@ class Photos:
             told = f"{path}: {pixels(*image.shape[:2])}, and size is {pixels(*self._size)}"
             raise UserError(f'{told}: resize = "crop", "fit" or "stretch" brings it there')
         try:
-            return fitted(with_channels(image, channels), self._size, self._resize)
+            return resize_to(with_channels(image, channels), self._size, self._resize)
         except ValueError as error:
             raise UserError(f"{path}: {error}") from None
 

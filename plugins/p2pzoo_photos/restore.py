@@ -9,11 +9,11 @@ import numpy as np
 from PIL import Image
 from pydantic import Field
 
-from p2pzoo.chance import generator
-from p2pzoo.contracts import Split
-from p2pzoo.fitting import Resize
-from p2pzoo.layouts import Files
-from p2pzoo.splits import Fractions
+from p2pzoo.data.pairing import Files
+from p2pzoo.data.splits import Fractions
+from p2pzoo.images.resize import Resize
+from p2pzoo.plugin import Split
+from p2pzoo.utils.rng import numpy_rng
 from p2pzoo_photos.photos import Count, Photos, Size
 
 Deviation = Annotated[float, Field(ge=0)]
@@ -87,7 +87,7 @@ class Denoise(Photos):
         self._sigma, self._photons, self._seed = sigma, photons, noise_seed
 
     def pair_of(self, id: str, photo: np.ndarray, files: Files) -> tuple[np.ndarray, np.ndarray]:
-        draw, light = generator(self._seed, "grain", id), photo.astype(np.float64)
+        draw, light = numpy_rng(self._seed, "grain", id), photo.astype(np.float64)
         if self._photons is not None:
             light = draw.poisson(light * (self._photons / 255)) * (255 / self._photons)
         light += draw.standard_normal(light.shape) * self._sigma

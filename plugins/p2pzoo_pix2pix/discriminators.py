@@ -141,7 +141,7 @@ class PixelDiscriminator(ConvDiscriminator):
     Arguments and errors are those of ConvDiscriminator.
     """
 
-    layouts = (layouts.REFERENCE_PIXEL,)
+    state_dict_formats = (layouts.REFERENCE_PIXEL,)
 
     def __init__(
         self,
@@ -180,7 +180,7 @@ class PatchDiscriminator(ConvDiscriminator):
     Further arguments and errors are those of ConvDiscriminator.
     """
 
-    layouts = (layouts.REFERENCE_PATCH, layouts.MMAGIC_PATCH)
+    state_dict_formats = (layouts.REFERENCE_PATCH, layouts.MMAGIC_PATCH)
 
     def __init__(
         self,
@@ -215,7 +215,7 @@ class ImageDiscriminator(ConvDiscriminator):
     ConvDiscriminator; images have 96 px at least.
     """
 
-    layouts = (layouts.REFERENCE_IMAGE, layouts.MMAGIC_IMAGE)
+    state_dict_formats = (layouts.REFERENCE_IMAGE, layouts.MMAGIC_IMAGE)
 
     def __init__(
         self,

@@ -12,7 +12,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from p2pzoo.contracts import Later
+from p2pzoo.plugin import AddedLater
 from p2pzoo_pix2pix import layouts
 from p2pzoo_pix2pix.layers import Bias, Norm, has_bias, make_bottleneck_norm, make_norm
 
@@ -79,7 +79,7 @@ class EncoderDecoder(nn.Module):
         bias: Bias = "pytorch",
         noise: Noise = "dropout",
         dropout: DropoutPlaces | None = None,
-        upsample: Annotated[Upsample, Later] = "transpose",
+        upsample: Annotated[Upsample, AddedLater] = "transpose",
     ) -> None:
         super().__init__()
         depth = _checked_depth(size, depth)
@@ -154,7 +154,7 @@ class UNet(EncoderDecoder):
     """
 
     join_factor = 2
-    layouts = (layouts.REFERENCE_UNET, layouts.MMAGIC_UNET)
+    state_dict_formats = (layouts.REFERENCE_UNET, layouts.MMAGIC_UNET)
 
     def __init__(
         self,
@@ -169,8 +169,8 @@ class UNet(EncoderDecoder):
         bias: Bias = "pytorch",
         noise: Noise = "dropout",
         dropout: DropoutPlaces | None = None,
-        upsample: Annotated[Upsample, Later] = "transpose",
-        skip_first: Annotated[bool, Later] = False,
+        upsample: Annotated[Upsample, AddedLater] = "transpose",
+        skip_first: Annotated[bool, AddedLater] = False,
     ) -> None:
         super().__init__(
             in_channels,

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from p2pzoo.contracts import Layout, Reading
+from p2pzoo.plugin import InferredConfig, StateDictFormat
 
 CONVOLUTIONS = (nn.Conv2d, nn.ConvTranspose2d)
 NORMS = (nn.BatchNorm2d, nn.InstanceNorm2d)
@@ -80,7 +80,7 @@ def _unet_names(block: Any, G: nn.Module) -> dict[str, str]:
     return names
 
 
-def _read_unet(block: Any, tensors: Mapping[str, Tensor], given: Mapping[str, Any]) -> Reading | None:
+def _read_unet(block: Any, tensors: Mapping[str, Tensor], given: Mapping[str, Any]) -> InferredConfig | None:
     """Its depth is how far the nest goes."""
     endless = _layers(block, DEEPEST)
     depth = next((i for i, layers in enumerate(endless) if f"{layers['down']}.weight" not in tensors), DEEPEST)
@@ -107,7 +107,7 @@ def _read_unet(block: Any, tensors: Mapping[str, Tensor], given: Mapping[str, An
         params["dropout"] = "pytorch"
         notes.append("trained with dropout, as is that code's habit in pix2pix; trained without: -s noise=none")
     side = max(32, 2**depth)
-    return Reading(params, first.shape[1], last.shape[1], (side, side), tuple(notes))
+    return InferredConfig(params, first.shape[1], last.shape[1], (side, side), tuple(notes))
 
 
 def _unet_written(G: nn.Module) -> tuple[dict[str, Tensor], list[str]]:
@@ -126,8 +126,8 @@ def _unet_written(G: nn.Module) -> tuple[dict[str, Tensor], list[str]]:
     return tensors, notes
 
 
-def _unet(name: str, block: Any, prefix: str = "") -> Layout:
-    return Layout(
+def _unet(name: str, block: Any, prefix: str = "") -> StateDictFormat:
+    return StateDictFormat(
         name,
         read=lambda tensors, given: _read_unet(block, tensors, given),
         names=lambda G: _unet_names(block, G),
@@ -171,7 +171,7 @@ def _pixel_names(hidden: int) -> tuple[list[str], list[str]]:
 
 def _read_discriminator(
     convolutions: list[str], norms: list[str], tensors: Mapping[str, Tensor], given: Mapping[str, Any]
-) -> Reading | None:
+) -> InferredConfig | None:
     first = tensors.get(f"{convolutions[0]}.weight")
     if first is None or first.ndim != 4 or f"{convolutions[1]}.weight" not in tensors:
         return None
@@ -188,13 +188,13 @@ def _read_discriminator(
     entering, leaving = (total // 2, total - total // 2) if params["conditional"] else (total, total)
     what = f"sees x and y, {entering} + {leaving} channels" if params["conditional"] else f"sees y, {total} channels"
     notes = () if "conditional" in given else (f"{what}; otherwise: -s conditional={str(total % 2 == 1).lower()}",)
-    return Reading(params, entering, leaving, DISCRIMINATORS_SIZE, notes)
+    return InferredConfig(params, entering, leaving, DISCRIMINATORS_SIZE, notes)
 
 
-def _discriminator(name: str, names: Any, fields: tuple[int, ...], prefix: str = "") -> Layout:
+def _discriminator(name: str, names: Any, fields: tuple[int, ...], prefix: str = "") -> StateDictFormat:
     """fields: the receptive fields that the component has, by its parameter of that name if there are several."""
 
-    def read(tensors: Mapping[str, Tensor], given: Mapping[str, Any]) -> Reading | None:
+    def read(tensors: Mapping[str, Tensor], given: Mapping[str, Any]) -> InferredConfig | None:
         for strided, field in STRIDED_LAYERS.items():
             convolutions, norms = names(strided + 1)
             last = tensors.get(f"{convolutions[-1]}.weight")
@@ -205,7 +205,7 @@ def _discriminator(name: str, names: Any, fields: tuple[int, ...], prefix: str =
                 return _read_discriminator(convolutions, norms, tensors, {**several, **given})
         return None
 
-    return Layout(name, read, lambda D: _in_order(D, *names(len(D.blocks))), prefix=prefix)
+    return StateDictFormat(name, read, lambda D: _in_order(D, *names(len(D.blocks))), prefix=prefix)
 
 
 PATCHES, IMAGE, PIXEL = (16, 34, 70, 142), (286,), (16,)

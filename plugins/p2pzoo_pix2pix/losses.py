@@ -11,7 +11,7 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
-from p2pzoo.contracts import Later, Scene
+from p2pzoo.plugin import AddedLater, StepOutputs
 
 
 class Vanilla:
@@ -30,17 +30,17 @@ class Vanilla:
 
     minimum = (0.0, 0.0)
 
-    def __init__(self, *, halved: bool = True, log_eps: Annotated[float, Field(ge=0, lt=1), Later] = 0.0) -> None:
+    def __init__(self, *, halved: bool = True, log_eps: Annotated[float, Field(ge=0, lt=1), AddedLater] = 0.0) -> None:
         self.share = 0.5 if halved else 1.0
         self.log_eps = log_eps
 
-    def judge(self, scene: Scene) -> Tensor:
+    def discriminator_loss(self, out: StepOutputs) -> Tensor:
         """What D minimises, ≥ 0: (−log D(x, y) − log(1 − D(x, ŷ))) / 2; log 2 when D knows nothing."""
-        return self.share * (self._log_loss(scene.real, label=1.0) + self._log_loss(scene.fake, label=0.0))
+        return self.share * (self._log_loss(out.real, label=1.0) + self._log_loss(out.fake, label=0.0))
 
-    def fool(self, scene: Scene) -> Tensor:
+    def generator_loss(self, out: StepOutputs) -> Tensor:
         """What G minimises, ≥ 0: −log D(x, ŷ)."""
-        return self._log_loss(scene.fake, label=1.0)
+        return self._log_loss(out.fake, label=1.0)
 
     def _log_loss(self, maps: list[Tensor], *, label: float) -> Tensor:
         return _log_loss_with(self.log_eps, maps, label=label) if self.log_eps else _log_loss(maps, label=label)
@@ -54,13 +54,13 @@ class LeastSquares:
 
     minimum = (0.0, 0.0)
 
-    def judge(self, scene: Scene) -> Tensor:
+    def discriminator_loss(self, out: StepOutputs) -> Tensor:
         """What D minimises, ≥ 0: ((D(x, y) − 1)² + D(x, ŷ)²) / 2."""
-        return 0.5 * (_squared_error(scene.real, label=1.0) + _squared_error(scene.fake, label=0.0))
+        return 0.5 * (_squared_error(out.real, label=1.0) + _squared_error(out.fake, label=0.0))
 
-    def fool(self, scene: Scene) -> Tensor:
+    def generator_loss(self, out: StepOutputs) -> Tensor:
         """What G minimises, ≥ 0: (D(x, ŷ) − 1)²."""
-        return _squared_error(scene.fake, label=1.0)
+        return _squared_error(out.fake, label=1.0)
 
 
 class L1:
@@ -69,8 +69,8 @@ class L1:
     side = "generator"
     minimum = 0.0
 
-    def __call__(self, scene: Scene) -> Tensor:
-        return F.l1_loss(scene.y_hat, scene.y)
+    def __call__(self, out: StepOutputs) -> Tensor:
+        return F.l1_loss(out.y_hat, out.y)
 
 
 class L2:
@@ -79,8 +79,8 @@ class L2:
     side = "generator"
     minimum = 0.0
 
-    def __call__(self, scene: Scene) -> Tensor:
-        return F.mse_loss(scene.y_hat, scene.y)
+    def __call__(self, out: StepOutputs) -> Tensor:
+        return F.mse_loss(out.y_hat, out.y)
 
 
 def _log_loss(maps: list[Tensor], *, label: float) -> Tensor:

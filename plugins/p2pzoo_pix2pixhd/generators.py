@@ -41,7 +41,7 @@ class GlobalGenerator(nn.Module):
         ValueError: a size, here or in forward, that does not fit.
     """
 
-    layouts = (layouts.GLOBAL_GENERATOR,)
+    state_dict_formats = (layouts.GLOBAL_GENERATOR,)
 
     def __init__(
         self,
@@ -119,7 +119,7 @@ class LocalEnhancer(nn.Module):
         half = F.avg_pool2d(x, 3, stride=2, padding=1, count_include_pad=False)
         return self.to_image(self.up(self.down(x) + self.coarse(half)))
 
-    def grown_from(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def load_smaller(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The tensors of a whole GlobalGenerator as this network's `coarse`, with its own for the rest."""
         own = self.state_dict()
         whole = {name.replace("coarse.", "trunk.", 1) for name in own if name.startswith(("coarse.", "to_image."))}

@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from p2pzoo.contracts import Layout, Reading
+from p2pzoo.plugin import InferredConfig, StateDictFormat
 
 SIZE = (512, 1024)
 OF_CYCLEGAN = {(2, 6), (2, 9)}
@@ -29,7 +29,7 @@ def _convolutions(downsamplings: int, blocks: int) -> list[str]:
     ]
 
 
-def _read(tensors: Mapping[str, Tensor], given: Mapping[str, Any]) -> Reading | None:
+def _read(tensors: Mapping[str, Tensor], given: Mapping[str, Any]) -> InferredConfig | None:
     inside = (name.split(".")[1] for name in tensors if name.startswith("model.") and ".conv_block." in name)
     numbers = sorted({int(number) for number in inside if number.isdecimal()})
     if not numbers or (numbers[0] - 4) % 3 or numbers[0] < 7:
@@ -44,7 +44,7 @@ def _read(tensors: Mapping[str, Tensor], given: Mapping[str, Any]) -> Reading | 
     params = {"width": first.shape[0], "downsamplings": downsamplings, "blocks": blocks, "edges": False, **given}
     channels = first.shape[1] - bool(params["edges"])
     notes = () if "edges" in given else (f"all {channels} input channels are given; the last is edges: -s edges=true",)
-    return Reading(params, channels, last.shape[0], SIZE, notes)
+    return InferredConfig(params, channels, last.shape[0], SIZE, notes)
 
 
 def _names(G: nn.Module) -> dict[str, str]:
@@ -54,4 +54,4 @@ def _names(G: nn.Module) -> dict[str, str]:
     return dict(zip(own, _convolutions(downsamplings, blocks), strict=True))
 
 
-GLOBAL_GENERATOR = Layout("pix2pixhd", _read, _names)
+GLOBAL_GENERATOR = StateDictFormat("pix2pixhd", _read, _names)

@@ -94,14 +94,14 @@ class ResNet6(ResNet):
     """6 residual blocks, CycleGAN's for 128×128 images. Shapes, arguments and errors are those of ResNet."""
 
     blocks = 6
-    layouts = (layouts.reference(6),)
+    state_dict_formats = (layouts.reference(6),)
 
 
 class ResNet9(ResNet):
     """9 residual blocks, CycleGAN's from 256×256 up. Shapes, arguments and errors are those of ResNet."""
 
     blocks = 9
-    layouts = (layouts.reference(9),)
+    state_dict_formats = (layouts.reference(9),)
 
 
 class ResidualBlock(nn.Module):

@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from p2pzoo.contracts import Layout, Reading
+from p2pzoo.plugin import InferredConfig, StateDictFormat
 
 SIZE = (256, 256)
 FIRST_BLOCK = 10
@@ -33,7 +33,7 @@ def _next(name: str) -> str:
 
 
 def _read(blocks: int) -> Any:
-    def read(tensors: Mapping[str, Tensor], given: Mapping[str, Any]) -> Reading | None:
+    def read(tensors: Mapping[str, Tensor], given: Mapping[str, Any]) -> InferredConfig | None:
         found = {name.split(".")[1] for name in tensors if name.startswith("model.") and ".conv_block." in name}
         if found != {str(FIRST_BLOCK + b) for b in range(blocks)}:
             return None
@@ -51,7 +51,7 @@ def _read(blocks: int) -> Any:
             "dropout": dropout,
             **given,
         }
-        return Reading(params, first.shape[1], last.shape[0], SIZE)
+        return InferredConfig(params, first.shape[1], last.shape[0], SIZE)
 
     return read
 
@@ -67,5 +67,5 @@ def _theirs(G: nn.Module) -> dict[str, str]:
     return dict(zip(convs, convolutions, strict=True)) | dict(zip(normed, norms if normed else [], strict=True))
 
 
-def reference(blocks: int) -> Layout:
-    return Layout("junyanz", _read(blocks), _theirs)
+def reference(blocks: int) -> StateDictFormat:
+    return StateDictFormat("junyanz", _read(blocks), _theirs)

@@ -14,7 +14,7 @@ from timm.models import get_pretrained_cfg
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from p2pzoo.errors import UserError
+from p2pzoo.utils.errors import UserError
 from p2pzoo_timm.weights import source
 
 
@@ -31,7 +31,7 @@ class Backbone(nn.Module):
     itself reduces by.
 
     Its weights are timm's: pretrained, or timm's own initialisation. They are not put there by the constructor but by
-    `first_weights` (see contracts.py), so a model file needs neither the weights' file nor a download.
+    `init_own_weights` (see contracts.py), so a model file needs neither the weights' file nor a download.
 
     Args:
         name: as timm has it, with its tag or without.
@@ -80,7 +80,7 @@ class Backbone(nn.Module):
         self.register_buffer("scale", 0.5 / std)  # of [-1, 1] to [0, 1], and from there on
         self.register_buffer("shift", (0.5 - mean) / std)
 
-    def first_weights(self) -> None:
+    def init_own_weights(self) -> None:
         """Raises UserError, in one line, where pretrained weights are not to be had or do not fit."""
         given = source(self.name, **self._source)
         try:

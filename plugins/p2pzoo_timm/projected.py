@@ -132,9 +132,9 @@ class Mixing(nn.Module):
             for fine, coarse in (pairwise(leaving) if cross_scale else ())
         )
         self.requires_grad_(False)
-        self.first_weights()
+        self.init_own_weights()
 
-    def first_weights(self) -> None:
+    def init_own_weights(self) -> None:
         for weight in self.parameters():
             nn.init.kaiming_normal_(weight)
 

@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, load_file
 from torch import Tensor
 
-from p2pzoo.errors import UserError
+from p2pzoo.utils.errors import UserError
 
 State = Mapping[str, Tensor]
 

@@ -14,8 +14,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from p2pzoo.contracts import Callback
-from p2pzoo.errors import UserError
+from p2pzoo.plugin import Callback
+from p2pzoo.utils.errors import UserError
 
 
 class Tracking(Callback):

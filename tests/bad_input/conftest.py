@@ -16,7 +16,7 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 
-from p2pzoo.errors import UserError
+from p2pzoo.utils.errors import UserError
 
 FEW = 20  # cases of which no share is taken
 SECONDS = 20  # that a case may take: the slowest takes a second
@@ -29,7 +29,7 @@ class Hang(BaseException):
 
 @pytest.fixture
 def each(request, record_property):
-    """each(inputs, act): `act` on so many draws of a strategy, or on a `share` of that where each is a whole page. It
+    """each(inputs, act): `act` on so many draws of a strategy, or on a `shard` of that where each is a whole page. It
     calls what is tested, which may raise UserError, or returns what a command answered (`zoo`)."""
 
     def each(inputs, act, share=1.0):

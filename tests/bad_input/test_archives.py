@@ -6,7 +6,7 @@ import tarfile
 
 from hypothesis import strategies as st
 
-from p2pzoo.extract import extract
+from p2pzoo.utils.untar import extract
 
 KINDS = (
     tarfile.REGTYPE, tarfile.DIRTYPE, tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE, tarfile.FIFOTYPE,

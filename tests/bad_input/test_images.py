@@ -11,9 +11,9 @@ import pytest
 from hypothesis import strategies as st
 from PIL import Image
 
-from p2pzoo.errors import UserError
-from p2pzoo.images import SUFFIXES, inspect, read_image, write_image
-from p2pzoo.labels import inspect_map, read_map
+from p2pzoo.images.io import SUFFIXES, inspect, read_image, write_image
+from p2pzoo.images.label_maps import inspect_map, read_map
+from p2pzoo.utils.errors import UserError
 
 
 def noise(*shape, dtype="uint8"):

@@ -9,13 +9,11 @@ import pytest
 import torch
 from hypothesis import strategies as st
 
-from p2pzoo.experiment import check
-from p2pzoo.files import write_json
-from p2pzoo.images import write_image
-from p2pzoo.plugins import registry
-from p2pzoo.recipe import read_recipe
-from p2pzoo.report import Comparison, write_report
-from p2pzoo.run import Run
+from p2pzoo import config
+from p2pzoo.images.io import write_image
+from p2pzoo.runs.report import Comparison, write_report
+from p2pzoo.runs.run_folder import Run
+from p2pzoo.utils.files import write_json
 
 pytestmark = pytest.mark.filterwarnings("ignore:Glyph")  # that no font has
 
@@ -77,7 +75,7 @@ def test_galleries(each, zoo, names, tmp_path):
 
 
 def test_reports(each, names, tmp_path):
-    experiment = check(read_recipe("zoo:base.toml", "smoke"), registry())
+    experiment = config.load("zoo:base.toml", "smoke")
     run, image = Run(tmp_path), torch.zeros(3, 8, 8)
     run.begin(experiment, {}, {})
 

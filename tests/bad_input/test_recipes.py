@@ -3,12 +3,10 @@
 import pytest
 import tomli_w
 from hypothesis import strategies as st
+from p2pzoo_bench.table_file import read_table
 
-from p2pzoo.experiment import check
-from p2pzoo.paths import shipped
-from p2pzoo.plugins import registry
-from p2pzoo.recipe import read_recipe
-from p2pzoo.tables.table_file import read_table
+from p2pzoo import config
+from p2pzoo.utils.paths import shipped
 
 RECIPE = "zoo:ablation_patch70.toml"
 
@@ -34,7 +32,7 @@ def files(tree, text, altered, damaged, values):
 
 @pytest.fixture(scope="module")
 def resolved():
-    tree = check(read_recipe(RECIPE, "smoke"), registry()).resolved()
+    tree = config.load(RECIPE, "smoke").resolved()
     return {name: value for name, value in tree.items() if name != "profile"}
 
 

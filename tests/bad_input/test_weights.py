@@ -12,8 +12,8 @@ import pytest
 import torch
 from hypothesis import strategies as st
 
-from p2pzoo.checkpoint import load_tensors, save_tensors
-from p2pzoo.images import write_image
+from p2pzoo.images.io import write_image
+from p2pzoo.models.safetensors_io import load_tensors, save_tensors
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from disturbed import bytes_lost, outcome
 
-from p2pzoo.images import write_png
+from p2pzoo.images.io import write_png
 
 
 def pytest_configure(config):

@@ -5,8 +5,8 @@ import json
 import disturbed
 import pytest
 
-from p2pzoo.checkpoint import load_tensors
-from p2pzoo.errors import UserError
+from p2pzoo.models.safetensors_io import load_tensors
+from p2pzoo.utils.errors import UserError
 
 pytestmark = pytest.mark.usefixtures("no_reports")
 slow = pytest.mark.slow

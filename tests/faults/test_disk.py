@@ -15,7 +15,7 @@ import disturbed
 import pytest
 import torch
 
-from p2pzoo.checkpoint import load_tensors
+from p2pzoo.models.safetensors_io import load_tensors
 
 pytestmark = pytest.mark.usefixtures("no_reports")
 
@@ -37,9 +37,9 @@ class Value:
     def __init__(self, *, at: int) -> None:
         self.at, self.calls = at, 0
 
-    def __call__(self, scene):
+    def __call__(self, out):
         self.calls += 1
-        return self.value(scene.y_hat.mean()) if self.calls == self.at else 0 * scene.y_hat.mean()
+        return self.value(out.y_hat.mean()) if self.calls == self.at else 0 * out.y_hat.mean()
 
     def value(self, mean):
         return mean * float("nan")

@@ -108,7 +108,7 @@ class Watch:
 
 @dataclass(frozen=True)
 class Killed:
-    """A process killed after `share` of the time that it spends in `phase`."""
+    """A process killed after `shard` of the time that it spends in `phase`."""
 
     phase: str
     share: float

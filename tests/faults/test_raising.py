@@ -6,8 +6,8 @@ import disturbed
 import pytest
 import torch
 
-from p2pzoo import hookspecs
-from p2pzoo.checkpoint import load_tensors
+from p2pzoo.models.safetensors_io import load_tensors
+from p2pzoo.plugin import hookspecs
 
 pytestmark = pytest.mark.usefixtures("no_reports")
 
@@ -18,7 +18,7 @@ BROKEN = """
 import os
 import p2pzoo
 import torch
-from p2pzoo.contracts import Callback
+from p2pzoo.plugin import Callback
 
 @p2pzoo.hookimpl
 def register_losses(register):
@@ -45,11 +45,11 @@ class Raising:
     def __init__(self, *, at: int) -> None:
         self.at, self.calls = at, 0
 
-    def __call__(self, scene):
+    def __call__(self, out):
         self.calls += 1
         if self.calls == self.at:
             self.act()
-        return 0 * scene.y_hat.mean() * (float("nan") if self.strikes() else 1)
+        return 0 * out.y_hat.mean() * (float("nan") if self.strikes() else 1)
 
     def act(self):
         strike()

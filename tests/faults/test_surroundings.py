@@ -10,7 +10,7 @@ import disturbed
 import numpy as np
 import pytest
 
-from p2pzoo.images import write_png
+from p2pzoo.images.io import write_png
 
 pytestmark = pytest.mark.usefixtures("no_reports")
 slow = pytest.mark.slow

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from p2pzoo_export.graphs import missing_packages
 from PIL import Image
 
-from p2pzoo.deploy.export import missing_packages
-from p2pzoo.plugins import plugins
+from p2pzoo.plugin.loader import plugins
 from p2pzoo.testing import conformance
 
 PARAMETERS = {  # plugin -> component -> what it is checked with

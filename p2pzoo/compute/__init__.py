@@ -1,0 +1,1 @@
+"""Device, precision, processes; the same numbers in less time or memory."""

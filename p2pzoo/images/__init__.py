@@ -1,0 +1,1 @@
+"""Image files to arrays and back: formats, sizes, label maps, Lab, grids."""

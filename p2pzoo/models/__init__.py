@@ -1,0 +1,1 @@
+"""Networks built, initialised, saved, loaded, and used on images."""

@@ -1,0 +1,42 @@
+"""All that a plugin author imports: hooks, the interface of each kind, and the values they exchange. Imports no torch."""
+
+from p2pzoo.plugin.archive import Archive
+from p2pzoo.plugin.batch import Batch, Pair, Split
+from p2pzoo.plugin.hookspecs import hookimpl
+from p2pzoo.plugin.networks import Discriminator, Generator
+from p2pzoo.plugin.protocols import (
+    AddedLater,
+    Augmentation,
+    Callback,
+    Dataset,
+    GanLoss,
+    Loss,
+    Metric,
+    Model,
+    ProgressBar,
+)
+from p2pzoo.plugin.step_outputs import Side, StepOutputs
+from p2pzoo.plugin.weight_formats import InferredConfig, StateDictFormat
+
+__all__ = [
+    "AddedLater",
+    "Archive",
+    "Augmentation",
+    "Batch",
+    "Callback",
+    "Dataset",
+    "Discriminator",
+    "GanLoss",
+    "Generator",
+    "InferredConfig",
+    "Loss",
+    "Metric",
+    "Model",
+    "Pair",
+    "ProgressBar",
+    "Side",
+    "Split",
+    "StateDictFormat",
+    "StepOutputs",
+    "hookimpl",
+]

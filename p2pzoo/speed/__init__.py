@@ -1,1 +1,0 @@
-"""The same numbers in less time or memory: rewrites of networks, forms of convolutions, recorded steps, optimizers."""

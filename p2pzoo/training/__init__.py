@@ -1,0 +1,1 @@
+"""The training step, the loop, resume; from a checked recipe to results."""

@@ -1,0 +1,154 @@
+"""The benchmarks run, at a size that takes seconds; what they measure is not tested."""
+
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+
+
+def run(name, *arguments):
+    command = [sys.executable, BENCHMARKS / f"{name}.py", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=600)
+
+
+@pytest.mark.slow
+def test_translate_folder_compares_three_and_says_how_far_their_pixels_differ(tmp_path):
+    small = ["--images", 3, "--size", 64, "--width", 4, "--rounds", 1]
+    done = run("translate_folder", *small, "-o", tmp_path / "result.json")
+    assert done.returncode == 0, done.stderr
+    assert "| p2pzoo |" in done.stdout
+    result = json.loads((tmp_path / "result.json").read_text())
+    assert (result["images"], result["size"], result["width"]) == (3, 64, 4)
+    assert result["contestants"].keys() == {"baseline", "ours", "bf16"}
+    seconds = {name: each["seconds"]["median"] for name, each in result["contestants"].items()}
+    for name, each in result["contestants"].items():
+        assert each["ratio"]["median"] == pytest.approx(seconds["baseline"] / seconds[name], rel=0.1)
+        assert each["difference"]["largest"] <= (1 if name == "ours" else 8), "the same pictures, rounding apart"
+    assert result["contestants"]["bf16"]["difference"]["mean"] > 0, "another precision"
+
+
+@pytest.mark.slow
+def test_data_loading_compares_every_place_of_the_store_with_the_classic_path(tmp_path):
+    small = ["--pairs", 4, "--size", 32, "--rounds", 2]
+    done = run("data_loading", *small, "-o", tmp_path / "result.json")
+    assert done.returncode == 0, done.stderr
+    assert "| p2pzoo, later epochs, in memory |" in done.stdout
+    assert "Without enlargement pixels differ by 0 levels" in done.stdout
+    result = json.loads((tmp_path / "result.json").read_text())
+    assert (result["pairs"], result["size"]) == (4, 32)
+    contestants = result["contestants"]
+    assert contestants.keys() == {"classic", "workers", "first", "memory", "prepare", "disk", "stream"}
+    assert all(each["pairs_per_second"]["rounds"] == 2 for each in contestants.values())
+    assert contestants["classic"]["ratio"]["spread"] == [1, 1]
+    assert result["pixels"]["same resize"] == {"share": 0, "largest": 0}
+    assert result["pixels"]["enlarged"]["largest"] <= 2, "two ways to round the same kernel"
+
+
+def test_a_size_that_makes_no_network_is_told_in_one_line():
+    done = run("translate_folder", "--images", 1, "--size", 50, "--width", 4)
+    assert done.returncode == 2
+    [line] = done.stderr.splitlines()
+    assert line.endswith("the nearest that fit: 48×48 or 52×52")
+
+
+@pytest.mark.slow
+def test_drift_reports_ours_beside_a_harmless_reordering(tmp_path):
+    done = run("drift", "--size", 64, "--width", 4, "--steps", 3, "--json", "-o", tmp_path / "kept" / "drift.json")
+    assert done.returncode == 0, done.stderr
+    [line] = done.stdout.splitlines()
+    report = json.loads(line)
+    assert json.loads((tmp_path / "kept" / "drift.json").read_text()) == report
+    assert (report["size"], report["width"], report["steps"]) == (64, 4, 3)
+    for name in ("p2pzoo", "channels-last"):
+        assert 0 < report[name]["weights"] < 1e-3
+        assert 0 < report[name]["losses"] < 1e-3
+    assert "| p2pzoo |" in run("drift", "--size", 64, "--width", 4, "--steps", 1).stdout
+
+
+@pytest.mark.slow
+def test_train_step_compares_both_and_says_at_what_scale(tmp_path):
+    small = ["--size", 32, "--width", 4, "--batch", 2, "--rounds", 1, "--steps", 1, "--without", "lowering"]
+    done = run("train_step", *small, "-o", tmp_path / "result.json")
+    assert done.returncode == 0, done.stderr
+    assert "p2pzoo is " in done.stdout
+    result = json.loads((tmp_path / "result.json").read_text())
+    assert (result["size"], result["width"], result["batch"]) == (32, 4, 2)
+    times = result["milliseconds"]
+    assert times.keys() == {"baseline", "ours", "without lowering"}
+    assert result["ratio"]["median"] == pytest.approx(times["baseline"] / times["ours"], rel=0.05)
+
+
+def test_what_a_busy_machine_took_is_not_kept(tmp_path):
+    run_folder = tmp_path / "runs" / "mine" / "laptop-seed0-abc"
+    (run_folder / "samples").mkdir(parents=True)
+    for name in ("results.json", "stats.safetensors", "recipe.toml", "model.safetensors"):
+        (run_folder / name).write_bytes(b"{}")
+    (run_folder / "env.json").write_text('{"threads": 1, "training": {"seconds": 9.5, "peak_megabytes": 700}}')
+    Image.new("RGB", (8, 8)).save(run_folder / "samples" / "test.png")
+    for options, training in (((), {"seconds": 9.5, "peak_megabytes": 700}), (("--busy",), {"peak_megabytes": 700})):
+        done = run("keep_runs", run_folder, "--to", tmp_path / "results", *options)
+        assert done.returncode == 0, done.stderr
+        kept = tmp_path / "results" / "mine-laptop-seed0-abc"
+        assert json.loads((kept / "env.json").read_text()) == {"threads": 1, "training": training}
+        assert {file.name for file in kept.iterdir()} == {
+            "results.json", "stats.safetensors", "recipe.toml", "env.json", "samples.webp"
+        }  # fmt: skip
+    (run_folder / "results.json").unlink()
+    done = run("keep_runs", run_folder, "--to", tmp_path / "results")
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert "lacks results.json" in done.stderr
+
+
+@pytest.mark.slow
+def test_row_seconds_tells_what_every_row_of_the_tables_costs(tmp_path):
+    done = run("row_seconds", "--profile", "smoke", "--rounds", 1, "--steps", 1, "-o", tmp_path / "result.json")
+    assert done.returncode == 0, done.stderr
+    rows = json.loads((tmp_path / "result.json").read_text())["rows"]
+    assert len(rows) == 17  # of which ablation_l1_cgan and ablation_patch70 are one experiment
+    assert (rows["zoo:ablation_l1.toml"]["steps"], rows["zoo:ablation_unet_l1.toml"]["steps"]) == (20, 2)
+    for recipe, row in rows.items():
+        assert row["seconds"] == pytest.approx(row["steps"] * row["milliseconds"]["median"] / 1e3, abs=0.5)
+        assert recipe.removeprefix("zoo:").removesuffix(".toml") in done.stdout
+
+
+@pytest.mark.slow
+def test_scaling_fits_a_slope_to_every_series_and_plots_it(tmp_path):
+    done = run("scaling", "--quick", "--series", "pairs", "--series", "batch", "-o", tmp_path / "result.json")
+    assert done.returncode == 0, done.stderr
+    series = json.loads((tmp_path / "result.json").read_text())["series"]
+    assert series["pairs"]["values"] == [16, 64]
+    assert series["batch"]["base"] == {"size": 64, "width": 8, "pairs": 16}
+    for found in series.values():
+        first, last = (each["median"] for each in found["milliseconds"])
+        growth = math.log(last / first) / math.log(found["counted"][1] / found["counted"][0])
+        assert found["slope"]["milliseconds"]["median"] == pytest.approx(growth, abs=0.01)
+        assert min(found["peak_megabytes"]) > 0
+    plot = tmp_path / "result.svg"
+    assert series["pairs"]["unit"] in plot.read_text()
+    assert plot.stat().st_size < 100_000
+
+
+@pytest.mark.slow
+def test_gpu_compares_what_it_says_though_only_cuda_shows_what_that_is_worth():
+    quick = ["--device", "cpu", "--quick", "--rounds", 1, "--steps", 1, "--without", "one_pass"]
+    done = run("gpu", *quick, "--json")
+    assert done.returncode == 0, done.stderr
+    [cell] = json.loads(done.stdout)["cells"]
+    assert cell["lines"].keys() == {"p2pzoo", "baseline", "without one_pass"}
+    assert "one_pass" in cell["lines"]["p2pzoo"]["on"]
+    assert "one_pass" not in cell["lines"]["without one_pass"]["on"]
+    assert cell["lines"]["baseline"]["ratio"]["median"] > 0
+
+
+def test_gpu_says_in_one_line_that_it_needs_cuda(monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    done = run("gpu")
+    assert done.returncode == 2
+    [line] = done.stderr.splitlines()
+    assert "needs a CUDA device" in line

@@ -1,0 +1,74 @@
+"""The gradient of an instance norm does not depend on how the gradient that arrives lies in memory."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from p2pzoo.compute.engine import Engine
+from p2pzoo.compute.instance_norm_fix import mend_instance_norms
+from p2pzoo.config.settings import Compute
+
+LAYOUTS = (torch.contiguous_format, torch.channels_last)
+
+
+class Residual(nn.Module):
+    """As in many generators: nothing stands between the norm and the convolution that follows."""
+
+    def __init__(self, affine):
+        super().__init__()
+        self.first, self.second = nn.Conv2d(64, 64, 3, padding=1), nn.Conv2d(64, 64, 3, padding=1)
+        self.norm = nn.InstanceNorm2d(64, affine=affine)
+
+    def forward(self, x):
+        return self.second(x + self.norm(self.first(x)))
+
+
+def gradients(network, x):
+    network.zero_grad()
+    network(x).square().sum().backward()
+    return {name: parameter.grad.clone() for name, parameter in network.named_parameters()}
+
+
+@pytest.mark.parametrize("switches", [{}, {"lowering": False}, {"channels_last": False}], ids=str)
+@pytest.mark.parametrize("affine", [True, False])
+@pytest.mark.parametrize("batch", [1, 2])
+def test_a_placed_networks_gradients_are_the_plain_ones(switches, affine, batch):
+    torch.manual_seed(0)
+    plain = Residual(affine).double()
+    x = torch.randn(batch, 64, 8, 8, dtype=torch.float64)
+    expected = gradients(plain, x)
+    engine = Engine(Compute(device="cpu", **switches))
+    found = gradients(engine.prepare_model(copy.deepcopy(plain)), x.contiguous(memory_format=engine.memory_format))
+    for name, gradient in expected.items():
+        torch.testing.assert_close(found[name], gradient, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("arriving", LAYOUTS)
+def test_in_every_layout_twice_differentiable(layout, arriving):
+    torch.manual_seed(0)
+    norm = nn.InstanceNorm2d(4).double()
+    mend_instance_norms(norm)
+    x = torch.randn(1, 4, 3, 3, dtype=torch.float64).contiguous(memory_format=layout).requires_grad_()
+    dy = torch.randn(1, 4, 3, 3, dtype=torch.float64).contiguous(memory_format=arriving).requires_grad_()
+
+    def gradient(x, dy):
+        return torch.autograd.grad(norm(x), x, dy, create_graph=True)
+
+    by_hand = x.detach().contiguous().requires_grad_()
+    mean = by_hand.mean((2, 3), keepdim=True)
+    deviation = (by_hand - mean).square().mean((2, 3), keepdim=True).add(norm.eps).sqrt()
+    [expected] = torch.autograd.grad((by_hand - mean) / deviation, by_hand, dy.detach().contiguous())
+    torch.testing.assert_close(gradient(x, dy)[0], expected, rtol=0, atol=1e-10)
+    assert torch.autograd.gradcheck(gradient, (x, dy))
+
+
+def test_mending_twice_is_mending_once():
+    norm = nn.InstanceNorm2d(4)
+    mend_instance_norms(norm)
+    mend_instance_norms(norm)
+    assert len(norm._forward_hooks) == 1
+    with torch.no_grad():
+        norm(torch.randn(1, 4, 3, 3))

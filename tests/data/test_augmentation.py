@@ -1,0 +1,412 @@
+"""Augmentations: their numbers follow from seed, name and sample alone; when they act; what they are to a run's id."""
+
+import copy
+import json
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from p2pzoo_data_tools.preview import preview
+from p2pzoo_pix2pix.discriminators import PatchDiscriminator
+from p2pzoo_pix2pix.losses import Vanilla
+from torch import nn
+
+from p2pzoo import config
+from p2pzoo.compute import distributed
+from p2pzoo.compute.batched_discriminator import BatchedDiscriminator
+from p2pzoo.compute.engine import Engine
+from p2pzoo.data.augmentation import Augmentations, make_augmentations
+from p2pzoo.plugin.batch import Batch
+from p2pzoo.plugin.loader import registry
+from p2pzoo.plugin.protocols import Augmentation
+from p2pzoo.plugin.registry import Entry, Registry
+from p2pzoo.plugin.step_outputs import StepOutputs
+from p2pzoo.training.gan_step import Objective, Trainable
+from p2pzoo.training.loop import train_step
+from p2pzoo.training.lua_order import LuaObjective
+from p2pzoo.training.setup import build_objective
+from p2pzoo.utils.errors import UserError
+
+SIZE = (8, 8)
+
+
+class Brighter:
+    """Adds its first random number to x and y, its second to y alone."""
+
+    num_random = 2
+
+    def __init__(self, where="pairs"):
+        self.where = where
+
+    def __call__(self, x, y, labels, u):
+        first, second = (part.view(-1, 1, 1, 1) for part in u.unbind(1))
+        return x + first, y + first + second, None if labels is None else labels + 1
+
+
+class Onlooker(nn.Module):
+    """A D that keeps what it was shown."""
+
+    receptive_field = 1
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(6, 1, 1)
+        self.shown = []
+
+    def forward(self, x, y):
+        self.shown.append((x, y))
+        return [self.conv(torch.cat([x, y], 1))]
+
+    def features(self, x, y):
+        return [self.forward(x, y)]
+
+
+def zeros(count, labels=False):
+    images = torch.zeros(count, 3, *SIZE)
+    marked = torch.zeros(count, *SIZE, dtype=torch.int64) if labels else None
+    return Batch(images, images.clone(), tuple("abcdef"[:count]), marked)
+
+
+def experiment(*overrides, known=None):
+    return config.load("zoo:base.toml", "smoke", overrides, registry=known or registry())
+
+
+def scene_of(count=2, seed=0, named=None):
+    """A scene, the D in it, and the numbers (B, 3 moments, 2) that its augmentation adds."""
+    augmentations = Augmentations(
+        named or {"bright": Brighter("discriminator")}, batch_size=count, seed=seed
+    )  # fmt: skip
+    batch = augmentations(zeros(count), 0)
+    D = Onlooker()
+    y_hat = torch.ones(count, 3, *SIZE, requires_grad=True)
+
+    def seen(moment, x, y):
+        return augmentations.show(batch.random, moment, x, y)
+
+    return StepOutputs(batch, y_hat, D, seen=seen), D, batch.random.view(count, 3, 2)
+
+
+def added(images):
+    """What was added to each image of zeros."""
+    assert torch.equal(images, images[:, :1, :1, :1].expand(images.shape))
+    return images[:, 0, 0, 0].detach()
+
+
+class TestDraws:
+    def test_a_sample_is_drawn_alike_whatever_the_batch_it_is_in(self):
+        named = {"pairs": Brighter(), "seen": Brighter("discriminator")}
+        whole = Augmentations(named, batch_size=6, seed=3)(zeros(6), 2)
+        for size in (1, 2, 3):
+            make = Augmentations(named, batch_size=size, seed=3)
+            parts = [make(zeros(size), step) for step in range(12 // size, 18 // size)]
+            for field in ("x", "y", "drawn"):
+                assert torch.equal(torch.cat([getattr(part, field) for part in parts]), getattr(whole, field))
+
+    def test_a_step_of_several_moves_draws_what_as_many_batches_would(self):
+        named = {"pairs": Brighter(), "seen": Brighter("discriminator")}
+        moves = Augmentations(named, batch_size=2, seed=3, moves=3)(zeros(6), 4).split(3)
+        for move, batch in enumerate(moves):
+            alone = Augmentations(named, batch_size=2, seed=3)(zeros(2), 4 * 3 + move)
+            for field in ("x", "y", "drawn"):
+                assert torch.equal(getattr(batch, field), getattr(alone, field))
+
+    def test_the_recipes_moves_are_those_of_its_augmentations(self):
+        made = experiment("train.d_steps=3", 'augmentations.turn={use="flip-rotate"}')
+        assert make_augmentations(made, (3, 3), (64, 64)).moves == 3
+
+    @pytest.mark.parametrize("setting", ["train.d_steps=2", "train.accumulate=2"])
+    def test_d_is_shown_each_image_by_its_own_numbers_where_a_step_has_parts(self, setting):
+        overrides = ("train.batch_size=2", setting, 'augmentations.seen={use="diffaugment"}', "compute.device=cpu")
+        made = experiment("generator.width=8", "discriminator.width=8", *overrides)
+        objective = build_objective(made, Engine(made.compute), (3, 3), (64, 64))
+        count = 2 * made.train.d_steps
+        images = torch.rand(2, count, 3, 64, 64) * 2 - 1
+        batch = objective.augmentations(Batch(*images, tuple("abcd"[:count])), 0)
+        rows, show = [], objective.augmentations.show
+        objective.augmentations.show = lambda drawn, *rest: rows.append(drawn) or show(drawn, *rest)
+        objective.step(batch, 0)
+        seen = {tuple(row.tolist()) for drawn in rows for row in drawn}
+        assert seen == {tuple(row.tolist()) for row in batch.random}
+
+    def test_each_process_draws_for_its_share(self, monkeypatch):
+        augmentations = Augmentations({"a": Brighter(), "b": Brighter("discriminator")}, batch_size=4, seed=0)
+        whole = augmentations(zeros(4), 5)
+        monkeypatch.setattr(distributed, "world_size", lambda: 2)
+        monkeypatch.setattr(distributed, "rank", lambda: 1)
+        part = augmentations(zeros(2), 5)
+        assert torch.equal(part.x, whole.x[2:])
+        assert torch.equal(part.random, whole.random[2:])
+
+    def test_seed_name_and_sample_all_matter(self):
+        def drawn(name="a", seed=0, step=0):
+            return added(Augmentations({name: Brighter()}, batch_size=1, seed=seed)(zeros(1), step).y).item()
+
+        assert drawn() == drawn()
+        assert len({drawn(), drawn(name="b"), drawn(seed=1), drawn(step=1)}) == 4
+
+    def test_numbers_are_uniform_between_0_and_1(self):
+        u = Augmentations({"a": Brighter()}, batch_size=2000, seed=0)._drawn("a", range(2000), 2)
+        assert u.min() >= 0
+        assert u.max() < 1
+        assert u.mean(0) == pytest.approx([0.5, 0.5], abs=0.02)
+        assert torch.corrcoef(u.T)[0, 1].abs() < 0.05
+
+
+class TestPairs:
+    def test_they_act_one_after_the_other_on_x_y_and_labels(self):
+        both = Augmentations({"a": Brighter(), "b": Brighter()}, batch_size=2, seed=0)(zeros(2, labels=True), 0)
+        one, other = (Augmentations({n: Brighter()}, batch_size=2, seed=0)(zeros(2), 0) for n in "ab")
+        assert torch.allclose(both.x, one.x + other.x)
+        assert torch.allclose(both.y, one.y + other.y)
+        assert torch.equal(both.labels, torch.full_like(both.labels, 2))
+        assert both.random is None
+        assert both.ids == ("a", "b")
+
+    def test_what_changes_a_shape_is_told_by_name(self):
+        class Cropping(Brighter):
+            def __call__(self, x, y, labels, u):
+                return x[..., 1:], y, labels
+
+        with pytest.raises(UserError, match=r"\[augmentations.cut\] made .* must keep their shapes"):
+            Augmentations({"cut": Cropping()}, batch_size=1, seed=0)(zeros(1), 0)
+
+    def test_a_step_is_taken_on_augmented_pairs_in_the_runs_memory_format(self, monkeypatch):
+        engine = Engine(experiment("compute.device=cpu").compute)
+        told = train_step(
+            lambda batch, _: {"x": batch.x, "y": batch.y}, _Engineless(engine), [zeros(2)], 0, 1e-4, 0,
+            Augmentations({"a": Brighter()}, batch_size=2, seed=0),
+        )  # fmt: skip
+        assert (added(told["y"]) > added(told["x"])).all()
+        assert told["x"].is_contiguous(memory_format=torch.channels_last)
+
+    def test_the_preview_of_the_data_shows_them(self):
+        plain = preview(experiment("dataset.stride=256"), "train", 2)
+        turned = preview(
+            experiment("dataset.stride=256", 'augmentations.a={use="flip-rotate"}'), "train", 2
+        )  # fmt: skip
+        assert plain.size == turned.size
+        assert plain.tobytes() != turned.tobytes()
+
+
+class _Engineless:
+    """An engine that moves batches and has no optimizer."""
+
+    def __init__(self, engine):
+        self.move, self.seed = engine.move, engine.seed
+
+    def set_rate(self, *_):
+        pass
+
+
+class TestDiscriminator:
+    def test_real_fake_and_gs_move_have_numbers_of_their_own(self):
+        out, D, u = scene_of()
+        _ = out.real, out.fake
+        moved = out.for_generator()
+        _ = moved.fake, moved.real
+        x, y = zip(*D.shown, strict=True)
+        moments = [0, 1, 2, 2]  # in G's move D's features of real and fake are compared: both are changed alike
+        base = [0, 1, 1, 0]
+        for i, moment in enumerate(moments):
+            assert torch.allclose(added(x[i]), u[:, moment, 0])
+            assert torch.allclose(added(y[i]), base[i] + u[:, moment].sum(1))
+        assert len({round(number, 6) for number in u.flatten().tolist()}) == u.numel()
+
+    def test_features_and_logits_are_of_the_same_images(self):
+        out, D, _ = scene_of()
+        _ = out.real, out.real_features, out.fake, out.fake_features
+        for one, other in ((0, 1), (2, 3)):
+            assert torch.equal(D.shown[one][1], D.shown[other][1])
+
+    def test_a_loss_that_asks_d_itself_is_answered_as_of_real_images(self):
+        out, D, u = scene_of()
+        _ = out.D(out.x, out.y), out.D.features(out.x, out.y), out.for_generator().D(out.x, out.y)
+        for (_, y), moment in zip(D.shown, (0, 0, 2), strict=True):
+            assert torch.allclose(added(y), u[:, moment].sum(1))
+        assert out.D.receptive_field == 1
+        _ = out.D(torch.cat([out.x, out.x]), torch.cat([out.y, out.y]))
+        assert torch.allclose(added(D.shown[-1][1]), u[:, 0].sum(1).repeat(2))
+
+    def test_what_losses_read_of_x_y_and_y_hat_is_not_augmented(self):
+        out, _, _ = scene_of()
+        for moment in (out, out.for_generator()):
+            _ = moment.fake
+            assert not moment.x.any()
+            assert not moment.y.any()
+            assert (moment.y_hat == 1).all()
+
+    def test_gradients_reach_g_through_it_and_twice(self):
+        out, _, _ = scene_of()
+        moved = out.for_generator()
+        moved.fake[0].mean().backward()
+        assert moved.y_hat.grad.abs().sum() > 0
+        y = out.y.clone().requires_grad_()
+        [slope] = torch.autograd.grad(out.D(out.x, y)[0].square().sum(), y, create_graph=True)
+        assert slope.square().sum().requires_grad
+
+    def test_several_act_in_order_each_with_its_own_numbers(self):
+        named = {"a": Brighter("discriminator"), "b": Brighter("discriminator")}
+        augmentations = Augmentations(named, batch_size=2, seed=0)
+        drawn = augmentations(zeros(2), 0).random
+        both, _ = augmentations.show(drawn, "D.fake", *(torch.zeros(2, 3, *SIZE),) * 2)
+        a, b = drawn.view(2, 2, 3, 2)[:, :, 1, 0].T
+        assert torch.allclose(added(both), a + b)
+
+    def test_a_step_is_the_formulas_by_hand(self):
+        [told, G, D], [G2, D2, u, batch] = play(Objective)
+        real, fake = batch.y + u[:, 0].sum(1).view(-1, 1, 1, 1), G2(batch.x)
+        x_real, x_fake, x_g = (batch.x + u[:, moment, :1].view(-1, 1, 1, 1) for moment in range(3))
+        d_fake, g_fake = (fake + u[:, moment].sum(1).view(-1, 1, 1, 1) for moment in (1, 2))
+        d_loss = -(F.logsigmoid(D2(x_real, real)[0]).mean() + F.logsigmoid(-D2(x_fake, d_fake.detach())[0]).mean()) / 2
+        descend(d_loss, sgd(D2).optimizer)
+        g_loss = -F.logsigmoid(D2(x_g, g_fake)[0]).mean()
+        descend(g_loss, sgd(G2).optimizer)
+        for ours, by_hand in zip([*G.parameters(), *D.parameters()], [*G2.parameters(), *D2.parameters()], strict=True):
+            torch.testing.assert_close(ours, by_hand)
+        torch.testing.assert_close(told["D.gan"], d_loss.detach())
+        torch.testing.assert_close(told["G.gan"], g_loss.detach())
+
+    def test_where_pairs_alone_are_augmented_losses_are_given_d_itself(self):
+        given = []
+
+        class Asking(Vanilla):
+            def discriminator_loss(self, out):
+                given.append(out.D)
+                return super().discriminator_loss(out)
+
+        G, D = nn.Conv2d(3, 3, 1), Onlooker()
+        augmentations = Augmentations({"a": Brighter()}, batch_size=2, seed=0)
+        objective = Objective(sgd(G), sgd(D), Asking(), [], descend, augmentations=augmentations)
+        objective.step(augmentations(zeros(2), 0), 0)
+        assert given == [D]
+
+    def test_in_the_lua_order_g_hears_what_d_said_of_its_own_augmented_images(self):
+        [told, _, D], [G2, D2, u, batch] = play(LuaObjective)
+        shown = G2(batch.x) + u[:, 2].sum(1).view(-1, 1, 1, 1)
+        x = batch.x + u[:, 2, :1].view(-1, 1, 1, 1)
+        torch.testing.assert_close(told["G.gan"], -F.logsigmoid(D2(x, shown)[0]).mean().detach())
+        assert not torch.equal(D.conv.weight, D2.conv.weight)
+
+    def test_one_pass_is_of_the_same_images_as_two(self):
+        def judged(one_pass):
+            torch.manual_seed(0)
+            D = PatchDiscriminator(3, 3, (32, 32), width=4).double()
+            both = BatchedDiscriminator(D) if one_pass else None
+            augmentations = Augmentations({"a": Brighter("discriminator")}, batch_size=2, seed=0)
+            batch = augmentations(Batch(*torch.rand(2, 2, 3, 32, 32, dtype=torch.float64), ("a", "b")), 0)
+            out = StepOutputs(
+                batch, batch.x, D, both=both, seen=lambda *asked: augmentations.show(batch.random, *asked)
+            )  # fmt: skip
+            return Vanilla().discriminator_loss(out)
+
+        torch.testing.assert_close(judged(True), judged(False), rtol=1e-10, atol=0)
+
+    def test_images_of_the_pool_are_augmented_as_fakes_are(self):
+        out, D, u = scene_of()
+        old = torch.full((2, 3, *SIZE), 5.0)
+        pooled = StepOutputs(out.batch, out.y_hat, D, pooled=(old, old), seen=out._seen)
+        _ = pooled.fake
+        assert torch.allclose(added(D.shown[-1][0]), 5 + u[:, 1, 0])
+
+
+def sgd(network):
+    return Trainable(network, torch.optim.SGD(network.parameters(), lr=0.1))
+
+
+def descend(loss, optimizer):
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
+
+
+def play(kind):
+    """A step of this objective: what it told, its G and D; and what to compute it from by hand."""
+    torch.manual_seed(0)
+    G, D = nn.Conv2d(3, 3, 1), Onlooker()
+    augmentations = Augmentations({"a": Brighter("discriminator")}, batch_size=2, seed=0)
+    batch = augmentations(Batch(*torch.rand(2, 2, 3, *SIZE), ("a", "b")), 0)
+    by_hand = copy.deepcopy(G), copy.deepcopy(D), batch.random.view(2, 3, 2), batch
+    told = kind(sgd(G), sgd(D), Vanilla(), [], descend, augmentations=augmentations).step(batch, 0)
+    return (told, G, D), by_hand
+
+
+class TestRecipe:
+    RESULTS = sorted((Path(__file__).parents[2] / "benchmarks/results").glob("*/recipe.toml"))
+
+    @pytest.mark.parametrize("file", RESULTS, ids=lambda file: file.parent.name)
+    def test_runs_keep_their_ids_and_those_without_any_say_nothing_of_them(self, file):
+        made = config.load(str(file))
+        assert file.parent.name.endswith(f"-{made.id}")
+        assert ("augmentations" in made.identity()) == ("[augmentations." in file.read_text("utf-8"))
+
+    def test_they_are_part_of_what_a_run_is_and_so_is_their_order(self):
+        flip, warp = 'augmentations.a={use="flip-rotate"}', 'augmentations.b={use="affine"}'
+        made = [
+            experiment(), experiment(flip), experiment(flip, "augmentations.a.vertical=0"),
+            experiment(flip.replace(".a=", ".c=")), experiment(flip, warp), experiment(warp, flip),
+        ]  # fmt: skip
+        assert len({each.id for each in made}) == len(made)
+        assert "augment:flip-rotate" in [component.entry.full_name for component in made[1].components()]
+
+    def test_a_resolved_recipe_keeps_their_order(self, tmp_path):
+        import tomli_w
+
+        made = experiment('augmentations.z={use="affine"}', 'augmentations.a={use="flip-rotate"}')
+        (tmp_path / "again.toml").write_text(tomli_w.dumps(made.resolved()))
+        again = config.load(str(tmp_path / "again.toml"))
+        assert list(again.augmentations) == ["z", "a"]
+        assert again.id == made.id
+
+    def test_the_diff_of_two_recipes_tells_their_order(self, zoo, tmp_path):
+        tables = [f'[augmentations.{name}]\nuse = "flip-rotate"\n' for name in "ab"]
+        for name, text in (("one", tables), ("other", reversed(tables))):
+            (tmp_path / f"{name}.toml").write_text('extends = "zoo:base.toml"\n' + "".join(text))
+        told = json.loads(zoo("diff", tmp_path / "one.toml", tmp_path / "other.toml", "--json").output)
+        assert told == [{"key": "augmentations", "a": ["a", "b"], "b": ["b", "a"]}]
+
+    def test_faults_are_told_with_their_lines(self):
+        with pytest.raises(UserError) as caught:
+            experiment('augmentations.a={use="flip-rotat"}', 'augmentations.b={use="affine", weight=2, degrees=-1}')
+        told = "\n".join(caught.value.faults)
+        for part in (
+            "did you mean 'flip-rotate'?",
+            "[augmentations.b] has no weight",
+            "[augmentations.b] degrees = -1",
+        ):
+            assert part in told
+
+    def test_without_a_discriminator_what_acts_on_its_images_is_refused(self):
+        made = experiment('drop=["discriminator", "gan_loss"]', 'augmentations.a={use="diffaugment"}')
+        with pytest.raises(
+            UserError, match=r"\[augmentations.a\] acts on what the discriminator sees, and this recipe"
+        ):
+            make_augmentations(made, (3, 3), (32, 32))
+
+    def test_all_that_cannot_be_is_told_at_once_and_before_anything_is_written(self, zoo, tmp_path):
+        known = Registry([*registry(), Entry("augmentation", "odd", lambda: Brighter("nowhere"), "test", "test")])
+        made = experiment(
+            'augmentations.a={use="odd"}', 'augmentations.b={use="affine", scale=[2, 1]}', known=known
+        )  # fmt: skip
+        with pytest.raises(UserError) as caught:
+            make_augmentations(made, (3, 3), (32, 32))
+        assert len(caught.value.faults) == 2
+        assert "has where 'nowhere'" in caught.value.faults[0]
+        assert "give the least factor first" in caught.value.faults[1]
+        recipe = ("run", "zoo:base.toml", "--profile", "smoke", "--runs", tmp_path, "-s", "dataset.stride=256")
+        answer = zoo(*recipe, "-s", 'augmentations.b={use="affine", scale=[2, 1]}')
+        assert answer.exit_code == 2
+        assert "augmentation 'affine': scale = [2.0, 1.0]" in answer.output
+        assert list(tmp_path.iterdir()) == []
+
+    def test_without_any_the_game_is_what_it_was(self):
+        made = experiment("compute.device=cpu", "generator.width=4", "discriminator.width=4")
+        assert build_objective(made, Engine(made.compute), (3, 3), (32, 32)).augmentations is None
+
+    def test_first_party_ones_are_augmentations(self):
+        for entry in registry().of("augmentation"):
+            offered = {"in_channels": 3, "out_channels": 3, "size": (32, 32)}
+            from p2pzoo.plugin import schema
+
+            made = schema.call_factory(entry.load(), offered, schema.check(entry.load(), {}))
+            assert isinstance(made, Augmentation), entry

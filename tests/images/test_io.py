@@ -1,0 +1,150 @@
+"""Image files of every depth and any number of channels: read again to the bit, or refused by name."""
+
+import json
+import struct
+
+import imagecodecs
+import numpy as np
+import pytest
+import tifffile
+from click.testing import CliRunner
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from p2pzoo.cli import main
+from p2pzoo.images.io import holds, inspect, read_image, write_image
+from p2pzoo.images.label_maps import inspect_map, read_map
+from p2pzoo.utils.errors import UserError
+
+WIDTH, HEIGHT, UNKNOWN = 256, 257, 999  # tags of a TIFF
+SEEN = st.tuples(
+    st.sampled_from([".png", ".tif", ".npy"]),
+    st.sampled_from(["uint8", "uint16", "float32"]),
+    st.tuples(st.integers(1, 9), st.integers(1, 9), st.integers(1, 7)),
+    st.integers(0, 99),
+)
+
+
+def noise(shape, dtype, seed=0):
+    values = np.random.default_rng(seed).random(shape)
+    return (values * (1 if dtype == "float32" else np.iinfo(dtype).max)).astype(dtype)
+
+
+@settings(max_examples=80, deadline=None)
+@given(SEEN)
+def test_what_is_written_is_read_again_to_the_bit_and_its_header_says_so(tmp_path_factory, seen):
+    suffix, dtype, shape, seed = seen
+    path = tmp_path_factory.mktemp("one") / f"image{suffix}"
+    image = noise(shape, dtype, seed)
+    if not holds(suffix, dtype, shape[2]):
+        with pytest.raises(UserError, match="cannot hold"):
+            write_image(path, image)
+        assert not path.exists()
+        return
+    write_image(path, image, {"p2pzoo": "é"})
+    again, header = read_image(path), inspect(path)
+    assert (again.dtype, again.shape) == (image.dtype, image.shape)
+    assert (header.dtype, header.shape) == (dtype, shape)
+    np.testing.assert_array_equal(again, image)
+
+
+@pytest.mark.parametrize("channels", [2, 3, 4])
+def test_colours_of_16_bits_in_a_png_are_not_shortened(tmp_path, channels):
+    image = noise((5, 6, channels), "uint16")
+    (tmp_path / "a.png").write_bytes(imagecodecs.png_encode(image))
+    np.testing.assert_array_equal(read_image(tmp_path / "a.png"), image)
+    assert inspect(tmp_path / "a.png") == ((5, 6, channels), "uint16", channels != 3)
+
+
+def test_bands_of_a_tiff_are_not_left_out_however_they_lie(tmp_path):
+    image = noise((8, 9, 4), "uint8")
+    tifffile.imwrite(tmp_path / "a.tif", image, photometric="rgb", planarconfig="contig", extrasamples=["unspecified"])
+    tifffile.imwrite(tmp_path / "b.tif", np.moveaxis(image, -1, 0), photometric="minisblack", planarconfig="separate")
+    for name in ("a.tif", "b.tif"):
+        np.testing.assert_array_equal(read_image(tmp_path / name), image)
+
+
+def test_numbers_that_are_not_kept_are_refused_by_name(tmp_path):
+    np.save(tmp_path / "a.npy", np.zeros((4, 4)))
+    np.savez(tmp_path / "b.npz", np.zeros((4, 4), np.uint8), np.zeros((4, 4), np.uint8))
+    for read in (read_image, inspect):
+        with pytest.raises(UserError, match=r"a\.npy: its values are float64; uint8, uint16, float32 are read"):
+            read(tmp_path / "a.npy")
+        with pytest.raises(UserError, match=r"b\.npz: holds 2 arrays \(arr_0, arr_1\); one is expected"):
+            read(tmp_path / "b.npz")
+
+
+def test_an_array_whose_header_ends_in_the_middle_is_refused_by_name(tmp_path):
+    file = tmp_path / "a.npy"
+    np.save(file, np.zeros((4, 4), np.uint8))
+    whole = file.read_bytes()
+    for place, becomes in (
+        (b"{", b" "),
+        (b"}", b" "),
+        (b"(4, 4)", b"(4, 4 "),
+        (b"'descr'", b"'descr "),
+        (b"{'", b'"""'),
+    ):
+        file.write_bytes(whole.replace(place, becomes, 1))
+        for read in (read_image, inspect, read_map, inspect_map):
+            with pytest.raises(UserError, match=r"a\.npy: "):
+                read(file)
+
+
+@pytest.mark.parametrize(
+    ("tag", "becomes", "value"),
+    [(WIDTH, WIDTH, 0), (HEIGHT, HEIGHT, 0), (WIDTH, UNKNOWN, 5)],
+    ids=["no width", "no height", "width missing"],
+)
+def test_a_tiff_without_pixels_is_refused_by_name(tag, becomes, value, tmp_path):
+    file = tmp_path / "a.tif"
+    Image.new("L", (5, 6)).save(file)
+    content = file.read_bytes()
+    at = content.index(struct.pack("<HH", tag, 4))
+    file.write_bytes(content[:at] + struct.pack("<HHLL", becomes, 4, 1, value) + content[at + 12 :])
+    for read in (read_image, inspect, read_map, inspect_map):
+        with pytest.raises(UserError, match=r"a\.tif: an array of \(.*\); \(height, width\) or"):
+            read(file)
+
+
+def test_a_tiff_that_only_its_second_page_spoils_is_refused_by_name(tmp_path):
+    file = tmp_path / "a.tif"
+    Image.new("L", (5, 6)).save(file, save_all=True, append_images=[Image.new("L", (5, 6))])
+    content = file.read_bytes()
+    at = content.rindex(struct.pack("<HH", WIDTH, 4))
+    file.write_bytes(content[:at] + struct.pack("<HHLL", UNKNOWN, 4, 1, 5) + content[at + 12 :])
+    for read in (read_image, inspect, read_map, inspect_map):
+        with pytest.raises(UserError, match=r"a\.tif: "):
+            read(file)
+
+
+def test_sixteen_bit_tiffs_of_four_channels_train_and_translate_without_loss_of_depth(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for split, count in (("train", 2), ("val", 1)):
+        for number in range(count):
+            for folder in ("a", "b"):
+                path = tmp_path / folder / split / f"{number}.tif"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                write_image(path, noise((32, 32, 4), "uint16", number) // 16)
+    (tmp_path / "mine.toml").write_text(
+        'extends = "zoo:base.toml"\ndrop = ["metrics.ssim"]\n[generator]\nwidth = 4\n[discriminator]\nwidth = 4\n'
+        '[dataset]\nuse = "folders"\ninputs = "a"\ntargets = "b"\ninput_range = [0, 4095]\ntarget_range = [0, 4095]\n'
+        '[train]\nimages = 2\n[compute]\ndevice = "cpu"\nthreads = 1\n'
+    )
+    calls = CliRunner()
+    ran = calls.invoke(main, ["run", "mine.toml", "--json"], catch_exceptions=False)
+    assert ran.exit_code == 0, ran.output
+    model = next(tmp_path.glob("runs/**/model.safetensors"))
+    made = calls.invoke(main, ["translate", str(model), "a/val", "-o", "out"], catch_exceptions=False)
+    assert made.exit_code == 0, made.output
+    written = read_image(tmp_path / "out/0.tif")
+    assert (written.dtype, written.shape) == (np.uint16, (32, 32, 4))
+    assert written.max() <= 4095
+    assert len(np.unique(written)) > 256, "more levels than 8 bits have"
+    assert json.loads(tifffile.TiffFile(tmp_path / "out/0.tif").pages[0].description.partition(": ")[2])["seed"] == 0
+
+    Image.new("RGBA", (32, 32)).save(tmp_path / "shallow.png")
+    refused = calls.invoke(main, ["translate", str(model), "shallow.png", "-o", "more"])
+    assert refused.exit_code == 2
+    assert "shallow.png: expected (H, W) or (H, W, C) of uint16" in refused.output

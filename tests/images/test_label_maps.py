@@ -1,0 +1,337 @@
+"""Label maps: class files, maps as networks see them, and translating from and to them."""
+
+import json
+import zlib
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from p2pzoo_datasets.folders import Folders
+from PIL import Image
+
+from p2pzoo.cli import main
+from p2pzoo.data import Store
+from p2pzoo.images.io import read_image, write_image
+from p2pzoo.images.label_maps import Classes, Labels, inspect_map, read_map
+from p2pzoo.models.model import load
+from p2pzoo.utils.errors import UserError
+
+CLASS_FILE = """
+ignore = [255]
+
+[[classes]]
+name = "sky"
+colour = [70, 130, 180]
+value = 23
+
+[[classes]]
+name = "road"
+colour = [128, 64, 128]
+value = 7
+
+[[classes]]
+name = "tree"
+colour = [107, 142, 35]
+value = 21
+"""
+COLOURS = np.array([[70, 130, 180], [128, 64, 128], [107, 142, 35]])
+VALUES = np.array([23, 7, 21], np.uint8)
+
+
+@pytest.fixture
+def home(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "classes.toml").write_text(CLASS_FILE)
+    return tmp_path
+
+
+def drawn(seed=0, side=32):
+    """(side, side) classes in blocks of 4 pixels."""
+    return np.random.default_rng(seed).integers(0, 3, (side // 4, side // 4)).repeat(4, 0).repeat(4, 1)
+
+
+def save_indexed(path, values):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    picture = Image.fromarray(values.astype(np.uint8))
+    picture.putpalette(bytes(range(256)) * 3)  # colours that say nothing
+    picture.save(path)
+
+
+@pytest.fixture
+def pairs(home):
+    """maps/ (indexed PNG) and photos/ (RGB), three training pairs and one in val."""
+    for split, count in (("train", 3), ("val", 1)):
+        for number in range(count):
+            classes = drawn(number + 10 * (split == "val"))
+            save_indexed(home / f"maps/{split}/{number}.png", VALUES[classes])
+            photo = np.random.default_rng(number).integers(0, 256, (32, 32, 3), dtype=np.uint8)
+            (home / f"photos/{split}").mkdir(parents=True, exist_ok=True)
+            write_image(home / f"photos/{split}/{number}.png", photo)
+    return home
+
+
+def folders(split="train", **parameters):
+    given = {"inputs": "maps", "targets": "photos", "input_labels": "classes.toml", **parameters}
+    return Folders(split, **given)
+
+
+def told(make):
+    with pytest.raises(UserError) as caught:
+        make()
+    return str(caught.value)
+
+
+class TestClassFiles:
+    def test_json_says_the_same_as_toml(self, home):
+        classes = Classes.read(home / "classes.toml")
+        assert (classes.names, classes.values, classes.ignore) == (("sky", "road", "tree"), (23, 7, 21), (255,))
+        (home / "classes.json").write_text(json.dumps(classes.plain()))
+        assert Classes.read(home / "classes.json") == classes
+
+    def test_a_class_without_a_value_has_that_of_its_place(self, home):
+        (home / "c.json").write_text(
+            '{"classes": [{"name": "a", "colour": [0, 0, 0]}, {"name": "b", "colour": [1, 1, 1]}]}'
+        )
+        assert Classes.read(home / "c.json").values == (0, 1)
+
+    def test_all_that_is_wrong_is_told_at_once(self, home):
+        (home / "c.toml").write_text(
+            'ingore = [255]\n[[classes]]\nname = "a"\ncolor = [0, 0, 0]\n'
+            '[[classes]]\nname = "b"\ncolour = [0, 0, 256]\nvalue = 3\n'
+            '[[classes]]\nname = "c"\ncolour = [1, 1, 1]\n[[classes]]\nname = "c"\ncolour = [2, 2, 2]\nvalue = 2\n'
+        )
+        assert told(lambda: Classes.read(home / "c.toml")).splitlines() == [
+            f"{home}/c.toml  ingore: no such key: did you mean 'ignore'?",
+            f"{home}/c.toml  classes[0].color: no such key: did you mean 'colour'?",
+            f"{home}/c.toml  classes[0].colour: expected three whole numbers from 0 to 255, not nothing",
+            f"{home}/c.toml  classes[1].colour: expected three whole numbers from 0 to 255, not [0, 0, 256]",
+            f'{home}/c.toml  classes: the name "c" is there 2 times',
+            f"{home}/c.toml  classes: the value 2 is there 2 times, with ignore",
+        ]
+
+    @settings(max_examples=150, deadline=None)
+    @given(
+        st.one_of(
+            st.binary(max_size=60),
+            st.text(max_size=60).map(lambda text: text.encode(errors="surrogatepass")),
+            st.recursive(
+                st.none() | st.booleans() | st.integers() | st.text(max_size=5) | st.sampled_from(["classes", "name"]),
+                lambda inner: (
+                    st.lists(inner, max_size=3)
+                    | st.dictionaries(st.sampled_from(["classes", "ignore", "name", "colour", "value"]), inner)
+                ),
+                max_leaves=12,
+            ).map(lambda value: json.dumps(value).encode()),
+            st.just(b"[" * 100_000),
+        ),
+        st.sampled_from([".toml", ".json"]),
+    )
+    def test_any_bytes_are_classes_or_refused(self, tmp_path_factory, content, suffix):
+        path = tmp_path_factory.mktemp("any") / f"classes{suffix}"
+        path.write_bytes(content)
+        try:
+            said = f"{path}" if Classes.read(path).names else ""
+        except UserError as error:
+            said = str(error)
+        assert said.startswith(str(path))
+        assert said.encode(), "no character that a terminal has not"
+
+
+class TestMaps:
+    @pytest.mark.parametrize("bits", [1, 2, 4, 8])
+    @pytest.mark.parametrize("mode", ["P", "L"])
+    def test_of_few_bits_keep_their_values(self, tmp_path, bits, mode):
+        values = np.random.default_rng(0).integers(0, 2**bits, (5, 9), dtype=np.uint8)
+        path = tmp_path / "map.png"
+        if mode == "P":
+            picture = Image.fromarray(values)
+            picture.putpalette(bytes(range(3 * 2**bits % 256)) or bytes(range(256)) * 3)
+            picture.save(path, bits=bits)
+        else:
+            packed = b"".join(
+                b"\0" + np.packbits(np.unpackbits(line[:, None], axis=1)[:, -bits:].ravel()).tobytes()
+                for line in values
+            )
+            chunks = [(b"IHDR", np.array([9, 5], ">u4").tobytes() + bytes([bits, 0, 0, 0, 0]))]
+            chunks += [(b"IDAT", zlib.compress(packed)), (b"IEND", b"")]
+            path.write_bytes(
+                b"\x89PNG\r\n\x1a\n"
+                + b"".join(len(d).to_bytes(4, "big") + n + d + zlib.crc32(n + d).to_bytes(4, "big") for n, d in chunks)
+            )
+        np.testing.assert_array_equal(read_map(path), values)
+        assert inspect_map(path).shape == (5, 9, 1)
+
+    @pytest.mark.parametrize("dtype", ["uint8", "uint16", "int64"])
+    def test_may_be_arrays_of_any_integers(self, tmp_path, dtype):
+        np.save(tmp_path / "m.npy", drawn().astype(dtype))
+        np.testing.assert_array_equal(read_map(tmp_path / "m.npy"), drawn())
+
+    def test_of_16_bits_are_read(self, tmp_path):
+        write_image(tmp_path / "m.png", (drawn()[..., None] * 1000).astype(np.uint16))
+        np.testing.assert_array_equal(read_map(tmp_path / "m.png"), drawn() * 1000)
+
+    def test_that_are_none_are_refused(self, tmp_path):
+        write_image(tmp_path / "rgb.png", np.zeros((4, 5, 3), np.uint8))
+        np.save(tmp_path / "f.npy", np.zeros((4, 5), np.float32))
+        Image.new("L", (5, 4)).save(tmp_path / "m.jpg")
+        for look in (read_map, inspect_map):
+            assert told(lambda look=look: look(tmp_path / "rgb.png")).endswith(
+                "rgb.png: is 4×5×3 of uint8; a label map is an indexed PNG, or has one channel of integers"
+            )
+            assert "f.npy: is 4×5 of float32" in told(lambda look=look: look(tmp_path / "f.npy"))
+            assert "m.jpg: JPG changes values" in told(lambda look=look: look(tmp_path / "m.jpg"))
+
+
+class TestPairs:
+    def test_one_hot_x_has_a_channel_for_each_class(self, pairs):
+        data = folders()
+        assert (data.x_range, data.y_range) == ((0, 1), (0, 255))
+        assert (data.classes, data.palette) == (("sky", "road", "tree"), tuple(map(tuple, COLOURS.tolist())))
+        np.testing.assert_array_equal(data[1].x, np.eye(3, dtype=np.uint8)[drawn(1)])
+        np.testing.assert_array_equal(data[1].labels, drawn(1))
+
+    def test_palette_x_has_the_colours_of_the_class_file(self, pairs):
+        pair = folders(input_encoding="palette")[1]
+        np.testing.assert_array_equal(pair.x, COLOURS[drawn(1)])
+
+    def test_y_may_be_the_label_map(self, pairs):
+        data = folders(direction="BtoA", input_labels=None, target_labels="classes.toml", target_encoding="palette")
+        np.testing.assert_array_equal(data[2].y, COLOURS[drawn(2)])
+        np.testing.assert_array_equal(data[2].labels, drawn(2))
+
+    def test_a_third_folder_has_what_is_scored(self, pairs):
+        data = folders(inputs="photos", input_labels=None, labels="maps", classes="classes.toml")
+        np.testing.assert_array_equal(data[0].labels, drawn(0))
+        assert data[0].x.shape == (32, 32, 3)
+        assert data.classes == ("sky", "road", "tree")
+        assert len(data.files[0]) == 3
+
+    def test_ignored_values_are_of_no_class(self, pairs):
+        values = VALUES[drawn(0)]
+        values[:4] = 255
+        save_indexed(pairs / "maps/train/0.png", values)
+        pair = folders()[0]
+        assert not pair.x[:4].any()
+        assert (pair.labels[:4] == 255).all()
+        assert (pair.x[4:].sum(2) == 1).all()
+
+    def test_a_value_without_a_class_is_refused_by_file_name(self, pairs):
+        values = VALUES[drawn(0)]
+        values[3, 3] = 99
+        save_indexed(pairs / "maps/train/0.png", values)
+        assert told(lambda: folders()[0]) == (
+            "maps/train/0.png: it has the value 99, of which no class is: name it in the class file, or ignore it"
+        )
+
+    @pytest.mark.parametrize("resize", ["stretch", "fit", "crop"])
+    @pytest.mark.parametrize("encoding", ["one-hot", "palette"])
+    def test_no_size_mixes_classes(self, pairs, resize, encoding):
+        codes = np.eye(3) if encoding == "one-hot" else COLOURS
+        data = folders(size=(20, 24), resize=resize, input_encoding=encoding)
+        store = Store(data, enlarge=1.3)
+        for pair in (data[0], store[0]):
+            np.testing.assert_array_equal(pair.x, codes[pair.labels])
+
+    def test_other_data_is_enlarged_as_before(self, pairs):
+        data = folders(input_labels=None)
+        plain = Store(data, enlarge=1.25)
+        assert plain.kernels == ["bicubic", "bicubic"]
+
+    def test_a_class_file_that_changes_is_other_data(self, pairs):
+        before = folders().fingerprint
+        (pairs / "classes.toml").write_text(CLASS_FILE.replace("70, 130", "71, 130"))
+        assert folders().fingerprint != before
+
+    def test_parameters_that_would_say_nothing_are_refused(self, pairs):
+        for parameters, message in (
+            ({"input_labels": None, "input_encoding": "palette"}, "input_encoding: is of label maps"),
+            ({"classes": "classes.toml"}, "classes: is the class file of `labels`"),
+            ({"input_channels": 3}, "input_channels and input_range: label maps"),
+            ({"input_labels": None, "labels": "maps"}, "labels: need a class file"),
+        ):
+            with pytest.raises(ValueError, match=message):
+                folders(**parameters)
+
+
+RECIPE = (
+    'extends = "zoo:base.toml"\ndrop = ["metrics.ssim"]\n[generator]\nwidth = 2\n[discriminator]\nwidth = 2\n'
+    "[train]\nimages = 2\njitter = 1.25\n[compute]\ndevice = 'cpu'\nthreads = 1\n[dataset]\nuse = 'folders'\n"
+)
+
+
+class TestTranslations:
+    def call(self, *arguments):
+        return CliRunner().invoke(main, list(map(str, arguments)), catch_exceptions=False)
+
+    def trained(self, home, dataset):
+        (home / "mine.toml").write_text(RECIPE + dataset)
+        ran = self.call("run", "mine.toml", "--json")
+        assert ran.exit_code == 0, ran.output
+        return next(home.glob("runs/**/model.safetensors"))
+
+    @pytest.mark.parametrize("encoding", ["one-hot", "palette"])
+    def test_a_class_map_is_read_and_encoded_as_in_training(self, pairs, encoding):
+        path = self.trained(
+            pairs,
+            f'inputs = "maps"\ntargets = "photos"\ninput_labels = "classes.toml"\ninput_encoding = "{encoding}"\n',
+        )
+        made = self.call("translate", path, "maps/val", "-o", "out", "--test-mode", "eval")
+        assert made.exit_code == 0, made.output
+        written = read_image(pairs / "out/0.png")
+        model, codes = load(path), (np.eye(3) if encoding == "one-hot" else COLOURS / 255)
+        x = torch.from_numpy(codes[drawn(10)] * 2 - 1).permute(2, 0, 1).float()
+        y = model.translate(x, test_mode="eval")
+        np.testing.assert_allclose(written, ((y + 1) * 127.5).permute(1, 2, 0), atol=1)
+        picture = Image.open(pairs / "maps/val/0.png")
+        np.testing.assert_array_equal(model.translate(picture, test_mode="eval"), written)
+
+        values = VALUES[drawn(10)]
+        values[0] = 9
+        save_indexed(pairs / "strange.png", values)
+        write_image(pairs / "photo.png", np.zeros((32, 32, 3), np.uint8))
+        refused = self.call("translate", path, "strange.png", "photo.png", "-o", "more")
+        assert refused.exit_code == 2
+        assert "strange.png: it has the value 9, of which no class is" in refused.output
+        assert "photo.png: is 32×32×3 of uint8; a label map is" in refused.output
+
+    def test_palette_targets_are_written_as_rgb(self, pairs):
+        path = self.trained(
+            pairs,
+            'inputs = "photos"\ntargets = "maps"\ntarget_labels = "classes.toml"\ntarget_encoding = "palette"\n'
+            '[metrics.labels]\nuse = "label_accuracy"\n',
+        )
+        assert self.call("translate", path, "photos/val", "-o", "out").exit_code == 0
+        assert read_image(pairs / "out/0.png").shape == (32, 32, 3)
+
+    @pytest.mark.parametrize("tile", [[], ["--tile", "32", "--overlap", "0"]])
+    def test_one_hot_targets_are_written_as_label_maps_again(self, pairs, tile):
+        path = self.trained(
+            pairs,
+            'inputs = "photos"\ntargets = "maps"\ntarget_labels = "classes.toml"\n'
+            '[metrics.labels]\nuse = "label_accuracy"\n',
+        )
+        write_image(pairs / "wide.png", np.random.default_rng(0).integers(0, 256, (32, 64, 3), dtype=np.uint8))
+        made = self.call("translate", path, "wide.png", "-o", "out", "--test-mode", "eval", *tile)
+        assert made.exit_code == 0, made.output
+        values = read_map(pairs / "out/wide.png")
+        assert values.shape == (32, 64)
+        assert set(np.unique(values)) <= set(VALUES.tolist())
+        colours = Classes.read(pairs / "classes.toml").colours
+        shown = read_image(pairs / "out/wide.png")
+        np.testing.assert_array_equal(shown, np.array(colours)[Classes.read(pairs / "classes.toml").of_values(values)])
+
+    def test_what_a_model_file_says_of_classes_is_read_again(self, home):
+        labels = Labels(Classes.read(home / "classes.toml"), "palette")
+        assert Labels.of_header(json.loads(json.dumps(labels.header()))) == labels
+
+    def test_the_doctor_knows_how_many_pixels_each_class_has(self, pairs):
+        (pairs / "mine.toml").write_text(
+            RECIPE + 'inputs = "maps"\ntargets = "photos"\ninput_labels = "classes.toml"\n'
+        )
+        checked = self.call("data", "check", "mine.toml", "--json")
+        shares = json.loads(checked.stdout)["splits"]["train"]["classes"]
+        counts = [(np.stack([drawn(n) for n in range(3)]) == c).mean() for c in range(3)]
+        assert list(shares.values()) == pytest.approx(counts)

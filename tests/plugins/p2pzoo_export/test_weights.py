@@ -1,0 +1,620 @@
+"""`p2pzoo import` and `p2pzoo export`: weights of other code give the same bits here, and go back."""
+
+import os
+import pickle
+import re
+import shlex
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+from p2pzoo_pix2pix.generators import UNet
+from PIL import Image
+from safetensors.torch import save_file
+from torch import nn
+
+from p2pzoo import config
+from p2pzoo.cli import main
+from p2pzoo.models.initialization import make_discriminator
+from p2pzoo.models.model_file import load_model, rebuild
+from p2pzoo.models.safetensors_io import load_tensors, save_model
+from p2pzoo.models.test_modes import translate
+from p2pzoo.plugin.loader import registry
+
+# Networks of other code under the names that it gives their tensors, in our own words.
+# norm: batch, instance or none.
+
+
+class Identity(nn.Module):
+    def forward(self, x):
+        return x
+
+
+def norm_of(norm, channels):
+    return {"batch": nn.BatchNorm2d, "instance": nn.InstanceNorm2d, "none": lambda _: Identity()}[norm](channels)
+
+
+# --- junyanz/pytorch-CycleGAN-and-pix2pix ------------------------------------------------------------------------
+
+
+class SkipBlock(nn.Module):
+    def __init__(self, outer, inner, *, entering=None, submodule=None, place="middle", norm="batch", dropout=False):
+        super().__init__()
+        self.outermost = place == "outermost"
+        bias = norm == "instance"
+        down = nn.Conv2d(entering or outer, inner, 4, 2, 1, bias=bias)
+        up_entering = inner if place == "innermost" else 2 * inner
+        up = nn.ConvTranspose2d(up_entering, outer, 4, 2, 1, bias=bias or self.outermost)
+        match place:
+            case "outermost":
+                layers = [down, submodule, nn.ReLU(True), up, nn.Tanh()]
+            case "innermost":
+                layers = [nn.LeakyReLU(0.2, True), down, nn.ReLU(True), up, norm_of(norm, outer)]
+            case "middle":
+                layers = [nn.LeakyReLU(0.2, True), down, norm_of(norm, inner), submodule]
+                layers += [nn.ReLU(True), up, norm_of(norm, outer), *([nn.Dropout(0.5)] if dropout else [])]
+        self.model = nn.Sequential(*layers)
+
+    def forward(self, x):
+        return self.model(x) if self.outermost else torch.cat([x, self.model(x)], 1)
+
+
+class UnetGenerator(nn.Module):
+    def __init__(self, entering, leaving, downs, width, norm="batch", dropout=False, block=SkipBlock):
+        super().__init__()
+        inside = block(8 * width, 8 * width, place="innermost", norm=norm)
+        for _ in range(downs - 5):
+            inside = block(8 * width, 8 * width, submodule=inside, norm=norm, dropout=dropout)
+        for k in (4, 2, 1):
+            inside = block(k * width, 2 * k * width, submodule=inside, norm=norm)
+        self.model = block(leaving, width, entering=entering, submodule=inside, place="outermost", norm=norm)
+
+    def forward(self, x):
+        return self.model(x)
+
+
+class ResnetBlock(nn.Module):
+    def __init__(self, channels, norm, dropout, bias):
+        super().__init__()
+        self.conv_block = nn.Sequential(
+            nn.ReflectionPad2d(1),
+            nn.Conv2d(channels, channels, 3, bias=bias),
+            norm_of(norm, channels),
+            nn.ReLU(True),
+            *([nn.Dropout(0.5)] if dropout else []),
+            nn.ReflectionPad2d(1),
+            nn.Conv2d(channels, channels, 3, bias=bias),
+            norm_of(norm, channels),
+        )
+
+    def forward(self, x):
+        return x + self.conv_block(x)
+
+
+class ResnetGenerator(nn.Module):
+    """Also pix2pixHD's global generator, with `downs` = 4 and norm = "instance"."""
+
+    def __init__(self, entering, leaving, blocks, width, norm="instance", dropout=False, downs=2):
+        super().__init__()
+        bias = norm == "instance"
+        layers = [nn.ReflectionPad2d(3), nn.Conv2d(entering, width, 7, bias=bias), norm_of(norm, width), nn.ReLU(True)]
+        for k in (width * 2**i for i in range(downs)):
+            layers += [nn.Conv2d(k, 2 * k, 3, 2, 1, bias=bias), norm_of(norm, 2 * k), nn.ReLU(True)]
+        layers += [ResnetBlock(width * 2**downs, norm, dropout, bias) for _ in range(blocks)]
+        for k in (width * 2**i for i in reversed(range(downs))):
+            up = nn.ConvTranspose2d(2 * k, k, 3, 2, 1, output_padding=1, bias=bias)
+            layers += [up, norm_of(norm, k), nn.ReLU(True)]
+        layers += [nn.ReflectionPad2d(3), nn.Conv2d(width, leaving, 7), nn.Tanh()]
+        self.model = nn.Sequential(*layers)
+
+    def forward(self, x):
+        return self.model(x)
+
+
+class NLayerDiscriminator(nn.Module):
+    """biased: as that code was for a while in 2018, under batch norm."""
+
+    def __init__(self, entering, width, strided=3, norm="batch", biased=None):
+        super().__init__()
+        bias = norm == "instance" if biased is None else biased
+        layers = [nn.Conv2d(entering, width, 4, 2, 1), nn.LeakyReLU(0.2, True)]
+        before = width
+        for i in range(1, strided + 1):
+            k = width * min(2**i, 8)
+            conv = nn.Conv2d(before, k, 4, 2 if i < strided else 1, 1, bias=bias)
+            layers += [conv, norm_of(norm, k), nn.LeakyReLU(0.2, True)]
+            before = k
+        self.model = nn.Sequential(*layers, nn.Conv2d(before, 1, 4, 1, 1))
+
+    def forward(self, x):
+        return self.model(x)
+
+
+class PixelDiscriminator(nn.Module):
+    def __init__(self, entering, width, norm="batch"):
+        super().__init__()
+        bias = norm == "instance"
+        self.net = nn.Sequential(
+            nn.Conv2d(entering, width, 1),
+            nn.LeakyReLU(0.2, True),
+            nn.Conv2d(width, 2 * width, 1, bias=bias),
+            norm_of(norm, 2 * width),
+            nn.LeakyReLU(0.2, True),
+            nn.Conv2d(2 * width, 1, 1, bias=bias),
+        )
+
+    def forward(self, x):
+        return self.net(x)
+
+
+# --- mmagic ------------------------------------------------------------------------------------------------------
+
+
+class ConvModule(nn.Module):
+    """Convolution, norm and activation as one module; `before` puts the activation first."""
+
+    def __init__(self, conv, norm, activation, *, before):
+        super().__init__()
+        self.conv, self.before = conv, before
+        self.activate = activation
+        self.norm_name = {"batch": "bn", "instance": "in", "none": None}[norm]
+        if self.norm_name:
+            self.add_module(self.norm_name, norm_of(norm, conv.out_channels))
+
+    def forward(self, x):
+        if self.before and self.activate:
+            x = self.activate(x)
+        x = self.conv(x)
+        if self.norm_name:
+            x = getattr(self, self.norm_name)(x)
+        return self.activate(x) if self.activate and not self.before else x
+
+
+class MmagicBlock(nn.Module):
+    def __init__(self, outer, inner, *, entering=None, submodule=None, place="middle", norm="batch", dropout=False):
+        super().__init__()
+        self.outermost = place == "outermost"
+        bias = norm == "instance"
+        down = ConvModule(
+            nn.Conv2d(entering or outer, inner, 4, 2, 1, bias=bias),
+            norm if place == "middle" else "none",
+            None if self.outermost else nn.LeakyReLU(0.2, True),
+            before=True,
+        )
+        up_entering = inner if place == "innermost" else 2 * inner
+        up = ConvModule(
+            nn.ConvTranspose2d(up_entering, outer, 4, 2, 1, bias=bias or self.outermost),
+            "none" if self.outermost else norm,
+            nn.ReLU(True),
+            before=True,
+        )
+        last = [nn.Tanh()] if self.outermost else [nn.Dropout(0.5)] if dropout else []
+        self.model = nn.Sequential(down, *([submodule] if submodule else []), up, *last)
+
+    def forward(self, x):
+        return self.model(x) if self.outermost else torch.cat([x, self.model(x)], 1)
+
+
+class MmagicPatch(nn.Module):
+    def __init__(self, entering, width, strided=3, norm="batch"):
+        super().__init__()
+        bias = norm == "instance"
+        layers = [ConvModule(nn.Conv2d(entering, width, 4, 2, 1), "none", nn.LeakyReLU(0.2, True), before=False)]
+        before = width
+        for i in range(1, strided + 1):
+            k = width * min(2**i, 8)
+            conv = nn.Conv2d(before, k, 4, 2 if i < strided else 1, 1, bias=bias)
+            layers.append(ConvModule(conv, norm, nn.LeakyReLU(0.2, True), before=False))
+            before = k
+        self.model = nn.Sequential(*layers, nn.Conv2d(before, 1, 4, 1, 1))
+
+    def forward(self, x):
+        return self.model(x)
+
+
+class Mmagic(nn.Module):
+    """The model as a whole, as its checkpoints have it."""
+
+    def __init__(self, generator, discriminator):
+        super().__init__()
+        self.generator, self.discriminator = generator, discriminator
+
+
+def randomised(network, seed=0):
+    """Weights and running statistics that have nothing in common with what constructors make."""
+    g = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, tensor in network.state_dict().items():
+            if name.endswith("num_batches_tracked"):
+                tensor.fill_(7)
+            elif name.endswith("running_var"):
+                tensor.copy_(0.5 + torch.rand(tensor.shape, generator=g))
+            else:
+                drawn = torch.randn(tensor.shape, generator=g)
+                tensor.copy_(drawn / tensor[0].numel() ** 0.5 if tensor.ndim == 4 else 0.7 + 0.3 * drawn)
+    return network
+
+
+# --- import and export ---
+
+
+def image(side, channels=3, batch=2):
+    return torch.rand(batch, channels, side, side, generator=torch.Generator().manual_seed(1)) * 2 - 1
+
+
+@pytest.fixture
+def zoo(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return lambda *arguments: CliRunner().invoke(main, [str(argument) for argument in arguments])
+
+
+@pytest.fixture
+def imported(zoo):
+    """imported(tensors, options…): the path of the model file, and what was said."""
+
+    def bring(tensors, *options):
+        torch.save(tensors, "their.pth")
+        result = zoo("import", "their.pth", "-o", "model.safetensors", "--force", *options)
+        assert result.exit_code == 0, result.output
+        return "model.safetensors", result.output
+
+    return bring
+
+
+GENERATORS = {  # name: (their network, side, options, what is read of it)
+    "unet_128": (lambda: UnetGenerator(3, 2, 7, 2, dropout=True), 128, (), {"use": "pix2pix:unet", "depth": 7}),
+    "unet_256": (lambda: UnetGenerator(1, 3, 8, 2, dropout=True), 256, (), {"depth": 8, "dropout": "pytorch"}),
+    "unet without dropout": (lambda: UnetGenerator(3, 3, 6, 2), 64, ("-s", "noise=none"), {"noise": "none"}),
+    "unet of five levels": (lambda: UnetGenerator(3, 3, 5, 2, dropout=True), 32, (), {"noise": "none"}),
+    "unet, instance norm": (
+        lambda: UnetGenerator(3, 3, 6, 2, norm="instance", dropout=True), 64, (), {"norm": "instance"},
+    ),
+    "unet, no norm": (lambda: UnetGenerator(3, 3, 6, 2, norm="none", dropout=True), 64, (), {"norm": "none"}),
+    "resnet_6blocks": (lambda: ResnetGenerator(3, 2, 6, 2), 32, (), {"norm": "instance", "dropout": False}),
+    "resnet_9blocks": (
+        lambda: ResnetGenerator(3, 3, 9, 2, norm="batch", dropout=True), 32, (), {"norm": "batch", "dropout": True},
+    ),
+    "resnet, batch norm": (lambda: ResnetGenerator(3, 3, 6, 3, norm="batch"), 32, (), {"dropout": False, "width": 3}),
+    "resnet, dropout": (lambda: ResnetGenerator(3, 3, 6, 2, dropout=True), 32, (), {"dropout": True}),
+    "resnet, no norm": (lambda: ResnetGenerator(3, 3, 6, 2, norm="none", dropout=True), 32, (), {"norm": "none"}),
+    "global generator": (lambda: ResnetGenerator(5, 3, 9, 2, downs=4), 64, (), {"downsamplings": 4, "blocks": 9}),
+    "small global generator": (lambda: ResnetGenerator(3, 3, 2, 2, downs=3), 64, (), {"downsamplings": 3, "blocks": 2}),
+}  # fmt: skip
+
+
+def same_bits(theirs, file, x):
+    G, _ = load_model(file, registry())
+    for mode in ("paper", "eval"):
+        expected = translate(theirs, x, mode, seed=3)
+        assert expected.abs().max() < 1
+        assert torch.equal(translate(G, x, mode, seed=3), expected), mode
+
+
+@pytest.mark.parametrize("name", GENERATORS)
+def test_a_generator_of_the_reference_code_gives_the_same_bits_in_both_test_modes(name, imported):
+    make, side, options, read = GENERATORS[name]
+    theirs = randomised(make())
+    file, said = imported(theirs.state_dict(), *options)
+    _, header = load_tensors(file)
+    generator = header["generator"]
+    assert {**generator["params"], "use": generator["use"]}.items() >= read.items(), said
+    same_bits(theirs, file, image(side, header["in_channels"]))
+
+
+@pytest.mark.parametrize("name", GENERATORS)
+def test_export_writes_what_was_imported_to_the_bit(name, zoo, imported):
+    make, _, options, _ = GENERATORS[name]
+    before = randomised(make()).state_dict()
+    file, _ = imported(before, *options)
+    to = "pix2pixhd" if "global" in name else "junyanz"
+    result = zoo("export", file, "--to", to, "-o", "back.pth")
+    assert result.exit_code == 0, result.output
+    after = torch.load("back.pth", weights_only=True)
+    assert after.keys() == before.keys()
+    assert all(torch.equal(after[key], before[key]) and after[key].dtype == before[key].dtype for key in before)
+
+
+def test_an_imported_generator_translates_images_as_its_code_does(zoo, imported):
+    theirs = randomised(UnetGenerator(3, 3, 6, 2, dropout=True))
+    file, _ = imported(theirs.state_dict(), "--test-mode", "eval")
+    photo = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
+    Image.fromarray(photo).save("photo.png")
+    result = zoo("translate", file, "photo.png", "-o", "out.png", "--device", "cpu")
+    assert result.exit_code == 0, result.output
+    x = torch.from_numpy(photo).permute(2, 0, 1)[None] / 127.5 - 1
+    expected = ((translate(theirs, x, "eval")[0] + 1) * 127.5).permute(1, 2, 0).numpy()
+    assert np.abs(np.asarray(Image.open("out.png")) - expected).max() < 0.51
+
+
+def test_the_readmes_way_with_weights_of_the_reference_code_works_as_written(zoo):
+    page = (Path(__file__).parents[3] / "README.md").read_text("utf-8")
+    section = page.partition("## I have weights from the reference code")[2].partition("\n## ")[0]
+    commands = "".join(re.findall("```sh\n(.*?)```", section, re.DOTALL)).splitlines()
+    assert [command.split()[1] for command in commands] == ["import", "translate", "export"]
+    theirs = randomised(UnetGenerator(3, 3, 8, 4, dropout=True)).state_dict()
+    torch.save(theirs, "latest_net_G.pth")
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (256, 256, 3), np.uint8)).save("photo.png")
+    for command in commands:
+        if command.startswith("p2pzoo export"):  # which overwrites nothing
+            Path("latest_net_G.pth").unlink()
+        told = zoo(*shlex.split(command, comments=True)[1:])
+        assert told.exit_code == 0, told.output
+    assert Image.open("out.png").size == (256, 256)
+    back = torch.load("latest_net_G.pth", weights_only=True)
+    assert back.keys() == theirs.keys()
+    assert all(torch.equal(back[name], theirs[name]) for name in theirs)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda tensors: {f"module.{name}": tensor for name, tensor in tensors.items()},
+        lambda tensors: {name: tensor for name, tensor in tensors.items() if "num_batches" not in name},
+        lambda tensors: {"epoch": 3, "state_dict": tensors},
+    ],
+    ids=["DataParallel", "torch before 0.4.1", "nested"],
+)
+def test_it_does_not_matter_how_the_tensors_are_wrapped(change, imported):
+    theirs = randomised(UnetGenerator(3, 3, 6, 2, dropout=True))
+    file, _ = imported(change(theirs.state_dict()))
+    same_bits(theirs, file, image(64))
+
+
+@pytest.mark.parametrize("network", [UnetGenerator(3, 3, 6, 2, norm="instance"), ResnetGenerator(3, 3, 6, 2)])
+def test_running_statistics_of_old_instance_norms_are_left_out_and_it_is_said(network, imported):
+    theirs = randomised(network)
+    tensors = dict(theirs.state_dict())
+    for name, module in theirs.named_modules():
+        if isinstance(module, nn.InstanceNorm2d):
+            tensors[f"{name}.running_mean"] = torch.randn(module.num_features)
+            tensors[f"{name}.running_var"] = torch.rand(module.num_features)
+    options = ("-s", "noise=none") if isinstance(theirs, UnetGenerator) else ()
+    file, said = imported(tensors, *options)
+    assert "running statistics of instance norms" in said
+    same_bits(theirs, file, image(64))
+
+
+def test_what_tensors_do_not_tell_is_said_with_how_to_say_otherwise(imported):
+    tensors = UnetGenerator(3, 3, 6, 2).state_dict()
+    file, said = imported(tensors)
+    assert "-s noise=none" in said
+    assert "64×64" in said
+    assert load_tensors(file)[1]["test_mode"] == "paper"
+    file, said = imported(tensors, "-s", "noise=none", "--size", "128", "--test-mode", "eval")
+    assert "assumed" not in said
+    header = load_tensors(file)[1]
+    assert (header["size"], header["test_mode"]) == ([128, 128], "eval")
+
+
+def test_half_precision_is_read_exactly(imported):
+    theirs = randomised(ResnetGenerator(3, 3, 6, 2)).half()
+    file, _ = imported(theirs.state_dict())
+    same_bits(theirs.float(), file, image(32))
+
+
+DISCRIMINATORS = {  # name: (their network, y's channels, what is read of it)
+    "70 px": (lambda: NLayerDiscriminator(6, 2), {"use": "pix2pix:patch", "receptive_field": 70}),
+    "16 px": (lambda: NLayerDiscriminator(6, 2, strided=1), {"receptive_field": 16, "conditional": True}),
+    "142 px": (lambda: NLayerDiscriminator(6, 2, strided=4), {"receptive_field": 142}),
+    "286 px": (lambda: NLayerDiscriminator(6, 2, strided=5), {"use": "pix2pix:image"}),
+    "instance norm": (lambda: NLayerDiscriminator(6, 2, norm="instance"), {"norm": "instance"}),
+    "no norm": (lambda: NLayerDiscriminator(6, 2, norm="none"), {"norm": "none"}),
+    "biased batch norm": (lambda: NLayerDiscriminator(6, 2, biased=True), {"norm": "batch", "bias": "lua"}),
+    "unconditional": (lambda: NLayerDiscriminator(3, 2), {"conditional": False}),
+    "pixel": (lambda: PixelDiscriminator(6, 2), {"use": "pix2pix:pixel"}),
+    "pixel, instance norm": (lambda: PixelDiscriminator(6, 2, norm="instance"), {"norm": "instance"}),
+}
+
+
+@pytest.mark.parametrize("name", DISCRIMINATORS)
+def test_a_discriminator_gives_the_same_bits_and_goes_back(name, zoo, imported):
+    make, read = DISCRIMINATORS[name]
+    theirs = randomised(make())
+    file, said = imported(theirs.state_dict())
+    tensors, header = load_tensors(file)
+    part = header["discriminator"]
+    assert {**part["params"], "use": part["use"]}.items() >= read.items(), said
+    D = rebuild(tensors, header, file, registry(), "discriminator")
+    x, y = image(128).split(1)
+    seen = torch.cat([x, y], 1) if part["params"]["conditional"] else y
+    for training in (False, True):
+        [logits] = D.train(training)(x, y)
+        assert torch.equal(logits, theirs.train(training)(seen))
+    before = randomised(make()).state_dict()
+    assert zoo("export", file, "--to", "junyanz", "-o", "back.pth").exit_code == 0
+    after = torch.load("back.pth", weights_only=True)
+    assert after.keys() == before.keys()
+    assert all(torch.equal(after[key], before[key]) for key in before)
+
+
+def test_an_imported_discriminator_is_where_a_run_begins(zoo, imported, tiny, tmp_path):
+    theirs = randomised(NLayerDiscriminator(6, 8))
+    file, _ = imported(theirs.state_dict())
+
+    def begun(*overrides):
+        return config.load(str(tiny), "smoke", overrides)
+
+    made = begun(f'init.discriminator="{tmp_path / file}"')
+    D = make_discriminator(made, (3, 3), (64, 64))
+    x, y = image(64).split(1)
+    assert torch.equal(D.eval()(x, y)[0], theirs.eval()(torch.cat([x, y], 1)))
+    assert made.id != begun().id
+
+
+@pytest.mark.parametrize("norm", ["batch", "instance"])
+def test_a_checkpoint_of_mmagic_gives_the_same_bits_and_goes_back(norm, zoo, imported):
+    G = UnetGenerator(3, 3, 6, 2, norm=norm, dropout=True, block=MmagicBlock)
+    theirs = randomised(Mmagic(G, MmagicPatch(6, 2, norm=norm)))
+    checkpoint = {"meta": {"iter": 4}, "state_dict": theirs.state_dict()}
+
+    file, _ = imported(checkpoint)
+    same_bits(theirs.generator, file, image(64))
+    assert zoo("export", file, "--to", "mmagic", "-o", "back.pth").exit_code == 0
+
+    file, _ = imported(checkpoint, "--part", "discriminator")
+    tensors, header = load_tensors(file)
+    D = rebuild(tensors, header, file, registry(), "discriminator").eval()
+    x, y = image(64).split(1)
+    assert torch.equal(D(x, y)[0], theirs.eval().discriminator(torch.cat([x, y], 1)))
+    assert zoo("export", file, "--to", "mmagic", "-o", "back_D.pth").exit_code == 0
+
+    back = {n: t for f in ("back.pth", "back_D.pth") for n, t in torch.load(f)["state_dict"].items()}
+    assert back.keys() == theirs.state_dict().keys()
+    assert all(torch.equal(back[name], tensor) for name, tensor in theirs.state_dict().items())
+
+
+def test_a_unet_trained_here_goes_to_the_reference_code_with_its_halves_swapped(zoo):
+    ours = randomised(UNet(3, 3, (64, 64), width=2, dropout="pytorch"))
+    header = {"generator": {"use": "unet", "params": {"width": 2, "dropout": "pytorch"}}, "size": [64, 64]}
+    save_model(Path("ours.safetensors"), ours, {**header, "in_channels": 3, "out_channels": 3})
+    result = zoo("export", "ours.safetensors", "--to", "junyanz", "-o", "G.pth")
+    assert "differs by rounding" in result.output
+    theirs = UnetGenerator(3, 3, 6, 2, dropout=True)
+    theirs.load_state_dict(torch.load("G.pth"))
+    for mode in ("paper", "eval"):
+        y_hat, expected = translate(ours, image(64), mode), translate(theirs, image(64), mode)
+        assert torch.allclose(y_hat, expected, rtol=0, atol=1e-5)
+
+
+# --- bad input ---------------------------------------------------------------------------------------------------
+
+
+class Hostile:
+    def __reduce__(self):
+        return os.mkdir, ("harmed",)
+
+
+class Foreign(nn.Module):
+    pass
+
+
+def refused(zoo, *options):
+    result = zoo("import", "their.pth", "-o", "model.safetensors", *options)
+    assert result.exit_code == 2, result.output
+    assert not os.path.exists("model.safetensors")
+    assert "Traceback" not in result.output
+    return result.output
+
+
+def test_files_of_torch_before_1_6_are_read(zoo):
+    theirs = randomised(ResnetGenerator(3, 3, 6, 2))
+    torch.save(theirs.state_dict(), "their.pth", _use_new_zipfile_serialization=False)
+    assert zoo("import", "their.pth", "-o", "model.safetensors").exit_code == 0
+    same_bits(theirs, Path("model.safetensors"), image(32))
+
+
+@pytest.mark.parametrize("protocol", ["zip", "torch before 1.6", 0, 2, 4])
+def test_a_pickle_that_wants_to_run_code_is_refused_by_name(protocol, zoo):
+    if isinstance(protocol, str):
+        torch.save({"weight": Hostile()}, "their.pth", _use_new_zipfile_serialization=protocol == "zip")
+    else:
+        with open("their.pth", "wb") as file:
+            pickle.dump(Hostile(), file, protocol=protocol)
+    said = refused(zoo)
+    assert re.search(r"refused: .*'(posix|os|nt)\.mkdir'", said), said
+    assert said.count("\n") == 1
+    assert not os.path.exists("harmed")
+
+
+def test_a_whole_network_as_a_pickle_is_refused_with_how_to_save_its_weights(zoo):
+    torch.save(Foreign(), "their.pth")
+    said = refused(zoo)
+    assert "Foreign'" in said
+    assert "state_dict()" in said
+
+
+@pytest.mark.parametrize("zipped", [True, False], ids=["zip", "torch before 1.6"])
+def test_a_truncated_file_is_no_whole_one_wherever_it_ends(zipped, zoo):
+    torch.save(UnetGenerator(3, 3, 6, 1).state_dict(), "whole.pth", _use_new_zipfile_serialization=zipped)
+    with open("whole.pth", "rb") as file:
+        whole = file.read()
+    for length in (0, 1, 10, 100, len(whole) // 2, len(whole) - 1):
+        with open("their.pth", "wb") as file:
+            file.write(whole[:length])
+        assert "their.pth: not a whole file of torch.save\n" in refused(zoo)
+
+
+def test_other_files_are_called_what_they_are(zoo, imported):
+    assert "no such file" in refused(zoo)
+    os.mkdir("their.pth")
+    assert "a folder" in refused(zoo)
+    os.rmdir("their.pth")
+    save_file({"weight": torch.zeros(2)}, "their.pth")
+    assert "a safetensors file" in refused(zoo)
+    file, _ = imported(ResnetGenerator(3, 3, 6, 1).state_dict())
+    os.replace(file, "their.pth")
+    assert "a model of p2pzoo already" in refused(zoo)
+    with open("their.pth", "wb") as text:
+        text.write(b"<html>404</html>" * 99)
+    assert "not a whole file" in refused(zoo)
+
+
+@pytest.mark.parametrize(
+    ("held", "said"),
+    [
+        (torch.zeros(3), "holds a Tensor, not the tensors of a network by name"),
+        ({}, "not the tensors of a network by name"),
+        ({"epoch": 3, "lr": 0.1}, "not the tensors of a network by name; it has epoch, lr"),
+        ({"model.0.weight": torch.zeros(2, 3, dtype=torch.float64)}, "float64"),
+        ({"fc.weight": torch.zeros(2, 3), "fc.bias": torch.zeros(2)}, "an unknown layout, with 'fc.weight', 'fc.bias'"),
+        ({"model.model.0.weight": torch.zeros(())}, "an unknown layout"),
+        ({"model.x.conv_block.y.weight": torch.zeros(1)}, "an unknown layout"),
+        ({"model.10.conv_block.1.weight": torch.zeros(1)}, "an unknown layout"),
+    ],
+)
+def test_what_is_no_network_is_told_in_a_line_or_two(held, said, zoo):
+    torch.save(held, "their.pth")
+    output = refused(zoo)
+    assert said in output
+    assert output.count("\n") <= 2
+
+
+def test_an_unknown_layout_is_told_by_the_keys_that_do_not_fit_and_the_nearest_known_one(zoo):
+    tensors = UnetGenerator(3, 3, 6, 2).state_dict()
+    del tensors["model.model.3.bias"]
+    tensors["attention.weight"] = torch.zeros(1)
+    tensors["model.model.0.weight"] = torch.zeros(2, 3, 3, 3)
+    torch.save(tensors, "their.pth")
+    said = refused(zoo)
+    assert "the nearest is generator 'unet' of junyanz" in said
+    assert "no 'model.model.3.bias'" in said
+    assert "'attention.weight' has no place" in said
+    assert "'model.model.0.weight' is [2, 3, 3, 3], not [2, 3, 4, 4]" in said
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (("-s", "wdth=3"), "did you mean 'width'?"),
+        (("-s", "noise"), "-s param=value"),
+        (("-s", "width=3"), "not [3, 3, 4, 4]"),
+        (("-s", "noise=gaussian"), "no place"),
+        (("--size", "65"), "65×65 does not fit"),
+        (("--part", "discriminator"), "an unknown layout"),
+    ],
+)
+def test_options_that_do_not_fit_are_refused(options, said, zoo):
+    torch.save(UnetGenerator(3, 3, 6, 2).state_dict(), "their.pth")
+    assert said in refused(zoo, *options)
+
+
+def test_nothing_is_overwritten_unasked(zoo, imported):
+    file, _ = imported(ResnetGenerator(3, 3, 6, 1).state_dict())
+    for arguments in (("import", "their.pth"), ("export", file, "--to", "junyanz")):
+        result = zoo(*arguments, "-o", "model.safetensors")
+        assert result.exit_code == 2
+        assert "already there; --force overwrites it" in result.output
+
+
+@pytest.mark.parametrize(
+    ("to", "said"),
+    [("junyans", "did you mean 'junyanz'?"), ("pix2pixhd", "'resnet:resnet6' has no place in the code")],
+)
+def test_export_to_where_the_network_has_no_place_is_refused(to, said, zoo, imported):
+    file, _ = imported(ResnetGenerator(3, 3, 6, 1).state_dict())
+    result = zoo("export", file, "--to", to, "-o", "back.pth")
+    assert result.exit_code == 2
+    assert said in result.output
+    assert not os.path.exists("back.pth")

@@ -1,0 +1,163 @@
+"""fid and lpips: what they refuse, and what they make of a stand-in for torch-fidelity's networks.
+
+The real networks are not at hand in tests: 95 and 528 MB, to be fetched by the user.
+"""
+
+import hashlib
+import sys
+import types
+
+import numpy as np
+import pytest
+import torch
+from p2pzoo_metrics import standard
+from p2pzoo_metrics.distances import frechet_distance
+from p2pzoo_metrics.standard import FID, LPIPS
+
+from p2pzoo.plugin.batch import Batch
+from p2pzoo.utils.errors import UserError
+
+both = pytest.mark.parametrize(("metric", "name"), [(FID, "fid"), (LPIPS, "lpips")])
+
+
+class Extractor(torch.nn.Module):
+    """Mean and deviation of each channel of bytes, as torch-fidelity's extractor returns features."""
+
+    def __init__(self, name, features_list, feature_extractor_weights_path):
+        super().__init__()
+        assert features_list == ["2048"]
+        self.path = feature_extractor_weights_path
+
+    def forward(self, images):
+        assert images.dtype == torch.uint8
+        assert images.shape[:2] == (1, 3)
+        flat = images.flatten(2).float()
+        return (torch.cat([flat.mean(2), flat.std(2)], 1),)
+
+
+class Similarity(torch.nn.Module):
+    """Mean difference in levels, as torch-fidelity's LPIPS returns distances."""
+
+    def __init__(self, name):
+        super().__init__()
+
+    def forward(self, first, second):
+        assert first.dtype == second.dtype == torch.uint8
+        return (first.float() - second.float()).abs().mean((1, 2, 3))
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    """An empty folder of torch hub's."""
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    (tmp_path / "checkpoints").mkdir()
+    return tmp_path / "checkpoints"
+
+
+@pytest.fixture
+def package(monkeypatch):
+    """A package torch_fidelity that holds the stand-ins."""
+    parts = {
+        "torch_fidelity": {"__spec__": types.SimpleNamespace()},
+        "torch_fidelity.feature_extractor_inceptionv3": {"FeatureExtractorInceptionV3": Extractor},
+        "torch_fidelity.sample_similarity_lpips": {"SampleSimilarityLPIPS": Similarity},
+    }
+    for name, attributes in parts.items():
+        module = types.ModuleType(name)
+        for attribute, value in attributes.items():
+            setattr(module, attribute, value)
+        monkeypatch.setitem(sys.modules, name, module)
+
+
+@pytest.fixture
+def weights(hub, monkeypatch):
+    """Files of weights where they are looked for, {constant: digest}; torch hub's names carry their digests."""
+    digests = {}
+    for constant in ("INCEPTION", "VGG16", "LPIPS_HEADS"):
+        torch.save({"of": torch.zeros(1)}, hub / constant)
+        digests[constant] = hashlib.sha256((hub / constant).read_bytes()).hexdigest()
+        file = (hub / constant).rename(hub / f"{constant}-{digests[constant][:8]}.pth")
+        monkeypatch.setattr(standard, constant, f"https://example.org/{file.name}")
+    return digests
+
+
+def noise(*shape, seed=0):
+    return torch.from_numpy(np.random.default_rng(seed).integers(0, 256, shape)).float() / 127.5 - 1
+
+
+def measure(metric, y_hat, y):
+    return metric.measure(Batch(x=y, y=y, ids=tuple(map(str, range(len(y))))), y_hat)
+
+
+def refusal(metric):
+    with pytest.raises(UserError) as caught:
+        metric(None)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+@both
+def test_without_torch_fidelity_the_error_says_what_to_install(metric, name, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch_fidelity", None)
+    assert refusal(metric) == f"{name} needs torch-fidelity: pip install 'p2pzoo[fidelity]'"
+
+
+@both
+def test_without_weights_the_error_says_where_to_put_which(metric, name, package, hub):
+    message = refusal(metric)
+    assert message.startswith(f"{name} needs weights and downloads nothing by itself: put https://")
+    assert message.endswith(f".pth into {hub}")
+
+
+@both
+def test_weights_that_are_damaged_are_refused(metric, name, package, hub, weights):
+    for file in hub.iterdir():
+        file.write_bytes(file.read_bytes()[:-1])
+    assert "is damaged, or another file" in refusal(metric)
+
+
+@both
+def test_a_pickle_of_more_than_tensors_is_not_handed_on(metric, name, package, hub, monkeypatch):
+    torch.save({"weight": print}, hub / "unsafe.pth")
+    for constant in ("INCEPTION", "VGG16"):
+        monkeypatch.setattr(standard, constant, "https://example.org/unsafe.pth")
+    assert "no weights that can be read safely" in refusal(metric)
+
+
+def test_fid_is_the_frechet_distance_of_the_features_of_8_bit_pictures(package, weights):
+    y_hat, y = noise(6, 3, 8, 8), noise(6, 3, 8, 8, seed=1) / 2
+    metric = FID(None)
+    statistics = measure(metric, y_hat, y)
+    levels = np.rint((y.double().numpy() + 1) * 127.5)
+    expected = np.concatenate([levels.mean((2, 3)), levels.std((2, 3), ddof=1)], 1)
+    np.testing.assert_allclose(statistics["y"], expected, rtol=1e-5)
+    distance = frechet_distance(statistics["y_hat"], statistics["y"])
+    assert metric.reduce(statistics) == {"value": distance}
+    assert distance > 1
+    assert metric.reduce(measure(metric, y, y))["value"] == pytest.approx(0, abs=1e-6)
+
+
+def test_lpips_is_the_mean_of_the_images_distances(package, weights):
+    y = noise(3, 3, 8, 8) / 2
+    shift = torch.tensor([0.0, 10.0, 20.0])[:, None, None, None] / 127.5
+    statistics = measure(LPIPS(None), y + shift, y)
+    np.testing.assert_allclose(statistics["distance"], [0, 10, 20], atol=1e-5)
+    assert LPIPS(None).reduce(statistics)["value"] == pytest.approx(10)
+
+
+def test_the_protocols_name_the_weights(package, weights):
+    assert FID(None).protocol["weights"] == f"sha256:{weights['INCEPTION']}"
+    assert LPIPS(None).protocol["weights"] == [f"sha256:{weights[name]}" for name in ("VGG16", "LPIPS_HEADS")]
+
+
+@both
+def test_a_value_that_is_not_a_number_shows(metric, name, package, weights):
+    broken = noise(3, 3, 8, 8)
+    broken[1, 0, 3, 3] = float("nan")
+    assert np.isnan(metric(None).reduce(measure(metric(None), broken, noise(3, 3, 8, 8)))["value"])
+
+
+@both
+def test_only_rgb_is_judged(metric, name, package, weights):
+    with pytest.raises(UserError, match=rf"{name} takes RGB \(3 channels\) images, and these have 1"):
+        measure(metric(None), torch.zeros(1, 1, 8, 8), torch.zeros(1, 1, 8, 8))

@@ -1,0 +1,352 @@
+"""pix2pixHD: G1 and G2 layer by layer, G2 begun from a trained G1, D at several scales, boundary maps."""
+
+import copy
+import importlib
+import re
+
+import p2pzoo_pix2pixhd
+import pytest
+import torch
+from p2pzoo_pix2pixhd.boundaries import with_boundaries
+from p2pzoo_pix2pixhd.discriminators import MultiscaleDiscriminator
+from p2pzoo_pix2pixhd.generators import GlobalGenerator, LocalEnhancer
+from torch import nn
+from torch.nn import functional as F
+
+from p2pzoo import config
+from p2pzoo.compute.activation_checkpointing import with_activation_checkpointing
+from p2pzoo.compute.batched_discriminator import is_batch_independent
+from p2pzoo.compute.conv_as_gemm import convs_as_gemm
+from p2pzoo.compute.instance_norm_fix import mend_instance_norms
+from p2pzoo.models.initialization import make_generator
+from p2pzoo.models.model_file import model_header
+from p2pzoo.models.safetensors_io import load_tensors, save_model, save_tensors
+from p2pzoo.models.test_modes import prepared, translate
+from p2pzoo.utils.errors import UserError
+
+BOTH = pytest.mark.parametrize("network", [GlobalGenerator, LocalEnhancer])
+SMALL = {"width": 4, "downsamplings": 2, "blocks": 2}
+
+
+def images(channels, height, width, batch=2, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.rand(batch, channels, height, width, generator=generator) * 2 - 1
+
+
+def made(network, *args, **options):
+    torch.manual_seed(0)
+    return network(*args, **options)
+
+
+def convolutions(module):
+    """(kind, channels in, out, kernel, stride) of each in the order of execution."""
+    short = {nn.Conv2d: "c", nn.ConvTranspose2d: "u"}
+    return [
+        (short[type(m)], m.in_channels, m.out_channels, m.kernel_size[0], m.stride[0])
+        for m in module.modules()
+        if type(m) in short
+    ]
+
+
+def test_every_registered_network_can_be_imported():
+    found = {}
+
+    def register(name, factory, **about):
+        found[name] = (factory, about)
+
+    p2pzoo_pix2pixhd.register_generators(register)
+    p2pzoo_pix2pixhd.register_discriminators(register)
+    assert set(found) == {"pix2pixhd-global", "pix2pixhd-local", "multiscale"}
+    for factory, about in found.values():
+        module, attribute = factory.split(":")
+        assert issubclass(getattr(importlib.import_module(module), attribute), nn.Module)
+        assert about["summary"]
+        assert about["paper"].startswith("arXiv:1711.11585")
+
+
+G1 = [("c", 3, 64, 7, 1), *(("c", 64 * 2**i, 128 * 2**i, 3, 2) for i in range(4))]
+G1 += [("c", 1024, 1024, 3, 1)] * 18 + [("u", 128 * 2**i, 64 * 2**i, 3, 2) for i in (3, 2, 1, 0)]
+
+
+def test_the_layers_of_g1_are_those_of_the_appendix():
+    with torch.device("meta"):
+        G = GlobalGenerator(3, 3, (256, 256))
+        assert G(torch.empty(1, 3, 256, 256)).shape == (1, 3, 256, 256)
+    assert convolutions(G) == [*G1, ("c", 64, 3, 7, 1)]
+
+
+def test_the_layers_of_g2_are_those_of_the_appendix():
+    with torch.device("meta"):
+        G = LocalEnhancer(3, 3, (256, 256))
+        assert G(torch.empty(1, 3, 256, 256)).shape == (1, 3, 256, 256)
+    assert convolutions(G.coarse) == G1
+    own = [("c", 3, 32, 7, 1), ("c", 32, 64, 3, 2), *[("c", 64, 64, 3, 1)] * 6, ("u", 64, 32, 3, 2), ("c", 32, 3, 7, 1)]
+    assert convolutions(G) == [*G1, *own]
+
+
+def test_g2_adds_what_g1_sees_at_half_the_size_to_its_own_features():
+    G = made(LocalEnhancer, 3, 2, (32, 48), **SMALL)
+    x = images(3, 32, 48)
+    ones = torch.ones(1, 1, 32, 48)
+    box = torch.ones(1, 1, 3, 3)  # the mean of the 3×3 pixels that there are
+    pooled = F.conv2d(x.view(6, 1, 32, 48), box, stride=2, padding=1) / F.conv2d(ones, box, stride=2, padding=1)
+    expected = G.to_image(G.up(G.down(x) + G.coarse(pooled.view(2, 3, 16, 24))))
+    torch.testing.assert_close(G(x), expected)
+
+
+@BOTH
+@pytest.mark.parametrize("channels", [(1, 3), (4, 2)])
+def test_output_has_the_size_of_the_input_and_lies_within_the_range_of_images(network, channels):
+    G = made(network, *channels, (32, 16), **SMALL)
+    y_hat = G(images(channels[0], 32, 16))
+    assert y_hat.shape == (2, channels[1], 32, 16)
+    assert y_hat.abs().max() <= 1
+
+
+@pytest.mark.parametrize(("network", "divisor"), [(GlobalGenerator, 16), (LocalEnhancer, 32)])
+def test_sizes_that_do_not_fit_are_answered_with_one_that_does(network, divisor):
+    assert made(network, 3, 3, (2 * divisor, 3 * divisor), width=2, blocks=1).size_divisor == divisor
+    for size in ((divisor, 64), (65, 64)):
+        with pytest.raises(ValueError, match=f"multiples of {divisor}, from {2 * divisor} up, not") as refusal:
+            network(3, 3, size, width=2, blocks=1)
+        fitting = tuple(map(int, re.search(r"(\d+)×(\d+) would fit$", str(refusal.value)).groups()))
+        G = made(network, 3, 3, fitting, width=2, blocks=1)
+        assert G(torch.zeros(1, 3, *fitting)).shape == (1, 3, *fitting)
+        with pytest.raises(ValueError, match=r"would fit$"):
+            G(torch.zeros(1, 3, *size))
+
+
+def test_an_odd_width_has_no_half():
+    with pytest.raises(ValueError, match="width must be even, as the enhancer has half of it, not 3"):
+        LocalEnhancer(3, 3, (64, 64), width=3)
+
+
+@BOTH
+def test_every_parameter_receives_a_finite_gradient(network):
+    G = made(network, 3, 3, (32, 32), **SMALL, edges=True)
+    G(images(3, 32, 32)).square().mean().backward()
+    for name, parameter in G.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.isfinite().all(), name
+        if name.endswith("weight"):  # a bias before a norm rightly has none
+            assert parameter.grad.abs().sum() > 0, name
+
+
+# boundary maps
+
+
+def test_a_boundary_is_where_one_of_four_neighbours_has_another_value():
+    x = torch.full((1, 2, 5, 6), -1.0)
+    x[0, 0, 1:3, 2:4] = 1  # an object in the one channel, and
+    x[0, 1, 4, 0] = 3 / 255 - 1  # a pixel two levels apart in the other; less than half a level is none
+    x[0, 1, 0, 5] += 0.5 / 255
+    expected = [
+        [0, 0, 1, 1, 0, 0],
+        [0, 1, 1, 1, 1, 0],
+        [0, 1, 1, 1, 1, 0],
+        [1, 0, 1, 1, 0, 0],
+        [1, 1, 0, 0, 0, 0],
+    ]
+    out = with_boundaries(x)
+    assert torch.equal(out[:, :2], x)
+    assert out[0, 2].tolist() == expected
+
+
+def test_a_boundary_belongs_to_its_own_image():
+    x = torch.full((2, 1, 4, 4), -1.0)
+    x[1] = 1
+    assert not with_boundaries(x)[:, 1].any()
+
+
+@BOTH
+def test_a_generator_with_edges_sees_them(network):
+    G = made(network, 3, 3, (16, 16), **{**SMALL, "downsamplings": 1}, edges=True)
+    seen = []
+    first = G.trunk if network is GlobalGenerator else G.down
+    first.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+    x = images(3, 16, 16)
+    G(x)
+    assert torch.equal(seen[0], with_boundaries(x))
+
+
+def test_a_discriminator_with_edges_sees_those_of_x_beside_both_images():
+    D = made(MultiscaleDiscriminator, 3, 2, (16, 16), width=2, num_scales=1, edges=True)
+    seen = []
+    D.scales[0].register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+    x, y = images(3, 16, 16), images(2, 16, 16, seed=1)
+    D(x, y)
+    assert torch.equal(seen[0], torch.cat([with_boundaries(x), y], dim=1))
+    with pytest.raises(ValueError, match="edges = true needs conditional = true"):
+        MultiscaleDiscriminator(3, 3, (16, 16), conditional=False, edges=True)
+
+
+# coarse to fine
+
+
+def experiment(use, *overrides):
+    small = [f"generator.{name}={value}" for name, value in SMALL.items()]
+    chosen = [f"generator.use={use}", *small, *overrides]
+    return config.load("zoo:base.toml", "smoke", chosen)
+
+
+@pytest.fixture(scope="module")
+def coarse(tmp_path_factory):
+    """A global generator and its model file."""
+    path = tmp_path_factory.mktemp("coarse") / "model.safetensors"
+    recipe = experiment("pix2pixhd-global", "seed=7")
+    G = make_generator(recipe, (3, 3), (32, 32))
+    save_model(path, G, model_header(recipe, G, recipe.dataset.build(split="val"), (3, 3), (32, 32)))
+    return G, path
+
+
+def test_a_local_enhancer_begins_with_the_global_generator_of_the_recipes_init(coarse):
+    G, path = coarse
+    grown = make_generator(experiment("pix2pixhd-local", f"init.generator={path}"), (3, 3), (64, 64))
+    fresh = make_generator(experiment("pix2pixhd-local"), (3, 3), (64, 64))
+    theirs = G.state_dict()
+    for name, tensor in grown.state_dict().items():
+        part, _, rest = name.partition(".")
+        expected = theirs[f"trunk.{rest}"] if part == "coarse" else fresh.state_dict()[name]
+        assert torch.equal(tensor, expected), name
+    x = images(3, 32, 32)
+    assert torch.equal(grown.coarse(x), G.trunk(x))
+
+
+def test_a_local_enhancer_goes_on_from_its_own_file(coarse, tmp_path):
+    recipe = experiment("pix2pixhd-local", "seed=3")
+    G = make_generator(recipe, (3, 3), (64, 64))
+    path = tmp_path / "model.safetensors"
+    save_model(path, G, model_header(recipe, G, recipe.dataset.build(split="val"), (3, 3), (64, 64)))
+    tuned = make_generator(experiment("pix2pixhd-local", f"init.generator={path}"), (3, 3), (64, 64))
+    assert all(torch.equal(a, b) for a, b in zip(G.parameters(), tuned.parameters(), strict=True))
+
+
+def test_a_file_that_is_not_a_whole_global_generator_is_refused(coarse, tmp_path):
+    _, path = coarse
+    tensors, header = load_tensors(path)
+
+    def start(tensors, *overrides):
+        save_tensors(tmp_path / "changed.safetensors", tensors, header)
+        made = experiment("pix2pixhd-local", f"init.generator={tmp_path / 'changed.safetensors'}", *overrides)
+        return make_generator(made, (3, 3), (64, 64))
+
+    start(tensors)
+    changed = [
+        {name: t for name, t in tensors.items() if name != gone} for gone in ("trunk.0.1.weight", "to_image.1.bias")
+    ]
+    changed += [{**tensors, "extra": torch.zeros(1)}, {}]
+    for each in changed:
+        with pytest.raises(UserError, match="neither such a generator nor a pix2pixhd-global") as refusal:
+            start(each)
+        assert len(refusal.value.args) == 1
+    with pytest.raises(UserError, match="as many downsamplings and blocks"):
+        start(tensors, "generator.blocks=3")
+    with pytest.raises(UserError, match="the network's is"):
+        start(tensors, "generator.width=6")
+    with pytest.raises(UserError, match="the network's is"):
+        start(tensors, "generator.edges=true")
+
+
+# the discriminator
+
+
+@pytest.mark.parametrize(("scales", "field"), [(1, 70), (2, 141), (3, 283)])
+def test_the_coarsest_logit_sees_as_many_pixels_as_it_says(scales, field):
+    side = field + 64
+    D = made(MultiscaleDiscriminator, 1, 1, (side, side), width=1, num_scales=scales).eval()
+    for parameter in D.parameters():
+        parameter.data.abs_()  # nothing cancels
+    for norm in [m for m in D.modules() if isinstance(m, nn.InstanceNorm2d)]:
+        norm.forward = lambda h: h  # a norm sees the whole image
+    y = torch.zeros(1, 1, side, side, requires_grad=True)
+    logits = D(torch.zeros(1, 1, side, side), y)[-1]
+    logits[0, 0, logits.shape[2] // 2, logits.shape[3] // 2].backward()
+    seen = y.grad[0, 0].nonzero()
+    assert (seen.amax(0) - seen.amin(0) + 1).tolist() == [field, field]
+    assert D.receptive_field == field
+
+
+def test_each_scale_is_a_patchgan_on_half_the_image_of_the_one_before():
+    D = made(MultiscaleDiscriminator, 3, 2, (64, 96), width=4)
+    x, y = images(3, 64, 96), images(2, 64, 96, seed=1)
+    assert [convolutions(scale) for scale in D.scales] == [
+        [("c", 5, 4, 4, 2), ("c", 4, 8, 4, 2), ("c", 8, 16, 4, 2), ("c", 16, 32, 4, 1), ("c", 32, 1, 4, 1)]
+    ] * 3
+    logits = D(x, y)
+    assert [tuple(each.shape) for each in logits] == [(2, 1, 11, 15), (2, 1, 7, 9), (2, 1, 5, 6)]
+    image = torch.cat([x, y], dim=1)
+    for scale, expected in zip(D.scales, logits, strict=True):
+        h = image
+        for i, layer in enumerate(scale.layers):
+            conv = layer if i == 4 else layer[0]
+            h = F.conv2d(h, conv.weight, conv.bias, conv.stride, padding=2)
+            if 0 < i < 4:
+                mean, variance = h.mean((2, 3), keepdim=True), h.var((2, 3), keepdim=True, unbiased=False)
+                h = (h - mean) / (variance + 1e-5).sqrt()
+            h = h if i == 4 else F.leaky_relu(h, 0.2)
+        torch.testing.assert_close(expected, h, atol=1e-4, rtol=1e-4)
+        image = F.avg_pool2d(image, 3, 2, 1, count_include_pad=False)
+
+
+def test_features_are_what_leads_to_the_logits_per_scale():
+    D = made(MultiscaleDiscriminator, 3, 3, (32, 32), width=2, num_scales=2)
+    x, y = images(3, 32, 32), images(3, 32, 32, seed=1)
+    features, logits = D.features(x, y), D(x, y)
+    assert [[h.shape[1] for h in scale] for scale in features] == [[2, 4, 8, 16]] * 2
+    for scale, layers, expected in zip(D.scales, features, logits, strict=True):
+        torch.testing.assert_close(scale.layers[-1](layers[-1]), expected)
+
+
+def test_unconditional_it_does_not_look_at_x():
+    D = made(MultiscaleDiscriminator, 3, 2, (32, 32), width=2, conditional=False)
+    y = images(2, 32, 32)
+    for a, b in zip(D(images(3, 32, 32, seed=1), y), D(images(3, 32, 32, seed=2), y), strict=True):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("scales", [1, 2, 3])
+def test_the_smallest_image_it_takes_is_the_one_it_names(scales):
+    least = 2**scales
+    D = made(MultiscaleDiscriminator, 3, 3, (least, least), width=1, num_scales=scales)
+    D(images(3, least, least), images(3, least, least))
+    with pytest.raises(ValueError, match=f"{scales} scales takes sides from {least} px up, not {least - 1}×8$"):
+        MultiscaleDiscriminator(3, 3, (least - 1, 8), num_scales=scales)
+    with pytest.raises(ValueError, match=f"from {least} px up"):
+        D(images(3, least - 1, least), images(3, least - 1, least))
+
+
+def test_it_judges_real_and_fake_images_together_as_it_judges_them_apart():
+    assert is_batch_independent(made(MultiscaleDiscriminator, 3, 3, (32, 32), width=2), (3, 3), (32, 32), batch=1)
+
+
+# what the core makes of them
+
+
+def gradients(network, *given):
+    out = network(*given)
+    out = out if isinstance(out, list) else [out]
+    sum(each.square().mean() for each in out).backward()
+    return [each.detach() for each in out], [p.grad for p in network.parameters()]
+
+
+@pytest.mark.parametrize("network", [GlobalGenerator, LocalEnhancer, MultiscaleDiscriminator])
+def test_what_compute_makes_of_it_gives_the_same_values_and_gradients(network):
+    discriminator = network is MultiscaleDiscriminator
+    options = {"width": 8} if discriminator else {**SMALL, "width": 8}
+    plain = made(network, 3, 3, (32, 32), **options).double()
+    given = [images(3, 32, 32, seed=seed).double() for seed in range(2 if discriminator else 1)]
+    rewritten = copy.deepcopy(plain).to(memory_format=torch.channels_last)
+    mend_instance_norms(rewritten)
+    laid = [each.to(memory_format=torch.channels_last) for each in given]
+    expected = gradients(plain, *given)
+    found = gradients(convs_as_gemm(with_activation_checkpointing(rewritten)), *laid)
+    torch.testing.assert_close(found, expected, atol=1e-9, rtol=1e-9)
+
+
+@BOTH
+def test_what_translating_makes_of_it_gives_the_same_image(network, recwarn):
+    G = made(network, 3, 3, (32, 32), **SMALL).double()
+    x = images(3, 32, 32, batch=1).double()
+    fast = prepared(G, x)
+    assert not recwarn, "lowered, not given up"
+    torch.testing.assert_close(translate(fast, x, "eval"), translate(G, x, "eval"), atol=1e-6, rtol=0)

