@@ -1,30 +1,67 @@
 """p2pzoo: a zoo of architectures for paired image-to-image translation (pix2pix, Isola et al. 2017).
 
-This module stays light: importing it imports no torch, so that plugins can register in milliseconds.
+    list_components  the names that recipes can use
+    create           build a component by name
+    load             load a trained model
+    train            train and evaluate a recipe
+    hookimpl         mark a plugin's hooks; `p2pzoo.plugin` has the other names that plugin authors import
+
+Errors:
+
+    Error        base class of all errors that p2pzoo raises on purpose
+    UserError    raised by all four functions, and by methods of a loaded model: a name, an argument, a recipe, a file
+                 or the installation must be fixed. `faults` has one line for each thing that is wrong
+    DamagedFile  a UserError, raised by `load` for a damaged model file, and by `train` for a damaged checkpoint
+    OutOfMemory  a UserError, raised by `train`, and by a loaded model when it translates an image
+
+`load` raises ValueError for an unknown precision. `train` raises KeyboardInterrupt after it has saved a checkpoint.
+
+This module imports no torch, so that plugins register in milliseconds.
 """
 
 from collections.abc import Sequence
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from p2pzoo.plugin.hookspecs import hookimpl
+from p2pzoo.utils.errors import DamagedFile, Error, OutOfMemory, UserError
+from p2pzoo.utils.version import __version__
 
 if TYPE_CHECKING:
     from p2pzoo.api import Trained
     from p2pzoo.models.model import Model
 
-__version__ = version("p2pzoo")
+__all__ = [
+    "DamagedFile",
+    "Error",
+    "OutOfMemory",
+    "UserError",
+    "__version__",
+    "create",
+    "hookimpl",
+    "list_components",
+    "load",
+    "train",
+]
 
-__all__ = ["__version__", "create", "hookimpl", "list_components", "load", "train"]
+
+def __dir__() -> list[str]:
+    return __all__
 
 
 def list_components(kind: str | None = None) -> list[str]:
-    """The names that recipes can write after `use =`: of one kind, or "kind.name" of all.
+    """List the names that recipes can write after `use =`, sorted by name within a kind.
 
-    kind: "generator", "discriminator", "gan_loss", "loss", "dataset", "metric", "callback" or
-    "augmentation"; UserError for another.
-    A name that two plugins claim is listed once for each, as "plugin:name".
+    kind  "generator", "discriminator", "gan_loss", "loss", "augmentation", "dataset", "metric", "callback" or "model".
+          None lists all kinds, as "kind.name"
+
+    If two plugins register the same name, both are listed as "plugin:name". Raises UserError for an unknown kind.
+
+    >>> import p2pzoo
+    >>> "unet" in p2pzoo.list_components("generator")
+    True
+    >>> "generator.unet" in p2pzoo.list_components()
+    True
     """
     from p2pzoo.api import list_components
 
@@ -32,11 +69,19 @@ def list_components(kind: str | None = None) -> list[str]:
 
 
 def create(kind: str, name: str, **arguments: Any) -> Any:
-    """A component, made: `create("generator", "unet", in_channels=3, out_channels=3, width=32)`.
+    """Build a component by name.
 
-    arguments: what the zoo fills in a run (networks: in_channels, out_channels, and size, which is (256, 256) if it is
-    not given; datasets: split; metrics: dataset), and the component's parameters, checked as a recipe's are. Networks
-    have the weights that their constructors draw. Raises UserError with all that is wrong.
+    arguments  what p2pzoo passes in a run (to networks in_channels, out_channels and size, which is (256, 256) by
+               default; to datasets split; to metrics dataset), and the parameters that a recipe can set, which are
+               checked as in a recipe
+
+    The weights of a network are those that its constructor draws; `[init]` of a recipe is not applied. Raises UserError
+    with everything that is wrong.
+
+    >>> import p2pzoo, torch
+    >>> G = p2pzoo.create("generator", "unet", in_channels=3, out_channels=1, size=(64, 64), width=4)
+    >>> G(torch.zeros(2, 3, 64, 64)).shape
+    torch.Size([2, 1, 64, 64])
     """
     from p2pzoo.api import create
 
@@ -44,22 +89,47 @@ def create(kind: str, name: str, **arguments: Any) -> Any:
 
 
 def load(path: str | Path, *, device: str = "auto", precision: str = "fp32") -> "Model":
-    """A trained model from a run folder or a model.safetensors; see `p2pzoo.models.model.Model.translate`.
+    """Load a trained model; `p2pzoo.models.model.Model.translate` applies it to an image.
 
-    precision: "fp32" or "bf16" (eval mode only).
+    path       a run folder, a model.safetensors file, or "zoo:NAME" for a model that a plugin ships
+    device     "auto", "cpu", "cuda" or "mps"
+    precision  "fp32", or "bf16" (eval mode only)
+
+    Raises UserError if there is no such model or device, DamagedFile if its file is damaged, and ValueError for another
+    precision.
+
+    >>> import numpy as np
+    >>> import p2pzoo
+    >>> model = p2pzoo.load("zoo:earth-small", device="cpu")
+    >>> photo = model.translate(np.zeros((64, 64, 3), np.uint8))
+    >>> photo.shape, photo.dtype
+    ((64, 64, 3), dtype('uint8'))
     """
-    from p2pzoo.models.model import load
+    from p2pzoo.models.model import load_model
 
-    return load(path, device=device, precision=precision)
+    return load_model(path, device=device, precision=precision)
 
 
 def train(
     recipe: str | Path, *, profile: str | None = None, overrides: Sequence[str] = (), runs: str | Path = "runs"
 ) -> "Trained":
-    """What `p2pzoo run` does: train a recipe, evaluate it, keep all in a run folder. A complete run is not done again.
+    """Train and evaluate a recipe, as `p2pzoo run` does, and keep everything in a run folder.
 
-    recipe: a file, or "zoo:NAME.toml". profile: None is by hardware. overrides: as -s takes them,
-    "losses.l1.weight=50". runs: where run folders are. Raises UserError, and KeyboardInterrupt after saving.
+    An interrupted run is resumed. A complete run is not trained again; its results are returned.
+
+    recipe     a file, or "zoo:NAME.toml" for a recipe that ships with p2pzoo
+    profile    profile of the recipe; None chooses by hardware
+    overrides  changes, written as after -s of `p2pzoo run`: "losses.l1.weight=50"
+    runs       parent folder of run folders
+
+    Raises UserError if the recipe, the data or the machine must be fixed, OutOfMemory if memory is too small,
+    DamagedFile if the checkpoint to resume from is damaged, and KeyboardInterrupt after saving on Ctrl-C or SIGTERM.
+
+    >>> import p2pzoo
+    >>> trained = p2pzoo.train("zoo:base.toml", profile="smoke")  # doctest: +SKIP
+    >>> sorted(trained.metrics)  # doctest: +SKIP
+    ['l1', 'psnr', 'psnr.pooled', 'ssim']
+    >>> model = trained.load()  # doctest: +SKIP
     """
     from p2pzoo.api import train
 

@@ -1,4 +1,4 @@
-"""`python -m p2pzoo`, which launchers such as torchrun need."""
+"""The command line as `python -m p2pzoo`, for launchers such as torchrun."""
 
 from p2pzoo.cli import main
 

@@ -1,4 +1,4 @@
-"""What `import p2pzoo` offers, behind its light front: components by name, and whole runs."""
+"""The functions of `import p2pzoo`, which imports this module when one of them is called."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ from typing import TYPE_CHECKING, Any
 from p2pzoo.plugin.loader import registry
 from p2pzoo.plugin.registry import KINDS
 from p2pzoo.utils.errors import UserError
-from p2pzoo.utils.suggest import nearest
+from p2pzoo.utils.suggest import did_you_mean
 
 if TYPE_CHECKING:
     from p2pzoo.models.model import Model
 
-SIZE = (256, 256)  # that networks are made for if nobody says
+DEFAULT_SIZE = (256, 256)  # (H, W) of networks, the size in most of the paper's experiments
 
 
 @dataclass(frozen=True)
 class Trained:
-    """A finished run.
+    """A complete run, as `p2pzoo.train` returns it.
 
-    folder   what it left, model.safetensors and report.html among it
+    folder   the run folder, with model.safetensors and report.html
     metrics  {name: value}, as `p2pzoo run` prints them
-    results  results.json: the metrics with their protocols, and what the run is
+    results  the contents of results.json: metrics with their protocols, and the description of the run
     """
 
     folder: Path
@@ -32,50 +32,56 @@ class Trained:
     results: Mapping[str, Any]
 
     def load(self, *, device: str = "auto", precision: str = "fp32") -> Model:
-        """Its model; see `p2pzoo.load`."""
-        from p2pzoo.models.model import load
+        """Load the run's model; see `p2pzoo.load`."""
+        from p2pzoo.models.model import load_model
 
-        return load(self.folder, device=device, precision=precision)
+        return load_model(self.folder, device=device, precision=precision)
 
 
 def list_components(kind: str | None) -> list[str]:
-    found = []
-    for one in KINDS if kind is None else (_known(kind),):
-        entries = registry().of(one)
+    """See `p2pzoo.list_components`."""
+    listed = []
+    for each_kind in KINDS if kind is None else (_check_kind(kind),):
+        entries = registry().of(each_kind)
         names = [entry.name for entry in entries]
-        shown = [e.name if names.count(e.name) == 1 else e.full_name for e in entries]
-        found += shown if kind else [f"{one}.{name}" for name in shown]
-    return found
+        unique_names = [e.name if names.count(e.name) == 1 else e.full_name for e in entries]
+        listed += unique_names if kind else [f"{each_kind}.{name}" for name in unique_names]
+    return listed
 
 
 def create(kind: str, name: str, arguments: Mapping[str, Any]) -> Any:
+    """See `p2pzoo.create`."""
     from p2pzoo.config.experiment import Component
     from p2pzoo.plugin import schema
 
-    entry = registry().get(_known(kind), name)
+    entry = registry().get(_check_kind(kind), name)
     factory, where = entry.load(), f"{kind} '{name}'"
     try:
-        filled, known = schema.positional_of(factory), [*schema.positional_of(factory), *schema.params_of(factory)]
+        positional, params = schema.get_positional_names(factory), schema.get_params(factory)
     except TypeError as error:
         raise UserError(f"{where} {error}") from None
-    faults = [f"{where} has no parameter '{each}'{nearest(each, known)}" for each in arguments if each not in known]
-    offered = {each: arguments[each] for each in filled if each in arguments}
-    if "size" in filled:
-        offered.setdefault("size", SIZE)
-    faults += [f"{where} needs {each}" for each in filled if each not in offered]
+    known = [*positional, *params]
+    unknown = [key for key in arguments if key not in known]
+    faults = [
+        f"{where} has no parameter '{key}'{did_you_mean(key, known) if known else ': it takes none'}" for key in unknown
+    ]
+    offered = {key: arguments[key] for key in positional if key in arguments}
+    if "size" in positional:
+        offered.setdefault("size", DEFAULT_SIZE)
+    faults += [f"{where} needs {key}" for key in positional if key not in offered]
     values: dict[str, Any] = {}
     try:
-        values = schema.check(
-            factory, {k: schema.to_jsonable(v) for k, v in arguments.items() if k in known and k not in filled}
-        )
-    except schema.Faults as error:
-        faults += [f"{where} {told}" for _, told in error.faults]
+        table = {key: schema.to_jsonable(value) for key, value in arguments.items() if key in params}
+        values = schema.check_params(factory, table)
+    except schema.InvalidParameters as error:
+        faults += [f"{where} {message}" for _, message in error.faults]
     if faults:
         raise UserError(*faults)
     return Component(entry, factory, values).build(**offered)
 
 
 def train(recipe: str | Path, profile: str | None, overrides: Sequence[str], runs: Path) -> Trained:
+    """See `p2pzoo.train`."""
     from p2pzoo import config
     from p2pzoo.runs.progress import NoProgress
     from p2pzoo.training.loop import Interrupted
@@ -84,13 +90,13 @@ def train(recipe: str | Path, profile: str | None, overrides: Sequence[str], run
     experiment = config.load(str(recipe), profile, tuple(overrides))
     try:
         outcome = run_experiment(experiment, registry(), runs, NoProgress())
-    except Interrupted as stopped:
-        raise KeyboardInterrupt(stopped.signum) from None
-    metrics = {name: float(number["value"]) for name, number in outcome.results["metrics"].items()}
+    except Interrupted as interruption:
+        raise KeyboardInterrupt(interruption.signum) from None
+    metrics = {name: float(entry["value"]) for name, entry in outcome.results["metrics"].items()}
     return Trained(outcome.run.folder, metrics, outcome.results)
 
 
-def _known(kind: str) -> str:
+def _check_kind(kind: str) -> str:
     if kind not in KINDS:
-        raise UserError(f"no kind '{kind}'{nearest(kind, KINDS)}")
+        raise UserError(f"no kind '{kind}'{did_you_mean(kind, KINDS)}")
     return kind

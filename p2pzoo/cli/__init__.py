@@ -1,6 +1,6 @@
-"""The command line: click only. Each command lives in a module that is imported when it is called.
+"""The command line. It imports click only; the module of a command is imported when the command is called.
 
-Exit codes: 0 done, 1 our fault, 2 the user's, 128 + N stopped by signal N.
+Exit codes: 0 success, 1 an error in p2pzoo or a plugin, 2 an error that the user can fix, 128 + N stopped by signal N.
 """
 
 from __future__ import annotations
@@ -22,52 +22,55 @@ if TYPE_CHECKING:
     from p2pzoo.plugin.registry import Entry
 
 
-CORE = {  # name: (module, summary); the summary is here so that --help imports no command
+CORE_COMMANDS = {  # name: (module, summary); the summary is here so that --help imports no command
     "run": ("p2pzoo.cli.run", "Train a recipe, evaluate it and keep the results."),
     "translate": ("p2pzoo.cli.translate", "Translate images with a trained model."),
-    "list": ("p2pzoo.cli.catalogue", "List the components that recipes can name, and trained models."),
-    "show": ("p2pzoo.cli.catalogue", "Show one component: parameters, counts, sizes."),
+    "list": ("p2pzoo.cli.catalogue", "List components for recipes, and trained models."),
+    "show": ("p2pzoo.cli.show", "Show the parameters of a component or of a settings table."),
     "recipe": ("p2pzoo.cli.recipes", "Print a resolved recipe, with the line that set each value."),
     "diff": ("p2pzoo.cli.recipes", "Print the differences between two recipes."),
-    "plugins": ("p2pzoo.cli.catalogue", "List plugins, and why one does not load."),
+    "plugins": ("p2pzoo.cli.catalogue", "List the installed plugins and their errors."),
     "check-plugin": ("p2pzoo.cli.check_plugin", "Check that a plugin's components satisfy their interface."),
     "new-plugin": ("p2pzoo.cli.new_plugin", "Write a new plugin package."),
 }
-# line ends, other control characters, marks that turn the direction of writing, halves of characters
-NOT_SHOWN = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
-FULL = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
-FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
-MISPLACED = (errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP)
+# line ends and other control characters, marks that change the text direction, surrogates
+UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+# errors of the operating system that the user can fix
+DISK_FULL = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
+NO_PERMISSION = (errno.EACCES, errno.EPERM, errno.EROFS)
+WRONG_PATH = (errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP)
 
 
 class Zoo(click.Group):
-    """The core's commands and those of plugins: each is imported when it is called. Turns errors into one line."""
+    """The commands of the core and of plugins. Prints each error as one line."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        return [*CORE, *(entry.name for entry in commands())]
+        return [*CORE_COMMANDS, *(entry.name for entry in plugin_commands())]
 
     def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
-        claims = [entry for entry in commands() if entry.name == name]
-        if len(claims) + (name in CORE) > 1:
+        claims = [entry for entry in plugin_commands() if entry.name == name]
+        if len(claims) + (name in CORE_COMMANDS) > 1:
             raise UserError(_name_clash(name, claims))
         if claims:
             return _load_command(claims[0])
-        if name not in CORE:
+        if name not in CORE_COMMANDS:
             return None
-        command: click.Command = getattr(importlib.import_module(CORE[name][0]), f"{name.replace('-', '_')}_command")
+        command: click.Command = getattr(
+            importlib.import_module(CORE_COMMANDS[name][0]), f"{name.replace('-', '_')}_command"
+        )
         return command
 
     def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
         names = self.list_commands(ctx)
         if args and args[0] not in names and not args[0].startswith("-"):
-            from p2pzoo.utils.suggest import nearest
+            from p2pzoo.utils.suggest import did_you_mean
 
-            ctx.fail(f"no command '{args[0]}'{nearest(args[0], names)}")
+            ctx.fail(f"no command '{args[0]}'{did_you_mean(args[0], names)}")
         return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        sections = {"Commands": [(name, summary) for name, (_, summary) in CORE.items()]}
-        for entry in commands():
+        sections = {"Commands": [(name, summary) for name, (_, summary) in CORE_COMMANDS.items()]}
+        for entry in plugin_commands():
             sections.setdefault(f"Commands of plugin {entry.plugin}", []).append((entry.name, entry.summary))
         widest = max(len(name) for rows in sections.values() for name, _ in rows)
         for title, rows in sections.items():
@@ -85,15 +88,15 @@ class Zoo(click.Group):
             raise
         except (click.ClickException, click.exceptions.Exit, click.Abort):
             raise
-        except SystemExit as error:  # of a plugin: a run that it ends is not done
+        except SystemExit as error:  # raised by a plugin or library: the command is not finished, even with code 0
             if error.code not in (0, None):
                 raise
-            click.echo("p2pzoo failed: the process was told to end by what it called", err=True)
+            click.echo("p2pzoo failed: a plugin or library called sys.exit() before the command had finished", err=True)
             ctx.exit(1)
-        except BrokenPipeError:  # whoever read our output has read enough; click ends quietly
+        except BrokenPipeError:  # the reader closed the pipe, as `head` does; click ends quietly
             raise
         except (Exception, KeyboardInterrupt) as error:
-            line, code = _told(error)
+            line, code = _explain(error)
             if line and (code == 1 or not is_follower()):
                 click.echo(line, err=True)
             if ctx.params.get("debug"):
@@ -103,8 +106,8 @@ class Zoo(click.Group):
             ctx.exit(code)
 
 
-def commands() -> list[Entry]:
-    """The commands that plugins register, by plugin and in the order they were registered."""
+def plugin_commands() -> list[Entry]:
+    """The commands that plugins register, in the order of plugins and of registration."""
     from p2pzoo.plugin.loader import registry
 
     return [entry for entry in registry() if entry.kind == "command"]
@@ -113,15 +116,13 @@ def commands() -> list[Entry]:
 def _load_command(entry: Entry) -> click.Command:
     command = entry.factory if isinstance(entry.factory, click.Command) else entry.load()
     if not isinstance(command, click.Command):
-        raise UserError(f"command '{entry.full_name}' ({entry.distribution}): {entry.factory} is no click command")
+        raise UserError(f"command '{entry.full_name}' ({entry.distribution}): {entry.factory} is not a click command")
     return command
 
 
 def _name_clash(name: str, claims: list[Entry]) -> str:
-    owners = [
-        *(["p2pzoo itself"] if name in CORE else []),
-        *(f"plugin '{e.plugin}' ({e.distribution})" for e in claims),
-    ]
+    owners = ["p2pzoo itself"] if name in CORE_COMMANDS else []
+    owners += [f"plugin '{entry.plugin}' ({entry.distribution})" for entry in claims]
     return (
         f"command '{name}' is registered by {' and '.join(owners)}: uninstall one, or name the plugins to load in "
         "P2PZOO_PLUGINS"
@@ -129,44 +130,45 @@ def _name_clash(name: str, claims: list[Entry]) -> str:
 
 
 def _show_warning(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
-    """Those for users, in one line; deprecations and the like are for programmers."""
+    """Print a UserWarning as one line. Other categories, such as DeprecationWarning, are for programmers."""
     if issubclass(category, UserWarning) and not is_follower():
-        click.echo(f"warning: {_shown(str(message))}", err=True)
+        click.echo(f"warning: {_escape(str(message))}", err=True)
 
 
-def _shown(line: str) -> str:
-    """What a file or its name says may neither break the line, nor steer the terminal, nor stop it from being said."""
-    return NOT_SHOWN.sub(lambda found: found[0].encode("unicode_escape").decode(), line)
+def _escape(line: str) -> str:
+    """Escape characters that break the line, control the terminal or cannot be encoded: file names can have them."""
+    return UNPRINTABLE.sub(lambda match: match[0].encode("unicode_escape").decode(), line)
 
 
-def _told(error: BaseException) -> tuple[str, int]:
-    """What to say of an error, and the exit code."""
+def _explain(error: BaseException) -> tuple[str, int]:
+    """(line to print, exit code) of an error."""
     match error:
         case KeyboardInterrupt():
             signum = error.args[0] if error.args else signal.SIGINT
-            return "stopped; the same command goes on from what was saved", 128 + signum
+            return "stopped; the same command resumes from what was saved", 128 + signum
         case UserError():
-            return "\n".join("\n  ".join(map(_shown, getattr(fault, "lines", [fault]))) for fault in error.faults), 2
+            return "\n".join("\n  ".join(map(_escape, getattr(fault, "lines", [fault]))) for fault in error.faults), 2
         case PeerProcessError():
             return "", 1
-        case OSError() if error.errno in (*FULL, *FORBIDDEN, *MISPLACED) or "No space left" in str(error):
-            told = f"{error.filename}: {error.strerror}" if error.filename and error.strerror else str(error)
-            return f"{_shown(told)}; what was saved before is kept", 2
+        case OSError() if error.errno in (*DISK_FULL, *NO_PERMISSION, *WRONG_PATH) or "No space left" in str(error):
+            reason = f"{error.filename}: {error.strerror}" if error.filename and error.strerror else str(error)
+            return f"{_escape(reason)}; what was saved before is kept", 2
     lines = str(error).strip().splitlines() or [""]
     where = f"process {os.environ['RANK']}: " if is_follower() else ""
-    return f"{where}p2pzoo failed: {type(error).__name__}: {_shown(lines[0])} (`p2pzoo --debug ...` shows where)", 1
+    return f"{where}p2pzoo failed: {type(error).__name__}: {_escape(lines[0])} (`p2pzoo --debug ...` shows where)", 1
 
 
 @click.command(cls=Zoo, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="p2pzoo")
-@click.option("--debug", is_flag=True, help="Show a traceback with an error, and what was decided on the way.")
+@click.option("--debug", is_flag=True, help="Print tracebacks of errors, and debug messages.")
 def main(debug: bool) -> None:
     """A zoo of architectures for paired image-to-image translation (pix2pix).
 
     \b
-    p2pzoo run zoo:ablation_patch70.toml     train the 70x70 PatchGAN and measure it
-    p2pzoo list                              what recipes can be made of
-    p2pzoo export zoo:earth-small --to web -o page.html    see a trained model at work
+    p2pzoo run zoo:ablation_patch70.toml     train and evaluate the 70x70 PatchGAN
+    p2pzoo list                              list the components for recipes
+    p2pzoo show generator unet               describe the parameters of a component
+    p2pzoo COMMAND --help                    describe a command
     """
     if debug:
         import logging

@@ -1,4 +1,4 @@
-"""`p2pzoo check-plugin`."""
+"""`p2pzoo check-plugin`: run the conformance checks of a plugin and print the results."""
 
 from __future__ import annotations
 
@@ -14,10 +14,13 @@ from p2pzoo.utils.errors import UserError
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from p2pzoo.testing import Finding, Trial
+    from p2pzoo.testing import CheckResult, ComponentCheck
+
+    Results = list[tuple[ComponentCheck, CheckResult]]
 
 SIGNS = {"pass": "✓", "fail": "✗", "expected failure": "x", "does not apply": "–"}
 STYLES = {"pass": "green", "fail": "bold red", "expected failure": "yellow", "does not apply": "dim"}
+_PIPE_WIDTH = 1000  # columns of the tables in a pipe: one line per component, which `grep` can find
 
 
 def _complete_plugin(_ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[CompletionItem]:
@@ -30,47 +33,48 @@ def _complete_plugin(_ctx: click.Context, _param: click.Parameter, incomplete: s
 @click.argument("name", metavar="NAME", shell_complete=_complete_plugin)
 @click.option(
     "-s", "--set", "overrides", multiple=True, metavar="COMPONENT.PARAM=VALUE",
-    help="Check a component with this value: -s my-unet.depth=3. Widths are small where none is given.",
+    help="Check a component with this value: -s my-unet.depth=3. Without one, `width` is small.",
 )  # fmt: skip
 @json_option
 def check_plugin_command(name: str, overrides: tuple[str, ...], as_json: bool) -> None:
-    """Check that the components of the plugin NAME keep the promises of their kind, on the CPU, with tiny images.
+    """Check that the components of the plugin NAME satisfy their interface, on the CPU, with tiny images.
 
-    Exit code 1 if one does not.
+    The exit code is 1 if a check fails.
     """
     import warnings
 
-    from p2pzoo.testing import trials_of
+    from p2pzoo.testing import list_component_checks
 
-    made = trials_of(name, _parameters(overrides))
-    found: list[tuple[Trial, Finding]] = []
+    checks = list_component_checks(name, _parse_overrides(overrides))
+    results: Results = []
     with click.progressbar(
-        made, label=name, item_show_func=lambda t: str(t) if t else "", file=sys.stderr,
+        checks, label=name, item_show_func=lambda check: str(check) if check else "", file=sys.stderr,
         hidden=not sys.stderr.isatty(),
-    ) as shown, warnings.catch_warnings():  # fmt: skip
+    ) as progress, warnings.catch_warnings():  # fmt: skip
         warnings.simplefilter("ignore")
-        for trial in shown:
-            found.append((trial, trial.run()))
+        for check in progress:
+            results.append((check, check.run()))
     if as_json:
         print_json(
             [
                 {
-                    "kind": trial.entry.kind, "component": trial.entry.name, "check": trial.check_name,
-                    "status": finding.status, "told": finding.told,
+                    "kind": check.entry.kind, "component": check.entry.name, "check": check.check_name,
+                    "status": result.status, "message": result.message,
                 }
-                for trial, finding in found
+                for check, result in results
             ]
         )  # fmt: skip
     else:
-        _show(found)
-    if any(finding.status == "fail" for _, finding in found):
+        _print_results(results)
+    if any(result.status == "fail" for _, result in results):
         sys.exit(1)
 
 
-def _parameters(overrides: tuple[str, ...]) -> dict[str, dict[str, Any]]:
+def _parse_overrides(overrides: tuple[str, ...]) -> dict[str, dict[str, Any]]:
+    """{component: {parameter: value}} of `-s COMPONENT.PARAM=VALUE`."""
     from p2pzoo.utils.files import parse_toml
 
-    given: dict[str, dict[str, Any]] = {}
+    parameters: dict[str, dict[str, Any]] = {}
     for text in overrides:
         name, equals, value = text.partition("=")
         component, dot, parameter = name.strip().rpartition(".")
@@ -80,45 +84,45 @@ def _parameters(overrides: tuple[str, ...]) -> dict[str, dict[str, Any]]:
             parsed = parse_toml(f"v = {value}")["v"]
         except ValueError:
             parsed = value
-        given.setdefault(component, {})[parameter] = parsed
-    return given
+        parameters.setdefault(component, {})[parameter] = parsed
+    return parameters
 
 
-def _show(found: list[tuple[Trial, Finding]]) -> None:
-    """A table per kind, component × check; below, why something is no pass."""
+def _print_results(results: Results) -> None:
+    """Print a table for each kind, component × check; then the messages of the checks; then the counts."""
     from rich.console import Console
     from rich.text import Text
 
     console = Console()
     if not console.is_terminal:
-        console.width = 1000  # whoever reads a pipe wants one line a row
-    for kind in dict.fromkeys(trial.entry.kind for trial, _ in found):
-        console.print(_table(kind, [pair for pair in found if pair[0].entry.kind == kind]))
-    reasons: dict[tuple[str, str], dict[str, list[str]]] = {}
-    for trial, finding in found:
-        if finding.told:
-            checks = reasons.setdefault((finding.status, finding.told), {})
-            checks.setdefault(trial.component, []).append(trial.check_name)
-    for (status, told), where in reasons.items():
+        console.width = _PIPE_WIDTH
+    for kind in dict.fromkeys(check.entry.kind for check, _ in results):
+        console.print(_build_table(kind, [pair for pair in results if pair[0].entry.kind == kind]))
+    messages: dict[tuple[str, str], dict[str, list[str]]] = {}
+    for check, result in results:
+        if result.message:
+            names = messages.setdefault((result.status, result.message), {})
+            names.setdefault(check.component, []).append(check.check_name)
+    for (status, message), components in messages.items():
         line = Text(f"{SIGNS[status]} ", style=STYLES[status])
-        names = "; ".join(f"{component} {', '.join(checks)}" for component, checks in where.items())
-        console.print(line.append(f"{names}: {told}", style="default"), soft_wrap=True)
-    counts = {status: sum(finding.status == status for _, finding in found) for status in SIGNS}
+        who = "; ".join(f"{component} {', '.join(names)}" for component, names in components.items())
+        console.print(line.append(f"{who}: {message}", style="default"), soft_wrap=True)
+    counts = {status: sum(result.status == status for _, result in results) for status in SIGNS}
     words = [f"{count} {_plural(status, count)}" for status, count in counts.items() if count]
     console.print(", ".join(words) or "no components")
 
 
-def _table(kind: str, found: list[tuple[Trial, Finding]]) -> Table:
+def _build_table(kind: str, results: Results) -> Table:
     from rich.table import Table
     from rich.text import Text
 
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
     table.add_column(kind)
-    for check in dict.fromkeys(trial.check_name for trial, _ in found):
-        table.add_column(check, justify="center")
-    for component in dict.fromkeys(trial.entry.name for trial, _ in found):
-        signs = [finding.status for trial, finding in found if trial.entry.name == component]
-        table.add_row(Text(component), *(Text(SIGNS[status], style=STYLES[status]) for status in signs))
+    for name in dict.fromkeys(check.check_name for check, _ in results):
+        table.add_column(name, justify="center")
+    for component in dict.fromkeys(check.entry.name for check, _ in results):
+        statuses = [result.status for check, result in results if check.entry.name == component]
+        table.add_row(Text(component), *(Text(SIGNS[status], style=STYLES[status]) for status in statuses))
     return table
 
 

@@ -1,17 +1,14 @@
-"""`p2pzoo recipe` and `p2pzoo diff`, and how every command opens a recipe."""
+"""`p2pzoo recipe` and `p2pzoo diff`."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from p2pzoo import config
 from p2pzoo.cli.options import json_option, override_option, print_json, profile_option, recipe_argument
-from p2pzoo.config.recipe import leaves
-
-if TYPE_CHECKING:
-    pass
+from p2pzoo.config.recipe import iter_leaves
 
 
 @click.command("recipe")
@@ -20,20 +17,23 @@ if TYPE_CHECKING:
 @override_option
 @json_option
 def recipe_command(recipe: str, profile: str | None, overrides: tuple[str, ...], as_json: bool) -> None:
-    """Print RECIPE with every value resolved, and the file and line that set it. The output is a recipe again."""
+    """Print all values of RECIPE, each with the file and line that set it.
+
+    RECIPE is a file, or zoo:NAME.toml. The output is a recipe that gives the same run.
+    """
     experiment = config.load(recipe, profile, overrides)
     tree = experiment.resolved()
-    origins = {key: experiment.origin(key) for key, _ in leaves(tree)}
+    origins = {key: experiment.origin(key) for key, _ in iter_leaves(tree)}
     if as_json:
-        named = {".".join(key): origin for key, origin in origins.items()}
-        print_json({"id": experiment.id, "recipe": experiment.recipe.name, "values": tree, "origins": named})
+        places = {".".join(key): origin for key, origin in origins.items()}
+        print_json({"id": experiment.id, "recipe": experiment.recipe.name, "values": tree, "origins": places})
         return
     table: tuple[str, ...] = ()
-    for key, value in leaves(tree):
+    for key, value in iter_leaves(tree):
         if key[:-1] != table:
             table = key[:-1]
-            click.echo(f"\n[{'.'.join(map(show_key, table))}]")
-        click.echo(f"{f'{show_key(key[-1])} = {show_toml(value)}':<40} # {origins[key]}")
+            click.echo(f"\n[{'.'.join(map(format_key, table))}]")
+        click.echo(f"{f'{format_key(key[-1])} = {format_toml(value)}':<40} # {origins[key]}")
     click.echo(f"\n# id {experiment.id}", err=True)
 
 
@@ -43,9 +43,9 @@ def recipe_command(recipe: str, profile: str | None, overrides: tuple[str, ...],
 @profile_option
 @json_option
 def diff_command(a: str, b: str, profile: str | None, as_json: bool) -> None:
-    """Print only what differs between two recipes, component defaults included."""
+    """Print the values that differ between two recipes, defaults included."""
     experiments = [config.load(name, profile, ()) for name in (a, b)]
-    left, right = (dict(leaves(experiment.resolved())) for experiment in experiments)
+    left, right = (dict(iter_leaves(experiment.resolved())) for experiment in experiments)
     keys = [key for key in {**left, **right} if key != ("title",) and left.get(key) != right.get(key)]
     rows = [{"key": ".".join(key), "a": left.get(key), "b": right.get(key)} for key in keys]
     orders = [list(experiment.augmentations) for experiment in experiments]
@@ -65,24 +65,28 @@ def diff_command(a: str, b: str, profile: str | None, as_json: bool) -> None:
     for head in ("", *(names if names[0] != names[1] else (a, b))):
         table.add_column(head, overflow="fold")
     for row in rows:
-        table.add_row(row["key"], *("—" if row[side] is None else show_toml(row[side]) for side in ("a", "b")))
+        table.add_row(row["key"], *("—" if row[side] is None else format_toml(row[side]) for side in ("a", "b")))
     console = Console(soft_wrap=True)
-    if not console.is_terminal:  # into a file or a pipe: as wide as it is
+    if not console.is_terminal:  # a file or a pipe: one line per row
         console.width = max(console.width, console.measure(table).maximum)
     console.print(table, markup=False)
 
 
-def show_toml(value: Any) -> str:
-    """A value as TOML writes it, on one line."""
+def format_toml(value: Any) -> str:
+    """The value in TOML, on one line.
+
+    >>> format_toml([0.5, "a"])
+    '[0.5, "a"]'
+    """
     import tomli_w
 
     if isinstance(value, list):
-        return f"[{', '.join(map(show_toml, value))}]"
+        return f"[{', '.join(map(format_toml, value))}]"
     return tomli_w.dumps({"v": value}).removeprefix("v = ").rstrip("\n")
 
 
-def show_key(name: str) -> str:
-    """A key as TOML writes it: quoted where it must be."""
+def format_key(name: str) -> str:
+    """The key in TOML, with quotes if it needs them."""
     import tomli_w
 
     return tomli_w.dumps({name: 0}).removesuffix(" = 0\n")

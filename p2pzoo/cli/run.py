@@ -1,4 +1,4 @@
-"""`p2pzoo run`."""
+"""`p2pzoo run`: train, evaluate and print the results."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -19,36 +20,43 @@ from p2pzoo.cli.options import (
     print_json,
     profile_option,
     recipe_argument,
-    same_command,
+    resume_command,
     with_parent_option,
 )
 from p2pzoo.utils.launcher import is_follower, is_launched
+
+if TYPE_CHECKING:
+    from p2pzoo.training.run_experiment import Outcome
 
 
 @click.command("run")
 @recipe_argument("recipe")
 @profile_option
 @override_option
-@click.option("--seed", type=click.IntRange(min=0), help="Seed of every random choice [default: the recipe's, else 0].")
+@click.option(
+    "--seed", type=click.IntRange(min=0), help="Seed all random numbers [default: the recipe's seed, else 0]."
+)
 @click.option(
     "--runs",
     type=click.Path(path_type=Path, file_okay=False),
     default="runs",
     show_default=True,
-    help="Where run folders are.",
+    help="Write run folders into this folder.",
 )
-@click.option("--device", type=click.Choice(["auto", "cpu", "cuda", "mps"]), help="Where to compute [default: auto].")
-@click.option("--fresh", is_flag=True, help="Start over, forgetting what this run has done.")
-@click.option("--accept-stale", is_flag=True, help="Resume although code has changed since the run began.")
+@click.option(
+    "--device", type=click.Choice(["auto", "cpu", "cuda", "mps"]), help="Compute on this device [default: auto]."
+)
+@click.option("--fresh", is_flag=True, help="Start over and delete what this run has saved.")
+@click.option("--accept-stale", is_flag=True, help="Resume even if code has changed since the run began.")
 @click.option(
     "--continue-from",
     type=click.Path(path_type=Path, file_okay=False),
     metavar="RUN",
-    help="Train longer: begin where this complete run ended.",
+    help="Train longer: start from the end of this complete run.",
 )
 @max_time_option
 @with_parent_option
-@click.option("--quiet", is_flag=True, help="Show no progress.")
+@click.option("--quiet", is_flag=True, help="Only print errors and results.")
 @json_option
 def run_command(
     recipe: str,
@@ -63,50 +71,56 @@ def run_command(
     quiet: bool,
     as_json: bool,
 ) -> None:
-    """Train RECIPE (a file, or zoo:NAME.toml), evaluate it, and keep everything in a run folder.
+    """Train RECIPE (a file, or zoo:NAME.toml), evaluate it, and keep the results in a run folder.
 
-    Run it again and it does nothing if the run is complete, and goes on where it stopped if it is not. Told to stop
-    (Ctrl-C, SIGTERM, --max-time) it saves first, and ends with 130 or 143.
+    The same command again resumes an interrupted run, and prints the results of a complete one. On Ctrl-C, SIGTERM and
+    --max-time the command saves a checkpoint and exits with code 130 or 143.
     """
-    if is_launched():  # before torch is imported: each process would warn of sockets and, wrongly, of unused parameters
+    if is_launched():  # before torch is imported: each process would print warnings of sockets and unused parameters
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     from p2pzoo import config
     from p2pzoo.compute.distributed import on_rank0, process_group, sync_errors
     from p2pzoo.plugin.loader import registry
-    from p2pzoo.runs.progress import progress
+    from p2pzoo.runs.progress import make_progress
     from p2pzoo.runs.run_folder import find_run
     from p2pzoo.training.loop import Interrupted
     from p2pzoo.training.run_experiment import run_experiment
 
     overrides += (f"seed={seed}",) if seed is not None else ()
     overrides += (f"compute.device={device}",) if device else ()
-    with _terminated_as_interrupted(), process_group():
+    with _sigterm_interrupts(), process_group():
         continued = on_rank0(find_run, continue_from) if continue_from else None
         continued_from = on_rank0(lambda: str(continued.status["id"])) if continued else None
         with sync_errors():
             experiment = config.load(recipe, profile, overrides, continued_from=continued_from)
         settings = experiment.train
-
-        with progress(settings.images_seen, settings.step_images, quiet=quiet or is_follower()) as shown:
-            shown.note(f"{experiment.recipe.name}, profile {experiment.recipe.profile}, seed {experiment.seed}")
+        with make_progress(settings.images_seen, settings.step_images, quiet=quiet or is_follower()) as progress:
+            progress.note(f"{experiment.recipe.name}, profile {experiment.recipe.profile}, seed {experiment.seed}")
             try:
                 outcome = run_experiment(
-                    experiment, registry(), runs, shown,
+                    experiment, registry(), runs, progress,
                     fresh=fresh, accept_stale=accept_stale, continued=continued,
                 )  # fmt: skip
             except Interrupted as stopped:
-                shown.note(f"stopped at {stopped.images} images and saved; {same_command(fresh)} goes on from there")
+                progress.note(
+                    f"stopped at {stopped.images} images and saved; {resume_command(fresh)} resumes from there"
+                )
                 sys.exit(128 + stopped.signum)
 
     if is_follower():
         return
     if not outcome.trained:
-        shown.note(f"already complete: {outcome.run.folder}")
+        progress.note(f"already complete: {outcome.run.folder}")
     if outcome.stale:
-        shown.note(f"made with other code or data ({', '.join(outcome.stale)} changed since): --fresh makes it anew")
+        changed = ", ".join(outcome.stale)
+        progress.note(f"the code or data changed after this run ({changed}): --fresh trains it again")
     if as_json:
         print_json(outcome.results)
-        return
+    else:
+        _print_results(outcome)
+
+
+def _print_results(outcome: Outcome) -> None:
     for name, number in outcome.results["metrics"].items():
         click.echo(f"{name:<16} {number['value']:.4f}")
     click.echo(f"pictures         {outcome.run.samples}")
@@ -116,8 +130,8 @@ def run_command(
 
 
 @contextlib.contextmanager
-def _terminated_as_interrupted() -> Iterator[None]:
-    """SIGTERM outside the training loop, which has its own handler, ends the run as Ctrl-C does."""
+def _sigterm_interrupts() -> Iterator[None]:
+    """SIGTERM raises KeyboardInterrupt, as Ctrl-C does. The training loop has a handler of its own."""
 
     def interrupt(signum: int, _frame: object) -> None:
         raise KeyboardInterrupt(signum)

@@ -1,5 +1,6 @@
-"""A command that stops itself, as if it had been told to (SIGTERM): --max-time, before a limit on wall-clock time;
---with-parent, when whoever started it is gone.
+"""Options that stop a command with SIGTERM, so that it saves.
+
+--max-time stops it before a limit of wall-clock time, --with-parent when the process that started it is gone.
 """
 
 from __future__ import annotations
@@ -12,41 +13,45 @@ from typing import Any
 
 import click
 
-HEADROOM, SHARE = 30.0, 0.1  # seconds before the limit, or that share of it if that is less: to save, and to end
-WORDS = re.compile(r"(?:(?P<d>\d+)d)?(?:(?P<h>\d+)h)?(?:(?P<m>\d+)m)?(?:(?P<s>\d+)s)?")
+# the time to save and to end, before the limit: 30 s suffice for a checkpoint; a tenth of short limits, as in tests
+MAX_HEADROOM_SECONDS, HEADROOM_SHARE = 30.0, 0.1
+UNITS = re.compile(r"(?:(?P<d>\d+)d)?(?:(?P<h>\d+)h)?(?:(?P<m>\d+)m)?(?:(?P<s>\d+)s)?")
 CLOCK = re.compile(r"(?:(?P<d>\d+)-)?(?P<h>\d+):(?P<m>[0-5]\d):(?P<s>[0-5]\d)")
-SECONDS = {"d": 86400, "h": 3600, "m": 60, "s": 1}
+SECONDS_PER_UNIT = {"d": 86400, "h": 3600, "m": 60, "s": 1}
 
 
-class Duration(click.ParamType):  # type: ignore[type-arg]  # generic in click 8.3 alone
-    """A time as people and SLURM write it -> seconds."""
+class Duration(click.ParamType):  # type: ignore[type-arg]  # generic in click 8.3 only
+    """A duration, "3h50m" or as SLURM writes it "1-3:50:00" -> seconds."""
 
     name = "time"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        """Fails for what is neither 3h50m nor 3:50:00, and for none at all."""
-        found = WORDS.fullmatch(value) or CLOCK.fullmatch(value)
-        seconds = sum(SECONDS[unit] * int(count) for unit, count in found.groupdict().items() if count) if found else 0
+        """Raises click.BadParameter for other forms, and for a duration of 0."""
+        match = UNITS.fullmatch(value) or CLOCK.fullmatch(value)
+        parts = match.groupdict().items() if match else ()
+        seconds = sum(SECONDS_PER_UNIT[unit] * int(count) for unit, count in parts if count)
         if not 0 < seconds <= threading.TIMEOUT_MAX:
-            self.fail(f"'{value}' is no time: write 3h50m, 90m, or 3:50:00", param, ctx)
+            self.fail(f"'{value}' is not a duration: write 3h50m, 90m, or 3:50:00", param, ctx)
         return float(seconds)
 
 
-def _begin(ctx: click.Context, _param: click.Parameter, limit: float | None) -> None:
+def _start_timer(ctx: click.Context, _param: click.Parameter, limit: float | None) -> None:
     if limit is None or ctx.resilient_parsing:
         return
-    timer = threading.Timer(limit - min(HEADROOM, SHARE * limit), os.kill, (os.getpid(), signal.SIGTERM))
+    timer = threading.Timer(
+        limit - min(MAX_HEADROOM_SECONDS, HEADROOM_SHARE * limit), os.kill, (os.getpid(), signal.SIGTERM)
+    )
     timer.daemon = True
     timer.start()
     ctx.call_on_close(timer.cancel)
 
 
-def _follow(ctx: click.Context, _param: click.Parameter, follows: bool) -> None:
-    if not follows or ctx.resilient_parsing:
+def _watch_stdin(ctx: click.Context, _param: click.Parameter, enabled: bool) -> None:
+    if not enabled or ctx.resilient_parsing:
         return
 
     def wait() -> None:
-        while os.read(0, 1):  # not through sys.stdin, whose lock a daemon thread would hold at the process's end
+        while os.read(0, 1):  # not sys.stdin: the daemon thread would hold its lock when the process ends
             pass
         os.kill(os.getpid(), signal.SIGTERM)
 
@@ -54,10 +59,10 @@ def _follow(ctx: click.Context, _param: click.Parameter, follows: bool) -> None:
 
 
 with_parent_option = click.option(
-    "--with-parent", is_flag=True, hidden=True, callback=_follow, expose_value=False,
-    help="Stop and save when standard input ends, as it does when the process that holds its other end is gone.",
+    "--with-parent", is_flag=True, hidden=True, callback=_watch_stdin, expose_value=False,
+    help="Stop and save when standard input is closed: the process that started this one is gone.",
 )  # fmt: skip
 max_time_option = click.option(
-    "--max-time", type=Duration(), metavar="TIME", callback=_begin, expose_value=False,
-    help="Stop and save before the command has run this long (3h50m, or 3:50:00); the same command goes on.",
+    "--max-time", type=Duration(), metavar="TIME", callback=_start_timer, expose_value=False,
+    help="Stop and save before the command has run this long (3h50m, or 3:50:00); the same command resumes.",
 )  # fmt: skip

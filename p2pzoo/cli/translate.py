@@ -1,4 +1,4 @@
-"""`p2pzoo translate`."""
+"""`p2pzoo translate`: translate image files with a trained model."""
 
 from __future__ import annotations
 
@@ -13,34 +13,39 @@ import click
 from p2pzoo.utils.errors import UserError
 
 if TYPE_CHECKING:
-    from p2pzoo.models.model import Model
+    from collections.abc import Generator
 
-WRITTEN = (".png", ".tif", ".tiff", ".npy")
+    from p2pzoo.models.model import Model
+    from p2pzoo.models.tiling import Tiling
+    from p2pzoo.models.translate_files import FileOutcome
+
+OUTPUT_SUFFIXES = (".png", ".tif", ".tiff", ".npy")
 
 
 @click.command("translate")
 @click.argument("model", type=click.Path(path_type=Path))
 @click.argument("inputs", metavar="INPUT...", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("-o", "--output", required=True, type=click.Path(path_type=Path), metavar="OUT",
-              help="A folder, or for one image a .png, .tif or .npy file.")  # fmt: skip
+              help="Write into this folder; or, for one image, this .png, .tif or .npy file.")  # fmt: skip
 @click.option("--test-mode", type=click.Choice(["paper", "eval"]),
-              help="paper: dropout on, the image's own statistics; eval: neither [default: the model's].")  # fmt: skip
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of dropout in paper mode.")
+              help="Run the generator as in training (paper: dropout, statistics of the image itself) or with neither "
+                   "(eval) [default: the model's].")  # fmt: skip
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed dropout in paper mode.")
 @click.option("--samples", type=click.IntRange(min=2), metavar="N",
-              help="In paper mode: N translations of each image (with the seeds SEED, SEED + 1, …), their mean and "
-                   "their spread.")  # fmt: skip
+              help="In paper mode: write N translations of each image (with the seeds SEED, SEED + 1, …), their mean "
+                   "and their spread.")  # fmt: skip
 @click.option("--tile", type=click.IntRange(min=1), metavar="SIDE",
               help="In eval mode: translate larger images in tiles of this side, in bounded memory.")  # fmt: skip
 @click.option("--overlap", type=click.IntRange(min=0), metavar="PIXELS",
-              help="What neighbouring tiles share [default: about a quarter of SIDE].")  # fmt: skip
+              help="Let neighbouring tiles overlap by this much [default: about a quarter of SIDE].")  # fmt: skip
 @click.option("--precision", type=click.Choice(["fp32", "bf16"]), default="fp32", show_default=True,
-              help="bf16, in eval mode: faster where the machine has it; pixels differ by a level or so.")  # fmt: skip
+              help="bf16, in eval mode: faster on hardware that has it; pixels differ by about one level.")  # fmt: skip
 @click.option("--format", "suffix", type=click.Choice(["png", "tif", "npy"]),
-              help="Of files in a folder [default: png where it can hold them, else tif].")  # fmt: skip
-@click.option("--force", is_flag=True, help="Overwrite what is in OUT.")
+              help="Format of the files in a folder [default: png if it can hold the values, else tif].")  # fmt: skip
+@click.option("--force", is_flag=True, help="Overwrite files in OUT.")
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda", "mps"]), default="auto", show_default=True,
-              help="Where to compute.")  # fmt: skip
-@click.option("--quiet", is_flag=True, help="Say nothing but errors.")
+              help="Compute on this device.")  # fmt: skip
+@click.option("--quiet", is_flag=True, help="Only print errors.")
 def translate_command(
     model: Path,
     inputs: tuple[Path, ...],
@@ -56,96 +61,115 @@ def translate_command(
     device: str,
     quiet: bool,
 ) -> None:
-    """Translate images with MODEL, a run folder or a model.safetensors. An INPUT is an image, or a folder of images.
+    """Translate images with MODEL: a run folder, a model.safetensors, or zoo:NAME. An INPUT is an image, or a folder
+    of images.
 
-    Images of any size are written under their own names, in the depth, range and channels of the images that MODEL was
-    trained to make. They must be stored as those it was trained on. An image that the model cannot take is named and
-    left out; the others are translated.
+    Images can have any size. They must have the channels and bit depth of the inputs that MODEL was trained on;
+    conversions without loss, such as grey to RGB, are done. Results keep the names of the inputs, and have the
+    channels, bit depth and value range of the targets that MODEL was trained on. An image that the model cannot take
+    is reported and skipped.
 
     With --samples, OUT is a folder: photo-0.png and so on, photo-mean.png, and photo-spread.png, an uncertainty map:
     the standard deviation at each pixel (a grey of 16 is one 8-bit level; --format npy or tif keeps it exact).
     """
-    from p2pzoo.compute.engine import keep_memory
-    from p2pzoo.models.model import load
-    from p2pzoo.models.translate_files import sample_files, translate_files
-    from p2pzoo.utils.version import __version__
+    from p2pzoo.compute.engine import keep_freed_memory
+    from p2pzoo.models.model import load_model
+    from p2pzoo.models.translate_files import sample_paths, translate_files
 
-    sources = _images(inputs)
-    loaded = load(model, device=device, precision=precision)
-    if samples and output.suffix and not output.is_dir():
+    sources = _find_inputs(inputs)
+    loaded = load_model(model, device=device, precision=precision)
+    if samples and _is_file_name(output):
         raise UserError(f"{output}: one file cannot hold {samples} samples; give a folder")
-    targets = _targets(sources, output, _suffix(loaded, output, suffix), force or bool(samples))
+    targets = _choose_targets(sources, output, _choose_suffix(loaded, output, suffix), force or bool(samples))
     if samples:
-        _check_samples([file for target in targets.values() for file in sample_files(target, samples)], sources, force)
+        _check_samples([file for target in targets.values() for file in sample_paths(target, samples)], sources, force)
     if loaded.device.type == "cpu":
-        keep_memory()
+        keep_freed_memory()
     try:
         mode, tiling = loaded.resolve_options(test_mode, tile, overlap)
         if samples:
-            loaded.check_draws(mode)
+            loaded.check_can_sample(mode)
     except ValueError as error:
         raise UserError(str(error)) from None
-    made = {"model": loaded.run, "test_mode": mode, "seed": seed, "p2pzoo": __version__}
+    text = {"p2pzoo": _describe_translation(loaded, mode, seed, precision, tiling)}
+    outcomes = translate_files(loaded, targets, mode, seed=seed, tiling=tiling, text=text, samples=samples)
+    _report(outcomes, quiet)
+
+
+def _describe_translation(model: Model, mode: str, seed: int, precision: str, tiling: Tiling | None) -> str:
+    """JSON that is stored in each output file: how it was made."""
+    from p2pzoo.utils.version import __version__
+
+    values = {"model": model.run, "test_mode": mode, "seed": seed, "p2pzoo": __version__}
     if precision != "fp32":
-        made["precision"] = precision
+        values["precision"] = precision
     if tiling:
-        made |= {"tile": tiling.side, "overlap": tiling.overlap}
-    text = {"p2pzoo": json.dumps(made, sort_keys=True)}
+        values |= {"tile": tiling.side, "overlap": tiling.overlap}
+    return json.dumps(values, sort_keys=True)
+
+
+def _report(outcomes: Generator[FileOutcome, None, None], quiet: bool) -> None:
+    """Print each file when it is written. Raises UserError at the end, with the faults of all images."""
     faults: list[str] = []
     try:
-        with contextlib.closing(
-            translate_files(loaded, targets, mode, seed=seed, tiling=tiling, text=text, samples=samples)
-        ) as outcomes:
+        with contextlib.closing(outcomes):
             for outcome in outcomes:
                 faults += outcome.faults
                 if not outcome.faults and not quiet:
                     click.echo(str(outcome.target))
     except KeyboardInterrupt:
-        click.echo("stopped; the files that were written are whole, and --force writes them again", err=True)
+        click.echo("stopped; the files that were written are complete, and --force writes them again", err=True)
         raise click.exceptions.Exit(128 + signal.SIGINT) from None
     if faults:
         raise UserError(*faults)
 
 
-def _images(inputs: tuple[Path, ...]) -> list[Path]:
-    """The image files meant. Raises UserError for what is not there."""
-    from p2pzoo.images.io import SUFFIXES, find_images
+def _is_file_name(output: Path) -> bool:
+    """Whether OUT names a file, not a folder."""
+    return bool(output.suffix) and not output.is_dir()
 
-    found: list[Path] = []
+
+def _find_inputs(inputs: tuple[Path, ...]) -> list[Path]:
+    """The image files of all inputs. Raises UserError for missing files and for folders without images."""
+    from p2pzoo.images.io import IMAGE_SUFFIXES, find_images
+
+    files: list[Path] = []
     for path in inputs:
         if not path.is_dir():
-            found.append(path)
+            files.append(path)
         elif images := find_images(path):
-            found += images
+            files += images
         else:
             folders = sorted(p.name for p in path.iterdir() if p.is_dir())
-            inside = f"; it has the folders {', '.join(folders[:3])}" if folders else ""
-            raise UserError(f"{path}: no images in this folder ({', '.join(SUFFIXES)}){inside}")
-    if missing := [str(path) for path in found if not path.exists()]:
+            hint = f"; it has the folders {', '.join(folders[:3])}" if folders else ""
+            raise UserError(f"{path}: no images in this folder ({', '.join(IMAGE_SUFFIXES)}){hint}")
+    if missing := [str(path) for path in files if not path.exists()]:
         raise UserError(*(f"{path}: no such file" for path in missing))
-    return list(dict.fromkeys(found))
+    return list(dict.fromkeys(files))
 
 
-def _suffix(model: Model, output: Path, asked: str | None) -> str:
-    """Of the files to write. Raises UserError where none of them could hold what the model gives."""
-    from p2pzoo.images.io import holds
+def _choose_suffix(model: Model, output: Path, file_format: str | None) -> str:
+    """The suffix of the output files. Raises UserError if that format cannot hold the output of the model."""
+    from p2pzoo.images.io import can_hold
 
-    dtype, channels = given = model.gives
-    kind = f"{channels} channels of {dtype}"
-    if output.suffix and not output.is_dir():
+    dtype, channels = model.output_format
+    if _is_file_name(output):
         suffix = output.suffix.lower()
-        if suffix not in WRITTEN:
+        if suffix not in OUTPUT_SUFFIXES:
             raise UserError(f"{output}: translations are written as PNG, TIFF or NumPy; give a folder or a .png")
     else:
-        suffix = f".{asked}" if asked else ".png" if holds(".png", *given) else ".tif"
-    if not holds(suffix, *given):
-        raise UserError(f"{output}: this model gives {kind}, which {suffix} cannot hold: --format tif, or npy")
+        suffix = f".{file_format}" if file_format else ".png" if can_hold(".png", dtype, channels) else ".tif"
+    if not can_hold(suffix, dtype, channels):
+        raise UserError(
+            f"{output}: this model gives {channels} channels of {dtype}, which {suffix} cannot hold: "
+            "use --format tif or npy"
+        )
     return suffix
 
 
-def _targets(sources: list[Path], output: Path, suffix: str, force: bool) -> dict[Path, Path]:
-    """Where each translation goes. Raises UserError before anything would be overwritten."""
-    if output.suffix and not output.is_dir():
+def _choose_targets(sources: list[Path], output: Path, suffix: str, force: bool) -> dict[Path, Path]:
+    """{source: file to write}. Raises UserError if that would overwrite a file."""
+    if _is_file_name(output):
         if len(sources) > 1:
             raise UserError(f"{output}: one file cannot hold {len(sources)} translations; give a folder")
         targets = {sources[0]: output}
@@ -161,19 +185,22 @@ def _targets(sources: list[Path], output: Path, suffix: str, force: bool) -> dic
         elif target.resolve() in originals:
             faults.append(f"{target}: would overwrite an input; give another folder")
         elif target.exists() and not force:
-            faults.append(f"{target}: already there; --force overwrites it")
+            faults.append(f"{target}: exists already; --force overwrites it")
         taken[target] = source
-    _tell(faults)
+    _raise_first(faults)
     return targets
 
 
 def _check_samples(files: list[Path], sources: list[Path], force: bool) -> None:
     originals = {source.resolve() for source in sources}
-    _tell([f"{file}: would overwrite an input; give another folder" for file in files if file.resolve() in originals])
+    _raise_first(
+        [f"{file}: would overwrite an input; give another folder" for file in files if file.resolve() in originals]
+    )
     if not force:
-        _tell([f"{file}: already there; --force overwrites it" for file in files if file.exists()])
+        _raise_first([f"{file}: exists already; --force overwrites it" for file in files if file.exists()])
 
 
-def _tell(faults: list[str]) -> None:
+def _raise_first(faults: list[str]) -> None:
+    """Raises UserError with the first three faults and the number of the others."""
     if faults:
         raise UserError(*faults[:3], *([f"… and {len(faults) - 3} more"] if len(faults) > 3 else []))

@@ -1,12 +1,13 @@
-"""D's verdicts on real and fake images from one pass over both, where that is the same game.
+"""One forward pass of D over real and fake images together, if that gives the same result as two passes.
 
-One pass launches half the kernels on twice the images. On a CPU that pays while images are small (`is_faster`).
+One pass launches half the kernels on twice the images. On a CPU it is faster only for small images (`is_faster`).
 
-BatchNorm over cat(real, fake) is not two BatchNorms, so inside such a pass each batch norm takes the two parts one
-after the other, as two passes would. Whatever else lets images meet (minibatch statistics, power iterations, dropout)
-forbids it. What D's layers are called says little of that, so it is tried out, once, on a copy.
+Batch norm over cat(real, fake) differs from batch norm over each, so inside such a pass each batch norm handles the two
+parts one after the other, as two passes would. Other layers in which images of a batch affect each other or the next
+pass (minibatch statistics, power iterations, dropout) rule it out. The class names of D's layers do not show this
+reliably, so `is_batch_independent` tries it once on a copy.
 
-Imports torch and the contracts.
+Imports torch and p2pzoo.plugin.
 """
 
 from __future__ import annotations
@@ -20,15 +21,18 @@ from torch import Tensor, nn
 
 if TYPE_CHECKING:
     from p2pzoo.plugin.networks import Discriminator
-    from p2pzoo.plugin.step_outputs import Both
+    from p2pzoo.plugin.step_outputs import RealAndFake
 
-ROUNDING = 1e-9  # of the greatest logit, in float64: what the order of a sum may change
-CPU_PIXELS = 256**2  # of a batch: at a quarter of it a step is 7% shorter, here it is the same, at four times 3% longer
-SHIFT = 0.1  # standard deviation of what the probe adds to weights: those that begin at zero would hide their effect
+# Relative to the largest logit, in float64: another order of summation changes less than this.
+_MAX_RELATIVE_DIFFERENCE = 1e-9
+# Pixels of a batch. With one pass a step is 7% shorter at a quarter of this, the same here, 3% longer at four times.
+MAX_CPU_PIXELS = 256**2
+# The probe adds noise of this standard deviation to the weights: weights initialised to zero would hide their effect.
+PROBE_NOISE_STD = 0.1
 
 
 class BatchedDiscriminator:
-    """Asks D, which is given norms that can take real and fake images apart."""
+    """Calls D once on real and fake images. Changes the batch norms of D so that they can normalise the two apart."""
 
     def __init__(self, D: nn.Module) -> None:
         batch_norm = nn.modules.batchnorm._BatchNorm
@@ -36,69 +40,79 @@ class BatchedDiscriminator:
             m for m in D.modules() if isinstance(m, batch_norm) and type(m) is not nn.SyncBatchNorm
         ]
         for norm in self.norms:
-            norm.parts = 1  # on the norm itself, where what computes it again later finds it (see recompute.py)
-            norm.forward = functools.partial(_normed, norm)
+            norm.parts = 1  # an attribute of the norm, so that activation_checkpointing.py can save and restore it
+            norm.forward = functools.partial(_forward_in_parts, norm)
 
-    def __call__(self, D: Discriminator, real: tuple[Tensor, Tensor], fake: tuple[Tensor, Tensor]) -> Both:
-        """D(*real) and D(*fake), each (x, y) pairs of as many images, (B, C, H, W)."""
+    def __call__(self, D: Discriminator, real: tuple[Tensor, Tensor], fake: tuple[Tensor, Tensor]) -> RealAndFake:
+        """Return D(*real) and D(*fake).
+
+        real, fake  x and y of equally many images, (B, C, H, W) each
+        """
         x, y = (torch.cat(parts) for parts in zip(real, fake, strict=True))
-        self._take(2)
+        self._set_parts(2)
         try:
             maps = D(x, y)
         finally:
-            self._take(1)
-        images = len(real[1])
-        return [each[:images] for each in maps], [each[images:] for each in maps]
+            self._set_parts(1)
+        batch = len(real[1])
+        return [logits[:batch] for logits in maps], [logits[batch:] for logits in maps]
 
-    def _take(self, parts: int) -> None:
+    def _set_parts(self, parts: int) -> None:
         for norm in self.norms:
             norm.parts = parts
 
 
-def _normed(norm: Any, h: Tensor) -> Tensor:
-    own = type(norm).forward
+def _forward_in_parts(norm: Any, h: Tensor) -> Tensor:
+    forward = type(norm).forward
     if norm.parts == 1:
-        return own(norm, h)  # type: ignore[no-any-return]
-    return torch.cat([own(norm, part) for part in h.chunk(norm.parts)])
+        return forward(norm, h)  # type: ignore[no-any-return]
+    return torch.cat([forward(norm, part) for part in h.chunk(norm.parts)])
 
 
 def is_faster(device_type: str, batch: int, size: tuple[int, int]) -> bool:
-    """Whether one pass over so many real and fake images of this (H, W) is the faster one."""
-    return device_type != "cpu" or batch * size[0] * size[1] <= CPU_PIXELS
+    """Whether one pass over `batch` real and `batch` fake images of this (H, W) is faster than two passes.
+
+    >>> is_faster("cpu", 1, (256, 256)), is_faster("cpu", 1, (512, 512))
+    (True, False)
+    """
+    return device_type != "cpu" or batch * size[0] * size[1] <= MAX_CPU_PIXELS
 
 
 @torch.no_grad()
 def is_batch_independent(D: nn.Module, channels: tuple[int, int], size: tuple[int, int], batch: int) -> bool:
-    """Whether D says of this many real and as many fake images together what it says of the two apart, in training,
-    and is left with the same buffers.
+    """Whether one pass over real and fake images gives the same logits and buffers as two passes, in training mode.
 
-    D lies on the CPU and stays as it is. A D that draws random numbers does not, nor does one that cannot be copied, or
-    run in float64.
+    D must be on the CPU; it is copied, not changed. Returns False for a D that draws random numbers, cannot be copied
+    or does not run in float64.
+
+    channels  channels of x and of y
+    size      (H, W)
+    batch     number of real images, and of fake images
     """
-    draw = torch.Generator().manual_seed(0)
+    rng = torch.Generator().manual_seed(0)
 
-    def images(count: int) -> Tensor:
-        return torch.rand(batch, count, *size, generator=draw, dtype=torch.float64) * 2 - 1
+    def images(num_channels: int) -> Tensor:
+        return torch.rand(batch, num_channels, *size, generator=rng, dtype=torch.float64) * 2 - 1
 
     real, fake = [(images(channels[0]), images(channels[1])) for _ in range(2)]
     with torch.random.fork_rng(devices=[]):
         try:
             probe = copy.deepcopy(D).double().train()
             for weight in probe.parameters():
-                weight.add_(torch.randn(weight.shape, generator=draw, dtype=weight.dtype), alpha=SHIFT)
-            twin = copy.deepcopy(probe)
-            random_numbers = torch.get_rng_state()
-            apart = (probe(*real), probe(*fake))
-            together = BatchedDiscriminator(twin)(twin, real, fake)  # type: ignore[arg-type]
-            again = copy.deepcopy(probe)(*real)  # what a first look changed, be it no buffer
-            if not torch.equal(random_numbers, torch.get_rng_state()):
+                weight.add_(torch.randn(weight.shape, generator=rng, dtype=weight.dtype), alpha=PROBE_NOISE_STD)
+            batched = copy.deepcopy(probe)
+            rng_state = torch.get_rng_state()
+            two_passes = (probe(*real), probe(*fake))
+            one_pass = BatchedDiscriminator(batched)(batched, real, fake)  # type: ignore[arg-type]
+            third_pass = copy.deepcopy(probe)(*real)  # shows state that a pass changes, even outside of buffers
+            if not torch.equal(rng_state, torch.get_rng_state()):
                 return False
-        except Exception:  # whatever it is: apart is how D has always been asked
+        except Exception:  # of any kind: two passes always work
             return False
-    pairs = [*zip(apart[0], again, strict=True), *zip(probe.buffers(), twin.buffers(), strict=True)]
-    pairs += [pair for one, other in zip(apart, together, strict=True) for pair in zip(one, other, strict=True)]
-    return all(a.shape == b.shape and _near(a, b) for a, b in pairs)
+    pairs = [*zip(two_passes[0], third_pass, strict=True), *zip(probe.buffers(), batched.buffers(), strict=True)]
+    pairs += [pair for maps in zip(two_passes, one_pass, strict=True) for pair in zip(*maps, strict=True)]
+    return all(a.shape == b.shape and _is_close(a, b) for a, b in pairs)
 
 
-def _near(a: Tensor, b: Tensor) -> bool:
-    return a.numel() == 0 or bool(((a - b).abs().max() <= ROUNDING * a.abs().max()).item())
+def _is_close(a: Tensor, b: Tensor) -> bool:
+    return a.numel() == 0 or bool(((a - b).abs().max() <= _MAX_RELATIVE_DIFFERENCE * a.abs().max()).item())

@@ -1,21 +1,22 @@
-"""Convolutions as matrix products, where the library's own kernels leave most of a CPU idle: small maps, many channels.
+"""Convolutions as matrix products on a CPU. They are faster for small maps with many channels, where the kernels of
+torch leave most of the CPU idle.
 
-Three operations are closed under differentiation, so that gradients of gradients are too (Dumoulin & Visin 2016,
-arXiv:1603.07285, §4; names of the tensors are those of a convolution also inside a transposed one):
+Three operations are closed under differentiation, so gradients of gradients work too (Dumoulin & Visin 2016,
+arXiv:1603.07285, §4). Inside a transposed convolution too, x, W and y are named as in a convolution:
 
-    convolve  (x, W) -> y     a convolution; a transposed one's gradient to its input
-    spread    (y, W) -> x     a transposed convolution; a convolution's gradient to its input
-    correlate (x, y) -> W     the gradient to the weights of either
+    convolve  (x, W) -> y     a convolution; input gradient of a transposed convolution
+    spread    (y, W) -> x     a transposed convolution; input gradient of a convolution
+    correlate (x, y) -> W     weight gradient of both
 
-Each is computed by torch's kernel or in a form that is one matrix product, as `shipped_rule` says for its shape:
+Each operation has up to three algorithms; `default_algorithm` picks one by the shape:
 
-    library   torch's own kernel
-    columns   the columns of x (im2col): what each position of the window sees, times the weights
-    taps      the products of each pixel with each tap of the window, shifted and added; for few channels of y
+    library   the kernel of torch
+    columns   im2col: the patches of x at all window positions, times the weights
+    taps      the product of each pixel with each tap of the window, shifted and summed; for few channels of y
 
-All give the same values to rounding. Images and weights lie channels-last in memory, so that no weight is copied.
+All algorithms give the same values up to rounding. Images and weights are channels-last, so that no weight is copied.
 
-Imports torch and twins.py only.
+Imports torch and shared_copy.py only.
 """
 
 from __future__ import annotations
@@ -32,290 +33,328 @@ from torch.nn import functional as F
 
 from p2pzoo.compute.shared_copy import copy_sharing_params
 
-log = logging.getLogger("p2pzoo")
+_log = logging.getLogger("p2pzoo")
 
-Operation = Literal["convolve", "spread", "correlate"]
-Form = Literal["library", "columns", "taps"]
-Overrides = Mapping[str, Form]
+ConvOperation = Literal["convolve", "spread", "correlate"]
+ConvAlgorithm = Literal["library", "columns", "taps"]
+AlgorithmOverrides = Mapping[str, ConvAlgorithm]
 
 
 @dataclass(frozen=True)
-class Window:
-    """A convolution's geometry, each as (height, width)."""
+class ConvWindow:
+    """Geometry of a convolution; each pair is (height, width)."""
 
     kernel: tuple[int, int]
     stride: tuple[int, int]
     padding: tuple[int, int]
     dilation: tuple[int, int]
-    transposed: bool = False  # which of the two the module is
+    transposed: bool = False  # whether the module is an nn.ConvTranspose2d
 
     def positions(self, size: tuple[int, int]) -> tuple[int, int]:
-        """(H, W) of y for this (H, W) of x."""
+        """Return (H, W) of y for this (H, W) of x.
+
+        >>> ConvWindow(kernel=(4, 4), stride=(2, 2), padding=(1, 1), dilation=(1, 1)).positions((256, 256))
+        (128, 128)
+        """
         spans = zip(size, self.kernel, self.stride, self.padding, self.dilation, strict=True)
         height, width = ((side + 2 * p - d * (k - 1) - 1) // s + 1 for side, k, s, p, d in spans)
         return height, width
 
 
 @dataclass(frozen=True)
-class Shape:
-    """What the choice between torch's kernel and a product depends on.
+class ConvShape:
+    """Shape of an operation; the choice of the algorithm depends on it alone.
 
-    batch, size       images, and (H, W) of x
-    x, y              channels
+    operation    "convolve", "spread" or "correlate"
+    batch        number of images
+    size         (H, W) of x
+    x, y         channels of x and of y
+    window       geometry of the convolution
     """
 
-    operation: Operation
+    operation: ConvOperation
     batch: int
     size: tuple[int, int]
     x: int
     y: int
-    window: Window
+    window: ConvWindow
 
     @property
     def rows(self) -> int:
-        """Positions of the window in the whole batch: the rows of the columns."""
+        """Number of window positions in the batch: rows of the im2col matrix."""
         return self.batch * _area(self.window.positions(self.size))
 
     def key(self) -> str:
-        """Its name in an override file: `convolve 1x3x8x8 64 kernel 4x4 stride 2x2 padding 1x1 dilation 1x1`."""
+        """Return the key of this shape in a kernels file.
+
+        >>> ConvShape("convolve", 1, (8, 8), 3, 64, ConvWindow((4, 4), (2, 2), (1, 1), (1, 1))).key()
+        'convolve 1x3x8x8 64 kernel 4x4 stride 2x2 padding 1x1 dilation 1x1'
+        """
         w, sides = self.window, f"{self.batch}x{self.x}x{self.size[0]}x{self.size[1]}"
-        geometry = f"kernel {_by(w.kernel)} stride {_by(w.stride)} padding {_by(w.padding)} dilation {_by(w.dilation)}"
+        parts = {"kernel": w.kernel, "stride": w.stride, "padding": w.padding, "dilation": w.dilation}
+        geometry = " ".join(f"{name} {height}x{width}" for name, (height, width) in parts.items())
         return f"{self.operation} {sides} {self.y} {geometry}{' transposed' if w.transposed else ''}"
 
 
-FEW = 8  # channels that fill no vector register
+_FEW_CHANNELS = 8  # so few channels do not fill a vector register
 
 
-def forms(shape: Shape) -> tuple[Form, ...]:
-    """The forms there are for this shape."""
+def supported_algorithms(shape: ConvShape) -> tuple[ConvAlgorithm, ...]:
+    """Return the algorithms that can compute this shape."""
     return ("library", "columns", "taps") if _has_taps(shape) else ("library", "columns")
 
 
-def shipped_rule(shape: Shape) -> Form:
-    """torch's kernels spend their time on the weights where rows are few, products on the columns where they are many.
+def default_algorithm(shape: ConvShape) -> ConvAlgorithm:
+    """Return the algorithm for a shape, without a kernels file.
 
-    Measured by `p2pzoo tune` (benchmarks/README.md): the two meet near half as many rows as y has channels; for the
-    gradient to the weights, which the library computes worst, near sixteen times as many.
+    torch's kernels spend their time on the weights if there are few rows; im2col spends it on the columns if there are
+    many. Measured by `p2pzoo tune` (benchmarks/README.md): they are equally fast near half as many rows as y has
+    channels. For the weight gradient, which torch computes worst, near sixteen times as many.
     """
-    if shape.y <= FEW and _has_taps(shape):
+    if shape.y <= _FEW_CHANNELS and _has_taps(shape):
         return "taps"
     if shape.operation == "correlate":
         return "columns" if shape.rows <= 16 * shape.y and shape.x >= 64 else "library"
-    if shape.operation == "spread" and shape.window.transposed and shape.x <= FEW:
+    if shape.operation == "spread" and shape.window.transposed and shape.x <= _FEW_CHANNELS:
         return "columns"
     return "columns" if 2 * shape.rows <= shape.y else "library"
 
 
-def _has_taps(shape: Shape) -> bool:
+def _has_taps(shape: ConvShape) -> bool:
     window = shape.window
     if shape.operation == "convolve":
         return True
-    reach = zip(window.kernel, window.padding, strict=True)
-    return window.stride == window.dilation == (1, 1) and all(p < k for k, p in reach)
+    sides = zip(window.kernel, window.padding, strict=True)
+    return window.stride == window.dilation == (1, 1) and all(p < k for k, p in sides)
 
 
-class Chooser:
-    """The form of each shape: the shipped rule, but where an override file of `p2pzoo tune` says otherwise."""
+class AlgorithmChooser:
+    """Pick the algorithm of each shape: that of a kernels file of `p2pzoo tune`, else `default_algorithm`.
 
-    def __init__(self, overrides: Overrides | None = None) -> None:
+    overrides  algorithm by `ConvShape.key`
+    """
+
+    def __init__(self, overrides: AlgorithmOverrides | None = None) -> None:
         self.overrides = dict(overrides or {})
-        self.form = functools.cache(self._form)
-        self.library_only = functools.cache(self._library_only)
+        self.algorithm = functools.cache(self._choose)
+        self.uses_only_library = functools.cache(self._uses_only_library)
 
-    def _form(self, shape: Shape) -> Form:
-        return self.overrides.get(shape.key(), shipped_rule(shape))
+    def _choose(self, shape: ConvShape) -> ConvAlgorithm:
+        return self.overrides.get(shape.key(), default_algorithm(shape))
 
-    def _library_only(self, batch: int, size: tuple[int, int], x: int, y: int, window: Window) -> bool:
-        """Whether torch's kernels do all three operations: then nothing needs to be in between."""
-        operations: tuple[Operation, ...] = ("convolve", "spread", "correlate")
-        return all(self.form(Shape(each, batch, size, x, y, window)) == "library" for each in operations)
+    def _uses_only_library(self, batch: int, size: tuple[int, int], x: int, y: int, window: ConvWindow) -> bool:
+        """Whether torch's kernels compute all three operations: the module then calls torch directly."""
+        operations: tuple[ConvOperation, ...] = ("convolve", "spread", "correlate")
+        return all(
+            self.algorithm(ConvShape(operation, batch, size, x, y, window)) == "library" for operation in operations
+        )
 
 
-# the three operations
+# --- the three operations --------------------------------------------------------------------------------------
 
 
-def convolve(x: Tensor, weight: Tensor, window: Window, choose: Chooser) -> Tensor:
-    """x (B, X, H, W), weight (Y, X, kh, kw) -> (B, Y, h, w), differentiable any number of times."""
-    y: Tensor = _Convolve.apply(x, weight, window, choose)
+def apply_convolve(x: Tensor, weight: Tensor, window: ConvWindow, chooser: AlgorithmChooser) -> Tensor:
+    """Convolve x (B, X, H, W) with weight (Y, X, kh, kw) to y (B, Y, h, w); differentiable any number of times."""
+    y: Tensor = _Convolve.apply(x, weight, window, chooser)
     return y
 
 
-def spread(y: Tensor, weight: Tensor, window: Window, size: tuple[int, int], choose: Chooser) -> Tensor:
-    """y (B, Y, h, w), weight (Y, X, kh, kw) -> (B, X, *size), differentiable any number of times."""
-    x: Tensor = _Spread.apply(y, weight, window, size, choose)
+def apply_spread(
+    y: Tensor, weight: Tensor, window: ConvWindow, size: tuple[int, int], chooser: AlgorithmChooser
+) -> Tensor:
+    """Transposed convolution of y (B, Y, h, w) with weight (Y, X, kh, kw) to x (B, X, *size), size being (H, W).
+
+    Differentiable any number of times.
+    """
+    x: Tensor = _Spread.apply(y, weight, window, size, chooser)
     return x
 
 
 class _Convolve(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, window: Window, choose: Chooser) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, window: ConvWindow, chooser: AlgorithmChooser) -> Tensor:
         ctx.save_for_backward(x, weight)
-        ctx.window, ctx.choose = window, choose
-        shape = Shape("convolve", x.shape[0], _size(x), x.shape[1], weight.shape[0], window)
-        return CONVOLVE[choose.form(shape)](x, weight, window)
+        ctx.window, ctx.chooser = window, chooser
+        shape = ConvShape("convolve", x.shape[0], _size(x), x.shape[1], weight.shape[0], window)
+        return CONVOLVE[chooser.algorithm(shape)](x, weight, window)
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
-        dx = _Spread.apply(dy, weight, ctx.window, _size(x), ctx.choose) if ctx.needs_input_grad[0] else None
-        dw = _Correlate.apply(x, dy, ctx.window, ctx.choose) if ctx.needs_input_grad[1] else None
+        dx = _Spread.apply(dy, weight, ctx.window, _size(x), ctx.chooser) if ctx.needs_input_grad[0] else None
+        dw = _Correlate.apply(x, dy, ctx.window, ctx.chooser) if ctx.needs_input_grad[1] else None
         return dx, dw, None, None
 
 
 class _Spread(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, y: Tensor, weight: Tensor, window: Window, size: tuple[int, int], choose: Chooser) -> Tensor:
+    def forward(
+        ctx: Any, y: Tensor, weight: Tensor, window: ConvWindow, size: tuple[int, int], chooser: AlgorithmChooser
+    ) -> Tensor:
         ctx.save_for_backward(y, weight)
-        ctx.window, ctx.choose = window, choose
-        shape = Shape("spread", y.shape[0], size, weight.shape[1], y.shape[1], window)
-        return SPREAD[choose.form(shape)](y, weight, window, size)
+        ctx.window, ctx.chooser = window, chooser
+        shape = ConvShape("spread", y.shape[0], size, weight.shape[1], y.shape[1], window)
+        return SPREAD[chooser.algorithm(shape)](y, weight, window, size)
 
     @staticmethod
     def backward(ctx: Any, dx: Tensor) -> tuple[Tensor | None, ...]:
         y, weight = ctx.saved_tensors
-        dy = _Convolve.apply(dx, weight, ctx.window, ctx.choose) if ctx.needs_input_grad[0] else None
-        dw = _Correlate.apply(dx, y, ctx.window, ctx.choose) if ctx.needs_input_grad[1] else None
+        dy = _Convolve.apply(dx, weight, ctx.window, ctx.chooser) if ctx.needs_input_grad[0] else None
+        dw = _Correlate.apply(dx, y, ctx.window, ctx.chooser) if ctx.needs_input_grad[1] else None
         return dy, dw, None, None, None
 
 
 class _Correlate(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, y: Tensor, window: Window, choose: Chooser) -> Tensor:
+    def forward(ctx: Any, x: Tensor, y: Tensor, window: ConvWindow, chooser: AlgorithmChooser) -> Tensor:
         ctx.save_for_backward(x, y)
-        ctx.window, ctx.choose = window, choose
-        shape = Shape("correlate", x.shape[0], _size(x), x.shape[1], y.shape[1], window)
-        return CORRELATE[choose.form(shape)](x, y, window)
+        ctx.window, ctx.chooser = window, chooser
+        shape = ConvShape("correlate", x.shape[0], _size(x), x.shape[1], y.shape[1], window)
+        return CORRELATE[chooser.algorithm(shape)](x, y, window)
 
     @staticmethod
     def backward(ctx: Any, dw: Tensor) -> tuple[Tensor | None, ...]:
         x, y = ctx.saved_tensors
-        dx = _Spread.apply(y, dw, ctx.window, _size(x), ctx.choose) if ctx.needs_input_grad[0] else None
-        dy = _Convolve.apply(x, dw, ctx.window, ctx.choose) if ctx.needs_input_grad[1] else None
+        dx = _Spread.apply(y, dw, ctx.window, _size(x), ctx.chooser) if ctx.needs_input_grad[0] else None
+        dy = _Convolve.apply(x, dw, ctx.window, ctx.chooser) if ctx.needs_input_grad[1] else None
         return dx, dy, None, None
 
 
-# in columns
+# --- algorithm "columns" ---------------------------------------------------------------------------------------
 
 
-def _columns_convolve(x: Tensor, weight: Tensor, window: Window) -> Tensor:
+def _columns_convolve(x: Tensor, weight: Tensor, window: ConvWindow) -> Tensor:
     height, width = window.positions(_size(x))
-    return _image(product(_columns(x, window), _matrix(weight)), x.shape[0], height, width)
+    return _image(matmul_transposed(_im2col(x, window), _matrix(weight)), x.shape[0], height, width)
 
 
-def _columns_correlate(x: Tensor, y: Tensor, window: Window) -> Tensor:
-    weight = product(_rows(y).t(), _columns(x, window).t())
+def _columns_correlate(x: Tensor, y: Tensor, window: ConvWindow) -> Tensor:
+    weight = matmul_transposed(_rows(y).t(), _im2col(x, window).t())
     return weight.view(y.shape[1], *window.kernel, x.shape[1]).permute(0, 3, 1, 2)
 
 
-def _columns_spread(y: Tensor, weight: Tensor, window: Window, size: tuple[int, int]) -> Tensor:
-    (kernel, across), (down, right) = window.kernel, window.stride
-    parts = product(_rows(y), _matrix(weight).t()).view(*_nhw(y), kernel, across, -1)
-    if kernel % down or across % right or window.dilation != (1, 1):
-        return _added(parts, window, size)
-    return _added_in_blocks(parts, window, size)
+def _columns_spread(y: Tensor, weight: Tensor, window: ConvWindow, size: tuple[int, int]) -> Tensor:
+    (kernel_h, kernel_w), (stride_h, stride_w) = window.kernel, window.stride
+    parts = matmul_transposed(_rows(y), _matrix(weight).t()).view(*_nhw(y), kernel_h, kernel_w, -1)
+    if kernel_h % stride_h or kernel_w % stride_w or window.dilation != (1, 1):
+        return _overlap_add(parts, window, size)
+    return _overlap_add_blocks(parts, window, size)
 
 
-def _columns(x: Tensor, window: Window) -> Tensor:
-    """(B·h·w, kh·kw·X): what each position of the window sees, padded with zeros."""
+def _im2col(x: Tensor, window: ConvWindow) -> Tensor:
+    """Return the patches of x (B·h·w, kh·kw·X) at all window positions, padded with zeros."""
     height, width = window.positions(_size(x))
-    seen = x.permute(0, 2, 3, 1)
+    nhwc = x.permute(0, 2, 3, 1)
     if any(window.padding):
-        vertical, horizontal = window.padding
-        seen = F.pad(seen, (0, 0, horizontal, horizontal, vertical, vertical))
-    image, row, column, channel = seen.stride()
-    (down, right), (below, beside) = window.stride, window.dilation
-    columns = seen.as_strided(
+        pad_h, pad_w = window.padding
+        nhwc = F.pad(nhwc, (0, 0, pad_w, pad_w, pad_h, pad_h))
+    image, row, column, channel = nhwc.stride()
+    (stride_h, stride_w), (dilation_h, dilation_w) = window.stride, window.dilation
+    columns = nhwc.as_strided(
         (x.shape[0], height, width, *window.kernel, x.shape[1]),
-        (image, down * row, right * column, below * row, beside * column, channel),
-        seen.storage_offset(),
+        (image, stride_h * row, stride_w * column, dilation_h * row, dilation_w * column, channel),
+        nhwc.storage_offset(),
     )
     return columns.reshape(x.shape[0] * height * width, -1)
 
 
-def _added(parts: Tensor, window: Window, size: tuple[int, int]) -> Tensor:
-    """Parts (B, h, w, kh, kw, X), one window for each position of y, laid over one another (col2im)."""
+def _overlap_add(parts: Tensor, window: ConvWindow, size: tuple[int, int]) -> Tensor:
+    """Sum overlapping windows (B, h, w, kh, kw, X), one per position of y, into x (col2im)."""
     batch, height, width = parts.shape[:3]
-    (vertical, horizontal), (down, right), (below, beside) = window.padding, window.stride, window.dilation
-    x = parts.new_zeros(batch, size[0] + 2 * vertical, size[1] + 2 * horizontal, parts.shape[-1])
+    (pad_h, pad_w), (stride_h, stride_w) = window.padding, window.stride
+    dilation_h, dilation_w = window.dilation
+    x = parts.new_zeros(batch, size[0] + 2 * pad_h, size[1] + 2 * pad_w, parts.shape[-1])
     for i in range(window.kernel[0]):
-        rows = slice(i * below, i * below + down * (height - 1) + 1, down)
+        top = i * dilation_h
+        rows = slice(top, top + stride_h * (height - 1) + 1, stride_h)
         for j in range(window.kernel[1]):
-            x[:, rows, j * beside : j * beside + right * (width - 1) + 1 : right] += parts[:, :, :, i, j]
-    return x[:, vertical : vertical + size[0], horizontal : horizontal + size[1]].permute(0, 3, 1, 2)
+            left = j * dilation_w
+            x[:, rows, left : left + stride_w * (width - 1) + 1 : stride_w] += parts[:, :, :, i, j]
+    return x[:, pad_h : pad_h + size[0], pad_w : pad_w + size[1]].permute(0, 3, 1, 2)
 
 
-def _added_in_blocks(parts: Tensor, window: Window, size: tuple[int, int]) -> Tensor:
-    """The same where the stride divides the kernel: whole blocks of stride × stride taps are added at once."""
-    batch, height, width, kernel, across, channels = parts.shape
-    (vertical, horizontal), (down, right) = window.padding, window.stride
-    over, beside = kernel // down, across // right
-    blocks = parts.view(batch, height, width, over, down, beside, right, channels).permute(3, 5, 0, 1, 4, 2, 6, 7)
-    added = parts.new_empty(batch, height + over - 1, down, width + beside - 1, right, channels)
-    added[:, :height, :, :width] = blocks[0, 0]
-    added[:, height:] = 0
-    added[:, :height, :, width:] = 0
-    for i in range(over):
-        for j in range(beside):
+def _overlap_add_blocks(parts: Tensor, window: ConvWindow, size: tuple[int, int]) -> Tensor:
+    """Do the same as `_overlap_add` if the stride divides the kernel: sum blocks of stride × stride taps at once."""
+    batch, height, width, kernel_h, kernel_w, channels = parts.shape
+    (pad_h, pad_w), (stride_h, stride_w) = window.padding, window.stride
+    blocks_h, blocks_w = kernel_h // stride_h, kernel_w // stride_w
+    blocks = parts.view(batch, height, width, blocks_h, stride_h, blocks_w, stride_w, channels)
+    blocks = blocks.permute(3, 5, 0, 1, 4, 2, 6, 7)
+    total = parts.new_empty(batch, height + blocks_h - 1, stride_h, width + blocks_w - 1, stride_w, channels)
+    total[:, :height, :, :width] = blocks[0, 0]
+    total[:, height:] = 0
+    total[:, :height, :, width:] = 0
+    for i in range(blocks_h):
+        for j in range(blocks_w):
             if i or j:
-                added[:, i : i + height, :, j : j + width] += blocks[i, j]
-    padded = added.view(batch, (height + over - 1) * down, (width + beside - 1) * right, channels)
-    x = padded[:, vertical : vertical + size[0], horizontal : horizontal + size[1]]
-    short = (size[0] - x.shape[1], size[1] - x.shape[2])  # of rows and columns that no window reaches
-    x = F.pad(x, (0, 0, 0, short[1], 0, short[0])) if any(short) else x.contiguous()
+                total[:, i : i + height, :, j : j + width] += blocks[i, j]
+    padded = total.view(batch, (height + blocks_h - 1) * stride_h, (width + blocks_w - 1) * stride_w, channels)
+    x = padded[:, pad_h : pad_h + size[0], pad_w : pad_w + size[1]]
+    missing = (size[0] - x.shape[1], size[1] - x.shape[2])  # rows and columns that no window covers
+    x = F.pad(x, (0, 0, 0, missing[1], 0, missing[0])) if any(missing) else x.contiguous()
     return x.permute(0, 3, 1, 2)
 
 
-# in taps
+# --- algorithm "taps" ------------------------------------------------------------------------------------------
 
 
-def _taps_convolve(x: Tensor, weight: Tensor, window: Window) -> Tensor:
-    """Every pixel of x times every tap, and for each position the sum of the products that its window holds."""
-    taps = product(_rows(x), weight.permute(2, 3, 0, 1).reshape(-1, x.shape[1]))
-    (vertical, horizontal), (down, right), (below, beside) = window.padding, window.stride, window.dilation
-    taps = F.pad(taps.view(*_nhw(x), -1), (0, 0, horizontal, horizontal, vertical, vertical))
+def _taps_convolve(x: Tensor, weight: Tensor, window: ConvWindow) -> Tensor:
+    """Multiply every pixel of x with every tap, then sum the products in each window."""
+    taps = matmul_transposed(_rows(x), weight.permute(2, 3, 0, 1).reshape(-1, x.shape[1]))
+    (pad_h, pad_w), (stride_h, stride_w) = window.padding, window.stride
+    dilation_h, dilation_w = window.dilation
+    taps = F.pad(taps.view(*_nhw(x), -1), (0, 0, pad_w, pad_w, pad_h, pad_h))
     image, row, column, _ = taps.stride()
     channels = weight.shape[0]
-    held = taps.as_strided(
+    tap_row, tap_column = dilation_h * row + window.kernel[1] * channels, dilation_w * column + channels
+    windows = taps.as_strided(
         (x.shape[0], *window.positions(_size(x)), *window.kernel, channels),
-        (image, down * row, right * column, below * row + window.kernel[1] * channels, beside * column + channels, 1),
+        (image, stride_h * row, stride_w * column, tap_row, tap_column, 1),
     )
-    return held.sum((3, 4)).permute(0, 3, 1, 2)
+    return windows.sum((3, 4)).permute(0, 3, 1, 2)
 
 
-def _taps_correlate(x: Tensor, y: Tensor, window: Window) -> Tensor:
-    weight = product(_taps_of(y, window).t(), _rows(x).t())
+def _taps_correlate(x: Tensor, y: Tensor, window: ConvWindow) -> Tensor:
+    weight = matmul_transposed(_im2col_flipped(y, window).t(), _rows(x).t())
     weight = weight.view(*window.kernel, y.shape[1], x.shape[1]).flip(0, 1)
-    laid = weight.permute(2, 0, 1, 3).clone(memory_format=torch.contiguous_format)  # where Y is 1, its stride too
-    return laid.permute(0, 3, 1, 2)
+    # the copy also gives a dimension of size 1 (Y) the stride of channels-last memory
+    ykkx = weight.permute(2, 0, 1, 3).clone(memory_format=torch.contiguous_format)
+    return ykkx.permute(0, 3, 1, 2)
 
 
-def _taps_spread(y: Tensor, weight: Tensor, window: Window, size: tuple[int, int]) -> Tensor:
-    turned = weight.flip(2, 3).permute(1, 2, 3, 0).reshape(weight.shape[1], -1)
-    return _image(product(_taps_of(y, window), turned), y.shape[0], *size)
+def _taps_spread(y: Tensor, weight: Tensor, window: ConvWindow, size: tuple[int, int]) -> Tensor:
+    flipped = weight.flip(2, 3).permute(1, 2, 3, 0).reshape(weight.shape[1], -1)
+    return _image(matmul_transposed(_im2col_flipped(y, window), flipped), y.shape[0], *size)
 
 
-def _taps_of(y: Tensor, window: Window) -> Tensor:
-    """(B·H·W, kh·kw·Y): for each pixel of x the values of y whose windows hold it, the last tap first (stride 1)."""
-    (kernel, across), (vertical, horizontal) = window.kernel, window.padding
-    around = (kernel - 1 - vertical, across - 1 - horizontal)
-    return _columns(y, Window(window.kernel, (1, 1), around, (1, 1)))
+def _im2col_flipped(y: Tensor, window: ConvWindow) -> Tensor:
+    """Return (B·H·W, kh·kw·Y): for each pixel of x the values of y whose windows cover it, last tap first."""
+    (kernel_h, kernel_w), (pad_h, pad_w) = window.kernel, window.padding
+    padding = (kernel_h - 1 - pad_h, kernel_w - 1 - pad_w)
+    return _im2col(y, ConvWindow(window.kernel, (1, 1), padding, (1, 1)))
 
 
-def product(a: Tensor, b: Tensor) -> Tensor:
-    """a (M, K) times the transpose of b (N, K). oneDNN's kernel where torch has it: MKL's is half as fast on AMD."""
+def matmul_transposed(a: Tensor, b: Tensor) -> Tensor:
+    """Return a (M, K) times the transpose of b (N, K).
+
+    Uses oneDNN in float32 where torch has it: MKL is half as fast on AMD.
+
+    >>> matmul_transposed(torch.ones(2, 3), torch.ones(4, 3)).shape
+    torch.Size([2, 4])
+    """
     if a.dtype == torch.float32 and torch.backends.mkldnn.is_available():
-        found: Tensor = torch.ops.mkldnn._linear_pointwise(a, b, None, "none", [], "")
-        return found
+        result: Tensor = torch.ops.mkldnn._linear_pointwise(a, b, None, "none", [], "")
+        return result
     return a @ b.t()
 
 
 def _matrix(weight: Tensor) -> Tensor:
-    """(Y, X, kh, kw) -> (Y, kh·kw·X), without a copy where it lies channels-last."""
+    """(Y, X, kh, kw) -> (Y, kh·kw·X), without a copy if it is channels-last."""
     return weight.permute(0, 2, 3, 1).reshape(weight.shape[0], -1)
 
 
 def _rows(y: Tensor) -> Tensor:
-    """(B, Y, h, w) -> (B·h·w, Y), without a copy where it lies channels-last."""
+    """(B, Y, h, w) -> (B·h·w, Y), without a copy if it is channels-last."""
     return y.permute(0, 2, 3, 1).reshape(-1, y.shape[1])
 
 
@@ -335,18 +374,14 @@ def _area(size: tuple[int, int]) -> int:
     return size[0] * size[1]
 
 
-def _by(sides: tuple[int, int]) -> str:
-    return f"{sides[0]}x{sides[1]}"
+# --- algorithm "library" ---------------------------------------------------------------------------------------
 
 
-# by torch's kernels
-
-
-def _library_convolve(x: Tensor, weight: Tensor, window: Window) -> Tensor:
+def _library_convolve(x: Tensor, weight: Tensor, window: ConvWindow) -> Tensor:
     return F.conv2d(x, weight, None, window.stride, window.padding, window.dilation)
 
 
-def _library_spread(y: Tensor, weight: Tensor, window: Window, size: tuple[int, int]) -> Tensor:
+def _library_spread(y: Tensor, weight: Tensor, window: ConvWindow, size: tuple[int, int]) -> Tensor:
     if not window.transposed:
         like = y.new_empty(()).expand(y.shape[0], weight.shape[1], *size)
         like = torch.empty_like(like, memory_format=torch.channels_last)
@@ -356,16 +391,16 @@ def _library_spread(y: Tensor, weight: Tensor, window: Window, size: tuple[int, 
     return F.conv_transpose2d(y, weight, None, window.stride, window.padding, extra, 1, window.dilation)
 
 
-def _library_correlate(x: Tensor, y: Tensor, window: Window) -> Tensor:
+def _library_correlate(x: Tensor, y: Tensor, window: ConvWindow) -> Tensor:
     weight = torch.empty((y.shape[1], *window.kernel, x.shape[1]), dtype=x.dtype, device=x.device).permute(0, 3, 1, 2)
     return _library_gradients(y, x, weight, window, (False, True, False))[1]
 
 
 def _library_gradients(
-    dy: Tensor, x: Tensor, weight: Tensor, window: Window, wanted: tuple[bool, bool, bool]
+    dy: Tensor, x: Tensor, weight: Tensor, window: ConvWindow, output_mask: tuple[bool, bool, bool]
 ) -> tuple[Tensor, Tensor, Tensor]:
     gradients: tuple[Tensor, Tensor, Tensor] = torch.ops.aten.convolution_backward(
-        dy, x, weight, None, window.stride, window.padding, window.dilation, False, (0, 0), 1, wanted
+        dy, x, weight, None, window.stride, window.padding, window.dilation, False, (0, 0), 1, output_mask
     )
     return gradients
 
@@ -375,81 +410,90 @@ SPREAD = {"library": _library_spread, "columns": _columns_spread, "taps": _taps_
 CORRELATE = {"library": _library_correlate, "columns": _columns_correlate, "taps": _taps_correlate}
 
 
-# modules
+# --- modules ---------------------------------------------------------------------------------------------------
 
 
-def convs_as_gemm(module: nn.Module, choose: Chooser | None = None) -> nn.Module:
-    """A copy whose convolutions choose their kernels by shape. It shares every parameter and buffer with `module`.
+def convs_as_gemm(module: nn.Module, chooser: AlgorithmChooser | None = None) -> nn.Module:
+    """Return a copy whose convolutions pick their algorithm by shape. It shares its weights with `module`.
 
-    What a convolution must be: nn.Conv2d or nn.ConvTranspose2d with their own forward (a subclass or parametrization
-    may change the weight), zero padding, one group. Anything else stays as it is, and so does a module that cannot
-    be copied; logged at debug level.
+    Rewritten are nn.Conv2d and nn.ConvTranspose2d with zero padding and one group whose class does not override
+    forward; a subclass or parametrization may change the weight. All other layers keep their forward. A module that
+    cannot be copied is returned itself. Both cases are logged at debug level.
+
+    >>> network = nn.Sequential(nn.Conv2d(3, 8, 4))
+    >>> convs_as_gemm(network)(torch.zeros(1, 3, 16, 16)).shape
+    torch.Size([1, 8, 13, 13])
     """
-    choose = choose or Chooser()
-    twin = copy_sharing_params(module)
-    if twin is None:
+    chooser = chooser or AlgorithmChooser()
+    copied = copy_sharing_params(module)
+    if copied is None:
         return module
-    for name, part in twin.named_modules():
+    for name, part in copied.named_modules():
         if not isinstance(part, nn.Conv2d | nn.ConvTranspose2d):
             continue
-        if reason := _unfit(part):
-            log.debug("%s (%s) stays as it is: %s", name, type(part).__name__, reason)
+        if reason := _why_unsupported(part):
+            _log.debug("%s (%s) is not rewritten: %s", name, type(part).__name__, reason)
             continue
         if isinstance(part, nn.Conv2d):
-            part.forward = functools.partial(_forward, part, _window(part), choose)  # type: ignore[method-assign]
+            part.forward = functools.partial(_forward, part, _window(part), chooser)  # type: ignore[method-assign]
         else:
-            part.forward = functools.partial(_transposed_forward, part, _window(part), choose)  # type: ignore[method-assign]
-    return twin
+            part.forward = functools.partial(_transposed_forward, part, _window(part), chooser)  # type: ignore[method-assign]
+    return copied
 
 
-def _unfit(part: nn.Conv2d | nn.ConvTranspose2d) -> str | None:
-    own = nn.ConvTranspose2d if isinstance(part, nn.ConvTranspose2d) else nn.Conv2d
-    if type(part).forward is not own.forward or type(part)._conv_forward is not own._conv_forward:
-        return "it has a forward of its own"
+def _why_unsupported(part: nn.Conv2d | nn.ConvTranspose2d) -> str | None:
+    base = nn.ConvTranspose2d if isinstance(part, nn.ConvTranspose2d) else nn.Conv2d
+    if type(part).forward is not base.forward or type(part)._conv_forward is not base._conv_forward:
+        return "its class overrides forward"
     if part.padding_mode != "zeros" or isinstance(part.padding, str):
         return f"padding {part.padding!r}, {part.padding_mode}"
     return f"{part.groups} groups" if part.groups != 1 else None
 
 
-def _forward(part: nn.Conv2d, window: Window, choose: Chooser, x: Tensor) -> Tensor:
-    weight = part.weight  # read once: a parametrized weight is computed at each reading
+def _forward(part: nn.Conv2d, window: ConvWindow, chooser: AlgorithmChooser, x: Tensor) -> Tensor:
+    weight = part.weight  # read once: each access recomputes a parametrized weight
     if (
-        not _holds(x, weight, part.in_channels)
+        not _can_use_gemm(x, weight, part.in_channels)
         or min(window.positions(_size(x))) < 1
-        or choose.library_only(x.shape[0], _size(x), part.in_channels, part.out_channels, window)
+        or chooser.uses_only_library(x.shape[0], _size(x), part.in_channels, part.out_channels, window)
     ):
         return F.conv2d(x, weight, part.bias, window.stride, window.padding, window.dilation)
-    y = convolve(x, weight, window, choose)
+    y = apply_convolve(x, weight, window, chooser)
     return y if part.bias is None else y + part.bias[:, None, None]
 
 
 def _transposed_forward(
-    part: nn.ConvTranspose2d, window: Window, choose: Chooser, y: Tensor, output_size: list[int] | None = None
+    part: nn.ConvTranspose2d,
+    window: ConvWindow,
+    chooser: AlgorithmChooser,
+    y: Tensor,
+    output_size: list[int] | None = None,
 ) -> Tensor:
     weight = part.weight
-    given = (part.stride, part.padding, part.kernel_size, 2, part.dilation)
-    extra = part._output_padding(y, output_size, *given)  # type: ignore[arg-type]
+    geometry = (part.stride, part.padding, part.kernel_size, 2, part.dilation)
+    extra = part._output_padding(y, output_size, *geometry)  # type: ignore[arg-type]
     sides = zip(_size(y), window.kernel, window.stride, window.padding, window.dilation, extra, strict=True)
     height, width = ((n - 1) * s - 2 * p + d * (k - 1) + 1 + e for n, k, s, p, d, e in sides)
     if (
-        not _holds(y, weight, part.in_channels)
+        not _can_use_gemm(y, weight, part.in_channels)
         or min(height, width) < 1
-        or choose.library_only(y.shape[0], (height, width), part.out_channels, part.in_channels, window)
+        or chooser.uses_only_library(y.shape[0], (height, width), part.out_channels, part.in_channels, window)
     ):
         return F.conv_transpose2d(y, weight, part.bias, window.stride, window.padding, extra, 1, window.dilation)
-    x = spread(y, weight, window, (height, width), choose)
+    x = apply_spread(y, weight, window, (height, width), chooser)
     return x if part.bias is None else x + part.bias[:, None, None]
 
 
-def _holds(image: Tensor, weight: Tensor, channels: int) -> bool:
-    """Whether the products are for this: batches on a CPU, in the precision of the weights. torch refuses the rest."""
+def _can_use_gemm(image: Tensor, weight: Tensor, channels: int) -> bool:
+    """Whether the input is a non-empty batch on the CPU in the dtype of the weights. Otherwise torch's layer is called,
+    and raises its own errors."""
     plain = image.ndim == 4 and image.dtype == weight.dtype and image.numel() > 0 and image.shape[1] == channels
     return plain and image.device.type == "cpu" and not torch.is_autocast_enabled("cpu")
 
 
-def _window(part: nn.Conv2d | nn.ConvTranspose2d) -> Window:
+def _window(part: nn.Conv2d | nn.ConvTranspose2d) -> ConvWindow:
     kernel, stride, dilation = part.kernel_size, part.stride, part.dilation
     padding = part.padding
     assert not isinstance(padding, str)  # _unfit
     transposed = isinstance(part, nn.ConvTranspose2d)
-    return Window(kernel, stride, padding, dilation, transposed)  # type: ignore[arg-type]
+    return ConvWindow(kernel, stride, padding, dilation, transposed)  # type: ignore[arg-type]

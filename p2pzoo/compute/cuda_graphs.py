@@ -1,11 +1,12 @@
-"""A training step recorded as one CUDA graph and replayed; the first step of compiled networks. Both have a way back.
+"""Record a training step as a CUDA graph and replay it; compile networks in a warm-up step. Both can fall back.
 
-At batch 1 a GPU computes a step of pix2pix faster than Python can launch its thousands of kernels. A graph launches
-them at once: the same kernels on the same memory, so the same bits. What a step reads from Python it reads once, as it
-is recorded; so a step is recorded only if it waited for nothing, drew nothing outside the graph, and left every number
-that its parts keep in Python as it was.
+At batch 1 a GPU computes a pix2pix step faster than Python can launch its thousands of kernels. A graph launches them
+at once: the same kernels on the same memory, so results are bit-identical. A recorded step reads values from Python
+only once, during the recording. So a step is recorded only if it does not wait for the device, draws no random numbers
+outside the graph, and changes no number that its networks, losses and augmentations keep in Python.
 
-Whatever fails here is told in one warning, and the step is taken as it is written. Imports torch and the contracts.
+If recording or compiling fails, one warning gives the reason, and the step runs eagerly.
+Imports torch and p2pzoo.plugin.
 """
 
 from __future__ import annotations
@@ -22,119 +23,124 @@ from torch import Tensor, nn
 
 from p2pzoo.plugin.batch import Batch
 
-T = TypeVar("T")
-Step = Callable[[Batch, int], dict[str, Tensor]]
+_T = TypeVar("_T")
+TrainStep = Callable[[Batch, int], dict[str, Tensor]]
 
-WARM_UP = 3  # steps before recording: libraries choose kernels and take memory in their first ones
-
-
-def warn(text: str) -> None:
-    warnings.warn(text, stacklevel=2)
+WARMUP_STEPS = 3  # steps before recording: in the first ones libraries choose kernels and allocate workspaces
 
 
-class Recorder(Protocol):
-    """How a device's work is recorded."""
+def _warn(message: str) -> None:
+    warnings.warn(message, stacklevel=2)
 
-    def warm_up(self, act: Callable[[], T]) -> T:
-        """`act()`, where it will be recorded."""
 
-    def watch(self, act: Callable[[], T]) -> tuple[T, str | None]:
-        """`act()` likewise, and what it did that no recording would repeat, if anything."""
+class GraphRecorder(Protocol):
+    """Interface of a recorder. `CUDAGraphRecorder` is the real one; tests use one that needs no GPU."""
 
-    def record(self, act: Callable[[], T]) -> Callable[[], T]:
-        """What `act` asks of the device, without doing it. Each call of the answer does it, and returns what `act` did.
+    def warm_up(self, function: Callable[[], _T]) -> _T:
+        """Return `function()`, run on the stream that later records it."""
 
-        Where it raises, the device and its random numbers are as before.
+    def watch(self, function: Callable[[], _T]) -> tuple[_T, str | None]:
+        """Run `function` as `warm_up` does. Return its result, and the reason if a graph cannot repeat it."""
+
+    def record(self, function: Callable[[], _T]) -> Callable[[], _T]:
+        """Record the kernels of `function` without running them, and return a function that replays them.
+
+        The replay returns the result of `function`: the same tensors each time, with new values. If `function` raises,
+        the device and its random state are as before.
         """
 
 
 class CUDAGraphStep:
-    """A step, taken as it is WARM_UP times, then recorded, and replayed from then on.
+    """A training step that runs eagerly WARMUP_STEPS times, is then recorded, and from then on replayed.
 
-    parts       networks and losses: what they keep in Python must not change from step to step
-    optimizers  torch's, which have to know that they are recorded
-    given_up    called with the reason where it cannot be
+    step        takes a batch and the number of the step, returns losses by name
+    recorder    records on the device
+    parts       networks, losses and augmentations: numbers that they keep in Python must not change between steps
+    optimizers  torch optimizers; "capturable" is set in their parameter groups
+    on_failure  called with the reason if the step cannot be recorded
     """
 
     def __init__(
         self,
-        step: Step,
-        recorder: Recorder,
+        step: TrainStep,
+        recorder: GraphRecorder,
         *,
         parts: Sequence[object] = (),
         optimizers: Sequence[Any] = (),
-        given_up: Callable[[str], None] = warn,
+        on_failure: Callable[[str], None] = _warn,
     ) -> None:
-        self.step, self.parts, self.optimizers, self.given_up = step, parts, optimizers, given_up
-        self.recorder: Recorder | None = recorder
-        self.warm = 0
+        self.step, self.parts, self.optimizers, self.on_failure = step, parts, optimizers, on_failure
+        self.recorder: GraphRecorder | None = recorder
+        self.num_warmup = 0
         self.names: list[str] = []
-        self._given: Batch | None = None
+        self._static_batch: Batch | None = None  # the graph reads its inputs from these tensors
         self._replay: Callable[[], Tensor] | None = None
 
     def __call__(self, batch: Batch, number: int) -> dict[str, Tensor]:
-        """The step's losses, on the device; they stay what they are when the next step is taken."""
-        if self._replay is None and self.recorder is not None and self.warm == WARM_UP:
+        """Return the losses of the step, on the device; the next step does not overwrite them."""
+        if self._replay is None and self.recorder is not None and self.num_warmup == WARMUP_STEPS:
             self._record(self.recorder, batch)
         if self._replay is not None:
-            return self._replayed(batch)
+            return self._replay_step(batch)
         if self.recorder is None:
             return self.step(batch, number)
-        return self._warmed(self.recorder, batch, number)
+        return self._warm_up(self.recorder, batch, number)
 
-    def _warmed(self, recorder: Recorder, batch: Batch, number: int) -> dict[str, Tensor]:
-        self.warm += 1
-        if self.warm < WARM_UP:
+    def _warm_up(self, recorder: GraphRecorder, batch: Batch, number: int) -> dict[str, Tensor]:
+        self.num_warmup += 1
+        if self.num_warmup < WARMUP_STEPS:
             return recorder.warm_up(lambda: self.step(batch, number))
-        before = _kept_in_python(self.parts)
-        told, obstacle = recorder.watch(lambda: self.step(batch, number))
-        changed = [key for key, value in _kept_in_python(self.parts).items() if before.get(key) != value]
+        before = _python_state(self.parts)
+        losses, obstacle = recorder.watch(lambda: self.step(batch, number))
+        changed = [key for key, value in _python_state(self.parts).items() if before.get(key) != value]
         if changed and not obstacle:
             obstacle = f"{changed[0][1]} changes from step to step"
         if obstacle:
             self._give_up(obstacle)
-        return told
+        return losses
 
-    def _record(self, recorder: Recorder, batch: Batch) -> None:
-        labels, drawn = (None if each is None else each.clone() for each in (batch.labels, batch.random))
-        given = Batch(batch.x.clone(), batch.y.clone(), (), labels, random=drawn)  # no ids: they would stay this step's
-        nobodys: Any = None  # and no number: a step that reads it raises
+    def _record(self, recorder: GraphRecorder, batch: Batch) -> None:
+        labels, random_values = (t if t is None else t.clone() for t in (batch.labels, batch.random))
+        # Without ids and step number, which the graph would repeat in every step: a step that reads them raises.
+        static = Batch(batch.x.clone(), batch.y.clone(), (), labels, random=random_values)
+        no_number: Any = None
 
-        def act() -> Tensor:
-            told = self.step(given, nobodys)
-            self.names = list(told)
-            return torch.stack([value.detach().float() for value in told.values()])
+        def step() -> Tensor:
+            losses = self.step(static, no_number)
+            self.names = list(losses)
+            return torch.stack([value.detach().float() for value in losses.values()])
 
-        self._recordable(True)
+        self._set_capturable(True)
         try:
-            self._replay, self._given = recorder.record(act), given
-        except Exception as error:  # a kernel, a library or a plugin: there is always the step itself
-            self._recordable(False)
-            self._give_up(_in_a_line(error))
+            self._replay, self._static_batch = recorder.record(step), static
+        except Exception as error:  # of a kernel, a library or a plugin: the eager step still works
+            self._set_capturable(False)
+            self._give_up(_to_one_line(error))
 
-    def _replayed(self, batch: Batch) -> dict[str, Tensor]:
-        assert self._given is not None
+    def _replay_step(self, batch: Batch) -> dict[str, Tensor]:
+        assert self._static_batch is not None
         assert self._replay is not None
-        self._given.x.copy_(batch.x)
-        self._given.y.copy_(batch.y)
-        for kept, new in ((self._given.labels, batch.labels), (self._given.random, batch.random)):
-            if kept is not None and new is not None:
-                kept.copy_(new)
-        told = self._replay().clone()  # the next replay writes where this one did
-        return dict(zip(self.names, told.unbind(), strict=True))
+        static = self._static_batch
+        static.x.copy_(batch.x)
+        static.y.copy_(batch.y)
+        for target, source in ((static.labels, batch.labels), (static.random, batch.random)):
+            if target is not None and source is not None:
+                target.copy_(source)
+        losses = self._replay().clone()  # the next replay overwrites this memory
+        return dict(zip(self.names, losses.unbind(), strict=True))
 
-    def _recordable(self, on: bool) -> None:
+    def _set_capturable(self, capturable: bool) -> None:
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
-                group["capturable"] = on  # of a fused Adam this changes nothing but that it may be recorded
+                group["capturable"] = capturable  # a fused Adam computes the same with it; torch only permits recording
 
     def _give_up(self, reason: str) -> None:
         self.recorder = None
-        self.given_up(reason)
+        self.on_failure(reason)
 
 
-def _kept_in_python(parts: Sequence[object]) -> dict[tuple[int, str], object]:
-    """Every plain number, word and switch that these objects, and the modules inside them, hold; and which tensors."""
+def _python_state(parts: Sequence[object]) -> dict[tuple[int, str], object]:
+    """Return every number, string and bool attribute of these objects and their submodules, and the ids of tensors."""
     owners = [o for part in parts for o in (part.modules() if isinstance(part, nn.Module) else (part,))]
     return {
         (i, f"{type(owner).__name__}.{name}"): id(value) if isinstance(value, Tensor) else value
@@ -144,61 +150,62 @@ def _kept_in_python(parts: Sequence[object]) -> dict[tuple[int, str], object]:
     }
 
 
-class CudaRecorder:
-    """Recording on a CUDA device, on a stream of its own."""
+class CUDAGraphRecorder:
+    """Record on a CUDA device, on a separate stream."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
         self.stream = torch.cuda.Stream(device)
-        self.failed: list[torch.cuda.CUDAGraph] = []  # kept: what a broken recording holds is not safe to free
+        self.failed: list[torch.cuda.CUDAGraph] = []  # kept alive: freeing the memory of a failed recording is not safe
 
-    def warm_up(self, act: Callable[[], T]) -> T:
-        here = torch.cuda.current_stream(self.device)
-        self.stream.wait_stream(here)
+    def warm_up(self, function: Callable[[], _T]) -> _T:
+        current = torch.cuda.current_stream(self.device)
+        self.stream.wait_stream(current)
         with torch.cuda.stream(self.stream):
-            answer = act()
-        here.wait_stream(self.stream)
-        return answer
+            result = function()
+        current.wait_stream(self.stream)
+        return result
 
-    def watch(self, act: Callable[[], T]) -> tuple[T, str | None]:
-        before, mode = _drawn_elsewhere(), torch.cuda.get_sync_debug_mode()
-        with warnings.catch_warnings(record=True) as told:
+    def watch(self, function: Callable[[], _T]) -> tuple[_T, str | None]:
+        before, mode = _cpu_rng_states(), torch.cuda.get_sync_debug_mode()
+        with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
-            torch.cuda.set_sync_debug_mode("warn")  # which warns that it is a prototype
+            torch.cuda.set_sync_debug_mode("warn")  # this mode also warns that it is a prototype
             try:
-                answer = self.warm_up(act)
+                result = self.warm_up(function)
             finally:
                 torch.cuda.set_sync_debug_mode(mode)
-        waits = [each for each in told if "called a synchronizing" in str(each.message)]
-        for each in told:
-            if each not in waits and "debug mode is a prototype" not in str(each.message):
-                warnings.warn_explicit(each.message, each.category, each.filename, each.lineno)
-        if waits:
-            return answer, f"it waits for the device ({waits[0].filename.rpartition('/')[2]}:{waits[0].lineno})"
-        return answer, None if before == _drawn_elsewhere() else "it draws random numbers outside the device"
+        syncs = [warning for warning in caught if "called a synchronizing" in str(warning.message)]
+        for warning in caught:
+            if warning not in syncs and "debug mode is a prototype" not in str(warning.message):
+                warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
+        if syncs:
+            return result, f"the step waits for the device ({syncs[0].filename.rpartition('/')[2]}:{syncs[0].lineno})"
+        return result, None if before == _cpu_rng_states() else "the step draws random numbers outside the device"
 
-    def record(self, act: Callable[[], T]) -> Callable[[], T]:
+    def record(self, function: Callable[[], _T]) -> Callable[[], _T]:
         seed, graph = torch.initial_seed(), torch.cuda.CUDAGraph()
         try:
-            # thread_local: other threads, which make batches, may ask for pinned memory meanwhile
+            # thread_local: the prefetch thread may allocate pinned memory during the recording
             with torch.cuda.graph(graph, stream=self.stream, capture_error_mode="thread_local"):
-                answer = act()
+                result = function()
         except BaseException:
             self.failed.append(graph)
-            own = torch.cuda.default_generators[self.device.index or 0]  # it may still believe that it is recorded
-            own.graphsafe_set_state(torch.Generator(self.device).graphsafe_get_state())
+            # torch can leave the default generator in its recording state: give it a new state and the same seed
+            generator = torch.cuda.default_generators[self.device.index or 0]
+            generator.graphsafe_set_state(torch.Generator(self.device).graphsafe_get_state())
             torch.manual_seed(seed)
             raise
 
-        def replay() -> T:
+        def replay() -> _T:
             graph.replay()
-            return answer
+            return result
 
         return replay
 
 
-def _drawn_elsewhere() -> tuple[object, ...]:
-    """The states of the random generators that no CUDA graph knows of."""
+def _cpu_rng_states() -> tuple[object, ...]:
+    """Return the states of the random generators that a CUDA graph does not repeat."""
     return random.getstate(), str(np.random.get_state()), torch.get_rng_state().tolist()
 
 
@@ -206,38 +213,42 @@ def _drawn_elsewhere() -> tuple[object, ...]:
 
 
 class WarmupCompile:
-    """A step of compiled networks. Its first one is taken twice: once to compile, which leaves no trace.
+    """A training step of compiled networks. The first call first takes a warm-up step, which it rolls back.
 
-    Where that fails, for want of a compiler or in a gradient of a gradient, `to_jsonable()` puts the networks back that were
-    compiled, and the game goes on with these.
+    If compiling fails (no compiler, or a gradient of a gradient), `on_failure` puts the original networks back, and
+    training continues with them.
+
+    objective   objective whose networks `torch.compile` wraps
+    on_failure  called with the reason
+    scaler      fp16 loss scaler, if there is one
     """
 
-    def __init__(self, objective: Any, *, plain: Callable[[str], None], scaler: Any = None) -> None:
-        self.objective, self.plain, self.scaler = objective, plain, scaler
-        self.done = False
+    def __init__(self, objective: Any, *, on_failure: Callable[[str], None], scaler: Any = None) -> None:
+        self.objective, self.on_failure, self.scaler = objective, on_failure, scaler
+        self.is_warm = False
 
     def __call__(self, batch: Batch, number: int) -> dict[str, Tensor]:
-        if not self.done:
-            self.done = True
+        if not self.is_warm:
+            self.is_warm = True
             try:
                 with rollback(self.objective, self.scaler):
-                    self.objective.step(batch, 0)  # in which losses act that rest in others
+                    self.objective.step(batch, 0)  # step 0: lazy losses, which skip most steps, are active in it
             except Exception as error:  # compilers fail in many ways
-                self.plain(_in_a_line(error))
-        told: dict[str, Tensor] = self.objective.step(batch, number)
-        return told
+                self.on_failure(_to_one_line(error))
+        losses: dict[str, Tensor] = self.objective.step(batch, number)
+        return losses
 
 
 @contextlib.contextmanager
 def rollback(objective: Any, scaler: Any = None) -> Iterator[None]:
-    """Steps taken inside leave no trace: not in weights, moments, buffers, the pool or random numbers."""
-    players = objective.players
-    tensors = [t for p in players for t in (*p.network.parameters(), *p.network.buffers())]
+    """Undo the steps taken inside: weights, optimizer states, buffers, image pool and random state are as before."""
+    trainables = objective.trainables
+    tensors = [t for p in trainables for t in (*p.network.parameters(), *p.network.buffers())]
     losses = [objective.gan, *(term.loss for term in objective.terms)]
     tensors += [t for loss in losses if isinstance(loss, nn.Module) for t in (*loss.parameters(), *loss.buffers())]
-    moments = [player.optimizer.state for player in players]
+    moments = [trainable.optimizer.state for trainable in trainables]
     tensors += [t for state in moments for part in state.values() for t in part.values() if isinstance(t, Tensor)]
-    kept = [tensor.detach().clone() for tensor in tensors]
+    saved = [tensor.detach().clone() for tensor in tensors]
     known = [set(state) for state in moments]
     pool = objective.pool.tensors() if objective.pool else {}
     scale = scaler.state_dict() if scaler is not None else None
@@ -247,13 +258,13 @@ def rollback(objective: Any, scaler: Any = None) -> Iterator[None]:
             yield
     finally:
         with torch.no_grad():
-            for tensor, value in zip(tensors, kept, strict=True):
+            for tensor, value in zip(tensors, saved, strict=True):
                 tensor.copy_(value)
-        for player, before in zip(players, known, strict=True):
-            state = player.optimizer.state
+        for trainable, before in zip(trainables, known, strict=True):
+            state = trainable.optimizer.state
             for parameter in set(state) - before:
                 del state[parameter]
-            for parameter in player.network.parameters():
+            for parameter in trainable.network.parameters():
                 parameter.grad = None
         if objective.pool:
             objective.pool.restore(pool, device)
@@ -261,6 +272,6 @@ def rollback(objective: Any, scaler: Any = None) -> Iterator[None]:
             scaler.load_state_dict(scale)
 
 
-def _in_a_line(error: Exception) -> str:
-    told = " ".join(str(error).split("\n")[:2])  # compilers put what happened into the second line
-    return f"{type(error).__name__}: {told}".rstrip(": ")
+def _to_one_line(error: Exception) -> str:
+    message = " ".join(str(error).split("\n")[:2])  # compilers put the cause into the second line
+    return f"{type(error).__name__}: {message}".rstrip(": ")

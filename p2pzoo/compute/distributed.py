@@ -1,12 +1,12 @@
-"""One run over several processes (`accelerate launch`, `torchrun`): who does what, and how they agree.
+"""One run over several processes (`accelerate launch`, `torchrun`): collectives, shards, errors, averaged gradients.
 
-Every process plays the same game on its share of each batch; `Engine.backward_and_step` averages the gradients. Only the first
-process writes and speaks: what it alone does is an argument of `on_rank0`. A process that waits for one that has left
-waits forever, so whatever can go wrong in one process alone stands inside `sync_errors` (or `on_rank0`), where all learn of
-it and end with the same exit code. What fails inside a training step itself is left to the launcher, which ends the
-others; on the CPU they notice by themselves.
+Every process trains on its shard of each batch; `Engine.backward_and_step` averages the gradients. Only rank 0 writes
+files and prints; `on_rank0` runs a function there alone. A process that waits for a process that has exited waits
+forever. Code that can fail in a single process therefore runs inside `sync_errors` (or `on_rank0`), which raises the
+error in all processes, so that all end with the same exit code. Errors inside a training step are left to the launcher,
+which ends the other processes; on the CPU they notice by themselves.
 
-With a single process all of this does nothing. Imports torch and the contracts' errors.
+With a single process all of this does nothing. Imports torch and p2pzoo.utils.errors.
 """
 
 from __future__ import annotations
@@ -23,85 +23,109 @@ from torch.nn.parallel import DistributedDataParallel
 
 from p2pzoo.utils.errors import PeerProcessError, UserError
 
-T = TypeVar("T")
+_T = TypeVar("_T")
 
 
-_agreeing: Any = None  # the group through which processes agree; None: torch's default one
+_cpu_group: Any = None  # gloo group for values and errors; None: torch's default group
 
 
 @contextlib.contextmanager
 def process_group() -> Iterator[None]:
-    """The processes that a launcher started are one group inside. Without a launcher there is nothing to join."""
-    global _agreeing
+    """Join the process group of the launcher inside this context. Does nothing without a launcher (WORLD_SIZE)."""
+    global _cpu_group
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:
         dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
-        # A group of its own, on the CPU: agreeing never waits for what a GPU does, and it ends here. The default group
-        # outlives its end where DDP has used it, and its threads abort a process that exits right after an exchange.
-        _agreeing = dist.new_group(backend="gloo")
+        # A separate group on the CPU: exchanging values never waits for a GPU, and the group is destroyed below. The
+        # default group survives destroy_process_group if DDP has used it, and its threads abort a process that exits
+        # right after an exchange.
+        _cpu_group = dist.new_group(backend="gloo")
     failed = False
     try:
         yield
     except Exception as error:
-        failed = not isinstance(error, (UserError, PeerProcessError))  # these all processes have agreed on
+        failed = not isinstance(error, (UserError, PeerProcessError))  # sync_errors raised these in all processes
         raise
     finally:
-        if _agreeing is not None:
-            dist.destroy_process_group(_agreeing)
-            _agreeing = None
+        if _cpu_group is not None:
+            dist.destroy_process_group(_cpu_group)
+            _cpu_group = None
         if dist.is_initialized() and not (failed and torch.cuda.is_available()):
-            dist.destroy_process_group()  # NCCL would wait here for processes that know nothing of a failure
+            dist.destroy_process_group()  # after a failure NCCL would wait here for the other processes
 
 
 def rank() -> int:
+    """Return the number of this process, from 0; 0 without a process group.
+
+    >>> rank()
+    0
+    """
     return dist.get_rank() if dist.is_initialized() else 0
 
 
 def world_size() -> int:
+    """Return the number of processes; 1 without a process group.
+
+    >>> world_size()
+    1
+    """
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
-def check_device(kind: str) -> None:
-    """Raises UserError where the processes of this machine cannot have a device of this kind each."""
+def check_device(device_type: str) -> None:
+    """Raise UserError if this machine has fewer devices of this type ("cpu", "cuda", "mps") than processes."""
     if world_size() == 1:
         return
-    if kind == "mps":
+    if device_type == "mps":
         raise UserError(
-            f"{world_size()} processes cannot share the one MPS device: start a single one, or use --device cpu"
+            f"{world_size()} processes cannot share the single MPS device: start one process, or use --device cpu"
         )
-    there, here = torch.cuda.device_count(), int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-    if kind == "cuda" and here > there:
-        raise UserError(f"{here} processes were started here for {there} GPUs: start one per GPU, or use --device cpu")
+    num_gpus, num_local = torch.cuda.device_count(), int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    if device_type == "cuda" and num_local > num_gpus:
+        raise UserError(
+            f"{num_local} processes were started on this machine, which has {num_gpus} GPUs: start one per GPU, or "
+            "use --device cpu"
+        )
 
 
-# --- each its part ---------------------------------------------------------------------------------------------
+# --- shards and collectives ------------------------------------------------------------------------------------
 
 
 @overload
-def shard(whole: range) -> range: ...
+def shard(items: range) -> range: ...
 
 
 @overload
-def shard(whole: Sequence[T]) -> Sequence[T]: ...
+def shard(items: Sequence[_T]) -> Sequence[_T]: ...
 
 
-def shard(whole: Any) -> Any:
-    """This process's part: the parts follow one another, and differ in length by one at most."""
-    return whole[len(whole) * rank() // world_size() : len(whole) * (rank() + 1) // world_size()]
+def shard(items: Any) -> Any:
+    """Return the shard of this process. Shards are contiguous, in the order of the ranks; lengths differ by at most 1.
+
+    >>> shard(range(5))
+    range(0, 5)
+    """
+    return items[len(items) * rank() // world_size() : len(items) * (rank() + 1) // world_size()]
 
 
 def check_batch(size: int, parts: int = 1) -> None:
-    """Raises UserError where a batch of this size has no equal shares, each of so many equal parts."""
+    """Raise UserError if a batch cannot be split into equal shards, and each shard into equal parts.
+
+    size   images of the whole batch, over all processes
+    parts  backward passes per shard ([train] accumulate)
+
+    >>> check_batch(4, parts=2)
+    """
     if size % (world_size() * parts):
-        needed = world_size() * parts
-        each = f" in {parts} parts each ([train] accumulate)" if parts > 1 else ""
+        divisor = world_size() * parts
+        in_parts = f" in {parts} parts each ([train] accumulate)" if parts > 1 else ""
         raise UserError(
-            f"[train] batch_size = {size} cannot be shared by {world_size()} processes{each}: it is the size of the whole "
-            f"batch, so set a multiple of {needed}, as in -s train.batch_size={needed * (size // needed + 1)}"
+            f"[train] batch_size = {size} cannot be split among {world_size()} processes{in_parts}: it is the size of "
+            f"the whole batch; set a multiple of {divisor}, as in -s train.batch_size={divisor * (size // divisor + 1)}"
         )
 
 
 def all_gather(part: Tensor) -> Tensor:
-    """The tensor whose equal `shard`s the processes hold."""
+    """Concatenate the shards of all processes along dimension 0, in the order of the ranks; their shapes are equal."""
     if world_size() == 1:
         return part
     parts = [torch.empty_like(part, memory_format=torch.contiguous_format) for _ in range(world_size())]
@@ -109,72 +133,84 @@ def all_gather(part: Tensor) -> Tensor:
     return torch.cat(parts)
 
 
-def all_gather_object(value: T) -> list[T]:
-    """Every process's value, which pickle can take, in their order."""
+def all_gather_object(value: _T) -> list[_T]:
+    """Return the value of every process, in the order of the ranks. Values must be picklable.
+
+    >>> all_gather_object("a")
+    ['a']
+    """
     values: list[Any] = [value]
     if world_size() > 1:
         values *= world_size()
-        dist.all_gather_object(values, value, group=_agreeing)
+        dist.all_gather_object(values, value, group=_cpu_group)
     return values
 
 
 def all_reduce_mean(values: Sequence[float]) -> list[float]:
-    """The mean over the processes of each value."""
+    """Return the mean of each value over the processes, computed in float64.
+
+    >>> all_reduce_mean([1.0, 2.5])
+    [1.0, 2.5]
+    """
     if world_size() == 1:
         return list(values)
     tensor = torch.tensor(values, dtype=torch.float64)
-    dist.all_reduce(tensor, group=_agreeing)
-    found: list[float] = (tensor / world_size()).tolist()
-    return found
+    dist.all_reduce(tensor, group=_cpu_group)
+    means: list[float] = (tensor / world_size()).tolist()
+    return means
 
 
 def all_reduce_max(value: int) -> int:
-    """The greatest of the processes' values."""
+    """Return the largest value over the processes."""
     if world_size() == 1:
         return value
     tensor = torch.tensor(value)
-    dist.all_reduce(tensor, dist.ReduceOp.MAX, group=_agreeing)
+    dist.all_reduce(tensor, dist.ReduceOp.MAX, group=_cpu_group)
     return int(tensor)
 
 
-# --- one for all -----------------------------------------------------------------------------------------------
+# --- errors ----------------------------------------------------------------------------------------------------
 
 
 @contextlib.contextmanager
 def sync_errors() -> Iterator[None]:
-    """What is raised inside, on any process, is raised on all: none goes on to wait for one that has left.
+    """Raise an error of any process in all processes, so that no process waits for one that has exited.
 
-    Nothing inside may exchange anything between processes.
+    The code inside must not call a collective.
     """
     if world_size() == 1:
         yield
         return
-    own: BaseException | None = None
+    own_error: BaseException | None = None
     try:
         yield
     except BaseException as error:
-        own = error
-    if all_reduce_max(own is not None):
-        errors: list[Any] = all_gather_object(own and _portable(own))
-        at = next(at for at, error in enumerate(errors) if error)
-        raise (own if own and at == rank() else errors[at]) from own
+        own_error = error
+    if all_reduce_max(own_error is not None):
+        errors: list[Any] = all_gather_object(own_error and _to_peer_error(own_error))
+        failed_rank = next(number for number, error in enumerate(errors) if error)
+        raise (own_error if own_error and failed_rank == rank() else errors[failed_rank]) from own_error
 
 
-def on_rank0(act: Callable[..., T], *args: Any) -> T:
-    """`act(*args)` on the first process alone. What it returns, and what it raises, all get."""
-    answer: Any = None
+def on_rank0(function: Callable[..., _T], *args: Any) -> _T:
+    """Call `function(*args)` on rank 0 alone. All processes return its result, or raise its error.
+
+    >>> on_rank0(max, 1, 2)
+    2
+    """
+    result: Any = None
     with sync_errors():
         if rank() == 0:
-            answer = act(*args)
+            result = function(*args)
     if world_size() > 1:
-        holder = [answer]
-        dist.broadcast_object_list(holder, group=_agreeing)
-        answer = answer if rank() == 0 else holder[0]
-    return answer  # type: ignore[no-any-return]
+        holder = [result]
+        dist.broadcast_object_list(holder, group=_cpu_group)
+        result = result if rank() == 0 else holder[0]
+    return result  # type: ignore[no-any-return]
 
 
-def _portable(error: BaseException) -> BaseException:
-    """What the others raise in its place. Mistakes of the user are told by the first process, wherever they showed."""
+def _to_peer_error(error: BaseException) -> BaseException:
+    """Return the error that the other processes raise. A UserError stays one, since rank 0 prints it for all."""
     match error:
         case UserError():
             where = f"process {rank()}: " if rank() else ""
@@ -187,8 +223,8 @@ def _portable(error: BaseException) -> BaseException:
 # --- gradients -------------------------------------------------------------------------------------------------
 
 
-class _Passed(nn.Module):
-    """Gives back the loss that it is given; owns the network whose gradients will be averaged."""
+class _PassThrough(nn.Module):
+    """Return the loss unchanged. DDP wraps this module, which holds the network whose gradients it averages."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
@@ -199,16 +235,16 @@ class _Passed(nn.Module):
 
 
 def average_gradients(network: nn.Module) -> Callable[[Tensor], Tensor]:
-    """A function that a loss passes through last, so that its backward averages `network`'s gradients over processes.
+    """Return a function to apply to a loss: its backward pass then averages `network`'s gradients over the processes.
 
-    DDP expects one forward for each backward, of the network itself. The game does otherwise: D is called twice or more
-    before its backward, by its features too, under R1 within a gradient, and while it is frozen. So DDP is given the
-    loss alone; its hooks sit on the parameters whatever has been done with them.
+    DDP expects one forward pass of the network for each backward pass. GAN training does otherwise: D is called twice
+    or more before its backward pass, also through its features, inside a gradient (R1), and while it is frozen. So DDP
+    wraps only the loss; its hooks are on the parameters and work however the network was called.
 
-    Buffers (BatchNorm's running statistics) stay each process's own; the first one's are saved. Looking for parameters
-    without a part in the loss leaves those alone, as a single process does, and keeps DDP from regrouping gradients
-    after the first step, which would give a resumed run other bits.
+    Buffers (running statistics of batch norm) differ between processes; those of rank 0 are saved.
+    find_unused_parameters leaves parameters without a gradient alone, as a single process does. It also keeps DDP from
+    rebuilding its gradient buckets after the first step, after which a resumed run would not be bit-identical.
     """
     if world_size() == 1:
         return lambda loss: loss
-    return DistributedDataParallel(_Passed(network), broadcast_buffers=False, find_unused_parameters=True)
+    return DistributedDataParallel(_PassThrough(network), broadcast_buffers=False, find_unused_parameters=True)

@@ -1,6 +1,6 @@
-"""Where and how it is computed: device, precision, memory format, optimizers. What is computed is not decided here.
+"""Device, precision, memory format and optimizers of one run. The models and losses are built elsewhere.
 
-Accelerate places the models and handles precision.
+Accelerate moves the models to the device and handles mixed precision.
 """
 
 from __future__ import annotations
@@ -25,56 +25,80 @@ from torch import Tensor, nn
 
 from p2pzoo.compute import distributed, fused_adam
 from p2pzoo.compute.activation_checkpointing import with_activation_checkpointing
-from p2pzoo.compute.conv_as_gemm import Chooser, convs_as_gemm
-from p2pzoo.compute.cuda_graphs import CUDAGraphStep, CudaRecorder, Recorder, Step, WarmupCompile
-from p2pzoo.compute.instance_norm_fix import mend_instance_norms
-from p2pzoo.compute.prefetch import Ahead, Batches
-from p2pzoo.compute.tuned_kernels import read_kernels
+from p2pzoo.compute.conv_as_gemm import AlgorithmChooser, convs_as_gemm
+from p2pzoo.compute.cuda_graphs import CUDAGraphRecorder, CUDAGraphStep, GraphRecorder, TrainStep, WarmupCompile
+from p2pzoo.compute.instance_norm_fix import fix_instance_norms
+from p2pzoo.compute.prefetch import BatchSequence, Prefetcher
+from p2pzoo.compute.tuned_kernels import read_recipe_kernels
 from p2pzoo.config import optimizers
 from p2pzoo.config.settings import Compute, Optimizer
 from p2pzoo.plugin.batch import Batch
 from p2pzoo.utils.errors import UserError
 
-M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # malloc.h
-COMPILE_FROM = 50_000  # steps: compiling takes minutes, and saves milliseconds of each (2 minutes are 2.4 ms of 50 000)
-TENSOR_CORES, BF16 = (7, 0), (8, 0)  # compute capabilities: Volta, Ampere
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # parameter numbers of mallopt, from malloc.h
+# Compiling takes minutes and saves milliseconds per step: 2 minutes are 2.4 ms for each of 50 000 steps.
+MIN_STEPS_TO_COMPILE = 50_000
+TENSOR_CORE_CAPABILITY, BF16_CAPABILITY = (7, 0), (8, 0)  # Volta, Ampere
 
 
-def pick_device(asked: str) -> str:
-    """ "auto" as the best device there is. Raises UserError if the one asked for is missing."""
-    there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    if asked == "auto":
-        return next(name for name in ("cuda", "mps", "cpu") if there[name])
-    if not there[asked]:
-        raise UserError(f'[compute] device = "{asked}": torch {torch.__version__} sees none here; use --device auto')
-    return asked
+def pick_device(requested: str) -> str:
+    """Return the requested device type; "auto" picks the first available of "cuda", "mps" and "cpu".
+
+    Raises UserError if the requested device is not available.
+
+    >>> pick_device("cpu")
+    'cpu'
+    """
+    available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if requested == "auto":
+        return next(name for name in ("cuda", "mps", "cpu") if available[name])
+    if not available[requested]:
+        raise UserError(
+            f'[compute] device = "{requested}": torch {torch.__version__} finds no such device; use --device auto'
+        )
+    return requested
 
 
 def best_precision(device_type: str) -> Literal["fp32", "bf16", "fp16"]:
-    """ "auto": half precision where the device computes in it, and does not only store it."""
+    """Return the precision that "auto" stands for: half precision only on devices with arithmetic units for it.
+
+    >>> best_precision("cpu")
+    'fp32'
+    """
     if device_type != "cuda":
         return "fp32"
     capability = torch.cuda.get_device_capability()
-    if torch.version.hip or capability >= BF16:
+    if torch.version.hip or capability >= BF16_CAPABILITY:
         return "bf16"
-    return "fp16" if capability >= TENSOR_CORES else "fp32"
+    return "fp16" if capability >= TENSOR_CORE_CAPABILITY else "fp32"
 
 
 class Engine:
-    """A run's device, and the one place where gradients are made and taken.
+    """The device of a run, and the only place that computes gradients and takes optimizer steps.
 
-    on  the switches of [compute] as they are in this run: what it asks for, the device has and training has met
+    enabled  whether each switch of [compute] is active in this run: the recipe asks for it, the device supports it,
+             and nothing in training has turned it off
+
+    >>> engine = Engine(Compute(device="cpu"))
+    >>> engine.describe()["precision"]
+    'fp32'
     """
 
-    def __init__(self, settings: Compute, chooser: Chooser | None = None) -> None:
-        """chooser: of the convolutions' kernels, if not by `settings.kernels`."""
+    def __init__(self, settings: Compute, chooser: AlgorithmChooser | None = None) -> None:
+        """Set torch's global options (threads, tf32, determinism) and create the Accelerator.
+
+        settings  the table [compute]
+        chooser   picks the algorithms of the convolutions; read from the file `settings.kernels` if not given
+
+        Raises UserError if the device or the precision is not available.
+        """
         self.settings = settings
-        self.chooser = chooser or Chooser(read_kernels(settings.kernels) if settings.kernels else None)
+        self.chooser = chooser or AlgorithmChooser(read_recipe_kernels(settings))
         self.device_type = pick_device(settings.device)
         distributed.check_device(self.device_type)
-        torch.set_num_threads(settings.threads or min(torch.get_num_threads(), usable_cores()))
+        torch.set_num_threads(settings.threads or min(torch.get_num_threads(), count_usable_cores()))
         if self.device_type == "cpu" and settings.keep_memory:
-            keep_memory()
+            keep_freed_memory()
         precision = best_precision(self.device_type) if settings.precision == "auto" else settings.precision
         if precision == "fp16" and self.device_type != "cuda":
             raise UserError(f'[compute] precision = "fp16" needs CUDA, this run is on {self.device_type}')
@@ -82,28 +106,32 @@ class Engine:
         if self.device_type == "cuda":
             torch.backends.cuda.matmul.allow_tf32 = settings.tf32
             torch.backends.cudnn.allow_tf32 = settings.tf32
-            torch.backends.cudnn.benchmark = False  # it would choose kernels by timing, and so the bits by noise
+            torch.backends.cudnn.benchmark = (
+                False  # it chooses kernels by timing, so results would vary from run to run
+            )
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
             torch.use_deterministic_algorithms(settings.deterministic)
-        AcceleratorState._reset_state(reset_partial_state=True)  # one process may hold several runs, one after another
+        AcceleratorState._reset_state(reset_partial_state=True)  # one process may train several runs in sequence
         mixed = "no" if precision == "fp32" else precision
         try:
             self.accelerator = Accelerator(mixed_precision=mixed, cpu=self.device_type == "cpu")
         except ValueError as error:
             raise UserError(f'[compute] precision = "{precision}" on {self.device_type}: {error}') from None
         cpu, cuda = self.device_type == "cpu", self.device_type == "cuda"
-        self.on: dict[str, bool] = {
+        self.enabled: dict[str, bool] = {
             "channels_last": settings.channels_last,
             "tf32": cuda and settings.tf32,
-            "lowering": cpu and settings.lowering and settings.compile is not True,  # a compiler sees other kernels
+            "lowering": cpu
+            and settings.lowering
+            and settings.compile is not True,  # torch.compile picks its own kernels
             "fused_adam": (cpu or cuda) and settings.fused_adam,
             "one_pass": settings.one_pass,
             "compile": (cpu or cuda) and settings.compile is True,
             "cuda_graphs": cuda and settings.cuda_graphs,
             "prefetch": cuda and settings.prefetch,
         }
-        self._averaged: dict[Any, Callable[[Tensor], Tensor]] = {}  # by optimizer: see processes.averaged
-        self._share: dict[Any, float] = {}  # of the learning rate, by optimizer
+        self._average_gradients: dict[Any, Callable[[Tensor], Tensor]] = {}  # per optimizer, see distributed.py
+        self._lr_ratios: dict[Any, float] = {}  # per optimizer: its learning rate / settings.lr
         self._eps_at: Callable[[int], float] | None = None
         self._clip_norm: float | None = None
 
@@ -117,83 +145,99 @@ class Engine:
         return torch.channels_last if self.settings.channels_last else torch.contiguous_format
 
     def prepare_model(self, model: nn.Module) -> Any:
-        """The module on the device, in the run's memory format, precision and kernels. Shares the weights."""
+        """Return the module on the device, with the memory format, precision and kernels of the run.
+
+        The result shares its parameters and buffers with `model`.
+        """
         model = model.to(memory_format=self.memory_format)
         if self.device_type == "cpu":
-            mend_instance_norms(model)
+            fix_instance_norms(model)
         if self.settings.checkpointing:
             model = with_activation_checkpointing(model)
-        if self.on["lowering"]:
+        if self.enabled["lowering"]:
             model = convs_as_gemm(model, self.chooser)
-        model = self.accelerator.prepare_model(model, evaluation_mode=True)  # without DDP, which `optimizer` adds
-        if self.precision != "fp32" and hasattr(model, "features"):  # Accelerate sees to forward alone
+        model = self.accelerator.prepare_model(
+            model, evaluation_mode=True
+        )  # no DDP here: average_gradients wraps the loss instead
+        if self.precision != "fp32" and hasattr(model, "features"):  # Accelerate wraps only forward
             autocast = self.accelerator.autocast()
             model.features = convert_outputs_to_fp32(autocast(model.features))
         return model
 
-    def compiled(self, model: nn.Module, steps: int) -> Any:
-        """What plays in the model's place for so many steps: the model, compiled if that pays or is asked for.
+    def maybe_compile(self, model: nn.Module, steps: int) -> Any:
+        """Return the model wrapped in torch.compile, if [compute] asks for it or the run is long enough.
 
-        Nothing is compiled yet; `compile_step` sees to what happens where that fails.
+        Compilation happens at the first call; `compile_step` handles its failure.
+
+        model  network that `prepare_model` returned
+        steps  training steps of the whole run
         """
         if self.settings.compile == "auto" and self.device_type == "cuda" and distributed.world_size() == 1:
-            self.on["compile"] = steps >= COMPILE_FROM
-        return torch.compile(model, dynamic=False) if self.on["compile"] else model
+            self.enabled["compile"] = steps >= MIN_STEPS_TO_COMPILE
+        return torch.compile(model, dynamic=False) if self.enabled["compile"] else model
 
     def unwrap(self, model: nn.Module) -> nn.Module:
-        """The network itself, without what compilation, precision or DDP put around it."""
-        found: nn.Module = self.accelerator.unwrap_model(getattr(model, "_orig_mod", model))
-        return found
+        """Return the network without the wrappers of torch.compile, mixed precision and DDP."""
+        network: nn.Module = self.accelerator.unwrap_model(getattr(model, "_orig_mod", model))
+        return network
 
-    def optimizer(self, model: nn.Module, settings: Optimizer, lr: float | None = None) -> Any:
-        """What moves the model. Adam in one kernel where there is one: torch's default on a CPU takes a fifth of a
-        pix2pix step.
+    def build_optimizer(self, model: nn.Module, settings: Optimizer, lr: float | None = None) -> Any:
+        """Return the optimizer of a model. Adam and AdamW are fused where the device has a fused kernel.
 
-        lr: of this model, if not `settings.lr`
+        torch's default Adam takes a fifth of a pix2pix step on a CPU.
+
+        settings  the table [optimizer]
+        lr        learning rate of this model; `settings.lr` if not given
         """
-        kind, options, lr = optimizers.named(settings.use), settings.arguments, lr or settings.lr
-        self.on["fused_adam"] = fused = self.on["fused_adam"] and settings.use in fused_adam.DENSE
-        if settings.use in fused_adam.DENSE:
-            kind = fused_adam.DENSE[settings.use] if fused and self.device_type == "cpu" else kind
+        kind, options, lr = optimizers.optimizer_class(settings.use), settings.arguments, lr or settings.lr
+        self.enabled["fused_adam"] = fused = self.enabled["fused_adam"] and settings.use in fused_adam.DENSE_OPTIMIZERS
+        if settings.use in fused_adam.DENSE_OPTIMIZERS:
+            kind = fused_adam.DENSE_OPTIMIZERS[settings.use] if fused and self.device_type == "cpu" else kind
             options["fused"] = fused
-        # a graph reads the rate where it lies; and it lies there without one too, for the same bits
+        # A CUDA graph reads the learning rate from a tensor. It is a tensor without a graph too, so that results are
+        # bit-identical.
         rate = torch.tensor(lr, device=self.device) if fused and self.device_type == "cuda" else lr
         optimizer = kind(model.parameters(), lr=rate, **options)
-        self._averaged[optimizer] = distributed.average_gradients(model)
-        self._share[optimizer] = lr / settings.lr
+        self._average_gradients[optimizer] = distributed.average_gradients(model)
+        self._lr_ratios[optimizer] = lr / settings.lr
         self._eps_at = settings.eps_at if settings.eps_before_correction else None
         self._clip_norm = settings.clip_norm
         return optimizer
 
     def seed(self, key: int) -> None:
-        """Begin torch's random numbers anew. On a CPU for its generator alone: torch.manual_seed asks every device."""
+        """Seed torch. On a CPU seed only its generator, since torch.manual_seed also queries all other devices."""
         if self.device_type == "cpu":
             torch.default_generator.manual_seed(key)
         else:
             torch.manual_seed(key)
 
-    def set_rate(self, rate: float, step: int = 0) -> None:
-        """The learning rate of this training step, counted from 0, and Adam's eps where that changes with it.
+    def set_lr(self, lr: float, step: int = 0) -> None:
+        """Set the learning rate of this training step, and Adam's eps if it changes from step to step.
 
-        A network that has a rate of its own keeps it in the same proportion to this one.
+        A network with another base learning rate keeps its ratio to this one.
+
+        lr    learning rate of the schedule at this step
+        step  number of the training step, from 0; only `eps_before_correction` uses it
         """
-        for optimizer, share in self._share.items():
+        for optimizer, ratio in self._lr_ratios.items():
             for group in optimizer.param_groups:
                 if self._eps_at:
                     group["eps"] = self._eps_at(step)
                 if isinstance(group["lr"], Tensor):
-                    group["lr"].fill_(share * rate)
+                    group["lr"].fill_(ratio * lr)
                 else:
-                    group["lr"] = share * rate
+                    group["lr"] = ratio * lr
 
     def backward_and_step(self, loss: Tensor | Iterable[Tensor], optimizer: Any) -> None:
-        """One step of `optimizer` down the gradient of `loss`, a scalar: of its mean over the processes.
+        """Compute the gradient of the loss, averaged over the processes, and take one optimizer step.
 
-        Where scalars are given, their sum is the loss: each is asked for once the gradient of the one before is taken.
+        loss       scalar, or scalars whose sum is the loss: the next one is requested after the backward pass of the
+                   one before, so that only one graph is in memory
+        optimizer  optimizer that `build_optimizer` returned
         """
         scaler = self.accelerator.scaler
         for part in (loss,) if isinstance(loss, Tensor) else loss:
-            part = self._averaged[optimizer](part)
+            part = self._average_gradients[optimizer](part)
             (part if scaler is None else scaler.scale(part)).backward()
         if self._clip_norm:
             if scaler is not None:
@@ -204,106 +248,124 @@ class Engine:
         else:
             scaler.step(optimizer)
             scaler.update()
-        optimizer.zero_grad(set_to_none=True)  # now: the next step's activations find room where they were
+        optimizer.zero_grad(set_to_none=True)  # now, so that the activations of the next step reuse this memory
 
-    def compile_step(self, objective: Any) -> Step:
-        """`objective.step`, as few launches as the device, [compute] and the objective itself allow."""
-        step: Step = objective.step
-        if self.on["compile"]:
+    def compile_step(self, objective: Any) -> TrainStep:
+        """Return `objective.step`, compiled and recorded as a CUDA graph where [compute] and the objective allow it.
+
+        Warns with the reason if a graph was requested and cannot be recorded.
+        """
+        step: TrainStep = objective.step
+        if self.enabled["compile"]:
             step = WarmupCompile(
-                objective, plain=functools.partial(self._plain, objective), scaler=self.accelerator.scaler
+                objective,
+                on_failure=functools.partial(self._disable_compile, objective),
+                scaler=self.accelerator.scaler,
             )
-        if not self.on["cuda_graphs"]:
+        if not self.enabled["cuda_graphs"]:
             return step
         obstacles = {
-            "the image pool draws as it goes": objective.pool is not None,
-            "fp16 decides step by step whether to take it": self.accelerator.scaler is not None,
+            "the image pool draws random numbers on the CPU in each step": objective.pool is not None,
+            "the fp16 loss scaler decides in each step whether to skip it": self.accelerator.scaler is not None,
             "several processes exchange gradients": distributed.world_size() > 1,
-            "fused_adam is off, or the optimizer is no Adam": not self.on["fused_adam"],
-            "eps_before_correction gives Adam another eps in each step": self._eps_at is not None,
-            "checkpointing puts random numbers back as it computes again": self.settings.checkpointing,
+            "fused_adam is off, or the optimizer is not Adam or AdamW": not self.enabled["fused_adam"],
+            "eps_before_correction changes the eps of Adam in each step": self._eps_at is not None,
+            "activation checkpointing resets the random state when it recomputes a block": self.settings.checkpointing,
         }
-        for reason, there in obstacles.items():
-            if there:
-                self._uncaptured(reason)
+        for reason, is_present in obstacles.items():
+            if is_present:
+                self._disable_graphs(reason)
                 return step
-        networks = [player.network for player in objective.players]
+        networks = [trainable.network for trainable in objective.trainables]
         losses = [objective.gan, *(term.loss for term in objective.terms)]
-        augmentations = objective.augmentations.of_d.values() if objective.augmentations else ()
-        optimizers = [player.optimizer for player in objective.players]
+        augmentations = objective.augmentations.discriminator_augmentations.values() if objective.augmentations else ()
+        optimizers = [trainable.optimizer for trainable in objective.trainables]
         return CUDAGraphStep(
             step,
-            self.recorder(),
+            self.build_recorder(),
             parts=[*networks, *losses, *augmentations],
             optimizers=optimizers,
-            given_up=self._uncaptured,
+            on_failure=self._disable_graphs,
         )
 
-    def recorder(self) -> Recorder:
-        return CudaRecorder(self.device)
+    def build_recorder(self) -> GraphRecorder:
+        """Return the recorder of this device. Tests replace this method to record without CUDA."""
+        return CUDAGraphRecorder(self.device)
 
-    def _uncaptured(self, reason: str) -> None:
-        self.on["cuda_graphs"] = False
+    def _disable_graphs(self, reason: str) -> None:
+        self.enabled["cuda_graphs"] = False
         warnings.warn(f"training without a CUDA graph: {reason}", stacklevel=2)
 
-    def _plain(self, objective: Any, reason: str) -> None:
-        self.on["compile"] = False
-        for player in objective.players:
-            player.network = self.unwrap(player.network)
+    def _disable_compile(self, objective: Any, reason: str) -> None:
+        self.enabled["compile"] = False
+        for trainable in objective.trainables:
+            trainable.network = self.unwrap(trainable.network)
         warnings.warn(f"training without torch.compile: {reason}", stacklevel=2)
 
-    def prefetch(self, batches: Batches, steps: int) -> contextlib.AbstractContextManager[Batches]:
-        """The batches, made ahead where the device would wait for them; a CPU has to make them itself."""
-        return Ahead(batches, self._pinned, steps) if self.on["prefetch"] else contextlib.nullcontext(batches)
+    def prefetch(self, batches: BatchSequence, steps: int) -> contextlib.AbstractContextManager[BatchSequence]:
+        """Return a context manager over the same batches, which a thread prepares in advance on CUDA.
 
-    def _pinned(self, batch: Batch) -> Batch:
-        def pinned(images: Tensor) -> Tensor:
+        On a CPU the batches are returned as they are: the thread would compete with training for the cores.
+
+        batches  batches of the run by step
+        steps    number of the run's steps; no batch is prepared after the last
+        """
+        return Prefetcher(batches, self._pin, steps) if self.enabled["prefetch"] else contextlib.nullcontext(batches)
+
+    def _pin(self, batch: Batch) -> Batch:
+        """The batch in pinned memory. Runs in the prefetch thread."""
+
+        def pin(images: Tensor) -> Tensor:
             return images.contiguous(memory_format=self.memory_format).pin_memory()
 
-        own = self.device.index  # each thread has a device of its own, the first one, until it is told another
-        with torch.cuda.device(-1 if own is None else own):
+        index = self.device.index  # the current device is per thread, and is 0 in a new thread
+        with torch.cuda.device(-1 if index is None else index):
             labels = None if batch.labels is None else batch.labels.pin_memory()
-            return replace(batch, x=pinned(batch.x), y=pinned(batch.y), labels=labels)
+            return replace(batch, x=pin(batch.x), y=pin(batch.y), labels=labels)
 
-    def move(self, batch: Batch) -> Batch:
-        """The batch on the device."""
-        aside = self.device_type == "cuda"  # what follows on the device waits for it, and nothing else
-        labels, drawn = (
-            None if each is None else each.to(self.device, non_blocking=aside) for each in (batch.labels, batch.random)
+    def to_device(self, batch: Batch) -> Batch:
+        """Return the batch on the device, images in the memory format of the run."""
+        non_blocking = self.device_type == "cuda"  # later kernels of the stream wait for the copy; Python does not
+        labels, random = (
+            None if tensor is None else tensor.to(self.device, non_blocking=non_blocking)
+            for tensor in (batch.labels, batch.random)
         )
-        x = batch.x.to(self.device, memory_format=self.memory_format, non_blocking=aside)
-        y = batch.y.to(self.device, memory_format=self.memory_format, non_blocking=aside)
-        return replace(batch, x=x, y=y, labels=labels, random=drawn)
+        x = batch.x.to(self.device, memory_format=self.memory_format, non_blocking=non_blocking)
+        y = batch.y.to(self.device, memory_format=self.memory_format, non_blocking=non_blocking)
+        return replace(batch, x=x, y=y, labels=labels, random=random)
 
     def describe(self) -> dict[str, Any]:
-        """What a result depends on besides the recipe."""
+        """Return what a result depends on besides the recipe: device, precision, threads, active switches.
+
+        env.json of a run stores it.
+        """
         described: dict[str, Any] = {
             "device": self.device_type,
             "precision": self.precision,
             "threads": torch.get_num_threads(),
             "processes": distributed.world_size(),
             "deterministic": self.device_type == "cpu" or self.settings.deterministic,
-            "on": [switch for switch, on in self.on.items() if on],
+            "on": [switch for switch, is_enabled in self.enabled.items() if is_enabled],
         }
         if self.device_type == "cuda":
             described["gpu"] = torch.cuda.get_device_name()
         return described
 
 
-def usable_cores() -> int:
-    """Cores that this process may use: of its affinity and of its control group, not of the whole machine."""
+def count_usable_cores() -> int:
+    """Return the number of cores that this process may use, by its CPU affinity and its cgroup quota; at least 1."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    with contextlib.suppress(OSError, ValueError):  # no control groups (of version 2), or no limit ("max")
+    with contextlib.suppress(OSError, ValueError):  # no cgroups v2, or no limit ("max")
         quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
         cores = min(cores, math.ceil(int(quota) / int(period)))
     return max(1, cores)
 
 
-def keep_memory() -> None:
-    """Have glibc keep what is freed. A step frees and takes gigabytes; it would give blocks of 32 MiB and more back to
-    the system each time, and the system would clear their pages again: up to a quarter of a step at 256 px.
+def keep_freed_memory() -> None:
+    """Make glibc keep freed memory for the rest of the process. Does nothing without glibc.
 
-    For the whole process, from now on. Does nothing where there is no glibc.
+    A step frees and allocates gigabytes. By default glibc returns blocks of 32 MiB and more to the system, which has
+    to clear their pages at the next allocation: up to a quarter of a step at 256 px.
     """
     if platform.libc_ver()[0] == "glibc":
         libc = ctypes.CDLL(None)
@@ -313,7 +375,15 @@ def keep_memory() -> None:
 
 @contextlib.contextmanager
 def frozen(model: nn.Module) -> Iterator[None]:
-    """The model's parameters get no gradients inside; what flows through it does."""
+    """Context manager in which the model's parameters get no gradients; gradients still flow through to its input.
+
+    >>> D = nn.Linear(2, 1)
+    >>> with frozen(D):
+    ...     D.weight.requires_grad
+    False
+    >>> D.weight.requires_grad
+    True
+    """
     parameters = [p for p in model.parameters() if p.requires_grad]
     for parameter in parameters:
         parameter.requires_grad_(False)

@@ -1,8 +1,8 @@
-"""Instance norm whose gradient is right whatever the memory format of what arrives there.
+"""Workaround for a wrong gradient of nn.InstanceNorm2d on a CPU at batch 1.
 
-torch's nn.InstanceNorm2d on a CPU, given one image, takes a channels-last gradient for a contiguous one and returns
-values that have nothing to do with the right ones (seen on torch 2.14). Convolutions return such gradients where
-weights are channels-last, and at batch 1, where an activation does not happen to lay them out anew, they arrive.
+For a single image, torch treats a channels-last output gradient as a contiguous one and returns wrong values (seen on
+torch 2.14). Convolutions with channels-last weights return such gradients. At batch 1 they reach the norm, unless an
+activation in between happens to make them contiguous.
 
 Imports torch only.
 """
@@ -14,13 +14,16 @@ from typing import Any
 from torch import Tensor, nn
 
 
-def mend_instance_norms(module: nn.Module) -> None:
-    """From now on its instance norms see gradients laid as their outputs are. Parameters and values stay the same."""
+def fix_instance_norms(module: nn.Module) -> None:
+    """Make the output gradients of all instance norms of `module` contiguous, in place, by hooks.
+
+    Calling it twice is the same as calling it once. Parameters and outputs do not change.
+    """
     for part in module.modules():
-        if isinstance(part, nn.InstanceNorm2d) and _mended not in part._forward_hooks.values():
-            part.register_forward_hook(_mended)
+        if isinstance(part, nn.InstanceNorm2d) and _make_gradient_contiguous not in part._forward_hooks.values():
+            part.register_forward_hook(_make_gradient_contiguous)
 
 
-def _mended(_norm: nn.Module, _inputs: Any, y: Tensor) -> None:
+def _make_gradient_contiguous(_norm: nn.Module, _inputs: Any, y: Tensor) -> None:
     if y.requires_grad:
         y.register_hook(Tensor.contiguous)

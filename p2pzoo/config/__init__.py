@@ -1,4 +1,4 @@
-"""From a TOML file to a checked Experiment; every fault is reported at once, with file:line."""
+"""From a TOML file to a checked Experiment, with file:line for every fault."""
 
 from __future__ import annotations
 
@@ -22,28 +22,37 @@ def load(
     """Read a recipe and check it against the installed components.
 
     recipe          a file, or "zoo:NAME.toml"
-    profile         None: the one that `pick` returns [default: by hardware], where the recipe has profiles
-    overrides       as -s takes them: "losses.l1.weight=50"
-    registry        of components [default: those of the installed plugins]
-    continued_from  the id of the run whose end is this one's start
+    profile         name of a profile; None takes the one that `pick` returns, if the recipe has it
+    overrides       what -s takes on the command line: "losses.l1.weight=50"
+    pick            chooses the profile [default: `pick_profile`, by hardware]
+    registry        components that `use` can name [default: those of the installed plugins]
+    continued_from  id of the run whose final weights this run starts from
 
     Raises UserError with every fault of the recipe, each with its file and line.
+
+    >>> experiment = load("zoo:base.toml", "smoke", ["losses.l1.weight=50"])
+    >>> experiment.generator.entry.full_name, experiment.losses["l1"].weight
+    ('pix2pix:unet', 50.0)
     """
-    from p2pzoo.config.check import check
+    from p2pzoo.config.check import check_recipe
     from p2pzoo.config.recipe import read_recipe
     from p2pzoo.plugin import loader
 
-    resolved = read_recipe(recipe, profile, overrides, pick=pick or (lambda: profile_by_hardware(overrides)))
-    return check(resolved, registry or loader.registry(), continued_from=continued_from)
+    resolved = read_recipe(recipe, profile, overrides, pick=pick or (lambda: pick_profile(overrides)))
+    return check_recipe(resolved, registry or loader.registry(), continued_from=continued_from)
 
 
-def profile_by_hardware(overrides: Sequence[str] = (), place: str | None = None) -> str:
-    """The profile for this machine: "gpu" with CUDA, else "laptop", also where an override asks for the CPU.
+def pick_profile(overrides: Sequence[str] = (), executor_profile: str | None = None) -> str:
+    """The profile for this machine: "gpu" with CUDA, else "laptop". An override to the CPU always gives "laptop".
 
-    place: the profile of the place where runs are made, where that is another machine
+    overrides         what -s takes on the command line
+    executor_profile  profile of the machine that runs, if that is not this one
+
+    >>> pick_profile(["compute.device=cpu"])
+    'laptop'
     """
     if "compute.device=cpu" in overrides:
         return "laptop"
     import torch
 
-    return place or ("gpu" if torch.cuda.is_available() else "laptop")
+    return executor_profile or ("gpu" if torch.cuda.is_available() else "laptop")

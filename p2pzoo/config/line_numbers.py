@@ -1,7 +1,7 @@
-"""On which line of a TOML file a key is set: tomllib does not say. Imports nothing of p2pzoo.
+"""Find the line of a TOML file that sets each key: tomllib does not report it. Imports nothing of p2pzoo.
 
-TOML is a sequence of statements that end with a line, except inside arrays and multi-line strings. So lines are
-gathered until tomllib itself can parse them under their table header; tomllib stays the only parser.
+A TOML statement ends with its line, except inside arrays and multi-line strings. So this module collects lines until
+tomllib can parse them under their table header; tomllib stays the only parser.
 """
 
 import re
@@ -9,12 +9,16 @@ import tomllib
 from collections.abc import Iterator
 from typing import Any
 
-Path = tuple[str, ...]
+KeyPath = tuple[str, ...]
 
 
-def key_lines(text: str) -> dict[Path, int]:
-    """{path of a key or table: the line (from 1) where it is first set} for text that tomllib accepts."""
-    lines: dict[Path, int] = {}
+def key_lines(text: str) -> dict[KeyPath, int]:
+    """{path of a key or table: the line (from 1) where it is first set} of a text that tomllib accepts.
+
+    >>> key_lines("[generator]\\nwidth = 64")
+    {('generator',): 1, ('generator', 'width'): 2}
+    """
+    lines: dict[KeyPath, int] = {}
     header, pending, start = "", "", 0
     for number, line in enumerate(re.findall(r".*?\n|.+", text, re.DOTALL), 1):
         if not pending:
@@ -35,7 +39,7 @@ def key_lines(text: str) -> dict[Path, int]:
     return lines
 
 
-def _paths(value: Any, prefix: Path = ()) -> Iterator[Path]:
+def _paths(value: Any, prefix: KeyPath = ()) -> Iterator[KeyPath]:
     if prefix:
         yield prefix
     if isinstance(value, dict):

@@ -1,4 +1,4 @@
-"""The `[optimizer]` table: which class of torch.optim, and which of its parameters a recipe sets."""
+"""The `[optimizer]` table: find the class of torch.optim and check its parameters."""
 
 from __future__ import annotations
 
@@ -10,74 +10,80 @@ from typing import Any
 import torch
 
 from p2pzoo.plugin import schema
-from p2pzoo.utils.suggest import nearest
+from p2pzoo.utils.suggest import did_you_mean
 
-HOW_NOT_WHAT = ("foreach", "fused", "capturable", "differentiable")  # parameters: [compute] decides
-
-
-NOT_OURS = ("params", "lr", "maximize", *HOW_NOT_WHAT)  # `maximize`: which way a player moves is the game's
+SET_BY_COMPUTE = ("foreach", "fused", "capturable", "differentiable")  # parameters that [compute] decides
+NOT_IN_RECIPES = ("params", "lr", "maximize", *SET_BY_COMPUTE)  # losses are always minimised
 
 
-def named(use: str) -> Any:
-    """The class of torch.optim. Raises ValueError with the nearest names for any other."""
+def optimizer_class(use: str) -> Any:
+    """The class of torch.optim with this name. Raises ValueError that suggests a name.
+
+    >>> optimizer_class("AdamW")
+    <class 'torch.optim.adamw.AdamW'>
+    """
     base = torch.optim.Optimizer
     classes = {n: c for n, c in vars(torch.optim).items() if isinstance(c, type) and issubclass(c, base) and c != base}
     if use not in classes:
-        raise ValueError(f"no optimizer of torch.optim{nearest(use, sorted(classes))}")
+        raise ValueError(f"no optimizer of torch.optim{did_you_mean(use, sorted(classes))}")
     return classes[use]
 
 
-def check_options(use: str, table: Mapping[str, Any], beside: Collection[str]) -> dict[str, Any]:
-    """The class's own parameters that a table sets, as the class takes them. Raises params.Faults.
+def check_options(use: str, table: Mapping[str, Any], zoo_keys: Collection[str]) -> dict[str, Any]:
+    """The parameters of the class that a table sets, in the types that the class takes.
 
-    beside: the other keys that [optimizer] has, to be suggested.
+    use       name of a class of torch.optim
+    zoo_keys  the other keys of [optimizer], for suggestions
+
+    Raises schema.InvalidParameters.
     """
-    parameters = inspect.signature(named(use)).parameters
-    known = {name: each.default for name, each in parameters.items() if name not in NOT_OURS}
+    parameters = inspect.signature(optimizer_class(use)).parameters
+    known = {name: param.default for name, param in parameters.items() if name not in NOT_IN_RECIPES}
     faults, options = [], {}
     for name, value in table.items():
         if name not in known:
-            faults.append((name, f"has no parameter '{name}'{nearest(name, sorted({*beside, *known}))}"))
+            faults.append((name, f"has no parameter '{name}'{did_you_mean(name, sorted({*zoo_keys, *known}))}"))
             continue
         try:
-            options[name] = _checked(value, known[name])
+            options[name] = _check_value(value, known[name])
         except ValueError as error:
-            faults.append((name, f"{name} = {schema.show(value)}: {error}"))
+            faults.append((name, f"{name} = {schema.format_value(value)}: {error}"))
     if faults:
-        raise schema.Faults(faults)
+        raise schema.InvalidParameters(faults)
     return options
 
 
 def has_betas(use: str) -> bool:
-    return "betas" in inspect.signature(named(use)).parameters
+    """Whether the class of this name has a parameter `betas`. Raises ValueError as `optimizer_class` does."""
+    return "betas" in inspect.signature(optimizer_class(use)).parameters
 
 
-def try_out(use: str, lr: float, arguments: Mapping[str, Any]) -> None:
-    """Takes a step of the class on the weight of a convolution. Raises ValueError where it does not take one."""
+def try_step(use: str, lr: float, arguments: Mapping[str, Any]) -> None:
+    """Take one step of the class on the weight of a convolution. Raises ValueError with the error of the class."""
     weight = torch.nn.Parameter(torch.ones(1, 1, 1, 1))
     weight.grad = torch.ones_like(weight)
     try:
-        named(use)([weight], lr=lr, **arguments).step()
-    except Exception as error:  # what a class refuses, it refuses in its own way
+        optimizer_class(use)([weight], lr=lr, **arguments).step()
+    except Exception as error:  # each class has its own exceptions for bad values
         raise ValueError(" ".join(str(error).split())) from error
 
 
-def _checked(value: Any, default: Any) -> Any:
-    """By the kind of torch's default."""
+def _check_value(value: Any, default: Any) -> Any:
+    """The value, if it has the type of torch's default. Raises ValueError otherwise."""
     if isinstance(default, bool):
         if isinstance(value, bool):
             return value
         raise ValueError("give true or false")
     if isinstance(default, tuple):
-        if isinstance(value, list | tuple) and len(value) == len(default) and all(map(_number, value)):
+        if isinstance(value, list | tuple) and len(value) == len(default) and all(map(_is_number, value)):
             return tuple(value)
         raise ValueError(f"give an array of {len(default)} numbers")
     if isinstance(default, int | float):
-        if _number(value):
+        if _is_number(value):
             return value
         raise ValueError("give a number")
-    raise ValueError("a recipe cannot set it")
+    raise ValueError("a recipe cannot set this parameter")
 
 
-def _number(value: Any) -> bool:
+def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

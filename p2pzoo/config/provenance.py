@@ -1,4 +1,4 @@
-"""Version and source hash of the core and of each component: a resumed run is compared with them."""
+"""Version and source hash of the core and of each component, to find out whether code changed since a run began."""
 
 from __future__ import annotations
 
@@ -12,25 +12,26 @@ from p2pzoo.config.experiment import Experiment
 from p2pzoo.utils.paths import PACKAGE
 from p2pzoo.utils.version import __version__
 
-# Folders that no computation of a run imports: they start runs, or use them afterwards. Editing them orphans no run.
-NOT_OF_RUNS = ("benchmarks", "cli", "recipes", "testing")
+# folders whose code changes no result of a run: they start runs, or use them afterwards
+UNUSED_BY_RUNS = ("benchmarks", "cli", "recipes", "testing")
 
 
-def sources(experiment: Experiment) -> dict[str, str]:
-    """{"core" or a component: version and hash of its source}; what a resumed run is held to."""
-    found = {"core": f"{__version__} {_hash_folder(PACKAGE, skip=NOT_OF_RUNS)}"}
+def source_hashes(experiment: Experiment) -> dict[str, str]:
+    """{"core" or a component: version and hash of its source}. A resumed run is compared with these."""
+    hashes = {"core": f"{__version__} {_hash_folder(PACKAGE, skip=UNUSED_BY_RUNS)}"}
     for component in experiment.components():
         entry = component.entry
-        found[f"{entry.kind} {entry.full_name}"] = f"{entry.distribution} {_hash_module(component.factory.__module__)}"
-    return found
+        hashes[f"{entry.kind} {entry.full_name}"] = f"{entry.distribution} {_hash_module(component.factory.__module__)}"
+    return hashes
 
 
 def changed_sources(before: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
+    """The names in both whose version or source differs."""
     return [name for name in now if name in before and before[name] != now[name]]
 
 
 def _hash_module(name: str) -> str:
-    """The source of a module and all beside it: its top-level package."""
+    """The hash of the top-level package of a module."""
     top = sys.modules.get(name.partition(".")[0]) or importlib.import_module(name)
     file = getattr(top, "__file__", None)
     if file is None:

@@ -1,13 +1,13 @@
-"""Recipes: TOML text -> one resolved tree of values, each with the file and line that set it. Knows no components.
+"""Read recipes: TOML files -> one resolved tree of values, each with the file and line that set it.
 
-A recipe is folded together from layers, each overriding the ones before it:
+This module knows no components. A recipe is merged from layers, and each overrides the ones before it:
 
-    for every file of `extends`, the base first:   its tables, then its [profiles.NAME.*] for the chosen profile
-    last:                                          the -s overrides
+    every file of `extends`, the base first:   its tables, then its [profiles.NAME.*] for the chosen profile
+    last:                                      the -s overrides
 
-Tables merge deeply and arrays replace. Where a layer changes a component's `use`, or the optimizer's, the parameters
-inherited for the old one are dropped (`weight` and the rates are the zoo's own and stay). `drop = ["losses.l1"]`
-removes what earlier layers set.
+Tables merge deeply and arrays replace. A layer that changes a component's `use`, or the optimizer's, drops the
+parameters inherited for the old one; `weight` and the learning rates stay. `drop = ["losses.l1"]` removes what earlier
+layers set.
 """
 
 from __future__ import annotations
@@ -22,25 +22,25 @@ from typing import Any
 
 from p2pzoo.config.line_numbers import key_lines
 from p2pzoo.utils.errors import UserError
-from p2pzoo.utils.files import MOST_DEEP, parse_toml
-from p2pzoo.utils.paths import shipped
-from p2pzoo.utils.suggest import nearest
+from p2pzoo.utils.files import MAX_NESTING, parse_toml
+from p2pzoo.utils.paths import shipped_dir
+from p2pzoo.utils.suggest import did_you_mean
 
 Key = tuple[str, ...]
 
 COMPONENTS = ("generator", "discriminator", "gan_loss", "dataset")  # tables that name one component
-COLLECTIONS = ("losses", "augmentations", "metrics", "callbacks")  # tables of tables that each name one
-SETTINGS = ("train", "optimizer", "compute", "init", "evaluate")  # the core's own
-TOP = ("title", "seed", "profile", "continued_from", *COMPONENTS, *COLLECTIONS, *SETTINGS)
+COLLECTIONS = ("losses", "augmentations", "metrics", "callbacks")  # tables of such tables
+SETTINGS = ("train", "optimizer", "compute", "init", "evaluate")  # tables of the core, see settings.py
+TOP_LEVEL = ("title", "seed", "profile", "continued_from", *COMPONENTS, *COLLECTIONS, *SETTINGS)
 FILE_ONLY = ("extends", "drop", "profiles")
-CLI_ONLY = ("profile", "continued_from")  # only in resolved recipes; options of the command line set them
-IN_PROFILES = (*(key for key in TOP if key not in CLI_ONLY), "drop")
-PROFILE = re.compile(r"[A-Za-z0-9_-]+")  # it becomes part of a folder's name
-MOST_BYTES = 1 << 20  # of a recipe
-PLAIN = "plain"  # the profile of a recipe that has none, or of none of them
-OWN_KEYS = ("use", "weight")  # of a component's table: the zoo's, not the component's
-# of [optimizer]: the zoo's, not those of the class that it names, which is Adam where it names none
-OPTIMIZERS_OWN = (
+CLI_ONLY = ("profile", "continued_from")  # set by options of the command line; resolved recipes have them too
+IN_PROFILES = (*(key for key in TOP_LEVEL if key not in CLI_ONLY), "drop")
+PROFILE_NAME = re.compile(r"[A-Za-z0-9_-]+")  # part of the name of a run folder
+MAX_RECIPE_BYTES = 1 << 20  # the shipped ones have a few kilobytes; reading a larger file by mistake takes memory
+NO_PROFILE = "plain"  # name for a recipe without profiles, or with none of them chosen
+ZOO_KEYS = ("use", "weight")  # keys of a component's table that are not its parameters
+# keys of [optimizer] that are not parameters of the class that `use` names (Adam by default)
+OPTIMIZER_KEYS = (
     "use", "lr", "lr_discriminator", "clip_norm", "schedule", "schedule_gamma", "schedule_every", "schedule_power"
 )  # fmt: skip
 
@@ -59,13 +59,13 @@ class Source:
 
 @dataclass(frozen=True)
 class Origin:
-    """Where a value was set: the source and the key as written there."""
+    """The place where a value was set: the source and the key as written there."""
 
     source: Source
     key: Key
 
     def __str__(self) -> str:
-        for end in range(len(self.key), 0, -1):  # a fault about a missing key points at its table
+        for end in range(len(self.key), 0, -1):  # a missing key has the line of its table
             if line := self.source.lines.get(self.key[:end]):
                 return f"{self.source.name}:{line}"
         return self.source.name
@@ -73,9 +73,12 @@ class Origin:
 
 @dataclass
 class Recipe:
-    """A resolved recipe. `origins` says of every value and table who set it last.
+    """A resolved recipe.
 
-    `faults` is what is wrong so far; `experiment.check` tells it together with what it finds itself.
+    values   the tables, merged
+    origins  the place that set each value or table last
+    home     the file that was asked for, the last one of the chain of `extends`
+    faults   what is wrong so far; `check_recipe` reports it together with what it finds
     """
 
     name: str
@@ -86,7 +89,7 @@ class Recipe:
     faults: list[str] = field(default_factory=list, repr=False)
 
     def where(self, key: Key) -> str:
-        """file:line of a key, of the table around it, or of the recipe."""
+        """file:line of a key, else of its table, else the file of the recipe."""
         for end in range(len(key), 0, -1):
             if origin := self.origins.get(key[:end]):
                 return str(origin)
@@ -96,25 +99,31 @@ class Recipe:
 def read_recipe(
     path: str, profile: str | None = None, overrides: Sequence[str] = (), *, pick: Callable[[], str] | None = None
 ) -> Recipe:
-    """Read and fold a recipe.
+    """Read a recipe and all that it extends, and merge them. `p2pzoo.config.load` also checks the result.
 
-    path: a file, or "zoo:NAME" for one that travels with p2pzoo. profile: None lets `pick()` choose among the recipe's.
-    Raises UserError naming file and line for what leaves no recipe to look at: a missing or broken file, a cycle, an
-    unknown profile. Other faults (unknown tables, a `drop` of nothing) are left in `faults`.
+    path       a file, or "zoo:NAME.toml" for a recipe that comes with p2pzoo
+    profile    name of a profile; None takes the one that `pick()` returns, if the recipe has it
+    overrides  "table.key=value", as -s takes them
+
+    Raises UserError with file and line if there is nothing to merge: a missing or broken file, a cycle, an unknown
+    profile. Other faults (unknown tables, a `drop` without effect) are kept in `Recipe.faults`.
+
+    >>> read_recipe("zoo:base.toml", "smoke", ["losses.l1.weight=50"]).values["losses"]
+    {'l1': {'use': 'l1', 'weight': 50}}
     """
-    chain = _chain(path)
+    chain = _read_chain(path)
     home = chain[-1][0]
     known = sorted({name for _, tree in chain for name in tree.get("profiles", {})})
-    label = next((tree["profile"] for _, tree in reversed(chain) if "profile" in tree), None)
+    resolved_for = next((tree["profile"] for _, tree in reversed(chain) if "profile" in tree), None)
     chosen_by = Source(f"--profile {profile}" if profile else "picked by hardware")
-    profile = _choose_profile(home, known, label, profile, pick)
+    profile = _choose_profile(home, known, resolved_for, profile, pick)
 
-    recipe = Recipe(_name(path), profile, {}, {}, home)
+    recipe = Recipe(_recipe_name(path), profile, {}, {}, home)
     faults = recipe.faults
     for source, tree in chain:
-        faults += _unknown(source, tree)
-        own = {key: value for key, value in tree.items() if key not in ("extends", "profiles")}
-        faults += _merge(recipe, source, own, ())
+        faults += _find_unknown_keys(source, tree)
+        tables = {key: value for key, value in tree.items() if key not in ("extends", "profiles")}
+        faults += _merge(recipe, source, tables, ())
         faults += _merge(recipe, source, tree.get("profiles", {}).get(profile, {}), ("profiles", profile))
     for text in overrides:
         try:
@@ -126,42 +135,42 @@ def read_recipe(
     return recipe
 
 
-def locate(path: str, base: Path | None = None) -> Path:
-    """The file a recipe path means: `zoo:NAME`, or relative to `base` (the extending file), else to here."""
+def find_recipe(path: str, base: Path | None = None) -> Path:
+    """The file of a recipe path: "zoo:NAME.toml", or relative to `base` (the folder of the extending file) if given."""
     if path.startswith("zoo:"):
-        return shipped("recipes") / path.removeprefix("zoo:")
+        return shipped_dir("recipes") / path.removeprefix("zoo:")
     return (base / path) if base else Path(path)
 
 
-def _shown(file: Path) -> str:
-    """A file as people name it: zoo:NAME for those that travel with p2pzoo, else the path from here."""
-    resolved, zoo, here = file.resolve(), shipped("recipes").resolve(), Path.cwd()
+def _display_name(file: Path) -> str:
+    """The name of a file in messages: zoo:NAME.toml for shipped recipes, else the path from the current folder."""
+    resolved, zoo, here = file.resolve(), shipped_dir("recipes").resolve(), Path.cwd()
     if resolved.is_relative_to(here):
         return str(resolved.relative_to(here))
     return f"zoo:{resolved.relative_to(zoo)}" if resolved.is_relative_to(zoo) else str(file)
 
 
-def _name(path: str) -> str:
-    """ "recipes/tasks/facades.toml" -> "facades"; a run folder's own recipe keeps the name of its run."""
-    file = locate(path).resolve()
-    of_a_run = file.name == "recipe.toml" and (file.parent / "status.json").exists()
-    return file.parent.parent.name if of_a_run else file.stem.lstrip(".") or "recipe"
+def _recipe_name(path: str) -> str:
+    """ "recipes/tasks/facades.toml" -> "facades". The recipe.toml of a run folder has the name of that run's recipe."""
+    file = find_recipe(path).resolve()
+    is_of_run = file.name == "recipe.toml" and (file.parent / "status.json").exists()
+    return file.parent.parent.name if is_of_run else file.stem.lstrip(".") or "recipe"
 
 
-def _chain(path: str) -> list[tuple[Source, dict[str, Any]]]:
-    """The recipe and all it extends, bases first, each file once. Raises UserError."""
+def _read_chain(path: str) -> list[tuple[Source, dict[str, Any]]]:
+    """The recipe and all that it extends, bases first, each file once. Raises UserError."""
     chain: dict[Path, tuple[Source, dict[str, Any]]] = {}
 
-    def visit(path: str, base: Path | None, asked_by: str, above: tuple[Path, ...]) -> None:
-        file = locate(path, base)
+    def visit(path: str, base: Path | None, extended_at: str, above: tuple[Path, ...]) -> None:
+        file = find_recipe(path, base)
         resolved = file.resolve()
-        shown = _shown(file)
+        name = _display_name(file)
         if resolved in above:
             names = " extends ".join(p.name for p in (*above[above.index(resolved) :], resolved))
-            raise UserError(f"{asked_by}  cycle in `extends`: {names}")
+            raise UserError(f"{extended_at}  cycle in `extends`: {names}")
         if resolved in chain:
             return
-        source, tree = _parse(file, shown, asked_by)
+        source, tree = _parse(file, name, extended_at)
         extends = tree.get("extends", [])
         for parent in [extends] if isinstance(extends, str) else extends:
             visit(parent, file.parent, str(Origin(source, ("extends",))), (*above, resolved))
@@ -171,37 +180,37 @@ def _chain(path: str) -> list[tuple[Source, dict[str, Any]]]:
     return list(chain.values())
 
 
-def _parse(file: Path, shown: str, asked_by: str) -> tuple[Source, dict[str, Any]]:
-    at = f"{asked_by}  extends " if asked_by else ""
+def _parse(file: Path, name: str, extended_at: str) -> tuple[Source, dict[str, Any]]:
+    place = f"{extended_at}  extends " if extended_at else ""
     try:
-        if asked_by and file.exists() and not file.is_file() and not file.is_dir():
-            raise UserError(f"{at}{shown}: a device or pipe, not a file")  # it might have no end
+        if extended_at and file.exists() and not file.is_file() and not file.is_dir():
+            raise UserError(f"{place}{name}: a device or pipe, not a file")  # reading it may never end
         with file.open("rb") as content:
-            text = content.read(MOST_BYTES + 1).decode("utf-8")
+            text = content.read(MAX_RECIPE_BYTES + 1).decode("utf-8")
     except FileNotFoundError:
         near = sorted(p.name for p in file.parent.glob("*.toml")) if file.parent.is_dir() else []
-        raise UserError(f"{at}{shown}: no such recipe{nearest(file.name, near) if near else ''}") from None
+        raise UserError(f"{place}{name}: no such recipe{did_you_mean(file.name, near) if near else ''}") from None
     except UnicodeDecodeError:
-        raise UserError(f"{at}{shown}: not UTF-8 text") from None
+        raise UserError(f"{place}{name}: not UTF-8 text") from None
     except OSError as error:
-        raise UserError(f"{at}{shown}: {error.strerror}") from None
-    if len(text) > MOST_BYTES:
-        raise UserError(f"{at}{shown}: more than {MOST_BYTES:,} bytes, which no recipe has")
+        raise UserError(f"{place}{name}: {error.strerror}") from None
+    if len(text) > MAX_RECIPE_BYTES:
+        raise UserError(f"{place}{name}: larger than {MAX_RECIPE_BYTES:,} bytes, the limit for a recipe")
     try:
         tree = parse_toml(text)
     except ValueError as error:
-        message, _, place = str(error).partition(" (at ")
-        line = place.split(",")[0].removeprefix("line ")
+        message, _, position = str(error).partition(" (at ")
+        line = position.split(",")[0].removeprefix("line ")
         line = line if line.isdigit() else str(text.count("\n") + 1)
-        raise UserError(f"{shown}:{line}  broken TOML: {message}") from None
-    source = Source(shown, text)
-    if faults := list(_malformed(source, tree)):
+        raise UserError(f"{name}:{line}  broken TOML: {message}") from None
+    source = Source(name, text)
+    if faults := list(_find_malformed(source, tree)):
         raise UserError(*faults)
     return source, tree
 
 
-def _malformed(source: Source, tree: Mapping[str, Any]) -> Iterator[str]:
-    """Faults that leave nothing to fold."""
+def _find_malformed(source: Source, tree: Mapping[str, Any]) -> Iterator[str]:
+    """Faults that prevent merging."""
 
     def at(*key: str) -> str:
         return str(Origin(source, key))
@@ -219,55 +228,57 @@ def _malformed(source: Source, tree: Mapping[str, Any]) -> Iterator[str]:
     for name, layer in profiles.items():
         if not isinstance(layer, dict):
             yield f"{at('profiles', name)}  profiles.{name} must be a table, as in [profiles.{name}.train]"
-        if not PROFILE.fullmatch(name):
+        if not PROFILE_NAME.fullmatch(name):
             yield f"{at('profiles', name)}  profile {json.dumps(name)}: use letters, digits, - and _"
-    label = tree.get("profile", PLAIN)
-    if isinstance(label, str) and not PROFILE.fullmatch(label):
-        yield f"{at('profile')}  profile {json.dumps(label)}: use letters, digits, - and _"
+    profile = tree.get("profile", NO_PROFILE)
+    if isinstance(profile, str) and not PROFILE_NAME.fullmatch(profile):
+        yield f"{at('profile')}  profile {json.dumps(profile)}: use letters, digits, - and _"
     for where, layer in [((), tree), *((("profiles", n), t) for n, t in profiles.items() if isinstance(t, dict))]:
         drop = layer.get("drop", [])
         if not isinstance(drop, list) or not all(isinstance(item, str) for item in drop):
             yield f'{at(*where, "drop")}  drop takes an array of table names, as in drop = ["losses.l1"]'
 
 
-def _unknown(source: Source, tree: Mapping[str, Any]) -> Iterator[str]:
-    """Tables and keys that no recipe has."""
+def _find_unknown_keys(source: Source, tree: Mapping[str, Any]) -> Iterator[str]:
+    """Faults about tables and keys that do not exist."""
     for key in tree:
-        if key not in (*TOP, *FILE_ONLY):
-            yield f"{Origin(source, (key,))}  no table or key '{key}'{nearest(key, (*TOP, *FILE_ONLY))}"
+        if key not in (*TOP_LEVEL, *FILE_ONLY):
+            yield f"{Origin(source, (key,))}  no table or key '{key}'{did_you_mean(key, (*TOP_LEVEL, *FILE_ONLY))}"
     for name, layer in tree.get("profiles", {}).items():
         for key in layer:
             if key not in IN_PROFILES:
                 where = Origin(source, ("profiles", name, key))
-                yield f"{where}  no table or key '{key}'{nearest(key, IN_PROFILES)}"
+                yield f"{where}  no table or key '{key}'{did_you_mean(key, IN_PROFILES)}"
 
 
 def _choose_profile(
-    home: Source, known: list[str], label: str | None, asked: str | None, pick: Callable[[], str] | None
+    home: Source, known: list[str], resolved_for: str | None, profile: str | None, pick: Callable[[], str] | None
 ) -> str:
-    if label is not None:  # a resolved recipe: its profile has been folded in
-        if asked not in (None, label):
-            raise UserError(f"{home.name}: already resolved for profile '{label}'; take the recipe it was made from")
-        return label
-    if asked is not None and asked not in known:
-        raise UserError(f"{home.name}: no profile '{asked}'{nearest(asked, known)}")
-    if asked is not None:
-        return asked
-    chosen = pick() if pick else PLAIN
-    return chosen if chosen in known else PLAIN
+    if resolved_for is not None:  # a resolved recipe: the values of its profile are merged already
+        if profile not in (None, resolved_for):
+            raise UserError(
+                f"{home.name}: already resolved for profile '{resolved_for}'; use the recipe that it was resolved from"
+            )
+        return resolved_for
+    if profile is not None and profile not in known:
+        raise UserError(f"{home.name}: no profile '{profile}'{did_you_mean(profile, known)}")
+    if profile is not None:
+        return profile
+    chosen = pick() if pick else NO_PROFILE
+    return chosen if chosen in known else NO_PROFILE
 
 
 def _parse_override(text: str) -> dict[str, Any]:
-    """`losses.l1.weight=50` as a tree; the value as TOML, else as a string."""
+    """ "losses.l1.weight=50" -> {"losses": {"l1": {"weight": 50}}}. A value that is not TOML is a string."""
     name, equals, value = text.partition("=")
     key = [part.strip() for part in name.split(".")]
-    if not equals or not all(key) or len(key) > MOST_DEEP:
+    if not equals or not all(key) or len(key) > MAX_NESTING:
         raise UserError(f"-s {text}: write -s table.key=value, as in -s losses.l1.weight=50")
     if key[0] in CLI_ONLY:
         option = {"profile": "--profile", "continued_from": "--continue-from"}[key[0]]
         raise UserError(f"-s {text}: use {option} instead")
     if key[0] not in IN_PROFILES:
-        raise UserError(f"-s {text}: no table or key '{key[0]}'{nearest(key[0], TOP)}")
+        raise UserError(f"-s {text}: no table or key '{key[0]}'{did_you_mean(key[0], TOP_LEVEL)}")
     try:
         parsed = parse_toml(f"value = {value}")
     except ValueError:
@@ -279,52 +290,52 @@ def _parse_override(text: str) -> dict[str, Any]:
 
 
 def _merge(recipe: Recipe, source: Source, layer: Mapping[str, Any], prefix: Key) -> list[str]:
-    """Fold one layer in; returns faults."""
+    """Merge one layer into the recipe. Returns faults."""
     faults = []
     drop = layer.get("drop", [])
     for name in drop if isinstance(drop, list) else [drop]:
         if not _remove(recipe, tuple(str(name).split("."))):
             tables = sorted({".".join(k[: 2 if k[0] in COLLECTIONS else 1]) for k in recipe.origins})
             where = Origin(source, (*prefix, "drop"))
-            faults.append(f"{where}  drop: there is no '{name}'{nearest(str(name), tables)}")
+            faults.append(f"{where}  drop: there is no '{name}'{did_you_mean(str(name), tables)}")
     for key, value in layer.items():
         if key != "drop":
-            _fold(recipe, source, (key,), value, prefix)
+            _set(recipe, source, (key,), value, prefix)
     return faults
 
 
-def _fold(recipe: Recipe, source: Source, key: Key, value: Any, prefix: Key) -> None:
+def _set(recipe: Recipe, source: Source, key: Key, value: Any, prefix: Key) -> None:
     if not isinstance(value, dict):
         _remove(recipe, key)
-        _table(recipe.values, key[:-1])[key[-1]] = value
+        _ensure_table(recipe.values, key[:-1])[key[-1]] = value
         recipe.origins[key] = Origin(source, (*prefix, *key))
         return
-    present = _get(recipe.values, key)
-    if not isinstance(present, dict):
+    before = _get(recipe.values, key)
+    if not isinstance(before, dict):
         _remove(recipe, key)
-    elif _is_component(key) and "use" in value and not _same(value["use"], present.get("use")):
-        for name in [name for name in present if name not in OWN_KEYS]:
+    elif _is_component(key) and "use" in value and not _is_same_component(value["use"], before.get("use")):
+        for name in [name for name in before if name not in ZOO_KEYS]:
             _remove(recipe, (*key, name))
-    elif key == ("optimizer",) and value.get("use", before := present.get("use", "Adam")) != before:
-        for name in [name for name in present if name not in OPTIMIZERS_OWN]:
+    elif key == ("optimizer",) and value.get("use", used := before.get("use", "Adam")) != used:
+        for name in [name for name in before if name not in OPTIMIZER_KEYS]:
             _remove(recipe, (*key, name))
-    _table(recipe.values, key)
+    _ensure_table(recipe.values, key)
     recipe.origins[key] = Origin(source, (*prefix, *key))
     for name, item in value.items():
-        _fold(recipe, source, (*key, name), item, prefix)
+        _set(recipe, source, (*key, name), item, prefix)
 
 
 def _is_component(key: Key) -> bool:
     return (len(key) == 1 and key[0] in COMPONENTS) or (len(key) == 2 and key[0] in COLLECTIONS)
 
 
-def _same(use: Any, before: Any) -> bool:
-    """Whether two `use` name one component as far as a recipe can tell: "unet" may be "pix2pix:unet"."""
+def _is_same_component(use: Any, before: Any) -> bool:
+    """Whether two values of `use` can name the same component: "unet" may be "pix2pix:unet"."""
     (plugin, _, name), (old_plugin, _, old_name) = str(use).rpartition(":"), str(before).rpartition(":")
     return name == old_name and (not plugin or not old_plugin or plugin == old_plugin)
 
 
-def _table(tree: dict[str, Any], key: Key) -> dict[str, Any]:
+def _ensure_table(tree: dict[str, Any], key: Key) -> dict[str, Any]:
     for part in key:
         if not isinstance(tree.get(part), dict):
             tree[part] = {}
@@ -341,20 +352,24 @@ def _get(tree: Any, key: Key) -> Any:
 
 
 def _remove(recipe: Recipe, key: Key) -> bool:
-    """Remove a key with all below it; whether it was there."""
-    above = _get(recipe.values, key[:-1])
-    if not isinstance(above, dict) or key[-1] not in above:
+    """Remove a key and all keys below it. Returns whether it existed."""
+    table = _get(recipe.values, key[:-1])
+    if not isinstance(table, dict) or key[-1] not in table:
         return False
-    del above[key[-1]]
+    del table[key[-1]]
     for path in [path for path in recipe.origins if path[: len(key)] == key]:
         del recipe.origins[path]
     return True
 
 
-def leaves(tree: Mapping[str, Any], prefix: Key = ()) -> Iterator[tuple[Key, Any]]:
-    """(key, value) of everything in a tree of tables that is not itself a table."""
+def iter_leaves(tree: Mapping[str, Any], prefix: Key = ()) -> Iterator[tuple[Key, Any]]:
+    """(key, value) of each value in a tree of tables.
+
+    >>> list(iter_leaves({"losses": {"l1": {"weight": 100}}}))
+    [(('losses', 'l1', 'weight'), 100)]
+    """
     for key, value in tree.items():
         if isinstance(value, dict):
-            yield from leaves(value, (*prefix, key))
+            yield from iter_leaves(value, (*prefix, key))
         else:
             yield (*prefix, key), value

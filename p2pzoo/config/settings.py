@@ -1,4 +1,7 @@
-"""The core's own tables of a recipe. Their fields are checked exactly as a component's parameters are."""
+"""The core's own tables of a recipe: [train], [optimizer], [init], [compute], [evaluate].
+
+Their fields are checked as the parameters of a component are, and `p2pzoo show train` prints them.
+"""
 
 from __future__ import annotations
 
@@ -19,134 +22,144 @@ Rate = Annotated[float, Field(gt=0, le=1)]
 
 @dataclass(frozen=True, kw_only=True)
 class Train:
-    """[train]: how long and on what. Lengths are in images seen, so that batch sizes compare.
+    """[train]: how long to train, and how images are prepared. Lengths count images, so that batch sizes compare.
 
-    images            training length; the last batch is completed
-    batch_size        images per step, over all processes (1 in the paper; 10 in its Table 2)
-    jitter            enlarge by this factor, then crop back at a random place (paper §3.3: 286/256; 1 is off)
-    jitter_kernel     resampling of the enlargement: "bicubic" as in the PyTorch code; "bilinear-corners" as in Lua, the
-                      corners' pixels staying where they are; "area" as in the TensorFlow code: what each new pixel
-                      covers; "bilinear"
-    crop_from         the least offset of the crop in px: 1 in Lua, which rounds up and never crops at the edge
-    mirror            flip left and right with probability 1/2, x and y together (§3.3)
-    replacement       each image is drawn anew from all of them, as in Lua; else every epoch shows each one once
-    order             "pytorch": D moves, then G meets the D that has moved. "lua": G hears what D said before its move,
-                      and learns by the weights that D has after it (see objective.LuaObjective)
-    zero_biases       the biases of all convolutions are set to 0 at the start of each move, as in Lua
-    spectral_norm     whose convolutions and linear layers have weights of spectral norm 1 (arXiv:1802.05957; see
-                      spectral.py)
-    d_steps           moves of D before each one of G, each on a fresh batch; G moves on the last of them. Images count
-                      as they are drawn, for whomever: a step sees batch_size × d_steps of them, so that G moves
-                      images / (batch_size × d_steps) times
-    accumulate        a batch is taken in this many parts, whose gradients are summed: the same step in less memory,
-                      up to rounding, where nothing looks at several images (batch norm does) and nothing is drawn.
-                      G translates each image twice: without gradients for D's move, anew for its own
-    pool_size         D sees fakes from a pool of this many earlier ones (0: off, as in pix2pix)
-    ema               decay per step of the averaged G that is evaluated and saved (0: off)
+    images            length of the training, in images; the last batch is completed
+    batch_size        images per training step, over all processes
+    jitter            enlarge images by this factor, then crop at a random place to the original size (1: off)
+    jitter_kernel     interpolation of the enlargement: "bicubic" as in the PyTorch code; "bilinear-corners" as in the
+                      Lua code, which aligns the corner pixels; "area" as in the TensorFlow code, the mean of the area
+                      that a new pixel covers; "bilinear"
+    crop_from         smallest offset of the random crop, in px; the Lua code rounds up and never takes 0
+    mirror            flip x and y together, left to right, with probability 1/2
+    replacement       draw each image from all images, as the Lua code does; otherwise every epoch takes each image once
+    order             "pytorch": D steps first, and G's loss comes from the updated D. "lua": G's loss comes from D's
+                      output before its step, but the gradient flows through the updated weights
+    zero_biases       set the biases of all convolutions to 0 before each optimizer step, as the Lua code does
+    spectral_norm     networks whose convolutions and linear layers get weights of spectral norm 1 (arXiv:1802.05957)
+    d_steps           optimizer steps of D for each step of G. Each takes a new batch, and G takes the last one. All
+                      these images count: a training step takes batch_size × d_steps of them
+    accumulate        split each batch into this many parts and sum their gradients, to save memory. The result differs
+                      by rounding only, unless a layer mixes images (batch norm) or draws random numbers. G translates
+                      each image twice: without gradients for the step of D, then with gradients for its own
+    pool_size         show D fake images from a pool of this many earlier ones (0: off)
+    ema               decay per step of the moving average of G, which is then evaluated and saved (0: off)
     log_every         images between two lines of metrics.jsonl
     sample_every      images between two sample grids
     checkpoint_every  images between two checkpoints
     """
 
     images: Count
-    batch_size: Count = 1
-    jitter: Annotated[float, Field(ge=1, le=4)] = 286 / 256
-    jitter_kernel: Literal["bicubic", "bilinear", "bilinear-corners", "area"] = "bicubic"
-    crop_from: Annotated[Literal[0, 1], AddedLater] = 0
-    mirror: bool = True
-    replacement: Annotated[bool, AddedLater] = False
-    order: Annotated[Literal["pytorch", "lua"], AddedLater] = "pytorch"
-    zero_biases: Annotated[bool, AddedLater] = False
-    spectral_norm: Annotated[Literal["none", "generator", "discriminator", "both"], AddedLater] = "none"
-    d_steps: Annotated[Count, AddedLater] = 1
+    batch_size: Count = 1  # the paper's in Tables 1, 3 and 6; it has 10 in Table 2
+    jitter: Annotated[float, Field(ge=1, le=4)] = 286 / 256  # paper §6.2: 256 px to 286 px
+    jitter_kernel: Literal["bicubic", "bilinear", "bilinear-corners", "area"] = "bicubic"  # as in the PyTorch code
+    crop_from: Annotated[Literal[0, 1], AddedLater] = 0  # as in the PyTorch code
+    mirror: bool = True  # paper §6.2
+    replacement: Annotated[bool, AddedLater] = False  # as in the PyTorch code
+    order: Annotated[Literal["pytorch", "lua"], AddedLater] = (
+        "pytorch"  # training/lua_order.py says what "lua" computes
+    )
+    zero_biases: Annotated[bool, AddedLater] = False  # a leftover of DCGAN in the Lua code: phillipi/pix2pix#55
+    spectral_norm: Annotated[Literal["none", "generator", "discriminator", "both"], AddedLater] = (
+        "none"  # not in pix2pix
+    )
+    d_steps: Annotated[Count, AddedLater] = 1  # paper §3.3: one step of D, then one of G
     accumulate: Annotated[Count, AddedLater] = 1
-    pool_size: Natural = 0
-    ema: Probability = 0.0
+    pool_size: Natural = 0  # pix2pix has no pool; CycleGAN has 50
+    ema: Probability = 0.0  # not in pix2pix
     log_every: Count = 100
     sample_every: Count = 500
     checkpoint_every: Count = 1000
 
     @property
     def step_images(self) -> int:
-        """Images that one step draws."""
+        """Images that one training step takes."""
         return self.batch_size * self.d_steps
 
     @property
     def steps(self) -> int:
-        """Of training: as many moves of G."""
+        """Training steps, which are also the optimizer steps of G."""
         return -(-self.images // self.step_images)
 
     @property
     def images_seen(self) -> int:
-        """Images at the end, with those that complete the last step."""
+        """Images at the end of the training, with those that complete the last step."""
         return self.steps * self.step_images
 
 
-ADAMS_OWN = ("betas", "eps", "eps_before_correction")  # of [optimizer]: of other classes they are among `options`
+ADAM_KEYS = ("betas", "eps", "eps_before_correction")  # keys of [optimizer] that only Adam has; see `Optimizer.options`
 
 
 @dataclass(frozen=True, kw_only=True)
 class Optimizer:
-    """[optimizer]: Adam (paper §3.3), the same for G and D, or another class of torch.optim.
+    """[optimizer]: Adam as in the paper, or another class of torch.optim. G and D each have one.
 
-    use                    the class by its name in torch.optim. Parameters of it stand beside `use` (`weight_decay`,
-                           `momentum`, ...), and those that were inherited for another class are dropped; what is not
-                           set is as in torch, but the betas, which are the paper's wherever a class has two
-    lr, betas, eps         Adam's; 2e-4 and (0.5, 0.999) in the paper
-    lr_discriminator       D's rate where it has its own (two time scales: arXiv:1706.08500); follows `schedule` too
-    eps_before_correction  eps is added to √v, and the whole is corrected for the moments' bias, as in Torch7 and
-                           TensorFlow (the faster form in arXiv:1412.6980 §2); else it is added to √v corrected. That
-                           differs in the first thousands of steps, for gradients near eps
-    clip_norm              a gradient longer than this, over all weights of a network, is brought to this length
-    schedule               what becomes of the rates, by the share t of training that is done:
-                           "constant" (the paper's); "linear": constant for the first half, then linearly to 0;
-                           "linear-epochs": the same in the 200 steps of the PyTorch code's 100 + 100 epochs, which
-                           begin to fall one epoch early and end with one at 0; "cosine": (1 + cos πt) / 2, as torch's
-                           CosineAnnealingLR; "step": times schedule_gamma after every schedule_every of training, as
-                           StepLR; "polynomial": (1 - t) ** schedule_power, as PolynomialLR; "one-cycle": from 1/25 up
-                           to 1 at t = 0.3 and down to 1/250000, on half cosines, as OneCycleLR, whose peak is a step
-                           earlier and which cycles the momentum, too (arXiv:1708.07120)
+    use                    class of torch.optim by its name. Its parameters are further keys of this table
+                           (`weight_decay`, `momentum`, ...). A recipe that changes `use` drops those it inherited.
+                           Unset parameters have torch's defaults, except betas, which are the paper's
+    lr                     learning rate
+    lr_discriminator       learning rate of D, if it differs from that of G (arXiv:1706.08500); follows `schedule` too
+    betas                  decay rates of Adam's moving averages of the gradient and of its square
+    eps                    Adam's term against division by 0
+    eps_before_correction  add eps to √v before the bias correction, as Torch7 and TensorFlow do (arXiv:1412.6980 §2),
+                           not after it. This matters in the first thousands of steps, for gradients near eps
+    clip_norm              maximal norm of the gradient over all weights of a network; longer gradients are scaled down
+    schedule               learning rate as a function of the finished share t of the training. "constant".
+                           "linear": constant for the first half, then linear to 0. "linear-epochs": the same in the
+                           200 steps of the PyTorch code's 100 + 100 epochs, which begins to fall one epoch early and
+                           ends with one epoch at 0. "cosine": (1 + cos πt) / 2, torch's CosineAnnealingLR. "step":
+                           multiplied by schedule_gamma after every schedule_every, StepLR. "polynomial":
+                           (1 - t) ** schedule_power, PolynomialLR. "one-cycle": half cosines from 1/25 up to 1 at
+                           t = 0.3 and down to 1/250000 (arXiv:1708.07120). torch's OneCycleLR has its peak one step
+                           earlier, and also cycles the momentum
+    schedule_gamma         factor of schedule = "step"
+    schedule_every         share of the training after which schedule = "step" multiplies the learning rate again
+    schedule_power         exponent of schedule = "polynomial"
     """
 
-    use: Annotated[str, AddedLater] = "Adam"
-    lr: Rate = 2e-4
+    use: Annotated[str, AddedLater] = "Adam"  # paper §3.3
+    lr: Rate = 2e-4  # paper §3.3
     lr_discriminator: Annotated[Rate | None, AddedLater] = None
-    betas: tuple[Probability, Probability] = (0.5, 0.999)
-    eps: Annotated[float, Field(gt=0, le=1)] = 1e-8
-    eps_before_correction: Annotated[bool, AddedLater] = False
-    clip_norm: Annotated[Annotated[float, Field(gt=0)] | None, AddedLater] = None
-    schedule: Literal["constant", "linear", "linear-epochs", "cosine", "step", "polynomial", "one-cycle"] = "constant"
-    schedule_gamma: Annotated[float, Field(ge=0, le=1), AddedLater] = 0.1
+    betas: tuple[Probability, Probability] = (0.5, 0.999)  # paper §3.3
+    eps: Annotated[float, Field(gt=0, le=1)] = 1e-8  # the default of torch and of Torch7
+    eps_before_correction: Annotated[bool, AddedLater] = False  # torch's form
+    clip_norm: Annotated[Annotated[float, Field(gt=0)] | None, AddedLater] = None  # not in pix2pix
+    schedule: Literal["constant", "linear", "linear-epochs", "cosine", "step", "polynomial", "one-cycle"] = (
+        "constant"  # the Lua code's; the paper names no schedule
+    )
+    schedule_gamma: Annotated[float, Field(ge=0, le=1), AddedLater] = 0.1  # StepLR's default
     schedule_every: Annotated[float, Field(gt=0, le=1), AddedLater] = 1 / 3
-    schedule_power: Annotated[float, Field(gt=0), AddedLater] = 1.0
-    options: Annotated[
-        tuple[tuple[str, Any], ...], AddedLater
-    ] = ()  # of the class: no key of a recipe: speed/optimizers.py
+    schedule_power: Annotated[float, Field(gt=0), AddedLater] = 1.0  # PolynomialLR's default
+    # parameters of the class that `use` names; not a key of recipes: config/optimizers.py fills it
+    options: Annotated[tuple[tuple[str, Any], ...], AddedLater] = ()
 
     @property
     def arguments(self) -> dict[str, Any]:
-        """What the class is given besides the weights and their rate."""
+        """Keyword arguments of the class, without the learning rate."""
         return ({"betas": self.betas, "eps": self.eps} if self.use == "Adam" else {}) | dict(self.options)
 
     @property
     def table(self) -> dict[str, Any]:
         """[optimizer] as a recipe writes it."""
-        others = () if self.use == "Adam" else ADAMS_OWN
-        own = {name: value for name, value in vars(self).items() if name not in ("options", *others)}
-        return own | dict(self.options)
+        hidden = ("options",) if self.use == "Adam" else ("options", *ADAM_KEYS)
+        return {name: value for name, value in vars(self).items() if name not in hidden} | dict(self.options)
 
     def lr_at(self, progress: float) -> float:
-        """The rate (of G, where D has its own) when this share (0 to 1) of the training images has been seen."""
-        return self.lr * self.share_at(progress)
+        """The learning rate after this share (0 to 1) of the training; that of G, if D has its own.
 
-    def share_at(self, progress: float) -> float:
-        """What `schedule` leaves of the rates then."""
+        >>> Optimizer(lr=2e-4, schedule="linear").lr_at(0.75)
+        0.0001
+        """
+        return self.lr * self.schedule_factor(progress)
+
+    def schedule_factor(self, progress: float) -> float:
+        """The factor of the learning rate after this share of the training, 0 to 1."""
         match self.schedule:
             case "constant":
                 return 1.0
             case "linear":
                 return min(1.0, 2 * (1 - progress))
-            case "linear-epochs":  # get_scheduler of networks.py, and train.py, which asks it to step first
+            case "linear-epochs":  # get_scheduler of networks.py; train.py steps it before each epoch
                 epoch = math.floor(200 * progress + 1e-9) + 1
                 return max(0.0, 1 - max(0, epoch + 1 - 100) / 101)
             case "cosine":
@@ -156,13 +169,13 @@ class Optimizer:
             case "polynomial":
                 return float((1 - progress) ** self.schedule_power)
             case "one-cycle":
-                start, peak, end = 1 / 25, 0.3, 1 / 25 / 1e4
+                start, peak, end = 1 / 25, 0.3, 1 / 25 / 1e4  # OneCycleLR's defaults
                 if progress < peak:
                     return _half_cosine(start, 1.0, progress / peak)
                 return _half_cosine(1.0, end, (progress - peak) / (1 - peak))
 
     def eps_at(self, step: int) -> float:
-        """What torch's Adam, which adds it to √v corrected, is to be given in this step, counted from 0."""
+        """The eps to give torch's Adam in this step, counted from 0: torch adds it after the bias correction."""
         if not self.eps_before_correction:
             return self.eps
         return self.eps / math.sqrt(1 - self.betas[1] ** (step + 1))
@@ -174,86 +187,87 @@ def _half_cosine(start: float, end: float, t: float) -> float:
 
 @dataclass(frozen=True, kw_only=True)
 class Init:
-    """[init]: the first weights.
+    """[init]: the initial weights.
 
-    weights        distribution of convolution weights; norm weights are N(1, 0.02), all biases 0. "own" keeps what
-                   the networks' constructors made
-    gain           standard deviation of "normal" (0.02 in the paper), gain of "xavier" and "orthogonal"; others: none
-    generator      start G from a model.safetensors instead: its own (fine-tuning), or that of a smaller generator which
-                   it says it can grow from
-    discriminator  start D from a file that `p2pzoo import` made
+    weights        distribution of convolution weights. Norm layers get N(1, 0.02), biases 0. "own" keeps what the
+                   networks' constructors draw
+    gain           standard deviation of "normal", gain of "xavier" and "orthogonal"; "kaiming" and "own" have none
+    generator      model.safetensors to start G from: one of the same generator (fine-tuning), or of a smaller one that
+                   it can grow from
+    discriminator  file to start D from, as `p2pzoo import` writes it
     """
 
-    weights: Literal["normal", "xavier", "kaiming", "orthogonal", "own"] = "normal"
-    gain: Annotated[float, Field(gt=0, le=10)] = 0.02
+    weights: Literal["normal", "xavier", "kaiming", "orthogonal", "own"] = "normal"  # paper §6.2
+    gain: Annotated[float, Field(gt=0, le=10)] = 0.02  # paper §6.2
     generator: Path | None = None
     discriminator: Annotated[Path | None, AddedLater] = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Compute:
-    """[compute]: how it is computed, not what.
+    """[compute]: where and how to compute.
 
-    device         "auto" takes CUDA, else MPS, else the CPU. Not part of a run's identity, nor is `threads`
-    precision      "auto" is bf16 on CUDA cards that compute in it, fp16 with scaled losses on older ones with tensor
-                   cores (from capability 7.0), and fp32 elsewhere
-    deterministic  on CUDA: only kernels that give the same bits every time (slower). CPU runs always do
-    channels_last  memory format of the networks
-    tf32           on CUDA: TensorFloat-32 in fp32 matrix products and convolutions
-    threads        CPU threads (0: as many as the process has cores). The same bits come only from the same number
-    lowering       on a CPU: convolutions as matrix products where torch's kernels are slower (speed/lowering.py)
-    kernels        on a CPU: a file of `p2pzoo tune` that says which convolutions are computed otherwise. Not part of a
-                   run's identity: a run keeps its content, and goes on with it
-    fused_adam     Adam in one kernel, on a CPU and on CUDA
-    keep_memory    on a CPU: freed memory stays with the process (glibc only). Not part of a run's identity
-    one_pass       D judges real and fake images together, where it pays and is seen to be the same (speed/onepass.py)
-    compile        torch.compile of G and D, on a CPU in place of `lowering`. It takes minutes: "auto" is on CUDA
-                   alone, in a single process, from 50 000 steps on
-    cuda_graphs    on CUDA: the whole step is recorded once and replayed (speed/graphs.py), the same bits. Not part of a
-                   run's identity
-    prefetch       on CUDA: a thread makes the next batches, in pinned memory. Not part of a run's identity
-    store          where a split's pairs are kept once they are decoded and enlarged; the numbers are the same, and none
-                   of these four is part of a run's identity. "memory"; "disk": those for training, in the cache
-                   (see data/store_file.py); "stream": nowhere, each is read anew whenever its turn comes. "auto":
-                   memory where all of them fit into store_megabytes; else the disk, up to store_disk_megabytes and
-                   where there is room for them; else they are streamed. Pairs for evaluation never go to the disk
-    store_megabytes, store_disk_megabytes  see `store`
-    readers        at most so many threads read pairs ahead (0: none, for a dataset that several cannot read at once)
-    checkpointing  less memory, more time: activations are computed again in the backward pass (speed/recompute.py), to
-                   the same values. Not part of a run's identity, so a run that lacked memory can go on with it
+    The run id depends on precision, deterministic, channels_last, tf32, lowering, fused_adam, one_pass and compile.
+
+    device         "auto" takes CUDA, else MPS, else the CPU
+    precision      "auto": bf16 on CUDA devices that compute in it, fp16 with loss scaling on older ones with tensor
+                   cores (compute capability 7.0), fp32 elsewhere
+    deterministic  on CUDA: use only deterministic kernels, which are slower. The CPU always does
+    channels_last  store weights and activations in the channels-last memory format
+    tf32           on CUDA: use TensorFloat-32 for matrix products and convolutions in fp32
+    threads        CPU threads (0: one per core of the process). Results are bit-identical for the same number only
+    lowering       on a CPU: compute convolutions as matrix products where that is faster
+    kernels        on a CPU: file of `p2pzoo tune` that chooses how each convolution is computed. A run keeps a copy of
+                   it and resumes with that
+    fused_adam     update all weights in one kernel, on a CPU and on CUDA
+    keep_memory    on a CPU: keep freed memory in the process, to use it again (glibc only)
+    one_pass       pass real and fake images through D as one batch, if that is faster and gives the same results
+    compile        apply torch.compile to G and D; on a CPU it replaces `lowering`. "auto" compiles on CUDA in a single
+                   process, from 50 000 steps on, because it takes minutes
+    cuda_graphs    on CUDA: record the training step once and replay it, with bit-identical results
+    prefetch       on CUDA: prepare the next batches in a thread, in pinned memory
+    store          where decoded and enlarged pairs are kept: "memory"; "disk", for training pairs, in the cache;
+                   "stream": nowhere, each pair is read again when it is needed. "auto": memory if all pairs fit into
+                   store_megabytes, else the disk up to store_disk_megabytes, else stream. Pairs for evaluation are
+                   never written to the disk
+    store_megabytes       size of the memory store, in MB, up to which "auto" takes it
+    store_disk_megabytes  size of the disk store, in MB, up to which "auto" takes it
+    readers        maximal number of threads that read pairs ahead (0: none, for datasets that are not thread-safe)
+    checkpointing  recompute activations in the backward pass: less memory, more time, the same values. A run that ran
+                   out of memory can resume with it
     """
 
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    deterministic: bool = False
-    channels_last: bool = True
+    deterministic: bool = False  # deterministic kernels are slower on CUDA
+    channels_last: bool = True  # with fused_adam 962 in place of 1066 ms per step (2 cores, 256 px, batch 1)
     tf32: bool = True
     threads: Natural = 0
-    lowering: bool = True
+    lowering: bool = True  # compute/conv_as_gemm.py: 694 in place of 962 ms per step (2 cores, 256 px, batch 1)
     kernels: Path | None = None
-    fused_adam: bool = True
-    keep_memory: bool = True
-    one_pass: bool = True
-    compile: Literal["auto"] | bool = "auto"
-    cuda_graphs: bool = True
+    fused_adam: bool = True  # 44 ms in place of 292 ms for 50 million weights on a CPU
+    keep_memory: bool = True  # returning memory to the system costs up to a quarter of a step at 256 px
+    one_pass: bool = True  # compute/batched_discriminator.py
+    compile: Literal["auto"] | bool = "auto"  # on a CPU slower than `lowering`: 20 against 27 steps/s
+    cuda_graphs: bool = True  # compute/cuda_graphs.py: at batch 1 a GPU is faster than Python launches its kernels
     prefetch: bool = True
-    store: Literal["auto", "memory", "disk", "stream"] = "auto"
+    store: Literal["auto", "memory", "disk", "stream"] = "auto"  # data/store.py
     store_megabytes: Natural = 2000
     store_disk_megabytes: Natural = 40_000
     readers: Natural = 8
-    checkpointing: bool = False
+    checkpointing: bool = False  # compute/activation_checkpointing.py: costs a second forward pass
 
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluate:
-    """[evaluate]: what is measured after training. Not part of a run's identity: a metric can be added later.
+    """[evaluate]: what to measure after training. Not part of the run id: metrics can be added later.
 
-    test_mode  "paper": dropout on and statistics of the image itself, one image at a time (paper §3.4);
-               "eval": running statistics, no dropout
-    split      the split that is measured
-    samples    how many validation images the sample grids show
+    test_mode  "paper": dropout on, and norms use the statistics of the image itself, one image at a time (paper §3.3);
+               "eval": dropout off, running statistics
+    split      split to measure on
+    samples    number of validation images in each sample grid
     """
 
-    test_mode: Literal["paper", "eval"] = "paper"
+    test_mode: Literal["paper", "eval"] = "paper"  # how the paper's numbers were measured
     split: Literal["test", "val"] = "test"
     samples: Count = 4

@@ -1,8 +1,7 @@
-"""A recipe's augmentations at work: what they draw, when they act, and in which order (that of the recipe).
+"""Applies a recipe's augmentations, in the recipe's order.
 
-Random numbers of an image follow from (seed, name of the augmentation, global sample index) alone. They are drawn
-beforehand and travel with the batch, so that a step is a function of its batch, recorded as a CUDA graph or not.
-Imports torch and the contracts.
+The random numbers of an image depend only on (seed, name of the augmentation, global sample index). They are drawn
+before the step and are part of the batch, so that a step is a function of its batch, with or without CUDA graphs.
 """
 
 from __future__ import annotations
@@ -15,58 +14,69 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from p2pzoo.data.loader import samples_of
+from p2pzoo.data.loader import step_samples
 from p2pzoo.plugin.batch import Batch
-from p2pzoo.plugin.protocols import Augmentation, Where
-from p2pzoo.plugin.step_outputs import Moment
+from p2pzoo.plugin.protocols import Augmentation, AugmentationTarget
+from p2pzoo.plugin.step_outputs import DiscriminatorPass
 from p2pzoo.utils import rng
 from p2pzoo.utils.errors import UserError
 
 if TYPE_CHECKING:
     from p2pzoo.config.experiment import Experiment
 
-MOMENTS: tuple[Moment, ...] = get_args(Moment)
+DISCRIMINATOR_PASSES: tuple[DiscriminatorPass, ...] = get_args(DiscriminatorPass)
 
 
 class Augmentations:
-    """Those of one recipe, by name.
+    """The augmentations of one recipe, by name.
 
-    batch_size  of the whole batch, which several processes may share
-    moves       batches of a step, one after the other
+    batch_size        images of the whole batch, which several processes may share
+    batches_per_step  batches of a training step ([train] d_steps)
     """
 
-    def __init__(self, named: Mapping[str, Augmentation], *, batch_size: int, seed: int, moves: int = 1) -> None:
-        self.of_pairs = {name: each for name, each in named.items() if each.where == "pairs"}
-        self.of_d = {name: each for name, each in named.items() if each.where == "discriminator"}
-        self.batch_size, self.seed, self.moves = batch_size, seed, moves
+    def __init__(
+        self, named: Mapping[str, Augmentation], *, batch_size: int, seed: int, batches_per_step: int = 1
+    ) -> None:
+        self.pair_augmentations = {name: each for name, each in named.items() if each.where == "pairs"}
+        self.discriminator_augmentations = {name: each for name, each in named.items() if each.where == "discriminator"}
+        self.batch_size, self.seed, self.batches_per_step = batch_size, seed, batches_per_step
 
     def __call__(self, batch: Batch, step: int) -> Batch:
-        """This step's batch with its pairs augmented, where they lie, and with the numbers for what D will see."""
-        samples = samples_of(step, self.batch_size, self.moves)
+        """The batch with augmented pairs, and with the random numbers for the augmentations of what D sees."""
+        samples = step_samples(step, self.batch_size, self.batches_per_step)
         x, y, labels = batch.x, batch.y, batch.labels
-        for name, augmentation in self.of_pairs.items():
-            u = self._drawn(name, samples, augmentation.num_random)
-            u = u.to(x.device, non_blocking=x.device.type == "cuda")  # Python need not wait for what it is doing
-            x, y, labels = _applied(name, augmentation, x, y, labels, u)
-        drawn = [self._drawn(name, samples, len(MOMENTS) * each.num_random) for name, each in self.of_d.items()]
-        return replace(batch, x=x, y=y, labels=labels, random=torch.cat(drawn, 1) if drawn else None)
+        for name, augmentation in self.pair_augmentations.items():
+            u = self._draw(name, samples, augmentation.num_random)
+            u = u.to(x.device, non_blocking=x.device.type == "cuda")  # so that Python does not wait for the GPU
+            x, y, labels = _apply(name, augmentation, x, y, labels, u)
+        random = [
+            self._draw(name, samples, len(DISCRIMINATOR_PASSES) * each.num_random)
+            for name, each in self.discriminator_augmentations.items()
+        ]
+        return replace(batch, x=x, y=y, labels=labels, random=torch.cat(random, 1) if random else None)
 
-    def show(self, drawn: Tensor | None, moment: Moment, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        """(x, y) as D sees them at this moment. `random` is the batch's; x and y may be several batches, joined."""
-        assert drawn is not None, "the batch has not been prepared: call the augmentations with it first"
-        drawn = drawn.repeat(len(y) // len(drawn), 1)
-        # sums over an image have other bits in another memory format, which pooled images lose as they are saved
+    def augment_for_d(
+        self, random: Tensor | None, discriminator_pass: DiscriminatorPass, x: Tensor, y: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """(x, y) as D sees them in this pass.
+
+        random  `Batch.random`, (B, N)
+        x, y    (k · B, C, H, W): one batch, or several concatenated ones
+        """
+        assert random is not None, "the batch has no random numbers: call the augmentations with it first"
+        random = random.repeat(len(y) // len(random), 1)
+        # Sums over an image depend on the memory format, and images of the pool lose theirs in a checkpoint.
         x, y = x.contiguous(), y.contiguous()
         column = 0
-        for name, augmentation in self.of_d.items():
-            begin = column + MOMENTS.index(moment) * augmentation.num_random
-            u = drawn[:, begin : begin + augmentation.num_random]
-            x, y, _ = _applied(name, augmentation, x, y, None, u)
-            column += len(MOMENTS) * augmentation.num_random
+        for name, augmentation in self.discriminator_augmentations.items():
+            begin = column + DISCRIMINATOR_PASSES.index(discriminator_pass) * augmentation.num_random
+            u = random[:, begin : begin + augmentation.num_random]
+            x, y, _ = _apply(name, augmentation, x, y, None, u)
+            column += len(DISCRIMINATOR_PASSES) * augmentation.num_random
         return x, y
 
-    def _drawn(self, name: str, samples: Sequence[int], count: int) -> Tensor:
-        """(len(samples), count) numbers in [0, 1), on the CPU."""
+    def _draw(self, name: str, samples: Sequence[int], count: int) -> Tensor:
+        """(len(samples), count) random numbers in [0, 1), on the CPU."""
         rows = [rng.numpy_rng(self.seed, "augmentation", name, i).random(count, np.float32) for i in samples]
         return torch.from_numpy(np.stack(rows))
 
@@ -74,9 +84,9 @@ class Augmentations:
 def make_augmentations(
     experiment: Experiment, channels: tuple[int, int], size: tuple[int, int]
 ) -> Augmentations | None:
-    """What the recipe asks for, for x and y of these channels and this (H, W); None if it asks for none.
+    """The recipe's augmentations for x and y with these channels and this (H, W); None if the recipe has none.
 
-    Raises UserError with all that cannot be.
+    Raises UserError with everything that is wrong with them.
     """
     named: dict[str, Augmentation] = {}
     faults: list[str] = []
@@ -87,23 +97,26 @@ def make_augmentations(
             faults += error.faults
             continue
         where = named[name].where
-        if where not in get_args(Where):
-            faults.append(f"[augmentations.{name}] has where {where!r}: it must be one of {get_args(Where)}")
+        if where not in get_args(AugmentationTarget):
+            targets = get_args(AugmentationTarget)
+            faults.append(f"[augmentations.{name}] has where {where!r}: it must be one of {targets}")
         if where == "discriminator" and experiment.discriminator is None:
-            faults.append(f"[augmentations.{name}] acts on what the discriminator sees, and this recipe has none")
+            faults.append(f"[augmentations.{name}] augments what the discriminator sees, and this recipe has none")
     if faults:
         raise UserError(*faults)
+    if not named:
+        return None
     train = experiment.train
-    return (
-        Augmentations(named, batch_size=train.batch_size, seed=experiment.seed, moves=train.d_steps) if named else None
-    )
+    return Augmentations(named, batch_size=train.batch_size, seed=experiment.seed, batches_per_step=train.d_steps)
 
 
-def _applied(
+def _apply(
     name: str, augmentation: Augmentation, x: Tensor, y: Tensor, labels: Tensor | None, u: Tensor
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     changed = augmentation(x, y, labels, u)
-    shapes, given = ([None if t is None else tuple(t.shape) for t in three] for three in (changed, (x, y, labels)))
-    if shapes != given:
-        raise UserError(f"[augmentations.{name}] made {shapes} of {given}: x, y and labels must keep their shapes")
+    before, after = ([None if t is None else tuple(t.shape) for t in each] for each in ((x, y, labels), changed))
+    if after != before:
+        raise UserError(
+            f"[augmentations.{name}] changed the shapes {before} to {after}: x, y and labels must keep their shapes"
+        )
     return changed

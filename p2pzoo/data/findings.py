@@ -1,4 +1,4 @@
-"""What can be wrong with a dataset: the kinds of findings, how bad each is and what to do. Imports nothing heavy."""
+"""What can be wrong with a dataset: the kinds of findings, how bad each is and how to fix it. Imports nothing heavy."""
 
 from __future__ import annotations
 
@@ -12,8 +12,13 @@ Severity = Literal["error", "warning"]
 
 
 @dataclass(frozen=True)
-class Kind:
-    """stops: whether `p2pzoo run` refuses to train on it."""
+class FindingKind:
+    """A kind of finding.
+
+    stops  whether `p2pzoo run` refuses to train on it
+    what   title: what is wrong
+    do     advice: how to fix it
+    """
 
     severity: Severity
     stops: bool
@@ -21,79 +26,84 @@ class Kind:
     do: str
 
 
-KINDS: dict[str, Kind] = {
-    "unopened": Kind(
-        "error", True, "What the dataset cannot use",
-        "put right what each line names; it is left out of all that follows",
+FINDING_KINDS: dict[str, FindingKind] = {
+    "unopened": FindingKind(
+        "error", True, "Files that the dataset cannot use",
+        "fix the files listed; they were skipped in the other checks",
     ),
-    "no-pairs": Kind("error", True, "A split has no pairs", "every run needs train, and val or test"),
-    "unreadable": Kind(
+    "no-pairs": FindingKind("error", True, "A split has no pairs", "every run needs train, and val or test"),
+    "unreadable": FindingKind(
         "error", True, "Pairs that cannot be read",
-        "get these files again from where they came from, or take them and their partners out of the dataset",
+        "download or copy these files again, or remove them and their partners from the dataset",
     ),
-    "mismatch": Kind(
-        "error", True, "Pairs of another size, channel count or depth than the rest",
-        "bring all to one shape; a dataset may do it as it reads (`p2pzoo show NAME` lists its parameters)",
+    "mismatch": FindingKind(
+        "error", True, "Pairs whose size, channels or dtype differ from the rest",
+        "bring all to one shape; some datasets do it when they read (`p2pzoo show NAME` lists the parameters)",
     ),
-    "not-finite": Kind(
-        "error", True, "Values that are no numbers",
-        "one NaN makes every weight NaN: replace NaN and infinity in these files, or take them out",
+    "not-finite": FindingKind(
+        "error", True, "Values that are NaN or infinite",
+        "one NaN makes every weight NaN: replace NaN and infinity in these files, or remove the files",
     ),
-    "out-of-range": Kind(
+    "out-of-range": FindingKind(
         "error", True, "Values outside the range that the dataset declares",
-        "they would leave [-1, 1], where a translation cannot follow: correct the range or the files",
+        "they are scaled to values outside [-1, 1], which no generator can produce: correct the range or the files",
     ),
-    "labels": Kind(
-        "error", True, "Labels that are no class",
-        "labels count from 0 to the number of classes less one; 255 and -1 mean that a pixel is not counted",
+    "labels": FindingKind(
+        "error", True, "Label values that are no class",
+        "labels are 0 to the number of classes minus 1; 255 and -1 mark pixels that are not counted",
     ),
-    "leak": Kind(
+    "leak": FindingKind(
         "error", False, "The same pair in two splits",
-        "a network is measured on what it has learnt by heart: take each pair out of one of the splits",
+        "the network is evaluated on pairs that it memorises in training: remove each pair from one of the splits",
     ),
-    "shared": Kind(
+    "shared": FindingKind(
         "warning", False, "The same input, or the same target, in two splits",
-        "where one scene belongs to several pairs, keep all of them in one split",
+        "where several pairs show one scene, keep all of them in one split",
     ),
-    "near": Kind(
+    "near": FindingKind(
         "warning", False, "Pairs that look alike in two splits",
-        "neighbouring frames, crops or re-saved copies make numbers too good: keep them in one split",
+        "neighbouring frames, crops or re-saved copies make scores too good: keep them in one split",
     ),
-    "blocks": Kind(
+    "blocks": FindingKind(
         "warning", False, "One block in two splits",
-        "a region, scene or patient that is in training and in the test makes numbers too good: deal out whole blocks",
+        "a region, scene or patient in both train and test makes scores too good: assign whole blocks to a split",
     ),
-    "stand-in": Kind(
+    "stand-in": FindingKind(
         "warning", False, "val and test are the same pairs",
-        "what is chosen by val is then not new to test; report it, or set pairs aside",
+        "a model that is selected on val is then not tested on new pairs; report it, or reserve other pairs for test",
     ),
-    "shift": Kind(
-        "warning", False, "x and y lie aside of one another",
-        "L1 then rewards blur: move one of the two by what is told, in all pairs of the split, and crop both",
+    "shift": FindingKind(
+        "warning", False, "x and y are misaligned",
+        "L1 then rewards blur: shift x or y by the distance given, in all pairs of the split, and crop both",
     ),
-    "duplicate": Kind(
+    "duplicate": FindingKind(
         "warning", False, "The same pair twice in one split",
-        "it counts twice, in training or in the means; keep one of them",
+        "it counts twice in training or in the means: keep one of them",
     ),
-    "constant": Kind(
+    "constant": FindingKind(
         "warning", False, "Images of a single value",
-        "nothing can be learnt from them, unless they are drawings of labels that show one class: look at them",
+        "a network learns nothing from them, unless they draw a label map of a single class: look at them",
     ),
-    "ids": Kind("warning", False, "Pairs that share an id", "files and tables go by ids: make them differ"),
-    "few-pairs": Kind(
-        "warning", False, "Very few pairs", "below ten, G learns them by heart; one held-out pair gives no interval",
+    "ids": FindingKind(
+        "warning", False, "Pairs that share an id", "files and tables are named by ids: make the ids unique",
     ),
-    "classes": Kind(
-        "warning", False, "Classes that a split lacks",
-        "deal the pairs out so that each class is in every split, or leave it out of the means (`unscored`)",
+    "few-pairs": FindingKind(
+        "warning", False, "Very few pairs",
+        "with fewer than ten, G memorises them; a single held-out pair gives no confidence interval",
     ),
-    "told": Kind("warning", False, "The dataset says", "see its own page for what that means"),
+    "classes": FindingKind(
+        "warning", False, "Classes that are missing in a split",
+        "split the pairs so that each class is in every split, or exclude the class from the means (`unscored`)",
+    ),
+    "dataset-warning": FindingKind(
+        "warning", False, "Warnings of the dataset", "see the dataset's own page for what they mean",
+    ),
 }  # fmt: skip
 
 
 @dataclass(frozen=True)
-class Place:
-    """One pair. id: None where it could not be read. files: what it is read from, where the dataset tells."""
+class PairLocation:
+    """Which pair a case is about. id: None where the pair could not be read. files: those of the pair, if known."""
 
     split: Split
     index: int
@@ -107,35 +117,40 @@ class Place:
 
 @dataclass(frozen=True)
 class Case:
-    """One instance: what there is to say, and the pairs it is about, which may be none."""
+    """One instance of a finding: a message, and the pairs it is about (there may be none)."""
 
-    told: str
-    places: tuple[Place, ...] = ()
+    message: str
+    locations: tuple[PairLocation, ...] = ()
 
     def __str__(self) -> str:
-        if len(self.places) > 2:
-            return f"{self.told}, as in {', '.join(map(str, self.places))}"
-        if any(file in self.told for place in self.places for file in place.files):
-            return self.told
-        return ": ".join(filter(None, [" = ".join(map(str, self.places)), self.told]))
+        if len(self.locations) > 2:
+            return f"{self.message}, as in {', '.join(map(str, self.locations))}"
+        if any(file in self.message for location in self.locations for file in location.files):
+            return self.message
+        return ": ".join(filter(None, [" = ".join(map(str, self.locations)), self.message]))
 
 
 @dataclass(frozen=True)
 class Finding:
+    """All cases of one kind."""
+
     kind: str
     cases: Sequence[Case]
 
     @property
-    def about(self) -> Kind:
-        return KINDS[self.kind]
+    def about(self) -> FindingKind:
+        return FINDING_KINDS[self.kind]
 
     @property
     def splits(self) -> list[Split]:
-        return list(dict.fromkeys(place.split for case in self.cases for place in case.places))
+        return list(dict.fromkeys(location.split for case in self.cases for location in case.locations))
 
     def json(self) -> dict[str, Any]:
         cases = [
-            {"told": case.told, "pairs": [{**vars(place), "files": list(place.files)} for place in case.places]}
+            {
+                "message": case.message,
+                "pairs": [{**vars(location), "files": list(location.files)} for location in case.locations],
+            }
             for case in self.cases
         ]
         about = self.about
@@ -145,6 +160,6 @@ class Finding:
         }  # fmt: skip
 
 
-def findings_of(cases: Mapping[str, Sequence[Case]]) -> list[Finding]:
-    """By kind, the worst first."""
-    return [Finding(kind, cases[kind]) for kind in KINDS if cases.get(kind)]
+def group_findings(cases: Mapping[str, Sequence[Case]]) -> list[Finding]:
+    """Cases by kind -> findings, the worst kind first; kinds without cases are left out."""
+    return [Finding(kind, cases[kind]) for kind in FINDING_KINDS if cases.get(kind)]

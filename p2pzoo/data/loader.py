@@ -1,4 +1,4 @@
-"""Pairs -> batches. Which pairs, which crop and which flip are functions of (seed, global sample index) alone."""
+"""Pairs -> batches. Which pair, crop and flip a sample has depends only on (seed, global sample index)."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from p2pzoo.utils import rng
 
 
 class TrainBatches:
-    """`[step]` is the batch of that step: every epoch a new order, x and y cropped and flipped together.
+    """`[step]` is the batch of that step. Every epoch has a new order; x and y are cropped and flipped together.
 
-    batch_size                      of the whole batch; where several processes share it, `[step]` is this one's part
-    moves                           batches of a step, one after the other
+    batch_size                      images of the whole batch; with several processes, `[step]` is this one's shard
+    batches_per_step                batches of a training step, concatenated ([train] d_steps)
     mirror, crop_from, replacement  as in settings.Train
-    end                             the step after the last one; no pairs are read ahead for it. None: there is none
+    end                             the step after the last one: no pairs are read ahead for it. None: no last step
     """
 
     def __init__(
@@ -32,73 +32,86 @@ class TrainBatches:
         batch_size: int,
         mirror: bool,
         seed: int,
-        moves: int = 1,
+        batches_per_step: int = 1,
         crop_from: int = 0,
         replacement: bool = False,
         end: int | None = None,
     ) -> None:
-        self.store, self.batch_size, self.mirror, self.seed, self.moves = store, batch_size, mirror, seed, moves
+        self.store, self.batch_size, self.mirror, self.seed, self.batches_per_step = (
+            store,
+            batch_size,
+            mirror,
+            seed,
+            batches_per_step,
+        )
         self.crop_from, self.replacement, self.end = crop_from, replacement, end
 
     def __getitem__(self, step: int) -> Batch:
-        samples = samples_of(step, self.batch_size, self.moves)
+        samples = step_samples(step, self.batch_size, self.batches_per_step)
         if not self.store.fully_cached:
-            self.store.expect(map(self._drawn, [*samples, *self._next_samples(step)]))
-        pairs, flipped = zip(*map(self._augmented, samples), strict=True)
-        return collate(pairs, self.store, flipped)
+            self.store.expect(map(self._pair_index, [*samples, *self._next_samples(step)]))
+        pairs, flips = zip(*map(self._crop, samples), strict=True)
+        return collate(pairs, self.store, flips)
 
-    def _augmented(self, sample: int) -> tuple[Pair, bool]:
-        """The pair, cropped, and whether it is to be flipped."""
-        pair = self.store[self._drawn(sample)]
-        draw = rng.numpy_rng(self.seed, "augment", sample)
+    def _crop(self, sample: int) -> tuple[Pair, bool]:
+        """The cropped pair, and whether to flip it."""
+        pair = self.store[self._pair_index(sample)]
+        random = rng.numpy_rng(self.seed, "augment", sample)
         (height, width), (load_height, load_width) = self.store.size, self.store.load_size
         spare = (load_height - height, load_width - width)
-        top, left = (int(draw.integers(min(self.crop_from, most), most + 1)) for most in spare)
+        top, left = (int(random.integers(min(self.crop_from, largest), largest + 1)) for largest in spare)
         window = slice(top, top + height), slice(left, left + width)
         labels = None if pair.labels is None else pair.labels[window]
         cropped = Pair(pair.id, pair.x[window], pair.y[window], labels, pair.block)
-        return cropped, self.mirror and draw.random() < 0.5
+        return cropped, self.mirror and random.random() < 0.5
 
     def _next_samples(self, step: int) -> list[int]:
-        """Those of the next steps, as many as the store reads ahead."""
-        found: list[int] = []
+        """The samples of the next steps, about as many as the store reads ahead."""
+        samples: list[int] = []
         for later in itertools.count(step + 1) if self.end is None else range(step + 1, self.end):
-            if len(found) >= self.store.read_ahead:
+            if len(samples) >= self.store.read_ahead:
                 break
-            found += samples_of(later, self.batch_size, self.moves)
-        return found
+            samples += step_samples(later, self.batch_size, self.batches_per_step)
+        return samples
 
-    def _drawn(self, sample: int) -> int:
+    def _pair_index(self, sample: int) -> int:
         """Which pair this sample shows."""
-        pairs = len(self.store)
+        num_pairs = len(self.store)
         if self.replacement:
-            return _any_of(pairs, self.seed, sample)
-        epoch, position = divmod(sample, pairs)
-        return int(_order(pairs, self.seed, epoch)[position])
+            return _draw_pair(num_pairs, self.seed, sample)
+        epoch, position = divmod(sample, num_pairs)
+        return int(_epoch_order(num_pairs, self.seed, epoch)[position])
 
 
-@functools.lru_cache(4)  # a step near the end of an epoch reads ahead into the next
-def _order(pairs: int, seed: int, epoch: int) -> np.ndarray:
-    return rng.numpy_rng(seed, "order", epoch).permutation(pairs)
+@functools.lru_cache(4)  # near the end of an epoch pairs of the next ones are read ahead
+def _epoch_order(num_pairs: int, seed: int, epoch: int) -> np.ndarray:
+    return rng.numpy_rng(seed, "order", epoch).permutation(num_pairs)
 
 
-@functools.lru_cache(1024)  # asked for ahead, and again when its turn comes
-def _any_of(pairs: int, seed: int, sample: int) -> int:
-    return int(rng.numpy_rng(seed, "order", "sample", sample).integers(pairs))
+@functools.lru_cache(1024)  # needed when pairs are read ahead, and again at their step
+def _draw_pair(num_pairs: int, seed: int, sample: int) -> int:
+    return int(rng.numpy_rng(seed, "order", "sample", sample).integers(num_pairs))
 
 
-def samples_of(step: int, batch_size: int, moves: int) -> list[int]:
-    """The global numbers of a step's samples, move after move: of each whole batch, this process's share."""
-    batches = [range(at * batch_size, (at + 1) * batch_size) for at in range(step * moves, (step + 1) * moves)]
+def step_samples(step: int, batch_size: int, batches_per_step: int) -> list[int]:
+    """The global indices of a step's samples, batch after batch: of each whole batch, this process's shard.
+
+    >>> step_samples(step=2, batch_size=2, batches_per_step=2)
+    [8, 9, 10, 11]
+    """
+    batches = [
+        range(at * batch_size, (at + 1) * batch_size)
+        for at in range(step * batches_per_step, (step + 1) * batches_per_step)
+    ]
     return [sample for batch in batches for sample in distributed.shard(batch)]
 
 
 def train_batches(store: Store, train: Train, seed: int) -> TrainBatches:
-    """The batches that a recipe's [train] asks for."""
+    """The training batches of a recipe's [train] settings."""
     return TrainBatches(
         store,
         batch_size=train.batch_size,
-        moves=train.d_steps,
+        batches_per_step=train.d_steps,
         mirror=train.mirror,
         seed=seed,
         crop_from=train.crop_from,
@@ -108,33 +121,33 @@ def train_batches(store: Store, train: Train, seed: int) -> TrainBatches:
 
 
 def single_batches(store: Store, indices: range | None = None) -> Iterator[Batch]:
-    """Pairs as they are, one at a time, for samples and evaluation."""
-    wanted = range(len(store)) if indices is None else indices
-    for at, index in enumerate(wanted):
-        store.expect(wanted[at : at + 1 + store.read_ahead])
+    """Batches of one pair each, neither cropped nor flipped, for samples and evaluation. Default: all pairs."""
+    indices = range(len(store)) if indices is None else indices
+    for position, index in enumerate(indices):
+        store.expect(indices[position : position + 1 + store.read_ahead])
         yield collate([store[index]], store)
 
 
-def collate(pairs: Sequence[Pair], store: Store, flipped: Sequence[bool] | None = None) -> Batch:
+def collate(pairs: Sequence[Pair], store: Store, flips: Sequence[bool] | None = None) -> Batch:
     """Stack pairs and scale them to [-1, 1], on the CPU. Images are channels-last in memory.
 
-    flipped  which pairs are to be turned left to right
+    flips  which pairs to flip left to right; default: none
     """
-    dataset, flipped = store.dataset, flipped or [False] * len(pairs)
+    dataset, flips = store.dataset, flips or [False] * len(pairs)
     labels = [pair.labels for pair in pairs if pair.labels is not None]
     return Batch(
-        x=_scaled([pair.x for pair in pairs], flipped, dataset.x_range),
-        y=_scaled([pair.y for pair in pairs], flipped, dataset.y_range),
+        x=_scale([pair.x for pair in pairs], flips, dataset.x_range),
+        y=_scale([pair.y for pair in pairs], flips, dataset.y_range),
         ids=tuple(pair.id for pair in pairs),
-        labels=_stacked(labels, flipped, torch.int64) if len(labels) == len(pairs) else None,
+        labels=_stack(labels, flips, torch.int64) if len(labels) == len(pairs) else None,
         blocks=tuple(pair.block for pair in pairs),
     )
 
 
-def _scaled(images: Sequence[np.ndarray], flipped: Sequence[bool], limits: tuple[float, float]) -> torch.Tensor:
+def _scale(images: Sequence[np.ndarray], flips: Sequence[bool], limits: tuple[float, float]) -> torch.Tensor:
     low, high = limits
-    stacked = _stacked(images, flipped, torch.float32)
-    values = stacked.numpy()  # NumPy's thread is done before torch's threads would have agreed on their parts
+    stacked = _stack(images, flips, torch.float32)
+    values = stacked.numpy()  # one NumPy thread is faster here than starting torch's threads
     if low:
         values -= low
     values *= 2 / (high - low)
@@ -142,12 +155,12 @@ def _scaled(images: Sequence[np.ndarray], flipped: Sequence[bool], limits: tuple
     return stacked.permute(0, 3, 1, 2)
 
 
-def _stacked(images: Sequence[np.ndarray], flipped: Sequence[bool], dtype: torch.dtype) -> torch.Tensor:
-    """(B, H, W, ...): pixels are copied once, and become numbers of that type on the way; flips are made before."""
+def _stack(images: Sequence[np.ndarray], flips: Sequence[bool], dtype: torch.dtype) -> torch.Tensor:
+    """(B, H, W, ...) of this dtype. Pixels are converted while they are copied, once; flips come before."""
     stacked = torch.empty((len(images), *images[0].shape), dtype=dtype)
-    for place, image, flip in zip(stacked, images, flipped, strict=True):
-        if not (image.flags.writeable and image.dtype.isnative and min(image.strides) >= 0):  # torch takes no other
+    for target, image, flip in zip(stacked, images, flips, strict=True):
+        if not (image.flags.writeable and image.dtype.isnative and min(image.strides) >= 0):  # others torch refuses
             image = image.astype(image.dtype.newbyteorder("="), order="C")
         pixels = torch.from_numpy(image)
-        place.copy_(pixels.flip(1) if flip else pixels)
+        target.copy_(pixels.flip(1) if flip else pixels)
     return stacked

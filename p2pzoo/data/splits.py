@@ -1,4 +1,4 @@
-"""Which pair is in which split: by its sub-folder, else by its name alone."""
+"""Assigns pairs to splits: by their sub-folder, else by a hash of their name."""
 
 from __future__ import annotations
 
@@ -14,74 +14,79 @@ from p2pzoo.utils.errors import UserError
 from p2pzoo.utils.rng import derive_seed
 
 Share = Annotated[float, Field(ge=0, le=1)]
-Fractions = tuple[Share, Share, Share]  # of train, val and test
+Fractions = tuple[Share, Share, Share]  # shares of train, val and test
 Splits = dict[str, dict[str, Files]]  # split -> id -> files
 
-SEEDS_TRIED = 1000
+_MAX_SEEDS_TRIED = 1000  # takes milliseconds; with a few pairs one of the first seeds suffices
 
 
-def assign_splits(found: Mapping[str, Mapping[str, Files]], where: str, fractions: Fractions, seed: int) -> Splits:
-    """What `find_pairs` found -> splits: those of the sub-folders, else by name. Ids begin with the sub-folder's name.
+def assign_splits(pairs: Mapping[str, Mapping[str, Files]], where: str, fractions: Fractions, seed: int) -> Splits:
+    """The pairs of `find_pairs` -> splits: those of the sub-folders, else by name.
 
-    Raises UserError where train, or both val and test, have no pairs; ValueError for fractions that do not add up to 1.
+    Ids of pairs in sub-folders begin with the sub-folder's name. Raises UserError where train, or both val and test,
+    have no pairs, and ValueError for fractions that do not add up to 1.
     """
     if abs(sum(fractions) - 1) > 1e-6:
         raise ValueError(f"fractions = {list(fractions)}: the shares of train, val and test must add up to 1")
-    if "" in found:
-        dealt = _by_name(found[""], fractions, seed)
-        if not enough(dealt):
-            raise UserError(f"{where}: too few pairs: {_other_seed(found[''], dealt, fractions)}")
+    if "" in pairs:
+        splits = _split_by_name(pairs[""], fractions, seed)
+        if not has_enough_pairs(splits):
+            raise UserError(f"{where}: too few pairs: {_suggest_seed(pairs[''], splits, fractions)}")
     else:
-        dealt = {s: {f"{s}-{stem}": files for stem, files in found.get(s, {}).items()} for s in SPLITS}
-        if not enough(dealt):
-            there = " and ".join(f"{name}/" for name in found)
+        splits = {s: {f"{s}-{stem}": files for stem, files in pairs.get(s, {}).items()} for s in SPLITS}
+        if not has_enough_pairs(splits):
+            folders = " and ".join(f"{name}/" for name in pairs)
             raise UserError(
-                f"{where}: found {there} only; expected train/ and val/ or test/ (or no sub-folders: then pairs are "
-                "dealt out by `fractions`)"
+                f"{where}: only {folders} found; expected train/ and val/ or test/ (or no sub-folders: then pairs are "
+                "assigned to splits by `fractions`)"
             )
-    return dealt
+    return splits
 
 
 def split_of(stem: str, fractions: Fractions, seed: int) -> str:
-    """The split of a pair: a function of its name, so that it stays where it is whatever is added or removed."""
-    place = derive_seed(seed, "part", stem) / 2**63
-    if place < fractions[0]:
+    """The split of a pair depends only on its name, so that it stays the same when pairs are added or removed.
+
+    >>> split_of("001", (1.0, 0.0, 0.0), seed=0)
+    'train'
+    """
+    position = derive_seed(seed, "part", stem) / 2**63  # in [0, 1)
+    if position < fractions[0]:
         return "train"
-    return "val" if place < fractions[0] + fractions[1] else "test"
+    return "val" if position < fractions[0] + fractions[1] else "test"
 
 
-def _by_name(pairs: Mapping[str, Files], fractions: Fractions, seed: int) -> Splits:
-    dealt: Splits = {split: {} for split in SPLITS}
+def _split_by_name(pairs: Mapping[str, Files], fractions: Fractions, seed: int) -> Splits:
+    splits: Splits = {split: {} for split in SPLITS}
     for stem, files in pairs.items():
-        dealt[split_of(stem, fractions, seed)][stem] = files
-    return dealt
+        splits[split_of(stem, fractions, seed)][stem] = files
+    return splits
 
 
-def enough(dealt: Splits) -> bool:
-    """Whether there is something to train on, and something else to look at."""
-    return bool(dealt["train"] and (dealt["val"] or dealt["test"]))
+def has_enough_pairs(splits: Splits) -> bool:
+    """Whether train has pairs, and val or test has."""
+    return bool(splits["train"] and (splits["val"] or splits["test"]))
 
 
-def _other_seed(pairs: Mapping[str, Files], dealt: Splits, fractions: Fractions) -> str:
-    """What to say of so few pairs that chance gave a split none: the first seed that gives each its share."""
+def _suggest_seed(pairs: Mapping[str, Files], splits: Splits, fractions: Fractions) -> str:
+    """Advice where a split got no pair by chance: the first seed with which every split gets one."""
     if len(pairs) < 2:
-        return "there is one, and train, and val or test, need one each"
+        return "there is 1, and train needs one, and val or test another"
     wanted = [split for split, share in zip(SPLITS, fractions, strict=True) if share > 0][: len(pairs)]
-    for seed in range(SEEDS_TRIED if "train" in wanted and len(wanted) > 1 else 0):
-        other = _by_name(pairs, fractions, seed)
-        if enough(other) and all(other[split] for split in wanted):
-            return f"{_told(dealt)}; split_seed = {seed} would give {_told(other)}"
-    return f"{_told(dealt)}: make sub-folders train/, val/ and test/, or change `fractions`"
+    for seed in range(_MAX_SEEDS_TRIED if "train" in wanted and len(wanted) > 1 else 0):
+        other = _split_by_name(pairs, fractions, seed)
+        if has_enough_pairs(other) and all(other[split] for split in wanted):
+            return f"{_format_counts(splits)}; split_seed = {seed} would give {_format_counts(other)}"
+    return f"{_format_counts(splits)}: make sub-folders train/, val/ and test/, or change `fractions`"
 
 
-def _told(dealt: Splits) -> str:
-    return ", ".join(f"{len(pairs)} in {split}" for split, pairs in dealt.items())
+def _format_counts(splits: Splits) -> str:
+    return ", ".join(f"{len(pairs)} in {split}" for split, pairs in splits.items())
 
 
-def fallback_split(dealt: Splits, split: Split, where: str) -> dict[str, Files]:
-    """The pairs of a split; where val or test has none those of the other, with a warning."""
-    if not dealt[split]:
+def fallback_split(splits: Splits, split: Split, where: str) -> dict[str, Files]:
+    """The pairs of a split. Where val or test has none: the pairs of the other, with a warning."""
+    if not splits[split]:
         other = "test" if split == "val" else "val"
-        warnings.warn(f"{where}: no pairs in {split}; {other} stands in for it", stacklevel=4)
-        return dealt[other]
-    return dealt[split]
+        warnings.warn(f"{where}: no pairs in {split}; {other} is used instead", stacklevel=4)
+        return splits[other]
+    return splits[split]

@@ -1,1 +1,1 @@
-"""Image files to arrays and back: formats, sizes, label maps, Lab, grids."""
+"""Image files to arrays and back: formats, sizes, label maps, CIE Lab, grids."""

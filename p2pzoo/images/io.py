@@ -1,7 +1,7 @@
-"""Image files -> arrays, and back, with nothing converted that would lose something.
+"""Image files -> arrays and back, without any lossy conversion.
 
-Imports numpy and Pillow only; what Pillow would shorten to 8 bits or cannot read is read by tifffile and imagecodecs
-(the extra `p2pzoo[tiff]`), which are imported where a file asks for them.
+Imports only NumPy and Pillow. Files that Pillow cannot read, or would reduce to 8 bits, are read by tifffile and
+imagecodecs (the extra `p2pzoo[tiff]`), which are imported when a file needs them.
 """
 
 from __future__ import annotations
@@ -22,139 +22,154 @@ from PIL import ExifTags, Image, ImageOps, PngImagePlugin, UnidentifiedImageErro
 from p2pzoo.utils.errors import UserError
 from p2pzoo.utils.files import atomic_write
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".npy", ".npz")
-ARRAYS = (".npy", ".npz")
-STORED = ("uint8", "uint16", "float32")
-AS_STORED = {"L": "L", "LA": "LA", "RGB": "RGB", "RGBA": "RGBA", "1": "L", "CMYK": "RGB", "YCbCr": "RGB"}
-PNG_MODES = {0: "L", 2: "RGB", 4: "LA", 6: "RGBA"}
-BITS_PER_SAMPLE, SAMPLES_PER_PIXEL = 258, 277  # tags of a TIFF
-UNREADABLE = (  # what Pillow raises at broken files
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".npy", ".npz")
+ARRAY_SUFFIXES = (".npy", ".npz")
+_DTYPES = ("uint8", "uint16", "float32")  # of images; others are refused
+_MODES = {  # Pillow mode of a file -> the mode to convert to, one letter per channel
+    "L": "L", "LA": "LA", "RGB": "RGB", "RGBA": "RGBA", "1": "L", "CMYK": "RGB", "YCbCr": "RGB",
+}  # fmt: skip
+_PNG_MODES = {0: "L", 2: "RGB", 4: "LA", 6: "RGBA"}  # color type in the header of a PNG -> channels
+_BITS_PER_SAMPLE, _SAMPLES_PER_PIXEL = 258, 277  # numbers of TIFF tags
+PILLOW_ERRORS = (  # raised by Pillow for damaged files
     OSError, SyntaxError, ValueError, TypeError, LookupError, struct.error, Image.DecompressionBombError
 )  # fmt: skip
-DAMAGED = (  # what NumPy raises at broken files
+_NUMPY_ERRORS = (  # raised by NumPy for damaged files
     OSError, ValueError, EOFError, SyntaxError, RuntimeError, TypeError, LookupError, ArithmeticError, struct.error,
     tokenize.TokenError, zipfile.BadZipFile, zlib.error,
 )  # fmt: skip
-MOST_DEFLATED = 1032  # bytes that one can become
-SIDEWAYS = (5, 6, 7, 8)  # EXIF orientations whose rows are columns
-NAMES = {1: "grey", 2: "grey with transparency", 3: "RGB", 4: "RGB with transparency"}
+_MAX_DEFLATE_RATIO = 1032  # deflate cannot compress better (zlib, technical details)
+_TRANSPOSING = (5, 6, 7, 8)  # EXIF orientations that swap rows and columns
+_CHANNEL_NAMES = {1: "grey", 2: "grey with transparency", 3: "RGB", 4: "RGB with transparency"}
 
 
-class Header(NamedTuple):
-    """What `read_image` will give of a file. opacity: its last channel says how opaque a pixel is."""
+class ImageHeader(NamedTuple):
+    """Shape and dtype of the array that `read_image` returns. has_alpha: whether the last channel is alpha."""
 
     shape: tuple[int, int, int]
     dtype: str
-    opacity: bool
+    has_alpha: bool
 
 
 def read_image(path: Path) -> np.ndarray:
-    """(H, W, C) uint8, uint16 or float32, as the file has it.
+    """(H, W, C) uint8, uint16 or float32, as stored in the file.
 
-    Pictures have C = 1 (grey), 2 (grey, alpha), 3 (RGB) or 4 (RGBA); TIFF and NumPy files any number. The camera's EXIF
-    rotation is applied and palettes are looked up. Raises UserError, naming the file, if it cannot be read, holds
-    another type of numbers, or needs a package that is not there.
+    C is 1 (grey), 2 (grey, alpha), 3 (RGB) or 4 (RGBA); TIFF and NumPy files may have any C. EXIF rotation is applied
+    and palettes are resolved. Raises UserError, naming the file, if it cannot be read, has another dtype, or needs a
+    package that is not installed.
+
+    >>> import tempfile
+    >>> file = Path(tempfile.mkdtemp()) / "grey.png"
+    >>> write_png(file, np.zeros((2, 3, 1), np.uint8))
+    >>> read_image(file).shape
+    (2, 3, 1)
     """
-    if path.suffix.lower() in ARRAYS:
+    if path.suffix.lower() in ARRAY_SUFFIXES:
         return _native(_checked_array(path, read_array(path)))
     try:
         with Image.open(path) as image:
-            how = _how(image, path)
-            if how == "pillow":
-                return _native(pixels_of(image, str(path)))
+            library = _choose_library(image, path)
+            if library == "pillow":
+                return _native(decode_pixels(image, str(path)))
     except UnidentifiedImageError as error:
         if not _is_tiff(path):
-            raise UserError(f"{path}: {reason(error)}") from None
-        how = "tifffile"
-    except UNREADABLE as error:
-        raise UserError(f"{path}: {reason(error)}") from None
-    return _native(_from_tiff(path)[0] if how == "tifffile" else _from_png(path))
+            raise UserError(f"{path}: {describe_read_error(error)}") from None
+        library = "tifffile"
+    except PILLOW_ERRORS as error:
+        raise UserError(f"{path}: {describe_read_error(error)}") from None
+    return _native(_read_tiff(path)[0] if library == "tifffile" else _read_deep_png(path))
 
 
-def pixels_of(image: Image.Image, name: str) -> np.ndarray:
-    """(H, W, C) of an open image of 8 bits a channel, or of 16 bits or float32 in one; `name` is for the error."""
-    _shape_of(name, (image.height, image.width))
+def decode_pixels(image: Image.Image, name: str) -> np.ndarray:
+    """(H, W, C) of an open image: 8 bits per channel, or one channel of 16 bits or float32.
+
+    name  stands in the error where the image has another mode
+    """
+    _shape_3d(name, (image.height, image.width))
     upright = ImageOps.exif_transpose(image)
-    array = np.asarray(upright if _deep(upright) else upright.convert(_mode(name, upright)))
-    array = array.astype(np.uint16) if upright.mode == "I" else array  # a PNG of 16 bits, to an older Pillow
+    array = np.asarray(upright if _is_deep(upright) else upright.convert(_mode(name, upright)))
+    array = array.astype(np.uint16) if upright.mode == "I" else array  # older Pillow opens a PNG of 16 bits as "I"
     return array.reshape(*array.shape[:2], -1)
 
 
 def read_header(path: Path) -> tuple[int, int, int]:
-    """The shape (H, W, C) that `read_image` gives, from the file's header: no pixel is decoded. Raises as it does."""
-    return inspect(path).shape
+    """The shape (H, W, C) that `read_image` returns, without decoding pixels. Raises UserError as `read_image` does."""
+    return inspect_image(path).shape
 
 
-def inspect(path: Path) -> Header:
-    """What `read_image` gives, from the file's header: no pixel is decoded. Raises as it does."""
-    if path.suffix.lower() in ARRAYS:
+def inspect_image(path: Path) -> ImageHeader:
+    """Shape and dtype that `read_image` returns, without decoding pixels. Raises UserError as `read_image` does."""
+    if path.suffix.lower() in ARRAY_SUFFIXES:
         shape, dtype = inspect_array(path)
-        return Header(_shape_of(path, shape), _stored(path, dtype), False)
+        return ImageHeader(_shape_3d(path, shape), _dtype_name(path, dtype), False)
     try:
         with Image.open(path) as image:
-            how = _how(image, path)
-            if how != "tifffile":
+            library = _choose_library(image, path)
+            if library != "tifffile":
                 return _picture_header(path, image)
     except UnidentifiedImageError as error:
         if not _is_tiff(path):
-            raise UserError(f"{path}: {reason(error)}") from None
-    except UNREADABLE as error:
-        raise UserError(f"{path}: {reason(error)}") from None
-    return _from_tiff(path, pixels=False)[1]
+            raise UserError(f"{path}: {describe_read_error(error)}") from None
+    except PILLOW_ERRORS as error:
+        raise UserError(f"{path}: {describe_read_error(error)}") from None
+    return _read_tiff(path, pixels=False)[1]
 
 
-def _picture_header(path: Path, image: Image.Image) -> Header:
-    deep = image.mode if _deep(image) else ""
+def _picture_header(path: Path, image: Image.Image) -> ImageHeader:
+    deep = image.mode if _is_deep(image) else ""
     mode, dtype = deep or _mode(path, image), "float32" if deep == "F" else "uint16" if deep else "uint8"
     if not deep and _png_depth(image, path) == 16:
-        mode, dtype = PNG_MODES[_png_header(path)[1]], "uint16"
+        mode, dtype = _PNG_MODES[_png_header(path)[1]], "uint16"
     channels = 1 if deep else len(mode)
-    height, width, _ = _shape_of(path, (image.height, image.width))
-    exif = Image.Image.getexif(image)  # a PNG's own decodes it all, for what may come after the pixels
-    turned = exif.get(ExifTags.Base.Orientation) in SIDEWAYS
-    turned = turned and image.format != "TIFF"  # of which Pillow tells the upright size
-    return Header((width, height, channels) if turned else (height, width, channels), dtype, mode.endswith("A"))
+    height, width, _ = _shape_3d(path, (image.height, image.width))
+    exif = Image.Image.getexif(image)  # PngImageFile.getexif would decode the pixels to reach later chunks
+    is_transposed = exif.get(ExifTags.Base.Orientation) in _TRANSPOSING
+    is_transposed = is_transposed and image.format != "TIFF"  # for TIFF, Pillow gives the upright size
+    return ImageHeader(
+        (width, height, channels) if is_transposed else (height, width, channels), dtype, mode.endswith("A")
+    )
 
 
-def _how(image: Image.Image, path: Path) -> str:
-    """Which library reads this file as it is stored: Pillow shortens 16 bits of colours, and leaves bands out."""
+def _choose_library(image: Image.Image, path: Path) -> str:
+    """The library that reads this file without loss: Pillow reduces colours of 16 bits to 8, and drops bands."""
     if image.format == "TIFF":
         tags: Any = image.tag_v2  # type: ignore[attr-defined]
-        bits, samples = tags.get(BITS_PER_SAMPLE, (1,)), tags.get(SAMPLES_PER_PIXEL, 1)
+        bits, samples = tags.get(_BITS_PER_SAMPLE, (1,)), tags.get(_SAMPLES_PER_PIXEL, 1)
         single = getattr(image, "n_frames", 1) == 1
-        shallow = max(bits) <= 8 and (image.mode == "P" or samples == len(AS_STORED.get(image.mode, "")))
+        shallow = max(bits) <= 8 and (image.mode == "P" or samples == len(_MODES.get(image.mode, "")))
         shallow = shallow or (image.mode == "CMYK" and samples == 4 and max(bits) == 8)
         deep = samples == 1 and (image.mode.startswith("I;16") or (image.mode == "F" and bits == (32,)))
         return "pillow" if single and (shallow or deep) else "tifffile"
-    if _png_depth(image, path) == 16 and not _deep(image):
+    if _png_depth(image, path) == 16 and not _is_deep(image):
         return "imagecodecs"
     return "pillow"
 
 
 def _png_depth(image: Image.Image, path: Path) -> int:
-    """Bits a channel, as the header of a PNG has them; 8 of other formats."""
+    """Bits per channel in the header of a PNG; 8 for other formats."""
     return _png_header(path)[0] if image.format == "PNG" else 8
 
 
 def _png_header(path: Path) -> tuple[int, int]:
-    """Bits a channel, and the kind of pixels (a key of PNG_MODES): to Pillow 16 bits of grey and opacity are RGBA."""
+    """Bits per channel and color type (a key of _PNG_MODES). Pillow reports 16-bit grey with alpha as RGBA."""
     with path.open("rb") as file:
-        bits, kind = file.read(26)[24:26]
-    return bits, kind
+        bits, color_type = file.read(26)[24:26]
+    return bits, color_type
 
 
-def _deep(image: Image.Image) -> bool:
-    """Whether Pillow holds it in more than 8 bits, all that the file has."""
+def _is_deep(image: Image.Image) -> bool:
+    """Whether Pillow keeps more than 8 bits per channel, and all bits of the file."""
     sixteen = image.mode.startswith("I;16") and image.mode != "I;16S"
     return sixteen or (image.mode == "I" and image.format == "PNG") or image.mode == "F"
 
 
-def _from_png(path: Path) -> np.ndarray:
-    codecs = _needed("imagecodecs", path)
+def _read_deep_png(path: Path) -> np.ndarray:
+    codecs = _import_optional("imagecodecs", path)
     with Image.open(path) as image:
-        turned = Image.Image.getexif(image).get(ExifTags.Base.Orientation, 1)
-    if turned != 1:
-        raise UserError(f"{path}: is to be turned (orientation {turned}), and has 16 bits a channel: save it upright")
+        orientation = Image.Image.getexif(image).get(ExifTags.Base.Orientation, 1)
+    if orientation != 1:
+        raise UserError(
+            f"{path}: has EXIF orientation {orientation}, which is not applied to 16 bits per channel: save it upright"
+        )
     try:
         array = codecs.png_decode(path.read_bytes())
     except (OSError, ValueError, RuntimeError) as error:
@@ -162,38 +177,40 @@ def _from_png(path: Path) -> np.ndarray:
     return array.reshape(*array.shape[:2], -1)  # type: ignore[no-any-return]
 
 
-def _from_tiff(path: Path, *, pixels: bool = True) -> tuple[np.ndarray, Header]:
-    """(H, W, C), and its header; the array is empty where no pixels are asked for."""
-    tifffile = _needed("tifffile", path)
+def _read_tiff(path: Path, *, pixels: bool = True) -> tuple[np.ndarray, ImageHeader]:
+    """The array (H, W, C) and its header; the array is empty if `pixels` is False."""
+    tifffile = _import_optional("tifffile", path)
     try:
         with tifffile.TiffFile(path) as tiff:
             series = tiff.series[0]
             axes, shape = series.axes, series.shape
-            turned = tiff.pages[0].tags.get("Orientation")
-            others = len(tiff.series) - 1
+            orientation = tiff.pages[0].tags.get("Orientation")
+            num_others = len(tiff.series) - 1
             dtype = np.dtype(series.dtype)
             array = series.asarray() if pixels else None
-    except Exception as error:  # damaged files end in errors of every kind
+    except Exception as error:  # damaged files raise errors of any type
         raise UserError(f"{path}: cannot be read as a TIFF ({error})") from None
-    if others or axes not in ("YX", "YXS", "SYX", "CYX", "QYX"):
-        raise UserError(f"{path}: holds several images ({axes} {shape}); one of (height, width, channels) is expected")
-    if turned is not None and turned.value != 1:
-        raise UserError(f"{path}: is to be turned (orientation {int(turned.value)}): save it upright")
-    first = len(axes) == 3 and axes.endswith("YX")
-    shape = (*shape[1:], shape[0]) if first else (*shape, 1) if len(axes) == 2 else shape
-    header = Header(_shape_of(path, tuple(map(int, shape))), _stored(path, dtype), False)
+    if num_others or axes not in ("YX", "YXS", "SYX", "CYX", "QYX"):
+        raise UserError(f"{path}: has several images ({axes} {shape}); one of (height, width, channels) is expected")
+    if orientation is not None and orientation.value != 1:
+        raise UserError(
+            f"{path}: has orientation {int(orientation.value)}, which is not applied to such a TIFF: save it upright"
+        )
+    is_channels_first = len(axes) == 3 and axes.endswith("YX")
+    shape = (*shape[1:], shape[0]) if is_channels_first else (*shape, 1) if len(axes) == 2 else shape
+    header = ImageHeader(_shape_3d(path, tuple(map(int, shape))), _dtype_name(path, dtype), False)
     if array is None:
         return np.empty(0), header
-    return (np.moveaxis(array, 0, -1) if first else array).reshape(header.shape), header
+    return (np.moveaxis(array, 0, -1) if is_channels_first else array).reshape(header.shape), header
 
 
-def _needed(package: str, path: Path) -> Any:
+def _import_optional(package: str, path: Path) -> Any:
     import importlib
 
     try:
         return importlib.import_module(package)
     except ImportError:
-        raise UserError(f"{path}: to read it without loss {package} is needed: pip install 'p2pzoo[tiff]'") from None
+        raise UserError(f"{path}: reading it without loss needs {package}: pip install 'p2pzoo[tiff]'") from None
 
 
 def _is_tiff(path: Path) -> bool:
@@ -202,72 +219,72 @@ def _is_tiff(path: Path) -> bool:
 
 
 def read_array(path: Path) -> np.ndarray:
-    """What a .npy holds, or the one array of a .npz, as it is. Raises UserError, naming the file."""
-    inspect_array(path)  # np.load makes room for what a header says before it reads any of it
+    """The array of a .npy, or the only one of a .npz, unchanged. Raises UserError, naming the file."""
+    inspect_array(path)  # np.load allocates what the header says before it reads any data
     try:
         loaded: Any = np.load(path, allow_pickle=False)
         if isinstance(loaded, np.ndarray):
             return loaded
         with loaded:
-            return np.asarray(loaded[_only(path, loaded.files)])
-    except DAMAGED as error:
-        raise UserError(f"{path}: {_no_array(error)}") from None
+            return np.asarray(loaded[_only_name(path, loaded.files)])
+    except _NUMPY_ERRORS as error:
+        raise UserError(f"{path}: {_describe_array_error(error)}") from None
 
 
 def inspect_array(path: Path) -> tuple[tuple[int, ...], np.dtype[Any]]:
-    """Shape and type of numbers of what `read_array` gives, from the file's header. Raises as it does."""
+    """Shape and dtype of the array that `read_array` returns, from its header. Raises as `read_array` does."""
     try:
         if path.suffix.lower() == ".npy":
             with path.open("rb") as file:
                 return _array_header(file, path.stat().st_size)
         with zipfile.ZipFile(path) as archive:
-            name = _only(path, [name.removesuffix(".npy") for name in archive.namelist()])
+            name = _only_name(path, [name.removesuffix(".npy") for name in archive.namelist()])
             member = archive.getinfo(f"{name}.npy")
-            if member.file_size > member.compress_size * MOST_DEFLATED:
-                raise ValueError("it says that it unpacks to more than it can")
+            if member.file_size > member.compress_size * _MAX_DEFLATE_RATIO:
+                raise ValueError("its unpacked size in the header is larger than its packed data can give")
             with archive.open(member) as unpacked:
                 return _array_header(unpacked, member.file_size)
-    except DAMAGED as error:
-        raise UserError(f"{path}: {_no_array(error)}") from None
+    except _NUMPY_ERRORS as error:
+        raise UserError(f"{path}: {_describe_array_error(error)}") from None
 
 
 def _array_header(file: IO[bytes], size: int) -> tuple[tuple[int, ...], np.dtype[Any]]:
-    """Of a .npy of so many bytes. Raises ValueError where its numbers would not fit into them, or are objects."""
-    read: Any = np.lib.format
-    old = read.read_magic(file) == (1, 0)
-    shape, _, dtype = read.read_array_header_1_0(file) if old else read.read_array_header_2_0(file)
+    """Shape and dtype of a .npy of `size` bytes. Raises ValueError if that is too few, or the array has objects."""
+    npy: Any = np.lib.format
+    is_version_1 = npy.read_magic(file) == (1, 0)
+    shape, _, dtype = npy.read_array_header_1_0(file) if is_version_1 else npy.read_array_header_2_0(file)
     if dtype.hasobject:
-        raise ValueError("it holds Python objects")
+        raise ValueError("it has Python objects")
     if min(shape, default=0) < 0 or math.prod(shape) * dtype.itemsize > size - file.tell():
-        raise ValueError(f"its header says {shape} of {dtype}, and there are {size:,} bytes")
+        raise ValueError(f"its header says {shape} of {dtype}, and the file has {size:,} bytes")
     return shape, dtype
 
 
-def _only(path: Path, names: list[str]) -> str:
+def _only_name(path: Path, names: list[str]) -> str:
     if len(names) != 1:
-        raise UserError(f"{path}: holds {len(names)} arrays ({', '.join(names[:3])}); one is expected")
+        raise UserError(f"{path}: has {len(names)} arrays ({', '.join(names[:3])}); one is expected")
     return names[0]
 
 
-def _no_array(error: Exception) -> str:
+def _describe_array_error(error: Exception) -> str:
     return "no such file" if isinstance(error, FileNotFoundError) else f"cannot be read as a NumPy file ({error})"
 
 
 def _checked_array(path: Path, array: np.ndarray) -> np.ndarray:
-    _stored(path, array.dtype)
-    return array.reshape(_shape_of(path, array.shape))
+    _dtype_name(path, array.dtype)
+    return array.reshape(_shape_3d(path, array.shape))
 
 
-def _shape_of(path: Path | str, shape: tuple[int, ...]) -> tuple[int, int, int]:
+def _shape_3d(path: Path | str, shape: tuple[int, ...]) -> tuple[int, int, int]:
     if len(shape) not in (2, 3) or 0 in shape:
-        raise UserError(f"{path}: an array of {shape}; (height, width) or (height, width, channels) is expected")
+        raise UserError(f"{path}: is an array of {shape}; (height, width) or (height, width, channels) is expected")
     return (shape[0], shape[1], shape[2] if len(shape) == 3 else 1)
 
 
-def _stored(path: Path, dtype: np.dtype[Any]) -> str:
+def _dtype_name(path: Path, dtype: np.dtype[Any]) -> str:
     name = dtype.newbyteorder("=").name
-    if name not in STORED:
-        raise UserError(f"{path}: its values are {name}; {', '.join(STORED)} are read: save it as one of them")
+    if name not in _DTYPES:
+        raise UserError(f"{path}: its values are {name}; supported are {', '.join(_DTYPES)}: save it as one of them")
     return name
 
 
@@ -276,52 +293,61 @@ def _native(array: np.ndarray) -> np.ndarray:
 
 
 def _mode(path: Path | str, image: Image.Image) -> str:
-    """The Pillow mode to convert to: one letter a channel."""
-    mode = AS_STORED.get(image.mode)
+    """The Pillow mode to convert to: one letter per channel."""
+    mode = _MODES.get(image.mode)
     if image.mode == "P":
         mode = "RGBA" if "transparency" in image.info else "RGB"
     if mode is None:
-        raise UserError(f"{path}: {image.mode} pixels are not read: save it with 8 or 16 bits a channel, or as float32")
+        raise UserError(
+            f"{path}: pixels of mode {image.mode} are not supported: "
+            "save it with 8 or 16 bits per channel, or as float32"
+        )
     return mode
 
 
-def reason(error: Exception) -> str:
+def describe_read_error(error: Exception) -> str:
+    """The cause of one of PILLOW_ERRORS, to follow a file's name in a message."""
     if isinstance(error, FileNotFoundError):
         return "no such file"
-    unknown = isinstance(error, UnidentifiedImageError)
-    why = "no format that is known" if unknown else getattr(error, "strerror", None) or error
-    return f"cannot be read as an image ({why})"
+    is_unknown = isinstance(error, UnidentifiedImageError)
+    cause = "unknown format" if is_unknown else getattr(error, "strerror", None) or error
+    return f"cannot be read as an image ({cause})"
 
 
 def with_channels(image: np.ndarray, channels: int) -> np.ndarray:
-    """The same picture in this many channels. Raises ValueError where that would lose something.
+    """The same image with this many channels. Raises ValueError where that would lose something.
 
-    Grey can be said in three equal channels, and back; opacity can be added, and left out where everything is opaque.
+    Grey and three equal channels convert into each other; alpha can be added, and removed where every pixel is opaque.
+
+    >>> with_channels(np.zeros((2, 2, 1), np.uint8), 3).shape
+    (2, 2, 3)
     """
     if image.shape[2] == channels:
         return image
     colors, alpha = (image[..., :-1], image[..., -1:]) if image.shape[2] in (2, 4) else (image, None)
     full = np.iinfo(image.dtype).max if image.dtype != np.float32 else None
     if alpha is not None and full is None:
-        raise ValueError(f"it is {_name(image.shape[2])} of float32, and {_name(channels)} was expected")
+        raise ValueError(
+            f"it is {_channel_name(image.shape[2])} of float32, and {_channel_name(channels)} was expected"
+        )
     if channels not in (2, 4) and alpha is not None and (alpha != full).any():
-        raise ValueError(f"it has transparent pixels, and {_name(channels)} was expected: flatten it first")
+        raise ValueError(f"it has transparent pixels, and {_channel_name(channels)} was expected: flatten it first")
     wanted = channels - 1 if channels in (2, 4) else channels
     if colors.shape[2] == 1 and wanted == 3:
         colors = np.repeat(colors, 3, axis=2)
     elif colors.shape[2] == 3 and wanted == 1 and (colors == colors[..., :1]).all():
         colors = colors[..., :1]
     if colors.shape[2] != wanted:
-        raise ValueError(f"it is {_name(image.shape[2])}, and {_name(channels)} was expected")
+        raise ValueError(f"it is {_channel_name(image.shape[2])}, and {_channel_name(channels)} was expected")
     if wanted == channels:
         return colors
     if alpha is None and full is None:
-        raise ValueError("it is float32 without opacity, and opacity was expected")
+        raise ValueError("it is float32 without alpha, and alpha was expected")
     return np.concatenate([colors, np.full_like(colors[..., :1], full) if alpha is None else alpha], axis=2)
 
 
-def _name(channels: int) -> str:
-    return NAMES.get(channels, f"an image of {channels} channels")
+def _channel_name(channels: int) -> str:
+    return _CHANNEL_NAMES.get(channels, f"an image of {channels} channels")
 
 
 def write_png(
@@ -332,12 +358,12 @@ def write_png(
     strategy: int = zlib.Z_DEFAULT_STRATEGY,
     palette: bytes | None = None,
 ) -> None:
-    """(H, W, C) uint8 with C from 1 to 4, and lines of text for the file's metadata.
+    """Write (H, W, C) uint8 with 1 to 4 channels as a PNG.
 
-    palette: of an indexed PNG, whose indices the values of the one channel become; 256 times RGB.
-
-    strategy: zlib's. Z_RLE looks for no repetitions but runs: on photos five times as fast for files of the same size;
-        flat label maps become twice as large.
+    text      entries of the file's metadata
+    strategy  of zlib. Z_RLE only looks for runs: photos are written five times as fast with the same size, flat label
+              maps become twice as large
+    palette   256 RGB triples: writes an indexed PNG, and the values of the single channel become its indices
     """
     info = PngImagePlugin.PngInfo()
     for key, value in (text or {}).items():
@@ -352,13 +378,14 @@ def write_png(
 def write_image(
     path: Path, image: np.ndarray, text: Mapping[str, str] | None = None, palette: bytes | None = None
 ) -> None:
-    """(H, W, C) uint8, uint16 or float32, without loss, as the suffix says. palette: as of `write_png`, and for PNGs.
+    """Write (H, W, C) uint8, uint16 or float32 without loss, in the format of the suffix.
 
-    .png has 1 to 4 channels of uint8, or one of uint16. .tif has all, and needs tifffile. .npy has all, and no text.
-    Raises UserError where the format cannot hold it.
+    .png holds 1 to 4 channels of uint8, or one of uint16. .tif holds all and needs tifffile. .npy holds all but `text`.
+    text and palette are those of `write_png`; only PNGs use a palette. Raises UserError where the format cannot hold
+    the image.
     """
     suffix = path.suffix.lower()
-    if not holds(suffix, image.dtype.name, image.shape[2]):
+    if not can_hold(suffix, image.dtype.name, image.shape[2]):
         raise UserError(f"{path}: cannot hold {image.shape[2]} channels of {image.dtype}; .tif and .npy can")
     if suffix == ".png":
         write_png(path, image, text, strategy=zlib.Z_RLE, palette=palette)
@@ -366,37 +393,47 @@ def write_image(
         with atomic_write(path) as temporary, temporary.open("wb") as file:
             np.save(file, image, allow_pickle=False)
     else:
-        tifffile = _needed("tifffile", path)
+        tifffile = _import_optional("tifffile", path)
         flat = image[..., 0] if image.shape[2] == 1 else image
-        kind = "rgb" if image.shape[2] == 3 and image.dtype != np.float32 else "minisblack"
-        told = "\n".join(f"{key}: {value}" for key, value in (text or {}).items()).encode() or None
+        photometric = "rgb" if image.shape[2] == 3 and image.dtype != np.float32 else "minisblack"
+        description = "\n".join(f"{key}: {value}" for key, value in (text or {}).items()).encode() or None
         with atomic_write(path) as temporary:
             options = {"planarconfig": "contig"} if flat.ndim == 3 else {}
             tifffile.imwrite(
-                temporary, flat, photometric=kind, metadata=None, compression="zlib", description=told, **options
+                temporary,
+                flat,
+                photometric=photometric,
+                metadata=None,
+                compression="zlib",
+                description=description,
+                **options,
             )
 
 
-def holds(suffix: str, dtype: str, channels: int) -> bool:
-    """Whether files of this suffix can be written of such images."""
+def can_hold(suffix: str, dtype: str, channels: int) -> bool:
+    """Whether a file with this suffix can hold images of this dtype and number of channels.
+
+    >>> can_hold(".png", "float32", 3)
+    False
+    """
     if suffix == ".png":
         return (dtype == "uint8" and channels <= 4) or (dtype == "uint16" and channels == 1)
     return suffix in (".tif", ".tiff", ".npy")
 
 
 def find_images(folder: Path, *, nested: bool = False) -> list[Path]:
-    """The image files of a folder, by name; not those of folders in it, unless `nested`, nor hidden ones."""
+    """The image files of a folder, sorted by name, without hidden ones. nested: those of folders inside, too."""
     if not nested:
-        return sorted(p for p in folder.iterdir() if p.suffix.lower() in SUFFIXES and not p.name.startswith("."))
+        return sorted(p for p in folder.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES and not p.name.startswith("."))
 
     def refuse(error: OSError) -> None:
         raise error
 
-    found: list[Path] = []
-    been = {os.path.realpath(folder)}  # a link may lead back to where one came from
-    for at, folders, names in os.walk(folder, onerror=refuse, followlinks=True):
-        inside = {name: os.path.realpath(os.path.join(at, name)) for name in sorted(folders) if name[0] != "."}
-        folders[:] = [name for name, real in inside.items() if real not in been]
-        been.update(inside.values())
-        found += [Path(at, name) for name in names if name.lower().endswith(SUFFIXES) and name[0] != "."]
-    return sorted(found)
+    images: list[Path] = []
+    visited = {os.path.realpath(folder)}  # a link may lead back to a folder above
+    for parent, folders, names in os.walk(folder, onerror=refuse, followlinks=True):
+        targets = {name: os.path.realpath(os.path.join(parent, name)) for name in sorted(folders) if name[0] != "."}
+        folders[:] = [name for name, target in targets.items() if target not in visited]
+        visited.update(targets.values())
+        images += [Path(parent, name) for name in names if name.lower().endswith(IMAGE_SUFFIXES) and name[0] != "."]
+    return sorted(images)

@@ -1,6 +1,7 @@
-"""Images of any size -> one size. Pillow's bicubic, antialiased: 8-bit colours with opacity are weighted by it.
+"""Resizes images: to the size of a dataset (`resize_to`) and for the jitter of training (`resize`).
 
-Maps of classes take the nearest pixel instead.
+The default is Pillow's antialiased bicubic filter; 8-bit colours with an alpha channel are weighted by it.
+Label maps use the nearest pixel.
 """
 
 from __future__ import annotations
@@ -12,28 +13,32 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-Resize = Literal["stretch", "fit", "crop", "none"]
-Kernel = Literal["bicubic", "nearest"]
-Size = tuple[int, int]  # height, width
+ResizeMode = Literal["stretch", "fit", "crop", "none"]
+ResizeKernel = Literal["bicubic", "nearest"]
+ImageSize = tuple[int, int]  # height, width
 
 
 def resize_to(
     image: np.ndarray,
-    size: Size,
-    how: Resize,
+    size: ImageSize,
+    how: ResizeMode,
     limits: tuple[float, float] = (0, 255),
     *,
     bands: bool = False,
-    kernel: Kernel = "bicubic",
+    kernel: ResizeKernel = "bicubic",
 ) -> np.ndarray:
-    """(h, w, C) -> (*size, C) of its dtype in memory of its own; as it is where `how` is "none" or the size is right.
+    """(h, w, C) -> (*size, C), a copy of the same dtype. Not resized where `how` is "none" or the size is right.
 
-    limits  overshoot is cut to them. bands: the channels are equals, none of them is opacity
-    kernel  "nearest" mixes no values
+    how     "stretch": to the size; proportions change
+            "fit": as large as fits, centred; the rest is filled by reflection at the borders
+            "crop": the largest centred part with the proportions of `size`, scaled
+            "none": not at all
+    limits  the result is clipped to them, as bicubic overshoots
+    bands   whether the channels are equal bands; else the last of 2 or 4 channels is alpha
+    kernel  "nearest" does not mix values
 
-    stretch  to the size, proportions lost
-    fit      as large as fits, in the middle; the rest continues the picture by reflection at its borders
-    crop     the largest middle part with the size's proportions, scaled
+    >>> resize_to(np.zeros((10, 20, 3), np.uint8), (8, 8), "crop").shape
+    (8, 8, 3)
     """
     height, width = image.shape[:2]
     if (height, width) == size or how == "none":
@@ -42,8 +47,8 @@ def resize_to(
         return _scaled(image, size, limits, bands, kernel)
     if how == "crop":
         scale = min(height / size[0], width / size[1])
-        rest_y, rest_x = max(0.0, height - size[0] * scale), max(0.0, width - size[1] * scale)
-        box = (rest_x / 2, rest_y / 2, width - rest_x / 2, height - rest_y / 2)
+        cut_y, cut_x = max(0.0, height - size[0] * scale), max(0.0, width - size[1] * scale)
+        box = (cut_x / 2, cut_y / 2, width - cut_x / 2, height - cut_y / 2)
         return _scaled(image, size, limits, bands, kernel, box)
     inner = fit_size(height, width, size)
     before = [(outer - side) // 2 for outer, side in zip(size, inner, strict=True)]
@@ -53,27 +58,31 @@ def resize_to(
     )
 
 
-def fit_size(height: int, width: int, size: Size) -> Size:
-    """The largest size of these proportions that fits into `size`."""
+def fit_size(height: int, width: int, size: ImageSize) -> ImageSize:
+    """The largest size with these proportions that fits into `size`.
+
+    >>> fit_size(height=10, width=20, size=(8, 8))
+    (4, 8)
+    """
     scale = min(size[0] / height, size[1] / width)
     return max(1, round(height * scale)), max(1, round(width * scale))
 
 
-def keeps_alignment(a: Size, b: Size, how: Resize) -> bool:
-    """Whether two aligned images of these sizes stay aligned when each is fitted by itself."""
+def keeps_alignment(a: ImageSize, b: ImageSize, how: ResizeMode) -> bool:
+    """Whether two aligned images of these sizes stay aligned when each is resized separately."""
     if how == "none":
         return a == b
     if how == "stretch":
         return True
-    return abs(a[0] * b[1] - a[1] * b[0]) <= max(*a, *b)  # proportions agree but for one pixel of rounding
+    return abs(a[0] * b[1] - a[1] * b[0]) <= max(*a, *b)  # the proportions are equal up to one pixel of rounding
 
 
 def _scaled(
     image: np.ndarray,
-    size: Size,
+    size: ImageSize,
     limits: tuple[float, float],
     bands: bool,
-    kernel: Kernel,
+    kernel: ResizeKernel,
     box: tuple[float, float, float, float] | None = None,
 ) -> np.ndarray:
     """The part `box` (left, top, right, bottom) of an image, resampled to `size`."""
@@ -83,31 +92,37 @@ def _scaled(
 
     channels = image.shape[2]
     if image.dtype == np.uint8 and channels <= 4 and not bands:
-        whole = resized(image[..., 0] if channels == 1 else image).reshape(*size, channels)
+        output = resized(image[..., 0] if channels == 1 else image).reshape(*size, channels)
     else:
-        whole = np.dstack([resized(np.ascontiguousarray(image[..., c], np.float32)) for c in range(channels)])
-    whole = np.clip(whole, *limits)
-    scaled: np.ndarray = (whole if image.dtype == np.float32 else np.rint(whole)).astype(image.dtype)
-    return scaled
+        output = np.dstack([resized(np.ascontiguousarray(image[..., c], np.float32)) for c in range(channels)])
+    output = np.clip(output, *limits)
+    output = output if image.dtype == np.float32 else np.rint(output)
+    return output.astype(image.dtype)  # type: ignore[no-any-return]
 
 
 def resize(image: np.ndarray, size: tuple[int, ...], kernel: str, limits: tuple[float, float]) -> np.ndarray:
-    """(H, W, C) -> (*size, C) in the same dtype; overshoot cut to `limits`.
+    """(H, W, C) -> (*size, C) in the same dtype, clipped to `limits`.
 
-    kernel: "bicubic" and "bilinear", antialiased as Pillow has them; "bilinear-corners", between the centres of the
-    corners' pixels, and "area" where that makes an image smaller; "area", the mean of what each new pixel covers;
-    "nearest", by their centres.
+    kernel  "bicubic", "bilinear": antialiased, as in Pillow
+            "bilinear-corners": corner pixels stay corner pixels (Torch7's image.scale); "area" if a side shrinks
+            "area": the mean of the area that each new pixel covers
+            "nearest": the pixel nearest to the centre
+
+    >>> resize(np.array([[[0], [100]]], np.uint8), (1, 4), "nearest", (0, 255))[0, :, 0].tolist()
+    [0, 0, 100, 100]
     """
     if kernel == "nearest":
-        return _nearest(image, size)
+        return resize_nearest(image, size)
     tensor = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)[None]
     if kernel == "bilinear-corners" and (size[0] < image.shape[0] or size[1] < image.shape[1]):
-        kernel = "area"  # Torch7's image.scale
-    plain = kernel in ("bicubic", "bilinear")
-    if image.dtype != np.uint8 or not plain:  # torch resamples uint8 with Pillow's rounding between the two directions
+        kernel = "area"  # as Torch7's image.scale
+    is_antialiased = kernel in ("bicubic", "bilinear")
+    if (
+        image.dtype != np.uint8 or not is_antialiased
+    ):  # uint8 stays: torch then rounds between the directions, as Pillow
         tensor = tensor.float()
     if kernel == "area":
-        down, across = (_cover(n, side) for n, side in zip(size, image.shape, strict=False))
+        down, across = (_coverage(n, side) for n, side in zip(size, image.shape, strict=False))
         out = down @ tensor @ across.t()
     elif kernel == "bilinear-corners":
         out = F.interpolate(tensor, size=size, mode="bilinear", align_corners=True)
@@ -120,14 +135,14 @@ def resize(image: np.ndarray, size: tuple[int, ...], kernel: str, limits: tuple[
     return np.ascontiguousarray(out[0].permute(1, 2, 0).numpy().astype(image.dtype, copy=False))
 
 
-def _nearest(image: np.ndarray, size: tuple[int, ...]) -> np.ndarray:
-    """(H, W, ...) -> (*size, ...)."""
+def resize_nearest(image: np.ndarray, size: tuple[int, ...]) -> np.ndarray:
+    """(H, W, ...) -> (*size, ...): each new pixel is the one at its centre. No values are mixed."""
     rows, columns = ((2 * np.arange(n) + 1) * side // (2 * n) for n, side in zip(size, image.shape, strict=False))
     return np.ascontiguousarray(image[rows[:, None], columns])
 
 
-def _cover(n: int, side: int) -> torch.Tensor:
-    """(n, side): the share that each of `side` pixels has in each of n that cover the same length."""
+def _coverage(n: int, side: int) -> torch.Tensor:
+    """(n, side): the share of each of `side` pixels in each of n new pixels that cover the same length."""
     edges, pixels = np.arange(n + 1)[:, None] * (side / n), np.arange(side)
-    shared = np.minimum(edges[1:], pixels + 1) - np.maximum(edges[:-1], pixels)
-    return torch.from_numpy(shared.clip(0) * (n / side)).float()
+    overlap = np.minimum(edges[1:], pixels + 1) - np.maximum(edges[:-1], pixels)
+    return torch.from_numpy(overlap.clip(0) * (n / side)).float()

@@ -1,1 +1,1 @@
-"""Networks built, initialised, saved, loaded, and used on images."""
+"""Networks: build, initialise, save, load, and run them on images."""

@@ -1,4 +1,4 @@
-"""Networks from components: built for the data's channels and size, given first weights, saved and loaded alone."""
+"""Build a network from its component, and count its parameters and operations."""
 
 from __future__ import annotations
 
@@ -12,39 +12,45 @@ from p2pzoo.config.experiment import Component
 from p2pzoo.utils.errors import UserError
 
 
-def build(component: Component, channels: tuple[int, int], size: tuple[int, int]) -> nn.Module:
-    """A generator or discriminator for x and y of these channels and this (H, W). Raises UserError if it refuses."""
+def build_network(component: Component, channels: tuple[int, int], size: tuple[int, int]) -> nn.Module:
+    """Build a generator or discriminator with the weights that its constructor draws.
+
+    channels: of x and of y. size: (H, W) of the images. Raises UserError if the component refuses them.
+    """
     network = component.build(in_channels=channels[0], out_channels=channels[1], size=size)
     if not isinstance(network, nn.Module):
-        raise UserError(f"{component.entry.kind} '{component.entry.full_name}' is no torch.nn.Module")
+        returned = type(network).__name__
+        raise UserError(
+            f"{component.entry.kind} '{component.entry.full_name}' must return a torch.nn.Module, not a {returned}"
+        )
     return network
 
 
 @dataclass(frozen=True)
-class Measures:
-    """What a network costs and sees.
+class NetworkSummary:
+    """Size and cost of a network.
 
-    parameters       how many, those that never learn too
-    macs             multiplications (each with its addition) of convolutions and matrix products, for one image
-    output           (H, W) of ŷ, or of D's first map
-    receptive_field  of a discriminator that tells it
+    parameters       number of parameters, frozen ones included
+    macs             multiply-adds of convolutions and matrix products for one image
+    output_size      (H, W) of ŷ, or of D's first output map
+    receptive_field  of a discriminator that has this attribute, in pixels; else None
     """
 
     parameters: int
     macs: int
-    output: tuple[int, int]
+    output_size: tuple[int, int]
     receptive_field: int | None
 
 
-def measures(component: Component, channels: tuple[int, int], size: tuple[int, int]) -> Measures:
-    """Counted on torch's meta device: nothing is allocated, nothing computed. Raises UserError as `build` does."""
+def summarize_network(component: Component, channels: tuple[int, int], size: tuple[int, int]) -> NetworkSummary:
+    """Build and run a network on the meta device: nothing is allocated. Raises UserError as `build_network` does."""
     with torch.device("meta"), FlopCounterMode(display=False) as counter:
-        network = build(component, channels, size).eval()
+        network = build_network(component, channels, size).eval()
         x, y = (torch.zeros(1, count, *size) for count in channels)
         output = network(x) if component.entry.kind == "generator" else network(x, y)[0]
-    return Measures(
+    return NetworkSummary(
         parameters=sum(p.numel() for p in network.parameters()),
         macs=counter.get_total_flops() // 2,
-        output=(output.shape[-2], output.shape[-1]),
+        output_size=(output.shape[-2], output.shape[-1]),
         receptive_field=getattr(network, "receptive_field", None),
     )

@@ -1,4 +1,4 @@
-"""A trained generator from its file alone: images in, images out, of any size."""
+"""A trained generator, loaded from its file: it translates images of any size."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -14,147 +14,144 @@ from PIL import Image
 from torch import Tensor, nn
 
 from p2pzoo.compute.engine import pick_device
-from p2pzoo.compute.memory import OutOfMemory, lacks_memory
-from p2pzoo.images.color_spaces import Encodings, from_stored, joined, lab, quantize
-from p2pzoo.images.io import pixels_of, with_channels
-from p2pzoo.images.label_maps import Labels
-from p2pzoo.models.model_file import load_model
-from p2pzoo.models.safetensors_io import DamagedFile
-from p2pzoo.models.test_modes import prepared, translate
+from p2pzoo.compute.memory import is_out_of_memory
+from p2pzoo.images.color_spaces import dequantize, join_lab, quantize, split_lab
+from p2pzoo.images.io import decode_pixels, with_channels
+from p2pzoo.models.model_file import ModelHeader, load_network
+from p2pzoo.models.test_modes import optimize_for_eval, translate
 from p2pzoo.models.tiling import Tiling, blend_tiles
 from p2pzoo.plugin.loader import registry
-from p2pzoo.utils.errors import UserError
+from p2pzoo.utils.errors import DamagedFile, OutOfMemory, UserError
 
-Picture = TypeVar("Picture", Image.Image, np.ndarray, Tensor)
+ImageLike = TypeVar("ImageLike", Image.Image, np.ndarray, Tensor)
 
 TEST_MODES = ("paper", "eval")
-BYTES = (0.0, 255.0)  # the range of a file that names none
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
-PIXELS_AT_ONCE = {"cpu": 4 * 256**2}  # more makes no layer faster there, and each allocation slower
-PIXELS_AT_ONCE_ELSEWHERE = 32 * 256**2
+# Pixels of a batch in eval mode. On a CPU more pixels make no layer faster, and each allocation slower
+MAX_BATCH_PIXELS = {"cpu": 4 * 256**2}
+MAX_BATCH_PIXELS_ON_GPU = 32 * 256**2
 
 
 class Model:
-    """G with what its file says of it.
+    """A trained generator with what its file says about it. `p2pzoo.load` makes one.
 
-    in_channels, out_channels  of x and y
-    x_dtype, y_dtype           how images are stored that it takes and gives: "uint8", "uint16" or "float32"
+    in_channels, out_channels  channels of x and y as G gets them
+    x_dtype, y_dtype           how images are stored: "uint8", "uint16" or "float32"
     x_range, y_range           the stored values that are -1 and 1 to G
-    encodings                  where x is the lightness of a photo and y its colours: images that it takes are then grey
-                               or RGB of uint8, and those that it gives RGB of uint8
-    x_labels, y_labels         where x or y are label maps: it then takes, or if they are one-hot gives, those
-    gives                      (dtype, channels) of images that it gives
-    palette                    of the label maps that it gives, as an indexed PNG has it; None of other images
-    size                       (H, W) it was trained at; it takes others
-    test_mode                  the mode its recipe named when it was trained; the default of `translate`
-    run                        the id of the run that made it
-    divisor                    sides are continued to multiples of it
-    precision                  "fp32", or "bf16" (eval mode only): faster where the machine has it, and less exact
+    encodings                  the color spaces of x and y. If x is the lightness of a photo and y its colors, the model
+                               takes grey or RGB images of uint8 and returns RGB of uint8
+    x_labels, y_labels         the classes of a side that is a label map, else None. The model then takes label maps;
+                               it returns them if y is one-hot
+    output_format              (dtype, channels) of the images that it returns
+    palette                    the palette of a label map that it returns, for an indexed PNG; else None
+    size                       (H, W) of the training images; the model takes others too
+    size_divisor               images are padded to multiples of it
+    test_mode                  the recipe's test mode, "paper" or "eval": the default of `translate`
+    run                        id of the run that trained it
+    precision                  "fp32", or "bf16" (eval mode only), which is less exact, and faster on some devices
+    header                     the parsed header of its file
 
-    The eval mode computes with a copy of G that is made once: for other weights, make another Model.
+    Eval mode uses an optimized copy of G that is made once: to change G's weights, make another Model.
     """
 
-    def __init__(self, G: nn.Module, header: dict[str, Any], device: torch.device, precision: str = "fp32") -> None:
+    def __init__(self, G: nn.Module, header: ModelHeader, device: torch.device, precision: str = "fp32") -> None:
         if precision not in PRECISIONS:
             raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, not {precision!r}")
+        if header.run is None or header.test_mode is None or header.size_divisor is None:
+            raise ValueError("a Model needs a header with run, test_mode and size_divisor")
         self.G, self.header, self.device, self.precision = G.to(device), header, device, precision
-        self.in_channels: int = header["in_channels"]
-        self.out_channels: int = header["out_channels"]
-        self.x_dtype: str = header.get("x_dtype", "uint8")
-        self.y_dtype: str = header.get("y_dtype", "uint8")
-        self.x_range: tuple[float, float] = tuple(header.get("x_range", BYTES))
-        self.y_range: tuple[float, float] = tuple(header.get("y_range", BYTES))
-        self.encodings = Encodings.of(header)
-        self.x_labels, self.y_labels = (Labels.of_header(header.get(f"{side}_labels")) for side in "xy")
-        self._told = self.y_labels.classes if self.y_labels and self.encodings.y == "one-hot" else None
-        self._keeps = (self._told.dtype, 1) if self._told else (self.y_dtype, self.out_channels)
-        self.gives = ("uint8", 3) if self.encodings.lab else self._keeps
-        self.palette = self._told.palette if self._told else None
-        self.size: tuple[int, int] = tuple(header["size"])
-        self.test_mode: str = header["test_mode"]
-        self.run: str = header["run"]
-        self.divisor: int = header["size_divisor"]
+        self.run, self.test_mode, self.size_divisor = header.run, header.test_mode, header.size_divisor
+        self.in_channels, self.out_channels = header.in_channels, header.out_channels
+        self.x_dtype, self.y_dtype = header.x_dtype, header.y_dtype
+        self.x_range, self.y_range = header.x_range, header.y_range
+        self.encodings, self.x_labels, self.y_labels = header.encodings, header.x_labels, header.y_labels
+        self.size = header.size
+        self._y_classes = self.y_labels.classes if self.y_labels and self.encodings.y == "one-hot" else None
+        # Lab images are joined with their lightness before they are returned: before that y has another format
+        self._y_format = (self._y_classes.dtype, 1) if self._y_classes else (self.y_dtype, self.out_channels)
+        self.output_format = ("uint8", 3) if self.encodings.lab else self._y_format
+        self.palette = self._y_classes.palette if self._y_classes else None
 
     def __repr__(self) -> str:
         size = f"{self.size[0]}×{self.size[1]}"
-        return f"<Model {self.header['generator']['use']}, run {self.run}, trained at {size}, on {self.device}>"
+        return f"<Model {self.header.use}, run {self.run}, trained at {size}, on {self.device}>"
+
+    # --- translate an image ---
 
     def translate(
         self,
-        image: Picture,
+        image: ImageLike,
         *,
         test_mode: str | None = None,
         seed: int = 0,
         tile: int | None = None,
         overlap: int | None = None,
-    ) -> Picture:
-        """The same kind back: a PIL image for a PIL image, an array for an array, a tensor for a tensor.
+    ) -> ImageLike:
+        """Translate an image. A PIL image, an array or a tensor gives a result of the same type and size.
 
-        image: PIL of any mode that says the same in the model's channels (grey as three equal channels, for one);
-            (H, W) or (H, W, C) array of the model's `x_dtype`, within its `x_range`; what comes back has its `y_dtype`
-            and `y_range` (label maps: (H, W) or (H, W, 1) integers, as files have them);
-            (C, H, W) or (B, C, H, W) float tensor in [-1, 1], as G sees it, whatever the `encodings`.
-        test_mode: "paper" or "eval", see `p2pzoo.models.test_modes`; None is the model's own. seed: of dropout in "paper".
-        tile, overlap: for "eval", images larger than this side are translated in tiles, see `p2pzoo.models.tiling`, in memory
-            that does not grow with the image; None is in one piece.
-        Any H and W: the image is reflected at its right and lower edges up to what G can halve, and cut back.
+        image: a PIL image of any mode that converts to the model's channels without loss (grey to RGB, for one);
+            an (H, W) or (H, W, C) array of the model's `x_dtype`, within its `x_range`: the result has its `y_dtype`
+            and `y_range` (a label map: (H, W) or (H, W, 1) integers with the values that files have);
+            a (C, H, W) or (B, C, H, W) float tensor in [-1, 1], as G gets it, whatever the `encodings`.
+        test_mode: "paper" or "eval", see `p2pzoo.models.test_modes`. None: the model's own.
+        seed: of dropout in "paper".
+        tile, overlap: in "eval", images with a side above `tile` are translated in tiles, see `p2pzoo.models.tiling`;
+            G's memory then does not grow with the image. None: in one piece.
+        Any H and W: the image is padded by reflection at its right and lower edges to multiples of `size_divisor`, and
+        the result is cropped.
 
-        Raises ValueError for an image that the model cannot take, saying what it takes, and for tiles that do not fit;
-        UserError where memory does not suffice.
+        Raises ValueError for an image that the model cannot take, and for tiles that do not fit G; OutOfMemory.
+
+        >>> import p2pzoo
+        >>> model = p2pzoo.load("zoo:earth-small", device="cpu")
+        >>> land_cover = np.zeros((40, 64, model.in_channels), np.uint8)
+        >>> model.translate(land_cover, test_mode="eval").shape
+        (40, 64, 3)
         """
         mode, tiling = self.resolve_options(test_mode, tile, overlap)
         if isinstance(image, Tensor):
-            return self._tensor(image, mode, seed, tiling)
+            return self._translate_tensor(image, mode, seed, tiling)
         if isinstance(image, np.ndarray):
-            return self.translate_arrays([self.pixels(image)], mode, seed, tiling)[0]
+            return self.translate_arrays([self.prepare_input(image)], mode, seed, tiling)[0]
         if isinstance(image, Image.Image):
-            try:
-                indices = self.x_labels and image.mode == "P"
-                pixels = np.asarray(image) if indices else pixels_of(image, "the image")
-            except UserError as error:
-                raise ValueError(str(error)) from None
-            [translated] = self.translate_arrays([self.pixels(pixels)], mode, seed, tiling)
-            dtype, channels = self.gives
-            if channels > 1 and (dtype != "uint8" or channels > 4):
-                what = f"{channels} channels of {dtype}"
-                raise ValueError(f"no PIL image holds what this model gives, {what}: give an array")
-            picture = Image.fromarray(translated[..., 0] if channels == 1 else translated)
-            if self.palette:
-                picture.putpalette(self.palette)
-            return picture
-        raise ValueError(f"an image is a PIL image, a NumPy array or a tensor, not a {type(image).__name__}")
+            return self._translate_picture(image, mode, seed, tiling)
+        raise ValueError(f"an image must be a PIL image, a NumPy array or a tensor, not a {type(image).__name__}")
 
     def resolve_options(
         self, test_mode: str | None, tile: int | None, overlap: int | None
     ) -> tuple[str, Tiling | None]:
-        """The test mode and the tiling meant by the arguments of `translate`. Raises ValueError as it does."""
+        """The test mode and the tiling for the arguments of `translate`. Raises ValueError as it does."""
         mode = self.test_mode if test_mode is None else test_mode
         if mode not in TEST_MODES:
             raise ValueError(f"test_mode must be one of {', '.join(TEST_MODES)}, not {mode!r}")
         if mode == "paper" and self.precision != "fp32":
-            raise ValueError(f"precision {self.precision} is for the test mode eval: paper is as in training, in fp32")
+            raise ValueError(f"precision {self.precision} needs test mode eval: paper mode computes in fp32")
         if tile is None:
             if overlap is not None:
                 raise ValueError(f"an overlap of {overlap} needs tiles: give the side of a tile, too")
             return mode, None
         if mode == "paper":
-            raise ValueError("tiles need the test mode eval: in paper mode each would have statistics of its own")
-        if kind := _own_statistics(self.G):
-            warnings.warn(f"the generator's {kind} takes statistics of what it sees: they differ by tile", stacklevel=2)
-        return mode, Tiling.of(tile, overlap, self.divisor)
+            raise ValueError("tiles need test mode eval: in paper mode each tile is normalised by its own statistics")
+        if norm := _input_dependent_norm(self.G):
+            warnings.warn(
+                f"the generator's {norm} normalises by statistics of its input: they differ from tile to tile",
+                stacklevel=2,
+            )
+        return mode, Tiling.of(tile, overlap, self.size_divisor)
 
-    def pixels(self, image: np.ndarray) -> np.ndarray:
-        """(H, W, C) as the model's x is stored, of an image that it takes. Raises ValueError as `translate` does."""
+    def prepare_input(self, image: np.ndarray) -> np.ndarray:
+        """An array as `translate` takes it -> (H, W, C) as x is stored. Raises ValueError as `translate` does."""
         if self.x_labels:
             if image.dtype.kind not in "iu" or image.shape[2:] not in ((), (1,)) or image.size == 0 or image.ndim < 2:
-                told = f"{image.shape} of {image.dtype}"
-                raise ValueError(f"expected a label map, (H, W) or (H, W, 1) of integers, not {told}")
-            return self.x_labels.encoded(self.x_labels.classes.of_values(image.reshape(image.shape[:2])))
+                raise ValueError(
+                    f"expected a label map, (H, W) or (H, W, 1) of integers, not {image.shape} of {image.dtype}"
+                )
+            return self.x_labels.encode(self.x_labels.classes.from_values(image.reshape(image.shape[:2])))
         if self.encodings.lab:
             if image.dtype != np.uint8 or image.ndim not in (2, 3) or image.size == 0:
                 raise ValueError(f"expected (H, W) or (H, W, C) of uint8, not {image.shape} of {image.dtype}")
             photo = with_channels(image.reshape(*image.shape[:2], -1), 3)
-            return quantize(lab(photo)[0], self.x_range, self.x_dtype)
+            return quantize(split_lab(photo)[0], self.x_range, self.x_dtype)
         if image.dtype != self.x_dtype or image.ndim not in (2, 3):
             raise ValueError(f"expected (H, W) or (H, W, C) of {self.x_dtype}, not {image.shape} of {image.dtype}")
         if image.size == 0:
@@ -163,79 +160,33 @@ class Model:
         if not (image.min() >= low and image.max() <= high):
             raise ValueError(f"expected values from {low:g} to {high:g}, not {image.min():g} to {image.max():g}")
         pixels = with_channels(image.reshape(*image.shape[:2], -1), self.in_channels)
-        return np.require(pixels, requirements=["C", "W"])  # torch takes no negative strides, and warns of Pillow's
+        # torch takes no negative strides, and warns of read-only arrays such as Pillow's
+        return np.require(pixels, requirements=["C", "W"])
 
-    def check_draws(self, mode: str) -> None:
-        """Raises ValueError where translations of one image would all be the same."""
-        if mode != "paper":
-            raise ValueError("samples need the test mode paper: in eval mode nothing is drawn")
-        x = torch.zeros(1, self.in_channels, *self.size)
-        if torch.equal(*(self._paper(x, seed) for seed in (0, 1))):
-            raise ValueError("this generator draws nothing: samples of it would all be the same")
-
-    def samples(self, image: np.ndarray, count: int, *, seed: int = 0) -> Samples:
-        """Translations of one image that differ by what is drawn, in the test mode paper; see `Samples`.
-
-        image: an array as `translate` takes it. Raises ValueError as it does, for fewer than 2, and where nothing is
-        drawn.
-        """
-        self.check_draws("paper")
-        return Samples(self, self.pixels(image), count, seed)
-
-    def padded_size(self, height: int, width: int) -> tuple[int, int]:
-        """The sides with which an image of these meets G."""
-        return -(-height // self.divisor) * self.divisor, -(-width // self.divisor) * self.divisor
-
-    def max_batch_size(self, height: int, width: int, mode: str) -> int:
-        """How many images of these padded sides are best translated together."""
-        if mode == "paper":
-            return 1
-        return max(1, PIXELS_AT_ONCE.get(self.device.type, PIXELS_AT_ONCE_ELSEWHERE) // (height * width))
-
-    def translate_arrays(
-        self, images: Sequence[np.ndarray], mode: str, seed: int, tiling: Tiling | None
-    ) -> list[np.ndarray]:
-        """(H, W, C) of each; images as `pixels` gives them, of one `padded_size` size. Raises OutOfMemory."""
-        y_hats = self._translated(images, mode, seed, tiling)
-        return [self._joined(x, y_hat) for x, y_hat in zip(images, y_hats, strict=True)]
-
-    def _joined(self, x: np.ndarray, y_hat: np.ndarray) -> np.ndarray:
-        """ŷ as it is given, of what is stored."""
-        if not self.encodings.lab:
-            return y_hat
-        return joined(from_stored(x, self.x_range), from_stored(y_hat, self.y_range))
-
-    def _translated(
-        self, images: Sequence[np.ndarray], mode: str, seed: int, tiling: Tiling | None
-    ) -> list[np.ndarray]:
-        """(H, W, C) of each, as y is stored."""
-        sizes = [image.shape[:2] for image in images]
-        height, width = self.padded_size(*sizes[0])
-        channels_first = [self._as_tensor(image) for image in images]
+    def _translate_picture(self, image: Image.Image, mode: str, seed: int, tiling: Tiling | None) -> Image.Image:
         try:
-            if mode == "eval" and tiling and max(height, width) > tiling.side:
-                return [self._stored_in_tiles(image, tiling) for image in channels_first]
-            if mode == "eval":
-                y_hats = self._eval(torch.stack([reflected(x[None], self.divisor)[0] for x in channels_first]))
-                together = self._stored(y_hats.permute(0, 2, 3, 1))
-                return [y[:h, :w] for y, (h, w) in zip(together, sizes, strict=True)]
-            return [self._stored(self._drawn(x, seed)) for x in channels_first]
-        except (RuntimeError, MemoryError) as error:
-            self._tell_of_memory(error, max(sizes), tiling)
-            raise
+            is_index_map = self.x_labels and image.mode == "P"  # the indices are the classes, not the palette's colors
+            pixels = np.asarray(image) if is_index_map else decode_pixels(image, "the image")
+        except UserError as error:
+            raise ValueError(str(error)) from None
+        [translated] = self.translate_arrays([self.prepare_input(pixels)], mode, seed, tiling)
+        dtype, channels = self.output_format
+        if channels > 1 and (dtype != "uint8" or channels > 4):
+            raise ValueError(
+                f"a PIL image cannot hold what this model returns, {channels} channels of {dtype}: pass an array"
+            )
+        picture = Image.fromarray(translated[..., 0] if channels == 1 else translated)
+        if self.palette:
+            picture.putpalette(self.palette)
+        return picture
 
-    def _drawn(self, image: Tensor, seed: int) -> Tensor:
-        """(C, H, W) of stored integers, or of floats in [-1, 1] -> ŷ (H, W, C) in [-1, 1], in the test mode paper."""
-        height, width = image.shape[1:]
-        return self._paper(self._scaled(image)[None], seed)[0, :, :height, :width].permute(1, 2, 0)
-
-    def _tensor(self, image: Tensor, mode: str, seed: int, tiling: Tiling | None) -> Tensor:
+    def _translate_tensor(self, image: Tensor, mode: str, seed: int, tiling: Tiling | None) -> Tensor:
         if image.ndim not in (3, 4) or image.shape[-3] != self.in_channels or not image.is_floating_point():
             expected = f"(C, H, W) or (B, C, H, W) of floats with C = {self.in_channels}"
             raise ValueError(f"expected {expected}, not {tuple(image.shape)} of {image.dtype}")
         if image.numel() == 0:
             raise ValueError(f"an image without pixels: {tuple(image.shape)}")
-        if image.min() < -1.0001 or image.max() > 1.0001:
+        if image.min() < -1.0001 or image.max() > 1.0001:  # scaling to [-1, 1] rounds
             raise ValueError(f"expected values in [-1, 1], not {image.min():.3g} to {image.max():.3g}")
         batch = image if image.ndim == 4 else image[None]
         height, width = batch.shape[-2:]
@@ -243,77 +194,165 @@ class Model:
             if tiling and max(height, width) > tiling.side:
                 y_hat = torch.empty(len(batch), self.out_channels, height, width, device=image.device)
                 for x, y in zip(batch, y_hat, strict=True):
-                    for top, strip in self._strips(x, tiling):
+                    for top, strip in self._translate_strips(x, tiling):
                         y[:, top : top + strip.shape[1]] = strip
             elif mode == "eval":
-                y_hat = self._eval(reflected(batch.to(self.device), self.divisor))[..., :height, :width]
+                padded = pad_by_reflection(batch.to(self.device), self.size_divisor)
+                y_hat = self._run_eval(padded)[..., :height, :width]
             else:
-                y_hat = self._paper(batch, seed)[..., :height, :width]
+                y_hat = self._run_paper(batch, seed)[..., :height, :width]
         except (RuntimeError, MemoryError) as error:
-            self._tell_of_memory(error, (height, width), tiling)
+            self._raise_if_out_of_memory(error, (height, width), tiling)
             raise
         y_hat = y_hat.to(image.device, image.dtype)
         return y_hat if image.ndim == 4 else y_hat[0]
 
-    def _paper(self, x: Tensor, seed: int) -> Tensor:
-        return translate(self.G, reflected(x.to(self.device, torch.float32), self.divisor), "paper", seed=seed)
+    # --- samples ---
 
-    @torch.no_grad()
-    def _eval(self, images: Tensor) -> Tensor:
-        """(B, C, H, W) of stored integers, or of floats in [-1, 1], of sides that G takes -> ŷ, float32."""
+    def samples(self, image: np.ndarray, count: int, *, seed: int = 0) -> Samples:
+        """Translate one image `count` times in paper mode, with the seeds `seed`, `seed + 1`, …; see `Samples`.
+
+        image: an array as `translate` takes it. Raises ValueError as `translate` does, for a count below 2, and for a
+        generator without dropout or noise.
+
+        >>> header = ModelHeader("generator", "mine", {}, 3, 3, (8, 8), run="r", size_divisor=1, test_mode="paper")
+        >>> model = Model(nn.Sequential(nn.Conv2d(3, 3, 1), nn.Dropout()), header, torch.device("cpu"))
+        >>> samples = model.samples(np.zeros((8, 8, 3), np.uint8), 2)
+        >>> [sample.shape for sample in samples]
+        [(8, 8, 3), (8, 8, 3)]
+        >>> samples.mean.shape, samples.spread.shape
+        ((8, 8, 3), (8, 8))
+        """
+        self.check_can_sample("paper")
+        return Samples(self, self.prepare_input(image), count, seed)
+
+    def check_can_sample(self, mode: str) -> None:
+        """Raises ValueError if all translations of one image would be equal."""
+        if mode != "paper":
+            raise ValueError("samples need test mode paper: eval mode uses no random numbers")
+        x = torch.zeros(1, self.in_channels, *self.size)
+        if torch.equal(*(self._run_paper(x, seed) for seed in (0, 1))):
+            raise ValueError("this generator uses no random numbers: all samples would be equal")
+
+    # --- translate many arrays ---
+
+    def padded_size(self, height: int, width: int) -> tuple[int, int]:
+        """The (H, W) to which an image of this size is padded."""
+        divisor = self.size_divisor
+        return -(-height // divisor) * divisor, -(-width // divisor) * divisor
+
+    def max_batch_size(self, height: int, width: int, mode: str) -> int:
+        """How many images of this padded size are translated together at most."""
+        if mode == "paper":
+            return 1
+        return max(1, MAX_BATCH_PIXELS.get(self.device.type, MAX_BATCH_PIXELS_ON_GPU) // (height * width))
+
+    def translate_arrays(
+        self, images: Sequence[np.ndarray], mode: str, seed: int, tiling: Tiling | None
+    ) -> list[np.ndarray]:
+        """Translate images that `prepare_input` returned, all of one padded size, to (H, W, C). Raises OutOfMemory."""
+        y_hats = self._translate_stored(images, mode, seed, tiling)
+        return [self._decode(x, y_hat) for x, y_hat in zip(images, y_hats, strict=True)]
+
+    def _decode(self, x: np.ndarray, y_hat: np.ndarray) -> np.ndarray:
+        """x and ŷ as stored -> the image to return. Lightness and colors are joined to RGB."""
+        if not self.encodings.lab:
+            return y_hat
+        return join_lab(dequantize(x, self.x_range), dequantize(y_hat, self.y_range))
+
+    def _translate_stored(
+        self, images: Sequence[np.ndarray], mode: str, seed: int, tiling: Tiling | None
+    ) -> list[np.ndarray]:
+        """As `translate_arrays`, but (H, W, C) as y is stored."""
+        sizes = [image.shape[:2] for image in images]
+        height, width = self.padded_size(*sizes[0])
+        channels_first = [self._to_tensor(image) for image in images]
         try:
-            x = self._scaled(images.to(self.device)).contiguous(memory_format=torch.channels_last)
-            return self._fast(x.to(PRECISIONS[self.precision])).float()  # type: ignore[no-any-return]
+            if mode == "eval" and tiling and max(height, width) > tiling.side:
+                return [self._translate_in_tiles(image, tiling) for image in channels_first]
+            if mode == "eval":
+                padded = [pad_by_reflection(x[None], self.size_divisor)[0] for x in channels_first]
+                y_hats = self._quantize(self._run_eval(torch.stack(padded)).permute(0, 2, 3, 1))
+                return [y[:h, :w] for y, (h, w) in zip(y_hats, sizes, strict=True)]
+            return [self._quantize(self._translate_random(x, seed)) for x in channels_first]
         except (RuntimeError, MemoryError) as error:
-            if len(images) == 1 or not lacks_memory(error):
-                raise
-        # not inside the except: there the error would keep what filled the memory
-        return torch.cat([self._eval(image) for image in images.split(1)])
+            self._raise_if_out_of_memory(error, max(sizes), tiling)
+            raise
 
-    @cached_property
-    def _fast(self) -> nn.Module:
-        example = torch.rand(1, self.in_channels, *self.size, generator=torch.Generator().manual_seed(0)) * 2 - 1
-        return prepared(self.G, example.to(self.device), PRECISIONS[self.precision])
-
-    def _strips(self, image: Tensor, tiling: Tiling) -> Iterator[tuple[int, Tensor]]:
-        """(top, (C, rows, W)) of ŷ for (C, H, W), a strip at a time, without what was continued by reflection."""
+    def _translate_random(self, image: Tensor, seed: int) -> Tensor:
+        """Paper mode. (C, H, W) of stored integers, or of floats in [-1, 1] -> ŷ (H, W, C) in [-1, 1]."""
         height, width = image.shape[1:]
-        rows, columns = (reflection(length, self.divisor) for length in (height, width))
+        return self._run_paper(self._scale(image)[None], seed)[0, :, :height, :width].permute(1, 2, 0)
 
-        def translated(places: list[tuple[slice, slice]]) -> Tensor:
-            return self._eval(torch.stack([image[:, rows[down, None], columns[across]] for down, across in places]))
+    def _translate_in_tiles(self, image: Tensor, tiling: Tiling) -> np.ndarray:
+        """(C, H, W) as `_to_tensor` returns it -> (H, W, C) as y is stored."""
+        dtype, channels = self._y_format
+        y_hat = np.empty((*image.shape[1:], channels), dtype)
+        for top, strip in self._translate_strips(image, tiling):
+            y_hat[top : top + strip.shape[1]] = self._quantize(strip.permute(1, 2, 0))
+        return y_hat
 
-        at_once = self.max_batch_size(tiling.side, tiling.side, "eval")
-        for top, strip in blend_tiles(translated, len(rows), len(columns), tiling, at_once):
+    def _translate_strips(self, image: Tensor, tiling: Tiling) -> Iterator[tuple[int, Tensor]]:
+        """(top, (C, rows, W)) of ŷ for (C, H, W), one strip after the other, without padding."""
+        height, width = image.shape[1:]
+        rows, columns = (reflected_indices(length, self.size_divisor) for length in (height, width))
+
+        def translate_tiles(places: list[tuple[slice, slice]]) -> Tensor:
+            return self._run_eval(torch.stack([image[:, rows[down, None], columns[across]] for down, across in places]))
+
+        max_batch_size = self.max_batch_size(tiling.side, tiling.side, "eval")
+        for top, strip in blend_tiles(translate_tiles, len(rows), len(columns), tiling, max_batch_size):
             if top < height:
                 yield top, strip[:, : height - top, :width]
 
-    def _stored_in_tiles(self, image: Tensor, tiling: Tiling) -> np.ndarray:
-        dtype, channels = self._keeps
-        whole = np.empty((*image.shape[1:], channels), dtype)
-        for top, strip in self._strips(image, tiling):
-            whole[top : top + strip.shape[1]] = self._stored(strip.permute(1, 2, 0))
-        return whole
+    # --- run G ---
 
-    def _as_tensor(self, image: np.ndarray) -> Tensor:
-        """(H, W, C) as stored -> (C, H, W) of integers, or of floats in [-1, 1]."""
+    def _run_paper(self, x: Tensor, seed: int) -> Tensor:
+        """(B, C, H, W) in [-1, 1], any H and W -> ŷ, padded, float32."""
+        x = pad_by_reflection(x.to(self.device, torch.float32), self.size_divisor)
+        return translate(self.G, x, "paper", seed=seed)
+
+    @torch.no_grad()
+    def _run_eval(self, images: Tensor) -> Tensor:
+        """(B, C, H, W) of stored integers, or of floats in [-1, 1], padded -> ŷ, float32.
+
+        A batch that is too large for the memory is translated one image at a time.
+        """
+        try:
+            x = self._scale(images.to(self.device)).contiguous(memory_format=torch.channels_last)
+            return self._eval_G(x.to(PRECISIONS[self.precision])).float()  # type: ignore[no-any-return]
+        except (RuntimeError, MemoryError) as error:
+            if len(images) == 1 or not is_out_of_memory(error):
+                raise
+        # outside of the except block: in it, the error's traceback would keep the tensors that filled the memory
+        return torch.cat([self._run_eval(image) for image in images.split(1)])
+
+    @cached_property
+    def _eval_G(self) -> nn.Module:
+        example = torch.rand(1, self.in_channels, *self.size, generator=torch.Generator().manual_seed(0)) * 2 - 1
+        return optimize_for_eval(self.G, example.to(self.device), PRECISIONS[self.precision])
+
+    # --- stored values and [-1, 1] ---
+
+    def _to_tensor(self, image: np.ndarray) -> Tensor:
+        """(H, W, C) as x is stored -> (C, H, W) of integers, or of floats in [-1, 1]."""
         if image.dtype == np.float32:
             low, high = self.x_range
             return torch.from_numpy(image).permute(2, 0, 1).sub(low).mul(2 / (high - low)).sub(1)
-        wide = image if image.dtype == np.uint8 else image.astype(np.int32)  # torch computes little with uint16
-        return torch.from_numpy(wide).permute(2, 0, 1)
+        supported = image if image.dtype == np.uint8 else image.astype(np.int32)  # torch has few operations on uint16
+        return torch.from_numpy(supported).permute(2, 0, 1)
 
-    def _scaled(self, x: Tensor) -> Tensor:
-        """Stored integers to [-1, 1]; floats are there already. float32."""
+    def _scale(self, x: Tensor) -> Tensor:
+        """Stored integers -> float32 in [-1, 1]. Floats are already in this range."""
         if x.is_floating_point():
             return x.float()
         low, high = self.x_range
         return x.float().sub(low).mul(2 / (high - low)).sub(1)
 
-    def _stored(self, y: Tensor) -> np.ndarray:
-        """[-1, 1] to what y is stored as; one-hot classes to the values that label maps have."""
-        if self._told:
-            return self._told.as_values(y.argmax(-1).cpu().numpy())
+    def _quantize(self, y: Tensor) -> np.ndarray:
+        """[-1, 1] -> values as y is stored; one-hot classes -> the values of label maps."""
+        if self._y_classes:
+            return self._y_classes.to_values(y.argmax(-1).cpu().numpy())
         low, high = self.y_range
         values = y.clamp(-1, 1).add(1).mul((high - low) / 2).add(low)
         if self.y_dtype == "uint8":
@@ -321,51 +360,52 @@ class Model:
         array = values.cpu().numpy()
         return (array if self.y_dtype == "float32" else np.rint(array)).astype(self.y_dtype)
 
-    def _tell_of_memory(self, error: Exception, size: tuple[int, ...], tiling: Tiling | None) -> None:
-        """Raises OutOfMemory if that is what the error is."""
-        if not lacks_memory(error):
+    def _raise_if_out_of_memory(self, error: Exception, size: tuple[int, ...], tiling: Tiling | None) -> None:
+        """Raises OutOfMemory, with a tile that may fit, if the error says that memory was short."""
+        if not is_out_of_memory(error):
             return
+        divisor = self.size_divisor
         side = tiling.side // 2 if tiling else min(512, max(size) // 2)
-        side = side // self.divisor * self.divisor
+        side = side // divisor * divisor
         if side:
             advice = f"translate it in {'smaller ' if tiling else ''}tiles (--test-mode eval --tile {side})"
         else:
-            advice = f"{self.divisor}×{self.divisor} is the least that this generator takes"
+            advice = f"{divisor}×{divisor} is the smallest image that this generator takes"
         raise OutOfMemory(f"out of memory at {size[0]}×{size[1]}: {advice}") from None
 
 
 class Samples:
-    """Translations of one image with the seeds `seed`, `seed + 1`, …, made one by one as they are asked for.
+    """Translations of one image with the seeds `seed`, `seed + 1`, …, each made when the iteration asks for it.
 
-    Iterate over it once: each is an array as `Model.translate` gives it with that seed. Afterwards
+    Iterate over it once: each sample is an array that `Model.translate` returns with its seed. Afterwards it has
 
-    mean    their mean: such an array
-    spread  (H, W) float32: the standard deviation at each pixel, of values in [-1, 1]; root mean square over channels
+    mean    the mean sample: such an array
+    spread  (H, W) float32: the standard deviation of each pixel, of values in [-1, 1]; root mean square over channels
 
-    Only one of them is held at a time.
+    Only one sample is in memory at a time. Raises ValueError for a count below 2.
     """
 
     def __init__(self, model: Model, pixels: np.ndarray, count: int, seed: int) -> None:
         if count < 2:
-            raise ValueError(f"samples are 2 at least, not {count}")
+            raise ValueError(f"there must be at least 2 samples, not {count}")
         self.model, self.pixels, self.seeds = model, pixels, range(seed, seed + count)
 
     def __iter__(self) -> Iterator[np.ndarray]:
-        model, x = self.model, self.model._as_tensor(self.pixels)
+        model, x = self.model, self.model._to_tensor(self.pixels)
         mean = squares = torch.zeros(())
         for number, seed in enumerate(self.seeds, start=1):
-            y_hat = model._drawn(x, seed)
-            yield model._joined(self.pixels, model._stored(y_hat))
-            off = y_hat.double() - mean  # Welford 1962
-            mean = mean + off / number
-            squares = squares + off * (y_hat.double() - mean)
-        self.mean = model._joined(self.pixels, model._stored(mean.float()))
+            y_hat = model._translate_random(x, seed)
+            yield model._decode(self.pixels, model._quantize(y_hat))
+            difference = y_hat.double() - mean  # Welford 1962: mean and variance in one pass
+            mean = mean + difference / number
+            squares = squares + difference * (y_hat.double() - mean)
+        self.mean = model._decode(self.pixels, model._quantize(mean.float()))
         variance = squares / (len(self.seeds) - 1)
         self.spread: np.ndarray = variance.mean(-1).sqrt().float().cpu().numpy()
 
 
-def _own_statistics(G: nn.Module) -> str | None:
-    """The kind of layer, if there is one, that normalises by its input in eval mode too."""
+def _input_dependent_norm(G: nn.Module) -> str | None:
+    """The class name of a norm that uses its input's statistics in eval mode too. None if G has no such norm."""
     for module in G.modules():
         tracked = isinstance(module, nn.modules.batchnorm._NormBase) and module.running_mean is not None
         if isinstance(module, (nn.modules.batchnorm._NormBase, nn.GroupNorm)) and not tracked:
@@ -373,46 +413,61 @@ def _own_statistics(G: nn.Module) -> str | None:
     return None
 
 
-def reflection(length: int, divisor: int) -> Tensor:
-    """Which pixels follow each other along a side continued by reflection to the next multiple of `divisor`."""
+def reflected_indices(length: int, divisor: int) -> Tensor:
+    """The pixel indices of a side that is padded by reflection to the next multiple of `divisor`.
+
+    >>> reflected_indices(3, 4)
+    tensor([0, 1, 2, 1])
+    """
     index = torch.arange(-(-length // divisor) * divisor)
-    period = max(1, 2 * (length - 1))
-    back_and_forth = (index % period - (length - 1)).abs()
-    return (length - 1) - back_and_forth
+    period = max(1, 2 * (length - 1))  # a side shorter than its padding is reflected several times
+    distance_to_end = (index % period - (length - 1)).abs()
+    return (length - 1) - distance_to_end
 
 
-def reflected(images: Tensor, divisor: int) -> Tensor:
-    """(B, C, H, W) continued by reflection at the right and below, to the next multiples of `divisor`."""
+def pad_by_reflection(images: Tensor, divisor: int) -> Tensor:
+    """Pad (B, C, H, W) at the right and lower edges to the next multiples of `divisor`."""
     for dim in (-2, -1):
-        images = images.index_select(dim, reflection(images.shape[dim], divisor).to(images.device))
+        images = images.index_select(dim, reflected_indices(images.shape[dim], divisor).to(images.device))
     return images
 
 
-def load(path: str | Path, *, device: str = "auto", precision: str = "fp32") -> Model:
-    """The model of a run folder, a model.safetensors, or of a plugin: "zoo:NAME". Raises UserError if there is none,
-    or it is damaged.
+def load_model(path: str | Path, *, device: str = "auto", precision: str = "fp32") -> Model:
+    """Load a trained model. `p2pzoo.load` calls this function.
 
-    precision: "fp32" or "bf16", see Model; ValueError for another.
+    path: a run folder, a model.safetensors, or "zoo:NAME" for a model that a plugin ships.
+    device: "auto", "cpu", "cuda" or "mps".
+    precision: "fp32", or "bf16" for eval mode only.
+
+    Raises UserError if there is no such model or the device is not available, DamagedFile if the file is damaged,
+    ValueError for another precision.
+
+    >>> load_model("zoo:earth-small", device="cpu").size
+    (128, 128)
     """
-    file = model_file(Path(path))
-    G, header = load_model(file, registry())
-    if lacking := [name for name in ("run", "test_mode", "size_divisor") if name not in header]:
-        raise DamagedFile(f"{file}: its header is damaged: it has no {lacking[0]}")
+    file = find_model_file(Path(path))
+    G, header = load_network(file, registry())
+    for key in ("run", "test_mode", "size_divisor"):
+        if getattr(header, key) is None:
+            raise DamagedFile(f"{file}: its header is damaged: it has no {key}")
     return Model(G, header, torch.device(pick_device(device)), precision)
 
 
-def located(path: Path) -> Path:
-    """The folder that `zoo:NAME` means, a model that travels with a plugin; else the path itself. Raises UserError."""
-    zoo, name = str(path).partition(":")[::2]
-    return Path(registry().get("model", name).load()()) if zoo == "zoo" else path
+def resolve_zoo_path(path: Path) -> Path:
+    """The folder of the model that a plugin ships as `zoo:NAME`, or `path` itself. Raises UserError."""
+    scheme, name = str(path).partition(":")[::2]
+    return Path(registry().get("model", name).load()()) if scheme == "zoo" else path
 
 
-def model_file(path: Path) -> Path:
-    """Of a run folder or `zoo:NAME`, or the path itself. Raises UserError for another folder."""
-    path = located(path)
+def find_model_file(path: Path) -> Path:
+    """The model.safetensors of a run folder or of `zoo:NAME`, or `path` itself if it is no folder.
+
+    Raises UserError for a folder without a model.
+    """
+    path = resolve_zoo_path(path)
     if not path.is_dir():
         return path
     if not (path / "model.safetensors").is_file():
-        found = "a run that has not finished training" if (path / "status.json").exists() else "no run folder"
-        raise UserError(f"{path}: {found}; give a finished run or a model.safetensors")
+        problem = "this run has not finished training" if (path / "status.json").exists() else "not a run folder"
+        raise UserError(f"{path}: {problem}; give a finished run or a model.safetensors")
     return path / "model.safetensors"

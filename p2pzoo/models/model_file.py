@@ -1,10 +1,12 @@
-"""The model file: G with a header that describes it, checked before anything is built from it."""
+"""Model files: a network's weights with a JSON header that says how to build it, checked before it is built."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Annotated, Any, Literal, NotRequired
 
 import torch
@@ -15,49 +17,50 @@ from typing_extensions import TypedDict
 from p2pzoo.config.experiment import Component, Experiment
 from p2pzoo.images.color_spaces import Encodings
 from p2pzoo.images.label_maps import Labels
-from p2pzoo.models.build import build
-from p2pzoo.models.safetensors_io import DamagedFile, load_into, load_tensors, refuse_unfitting
+from p2pzoo.models.build import build_network
+from p2pzoo.models.safetensors_io import check_tensors_fit, load_into, load_tensors
 from p2pzoo.plugin import schema
 from p2pzoo.plugin.protocols import Dataset
 from p2pzoo.plugin.registry import Registry
 from p2pzoo.utils import rng
-from p2pzoo.utils.errors import UserError
+from p2pzoo.utils.errors import DamagedFile, UserError
 
-LARGE = 1024  # of a parameter: any network may have one as large
+UINT8_RANGE = (0.0, 255.0)  # headers without x_range and y_range mean this
+
+# Parameters up to this value are accepted from any file. Larger ones must not exceed the file's tensors: a small file
+# cannot ask for a huge network. No parameter of a shipped component that is not a tensor side comes near.
+_MAX_FREE_PARAMETER = 1024
+
+_Positive = Annotated[int, Field(ge=1, le=1 << 16)]  # channels and sides: far beyond any image, and safe to multiply
+_Finite = Annotated[float, Field(allow_inf_nan=False)]
 
 
-Positive = Annotated[int, Field(ge=1, le=1 << 16)]
-
-
-Finite = Annotated[float, Field(allow_inf_nan=False)]
-
-
-def _rising(bounds: tuple[float, float]) -> tuple[float, float]:
+def _check_order(bounds: tuple[float, float]) -> tuple[float, float]:
     if bounds[0] >= bounds[1]:
-        raise ValueError("its first number is to be the lower one")
+        raise ValueError("its first number must be the lower one")
     return bounds
 
 
-Range = Annotated[tuple[Finite, Finite], AfterValidator(_rising)]
+_Range = Annotated[tuple[_Finite, _Finite], AfterValidator(_check_order)]
 
 
-class _Network(TypedDict):
+class _NetworkJson(TypedDict):
     use: str
     params: dict[str, Any]
 
 
-class _Header(TypedDict):
-    """Of a model file; what `model_header` writes."""
+class _HeaderJson(TypedDict):
+    """The keys of a header that are read. `network` stands for the key "generator" or "discriminator"."""
 
-    network: _Network
-    in_channels: Positive
-    out_channels: Positive
-    size: tuple[Positive, Positive]
+    network: _NetworkJson
+    in_channels: _Positive
+    out_channels: _Positive
+    size: tuple[_Positive, _Positive]
     run: NotRequired[str]
-    size_divisor: NotRequired[Positive]
+    size_divisor: NotRequired[_Positive]
     test_mode: NotRequired[Literal["paper", "eval"]]
-    x_range: NotRequired[Range]
-    y_range: NotRequired[Range]
+    x_range: NotRequired[_Range]
+    y_range: NotRequired[_Range]
     x_dtype: NotRequired[Literal["uint8", "uint16", "float32"]]
     y_dtype: NotRequired[Literal["uint8", "uint16", "float32"]]
     x_encoding: NotRequired[str]
@@ -66,15 +69,130 @@ class _Header(TypedDict):
     y_labels: NotRequired[dict[str, Any]]
 
 
-HEADER = TypeAdapter(_Header)
+_HEADER_JSON = TypeAdapter(_HeaderJson)
 
 
-def model_header(
-    experiment: Experiment, G: nn.Module, dataset: Dataset, channels: tuple[int, int], size: tuple[int, int]
+@dataclass(frozen=True)
+class ModelHeader:
+    """The header of a model file, parsed and checked once by `parse`.
+
+    kind                       "generator" or "discriminator"
+    use                        full name of the component, such as "pix2pix:unet"
+    params                     its parameters, as JSON values
+    in_channels, out_channels  channels of x and of y as the network gets them
+    size                       (H, W) of the training images
+    run                        id of the run that trained it; None if the file does not say
+    size_divisor               image sides must be multiples of it; None if the file does not say
+    test_mode                  "paper" or "eval", the recipe's choice; None if the file does not say
+    x_range, y_range           the stored values that become -1 and 1; 0 and 255 in old files
+    x_dtype, y_dtype           how images are stored: "uint8", "uint16" or "float32"; "uint8" in old files
+    encodings                  the color spaces of x and y
+    x_labels, y_labels         the classes of a side that is a label map, else None
+    as_json                    the whole header as the file has it, for files that repeat it
+    """
+
+    kind: str
+    use: str
+    params: Mapping[str, Any]
+    in_channels: int
+    out_channels: int
+    size: tuple[int, int]
+    run: str | None = None
+    size_divisor: int | None = None
+    test_mode: str | None = None
+    x_range: tuple[float, float] = UINT8_RANGE
+    y_range: tuple[float, float] = UINT8_RANGE
+    x_dtype: str = "uint8"
+    y_dtype: str = "uint8"
+    encodings: Encodings = field(default_factory=Encodings)
+    x_labels: Labels | None = None
+    y_labels: Labels | None = None
+    as_json: Mapping[str, Any] = field(default_factory=dict, repr=False)
+
+    @classmethod
+    def parse(cls, header: Any, path: Path, kind: str = "generator") -> ModelHeader:
+        """Check the header that `load_tensors` read from `path`. Raises DamagedFile, naming the path and the key.
+
+        kind: the network that the file must hold, "generator" or "discriminator".
+
+        >>> network = {"use": "pix2pix:unet", "params": {"width": 8}}
+        >>> header = {"generator": network, "in_channels": 1, "out_channels": 3, "size": [64, 64]}
+        >>> ModelHeader.parse(header, Path("model.safetensors")).x_range
+        (0.0, 255.0)
+        """
+        if not isinstance(header, Mapping) or not isinstance(header.get(kind), Mapping):
+            raise DamagedFile(f"{path}: holds no {kind}; give a run's model.safetensors")
+        try:
+            # strict JSON validation: a list is a tuple, but a string is no number
+            checked = _HEADER_JSON.validate_json(json.dumps({**header, "network": header[kind]}), strict=True)
+            x_labels, y_labels = (Labels.from_header(header.get(f"{side}_labels")) for side in "xy")
+            encodings = Encodings.of(
+                SimpleNamespace(
+                    x_encoding=checked.get("x_encoding"),
+                    y_encoding=checked.get("y_encoding"),
+                    x_labels=x_labels,
+                    y_labels=y_labels,
+                )
+            )
+            for side, channels, labels in (
+                ("x", checked["in_channels"], x_labels),
+                ("y", checked["out_channels"], y_labels),
+            ):
+                _check_channels(side, channels, labels, encodings)
+        except ValidationError as error:
+            first = error.errors()[0]
+            key = ".".join(map(str, first["loc"]))
+            raise DamagedFile(f"{path}: its header is damaged: {key}: {first['msg'].lower()}") from None
+        except ValueError as error:
+            raise DamagedFile(f"{path}: its header is damaged: {error}") from None
+        return cls(
+            kind=kind,
+            use=header[kind]["use"],
+            params=header[kind]["params"],
+            in_channels=checked["in_channels"],
+            out_channels=checked["out_channels"],
+            size=checked["size"],
+            run=checked.get("run"),
+            size_divisor=checked.get("size_divisor"),
+            test_mode=checked.get("test_mode"),
+            x_range=checked.get("x_range", UINT8_RANGE),
+            y_range=checked.get("y_range", UINT8_RANGE),
+            x_dtype=checked.get("x_dtype", "uint8"),
+            y_dtype=checked.get("y_dtype", "uint8"),
+            encodings=encodings,
+            x_labels=x_labels,
+            y_labels=y_labels,
+            as_json=header,
+        )
+
+
+def _check_channels(side: str, channels: int, labels: Labels | None, encodings: Encodings) -> None:
+    """Raises ValueError if the channels of x or y are not those of its label maps or of its color space."""
+    if not labels and not encodings.lab:
+        return
+    expected = labels.channels if labels else {"x": 1, "y": 2}[side]  # L has one channel, ab two
+    if channels != expected:
+        source = "classes" if labels else "encoding"
+        raise ValueError(f"{side} has {channels} channels, and its {source} {expected}")
+
+
+# --- write -------------------------------------------------------------------------------------------------------
+
+
+def build_header(
+    experiment: Experiment,
+    G: nn.Module,
+    dataset: Dataset,
+    channels: tuple[int, int],
+    size: tuple[int, int],
+    dtypes: tuple[str, str] | None = None,
 ) -> dict[str, Any]:
-    """What a model file says of itself."""
+    """The header of a run's model file, as JSON. It holds no time, path or host.
+
+    dtypes  of x and y, as `Store.dtypes` has them; default: those of the dataset's first pair, which is then decoded
+    """
     component = experiment.generator
-    # no paths: the file is to load alone, and holds what was read from others
+    # parameters that are paths are left out: the file must load alone, and holds what was read from those paths
     values = {name: value for name, value in component.values.items() if not isinstance(value, Path)}
     return {
         "run": experiment.id,
@@ -85,94 +203,91 @@ def model_header(
         "size_divisor": getattr(G, "size_divisor", 1),
         "x_range": list(dataset.x_range),
         "y_range": list(dataset.y_range),
-        **_dtypes(dataset),
+        **_dtypes_json(dtypes or _first_dtypes(dataset)),
         **Encodings.of(dataset).header(),
-        **_labels(dataset),
+        **_labels_json(dataset),
         "test_mode": experiment.evaluate.test_mode,
     }
 
 
-def _dtypes(dataset: Dataset) -> dict[str, str]:
-    """How x and y are stored, where that is not the uint8 that headers without these keys mean."""
+def _dtypes_json(dtypes: tuple[str, str]) -> dict[str, str]:
+    """The dtypes of x and y where they are not uint8, which a header without these keys means."""
+    named = zip(("x_dtype", "y_dtype"), dtypes, strict=True)
+    return {name: dtype for name, dtype in named if dtype != "uint8"}
+
+
+def _first_dtypes(dataset: Dataset) -> tuple[str, str]:
     first = dataset[0]
-    stored = {"x_dtype": first.x.dtype.name, "y_dtype": first.y.dtype.name}
-    return {name: dtype for name, dtype in stored.items() if dtype != "uint8"}
+    return first.x.dtype.name, first.y.dtype.name
 
 
-def _labels(dataset: Dataset) -> dict[str, Any]:
+def _labels_json(dataset: Dataset) -> dict[str, Any]:
     """The classes of the sides that are label maps."""
     sides = {name: getattr(dataset, name, None) for name in ("x_labels", "y_labels")}
     return {name: labels.header() for name, labels in sides.items() if labels}
 
 
-def load_model(path: Path, registry: Registry) -> tuple[nn.Module, dict[str, Any]]:
-    """G as its file describes it, on the CPU, and the header. Raises UserError."""
-    tensors, header = load_tensors(path)
-    return rebuild(tensors, header, path, registry), header
+# --- read --------------------------------------------------------------------------------------------------------
 
 
-def check_header(header: Mapping[str, Any], kind: str, path: Path) -> None:
-    """Raises Damaged where a model file does not say of itself what one says."""
-    if not isinstance(header, Mapping) or not isinstance(header.get(kind), Mapping):
-        raise DamagedFile(f"{path}: holds no {kind}; give a run's model.safetensors")
-    try:
-        HEADER.validate_json(json.dumps({**header, "network": header[kind]}), strict=True)
-        encodings = Encodings.of(header)
-        for side, channels in (("x", header["in_channels"]), ("y", header["out_channels"])):
-            labels = Labels.of_header(header.get(f"{side}_labels"))
-            if (labels or encodings.lab) and channels != (labels.channels if labels else {"x": 1, "y": 2}[side]):
-                raise ValueError(f"{channels} channels are not what its {side} has")
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"]))
-        raise DamagedFile(f"{path}: its header is damaged: {where}: {first['msg'].lower()}") from None
-    except ValueError as error:
-        raise DamagedFile(f"{path}: its header is damaged: {error}") from None
+def load_network(path: Path, registry: Registry, kind: str = "generator") -> tuple[nn.Module, ModelHeader]:
+    """The network of a model file, on the CPU, and its header. Raises UserError."""
+    tensors, json_header = load_tensors(path)
+    header = ModelHeader.parse(json_header, path, kind)
+    return restore_network(tensors, header, path, registry), header
 
 
-def _integers(value: Any) -> Iterator[int]:
-    if isinstance(value, (list, tuple)):
-        for item in value:
-            yield from _integers(item)
-    elif isinstance(value, int):
-        yield value
+def restore_network(tensors: Mapping[str, Tensor], header: ModelHeader, path: Path, registry: Registry) -> nn.Module:
+    """Build the network that a header describes, on the CPU, and load its weights. Raises UserError.
 
-
-def rebuild(
-    tensors: Mapping[str, Tensor], header: Mapping[str, Any], path: Path, registry: Registry, kind: str = "generator"
-) -> nn.Module:
-    """G, or the network of another kind, from what its file at `path` holds. Raises UserError.
-
-    A file may say anything of itself: nothing is made of it that its own tensors could not fill.
+    path: the file that both come from, for messages. A file can claim anything, so nothing larger than its own
+    tensors is allocated.
     """
-    check_header(header, kind, path)
-    use, given = header[kind]["use"], header[kind]["params"]
-    channels, size = (header["in_channels"], header["out_channels"]), tuple(header["size"])
-    entry = registry.get(kind, use)
-    factory = entry.load()
-    most = max([LARGE, *(side for tensor in tensors.values() for side in tensor.shape)])
-    if large := [name for name, value in given.items() if any(number > most for number in _integers(value))]:
-        raise DamagedFile(f"{path}: its {kind} '{use}' has a larger {large[0]} than its tensors have sides")
-    try:
-        values = schema.check(factory, {name: value for name, value in given.items() if value is not None})
-    except (schema.Faults, TypeError) as error:
-        raise UserError(f"{path}: its {kind} '{use}' {error}") from None
-    component = Component(entry, factory, values)
+    component = _find_component(tensors, header, path, registry)
+    channels = (header.in_channels, header.out_channels)
     try:
         with torch.device("meta"):
-            G = build(component, channels, size)
-    except (RuntimeError, TypeError, ArithmeticError) as error:  # torch's, at sizes that there are not
-        told = str(error).partition("\n")[0]
-        raise DamagedFile(f"{path}: its {kind} '{use}' cannot be made ({told})") from None
-    if header.get("size_divisor", own := getattr(G, "size_divisor", 1)) != own:
+            network = build_network(component, channels, header.size)
+    except (RuntimeError, TypeError, ArithmeticError) as error:  # torch raises these for impossible sizes
+        reason = str(error).partition("\n")[0]
+        raise DamagedFile(f"{path}: its {header.kind} '{header.use}' cannot be built ({reason})") from None
+    divisor = getattr(network, "size_divisor", 1)
+    if header.size_divisor not in (None, divisor):
         raise DamagedFile(
-            f"{path}: says that it halves sides of {header['size_divisor']}, and its {kind} those of {own}"
+            f"{path}: its header says size_divisor {header.size_divisor}, and its {header.kind} has {divisor}"
         )
-    refuse_unfitting(G.state_dict(), tensors, str(path))  # before it takes memory
-    if {name for name, _ in G.named_buffers()} <= G.state_dict().keys():
-        G = G.to_empty(device="cpu")
-    else:  # it has tensors that are in no file, and that its constructor computes
+    check_tensors_fit(network.state_dict(), tensors, str(path))  # before memory is allocated
+    if {name for name, _ in network.named_buffers()} <= network.state_dict().keys():
+        network = network.to_empty(device="cpu")
+    else:  # the constructor computes buffers that no file holds
         with rng.torch_seed(0):
-            G = build(component, channels, size)
-    load_into(G, tensors, str(path))
-    return G
+            network = build_network(component, channels, header.size)
+    load_into(network, tensors, str(path))
+    return network
+
+
+def _find_component(tensors: Mapping[str, Tensor], header: ModelHeader, path: Path, registry: Registry) -> Component:
+    """The registered component with the header's parameters, checked. Raises UserError."""
+    entry = registry.get(header.kind, header.use)
+    factory = entry.load()
+    limit = max([_MAX_FREE_PARAMETER, *(side for tensor in tensors.values() for side in tensor.shape)])
+    for name, value in header.params.items():
+        if any(number > limit for number in _find_integers(value)):
+            what = f"{path}: its {header.kind} '{header.use}'"
+            raise DamagedFile(f"{what}: parameter {name} is larger than any side of its tensors ({limit} at most)")
+    try:
+        values = schema.check_params(
+            factory, {name: value for name, value in header.params.items() if value is not None}
+        )
+    except (schema.InvalidParameters, TypeError) as error:
+        raise UserError(f"{path}: its {header.kind} '{header.use}' {error}") from None
+    return Component(entry, factory, values)
+
+
+def _find_integers(value: Any) -> Iterator[int]:
+    """All integers in a JSON list, nested ones too."""
+    if isinstance(value, (list, tuple)):
+        for item in value:
+            yield from _find_integers(item)
+    elif isinstance(value, int):
+        yield value

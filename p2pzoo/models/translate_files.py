@@ -1,8 +1,8 @@
-"""Image files -> translated files: while the network works on some, others are read and written. Memory is bounded.
+"""Translate image files. While the network works on some images, threads read others and write results.
 
-Reading and writing are threads, as Pillow decodes and encodes without Python's lock; the network stays with the caller.
-They share one queue: files that are to be written stand before those to be read after them, so that reading, of which
-only so much is begun at a time, waits for writing.
+Pillow decodes and encodes without Python's lock, so threads suffice; the network runs in the caller's thread. Reading
+and writing share one queue of tasks. Results to be written are queued before images to be read later, and only a few
+images are read ahead: so reading waits for writing, and memory is bounded.
 """
 
 from __future__ import annotations
@@ -16,26 +16,24 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from p2pzoo.compute.memory import OutOfMemory
 from p2pzoo.images.io import read_header, read_image, write_image
 from p2pzoo.images.label_maps import read_map
 from p2pzoo.models.model import Model, Samples
 from p2pzoo.models.tiling import Tiling
-from p2pzoo.utils.errors import UserError
+from p2pzoo.utils.errors import OutOfMemory, UserError
 
-MOST_THREADS = 8
-IMAGES_AHEAD = 16  # read or being read
-PIXELS_AHEAD = 16 * 1024**2  # of these together, unless one alone has more
-MOST_LAG = 64  # inputs that may overtake one that waits for others of its size
+MAX_THREADS = 8  # more compete with the network for cores
+MAX_IMAGES_AHEAD = 16  # images that are read or being read; enough to keep the network busy with small ones
+MAX_PIXELS_AHEAD = 16 * 1024**2  # pixels of these images together; a single image may have more
+MAX_SAMPLES_AHEAD = 4  # samples of one image that are being written
+MAX_WAIT = 64  # how many later inputs an image waits for to fill a batch of its size
 
-
-SPREAD_LEVELS = 16 * 255 / 2  # grey levels of a spread map for a standard deviation of 1, of values in [-1, 1]
-SAMPLES_AHEAD = 4  # being written
+SPREAD_LEVELS = 16 * 255 / 2  # grey levels of a spread map per unit of [-1, 1]: 16 per level of an 8-bit image
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """What became of an input: written to `target` (with samples: their spread), or left out for these faults."""
+class FileOutcome:
+    """An input was written to `target` (with samples: `target` is their spread), or was skipped for these faults."""
 
     source: Path
     target: Path
@@ -51,109 +49,175 @@ def translate_files(
     tiling: Tiling | None = None,
     text: Mapping[str, str] | None = None,
     samples: int | None = None,
-) -> Generator[Outcome, None, None]:
-    """What became of each source, in the order of `targets` (source: the file to write, of a suffix that
-    `images.holds` what the model gives), each once its file is whole.
+) -> Generator[FileOutcome, None, None]:
+    """Translate each source to its target. Yields the outcomes in the order of `targets`, each when its file is whole.
 
-    mode, tiling: as `Model.resolve_options` gives them. seed: of dropout in paper mode. text: goes into each file. samples: how
-    many translations of each image to write, beside their mean and their spread: `sample_files`.
+    targets: {source: file to write, whose suffix can hold the model's output (`images.io.can_hold`)}.
+    mode, tiling: as `Model.resolve_options` returns them. seed: of dropout in paper mode.
+    text: written into each file. samples: number of translations of each image, which are written with their mean and
+    their spread, see `sample_paths`.
 
-    Images of one size are translated together in eval mode, so an image's neighbours may show in the rounding of its
-    values; in paper mode they do not. Raises OSError for a file that cannot be written. Close it to stop.
+    In eval mode images of one size are translated together, which can change the rounding of their values; in paper
+    mode each is translated by itself. Raises OSError for a file that cannot be written. Close the generator to stop.
+
+    >>> import tempfile, p2pzoo
+    >>> model = p2pzoo.load("zoo:earth-small", device="cpu")
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     source, target = Path(folder) / "a.png", Path(folder) / "out" / "a.png"
+    ...     write_image(source, np.zeros((64, 64, model.in_channels), np.uint8))
+    ...     [outcome] = translate_files(model, {source: target}, "eval")
+    ...     read_image(target).shape
+    (64, 64, 3)
     """
-    pool = ThreadPoolExecutor(min(MOST_THREADS, max(2, torch.get_num_threads())), "images")
-    settled: dict[Path, Outcome | Future[Outcome]] = {}  # until those before them are, too
-    remaining = deque(targets)
+    translator = _FileTranslator(model, targets, mode, seed, tiling, text, samples)
+    try:
+        yield from translator.run()
+    finally:
+        # files that are being written are finished, so that no half file and no temporary file stays
+        translator.pool.shutdown(cancel_futures=True)
 
-    def settle(group: list[tuple[Path, np.ndarray]]) -> None:
-        if samples:
-            [(source, image)] = group  # in paper mode
-            settled[source] = _sampled(model, source, targets[source], image, samples, seed, text, pool)
+
+class _FileTranslator:
+    """The work of one call of `translate_files`."""
+
+    def __init__(
+        self,
+        model: Model,
+        targets: Mapping[Path, Path],
+        mode: str,
+        seed: int,
+        tiling: Tiling | None,
+        text: Mapping[str, str] | None,
+        samples: int | None,
+    ) -> None:
+        self.model, self.targets, self.mode, self.seed, self.tiling = model, targets, mode, seed, tiling
+        self.text, self.samples = text, samples
+        self.pool = ThreadPoolExecutor(min(MAX_THREADS, max(2, torch.get_num_threads())), "images")
+        self.outcomes: dict[Path, FileOutcome | Future[FileOutcome]] = {}  # known, but not yet yielded
+        self.pending = deque(targets)  # sources whose outcome is not yet yielded
+
+    def run(self) -> Iterator[FileOutcome]:
+        groups = _Groups(self.model, self.mode)
+        for number, (source, future) in enumerate(_read_ahead(self.pool, self.read, self.targets)):
+            try:
+                image = future.result()
+            except (UserError, ValueError) as error:
+                self.outcomes[source] = _skipped(source, self.targets[source], error)
+            else:
+                for group in groups.add(number, source, image):
+                    self.translate(group)
+            yield from self.take_finished()
+        for group in groups.rest():
+            self.translate(group)
+            yield from self.take_finished()
+        yield from self.take_finished(wait=True)
+
+    def read(self, source: Path) -> np.ndarray:
+        return self.model.prepare_input(read_map(source) if self.model.x_labels else read_image(source))
+
+    def translate(self, group: list[tuple[Path, np.ndarray]]) -> None:
+        """Translate images of one padded size, and start to write the results."""
+        if self.samples:
+            [(source, image)] = group  # samples need paper mode, whose groups have one image
+            self.outcomes[source] = self.translate_samples(source, image, self.samples)
             return
         sources, images = zip(*group, strict=True)
         try:
-            translated = model.translate_arrays(images, mode, seed, tiling)
-        except OutOfMemory as error:  # it has tried them one by one, and they are alike
-            settled.update({source: _left_out(source, targets[source], error) for source in sources})
+            y_hats = self.model.translate_arrays(images, self.mode, self.seed, self.tiling)
+        except OutOfMemory as error:  # the model has tried them one by one, and they have one size
+            self.outcomes.update({source: _skipped(source, self.targets[source], error) for source in sources})
             return
-        for source, image in zip(sources, translated, strict=True):
-            settled[source] = pool.submit(_written, source, targets[source], image, text, model.palette)
+        for source, y_hat in zip(sources, y_hats, strict=True):
+            target = self.targets[source]
+            self.outcomes[source] = self.pool.submit(self.write, source, target, y_hat, self.text, self.model.palette)
 
-    def in_order(*, to_the_end: bool = False) -> Iterator[Outcome]:
-        while remaining and remaining[0] in settled:
-            first = settled[remaining[0]]
-            if isinstance(first, Future):
-                if not (to_the_end or first.done()):
+    def translate_samples(self, source: Path, image: np.ndarray, count: int) -> FileOutcome:
+        target = self.targets[source]
+        paths = sample_paths(target, count)
+        samples = Samples(self.model, image, count, self.seed)
+        writing: deque[Future[FileOutcome]] = deque()
+        try:
+            for path, sample in zip(paths, samples, strict=False):
+                writing.append(self.pool.submit(self.write, source, path, sample, self.text, self.model.palette))
+                if len(writing) > MAX_SAMPLES_AHEAD:
+                    writing.popleft().result()
+        except OutOfMemory as error:
+            return _skipped(source, target, error)
+        for future in writing:
+            future.result()
+        self.write(source, paths[-2], samples.mean, self.text, self.model.palette)
+        spread, text = samples.spread[..., None], self.text
+        if target.suffix == ".png":
+            spread = np.rint(spread * SPREAD_LEVELS).clip(0, 255).astype(np.uint8)
+            text = {**(text or {}), "spread": f"grey / {SPREAD_LEVELS:g} = standard deviation of values in [-1, 1]"}
+        return self.write(source, paths[-1], spread, text, None)
+
+    @staticmethod
+    def write(
+        source: Path, target: Path, image: np.ndarray, text: Mapping[str, str] | None, palette: bytes | None
+    ) -> FileOutcome:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        write_image(target, image, text, palette)
+        return FileOutcome(source, target)
+
+    def take_finished(self, *, wait: bool = False) -> Iterator[FileOutcome]:
+        """Yield the next outcomes in the order of the sources, as far as they are known. wait: all of them."""
+        while self.pending and self.pending[0] in self.outcomes:
+            outcome = self.outcomes[self.pending[0]]
+            if isinstance(outcome, Future):
+                if not (wait or outcome.done()):
                     return
-                first = first.result()
-            del settled[remaining.popleft()]
-            yield first
-
-    def read(source: Path) -> np.ndarray:
-        return model.pixels(read_map(source) if model.x_labels else read_image(source))
-
-    try:
-        groups = _Groups(model, mode)
-        for number, (source, reading) in enumerate(_ahead(pool, read, targets)):
-            try:
-                image = reading.result()
-            except (UserError, ValueError) as error:
-                settled[source] = _left_out(source, targets[source], error)
-            else:
-                for group in groups.add(number, source, image):
-                    settle(group)
-            yield from in_order()
-        for group in groups.rest():
-            settle(group)
-            yield from in_order()
-        yield from in_order(to_the_end=True)
-    finally:
-        pool.shutdown(cancel_futures=True)  # what is being written is finished: no half file, no temporary one
+                outcome = outcome.result()
+            del self.outcomes[self.pending.popleft()]
+            yield outcome
 
 
 class _Groups:
-    """Images of one padded size, as many as are best translated together."""
+    """Collects images of one padded size into batches of the best size."""
 
     def __init__(self, model: Model, mode: str) -> None:
         self.model, self.mode = model, mode
-        self.waiting: dict[tuple[int, int], list[tuple[Path, np.ndarray]]] = {}  # by the age of their oldest image
-        self.since: dict[tuple[int, int], int] = {}
+        self.waiting: dict[tuple[int, int], list[tuple[Path, np.ndarray]]] = {}  # the longest waiting size first
+        self.first_number: dict[tuple[int, int], int] = {}  # number of the first image that waits
 
     def add(self, number: int, source: Path, image: np.ndarray) -> Iterator[list[tuple[Path, np.ndarray]]]:
-        """The groups that are full, or have waited for long, with this image."""
+        """Add an image. Yields the groups that are now full, or have waited for `MAX_WAIT` images."""
         size = self.model.padded_size(*image.shape[:2])
-        self.since.setdefault(size, number)
+        self.first_number.setdefault(size, number)
         self.waiting.setdefault(size, []).append((source, image))
         if len(self.waiting[size]) >= self.model.max_batch_size(*size, self.mode):
-            yield self._taken(size)
+            yield self._take(size)
         oldest = next(iter(self.waiting), None)
-        if oldest is not None and number - self.since[oldest] >= MOST_LAG:
-            yield self._taken(oldest)
+        if oldest is not None and number - self.first_number[oldest] >= MAX_WAIT:
+            yield self._take(oldest)
 
     def rest(self) -> Iterator[list[tuple[Path, np.ndarray]]]:
+        """Yield the groups that are not full."""
         while self.waiting:
-            yield self._taken(next(iter(self.waiting)))
+            yield self._take(next(iter(self.waiting)))
 
-    def _taken(self, size: tuple[int, int]) -> list[tuple[Path, np.ndarray]]:
-        del self.since[size]
+    def _take(self, size: tuple[int, int]) -> list[tuple[Path, np.ndarray]]:
+        del self.first_number[size]
         return self.waiting.pop(size)
 
 
-def _ahead(
+def _read_ahead(
     pool: ThreadPoolExecutor, read: Callable[[Path], np.ndarray], sources: Iterable[Path]
 ) -> Iterator[tuple[Path, Future[np.ndarray]]]:
-    """Each source being read, in their order; the next ones are begun before they are asked for."""
-    begun: deque[tuple[Path, Future[np.ndarray], int]] = deque()
+    """Yield each source with the future of its image, in order, while the next ones are being read."""
+    started: deque[tuple[Path, Future[np.ndarray], int]] = deque()
     for source in sources:
-        begun.append((source, pool.submit(read, source), _pixels(source)))
-        while len(begun) > IMAGES_AHEAD or (len(begun) > 1 and sum(pixels for *_, pixels in begun) > PIXELS_AHEAD):
-            yield begun.popleft()[:2]
-    while begun:
-        yield begun.popleft()[:2]
+        started.append((source, pool.submit(read, source), _count_pixels(source)))
+        while len(started) > MAX_IMAGES_AHEAD or (
+            len(started) > 1 and sum(pixels for *_, pixels in started) > MAX_PIXELS_AHEAD
+        ):
+            yield started.popleft()[:2]
+    while started:
+        yield started.popleft()[:2]
 
 
-def _pixels(source: Path) -> int:
-    """By the file's header; 0 where `read_image` will tell what is wrong with it."""
+def _count_pixels(source: Path) -> int:
+    """Pixels of an image by its file's header. 0 for a damaged file: `read_image` reports what is wrong with it."""
     try:
         height, width, _ = read_header(source)
     except UserError:
@@ -161,49 +225,17 @@ def _pixels(source: Path) -> int:
     return height * width
 
 
-def _written(
-    source: Path, target: Path, image: np.ndarray, text: Mapping[str, str] | None, palette: bytes | None
-) -> Outcome:
-    target.parent.mkdir(parents=True, exist_ok=True)
-    write_image(target, image, text, palette)
-    return Outcome(source, target)
+def sample_paths(target: Path, count: int) -> list[Path]:
+    """The files of `count` samples, their mean and their spread, in place of `target`.
 
-
-def sample_files(target: Path, count: int) -> list[Path]:
-    """Where `world_size` samples, their mean and their spread go in place of `target`: photo-0.png, … photo-spread.png."""
+    >>> [path.name for path in sample_paths(Path("photo.png"), 2)]
+    ['photo-0.png', 'photo-1.png', 'photo-mean.png', 'photo-spread.png']
+    """
     return [target.with_stem(f"{target.stem}-{name}") for name in (*range(count), "mean", "spread")]
 
 
-def _sampled(
-    model: Model,
-    source: Path,
-    target: Path,
-    image: np.ndarray,
-    count: int,
-    seed: int,
-    text: Mapping[str, str] | None,
-    pool: ThreadPoolExecutor,
-) -> Outcome:
-    files = sample_files(target, count)
-    samples = Samples(model, image, count, seed)
-    writing: deque[Future[Outcome]] = deque()
-    try:
-        for file, sample in zip(files, samples, strict=False):
-            writing.append(pool.submit(_written, source, file, sample, text, model.palette))
-            if len(writing) > SAMPLES_AHEAD:
-                writing.popleft().result()
-    except OutOfMemory as error:
-        return _left_out(source, target, error)
-    for written in writing:
-        written.result()
-    _written(source, files[-2], samples.mean, text, model.palette)
-    spread = samples.spread[..., None]
-    if target.suffix == ".png":
-        spread = np.rint(spread * SPREAD_LEVELS).clip(0, 255).astype(np.uint8)
-        text = {**(text or {}), "spread": f"grey / {SPREAD_LEVELS:g} = standard deviation of values in [-1, 1]"}
-    return _written(source, files[-1], spread, text, None)
-
-
-def _left_out(source: Path, target: Path, error: Exception) -> Outcome:
-    named = error.faults if isinstance(error, UserError) and not isinstance(error, OutOfMemory) else None
-    return Outcome(source, target, named or (f"{source}: {error}",))
+def _skipped(source: Path, target: Path, error: Exception) -> FileOutcome:
+    faults: tuple[str, ...] = ()
+    if isinstance(error, UserError) and not isinstance(error, OutOfMemory):
+        faults = error.faults  # these name the file
+    return FileOutcome(source, target, faults or (f"{source}: {error}",))

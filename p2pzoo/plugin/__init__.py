@@ -1,4 +1,4 @@
-"""All that a plugin author imports: hooks, the interface of each kind, and the values they exchange. Imports no torch."""
+"""What plugin authors import: hooks, the interface of each kind of component, and values. Imports no torch."""
 
 from p2pzoo.plugin.archive import Archive
 from p2pzoo.plugin.batch import Batch, Pair, Split
@@ -12,7 +12,7 @@ from p2pzoo.plugin.protocols import (
     GanLoss,
     Loss,
     Metric,
-    Model,
+    PretrainedModel,
     ProgressBar,
 )
 from p2pzoo.plugin.step_outputs import Side, StepOutputs
@@ -31,8 +31,8 @@ __all__ = [
     "InferredConfig",
     "Loss",
     "Metric",
-    "Model",
     "Pair",
+    "PretrainedModel",
     "ProgressBar",
     "Side",
     "Split",

@@ -17,13 +17,18 @@ Split = Literal["train", "val", "test"]
 class Pair:
     """One aligned pair as a dataset stores it.
 
-    id      unique within its dataset, stable between versions; names files and table rows
+    id      unique within its dataset and stable between versions; names files and table rows
     x, y    (H, W, C) arrays in their stored dtype (uint8, uint16, float32), values within the dataset's
             `x_range` and `y_range`
-    labels  (H', W') integer class map, or None. It covers what x and y show, and may have more pixels than they: where
-            images are scored at a size that they were reduced from. Evaluation sees it as it is; for training it is
-            brought to the size of x and y, to the nearest pixel
-    block   what is resampled as one when intervals are computed (a region, a scene, a patient), or None
+    labels  (H', W') integer class map of the area that x and y show, or None. It may have more pixels than x and y,
+            if images are scored at a larger size than they were reduced to. Evaluation uses it as it is; training
+            resizes it to x and y with the nearest pixel
+    block   name of the group (a region, a scene, a patient) that is resampled as a unit for intervals, or None
+
+    >>> import numpy as np
+    >>> image = np.zeros((64, 64, 3), np.uint8)
+    >>> Pair("street-1", image, image).y.shape
+    (64, 64, 3)
     """
 
     id: str
@@ -35,13 +40,18 @@ class Pair:
 
 @dataclass(frozen=True)
 class Batch:
-    """Pairs as the networks see them.
+    """Pairs as the networks get them.
 
     x, y    (B, C, H, W) float32 in [-1, 1]
     ids     one per image
-    labels  (B, H, W) int64, in evaluation (B, H', W') as the dataset has them; None where it has none
-    blocks  one per image; None where the dataset has none
-    drawn   (B, N) random numbers for the augmentations of what D sees; None without any
+    labels  (B, H, W) int64, in evaluation (B, H', W') as the dataset has them; None if the dataset has none
+    blocks  one per image; empty if the dataset has none
+    random  (B, N) random numbers in [0, 1) for the augmentations of D's images; None without such augmentations
+
+    >>> import torch
+    >>> batch = Batch(torch.zeros(4, 3, 8, 8), torch.zeros(4, 3, 8, 8), ("a", "b", "c", "d"))
+    >>> [part.ids for part in batch.split(2)]
+    [('a', 'b'), ('c', 'd')]
     """
 
     x: Tensor
@@ -52,13 +62,20 @@ class Batch:
     random: Tensor | None = None
 
     def split(self, parts: int) -> list[Batch]:
-        """So many batches of as many images, which are this one's in their order."""
+        """Split into `parts` batches of equal size, in order. `parts` must divide the number of images."""
         if parts == 1:
             return [self]
-        each, ids, blocks = len(self.x) // parts, len(self.ids) // parts, len(self.blocks) // parts
-        labels, drawn = ([None] * parts if t is None else t.split(each) for t in (self.labels, self.random))
-        images = zip(self.x.split(each), self.y.split(each), labels, drawn, strict=True)
+        images, ids, blocks = len(self.x) // parts, len(self.ids) // parts, len(self.blocks) // parts
+        labels, random = ([None] * parts if t is None else t.split(images) for t in (self.labels, self.random))
+        tensors = zip(self.x.split(images), self.y.split(images), labels, random, strict=True)
         return [
-            Batch(x, y, self.ids[i * ids : (i + 1) * ids], own, self.blocks[i * blocks : (i + 1) * blocks], numbers)
-            for i, (x, y, own, numbers) in enumerate(images)
+            Batch(
+                x=x,
+                y=y,
+                ids=self.ids[i * ids : (i + 1) * ids],
+                labels=part_labels,
+                blocks=self.blocks[i * blocks : (i + 1) * blocks],
+                random=part_random,
+            )
+            for i, (x, y, part_labels, part_random) in enumerate(tensors)
         ]

@@ -1,18 +1,18 @@
-"""The whole extension surface: one hook per kind of component. Imports pluggy only.
+"""Everything that a plugin can extend: one hook per kind of component, and one for commands. Imports pluggy only.
 
-A plugin is a module that implements some of these hooks and is named under the entry-point group
-`p2pzoo`. Each hook hands the plugin a callable:
+A plugin is a module that implements some of these hooks and is named in the entry-point group `p2pzoo`. p2pzoo calls
+each hook with a function:
 
     register(name, factory, *, summary="", paper="", needs=())
 
-    name     what recipes write after `use =`; lower case, words joined by hyphens
-    factory  a class, or "module:attribute", which is imported only when a recipe uses it
-    summary  one line for `p2pzoo list`
-    paper    where it comes from: an arXiv id, a DOI, a section, an address
-    needs    batch fields it reads besides x and y: "labels", "blocks"
+    name     what a recipe writes after `use =`; lower case, words joined by hyphens
+    factory  a class or function, or "module:attribute", which is imported when a recipe uses it
+    summary  one line for `p2pzoo list`; of a command, for `p2pzoo --help`
+    paper    the source: an arXiv id, a DOI, a section, an address
+    needs    fields of the batch that it reads besides x and y: "labels", "blocks"
 
-Positional arguments of a factory are filled by the zoo, by name; keyword-only arguments are what a recipe
-may set. What each kind has to be is in `p2pzoo/plugin/protocols.py`.
+p2pzoo passes the positional arguments of a factory by name; each hook lists those it has. Keyword-only arguments are
+the parameters that a recipe may set. `p2pzoo/plugin/protocols.py` and `networks.py` define what each kind must be.
 """
 
 from collections.abc import Callable
@@ -25,52 +25,52 @@ hookimpl = pluggy.HookimplMarker("p2pzoo")
 
 @hookspec
 def register_generators(register: Callable[..., None]) -> None:
-    """Networks G(x) -> ŷ. The zoo fills `in_channels`, `out_channels`, `size`."""
+    """Register networks G(x) -> ŷ. They may take `in_channels`, `out_channels`, `size`."""
 
 
 @hookspec
 def register_discriminators(register: Callable[..., None]) -> None:
-    """Networks D(x, y) -> logits. The zoo fills `in_channels`, `out_channels`, `size`."""
+    """Register networks D(x, y) -> logits. They may take `in_channels`, `out_channels`, `size`."""
 
 
 @hookspec
 def register_gan_losses(register: Callable[..., None]) -> None:
-    """The two sides of the game: what D minimises (`discriminator_loss`) and what G minimises (`generator_loss`).
-
-    The zoo fills `in_channels`, `out_channels`, `size`, where a loss asks for them.
-    """
+    """Register GAN losses: what D and G minimise. They may take `in_channels`, `out_channels`, `size`."""
 
 
 @hookspec
 def register_losses(register: Callable[..., None]) -> None:
-    """Further terms, each acting on one side: L1 on G, a gradient penalty on D. The zoo fills the same."""
+    """Register further losses of G or of D. They may take `in_channels`, `out_channels`, `size`."""
 
 
 @hookspec
 def register_augmentations(register: Callable[..., None]) -> None:
-    """Random changes of training pairs, or of what D sees. The zoo fills `in_channels`, `out_channels`, `size`."""
+    """Register random changes of pairs or of D's images. They may take `in_channels`, `out_channels`, `size`."""
 
 
 @hookspec
 def register_datasets(register: Callable[..., None]) -> None:
-    """Sequences of aligned pairs. The zoo fills `split`: "train", "val" or "test"."""
+    """Register sequences of aligned pairs. They may take `split`: "train", "val" or "test"."""
 
 
 @hookspec
 def register_metrics(register: Callable[..., None]) -> None:
-    """Per-image measurements of ŷ and their summary. The zoo fills `dataset`."""
+    """Register measurements of ŷ per image, with a summary of all images. They may take `dataset`."""
 
 
 @hookspec
 def register_callbacks(register: Callable[..., None]) -> None:
-    """Onlookers of a run: trackers, uploaders. They watch and change nothing."""
+    """Register observers of a run, such as trackers. They take no positional arguments and change nothing."""
 
 
 @hookspec
 def register_models(register: Callable[..., None]) -> None:
-    """Generators that are trained already and travel with the plugin: `zoo:NAME` where a command takes a model."""
+    """Register trained generators that the plugin ships: functions that return a folder, for `zoo:NAME`."""
 
 
 @hookspec
 def register_commands(register: Callable[..., None]) -> None:
-    """Commands of `p2pzoo`: a click command, or "module:attribute" of one. `--help` prints its `summary`."""
+    """Register commands of `p2pzoo`: a click command, or "module:attribute" of one, imported when it is called.
+
+    `p2pzoo --help` prints the `summary`. The command's own module may import `p2pzoo.cli.options`.
+    """

@@ -1,6 +1,7 @@
-"""Find plugins, load each by itself, and say where everything came from. Core code imports no plugin: only this does.
+"""Find the installed plugins, load each separately, and record where every entry comes from.
 
-A plugin that fails stops nothing; its error is kept and shown by `p2pzoo plugins`.
+Only this module loads plugins; the core imports none by name. A plugin that fails does not stop the others: its error
+is kept, and `p2pzoo plugins` prints it.
 """
 
 from __future__ import annotations
@@ -15,16 +16,23 @@ from typing import Any
 import pluggy
 
 from p2pzoo.plugin import hookspecs
-from p2pzoo.plugin.registry import KINDS, Entry, Registry
+from p2pzoo.plugin.migration import explain_import_error
+from p2pzoo.plugin.registry import COMMAND, KINDS, Entry, Registry
 from p2pzoo.utils.errors import UserError
-from p2pzoo.utils.suggest import nearest
+from p2pzoo.utils.suggest import did_you_mean
 
-GROUP = "p2pzoo"
+GROUP = "p2pzoo"  # the entry-point group in a plugin's pyproject.toml
 
 
 @dataclass(frozen=True)
 class Plugin:
-    """One entry point of the group: what it registered, or why it did not load."""
+    """One entry point of the group, loaded.
+
+    module        the module that it names
+    distribution  name and version of the installed package
+    entries       the components and commands that it registered; none if it did not load
+    error         one line that says why it did not load; None if it did
+    """
 
     name: str
     module: str
@@ -35,26 +43,30 @@ class Plugin:
 
 @functools.cache
 def plugins() -> tuple[Plugin, ...]:
-    """Every installed plugin, or those that $P2PZOO_PLUGINS (names, comma-separated) leaves in."""
-    found = sorted(entry_points(group=GROUP), key=lambda point: point.name)
-    wanted = os.environ.get("P2PZOO_PLUGINS")
-    if wanted is not None:
-        names = [name.strip() for name in wanted.split(",") if name.strip()]
-        installed = [point.name for point in found]
-        for name in names:
+    """All installed plugins, or only those named in $P2PZOO_PLUGINS (comma-separated). Loads them at the first call.
+
+    Raises UserError if $P2PZOO_PLUGINS names a plugin that is not installed.
+    """
+    points = sorted(entry_points(group=GROUP), key=lambda point: point.name)
+    setting = os.environ.get("P2PZOO_PLUGINS")
+    if setting is not None:
+        selected = [name.strip() for name in setting.split(",") if name.strip()]
+        installed = [point.name for point in points]
+        for name in selected:
             if name not in installed:
-                raise UserError(f"P2PZOO_PLUGINS names plugin '{name}'{nearest(name, installed)}")
-        found = [point for point in found if point.name in names]
-    return collect(found)
+                raise UserError(f"P2PZOO_PLUGINS names plugin '{name}'{did_you_mean(name, installed)}")
+        points = [point for point in points if point.name in selected]
+    return load_entry_points(points)
 
 
 @functools.cache
 def registry() -> Registry:
-    """The components of all plugins that load."""
-    return registry_of(plugins())
+    """The components and commands of all plugins that load."""
+    return build_registry(plugins())
 
 
-def registry_of(loaded: Iterable[Plugin]) -> Registry:
+def build_registry(loaded: Iterable[Plugin]) -> Registry:
+    """The registry of these plugins."""
     loaded = tuple(loaded)
     return Registry(
         (entry for plugin in loaded for entry in plugin.entries),
@@ -62,20 +74,20 @@ def registry_of(loaded: Iterable[Plugin]) -> Registry:
     )
 
 
-def collect(points: Iterable[EntryPoint]) -> tuple[Plugin, ...]:
-    """Load entry points one by one; a second one of the same name is an error of that one."""
+def load_entry_points(points: Iterable[EntryPoint]) -> tuple[Plugin, ...]:
+    """Load entry points one by one. If two have the same name, the second one gets an error."""
     loaded: dict[str, Plugin] = {}
-    clashes: list[Plugin] = []
+    duplicates: list[Plugin] = []
     for point in points:
         distribution = f"{point.dist.name} {point.dist.version}" if point.dist else "no distribution"
         plugin = _load(point, distribution)
         if point.name in loaded:
-            other = loaded[point.name].distribution
-            error = f"{other} already provides a plugin named '{point.name}'"
-            clashes.append(Plugin(point.name, point.value, distribution, error=error))
+            first = loaded[point.name].distribution
+            error = f"{first} already provides a plugin named '{point.name}'"
+            duplicates.append(Plugin(point.name, point.value, distribution, error=error))
         else:
             loaded[point.name] = plugin
-    return (*loaded.values(), *clashes)
+    return (*loaded.values(), *duplicates)
 
 
 def _load(point: EntryPoint, distribution: str) -> Plugin:
@@ -84,22 +96,30 @@ def _load(point: EntryPoint, distribution: str) -> Plugin:
         manager = pluggy.PluginManager(GROUP)
         manager.add_hookspecs(hookspecs)
         manager.register(point.load(), point.name)
-        manager.check_pending()
-        for kind in (*KINDS, "command"):
+        manager.check_pending()  # refuses hooks with an unknown name
+        for kind in (*KINDS, COMMAND):
             hook = getattr(manager.hook, hook_name(kind))
-            hook(register=_register(entries, kind, point.name, distribution))
-    except (Exception, SystemExit) as error:  # whatever a plugin does, the others work
+            hook(register=_make_register(entries, kind, point.name, distribution))
+    except (Exception, SystemExit) as error:  # also sys.exit() in a plugin must not stop the others
+        if advice := explain_import_error(error):
+            return Plugin(point.name, point.value, distribution, error=f"plugin '{point.name}': {advice}")
         lines = str(error).strip().splitlines() or [""]
         return Plugin(point.name, point.value, distribution, error=f"{type(error).__name__}: {lines[0]}")
     return Plugin(point.name, point.value, distribution, tuple(entries))
 
 
 def hook_name(kind: str) -> str:
-    """The hook that registers components of this kind: "loss" -> "register_losses"."""
+    """The hook that registers this kind, one of KINDS or COMMAND.
+
+    >>> hook_name("loss"), hook_name("command")
+    ('register_losses', 'register_commands')
+    """
     return f"register_{kind}es" if kind.endswith("s") else f"register_{kind}s"
 
 
-def _register(entries: list[Entry], kind: str, plugin: str, distribution: str) -> Callable[..., None]:
+def _make_register(entries: list[Entry], kind: str, plugin: str, distribution: str) -> Callable[..., None]:
+    """The `register` function that a hook of this plugin is called with. It appends to `entries`."""
+
     def register(
         name: str,
         factory: str | Callable[..., Any],
@@ -113,7 +133,7 @@ def _register(entries: list[Entry], kind: str, plugin: str, distribution: str) -
         if any(entry.kind == kind and entry.name == name for entry in entries):
             raise ValueError(f"{kind} '{name}' is registered twice")
         if isinstance(factory, str) and not all(factory.partition(":")):
-            raise ValueError(f"{kind} '{name}': a lazy factory is written 'module:attribute', not {factory!r}")
+            raise ValueError(f"{kind} '{name}': write a lazy factory as 'module:attribute', not {factory!r}")
         entries.append(Entry(kind, name, factory, plugin, distribution, summary, paper, tuple(needs)))
 
     return register

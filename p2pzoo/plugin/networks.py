@@ -1,4 +1,4 @@
-"""What a generator and a discriminator are. Imports no torch at run time."""
+"""What a generator and a discriminator must be. Imports no torch at run time."""
 
 from __future__ import annotations
 
@@ -10,24 +10,29 @@ if TYPE_CHECKING:
 
 @runtime_checkable
 class Generator(Protocol):
-    """An nn.Module. `size_divisor`: H and W must be multiples of it (1 if absent).
+    """An nn.Module G(x) -> ŷ.
 
-    What a generator may have besides:
+    Parameters that are never trained have requires_grad = False. Optional attributes of a generator:
 
-    grown_from  where it holds a smaller generator that is trained before it: `load_smaller(tensors)`, called when the
-                file of `[init] generator` has other names than its own, returns the smaller one's tensors as a complete
-                set of its own. It raises ValueError, with one line, where names are missing or left over; shapes are
-                the zoo's business
-    layouts     of the class of a generator or discriminator: the Layouts in which other code stores its weights
+    size_divisor        H and W must be multiples of it (default 1)
+    load_smaller        `load_smaller(tensors)`, for a generator that contains a smaller one which is trained first. It
+                        is called if the tensor names in the file of `[init] generator` are not its own; it returns the
+                        tensors of the smaller generator as a complete state dict of this one. It raises ValueError,
+                        with one line, if names are missing or left over; p2pzoo checks shapes
+    state_dict_formats  a class attribute: the `StateDictFormat`s in which other code stores its weights. A
+                        discriminator may have it too
 
-    What any module inside a generator or discriminator may have besides:
+    An optional method of every module inside a generator or a discriminator:
 
-    first_weights  `first_weights() -> None`, called once when a run begins, after [init] has given weights to the whole
-                   network: puts in place what is not [init]'s to draw, such as pretrained weights or fixed projections.
-                   Random numbers that it draws follow from the recipe's seed. Not called where weights come from a
-                   model file; so read and fetch nothing in the constructor
+    init_own_weights  `init_own_weights() -> None`, called once at the start of a run, after [init] has initialised the
+                      whole network. It sets weights that [init] must not draw, such as pretrained weights or fixed
+                      projections. Its random numbers follow from the recipe's seed. It is not called if weights come
+                      from a model file, so read and download nothing in the constructor
 
-    Parameters that never learn have requires_grad = False.
+    >>> import p2pzoo
+    >>> G = p2pzoo.create("generator", "unet", in_channels=3, out_channels=1, size=(64, 64), width=1)
+    >>> isinstance(G, Generator), G.size_divisor
+    (True, 64)
     """
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -36,14 +41,16 @@ class Generator(Protocol):
 
 @runtime_checkable
 class Discriminator(Protocol):
-    """An nn.Module that concatenates x itself where it is conditional.
+    """An nn.Module D(x, y) -> logits. A conditional one concatenates x itself.
 
-    `receptive_field`: side in pixels of what one logit sees, or None (absent: unknown). `size_divisor`: as of a
-    Generator.
+    Optional attributes:
+
+    receptive_field  side in pixels of the image area that one logit depends on; None or absent if unknown
+    size_divisor     H and W must be multiples of it (default 1)
     """
 
     def __call__(self, x: Tensor, y: Tensor) -> list[Tensor]:
         """Logits (no sigmoid), one (B, 1, h, w) map per scale."""
 
     def features(self, x: Tensor, y: Tensor) -> list[list[Tensor]]:
-        """Activations between the layers, outermost list per scale, from the input side on."""
+        """Activations between the layers, from the first layer to the last; one list per scale."""

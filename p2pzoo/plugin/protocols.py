@@ -1,11 +1,9 @@
-"""What a component of each kind is: the Protocols that plugins fulfil and the values that they exchange.
+"""What a component of each kind must be: the Protocols that plugins implement. Imports no torch at run time.
 
-Plugins may import everything here. Nothing here imports torch at run time.
+Shapes: B images in a batch, C channels, H × W pixels. Images inside p2pzoo are float tensors in [-1, 1].
 
-A component may say of itself what it cannot keep: `known_failures = {check: reason}`, the checks being those of
-`p2pzoo.testing`. One that passes all the same is a failure.
-
-Shapes: B images in a batch, C channels, H × W pixels. Inside the zoo images are float tensors in [-1, 1].
+A component of any kind may declare checks of `p2pzoo.testing` that it fails: `known_failures = {check: reason}`. A
+declared check that passes counts as a failure, so that the list stays true.
 """
 
 from __future__ import annotations
@@ -20,108 +18,119 @@ from p2pzoo.plugin.step_outputs import Side, StepOutputs
 if TYPE_CHECKING:
     from torch import Tensor
 
-T = TypeVar("T")
+_T = TypeVar("_T")
 
 
 class AddedLater:
-    """Marks a parameter that came after runs had been made without it: `name: Annotated[bool, Later] = False`.
+    """Marks a parameter that was added after people had made runs: `name: Annotated[bool, AddedLater] = False`.
 
-    At its default it is not part of a run's identity, so that those runs are still found. The default must then do
-    what was done before, to the bit.
+    At its default the parameter is left out of the run id, so that p2pzoo still finds those runs. The default must give
+    bit-identical results to the code before.
     """
 
 
-Where = Literal["pairs", "discriminator"]
+AugmentationTarget = Literal["pairs", "discriminator"]
 
 
 @runtime_checkable
 class GanLoss(Protocol):
-    """The two sides of the game; each returns a scalar to minimise.
+    """The two sides of the game: what D minimises and what G minimises.
 
-    It may have `minimum`: the least values of the two, None where one has none.
+    Optional attribute:
+
+    minimum  (of the discriminator loss, of the generator loss): the lowest possible values; None for no lower bound
     """
 
-    def discriminator_loss(self, out: StepOutputs) -> Tensor: ...
+    def discriminator_loss(self, out: StepOutputs) -> Tensor:
+        """The scalar that D minimises, from `out.real` and `out.fake`."""
 
-    def generator_loss(self, out: StepOutputs) -> Tensor: ...
+    def generator_loss(self, out: StepOutputs) -> Tensor:
+        """The scalar that G minimises, from `out.fake`."""
 
 
 @runtime_checkable
 class Loss(Protocol):
-    """A scalar to minimise, unweighted: the recipe's `weight` is the zoo's business. What it keeps is not saved with a
-    run: a loss that changes from step to step does so by `scene.step`.
+    """A further loss of G or D; the recipe's `weight` is applied to its value.
 
-    It may have `minimum`: its value where ŷ = y, below which it never is.
+    A run does not save the state of a loss. A loss that changes over time must depend on `out.step` alone.
+
+    side  "generator" or "discriminator": the network that minimises it
+
+    Optional attribute:
+
+    minimum  its lowest value, reached at ŷ = y
     """
 
     side: Side
 
-    def __call__(self, out: StepOutputs) -> Tensor: ...
+    def __call__(self, out: StepOutputs) -> Tensor:
+        """The scalar to minimise, not weighted."""
 
 
 @runtime_checkable
 class Augmentation(Protocol):
-    """A random change of images while training. Its random numbers are its argument: it draws none itself.
+    """A random change of images during training. It gets its random numbers as an argument and draws none.
 
-    where  "pairs": of what G and D are trained on, on the device, before the step. "discriminator": of what D is shown,
-           real and fake, each with numbers of its own, and again in G's move, whose gradients flow through it
-    draws  how many random numbers it takes for an image
+    where       "pairs": changes the pairs that G and D are trained on, on the device, before the step.
+                "discriminator": changes what D gets: real and fake images, with different random numbers, and again in
+                G's update, whose gradients flow through it
+    num_random  number of random numbers that it needs for one image
 
-    What it does to an image must not depend on the rest of the batch. As part of the step that a CUDA graph records
-    (where = "discriminator") it must not wait for the device.
+    The result for an image must not depend on the rest of the batch. With where = "discriminator" it may be recorded
+    in a CUDA graph, so it must not synchronise with the device.
     """
 
-    where: Where
+    where: AugmentationTarget
     num_random: int
 
     def __call__(self, x: Tensor, y: Tensor, labels: Tensor | None, u: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-        """x, y, labels as in Batch, u (B, draws) in [0, 1) -> the three, changed, of the same shapes and ranges.
+        """Return x, y and labels changed, with the same shapes and value ranges.
 
-        What moves pixels moves them alike in all three. D's images come without labels; y is then real or G's.
+        x, y, labels  as in `Batch`. A geometric change moves the pixels of all three in the same way. With
+                      where = "discriminator", y is real or fake and labels is None
+        u             (B, num_random) random numbers in [0, 1)
         """
 
 
 @runtime_checkable
 class Dataset(Protocol):
-    """A sequence of Pairs with one channel count and one size throughout. Several threads may ask for pairs at once.
+    """A sequence of Pairs. All pairs have the same channels and the same size. Several threads may read pairs at once.
 
-    x_range, y_range  the stored values that become -1 and 1
-    classes           names, index = label value; None without labels
+    x_range, y_range  stored values that become -1 and 1
+    classes           class names, index = label value; None without labels
     palette           one RGB triple (0-255) per class; None without labels
 
-    What it may have besides:
+    Optional attributes:
 
-    fingerprint  of the user's own files: a string that changes with them. A run that was begun on other data is then
-                 not resumed, and a finished one is marked
-    files        of the user, that pairs are read from: `files[i]` are the paths of pair i, by which faults name it.
-                 Where it has them, or a fingerprint, decoded pairs may be kept on disk; they are read again when one of
-                 these files has changed
-    x_encoding   "L", and
-    y_encoding   "ab", where lightness is stored as x and colour as y (`p2pzoo.images.color_spaces`). The networks see what is
-                 stored; metrics, pictures and whoever translates a photo with the model see RGB. Either may be
-                 "one-hot", where that side is a label map
-    x_labels     and
-    y_labels     where that side is a label map: the `p2pzoo.images.label_maps.Labels` by which it was encoded, so that a model can
-                 read such maps, or write them
-    x_kernel     and
-    y_kernel     "nearest", where the values of that side must not be mixed when the jitter enlarges it. None: the
-                 recipe's kernel
-    unscored     names of the classes that means over classes leave out: too rare to count, or of no interest
-    scorer       where y is a photo: the file of a segmenter of `classes` that was trained on such photos, by which
-                 metrics judge ŷ
-    usable       where the constructor refuses some pairs for their files: a class method of the same parameters that
-                 returns (the dataset without those pairs, what is wrong with them), so that `p2pzoo data check` finds
-                 everything in one go. It raises UserError where no pairs are left. A fault that many files have may be
-                 a `p2pzoo.utils.errors.Fault`, which names all of them
-    prepare      where its files have to be made of others first: a static method
-                 `prepare(out: Path, track: Track, *, ...) -> Sequence[str]`, whose keyword-only parameters are the
-                 options of `p2pzoo data prepare NAME -o OUT`, which prints the lines that it returns. Called again, it
-                 keeps what is whole
-    original     where files have more pixels than pairs: `original(index)` is the pair before it was made smaller. For
-                 training, what the jitter enlarges to is made of it in one step
-    licence      of the class, of data that are not published as an `archive`: what to know of theirs, in one line,
-                 which model cards tell. Where nothing says it, they leave a line for whoever trained to fill in
-    archive      of the class: the `Archive` that its files are published in, which `p2pzoo data fetch NAME` gets
+    fingerprint           a string that changes with the user's files. A run that began with another fingerprint is not
+                          resumed; a finished one is marked as stale
+    files                 `files[i]`: paths of the files of pair i, for error messages. A dataset with `files` or with a
+                          `fingerprint` may be cached on disk; a pair is decoded again when its files change
+    x_encoding            "L", if x is the lightness of a photo and y its colour (`p2pzoo.images.color_spaces`), or
+                          "one-hot", if x is a label map. Networks get what is stored; metrics and pictures show RGB
+    y_encoding            "ab", if y is the colour of a photo, or "one-hot", if y is a label map
+    x_labels, y_labels    `p2pzoo.images.label_maps.Labels` of a side that is a label map, so that a trained model can
+                          read or write such maps
+    x_kernel, y_kernel    "nearest", if the jitter must not mix the values of that side when it enlarges images. None:
+                          the recipe's kernel
+    unscored              names of classes that means over classes leave out: too rare to count, or of no interest
+    scorer                file of a segmenter that was trained on the photos of y, with the classes of `classes`;
+                          metrics apply it to ŷ
+    original              `original(index)`: pair `index` at the resolution of its files, before it was reduced.
+                          Training resizes it in one step to the size that the jitter enlarges to
+
+    Optional attributes of the class:
+
+    usable       a class method with the parameters of the constructor, for a constructor that refuses unusable files.
+                 It returns (the dataset without the unusable pairs, one line per fault), so that `p2pzoo data check`
+                 reports everything at once. It raises UserError if no pair is left. A fault that many files share may
+                 be a `p2pzoo.utils.errors.SharedFault`
+    prepare      a static method `prepare(out: Path, progress: ProgressBar, *, ...) -> Sequence[str]` that makes the
+                 dataset's files from others. `p2pzoo data prepare NAME -o OUT` calls it: its keyword-only parameters
+                 are the command's options, and the returned lines are printed. Files that are complete are kept
+    licence      licence of the data in one line, for data without an `archive`; for model cards. Without it, a model
+                 card has a line that the user fills in
+    archive      the `Archive` that its files are published in; `p2pzoo data fetch NAME` downloads it
     """
 
     x_range: tuple[float, float]
@@ -135,61 +144,68 @@ class Dataset(Protocol):
 
 
 class ProgressBar(Protocol):
-    def __call__(self, items: Iterable[T], total: int, doing: str) -> Iterable[T]:
-        """The same items, one by one, while a person is shown how many of the total have been taken."""
+    """Shows on a terminal how far a loop is."""
+
+    def __call__(self, items: Iterable[_T], total: int, doing: str) -> Iterable[_T]:
+        """Yield the items and show how many of `total` were taken. doing: what the loop does, "extracting"."""
 
 
 @runtime_checkable
 class Metric(Protocol):
-    """version  enters the protocol of every number: raise it when the definition changes
-    better   which way is good, for rankings of images; None where neither is (a ratio that is meant to be 1)
+    """A measurement of ŷ: `measure` gives statistics per image, `reduce` summarises those of all images.
 
-    What it may have besides:
+    Metrics are often created (to check a recipe, for their protocol) and used once, so do slow work in `trust` or in
+    the first `measure`, not in the constructor.
 
-    protocol  a mapping that JSON can hold: what its numbers depend on besides its parameters, such as weights by their
-              digest. It is merged into the protocol of every number, in place of parameters of the same names
-    draw      `draw(rows)`, given {row's label: its statistics}, makes a matplotlib Figure of a table's rows
-    trust     `trust(device)` raises UserError where the numbers would mean nothing on this data, as those of a scorer
-              that misreads real photos. Called before training, and on the target before a table is filled
+    version  part of the protocol of every number; raise it when the definition changes
+    better   "higher" or "lower", for rankings of images; None for a value that has a target, such as a ratio of 1
 
-    Metrics are made often (before training, to refuse early; for their protocol) and used once: heavy work waits for
-    `trust` or the first `measure`.
+    Optional attributes:
+
+    protocol  a mapping of JSON values that the numbers depend on besides the parameters, such as the digest of weights.
+              It is merged into the protocol of every number and replaces parameters of the same name
+    draw      `draw(rows) -> Figure`: a matplotlib figure of a table's rows, {row's label: its statistics}
+    trust     `trust(device)` raises UserError if the numbers would mean nothing on this data, for example if a scorer
+              misreads real photos. Called before training, and on the target before a table is filled
     """
 
     version: str
     better: Literal["higher", "lower"] | None
 
     def measure(self, batch: Batch, y_hat: Tensor) -> Mapping[str, Tensor]:
-        """Statistics with one row per image: {name: (B, ...)}. Must not depend on the rest of the batch."""
+        """Statistics with one row per image: {name: (B, ...)}. They must not depend on the rest of the batch."""
 
     def reduce(self, statistics: Mapping[str, Tensor]) -> Mapping[str, float]:
-        """All images' statistics {name: (N, ...)} -> numbers; "value" is the headline. NaN where N is too few."""
+        """Numbers from the statistics of all images, {name: (N, ...)}.
+
+        "value" is the main one. NaN if N is too small.
+        """
 
 
 class Callback:
-    """Subclass and override what you want to see. Must draw no random numbers and change no tensor.
+    """Base class of callbacks: override the events that you need. Draw no random numbers and change no tensor.
 
-    Where a run has several processes each makes one, and only the first process calls it.
+    With several processes, each creates the callback and only rank 0 calls its methods.
     """
 
     def start(self, folder: str, recipe: Mapping[str, Any]) -> None:
-        """A run begins or goes on; `recipe` is the resolved one."""
+        """A run starts or resumes in `folder`; `recipe` is the resolved one."""
 
     def log(self, images: int, losses: Mapping[str, float]) -> None:
-        """Losses averaged since the last call; `images` seen so far."""
+        """Losses, averaged since the last call; `images` is the number of images trained on so far."""
 
     def samples(self, images: int, path: str) -> None:
-        """A sample grid has been written."""
+        """A grid of sample translations has been written to `path`."""
 
     def finish(self, metrics: Mapping[str, float]) -> None:
         """The run is complete and evaluated."""
 
 
-class Model(Protocol):
-    """A function without arguments: where a trained generator lies, for `zoo:NAME` in place of a run folder.
+class PretrainedModel(Protocol):
+    """A function without arguments that returns the folder of a trained generator, for `zoo:NAME` in place of a run.
 
-    That is a folder of the plugin as `p2pzoo card RUN -o DIR` makes it: model.safetensors, recipe.toml, and README.md,
-    the model card that says what it was trained on and under which licences.
+    The folder is part of the plugin. `p2pzoo card RUN -o DIR` writes it: model.safetensors, recipe.toml, and
+    README.md, the model card with the training data and the licences.
     """
 
     def __call__(self) -> Path: ...

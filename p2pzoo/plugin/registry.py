@@ -1,4 +1,4 @@
-"""kind -> name -> Entry. Knows names and where they came from; imports a component only when asked to."""
+"""The registry of components and commands: kind -> name -> Entry. A component is imported only when it is needed."""
 
 from __future__ import annotations
 
@@ -7,15 +7,24 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from p2pzoo.plugin.migration import explain_import_error, find_old_methods
 from p2pzoo.utils.errors import UserError
-from p2pzoo.utils.suggest import nearest
+from p2pzoo.utils.suggest import did_you_mean
 
+# Kinds of components: what a recipe, `p2pzoo list` and `p2pzoo.list_components` can name.
 KINDS = ("generator", "discriminator", "gan_loss", "loss", "augmentation", "dataset", "metric", "callback", "model")
+# The kind of an entry that is a command of `p2pzoo`. It is no component: no recipe, list or check names it.
+COMMAND = "command"
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One registered component; see `hookspecs` for what its fields mean."""
+    """One registered component, or one command. `p2pzoo.plugin.hookspecs` explains the fields of `register`.
+
+    kind          one of KINDS, or COMMAND
+    plugin        name of its entry point
+    distribution  name and version of the installed package, for messages
+    """
 
     kind: str
     name: str
@@ -28,29 +37,43 @@ class Entry:
 
     @property
     def full_name(self) -> str:
+        """ "plugin:name", which is unique within a kind."""
         return f"{self.plugin}:{self.name}"
 
     def load(self) -> Callable[..., Any]:
-        """The factory itself. Raises UserError if the plugin's module cannot be imported or lacks it."""
-        if not isinstance(self.factory, str):
-            return self.factory
-        module, _, attribute = self.factory.partition(":")
+        """Return the factory, imported if needed; of a command, this is the click command.
+
+        Raises UserError if its module cannot be imported, if the module has no such attribute or it is not callable,
+        or if its class has methods of 0.1.0.
+        """
+        factory = self._import(self.factory) if isinstance(self.factory, str) else self.factory
+        if advice := find_old_methods(self.kind, factory):
+            raise UserError(f"plugin '{self.plugin}': {self.kind} '{self.name}': {advice}")
+        return factory
+
+    def _import(self, path: str) -> Callable[..., Any]:
+        module, _, attribute = path.partition(":")
         try:
-            found: Any = importlib.import_module(module)
-            for part in attribute.split("."):
-                found = getattr(found, part)
+            value: Any = importlib.import_module(module)
+            for name in attribute.split("."):
+                value = getattr(value, name)
         except Exception as error:
+            if advice := explain_import_error(error):
+                raise UserError(f"plugin '{self.plugin}': {advice}") from error
             raise UserError(
                 f"{self.kind} '{self.name}' of plugin '{self.plugin}' ({self.distribution}) does not load "
-                f"from {self.factory}: {type(error).__name__}: {error}"
+                f"from {path}: {type(error).__name__}: {error}"
             ) from error
-        if not callable(found):
-            raise UserError(f"{self.kind} '{self.full_name}': {self.factory} is not callable")
-        return found  # type: ignore[no-any-return]
+        if not callable(value):
+            raise UserError(f"{self.kind} '{self.full_name}': {path} is not callable")
+        return value  # type: ignore[no-any-return]
 
 
 class Registry:
-    """All components of the loaded plugins."""
+    """The components and commands of all plugins that load. Iterating gives all entries, in order of registration.
+
+    broken  names of the plugins that did not load, for messages
+    """
 
     def __init__(self, entries: Iterable[Entry] = (), broken: Iterable[str] = ()) -> None:
         self._entries = tuple(entries)
@@ -60,21 +83,23 @@ class Registry:
         return iter(self._entries)
 
     def of(self, kind: str) -> list[Entry]:
-        """The components of one kind, by name."""
+        """The entries of one kind, sorted by name."""
         return sorted((e for e in self._entries if e.kind == kind), key=lambda e: (e.name, e.plugin))
 
     def get(self, kind: str, use: str) -> Entry:
-        """The component a recipe means by `use`: a bare name, or "plugin:name" where two plugins share one.
+        """The component that a recipe names with `use`: a name, or "plugin:name" if several plugins have that name.
 
-        Raises UserError with the nearest names if there is none, with both plugins if there are two.
+        Raises UserError with similar names if there is none, and with all claims if there are several.
         """
         plugin, _, name = use.rpartition(":")
-        found = [e for e in self.of(kind) if e.name == name and plugin in ("", e.plugin)]
-        if len(found) == 1:
-            return found[0]
-        if found:
-            who = " and ".join(f"'{e.full_name}' ({e.distribution})" for e in found)
-            raise UserError(f"{kind} '{use}' is claimed by {who}: write one of these")
-        known = [e.name for e in self.of(kind)] + [e.full_name for e in self.of(kind)]
+        entries = self.of(kind)
+        matches = [e for e in entries if e.name == name and plugin in ("", e.plugin)]
+        if len(matches) == 1:
+            return matches[0]
+        if matches:
+            claims = " and ".join(f"'{e.full_name}' ({e.distribution})" for e in matches)
+            raise UserError(f"{kind} '{use}' is registered by several plugins, {claims}: write one of these names")
+        names = [e.name for e in entries]
         hint = f". Plugins that did not load: {', '.join(self._broken)} (see `p2pzoo plugins`)" if self._broken else ""
-        raise UserError(f"no {kind} '{use}'{nearest(use, known, bare=[e.name for e in self.of(kind)])}{hint}")
+        suggestion = did_you_mean(use, [*names, *(e.full_name for e in entries)], names_to_list=names)
+        raise UserError(f"no {kind} '{use}'{suggestion}{hint}")

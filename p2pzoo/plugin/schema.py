@@ -1,7 +1,7 @@
-"""A factory's signature is its schema: positional arguments come from the zoo, keyword-only ones from the recipe.
+"""A factory's signature is its schema: p2pzoo fills positional arguments, a recipe sets keyword-only ones (parameters).
 
-Values are validated by pydantic in strict JSON mode, which takes TOML's arrays for tuples and strings for paths, and
-still refuses "100" and true for numbers.
+pydantic validates values in strict JSON mode: it accepts arrays for tuples and strings for paths, as TOML needs, but
+refuses "100" or true for a number.
 """
 
 from __future__ import annotations
@@ -17,14 +17,15 @@ from typing import Any
 from pydantic import PydanticSchemaGenerationError, TypeAdapter, ValidationError
 
 from p2pzoo.plugin.protocols import AddedLater
-from p2pzoo.utils.suggest import nearest
+from p2pzoo.utils.suggest import did_you_mean
 
 MISSING = inspect.Parameter.empty
+MAX_SHOWN = 60  # characters of a value in a message, so that the message stays one line
 
 
 @dataclass(frozen=True)
 class Param:
-    """One parameter that a recipe may set."""
+    """One parameter that a recipe may set. `default` is MISSING if the recipe must set it."""
 
     name: str
     annotation: Any
@@ -34,16 +35,17 @@ class Param:
     def required(self) -> bool:
         return self.default is MISSING
 
-    def silent(self, value: Any) -> bool:
-        """Whether this value says nothing that was not so before the parameter came (see `contracts.AddedLater`)."""
+    def omitted_from_id(self, value: Any) -> bool:
+        """Whether a run id leaves this value out: the default of a parameter that is marked `AddedLater`."""
         return AddedLater in getattr(self.annotation, "__metadata__", ()) and bool(value == self.default)
 
     @property
     def type_name(self) -> str:
-        return describe(self.annotation)
+        """The annotation as text for people; see `describe_type`."""
+        return describe_type(self.annotation)
 
     def check(self, value: Any) -> Any:
-        """The value in the parameter's own type. Raises ValueError with one line."""
+        """Convert a value to the parameter's type. Raises ValueError, with one line, if it does not fit."""
         if self.annotation is Any:
             return value
         try:
@@ -53,87 +55,100 @@ class Param:
             where = "".join(f"[{part}]" for part in first["loc"] if isinstance(part, int))
             raise ValueError(f"{where} {first['msg'][0].lower()}{first['msg'][1:]}".strip()) from None
         except PydanticSchemaGenerationError:
-            raise ValueError(f"its component declares a type a recipe cannot give ({self.type_name})") from None
+            raise ValueError(f"a recipe cannot write the type that its component declares ({self.type_name})") from None
 
 
-class Faults(ValueError):
-    """Everything that is wrong with one table: (parameter or "", message)."""
+class InvalidParameters(ValueError):
+    """All faults of one table: (parameter, message). The parameter is "" where a required one is missing."""
 
     def __init__(self, faults: list[tuple[str, str]]) -> None:
         super().__init__("; ".join(message for _, message in faults))
         self.faults = faults
 
 
-def params_of(factory: Callable[..., Any]) -> dict[str, Param]:
-    """What a recipe may set of a factory. Raises TypeError for `**kwargs`, which would swallow misspelt
-    names, and for annotations that cannot be read."""
+def get_params(factory: Callable[..., Any]) -> dict[str, Param]:
+    """The parameters of a factory that a recipe may set, its keyword-only arguments, by name.
+
+    Raises TypeError if the factory takes `**kwargs`, which would hide misspelt names, or has unreadable annotations.
+
+    >>> def crop(split: str, *, size: int = 256) -> None: ...
+    >>> get_params(crop)
+    {'size': Param(name='size', annotation=<class 'int'>, default=256)}
+    """
     parameters = inspect.signature(factory).parameters
-    swallows = [p for p in parameters.values() if p.kind is p.VAR_KEYWORD]
-    if swallows:
-        raise TypeError(f"takes **{swallows[0].name}, so a misspelt parameter would be ignored")
+    var_keywords = [p for p in parameters.values() if p.kind is p.VAR_KEYWORD]
+    if var_keywords:
+        raise TypeError(f"takes **{var_keywords[0].name}, so a misspelt parameter would be ignored")
     try:
         hints = typing.get_type_hints(factory.__init__ if inspect.isclass(factory) else factory, include_extras=True)
     except NameError as error:
-        raise TypeError(f"has annotations that cannot be read ({error}): import that at run time too") from None
+        raise TypeError(f"has unreadable annotations ({error}): import that name at run time too") from None
     return {
         name: Param(name, hints.get(name, Any), p.default) for name, p in parameters.items() if p.kind is p.KEYWORD_ONLY
     }
 
 
-def positional_of(factory: Callable[..., Any]) -> list[str]:
-    """The names of what the zoo fills."""
+def get_positional_names(factory: Callable[..., Any]) -> list[str]:
+    """The names of a factory's positional arguments, which p2pzoo fills."""
     parameters = inspect.signature(factory).parameters.values()
     return [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
 
 
-def check(factory: Callable[..., Any], table: Mapping[str, Any]) -> dict[str, Any]:
-    """Every parameter of the factory, from the table or its default. Raises Faults with all that is wrong."""
-    params = params_of(factory)
+def check_params(factory: Callable[..., Any], table: Mapping[str, Any]) -> dict[str, Any]:
+    """The values of all parameters of a factory: from the table, else the defaults.
+
+    Raises InvalidParameters with everything that is wrong with the table.
+
+    >>> def crop(split: str, *, size: int = 256) -> None: ...
+    >>> check_params(crop, {"size": 64})
+    {'size': 64}
+    """
+    params = get_params(factory)
     faults: list[tuple[str, str]] = []
     values: dict[str, Any] = {}
     for name in table.keys() - params.keys():
-        faults.append(
-            (
-                name,
-                f"has no parameter '{name}'{nearest(name, params)}"
-                if params
-                else f"has no parameter '{name}': it takes none",
-            )
-        )
+        suggestion = did_you_mean(name, params) if params else ": it takes none"
+        faults.append((name, f"has no parameter '{name}'{suggestion}"))
     for name, param in params.items():
         if name in table:
             try:
                 values[name] = param.check(table[name])
             except ValueError as error:
-                faults.append((name, f"{name} = {show(table[name])}: {error}"))
+                faults.append((name, f"{name} = {format_value(table[name])}: {error}"))
         elif param.required:
-            faults.append(("", f"lacks its parameter '{name}' ({param.type_name})"))
+            faults.append(("", f"needs the parameter '{name}' ({param.type_name})"))
         else:
             values[name] = param.default
     if faults:
-        raise Faults(faults)
+        raise InvalidParameters(faults)
     return values
 
 
-def identifying(factory: Callable[..., Any], values: Mapping[str, Any]) -> dict[str, Any]:
-    """Those of the values that a run's identity holds: all but parameters marked `AddedLater` that are at their default."""
-    params = params_of(factory)
-    return {name: value for name, value in values.items() if name not in params or not params[name].silent(value)}
+def omit_added_later(factory: Callable[..., Any], values: Mapping[str, Any]) -> dict[str, Any]:
+    """The values that enter the run id: all but those of parameters marked `AddedLater` that have their default."""
+    params = get_params(factory)
+    return {
+        name: value for name, value in values.items() if name not in params or not params[name].omitted_from_id(value)
+    }
 
 
 def call_factory(factory: Callable[..., Any], offered: Mapping[str, Any], values: Mapping[str, Any]) -> Any:
-    """Call the factory: its positional arguments by name from `offered`, the recipe's `values` as keywords.
+    """Call the factory, with its positional arguments taken by name from `offered`, and `values` as keywords.
 
-    Raises TypeError if it asks for something the zoo does not offer to this kind.
+    Raises TypeError if it has a positional argument that p2pzoo does not offer to this kind.
     """
-    names = positional_of(factory)
+    names = get_positional_names(factory)
     if unknown := [name for name in names if name not in offered]:
-        raise TypeError(f"asks the zoo for {', '.join(unknown)}; offered are {', '.join(offered) or 'none'}")
+        raise TypeError(f"takes {', '.join(unknown)} by position, but p2pzoo offers {', '.join(offered) or 'none'}")
     return factory(**{name: offered[name] for name in names}, **values)
 
 
 def to_jsonable(value: Any) -> Any:
-    """A value as TOML and JSON know it: tuples become lists, paths strings."""
+    """A value that TOML and JSON can hold: tuples become lists, paths and other objects strings.
+
+    >>> to_jsonable({"betas": (0.5, 0.999)})
+    {'betas': [0.5, 0.999]}
+    """
     if isinstance(value, Mapping):
         return {str(key): to_jsonable(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
@@ -143,31 +158,36 @@ def to_jsonable(value: Any) -> Any:
     return str(value)
 
 
-def describe(annotation: Any) -> str:
-    """An annotation as a person would write it: `int ≥ 1`, `"batch" | "none"`."""
+def describe_type(annotation: Any) -> str:
+    """An annotation as text for people: `int ≥ 1`, `"batch" | "none"`. None is "unset", since TOML has no null.
+
+    >>> describe_type(tuple[float, float] | None)
+    '[float, float] | unset'
+    """
     origin, args = typing.get_origin(annotation), typing.get_args(annotation)
     if annotation is type(None):
         return "unset"
     if origin is typing.Annotated:
-        return " ".join([describe(args[0]), *_bounds(args[1:])])
+        return " ".join([describe_type(args[0]), *_bounds(args[1:])])
     if origin is typing.Literal:
         return " | ".join(json.dumps(arg) for arg in args)
     if origin is typing.Union or type(annotation).__name__ == "UnionType":
-        return " | ".join(describe(arg) for arg in args)
+        return " | ".join(describe_type(arg) for arg in args)
     if origin in (tuple, list):
-        return "[" + ", ".join("..." if arg is Ellipsis else describe(arg) for arg in args) + "]"
+        return "[" + ", ".join("..." if arg is Ellipsis else describe_type(arg) for arg in args) + "]"
     return getattr(annotation, "__name__", str(annotation))
 
 
 def _bounds(metadata: tuple[Any, ...]) -> list[str]:
     signs = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<", "multiple_of": "multiple of"}
     constraints = [part for item in metadata for part in getattr(item, "metadata", [item])]
-    return [f"{signs[a]} {show(getattr(c, a))}" for c in constraints for a in signs if getattr(c, a, None) is not None]
+    bounds = [(sign, getattr(c, name, None)) for c in constraints for name, sign in signs.items()]
+    return [f"{sign} {format_value(bound)}" for sign, bound in bounds if bound is not None]
 
 
-def show(value: Any) -> str:
-    """A value as a recipe would write it, cut to a readable length."""
+def format_value(value: Any) -> str:
+    """A value as a recipe writes it, shortened to MAX_SHOWN characters."""
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)
     text = json.dumps(to_jsonable(value), ensure_ascii=False)
-    return text if len(text) <= 60 else text[:57] + "..."
+    return text if len(text) <= MAX_SHOWN else text[: MAX_SHOWN - 3] + "..."

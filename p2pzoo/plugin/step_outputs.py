@@ -1,4 +1,4 @@
-"""What losses and GAN losses read in a training step: x, y, ŷ and what D says of them. Imports no torch at run time."""
+"""What losses and GAN losses read in a training step: x, y, ŷ and D's outputs. Imports no torch at run time."""
 
 from __future__ import annotations
 
@@ -12,25 +12,33 @@ from p2pzoo.plugin.networks import Discriminator
 if TYPE_CHECKING:
     from torch import Tensor
 
-    Both = tuple[list[Tensor], list[Tensor]]  # D's maps of real, and of fake images
+    RealAndFake = tuple[list[Tensor], list[Tensor]]  # D's logits of real, and of fake images
 
 Side = Literal["generator", "discriminator"]
 
-
-Moment = Literal["D.real", "D.fake", "G"]  # when D is shown images: in its own move real and fake ones; in G's move
+# The forward passes of D in one training step: on real and on fake images in D's update, on both in G's update.
+DiscriminatorPass = Literal["D.real", "D.fake", "G"]
 
 
 class StepOutputs:
-    """One moment of the game: x, y, ŷ, and (lazily, each computed once) what D says of them.
+    """x, y, ŷ and D's outputs in one update of a training step. D is called lazily, and each output is computed once.
 
-    In the discriminator's move ŷ is cut from G's graph, and may come from the image pool together with the x
-    it was made from. In the generator's move, after `for_generator()`, ŷ carries gradients to G.
+    In D's update, ŷ is detached from G's graph; it may come from the image pool, with the x that it was made from.
+    In G's update, after `for_generator()`, gradients flow through ŷ to G.
 
-    both  asks D of real and fake images at once in the discriminator's move (`speed.onepass.BatchedDiscriminator`), where that is
-          the same. In the generator's, what is real needs no gradients and is rarely asked for
-    seen  how (x, y) looks to D at a moment of the game, where it is augmented; x, y and ŷ here are not. In the
-          generator's move all images are changed alike, so that D's features of real and fake can be compared
-    step  its number, from 0 on; None while a step is recorded that will be replayed as others (`speed.graphs.CUDAGraphStep`)
+    judge_both  computes D's logits of real and fake images in one call, in D's update
+                (`p2pzoo.compute.batched_discriminator`); None calls D twice. G's update rarely needs the real logits
+    augment     (pass, x, y) -> the augmented x and y that D gets in this pass; None without such augmentations. x, y
+                and ŷ of this object are not augmented. G's update uses the same random numbers for real and fake
+                images, so that D's features of both can be compared
+    step        number of the training step, from 0; None while a CUDA graph is recorded, since the graph is replayed in
+                other steps
+
+    >>> import torch
+    >>> batch = Batch(torch.zeros(1, 3, 8, 8), torch.ones(1, 3, 8, 8), ("a",))
+    >>> out = StepOutputs(batch, y_hat=torch.zeros(1, 3, 8, 8))
+    >>> (out.y - out.y_hat).abs().mean()
+    tensor(1.)
     """
 
     def __init__(
@@ -40,116 +48,122 @@ class StepOutputs:
         D: Discriminator | None = None,
         *,
         pooled: tuple[Tensor, Tensor] | None = None,
-        both: Callable[[Discriminator, tuple[Tensor, Tensor], tuple[Tensor, Tensor]], Both] | None = None,
-        seen: Callable[[Moment, Tensor, Tensor], tuple[Tensor, Tensor]] | None = None,
+        judge_both: Callable[[Discriminator, tuple[Tensor, Tensor], tuple[Tensor, Tensor]], RealAndFake] | None = None,
+        augment: Callable[[DiscriminatorPass, Tensor, Tensor], tuple[Tensor, Tensor]] | None = None,
         step: int | None = 0,
     ) -> None:
         self.batch = batch
         self._D = D
-        self._both = both
-        self._seen = seen
+        self._judge_both = judge_both
+        self._augment = augment
         self._step = step
         self.side: Side = "discriminator"
-        self._attached = y_hat
-        self._shown = pooled or (batch.x, y_hat.detach())
+        self._y_hat_with_graph = y_hat
+        self._fake_pair = pooled or (batch.x, y_hat.detach())
 
     def for_generator(self) -> StepOutputs:
-        """The same images in the generator's move: D has changed, so nothing it said is kept."""
-        out = StepOutputs(self.batch, self._attached, self._D, seen=self._seen, step=self._step)
+        """The same images for G's update. D has been updated in between, so its outputs are computed again."""
+        out = StepOutputs(self.batch, self._y_hat_with_graph, self._D, augment=self._augment, step=self._step)
         out.side = "generator"
-        out._shown = (self.batch.x, self._attached)
+        out._fake_pair = (self.batch.x, self._y_hat_with_graph)
         return out
 
     @property
     def x(self) -> Tensor:
+        """(B, C, H, W) inputs of the batch, in [-1, 1]."""
         return self.batch.x
 
     @property
     def y(self) -> Tensor:
+        """(B, C, H, W) targets of the batch, in [-1, 1]."""
         return self.batch.y
 
     @property
     def y_hat(self) -> Tensor:
-        """(B, C, H, W) G's translation as this move shows it to D."""
-        return self._shown[1]
+        """(B, C, H, W) G's translations, in [-1, 1]: detached or from the image pool in D's update."""
+        return self._fake_pair[1]
 
     @property
     def D(self) -> Discriminator | None:
-        """The discriminator. It sees what it is asked of as it sees real images, in this move."""
-        return self._D if self._D is None or self._seen is None else _Augmented(self._D, self._as_real)
+        """The discriminator, or None. It augments its inputs as this update augments real images."""
+        return self._D if self._D is None or self._augment is None else _Augmented(self._D, self._augment_as_real)
 
     @property
     def x_fake(self) -> Tensor:
-        """(B, C, H, W) what that was made from: `x`, unless the image pool had both."""
-        return self._shown[0]
+        """(B, C, H, W) the inputs that `y_hat` was made from: `x`, or those that the image pool kept with it."""
+        return self._fake_pair[0]
 
     @property
     def step(self) -> int:
-        """The number of the training step, from 0 on: a loss that acts in some steps only goes by it, never by a count
-        of its own, so that a resumed run goes on as it would have. It acts in step 0, where compilers are tried out.
+        """Number of the training step, from 0.
 
-        Whoever reads it keeps the step from being recorded as a CUDA graph: RuntimeError where that is tried.
+        A loss that acts in some steps only must decide by this number and not count calls, so that a resumed run has
+        bit-identical results. It must act in step 0, where compilation is tried out.
+
+        Raises RuntimeError while a CUDA graph is recorded: a step whose losses read this number is not recorded.
         """
         if self._step is None:
-            raise RuntimeError("a loss goes by the number of the step")
+            raise RuntimeError("a loss reads StepOutputs.step, so this step cannot be recorded as a CUDA graph")
         return self._step
 
     @cached_property
     def real(self) -> list[Tensor]:
-        """D(x, y): logits, one map per scale."""
-        return self._judged[0] if self._both else self._player(*self._real)
+        """D(x, y): logits, one (B, 1, h, w) map per scale."""
+        return self._both_logits[0] if self._judge_both else self._discriminator(*self._real_inputs)
 
     @cached_property
     def fake(self) -> list[Tensor]:
-        """D(x, ŷ): logits, one map per scale."""
-        return self._judged[1] if self._both else self._player(*self._fake)
+        """D(x_fake, ŷ): logits, one (B, 1, h, w) map per scale."""
+        return self._both_logits[1] if self._judge_both else self._discriminator(*self._fake_inputs)
 
     @cached_property
-    def _judged(self) -> Both:
-        assert self._both
-        return self._both(self._player, self._real, self._fake)
+    def _both_logits(self) -> RealAndFake:
+        assert self._judge_both
+        return self._judge_both(self._discriminator, self._real_inputs, self._fake_inputs)
 
     @cached_property
     def real_features(self) -> list[list[Tensor]]:
-        return self._player.features(*self._real)
+        """D's activations at (x, y); see `Discriminator.features`."""
+        return self._discriminator.features(*self._real_inputs)
 
     @cached_property
     def fake_features(self) -> list[list[Tensor]]:
-        return self._player.features(*self._fake)
+        """D's activations at (x_fake, ŷ); see `Discriminator.features`."""
+        return self._discriminator.features(*self._fake_inputs)
 
     @cached_property
-    def _real(self) -> tuple[Tensor, Tensor]:
-        return self._as_real(self.x, self.y)
+    def _real_inputs(self) -> tuple[Tensor, Tensor]:
+        return self._augment_as_real(self.x, self.y)
 
     @cached_property
-    def _fake(self) -> tuple[Tensor, Tensor]:
-        if self._seen is None:
-            return self._shown
-        return self._seen("G" if self.side == "generator" else "D.fake", *self._shown)
+    def _fake_inputs(self) -> tuple[Tensor, Tensor]:
+        if self._augment is None:
+            return self._fake_pair
+        return self._augment("G" if self.side == "generator" else "D.fake", *self._fake_pair)
 
-    def _as_real(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        if self._seen is None:
+    def _augment_as_real(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        if self._augment is None:
             return x, y
-        return self._seen("G" if self.side == "generator" else "D.real", x, y)
+        return self._augment("G" if self.side == "generator" else "D.real", x, y)
 
     @property
-    def _player(self) -> Discriminator:
+    def _discriminator(self) -> Discriminator:
         if self._D is None:
-            raise ValueError("this recipe has no [discriminator], and one of its losses asks for it")
+            raise ValueError("this recipe has no [discriminator], but one of its losses needs its outputs")
         return self._D
 
 
 class _Augmented:
-    """D, which sees what it is asked of through an augmentation."""
+    """A discriminator that augments its inputs."""
 
-    def __init__(self, D: Discriminator, show: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]) -> None:
-        self._D, self._show = D, show
+    def __init__(self, D: Discriminator, augment: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]) -> None:
+        self._D, self._augment = D, augment
 
     def __call__(self, x: Tensor, y: Tensor) -> list[Tensor]:
-        return self._D(*self._show(x, y))
+        return self._D(*self._augment(x, y))
 
     def features(self, x: Tensor, y: Tensor) -> list[list[Tensor]]:
-        return self._D.features(*self._show(x, y))
+        return self._D.features(*self._augment(x, y))
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._D, name)

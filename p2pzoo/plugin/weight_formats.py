@@ -1,4 +1,4 @@
-"""How other code stores the weights of the same network, for `p2pzoo import` and `p2pzoo export --to NAME`."""
+"""How other code stores the weights of the same network: for `p2pzoo import` and `p2pzoo export --to NAME`."""
 
 from __future__ import annotations
 
@@ -12,12 +12,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class InferredConfig:
-    """What tensors in a layout say of the network that they belong to.
+    """The network that a state dict of other code belongs to, inferred from names and shapes of its tensors.
 
-    params           of the component
-    in_channels, out_channels, size  as the zoo gives them to the constructor; the size is one that such weights are
-                     commonly trained at, where they do not tell
-    notes            what was assumed, as they do not tell it, and the parameter that says otherwise; one line each
+    params                     parameters of the component
+    in_channels, out_channels  arguments of the constructor
+    size                       (H, W), argument of the constructor; if the tensors do not determine it, the size at
+                               which such weights are commonly trained
+    notes                      one line for each value that was guessed: the value, and the parameter that changes it
     """
 
     params: Mapping[str, Any]
@@ -29,17 +30,18 @@ class InferredConfig:
 
 @dataclass(frozen=True)
 class StateDictFormat:
-    """How other code names the tensors of the same network, for `p2pzoo import` and `p2pzoo export --to NAME`.
+    """How other code names the tensors of the same network.
 
-    name     of that code: what `--to` takes
-    read     `read(tensors, given)`: the Reading of tensors under that code's names, without `prefix`; parameters that
-             the user gave stand in `given`, and are to be in what it says. None where nothing looks like it; tensors
-             that are missing, left over or of other shapes are the zoo's business
-    names    `names(network)`: {name of a module with tensors: its name there}. Raises ValueError, with one line,
-             for a network that has no place there
-    written  `written(network)`: what export writes, {own tensor's name: tensor}, and notes; None is the state_dict
-    prefix   where that code's files hold several networks: what this one's names begin with. They then lie under
-             "state_dict"
+    name     name of that code, for `--to`
+    read     `read(tensors, given) -> InferredConfig | None`: the network of a state dict whose names have no `prefix`.
+             `given` are the parameters that the user set; `InferredConfig.params` must contain them. None if the state
+             dict is in another format. p2pzoo checks for tensors that are missing, left over or of other shapes
+    names    `names(network) -> {module name: its name in that code}`, for all modules with tensors. Raises ValueError,
+             with one line, for a network that the other code cannot hold
+    written  `written(network) -> ({own tensor name: tensor}, notes)`: the tensors to export; None exports the state
+             dict
+    prefix   start of this network's tensor names, for files that hold several networks. The tensors are then under the
+             key "state_dict"
     """
 
     name: str

@@ -1,6 +1,7 @@
-"""The doctor while training: what spoils a run without ending it, seen in what is kept of it anyway.
+"""The training monitor: finds what spoils a run without ending it, from what the run logs anyway.
 
-Each kind is told once in a run, with what to try, and shown in its report. These are warnings: nothing is changed.
+Each problem is reported once in a run, with what to try, and shown in the report. These are warnings: the monitor
+changes nothing.
 """
 
 from __future__ import annotations
@@ -18,219 +19,266 @@ from torch import Tensor
 from p2pzoo.runs.run_folder import Run
 from p2pzoo.utils.errors import UserError
 
-LOG = "findings.jsonl"  # {"images", "kind", "told"} of each, in a run's folder
+FINDINGS_FILE = "findings.jsonl"  # in the run's folder; one {"images", "kind", "message"} a line
 
-WON, APART, WINDOWS_WON = 0.01, 0.5, 10  # D's loss; its mean logits of real and fake; windows of the log
-STARVED, IDLE, WINDOWS_STARVED = 0.3, 0.05, 5  # of a window's seconds: waiting for batches; for the device, at most
-FLAT, SEEN, SAMPLES_FLAT = 0.01, 0.05, 3  # standard deviations in [-1, 1]: of ŷ, at most; of y, at least; in a row
-VANISHED = 0.5  # of G's weights
-GROWTH, MEGABYTES, WINDOWS_GROWN = 0.02, 100.0, 20  # of memory: from fifth to fifth of a process's windows; in all
-KEPT = 1000  # windows that memory's growth is looked for in: of a longer run, every second, fourth, …
-MEMORIES = {"megabytes": "the process", "gpu_megabytes": "the GPU"}  # in timings.jsonl
+# D has won: near-zero losses and far apart logits, over so many lines of the log that it is no accident
+NEAR_ZERO_D_LOSS = 0.01
+MIN_LOGIT_GAP = 0.5  # a critic's logits start close to each other, with a loss near 0
+SATURATED_WINDOWS = 10
+
+# the device starves: shares of the seconds of a log line
+STARVED_SHARE = 0.3  # spent waiting for batches
+MAX_DEVICE_SHARE = 0.05  # spent waiting for the device; above it, the device is busy
+STARVED_WINDOWS = 5
+
+# standard deviations in [-1, 1]: 0.01 is about one of 256 levels
+FLAT_STD = 0.01  # ŷ is constant below this
+VARIED_STD = 0.05  # y varies above this
+FLAT_SAMPLES = 3  # in a row: an untrained G can be flat once
+
+VANISHED_SHARE = 0.5  # of G's weights
+
+# a leak grows from each fifth of the log to the next by similar amounts; a cache that fills grows slower and slower
+MIN_GROWTH_PER_FIFTH = 0.02
+MIN_GROWTH_MEGABYTES = 100.0
+MIN_MEMORY_LINES = 20
+MAX_MEMORY_LINES = 1000  # kept of a long run: every second line, then every fourth, …
+MEMORY_KEYS = {"megabytes": "the process", "gpu_megabytes": "the GPU"}  # in timings.jsonl
 
 
 class Diverged(UserError):
-    """A loss or a weight is not finite: the one finding that ends a run. what: which, and when."""
+    """A loss or a weight is not finite: the only problem that ends a run. what: the number, and when."""
 
     def __init__(self, what: str) -> None:
         super().__init__(
-            f"{what}: training has diverged. {KINDS['diverged'].do.capitalize()}; the last good checkpoint is kept"
+            f"{what}: training has diverged. {TRAINING_PROBLEMS['diverged'].do.capitalize()}; the last good checkpoint "
+            "is kept"
         )
 
 
 @dataclass(frozen=True)
-class Kind:
+class TrainingProblem:
+    """what: what is wrong; do: what to try."""
+
     what: str
     do: str
 
 
-KINDS: dict[str, Kind] = {
-    "diverged": Kind("Training diverged", "try a lower optimizer.lr or a lower weight of the loss"),
-    "saturated": Kind(
-        "D tells real from translated without fail, and G learns little from it",
-        "try a lower optimizer.lr_discriminator, a D that is narrower or has a smaller receptive_field, "
-        "train.spectral_norm, a penalty on D's gradient, or augmentations of what D sees",
+TRAINING_PROBLEMS: dict[str, TrainingProblem] = {
+    "diverged": TrainingProblem("Training diverged", "try a lower optimizer.lr or a lower weight of the loss"),
+    "saturated": TrainingProblem(
+        "D always separates real from fake images, so G learns little from it",
+        "try a lower optimizer.lr_discriminator, a narrower D or one with a smaller receptive_field, "
+        "train.spectral_norm, a penalty on D's gradient, or augmentations of D's input",
     ),
-    "vanished": Kind(
+    "vanished": TrainingProblem(
         "Most of G's weights get no gradient",
-        "look for losses of next to no weight, a norm over a single pixel, as at a bottleneck, and layers whose "
-        "outputs are all at the flat ends of their activations",
+        "look for losses with tiny weights, for a norm over a single pixel, as at a bottleneck, and for layers whose "
+        "activations are saturated",
     ),
-    "constant": Kind(
-        "G gives the same whatever x is",
+    "constant": TrainingProblem(
+        "G gives the same image for every x",
         "try a lower optimizer.lr or a larger weight of the loss that compares ŷ with y, look for a norm over a single "
-        "pixel, and see with `p2pzoo data preview` that x and y belong together",
+        "pixel, and check with `p2pzoo data preview` that x and y belong together",
     ),
-    "memory": Kind(
-        "Memory grows without end",
-        "look for a plugin that keeps what it is given (a tensor keeps the graph it came from: detach it); until then "
-        "--max-time stops in time, and the same command goes on",
+    "memory": TrainingProblem(
+        "Memory keeps growing",
+        "look for a plugin that keeps tensors (a tensor keeps its graph: detach it); until it is fixed, --max-time "
+        "stops the run in time, and the same command resumes it",
     ),
-    "starved": Kind(
+    "starved": TrainingProblem(
         "Training waits for its images",
         "try compute.store = memory or disk with more store_megabytes, more compute.readers, or smaller image files",
     ),
 }  # fmt: skip
 
 
-class Notes(Protocol):
+class NoteWriter(Protocol):
+    """Shows a line to the user, as every `Progress` does."""
+
     def note(self, text: str) -> None: ...
 
 
 class TrainingMonitor:
-    """Looks at a run as it goes on. What the run's folder says was told before is not told again.
+    """Watches a run while it trains. Does not report again what the run's folder has already.
 
-    filled  from so many images on this process has seen each pair once, and memory has no reason to grow
+    filled  images after which this process has seen each pair once, so that caches no longer grow
     """
 
-    def __init__(self, run: Run, notes: Notes, filled: int = 0) -> None:
+    def __init__(self, run: Run, notes: NoteWriter, filled: int = 0) -> None:
         self._filled = filled
         self._run, self._notes = run, notes
-        self._told = {finding["kind"] for finding in read_findings(run)}
-        self._log: deque[Mapping[str, Any]] = deque(run.lines("metrics.jsonl"), WINDOWS_WON)
-        self._timings: deque[Mapping[str, Any]] = deque(maxlen=WINDOWS_STARVED)
-        self._held: list[Mapping[str, Any]] = []  # timings of this process alone, as its memory is
-        self._passed, self._every = 0, 1
-        self._flat = 0
+        self._reported = {finding["kind"] for finding in read_findings(run)}
+        self._log: deque[Mapping[str, Any]] = deque(run.lines("metrics.jsonl"), SATURATED_WINDOWS)
+        self._timings: deque[Mapping[str, Any]] = deque(maxlen=STARVED_WINDOWS)
+        self._memory_lines: list[Mapping[str, Any]] = []  # of this process only: memory belongs to a process
+        self._seen_lines, self._keep_every = 0, 1
+        self._flat_samples = 0
 
     def logged(self, losses: Mapping[str, Any], timing: Mapping[str, Any]) -> None:
-        """Lines of metrics.jsonl and timings.jsonl have been written."""
+        """Check new lines of metrics.jsonl and timings.jsonl."""
         self._log.append(losses)
         self._timings.append(timing)
         images = int(losses["images"])
-        self._tell("saturated", images, saturated(self._log))
-        self._tell("starved", images, starved(self._timings))
-        if "memory" not in self._told and images > self._filled and self._hold(timing):
-            self._tell("memory", images, growing(self._held))
+        self._report("saturated", images, detect_saturation(self._log))
+        self._report("starved", images, detect_starvation(self._timings))
+        if "memory" not in self._reported and images > self._filled and self._keep_memory_line(timing):
+            self._report("memory", images, detect_memory_growth(self._memory_lines))
 
-    def _hold(self, timing: Mapping[str, Any]) -> bool:
-        """Whether this line is one of those that are kept."""
-        self._passed += 1
-        if self._passed % self._every:
+    def _keep_memory_line(self, timing: Mapping[str, Any]) -> bool:
+        """Keep every n-th line; n doubles whenever there are too many. Returns whether it kept this one."""
+        self._seen_lines += 1
+        if self._seen_lines % self._keep_every:
             return False
-        self._held.append(timing)
-        if len(self._held) > KEPT:
-            self._held, self._every = self._held[1::2], 2 * self._every
+        self._memory_lines.append(timing)
+        if len(self._memory_lines) > MAX_MEMORY_LINES:
+            self._memory_lines, self._keep_every = self._memory_lines[1::2], 2 * self._keep_every
         return True
 
     def sampled(self, images: int, y_hat: Sequence[Tensor], y: Sequence[Tensor]) -> None:
-        """Validation images have been translated: ŷ and y, (B, C, H, W) in [-1, 1] each."""
-        told = constant(y_hat, y)
-        self._flat = self._flat + 1 if told else 0
-        self._tell("constant", images, told if self._flat == SAMPLES_FLAT else None)
+        """Check translations of validation images: ŷ and y, (B, C, H, W) in [-1, 1] each."""
+        message = detect_constant_output(y_hat, y)
+        self._flat_samples = self._flat_samples + 1 if message else 0
+        self._report("constant", images, message if self._flat_samples == FLAT_SAMPLES else None)
 
     def saved(self, images: int, optimizer: Any) -> None:
-        """A checkpoint has been written. optimizer: G's."""
-        self._tell("vanished", images, vanished(optimizer))
+        """Check G's optimizer, after a checkpoint."""
+        self._report("vanished", images, detect_vanished_gradients(optimizer))
 
     def diverged(self, error: Diverged) -> None:
-        """Training ends with this."""
-        if "diverged" not in self._told:
-            self._keep("diverged", int(self._run.status["images"]), str(error))
+        """Record the error that ends the training."""
+        if "diverged" not in self._reported:
+            self._record("diverged", int(self._run.status["images"]), str(error))
 
-    def _tell(self, kind: str, images: int, told: str | None) -> None:
-        if told and kind not in self._told:
-            self._keep(kind, images, told)
-            about = KINDS[kind]
-            self._notes.note(f"warning: {about.what} ({told}, at {images} images): {about.do}")
+    def _report(self, kind: str, images: int, message: str | None) -> None:
+        if message and kind not in self._reported:
+            self._record(kind, images, message)
+            problem = TRAINING_PROBLEMS[kind]
+            self._notes.note(f"warning: {problem.what} ({message}, at {images} images): {problem.do}")
 
-    def _keep(self, kind: str, images: int, told: str) -> None:
-        self._told.add(kind)
-        self._run.append(LOG, [{"images": images, "kind": kind, "told": told}])
+    def _record(self, kind: str, images: int, message: str) -> None:
+        self._reported.add(kind)
+        self._run.append(FINDINGS_FILE, [{"images": images, "kind": kind, "message": message}])
 
 
 def read_findings(run: Run) -> list[dict[str, Any]]:
-    """The findings of a run: images, told, and of their kind `what` there is and what to `do`."""
-    return [{**finding, **vars(KINDS[finding["kind"]])} for finding in run.lines(LOG) if _whole(finding)]
+    """The findings of a run: {"images", "kind", "message"}, and `what` and `do` of the kind. Skips damaged lines."""
+    return [
+        {
+            "images": line["images"],
+            "kind": line["kind"],
+            "message": line["message"],
+            **vars(TRAINING_PROBLEMS[line["kind"]]),
+        }
+        for line in run.lines(FINDINGS_FILE)
+        if _is_intact(line)
+    ]
 
 
-def _whole(finding: Mapping[str, Any]) -> bool:
-    kind, told = finding.get("kind"), finding.get("told")
-    return isinstance(kind, str) and isinstance(told, str) and kind in KINDS
+def _is_intact(line: Mapping[str, Any]) -> bool:
+    kind, message = line.get("kind"), line.get("message")
+    return isinstance(kind, str) and isinstance(message, str) and kind in TRAINING_PROBLEMS
 
 
-# --- each kind: what there is to say, or None ------------------------------------------------------------------
+# --- one function per problem: the message, or None ------------------------------------------------------------
 
 
-def saturated(lines: Iterable[Mapping[str, Any]]) -> str | None:
-    """lines: the newest of metrics.jsonl.
+def detect_saturation(lines: Iterable[Mapping[str, Any]]) -> str | None:
+    """Whether D has won for a while. lines: the newest of metrics.jsonl.
 
-    By D's loss, which a perfect D brings to 0 (vanilla, least squares, hinge, relativistic); a critic's (WGAN) has no
-    such end.
+    A perfect D brings its loss to 0 (vanilla, least squares, hinge, relativistic). A critic (WGAN) is never reported:
+    its loss has no lower bound.
+
+    >>> detect_saturation([{"images": i, "D.gan": 0.001, "D.real": 6.0, "D.fake": -6.0} for i in range(10)])
+    'its loss is 0.001 over 10 lines of the log'
     """
-    newest = [*lines][-WINDOWS_WON:]
-    read: list[list[Any]] = [[line.get(name) for name in ("D.gan", "D.real", "D.fake")] for line in newest]
-    if len(read) < WINDOWS_WON or not all(isinstance(value, float) for values in read for value in values):
+    newest = [*lines][-SATURATED_WINDOWS:]
+    values: list[list[Any]] = [[line.get(name) for name in ("D.gan", "D.real", "D.fake")] for line in newest]
+    if len(values) < SATURATED_WINDOWS or not all(isinstance(value, float) for row in values for value in row):
         return None
-    if not all(0 <= loss < WON and real - fake > APART for loss, real, fake in read):
+    if not all(0 <= loss < NEAR_ZERO_D_LOSS and real - fake > MIN_LOGIT_GAP for loss, real, fake in values):
         return None
-    return f"its loss is {statistics.mean(loss for loss, _, _ in read):.2g} over {len(read)} lines of the log"
+    return f"its loss is {statistics.mean(loss for loss, _, _ in values):.2g} over {len(values)} lines of the log"
 
 
-def starved(lines: Iterable[Mapping[str, Any]]) -> str | None:
-    """lines: the newest of timings.jsonl.
+def detect_starvation(lines: Iterable[Mapping[str, Any]]) -> str | None:
+    """Whether the device waits for batches. lines: the newest of timings.jsonl.
 
-    A host that waits for batches starves no device that is still busy with what it was given before: then it waits for
+    A host that waits for a batch does no harm while the device still computes earlier steps. The host then waits for
     the device too.
     """
-    newest = [*lines][-WINDOWS_STARVED:]
-    if len(newest) < WINDOWS_STARVED or any("waited" not in line for line in newest):
+    newest = [*lines][-STARVED_WINDOWS:]
+    if len(newest) < STARVED_WINDOWS or any("waited" not in line for line in newest):
         return None
-    if not all(line["waited"] > STARVED * line["seconds"] and line["read"] < IDLE * line["seconds"] for line in newest):
+    if not all(
+        line["waited"] > STARVED_SHARE * line["seconds"] and line["read"] < MAX_DEVICE_SHARE * line["seconds"]
+        for line in newest
+    ):
         return None
     share = sum(line["waited"] for line in newest) / sum(line["seconds"] for line in newest)
     return f"{share:.0%} of the time"
 
 
-def growing(lines: Sequence[Mapping[str, Any]]) -> str | None:
-    """lines: of timings.jsonl, evenly spread over what one process wrote since it had seen each pair once. What fills
-    grows slower and slower; a leak goes on as it began.
+def detect_memory_growth(lines: Sequence[Mapping[str, Any]]) -> str | None:
+    """Whether memory leaks. lines: of timings.jsonl, evenly spread over what one process wrote after it had seen each
+    pair once.
     """
-    for name, whose in MEMORIES.items():
-        held = [line[name] for line in lines if name in line]
-        if len(held) < WINDOWS_GROWN:
+    for key, owner in MEMORY_KEYS.items():
+        megabytes = [line[key] for line in lines if key in line]
+        if len(megabytes) < MIN_MEMORY_LINES:
             continue
-        fifths = [statistics.median(part) for part in _fifths(held)][1:]
-        steps = [after - before for before, after in itertools.pairwise(fifths)]
-        if min(steps) > GROWTH * fifths[0] and min(steps) > max(steps) / 2 and sum(steps) > MEGABYTES:
-            return f"{whose} held {fifths[0]:,.0f} MB and holds {held[-1]:,.0f} MB"
+        medians = [statistics.median(part) for part in _split_into_fifths(megabytes)][1:]  # the first one warms up
+        steps = [after - before for before, after in itertools.pairwise(medians)]
+        if (
+            min(steps) > MIN_GROWTH_PER_FIFTH * medians[0]
+            and min(steps) > max(steps) / 2
+            and sum(steps) > MIN_GROWTH_MEGABYTES
+        ):
+            return f"{owner} held {medians[0]:,.0f} MB and holds {megabytes[-1]:,.0f} MB"
     return None
 
 
-def _fifths(values: Sequence[float]) -> list[Sequence[float]]:
+def _split_into_fifths(values: Sequence[float]) -> list[Sequence[float]]:
     edges = [len(values) * i // 5 for i in range(6)]
     return [values[a:b] for a, b in itertools.pairwise(edges)]
 
 
-def constant(y_hat: Sequence[Tensor], y: Sequence[Tensor]) -> str | None:
-    """Of several images, ŷ and y, (B, C, H, W) in [-1, 1] each: whether all ŷ are one flat colour, or one picture."""
+def detect_constant_output(y_hat: Sequence[Tensor], y: Sequence[Tensor]) -> str | None:
+    """Whether all ŷ are flat colours, or all are the same image, while y varies. (B, C, H, W) in [-1, 1] each.
+
+    >>> flat, varied = torch.zeros(2, 3, 4, 4), torch.linspace(-1, 1, 96).view(2, 3, 4, 4)
+    >>> detect_constant_output([flat], [varied])
+    'each pixel of an image has the same colour'
+    """
     fake, real = torch.cat([*y_hat]).float(), torch.cat([*y]).float()
-    if _over_pixels(fake) < FLAT and _over_pixels(real) > SEEN:
+    if _std_over_pixels(fake) < FLAT_STD and _std_over_pixels(real) > VARIED_STD:
         return "each pixel of an image has the same colour"
-    if len(fake) > 1 and _over_images(fake) < FLAT and _over_images(real) > SEEN:
+    if len(fake) > 1 and _std_over_images(fake) < FLAT_STD and _std_over_images(real) > VARIED_STD:
         return f"{len(fake)} images are the same picture"
     return None
 
 
-def _over_pixels(images: Tensor) -> float:
+def _std_over_pixels(images: Tensor) -> float:
     return float(images.flatten(2).std(-1, correction=0).max())
 
 
-def _over_images(images: Tensor) -> float:
+def _std_over_images(images: Tensor) -> float:
     return float(images.std(0, correction=0).mean())
 
 
-def vanished(optimizer: Any) -> str | None:
-    """By Adam's second moment, the mean square of a weight's gradient: where its root is below Adam's eps, a step is
-    less than half of what any larger gradient gives. Of other optimizers nothing is known.
+def detect_vanished_gradients(optimizer: Any) -> str | None:
+    """Whether most weights get next to no gradient, by Adam's second moment (the mean square of a weight's gradient).
+
+    Where its root is below Adam's eps, a step is less than half of that for any larger gradient. Returns None for other
+    optimizers, which keep no such moment.
     """
-    still, count = 0, 0
+    vanished, count = 0, 0
     for group in optimizer.param_groups:
         for parameter in group["params"]:
             state = optimizer.state.get(parameter, {})
             if "exp_avg_sq" not in state or not group.get("eps"):
                 continue
             corrected = group["eps"] ** 2 * (1 - group["betas"][1] ** float(state["step"]))
-            still += int((state["exp_avg_sq"] < corrected).sum())
+            vanished += int((state["exp_avg_sq"] < corrected).sum())
             count += parameter.numel()
-    return f"{still / count:.0%} of them" if count and still > VANISHED * count else None
+    return f"{vanished / count:.0%} of them" if count and vanished > VANISHED_SHARE * count else None

@@ -1,4 +1,4 @@
-"""What a person sees while a run goes on: a live display in a terminal, a plain line every few seconds elsewhere.
+"""Progress of a run: a live display in a terminal, else a plain line every few seconds.
 
 Everything goes to standard error; standard output is for results.
 """
@@ -16,29 +16,29 @@ from rich.console import Console, Group
 from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
-from rich.progress import track as shown_while
+from rich.progress import track as rich_track
 from rich.table import Table
 
-T = TypeVar("T")
-LABELS = {"D.real": "D on real", "D.fake": "D on fake"}  # mean logits: above 0 is "real"
-PLAIN_SECONDS = 5.0
-RATE_OVER = 50  # steps that the shown rate is averaged over
+_T = TypeVar("_T")
+LOSS_LABELS = {"D.real": "D on real", "D.fake": "D on fake"}  # mean logits: above 0 is "real"
+PLAIN_LINE_SECONDS = 5.0  # between lines: a log of hours stays readable
+MAX_RATE_STEPS = 50  # readings that the rate is averaged over: a slow checkpoint does not make it jump
 
 
-class Speed:
-    """Steps per second over the last few readings."""
+class StepRate:
+    """Steps per second over the last readings."""
 
     def __init__(self) -> None:
-        self._seen: deque[tuple[float, int]] = deque(maxlen=RATE_OVER)
+        self._readings: deque[tuple[float, int]] = deque(maxlen=MAX_RATE_STEPS)
 
     def __call__(self, images: int, batch_size: int) -> float:
-        self._seen.append((time.perf_counter(), images))
-        (then, first), (now, last) = self._seen[0], self._seen[-1]
+        self._readings.append((time.perf_counter(), images))
+        (then, first), (now, last) = self._readings[0], self._readings[-1]
         return (last - first) / batch_size / (now - then) if now > then else 0.0
 
 
 class NoProgress:
-    """Says nothing (--quiet)."""
+    """Prints nothing (--quiet)."""
 
     def __enter__(self) -> Self:
         return self
@@ -51,11 +51,11 @@ class NoProgress:
 
 
 class PlainProgress:
-    """One line every few seconds: for logs and pipes."""
+    """Prints a line every few seconds, for logs and pipes."""
 
     def __init__(self, images: int, batch_size: int) -> None:
         self.images, self.batch_size = images, batch_size
-        self.speed, self.last = Speed(), time.monotonic()
+        self.speed, self.last = StepRate(), time.monotonic()
 
     def __enter__(self) -> Self:
         return self
@@ -64,22 +64,22 @@ class PlainProgress:
 
     def step(self, images: int, losses: dict[str, float]) -> None:
         rate = self.speed(images, self.batch_size)
-        if time.monotonic() - self.last < PLAIN_SECONDS and images < self.images:
+        if time.monotonic() - self.last < PLAIN_LINE_SECONDS and images < self.images:
             return
         self.last = time.monotonic()
         left = (self.images - images) / self.batch_size / rate if rate else 0.0
-        shown = "  ".join(f"{LABELS.get(name, name)} {value:.3f}" for name, value in losses.items())
-        self.note(f"{images}/{self.images} images  {rate:.1f} steps/s  {clock(left)} left  {shown}")
+        losses_text = "  ".join(f"{LOSS_LABELS.get(name, name)} {value:.3f}" for name, value in losses.items())
+        self.note(f"{images}/{self.images} images  {rate:.1f} steps/s  {format_duration(left)} left  {losses_text}")
 
     def note(self, text: str) -> None:
         print(text, file=sys.stderr, flush=True)
 
 
 class LiveProgress:
-    """A bar, the rate, the time left, and each loss, redrawn in place."""
+    """Shows a bar, the rate, the time left and each loss in the terminal."""
 
     def __init__(self, images: int, batch_size: int, console: Console) -> None:
-        self.batch_size, self.console, self.speed = batch_size, console, Speed()
+        self.batch_size, self.console, self.speed = batch_size, console, StepRate()
         self.bar = Bar(
             TextColumn("images"),
             BarColumn(),
@@ -102,14 +102,14 @@ class LiveProgress:
         self.live.stop()
 
     def step(self, images: int, losses: dict[str, float]) -> None:
-        if not self._began:  # a resumed run's time left counts from here
+        if not self._began:  # of a resumed run, the time left is estimated from here
             self.bar.reset(self.task, completed=images)
             self._began = True
         rate = self.speed(images, self.batch_size)
         self.bar.update(self.task, completed=images, rate=rate)
         table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
         for name in losses:
-            table.add_column(LABELS.get(name, name), justify="right", min_width=8)
+            table.add_column(LOSS_LABELS.get(name, name), justify="right", min_width=8)
         table.add_row(*(f"{value:.3f}" for value in losses.values()))
         self.live.update(Group(self.bar, table))
 
@@ -117,8 +117,8 @@ class LiveProgress:
         self.console.print(text, highlight=False, markup=False, soft_wrap=True)
 
 
-def progress(images: int, batch_size: int, *, quiet: bool = False) -> NoProgress | PlainProgress | LiveProgress:
-    """What fits the place where standard error goes."""
+def make_progress(images: int, batch_size: int, *, quiet: bool = False) -> NoProgress | PlainProgress | LiveProgress:
+    """The progress that fits standard error: live in a terminal, plain lines elsewhere, nothing if quiet."""
     if quiet:
         return NoProgress()
     console = Console(stderr=True)
@@ -127,21 +127,29 @@ def progress(images: int, batch_size: int, *, quiet: bool = False) -> NoProgress
     return PlainProgress(images, batch_size)
 
 
-def track(items: Iterable[T], total: int, doing: str) -> Iterator[T]:
-    """The items as they are; in a terminal, a bar shows how many of `total` were taken."""
+def track(items: Iterable[_T], total: int, doing: str) -> Iterator[_T]:
+    """Yield the items; in a terminal, a bar with the text `doing` counts them up to `total`.
+
+    >>> list(track("ab", total=2, doing="reading"))
+    ['a', 'b']
+    """
     console = Console(stderr=True)
-    shown = console.is_terminal and total > 0
-    yield from shown_while(items, doing, total=total, console=console, transient=True, disable=not shown)
+    is_visible = console.is_terminal and total > 0
+    yield from rich_track(items, doing, total=total, console=console, transient=True, disable=not is_visible)
 
 
-def clock(seconds: float) -> str:
+def format_duration(seconds: float) -> str:
+    """
+    >>> format_duration(75), format_duration(3675)
+    ('1:15', '1:01:15')
+    """
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
 
 
 class Progress(Protocol):
-    """What shows a run to the person at the terminal."""
+    """Shows a run to the user. step: after the losses of a step were read; note: one line of text."""
 
     def step(self, images: int, losses: dict[str, float]) -> None: ...
 

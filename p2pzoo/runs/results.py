@@ -1,6 +1,6 @@
-"""results.json as it is read back: whole, or as if it were not there. Imports no torch.
+"""Write results.json, and read it back if it is intact. Imports no torch.
 
-A disk may have damaged it, and a folder may come from someone else.
+The file can be damaged, or come from someone else: then it counts as missing.
 """
 
 from __future__ import annotations
@@ -17,37 +17,38 @@ from typing_extensions import TypedDict
 from p2pzoo.utils.files import read_json, write_json
 
 
-class Number(TypedDict):
+class _NumberJson(TypedDict):
     value: float
     protocol: str
 
 
-class Protocol(TypedDict):
+class _ProtocolJson(TypedDict):
     metric: NotRequired[dict[str, Any]]
     dataset: NotRequired[dict[str, Any]]
     split: str
     size: NotRequired[tuple[int, int]]
 
 
-class Results(TypedDict):
-    """What evaluation writes (`evaluate.evaluate`). measured: {metric: its protocol}; protocols: by their hash."""
+class _ResultsJson(TypedDict):
+    """What `evaluate.evaluate` writes. measured: {metric: hash of its protocol}; protocols: {hash: protocol}."""
 
     id: str
     recipe: str
     profile: str
     seed: int | None
     images: NotRequired[int]
-    metrics: dict[str, Number]
+    metrics: dict[str, _NumberJson]
     measured: dict[str, str]
-    protocols: dict[str, Protocol]
+    protocols: dict[str, _ProtocolJson]
 
 
-RESULTS = TypeAdapter(Results)
-DIGEST = "digest"  # of all the rest; those of older versions have none
+_RESULTS = TypeAdapter(_ResultsJson)
+_DIGEST_KEY = "digest"  # a hash of everything else; files of older versions have none
 
 
 def write_results(path: Path, results: Mapping[str, Any]) -> None:
-    write_json(path, {**results, DIGEST: _digest(results)})
+    """Write results.json, with a hash of its content."""
+    write_json(path, {**results, _DIGEST_KEY: _digest(results)})
 
 
 def _digest(results: Mapping[str, Any]) -> str:
@@ -55,13 +56,13 @@ def _digest(results: Mapping[str, Any]) -> str:
 
 
 def read_results(path: Path) -> dict[str, Any] | None:
-    """A run's results, as they were written; None where there are none, or they are not whole."""
-    found = read_json(path)
+    """The results that `write_results` wrote; None if there are none, or if they are damaged."""
+    results = read_json(path)
     try:
-        RESULTS.validate_python(found)
+        _RESULTS.validate_python(results)
     except ValidationError:
         return None
-    if (digest := found.pop(DIGEST, None)) is not None and digest != _digest(found):
+    if (digest := results.pop(_DIGEST_KEY, None)) is not None and digest != _digest(results):
         return None
-    named = {number["protocol"] for number in found["metrics"].values()} | {*found["measured"].values()}
-    return found if named <= found["protocols"].keys() else None
+    hashes = {number["protocol"] for number in results["metrics"].values()} | {*results["measured"].values()}
+    return results if hashes <= results["protocols"].keys() else None

@@ -4,10 +4,10 @@ runs/<recipe>/<profile>-seed<N>-<id>/
     recipe.toml       the resolved recipe; it can be run again
     status.json       state, images seen, versions and source hashes
     env.json          machine and software
-    metrics.jsonl     losses; a function of recipe and seed only
-    timings.jsonl     wall-clock, waiting, memory; not
-    findings.jsonl    what the doctor has noticed, if anything (see health.py)
-    kernels.json      what `[compute] kernels` said, if anything; a resumed run goes on with it
+    metrics.jsonl     losses; they depend on recipe and seed only
+    timings.jsonl     seconds, waiting, memory; they depend on the machine
+    findings.jsonl    problems that the training monitor found, if any (monitor.py)
+    kernels.json      a copy of `[compute] kernels`, if set; a resumed run uses it again
     samples/          x | ŷ | y grids
     checkpoints/      the newest two while training, the last one afterwards
     model.safetensors, results.json, stats.safetensors
@@ -46,14 +46,15 @@ class Run:
 
     @property
     def status(self) -> dict[str, Any]:
-        """status.json; where that is not there or not whole, what a new run's would say."""
-        found = read_object(self.folder / "status.json") or {}
-        whole = isinstance(found.get("state"), str) and type(found.get("images", 0)) is int
-        whole = whole and isinstance(found.get("sources", {}), dict)
-        return {"images": 0, **found} if whole else {"state": "new", "images": 0}
+        """The content of status.json; that of a new run if the file is missing or damaged."""
+        status = read_object(self.folder / "status.json") or {}
+        is_intact = isinstance(status.get("state"), str) and type(status.get("images", 0)) is int
+        is_intact = is_intact and isinstance(status.get("sources", {}), dict)
+        return {"images": 0, **status} if is_intact else {"state": "new", "images": 0}
 
     @property
     def state(self) -> str:
+        """ "new", "training", "interrupted", "failed", "trained" or "complete"."""
         return str(self.status["state"])
 
     def set_status(self, **changes: Any) -> None:
@@ -61,23 +62,24 @@ class Run:
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
-        """Only one process works on a run. Raises UserError if another one does."""
+        """Hold the run's lock. Raises UserError if another process holds it, or if the folder cannot be made."""
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            told = f"cannot make this folder ({error.strerror}); choose another place with --runs"
-            raise UserError(f"{self.folder}: {told}") from None
+            raise UserError(
+                f"{self.folder}: cannot make this folder ({error.strerror}); choose another place with --runs"
+            ) from None
         lock = filelock.FileLock(self.folder / ".lock")
         try:
             with lock.acquire(timeout=0):
-                for left in self.folder.rglob(".*.tmp"):  # by a process that was killed
-                    left.unlink()
+                for file in self.folder.rglob(".*.tmp"):  # a killed process left it
+                    file.unlink()
                 yield
         except filelock.Timeout:
             raise UserError(f"{self.folder}: another process is working on this run; wait for it or stop it") from None
 
-    def begin(self, experiment: Experiment, env: Mapping[str, Any], made_from: Mapping[str, str]) -> None:
-        """Make the folder ready: resolved recipe, environment, status. `made_from`: see `sources`."""
+    def begin(self, experiment: Experiment, env: Mapping[str, Any], hashes: Mapping[str, str]) -> None:
+        """Write the resolved recipe, the environment and the status. hashes: of code and data (`source_hashes`)."""
         self.checkpoints.mkdir(parents=True, exist_ok=True)
         self.samples.mkdir(exist_ok=True)
         resolved = experiment.resolved()
@@ -86,24 +88,24 @@ class Run:
         write_json(self.folder / "env.json", env)
         self.set_status(
             state="training", id=experiment.id, seed=experiment.seed, profile=experiment.recipe.profile,
-            recipe=experiment.recipe.name, p2pzoo=__version__, sources=made_from,
+            recipe=experiment.recipe.name, p2pzoo=__version__, sources=hashes,
         )  # fmt: skip
 
     def add_metrics(self, experiment: Experiment) -> None:
-        """Metrics that were measured after the run was begun belong to its recipe too."""
+        """Add metrics to recipe.toml that were measured after the training."""
         try:
-            kept = parse_toml(self.recipe.read_text("utf-8"))
-        except (FileNotFoundError, ValueError):  # lost, or damaged since
-            kept = experiment.resolved()
-        metrics = kept.get("metrics", {}) | experiment.resolved().get("metrics", {})
-        if metrics != kept.get("metrics", {}):
-            write_text(self.recipe, tomli_w.dumps(kept | {"metrics": metrics}))
+            recipe = parse_toml(self.recipe.read_text("utf-8"))
+        except (FileNotFoundError, ValueError):  # lost or damaged
+            recipe = experiment.resolved()
+        metrics = recipe.get("metrics", {}) | experiment.resolved().get("metrics", {})
+        if metrics != recipe.get("metrics", {}):
+            write_text(self.recipe, tomli_w.dumps(recipe | {"metrics": metrics}))
 
     def clear(self) -> None:
-        """Forget what this run has done so far (--fresh). Touches only what a run writes."""
+        """Delete what this run wrote (--fresh), and nothing else."""
         (self.folder / "status.json").unlink(missing_ok=True)
         for file in sorted(self.checkpoints.glob("*.safetensors"), reverse=True):
-            file.unlink()  # newest first and before the log: cut off here, the run still resumes as it would have
+            file.unlink()  # newest first, before the log: if cut off, the run resumes with bit-identical results
         for name in ("metrics.jsonl", "timings.jsonl", "findings.jsonl", "report.html"):
             (self.folder / name).unlink(missing_ok=True)
         for file in (self.kernels, self.model, self.results, self.stats, *self.samples.glob("*.png")):
@@ -112,6 +114,7 @@ class Run:
     # --- logs ---
 
     def append(self, name: str, lines: Iterable[Mapping[str, Any]]) -> None:
+        """Append lines to a log (name.jsonl), and wait until they are on the disk."""
         with (self.folder / name).open("a", encoding="utf-8") as file:
             for line in lines:
                 file.write(json.dumps(line) + "\n")
@@ -119,41 +122,38 @@ class Run:
             os.fsync(file.fileno())
 
     def lines(self, name: str) -> list[dict[str, Any]]:
-        """The whole lines of a log; one that was cut off, or damaged, is left out."""
+        """The lines of a log. Skips lines that were cut off or damaged."""
         file = self.folder / name
         if not file.exists():
             return []
-        found = []
+        lines = []
         for text in file.read_bytes().split(b"\n"):
             with contextlib.suppress(ValueError):
                 line = parse_json(text)
                 if isinstance(line, dict) and type(line.get("images")) is int:
-                    found.append(line)
-        return found
+                    lines.append(line)
+        return lines
 
     def truncate(self, name: str, images: int) -> None:
-        """Drop what a log says of after `images`: training goes on from there."""
+        """Remove the lines of a log after `images`, where training resumes."""
         kept = [line for line in self.lines(name) if line["images"] <= images]
         with atomic_write(self.folder / name) as temporary:
             temporary.write_text("".join(json.dumps(line) + "\n" for line in kept), "utf-8")
 
 
-def run_for(experiment: Experiment, runs: Path) -> Run:
-    """The folder of this experiment: one that holds it already, whatever recipe it was made by, else its own."""
-    own = runs / experiment.recipe.name / f"{experiment.recipe.profile}-seed{experiment.seed}-{experiment.id}"
-    if (own / "status.json").exists():
-        return Run(own)
+def locate_run(experiment: Experiment, runs: Path) -> Run:
+    """The run of this experiment: an existing folder, even under another recipe's name, else a new one."""
+    default = runs / experiment.recipe.name / f"{experiment.recipe.profile}-seed{experiment.seed}-{experiment.id}"
+    if (default / "status.json").exists():
+        return Run(default)
     for folder in sorted(runs.glob(f"*/*-{experiment.id}")):
         if (folder / "status.json").exists():
             return Run(folder)
-    return Run(own)
+    return Run(default)
 
 
 def find_run(path: Path) -> Run:
-    """The run at a path the user gave. Raises UserError if there is none."""
+    """The run in a folder that the user named. Raises UserError if it holds none."""
     if not (path / "status.json").is_file() or not (path / "recipe.toml").is_file():
         raise UserError(f"{path}: not a run folder (it has no status.json and recipe.toml)")
     return Run(path)
-
-
-# --- where the code came from ----------------------------------------------------------------------------------

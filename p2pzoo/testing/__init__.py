@@ -1,13 +1,23 @@
-"""The conformance kit: what each kind of component promises, as checks that plugin authors run.
+"""The conformance kit: the interface of each kind of component, as checks that plugin authors run.
 
     from p2pzoo.testing import conformance
 
     test_mine = conformance("my-plugin")      # pytest: one test per component and check
 
-The same from a terminal: `p2pzoo check-plugin my-plugin`. Imports torch; pytest only where `conformance` is called.
+`p2pzoo check-plugin my-plugin` runs the same checks in a terminal. This package imports torch; only `conformance`
+imports pytest, when it is called. It may import every other package of p2pzoo except cli.
 """
 
-from p2pzoo.testing.kit import Case, DoesNotApply, Finding, Trial
-from p2pzoo.testing.suite import CHECKS, conformance, trials_of
+from p2pzoo.testing.component_case import ComponentCase, DoesNotApply
+from p2pzoo.testing.component_check import CheckResult, ComponentCheck
+from p2pzoo.testing.suite import CHECKS, conformance, list_component_checks
 
-__all__ = ["CHECKS", "Case", "DoesNotApply", "Finding", "Trial", "conformance", "trials_of"]
+__all__ = [
+    "CHECKS",
+    "CheckResult",
+    "ComponentCase",
+    "ComponentCheck",
+    "DoesNotApply",
+    "conformance",
+    "list_component_checks",
+]

@@ -1,51 +1,45 @@
-"""What callbacks promise: they watch."""
+"""The check of callbacks: they watch a run and change nothing."""
 
 from __future__ import annotations
 
 import copy
-import random
 import tempfile
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
-from p2pzoo.testing.kit import SIDE, Case
-from p2pzoo.testing.partners import experiment, partner, picture
+from p2pzoo.testing.component_case import IMAGE_SIDE, ComponentCase, random_states
+from p2pzoo.testing.tiny_components import build_experiment, build_tiny_component, write_sample_grid
 
 
-def check_changes_nothing(case: Case) -> None:
-    """Through a whole run: no random number is drawn, no tensor, no file and none of what it is told is changed."""
+def check_callback_changes_nothing(case: ComponentCase) -> None:
+    """Draws no random number in a whole run, and changes no tensor, no file and none of its arguments."""
     tensor = torch.linspace(0, 1, 8, requires_grad=True)
-    recipe = experiment(partner("generator"), SIDE).resolved()
-    losses, metrics = {"G.under_test": 0.5}, {"under_test": 0.25}
-    told: list[Any] = [recipe, losses, metrics]
-    before = _state(), copy.deepcopy(told), tensor.detach().clone()
+    recipe = build_experiment(build_tiny_component("generator"), IMAGE_SIDE).resolved()
+    arguments: dict[str, Any] = {"recipe": recipe, "losses": {"G.under_test": 0.5}, "metrics": {"under_test": 0.25}}
+    state_before, arguments_before, tensor_before = _process_state(), copy.deepcopy(arguments), tensor.detach().clone()
     with tempfile.TemporaryDirectory() as folder:
-        shown = picture(Path(folder) / "images-00000010.png")
-        bytes_before = shown.read_bytes()
-        callback = case.make()
-        callback.start(folder, recipe)
-        callback.log(10, losses)
-        callback.samples(10, str(shown))
-        callback.finish(metrics)
-        assert shown.is_file(), "removes the sample grid"
-        assert shown.read_bytes() == bytes_before, "changes the sample grid"
-    for name, one, other in zip(("recipe", "losses", "metrics"), told, before[1], strict=True):
-        assert one == other, f"changes the {name} that it is told"
-    assert torch.equal(tensor, before[2]), "changes a tensor"
-    for name, value in _state().items():
-        assert value == before[0][name], f"changes {name}"
+        grid = write_sample_grid(Path(folder) / "images-00000010.png")
+        bytes_before = grid.read_bytes()
+        callback = case.build()
+        callback.start(folder, arguments["recipe"])
+        callback.log(10, arguments["losses"])
+        callback.samples(10, str(grid))
+        callback.finish(arguments["metrics"])
+        assert grid.is_file(), "removes the sample grid"
+        assert grid.read_bytes() == bytes_before, "changes the sample grid"
+    for name, value in arguments.items():
+        assert value == arguments_before[name], f"changes its argument: the {name}"
+    assert torch.equal(tensor, tensor_before), "changes a tensor"
+    for name, state in _process_state().items():
+        assert state == state_before[name], f"changes {name}"
 
 
-def _state() -> dict[str, Any]:
-    numpy: Any = np.random.get_state(legacy=False)
+def _process_state() -> dict[str, Any]:
     return {
-        "Python's random numbers": random.getstate(),
-        "NumPy's random numbers": (numpy["state"]["key"].tobytes(), numpy["state"]["pos"]),
-        "torch's random numbers": torch.get_rng_state().numpy().tobytes(),
-        "torch's default type": torch.get_default_dtype(),
-        "whether gradients are made": torch.is_grad_enabled(),
+        **random_states(),
+        "torch's default dtype": torch.get_default_dtype(),
+        "whether torch records gradients": torch.is_grad_enabled(),
         "the number of threads": torch.get_num_threads(),
     }

@@ -1,11 +1,10 @@
-"""What datasets promise."""
+"""Checks of datasets."""
 
 from __future__ import annotations
 
 import hashlib
 import pickle
-import random
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -14,88 +13,91 @@ from p2pzoo.config.settings import Train
 from p2pzoo.data import Store, single_batches, train_batches
 from p2pzoo.images.color_spaces import Encodings
 from p2pzoo.plugin.batch import Pair, Split
-from p2pzoo.testing.kit import Case
+from p2pzoo.testing.component_case import ComponentCase, random_states
 
-SPLITS: tuple[Split, ...] = ("train", "val", "test")
-FEW, MANY = 4, 200  # pairs of a split that are looked at closely, and at all
+_SPLITS: tuple[Split, ...] = get_args(Split)
+_NUM_CHECKED = 4  # pairs of a split that are decoded and compared: keeps the checks of large datasets fast
+_NUM_IDENTIFIED = 200  # pairs of a split of which ids and hashes are compared: cheaper per pair, so more of them
 
 
-def check_pairs(case: Case) -> None:
-    """Each split has pairs, all of one size and channels; labels cover them; classes and palette go together.
+def check_dataset_pairs(case: ComponentCase) -> None:
+    """Each split has pairs, all of one size and one channel count.
 
-    So do encodings, which are known ones of as many channels.
+    `classes` comes with labels, `palette` has one colour per class, and an encoding fits the channels.
     """
     shapes = set()
-    for split in SPLITS:
-        data = case.make(split=split)
+    for split in _SPLITS:
+        data = case.build(split=split)
         assert len(data) > 0, f"{split} has no pairs"
         store = Store(data)
-        for index in _spread(len(data), FEW):
+        for index in _spread(len(data), _NUM_CHECKED):
             pair = store[index]
-            assert isinstance(pair, Pair), f"gives a {type(pair).__name__}, not a Pair"
+            assert isinstance(pair, Pair), f"pair {index} of {split} is a {type(pair).__name__}, not a Pair"
             assert pair.id, f"pair {index} of {split} has no id"
         shapes.add((store.size, store.channels))
         encoded = Encodings.of(data).y is not None
-        assert not encoded or store.channels == (1, 2), f"L and ab have 1 and 2 channels, not {store.channels}"
+        channels_fit = not encoded or store.channels == (1, 2)
+        assert channels_fit, f"L and ab have 1 and 2 channels, not {store.channels}"
         classes, palette = data.classes, data.palette
-        assert palette is None or (classes and len(palette) == len(classes)), "palette has not one colour per class"
-        assert pair.labels is None or classes, "has labels, and no classes"
+        one_colour_each = palette is None or (classes and len(palette) == len(classes))
+        assert one_colour_each, "`palette` does not have one colour per class"
+        assert pair.labels is None or classes, "has labels, but no `classes`"
     assert len(shapes) == 1, f"its splits differ in size or channels: {sorted(shapes)}"
 
 
-def check_range(case: Case) -> None:
-    """`x_range` and `y_range` bring stored values into [-1, 1]."""
-    for split in SPLITS:
-        store = Store(case.make(split=split))
-        for batch in single_batches(store, _spread(len(store), FEW)):
+def check_dataset_range(case: ComponentCase) -> None:
+    """`x_range` and `y_range` bring all stored values into [-1, 1]."""
+    for split in _SPLITS:
+        store = Store(case.build(split=split))
+        for batch in single_batches(store, _spread(len(store), _NUM_CHECKED)):
             for name, image in (("x", batch.x), ("y", batch.y)):
-                told = f"{name} of '{batch.ids[0]}' reaches from {image.min():.3g} to {image.max():.3g}"
-                assert image.abs().max() <= 1 + 1e-6, f"{told}, and not within [-1, 1]"
+                values = f"values of {name} of '{batch.ids[0]}' are {image.min():.3g} to {image.max():.3g}"
+                assert image.abs().max() <= 1 + 1e-6, f"{values}, not within [-1, 1]: check `{name}_range`"
 
 
-def check_repeats(case: Case) -> None:
-    """A pair is the same whenever it is asked for: what is random belongs to the core, which draws it by the seed."""
-    data, before = case.make(split="train"), _random()
-    for index in _spread(len(data), FEW):
-        _same(data[index], data[index], f"pair {index} differs from itself")
-    assert _random() == before, "draws random numbers that are not its own"
+def check_dataset_repeats(case: ComponentCase) -> None:
+    """A pair is the same at each access. Random changes are the core's task, which draws them from the seed."""
+    data, before = case.build(split="train"), random_states()
+    for index in _spread(len(data), _NUM_CHECKED):
+        _assert_same_pair(data[index], data[index], f"pair {index} changes between two accesses")
+    assert random_states() == before, "draws random numbers"
 
 
-def check_ids(case: Case) -> None:
+def check_dataset_ids(case: ComponentCase) -> None:
     """Ids are unique within a split."""
-    for split in SPLITS:
-        data = case.make(split=split)
-        ids = [data[index].id for index in _spread(len(data), MANY)]
-        twice = sorted({name for name in ids if ids.count(name) > 1})
-        assert not twice, f"{split} has the id '{next(iter(twice))}' twice"
+    for split in _SPLITS:
+        data = case.build(split=split)
+        ids = [data[index].id for index in _spread(len(data), _NUM_IDENTIFIED)]
+        repeated = sorted({name for name in ids if ids.count(name) > 1})
+        assert not repeated, f"{split} has the id '{next(iter(repeated))}' twice"
 
 
-def check_splits(case: Case) -> str | None:
-    """Nothing that is trained on is tested on. Val and test may be one."""
-    seen = {split: _known(case.make(split=split)) for split in SPLITS}
+def check_dataset_splits(case: ComponentCase) -> str | None:
+    """No pair of train is in val or test. Val and test may be the same split."""
+    contents = {split: _ids_and_digests(case.build(split=split)) for split in _SPLITS}
     for split in ("val", "test"):
-        for what, own, other in zip(("ids", "images"), seen[split], seen["train"], strict=True):
-            both = own.keys() & other.keys()
-            assert not both, f"{split} and train share {what}: {own[min(both)]}"
-    shared = seen["val"][1].keys() & seen["test"][1].keys()
-    assert not shared or seen["val"][1].keys() == seen["test"][1].keys(), "val and test share some of their images"
-    return "val and test are one" if shared else None
+        for what, here, in_train in zip(("ids", "images"), contents[split], contents["train"], strict=True):
+            shared = here.keys() & in_train.keys()
+            assert not shared, f"{split} and train share {what}: {here[min(shared)]}"
+    val, test = contents["val"][1].keys(), contents["test"][1].keys()
+    assert val == test or not val & test, "val and test share some of their images, but not all"
+    return "val and test are the same split" if val & test else None
 
 
-def check_pickle(case: Case) -> None:
-    """It goes to another process and gives the same there."""
-    data = case.make(split="train")
-    again = pickle.loads(pickle.dumps(data))
-    assert len(again) == len(data), "has another length once it is unpickled"
-    _same(again[0], data[0], "gives another pair once it is unpickled")
+def check_dataset_pickle(case: ComponentCase) -> None:
+    """Can be pickled for another process, and gives the same pairs there."""
+    data = case.build(split="train")
+    unpickled = pickle.loads(pickle.dumps(data))
+    assert len(unpickled) == len(data), f"has {len(data)} pairs, but {len(unpickled)} after unpickling"
+    _assert_same_pair(unpickled[0], data[0], "gives another pair after unpickling")
 
 
-def check_aligned(case: Case) -> None:
-    """In training batches, enlarged, cropped and mirrored, x, y and labels still show the same place.
+def check_dataset_alignment(case: ComponentCase) -> None:
+    """x, y and labels show the same place in training batches, which are enlarged, cropped and mirrored.
 
-    Their pixels are replaced by their coordinates, and these compared.
+    The check replaces each pixel by its coordinate and compares these.
     """
-    data = case.make(split="train")
+    data = case.build(split="train")
     settings = Train(images=8, batch_size=2, jitter=1.25)
     for axis in (0, 1):
         store = Store(_Coordinates(data, axis), enlarge=settings.jitter)
@@ -104,14 +106,14 @@ def check_aligned(case: Case) -> None:
         for batch in (batches[step] for step in range(4)):
             x, y = batch.x[:, :1], batch.y[:, :1]
             assert torch.equal(x, y), "x and y show different places"
-            assert (x.flatten(1).amax(1) - x.flatten(1).amin(1) > 0.5).all(), "a crop shows next to nothing"
+            assert (x.flatten(1).amax(1) - x.flatten(1).amin(1) > 0.5).all(), "a crop shows almost nothing of the image"
             if batch.labels is not None:
-                apart = ((x[:, 0] + 1) / 2 * (side - 1) - batch.labels).abs().max().item()
-                assert apart <= 1.5, f"labels are {apart:.1f} px away from x"
+                distance = ((x[:, 0] + 1) / 2 * (side - 1) - batch.labels).abs().max().item()
+                assert distance <= 1.5, f"labels are misaligned with x by {distance:.1f} px"
 
 
 class _Coordinates:
-    """The same dataset, whose pixels hold their row (axis 0) or column (axis 1), from 0 to 1."""
+    """A dataset with each pixel replaced by its row (axis 0) or column (axis 1), scaled to 0 to 1."""
 
     x_range = y_range = (0.0, 1.0)
 
@@ -134,32 +136,26 @@ class _Coordinates:
 
     def _labels(self, pair: Pair) -> np.ndarray:
         assert pair.labels is not None
-        side, own = pair.x.shape[self.axis], pair.labels.shape[self.axis]
-        line = np.arange(own) * side // own
+        side, labels_side = pair.x.shape[self.axis], pair.labels.shape[self.axis]
+        line = np.arange(labels_side) * side // labels_side
         return np.ascontiguousarray(np.broadcast_to(line[:, None] if self.axis == 0 else line, pair.labels.shape))
 
 
-def _known(data: Any) -> tuple[dict[str, str], dict[str, str]]:
-    """{id: id} and {digest of x and y: id} of many of its pairs."""
-    pairs = [data[index] for index in _spread(len(data), MANY)]
+def _ids_and_digests(data: Any) -> tuple[dict[str, str], dict[str, str]]:
+    """{id: id} and {digest of x and y: id} of up to _NUM_IDENTIFIED pairs."""
+    pairs = [data[index] for index in _spread(len(data), _NUM_IDENTIFIED)]
     digests = {hashlib.sha256(p.x.tobytes() + p.y.tobytes()).hexdigest(): p.id for p in pairs}
     return {pair.id: pair.id for pair in pairs}, digests
 
 
-def _random() -> tuple[bytes, ...]:
-    """The state of everybody's random numbers."""
-    numpy: Any = np.random.get_state(legacy=False)
-    position = str((numpy["state"]["pos"], random.getstate()))
-    return numpy["state"]["key"].tobytes(), position.encode(), torch.get_rng_state().numpy().tobytes()
-
-
-def _same(one: Pair, other: Pair, told: str) -> None:
-    assert (one.id, one.block) == (other.id, other.block), told
-    assert np.array_equal(one.x, other.x), told
-    assert np.array_equal(one.y, other.y), told
-    assert (one.labels is None) == (other.labels is None), told
-    assert one.labels is None or np.array_equal(one.labels, np.asarray(other.labels)), told
+def _assert_same_pair(first: Pair, second: Pair, message: str) -> None:
+    assert (first.id, first.block) == (second.id, second.block), message
+    assert np.array_equal(first.x, second.x), message
+    assert np.array_equal(first.y, second.y), message
+    assert (first.labels is None) == (second.labels is None), message
+    assert first.labels is None or np.array_equal(first.labels, np.asarray(second.labels)), message
 
 
 def _spread(length: int, count: int) -> range:
+    """About `count` indices, evenly spread over `length`."""
     return range(0, length, max(1, -(-length // count)))

@@ -1,4 +1,4 @@
-"""What the terms of the game promise: GAN losses, and the losses of one side."""
+"""Checks of GAN losses, and of the losses of one side."""
 
 from __future__ import annotations
 
@@ -14,99 +14,111 @@ from torch import Tensor, nn
 from p2pzoo.compute.engine import frozen
 from p2pzoo.plugin.batch import Batch
 from p2pzoo.plugin.step_outputs import Side, StepOutputs
-from p2pzoo.testing.kit import SIDE, Case, DoesNotApply
-from p2pzoo.testing.partners import Judge, Translator, batch
+from p2pzoo.testing.component_case import IMAGE_SIDE, ComponentCase, DoesNotApply
+from p2pzoo.testing.tiny_components import TinyDiscriminator, TinyGenerator, example_batch
 from p2pzoo.utils import rng
 
-TOLERANCE = 1e-5
-VERDICTS = (-50.0, -2.0, -1.0, 0.0, 1.0, 2.0, 50.0)  # logits of real and of fake images
-NEAR = 1e-3  # how near to its declared minimum a GAN loss comes at one of them
+_TOLERANCE = 1e-5  # below a declared minimum, for rounding in float32
+_LOGITS = (-50.0, -2.0, -1.0, 0.0, 1.0, 2.0, 50.0)  # of real and fake images: the minima of all known GAN losses
+_REACH = 1e-3  # how close to its declared minimum a GAN loss must come at one pair of _LOGITS
 
 
-def check_scalar(case: Case) -> None:
-    """A finite scalar."""
-    for side, loss in _sides(case):
-        value = loss(_Game().scene(side))
-        assert isinstance(value, Tensor), f"{_of(side)} is a {type(value).__name__}, not a tensor"
-        assert value.shape == (), f"{_of(side)} has the shape {tuple(value.shape)}, and is no scalar"
-        assert value.isfinite(), f"{_of(side)} is {value.item()}"
+def check_loss_scalar(case: ComponentCase) -> None:
+    """Returns a finite scalar."""
+    for side, loss in _losses_by_side(case):
+        value = loss(_Game().outputs(side))
+        assert isinstance(value, Tensor), f"{_describe(side)} is a {type(value).__name__}, not a tensor"
+        assert value.shape == (), f"{_describe(side)} has the shape {tuple(value.shape)}: it must be a scalar"
+        assert value.isfinite(), f"{_describe(side)} is {value.item()}"
 
 
-def check_gradients(case: Case) -> None:
-    """Its own side gets finite gradients, and not all of them 0."""
-    for side, loss in _sides(case):
+def check_loss_gradients(case: ComponentCase) -> None:
+    """Gives its own side gradients that are finite and not all 0."""
+    for side, loss in _losses_by_side(case):
         game = _Game()
-        own = game.network(side)
+        own_network = game.network(side)
         with game.turn(side):
-            loss(game.scene(side)).backward()
-        gradients = [p.grad for p in own.parameters() if p.grad is not None]
-        assert gradients, f"{_of(side)} sends the {side} no gradient"
-        assert all(each.isfinite().all() for each in gradients), (
-            f"{_of(side)} sends the {side} a gradient of nan or inf"
-        )
-        assert any(each.any() for each in gradients), f"{_of(side)} sends the {side} a gradient of 0"
+            loss(game.outputs(side)).backward()
+        gradients = [p.grad for p in own_network.parameters() if p.grad is not None]
+        assert gradients, f"{_describe(side)} gives the {side} no gradient"
+        finite = all(gradient.isfinite().all() for gradient in gradients)
+        assert finite, f"{_describe(side)} gives the {side} a gradient of nan or inf"
+        nonzero = any(gradient.any() for gradient in gradients)
+        assert nonzero, f"{_describe(side)} gives the {side} a gradient of 0"
 
 
-def check_other_side(case: Case) -> None:
-    """The other side gets no gradient, and nobody's weights or images are changed."""
-    for side, loss in _sides(case):
+def check_loss_other_side(case: ComponentCase) -> None:
+    """Gives the other side no gradient, and changes no weights and no images."""
+    for side, loss in _losses_by_side(case):
         game = _Game()
-        [other] = [each for each in get_args(Side) if each != side]
+        [other_side] = [each for each in get_args(Side) if each != side]
         before = copy.deepcopy(game.state())
         with game.turn(side):
-            loss(game.scene(side)).backward()
-        graded = [name for name, p in game.network(other).named_parameters() if p.grad is not None]
-        assert not graded, f"{_of(side)} sends the {other} a gradient"
+            loss(game.outputs(side)).backward()
+        with_gradient = [name for name, p in game.network(other_side).named_parameters() if p.grad is not None]
+        assert not with_gradient, f"{_describe(side)} gives the {other_side} a gradient"
         after = game.state()
         changed = [name for name, tensor in before.items() if not torch.equal(tensor, after[name])]
-        assert not changed, f"{_of(side)} changes {changed[0]}"
+        assert not changed, f"{_describe(side)} changes {changed[0]}"
 
 
-def check_minimum(case: Case) -> None:
-    """The least value it declares: where ŷ = y, or at D's most favourable verdicts; and never less."""
-    declared = getattr(case.term(), "minimum", None)
+def check_loss_minimum(case: ComponentCase) -> None:
+    """Has the declared `minimum` at ŷ = y, or at D's best logits for a GAN loss, and never falls below it."""
+    declared = getattr(case.build_loss(), "minimum", None)
     if declared is None:
         raise DoesNotApply("declares no `minimum`")
     if case.kind == "gan_loss":
-        assert isinstance(declared, tuple), "`minimum` is no pair (of judge, of fool)"
-        assert len(declared) == 2, "`minimum` is no pair (of judge, of fool)"
-        for (side, loss), least in zip(_sides(case), declared, strict=True):
-            if least is not None:
-                values = [loss(out).item() for out in _verdicts(side)]
-                assert min(values) >= least - TOLERANCE, f"{_of(side)} falls to {min(values):.4g}, below {least}"
-                assert min(values) <= least + NEAR, f"{_of(side)} does not fall below {min(values):.4g} to {least}"
+        _check_gan_minimum(case, declared)
         return
-    [(side, loss)] = _sides(case)
-    perfect = loss(_Game(perfect=True).scene(side)).item()
-    assert abs(perfect - declared) <= TOLERANCE, f"is {perfect:.4g} where ŷ = y, and declares {declared}"
+    [(side, loss)] = _losses_by_side(case)
+    perfect = loss(_Game(perfect=True).outputs(side)).item()
+    assert abs(perfect - declared) <= _TOLERANCE, f"is {perfect:.4g} at ŷ = y, but declares a minimum of {declared}"
     for seed in range(3):
-        value = loss(_Game(seed=seed).scene(side)).item()
-        assert value >= declared - TOLERANCE, f"falls to {value:.4g}, below {declared}"
+        value = loss(_Game(seed=seed).outputs(side)).item()
+        assert value >= declared - _TOLERANCE, f"falls to {value:.4g}, below its declared minimum of {declared}"
 
 
-# --- what they share -------------------------------------------------------------------------------------------
+def _check_gan_minimum(case: ComponentCase, declared: Any) -> None:
+    is_pair = isinstance(declared, tuple) and len(declared) == 2
+    assert is_pair, f"`minimum` is {declared!r}, not a pair (of discriminator_loss, of generator_loss)"
+    for (side, loss), minimum in zip(_losses_by_side(case), declared, strict=True):
+        if minimum is None:
+            continue
+        lowest = min(loss(out).item() for out in _outputs_for_logits(side))
+        assert lowest >= minimum - _TOLERANCE, (
+            f"{_describe(side)} falls to {lowest:.4g}, below its declared minimum of {minimum}"
+        )
+        assert lowest <= minimum + _REACH, (
+            f"{_describe(side)} does not fall below {lowest:.4g}, but declares a minimum of {minimum}"
+        )
+
+
+# --- shared by the checks --------------------------------------------------------------------------------------
 
 
 class _Game:
-    """A generator, a discriminator and a batch, as one step of training has them."""
+    """A generator, a discriminator and a batch, as in one training step.
 
-    def __init__(self, *, seed: int = 0, perfect: bool = False, side: int = SIDE) -> None:
+    perfect  ŷ is y itself
+    """
+
+    def __init__(self, *, seed: int = 0, perfect: bool = False, side: int = IMAGE_SIDE) -> None:
         with rng.torch_seed(seed):
-            self.G, self.D = Translator(3, 3), Judge(3, 3)
-        self.batch: Batch = batch(side)
+            self.G, self.D = TinyGenerator(3, 3), TinyDiscriminator(3, 3)
+        self.batch: Batch = example_batch(side)
         self.perfect = perfect
 
     def network(self, side: Side) -> nn.Module:
         return self.G if side == "generator" else self.D
 
-    def scene(self, side: Side) -> StepOutputs:
+    def outputs(self, side: Side) -> StepOutputs:
         y_hat = self.batch.y.clone().requires_grad_() if self.perfect else self.G(self.batch.x)
         out = StepOutputs(self.batch, y_hat, self.D)
         return out if side == "discriminator" else out.for_generator()
 
     @contextlib.contextmanager
     def turn(self, side: Side) -> Iterator[None]:
-        """D does not learn in the generator's move."""
+        """D is frozen while the generator learns."""
         with frozen(self.D) if side == "generator" else contextlib.nullcontext():
             yield
 
@@ -115,36 +127,37 @@ class _Game:
         return {**networks, "x": self.batch.x, "y": self.batch.y}
 
 
-class _Says:
-    """A discriminator that says one logit of real and another of fake images."""
+class _ConstantDiscriminator:
+    """Gives every real image one logit, and every fake image another. An image is real if it is the tensor `y`."""
 
     def __init__(self, real: float, fake: float, y: Tensor) -> None:
         self.real, self.fake, self.y = real, fake, y
 
     def __call__(self, x: Tensor, y: Tensor) -> list[Tensor]:
-        said = self.real if y is self.y else self.fake
-        return [torch.full((len(y), 1, 4, 4), said) + 0 * y.mean()]
+        logit = self.real if y is self.y else self.fake
+        return [torch.full((len(y), 1, 4, 4), logit) + 0 * y.mean()]  # + 0: a loss may ask for the gradient at y
 
     def features(self, x: Tensor, y: Tensor) -> list[list[Tensor]]:
         return [[y]]
 
 
-def _verdicts(side: Side) -> Iterator[StepOutputs]:
-    shown = batch()
-    y_hat = Translator(3, 3)(shown.x)
-    for real, fake in itertools.product(VERDICTS, repeat=2):
-        out = StepOutputs(shown, y_hat, _Says(real, fake, shown.y))
+def _outputs_for_logits(side: Side) -> Iterator[StepOutputs]:
+    """One training step for each pair of _LOGITS, of real and of fake images."""
+    batch = example_batch()
+    y_hat = TinyGenerator(3, 3)(batch.x)
+    for real, fake in itertools.product(_LOGITS, repeat=2):
+        out = StepOutputs(batch, y_hat, _ConstantDiscriminator(real, fake, batch.y))
         yield out if side == "discriminator" else out.for_generator()
 
 
-def _sides(case: Case) -> list[tuple[Side, Callable[[StepOutputs], Tensor]]]:
-    loss: Any = case.term()
+def _losses_by_side(case: ComponentCase) -> list[tuple[Side, Callable[[StepOutputs], Tensor]]]:
+    loss: Any = case.build_loss()
     if case.kind == "gan_loss":
         return [("discriminator", loss.discriminator_loss), ("generator", loss.generator_loss)]
     side: Any = getattr(loss, "side", None)
-    assert side in get_args(Side), f"`side` is {side!r}, not one of {get_args(Side)}"
+    assert side in get_args(Side), f"`side` is {side!r}: it must be one of {get_args(Side)}"
     return [(side, loss)]
 
 
-def _of(side: Side) -> str:
-    return {"discriminator": "what D minimises", "generator": "what G minimises"}[side]
+def _describe(side: Side) -> str:
+    return {"discriminator": "the loss of D", "generator": "the loss of G"}[side]

@@ -1,10 +1,11 @@
-"""What metrics promise."""
+"""Checks of metrics."""
 
 from __future__ import annotations
 
 import contextlib
 import functools
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,96 +16,97 @@ from p2pzoo.data import Store
 from p2pzoo.data.loader import collate
 from p2pzoo.plugin.batch import Batch, Pair
 from p2pzoo.plugin.loader import registry
-from p2pzoo.testing.kit import Case, DoesNotApply
-from p2pzoo.testing.partners import Drawings
+from p2pzoo.testing.component_case import ComponentCase, DoesNotApply
+from p2pzoo.testing.tiny_components import TinyDataset
 from p2pzoo.utils.errors import UserError
 
-IMAGES = 3
-SIDE = 64
+_NUM_IMAGES = 3  # a permutation of two would leave half of all order mistakes unseen
+_SIDE = 64  # px: pretrained networks of some metrics accept no 32
 
 
-def check_batches(case: Case) -> None:
-    """What it measures of an image does not depend on the batch, has a row per image, and changes nothing."""
-    trial = _trial(case)
-    metric, batch, y_hat = trial.metric, trial.batch, _disturbed(trial.batch)
-    kept = y_hat.clone(), batch.y.clone()
-    together = trial.disturbed
-    rows = [metric.measure(_part(batch, i), y_hat[i : i + 1]) for i in range(len(y_hat))]
-    assert torch.equal(y_hat, kept[0]), "changes ŷ"
-    assert torch.equal(batch.y, kept[1]), "changes y"
-    for name, statistic in together.items():
-        assert len(statistic) == len(y_hat), f"'{name}' has {len(statistic)} rows of {len(y_hat)} images"
-        apart = torch.cat([row[name] for row in rows]).double()
-        told = f"'{name}' of an image depends on the rest of its batch"
-        assert torch.allclose(statistic.double(), apart, rtol=1e-5, atol=1e-6, equal_nan=True), told
+def check_metric_batches(case: ComponentCase) -> None:
+    """`measure` gives one row per image, independent of the rest of the batch, and changes nothing."""
+    example = _example(case)
+    metric, batch, y_hat = example.metric, example.batch, _add_noise(example.batch)
+    y_hat_before, y_before = y_hat.clone(), batch.y.clone()
+    in_batch = example.noisy_statistics
+    rows = [metric.measure(_slice(batch, i), y_hat[i : i + 1]) for i in range(len(y_hat))]
+    assert torch.equal(y_hat, y_hat_before), "changes ŷ"
+    assert torch.equal(batch.y, y_before), "changes y"
+    for name, statistic in in_batch.items():
+        assert len(statistic) == len(y_hat), f"'{name}' has {len(statistic)} rows for {len(y_hat)} images"
+        alone = torch.cat([row[name] for row in rows]).double()
+        message = f"'{name}' of an image depends on the rest of its batch"
+        assert torch.allclose(statistic.double(), alone, rtol=1e-5, atol=1e-6, equal_nan=True), message
 
 
-def check_order(case: Case) -> None:
-    """The order of the images changes no number, and `reduce` gives finite ones, a "value" among them."""
-    trial = _trial(case)
-    one = trial.metric.reduce(trial.disturbed)
-    assert "value" in one, f'reduce gives {", ".join(one) or "nothing"}, and no "value"'
-    order = torch.randperm(IMAGES, generator=torch.Generator().manual_seed(1))
-    other = trial.metric.reduce({name: rows[order] for name, rows in trial.disturbed.items()})
-    for name, number in one.items():
-        assert _alike(number, other[name]), f"'{name}' depends on the order of images: {number:.6g}, {other[name]:.6g}"
-    assert math.isfinite(one["value"]), f'"value" of {IMAGES} images is {one["value"]}'
+def check_metric_order(case: ComponentCase) -> None:
+    """`reduce` gives the same finite numbers for any order of the images, and one of them is "value"."""
+    example = _example(case)
+    numbers = example.metric.reduce(example.noisy_statistics)
+    assert "value" in numbers, f'reduce gives {", ".join(numbers) or "nothing"}, but no "value"'
+    order = torch.randperm(_NUM_IMAGES, generator=torch.Generator().manual_seed(1))
+    permuted = example.metric.reduce({name: rows[order] for name, rows in example.noisy_statistics.items()})
+    for name, number in numbers.items():
+        message = f"'{name}' depends on the order of the images: {number:.6g}, {permuted[name]:.6g}"
+        assert _is_close(number, permuted[name]), message
+    assert math.isfinite(numbers["value"]), f'"value" of {_NUM_IMAGES} images is {numbers["value"]}'
 
 
-def check_perfect(case: Case) -> None:
+def check_metric_perfect(case: ComponentCase) -> None:
     """No ŷ scores better than y itself."""
-    trial = _trial(case)
-    metric, batch = trial.metric, trial.batch
-    assert metric.better in ("higher", "lower", None), f"`better` is {metric.better!r}"
+    example = _example(case)
+    metric, batch = example.metric, example.batch
+    assert metric.better in ("higher", "lower", None), f'`better` is {metric.better!r}, not "higher", "lower" or None'
     if metric.better is None:
         raise DoesNotApply("neither direction is better")
     best = metric.reduce(metric.measure(batch, batch.y))["value"]
-    others = {"noise over y": trial.disturbed, "another image": metric.measure(batch, batch.y.roll(1, 0))}
+    others = {"y with noise": example.noisy_statistics, "another image": metric.measure(batch, batch.y.roll(1, 0))}
     for name, statistics in others.items():
         value = metric.reduce(statistics)["value"]
-        worse = value <= best if metric.better == "higher" else value >= best
-        worse = worse or _alike(value, best)  # to rounding, as where a set of images is all that counts
-        assert worse, f"{name} scores {value:.6g}, and y itself {best:.6g}, where {metric.better} is better"
+        is_worse = value <= best if metric.better == "higher" else value >= best
+        is_worse = is_worse or _is_close(value, best)  # a metric of the whole set does not see a permutation
+        assert is_worse, f"{name} scores {value:.6g} and y itself {best:.6g}, although {metric.better} is better"
 
 
 @dataclass
-class _Trial:
-    """A metric, a few pairs that it takes, and its statistics of translations that are far from perfect."""
+class _MetricExample:
+    """A metric, a few pairs that it accepts, and its statistics of translations that are far from perfect."""
 
     metric: Any
     batch: Batch
 
     @functools.cached_property
-    def disturbed(self) -> dict[str, Tensor]:
-        return dict(self.metric.measure(self.batch, _disturbed(self.batch)))
+    def noisy_statistics(self) -> dict[str, Tensor]:
+        return dict(self.metric.measure(self.batch, _add_noise(self.batch)))
 
 
-def _trial(case: Case) -> _Trial:
-    """On the kit's own data, or on the first installed data that the metric takes. Made once for each case."""
-    if "metric" not in case.kept:
-        case.kept["metric"] = _made(case)
-    found: _Trial = case.kept["metric"]
-    return found
+def _example(case: ComponentCase) -> _MetricExample:
+    if "metric" not in case.cache:
+        case.cache["metric"] = _build_example(case)
+    example: _MetricExample = case.cache["metric"]
+    return example
 
 
-def _made(case: Case) -> _Trial:
-    refused: list[str] = []
-    for make in (lambda: Drawings("test", side=SIDE), *_installed()):
+def _build_example(case: ComponentCase) -> _MetricExample:
+    """The metric on the kit's own dataset, or else on the first installed dataset that it accepts."""
+    refusals: list[str] = []
+    for build_dataset in (lambda: TinyDataset("test", side=_SIDE), *_installed_datasets()):
         try:
-            data = _Few(make(), IMAGES)
-            metric = case.make(dataset=data)
+            data = _Subset(build_dataset(), _NUM_IMAGES)
+            metric = case.build(dataset=data)
             if hasattr(metric, "trust"):
                 metric.trust(torch.device("cpu"))
         except (DoesNotApply, UserError) as error:
-            refused.append(str(error).splitlines()[0])
+            refusals.append(str(error).splitlines()[0])
             continue
         store = Store(data)
-        return _Trial(metric, collate([store[index] for index in range(len(store))], store))
-    raise DoesNotApply(refused[0])
+        return _MetricExample(metric, collate([store[index] for index in range(len(store))], store))
+    raise DoesNotApply(refusals[0])
 
 
-class _Few:
-    """So many pairs of a dataset, from all over it."""
+class _Subset:
+    """`count` pairs of a dataset, evenly spread over it."""
 
     def __init__(self, data: Any, count: int) -> None:
         self._data, self._indices = data, range(0, len(data), max(1, len(data) // count))[:count]
@@ -120,25 +122,25 @@ class _Few:
         return pair
 
 
-def _installed() -> list[Any]:
-    """What makes the test split of each dataset that needs no parameters."""
-    found = []
+def _installed_datasets() -> list[Callable[[], Any]]:
+    """Functions that build the test split of each installed dataset without required parameters."""
+    builders: list[Callable[[], Any]] = []
     for entry in registry().of("dataset"):
         with contextlib.suppress(DoesNotApply, UserError, AssertionError):
-            found.append(functools.partial(Case.of(entry).make, split="test"))
-    return found
+            builders.append(functools.partial(ComponentCase.from_entry(entry).build, split="test"))
+    return builders
 
 
-def _disturbed(batch: Batch) -> Tensor:
-    draw = torch.Generator().manual_seed(0)
-    return (batch.y + 0.8 * torch.randn(batch.y.shape, generator=draw)).clamp(-1, 1)
+def _add_noise(batch: Batch) -> Tensor:
+    generator = torch.Generator().manual_seed(0)
+    return (batch.y + 0.8 * torch.randn(batch.y.shape, generator=generator)).clamp(-1, 1)
 
 
-def _part(batch: Batch, index: int) -> Batch:
+def _slice(batch: Batch, index: int) -> Batch:
     part = slice(index, index + 1)
     labels = None if batch.labels is None else batch.labels[part]
     return Batch(batch.x[part], batch.y[part], batch.ids[part], labels, batch.blocks[part])
 
 
-def _alike(one: float, other: float) -> bool:
-    return math.isclose(one, other, rel_tol=1e-5, abs_tol=1e-7) or (math.isnan(one) and math.isnan(other))
+def _is_close(a: float, b: float) -> bool:
+    return math.isclose(a, b, rel_tol=1e-5, abs_tol=1e-7) or (math.isnan(a) and math.isnan(b))

@@ -1,4 +1,4 @@
-"""What a model that travels with a plugin promises: it translates, and says where it comes from."""
+"""Checks of models that a plugin ships: they translate, and their folder documents where they come from."""
 
 from __future__ import annotations
 
@@ -8,25 +8,26 @@ import numpy as np
 import torch
 
 from p2pzoo.config.recipe import read_recipe
-from p2pzoo.models.model import load
-from p2pzoo.testing.kit import Case
+from p2pzoo.models.model import load_model
+from p2pzoo.testing.component_case import ComponentCase
 
 
-def check_translates(case: Case) -> None:
-    """It loads, and translates an image of the size that it was trained at: into [-1, 1], twice alike."""
-    model = load(case.make(), device="cpu")
+def check_model_translates(case: ComponentCase) -> None:
+    """Loads and translates an image of its training size into [-1, 1], with the same result twice."""
+    model = load_model(case.build(), device="cpu")
     x = torch.rand(1, model.in_channels, *model.size, generator=torch.Generator().manual_seed(0)) * 2 - 1
     y_hat = model.translate(x)
-    assert y_hat.shape == (1, model.out_channels, *model.size), f"gives {tuple(y_hat.shape)}"
-    assert y_hat.isfinite().all(), "gives values that are no numbers"
-    assert y_hat.abs().max() <= 1, "gives values beyond [-1, 1]"
-    assert np.array_equal(model.translate(x), y_hat), "gives something else the second time"
+    expected = (1, model.out_channels, *model.size)
+    assert y_hat.shape == expected, f"ŷ has the shape {tuple(y_hat.shape)}, not {expected}"
+    assert y_hat.isfinite().all(), "ŷ has values that are nan or inf"
+    assert y_hat.abs().max() <= 1, "ŷ has values outside of [-1, 1]"
+    assert np.array_equal(model.translate(x), y_hat), "gives another ŷ for the same x the second time"
 
 
-def check_card(case: Case) -> None:
-    """Beside it lie the recipe that it was trained by, and its card, which names a licence."""
-    folder = Path(case.make())
+def check_model_card(case: ComponentCase) -> None:
+    """Its folder has the recipe that it was trained with, and a model card that names a licence."""
+    folder = Path(case.build())
     read_recipe(str(folder / "recipe.toml"))
     card = folder / "README.md"
-    assert card.is_file(), "has no README.md: p2pzoo card RUN -o DIR writes one"
-    assert "\nlicense: " in card.read_text("utf-8"), "its README.md names no licence"
+    assert card.is_file(), "has no README.md: `p2pzoo card RUN -o DIR` writes one"
+    assert "\nlicense: " in card.read_text("utf-8"), "its README.md names no licence: add a line `license: ...`"

@@ -1,4 +1,4 @@
-"""What generators and discriminators promise."""
+"""Checks of generators and discriminators."""
 
 from __future__ import annotations
 
@@ -15,298 +15,314 @@ from torch import Tensor, nn
 
 from p2pzoo.compute.engine import Engine
 from p2pzoo.models import safetensors_io
-from p2pzoo.models.build import build
-from p2pzoo.models.model_file import load_model
-from p2pzoo.models.test_modes import prepared
+from p2pzoo.models.build import build_network
+from p2pzoo.models.model_file import load_network
+from p2pzoo.models.test_modes import optimize_for_eval
 from p2pzoo.plugin import schema
 from p2pzoo.plugin.registry import Registry
-from p2pzoo.testing.kit import Case, maps
-from p2pzoo.testing.partners import compute
+from p2pzoo.testing.component_case import ComponentCase, output_maps
+from p2pzoo.testing.tiny_components import cpu_settings
 from p2pzoo.utils import rng
 
-CHANNELS = ((3, 3), (1, 3), (3, 1), (4, 4))
-ROUNDING = 1e-6  # of the largest value, in float64: what another order of summing may change
-BF16 = 0.1  # mean difference over mean absolute value
+_CHANNELS = ((3, 3), (1, 3), (3, 1), (4, 4))
+_FLOAT64_TOLERANCE = 1e-6  # relative to the largest value: another order of summation changes no more than this
+_FLOAT32_TOLERANCE = 1e-4  # the same for float32
+_BF16_ERROR = 0.1  # mean difference / mean absolute value: bfloat16 keeps 8 bits, and errors add up over the layers
 
 
-def check_shapes(case: Case) -> None:
-    """Any channels; any size that `size_divisor` allows, as wide as high or not."""
-    for channels in CHANNELS:
-        _shown(case, case.network(channels), channels, case.size)
+def check_network_shapes(case: ComponentCase) -> None:
+    """Accepts any channel counts, and any size that `size_divisor` allows, square or not."""
+    for channels in _CHANNELS:
+        _assert_output_shapes(case, case.build_network(channels), channels, case.size)
     height, width = case.size[0], 2 * case.size[1]
-    _shown(case, case.network(size=(height, width)), (3, 3), (height, width))
+    _assert_output_shapes(case, case.build_network(size=(height, width)), (3, 3), (height, width))
     if case.kind == "generator":
-        network, (side, _) = case.network(), case.size
+        network, (side, _) = case.build_network(), case.size
         divisor = int(getattr(network, "size_divisor", 1))
-        assert divisor >= 1, f"size_divisor is {divisor}"
-        _shown(case, network, (3, 3), (side + divisor, side + 2 * divisor))
+        assert divisor >= 1, f"`size_divisor` is {divisor}: it must be at least 1"
+        _assert_output_shapes(case, network, (3, 3), (side + divisor, side + 2 * divisor))
         if divisor > 1:
-            odd = (side + divisor // 2, side)
+            not_a_multiple = (side + divisor // 2, side)
             with contextlib.suppress(ValueError):
-                _shown(case, network, (3, 3), odd)
+                _assert_output_shapes(case, network, (3, 3), not_a_multiple)
 
 
-def check_range(case: Case) -> None:
-    """ŷ lies in [-1, 1]."""
+def check_generator_range(case: ComponentCase) -> None:
+    """ŷ is within [-1, 1]."""
     with torch.no_grad():
-        y_hat = case.network()(*case.inputs())
-    assert y_hat.isfinite().all(), "ŷ holds values that are nan or inf"
-    assert y_hat.abs().max() <= 1, f"ŷ reaches from {y_hat.min():.3g} to {y_hat.max():.3g}, and not within [-1, 1]"
+        y_hat = case.build_network()(*case.example_inputs())
+    assert y_hat.isfinite().all(), "ŷ has values that are nan or inf"
+    assert y_hat.abs().max() <= 1, f"values of ŷ are {y_hat.min():.3g} to {y_hat.max():.3g}, not within [-1, 1]"
 
 
-def check_logits(case: Case) -> None:
-    """D(x, y) is a list of (B, 1, h, w) maps; `features` has a list of activations for each of them."""
-    network, shown = case.network(), case.inputs()
-    logits, features = network(*shown), network.features(*shown)  # type: ignore[operator]
-    assert isinstance(logits, list), f"gives a {type(logits).__name__} where a list of maps is expected"
-    assert logits, "gives no map of logits"
-    for each in logits:
-        assert each.ndim == 4, f"a map of logits is {_told(each)}, not (B, 1, h, w)"
-        assert each.shape[:2] == (len(shown[0]), 1), f"a map of logits is {_told(each)}, not (B, 1, h, w)"
-    nested = isinstance(features, list) and all(isinstance(scale, list) and scale for scale in features)
-    assert nested, "features gives no list of lists of activations"
-    assert len(features) == len(logits), f"features has {len(features)} lists, and there are {len(logits)} maps"
+def check_discriminator_logits(case: ComponentCase) -> None:
+    """D(x, y) is a list of (B, 1, h, w) maps, and `features` has one list of activations for each of them."""
+    network, inputs = case.build_network(), case.example_inputs()
+    logits, features = network(*inputs), network.features(*inputs)  # type: ignore[operator]
+    assert isinstance(logits, list), f"returns a {type(logits).__name__}, not a list of maps"
+    assert logits, "returns an empty list: there must be one map of logits per scale"
+    for logit_map in logits:
+        is_map = logit_map.ndim == 4 and logit_map.shape[:2] == (len(inputs[0]), 1)
+        assert is_map, f"a map of logits has the shape {_shape(logit_map)}, not (B, 1, h, w)"
+    is_nested = isinstance(features, list) and all(isinstance(scale, list) and scale for scale in features)
+    assert is_nested, "`features` does not return a list of lists of activations, one list per scale"
+    assert len(features) == len(logits), f"`features` returns {len(features)} lists for {len(logits)} maps of logits"
 
 
-def check_gradients(case: Case) -> None:
-    """Every parameter that asks for a gradient gets a finite one."""
-    network = case.network()
-    _scalar(network(*case.inputs())).backward()
-    asking = {name: p for name, p in network.named_parameters() if p.requires_grad}
-    without = [name for name, p in asking.items() if p.grad is None]
-    assert not without, f"no gradient reaches {_first(without)}"
-    wild = [name for name, p in asking.items() if p.grad is not None and not p.grad.isfinite().all()]
-    assert not wild, f"the gradient of {_first(wild)} is not finite"
+def check_network_gradients(case: ComponentCase) -> None:
+    """Every parameter with requires_grad gets a finite gradient."""
+    network = case.build_network()
+    _weighted_sum(network(*case.example_inputs())).backward()
+    trainable = {name: p for name, p in network.named_parameters() if p.requires_grad}
+    without = [name for name, p in trainable.items() if p.grad is None]
+    assert not without, f"no gradient reaches {_first_of(without)}"
+    infinite = [name for name, p in trainable.items() if p.grad is not None and not p.grad.isfinite().all()]
+    assert not infinite, f"the gradient of {_first_of(infinite)} is nan or inf"
 
 
-def check_gradients_reach_y(case: Case) -> None:
-    """What D says of ŷ, in logits and in features, can teach G."""
-    network, (x, y) = case.network(), case.inputs()
-    for name, output in (("its logits", lambda: network(x, y)), ("its features", lambda: _features(network, x, y))):
+def check_discriminator_gradients_reach_y(case: ComponentCase) -> None:
+    """Gradients of the logits and of the features reach ŷ, so that G can learn from them."""
+    network, (x, y) = case.build_network(), case.example_inputs()
+    for name, compute in (("its logits", lambda: network(x, y)), ("its features", lambda: _features(network, x, y))):
         y.grad = None
         y.requires_grad_()
-        _scalar(output()).backward()
+        _weighted_sum(compute()).backward()
         assert y.grad is not None, f"no gradient of {name} reaches ŷ"
-        assert y.grad.isfinite().all(), f"the gradient that {name} send to ŷ is not finite"
-        assert y.grad.abs().sum() > 0, f"the gradient that {name} send to ŷ is 0"
+        assert y.grad.isfinite().all(), f"the gradient of {name} at ŷ is nan or inf"
+        assert y.grad.abs().sum() > 0, f"the gradient of {name} at ŷ is 0"
 
 
-def check_seed(case: Case) -> None:
-    """One seed, the same bits: of the first weights, and of the output in training."""
-    one, other = case.network(seed=1), case.network(seed=1)
-    for name, tensor in one.state_dict().items():
-        assert torch.equal(tensor, other.state_dict()[name]), f"'{name}' differs between two that one seed made"
+def check_network_seed(case: ComponentCase) -> None:
+    """One seed gives bit-identical initial weights, and bit-identical outputs in training mode."""
+    first, second = case.build_network(seed=1), case.build_network(seed=1)
+    for name, tensor in first.state_dict().items():
+        assert torch.equal(tensor, second.state_dict()[name]), f"'{name}' differs between two networks of one seed"
     outputs = []
-    for network in (one, other):
+    for network in (first, second):
         with rng.torch_seed(2), torch.no_grad():
-            outputs.append(maps(network(*case.inputs())))
-    assert all(map(torch.equal, *outputs)), "one seed gives two outputs in training"
+            outputs.append(output_maps(network(*case.example_inputs())))
+    assert all(map(torch.equal, *outputs)), "one seed gives two outputs in training mode"
 
 
-def check_modes(case: Case) -> None:
-    """In eval mode nothing is drawn, nothing kept, and an image's output does not depend on the rest of the batch. What
-    differs in training is the doing of layers: norms, dropout, spectral norm; the network's own code does the same.
+def check_network_modes(case: ComponentCase) -> None:
+    """Eval mode draws no random numbers, changes no buffers and treats each image of a batch independently.
+
+    Only layers (norms, dropout, spectral norm) differ between training and eval mode, not the network's own code.
     """
-    network, shown = _used(case).eval(), case.inputs()
-    kept = copy.deepcopy(network.state_dict())
+    network, inputs = build_trained_network(case).eval(), case.example_inputs()
+    tensors_before = copy.deepcopy(network.state_dict())
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
-        random = torch.get_rng_state()
-        together = maps(network(*shown))
-        assert torch.equal(random, torch.get_rng_state()), "draws random numbers in eval mode"
-        apart = [maps(network(*(each[i : i + 1] for each in shown))) for i in range(len(shown[0]))]
-        alone = [torch.cat(rows) for rows in zip(*apart, strict=True)]
-        assert _close(together, alone), "in eval mode an image's output depends on the rest of its batch"
-        changed = [name for name, tensor in network.state_dict().items() if not torch.equal(tensor, kept[name])]
-        assert not changed, f"changes {_first(changed)} in eval mode"
+        rng_state = torch.get_rng_state()
+        in_batch = output_maps(network(*inputs))
+        assert torch.equal(rng_state, torch.get_rng_state()), "draws random numbers in eval mode"
+        single_outputs = [output_maps(network(*(each[i : i + 1] for each in inputs))) for i in range(len(inputs[0]))]
+        alone = [torch.cat(rows) for rows in zip(*single_outputs, strict=True)]
+        assert _is_close(in_batch, alone), "in eval mode an image's output depends on the rest of its batch"
+        tensors = network.state_dict()
+        changed = [name for name, tensor in tensors.items() if not torch.equal(tensor, tensors_before[name])]
+        assert not changed, f"changes {_first_of(changed)} in eval mode"
 
         network.train()
         for layer in network.modules():
-            if _of_torch(layer):
+            if _is_torch_layer(layer):
                 layer.training = False
-        same = _close(maps(network(*shown)), together)
-        assert same, "its own code does something else in training than in eval mode: declare why in known_failures"
+        is_same = _is_close(output_maps(network(*inputs)), in_batch)
+        assert is_same, "its own code differs between training and eval mode: give the reason in `known_failures`"
 
 
-def check_file(case: Case) -> None:
-    """Its tensors go through a safetensors file, and the network that is made of that file gives the same bits."""
-    network, shown = _used(case).eval(), case.inputs()
+def check_network_file(case: ComponentCase) -> None:
+    """A network that is loaded from its safetensors file gives bit-identical outputs."""
+    network, inputs = build_trained_network(case).eval(), case.example_inputs()
     with tempfile.TemporaryDirectory() as folder, torch.no_grad():
         file = Path(folder) / "model.safetensors"
         if case.kind == "generator":
-            safetensors_io.save_model(file, network, _header(case, network))
-            again, _ = load_model(file, Registry([case.component.entry]))
+            safetensors_io.save_model(file, network, network_header(case, network))
+            loaded, _ = load_network(file, Registry([case.component.entry]))
         else:
             safetensors_io.save_tensors(file, network.state_dict(), {})
             with torch.device("meta"):
-                again = build(case.component, (3, 3), case.size)
-            again = again.to_empty(device="cpu")
-            safetensors_io.load_into(again, safetensors_io.load_tensors(file)[0], "the file")
-        outputs = maps(network(*shown)), maps(again.eval()(*shown))
-    told = "gives something else once it is read from its file: does it keep values that are in no state_dict?"
-    assert all(map(torch.equal, *outputs)), told
+                loaded = build_network(case.component, (3, 3), case.size)
+            loaded = loaded.to_empty(device="cpu")
+            safetensors_io.load_into(loaded, safetensors_io.load_tensors(file)[0], "the file")
+        outputs = output_maps(network(*inputs)), output_maps(loaded.eval()(*inputs))
+    message = "gives another output after it is loaded from its file: is one of its tensors not in the state dict?"
+    assert all(map(torch.equal, *outputs)), message
 
 
-def check_meta(case: Case) -> None:
-    """It can be built, and asked for its output's shape, on the meta device, where nothing is allocated."""
+def check_network_meta(case: ComponentCase) -> None:
+    """Can be built and run on the meta device, where nothing is allocated."""
     with torch.device("meta"):
-        network = build(case.component, (3, 3), case.size)
-        shown = [torch.zeros(each.shape) for each in case.inputs()]
-        output = maps(network(*shown))
-    real = [name for name, tensor in network.state_dict().items() if not tensor.is_meta]
-    assert not real, f"allocates {_first(real)}"
-    assert all(each.is_meta for each in output), "its output is allocated"
+        network = build_network(case.component, (3, 3), case.size)
+        inputs = [torch.zeros(each.shape) for each in case.example_inputs()]
+        output = output_maps(network(*inputs))
+    allocated = [name for name, tensor in network.state_dict().items() if not tensor.is_meta]
+    assert not allocated, f"allocates {_first_of(allocated)}"
+    assert all(each.is_meta for each in output), "allocates its output"
 
 
-def check_bf16(case: Case) -> None:
-    """Under autocast to bfloat16 outputs and gradients are finite, and the outputs about the same."""
-    network, shown = _used(case).eval(), case.inputs()
+def check_network_bf16(case: ComponentCase) -> None:
+    """Under bfloat16 autocast, outputs and gradients are finite, and outputs are close to those in float32."""
+    network, inputs = build_trained_network(case).eval(), case.example_inputs()
     with torch.no_grad():
-        expected = maps(network(*shown))
+        expected = output_maps(network(*inputs))
     with torch.autocast("cpu", torch.bfloat16):
-        output = maps(network(*shown))
-    _scalar([each.float() for each in output]).backward()
-    for one, other in zip(output, expected, strict=True):
-        assert one.isfinite().all(), "its output under bf16 autocast is not finite"
-        error = ((one.float() - other).abs().mean() / other.abs().mean().clamp(min=1e-3)).item()
-        assert error < BF16, f"its output under bf16 autocast differs by {error:.0%}"
-    wild = [name for name, p in network.named_parameters() if p.grad is not None and not p.grad.isfinite().all()]
-    assert not wild, f"the gradient of {_first(wild)} under bf16 autocast is not finite"
+        output = output_maps(network(*inputs))
+    _weighted_sum([each.float() for each in output]).backward()
+    for half, single in zip(output, expected, strict=True):
+        assert half.isfinite().all(), "its output under bf16 autocast is nan or inf"
+        error = ((half.float() - single).abs().mean() / single.abs().mean().clamp(min=1e-3)).item()
+        message = f"its output under bf16 autocast differs by {error:.0%}, {_BF16_ERROR:.0%} is allowed"
+        assert error < _BF16_ERROR, message
+    infinite = [name for name, p in network.named_parameters() if p.grad is not None and not p.grad.isfinite().all()]
+    assert not infinite, f"the gradient of {_first_of(infinite)} under bf16 autocast is nan or inf"
 
 
-def check_compile(case: Case) -> None:
-    """torch.compile (backend aot_eager) traces it whole, forwards and backwards, to the same values."""
-    network = _settled(case, case.network())
-    plain = copy.deepcopy(network)
+def check_network_compile(case: ComponentCase) -> None:
+    """torch.compile (backend aot_eager, fullgraph) gives the same outputs and gradients."""
+    network = _make_repeatable(case, case.build_network())
+    original = copy.deepcopy(network)
     torch.compiler.reset()
     try:
-        with _quiet():
-            _same_game(case, plain, torch.compile(network, backend="aot_eager", fullgraph=True, dynamic=False), network)
+        with _no_warnings():
+            compiled = torch.compile(network, backend="aot_eager", fullgraph=True, dynamic=False)
+            _assert_same_step(case, original, compiled, network)
     finally:
         torch.compiler.reset()
 
 
-def check_export(case: Case) -> None:
-    """torch.export traces it in eval mode, and the exported program gives what the network gives."""
-    network, inputs = _used(case).eval(), case.inputs()
-    with torch.no_grad(), _quiet():
+def check_network_export(case: ComponentCase) -> None:
+    """torch.export traces the network in eval mode, and the exported program gives the same output."""
+    network, inputs = build_trained_network(case).eval(), case.example_inputs()
+    with torch.no_grad(), _no_warnings():
         exported = torch.export.export(network, inputs).module()
-        assert _close(maps(exported(*inputs)), maps(network(*inputs))), "gives other values once it is exported"
+        is_same = _is_close(output_maps(exported(*inputs)), output_maps(network(*inputs)))
+        assert is_same, "gives another output after torch.export"
 
 
-def check_rewrites(case: Case) -> None:
-    """What the core does for speed (kernels, memory format) or memory (checkpointing) changes nothing but rounding."""
-    for settings in (compute(), compute(checkpointing=True, channels_last=False)):
-        network = _settled(case, _used(case))
-        plain = copy.deepcopy(network)
-        with _quiet():  # it may have no part that checkpointing could compute again
-            placed = Engine(settings).prepare_model(network)
-        _same_game(case, plain, placed, network)
+def check_network_rewrites(case: ComponentCase) -> None:
+    """The core's changes for speed (kernels, memory format) and memory (checkpointing) change only the rounding."""
+    for settings in (cpu_settings(), cpu_settings(checkpointing=True, channels_last=False)):
+        network = _make_repeatable(case, build_trained_network(case))
+        original = copy.deepcopy(network)
+        with _no_warnings():  # it may have no layers for activation checkpointing
+            prepared = Engine(settings).prepare_model(network)
+        _assert_same_step(case, original, prepared, network)
     if case.kind == "generator":
-        [x] = case.inputs()
-        with warnings.catch_warnings(record=True) as said:
-            warnings.simplefilter("always")
-            prepared(_used(case).eval(), x[:1])
-        told = [str(each.message) for each in said if "folded" in str(each.message)]
-        assert not told, f"in eval mode: {_first(told)}"
+        [x] = case.example_inputs()
+        network = build_trained_network(case).eval()
+        with _no_warnings():
+            optimized = optimize_for_eval(network, x[:1])  # the network itself if the faster copy differs from it
+        message = "in eval mode it gives another output after batch norms are fused into convolutions"
+        assert optimized is not network, message
 
 
-# --- what they share -------------------------------------------------------------------------------------------
+# --- shared by the checks --------------------------------------------------------------------------------------
 
 
-def _shown(case: Case, network: nn.Module, channels: tuple[int, int], size: tuple[int, int]) -> None:
-    """Shapes of what the network gives for x and y of these channels and this (H, W)."""
-    shown = case.inputs(channels, size)
+def _assert_output_shapes(
+    case: ComponentCase, network: nn.Module, channels: tuple[int, int], size: tuple[int, int]
+) -> None:
+    """Check the output for x and y with these channels and this (H, W)."""
+    inputs = case.example_inputs(channels, size)
     with torch.no_grad():
-        output = network(*shown)
+        output = network(*inputs)
     if case.kind == "generator":
-        expected = (len(shown[0]), channels[1], *size)
-        assert isinstance(output, Tensor), f"gives a {type(output).__name__}, not a tensor"
-        assert output.shape == expected, f"ŷ of a {_told(shown[0])} x is {_told(output)}, not {expected}"
+        expected = (len(inputs[0]), channels[1], *size)
+        assert isinstance(output, Tensor), f"returns a {type(output).__name__}, not a tensor"
+        assert output.shape == expected, f"ŷ for x of {_shape(inputs[0])} is {_shape(output)}, not {expected}"
     else:
-        for each in maps(output):
-            assert each.shape[:2] == (len(shown[0]), 1), f"logits of {_told(shown[1])} y are {_told(each)}"
-            assert min(each.shape[2:]) >= 1, f"no logit is left of {_told(shown[1])} y"
+        for logit_map in output_maps(output):
+            message = f"logits for y of {_shape(inputs[1])} are {_shape(logit_map)}"
+            assert logit_map.shape[:2] == (len(inputs[0]), 1), message
+            assert min(logit_map.shape[2:]) >= 1, f"{message}: no logit is left"
 
 
-def _used(case: Case) -> nn.Module:
-    """As after some training: norms have seen images, and nothing is at its first value."""
-    network, draw = case.network(seed=1), torch.Generator().manual_seed(5)
+def build_trained_network(case: ComponentCase) -> nn.Module:
+    """A network as after some training: weights and running statistics differ from their initial values."""
+    network, generator = case.build_network(seed=1), torch.Generator().manual_seed(5)
     with torch.no_grad():
         for parameter in network.parameters():
             if parameter.requires_grad:
-                parameter.add_(torch.randn(parameter.shape, generator=draw), alpha=0.02)
+                parameter.add_(torch.randn(parameter.shape, generator=generator), alpha=0.02)
         for norm in network.modules():
-            learns = all(parameter.requires_grad for parameter in norm.parameters())
-            if isinstance(norm, nn.modules.batchnorm._NormBase) and norm.running_mean is not None and learns:
+            is_trainable = all(parameter.requires_grad for parameter in norm.parameters())
+            if isinstance(norm, nn.modules.batchnorm._NormBase) and norm.running_mean is not None and is_trainable:
                 assert norm.running_var is not None
-                norm.running_mean.copy_(torch.randn(norm.running_mean.shape, generator=draw) * 0.1)
-                norm.running_var.copy_(torch.rand(norm.running_var.shape, generator=draw) + 0.5)
+                norm.running_mean.copy_(torch.randn(norm.running_mean.shape, generator=generator) * 0.1)
+                norm.running_var.copy_(torch.rand(norm.running_var.shape, generator=generator) + 0.5)
     return network
 
 
-def _settled(case: Case, network: nn.Module) -> nn.Module:
-    """In float64, and without dropout, whose numbers fall elsewhere in another memory format; in eval mode altogether
-    where the network draws numbers of its own.
+def _make_repeatable(case: ComponentCase, network: nn.Module) -> nn.Module:
+    """The network in float64 and without dropout, or in eval mode if its own code draws random numbers.
+
+    Another memory format gives dropout's random numbers to other values.
     """
     network = network.double()
     for layer in network.modules():
-        if _drops(layer):
+        if _is_dropout(layer):
             layer.training = False
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
-        random = torch.get_rng_state()
-        copy.deepcopy(network)(*(each.double() for each in case.inputs()))
-        if not torch.equal(random, torch.get_rng_state()):
+        rng_state = torch.get_rng_state()
+        copy.deepcopy(network)(*(each.double() for each in case.example_inputs()))
+        if not torch.equal(rng_state, torch.get_rng_state()):
             network.eval()
     return network
 
 
-def _same_game(case: Case, plain: nn.Module, rewritten: Any, own: nn.Module) -> None:
-    """Two networks of the same weights: the same outputs, the same gradients."""
-    shown = [each.double() for each in case.inputs()]
+def _assert_same_step(case: ComponentCase, original: nn.Module, rewritten: Any, owner: nn.Module) -> None:
+    """Check that two networks of the same weights give the same outputs and gradients.
+
+    owner  the module that holds the parameters of `rewritten`
+    """
+    inputs = [each.double() for each in case.example_inputs()]
     outputs = []
-    for network in (plain, rewritten):
+    for network in (original, rewritten):
         with rng.torch_seed(3):
-            output = maps(network(*shown))
+            output = output_maps(network(*inputs))
         outputs.append([each.detach() for each in output])
-        _scalar(output).backward()
-    assert _close(*outputs), "gives another output"
-    for (name, one), other in zip(plain.named_parameters(), own.parameters(), strict=True):
-        if one.grad is not None:
-            assert other.grad is not None, f"no gradient reaches '{name}'"
-            assert _close([one.grad], [other.grad]), f"the gradient of '{name}' is another one"
+        _weighted_sum(output).backward()
+    assert _is_close(*outputs), "gives another output"
+    for (name, expected), parameter in zip(original.named_parameters(), owner.parameters(), strict=True):
+        if expected.grad is not None:
+            assert parameter.grad is not None, f"no gradient reaches '{name}'"
+            assert _is_close([expected.grad], [parameter.grad]), f"gives '{name}' another gradient"
 
 
-def _close(one: list[Tensor], other: list[Tensor]) -> bool:
-    exact = all(each.dtype == torch.float64 for each in one)
-    for a, b in zip(one, other, strict=True):
-        room = (ROUNDING if exact else 1e-4) * max(float(a.abs().max()), 1e-3)
-        if a.shape != b.shape or not torch.allclose(a, b, rtol=0, atol=room):
+def _is_close(first: list[Tensor], second: list[Tensor]) -> bool:
+    is_double = all(each.dtype == torch.float64 for each in first)
+    for a, b in zip(first, second, strict=True):
+        tolerance = (_FLOAT64_TOLERANCE if is_double else _FLOAT32_TOLERANCE) * max(float(a.abs().max()), 1e-3)
+        if a.shape != b.shape or not torch.allclose(a, b, rtol=0, atol=tolerance):
             return False
     return True
 
 
-def _scalar(output: Any) -> Tensor:
-    """A number to differentiate, in which each value has a weight of its own: norms make plain sums constant."""
-    draw = torch.Generator().manual_seed(4)
-    weighted = [(each * torch.randn(each.shape, generator=draw).to(each.dtype)).mean() for each in maps(output)]
-    return torch.stack(weighted).sum()
+def _weighted_sum(output: Any) -> Tensor:
+    """A scalar with a random weight for each value: a plain sum is constant after an instance norm."""
+    generator = torch.Generator().manual_seed(4)
+    means = [
+        (each * torch.randn(each.shape, generator=generator).to(each.dtype)).mean() for each in output_maps(output)
+    ]
+    return torch.stack(means).sum()
 
 
 def _features(network: Any, x: Tensor, y: Tensor) -> list[Tensor]:
-    return [each for scale in network.features(x, y) for each in scale]
+    return [activation for scale in network.features(x, y) for activation in scale]
 
 
-def _of_torch(layer: nn.Module) -> bool:
-    known = _drops(layer) or isinstance(layer, nn.modules.batchnorm._NormBase)
-    return known or type(layer).__module__.startswith("torch.")
+def _is_torch_layer(layer: nn.Module) -> bool:
+    is_known = _is_dropout(layer) or isinstance(layer, nn.modules.batchnorm._NormBase)
+    return is_known or type(layer).__module__.startswith("torch.")
 
 
-def _drops(layer: nn.Module) -> bool:
-    """Dropout and its kin, timm's DropPath among them."""
+def _is_dropout(layer: nn.Module) -> bool:
+    """Whether the layer is a dropout of torch, or one such as timm's DropPath."""
     return isinstance(layer, nn.modules.dropout._DropoutNd) or type(layer).__name__.startswith("Drop")
 
 
-def _header(case: Case, network: nn.Module) -> dict[str, Any]:
+def network_header(case: ComponentCase, network: nn.Module) -> dict[str, Any]:
+    """The header of a model file, as far as `load_network` needs it."""
     component = case.component
     return {
         "generator": {"use": component.entry.full_name, "params": schema.to_jsonable(component.values)},
@@ -318,15 +334,15 @@ def _header(case: Case, network: nn.Module) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def _no_warnings() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
 
 
-def _first(names: list[str]) -> str:
+def _first_of(names: list[str]) -> str:
     return f"'{names[0]}'" + (f" and {len(names) - 1} more" if len(names) > 1 else "")
 
 
-def _told(tensor: Tensor) -> str:
+def _shape(tensor: Tensor) -> str:
     return str(tuple(tensor.shape))

@@ -1,4 +1,4 @@
-"""Which checks each kind has, and how pytest is given them."""
+"""The checks of each kind, and their tests for pytest."""
 
 from __future__ import annotations
 
@@ -6,41 +6,88 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from p2pzoo.testing import augmentations, callbacks, data, losses, metrics, models, networks
-from p2pzoo.testing.kit import Check, Trial, trials
+from p2pzoo.testing.component_check import CheckFunction, ComponentCheck, build_component_checks
 from p2pzoo.testing.training import check_training
 
-BOTH = (
-    networks.check_gradients, networks.check_seed, networks.check_modes, networks.check_file, networks.check_meta,
-    networks.check_bf16, networks.check_compile, networks.check_export, networks.check_rewrites, check_training,
-)  # fmt: skip
-TERMS = (losses.check_scalar, losses.check_gradients, losses.check_other_side, losses.check_minimum, check_training)
+# Plugins write these names in `known_failures` and `expected_failures`: a name never changes, even if its function is
+# renamed.
+_NETWORK_CHECKS: dict[str, CheckFunction] = {
+    "gradients": networks.check_network_gradients,
+    "seed": networks.check_network_seed,
+    "modes": networks.check_network_modes,
+    "file": networks.check_network_file,
+    "meta": networks.check_network_meta,
+    "bf16": networks.check_network_bf16,
+    "compile": networks.check_network_compile,
+    "export": networks.check_network_export,
+    "rewrites": networks.check_network_rewrites,
+    "training": check_training,
+}
+_LOSS_CHECKS: dict[str, CheckFunction] = {
+    "scalar": losses.check_loss_scalar,
+    "gradients": losses.check_loss_gradients,
+    "other_side": losses.check_loss_other_side,
+    "minimum": losses.check_loss_minimum,
+    "training": check_training,
+}
 
-CHECKS: dict[str, tuple[Check, ...]] = {
-    "generator": (networks.check_shapes, networks.check_range, *BOTH),
-    "discriminator": (networks.check_shapes, networks.check_logits, networks.check_gradients_reach_y, *BOTH),
-    "gan_loss": TERMS,
-    "loss": TERMS,
-    "dataset": (
-        data.check_pairs, data.check_range, data.check_repeats, data.check_ids, data.check_splits, data.check_pickle,
-        data.check_aligned, check_training,
-    ),
-    "metric": (metrics.check_batches, metrics.check_order, metrics.check_perfect),
-    "callback": (callbacks.check_changes_nothing,),
-    "model": (models.check_translates, models.check_card),
-    "augmentation": (
-        augmentations.check_shapes, augmentations.check_repeats, augmentations.check_batches,
-        augmentations.check_aligned, augmentations.check_gradients, check_training,
-    ),
-}  # fmt: skip
+CHECKS: dict[str, dict[str, CheckFunction]] = {
+    "generator": {
+        "shapes": networks.check_network_shapes,
+        "range": networks.check_generator_range,
+        **_NETWORK_CHECKS,
+    },
+    "discriminator": {
+        "shapes": networks.check_network_shapes,
+        "logits": networks.check_discriminator_logits,
+        "gradients_reach_y": networks.check_discriminator_gradients_reach_y,
+        **_NETWORK_CHECKS,
+    },
+    "gan_loss": _LOSS_CHECKS,
+    "loss": _LOSS_CHECKS,
+    "dataset": {
+        "pairs": data.check_dataset_pairs,
+        "range": data.check_dataset_range,
+        "repeats": data.check_dataset_repeats,
+        "ids": data.check_dataset_ids,
+        "splits": data.check_dataset_splits,
+        "pickle": data.check_dataset_pickle,
+        "aligned": data.check_dataset_alignment,
+        "training": check_training,
+    },
+    "metric": {
+        "batches": metrics.check_metric_batches,
+        "order": metrics.check_metric_order,
+        "perfect": metrics.check_metric_perfect,
+    },
+    "callback": {"changes_nothing": callbacks.check_callback_changes_nothing},
+    "model": {"translates": models.check_model_translates, "card": models.check_model_card},
+    "augmentation": {
+        "shapes": augmentations.check_augmentation_shapes,
+        "repeats": augmentations.check_augmentation_repeats,
+        "batches": augmentations.check_augmentation_batches,
+        "aligned": augmentations.check_augmentation_alignment,
+        "gradients": augmentations.check_augmentation_gradients,
+        "training": check_training,
+    },
+}
 
 
-def trials_of(
+def list_component_checks(
     plugin: str,
     parameters: Mapping[str, Mapping[str, Any]] | None = None,
     expected_failures: Mapping[str, str] | None = None,
-) -> list[Trial]:
-    """See `kit.trials`."""
-    return trials(plugin, CHECKS, parameters, expected_failures)
+) -> list[ComponentCheck]:
+    """Every component of a plugin with every check of its kind, for code that runs the checks without pytest.
+
+    The arguments and errors are those of `conformance`. `run()` of each item returns a CheckResult:
+
+    >>> checks = list_component_checks("pix2pix")
+    >>> result = next(check for check in checks if str(check) == "loss.l1-scalar").run()
+    >>> result.status
+    'pass'
+    """
+    return build_component_checks(plugin, CHECKS, parameters, expected_failures)
 
 
 def conformance(
@@ -48,30 +95,32 @@ def conformance(
     *,
     parameters: Mapping[str, Mapping[str, Any]] | None = None,
     expected_failures: Mapping[str, str] | None = None,
-) -> Callable[[Trial], None]:
+) -> Callable[[ComponentCheck], None]:
     """Tests for pytest, one per component and check: `test_mine = conformance("my-plugin")`.
 
-    parameters         {component: {parameter: value}} of those that are not to have their defaults; a `width` that is
-                       not given is small
-    expected_failures  {check: reason}, {"component.check": reason} or {"kind.component.check": reason}. One that
-                       passes all the same is a failure
+    parameters         {component: {parameter: value}}: values in place of the defaults. A `width` that is not given is
+                       small
+    expected_failures  {check: reason}, {"component.check": reason} or {"kind.component.check": reason}. An expected
+                       failure that passes fails the test
 
-    A component is named as recipes name it, or "kind.name" where two kinds share a name. What cannot be checked here,
-    for want of weights, say, is skipped with the reason. Raises UserError for a plugin that is not installed, and for
-    names that are nobody's.
+    A component is named as in recipes, or as "kind.name" if two kinds share a name. A check that cannot run here, for
+    example because weights are missing, is skipped with the reason. Raises UserError if the plugin is not installed or
+    does not load, for names that match nothing, and for an expected failure without a reason.
+
+    >>> test_pix2pix = conformance("pix2pix", expected_failures={"unet.bf16": "why it cannot pass"})
     """
     import pytest
 
-    @pytest.mark.parametrize("trial", trials_of(plugin, parameters, expected_failures), ids=str)
-    def test(trial: Trial) -> None:
-        finding = trial.run()
-        if finding.status == "does not apply":
-            pytest.skip(finding.told)
-        if finding.status == "expected failure":
-            pytest.xfail(finding.told)
-        if finding.error:
-            raise finding.error
-        if finding.status == "fail":
-            pytest.fail(finding.told, pytrace=False)
+    @pytest.mark.parametrize("check", list_component_checks(plugin, parameters, expected_failures), ids=str)
+    def test(check: ComponentCheck) -> None:
+        result = check.run()
+        if result.status == "does not apply":
+            pytest.skip(result.message)
+        if result.status == "expected failure":
+            pytest.xfail(result.message)
+        if result.error:
+            raise result.error
+        if result.status == "fail":
+            pytest.fail(result.message, pytrace=False)
 
     return test

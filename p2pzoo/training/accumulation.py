@@ -1,8 +1,7 @@
-"""The training step in less memory: gradients summed over parts of the batch."""
+"""Gradient accumulation: the training step in less memory, with gradients summed over parts of the batch."""
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -11,15 +10,16 @@ from torch import Tensor
 
 from p2pzoo.compute.engine import frozen
 from p2pzoo.plugin.batch import Batch
+from p2pzoo.plugin.protocols import GanLoss
 from p2pzoo.plugin.step_outputs import StepOutputs
-from p2pzoo.training.gan_step import Objective, _mean
+from p2pzoo.training.gan_step import Objective, Trainable, mean_logit, sum_and_log
 
 
 class AccumulatingObjective(Objective):
-    """The same moves in less memory: each descends the sum of gradients that are taken over `parts` of its batch.
+    """The same step in less memory: each update sums the gradients of `parts` equal parts of its batch.
 
-    Translations are kept from D's move to G's, but not what led to them: G translates again, part by part. Where it
-    draws noise, that is new noise, as in most GANs' moves of G.
+    For D's update G translates the batch without gradients; for its own update it translates again, part by part. A G
+    with noise draws new noise there, as most GANs do for the update of G.
     """
 
     def __init__(self, *args: Any, parts: int, **options: Any) -> None:
@@ -27,45 +27,42 @@ class AccumulatingObjective(Objective):
         self.parts = parts
 
     def step(self, batch: Batch, step: int) -> dict[str, Tensor]:
-        """As of `Objective`; what is told is the mean over the parts."""
-        told: list[dict[str, Tensor]] = [{} for _ in range(self.parts)]
+        """The same as in `Objective`; the logs are means over the parts."""
+        logs: list[dict[str, Tensor]] = [{} for _ in range(self.parts)]
         D, gan = self.D, self.gan
         if D is None or gan is None:
-            self.backward_and_step(
-                self._summed(batch, step, told, functools.partial(self._terms, "generator")), self.G.optimizer
-            )
-            return _means(told)
+            self.backward_and_step(self._G_sums(batch, step, logs), self.G.optimizer)
+            return _mean_logs(logs)
         batches = batch.split(self.d_steps)
-        for i, images in enumerate(batches):
-            self.backward_and_step(self._judged_in_parts(images, step, i, told), D.optimizer)
+        for i, batch in enumerate(batches):
+            self.backward_and_step(self._D_sums(batch, step, i, D, gan, logs), D.optimizer)
         with frozen(D.network):
-            self.backward_and_step(
-                self._summed(batches[-1], step, told, functools.partial(self._fooled, gan)), self.G.optimizer
-            )
-        return _means(told)
+            self.backward_and_step(self._G_sums(batches[-1], step, logs), self.G.optimizer)
+        return _mean_logs(logs)
 
-    def _judged_in_parts(self, batch: Batch, step: int, move: int, told: list[dict[str, Tensor]]) -> Iterator[Tensor]:
-        assert self.D
-        assert self.gan
+    def _D_sums(
+        self, batch: Batch, step: int, update: int, D: Trainable, gan: GanLoss, logs: list[dict[str, Tensor]]
+    ) -> Iterator[Tensor]:
+        """The weighted sum of D's losses of each part, divided by the number of parts."""
         parts = batch.split(self.parts)
         with torch.no_grad():
             y_hat = torch.cat([self.G.network(part.x) for part in parts])
-        pooled = self.pool(batch.x, y_hat, step * self.d_steps + move) if self.pool else (batch.x, y_hat)
-        shown = zip(*(images.chunk(self.parts) for images in pooled), strict=True)
-        for own, part, each, seen in zip(told, parts, y_hat.chunk(self.parts), shown, strict=True):
-            out = self._scene_of(part, each, self.D, step, seen)
-            yield self._sum(own, self._judged(self.gan, out)) / self.parts
-            own["D.real"], own["D.fake"] = _mean(out.real), _mean(out.fake)
+        fakes = self.pool(batch.x, y_hat, step * self.d_steps + update) if self.pool else (batch.x, y_hat)
+        fakes_of_parts = zip(*(images.chunk(self.parts) for images in fakes), strict=True)
+        y_hats = y_hat.chunk(self.parts)
+        for part_logs, part, part_y_hat, part_fakes in zip(logs, parts, y_hats, fakes_of_parts, strict=True):
+            out = self._outputs_with_fakes(part, part_y_hat, D, step, part_fakes)
+            yield sum_and_log(self._D_losses(out, gan), part_logs) / self.parts
+            part_logs["D.real"], part_logs["D.fake"] = mean_logit(out.real), mean_logit(out.fake)
 
-    def _summed(self, batch: Batch, step: int, told: list[dict[str, Tensor]], losses: Any) -> Iterator[Tensor]:
-        """The losses of G's move, by parts."""
-        for own, part in zip(told, batch.split(self.parts), strict=True):
+    def _G_sums(self, batch: Batch, step: int, logs: list[dict[str, Tensor]]) -> Iterator[Tensor]:
+        """The weighted sum of G's losses of each part, divided by the number of parts."""
+        for part_logs, part in zip(logs, batch.split(self.parts), strict=True):
             y_hat = self.G.network(part.x)
-            out = (
-                self._scene_of(part, y_hat, self.D, step) if self.D else StepOutputs(part, y_hat, step=step)
-            ).for_generator()
-            yield self._sum(own, losses(out)) / self.parts
+            D = self.D
+            out = self._outputs_with_fakes(part, y_hat, D, step) if D else StepOutputs(part, y_hat, step=step)
+            yield sum_and_log(self._G_losses(out.for_generator()), part_logs) / self.parts
 
 
-def _means(told: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
-    return {name: torch.stack([each[name] for each in told]).mean(0) for name in told[0]}
+def _mean_logs(logs: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    return {name: torch.stack([part_logs[name] for part_logs in logs]).mean(0) for name in logs[0]}

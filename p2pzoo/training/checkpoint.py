@@ -1,4 +1,4 @@
-"""All that training needs to resume, to disk and back; and losses on their way to the log."""
+"""Checkpoints: all that training needs to resume. And the losses on their way to the log."""
 
 from __future__ import annotations
 
@@ -18,34 +18,45 @@ from p2pzoo.runs.monitor import Diverged
 from p2pzoo.runs.progress import Progress
 from p2pzoo.runs.run_folder import Run
 from p2pzoo.training.gan_step import Pool, Trainable
+from p2pzoo.utils.errors import DamagedFile
+
+KEPT_CHECKPOINTS = 2  # the newest, and the one before it if the newest is damaged
 
 
 @dataclass
 class LossLogger:
-    """Losses on their way from the device to metrics.jsonl, as means over windows of `log_every` images."""
+    """Losses on their way from the device to metrics.jsonl, as means over windows of `log_every` images.
+
+    >>> losses = LossLogger()
+    >>> losses.waiting.append((1, 4, {"G.l1": torch.tensor(0.5)}))
+    >>> losses.read()
+    [(4, {'G.l1': 0.5})]
+    >>> losses.mean()
+    {'G.l1': 0.5}
+    """
 
     waiting: list[tuple[int, int, dict[str, Tensor]]] = field(default_factory=list)  # step, images, losses
     window: list[dict[str, float]] = field(default_factory=list)
 
     def read(self) -> list[tuple[int, dict[str, float]]]:
-        """What has come in since the last reading, as means over the processes.
+        """The losses that came in since the last call, as means over the processes: [(images, {name: loss})].
 
         Raises Diverged at the first number that is not finite.
         """
-        read = []
-        told = iter(all_reduce_mean(_numbers([value for _, _, losses in self.waiting for value in losses.values()])))
+        losses_read = []
+        numbers = iter(all_reduce_mean(_numbers([loss for _, _, losses in self.waiting for loss in losses.values()])))
         for step, images, losses in self.waiting:
-            values = {name: next(told) for name in losses}
+            values = {name: next(numbers) for name in losses}
             for name, value in values.items():
                 if not math.isfinite(value):
                     raise Diverged(f"{name} became {value} at step {step} (image {images})")
-            read.append((images, values))
+            losses_read.append((images, values))
         self.waiting = []
-        self.window += [values for _, values in read]
-        return read
+        self.window += [values for _, values in losses_read]
+        return losses_read
 
     def mean(self) -> dict[str, float]:
-        """The window's means; begins the next window."""
+        """The means of this window. Begins the next one."""
         names = self.window[-1] if self.window else {}
         means = {name: math.fsum(w[name] for w in self.window) / len(self.window) for name in names}
         self.window = []
@@ -54,24 +65,24 @@ class LossLogger:
 
 @dataclass
 class State:
-    """All that training needs to go on, and its way to disk and back."""
+    """All that training needs to resume: networks, optimizers, G's average, the image pool, the window of the log."""
 
     engine: Engine
     G: Trainable
     D: Trainable | None
     average: nn.Module | None
     pool: Pool | None
-    ledger: LossLogger
+    losses: LossLogger
 
-    def players(self) -> dict[str, Trainable]:
+    def trainables(self) -> dict[str, Trainable]:
         return {"G": self.G, "D": self.D} if self.D else {"G": self.G}
 
     def save(self, run: Run, images: int) -> None:
-        """Write a checkpoint, then forget all but the newest two."""
+        """Write a checkpoint, then delete all but the newest two. Raises Diverged if a tensor has nan or inf."""
         tensors: dict[str, Tensor] = {}
-        for name, player in self.players().items():
-            tensors |= safetensors_io.module_tensors(name, self.engine.unwrap(player.network))
-            tensors |= safetensors_io.optimizer_tensors(f"{name}_adam", player.optimizer)
+        for name, trainable in self.trainables().items():
+            tensors |= safetensors_io.module_tensors(name, self.engine.unwrap(trainable.network))
+            tensors |= safetensors_io.optimizer_tensors(f"{name}_adam", trainable.optimizer)
         if self.average is not None:
             tensors |= safetensors_io.module_tensors("average", self.engine.unwrap(self.average))
         if self.pool:
@@ -80,45 +91,48 @@ class State:
             if tensor.is_floating_point() and not tensor.isfinite().all():
                 raise Diverged(f"{name} has values that are nan or inf at image {images}")
         path = run.checkpoints / f"images-{images:010d}.safetensors"
-        header: dict[str, Any] = {"format": 1, "images": images, "window": self.ledger.window}
-        if (scaler := self.engine.accelerator.scaler) is not None:  # of fp16
+        header: dict[str, Any] = {"format": 1, "images": images, "window": self.losses.window}
+        if (scaler := self.engine.accelerator.scaler) is not None:  # the loss scale of fp16
             header["scaler"] = scaler.state_dict()
         safetensors_io.save_tensors(path, tensors, header)
-        for old in list_checkpoints(run)[:-2]:
+        for old in list_checkpoints(run)[:-KEPT_CHECKPOINTS]:
             old.unlink()
 
     def restore(self, run: Run, progress: Progress, start_from: Path | None) -> int:
-        """Load the newest checkpoint that is whole, damaged ones being reported. Returns images seen, 0 for none."""
-        found = on_rank0(self._newest, run, progress, start_from)
-        if found is None:
+        """Load the newest intact checkpoint; damaged ones are reported. Returns the images seen, 0 without any.
+
+        start_from  a checkpoint of another run, loaded if this run has none
+        """
+        checkpoint = on_rank0(self._read_newest, run, progress, start_from)
+        if checkpoint is None:
             return 0
-        tensors, header, path = found
+        tensors, header, path = checkpoint
         self._load(tensors, header, path)
         return int(header["images"])
 
     @staticmethod
-    def _newest(
+    def _read_newest(
         run: Run, progress: Progress, start_from: Path | None
     ) -> tuple[dict[str, Tensor], dict[str, Any], Path] | None:
         for path in reversed(list_checkpoints(run)):
             try:
                 return *safetensors_io.load_tensors(path), path
-            except safetensors_io.DamagedFile as error:
+            except DamagedFile as error:
                 progress.note(f"{error}; trying the checkpoint before it")
         return (*safetensors_io.load_tensors(start_from), start_from) if start_from else None
 
     def _load(self, tensors: dict[str, Tensor], header: dict[str, Any], path: Path) -> None:
-        for name, player in self.players().items():
-            network = self.engine.unwrap(player.network)
+        for name, trainable in self.trainables().items():
+            network = self.engine.unwrap(trainable.network)
             safetensors_io.load_into(network, safetensors_io.strip_prefix(name, tensors), str(path))
-            safetensors_io.restore_optimizer(player.optimizer, safetensors_io.strip_prefix(f"{name}_adam", tensors))
+            safetensors_io.restore_optimizer(trainable.optimizer, safetensors_io.strip_prefix(f"{name}_adam", tensors))
         if self.average is not None:
             safetensors_io.load_into(
                 self.engine.unwrap(self.average), safetensors_io.strip_prefix("average", tensors), str(path)
             )
         if self.pool:
             self.pool.restore(safetensors_io.strip_prefix("pool", tensors), self.engine.device)
-        self.ledger.window = list(header["window"])
+        self.losses.window = list(header["window"])
         if "scaler" in header and self.engine.accelerator.scaler is not None:
             self.engine.accelerator.scaler.load_state_dict(header["scaler"])
 
@@ -129,9 +143,9 @@ def list_checkpoints(run: Run) -> list[Path]:
 
 
 def _numbers(scalars: Sequence[Tensor]) -> list[float]:
-    """The values, for which the device is waited for once."""
+    """The values of scalars on the device. Waits for the device once."""
     if not scalars:
         return []
     device = scalars[0].device
-    read: list[float] = torch.stack([scalar.to(device) for scalar in scalars]).tolist()
-    return read
+    values: list[float] = torch.stack([scalar.to(device) for scalar in scalars]).tolist()
+    return values

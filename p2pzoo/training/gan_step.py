@@ -1,9 +1,9 @@
-"""The minimax game (paper §3.1) and nothing else:
+"""The minimax game (paper §3.1), and nothing else:
 
 G* = arg min_G max_D  L_cGAN(G, D) + λ L_L1(G)
 
-One step is D's move and then G's, which sees the D that has just moved. By choice D moves several times, the batch is
-taken in parts, or the moves are those of train.lua.
+A training step updates D, then G. G's losses use the D that was just updated. A recipe can ask for several updates of D
+in a step (`Objective`), for a step in parts (accumulation.py), or for the order of train.lua (lua_order.py).
 """
 
 from __future__ import annotations
@@ -22,12 +22,18 @@ from p2pzoo.plugin.batch import Batch
 from p2pzoo.plugin.protocols import GanLoss, Loss
 from p2pzoo.plugin.step_outputs import Side, StepOutputs
 
+WeightedLosses = Mapping[str, tuple[Tensor, float]]  # {name in the log: (loss, weight)}
 
-class Descend(Protocol):
+
+class BackwardAndStep(Protocol):
+    """One optimizer step down the gradient of a loss, or of the sum of several (`Engine.backward_and_step`)."""
+
     def __call__(self, loss: Tensor | Iterable[Tensor], optimizer: Any) -> None: ...
 
 
 class Pool(Protocol):
+    """Chooses the fake images for D: x and ŷ, (B, C, H, W) each, of this step or of earlier ones (`ImagePool`)."""
+
     def __call__(self, x: Tensor, y_hat: Tensor, step: int) -> tuple[Tensor, Tensor]: ...
 
     def tensors(self) -> dict[str, Tensor]: ...
@@ -37,7 +43,7 @@ class Pool(Protocol):
 
 @dataclass(frozen=True)
 class Term:
-    """A weighted loss of one side."""
+    """A loss of the recipe with its weight. `loss.side` says whether it trains G or D."""
 
     name: str
     loss: Loss
@@ -46,23 +52,23 @@ class Term:
 
 @dataclass
 class Trainable:
-    """A network (an nn.Module that is a Generator or Discriminator) with the optimizer that moves it."""
+    """A network (an nn.Module that is a Generator or Discriminator) and its optimizer."""
 
     network: Any
     optimizer: Any
 
 
 class Objective:
-    """Plays the game on one batch after another.
+    """The losses of G and D, and the training step that minimises them.
 
-    gan, D         both None where G is trained on its losses alone
-    pool           what D is shown in place of G's newest translations, or None
-    both           how D is asked of real and fake images at once (see Scene), or None
-    augmentations  of what D sees, for which the batches have been prepared; or None
-    zero_biases    of all convolutions, at the start of each move (fDx and fGx of train.lua). G is asked before that, so
-                   it translates with the biases of its last step; D judges without any
-    d_steps        moves of D in a step: a batch is then as many batches one after the other (Arjovsky et al. 2017,
-                   arXiv:1701.07875, algorithm 1, but that G moves on the last of them)
+    D, gan         None if the recipe trains G on its other losses alone
+    pool           chooses the fake images that D trains on, or None
+    judge_both     computes D of real and fake images in one pass (see `StepOutputs`), or None
+    augmentations  applied to the input of D; each batch holds their random numbers (`Batch.random`). None if unused
+    zero_biases    set the biases of all convolutions to zero before each update (fDx and fGx of train.lua). G
+                   translates before that, with the biases of its last update; D computes all its logits without biases
+    d_steps        updates of D in a step, each on its own part of the batch. G is updated on the last part (Arjovsky et
+                   al. 2017, arXiv:1701.07875, algorithm 1, takes a new batch for G)
     """
 
     def __init__(
@@ -71,97 +77,108 @@ class Objective:
         D: Trainable | None,
         gan: GanLoss | None,
         terms: Sequence[Term],
-        descend: Descend,
+        backward_and_step: BackwardAndStep,
         *,
         gan_weight: float = 1.0,
         pool: Pool | None = None,
-        both: Any = None,
+        judge_both: Any = None,
         augmentations: Augmentations | None = None,
         zero_biases: bool = False,
         d_steps: int = 1,
     ) -> None:
-        self.G, self.D, self.gan, self.terms, self.backward_and_step = G, D, gan, terms, descend
-        self.gan_weight, self.pool, self.both, self.augmentations = gan_weight, pool, both, augmentations
+        self.G, self.D, self.gan, self.terms, self.backward_and_step = G, D, gan, terms, backward_and_step
+        self.gan_weight, self.pool, self.judge_both, self.augmentations = gan_weight, pool, judge_both, augmentations
         self.d_steps = d_steps
-        self.zeroed = [bias for p in self.players for bias in _biases(p.network)] if zero_biases else []
+        self._biases_to_zero = [b for t in self.trainables for b in _conv_biases(t.network)] if zero_biases else []
 
     @property
-    def players(self) -> tuple[Trainable, ...]:
+    def trainables(self) -> tuple[Trainable, ...]:
         return (self.G, self.D) if self.D else (self.G,)
 
     def step(self, batch: Batch, step: int) -> dict[str, Tensor]:
-        """The moves of both sides. Returns every loss of their last ones, unweighted and detached, and D's mean logits
-        on real and fake.
+        """Update D, then G, on the batch of this step.
+
+        Returns the logs, scalars on the device: each loss of the last update of D and of G, unweighted and detached
+        ("D.gan", "G.l1", …), and the mean logits of D ("D.real", "D.fake").
         """
-        told: dict[str, Tensor] = {}
+        logs: dict[str, Tensor] = {}
         if self.D is None or self.gan is None:
-            out = StepOutputs(batch, self.G.network(batch.x), step=step).for_generator()
-            self._begin_move()
-            self.backward_and_step(self._sum(told, self._terms("generator", out)), self.G.optimizer)
-            return told
-        *earlier, batch = batch.split(self.d_steps)
-        for i, images in enumerate(earlier):
+            self._update_G(StepOutputs(batch, self.G.network(batch.x), step=step).for_generator(), logs)
+            return logs
+
+        *first_parts, batch = batch.split(self.d_steps)
+        for i, part in enumerate(first_parts):
             with torch.no_grad():
-                y_hat = self.G.network(images.x)
-            self._move_D(self._scene(images, y_hat, self.D, step, i), self.D, self.gan, told)
+                y_hat = self.G.network(part.x)
+            self._update_D(self._outputs(part, y_hat, self.D, step, i), self.D, self.gan, logs)
+
         y_hat = self.G.network(batch.x)
-        self._play(self._scene(batch, y_hat, self.D, step, len(earlier)), self.D, self.gan, told)
-        return told
+        out = self._outputs(batch, y_hat, self.D, step, len(first_parts))
+        self._update_both(out, self.D, self.gan, logs)
+        return logs
 
-    def _scene(self, batch: Batch, y_hat: Tensor, D: Trainable, step: int, move: int) -> StepOutputs:
-        """What D sees in this of a step's moves."""
-        pooled = self.pool(batch.x, y_hat.detach(), step * self.d_steps + move) if self.pool else None
-        return self._scene_of(batch, y_hat, D, step, pooled)
-
-    def _scene_of(
-        self, batch: Batch, y_hat: Tensor, D: Trainable, step: int, pooled: tuple[Tensor, Tensor] | None = None
-    ) -> StepOutputs:
-        of_d = self.augmentations if self.augmentations and self.augmentations.of_d else None
-        seen = functools.partial(of_d.show, batch.random) if of_d else None
-        return StepOutputs(batch, y_hat, D.network, pooled=pooled, both=self.both, seen=seen, step=step)
-
-    def _play(self, out: StepOutputs, D: Trainable, gan: GanLoss, told: dict[str, Tensor]) -> None:
-        """D's move, then that of G, which meets the D that has moved."""
-        self._move_D(out, D, gan, told)
-
-        self._begin_move()
+    def _update_both(self, out: StepOutputs, D: Trainable, gan: GanLoss, logs: dict[str, Tensor]) -> None:
+        self._update_D(out, D, gan, logs)  # max over D
         with frozen(D.network):
-            self.backward_and_step(self._sum(told, self._fooled(gan, out.for_generator())), self.G.optimizer)
+            self._update_G(out.for_generator(), logs)  # min over G, with the D that was just updated
 
-    def _move_D(self, out: StepOutputs, D: Trainable, gan: GanLoss, told: dict[str, Tensor]) -> None:
-        self._begin_move()
-        self.backward_and_step(self._sum(told, self._judged(gan, out)), D.optimizer)
-        told["D.real"], told["D.fake"] = _mean(out.real), _mean(out.fake)
+    def _update_D(self, out: StepOutputs, D: Trainable, gan: GanLoss, logs: dict[str, Tensor]) -> None:
+        self._set_biases_to_zero()
+        self.backward_and_step(sum_and_log(self._D_losses(out, gan), logs), D.optimizer)
+        logs["D.real"], logs["D.fake"] = mean_logit(out.real), mean_logit(out.fake)
 
-    def _begin_move(self) -> None:
-        if self.zeroed:
-            with torch.no_grad():
-                torch._foreach_zero_(self.zeroed)
+    def _update_G(self, out: StepOutputs, logs: dict[str, Tensor]) -> None:
+        self._set_biases_to_zero()
+        self.backward_and_step(sum_and_log(self._G_losses(out), logs), self.G.optimizer)
 
-    def _judged(self, gan: GanLoss, out: StepOutputs) -> dict[str, tuple[Tensor, float]]:
-        return {"D.gan": (gan.discriminator_loss(out), self.gan_weight)} | self._terms("discriminator", out)
+    def _D_losses(self, out: StepOutputs, gan: GanLoss) -> WeightedLosses:
+        return {"D.gan": (gan.discriminator_loss(out), self.gan_weight), **self._terms("discriminator", out)}
 
-    def _fooled(self, gan: GanLoss, out: StepOutputs) -> dict[str, tuple[Tensor, float]]:
-        return {"G.gan": (gan.generator_loss(out), self.gan_weight)} | self._terms("generator", out)
+    def _G_losses(self, out: StepOutputs) -> WeightedLosses:
+        gan_loss = {"G.gan": (self.gan.generator_loss(out), self.gan_weight)} if self.gan and self.D else {}
+        return {**gan_loss, **self._terms("generator", out)}
 
-    def _terms(self, side: Side, out: StepOutputs) -> dict[str, tuple[Tensor, float]]:
+    def _terms(self, side: Side, out: StepOutputs) -> WeightedLosses:
         letter = "G" if side == "generator" else "D"
         return {f"{letter}.{t.name}": (t.loss(out), t.weight) for t in self.terms if t.loss.side == side}
 
-    @staticmethod
-    def _sum(told: dict[str, Tensor], losses: Mapping[str, tuple[Tensor, float]]) -> Tensor:
-        told.update({name: value.detach() for name, (value, _) in losses.items()})
-        total, *rest = (value * weight if weight != 1 else value for value, weight in losses.values())
-        for value in rest:
-            total = total + value
-        return total
+    def _outputs(self, batch: Batch, y_hat: Tensor, D: Trainable, step: int, update: int) -> StepOutputs:
+        """x, y, ŷ and D for the update of D with this number within the step."""
+        pooled = self.pool(batch.x, y_hat.detach(), step * self.d_steps + update) if self.pool else None
+        return self._outputs_with_fakes(batch, y_hat, D, step, pooled)
+
+    def _outputs_with_fakes(
+        self, batch: Batch, y_hat: Tensor, D: Trainable, step: int, fakes: tuple[Tensor, Tensor] | None = None
+    ) -> StepOutputs:
+        """fakes: (x, ŷ) that D trains on in place of this batch's, or None."""
+        augment = None
+        if self.augmentations and self.augmentations.discriminator_augmentations:
+            augment = functools.partial(self.augmentations.augment_for_d, batch.random)
+        return StepOutputs(
+            batch, y_hat, D.network, pooled=fakes, judge_both=self.judge_both, augment=augment, step=step
+        )
+
+    def _set_biases_to_zero(self) -> None:
+        if self._biases_to_zero:
+            with torch.no_grad():
+                torch._foreach_zero_(self._biases_to_zero)
 
 
-def _biases(network: nn.Module) -> list[Tensor]:
-    """Of all convolutions but frozen ones."""
+def sum_and_log(losses: WeightedLosses, logs: dict[str, Tensor]) -> Tensor:
+    """The weighted sum, a scalar to minimise. Puts each loss into the logs, unweighted and detached."""
+    logs.update({name: loss.detach() for name, (loss, _) in losses.items()})
+    total, *rest = (loss * weight if weight != 1 else loss for loss, weight in losses.values())
+    for loss in rest:
+        total = total + loss
+    return total
+
+
+def mean_logit(maps: Sequence[Tensor]) -> Tensor:
+    """The mean of D's logits, over the pixels of each map first, so that each scale counts the same. Detached."""
+    return sum((m.detach().float().mean() for m in maps[1:]), maps[0].detach().float().mean()) / len(maps)
+
+
+def _conv_biases(network: nn.Module) -> list[Tensor]:
+    """The biases of all convolutions, without frozen ones: those never train, so zeros would stay."""
     biases = [m.bias for m in network.modules() if isinstance(m, nn.modules.conv._ConvNd)]
     return [bias for bias in biases if bias is not None and bias.requires_grad]
-
-
-def _mean(maps: Sequence[Tensor]) -> Tensor:
-    return sum((m.detach().float().mean() for m in maps[1:]), maps[0].detach().float().mean()) / len(maps)

@@ -1,4 +1,4 @@
-"""The training step in the order of train.lua: G hears what D said before D moved."""
+"""The training step in the order of train.lua: G's loss uses the logits that D had before its update."""
 
 from __future__ import annotations
 
@@ -13,68 +13,69 @@ from torch.utils.checkpoint import checkpoint
 from p2pzoo.compute.engine import frozen
 from p2pzoo.plugin.protocols import GanLoss
 from p2pzoo.plugin.step_outputs import StepOutputs
-from p2pzoo.training.gan_step import Objective, Trainable, _mean
+from p2pzoo.training.gan_step import Objective, Trainable, mean_logit, sum_and_log
 from p2pzoo.utils.errors import UserError
 
 
 class LuaObjective(Objective):
-    """The moves of train.lua (phillipi/pix2pix): G hears what D said before D moved, and learns by D's new weights.
+    """The updates of train.lua (phillipi/pix2pix): G's loss uses D's logits from before D's update, but the gradient
+    flows back through D's new weights.
 
-    fGx takes D's output from fDx "so save computation", and netD:updateGradInput then leads the gradient back through
-    weights that D's step has changed in the meantime (dcgan.torch#21). So each layer of D turns a gradient back by the
-    input that it had and the weights that it has. The gradient is of no function that anybody wrote down, which is why
-    PyTorch refuses it where it notices (its fused Adam does not let it) and the other order forgets all that D said.
+    fGx takes D's output from fDx "so save computation". netD:updateGradInput then passes the gradient back through
+    weights that D's optimizer step has changed in the meantime (dcgan.torch#21): each layer of D uses its old input and
+    its new weights. This is not the gradient of any function, so PyTorch raises an error where it detects the change.
+    (It does not detect that of its fused Adam.) The default order never reuses D's logits after D's update.
 
-    D is a network whose weights all lie in layers without parts, convolutions and norms: UserError otherwise.
+    Every weight of D must belong to a layer without submodules, such as a convolution or a norm. Raises UserError
+    otherwise.
     """
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
-        self.layers = _layers(self.D.network) if self.D else []
+        self.layers = _layers_with_weights(self.D.network) if self.D else []
 
-    def _play(self, out: StepOutputs, D: Trainable, gan: GanLoss, told: dict[str, Tensor]) -> None:
-        """D's move, then that of G; what is told of G's is what D said before it moved."""
-        self._begin_move()
-        with frozen(D.network), _led_back_later(self.layers):
-            fooled = self._fooled(gan, out.for_generator())
-        self.backward_and_step(self._sum(told, self._judged(gan, out)), D.optimizer)
-        told["D.real"], told["D.fake"] = _mean(out.real), _mean(out.fake)
+    def _update_both(self, out: StepOutputs, D: Trainable, gan: GanLoss, logs: dict[str, Tensor]) -> None:
+        self._set_biases_to_zero()
+        with frozen(D.network), _backward_with_new_weights(self.layers):
+            G_losses = self._G_losses(out.for_generator())  # by the D before its update
+        self.backward_and_step(sum_and_log(self._D_losses(out, gan), logs), D.optimizer)
+        logs["D.real"], logs["D.fake"] = mean_logit(out.real), mean_logit(out.fake)
 
-        self._begin_move()
+        self._set_biases_to_zero()
         with frozen(D.network):
-            self.backward_and_step(self._sum(told, fooled), self.G.optimizer)
+            self.backward_and_step(sum_and_log(G_losses, logs), self.G.optimizer)
 
 
-def _layers(network: nn.Module) -> list[nn.Module]:
-    """The parts of a network that hold its weights. Raises UserError if one of them has parts itself."""
-    layers = [part for part in network.modules() if any(True for _ in part.parameters(recurse=False))]
-    if mixed := [type(part).__name__ for part in layers if any(True for _ in part.children())]:
+def _layers_with_weights(network: nn.Module) -> list[nn.Module]:
+    """The modules that own parameters. Raises UserError if one of them has submodules."""
+    layers = [module for module in network.modules() if any(True for _ in module.parameters(recurse=False))]
+    if mixed := [type(layer).__name__ for layer in layers if any(True for _ in layer.children())]:
         raise UserError(
-            f'[train] order = "lua" takes a discriminator whose weights all lie in its layers; {mixed[0]} has weights '
-            "beside parts of its own: leave train.order out"
+            f'[train] order = "lua" needs a discriminator whose weights all belong to layers without submodules; '
+            f"{mixed[0]} has both weights and submodules: leave train.order out"
         )
     return layers
 
 
 @contextlib.contextmanager
-def _led_back_later(layers: Sequence[nn.Module]) -> Iterator[None]:
-    """What these layers are asked inside leads gradients back by the weights of the time when it does.
+def _backward_with_new_weights(layers: Sequence[nn.Module]) -> Iterator[None]:
+    """The backward of all that these layers compute inside uses the weights that they have when it runs.
 
-    Each layer is computed again then, from the input that it had: what it needs for its gradient is what it would have
-    kept, but for its weights. That holds whatever kernel or precision the layer is computed in.
+    Activation checkpointing does this: it computes each layer again in the backward, from the stored input, and then
+    takes the weights from the new computation. It works for any kernel and any precision of a layer.
     """
 
-    def later(forward: Any, x: Tensor) -> Tensor:
+    def checkpointed(forward: Any, x: Tensor) -> Tensor:
         y: Tensor = checkpoint(forward, x, use_reentrant=False, preserve_rng_state=False)
         return y
 
-    own = [vars(layer).get("forward") for layer in layers]
+    instance_forwards = [vars(layer).get("forward") for layer in layers]  # None: the layer uses its class's forward
     for layer in layers:
-        layer.forward = functools.partial(later, layer.forward)
+        layer.forward = functools.partial(checkpointed, layer.forward)
     try:
         yield
     finally:
-        for layer, forward in zip(layers, own, strict=True):
+        for layer, forward in zip(layers, instance_forwards, strict=True):
             if forward is None:
                 del layer.forward
             else:

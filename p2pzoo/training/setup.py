@@ -24,39 +24,69 @@ from p2pzoo.utils.errors import UserError
 def build_objective(
     experiment: Experiment, engine: Engine, channels: tuple[int, int], size: tuple[int, int]
 ) -> Objective:
-    """The recipe's game on the engine's device, for x and y of these channels and this (H, W). Raises UserError."""
-    settings, lua = experiment.train, experiment.train.order == "lua"
-    G_net = engine.prepare_model(make_generator(experiment, channels, size))
-    G = Trainable(engine.compiled(G_net, settings.steps), engine.optimizer(G_net, experiment.optimizer))
-    D, both = None, None
-    if (D_made := make_discriminator(experiment, channels, size)) is not None:
-        images = len(shard(range(settings.batch_size))) // settings.accumulate
-        asked = experiment.compute.one_pass and is_faster(engine.device_type, images, size)
-        engine.on["one_pass"] = asked and is_batch_independent(D_made, channels, size, images)
-        D_net = engine.prepare_model(D_made)
-        both = BatchedDiscriminator(D_net) if engine.on["one_pass"] else None
-        moved_by = engine.optimizer(D_net, experiment.optimizer, experiment.optimizer.lr_discriminator)
-        D = Trainable(D_net if lua else engine.compiled(D_net, settings.steps), moved_by)
-    offered = {"in_channels": channels[0], "out_channels": channels[1], "size": size}
-    gan = _on(engine, experiment.gan_loss.build(**offered)) if experiment.gan_loss else None
-    terms = [Term(name, _on(engine, loss.build(**offered)), loss.weight) for name, loss in experiment.losses.items()]
-    for term in terms:
-        if term.loss.side not in get_args(Side):
-            raise UserError(f"[losses.{term.name}] has side {term.loss.side!r}: it must be one of {get_args(Side)}")
-        if term.loss.side == "discriminator" and D is None:
-            raise UserError(f"[losses.{term.name}] acts on the discriminator, and this recipe has none")
-    pool = ImagePool(settings.pool_size, experiment.seed) if settings.pool_size else None
-    gan_weight = experiment.gan_loss.weight if experiment.gan_loss else 1.0
-    kind: Any = LuaObjective if lua else Objective
+    """Build G, D and the losses of a recipe on the engine's device.
+
+    channels  of x and y
+    size      (H, W) of the images
+
+    Raises UserError if a network or loss cannot be built, or if a loss trains a D that the recipe does not have.
+    """
+    settings = experiment.train
+    G_network = engine.prepare_model(make_generator(experiment, channels, size))
+    G = Trainable(
+        engine.maybe_compile(G_network, settings.steps), engine.build_optimizer(G_network, experiment.optimizer)
+    )
+    D, judge_both = _build_discriminator(experiment, engine, channels, size)
+    arguments = {"in_channels": channels[0], "out_channels": channels[1], "size": size}
+    gan = _on_device(engine, experiment.gan_loss.build(**arguments)) if experiment.gan_loss else None
+    terms = [
+        Term(name, _on_device(engine, loss.build(**arguments)), loss.weight) for name, loss in experiment.losses.items()
+    ]
+    _check_sides(terms, D)
+    objective_class: Any = LuaObjective if settings.order == "lua" else Objective
     if settings.accumulate > 1:
-        kind = functools.partial(AccumulatingObjective, parts=settings.accumulate)
-    objective: Objective = kind(
-        G, D, gan, terms, engine.backward_and_step, gan_weight=gan_weight, pool=pool, both=both,
-        augmentations=make_augmentations(experiment, channels, size), zero_biases=settings.zero_biases,
+        objective_class = functools.partial(AccumulatingObjective, parts=settings.accumulate)
+    objective: Objective = objective_class(
+        G, D, gan, terms, engine.backward_and_step,
+        gan_weight=experiment.gan_loss.weight if experiment.gan_loss else 1.0,
+        pool=ImagePool(settings.pool_size, experiment.seed) if settings.pool_size else None,
+        judge_both=judge_both,
+        augmentations=make_augmentations(experiment, channels, size),
+        zero_biases=settings.zero_biases,
         d_steps=settings.d_steps,
     )  # fmt: skip
     return objective
 
 
-def _on(engine: Engine, loss: Any) -> Any:
+def _build_discriminator(
+    experiment: Experiment, engine: Engine, channels: tuple[int, int], size: tuple[int, int]
+) -> tuple[Trainable | None, BatchedDiscriminator | None]:
+    """D, and what computes it of real and fake images in one pass, if that is faster and gives the same logits."""
+    settings = experiment.train
+    model = make_discriminator(experiment, channels, size)
+    if model is None:
+        return None, None
+    images = len(shard(range(settings.batch_size))) // settings.accumulate
+    pays_off = experiment.compute.one_pass and is_faster(engine.device_type, images, size)
+    engine.enabled["one_pass"] = pays_off and is_batch_independent(model, channels, size, images)
+    network = engine.prepare_model(model)
+    judge_both = BatchedDiscriminator(network) if engine.enabled["one_pass"] else None
+    optimizer = engine.build_optimizer(network, experiment.optimizer, experiment.optimizer.lr_discriminator)
+    # the order of train.lua replaces the forward of D's layers, which a compiled D no longer calls
+    compiled = network if settings.order == "lua" else engine.maybe_compile(network, settings.steps)
+    return Trainable(compiled, optimizer), judge_both
+
+
+def _check_sides(terms: list[Term], D: Trainable | None) -> None:
+    for term in terms:
+        if term.loss.side not in get_args(Side):
+            raise UserError(f"[losses.{term.name}] has side {term.loss.side!r}: it must be one of {get_args(Side)}")
+        if term.loss.side == "discriminator" and D is None:
+            raise UserError(
+                f"[losses.{term.name}] acts on the discriminator, and this recipe has none: remove the loss, or add a "
+                "[discriminator]"
+            )
+
+
+def _on_device(engine: Engine, loss: Any) -> Any:
     return loss.to(engine.device) if isinstance(loss, nn.Module) else loss

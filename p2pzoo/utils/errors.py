@@ -1,4 +1,12 @@
-"""The exceptions that the command line knows: what the user can mend, and what another process tells."""
+"""All exceptions that p2pzoo raises on purpose, and which function raises which.
+
+Error                 base class of all
+├─ UserError          the user can fix it; exit code 2
+│  ├─ DamagedFile     a file is truncated or altered, or p2pzoo did not write it
+│  ├─ OutOfMemory     the device or the machine has too little memory
+│  └─ Diverged        a loss or a weight became nan or inf (defined in `p2pzoo.runs.monitor`)
+└─ PeerProcessError   another process of the same run failed and prints the reason
+"""
 
 from __future__ import annotations
 
@@ -6,27 +14,73 @@ from collections.abc import Iterable
 from typing import Self
 
 
-class UserError(Exception):
-    """The user can mend this: what is wrong, where, and what to do; several faults are several lines. Exit code 2."""
+class Error(Exception):
+    """Base class of the exceptions that p2pzoo raises on purpose. Catch it to catch all of them.
+
+    Two exceptions are not subclasses: ValueError for an argument of a Python function that is out of range, and
+    KeyboardInterrupt, which `p2pzoo.train` raises after it has saved a checkpoint.
+    """
+
+
+class UserError(Error):
+    """The user can fix this: a recipe, an argument, a file, the installation. The command line exits with code 2.
+
+    The message says what is wrong, where, and what to do. `faults` holds one line for each thing that is wrong.
+
+    Raised by `p2pzoo.list_components`, `create`, `load` and `train`, by `Trained.load`, and by methods of a loaded
+    model.
+
+    >>> import p2pzoo
+    >>> try:
+    ...     p2pzoo.create("loss", "l1", sid="generator")
+    ... except p2pzoo.UserError as error:
+    ...     print(error.faults)
+    ("loss 'l1' has no parameter 'sid': it takes none",)
+    """
 
     def __init__(self, *faults: str) -> None:
         super().__init__("\n".join(faults))
         self.faults = faults
 
 
-class Fault(str):
-    """One fault that several things have. As text it names the first few, in `lines`; `what` it is, and all `cases`."""
+class DamagedFile(UserError):
+    """A file is truncated or altered, or p2pzoo did not write it.
+
+    Raised by `p2pzoo.load`, by `p2pzoo.train` for the checkpoint that it resumes from, and by
+    `p2pzoo.models.safetensors_io.load_tensors`.
+    """
+
+
+class OutOfMemory(UserError):
+    """The device or the machine has too little memory for images, tiles or batches of this size.
+
+    Raised by `p2pzoo.train`, and by the methods of a loaded model that translate images.
+    """
+
+
+class PeerProcessError(Error):
+    """Another process of the same run failed. That process prints the reason, so this process ends silently.
+
+    Raised by `p2pzoo.train` where a launcher (torchrun, accelerate) started several processes.
+    """
+
+
+class SharedFault(str):
+    """One fault that several files have; give it to `UserError` as one of its faults.
+
+    As text it names the first few files.
+
+    lines    the lines of that text; the first one is the headline
+    summary  what is wrong with each of the files
+    cases    all files, each with its details
+    """
 
     lines: tuple[str, ...]
-    what: str
+    summary: str
     cases: tuple[str, ...]
 
-    def __new__(cls, lines: Iterable[str], what: str, cases: Iterable[str]) -> Self:
+    def __new__(cls, lines: Iterable[str], summary: str, cases: Iterable[str]) -> Self:
         lines = tuple(lines)
         fault = super().__new__(cls, "\n  ".join(lines))
-        fault.lines, fault.what, fault.cases = lines, what, tuple(cases)
+        fault.lines, fault.summary, fault.cases = lines, summary, tuple(cases)
         return fault
-
-
-class PeerProcessError(Exception):
-    """A failure of ours in another process of the same run, which tells it: this one ends without a word."""

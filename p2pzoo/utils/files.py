@@ -1,5 +1,6 @@
-"""Writing so that a reader never sees half a file: to a temporary name, then os.replace; reading what may be no such
-file at all. Imports nothing heavy.
+"""Write files atomically, and read JSON and TOML that may be damaged. Imports nothing heavy.
+
+A file is written under a temporary name in the same folder, then renamed with os.replace.
 """
 
 from __future__ import annotations
@@ -13,39 +14,54 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-MOST_DEEP = 64  # tables and arrays inside one another: more is nothing that we or people write
-UMASK = os.umask(0o022)
-os.umask(UMASK)
+MAX_NESTING = 64  # levels of tables and arrays; people and p2pzoo write fewer than ten
+_UMASK = os.umask(0o022)  # the only way to read the umask is to set it
+os.umask(_UMASK)
 
 
 @contextlib.contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
-    """A temporary path beside `path`; what was written there takes its place at the end, or is removed on an error."""
+    """Yield a temporary path in the folder of `path`, to write to; rename that file to `path` at the end.
+
+    On an error the temporary file is removed and `path` stays as it was. An OSError without a file name gets `path`.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     with atomic_write(Path(folder) / "notes.txt") as temporary:
+    ...         _ = temporary.write_text("complete")
+    ...     print([file.name for file in Path(folder).iterdir()])
+    ['notes.txt']
+    """
     temporary = path.with_name(f".{path.name}.tmp")
     try:
         yield temporary
         with temporary.open("rb+") as file:
             os.fsync(file.fileno())
-        temporary.chmod(0o666 & ~UMASK)  # safetensors makes files that only their owner can read
+        temporary.chmod(0o666 & ~_UMASK)  # safetensors creates files that only their owner can read
         os.replace(temporary, path)
     except BaseException as error:
         if isinstance(error, OSError) and error.filename is None:
-            error.filename = str(path)  # a write that fails names no file
+            error.filename = str(path)  # write() sets no filename when the disk is full
         temporary.unlink(missing_ok=True)
         raise
 
 
 def write_text(path: Path, text: str) -> None:
+    """Write a text file as UTF-8, atomically."""
     with atomic_write(path) as temporary:
         temporary.write_text(text, "utf-8")
 
 
 def write_json(path: Path, value: Any) -> None:
+    """Write a value as indented JSON, atomically."""
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
 def fingerprint(files: Iterable[Path]) -> str:
-    """A hash of the files' names and lengths in bytes: cheap; other when files come, go or change in length."""
+    """A 12-digit hash of the files' names and sizes. It changes when files are added, removed or change in size.
+
+    Contents are not read, so this is fast for many files.
+    """
     digest = hashlib.sha256()
     for file in sorted(files):
         digest.update(f"{file.parent.name}/{file.name} {file.stat().st_size}\n".encode(errors="surrogateescape"))
@@ -53,7 +69,7 @@ def fingerprint(files: Iterable[Path]) -> str:
 
 
 def read_json(path: Path) -> Any:
-    """The file's value, or None if it is not there or not whole."""
+    """The value in a JSON file, or None if the file does not exist or is damaged."""
     try:
         return parse_json(path.read_text("utf-8"))
     except (FileNotFoundError, ValueError):
@@ -61,32 +77,38 @@ def read_json(path: Path) -> Any:
 
 
 def read_object(path: Path) -> dict[str, Any] | None:
-    """The same of a file that holds an object, {name: value}."""
+    """The object {name: value} in a JSON file; None if the file does not exist, is damaged or has another value."""
     value = read_json(path)
     return value if isinstance(value, dict) else None
 
 
 def parse_json(text: str | bytes) -> Any:
-    """The value. Raises ValueError for what is no JSON, too deep or too long for Python to take, or has a NUL in it."""
-    return _shallow(json.loads, text)
+    """The value of a JSON text.
+
+    Raises ValueError if the text is no JSON, is nested more than 64 levels deep, or has a number that is too long for
+    Python or a string with a NUL character.
+    """
+    return _parse_shallow(json.loads, text)
 
 
 def parse_toml(text: str) -> dict[str, Any]:
-    """The document. Raises ValueError (tomllib's, where it names the place) as `parse_json` does."""
-    return _shallow(tomllib.loads, text)  # type: ignore[no-any-return]
+    """The document of a TOML text. Raises ValueError as `parse_json` does; tomllib's message names line and column."""
+    return _parse_shallow(tomllib.loads, text)  # type: ignore[no-any-return]
 
 
-def _shallow(parse: Callable[[Any], Any], text: str | bytes) -> Any:
+def _parse_shallow(parse: Callable[[Any], Any], text: str | bytes) -> Any:
+    """`parse(text)`, checked level by level: deep values would exhaust the stack of whoever walks them."""
     try:
         value = parse(text)
     except RecursionError:
         raise ValueError("nested too deeply") from None
-    parts = [value]
-    for _ in range(MOST_DEEP):
-        if any(isinstance(part, str) and "\0" in part for part in parts):
-            raise ValueError("has a NUL character in it, which no name can have")
-        inner = [[*part, *part.values()] for part in parts if isinstance(part, dict)]
-        parts = [part for level in (*inner, *(p for p in parts if isinstance(p, list))) for part in level]
-        if not parts:
+    level = [value]
+    for _ in range(MAX_NESTING):
+        if any(isinstance(item, str) and "\0" in item for item in level):
+            raise ValueError("a string contains a NUL character, which no file name can have")
+        tables = [[*item, *item.values()] for item in level if isinstance(item, dict)]
+        arrays = [item for item in level if isinstance(item, list)]
+        level = [item for container in (*tables, *arrays) for item in container]
+        if not level:
             return value
     raise ValueError("nested too deeply")

@@ -1,16 +1,26 @@
-"""TODO"""
+"""Suggestions for misspelt names, as the end of an error message."""
 
 from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
 
+MIN_SIMILARITY = 0.6  # difflib's own default; two wrong letters in a name of six still find it
 
-def nearest(wrong: str, known: Iterable[str], bare: Iterable[str] | None = None) -> str:
-    """The end of an error message: what was probably meant, else all that is known (`bare`, if given)."""
+
+def did_you_mean(name: str, known: Iterable[str], names_to_list: Iterable[str] | None = None) -> str:
+    """The end of a message about an unknown name: the most similar known name, else all of them.
+
+    names_to_list  names to list when no known name is similar; `known` by default
+
+    >>> "no loss 'l3'" + did_you_mean("l3", ["l1", "ssim"])
+    "no loss 'l3': known are l1, ssim"
+    >>> "no loss 'sim'" + did_you_mean("sim", ["l1", "ssim"])
+    "no loss 'sim': did you mean 'ssim'?"
+    """
     known = list(known)
-    close = difflib.get_close_matches(wrong, known, n=1, cutoff=0.6)
-    if close:
-        return f": did you mean '{close[0]}'?"
-    names = sorted(set(known if bare is None else bare))
+    similar = difflib.get_close_matches(name, known, n=1, cutoff=MIN_SIMILARITY)
+    if similar:
+        return f": did you mean '{similar[0]}'?"
+    names = sorted(set(known if names_to_list is None else names_to_list))
     return f": known are {', '.join(names)}" if names else ": none is installed"

@@ -1,6 +1,7 @@
-"""Tar files from strangers -> a new folder, and nowhere else. Imports nothing heavy.
+"""Extract an untrusted tar file into a new folder. Imports nothing heavy.
 
-What an archive may do is little: hold files and folders with relative names, not too many and not too large.
+An archive may hold files and folders with relative names, up to limits on their number and size. Links, devices and
+names that lead out of the folder are refused.
 """
 
 from __future__ import annotations
@@ -17,108 +18,117 @@ from typing import Any, BinaryIO, Self
 
 from p2pzoo.utils.errors import UserError
 
-COMPRESSED: dict[bytes, Any] = {b"\x1f\x8b": gzip.open, b"BZ": bz2.open, b"\xfd7": lzma.open}  # by their first bytes
-BROKEN = (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError, ValueError)
-EXTENSIONS = (tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK)
-MOST_IN_EXTENSIONS = 1 << 20  # bytes of what belongs to a header, which tarfile reads into memory
-NO_NAMES = (errno.ENAMETOOLONG, errno.EISDIR, errno.ENOTDIR, errno.EEXIST, errno.EINVAL, errno.EILSEQ, errno.ELOOP)
-MOST_TOLD = 100  # characters of a name
-BLOCK = 1 << 18
+DECOMPRESSORS: dict[bytes, Any] = {b"\x1f\x8b": gzip.open, b"BZ": bz2.open, b"\xfd7": lzma.open}  # by first bytes
+BROKEN_ARCHIVE = (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError, ValueError)
+EXTENDED_HEADERS = (tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK)
+MAX_EXTENDED_HEADER = 1 << 20  # bytes: tarfile reads such a header into memory; real ones have a few hundred
+BAD_NAME = (errno.ENAMETOOLONG, errno.EISDIR, errno.ENOTDIR, errno.EEXIST, errno.EINVAL, errno.EILSEQ, errno.ELOOP)
+MAX_NAME_SHOWN = 100  # characters, so that a message stays one line
+READ_SIZE = 1 << 18  # bytes: 256 KiB, as large a piece as reading gets faster by
 
 
-class Refused(Exception):
-    """Why an archive is not extracted."""
+class _RefusedArchive(Exception):
+    """The archive holds something that is not extracted; the message says what."""
 
 
 def extract(
-    file: Path, into: Path, *, most_bytes: int, most_members: int, watch: Callable[[bytes], object] = len
+    file: Path, into: Path, *, max_bytes: int, max_members: int, on_read: Callable[[bytes], object] = len
 ) -> None:
-    """Extract a tar file, compressed or not, which is read once from its first byte to its last.
+    """Extract a tar file, compressed or not. The file is read once, from its first byte to its last.
 
-    into          there, and empty
-    most_bytes    of all that it unpacks to
-    most_members  files and folders
-    watch         is shown the file's own bytes, in order
+    into         an empty folder that exists
+    max_bytes    limit of the size of the unpacked archive
+    max_members  limit of the number of files and folders
+    on_read      called with the file's bytes, piece by piece, in order
 
-    Raises UserError where it is no whole tar file, or has links, devices, names that lead out of `into`, or more than
-    it may have. What was extracted until then is left in `into`.
+    Raises UserError if the file is no complete tar archive, if it has links, devices or names that lead out of `into`,
+    or if it exceeds a limit. Files that were extracted before the error stay in `into`.
     """
     try:
         with file.open("rb") as raw:
-            unpack = COMPRESSED.get(raw.read(2), lambda stream: stream)
+            decompress = DECOMPRESSORS.get(raw.read(2), lambda stream: stream)
             raw.seek(0)
-            stream = _Watched(raw, watch)
-            unpacked = _Bounded(unpack(stream), most_bytes)
-            with tarfile.open(fileobj=unpacked, mode="r|", tarinfo=_Header) as tar:  # type: ignore[call-overload]
-                _extract_all(tar, into, most_members)
-            for rest in (unpacked, stream):  # to the checksum, and to the end
-                while rest.read(BLOCK):
+            compressed = _ReportingReader(raw, on_read)
+            unpacked = _LimitedReader(decompress(compressed), max_bytes)
+            options: dict[str, Any] = {"fileobj": unpacked, "tarinfo": _LimitedHeader}
+            with tarfile.open(mode="r|", **options) as tar:
+                _extract_members(tar, into, max_members)
+            for stream in (unpacked, compressed):  # read to the end: the checksum is there, and on_read sees all bytes
+                while stream.read(READ_SIZE):
                     pass
-    except Refused as error:
+    except _RefusedArchive as error:
         raise UserError(f"{file}: {error}; nothing of it is kept") from None
-    except (*BROKEN, OSError) as error:
-        if isinstance(error, OSError) and error.errno is not None:  # decompressors' own have none
+    except (*BROKEN_ARCHIVE, OSError) as error:
+        if isinstance(error, OSError) and error.errno is not None:  # only errors of decompressors have no errno
             raise
         reason = " ".join(str(error).split()) or type(error).__name__
-        raise UserError(f"{file}: no whole tar archive ({reason})") from None
+        raise UserError(f"{file}: not a complete tar archive ({reason})") from None
 
 
-def _extract_all(tar: tarfile.TarFile, into: Path, most_members: int) -> None:
-    members = 0
+def _extract_members(tar: tarfile.TarFile, into: Path, max_members: int) -> None:
+    count = 0
     while (member := tar.next()) is not None:
-        tar.members.clear()  # type: ignore[attr-defined]  # they would grow with the archive
-        members += 1
-        if members > most_members:
-            raise Refused(f"holds more than {most_members:,} files and folders, which none such should")
-        _check(member)
+        tar.members.clear()  # type: ignore[attr-defined]  # tarfile keeps every header, so memory would grow
+        count += 1
+        if count > max_members:
+            raise _RefusedArchive(f"holds more than {max_members:,} files and folders, the limit for this archive")
+        _refuse_unsafe(member)
         try:
             tar.extract(member, into, set_attrs=False, filter="data")
         except tarfile.FilterError as error:
-            raise Refused(str(error)) from None
+            raise _RefusedArchive(str(error)) from None
         except OSError as error:
-            if error.errno not in NO_NAMES:
+            if error.errno not in BAD_NAME:
                 raise
-            told = f"{member.name[:MOST_TOLD]!r}: {error.strerror}"
-            raise Refused(f"has a member whose name no folder can hold ({told})") from None
+            reason = f"{member.name[:MAX_NAME_SHOWN]!r}: {error.strerror}"
+            raise _RefusedArchive(f"has a member whose name is impossible in this folder ({reason})") from None
 
 
-def _check(member: tarfile.TarInfo) -> None:
-    name = member.name[:MOST_TOLD]
-    if not (member.isfile() or member.isdir()) or member.issparse():  # whose length is what it says
-        link, sparse = member.issym() or member.islnk(), member.issparse()
-        what = "a link" if link else "a sparse file" if sparse else "a device or pipe"
-        raise Refused(f"has {what} in it ({name!r})")
+def _refuse_unsafe(member: tarfile.TarInfo) -> None:
+    """Raise _RefusedArchive unless this is a plain file or a folder, inside the archive's own folder."""
+    name = member.name[:MAX_NAME_SHOWN]
+    # a sparse file unpacks to more bytes than the archive has, so max_bytes would not limit it
+    if not (member.isfile() or member.isdir()) or member.issparse():
+        is_link, is_sparse = member.issym() or member.islnk(), member.issparse()
+        kind = "a link" if is_link else "a sparse file" if is_sparse else "a device or pipe"
+        raise _RefusedArchive(f"contains {kind} ({name!r})")
     paths = (PurePosixPath(member.name), PureWindowsPath(member.name))
     if any(path.is_absolute() or path.drive or ".." in path.parts for path in paths):
-        raise Refused(f"has a member that would leave its folder ({name!r})")
+        raise _RefusedArchive(f"has a member that would leave its folder ({name!r})")
 
 
-class _Header(tarfile.TarInfo):
+class _LimitedHeader(tarfile.TarInfo):
+    """A header; extended headers that are too long for memory are refused."""
+
     @classmethod
     def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self:
         header = super().frombuf(buf, encoding, errors)
-        if header.type in EXTENSIONS and header.size > MOST_IN_EXTENSIONS:
-            raise Refused(f"has a header of {header.size:,} bytes")
+        if header.type in EXTENDED_HEADERS and header.size > MAX_EXTENDED_HEADER:
+            raise _RefusedArchive(f"has an extended header of {header.size:,} bytes (limit {MAX_EXTENDED_HEADER:,})")
         return header
 
 
-class _Watched:
-    def __init__(self, file: BinaryIO, watch: Callable[[bytes], object]) -> None:
-        self._file, self._watch = file, watch
+class _ReportingReader:
+    """A file that passes every piece it reads to a function."""
+
+    def __init__(self, file: BinaryIO, on_read: Callable[[bytes], object]) -> None:
+        self._file, self._on_read = file, on_read
 
     def read(self, size: int = -1) -> bytes:
         data = self._file.read(size)
-        self._watch(data)
+        self._on_read(data)
         return data
 
 
-class _Bounded:
-    def __init__(self, file: Any, most_bytes: int) -> None:
-        self._file, self._most, self._left = file, most_bytes, most_bytes
+class _LimitedReader:
+    """A stream that refuses to give more than `max_bytes`."""
+
+    def __init__(self, stream: Any, max_bytes: int) -> None:
+        self._stream, self._max_bytes, self._bytes_left = stream, max_bytes, max_bytes
 
     def read(self, size: int) -> bytes:
-        data: bytes = self._file.read(size)
-        self._left -= len(data)
-        if self._left < 0:
-            raise Refused(f"unpacks to more than {self._most:,} bytes, which none such should")
+        data: bytes = self._stream.read(size)
+        self._bytes_left -= len(data)
+        if self._bytes_left < 0:
+            raise _RefusedArchive(f"unpacks to more than {self._max_bytes:,} bytes, the limit for this archive")
         return data

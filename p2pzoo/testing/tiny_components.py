@@ -1,8 +1,8 @@
-"""What stands beside a component while it is checked: the least that can play the game, and data to play it on."""
+"""Tiny components that complete an experiment around the component under test, and data to train on."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,20 +20,20 @@ from p2pzoo.data.loader import collate
 from p2pzoo.plugin.batch import Batch, Pair, Split
 from p2pzoo.plugin.registry import Entry
 from p2pzoo.plugin.step_outputs import StepOutputs
-from p2pzoo.testing.kit import SIDE
+from p2pzoo.testing.component_case import IMAGE_SIDE
 
-PALETTE = ((0, 0, 0), (255, 0, 0), (0, 255, 0), (0, 0, 255))
+_PALETTE = ((0, 0, 0), (255, 0, 0), (0, 255, 0), (0, 0, 255))
 
 
-class Drawings:
-    """x: noise; y: rectangles of four classes in the colours of a palette. Ten pairs in a split, in two blocks."""
+class TinyDataset:
+    """x: noise; y: rectangles of four classes in the colours of a palette. Each split has ten pairs in two blocks."""
 
     x_range = (0.0, 255.0)
     y_range = (0.0, 255.0)
     classes: Sequence[str] | None = ("ground", "red", "green", "blue")
-    palette: Sequence[tuple[int, int, int]] | None = PALETTE
+    palette: Sequence[tuple[int, int, int]] | None = _PALETTE
 
-    def __init__(self, split: Split, *, side: int = SIDE) -> None:
+    def __init__(self, split: Split, *, side: int = IMAGE_SIDE) -> None:
         self.split, self.side = split, side
 
     def __len__(self) -> int:
@@ -42,18 +42,22 @@ class Drawings:
     def __getitem__(self, index: int) -> Pair:
         if not 0 <= index < len(self):
             raise IndexError(index)
-        draw = np.random.default_rng([("train", "val", "test").index(self.split), index])
+        generator = np.random.default_rng([("train", "val", "test").index(self.split), index])
         labels = np.zeros((self.side, self.side), np.uint8)
         for number in (1, 2, 3):
-            top, left = draw.integers(self.side // 2, size=2)
+            top, left = generator.integers(self.side // 2, size=2)
             labels[top : top + self.side // 3, left : left + self.side // 2] = number
-        x = draw.integers(0, 256, (self.side, self.side, 3), dtype=np.uint8)
-        y = np.array(PALETTE, np.uint8)[labels]
+        x = generator.integers(0, 256, (self.side, self.side, 3), dtype=np.uint8)
+        y = np.array(_PALETTE, np.uint8)[labels]
         return Pair(f"{self.split}-{index}", x, y, labels, block=str(index % 2))
 
 
-class Translator(nn.Module):
-    """A generator of two layers."""
+class TinyGenerator(nn.Module):
+    """A generator of two layers.
+
+    >>> TinyGenerator(3, 1)(torch.zeros(2, 3, 8, 8)).shape
+    torch.Size([2, 1, 8, 8])
+    """
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__()
@@ -65,8 +69,13 @@ class Translator(nn.Module):
         return torch.tanh(self.layers(x))
 
 
-class Judge(nn.Module):
-    """A discriminator of two layers, and of two scales: the images, and the images at half their size."""
+class TinyDiscriminator(nn.Module):
+    """A discriminator of two layers with two scales: the images, and the images at half their size.
+
+    >>> x = y = torch.zeros(2, 3, 8, 8)
+    >>> [logits.shape for logits in TinyDiscriminator(3, 3)(x, y)]
+    [torch.Size([2, 1, 4, 4]), torch.Size([2, 1, 2, 2])]
+    """
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__()
@@ -77,11 +86,11 @@ class Judge(nn.Module):
         return [self.last(hidden) for [hidden] in self.features(x, y)]
 
     def features(self, x: Tensor, y: Tensor) -> list[list[Tensor]]:
-        shown = torch.cat([x, y], dim=1)
-        return [[F.leaky_relu(self.first(each), 0.2)] for each in (shown, F.avg_pool2d(shown, 2))]
+        pair = torch.cat([x, y], dim=1)
+        return [[F.leaky_relu(self.first(image), 0.2)] for image in (pair, F.avg_pool2d(pair, 2))]
 
 
-class Squares:
+class TinyGanLoss:
     """Least squares: real logits to 1, fake ones to 0."""
 
     def discriminator_loss(self, out: StepOutputs) -> Tensor:
@@ -91,46 +100,52 @@ class Squares:
         return _mean((m - 1).square() for m in out.fake)
 
 
-def _mean(each: Any) -> Tensor:
-    return torch.stack([m.mean() for m in each]).mean()
+def _mean(maps: Iterable[Tensor]) -> Tensor:
+    return torch.stack([m.mean() for m in maps]).mean()
 
 
-PARTNERS = {"generator": Translator, "discriminator": Judge, "gan_loss": Squares, "dataset": Drawings}
+_TINY = {
+    "generator": TinyGenerator, "discriminator": TinyDiscriminator, "gan_loss": TinyGanLoss, "dataset": TinyDataset
+}  # fmt: skip
 
 
-def partner(kind: str, values: Mapping[str, Any] | None = None) -> Component:
-    factory = PARTNERS[kind]
+def build_tiny_component(kind: str, values: Mapping[str, Any] | None = None) -> Component:
+    factory = _TINY[kind]
     return Component(Entry(kind, f"{kind} of the kit", factory, "kit", "p2pzoo"), factory, values or {})
 
 
-def experiment(component: Component, side: int) -> Experiment:
-    """The smallest game that this component takes part in, on images of this side where it is no dataset itself."""
+def build_experiment(component: Component, side: int) -> Experiment:
+    """The smallest experiment that uses this component. Images are side × side px unless it is a dataset itself."""
     kind = component.entry.kind
-    parts = {name: partner(name) for name in ("generator", "discriminator", "gan_loss")}
-    parts["dataset"] = partner("dataset", {"side": side})
-    playing: dict[str, Any] = {**parts, **({kind: component} if kind in parts else {})}
+    parts = {name: build_tiny_component(name) for name in ("generator", "discriminator", "gan_loss")}
+    parts["dataset"] = build_tiny_component("dataset", {"side": side})
+    all_parts: dict[str, Any] = {**parts, **({kind: component} if kind in parts else {})}
     return Experiment(
-        recipe=Recipe("kit", "plain", {}, {}, Source("kit")), seed=0, **playing,
+        recipe=Recipe("kit", "plain", {}, {}, Source("kit")), seed=0, **all_parts,
         losses={"under_test": component} if kind == "loss" else {}, metrics={}, callbacks={},
         augmentations={"under_test": component} if kind == "augmentation" else {},
         train=Train(images=3 * 2, batch_size=2), optimizer=Optimizer(), init=Init(weights="own"),
-        compute=compute(), evaluate=Evaluate(),
+        compute=cpu_settings(), evaluate=Evaluate(),
     )  # fmt: skip
 
 
-def compute(**changes: Any) -> Compute:
-    """On the CPU, leaving the process as it is."""
+def cpu_settings(**changes: Any) -> Compute:
+    """[compute] on the CPU that leaves the threads and the allocator of the process as they are."""
     settings = Compute(device="cpu", threads=torch.get_num_threads(), keep_memory=False)
     return replace(settings, **changes)
 
 
-def batch(side: int = SIDE, count: int = 2, split: Split = "train") -> Batch:
-    """So many pairs of drawings, with labels and blocks."""
-    store = Store(Drawings(split, side=side))
+def example_batch(side: int = IMAGE_SIDE, count: int = 2, split: Split = "train") -> Batch:
+    """The first `count` pairs of TinyDataset, with labels and blocks.
+
+    >>> example_batch(side=16).x.shape
+    torch.Size([2, 3, 16, 16])
+    """
+    store = Store(TinyDataset(split, side=side))
     return collate([store[index] for index in range(count)], store)
 
 
-def picture(path: Path) -> Path:
+def write_sample_grid(path: Path) -> Path:
     from PIL import Image
 
     Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(path)

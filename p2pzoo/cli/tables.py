@@ -1,0 +1,36 @@
+"""Print tables. Imports rich when it prints."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+
+UNFOLDED_WIDTH = (
+    21  # columns with texts up to this length are not folded; the longest parameter is eps_before_correction
+)
+PIPE_WIDTH = 240  # columns of a table in a pipe: one line per row, which `grep` can find. $COLUMNS overrides it
+
+
+def print_table(
+    header: Sequence[str], rows: Sequence[Sequence[str]], *, max_widths: Mapping[str, int] | None = None
+) -> None:
+    """Print rows below a header. Long texts are folded to the width of the terminal.
+
+    max_widths  {title: width above which a column is folded}
+    """
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
+    for column, title in enumerate(header):
+        longest = max((len(row[column]) for row in rows), default=0)
+        max_width = (max_widths or {}).get(title)
+        no_wrap = max_width is None and longest <= UNFOLDED_WIDTH
+        table.add_column(title, no_wrap=no_wrap, max_width=max_width, overflow="fold")
+    for row in rows:
+        table.add_row(*map(Text, row))
+    console = Console()
+    if not console.is_terminal and "COLUMNS" not in os.environ:
+        console.width = PIPE_WIDTH
+    console.print(table)

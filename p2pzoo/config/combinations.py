@@ -1,0 +1,117 @@
+"""Settings that are valid alone and not together: each function yields (key, message) for what it finds."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from p2pzoo.config.recipe import Key
+from p2pzoo.config.settings import Compute, Init, Optimizer, Train
+from p2pzoo.plugin.schema import format_value
+
+Conflicts = Iterator[tuple[Key, str]]
+
+SCHEDULE_OF = {"schedule_gamma": "step", "schedule_every": "step", "schedule_power": "polynomial"}
+
+
+def find_conflicts(values: Mapping[str, Any], settings: Mapping[str, Any]) -> Conflicts:
+    """All conflicts of a recipe.
+
+    values    the recipe's tables as written
+    settings  {table: its checked settings, None if they have faults of their own}
+    """
+    train, optimizer, init, compute = (settings[name] for name in ("train", "optimizer", "init", "compute"))
+    yield from _missing_partner(values)
+    if init:
+        yield from _initial_weights(init)
+    if "discriminator" not in values:
+        yield from _without_discriminator(train, optimizer)
+    if train:
+        yield from _accumulation(train)
+        yield from _lua_order(train)
+    if optimizer:
+        yield from _unused_schedule_keys(optimizer)
+    if compute:
+        yield from _kernels(compute)
+    if train and compute:
+        yield from _checkpointing(train, compute)
+
+
+def _missing_partner(values: Mapping[str, Any]) -> Conflicts:
+    if "discriminator" in values and "gan_loss" not in values:
+        yield ("discriminator",), "needs a [gan_loss]: add one, or drop the discriminator"
+    if "gan_loss" in values and "discriminator" not in values:
+        yield ("gan_loss",), "needs a [discriminator]: add one, or drop the gan_loss"
+
+
+def _initial_weights(init: Init) -> Conflicts:
+    if init.gain != Init.gain and init.weights in ("kaiming", "own"):
+        yield ("init", "gain"), f'gain = {init.gain}: weights = "{init.weights}" has no gain; remove it'
+    for name in ("generator", "discriminator"):
+        file = getattr(init, name)
+        if file and not file.is_file():
+            yield ("init", name), f'{name} = "{file}": no such file'
+
+
+def _without_discriminator(train: Train | None, optimizer: Optimizer | None) -> Conflicts:
+    asked: list[tuple[str, str, Any, bool]] = []
+    if train:
+        asked += [("train", "d_steps", train.d_steps, train.d_steps > 1)]
+        asked += [("train", "spectral_norm", train.spectral_norm, _normalizes_discriminator(train))]
+    if optimizer:
+        rate = optimizer.lr_discriminator
+        asked += [("optimizer", "lr_discriminator", rate, rate is not None)]
+    for table, name, value, is_set in asked:
+        if is_set:
+            message = f"{name} = {format_value(value)}: this recipe has no discriminator; remove {name}"
+            yield (table, name), message
+
+
+def _accumulation(train: Train) -> Conflicts:
+    if train.batch_size % train.accumulate:
+        message = f"accumulate = {train.accumulate}: batch_size = {train.batch_size} is not a multiple of it"
+        yield ("train", "accumulate"), message
+    if train.zero_biases and train.accumulate > 1:
+        message = "zero_biases = true changes G between its two translations of an image; set only one of them"
+        yield ("train", "accumulate"), f"accumulate = {train.accumulate}: {message}"
+
+
+def _lua_order(train: Train) -> Conflicts:
+    if train.order != "lua":
+        return
+    for name in ("d_steps", "accumulate"):
+        if getattr(train, name) > 1:
+            rule = f'order = "lua" takes one step of D and one of G, over the whole batch; set {name} = 1'
+            yield ("train", name), f"{name} = {getattr(train, name)}: {rule}"
+    if _normalizes_discriminator(train):
+        rule = 'order = "lua" needs a discriminator whose layers hold their weights directly; use "generator" or "none"'
+        yield ("train", "spectral_norm"), f'spectral_norm = "{train.spectral_norm}": {rule}'
+
+
+def _unused_schedule_keys(optimizer: Optimizer) -> Conflicts:
+    for name, schedule in SCHEDULE_OF.items():
+        value = getattr(optimizer, name)
+        if value != getattr(Optimizer, name) and optimizer.schedule != schedule:
+            rule = f'schedule = "{optimizer.schedule}" does not use it; remove it, or set schedule = "{schedule}"'
+            yield ("optimizer", name), f"{name} = {value}: {rule}"
+
+
+def _kernels(compute: Compute) -> Conflicts:
+    if not compute.kernels:
+        return
+    if not compute.lowering:
+        message = f'kernels = "{compute.kernels}": lowering = false does not use it; remove one of them'
+        yield ("compute", "kernels"), message
+    if not compute.kernels.is_file():  # its content is read by the Engine: config may not import compute
+        yield ("compute", "kernels"), f'kernels = "{compute.kernels}": no such file'
+
+
+def _checkpointing(train: Train, compute: Compute) -> Conflicts:
+    if compute.checkpointing and (train.order == "lua" or train.zero_biases):
+        setting = 'order = "lua"' if train.order == "lua" else "zero_biases = true"
+        reason = "changes weights before the backward pass, which would recompute activations with the changed weights"
+        yield ("compute", "checkpointing"), f"checkpointing = true: [train] {setting} {reason}; remove one of them"
+
+
+def _normalizes_discriminator(train: Train) -> bool:
+    return train.spectral_norm in ("discriminator", "both")

@@ -1,0 +1,67 @@
+"""What a run resumes with: the same code and data, the same kernels; or the last checkpoint of another run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from p2pzoo.compute.conv_as_gemm import ConvAlgorithm
+from p2pzoo.compute.tuned_kernels import read_kernels, read_recipe_kernels, write_kernels
+from p2pzoo.config.experiment import Experiment
+from p2pzoo.config.provenance import changed_sources
+from p2pzoo.runs.run_folder import Run
+from p2pzoo.training.checkpoint import list_checkpoints
+from p2pzoo.utils.errors import UserError
+from p2pzoo.utils.files import write_text
+
+
+def refuse_stale(run: Run, hashes: Mapping[str, str]) -> None:
+    """Raises UserError if the run has checkpoints of other code or data. hashes: of today's (`source_hashes`)."""
+    changed = changed_sources(run.status.get("sources", {}), hashes)
+    if changed and list_checkpoints(run):
+        raise UserError(
+            f"{run.folder}: this run began with other code or data ({', '.join(changed)} changed since): start over "
+            "with --fresh, or resume with --accept-stale"
+        )
+
+
+def choose_kernels(experiment: Experiment, run: Run) -> dict[str, ConvAlgorithm]:
+    """The kernels to train with: those that the run began with, else those of [compute] kernels.
+
+    Raises UserError if the recipe has other kernels than the run.
+    """
+    file = experiment.compute.kernels
+    recipe_kernels = read_recipe_kernels(experiment.compute)
+    if not list_checkpoints(run):
+        return recipe_kernels
+    run_kernels = read_kernels(run.kernels) if run.kernels.exists() else {}
+    if file and recipe_kernels != run_kernels:
+        raise UserError(
+            f"{run.folder}: this run began with other kernels than {file} has: remove compute.kernels to resume with "
+            "the run's own, or start over with --fresh"
+        )
+    return run_kernels
+
+
+def store_kernels(kernels: Mapping[str, ConvAlgorithm], run: Run) -> None:
+    """Write kernels.json, or remove it if there are none."""
+    if kernels:
+        write_kernels(run.kernels, kernels)
+    else:
+        run.kernels.unlink(missing_ok=True)
+
+
+def continue_run(experiment: Experiment, run: Run, continued: Run) -> Path:
+    """Copy the log of another run and return its last checkpoint. Raises UserError if it cannot be continued."""
+    checkpoints = list_checkpoints(continued)
+    if continued.state != "complete" or not checkpoints:
+        raise UserError(f"{continued.folder}: --continue-from takes a complete run; this one is {continued.state}")
+    images = int(continued.status["images"])
+    if experiment.train.images <= images:
+        raise UserError(
+            f"--continue-from: {continued.folder} has seen {images} images and the recipe asks for "
+            f"{experiment.train.images}; raise it, as in -s train.images={2 * images}"
+        )
+    if not list_checkpoints(run):
+        write_text(run.folder / "metrics.jsonl", (continued.folder / "metrics.jsonl").read_text("utf-8"))
+    return checkpoints[-1]
