@@ -1,4 +1,4 @@
-"""Augmentation of training pairs through kornia, and of what D sees (DiffAugment).
+"""Augmentation of training pairs with kornia, and of the images for D (DiffAugment).
 
 Imports p2pzoo only: torch and kornia are loaded when a recipe uses a component.
 """
@@ -11,24 +11,24 @@ def register_augmentations(register):
     register(
         "flip-rotate",
         "p2pzoo_augment.pairs:FlipRotate",
-        summary="Pairs mirrored and turned by quarter turns: no pixel is resampled",
+        summary="Mirror pairs and rotate them by multiples of 90 degrees, without resampling",
         paper="the symmetries of a square",
     )
     register(
         "affine",
         "p2pzoo_augment.pairs:Affine",
-        summary="Pairs turned, scaled and shifted a little, reflected at their edges",
+        summary="Rotate, scale and shift pairs a little, with reflection at the edges",
         paper="kornia.geometry.transform (arXiv:1910.02190)",
     )
     register(
         "photometric",
         "p2pzoo_augment.pairs:Photometric",
-        summary="Brightness, contrast, saturation and hue of x, of y or of both",
+        summary="Change brightness, contrast, saturation and hue of x, of y or of both",
         paper="kornia.enhance (arXiv:1910.02190)",
     )
     register(
         "diffaugment",
         "p2pzoo_augment.diffaugment:DiffAugment",
-        summary="What D sees of real and fake, in color, place and part; gradients reach G",
+        summary="Change color, position and visible part of D's real and fake images; gradients reach G",
         paper="arXiv:2006.10738, §3",
     )

@@ -1,8 +1,8 @@
-"""Differentiable Augmentation (Zhao, Liu, Lin, Zhu, Han, NeurIPS 2020, arXiv:2006.10738). Imports torch.
+"""Differentiable Augmentation (Zhao, Liu, Lin, Zhu, Han, NeurIPS 2020, arXiv:2006.10738).
 
-T changes whatever D is shown, real and fake, in its own move and in G's, whose gradients flow back through T. D here
-judges pairs (x, y): what moves or hides pixels does so in both, else they would no longer lie upon each other; x keeps
-its colors unless it is asked for.
+T changes all images for D, real and fake, in the steps of D and of G. Gradients reach G through T. D classifies pairs
+(x, y), so a change that moves or hides pixels acts on both, which keeps them aligned. The colors of x change only with
+`color_side`.
 """
 
 from collections.abc import Callable
@@ -11,26 +11,25 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from p2pzoo_augment.ranges import between, per_image, whole
+from p2pzoo_augment.ranges import per_image, scale_to, to_integer
 
-SHIFT = 1 / 8  # of a side, the most (§3)
-HIDDEN = 1 / 2  # of a side (§3)
-DRAWS = {"color": 3, "translation": 2, "cutout": 2}
+MAX_SHIFT = 1 / 8  # relative to a side (§3)
+CUTOUT_SIDE = 1 / 2  # relative to a side (§3)
+NUM_RANDOM = {"color": 3, "translation": 2, "cutout": 2}
 
 
 class DiffAugment:
-    """T of (x, y), each (B, C, H, W) in [-1, 1]; color may leave that range, as in the paper.
+    """T of (x, y), each (B, C, H, W) in [-1, 1]. "color" may leave that range, as in the paper.
 
-    color        brightness: plus [-0.5, 0.5]; saturation: [0, 2] about the mean of the channels, pixel by pixel;
-                 contrast: [0.5, 1.5] about the mean of the image
-    translation  by up to 1/8 of each side, whole pixels, zeros from outside
-    cutout       a square of half the image is zero; its centre lies anywhere, so it may reach over the edge
+        color        brightness: adds up to ±0.5; saturation: a factor of 0 to 2 about the mean over a pixel's channels;
+                     contrast: a factor of 0.5 to 1.5 about the mean of the image
+        translation  shifts by up to 1/8 of each side, by whole pixels, with zeros from outside
+        cutout       sets a rectangle of half of each side to zero; its centre may be anywhere, so it may cross the edge
 
-    Args:
-        policy: which of them, in the order in which they act; one at least, each once.
-        color_side: what color changes: "y", real or translated; "both" changes x alike, "x" alone.
+    policy      one or more of "color", "translation" and "cutout", each once, in the order in which they act
+    color_side  the images whose color changes: "y" (real or translated), "x" or "both", which changes both alike
 
-    Raises ValueError for a policy that is empty or names one twice.
+    Raises ValueError for a policy that is empty or has an entry twice.
     """
 
     where = "discriminator"
@@ -42,12 +41,14 @@ class DiffAugment:
         color_side: Literal["x", "y", "both"] = "y",
     ) -> None:
         if not policy or len(set(policy)) != len(policy):
-            raise ValueError(f"policy = {list(policy)}: name one or more of {', '.join(DRAWS)}, each once")
+            raise ValueError(f"policy = {list(policy)}: name one or more of {', '.join(NUM_RANDOM)}, each once")
         self.policy, self.color_side = policy, color_side
-        self.num_random = sum(DRAWS[name] for name in policy)
+        self.num_random = sum(NUM_RANDOM[name] for name in policy)
 
-    def __call__(self, x: Tensor, y: Tensor, labels: Tensor | None, u: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-        for name, part in zip(self.policy, u.split([DRAWS[name] for name in self.policy], 1), strict=True):
+    def __call__(
+        self, x: Tensor, y: Tensor, labels: Tensor | None, random: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        for name, part in zip(self.policy, random.split([NUM_RANDOM[name] for name in self.policy], 1), strict=True):
             change = CHANGES[name]
             if name != "color" or self.color_side != "y":
                 x = change(x, part)
@@ -57,22 +58,22 @@ class DiffAugment:
 
 
 def color(images: Tensor, u: Tensor) -> Tensor:
-    """u (B, 3): brightness, saturation, contrast."""
+    """u (B, 3): random numbers for brightness, saturation and contrast."""
     brightness, saturation, contrast = map(per_image, u.unbind(1))
-    images = images + between(-0.5, 0.5, brightness)
+    images = images + scale_to(-0.5, 0.5, brightness)
     grey = images.mean(1, keepdim=True)
-    images = (images - grey) * between(0, 2, saturation) + grey
+    images = (images - grey) * scale_to(0, 2, saturation) + grey
     mean = images.mean((1, 2, 3), keepdim=True)
-    return (images - mean) * between(0.5, 1.5, contrast) + mean
+    return (images - mean) * scale_to(0.5, 1.5, contrast) + mean
 
 
 def translation(images: Tensor, u: Tensor) -> Tensor:
-    """u (B, 2): down and right."""
-    for dim, share in zip((2, 3), u.unbind(1), strict=True):
+    """u (B, 2): random numbers for the shifts down and right."""
+    for dim, u_dim in zip((2, 3), u.unbind(1), strict=True):
         side = images.shape[dim]
-        most = int(side * SHIFT + 0.5)
-        shift = whole(2 * most + 1, share) - most
-        source = torch.arange(side, device=images.device) - shift[:, None]  # (B, side): where each line comes from
+        max_shift = int(side * MAX_SHIFT + 0.5)
+        shift = to_integer(2 * max_shift + 1, u_dim) - max_shift
+        source = torch.arange(side, device=images.device) - shift[:, None]  # (B, side): source of each row or column
         inside = (source >= 0) & (source < side)
         shape = [len(images), 1, 1, 1]
         shape[dim] = side
@@ -82,12 +83,12 @@ def translation(images: Tensor, u: Tensor) -> Tensor:
 
 
 def cutout(images: Tensor, u: Tensor) -> Tensor:
-    """u (B, 2): the row and the column of the square's centre."""
+    """u (B, 2): random numbers for the row and the column of the centre."""
     hidden = torch.ones((), dtype=torch.bool, device=images.device)
-    for dim, share in zip((2, 3), u.unbind(1), strict=True):
+    for dim, u_dim in zip((2, 3), u.unbind(1), strict=True):
         side = images.shape[dim]
-        length = int(side * HIDDEN + 0.5)
-        first = whole(side + (1 - length % 2), share) - length // 2
+        length = int(side * CUTOUT_SIDE + 0.5)
+        first = to_integer(side + (1 - length % 2), u_dim) - length // 2
         line = torch.arange(side, device=images.device) - first[:, None]
         shape = [len(images), 1, 1, 1]
         shape[dim] = side

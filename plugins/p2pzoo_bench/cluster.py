@@ -1,8 +1,8 @@
-"""Runs on a Ray cluster: each a task with its share of CPUs and GPUs, which Ray places.
+"""Runs on a Ray cluster: each is a Ray task with its share of CPUs and GPUs.
 
-What the nodes have to have: this version of p2pzoo, with the plugins, and the data. Where they all see the runs folder
-(shared storage) runs are made in it. Where they do not, a run is made on its node, and its files are brought here as
-they come, so that it can go on elsewhere when its node dies.
+Every node needs this version of p2pzoo, the plugins, and the data. If all nodes see the runs folder (shared storage),
+runs are written there. If not, a run is written on its node and its files are copied here while it trains, so that it
+can resume on another node when its own dies.
 """
 
 from __future__ import annotations
@@ -29,16 +29,17 @@ from p2pzoo.utils.errors import UserError
 from p2pzoo.utils.files import atomic_write
 from p2pzoo_bench.executors import Ended, Job, Process, RunningJob, was_stopped
 
-HEAD = {"node:__internal_head__": 0.001}  # where Ray's own head is: no worker's death takes it along
-ANSWER_SECONDS = 120.0  # that a node may take to say what it has
-CONNECT_SECONDS = 10.0
-POLL_SECONDS, SEND_SECONDS = 0.1, 1.0
-ORPHAN_SECONDS = 60.0  # that a run may take to end when its worker has died
+HEAD = {"node:__internal_head__": 0.001}  # places the board on the head node: it survives the death of any worker
+ANSWER_SECONDS = 120.0  # for a node to report its version: it may have to start a worker and import torch
+CONNECT_SECONDS = 10.0  # Ray itself would retry for minutes
+POLL_SECONDS = 0.1
+SEND_SECONDS = 1.0  # between two messages of a run
+ORPHAN_SECONDS = 60.0  # a run ends at most this long after its worker died
 
 
 @dataclass(frozen=True)
 class Parcel:
-    """What a run tells while it is made. files: what is new in its folder; names: all that is in it."""
+    """A message from a running job. files: new or changed files of its folder; names: all its files."""
 
     id: str
     where: str
@@ -47,7 +48,7 @@ class Parcel:
 
 
 class Board:
-    """A Ray actor: runs put parcels on it, and the table takes them."""
+    """A Ray actor: runs put parcels on it, the table takes them."""
 
     def __init__(self) -> None:
         self._parcels: list[Parcel] = []
@@ -63,28 +64,28 @@ class Board:
 class Cluster:
     """A Ray cluster.
 
-    address  "ray" is the one that RAY_ADDRESS names, else that of this machine; "ray://HOST:10001" one elsewhere
-    jobs     at most so many runs at a time [default: as many as there is room for]
-    cpus     of each run, which are its threads too [default: the threads of its recipe, else 1]
-    gpus     of each run, perhaps a part of one [default: 1 where the cluster has any]
+    address  "ray": the cluster of RAY_ADDRESS, else of this machine; "ray://HOST:10001": a remote one
+    jobs     how many runs at a time [default: as many as fit]
+    cpus     CPUs and threads of each run [default: the threads of its recipe, else 1]
+    gpus     GPUs of each run, possibly a fraction [default: 1 if the cluster has any]
 
-    Raises UserError where there is no such cluster, and where no node has as much; `begin` where that is so of a run.
+    Raises UserError if there is no such cluster, or no node has that many CPUs and GPUs; `begin` checks each run.
     """
 
     def __init__(
         self, address: str, runs: Path, *, jobs: int | None = None, cpus: int | None = None, gpus: float | None = None
     ) -> None:
         self._address, self._runs, self._jobs, self._cpus = address, runs.absolute(), jobs, cpus
-        self._ray = _connected(address)
-        self._met: dict[str, dict[str, float]] = {}  # what each node has that was there at any time
-        there = any("GPU" in node["Resources"] for node in self._nodes())
-        self._gpus = gpus if gpus is not None else float(there)
+        self._ray = _connect(address)
+        self._known_nodes: dict[str, dict[str, float]] = {}  # resources of all nodes since the start
+        has_gpu = any("GPU" in node["Resources"] for node in self._nodes())
+        self._gpus = gpus if gpus is not None else float(has_gpu)
         self._check_room(cpus or 1)
-        self._make = self._ray.remote(make)
+        self._train = self._ray.remote(train_on_node)
         self.shared = True
         self._tasks: dict[Any, Job] = {}
         self._where: dict[str, str] = {}
-        self._held = contextlib.ExitStack()  # the runs' locks, where only this machine sees their folder
+        self._stack = contextlib.ExitStack()  # holds the runs' locks if only this machine has their folder
         self._locked: set[str] = set()
         self._stopping = False
 
@@ -92,47 +93,48 @@ class Cluster:
         return [node for node in self._ray.nodes() if node["Alive"]]
 
     def _check_room(self, cpus: int) -> None:
-        """Raises UserError where a run with so many CPUs would wait for ever. For a node that died another may come."""
-        self._met |= {node["NodeID"]: node["Resources"] for node in self._nodes()}
-        if not any(has.get("CPU", 0) >= cpus and has.get("GPU", 0) >= self._gpus for has in self._met.values()):
+        """Raises UserError if no node can ever run it. Nodes that died count: they may be replaced."""
+        self._known_nodes |= {node["NodeID"]: node["Resources"] for node in self._nodes()}
+        if not any(has.get("CPU", 0) >= cpus and has.get("GPU", 0) >= self._gpus for has in self._known_nodes.values()):
             raise UserError(
-                f"--on {self._address}: no node has the {cpus} CPUs and {self._gpus:g} GPUs that a run is to have "
-                "(--cpus-per-run or its recipe's compute.threads, --gpus-per-run)"
+                f"--on {self._address}: no node has {cpus} CPUs and {self._gpus:g} GPUs, which a run needs: lower "
+                "--cpus-per-run (or its recipe's compute.threads) or --gpus-per-run"
             )
 
     def _shared(self) -> bool:
-        """Whether all nodes see the runs folder. Raises UserError where one has another p2pzoo, or none."""
+        """Whether all nodes see the runs folder. Raises UserError if one has another version of p2pzoo, or none."""
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
         self._runs.mkdir(parents=True, exist_ok=True)
         marker = self._runs / f".{uuid.uuid4().hex}"
         marker.touch()
         try:
-            asked = {}
+            requests = {}
             for node in self._nodes():
                 on = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
-                task = self._ray.remote(has).options(num_cpus=0, scheduling_strategy=on)
-                asked[_name(node)] = task.remote(str(marker))
+                task = self._ray.remote(describe_node).options(num_cpus=0, scheduling_strategy=on)
+                requests[_name(node)] = task.remote(str(marker))
             answers = {}
-            for name, answer in asked.items():
+            for name, answer in requests.items():
                 try:
                     answers[name] = self._ray.get(answer, timeout=ANSWER_SECONDS)
                 except self._ray.exceptions.RayError as error:
-                    if name not in map(_name, self._nodes()):  # it has died meanwhile
+                    if name not in map(_name, self._nodes()):  # it died in the meantime
                         continue
-                    told = str(getattr(error, "cause", None) or error).strip().splitlines()[-1]
-                    raise UserError(f"--on {self._address}: node {name} cannot make runs: {told}") from None
+                    reason = str(getattr(error, "cause", None) or error).strip().splitlines()[-1]
+                    raise UserError(f"--on {self._address}: node {name} cannot train runs: {reason}") from None
         finally:
             marker.unlink(missing_ok=True)
         for name, (version, _) in answers.items():
             if version != __version__:
                 raise UserError(
-                    f"--on {self._address}: node {name} has p2pzoo {version}, this machine has {__version__}"
+                    f"--on {self._address}: node {name} has p2pzoo {version}, this machine has {__version__}: "
+                    "install the same version"
                 )
-        return all(seen for _, seen in answers.values())
+        return all(sees_marker for _, sees_marker in answers.values())
 
     def __enter__(self) -> Self:
-        self._held.enter_context(contextlib.redirect_stdout(sys.stderr))  # where Ray tells of nodes that died
+        self._stack.enter_context(contextlib.redirect_stdout(sys.stderr))  # Ray prints dead nodes on stdout
         self.shared = self._shared()
         self._board = self._ray.remote(Board).options(num_cpus=0, resources=HEAD).remote()
         return self
@@ -143,7 +145,7 @@ class Cluster:
             self._ray.wait([*self._tasks], num_returns=len(self._tasks))
             self._take()
         self._ray.shutdown()
-        self._held.close()
+        self._stack.close()
 
     @property
     def kind(self) -> str:
@@ -158,7 +160,7 @@ class Cluster:
         files = None
         if not self.shared:
             if job.id not in self._locked:
-                self._held.enter_context(job.run.lock())
+                self._stack.enter_context(job.run.lock())
                 self._locked.add(job.id)
             files = {name: (job.run.folder / name).read_bytes() for name in _names(job.run.folder)}
         order = Order(
@@ -166,9 +168,9 @@ class Cluster:
             str(job.run.folder.relative_to(job.runs)), os.getcwd(), files, bool(self._gpus),
         )  # fmt: skip
         share = {"num_cpus": cpus, "num_gpus": self._gpus, "max_retries": 0}
-        self._tasks[self._make.options(name=job.name, **share).remote(order, self._board)] = job
+        self._tasks[self._train.options(name=job.name, **share).remote(order, self._board)] = job
 
-    def doing(self) -> list[RunningJob]:
+    def running(self) -> list[RunningJob]:
         self._take()
         return [RunningJob(job, self._where[job.id]) for job in self._tasks.values() if job.id in self._where]
 
@@ -189,18 +191,18 @@ class Cluster:
             job = self._tasks.pop(task)
             self._where.pop(job.id, None)
             try:
-                code, told = self._ray.get(task)
+                code, message = self._ray.get(task)
             except errors.TaskCancelledError:
                 yield Ended(job, stopped=True)
             except errors.RayTaskError as error:
                 yield Ended(job, failed=str(error.cause).strip() or type(error.cause).__name__)
-            except errors.RayError as error:  # its worker, its node, or the memory there
+            except errors.RayError as error:  # its worker or node died, or the memory there ran out
                 yield Ended(job, lost=type(error).__name__)
             else:
-                if was_stopped(code) and not self._stopping:  # its node was told to go
+                if was_stopped(code) and not self._stopping:  # its node is shutting down
                     yield Ended(job, lost="its worker was stopped")
                 else:
-                    yield Ended(job, stopped=True) if was_stopped(code) else Ended(job, failed=told)
+                    yield Ended(job, stopped=True) if was_stopped(code) else Ended(job, failed=message)
 
     def stop(self, signum: int) -> None:
         self._stopping = True
@@ -208,7 +210,7 @@ class Cluster:
             self._ray.cancel(task)
 
     def _take(self) -> None:
-        """Write down what the runs have told since the last time."""
+        """Copy the files that arrived since the last call."""
         jobs = {job.id: job for job in self._tasks.values()}
         for parcel in self._ray.get(self._board.take.remote()):
             if job := jobs.get(parcel.id):
@@ -222,7 +224,7 @@ class Cluster:
 
 @dataclass(frozen=True)
 class Order:
-    """A run that a node is to make. files: what there is of it already, where the node does not see the runs folder."""
+    """A run for a node to train. files: its existing files, if the node does not see the runs folder."""
 
     id: str
     name: str
@@ -235,13 +237,13 @@ class Order:
     gpus: bool
 
 
-def has(marker: str) -> tuple[str, bool]:
-    """p2pzoo's version here, and whether a file can be seen."""
+def describe_node(marker: str) -> tuple[str, bool]:
+    """The version of p2pzoo on this node, and whether it sees the file `marker`."""
     return __version__, Path(marker).exists()
 
 
-def make(order: Order, board: Any) -> tuple[int, str | None]:
-    """Make a run, or go on with it: its exit code, and why it failed if it did."""
+def train_on_node(order: Order, board: Any) -> tuple[int, str | None]:
+    """Train or resume a run. Returns its exit code, and the error message if it failed."""
     import ray
 
     where = str(ray.util.get_node_ip_address())  # type: ignore[no-untyped-call]
@@ -253,39 +255,39 @@ def make(order: Order, board: Any) -> tuple[int, str | None]:
         elif not runs.exists():
             raise UserError(f"node {where} does not see {runs}")
         run = Run(runs / order.folder)
-        _left_alone(run)
+        _wait_for_orphan(run)
         if os.path.isdir(order.cwd):
             os.chdir(order.cwd)
         hidden = {} if order.gpus else {"CUDA_VISIBLE_DEVICES": ""}
         process = Process(order.name, order.recipe, runs, order.options, hidden)
-        seen: dict[str, tuple[int, int]] = {}
+        sent: dict[str, tuple[int, int]] = {}
 
-        def tell() -> None:
+        def send() -> None:
             files, names = {}, None
             if order.files is not None:
                 names = _names(run.folder)
-                files = _new(run.folder, names, seen)
+                files = _changed_files(run.folder, names, sent)
             ray.get(board.put.remote(Parcel(order.id, where, files, names)))
 
         try:
-            told = 0.0
+            sent_at = 0.0
             while process.poll() is None:
-                if time.monotonic() - told > SEND_SECONDS:
-                    tell()
-                    told = time.monotonic()
+                if time.monotonic() - sent_at > SEND_SECONDS:
+                    send()
+                    sent_at = time.monotonic()
                 time.sleep(POLL_SECONDS)
-        except KeyboardInterrupt:  # Ray's way of telling that the task is cancelled
+        except KeyboardInterrupt:  # Ray cancelled the task
             process.stop(signal.SIGTERM)
             process.end()
-            tell()
+            send()
             raise
         answer = process.end()
-        tell()
+        send()
         return answer
 
 
-def _left_alone(run: Run) -> None:
-    """Wait for a process that still works on this run: its worker has died, and it is about to."""
+def _wait_for_orphan(run: Run) -> None:
+    """Wait for a process that still writes this run although its worker died: it is about to end."""
     if run.folder.exists():
         with contextlib.suppress(filelock.Timeout), filelock.FileLock(run.folder / ".lock").acquire(ORPHAN_SECONDS):
             pass
@@ -295,29 +297,29 @@ def _left_alone(run: Run) -> None:
 
 
 def _names(folder: Path) -> frozenset[str]:
-    """The files of a run's folder, but for those that are being written."""
-    found = (file for file in folder.rglob("*") if file.is_file() and not file.name.startswith("."))
-    return frozenset(str(file.relative_to(folder)) for file in found)
+    """The files of a run's folder, without temporary ones."""
+    files = (file for file in folder.rglob("*") if file.is_file() and not file.name.startswith("."))
+    return frozenset(str(file.relative_to(folder)) for file in files)
 
 
-def _new(folder: Path, names: frozenset[str], seen: dict[str, tuple[int, int]]) -> dict[str, bytes]:
-    """What has changed since it was seen. Checkpoints first: a log may be ahead of them, not behind."""
-    found = {}
+def _changed_files(folder: Path, names: frozenset[str], sent: dict[str, tuple[int, int]]) -> dict[str, bytes]:
+    """The files that changed since they were sent. Checkpoints sort first: a log may be ahead of them, never behind."""
+    changed = {}
     for name in sorted(names):
         with contextlib.suppress(FileNotFoundError):
-            told = (folder / name).stat()
-            if seen.get(name) != (told.st_mtime_ns, told.st_size):
-                found[name] = (folder / name).read_bytes()
-                seen[name] = (told.st_mtime_ns, told.st_size)
-    return found
+            status = (folder / name).stat()
+            if sent.get(name) != (status.st_mtime_ns, status.st_size):
+                changed[name] = (folder / name).read_bytes()
+                sent[name] = (status.st_mtime_ns, status.st_size)
+    return changed
 
 
 def _unpack(files: dict[str, bytes], names: frozenset[str], folder: Path) -> None:
-    """Bring a folder to what another is."""
+    """Make a folder equal to another one. files: its changed files; names: all its files."""
     for name, content in files.items():
         file = folder / name
         if not file.resolve().is_relative_to(folder.resolve()):
-            raise UserError(f"{name}: outside the run's folder")
+            raise UserError(f"{name}: a node sent a file outside the run's folder; it was not written")
         file.parent.mkdir(parents=True, exist_ok=True)
         with atomic_write(file) as temporary:
             temporary.write_bytes(content)
@@ -325,7 +327,7 @@ def _unpack(files: dict[str, bytes], names: frozenset[str], folder: Path) -> Non
         (folder / name).unlink()
 
 
-def _connected(address: str) -> Any:
+def _connect(address: str) -> Any:
     try:
         import ray
     except ImportError:
@@ -333,20 +335,21 @@ def _connected(address: str) -> Any:
     named = os.environ.get("RAY_ADDRESS", "") if address == "ray" else address
     before = signal.getsignal(signal.SIGTERM)
     try:
-        _answers(named.removeprefix("ray://"))
+        _check_address(named.removeprefix("ray://"))
         ray.init("auto" if address == "ray" else address, log_to_driver=False, logging_level=logging.ERROR)
     except (OSError, ValueError, RuntimeError) as error:
-        told = " ".join(str(error).split()) or type(error).__name__
+        reason = " ".join(str(error).split()) or type(error).__name__
         raise UserError(
-            f"--on {address}: no Ray cluster there ({told}); start one with `ray start --head`, or use --jobs here"
+            f"--on {address}: no Ray cluster there ({reason}); start one with `ray start --head`, "
+            "or use --jobs on this machine"
         ) from None
     finally:
-        signal.signal(signal.SIGTERM, before)  # Ray takes it for itself
+        signal.signal(signal.SIGTERM, before)  # Ray replaces the handler
     return ray
 
 
-def _answers(named: str) -> None:
-    """Raises OSError where nobody listens at HOST:PORT; Ray itself would try for minutes."""
+def _check_address(named: str) -> None:
+    """Raises OSError if nothing listens at HOST:PORT."""
     host, _, port = named.rpartition(":")
     if host and port.isdigit():
         socket.create_connection((host.strip("[]"), int(port)), CONNECT_SECONDS).close()

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from p2pzoo.cli.options import max_time_option, override_option, profile_option, same_command
+from p2pzoo.cli.options import max_time_option, override_option, profile_option, resume_command
 from p2pzoo.utils.errors import UserError
 
 if TYPE_CHECKING:
@@ -18,20 +18,21 @@ if TYPE_CHECKING:
 
 FORMATS = ("rich", "markdown", "csv", "json", "latex", "html", "svg")
 ENDINGS = {".md": "markdown", ".csv": "csv", ".json": "json", ".tex": "latex", ".html": "html", ".svg": "svg"}
+PIPE_WIDTH = 1000  # columns: a program that reads the output gets one line per row
 
 format_option = click.option(
     "--format",
     "form",
     type=click.Choice(FORMATS),
-    help="What is printed, or written to OUT [default: rich, or as OUT ends].",
+    help="Print or write the table in this format [default: rich, or by the ending of OUT].",
 )
 output_option = click.option(
     "-o", "--output", type=click.Path(path_type=Path, dir_okay=False), metavar="OUT",
-    help="Write the table to this file: .md, .csv, .json, .tex or .html; .svg is what its metric draws (Figure 7).",
+    help="Write the table to this file: .md, .csv, .json, .tex or .html; .svg for a metric that draws (Figure 7).",
 )  # fmt: skip
 runs_option = click.option(
     "--runs", type=click.Path(path_type=Path, file_okay=False), default="runs", show_default=True,
-    help="Where run folders are.",
+    help="Folder of the runs.",
 )  # fmt: skip
 
 
@@ -39,27 +40,27 @@ runs_option = click.option(
 @click.argument("table", metavar="TABLE")
 @profile_option
 @override_option
-@click.option("--seeds", type=click.IntRange(min=1), help="How many, from 0 on [default: the table's].")
+@click.option("--seeds", type=click.IntRange(min=1), help="Number of seeds: 0, 1, … [default: the table's].")
 @click.option("--on", "where", metavar="PLACE", default="local", show_default=True,
-              help="Where runs are made: local, ray (the cluster of RAY_ADDRESS, or of this machine), "
+              help="Train runs on this place: local, ray (the cluster of RAY_ADDRESS, or of this machine), "
                    "or ray://HOST:10001.")  # fmt: skip
 @click.option("--jobs", type=click.IntRange(min=1),
-              help="How many runs at a time [default: 1; on a cluster as many as fit]. Here they share the cores, and "
-                   "take the GPUs in turn.")  # fmt: skip
+              help="Train this many runs at a time [default: 1; on a cluster as many as fit]. With local, they share "
+                   "the cores and take the GPUs in turn.")  # fmt: skip
 @click.option(
     "--cpus-per-run",
     type=click.IntRange(min=1),
-    help="Threads of a run whose recipe leaves that open [default: all cores, shared; on a cluster 1].",
+    help="Threads of a run whose recipe sets none [default: all cores, shared; on a cluster 1].",
 )
 @click.option(
     "--gpus-per-run",
     type=click.FloatRange(min=0),
-    help="On a cluster: GPUs of a run, such as 0.5 [default: 1 where there are any].",
+    help="GPUs of a run on a cluster, such as 0.5 [default: 1 if the cluster has any].",
 )
 @runs_option
-@click.option("--dry-run", is_flag=True, help="Say what would be trained, and train nothing.")
-@click.option("--fresh", is_flag=True, help="Start over the runs that are not finished, instead of resuming them.")
-@click.option("--accept-stale", is_flag=True, help="Resume them although code has changed since they began.")
+@click.option("--dry-run", is_flag=True, help="Print what would be trained, and train nothing.")
+@click.option("--fresh", is_flag=True, help="Restart unfinished runs instead of resuming them.")
+@click.option("--accept-stale", is_flag=True, help="Resume runs although the code changed since they started.")
 @format_option
 @output_option
 @max_time_option
@@ -69,27 +70,28 @@ def bench_command(
     jobs: int | None, cpus_per_run: int | None, gpus_per_run: float | None, runs: Path, dry_run: bool,
     fresh: bool, accept_stale: bool, form: str | None, output: Path | None, quiet: bool,
 ) -> None:  # fmt: skip
-    """Train what TABLE (a file, or zoo:NAME.toml) compares and is not there yet, and print the table.
+    """Train the missing runs of TABLE (a file, or zoo:NAME.toml) and print the table.
 
-    Runs are found by what they are, in the runs folder and in results/ beside the table file. Stop it and start it
-    again: it goes on. A run that fails leaves the others standing.
+    Runs are found by their id, in the runs folder and in results/ beside the table file. The same command resumes an
+    interrupted table. A run that fails does not stop the others; the exit code is then 1.
     """
     from p2pzoo import config
     from p2pzoo.plugin.loader import registry
-    from p2pzoo_bench.bench import Bench, Stopped
+    from p2pzoo_bench.bench import Bench
     from p2pzoo_bench.progress import table_progress
+    from p2pzoo_bench.run_missing import Stopped
     from p2pzoo_bench.table_file import read_table
 
-    form = _form(form, output)
-    asked = {"--fresh": fresh, "--accept-stale": accept_stale}
-    asked_for = read_table(table)
-    place = _place(where, runs, jobs, cpus_per_run, gpus_per_run)
+    form = _resolve_format(form, output)
+    flags = {"--fresh": fresh, "--accept-stale": accept_stale}
+    table_file = read_table(table)
+    executor = _build_executor(where, runs, jobs, cpus_per_run, gpus_per_run)
     bench = Bench(
-        asked_for, registry(), runs, profile=profile, seeds=seeds, overrides=overrides,
-        options=[option for option, on in asked.items() if on], pick=lambda: config.profile_by_hardware(overrides, place.kind),
+        table_file, registry(), runs, profile=profile, seeds=seeds, overrides=overrides,
+        options=[flag for flag, on in flags.items() if on], pick=lambda: config.pick_profile(overrides, executor.kind),
     )  # fmt: skip
     if form == "svg":
-        _one_that_draws(bench.drawing())
+        _check_one_drawing(bench.find_drawing_metrics())
     missing = bench.missing()
     if dry_run:
         for cell in missing:
@@ -98,89 +100,81 @@ def bench_command(
         return
     failures: dict[str, str] = {}
     if missing:
-        with table_progress(quiet=quiet) as shown:
-            shown.note(
-                f"{bench.table.title}: {len(missing)} of {len(bench.cells)} runs to make, profile {bench.profile}"
+        with table_progress(quiet=quiet) as progress:
+            progress.note(
+                f"{bench.table.title}: {len(missing)} of {len(bench.cells)} runs to train, profile {bench.profile}"
             )
             try:
-                failures = bench.run_missing(shown, place)
+                failures = bench.run_missing(progress, executor)
             except Stopped as stopped:
-                shown.note(f"stopped; {same_command(fresh)} goes on from there")
+                progress.note(f"stopped; {resume_command(fresh)} resumes from there")
                 sys.exit(128 + stopped.signum)
     for folder, changed in bench.stale().items():
-        click.echo(f"{folder}: made with other code ({', '.join(changed)} changed since)", err=True)
-    _show(bench.compared(failures), form, output)
+        click.echo(f"{folder}: the code changed after this run ({', '.join(changed)})", err=True)
+    _write_table(bench.compare(failures), form, output)
     if failures:
         sys.exit(1)
 
 
 @click.command("compare")
 @click.argument("runs", metavar="RUN...", nargs=-1, required=True, type=click.Path(path_type=Path, file_okay=False))
-@click.option("--baseline", metavar="ROW", help="The row that the others are compared with [default: the first].")
-@click.option("--metric", "metrics", multiple=True, metavar="NAME", help="Only this metric. May be repeated.")
+@click.option("--baseline", metavar="ROW", help="Compare the other rows with this one [default: the first].")
+@click.option("--metric", "metrics", multiple=True, metavar="NAME", help="Show only this metric. May be repeated.")
 @format_option
 @output_option
 def compare_command(
     runs: tuple[Path, ...], baseline: str | None, metrics: tuple[str, ...], form: str | None, output: Path | None
 ) -> None:
-    """Put finished runs beside one another: those that differ by their seed alone make one row.
+    """Compare finished runs. Runs that differ only by their seed make one row.
 
-    Numbers that were measured under unlike protocols are refused, saying what differs.
+    Numbers that were measured under different protocols are refused, with the difference.
     """
     from p2pzoo.plugin.loader import registry
     from p2pzoo_bench.comparison import compare_runs
 
-    form = _form(form, output)
-    _show(compare_runs(runs, registry(), baseline=baseline, wanted=metrics), form, output)
+    form = _resolve_format(form, output)
+    _write_table(compare_runs(runs, registry(), baseline=baseline, wanted=metrics), form, output)
 
 
-def _place(where: str, runs: Path, jobs: int | None, cpus: int | None, gpus: float | None) -> Executor:
+def _build_executor(where: str, runs: Path, jobs: int | None, cpus: int | None, gpus: float | None) -> Executor:
     if where == "local":
         if gpus is not None:
-            raise UserError("--gpus-per-run is for a cluster (--on ray): here --jobs runs take the GPUs in turn")
-        from p2pzoo_bench.executors import Machine
+            raise UserError("--gpus-per-run needs a cluster (--on ray); on this machine, --jobs runs share the GPUs")
+        from p2pzoo_bench.executors import LocalExecutor
 
-        return Machine(jobs or 1, cpus)
+        return LocalExecutor(jobs or 1, cpus)
     if where != "ray" and not where.startswith("ray://"):
-        raise UserError(f"--on {where}: no such place; there are local, ray, and ray://HOST:10001")
+        raise UserError(f"--on {where}: no such place; use local, ray, or ray://HOST:10001")
     from p2pzoo_bench.cluster import Cluster
 
     return Cluster(where, runs, jobs=jobs, cpus=cpus, gpus=gpus)
 
 
-def _form(form: str | None, output: Path | None) -> str:
+def _resolve_format(form: str | None, output: Path | None) -> str:
+    """The format of --format, else by the ending of -o, else rich. Raises UserError if there is none."""
     if form == "rich" and output:
-        raise UserError(f"-o {output}: rich is for a terminal; take one of {', '.join(FORMATS[1:])}")
+        raise UserError(f"-o {output}: --format rich is for a terminal; use one of {', '.join(FORMATS[1:])}")
     if form or output is None:
         return form or "rich"
     if output.suffix not in ENDINGS:
-        raise UserError(f"-o {output}: end it in {', '.join(ENDINGS)}, or say --format")
+        raise UserError(f"-o {output}: its ending names no format; use one of {', '.join(ENDINGS)}, or set --format")
     return ENDINGS[output.suffix]
 
 
-def _show(table: Comparison, form: str, output: Path | None) -> None:
-    import json
-
+def _write_table(table: Comparison, form: str, output: Path | None) -> None:
+    """Print the table, or write it to the output file."""
     from p2pzoo.utils.files import write_text
     from p2pzoo_bench import formats
 
-    doc = table.doc
     if form == "rich":
         from rich.console import Console
 
         console = Console()
         if not console.is_terminal:
-            console.width = 1000  # whoever reads a pipe wants one line a row
-        console.print(formats.rich_text(doc))
+            console.width = PIPE_WIDTH
+        console.print(formats.to_rich(table.doc))
         return
-    if form == "html":
-        text = formats.page(doc, table.pictures, table.size, table.drawings())
-    elif form == "svg":
-        text = _drawing(table)
-    elif form == "json":
-        text = json.dumps(doc, indent=2, ensure_ascii=False) + "\n"
-    else:
-        text = {"markdown": formats.markdown, "csv": formats.comma_separated, "latex": formats.latex}[form](doc)
+    text = _format_table(table, form)
     if output is None:
         click.echo(text, nl=not text.endswith("\n"))
     else:
@@ -189,16 +183,32 @@ def _show(table: Comparison, form: str, output: Path | None) -> None:
         click.echo(f"written  {output}", err=True)
 
 
-def _drawing(table: Comparison) -> str:
-    """What the one metric of a table that draws has drawn."""
-    from p2pzoo.runs.report import svg
+def _format_table(table: Comparison, form: str) -> str:
+    import json
 
-    drawn = table.drawings()
-    _one_that_draws([*drawn])
-    return str(svg(*drawn.values()))
+    from p2pzoo_bench import formats
+
+    if form == "html":
+        return formats.to_html(table.doc, table.pictures, table.size, table.draw_figures())
+    if form == "svg":
+        return _draw_svg(table)
+    if form == "json":
+        return json.dumps(table.doc, indent=2, ensure_ascii=False) + "\n"
+    return {"markdown": formats.to_markdown, "csv": formats.to_csv, "latex": formats.to_latex}[form](table.doc)
 
 
-def _one_that_draws(drawn: Sequence[str]) -> None:
-    if len(drawn) != 1:
-        told = f"{len(drawn)} draw ({', '.join(drawn)})" if drawn else "none draws"
-        raise UserError(f"svg is the drawing of one metric, and of this table's {told}; html has all there is")
+def _draw_svg(table: Comparison) -> str:
+    """The figure of the only metric that draws. Raises UserError if none or several draw."""
+    from p2pzoo.runs.report import figure_to_svg
+
+    figures = table.draw_figures()
+    _check_one_drawing([*figures])
+    return str(figure_to_svg(*figures.values()))
+
+
+def _check_one_drawing(metrics: Sequence[str]) -> None:
+    if len(metrics) != 1:
+        number = (
+            f"{len(metrics)} of this table's metrics draw ({', '.join(metrics)})" if metrics else "none of them draws"
+        )
+        raise UserError(f"svg needs exactly one metric that draws a figure, but {number}; html shows everything")

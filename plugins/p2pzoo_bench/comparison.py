@@ -1,7 +1,7 @@
-"""Finished runs beside one another: means over seeds, differences over test images, and no two protocols in a column.
+"""Compare finished runs: means over seeds, differences over test images, one protocol per column.
 
-What comes out is a document of plain values, the same whether the runs lie in runs/ or are committed; the
-forms of `forms.py` show it. Imports no plugin; metrics are asked to `reduce` what was kept of each image.
+The result is a document of plain values, the same for runs in runs/ and for committed results; `formats.py` prints it.
+Differences come from the stored statistics of each image, which the metrics reduce: no training data is needed.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,68 +18,35 @@ import numpy as np
 import torch
 
 from p2pzoo import config
-from p2pzoo.config.experiment import Experiment
-from p2pzoo.config.recipe import leaves
-from p2pzoo.data import Store
+from p2pzoo.config.experiment import Component, Experiment
+from p2pzoo.config.recipe import iter_leaves
 from p2pzoo.models import safetensors_io
-from p2pzoo.models.build import build
+from p2pzoo.models.build import build_network
 from p2pzoo.plugin.registry import Registry
-from p2pzoo.runs.results import read_results
 from p2pzoo.utils.errors import UserError
-from p2pzoo.utils.files import read_object
-from p2pzoo.utils.suggest import nearest
+from p2pzoo.utils.suggest import did_you_mean
 from p2pzoo_bench.intervals import CONFIDENCE, Interval, over_seeds, paired_over_blocks
+from p2pzoo_bench.stored_results import EvaluatedImages, FinishedRun, build_metrics, open_evaluated_images
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-
-@dataclass(frozen=True)
-class Finished:
-    """A folder with results: a run's, or a committed copy."""
-
-    folder: Path
-
-    @cached_property
-    def results(self) -> dict[str, Any]:
-        return read_results(self.folder / "results.json") or {}
-
-    @cached_property
-    def env(self) -> dict[str, Any]:
-        return read_object(self.folder / "env.json") or {}
-
-    @cached_property
-    def kept(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-        """What was measured of each image, {metric.statistic: (N, ...)}, and their ids and blocks."""
-        file = self.folder / "stats.safetensors"
-        tensors, header = safetensors_io.load_tensors(file)
-        ids, blocks = header.get("ids"), header.get("blocks")
-        if not (isinstance(ids, list) and isinstance(blocks, list) and len(ids) == len(blocks)):
-            raise safetensors_io.DamagedFile(f"{file}: does not say what images it is of")
-        if any(tensor.shape[:1] != (len(ids),) for tensor in tensors.values()):
-            raise safetensors_io.DamagedFile(f"{file}: has not one row for each of its {len(ids)} images")
-        return tensors, header
-
-    @property
-    def picture(self) -> Path | None:
-        """The grid of test images, x | ŷ | y in each row."""
-        split = self.results["protocols"][next(iter(self.results["measured"].values()))]["split"]
-        found = [self.folder / "samples" / f"{split}.png", self.folder / "samples.webp"]
-        return next((file for file in found if file.exists()), None)
+RUN_FILES = ("recipe.toml", "results.json", "stats.safetensors")  # that a comparison reads
 
 
 @dataclass
-class Line:
-    """A row of the table: its finished runs, one per seed. `target`: y in the place of a translation.
+class TableRow:
+    """A row of the table: its finished runs, one per seed.
 
-    experiment  any of its seeds'; what it is made of
-    failed      why there are not as many runs as there should be
+    experiment  of any of its seeds: they share data, networks and metrics
+    target      whether the row measures y itself instead of a translation
+    failed      why runs are missing
     """
 
     name: str
     label: str
     experiment: Experiment
-    finished: list[Finished] = field(default_factory=list)
+    runs: list[FinishedRun] = field(default_factory=list)
     published: Mapping[str, float] = field(default_factory=dict)
     target: bool = False
     failed: str | None = None
@@ -88,7 +54,7 @@ class Line:
     @property
     def picture(self) -> Path | None:
         """The first run's grid of test images."""
-        return next((finished.picture for finished in self.finished if finished.picture), None)
+        return next((run.picture for run in self.runs if run.picture), None)
 
 
 @dataclass(frozen=True)
@@ -96,280 +62,319 @@ class Comparison:
     """A table.
 
     doc      all its numbers, as plain values
-    metrics  those that its columns show, by name
+    metrics  {name: metric} of its columns
     size     (H, W) of the images
     """
 
     doc: dict[str, Any]
-    lines: tuple[Line, ...]
+    rows: tuple[TableRow, ...]
     metrics: Mapping[str, Any]
     size: tuple[int, int]
 
     @property
     def pictures(self) -> dict[str, Path]:
         """{row's name: its grid of test images}"""
-        return {line.name: line.picture for line in self.lines if not line.target and line.picture}
+        return {row.name: row.picture for row in self.rows if not row.target and row.picture}
 
-    def drawings(self) -> dict[str, Figure]:
-        """{metric: what it draws of all rows}, of the metrics that draw. A row is all its seeds together."""
-        found = {}
+    def draw_figures(self) -> dict[str, Figure]:
+        """{metric: its figure of all rows}, for metrics that have `draw`. A row's seeds are concatenated."""
+        figures = {}
         for name, metric in self.metrics.items():
-            rows = {line.label: _pooled(line, name) for line in self.lines if line.finished and not line.target}
-            if hasattr(metric, "draw") and rows and all(rows.values()):
-                found[name] = metric.draw(rows)
-        return found
+            stats = {row.label: _concatenated_stats(row, name) for row in self.rows if row.runs and not row.target}
+            if hasattr(metric, "draw") and stats and all(stats.values()):
+                figures[name] = metric.draw(stats)
+        return figures
 
 
-def _pooled(line: Line, name: str) -> dict[str, torch.Tensor]:
-    """What was kept of a metric, {statistic: (seeds × N, ...)}; empty where one of the seeds lacks it."""
-    kept = [safetensors_io.strip_prefix(name, finished.kept[0]) for finished in line.finished]
-    return {key: torch.cat([each[key] for each in kept]) for key in kept[0]} if all(kept) else {}
+def _concatenated_stats(row: TableRow, name: str) -> dict[str, torch.Tensor]:
+    """A metric's statistics, {statistic: (seeds × N, ...)}; empty if one of the seeds lacks it."""
+    stats = [safetensors_io.strip_prefix(name, run.stats[0]) for run in row.runs]
+    return {key: torch.cat([tensors[key] for tensors in stats]) for key in stats[0]} if all(stats) else {}
 
 
 def compare_runs(
     folders: Sequence[Path], registry: Registry, *, baseline: str | None = None, wanted: Sequence[str] = ()
 ) -> Comparison:
-    """Finished runs as a table. Seeds of one experiment are one row.
+    """Compare finished runs. Seeds of one experiment are one row.
 
-    baseline  a row's name or label; None: the first. wanted: metrics, as in [metrics.NAME]; empty: all that all rows
-    have. Raises UserError for a folder that is no finished run, and where protocols differ.
+    baseline  a row's name [default: the first row]
+    wanted    names of metrics, as in [metrics.NAME] [default: all that all rows have]
+
+    Raises UserError for a folder without a finished run, for an unknown baseline or metric, and if protocols differ.
     """
-    lines: dict[str, Line] = {}
-    for folder in folders:
-        if not all((folder / name).is_file() for name in ("recipe.toml", "results.json", "stats.safetensors")):
-            raise UserError(f"{folder}: no finished run (it lacks recipe.toml, results.json or stats.safetensors)")
-        finished = Finished(folder)
-        if not finished.results:
-            raise UserError(f"{folder / 'results.json'}: not a run's results; `p2pzoo run` measures them again")
-        experiment = config.load(str(folder / "recipe.toml"), registry=registry)
-        row = hashlib.sha256(json.dumps(experiment.identity() | {"seed": None}, sort_keys=True).encode()).hexdigest()[
-            :6
-        ]
-        name = str(finished.results["recipe"])
-        line = lines.setdefault(row, Line(name, name, experiment))
-        if all(finished.results["id"] != other.results["id"] for other in line.finished):
-            line.finished.append(finished)
-    _tell_apart(lines)
-    found = list(lines.values())
-    names = [line.name for line in found]
+    rows = _group_by_experiment(folders, registry)
+    runs = [run for row in rows for run in row.runs]
+    names = [row.name for row in rows]
     if baseline is not None and baseline not in names:
-        raise UserError(f"--baseline {baseline}: no such row{nearest(baseline, names)}")
-    shared = [c for c in found[0].finished[0].results["metrics"]
-              if all(c in f.results["metrics"] for line in found for f in line.finished)]  # fmt: skip
+        raise UserError(f"--baseline {baseline}: no such row{did_you_mean(baseline, names)}")
+    shared = [c for c in runs[0].results["metrics"] if all(c in run.results["metrics"] for run in runs)]
     if unknown := [name for name in wanted if all(metric_of(column) != name for column in shared)]:
         raise UserError(
-            f"--metric {unknown[0]}: not every run has it{nearest(unknown[0], {metric_of(c) for c in shared})}"
+            f"--metric {unknown[0]}: not every run has it{did_you_mean(unknown[0], {metric_of(c) for c in shared})}"
         )
     columns = {column: column for column in shared if not wanted or metric_of(column) in wanted}
-    first = found[0].experiment
-    store = Store(first.dataset.build(split=first.evaluate.split), compute=first.compute)
-    profiles = sorted({str(f.results["profile"]) for line in found for f in line.finished})
+    data = open_evaluated_images(rows[0].experiment, runs)
+    profiles = sorted({str(run.results["profile"]) for run in runs})
     facts = {"table": "compare", "title": "Comparison", "source": "", "profile": ", ".join(profiles)}
-    return compared(found, baseline or names[0], columns, {}, store, facts=facts)
+    return build_comparison(rows, baseline or names[0], columns, {}, data, facts=facts)
 
 
-def _tell_apart(lines: Mapping[str, Line]) -> None:
-    """Rows of one recipe with other settings get their setup's hash behind the name."""
-    names = [line.name for line in lines.values()]
-    for row, line in lines.items():
-        if names.count(line.name) > 1:
-            line.name = line.label = f"{line.name} ({row})"
+def _group_by_experiment(folders: Sequence[Path], registry: Registry) -> list[TableRow]:
+    """One row for each experiment, with its seeds. A run that is listed twice counts once."""
+    rows: dict[str, TableRow] = {}
+    for folder in folders:
+        if not all((folder / name).is_file() for name in RUN_FILES):
+            raise UserError(f"{folder}: not a finished run (it needs {', '.join(RUN_FILES)})")
+        run = FinishedRun(folder)
+        if not run.results:
+            raise UserError(
+                f"{folder / 'results.json'}: not the results of a run; `p2pzoo run` with its recipe writes them again"
+            )
+        experiment = config.load(str(folder / "recipe.toml"), registry=registry)
+        identity = json.dumps(experiment.identity() | {"seed": None}, sort_keys=True)
+        digest = hashlib.sha256(identity.encode()).hexdigest()[:6]
+        name = str(run.results["recipe"])
+        row = rows.setdefault(digest, TableRow(name, name, experiment))
+        if all(run.results["id"] != other.results["id"] for other in row.runs):
+            row.runs.append(run)
+    _rename_duplicates(rows)
+    return list(rows.values())
 
 
-def compared(
-    lines: Sequence[Line],
+def _rename_duplicates(rows: Mapping[str, TableRow]) -> None:
+    """Append the hash of its settings to the name of each row that shares its recipe's name with another."""
+    names = [row.name for row in rows.values()]
+    for digest, row in rows.items():
+        if names.count(row.name) > 1:
+            row.name = row.label = f"{row.name} ({digest})"
+
+
+def build_comparison(
+    rows: Sequence[TableRow],
     baseline: str,
     columns: Mapping[str, str],
     unavailable: Mapping[str, str],
-    store: Store,
+    data: EvaluatedImages,
     *,
     facts: Mapping[str, Any],
 ) -> Comparison:
-    """Put lines beside one another. Raises UserError where a column would mix protocols.
+    """Build the table of these rows. Raises UserError if a column would mix protocols.
 
     columns      {metric: heading}, as in a table file
-    unavailable  {metric's name: why there is no number}
-    store        the evaluated split, that metrics are made for
-    facts        what else the document says: title, source, profile, …
+    unavailable  {name of a metric: why there is no number}
+    data         the evaluated split, or what the runs store about it
+    facts        further entries of the document: title, source, profile, …
     """
-    shown = {column: heading for column, heading in columns.items() if metric_of(column) not in unavailable}
-    digests = {column: _protocol(lines, column) for column in shown}
-    reference = next(line for line in lines if line.name == baseline)
-    metrics = {
-        name: component.build(dataset=store.dataset)
+    measured = {column: heading for column, heading in columns.items() if metric_of(column) not in unavailable}
+    digests = {column: _shared_protocol(rows, column) for column in measured}
+    reference = next(row for row in rows if row.name == baseline)
+    components = {
+        name: component
         for name, component in reference.experiment.metrics.items()
         if name not in unavailable and any(metric_of(column) == name for column in columns)
     }
-    reduced = {name: _Reduced(metric, name) for name, metric in metrics.items()}
+    metrics = build_metrics(components, data)
+    reducers = {name: _CachedReduce(metric, name) for name, metric in metrics.items()}
     doc = {
         **facts,
         "baseline": baseline,
-        "resampled": "images" if store[0].block is None else "regions",
+        "resampled": "regions" if data.has_blocks else "images",
         "confidence": CONFIDENCE,
         "columns": [
             {
                 "metric": column,
                 "heading": heading,
-                "better": getattr(metrics.get(metric_of(column)), "better", None),
+                "better": _better_direction(metrics, components, metric_of(column)),
                 "protocol": digests.get(column),
                 "unavailable": unavailable.get(metric_of(column)),
             }
             for column, heading in columns.items()
         ],
-        "rows": [_row(line, reference, shown, reduced, store) for line in lines],
+        "rows": [_describe_row(row, reference, measured, reducers, data) for row in rows],
         "protocols": {
-            digest: finished.results["protocols"][digest]
-            for line in lines
-            for finished in line.finished
+            digest: run.results["protocols"][digest]
+            for row in rows
+            for run in row.runs
             for digest in digests.values()
-            if digest in finished.results["protocols"]
+            if digest in run.results["protocols"]
         },
     }
-    return Comparison(doc, tuple(lines), metrics, store.size)
+    return Comparison(doc, tuple(rows), metrics, data.size)
 
 
 def metric_of(column: str) -> str:
-    """The metric that a column belongs to: `fcn_score.class_iou` is one of fcn_score's numbers."""
+    """The name of the metric that a column belongs to.
+
+    >>> metric_of("fcn_score.class_iou")
+    'fcn_score'
+    """
     return column.partition(".")[0]
 
 
-def _protocol(lines: Sequence[Line], column: str) -> str | None:
-    """The protocol that all of a column's numbers share. Raises UserError if they do not."""
+def _better_direction(metrics: Mapping[str, Any], components: Mapping[str, Component], name: str) -> str | None:
+    """Which direction is better, from the metric or, if it could not be built, from its class."""
+    metric = metrics.get(name) or (components[name].factory if name in components else None)
+    return getattr(metric, "better", None)
+
+
+def _shared_protocol(rows: Sequence[TableRow], column: str) -> str | None:
+    """The protocol that all numbers of a column share. Raises UserError if they do not."""
     first: tuple[str, str, dict[str, Any]] | None = None
-    for line in lines:
-        for finished in line.finished:
-            if column not in finished.results["metrics"]:
+    for row in rows:
+        for run in row.runs:
+            if column not in run.results["metrics"]:
                 continue
-            digest = finished.results["metrics"][column]["protocol"]
-            described = finished.results["protocols"][digest]
+            digest = run.results["metrics"][column]["protocol"]
+            protocol = run.results["protocols"][digest]
             if first is None:
-                first = (line.label, digest, described)
+                first = (row.label, digest, protocol)
             elif digest != first[1]:
-                told = "; ".join(differences(first[2], described))
-                raise UserError(f"{column}: '{line.label}' was measured otherwise than '{first[0]}' ({told})")
+                reasons = "; ".join(describe_differences(first[2], protocol))
+                raise UserError(
+                    f"{column}: '{row.label}' has another protocol than '{first[0]}' ({reasons}): compare only runs "
+                    "that were evaluated in the same way"
+                )
     return first[1] if first else None
 
 
-def differences(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:
-    """What two protocols differ in, `key: b's value against a's`."""
-    left, right = dict(leaves(a)), dict(leaves(b))
+def describe_differences(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:
+    """Describe what differs between two protocols: b's value, then a's.
+
+    >>> describe_differences({"split": "test", "images": 12}, {"split": "val", "images": 12})
+    ['split: val instead of test']
+    """
+    left, right = dict(iter_leaves(a)), dict(iter_leaves(b))
     return [
-        f"{'.'.join(key)}: {right.get(key)} against {left.get(key)}"
+        f"{'.'.join(key)}: {right.get(key)} instead of {left.get(key)}"
         for key in {**left, **right}
         if left.get(key) != right.get(key)
     ]
 
 
-def _row(
-    line: Line, reference: Line, columns: Mapping[str, str], reduced: Mapping[str, _Reduced], store: Store
+def _describe_row(
+    row: TableRow,
+    reference: TableRow,
+    columns: Mapping[str, str],
+    reducers: Mapping[str, _CachedReduce],
+    data: EvaluatedImages,
 ) -> dict[str, Any]:
-    exceeds = _differences_from(line, reference, columns, reduced) if line is not reference else {}
+    """The row's entry of the document."""
+    differences = _differences_from(row, reference, columns, reducers) if row is not reference else {}
     cells = {}
     for column in columns:
-        values = [f.results["metrics"][column]["value"] for f in line.finished if column in f.results["metrics"]]
+        values = [run.results["metrics"][column]["value"] for run in row.runs if column in run.results["metrics"]]
         if values:
-            cells[column] = {"values": values, **_ends(over_seeds(values)), **exceeds.get(column, {})}
-    seconds, memory = (_costs(line, what) for what in ("seconds", "peak_megabytes"))
+            cells[column] = {"values": values, **_describe_interval(over_seeds(values)), **differences.get(column, {})}
+    seconds, memory = (_read_costs(row, key) for key in ("seconds", "peak_megabytes"))
     return {
-        "name": line.name,
-        "label": line.label,
-        "runs": [{"id": f.results["id"], "seed": f.results.get("seed")} for f in line.finished],
-        "failed": line.failed,
-        "published": dict(line.published),
-        **({} if line.target else _size(line.experiment, store)),
+        "name": row.name,
+        "label": row.label,
+        "runs": [{"id": run.results["id"], "seed": run.results.get("seed")} for run in row.runs],
+        "failed": row.failed,
+        "published": dict(row.published),
+        **({} if row.target else _describe_networks(row.experiment, data)),
         "seconds": round(float(np.median(seconds)), 1) if seconds else None,
         "peak_megabytes": max(memory) if memory else None,
         "cells": cells,
     }
 
 
-def _costs(line: Line, what: str) -> list[float]:
-    """Of its runs, where they tell: nothing of the target, and what a run was kept without."""
-    told = [finished.env.get("training") for finished in line.finished]
-    costs = [cost.get(what) for cost in told if isinstance(cost, dict)]
+def _read_costs(row: TableRow, key: str) -> list[float]:
+    """This cost of each run that recorded it. The target has none, and a committed copy may lack its seconds."""
+    trainings = [run.env.get("training") for run in row.runs]
+    costs = [training.get(key) for training in trainings if isinstance(training, dict)]
     return [cost for cost in costs if isinstance(cost, (int, float)) and math.isfinite(cost)]
 
 
-def _ends(interval: Interval) -> dict[str, Any]:
+def _describe_interval(interval: Interval) -> dict[str, Any]:
     return {"mean": interval.value, "low": interval.low, "high": interval.high}
 
 
 def _differences_from(
-    line: Line, reference: Line, columns: Mapping[str, str], reduced: Mapping[str, _Reduced]
+    row: TableRow, reference: TableRow, columns: Mapping[str, str], reducers: Mapping[str, _CachedReduce]
 ) -> dict[str, dict[str, Any]]:
-    """{column: {"difference": …}}: what the line exceeds the reference by, over test blocks and over seeds."""
-    pairs = _pairs(line, reference)
-    found = {}
+    """{column: {"difference": …}}: the row's number minus the reference's, with intervals over blocks and over seeds.
+
+    Raises UserError if the two were measured on different images.
+    """
+    pairs = _pair_runs(row, reference)
+    differences = {}
     for column in columns:
         name, _, key = column.partition(".")
         usable = [(a, b) for a, b in pairs if column in a.results["metrics"] and column in b.results["metrics"]]
-        if name not in reduced or not usable:
+        if name not in reducers or not usable:
             continue
-        measured = reduced[name]
+        reduce = reducers[name]
 
-        def difference(images: np.ndarray, usable: Any = usable, measured: Any = measured, key: str = key) -> float:
+        def difference(images: np.ndarray, usable: Any = usable, reduce: Any = reduce, key: str = key) -> float:
             return float(
-                np.mean([measured(a, images)[key or "value"] - measured(b, images)[key or "value"] for a, b in usable])
+                np.mean([reduce(a, images)[key or "value"] - reduce(b, images)[key or "value"] for a, b in usable])
             )
 
-        header = usable[0][0].kept[1]
-        if any(finished.kept[1]["ids"] != header["ids"] for pair in usable for finished in pair):
-            raise UserError(f"{column}: '{line.label}' and '{reference.label}' were measured on other images")
+        header = usable[0][0].stats[1]
+        if any(run.stats[1]["ids"] != header["ids"] for pair in usable for run in pair):
+            raise UserError(
+                f"{column}: '{row.label}' and '{reference.label}' were measured on different images: "
+                "evaluate both on the same data"
+            )
         blocks = [
             block if block is not None else image for block, image in zip(header["blocks"], header["ids"], strict=True)
         ]
-        each = [_value(a, column) - _value(b, column) for a, b in usable]
-        seeds = Interval(float(np.mean(each))) if line.target else over_seeds(each)
-        found[column] = {
+        by_seed = [_value(a, column) - _value(b, column) for a, b in usable]
+        # the target has no seeds of its own: the baseline's seeds are not independent values of it
+        seeds = Interval(float(np.mean(by_seed))) if row.target else over_seeds(by_seed)
+        differences[column] = {
             "difference": {
                 "blocks": vars(paired_over_blocks(difference, blocks)),
                 "seeds": vars(seeds),
             }
         }
-    return found
+    return differences
 
 
-def _pairs(line: Line, reference: Line) -> list[tuple[Finished, Finished]]:
-    """Runs of a seed that both have; the target, which has none, with each of the reference's."""
-    if line.target:
-        return [(line.finished[0], b) for b in reference.finished] if line.finished else []
-    by_seed = {finished.results["seed"]: finished for finished in reference.finished}
-    return [(a, by_seed[a.results["seed"]]) for a in line.finished if a.results["seed"] in by_seed]
+def _pair_runs(row: TableRow, reference: TableRow) -> list[tuple[FinishedRun, FinishedRun]]:
+    """The runs of both rows with the same seed. The target has no seed: it is paired with each run of the reference."""
+    if row.target:
+        return [(row.runs[0], b) for b in reference.runs] if row.runs else []
+    by_seed = {run.results["seed"]: run for run in reference.runs}
+    return [(a, by_seed[a.results["seed"]]) for a in row.runs if a.results["seed"] in by_seed]
 
 
-def _value(finished: Finished, column: str) -> float:
-    return float(finished.results["metrics"][column]["value"])
+def _value(run: FinishedRun, column: str) -> float:
+    return float(run.results["metrics"][column]["value"])
 
 
-class _Reduced:
-    """A metric's numbers on some of a run's images; what was computed for a column or a row is there for the next."""
+class _CachedReduce:
+    """A metric's numbers on a subset of a run's images. The cache serves all columns and rows."""
 
     def __init__(self, metric: Any, name: str) -> None:
         self.metric, self.name = metric, name
-        self._known: dict[tuple[int, bytes], Mapping[str, float]] = {}
+        self._cache: dict[tuple[int, bytes], Mapping[str, float]] = {}
 
-    def __call__(self, finished: Finished, images: np.ndarray) -> Mapping[str, float]:
-        key = (id(finished), images.tobytes())
-        if key not in self._known:
-            rows = torch.from_numpy(images)
-            statistics = safetensors_io.strip_prefix(self.name, finished.kept[0])
-            self._known[key] = self.metric.reduce({name: values[rows] for name, values in statistics.items()})
-        return self._known[key]
+    def __call__(self, run: FinishedRun, images: np.ndarray) -> Mapping[str, float]:
+        key = (id(run), images.tobytes())
+        if key not in self._cache:
+            indices = torch.from_numpy(images)
+            stats = safetensors_io.strip_prefix(self.name, run.stats[0])
+            self._cache[key] = self.metric.reduce({name: values[indices] for name, values in stats.items()})
+        return self._cache[key]
 
 
-def _size(experiment: Experiment, store: Store) -> dict[str, Any]:
-    """Parameters of G and D, and D's receptive field, without allocating anything; {} if none can be built."""
+def _describe_networks(experiment: Experiment, data: EvaluatedImages) -> dict[str, Any]:
+    """Parameters of G and D and D's receptive field, computed without memory for weights; {} if they are unknown."""
+    if data.channels is None:
+        return {}
     try:
         with torch.device("meta"):
-            G = build(experiment.generator, store.channels, store.size)
-            D = build(experiment.discriminator, store.channels, store.size) if experiment.discriminator else None
-    except UserError:  # the row failed, and says why
+            G = build_network(experiment.generator, data.channels, data.size)
+            D = build_network(experiment.discriminator, data.channels, data.size) if experiment.discriminator else None
+    except UserError:  # the row failed, with this reason
         return {}
-    field_ = getattr(D, "receptive_field", None)
+    receptive_field = getattr(D, "receptive_field", None)
     return {
         "parameters": sum(p.numel() for p in G.parameters()),
         "discriminator_parameters": sum(p.numel() for p in D.parameters()) if D else None,
-        "receptive_field": field_,
-        "receptive_field_over_side": round(field_ / min(store.size), 3) if field_ else None,
+        "receptive_field": receptive_field,
+        "receptive_field_over_side": round(receptive_field / min(data.size), 3) if receptive_field else None,
         "images": experiment.train.images_seen,
     }

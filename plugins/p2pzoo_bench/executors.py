@@ -1,8 +1,7 @@
-"""Where the runs of a table are made: on this machine, or on a Ray cluster (`cluster`).
+"""An executor trains the runs of a table: on this machine, or on a Ray cluster (cluster.py).
 
-A place is told what to make and later asks nothing: it says which runs are being made, and what became of those that
-are not any more. Everywhere a run is a process of its own, `p2pzoo run`, because Accelerate's state and peak memory
-belong to a process, and it ends with whoever began it.
+Each run is a process of its own, `p2pzoo run`, because Accelerate's state and peak memory belong to a process. It ends
+when its parent ends.
 """
 
 from __future__ import annotations
@@ -20,16 +19,16 @@ from typing import Protocol, Self
 import tomli_w
 import torch
 
-from p2pzoo.compute.engine import usable_cores
+from p2pzoo.compute.engine import count_usable_cores
 from p2pzoo.config.experiment import Experiment
-from p2pzoo.runs.run_folder import Run, run_for
+from p2pzoo.runs.run_folder import Run, locate_run
 
 FRESH = "--fresh"
 
 
 @dataclass(frozen=True)
 class Job:
-    """A run that is to be made: `p2pzoo run` of an experiment, with options such as --accept-stale."""
+    """A run to train: `p2pzoo run` of an experiment, with options such as --accept-stale."""
 
     name: str
     experiment: Experiment
@@ -46,14 +45,14 @@ class Job:
 
     @property
     def run(self) -> Run:
-        return run_for(self.experiment, self.runs)
+        return locate_run(self.experiment, self.runs)
 
-    def again(self) -> Job:
-        """The same, going on from what there is of it."""
+    def resumed(self) -> Job:
+        """The same job, without --fresh: it resumes from its last checkpoint."""
         return replace(self, options=tuple(option for option in self.options if option != FRESH))
 
     def recipe(self, threads: int) -> str:
-        """The experiment as a recipe, to be computed with so many threads where it does not say (0: all there are)."""
+        """The experiment as a recipe in TOML. threads: used if the recipe sets none (0: all cores)."""
         tree = self.experiment.resolved()
         tree["compute"]["threads"] = self.experiment.compute.threads or threads
         return tomli_w.dumps(tree)
@@ -61,21 +60,26 @@ class Job:
 
 @dataclass(frozen=True)
 class RunningJob:
-    """A run that is being made, and where."""
+    """A run that trains now, and where."""
 
     job: Job
     where: str = ""
 
     @property
     def images(self) -> int:
-        """How many it has seen, as its log tells."""
+        """How many images it has seen, from its log."""
         lines = self.job.run.lines("timings.jsonl")
         return min(int(lines[-1]["images"]), self.job.images) if lines else 0
 
 
 @dataclass(frozen=True)
 class Ended:
-    """What became of a run. failed: why; stopped: someone told it to; lost: it died of where it was, as that tells."""
+    """How a run ended.
+
+    failed   why it failed
+    stopped  whether a signal from elsewhere stopped it
+    lost     why its machine was lost
+    """
 
     job: Job
     failed: str | None = None
@@ -84,7 +88,7 @@ class Ended:
 
 
 class Executor(Protocol):
-    """Leaving its context tells all runs to save themselves and end, and waits for them."""
+    """Trains jobs. Leaving its context stops all runs after they saved, and waits for them."""
 
     def __enter__(self) -> Self: ...
 
@@ -95,80 +99,81 @@ class Executor(Protocol):
         """The profile for its hardware: "gpu" or "laptop"."""
 
     def room(self) -> bool:
-        """Whether another run may be begun."""
+        """Whether another run can start."""
 
     def begin(self, job: Job) -> None:
-        """Raises UserError where this run cannot be made here."""
+        """Start a run, or queue it. Raises UserError if it cannot run here."""
 
-    def doing(self) -> Sequence[RunningJob]:
-        """The runs that are being made. One that was begun may have to wait first."""
+    def running(self) -> Sequence[RunningJob]:
+        """The runs that train now; one that was started may still be queued."""
 
     def waiting(self) -> int:
-        """How many were begun and have not ended."""
+        """How many were started and have not ended."""
 
     def ended(self) -> Sequence[Ended]:
-        """The runs that have ended since the last time. Returns at once."""
+        """The runs that ended since the last call. Does not block."""
 
     def stop(self, signum: int) -> None:
-        """Tell all runs to save themselves and end: SIGINT or SIGTERM."""
+        """Stop all runs after they saved. signum: SIGINT or SIGTERM."""
 
 
 class Process:
-    """`p2pzoo run` of a recipe. It stops and saves when told to, or when this process is gone."""
+    """`p2pzoo run` of a recipe. It saves and stops on a signal, and when this process is gone."""
 
     def __init__(
         self, name: str, recipe: str, runs: Path, options: Sequence[str], environment: Mapping[str, str] | None = None
     ) -> None:
         self._recipes = tempfile.TemporaryDirectory(prefix="p2pzoo-")
-        self._said = tempfile.TemporaryFile("w+", errors="replace")  # noqa: SIM115  # as long as the run
+        self._stderr = tempfile.TemporaryFile("w+", errors="replace")  # noqa: SIM115  # open as long as the run
         file = Path(self._recipes.name) / f"{name}.toml"
         file.write_text(recipe, "utf-8")
         self._process = subprocess.Popen(
             [sys.executable, "-m", "p2pzoo", "run", file, "--runs", runs, "--quiet", "--with-parent", *options],
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
-            stderr=self._said,
+            stderr=self._stderr,
             env={**os.environ, **(environment or {})},
             process_group=0,  # a terminal's Ctrl-C reaches it once, through us
         )
 
     def poll(self) -> int | None:
-        """Its exit code, once it has ended."""
+        """The exit code, or None while it runs."""
         return self._process.poll()
 
     def stop(self, signum: int) -> None:
         self._process.send_signal(signum)
 
     def end(self) -> tuple[int, str | None]:
-        """Wait for its end: the exit code, and why it failed if it did."""
+        """Wait for the end. Returns the exit code, and the error message if it failed."""
         code = self._process.wait()
         assert self._process.stdin
         self._process.stdin.close()
-        with self._said, self._recipes:
-            self._said.seek(0)
-            text = self._said.read()
+        with self._stderr, self._recipes:
+            self._stderr.seek(0)
+            text = self._stderr.read()
         if code == 0:
             return code, None
         lines = [line.strip() for line in text.splitlines() if line.strip() and not line.startswith("warning:")]
-        return code, "; ".join(lines) or f"ended with code {code}"
+        return code, "; ".join(lines) or f"exit code {code}, without a message"
 
 
 def was_stopped(code: int) -> bool:
-    """Whether a run that ended with this code was told to stop."""
+    """Whether a signal stopped the run that ended with this code."""
     return code in (128 + signal.SIGINT, 128 + signal.SIGTERM)
 
 
-class Machine:
-    """This one: so many runs at a time, which share its cores evenly and take its GPUs in turn.
+class LocalExecutor:
+    """This machine: `jobs` runs at a time, which share its cores evenly and take its GPUs in turn.
 
-    threads  of each run, where its recipe leaves that open [default: the cores, shared]
+    jobs     how many runs at a time
+    threads  of each run whose recipe sets none [default: all cores, shared]
     """
 
     def __init__(self, jobs: int = 1, threads: int | None = None) -> None:
-        self._threads = threads or (max(1, usable_cores() // jobs) if jobs > 1 else 0)
+        self._threads = threads or (max(1, count_usable_cores() // jobs) if jobs > 1 else 0)
         self._gpus = visible_gpus() if jobs > 1 else []
         self._jobs = jobs
-        self._working: dict[int, tuple[Job, Process]] = {}  # by one of as many places
+        self._working: dict[int, tuple[Job, Process]] = {}  # {slot: …}, slots 0 to jobs - 1
 
     def __enter__(self) -> Self:
         return self
@@ -186,24 +191,24 @@ class Machine:
         return len(self._working) < self._jobs
 
     def begin(self, job: Job) -> None:
-        at = next(at for at in range(self._jobs) if at not in self._working)
-        gpu = {"CUDA_VISIBLE_DEVICES": self._gpus[at % len(self._gpus)]} if self._gpus else {}
+        slot = next(slot for slot in range(self._jobs) if slot not in self._working)
+        gpu = {"CUDA_VISIBLE_DEVICES": self._gpus[slot % len(self._gpus)]} if self._gpus else {}
         process = Process(job.experiment.recipe.name, job.recipe(self._threads), job.runs, job.options, gpu)
-        self._working[at] = (job, process)
+        self._working[slot] = (job, process)
 
-    def doing(self) -> list[RunningJob]:
+    def running(self) -> list[RunningJob]:
         return [RunningJob(job) for job, _ in self._working.values()]
 
     def waiting(self) -> int:
         return len(self._working)
 
     def ended(self) -> list[Ended]:
-        found = []
-        for at in [at for at, (_, process) in self._working.items() if process.poll() is not None]:
-            job, process = self._working.pop(at)
-            code, told = process.end()
-            found.append(Ended(job, stopped=True) if was_stopped(code) else Ended(job, failed=told))
-        return found
+        ended = []
+        for slot in [slot for slot, (_, process) in self._working.items() if process.poll() is not None]:
+            job, process = self._working.pop(slot)
+            code, message = process.end()
+            ended.append(Ended(job, stopped=True) if was_stopped(code) else Ended(job, failed=message))
+        return ended
 
     def stop(self, signum: int) -> None:
         for _, process in self._working.values():
@@ -211,7 +216,7 @@ class Machine:
 
 
 def visible_gpus() -> list[str]:
-    """The CUDA devices that this process may use, as CUDA_VISIBLE_DEVICES names them."""
-    if (told := os.environ.get("CUDA_VISIBLE_DEVICES")) is not None:
-        return [name.strip() for name in told.split(",") if name.strip() not in ("", "-1")]
+    """The CUDA devices of this process, as CUDA_VISIBLE_DEVICES names them."""
+    if (names := os.environ.get("CUDA_VISIBLE_DEVICES")) is not None:
+        return [name.strip() for name in names.split(",") if name.strip() not in ("", "-1")]
     return [str(number) for number in range(torch.cuda.device_count())]

@@ -1,6 +1,6 @@
-"""A compared table in the forms that people want: terminal, Markdown, CSV, JSON, LaTeX, and a page with pictures.
+"""Format a comparison: terminal, Markdown, CSV, LaTeX, and an HTML page with pictures.
 
-All show the document of `comparison.compared`, and nothing that is not in it; the page adds the runs' pictures.
+Every format shows only what is in the document of `comparison.build_comparison`; the page adds the runs' pictures.
 """
 
 from __future__ import annotations
@@ -16,94 +16,94 @@ from typing import TYPE_CHECKING, Any
 import jinja2
 from PIL import Image
 
-from p2pzoo.images.grid import GAP
-from p2pzoo.images.io import UNREADABLE, reason
-from p2pzoo.runs.report import data_uri, svg
+from p2pzoo.images.grid import GRID_GAP
+from p2pzoo.images.io import PILLOW_ERRORS, describe_read_error
+from p2pzoo.runs.report import data_uri, figure_to_svg
 from p2pzoo.utils.errors import UserError
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-NONE = "–"
+NONE = "–"  # in a cell without a number
 ARROWS = {"higher": "↑", "lower": "↓"}
-SIGNS = str.maketrans({"–": "--", "−": "$-$", "±": r"$\pm$", "×": r"$\times$", "↑": r"$\uparrow$", "↓": r"$\downarrow$",
+MIN_PUBLISHED_DECIMALS = 2  # of published numbers: 0.4 is shown as 0.40, like the paper's other numbers
+LATEX = str.maketrans({"–": "--", "−": "$-$", "±": r"$\pm$", "×": r"$\times$", "↑": r"$\uparrow$", "↓": r"$\downarrow$",
                        "[": "{[}", "]": "{]}", "&": r"\&", "%": r"\%", "_": r"\_", "#": r"\#", "$": r"\$",
                        "{": r"\{", "}": r"\}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}",
                        "\\": r"\textbackslash{}", "→": r"$\rightarrow$", "∩": r"$\cap$",
                        "λ": r"$\lambda$"})  # fmt: skip
-
-
-# --- what all forms share --------------------------------------------------------------------------------------
-
-
-def values(doc: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
-    """The heading and rows of the main table: mean ± half the interval, the published number, and what a row costs."""
-    published = {c["metric"] for c in doc["columns"] if any(c["metric"] in row["published"] for row in doc["rows"])}
-    head = [""]
-    for column in doc["columns"]:
-        head.append(f"{column['heading']} {ARROWS.get(column['better'], '')}".strip())
-        head += ["paper"] if column["metric"] in published else []
-    costs = {key: words for key, words in COSTS.items() if any(row.get(key) is not None for row in doc["rows"])}
-    head += costs.values()
-    rows = []
-    for row in doc["rows"]:
-        shown = [row["label"]]
-        for column in doc["columns"]:
-            shown.append(_value(row, column))
-            if column["metric"] in published:
-                number = row["published"].get(column["metric"])
-                shown.append(NONE if number is None else f"{number:.{max(2, _places(number))}f}")
-        rows.append(shown + [_cost(key, row.get(key)) for key in costs])
-    return head, rows
-
-
 COSTS = {
-    "receptive_field": "D sees, px",
-    "receptive_field_over_side": "of the side",
-    "parameters": "parameters of G",
-    "discriminator_parameters": "of D",
+    "receptive_field": "receptive field (px)",
+    "receptive_field_over_side": "RF / image side",
+    "parameters": "G parameters",
+    "discriminator_parameters": "D parameters",
     "seconds": "training, s",
     "peak_megabytes": "peak MB",
 }
 
 
-def differences(doc: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
-    """The heading and rows of what each row exceeds the baseline by."""
-    baseline = next(row["label"] for row in doc["rows"] if row["name"] == doc["baseline"])
-    head = [f"less {baseline}", *(column["heading"] for column in doc["columns"])]
+# --- tables and notes that all formats share -------------------------------------------------------------------
+
+
+def build_main_table(doc: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """The heading and the rows of the main table: mean ± half of its interval, published number, cost of the row."""
+    published = {c["metric"] for c in doc["columns"] if any(c["metric"] in row["published"] for row in doc["rows"])}
+    head = [""]
+    for column in doc["columns"]:
+        head.append(f"{column['heading']} {ARROWS.get(column['better'], '')}".strip())
+        head += ["paper"] if column["metric"] in published else []
+    costs = {key: heading for key, heading in COSTS.items() if any(row.get(key) is not None for row in doc["rows"])}
+    head += costs.values()
     rows = []
     for row in doc["rows"]:
-        if row["name"] != doc["baseline"] and any("difference" in cell for cell in row["cells"].values()):
-            rows.append([row["label"], *(_difference(row["cells"].get(c["metric"], {})) for c in doc["columns"])])
+        cells = [row["label"]]
+        for column in doc["columns"]:
+            cells.append(_format_value(row, column))
+            if column["metric"] in published:
+                number = row["published"].get(column["metric"])
+                cells.append(NONE if number is None else _format_published(number))
+        rows.append(cells + [_format_cost(key, row.get(key)) for key in costs])
     return head, rows
 
 
-def notes(doc: Mapping[str, Any]) -> list[str]:
-    """What a reader must know besides."""
+def build_difference_table(doc: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """The heading and the rows of the differences between each row and the baseline."""
+    baseline = next(row["label"] for row in doc["rows"] if row["name"] == doc["baseline"])
+    head = [f"difference to {baseline}", *(column["heading"] for column in doc["columns"])]
+    rows = []
+    for row in doc["rows"]:
+        if row["name"] != doc["baseline"] and any("difference" in cell for cell in row["cells"].values()):
+            cells = [_format_difference(row["cells"].get(column["metric"], {})) for column in doc["columns"]]
+            rows.append([row["label"], *cells])
+    return head, rows
+
+
+def build_notes(doc: Mapping[str, Any]) -> list[str]:
+    """The notes below the table: what the intervals mean, the source of published numbers, and missing numbers."""
     seeds = sorted({run["seed"] for row in doc["rows"] for run in row["runs"] if run["seed"] is not None})
     percent = f"{doc['confidence']:.0%}"
-    found = []
+    notes = []
     if len(seeds) > 1:
-        found.append(
+        notes.append(
             f"Mean of seeds {', '.join(map(str, seeds))} ± half of the {percent} Student-t interval over them."
         )
     elif seeds:
-        found.append(f"One run a row, seed {seeds[0]}: no interval.")
+        notes.append(f"One run per row, seed {seeds[0]}: no interval.")
     differences = [cell["difference"] for row in doc["rows"] for cell in row["cells"].values() if "difference" in cell]
     if differences:
-        drawn = f" with its {percent} interval over test {doc['resampled']} (studentised bootstrap, paired by image)"
+        interval = f" with its {percent} interval over test {doc['resampled']} (studentised bootstrap, paired by image)"
         if all(difference["blocks"]["low"] is None for difference in differences):
-            drawn = f", without an interval: there are too few test {doc['resampled']}"
-        seeds_too = "; then half of the interval over seeds" if len(seeds) > 1 else ""
-        found.append(f"Differences: the mean over seeds{drawn}{seeds_too}.")
+            interval = f", without an interval: there are too few test {doc['resampled']}"
+        over_seeds = "; then half of the interval over seeds" if len(seeds) > 1 else ""
+        notes.append(f"Differences: the mean over seeds{interval}{over_seeds}.")
     if doc.get("source"):
-        found.append(f"Paper: {doc['source']}.")
-    found += [f"{c['heading']}: no number, {c['unavailable']}." for c in doc["columns"] if c["unavailable"]]
-    found += [f"{row['label']}: {row['failed']}." for row in doc["rows"] if row["failed"]]
-    return found
+        notes.append(f"Paper: {doc['source']}.")
+    notes += [f"{c['heading']}: no number, {c['unavailable']}." for c in doc["columns"] if c["unavailable"]]
+    notes += [f"{row['label']}: {row['failed']}." for row in doc["rows"] if row["failed"]]
+    return notes
 
 
-def _value(row: Mapping[str, Any], column: Mapping[str, Any]) -> str:
+def _format_value(row: Mapping[str, Any], column: Mapping[str, Any]) -> str:
     cell = row["cells"].get(column["metric"])
     if cell is None:
         return "unavailable" if column["unavailable"] else ("failed" if row["failed"] else NONE)
@@ -112,7 +112,7 @@ def _value(row: Mapping[str, Any], column: Mapping[str, Any]) -> str:
     return f"{cell['mean']:.{places}f}" + ("" if half is None else f" ± {half:.{places}f}")
 
 
-def _difference(cell: Mapping[str, Any]) -> str:
+def _format_difference(cell: Mapping[str, Any]) -> str:
     if "difference" not in cell:
         return NONE
     blocks, seeds = cell["difference"]["blocks"], cell["difference"]["seeds"]
@@ -126,42 +126,47 @@ def _difference(cell: Mapping[str, Any]) -> str:
     return text.replace("-", "−")
 
 
-def _places(number: float) -> int:
-    """Places after the point that the number was written with."""
-    return len(repr(float(number)).partition(".")[2]) if math.isfinite(number) and abs(number) >= 1e-4 else 6
+def _format_published(number: float) -> str:
+    """A published number with the decimals that it was written with, at least MIN_PUBLISHED_DECIMALS."""
+    written = len(repr(float(number)).partition(".")[2]) if math.isfinite(number) and abs(number) >= 1e-4 else 6
+    return f"{number:.{max(MIN_PUBLISHED_DECIMALS, written)}f}"
 
 
 def decimals(value: float, half: float | None) -> int:
-    """Places after the point: two digits of the interval, or three of the value."""
-    shown = half if half else abs(value)
-    if not shown or not math.isfinite(shown):
+    """How many decimals to show: two digits of half the interval, or three of the value.
+
+    >>> decimals(0.6612, 0.0213), decimals(23.54, None)
+    (3, 1)
+    """
+    number = half if half else abs(value)
+    if not number or not math.isfinite(number):
         return 3
-    return max(0, min(6, (1 if half else 2) - math.floor(math.log10(shown))))
+    return max(0, min(6, (1 if half else 2) - math.floor(math.log10(number))))
 
 
-def _cost(key: str, number: float | None) -> str:
+def _format_cost(key: str, number: float | None) -> str:
     if number is None:
         return NONE
     return f"{number:.0%}" if key.endswith("over_side") else f"{number:,.0f}"
 
 
-# --- the forms -------------------------------------------------------------------------------------------------
+# --- formats ---------------------------------------------------------------------------------------------------
 
 
-def markdown(doc: Mapping[str, Any]) -> str:
-    parts = [f"**{doc['title']}** (profile `{doc['profile']}`)", _pipes(*values(doc))]
-    if (table := differences(doc))[1]:
-        parts.append(_pipes(*table))
-    return "\n\n".join([*parts, *notes(doc)])
+def to_markdown(doc: Mapping[str, Any]) -> str:
+    parts = [f"**{doc['title']}** (profile `{doc['profile']}`)", _markdown_table(*build_main_table(doc))]
+    if (table := build_difference_table(doc))[1]:
+        parts.append(_markdown_table(*table))
+    return "\n\n".join([*parts, *build_notes(doc)])
 
 
-def _pipes(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def _markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     lines = [head, ["---"] * len(head), *rows]
     return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
 
 
-def comma_separated(doc: Mapping[str, Any]) -> str:
-    """One line for each row and metric."""
+def to_csv(doc: Mapping[str, Any]) -> str:
+    """One line for each row and metric, with every value in full precision."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(
@@ -182,87 +187,86 @@ def comma_separated(doc: Mapping[str, Any]) -> str:
     return out.getvalue()
 
 
-def latex(doc: Mapping[str, Any]) -> str:
-    """A booktabs table."""
-    head, rows = values(doc)
+def to_latex(doc: Mapping[str, Any]) -> str:
+    """A table for the LaTeX package booktabs."""
+    head, rows = build_main_table(doc)
     lines = [
         f"% {doc['title']}, profile {doc['profile']}",
         rf"\begin{{tabular}}{{l{'r' * (len(head) - 1)}}}",
         r"\toprule",
     ]
-    lines += [" & ".join(map(_escaped, head)) + r" \\", r"\midrule"]
-    lines += [" & ".join(map(_escaped, row)) + r" \\" for row in rows]
-    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", *(f"% {note}" for note in notes(doc))])
+    lines += [" & ".join(map(_escape_latex, head)) + r" \\", r"\midrule"]
+    lines += [" & ".join(map(_escape_latex, row)) + r" \\" for row in rows]
+    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", *(f"% {note}" for note in build_notes(doc))])
 
 
-def _escaped(text: str) -> str:
-    return text.translate(SIGNS)
+def _escape_latex(text: str) -> str:
+    return text.translate(LATEX)
 
 
-def rich_text(doc: Mapping[str, Any]) -> Any:
-    """For a rich Console to print."""
+def to_rich(doc: Mapping[str, Any]) -> Any:
+    """A renderable for a rich Console."""
     from rich.console import Group
     from rich.table import Table
     from rich.text import Text
 
-    def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
-        made = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
+    def build_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
+        table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
         for number, title in enumerate(head):
-            made.add_column(Text(title), justify="left" if number == 0 else "right")
+            table.add_column(Text(title), justify="left" if number == 0 else "right")
         for row in rows:
-            made.add_row(*map(Text, row))
-        return made
+            table.add_row(*map(Text, row))
+        return table
 
-    parts: list[Any] = [Text(f"{doc['title']} (profile {doc['profile']})", style="bold"), table(*values(doc))]
-    if (differing := differences(doc))[1]:
-        parts += [Text(""), table(*differing)]
-    return Group(*parts, Text(""), *(Text(note, style="dim") for note in notes(doc)))
+    title = Text(f"{doc['title']} (profile {doc['profile']})", style="bold")
+    parts: list[Any] = [title, build_table(*build_main_table(doc))]
+    if (differences := build_difference_table(doc))[1]:
+        parts += [Text(""), build_table(*differences)]
+    return Group(*parts, Text(""), *(Text(note, style="dim") for note in build_notes(doc)))
 
 
-def page(
-    doc: Mapping[str, Any], pictures: Mapping[str, Path], size: tuple[int, int], drawings: Mapping[str, Figure]
+def to_html(
+    doc: Mapping[str, Any], pictures: Mapping[str, Path], size: tuple[int, int], figures: Mapping[str, Figure]
 ) -> str:
-    """One HTML page that needs nothing else, with the same test images down the rows.
+    """A self-contained HTML page, with the same test images down the rows.
 
-    pictures  {row's name: its grid of test images, x | ŷ | y}; size (H, W) of an image
-    drawings  {metric: what it draws of all rows}
+    pictures  {row's name: its grid of test images, x | ŷ | y}
+    size      (H, W) of an image
+    figures   {metric: its figure of all rows}
+
+    Raises UserError if a grid cannot be read.
     """
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     template = environment.from_string(Path(__file__).with_name("table.html").read_text("utf-8"))
-    cut = {name: _cut(path, size) for name, path in pictures.items()}
-    shown = []
-    if cut:
-        first = next(iter(cut.values()))
-        shown.append(("input", [data_uri(row[0]) for row in first]))
+    grids = {name: _read_grid(path, size) for name, path in pictures.items()}
+    image_rows = []
+    if grids:
+        first = next(iter(grids.values()))
+        image_rows.append(("input", [data_uri(x) for x, _, _ in first]))
         for row in doc["rows"]:
-            if row["name"] in cut:
-                shown.append((row["label"], [data_uri(tile[1]) for tile in cut[row["name"]]]))
-        shown.append(("ground truth", [data_uri(row[2]) for row in first]))
+            if row["name"] in grids:
+                image_rows.append((row["label"], [data_uri(y_hat) for _, y_hat, _ in grids[row["name"]]]))
+        image_rows.append(("ground truth", [data_uri(y) for _, _, y in first]))
     return template.render(
-        doc=doc, values=values(doc), differences=differences(doc), notes=notes(doc), pictures=shown,
-        drawings={name: svg(figure) for name, figure in drawings.items()},
+        doc=doc, main_table=build_main_table(doc), differences=build_difference_table(doc), notes=build_notes(doc),
+        pictures=image_rows, figures={name: figure_to_svg(figure) for name, figure in figures.items()},
         protocols={digest: json.dumps(p, indent=2, ensure_ascii=False) for digest, p in doc["protocols"].items()},
     )  # fmt: skip
 
 
-def _cut(path: Path, size: tuple[int, int]) -> list[list[Image.Image]]:
+def _read_grid(path: Path, size: tuple[int, int]) -> list[list[Image.Image]]:
     try:
-        with Image.open(path) as sheet:
-            return tiles(sheet.convert("RGB"), size)
-    except UNREADABLE as error:
-        raise UserError(f"{path}: {reason(error)}; `p2pzoo run` draws it again") from None
+        with Image.open(path) as grid:
+            return split_grid(grid.convert("RGB"), size)
+    except PILLOW_ERRORS as error:
+        raise UserError(f"{path}: {describe_read_error(error)}; `p2pzoo run` draws it again") from None
 
 
-def tiles(sheet: Image.Image, size: tuple[int, int]) -> list[list[Image.Image]]:
-    """A grid of `pictures.grid` cut into its rows of x, ŷ and y again."""
-    width = (sheet.width - 2 * GAP) // 3
+def split_grid(grid: Image.Image, size: tuple[int, int]) -> list[list[Image.Image]]:
+    """Split a picture of `images.grid.make_grid` into rows of x, ŷ and y, at the grid's scale. size: (H, W)."""
+    width = (grid.width - 2 * GRID_GAP) // 3
     height = round(width * size[0] / size[1])
-    count = (sheet.height + GAP) // (height + GAP)
-    return [
-        [
-            sheet.crop((left, top, left + width, top + height))
-            for left in (0, width + GAP, 2 * (width + GAP))
-            for top in (number * (height + GAP),)
-        ]
-        for number in range(count)
-    ]
+    count = (grid.height + GRID_GAP) // (height + GRID_GAP)
+    lefts = (0, width + GRID_GAP, 2 * (width + GRID_GAP))
+    tops = [number * (height + GRID_GAP) for number in range(count)]
+    return [[grid.crop((left, top, left + width, top + height)) for left in lefts] for top in tops]

@@ -1,13 +1,13 @@
-// The gallery's page: everything that is shown comes from the JSON inside it, and is put in place as text.
+// The gallery's page. All data comes from the JSON inside the page and is inserted as text, never as HTML.
 "use strict";
 
 const { runs, sets, columns } = JSON.parse(document.getElementById("data").textContent);
 const at = id => document.getElementById(id);
-const column = Object.fromEntries(columns.map(each => [each.key, each]));
+const columnByKey = Object.fromEntries(columns.map(column => [column.key, column]));
 const ARROW = { higher: " ↑", lower: " ↓" };
 const COLOURS = ["#3b82f6", "#e8590c", "#2f9e44", "#c2255c", "#7048e8", "#0c8599", "#b58900", "#868e96"];
 const DASHES = ["", "6 3", "2 3", "8 3 2 3"];
-const DRAWN_AT_FIRST = 6;
+const INITIAL_CURVES = 6;  // more would hide each other
 const state = { key: "", up: false, image: 0, pair: "x", view: "pictures", curve: "" };
 const number = new Intl.NumberFormat("en", { maximumSignificantDigits: 4, useGrouping: false });
 const text = value => typeof value === "number" ? number.format(value) : "–";
@@ -18,14 +18,14 @@ function make(tag, properties = {}, ...children) {
   return element;
 }
 
-function drawn(tag, attributes, ...children) {
+function makeSvg(tag, attributes, ...children) {
   const element = document.createElementNS("http://www.w3.org/2000/svg", tag);
   for (const [name, value] of Object.entries(attributes)) element.setAttribute(name, value);
   element.append(...children);
   return element;
 }
 
-// --- which runs, in which order ---
+// --- filter and order ---
 
 const KINDS = { profile: run => [run.profile], state: run => [run.state] };
 for (const kind of new Set(runs.flatMap(run => Object.keys(run.components)))) KINDS[kind] = run => run.components[kind] ?? ["none"];
@@ -39,40 +39,40 @@ function options(kind) {
 
 for (const run of runs) run.words = [run.name, run.title, ...run.settings].join("\n").toLowerCase();
 
-function wanted(run) {
+function matches(run) {
   const words = at("search").value.toLowerCase().split(/\s+/).filter(Boolean);
   return words.every(word => run.words.includes(word)) &&
     Object.entries(filters).every(([kind, select]) => !select.value || KINDS[kind](run).includes(select.value));
 }
 
-// Runs that were measured under the chosen protocol, in order; then those that were not, which nothing ranks.
-function ordered() {
-  const found = runs.filter(wanted);
-  if (!state.key) return [found.sort((a, b) => (a.name < b.name ? -1 : 1) * (state.up ? 1 : -1)), []];
-  const measured = found.filter(run => typeof run.values[state.key] === "number");
+// Returns [the runs measured under the selected protocol, sorted; the others, which cannot be ranked with them].
+function sortedRuns() {
+  const matching = runs.filter(matches);
+  if (!state.key) return [matching.sort((a, b) => (a.name < b.name ? -1 : 1) * (state.up ? 1 : -1)), []];
+  const measured = matching.filter(run => typeof run.values[state.key] === "number");
   measured.sort((a, b) => (a.values[state.key] - b.values[state.key]) * (state.up ? 1 : -1));
-  return [measured, found.filter(run => typeof run.values[state.key] !== "number")];
+  return [measured, matching.filter(run => typeof run.values[state.key] !== "number")];
 }
 
-const sameMetric = key => columns.filter(each => each.metric === column[key].metric && each.key !== key);
-const elsewhere = run => state.key ? sameMetric(state.key).find(each => each.key in run.values) : undefined;
+const sameMetric = key => columns.filter(column => column.metric === columnByKey[key].metric && column.key !== key);
+const otherProtocol = run => state.key ? sameMetric(state.key).find(column => column.key in run.values) : undefined;
 
-function tellOrder(others) {
-  const told = at("told");
-  told.className = "told";
-  if (!state.key) { told.textContent = ""; return; }
-  const { metric, told: measured, protocol } = column[state.key];
-  const otherwise = others.filter(elsewhere).length, never = others.length - otherwise;
-  const ends = [];
-  if (otherwise) ends.push(`${otherwise} measured under another protocol stand${otherwise === 1 ? "s" : ""} after them: those numbers do not compare`);
-  if (never) ends.push(`${never} ha${never === 1 ? "s" : "ve"} no ${metric}`);
-  told.textContent = `${metric}: ${measured} (protocol ${protocol}). ${ends.length ? ends.join("; ") + "." : ""}`;
-  told.classList.toggle("mixed", otherwise > 0);
+function describeOrder(others) {
+  const line = at("description");
+  line.className = "description";
+  if (!state.key) { line.textContent = ""; return; }
+  const { metric, description, protocol } = columnByKey[state.key];
+  const otherwise = others.filter(otherProtocol).length, never = others.length - otherwise;
+  const notes = [];
+  if (otherwise) notes.push(`${otherwise} measured under another protocol ${otherwise === 1 ? "follows" : "follow"}: those numbers are not comparable`);
+  if (never) notes.push(`${never} without ${metric}`);
+  line.textContent = `${metric}: ${description} (protocol ${protocol}). ${notes.length ? notes.join("; ") + "." : ""}`;
+  line.classList.toggle("mixed", otherwise > 0);
 }
 
 // --- pictures ---
 
-function card(run) {
+function buildCard(run) {
   const parts = [make("h2", { textContent: run.title }), make("p", { className: "name" }, make("code", { textContent: run.name }))];
   if (run.set === null) parts.push(make("div", { className: "none", textContent: "no test images" }));
   else {
@@ -93,7 +93,7 @@ function card(run) {
   run.card = make("article", { className: "card" }, ...parts);
 }
 
-function picture(run) {
+function updatePicture(run) {
   if (run.set === null) return;
   const set = sets[run.set], index = state.image % set.ids.length;
   const before = state.pair === "x" ? "x" : "y";
@@ -104,46 +104,46 @@ function picture(run) {
   run.corner.textContent = before;
 }
 
-function score(run) {
-  const other = elsewhere(run);
+function updateScore(run) {
+  const other = otherProtocol(run);
   run.score.hidden = !state.key;
   if (!state.key) return;
   const own = run.values[state.key];
   run.score.className = other && own === undefined ? "score other" : "score";
   run.score.replaceChildren(
-    make("span", { textContent: column[state.key].metric + (ARROW[column[state.key].better] ?? "") }),
+    make("span", { textContent: columnByKey[state.key].metric + (ARROW[columnByKey[state.key].better] ?? "") }),
     own === undefined && other
-      ? make("span", { textContent: `${text(run.values[other.key])}, measured otherwise (${other.apart || other.protocol})` })
+      ? make("span", { textContent: `${text(run.values[other.key])}, under another protocol (${other.differs || other.protocol})` })
       : make("b", { textContent: text(own) }),
   );
 }
 
 // --- numbers ---
 
-function heads() {
+function buildHeads() {
   const row = make("tr", {}, make("th", { scope: "col", textContent: "run" }));
-  for (const each of columns) {
-    const button = make("button", { type: "button", textContent: each.metric + (ARROW[each.better] ?? ""), title: each.told });
-    button.addEventListener("click", () => sortBy(each.key, each.key === state.key ? !state.up : undefined));
-    const several = each.apart !== "";
-    const head = make("th", { scope: "col" }, button, make("small", { className: several ? "apart" : "", textContent: several ? `only: ${each.apart}` : "", hidden: !several }));
-    head.dataset.key = each.key;
+  for (const { key, metric, better, description, differs } of columns) {
+    const button = make("button", { type: "button", textContent: metric + (ARROW[better] ?? ""), title: description });
+    button.addEventListener("click", () => sortBy(key, key === state.key ? !state.up : undefined));
+    const several = differs !== "";
+    const head = make("th", { scope: "col" }, button, make("small", { className: several ? "differs" : "", textContent: several ? `only: ${differs}` : "", hidden: !several }));
+    head.dataset.key = key;
     row.append(head);
   }
   document.querySelector("#numbers thead").append(row);
 }
 
-function line(run) {
+function buildLine(run) {
   const name = make("th", { scope: "row" }, run.report ? make("a", { href: run.report, textContent: run.title }) : run.title, make("small", { textContent: run.name }));
   run.cells = columns.map(({ key }) => make("td", { textContent: text(run.values[key]) }));
   run.line = make("tr", {}, name, ...run.cells);
 }
 
-function best(shown) {
+function markBest(visible) {
   columns.forEach(({ key, better }, i) => {
-    const known = better ? shown.map(run => run.values[key]).filter(Number.isFinite) : [];
-    const top = better === "higher" ? Math.max(...known) : Math.min(...known);
-    for (const run of shown) run.cells[i].classList.toggle("best", known.length > 1 && run.values[key] === top);
+    const values = better ? visible.map(run => run.values[key]).filter(Number.isFinite) : [];
+    const top = better === "higher" ? Math.max(...values) : Math.min(...values);
+    for (const run of visible) run.cells[i].classList.toggle("best", values.length > 1 && run.values[key] === top);
   });
   for (const head of document.querySelectorAll("#numbers thead th[data-key]")) {
     if (head.dataset.key === state.key) head.setAttribute("aria-sort", state.up ? "ascending" : "descending");
@@ -153,49 +153,49 @@ function best(shown) {
 
 // --- curves ---
 
-const chosen = new Map();  // run -> how its curve is drawn
-let touched = false;
+const selected = new Map();  // run -> the style of its curve
+let userSelected = false;  // until then, the first runs are selected
 
-function choose(run, on) {
-  if (!on) { chosen.delete(run); return; }
-  const taken = new Set([...chosen.values()].map(style => style.place));
+function selectCurve(run, on) {
+  if (!on) { selected.delete(run); return; }
+  const taken = new Set([...selected.values()].map(style => style.place));
   let place = 0;
   while (taken.has(place)) place += 1;
-  chosen.set(run, { place, stroke: COLOURS[place % COLOURS.length], "stroke-dasharray": DASHES[Math.floor(place / COLOURS.length) % DASHES.length] });
+  selected.set(run, { place, stroke: COLOURS[place % COLOURS.length], "stroke-dasharray": DASHES[Math.floor(place / COLOURS.length) % DASHES.length] });
 }
 
-function legend(shown) {
-  const having = shown.filter(run => run.curves[state.curve]?.[0].length);
-  if (!touched) {
-    chosen.clear();
-    having.slice(0, DRAWN_AT_FIRST).forEach(run => choose(run, true));
+function drawLegend(visible) {
+  const available = visible.filter(run => run.curves[state.curve]?.[0].length);
+  if (!userSelected) {
+    selected.clear();
+    available.slice(0, INITIAL_CURVES).forEach(run => selectCurve(run, true));
   }
-  at("legend").replaceChildren(...having.map(run => {
-    const box = make("input", { type: "checkbox", checked: chosen.has(run) });
-    const mark = drawn("svg", { viewBox: "0 0 28 12", "aria-hidden": "true" });
-    const colour = () => mark.replaceChildren(...(chosen.has(run) ? [drawn("line", { x1: 0, x2: 28, y1: 6, y2: 6, ...style(run) })] : []));
-    box.addEventListener("change", () => { touched = true; choose(run, box.checked); colour(); plot(having); });
+  at("legend").replaceChildren(...available.map(run => {
+    const box = make("input", { type: "checkbox", checked: selected.has(run) });
+    const mark = makeSvg("svg", { viewBox: "0 0 28 12", "aria-hidden": "true" });
+    const colour = () => mark.replaceChildren(...(selected.has(run) ? [makeSvg("line", { x1: 0, x2: 28, y1: 6, y2: 6, ...style(run) })] : []));
+    box.addEventListener("change", () => { userSelected = true; selectCurve(run, box.checked); colour(); drawPlot(available); });
     colour();
     return make("li", {}, make("label", {}, box, mark, make("span", {}, run.title, make("small", { textContent: run.name }))));
   }));
-  plot(having);
+  drawPlot(available);
 }
 
-const style = run => (({ place, ...rest }) => rest)(chosen.get(run));
+const style = run => (({ place, ...rest }) => rest)(selected.get(run));
 
 function ticks(low, high) {
   const rough = (high - low) / 7 || Math.abs(high) / 7 || 1, power = 10 ** Math.floor(Math.log10(rough));
-  const step = [1, 2, 5, 10].find(each => each * power >= rough) * power, found = [];
-  for (let value = Math.ceil(low / step) * step; value <= high + step / 1e6; value += step) found.push(Math.abs(value) < step / 1e6 ? 0 : value);
-  return found;
+  const step = [1, 2, 5, 10].find(factor => factor * power >= rough) * power, values = [];
+  for (let value = Math.ceil(low / step) * step; value <= high + step / 1e6; value += step) values.push(Math.abs(value) < step / 1e6 ? 0 : value);
+  return values;
 }
 
-function plot(having) {
-  const curves = having.filter(run => chosen.has(run)).map(run => [run, ...run.curves[state.curve]]);
+function drawPlot(available) {
+  const curves = available.filter(run => selected.has(run)).map(run => [run, ...run.curves[state.curve]]);
   const [left, right, top, bottom] = [58, 788, 14, 420];
   if (!curves.length) {
-    const told = drawn("text", { x: 400, y: 220, "text-anchor": "middle" }, having.length ? "tick a run to see its curve" : "no run here has logged this");
-    at("plot").replaceChildren(told);
+    const hint = makeSvg("text", { x: 400, y: 220, "text-anchor": "middle" }, available.length ? "select a run to see its curve" : "none of these runs logged this");
+    at("plot").replaceChildren(hint);
     return;
   }
   const xs = curves.flatMap(([, images]) => images), ys = curves.flatMap(([, , values]) => values);
@@ -204,38 +204,38 @@ function plot(having) {
   const x = value => left + (value - x0) / (x1 - x0 || 1) * (right - left);
   const y = value => bottom - (value - y0) / (y1 - y0 || 1) * (bottom - top);
   const marks = [];
-  for (const value of ticks(y0, y1)) marks.push(drawn("line", { class: "rule", x1: left, x2: right, y1: y(value), y2: y(value) }), drawn("text", { x: left - 6, y: y(value) + 4, "text-anchor": "end" }, text(value)));
-  for (const value of ticks(x0, x1)) marks.push(drawn("line", { class: "rule", x1: x(value), x2: x(value), y1: bottom, y2: bottom + 5 }), drawn("text", { x: x(value), y: bottom + 18, "text-anchor": value > 0.97 * x1 ? "end" : "middle" }, text(value)));
-  marks.push(drawn("text", { x: (left + right) / 2, y: bottom + 34, "text-anchor": "middle" }, `${state.curve} over images seen`));
-  const lines = curves.map(([run, images, values]) => drawn("polyline", { points: images.map((seen, i) => `${x(seen).toFixed(1)},${y(values[i]).toFixed(1)}`).join(" "), ...style(run) }, drawn("title", {}, run.title)));
+  for (const value of ticks(y0, y1)) marks.push(makeSvg("line", { class: "rule", x1: left, x2: right, y1: y(value), y2: y(value) }), makeSvg("text", { x: left - 6, y: y(value) + 4, "text-anchor": "end" }, text(value)));
+  for (const value of ticks(x0, x1)) marks.push(makeSvg("line", { class: "rule", x1: x(value), x2: x(value), y1: bottom, y2: bottom + 5 }), makeSvg("text", { x: x(value), y: bottom + 18, "text-anchor": value > 0.97 * x1 ? "end" : "middle" }, text(value)));
+  marks.push(makeSvg("text", { x: (left + right) / 2, y: bottom + 34, "text-anchor": "middle" }, `${state.curve} over images seen`));
+  const lines = curves.map(([run, images, values]) => makeSvg("polyline", { points: images.map((count, i) => `${x(count).toFixed(1)},${y(values[i]).toFixed(1)}`).join(" "), ...style(run) }, makeSvg("title", {}, run.title)));
   at("plot").replaceChildren(...marks, ...lines);
 }
 
-// --- all of it ---
+// --- the page ---
 
 function show() {
-  const [measured, others] = ordered(), shown = [...measured, ...others];
-  at("count").textContent = shown.length === runs.length ? `${runs.length} runs` : `${shown.length} of ${runs.length} runs`;
-  tellOrder(others);
+  const [measured, others] = sortedRuns(), visible = [...measured, ...others];
+  at("count").textContent = visible.length === runs.length ? `${runs.length} runs` : `${visible.length} of ${runs.length} runs`;
+  describeOrder(others);
   if (state.view === "pictures") {
     const cards = measured.map(run => run.card);
-    if (others.length && measured.length) cards.push(make("p", { className: "divide", textContent: "Not measured under this protocol: in no order" }));
-    shown.forEach(run => { picture(run); score(run); });
+    if (others.length && measured.length) cards.push(make("p", { className: "divide", textContent: "Not measured under this protocol: not ranked" }));
+    visible.forEach(run => { updatePicture(run); updateScore(run); });
     at("pictures").replaceChildren(...cards, ...others.map(run => run.card));
   }
   if (state.view === "numbers") {
-    document.querySelector("#numbers tbody").replaceChildren(...shown.map(run => run.line));
-    best(shown);
+    document.querySelector("#numbers tbody").replaceChildren(...visible.map(run => run.line));
+    markBest(visible);
   }
-  if (state.view === "curves") legend(shown);
+  if (state.view === "curves") drawLegend(visible);
 }
 
 function sortBy(key, up) {
   state.key = key;
-  state.up = up ?? (key ? column[key].better === "lower" : true);
+  state.up = up ?? (key ? columnByKey[key].better === "lower" : true);
   at("sort").value = key;
-  at("turn").textContent = state.up ? "▲" : "▼";
-  at("turn").title = at("turn").ariaLabel = state.up ? "smallest first; turn around" : "largest first; turn around";
+  at("reverse").textContent = state.up ? "▲" : "▼";
+  at("reverse").title = at("reverse").ariaLabel = state.up ? "smallest first; reverse" : "largest first; reverse";
   show();
 }
 
@@ -246,7 +246,7 @@ function view(name) {
   show();
 }
 
-function turnTo(image) {
+function selectImage(image) {
   const count = at("image").options.length;
   state.image = (image + count) % count;
   at("image").value = state.image;
@@ -254,20 +254,20 @@ function turnTo(image) {
 }
 
 function begin() {
-  runs.forEach(run => { card(run); line(run); });
-  heads();
+  runs.forEach(run => { buildCard(run); buildLine(run); });
+  buildHeads();
   for (const kind of Object.keys(KINDS)) {
-    const found = options(kind);
-    if (found.length < 2) continue;
-    const select = make("select", {}, new Option("all", ""), ...found.map(([name, count]) => new Option(`${name} (${count})`, name)));
-    select.dataset.kind = kind;
-    select.addEventListener("change", show);
-    filters[kind] = select;
-    at("filters").append(make("label", { className: "field", textContent: kind.replace("_", " ") }, select));
+    const counts = options(kind);
+    if (counts.length < 2) continue;
+    const dropdown = make("select", {}, new Option("all", ""), ...counts.map(([name, count]) => new Option(`${name} (${count})`, name)));
+    dropdown.dataset.kind = kind;
+    dropdown.addEventListener("change", show);
+    filters[kind] = dropdown;
+    at("filters").append(make("label", { className: "field", textContent: kind.replace("_", " ") }, dropdown));
   }
-  at("sort").append(new Option("name", ""), ...columns.map(each => new Option(each.metric + (ARROW[each.better] ?? "") + (each.apart ? ` (${each.apart})` : ""), each.key)));
-  const most = Math.max(0, ...sets.map(set => set.ids.length));
-  for (let i = 0; i < most; i += 1) at("image").append(new Option(sets.length === 1 ? `${i + 1}: ${sets[0].ids[i]}` : `${i + 1}`, i));
+  at("sort").append(new Option("name", ""), ...columns.map(({ key, metric, better, differs }) => new Option(metric + (ARROW[better] ?? "") + (differs ? ` (${differs})` : ""), key)));
+  const maxImages = Math.max(0, ...sets.map(set => set.ids.length));
+  for (let i = 0; i < maxImages; i += 1) at("image").append(new Option(sets.length === 1 ? `${i + 1}: ${sets[0].ids[i]}` : `${i + 1}`, i));
   const logged = [...new Set(runs.flatMap(run => Object.keys(run.curves)))].sort((a, b) => (b.startsWith("G.") - a.startsWith("G.")) || (a < b ? -1 : 1));
   at("curve").append(...logged.map(name => new Option(name, name)));
   state.curve = logged[0] ?? "";
@@ -277,10 +277,10 @@ function begin() {
   at("clear").addEventListener("click", () => { at("search").value = ""; Object.values(filters).forEach(select => select.value = ""); show(); });
   at("more").addEventListener("click", () => at("more").ariaExpanded = String(at("bar").classList.toggle("open")));
   at("sort").addEventListener("change", () => sortBy(at("sort").value));
-  at("turn").addEventListener("click", () => sortBy(state.key, !state.up));
-  at("image").addEventListener("change", () => turnTo(Number(at("image").value)));
-  at("before").addEventListener("click", () => turnTo(state.image - 1));
-  at("next").addEventListener("click", () => turnTo(state.image + 1));
+  at("reverse").addEventListener("click", () => sortBy(state.key, !state.up));
+  at("image").addEventListener("change", () => selectImage(Number(at("image").value)));
+  at("before").addEventListener("click", () => selectImage(state.image - 1));
+  at("next").addEventListener("click", () => selectImage(state.image + 1));
   at("curve").addEventListener("change", () => { state.curve = at("curve").value; show(); });
   at("pair").addEventListener("change", () => {
     state.pair = at("pair").value;
@@ -291,16 +291,16 @@ function begin() {
 
   const move = share => document.documentElement.style.setProperty("--at", `${share}%`);
   at("at").addEventListener("input", () => move(at("at").value));
-  let held = null;
+  let heldSlide = null;
   const drag = event => {
-    if (!held) return;
-    const { left, width } = held.getBoundingClientRect();
+    if (!heldSlide) return;
+    const { left, width } = heldSlide.getBoundingClientRect();
     at("at").value = Math.round(Math.min(1, Math.max(0, (event.clientX - left) / width)) * 100);
     move(at("at").value);
   };
-  at("pictures").addEventListener("pointerdown", event => { held = event.target.closest(".slide"); drag(event); });
+  at("pictures").addEventListener("pointerdown", event => { heldSlide = event.target.closest(".slide"); drag(event); });
   addEventListener("pointermove", drag);
-  for (const end of ["pointerup", "pointercancel"]) addEventListener(end, () => { held = null; });
+  for (const end of ["pointerup", "pointercancel"]) addEventListener(end, () => { heldSlide = null; });
 
   sortBy("", true);
   view(document.querySelector("[name=view]:checked").value);

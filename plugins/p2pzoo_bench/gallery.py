@@ -1,7 +1,8 @@
-"""All runs of some folders on one static page: numbers, the same test images, curves, links to their reports.
+"""A static page over all runs of some folders: numbers, the same test images, loss curves, links to reports.
 
-Reads what runs leave behind and never a model or a dataset, so that kept runs (`benchmarks/results`) can be shown too.
-The page is index.html with its data inside, gallery.js and images/; it asks for nothing else and works from file://.
+It reads only what runs leave behind, never a model or a dataset, so committed results (`benchmarks/results`) can be
+shown too. The page is index.html with its data inside, gallery.js and images/. It loads nothing else and works from
+file://.
 """
 
 from __future__ import annotations
@@ -20,47 +21,50 @@ from typing import Any
 import jinja2
 from PIL import Image
 
-from p2pzoo.config.recipe import leaves
-from p2pzoo.images.grid import pictured
-from p2pzoo.images.io import UNREADABLE
+from p2pzoo.config.recipe import iter_leaves
+from p2pzoo.images.grid import grid_indices
+from p2pzoo.images.io import PILLOW_ERRORS
 from p2pzoo.models import safetensors_io
 from p2pzoo.plugin.registry import Registry
 from p2pzoo.runs.run_folder import Run
 from p2pzoo.utils.errors import UserError
 from p2pzoo.utils.files import parse_toml, write_text
-from p2pzoo_bench.comparison import Finished, metric_of
-from p2pzoo_bench.formats import tiles
+from p2pzoo_bench.comparison import metric_of
+from p2pzoo_bench.formats import split_grid
+from p2pzoo_bench.stored_results import FinishedRun
 
-POINTS = 120  # of a curve, at most
-DIGITS = 5
-QUALITY = 92
-DEPTH = 3  # levels of folders in which runs are looked for
-FILTERED = ("generator", "discriminator", "gan_loss", "losses", "augmentations", "dataset", "init")
+MAX_CURVE_POINTS = 120  # enough for the plot's width; a page over 200 runs stays small
+CURVE_DIGITS = 5  # significant digits of a curve's values, for the same reason
+WEBP_QUALITY = 92  # colours differ by at most 4 of 255 from the stored image (tested)
+SEARCH_DEPTH = 3  # levels of folders in which runs are looked for
+FILTER_KINDS = ("generator", "discriminator", "gan_loss", "losses", "augmentations", "dataset", "init")
 
 
 @dataclass
-class Shown:
-    """A run's folder as the page has it. A damaged file of it is as one that is not there."""
+class GalleryRun:
+    """What the page shows of a run's folder. A damaged file counts as missing and is recorded in `faults`."""
 
     folder: Path
     faults: list[str] = field(default_factory=list)
 
     @cached_property
     def results(self) -> dict[str, Any]:
-        found = Finished(self.folder).results
-        whole = isinstance(found, dict) and all(isinstance(found.get(key), dict) for key in ("metrics", "protocols"))
-        if not whole and (self.folder / "results.json").exists():
-            self.faults.append(f"{self.folder / 'results.json'}: not a run's results; shown without numbers")
-        return found if whole else {}
+        results = FinishedRun(self.folder).results
+        valid = isinstance(results, dict) and all(
+            isinstance(results.get(key), dict) for key in ("metrics", "protocols")
+        )
+        if not valid and (self.folder / "results.json").exists():
+            self.faults.append(f"{self.folder / 'results.json'}: not the results of a run; shown without numbers")
+        return results if valid else {}
 
     @cached_property
     def recipe(self) -> dict[str, Any]:
         try:
             return parse_toml((self.folder / "recipe.toml").read_text("utf-8"))
-        except FileNotFoundError:  # the ground truth has none
+        except FileNotFoundError:  # results of the ground truth have no recipe
             return {}
         except (OSError, ValueError) as error:
-            self.faults.append(f"{self.folder / 'recipe.toml'}: {error}; shown without it")
+            self.faults.append(f"{self.folder / 'recipe.toml'}: {error}; shown without its recipe")
             return {}
 
     @cached_property
@@ -69,85 +73,85 @@ class Shown:
 
     @property
     def name(self) -> str:
-        """recipe/profile-seedN-id, or the folder of a kept run."""
+        """recipe/profile-seedN-id, or the folder's name of a committed copy."""
         in_runs = (self.folder / "status.json").exists()
         return f"{self.folder.parent.name}/{self.folder.name}" if in_runs else self.folder.name
 
     @property
     def identity(self) -> tuple[Any, ...]:
-        """Of a run and of its kept copy the same."""
-        told = self.results or self.status
-        return (told.get("recipe"), told.get("profile"), told.get("id") or self.folder)
+        """The same for a run and its committed copy."""
+        facts = self.results or self.status
+        return (facts.get("recipe"), facts.get("profile"), facts.get("id") or self.folder)
 
     @property
-    def data(self) -> dict[str, Any]:
-        """The dataset's table, of the recipe or else of what was measured."""
-        measured = [protocol.get("dataset", {}) for protocol in self.results.get("protocols", {}).values()]
-        return dict(self.recipe.get("dataset") or next(iter(measured), {}))
+    def dataset(self) -> dict[str, Any]:
+        """The dataset's table, from the recipe, else from the first protocol."""
+        datasets = [protocol.get("dataset", {}) for protocol in self.results.get("protocols", {}).values()]
+        return dict(self.recipe.get("dataset") or next(iter(datasets), {}))
 
     def test_images(self) -> dict[str, list[Image.Image]]:
-        """{id: x, ŷ, y} of the grid of test images, in its order."""
+        """{id: x, ŷ, y} of the grid of test images, in its order; {} if there is none or it cannot be read."""
         try:
-            grid = Finished(self.folder).picture if self.results else None
-            if grid is None:
+            picture = FinishedRun(self.folder).picture if self.results else None
+            if picture is None:
                 return {}
             ids = safetensors_io.load_tensors(self.folder / "stats.safetensors")[1]["ids"]
             height, width = next(iter(self.results["protocols"].values()))["size"]
-            with Image.open(grid) as sheet:
-                rows = tiles(sheet.convert("RGB"), (height, width))
-            shown = [ids[index] for index in pictured(len(ids))]
-            if len(shown) != len(rows):
-                raise ValueError(f"{len(rows)} rows, and not {len(shown)}")
-        except (UserError, *UNREADABLE, StopIteration) as error:
+            with Image.open(picture) as grid:
+                rows = split_grid(grid.convert("RGB"), (height, width))
+            grid_ids = [ids[index] for index in grid_indices(len(ids))]
+            if len(grid_ids) != len(rows):
+                raise ValueError(f"the grid has {len(rows)} rows instead of {len(grid_ids)}")
+        except (UserError, *PILLOW_ERRORS, StopIteration) as error:
             self.faults.append(f"{self.folder}: its test images cannot be shown ({error})")
             return {}
-        return {
-            name: [tile.resize((width, height), Image.Resampling.BOX) for tile in row]
-            for name, row in zip(shown, rows, strict=True)
+        return {  # a grid enlarges small images
+            name: [image.resize((width, height), Image.Resampling.BOX) for image in row]
+            for name, row in zip(grid_ids, rows, strict=True)
         }
 
     @property
     def components(self) -> dict[str, list[str]]:
-        """{what can be filtered by: the components of it}"""
-        found: dict[str, list[str]] = {}
-        for kind in FILTERED:
+        """{kind: the names of its components}, for the page's filters."""
+        components: dict[str, list[str]] = {}
+        for kind in FILTER_KINDS:
             table = self.recipe.get(kind, {})
-            used = [table] if "use" in table else [part for part in table.values() if isinstance(part, dict)]
-            if names := sorted({_bare(part["use"]) for part in used if isinstance(part.get("use"), str)}):
-                found[kind] = names
-        return found
+            tables = [table] if "use" in table else [part for part in table.values() if isinstance(part, dict)]
+            if names := sorted({_short_name(part["use"]) for part in tables if isinstance(part.get("use"), str)}):
+                components[kind] = names
+        return components
 
     @property
     def curves(self) -> dict[str, list[list[float]]]:
         """{logged name: [images seen, values]}"""
         logged = Run(self.folder).lines("metrics.jsonl")
         lines = [line for line in logged if isinstance(line, dict) and "images" in line]
-        step = max(1, -(-len(lines) // POINTS))
-        lines = lines[::-step][::-1]  # the last one stays
+        step = max(1, -(-len(lines) // MAX_CURVE_POINTS))
+        lines = lines[::-step][::-1]  # counted from the end: the last line stays
         names = dict.fromkeys(name for line in lines for name in line if name not in ("images", "lr"))
-        found: dict[str, list[list[float]]] = {}
+        curves: dict[str, list[list[float]]] = {}
         for name in names:
-            known = [line for line in lines if isinstance(line.get(name), (int, float))]
-            found[name] = [[line["images"] for line in known], [_rounded(line[name]) for line in known]]
-        return found
+            points = [line for line in lines if isinstance(line.get(name), (int, float))]
+            curves[name] = [[line["images"] for line in points], [_round(line[name]) for line in points]]
+        return curves
 
 
-def find_runs(folders: Sequence[Path]) -> list[Shown]:
-    """Run folders at and under these, also kept copies; a run that is there twice once.
+def find_runs(folders: Sequence[Path]) -> list[GalleryRun]:
+    """The runs and committed copies in these folders and below. One that occurs twice is listed once.
 
-    Raises UserError where a folder has none.
+    Raises UserError if a folder has none.
     """
     faults: list[str] = []
-    found: dict[tuple[Any, ...], Shown] = {}
+    runs: dict[tuple[Any, ...], GalleryRun] = {}
     for folder in folders:
-        here = [Shown(path) for path in _run_folders(folder, DEPTH)]
-        if not here:
+        paths = [*_run_folders(folder, SEARCH_DEPTH)]
+        if not paths:
             faults.append(f"{folder}: no runs in this folder (none has status.json or results.json)")
-        for shown in here:
-            found.setdefault(shown.identity, shown)
+        for run in map(GalleryRun, paths):
+            runs.setdefault(run.identity, run)
     if faults:
         raise UserError(*faults)
-    return list(found.values())
+    return list(runs.values())
 
 
 def _run_folders(folder: Path, depth: int) -> Iterator[Path]:
@@ -158,104 +162,75 @@ def _run_folders(folder: Path, depth: int) -> Iterator[Path]:
             yield from _run_folders(inner, depth - 1)
 
 
-def write_gallery(out: Path, title: str, runs: Sequence[Shown], registry: Registry) -> list[str]:
-    """Write the page. Returns what could not be shown. Raises UserError where `out` holds something else."""
+def write_gallery(out: Path, title: str, runs: Sequence[GalleryRun], registry: Registry) -> list[str]:
+    """Write the page. Returns a line for each damaged file. Raises UserError if `out` contains other files."""
     if out.exists() and not out.is_dir():
-        raise UserError(f"{out}: a file; give a folder")
+        raise UserError(f"{out}: is a file; give a folder")
     if out.is_dir() and any(out.iterdir()) and not (out / "gallery.js").exists():
-        raise UserError(f"{out}: has other files in it; give a new folder, or one with an older gallery")
+        raise UserError(f"{out}: contains other files; give a new folder, or one with an older gallery")
     (out / "images").mkdir(parents=True, exist_ok=True)
     pictures = _Pictures(out / "images")
-    document = _document(title, runs, registry, pictures, out)
+    document = _build_document(title, runs, registry, pictures, out)
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     template = environment.from_string(Path(__file__).with_name("gallery.html").read_text("utf-8"))
     shutil.copyfile(Path(__file__).with_name("gallery.js"), out / "gallery.js")
     write_text(out / "index.html", template.render(title=title, document=document))
-    pictures.forget_others()
+    pictures.delete_others()
     return [fault for run in runs for fault in run.faults]
 
 
 class _Pictures:
-    """Files of the page, each named by what is in it."""
+    """The page's image files. Each is named by its content."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.written: set[str] = set()
 
     def add(self, image: Image.Image) -> str:
-        """The image's address from the page."""
+        """Write the image, once. Returns its address, relative to the page."""
         name = hashlib.sha256(repr(image.size).encode() + image.tobytes()).hexdigest()[:16] + ".webp"
         if name not in self.written:
-            image.save(self.folder / name, "WEBP", quality=QUALITY)
+            image.save(self.folder / name, "WEBP", quality=WEBP_QUALITY)
         self.written.add(name)
         return f"images/{name}"
 
-    def forget_others(self) -> None:
-        """Those of an older page."""
+    def delete_others(self) -> None:
+        """Delete the images of an older page."""
         for file in self.folder.glob("*.webp"):
             if file.name not in self.written:
                 file.unlink()
 
 
-def _document(title: str, runs: Sequence[Shown], registry: Registry, pictures: _Pictures, out: Path) -> dict[str, Any]:
-    """What the page shows, as plain values.
+def _build_document(
+    title: str, runs: Sequence[GalleryRun], registry: Registry, pictures: _Pictures, out: Path
+) -> dict[str, Any]:
+    """The page's data, as plain values.
 
-    sets     of test images that several runs share: {label, ids, x: {id: address}, y}
-    columns  a metric under one protocol; a metric that was measured in two ways is two columns
+    sets     test images that several runs share: {label, size, ids, x: [address], y: [address]}
+    columns  a metric under one protocol: a metric that was measured under two protocols has two columns
     """
     sets: dict[str, dict[str, Any]] = {}
     columns: dict[str, dict[str, Any]] = {}
-    listed = []
+    entries = []
     for run in runs:
-        told = run.results or run.status
-        key, images = None, run.test_images()
-        if images:
-            size = next(iter(images.values()))[0].size
-            key = json.dumps([run.data, size, list(images)], sort_keys=True, default=str)
-            if key not in sets:
-                sets[key] = {
-                    "label": _label(run.data),
-                    "size": size,
-                    "ids": list(images),
-                    "x": [pictures.add(trio[0]) for trio in images.values()],
-                    "y": [pictures.add(trio[2]) for trio in images.values()],
-                }
+        images = run.test_images()
+        set_index = _add_image_set(sets, run, images, pictures) if images else None
         for metric, number in run.results.get("metrics", {}).items():
-            columns.setdefault(
-                f"{metric} {number['protocol']}",
-                {
-                    "metric": metric,
-                    "protocol": number["protocol"],
-                    "described": run.results["protocols"].get(number["protocol"], {}),
-                },
-            )
-        report = run.folder / "report.html"
-        listed.append({
-            "name": run.name,
-            "title": str(run.recipe.get("title") or ("ground truth" if told.get("recipe") == "target" else run.name)),
-            "recipe": told.get("recipe"),
-            "profile": told.get("profile"),
-            "seed": told.get("seed"),
-            "state": "complete" if run.results else run.status["state"],
-            "images": told.get("images"),
-            "report": _address(report, out) if report.is_file() else None,
-            "components": run.components | ({"dataset": [_label(run.data)]} if run.data else {}),
-            "set": list(sets).index(key) if key else None,
-            "y_hat": [pictures.add(trio[1]) for trio in images.values()],
-            "values": {f"{m} {n['protocol']}": n["value"] for m, n in run.results.get("metrics", {}).items()},
-            "curves": run.curves,
-            "settings": [f"{'.'.join(path)}={_plain(value)}" for path, value in leaves(run.recipe)],
-        })  # fmt: skip
-    _tell_apart(columns.values())
-    better = _directions(registry, columns.values())
+            measured = run.results["protocols"].get(number["protocol"], {})
+            column = {"metric": metric, "protocol": number["protocol"], "measured": measured}
+            columns.setdefault(f"{metric} {number['protocol']}", column)
+        y_hat = [pictures.add(trio[1]) for trio in images.values()]
+        entries.append(_describe_run(run, out) | {"set": set_index, "y_hat": y_hat})
+    _describe_columns([*columns.values()])
+    better = _better_directions(registry, [*columns.values()])
     return {
         "title": title,
-        "runs": listed,
+        "runs": entries,
         "sets": [*sets.values()],
         "columns": [
             {
                 "key": key,
-                **{name: column[name] for name in ("metric", "protocol", "told", "apart")},
+                **{name: column[name] for name in ("metric", "protocol", "description", "differs")},
                 "better": better.get(metric_of(column["metric"])),
             }
             for key, column in columns.items()
@@ -263,54 +238,92 @@ def _document(title: str, runs: Sequence[Shown], registry: Registry, pictures: _
     }
 
 
-def _tell_apart(columns: Any) -> None:
-    """Say what each was measured on, and of a metric that was measured in several ways what is its own."""
+def _add_image_set(
+    sets: dict[str, dict[str, Any]], run: GalleryRun, images: Mapping[str, list[Image.Image]], pictures: _Pictures
+) -> int:
+    """Add the run's x and y, unless an earlier run has the same. Returns the index of their set."""
+    size = next(iter(images.values()))[0].size
+    key = json.dumps([run.dataset, size, list(images)], sort_keys=True, default=str)
+    if key not in sets:
+        sets[key] = {
+            "label": _describe_dataset(run.dataset),
+            "size": size,
+            "ids": list(images),
+            "x": [pictures.add(trio[0]) for trio in images.values()],
+            "y": [pictures.add(trio[2]) for trio in images.values()],
+        }
+    return list(sets).index(key)
+
+
+def _describe_run(run: GalleryRun, out: Path) -> dict[str, Any]:
+    """The run's entry of the page's data, without images."""
+    facts = run.results or run.status
+    report = run.folder / "report.html"
+    return {
+        "name": run.name,
+        "title": str(run.recipe.get("title") or ("ground truth" if facts.get("recipe") == "target" else run.name)),
+        "recipe": facts.get("recipe"),
+        "profile": facts.get("profile"),
+        "seed": facts.get("seed"),
+        "state": "complete" if run.results else run.status["state"],
+        "images": facts.get("images"),
+        "report": _relative_url(report, out) if report.is_file() else None,
+        "components": run.components | ({"dataset": [_describe_dataset(run.dataset)]} if run.dataset else {}),
+        "values": {f"{m} {n['protocol']}": n["value"] for m, n in run.results.get("metrics", {}).items()},
+        "curves": run.curves,
+        "settings": [f"{'.'.join(path)}={_to_text(value)}" for path, value in iter_leaves(run.recipe)],
+    }
+
+
+def _describe_columns(columns: Sequence[dict[str, Any]]) -> None:
+    """Add to each column a description of its data, and what differs from other columns of the same metric."""
     for column in columns:
-        described = column["described"]
-        size = "×".join(map(str, described.get("size", ())))
-        column["told"] = (
-            f"{described.get('images', '?')} images of the {described.get('split', '?')} split, {size} px, "
-            f"test mode {described.get('test_mode', '?')}, {_label(described.get('dataset', {}))}"
+        measured = column["measured"]
+        size = "×".join(map(str, measured.get("size", ())))
+        column["description"] = (
+            f"{measured.get('images', '?')} images of the {measured.get('split', '?')} split, {size} px, "
+            f"test mode {measured.get('test_mode', '?')}, {_describe_dataset(measured.get('dataset', {}))}"
         )
-        others = [c["described"] for c in columns if c["metric"] == column["metric"] and c is not column]
-        mine, *theirs = [{path: _plain(value) for path, value in leaves(each)} for each in (described, *others)]
-        paths = dict.fromkeys(path for each in (mine, *theirs) for path in each)
+        others = [c["measured"] for c in columns if c["metric"] == column["metric"] and c is not column]
+        mine, *theirs = [{path: _to_text(v) for path, v in iter_leaves(protocol)} for protocol in (measured, *others)]
+        paths = dict.fromkeys(path for leaves in (mine, *theirs) for path in leaves)
         differing = [path for path in paths if any(other.get(path) != mine.get(path) for other in theirs)]
-        column["apart"] = ", ".join(f"{path[-1]} {mine.get(path, 'none')}" for path in differing)
+        column["differs"] = ", ".join(f"{path[-1]} {mine.get(path, 'none')}" for path in differing)
 
 
-def _directions(registry: Registry, columns: Any) -> dict[str, str]:
-    """{metric: which of its values are the better}, where its component is installed and says so."""
-    found = {}
+def _better_directions(registry: Registry, columns: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """{metric: "higher" or "lower"}, if its component is installed and declares it."""
+    directions = {}
     for column in columns:
         try:
-            metric = registry.get("metric", str(column["described"]["metric"]["use"])).load()
+            metric = registry.get("metric", str(column["measured"]["metric"]["use"])).load()
         except (UserError, KeyError, TypeError):
             continue
         if (better := getattr(metric, "better", None)) in ("higher", "lower"):
-            found[metric_of(column["metric"])] = better
-    return found
+            directions[metric_of(column["metric"])] = better
+    return directions
 
 
-def _label(table: Mapping[str, Any]) -> str:
-    """A dataset in few words: its name and what it was asked for."""
-    given = [value for key, value in table.items() if key not in ("use", "version")]
-    words = [str(each) if isinstance(each, int) else Path(each).name for each in given if isinstance(each, (int, str))]
-    return " ".join([_bare(str(table.get("use", "?"))), *words])
+def _describe_dataset(table: Mapping[str, Any]) -> str:
+    """A dataset's name and its parameters in a few words."""
+    values = [value for key, value in table.items() if key not in ("use", "version") and isinstance(value, (int, str))]
+    words = [str(value) if isinstance(value, int) else Path(value).name for value in values]
+    return " ".join([_short_name(str(table.get("use", "?"))), *words])
 
 
-def _bare(use: str) -> str:
+def _short_name(use: str) -> str:
+    """The component's name without its plugin."""
     return use.rpartition(":")[2]
 
 
-def _plain(value: Any) -> str:
+def _to_text(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value, default=str)
 
 
-def _rounded(value: float) -> float:
-    return float(f"{value:.{DIGITS}g}")
+def _round(value: float) -> float:
+    return float(f"{value:.{CURVE_DIGITS}g}")
 
 
-def _address(file: Path, out: Path) -> str:
-    """A file's address from a page in the folder `out`."""
+def _relative_url(file: Path, out: Path) -> str:
+    """A file's address, relative to a page in the folder `out`."""
     return urllib.parse.quote(Path(os.path.relpath(file.resolve(), out.resolve())).as_posix())

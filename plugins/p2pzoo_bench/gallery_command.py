@@ -10,18 +10,25 @@ import click
 @click.command("gallery")
 @click.argument("runs", metavar="RUNS...", nargs=-1, required=True,
                 type=click.Path(exists=True, file_okay=False, path_type=Path))  # fmt: skip
-@click.option("-o", "--output", required=True, type=click.Path(path_type=Path), metavar="DIR", help="Where to write.")
-@click.option("--title", default="Gallery of runs", show_default=True, help="What stands above it.")
+@click.option(
+    "-o",
+    "--output",
+    required=True,
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="Write the page to this folder.",
+)
+@click.option("--title", default="Gallery of runs", show_default=True, help="Title of the page.")
 def gallery_command(runs: tuple[Path, ...], output: Path, title: str) -> None:
-    """Write a page over all runs in the folders RUNS: filtered, sorted, with the same test images and their curves.
+    """Write a page to browse all runs in the folders RUNS: filter, sort, same test images, loss curves.
 
-    It is DIR/index.html, works without a server, and links to the runs' reports where they lie. Kept results without
-    models are shown too.
+    The page is DIR/index.html. It works without a server and links to the reports in the run folders. Committed results
+    without models are shown too.
     """
     from p2pzoo.plugin.loader import registry
     from p2pzoo_bench.gallery import find_runs, write_gallery
 
-    found = find_runs(runs)
-    for fault in write_gallery(output, title, found, registry()):
+    gallery_runs = find_runs(runs)
+    for fault in write_gallery(output, title, gallery_runs, registry()):
         click.echo(f"warning: {fault}", err=True)
-    click.echo(f"{len(found)} runs  {output / 'index.html'}")
+    click.echo(f"{len(gallery_runs)} runs  {output / 'index.html'}")

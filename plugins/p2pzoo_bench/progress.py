@@ -1,4 +1,4 @@
-"""What a person sees while a table's runs are made: `p2pzoo.runs.progress`, for many at once."""
+"""Progress of a table's runs: a live display in a terminal, else plain lines. All of it goes to standard error."""
 
 from __future__ import annotations
 
@@ -14,58 +14,61 @@ from rich.progress import Progress as Bar
 from rich.table import Table
 from rich.text import Text
 
-from p2pzoo.runs.progress import clock
+from p2pzoo.runs.progress import format_duration
 from p2pzoo_bench.executors import RunningJob
 
-PLAIN_SECONDS = 60.0
-SHOWN_RUNS = 16  # of those that are being made at once
+PLAIN_LINE_SECONDS = 60.0  # between lines: a table trains for hours
+SPEED_SECONDS = 600  # over which the live display averages the speed: runs start and end, and evaluate in between
+MAX_RUN_LINES = 16  # running jobs in the live display: more would not fit a terminal
 
 
 class NoTableProgress:
-    """Says nothing (--quiet)."""
+    """Prints nothing (--quiet)."""
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None: ...
 
-    def begin(self, doing: RunningJob) -> None: ...
+    def begin(self, job: RunningJob) -> None: ...
 
-    def images(self, made: int, left: int, doing: Sequence[RunningJob]) -> None: ...
+    def images(self, done: int, left: int, running: Sequence[RunningJob]) -> None: ...
 
     def note(self, text: str) -> None: ...
 
 
 class PlainTableProgress(NoTableProgress):
-    """A line for each run, and one a minute."""
+    """Prints a line when a run starts, and one every minute."""
 
     def __init__(self) -> None:
         self.began = self.last = time.monotonic()
 
-    def begin(self, doing: RunningJob) -> None:
-        self.note(f"{doing.job.name}{doing.where and f', on {doing.where}'}")
+    def begin(self, job: RunningJob) -> None:
+        self.note(f"{job.job.name}{job.where and f', on {job.where}'}")
 
-    def images(self, made: int, left: int, doing: Sequence[RunningJob]) -> None:
+    def images(self, done: int, left: int, running: Sequence[RunningJob]) -> None:
         now = time.monotonic()
-        if now - self.last < PLAIN_SECONDS:
+        if now - self.last < PLAIN_LINE_SECONDS:
             return
         self.last = now
-        if made > 0:
-            seconds = (now - self.began) / made * left
-            self.note(f"{made}/{made + left} images of all runs  {len(doing)} at work  {clock(seconds)} left")
+        if done > 0:
+            seconds = (now - self.began) / done * left
+            self.note(
+                f"{done}/{done + left} images of all runs  {len(running)} running  {format_duration(seconds)} left"
+            )
 
     def note(self, text: str) -> None:
         print(text, file=sys.stderr, flush=True)
 
 
 class LiveTableProgress(NoTableProgress):
-    """A bar over all runs, and a line for each that is being made, redrawn in place."""
+    """Shows a bar for all runs and a line for each running one, redrawn in place."""
 
     def __init__(self, console: Console) -> None:
         self.console = console
         self.bar = Bar(
             TextColumn("all runs"), BarColumn(), MofNCompleteColumn(), TextColumn("images"),
-            TimeRemainingColumn(elapsed_when_finished=True), console=console, speed_estimate_period=600,
+            TimeRemainingColumn(elapsed_when_finished=True), console=console, speed_estimate_period=SPEED_SECONDS,
         )  # fmt: skip
         self.task = self.bar.add_task("", total=None)
         self.live = Live(self.bar, console=console, refresh_per_second=4)
@@ -77,13 +80,13 @@ class LiveTableProgress(NoTableProgress):
     def __exit__(self, *_: object) -> None:
         self.live.stop()
 
-    def images(self, made: int, left: int, doing: Sequence[RunningJob]) -> None:
-        self.bar.update(self.task, completed=made, total=made + left)
+    def images(self, done: int, left: int, running: Sequence[RunningJob]) -> None:
+        self.bar.update(self.task, completed=done, total=done + left)
         table = Table(box=None, padding=(0, 2, 0, 0), show_header=False)
-        for each in doing[:SHOWN_RUNS]:
-            table.add_row(Text(each.job.name), f"{each.images:,} of {each.job.images:,}", Text(each.where, "dim"))
-        if len(doing) > SHOWN_RUNS:
-            table.add_row(f"and {len(doing) - SHOWN_RUNS} more")
+        for job in running[:MAX_RUN_LINES]:
+            table.add_row(Text(job.job.name), f"{job.images:,} of {job.job.images:,}", Text(job.where, "dim"))
+        if len(running) > MAX_RUN_LINES:
+            table.add_row(f"and {len(running) - MAX_RUN_LINES} more")
         self.live.update(Group(self.bar, table))
 
     def note(self, text: str) -> None:
@@ -91,7 +94,7 @@ class LiveTableProgress(NoTableProgress):
 
 
 def table_progress(*, quiet: bool = False) -> NoTableProgress:
-    """Over all runs of a table: what fits the place where standard error goes."""
+    """The display for all runs of a table: live if standard error is a terminal, else plain lines."""
     if quiet:
         return NoTableProgress()
     console = Console(stderr=True)

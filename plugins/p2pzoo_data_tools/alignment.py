@@ -1,8 +1,8 @@
-"""Whether y lies aside of x in many pairs alike: phase correlation of their edges. Imports numpy only.
+"""Estimate whether x and y are misaligned by the same shift in many pairs. Imports numpy only.
 
-Edges (magnitudes of gradients) are what a photo and a map of one place share. A pair's phase correlation is a surface
-with a peak where y has to be moved to; of one pair it may be noise. The sum of the surfaces of many pairs keeps a shift
-that they share and evens out the rest.
+Phase correlation of edges (gradient magnitudes), because edges are what a photo and a map of one place share. The phase
+correlation of a pair is a surface with a peak at the shift of y. The peak of a single pair may be noise. The sum of the
+surfaces of many pairs keeps a shift that they share and averages out the rest.
 """
 
 from __future__ import annotations
@@ -11,48 +11,57 @@ from dataclasses import dataclass
 
 import numpy as np
 
-CROP = 256  # px of the middle of large images
-SMOOTH = 0.12  # cycles a pixel: finer edges count less
-WIDEST = 4  # a shift is looked for up to 1/WIDEST of the side
-LEAST = 2  # px; less is a matter of resampling
-PAIRS = 5  # fewer show nothing
-SIGMAS = 8.0  # height of the peak over the surface's own noise
-OVER_ZERO = 1.5  # and over what is seen without any shift
-SUPPORT = 0.2  # share of the pairs whose own peak is there
+CROP = 256  # px: a center crop of this side has edges enough, and keeps the FFT fast for large images
+SMOOTHING = 0.12  # cycles per pixel: finer edges are mostly noise and count less
+REACH_DIVISOR = 4  # shifts are searched up to 1/4 of the side: a larger one leaves too little overlap
+MIN_SHIFT = 2  # px: a shift of one pixel may come from resampling
+MIN_PAIRS = 5  # fewer pairs do not show a common shift
+MIN_SIGMAS = 8.0  # height of the peak above the noise of the surface, in standard deviations
+MIN_RATIO_TO_ZERO = 1.5  # height of the peak relative to the height at no shift
+MIN_SUPPORT = 0.2  # share of the pairs whose own peak is at the shift
 
 
 @dataclass(frozen=True)
 class Shift:
-    """y is x moved by `down` and `right` px. pairs: looked at. support: share whose own peak is there."""
+    """y is x moved down by `down` px and right by `right` px.
+
+    pairs       number of pairs with edges
+    support     share of these pairs whose own peak is at the shift
+    sigmas      height of the peak above the noise
+    supporting  numbers of the pairs whose own peak is at the shift
+    """
 
     down: int
     right: int
     pairs: int
     support: float
     sigmas: float
-    by: tuple[int, ...]  # numbers of those pairs
+    supporting: tuple[int, ...]
 
 
-class Registration:
-    """Of pairs of one size, shown one after the other; keeps one surface, whatever their number."""
+class ShiftEstimator:
+    """Sums the phase correlation of pairs of one size. Memory does not grow with the number of pairs.
+
+    size  (H, W) of the images
+    """
 
     def __init__(self, size: tuple[int, int]) -> None:
         self.crop = tuple(slice((side - min(side, CROP)) // 2, (side + min(side, CROP)) // 2) for side in size)
         height, width = (part.stop - part.start for part in self.crop)
-        self.reach = height // WIDEST, width // WIDEST
+        self.reach = height // REACH_DIVISOR, width // REACH_DIVISOR
         self.window = np.outer(np.hanning(height + 2)[1:-1], np.hanning(width + 2)[1:-1]).astype(np.float32)
         down, right = np.fft.fftfreq(height)[:, None], np.fft.rfftfreq(width)
-        self.smooth = np.exp(-(down**2 + right**2) / (2 * SMOOTH**2)).astype(np.float32)
+        self.smooth = np.exp(-(down**2 + right**2) / (2 * SMOOTHING**2)).astype(np.float32)
         self.total = np.zeros((2 * self.reach[0] + 1, 2 * self.reach[1] + 1))
-        self.peaks: list[tuple[int, int, int]] = []  # a pair's number, and where its own peak is
+        self.peaks: list[tuple[int, int, int]] = []  # (number of the pair, down, right) of each pair's own peak
 
     def add(self, number: int, x: np.ndarray, y: np.ndarray) -> None:
-        """One channel of each, (H, W) float. Nothing is seen in a pair of which one has no edges."""
+        """Add one pair; x and y are one channel each, (H, W) float. A pair with an image without edges is ignored."""
         edges = [_edges(image[self.crop]) for image in (x, y)]
         if not all(each.any() for each in edges):
             return
-        of_x, of_y = (np.fft.rfft2((each - each.mean()) * self.window) for each in edges)
-        cross = of_y * of_x.conj()
+        spectrum_x, spectrum_y = (np.fft.rfft2((each - each.mean()) * self.window) for each in edges)
+        cross = spectrum_y * spectrum_x.conj()
         cross *= self.smooth / np.maximum(np.abs(cross), 1e-12)
         surface = np.fft.irfft2(cross, self.window.shape)
         down, right = self.reach
@@ -61,26 +70,27 @@ class Registration:
         top, left = np.unravel_index(int(surface.argmax()), surface.shape)
         self.peaks.append((number, int(top) - down, int(left) - right))
 
-    def shift(self) -> Shift | None:
-        """The shift that many pairs share, or None."""
-        if len(self.peaks) < PAIRS:
+    def estimate(self) -> Shift | None:
+        """Return the shift that many pairs share, or None."""
+        if len(self.peaks) < MIN_PAIRS:
             return None
         top, left = (int(at) for at in np.unravel_index(int(self.total.argmax()), self.total.shape))
         down, right = top - self.reach[0], left - self.reach[1]
-        if max(abs(down), abs(right)) < LEAST:
+        if max(abs(down), abs(right)) < MIN_SHIFT:
             return None
+        # median absolute deviation, times 1.4826: the standard deviation of a normal distribution, whatever the peak
         middle, spread = np.median(self.total), 1.4826 * np.median(np.abs(self.total - np.median(self.total)))
         sigmas = float((self.total[top, left] - middle) / max(spread, 1e-12))
         zero = self.total[self.reach]
-        by = tuple(at for at, d, r in self.peaks if abs(d - down) <= 1 and abs(r - right) <= 1)
-        support = len(by) / len(self.peaks)
-        if sigmas < SIGMAS or self.total[top, left] < OVER_ZERO * zero or support < SUPPORT:
+        supporting = tuple(at for at, d, r in self.peaks if abs(d - down) <= 1 and abs(r - right) <= 1)
+        support = len(supporting) / len(self.peaks)
+        if sigmas < MIN_SIGMAS or self.total[top, left] < MIN_RATIO_TO_ZERO * zero or support < MIN_SUPPORT:
             return None
-        return Shift(down, right, len(self.peaks), support, sigmas, by)
+        return Shift(down, right, len(self.peaks), support, sigmas, supporting)
 
 
 def _edges(image: np.ndarray) -> np.ndarray:
-    """Magnitude of the gradient, (H, W)."""
+    """Return the magnitude of the gradient, (H, W)."""
     down, right = np.gradient(image)
     edges: np.ndarray = np.hypot(down, right)
     return edges

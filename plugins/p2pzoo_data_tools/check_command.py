@@ -1,4 +1,4 @@
-"""`p2pzoo data check`: the dataset doctor."""
+"""`p2pzoo data check`."""
 
 from __future__ import annotations
 
@@ -11,16 +11,19 @@ from p2pzoo.cli.options import json_option, override_option, print_json, profile
 from p2pzoo.utils.errors import UserError
 
 if TYPE_CHECKING:
-    from p2pzoo_data_tools.check import Check
+    from p2pzoo_data_tools.check import CheckResult
 
-NAMED = 5  # cases of a finding that are named on the screen
+MAX_PRINTED_CASES = 5  # per finding: the page and --json have all
 
 
-@click.command("check", short_help="Find what is wrong with a dataset before training.")
+@click.command("check", short_help="Find what is wrong with a dataset before you train on it.")
 @recipe_argument("recipe")
-@click.option("-o", "--out", type=click.Path(path_type=Path, dir_okay=False), help="Write a page with the pairs, HTML.")
-@click.option("--quick", is_flag=True, help="Look at 500 pairs of each split only.")
-@click.option("--force", is_flag=True, help="Replace a page that is there already.")
+@click.option(
+    "-o", "--out", type=click.Path(path_type=Path, dir_okay=False),
+    help="Write an HTML page that shows the pairs in question.",
+)  # fmt: skip
+@click.option("--quick", is_flag=True, help="Check only 500 pairs of each split.")
+@click.option("--force", is_flag=True, help="Overwrite the page if it exists.")
 @profile_option
 @override_option
 @json_option
@@ -33,84 +36,84 @@ def check_command(
     overrides: tuple[str, ...],
     as_json: bool,
 ) -> None:
-    """Find what is wrong with RECIPE's dataset. Every pair is read once; nothing is changed.
+    """Check RECIPE's dataset. Every pair is read once; nothing is changed.
 
-    Errors: pairs without partner, unreadable files, sizes or channels that differ, values or labels out of range, NaN,
-    empty splits, the same pair in two splits. All but the last keep `p2pzoo run` from training.
+    Errors: images without a partner, unreadable files, sizes or channels that differ, values or labels out of range,
+    NaN, empty splits, the same pair in two splits. With any of them except the last, `p2pzoo run` refuses to train.
 
-    Warnings: duplicates in a split, near duplicates across splits, x and y that lie aside of one another, images of a
-    single value, classes that a split lacks, very few pairs, one split that stands in for another.
+    Warnings: duplicates in a split, near duplicates across splits, x and y that are misaligned, images of a single
+    value, classes that are missing in a split, very few pairs, val and test that are the same pairs.
 
-    Exit code: 0 where there are no errors, warnings or not; 2 where there are.
+    The exit code is 2 if there are errors, else 0.
     """
     if out is not None:
-        _refuse(out, force)
+        _check_output(out, force)
     from p2pzoo import config
-    from p2pzoo.data.validation import remember_sound
+    from p2pzoo.data.validation import remember_valid
     from p2pzoo.runs.progress import track
-    from p2pzoo_data_tools.check import check, opened
+    from p2pzoo_data_tools.check import check_dataset, open_splits
 
     experiment = config.load(recipe, profile, overrides)
-    data = opened(experiment.dataset)
-    found = check(data, track, quick=quick)
-    if not quick and not any(finding.about.stops for finding in found.findings):
+    data = open_splits(experiment.dataset)
+    result = check_dataset(data, track, quick=quick)
+    if not quick and not any(finding.about.stops for finding in result.findings):
         for split, dataset in data.splits.items():
-            remember_sound(experiment, split, dataset)
+            remember_valid(experiment, split, dataset)
     if out is not None:
         from p2pzoo_data_tools.check_page import write_page
 
-        write_page(out, experiment.title, found, data.splits)
+        write_page(out, experiment.title, result, data.splits)
     if as_json:
-        print_json(found.json())
+        print_json(result.json())
     else:
-        _print(found)
+        _print(result)
         if out is not None:
             click.echo(f"\npage  {out}")
-    if found.of("error"):
+    if result.select("error"):
         raise click.exceptions.Exit(2)
 
 
-def _refuse(out: Path, force: bool) -> None:
+def _check_output(out: Path, force: bool) -> None:
     if out.suffix.lower() not in (".html", ".htm"):
-        raise UserError(f"-o {out}: a page is written; give a name that ends in .html")
+        raise UserError(f"-o {out}: the output is an HTML page; use a name that ends in .html")
     if out.exists() and not force:
-        raise UserError(f"{out}: is there already; --force replaces it")
+        raise UserError(f"{out}: already exists; --force overwrites it")
     if not out.parent.is_dir():
-        raise UserError(f"{out.parent}: no such folder to write {out.name} into")
+        raise UserError(f"{out.parent}: no such folder; create it, or write {out.name} elsewhere")
 
 
-def _print(found: Check) -> None:
+def _print(result: CheckResult) -> None:
     from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
 
     console = Console(soft_wrap=True, highlight=False)
-    table = Table("split", "pairs", title=escape(found.dataset), box=None, padding=(0, 2, 0, 0), title_justify="left")
-    for name, split in found.splits.items():
-        seen = "" if split.looked_at == split.pairs else f" ({split.looked_at} looked at)"
-        table.add_row(name, f"{split.pairs}{seen}")
+    table = Table("split", "pairs", title=escape(result.dataset), box=None, padding=(0, 2, 0, 0), title_justify="left")
+    for name, split in result.splits.items():
+        checked = "" if split.looked_at == split.pairs else f" ({split.looked_at} checked)"
+        table.add_row(name, f"{split.pairs}{checked}")
     console.print(table)
-    if found.shapes:
-        console.print(f"x {found.shapes[0]}, y {found.shapes[1]} (height × width × channels)", markup=False)
+    if result.shapes:
+        console.print(f"x {result.shapes[0]}, y {result.shapes[1]} (height × width × channels)", markup=False)
     colors = {"error": "red", "warning": "yellow"}
-    for finding in found.findings:
+    for finding in result.findings:
         about = finding.about
         head = f"[{colors[about.severity]} bold]{about.severity}[/]  [bold]{about.what}[/] ({len(finding.cases)})"
         console.print(f"\n{head}")
-        for case in finding.cases[:NAMED]:
+        for case in finding.cases[:MAX_PRINTED_CASES]:
             console.print(f"  {case}", markup=False)
-        if (more := len(finding.cases) - NAMED) > 0:
+        if (more := len(finding.cases) - MAX_PRINTED_CASES) > 0:
             console.print(f"  ... and {more} more", markup=False)
         console.print(f"  [dim]{escape(about.do)}[/]")
-    for line in found.unlooked:
-        console.print(f"\nnot looked at  {line}", markup=False)
-    errors, warnings = (sum(len(f.cases) for f in found.of(severity)) for severity in ("error", "warning"))
-    if not found.findings:
+    for line in result.skipped:
+        console.print(f"\nnot checked  {line}", markup=False)
+    errors, warnings = (sum(len(f.cases) for f in result.select(severity)) for severity in ("error", "warning"))
+    if not result.findings:
         console.print("\n[green bold]clean[/]  nothing found")
         return
-    stops = any(finding.about.stops for finding in found.findings)
+    stops = any(finding.about.stops for finding in result.findings)
     console.print(
         f"\n{errors} error{'s' * (errors != 1)}, {warnings} warning{'s' * (warnings != 1)}: "
-        f"p2pzoo run {'refuses' if stops else 'takes'} this data",
+        f"p2pzoo run {'refuses' if stops else 'accepts'} this data",
         markup=False,
     )

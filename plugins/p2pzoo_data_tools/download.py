@@ -1,24 +1,22 @@
-"""The archives that datasets are published in: downloaded, checked and extracted into the cache, once.
+"""Download the archive that a dataset is published in, verify it, and extract it into the cache, once.
 
-    CACHE/datasets/NAME/       what the archive holds
-    CACHE/datasets/NAME.json   where it came from, its SHA-256, and how much it holds
-    CACHE/datasets/NAME.part   a download that was cut off, if its server can go on with it; NAME.part.json says of what
-    CACHE/datasets/.NAME.tmp/  what is being made: of a process that was killed if none holds the lock
+    CACHE/datasets/NAME/       content of the archive
+    CACHE/datasets/NAME.json   source of the archive, its SHA-256, number and size of its images
+    CACHE/datasets/NAME.part   an interrupted download that its server can resume; NAME.part.json has its origin
+    CACHE/datasets/.NAME.tmp/  work in progress; if no process holds the lock, a process was killed
 
-What a Dataset class says of its archive is `contracts.Archive`. Imports no torch.
+`p2pzoo.plugin.Archive` describes an archive. Imports no torch.
 """
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
-import os
-import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 from urllib.parse import urlsplit
 
 from filelock import FileLock, Timeout
@@ -28,110 +26,131 @@ from p2pzoo.plugin import Archive
 from p2pzoo.utils.errors import UserError
 from p2pzoo.utils.files import read_json, write_json
 from p2pzoo.utils.untar import extract
+from p2pzoo_data_tools.resumable_download import Meter, ResumableDownload
 
-RETRIES = 3
-TIMEOUT = (10, 60)  # seconds: to connect; without a byte
-CHUNK = 1 << 15
-# what an archive of images unpacks to: they hardly compress
-MOST_TIMES_ITS_LENGTH, MOST_MORE_BYTES = 20, 64 << 20
-MOST_MEMBERS_PER_IMAGE, MOST_MORE_MEMBERS = 4, 1000
-
-
-class Meter(Protocol):
-    """Shows a person how far something is. Inside, the function is told of bytes that have been done."""
-
-    def __call__(self, doing: str, total: int | None) -> contextlib.AbstractContextManager[Callable[[int], None]]: ...
+# Limits of what an archive may unpack to, against decompression bombs: MAX_EXPANSION × its length + EXTRA_BYTES, and
+# MAX_MEMBERS_PER_IMAGE × its images + EXTRA_MEMBERS. Images hardly compress, so real archives stay far below.
+MAX_EXPANSION, EXTRA_BYTES = 20, 64 << 20
+MAX_MEMBERS_PER_IMAGE, EXTRA_MEMBERS = 4, 1000
 
 
 @dataclass(frozen=True)
-class Fetched:
-    """What is there now. `sha256`: of the archive, None where it was not fetched; `new`: whether this call got it."""
+class FetchedDataset:
+    """A dataset in the cache.
+
+    images  number of images by folder
+    sha256  of the archive; None if the dataset was put there by hand
+    is_new  whether this call extracted it
+    """
 
     folder: Path
     images: Mapping[str, int]
     sha256: str | None
-    new: bool
+    is_new: bool
 
 
 def fetch(
     archive: Archive, meter: Meter, note: Callable[[str], None], *, mirror: str | None = None, local: Path | None = None
-) -> Fetched:
-    """Get an archive into the cache, or look whether all of it is there. Safe to call in several processes at once.
+) -> FetchedDataset:
+    """Put an archive's content into the cache, or verify what is there. Safe to call in several processes at once.
 
-    mirror  URL of a folder that has the file, in place of the archive's own
-    local   the file itself, in place of a download
-    note    is told, in a line, what a person should know
+    mirror  URL of a folder that has the file, instead of the archive's own server
+    local   the file itself, instead of a download
+    note    called with one line that the user should see
 
-    The archive's SHA-256 is recorded when it is fetched first; whatever is fetched later must have the same. Raises
-    UserError where it cannot be had, has another length, SHA-256 or number of images, is broken, or has members that
-    it may not have: then nothing is left of it, but a download that can be gone on with.
+    The archive's SHA-256 is recorded at the first fetch; later fetches must have the same. Raises UserError if the
+    archive is unavailable or damaged, if its length, SHA-256 or number of images differs, or if it holds members that
+    are not allowed. Nothing is left then, except an interrupted download that can be resumed.
     """
     if mirror and urlsplit(mirror).scheme not in ("http", "https"):
-        raise UserError(f"--mirror {mirror}: give a URL that begins with http:// or https://")
+        raise UserError(f"--mirror {mirror}: not a URL of a server; it must begin with http:// or https://")
     root = archive.folder.parent
     root.mkdir(parents=True, exist_ok=True)
-    with _alone(
+    with _lock(
         root / f".{archive.name}.lock", lambda: note(f"waiting for another process that fetches {archive.name}")
     ):
-        record = read_json(_record(archive))
+        record = read_json(_record_file(archive))
         if archive.folder.is_dir():
-            return _there(archive, record)
-        with _making(root / f".{archive.name}.tmp") as making:
+            return _verify_folder(archive, record)
+        with _temporary_folder(root / f".{archive.name}.tmp") as folder:
             if local:
-                _check_length(archive, _local(local), str(local))
-                return _extracted(archive, local, str(local), making, record, meter)
+                _check_length(archive, _local_size(local), str(local))
+                return _extract_and_verify(archive, local, str(local), folder, record, meter)
             url = f"{mirror.rstrip('/')}/{_file_name(archive)}" if mirror else archive.url
-            file = _download(archive, url, making, meter)
-            return _extracted(archive, file, url, making, record, meter)
+            file = _download(archive, url, folder, meter)
+            return _extract_and_verify(archive, file, url, folder, record, meter)
 
 
-def there(archive: Archive) -> str:
-    """In a word or two, what is in the cache of it."""
+def describe_state(archive: Archive) -> str:
+    """Return what the cache has: "fetched", "interrupted" or "not fetched"."""
     if archive.folder.is_dir():
-        return "there"
-    return "begun" if _part(archive).exists() else "not there"
+        return "fetched"
+    return "interrupted" if _part_file(archive).exists() else "not fetched"
 
 
-# --- what is there ---------------------------------------------------------------------------------------------
+# --- what the cache has ----------------------------------------------------------------------------------------
 
 
-def _record(archive: Archive) -> Path:
+def _record_file(archive: Archive) -> Path:
     return archive.folder.with_name(f"{archive.name}.json")
 
 
 def _measure(folder: Path, names: Mapping[str, Any]) -> dict[str, Any]:
-    """How many images, and bytes of them, the folders hold."""
-    found = {name: find_images(folder / name) if (folder / name).is_dir() else [] for name in names}
-    images = {name: len(files) for name, files in found.items()}
-    return {"images": images, "bytes": sum(file.stat().st_size for files in found.values() for file in files)}
+    """Return the number of images by folder, and their bytes in total."""
+    files = {name: find_images(folder / name) if (folder / name).is_dir() else [] for name in names}
+    counts = {name: len(paths) for name, paths in files.items()}
+    return {"images": counts, "bytes": sum(path.stat().st_size for paths in files.values() for path in paths)}
 
 
-def _there(archive: Archive, record: Any) -> Fetched:
-    holds = _measure(archive.folder, record["holds"]["images"] if record else archive.images)
-    if record is None:  # put there by hand: how many there are is all that can be checked
-        record = {"holds": {"images": dict(archive.images), "bytes": holds["bytes"]}}
-    if holds != record["holds"]:
-        wanted = f"{_listed(record['holds']['images'])} of {record['holds']['bytes']:,} bytes in all"
-        told = f"holds {_listed(holds['images'])} images of {holds['bytes']:,} bytes, not {wanted}"
-        raise UserError(f"{archive.folder}: {told}: remove it, and fetch it again")
-    return Fetched(archive.folder, holds["images"], record.get("sha256"), new=False)
+def _verify_folder(archive: Archive, record: Any) -> FetchedDataset:
+    content = _measure(archive.folder, record["holds"]["images"] if record else archive.images)
+    if record is None:  # put there by hand: only the number of images can be verified
+        record = {"holds": {"images": dict(archive.images), "bytes": content["bytes"]}}
+    if content != record["holds"]:
+        expected = f"{_format_counts(record['holds']['images'])} of {record['holds']['bytes']:,} bytes"
+        actual = f"{_format_counts(content['images'])} images of {content['bytes']:,} bytes"
+        raise UserError(f"{archive.folder}: holds {actual}, not {expected}; remove the folder and fetch it again")
+    return FetchedDataset(archive.folder, content["images"], record.get("sha256"), is_new=False)
 
 
-def _listed(images: Mapping[str, int]) -> str:
+def _format_counts(images: Mapping[str, int]) -> str:
     return ", ".join(f"{folder} {count}" for folder, count in images.items())
 
 
 # --- from a file to a folder -----------------------------------------------------------------------------------
 
 
-def _extracted(archive: Archive, file: Path, source: str, making: Path, record: Any, meter: Meter) -> Fetched:
-    """Extract beside, check, and put in place. The record comes first: a folder that is there always has its own."""
+def _extract_and_verify(
+    archive: Archive, file: Path, source: str, temporary: Path, record: Any, meter: Meter
+) -> FetchedDataset:
+    """Extract to a temporary folder, verify, and move into place. The record is written before the folder is moved, so
+    that a fetched folder always has one."""
+    extracted = temporary / "extracted"
+    extracted.mkdir()
+    sha256 = _extract(archive, file, source, extracted, meter)
+    if record and record["sha256"] != sha256:
+        message = f"SHA-256 is {sha256}, but the first fetch, from {record['source']}, had {record['sha256']}"
+        raise UserError(f"{source}: {message}: another file. Remove {_record_file(archive)} if you trust this one")
+    top = _find_top_folder(extracted, archive.images)
+    content = _measure(top, archive.images)
+    if content["images"] != dict(archive.images):
+        message = (
+            f"holds {_format_counts(content['images'])} images, but {_format_counts(archive.images)} were published"
+        )
+        raise UserError(f"{source}: {message}; nothing of it is kept. Fetch it from another place (--mirror, --from)")
+    if not record:
+        length = file.stat().st_size
+        write_json(_record_file(archive), {"source": source, "length": length, "sha256": sha256, "holds": content})
+    top.replace(archive.folder)
+    return FetchedDataset(archive.folder, content["images"], sha256, is_new=True)
+
+
+def _extract(archive: Archive, file: Path, source: str, into: Path, meter: Meter) -> str:
+    """Extract the archive; return its SHA-256, computed in the same pass."""
     length, digest = file.stat().st_size, hashlib.sha256()
-    into = making / "extracted"
-    into.mkdir()
     with meter(f"extracting {archive.name}", length) as advance:
 
-        def watch(data: bytes) -> None:
+        def on_read(data: bytes) -> None:
             digest.update(data)
             advance(len(data))
 
@@ -139,64 +158,51 @@ def _extracted(archive: Archive, file: Path, source: str, making: Path, record: 
             extract(
                 file,
                 into,
-                most_bytes=MOST_TIMES_ITS_LENGTH * length + MOST_MORE_BYTES,
-                most_members=MOST_MEMBERS_PER_IMAGE * sum(archive.images.values()) + MOST_MORE_MEMBERS,
-                watch=watch,
+                max_bytes=MAX_EXPANSION * length + EXTRA_BYTES,
+                max_members=MAX_MEMBERS_PER_IMAGE * sum(archive.images.values()) + EXTRA_MEMBERS,
+                on_read=on_read,
             )
         except UserError as error:
             raise UserError(str(error).replace(str(file), source, 1)) from None
-    sha256 = digest.hexdigest()
-    if record and record["sha256"] != sha256:
-        told = f"SHA-256 {sha256}, and what was fetched first, from {record['source']}, had {record['sha256']}"
-        raise UserError(f"{source}: {told}: it is another file. Remove {_record(archive)} if you trust this one")
-    made = _inner(into, archive.images)
-    holds = _measure(made, archive.images)
-    if holds["images"] != dict(archive.images):
-        told = f"holds {_listed(holds['images'])} images, where {_listed(archive.images)} were published"
-        raise UserError(f"{source}: {told}; nothing of it is kept")
-    if not record:
-        write_json(_record(archive), {"source": source, "length": length, "sha256": sha256, "holds": holds})
-    made.replace(archive.folder)
-    return Fetched(archive.folder, holds["images"], sha256, new=True)
+    return digest.hexdigest()
 
 
-def _inner(folder: Path, names: Mapping[str, Any]) -> Path:
-    """The archive's one top folder, or where it was extracted to."""
-    inside = list(folder.iterdir())
-    return inside[0] if len(inside) == 1 and inside[0].is_dir() and inside[0].name not in names else folder
+def _find_top_folder(folder: Path, names: Mapping[str, Any]) -> Path:
+    """Return the single folder at the top of the archive, if it has one, else `folder`."""
+    content = list(folder.iterdir())
+    return content[0] if len(content) == 1 and content[0].is_dir() and content[0].name not in names else folder
 
 
 def _check_length(archive: Archive, length: int, source: str) -> None:
     if archive.size is not None and length != archive.size:
-        raise UserError(
-            f"{source}: {length:,} bytes, where the archive has {archive.size:,}: it is another file, or cut"
-        )
+        message = f"has {length:,} bytes, but the archive has {archive.size:,}: another file, or an incomplete one"
+        raise UserError(f"{source}: {message}. Fetch it from another place (--mirror, --from)")
 
 
-def _local(file: Path) -> int:
-    """Its length."""
+def _local_size(file: Path) -> int:
     if not file.is_file():
-        raise UserError(f"--from {file}: {'no file' if file.exists() else 'no such file'}; give the archive itself")
+        raise UserError(f"--from {file}: {'not a file' if file.exists() else 'no such file'}; give the archive itself")
     return file.stat().st_size
 
 
 @contextlib.contextmanager
-def _alone(lock: Path, wait: Callable[[], None]) -> Iterator[None]:
-    held = FileLock(lock)
+def _lock(path: Path, on_wait: Callable[[], None]) -> Iterator[None]:
+    """Hold the lock; call `on_wait` first if another process holds it."""
+    lock = FileLock(path)
     try:
-        held.acquire(timeout=0)
+        lock.acquire(timeout=0)
     except Timeout:
-        wait()
-        held.acquire()
+        on_wait()
+        lock.acquire()
     try:
         yield
     finally:
-        held.release()
+        lock.release()
 
 
 @contextlib.contextmanager
-def _making(folder: Path) -> Iterator[Path]:
-    """An empty folder, which is gone at the end."""
+def _temporary_folder(folder: Path) -> Iterator[Path]:
+    """Make an empty folder; remove it at the end."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
     try:
@@ -212,137 +218,19 @@ def _file_name(archive: Archive) -> str:
     return urlsplit(archive.url).path.rpartition("/")[2]
 
 
-def _part(archive: Archive) -> Path:
+def _part_file(archive: Archive) -> Path:
     return archive.folder.with_name(f"{archive.name}.part")
 
 
-def _download(archive: Archive, url: str, making: Path, meter: Meter) -> Path:
-    import pooch
-    import requests
-
-    pooch.get_logger().setLevel("WARNING")
-    name = _file_name(archive)
-    source = pooch.create(path=making, base_url="", registry={name: None}, urls={name: url}, retry_if_failed=RETRIES)
-    resuming = Resuming(archive, url, _part(archive), meter)
-    try:
-        return Path(source.fetch(name, downloader=resuming))
-    except requests.RequestException as error:
-        kept = resuming.leave()
-        raise UserError(
-            f"{url}: {_told(error)}; {kept}. Try again, another server (--mirror URL), or your own copy (--from PATH)"
-        ) from None
-    except BaseException:
-        resuming.leave()
-        raise
-
-
-class Resuming:
-    """A pooch downloader that goes on where one was cut off, in this process or an earlier one.
-
-    It asks for the rest of what it has (HTTP Range, RFC 9110 §14), if the file is still the same (If-Range), and
-    begins anew where the server answers with the whole file.
-    """
-
-    def __init__(self, archive: Archive, url: str, part: Path, meter: Meter) -> None:
-        self.archive, self.url, self.part, self.meter = archive, url, part, meter
-        self.about = part.with_name(f"{part.name}.json")
-        left = read_json(self.about) or {}
-        self.same: str | None = left.get("same")  # what tells the server which version it was
-        self.can_go_on = left.get("url") == url
-        if not self.can_go_on:
-            self._remove()
-
-    def __call__(self, url: str, output_file: str, _pooch: Any) -> None:
-        import requests
-
-        have = self.part.stat().st_size if self.part.exists() else 0
-        headers = {"Accept-Encoding": "identity"}
-        if have:
-            headers["Range"] = f"bytes={have}-"
-            headers |= {"If-Range": self.same} if self.same else {}
-        with requests.get(url, headers=headers, stream=True, timeout=TIMEOUT) as answer:
-            if answer.status_code == 416:  # it has no more than we have: another file by now
-                self._remove()
-                raise requests.ConnectionError("the file has changed there")
-            if 400 <= answer.status_code < 500:
-                raise UserError(f"{url}: the server answers {answer.status_code} {answer.reason}: {ELSEWHERE}")
-            if answer.status_code >= 500:
-                raise requests.ConnectionError(f"the server answers {answer.status_code} {answer.reason}")
-            goes_on = answer.status_code == 206 and _first(answer.headers) == have
-            have = have if goes_on else 0
-            total = self._total(answer.headers, have, url)
-            self._begin(answer.headers, goes_on)
-            with self.part.open("ab" if goes_on else "wb") as file, self.meter(self.archive.name, total) as advance:
-                advance(have)
-                for chunk in _bytes(answer):
-                    file.write(chunk)
-                    advance(len(chunk))
-        got = self.part.stat().st_size
-        if total is not None and got != total:
-            raise requests.ConnectionError(f"cut off after {got:,} of {total:,} bytes")
-        os.replace(self.part, output_file)
-        self._remove()
-
-    def leave(self) -> str:
-        """What becomes of the part; in words."""
-        if self.can_go_on and self.part.exists():
-            return f"{self.part.stat().st_size:,} bytes are kept, and the next call goes on with them"
-        self._remove()
-        return "nothing is kept"
-
-    def _total(self, headers: Mapping[str, str], have: int, url: str) -> int | None:
-        length = headers.get("Content-Length")
-        if length is None:
-            return self.archive.size
-        total = have + int(length)
-        try:
-            _check_length(self.archive, total, url)
-        except UserError:
-            self._remove()
-            raise
-        return total
-
-    def _begin(self, headers: Mapping[str, str], goes_on: bool) -> None:
-        self.can_go_on = goes_on or headers.get("Accept-Ranges") == "bytes"
-        tag = headers.get("ETag", "")
-        self.same = headers.get("Last-Modified") if tag.startswith("W/") or not tag else tag
-        if self.can_go_on:
-            write_json(self.about, {"url": self.url, "same": self.same})
-
-    def _remove(self) -> None:
-        for file in (self.part, self.about):
-            file.unlink(missing_ok=True)
-
-
-ELSEWHERE = "another server has it perhaps (--mirror URL), or you (--from PATH)"
-
-
-def _bytes(answer: Any) -> Iterator[bytes]:
-    """The file itself: some servers call a .gz a plain file with Content-Encoding, which requests would undo."""
-    import requests
-    import urllib3
-
-    try:
-        yield from answer.raw.stream(CHUNK, decode_content=False)
-    except urllib3.exceptions.TimeoutError:
-        raise requests.Timeout from None
-    except urllib3.exceptions.HTTPError:
-        raise requests.ConnectionError("the connection was cut") from None
-
-
-def _first(headers: Mapping[str, str]) -> int:
-    """The place of the first byte of a partial answer."""
-    match = re.match(r"bytes (\d+)-", headers.get("Content-Range", ""))
-    return int(match[1]) if match else -1
-
-
-def _told(error: Exception) -> str:
-    """What requests says in several lines of nested errors, in a few words."""
-    import requests
-
-    match error:
-        case requests.Timeout():
-            return "no answer in time"
-        case requests.ConnectionError() if not isinstance(error.args[0], str):
-            return "no connection to the server"
-    return str(error)
+def _download(archive: Archive, url: str, folder: Path, meter: Meter) -> Path:
+    target = folder / _file_name(archive)
+    download = ResumableDownload(
+        archive.name,
+        url,
+        _part_file(archive),
+        meter,
+        expected_size=archive.size,
+        check_length=lambda length: _check_length(archive, length, url),
+    )
+    download.save_as(target)
+    return target

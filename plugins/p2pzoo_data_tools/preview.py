@@ -1,4 +1,4 @@
-"""What is in a dataset: counts, shapes and values as stored; and pairs as the networks see them."""
+"""Statistics of a dataset as stored, and a preview of its pairs as the networks get them."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from p2pzoo.data.augmentation import make_augmentations
 from p2pzoo.data.loader import single_batches, train_batches
 from p2pzoo.data.store import Store
 from p2pzoo.images.color_spaces import Encodings
-from p2pzoo.images.grid import grid
+from p2pzoo.images.grid import make_grid
 from p2pzoo.plugin import Dataset, Split
 
 
-def stats(dataset: Dataset) -> dict[str, Any]:
-    """What one split holds, as JSON has it; every pair is read once and none is kept.
+def compute_stats(dataset: Dataset) -> dict[str, Any]:
+    """Measure one split. Every pair is read once; memory does not grow with the number of pairs. The result is JSON:
 
-    pairs   how many
-    x, y    {range: the stored values that become -1 and 1, shapes: {"H×W×C dtype": count},
-            channels: [{min, mean, max}] of stored values, one per channel}
-    blocks  how many different ones; None without blocks
-    labels  {class: share of the labelled pixels}; None without labels. Values that no class has are "other"
+    pairs   number of pairs
+    x, y    {range: stored values that become -1 and 1, shapes: {"H×W×C dtype": count},
+            channels: [{min, mean, max} of the stored values, for each channel]}
+    blocks  number of blocks; None without blocks
+    labels  {class: share of the labelled pixels}; None without labels. Values that are no class count as "other"
     """
-    x, y = _Values(), _Values()
+    x, y = _ChannelStats(), _ChannelStats()
     blocks: set[str] = set()
     labels: Counter[int] = Counter()
     for index in range(len(dataset)):
@@ -41,31 +41,32 @@ def stats(dataset: Dataset) -> dict[str, Any]:
             labels.update(dict(zip(values.tolist(), counts.tolist(), strict=True)))
     return {
         "pairs": len(dataset),
-        "x": {"range": list(dataset.x_range), **x.told()},
-        "y": {"range": list(dataset.y_range), **y.told()},
+        "x": {"range": list(dataset.x_range), **x.to_json()},
+        "y": {"range": list(dataset.y_range), **y.to_json()},
         "blocks": len(blocks) or None,
-        "labels": _shares(labels, list(dataset.classes or ())) if labels else None,
+        "labels": _compute_shares(labels, list(dataset.classes or ())) if labels else None,
     }
 
 
-def preview(experiment: Experiment, split: Split, count: int) -> Image.Image:
-    """x | y of the first `world_size` samples: for train with their augmentation, exactly as the run will draw them."""
+def draw_preview(experiment: Experiment, split: Split, count: int) -> Image.Image:
+    """Draw x | y of the first `count` samples. Those of train are augmented exactly as in the run's first steps."""
     settings = replace(experiment.train, batch_size=1, d_steps=1)
     dataset = experiment.dataset.build(split=split)
     if split == "train":
         store = Store(dataset, enlarge=settings.jitter, kernel=settings.jitter_kernel)
-        batches = train_batches(store, settings, experiment.seed)
-        shown = [batches[step] for step in range(count)]
-        one_by_one = replace(experiment, train=settings)
-        if augmentations := make_augmentations(one_by_one, store.channels, store.size):
-            shown = [augmentations(batch, step) for step, batch in enumerate(shown)]
+        loader = train_batches(store, settings, experiment.seed)
+        batches = [loader[step] for step in range(count)]
+        single_sample = replace(experiment, train=settings)
+        if augmentations := make_augmentations(single_sample, store.channels, store.size):
+            batches = [augmentations(batch, step) for step, batch in enumerate(batches)]
     else:
-        shown = list(single_batches(Store(dataset), range(min(count, len(dataset)))))
-    return grid([[image[0] for image in Encodings.of(dataset).to_rgb(batch.x, batch.y)] for batch in shown])
+        batches = list(single_batches(Store(dataset), range(min(count, len(dataset)))))
+    encodings = Encodings.of(dataset)
+    return make_grid([[image[0] for image in encodings.to_rgb(batch.x, batch.y)] for batch in batches])
 
 
-class _Values:
-    """Running shapes, and minimum, sum and maximum per channel."""
+class _ChannelStats:
+    """Running counts of shapes, and minimum, sum and maximum of each channel."""
 
     def __init__(self) -> None:
         self.shapes: Counter[str] = Counter()
@@ -83,14 +84,14 @@ class _Values:
                 pixels + values.size,
             ]
 
-    def told(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, Any]:
         channels = [
             {"min": low, "mean": total / pixels, "max": high} for low, total, high, pixels in self.channels.values()
         ]
         return {"shapes": dict(self.shapes), "channels": channels}
 
 
-def _shares(labels: Counter[int], classes: list[str]) -> dict[str, float]:
+def _compute_shares(labels: Counter[int], classes: list[str]) -> dict[str, float]:
     total = labels.total()
     shares = {name: labels[value] / total for value, name in enumerate(classes)}
     other = sum(count for value, count in labels.items() if not 0 <= value < len(classes))

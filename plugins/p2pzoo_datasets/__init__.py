@@ -1,4 +1,4 @@
-"""Your own pairs, and the paper's, read where they are. Light: registering imports neither numpy nor Pillow."""
+"""Your own image pairs, and the paper's datasets. Registering them imports neither numpy nor Pillow."""
 
 from p2pzoo import hookimpl
 
@@ -20,7 +20,7 @@ def register_datasets(register):
     register(
         "manifest",
         "p2pzoo_datasets.manifest:Manifest",
-        summary="Your own pairs, wherever they lie, listed in a JSONL or CSV file",
+        summary="Your own pairs, in any folders, listed in a JSONL or CSV file",
         paper="arXiv:1611.07004",
     )
     register(
@@ -32,13 +32,13 @@ def register_datasets(register):
     register(
         "facades",
         "p2pzoo_datasets.published:Facades",
-        summary="Fronts of buildings and their labels, 256 px, from the paper's archive",
+        summary="Building facades and their labels, 256 px, from the paper's archive",
         paper="arXiv:1611.07004",
     )
     register(
         "maps",
         "p2pzoo_datasets.published:Maps",
-        summary="New York from above and as a map, 600 px, from the paper's archive",
+        summary="Aerial photos and maps of New York, 600 px, from the paper's archive",
         paper="arXiv:1611.07004",
     )
     register(

@@ -1,4 +1,4 @@
-"""Cityscapes' classes as everybody scores them: 19 of its 34 labels, the rest ignored. Imports numpy only.
+"""Cityscapes' classes for evaluation: 19 of its 34 labels, the others are ignored. Imports numpy only.
 
 Cordts et al. 2016 (arXiv:1604.01685), labels.py of cityscapesScripts.
 """
@@ -9,8 +9,8 @@ import numpy as np
 
 IGNORED = 255
 
-# name, labelId, colour; its place here is the trainId
-SCORED = (
+# name, labelId, colour; the index is the trainId
+SCORED_CLASSES = (
     ("road", 7, (128, 64, 128)),
     ("sidewalk", 8, (244, 35, 232)),
     ("building", 11, (70, 70, 70)),
@@ -31,8 +31,8 @@ SCORED = (
     ("motorcycle", 32, (0, 0, 230)),
     ("bicycle", 33, (119, 11, 32)),
 )
-CLASSES = tuple(name for name, _, _ in SCORED)
-PALETTE = tuple(colour for _, _, colour in SCORED)
+CLASSES = tuple(name for name, _, _ in SCORED_CLASSES)
+PALETTE = tuple(colour for _, _, colour in SCORED_CLASSES)
 
-TRAIN_ID = np.full(256, IGNORED, np.uint8)  # by labelId
-TRAIN_ID[[label for _, label, _ in SCORED]] = np.arange(len(SCORED))
+TRAIN_ID = np.full(256, IGNORED, np.uint8)  # index: labelId
+TRAIN_ID[[label for _, label, _ in SCORED_CLASSES]] = np.arange(len(SCORED_CLASSES))

@@ -1,14 +1,15 @@
-"""Cityscapes' own archives -> the 256 px pairs of pix2pix, with the class maps at full resolution beside them.
+"""From Cityscapes' original archives to the 256 px pairs of pix2pix, with class maps at full resolution.
 
-The pairs are those of the PyTorch code's script (junyanz, datasets/prepare_cityscapes_dataset.py): each image scaled
+The pairs equal those of the PyTorch code's script (junyanz, datasets/prepare_cityscapes_dataset.py): each image scaled
 to 256 × 256 by Pillow's resize, photo on the left, label colours on the right, JPEG of quality 100 without subsampling.
-They keep their frames' names where that script counts, so that a translation can be scored by its frame's labels.
+That script numbers the pairs. Here they keep the names of their frames, so that a translation can be scored with the
+labels of its frame.
 
     OUT/train/FRAME.jpg         512 × 256 px
     OUT/val/FRAME.jpg
-    OUT/labels/train/FRAME.png  2048 × 1024 px, the 19 scored classes as 0 to 18, all else 255
+    OUT/labels/train/FRAME.png  2048 × 1024 px, the 19 scored classes as 0 to 18, all others 255
     OUT/labels/val/FRAME.png
-    OUT/prepared.json           what was made, and how
+    OUT/prepared.json           the pairs, their size, and the classes
 """
 
 from __future__ import annotations
@@ -25,27 +26,28 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from p2pzoo.images.io import UNREADABLE, read_header, write_png
+from p2pzoo.images.io import PILLOW_ERRORS, read_header, write_png
 from p2pzoo.plugin import ProgressBar
 from p2pzoo.utils.errors import UserError
 from p2pzoo.utils.files import atomic_write, write_json
 from p2pzoo_datasets.cityscapes_classes import CLASSES, IGNORED, TRAIN_ID
 
 SPLITS = ("train", "val")  # the labels of test were never published
-SIDE = 256
-FULL = (2048, 1024)  # width and height of Cityscapes' frames
-ENDS = {".jpg": b"\xff\xd9", ".png": b"IEND\xaeB`\x82"}  # of a file that was written to its end
-FEW = 3
-FORMAT = 1  # of prepared.json and of all that it tells of
+SIDE = 256  # px, as in the paper
+FRAME_SIZE = (2048, 1024)  # width and height of Cityscapes' frames
+END_OF_FILE = {".jpg": b"\xff\xd9", ".png": b"IEND\xaeB`\x82"}  # the last bytes of a complete file
+MAX_NAMED_FRAMES = 3  # in a message: enough to find the others
+FORMAT = 1  # version of prepared.json and of the files that it describes
+MAX_THREADS = 8  # bounds the memory: each thread holds decoded frames of 2048 × 1024 px
 
 
 @dataclass(frozen=True)
-class Files:
+class FrameFiles:
     """The files of one kind, in a folder or a zip.
 
-    suffix  what follows the frame's name
-    names   {split: {frame: what `read` takes}}
-    read    the bytes of one file
+    suffix  end of the file name, after the frame's name
+    names   {split: {frame: name of its file}}
+    read    returns the bytes of a file by its name
     """
 
     suffix: str
@@ -53,62 +55,68 @@ class Files:
     read: Callable[[str], bytes]
 
     def image(self, split: str, frame: str) -> Image.Image:
-        """Decoded. Raises UserError, naming the file, where that fails or the size is not Cityscapes'."""
+        """The decoded file. Raises UserError, naming the file, if it cannot be decoded or has another size."""
         name = self.names[split][frame]
         try:
             image = Image.open(io.BytesIO(self.read(name)))
             image.load()
-        except (*UNREADABLE, zipfile.BadZipFile) as error:
-            raise UserError(f"{name}: cannot be read as an image ({error}): get the archive again") from None
-        if image.size != FULL:
-            told = f"{image.size[0]}×{image.size[1]} px, where Cityscapes' frames have {FULL[0]}×{FULL[1]}"
-            raise UserError(f"{name}: {told}; labels are kept at that size for scoring, so give the original files")
+        except (*PILLOW_ERRORS, zipfile.BadZipFile) as error:
+            raise UserError(f"{name}: cannot be read as an image ({error}): download the archive again") from None
+        if image.size != FRAME_SIZE:
+            raise UserError(
+                f"{name}: is {image.size[0]}×{image.size[1]} px, frames of Cityscapes are "
+                f"{FRAME_SIZE[0]}×{FRAME_SIZE[1]} px: use the original files, scoring needs labels of that size"
+            )
         return image
 
 
 def prepare(out: Path, track: ProgressBar, leftimg8bit: Path, gtfine: Path) -> list[str]:
-    """Make the pairs and class maps that `out` lacks; returns what to tell of it, a line each.
+    """Make the pairs and class maps that `out` does not have yet; returns a report, line by line.
 
-    leftimg8bit, gtfine: the archives' folders or the zips themselves, which are read where they are. Raises UserError
-    where they hold no frames, a file is broken or of another size, or `out` holds other JPEGs.
+    leftimg8bit  folder of the photos, or their zip, which is not extracted
+    gtfine       folder of the labels, or their zip
+
+    Raises UserError if they have no frames, a file is broken or has another size, or `out` contains other JPEGs.
     """
-    photos = _files(leftimg8bit, "leftImg8bit", "leftImg8bit")
-    colours, labels = (_files(gtfine, "gtFine", f"gtFine_{kind}") for kind in ("color", "labelIds"))
+    photos = _find_files(leftimg8bit, "leftImg8bit", "leftImg8bit")
+    colours, labels = (_find_files(gtfine, "gtFine", f"gtFine_{kind}") for kind in ("color", "labelIds"))
     parts = (photos, colours, labels)
     pairs, lines = {}, []
     for split in SPLITS:
-        every = sorted(set().union(*(part.names[split] for part in parts)))
-        pairs[split] = [frame for frame in every if all(frame in part.names[split] for part in parts)]
-        lines += [told for part in parts if (told := _missing(split, part, every))]
+        frames = sorted(set().union(*(part.names[split] for part in parts)))
+        pairs[split] = [frame for frame in frames if all(frame in part.names[split] for part in parts)]
+        lines += [line for part in parts if (line := _describe_missing(split, part, frames))]
         _refuse_others(out / split, pairs[split])
     if not any(pairs.values()):
-        raise UserError(f"no frame of {leftimg8bit} has its labels in {gtfine}: do they belong together?")
+        raise UserError(f"no frame of {leftimg8bit} has labels in {gtfine}: do they belong together?")
 
     for split, frames in pairs.items():
         for folder in (out / split, out / "labels" / split):
             folder.mkdir(parents=True, exist_ok=True)
-            for left in folder.glob(".*.tmp"):  # by a process that was killed
-                left.unlink()
-        todo = [frame for frame in frames if not _there(out, split, frame)]
-        _ = list(track(_each(todo, lambda frame, split=split: _make(out, split, frame, *parts)), len(todo), split))
-        kept = f", {len(frames) - len(todo)} of them there already" if len(todo) < len(frames) else ""
-        lines.append(f"{out / split}: {_counted(len(frames), 'pair')}{kept}")
-    made = {
+            for leftover in folder.glob(".*.tmp"):  # of a process that was killed
+                leftover.unlink()
+        todo = [frame for frame in frames if not _is_prepared(out, split, frame)]
+        written = _map_in_threads(todo, lambda frame, split=split: _write_pair(out, split, frame, *parts))
+        for _ in track(written, len(todo), split):
+            pass
+        kept = f", {len(frames) - len(todo)} of them existed already" if len(todo) < len(frames) else ""
+        lines.append(f"{out / split}: {_format_count(len(frames), 'pair')}{kept}")
+    manifest = {
         "format": FORMAT,
         "size": [SIDE, SIDE],
         "scaled": "bicubic, antialiased, as Pillow's resize",
-        "labels": {"size": [*FULL[::-1]], "classes": CLASSES, "ignored": IGNORED},
+        "labels": {"size": [*FRAME_SIZE[::-1]], "classes": CLASSES, "ignored": IGNORED},
         "pairs": pairs,
     }
-    write_json(out / "prepared.json", made)
+    write_json(out / "prepared.json", manifest)
     return lines
 
 
-def _make(out: Path, split: str, frame: str, photos: Files, colours: Files, labels: Files) -> None:
-    """The class map first: a pair that is there always has its own."""
+def _write_pair(out: Path, split: str, frame: str, photos: FrameFiles, colours: FrameFiles, labels: FrameFiles) -> None:
+    # The class map first: then every pair that exists has its class map.
     class_map = np.asarray(labels.image(split, frame))
     if class_map.ndim != 2 or class_map.dtype != np.uint8:
-        raise UserError(f"{labels.names[split][frame]}: no 8-bit label numbers; get the archive again")
+        raise UserError(f"{labels.names[split][frame]}: is no 8-bit map of label numbers: download the archive again")
     write_png(out / "labels" / split / f"{frame}.png", TRAIN_ID[class_map][..., None])
 
     pair = Image.new("RGB", (2 * SIDE, SIDE))
@@ -119,32 +127,32 @@ def _make(out: Path, split: str, frame: str, photos: Files, colours: Files, labe
         pair.save(temporary, "JPEG", quality=100, subsampling=0)
 
 
-def _each(items: list[str], act: Callable[[str], None]) -> Iterator[None]:
-    """Pillow and zlib let threads run side by side. The first error is raised, and what was not begun is left."""
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as threads:
-        doing = [threads.submit(act, item) for item in items]
+def _map_in_threads(items: list[str], act: Callable[[str], None]) -> Iterator[None]:
+    """Call `act` for each item in threads: Pillow and zlib release the GIL. The first error cancels what is waiting."""
+    with ThreadPoolExecutor(min(MAX_THREADS, os.cpu_count() or 1)) as threads:
+        futures = [threads.submit(act, item) for item in items]
         try:
-            for each in doing:
-                yield each.result()
+            for future in futures:
+                yield future.result()
         finally:
             threads.shutdown(cancel_futures=True)
 
 
-# --- what is there ---------------------------------------------------------------------------------------------
+# --- the files of archives and output -------------------------------------------------------------------------
 
 
-def _files(source: Path, folder: str, suffix: str) -> Files:
-    """Those named SPLIT/CITY/FRAME_suffix.png, in a folder, in its sub-folder of that name, or in a zip."""
+def _find_files(source: Path, folder: str, suffix: str) -> FrameFiles:
+    """The files SPLIT/CITY/FRAME_suffix.png of a folder, of its sub-folder `folder`, or of a zip."""
     if source.is_dir():
         base = next((b for b in (source, source / folder, *source.glob(f"*/{folder}")) if _has_splits(b)), source)
-        listed: Iterable[str] = (str(p) for s in SPLITS for p in (base / s).glob(f"*/*_{suffix}.png"))
-        files = Files(suffix, _by_frame(listed, suffix), lambda name: Path(name).read_bytes())
+        names: Iterable[str] = (str(p) for s in SPLITS for p in (base / s).glob(f"*/*_{suffix}.png"))
+        files = FrameFiles(suffix, _by_frame(names, suffix), lambda name: Path(name).read_bytes())
     elif zipfile.is_zipfile(source):
-        archive = zipfile.ZipFile(source)  # nothing is extracted: names lead nowhere
-        files = Files(suffix, _by_frame(archive.namelist(), suffix), archive.read)
+        archive = zipfile.ZipFile(source)  # nothing is extracted, so names cannot write outside a folder
+        files = FrameFiles(suffix, _by_frame(archive.namelist(), suffix), archive.read)
     else:
-        what = "is no folder and no zip" if source.exists() else "no such folder or zip"
-        raise UserError(f"{source}: {what}; give {folder}_trainvaltest.zip of Cityscapes, or the folder it extracts to")
+        fault = "is no folder and no zip" if source.exists() else "no such folder or zip"
+        raise UserError(f"{source}: {fault}: name {folder}_trainvaltest.zip of Cityscapes, or its extracted folder")
     if not any(files.names.values()):
         raise UserError(f"{source}: has no {{train,val}}/CITY/*_{suffix}.png: is it another archive?")
     return files
@@ -156,41 +164,43 @@ def _has_splits(folder: Path) -> bool:
 
 def _by_frame(names: Iterable[str], suffix: str) -> dict[str, dict[str, str]]:
     pattern = re.compile(rf"(?:.*[/\\])?({'|'.join(SPLITS)})[/\\][^/\\]+[/\\]([^/\\.][^/\\]*)_{suffix}\.png")
-    found: dict[str, dict[str, str]] = {split: {} for split in SPLITS}
+    by_frame: dict[str, dict[str, str]] = {split: {} for split in SPLITS}
     for name in names:
         if match := pattern.fullmatch(name):
-            found[match[1]][match[2]] = name
-    return found
+            by_frame[match[1]][match[2]] = name
+    return by_frame
 
 
-def _missing(split: str, part: Files, every: list[str]) -> str | None:
-    """What to tell of the frames that one kind of file is missing for."""
-    missing = [frame for frame in every if frame not in part.names[split]]
+def _describe_missing(split: str, part: FrameFiles, frames: list[str]) -> str | None:
+    """The report line on frames without this kind of file; None if there are none."""
+    missing = [frame for frame in frames if frame not in part.names[split]]
     if not missing:
         return None
-    few = ", ".join([*missing[:FEW], *(["..."] if len(missing) > FEW else [])])
-    return f"{split}: {_counted(len(missing), 'frame')} left out for want of *_{part.suffix}.png ({few})"
+    names = ", ".join([*missing[:MAX_NAMED_FRAMES], *(["..."] if len(missing) > MAX_NAMED_FRAMES else [])])
+    return f"{split}: {_format_count(len(missing), 'frame')} skipped: *_{part.suffix}.png is missing ({names})"
 
 
-def _counted(number: int, what: str) -> str:
-    return f"{number} {what}{'s' * (number != 1)}"
+def _format_count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'s' * (number != 1)}"
 
 
 def _refuse_others(folder: Path, frames: list[str]) -> None:
     others = sorted({path.stem for path in folder.glob("*.jpg")} - set(frames))
     if others:
-        told = f"holds {_counted(len(others), 'other JPEG')}, as {others[0]}.jpg, which would be read as pairs too"
-        raise UserError(f"{folder}: {told}: move them away, or choose another folder with -o")
+        fault = (
+            f"has {_format_count(len(others), 'other JPEG')} ({others[0]}.jpg, ...), which would be read as pairs too"
+        )
+        raise UserError(f"{folder}: {fault}: move them away, or choose another folder with -o")
 
 
-def _there(out: Path, split: str, frame: str) -> bool:
-    """Whether a frame's pair and class map are there, of the right sizes and written to their ends."""
+def _is_prepared(out: Path, split: str, frame: str) -> bool:
+    """Whether a frame's pair and class map exist, have the right sizes and are complete."""
     pair, labels = out / split / f"{frame}.jpg", out / "labels" / split / f"{frame}.png"
-    return _whole(pair, (SIDE, 2 * SIDE)) and _whole(labels, FULL[::-1])
+    return _is_complete(pair, (SIDE, 2 * SIDE)) and _is_complete(labels, FRAME_SIZE[::-1])
 
 
-def _whole(file: Path, size: tuple[int, ...]) -> bool:
-    end = ENDS[file.suffix]
+def _is_complete(file: Path, size: tuple[int, ...]) -> bool:
+    end = END_OF_FILE[file.suffix]
     try:
         with file.open("rb") as stream:
             stream.seek(-len(end), os.SEEK_END)

@@ -1,4 +1,4 @@
-"""Which sides of pairs are label maps, by the class files that a recipe names."""
+"""The class files of a recipe: they define which sides of a pair are label maps."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from p2pzoo.images.label_maps import Classes, Encoding, Labels
 
 @dataclass(frozen=True)
 class ClassFiles:
-    """x, y: where that side is a label map. labels: the classes of pairs' `labels`, where they have any."""
+    """x, y: classes and encoding of a side that is a label map. labels: classes of the pairs' `labels`, if any."""
 
     x: Labels | None = None
     y: Labels | None = None
@@ -28,31 +28,29 @@ class ClassFiles:
         *,
         have_labels: bool,
     ) -> Self:
-        """The parameters of `Folders`; `have_labels`: pairs have labels of their own.
+        """From the parameters of `Folders`; `have_labels`: pairs have separate label maps.
 
-        Raises UserError with what is wrong with the files, ValueError for parameters that say nothing.
+        Raises UserError for faults of the files, ValueError for parameters without effect.
         """
         x, y = (
-            _side(name, file, encoding)
+            _read_labels(name, file, encoding)
             for name, file, encoding in (
                 ("input", input_labels, input_encoding),
                 ("target", target_labels, target_encoding),
             )
         )
         if classes and not have_labels:
-            raise ValueError("classes: is the class file of `labels`, and there are none")
-        of_maps = (y or x) and (y or x).classes  # type: ignore[union-attr]
-        labels = Classes.read(Path(classes)) if classes else of_maps
+            raise ValueError("classes: is the class file of `labels`, and there are none: remove it")
+        map_classes = (y or x) and (y or x).classes  # type: ignore[union-attr]
+        labels = Classes.read(Path(classes)) if classes else map_classes
         if have_labels and not labels:
-            raise ValueError('labels: need a class file: classes = "classes.toml"')
+            raise ValueError('labels: they need a class file: set classes = "classes.toml"')
         return cls(x, y, labels)
 
 
-def _side(name: str, file: Path | None, encoding: Encoding) -> Labels | None:
+def _read_labels(name: str, file: Path | None, encoding: Encoding) -> Labels | None:
     if file is None:
         if encoding != "one-hot":
-            raise ValueError(
-                f'{name}_encoding: is of label maps: name their class file, {name}_labels = "classes.toml"'
-            )
+            raise ValueError(f'{name}_encoding: needs label maps: set their class file, {name}_labels = "classes.toml"')
         return None
     return Labels(Classes.read(Path(file)), encoding)

@@ -1,6 +1,6 @@
-"""The datasets `folders` and `side-by-side`: your own pairs, in the two layouts that people have.
+"""The datasets `folders` and `side-by-side`: your own pairs, in the two usual layouts.
 
-What both do with files is in pairs.py, with pixels in p2pzoo.images.resize, with names in p2pzoo.data.splits.
+Reading and checks of files are in pairs.py, resizing in p2pzoo.images.resize, splits in p2pzoo.data.splits.
 """
 
 from __future__ import annotations
@@ -11,11 +11,11 @@ from typing import Annotated
 
 import numpy as np
 
-from p2pzoo.data.pairing import Files, Shape, find_pairs, halves, odd_widths
+from p2pzoo.data.pairing import Files, ImageShape, find_pairs, halves, odd_widths
 from p2pzoo.data.splits import Fractions, assign_splits
-from p2pzoo.images.io import Header, read_image
+from p2pzoo.images.io import ImageHeader, read_image
 from p2pzoo.images.label_maps import Encoding
-from p2pzoo.images.resize import Resize
+from p2pzoo.images.resize import ResizeMode
 from p2pzoo.plugin import AddedLater, Split
 from p2pzoo_datasets.class_files import ClassFiles
 from p2pzoo_datasets.pairs import Count, Direction, FilePairs, Range
@@ -24,42 +24,29 @@ from p2pzoo_datasets.pairs import Count, Direction, FilePairs, Range
 class Folders(FilePairs):
     """Pairs from two folders of images, matched by file name: inputs/001.jpg with targets/001.png.
 
-    split            "train", "val" or "test": the sub-folders train/, val/, test/ of both folders where there are any,
-                     else a share of the files (`fractions`). Where val or test has no pairs, the other stands in
-                     for it, with a warning
-    inputs           folder of x; relative to the folder that p2pzoo is called in
-    targets          folder of y
-    size             [H, W] of x and y; default: that of the first training image in `inputs`
-    resize           how an image comes to that size: "stretch"; "fit" keeps its proportions and continues the shorter
-                     side by reflection; "crop" keeps them and cuts the middle out; "none" takes no other size
-    direction        "BtoA" swaps inputs and targets
-    max_pairs        of each split only so many, the first by name
-    input_channels   of x, whatever the direction: 1 grey, 3 RGB, 4 RGB with opacity, or the bands of a TIFF or NumPy
-                     file; default: the first training pair's
-    target_channels  of y, likewise
-    fractions        shares of train, val and test where there are no sub-folders
-    split_seed       deals the files out anew
-    input_range      the stored values of x that become -1 and 1; default: [0, 255] of uint8, [0, 65535] of uint16;
-                     float32 has none
-    target_range     of y, likewise
-    input_labels     the class file of x, where x are label maps (`p2pzoo.images.label_maps`)
-    input_encoding   how the networks see those: "one-hot", or "palette", the colours of the classes
-    target_labels    of y, likewise
-    target_encoding
-    labels           a third folder, of label maps: they are no side of the pairs, but what ŷ is scored by
-    classes          their class file; default: that of y, else of x
+    split    "train", "val" or "test": the sub-folders train/, val/, test/ of both folders if they exist, else a part of
+             the files (`fractions`). If val or test has no pairs, the other replaces it, with a warning
+    inputs   folder of x (of y if `direction` is "BtoA"), relative to the current folder
+    targets  folder of y (of x if `direction` is "BtoA")
+    labels   a third folder, of label maps that are neither x nor y: metrics compare ŷ with them
+    classes  class file of `labels`; default: that of y, else of x
 
-    A file's share depends on its name without suffix, `fractions` and `split_seed` alone: adding files moves no others.
+    All other parameters: see `FilePairs`. The split of a file depends only on its name without suffix, `fractions` and
+    `split_seed`: adding files does not move others.
 
-    A Pair's x and y are (H, W, C) uint8, uint16 or float32, as all files of x or of y are, camera rotation (EXIF)
-    applied, palettes looked up; `id` is the name without suffix, after its sub-folder's where there are any
-    ("val-001"). There are no blocks. Label maps are brought to `size` by the nearest pixel, then encoded; `labels` are
-    those of `labels`, else of y, else of x, (H, W) uint8: 255 where the class file says "ignore".
+    A Pair's x and y are (H, W, C) uint8, uint16 or float32, the dtype of the files. The rotation of cameras (EXIF) is
+    applied, and palettes are replaced by their colours. `id` is the name without suffix, with the sub-folder's name in
+    front if there is one ("val-001"). There are no blocks. Label maps are resized to the nearest pixel, then encoded.
+    The pair's `labels` come from the folder `labels`, else from y, else from x: (H, W) uint8, with 255 for values that
+    the class file ignores.
 
-    Raises UserError, naming the first few files: no such folder or no images in it, files without a partner, sizes or
-    types of numbers that do not agree, float32 without a range (headers are read here, and only those), files that do
-    not decode, whose values are outside the range, or whose channels cannot be converted without loss (when they are
-    read; the first few suspects here), a class file that is wrong, label values that no class has (when they are read).
+    Raises UserError, naming the first few files, for
+    - missing or empty folders, files without a partner, sizes or dtypes that differ, float32 without a range: from
+      names and headers, in the constructor
+    - files that do not decode, values outside the range, channels that cannot be converted without loss, label values
+      without a class: when a pair is read; conversions of the first few pairs also in the constructor
+    - wrong class files: in the constructor
+
     Nothing in the folders is changed.
     """
 
@@ -70,7 +57,7 @@ class Folders(FilePairs):
         inputs: Path,
         targets: Path,
         size: tuple[Count, Count] | None = None,
-        resize: Resize = "none",
+        resize: ResizeMode = "none",
         direction: Direction = "AtoB",
         max_pairs: Count | None = None,
         input_channels: Count | None = None,
@@ -91,20 +78,22 @@ class Folders(FilePairs):
         class_files = ClassFiles.read(
             input_labels, input_encoding, target_labels, target_encoding, classes, have_labels=labels is not None
         )
+        stems = find_pairs(*folders, report=self._report_faults)
         super().__init__(
-            split, assign_splits(find_pairs(*folders, tell=self._tell), where, fractions, split_seed), where, size=size,
-            resize=resize, direction=direction, max_pairs=max_pairs, channels=(input_channels, target_channels),
+            split, assign_splits(stems, where, fractions, split_seed), where, size=size, resize=resize,
+            direction=direction, max_pairs=max_pairs, channels=(input_channels, target_channels),
             ranges=(input_range, target_range), class_files=class_files,
         )  # fmt: skip
 
 
 class SideBySide(FilePairs):
-    """Pairs A|B from one folder of images whose left half is A and whose right half is B: the paper's archives.
+    """Pairs A|B from one folder of images: A is the left half, B the right one, as in the paper's archives.
 
-    root       folder of the pairs, or of the sub-folders train/, val/ and test/ that hold them
-    direction  "AtoB": x is the left half; "BtoA": the right one
+    root       folder of the images, or of the sub-folders train/, val/ and test/ with them; relative to the current
+               folder
+    direction  "AtoB": x is the left half; "BtoA": x is the right half
 
-    Sizes are those of a half. All else is as in `folders`, and so are the errors; widths must be even.
+    Sizes are those of a half; widths must be even. All else, errors too, is as in `Folders`.
     """
 
     def __init__(
@@ -113,7 +102,7 @@ class SideBySide(FilePairs):
         *,
         root: Path,
         size: tuple[Count, Count] | None = None,
-        resize: Resize = "none",
+        resize: ResizeMode = "none",
         direction: Direction = "AtoB",
         max_pairs: Count | None = None,
         input_channels: Count | None = None,
@@ -123,14 +112,14 @@ class SideBySide(FilePairs):
         input_range: Annotated[Range | None, AddedLater] = None,
         target_range: Annotated[Range | None, AddedLater] = None,
     ) -> None:
-        where = str(root)
+        where, stems = str(root), find_pairs(Path(root), report=self._report_faults)
         super().__init__(
-            split, assign_splits(find_pairs(Path(root), tell=self._tell), where, fractions, split_seed), where, size=size,
-            resize=resize, direction=direction, max_pairs=max_pairs, channels=(input_channels, target_channels),
+            split, assign_splits(stems, where, fractions, split_seed), where, size=size, resize=resize,
+            direction=direction, max_pairs=max_pairs, channels=(input_channels, target_channels),
             ranges=(input_range, target_range),
         )  # fmt: skip
 
-    def shapes_of(self, headers: tuple[Header, ...]) -> tuple[Shape, Shape]:
+    def shapes_of(self, headers: tuple[ImageHeader, ...]) -> tuple[ImageShape, ImageShape]:
         height, width, channels = headers[0].shape
         half = (height, width // 2, channels)
         return half, half
@@ -138,7 +127,7 @@ class SideBySide(FilePairs):
     def read(self, files: Files) -> tuple[np.ndarray, np.ndarray]:
         return halves(read_image(files[0]))
 
-    def look(self, pairs: Iterable[Files]) -> dict[Files, tuple[Header, ...]]:
-        headers = super().look(pairs)
-        self._tell(odd_widths({files[0]: found[0].shape for files, found in headers.items()}))
-        return {files: found for files, found in headers.items() if found[0].shape[1] % 2 == 0}
+    def read_headers(self, pairs: Iterable[Files]) -> dict[Files, tuple[ImageHeader, ...]]:
+        headers = super().read_headers(pairs)
+        self._report_faults(odd_widths({files[0]: header.shape for files, (header, *_) in headers.items()}))
+        return {files: of_pair for files, of_pair in headers.items() if of_pair[0].shape[1] % 2 == 0}

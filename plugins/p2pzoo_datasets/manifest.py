@@ -1,4 +1,4 @@
-"""The dataset `manifest`: your own pairs, wherever they lie, as a JSONL or CSV file lists them."""
+"""The dataset `manifest`: your own pairs in any folders, listed in a JSONL or CSV file."""
 
 from __future__ import annotations
 
@@ -11,34 +11,39 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from p2pzoo.data.pairing import SPLITS, Files, Tell
-from p2pzoo.data.splits import Fractions, Splits, assign_splits, enough
+from p2pzoo.data.pairing import SPLITS, FaultReporter, Files
+from p2pzoo.data.splits import Fractions, Splits, assign_splits, has_enough_pairs
 from p2pzoo.images.label_maps import Encoding
-from p2pzoo.images.resize import Resize
+from p2pzoo.images.resize import ResizeMode
 from p2pzoo.plugin import Split
 from p2pzoo.utils.errors import UserError
-from p2pzoo.utils.suggest import nearest
+from p2pzoo.utils.suggest import did_you_mean
 from p2pzoo_datasets.class_files import ClassFiles
 from p2pzoo_datasets.pairs import Count, FilePairs, Range
 
 KEYS = ("x", "y", "id", "split", "labels", "block")
 PATHS = ("x", "y", "labels")
-MOST_TOLD = 50  # faults of one manifest
+MAX_FAULTS = 50  # of one manifest in a message: more do not fit on a screen
 
 
 class Manifest(FilePairs):
     """Pairs from a list of files: {"x": "photos/1.jpg", "y": "drawings/1.png"} on each line.
 
-    file  .jsonl, an object on each line, or .csv, a heading and then a row for each pair. `x` and `y` are paths,
-          relative to the folder of this file. Besides there may be `id` (default: the path of x without suffix, with
-          "-" between folders), `split` ("train", "val" or "test"; where no line has one, pairs are dealt out by
-          `fractions`), `labels` (a label map to score by; `classes` is its class file) and `block` (pairs of one
-          block are resampled as one when intervals are computed). Empty lines are left out
+    file     .jsonl with an object on each line, or .csv with a heading and a row for each pair
+    classes  class file of `labels`; default: that of y, else of x
 
-    All other parameters, sizes, channels, ranges and label maps are as in `folders`, and so are their errors.
+    Keys of a line; empty lines are ignored:
 
-    Raises UserError with all faults of the list, by line: what is no object or row, keys that there are not, paths
-    that lead to no file, ids that are there twice, splits or labels that some lines have and others have not.
+    - `x` and `y`: paths, relative to the folder of this file
+    - `id`; default: the path of x without suffix, with "-" between folders
+    - `split`: "train", "val" or "test"; if no line has one, pairs are assigned by `fractions`
+    - `labels`: path of a label map that metrics compare ŷ with
+    - `block`: name of a group of pairs that confidence intervals resample as one
+
+    All other parameters: see `FilePairs`; sizes, channels, ranges, label maps and their errors: see `Folders`.
+
+    Raises UserError with all faults of the list, by line: lines that are no object or row, unknown keys, missing files,
+    ids that occur twice, `split` or `labels` on some lines only.
     """
 
     def __init__(
@@ -47,7 +52,7 @@ class Manifest(FilePairs):
         *,
         file: Path,
         size: tuple[Count, Count] | None = None,
-        resize: Resize = "none",
+        resize: ResizeMode = "none",
         max_pairs: Count | None = None,
         input_channels: Count | None = None,
         target_channels: Count | None = None,
@@ -62,21 +67,21 @@ class Manifest(FilePairs):
         classes: Path | None = None,
     ) -> None:
         file = Path(file)
-        lines = read_manifest(file, self._tell)
+        lines = read_manifest(file, self._report_faults)
         have_labels = any(line.labels for line in lines)
         class_files = ClassFiles.read(
             input_labels, input_encoding, target_labels, target_encoding, classes, have_labels=have_labels
         )
         super().__init__(
-            split, _dealt(lines, str(file), fractions, split_seed), str(file), size=size, resize=resize,
+            split, _assign_splits(lines, str(file), fractions, split_seed), str(file), size=size, resize=resize,
             max_pairs=max_pairs, channels=(input_channels, target_channels), ranges=(input_range, target_range),
             class_files=class_files, blocks={line.id: line.block for line in lines if line.block},
         )  # fmt: skip
 
 
 @dataclass(frozen=True)
-class Line:
-    """One pair. number: of its line in the file, from 1 on."""
+class ManifestLine:
+    """One pair. number: its line in the file, from 1."""
 
     number: int
     x: Path
@@ -91,45 +96,45 @@ class Line:
         return (self.x, self.y) if self.labels is None else (self.x, self.y, self.labels)
 
 
-def read_manifest(file: Path, tell: Tell) -> list[Line]:
-    """The lines that can be used. The faults of the others are told to `tell`, all at once.
+def read_manifest(file: Path, report: FaultReporter) -> list[ManifestLine]:
+    """The lines without faults. The faults of the others go to `report`, all at once.
 
-    Raises UserError for a file that cannot be read, or has no lines.
+    Raises UserError if the file cannot be read, or has no lines.
     """
     if file.suffix.lower() not in (".jsonl", ".csv"):
         raise UserError(f"{file}: a manifest is a .jsonl or a .csv file")
     try:
         text = file.read_bytes().decode("utf-8-sig")
     except OSError as error:
-        why = "no such file" if isinstance(error, FileNotFoundError) else error.strerror
-        raise UserError(f"{file}: {why}") from None
+        reason = "no such file" if isinstance(error, FileNotFoundError) else error.strerror
+        raise UserError(f"{file}: {reason}") from None
     except UnicodeDecodeError as error:
-        raise UserError(f"{file}: is not in UTF-8 (byte {error.start})") from None
-    found: list[tuple[int, str]] = []
-    lines: list[Line] = []
-    rows = _rows_of_csv(text) if file.suffix.lower() == ".csv" else _rows_of_jsonl(text)
+        raise UserError(f"{file}: is not UTF-8 (byte {error.start}): save it as UTF-8") from None
+    faults: list[tuple[int, str]] = []
+    lines: list[ManifestLine] = []
+    rows = _read_csv(text) if file.suffix.lower() == ".csv" else _read_jsonl(text)
     for number, row in rows:
-        told = [row] if isinstance(row, str) else _faults(row, file.parent)
-        found += [(number, fault) for fault in told]
-        if not told and isinstance(row, Mapping):
-            lines.append(_line(number, row, file.parent))
-    lines = _without_twins(lines, found)
-    for what in ("split", "labels"):
-        lacking = [line for line in lines if getattr(line, what) is None]
-        if 0 < len(lacking) < len(lines):
-            told_of = f"{len(lacking)} of {len(lines)} lines have no `{what}`: give it to all or to none"
-            found.append((lacking[0].number, told_of))
-            lines = [line for line in lines if getattr(line, what) is not None]
-    faults = [f"{file}:{number}  {fault}" for number, fault in sorted(found, key=lambda each: each[0])]
-    more = len(faults) - MOST_TOLD
-    tell([*faults[:MOST_TOLD], *([f"{file}: ... and {more} more"] if more > 0 else [])])
+        row_faults = [row] if isinstance(row, str) else _find_faults(row, file.parent)
+        faults += [(number, fault) for fault in row_faults]
+        if not row_faults and isinstance(row, Mapping):
+            lines.append(_parse_line(number, row, file.parent))
+    lines = _drop_duplicates(lines, faults)
+    for key in ("split", "labels"):
+        without = [line for line in lines if getattr(line, key) is None]
+        if 0 < len(without) < len(lines):
+            fault = f"{len(without)} of {len(lines)} lines have no `{key}`: set it on all lines or on none"
+            faults.append((without[0].number, fault))
+            lines = [line for line in lines if getattr(line, key) is not None]
+    messages = [f"{file}:{number}  {fault}" for number, fault in sorted(faults, key=lambda fault: fault[0])]
+    more = len(messages) - MAX_FAULTS
+    report([*messages[:MAX_FAULTS], *([f"{file}: ... and {more} more"] if more > 0 else [])])
     if not lines:
-        raise UserError(*(faults[:MOST_TOLD] or [f"{file}: lists no pairs"]))
+        raise UserError(*(messages[:MAX_FAULTS] or [f"{file}: lists no pairs"]))
     return lines
 
 
-def _rows_of_jsonl(text: str) -> Iterator[tuple[int, dict[str, Any] | str]]:
-    """(line, object, or what is wrong with it)."""
+def _read_jsonl(text: str) -> Iterator[tuple[int, dict[str, Any] | str]]:
+    """(line number, object or a fault)."""
     for number, line in enumerate(text.split("\n"), 1):
         if not line.strip():
             continue
@@ -143,7 +148,8 @@ def _rows_of_jsonl(text: str) -> Iterator[tuple[int, dict[str, Any] | str]]:
             yield number, row if isinstance(row, dict) else 'expected an object, as in {"x": "a.png", "y": "b.png"}'
 
 
-def _rows_of_csv(text: str) -> Iterator[tuple[int, dict[str, Any] | str]]:
+def _read_csv(text: str) -> Iterator[tuple[int, dict[str, Any] | str]]:
+    """(line number, row or a fault)."""
     reader = csv.reader(io.StringIO(text, newline=""), strict=True)
     heading: list[str] | None = None
     try:
@@ -152,8 +158,8 @@ def _rows_of_csv(text: str) -> Iterator[tuple[int, dict[str, Any] | str]]:
                 continue
             if heading is None:
                 heading = [cell.strip() for cell in cells]
-                if wrong := _wrong_heading(heading):
-                    yield reader.line_num, wrong
+                if fault := _find_heading_fault(heading):
+                    yield reader.line_num, fault
                     return
             elif len(cells) != len(heading):
                 yield reader.line_num, f"has {len(cells)} cells, the heading has {len(heading)}"
@@ -163,85 +169,84 @@ def _rows_of_csv(text: str) -> Iterator[tuple[int, dict[str, Any] | str]]:
         yield reader.line_num, f"cannot be read as CSV ({error})"
 
 
-def _wrong_heading(heading: list[str]) -> str | None:
-    if lacking := [name for name in ("x", "y") if name not in heading]:
-        unknown = next((name for name in heading if name not in KEYS), None)
-        found = "" if unknown is None else f"; {_key(unknown)}"
-        return f"the heading has no column {' and '.join(lacking)}{found}"
+def _find_heading_fault(heading: list[str]) -> str | None:
+    unknown = next((name for name in heading if name not in KEYS), None)
+    if missing := [name for name in ("x", "y") if name not in heading]:
+        suffix = "" if unknown is None else f"; {_unknown_key(unknown)}"
+        return f"the heading has no column {' and '.join(missing)}{suffix}"
     if twice := [name for name in KEYS if heading.count(name) > 1]:
         return f"the heading has {twice[0]} twice"
-    unknown = next((name for name in heading if name not in KEYS), None)
-    return None if unknown is None else _key(unknown)
+    return None if unknown is None else _unknown_key(unknown)
 
 
-def _faults(row: Mapping[str, Any], folder: Path) -> list[str]:
-    """All that is wrong with a line by itself."""
-    faults = [_key(key) for key in row if key not in KEYS]
+def _find_faults(row: Mapping[str, Any], folder: Path) -> list[str]:
+    """The faults that a line has by itself."""
+    faults = [_unknown_key(key) for key in row if key not in KEYS]
     for key in KEYS:
         value = row.get(key)
         if value is None:
             if key in ("x", "y"):
                 faults.append(f"{key} is missing")
         elif not isinstance(value, str) or not value.strip() or not value.isprintable():
-            faults.append(f"{key}: expected text, not {_short(value)}")
+            faults.append(f"{key}: expected text, not {_shorten(value)}")
         elif key in PATHS and not _is_file(folder / value):
             faults.append(f"{key}: no such file {value}")
         elif key == "split" and value not in SPLITS:
-            faults.append(f"split: {_short(value)} is none{nearest(value, SPLITS)}")
+            faults.append(f"split: {_shorten(value)} is no split{did_you_mean(value, SPLITS)}")
         elif key == "id" and ("/" in value or "\\" in value):
-            faults.append(f"id: {_short(value)} has a slash, and names files")
+            faults.append(f"id: {_shorten(value)} has a slash, and ids become file names: remove it")
     return faults
 
 
-def _key(key: str) -> str:
-    return f"{_short(key)}: no such key{nearest(key, KEYS)}"
+def _unknown_key(key: str) -> str:
+    return f"{_shorten(key)}: no such key{did_you_mean(key, KEYS)}"
 
 
-def _line(number: int, row: Mapping[str, Any], folder: Path) -> Line:
+def _parse_line(number: int, row: Mapping[str, Any], folder: Path) -> ManifestLine:
     labels = row.get("labels")
-    plain = Path(row["x"]).with_suffix("")
-    own = "-".join(part.strip("/\\") for part in plain.parts if part.strip("/\\") not in ("", ".", ".."))
-    return Line(
+    stem = Path(row["x"]).with_suffix("")
+    default_id = "-".join(part.strip("/\\") for part in stem.parts if part.strip("/\\") not in ("", ".", ".."))
+    return ManifestLine(
         number=number,
         x=folder / row["x"],
         y=folder / row["y"],
-        id=unicodedata.normalize("NFC", row.get("id") or own.replace("\\", "-")),
+        id=unicodedata.normalize("NFC", row.get("id") or default_id.replace("\\", "-")),
         split=row.get("split"),
         labels=None if labels is None else folder / labels,
         block=row.get("block"),
     )
 
 
-def _without_twins(lines: list[Line], found: list[tuple[int, str]]) -> list[Line]:
-    """Lines whose ids are their own; those of others that came before are faults."""
-    first: dict[str, Line] = {}
+def _drop_duplicates(lines: list[ManifestLine], faults: list[tuple[int, str]]) -> list[ManifestLine]:
+    """The first line of each id; the others are added to `faults`."""
+    first: dict[str, ManifestLine] = {}
     for line in lines:
-        if (twin := first.setdefault(line.id, line)) is not line:
-            found.append((line.number, f"the id '{line.id}' is that of line {twin.number}, too: give it another `id`"))
+        if (earlier := first.setdefault(line.id, line)) is not line:
+            faults.append((line.number, f"line {earlier.number} has the id '{line.id}', too: set another `id`"))
     return list(first.values())
 
 
-def _dealt(lines: list[Line], where: str, fractions: Fractions, seed: int) -> Splits:
+def _assign_splits(lines: list[ManifestLine], where: str, fractions: Fractions, seed: int) -> Splits:
     if lines[0].split is None:
         return assign_splits({"": {line.id: line.files for line in lines}}, where, fractions, seed)
-    dealt: Splits = {split: {line.id: line.files for line in lines if line.split == split} for split in SPLITS}
-    if not enough(dealt):
-        found = " and ".join(split for split, pairs in dealt.items() if pairs)
-        raise UserError(f"{where}: has pairs of {found} only; expected train, and val or test")
-    return dealt
+    splits: Splits = {split: {line.id: line.files for line in lines if line.split == split} for split in SPLITS}
+    if not has_enough_pairs(splits):
+        names = " and ".join(split for split, pairs in splits.items() if pairs)
+        raise UserError(f"{where}: has pairs of {names} only; expected train, and val or test")
+    return splits
 
 
 def _is_file(path: Path) -> bool:
     try:
         return path.is_file()
-    except (OSError, ValueError):  # a name that no file can have
+    except (OSError, ValueError):  # no file can have this name
         return False
 
 
-def _short(value: Any) -> str:
-    """In characters that every terminal has, and not much of it."""
+def _shorten(value: Any) -> str:
+    """The value in at most 60 printable characters, for messages."""
     try:
         text = value if isinstance(value, str) and value.isprintable() and value.strip() else ascii(value)
     except (RecursionError, ValueError):
-        return "that"
+        return "this value"
     return text if len(text) <= 60 else f"{text[:57]}..."

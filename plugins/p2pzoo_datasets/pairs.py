@@ -1,4 +1,4 @@
-"""What the datasets of image files share: one size, one channel count, and reading; faults are told before training."""
+"""What datasets of image files share: one size, one channel count, reading, and checks before training."""
 
 from __future__ import annotations
 
@@ -12,11 +12,19 @@ from typing import Annotated, Any, Literal, Self
 import numpy as np
 from pydantic import Field
 
-from p2pzoo.data.pairing import FEW, Files, Shape, inspected, pixels, raise_any, several
+from p2pzoo.data.pairing import (
+    MAX_NAMED_FILES,
+    Files,
+    ImageShape,
+    format_size,
+    inspect_files,
+    raise_faults,
+    summarize_fault,
+)
 from p2pzoo.data.splits import Splits, fallback_split
-from p2pzoo.images.io import Header, inspect, read_image, with_channels
+from p2pzoo.images.io import ImageHeader, inspect_image, read_image, with_channels
 from p2pzoo.images.label_maps import Colour, Labels, inspect_map
-from p2pzoo.images.resize import Kernel, Resize, keeps_alignment, resize_to
+from p2pzoo.images.resize import ResizeKernel, ResizeMode, keeps_alignment, resize_to
 from p2pzoo.plugin import Pair, Split
 from p2pzoo.utils.errors import UserError
 from p2pzoo.utils.files import fingerprint
@@ -28,20 +36,39 @@ Direction = Literal["AtoB", "BtoA"]
 
 
 class FilePairs:
-    """A sequence of Pairs, read from files each time. A subclass says what the files of a pair hold."""
+    """A sequence of Pairs that are read from files when they are asked for. A subclass defines the files of a pair.
+
+    size             [H, W] of x and y; default: the size of the first training image of x
+    resize           how an image is brought to that size: "stretch" loses proportions; "fit" keeps them and extends the
+                     shorter side by reflection; "crop" keeps them and cuts out the centre; "none" allows no other size
+    direction        "AtoB", or "BtoA" to swap x and y
+    max_pairs        maximum number of pairs in each split: the first by name
+    input_channels   channels of x, whatever the direction: 1 grey, 3 RGB, 4 RGB with opacity, or the bands of a TIFF or
+                     NumPy file; default: those of the first training pair
+    target_channels  channels of y, likewise
+    fractions        fractions of train, val and test, where no sub-folders or lines define the splits
+    split_seed       seed of the random assignment to splits
+    input_range      the stored values of x that become -1 and 1; default: [0, 255] for uint8, [0, 65535] for uint16;
+                     float32 has no default
+    target_range     the stored values of y that become -1 and 1, likewise
+    input_labels     class file of x, if x are label maps (`p2pzoo.images.label_maps`)
+    input_encoding   input of the networks if x are label maps: "one-hot", or "palette" for the colours of the classes
+    target_labels    class file of y, if y are label maps
+    target_encoding  output of the networks if y are label maps: "one-hot" or "palette"
+    """
 
     classes: Sequence[str] | None = None
     palette: Sequence[Colour] | None = None
-    _told: list[str] | None = None  # where faults are gathered instead of raised (`usable`)
+    _collected_faults: list[str] | None = None  # `usable` collects faults here instead of raising them
 
     def __init__(
         self,
         split: Split,
-        dealt: Splits,
+        splits: Splits,
         where: str,
         *,
         size: tuple[int, int] | None,
-        resize: Resize,
+        resize: ResizeMode,
         max_pairs: int | None,
         channels: tuple[int | None, int | None],
         ranges: tuple[Range | None, Range | None],
@@ -49,83 +76,84 @@ class FilePairs:
         class_files: ClassFiles | None = None,
         blocks: Mapping[str, str | None] | None = None,
     ) -> None:
-        """`dealt`: split -> id -> the files of A and of B (one, where it holds both), then of labels.
-
-        `where`: what to name in messages. `channels`, `ranges`: of x and y. `blocks`: by id. The rest: see `Folders`.
+        """
+        splits    {split: {id: the files of A and B (one file if it holds both), then of labels}}
+        where     name of the data in messages
+        channels  of x and y; None: those of the first training pair
+        ranges    of x and y; None: the default
+        blocks    {id: block}
         """
         maps = class_files or ClassFiles()
         self._maps, self._labels = (maps.x, maps.y), maps.labels
         self.classes = self._labels and self._labels.names
         self.palette = self._labels and self._labels.colours
-        first = next(iter(dealt["train"].values()))  # decides for every split, so that they are alike
-        self._pairs = list(fallback_split(dealt, split, where).items())[:max_pairs]
+        # The first training pair sets the defaults of every split, so that all splits have one size and channel count.
+        first = next(iter(splits["train"].values()))
+        self._pairs = list(fallback_split(splits, split, where).items())[:max_pairs]
         self._blocks = blocks or {}
-        self._resize: Resize = resize
+        self._resize: ResizeMode = resize
         self._swapped = direction == "BtoA"
-        for name, labels, *given in zip(("input", "target"), self._maps, channels, ranges, strict=True):
-            if labels and any(given):
-                raise ValueError(f"{name}_channels and {name}_range: label maps have those of their classes")
+        for name, labels, *options in zip(("input", "target"), self._maps, channels, ranges, strict=True):
+            if labels and any(options):
+                raise ValueError(
+                    f"{name}_channels and {name}_range: remove both, label maps have those of their classes"
+                )
 
-        headers = self.look(dict.fromkeys((first, *self.files)))
-        if self._told is not None:
+        headers = self.read_headers(dict.fromkeys((first, *self.files)))
+        if self._collected_faults is not None:
             self._pairs = [pair for pair in self._pairs if pair[1] in headers]
             if not self._pairs:
-                raise UserError(*self._told)
+                raise UserError(*self._collected_faults)
             first = first if first in headers else self._pairs[0][1]
-        firsts = self._as_x_y(headers[first][0], headers[first][1])
-        self._refuse_dtypes(headers, firsts)
-        self.x_range, self.y_range = (
-            labels.range if labels else _range(given, header.dtype, f"{name}_range", file)
-            for labels, given, header, name, file in zip(
-                self._maps, ranges, firsts, ("input", "target"), self._as_x_y(*_a_b(first)), strict=True
-            )
-        )
-        shapes = {files: self.shapes_of(found) for files, found in headers.items()}
+        first_headers = self._as_x_y(headers[first][0], headers[first][1])
+        self._check_dtypes(headers, first_headers)
+        self.x_range, self.y_range = self._resolve_ranges(ranges, first, first_headers)
+        shapes = {files: self.shapes_of(of_pair) for files, of_pair in headers.items()}
         a, b = shapes[first]
         self._size = size or a[:2]
-        self._refuse_sizes(headers, shapes, "`size`" if size else "the first training pair's size")
-        own_channels = [shape[2] for shape in self._as_x_y(a, b)]
-        self._channels = [given or own for given, own in zip(channels, own_channels, strict=True)]
-        self._bands = [
-            channels == own and not header.opacity
-            for channels, own, header in zip(self._channels, own_channels, firsts, strict=True)
+        self._check_sizes(headers, shapes, "`size`" if size else "the first training pair's size")
+        first_channels = [shape[2] for shape in self._as_x_y(a, b)]
+        self._channels = [option or default for option, default in zip(channels, first_channels, strict=True)]
+        self._is_bands = [
+            count == default and not header.has_alpha
+            for count, default, header in zip(self._channels, first_channels, first_headers, strict=True)
         ]
-        self._refuse_suspects(shapes)
+        self._check_conversions(shapes)
 
     @classmethod
     def usable(cls, split: Split, **parameters: Any) -> tuple[Self, list[str]]:
-        """The pairs that can be used, and what is wrong with the others, which the constructor raises.
+        """The dataset without the pairs that have faults, and these faults, which the constructor would raise.
 
-        Sizes and channels that do not fit show when a pair is read.
+        Wrong sizes and channels are reported when a pair is read.
         """
-        found = cls.__new__(cls)
-        found._told = []
-        found.__init__(split, **parameters)  # type: ignore[misc]
-        return found, found._told
+        dataset = cls.__new__(cls)
+        dataset._collected_faults = []
+        dataset.__init__(split, **parameters)  # type: ignore[misc]
+        return dataset, dataset._collected_faults
 
-    def look(self, pairs: Iterable[Files]) -> dict[Files, tuple[Header, ...]]:
-        """The headers of A and B in these files, and of their labels. Raises UserError with files that hold none."""
-        inspectors = [inspect_map if labels else inspect for labels in self._as_x_y(*self._maps)]
-        wanted = {
-            files: [*zip(_a_b(files), inspectors, strict=True), *((file, inspect_map) for file in files[2:])]
+    def read_headers(self, pairs: Iterable[Files]) -> dict[Files, tuple[ImageHeader, ...]]:
+        """{files of a pair: the headers of A, B and labels}. Reports files without a readable header."""
+        inspectors = [inspect_map if labels else inspect_image for labels in self._as_x_y(*self._maps)]
+        to_read = {
+            files: [*zip(_a_and_b(files), inspectors, strict=True), *((file, inspect_map) for file in files[2:])]
             for files in pairs
         }
-        found = inspected((each for all_of_it in wanted.values() for each in all_of_it), self._tell)
+        headers = inspect_files((item for items in to_read.values() for item in items), self._report_faults)
         return {
-            files: tuple(found[each] for each in all_of_it)
-            for files, all_of_it in wanted.items()
-            if all(each in found for each in all_of_it)
+            files: tuple(headers[item] for item in items)
+            for files, items in to_read.items()
+            if all(item in headers for item in items)
         }
 
-    def shapes_of(self, headers: tuple[Header, ...]) -> tuple[Shape, Shape]:
-        """Shapes of A and B, by their headers."""
+    def shapes_of(self, headers: tuple[ImageHeader, ...]) -> tuple[ImageShape, ImageShape]:
+        """Shapes of A and B."""
         return headers[0].shape, headers[1].shape
 
     def read(self, files: Files) -> tuple[np.ndarray, np.ndarray]:
-        """A and B, each (H, W, C) in its own size and channels; label maps as classes, (H, W, 1)."""
+        """A and B, each (H, W, C) in the size and channels of its file; label maps as class indices, (H, W, 1)."""
         a, b = (
-            labels.classes.of_file(file)[..., None] if labels else read_image(file)
-            for file, labels in zip(_a_b(files), self._as_x_y(*self._maps), strict=True)
+            labels.classes.read_map(file)[..., None] if labels else read_image(file)
+            for file, labels in zip(_a_and_b(files), self._as_x_y(*self._maps), strict=True)
         )
         return a, b
 
@@ -135,19 +163,19 @@ class FilePairs:
     def __getitem__(self, index: int) -> Pair:
         name, files = self._pairs[operator.index(index)]
         images, classes = [], []
-        sides = zip(self._converted(files), (self.x_range, self.y_range), self._bands, self._maps, strict=True)
-        for image, limits, bands, labels in sides:
+        sides = zip(self._convert(files), (self.x_range, self.y_range), self._is_bands, self._maps, strict=True)
+        for image, limits, is_bands, labels in sides:
             if labels:
-                classes.append(self._fitted_map(image))
-                images.append(labels.encoded(classes[-1]))
+                classes.append(self._resize_map(image))
+                images.append(labels.encode(classes[-1]))
             else:
-                bands = bands and image.shape[2] in (2, 4)
-                images.append(resize_to(image, self._size, self._resize, limits, bands=bands))
+                is_bands = is_bands and image.shape[2] in (2, 4)  # the two counts that could mean opacity
+                images.append(resize_to(image, self._size, self._resize, limits, bands=is_bands))
         if len(files) == 3 and self._labels:
-            classes.append(self._fitted_map(self._labels.of_file(files[2])[..., None]))
+            classes.append(self._resize_map(self._labels.read_map(files[2])[..., None]))
         return Pair(name, *images, classes[-1] if classes else None, self._blocks.get(name))
 
-    def _fitted_map(self, classes: np.ndarray) -> np.ndarray:
+    def _resize_map(self, classes: np.ndarray) -> np.ndarray:
         """(h, w, 1) -> (H, W)."""
         return resize_to(classes, self._size, self._resize, kernel="nearest")[..., 0]
 
@@ -161,142 +189,168 @@ class FilePairs:
 
     @property
     def x_encoding(self) -> str | None:
-        return _one_hot(self._maps[0])
+        return _one_hot_encoding(self._maps[0])
 
     @property
     def y_encoding(self) -> str | None:
-        return _one_hot(self._maps[1])
+        return _one_hot_encoding(self._maps[1])
 
     @property
-    def x_kernel(self) -> Kernel | None:
+    def x_kernel(self) -> ResizeKernel | None:
         return "nearest" if self._maps[0] else None
 
     @property
-    def y_kernel(self) -> Kernel | None:
+    def y_kernel(self) -> ResizeKernel | None:
         return "nearest" if self._maps[1] else None
 
     @property
     def files(self) -> list[Files]:
-        """Of each pair, what it is read from."""
+        """The files that each pair is read from."""
         return [files for _, files in self._pairs]
 
     @property
     def fingerprint(self) -> str:
-        """Changes when files of this split come, go or change in length, and with what class files and blocks say."""
-        own = fingerprint([file for files in self.files for file in files])
+        """Changes when files of this split are added, removed or change in length, and with class files and blocks."""
+        of_files = fingerprint([file for files in self.files for file in files])
         sides = [labels and labels.header() for labels in self._maps]
-        said = [*sides, self._labels and self._labels.plain(), self._blocks]
-        if not any(said):
-            return own
-        return f"{own}-{hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()[:12]}"
+        settings = [*sides, self._labels and self._labels.to_dict(), self._blocks]
+        if not any(settings):
+            return of_files
+        return f"{of_files}-{hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]}"
 
-    def _tell(self, faults: Sequence[str]) -> None:
-        if self._told is None:
-            raise_any(faults)
+    def _report_faults(self, faults: Sequence[str]) -> None:
+        """Raise them as a UserError, or collect them for `usable`."""
+        if self._collected_faults is None:
+            raise_faults(faults)
         else:
-            self._told += faults
+            self._collected_faults += faults
+
+    def _resolve_ranges(
+        self, ranges: tuple[Range | None, Range | None], first: Files, headers: tuple[ImageHeader, ImageHeader]
+    ) -> list[Range]:
+        """The ranges of x and y: of their classes for label maps, else set by the recipe or by default."""
+        sides = zip(self._maps, ranges, headers, ("input", "target"), self._as_x_y(*_a_and_b(first)), strict=True)
+        return [
+            labels.range if labels else _resolve_range(option, header.dtype, f"{name}_range", file)
+            for labels, option, header, name, file in sides
+        ]
+
+    def _resolve_ranges(
+        self, ranges: tuple[Range | None, Range | None], first: Files, headers: tuple[ImageHeader, ImageHeader]
+    ) -> list[Range]:
+        """The ranges of x and y: those of their classes for label maps, else set by the recipe or by default."""
+        sides = zip(self._maps, ranges, headers, ("input", "target"), self._as_x_y(*_a_and_b(first)), strict=True)
+        return [
+            labels.range if labels else _resolve_range(option, header.dtype, f"{name}_range", file)
+            for labels, option, header, name, file in sides
+        ]
 
     def _as_x_y(self, a: Any, b: Any) -> tuple[Any, Any]:
         return (b, a) if self._swapped else (a, b)
 
-    def _converted(self, files: Files) -> list[np.ndarray]:
-        """x and y in their channels, each in its own size.
+    def _convert(self, files: Files) -> list[np.ndarray]:
+        """x and y with the dataset's channel counts, each in the size of its file.
 
-        Raises UserError where that would lose something, and where values are outside of what becomes -1 to 1.
+        Raises UserError if a conversion would lose information, or if values are outside the range.
         """
-        images, paths = self._as_x_y(*self.read(files)), self._as_x_y(*_a_b(files))
+        images, paths = self._as_x_y(*self.read(files)), self._as_x_y(*_a_and_b(files))
         converted, ranges = [], (self.x_range, self.y_range)
         sides = zip(images, self._channels, paths, ("input", "target"), ranges, self._maps, strict=True)
         for image, channels, path, name, (low, high), labels in sides:
             if not (labels or (image.min() >= low and image.max() <= high)):
-                raise UserError(_outside(path, image, low, high, f"{name}_range"))
+                raise UserError(_describe_bad_values(path, image, low, high, f"{name}_range"))
             try:
                 converted.append(image if labels else with_channels(image, channels))
             except ValueError as error:
-                origin = f"{name}_channels is {channels}: given, or the first training pair's"
-                raise UserError(f"{path}: {error} ({origin})") from None
+                source = f"{name}_channels is {channels}: set by the recipe, or by the first training pair"
+                raise UserError(f"{path}: {error} ({source})") from None
         return converted
 
-    def _refuse_dtypes(self, headers: Mapping[Files, tuple[Header, ...]], firsts: tuple[Header, Header]) -> None:
-        """All x are stored alike, and all y: nothing is converted."""
-        if self._told is not None:
+    def _check_dtypes(
+        self, headers: Mapping[Files, tuple[ImageHeader, ...]], firsts: tuple[ImageHeader, ImageHeader]
+    ) -> None:
+        """All x must have one dtype, and all y: values are not converted."""
+        if self._collected_faults is not None:
             return
-        unlike: list[str] = []
+        differing: list[str] = []
         for files in self.files:
-            own = self._as_x_y(headers[files][0], headers[files][1])
-            for path, header, first in zip(self._as_x_y(*_a_b(files)), own, firsts, strict=True):
+            sides = self._as_x_y(headers[files][0], headers[files][1])
+            for path, header, first in zip(self._as_x_y(*_a_and_b(files)), sides, firsts, strict=True):
                 if header.dtype != first.dtype:
-                    unlike.append(f"{path} is {header.dtype}, the first training pair's is {first.dtype}")
-        raise_any(several("images of one side must be stored alike, and nothing is converted:", dict.fromkeys(unlike)))
+                    differing.append(f"{path} is {header.dtype}, the first training pair's is {first.dtype}")
+        what = "all files of x, and all of y, must have one dtype; values are not converted:"
+        raise_faults(summarize_fault(what, dict.fromkeys(differing)))
 
-    def _refuse_sizes(
+    def _check_sizes(
         self,
-        headers: Mapping[Files, tuple[Header, ...]],
-        shapes: Mapping[Files, tuple[Shape, Shape]],
+        headers: Mapping[Files, tuple[ImageHeader, ...]],
+        shapes: Mapping[Files, tuple[ImageShape, ImageShape]],
         wanted: str,
     ) -> None:
-        if self._told is not None and self._resize == "none":
+        if self._collected_faults is not None and self._resize == "none":
             return
-        unlike, wrong = [], []
+        misaligned, wrong = [], []
         for files in self.files:
             a, *others = [shape[:2] for shape in (*shapes[files], *(header.shape for header in headers[files][2:]))]
-            for other, file in zip(others, (_a_b(files)[1], *files[2:]), strict=True):
+            for other, file in zip(others, (_a_and_b(files)[1], *files[2:]), strict=True):
                 if not keeps_alignment(a, other, self._resize):
-                    unlike.append(f"{files[0]} is {pixels(*a)}, {file} is {pixels(*other)}")
+                    misaligned.append(f"{files[0]} is {format_size(*a)}, {file} is {format_size(*other)}")
                     break
             else:
                 if self._resize == "none" and a != self._size:
-                    wrong.append(f"{files[0]}: {pixels(*a)}")
-        what = "size" if self._resize == "none" else "proportions"
-        self._tell(
+                    wrong.append(f"{files[0]}: {format_size(*a)}")
+        measure = "size" if self._resize == "none" else "proportions"
+        self._report_faults(
             [
-                *several(f'the images of a pair differ in {what}, and resize = "{self._resize}":', unlike),
-                *several(
-                    f'{wanted} is {pixels(*self._size)}, and these differ (resize = "stretch", "fit" or "crop" '
-                    "makes all alike):",
+                *summarize_fault(f'images of a pair differ in {measure}, and resize = "{self._resize}":', misaligned),
+                *summarize_fault(
+                    f'{wanted} is {format_size(*self._size)}, and these differ (resize = "stretch", "fit" or "crop" '
+                    "brings all to one size):",
                     wrong,
                 ),
             ]
         )
 
-    def _refuse_suspects(self, shapes: Mapping[Files, tuple[Shape, Shape]]) -> None:
-        """Whether a conversion loses something is in the pixels: look at the first few pairs that need one."""
-        if self._told is not None:
+    def _check_conversions(self, shapes: Mapping[Files, tuple[ImageShape, ImageShape]]) -> None:
+        """Convert the first few pairs that need it: only their pixels show whether a conversion loses information."""
+        if self._collected_faults is not None:
             return
-        needing = (
+        to_convert = (
             files for files in self.files if [shape[2] for shape in self._as_x_y(*shapes[files])] != self._channels
         )
         faults = []
-        for files, _ in zip(needing, range(FEW), strict=False):
+        for files, _ in zip(to_convert, range(MAX_NAMED_FILES), strict=False):
             try:
-                self._converted(files)
+                self._convert(files)
             except UserError as error:
                 faults.append(str(error))
-        raise_any(faults)
+        raise_faults(faults)
 
 
-def _a_b(files: Files) -> tuple[Path, Path]:
-    """The files of A and B, of which one may hold both."""
+def _a_and_b(files: Files) -> tuple[Path, Path]:
+    """The files of A and B; twice the same if one holds both."""
     return files[0], files[min(1, len(files) - 1)]
 
 
-def _one_hot(labels: Labels | None) -> str | None:
+def _one_hot_encoding(labels: Labels | None) -> str | None:
     return "one-hot" if labels and labels.encoding == "one-hot" else None
 
 
-def _range(given: Range | None, dtype: str, name: str, file: Path) -> Range:
-    """The values that become -1 and 1: as given, else all that an integer type has. Raises UserError or ValueError."""
-    if given is None:
+def _resolve_range(option: Range | None, dtype: str, name: str, file: Path) -> Range:
+    """The stored values that become -1 and 1; default: the full range of an integer type.
+
+    Raises UserError if float32 has no range, ValueError if the two values are in the wrong order.
+    """
+    if option is None:
         if dtype == "float32":
-            raise UserError(f"{file}: is float32: declare the values that become -1 and 1, as in {name} = [0.0, 1.0]")
+            raise UserError(f"{file}: is float32: set the values that become -1 and 1, as in {name} = [0.0, 1.0]")
         return (0.0, float(np.iinfo(dtype).max))
-    if not given[0] < given[1]:
-        raise ValueError(f"{name} = {list(given)}: the first value must be the smaller one")
-    return given
+    if not option[0] < option[1]:
+        raise ValueError(f"{name} = {list(option)}: the first value must be the smaller one")
+    return option
 
 
-def _outside(path: Path, image: np.ndarray, low: float, high: float, name: str) -> str:
-    """What is wrong with its values."""
+def _describe_bad_values(path: Path, image: np.ndarray, low: float, high: float, name: str) -> str:
     if not np.isfinite(image).all():
-        return f"{path}: holds values that are no numbers (NaN or infinite): replace them"
-    return f"{path}: its values reach from {image.min():g} to {image.max():g}, and {name} is [{low:g}, {high:g}]"
+        return f"{path}: holds values that are NaN or infinite: replace them"
+    return f"{path}: has values from {image.min():g} to {image.max():g}, outside {name} = [{low:g}, {high:g}]"

@@ -1,7 +1,7 @@
-"""The paper's datasets as they were published: JPEGs of pairs, A on the left and B on the right.
+"""The paper's datasets as published: JPEGs of pairs, A on the left and B on the right.
 
-Isola et al. 2017 (arXiv:1611.07004 v3), §6.2; which half is which, and how many there are, as the archives of
-phillipi/pix2pix have it. `p2pzoo data fetch NAME` gets one; nothing here is redistributed.
+Isola et al. 2017 (arXiv:1611.07004 v3), §6.2; halves and counts are those of the archives of phillipi/pix2pix.
+`p2pzoo data fetch NAME` downloads one; nothing is redistributed here.
 """
 
 from __future__ import annotations
@@ -24,24 +24,24 @@ from p2pzoo.utils.files import fingerprint
 
 Count = Annotated[int, Field(ge=1)]
 SERVER = "http://efrosgans.eecs.berkeley.edu/pix2pix/datasets"
-FEW = 3
+CHECKED_FILES = 3  # whose headers the constructor reads; all 138,567 of edges2handbags would delay every start
 
 
 class Published:
-    """Pairs of one published archive; a subclass says which, and what its tasks are.
+    """Pairs of one published archive; a subclass defines the archive and its tasks.
 
-    split    "train", "val" or "test": that folder of `root`. Where the archive has no val or test, the other stands in
-             for it, with a warning: what you choose by one is then not new to the other
-    root     the folder that holds train/; default: where `p2pzoo data fetch` puts it
-    size     side of x and y in px; halves of another size are scaled, bicubic with antialiasing as Pillow has it
-    swapped  x is B, the right half, and y A
+    split    "train", "val" or "test": that folder of `root`. If the archive has no val or test, the other replaces it,
+             with a warning: what you select by one is then not new to the other
+    root     the folder with train/; default: the folder of `p2pzoo data fetch`
+    size     side of x and y in px; halves of another size are scaled, bicubic with antialiasing, as Pillow does
+    swapped  whether x is B, the right half, and y is A
 
-    A Pair's x and y are (size, size, 3) uint8 RGB, without labels. The jitter enlarges what was published, not what was
-    scaled to `size`: maps come from 600 to 286 px in one step, as in the public codes.
+    A Pair's x and y are (size, size, 3) uint8 RGB, without labels. The jitter enlarges the published image, not the one
+    scaled to `size`: maps are scaled from 600 to 286 px in one step, as in the public codes.
 
-    Raises UserError where the folder is missing or empty, and where an image has another size than was published or
-    cannot be decoded (the first few are looked at here, each one when it is read). Warns where there are not as many
-    pairs as were published.
+    Raises UserError if the folder is missing or empty, or if an image cannot be decoded or does not have the published
+    size (the first few are checked in the constructor, each one when it is read). Warns if the number of pairs is not
+    the published one.
     """
 
     archive: ClassVar[Archive]
@@ -55,44 +55,46 @@ class Published:
     def __init__(self, split: Split, root: Path | None, size: int, swapped: bool) -> None:
         self._root = self.archive.folder if root is None else Path(root)
         self._size, self._swapped = size, swapped
-        folder = self._root / self._folder_of(split)
+        folder = self._root / self._choose_folder(split)
         self._files = sorted(folder.glob("*.jpg"))
         if not self._files:
-            what = "holds no .jpg files" if folder.is_dir() else "does not exist"
-            told = f"{folder}: {what}; dataset '{self.archive.name}' expects its pairs there"
-            raise UserError(told, self._how())
-        if faults := [fault for path in self._files[:FEW] if (fault := self._fault(path))]:
+            fault = "has no .jpg files" if folder.is_dir() else "does not exist"
+            raise UserError(
+                f"{folder}: {fault}; dataset '{self.archive.name}' expects its pairs there", self._describe_sources()
+            )
+        if faults := [fault for path in self._files[:CHECKED_FILES] if (fault := self._find_fault(path))]:
             raise UserError(*faults)
         published = self.archive.images.get(folder.name)
         if len(self._files) != published:
-            told = f"the paper has {published}" if published else "the paper has none such"
             warnings.warn(
-                f"{folder} holds {len(self._files)} pairs where {told}: was it extracted in full?", stacklevel=3
+                f"{folder} has {len(self._files)} pairs, the paper has {published or 'no such split'}: "
+                "is the archive extracted completely?",
+                stacklevel=3,
             )
 
     def __len__(self) -> int:
         return len(self._files)
 
     def __getitem__(self, index: int) -> Pair:
-        whole = self.original(index)
-        x, y = (resize_to(image, (self._size, self._size), "stretch") for image in (whole.x, whole.y))
-        return replace(whole, x=x, y=y)
+        original = self.original(index)
+        x, y = (resize_to(image, (self._size, self._size), "stretch") for image in (original.x, original.y))
+        return replace(original, x=x, y=y)
 
     def original(self, index: int) -> Pair:
-        """The pair in the size that it was published in."""
+        """The pair in its published size."""
         path = self._files[operator.index(index)]
-        a, b = halves(self._decode(path))
+        a, b = halves(self._read_checked(path))
         x, y = (b, a) if self._swapped else (a, b)
         return Pair(f"{path.parent.name}-{path.stem}", x, y, self._labels_of(path), self._block_of(path))
 
     @property
     def files(self) -> list[tuple[Path, ...]]:
-        """All that the pairs of this split are read from."""
+        """The files that each pair of this split is read from."""
         return [(file,) for file in self._files]
 
     @property
     def fingerprint(self) -> str:
-        """Changes when files of this split come, go or change in length."""
+        """Changes when files of this split are added, removed or change in length."""
         return fingerprint(self._files)
 
     def _labels_of(self, path: Path) -> np.ndarray | None:
@@ -101,22 +103,22 @@ class Published:
     def _block_of(self, path: Path) -> str | None:
         return None
 
-    def _folder_of(self, split: Split) -> str:
+    def _choose_folder(self, split: Split) -> str:
         other = {"val": "test", "test": "val"}.get(split)
         if other and not (self._root / split).is_dir() and (self._root / other).is_dir():
-            warnings.warn(f"{self._root}: no pairs in {split}; {other} stands in for it", stacklevel=4)
+            warnings.warn(f"{self._root}: no pairs in {split}; {other} is used instead", stacklevel=4)
             return other
         return split
 
-    def _how(self) -> str:
-        """How to get the pairs, a line for each way."""
+    def _describe_sources(self) -> str:
+        """How to get the pairs: a line for each way."""
         return (
             f"  get them: p2pzoo data fetch {self.archive.name} ({self.archive.length})\n"
-            "  data elsewhere: -s dataset.root=DIR"
+            "  or set the folder of your copy: -s dataset.root=DIR"
         )
 
-    def _fault(self, path: Path) -> str | None:
-        """What is wrong with an image as far as its header tells; nothing is decoded."""
+    def _find_fault(self, path: Path) -> str | None:
+        """The fault of an image, if its header shows one; nothing is decoded."""
         try:
             height, width, _ = read_header(path)
         except UserError as error:
@@ -124,22 +126,22 @@ class Published:
         if (height, width) == (self.half, 2 * self.half):
             return None
         expected = f"{2 * self.half}×{self.half}, A on the left, B on the right"
-        return f"{path}: {width}×{height} px; dataset '{self.archive.name}' reads {expected}"
+        return f"{path}: is {width}×{height} px; dataset '{self.archive.name}' expects {expected}"
 
-    def _decode(self, path: Path) -> np.ndarray:
+    def _read_checked(self, path: Path) -> np.ndarray:
         """(half, 2 * half, 3) uint8."""
-        if fault := self._fault(path):
+        if fault := self._find_fault(path):
             raise UserError(fault)
         try:
             return with_channels(read_image(path), 3)
-        except UserError as error:  # the header was whole, the rest is not
+        except UserError as error:  # the header is intact, the rest is not
             raise UserError(f"{error}: extract the archive again") from error
         except ValueError as error:
             raise UserError(f"{path}: {error}") from error
 
 
 class Facades(Published):
-    """Fronts of buildings and their parts, drawn in colours: A photo, B labels. 400, 100 and 106 pairs.
+    """Building facades and their parts as coloured labels: A photo, B labels. 400, 100 and 106 pairs.
 
     task  "labels-to-photo" (the paper's) or "photo-to-labels"
 
@@ -166,9 +168,9 @@ class Facades(Published):
 
 
 class Maps(Published):
-    """New York from above and as Google Maps draws it: A aerial photo, B map, 600 px. 1096 and 1098 pairs, no test.
+    """New York in aerial photos and on Google Maps: A aerial photo, B map, 600 px. 1096 and 1098 pairs, no test.
 
-    task  "map-to-aerial" or "aerial-to-map"; the paper has both
+    task  "map-to-aerial" or "aerial-to-map", both in the paper
 
     All else: see `Published`.
     """
@@ -252,7 +254,7 @@ class NightToDay(Published):
 
     task  "day-to-night" (the paper's) or "night-to-day"
 
-    A Pair's block is its camera, the first number of its file's name. All else: see `Published`.
+    A Pair's block is its camera: the first number in its file name. All else: see `Published`.
     """
 
     archive = Archive(

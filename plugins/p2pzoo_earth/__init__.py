@@ -1,4 +1,4 @@
-"""The embedded real dataset: the Earth from above, split by region. Light: registering imports no numpy."""
+"""The embedded real dataset: satellite photos and maps of the Earth, split by region. Registering imports no numpy."""
 
 from p2pzoo import hookimpl
 
@@ -18,6 +18,6 @@ def register_models(register):
     register(
         "earth-small",
         "p2pzoo_earth.models:earth_small",
-        summary="Land cover to photos of the earth: a U-Net of 7 MB, any sides that 32 divides",
+        summary="Land cover to photos of the earth: a U-Net of 7 MB, for sides that 32 divides",
         paper="arXiv:1611.07004; recipes/modern/earth_small.toml",
     )

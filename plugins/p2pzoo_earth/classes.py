@@ -1,6 +1,6 @@
-"""The nine classes of the label map: what they are called, their colours, and the rule that makes them.
+"""The nine classes of the label map: their names, their colours, and the rule that computes them.
 
-Land cover is MODIS MCD12C1 in its 17 IGBP codes; coast and lakes are GSHHG's; the depth of the sea is read from
+Land cover is MODIS MCD12C1 with its 17 IGBP codes. Coast and lakes come from GSHHG. The depth of the sea comes from
 the colours of ETOPO1.
 """
 
@@ -22,7 +22,7 @@ CLASSES = (
     "snow and ice",
 )
 DEEP_SEA, SHELF_SEA, SNOW_AND_ICE = 0, 1, 8
-UNSCORED = (CLASSES[SNOW_AND_ICE],)  # 0.1% of the pixels: left out of means over classes
+UNSCORED = (CLASSES[SNOW_AND_ICE],)  # 0.1% of the pixels: omitted from means over classes
 
 PALETTE = (
     (12, 32, 96),
@@ -36,10 +36,10 @@ PALETTE = (
     (250, 250, 255),
 )
 
-# Index: IGBP code. 0 is water: inland, unless the mask says sea.
+# Index: IGBP code. 0 is water: inland water, unless the mask marks it as sea.
 CLASS_OF_IGBP = np.array([2, 3, 3, 3, 3, 3, 5, 5, 4, 4, 5, 4, 6, 6, 6, 8, 7], np.uint8)
 
-SHELF_RED = 140  # ETOPO1 draws shallow water pale: its red channel passes this at the edge of the shelf
+SHELF_RED = 140  # ETOPO1 draws shallow water pale: its red channel crosses this value at the edge of the shelf
 SHELF_WINDOW = 9  # px; larger than the 8 × 8 blocks that JPEG leaves in etopo1.jpg
 
 
@@ -47,7 +47,7 @@ def classify(igbp: np.ndarray, sea: np.ndarray, etopo_red: np.ndarray) -> np.nda
     """(H, W) uint8 class map.
 
     igbp       (H, W) land-cover codes 0..16
-    sea        (H, W) bool; overrides any land cover, since the two sources draw coasts a little differently
+    sea        (H, W) bool; overrides the land cover, because the coasts of the two sources differ slightly
     etopo_red  (H, W) uint8 red channel of ETOPO1, averaged over the sea pixels of a window around each pixel
     """
     red = _window_sum(etopo_red * sea)

@@ -1,6 +1,6 @@
-"""The dataset `earth`: tiles of the layers, paired as a task says.
+"""The dataset `earth`: tiles of the layers, paired by a task.
 
-Adding a task: one line in TASKS, its name in Task, a row in README.md; what it shows of a layer is a View.
+To add a task: add a line in TASKS, its name in Task, a row in README.md, and a View for a new rendering of a layer.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ import numpy as np
 
 from p2pzoo.plugin import Pair, Split
 from p2pzoo_earth.classes import CLASSES, PALETTE, UNSCORED
-from p2pzoo_earth.edges import luminance
+from p2pzoo_earth.edges import to_luminance
 from p2pzoo_earth.geometry import block_name, tiles
-from p2pzoo_earth.layers import LAND, layers
+from p2pzoo_earth.layers import LAND, load_layers
 
 Task = Literal[
     "labels-to-photo",
@@ -31,23 +31,23 @@ Task = Literal[
     "inpainting",
 ]
 Size = Literal[64, 128, 256]
-Stride = Literal[8, 16, 32, 64, 128, 256]  # divisors of a block's side, so that tiles meet the borders of their split
+Stride = Literal[8, 16, 32, 64, 128, 256]  # divisors of a block's side, so that tiles end at the borders of their split
 
 
 @dataclass(frozen=True)
 class View:
-    """What a task shows of one layer: `draw` turns a tile of it, (H, W) or (H, W, 3), into (H, W, C) uint8."""
+    """A rendering of one layer: `draw` converts a tile of it, (H, W) or (H, W, 3), to (H, W, C) uint8."""
 
     layer: str
     draw: Callable[[np.ndarray], np.ndarray] = np.array  # a copy: the layer itself is a read-only file
 
 
-def _without_centre(photo: np.ndarray) -> np.ndarray:
-    """The centre, half as high and half as wide, is white, as in the authors' Torch code."""
-    holed = np.array(photo)
+def _hide_centre(photo: np.ndarray) -> np.ndarray:
+    """The photo with its centre, half as high and half as wide, in white, as in the authors' Torch code."""
+    hidden = np.array(photo)
     height, width = photo.shape[:2]
-    holed[height // 4 : height // 4 + height // 2, width // 4 : width // 4 + width // 2] = 255
-    return holed
+    hidden[height // 4 : height // 4 + height // 2, width // 4 : width // 4 + width // 2] = 255
+    return hidden
 
 
 PHOTO = View("photo")
@@ -55,41 +55,41 @@ LABELS = View("classes", np.array(PALETTE, np.uint8).__getitem__)
 TERRAIN = View("terrain")
 MAP = View("map")
 EDGES = View("edges")
-GREY = View("photo", luminance)
-HOLED = View("photo", _without_centre)
+GREY = View("photo", to_luminance)
+HIDDEN_CENTRE = View("photo", _hide_centre)
 
-# What judges photos of this data: README.md says how it was made.
+# The scorer for photos of this dataset; README.md describes its training.
 SCORER = Path(__file__).with_name("scorer.safetensors")
 
 TASKS: dict[str, tuple[View, View]] = {  # name -> x, y
-    "labels-to-photo": (LABELS, PHOTO),  # as the paper's Cityscapes task: labels drawn in their colours
-    "photo-to-labels": (PHOTO, LABELS),  # the same, reversed: Table 6
+    "labels-to-photo": (LABELS, PHOTO),  # like the paper's Cityscapes task: labels in their colours
+    "photo-to-labels": (PHOTO, LABELS),  # the reverse: Table 6
     "terrain-to-photo": (TERRAIN, PHOTO),
-    "map-to-photo": (MAP, PHOTO),  # as maps→aerial
+    "map-to-photo": (MAP, PHOTO),  # like maps→aerial
     "photo-to-map": (PHOTO, MAP),
-    "grey-to-color": (GREY, PHOTO),  # y is RGB, where the paper has L→ab
-    "edges-to-photo": (EDGES, PHOTO),  # as edges→shoes, by Canny instead of HED
-    "inpainting": (HOLED, PHOTO),
+    "grey-to-color": (GREY, PHOTO),  # y is RGB; the paper has L→ab
+    "edges-to-photo": (EDGES, PHOTO),  # like edges→shoes, with Canny instead of HED
+    "inpainting": (HIDDEN_CENTRE, PHOTO),
 }
 
 
 class Earth:
-    """Real satellite imagery that arrives with `pip install`: a sequence of aligned pairs.
+    """Real satellite images that come with `pip install`: a sequence of aligned pairs.
 
-    split   "train", "val" or "test": regions of the globe, dealt out in blocks of 256 × 256 px; no pixel is in two
-    task    what x and y show
-    size    side of a tile in px (7.4 km each at the equator)
+    split   "train", "val" or "test": regions of the globe in blocks of 256 × 256 px; no pixel is in two splits
+    task    the content of x and y, for example "labels-to-photo" (table in README.md)
+    size    side of a tile in px (7.4 km per px at the equator)
     stride  px between neighbouring tiles. Default: size/4 for train, size/2 for val and test
 
     A Pair's x and y are (size, size, 3) uint8 RGB; x has one channel in the tasks grey-to-color and edges-to-photo.
-    `labels` is (size, size) uint8 indices into `classes`, `block` the region that the tile's centre lies in ("2,13"),
-    `id` the tile's first pixel on the grid ("r0512c3328"): all three are the same in every task.
-    Tiles of a split overlap where stride < size: compute intervals by block, not by tile.
-    In inpainting the hole is in the middle of the tile; [train] jitter moves and enlarges what it is given, so
-    training with the hole where the test has it takes jitter = 1.
+    `labels` is (size, size) uint8 indices into `classes`, `block` the region of the tile's centre ("2,13"), `id` the
+    tile's first pixel on the grid ("r0512c3328"): all three are the same in every task.
+    Tiles of a split overlap if stride < size: compute intervals by block, not by tile.
+    In inpainting the hole is in the centre of the tile. [train] jitter would move and enlarge it in training; with
+    jitter = 1 it is at the same position as in the test.
 
-    Raises UserError where the data cannot be read or the cache cannot be written.
-    Tasks, sources and split: README.md beside this file.
+    Raises UserError if the data cannot be read or the cache cannot be written.
+    Tasks, sources and split: README.md in this folder.
     """
 
     x_range = (0.0, 255.0)
@@ -105,11 +105,11 @@ class Earth:
     def __init__(
         self, split: Split, *, task: Task = "labels-to-photo", size: Size = 128, stride: Stride | None = None
     ) -> None:
-        self._again = partial(type(self), split, task=task, size=size, stride=stride)
+        self._recreate = partial(type(self), split, task=task, size=size, stride=stride)
         self._x, self._y = TASKS[task]
         self.scorer = SCORER if self._y is PHOTO else None
         self._size = size
-        self._layers = layers(sorted({"mask", "classes", self._x.layer, self._y.layer}))
+        self._layers = load_layers(sorted({"mask", "classes", self._x.layer, self._y.layer}))
         stride = stride or size // (4 if split == "train" else 2)
         self._tiles = tiles(self._layers["mask"] == LAND, split, size, stride)
 
@@ -128,5 +128,5 @@ class Earth:
         )
 
     def __reduce__(self) -> tuple[Any, tuple[()]]:
-        # A worker process opens the files again; pickling a memory map would send all of its bytes.
-        return self._again, ()
+        # A worker process opens the files again: a pickled memory map would contain all of its bytes.
+        return self._recreate, ()

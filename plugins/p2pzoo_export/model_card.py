@@ -1,7 +1,7 @@
-"""A finished run -> a folder fit for a model hub: the model, its recipe, pictures, and a card that says what it is.
+"""Write a folder for a model hub from a finished run: the model, its recipe, pictures, and a model card.
 
-The card's front matter is that of the Hugging Face model card (metadata of 2024: license, library_name, pipeline_tag,
-tags, datasets, metrics, model-index). Its scalars are JSON, which YAML reads; text of recipes is escaped in Markdown.
+The metadata block of the card is written by huggingface_hub; nothing here uses the network. The text of recipes is
+escaped in Markdown.
 """
 
 from __future__ import annotations
@@ -15,43 +15,49 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
+from huggingface_hub import ModelCardData
 
 from p2pzoo import __version__, config
 from p2pzoo.config.experiment import Component, Experiment
-from p2pzoo.config.recipe import leaves
+from p2pzoo.config.recipe import iter_leaves
 from p2pzoo.models import safetensors_io
+from p2pzoo.models.model_file import ModelHeader
 from p2pzoo.plugin.registry import Registry
 from p2pzoo.runs.run_folder import Run, find_run
 from p2pzoo.utils.errors import UserError
 from p2pzoo.utils.files import atomic_write, read_json, write_text
 
 FILES = ("README.md", "model.safetensors", "recipe.toml", "samples.png")
-WORST = 3  # images that the card names
-UNKNOWN_LICENCE = "unknown: say here what may be done with your data, and with a model trained on it"
+NUM_WORST = 3  # worst test images that the card names
+UNKNOWN_LICENCE = "unknown: state here what may be done with your data, and with a model trained on it"
 PIX2PIX = "arXiv:1611.07004"
+TASK = "image-to-image"  # as the hub names it
 
 
 def write_card(
     folder: Path, out: Path, registry: Registry, *, licence: str | None = None, force: bool = False
 ) -> list[Path]:
-    """The files written. licence: of the model, as hubs name it; None leaves "other", and a line that says so.
+    """Write the folder `out` for the run `folder`; return the files written.
 
-    Raises UserError for what is no finished run, and before anything in `out` would be overwritten.
+    licence  of the model, as hubs name it; None writes "other", and a line that says that none is stated
+    force    overwrite files that exist
+
+    Raises UserError if `folder` is not a finished run, or before a file would be overwritten.
     """
     if folder.is_file():
-        raise UserError(f"{folder}: a card is made of a run folder; of a model file alone its training is not known")
+        raise UserError(f"{folder}: a model file does not contain how it was trained; give the run folder")
     run = find_run(folder)
     if not run.model.is_file() or run.state != "complete":
-        raise UserError(f"{folder}: a run that has not finished; p2pzoo run goes on with it")
+        raise UserError(f"{folder}: the run has not finished; the same `p2pzoo run` command resumes it")
     if out.resolve() == folder.resolve():
-        raise UserError(f"{out}: is the run itself; give another folder")
-    if there := [out / name for name in FILES if (out / name).exists() and not force]:
-        raise UserError(f"{there[0]}: already there; --force overwrites it")
+        raise UserError(f"{out}: this is the run folder itself; write the card to another folder")
+    if existing := [out / name for name in FILES if (out / name).exists() and not force]:
+        raise UserError(f"{existing[0]}: already exists; --force overwrites it")
     experiment = config.load(str(run.recipe), registry=registry)
-    test = run.samples / f"{experiment.evaluate.split}.png"
-    picture = test if test.is_file() else None
+    samples = run.samples / f"{experiment.evaluate.split}.png"
+    picture = samples if samples.is_file() else None
     sources = {"model.safetensors": run.model, "recipe.toml": run.recipe, "samples.png": picture}
-    text = card(run, experiment, licence=licence, pictured=picture is not None)
+    text = render_card(run, experiment, licence=licence, has_samples=picture is not None)
     out.mkdir(parents=True, exist_ok=True)
     written = []
     for name, source in sources.items():
@@ -63,32 +69,31 @@ def write_card(
     return [out / "README.md", *written]
 
 
-def card(run: Run, experiment: Experiment, *, licence: str | None = None, pictured: bool = True) -> str:
-    """The card's text, from what the run's folder holds."""
+def render_card(run: Run, experiment: Experiment, *, licence: str | None = None, has_samples: bool = True) -> str:
+    """Return the text of README.md, from the files of the run folder."""
     results = read_json(run.results) or {}
     env = read_json(run.folder / "env.json") or {}
-    _, header = safetensors_io.load_tensors(run.model)
+    _, json_header = safetensors_io.load_tensors(run.model)
+    header = ModelHeader.parse(json_header, run.model)
     data = experiment.dataset
     environment = jinja2.Environment(trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined)
-    environment.filters |= {"md": escaped, "code": code, "yaml": scalar}
+    environment.filters |= {"md": escape_markdown, "code": format_code}
     template = environment.from_string(Path(__file__).with_name("card.md").read_text("utf-8"))
-    numbers = list(_numbers(results))
-    return template.render(
+    metrics = list(_read_metrics(results))
+    body = template.render(
         version=__version__,
         title=experiment.title,
         licence=licence,
         data=data,
-        data_licence=licence_of(data),
-        numbers=numbers,
-        results=_grouped(numbers),
+        data_licence=get_licence(data),
+        numbers=metrics,
         split=experiment.evaluate.split,
-        metrics=sorted({number["metric"] for number in numbers}),
         header=header,
         components=experiment.components(),
         recipe=[
             (".".join(key), value)
-            for key, value in leaves(experiment.resolved())
-            if not Path(str(value)).is_absolute()  # where files lay is nobody's business
+            for key, value in iter_leaves(experiment.resolved())
+            if not Path(str(value)).is_absolute()  # paths of this machine are private
         ],
         env={name: value for name, value in env.items() if name not in ("training", "on")},
         seconds=env.get("training", {}).get("seconds"),
@@ -96,32 +101,63 @@ def card(run: Run, experiment: Experiment, *, licence: str | None = None, pictur
         id=run.status["id"],
         seed=experiment.seed,
         profile=experiment.recipe.profile,
-        worst=_worst(run, experiment, results),
-        papers=_papers(experiment),
-        pictured=pictured,
+        worst=_find_worst_images(run, experiment, results),
+        papers=_list_papers(experiment),
+        has_samples=has_samples,
     )
+    metadata = make_metadata(experiment, header.use, metrics, licence)
+    return f"---\n{metadata.to_yaml()}\n---\n\n{body}"
 
 
-def licence_of(data: Component) -> str:
-    """What the dataset says of its licence; see `contracts.Dataset`."""
-    told = getattr(data.factory, "licence", None) or getattr(getattr(data.factory, "archive", None), "licence", None)
-    return str(told) if told else UNKNOWN_LICENCE
+def make_metadata(
+    experiment: Experiment, generator: str, metrics: list[dict[str, Any]], licence: str | None
+) -> ModelCardData:
+    """Return the metadata of the card."""
+    data = ModelCardData(
+        license=licence or "other",
+        library_name="p2pzoo",
+        pipeline_tag=TASK,
+        tags=["pix2pix", TASK, generator],
+        datasets=[experiment.dataset.entry.name],
+        metrics=sorted({metric["metric"] for metric in metrics}) or None,
+    )
+    if metrics:
+        # Not by eval_results: huggingface_hub merges results that differ only in the `args` of the dataset.
+        results = [_make_result(experiment.dataset, group) for group in _group_by_images(metrics)]
+        data["model-index"] = [{"name": experiment.title, "results": results}]
+    return data
 
 
-def scalar(value: Any) -> str:
-    """As a YAML scalar, which JSON is; no number that JSON lacks."""
-    return json.dumps(value)
+def _make_result(data: Component, group: Mapping[str, Any]) -> dict[str, Any]:
+    dataset = {"name": data.entry.summary, "type": data.entry.name, "split": group["split"], "args": group["args"]}
+    metrics = [{"type": each["metric"], "name": each["name"], "value": each["value"]} for each in group["metrics"]]
+    return {"task": {"type": TASK}, "dataset": dataset, "metrics": metrics}
 
 
-def escaped(value: Any) -> str:
-    """Text that Markdown, and HTML in it, shows as it is, in one line."""
+def get_licence(data: Component) -> str:
+    """Return the licence that the dataset states (`licence` or `archive` of its class), else UNKNOWN_LICENCE."""
+    archive = getattr(data.factory, "archive", None)
+    licence = getattr(data.factory, "licence", None) or getattr(archive, "licence", None)
+    return str(licence) if licence else UNKNOWN_LICENCE
+
+
+def escape_markdown(value: Any) -> str:
+    """Escape text so that Markdown, and HTML in it, shows it literally, in one line.
+
+    >>> escape_markdown("a_b <i>")
+    'a\\\\_b &lt;i&gt;'
+    """
     text = " ".join(str(value).split())
     text = re.sub(r"([\\`*_{}\[\]#!|~$@])", r"\\\1", text).replace("://", "\\://")
     return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
 
 
-def code(value: Any) -> str:
-    """Text as code, also inside a table: fenced by more backticks than it has."""
+def format_code(value: Any) -> str:
+    """Format text as inline code that is valid in a table too: the fence has more backticks than the text.
+
+    >>> format_code("lr = 0.1")
+    '`lr = 0.1`'
+    """
     text = " ".join(str(value).split()).replace("|", "\\|")
     if not text:
         return ""
@@ -130,11 +166,11 @@ def code(value: Any) -> str:
     return f"{fence}{space}{text}{space}{fence}"
 
 
-def _numbers(results: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+def _read_metrics(results: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     for name, number in results.get("metrics", {}).items():
         value = number["value"]
         if value is None or not math.isfinite(value):
-            continue  # neither JSON nor the hub has such
+            continue  # the hub accepts finite numbers only
         protocol = results["protocols"][number["protocol"]]
         yield {
             "name": name,
@@ -146,19 +182,24 @@ def _numbers(results: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
         }
 
 
-def _grouped(numbers: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Those that were measured on the same images in the same way are one result of the model-index."""
+def _group_by_images(metrics: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Group metrics that were measured on the same images in the same way, as the results of a model-index."""
     groups: dict[str, dict[str, Any]] = {}
-    for number in numbers:
-        protocol = number["protocol"]
-        how = {name: protocol[name] for name in ("images", "size", "test_mode", "test_batch") if name in protocol}
-        key = json.dumps([protocol["split"], how])
-        groups.setdefault(key, {"split": protocol["split"], "how": how, "numbers": []})["numbers"].append(number)
+    for metric in metrics:
+        protocol = metric["protocol"]
+        args = {name: protocol[name] for name in ("images", "size", "test_mode", "test_batch") if name in protocol}
+        key = json.dumps([protocol["split"], args])
+        groups.setdefault(key, {"split": protocol["split"], "args": args, "metrics": []})["metrics"].append(metric)
     return list(groups.values())
 
 
-def _worst(run: Run, experiment: Experiment, results: Mapping[str, Any]) -> tuple[str, list[tuple[str, float]]] | None:
-    """(metric, [(id of a test image, its value), …] worst first), by the first metric that ranks single images."""
+def _find_worst_images(
+    run: Run, experiment: Experiment, results: Mapping[str, Any]
+) -> tuple[str, list[tuple[str, float]]] | None:
+    """Return (metric, [(id of a test image, its value), …], worst first), by the first metric that ranks single images.
+
+    None if there is no such metric.
+    """
     if not run.stats.is_file():
         return None
     tensors, header = safetensors_io.load_tensors(run.stats)
@@ -171,19 +212,19 @@ def _worst(run: Run, experiment: Experiment, results: Mapping[str, Any]) -> tupl
         try:
             metric = component.build(dataset=None)
             reduced = [metric.reduce({k: v[i : i + 1] for k, v in rows.items()})["value"] for i in range(len(ids))]
-        except (AttributeError, TypeError, ValueError, UserError):  # one that asks its dataset
+        except (AttributeError, TypeError, ValueError, UserError):  # a metric that needs its dataset
             continue
         values = [(str(id), float(value)) for id, value in zip(ids, reduced, strict=True)]
         if not any(math.isnan(value) for _, value in values):
-            return name, sorted(values, key=lambda pair: pair[1], reverse=better == "lower")[:WORST]
+            return name, sorted(values, key=lambda pair: pair[1], reverse=better == "lower")[:NUM_WORST]
     return None
 
 
-def _papers(experiment: Experiment) -> list[tuple[str, str]]:
-    """[(paper, what of it is used), …], that of pix2pix first."""
-    found: dict[str, list[str]] = {PIX2PIX: ["the method"]}
+def _list_papers(experiment: Experiment) -> list[tuple[str, str]]:
+    """Return [(paper, components that follow it), …]; pix2pix comes first."""
+    uses: dict[str, list[str]] = {PIX2PIX: ["the method"]}
     for component in experiment.components():
         if component.entry.paper and component.entry.paper.lower() != "none":
-            key = next((known for known in found if known.split("v")[0] == component.entry.paper.split("v")[0]), None)
-            found.setdefault(key or component.entry.paper, []).append(component.entry.full_name)
-    return [(paper, ", ".join(dict.fromkeys(used))) for paper, used in found.items()]
+            key = next((known for known in uses if known.split("v")[0] == component.entry.paper.split("v")[0]), None)
+            uses.setdefault(key or component.entry.paper, []).append(component.entry.full_name)
+    return [(paper, ", ".join(dict.fromkeys(names))) for paper, names in uses.items()]

@@ -1,5 +1,5 @@
 "use strict";
-// Draw or open an image, see its translation. What the page knows stands in #facts; model and runtime in `embedded`.
+// Draw or open an image and see its translation. #facts holds the data of the page, `embedded` the model and the runtime.
 
 const facts = JSON.parse(document.getElementById("facts").textContent);
 const element = Object.fromEntries([...document.querySelectorAll("[id]")].map((each) => [each.id, each]));
@@ -7,46 +7,47 @@ const [height, width] = facts.sides;
 const input = element.x.getContext("2d", { willReadFrequently: true });
 const output = element.y.getContext("2d");
 const colours = facts.colours?.map((each) => each.colour);
-const UNDO = 40;
+const MAX_UNDO = 40; // each step keeps a copy of the input: 256 KiB at 256 px
 
 let session, ort;
 let chosen = 0;
 let filling = false;
-let last = null; // where the pen was, while it is down
-let asked = 0; // how often a translation was asked for
-let done = 0; // what of that the output shows
+let last = null; // last position of the pen while it is down
+let requested = 0; // number of translations requested
+let done = 0; // the latest request that the output shows
 let running = false;
-const before = []; // pictures to go back to
+const undoStack = []; // earlier inputs
 
 // --- the network ---
 
-function bytes(base64) {
+function decodeBase64(base64) {
   const text = atob(base64);
-  const found = new Uint8Array(text.length);
-  for (let i = 0; i < text.length; i++) found[i] = text.charCodeAt(i);
-  return found;
+  const content = new Uint8Array(text.length);
+  for (let i = 0; i < text.length; i++) content[i] = text.charCodeAt(i);
+  return content;
 }
 
 async function start() {
   const { embedded } = window;
-  const script = URL.createObjectURL(new Blob([bytes(embedded.runtime)], { type: "text/javascript" }));
+  const script = URL.createObjectURL(new Blob([decodeBase64(embedded.runtime)], { type: "text/javascript" }));
   ort = await import(script);
   URL.revokeObjectURL(script);
-  ort.env.wasm.wasmBinary = bytes(embedded.wasm);
+  ort.env.wasm.wasmBinary = decodeBase64(embedded.wasm);
   ort.env.wasm.numThreads = 1;
-  session = await ort.InferenceSession.create(bytes(embedded.model));
+  session = await ort.InferenceSession.create(decodeBase64(embedded.model));
   window.embedded = null;
 }
 
-/** The canvas as the network takes it: (1, C, H, W) in [-1, 1]. */
-function asTensor() {
+/** Return the input canvas as a tensor (1, C, H, W) in [-1, 1]. */
+function toTensor() {
   const pixels = input.getImageData(0, 0, width, height).data;
   const count = width * height;
   const values = new Float32Array(facts.channels * count).fill(facts.classes ? -1 : 0);
   for (let i = 0; i < count; i++) {
     const [r, g, b] = [pixels[4 * i], pixels[4 * i + 1], pixels[4 * i + 2]];
     if (facts.classes) values[nearest(r, g, b) * count + i] = 1;
-    else if (facts.channels === 1) values[i] = ((r * 19595 + g * 38470 + b * 7471 + 0x8000) >> 16) / 127.5 - 1;
+    else if (facts.channels === 1) // grey with the integer weights of PIL, as in `translate`
+      values[i] = ((r * 19595 + g * 38470 + b * 7471 + 0x8000) >> 16) / 127.5 - 1;
     else [r, g, b].forEach((value, c) => (values[c * count + i] = value / 127.5 - 1));
   }
   return new ort.Tensor("float32", values, [1, facts.channels, height, width]);
@@ -59,36 +60,36 @@ function show(tensor) {
   for (let i = 0; i < count; i++) {
     for (let c = 0; c < 3; c++) {
       const value = facts.classes_given
-        ? facts.classes_given[strongest(tensor.data, channels, count, i)].colour[c]
+        ? facts.classes_given[argmax(tensor.data, channels, count, i)].colour[c]
         : (tensor.data[(channels === 3 ? c : 0) * count + i] + 1) * 127.5;
-      picture.data[4 * i + c] = Math.round(value); // cut to 0 to 255 by the array
+      picture.data[4 * i + c] = Math.round(value); // the array clips to 0 to 255
     }
     picture.data[4 * i + 3] = 255;
   }
   output.putImageData(picture, 0, 0);
 }
 
-function strongest(values, channels, count, i) {
+function argmax(values, channels, count, i) {
   let best = 0;
   for (let c = 1; c < channels; c++) if (values[c * count + i] > values[best * count + i]) best = c;
   return best;
 }
 
 async function translate() {
-  asked++;
+  requested++;
   if (!session) return;
   document.body.dataset.state = "busy";
   if (running) return;
   running = true;
   try {
-    while (done < asked) {
-      const turn = asked;
-      await new Promise(requestAnimationFrame); // let strokes be seen first
-      const began = performance.now();
-      const { y_hat } = await session.run({ x: asTensor() });
+    while (done < requested) {
+      const current = requested;
+      await new Promise(requestAnimationFrame); // show the stroke first
+      const start = performance.now();
+      const { y_hat } = await session.run({ x: toTensor() });
       show(y_hat);
-      done = turn;
-      element.told.textContent = `${Math.round(performance.now() - began)} ms`;
+      done = current;
+      element.status.textContent = `${Math.round(performance.now() - start)} ms`;
     }
     element.save.href = element.y.toDataURL("image/png");
     element.save.removeAttribute("aria-disabled");
@@ -101,9 +102,9 @@ async function translate() {
 }
 
 function fail(error) {
-  element.fault.textContent = `This browser cannot run the network: ${error.message ?? error}`;
-  element.fault.hidden = false;
-  element.told.textContent = "";
+  element.error.textContent = `This browser cannot run the network: ${error.message ?? error}`;
+  element.error.hidden = false;
+  element.status.textContent = "";
   document.body.dataset.state = "failed";
 }
 
@@ -111,31 +112,31 @@ function fail(error) {
 
 function nearest(r, g, b) {
   let best = 0;
-  let least = Infinity;
+  let smallest = Infinity;
   for (let i = 0; i < colours.length; i++) {
     const [cr, cg, cb] = colours[i];
-    const away = (r - cr) ** 2 + (g - cg) ** 2 + (b - cb) ** 2;
-    if (away < least) [best, least] = [i, away];
+    const distance = (r - cr) ** 2 + (g - cg) ** 2 + (b - cb) ** 2;
+    if (distance < smallest) [best, smallest] = [i, distance];
   }
   return best;
 }
 
-function remember() {
-  before.push(input.getImageData(0, 0, width, height));
-  if (before.length > UNDO) before.shift();
+function saveForUndo() {
+  undoStack.push(input.getImageData(0, 0, width, height));
+  if (undoStack.length > MAX_UNDO) undoStack.shift();
   element.undo.disabled = false;
 }
 
 function undo() {
-  const picture = before.pop();
+  const picture = undoStack.pop();
   if (!picture) return;
   input.putImageData(picture, 0, 0);
-  element.undo.disabled = before.length === 0;
+  element.undo.disabled = undoStack.length === 0;
   translate();
 }
 
-/** A thick line of whole pixels: a canvas's own lines would mix colours at their edges. */
-function stroke(from, to) {
+/** Draw a thick line of whole pixels. The lines of a canvas are antialiased, which would mix colours. */
+function drawStroke(from, to) {
   const radius = Number(element.size.value) / 2;
   const steps = Math.max(1, Math.ceil(Math.hypot(to.x - from.x, to.y - from.y) * 2));
   input.fillStyle = `rgb(${colours[chosen].join(" ")})`;
@@ -149,7 +150,7 @@ function stroke(from, to) {
   }
 }
 
-function flood(at) {
+function floodFill(at) {
   const picture = input.getImageData(0, 0, width, height);
   const pixels = new Uint32Array(picture.data.buffer);
   const start = Math.floor(at.y) * width + Math.floor(at.x);
@@ -170,27 +171,27 @@ function flood(at) {
   input.putImageData(picture, 0, 0);
 }
 
-function place(event) {
+function toPixel(event) {
   const box = element.x.getBoundingClientRect();
-  const inside = (value, most) => Math.min(Math.max(value, 0), most - 0.001);
+  const clamp = (value, limit) => Math.min(Math.max(value, 0), limit - 0.001);
   return {
-    x: inside(((event.clientX - box.left - 1) / (box.width - 2)) * width, width), // 1: its border
-    y: inside(((event.clientY - box.top - 1) / (box.height - 2)) * height, height),
+    x: clamp(((event.clientX - box.left - 1) / (box.width - 2)) * width, width), // 1 px: the border
+    y: clamp(((event.clientY - box.top - 1) / (box.height - 2)) * height, height),
   };
 }
 
 function clear() {
-  const most = colours.length === 2 ? 1 : chosen; // paper, or the class in hand
-  input.fillStyle = `rgb(${colours[most].join(" ")})`;
+  const background = colours.length === 2 ? 1 : chosen; // white paper, or the chosen class
+  input.fillStyle = `rgb(${colours[background].join(" ")})`;
   input.fillRect(0, 0, width, height);
 }
 
-function choose(i) {
+function chooseColour(i) {
   chosen = i;
   [...element.colours.children].forEach((each, j) => each.setAttribute("aria-pressed", String(i === j)));
 }
 
-function use(fill) {
+function chooseTool(fill) {
   filling = fill;
   element.brush.setAttribute("aria-pressed", String(!fill));
   element.fill.setAttribute("aria-pressed", String(fill));
@@ -203,32 +204,32 @@ function prepareDrawing() {
     const swatch = document.createElement("i");
     swatch.style.background = `rgb(${each.colour.join(" ")})`;
     button.append(swatch, each.name);
-    button.addEventListener("click", () => choose(i));
+    button.addEventListener("click", () => chooseColour(i));
     element.colours.append(button);
   });
-  choose(0);
-  element.brush.addEventListener("click", () => use(false));
-  element.fill.addEventListener("click", () => use(true));
+  chooseColour(0);
+  element.brush.addEventListener("click", () => chooseTool(false));
+  element.fill.addEventListener("click", () => chooseTool(true));
   element.undo.addEventListener("click", undo);
   element.clear.addEventListener("click", () => {
-    remember();
+    saveForUndo();
     clear();
     translate();
   });
   element.x.addEventListener("pointerdown", (event) => {
     if (event.button !== 0) return;
     element.x.setPointerCapture(event.pointerId);
-    remember();
-    const at = place(event);
-    if (filling) flood(at);
-    else stroke((last = at), at);
+    saveForUndo();
+    const at = toPixel(event);
+    if (filling) floodFill(at);
+    else drawStroke((last = at), at);
     translate();
   });
   element.x.addEventListener("pointermove", (event) => {
     if (!last) return;
     for (const each of event.getCoalescedEvents?.() ?? [event]) {
-      const at = place(each);
-      stroke(last, at);
+      const at = toPixel(each);
+      drawStroke(last, at);
       last = at;
     }
     translate();
@@ -237,21 +238,21 @@ function prepareDrawing() {
   document.addEventListener("keydown", (event) => {
     if ((event.ctrlKey || event.metaKey) && event.key === "z") undo();
     else if (/^[1-9]$/.test(event.key) && Number(event.key) <= colours.length && event.target.tagName !== "INPUT")
-      choose(Number(event.key) - 1);
+      chooseColour(Number(event.key) - 1);
   });
 }
 
 // --- images ---
 
-async function load(source, name) {
+async function openImage(source, name) {
   let picture;
   try {
     picture = await createImageBitmap(source, { colorSpaceConversion: "none", premultiplyAlpha: "none" });
   } catch {
-    element.dropped.textContent = `${name}: no image that this browser reads.`;
+    element.opened.textContent = `${name}: this browser cannot read it as an image.`;
     return;
   }
-  remember();
+  saveForUndo();
   const scale = Math.max(width / picture.width, height / picture.height);
   const [w, h] = [width / scale, height / scale];
   input.fillStyle = "white";
@@ -259,13 +260,13 @@ async function load(source, name) {
   input.imageSmoothingEnabled = scale !== 1;
   input.imageSmoothingQuality = "high";
   input.drawImage(picture, (picture.width - w) / 2, (picture.height - h) / 2, w, h, 0, 0, width, height);
-  if (colours) snap();
-  element.dropped.textContent = name ? `Opened: ${name}, ${picture.width} × ${picture.height} px.` : "";
+  if (colours) snapColours();
+  element.opened.textContent = name ? `Opened: ${name}, ${picture.width} × ${picture.height} px.` : "";
   translate();
 }
 
-/** Every pixel takes the nearest of the colours that are drawn with. */
-function snap() {
+/** Replace the colour of each pixel by the nearest colour to draw with. */
+function snapColours() {
   const picture = input.getImageData(0, 0, width, height);
   const pixels = picture.data;
   for (let i = 0; i < pixels.length; i += 4) {
@@ -279,48 +280,48 @@ function prepareImages() {
   element.open.addEventListener("click", () => element.file.click());
   element.file.addEventListener("change", () => {
     const [file] = element.file.files;
-    if (file) load(file, file.name);
+    if (file) openImage(file, file.name);
     element.file.value = "";
   });
-  const over = (shown) => (event) => {
+  const markDropTarget = (isOver) => (event) => {
     event.preventDefault();
-    element.x.classList.toggle("over", shown);
+    element.x.classList.toggle("over", isOver);
   };
-  document.addEventListener("dragover", over(true));
-  document.addEventListener("dragleave", over(false));
+  document.addEventListener("dragover", markDropTarget(true));
+  document.addEventListener("dragleave", markDropTarget(false));
   document.addEventListener("drop", (event) => {
-    over(false)(event);
+    markDropTarget(false)(event);
     const [file] = event.dataTransfer.files;
-    if (file) load(file, file.name);
+    if (file) openImage(file, file.name);
   });
   document.addEventListener("paste", (event) => {
     const [file] = event.clipboardData.files;
-    if (file) load(file, file.name || "what was pasted");
+    if (file) openImage(file, file.name || "pasted image");
   });
   facts.examples.forEach((each, i) => {
     const button = document.createElement("button");
     const image = document.createElement("img");
     [image.src, image.alt, button.title] = [each.picture, `example ${i + 1}`, each.name];
     button.append(image);
-    button.addEventListener("click", () => example(each));
+    button.addEventListener("click", () => openExample(each));
     element.examples.append(button);
   });
 }
 
-const example = (each) => load(new Blob([bytes(each.picture.split(",")[1])], { type: "image/png" }), "");
+const openExample = (each) => openImage(new Blob([decodeBase64(each.picture.split(",")[1])], { type: "image/png" }), "");
 
 (async () => {
   prepareImages();
   if (colours) prepareDrawing();
-  else element.x.classList.add("still");
-  if (facts.examples.length) await example(facts.examples[0]);
+  else element.x.classList.add("readonly");
+  if (facts.examples.length) await openExample(facts.examples[0]);
   else if (colours) clear();
-  before.length = 0;
+  undoStack.length = 0;
   element.undo.disabled = true;
   try {
     await start();
     document.body.dataset.state = "ready";
-    element.told.textContent = "";
+    element.status.textContent = "";
     if (facts.examples.length || colours) translate();
   } catch (error) {
     fail(error);

@@ -1,4 +1,4 @@
-"""Feature matching: G hears what D sees, layer by layer, and not its verdict alone. Imports torch and the contracts."""
+"""Feature matching: G learns from the activations of D's layers, not only from its logits."""
 
 import torch
 from torch import Tensor
@@ -8,11 +8,11 @@ from p2pzoo.plugin import StepOutputs
 
 
 class FeatureMatching:
-    """Wang et al. 2018 (pix2pixHD, arXiv:1711.11585, §3.2): ≥ 0, 0 where D sees no difference.
+    """Wang et al. 2018 (pix2pixHD, arXiv:1711.11585, §3.2): ≥ 0, and 0 if all activations of D are equal.
 
-    Σ over D's layers of the mean |D⁽ⁱ⁾(x, y) − D⁽ⁱ⁾(x, ŷ)|; the mean over scales, where the paper has their sum. The
-    layers are those of `features`, which in the zoo's discriminators leave out the logits. Real features are a target:
-    no gradient goes through them. Weight 10 in the paper.
+    The sum over D's layers of the mean |D⁽ⁱ⁾(x, y) − D⁽ⁱ⁾(x, ŷ)|, and the mean over scales, while the paper sums them.
+    The layers are those of `features`, which in this zoo's discriminators do not include the logits. No gradient flows
+    through the real features. The paper's weight is 10.
     """
 
     side = "generator"

@@ -1,7 +1,7 @@
-"""Penalties on the gradient of D, and the gradient itself. Imports torch and the contracts.
+"""Penalties on the gradient of D, and the gradient itself.
 
-D(x, y) of an image is here the mean of its logits, over the map and over the maps where D has several scales, as it is
-in the GAN losses. Gradients are those to y; x, where D sees it, is given.
+D(x, y) of an image is the mean of its logits over the map, and over the maps if D has several scales, as in the GAN
+losses. Gradients are with respect to y; x is fixed.
 """
 
 from typing import Annotated
@@ -14,13 +14,12 @@ from p2pzoo.plugin import StepOutputs
 
 
 class GradientPenalty:
-    """What R1 and R2 share: E[‖∇ D‖²] / 2, weighed by the recipe (γ of the paper, 10 in its experiments).
+    """The base class of R1 and R2: E[‖∇ D‖²] / 2. The recipe's weight is γ of the paper, 10 in its experiments.
 
-    Args:
-        every: act in every k-th step only, from step 0 on, and k times as strongly (lazy regularisation, Karras et al.
-            2020, arXiv:1912.04958, §3.1: 16 there). 0 in the steps between, so that the mean told is what 1 would tell.
-            That paper also has another rate and other betas for Adam then, which is not done here. A step that differs
-            from others is not recorded as a CUDA graph.
+    every  compute the penalty only in each k-th step, from step 0 on, and multiply it by k (lazy regularisation, Karras
+           et al. 2020, arXiv:1912.04958, §3.1, with 16). It is 0 in the other steps, so the logged mean is the same as
+           with 1. That paper also changes Adam's learning rate and betas; this loss does not. With `every` above 1 the
+           step is not recorded as a CUDA graph, because the steps differ
     """
 
     side = "discriminator"
@@ -31,47 +30,43 @@ class GradientPenalty:
     def __call__(self, out: StepOutputs) -> Tensor:
         if self.every > 1 and out.step % self.every:
             return out.y.new_zeros(())
-        gradients = verdict_gradients(out, *self._at(out))
+        gradients = discriminator_gradients(out, *self._images(out))
         return self.every * gradients.square().sum(1).mean() / 2
 
     @staticmethod
-    def _at(out: StepOutputs) -> tuple[Tensor, Tensor]:
+    def _images(out: StepOutputs) -> tuple[Tensor, Tensor]:
         raise NotImplementedError
 
 
 class R1(GradientPenalty):
-    """At real images (Mescheder et al. 2018, arXiv:1801.04406, §4.1): ≥ 0, 0 where D is flat.
-
-    Args:
-        every: act in every k-th step only, k times as strongly; see GradientPenalty.
-    """
+    """The penalty at real images (Mescheder et al. 2018, arXiv:1801.04406, §4.1): ≥ 0, and 0 if D is constant."""
 
     @staticmethod
-    def _at(out: StepOutputs) -> tuple[Tensor, Tensor]:
+    def _images(out: StepOutputs) -> tuple[Tensor, Tensor]:
         return out.x, out.y
 
 
 class R2(GradientPenalty):
-    """At fake images, as D is shown them (Mescheder et al. 2018, arXiv:1801.04406, §4.1): ≥ 0, 0 where D is flat.
+    """The penalty at the fake images that D gets (Mescheder et al. 2018, arXiv:1801.04406, §4.1).
 
-    Args:
-        every: act in every k-th step only, k times as strongly; see GradientPenalty.
+    It is ≥ 0, and 0 if D is constant.
     """
 
     @staticmethod
-    def _at(out: StepOutputs) -> tuple[Tensor, Tensor]:
+    def _images(out: StepOutputs) -> tuple[Tensor, Tensor]:
         return out.x_fake, out.y_hat
 
 
-def verdict_gradients(out: StepOutputs, x: Tensor, y: Tensor) -> Tensor:
-    """∇_y D(x, y), (B, C·H·W), one row per image; differentiable by D's weights. ValueError where there is no D.
+def discriminator_gradients(out: StepOutputs, x: Tensor, y: Tensor) -> Tensor:
+    """∇_y D(x, y), (B, C·H·W), one row per image, differentiable with respect to D's weights.
 
-    Rows are each image's own where D takes images one by one. Batch norm mixes those of a batch.
+    Each row depends only on its image, unless D has layers that mix a batch, such as batch norm. Raises ValueError if
+    the recipe has no discriminator.
     """
     if out.D is None:
-        raise ValueError("this recipe has no [discriminator], and one of its losses asks for it")
+        raise ValueError("one of the losses needs a discriminator, but the recipe has no [discriminator]")
     y = y.detach().requires_grad_()
     maps = out.D(x, y)
-    verdicts = torch.stack([logits.float().flatten(1).mean(1) for logits in maps]).mean(0)
-    [gradients] = torch.autograd.grad(verdicts.sum(), y, create_graph=True)
+    outputs = torch.stack([logits.float().flatten(1).mean(1) for logits in maps]).mean(0)
+    [gradients] = torch.autograd.grad(outputs.sum(), y, create_graph=True)
     return gradients.flatten(1)

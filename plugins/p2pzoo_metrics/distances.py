@@ -10,30 +10,35 @@ from torch import Tensor
 def kernel_distance(a: Tensor, b: Tensor) -> float:
     """Unbiased estimate of MMD² with k(u, v) = (u·v / d + 1)³, Bińkowski et al. 2018 (arXiv:1801.01401), Eq. 4.
 
-    One estimate from all rows, no means over subsets. It may be negative. NaN from fewer than two rows of either.
-    Unbiased for samples that are independent of each other; see `paired_kernel_distance`.
+    One estimate from all rows, not a mean over subsets. It can be negative. NaN if either set has fewer than two rows.
+    Unbiased for independent samples; for pairs see `paired_kernel_distance`.
+
+    >>> kernel_distance(torch.zeros(2, 1), torch.ones(2, 1))  # within zeros 1, within ones 8, across 1
+    7.0
     """
     within_a, within_b = _mean_off_diagonal(_kernel(a, a)), _mean_off_diagonal(_kernel(b, b))
     return (within_a + within_b - 2 * _kernel(a, b).mean()).item()
 
 
 def paired_kernel_distance(a: Tensor, b: Tensor) -> float:
-    """The same for rows that belong together in pairs: a's and b's i-th rows are never compared with each other.
+    """The same for rows that form pairs: the i-th rows of a and b are never compared with each other.
 
-    Gretton et al. 2012 (JMLR 13), the U-statistic of their Eq. 4. Unbiased however much a pair has in common; exactly
-    0 where a = b. Raises ValueError where the two have not as many rows.
+    The U-statistic of Gretton et al. 2012 (JMLR 13), Eq. 4. Unbiased however much the rows of a pair have in common,
+    and exactly 0 if a = b. Raises ValueError if the numbers of rows differ.
     """
     if len(a) != len(b):
-        raise ValueError(f"pairs of {len(a)} and {len(b)} rows")
+        raise ValueError(f"a has {len(a)} rows and b has {len(b)}: pairs need equal numbers of rows")
     kernels = _kernel(a, a) + _kernel(b, b) - _kernel(a, b) - _kernel(b, a)
     return _mean_off_diagonal(kernels).item()
 
 
 def frechet_distance(a: Tensor, b: Tensor) -> float:
-    """|μa − μb|² + tr(Σa + Σb − 2 (Σa Σb)^½), Heusel et al. 2017 (arXiv:1706.08500); NaN from fewer than two rows.
+    """|μa − μb|² + tr(Σa + Σb − 2 (Σa Σb)^½), Heusel et al. 2017 (arXiv:1706.08500).
 
-    With Σ = XᵀX of centred rows X / √(N − 1), the eigenvalues of Σa Σb are the squared singular values of Xa Xbᵀ: no
-    matrix root is taken, and none needs to be full rank.
+    NaN if either set has fewer than two rows or a value that is not finite.
+
+    With Σ = XᵀX of centred rows X / √(N − 1), the eigenvalues of Σa Σb are the squared singular values of Xa Xbᵀ. So no
+    matrix root is computed, and no covariance needs full rank.
     """
     a, b = a.double(), b.double()
     if min(len(a), len(b)) < 2 or not (a.isfinite().all() and b.isfinite().all()):
@@ -55,6 +60,6 @@ def _mean_off_diagonal(square: Tensor) -> Tensor:
 
 
 def _covariance_root(rows: Tensor) -> Tensor:
-    """X with XᵀX the covariance of the rows, and no more rows than columns."""
+    """X with XᵀX = the covariance of the rows, and at most as many rows as columns."""
     centred = (rows - rows.mean(0)) / (len(rows) - 1) ** 0.5
     return torch.linalg.qr(centred, mode="r").R if len(centred) > centred.shape[1] else centred

@@ -1,8 +1,8 @@
-"""Full-reference image metrics: L1, PSNR, SSIM.
+"""Full-reference image metrics: L1, PSNR, SSIM. Imports torch and kornia.
 
-The protocol of all three: float images as the generator made them, neither rounded to 8 bit nor clipped; all
-channels alike, no conversion to luminance. Each image is measured by itself, so that a number does not depend on
-how the images were batched. Imports torch, kornia, and the contracts.
+The protocol of all three: images are floats as the generator made them, neither rounded to 8 bit nor clipped. All
+channels have equal weight; there is no conversion to luminance. Each image is measured separately, so a number does
+not depend on the batch size.
 """
 
 import math
@@ -14,12 +14,12 @@ from torch import Tensor
 
 from p2pzoo.plugin import Batch, Dataset
 
-SSIM_WINDOW = 11
-LEAST_SQUARED_ERROR = 1e-10
+SSIM_WINDOW = 11  # px, the side of Wang et al.'s Gaussian window
+MIN_SQUARED_ERROR = 1e-10  # equal images then score 100 dB instead of infinity
 
 
 class ImageMetric:
-    """What the three share: a version for the protocol, and no use for the dataset that the zoo hands a metric."""
+    """What the three share: the version in the protocol, and a constructor that ignores the dataset."""
 
     version = "1"
     better = "higher"
@@ -29,16 +29,16 @@ class ImageMetric:
 
 
 class L1(ImageMetric):
-    """Mean |y − ŷ| of images in [-1, 1]: 0 (equal) to 2. The number that the loss `l1` minimises.
+    """Mean |y − ŷ| of images in [-1, 1]: 0 (equal) to 2. The loss `l1` minimises this number.
 
-    The mean over images is also the mean over all their values, as they have one size.
+    The mean over images is also the mean over all their values, because all images have one size.
     """
 
     better = "lower"
 
     def measure(self, batch: Batch, y_hat: Tensor) -> dict[str, Tensor]:
         """{"l1": (B,)} for ŷ (B, C, H, W)."""
-        return {"l1": _each(batch.y, y_hat, lambda y, y_hat: (y - y_hat).abs().mean())}
+        return {"l1": _compare_each(batch.y, y_hat, lambda y, y_hat: (y - y_hat).abs().mean())}
 
     def reduce(self, statistics: Mapping[str, Tensor]) -> dict[str, float]:
         return {"value": _mean(statistics["l1"])}
@@ -47,28 +47,29 @@ class L1(ImageMetric):
 class PSNR(ImageMetric):
     """Peak signal-to-noise ratio in dB, 10 log10(1 / mse), of images scaled to [0, 1].
 
-    A mean squared error below 1e-10 counts as 1e-10, so equal images score 100 dB rather than infinity.
+    A mean squared error below 1e-10 counts as 1e-10, so equal images score 100 dB instead of infinity.
     """
 
     def measure(self, batch: Batch, y_hat: Tensor) -> dict[str, Tensor]:
         """{"mse": (B,)}, in units of the [0, 1] scale, for ŷ (B, C, H, W)."""
-        return {"mse": _each(_unit(batch.y), _unit(y_hat), lambda y, y_hat: (y - y_hat).square().mean())}
+        squared_errors = _compare_each(_to_unit(batch.y), _to_unit(y_hat), lambda y, y_hat: (y - y_hat).square().mean())
+        return {"mse": squared_errors}
 
     def reduce(self, statistics: Mapping[str, Tensor]) -> dict[str, float]:
         """`value`: the mean of the images' PSNR; `pooled`: the PSNR of the mean squared error over all images."""
         mse = statistics["mse"].double()
-        decibels = -10 * mse.clamp(min=LEAST_SQUARED_ERROR).log10()
+        decibels = -10 * mse.clamp(min=MIN_SQUARED_ERROR).log10()
         return {
             "value": _mean(decibels),
-            "pooled": -10 * math.log10(max(_mean(mse), LEAST_SQUARED_ERROR)),
+            "pooled": -10 * math.log10(max(_mean(mse), MIN_SQUARED_ERROR)),
         }
 
 
 class SSIM(ImageMetric):
     """Structural similarity (Wang et al. 2004) of images scaled to [0, 1]: at most 1 (equal).
 
-    Gaussian window of 11 px, σ = 1.5, K1 = 0.01, K2 = 0.03; the mean over all windows that lie wholly inside the
-    image, and over channels. Images have 11 px a side at least (ValueError).
+    Gaussian window of 11 px, σ = 1.5, K1 = 0.01, K2 = 0.03; the mean over channels and over all windows that are
+    entirely inside the image. Raises ValueError for images below 11 px a side.
     """
 
     def measure(self, batch: Batch, y_hat: Tensor) -> dict[str, Tensor]:
@@ -76,7 +77,7 @@ class SSIM(ImageMetric):
         height, width = y_hat.shape[2:]
         if min(height, width) < SSIM_WINDOW:
             raise ValueError(f"ssim takes images from {SSIM_WINDOW} px a side up, not {height}×{width}")
-        return {"ssim": _each(_unit(batch.y), _unit(y_hat), _mean_ssim)}
+        return {"ssim": _compare_each(_to_unit(batch.y), _to_unit(y_hat), _mean_ssim)}
 
     def reduce(self, statistics: Mapping[str, Tensor]) -> dict[str, float]:
         return {"value": _mean(statistics["ssim"])}
@@ -86,13 +87,13 @@ def _mean_ssim(y: Tensor, y_hat: Tensor) -> Tensor:
     return ssim(y[None], y_hat[None], SSIM_WINDOW, max_val=1.0, eps=0.0, padding="valid").mean()
 
 
-def _each(y: Tensor, y_hat: Tensor, compare: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
-    """`compare` on one pair of images (C, H, W) after another, in float32: (B,)."""
+def _compare_each(y: Tensor, y_hat: Tensor, compare: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+    """`compare` for each pair of images (C, H, W) separately, in float32: (B,)."""
     pairs = zip(y.float().contiguous(), y_hat.float().contiguous(), strict=True)
     return torch.stack([compare(target, translation) for target, translation in pairs])
 
 
-def _unit(images: Tensor) -> Tensor:
+def _to_unit(images: Tensor) -> Tensor:
     """From [-1, 1] to [0, 1]."""
     return (images.float() + 1) / 2
 

@@ -1,20 +1,26 @@
-"""Images as an 8-bit picture file would hold them, for metrics that ask what a viewer sees. Imports torch."""
+"""Images with 8 bits a channel, for metrics that measure what a viewer sees. Imports torch."""
 
 from torch import Tensor
 
 from p2pzoo.utils.errors import UserError
 
 
-def levels(images: Tensor) -> Tensor:
-    """Images of any shape in [-1, 1] -> whole numbers 0 to 255, float32: clipped, and rounded as pictures are saved.
+def to_levels(images: Tensor) -> Tensor:
+    """Images of any shape in [-1, 1] -> whole numbers 0 to 255, float32: clipped and rounded as saved pictures are.
 
-    What is not a number stays so: the numbers of a run that diverged must show it.
+    NaN stays NaN, so that the numbers of a diverged run show it.
+
+    >>> import torch
+    >>> to_levels(torch.tensor([-1.0, 0.5, 2.0])).tolist()
+    [0.0, 191.0, 255.0]
     """
     return ((images.detach().float().clamp(-1, 1) + 1) * 127.5).round()
 
 
-def refuse_unless(channels: tuple[int, ...], images: Tensor, metric: str) -> None:
-    """Raises UserError where the images have another number of channels than the metric takes."""
+def check_channels(channels: tuple[int, ...], images: Tensor, metric: str) -> None:
+    """Raises UserError if the channel count of `images` is none of those that the metric takes."""
     if images.shape[1] not in channels:
-        taken = " or ".join({1: "grey (1 channel)", 3: "RGB (3 channels)"}[count] for count in channels)
-        raise UserError(f"{metric} takes {taken} images, and these have {images.shape[1]}: drop it from the recipe")
+        expected = " or ".join({1: "grey (1 channel)", 3: "RGB (3 channels)"}[count] for count in channels)
+        raise UserError(
+            f"{metric} takes {expected} images, and these have {images.shape[1]} channels: remove it from the recipe"
+        )

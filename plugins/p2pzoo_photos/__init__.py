@@ -1,4 +1,4 @@
-"""Tasks made of any folder of photos, and of drawings that come as a package. Light: registering imports no torch."""
+"""Image pairs made from any folder of photos, and from the drawings of a package. Registering imports no torch."""
 
 from p2pzoo import hookimpl
 
@@ -14,13 +14,13 @@ def register_datasets(register):
     register(
         "inpaint",
         "p2pzoo_photos.inpaint:Inpaint",
-        summary="Your own photos: what is hidden in the middle, or at random places, is filled in",
+        summary="Your own photos: fill in the hidden centre, or random hidden blocks",
         paper="arXiv:1604.07379",
     )
     register(
         "edges",
         "p2pzoo_photos.edges:Edges",
-        summary="Your own photos: edges to photo, by Canny or from files of your own",
+        summary="Your own photos: edges to photo, with Canny's edges or your own edge files",
         paper="arXiv:1611.07004",
     )
     register(
@@ -32,12 +32,12 @@ def register_datasets(register):
     register(
         "denoise",
         "p2pzoo_photos.restore:Denoise",
-        summary="Your own photos: noise of sensor and light taken away",
+        summary="Your own photos: remove sensor noise and shot noise",
         paper="doi:10.1109/TIP.2008.2001399",
     )
     register(
         "openmoji",
         "p2pzoo_photos.openmoji:OpenMoji",
-        summary="Emoji, outline to colour: 2,140 pairs of a package",
+        summary="Emoji, outline to colour: 2,140 pairs from a package",
         paper="none",
     )

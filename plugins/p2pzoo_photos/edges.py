@@ -1,6 +1,6 @@
-"""The dataset `edges`: the edges of a photo, and the photo; as edges→shoes of Isola et al. 2017 (arXiv:1611.07004).
+"""The dataset `edges`: the edges of a photo, and the photo; like edges→shoes of Isola et al. 2017 (arXiv:1611.07004).
 
-Edges are those of Canny (1986, doi:10.1109/TPAMI.1986.4767851) as kornia finds them, where the paper has HED; or files.
+Edges come from kornia's Canny (1986, doi:10.1109/TPAMI.1986.4767851), or from files. The paper uses HED.
 """
 
 from __future__ import annotations
@@ -11,28 +11,29 @@ from typing import Annotated
 import numpy as np
 from pydantic import Field
 
-from p2pzoo.data.pairing import Files, pixels
+from p2pzoo.data.pairing import Files, format_size
 from p2pzoo.data.splits import Fractions
 from p2pzoo.images.io import read_header
-from p2pzoo.images.resize import Resize, keeps_alignment
+from p2pzoo.images.resize import ResizeMode, keeps_alignment
 from p2pzoo.plugin import Split
 from p2pzoo.utils.errors import UserError
-from p2pzoo_photos.photos import Count, Photos, Size, luma
+from p2pzoo_photos.photos import Count, Photos, Size, to_luma
 
 Slope = Annotated[float, Field(gt=0, lt=1)]
 Blur = Annotated[float, Field(gt=0)]
-LOW, HIGH, SIGMA = 0.1, 0.2, 1.0
+LOW, HIGH, SIGMA = 0.1, 0.2, 1.0  # kornia's defaults
 
 
 class Edges(Photos):
     """Pairs of edges (H, W, 1), black on white, and photo (H, W, 3), uint8.
 
-    edges      folder of edge files: grey, named as the photos are, of their proportions. Left out: Canny's
-    low, high  Canny's thresholds of the slope, of lightness from 0 to 1 (0.1, 0.2): a line starts where it is above
-               `high` and goes on down to `low`
-    sigma      px, of the blur before Canny's slopes are taken (1.0): larger for fewer lines
+    edges      folder of edge files: grey, with the names and proportions of the photos. Default: Canny's edges
+    low, high  Canny's thresholds for the gradient of lightness from 0 to 1 (0.1, 0.2): a line starts where the gradient
+               is above `high`, and continues where it is above `low`
+    sigma      standard deviation in px of the blur before Canny's gradient (1.0): larger values give fewer lines
 
-    All else, and the errors: see `Photos`. Besides: UserError for photos without edges, and edges without a photo.
+    All other parameters, and more errors: see `Photos`. Raises UserError also for photos without edges and edges
+    without a photo, ValueError for Canny's parameters together with `edges`.
     """
 
     def __init__(
@@ -45,28 +46,32 @@ class Edges(Photos):
         high: Slope | None = None,
         sigma: Blur | None = None,
         size: Size = (256, 256),
-        resize: Resize = "crop",
+        resize: ResizeMode = "crop",
         max_pairs: Count | None = None,
         fractions: Fractions = (0.8, 0.1, 0.1),
         split_seed: int = 0,
     ) -> None:
-        of_canny = {"low": low, "high": high, "sigma": sigma}
-        if edges and (given := [name for name, value in of_canny.items() if value is not None]):
-            raise ValueError(f"{given[0]} is of Canny's edges, and edges = {edges} gives others")
+        for name, value in {"low": low, "high": high, "sigma": sigma}.items():
+            if edges and value is not None:
+                raise ValueError(
+                    f"{name} is a parameter of Canny's edges, and edges = {edges} replaces those: remove one"
+                )
         self._low, self._high, self._sigma = low or LOW, high or HIGH, sigma or SIGMA
         if self._low > self._high:
             raise ValueError(f"low = {self._low} must not be above high = {self._high}")
         super().__init__(split, root, size, resize, max_pairs, fractions, split_seed, (Path(edges),) if edges else ())
 
-    def pair_of(self, id: str, photo: np.ndarray, files: Files) -> tuple[np.ndarray, np.ndarray]:
+    def make_pair(self, id: str, photo: np.ndarray, files: Files) -> tuple[np.ndarray, np.ndarray]:
         if len(files) == 1:
-            return canny(luma(photo), self._low, self._high, self._sigma), photo
-        whole, drawn = files
+            return canny(to_luma(photo), self._low, self._high, self._sigma), photo
+        photo_file, edge_file = files
         sizes = [read_header(file)[:2] for file in files]
         if not keeps_alignment(*sizes, self._resize):
-            told = f"{drawn} is {pixels(*sizes[1])}, {whole} is {pixels(*sizes[0])}"
-            raise UserError(f'{told}: edges and photo must have one size; with resize = "crop" or "fit", proportions')
-        return self.image(drawn, 1), photo
+            raise UserError(
+                f"{edge_file} is {format_size(*sizes[1])}, {photo_file} is {format_size(*sizes[0])}: edges and photo "
+                'must have one size; with resize = "crop" or "fit", equal proportions'
+            )
+        return self.read_photo(edge_file, 1), photo
 
 
 def canny(grey: np.ndarray, low: float, high: float, sigma: float) -> np.ndarray:

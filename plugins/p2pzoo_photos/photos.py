@@ -1,4 +1,4 @@
-"""What the tasks share: a folder of photos, dealt into splits, each photo read and brought to one size."""
+"""What the datasets of photos share: a folder of photos, their splits, reading and resizing."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from typing import Annotated
 import numpy as np
 from pydantic import Field
 
-from p2pzoo.data.pairing import Files, find_pairs, pixels
+from p2pzoo.data.pairing import Files, find_pairs, format_size
 from p2pzoo.data.splits import Fractions, assign_splits, fallback_split
 from p2pzoo.images.io import read_image, with_channels
-from p2pzoo.images.resize import Resize, resize_to
+from p2pzoo.images.resize import ResizeMode, resize_to
 from p2pzoo.plugin import Pair, Split
 from p2pzoo.utils.errors import UserError
 from p2pzoo.utils.files import fingerprint
@@ -22,24 +22,23 @@ Size = tuple[Count, Count]
 
 
 class Photos:
-    """A sequence of Pairs, each made of one photo. A subclass says how (`pair_of`).
+    """A sequence of Pairs, each made from one photo. A subclass defines how (`make_pair`).
 
-    split       "train", "val" or "test": the sub-folders train/, val/, test/ of `root` where there are any, else a
-                share of the files (`fractions`). Where val or test has no photos, the other stands in for it, with a
-                warning
-    root        folder of photos; those in folders inside belong to it. Relative to the folder that p2pzoo is called in
+    split       "train", "val" or "test": the sub-folders train/, val/, test/ of `root` if they exist, else a part of
+                the files (`fractions`). If val or test has no photos, the other is used instead, with a warning
+    root        folder of photos, with all folders below it; relative to the current folder
     size        [H, W] of x and y
-    resize      how a photo comes to that size: "crop" keeps its proportions and cuts the middle out; "fit" keeps them
-                and continues the shorter side by reflection; "stretch"; "none" takes no other size
-    max_pairs   of each split only so many, the first by name
-    fractions   shares of train, val and test where there are no sub-folders
-    split_seed  deals the files out anew
+    resize      how a photo is brought to that size: "crop" keeps its proportions and cuts out the centre; "fit" keeps
+                them and extends the shorter side by reflection; "stretch" loses them; "none" allows no other size
+    max_pairs   maximum number of pairs in each split: the first by name
+    fractions   fractions of train, val and test, if there are no sub-folders
+    split_seed  seed of the random assignment to splits
 
-    `id` is the photo's name without suffix, after those of the folders that it lies in ("val-n02006656-017").
+    `id` is the photo's name without suffix, with the names of its folders in front ("val-n02006656-017").
 
-    Raises UserError, naming the first few files: no such folder or no photos in it, two that have one name. When it is
-    read: a photo that does not decode, with transparent pixels, with more than 8 bits a channel, or of another size
-    than resize = "none" takes. Nothing in the folders is changed.
+    Raises UserError, naming the first few files, for a missing folder, a folder without photos, and photos with the
+    same id; when a photo is read, also if it does not decode, has transparent pixels, more than 8 bits a channel, or a
+    size that resize = "none" does not allow. Nothing in the folders is changed.
     """
 
     x_range = y_range = (0.0, 255.0)
@@ -50,22 +49,22 @@ class Photos:
         split: Split,
         root: Path,
         size: Size,
-        resize: Resize,
+        resize: ResizeMode,
         max_pairs: int | None,
         fractions: Fractions,
         split_seed: int,
-        beside: Files = (),
+        partner_folders: Files = (),
     ) -> None:
-        """`beside`: other folders, that have a file of the same name for each photo."""
-        found = find_pairs(Path(root), *beside, nested=True)
-        dealt = assign_splits(found, str(root), fractions, split_seed)
-        photos = list(fallback_split(dealt, split, str(root)).items())[:max_pairs]
+        """`partner_folders`: other folders with a file of the same name for each photo."""
+        stems = find_pairs(Path(root), *partner_folders, nested=True)
+        splits = assign_splits(stems, str(root), fractions, split_seed)
+        photos = list(fallback_split(splits, split, str(root)).items())[:max_pairs]
         self._ids = [id for id, _ in photos]
         self.files = [files for _, files in photos]
         self._size, self._resize = size, resize
 
-    def pair_of(self, id: str, photo: np.ndarray, files: Files) -> tuple[np.ndarray, np.ndarray]:
-        """x and y of a photo (H, W, 3) uint8, which is theirs to keep."""
+    def make_pair(self, id: str, photo: np.ndarray, files: Files) -> tuple[np.ndarray, np.ndarray]:
+        """x and y of a photo (H, W, 3) uint8; they may share its memory."""
         raise NotImplementedError
 
     def __len__(self) -> int:
@@ -73,16 +72,16 @@ class Photos:
 
     def __getitem__(self, index: int) -> Pair:
         id, files = self._ids[operator.index(index)], self.files[index]
-        return Pair(id, *self.pair_of(id, self.image(files[0], 3), files))
+        return Pair(id, *self.make_pair(id, self.read_photo(files[0], 3), files))
 
-    def image(self, path: Path, channels: int) -> np.ndarray:
-        """(*size, channels) uint8 of a file. Raises UserError where that would lose something."""
+    def read_photo(self, path: Path, channels: int) -> np.ndarray:
+        """A file as (*size, channels) uint8. Raises UserError if the conversion would lose information."""
         image = read_image(path)
         if image.dtype != np.uint8:
-            raise UserError(f"{path}: has {image.dtype} pixels; photos of 8 bits a channel are expected")
+            raise UserError(f"{path}: has {image.dtype} pixels; photos must have 8 bits a channel")
         if self._resize == "none" and image.shape[:2] != self._size:
-            told = f"{path}: {pixels(*image.shape[:2])}, and size is {pixels(*self._size)}"
-            raise UserError(f'{told}: resize = "crop", "fit" or "stretch" brings it there')
+            sizes = f"{format_size(*image.shape[:2])}, and size is {format_size(*self._size)}"
+            raise UserError(f'{path}: is {sizes}: set resize = "crop", "fit" or "stretch"')
         try:
             return resize_to(with_channels(image, channels), self._size, self._resize)
         except ValueError as error:
@@ -90,11 +89,15 @@ class Photos:
 
     @property
     def fingerprint(self) -> str:
-        """Changes when files of this split come, go or change in length."""
+        """Changes when files of this split are added, removed or change in length."""
         return fingerprint([file for files in self.files for file in files])
 
 
-def luma(photo: np.ndarray) -> np.ndarray:
-    """(H, W, 3) uint8 RGB -> (H, W, 1) uint8: Rec. 601, rounded."""
+def to_luma(photo: np.ndarray) -> np.ndarray:
+    """(H, W, 3) uint8 RGB -> (H, W, 1) uint8: luma of Rec. 601, rounded.
+
+    >>> to_luma(np.full((1, 1, 3), [255, 0, 0], np.uint8)).tolist()
+    [[[76]]]
+    """
     red, green, blue = np.moveaxis(photo.astype(np.int32), -1, 0)
     return ((299 * red + 587 * green + 114 * blue + 500) // 1000).astype(np.uint8)[..., None]

@@ -11,13 +11,13 @@ def register_generators(register):
     register(
         "unet",
         "p2pzoo_pix2pix.generators:UNet",
-        summary="The U-Net of pix2pix: an encoder-decoder whose mirrored layers are joined",
+        summary="The U-Net of pix2pix: an encoder-decoder with skip connections between mirrored layers",
         paper="arXiv:1611.07004, §6.1.1",
     )
     register(
         "encoder-decoder",
         "p2pzoo_pix2pix.generators:EncoderDecoder",
-        summary="The U-Net with its skip connections severed (Table 2)",
+        summary="The U-Net without its skip connections (Table 2)",
         paper="arXiv:1611.07004, §6.1.1",
     )
 
@@ -27,19 +27,19 @@ def register_discriminators(register):
     register(
         "pixel",
         "p2pzoo_pix2pix.discriminators:PixelDiscriminator",
-        summary="Judges each pixel alone: 1×1 PixelGAN (Table 3)",
+        summary="Classifies each pixel: 1×1 PixelGAN (Table 3)",
         paper="arXiv:1611.07004, §6.1.2",
     )
     register(
         "patch",
         "p2pzoo_pix2pix.discriminators:PatchDiscriminator",
-        summary="Judges overlapping patches: PatchGAN of 16, 34, 70 or 142 px (Table 3)",
+        summary="Classifies overlapping patches: PatchGAN of 16, 34, 70 or 142 px (Table 3)",
         paper="arXiv:1611.07004, §6.1.2",
     )
     register(
         "image",
         "p2pzoo_pix2pix.discriminators:ImageDiscriminator",
-        summary="Judges a whole 256×256 image: 286×286 ImageGAN (Table 3)",
+        summary="Classifies a whole 256×256 image: 286×286 ImageGAN (Table 3)",
         paper="arXiv:1611.07004, §6.1.2",
     )
 

@@ -1,8 +1,8 @@
-"""The discriminators of pix2pix: convolutional classifiers of every pixel, of every patch, of the whole image.
+"""The discriminators of pix2pix: convolutional classifiers of each pixel, of each patch or of the whole image.
 
-arXiv:1611.07004 v3, §6.1.2 and Table 3, with the strides of phillipi/pix2pix `models.lua`: the appendix says that
-all convolutions have stride 2, but only the first n do; with the last two at stride 1 the receptive fields are
-the 16, 70 and 286 px that the paper names. Imports torch, pydantic's Field, and this plugin's layers.
+arXiv:1611.07004 v3, §6.1.2 and Table 3, with the strides of phillipi/pix2pix `models.lua`. The appendix says that all
+convolutions have stride 2, but only the first n do. With the last two at stride 1, the receptive fields are the 16, 70
+and 286 px that the paper names.
 """
 
 from collections.abc import Sequence
@@ -13,20 +13,20 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from p2pzoo_pix2pix import layouts
+from p2pzoo_pix2pix import state_dict_formats as formats
 from p2pzoo_pix2pix.layers import Bias, Norm, has_bias, make_norm
 
 Width = Annotated[int, Field(ge=1)]
 
-STRIDED_LAYERS = {16: 1, 34: 2, 70: 3, 142: 4, 286: 5}  # receptive field -> `n_layers_D` of the public codes
+STRIDED_LAYERS = {16: 1, 34: 2, 70: 3, 142: 4, 286: 5}  # receptive field -> `n_layers_D` in the public code
 
 
 @dataclass(frozen=True)
 class Convolutions:
-    """The hidden convolutions of a discriminator, and one of stride 1 to the logit after them.
+    """The hidden convolutions of a discriminator. One more, of stride 1, leads from the last of them to the logit.
 
-    widths, strides  of the hidden ones, from the input side on
-    kernel, padding  of all
+    widths, strides  output channels and stride of each hidden convolution, from the input on
+    kernel, padding  of all convolutions
     """
 
     widths: list[int]
@@ -36,7 +36,11 @@ class Convolutions:
 
     @property
     def receptive_field(self) -> int:
-        """Side in pixels of what one logit sees."""
+        """Side in pixels of the patch that one logit depends on.
+
+        >>> Convolutions([64, 128, 256, 512], [2, 2, 2, 1], kernel=4, padding=1).receptive_field
+        70
+        """
         field = self.kernel
         for stride in reversed(self.strides):
             field = (field - 1) * stride + self.kernel
@@ -44,18 +48,21 @@ class Convolutions:
 
     @property
     def smallest_side(self) -> int:
-        """The least H and W that leave 2×2 before the logit: a 4×4 kernel reaches it, no norm sees a single value."""
+        """The smallest H and W that leave 2×2 values before the logit.
+
+        Fewer leave none for a 4×4 kernel with padding 1, or only one value per channel for a norm.
+        """
         side = 2
         for stride in reversed(self.strides):
             side = (side - 1) * stride + self.kernel - 2 * self.padding
         return side
 
 
-def _pixelwise(width: int) -> Convolutions:
+def _pixel_convolutions(width: int) -> Convolutions:
     return Convolutions(widths=[width, 2 * width], strides=[1, 1], kernel=1, padding=0)
 
 
-def _patchwise(receptive_field: int, width: int) -> Convolutions:
+def _patch_convolutions(receptive_field: int, width: int) -> Convolutions:
     n = STRIDED_LAYERS[receptive_field]
     widths = [width * min(2**i, 8) for i in range(n + 1)]
     return Convolutions(widths, strides=[2] * n + [1], kernel=4, padding=1)
@@ -64,22 +71,22 @@ def _patchwise(receptive_field: int, width: int) -> Convolutions:
 class ConvDiscriminator(nn.Module):
     """Hidden blocks of convolution, norm (not on the first) and LeakyReLU(0.2), then a convolution to one logit.
 
-    Not a component itself: the classes below say which convolutions. Their common arguments:
+    The base class of the components below, which choose the convolutions. Their common parameters:
 
-    Args:
-        in_channels, out_channels, size: of x, of y, and (H, W) of both.
-        conditional: D sees (x, y) concatenated on channels, or y alone.
-        width: channels of the first block; block i has min(2**i, 8) · width.
-        norm: on all blocks but the first; instance norm has no affine parameters.
-        bias: "lua": all convolutions have one. "pytorch": those that have one in that code; under instance norm
-            these are all, otherwise the first and (except in PixelGAN) the last.
+    in_channels, out_channels, size  channels of x, channels of y, and (H, W) of both
+    conditional  D sees x and y, concatenated on channels; false: y alone
+    width        channels of the first block; block i has min(2**i, 8) · width
+    norm         "batch", "instance" or "none", after all convolutions but the first and the last. Instance norm has no
+                 affine parameters
+    bias         which convolutions have a bias. "lua": all. "pytorch": the same as in that code; with instance norm
+                 all, otherwise the first and (except in PixelGAN) the last
 
-    forward and features take
+    `forward` and `features` take
 
-        x       (B, in_channels, H, W) in [-1, 1]; ignored unless conditional
-        y       (B, out_channels, H, W) in [-1, 1]
+        x  (B, in_channels, H, W) in [-1, 1]; ignored unless conditional
+        y  (B, out_channels, H, W) in [-1, 1]
 
-    and raise ValueError, as the constructor does, for images of less than `smallest_side` px.
+    Raises ValueError for images with sides below `smallest_side` px, here and in `forward` and `features`.
     """
 
     def __init__(
@@ -111,11 +118,11 @@ class ConvDiscriminator(nn.Module):
         self.to_logit = nn.Conv2d(channels, 1, kernel, 1, padding, bias=last_bias)
 
     def forward(self, x: Tensor, y: Tensor) -> list[Tensor]:
-        """[logits (B, 1, h, w)]: one map, as this D has one scale; the paper's sigmoid is part of the loss here."""
+        """[logits (B, 1, h, w)]: one map, since this D has one scale. The paper's sigmoid is part of the loss here."""
         return [self.to_logit(self._hidden(x, y)[-1])]
 
     def features(self, x: Tensor, y: Tensor) -> list[list[Tensor]]:
-        """[[activations after each hidden block, from the input side on]]."""
+        """[[activations after each hidden block, from the input on]]."""
         return [self._hidden(x, y)]
 
     def _hidden(self, x: Tensor, y: Tensor) -> list[Tensor]:
@@ -130,18 +137,22 @@ class ConvDiscriminator(nn.Module):
     def _check(self, size: Sequence[int]) -> None:
         if min(size) < self.smallest_side:
             raise ValueError(
-                f"a discriminator with a receptive field of {self.receptive_field} px takes sides "
-                f"from {self.smallest_side} px up, not {size[0]}×{size[1]}"
+                f"a discriminator with a receptive field of {self.receptive_field} px needs sides "
+                f"of at least {self.smallest_side} px, not {size[0]}×{size[1]}"
             )
 
 
 class PixelDiscriminator(ConvDiscriminator):
-    """PixelGAN, C64-C128 with 1×1 convolutions: (h, w) = (H, W), and each logit sees one pixel.
+    """PixelGAN, C64-C128 with 1×1 convolutions: (h, w) = (H, W), and each logit depends on one pixel.
 
-    Arguments and errors are those of ConvDiscriminator.
+    Parameters and errors: see ConvDiscriminator.
+
+    >>> D = PixelDiscriminator(3, 3, (32, 32), width=4)
+    >>> [logits.shape for logits in D(torch.zeros(1, 3, 32, 32), torch.zeros(1, 3, 32, 32))]
+    [torch.Size([1, 1, 32, 32])]
     """
 
-    state_dict_formats = (layouts.REFERENCE_PIXEL,)
+    state_dict_formats = (formats.REFERENCE_PIXEL,)
 
     def __init__(
         self,
@@ -154,8 +165,8 @@ class PixelDiscriminator(ConvDiscriminator):
         norm: Norm = "batch",
         bias: Bias = "pytorch",
     ) -> None:
-        biased = has_bias(bias, norm)
-        convolutions = _pixelwise(width)
+        with_bias = has_bias(bias, norm)
+        convolutions = _pixel_convolutions(width)
         super().__init__(
             in_channels,
             out_channels,
@@ -163,24 +174,27 @@ class PixelDiscriminator(ConvDiscriminator):
             convolutions,
             conditional=conditional,
             norm=norm,
-            hidden_bias=biased,
-            last_bias=biased,
+            hidden_bias=with_bias,
+            last_bias=with_bias,
         )
 
 
 class PatchDiscriminator(ConvDiscriminator):
-    """PatchGAN, C64-C128-C256-C512 for 70 px: each logit sees one of many overlapping patches.
+    """PatchGAN, C64-C128-C256-C512 for 70 px: each logit depends on one of many overlapping patches.
 
-    All convolutions are 4×4 with padding 1: n of stride 2, one of stride 1, and one of stride 1 to the logit, where
-    n = 1, 2, 3, 4 for 16, 34, 70, 142 px; so h = H // 2**n - 2. Images have 3 · 2**n px at least.
+    All convolutions are 4×4 with padding 1: n of stride 2, one of stride 1, and one of stride 1 to the logit, with
+    n = 1, 2, 3, 4 for 16, 34, 70, 142 px. So h = H // 2**n - 2, and sides are at least 3 · 2**n px.
 
-    Args:
-        receptive_field: side in pixels of the patches; the paper has 16 and 70.
+    receptive_field  side of the patches in pixels: 16, 34, 70 or 142; the paper has 16 and 70
 
-    Further arguments and errors are those of ConvDiscriminator.
+    Further parameters and errors: see ConvDiscriminator.
+
+    >>> D = PatchDiscriminator(3, 3, (32, 32), receptive_field=16, width=4)
+    >>> [logits.shape for logits in D(torch.zeros(1, 3, 32, 32), torch.zeros(1, 3, 32, 32))]
+    [torch.Size([1, 1, 14, 14])]
     """
 
-    state_dict_formats = (layouts.REFERENCE_PATCH, layouts.MMAGIC_PATCH)
+    state_dict_formats = (formats.REFERENCE_PATCH, formats.MMAGIC_PATCH)
 
     def __init__(
         self,
@@ -200,7 +214,7 @@ class PatchDiscriminator(ConvDiscriminator):
             in_channels,
             out_channels,
             size,
-            _patchwise(receptive_field, width),
+            _patch_convolutions(receptive_field, width),
             conditional=conditional,
             norm=norm,
             hidden_bias=has_bias(bias, norm),
@@ -211,11 +225,15 @@ class PatchDiscriminator(ConvDiscriminator):
 class ImageDiscriminator(ConvDiscriminator):
     """ImageGAN, C64-C128-C256-C512-C512-C512: a PatchGAN of 286 px, more than a whole 256×256 image.
 
-    At 256×256 its 6×6 logits see the image with the zeros around it. Arguments and errors are those of
-    ConvDiscriminator; images have 96 px at least.
+    At 256×256 each of its 6×6 logits depends on the whole image and on the zero padding around it. Sides are at least
+    96 px. Parameters and errors: see ConvDiscriminator.
+
+    >>> D = ImageDiscriminator(3, 3, (96, 96), width=4)
+    >>> [logits.shape for logits in D(torch.zeros(1, 3, 96, 96), torch.zeros(1, 3, 96, 96))]
+    [torch.Size([1, 1, 1, 1])]
     """
 
-    state_dict_formats = (layouts.REFERENCE_IMAGE, layouts.MMAGIC_IMAGE)
+    state_dict_formats = (formats.REFERENCE_IMAGE, formats.MMAGIC_IMAGE)
 
     def __init__(
         self,
@@ -232,7 +250,7 @@ class ImageDiscriminator(ConvDiscriminator):
             in_channels,
             out_channels,
             size,
-            _patchwise(286, width),
+            _patch_convolutions(286, width),
             conditional=conditional,
             norm=norm,
             hidden_bias=has_bias(bias, norm),

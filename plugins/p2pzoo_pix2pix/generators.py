@@ -1,8 +1,7 @@
-"""The generators of pix2pix: the U-Net, and the encoder-decoder that is left when its skips are severed.
+"""The generators of pix2pix: the U-Net, and the encoder-decoder, which is the U-Net without its skip connections.
 
-arXiv:1611.07004 v3, §6.1.1, in the order of operations of phillipi/pix2pix `models.lua`: the activation stands
-before each convolution, so a skip carries what the convolution (and norm) made, not yet activated.
-Imports torch, pydantic's Field, the contracts, and this plugin's layers.
+arXiv:1611.07004 v3, §6.1.1, in the order of operations of phillipi/pix2pix `models.lua`: the activation comes before
+each convolution, so a skip connection carries the output of a convolution (and norm) before the activation.
 """
 
 from itertools import pairwise
@@ -13,58 +12,61 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from p2pzoo.plugin import AddedLater
-from p2pzoo_pix2pix import layouts
+from p2pzoo_pix2pix import state_dict_formats as formats
 from p2pzoo_pix2pix.layers import Bias, Norm, has_bias, make_bottleneck_norm, make_norm
 
 Noise = Literal["dropout", "gaussian", "none"]
 DropoutPlaces = Literal["paper", "pytorch"]
 Upsample = Literal["transpose", "resize-conv"]
 
-SMALLEST_SIDE = 32
-SHALLOWEST = 2
-DEEPEST_BY_DEFAULT = 8  # 256 px -> 1 px
-DROPOUT = 0.5
+MIN_SIDE = 32  # px; a lower limit, so that a wrong size is an error
+MIN_DEPTH = 2  # an outermost and an innermost layer
+MAX_DEFAULT_DEPTH = 8  # the paper's: 256 px -> 1 px
+DROPOUT = 0.5  # probability (§6.1.1)
 
 
 class EncoderDecoder(nn.Module):
-    """`depth` convolutions halve the image, `depth` transposed ones double it again; all 4×4, stride 2.
+    """`depth` convolutions halve the image, `depth` transposed convolutions double it again; all 4×4, stride 2.
 
     At depth 8, with Ck a convolution to k channels and CDk one with dropout:
 
         encoder  C64-C128-C256-C512-C512-C512-C512-C512       LeakyReLU(0.2) before each but the first
         decoder  CD512-CD512-CD512-C512-C256-C128-C64-Cout    ReLU before each, Tanh at the end
 
-    with a norm after every layer except the first, the last and (unless `bottleneck_norm`) the innermost.
+    with a norm after each layer except the first, the last and (unless `bottleneck_norm`) the innermost.
 
-    x  (B, in_channels, H, W) in [-1, 1]; H and W any multiples of `size_divisor` = 2**depth
+    x  (B, in_channels, H, W) in [-1, 1]; H and W are multiples of `size_divisor` = 2**depth
     ŷ  (B, out_channels, H, W) in [-1, 1]
 
-    Args:
-        in_channels, out_channels: of x and y.
-        size: (H, W) of the training images, each from 32 up and a multiple of 2**depth (of 4 at least).
-        width: channels k of the first layer; layer i has min(2**i, 8) · width.
-        depth: layers on each side. None: as often as 2 divides both sides, at most 8.
-        norm: after the convolutions; instance norm has no affine parameters.
-        bottleneck_norm: the paper's own runs had a norm on the innermost layer too, which at batch 1 and 1×1
-            replaces it by a constant (§6.3); the released codes dropped it. See layers.py.
-        bias: "pytorch": no convolution has a bias but the last (under instance norm all have one, as in that
-            code); "lua": all have one.
-        noise: the z of G(x, z). "dropout": the paper's choice. "gaussian": one map of N(0, 1) joins x as a
-            channel, drawn from torch's default generator in training mode and zero in eval mode; the paper
-            found that G learns to ignore it (§3.2). "none": G is deterministic.
-        dropout: where dropout stands, for noise = "dropout" only. "paper" (also the meaning of None): on the first
-            three decoder layers, as the appendix and models.lua have it. "pytorch": one layer later, on
-            d2 .. d(depth - 4), which are also three at depth 8; depth 6 at least.
-        upsample: "transpose": the transposed convolutions of the paper. "resize-conv": nearest-neighbour resizing and a
-            3×3 convolution in place of each, against their checkerboards (Odena et al. 2016,
-            doi:10.23915/distill.00003).
+    in_channels, out_channels  of x and y
+    size             (H, W) of the training images, each at least 32 and a multiple of 2**depth (at least of 4)
+    width            channels of the first layer; layer i has min(2**i, 8) · width
+    depth            layers of the encoder and of the decoder; unset: as often as 2 divides both sides, at most 8
+    norm             "batch", "instance" or "none", after the convolutions. Instance norm has no affine parameters
+    bottleneck_norm  a norm on the innermost layer too, as in the paper's own runs. At batch 1 and 1×1 px it replaces
+                     the layer by a constant (§6.3), so the released codes removed it. See layers.py
+    bias             which convolutions have a bias. "pytorch": only the last (with instance norm all, as in that code).
+                     "lua": all
+    noise            the z of G(x, z): "dropout", "gaussian" or "none". "dropout" is the paper's choice. "gaussian": one
+                     map of N(0, 1) becomes a channel of x; torch's default generator draws it in training mode, and
+                     it is zero in eval mode. The paper found that G learns to ignore it (§3.2). "none": G is
+                     deterministic
+    dropout          which layers have dropout: "paper" (the default) or "pytorch"; for noise = "dropout" only. "paper":
+                     the first three layers of the decoder, as in the appendix and in models.lua. "pytorch": one layer
+                     later, d2 .. d(depth - 4), which are also three at depth 8; this needs a depth of at least 6
+    upsample         "transpose" or "resize-conv". "transpose": the transposed convolutions of the paper. "resize-conv":
+                     nearest-neighbour resizing and a 3×3 convolution instead, which avoids checkerboard patterns
+                     (Odena et al. 2016, doi:10.23915/distill.00003)
 
-    Raises:
-        ValueError: a size or a combination of parameters that makes no network; in forward, a size that is not
-            a multiple of `size_divisor`.
+    Raises ValueError for a size or a combination of parameters that gives no network, and in `forward` for a size that
+    is not a multiple of `size_divisor`.
+
+    >>> G = EncoderDecoder(3, 3, (32, 32), width=4)
+    >>> G(torch.zeros(1, 3, 32, 64)).shape
+    torch.Size([1, 3, 32, 64])
     """
 
-    join_factor = 1  # channels after a join over channels of the decoder layer before it
+    join_factor = 1  # input channels of a decoder layer / output channels of the layer before it
 
     def __init__(
         self,
@@ -82,30 +84,30 @@ class EncoderDecoder(nn.Module):
         upsample: Annotated[Upsample, AddedLater] = "transpose",
     ) -> None:
         super().__init__()
-        depth = _checked_depth(size, depth)
-        dropped = _dropped_layers(depth, noise, dropout)
-        biased = has_bias(bias, norm)
+        depth = _resolve_depth(size, depth)
+        dropout_layers = _dropout_layers(depth, noise, dropout)
+        with_bias = has_bias(bias, norm)
         self.size_divisor = 2**depth
         self.noise = noise
 
-        entering_e1 = in_channels + 1 if noise == "gaussian" else in_channels
-        e = [width * min(2**i, 8) for i in range(depth)]  # channels leaving e1 .. e_depth
-        d = [*reversed(e[:-1]), out_channels]  # channels leaving d1 .. d_depth
-        joined = [e[-1], *(self.join_factor * channels for channels in d[:-1])]  # channels entering d1 .. d_depth
+        channels_in = in_channels + 1 if noise == "gaussian" else in_channels
+        e = [width * min(2**i, 8) for i in range(depth)]  # output channels of e1 .. e_depth
+        d = [*reversed(e[:-1]), out_channels]  # output channels of d1 .. d_depth
+        joined = [e[-1], *(self.join_factor * channels for channels in d[:-1])]  # input channels of d1 .. d_depth
 
-        encoder = [nn.Sequential(_down(entering_e1, e[0], biased))]
+        encoder = [nn.Sequential(_down(channels_in, e[0], with_bias))]
         for entering, leaving in pairwise(e[:-1]):
             encoder.append(
-                nn.Sequential(nn.LeakyReLU(0.2), _down(entering, leaving, biased), *make_norm(norm, leaving))
+                nn.Sequential(nn.LeakyReLU(0.2), _down(entering, leaving, with_bias), *make_norm(norm, leaving))
             )
         innermost_norm = make_bottleneck_norm(norm, e[-1]) if bottleneck_norm else []
-        encoder.append(nn.Sequential(nn.LeakyReLU(0.2), _down(e[-2], e[-1], biased), *innermost_norm))
+        encoder.append(nn.Sequential(nn.LeakyReLU(0.2), _down(e[-2], e[-1], with_bias), *innermost_norm))
 
         decoder = []
         for i, (entering, leaving) in enumerate(zip(joined[:-1], d[:-1], strict=True), start=1):
-            noisy = [nn.Dropout(DROPOUT)] if i in dropped else []
-            up = _up(upsample, entering, leaving, biased)
-            decoder.append(nn.Sequential(nn.ReLU(), up, *make_norm(norm, leaving), *noisy))
+            noise_layer = [nn.Dropout(DROPOUT)] if i in dropout_layers else []
+            up = _up(upsample, entering, leaving, with_bias)
+            decoder.append(nn.Sequential(nn.ReLU(), up, *make_norm(norm, leaving), *noise_layer))
         decoder.append(nn.Sequential(nn.ReLU(), _up(upsample, joined[-1], out_channels, bias=True), nn.Tanh()))
 
         self.encoder = nn.ModuleList(encoder)
@@ -115,7 +117,7 @@ class EncoderDecoder(nn.Module):
         height, width = x.shape[2:]
         if height % self.size_divisor or width % self.size_divisor:
             raise ValueError(
-                f"this generator takes sides that are multiples of {self.size_divisor}, not {height}×{width}"
+                f"this generator needs sides that are multiples of {self.size_divisor}, not {height}×{width}"
             )
 
         e = self._with_noise(x) if self.noise == "gaussian" else x
@@ -127,12 +129,12 @@ class EncoderDecoder(nn.Module):
         d = encoded.pop()
         for layer in self.decoder:
             d = layer(d)
-            if encoded:  # the last layer has no partner
+            if encoded:  # the last layer has no skip connection
                 d = self.join(d, encoded.pop())
         return d
 
     def join(self, d: Tensor, e: Tensor) -> Tensor:
-        """What the next decoder layer sees of the last one, d, and of its mirror in the encoder, e."""
+        """The input of the next decoder layer, from the output d of this layer and the output e of its mirror layer."""
         return d
 
     def _with_noise(self, x: Tensor) -> Tensor:
@@ -141,20 +143,25 @@ class EncoderDecoder(nn.Module):
 
 
 class UNet(EncoderDecoder):
-    """The encoder-decoder with skips: the output of each encoder layer is concatenated to that of its mirror.
+    """The encoder-decoder with skip connections, which concatenate the output of each encoder layer to its mirror's.
 
-    The paper's list for the U-Net decoder, CD512-CD1024-CD1024-C1024-C1024-C512-C256-C128, counts these joined inputs:
-    the layers give out as many channels as the encoder-decoder's. Parameters, shapes and errors are those of
-    EncoderDecoder, and:
+    The paper's list for the U-Net decoder, CD512-CD1024-CD1024-C1024-C1024-C512-C256-C128, counts the concatenated
+    channels. The layers themselves have as many output channels as in the encoder-decoder.
 
-    Args:
-        skip_first: which half of a join comes first: the decoder's, as in models.lua, or the encoder's, as in the
-            PyTorch code. The same function, once the halves of each transposed convolution's input channels are
-            swapped, but its sums are taken in another order: imported weights give the same bits only with theirs.
+    skip_first  the encoder's half of a concatenation comes first, as in the PyTorch code; false: the decoder's half, as
+                in models.lua. Both are the same function if the halves of each transposed convolution's input channels
+                are swapped, but sums have another order: imported weights give bit-identical results only with the
+                order that they were trained with
+
+    Further parameters, shapes and errors: see EncoderDecoder.
+
+    >>> G = UNet(3, 3, (32, 32), width=4)
+    >>> G(torch.zeros(1, 3, 32, 32)).shape
+    torch.Size([1, 3, 32, 32])
     """
 
     join_factor = 2
-    state_dict_formats = (layouts.REFERENCE_UNET, layouts.MMAGIC_UNET)
+    state_dict_formats = (formats.REFERENCE_UNET, formats.MMAGIC_UNET)
 
     def __init__(
         self,
@@ -205,34 +212,34 @@ def _up(upsample: Upsample, entering: int, leaving: int, bias: bool) -> nn.Modul
     raise ValueError(f"upsample must be 'transpose' or 'resize-conv', not {upsample!r}")
 
 
-def _checked_depth(size: tuple[int, int], depth: int | None) -> int:
-    """The depth asked for, or the deepest that the size allows; ValueError naming the nearest sizes that do."""
-    if depth is not None and depth < SHALLOWEST:
-        raise ValueError(f"depth must be at least {SHALLOWEST}, not {depth}")
-    divisor = 2 ** (depth or SHALLOWEST)
-    if min(size) < SMALLEST_SIDE or any(side % divisor for side in size):
+def _resolve_depth(size: tuple[int, int], depth: int | None) -> int:
+    """The given depth, or the largest that the size allows. Raises ValueError with the nearest valid sizes."""
+    if depth is not None and depth < MIN_DEPTH:
+        raise ValueError(f"depth must be at least {MIN_DEPTH}, not {depth}")
+    divisor = 2 ** (depth or MIN_DEPTH)
+    if min(size) < MIN_SIDE or any(side % divisor for side in size):
         smaller, larger = zip(*(_nearest(side, divisor) for side in size), strict=True)
         nearest = " or ".join(f"{height}×{width}" for height, width in sorted({smaller, larger}))
         raise ValueError(
             f"size {size[0]}×{size[1]} does not fit: sides must be multiples of {divisor}, "
-            f"from {SMALLEST_SIDE} up; the nearest that fit: {nearest}"
+            f"at least {MIN_SIDE}; the nearest that fit: {nearest}"
         )
-    return depth or min(DEEPEST_BY_DEFAULT, *(_twos(side) for side in size))
+    return depth or min(MAX_DEFAULT_DEPTH, *(_count_halvings(side) for side in size))
 
 
-def _twos(side: int) -> int:
-    """How often 2 divides `side`."""
+def _count_halvings(side: int) -> int:
+    """The exponent of 2 in `side`."""
     return (side & -side).bit_length() - 1
 
 
 def _nearest(side: int, divisor: int) -> tuple[int, int]:
-    """The multiples of `divisor` just below and above `side` (both `side` itself if it is one), from 32 up."""
-    least = -(-SMALLEST_SIDE // divisor) * divisor
-    return max(least, side // divisor * divisor), max(least, -(-side // divisor) * divisor)
+    """The multiples of `divisor` just below and above `side` (`side` itself if it is one), at least 32."""
+    smallest = -(-MIN_SIDE // divisor) * divisor
+    return max(smallest, side // divisor * divisor), max(smallest, -(-side // divisor) * divisor)
 
 
-def _dropped_layers(depth: int, noise: Noise, dropout: DropoutPlaces | None) -> range:
-    """The decoder layers d_i, counted from 1 at the bottleneck, whose output passes through dropout."""
+def _dropout_layers(depth: int, noise: Noise, dropout: DropoutPlaces | None) -> range:
+    """The decoder layers d_i with dropout after them, counted from 1 at the bottleneck."""
     if noise not in ("dropout", "gaussian", "none"):
         raise ValueError(f"noise must be 'dropout', 'gaussian' or 'none', not {noise!r}")
     if dropout not in (None, "paper", "pytorch"):
@@ -244,7 +251,7 @@ def _dropped_layers(depth: int, noise: Noise, dropout: DropoutPlaces | None) -> 
     if dropout == "pytorch":
         if depth < 6:
             raise ValueError(
-                f"dropout = 'pytorch' stands on d2 .. d(depth - 4), which is no layer at depth {depth}: "
+                f"dropout = 'pytorch' is on d2 .. d(depth - 4), which is no layer at depth {depth}: "
                 "use dropout = 'paper', or noise = 'none'"
             )
         return range(2, depth - 3)

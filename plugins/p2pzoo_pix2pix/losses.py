@@ -1,7 +1,7 @@
-"""The losses of pix2pix, on a Scene: what D says of (x, y) and of (x, ŷ), as logits, one map per scale.
+"""The losses of pix2pix, on StepOutputs: D's logits for (x, y) and for (x, ŷ), one map per scale.
 
-All are means, over the pixels or logits of a map, over the batch, and over the maps where D has several scales.
-Equations are those of arXiv:1611.07004 v3. Imports torch and the contracts.
+All are means over the pixels or logits of a map, over the batch, and over the maps if D has several scales.
+Equation numbers are those of arXiv:1611.07004 v3.
 """
 
 from typing import Annotated
@@ -15,41 +15,40 @@ from p2pzoo.plugin import AddedLater, StepOutputs
 
 
 class Vanilla:
-    """The conditional GAN, Eq. 1 (Eq. 2 where D is unconditional), with D(·) = sigmoid(logit).
+    """The conditional GAN, Eq. 1 (Eq. 2 if D is unconditional), with D(·) = sigmoid(logit).
 
-    D maximises  log D(x, y) + log(1 − D(x, G(x, z))), the objective divided by 2 to slow D down (§3.3);
-    G maximises  log D(x, G(x, z)) instead of minimising log(1 − D(x, G(x, z))), also §3.3.
+    D maximises log D(x, y) + log(1 − D(x, G(x, z))). This objective is divided by 2 to slow D down (§3.3).
+    G maximises log D(x, G(x, z)) instead of minimising log(1 − D(x, G(x, z))), also §3.3.
 
-    Args:
-        halved: divide D's objective by 2, as the paper says and the PyTorch code does. The Lua code halves only
-            the number that it prints; the TensorFlow code does not.
-        log_eps: added to D(·) and to 1 − D(·) inside the logarithms: 1e-12 in the Lua and TensorFlow codes, whose
-            sigmoid is part of D. A verdict that rounds to 0 or 1 there has no gradient any more. 0 computes from the
-            logits, as the PyTorch code does, and never saturates.
+    halved   divide D's objective by 2, as in the paper and in the PyTorch code. The Lua code halves only the number
+             that it prints; the TensorFlow code does not halve
+    log_eps  added to D(·) and to 1 − D(·) inside the logarithms: 1e-12 in the Lua and TensorFlow codes, where the
+             sigmoid is part of D. A D(·) that rounds to 0 or 1 there has no gradient. 0, as in the PyTorch code,
+             computes the loss from the logits, which never saturates
     """
 
     minimum = (0.0, 0.0)
 
     def __init__(self, *, halved: bool = True, log_eps: Annotated[float, Field(ge=0, lt=1), AddedLater] = 0.0) -> None:
-        self.share = 0.5 if halved else 1.0
+        self.scale = 0.5 if halved else 1.0
         self.log_eps = log_eps
 
     def discriminator_loss(self, out: StepOutputs) -> Tensor:
-        """What D minimises, ≥ 0: (−log D(x, y) − log(1 − D(x, ŷ))) / 2; log 2 when D knows nothing."""
-        return self.share * (self._log_loss(out.real, label=1.0) + self._log_loss(out.fake, label=0.0))
+        """What D minimises, ≥ 0: (−log D(x, y) − log(1 − D(x, ŷ))) / 2. It is log 2 if D(·) = 1/2 everywhere."""
+        return self.scale * (self._log_loss(out.real, label=1.0) + self._log_loss(out.fake, label=0.0))
 
     def generator_loss(self, out: StepOutputs) -> Tensor:
         """What G minimises, ≥ 0: −log D(x, ŷ)."""
         return self._log_loss(out.fake, label=1.0)
 
     def _log_loss(self, maps: list[Tensor], *, label: float) -> Tensor:
-        return _log_loss_with(self.log_eps, maps, label=label) if self.log_eps else _log_loss(maps, label=label)
+        return _log_loss_with_eps(self.log_eps, maps, label=label) if self.log_eps else _log_loss(maps, label=label)
 
 
 class LeastSquares:
     """Least-squares GAN (Mao et al. 2017, arXiv:1611.04076, Eq. 9, a = 0 and b = c = 1), without a sigmoid.
 
-    As in the PyTorch code, the 1/2 of Eq. 9 stands on D's side only.
+    As in the PyTorch code, only D's side has the factor 1/2 of Eq. 9.
     """
 
     minimum = (0.0, 0.0)
@@ -74,7 +73,7 @@ class L1:
 
 
 class L2:
-    """E[(y − ŷ)²], which the paper set aside for L1 because it blurs more (§3.1): 0 to 4."""
+    """E[(y − ŷ)²]: 0 to 4. The paper prefers L1, because L2 blurs more (§3.1)."""
 
     side = "generator"
     minimum = 0.0
@@ -87,9 +86,9 @@ def _log_loss(maps: list[Tensor], *, label: float) -> Tensor:
     return _mean([F.binary_cross_entropy_with_logits(logits, torch.full_like(logits, label)) for logits in maps])
 
 
-def _log_loss_with(eps: float, maps: list[Tensor], *, label: float) -> Tensor:
-    verdicts = [torch.sigmoid(logits) for logits in maps]
-    return _mean([-torch.log((verdict if label else 1 - verdict) + eps).mean() for verdict in verdicts])
+def _log_loss_with_eps(eps: float, maps: list[Tensor], *, label: float) -> Tensor:
+    probabilities = [torch.sigmoid(logits) for logits in maps]
+    return _mean([-torch.log((p if label else 1 - p) + eps).mean() for p in probabilities])
 
 
 def _squared_error(maps: list[Tensor], *, label: float) -> Tensor:

@@ -17,7 +17,7 @@ def register_generators(register):
     register(
         "pix2pixhd-local",
         "p2pzoo_pix2pixhd.generators:LocalEnhancer",
-        summary="G2 around a G1 at half the resolution, which [init] generator can give",
+        summary="G2 around a G1 at half the resolution; [init] generator can load a trained G1",
         paper="arXiv:1711.11585, §3.2 and appendix",
     )
 
@@ -27,6 +27,6 @@ def register_discriminators(register):
     register(
         "multiscale",
         "p2pzoo_pix2pixhd.discriminators:MultiscaleDiscriminator",
-        summary="Alike PatchGANs on the image at full, half and quarter size",
+        summary="Identical PatchGANs on the image at full, half and quarter size",
         paper="arXiv:1711.11585, §3.2 and appendix",
     )

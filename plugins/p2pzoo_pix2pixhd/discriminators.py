@@ -1,5 +1,7 @@
-"""The multi-scale discriminator of pix2pixHD (arXiv:1711.11585, §3.2 and appendix): D1, D2, D3 are alike and each sees
-the image at half the size of the one before. Imports torch, pydantic's Field, and this plugin's boundary maps."""
+"""The multi-scale discriminator of pix2pixHD (arXiv:1711.11585, §3.2 and appendix).
+
+D1, D2 and D3 have the same architecture. Each gets the image at half the size of the one before.
+"""
 
 from collections.abc import Sequence
 from itertools import pairwise
@@ -13,34 +15,37 @@ from torch.nn import functional as F
 from p2pzoo_pix2pixhd.boundaries import with_boundaries
 
 Count = Annotated[int, Field(ge=1)]
-KERNEL = 4
+KERNEL = 4  # of all convolutions (appendix)
 
 
 class MultiscaleDiscriminator(nn.Module):
-    """`num_scales` PatchGANs C64-C128-C256-C512 on (x, y), average-pooled to half the size for each after the first.
+    """`num_scales` PatchGANs C64-C128-C256-C512 on (x, y). For each after the first, average pooling halves the images.
 
     All convolutions are 4×4 with padding 2, as in the public code: `strided_layers` of stride 2, one of stride 1, and
-    one of stride 1 to the logit. LeakyReLU(0.2) after each but the last; before it, on all but the first, instance norm
-    without affine parameters.
+    one of stride 1 to the logit. Instance norm without affine parameters follows all but the first and the last, then
+    LeakyReLU(0.2) all but the last.
 
-    forward and features take
+    `forward` and `features` take
 
-        x       (B, in_channels, H, W) in [-1, 1]; ignored unless conditional
-        y       (B, out_channels, H, W) in [-1, 1]
+        x  (B, in_channels, H, W) in [-1, 1]; ignored unless conditional
+        y  (B, out_channels, H, W) in [-1, 1]
 
-    with sides from 2**num_scales px up. `receptive_field` is that of the coarsest scale: 70, 141, 283 px for one, two,
-    three scales of three strided layers.
+    with sides of at least 2**num_scales px. `receptive_field` is that of the coarsest scale: 70, 141, 283 px for one,
+    two, three scales of three strided layers.
 
-    Args:
-        in_channels, out_channels, size: of x and y, and (H, W) of both.
-        num_scales: how many discriminators.
-        width: channels of the first layer; layer i has min(2**i, 8) · width.
-        strided_layers: of each discriminator.
-        conditional: D sees (x, y) concatenated on channels, or y alone.
-        edges: the boundary map of x joins it as a channel (see boundaries.py).
+    in_channels, out_channels, size  channels of x, channels of y, and (H, W) of both
+    num_scales      number of discriminators
+    width           channels of the first layer; layer i has min(2**i, 8) · width
+    strided_layers  layers of stride 2 in each discriminator
+    conditional     D sees x and y, concatenated on channels; false: y alone
+    edges           add the boundary map of x as a channel (see boundaries.py); needs `conditional`
 
-    Raises:
-        ValueError: edges without x to take them from; a size, here or in forward and features, that is too small.
+    Raises ValueError for `edges` without `conditional`, and for a size that is too small, here and in `forward` and
+    `features`.
+
+    >>> D = MultiscaleDiscriminator(3, 3, (32, 32), num_scales=2, width=4)
+    >>> [logits.shape for logits in D(torch.zeros(1, 3, 32, 32), torch.zeros(1, 3, 32, 32))]
+    [torch.Size([1, 1, 7, 7]), torch.Size([1, 1, 5, 5])]
     """
 
     def __init__(
@@ -57,7 +62,7 @@ class MultiscaleDiscriminator(nn.Module):
     ) -> None:
         super().__init__()
         if edges and not conditional:
-            raise ValueError("edges = true needs conditional = true: the edges are those of x")
+            raise ValueError("edges = true needs conditional = true, because the boundary map is that of x")
         self.conditional, self.edges, self.num_scales = conditional, edges, num_scales
         self._check(size)
         channels = in_channels + edges + out_channels if conditional else out_channels
@@ -69,7 +74,7 @@ class MultiscaleDiscriminator(nn.Module):
         return [layers[-1] for layers in self._layers(x, y)]
 
     def features(self, x: Tensor, y: Tensor) -> list[list[Tensor]]:
-        """Activations after each hidden layer, from the input side on, per scale from the finest to the coarsest."""
+        """Activations after each hidden layer, from the input on, per scale from the finest to the coarsest."""
         return [layers[:-1] for layers in self._layers(x, y)]
 
     def _layers(self, x: Tensor, y: Tensor) -> list[list[Tensor]]:
@@ -85,13 +90,13 @@ class MultiscaleDiscriminator(nn.Module):
     def _check(self, size: Sequence[int]) -> None:
         if min(size) < 2**self.num_scales:
             raise ValueError(
-                f"a discriminator of {self.num_scales} scales takes sides from {2**self.num_scales} px up, "
+                f"a discriminator of {self.num_scales} scales needs sides of at least {2**self.num_scales} px, "
                 f"not {size[0]}×{size[1]}"
             )
 
 
 class PatchDiscriminator(nn.Module):
-    """One scale: (B, channels, H, W) -> what each layer gives, from the input side on; the last is the logits."""
+    """One scale: (B, channels, H, W) -> the outputs of all layers, from the input on; the last one is the logits."""
 
     def __init__(self, channels: int, width: int, strided_layers: int) -> None:
         super().__init__()
@@ -108,8 +113,8 @@ class PatchDiscriminator(nn.Module):
             self.receptive_field = (self.receptive_field - 1) * stride + KERNEL
 
     def forward(self, h: Tensor) -> list[Tensor]:
-        given = []
+        outputs = []
         for layer in self.layers:
             h = layer(h)
-            given.append(h)
-        return given
+            outputs.append(h)
+        return outputs

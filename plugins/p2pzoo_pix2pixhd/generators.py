@@ -4,11 +4,11 @@ arXiv:1711.11585, §3.2 and its appendix, whose names are kept:
 
     c7s1-k  7×7 convolution to k channels, stride 1, reflection padding
     dk      3×3 convolution, stride 2
-    Rk      two 3×3 convolutions with reflection padding; what entered is added to what leaves
+    Rk      two 3×3 convolutions with reflection padding; the block's input is added to their output
     uk      3×3 transposed convolution, stride 2
 
-each but the last followed by instance norm and ReLU (in a block the second by the norm alone), the last by Tanh.
-Imports torch, pydantic's Field, and this plugin's boundary maps.
+Instance norm and ReLU follow each layer but the last; in a block only the norm follows the second convolution. Tanh
+follows the last layer.
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,7 +18,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from p2pzoo_pix2pixhd import layouts
+from p2pzoo_pix2pixhd import state_dict_formats as formats
 from p2pzoo_pix2pixhd.boundaries import with_boundaries
 
 Count = Annotated[int, Field(ge=1)]
@@ -27,21 +27,25 @@ Count = Annotated[int, Field(ge=1)]
 class GlobalGenerator(nn.Module):
     """G1: c7s1-64, d128, d256, d512, d1024, nine R1024, u512, u256, u128, u64, c7s1-Cout.
 
-    x  (B, in_channels, H, W) in [-1, 1]; H and W any multiples of `size_divisor` = 2**downsamplings, from twice that up
+    x  (B, in_channels, H, W) in [-1, 1]; H and W are multiples of `size_divisor` = 2**downsamplings, at least
+       twice that
     ŷ  (B, out_channels, H, W) in [-1, 1]
 
-    Args:
-        in_channels, out_channels, size: of x and y, and (H, W) of both.
-        width: channels of the first layer.
-        downsamplings: each halves H and W and doubles the channels.
-        blocks: residual blocks between down and up.
-        edges: the boundary map of x joins it as a channel (see boundaries.py).
+    in_channels, out_channels, size  channels of x, channels of y, and (H, W) of both
+    width          channels of the first layer
+    downsamplings  layers of stride 2; each halves H and W and doubles the channels
+    blocks         residual blocks between the downsamplings and the upsamplings
+    edges          add the boundary map of x as a channel (see boundaries.py)
 
-    Raises:
-        ValueError: a size, here or in forward, that does not fit.
+    Raises ValueError for a size that does not fit, here or in `forward`.
+
+    >>> import torch
+    >>> G = GlobalGenerator(3, 3, (32, 32), width=4, blocks=1)
+    >>> G(torch.zeros(1, 3, 32, 64)).shape
+    torch.Size([1, 3, 32, 64])
     """
 
-    state_dict_formats = (layouts.GLOBAL_GENERATOR,)
+    state_dict_formats = (formats.GLOBAL_GENERATOR,)
 
     def __init__(
         self,
@@ -67,26 +71,30 @@ class GlobalGenerator(nn.Module):
 
 
 class LocalEnhancer(nn.Module):
-    """G2: c7s1-32, d64, to which the last features of G1 on x at half its size are added, three R64, u32, c7s1-Cout.
+    """G2: c7s1-32, d64, plus the last features of G1 on x at half its size, then three R64, u32, c7s1-Cout.
 
-    Coarse to fine (§3.2): first a recipe trains `pix2pixhd-global` on images of half the size; its model.safetensors as
-    `[init] generator` of a recipe with this generator, of the same width, downsamplings, blocks and edges, is where the
-    part `coarse` begins. G1's own last layer, to an image, has no place here and is left out; the rest of G2 begins as
-    always. Then both train together.
+    Coarse to fine (§3.2): a first recipe trains `pix2pixhd-global` on images of half the size. A second recipe has this
+    generator with the same width, downsamplings, blocks and edges, and the first one's model.safetensors as
+    `[init] generator`: these weights initialise the part `coarse`. The last layer of G1, to an image, is left out; all
+    other weights of G2 are initialised as usual. Then both parts train together.
 
-    x  (B, in_channels, H, W) in [-1, 1]; H and W any multiples of `size_divisor` = 2**(downsamplings + 1), from twice
-       that up
+    x  (B, in_channels, H, W) in [-1, 1]; H and W are multiples of `size_divisor` = 2**(downsamplings + 1), at least
+       twice that
     ŷ  (B, out_channels, H, W) in [-1, 1]
 
-    Args:
-        in_channels, out_channels, size: of x and y, and (H, W) of both.
-        width: of G1, and even: the layers around it begin with half as many channels.
-        downsamplings, blocks: of G1.
-        local_blocks: residual blocks after the sum.
-        edges: the boundary map of x joins it as a channel, for G1 at half the size too (see boundaries.py).
+    in_channels, out_channels, size  channels of x, channels of y, and (H, W) of both
+    width          channels of G1's first layer, an even number; the first layer of G2 has half as many
+    downsamplings  layers of stride 2 in G1
+    blocks         residual blocks in G1
+    local_blocks   residual blocks of G2, after the sum
+    edges          add the boundary map of x as a channel, also for G1 at half the size (see boundaries.py)
 
-    Raises:
-        ValueError: an odd width; a size, here or in forward, that does not fit.
+    Raises ValueError for an odd width, and for a size that does not fit, here or in `forward`.
+
+    >>> import torch
+    >>> G = LocalEnhancer(3, 3, (64, 64), width=4, blocks=1, local_blocks=1)
+    >>> G(torch.zeros(1, 3, 64, 64)).shape
+    torch.Size([1, 3, 64, 64])
     """
 
     def __init__(
@@ -103,13 +111,13 @@ class LocalEnhancer(nn.Module):
     ) -> None:
         super().__init__()
         if width % 2:
-            raise ValueError(f"width must be even, as the enhancer has half of it, not {width}")
+            raise ValueError(f"width must be even, because the enhancer has half of it, not {width}")
         self.edges = edges
         self.size_divisor = 2 ** (downsamplings + 1)
         _check(size, self.size_divisor)
-        entering, local = in_channels + edges, width // 2
-        self.coarse = _coarse(entering, width, downsamplings, blocks)
-        self.down = nn.Sequential(_c7s1(entering, local), _d(local))
+        channels, local = in_channels + edges, width // 2
+        self.coarse = _coarse(channels, width, downsamplings, blocks)
+        self.down = nn.Sequential(_c7s1(channels, local), _d(local))
         self.up = nn.Sequential(*(ResidualBlock(width) for _ in range(local_blocks)), _u(local))
         self.to_image = _to_image(local, out_channels)
 
@@ -120,19 +128,22 @@ class LocalEnhancer(nn.Module):
         return self.to_image(self.up(self.down(x) + self.coarse(half)))
 
     def load_smaller(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The tensors of a whole GlobalGenerator as this network's `coarse`, with its own for the rest."""
+        """A complete state dict: the tensors of a GlobalGenerator as `coarse`, and this network's own for the rest.
+
+        Raises ValueError if `tensors` is not the state dict of a GlobalGenerator of this depth.
+        """
         own = self.state_dict()
-        whole = {name.replace("coarse.", "trunk.", 1) for name in own if name.startswith(("coarse.", "to_image."))}
-        if tensors.keys() != whole:
+        expected = {name.replace("coarse.", "trunk.", 1) for name in own if name.startswith(("coarse.", "to_image."))}
+        if tensors.keys() != expected:
             raise ValueError(
-                "holds neither such a generator nor a pix2pixhd-global of as many downsamplings and blocks"
+                "holds neither such a generator nor a pix2pixhd-global with the same downsamplings and blocks"
             )
         coarse = {name.replace("trunk.", "coarse.", 1): t for name, t in tensors.items() if name.startswith("trunk.")}
         return {**own, **coarse}
 
 
 class ResidualBlock(nn.Module):
-    """Rk. The sum is not passed through a ReLU."""
+    """Rk. No ReLU follows the sum."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -180,10 +191,10 @@ def _normed(convolution: nn.Conv2d | nn.ConvTranspose2d) -> list[nn.Module]:
 
 
 def _check(size: Sequence[int], divisor: int) -> None:
-    """From twice the divisor up: reflection in the innermost blocks needs two pixels."""
+    """Raise ValueError for a size that does not fit: reflection padding in the innermost blocks needs two pixels."""
     if min(size) < 2 * divisor or any(side % divisor for side in size):
         height, width = (max(2 * divisor, -(-side // divisor) * divisor) for side in size)
         raise ValueError(
-            f"this generator takes sides that are multiples of {divisor}, from {2 * divisor} up, "
+            f"this generator needs sides that are multiples of {divisor}, at least {2 * divisor}, "
             f"not {size[0]}×{size[1]}: {height}×{width} would fit"
         )

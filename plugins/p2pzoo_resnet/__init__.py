@@ -1,4 +1,4 @@
-"""The residual generators of Johnson et al. (ECCV 2016, arXiv:1603.08155), as CycleGAN and its code have them.
+"""The residual generators of Johnson et al. (ECCV 2016, arXiv:1603.08155), as in CycleGAN and its code.
 
 Imports p2pzoo only: torch is loaded when a recipe uses a component.
 """

@@ -1,7 +1,7 @@
 """Residual generators: Johnson et al. 2016 (arXiv:1603.08155) with the layers of CycleGAN (arXiv:1703.10593, §7.2).
 
-Parameters and buffers come in the order and shapes of the public PyTorch code's `resnet_6blocks` and `resnet_9blocks`,
-under names of their own. Imports torch and pydantic's Field.
+Parameters and buffers have the order and shapes of `resnet_6blocks` and `resnet_9blocks` in the public PyTorch code,
+under other names.
 """
 
 from collections.abc import Sequence
@@ -10,43 +10,43 @@ from typing import Annotated, Literal
 from pydantic import Field
 from torch import Tensor, nn
 
-from p2pzoo_resnet import layouts
+from p2pzoo_resnet import state_dict_formats as formats
 
 Norm = Literal["instance", "batch", "none"]
 Upsample = Literal["transpose", "resize-conv"]
 Padding = Literal["reflect", "zeros"]
 
-DROPOUT = 0.5
+DROPOUT = 0.5  # probability in the public code
 
 
 class ResNet(nn.Module):
     """c7s1-64, d128, d256, `blocks` residual blocks R256, u128, u64, c7s1-Cout, with the names of CycleGAN's appendix:
 
         c7s1-k  7×7 convolution to k channels, stride 1
-        dk      3×3 convolution, stride 2
-        Rk      two 3×3 convolutions; what entered is added to what leaves
-        uk      3×3 transposed convolution, stride 2, or (`upsample`) nearest-neighbour resizing and a 3×3 convolution
+        dk      3×3 convolution to k channels, stride 2
+        Rk      two 3×3 convolutions; the block's input is added to their output
+        uk      3×3 transposed convolution to k channels, stride 2; or, with `upsample`, nearest-neighbour resizing and
+                a 3×3 convolution
 
-    each but the last followed by norm and ReLU (in a block the second by norm alone), the last by Tanh. Not a component
-    itself: ResNet6 and ResNet9 say how many blocks.
+    Norm and ReLU follow each layer but the last; in a block only a norm follows the second convolution. Tanh follows
+    the last layer. This is the base class of the components ResNet6 and ResNet9, which set the number of blocks.
 
-    x  (B, in_channels, H, W) in [-1, 1]; H and W any multiples of `size_divisor` = 4, from 8 up
+    x  (B, in_channels, H, W) in [-1, 1]; H and W are multiples of `size_divisor` = 4, at least 8
     ŷ  (B, out_channels, H, W) in [-1, 1]
 
-    Args:
-        in_channels, out_channels, size: of x and y, and (H, W) of both.
-        width: channels k of the first layer; the blocks have 4 · width.
-        norm: after the convolutions. "instance" without affine parameters, the default of the public code; "batch",
-            as in Johnson et al. and, by that code, in its pix2pix. As there, under instance norm all convolutions have
-            a bias, otherwise the last alone.
-        dropout: 0.5 between the two convolutions of each block, as z of G(x, z); the public code's pix2pix has it.
-        upsample: "resize-conv" against the checkerboards of transposed convolutions (Odena et al. 2016,
-            doi:10.23915/distill.00003); as many layers, the same parameters.
-        padding: of the 7×7 convolutions, of those in blocks and after resizing. "zeros" where CUDA has to be
-            deterministic: torch's reflection has no such gradient.
+    in_channels, out_channels, size  channels of x, channels of y, and (H, W) of both
+    width     channels of the first layer; the blocks have 4 · width
+    norm      "instance", "batch" or "none", after the convolutions. "instance", without affine parameters, is the
+              default of the public code; "batch" is that of Johnson et al. and of the public code's pix2pix. As there,
+              all convolutions have a bias with instance norm, otherwise only the last
+    dropout   dropout of 0.5 between the two convolutions of each block, as z of G(x, z); the public code's pix2pix has
+              it
+    upsample  "transpose" or "resize-conv"; the latter avoids the checkerboard patterns of transposed convolutions
+              (Odena et al. 2016, doi:10.23915/distill.00003), with the same number of layers and parameters
+    padding   "reflect" or "zeros", for all convolutions of stride 1 in the network. "zeros" if CUDA must be
+              deterministic: the gradient of torch's reflection padding is not
 
-    Raises:
-        ValueError: a parameter that it does not know, or a size, here or in forward, that does not fit.
+    Raises ValueError for an unknown value of a parameter, and for a size that does not fit, here or in `forward`.
     """
 
     blocks: int
@@ -68,16 +68,16 @@ class ResNet(nn.Module):
         _check(size)
         bias = norm == "instance"
 
-        def finished(convolution: Sequence[nn.Module], channels: int) -> nn.Sequential:
+        def with_norm(convolution: Sequence[nn.Module], channels: int) -> nn.Sequential:
             return nn.Sequential(*convolution, *_norm(norm, channels), nn.ReLU())
 
         def down(entering: int) -> nn.Sequential:
-            return finished([nn.Conv2d(entering, 2 * entering, 3, stride=2, padding=1, bias=bias)], 2 * entering)
+            return with_norm([nn.Conv2d(entering, 2 * entering, 3, stride=2, padding=1, bias=bias)], 2 * entering)
 
         def up(leaving: int) -> nn.Sequential:
-            return finished(_up(upsample, padding, 2 * leaving, leaving, bias), leaving)
+            return with_norm(_up(upsample, padding, 2 * leaving, leaving, bias), leaving)
 
-        self.enter = finished(_padded(padding, in_channels, width, 7, bias), width)
+        self.enter = with_norm(_padded(padding, in_channels, width, 7, bias), width)
         self.down = nn.Sequential(down(width), down(2 * width))
         self.residual = nn.Sequential(
             *(ResidualBlock(4 * width, norm, padding, bias, dropout) for _ in range(self.blocks))
@@ -91,21 +91,27 @@ class ResNet(nn.Module):
 
 
 class ResNet6(ResNet):
-    """6 residual blocks, CycleGAN's for 128×128 images. Shapes, arguments and errors are those of ResNet."""
+    """6 residual blocks, as in CycleGAN for 128×128 images. Parameters, shapes and errors: see ResNet.
+
+    >>> import torch
+    >>> G = ResNet6(3, 1, (32, 32), width=4)
+    >>> G(torch.zeros(1, 3, 32, 32)).shape
+    torch.Size([1, 1, 32, 32])
+    """
 
     blocks = 6
-    state_dict_formats = (layouts.reference(6),)
+    state_dict_formats = (formats.reference_format(6),)
 
 
 class ResNet9(ResNet):
-    """9 residual blocks, CycleGAN's from 256×256 up. Shapes, arguments and errors are those of ResNet."""
+    """9 residual blocks, as in CycleGAN from 256×256 on. Parameters, shapes and errors: see ResNet."""
 
     blocks = 9
-    state_dict_formats = (layouts.reference(9),)
+    state_dict_formats = (formats.reference_format(9),)
 
 
 class ResidualBlock(nn.Module):
-    """h + two 3×3 convolutions of h, without a ReLU after the sum (Gross & Wilber 2016, as Johnson et al. have it)."""
+    """h + two 3×3 convolutions of h, without a ReLU after the sum (Gross & Wilber 2016, as in Johnson et al.)."""
 
     def __init__(self, channels: int, norm: Norm, padding: Padding, bias: bool, dropout: bool) -> None:
         super().__init__()
@@ -131,7 +137,7 @@ def _padded(padding: Padding, entering: int, leaving: int, kernel: int, bias: bo
 
 
 def _up(upsample: Upsample, padding: Padding, entering: int, leaving: int, bias: bool) -> list[nn.Module]:
-    """What doubles H and W."""
+    """The layers that double H and W."""
     match upsample:
         case "transpose":
             return [nn.ConvTranspose2d(entering, leaving, 3, stride=2, padding=1, output_padding=1, bias=bias)]
@@ -152,11 +158,11 @@ def _norm(norm: Norm, channels: int) -> list[nn.Module]:
 
 
 def _check(size: Sequence[int]) -> None:
-    """From 8 px up: reflection in the blocks, at a quarter of it, needs two."""
+    """Raise ValueError for a size that does not fit: reflection padding at a quarter of the size needs two pixels."""
     divisor = ResNet.size_divisor
     if min(size) < 2 * divisor or any(side % divisor for side in size):
         height, width = (max(2 * divisor, -(-side // divisor) * divisor) for side in size)
         raise ValueError(
-            f"a residual generator takes sides that are multiples of {divisor}, from {2 * divisor} up, "
+            f"a residual generator needs sides that are multiples of {divisor}, at least {2 * divisor}, "
             f"not {size[0]}×{size[1]}: {height}×{width} would fit"
         )

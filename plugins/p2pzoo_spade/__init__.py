@@ -11,6 +11,6 @@ def register_generators(register):
     register(
         "spade",
         "p2pzoo_spade.generators:Spade",
-        summary="For label maps: they scale and shift what is normalised, at every layer",
+        summary="For label maps, which scale and shift the normalised activations of each layer",
         paper="arXiv:1903.07291",
     )

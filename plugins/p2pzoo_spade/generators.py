@@ -1,7 +1,6 @@
-"""SPADE: label maps modulate normalised activations at every layer, where a plain network would wash them away.
+"""SPADE: label maps modulate the normalised activations of each layer. Plain norm layers would remove them.
 
-Park et al. 2019 (arXiv:1903.07291), §3 and its appendix, without the image encoder (§3's VAE). Imports torch and
-pydantic's Field.
+Park et al. 2019 (arXiv:1903.07291), §3 and its appendix, without the image encoder (the VAE of §3).
 """
 
 from collections.abc import Sequence
@@ -16,36 +15,39 @@ from torch.nn.utils.parametrize import register_parametrization
 
 Norm = Literal["batch", "instance"]
 
-MOST_UPSAMPLINGS_BY_DEFAULT = 6  # 4×4 -> 256×256
-SMALLEST_START_BY_DEFAULT = 4
-WIDEST = 16
+MAX_DEFAULT_UPSAMPLINGS = 6  # the paper's: 4×4 -> 256×256
+MIN_DEFAULT_START = 4  # px per side of the first block (the paper's)
+MAX_WIDTH_FACTOR = 16  # 1024 channels at width 64 (the paper's)
 
 
 class Spade(nn.Module):
-    """x at the smallest size, a 3×3 convolution, and SPADE residual blocks with nearest-neighbour upsampling between.
+    """A 3×3 convolution of x at the smallest size, then SPADE residual blocks with nearest-neighbour upsampling.
 
     At 256×256: blocks to 1024, 1024, 1024, 512, 256, 128, 64 channels at 4, 8, 16, 32, 64, 128, 256 px, then ReLU, a
-    3×3 convolution and Tanh. All convolutions have spectral norm. In place of the paper's random vector the first layer
-    sees x itself, resized, a variant that the paper compares and finds as good; so this generator has no z.
+    3×3 convolution and Tanh. All convolutions have spectral norm. The input of the first layer is x itself, resized, in
+    place of the paper's random vector: the paper finds this variant as good. So this generator has no z.
 
-    x  (B, in_channels, H, W) in [-1, 1], a label map: one-hot channels or palette colours. It is resized by taking
-       pixels, never by mixing them. H and W any multiples of `size_divisor` = 2**upsamplings, from twice that up
+    x  (B, in_channels, H, W) in [-1, 1], a label map: one-hot channels or palette colours. It is resized to the nearest
+       pixels, which mixes no values. H and W are multiples of `size_divisor` = 2**upsamplings, at least twice that
     ŷ  (B, out_channels, H, W) in [-1, 1]
 
-    Args:
-        in_channels, out_channels: of x and y.
-        size: (H, W) of the training images.
-        width: channels of the last block; the i-th from the end has min(2**i, 16) · width, and what each modulation
-            computes from x has 2 · width (the paper's 128 at 64).
-        upsamplings: one less than there are blocks. None: as often as 2 divides both sides down to 4 px, at most 6.
-        norm: what is modulated, without parameters of its own. "batch", the paper's, is instance norm at batch 1 in
-            training.
+    in_channels, out_channels  of x and y
+    size         (H, W) of the training images
+    width        channels of the last block. The i-th from the end has min(2**i, 16) · width; the hidden layer of each
+                 modulation has 2 · width (128 in the paper, at width 64)
+    upsamplings  one less than the number of blocks; unset: as often as 2 divides both sides with at least 4 px left,
+                 at most 6
+    norm         the norm that is modulated, without affine parameters: "batch" (the paper's) or "instance". In training
+                 at batch 1 they are the same
 
-    Raises:
-        ValueError: an unknown norm; a size, here or in forward, that does not fit.
+    Raises ValueError for an unknown norm, and for a size that does not fit, here or in `forward`.
+
+    >>> G = Spade(3, 3, (32, 32), width=4)
+    >>> G(torch.zeros(1, 3, 32, 64)).shape
+    torch.Size([1, 3, 32, 64])
     """
 
-    known_failures = {"modes": "its spectral norm takes a power iteration in each forward pass in training"}  # noqa: RUF012
+    known_failures = {"modes": "its spectral norm does one power iteration per forward pass in training"}  # noqa: RUF012
 
     def __init__(
         self,
@@ -61,7 +63,7 @@ class Spade(nn.Module):
         upsamplings = upsamplings or _upsamplings_for(size)
         self.size_divisor = 2**upsamplings
         _check(size, self.size_divisor)
-        widths = [width * min(2**i, WIDEST) for i in reversed(range(upsamplings + 1))]
+        widths = [width * min(2**i, MAX_WIDTH_FACTOR) for i in reversed(range(upsamplings + 1))]
         self.enter = _conv(in_channels, widths[0])
         self.blocks = nn.ModuleList(
             SpadeResBlock(entering, leaving, in_channels, 2 * width, norm)
@@ -81,8 +83,9 @@ class Spade(nn.Module):
 
 
 class SpadeResBlock(nn.Module):
-    """h + twice (SPADE, ReLU, 3×3 convolution) of h; where channels change, h passes through SPADE, ReLU and a 1×1
-    convolution before it is added.
+    """h + twice (SPADE, ReLU, 3×3 convolution) of h.
+
+    If the number of channels changes, SPADE, ReLU and a 1×1 convolution of h replace the first h of this sum.
 
     h  (B, entering, H, W) -> (B, leaving, H, W);  x  (B, labels, H, W)
     """
@@ -99,18 +102,18 @@ class SpadeResBlock(nn.Module):
             self.skip_convolution = _conv(entering, leaving, kernel=1)
 
     def forward(self, h: Tensor, x: Tensor) -> Tensor:
-        skipped = h
+        skip = h
         if self.skip_modulation is not None and self.skip_convolution is not None:
-            skipped = self.skip_convolution(self.activation(self.skip_modulation(h, x)))
+            skip = self.skip_convolution(self.activation(self.skip_modulation(h, x)))
         for modulation, convolution in zip(self.modulations, self.convolutions, strict=True):
             h = convolution(self.activation(modulation(h, x)))
-        return skipped + h
+        return skip + h
 
 
 class Modulation(nn.Module):
-    """SPADE, Eq. 1: (1 + γ(x)) · (h - μ) / σ + β(x), with γ and β of two 3×3 convolutions of x at every pixel.
+    """SPADE, Eq. 1: (1 + γ(x)) · (h - μ) / σ + β(x). γ and β are two 3×3 convolutions of x, with a value at each pixel.
 
-    μ and σ are those of each channel. The 1 lets γ begin near 0, as in FiLM (arXiv:1709.07871); Eq. 1 has γ alone.
+    μ and σ are per channel. Eq. 1 has γ instead of 1 + γ; with the 1, γ starts near 0, as in FiLM (arXiv:1709.07871).
 
     h  (B, channels, H, W);  x  (B, labels, H, W)
     """
@@ -126,14 +129,15 @@ class Modulation(nn.Module):
         self.beta = _conv(hidden, channels)
 
     def forward(self, h: Tensor, x: Tensor) -> Tensor:
-        read = self.read(x)
-        return (1 + self.gamma(read)) * self.normalise(h) + self.beta(read)
+        hidden = self.read(x)
+        return (1 + self.gamma(hidden)) * self.normalise(h) + self.beta(hidden)
 
 
 class SpectralNorm(nn.Module):
-    """weight / σ, its largest singular value, by one power iteration per training step (Miyato et al. 2018,
-    arXiv:1802.05957, Algorithm 1). torch's own takes 15 for each weight that is made, most of the time that loading a
-    model would take.
+    """weight / σ, with σ its largest singular value, by one power iteration per training step.
+
+    Miyato et al. 2018 (arXiv:1802.05957), Algorithm 1. torch's own spectral_norm does 15 iterations when a layer is
+    built, which would be most of the time that loading a model takes.
 
     weight  (leaving, ...) -> the same shape
     """
@@ -148,11 +152,11 @@ class SpectralNorm(nn.Module):
             v = F.normalize(matrix.t() @ self.u, dim=0)
             if self.training:
                 self.u.copy_(F.normalize(matrix @ v, dim=0))
-            u = self.u.clone()  # as it is now: the next pass moves it before this one's gradients are taken
+            u = self.u.clone()  # the next forward pass changes self.u, maybe before this one's backward pass
         return weight / (u @ (matrix @ v))
 
     def right_inverse(self, weight: Tensor) -> Tensor:
-        """What is assigned to the weight is what it is computed from."""
+        """An assignment to the layer's weight sets the unnormalised weight."""
         return weight
 
 
@@ -164,18 +168,18 @@ def _conv(entering: int, leaving: int, kernel: int = 3) -> nn.Conv2d:
 
 
 def _upsamplings_for(size: tuple[int, int]) -> int:
-    def fits(count: int) -> bool:
+    def is_valid(count: int) -> bool:
         divisor = 2**count
-        return not any(side % divisor for side in size) and min(size) // divisor >= SMALLEST_START_BY_DEFAULT
+        return not any(side % divisor for side in size) and min(size) // divisor >= MIN_DEFAULT_START
 
-    return max(filter(fits, range(1, MOST_UPSAMPLINGS_BY_DEFAULT + 1)), default=1)
+    return max(filter(is_valid, range(1, MAX_DEFAULT_UPSAMPLINGS + 1)), default=1)
 
 
 def _check(size: Sequence[int], divisor: int) -> None:
-    """From twice the divisor up: norms need more than one value."""
+    """Raise ValueError for a size that does not fit: norms need more than one value per channel."""
     if min(size) < 2 * divisor or any(side % divisor for side in size):
         height, width = (max(2 * divisor, -(-side // divisor) * divisor) for side in size)
         raise ValueError(
-            f"this generator takes sides that are multiples of {divisor}, from {2 * divisor} up, "
+            f"this generator needs sides that are multiples of {divisor}, at least {2 * divisor}, "
             f"not {size[0]}×{size[1]}: {height}×{width} would fit"
         )

@@ -1,7 +1,7 @@
-"""The perceptual study of the paper (§4.1, Tables 4 and 5) as a static page: people say which of two images is fake.
+"""Write the paper's perceptual study (§4.1, Tables 4 and 5) as a static page: which of two images is fake?
 
-Real against fake, 1 s each, then as much time as they like; 10 practice trials with feedback, then 40 without; one
-algorithm per session. `fooled.py` reads the sessions that the page lets participants save.
+Real and fake are shown for 1 s each, then people answer without a time limit; 10 practice trials with feedback, then 40
+without; one algorithm per session. `analysis.py` reads the sessions that participants save.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ from p2pzoo import config
 from p2pzoo.config.experiment import Experiment
 from p2pzoo.data import Store, single_batches
 from p2pzoo.images.color_spaces import Encodings
-from p2pzoo.images.grid import to_rgb
-from p2pzoo.models.model_file import load_model
+from p2pzoo.images.grid import to_uint8_rgb
+from p2pzoo.models.model_file import load_network
 from p2pzoo.models.test_modes import translate
 from p2pzoo.plugin.registry import Registry
 from p2pzoo.utils.errors import UserError
 from p2pzoo.utils.files import write_text
 
-PRACTICE, TRIALS, DISPLAY_MS = 10, 40, 1000
-SIDE = 256  # px at which images are shown, on their longer side (§4.1)
-MOST = 200  # test images of a study
+PRACTICE, TRIALS, DISPLAY_MS = 10, 40, 1000  # as in the paper (§4.1)
+SIDE = 256  # pixels on the screen of an image's longer side (§4.1)
+MAX_TEST_IMAGES = 200  # twice what a session shows; more would only make the page larger
 
 
 def write_study(
@@ -41,72 +41,82 @@ def write_study(
     same_input: bool = False,
     display_ms: int = DISPLAY_MS,
 ) -> int:
-    """Write the page for these runs, {label: folder}. Returns how many test images it has of each.
+    """Write the page for these runs, {label: folder}. Returns how many test images each has (the smallest number).
 
-    same_input  real and fake belong to one x, as the paper has it for colorization; else to two, as for maps
+    same_input  show real and fake of the same x, as the paper does for colorization; else of two, as for maps
 
-    Raises UserError for a run that is not finished, for too few test images, and where `out` holds something else.
+    Raises UserError for an unfinished run, for too few test images, and if `out` contains other files.
     """
     if out.exists() and (not out.is_dir() or (any(out.iterdir()) and not (out / "study.js").exists())):
-        raise UserError(f"{out}: has other files in it; give a new folder, or one with an older study")
-    experiments = {label: _experiment(folder, registry) for label, folder in runs.items()}
-    algorithms, hashes = [], []
+        raise UserError(f"{out}: contains other files; give a new folder, or one with an older study")
+    experiments = {label: _load_experiment(folder, registry) for label, folder in runs.items()}
     (out / "images").mkdir(parents=True, exist_ok=True)
-    written: set[str] = set()
-    for label, experiment in experiments.items():
-        store = Store(experiment.dataset.build(split=experiment.evaluate.split), compute=experiment.compute)
-        if len(store) < PRACTICE + TRIALS:
-            told = f"a session takes {PRACTICE + TRIALS} test images, and its data has {len(store)}"
-            raise UserError(f"{runs[label]}: {told}")
-        G, _ = load_model(runs[label] / "model.safetensors", registry)
-        chosen = range(0, len(store), -(-len(store) // MOST))
-        pairs = []
-        for batch in single_batches(store, chosen):
-            y_hat = translate(G, batch.x, experiment.evaluate.test_mode)
-            _, real, fake = Encodings.of(store.dataset).to_rgb(batch.x, batch.y, y_hat)
-            pair = {"id": batch.ids[0], "real": _save(out, real[0]), "fake": _save(out, fake[0])}
-            written |= {Path(pair["real"]).name, Path(pair["fake"]).name}
-            pairs.append(pair)
-        algorithms.append({"label": label, "pairs": pairs})
-        hashes.append([label, [[pair["real"], pair["fake"]] for pair in pairs]])
+    pairs = {label: _write_pairs(out, runs[label], experiment, registry) for label, experiment in experiments.items()}
     protocol = {"display_ms": display_ms, "practice": PRACTICE, "trials": TRIALS, "side": SIDE,
                 "pairing": "same input" if same_input else "different inputs"}  # fmt: skip
-    study = hashlib.sha256(json.dumps([protocol, hashes]).encode()).hexdigest()[:12]
+    images = [[label, [[pair["real"], pair["fake"]] for pair in own]] for label, own in pairs.items()]
+    study = hashlib.sha256(json.dumps([protocol, images]).encode()).hexdigest()[:12]
+    algorithms = [{"label": label, "pairs": own} for label, own in pairs.items()]
     document = {"study": study, "protocol": protocol, "algorithms": algorithms}
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     template = environment.from_string(Path(__file__).with_name("study.html").read_text("utf-8"))
     shutil.copyfile(Path(__file__).with_name("study.js"), out / "study.js")
     write_text(out / "index.html", template.render(title=title, document=document, protocol=protocol))
-    for old in (out / "images").glob("*.png"):
-        if old.name not in written:
-            old.unlink()
-    return min(len(each["pairs"]) for each in algorithms)
+    used = {Path(pair[kind]).name for own in pairs.values() for pair in own for kind in ("real", "fake")}
+    for file in (out / "images").glob("*.png"):
+        if file.name not in used:  # of an older study
+            file.unlink()
+    return min(map(len, pairs.values()))
 
 
-def labels(arguments: Sequence[str]) -> dict[str, Path]:
-    """{label: folder} of RUN or LABEL=RUN; a run's own label is its recipe's. Raises UserError for equal ones."""
-    found: dict[str, Path] = {}
+def _write_pairs(out: Path, folder: Path, experiment: Experiment, registry: Registry) -> list[dict[str, str]]:
+    """Translate the test images of a run and write real and fake. Returns their ids and addresses."""
+    store = Store(experiment.dataset.build(split=experiment.evaluate.split), compute=experiment.compute)
+    if len(store) < PRACTICE + TRIALS:
+        raise UserError(
+            f"{folder}: a session needs {PRACTICE + TRIALS} test images, and its data has {len(store)}: use a run "
+            "with more test images"
+        )
+    G, _ = load_network(folder / "model.safetensors", registry)
+    indices = range(0, len(store), -(-len(store) // MAX_TEST_IMAGES))
+    pairs = []
+    for batch in single_batches(store, indices):
+        y_hat = translate(G, batch.x, experiment.evaluate.test_mode)
+        _, real, fake = Encodings.of(store.dataset).to_rgb(batch.x, batch.y, y_hat)
+        pairs.append({"id": batch.ids[0], "real": _write_image(out, real[0]), "fake": _write_image(out, fake[0])})
+    return pairs
+
+
+def parse_runs(arguments: Sequence[str]) -> dict[str, Path]:
+    """{label: folder} of RUN or LABEL=RUN; without a label, it is the recipe's name.
+
+    Raises UserError if two runs have the same label.
+
+    >>> parse_runs(["l1=runs/ablation_l1/gpu-seed0-0123456789"])
+    {'l1': PosixPath('runs/ablation_l1/gpu-seed0-0123456789')}
+    """
+    folders: dict[str, Path] = {}
     for argument in arguments:
-        label, given, path = argument.rpartition("=")
-        folder = Path(argument) if Path(argument).is_dir() or not given else Path(path)
-        if not given or folder == Path(argument):
+        label, equals, path = argument.rpartition("=")
+        folder = Path(argument) if Path(argument).is_dir() or not equals else Path(path)
+        if not equals or folder == Path(argument):
             label = folder.resolve().parent.name
-        if not label or label in found:
-            raise UserError(f"{argument}: two algorithms are called '{label}': write LABEL=RUN")
-        found[label] = folder
-    return found
+        if not label or label in folders:
+            raise UserError(f"{argument}: two algorithms have the label '{label}': write LABEL=RUN")
+        folders[label] = folder
+    return folders
 
 
-def _experiment(folder: Path, registry: Registry) -> Experiment:
+def _load_experiment(folder: Path, registry: Registry) -> Experiment:
     missing = [name for name in ("recipe.toml", "model.safetensors") if not (folder / name).is_file()]
     if missing:
-        raise UserError(f"{folder}: no finished run (it lacks {' and '.join(missing)})")
+        raise UserError(f"{folder}: not a finished run (it lacks {' and '.join(missing)})")
     return config.load(str(folder / "recipe.toml"), registry=registry)
 
 
-def _save(out: Path, image: Tensor) -> str:
-    """A PNG named by its content, so that the name does not tell; larger images are shrunk to what is shown."""
-    picture = Image.fromarray(to_rgb(image))
+def _write_image(out: Path, image: Tensor) -> str:
+    """Write a PNG, at most SIDE px large. Its name is a hash of its content: it does not reveal which image is fake."""
+    picture = Image.fromarray(to_uint8_rgb(image))
     if max(picture.size) > SIDE:
         picture.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
     name = hashlib.sha256(repr(picture.size).encode() + picture.tobytes()).hexdigest()[:16] + ".png"

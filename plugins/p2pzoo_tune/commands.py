@@ -13,9 +13,9 @@ from p2pzoo.cli.options import json_option, override_option, print_json, profile
 from p2pzoo.utils.errors import UserError
 
 if TYPE_CHECKING:
-    from p2pzoo_tune.tune import Finding
+    from p2pzoo_tune.tune import Measurement
 
-PIPE_WIDTH = 240  # whoever reads a pipe wants one line a row
+PIPE_WIDTH = 240  # characters: a program that reads the table needs one line per row
 
 
 @click.command("tune")
@@ -26,12 +26,14 @@ PIPE_WIDTH = 240  # whoever reads a pipe wants one line a row
     type=click.Path(path_type=Path, dir_okay=False),
     default="kernels.json",
     show_default=True,
-    help="The file to write.",
+    help="Kernels file to write.",
 )
-@click.option("--repeats", type=click.IntRange(min=1), default=9, show_default=True, help="Timings of each form.")
+@click.option(
+    "--repeats", type=click.IntRange(min=1), default=9, show_default=True, help="Number of timings of each algorithm."
+)
 @profile_option
 @override_option
-@click.option("--force", is_flag=True, help="Replace a file that is there already.")
+@click.option("--force", is_flag=True, help="Overwrite the file if it exists.")
 @json_option
 def tune_command(
     recipe: str,
@@ -44,14 +46,14 @@ def tune_command(
 ) -> None:
     """Find faster kernels for RECIPE's convolutions on this machine's CPU.
 
-    Takes one training step, times every way to compute each of its convolutions, and writes those that are faster
-    than p2pzoo's own choice by more than 5%. A run uses them with -s compute.kernels=FILE, keeps them in its folder,
-    and goes on with them. Results agree to rounding. Nothing else should run on the machine meanwhile.
+    Takes one training step, times every algorithm for each of its convolutions, and writes those that are faster than
+    p2pzoo's default by more than 5%. Use the file with `p2pzoo run RECIPE -s compute.kernels=FILE`: the run copies it
+    to its folder and resumes with it. Results agree up to rounding. Run nothing else on the machine meanwhile.
     """
     if out.exists() and not force:
-        raise UserError(f"{out}: is there already; --force replaces it")
+        raise UserError(f"{out}: already exists; --force overwrites it")
     if not out.parent.is_dir():
-        raise UserError(f"{out.parent}: no such folder to write {out.name} into")
+        raise UserError(f"{out.parent}: no such folder; create it, or write {out.name} elsewhere")
     from rich.console import Console
     from rich.progress import Progress
 
@@ -61,62 +63,66 @@ def tune_command(
 
     try:
         experiment = config.load(recipe, profile, overrides)
-        asked = tune.asked_shapes(experiment)
+        calls = tune.record_shapes(experiment)
         console = Console(stderr=True)
-        with Progress(console=console, transient=True, disable=not console.is_terminal) as shown:
-            task = shown.add_task("convolutions", total=len(asked))
-            found = tune.find(asked, repeats, lambda: shown.advance(task))
+        with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
+            task = bar.add_task("convolutions", total=len(calls))
+            measurements = tune.measure_all(calls, repeats, lambda: bar.advance(task))
     except KeyboardInterrupt:
-        click.echo("stopped; nothing was written", err=True)
+        click.echo("stopped before all convolutions were measured; nothing is written", err=True)
         raise click.exceptions.Exit(128 + signal.SIGINT) from None
-    write_kernels(out, tune.overrides(found))
+    kernels = tune.select_overrides(measurements)
+    write_kernels(out, kernels)
     if as_json:
-        print_json({"file": str(out), "saved": _ms(sum(f.saved for f in found)), "shapes": [_told(f) for f in found]})
+        saved = _to_ms(sum(each.saved for each in measurements))
+        print_json({"file": str(out), "saved": saved, "shapes": [_to_json(each) for each in measurements]})
         return
-    _print(found)
+    _print(measurements)
     click.echo(f"written          {out}")
-    if tune.overrides(found):
-        again = [*(("--profile", profile) if profile else ()), *(a for o in overrides for a in ("-s", o))]
-        command = ["p2pzoo", "run", recipe, *again, "-s", f"compute.kernels={out}"]
+    if kernels:
+        options = [*(("--profile", profile) if profile else ()), *(a for o in overrides for a in ("-s", o))]
+        command = ["p2pzoo", "run", recipe, *options, "-s", f"compute.kernels={out}"]
         click.echo(f"next             {shlex.join(command)}")
 
 
-def _told(finding: Finding) -> dict[str, object]:
-    """A finding as JSON; times in milliseconds, of one call."""
+def _to_json(measurement: Measurement) -> dict[str, object]:
+    """Return a measurement as JSON, with milliseconds per call."""
     return {
-        "key": finding.shape.key(),
-        "calls": finding.calls,
-        "shipped": finding.shipped,
-        "chosen": finding.chosen,
-        "milliseconds": {form: _ms(seconds) for form, seconds in finding.seconds.items()},
+        "key": measurement.shape.key(),
+        "calls": measurement.calls,
+        "shipped": measurement.default,
+        "chosen": measurement.chosen,
+        "milliseconds": {algorithm: _to_ms(seconds) for algorithm, seconds in measurement.seconds.items()},
     }
 
 
-def _print(found: list[Finding]) -> None:
+def _print(measurements: list[Measurement]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from p2pzoo.compute.tuned_kernels import FORMS
+    from p2pzoo.compute.tuned_kernels import ALGORITHMS
 
-    table = Table(box=None, padding=(0, 2, 0, 0), title="milliseconds of one call", title_justify="left")
-    for head in ("convolution", "kernel, stride", "calls", *FORMS, "shipped", "faster", "saves"):
-        table.add_column(head, justify="right" if head in ("calls", *FORMS, "saves") else "left")
-    for each in sorted(found, key=lambda each: -each.saved):
+    table = Table(box=None, padding=(0, 2, 0, 0), title="milliseconds per call", title_justify="left")
+    for head in ("convolution", "kernel, stride", "calls", *ALGORITHMS, "default", "faster", "saves"):
+        table.add_column(head, justify="right" if head in ("calls", *ALGORITHMS, "saves") else "left")
+    for each in sorted(measurements, key=lambda each: -each.saved):
         images, window = each.shape.key().split(" kernel ")
         window = window.replace(" stride", ",").partition(" padding")[0] + " transposed" * each.shape.window.transposed
-        times = [f"{_ms(each.seconds[form]):.2f}" if form in each.seconds else "" for form in FORMS]
-        better = (each.chosen, f"{_ms(each.saved):.2f}") if each.chosen != each.shipped else ("", "")
-        table.add_row(images, window, str(each.calls), *times, each.shipped, *better)
+        times = [f"{_to_ms(each.seconds[name]):.2f}" if name in each.seconds else "" for name in ALGORITHMS]
+        faster = (each.chosen, f"{_to_ms(each.saved):.2f}") if each.chosen != each.default else ("", "")
+        table.add_row(images, window, str(each.calls), *times, each.default, *faster)
     console = Console()
     if not console.is_terminal:
         console.width = PIPE_WIDTH
     console.print(table, markup=False)
-    whole = sum(each.calls * each.seconds[each.shipped] for each in found)
-    saved = sum(each.saved for each in found)
-    others = sum(each.chosen != each.shipped for each in found)
-    click.echo(f"faster           {others} of {len(found)} convolutions")
-    click.echo(f"saves about      {_ms(saved):.1f} ms of {_ms(whole):.1f} ms in each step's convolutions")
+    total = sum(each.calls * each.seconds[each.default] for each in measurements)
+    saved = sum(each.saved for each in measurements)
+    improved = sum(each.chosen != each.default for each in measurements)
+    click.echo(f"faster           {improved} of {len(measurements)} convolutions")
+    click.echo(
+        f"saves about      {_to_ms(saved):.1f} ms of {_to_ms(total):.1f} ms for the convolutions of each training step"
+    )
 
 
-def _ms(seconds: float) -> float:
+def _to_ms(seconds: float) -> float:
     return round(1e3 * seconds, 3)

@@ -1,8 +1,8 @@
-"""Measuring which form of each convolution is fastest on this machine (see lowering.py for what the forms are).
+"""Measure which algorithm of each convolution is fastest on this machine (p2pzoo/compute/conv_as_gemm.py has them).
 
-One step of a recipe tells the shapes. Each form of each shape is then timed alone and cold: between two calls a buffer
-larger than the last cache is written, as the rest of a step would, and the forms take turns, so that a neighbour's load
-falls on all of them.
+One training step of a recipe records the shapes. Each algorithm is then timed alone and with cold caches: before each
+call, a buffer larger than the last-level cache is written, as the rest of a training step would do. The algorithms take
+turns, so that other load on the machine affects all of them.
 """
 
 from __future__ import annotations
@@ -19,7 +19,16 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from p2pzoo.compute.conv_as_gemm import CONVOLVE, CORRELATE, SPREAD, Chooser, Form, Shape, forms, shipped_rule
+from p2pzoo.compute.conv_as_gemm import (
+    CONVOLVE,
+    CORRELATE,
+    SPREAD,
+    AlgorithmChooser,
+    ConvAlgorithm,
+    ConvShape,
+    default_algorithm,
+    supported_algorithms,
+)
 from p2pzoo.compute.engine import Engine
 from p2pzoo.config.experiment import Experiment
 from p2pzoo.data import Store, train_batches
@@ -27,132 +36,142 @@ from p2pzoo.training.loop import train_step
 from p2pzoo.training.setup import build_objective
 from p2pzoo.utils.errors import UserError
 
-MARGIN = 0.05  # of the shipped form's time; less is noise
-LAST_CACHE = Path("/sys/devices/system/cpu/cpu0/cache/index3/size")  # Linux
-WRITTEN_AT_LEAST = 64 << 20  # bytes
+MARGIN = 0.05  # share of the default's time that must be saved: smaller differences are timing noise
+CACHE_SIZE_FILE = Path("/sys/devices/system/cpu/cpu0/cache/index3/size")  # of the last-level cache, on Linux
+MIN_FLUSH_BYTES = 64 << 20  # if the cache size is unknown: more than most last-level caches
 
 
 @dataclass(frozen=True)
-class Finding:
-    """A shape, how often a step computes it, and the median seconds of each of its forms."""
+class Measurement:
+    """Timings of a shape.
 
-    shape: Shape
+    calls    number of times that a training step computes it
+    seconds  median time of one call, by algorithm
+    """
+
+    shape: ConvShape
     calls: int
-    seconds: Mapping[Form, float]
+    seconds: Mapping[ConvAlgorithm, float]
 
     @property
-    def shipped(self) -> Form:
-        return shipped_rule(self.shape)
+    def default(self) -> ConvAlgorithm:
+        return default_algorithm(self.shape)
 
     @property
-    def chosen(self) -> Form:
-        """The fastest form if it beats the shipped one by more than the margin, else the shipped one."""
-        fastest = min(self.seconds, key=lambda form: self.seconds[form])
-        return fastest if self.seconds[fastest] < (1 - MARGIN) * self.seconds[self.shipped] else self.shipped
+    def chosen(self) -> ConvAlgorithm:
+        """The fastest algorithm if it beats the default by more than MARGIN, else the default."""
+        fastest = min(self.seconds, key=lambda algorithm: self.seconds[algorithm])
+        return fastest if self.seconds[fastest] < (1 - MARGIN) * self.seconds[self.default] else self.default
 
     @property
     def saved(self) -> float:
-        """Seconds per step."""
-        return self.calls * (self.seconds[self.shipped] - self.seconds[self.chosen])
+        """Seconds saved per training step."""
+        return self.calls * (self.seconds[self.default] - self.seconds[self.chosen])
 
 
-class Recorder(Chooser):
-    """Counts what each shape is asked for. Torch's kernels too are asked for one operation at a time."""
+class ShapeRecorder(AlgorithmChooser):
+    """Counts how often each shape is computed. It disables the shortcut of layers whose three operations all use
+    torch's kernels, so that each operation is counted."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.asked: Counter[Shape] = Counter()
-        self.form = self._counted  # type: ignore[assignment]
+        self.calls: Counter[ConvShape] = Counter()
+        self.algorithm = self._count  # type: ignore[assignment]
 
-    def _counted(self, shape: Shape) -> Form:
-        self.asked[shape] += 1
-        return shipped_rule(shape)
+    def _count(self, shape: ConvShape) -> ConvAlgorithm:
+        self.calls[shape] += 1
+        return default_algorithm(shape)
 
-    def _library_only(self, *_: object) -> bool:
+    def _uses_only_library(self, *_: object) -> bool:
         return False
 
 
-def asked_shapes(experiment: Experiment) -> Counter[Shape]:
-    """The shapes of one training step on the CPU, and how often it computes each.
+def record_shapes(experiment: Experiment) -> Counter[ConvShape]:
+    """Take one training step on the CPU; return its convolution shapes, and how often it computes each.
 
-    Raises UserError where no convolution chooses its kernels.
+    Raises UserError if no convolution has a choice of algorithms.
     """
     if not experiment.compute.lowering:
-        raise UserError("[compute] lowering = false: there are no kernels to choose")
-    recorder, train = Recorder(), experiment.train
+        raise UserError("[compute] lowering = false: there are no kernels to choose; remove the key")
+    recorder, train = ShapeRecorder(), experiment.train
     engine = Engine(replace(experiment.compute, device="cpu", kernels=None), recorder)
     dataset = experiment.dataset.build(split="train")
     store = Store(dataset, enlarge=train.jitter, kernel=train.jitter_kernel)
     objective = build_objective(experiment, engine, store.channels, store.size)
     batches = train_batches(store, train, experiment.seed)
     train_step(objective.step, engine, batches, 0, experiment.optimizer.lr, experiment.seed, objective.augmentations)
-    if not recorder.asked:
-        raise UserError(f"no convolution of this recipe chooses its kernels (precision {engine.precision} on a CPU)")
-    return recorder.asked
+    if not recorder.calls:
+        raise UserError(
+            f"no convolution of this recipe has a choice of kernels in precision {engine.precision} on a CPU; "
+            'tune works with [compute] precision = "fp32"'
+        )
+    return recorder.calls
 
 
-def find(asked: Mapping[Shape, int], repeats: int, done: Callable[[], object] = lambda: None) -> list[Finding]:
-    """Each shape measured, in the order of their keys. `done` is called after each."""
-    buffer = torch.empty(_bytes_to_write(), dtype=torch.uint8)
-    found = []
-    for shape in sorted(asked, key=Shape.key):
-        found.append(Finding(shape, asked[shape], measure(shape, repeats, buffer)))
-        done()
-    return found
+def measure_all(
+    calls: Mapping[ConvShape, int], repeats: int, on_done: Callable[[], object] = lambda: None
+) -> list[Measurement]:
+    """Measure each shape, in the order of their keys. `on_done` is called after each."""
+    flush_buffer = torch.empty(_flush_bytes(), dtype=torch.uint8)
+    measurements = []
+    for shape in sorted(calls, key=ConvShape.key):
+        measurements.append(Measurement(shape, calls[shape], measure(shape, repeats, flush_buffer)))
+        on_done()
+    return measurements
 
 
-def overrides(found: list[Finding]) -> dict[str, Form]:
-    """What an override file says: only where another form than the shipped one is chosen."""
-    return {each.shape.key(): each.chosen for each in found if each.chosen != each.shipped}
+def select_overrides(measurements: list[Measurement]) -> dict[str, ConvAlgorithm]:
+    """Return the content of a kernels file: the shapes for which another algorithm than the default is chosen."""
+    return {each.shape.key(): each.chosen for each in measurements if each.chosen != each.default}
 
 
 @torch.no_grad()
-def measure(shape: Shape, repeats: int, buffer: Tensor) -> dict[Form, float]:
-    """Median seconds of each form. The inputs are made once: fresh memory would be timed as well."""
-    calls = {form: _call(shape, form) for form in forms(shape)}
-    x, y, weight = _inputs(shape)
-    seconds: dict[Form, list[float]] = {form: [] for form in calls}
+def measure(shape: ConvShape, repeats: int, flush_buffer: Tensor) -> dict[ConvAlgorithm, float]:
+    """Return the median seconds of each algorithm. Inputs are allocated once, so that allocation is not timed."""
+    calls = {algorithm: _make_call(shape, algorithm) for algorithm in supported_algorithms(shape)}
+    x, y, weight = _make_inputs(shape)
+    seconds: dict[ConvAlgorithm, list[float]] = {algorithm: [] for algorithm in calls}
     for call in calls.values():
         call(x, y, weight)  # the first call of a shape prepares its kernel
     for number in range(repeats):
         order = list(calls.items())
-        for form, call in order if number % 2 == 0 else reversed(order):
-            buffer.fill_(number % 256)
-            began = time.perf_counter()
+        for algorithm, call in order if number % 2 == 0 else reversed(order):
+            flush_buffer.fill_(number % 256)
+            start = time.perf_counter()
             call(x, y, weight)
-            seconds[form].append(time.perf_counter() - began)
-    return {form: statistics.median(each) for form, each in seconds.items()}
+            seconds[algorithm].append(time.perf_counter() - start)
+    return {algorithm: statistics.median(times) for algorithm, times in seconds.items()}
 
 
-def _call(shape: Shape, form: Form) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+def _make_call(shape: ConvShape, algorithm: ConvAlgorithm) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
     def convolve(x: Tensor, _y: Tensor, weight: Tensor) -> Tensor:
-        return CONVOLVE[form](x, weight, shape.window)
+        return CONVOLVE[algorithm](x, weight, shape.window)
 
     def spread(_x: Tensor, y: Tensor, weight: Tensor) -> Tensor:
-        return SPREAD[form](y, weight, shape.window, shape.size)
+        return SPREAD[algorithm](y, weight, shape.window, shape.size)
 
     def correlate(x: Tensor, y: Tensor, _weight: Tensor) -> Tensor:
-        return CORRELATE[form](x, y, shape.window)
+        return CORRELATE[algorithm](x, y, shape.window)
 
     return {"convolve": convolve, "spread": spread, "correlate": correlate}[shape.operation]
 
 
-def _inputs(shape: Shape) -> tuple[Tensor, Tensor, Tensor]:
-    """x, y and the weights, as they lie in a step."""
-    drawn = functools.partial(torch.randn, generator=torch.Generator().manual_seed(0))
+def _make_inputs(shape: ConvShape) -> tuple[Tensor, Tensor, Tensor]:
+    """Return x, y and the weight with random values, channels-last as in a training step."""
+    randn = functools.partial(torch.randn, generator=torch.Generator().manual_seed(0))
     sizes = (
         (shape.batch, shape.x, *shape.size),
         (shape.batch, shape.y, *shape.window.positions(shape.size)),
         (shape.y, shape.x, *shape.window.kernel),
     )
-    x, y, weight = (drawn(size).contiguous(memory_format=torch.channels_last) for size in sizes)
+    x, y, weight = (randn(size).contiguous(memory_format=torch.channels_last) for size in sizes)
     return x, y, weight
 
 
-def _bytes_to_write() -> int:
-    """Twice the last cache, so that nothing of it is left."""
+def _flush_bytes() -> int:
+    """Return twice the size of the last-level cache, so that a write of this many bytes evicts all of it."""
     try:
-        size = re.fullmatch(r"(\d+)K", LAST_CACHE.read_text().strip())
+        size = re.fullmatch(r"(\d+)K", CACHE_SIZE_FILE.read_text().strip())
     except OSError:
         size = None
-    return max(WRITTEN_AT_LEAST, 2 * 1024 * int(size[1]) if size else 0)
+    return max(MIN_FLUSH_BYTES, 2 * 1024 * int(size[1]) if size else 0)

@@ -1,7 +1,7 @@
-"""How the PyTorch code (junyanz/pytorch-CycleGAN-and-pix2pix) names the tensors of `resnet_6blocks`, `resnet_9blocks`.
+"""The state dicts of the PyTorch code (junyanz/pytorch-CycleGAN-and-pix2pix), `resnet_6blocks` and `resnet_9blocks`.
 
-One sequence: [pad, conv, norm, ReLU], twice [conv, norm, ReLU], the blocks, twice [conv, norm, ReLU], [pad,
-conv, Tanh]. In a block: [pad, conv, norm, ReLU, (dropout), pad, conv, norm]. Imports torch and the contracts.
+One sequence: [pad, conv, norm, ReLU], twice [conv, norm, ReLU], the blocks, twice [conv, norm, ReLU], [pad, conv,
+Tanh]. A block: [pad, conv, norm, ReLU, (dropout), pad, conv, norm].
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from torch import Tensor, nn
 
 from p2pzoo.plugin import InferredConfig, StateDictFormat
 
-SIZE = (256, 256)
-FIRST_BLOCK = 10
+SIZE = (256, 256)  # the size that this code trains at; the tensors do not contain it
+FIRST_BLOCK = 10  # its position in the sequence
 
 
 def _names(blocks: int, dropout: bool) -> tuple[list[str], list[str]]:
-    """Of all convolutions, and of the norms after all but the last."""
+    """The names of all convolutions, and of the norms after all of them but the last."""
     second = 6 if dropout else 5
     residual = [f"model.{FIRST_BLOCK + b}.conv_block.{at}" for b in range(blocks) for at in (1, second)]
     up = FIRST_BLOCK + blocks
@@ -34,8 +34,8 @@ def _next(name: str) -> str:
 
 def _read(blocks: int) -> Any:
     def read(tensors: Mapping[str, Tensor], given: Mapping[str, Any]) -> InferredConfig | None:
-        found = {name.split(".")[1] for name in tensors if name.startswith("model.") and ".conv_block." in name}
-        if found != {str(FIRST_BLOCK + b) for b in range(blocks)}:
+        positions = {name.split(".")[1] for name in tensors if name.startswith("model.") and ".conv_block." in name}
+        if positions != {str(FIRST_BLOCK + b) for b in range(blocks)}:
             return None
         dropout = f"model.{FIRST_BLOCK}.conv_block.6.weight" in tensors and (
             tensors[f"model.{FIRST_BLOCK}.conv_block.6.weight"].ndim == 4
@@ -44,10 +44,10 @@ def _read(blocks: int) -> Any:
         first, last = (tensors.get(f"{convolutions[i]}.weight") for i in (0, -1))
         if first is None or last is None or first.ndim != 4 or last.ndim != 4:
             return None
-        batch, biased = f"{norms[0]}.weight" in tensors, f"{convolutions[0]}.bias" in tensors
+        has_batch_norm, has_bias = f"{norms[0]}.weight" in tensors, f"{convolutions[0]}.bias" in tensors
         params = {
             "width": first.shape[0],
-            "norm": "batch" if batch else "instance" if biased else "none",
+            "norm": "batch" if has_batch_norm else "instance" if has_bias else "none",
             "dropout": dropout,
             **given,
         }
@@ -56,16 +56,19 @@ def _read(blocks: int) -> Any:
     return read
 
 
-def _theirs(G: nn.Module) -> dict[str, str]:
+def _names_there(G: nn.Module) -> dict[str, str]:
     if any(isinstance(module, (nn.Upsample, nn.ZeroPad2d)) for module in G.modules()):
-        raise ValueError("a resize-convolution (upsample) or padding with zeros has no place there")
+        raise ValueError(
+            'that format has no resize-convolution (upsample = "resize-conv") and no zero padding (padding = "zeros")'
+        )
     dropout = any(isinstance(module, nn.Dropout) for module in G.modules())
     convolutions, norms = _names(len(G.residual), dropout)
-    own = dict(G.named_modules())
-    convs = [name for name, module in own.items() if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d))]
-    normed = [name for name, module in own.items() if isinstance(module, (nn.BatchNorm2d, nn.InstanceNorm2d))]
-    return dict(zip(convs, convolutions, strict=True)) | dict(zip(normed, norms if normed else [], strict=True))
+    modules = dict(G.named_modules())
+    own_convolutions = [name for name, module in modules.items() if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d))]
+    own_norms = [name for name, module in modules.items() if isinstance(module, (nn.BatchNorm2d, nn.InstanceNorm2d))]
+    norm_names = dict(zip(own_norms, norms if own_norms else [], strict=True))
+    return dict(zip(own_convolutions, convolutions, strict=True)) | norm_names
 
 
-def reference(blocks: int) -> StateDictFormat:
-    return StateDictFormat("junyanz", _read(blocks), _theirs)
+def reference_format(blocks: int) -> StateDictFormat:
+    return StateDictFormat("junyanz", _read(blocks), _names_there)

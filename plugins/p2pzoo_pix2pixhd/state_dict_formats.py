@@ -1,8 +1,8 @@
-"""How NVIDIA's code of pix2pixHD names the tensors of its global generator.
+"""The state dict of NVIDIA's code of pix2pixHD for its global generator.
 
 One sequence: [pad, conv, norm, ReLU], [conv, norm, ReLU] down, the blocks, [conv, norm, ReLU] up, [pad, conv, Tanh].
-In a block: [pad, conv, norm, ReLU, pad, conv, norm]. With two downsamplings, and six or nine blocks, it is the residual
-generator of CycleGAN; such a file is read as that. Imports torch and the contracts.
+A block: [pad, conv, norm, ReLU, pad, conv, norm]. With two downsamplings and six or nine blocks it is the residual
+generator of CycleGAN, and p2pzoo_resnet reads the file.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from p2pzoo.plugin import InferredConfig, StateDictFormat
 
-SIZE = (512, 1024)
-OF_CYCLEGAN = {(2, 6), (2, 9)}
+SIZE = (512, 1024)  # of the global generator in the paper; its tensors do not contain it
+CYCLEGAN_SHAPES = {(2, 6), (2, 9)}  # (downsamplings, blocks) of CycleGAN's generators
 
 
 def _convolutions(downsamplings: int, blocks: int) -> list[str]:
@@ -35,7 +35,7 @@ def _read(tensors: Mapping[str, Tensor], given: Mapping[str, Any]) -> InferredCo
     if not numbers or (numbers[0] - 4) % 3 or numbers[0] < 7:
         return None
     downsamplings, blocks = (numbers[0] - 4) // 3, len(numbers)
-    if (downsamplings, blocks) in OF_CYCLEGAN:
+    if (downsamplings, blocks) in CYCLEGAN_SHAPES:
         return None
     names = _convolutions(downsamplings, blocks)
     first, last = (tensors.get(f"{names[i]}.weight") for i in (0, -1))
@@ -43,7 +43,8 @@ def _read(tensors: Mapping[str, Tensor], given: Mapping[str, Any]) -> InferredCo
         return None
     params = {"width": first.shape[0], "downsamplings": downsamplings, "blocks": blocks, "edges": False, **given}
     channels = first.shape[1] - bool(params["edges"])
-    notes = () if "edges" in given else (f"all {channels} input channels are given; the last is edges: -s edges=true",)
+    note = f"assumed that all {channels} input channels are x; if the last is the boundary map: -s edges=true"
+    notes = () if "edges" in given else (note,)
     return InferredConfig(params, channels, last.shape[0], SIZE, notes)
 
 

@@ -1,0 +1,120 @@
+"""What finished runs store: their numbers, statistics per image, pictures, and facts about the evaluated images."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from p2pzoo.config.experiment import Component, Experiment
+from p2pzoo.data import Store
+from p2pzoo.models import safetensors_io
+from p2pzoo.runs.results import read_results
+from p2pzoo.utils.errors import DamagedFile, UserError
+from p2pzoo.utils.files import read_object
+
+
+@dataclass(frozen=True)
+class FinishedRun:
+    """A folder with results: a run's, or a committed copy."""
+
+    folder: Path
+
+    @cached_property
+    def results(self) -> dict[str, Any]:
+        return read_results(self.folder / "results.json") or {}
+
+    @cached_property
+    def env(self) -> dict[str, Any]:
+        return read_object(self.folder / "env.json") or {}
+
+    @cached_property
+    def stats(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+        """The statistics of each image, {metric.statistic: (N, ...)}, and a header with the images' ids and blocks.
+
+        Raises DamagedFile if the two do not fit.
+        """
+        file = self.folder / "stats.safetensors"
+        tensors, header = safetensors_io.load_tensors(file)
+        ids, blocks = header.get("ids"), header.get("blocks")
+        if not (isinstance(ids, list) and isinstance(blocks, list) and len(ids) == len(blocks)):
+            raise DamagedFile(f"{file}: its header has no list of image ids with one block for each")
+        if any(tensor.shape[:1] != (len(ids),) for tensor in tensors.values()):
+            raise DamagedFile(f"{file}: a tensor does not have one row for each of the {len(ids)} images")
+        return tensors, header
+
+    @property
+    def picture(self) -> Path | None:
+        """The grid of test images, x | ŷ | y in each row."""
+        split = self.results["protocols"][next(iter(self.results["measured"].values()))]["split"]
+        files = [self.folder / "samples" / f"{split}.png", self.folder / "samples.webp"]
+        return next((file for file in files if file.exists()), None)
+
+
+@dataclass(frozen=True)
+class EvaluatedImages:
+    """What a table needs to know about the images that its numbers were measured on.
+
+    dataset     metrics are built with it; a `MissingDataset` if the data cannot be opened
+    size        (H, W)
+    channels    (C of x, C of y); None if no run stores them
+    has_blocks  whether the images belong to blocks
+    """
+
+    dataset: Any
+    size: tuple[int, int]
+    channels: tuple[int, int] | None
+    has_blocks: bool
+
+    @classmethod
+    def of_store(cls, store: Store) -> EvaluatedImages:
+        return cls(store.dataset, store.size, store.channels, store[0].block is not None)
+
+
+class MissingDataset:
+    """Replaces data that cannot be opened: a metric that needs classes refuses it, any other accepts it."""
+
+    x_range = y_range = (0.0, 255.0)
+    classes = palette = None
+
+
+def open_evaluated_images(experiment: Experiment, runs: Sequence[FinishedRun]) -> EvaluatedImages:
+    """The evaluated split of the experiment; if it cannot be opened, what the runs store about it, with a warning."""
+    try:
+        return EvaluatedImages.of_store(
+            Store(experiment.dataset.build(split=experiment.evaluate.split), compute=experiment.compute)
+        )
+    except UserError as error:
+        reason = error.faults[0].splitlines()[0]
+        warnings.warn(f"the data cannot be opened ({reason}): comparing the stored numbers", stacklevel=2)
+    sizes = [protocol.get("size") for run in runs for protocol in run.results["protocols"].values()]
+    size = next((tuple(size) for size in sizes if size), (0, 0))
+    has_blocks = any(block is not None for block in runs[0].stats[1]["blocks"])
+    return EvaluatedImages(MissingDataset(), size, _stored_channels(runs), has_blocks)
+
+
+def build_metrics(components: Mapping[str, Component], data: EvaluatedImages) -> dict[str, Any]:
+    """Build the metrics, {name: metric}. Without the data, those that need it are skipped with a warning."""
+    metrics = {}
+    for name, component in components.items():
+        try:
+            metrics[name] = component.build(dataset=data.dataset)
+        except UserError:
+            if not isinstance(data.dataset, MissingDataset):
+                raise
+            warnings.warn(f"metric '{name}' needs the data: no differences in its columns", stacklevel=2)
+    return metrics
+
+
+def _stored_channels(runs: Sequence[FinishedRun]) -> tuple[int, int] | None:
+    """From the first model file; a committed copy has none."""
+    for run in runs:
+        if (file := run.folder / "model.safetensors").is_file():
+            _, header = safetensors_io.load_tensors(file)
+            return int(header["in_channels"]), int(header["out_channels"])
+    return None

@@ -1,0 +1,173 @@
+"""Download a file over HTTP, and resume it where it was interrupted, in this process or in an earlier one."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+from p2pzoo.utils.errors import UserError
+from p2pzoo.utils.files import read_json, write_json
+
+MAX_RETRIES = 3  # after the first attempt
+RETRY_WAIT = 1  # seconds before the first retry; each further one waits as much longer
+TIMEOUT = (10, 60)  # seconds: to connect; without receiving a byte
+CHUNK = 1 << 15  # bytes per read: 32 KiB, so that the progress bar moves on slow connections too
+ALTERNATIVES = "use another server (--mirror URL) or your own copy (--from PATH)"
+
+
+class Meter(Protocol):
+    """Shows progress on a terminal. The function that it yields takes a number of bytes that are done."""
+
+    def __call__(self, doing: str, total: int | None) -> contextlib.AbstractContextManager[Callable[[int], None]]: ...
+
+
+class ResumableDownload:
+    """A download that is kept in `part` while it is incomplete, if its server can resume it.
+
+    name           what the progress bar shows
+    url            http or https address
+    part           file for the bytes received so far; `part`.json describes their origin
+    meter          shows the progress
+    expected_size  bytes, if known
+    check_length   called with the total length before the body is read; raises UserError to refuse it
+
+    A request asks for the missing bytes (HTTP Range, RFC 9110 §14) of the same version of the file (If-Range). If the
+    server answers with the whole file, the download starts from the first byte.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        url: str,
+        part: Path,
+        meter: Meter,
+        *,
+        expected_size: int | None,
+        check_length: Callable[[int], None],
+    ) -> None:
+        self.name, self.url, self.part, self.meter = name, url, part, meter
+        self.expected_size, self.check_length = expected_size, check_length
+        self.origin_file = part.with_name(f"{part.name}.json")
+        origin = read_json(self.origin_file) or {}
+        self.version: str | None = origin.get("same")  # ETag or Last-Modified
+        self.is_resumable = origin.get("url") == url
+        if not self.is_resumable:
+            self._remove()
+
+    def save_as(self, target: Path) -> None:
+        """Download to `target`, with retries. Raises UserError; an incomplete download is kept if it can be resumed."""
+        import requests
+
+        try:
+            for attempt in range(MAX_RETRIES + 1):
+                try:
+                    return self._request(target)
+                except requests.RequestException:
+                    if attempt == MAX_RETRIES:
+                        raise
+                    time.sleep(RETRY_WAIT * (attempt + 1))
+        except requests.RequestException as error:
+            kept = self._keep_or_remove()
+            raise UserError(f"{self.url}: {_describe_error(error)}; {kept}. Try again, or {ALTERNATIVES}") from None
+        except BaseException:
+            self._keep_or_remove()
+            raise
+
+    def _request(self, target: Path) -> None:
+        import requests
+
+        received = self.part.stat().st_size if self.part.exists() else 0
+        headers = {"Accept-Encoding": "identity"}
+        if received:
+            headers["Range"] = f"bytes={received}-"
+            headers |= {"If-Range": self.version} if self.version else {}
+        with requests.get(self.url, headers=headers, stream=True, timeout=TIMEOUT) as response:
+            if response.status_code == 416:  # the file is not longer than the part, so it is another version
+                self._remove()
+                raise requests.ConnectionError("the file on the server has changed")
+            if 400 <= response.status_code < 500:
+                status = f"{response.status_code} {response.reason}"
+                raise UserError(f"{self.url}: the server answers {status}; {ALTERNATIVES}")
+            if response.status_code >= 500:
+                raise requests.ConnectionError(f"the server answers {response.status_code} {response.reason}")
+            resumes = response.status_code == 206 and _first_byte(response.headers) == received
+            received = received if resumes else 0
+            total = self._total(response.headers, received)
+            self._store_origin(response.headers, resumes)
+            with self.part.open("ab" if resumes else "wb") as file, self.meter(self.name, total) as advance:
+                advance(received)
+                for chunk in _iter_raw(response):
+                    file.write(chunk)
+                    advance(len(chunk))
+        received = self.part.stat().st_size
+        if total is not None and received != total:
+            raise requests.ConnectionError(f"the connection ended after {received:,} of {total:,} bytes")
+        os.replace(self.part, target)
+        self._remove()
+
+    def _keep_or_remove(self) -> str:
+        """Keep the part if it can be resumed; return what happened, as text."""
+        if self.is_resumable and self.part.exists():
+            return f"{self.part.stat().st_size:,} bytes are kept, and the next call resumes from them"
+        self._remove()
+        return "nothing is kept"
+
+    def _total(self, headers: Mapping[str, str], received: int) -> int | None:
+        length = headers.get("Content-Length")
+        if length is None:
+            return self.expected_size
+        total = received + int(length)
+        try:
+            self.check_length(total)
+        except UserError:
+            self._remove()
+            raise
+        return total
+
+    def _store_origin(self, headers: Mapping[str, str], resumes: bool) -> None:
+        self.is_resumable = resumes or headers.get("Accept-Ranges") == "bytes"
+        tag = headers.get("ETag", "")
+        is_weak = tag.startswith("W/")  # If-Range takes strong tags only (RFC 9110 §13.1.5)
+        self.version = headers.get("Last-Modified") if is_weak or not tag else tag
+        if self.is_resumable:
+            write_json(self.origin_file, {"url": self.url, "same": self.version})
+
+    def _remove(self) -> None:
+        for file in (self.part, self.origin_file):
+            file.unlink(missing_ok=True)
+
+
+def _iter_raw(response: Any) -> Iterator[bytes]:
+    """Yield the bytes as sent: some servers declare a .gz file as Content-Encoding, which requests would decompress."""
+    import requests
+    import urllib3
+
+    try:
+        yield from response.raw.stream(CHUNK, decode_content=False)
+    except urllib3.exceptions.TimeoutError:
+        raise requests.Timeout from None
+    except urllib3.exceptions.HTTPError:
+        raise requests.ConnectionError("the connection was interrupted") from None
+
+
+def _first_byte(headers: Mapping[str, str]) -> int:
+    """Return the position of the first byte of a partial response, -1 if it is missing."""
+    match = re.match(r"bytes (\d+)-", headers.get("Content-Range", ""))
+    return int(match[1]) if match else -1
+
+
+def _describe_error(error: Exception) -> str:
+    """Describe in a few words what requests describes in several lines of nested errors."""
+    import requests
+
+    match error:
+        case requests.Timeout():
+            return "the server did not answer in time"
+        case requests.ConnectionError() if not isinstance(error.args[0], str):
+            return "no connection to the server"
+    return str(error)
