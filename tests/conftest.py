@@ -1,4 +1,4 @@
-"""What several test modules share: a tiny recipe, the command line here or in its own process, throw-away plugins."""
+"""Fixtures of several test modules: a tiny recipe, the command line in this process or another one, test plugins."""
 
 import os
 import shutil
@@ -11,11 +11,12 @@ from pathlib import Path
 
 import pytest
 
+os.environ.pop("COLUMNS", None)  # pytest-xdist sets it: tables in a pipe are then folded
 os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported: tests share the cores as processes
 
 import torch
 from click.testing import CliRunner
-from disturbed import STEP, CutOff, after, cut_off
+from fault_injection import STEP, SimulatedKill, after, simulate_kill
 from p2pzoo_earth import dataset, geometry
 
 from p2pzoo.cli import main
@@ -49,13 +50,15 @@ threads = 1
 def pytest_addoption(parser):
     campaigns = parser.getgroup("campaigns", "tests/bad_input and tests/faults; their long runs are in benchmarks/")
     campaigns.addoption("--cases", type=int, default=20, help="inputs that each test of bad input tries")
-    campaigns.addoption("--times", type=int, default=1, help="how often each fault is inflicted, each time elsewhere")
-    campaigns.addoption("--kills", type=int, default=20, help="how many processes are killed at random moments")
-    campaigns.addoption("--seed", type=int, default=0, help="of what they draw")
+    campaigns.addoption(
+        "--times", type=int, default=1, help="how often each fault is injected, each time at another place"
+    )
+    campaigns.addoption("--kills", type=int, default=8, help="how many processes are killed at random moments")
+    campaigns.addoption("--seed", type=int, default=0, help="seed of the random faults and inputs")
 
 
 def pytest_collection_modifyitems(items):
-    """Writing an ONNX file of a large network takes up to a minute, compiling it seconds; of each there are dozens."""
+    """Mark dozens of tests as slow: exporting a large network to ONNX takes up to a minute, compiling it seconds."""
     for item in items:
         if item.name.endswith(("-export]", "-compile]")):
             item.add_marker(pytest.mark.slow)
@@ -71,7 +74,7 @@ def tiny(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def arguments(tiny):
-    """arguments(runs, "train.images=20", …): what makes `p2pzoo` train the tiny recipe in the folder `runs`."""
+    """arguments(runs, "train.images=20", …): arguments of `p2pzoo` that train the tiny recipe in `runs`."""
 
     def arguments(runs, *overrides):
         return ["run", tiny, "--profile", "smoke", "--runs", runs, *(a for o in overrides for a in ("-s", o))]
@@ -80,62 +83,62 @@ def arguments(tiny):
 
 
 @dataclass(frozen=True)
-class Told:
-    """What a command answered. `output`: both streams; `began`: the number of its first training step, None if none."""
+class CommandResult:
+    """output: stdout and stderr; first_step: the number of the first training step, None if it did not train."""
 
     exit_code: int
     output: str
-    began: int | None
+    first_step: int | None
 
 
 @pytest.fixture(scope="session")
-def zoo():
-    """zoo("run", …) is the command line in this process."""
-    found = {}
+def run_cli():
+    """run_cli("run", …): run the command line in this process. Returns a CommandResult."""
+    cached_tiles = {}
 
-    def tiles_found_once(mask, split, size, stride):  # a third of the time that a tiny run takes
-        if (split, size, stride) not in found:
-            found[split, size, stride] = geometry.tiles(mask, split, size, stride)
-        return found[split, size, stride]
+    def find_tiles_once(mask, split, size, stride):  # otherwise a third of the time of a tiny run
+        if (split, size, stride) not in cached_tiles:
+            cached_tiles[split, size, stride] = geometry.tiles(mask, split, size, stride)
+        return cached_tiles[split, size, stride]
 
-    def zoo(*args):
-        threads, taken, take = torch.get_num_threads(), [], loop.train_step
+    def run_cli(*args):
+        threads, steps, train_step = torch.get_num_threads(), [], loop.train_step
 
-        def advance(play, engine, batches, step, *rest):
-            taken.append(step)
-            return take(play, engine, batches, step, *rest)
+        def counting_train_step(step_function, engine, batches, step, *rest):
+            steps.append(step)
+            return train_step(step_function, engine, batches, step, *rest)
 
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(dataset, "tiles", tiles_found_once)
-            patch.setattr(loop, "train_step", advance)
+            patch.setattr(dataset, "tiles", find_tiles_once)
+            patch.setattr(loop, "train_step", counting_train_step)
             try:
-                answer = CliRunner().invoke(main, [*map(str, args)])
+                result = CliRunner().invoke(main, [*map(str, args)])
             finally:
                 torch.set_num_threads(threads)
-        return Told(answer.exit_code, answer.output, next(iter(taken), None))
+        return CommandResult(result.exit_code, result.output, next(iter(steps), None))
 
-    return zoo
+    return run_cli
 
 
 @pytest.fixture(scope="session")
-def run(zoo, arguments):
-    """run(runs, "train.ema=0.9", …): trains the tiny recipe in this process, in the folder `runs`."""
-    return lambda runs, *overrides, flags=(): zoo(*arguments(runs, *overrides), *flags)
+def run(run_cli, arguments):
+    """run(runs, "train.ema=0.9", …): train the tiny recipe in this process, in the folder `runs`."""
+    return lambda runs, *overrides, flags=(): run_cli(*arguments(runs, *overrides), *flags)
 
 
 @pytest.fixture(scope="module")
 def no_reports():
-    """Runs of this process write no report.html, which takes as long as the training of a tiny run."""
+    """Do not write report.html in this process: it takes as long as the training of a tiny run."""
     with pytest.MonkeyPatch.context() as patch:
-        for module in ("training.loop", "training.run_experiment"):
+        for module in ("training.run_writer", "training.run_experiment"):
             patch.setattr(f"p2pzoo.{module}.write_report", lambda *_: None)
         yield
 
 
 @pytest.fixture
 def start():
-    """start("-m", "p2pzoo", …): Python in a process of its own, killed at the test's end if it still runs."""
-    started = []
+    """start("-m", "p2pzoo", …): start another Python process; it is killed at the end of the test."""
+    processes = []
 
     def start(*args):
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -143,25 +146,27 @@ def start():
             [sys.executable, *map(str, args)],
             env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
         )  # fmt: skip
-        started.append(process)
+        processes.append(process)
         return process
 
     yield start
-    for process in started:
+    for process in processes:
         process.kill()
         process.communicate()
 
 
 @pytest.fixture(scope="session")
 def wait_for():
-    """wait_for(condition, process): returns once it holds; fails if the process ends before, or after two minutes."""
+    """wait_for(condition, process): wait until it is true. Fails if the process ends first, or after two minutes."""
 
     def wait_for(condition, process):
         end = time.monotonic() + 120
         while not condition():
             assert time.monotonic() < end, "waited two minutes"
             if process.poll() is not None:
-                pytest.fail(f"ended with {process.returncode} before it came to that:\n{process.stdout.read()}")
+                pytest.fail(
+                    f"the process ended ({process.returncode}) before the condition was true:\n{process.stdout.read()}"
+                )
             time.sleep(0.002)
 
     return wait_for
@@ -169,8 +174,7 @@ def wait_for():
 
 @pytest.fixture
 def install(tmp_path, monkeypatch):
-    """install("name", source): a plugin, found as an installed distribution's is, for the length of a test."""
-
+    """install("name", source): install a plugin for one test; it is found through its entry point."""
     installed = []
 
     def install(name, source):
@@ -183,16 +187,16 @@ def install(tmp_path, monkeypatch):
         (info / "entry_points.txt").write_text(f"[p2pzoo]\n{name} = {name}\n")
         monkeypatch.syspath_prepend(site)
         monkeypatch.delitem(sys.modules, name, raising=False)
-        forget()
+        clear_caches()
 
-    def forget():
+    def clear_caches():
         loader.plugins.cache_clear()
         loader.registry.cache_clear()
 
     yield install
     for name in installed:
         sys.modules.pop(name, None)
-    forget()
+    clear_caches()
 
 
 @pytest.fixture(scope="module")
@@ -209,42 +213,42 @@ def browser():
         chromium.close()
 
 
-# --- runs of the tiny recipe to do something to ----------------------------------------------------------------
+# --- runs of the tiny recipe -----------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
-def complete_once(run, tmp_path_factory):
-    """A runs folder with a complete run, which tests leave as it is."""
+def shared_complete(run, tmp_path_factory):
+    """A runs folder with a complete run. Tests must not change it."""
     runs = tmp_path_factory.mktemp("complete") / "runs"
     assert run(runs).exit_code == 0
     return runs
 
 
 @pytest.fixture(scope="module")
-def halfway_once(run, tmp_path_factory):
+def shared_halfway(run, tmp_path_factory):
     runs = tmp_path_factory.mktemp("halfway") / "runs"
-    with after(STEP, cut_off, call=33), pytest.raises(CutOff):
+    with after(STEP, simulate_kill, call=33), pytest.raises(SimulatedKill):
         run(runs)
     return runs
 
 
 @pytest.fixture
-def complete(complete_once, tmp_path):
-    """A runs folder with a complete run."""
-    return Path(shutil.copytree(complete_once, tmp_path / "complete"))
+def complete(shared_complete, tmp_path):
+    """A runs folder with a complete run, for one test."""
+    return Path(shutil.copytree(shared_complete, tmp_path / "complete"))
 
 
 @pytest.fixture
-def halfway(halfway_once, tmp_path):
-    """A runs folder with a run that was cut off at image 33 of 40: checkpoints at 20 and 30, a log until 32."""
-    return Path(shutil.copytree(halfway_once, tmp_path / "halfway"))
+def halfway(shared_halfway, tmp_path):
+    """A runs folder with a run that was killed at image 33 of 40: checkpoints at 20 and 30, a log until 32."""
+    return Path(shutil.copytree(shared_halfway, tmp_path / "halfway"))
 
 
 @pytest.fixture(autouse=True)
-def signals_as_they_were():
-    """A run that is stopped inside this process may leave no handler of its own behind."""
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where a shell started us in the background
+def restore_signal_handlers():
+    """Fail if a run in this process leaves a signal handler behind."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell that starts pytest in the background ignores it
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     yield
-    left = {number: signal.signal(number, handler) for number, handler in before.items()}
-    assert left == before
+    after_test = {number: signal.signal(number, handler) for number, handler in before.items()}
+    assert after_test == before

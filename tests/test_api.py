@@ -1,44 +1,105 @@
-"""The Python front: components by name, whole runs, and a snapshot of the names and signatures that people rely on."""
+"""The Python API: components by name, whole runs, errors, and a snapshot of public names and signatures."""
 
+import dataclasses
 import inspect
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
 
 import p2pzoo
+import p2pzoo.plugin
 import p2pzoo.testing
 from p2pzoo.api import Trained
 from p2pzoo.plugin.registry import KINDS
-from p2pzoo.utils.errors import UserError
+from p2pzoo.utils.errors import PeerProcessError
 
-SNAPSHOT = {
-    "p2pzoo.create": "(kind: str, name: str, **arguments: Any) -> Any",
-    "p2pzoo.list_components": "(kind: str | None = None) -> list[str]",
-    "p2pzoo.load": "(path: str | pathlib.Path, *, device: str = 'auto', precision: str = 'fp32') -> 'Model'",
-    "p2pzoo.train": "(recipe: str | pathlib.Path, *, profile: str | None = None, "
-    "overrides: collections.abc.Sequence[str] = (), runs: str | pathlib.Path = 'runs') -> 'Trained'",
-    "p2pzoo.api.Trained": "(folder: 'Path', metrics: 'Mapping[str, float]', results: 'Mapping[str, Any]') -> None",
-    "p2pzoo.api.Trained.load": "(self, *, device: 'str' = 'auto', precision: 'str' = 'fp32') -> 'Model'",
-    "p2pzoo.testing.conformance": "(plugin: 'str', *, parameters: 'Mapping[str, Mapping[str, Any]] | None' = None, "
-    "expected_failures: 'Mapping[str, str] | None' = None) -> 'Callable[[Trial], None]'",
-}
+SNAPSHOT = Path(__file__).with_name("public_api.txt")
+OPERATORS = ("__call__", "__getitem__", "__len__")
+HEADER = "The public API: names and signatures. After a change that is meant, run `python tests/test_api.py`.\n\n"
 
 
-def test_the_public_names_are_those_of_the_snapshot():
-    assert set(p2pzoo.__all__) == {"__version__", "hookimpl", "create", "list_components", "load", "train"}
-    assert set(p2pzoo.testing.__all__) == {
-        "CHECKS", "Case", "DoesNotApply", "Finding", "Trial", "conformance", "trials_of"
-    }  # fmt: skip
+def public_api():
+    """One line for each public name of p2pzoo, p2pzoo.plugin and p2pzoo.testing, and for each member of its classes."""
+    lines = []
+    for module in (p2pzoo, p2pzoo.plugin, p2pzoo.testing):
+        for name in sorted(module.__all__):
+            lines += describe(f"{module.__name__}.{name}", getattr(module, name))
+    return HEADER + "\n".join([*lines, *describe("p2pzoo.api.Trained", Trained)]) + "\n"
 
 
-def test_the_public_signatures_are_those_of_the_snapshot():
-    found = {}
-    for name in SNAPSHOT:
-        thing = p2pzoo
-        for part in name.split(".")[1:]:
-            thing = getattr(thing, part)
-        found[name] = str(inspect.signature(thing)).replace("typing.", "")
-    assert found == SNAPSHOT
+def describe(path, value):
+    if inspect.isclass(value):
+        has_own_init = "__init__" in vars(value) and not getattr(value, "_is_protocol", False)
+        yield f"{path}{signature(value) if has_own_init else ''}"
+        is_plain = not dataclasses.is_dataclass(value)  # the fields of a dataclass are in its signature
+        for name, annotation in (inspect.get_annotations(value) if is_plain else {}).items():
+            yield f"{path}.{name}: {annotation}"
+        for name, member in vars(value).items():
+            if isinstance(member, property) and not name.startswith("_"):
+                yield f"{path}.{name}: {member.fget.__annotations__['return']}"
+            elif inspect.isfunction(member) and (
+                not name.startswith("_") or name in ("__call__", "__getitem__", "__len__")
+            ):
+                yield f"{path}.{name}{signature(member)}"
+            elif hasattr(member, "attrname") and not name.startswith("_"):  # functools.cached_property
+                yield f"{path}.{name}: {member.func.__annotations__['return']}"
+    elif inspect.isfunction(value):
+        yield f"{path}{signature(value)}"
+    else:
+        yield path
+
+
+class Unquoted(str):
+    """An annotation that is text in its module; a signature would show it in quotes."""
+
+    def __repr__(self):
+        return str(self)
+
+
+def signature(function):
+    shown = inspect.signature(function)
+    parameters = [each.replace(annotation=unquoted(each.annotation)) for each in shown.parameters.values()]
+    shown = shown.replace(parameters=parameters, return_annotation=unquoted(shown.return_annotation))
+    return str(shown).replace("typing.", "").replace("collections.abc.", "").replace("pathlib.", "")
+
+
+def unquoted(annotation):
+    return Unquoted(annotation) if isinstance(annotation, str) else annotation
+
+
+def test_public_names_and_signatures_are_those_of_the_snapshot():
+    assert public_api() == SNAPSHOT.read_text("utf-8")
+
+
+def test_dir_shows_the_public_names_alone():
+    code = "import p2pzoo, p2pzoo.utils.files; assert dir(p2pzoo) == sorted(p2pzoo.__all__), dir(p2pzoo)"
+    subprocess.run([sys.executable, "-c", code], check=True)
+    assert dir(p2pzoo) == sorted(p2pzoo.__all__)  # here, many submodules were imported
+    assert all(hasattr(p2pzoo, name) for name in p2pzoo.__all__)
+
+
+def test_importing_p2pzoo_imports_no_torch():
+    code = "import sys, p2pzoo; assert p2pzoo.UserError and p2pzoo.OutOfMemory; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_all_errors_have_one_base_class():
+    from p2pzoo.runs.monitor import Diverged
+
+    for error in (p2pzoo.UserError, p2pzoo.DamagedFile, p2pzoo.OutOfMemory, Diverged, PeerProcessError):
+        assert issubclass(error, p2pzoo.Error)
+    for error in (p2pzoo.DamagedFile, p2pzoo.OutOfMemory, Diverged):
+        assert issubclass(error, p2pzoo.UserError)
+    assert not issubclass(PeerProcessError, p2pzoo.UserError)
+
+
+def test_a_damaged_model_file_is_a_user_error(tmp_path):
+    (tmp_path / "model.safetensors").write_bytes(b"not a model")
+    with pytest.raises(p2pzoo.DamagedFile, match=r"model\.safetensors"):
+        p2pzoo.load(tmp_path / "model.safetensors")
 
 
 def test_components_are_listed_by_kind():
@@ -46,46 +107,48 @@ def test_components_are_listed_by_kind():
     assert "unet" not in p2pzoo.list_components("loss")
     assert {name.partition(".")[0] for name in p2pzoo.list_components()} <= set(KINDS)
     assert "generator.unet" in p2pzoo.list_components()
-    with pytest.raises(UserError, match="no kind 'generators': did you mean 'generator'"):
+    with pytest.raises(p2pzoo.UserError, match="no kind 'generators': did you mean 'generator'"):
         p2pzoo.list_components("generators")
+    with pytest.raises(p2pzoo.UserError, match="no kind 'command'"):
+        p2pzoo.list_components("command")
 
 
-def test_a_name_that_two_plugins_claim_is_listed_with_both(install):
+def test_a_name_that_two_plugins_register_is_listed_with_both(install):
     install("other", 'import p2pzoo\n@p2pzoo.hookimpl\ndef register_losses(register):\n    register("l1", dict)\n')
     assert {"other:l1", "pix2pix:l1"} <= set(p2pzoo.list_components("loss"))
     assert "l1" not in p2pzoo.list_components("loss")
 
 
-def test_a_network_is_made_by_name():
+def test_a_network_is_created_by_name():
     G = p2pzoo.create("generator", "unet", in_channels=1, out_channels=3, size=(32, 64), width=4)
     assert G(torch.zeros(2, 1, 32, 64)).shape == (2, 3, 32, 64)
 
 
-def test_a_network_is_made_for_256_px_if_nobody_says_otherwise():
+def test_a_network_is_created_for_256_px_by_default():
     G = p2pzoo.create("generator", "unet", in_channels=3, out_channels=3, width=1)
     assert G.size_divisor == 256
 
 
-def test_a_loss_and_a_dataset_are_made_by_name():
+def test_a_loss_and_a_dataset_are_created_by_name():
     assert p2pzoo.create("loss", "l1").side == "generator"
     assert p2pzoo.create("dataset", "earth", split="test", size=64, stride=256)[0].x.shape == (64, 64, 3)
 
 
-def test_all_that_is_wrong_with_arguments_is_told_at_once():
-    with pytest.raises(UserError) as told:
+def test_all_wrong_arguments_are_reported_at_once():
+    with pytest.raises(p2pzoo.UserError) as caught:
         p2pzoo.create("generator", "unet", in_chanels=3, out_channels=3, widht=32, norm="bach")
-    assert sorted(told.value.faults) == [
+    assert sorted(caught.value.faults) == [
         "generator 'unet' has no parameter 'in_chanels': did you mean 'in_channels'?",
         "generator 'unet' has no parameter 'widht': did you mean 'width'?",
         "generator 'unet' needs in_channels",
         "generator 'unet' norm = \"bach\": input should be 'batch', 'instance' or 'none'",
     ]
-    with pytest.raises(UserError, match="no generator 'unett': did you mean 'unet'"):
+    with pytest.raises(p2pzoo.UserError, match="no generator 'unett': did you mean 'unet'"):
         p2pzoo.create("generator", "unett", in_channels=3, out_channels=3)
 
 
-def test_what_a_constructor_refuses_is_told_in_one_line():
-    with pytest.raises(UserError, match=r"generator 'unet': size 30×30 does not fit"):
+def test_an_error_of_a_constructor_is_one_line():
+    with pytest.raises(p2pzoo.UserError, match=r"generator 'unet': size 30×30 does not fit"):
         p2pzoo.create("generator", "unet", in_channels=3, out_channels=3, size=(30, 30))
 
 
@@ -104,6 +167,10 @@ def test_a_recipe_is_trained_and_its_model_loaded(tiny, tmp_path):
     assert trained.load(device="cpu").run == trained.results["id"]
 
 
-def test_a_recipe_that_is_not_there_is_the_callers_mistake(tmp_path):
-    with pytest.raises(UserError, match="no such recipe"):
+def test_a_missing_recipe_is_a_user_error(tmp_path):
+    with pytest.raises(p2pzoo.UserError, match="no such recipe"):
         p2pzoo.train(tmp_path / "none.toml")
+
+
+if __name__ == "__main__":
+    SNAPSHOT.write_text(public_api(), "utf-8")

@@ -29,7 +29,7 @@ LIGHT = {
     "p2pzoo list": ("-m", "p2pzoo", "list"),
 }
 HEAVY = {"torch", "kornia", "timm", "accelerate"}
-SECONDS = 0.5
+AT_MOST = {"list": 7}  # times as long as importing click and rich; 4 for the others. `list` lays out a table of 70 rows
 SHIPPED = ("run", "zoo:ablation_patch70.toml", "--profile", "smoke", "--device", "cpu")
 
 PYPROJECT = """
@@ -82,18 +82,18 @@ class TestLight:
 
     @pytest.mark.parametrize("command", LIGHT.values(), ids=LIGHT)
     def test_it_answers_at_once(self, command):
-        """Within half a second, as the best of five: the others measure what else the machine was doing."""
-        seconds = []
-        for _ in range(5):
-            begun = time.perf_counter()
-            subprocess.run([sys.executable, *command], capture_output=True, check=True)
-            seconds.append(time.perf_counter() - begun)
-        assert min(seconds) < SECONDS
+        """Best of five, in turns with what it cannot do without: machines differ, and so does what else they do."""
+        floor, seconds = [], []
+        for times, arguments in ((floor, ["-c", "import click, rich"]), (seconds, command)) * 5:
+            start = time.perf_counter()
+            subprocess.run([sys.executable, *arguments], capture_output=True, check=True)
+            times.append(time.perf_counter() - start)
+        assert min(seconds) < AT_MOST.get(command[-1], 4) * min(floor)
 
 
 def test_the_core_names_no_component_and_no_plugin():
     """In no string of its code; docstrings and examples in help texts may."""
-    names = {name for entry in registry() for name in (entry.name, entry.full_name)}
+    names = {name for entry in registry() if entry.kind != "command" for name in (entry.name, entry.full_name)}
     modules = [plugin.module for plugin in plugins() if plugin.distribution.startswith("p2pzoo ")]
     assert "unet" in names
     assert "p2pzoo_pix2pix" in modules
@@ -232,7 +232,7 @@ class TestPluginOfAStranger:
     def test_its_installation_changes_no_other_result(self, beside):
         told = beside.run("p2pzoo", *SHIPPED).stderr
         assert "already complete" in told
-        assert "changed since" not in told
+        assert "changed after this run" not in told
 
 
 TILES = """

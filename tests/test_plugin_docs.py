@@ -8,11 +8,13 @@ import tomllib
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
+from p2pzoo.cli import main
 from p2pzoo.plugin import hookspecs
 from p2pzoo.plugin.loader import hook_name
 from p2pzoo.plugin.registry import KINDS
-from p2pzoo.testing import trials_of
+from p2pzoo.testing import list_component_checks
 
 PLUGINS = Path(__file__).parents[1] / "plugins"
 PAGES = "\n".join(page.read_text("utf-8") for page in sorted(PLUGINS.glob("README*.md")))
@@ -57,10 +59,23 @@ def test_the_example_of_each_kind_works_and_keeps_its_promises(kind, install, tm
     (tmp_path / "site" / module[0].replace("/", "_")).write_text(module[1])
     if kind == "model":  # what it says lies beside its module
         carried(run, tmp_path, tmp_path / "site" / "facades")
-    findings = {str(trial): trial.run() for trial in trials_of("my_zoo")}
+    findings = {str(trial): trial.run() for trial in list_component_checks("my_zoo")}
     assert {kind} == {name.partition(".")[0] for name in findings}
-    assert {name: found.told for name, found in findings.items() if found.status == "fail"} == {}
+    assert {name: found.message for name, found in findings.items() if found.status == "fail"} == {}
     assert any(found.status == "pass" for found in findings.values())
+
+
+def test_the_example_of_a_command_works(install, tmp_path):
+    [hook, module] = EXAMPLES["command"].items()
+    install("my_zoo", hook[1].replace("my_zoo.", "my_zoo_"))
+    (tmp_path / "site" / module[0].replace("/", "_")).write_text(module[1])
+    listed = CliRunner().invoke(main, ["--help"]).output
+    assert "Commands of plugin my_zoo:" in listed
+    assert "Count the parameters of a generator." in listed
+    answer = CliRunner().invoke(main, ["count", "unet"])
+    assert (answer.exit_code, answer.output) == (0, "54413955\n"), answer.output
+    function = next(node for node in ast.walk(ast.parse(hook[1])) if isinstance(node, ast.FunctionDef))
+    assert len(ast.unparse(function).splitlines()) <= 5
 
 
 def carried(run, runs, folder):

@@ -1,7 +1,7 @@
-"""How the bad-input campaign tries what strangers may hand us: many cases of a kind, each within a time and memory.
+"""Tools of the bad-input tests: many generated files and options of each kind, with limits on time and memory.
 
-A case is taken, or refused as the user's mistake: UserError, or a command's exit code 2 with lines that a terminal can
-show. Everything else, a traceback, a hang, memory without bounds, fails the test with the smallest such input.
+Input is accepted, or refused as the user's mistake: with a UserError, or exit code 2 and printable lines. Everything
+else (a traceback, a hang, too much memory) fails the test, and hypothesis reports the smallest such input.
 """
 
 import contextlib
@@ -18,37 +18,39 @@ from hypothesis import strategies as st
 
 from p2pzoo.utils.errors import UserError
 
-FEW = 20  # cases of which no share is taken
-SECONDS = 20  # that a case may take: the slowest takes a second
-MEMORY = 2 * 2**30  # bytes that it may add
+MIN_CASES = 20  # also for tests that run a fraction of --cases
+SECONDS = 20  # limit for a case: the slowest takes a second
+MEMORY = 2 * 2**30  # bytes that a case may allocate
 
 
 class Hang(BaseException):
-    """A case took too long."""
+    """A case exceeded the time limit."""
 
 
 @pytest.fixture
-def each(request, record_property):
-    """each(inputs, act): `act` on so many draws of a strategy, or on a `shard` of that where each is a whole page. It
-    calls what is tested, which may raise UserError, or returns what a command answered (`zoo`)."""
+def try_each(request, record_property):
+    """try_each(inputs, act, fraction=1.0) calls `act` with --cases draws of a strategy, or with a fraction of them.
 
-    def each(inputs, act, share=1.0):
+    `act` may raise UserError, or return the result of a command (`run_cli`).
+    """
+
+    def try_each(inputs, act, fraction=1.0):
         cases = request.config.getoption("--cases")
         counts, slowest = {"taken": 0, "refused": 0}, 0.0
 
         @seed(request.config.getoption("--seed"))
         @settings(
-            max_examples=max(round(share * cases), min(cases, FEW)), deadline=None, database=None, print_blob=False,
-            phases=[Phase.generate, Phase.shrink],
+            max_examples=max(round(fraction * cases), min(cases, MIN_CASES)),
+            deadline=None, database=None, print_blob=False, phases=[Phase.generate, Phase.shrink],
             suppress_health_check=list(HealthCheck),
         )  # fmt: skip
         @given(inputs)
-        def case(drawn):
+        def case(value):
             nonlocal slowest
-            began = time.perf_counter()
-            with within(SECONDS, MEMORY):
-                counts["refused" if refused(act, drawn) else "taken"] += 1
-            slowest = max(slowest, time.perf_counter() - began)
+            start = time.perf_counter()
+            with limits(SECONDS, MEMORY):
+                counts["refused" if is_refused(act, value) else "taken"] += 1
+            slowest = max(slowest, time.perf_counter() - start)
 
         try:
             case()
@@ -56,47 +58,48 @@ def each(request, record_property):
             for name, value in {**counts, "slowest": round(slowest, 3)}.items():
                 record_property(name, value)
 
-    return each
+    return try_each
 
 
-def refused(act, drawn) -> bool:
+def is_refused(act, value) -> bool:
+    """Whether the case ends with a proper refusal. Fails on everything that is neither that nor success."""
     try:
-        answer = act(drawn)
+        result = act(value)
     except UserError as error:
         return all(fault.strip() for fault in error.faults)
-    if not hasattr(answer, "exit_code"):
+    if not hasattr(result, "exit_code"):
         return False
-    lines = answer.output.removesuffix("\n").split("\n")
-    assert "Traceback" not in answer.output
-    assert answer.exit_code in (0, 2), lines[-1]
-    if answer.exit_code == 0:
+    lines = result.output.removesuffix("\n").split("\n")
+    assert "Traceback" not in result.output
+    assert result.exit_code in (0, 2), lines[-1]
+    if result.exit_code == 0:
         return False
     assert all(line.strip() for line in lines)
-    said = {unicodedata.category(character) for line in lines for character in line}
-    assert not said & {"Cc", "Zl", "Zp"}, "what a stranger says steers no terminal"
+    categories = {unicodedata.category(character) for line in lines for character in line}
+    assert not categories & {"Cc", "Zl", "Zp"}, "text from a file must not control the terminal"
     return True
 
 
 @contextlib.contextmanager
-def within(seconds, memory):
-    """Inside, an alarm rings after so long, and no more memory than so much can be added."""
+def limits(seconds, memory):
+    """Raise Hang after so many seconds, and refuse allocations of more bytes than `memory`."""
 
-    def ring(*_):
+    def raise_hang(*_):
         raise Hang(f"a case took more than {seconds} s")
 
-    before, limits = signal.signal(signal.SIGALRM, ring), resource.getrlimit(resource.RLIMIT_AS)
+    old_handler, old_limits = signal.signal(signal.SIGALRM, raise_hang), resource.getrlimit(resource.RLIMIT_AS)
     pages = int(Path("/proc/self/statm").read_text().split()[0])
-    resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + memory, limits[1]))
+    resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + memory, old_limits[1]))
     signal.setitimer(signal.ITIMER_REAL, seconds)
     try:
         yield
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
-        resource.setrlimit(resource.RLIMIT_AS, limits)
-        signal.signal(signal.SIGALRM, before)
+        resource.setrlimit(resource.RLIMIT_AS, old_limits)
+        signal.signal(signal.SIGALRM, old_handler)
 
 
-# --- what many inputs are made of ------------------------------------------------------------------------------
+# --- strategies that several tests use -------------------------------------------------------------------------
 
 HOSTILE = (
     "", " ", ".", "..", "../../x", "/", "/dev/zero", "~", "\0", "\n", "\r\n", "\x1b[2J", "\u202e", "a" * 5000, "é",
@@ -107,31 +110,37 @@ HOSTILE = (
 
 @pytest.fixture(scope="session")
 def hostile():
-    """Texts that mean something to whoever forgets to quote them."""
+    """Texts that have a special meaning for a program that does not quote them."""
     return st.sampled_from(HOSTILE) | st.text(max_size=20)
 
 
 @pytest.fixture(scope="session")
 def damaged():
-    """damaged(data): a strategy of what may become of so many bytes."""
+    """damaged(data): a strategy of truncated, altered and extended versions of these bytes."""
 
     def damaged(data: bytes):
-        place = st.integers(0, max(0, len(data) - 1))
+        position = st.integers(0, max(0, len(data) - 1))
 
-        def flip(places):
+        def flip_bits(bits):
             out = bytearray(data)
-            for at, bit in places:
-                out[at] ^= 1 << bit
+            for index, bit in bits:
+                out[index] ^= 1 << bit
             return bytes(out)
 
+        def insert(change):
+            index, content = change
+            return data[:index] + content + data[index:]
+
+        def overwrite(change):
+            index, content = change
+            return data[:index] + content + data[index + len(content) :]
+
         return st.one_of(
-            place.map(lambda end: data[:end]),
-            st.lists(st.tuples(place, st.integers(0, 7)), min_size=1, max_size=8).map(flip),
-            st.tuples(place, st.binary(min_size=1, max_size=8)).map(lambda at: data[: at[0]] + at[1] + data[at[0] :]),
-            st.tuples(place, st.binary(min_size=1, max_size=8)).map(
-                lambda at: data[: at[0]] + at[1] + data[at[0] + len(at[1]) :]
-            ),
-            st.tuples(place, place).map(lambda ends: data[: min(ends)] + data[max(ends) :]),
+            position.map(lambda end: data[:end]),
+            st.lists(st.tuples(position, st.integers(0, 7)), min_size=1, max_size=8).map(flip_bits),
+            st.tuples(position, st.binary(min_size=1, max_size=8)).map(insert),
+            st.tuples(position, st.binary(min_size=1, max_size=8)).map(overwrite),
+            st.tuples(position, position).map(lambda ends: data[: min(ends)] + data[max(ends) :]),
             st.binary(max_size=64),
             st.binary(max_size=64).map(lambda tail: data + tail),
         )
@@ -141,7 +150,7 @@ def damaged():
 
 @pytest.fixture(scope="session")
 def altered():
-    """altered(tree, values): the tree of dicts and lists with one to three of its parts replaced, removed, added."""
+    """altered(tree, values): the tree of dicts and lists with one to three parts replaced, removed or added."""
 
     def altered(tree, values):
         def paths(part, path=()):
@@ -150,35 +159,35 @@ def altered():
             for key, value in inner:
                 yield from paths(value, (*path, key))
 
-        places = [path for path in paths(tree) if path]
+        all_paths = [path for path in paths(tree) if path]
         change = st.tuples(
-            st.sampled_from(places), st.sampled_from(["replace", "replace", "remove", "add"]),
+            st.sampled_from(all_paths), st.sampled_from(["replace", "replace", "remove", "add"]),
             values, st.sampled_from(HOSTILE),
         )  # fmt: skip
 
-        def changed(changes):
+        def apply_changes(changes):
             out = copy.deepcopy(tree)
-            for path, how, value, name in changes:
+            for path, action, value, name in changes:
                 part = out
-                with contextlib.suppress(KeyError, IndexError, TypeError):  # gone by an earlier change
+                with contextlib.suppress(KeyError, IndexError, TypeError):  # removed by an earlier change
                     for key in path[:-1]:
                         part = part[key]
-                    if how == "replace":
+                    if action == "replace":
                         part[path[-1]] = value
-                    elif how == "remove":
+                    elif action == "remove":
                         del part[path[-1]]
                     elif isinstance(part[path[-1]], dict):
                         part[path[-1]][name] = value
             return out
 
-        return st.lists(change, min_size=1, max_size=3).map(changed)
+        return st.lists(change, min_size=1, max_size=3).map(apply_changes)
 
     return altered
 
 
 @pytest.fixture(scope="session")
 def values(hostile):
-    """Plain values of every kind, as JSON and TOML have them."""
+    """Values of every type of JSON and TOML."""
     scalars = st.one_of(
         st.sampled_from([0, 1, -1, 2**31, 2**63 - 1, 2**63, 10**30, 1e308, float("nan"), float("inf"), True, False]),
         st.integers(-3, 300), st.floats(), hostile,

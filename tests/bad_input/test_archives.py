@@ -1,4 +1,4 @@
-"""Archives from strangers: they are extracted into their own folder, or refused, and nothing else is touched."""
+"""Malicious archives are extracted into their own folder, or refused; no other file changes."""
 
 import io
 import shutil
@@ -12,17 +12,17 @@ KINDS = (
     tarfile.REGTYPE, tarfile.DIRTYPE, tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE, tarfile.FIFOTYPE,
     tarfile.CONTTYPE, tarfile.GNUTYPE_SPARSE, tarfile.XHDTYPE, tarfile.GNUTYPE_LONGNAME,
 )  # fmt: skip
-PLACES = ("a", "a/b", "../out", "/out", "a/../../out", "..", "C:\\out", "a\\..\\..\\out", "//out", "./a", "a/")
-MOST_BYTES, MOST_MEMBERS = 1 << 20, 20
+PATHS = ("a", "a/b", "../out", "/out", "a/../../out", "..", "C:\\out", "a\\..\\..\\out", "//out", "./a", "a/")
+MAX_BYTES, MAX_MEMBERS = 1 << 20, 20
 
 
-def archive(members, mode):
+def pack(members, mode):
     out = io.BytesIO()
     with tarfile.open(fileobj=out, mode=f"w:{mode}") as tar:
         for name, kind, link, size, body in members:
             info = tarfile.TarInfo(name.replace("\ud800", "?"))
             info.type, info.linkname, info.size = kind, link.replace("\ud800", "?"), size
-            tar.addfile(info, io.BytesIO(body + bytes(max(0, min(size, 4 * MOST_BYTES) - len(body)))))
+            tar.addfile(info, io.BytesIO(body + bytes(max(0, min(size, 4 * MAX_BYTES) - len(body)))))
     return out.getvalue()
 
 
@@ -30,15 +30,15 @@ def listing(folder):
     return {path: path.lstat().st_mtime_ns for path in folder.rglob("*") if path.is_file() or path.is_symlink()}
 
 
-def test_archives(each, hostile, damaged, tmp_path):
-    names = st.sampled_from(PLACES) | hostile
+def test_archives(try_each, hostile, damaged, tmp_path):
+    names = st.sampled_from(PATHS) | hostile
     bodies = st.binary(max_size=30)
     kinds = st.sampled_from(KINDS)
     plain = bodies.flatmap(lambda body: st.tuples(names, kinds, names, st.just(len(body)), st.just(body)))
-    large = st.tuples(names, st.just(tarfile.REGTYPE), st.just(""), st.just(2 * MOST_BYTES), st.just(b""))
-    many = st.just([("a", b"0", "", 0, b"")] * (MOST_MEMBERS + 1))
+    large = st.tuples(names, st.just(tarfile.REGTYPE), st.just(""), st.just(2 * MAX_BYTES), st.just(b""))
+    many = st.just([("a", b"0", "", 0, b"")] * (MAX_MEMBERS + 1))
     members = st.lists(plain, max_size=4) | st.lists(plain | large, max_size=3) | many
-    files = st.builds(archive, members, st.sampled_from(["", "gz", "bz2", "xz"]))
+    files = st.builds(pack, members, st.sampled_from(["", "gz", "bz2", "xz"]))
     (tmp_path / "out").write_text("mine")
     (tmp_path / "link").mkdir()
 
@@ -48,15 +48,15 @@ def test_archives(each, hostile, damaged, tmp_path):
         into.mkdir()
         before = listing(tmp_path)
         try:
-            extract(file, into, most_bytes=MOST_BYTES, most_members=MOST_MEMBERS)
+            extract(file, into, max_bytes=MAX_BYTES, max_members=MAX_MEMBERS)
         finally:
-            found = listing(into)
-            after = {path: when for path, when in listing(tmp_path).items() if not path.is_relative_to(into)}
-            rest = sum(path.stat().st_size for path in found)
+            extracted = listing(into)
+            after = {path: mtime for path, mtime in listing(tmp_path).items() if not path.is_relative_to(into)}
+            size = sum(path.stat().st_size for path in extracted)
             links = [path for path in into.rglob("*") if path.is_symlink()]
             shutil.rmtree(into)
         assert after == before
         assert links == []
-        assert rest <= MOST_BYTES
+        assert size <= MAX_BYTES
 
-    each(files | files.flatmap(damaged), act)
+    try_each(files | files.flatmap(damaged), act)

@@ -1,4 +1,4 @@
-"""Pages over what strangers have named: a name in them is text, and nothing is fetched or run."""
+"""Names from files appear as text in HTML pages: they load nothing and run nothing."""
 
 import html.parser
 import json
@@ -15,7 +15,7 @@ from p2pzoo.runs.report import Comparison, write_report
 from p2pzoo.runs.run_folder import Run
 from p2pzoo.utils.files import write_json
 
-pytestmark = pytest.mark.filterwarnings("ignore:Glyph")  # that no font has
+pytestmark = pytest.mark.filterwarnings("ignore:Glyph")  # the font has no glyph for some characters
 
 NAMES = st.sampled_from([
     "<zzz onzzz=1>", '"><zzz onzzz=1>', "'><zzz>", "</script><zzz>", "</title><zzz>", "<!--<zzz>", "-->", "]]><zzz>",
@@ -23,11 +23,11 @@ NAMES = st.sampled_from([
     "<zzz", "zzz>",    '" onzzz="1', "' onzzz='1", "`onzzz=1",
     "https://zzz.example/zzz.js", "//zzz.example", "$<zzz>$", "\x1b[31m<zzz>",
 ])  # fmt: skip
-ADDRESSES = ("src", "href", "action", "data", "poster", "srcset", "formaction")
+URL_ATTRIBUTES = ("src", "href", "action", "data", "poster", "srcset", "formaction")
 
 
 class Page(html.parser.HTMLParser):
-    """Finds elements, attributes and addresses that none of our pages has."""
+    """Collects elements, attributes and URLs that p2pzoo's pages do not have."""
 
     def __init__(self):
         super().__init__()
@@ -36,8 +36,10 @@ class Page(html.parser.HTMLParser):
     def handle_starttag(self, tag, attributes):
         self.odd += [tag] if "zzz" in tag else []
         for name, value in attributes:
-            outside = name in ADDRESSES and not (value or "").startswith(("data:image/", "#", "images/", "gallery.js"))
-            if "zzz" in name or (outside and (":" in value or value.startswith("//"))):
+            is_url = name in URL_ATTRIBUTES and not (value or "").startswith(
+                ("data:image/", "#", "images/", "gallery.js")
+            )
+            if "zzz" in name or (is_url and (":" in value or value.startswith("//"))):
                 self.odd.append((tag, name, value))
 
 
@@ -54,33 +56,33 @@ def names():
     return st.lists(pieces, min_size=1, max_size=3).map("".join)
 
 
-def test_galleries(each, zoo, names, tmp_path):
-    def act(drawn):
+def test_galleries(try_each, run_cli, names, tmp_path):
+    def act(texts):
         shutil.rmtree(tmp_path / "runs", ignore_errors=True)
-        title, recipe, metric, logged, value = drawn
+        title, recipe, metric, logged, value = texts
         folder = tmp_path / "runs" / "a" / ("smoke " + title.replace("/", " ")[:40])
         folder.mkdir(parents=True)
-        said = {"metric": {"use": metric}, "dataset": {"use": value}, "split": value, "size": [8, 8]}
+        protocol = {"metric": {"use": metric}, "dataset": {"use": value}, "split": value, "size": [8, 8]}
         facts = {"id": value, "recipe": recipe, "profile": value, "seed": 0, "images": 1}
         measured = {"metrics": {metric: {"value": 1.0, "protocol": value}}, "measured": {metric: value}}
-        write_json(folder / "results.json", {**facts, **measured, "protocols": {value: said}})
+        write_json(folder / "results.json", {**facts, **measured, "protocols": {value: protocol}})
         write_json(folder / "status.json", {**facts, "state": "complete"})
         (folder / "metrics.jsonl").write_text("".join(json.dumps({"images": i, logged: 0.5}) + "\n" for i in (1, 2)))
-        told = zoo("gallery", tmp_path / "runs", "-o", tmp_path / "page", "--title", title)
-        if told.exit_code == 0:
+        result = run_cli("gallery", tmp_path / "runs", "-o", tmp_path / "page", "--title", title)
+        if result.exit_code == 0:
             assert_names_are_text(tmp_path / "page" / "index.html")
-        return told
+        return result
 
-    each(st.tuples(names, names, names, names, names), act, share=0.1)
+    try_each(st.tuples(names, names, names, names, names), act, fraction=0.1)
 
 
-def test_reports(each, names, tmp_path):
+def test_reports(try_each, names, tmp_path):
     experiment = config.load("zoo:base.toml", "smoke")
     run, image = Run(tmp_path), torch.zeros(3, 8, 8)
     run.begin(experiment, {}, {})
 
-    def act(drawn):
-        title, name, logged, value = drawn
+    def act(texts):
+        title, name, logged, value = texts
         experiment.recipe.values["title"] = title
         write_json(tmp_path / "env.json", {name: value, value: {name: name}})
         (tmp_path / "metrics.jsonl").write_text(
@@ -89,25 +91,25 @@ def test_reports(each, names, tmp_path):
         write_report(run, experiment, [Comparison(name, value, image, image, image)])
         assert_names_are_text(tmp_path / "report.html")
 
-    each(st.tuples(names, names, names, names), act, share=0.1)
+    try_each(st.tuples(names, names, names, names), act, fraction=0.1)
 
 
-def test_pages_of_the_doctor(each, zoo, names, tmp_path):
+def test_pages_of_data_check(try_each, run_cli, names, tmp_path):
     folder, recipe = tmp_path / "data", tmp_path / "recipe.toml"
     recipe.write_text(
         f'[dataset]\nuse = "side-by-side"\nroot = "{folder}"\n[generator]\nuse = "unet"\n[losses.l1]\nuse = "l1"\n'
     )
 
-    def act(drawn):
+    def act(texts):
         shutil.rmtree(folder, ignore_errors=True)
-        for split, name in zip(("train", "val", "test", "test"), drawn, strict=True):
+        for split, name in zip(("train", "val", "test", "test"), texts, strict=True):
             name = name.replace("/", " ").encode()[:200].decode(errors="ignore")
             (folder / split).mkdir(parents=True, exist_ok=True)
             write_image(folder / split / f"{name}.png", np.full((8, 16, 3), len(name), np.uint8))
-        told = zoo("data", "check", recipe, "-o", tmp_path / "page.html", "--force")
+        result = run_cli("data", "check", recipe, "-o", tmp_path / "page.html", "--force")
         if (tmp_path / "page.html").exists():
             assert_names_are_text(tmp_path / "page.html")
-        assert told.exit_code in (0, 2)
-        assert "Traceback" not in told.output
+        assert result.exit_code in (0, 2)
+        assert "Traceback" not in result.output
 
-    each(st.tuples(names, names, names, names), act, share=0.1)
+    try_each(st.tuples(names, names, names, names), act, fraction=0.1)

@@ -1,4 +1,4 @@
-"""Files of weights from strangers: headers that lie, models of networks that there are not, pickles that hold code."""
+"""Malicious weights files: wrong headers, headers of impossible networks, pickles with code."""
 
 import io
 import json
@@ -18,7 +18,7 @@ from p2pzoo.models.safetensors_io import load_tensors, save_tensors
 
 @pytest.fixture(scope="module")
 def trained(run, tmp_path_factory):
-    """The folder of a tiny run."""
+    """The folder of a tiny completed run."""
     runs = tmp_path_factory.mktemp("runs")
     assert run(runs, "train.images=2").exit_code == 0
     [folder] = (file.parent for file in runs.glob("*/*/results.json"))
@@ -26,34 +26,34 @@ def trained(run, tmp_path_factory):
 
 
 @pytest.fixture
-def translated(zoo, tmp_path):
-    """translated(model): what `p2pzoo translate` answers, for one small image."""
+def translated(run_cli, tmp_path):
+    """translated(model): the result of `p2pzoo translate` for one small image."""
     write_image(tmp_path / "x.png", np.zeros((32, 32, 3), np.uint8))
-    return lambda model: zoo("translate", model, tmp_path / "x.png", "-o", tmp_path / "y.png", "--force")
+    return lambda model: run_cli("translate", model, tmp_path / "x.png", "-o", tmp_path / "y.png", "--force")
 
 
-def parts(file):
-    """(the JSON header as safetensors has it, the bytes of the tensors)"""
+def unpack_safetensors(file):
+    """(the JSON header of safetensors, the bytes of the tensors)"""
     data = file.read_bytes()
     [length] = struct.unpack("<Q", data[:8])
     return json.loads(data[8 : 8 + length]), data[8 + length :]
 
 
-def joined(header, tensors, length=None):
+def pack_safetensors(header, tensors, length=None):
     text = json.dumps(header).encode()
     return struct.pack("<Q", len(text) if length is None else length) + text + tensors
 
 
-def test_safetensors_whose_headers_lie(each, trained, translated, altered, damaged, values, tmp_path):
-    header, tensors = parts(trained / "model.safetensors")
+def test_safetensors_with_wrong_headers(try_each, trained, translated, altered, damaged, values, tmp_path):
+    header, tensors = unpack_safetensors(trained / "model.safetensors")
     numbers = st.sampled_from([0, -1, 1, 2**40, 2**63, 2**64, [0, 2**62], [5, 1], [2**40, 2**40], "F64", "I8", "Z"])
     lengths = st.sampled_from([0, 1, 7, 2**31, 2**63, 2**64 - 1, len(json.dumps(header))])
     files = st.one_of(
-        altered(header, values | numbers).map(lambda tree: joined(tree, tensors)),
-        lengths.map(lambda length: joined(header, tensors, length)),
-        damaged(joined(header, tensors)),
+        altered(header, values | numbers).map(lambda tree: pack_safetensors(tree, tensors)),
+        lengths.map(lambda length: pack_safetensors(header, tensors, length)),
+        damaged(pack_safetensors(header, tensors)),
         st.just(struct.pack("<Q", 90000) + b"[" * 90000),
-        st.dictionaries(st.text(max_size=3), values, max_size=3).map(lambda tree: joined(tree, b"")),
+        st.dictionaries(st.text(max_size=3), values, max_size=3).map(lambda tree: pack_safetensors(tree, b"")),
     )
     model = tmp_path / "model.safetensors"
 
@@ -61,11 +61,11 @@ def test_safetensors_whose_headers_lie(each, trained, translated, altered, damag
         model.write_bytes(content)
         return translated(model)
 
-    each(files, act)
+    try_each(files, act)
 
 
-def test_models_that_say_what_they_are_not(each, trained, translated, altered, values, tmp_path):
-    """The digest is right: whoever writes a file can compute it."""
+def test_models_with_wrong_headers_and_a_right_digest(try_each, trained, translated, altered, values, tmp_path):
+    """Anyone who writes a file can compute its digest."""
     tensors, header = load_tensors(trained / "model.safetensors")
     sizes = st.sampled_from([0, -1, 2**20, 2**31, 2**62, 10**30, 1.5, "spade", "pix2pix:unet", "resnet", "label"])
     model = tmp_path / "model.safetensors"
@@ -74,7 +74,7 @@ def test_models_that_say_what_they_are_not(each, trained, translated, altered, v
         save_tensors(model, tensors, header)
         return translated(model)
 
-    each(altered(header, values | sizes).filter(encodes), act)
+    try_each(altered(header, values | sizes).filter(encodes), act)
 
 
 def encodes(tree):
@@ -84,7 +84,7 @@ def encodes(tree):
         return False
 
 
-def test_run_folders_for_the_gallery_and_tables(each, zoo, trained, altered, damaged, values, tmp_path):
+def test_run_folders_for_the_gallery_and_tables(try_each, run_cli, trained, altered, damaged, values, tmp_path):
     folder = tmp_path / "runs" / "tiny" / trained.name
     shutil.copytree(trained, folder)
     shutil.rmtree(folder / "checkpoints")
@@ -99,32 +99,36 @@ def test_run_folders_for_the_gallery_and_tables(each, zoo, trained, altered, dam
         values.map(lambda value: ("metrics.jsonl", lines + json.dumps(value).encode())),
     )
 
-    def act(drawn):
-        name, content = drawn
+    def act(case):
+        name, content = case
         before = (folder / name).read_bytes()
         (folder / name).write_bytes(content)
         try:
-            told = zoo("gallery", folder.parent.parent, "-o", tmp_path / "page")
-            return told if told.exit_code else zoo("compare", folder, "--format", "html", "-o", tmp_path / "t.html")
+            result = run_cli("gallery", folder.parent.parent, "-o", tmp_path / "page")
+            return (
+                result
+                if result.exit_code
+                else run_cli("compare", folder, "--format", "html", "-o", tmp_path / "t.html")
+            )
         finally:
             (folder / name).write_bytes(before)
 
-    each(files, act)
+    try_each(files, act)
 
 
 class Calls:
-    """What a pickle calls as it is read."""
+    """An object whose pickle calls a function when it is loaded."""
 
     def __init__(self, function, *arguments):
-        self.called = (function, arguments)
+        self.call = (function, arguments)
 
     def __reduce__(self):
-        return self.called
+        return self.call
 
 
 @pytest.fixture(scope="module")
 def pickled(tmp_path_factory):
-    """Files of torch.save, and pickles of what is in them beside code that would leave a trace: (bytes, trace)."""
+    """(files of torch.save and pickles, with and without code; the folder where that code would leave a file)."""
     trace = tmp_path_factory.mktemp("trace")
     weights = {"model.0.weight": torch.zeros(4, 3, 4, 4), "model.0.bias": torch.zeros(4)}
     codes = (
@@ -147,8 +151,8 @@ def pickled(tmp_path_factory):
     return files, trace
 
 
-def rezipped(content, swap):
-    """A zip of torch.save whose pickle is another."""
+def replace_pickle(content, swap):
+    """A zip of torch.save with another pickle: `swap` maps the old one to the new one."""
     out = io.BytesIO()
     try:
         with zipfile.ZipFile(io.BytesIO(content)) as old, zipfile.ZipFile(out, "w") as new:
@@ -159,13 +163,13 @@ def rezipped(content, swap):
     return out.getvalue()
 
 
-def test_pickles(each, zoo, pickled, damaged, tmp_path):
-    whole, trace = pickled
-    some = st.sampled_from(whole)
-    swapped = st.tuples(some, damaged(whole[-1]) | some).map(lambda two: rezipped(two[0], lambda _: two[1]))
-    inside = some.flatmap(
+def test_pickles(try_each, run_cli, pickled, damaged, tmp_path):
+    pickles, trace = pickled
+    some = st.sampled_from(pickles)
+    swapped = st.tuples(some, damaged(pickles[-1]) | some).map(lambda two: replace_pickle(two[0], lambda _: two[1]))
+    truncated_inside = some.flatmap(
         lambda content: st.integers(0, 2**16).map(
-            lambda at: rezipped(content, lambda data: data[: at % len(data)] + b"." + data[at % len(data) + 1 :])
+            lambda i: replace_pickle(content, lambda data: data[: i % len(data)] + b"." + data[i % len(data) + 1 :])
         )
     )
     file = tmp_path / "latest_net_G.pth"
@@ -173,8 +177,8 @@ def test_pickles(each, zoo, pickled, damaged, tmp_path):
     def act(content):
         file.write_bytes(content)
         try:
-            return zoo("import", file, "-o", tmp_path / "model.safetensors", "--force")
+            return run_cli("import", file, "-o", tmp_path / "model.safetensors", "--force")
         finally:
-            assert list(trace.iterdir()) == [], "it has run what it read"
+            assert list(trace.iterdir()) == [], "code in the file was run"
 
-    each(some | some.flatmap(damaged) | swapped | inside | st.binary(max_size=80), act)
+    try_each(some | some.flatmap(damaged) | swapped | truncated_inside | st.binary(max_size=80), act)

@@ -1,6 +1,6 @@
-"""p2pzoo's step, with everything on that makes it fast, is the classic step of `benchmarks/baseline.py`.
+"""p2pzoo's step with all its optimizations gives the results of the classic step of `benchmarks/baseline.py`.
 
-Every generator and discriminator of the first-party plugins is held to it, so a new one is too.
+The tests run for every generator and discriminator of the first-party plugins, also for new ones.
 """
 
 import copy
@@ -16,7 +16,7 @@ from torch.nn.utils.parametrize import ParametrizationList
 
 from p2pzoo import config
 from p2pzoo.compute.engine import Engine
-from p2pzoo.models.build import build
+from p2pzoo.models.build import build_network
 from p2pzoo.models.initialization import make_discriminator, make_generator
 from p2pzoo.plugin import schema
 from p2pzoo.plugin.batch import Batch
@@ -28,8 +28,8 @@ ROOT = Path(__file__).parents[2]
 CHANNELS = (3, 3)
 STEPS = 20
 SIDES = (64, 96, 128, 256)
-ROOM = 4  # values a side
-UNMOVED = 1e-7  # a ten-thousandth of what weights move by
+MIN_COARSEST_SIDE = 4  # values per side of the coarsest map
+UNMOVED = 1e-7  # 1/10000 of the usual change of a weight
 FIRST_PARTY = sorted(path.parent.name for path in ROOT.glob("plugins/*/__init__.py"))
 
 
@@ -41,26 +41,26 @@ def load_baseline():
 
 
 class Classic(load_baseline().Classic):
-    """The baseline, with the mean over the maps where D has several."""
+    """The baseline; a D with several maps has the mean of their losses."""
 
     def __init__(self, G, D):
-        super().__init__(G, D, discriminator_loss=D)
+        super().__init__(G, D, call_D=D)
 
     def gan(self, maps, real):
         return torch.stack([super(Classic, self).gan(logits, real) for logits in maps]).mean()
 
 
 def first_party(kind):
-    ours = {plugin.name for plugin in plugins() if plugin.module in FIRST_PARTY}
-    return [entry for entry in registry().of(kind) if entry.plugin in ours]
+    names = {plugin.name for plugin in plugins() if plugin.module in FIRST_PARTY}
+    return [entry for entry in registry().of(kind) if entry.plugin in names]
 
 
 def variants():
-    """(kind, component, {parameter: value}): each component as it is by default, and with each other norm and bias."""
+    """Yield (kind, component, {parameter: value}): each component with defaults, and with each other norm and bias."""
     for kind in ("generator", "discriminator"):
         for entry in first_party(kind):
             yield kind, entry.full_name, {}
-            for name, param in schema.params_of(entry.load()).items():
+            for name, param in schema.get_params(entry.load()).items():
                 if name in ("norm", "bias"):
                     for value in get_args(param.annotation):
                         if value != param.default:
@@ -68,61 +68,67 @@ def variants():
 
 
 VARIANTS = list(variants())
-NAMES = [" ".join((use.partition(":")[2], *given.values())) for _, use, given in VARIANTS]
+NAMES = [" ".join((use.partition(":")[2], *parameters.values())) for _, use, parameters in VARIANTS]
 
 
-def marked(slow):
-    """The variants, of which those that `slow(use, given)` names are left to the slow tests."""
+def mark_slow(is_slow):
+    """Return the variants as pytest parameters. Those for which `is_slow(use, parameters)` is true are marked slow."""
     return [
-        pytest.param(variant, id=name, marks=pytest.mark.slow if slow(*variant[1:]) else ())
+        pytest.param(variant, id=name, marks=pytest.mark.slow if is_slow(*variant[1:]) else ())
         for variant, name in zip(VARIANTS, NAMES, strict=True)
     ]
 
 
-MARKED = marked(lambda _, given: given)
-OF_THE_PAPER = marked(lambda use, given: given or not use.startswith("pix2pix:"))
+SLOW_UNLESS_DEFAULT = mark_slow(lambda _, parameters: parameters)
+SLOW_UNLESS_PIX2PIX = mark_slow(lambda use, parameters: parameters or not use.startswith("pix2pix:"))
 
 
-def experiment(kind, use, given, width):
-    """base.toml with this component, G without noise, on the CPU."""
+def experiment(kind, use, parameters, width):
+    """Return base.toml with this component, without noise in G, on the CPU."""
     overrides = [
         f"{kind}.use={use}",
-        *(f"{kind}.{name}={value}" for name, value in given.items()),
+        *(f"{kind}.{name}={value}" for name, value in parameters.items()),
         "compute.device=cpu",
     ]
-    for each, name in (("generator", use if kind == "generator" else "unet"), ("discriminator", "patch")):
-        entry = registry().get(each, use if each == kind else name)
-        known = schema.params_of(entry.load())
-        overrides += [f"{each}.width={width}"] if "width" in known else []
-        overrides += [f"{each}.noise=none"] if "noise" in known else []
+    for role, name in (("generator", use if kind == "generator" else "unet"), ("discriminator", "patch")):
+        entry = registry().get(role, use if role == kind else name)
+        known = schema.get_params(entry.load())
+        overrides += [f"{role}.width={width}"] if "width" in known else []
+        overrides += [f"{role}.noise=none"] if "noise" in known else []
     return config.load("zoo:base.toml", "smoke", overrides)
 
 
 def smallest(made):
-    """The least side of SIDES that both networks take; with room in their coarsest maps, where one of SIDES leaves it.
+    """Return the smallest side of SIDES that both networks support.
 
-    A norm of few values magnifies rounding.
+    If possible, their coarsest map has at least MIN_COARSEST_SIDE values per side: a norm over few values amplifies
+    rounding.
     """
-    taken = {}
+    coarsest = {}
     for side in SIDES:
         try:
             with torch.device("meta"):
-                both = [build(component, CHANNELS, (side, side)) for component in (made.generator, made.discriminator)]
+                both = [
+                    build_network(component, CHANNELS, (side, side))
+                    for component in (made.generator, made.discriminator)
+                ]
         except UserError:
             continue
-        taken[side] = side // max(getattr(network, "size_divisor", 1) for network in both)
-    return next((side for side, room in taken.items() if room >= ROOM), min(taken))
+        coarsest[side] = side // max(getattr(network, "size_divisor", 1) for network in both)
+    return next(
+        (side for side, side_of_coarsest in coarsest.items() if side_of_coarsest >= MIN_COARSEST_SIDE), min(coarsest)
+    )
 
 
 def contestants(made, side):
-    """Ours, as a run has it, with its engine; and the classic step, from the same weights."""
+    """Return the engine and objective of a run, and the classic step with the same weights."""
     engine = Engine(made.compute)
     objective = build_objective(made, engine, CHANNELS, (side, side))
     D = make_discriminator(made, CHANNELS, (side, side))
     classic = Classic(make_generator(made, CHANNELS, (side, side)), D)
     if any(isinstance(part, ParametrizationList) for part in D.modules()):
         pytest.skip(
-            "its power iterations tell that the classic step judges fake images first (p2pzoo.testing checks it)"
+            "the classic step runs D on fake images first, which changes power iterations (p2pzoo.testing checks it)"
         )
     networks = (objective.G.network, objective.D.network, classic.G, classic.D)
     for part in (part for network in networks for part in network.modules()):
@@ -138,10 +144,10 @@ def batch(side, number):
     return Batch(x.to(dtype), y.to(dtype), ("a",))
 
 
-def assert_same_losses(told, classic, tolerance):
-    assert told["D.gan"].item() == pytest.approx((classic["D.real"] + classic["D.fake"]) / 2, rel=0, abs=tolerance)
+def assert_same_losses(losses, classic, tolerance):
+    assert losses["D.gan"].item() == pytest.approx((classic["D.real"] + classic["D.fake"]) / 2, rel=0, abs=tolerance)
     for name in ("G.gan", "G.l1"):
-        assert told[name].item() == pytest.approx(classic[name], rel=0, abs=tolerance)
+        assert losses[name].item() == pytest.approx(classic[name], rel=0, abs=tolerance)
 
 
 @pytest.fixture
@@ -151,55 +157,55 @@ def float64():
     torch.set_default_dtype(torch.float32)
 
 
-def test_there_are_components_to_hold_to_it():
+def test_the_components_of_pix2pix_are_tested():
     assert {entry.name for entry in first_party("generator")} >= {"unet", "encoder-decoder"}
     assert {entry.name for entry in first_party("discriminator")} >= {"pixel", "patch", "image"}
 
 
 def weights(classic):
-    """Of both networks, named as `expected` names them."""
+    """Return the named weights of both networks, those of D with the prefix D."""
     return [*classic.G.named_parameters(), *((f"D.{name}", weight) for name, weight in classic.D.named_parameters())]
 
 
 @pytest.mark.usefixtures("float64")
-@pytest.mark.parametrize("variant", OF_THE_PAPER)
+@pytest.mark.parametrize("variant", SLOW_UNLESS_PIX2PIX)
 def test_in_float64_losses_and_weights_agree_over_many_steps(variant):
-    """D's running statistics are left out: what it was shown last differs, and nothing reads them."""
+    """Running statistics of D are not compared: the order of its last inputs differs, and nothing reads them."""
     made = experiment(*variant, width=4)
     side = smallest(made)
     engine, ours, classic = contestants(made, side)
-    begun = {name: weight.clone() for name, weight in weights(classic)}
+    initial = {name: weight.clone() for name, weight in weights(classic)}
     for number in range(STEPS):
         pair = batch(side, number)
-        told = ours.step(engine.move(pair), number)
-        assert_same_losses(told, classic.step(pair.x, pair.y), 1e-9)
+        losses = ours.step(engine.to_device(pair), number)
+        assert_same_losses(losses, classic.step(pair.x, pair.y), 1e-9)
     expected = classic.G.state_dict() | {f"D.{name}": weight for name, weight in classic.D.named_parameters()}
-    found = ours.G.network.state_dict() | {f"D.{name}": weight for name, weight in ours.D.network.named_parameters()}
+    actual = ours.G.network.state_dict() | {f"D.{name}": weight for name, weight in ours.D.network.named_parameters()}
     for name, tensor in expected.items():
-        # a bias that an instance norm takes away has no gradient but rounding: neither may move by it
-        still = name in begun and (tensor - begun[name]).abs().max() < UNMOVED
-        torch.testing.assert_close(found[name], tensor, rtol=0, atol=UNMOVED if still else 1e-9)
-    assert any((weight - expected[name]).abs().max() > 1e-3 for name, weight in begun.items()), "G has learnt"
+        # the gradient of a bias before an instance norm is only rounding: it must move the bias in neither
+        is_unmoved = name in initial and (tensor - initial[name]).abs().max() < UNMOVED
+        torch.testing.assert_close(actual[name], tensor, rtol=0, atol=UNMOVED if is_unmoved else 1e-9)
+    assert any((weight - expected[name]).abs().max() > 1e-3 for name, weight in initial.items()), "G has learnt"
 
 
-@pytest.mark.parametrize("variant", MARKED)
-def test_in_float32_one_step_gives_the_same_pictures_losses_and_gradients(variant):
-    """With rounded corners: a value within rounding of a ReLU's kink has two gradients, and rounding chooses."""
+@pytest.mark.parametrize("variant", SLOW_UNLESS_DEFAULT)
+def test_in_float32_one_step_gives_the_same_images_losses_and_gradients(variant):
+    """ReLUs are smoothed: at a value near zero, rounding decides which of its two gradients a ReLU has."""
     made = experiment(*variant, width=32)
     engine, ours, classic = contestants(made, 128)
     exact = contestants(made, 128)[2]
     for network in (ours.G.network, ours.D.network, classic.G, classic.D, exact.G, exact.D):
-        smooth(network)
-    optimizers = [player.optimizer for player in ours.players]
+        smooth_relus(network)
+    optimizers = [trainable.optimizer for trainable in ours.trainables]
     for each in (classic, exact):
         optimizers += [each.optimizer_G, each.optimizer_D]
     for group in (group for optimizer in optimizers for group in optimizer.param_groups):
-        group["lr"] = 0.0  # G meets the D that judged, and gradients stay to be looked at
-    pictures = []
+        group["lr"] = 0.0  # the weights of D do not change before the step of G
+    images = []
     for network in (ours.G.network, classic.G):
-        network.register_forward_hook(lambda _module, _x, y_hat: pictures.append(y_hat.detach()))
+        network.register_forward_hook(lambda _module, _x, y_hat: images.append(y_hat.detach()))
 
-    gradients = {}  # ours are freed after the step
+    gradients = {}  # p2pzoo frees gradients after the step
 
     def keep(parameter):
         gradients[parameter] = parameter.grad.clone()
@@ -208,10 +214,10 @@ def test_in_float32_one_step_gives_the_same_pictures_losses_and_gradients(varian
         if parameter.requires_grad:
             parameter.register_post_accumulate_grad_hook(keep)
 
-    pair = off_the_corner_of_l1(copy.deepcopy(classic.G), batch(128, 0))
-    told = ours.step(engine.move(pair), 0)
-    assert_same_losses(told, classic.step(pair.x, pair.y), 1e-4)
-    torch.testing.assert_close(*pictures, rtol=0, atol=1e-4)
+    pair = move_y_away_from_y_hat(copy.deepcopy(classic.G), batch(128, 0))
+    losses = ours.step(engine.to_device(pair), 0)
+    assert_same_losses(losses, classic.step(pair.x, pair.y), 1e-4)
+    torch.testing.assert_close(*images, rtol=0, atol=1e-4)
 
     exact.G.double()
     exact.D.double()
@@ -221,24 +227,26 @@ def test_in_float32_one_step_gives_the_same_pictures_losses_and_gradients(varian
         parameters = zip(network.named_parameters(), its.parameters(), exacts.parameters(), strict=True)
         parameters = [each for each in parameters if each[2].grad is not None]
         norms = [true.grad.norm().item() for _, _, true in parameters]
-        rounding = 1e-6 * max(norms)  # of sums that nearly cancel, as before a norm of few values
+        rounding = 1e-6 * max(norms)  # for sums that nearly cancel, as before a norm over few values
         for ((name, mine), classics, _), norm in zip(parameters, norms, strict=True):
-            if norm > 1e-9:  # else it is zero but for rounding: a bias before a norm
+            if norm > 1e-9:  # otherwise the gradient is only rounding: a bias before a norm
                 compared += 1
                 assert (gradients[mine] - classics.grad).norm().item() <= 1e-3 * norm + rounding, name
     assert compared > len(optimizers) * 4
 
 
 @torch.no_grad()
-def off_the_corner_of_l1(G, pair):
-    """The pair, no value of y within a thousandth of ŷ: one sign of 49 152 that rounding turns is 1% of a gradient."""
+def move_y_away_from_y_hat(G, pair):
+    """Return the pair without values of y within 0.001 of ŷ: if rounding flips one sign of 49 152, a gradient changes
+    by 1%.
+    """
     G._forward_hooks.clear()
     y_hat = G(pair.x)
     return replace(pair, y=torch.where((pair.y - y_hat).abs() < 1e-3, y_hat + 1e-2, pair.y))
 
 
-def smooth(network):
-    """ReLUs round their corners at a hundredth: far above rounding, near enough to behave as they do."""
+def smooth_relus(network):
+    """Replace ReLUs by softplus with a width of 0.01: far above rounding, and close enough to behave like a ReLU."""
     for module in network.modules():
         for name, part in module.named_children():
             if isinstance(part, nn.ReLU | nn.ReLU6 | nn.LeakyReLU):

@@ -1,4 +1,4 @@
-"""The benchmarks run, at a size that takes seconds; what they measure is not tested."""
+"""The benchmarks run at a small size; the measured values are not tested."""
 
 import json
 import math
@@ -18,7 +18,7 @@ def run(name, *arguments):
 
 
 @pytest.mark.slow
-def test_translate_folder_compares_three_and_says_how_far_their_pixels_differ(tmp_path):
+def test_translate_folder_compares_speed_and_pixels_of_three_contestants(tmp_path):
     small = ["--images", 3, "--size", 64, "--width", 4, "--rounds", 1]
     done = run("translate_folder", *small, "-o", tmp_path / "result.json")
     assert done.returncode == 0, done.stderr
@@ -29,12 +29,12 @@ def test_translate_folder_compares_three_and_says_how_far_their_pixels_differ(tm
     seconds = {name: each["seconds"]["median"] for name, each in result["contestants"].items()}
     for name, each in result["contestants"].items():
         assert each["ratio"]["median"] == pytest.approx(seconds["baseline"] / seconds[name], rel=0.1)
-        assert each["difference"]["largest"] <= (1 if name == "ours" else 8), "the same pictures, rounding apart"
+        assert each["difference"]["largest"] <= (1 if name == "ours" else 8), "the same images up to rounding"
     assert result["contestants"]["bf16"]["difference"]["mean"] > 0, "another precision"
 
 
 @pytest.mark.slow
-def test_data_loading_compares_every_place_of_the_store_with_the_classic_path(tmp_path):
+def test_data_loading_compares_every_kind_of_store_with_the_classic_way(tmp_path):
     small = ["--pairs", 4, "--size", 32, "--rounds", 2]
     done = run("data_loading", *small, "-o", tmp_path / "result.json")
     assert done.returncode == 0, done.stderr
@@ -50,7 +50,7 @@ def test_data_loading_compares_every_place_of_the_store_with_the_classic_path(tm
     assert result["pixels"]["enlarged"]["largest"] <= 2, "two ways to round the same kernel"
 
 
-def test_a_size_that_makes_no_network_is_told_in_one_line():
+def test_an_impossible_size_is_an_error_in_one_line():
     done = run("translate_folder", "--images", 1, "--size", 50, "--width", 4)
     assert done.returncode == 2
     [line] = done.stderr.splitlines()
@@ -58,7 +58,7 @@ def test_a_size_that_makes_no_network_is_told_in_one_line():
 
 
 @pytest.mark.slow
-def test_drift_reports_ours_beside_a_harmless_reordering(tmp_path):
+def test_drift_reports_ours_and_a_harmless_reordering(tmp_path):
     done = run("drift", "--size", 64, "--width", 4, "--steps", 3, "--json", "-o", tmp_path / "kept" / "drift.json")
     assert done.returncode == 0, done.stderr
     [line] = done.stdout.splitlines()
@@ -72,7 +72,7 @@ def test_drift_reports_ours_beside_a_harmless_reordering(tmp_path):
 
 
 @pytest.mark.slow
-def test_train_step_compares_both_and_says_at_what_scale(tmp_path):
+def test_train_step_compares_both_and_records_the_scale(tmp_path):
     small = ["--size", 32, "--width", 4, "--batch", 2, "--rounds", 1, "--steps", 1, "--without", "lowering"]
     done = run("train_step", *small, "-o", tmp_path / "result.json")
     assert done.returncode == 0, done.stderr
@@ -84,7 +84,7 @@ def test_train_step_compares_both_and_says_at_what_scale(tmp_path):
     assert result["ratio"]["median"] == pytest.approx(times["baseline"] / times["ours"], rel=0.05)
 
 
-def test_what_a_busy_machine_took_is_not_kept(tmp_path):
+def test_training_time_of_a_busy_machine_is_not_copied(tmp_path):
     run_folder = tmp_path / "runs" / "mine" / "laptop-seed0-abc"
     (run_folder / "samples").mkdir(parents=True)
     for name in ("results.json", "stats.safetensors", "recipe.toml", "model.safetensors"):
@@ -94,9 +94,9 @@ def test_what_a_busy_machine_took_is_not_kept(tmp_path):
     for options, training in (((), {"seconds": 9.5, "peak_megabytes": 700}), (("--busy",), {"peak_megabytes": 700})):
         done = run("keep_runs", run_folder, "--to", tmp_path / "results", *options)
         assert done.returncode == 0, done.stderr
-        kept = tmp_path / "results" / "mine-laptop-seed0-abc"
-        assert json.loads((kept / "env.json").read_text()) == {"threads": 1, "training": training}
-        assert {file.name for file in kept.iterdir()} == {
+        copied = tmp_path / "results" / "mine-laptop-seed0-abc"
+        assert json.loads((copied / "env.json").read_text()) == {"threads": 1, "training": training}
+        assert {file.name for file in copied.iterdir()} == {
             "results.json", "stats.safetensors", "recipe.toml", "env.json", "samples.webp"
         }  # fmt: skip
     (run_folder / "results.json").unlink()
@@ -106,11 +106,11 @@ def test_what_a_busy_machine_took_is_not_kept(tmp_path):
 
 
 @pytest.mark.slow
-def test_row_seconds_tells_what_every_row_of_the_tables_costs(tmp_path):
+def test_row_seconds_measures_every_row_of_the_tables(tmp_path):
     done = run("row_seconds", "--profile", "smoke", "--rounds", 1, "--steps", 1, "-o", tmp_path / "result.json")
     assert done.returncode == 0, done.stderr
     rows = json.loads((tmp_path / "result.json").read_text())["rows"]
-    assert len(rows) == 17  # of which ablation_l1_cgan and ablation_patch70 are one experiment
+    assert len(rows) == 17  # ablation_l1_cgan and ablation_patch70 are the same experiment
     assert (rows["zoo:ablation_l1.toml"]["steps"], rows["zoo:ablation_unet_l1.toml"]["steps"]) == (20, 2)
     for recipe, row in rows.items():
         assert row["seconds"] == pytest.approx(row["steps"] * row["milliseconds"]["median"] / 1e3, abs=0.5)
@@ -124,18 +124,18 @@ def test_scaling_fits_a_slope_to_every_series_and_plots_it(tmp_path):
     series = json.loads((tmp_path / "result.json").read_text())["series"]
     assert series["pairs"]["values"] == [16, 64]
     assert series["batch"]["base"] == {"size": 64, "width": 8, "pairs": 16}
-    for found in series.values():
-        first, last = (each["median"] for each in found["milliseconds"])
-        growth = math.log(last / first) / math.log(found["counted"][1] / found["counted"][0])
-        assert found["slope"]["milliseconds"]["median"] == pytest.approx(growth, abs=0.01)
-        assert min(found["peak_megabytes"]) > 0
+    for one_series in series.values():
+        first, last = (each["median"] for each in one_series["milliseconds"])
+        growth = math.log(last / first) / math.log(one_series["counted"][1] / one_series["counted"][0])
+        assert one_series["slope"]["milliseconds"]["median"] == pytest.approx(growth, abs=0.01)
+        assert min(one_series["peak_megabytes"]) > 0
     plot = tmp_path / "result.svg"
     assert series["pairs"]["unit"] in plot.read_text()
     assert plot.stat().st_size < 100_000
 
 
 @pytest.mark.slow
-def test_gpu_compares_what_it_says_though_only_cuda_shows_what_that_is_worth():
+def test_gpu_compares_its_lines_on_a_cpu():
     quick = ["--device", "cpu", "--quick", "--rounds", 1, "--steps", 1, "--without", "one_pass"]
     done = run("gpu", *quick, "--json")
     assert done.returncode == 0, done.stderr
@@ -146,7 +146,7 @@ def test_gpu_compares_what_it_says_though_only_cuda_shows_what_that_is_worth():
     assert cell["lines"]["baseline"]["ratio"]["median"] > 0
 
 
-def test_gpu_says_in_one_line_that_it_needs_cuda(monkeypatch):
+def test_gpu_without_cuda_is_an_error_in_one_line(monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     done = run("gpu")
     assert done.returncode == 2

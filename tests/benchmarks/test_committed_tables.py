@@ -1,4 +1,4 @@
-"""What is committed of the paper's tables comes from the run folders that are committed with it."""
+"""The committed tables are those computed from the committed run folders."""
 
 import json
 import subprocess
@@ -16,6 +16,24 @@ RESULTS = ROOT / "benchmarks" / "results"
 TABLES = sorted(RESULTS.glob("*-*.json"))
 
 
+def numbers(value, path=""):
+    """(path, number) of every float in a document."""
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, item in items:
+        yield from numbers(item, f"{path}.{key}")
+    if isinstance(value, float):
+        yield path, value
+
+
+def without_floats(value):
+    """The document with None in place of every float."""
+    if isinstance(value, dict):
+        return {key: without_floats(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [without_floats(item) for item in value]
+    return None if isinstance(value, float) else value
+
+
 @pytest.mark.parametrize("file", TABLES, ids=lambda file: file.stem)
 def test_every_mean_and_interval_is_recomputed_from_the_runs(file, tmp_path):
     committed = json.loads(file.read_text("utf-8"))
@@ -26,12 +44,15 @@ def test_every_mean_and_interval_is_recomputed_from_the_runs(file, tmp_path):
     )
     if bench.unavailable:
         pytest.skip("; ".join(bench.unavailable.values()))
-    assert json.loads(json.dumps(bench.compared({}).doc)) == committed
-    assert not [*tmp_path.iterdir()], "all of it lies in benchmarks/results/"
+    recomputed = json.loads(json.dumps(bench.compare({}).doc))
+    left, right = (dict(numbers(doc)) for doc in (recomputed, committed))
+    assert left == pytest.approx(right, rel=1e-9, abs=1e-12), "processors differ in the last digits of a KID's bounds"
+    assert without_floats(recomputed) == without_floats(committed)
+    assert not [*tmp_path.iterdir()], "all runs are read from benchmarks/results/"
 
 
-def test_the_readmes_show_what_was_measured():
-    told = subprocess.run(
+def test_the_tables_in_the_readmes_are_those_of_the_results():
+    done = subprocess.run(
         [sys.executable, ROOT / "benchmarks" / "write_readmes.py", "--check"], capture_output=True, text=True
     )
-    assert told.returncode == 0, told.stdout + told.stderr
+    assert done.returncode == 0, done.stdout + done.stderr

@@ -1,7 +1,7 @@
-"""A step that is recorded and replayed, or compiled, is the same step; where it cannot be, it is taken as written.
+"""A recorded, replayed or compiled step gives the results of the eager step; if that is impossible, it falls back.
 
-No test here needs a GPU. `Recorder` below stands for one: it "replays" by taking the step again, from the same memory
-and into the same memory. That a recording is the same kernels, only CUDA can show.
+No test here needs a GPU. `FakeRecorder` replaces the CUDA recorder: it "replays" by running the step again, from the
+same memory and into the same memory. Only CUDA can show that a graph launches the same kernels.
 """
 
 import contextlib
@@ -20,8 +20,8 @@ from p2pzoo_pix2pix.losses import L1, Vanilla
 from torch import nn
 
 from p2pzoo.compute.batched_discriminator import BatchedDiscriminator
-from p2pzoo.compute.cuda_graphs import WARM_UP, CUDAGraphStep, rollback
-from p2pzoo.compute.engine import COMPILE_FROM, Engine
+from p2pzoo.compute.cuda_graphs import WARMUP_STEPS, CUDAGraphStep, rollback
+from p2pzoo.compute.engine import MIN_STEPS_TO_COMPILE, Engine
 from p2pzoo.config.settings import Compute, Optimizer
 from p2pzoo.data import TrainBatches
 from p2pzoo.data.augmentation import Augmentations
@@ -29,34 +29,38 @@ from p2pzoo.plugin.batch import Batch
 from p2pzoo.training.gan_step import Objective, Term, Trainable
 from p2pzoo.training.image_pool import ImagePool
 
-STEPS = WARM_UP + 4
+STEPS = WARMUP_STEPS + 4
 compile_for_real = torch.compile
 
 
-class Recorder:
-    """Records by remembering what to do. `broken`: raises instead, after having begun."""
+class FakeRecorder:
+    """Record by keeping the function.
+
+    obstacle  what `watch` returns
+    broken    raise an error in `record`
+    """
 
     def __init__(self, *, obstacle=None, broken=False):
         self.obstacle, self.broken = obstacle, broken
-        self.done = []
+        self.calls = []
 
-    def warm_up(self, act):
-        self.done.append("warm-up")
-        return act()
+    def warm_up(self, function):
+        self.calls.append("warm-up")
+        return function()
 
-    def watch(self, act):
-        self.done.append("watch")
-        return act(), self.obstacle
+    def watch(self, function):
+        self.calls.append("watch")
+        return function(), self.obstacle
 
-    def record(self, act):
-        self.done.append("record")
+    def record(self, function):
+        self.calls.append("record")
         if self.broken:
-            raise RuntimeError("operation not permitted when stream is capturing\nmore of it")
+            raise RuntimeError("operation not permitted when stream is capturing\nsecond line")
         memory = []
 
         def replay():
-            self.done.append("replay")
-            fresh = act()
+            self.calls.append("replay")
+            fresh = function()
             if not memory:
                 memory.append(fresh)
             return memory[0].copy_(fresh)
@@ -73,8 +77,8 @@ class GradientPenalty:
         return gradient.square().sum((1, 2, 3)).mean()
 
 
-class Counting:
-    """A loss whose weight grows with its calls."""
+class CountingLoss:
+    """A loss whose weight grows with each call."""
 
     side, calls = "generator", 0
 
@@ -83,7 +87,7 @@ class Counting:
         return self.calls * out.y_hat.abs().mean()
 
 
-class Lazy:
+class LazyPenalty:
     """A penalty on D in every fifth step."""
 
     side = "discriminator"
@@ -92,8 +96,8 @@ class Lazy:
         return GradientPenalty()(out) if out.step % 5 == 0 else out.y.new_zeros(())
 
 
-class Drifting:
-    """A loss that keeps a tensor and puts another in its place each time."""
+class RunningMeanLoss:
+    """A loss with a tensor attribute that it replaces in each call."""
 
     side = "generator"
 
@@ -105,8 +109,8 @@ class Drifting:
         return (out.y_hat.mean() - self.mean).abs()
 
 
-class Drawing(DiffAugment):
-    """An augmentation of D's images that keeps count in Python, which no recording repeats."""
+class CountingAugmentation(DiffAugment):
+    """An augmentation of D's inputs that counts calls in Python, which a graph does not repeat."""
 
     calls = 0
 
@@ -115,180 +119,184 @@ class Drawing(DiffAugment):
         return super().__call__(x, y, labels, u)
 
 
-class Naming:
+class IdLoss:
     side = "generator"
 
     def __call__(self, out):
         return out.y_hat.abs().mean() * len(out.batch.ids[0])
 
 
-def game(recorder=None, *, terms=(), pool=None, on=(), noise="dropout", seen=None, **compute):
-    """An engine, a tiny game on it, and its `play`."""
+def make_step(recorder=None, *, terms=(), pool=None, on=(), noise="dropout", augmentation=None, **compute):
+    """Return an engine, a tiny objective and its compiled step. `on` names switches to enable."""
     torch.manual_seed(0)
     engine = Engine(Compute(device="cpu", threads=1, **compute))
-    engine.on.update(dict.fromkeys(on, True))
-    engine.recorder = lambda: recorder
+    engine.enabled.update(dict.fromkeys(on, True))
+    engine.build_recorder = lambda: recorder
     networks = UNet(3, 3, (32, 32), width=4, noise=noise), PatchDiscriminator(3, 3, (32, 32), width=4)
-    players = []
+    trainables = []
     for network in map(engine.prepare_model, networks):
-        players.append(Trainable(engine.compiled(network, STEPS), engine.optimizer(network, Optimizer())))
+        trainables.append(Trainable(engine.maybe_compile(network, STEPS), engine.build_optimizer(network, Optimizer())))
     terms = [Term("l1", L1(), 100.0), *(Term("extra", term, 1.0) for term in terms)]
-    both = BatchedDiscriminator(engine.unwrap(players[1].network))
-    augmentations = Augmentations({"seen": seen}, batch_size=2, seed=0) if seen else None
+    both = BatchedDiscriminator(engine.unwrap(trainables[1].network))
+    augmentations = Augmentations({"extra": augmentation}, batch_size=2, seed=0) if augmentation else None
     objective = Objective(
-        *players, Vanilla(), terms, engine.backward_and_step, pool=pool, both=both, augmentations=augmentations
+        *trainables, Vanilla(), terms, engine.backward_and_step, pool=pool, judge_both=both, augmentations=augmentations
     )  # fmt: skip
     return engine, objective, engine.compile_step(objective)
 
 
 def batch(step, size=2):
-    draw = torch.Generator().manual_seed(step)
-    return Batch(*(torch.rand(size, 3, 32, 32, generator=draw) * 2 - 1 for _ in range(2)), ("a", "b"))
+    rng = torch.Generator().manual_seed(step)
+    return Batch(*(torch.rand(size, 3, 32, 32, generator=rng) * 2 - 1 for _ in range(2)), ("a", "b"))
 
 
-def train(engine, objective, play, steps=STEPS):
-    """What is told, and the weights, buffers and moments at the end."""
-    told = []
-    for step in range(steps):
-        engine.set_rate(2e-4 / (step + 1))
-        torch.manual_seed(step)
-        given = objective.augmentations(batch(step), step) if objective.augmentations else batch(step)
-        told.append(play(engine.move(given), step))
-    told = [{name: value.item() for name, value in losses.items()} for losses in told]  # only now: as a run reads them
-    networks = [engine.unwrap(player.network) for player in objective.players]
+def train(engine, objective, step, steps=STEPS):
+    """Return the losses of each step, and the weights, buffers and moments at the end."""
+    losses = []
+    for number in range(steps):
+        engine.set_lr(2e-4 / (number + 1))
+        torch.manual_seed(number)
+        inputs = objective.augmentations(batch(number), number) if objective.augmentations else batch(number)
+        losses.append(step(engine.to_device(inputs), number))
+    losses = [{name: value.item() for name, value in logs.items()} for logs in losses]  # after all steps, as in a run
+    networks = [engine.unwrap(trainable.network) for trainable in objective.trainables]
     ends = [tensor for network in networks for tensor in network.state_dict().values()]
-    ends += [t for p in objective.players for part in p.optimizer.state.values() for t in part.values()]
-    return told, ends
+    ends += [t for p in objective.trainables for part in p.optimizer.state.values() for t in part.values()]
+    return losses, ends
 
 
 def same(one, other):
-    (told, ends), (others_told, others_ends) = one, other
-    return told == others_told and len(ends) == len(others_ends) and all(map(torch.equal, ends, others_ends))
+    (losses, ends), (other_losses, other_ends) = one, other
+    return losses == other_losses and len(ends) == len(other_ends) and all(map(torch.equal, ends, other_ends))
 
 
 @pytest.fixture(scope="module")
-def as_written():
-    """What the game comes to when steps are taken as they are written."""
-    return train(*game())
+def eager_results():
+    """Losses and final tensors of eager steps."""
+    return train(*make_step())
 
 
 @pytest.fixture
 def backend(monkeypatch):
-    """backend("eager"): what torch.compile compiles with."""
+    """backend("eager") sets the backend of torch.compile."""
     torch._dynamo.reset()
     return lambda name: monkeypatch.setattr(torch, "compile", functools.partial(compile_for_real, backend=name))
 
 
 class TestRecorded:
-    def test_replayed_steps_are_the_steps_to_the_bit(self, as_written):
-        recorder = Recorder()
-        engine, objective, play = game(recorder, on=["cuda_graphs"])
-        assert same(train(engine, objective, play), as_written)
-        replays = STEPS - WARM_UP
-        assert recorder.done == ["warm-up"] * (WARM_UP - 1) + ["watch", "record"] + ["replay"] * replays
+    def test_replayed_steps_are_bit_identical(self, eager_results):
+        recorder = FakeRecorder()
+        engine, objective, train_step = make_step(recorder, on=["cuda_graphs"])
+        assert same(train(engine, objective, train_step), eager_results)
+        replays = STEPS - WARMUP_STEPS
+        assert recorder.calls == ["warm-up"] * (WARMUP_STEPS - 1) + ["watch", "record"] + ["replay"] * replays
         assert "cuda_graphs" in engine.describe()["on"]
-        assert all(g["capturable"] for p in objective.players for g in p.optimizer.param_groups)
+        assert all(g["capturable"] for p in objective.trainables for g in p.optimizer.param_groups)
 
-    def test_a_step_replays_images_and_labels_of_its_own(self):
-        seen = []
+    def test_a_replay_uses_images_and_labels_of_its_own_batch(self):
+        losses = []
 
-        def step(given, _):
-            return {"x": given.x.mean(), "y": given.y.mean(), "labels": given.labels.float().mean()}
+        def step(inputs, _):
+            return {"x": inputs.x.mean(), "y": inputs.y.mean(), "labels": inputs.labels.float().mean()}
 
-        play = CUDAGraphStep(step, Recorder())
+        train_step = CUDAGraphStep(step, FakeRecorder())
         for i in range(STEPS):
             images = torch.full((1, 1, 2, 2), float(i))
-            seen.append(play(Batch(images, -images, ("a",), torch.full((1, 2, 2), i)), i))
-        assert [{k: v.item() for k, v in told.items()} for told in seen] == [
+            losses.append(train_step(Batch(images, -images, ("a",), torch.full((1, 2, 2), i)), i))
+        assert [{k: v.item() for k, v in logs.items()} for logs in losses] == [
             {"x": i, "y": -i, "labels": i} for i in range(STEPS)
         ]
 
-    def test_what_d_sees_is_augmented_anew_in_every_replayed_step(self, as_written):
-        plain = train(*game(seen=DiffAugment()))
-        assert not same(plain, as_written)
-        recorder = Recorder()
-        assert same(train(*game(recorder, seen=DiffAugment(), on=["cuda_graphs"])), plain)
-        assert recorder.done.count("replay") == STEPS - WARM_UP
+    def test_inputs_of_d_get_new_augmentations_in_every_replayed_step(self, eager_results):
+        plain = train(*make_step(augmentation=DiffAugment()))
+        assert not same(plain, eager_results)
+        recorder = FakeRecorder()
+        assert same(train(*make_step(recorder, augmentation=DiffAugment(), on=["cuda_graphs"])), plain)
+        assert recorder.calls.count("replay") == STEPS - WARMUP_STEPS
 
-    def test_an_augmentation_that_changes_by_itself_is_not_recorded(self):
-        plain = train(*game(seen=Drawing()))
-        recorder = Recorder()
-        with pytest.warns(UserWarning, match=r"Drawing\.calls changes from step to step"):
-            assert same(train(*game(recorder, seen=Drawing(), on=["cuda_graphs"])), plain)
-        assert "record" not in recorder.done
+    def test_an_augmentation_that_changes_its_python_state_is_not_recorded(self):
+        plain = train(*make_step(augmentation=CountingAugmentation()))
+        recorder = FakeRecorder()
+        with pytest.warns(UserWarning, match=r"CountingAugmentation\.calls changes from step to step"):
+            assert same(train(*make_step(recorder, augmentation=CountingAugmentation(), on=["cuda_graphs"])), plain)
+        assert "record" not in recorder.calls
 
     @pytest.mark.parametrize(
         ("recorder", "terms", "reason"),
         [
-            (Recorder(broken=True), (), "RuntimeError: operation not permitted when stream is capturing"),
-            (Recorder(obstacle="it waits for the device (loss.py:7)"), (), r"it waits for the device \(loss.py:7\)"),
-            (Recorder(), (Counting,), "Counting.calls changes from step to step"),
-            (Recorder(), (Drifting,), "Drifting.mean changes from step to step"),
+            (FakeRecorder(broken=True), (), "RuntimeError: operation not permitted when stream is capturing"),
+            (
+                FakeRecorder(obstacle="the step waits for the device (loss.py:7)"),
+                (),
+                r"the step waits for the device \(loss.py:7\)",
+            ),
+            (FakeRecorder(), (CountingLoss,), "CountingLoss.calls changes from step to step"),
+            (FakeRecorder(), (RunningMeanLoss,), "RunningMeanLoss.mean changes from step to step"),
         ],
-        ids=["the recording fails", "it waits", "a loss counts in Python", "a loss swaps its tensors"],
+        ids=["the recording fails", "the step waits", "a loss counts in Python", "a loss replaces a tensor"],
     )
-    def test_where_it_cannot_be_one_warning_says_so_and_the_steps_are_taken(self, recorder, terms, reason):
-        plain = train(*game(terms=[term() for term in terms]))
-        engine, objective, play = game(recorder, terms=[term() for term in terms], on=["cuda_graphs"])
-        with pytest.warns(UserWarning, match=reason) as told:
-            assert same(train(engine, objective, play), plain)
-        assert len(told) == 1
-        assert "replay" not in recorder.done
+    def test_if_it_cannot_be_recorded_one_warning_gives_the_reason_and_steps_run_eagerly(self, recorder, terms, reason):
+        plain = train(*make_step(terms=[term() for term in terms]))
+        engine, objective, train_step = make_step(recorder, terms=[term() for term in terms], on=["cuda_graphs"])
+        with pytest.warns(UserWarning, match=reason) as caught:
+            assert same(train(engine, objective, train_step), plain)
+        assert len(caught) == 1
+        assert "replay" not in recorder.calls
         assert "cuda_graphs" not in engine.describe()["on"]
-        assert not any(g.get("capturable") for p in objective.players for g in p.optimizer.param_groups)
+        assert not any(g.get("capturable") for p in objective.trainables for g in p.optimizer.param_groups)
 
-    def test_a_loss_that_reads_ids_is_not_given_those_of_the_recorded_step(self):
-        _, _, play = game(Recorder(), terms=[Naming()], on=["cuda_graphs"])
-        for step in range(WARM_UP):
-            play(batch(step), step)
+    def test_a_loss_that_reads_ids_does_not_get_those_of_the_recorded_step(self):
+        _, _, train_step = make_step(FakeRecorder(), terms=[IdLoss()], on=["cuda_graphs"])
+        for step in range(WARMUP_STEPS):
+            train_step(batch(step), step)
         with pytest.raises(IndexError):
-            play(batch(WARM_UP), WARM_UP)  # of a true recording this is the recording's own failure
+            train_step(batch(WARMUP_STEPS), WARMUP_STEPS)  # with CUDA the recording fails with this error
 
-    def test_nor_is_one_that_goes_by_the_number_of_the_step(self):
-        _, _, play = game(Recorder(), terms=[Lazy()], on=["cuda_graphs"])
-        for step in range(WARM_UP):
-            play(batch(step), step)
-        with pytest.raises(RuntimeError, match="a loss goes by the number of the step"):
-            play(batch(WARM_UP), WARM_UP)  # likewise
+    def test_a_loss_that_reads_the_step_number_does_not_get_that_of_the_recorded_step(self):
+        _, _, train_step = make_step(FakeRecorder(), terms=[LazyPenalty()], on=["cuda_graphs"])
+        for step in range(WARMUP_STEPS):
+            train_step(batch(step), step)
+        with pytest.raises(RuntimeError, match=r"a loss reads StepOutputs\.step"):
+            train_step(batch(WARMUP_STEPS), WARMUP_STEPS)  # with CUDA the recording fails with this error
 
     @pytest.mark.parametrize("what", ["pool", "scaler", "processes", "Adam", "eps", "checkpointing"])
-    def test_what_can_never_be_recorded_is_not_tried(self, what, monkeypatch):
-        recorder = Recorder()
+    def test_a_step_that_can_never_be_recorded_is_not_tried(self, what, monkeypatch):
+        recorder = FakeRecorder()
         pool = ImagePool(2, 0) if what == "pool" else None
-        engine, objective, _ = game(
+        engine, objective, _ = make_step(
             recorder, pool=pool, fused_adam=what != "Adam", checkpointing=what == "checkpointing"
         )
-        engine.on["cuda_graphs"] = True
+        engine.enabled["cuda_graphs"] = True
         if what == "eps":
-            engine.optimizer(objective.G.network, Optimizer(eps_before_correction=True))
+            engine.build_optimizer(objective.G.network, Optimizer(eps_before_correction=True))
         if what == "scaler":
             engine.accelerator.scaler = torch.amp.GradScaler("cpu")
         if what == "processes":
             monkeypatch.setattr("p2pzoo.compute.distributed.world_size", lambda: 2)
-        with pytest.warns(UserWarning, match="training without a CUDA graph: ") as told:
-            play = engine.compile_step(objective)
-        assert len(told) == 1
-        assert play == objective.step
-        assert recorder.done == []
+        with pytest.warns(UserWarning, match="training without a CUDA graph: ") as caught:
+            train_step = engine.compile_step(objective)
+        assert len(caught) == 1
+        assert train_step == objective.step
+        assert recorder.calls == []
         assert "cuda_graphs" not in engine.describe()["on"]
 
-    def test_on_a_cpu_there_is_none_and_nothing_is_said(self):
+    def test_on_a_cpu_there_is_no_graph_and_no_warning(self):
         with warnings.catch_warnings():
             warnings.simplefilter("error")
-            engine, objective, play = game(cuda_graphs=True)
-        assert play == objective.step
+            engine, objective, train_step = make_step(cuda_graphs=True)
+        assert train_step == objective.step
         assert not {"cuda_graphs", "prefetch", "compile"} & {*engine.describe()["on"]}
 
 
 class TestCompiled:
-    def test_compiled_networks_play_the_same_game_and_are_not_seen_in_what_is_saved(self, backend, as_written):
+    def test_compiled_networks_give_the_same_results_and_state_dict_names(self, backend, eager_results):
         backend("eager")
-        engine, objective, play = game(compile=True, lowering=False)
-        plain = train(*game(lowering=False))
+        engine, objective, train_step = make_step(compile=True, lowering=False)
+        plain = train(*make_step(lowering=False))
         with warnings.catch_warnings():
             warnings.filterwarnings("error", message="training without")
-            compiled = train(engine, objective, play)
-        assert same(compiled, plain), "rehearsing left no trace"
+            compiled = train(engine, objective, train_step)
+        assert same(compiled, plain), "the warm-up step left no trace"
         assert "compile" in engine.describe()["on"]
         assert hasattr(objective.G.network, "_orig_mod")
         assert not any("_orig_mod" in name for name in engine.unwrap(objective.G.network).state_dict())
@@ -296,65 +304,65 @@ class TestCompiled:
     @pytest.mark.parametrize("precision", ["fp32", "bf16"])
     def test_traced_gradients_are_the_same_up_to_rounding(self, precision, backend):
         backend("aot_eager")
-        plain, _ = train(*game(precision=precision, lowering=False), steps=2)
-        compiled, _ = train(*game(precision=precision, compile=True), steps=2)
+        plain, _ = train(*make_step(precision=precision, lowering=False), steps=2)
+        compiled, _ = train(*make_step(precision=precision, compile=True), steps=2)
         for one, other in zip(compiled, plain, strict=True):
             assert one == pytest.approx(other, rel=1e-4 if precision == "fp32" else 2e-2, abs=1e-3)
 
     def test_a_gradient_of_a_gradient_falls_back_in_one_warning(self, backend):
         backend("aot_eager")
-        plain = train(*game(terms=[GradientPenalty()], lowering=False))
-        engine, objective, play = game(terms=[GradientPenalty()], compile=True)
-        with pytest.warns(UserWarning, match=r"training without torch\.compile: .*double backward") as told:
-            assert same(train(engine, objective, play), plain)
-        assert len([each for each in told if "torch.compile:" in str(each.message)]) == 1
+        plain = train(*make_step(terms=[GradientPenalty()], lowering=False))
+        engine, objective, train_step = make_step(terms=[GradientPenalty()], compile=True)
+        with pytest.warns(UserWarning, match=r"training without torch\.compile: .*double backward") as caught:
+            assert same(train(engine, objective, train_step), plain)
+        assert len([warning for warning in caught if "torch.compile:" in str(warning.message)]) == 1
         assert "compile" not in engine.describe()["on"]
 
-    def test_and_where_that_comes_in_some_steps_only_it_does_so_before_the_first(self, backend):
-        """A run that is resumed in a step that has none would else meet it later."""
+    def test_a_gradient_of_a_gradient_in_only_some_steps_falls_back_before_the_first(self, backend):
+        """Otherwise a run that resumes at a step without it would fail later."""
         backend("aot_eager")
-        _, objective, play = game(terms=[Lazy()], compile=True)
+        _, objective, train_step = make_step(terms=[LazyPenalty()], compile=True)
         with pytest.warns(UserWarning, match=r"training without torch\.compile: .*double backward"):
-            play(batch(3), 3)
+            train_step(batch(3), 3)
         assert not hasattr(objective.D.network, "_orig_mod")
 
-    def test_a_compiler_that_is_missing_falls_back_with_the_graph_still_recorded(self, backend):
+    def test_a_missing_compiler_falls_back_and_the_graph_is_still_recorded(self, backend):
         def missing(*_):
             raise RuntimeError("no C++ compiler found")
 
         backend(missing)
-        plain = train(*game(lowering=False))
-        recorder = Recorder()
-        engine, objective, play = game(recorder, compile=True, on=["cuda_graphs"])
-        with pytest.warns(UserWarning, match="no C\\+\\+ compiler found") as told:
-            assert same(train(engine, objective, play), plain)
-        assert len(told) == 1
-        assert recorder.done.count("replay") == STEPS - WARM_UP
+        plain = train(*make_step(lowering=False))
+        recorder = FakeRecorder()
+        engine, objective, train_step = make_step(recorder, compile=True, on=["cuda_graphs"])
+        with pytest.warns(UserWarning, match="no C\\+\\+ compiler found") as caught:
+            assert same(train(engine, objective, train_step), plain)
+        assert len(caught) == 1
+        assert recorder.calls.count("replay") == STEPS - WARMUP_STEPS
 
-    def test_it_has_to_pay_unless_it_is_asked_for(self, monkeypatch):
+    def test_auto_compiles_only_long_runs_on_cuda(self, monkeypatch):
         calls = []
         monkeypatch.setattr(torch, "compile", lambda model, **_: calls.append(model) or model)
         network = nn.Conv2d(3, 3, 1)
         for device, setting, steps, expected in [
-            ("cuda", "auto", COMPILE_FROM, True),
-            ("cuda", "auto", COMPILE_FROM - 1, False),
-            ("cuda", False, COMPILE_FROM, False),
-            ("cpu", "auto", 100 * COMPILE_FROM, False),
+            ("cuda", "auto", MIN_STEPS_TO_COMPILE, True),
+            ("cuda", "auto", MIN_STEPS_TO_COMPILE - 1, False),
+            ("cuda", False, MIN_STEPS_TO_COMPILE, False),
+            ("cpu", "auto", 100 * MIN_STEPS_TO_COMPILE, False),
             ("cpu", True, 1, True),
         ]:
             engine = Engine(Compute(device="cpu", compile=setting))
             engine.device_type = device
             calls.clear()
-            engine.compiled(network, steps)
-            assert (calls == [network], engine.on["compile"]) == (expected, expected), (device, setting, steps)
+            engine.maybe_compile(network, steps)
+            assert (calls == [network], engine.enabled["compile"]) == (expected, expected), (device, setting, steps)
 
-    def test_rehearsing_leaves_no_trace_in_a_game_that_has_begun(self):
-        engine, objective, play = game(pool=ImagePool(8, 0))
-        train(engine, objective, play, steps=2)
+    def test_rollback_leaves_no_trace_after_some_steps(self):
+        engine, objective, train_step = make_step(pool=ImagePool(8, 0))
+        train(engine, objective, train_step, steps=2)
 
         def everything():
-            tensors = [t for p in objective.players for t in p.network.state_dict().values()]
-            tensors += [t for p in objective.players for part in p.optimizer.state.values() for t in part.values()]
+            tensors = [t for p in objective.trainables for t in p.network.state_dict().values()]
+            tensors += [t for p in objective.trainables for part in p.optimizer.state.values() for t in part.values()]
             return [t.clone() for t in (*tensors, *objective.pool.tensors().values(), torch.get_rng_state())]
 
         before = everything()
@@ -364,14 +372,14 @@ class TestCompiled:
         assert all(map(torch.equal, before, everything()))
 
     @pytest.mark.slow
-    def test_what_inductor_makes_of_it_is_the_same_up_to_rounding(self):
+    def test_inductor_gives_the_same_up_to_rounding(self):
         if shutil.which("g++") is None:
-            pytest.skip("inductor needs a C++ compiler, and there is no g++ here")
+            pytest.skip("inductor needs a C++ compiler, and g++ is not installed")
         torch._dynamo.reset()
         with warnings.catch_warnings():
             warnings.filterwarnings("error", message="training without")
-            compiled, _ = train(*game(compile=True, noise="none"))  # its dropout draws numbers of its own
-        plain, _ = train(*game(noise="none", lowering=False))
+            compiled, _ = train(*make_step(compile=True, noise="none"))  # the dropout of inductor draws other numbers
+        plain, _ = train(*make_step(noise="none", lowering=False))
         for one, other in zip(compiled, plain, strict=True):
             assert one == pytest.approx(other, rel=1e-3, abs=1e-4)
 
@@ -379,23 +387,23 @@ class TestCompiled:
 class TestRun:
     @pytest.fixture
     def as_on_cuda(self, monkeypatch):
-        """as_on_cuda(recorder): from now on runs record their steps with it, and make their batches ahead."""
-        make = Engine.__init__
+        """as_on_cuda(recorder): later runs record their steps with it and prefetch their batches."""
+        original_init = Engine.__init__
 
         def as_on_cuda(recorder):
-            def made(engine, settings, chooser=None):
-                make(engine, settings, chooser)
-                engine.on |= {"cuda_graphs": True, "prefetch": True}
-                engine.recorder = lambda: recorder
+            def init(engine, settings, chooser=None):
+                original_init(engine, settings, chooser)
+                engine.enabled |= {"cuda_graphs": True, "prefetch": True}
+                engine.build_recorder = lambda: recorder
 
-            monkeypatch.setattr(Engine, "__init__", made)
+            monkeypatch.setattr(Engine, "__init__", init)
             return recorder
 
         monkeypatch.setattr(torch.Tensor, "pin_memory", torch.Tensor.clone)
         return as_on_cuda
 
     @pytest.mark.usefixtures("no_reports")
-    def test_a_run_with_all_of_it_gives_the_bits_of_one_without_cut_off_or_not(
+    def test_a_run_with_graphs_and_prefetch_is_bit_identical_also_after_a_resume(
         self, run, as_on_cuda, tmp_path, monkeypatch
     ):
         def outcome(runs):
@@ -404,11 +412,11 @@ class TestRun:
 
         overrides = ("train.ema=0.9", "optimizer.schedule=linear")
         run(tmp_path / "plain", *overrides)
-        recorder = as_on_cuda(Recorder())
+        recorder = as_on_cuda(FakeRecorder())
         answer = run(tmp_path / "recorded", *overrides)
         assert answer.exit_code == 0, answer.output
         assert outcome(tmp_path / "recorded") == outcome(tmp_path / "plain")
-        assert recorder.done.count("replay") == 40 - WARM_UP
+        assert recorder.calls.count("replay") == 40 - WARMUP_STEPS
         [env] = (tmp_path / "recorded").glob("*/*/env.json")
         assert {"cuda_graphs", "prefetch"} <= {*json.loads(env.read_text())["on"]}
 
@@ -416,14 +424,12 @@ class TestRun:
             patch.setattr(TrainBatches, "__getitem__", breaking_at(33))
             assert "KeyError: 33" in run(tmp_path / "cut", *overrides).output
         assert not any(thread.name.startswith("batches") for thread in threading.enumerate())
-        assert run(tmp_path / "cut", *overrides).began == 30
+        assert run(tmp_path / "cut", *overrides).first_step == 30
         assert outcome(tmp_path / "cut") == outcome(tmp_path / "plain")
 
     @pytest.mark.usefixtures("no_reports")
-    def test_a_run_whose_steps_cannot_be_recorded_says_so_and_its_env_does_not_claim_it(
-        self, run, as_on_cuda, tmp_path
-    ):
-        as_on_cuda(Recorder(broken=True))
+    def test_a_run_whose_steps_cannot_be_recorded_warns_and_env_json_says_so(self, run, as_on_cuda, tmp_path):
+        as_on_cuda(FakeRecorder(broken=True))
         answer = run(tmp_path, "train.images=8")
         assert answer.exit_code == 0, answer.output
         assert answer.output.count("training without a CUDA graph: RuntimeError: operation not permitted") == 1
@@ -432,11 +438,11 @@ class TestRun:
 
 
 def breaking_at(step):
-    make = TrainBatches.__getitem__
+    getitem = TrainBatches.__getitem__
 
-    def broken(batches, asked):
-        if asked == step:
-            raise KeyError(asked)
-        return make(batches, asked)
+    def broken(batches, number):
+        if number == step:
+            raise KeyError(number)
+        return getitem(batches, number)
 
     return broken

@@ -1,4 +1,4 @@
-"""One run over several processes gives what a single process gives, and they begin, stop, fail and resume as one."""
+"""A run over several processes gives the results of one process; they start, stop, fail and resume together."""
 
 import json
 import os
@@ -17,11 +17,11 @@ from p2pzoo.models.safetensors_io import load_tensors
 from p2pzoo.plugin.batch import Pair
 from p2pzoo.utils.errors import UserError
 
-# Gradients are sums in another order, so they differ by rounding. Adam makes whole steps of that where the true
-# gradient is zero (a bias before instance norm): an eps above the noise keeps it from them. A short step and shallow
-# networks keep such a game from growing the rest: at lr = 2e-4 and depth 6 some ReLU falls the other way within 4 to 10
-# steps, and 1e-7 becomes 1e-4.
-ALIKE = (
+# Several processes sum gradients in another order, which changes the rounding. Where the true gradient is zero (a bias
+# before instance norm), Adam turns rounding into full steps: an eps above the noise prevents this. A small learning
+# rate and shallow networks keep the other differences from growing: at lr = 2e-4 and depth 6 some ReLU switches its
+# side within 4 to 10 steps, and 1e-7 becomes 1e-4.
+STABLE = (
     "train.images=24",
     "train.batch_size=4",
     "optimizer.eps=1e-3",
@@ -31,10 +31,11 @@ ALIKE = (
     "generator.depth=3",
     "discriminator.norm=instance",
 )
-# 3e-7 is the most that was found, in weights, pool and losses; weights move by 1e-4 in these 6 steps, losses by 1e-2
+# The largest measured difference of weights, pool and losses is 3e-7. In these 6 steps weights move by 1e-4, losses by
+# 1e-2.
 TOLERANCE = 1e-6
 
-# What DDP alone would break: D reached by its features and inside a gradient, and a parameter that no loss reaches.
+# Cases that DDP alone does not support: D called through its features and inside a gradient, and an unused parameter.
 PLUGIN = """
 import p2pzoo
 
@@ -63,20 +64,20 @@ def __getattr__(name):
             super().__init__(in_channels, out_channels, size, width=8, depth=3, norm="instance", noise="none")
             self.idle = torch.nn.Parameter(torch.ones(3))
 
-    found = {"Reach": Reach, "Spare": Spare}
-    if name not in found:
+    classes = {"Reach": Reach, "Spare": Spare}
+    if name not in classes:
         raise AttributeError(name)
-    return found[name]
+    return classes[name]
 """
 AUGMENTED = (
-    *ALIKE,
+    *STABLE,
     "train.pool_size=6",
     'augmentations.turn={use="flip-rotate"}',
     'augmentations.light={use="photometric"}',
-    'augmentations.seen={use="diffaugment"}',
+    'augmentations.diffaugment={use="diffaugment"}',
 )
-REACHING = (
-    *(override for override in ALIKE if not override.startswith("generator.")),
+THROUGH_D = (
+    *(override for override in STABLE if not override.startswith("generator.")),
     'generator={use="spare"}',
     "discriminator.norm=none",  # torch 2.14's second derivative of instance norm is wrong at batch 1 channels-last
     'losses.reach={use="reach", weight=0.1}',
@@ -84,33 +85,33 @@ REACHING = (
     "train.ema=0.5",
 )
 
-IN_PARTS = (
-    *ALIKE, "train.images=96", "train.batch_size=8", "train.d_steps=2", "train.accumulate=2", "train.pool_size=6",
+ACCUMULATED = (
+    *STABLE, "train.images=96", "train.batch_size=8", "train.d_steps=2", "train.accumulate=2", "train.pool_size=6",
     "optimizer.clip_norm=0.5", "optimizer.lr_discriminator=4e-5",
 )  # fmt: skip
-# alone: u and v magnify rounding where two singular values lie close, so more moves would need a wider tolerance
-SPECTRAL = (*ALIKE, "train.spectral_norm=discriminator")
+# without d_steps: u and v amplify rounding if two singular values are close, so more D steps need a wider tolerance
+SPECTRAL = (*STABLE, "train.spectral_norm=discriminator")
 
 SEEDS = """
 import torch
 from p2pzoo.training.gan_step import Objective
-take = Objective.step
+original_step = Objective.step
 
 def step(self, batch, number):
     print("seed", torch.initial_seed())
-    return take(self, batch, number)
+    return original_step(self, batch, number)
 
 Objective.step = step
 """
 
-TOLD_TO_STOP = """
+SEND_SIGTERM = """
 from p2pzoo.training.gan_step import Objective
-take = Objective.step
+original_step = Objective.step
 
 def step(self, batch, number):
     if number == 2 and os.environ.get("RANK", "0") in {ranks!r}:
         signal.raise_signal(signal.SIGTERM)
-    return take(self, batch, number)
+    return original_step(self, batch, number)
 
 Objective.step = step
 """
@@ -118,10 +119,10 @@ Objective.step = step
 
 @pytest.fixture
 def torchrun(start, arguments):
-    """torchrun(n, runs, "train.images=24", …): n processes begin to train the tiny recipe."""
+    """torchrun(n, runs, "train.images=24", …) starts n processes that train the tiny recipe."""
 
     def torchrun(processes, runs, *overrides):
-        launcher = ("torch.distributed.run", "--standalone", "--nproc-per-node", distributed)
+        launcher = ("torch.distributed.run", "--standalone", "--nproc-per-node", processes)
         return start("-m", *launcher, "-m", "p2pzoo", *arguments(runs, *overrides))
 
     return torchrun
@@ -129,9 +130,11 @@ def torchrun(start, arguments):
 
 @pytest.fixture
 def group(tmp_path):
-    """group(n, arguments, before="…") runs `p2pzoo` in n processes, without a launcher that would end them.
+    """group(n, arguments, before="…") runs `p2pzoo` in n processes, without a launcher that would terminate them.
 
-    Gives the exit code of each, and what each said. `before`: what they do before.
+    before  source code that each process runs first
+
+    Returns the exit codes and the outputs of the processes.
     """
     site = tmp_path / "site"
     info = site / "reaching-1.0.dist-info"
@@ -142,40 +145,40 @@ def group(tmp_path):
     path = os.pathsep.join(filter(None, [os.environ.get("PYTHONPATH"), str(site)]))
     started = []
 
-    def begin(program, arguments, **environment):
-        member = subprocess.Popen(
+    def launch(program, arguments, **environment):
+        process = subprocess.Popen(
             [sys.executable, "-c", program, *map(str, arguments)],
             env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", **environment},
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
         )  # fmt: skip
-        started.append(member)
-        return member
+        started.append(process)
+        return process
 
     def group(processes, arguments, *, before=""):
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
         program = f"import os, signal, sys\n{before}\nfrom p2pzoo.cli import main\nmain(sys.argv[1:])"
-        members = []
-        for rank in range(distributed):
+        group_processes = []
+        for rank in range(processes):
             variables = {
-                "RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": distributed, "LOCAL_WORLD_SIZE": distributed,
+                "RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": processes, "LOCAL_WORLD_SIZE": processes,
                 "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port,
             }  # fmt: skip
-            launched = {name: str(value) for name, value in variables.items()} if distributed > 1 else {}
-            if before:  # it imports torch before the command does, which sets this
-                launched["TORCH_CPP_LOG_LEVEL"] = "ERROR"
-            members.append(begin(program, arguments, **launched))
-        told = [member.communicate(timeout=60)[0] for member in members]
-        return [member.returncode for member in members], told
+            environment = {name: str(value) for name, value in variables.items()} if processes > 1 else {}
+            if before:  # `before` imports torch before the command does, which sets this variable
+                environment["TORCH_CPP_LOG_LEVEL"] = "ERROR"
+            group_processes.append(launch(program, arguments, **environment))
+        outputs = [process.communicate(timeout=60)[0] for process in group_processes]
+        return [process.returncode for process in group_processes], outputs
 
     yield group
-    for member in started:
-        member.kill()
-        member.communicate()
+    for process in started:
+        process.kill()
+        process.communicate()
 
 
-class Dots:
+class GrayDataset:
     x_range = y_range = (0, 255)
     classes = palette = None
 
@@ -186,197 +189,201 @@ class Dots:
         return Pair(str(index), *(np.full((8, 8, 1), 40 * index, np.uint8),) * 2)
 
 
-def only(runs: Path) -> Path:
+def run_folder(runs: Path) -> Path:
     [folder] = {file.parent for file in runs.glob("*/*/recipe.toml")}
     return folder
 
 
-def results(runs: Path) -> dict:
-    return json.loads((only(runs) / "results.json").read_text())
+def read_results(runs: Path) -> dict:
+    return json.loads((run_folder(runs) / "results.json").read_text())
 
 
-def lines(runs: Path) -> list[dict]:
-    return [json.loads(line) for line in (only(runs) / "metrics.jsonl").read_text().splitlines()]
+def read_log(runs: Path) -> list[dict]:
+    return [json.loads(line) for line in (run_folder(runs) / "metrics.jsonl").read_text().splitlines()]
 
 
-def checkpoint(runs: Path) -> dict:
-    return load_tensors(max((only(runs) / "checkpoints").glob("*.safetensors")))[0]
+def read_checkpoint(runs: Path) -> dict:
+    return load_tensors(max((run_folder(runs) / "checkpoints").glob("*.safetensors")))[0]
 
 
-def contents(runs: Path) -> dict:
+def read_files(runs: Path) -> dict:
     names = ("metrics.jsonl", "model.safetensors", "stats.safetensors")
-    return {name: (only(runs) / name).read_bytes() for name in names}
+    return {name: (run_folder(runs) / name).read_bytes() for name in names}
 
 
-def assert_alike(one: Path, other: Path) -> None:
-    """Weights, every line of the log, and the results, within what the order of sums leaves open."""
+def assert_close(one: Path, other: Path) -> None:
+    """Compare weights, all log lines and results, with the tolerance that another order of summation needs."""
     weights, others = (
-        {name: tensor for name, tensor in checkpoint(runs).items() if not name.startswith(("G_adam", "D_adam"))}
+        {name: tensor for name, tensor in read_checkpoint(runs).items() if not name.startswith(("G_adam", "D_adam"))}
         for runs in (one, other)
     )
     assert weights.keys() == others.keys()
     assert {name for name in weights if (weights[name] - others[name]).abs().max() > TOLERANCE} == set()
-    assert len(lines(one)) == len(lines(other)) == 6
-    for line, its in zip(lines(one), lines(other), strict=True):
-        assert line == pytest.approx(its, rel=0, abs=TOLERANCE)
-    found, theirs = results(one), results(other)
-    numbers, others = found.pop("metrics"), theirs.pop("metrics")
-    assert found.pop("digest") != theirs.pop("digest") or numbers == others
-    assert found == theirs
-    assert numbers.keys() == others.keys()
-    for name in numbers:
-        assert numbers[name]["value"] == pytest.approx(others[name]["value"], rel=1e-4)
-    (rows, header), (its, its_header) = (load_tensors(only(runs) / "stats.safetensors") for runs in (one, other))
-    assert header == its_header
+    assert len(read_log(one)) == len(read_log(other)) == 6
+    for line, other_line in zip(read_log(one), read_log(other), strict=True):
+        assert line == pytest.approx(other_line, rel=0, abs=TOLERANCE)
+    results, other_results = read_results(one), read_results(other)
+    metrics, other_metrics = results.pop("metrics"), other_results.pop("metrics")
+    assert results.pop("digest") != other_results.pop("digest") or metrics == other_metrics
+    assert results == other_results
+    assert metrics.keys() == other_metrics.keys()
+    for name in metrics:
+        assert metrics[name]["value"] == pytest.approx(other_metrics[name]["value"], rel=1e-4)
+    (rows, header), (other_rows, other_header) = (
+        load_tensors(run_folder(runs) / "stats.safetensors") for runs in (one, other)
+    )
+    assert header == other_header
     for name in rows:
-        assert rows[name] == pytest.approx(its[name], rel=1e-3), "one row per image, in the dataset's order"
+        assert rows[name] == pytest.approx(other_rows[name], rel=1e-3), "one row per image, in the dataset's order"
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 4, 7])
-def test_shares_are_the_whole_in_order_and_as_even_as_can_be(count, monkeypatch):
+def test_shards_cover_all_items_in_order_and_differ_in_length_by_at_most_one(count, monkeypatch):
     monkeypatch.setattr(distributed, "world_size", lambda: count)
-    shares = []
+    shards = []
     for rank in range(count):
         monkeypatch.setattr(distributed, "rank", lambda rank=rank: rank)
-        shares.append(distributed.shard(range(5)))
-    assert [index for share in shares for index in share] == list(range(5))
-    assert {len(share) for share in shares} <= {5 // count, -(-5 // count)}
+        shards.append(distributed.shard(range(5)))
+    assert [index for shard in shards for index in shard] == list(range(5))
+    assert {len(shard) for shard in shards} <= {5 // count, -(-5 // count)}
 
 
-def test_a_process_is_handed_only_its_share_of_a_batch(monkeypatch):
-    store = Store(Dots())
+def test_a_process_gets_only_its_shard_of_a_batch(monkeypatch):
+    store = Store(GrayDataset())
     batches = TrainBatches(store, batch_size=4, mirror=True, seed=0)
-    whole = batches[3]
+    full = batches[3]
     monkeypatch.setattr(distributed, "world_size", lambda: 2)
     monkeypatch.setattr(distributed, "rank", lambda: 1)
     part = batches[3]
-    assert part.ids == whole.ids[2:]
-    assert part.x.equal(whole.x[2:])
+    assert part.ids == full.ids[2:]
+    assert part.x.equal(full.x[2:])
     assert [batch.ids for batch in single_batches(store, range(0))] == [], "more processes than images"
 
 
-def test_each_batch_of_a_step_is_shared_by_itself(monkeypatch):
-    batches = TrainBatches(Store(Dots()), batch_size=4, mirror=True, seed=0, moves=2)
-    whole = batches[0]
+def test_each_batch_of_a_step_is_sharded_separately(monkeypatch):
+    batches = TrainBatches(Store(GrayDataset()), batch_size=4, mirror=True, seed=0, batches_per_step=2)
+    full = batches[0]
     monkeypatch.setattr(distributed, "world_size", lambda: 2)
     monkeypatch.setattr(distributed, "rank", lambda: 1)
-    assert batches[0].ids == (*whole.ids[2:4], *whole.ids[6:8])
+    assert batches[0].ids == (*full.ids[2:4], *full.ids[6:8])
 
 
-def test_a_batch_that_has_no_equal_parts_in_each_process_is_refused(monkeypatch):
+def test_a_batch_without_equal_parts_per_process_is_rejected(monkeypatch):
     distributed.check_batch(4, parts=4)
     monkeypatch.setattr(distributed, "world_size", lambda: 2)
     with pytest.raises(UserError, match=r"2 processes in 4 parts each .*train.batch_size=16"):
         distributed.check_batch(12, parts=4)
 
 
-def test_two_processes_give_what_one_gives(torchrun, run, tmp_path):
-    assert run(tmp_path / "one", *ALIKE).exit_code == 0
-    process = torchrun(2, tmp_path / "two", *ALIKE)
-    told, _ = process.communicate(timeout=120)
-    assert process.returncode == 0, told
-    assert_alike(tmp_path / "one", tmp_path / "two")
-    assert only(tmp_path / "one").name == only(tmp_path / "two").name, "the id is of the experiment alone"
-    assert json.loads((only(tmp_path / "two") / "env.json").read_text())["processes"] == 2
-    assert "over 2 processes" in told
-    assert "arning" not in told
-    said = [line.split()[0] for line in told.splitlines()]
-    assert len(said) == len(set(said)), f"each line is said once:\n{told}"
+def test_two_processes_give_the_results_of_one(torchrun, run, tmp_path):
+    assert run(tmp_path / "one", *STABLE).exit_code == 0
+    process = torchrun(2, tmp_path / "two", *STABLE)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 0, output
+    assert_close(tmp_path / "one", tmp_path / "two")
+    assert run_folder(tmp_path / "one").name == run_folder(tmp_path / "two").name, (
+        "the run id does not depend on the number of processes"
+    )
+    assert json.loads((run_folder(tmp_path / "two") / "env.json").read_text())["processes"] == 2
+    assert "over 2 processes" in output
+    assert "arning" not in output
+    first_words = [line.split()[0] for line in output.splitlines()]
+    assert len(first_words) == len(set(first_words)), f"each line is printed once:\n{output}"
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("processes", [2, 4])
 @pytest.mark.parametrize(
     "overrides",
-    [ALIKE, REACHING, AUGMENTED, IN_PARTS, SPECTRAL],
+    [STABLE, THROUGH_D, AUGMENTED, ACCUMULATED, SPECTRAL],
     ids=[
-        "the paper's game",
-        "all that reaches into D, pool, EMA",
-        "augmented pairs and images of D",
-        "several moves of D, batches in parts",
+        "the paper's step",
+        "features and gradients of D, pool, EMA",
+        "augmented pairs and inputs of D",
+        "several D steps, accumulated batches",
         "spectral norm",
     ],
 )
-def test_any_number_of_processes_gives_what_one_gives(processes, overrides, group, arguments, tmp_path):
-    for runs, number in (("one", 1), ("several", distributed)):
-        codes, told = group(number, arguments(tmp_path / runs, *overrides))
-        assert set(codes) == {0}, told
-    assert told[1:] == [""] * (distributed - 1)
-    assert_alike(tmp_path / "one", tmp_path / "several")
+def test_any_number_of_processes_gives_the_results_of_one(processes, overrides, group, arguments, tmp_path):
+    for runs, number in (("one", 1), ("several", processes)):
+        codes, outputs = group(number, arguments(tmp_path / runs, *overrides))
+        assert set(codes) == {0}, outputs
+    assert outputs[1:] == [""] * (processes - 1)
+    assert_close(tmp_path / "one", tmp_path / "several")
 
 
 @pytest.mark.slow
 def test_batch_norm_and_dropout_train_over_two_processes(group, arguments, tmp_path):
-    codes, told = group(2, arguments(tmp_path, "train.batch_size=4"))
-    assert codes == [0, 0], told
+    codes, outputs = group(2, arguments(tmp_path, "train.batch_size=4"))
+    assert codes == [0, 0], outputs
 
 
 @pytest.mark.slow
-def test_each_process_has_dropout_of_its_own_and_the_first_that_of_a_single_one(group, arguments, tmp_path):
+def test_each_process_seeds_dropout_differently_and_rank_0_as_a_single_process(group, arguments, tmp_path):
     def seeds(processes):
-        codes, told = group(distributed, arguments(tmp_path / str(distributed), "train.batch_size=4"), before=SEEDS)
-        assert set(codes) == {0}, told
-        return [[line for line in text.splitlines() if line.startswith("seed")] for text in told]
+        codes, outputs = group(processes, arguments(tmp_path / str(processes), "train.batch_size=4"), before=SEEDS)
+        assert set(codes) == {0}, outputs
+        return [[line for line in text.splitlines() if line.startswith("seed")] for text in outputs]
 
     [single], several = seeds(1), seeds(2)
     assert single == several[0]
-    assert len({seed for own in several for seed in own}) == 2 * len(single) == 20
+    assert len({seed for seeds_of_rank in several for seed in seeds_of_rank}) == 2 * len(single) == 20
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("before", "after"), [(1, 2), (2, 1), (4, 2)])
-def test_a_run_goes_on_with_another_number_of_processes(before, after, group, arguments, tmp_path):
-    overrides = (*ALIKE, "train.pool_size=6")
+def test_a_run_resumes_with_another_number_of_processes(before, after, group, arguments, tmp_path):
+    overrides = (*STABLE, "train.pool_size=6")
     assert group(1, arguments(tmp_path / "one", *overrides))[0] == [0]
-    codes, told = group(before, arguments(tmp_path / "two", *overrides), before=TOLD_TO_STOP.format(ranks="0"))
-    assert codes == [128 + signal.SIGTERM] * before, told
-    codes, told = group(after, arguments(tmp_path / "two", *overrides))
-    assert codes == [0] * after, told
-    assert "going on with tiny" in told[0]
-    assert_alike(tmp_path / "one", tmp_path / "two")
+    codes, outputs = group(before, arguments(tmp_path / "two", *overrides), before=SEND_SIGTERM.format(ranks="0"))
+    assert codes == [128 + signal.SIGTERM] * before, outputs
+    codes, outputs = group(after, arguments(tmp_path / "two", *overrides))
+    assert codes == [0] * after, outputs
+    assert "resuming tiny" in outputs[0]
+    assert_close(tmp_path / "one", tmp_path / "two")
 
 
 @pytest.mark.slow
-def test_told_in_one_process_to_stop_all_stop_at_the_same_step_and_resume_to_the_same_bits(group, arguments, tmp_path):
+def test_on_sigterm_in_one_process_all_stop_at_the_same_step_and_resume_bit_identically(group, arguments, tmp_path):
     overrides = ("train.batch_size=4", "train.pool_size=6")  # batch norm and dropout too
     assert group(4, arguments(tmp_path / "one", *overrides))[0] == [0] * 4
-    codes, told = group(4, arguments(tmp_path / "two", *overrides), before=TOLD_TO_STOP.format(ranks="2"))
-    assert codes == [128 + signal.SIGTERM] * 4, told
-    assert "stopped at 12 images and saved" in told[0]
-    assert told[1:] == [""] * 3
-    assert json.loads((only(tmp_path / "two") / "status.json").read_text())["state"] == "interrupted"
+    codes, outputs = group(4, arguments(tmp_path / "two", *overrides), before=SEND_SIGTERM.format(ranks="2"))
+    assert codes == [128 + signal.SIGTERM] * 4, outputs
+    assert "stopped at 12 images and saved" in outputs[0]
+    assert outputs[1:] == [""] * 3
+    assert json.loads((run_folder(tmp_path / "two") / "status.json").read_text())["state"] == "interrupted"
     assert group(4, arguments(tmp_path / "two", *overrides))[0] == [0] * 4
-    assert contents(tmp_path / "two") == contents(tmp_path / "one")
+    assert read_files(tmp_path / "two") == read_files(tmp_path / "one")
 
 
 @pytest.mark.slow
-def test_torchrun_told_to_stop_leaves_a_run_that_goes_on(torchrun, wait_for, group, arguments, tmp_path):
+def test_on_sigterm_torchrun_leaves_a_run_that_resumes(torchrun, wait_for, group, arguments, tmp_path):
     overrides = ("train.batch_size=2", "train.images=400")
     process = torchrun(2, tmp_path, *overrides)
     wait_for(lambda: any(len(log.read_text()) for log in tmp_path.glob("*/*/metrics.jsonl")), process)
     process.terminate()
-    told, _ = process.communicate(timeout=60)
-    assert "saved; the same command goes on from there" in told
-    assert json.loads((only(tmp_path) / "status.json").read_text())["state"] == "interrupted"
-    codes, told = group(2, arguments(tmp_path, *overrides))
-    assert codes == [0, 0], told
-    assert "going on with tiny" in told[0]
+    output, _ = process.communicate(timeout=60)
+    assert "saved; the same command resumes from there" in output
+    assert json.loads((run_folder(tmp_path) / "status.json").read_text())["state"] == "interrupted"
+    codes, outputs = group(2, arguments(tmp_path, *overrides))
+    assert codes == [0, 0], outputs
+    assert "resuming tiny" in outputs[0]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("overrides", "words"),
     [
-        (["train.batch_size=3"], "[train] batch_size = 3 cannot be shared by 2 processes"),
+        (["train.batch_size=3"], "[train] batch_size = 3 cannot be split among 2 processes"),
         (["train.btch_size=4"], "did you mean 'batch_size'?"),
         (["generator.depth=9", "train.batch_size=4"], "depth"),
     ],
 )
-def test_a_mistake_is_told_once_and_ends_all(overrides, words, group, arguments, tmp_path):
-    codes, told = group(2, arguments(tmp_path, *overrides))
-    assert codes == [2, 2], told
-    assert words in told[0].splitlines()[-1]
-    assert told[1] == ""
+def test_a_mistake_is_printed_once_and_ends_all_processes(overrides, words, group, arguments, tmp_path):
+    codes, outputs = group(2, arguments(tmp_path, *overrides))
+    assert codes == [2, 2], outputs
+    assert words in outputs[0].splitlines()[-1]
+    assert outputs[1] == ""
 
 
 FAULTS = {
@@ -399,11 +406,11 @@ Run.append = full
         """
 from p2pzoo.data.store import Store
 from p2pzoo.utils.errors import UserError
-checked, seen = Store._checked, []
+checked, ids = Store._checked, []
 
 def broken(self, pair):
-    seen.append(pair.id)
-    if os.environ["RANK"] == "1" and len(seen) > 4:
+    ids.append(pair.id)
+    if os.environ["RANK"] == "1" and len(ids) > 4:
         raise UserError("photo.png: cut short")
     return checked(self, pair)
 
@@ -412,47 +419,47 @@ Store._checked = broken
         2,
         "process 1: photo.png: cut short",
     ),
-    "the first process alone is told to stop while it evaluates": (
+    "only the first process gets SIGTERM while it evaluates": (
         """
-from p2pzoo import evaluate
+from p2pzoo.runs import evaluate
 translate = evaluate.translate
 
-def told(*args):
+def interrupted(*args):
     if os.environ["RANK"] == "0":
         signal.raise_signal(signal.SIGTERM)
     return translate(*args)
 
-evaluate.translate = told
+evaluate.translate = interrupted
 """,
         128 + signal.SIGTERM,
-        "stopped; the same command goes on from what was saved",
+        "stopped; the same command resumes from what was saved",
     ),
     "a loss diverges": (
         """
 from p2pzoo.training.gan_step import Objective
-take = Objective.step
+original_step = Objective.step
 
 def step(self, batch, number):
     off = float("nan") if number == 3 and os.environ["RANK"] == "1" else 1
-    return {name: value * off for name, value in take(self, batch, number).items()}
+    return {name: value * off for name, value in original_step(self, batch, number).items()}
 
 Objective.step = step
 """,
         2,
         "D.gan became nan at step 4 (image 16): training has diverged",
     ),
-    "the second process fails in a way of our own": (
+    "the second process has an unexpected error": (
         """
-from p2pzoo.data import batches
+from p2pzoo.data import loader
 from p2pzoo.data.store import Store
-collate = batches.collate
+collate = loader.collate
 
 def failing(*args):
     if os.environ["RANK"] == "1":
         raise ZeroDivisionError("none")
     return collate(*args)
 
-batches.collate = failing
+loader.collate = failing
 """,
         1,
         "",
@@ -462,11 +469,11 @@ batches.collate = failing
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("before", "code", "words"), FAULTS.values(), ids=FAULTS)
-def test_where_one_process_fails_all_end_with_its_code(before, code, words, group, arguments, tmp_path):
-    codes, told = group(2, arguments(tmp_path, "train.batch_size=4"), before=before)
-    assert codes == [code, code], told
-    if code == 1:  # the process that failed tells it
-        assert told[1].startswith("process 1: p2pzoo failed: ZeroDivisionError: none")
+def test_if_one_process_fails_all_end_with_its_exit_code(before, code, words, group, arguments, tmp_path):
+    codes, outputs = group(2, arguments(tmp_path, "train.batch_size=4"), before=before)
+    assert codes == [code, code], outputs
+    if code == 1:  # the failed process prints it
+        assert outputs[1].startswith("process 1: p2pzoo failed: ZeroDivisionError: none")
     else:
-        assert words in told[0].splitlines()[-1]
-        assert told[1] == ""
+        assert words in outputs[0].splitlines()[-1]
+        assert outputs[1] == ""

@@ -1,4 +1,4 @@
-"""Devices and precisions: what is chosen, what is refused, what is recorded."""
+"""The Engine: chosen and rejected devices and precisions, optimizer steps, prefetched batches."""
 
 import copy
 import threading
@@ -9,7 +9,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from p2pzoo import config
 from p2pzoo.compute.engine import Engine, best_precision, pick_device
-from p2pzoo.compute.prefetch import DEPTH, Ahead
+from p2pzoo.compute.prefetch import PREFETCH_DEPTH, Prefetcher
 from p2pzoo.config.settings import Compute, Optimizer
 from p2pzoo.plugin.batch import Batch
 from p2pzoo.training.checkpoint import LossLogger
@@ -17,22 +17,22 @@ from p2pzoo.training.setup import build_objective
 from p2pzoo.utils.errors import UserError
 
 
-def test_the_best_device_is_picked_and_a_missing_one_refused(monkeypatch):
-    for there, best in [((True, True), "cuda"), ((False, True), "mps"), ((False, False), "cpu")]:
-        monkeypatch.setattr("torch.cuda.is_available", lambda there=there: there[0])
-        monkeypatch.setattr("torch.backends.mps.is_available", lambda there=there: there[1])
+def test_auto_picks_the_best_device_and_a_missing_device_is_rejected(monkeypatch):
+    for (cuda, mps), best in [((True, True), "cuda"), ((False, True), "mps"), ((False, False), "cpu")]:
+        monkeypatch.setattr("torch.cuda.is_available", lambda cuda=cuda: cuda)
+        monkeypatch.setattr("torch.backends.mps.is_available", lambda mps=mps: mps)
         assert pick_device("auto") == best
         assert pick_device("cpu") == "cpu"
-    with pytest.raises(UserError, match=r'device = "cuda": torch .* sees none here'):
+    with pytest.raises(UserError, match=r'device = "cuda": torch .* finds no such device'):
         pick_device("cuda")
 
 
-def test_half_precision_without_cuda_is_refused():
+def test_fp16_without_cuda_is_rejected():
     with pytest.raises(UserError, match="fp16"):
         Engine(Compute(device="cpu", precision="fp16"))
 
 
-def test_automatic_precision_on_a_cpu_is_full_and_recorded():
+def test_automatic_precision_on_a_cpu_is_fp32_and_is_described():
     described = Engine(Compute(device="cpu")).describe()
     assert described["precision"] == "fp32"
     assert described["device"] == "cpu"
@@ -44,26 +44,26 @@ def test_automatic_precision_on_a_cpu_is_full_and_recorded():
     ("capability", "expected"),
     [((9, 0), "bf16"), ((8, 0), "bf16"), ((7, 5), "fp16"), ((7, 0), "fp16"), ((6, 1), "fp32")],
 )
-def test_automatic_precision_on_cuda_is_what_the_card_computes_in(capability, expected, monkeypatch):
+def test_automatic_precision_on_cuda_depends_on_the_compute_capability(capability, expected, monkeypatch):
     monkeypatch.setattr("torch.cuda.get_device_capability", lambda: capability)
     assert best_precision("cuda") == expected
     assert best_precision("mps") == "fp32"
 
 
-def test_what_a_device_lacks_is_off(monkeypatch):
-    monkeypatch.setattr("p2pzoo.compute.engine.pick_device", lambda asked: "mps")
+def test_switches_that_the_device_does_not_support_are_off(monkeypatch):
+    monkeypatch.setattr("p2pzoo.compute.engine.pick_device", lambda requested: "mps")
     monkeypatch.setattr("torch.backends.mps.is_available", lambda: True)
     engine = Engine(Compute(compile=True))
-    assert [switch for switch, on in engine.on.items() if on] == ["channels_last", "one_pass"]
+    assert [switch for switch, is_enabled in engine.enabled.items() if is_enabled] == ["channels_last", "one_pass"]
     network = torch.nn.Conv2d(3, 3, 1)
-    assert engine.compiled(network, 10**9) is network
+    assert engine.maybe_compile(network, 10**9) is network
     batches = [1, 2]
-    with engine.prefetch(batches, 2) as ahead:
-        assert ahead is batches
+    with engine.prefetch(batches, 2) as prefetched:
+        assert prefetched is batches
 
 
-def test_in_half_precision_features_are_computed_in_it_too_and_told_in_full():
-    computed = []
+def test_features_too_are_computed_in_half_precision_and_returned_in_fp32():
+    dtypes = []
 
     class D(torch.nn.Module):
         def __init__(self):
@@ -75,45 +75,47 @@ def test_in_half_precision_features_are_computed_in_it_too_and_told_in_full():
 
         def features(self, x, y):
             h = self.conv(y)
-            computed.append(h.dtype)
+            dtypes.append(h.dtype)
             return [[h]]
 
-    placed = Engine(Compute(device="cpu", precision="bf16")).prepare_model(D())
+    prepared = Engine(Compute(device="cpu", precision="bf16")).prepare_model(D())
     images = torch.rand(2, 1, 3, 8, 8)
-    [[feature]], [logits] = placed.features(*images), placed(*images)
-    assert computed == [torch.bfloat16, torch.bfloat16]
+    [[feature]], [logits] = prepared.features(*images), prepared(*images)
+    assert dtypes == [torch.bfloat16, torch.bfloat16]
     assert feature.dtype == logits.dtype == torch.float32
 
 
 class TestScaledLosses:
-    """fp16's scaler, which needs CUDA, as a scaler of the CPU: what overflows is a gradient that is infinite."""
+    """The fp16 loss scaler, on a CPU, since it needs CUDA otherwise. Infinite gradients stand for overflow."""
 
-    def game(self):
+    def make_networks(self):
         torch.manual_seed(0)
         engine = Engine(Compute(device="cpu"))
         engine.accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
         networks = [engine.prepare_model(torch.nn.Conv2d(1, 1, 1)) for _ in range(2)]
-        return engine, networks, [engine.optimizer(network, Optimizer()) for network in networks]
+        return engine, networks, [engine.build_optimizer(network, Optimizer()) for network in networks]
 
-    def test_each_of_two_optimizers_steps_as_it_would_unscaled(self):
-        engine, networks, optimizers = self.game()
+    def test_each_of_two_optimizers_steps_as_without_a_scaler(self):
+        engine, networks, optimizers = self.make_networks()
         plain = copy.deepcopy(networks)
-        theirs = [torch.optim.Adam(n.parameters(), lr=2e-4, betas=(0.5, 0.999)) for n in plain]
+        plain_optimizers = [torch.optim.Adam(n.parameters(), lr=2e-4, betas=(0.5, 0.999)) for n in plain]
         x = torch.rand(1, 1, 4, 4)
         for _ in range(3):
-            for network, optimizer, other, adam in zip(networks, optimizers, plain, theirs, strict=True):
+            for network, optimizer, other, adam in zip(networks, optimizers, plain, plain_optimizers, strict=True):
                 engine.backward_and_step(network(x).square().mean(), optimizer)
                 adam.zero_grad()
                 other(x).square().mean().backward()
                 adam.step()
         for network, other in zip(networks, plain, strict=True):
             torch.testing.assert_close(network.state_dict(), other.state_dict())
-        for ours, adam in zip(optimizers, theirs, strict=True):
-            moments = [[part["exp_avg"] for part in one.state_dict()["state"].values()] for one in (ours, adam)]
+        for ours, adam in zip(optimizers, plain_optimizers, strict=True):
+            moments = [
+                [part["exp_avg"] for part in optimizer.state_dict()["state"].values()] for optimizer in (ours, adam)
+            ]
             torch.testing.assert_close(*moments)
 
-    def test_a_step_that_overflows_is_left_out_of_that_optimizer_alone_and_the_scale_halves(self):
-        engine, (G, D), (adam_G, adam_D) = self.game()
+    def test_on_overflow_only_that_optimizer_skips_its_step_and_the_scale_halves(self):
+        engine, (G, D), (adam_G, adam_D) = self.make_networks()
         x = torch.rand(1, 1, 4, 4)
         for network, adam in ((G, adam_G), (D, adam_D)):
             engine.backward_and_step(network(x).mean(), adam)
@@ -130,108 +132,108 @@ class TestScaledLosses:
         assert not torch.equal(D.weight, before[0]["weight"])
 
 
-class TestClipped:
-    def weights(self, settings, *, scaler=None, factor=100.0):
-        """A convolution after a step of SGD down `factor` times its mean."""
+class TestGradientClipping:
+    def update(self, settings, *, scaler=None, factor=100.0):
+        """How one SGD step on `factor` times the mean output moves the weights of a convolution."""
         torch.manual_seed(0)
         engine = Engine(Compute(device="cpu"))
         engine.accelerator.scaler = scaler
         network = engine.prepare_model(torch.nn.Conv2d(3, 2, 3))
-        optimizer = engine.optimizer(network, settings)
+        optimizer = engine.build_optimizer(network, settings)
         before = [p.detach().clone() for p in network.parameters()]
         engine.backward_and_step(factor * network(torch.rand(1, 3, 8, 8)).mean(), optimizer)
         return [p.detach() - b for p, b in zip(network.parameters(), before, strict=True)]
 
-    def length(self, moved):
-        return torch.cat([each.flatten() for each in moved]).norm().item()
+    def length(self, updates):
+        return torch.cat([update.flatten() for update in updates]).norm().item()
 
     @pytest.mark.parametrize("scaled", [False, True], ids=["fp32", "scaled losses"])
-    def test_a_gradient_that_is_too_long_is_brought_to_the_length_and_keeps_its_direction(self, scaled):
+    def test_a_longer_gradient_is_scaled_to_the_length_and_keeps_its_direction(self, scaled):
         scaler = torch.amp.GradScaler("cpu", init_scale=1024.0) if scaled else None
-        free = self.weights(Optimizer(use="SGD", lr=0.1))
-        clipped = self.weights(Optimizer(use="SGD", lr=0.1, clip_norm=0.5), scaler=scaler)
+        free = self.update(Optimizer(use="SGD", lr=0.1))
+        clipped = self.update(Optimizer(use="SGD", lr=0.1, clip_norm=0.5), scaler=scaler)
         assert self.length(free) > 1
         assert self.length(clipped) == pytest.approx(0.1 * 0.5, rel=1e-4)
         for one, other in zip(free, clipped, strict=True):
             torch.testing.assert_close(one / self.length(free), other / self.length(clipped), rtol=1e-4, atol=1e-6)
 
-    def test_a_shorter_one_stays(self):
-        free = self.weights(Optimizer(use="SGD", lr=0.1), factor=1e-3)
-        assert all(map(torch.equal, free, self.weights(Optimizer(use="SGD", lr=0.1, clip_norm=9.0), factor=1e-3)))
+    def test_a_shorter_gradient_does_not_change(self):
+        free = self.update(Optimizer(use="SGD", lr=0.1), factor=1e-3)
+        assert all(map(torch.equal, free, self.update(Optimizer(use="SGD", lr=0.1, clip_norm=9.0), factor=1e-3)))
 
 
-def test_d_may_have_a_rate_of_its_own_which_follows_the_schedule_too(tiny):
+def test_d_may_have_another_learning_rate_which_follows_the_schedule_too(tiny):
     overrides = ["optimizer.lr=1e-4", "optimizer.lr_discriminator=4e-4", "optimizer.schedule=linear"]
-    made = config.load(str(tiny), "smoke", overrides)
-    engine = Engine(made.compute)
-    objective = build_objective(made, engine, (3, 3), (64, 64))
-    for progress, share in ((0.0, 1.0), (0.75, 0.5)):
-        engine.set_rate(made.optimizer.lr_at(progress))
-        rates = [player.optimizer.param_groups[0]["lr"] for player in objective.players]
-        assert rates == pytest.approx([share * 1e-4, share * 4e-4], rel=1e-12)
+    experiment = config.load(str(tiny), "smoke", overrides)
+    engine = Engine(experiment.compute)
+    objective = build_objective(experiment, engine, (3, 3), (64, 64))
+    for progress, factor in ((0.0, 1.0), (0.75, 0.5)):
+        engine.set_lr(experiment.optimizer.lr_at(progress))
+        rates = [trainable.optimizer.param_groups[0]["lr"] for trainable in objective.trainables]
+        assert rates == pytest.approx([factor * 1e-4, factor * 4e-4], rel=1e-12)
 
 
-class NoWaiting(TorchDispatchMode):
-    """Refuses what would make Python wait for an accelerator: reading a tensor's value."""
+class NoSync(TorchDispatchMode):
+    """Fails on operations that make Python wait for an accelerator: reading the value of a tensor."""
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         assert func not in (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.nonzero.default), func
         return func(*args, **(kwargs or {}))
 
 
-def test_a_step_waits_for_nothing_and_its_losses_are_read_at_once(tiny, monkeypatch):
-    made = config.load(str(tiny), "smoke")
-    engine = Engine(made.compute)
-    objective = build_objective(made, engine, (3, 3), (64, 64))
-    batch = engine.move(Batch(torch.rand(1, 3, 64, 64), torch.rand(1, 3, 64, 64), ("a",)))
-    ledger = LossLogger()
-    with NoWaiting():
+def test_a_step_does_not_wait_for_the_device_and_losses_are_read_all_at_once(tiny, monkeypatch):
+    experiment = config.load(str(tiny), "smoke")
+    engine = Engine(experiment.compute)
+    objective = build_objective(experiment, engine, (3, 3), (64, 64))
+    batch = engine.to_device(Batch(torch.rand(1, 3, 64, 64), torch.rand(1, 3, 64, 64), ("a",)))
+    logger = LossLogger()
+    with NoSync():
         for step in range(3):
-            ledger.waiting.append((step, step, objective.step(batch, step)))
-    reads, read = [], torch.Tensor.tolist
-    monkeypatch.setattr(torch.Tensor, "tolist", lambda tensor: reads.append(tensor.numel()) or read(tensor))
-    monkeypatch.setattr(torch.Tensor, "item", lambda tensor: pytest.fail("one by one"))
-    assert len(ledger.read()) == 3
-    assert reads == [3 * 5]
+            logger.waiting.append((step, step, objective.step(batch, step)))
+    sizes, tolist = [], torch.Tensor.tolist
+    monkeypatch.setattr(torch.Tensor, "tolist", lambda tensor: sizes.append(tensor.numel()) or tolist(tensor))
+    monkeypatch.setattr(torch.Tensor, "item", lambda tensor: pytest.fail("losses are read one by one"))
+    assert len(logger.read()) == 3
+    assert sizes == [3 * 5]
 
 
-class TestAhead:
-    def test_batches_come_as_asked_for_and_none_is_made_twice_or_past_the_end(self):
-        made = []
-
-        class Batches:
-            def __getitem__(self, step):
-                made.append((step, threading.current_thread() is threading.main_thread()))
-                return step
-
-        with Ahead(Batches(), lambda batch: -batch, end=5) as ahead:
-            assert [ahead[step] for step in range(2, 5)] == [-2, -3, -4]
-        assert made == [(2, False), (3, False), (4, False)]
-
-    def test_they_are_made_while_the_one_before_is_used(self):
-        made = [threading.Event() for _ in range(10)]
+class TestPrefetcher:
+    def test_batches_come_in_order_and_none_is_made_twice_or_after_the_end(self):
+        calls = []
 
         class Batches:
             def __getitem__(self, step):
-                made[step].set()
+                calls.append((step, threading.current_thread() is threading.main_thread()))
                 return step
 
-        with Ahead(Batches(), lambda batch: batch, end=10) as ahead:
-            assert ahead[0] == 0
-            assert all(event.wait(10) for event in made[: 1 + DEPTH])
-            assert ahead[7] == 7, "any step may be asked for"
-        assert not made[4].is_set()
+        with Prefetcher(Batches(), lambda batch: -batch, end=5) as prefetched:
+            assert [prefetched[step] for step in range(2, 5)] == [-2, -3, -4]
+        assert calls == [(2, False), (3, False), (4, False)]
 
-    def test_what_goes_wrong_is_raised_where_its_batch_is_asked_for_and_the_thread_ends(self):
+    def test_next_batches_are_made_while_the_current_one_is_used(self):
+        events = [threading.Event() for _ in range(10)]
+
+        class Batches:
+            def __getitem__(self, step):
+                events[step].set()
+                return step
+
+        with Prefetcher(Batches(), lambda batch: batch, end=10) as prefetched:
+            assert prefetched[0] == 0
+            assert all(event.wait(10) for event in events[: 1 + PREFETCH_DEPTH])
+            assert prefetched[7] == 7, "any step may be requested"
+        assert not events[4].is_set()
+
+    def test_an_error_is_raised_where_its_batch_is_requested_and_the_thread_ends(self):
         class Batches:
             def __getitem__(self, step):
                 if step == 1:
                     raise UserError("pair 'b': damaged")
                 return step
 
-        with pytest.raises(UserError, match="damaged"), Ahead(Batches(), lambda batch: batch, end=9) as ahead:  # noqa: PT012
-            assert ahead[0] == 0
-            _ = ahead[1]
+        with pytest.raises(UserError, match="damaged"), Prefetcher(Batches(), lambda batch: batch, end=9) as prefetched:  # noqa: PT012
+            assert prefetched[0] == 0
+            _ = prefetched[1]
         assert not any(thread.name.startswith("batches") for thread in threading.enumerate())
 
 
@@ -247,7 +249,7 @@ def test_threads_are_set():
 def test_networks_and_batches_share_the_memory_format(channels_last, expected):
     engine = Engine(Compute(device="cpu", channels_last=channels_last))
     network = engine.prepare_model(torch.nn.Conv2d(3, 4, 3))
-    batch = engine.move(Batch(torch.rand(2, 3, 8, 8), torch.rand(2, 3, 8, 8), ("a", "b")))
+    batch = engine.to_device(Batch(torch.rand(2, 3, 8, 8), torch.rand(2, 3, 8, 8), ("a", "b")))
     assert network.weight.is_contiguous(memory_format=expected)
     assert batch.x.is_contiguous(memory_format=expected)
 
@@ -265,8 +267,8 @@ def test_learning_rate_schedules(schedule, expected):
     assert [settings.lr_at(progress) for progress in (0.0, 0.5, 0.75, 1.0)] == expected
 
 
-def test_by_epochs_the_rate_is_that_of_the_pytorch_code():
-    """Which asks torch's scheduler to step at the beginning of each of 200 epochs."""
+def test_linear_epochs_is_the_schedule_of_the_pytorch_code():
+    """That code steps torch's scheduler at the start of each of 200 epochs."""
     parameter = torch.nn.Parameter(torch.zeros(()))
     plain = torch.optim.Adam([parameter], lr=1.0)
     scheduler = torch.optim.lr_scheduler.LambdaLR(plain, lambda epoch: 1.0 - max(0, epoch + 1 - 100) / float(100 + 1))
@@ -280,7 +282,7 @@ def test_by_epochs_the_rate_is_that_of_the_pytorch_code():
 
 
 def test_eps_before_the_correction_is_the_formula_of_torch7():
-    m, v = torch.tensor(3e-9), torch.tensor(4e-18)  # gradients near eps, where it tells
+    m, v = torch.tensor(3e-9), torch.tensor(4e-18)  # gradients near eps, where the position of eps matters
     for step in (0, 10, 5000):
         corrections = (1 - 0.5 ** (step + 1), 1 - 0.999 ** (step + 1))
         torch7 = corrections[1] ** 0.5 / corrections[0] * m / (v.sqrt() + 1e-8)

@@ -1,4 +1,4 @@
-"""DenseAdam is Adam: the same steps, the same state, and weights that stay where and as they are."""
+"""DenseAdam takes the steps of Adam, has its state, and keeps the memory of the weights."""
 
 import copy
 
@@ -7,18 +7,18 @@ import torch
 from torch import nn
 
 from p2pzoo.compute.engine import Engine
-from p2pzoo.compute.fused_adam import DENSE, DenseAdam, DenseAdamW
-from p2pzoo.config.optimizers import check_options, named, try_out
+from p2pzoo.compute.fused_adam import DENSE_OPTIMIZERS, DenseAdam, DenseAdamW
+from p2pzoo.config.optimizers import check_options, optimizer_class, try_step
 from p2pzoo.config.settings import Compute, Optimizer
 from p2pzoo.models.safetensors_io import optimizer_tensors, restore_optimizer
-from p2pzoo.plugin.schema import Faults
+from p2pzoo.plugin.schema import InvalidParameters
 
 SETTINGS = {"lr": 1e-2, "betas": (0.5, 0.999), "eps": 1e-8}
 STEPS = 5
 
 
 def network():
-    """Weights of every kind: in channels-last memory, contiguous, both at once (1×1, one channel), not 4D at all."""
+    """Weights that are channels-last, contiguous, both at once (1×1, one channel), or not 4D."""
     torch.manual_seed(0)
     return nn.Sequential(
         nn.Conv2d(3, 8, 4), nn.BatchNorm2d(8), nn.Conv2d(8, 6, 1), nn.Conv2d(6, 1, 3), nn.Conv2d(1, 4, 3),
@@ -40,16 +40,16 @@ def fused(net):
     return DenseAdam(net.parameters(), fused=True, **SETTINGS)
 
 
-def torchs(net):
+def torch_adam(net):
     return torch.optim.Adam(net.parameters(), fused=False, **SETTINGS)
 
 
 def step(net, optimizer, number):
-    """One step along gradients that depend on the number alone, in each parameter's own memory format."""
+    """Take one step on gradients with the number as seed, in the memory format of each parameter."""
     generator = torch.Generator().manual_seed(number)
     for parameter in net.parameters():
-        drawn = torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype)
-        parameter.grad = torch.empty_like(parameter).copy_(drawn) if parameter.requires_grad else None
+        gradient = torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype)
+        parameter.grad = torch.empty_like(parameter).copy_(gradient) if parameter.requires_grad else None
     optimizer.step()
 
 
@@ -59,34 +59,34 @@ def assert_equal(a, b, **tolerance):
 
 
 @pytest.mark.parametrize(("dtype", "atol"), [(torch.float64, 1e-14), (torch.float32, 1e-6)])
-def test_its_steps_are_adams(net, dtype, atol):
+def test_its_steps_are_those_of_adam(net, dtype, atol):
     net.to(dtype)
     plain = copy.deepcopy(net).to(memory_format=torch.contiguous_format)
-    optimizer, its = fused(net), torchs(plain)
+    optimizer, torch_optimizer = fused(net), torch_adam(plain)
     for number in range(STEPS):
         step(net, optimizer, number)
-        step(plain, its, number)
+        step(plain, torch_optimizer, number)
         assert_equal(net, plain, rtol=0, atol=atol)
 
 
 def test_a_gradient_in_another_memory_format_is_the_same_gradient(net):
     plain = copy.deepcopy(net)
-    optimizer, its = fused(net), torchs(plain)
+    optimizer, torch_optimizer = fused(net), torch_adam(plain)
     for number in range(STEPS):
-        for network_, each in ((net, optimizer), (plain, its)):
+        for network_, adam in ((net, optimizer), (plain, torch_optimizer)):
             torch.manual_seed(number)
             for parameter in network_.parameters():
                 parameter.grad = torch.randn(parameter.shape) if parameter.requires_grad else None  # always NCHW
-            each.step()
+            adam.step()
     assert_equal(net, plain, rtol=0, atol=1e-6)
 
 
-def test_moments_that_were_loaded_in_another_memory_format_are_the_same_moments(net):
+def test_moments_loaded_in_another_memory_format_are_the_same_moments(net):
     plain = copy.deepcopy(net)
-    optimizer, its = fused(net), torchs(plain)
+    optimizer, torch_optimizer = fused(net), torch_adam(plain)
     for number in range(STEPS):
         step(net, optimizer, number)
-        step(plain, its, number)
+        step(plain, torch_optimizer, number)
         state = optimizer.state_dict()
         for part in state["state"].values():
             part.update({name: moment.contiguous() for name, moment in part.items()})
@@ -94,7 +94,7 @@ def test_moments_that_were_loaded_in_another_memory_format_are_the_same_moments(
     assert_equal(net, plain, rtol=0, atol=1e-6)
 
 
-def test_parameters_without_a_gradient_stay(net):
+def test_parameters_without_a_gradient_do_not_change(net):
     before = [parameter.clone() for parameter in net.parameters()]
     optimizer = fused(net)
     net[0].weight.grad = torch.ones_like(net[0].weight)
@@ -104,19 +104,19 @@ def test_parameters_without_a_gradient_stay(net):
 
 
 def memory(net, optimizer):
-    """Where each parameter and moment is, and how it lies there."""
+    """Return address, shape and strides of each parameter and moment."""
     moments = [optimizer.state[p][name] for p in optimizer.state for name in ("exp_avg", "exp_avg_sq")]
     return [(tensor.data_ptr(), tensor.shape, tensor.stride()) for tensor in (*net.parameters(), *moments)]
 
 
-def test_parameters_and_moments_keep_their_memory_and_the_kernel_gets_it_without_copies(net, monkeypatch):
+def test_parameters_and_moments_keep_their_memory_and_the_kernel_needs_no_copies(net, monkeypatch):
     optimizer = fused(net)
     step(net, optimizer, 0)
-    given = []
+    tensors = []
     kernel = torch._fused_adam_
 
     def watched(parameters, gradients, *rest, **options):
-        given.extend([*parameters, *gradients, *rest[0], *rest[1]])
+        tensors.extend([*parameters, *gradients, *rest[0], *rest[1]])
         return kernel(parameters, gradients, *rest, **options)
 
     monkeypatch.setattr(torch, "_fused_adam_", watched)
@@ -124,50 +124,50 @@ def test_parameters_and_moments_keep_their_memory_and_the_kernel_gets_it_without
     for number in range(1, STEPS):
         step(net, optimizer, number)
     assert memory(net, optimizer) == before
-    assert all(tensor.is_contiguous() for tensor in given), "torch's kernel copies every other one, there and back"
-    own = {address for address, *_ in before}
+    assert all(tensor.is_contiguous() for tensor in tensors), "torch's kernel copies tensors that are not contiguous"
+    addresses = {address for address, *_ in before}
     gradients = {p.grad.data_ptr() for p in net.parameters() if p.grad is not None}
-    assert {tensor.data_ptr() for tensor in given[-len(given) // (STEPS - 1) :]} <= own | gradients
+    assert {tensor.data_ptr() for tensor in tensors[-len(tensors) // (STEPS - 1) :]} <= addresses | gradients
     for parameter, state in optimizer.state.items():
         assert state["exp_avg"].stride() == state["exp_avg_sq"].stride() == parameter.stride()
 
 
 class TestState:
-    @pytest.mark.parametrize("second", [fused, torchs])
-    @pytest.mark.parametrize("first", [fused, torchs])
-    def test_it_goes_on_from_its_own_state_and_from_adams_and_the_other_way_round(self, net, first, second):
+    @pytest.mark.parametrize("second", [fused, torch_adam])
+    @pytest.mark.parametrize("first", [fused, torch_adam])
+    def test_it_resumes_from_its_own_state_and_from_that_of_adam_and_vice_versa(self, net, first, second):
         straight = copy.deepcopy(net)
-        whole = fused(straight)
-        begun = first(net)
+        uninterrupted = fused(straight)
+        current = first(net)
         for number in range(STEPS):
-            step(straight, whole, number)
+            step(straight, uninterrupted, number)
             if number == 2:
                 resumed = second(net)
-                resumed.load_state_dict({**begun.state_dict(), "param_groups": resumed.state_dict()["param_groups"]})
-                begun = resumed
-            step(net, begun, number)
+                resumed.load_state_dict({**current.state_dict(), "param_groups": resumed.state_dict()["param_groups"]})
+                current = resumed
+            step(net, current, number)
         assert_equal(net, straight, rtol=0, atol=0 if (first, second) == (fused, fused) else 1e-6)
 
-    def test_a_checkpoint_of_it_goes_on_to_the_same_bits(self, net):
+    def test_a_checkpoint_resumes_bit_identically(self, net):
         straight = copy.deepcopy(net)
-        whole, begun = fused(straight), fused(net)
+        uninterrupted, current = fused(straight), fused(net)
         for number in range(STEPS):
-            step(straight, whole, number)
+            step(straight, uninterrupted, number)
             if number == 2:
-                kept = {name: tensor.clone() for name, tensor in optimizer_tensors("adam", begun).items()}
-                begun = fused(net)
-                restore_optimizer(begun, {name.removeprefix("adam."): tensor for name, tensor in kept.items()})
-            step(net, begun, number)
+                saved = {name: tensor.clone() for name, tensor in optimizer_tensors("adam", current).items()}
+                current = fused(net)
+                restore_optimizer(current, {name.removeprefix("adam."): tensor for name, tensor in saved.items()})
+            step(net, current, number)
         assert_equal(net, straight, rtol=0, atol=0)
-        for parameter, state in begun.state.items():
+        for parameter, state in current.state.items():
             assert state["exp_avg"].stride() == parameter.stride()
 
-    def test_its_state_is_adams_by_name_shape_and_type(self, net):
+    def test_its_state_has_the_names_shapes_and_types_of_adam(self, net):
         plain = copy.deepcopy(net)
-        optimizer, its = fused(net), torchs(plain)
+        optimizer, torch_optimizer = fused(net), torch_adam(plain)
         step(net, optimizer, 0)
-        step(plain, its, 0)
-        ours, torch_has = optimizer.state_dict()["state"], its.state_dict()["state"]
+        step(plain, torch_optimizer, 0)
+        ours, torch_has = optimizer.state_dict()["state"], torch_optimizer.state_dict()["state"]
         assert ours.keys() == torch_has.keys()
         for index, part in ours.items():
             assert {name: (v.shape, v.dtype) for name, v in part.items()} == {
@@ -177,15 +177,15 @@ class TestState:
 
 @pytest.mark.parametrize("options", [{"weight_decay": 0.1}, {"amsgrad": True}], ids=str)
 @pytest.mark.parametrize("kind", [DenseAdam, DenseAdamW], ids=["Adam", "AdamW"])
-def test_weight_decay_and_amsgrad_are_torchs_too(net, kind, options):
+def test_weight_decay_and_amsgrad_work_as_in_torch(net, kind, options):
     net.to(torch.float64)
     plain = copy.deepcopy(net).to(memory_format=torch.contiguous_format)
     torch_kind = torch.optim.AdamW if kind is DenseAdamW else torch.optim.Adam
     optimizer = kind(net.parameters(), fused=True, **SETTINGS, **options)
-    its = torch_kind(plain.parameters(), fused=False, **SETTINGS, **options)
+    torch_optimizer = torch_kind(plain.parameters(), fused=False, **SETTINGS, **options)
     for number in range(STEPS):
         step(net, optimizer, number)
-        step(plain, its, number)
+        step(plain, torch_optimizer, number)
     assert_equal(net, plain, rtol=0, atol=1e-13)
 
 
@@ -209,58 +209,58 @@ def settings(use):
 
 
 @pytest.mark.parametrize("use", BY_NAME)
-def test_a_class_of_torch_by_its_name_steps_as_it_does_there(net, use):
+def test_an_optimizer_by_name_steps_as_in_torch(net, use):
     net.to(torch.float64)
     plain = copy.deepcopy(net).to(memory_format=torch.contiguous_format)
     engine = Engine(Compute(device="cpu", threads=1))
-    optimizer = engine.optimizer(net, settings(use))
-    assert engine.on["fused_adam"] is (use in DENSE)
+    optimizer = engine.build_optimizer(net, settings(use))
+    assert engine.enabled["fused_adam"] is (use in DENSE_OPTIMIZERS)
     arguments = BY_NAME[use] | ({"betas": (0.5, 0.999), "eps": 1e-8} if use == "Adam" else {})
-    its = getattr(torch.optim, use)(plain.parameters(), lr=1e-2, **arguments)
+    torch_optimizer = getattr(torch.optim, use)(plain.parameters(), lr=1e-2, **arguments)
     for number in range(STEPS):
         step(net, optimizer, number)
-        step(plain, its, number)
+        step(plain, torch_optimizer, number)
     assert_equal(net, plain, rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("use", BY_NAME)
-def test_a_checkpoint_of_any_class_goes_on_to_the_same_bits(net, use):
+def test_a_checkpoint_of_any_class_resumes_bit_identically(net, use):
     straight = copy.deepcopy(net)
     engine = Engine(Compute(device="cpu", threads=1))
-    whole, begun = engine.optimizer(straight, settings(use)), engine.optimizer(net, settings(use))
+    uninterrupted, current = engine.build_optimizer(straight, settings(use)), engine.build_optimizer(net, settings(use))
     for number in range(STEPS):
-        step(straight, whole, number)
+        step(straight, uninterrupted, number)
         if number == 2:
-            kept = {name: tensor.clone() for name, tensor in optimizer_tensors("G_adam", begun).items()}
-            begun = engine.optimizer(net, settings(use))
-            restore_optimizer(begun, {name.removeprefix("G_adam."): tensor for name, tensor in kept.items()})
-        step(net, begun, number)
+            saved = {name: tensor.clone() for name, tensor in optimizer_tensors("G_adam", current).items()}
+            current = engine.build_optimizer(net, settings(use))
+            restore_optimizer(current, {name.removeprefix("G_adam."): tensor for name, tensor in saved.items()})
+        step(net, current, number)
     assert_equal(net, straight, rtol=0, atol=0)
 
 
-def test_only_optimizers_of_torch_have_names():
-    assert named("RMSprop") is torch.optim.RMSprop
+def test_only_names_of_torch_optimizers_are_accepted():
+    assert optimizer_class("RMSprop") is torch.optim.RMSprop
     for use in ("Optimizer", "lr_scheduler", "__name__", "os.system", "adam"):
         with pytest.raises(ValueError, match=r"no optimizer of torch\.optim"):
-            named(use)
+            optimizer_class(use)
     with pytest.raises(ValueError, match=r"did you mean 'RMSprop'"):
-        named("RMSProp")
+        optimizer_class("RMSProp")
 
 
-def test_every_fault_of_its_parameters_is_told():
+def test_every_fault_of_the_parameters_is_reported():
     table = {"momentun": 0.9, "nesterov": 1, "dampening": "high", "foreach": True, "maximize": True}
-    with pytest.raises(Faults) as caught:
+    with pytest.raises(InvalidParameters) as caught:
         check_options("SGD", table, ["lr"])
     faults = dict(caught.value.faults)
     assert faults["momentun"] == "has no parameter 'momentun': did you mean 'momentum'?"
     assert faults["nesterov"] == "nesterov = 1: give true or false"
     assert faults["dampening"] == 'dampening = "high": give a number'
-    assert {"foreach", "maximize"} <= faults.keys(), "how it is computed, and which way, is not the recipe's"
-    with pytest.raises(Faults, match=r"etas = \[0.5\]: give an array of 2 numbers"):
+    assert {"foreach", "maximize"} <= faults.keys(), "a recipe sets neither the implementation nor the direction"
+    with pytest.raises(InvalidParameters, match=r"etas = \[0.5\]: give an array of 2 numbers"):
         check_options("Rprop", {"etas": [0.5]}, ["lr"])
 
 
 @pytest.mark.parametrize("use", ["LBFGS", "SparseAdam"])
-def test_those_that_need_more_than_a_gradient_are_found_by_trying(use):
+def test_optimizers_that_need_more_than_a_gradient_are_found_by_a_trial_step(use):
     with pytest.raises(ValueError, match=r"closure|dense"):
-        try_out(use, 0.1, {})
+        try_step(use, 0.1, {})

@@ -1,4 +1,4 @@
-"""The gradient of an instance norm does not depend on how the gradient that arrives lies in memory."""
+"""The gradient of instance norm does not depend on the memory format of its output gradient."""
 
 import copy
 
@@ -7,14 +7,14 @@ import torch
 from torch import nn
 
 from p2pzoo.compute.engine import Engine
-from p2pzoo.compute.instance_norm_fix import mend_instance_norms
+from p2pzoo.compute.instance_norm_fix import fix_instance_norms
 from p2pzoo.config.settings import Compute
 
 LAYOUTS = (torch.contiguous_format, torch.channels_last)
 
 
 class Residual(nn.Module):
-    """As in many generators: nothing stands between the norm and the convolution that follows."""
+    """A block as in many generators: no activation between the norm and the next convolution."""
 
     def __init__(self, affine):
         super().__init__()
@@ -34,25 +34,25 @@ def gradients(network, x):
 @pytest.mark.parametrize("switches", [{}, {"lowering": False}, {"channels_last": False}], ids=str)
 @pytest.mark.parametrize("affine", [True, False])
 @pytest.mark.parametrize("batch", [1, 2])
-def test_a_placed_networks_gradients_are_the_plain_ones(switches, affine, batch):
+def test_gradients_of_a_prepared_network_are_those_of_the_plain_one(switches, affine, batch):
     torch.manual_seed(0)
     plain = Residual(affine).double()
     x = torch.randn(batch, 64, 8, 8, dtype=torch.float64)
     expected = gradients(plain, x)
     engine = Engine(Compute(device="cpu", **switches))
-    found = gradients(engine.prepare_model(copy.deepcopy(plain)), x.contiguous(memory_format=engine.memory_format))
+    actual = gradients(engine.prepare_model(copy.deepcopy(plain)), x.contiguous(memory_format=engine.memory_format))
     for name, gradient in expected.items():
-        torch.testing.assert_close(found[name], gradient, rtol=1e-9, atol=1e-9)
+        torch.testing.assert_close(actual[name], gradient, rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("arriving", LAYOUTS)
-def test_in_every_layout_twice_differentiable(layout, arriving):
+@pytest.mark.parametrize("gradient_layout", LAYOUTS)
+def test_it_is_twice_differentiable_in_every_memory_format(layout, gradient_layout):
     torch.manual_seed(0)
     norm = nn.InstanceNorm2d(4).double()
-    mend_instance_norms(norm)
+    fix_instance_norms(norm)
     x = torch.randn(1, 4, 3, 3, dtype=torch.float64).contiguous(memory_format=layout).requires_grad_()
-    dy = torch.randn(1, 4, 3, 3, dtype=torch.float64).contiguous(memory_format=arriving).requires_grad_()
+    dy = torch.randn(1, 4, 3, 3, dtype=torch.float64).contiguous(memory_format=gradient_layout).requires_grad_()
 
     def gradient(x, dy):
         return torch.autograd.grad(norm(x), x, dy, create_graph=True)
@@ -65,10 +65,10 @@ def test_in_every_layout_twice_differentiable(layout, arriving):
     assert torch.autograd.gradcheck(gradient, (x, dy))
 
 
-def test_mending_twice_is_mending_once():
+def test_fixing_twice_adds_one_hook():
     norm = nn.InstanceNorm2d(4)
-    mend_instance_norms(norm)
-    mend_instance_norms(norm)
+    fix_instance_norms(norm)
+    fix_instance_norms(norm)
     assert len(norm._forward_hooks) == 1
     with torch.no_grad():
         norm(torch.randn(1, 4, 3, 3))

@@ -1,4 +1,4 @@
-"""A recipe held against the registry: all faults at once; what enters a run's identity and what does not."""
+"""Checking recipes: all faults at once; what changes a run id and what does not."""
 
 import pytest
 
@@ -8,14 +8,14 @@ from p2pzoo.utils.errors import UserError
 
 @pytest.fixture
 def experiment(tmp_path, monkeypatch):
-    """experiment(text, profile, overrides): what a recipe file of this text is checked to."""
+    """experiment(text, profile, overrides): the checked experiment of a recipe file with this text."""
     monkeypatch.chdir(tmp_path)
 
-    def make(text='extends = "zoo:base.toml"', profile="smoke", overrides=(), name="mine"):
+    def load(text='extends = "zoo:base.toml"', profile="smoke", overrides=(), name="mine"):
         (tmp_path / f"{name}.toml").write_text(text)
         return config.load(f"{name}.toml", profile, overrides)
 
-    return make
+    return load
 
 
 WRONG = """\
@@ -44,14 +44,14 @@ test_mode = "train"
 """
 
 
-def test_every_fault_is_told_at_once_with_its_line_and_the_nearest_name(experiment):
+def test_every_fault_is_reported_at_once_with_its_line_and_a_suggestion(experiment):
     with pytest.raises(UserError) as caught:
         experiment(WRONG)
     assert sorted(caught.value.faults, key=lambda fault: int(fault.split(":")[1].split()[0])) == [
         "mine.toml:3  [generator] has no parameter 'widht': did you mean 'width'?",
         "mine.toml:4  [generator] norm = \"layer\": input should be 'batch', 'instance' or 'none'",
         "mine.toml:6  [discriminator] use = \"pach\": no discriminator 'pach': did you mean 'patch'?",
-        "mine.toml:8  [losses.l1] weight = -3: give a number from 0 on",
+        "mine.toml:8  [losses.l1] weight = -3: give a number of at least 0",
         'mine.toml:9  [losses.extra] names no component: add `use = "NAME"` (`p2pzoo list` shows them)',
         "mine.toml:12  [optimizer] lr = 0: input should be greater than 0",
         'mine.toml:14  [train] images = "many": input should be a valid integer',
@@ -62,7 +62,7 @@ def test_every_fault_is_told_at_once_with_its_line_and_the_nearest_name(experime
     ]
 
 
-def test_faults_of_folding_and_of_components_are_told_together(experiment):
+def test_faults_of_merging_and_of_components_are_reported_together(experiment):
     with pytest.raises(UserError) as caught:
         experiment(
             'extends = "zoo:base.toml"\ndrop = ["losses.l9"]\n[generator]\nuse = "vnet"\n[profiles.smoke.traim]\n',
@@ -74,32 +74,32 @@ def test_faults_of_folding_and_of_components_are_told_together(experiment):
         assert part in lines
 
 
-def test_what_a_constructor_refuses_is_told_with_its_line(experiment):
-    made = experiment('extends = "zoo:base.toml"\n[generator]\nnoise = "none"\ndropout = "paper"\n')
+def test_an_error_of_a_constructor_names_the_line_of_its_table(experiment):
+    noisy = experiment('extends = "zoo:base.toml"\n[generator]\nnoise = "none"\ndropout = "paper"\n')
     with pytest.raises(UserError, match=r"^mine.toml:2  generator 'unet': dropout = 'paper' needs noise = 'dropout'"):
-        made.generator.build(in_channels=3, out_channels=3, size=(64, 64))
+        noisy.generator.build(in_channels=3, out_channels=3, size=(64, 64))
 
 
 @pytest.mark.parametrize(
     ("text", "fault"),
     [
-        ('[init]\nweights = "kaiming"\ngain = 0.5', '[init] gain = 0.5: weights = "kaiming" has none'),
-        ('drop = ["gan_loss"]', "[discriminator] has no [gan_loss] to play by"),
-        ('drop = ["discriminator"]', "[gan_loss] has no [discriminator] to play with"),
+        ('[init]\nweights = "kaiming"\ngain = 0.5', '[init] gain = 0.5: weights = "kaiming" has no gain'),
+        ('drop = ["gan_loss"]', "[discriminator] needs a [gan_loss]"),
+        ('drop = ["discriminator"]', "[gan_loss] needs a [discriminator]"),
         ('drop = ["discriminator", "gan_loss", "losses.l1"]', "nothing to minimise"),
         ('drop = ["generator"]', "a recipe needs a [generator]"),
-        ("seed = -1", "seed = -1: give an integer from 0 on"),
-        ("seed = true", "seed = true: give an integer from 0 on"),
+        ("seed = -1", "seed = -1: give an integer from 0 to 2**63 - 1"),
+        ("seed = true", "seed = true: give an integer from 0 to 2**63 - 1"),
         ('generator = "unet"', "must be a table with `use = \"...\"`, not \"unet\""),
         ("losses = 3", "[losses] must hold tables"),
         ("train = []", "[train] must be a table"),
-        ("[losses.l1]\nweight = nan", "weight = nan: give a number from 0 on"),
-        ("[losses.l1]\nweight = inf", "weight = inf: give a number from 0 on"),
+        ("[losses.l1]\nweight = nan", "weight = nan: give a number of at least 0"),
+        ("[losses.l1]\nweight = inf", "weight = inf: give a number of at least 0"),
         ("[optimizer]\nlr = nan", "[optimizer] lr = nan"),
         ("[discriminator]\nreceptive_field = 64", "receptive_field = 64: input should be 16, 34, 70 or 142"),
     ],
 )  # fmt: skip
-def test_what_cannot_be_trained_is_refused(experiment, text, fault):
+def test_a_recipe_that_cannot_be_trained_is_refused(experiment, text, fault):
     with pytest.raises(UserError) as caught:
         experiment(f'extends = "zoo:base.toml"\n{text}\n')
     assert any(fault in line for line in caught.value.faults), caught.value.faults
@@ -117,7 +117,7 @@ def test_what_cannot_be_trained_is_refused(experiment, text, fault):
         '[generator]\nnorm = "batch"',
     ],
 )
-def test_what_training_does_not_depend_on_is_not_part_of_the_identity(experiment, same):
+def test_values_that_training_does_not_use_keep_the_run_id(experiment, same):
     changed = experiment(f'extends = "zoo:base.toml"\n{same}\n', name="other")
     assert changed.id == experiment().id
 
@@ -136,12 +136,12 @@ def test_what_training_does_not_depend_on_is_not_part_of_the_identity(experiment
         '[compute]\nprecision = "bf16"',
     ],
 )
-def test_what_training_depends_on_is(experiment, other):
+def test_values_that_training_uses_change_the_run_id(experiment, other):
     assert experiment(f'extends = "zoo:base.toml"\n{other}\n').id != experiment().id
 
 
 @pytest.mark.parametrize("default", ["train.order=pytorch", "train.crop_from=0", "gan_loss.log_eps=0.0"])
-def test_a_parameter_that_came_later_is_not_part_of_it_at_its_default(experiment, default):
+def test_a_parameter_that_was_added_later_keeps_the_run_id_at_its_default(experiment, default):
     assert experiment(overrides=[default]).id == experiment().id
     assert default.partition(".")[2].partition("=")[0] not in str(experiment().identity())
 
@@ -154,7 +154,7 @@ def test_a_parameter_that_came_later_is_not_part_of_it_at_its_default(experiment
         "gan_loss.log_eps=1e-12",
     ],
 )  # fmt: skip
-def test_at_another_value_it_is(experiment, other):
+def test_a_parameter_that_was_added_later_changes_the_run_id_at_another_value(experiment, other):
     assert experiment(overrides=[other]).id != experiment().id
 
 
@@ -162,12 +162,12 @@ def test_at_another_value_it_is(experiment, other):
     ("name", "id"),
     [("ablation_patch70", "bdf0268cdb"), ("ablation_l1", "b9986852d1"), ("ablation_encdec_l1_cgan", "d980880f1a")],
 )
-def test_runs_of_earlier_versions_are_still_found(name, id):
-    """Their ids are in people's folders: what comes later has to keep them (see contracts.Later)."""
+def test_run_ids_of_earlier_versions_stay_the_same(name, id):
+    """The run folders of users have these ids: new parameters must keep them (see AddedLater)."""
     assert config.load(f"zoo:{name}.toml", "laptop").id == id
 
 
-def test_the_weights_a_run_starts_from_count_by_content_not_by_name(experiment, tmp_path):
+def test_initial_weights_change_the_run_id_by_content_not_by_file_name(experiment, tmp_path):
     (tmp_path / "a").write_bytes(b"1")
     (tmp_path / "b").write_bytes(b"1")
     (tmp_path / "c").write_bytes(b"2")
@@ -175,19 +175,19 @@ def test_the_weights_a_run_starts_from_count_by_content_not_by_name(experiment, 
     assert ids[0] == ids[1] != ids[2]
 
 
-def test_two_rows_of_the_paper_that_are_one_experiment_share_their_identity():
+def test_two_rows_of_the_paper_with_the_same_experiment_have_the_same_run_id():
     names = ("ablation_l1_cgan", "ablation_patch70")
     assert len({config.load(f"zoo:{name}.toml", "laptop").id for name in names}) == 1
 
 
-def test_a_resolved_recipe_is_a_recipe_for_the_same_run(experiment):
+def test_a_resolved_recipe_gives_the_same_run_id(experiment):
     import tomli_w
 
-    made = experiment(overrides=["losses.l1.weight=3", "seed=5"])
-    again = experiment(tomli_w.dumps(made.resolved()), profile=None)
-    assert again.id == made.id
+    original = experiment(overrides=["losses.l1.weight=3", "seed=5"])
+    again = experiment(tomli_w.dumps(original.resolved()), profile=None)
+    assert again.id == original.id
     assert again.recipe.profile == "smoke"
-    assert again.resolved() == made.resolved()
+    assert again.resolved() == original.resolved()
 
 
 def faults(experiment, *overrides):
@@ -196,20 +196,26 @@ def faults(experiment, *overrides):
     return list(caught.value.faults)
 
 
-NONE = 'drop=["discriminator", "gan_loss"]'
+NO_DISCRIMINATOR = 'drop=["discriminator", "gan_loss"]'
 
 
 @pytest.mark.parametrize(
-    ("overrides", "told"),
+    ("overrides", "message"),
     [
-        ([NONE, "train.d_steps=2"], "d_steps = 2: this recipe has no discriminator"),
-        ([NONE, "train.spectral_norm=both"], 'spectral_norm = "both": this recipe has no discriminator'),
-        ([NONE, "optimizer.lr_discriminator=1e-4"], "lr_discriminator = 0.0001: this recipe has no discriminator"),
-        (["train.batch_size=4", "train.accumulate=3"], "accumulate = 3: batch_size = 4 has no such number of equal"),
-        (["train.order=lua", "train.d_steps=2"], 'd_steps = 2: order = "lua" is one move of each side'),
-        (["train.order=lua", "train.batch_size=2", "train.accumulate=2"], 'accumulate = 2: order = "lua" is one move'),
+        ([NO_DISCRIMINATOR, "train.d_steps=2"], "d_steps = 2: this recipe has no discriminator; remove d_steps"),
+        ([NO_DISCRIMINATOR, "train.spectral_norm=both"], 'spectral_norm = "both": this recipe has no discriminator'),
+        (
+            [NO_DISCRIMINATOR, "optimizer.lr_discriminator=1e-4"],
+            "lr_discriminator = 0.0001: this recipe has no discriminator",
+        ),
+        (["train.batch_size=4", "train.accumulate=3"], "accumulate = 3: batch_size = 4 is not a multiple of it"),
+        (["train.order=lua", "train.d_steps=2"], 'd_steps = 2: order = "lua" takes one step of D and one of G'),
+        (["train.order=lua", "train.batch_size=2", "train.accumulate=2"], 'accumulate = 2: order = "lua" takes one'),
         (["train.zero_biases=true", "train.batch_size=2", "train.accumulate=2"], "zero_biases = true changes G"),
-        (["optimizer.schedule_power=2.0"], 'schedule_power = 2.0: schedule = "constant" has none'),
+        (["optimizer.schedule_power=2.0"], 'schedule_power = 2.0: schedule = "constant" does not use it'),
+        (["train.order=lua", "compute.checkpointing=true"], 'checkpointing = true: [train] order = "lua" changes'),
+        (["train.order=lua", "train.spectral_norm=both"], 'spectral_norm = "both": order = "lua" needs'),
+        (["compute.kernels=none.json"], '[compute] kernels = "none.json": no such file'),
         (["optimizer.use=Adan"], "no optimizer of torch.optim: did you mean 'Adam'?"),
         (["optimizer.use=SGD", "optimizer.betas=[0.5, 0.9]"], "has no parameter 'betas'"),
         (["optimizer.use=SGD", "optimizer.eps_before_correction=true"], "has no parameter 'eps_before_correction'"),
@@ -219,13 +225,13 @@ NONE = 'drop=["discriminator", "gan_loss"]'
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
-def test_options_that_cannot_be_combined_are_refused_in_one_line_at_their_place(experiment, overrides, told):
+def test_settings_that_exclude_each_other_give_one_fault_with_its_place(experiment, overrides, message):
     [fault] = faults(experiment, *overrides)
-    assert told in fault
+    assert message in fault
     assert fault.startswith((f"-s {overrides[-1]}", f"-s {overrides[0]}"))
 
 
-LATER = (
+AT_DEFAULT = (
     "train.spectral_norm=none", "train.d_steps=1", "train.accumulate=1", "optimizer.use=Adam",
     "optimizer.schedule_gamma=0.1", "optimizer.schedule_power=1.0",
 )  # fmt: skip
@@ -236,41 +242,41 @@ CHANGED = (
 )  # fmt: skip
 
 
-def test_later_options_are_of_a_runs_identity_only_where_they_say_something(experiment):
+def test_settings_that_were_added_later_change_the_run_id_only_at_other_values(experiment):
     base = experiment(overrides=["train.batch_size=2"]).id
-    assert experiment(overrides=["train.batch_size=2", *LATER]).id == base
+    assert experiment(overrides=["train.batch_size=2", *AT_DEFAULT]).id == base
     ids = [experiment(overrides=["train.batch_size=2", override]).id for override in CHANGED]
     assert len({base, *ids}) == 1 + len(CHANGED)
 
 
 @pytest.mark.parametrize("use", ["Adam", "AdamW", "SGD", "RMSprop"])
-def test_a_resolved_recipe_with_another_optimizer_is_the_same_experiment_again(experiment, use):
+def test_a_resolved_recipe_with_another_optimizer_gives_the_same_experiment(experiment, use):
     import tomli_w
 
-    made = experiment(overrides=[f"optimizer.use={use}", "optimizer.weight_decay=0.1", "optimizer.clip_norm=2.0"])
-    resolved = made.resolved()
+    original = experiment(overrides=[f"optimizer.use={use}", "optimizer.weight_decay=0.1", "optimizer.clip_norm=2.0"])
+    resolved = original.resolved()
     assert resolved["optimizer"]["weight_decay"] == 0.1
     assert ("betas" in resolved["optimizer"]) is (use in ("Adam", "AdamW"))
     again = experiment(tomli_w.dumps(resolved), None, name="again")
-    assert (again.id, again.optimizer) == (made.id, made.optimizer)
+    assert (again.id, again.optimizer) == (original.id, original.optimizer)
 
 
-def test_where_the_optimizer_changes_its_own_parameters_go_and_the_rates_stay(experiment):
-    made = experiment(
+def test_a_new_optimizer_drops_the_parameters_of_the_old_one_and_keeps_the_learning_rates(experiment):
+    base = experiment(
         'extends = "zoo:base.toml"\n[optimizer]\nlr = 1e-3\neps = 1e-4\nlr_discriminator = 2e-3\n', name="a"
     )
     text = 'extends = "a.toml"\n[optimizer]\nuse = "RMSprop"\nalpha = 0.9\n'
     other = experiment(text, name="b").optimizer
-    assert (made.optimizer.eps, other.lr, other.lr_discriminator) == (1e-4, 1e-3, 2e-3)
+    assert (base.optimizer.eps, other.lr, other.lr_discriminator) == (1e-4, 1e-3, 2e-3)
     assert other.arguments == {"alpha": 0.9}
     assert experiment(overrides=["optimizer.use=NAdam"]).optimizer.arguments == {"betas": (0.5, 0.999)}
     same = experiment('extends = "a.toml"\n[optimizer]\nuse = "Adam"\n', name="c").optimizer
-    assert same == made.optimizer
+    assert same == base.optimizer
 
 
-def test_the_keys_that_stay_are_all_that_are_not_of_a_class():
-    from p2pzoo.config.recipe import OPTIMIZERS_OWN
-    from p2pzoo.config.settings import ADAMS_OWN, Optimizer
-    from p2pzoo.plugin.schema import params_of
+def test_the_optimizer_keys_are_all_that_no_class_has():
+    from p2pzoo.config.recipe import OPTIMIZER_KEYS
+    from p2pzoo.config.settings import ADAM_KEYS, Optimizer
+    from p2pzoo.plugin.schema import get_params
 
-    assert {*OPTIMIZERS_OWN} == params_of(Optimizer).keys() - {"options", *ADAMS_OWN}
+    assert {*OPTIMIZER_KEYS} == get_params(Optimizer).keys() - {"options", *ADAM_KEYS}

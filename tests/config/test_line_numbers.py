@@ -1,4 +1,4 @@
-"""Every key is found on the line where it stands, whatever TOML form it is written in."""
+"""Each key has the line on which it is set, in every form that TOML has."""
 
 import tomllib
 
@@ -24,7 +24,7 @@ filler = st.sampled_from(["", "# width = 3", "   ", "\t# [comment]"])
 statements = st.tuples(st.sampled_from(["header", "key"]), dotted, st.one_of(scalars, long_values, inline), filler)
 
 
-def plain(part: str) -> str:
+def unquoted(part: str) -> str:
     return part.strip("\"'")
 
 
@@ -34,7 +34,7 @@ def test_each_key_is_reported_on_the_line_where_its_statement_begins(document, e
     for form, key, value, blank in document:
         text += blank + "\n"
         line += 1
-        path = tuple(map(plain, key))
+        path = tuple(map(unquoted, key))
         if form == "header":
             table = path
             statement = f"[{'.'.join(key)}]"
@@ -59,11 +59,11 @@ def test_each_key_is_reported_on_the_line_where_its_statement_begins(document, e
     assert key_lines(text) == expected
 
 
-def test_what_ends_a_line_elsewhere_ends_none_in_toml():
+def test_only_a_newline_ends_a_line():
     assert key_lines('["a\x85b"]\n"c\u2028" = 1\nd = 2') == {
         ("a\x85b",): 1, ("a\x85b", "c\u2028"): 2, ("a\x85b", "d"): 3,
     }  # fmt: skip
 
 
-def test_windows_line_ends_and_no_final_newline():
+def test_windows_line_endings_and_no_final_newline():
     assert key_lines("a = 1\r\n[t]\r\nb = '''\r\nx'''\r\nc = 2") == {("a",): 1, ("t",): 2, ("t", "b"): 3, ("t", "c"): 5}

@@ -1,14 +1,14 @@
-"""How recipes fold together, and what a wrong one is told."""
+"""Merging recipes, and the faults of wrong ones."""
 
 import pytest
 
-from p2pzoo.config.recipe import leaves, read_recipe
+from p2pzoo.config.recipe import iter_leaves, read_recipe
 from p2pzoo.utils.errors import UserError
 
 
 @pytest.fixture
 def recipes(tmp_path, monkeypatch):
-    """Writes recipe files into an empty folder and moves there, so that messages name them without a folder."""
+    """recipes(name=text, ...) writes recipe files into an empty folder, which is the current one."""
     monkeypatch.chdir(tmp_path)
 
     def write(**files: str) -> None:
@@ -49,7 +49,7 @@ def test_a_profile_overrides_its_own_file_and_is_overridden_by_an_extending_one(
     assert read_recipe("child.toml", "laptop").values["train"]["images"] == 4
 
 
-def test_changing_use_drops_the_old_components_parameters_but_not_the_weight(recipes):
+def test_a_new_use_drops_the_parameters_of_the_old_component_and_keeps_the_weight(recipes):
     recipes(base=BASE, child='extends = "base.toml"\n[generator]\nuse = "resnet9"\n[losses.l1]\nuse = "charbonnier"\n')
     values = read_recipe("child.toml").values
     assert values["generator"] == {"use": "resnet9"}
@@ -72,7 +72,7 @@ def test_arrays_replace(recipes):
     assert read_recipe("child.toml").values["optimizer"]["betas"] == [0.9, 0.9]
 
 
-def test_several_bases_fold_in_order_and_a_shared_one_only_once(recipes):
+def test_several_bases_are_merged_in_order_and_a_shared_one_only_once(recipes):
     recipes(
         base=BASE,
         wide='extends = "base.toml"\n[generator]\nwidth = 128\n',
@@ -97,7 +97,7 @@ def test_several_bases_fold_in_order_and_a_shared_one_only_once(recipes):
         ("", ""),
     ],
 )
-def test_an_override_is_toml_or_else_text(recipes, override, expected):
+def test_an_override_is_toml_or_a_string(recipes, override, expected):
     recipes(base=BASE)
     values = read_recipe("base.toml", overrides=[f"losses.l1.weight={override}"]).values
     assert values["losses"]["l1"]["weight"] == expected
@@ -110,20 +110,20 @@ def test_overrides_win_over_everything_and_can_drop(recipes):
     assert values["losses"] == {}
 
 
-def test_every_value_knows_the_file_and_line_that_set_it(recipes):
+def test_every_value_has_the_file_and_line_that_set_it(recipes):
     recipes(base=BASE, child='extends = "base.toml"\n\n[train]\nbatch_size = 2\n')
     recipe = read_recipe("child.toml", "laptop", ["losses.l1.weight=1"])
-    where = {".".join(key): recipe.where(key) for key, _ in leaves(recipe.values)}
+    where = {".".join(key): recipe.where(key) for key, _ in iter_leaves(recipe.values)}
     assert where["generator.use"] == "base.toml:3"
     assert where["generator.width"] == "base.toml:11"
     assert where["train.images"] == "base.toml:13"
     assert where["train.batch_size"] == "child.toml:4"
     assert where["losses.l1.weight"] == "-s losses.l1.weight=1"
     assert where["profile"] == "--profile laptop"
-    assert recipe.where(("train", "missing")) == "child.toml:3", "a key that is not there: its table"
+    assert recipe.where(("train", "missing")) == "child.toml:3", "a missing key has the line of its table"
 
 
-def test_the_profile_is_picked_only_if_none_is_asked_for(recipes):
+def test_pick_chooses_the_profile_only_if_none_is_given(recipes):
     recipes(base=BASE)
     assert read_recipe("base.toml", pick=lambda: "laptop").profile == "laptop"
     assert read_recipe("base.toml", pick=lambda: "gpu").profile == "plain", "the recipe has no such profile"
@@ -136,7 +136,7 @@ def faults(*args, **kwargs) -> list[str]:
         return list(error.faults)
 
 
-def test_wrong_recipes_are_told_what_where_and_what_to_do(recipes):
+def test_faults_say_what_is_wrong_where_and_what_to_do(recipes):
     recipes(
         base=BASE,
         broken="[generator]\nuse = \n",
@@ -173,7 +173,7 @@ def test_wrong_recipes_are_told_what_where_and_what_to_do(recipes):
     ]
 
 
-def test_names_that_become_folders_cannot_lead_elsewhere(recipes, tmp_path):
+def test_names_of_profiles_and_recipes_are_safe_as_folder_names(recipes, tmp_path):
     recipes(label='profile = "../../evil"\n', table='[profiles."../x".train]\nimages = 1\n', base=BASE)
     assert faults("label.toml") == ['label.toml:1  profile "../../evil": use letters, digits, - and _']
     assert faults("table.toml") == ['table.toml:1  profile "../x": use letters, digits, - and _']
@@ -183,7 +183,7 @@ def test_names_that_become_folders_cannot_lead_elsewhere(recipes, tmp_path):
     assert read_recipe("recipe.toml").name == "recipe"
 
 
-def test_what_options_set_cannot_be_overridden_past_them(recipes):
+def test_keys_that_options_set_cannot_be_overridden(recipes):
     recipes(base=BASE, inside='[profiles.laptop]\nprofile = "gpu"\n')
     assert faults("base.toml", overrides=["profile=laptop"]) == ["-s profile=laptop: use --profile instead"]
     assert faults("base.toml", overrides=["continued_from=7"]) == ["-s continued_from=7: use --continue-from instead"]
@@ -191,14 +191,14 @@ def test_what_options_set_cannot_be_overridden_past_them(recipes):
     assert fault.startswith("inside.toml:2  no table or key 'profile'")
 
 
-def test_a_folder_or_binary_file_is_no_recipe(recipes, tmp_path):
+def test_a_folder_or_a_binary_file_is_not_a_recipe(recipes, tmp_path):
     (tmp_path / "binary.toml").write_bytes(b"\xff\xfe\x00")
     (tmp_path / "folder.toml").mkdir()
     assert faults("binary.toml") == ["binary.toml: not UTF-8 text"]
     assert faults("folder.toml") == ["folder.toml: Is a directory"]
 
 
-def test_recipes_that_travel_with_the_package_are_found_from_anywhere(recipes):
+def test_shipped_recipes_are_found_from_any_folder(recipes):
     recipes(child='extends = "zoo:base.toml"\n')
     recipe = read_recipe("child.toml", "smoke")
     assert recipe.values["generator"]["use"] == "unet"

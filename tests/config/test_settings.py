@@ -1,4 +1,4 @@
-"""Learning rates as functions of the share of training that is done are those of torch's schedulers."""
+"""The learning rate schedules are those of torch's schedulers."""
 
 import pytest
 import torch
@@ -9,8 +9,8 @@ from p2pzoo.config.settings import Optimizer
 STEPS, LR = 60, 0.3
 
 
-def torchs(make, steps=STEPS):
-    """The rates that a scheduler of torch gives so many steps."""
+def torch_rates(make, steps=STEPS):
+    """The learning rates of a torch scheduler in this many steps."""
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(()))], lr=LR)
     scheduler, rates = make(optimizer), []
     for step in range(steps):
@@ -40,14 +40,14 @@ def torchs(make, steps=STEPS):
     ],
     ids=lambda value: " ".join(map(str, value.values())) if isinstance(value, dict) else "",
 )
-def test_a_schedule_is_torchs_scheduler_of_the_same_name(settings, make):
+def test_a_schedule_equals_torchs_scheduler_of_the_same_name(settings, make):
     ours = Optimizer(lr=LR, **settings)
-    assert [ours.lr_at(step / STEPS) for step in range(STEPS)] == pytest.approx(torchs(make), rel=1e-9)
+    assert [ours.lr_at(step / STEPS) for step in range(STEPS)] == pytest.approx(torch_rates(make), rel=1e-9)
 
 
-def test_one_cycle_is_torchs_but_for_the_step_by_which_its_phases_are_shorter():
-    """torch's peak is at step 0.3 T - 1 and its end at T - 1; each phase is the same curve between its ends."""
-    expected = torchs(lambda o: lr_scheduler.OneCycleLR(o, max_lr=LR, total_steps=STEPS))
+def test_one_cycle_has_the_curves_of_torch_in_phases_one_step_longer():
+    """torch has its peak at step 0.3 T - 1 and its end at T - 1; each phase is the same curve."""
+    expected = torch_rates(lambda o: lr_scheduler.OneCycleLR(o, max_lr=LR, total_steps=STEPS))
     peak = 0.3 * STEPS - 1
     progress = [0.3 * s / peak if s <= peak else 0.3 + 0.7 * (s - peak) / (STEPS - 1 - peak) for s in range(STEPS)]
     ours = Optimizer(lr=LR, schedule="one-cycle")

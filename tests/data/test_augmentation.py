@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from p2pzoo_data_tools.preview import preview
+from p2pzoo_data_tools.preview import draw_preview
 from p2pzoo_pix2pix.discriminators import PatchDiscriminator
 from p2pzoo_pix2pix.losses import Vanilla
 from torch import nn
@@ -82,9 +82,9 @@ def scene_of(count=2, seed=0, named=None):
     y_hat = torch.ones(count, 3, *SIZE, requires_grad=True)
 
     def seen(moment, x, y):
-        return augmentations.show(batch.random, moment, x, y)
+        return augmentations.augment_for_d(batch.random, moment, x, y)
 
-    return StepOutputs(batch, y_hat, D, seen=seen), D, batch.random.view(count, 3, 2)
+    return StepOutputs(batch, y_hat, D, augment=seen), D, batch.random.view(count, 3, 2)
 
 
 def added(images):
@@ -93,43 +93,45 @@ def added(images):
     return images[:, 0, 0, 0].detach()
 
 
-class TestDraws:
-    def test_a_sample_is_drawn_alike_whatever_the_batch_it_is_in(self):
-        named = {"pairs": Brighter(), "seen": Brighter("discriminator")}
+class TestRandomNumbers:
+    def test_a_samples_numbers_do_not_depend_on_the_batch_size(self):
+        named = {"pairs": Brighter(), "images": Brighter("discriminator")}
         whole = Augmentations(named, batch_size=6, seed=3)(zeros(6), 2)
         for size in (1, 2, 3):
             make = Augmentations(named, batch_size=size, seed=3)
             parts = [make(zeros(size), step) for step in range(12 // size, 18 // size)]
-            for field in ("x", "y", "drawn"):
+            for field in ("x", "y", "random"):
                 assert torch.equal(torch.cat([getattr(part, field) for part in parts]), getattr(whole, field))
 
-    def test_a_step_of_several_moves_draws_what_as_many_batches_would(self):
-        named = {"pairs": Brighter(), "seen": Brighter("discriminator")}
-        moves = Augmentations(named, batch_size=2, seed=3, moves=3)(zeros(6), 4).split(3)
-        for move, batch in enumerate(moves):
-            alone = Augmentations(named, batch_size=2, seed=3)(zeros(2), 4 * 3 + move)
-            for field in ("x", "y", "drawn"):
+    def test_a_step_of_several_batches_draws_the_numbers_of_single_batches(self):
+        named = {"pairs": Brighter(), "images": Brighter("discriminator")}
+        parts = Augmentations(named, batch_size=2, seed=3, batches_per_step=3)(zeros(6), 4).split(3)
+        for part, batch in enumerate(parts):
+            alone = Augmentations(named, batch_size=2, seed=3)(zeros(2), 4 * 3 + part)
+            for field in ("x", "y", "random"):
                 assert torch.equal(getattr(batch, field), getattr(alone, field))
 
-    def test_the_recipes_moves_are_those_of_its_augmentations(self):
+    def test_augmentations_get_d_steps_from_the_recipe(self):
         made = experiment("train.d_steps=3", 'augmentations.turn={use="flip-rotate"}')
-        assert make_augmentations(made, (3, 3), (64, 64)).moves == 3
+        assert make_augmentations(made, (3, 3), (64, 64)).batches_per_step == 3
 
     @pytest.mark.parametrize("setting", ["train.d_steps=2", "train.accumulate=2"])
-    def test_d_is_shown_each_image_by_its_own_numbers_where_a_step_has_parts(self, setting):
+    def test_each_image_keeps_its_numbers_when_a_step_has_several_parts(self, setting):
         overrides = ("train.batch_size=2", setting, 'augmentations.seen={use="diffaugment"}', "compute.device=cpu")
         made = experiment("generator.width=8", "discriminator.width=8", *overrides)
         objective = build_objective(made, Engine(made.compute), (3, 3), (64, 64))
         count = 2 * made.train.d_steps
         images = torch.rand(2, count, 3, 64, 64) * 2 - 1
         batch = objective.augmentations(Batch(*images, tuple("abcd"[:count])), 0)
-        rows, show = [], objective.augmentations.show
-        objective.augmentations.show = lambda drawn, *rest: rows.append(drawn) or show(drawn, *rest)
+        rows, augment_for_d = [], objective.augmentations.augment_for_d
+        objective.augmentations.augment_for_d = lambda random, *rest: (
+            rows.append(random) or augment_for_d(random, *rest)
+        )
         objective.step(batch, 0)
-        seen = {tuple(row.tolist()) for drawn in rows for row in drawn}
-        assert seen == {tuple(row.tolist()) for row in batch.random}
+        used = {tuple(row.tolist()) for random in rows for row in random}
+        assert used == {tuple(row.tolist()) for row in batch.random}
 
-    def test_each_process_draws_for_its_share(self, monkeypatch):
+    def test_each_process_draws_for_its_shard(self, monkeypatch):
         augmentations = Augmentations({"a": Brighter(), "b": Brighter("discriminator")}, batch_size=4, seed=0)
         whole = augmentations(zeros(4), 5)
         monkeypatch.setattr(distributed, "world_size", lambda: 2)
@@ -138,7 +140,7 @@ class TestDraws:
         assert torch.equal(part.x, whole.x[2:])
         assert torch.equal(part.random, whole.random[2:])
 
-    def test_seed_name_and_sample_all_matter(self):
+    def test_numbers_depend_on_seed_name_and_sample(self):
         def drawn(name="a", seed=0, step=0):
             return added(Augmentations({name: Brighter()}, batch_size=1, seed=seed)(zeros(1), step).y).item()
 
@@ -146,7 +148,7 @@ class TestDraws:
         assert len({drawn(), drawn(name="b"), drawn(seed=1), drawn(step=1)}) == 4
 
     def test_numbers_are_uniform_between_0_and_1(self):
-        u = Augmentations({"a": Brighter()}, batch_size=2000, seed=0)._drawn("a", range(2000), 2)
+        u = Augmentations({"a": Brighter()}, batch_size=2000, seed=0)._draw("a", range(2000), 2)
         assert u.min() >= 0
         assert u.max() < 1
         assert u.mean(0) == pytest.approx([0.5, 0.5], abs=0.02)
@@ -154,7 +156,7 @@ class TestDraws:
 
 
 class TestPairs:
-    def test_they_act_one_after_the_other_on_x_y_and_labels(self):
+    def test_augmentations_act_in_order_on_x_y_and_labels(self):
         both = Augmentations({"a": Brighter(), "b": Brighter()}, batch_size=2, seed=0)(zeros(2, labels=True), 0)
         one, other = (Augmentations({n: Brighter()}, batch_size=2, seed=0)(zeros(2), 0) for n in "ab")
         assert torch.allclose(both.x, one.x + other.x)
@@ -163,26 +165,26 @@ class TestPairs:
         assert both.random is None
         assert both.ids == ("a", "b")
 
-    def test_what_changes_a_shape_is_told_by_name(self):
+    def test_an_augmentation_that_changes_a_shape_is_named(self):
         class Cropping(Brighter):
             def __call__(self, x, y, labels, u):
                 return x[..., 1:], y, labels
 
-        with pytest.raises(UserError, match=r"\[augmentations.cut\] made .* must keep their shapes"):
+        with pytest.raises(UserError, match=r"\[augmentations.cut\] changed the shapes .* must keep their shapes"):
             Augmentations({"cut": Cropping()}, batch_size=1, seed=0)(zeros(1), 0)
 
     def test_a_step_is_taken_on_augmented_pairs_in_the_runs_memory_format(self, monkeypatch):
         engine = Engine(experiment("compute.device=cpu").compute)
-        told = train_step(
+        logs = train_step(
             lambda batch, _: {"x": batch.x, "y": batch.y}, _Engineless(engine), [zeros(2)], 0, 1e-4, 0,
             Augmentations({"a": Brighter()}, batch_size=2, seed=0),
         )  # fmt: skip
-        assert (added(told["y"]) > added(told["x"])).all()
-        assert told["x"].is_contiguous(memory_format=torch.channels_last)
+        assert (added(logs["y"]) > added(logs["x"])).all()
+        assert logs["x"].is_contiguous(memory_format=torch.channels_last)
 
-    def test_the_preview_of_the_data_shows_them(self):
-        plain = preview(experiment("dataset.stride=256"), "train", 2)
-        turned = preview(
+    def test_the_data_preview_shows_augmented_pairs(self):
+        plain = draw_preview(experiment("dataset.stride=256"), "train", 2)
+        turned = draw_preview(
             experiment("dataset.stride=256", 'augmentations.a={use="flip-rotate"}'), "train", 2
         )  # fmt: skip
         assert plain.size == turned.size
@@ -193,14 +195,14 @@ class _Engineless:
     """An engine that moves batches and has no optimizer."""
 
     def __init__(self, engine):
-        self.move, self.seed = engine.move, engine.seed
+        self.to_device, self.seed = engine.to_device, engine.seed
 
-    def set_rate(self, *_):
+    def set_lr(self, *_):
         pass
 
 
 class TestDiscriminator:
-    def test_real_fake_and_gs_move_have_numbers_of_their_own(self):
+    def test_real_fake_and_the_step_of_g_have_different_numbers(self):
         out, D, u = scene_of()
         _ = out.real, out.fake
         moved = out.for_generator()
@@ -219,7 +221,7 @@ class TestDiscriminator:
         for one, other in ((0, 1), (2, 3)):
             assert torch.equal(D.shown[one][1], D.shown[other][1])
 
-    def test_a_loss_that_asks_d_itself_is_answered_as_of_real_images(self):
+    def test_a_loss_that_calls_d_gets_the_augmentation_of_real_images(self):
         out, D, u = scene_of()
         _ = out.D(out.x, out.y), out.D.features(out.x, out.y), out.for_generator().D(out.x, out.y)
         for (_, y), moment in zip(D.shown, (0, 0, 2), strict=True):
@@ -228,7 +230,7 @@ class TestDiscriminator:
         _ = out.D(torch.cat([out.x, out.x]), torch.cat([out.y, out.y]))
         assert torch.allclose(added(D.shown[-1][1]), u[:, 0].sum(1).repeat(2))
 
-    def test_what_losses_read_of_x_y_and_y_hat_is_not_augmented(self):
+    def test_losses_get_x_y_and_y_hat_without_augmentation(self):
         out, _, _ = scene_of()
         for moment in (out, out.for_generator()):
             _ = moment.fake
@@ -236,7 +238,7 @@ class TestDiscriminator:
             assert not moment.y.any()
             assert (moment.y_hat == 1).all()
 
-    def test_gradients_reach_g_through_it_and_twice(self):
+    def test_gradients_reach_g_through_augmentations_also_twice(self):
         out, _, _ = scene_of()
         moved = out.for_generator()
         moved.fake[0].mean().backward()
@@ -245,16 +247,16 @@ class TestDiscriminator:
         [slope] = torch.autograd.grad(out.D(out.x, y)[0].square().sum(), y, create_graph=True)
         assert slope.square().sum().requires_grad
 
-    def test_several_act_in_order_each_with_its_own_numbers(self):
+    def test_several_augmentations_act_in_order_with_different_numbers(self):
         named = {"a": Brighter("discriminator"), "b": Brighter("discriminator")}
         augmentations = Augmentations(named, batch_size=2, seed=0)
         drawn = augmentations(zeros(2), 0).random
-        both, _ = augmentations.show(drawn, "D.fake", *(torch.zeros(2, 3, *SIZE),) * 2)
+        both, _ = augmentations.augment_for_d(drawn, "D.fake", *(torch.zeros(2, 3, *SIZE),) * 2)
         a, b = drawn.view(2, 2, 3, 2)[:, :, 1, 0].T
         assert torch.allclose(added(both), a + b)
 
-    def test_a_step_is_the_formulas_by_hand(self):
-        [told, G, D], [G2, D2, u, batch] = play(Objective)
+    def test_a_step_equals_the_formulas_by_hand(self):
+        [logs, G, D], [G2, D2, u, batch] = play(Objective)
         real, fake = batch.y + u[:, 0].sum(1).view(-1, 1, 1, 1), G2(batch.x)
         x_real, x_fake, x_g = (batch.x + u[:, moment, :1].view(-1, 1, 1, 1) for moment in range(3))
         d_fake, g_fake = (fake + u[:, moment].sum(1).view(-1, 1, 1, 1) for moment in (1, 2))
@@ -264,10 +266,10 @@ class TestDiscriminator:
         descend(g_loss, sgd(G2).optimizer)
         for ours, by_hand in zip([*G.parameters(), *D.parameters()], [*G2.parameters(), *D2.parameters()], strict=True):
             torch.testing.assert_close(ours, by_hand)
-        torch.testing.assert_close(told["D.gan"], d_loss.detach())
-        torch.testing.assert_close(told["G.gan"], g_loss.detach())
+        torch.testing.assert_close(logs["D.gan"], d_loss.detach())
+        torch.testing.assert_close(logs["G.gan"], g_loss.detach())
 
-    def test_where_pairs_alone_are_augmented_losses_are_given_d_itself(self):
+    def test_losses_get_d_itself_when_only_pairs_are_augmented(self):
         given = []
 
         class Asking(Vanilla):
@@ -281,14 +283,14 @@ class TestDiscriminator:
         objective.step(augmentations(zeros(2), 0), 0)
         assert given == [D]
 
-    def test_in_the_lua_order_g_hears_what_d_said_of_its_own_augmented_images(self):
-        [told, _, D], [G2, D2, u, batch] = play(LuaObjective)
+    def test_in_the_lua_order_g_is_trained_on_ds_logits_of_the_augmented_fakes(self):
+        [logs, _, D], [G2, D2, u, batch] = play(LuaObjective)
         shown = G2(batch.x) + u[:, 2].sum(1).view(-1, 1, 1, 1)
         x = batch.x + u[:, 2, :1].view(-1, 1, 1, 1)
-        torch.testing.assert_close(told["G.gan"], -F.logsigmoid(D2(x, shown)[0]).mean().detach())
+        torch.testing.assert_close(logs["G.gan"], -F.logsigmoid(D2(x, shown)[0]).mean().detach())
         assert not torch.equal(D.conv.weight, D2.conv.weight)
 
-    def test_one_pass_is_of_the_same_images_as_two(self):
+    def test_one_batched_pass_sees_the_same_images_as_two_passes(self):
         def judged(one_pass):
             torch.manual_seed(0)
             D = PatchDiscriminator(3, 3, (32, 32), width=4).double()
@@ -296,16 +298,17 @@ class TestDiscriminator:
             augmentations = Augmentations({"a": Brighter("discriminator")}, batch_size=2, seed=0)
             batch = augmentations(Batch(*torch.rand(2, 2, 3, 32, 32, dtype=torch.float64), ("a", "b")), 0)
             out = StepOutputs(
-                batch, batch.x, D, both=both, seen=lambda *asked: augmentations.show(batch.random, *asked)
+                batch, batch.x, D, judge_both=both,
+                augment=lambda *args: augmentations.augment_for_d(batch.random, *args),
             )  # fmt: skip
             return Vanilla().discriminator_loss(out)
 
         torch.testing.assert_close(judged(True), judged(False), rtol=1e-10, atol=0)
 
-    def test_images_of_the_pool_are_augmented_as_fakes_are(self):
+    def test_images_of_the_pool_are_augmented_like_fakes(self):
         out, D, u = scene_of()
         old = torch.full((2, 3, *SIZE), 5.0)
-        pooled = StepOutputs(out.batch, out.y_hat, D, pooled=(old, old), seen=out._seen)
+        pooled = StepOutputs(out.batch, out.y_hat, D, pooled=(old, old), augment=out._augment)
         _ = pooled.fake
         assert torch.allclose(added(D.shown[-1][0]), 5 + u[:, 1, 0])
 
@@ -321,26 +324,26 @@ def descend(loss, optimizer):
 
 
 def play(kind):
-    """A step of this objective: what it told, its G and D; and what to compute it from by hand."""
+    """A step of this objective: what it logs, its G and D; and what to compute it from by hand."""
     torch.manual_seed(0)
     G, D = nn.Conv2d(3, 3, 1), Onlooker()
     augmentations = Augmentations({"a": Brighter("discriminator")}, batch_size=2, seed=0)
     batch = augmentations(Batch(*torch.rand(2, 2, 3, *SIZE), ("a", "b")), 0)
     by_hand = copy.deepcopy(G), copy.deepcopy(D), batch.random.view(2, 3, 2), batch
-    told = kind(sgd(G), sgd(D), Vanilla(), [], descend, augmentations=augmentations).step(batch, 0)
-    return (told, G, D), by_hand
+    logs = kind(sgd(G), sgd(D), Vanilla(), [], descend, augmentations=augmentations).step(batch, 0)
+    return (logs, G, D), by_hand
 
 
 class TestRecipe:
     RESULTS = sorted((Path(__file__).parents[2] / "benchmarks/results").glob("*/recipe.toml"))
 
     @pytest.mark.parametrize("file", RESULTS, ids=lambda file: file.parent.name)
-    def test_runs_keep_their_ids_and_those_without_any_say_nothing_of_them(self, file):
+    def test_run_ids_are_unchanged_and_recipes_without_augmentations_omit_the_table(self, file):
         made = config.load(str(file))
         assert file.parent.name.endswith(f"-{made.id}")
         assert ("augmentations" in made.identity()) == ("[augmentations." in file.read_text("utf-8"))
 
-    def test_they_are_part_of_what_a_run_is_and_so_is_their_order(self):
+    def test_augmentations_and_their_order_are_part_of_the_run_id(self):
         flip, warp = 'augmentations.a={use="flip-rotate"}', 'augmentations.b={use="affine"}'
         made = [
             experiment(), experiment(flip), experiment(flip, "augmentations.a.vertical=0"),
@@ -349,7 +352,7 @@ class TestRecipe:
         assert len({each.id for each in made}) == len(made)
         assert "augment:flip-rotate" in [component.entry.full_name for component in made[1].components()]
 
-    def test_a_resolved_recipe_keeps_their_order(self, tmp_path):
+    def test_a_resolved_recipe_keeps_the_order(self, tmp_path):
         import tomli_w
 
         made = experiment('augmentations.z={use="affine"}', 'augmentations.a={use="flip-rotate"}')
@@ -358,32 +361,32 @@ class TestRecipe:
         assert list(again.augmentations) == ["z", "a"]
         assert again.id == made.id
 
-    def test_the_diff_of_two_recipes_tells_their_order(self, zoo, tmp_path):
+    def test_the_diff_of_two_recipes_shows_the_order(self, run_cli, tmp_path):
         tables = [f'[augmentations.{name}]\nuse = "flip-rotate"\n' for name in "ab"]
         for name, text in (("one", tables), ("other", reversed(tables))):
             (tmp_path / f"{name}.toml").write_text('extends = "zoo:base.toml"\n' + "".join(text))
-        told = json.loads(zoo("diff", tmp_path / "one.toml", tmp_path / "other.toml", "--json").output)
-        assert told == [{"key": "augmentations", "a": ["a", "b"], "b": ["b", "a"]}]
+        logs = json.loads(run_cli("diff", tmp_path / "one.toml", tmp_path / "other.toml", "--json").output)
+        assert logs == [{"key": "augmentations", "a": ["a", "b"], "b": ["b", "a"]}]
 
-    def test_faults_are_told_with_their_lines(self):
+    def test_faults_are_reported_with_their_lines(self):
         with pytest.raises(UserError) as caught:
             experiment('augmentations.a={use="flip-rotat"}', 'augmentations.b={use="affine", weight=2, degrees=-1}')
-        told = "\n".join(caught.value.faults)
+        logs = "\n".join(caught.value.faults)
         for part in (
             "did you mean 'flip-rotate'?",
             "[augmentations.b] has no weight",
             "[augmentations.b] degrees = -1",
         ):
-            assert part in told
+            assert part in logs
 
-    def test_without_a_discriminator_what_acts_on_its_images_is_refused(self):
+    def test_augmentations_of_ds_images_need_a_discriminator(self):
         made = experiment('drop=["discriminator", "gan_loss"]', 'augmentations.a={use="diffaugment"}')
         with pytest.raises(
-            UserError, match=r"\[augmentations.a\] acts on what the discriminator sees, and this recipe"
+            UserError, match=r"\[augmentations.a\] augments what the discriminator sees, and this recipe"
         ):
             make_augmentations(made, (3, 3), (32, 32))
 
-    def test_all_that_cannot_be_is_told_at_once_and_before_anything_is_written(self, zoo, tmp_path):
+    def test_all_faults_are_reported_at_once_before_anything_is_written(self, run_cli, tmp_path):
         known = Registry([*registry(), Entry("augmentation", "odd", lambda: Brighter("nowhere"), "test", "test")])
         made = experiment(
             'augmentations.a={use="odd"}', 'augmentations.b={use="affine", scale=[2, 1]}', known=known
@@ -392,21 +395,21 @@ class TestRecipe:
             make_augmentations(made, (3, 3), (32, 32))
         assert len(caught.value.faults) == 2
         assert "has where 'nowhere'" in caught.value.faults[0]
-        assert "give the least factor first" in caught.value.faults[1]
+        assert "give the minimum factor first" in caught.value.faults[1]
         recipe = ("run", "zoo:base.toml", "--profile", "smoke", "--runs", tmp_path, "-s", "dataset.stride=256")
-        answer = zoo(*recipe, "-s", 'augmentations.b={use="affine", scale=[2, 1]}')
+        answer = run_cli(*recipe, "-s", 'augmentations.b={use="affine", scale=[2, 1]}')
         assert answer.exit_code == 2
         assert "augmentation 'affine': scale = [2.0, 1.0]" in answer.output
         assert list(tmp_path.iterdir()) == []
 
-    def test_without_any_the_game_is_what_it_was(self):
+    def test_without_augmentations_the_objective_is_unchanged(self):
         made = experiment("compute.device=cpu", "generator.width=4", "discriminator.width=4")
         assert build_objective(made, Engine(made.compute), (3, 3), (32, 32)).augmentations is None
 
-    def test_first_party_ones_are_augmentations(self):
+    def test_first_party_augmentations_satisfy_their_interface(self):
         for entry in registry().of("augmentation"):
             offered = {"in_channels": 3, "out_channels": 3, "size": (32, 32)}
             from p2pzoo.plugin import schema
 
-            made = schema.call_factory(entry.load(), offered, schema.check(entry.load(), {}))
+            made = schema.call_factory(entry.load(), offered, schema.check_params(entry.load(), {}))
             assert isinstance(made, Augmentation), entry

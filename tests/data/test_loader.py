@@ -1,4 +1,4 @@
-"""From pairs to batches: x, y and labels stay aligned, choices depend on (seed, sample) alone."""
+"""From pairs to batches: x, y and labels stay aligned, and random choices depend only on (seed, sample)."""
 
 from itertools import pairwise
 
@@ -15,7 +15,7 @@ from p2pzoo.utils.errors import UserError
 
 
 class Coordinates:
-    """Pairs whose pixels say where they are: x and y hold (row, column, index), labels the row."""
+    """Pairs whose pixels are their position: x and y hold (row, column, index), labels hold the row."""
 
     classes = palette = None
 
@@ -51,34 +51,34 @@ def test_x_y_and_labels_stay_aligned_through_every_augmentation(height, width, s
         assert batch.x.shape == (3, 3, height, width)
         assert torch.equal(batch.x, batch.y)
         rows = (batch.x[:, 0] + 1) * 127.5
-        assert (rows - batch.labels).abs().max() <= 1.0 + 1e-3, "labels follow the pixels to within the enlargement"
+        assert (rows - batch.labels).abs().max() <= 1.0 + 1e-3, "labels follow the pixels up to the enlargement"
 
 
-def test_an_epoch_shows_every_pair_once_in_a_new_order():
+def test_every_epoch_shows_each_pair_once_in_a_new_order():
     batches = TrainBatches(Store(Coordinates()), batch_size=1, mirror=False, seed=3)
     epochs = [[batches[e * 5 + i].ids[0] for i in range(5)] for e in range(3)]
     assert all(sorted(epoch) == ["p0", "p1", "p2", "p3", "p4"] for epoch in epochs)
     assert len({tuple(epoch) for epoch in epochs}) == 3
 
 
-def test_a_sample_is_the_same_whatever_came_before_and_however_it_is_batched():
+def test_a_sample_depends_neither_on_earlier_steps_nor_on_the_batch_size():
     def batches(batch_size):
         return TrainBatches(Store(Coordinates(), enlarge=1.5), batch_size=batch_size, mirror=True, seed=1)
 
-    straight = batches(1)
-    one_by_one = torch.cat([straight[i].x for i in range(8)])
+    single = batches(1)
+    one_by_one = torch.cat([single[i].x for i in range(8)])
     assert torch.equal(torch.cat([batches(4)[1].x, batches(4)[0].x]), one_by_one[[4, 5, 6, 7, 0, 1, 2, 3]])
     other_seed = TrainBatches(Store(Coordinates(), enlarge=1.5), batch_size=8, mirror=True, seed=2)
     assert not torch.equal(other_seed[0].x, one_by_one)
 
 
-def test_jitter_uses_every_offset_and_mirroring_half_of_the_time():
+def test_jitter_uses_every_offset_and_flips_half_of_the_samples():
     store = Store(Coordinates(8, 8, length=1, dtype=np.float32), enlarge=1.25)
     batches = TrainBatches(store, batch_size=1, mirror=True, seed=0)
-    seen = [batches[i].x[0] for i in range(300)]
-    corners = {tuple(image[:2].amin((1, 2)).tolist()) for image in seen}
-    assert len(corners) == 9, "an enlargement from 8 to 10 px leaves 3 × 3 places"
-    flipped = sum(image[1, 0, 0] > image[1, 0, -1] for image in seen)
+    images = [batches[i].x[0] for i in range(300)]
+    corners = {tuple(image[:2].amin((1, 2)).tolist()) for image in images}
+    assert len(corners) == 9, "an enlargement from 8 to 10 px allows 3 × 3 crops"
+    flipped = sum(image[1, 0, 0] > image[1, 0, -1] for image in images)
     assert 110 < flipped < 190
 
 
@@ -95,40 +95,42 @@ def test_enlarging_agrees_with_pillow():
     assert resize(four, (18, 18), "bicubic", (0, 255)).shape == (18, 18, 4)
 
 
-def test_the_crop_of_the_lua_code_never_begins_at_the_edge():
+def test_crops_of_the_lua_code_never_begin_at_the_edge():
     store = Store(Coordinates(8, 8, length=1, dtype=np.float32), enlarge=1.25)
     corners = {crop_from: set() for crop_from in (0, 1)}
-    for crop_from, seen in corners.items():
+    for crop_from, positions in corners.items():
         batches = TrainBatches(store, batch_size=1, mirror=False, seed=0, crop_from=crop_from)
-        seen |= {tuple(batches[i].x[0, :2, 0, 0].tolist()) for i in range(100)}
+        positions |= {tuple(batches[i].x[0, :2, 0, 0].tolist()) for i in range(100)}
     assert len(corners[0]) == 9
-    assert len(corners[1]) == 4, "of 3 × 3 places those that are not 0"
+    assert len(corners[1]) == 4, "2 × 2 of the 3 × 3 crops do not begin at 0"
     assert corners[1] < corners[0]
-    as_it_is = TrainBatches(Store(Coordinates(8, 8), enlarge=1.0), batch_size=1, mirror=False, seed=0, crop_from=1)
-    assert as_it_is[0].x.shape[2:] == (8, 8), "without jitter there is one place"
+    without_jitter = TrainBatches(
+        Store(Coordinates(8, 8), enlarge=1.0), batch_size=1, mirror=False, seed=0, crop_from=1
+    )
+    assert without_jitter[0].x.shape[2:] == (8, 8), "without jitter there is one crop"
 
 
-def test_with_replacement_each_image_is_drawn_anew_from_all():
+def test_with_replacement_each_sample_is_drawn_from_all_pairs():
     batches = TrainBatches(Store(Coordinates()), batch_size=1, mirror=False, seed=3, replacement=True)
-    drawn = [batches[i].ids[0] for i in range(500)]
-    counts = [drawn.count(f"p{i}") for i in range(5)]
+    ids = [batches[i].ids[0] for i in range(500)]
+    counts = [ids.count(f"p{i}") for i in range(5)]
     assert all(70 < count < 130 for count in counts)
-    assert any(len(set(drawn[i : i + 5])) < 5 for i in range(0, 500, 5)), "an epoch may show one twice"
-    repeats = sum(a == b for a, b in pairwise(drawn))
-    assert 70 < repeats < 130, "the next is the same one in a fifth of the cases"
+    assert any(len(set(ids[i : i + 5])) < 5 for i in range(0, 500, 5)), "an epoch may show a pair twice"
+    repeats = sum(a == b for a, b in pairwise(ids))
+    assert 70 < repeats < 130, "the next pair is the same in a fifth of the cases"
     again = TrainBatches(Store(Coordinates()), batch_size=4, mirror=False, seed=3, replacement=True)
-    assert again[3].ids == tuple(drawn[12:16]), "and it depends on the sample alone"
+    assert again[3].ids == tuple(ids[12:16]), "it depends only on the sample"
 
 
-def test_enlarging_between_the_corners_keeps_them():
-    """Torch7's image.scale: pixel i of n lies at i · (side - 1) / (n - 1)."""
+def test_bilinear_corners_keeps_the_corner_pixels():
+    """Torch7's image.scale: pixel i of n is at i · (side - 1) / (n - 1)."""
     ramp = np.tile(np.arange(0, 250, 50, dtype=np.uint8)[None, :, None], (5, 1, 1))  # 0, 50, 100, 150, 200
     row = resize(ramp, (9, 9), "bilinear-corners", (0, 255))[4, :, 0]
     assert row.tolist() == [0, 25, 50, 75, 100, 125, 150, 175, 200]
     assert resize(ramp, (9, 9), "bilinear", (0, 255))[4, :, 0].tolist() != row.tolist()
 
 
-def test_enlarging_by_area_gives_the_mean_of_what_a_pixel_covers():
+def test_area_gives_the_mean_of_the_area_that_a_pixel_covers():
     image = np.zeros((1, 2, 1), np.float32)
     image[0, 1] = 1.0
     assert resize(image, (1, 3), "area", (0, 1))[0, :, 0].tolist() == pytest.approx([0.0, 0.5, 1.0])
@@ -138,40 +140,42 @@ def test_enlarging_by_area_gives_the_mean_of_what_a_pixel_covers():
 
 
 class FinelyLabelled(Coordinates):
-    """Labels at four times the height and twice the width of x, holding the row of x that they lie in."""
+    """Labels at four times the height and twice the width of x, holding their row in x."""
 
     def __getitem__(self, i):
         pair = super().__getitem__(i)
         return Pair(pair.id, pair.x, pair.y, pair.labels.repeat(4, 0).repeat(2, 1), pair.block)
 
 
-def test_labels_of_more_pixels_reach_evaluation_as_they_are():
+def test_evaluation_gets_larger_labels_unchanged():
     store = Store(FinelyLabelled())
     batch = next(iter(single_batches(store)))
     assert batch.x.shape == (1, 3, 8, 12)
     assert torch.equal(batch.labels[0], torch.arange(8).repeat_interleave(4)[:, None].expand(32, 24))
-    assert not store._kept, "they are large, and read once"
+    assert not store._kept, "they are large, and evaluation reads them once"
 
 
 @pytest.mark.parametrize("enlarge", [1.0, 1.5])
-def test_for_training_they_come_to_the_size_of_the_images(enlarge):
+def test_training_gets_labels_in_the_size_of_the_images(enlarge):
     batch = TrainBatches(Store(FinelyLabelled(), enlarge=enlarge), batch_size=3, mirror=True, seed=0)[0]
     assert batch.labels.shape == (3, 8, 12)
     rows = (batch.x[:, 0] + 1) * 127.5
     assert (rows - batch.labels).abs().max() <= (1e-3 if enlarge == 1 else 1.0 + 1e-3)
 
 
-def test_labels_of_fewer_pixels_are_refused():
+def test_smaller_labels_are_refused():
     class Turned(Coordinates):
         def __getitem__(self, i):
             pair = super().__getitem__(i)
             return Pair("turned", pair.x, pair.y, pair.labels.T)
 
-    with pytest.raises(UserError, match="pair 'turned': labels are 12 × 8, x is 8 × 12; they may have more pixels"):
+    with pytest.raises(
+        UserError, match="pair 'turned': labels are 12 × 8, x is 8 × 12; labels may have more pixels than x, not fewer"
+    ):
         Store(Turned())[0]
 
 
-def test_a_pair_unlike_the_first_is_named():
+def test_a_pair_with_another_shape_than_the_first_is_named():
     class Odd(Coordinates):
         def __getitem__(self, i):
             pair = super().__getitem__(i)
@@ -183,10 +187,10 @@ def test_a_pair_unlike_the_first_is_named():
         Store(Coordinates(length=0))
 
 
-def test_a_step_of_several_moves_has_as_many_of_the_batches_that_single_moves_would_see():
+def test_a_step_of_several_batches_concatenates_those_of_single_batch_steps():
     def batches(**options):
         return TrainBatches(Store(Coordinates(), enlarge=1.5), batch_size=2, mirror=True, seed=1, **options)
 
-    single, step = [batches()[at] for at in range(3, 6)], batches(moves=3)[1]
+    single, step = [batches()[at] for at in range(3, 6)], batches(batches_per_step=3)[1]
     assert step.ids == tuple(name for batch in single for name in batch.ids)
     assert torch.equal(step.x, torch.cat([batch.x for batch in single]))

@@ -1,13 +1,14 @@
-"""What the fault campaign's tests share. One that is marked with a promise inflicts a fault and holds the promise.
+"""Fixtures of the fault campaign. A test marked with a promise injects a fault and checks the promise.
 
-One that asks for `chance` is repeated --times times, each time elsewhere; `benchmarks/faults.py` makes the long run.
+A test with the fixture `chance` is repeated --times times with other random numbers; `benchmarks/faults.py` makes the
+long run.
 """
 
 import random
 
 import numpy as np
 import pytest
-from disturbed import bytes_lost, outcome
+from fault_injection import bytes_lost, outcome
 
 from p2pzoo.images.io import write_png
 
@@ -23,7 +24,7 @@ def pytest_generate_tests(metafunc):
 
 @pytest.fixture
 def chance(request):
-    """Where and when the fault strikes."""
+    """Random numbers that decide where and when the fault happens."""
     return random.Random(f"{request.config.getoption('--seed')} {request.node.name}")
 
 
@@ -31,50 +32,50 @@ def chance(request):
 
 
 @pytest.fixture(scope="module")
-def unharmed(complete_once):
-    """The outcome of a run that met no fault."""
-    return outcome(complete_once)
+def unharmed(shared_complete):
+    """The outcome of a run without a fault."""
+    return outcome(shared_complete)
 
 
 @pytest.fixture
 def photos(tmp_path):
-    """(folder, overrides that train on the pictures in it): eight pairs for training, two for the rest."""
+    """(folder, overrides that train on its images): eight pairs for training, two for val and test each."""
     folder = tmp_path / "photos"
-    drawn = np.random.default_rng(0)
+    rng = np.random.default_rng(0)
     for split, count in (("train", 8), ("val", 2), ("test", 2)):
         (folder / split).mkdir(parents=True)
         for number in range(count):
-            write_png(folder / split / f"{number}.png", drawn.integers(0, 256, (64, 128, 3), dtype=np.uint8))
+            write_png(folder / split / f"{number}.png", rng.integers(0, 256, (64, 128, 3), dtype=np.uint8))
     use = f'dataset={{use="side-by-side", root="{folder}"}}'
     return folder, (use,)
 
 
 @pytest.fixture
 def refused():
-    """refused(answer): the last line of one that is an error of the user's."""
+    """refused(result): the last line of a result with exit code 2."""
 
-    def refused(answer):
-        assert answer.exit_code == 2, answer.output
-        assert "Traceback" not in answer.output
-        return answer.output.splitlines()[-1]
+    def refused(result):
+        assert result.exit_code == 2, result.output
+        assert "Traceback" not in result.output
+        return result.output.splitlines()[-1]
 
     return refused
 
 
 @pytest.fixture
 def goes_on(run, record_property):
-    """goes_on(runs, before, expected): the same command again ends as if nothing had happened, and nothing is lost of
-    what was on disk `before` it (`on_disk`, of the moment after the fault)."""
+    """goes_on(runs, before, expected): run the same command again; its outcome must be `expected`, and no file of
+    `before` (`on_disk` right after the fault) may be lost."""
 
     def goes_on(runs, before, expected, *overrides, flags=()):
-        answer = run(runs, *overrides, flags=flags)
-        assert answer.exit_code == 0, answer.output
+        result = run(runs, *overrides, flags=flags)
+        assert result.exit_code == 0, result.output
         assert outcome(runs) == expected
         lost = bytes_lost(before)
         record_property("bytes_lost", lost)
-        record_property("observed", "was complete" if answer.began is None else "went on from a checkpoint")
+        record_property("observed", "was complete" if result.first_step is None else "resumed from a checkpoint")
         assert lost == 0
         assert list(runs.rglob(".*.tmp")) == []
-        return answer
+        return result
 
     return goes_on

@@ -1,6 +1,7 @@
-"""What goes wrong outside the recipe: a full disk, a folder that cannot be written, a loss that is no number.
+"""Faults outside the recipe: a full disk, a folder that cannot be written, a loss that is NaN.
 
-One line says what and where, the exit code is 2, and what was on disk stays: once the cause is gone the run goes on.
+The error is one line that says what and where, with exit code 2. Files on disk stay; once the cause is gone, the run
+resumes.
 """
 
 import contextlib
@@ -11,7 +12,7 @@ import resource
 import shutil
 import subprocess
 
-import disturbed
+import fault_injection
 import pytest
 import torch
 
@@ -27,8 +28,8 @@ import torch
 
 @p2pzoo.hookimpl
 def register_losses(register):
-    register("nan-value", Value, summary="Not a number in call number `at`")
-    register("nan-gradient", Gradient, summary="Zero, with a gradient that is no number in call number `at`")
+    register("nan-value", Value, summary="NaN in call number `at`")
+    register("nan-gradient", Gradient, summary="Zero, with a gradient of NaN in call number `at`")
 
 
 class Value:
@@ -60,11 +61,13 @@ def checkpoints(runs):
     return {int(f.stem.removeprefix("images-")): f for f in sorted(only(runs).glob("checkpoints/*.safetensors"))}
 
 
-def refused(answer) -> str:
-    """The one line of an answer that is an error of the user's."""
-    assert answer.exit_code == 2, answer.output
-    *before, line = answer.output.splitlines()
-    assert all(re.match(r"tiny, profile|training tiny|going on with tiny|\d+/\d+ images", told) for told in before)
+def refused(result) -> str:
+    """The error line of an result that is an error of the user's."""
+    assert result.exit_code == 2, result.output
+    *before, line = result.output.splitlines()
+    assert all(
+        re.match(r"tiny, profile|training tiny|resuming tiny|\d+/\d+ images", line_before) for line_before in before
+    )
     return line
 
 
@@ -120,9 +123,9 @@ def log(runs):
     return (only(runs) / "metrics.jsonl").read_text()
 
 
-def assert_goes_on(answer, runs, straight, *, after: int):
+def assert_goes_on(result, runs, straight, *, after: int):
     """The run was taken up after so many images, and ended as if nothing had happened."""
-    assert (answer.exit_code, answer.began) == (0, after), answer.output
+    assert (result.exit_code, result.first_step) == (0, after), result.output
     assert log(runs) == straight[0]
     tensors, _ = load_tensors(only(runs) / "model.safetensors")
     assert all(tensors[name].equal(tensor) for name, tensor in straight[1].items())
@@ -157,7 +160,7 @@ class TestFullDisk:
     @pytest.mark.parametrize(
         ("limit", "file"), [(4 * MIB, "images-0000000010.safetensors"), (700, "recipe.toml")], ids=["large", "small"]
     )
-    def test_a_file_that_may_not_be_as_large_is_told_in_one_line(self, limit, file, run, straight, tmp_path):
+    def test_a_limit_of_the_file_size_is_reported_in_one_line(self, limit, file, run, straight, tmp_path):
         with largest_file(limit):
             line = refused(run(tmp_path))
         assert file in line
@@ -166,41 +169,41 @@ class TestFullDisk:
 
 
 class TestOfADisk:
-    @pytest.mark.promise("one line, exit code 2; with room again the same bits")
+    @pytest.mark.promise("one line, exit code 2; with room again bit-identical results")
     def test_filling_up(self, chance, small_disk, run, unharmed, goes_on):
         disk = small_disk(24)  # a checkpoint takes 5.8 MiB, and two are kept
         room = chance.choice([0, 100_000, chance.randrange(20 * MIB)])
-        with disturbed.after(disturbed.STEP, lambda: fill(disk, leave=room), call=chance.randint(1, 39)):
-            answer = run(disk)
-        before = {file: data for file, data in disturbed.on_disk(disk).items() if file.name != "filler"}
-        if answer.exit_code:
-            assert "No space left on device" in refused(answer)
+        with fault_injection.after(fault_injection.STEP, lambda: fill(disk, leave=room), call=chance.randint(1, 39)):
+            result = run(disk)
+        before = {file: data for file, data in fault_injection.on_disk(disk).items() if file.name != "filler"}
+        if result.exit_code:
+            assert "No space left on device" in refused(result)
         (disk / "filler").unlink()
         goes_on(disk, before, unharmed)
 
-    @pytest.mark.promise("one line, exit code 2; without the limit the same bits")
+    @pytest.mark.promise("one line, exit code 2; without the limit bit-identical results")
     def test_a_limit_of_a_files_length(self, chance, halfway, run, unharmed, goes_on):
         with largest_file(chance.choice([chance.randrange(20_000), chance.randrange(7 * MIB)])):
-            answer = run(halfway)
-        before = disturbed.on_disk(halfway)
-        if answer.exit_code:
-            assert "File too large" in refused(answer)
+            result = run(halfway)
+        before = fault_injection.on_disk(halfway)
+        if result.exit_code:
+            assert "File too large" in refused(result)
         goes_on(halfway, before, unharmed)
 
     @pytest.mark.slow
-    @pytest.mark.promise("what is complete is shown, else one line; nothing is changed; then the same bits")
+    @pytest.mark.promise("what is complete is shown, else one line; nothing is changed; then bit-identical results")
     @pytest.mark.parametrize("state", ["halfway", "complete"])
     def test_being_read_only(self, state, request, chance, small_disk, run, unharmed, goes_on):
         disk = small_disk(chance.randint(20, 60))
         shutil.copytree(request.getfixturevalue(state), disk, dirs_exist_ok=True)
         subprocess.run(["mount", "-o", "remount,ro", disk], check=True)
-        before = disturbed.on_disk(disk)
-        answer = run(disk)
+        before = fault_injection.on_disk(disk)
+        result = run(disk)
         if state == "halfway":
-            assert "Read-only file system" in refused(answer)
+            assert "Read-only file system" in refused(result)
         else:
-            assert answer.exit_code == 0
-        assert disturbed.on_disk(disk) == before
+            assert result.exit_code == 0
+        assert fault_injection.on_disk(disk) == before
         subprocess.run(["mount", "-o", "remount,rw", disk], check=True)
         goes_on(disk, before, unharmed)
 
@@ -233,7 +236,7 @@ class TestDivergence:
     def broken(self, install):
         install("broken", BROKEN)
 
-    def test_a_loss_that_is_no_number_stops_the_run_and_is_named(self, run, tmp_path):
+    def test_a_loss_of_nan_stops_the_run_and_is_named(self, run, tmp_path):
         overrides = ("losses.odd.use=nan-value", "losses.odd.at=17")
         line = refused(run(tmp_path, *overrides))
         assert line.startswith("G.odd became nan at step 17 (image 17): ")
@@ -242,17 +245,17 @@ class TestDivergence:
         tensors, header = load_tensors(last_good)
         assert header["images"] == 10
         assert all(tensor.isfinite().all() for tensor in tensors.values())
-        assert [json.loads(told)["images"] for told in log(tmp_path).splitlines()] == [4, 8, 12, 16]
+        assert [json.loads(line)["images"] for line in log(tmp_path).splitlines()] == [4, 8, 12, 16]
 
-    def test_the_run_can_go_on_from_the_last_good_checkpoint(self, run, tmp_path):
+    def test_the_run_can_resume_from_the_last_good_checkpoint(self, run, tmp_path):
         overrides = ("losses.odd.use=nan-value", "losses.odd.at=17")
         run(tmp_path, *overrides)
-        answer = run(tmp_path, *overrides)  # counts calls from the checkpoint: would be image 27
-        assert answer.began == 10
-        assert refused(answer).startswith("G.odd became nan at step 27 (image 27): ")
+        result = run(tmp_path, *overrides)  # counts calls from the checkpoint: would be image 27
+        assert result.first_step == 10
+        assert refused(result).startswith("G.odd became nan at step 27 (image 27): ")
         assert [*checkpoints(tmp_path)] == [10, 20]
 
-    def test_weights_that_are_no_numbers_are_never_saved(self, run, tmp_path):
+    def test_weights_of_nan_are_never_saved(self, run, tmp_path):
         overrides = ("losses.odd.use=nan-gradient", "losses.odd.at=20")  # a checkpoint is due in this very step
         assert "nan" in refused(run(tmp_path, *overrides))
         for file in checkpoints(tmp_path).values():

@@ -1,6 +1,6 @@
-"""Processes killed by SIGKILL anywhere, and resumed: metrics.jsonl, the model and the numbers have the same bits.
+"""Processes killed by SIGKILL anywhere, and resumed: metrics.jsonl, the model and the numbers are bit-identical.
 
-Slow: every kill is a process of its own. What follows it runs here, on the same one thread.
+Slow: every kill needs its own process. The resumed run is in this process, on one thread too.
 """
 
 import functools
@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-import disturbed
+import fault_injection
 import pytest
 
 KILLS = {"starting": 0.2, "training": 0.5, "evaluating": 0.3}  # shares of them, by what the process is doing
@@ -74,7 +74,7 @@ def left_over(runs: Path) -> list[str]:
 
 @pytest.fixture(scope="module")
 def uninterrupted(run, tmp_path_factory):
-    """uninterrupted(*overrides): the outcome of a run that nothing disturbed."""
+    """uninterrupted(*overrides): the outcome of a run that nothing fault_injection."""
 
     @functools.cache
     def uninterrupted(*overrides):
@@ -108,7 +108,7 @@ class Watch:
 
 @dataclass(frozen=True)
 class Killed:
-    """A process killed after `shard` of the time that it spends in `phase`."""
+    """A process killed after `share` of the time that it spends in `phase`."""
 
     phase: str
     share: float
@@ -117,8 +117,8 @@ class Killed:
     trained: bool
 
 
-@pytest.mark.promise("the same bits: log, model, numbers, pictures and page")
-def test_a_run_killed_at_any_moment_resumes_to_the_same_bits(
+@pytest.mark.promise("bit-identical log, model, numbers, images and page")
+def test_a_run_killed_at_any_moment_resumes_with_bit_identical_results(
     start, wait_for, arguments, run, uninterrupted, tmp_path_factory, capsys, request, record_property
 ):
     def begin() -> Watch:
@@ -150,17 +150,17 @@ def test_a_run_killed_at_any_moment_resumes_to_the_same_bits(
     with ThreadPoolExecutor(2) as pool:
         killed = list(pool.map(kill, *zip(*drawn, strict=True)))
 
-    told, faults, lost = [], [], 0
+    rows, faults, lost = [], [], 0
     for number, one in enumerate(killed):
-        before = disturbed.on_disk(one.watch.runs)
-        answer = run(one.watch.runs, *LENGTH)
-        found = [answer.output] if answer.exit_code else differs(one.watch.runs, uninterrupted(*LENGTH))
+        before = fault_injection.on_disk(one.watch.runs)
+        result = run(one.watch.runs, *LENGTH)
+        found = [result.output] if result.exit_code else differs(one.watch.runs, uninterrupted(*LENGTH))
         faults += [(number, one.phase, one.images, fault) for fault in found + left_over(one.watch.runs)]
-        told.append(f"{one.phase:<12}{one.share:>12.0%}{one.images:>15}{one.trained!s:>9}{answer.began!s:>14}")
-        lost += disturbed.bytes_lost(before)
+        rows.append(f"{one.phase:<12}{one.share:>12.0%}{one.images:>15}{one.trained!s:>9}{result.first_step!s:>14}")
+        lost += fault_injection.bytes_lost(before)
         shutil.rmtree(one.watch.runs)
     with capsys.disabled():
-        print("\nkilled while  share of it  images logged  trained  went on from", *told, sep="\n")
+        print("\nkilled while  share of it  images logged  trained  resumed from", *rows, sep="\n")
     record_property("tried", len(killed))
     record_property("survived", len(killed) - len({number for number, *_ in faults}) + bool(faults))
     record_property("bytes_lost", lost)
@@ -173,7 +173,7 @@ def test_a_run_killed_at_any_moment_resumes_to_the_same_bits(
     assert sum(not one.images for one in killed) >= 3
 
 
-@pytest.mark.promise("the same bits: log, model, numbers, pictures and page")
+@pytest.mark.promise("bit-identical log, model, numbers, images and page")
 @pytest.mark.parametrize(
     ("file", "n", "written"),
     [
@@ -197,31 +197,31 @@ def test_a_run_killed_at_any_moment_resumes_to_the_same_bits(
         ("report.html", 3, "half"),  # after the evaluation
     ],
 )
-def test_a_run_killed_as_it_replaces_a_file_resumes_to_the_same_bits(
+def test_a_run_killed_as_it_replaces_a_file_resumes_with_bit_identical_results(
     file, n, written, start, arguments, run, uninterrupted, tmp_path
 ):
     process = start("-c", KILLER, file, n, written, *arguments(tmp_path))
-    told, _ = process.communicate(timeout=120)
-    assert process.returncode == -signal.SIGKILL, told
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == -signal.SIGKILL, output
     assert len(left_over(tmp_path)) == 1, "killed with the temporary file written"
-    answer = run(tmp_path)
-    assert answer.exit_code == 0, answer.output
+    result = run(tmp_path)
+    assert result.exit_code == 0, result.output
     assert differs(tmp_path, uninterrupted()) == []
     assert left_over(tmp_path) == []
 
 
-@pytest.mark.promise("the same bits: log, model, numbers, pictures and page")
+@pytest.mark.promise("bit-identical log, model, numbers, images and page")
 @pytest.mark.parametrize("written", ["whole", "half"])
-def test_a_resumed_run_killed_as_it_shortens_its_log_resumes_to_the_same_bits(
+def test_a_resumed_run_killed_as_it_shortens_its_log_resumes_with_bit_identical_results(
     written, start, arguments, run, uninterrupted, tmp_path
 ):
     for file, n, how in ((CHECKPOINT, 3, "whole"), ("metrics.jsonl", 1, written)):
         process = start("-c", KILLER, file, n, how, *arguments(tmp_path))
-        told, _ = process.communicate(timeout=120)
-        assert process.returncode == -signal.SIGKILL, told
+        output, _ = process.communicate(timeout=120)
+        assert process.returncode == -signal.SIGKILL, output
         lines = (only(tmp_path) / "metrics.jsonl").read_text().splitlines()
         assert json.loads(lines[-1])["images"] == 28, "the log is ahead of the checkpoint at 20"
-    answer = run(tmp_path)
-    assert (answer.exit_code, answer.began) == (0, 20), answer.output
+    result = run(tmp_path)
+    assert (result.exit_code, result.first_step) == (0, 20), result.output
     assert differs(tmp_path, uninterrupted()) == []
     assert left_over(tmp_path) == []

@@ -2,7 +2,7 @@
 
 import re
 
-import disturbed
+import fault_injection
 import pytest
 import torch
 
@@ -27,7 +27,7 @@ def register_losses(register):
 
 @p2pzoo.hookimpl
 def register_callbacks(register):
-    register("raising", Onlooker, summary="raises in a moment")
+    register("raising", Watcher, summary="raises in a moment")
 
 @p2pzoo.hookimpl
 def register_metrics(register):
@@ -66,20 +66,20 @@ class NaN(Raising):
         return self.calls == self.at and not os.path.exists("mended")
 
 
-class Onlooker(Callback):
+class Watcher(Callback):
     def __init__(self, *, moment: str) -> None:
         self.moment = moment
 
-    def start(self, *told):
+    def start(self, *arguments):
         self.look("start")
 
-    def log(self, *told):
+    def log(self, *arguments):
         self.look("log")
 
-    def samples(self, *told):
+    def samples(self, *arguments):
         self.look("samples")
 
-    def finish(self, *told):
+    def finish(self, *arguments):
         self.look("finish")
 
     def look(self, moment):
@@ -118,13 +118,15 @@ def broken(install, chance, tmp_path, monkeypatch):
     return (tmp_path / "mended").touch
 
 
-def ends_in_a_line(answer):
-    assert answer.exit_code in (1, 2), answer.output
-    assert "Traceback" not in answer.output
-    assert answer.output.splitlines()[-1].strip()
+def ends_in_a_line(result):
+    assert result.exit_code in (1, 2), result.output
+    assert "Traceback" not in result.output
+    assert result.output.splitlines()[-1].strip()
 
 
-@pytest.mark.promise("named in one line; weights that are no numbers are never saved; the same bits once it is mended")
+@pytest.mark.promise(
+    "named in one line; weights that are no numbers are never saved; bit-identical results once it is mended"
+)
 def test_a_loss_that_becomes_nan(chance, broken, run, refused, goes_on, tmp_path):
     at = chance.randint(1, 40)
     overrides = ("losses.odd.use=no-number", f"losses.odd.at={at}")
@@ -133,54 +135,57 @@ def test_a_loss_that_becomes_nan(chance, broken, run, refused, goes_on, tmp_path
         tensors, header = load_tensors(file)
         assert header["images"] < at
         assert all(tensor.isfinite().all() for tensor in tensors.values() if torch.is_floating_point(tensor))
-    before = disturbed.on_disk(tmp_path / "runs")
+    before = fault_injection.on_disk(tmp_path / "runs")
     broken()
     assert run(tmp_path / "unharmed", *overrides).exit_code == 0
-    goes_on(tmp_path / "runs", before, disturbed.outcome(tmp_path / "unharmed"), *overrides)
+    goes_on(tmp_path / "runs", before, fault_injection.outcome(tmp_path / "unharmed"), *overrides)
 
 
-@pytest.mark.promise("one line; the run goes on from its last checkpoint: the same bits once it is mended")
+@pytest.mark.promise("one line; the run resumes from its last checkpoint: bit-identical results once it is mended")
 def test_a_loss_that_raises(chance, broken, run, goes_on, tmp_path):
     overrides = ("losses.odd.use=raising", f"losses.odd.at={chance.randint(1, 40)}")
     ends_in_a_line(run(tmp_path / "runs", *overrides))
-    before = disturbed.on_disk(tmp_path / "runs")
+    before = fault_injection.on_disk(tmp_path / "runs")
     broken()
     assert run(tmp_path / "unharmed", *overrides).exit_code == 0
-    goes_on(tmp_path / "runs", before, disturbed.outcome(tmp_path / "unharmed"), *overrides)
+    goes_on(tmp_path / "runs", before, fault_injection.outcome(tmp_path / "unharmed"), *overrides)
 
 
-@pytest.mark.promise("one line; nothing is trained again: the same bits once it is mended")
+@pytest.mark.promise("one line; nothing is trained again: bit-identical results once it is mended")
 @pytest.mark.parametrize("where", [pytest.param("measure", marks=pytest.mark.slow), "reduce"])
 def test_a_metric_that_raises(where, broken, run, goes_on, tmp_path):
     overrides = ("metrics.odd.use=raising", f"metrics.odd.where={where}")
     ends_in_a_line(run(tmp_path / "runs", *overrides))
-    before = disturbed.on_disk(tmp_path / "runs")
+    before = fault_injection.on_disk(tmp_path / "runs")
     broken()
     assert run(tmp_path / "unharmed", *overrides).exit_code == 0
-    assert goes_on(tmp_path / "runs", before, disturbed.outcome(tmp_path / "unharmed"), *overrides).began is None
+    assert (
+        goes_on(tmp_path / "runs", before, fault_injection.outcome(tmp_path / "unharmed"), *overrides).first_step
+        is None
+    )
 
 
-@pytest.mark.promise("one line that names it; the run goes on without it, or once it is mended: the same bits")
+@pytest.mark.promise("one line that names it; the run resumes without it, or once it is mended: bit-identical results")
 @pytest.mark.parametrize("moment", ["start", pytest.param("log", marks=pytest.mark.slow), "samples", "finish"])
 def test_a_callback_that_raises(moment, broken, run, goes_on, unharmed, tmp_path):
     overrides = ("callbacks.odd.use=raising", f"callbacks.odd.moment={moment}")
-    answer = run(tmp_path / "runs", *overrides)
-    ends_in_a_line(answer)
-    assert f"[callbacks.odd] failed at {moment}: " in answer.output.splitlines()[-1]
-    before = disturbed.on_disk(tmp_path / "runs")
+    result = run(tmp_path / "runs", *overrides)
+    ends_in_a_line(result)
+    assert f"[callbacks.odd] failed at {moment}: " in result.output.splitlines()[-1]
+    before = fault_injection.on_disk(tmp_path / "runs")
     goes_on(tmp_path / "runs", before, unharmed)
 
 
 @pytest.mark.promise("`p2pzoo plugins` shows why, and no run that needs it not differs by a bit")
 @pytest.mark.parametrize("hook", HOOKS)
-def test_a_plugin_that_raises_in_a_hook(hook, install, zoo, chance, record_property):
+def test_a_plugin_that_raises_in_a_hook(hook, install, run_cli, chance, record_property):
     source = f"import p2pzoo\n@p2pzoo.hookimpl\ndef {hook}(register):\n    raise {chance.choice(EXCEPTIONS)}\n"
-    before = zoo("recipe", "zoo:ablation_patch70.toml", "--json").output
+    before = run_cli("recipe", "zoo:ablation_patch70.toml", "--json").output
     install("odd", source)
-    answer = zoo("recipe", "zoo:ablation_patch70.toml", "--json")
-    assert (answer.exit_code, answer.output) == (0, before)
-    told = zoo("plugins")
-    assert told.exit_code == 0
-    assert re.search(r"^odd .*(Error|StopIteration|SystemExit)", told.output, re.MULTILINE)
+    result = run_cli("recipe", "zoo:ablation_patch70.toml", "--json")
+    assert (result.exit_code, result.output) == (0, before)
+    result = run_cli("plugins")
+    assert result.exit_code == 0
+    assert re.search(r"^odd .*(Error|StopIteration|SystemExit)", result.output, re.MULTILINE)
     record_property("observed", "left out")
     record_property("bytes_lost", 0)

@@ -6,7 +6,7 @@ import subprocess
 import sys
 import time
 
-import disturbed
+import fault_injection
 import numpy as np
 import pytest
 
@@ -40,43 +40,46 @@ changes = pytest.mark.parametrize("change", CHANGES, ids=lambda change: change._
 
 
 @changes
-@pytest.mark.promise("told in one line; once the files are as they were the run goes on to the same bits")
+@pytest.mark.promise("reported in one line; once the files are as they were the run resumes with bit-identical results")
 def test_a_dataset_that_changes_between_two_parts_of_a_run(change, chance, photos, run, refused, goes_on, tmp_path):
     folder, overrides = photos
     assert run(tmp_path / "unharmed", *overrides).exit_code == 0
 
     def stop():
-        raise disturbed.CutOff
+        raise fault_injection.SimulatedKill
 
-    with disturbed.after(disturbed.STEP, stop, call=chance.randint(11, 39)), pytest.raises(disturbed.CutOff):
+    with (
+        fault_injection.after(fault_injection.STEP, stop, call=chance.randint(11, 39)),
+        pytest.raises(fault_injection.SimulatedKill),
+    ):
         run(tmp_path / "runs", *overrides)
     file = chance.choice(sorted((folder / "train").iterdir()))
-    content, before = file.read_bytes(), disturbed.on_disk(tmp_path / "runs")
+    content, before = file.read_bytes(), fault_injection.on_disk(tmp_path / "runs")
     change(file)
     refused(run(tmp_path / "runs", *overrides))
-    assert disturbed.on_disk(tmp_path / "runs") == before
+    assert fault_injection.on_disk(tmp_path / "runs") == before
     (folder / "train/new.png").unlink(missing_ok=True)
     file.write_bytes(content)
-    goes_on(tmp_path / "runs", before, disturbed.outcome(tmp_path / "unharmed"), *overrides)
+    goes_on(tmp_path / "runs", before, fault_injection.outcome(tmp_path / "unharmed"), *overrides)
 
 
 @slow
 @changes
 @pytest.mark.parametrize("store", ["memory", "stream"])
-@pytest.mark.promise("what was read is trained on; else told in one line, and then the same bits")
+@pytest.mark.promise("what was read is trained on; else reported in one line, and then bit-identical results")
 def test_a_dataset_that_changes_under_a_run(store, change, chance, photos, run, refused, goes_on, tmp_path):
     folder, overrides = photos[0], (*photos[1], f"compute.store={store}")
     assert run(tmp_path / "unharmed", *overrides).exit_code == 0
     file = chance.choice(sorted((folder / "train").iterdir()))
     content = file.read_bytes()
-    with disturbed.after(disturbed.STEP, lambda: change(file), call=chance.randint(1, 39)):
-        answer = run(tmp_path / "runs", *overrides)
-    before = disturbed.on_disk(tmp_path / "runs")
-    if answer.exit_code:
-        assert file.stem in refused(answer)
+    with fault_injection.after(fault_injection.STEP, lambda: change(file), call=chance.randint(1, 39)):
+        result = run(tmp_path / "runs", *overrides)
+    before = fault_injection.on_disk(tmp_path / "runs")
+    if result.exit_code:
+        assert file.stem in refused(result)
     (folder / "train/new.png").unlink(missing_ok=True)
     file.write_bytes(content)
-    goes_on(tmp_path / "runs", before, disturbed.outcome(tmp_path / "unharmed"), *overrides)
+    goes_on(tmp_path / "runs", before, fault_injection.outcome(tmp_path / "unharmed"), *overrides)
 
 
 READERS = """
@@ -105,56 +108,56 @@ def __getattr__(name):
 """.replace(", **rest: int", "")
 
 
-@pytest.mark.promise("the run ends at that pair, and goes on from its last checkpoint: the same bits")
+@pytest.mark.promise("the run ends at that pair, and resumes from its last checkpoint: bit-identical results")
 def test_a_thread_that_reads_pairs_dies(chance, photos, run, goes_on, install, tmp_path, monkeypatch):
     install("flaky", READERS)
     monkeypatch.chdir(tmp_path)
     overrides = (photos[1][0].replace("side-by-side", "flaky"), "compute.store=stream")
     assert run(tmp_path / "unharmed", *overrides).exit_code == 0
-    with disturbed.after(disturbed.STEP, (tmp_path / "fails").touch, call=chance.randint(1, 20)):
-        answer = run(tmp_path / "runs", *overrides)
-    assert answer.exit_code != 0
-    assert "Traceback" not in answer.output
-    before = disturbed.on_disk(tmp_path / "runs")
+    with fault_injection.after(fault_injection.STEP, (tmp_path / "fails").touch, call=chance.randint(1, 20)):
+        result = run(tmp_path / "runs", *overrides)
+    assert result.exit_code != 0
+    assert "Traceback" not in result.output
+    before = fault_injection.on_disk(tmp_path / "runs")
     (tmp_path / "fails").unlink()
-    goes_on(tmp_path / "runs", before, disturbed.outcome(tmp_path / "unharmed"), *overrides)
+    goes_on(tmp_path / "runs", before, fault_injection.outcome(tmp_path / "unharmed"), *overrides)
 
 
 # --- the clock -----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.promise("times are not asked for what is trained: the same bits")
+@pytest.mark.promise("times are not asked for what is trained: bit-identical results")
 def test_a_clock_that_jumps(chance, halfway, unharmed, goes_on, monkeypatch):
     now = time.time()
     for file in halfway.rglob("*"):
         moment = now + chance.choice([-1, 1]) * chance.uniform(0, 10 * 365 * 86400)
         os.utime(file, (moment, moment))
     monkeypatch.setattr(time, "time", lambda: now + chance.uniform(-1e9, 1e9))
-    goes_on(halfway, disturbed.on_disk(halfway), unharmed)
+    goes_on(halfway, fault_injection.on_disk(halfway), unharmed)
 
 
 # --- processes -----------------------------------------------------------------------------------------------
 
 
 @slow
-@pytest.mark.promise("one works, the other is refused in one line: the same bits")
+@pytest.mark.promise("one works, the other is refused in one line: bit-identical results")
 def test_two_processes_on_one_run(chance, start, arguments, halfway, unharmed, goes_on, wait_for):
-    before = disturbed.on_disk(halfway)
+    before = fault_injection.on_disk(halfway)
     first = start("-m", "p2pzoo", *arguments(halfway))
     time.sleep(chance.uniform(0, 2))
     second = start("-m", "p2pzoo", *arguments(halfway))
-    told = {process: process.communicate(timeout=240)[0] for process in (first, second)}
-    codes = {process: process.returncode for process in told}
+    outputs = {process: process.communicate(timeout=240)[0] for process in (first, second)}
+    codes = {process: process.returncode for process in outputs}
     assert set(codes.values()) <= {0, 2}
     assert 0 in codes.values()
     for process, code in codes.items():
         if code:
-            assert "another process is working on this run" in told[process].splitlines()[-1]
+            assert "another process is working on this run" in outputs[process].splitlines()[-1]
     goes_on(halfway, before, unharmed)
 
 
 @slow
-@pytest.mark.promise("the others end within a minute, and one process goes on from the last checkpoint")
+@pytest.mark.promise("the others end within a minute, and one process resumes from the last checkpoint")
 def test_a_process_of_several_dies(chance, arguments, run, record_property, tmp_path, wait_for):
     overrides = ("train.images=400", "train.batch_size=4", "train.checkpoint_every=8", "generator.norm=instance")
     command = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone", "-m", "p2pzoo"]
@@ -169,19 +172,19 @@ def test_a_process_of_several_dies(chance, arguments, run, record_property, tmp_
         time.sleep(chance.uniform(0, 1))
         for child in children:  # nothing is written while the files are read
             os.kill(child, signal.SIGSTOP)
-        before = disturbed.on_disk(tmp_path / "runs")
+        before = fault_injection.on_disk(tmp_path / "runs")
         os.kill(children.pop(chance.randrange(len(children))), signal.SIGKILL)
         for child in children:
             os.kill(child, signal.SIGCONT)
-        told, _ = process.communicate(timeout=60)
+        output, _ = process.communicate(timeout=60)
     finally:
         process.kill()
         process.communicate()
-    assert process.returncode != 0, told
-    answer = run(tmp_path / "runs", *overrides, "discriminator.norm=instance", flags=["--quiet"])
-    assert answer.exit_code == 0, answer.output
-    assert answer.began >= 2
-    lost = disturbed.bytes_lost(before)
+    assert process.returncode != 0, output
+    result = run(tmp_path / "runs", *overrides, "discriminator.norm=instance", flags=["--quiet"])
+    assert result.exit_code == 0, result.output
+    assert result.first_step >= 2
+    lost = fault_injection.bytes_lost(before)
     record_property("bytes_lost", lost)
-    record_property("observed", "went on from a checkpoint")
+    record_property("observed", "resumed from a checkpoint")
     assert lost == 0

@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,8 +16,9 @@ from PIL import Image
 from torch import nn
 
 from p2pzoo.cli import main
-from p2pzoo.images.color_spaces import Encodings, from_stored, joined, lab, quantize
+from p2pzoo.images.color_spaces import Encodings, dequantize, join_lab, quantize, split_lab
 from p2pzoo.models.model import Model
+from p2pzoo.models.model_file import ModelHeader
 
 L_RANGE, AB_RANGE = (0.0, 65535.0), (0.0, 65534.0)
 
@@ -35,55 +37,55 @@ def some_photo(height=48, width=40):
     return np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
 
 
-def test_lab_is_the_cies_scaled_as_the_lua_code_does():
+def test_lab_matches_the_cie_formulas_at_the_scale_of_the_lua_code():
     photo = some_photo()
-    L, ab = lab(photo)
+    L, ab = split_lab(photo)
     expected = cie_lab(photo)
     assert np.abs(L[..., 0] - (expected[..., 0] / 50 - 1)).max() < 1e-4
     assert np.abs(ab - expected[..., 1:] / 110).max() < 1e-4
 
 
-def test_lab_of_red_is_what_tables_say():
-    L, ab = lab(np.full((1, 1, 3), (255, 0, 0), np.uint8))
+def test_lab_of_red_matches_published_tables():
+    L, ab = split_lab(np.full((1, 1, 3), (255, 0, 0), np.uint8))
     assert (L.item() + 1) * 50 == pytest.approx(53.24, abs=0.01)
     assert (ab * 110).ravel() == pytest.approx([80.09, 67.20], abs=0.02)
 
 
-def test_at_16_bits_every_colour_comes_back():
+def test_every_colour_survives_a_round_trip_at_16_bits():
     levels = np.r_[0:256:5, 255].astype(np.uint8)
     photo = np.stack(np.meshgrid(levels, levels, levels, indexing="ij"), axis=-1).reshape(-1, len(levels), 3)
-    L, ab = lab(photo)
+    L, ab = split_lab(photo)
     kept = quantize(L, L_RANGE, np.uint16), quantize(ab, AB_RANGE, np.uint16)
-    assert np.array_equal(joined(from_stored(kept[0], L_RANGE), from_stored(kept[1], AB_RANGE)), photo)
+    assert np.array_equal(join_lab(dequantize(kept[0], L_RANGE), dequantize(kept[1], AB_RANGE)), photo)
 
 
-def test_no_colour_is_stored_exactly():
-    assert from_stored(quantize(np.zeros((1, 1, 2), np.float32), AB_RANGE, np.uint16), AB_RANGE).tolist() == [[[0, 0]]]
+def test_colourless_pixels_are_stored_exactly():
+    assert dequantize(quantize(np.zeros((1, 1, 2), np.float32), AB_RANGE, np.uint16), AB_RANGE).tolist() == [[[0, 0]]]
 
 
-def test_colours_that_srgb_has_not_are_cut_to_it():
+def test_colours_outside_srgb_are_clipped():
     L, ab = np.zeros((1, 1, 1), np.float32), np.ones((1, 1, 2), np.float32)
-    assert joined(L, ab).dtype == np.uint8
+    assert join_lab(L, ab).dtype == np.uint8
     [x, y] = Encodings("L", "ab").to_rgb(torch.zeros(1, 1, 2, 2), torch.ones(1, 2, 2, 2))
     assert x.shape == y.shape == (1, 3, 2, 2)
     assert y.abs().max() <= 1
 
 
-def test_x_is_seen_as_grey():
+def test_x_is_shown_as_grey():
     [x] = Encodings("L", "ab").to_rgb(torch.linspace(-1, 1, 16).reshape(1, 1, 4, 4))
     assert (x.amax(1) - x.amin(1)).max() < 2 / 255
     assert torch.equal(x[:, 0].flatten().sort().values, x[:, 0].flatten())
 
 
-def test_without_encodings_images_are_seen_as_they_are():
+def test_images_without_encoding_are_not_changed():
     x, y = torch.rand(1, 5, 2, 2), torch.rand(1, 2, 2, 2)
     assert all(a is b for a, b in zip(Encodings.of(object()).to_rgb(x, y), (x, y), strict=True))
 
 
-@pytest.mark.parametrize("said", [("Lab", None), (None, "ab"), ("L", "AB"), ("L", None)])
-def test_encodings_that_there_are_not_are_refused(said):
-    with pytest.raises(ValueError, match="L and ab"):
-        Encodings.of(dict(zip(("x_encoding", "y_encoding"), said, strict=True)))
+@pytest.mark.parametrize("encodings", [("Lab", None), (None, "ab"), ("L", "AB"), ("L", None)])
+def test_unknown_encodings_are_refused(encodings):
+    with pytest.raises(ValueError, match="L with ab"):
+        Encodings.of(SimpleNamespace(x_encoding=encodings[0], y_encoding=encodings[1]))
 
 
 # --- a model whose x is L and whose y is ab ----------------------------------------------------------------------
@@ -98,11 +100,11 @@ class Colourless(nn.Module):
 
 def model_of(G):
     header = {
-        "run": "0", "generator": {"use": "none"}, "in_channels": 1, "out_channels": 2, "size": [16, 16],
+        "run": "0", "generator": {"use": "none", "params": {}}, "in_channels": 1, "out_channels": 2, "size": [16, 16],
         "size_divisor": 4, "test_mode": "eval", "x_dtype": "uint16", "y_dtype": "uint16", "x_encoding": "L",
         "y_encoding": "ab", "x_range": list(L_RANGE), "y_range": list(AB_RANGE),
     }  # fmt: skip
-    return Model(G, header, torch.device("cpu"))
+    return Model(G, ModelHeader.parse(header, Path("model.safetensors")), torch.device("cpu"))
 
 
 @pytest.mark.parametrize(("mode", "tile"), [("paper", None), ("eval", None), ("eval", 16)])
@@ -115,27 +117,27 @@ def test_a_photo_keeps_its_lightness(mode, tile):
     assert np.abs(cie_lab(grey)[..., 0] - cie_lab(photo)[..., 0]).max() < 0.5, "half a level"
 
 
-def test_a_grey_photo_is_taken_too_and_as_pil_image():
+def test_grey_photos_and_pil_images_are_accepted():
     grey = Image.fromarray(some_photo()[..., 0])
     translated = model_of(Colourless()).translate(grey)
     assert translated.mode == "RGB"
     assert np.abs(np.asarray(translated).astype(int) - np.asarray(grey.convert("RGB"))).max() <= 1
 
 
-def test_tensors_are_what_the_network_sees():
+def test_tensors_are_passed_to_the_network_unchanged():
     assert model_of(Colourless()).translate(torch.zeros(1, 8, 8)).shape == (2, 8, 8)
 
 
 @pytest.mark.parametrize(
-    ("image", "told"),
+    ("image", "message"),
     [
         (np.zeros((8, 8), np.uint16), "uint8"),
         (np.zeros((8, 8, 4), np.uint8), "transparent"),
         (np.zeros((8, 8, 5), np.uint8), "RGB was expected"),
     ],
 )
-def test_what_is_no_photo_is_refused(image, told):
-    with pytest.raises(ValueError, match=told):
+def test_arrays_that_are_no_photos_are_refused(image, message):
+    with pytest.raises(ValueError, match=message):
         model_of(Colourless()).translate(image)
 
 
@@ -176,7 +178,7 @@ def run(tmp_path, monkeypatch):
     return folder
 
 
-def test_metrics_see_what_people_see(run, tmp_path):
+def test_metrics_measure_rgb_images(run, tmp_path):
     """The L1 of a run is that of the PNGs which its model alone makes of the photos."""
     result = CliRunner().invoke(main, ["translate", str(run), "photos/test", "-o", "out"])
     assert result.exit_code == 0, result.output
@@ -189,7 +191,7 @@ def test_metrics_see_what_people_see(run, tmp_path):
     assert measured["l1"]["value"] == pytest.approx(np.mean(apart), abs=1 / 255)
 
 
-def test_pictures_of_a_run_are_in_colour(run):
+def test_sample_images_of_a_run_are_in_colour(run):
     for name, photo in (("test", "test/0"), ("images-00000004", "val/0")):
         picture = np.asarray(Image.open(run / "samples" / f"{name}.png").convert("RGB"))[:256].astype(int)
         x, y = picture[:, :256], picture[:, 520:776]
@@ -204,7 +206,7 @@ def pictures(page):
     return [np.asarray(picture.convert("RGB")).astype(int) for picture in opened]
 
 
-def test_pages_show_colours_too(run):
+def test_pages_show_images_in_colour(run):
     """The report's best and worst, and the doctor's suspicious pairs."""
     photo = np.asarray(Image.open("photos/test/0.png")).astype(int)
     shown = [each for each in pictures(run / "report.html") if each.shape == photo.shape]
@@ -217,7 +219,7 @@ def test_pages_show_colours_too(run):
     assert any(np.ptp(each, axis=2).max() <= 1 for each in shown)
 
 
-def test_people_judge_colours_in_a_study(run, tmp_path):
+def test_a_study_shows_images_in_colour(run, tmp_path):
     for number in range(2, 50):
         shutil.copy("photos/test/0.png", f"photos/test/{number}.png")
     result = CliRunner().invoke(main, ["study", str(run), "-o", "study"])

@@ -1,4 +1,4 @@
-"""What formats keep on the way through sizes and models: places, depths, and a word on what is missing."""
+"""Formats keep positions and bit depths through resizing and models, and errors name a missing package."""
 
 import sys
 
@@ -13,13 +13,13 @@ from PIL import Image
 
 from p2pzoo.cli import main
 from p2pzoo.images.io import read_image, write_image
-from p2pzoo.models.model import load
+from p2pzoo.models.model import load_model
 from p2pzoo.utils.errors import UserError
 
 FORMATS = [(".png", "uint8"), (".png", "uint16"), (".tif", "uint16"), (".tif", "float32"), (".npy", "float32")]
 
 
-def places(height, width, axis, dtype):
+def coordinates(height, width, axis, dtype):
     """(height, width, 1): how far down (axis 0) or across (1) a pixel's centre lies, of 0 to 1."""
     side = (height, width)[axis]
     line = (np.arange(side) + 0.5) / side
@@ -37,7 +37,7 @@ def places(height, width, axis, dtype):
     st.tuples(st.integers(16, 50), st.integers(16, 50)),
     st.sampled_from([0, 1]),
 )
-def test_x_and_y_show_the_same_places_in_every_format_and_size(
+def test_x_and_y_stay_aligned_in_every_format_and_size(
     tmp_path_factory, of_x, of_y, resize, proportions, times, size, axis
 ):
     folder = tmp_path_factory.mktemp("pairs")
@@ -45,7 +45,7 @@ def test_x_and_y_show_the_same_places_in_every_format_and_size(
         for split in ("train", "val"):
             (folder / name / split).mkdir(parents=True)
             sides = (4 * proportions[0] * scale, 4 * proportions[1] * scale)
-            write_image(folder / name / split / f"a{suffix}", places(*sides, axis, dtype))
+            write_image(folder / name / split / f"a{suffix}", coordinates(*sides, axis, dtype))
     ranges = [(0.0, 1.0) if dtype == "float32" else None for _, dtype in (of_x, of_y)]
     data = Folders(
         "train", inputs=folder / "x", targets=folder / "y", size=size, resize=resize, input_range=ranges[0],
@@ -82,11 +82,11 @@ def called(*arguments):
 def expected(path, image, scale):
     """ŷ as it is stored, by way of the tensor."""
     x = torch.from_numpy(image.astype(np.float32)).permute(2, 0, 1) / scale * 2 - 1
-    y = load(path).translate(x, test_mode="eval")
+    y = load_model(path).translate(x, test_mode="eval")
     return ((y + 1) / 2 * scale).permute(1, 2, 0).numpy()
 
 
-def test_floats_are_written_as_floats_and_as_npy_where_asked(tmp_path, monkeypatch):
+def test_floats_are_written_as_floats_and_as_npy_on_request(tmp_path, monkeypatch):
     path = model_of(tmp_path, monkeypatch, "float32", 2)
     wanted = expected(path, read_image(tmp_path / "a/val/0.tif"), 2)
     for options, name in (((), "0.tif"), (("--format", "npy", "--force"), "0.npy")):
@@ -96,10 +96,10 @@ def test_floats_are_written_as_floats_and_as_npy_where_asked(tmp_path, monkeypat
         np.testing.assert_allclose(written, wanted, atol=1e-5)
 
 
-def test_sixteen_bits_survive_tiles_and_pil(tmp_path, monkeypatch):
+def test_16_bits_survive_tiles_and_pil(tmp_path, monkeypatch):
     path = model_of(tmp_path, monkeypatch, "uint16", 65535)
     image = np.random.default_rng(1).integers(0, 65536, (32, 64, 1), dtype=np.uint16)
-    model = load(path)
+    model = load_model(path)
     whole = model.translate(image, test_mode="eval")
     np.testing.assert_allclose(whole, expected(path, image, 65535), atol=2)
     by_pil = model.translate(Image.fromarray(image[..., 0]), test_mode="eval")
@@ -118,5 +118,5 @@ def test_without_tifffile_the_error_names_the_extra(tmp_path, monkeypatch):
         lambda: read_image(tmp_path / "a.tif"),
         lambda: write_image(tmp_path / "b.tif", np.zeros((4, 4, 5), np.uint16)),
     ):
-        with pytest.raises(UserError, match=r"tifffile is needed: pip install 'p2pzoo\[tiff\]'"):
+        with pytest.raises(UserError, match=r"needs tifffile: pip install 'p2pzoo\[tiff\]'"):
             attempt()

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from p2pzoo.cli import main
-from p2pzoo.images.io import holds, inspect, read_image, write_image
+from p2pzoo.images.io import can_hold, inspect_image, read_image, write_image
 from p2pzoo.images.label_maps import inspect_map, read_map
 from p2pzoo.utils.errors import UserError
 
@@ -33,31 +33,31 @@ def noise(shape, dtype, seed=0):
 
 @settings(max_examples=80, deadline=None)
 @given(SEEN)
-def test_what_is_written_is_read_again_to_the_bit_and_its_header_says_so(tmp_path_factory, seen):
-    suffix, dtype, shape, seed = seen
+def test_a_written_image_is_read_back_unchanged_and_its_header_matches(tmp_path_factory, example):
+    suffix, dtype, shape, seed = example
     path = tmp_path_factory.mktemp("one") / f"image{suffix}"
     image = noise(shape, dtype, seed)
-    if not holds(suffix, dtype, shape[2]):
+    if not can_hold(suffix, dtype, shape[2]):
         with pytest.raises(UserError, match="cannot hold"):
             write_image(path, image)
         assert not path.exists()
         return
     write_image(path, image, {"p2pzoo": "é"})
-    again, header = read_image(path), inspect(path)
+    again, header = read_image(path), inspect_image(path)
     assert (again.dtype, again.shape) == (image.dtype, image.shape)
     assert (header.dtype, header.shape) == (dtype, shape)
     np.testing.assert_array_equal(again, image)
 
 
 @pytest.mark.parametrize("channels", [2, 3, 4])
-def test_colours_of_16_bits_in_a_png_are_not_shortened(tmp_path, channels):
+def test_16_bit_colours_of_a_png_are_not_reduced(tmp_path, channels):
     image = noise((5, 6, channels), "uint16")
     (tmp_path / "a.png").write_bytes(imagecodecs.png_encode(image))
     np.testing.assert_array_equal(read_image(tmp_path / "a.png"), image)
-    assert inspect(tmp_path / "a.png") == ((5, 6, channels), "uint16", channels != 3)
+    assert inspect_image(tmp_path / "a.png") == ((5, 6, channels), "uint16", channels != 3)
 
 
-def test_bands_of_a_tiff_are_not_left_out_however_they_lie(tmp_path):
+def test_all_bands_of_a_tiff_are_read_in_either_memory_order(tmp_path):
     image = noise((8, 9, 4), "uint8")
     tifffile.imwrite(tmp_path / "a.tif", image, photometric="rgb", planarconfig="contig", extrasamples=["unspecified"])
     tifffile.imwrite(tmp_path / "b.tif", np.moveaxis(image, -1, 0), photometric="minisblack", planarconfig="separate")
@@ -65,17 +65,17 @@ def test_bands_of_a_tiff_are_not_left_out_however_they_lie(tmp_path):
         np.testing.assert_array_equal(read_image(tmp_path / name), image)
 
 
-def test_numbers_that_are_not_kept_are_refused_by_name(tmp_path):
+def test_unsupported_dtypes_are_refused_by_name(tmp_path):
     np.save(tmp_path / "a.npy", np.zeros((4, 4)))
     np.savez(tmp_path / "b.npz", np.zeros((4, 4), np.uint8), np.zeros((4, 4), np.uint8))
-    for read in (read_image, inspect):
-        with pytest.raises(UserError, match=r"a\.npy: its values are float64; uint8, uint16, float32 are read"):
+    for read in (read_image, inspect_image):
+        with pytest.raises(UserError, match=r"a\.npy: its values are float64; supported are uint8, uint16, float32"):
             read(tmp_path / "a.npy")
-        with pytest.raises(UserError, match=r"b\.npz: holds 2 arrays \(arr_0, arr_1\); one is expected"):
+        with pytest.raises(UserError, match=r"b\.npz: has 2 arrays \(arr_0, arr_1\); one is expected"):
             read(tmp_path / "b.npz")
 
 
-def test_an_array_whose_header_ends_in_the_middle_is_refused_by_name(tmp_path):
+def test_an_array_with_a_truncated_header_is_refused_by_name(tmp_path):
     file = tmp_path / "a.npy"
     np.save(file, np.zeros((4, 4), np.uint8))
     whole = file.read_bytes()
@@ -87,7 +87,7 @@ def test_an_array_whose_header_ends_in_the_middle_is_refused_by_name(tmp_path):
         (b"{'", b'"""'),
     ):
         file.write_bytes(whole.replace(place, becomes, 1))
-        for read in (read_image, inspect, read_map, inspect_map):
+        for read in (read_image, inspect_image, read_map, inspect_map):
             with pytest.raises(UserError, match=r"a\.npy: "):
                 read(file)
 
@@ -103,23 +103,23 @@ def test_a_tiff_without_pixels_is_refused_by_name(tag, becomes, value, tmp_path)
     content = file.read_bytes()
     at = content.index(struct.pack("<HH", tag, 4))
     file.write_bytes(content[:at] + struct.pack("<HHLL", becomes, 4, 1, value) + content[at + 12 :])
-    for read in (read_image, inspect, read_map, inspect_map):
-        with pytest.raises(UserError, match=r"a\.tif: an array of \(.*\); \(height, width\) or"):
+    for read in (read_image, inspect_image, read_map, inspect_map):
+        with pytest.raises(UserError, match=r"a\.tif: is an array of \(.*\); \(height, width\) or"):
             read(file)
 
 
-def test_a_tiff_that_only_its_second_page_spoils_is_refused_by_name(tmp_path):
+def test_a_tiff_with_a_damaged_second_page_is_refused_by_name(tmp_path):
     file = tmp_path / "a.tif"
     Image.new("L", (5, 6)).save(file, save_all=True, append_images=[Image.new("L", (5, 6))])
     content = file.read_bytes()
     at = content.rindex(struct.pack("<HH", WIDTH, 4))
     file.write_bytes(content[:at] + struct.pack("<HHLL", UNKNOWN, 4, 1, 5) + content[at + 12 :])
-    for read in (read_image, inspect, read_map, inspect_map):
+    for read in (read_image, inspect_image, read_map, inspect_map):
         with pytest.raises(UserError, match=r"a\.tif: "):
             read(file)
 
 
-def test_sixteen_bit_tiffs_of_four_channels_train_and_translate_without_loss_of_depth(tmp_path, monkeypatch):
+def test_16_bit_tiffs_of_four_channels_train_and_translate_without_loss_of_depth(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for split, count in (("train", 2), ("val", 1)):
         for number in range(count):

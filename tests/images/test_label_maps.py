@@ -16,7 +16,7 @@ from p2pzoo.cli import main
 from p2pzoo.data import Store
 from p2pzoo.images.io import read_image, write_image
 from p2pzoo.images.label_maps import Classes, Labels, inspect_map, read_map
-from p2pzoo.models.model import load
+from p2pzoo.models.model import load_model
 from p2pzoo.utils.errors import UserError
 
 CLASS_FILE = """
@@ -48,7 +48,7 @@ def home(tmp_path, monkeypatch):
     return tmp_path
 
 
-def drawn(seed=0, side=32):
+def random_classes(seed=0, side=32):
     """(side, side) classes in blocks of 4 pixels."""
     return np.random.default_rng(seed).integers(0, 3, (side // 4, side // 4)).repeat(4, 0).repeat(4, 1)
 
@@ -65,7 +65,7 @@ def pairs(home):
     """maps/ (indexed PNG) and photos/ (RGB), three training pairs and one in val."""
     for split, count in (("train", 3), ("val", 1)):
         for number in range(count):
-            classes = drawn(number + 10 * (split == "val"))
+            classes = random_classes(number + 10 * (split == "val"))
             save_indexed(home / f"maps/{split}/{number}.png", VALUES[classes])
             photo = np.random.default_rng(number).integers(0, 256, (32, 32, 3), dtype=np.uint8)
             (home / f"photos/{split}").mkdir(parents=True, exist_ok=True)
@@ -78,38 +78,38 @@ def folders(split="train", **parameters):
     return Folders(split, **given)
 
 
-def told(make):
+def error_of(make):
     with pytest.raises(UserError) as caught:
         make()
     return str(caught.value)
 
 
 class TestClassFiles:
-    def test_json_says_the_same_as_toml(self, home):
+    def test_json_and_toml_class_files_are_equivalent(self, home):
         classes = Classes.read(home / "classes.toml")
         assert (classes.names, classes.values, classes.ignore) == (("sky", "road", "tree"), (23, 7, 21), (255,))
-        (home / "classes.json").write_text(json.dumps(classes.plain()))
+        (home / "classes.json").write_text(json.dumps(classes.to_dict()))
         assert Classes.read(home / "classes.json") == classes
 
-    def test_a_class_without_a_value_has_that_of_its_place(self, home):
+    def test_the_default_value_of_a_class_is_its_position(self, home):
         (home / "c.json").write_text(
             '{"classes": [{"name": "a", "colour": [0, 0, 0]}, {"name": "b", "colour": [1, 1, 1]}]}'
         )
         assert Classes.read(home / "c.json").values == (0, 1)
 
-    def test_all_that_is_wrong_is_told_at_once(self, home):
+    def test_all_faults_are_reported_at_once(self, home):
         (home / "c.toml").write_text(
             'ingore = [255]\n[[classes]]\nname = "a"\ncolor = [0, 0, 0]\n'
             '[[classes]]\nname = "b"\ncolour = [0, 0, 256]\nvalue = 3\n'
             '[[classes]]\nname = "c"\ncolour = [1, 1, 1]\n[[classes]]\nname = "c"\ncolour = [2, 2, 2]\nvalue = 2\n'
         )
-        assert told(lambda: Classes.read(home / "c.toml")).splitlines() == [
+        assert error_of(lambda: Classes.read(home / "c.toml")).splitlines() == [
             f"{home}/c.toml  ingore: no such key: did you mean 'ignore'?",
             f"{home}/c.toml  classes[0].color: no such key: did you mean 'colour'?",
             f"{home}/c.toml  classes[0].colour: expected three whole numbers from 0 to 255, not nothing",
             f"{home}/c.toml  classes[1].colour: expected three whole numbers from 0 to 255, not [0, 0, 256]",
-            f'{home}/c.toml  classes: the name "c" is there 2 times',
-            f"{home}/c.toml  classes: the value 2 is there 2 times, with ignore",
+            f'{home}/c.toml  classes: the name "c" occurs 2 times: each must be unique',
+            f"{home}/c.toml  classes: the value 2 occurs 2 times (with ignore): each must be unique",
         ]
 
     @settings(max_examples=150, deadline=None)
@@ -129,21 +129,21 @@ class TestClassFiles:
         ),
         st.sampled_from([".toml", ".json"]),
     )
-    def test_any_bytes_are_classes_or_refused(self, tmp_path_factory, content, suffix):
+    def test_any_bytes_are_read_or_refused(self, tmp_path_factory, content, suffix):
         path = tmp_path_factory.mktemp("any") / f"classes{suffix}"
         path.write_bytes(content)
         try:
-            said = f"{path}" if Classes.read(path).names else ""
+            message = f"{path}" if Classes.read(path).names else ""
         except UserError as error:
-            said = str(error)
-        assert said.startswith(str(path))
-        assert said.encode(), "no character that a terminal has not"
+            message = str(error)
+        assert message.startswith(str(path))
+        assert message.encode(), "every terminal can print the message"
 
 
 class TestMaps:
     @pytest.mark.parametrize("bits", [1, 2, 4, 8])
     @pytest.mark.parametrize("mode", ["P", "L"])
-    def test_of_few_bits_keep_their_values(self, tmp_path, bits, mode):
+    def test_maps_of_few_bits_keep_their_values(self, tmp_path, bits, mode):
         values = np.random.default_rng(0).integers(0, 2**bits, (5, 9), dtype=np.uint8)
         path = tmp_path / "map.png"
         if mode == "P":
@@ -165,24 +165,24 @@ class TestMaps:
         assert inspect_map(path).shape == (5, 9, 1)
 
     @pytest.mark.parametrize("dtype", ["uint8", "uint16", "int64"])
-    def test_may_be_arrays_of_any_integers(self, tmp_path, dtype):
-        np.save(tmp_path / "m.npy", drawn().astype(dtype))
-        np.testing.assert_array_equal(read_map(tmp_path / "m.npy"), drawn())
+    def test_maps_may_be_arrays_of_any_integer_dtype(self, tmp_path, dtype):
+        np.save(tmp_path / "m.npy", random_classes().astype(dtype))
+        np.testing.assert_array_equal(read_map(tmp_path / "m.npy"), random_classes())
 
-    def test_of_16_bits_are_read(self, tmp_path):
-        write_image(tmp_path / "m.png", (drawn()[..., None] * 1000).astype(np.uint16))
-        np.testing.assert_array_equal(read_map(tmp_path / "m.png"), drawn() * 1000)
+    def test_maps_of_16_bits_are_read(self, tmp_path):
+        write_image(tmp_path / "m.png", (random_classes()[..., None] * 1000).astype(np.uint16))
+        np.testing.assert_array_equal(read_map(tmp_path / "m.png"), random_classes() * 1000)
 
-    def test_that_are_none_are_refused(self, tmp_path):
+    def test_files_that_are_no_label_maps_are_refused(self, tmp_path):
         write_image(tmp_path / "rgb.png", np.zeros((4, 5, 3), np.uint8))
         np.save(tmp_path / "f.npy", np.zeros((4, 5), np.float32))
         Image.new("L", (5, 4)).save(tmp_path / "m.jpg")
         for look in (read_map, inspect_map):
-            assert told(lambda look=look: look(tmp_path / "rgb.png")).endswith(
+            assert error_of(lambda look=look: look(tmp_path / "rgb.png")).endswith(
                 "rgb.png: is 4×5×3 of uint8; a label map is an indexed PNG, or has one channel of integers"
             )
-            assert "f.npy: is 4×5 of float32" in told(lambda look=look: look(tmp_path / "f.npy"))
-            assert "m.jpg: JPG changes values" in told(lambda look=look: look(tmp_path / "m.jpg"))
+            assert "f.npy: is 4×5 of float32" in error_of(lambda look=look: look(tmp_path / "f.npy"))
+            assert "m.jpg: JPG is lossy and changes labels" in error_of(lambda look=look: look(tmp_path / "m.jpg"))
 
 
 class TestPairs:
@@ -190,27 +190,27 @@ class TestPairs:
         data = folders()
         assert (data.x_range, data.y_range) == ((0, 1), (0, 255))
         assert (data.classes, data.palette) == (("sky", "road", "tree"), tuple(map(tuple, COLOURS.tolist())))
-        np.testing.assert_array_equal(data[1].x, np.eye(3, dtype=np.uint8)[drawn(1)])
-        np.testing.assert_array_equal(data[1].labels, drawn(1))
+        np.testing.assert_array_equal(data[1].x, np.eye(3, dtype=np.uint8)[random_classes(1)])
+        np.testing.assert_array_equal(data[1].labels, random_classes(1))
 
     def test_palette_x_has_the_colours_of_the_class_file(self, pairs):
         pair = folders(input_encoding="palette")[1]
-        np.testing.assert_array_equal(pair.x, COLOURS[drawn(1)])
+        np.testing.assert_array_equal(pair.x, COLOURS[random_classes(1)])
 
     def test_y_may_be_the_label_map(self, pairs):
         data = folders(direction="BtoA", input_labels=None, target_labels="classes.toml", target_encoding="palette")
-        np.testing.assert_array_equal(data[2].y, COLOURS[drawn(2)])
-        np.testing.assert_array_equal(data[2].labels, drawn(2))
+        np.testing.assert_array_equal(data[2].y, COLOURS[random_classes(2)])
+        np.testing.assert_array_equal(data[2].labels, random_classes(2))
 
-    def test_a_third_folder_has_what_is_scored(self, pairs):
+    def test_a_third_folder_gives_the_labels_for_scoring(self, pairs):
         data = folders(inputs="photos", input_labels=None, labels="maps", classes="classes.toml")
-        np.testing.assert_array_equal(data[0].labels, drawn(0))
+        np.testing.assert_array_equal(data[0].labels, random_classes(0))
         assert data[0].x.shape == (32, 32, 3)
         assert data.classes == ("sky", "road", "tree")
         assert len(data.files[0]) == 3
 
-    def test_ignored_values_are_of_no_class(self, pairs):
-        values = VALUES[drawn(0)]
+    def test_ignored_values_have_no_class(self, pairs):
+        values = VALUES[random_classes(0)]
         values[:4] = 255
         save_indexed(pairs / "maps/train/0.png", values)
         pair = folders()[0]
@@ -219,38 +219,39 @@ class TestPairs:
         assert (pair.x[4:].sum(2) == 1).all()
 
     def test_a_value_without_a_class_is_refused_by_file_name(self, pairs):
-        values = VALUES[drawn(0)]
+        values = VALUES[random_classes(0)]
         values[3, 3] = 99
         save_indexed(pairs / "maps/train/0.png", values)
-        assert told(lambda: folders()[0]) == (
-            "maps/train/0.png: it has the value 99, of which no class is: name it in the class file, or ignore it"
+        assert error_of(lambda: folders()[0]) == (
+            "maps/train/0.png: it has the value 99 without a class: "
+            "add a class to the class file, or list it under `ignore`"
         )
 
     @pytest.mark.parametrize("resize", ["stretch", "fit", "crop"])
     @pytest.mark.parametrize("encoding", ["one-hot", "palette"])
-    def test_no_size_mixes_classes(self, pairs, resize, encoding):
+    def test_resizing_does_not_mix_classes(self, pairs, resize, encoding):
         codes = np.eye(3) if encoding == "one-hot" else COLOURS
         data = folders(size=(20, 24), resize=resize, input_encoding=encoding)
         store = Store(data, enlarge=1.3)
         for pair in (data[0], store[0]):
             np.testing.assert_array_equal(pair.x, codes[pair.labels])
 
-    def test_other_data_is_enlarged_as_before(self, pairs):
+    def test_data_without_label_maps_is_enlarged_with_the_recipes_kernel(self, pairs):
         data = folders(input_labels=None)
         plain = Store(data, enlarge=1.25)
         assert plain.kernels == ["bicubic", "bicubic"]
 
-    def test_a_class_file_that_changes_is_other_data(self, pairs):
+    def test_a_changed_class_file_changes_the_fingerprint(self, pairs):
         before = folders().fingerprint
         (pairs / "classes.toml").write_text(CLASS_FILE.replace("70, 130", "71, 130"))
         assert folders().fingerprint != before
 
-    def test_parameters_that_would_say_nothing_are_refused(self, pairs):
+    def test_parameters_without_effect_are_refused(self, pairs):
         for parameters, message in (
-            ({"input_labels": None, "input_encoding": "palette"}, "input_encoding: is of label maps"),
+            ({"input_labels": None, "input_encoding": "palette"}, "input_encoding: needs label maps"),
             ({"classes": "classes.toml"}, "classes: is the class file of `labels`"),
-            ({"input_channels": 3}, "input_channels and input_range: label maps"),
-            ({"input_labels": None, "labels": "maps"}, "labels: need a class file"),
+            ({"input_channels": 3}, "input_channels and input_range: remove both, label maps"),
+            ({"input_labels": None, "labels": "maps"}, "labels: they need a class file"),
         ):
             with pytest.raises(ValueError, match=message):
                 folders(**parameters)
@@ -281,20 +282,20 @@ class TestTranslations:
         made = self.call("translate", path, "maps/val", "-o", "out", "--test-mode", "eval")
         assert made.exit_code == 0, made.output
         written = read_image(pairs / "out/0.png")
-        model, codes = load(path), (np.eye(3) if encoding == "one-hot" else COLOURS / 255)
-        x = torch.from_numpy(codes[drawn(10)] * 2 - 1).permute(2, 0, 1).float()
+        model, codes = load_model(path), (np.eye(3) if encoding == "one-hot" else COLOURS / 255)
+        x = torch.from_numpy(codes[random_classes(10)] * 2 - 1).permute(2, 0, 1).float()
         y = model.translate(x, test_mode="eval")
         np.testing.assert_allclose(written, ((y + 1) * 127.5).permute(1, 2, 0), atol=1)
         picture = Image.open(pairs / "maps/val/0.png")
         np.testing.assert_array_equal(model.translate(picture, test_mode="eval"), written)
 
-        values = VALUES[drawn(10)]
+        values = VALUES[random_classes(10)]
         values[0] = 9
         save_indexed(pairs / "strange.png", values)
         write_image(pairs / "photo.png", np.zeros((32, 32, 3), np.uint8))
         refused = self.call("translate", path, "strange.png", "photo.png", "-o", "more")
         assert refused.exit_code == 2
-        assert "strange.png: it has the value 9, of which no class is" in refused.output
+        assert "strange.png: it has the value 9 without a class" in refused.output
         assert "photo.png: is 32×32×3 of uint8; a label map is" in refused.output
 
     def test_palette_targets_are_written_as_rgb(self, pairs):
@@ -307,7 +308,7 @@ class TestTranslations:
         assert read_image(pairs / "out/0.png").shape == (32, 32, 3)
 
     @pytest.mark.parametrize("tile", [[], ["--tile", "32", "--overlap", "0"]])
-    def test_one_hot_targets_are_written_as_label_maps_again(self, pairs, tile):
+    def test_one_hot_targets_are_written_as_label_maps(self, pairs, tile):
         path = self.trained(
             pairs,
             'inputs = "photos"\ntargets = "maps"\ntarget_labels = "classes.toml"\n'
@@ -321,17 +322,19 @@ class TestTranslations:
         assert set(np.unique(values)) <= set(VALUES.tolist())
         colours = Classes.read(pairs / "classes.toml").colours
         shown = read_image(pairs / "out/wide.png")
-        np.testing.assert_array_equal(shown, np.array(colours)[Classes.read(pairs / "classes.toml").of_values(values)])
+        np.testing.assert_array_equal(
+            shown, np.array(colours)[Classes.read(pairs / "classes.toml").from_values(values)]
+        )
 
-    def test_what_a_model_file_says_of_classes_is_read_again(self, home):
+    def test_classes_survive_a_round_trip_through_a_model_header(self, home):
         labels = Labels(Classes.read(home / "classes.toml"), "palette")
-        assert Labels.of_header(json.loads(json.dumps(labels.header()))) == labels
+        assert Labels.from_header(json.loads(json.dumps(labels.header()))) == labels
 
-    def test_the_doctor_knows_how_many_pixels_each_class_has(self, pairs):
+    def test_data_check_counts_the_pixels_of_each_class(self, pairs):
         (pairs / "mine.toml").write_text(
             RECIPE + 'inputs = "maps"\ntargets = "photos"\ninput_labels = "classes.toml"\n'
         )
         checked = self.call("data", "check", "mine.toml", "--json")
         shares = json.loads(checked.stdout)["splits"]["train"]["classes"]
-        counts = [(np.stack([drawn(n) for n in range(3)]) == c).mean() for c in range(3)]
+        counts = [(np.stack([random_classes(n) for n in range(3)]) == c).mean() for c in range(3)]
         assert list(shares.values()) == pytest.approx(counts)

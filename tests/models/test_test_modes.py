@@ -1,15 +1,15 @@
-"""Test modes: what each gives twice, what it leaves alone."""
+"""Test modes: results are reproducible, and the network does not change."""
 
 import pytest
 import torch
 from torch import nn
 from torch.nn.utils.parametrizations import spectral_norm
 
-from p2pzoo.models.test_modes import prepared, translate
+from p2pzoo.models.test_modes import optimize_for_eval, translate
 
 
 class Noisy(nn.Module):
-    """Batch norm and dropout, as pix2pix's generators have them."""
+    """Batch norm and dropout, as in the generators of pix2pix."""
 
     def __init__(self):
         super().__init__()
@@ -30,13 +30,13 @@ def G():
 X = torch.linspace(-1, 1, 3 * 64).reshape(3, 1, 8, 8)
 
 
-def test_paper_mode_gives_an_image_the_same_pixels_alone_or_among_others(G):
+def test_paper_mode_gives_the_same_pixels_alone_or_in_a_batch(G):
     together = translate(G, X, "paper")
     alone = torch.cat([translate(G, X[i : i + 1], "paper") for i in (2, 1, 0)])
     assert torch.equal(together, alone.flip(0))
 
 
-def test_paper_mode_does_not_care_in_which_order_pixels_were_scaled(G):
+def test_paper_mode_does_not_depend_on_the_rounding_of_the_scaled_pixels(G):
     levels = torch.arange(64.0).reshape(1, 1, 8, 8)
     one_way, other_way = levels / 127.5 - 1, levels.mul(2 / 255).sub(1)
     assert not torch.equal(one_way, other_way)
@@ -62,9 +62,9 @@ def test_eval_mode_uses_running_statistics_and_no_dropout(G):
 
 @pytest.mark.parametrize("mode", ["paper", "eval"])
 @pytest.mark.parametrize("training", [True, False])
-def test_translating_leaves_nothing_behind(G, mode, training):
+def test_translate_restores_buffers_modes_and_random_state(G, mode, training):
     G.train(training)
-    G.layers[1].eval()  # a norm that its owner has frozen stays frozen
+    G.layers[1].eval()  # a frozen norm stays frozen
     state = {name: tensor.clone() for name, tensor in G.state_dict().items()}
     torch.manual_seed(5)
     before = torch.get_rng_state()
@@ -75,19 +75,19 @@ def test_translating_leaves_nothing_behind(G, mode, training):
     assert not translate(G, X, mode).requires_grad
 
 
-class Inquisitive(Noisy):
-    """Uses what stands between its convolution and its norm."""
+class ReadsBetweenLayers(Noisy):
+    """Uses the output of its convolution twice, so its norm cannot be folded."""
 
     def forward(self, x):
         convolved = self.layers[0](x)
         return convolved.mean(1, keepdim=True) + self.layers[1:](convolved)
 
 
-def test_eval_mode_is_prepared_once_on_a_copy(G):
+def test_eval_mode_is_optimized_on_a_copy(G):
     for _ in range(5):
         G.train()(torch.randn(8, 1, 8, 8) * 3 + 1)
     expected = translate(G, X, "eval")
-    fast = prepared(G, X[:1])
+    fast = optimize_for_eval(G, X[:1])
     assert fast is not G
     assert not any(isinstance(module, nn.BatchNorm2d) for module in fast.modules())
     with torch.no_grad():
@@ -95,32 +95,32 @@ def test_eval_mode_is_prepared_once_on_a_copy(G):
     assert torch.equal(translate(G, X, "eval"), expected)
 
 
-def test_a_generator_that_cannot_be_folded_is_used_as_it_is_and_said_to_be():
+def test_a_generator_whose_norms_cannot_be_folded_is_returned_unchanged_with_a_warning():
     torch.manual_seed(0)
-    G = Inquisitive()
+    G = ReadsBetweenLayers()
     for _ in range(5):
         G.train()(torch.randn(8, 1, 8, 8) * 3 + 1)
-    with pytest.warns(UserWarning, match="something else once its batch norms are folded"):
-        assert prepared(G, X[:1]) is G
+    with pytest.warns(UserWarning, match="folding the batch norms into convolutions changes the output"):
+        assert optimize_for_eval(G, X[:1]) is G
     assert not G.training
 
 
-class Drifting(nn.Module):
-    """Its buffers move in training: one in place, as batch norm's, one by being replaced."""
+class ChangesBuffers(nn.Module):
+    """Training changes its buffers: one in place, like batch norm, one by replacement."""
 
     def __init__(self):
         super().__init__()
         self.layer = spectral_norm(nn.Conv2d(1, 1, 3, padding=1))
-        self.register_buffer("seen", torch.zeros(1))
+        self.register_buffer("total", torch.zeros(1))
 
     def forward(self, x):
-        self.seen = self.seen + x.mean()
-        return self.layer(x) + self.seen
+        self.total = self.total + x.mean()
+        return self.layer(x) + self.total
 
 
-def test_paper_mode_puts_back_whatever_training_moves_after_each_image():
+def test_paper_mode_restores_all_buffers_after_each_image():
     torch.manual_seed(0)
-    G = Drifting()
+    G = ChangesBuffers()
     state = {name: tensor.clone() for name, tensor in G.state_dict().items()}
     together = translate(G, X, "paper")
     alone = torch.cat([translate(G, X[i : i + 1], "paper") for i in (2, 1, 0)])

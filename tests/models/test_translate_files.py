@@ -1,8 +1,9 @@
-"""Folders of images: what overlaps, in which order it ends, what is bounded, and how it stops."""
+"""Folders of images: parallel work, the order of outcomes, bounded memory, and stopping."""
 
 import itertools
 import threading
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,12 +14,13 @@ from torch import nn
 from p2pzoo.images.io import read_image
 from p2pzoo.models import translate_files as translate_files_module
 from p2pzoo.models.model import Model
+from p2pzoo.models.model_file import ModelHeader
 from p2pzoo.models.test_modes import translate
 from p2pzoo.models.translate_files import translate_files
 
 
 class Small(nn.Module):
-    """Batch norm and dropout, sides of multiples of 8, and a note of every batch it saw."""
+    """Batch norm and dropout, sides of multiples of 8. It records the shape of every batch."""
 
     size_divisor = 8
 
@@ -27,10 +29,10 @@ class Small(nn.Module):
         self.layers = nn.Sequential(
             nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.Dropout(0.5), nn.Conv2d(8, 3, 3, padding=1), nn.Tanh()
         )
-        self.seen = []
+        self.shapes = []
 
     def forward(self, x):
-        self.seen.append(tuple(x.shape))
+        self.shapes.append(tuple(x.shape))
         return self.layers(x)
 
 
@@ -39,9 +41,9 @@ def model():
     torch.manual_seed(0)
     header = {
         "in_channels": 3, "out_channels": 3, "size": [8, 8], "test_mode": "paper", "run": "none", "size_divisor": 8,
-        "generator": {"use": "small"},
+        "generator": {"use": "small", "params": {}},
     }  # fmt: skip
-    return Model(Small(), header, torch.device("cpu"))
+    return Model(Small(), ModelHeader.parse(header, Path("model.safetensors")), torch.device("cpu"))
 
 
 @pytest.fixture
@@ -60,12 +62,12 @@ def folder(tmp_path):
     return folder
 
 
-def written(targets):
+def read_targets(targets):
     return {target.name: np.asarray(Image.open(target)) for target in targets.values() if target.exists()}
 
 
-def nothing_is_left_over(targets):
-    """Every file that is there is whole, none is temporary, and no thread goes on."""
+def has_stopped_cleanly(targets):
+    """Every existing file is whole, none is temporary, and no thread is running."""
     for target in targets.values():
         if target.exists():
             Image.open(target).load()
@@ -73,10 +75,10 @@ def nothing_is_left_over(targets):
     return not [thread for thread in threading.enumerate() if thread.name.startswith("images")]
 
 
-def test_paper_mode_gives_the_bits_of_each_image_by_itself(model, folder):
+def test_paper_mode_is_bit_identical_to_translating_each_image_alone(model, folder):
     targets = folder((16, 16), (9, 20), (16, 16), (8, 8))
     list(translate_files(model, targets, "paper", seed=3))
-    assert all(shape[0] == 1 for shape in model.G.seen)
+    assert all(shape[0] == 1 for shape in model.G.shapes)
     for source, target in targets.items():
         pixels = read_image(source)
         x = torch.from_numpy(pixels.astype(np.float32)).permute(2, 0, 1)[None].mul(2 / 255).sub(1)
@@ -91,44 +93,44 @@ def test_paper_mode_gives_the_bits_of_each_image_by_itself(model, folder):
 
 
 def test_eval_mode_translates_images_of_one_padded_size_together(model, folder, monkeypatch):
-    monkeypatch.setattr("p2pzoo.models.model.PIXELS_AT_ONCE", {"cpu": 3 * 16**2})
+    monkeypatch.setattr("p2pzoo.models.model.MAX_BATCH_PIXELS", {"cpu": 3 * 16**2})
     targets = folder(*[(16, 16), (15, 10), (32, 32)] * 4, (8, 8))
-    fast = model._fast
-    fast.seen.clear()
+    eval_G = model._eval_G
+    eval_G.shapes.clear()
     assert [outcome.source for outcome in translate_files(model, targets, "eval")] == list(targets)
-    assert sorted(fast.seen) == [(1, 3, 8, 8), *[(1, 3, 32, 32)] * 4, (2, 3, 16, 16), *[(3, 3, 16, 16)] * 2]
+    assert sorted(eval_G.shapes) == [(1, 3, 8, 8), *[(1, 3, 32, 32)] * 4, (2, 3, 16, 16), *[(3, 3, 16, 16)] * 2]
     for source, target in targets.items():
         alone = model.translate(read_image(source), test_mode="eval").astype(int)
         assert np.abs(alone - np.asarray(Image.open(target))).max() <= 1
 
 
-def test_outcomes_come_in_the_order_of_the_inputs_whatever_is_done_first(model, folder, monkeypatch):
-    monkeypatch.setattr("p2pzoo.models.model.PIXELS_AT_ONCE", {"cpu": 3 * 16**2})
+def test_outcomes_are_in_the_order_of_the_inputs(model, folder, monkeypatch):
+    monkeypatch.setattr("p2pzoo.models.model.MAX_BATCH_PIXELS", {"cpu": 3 * 16**2})
     targets = folder((8, 8), *[(16, 16)] * 7)
     sources = list(targets)
     sources[3].write_bytes(b"no image")
     sources[5].unlink()
     outcomes = []
     for outcome in translate_files(model, targets, "eval"):
-        assert outcome.target.exists() == (not outcome.faults), "a file is told of once it is there"
+        assert outcome.target.exists() == (not outcome.faults), "an outcome is yielded when its file exists"
         outcomes.append(outcome)
     assert [outcome.source for outcome in outcomes] == sources
     assert [number for number, outcome in enumerate(outcomes) if outcome.faults] == [3, 5]
     assert outcomes[5].faults == (f"{sources[5]}: no such file",)
-    assert nothing_is_left_over(targets)
+    assert has_stopped_cleanly(targets)
 
 
-def test_an_image_of_a_rare_size_does_not_keep_the_others_waiting_to_the_end(model, folder, monkeypatch):
-    monkeypatch.setattr(translate_files_module, "MOST_LAG", 6)
-    monkeypatch.setattr("p2pzoo.models.model.PIXELS_AT_ONCE", {"cpu": 2 * 16**2})
+def test_an_image_of_a_rare_size_does_not_block_the_outcomes_of_the_others(model, folder, monkeypatch):
+    monkeypatch.setattr(translate_files_module, "MAX_WAIT", 6)
+    monkeypatch.setattr("p2pzoo.models.model.MAX_BATCH_PIXELS", {"cpu": 2 * 16**2})
     targets = folder((8, 8), *[(16, 16)] * 40)
-    model._fast.seen.clear()
+    model._eval_G.shapes.clear()
     next(translate_files(model, targets, "eval"))
-    assert len(model._fast.seen) < 20
+    assert len(model._eval_G.shapes) < 20
 
 
-def test_reading_network_and_writing_overlap(model, folder, monkeypatch):
-    """Each is made to wait for another image to be in another stage: one after another they would wait for ever."""
+def test_reading_computing_and_writing_run_in_parallel(model, folder, monkeypatch):
+    """Each stage waits until another image is in another stage: without parallel stages this would never end."""
     targets = folder(*[(8, 8)] * 12)
     reading, computing, writing = (threading.Event() for _ in range(3))
     read, write, compute = translate_files_module.read_image, translate_files_module.write_image, model.translate_arrays
@@ -159,8 +161,10 @@ def test_reading_network_and_writing_overlap(model, folder, monkeypatch):
     assert not [fault for outcome in translate_files(model, targets, "paper") for fault in outcome.faults]
 
 
-@pytest.mark.parametrize(("setting", "value", "most"), [("IMAGES_AHEAD", 4, 5), ("PIXELS_AHEAD", 2 * 8 * 8, 3)])
-def test_few_images_are_read_ahead_and_few_wait_to_be_written(model, folder, monkeypatch, setting, value, most):
+@pytest.mark.parametrize(
+    ("setting", "value", "limit"), [("MAX_IMAGES_AHEAD", 4, 5), ("MAX_PIXELS_AHEAD", 2 * 8 * 8, 3)]
+)
+def test_few_images_are_read_ahead_and_few_wait_to_be_written(model, folder, monkeypatch, setting, value, limit):
     monkeypatch.setattr(translate_files_module, setting, value)
     targets = folder(*[(8, 8)] * 24)
     counts = {"read": 0, "translated": 0, "written": 0}
@@ -172,7 +176,7 @@ def test_few_images_are_read_ahead_and_few_wait_to_be_written(model, folder, mon
         return read(path)
 
     def counting_compute(images, *rest):
-        time.sleep(0.005)  # what may be read in the meantime is
+        time.sleep(0.005)  # time in which images can be read
         ahead.append(counts["read"] - counts["translated"])
         counts["translated"] += len(images)
         return compute(images, *rest)
@@ -187,8 +191,8 @@ def test_few_images_are_read_ahead_and_few_wait_to_be_written(model, folder, mon
     monkeypatch.setattr(translate_files_module, "write_image", slow_write)
     monkeypatch.setattr(model, "translate_arrays", counting_compute)
     assert len(list(translate_files(model, targets, "paper"))) == 24
-    assert max(ahead) <= most
-    assert max(behind) <= most
+    assert max(ahead) <= limit
+    assert max(behind) <= limit
 
 
 def test_written_pixels_are_the_translation_in_a_lossless_file(model, folder):
@@ -199,7 +203,7 @@ def test_written_pixels_are_the_translation_in_a_lossless_file(model, folder):
     assert np.array_equal(np.asarray(image), model.translate(read_image(source), test_mode="eval"))
 
 
-def test_a_file_that_cannot_be_written_ends_it_after_what_came_before(model, folder, monkeypatch):
+def test_a_file_that_cannot_be_written_raises_after_the_outcomes_before_it(model, folder, monkeypatch):
     targets = folder(*[(8, 8)] * 30)
     full, write = list(targets.values())[10], translate_files_module.write_image
 
@@ -213,10 +217,10 @@ def test_a_file_that_cannot_be_written_ends_it_after_what_came_before(model, fol
     assert [outcome.source for outcome in itertools.islice(outcomes, 10)] == list(targets)[:10]
     with pytest.raises(OSError, match="No space left"):
         next(outcomes)
-    assert nothing_is_left_over(targets)
+    assert has_stopped_cleanly(targets)
 
 
-def test_an_interrupt_stops_it_with_whole_files(model, folder, monkeypatch):
+def test_an_interrupt_leaves_whole_files(model, folder, monkeypatch):
     targets = folder(*[(8, 8)] * 60)
     compute, write, calls = model.translate_arrays, translate_files_module.write_image, itertools.count()
 
@@ -224,43 +228,43 @@ def test_an_interrupt_stops_it_with_whole_files(model, folder, monkeypatch):
         time.sleep(0.05)
         write(*arguments, **options)
 
-    def interrupted(*arguments):
+    def compute_then_interrupt(*arguments):
         if next(calls) == 20:
             raise KeyboardInterrupt
         return compute(*arguments)
 
     monkeypatch.setattr(translate_files_module, "write_image", slow_write)
-    monkeypatch.setattr(model, "translate_arrays", interrupted)
+    monkeypatch.setattr(model, "translate_arrays", compute_then_interrupt)
     with pytest.raises(KeyboardInterrupt):
         list(translate_files(model, targets, "paper"))
-    assert nothing_is_left_over(targets)
-    assert 0 < len(written(targets)) < 20, "those that nobody had begun to write are not written"
+    assert has_stopped_cleanly(targets)
+    assert 0 < len(read_targets(targets)) < 20, "files whose writing had not started are not written"
 
 
-def test_closing_it_stops_it_with_whole_files(model, folder):
+def test_closing_the_generator_leaves_whole_files(model, folder):
     targets = folder(*[(8, 8)] * 60)
     outcomes = translate_files(model, targets, "paper")
     first = next(outcomes)
     outcomes.close()
     assert first.target.exists()
-    assert nothing_is_left_over(targets)
-    assert len(written(targets)) < 60
+    assert has_stopped_cleanly(targets)
+    assert len(read_targets(targets)) < 60
 
 
-def test_where_memory_ends_images_are_tried_one_by_one_and_those_too_large_left_out(model, folder):
+def test_out_of_memory_retries_images_one_by_one_and_skips_those_that_are_too_large(model, folder):
     targets = folder((16, 16), (16, 16), (64, 64), (16, 16))
-    forward = model._fast.layers.forward
+    forward = model._eval_G.layers.forward
 
     def forward_with_little_memory(x):
         if x[:, 0].numel() > 16 * 16:
             raise RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate 64 bytes.")
         return forward(x)
 
-    model._fast.layers.forward = forward_with_little_memory
+    model._eval_G.layers.forward = forward_with_little_memory
     faults = {outcome.source.name: outcome.faults for outcome in translate_files(model, targets, "eval")}
-    [told] = faults.pop("002.png")
-    assert told.endswith("002.png: out of memory at 64×64: translate it in tiles (--test-mode eval --tile 32)")
+    [message] = faults.pop("002.png")
+    assert message.endswith("002.png: out of memory at 64×64: translate it in tiles (--test-mode eval --tile 32)")
     assert not any(faults.values())
-    assert len(written(targets)) == 3
+    assert len(read_targets(targets)) == 3
     list(translate_files(model, targets, "eval", tiling=model.resolve_options("eval", 16, 0)[1]))
-    assert len(written(targets)) == 4
+    assert len(read_targets(targets)) == 4

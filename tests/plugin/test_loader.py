@@ -1,4 +1,4 @@
-"""Plugins load one by one; whatever one of them does, the others work and its error is kept."""
+"""Plugins load one by one. If one of them fails, the others work and its error is kept."""
 
 import inspect
 import json
@@ -14,10 +14,10 @@ from PIL import Image
 
 import p2pzoo
 from p2pzoo import config
-from p2pzoo.config.provenance import NOT_OF_RUNS, changed_sources, sources
+from p2pzoo.config.provenance import UNUSED_BY_RUNS, changed_sources, source_hashes
 from p2pzoo.plugin import hookspecs
-from p2pzoo.plugin.loader import collect, hook_name, plugins, registry, registry_of
-from p2pzoo.plugin.registry import KINDS
+from p2pzoo.plugin.loader import build_registry, hook_name, load_entry_points, plugins, registry
+from p2pzoo.plugin.registry import COMMAND, KINDS
 from p2pzoo.utils.errors import UserError
 
 GOOD = """
@@ -31,14 +31,14 @@ def register_generators(register):
 
 @pytest.fixture
 def load(tmp_path, monkeypatch):
-    """load(name=source, …): the plugins of these modules."""
+    """load(module=source, ...): a plugin for each of these modules."""
     monkeypatch.syspath_prepend(tmp_path)
 
     def load(**modules: str):
         for name, source in modules.items():
             monkeypatch.delitem(sys.modules, name, raising=False)
             (tmp_path / f"{name}.py").write_text(source)
-        return collect(EntryPoint(name, name, "p2pzoo") for name in modules)
+        return load_entry_points(EntryPoint(name, name, "p2pzoo") for name in modules)
 
     return load
 
@@ -50,8 +50,8 @@ def test_a_plugin_registers_components_without_importing_them(load):
     assert plugin.error is None
 
 
-def test_a_component_that_does_not_import_is_told_when_a_recipe_needs_it(load):
-    entry = registry_of(load(good=GOOD)).get("generator", "tiny")
+def test_a_component_that_cannot_be_imported_is_an_error_when_it_is_used(load):
+    entry = build_registry(load(good=GOOD)).get("generator", "tiny")
     with pytest.raises(UserError, match=r"'tiny' of plugin 'good' .* does not load from good.missing:Tiny: Module"):
         entry.load()
 
@@ -66,7 +66,10 @@ def test_a_component_that_does_not_import_is_told_when_a_recipe_needs_it(load):
         (GOOD.replace("register_generators", "register_genrators"), "PluginValidationError: unknown hook"),
         (GOOD.replace("(register)", "(register, more)"), "PluginValidationError: Plugin 'bad' for hook"),
         (GOOD.replace("tiny", "Tiny Net"), "ValueError: generator name 'Tiny Net'"),
-        (GOOD.replace("good.missing:Tiny", "good"), "ValueError: generator 'tiny': a lazy factory is written"),
+        (
+            GOOD.replace("good.missing:Tiny", "good"),
+            "ValueError: generator 'tiny': write a lazy factory as",
+        ),
         (GOOD + "    register('tiny', dict)\n", "ValueError: generator 'tiny' is registered twice"),
         (GOOD.replace("summary", "sumary"), "TypeError:"),
     ],
@@ -77,12 +80,12 @@ def test_a_broken_plugin_is_reported_and_stops_nothing(load, source, error):
     assert bad.error.startswith(error)
     assert bad.entries == ()
     with pytest.raises(UserError, match="Plugins that did not load: bad"):
-        registry_of([good, bad]).get("generator", "resnet")
+        build_registry([good, bad]).get("generator", "resnet")
 
 
-def test_two_plugins_may_claim_one_name_until_a_recipe_uses_it_bare(load):
-    both = registry_of(load(good=GOOD, other=GOOD))
-    with pytest.raises(UserError, match=r"claimed by 'good:tiny' .* and 'other:tiny'"):
+def test_two_plugins_may_register_one_name_until_a_recipe_uses_it_without_the_plugin(load):
+    both = build_registry(load(good=GOOD, other=GOOD))
+    with pytest.raises(UserError, match=r"registered by several plugins, 'good:tiny' .* and 'other:tiny'"):
         both.get("generator", "tiny")
     assert both.get("generator", "other:tiny").plugin == "other"
 
@@ -90,20 +93,20 @@ def test_two_plugins_may_claim_one_name_until_a_recipe_uses_it_bare(load):
 def test_a_second_plugin_of_the_same_name_is_refused_by_name(load):
     point = EntryPoint("good", "good", "p2pzoo")
     load(good=GOOD)
-    first, second = collect([point, point])
+    first, second = load_entry_points([point, point])
     assert first.error is None
     assert "already provides a plugin named 'good'" in second.error
 
 
-def test_unknown_names_answer_with_the_nearest(load):
-    known = registry_of(load(good=GOOD))
+def test_an_unknown_name_is_answered_with_a_similar_one(load):
+    known = build_registry(load(good=GOOD))
     with pytest.raises(UserError, match="did you mean 'tiny'"):
         known.get("generator", "tny")
     with pytest.raises(UserError, match="no loss 'tiny': none is installed"):
         known.get("loss", "tiny")
 
 
-def test_the_environment_restricts_what_loads(monkeypatch):
+def test_the_environment_variable_restricts_what_loads(monkeypatch):
     monkeypatch.setenv("P2PZOO_PLUGINS", "pix2pix, metrics")
     plugins.cache_clear()
     try:
@@ -118,16 +121,26 @@ def test_the_environment_restricts_what_loads(monkeypatch):
 
 def test_every_kind_has_a_documented_hook_and_every_hook_a_kind():
     hooks = dict(inspect.getmembers(hookspecs, inspect.isfunction))
-    assert set(hooks) == {hook_name(kind) for kind in KINDS}
-    assert all(hook.__doc__ for hook in hooks.values())
+    assert set(hooks) == {hook_name(kind) for kind in (*KINDS, COMMAND)}
+    for hook in hooks.values():
+        assert inspect.getdoc(hook).splitlines()[0].startswith("Register "), hook
 
 
-def test_all_first_party_plugins_load_and_describe_every_component():
+def test_all_first_party_plugins_load_and_describe_every_entry():
     assert [plugin.error for plugin in plugins()] == [None] * len(plugins())
     for entry in registry():
         assert entry.summary, entry
-        assert entry.paper or entry.kind == "metric", entry
+        assert entry.paper or entry.kind in ("metric", COMMAND), entry
         assert callable(entry.load())
+
+
+def test_a_command_is_no_component(load):
+    [plugin] = load(good=GOOD.replace("register_generators", "register_commands"))
+    known = build_registry([plugin])
+    assert [entry.kind for entry in known] == [COMMAND]
+    assert [entry.name for entry in known.of(COMMAND)] == ["tiny"]
+    assert COMMAND not in KINDS
+    assert not any(known.of(kind) for kind in KINDS)
 
 
 CORE = Path(p2pzoo.__file__).parent
@@ -138,28 +151,44 @@ def test_the_core_imports_no_plugin():
         assert not [name for name in imported(file) if name.startswith("p2pzoo_")], file
 
 
-def test_what_a_run_computes_needs_no_room_that_its_sources_leave_out():
-    left_out = tuple(f"p2pzoo.{room}." for room in NOT_OF_RUNS)
-    for file in (CORE.parent / "plugins").rglob("*.py"):
+def test_code_that_computes_runs_imports_no_room_that_its_hash_leaves_out():
+    left_out = tuple(f"p2pzoo.{room}." for room in UNUSED_BY_RUNS)
+    computes_runs = [
+        *(file for file in CORE.rglob("*.py") if file.relative_to(CORE).parts[0] not in (*UNUSED_BY_RUNS, *FRONT_DOOR)),
+        *(file for plugin in plugins() if has_components(plugin) for file in component_files(plugin)),
+    ]
+    assert len(computes_runs) > 100
+    for file in computes_runs:
         assert not [name for name in imported(file) if f"{name}.".startswith(left_out)], file
-    for file in CORE.rglob("*.py"):
-        if file.relative_to(CORE).parts[0] not in (*NOT_OF_RUNS, "__main__.py", "api.py"):  # these two begin runs
-            assert not [name for name in imported(file) if f"{name}.".startswith(left_out)], file
 
 
-def test_a_run_is_held_to_the_code_that_computes_it_and_no_other(tiny, tmp_path, monkeypatch):
+FRONT_DOOR = ("__init__.py", "__main__.py", "api.py")  # they start runs
+
+
+def has_components(plugin):
+    return any(entry.kind != COMMAND for entry in plugin.entries)
+
+
+def component_files(plugin):
+    """Its files, but not those of its commands, which may import p2pzoo.cli.options."""
+    files = (CORE.parent / "plugins" / plugin.module).rglob("*.py")
+    return [file for file in files if file.stem != "commands" and not file.stem.endswith("_command")]
+
+
+def test_the_hash_of_the_core_covers_the_code_that_computes_runs_and_no_other(tiny, tmp_path, monkeypatch):
     core = shutil.copytree(CORE, tmp_path / "p2pzoo", ignore=shutil.ignore_patterns("__pycache__"))
-    monkeypatch.setattr("p2pzoo.runs.run_folder.PACKAGE", core)
+    monkeypatch.setattr("p2pzoo.config.provenance.PACKAGE", core)
     experiment = config.load(str(tiny), "smoke")
 
-    def changed(file):
-        before = sources(experiment)
+    def changed_by_editing(file):
+        before = source_hashes(experiment)
+        assert (core / file).is_file()
         with (core / file).open("a") as module:
             module.write("# another\n")
-        return changed_sources(before, sources(experiment))
+        return changed_sources(before, source_hashes(experiment))
 
-    assert changed("tables/stats.py") == changed("cli/run.py") == []
-    assert changed("speed/lowering.py") == changed("training.py") == ["core"]
+    assert changed_by_editing("cli/run.py") == changed_by_editing("testing/__init__.py") == []
+    assert changed_by_editing("compute/conv_as_gemm.py") == changed_by_editing("training/loop.py") == ["core"]
 
 
 READY = """
@@ -168,15 +197,15 @@ from pathlib import Path
 
 @p2pzoo.hookimpl
 def register_models(register):
-    register("ready", where, summary="One that is trained", paper="none")
+    register("ready", where, summary="A trained one", paper="none")
 
 def where() -> Path:
     return Path(__file__).parent / "ready"
 """
 
 
-def test_a_model_of_a_plugin_is_found_by_its_name_wherever_a_model_is_asked_for(install, run, zoo, tmp_path):
-    install("carrier", READY)
+def test_a_model_that_a_plugin_ships_is_found_by_its_name(install, run, run_cli, tmp_path):
+    install("shipping", READY)
     run(tmp_path / "runs")
     [trained] = (tmp_path / "runs").glob("tiny/*")
     ready = tmp_path / "site" / "ready"
@@ -184,11 +213,11 @@ def test_a_model_of_a_plugin_is_found_by_its_name_wherever_a_model_is_asked_for(
     shutil.copy(trained / "model.safetensors", ready)
     tile = tmp_path / "tile.png"
     Image.new("RGB", (64, 64), (66, 133, 214)).save(tile)
-    zoo("translate", "zoo:ready", tile, "-o", tmp_path / "named.png")
-    zoo("translate", trained, tile, "-o", tmp_path / "run.png")
+    run_cli("translate", "zoo:ready", tile, "-o", tmp_path / "named.png")
+    run_cli("translate", trained, tile, "-o", tmp_path / "run.png")
     assert np.array_equal(*(np.asarray(Image.open(tmp_path / f"{name}.png")) for name in ("named", "run")))
-    assert p2pzoo.load("zoo:carrier:ready").run == p2pzoo.load(trained).run
-    shown = json.loads(zoo("show", "model", "ready", "--json").output)
+    assert p2pzoo.load("zoo:shipping:ready").run == p2pzoo.load(trained).run
+    shown = json.loads(run_cli("show", "model", "ready", "--json").output)
     assert shown["folder"] == str(ready)
     assert shown["generator"] == "pix2pix:unet"
     with pytest.raises(UserError, match="no model 'redy': did you mean 'ready'"):

@@ -1,4 +1,4 @@
-"""A signature is a schema: what recipes may give a component, and what wrong values are told."""
+"""A signature is a schema: the values that a recipe may give a component, and the errors of wrong ones."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 import pytest
 from pydantic import Field
 
-from p2pzoo.plugin import schema
+from p2pzoo.plugin import AddedLater, schema
 
 
 class Net:
@@ -25,7 +25,7 @@ class Net:
         fast: bool = False,
         depth: int | None = None,
     ) -> None:
-        self.given = (in_channels, width)
+        self.arguments = (in_channels, width)
 
 
 @pytest.mark.parametrize(
@@ -39,8 +39,8 @@ class Net:
         ("fast", True, True),
     ],
 )
-def test_toml_values_become_the_parameters_own_types(name, toml, expected):
-    value = schema.check(Net, {name: toml})[name]
+def test_toml_values_are_converted_to_the_types_of_parameters(name, toml, expected):
+    value = schema.check_params(Net, {name: toml})[name]
     assert value == expected
     assert type(value) is type(expected)
 
@@ -62,40 +62,40 @@ def test_toml_values_become_the_parameters_own_types(name, toml, expected):
     ],
 )
 def test_a_wrong_value_is_refused_in_one_line(name, toml, message):
-    with pytest.raises(schema.Faults) as caught:
-        schema.check(Net, {name: toml})
+    with pytest.raises(schema.InvalidParameters) as caught:
+        schema.check_params(Net, {name: toml})
     [(parameter, text)] = caught.value.faults
     assert parameter == name
     assert text.startswith(message)
 
 
-def test_all_faults_are_told_at_once():
-    with pytest.raises(schema.Faults) as caught:
-        schema.check(Net, {"width": -1, "norm": 3, "colour": "red"})
+def test_all_faults_are_reported_at_once():
+    with pytest.raises(schema.InvalidParameters) as caught:
+        schema.check_params(Net, {"width": -1, "norm": 3, "colour": "red"})
     assert {name for name, _ in caught.value.faults} == {"width", "norm", "colour"}
 
 
-def test_defaults_fill_what_is_not_given():
-    assert schema.check(Net, {"width": 8})["betas"] == (0.5, 0.999)
+def test_parameters_that_are_not_set_have_their_defaults():
+    assert schema.check_params(Net, {"width": 8})["betas"] == (0.5, 0.999)
 
 
-def test_a_required_parameter_must_be_given():
+def test_a_required_parameter_must_be_set():
     def folders(split: str, *, inputs: Path) -> None: ...
 
-    with pytest.raises(schema.Faults, match="lacks its parameter 'inputs'"):
-        schema.check(folders, {})
+    with pytest.raises(schema.InvalidParameters, match="needs the parameter 'inputs'"):
+        schema.check_params(folders, {})
 
 
-def test_a_factory_that_swallows_names_is_refused():
+def test_a_factory_with_var_keywords_is_refused():
     def loose(**anything: int) -> None: ...
 
     with pytest.raises(TypeError, match=r"takes \*\*anything"):
-        schema.check(loose, {})
+        schema.check_params(loose, {})
 
 
-def test_the_zoo_fills_positional_arguments_by_name_and_refuses_what_it_does_not_have():
-    assert schema.call_factory(Net, {"size": (1, 1), "in_channels": 3}, {"width": 5}).given == (3, 5)
-    with pytest.raises(TypeError, match="asks the zoo for in_channels; offered are split"):
+def test_positional_arguments_are_filled_by_name_and_unknown_ones_refused():
+    assert schema.call_factory(Net, {"size": (1, 1), "in_channels": 3}, {"width": 5}).arguments == (3, 5)
+    with pytest.raises(TypeError, match="takes in_channels by position, but p2pzoo offers split"):
         schema.call_factory(Net, {"split": "train"}, {})
 
 
@@ -105,12 +105,12 @@ def test_dataclasses_are_factories_too():
         images: int
         rate: float = 1.0
 
-    assert schema.check(Settings, {"images": 3}) == {"images": 3, "rate": 1.0}
+    assert schema.check_params(Settings, {"images": 3}) == {"images": 3, "rate": 1.0}
 
 
-def test_types_read_as_a_person_would_write_them():
-    described = {name: param.type_name for name, param in schema.params_of(Net).items()}
-    assert described == {
+def test_types_are_described_for_people():
+    descriptions = {name: param.type_name for name, param in schema.get_params(Net).items()}
+    assert descriptions == {
         "width": "int ≥ 1",
         "norm": '"batch" | "none"',
         "betas": "[float, float]",
@@ -119,3 +119,19 @@ def test_types_read_as_a_person_would_write_them():
         "fast": "bool",
         "depth": "int | unset",
     }
+
+
+class Grown:
+    def __init__(self, *, bias: Annotated[bool, AddedLater] = False, width: int = 64) -> None: ...
+
+
+def test_a_run_id_leaves_out_the_default_of_a_parameter_that_was_added_later():
+    assert schema.omit_added_later(Grown, {"bias": False, "width": 64}) == {"width": 64}
+    assert schema.omit_added_later(Grown, {"bias": True, "width": 64}) == {"bias": True, "width": 64}
+
+
+def test_values_are_shown_as_a_recipe_writes_them_and_shortened():
+    assert schema.format_value({"a": (1, Path("b"))}) == '{"a": [1, "b"]}'
+    assert schema.format_value(float("inf")) == "inf"
+    assert len(schema.format_value("x" * 100)) == 60
+    assert schema.format_value("x" * 100).endswith("...")

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from p2pzoo.models import safetensors_io
-from p2pzoo.runs.evaluate import ranking
+from p2pzoo.runs.evaluate import rank_images
 
 NAN = float("nan")
 
@@ -24,8 +24,8 @@ def ranked(tmp_path):
         tensors = {f"{name}.of": torch.tensor(metric.values) for name, metric in metrics.items()}
         safetensors_io.save_tensors(run.stats, tensors, {})
         store = type("Store", (), {"dataset": None, "__len__": lambda self: 3})()
-        found = ranking(SimpleNamespace(metrics=metrics), run, store)
-        return found and (found[0], [index for index, _ in found[1]])
+        ranking = rank_images(SimpleNamespace(metrics=metrics), run, store)
+        return ranking and (ranking[0], [index for index, _ in ranking[1]])
 
     return ranked
 
@@ -42,7 +42,7 @@ def test_a_metric_without_a_direction_ranks_nothing(ranked):
     assert ranked(ratio=ratio) is None
 
 
-def test_a_metric_that_says_nothing_of_single_images_ranks_nothing(ranked):
+def test_a_metric_without_values_of_single_images_ranks_nothing(ranked):
     sets, near = component("lower", [NAN, NAN, NAN]), component("lower", [3.0, 2.0, 1.0])
     assert ranked(sets=sets, near=near) == ("near", [2, 1, 0])
 

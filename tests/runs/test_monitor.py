@@ -1,4 +1,4 @@
-"""The doctor while training: each thing that it knows is provoked by a run, told once, and shown in the report."""
+"""The training monitor: a run provokes each problem, which is reported once and shown in the report."""
 
 import json
 import math
@@ -7,11 +7,17 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from disturbed import only
+from fault_injection import only
 
-from p2pzoo.compute.prefetch import Clocked
+from p2pzoo.compute.prefetch import TimedBatches
 from p2pzoo.runs import monitor
-from p2pzoo.runs.monitor import KINDS, MEGABYTES, WINDOWS_GROWN, WINDOWS_STARVED, WINDOWS_WON
+from p2pzoo.runs.monitor import (
+    MIN_GROWTH_MEGABYTES,
+    MIN_MEMORY_LINES,
+    SATURATED_WINDOWS,
+    STARVED_WINDOWS,
+    TRAINING_PROBLEMS,
+)
 from p2pzoo.runs.run_folder import Run
 from p2pzoo.training import checkpoint
 
@@ -24,11 +30,11 @@ from p2pzoo_earth.dataset import Earth
 @p2pzoo.hookimpl
 def register_losses(register):
     register("keeper", Keeper, summary="Zero; keeps a megabyte of each batch")
-    register("odd", Odd, summary="Zero, but no number from call `at` on")
+    register("odd", Odd, summary="Zero, but NaN from call `at` on")
 
 @p2pzoo.hookimpl
 def register_datasets(register):
-    register("slow", Slow, summary="The earth, read slowly")
+    register("slow", Slow, summary="Earth with slow reads")
 
 class Keeper:
     side = "generator"
@@ -74,7 +80,7 @@ PROVOKED = {
 }  # fmt: skip
 
 
-LONG = ("saturated", "memory", "starved")  # tens of seconds
+SLOW = ("saturated", "memory", "starved")  # tens of seconds
 
 
 @pytest.fixture
@@ -83,92 +89,97 @@ def plugin(install):
 
 
 @pytest.fixture
-def elsewhere(start, tmp_path, monkeypatch):
-    """elsewhere("run", …): output and exit code of another process; this one may have room that a leak fills first."""
+def run_in_process(start, tmp_path, monkeypatch):
+    """run_in_process("run", …): (output, exit code) of a new process; free memory of this one could hide a leak."""
     monkeypatch.setenv("PYTHONPATH", str(tmp_path / "site"))
 
-    def elsewhere(*command):
+    def run_in_process(*command):
         process = start("-m", "p2pzoo", *command)
         output, _ = process.communicate(timeout=120)
         return output, process.returncode
 
-    return elsewhere
+    return run_in_process
 
 
 def findings(runs):
-    return [json.loads(line) for line in (only(runs) / monitor.LOG).read_text().splitlines()]
+    return [json.loads(line) for line in (only(runs) / monitor.FINDINGS_FILE).read_text().splitlines()]
 
 
-def test_each_kind_has_a_run_that_provokes_it():
-    assert set(PROVOKED) == set(KINDS)
+def test_each_problem_has_a_run_that_provokes_it():
+    assert set(PROVOKED) == set(TRAINING_PROBLEMS)
 
 
 @pytest.mark.usefixtures("plugin")
 @pytest.mark.parametrize(
-    "kind", [pytest.param(kind, marks=pytest.mark.slow) if kind in LONG else kind for kind in PROVOKED]
+    "kind", [pytest.param(kind, marks=pytest.mark.slow) if kind in SLOW else kind for kind in PROVOKED]
 )
-def test_a_run_that_ails_is_told_of_it_once_and_its_report_shows_it(kind, arguments, zoo, elsewhere, tmp_path):
+def test_a_problem_is_reported_once_and_shown_in_the_report(kind, arguments, run_cli, run_in_process, tmp_path):
     command = arguments(tmp_path, *PROVOKED[kind])
     if kind == "memory":
-        output, code = elsewhere(*command)
+        output, code = run_in_process(*command)
     else:
-        answer = zoo(*command)
-        output, code = answer.output, answer.exit_code
+        result = run_cli(*command)
+        output, code = result.output, result.exit_code
     assert code == (2 if kind == "diverged" else 0), output
-    told = [line for line in output.splitlines() if KINDS[kind].do.partition(",")[0].lower() in line.lower()]
-    assert len(told) == 1, output
+    warnings = [
+        line for line in output.splitlines() if TRAINING_PROBLEMS[kind].do.partition(",")[0].lower() in line.lower()
+    ]
+    assert len(warnings) == 1, output
     [found] = [finding for finding in findings(tmp_path) if finding["kind"] == kind]
-    assert found["told"] in told[0] or kind == "diverged"
+    assert found["message"] in warnings[0] or kind == "diverged"
     page = (only(tmp_path) / "report.html").read_text("utf-8")
-    assert "Noticed while training" in page
-    assert KINDS[kind].what.replace("'", "&#39;") in page
+    assert "Problems found during training" in page
+    assert TRAINING_PROBLEMS[kind].what.replace("'", "&#39;") in page
 
 
-def test_a_run_that_is_well_hears_nothing(run, tmp_path):
-    answer = run(tmp_path, "train.images=120", "train.sample_every=20")
-    assert answer.exit_code == 0
-    assert "warning" not in answer.output
-    assert not (only(tmp_path) / monitor.LOG).exists()
-    assert "Noticed" not in (only(tmp_path) / "report.html").read_text("utf-8")
+def test_a_run_without_problems_has_no_warning(run, tmp_path):
+    result = run(tmp_path, "train.images=120", "train.sample_every=20")
+    assert result.exit_code == 0
+    assert "warning" not in result.output
+    assert not (only(tmp_path) / monitor.FINDINGS_FILE).exists()
+    assert "Problems found" not in (only(tmp_path) / "report.html").read_text("utf-8")
 
 
 @pytest.mark.usefixtures("plugin")
-def test_what_was_told_before_a_run_was_stopped_is_not_told_again(run, tmp_path):
+def test_a_resumed_run_does_not_report_a_problem_again(run, tmp_path):
     overrides = (*PROVOKED["vanished"], "losses.odd.use=odd", "losses.odd.at=25")
-    assert KINDS["vanished"].what in run(tmp_path, *overrides).output
-    answer = run(tmp_path, *overrides)  # goes on from its checkpoint, and the loss counts anew
-    assert answer.exit_code == 0
-    assert KINDS["vanished"].what not in answer.output
+    assert TRAINING_PROBLEMS["vanished"].what in run(tmp_path, *overrides).output
+    result = run(tmp_path, *overrides)  # resumes, and the loss counts from 0 again
+    assert result.exit_code == 0
+    assert TRAINING_PROBLEMS["vanished"].what not in result.output
     assert [finding["kind"] for finding in findings(tmp_path)] == ["vanished", "diverged"]
 
 
 @pytest.mark.usefixtures("plugin")
-def test_a_run_that_diverges_again_is_noted_once(run, tmp_path):
+def test_a_run_that_diverges_again_is_recorded_once(run, tmp_path):
     for _ in range(2):
         assert run(tmp_path, "losses.odd.use=odd", "losses.odd.at=5").exit_code == 2
     assert [finding["kind"] for finding in findings(tmp_path)] == ["diverged"]
 
 
-def test_a_run_that_starts_over_forgets_what_was_noticed(run, tmp_path):
+def test_a_run_that_starts_over_reports_its_problems_again(run, tmp_path):
     run(tmp_path, *PROVOKED["vanished"])
     before = findings(tmp_path)
-    answer = run(tmp_path, *PROVOKED["vanished"], flags=("--fresh",))
-    assert KINDS["vanished"].what in answer.output
+    result = run(tmp_path, *PROVOKED["vanished"], flags=("--fresh",))
+    assert TRAINING_PROBLEMS["vanished"].what in result.output
     assert findings(tmp_path) == before
 
 
-def test_damaged_logs_are_read_past(halfway):
+def test_damaged_log_lines_are_skipped(halfway):
     folder = only(halfway)
-    for name, line in (("metrics.jsonl", '{"images": 4, "D.gan": 0.1, "D.fale": 1}'), (monitor.LOG, '{"images": 4}')):
+    for name, line in (
+        ("metrics.jsonl", '{"images": 4, "D.gan": 0.1, "D.fale": 1}'),
+        (monitor.FINDINGS_FILE, '{"images": 4}'),
+    ):
         with (folder / name).open("a") as log:
-            log.write(f'{line}\n{{"images": 4, "kind": ["starved"], "told": 3, "D.gan": "x"}}\n')
-    doctor = monitor.TrainingMonitor(Run(folder), None)
-    for line in log_of(monitor.WINDOWS_WON - 1):
-        doctor.logged(line, {"images": line["images"], "seconds": 1.0})
+            log.write(f'{line}\n{{"images": 4, "kind": ["starved"], "message": 3, "D.gan": "x"}}\n')
+    training_monitor = monitor.TrainingMonitor(Run(folder), None)
+    for line in log_of(monitor.SATURATED_WINDOWS - 1):
+        training_monitor.logged(line, {"images": line["images"], "seconds": 1.0})
     assert monitor.read_findings(Run(folder)) == []
 
 
-# --- the rules themselves ---
+# --- the rules ---
 
 
 def log_of(count, **changes):
@@ -176,20 +187,20 @@ def log_of(count, **changes):
 
 
 @pytest.mark.parametrize(
-    ("lines", "told"),
+    ("lines", "expected"),
     [
-        (log_of(WINDOWS_WON), True),
-        (log_of(WINDOWS_WON - 1), False),
-        ([*log_of(1, **{"D.gan": 0.3}), *log_of(WINDOWS_WON)], True),
-        ([*log_of(WINDOWS_WON), *log_of(1, **{"D.gan": 0.3})], False),
-        (log_of(WINDOWS_WON, **{"D.gan": -40.0, "D.real": 20.0, "D.fake": -20.0}), False),
-        (log_of(WINDOWS_WON, **{"D.real": 0.01, "D.fake": 0.0}), False),
-        ([{"images": i, "G.l1": 0.2} for i in range(WINDOWS_WON)], False),
+        (log_of(SATURATED_WINDOWS), True),
+        (log_of(SATURATED_WINDOWS - 1), False),
+        ([*log_of(1, **{"D.gan": 0.3}), *log_of(SATURATED_WINDOWS)], True),
+        ([*log_of(SATURATED_WINDOWS), *log_of(1, **{"D.gan": 0.3})], False),
+        (log_of(SATURATED_WINDOWS, **{"D.gan": -40.0, "D.real": 20.0, "D.fake": -20.0}), False),
+        (log_of(SATURATED_WINDOWS, **{"D.real": 0.01, "D.fake": 0.0}), False),
+        ([{"images": i, "G.l1": 0.2} for i in range(SATURATED_WINDOWS)], False),
     ],
-    ids=["won", "too early", "won by now", "not any more", "a critic", "a critic at its start", "no D"],
+    ids=["D has won", "too early", "D has won by now", "not any more", "a critic", "a critic at its start", "no D"],
 )
-def test_a_saturated_D_is_one_that_has_won_for_long(lines, told):
-    assert bool(monitor.saturated(lines)) == told
+def test_D_is_saturated_if_it_has_won_for_many_windows(lines, expected):
+    assert bool(monitor.detect_saturation(lines)) == expected
 
 
 def timing(waited, read=0.0):
@@ -197,33 +208,33 @@ def timing(waited, read=0.0):
 
 
 @pytest.mark.parametrize(
-    ("lines", "told"),
+    ("lines", "expected"),
     [
-        ([timing(5.0)] * WINDOWS_STARVED, True),
-        ([timing(5.0)] * (WINDOWS_STARVED - 1), False),
-        ([*[timing(5.0)] * WINDOWS_STARVED, timing(1.0)], False),
-        ([timing(5.0, read=4.0)] * WINDOWS_STARVED, False),
-        ([{"seconds": 10.0}] * WINDOWS_STARVED, False),
+        ([timing(5.0)] * STARVED_WINDOWS, True),
+        ([timing(5.0)] * (STARVED_WINDOWS - 1), False),
+        ([*[timing(5.0)] * STARVED_WINDOWS, timing(1.0)], False),
+        ([timing(5.0, read=4.0)] * STARVED_WINDOWS, False),
+        ([{"seconds": 10.0}] * STARVED_WINDOWS, False),
     ],
     ids=["starved", "too early", "not any more", "the device is busy", "a log of earlier versions"],
 )
-def test_a_starved_run_waits_for_images_and_not_for_its_device(lines, told):
-    assert bool(monitor.starved(lines)) == told
+def test_a_starved_run_waits_for_images_and_not_for_its_device(lines, expected):
+    assert bool(monitor.detect_starvation(lines)) == expected
 
 
 def memory(values):
     return [{"images": i, "seconds": 1.0, "megabytes": float(value)} for i, value in enumerate(values)]
 
 
-N = 2 * WINDOWS_GROWN
+N = 2 * MIN_MEMORY_LINES
 
 
 @pytest.mark.parametrize(
-    ("held", "told"),
+    ("held", "expected"),
     [
         ([500 + 10 * i for i in range(N)], True),
-        ([500 + 10 * i for i in range(WINDOWS_GROWN - 1)], False),
-        ([500 + 0.9 * MEGABYTES * i / N for i in range(N)], False),
+        ([500 + 10 * i for i in range(MIN_MEMORY_LINES - 1)], False),
+        ([500 + 0.9 * MIN_GROWTH_MEGABYTES * i / N for i in range(N)], False),
         ([500 + 400 * (1 - 0.9**i) for i in range(N)], False),
         ([500 + 300 * math.log(1 + i) for i in range(N)], False),
         ([500 + 10 * min(i, N // 2) for i in range(N)], False),
@@ -241,85 +252,85 @@ N = 2 * WINDOWS_GROWN
         "next to nothing",
     ],
 )
-def test_memory_that_grows_without_end_is_told_from_memory_that_fills(held, told):
-    assert bool(monitor.growing(memory(held))) == told
+def test_a_leak_differs_from_a_cache_that_fills(held, expected):
+    assert bool(monitor.detect_memory_growth(memory(held))) == expected
     gpu = [{"gpu_megabytes": line["megabytes"], "megabytes": 100.0} for line in memory(held)]
-    assert ("the GPU" in (monitor.growing(gpu) or "")) == told
+    assert ("the GPU" in (monitor.detect_memory_growth(gpu) or "")) == expected
 
 
 def test_memory_may_grow_until_each_pair_has_been_seen(complete):
-    folder, said = only(complete), []
-    for filled, told in ((2 * N, False), (N // 3, True)):
-        notes = SimpleNamespace(note=said.append)
-        doctor = monitor.TrainingMonitor(Run(folder), notes, filled)
+    folder, notes_written = only(complete), []
+    for filled, expected in ((2 * N, False), (N // 3, True)):
+        notes = SimpleNamespace(note=notes_written.append)
+        training_monitor = monitor.TrainingMonitor(Run(folder), notes, filled)
         for line in memory([500 + 10 * i for i in range(N)]):
-            doctor.logged({"images": line["images"]}, line)
-        assert bool(said) == told
-    assert KINDS["memory"].what in said[0]
+            training_monitor.logged({"images": line["images"]}, line)
+        assert bool(notes_written) == expected
+    assert TRAINING_PROBLEMS["memory"].what in notes_written[0]
 
 
 def test_a_leak_is_found_however_long_the_run(complete):
-    folder, notes, said = only(complete), SimpleNamespace(), []
-    notes.note = said.append
-    doctor = monitor.TrainingMonitor(Run(folder), notes)
+    folder, notes, notes_written = only(complete), SimpleNamespace(), []
+    notes.note = notes_written.append
+    training_monitor = monitor.TrainingMonitor(Run(folder), notes)
     for line in memory([500.0] * 3000):
-        doctor.logged({"images": line["images"]}, line)
+        training_monitor.logged({"images": line["images"]}, line)
     for line in memory([500 + 0.1 * i for i in range(60_000)]):
-        doctor.logged({"images": line["images"]}, line)
-    assert len(doctor._held) <= monitor.KEPT
-    assert KINDS["memory"].what in said[0]
+        training_monitor.logged({"images": line["images"]}, line)
+    assert len(training_monitor._memory_lines) <= monitor.MAX_MEMORY_LINES
+    assert TRAINING_PROBLEMS["memory"].what in notes_written[0]
 
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("plugin")
-def test_what_grows_in_a_runs_first_epoch_is_not_called_a_leak(arguments, elsewhere, tmp_path):
-    output, code = elsewhere(*arguments(tmp_path, *PROVOKED["memory"], "dataset.stride=32"))
+def test_growth_in_the_first_epoch_is_no_leak(arguments, run_in_process, tmp_path):
+    output, code = run_in_process(*arguments(tmp_path, *PROVOKED["memory"], "dataset.stride=32"))
     assert code == 0, output
     lines = [json.loads(line) for line in (only(tmp_path) / "timings.jsonl").read_text().splitlines()]
-    assert monitor.growing(lines), "as long as it is not known why"
-    assert not (only(tmp_path) / monitor.LOG).exists()
+    assert monitor.detect_memory_growth(lines), "without the limit of the first epoch"
+    assert not (only(tmp_path) / monitor.FINDINGS_FILE).exists()
 
 
-def test_a_constant_generator_is_one_colour_or_one_picture():
+def test_a_constant_generator_gives_one_colour_or_one_image():
     torch.manual_seed(0)
     y = [torch.rand(1, 3, 8, 8) * 2 - 1 for _ in range(3)]
     grey = [torch.full((1, 3, 8, 8), value) for value in (0.1, 0.2, 0.3)]
-    assert "colour" in monitor.constant(grey, y)
-    assert "same picture" in monitor.constant([y[0]] * 3, y)
-    assert monitor.constant([y[0]], y[:1]) is None  # of one image nobody can say
-    assert monitor.constant(y, y) is None
-    assert monitor.constant(grey, grey) is None  # as it ought to be
-    assert monitor.constant([y[0]] * 3, [y[1]] * 3) is None
+    assert "colour" in monitor.detect_constant_output(grey, y)
+    assert "same picture" in monitor.detect_constant_output([y[0]] * 3, y)
+    assert monitor.detect_constant_output([y[0]], y[:1]) is None  # one image is not enough
+    assert monitor.detect_constant_output(y, y) is None
+    assert monitor.detect_constant_output(grey, grey) is None  # y is flat too
+    assert monitor.detect_constant_output([y[0]] * 3, [y[1]] * 3) is None
 
 
-def test_a_gradient_has_vanished_where_adams_eps_outweighs_it():
+def test_a_gradient_has_vanished_if_adams_eps_is_larger():
     weight = torch.nn.Parameter(torch.ones(100))
-    for factor, told in ((1.0, False), (1e-6, False), (1e-12, True)):
+    for factor, expected in ((1.0, False), (1e-6, False), (1e-12, True)):
         adam = torch.optim.Adam([weight], lr=0.0)
         for _ in range(3):
             weight.grad = factor * torch.ones(100)
             adam.step()
-        assert bool(monitor.vanished(adam)) == told
+        assert bool(monitor.detect_vanished_gradients(adam)) == expected
     weight.grad[:49] = 1.0
     adam = torch.optim.Adam([weight], lr=0.0)
     adam.step()
-    assert monitor.vanished(adam) == "51% of them"
-    assert monitor.vanished(torch.optim.SGD([weight], lr=0.1)) is None
+    assert monitor.detect_vanished_gradients(adam) == "51% of them"
+    assert monitor.detect_vanished_gradients(torch.optim.SGD([weight], lr=0.1)) is None
 
 
-def test_waiting_is_measured_where_it_happens():
+def test_waiting_for_batches_is_measured():
     class Slow:
         def __getitem__(self, step):
             time.sleep(0.02)
             return step
 
-    batches = Clocked(Slow())
+    batches = TimedBatches(Slow())
     assert [batches[3], batches[4]] == [3, 4]
-    assert 0.04 <= batches.taken() < 1.0
-    assert batches.taken() == 0.0
+    assert 0.04 <= batches.pop_seconds() < 1.0
+    assert batches.pop_seconds() == 0.0
 
 
-def test_waiting_for_the_device_is_told_from_the_rest_of_the_time(run, tmp_path, monkeypatch):
+def test_waiting_for_the_device_is_logged(run, tmp_path, monkeypatch):
     def read_slowly(self, read=checkpoint.LossLogger.read):
         time.sleep(0.05)
         return read(self)

@@ -1,4 +1,4 @@
-"""report.html: a run on one page that asks for nothing, escapes what it is told, and works in a browser."""
+"""report.html: a run on one page that loads no other file, escapes all names, and works in a browser."""
 
 import re
 import shutil
@@ -8,16 +8,16 @@ import pytest
 import torch
 
 from p2pzoo import config
-from p2pzoo.runs.report import GRIDS, Comparison, curves, write_report
+from p2pzoo.runs.report import MAX_GRIDS, Comparison, plot_curves, write_report
 from p2pzoo.runs.run_folder import Run
 
 NASTY = '<img src=x onerror="document.title=1">&"\'.png'
 
 
 @pytest.fixture(scope="module")
-def finished(zoo, arguments, tmp_path_factory):
+def finished(run_cli, arguments, tmp_path_factory):
     runs = tmp_path_factory.mktemp("runs")
-    result = zoo(*arguments(runs, "train.images=12", "train.sample_every=4", "title=<b>bold</b>"))
+    result = run_cli(*arguments(runs, "train.images=12", "train.sample_every=4", "title=<b>bold</b>"))
     assert result.exit_code == 0, result.output
     [folder] = runs.glob("*/*")
     return folder
@@ -39,10 +39,10 @@ def test_best_and_worst_are_ranked_by_the_metrics_own_direction(finished):
     best, worst = ([float(v) for v in re.findall(rf"<figcaption>{w}, l1 ([\d.]+)", page)] for w in ("best", "worst"))
     assert best == sorted(best)
     assert worst == sorted(worst, reverse=True)
-    assert best[0] < worst[0], "of l1 the lower is the better"
+    assert best[0] < worst[0], "lower is better for l1"
 
 
-def test_the_page_asks_for_nothing_and_escapes_what_it_is_told(finished):
+def test_the_page_loads_nothing_and_escapes_names(finished):
     page = (finished / "report.html").read_text("utf-8")
     outside = re.sub(r"data:image/webp;base64,[\w+/=]+", "", page)
     assert not re.findall(r"""(?:src|href)=["'](?!#|")[^"']*:""", outside)
@@ -51,7 +51,7 @@ def test_the_page_asks_for_nothing_and_escapes_what_it_is_told(finished):
     assert "&lt;b&gt;bold" in page
 
 
-def test_names_with_markup_are_only_names(tmp_path):
+def test_markup_in_names_is_escaped(tmp_path):
     experiment = config.load("zoo:base.toml", "smoke", [f"title={NASTY}"])
     run = Run(tmp_path)
     run.begin(experiment, {"python": NASTY}, {})
@@ -62,7 +62,7 @@ def test_names_with_markup_are_only_names(tmp_path):
     assert page.count("&lt;img src=x") >= 4
 
 
-def test_a_run_that_has_just_begun_has_a_page_too(tmp_path):
+def test_a_run_that_just_began_has_a_page_too(tmp_path):
     experiment = config.load("zoo:base.toml", "smoke")
     run = Run(tmp_path)
     run.begin(experiment, {}, {})
@@ -74,32 +74,32 @@ def test_a_run_that_has_just_begun_has_a_page_too(tmp_path):
 
 def test_curves_show_every_logged_loss_and_escape_their_names():
     lines = [{"images": i, "lr": 1.0, "G.<i>": 1.0 / i, "D.gan": 0.5, "D.r1": 0.1, "D.real": 1.0} for i in (1, 2, 3)]
-    drawn = str(curves(lines))
+    svg = str(plot_curves(lines))
     for name in ("G.&lt;i&gt;", "D.gan", "D.r1", "D.real"):
-        assert name in drawn
-    assert "<i>" not in drawn
-    assert drawn == str(curves(lines)), "the same bytes for the same losses"
+        assert name in svg
+    assert "<i>" not in svg
+    assert svg == str(plot_curves(lines)), "the same bytes for the same losses"
 
 
 def test_a_very_tall_grid_still_fits_into_the_page():
     from PIL import Image
 
-    from p2pzoo.runs.report import WEBP_LIMIT, data_uri
+    from p2pzoo.runs.report import MAX_WEBP_SIDE, data_uri
 
-    assert data_uri(Image.new("RGB", (8, WEBP_LIMIT + 100))).startswith("data:image/webp;base64,")
+    assert data_uri(Image.new("RGB", (8, MAX_WEBP_SIDE + 100))).startswith("data:image/webp;base64,")
 
 
-def test_many_samples_are_thinned_to_a_page_of_bearable_size(finished, tmp_path):
+def test_many_samples_are_thinned_to_limit_the_size_of_the_page(finished, tmp_path):
     shutil.copytree(finished, tmp_path / "run")
     for i in range(40):
         shutil.copy(finished / "samples/images-00000004.png", tmp_path / f"run/samples/images-{100 + i:08d}.png")
     experiment = config.load("zoo:base.toml", "smoke")
     write_report(Run(tmp_path / "run"), experiment)
     shown = re.findall(r'data-images="(\d+)"', (tmp_path / "run/report.html").read_text("utf-8"))
-    assert (len(shown), shown[0], shown[-1]) == (GRIDS, "4", "139")
+    assert (len(shown), shown[0], shown[-1]) == (MAX_GRIDS, "4", "139")
 
 
-def test_a_sample_that_was_damaged_since_is_left_out(finished, tmp_path):
+def test_a_damaged_sample_is_skipped(finished, tmp_path):
     shutil.copytree(finished, tmp_path / "run")
     picture = (finished / "samples/images-00000004.png").read_bytes()
     for images, content in ((5, picture[:60]), (6, picture.replace(b"IDAT", b"\0IDA")), (7, b"")):
@@ -114,14 +114,14 @@ def test_a_sample_that_was_damaged_since_is_left_out(finished, tmp_path):
 @pytest.mark.parametrize("width", [390, 1200], ids=["phone", "desk"])
 def test_the_page_works_in_a_browser(finished, browser, width, tmp_path):
     page = browser.new_page(viewport={"width": width, "height": 800})
-    asked, errors = [], []
-    page.on("request", lambda request: asked.append(request.url))
+    urls, errors = [], []
+    page.on("request", lambda request: urls.append(request.url))
     page.on("pageerror", lambda error: errors.append(str(error)))
     page.on("console", lambda message: errors.append(message.text))
     address = Path(finished / "report.html").as_uri()
     page.goto(address)
-    assert [url for url in asked if not url.startswith("data:")] == [address]
-    assert page.evaluate("document.documentElement.scrollWidth") <= width, "nothing sticks out to the side"
+    assert [url for url in urls if not url.startswith("data:")] == [address]
+    assert page.evaluate("document.documentElement.scrollWidth") <= width, "nothing overflows the window"
     assert page.evaluate("[...document.images].every(image => image.complete && image.naturalWidth > 0)")
 
     assert page.locator("img.grid:visible").count() == 1

@@ -1,4 +1,4 @@
-"""The game: who moves when, what each side's gradient reaches, and that a step equals the paper's formulas by hand."""
+"""The training step: the order of updates, which gradients reach G and D, and the paper's formulas by hand."""
 
 import copy
 import functools
@@ -30,17 +30,17 @@ class TinyD(nn.Module):
 
 
 class Log:
-    """The paper's log loss, recording whose turn it is asked in."""
+    """The paper's log loss; records in which update it is called."""
 
     def __init__(self):
-        self.asked = []
+        self.calls = []
 
     def discriminator_loss(self, out):
-        self.asked.append(("judge", out.side, out.y_hat.requires_grad))
+        self.calls.append(("D", out.side, out.y_hat.requires_grad))
         return 0.5 * (-F.logsigmoid(out.real[0]).mean() - F.logsigmoid(-out.fake[0]).mean())
 
     def generator_loss(self, out):
-        self.asked.append(("fool", out.side, out.y_hat.requires_grad))
+        self.calls.append(("G", out.side, out.y_hat.requires_grad))
         return -F.logsigmoid(out.fake[0]).mean()
 
 
@@ -82,7 +82,7 @@ def test_a_step_is_the_papers_formulas_by_hand(game):
     G, D, batch = game
     G2, D2 = copy.deepcopy(G), copy.deepcopy(D)
     gan = Log()
-    told = Objective(sgd(G), sgd(D), gan, [Term("l1", L1(), 100.0)], descend).step(batch, 0)
+    logs = Objective(sgd(G), sgd(D), gan, [Term("l1", L1(), 100.0)], descend).step(batch, 0)
 
     fake = G2(batch.x)
     real_logits, fake_logits = D2(batch.x, batch.y)[0], D2(batch.x, fake.detach())[0]
@@ -97,26 +97,26 @@ def test_a_step_is_the_papers_formulas_by_hand(game):
 
     for ours, by_hand in zip([*G.parameters(), *D.parameters()], [*G2.parameters(), *D2.parameters()], strict=True):
         torch.testing.assert_close(ours, by_hand)
-    assert gan.asked == [("judge", "discriminator", False), ("fool", "generator", True)]
-    torch.testing.assert_close(told["D.gan"], d_loss.detach())
-    torch.testing.assert_close(told["G.l1"], l1.detach())
-    torch.testing.assert_close(told["D.real"], real_logits.detach().mean())
-    torch.testing.assert_close(told["D.fake"], fake_logits.detach().mean())
+    assert gan.calls == [("D", "discriminator", False), ("G", "generator", True)]
+    torch.testing.assert_close(logs["D.gan"], d_loss.detach())
+    torch.testing.assert_close(logs["G.l1"], l1.detach())
+    torch.testing.assert_close(logs["D.real"], real_logits.detach().mean())
+    torch.testing.assert_close(logs["D.fake"], fake_logits.detach().mean())
 
 
-def test_each_move_leaves_the_other_side_untouched(game):
+def test_each_update_changes_one_network_only(game):
     G, D, batch = game
-    moves = []
+    updates = []
 
     def watch(loss, optimizer):
         before = [p.detach().clone() for p in (*G.parameters(), *D.parameters())]
         descend(loss, optimizer)
         changed = [not torch.equal(a, b) for a, b in zip(before, (*G.parameters(), *D.parameters()), strict=True)]
-        moves.append((any(changed[:2]), any(changed[2:])))
+        updates.append((any(changed[:2]), any(changed[2:])))
 
     Objective(sgd(G), sgd(D), Log(), [], watch).step(batch, 0)
-    assert moves == [(False, True), (True, False)], "D, then G"
-    assert all(p.requires_grad for p in D.parameters()), "frozen only during G's move"
+    assert updates == [(False, True), (True, False)], "D, then G"
+    assert all(p.requires_grad for p in D.parameters()), "frozen only during the update of G"
 
 
 def test_a_discriminator_side_loss_reaches_d_twice_differentiably(game):
@@ -129,30 +129,30 @@ def test_a_discriminator_side_loss_reaches_d_twice_differentiably(game):
 
 def test_without_a_discriminator_g_learns_from_its_losses_alone(game):
     G, _, batch = game
-    told = [Objective(sgd(G), None, None, [Term("l1", L1(), 1.0)], descend).step(batch, i)["G.l1"] for i in range(20)]
-    assert told[-1] < told[0]
+    logs = [Objective(sgd(G), None, None, [Term("l1", L1(), 1.0)], descend).step(batch, i)["G.l1"] for i in range(20)]
+    assert logs[-1] < logs[0]
 
 
-def test_weights_scale_what_is_minimised_and_not_what_is_told(game):
+def test_weights_scale_the_loss_but_not_the_logs(game):
     G, D, batch = game
     totals = []
-    told = Objective(sgd(G), sgd(D), Log(), [Term("l1", L1(), 7.0)], lambda loss, _: totals.append(loss.item()),
+    logs = Objective(sgd(G), sgd(D), Log(), [Term("l1", L1(), 7.0)], lambda loss, _: totals.append(loss.item()),
                      gan_weight=3.0).step(batch, 0)  # fmt: skip
-    assert totals == pytest.approx([3 * told["D.gan"].item(), 3 * told["G.gan"].item() + 7 * told["G.l1"].item()])
+    assert totals == pytest.approx([3 * logs["D.gan"].item(), 3 * logs["G.gan"].item() + 7 * logs["G.l1"].item()])
 
 
-def test_a_scene_asks_d_once_and_anew_after_it_has_moved(game):
+def test_step_outputs_compute_d_once_and_again_for_the_generator(game):
     G, D, batch = game
-    asked = []
-    D.register_forward_hook(lambda *_: asked.append(1))
+    calls = []
+    D.register_forward_hook(lambda *_: calls.append(1))
     out = StepOutputs(batch, G(batch.x), D)
     _ = out.real, out.real, out.fake, out.fake
-    assert len(asked) == 2
+    assert len(calls) == 2
     _ = out.for_generator().fake
-    assert len(asked) == 3
+    assert len(calls) == 3
 
 
-def test_a_scene_without_d_says_so(game):
+def test_step_outputs_without_d_raise_an_error(game):
     G, _, batch = game
     with pytest.raises(ValueError, match="has no \\[discriminator\\]"):
         _ = StepOutputs(batch, G(batch.x)).real
@@ -166,24 +166,24 @@ def test_frozen_parameters_get_no_gradient_but_pass_it_on(game):
     assert G.weight.grad.abs().sum() > 0
 
 
-def test_the_pool_shows_pairs_that_were_made_together_and_half_of_them_old():
+def test_the_pool_returns_matching_pairs_and_half_of_them_are_old():
     pool = ImagePool(4, seed=0)
-    shown = []
+    pairs = []
     for step in range(200):
         x = torch.full((1, 1, 1, 1), float(step))
-        shown.append(tuple(float(part) for part in pool(x, -x, step)))
-    assert all(x == -y_hat for x, y_hat in shown)
-    assert [int(x) for x, _ in shown[:4]] == [0, 1, 2, 3], "while it fills, the new one is shown"
-    old = sum(x != step for step, (x, _) in enumerate(shown[4:], 4))
+        pairs.append(tuple(float(part) for part in pool(x, -x, step)))
+    assert all(x == -y_hat for x, y_hat in pairs)
+    assert [int(x) for x, _ in pairs[:4]] == [0, 1, 2, 3], "while it fills, it returns the new pair"
+    old = sum(x != step for step, (x, _) in enumerate(pairs[4:], 4))
     assert 70 < old < 130
 
 
-def test_the_engine_descends_as_a_plain_optimizer_does(game):
+def test_the_engine_equals_a_plain_optimizer(game):
     G, _, batch = game
     G2 = copy.deepcopy(G)
     engine = Engine(Compute(device="cpu"))
     placed = engine.prepare_model(G)
-    optimizer = engine.optimizer(placed, Optimizer())
+    optimizer = engine.build_optimizer(placed, Optimizer())
     plain = torch.optim.Adam(G2.parameters(), lr=2e-4, betas=(0.5, 0.999))
     for _ in range(3):
         engine.backward_and_step((placed(batch.x) - batch.y).abs().mean(), optimizer)
@@ -193,66 +193,71 @@ def test_the_engine_descends_as_a_plain_optimizer_does(game):
     torch.testing.assert_close(G.weight, G2.weight)
 
 
-def test_with_several_moves_d_moves_on_each_batch_in_turn_and_g_on_the_last(game):
+def test_with_d_steps_d_trains_on_each_part_and_g_on_the_last(game):
     G, D, _ = game
     G2, D2 = copy.deepcopy(G), copy.deepcopy(D)
     images = torch.rand(2, 6, 3, 8, 8) * 2 - 1
-    told = Objective(sgd(G), sgd(D), Log(), [Term("l1", L1(), 10.0)], descend, d_steps=3).step(Batch(*images, ()), 0)
+    logs = Objective(sgd(G), sgd(D), Log(), [Term("l1", L1(), 10.0)], descend, d_steps=3).step(Batch(*images, ()), 0)
 
-    mover = torch.optim.SGD(D2.parameters(), lr=0.1)
+    optimizer = torch.optim.SGD(D2.parameters(), lr=0.1)
     for x, y in zip(*(part.split(2) for part in images), strict=True):
         real, fake = D2(x, y)[0], D2(x, G2(x).detach())[0]
         d_loss = 0.5 * (F.softplus(-real).mean() + F.softplus(fake).mean())
-        descend(d_loss, mover)
+        descend(d_loss, optimizer)
     g_loss = F.softplus(-D2(x, G2(x))[0]).mean() + 10 * F.l1_loss(G2(x), y)
     descend(g_loss, torch.optim.SGD(G2.parameters(), lr=0.1))
 
     for ours, by_hand in zip([*G.parameters(), *D.parameters()], [*G2.parameters(), *D2.parameters()], strict=True):
         torch.testing.assert_close(ours, by_hand)
-    torch.testing.assert_close(told["D.gan"], d_loss.detach())
+    torch.testing.assert_close(logs["D.gan"], d_loss.detach())
 
 
-def test_the_pool_is_asked_anew_in_each_move_of_d(game):
+def test_the_pool_is_called_in_each_update_of_d(game):
     G, D, _ = game
-    moves = []
+    calls = []
     pool = ImagePool(2, 0)
 
-    def asked(x, y_hat, move):
-        moves.append((move, len(x)))
-        return pool(x, y_hat, move)
+    def recording_pool(x, y_hat, update):
+        calls.append((update, len(x)))
+        return pool(x, y_hat, update)
 
-    objective = Objective(sgd(G), sgd(D), Log(), [], descend, pool=asked, d_steps=2)
+    objective = Objective(sgd(G), sgd(D), Log(), [], descend, pool=recording_pool, d_steps=2)
     for step in range(2):
         objective.step(Batch(*torch.rand(2, 4, 3, 8, 8), ()), step)
-    assert moves == [(0, 2), (1, 2), (2, 2), (3, 2)]
+    assert calls == [(0, 2), (1, 2), (2, 2), (3, 2)]
 
 
-def play_in_parts(game, parts, *, d_steps=1, pool=None, alone=False, gan=None):
-    """Two steps in float64 with the engine's `backward_and_step`: what is told, and the weights at the end."""
+def train_in_parts(game, parts, *, d_steps=1, pool=None, alone=False, gan=None):
+    """Two steps in float64 with the engine's `backward_and_step`: the logs, and the weights at the end."""
     G, D, _ = (copy.deepcopy(part) for part in game)
-    draw = torch.Generator().manual_seed(1)
-    images = torch.rand(2, 2, 6 * d_steps, 3, 8, 8, generator=draw, dtype=torch.float64) * 2 - 1
+    generator = torch.Generator().manual_seed(1)
+    images = torch.rand(2, 2, 6 * d_steps, 3, 8, 8, generator=generator, dtype=torch.float64) * 2 - 1
     engine = Engine(Compute(device="cpu"))
-    players = [Trainable(n.double(), engine.optimizer(n.double(), Optimizer(use="SGD", lr=0.1))) for n in (G, D)]
+    trainables = [
+        Trainable(n.double(), engine.build_optimizer(n.double(), Optimizer(use="SGD", lr=0.1))) for n in (G, D)
+    ]
     kind = Objective if parts == 1 else functools.partial(AccumulatingObjective, parts=parts)
     terms = [Term("l1", L1(), 10.0), Term("r1", GradientPenalty(), 0.01)]
     if alone:
-        players[1], terms = None, terms[:1]
+        trainables[1], terms = None, terms[:1]
     options = {"pool": pool and ImagePool(pool, 0), "d_steps": d_steps}
-    objective = kind(*players, None if alone else Log(), terms, engine.backward_and_step, **options)
-    told = [objective.step(Batch(*each, ()), step) for step, each in enumerate(images)]
-    return told, [*G.parameters(), *D.parameters()]
+    objective = kind(*trainables, None if alone else Log(), terms, engine.backward_and_step, **options)
+    logs = [objective.step(Batch(*each, ()), step) for step, each in enumerate(images)]
+    return logs, [*G.parameters(), *D.parameters()]
 
 
 @pytest.mark.parametrize("parts", [2, 3, 6])
 @pytest.mark.parametrize(
     "options",
     [{}, {"d_steps": 2}, {"pool": 4}, {"alone": True}],
-    ids=["one move", "two moves of D", "image pool", "no discriminator"],
+    ids=["one update of D", "two updates of D", "image pool", "no discriminator"],
 )
-def test_a_batch_in_parts_is_the_same_step(game, parts, options):
-    (told, weights), (others, other_weights) = play_in_parts(game, 1, **options), play_in_parts(game, parts, **options)
-    for one, other in zip(told, others, strict=True):
+def test_a_step_in_parts_is_the_same_step(game, parts, options):
+    (logs, weights), (others, other_weights) = (
+        train_in_parts(game, 1, **options),
+        train_in_parts(game, parts, **options),
+    )
+    for one, other in zip(logs, others, strict=True):
         assert one.keys() == other.keys()
         for name in one:
             mean_logit = name in ("D.real", "D.fake")  # in float32 whatever D computes in
@@ -261,20 +266,20 @@ def test_a_batch_in_parts_is_the_same_step(game, parts, options):
         torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
 
 
-def test_networks_see_no_more_than_a_part_at_once(game):
+def test_networks_compute_one_part_at_a_time(game):
     G, D, _ = game
-    seen = []
+    sizes = []
     for network in (G, D):
-        network.register_forward_hook(lambda _, given, __: seen.append(len(given[0])))
+        network.register_forward_hook(lambda _, inputs, __: sizes.append(len(inputs[0])))
     engine = Engine(Compute(device="cpu"))
-    players = [Trainable(network, engine.optimizer(network, Optimizer())) for network in (G, D)]
-    AccumulatingObjective(*players, Log(), [], engine.backward_and_step, parts=3).step(
+    trainables = [Trainable(network, engine.build_optimizer(network, Optimizer())) for network in (G, D)]
+    AccumulatingObjective(*trainables, Log(), [], engine.backward_and_step, parts=3).step(
         Batch(*torch.rand(2, 6, 3, 8, 8), ()), 0
     )
-    assert set(seen) == {2}
+    assert set(sizes) == {2}
 
 
-def test_a_batch_is_split_with_all_that_belongs_to_its_images():
+def test_a_batch_is_split_with_all_its_fields():
     images = torch.arange(4.0).view(4, 1, 1, 1)
     batch = Batch(images, -images, ("a", "b", "c", "d"), images[:, 0].long(), (None, "B", "C", "D"))
     first, second = batch.split(2)
@@ -284,26 +289,26 @@ def test_a_batch_is_split_with_all_that_belongs_to_its_images():
     assert batch.split(1) == [batch]
 
 
-def test_a_loss_is_told_the_number_of_its_step_on_either_side(game):
+def test_a_loss_of_either_side_can_read_the_number_of_the_step(game):
     G, D, batch = game
-    told = []
+    logs = []
 
     class Reading:
         def __init__(self, side):
             self.side = side
 
         def __call__(self, out):
-            told.append((out.side, out.step))
+            logs.append((out.side, out.step))
             return out.y.new_zeros(())
 
     terms = [Term(side, Reading(side), 1.0) for side in ("generator", "discriminator")]
     for step in (3, 7):
         Objective(sgd(G), sgd(D), Log(), terms, descend).step(batch, step)
     Objective(sgd(G), None, None, [Term("l1", L1(), 1.0), terms[0]], descend).step(batch, 9)
-    assert told == [("discriminator", 3), ("generator", 3), ("discriminator", 7), ("generator", 7), ("generator", 9)]
+    assert logs == [("discriminator", 3), ("generator", 3), ("discriminator", 7), ("generator", 7), ("generator", 9)]
 
 
-def test_a_fake_from_the_pool_comes_with_the_x_it_was_made_from(game):
+def test_a_fake_from_the_pool_comes_with_its_x(game):
     G, D, batch = game
     x_hat, y_hat = torch.rand(2, 2, 3, 8, 8)
     out = StepOutputs(batch, G(batch.x), D, pooled=(x_hat, y_hat))

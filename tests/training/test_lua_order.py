@@ -1,5 +1,7 @@
-"""reference/lua.toml trains as train.lua does: held, in float64, to a transcription of its step in which every layer
-leads a gradient back by itself, as Torch7's do: by the input that it had, and by the weights that it has.
+"""reference/lua.toml trains like train.lua.
+
+The test compares it in float64 with a transcription of train.lua's step, in which each layer computes its own gradient,
+as in Torch7: from its old input and its current weights.
 """
 
 import copy
@@ -22,7 +24,7 @@ from p2pzoo.training.setup import build_objective
 from p2pzoo.utils.errors import UserError
 
 SIDE, STEPS = 64, 6
-LR = 2e-3  # ten times the paper's, so that what differs is seen soon
+LR = 2e-3  # ten times the paper's: differences grow above the tolerance in a few steps
 
 
 class Torch7Adam:
@@ -66,7 +68,7 @@ class Torch7D:
 
     @torch.no_grad()
     def backward(self, gradient):
-        """(the gradient to the input, those to the parameters), from one to the output."""
+        """(gradient of the input, gradients of the parameters), from the gradient of the output."""
         gradient, found = gradient * self.output * (1 - self.output), []
         for layer, h in zip(reversed(self.layers), reversed(self.inputs), strict=True):
             if isinstance(layer, nn.Conv2d):
@@ -150,7 +152,7 @@ def experiment(*overrides):
 
 
 def without_dropout(G):
-    """Its masks are drawn by another generator in Torch7."""
+    """Torch7 draws dropout masks with another random generator."""
     for part in G.modules():
         if isinstance(part, nn.Dropout):
             part.p = 0.0
@@ -158,27 +160,27 @@ def without_dropout(G):
 
 
 def trained(*overrides):
-    """What reference/lua.toml comes to, and what it told on the way."""
+    """(logs of each step, final weights) of reference/lua.toml."""
     made = experiment(*overrides)
     engine = Engine(made.compute)
     objective = build_objective(made, engine, (3, 3), (SIDE, SIDE))
     without_dropout(objective.G.network)
-    told = []
+    logs = []
     for step in range(STEPS):
-        engine.set_rate(LR, step)
-        told.append(objective.step(engine.move(pair(step)), step))
-    return told, [p.detach() for player in objective.players for p in player.network.parameters()]
+        engine.set_lr(LR, step)
+        logs.append(objective.step(engine.to_device(pair(step)), step))
+    return logs, [p.detach() for trainable in objective.trainables for p in trainable.network.parameters()]
 
 
 @pytest.fixture(scope="module")
 def transcribed():
-    """What the transcription comes to."""
+    """The same for the transcription."""
     torch.set_default_dtype(torch.float64)
     made = experiment()
     G, D = (make(made, (3, 3), (SIDE, SIDE)) for make in (make_generator, make_discriminator))
     lua = TrainLua(without_dropout(G), D)
-    told = [lua.step(batch.x, batch.y) for batch in map(pair, range(STEPS))]
-    return told, [p.detach() for p in (*G.parameters(), *D.parameters())]
+    logs = [lua.step(batch.x, batch.y) for batch in map(pair, range(STEPS))]
+    return logs, [p.detach() for p in (*G.parameters(), *D.parameters())]
 
 
 def furthest(weights, others):
@@ -186,15 +188,15 @@ def furthest(weights, others):
 
 
 @pytest.mark.parametrize("switches", [["compute.lowering=true"], ["compute.lowering=false", "compute.one_pass=false"]])
-def test_it_is_the_step_of_train_lua(transcribed, switches):
-    told, weights = trained(*switches)
+def test_the_step_equals_that_of_train_lua(transcribed, switches):
+    logs, weights = trained(*switches)
     assert furthest(weights, transcribed[1]) < 1e-9
-    for ours, its in zip(told, transcribed[0], strict=True):
+    for ours, its in zip(logs, transcribed[0], strict=True):
         assert {name: ours[name].item() for name in its} == pytest.approx(its, rel=0, abs=1e-9)
 
 
 @pytest.mark.parametrize(
-    "otherwise",
+    "override",
     [
         'train.order="pytorch"',
         "train.zero_biases=false",
@@ -203,13 +205,13 @@ def test_it_is_the_step_of_train_lua(transcribed, switches):
         'generator.bias="pytorch"',
     ],
 )
-def test_and_no_difference_that_it_names_is_without_effect(transcribed, otherwise):
-    _, weights = trained(otherwise)
-    same = [other for other in transcribed[1] if "bias=" not in otherwise or other.ndim == 4]
-    assert furthest([w for w in weights if "bias=" not in otherwise or w.ndim == 4], same) > 1e-7
+def test_each_setting_of_the_recipe_changes_the_weights(transcribed, override):
+    _, weights = trained(override)
+    same = [other for other in transcribed[1] if "bias=" not in override or other.ndim == 4]
+    assert furthest([w for w in weights if "bias=" not in override or w.ndim == 4], same) > 1e-7
 
 
-# --- the order of moves by itself ------------------------------------------------------------------------------
+# --- the order of updates --------------------------------------------------------------------------------------
 
 
 class LogLoss:
@@ -228,7 +230,7 @@ class Copying(nn.Conv2d):
 
 
 class LinearD(nn.Module):
-    """D(x, y) = w · y, whose gradient to y is w itself: old or new is seen at once."""
+    """D(x, y) = w · y. Its gradient with respect to y is w, so a test sees whether the old or the new w was used."""
 
     def __init__(self, layer=nn.Conv2d):
         super().__init__()
@@ -238,77 +240,77 @@ class LinearD(nn.Module):
         return [self.conv(y)]
 
 
-def play(kind, optimizer, D):
+def take_step(kind, optimizer, D):
     torch.manual_seed(0)
     G = nn.Conv2d(3, 3, 1)
-    seen, batch = [], pair(0)
+    gradients, batch = [], pair(0)
 
     def descend(loss, adam):
         adam.zero_grad()
         loss.backward()
-        seen.append([p.grad.clone() for p in G.parameters() if p.grad is not None])
+        gradients.append([p.grad.clone() for p in G.parameters() if p.grad is not None])
         adam.step()
 
-    players = [Trainable(network, optimizer(network.parameters(), lr=0.1)) for network in (G, D)]
-    told = kind(*players, LogLoss(), [], descend).step(batch, 0)
-    return told, seen[-1], G, batch
+    trainables = [Trainable(network, optimizer(network.parameters(), lr=0.1)) for network in (G, D)]
+    logs = kind(*trainables, LogLoss(), [], descend).step(batch, 0)
+    return logs, gradients[-1], G, batch
 
 
 @pytest.mark.parametrize("layer", [nn.Conv2d, Copying])
 @pytest.mark.parametrize("fused", [False, True], ids=["adam", "fused adam"])
-def test_g_hears_the_old_verdict_and_learns_by_the_new_weights(fused, layer):
-    """Whichever Adam moves D (the default one marks weights as changed, the fused one does not), however D computes."""
+def test_g_uses_the_old_logits_and_the_new_weights(fused, layer):
+    """With both kinds of Adam: the default one marks weights as changed, the fused one does not."""
     torch.manual_seed(1)
     D = LinearD(layer)
     old = copy.deepcopy(D)
     torch.manual_seed(0)
     G = nn.Conv2d(3, 3, 1)
-    told, gradients, _, batch = play(LuaObjective, lambda p, lr: torch.optim.Adam(p, lr=lr, fused=fused), D)
+    logs, gradients, _, batch = take_step(LuaObjective, lambda p, lr: torch.optim.Adam(p, lr=lr, fused=fused), D)
     y_hat = G(batch.x)
-    verdict = old(batch.x, y_hat)[0]
-    assert told["G.gan"].item() == pytest.approx(-F.logsigmoid(verdict).mean().item(), abs=1e-12)
+    logits = old(batch.x, y_hat)[0]
+    assert logs["G.gan"].item() == pytest.approx(-F.logsigmoid(logits).mean().item(), abs=1e-12)
     assert not torch.equal(D.conv.weight, old.conv.weight)
-    to_verdict = -(1 - torch.sigmoid(verdict)) / verdict.numel()
-    expected = torch.autograd.grad(y_hat, list(G.parameters()), to_verdict * D.conv.weight[0])
+    to_logits = -(1 - torch.sigmoid(logits)) / logits.numel()
+    expected = torch.autograd.grad(y_hat, list(G.parameters()), to_logits * D.conv.weight[0])
     for found, by_hand in zip(gradients, expected, strict=True):
         torch.testing.assert_close(found, by_hand, rtol=0, atol=1e-12)
 
 
-def test_in_the_other_order_g_meets_the_d_that_has_moved():
+def test_in_the_default_order_g_uses_the_updated_d():
     torch.manual_seed(1)
     D = LinearD()
-    told, gradients, *_ = play(Objective, torch.optim.SGD, D)
+    logs, gradients, *_ = take_step(Objective, torch.optim.SGD, D)
     torch.manual_seed(0)
     G = nn.Conv2d(3, 3, 1)
     loss = -F.logsigmoid(D(None, G(pair(0).x))[0]).mean()
-    assert told["G.gan"].item() == pytest.approx(loss.item(), abs=1e-12)
+    assert logs["G.gan"].item() == pytest.approx(loss.item(), abs=1e-12)
     for found, by_hand in zip(gradients, torch.autograd.grad(loss, list(G.parameters())), strict=True):
         torch.testing.assert_close(found, by_hand, rtol=0, atol=1e-12)
 
 
-def test_layers_are_asked_as_ever_afterwards():
+def test_layers_get_their_forward_back():
     D = LinearD()
-    play(LuaObjective, torch.optim.SGD, D)
+    take_step(LuaObjective, torch.optim.SGD, D)
     assert "forward" not in vars(D.conv)
 
 
-def test_d_is_not_compiled_as_its_layers_would_be_gone():
+def test_d_is_not_compiled_because_its_layers_must_be_called():
     made = experiment("compute.compile=true")
     objective = build_objective(made, Engine(made.compute), (3, 3), (SIDE, SIDE))
-    assert [hasattr(player.network, "_orig_mod") for player in (objective.G, objective.D)] == [True, False]
+    assert [hasattr(trainable.network, "_orig_mod") for trainable in (objective.G, objective.D)] == [True, False]
 
 
-def test_a_d_with_weights_beside_its_layers_is_refused():
+def test_a_d_with_weights_outside_its_layers_is_refused():
     class Scaled(LinearD):
         def __init__(self):
             super().__init__()
             self.scale = nn.Parameter(torch.ones(1))
 
-    with pytest.raises(UserError, match="a discriminator whose weights all lie in its layers; Scaled has weights"):
-        play(LuaObjective, torch.optim.SGD, Scaled())
+    with pytest.raises(UserError, match="whose weights all belong to layers without submodules; Scaled has both"):
+        take_step(LuaObjective, torch.optim.SGD, Scaled())
 
 
-def test_without_a_discriminator_there_is_one_order():
+def test_without_a_discriminator_the_order_changes_nothing():
     class L1:
         side = "generator"
 
@@ -318,28 +320,28 @@ def test_without_a_discriminator_there_is_one_order():
     G = nn.Conv2d(3, 3, 1)
     moves = []
     terms = [Term("l1", L1(), 1.0)]
-    told = LuaObjective(Trainable(G, "adam"), None, None, terms, lambda _, adam: moves.append(adam)).step(pair(0), 0)
-    assert (list(told), moves) == (["G.l1"], ["adam"])
+    logs = LuaObjective(Trainable(G, "adam"), None, None, terms, lambda _, adam: moves.append(adam)).step(pair(0), 0)
+    assert (list(logs), moves) == (["G.l1"], ["adam"])
 
 
-def test_biases_are_zero_whenever_d_judges_and_after_each_step_no_further_from_it_than_the_step():
+def test_biases_are_zero_in_each_forward_of_d_and_small_after_each_step():
     made = experiment()
     engine = Engine(made.compute)
     objective = build_objective(made, engine, (3, 3), (SIDE, SIDE))
     D, G = objective.D.network, objective.G.network
-    seen = []
-    D.register_forward_pre_hook(lambda *_: seen.extend(m.bias.abs().max().item() for m in convolutions(D)))
+    biases = []
+    D.register_forward_pre_hook(lambda *_: biases.extend(m.bias.abs().max().item() for m in convolutions(D)))
     for step in range(3):
-        engine.set_rate(LR, step)
-        objective.step(engine.move(pair(step)), step)
-    assert set(seen) == {0.0}
+        engine.set_lr(LR, step)
+        objective.step(engine.to_device(pair(step)), step)
+    assert set(biases) == {0.0}
     left = [m.bias.abs().max().item() for part in (G, D) for m in convolutions(part)]
     assert 0 < max(left) < 10 * LR, "one step of Adam"
     norms = [m.bias.abs().max().item() for m in G.modules() if isinstance(m, nn.BatchNorm2d)]
     assert all(norms), "the shift of a norm is no bias of a convolution"
 
 
-def test_biases_that_never_learn_are_not_set_to_zero():
+def test_frozen_biases_are_not_set_to_zero():
     frozen, learning = nn.Conv2d(3, 3, 1).requires_grad_(False), nn.Conv2d(3, 3, 1)
     G = Trainable(nn.Sequential(frozen, learning), None)
     objective = Objective(G, None, None, [Term("l1", L1(), 1.0)], lambda loss, optimizer: None, zero_biases=True)
@@ -354,6 +356,6 @@ def convolutions(network):
 
 
 @pytest.mark.parametrize("setting", ['train.order="lua"', "train.zero_biases=true"])
-def test_activations_cannot_be_computed_again_by_weights_that_changed(setting):
+def test_activation_checkpointing_is_refused_if_weights_change_before_the_backward(setting):
     with pytest.raises(UserError, match=r"\[compute\] checkpointing = true: \[train\]"):
         config.load("zoo:base.toml", "smoke", [setting, "compute.checkpointing=true"])

@@ -1,12 +1,16 @@
-"""Runs from end to end, small: what is trained, what is found again, what is measured later, what is refused."""
+"""Small runs from end to end: training, complete runs, metrics added later, and errors before training."""
 
 import json
+import re
+import shutil
 import tomllib
 
+import numpy as np
 import pytest
 import torch
 
 from p2pzoo import config
+from p2pzoo.images.io import write_png
 from p2pzoo.models.safetensors_io import load_tensors
 from p2pzoo.plugin.loader import registry
 from p2pzoo.plugin.protocols import Callback
@@ -27,7 +31,7 @@ SMALL = (
 
 
 class Notes:
-    """A Progress that keeps what it is told."""
+    """A Progress that records its calls."""
 
     def __init__(self):
         self.steps, self.notes = [], []
@@ -41,36 +45,36 @@ class Notes:
 
 @pytest.fixture
 def run(tmp_path):
-    """run(*overrides, recipe=…) -> (outcome, what was shown)."""
+    """run(*overrides, recipe=…) -> (outcome, its Notes)."""
 
     def run(*overrides, recipe="zoo:base.toml", components=None, **kwargs):
         known = components or registry()
         experiment = config.load(recipe, "smoke", [*SMALL, *overrides], registry=known)
-        shown = Notes()
-        return run_experiment(experiment, known, tmp_path, shown, **kwargs), shown
+        notes = Notes()
+        return run_experiment(experiment, known, tmp_path, notes, **kwargs), notes
 
     return run
 
 
-def test_a_run_leaves_all_that_the_readme_promises(run):
-    outcome, shown = run()
+def test_a_run_writes_all_files_that_the_readme_lists(run):
+    outcome, notes = run()
     folder = outcome.run.folder
     assert {path.name for path in folder.iterdir()} - {".lock"} == {
         "recipe.toml", "status.json", "env.json", "metrics.jsonl", "timings.jsonl", "samples", "checkpoints",
         "model.safetensors", "results.json", "stats.safetensors", "report.html",
     }  # fmt: skip
-    assert [images for images, _ in shown.steps] == [1, 2, 3, 4, 5, 6]
+    assert [images for images, _ in notes.steps] == [1, 2, 3, 4, 5, 6]
     lines = outcome.run.lines("metrics.jsonl")
     assert [line["images"] for line in lines] == [2, 4, 6]
     assert set(lines[0]) == {"images", "lr", "D.gan", "D.real", "D.fake", "G.gan", "G.l1"}
-    means = [sum(losses["G.l1"] for _, losses in shown.steps[i : i + 2]) / 2 for i in (0, 2, 4)]
+    means = [sum(losses["G.l1"] for _, losses in notes.steps[i : i + 2]) / 2 for i in (0, 2, 4)]
     assert [line["G.l1"] for line in lines] == pytest.approx(means), "a line is the mean since the last one"
     assert outcome.run.status["state"] == "complete"
     assert len(list(outcome.run.checkpoints.iterdir())) == 1, "the last one stays, for --continue-from"
     assert not list(folder.rglob("*.tmp"))
 
 
-def test_a_number_carries_its_protocol_and_the_images_it_is_the_mean_of(run):
+def test_a_number_is_stored_with_its_protocol_and_per_image_statistics(run):
     outcome, _ = run()
     results = outcome.results
     assert set(results) == {"id", "recipe", "profile", "seed", "images", "metrics", "measured", "protocols"}
@@ -86,10 +90,10 @@ def test_a_number_carries_its_protocol_and_the_images_it_is_the_mean_of(run):
 def test_a_complete_run_is_not_trained_again_but_new_metrics_are_measured(run):
     first, _ = run('drop=["metrics.ssim"]')
     weights = first.run.model.read_bytes()
-    again, shown = run('drop=["metrics.ssim"]')
-    assert (again.trained, shown.steps, shown.notes) == (False, [], [])
-    more, shown = run("metrics.again.use=psnr")
-    assert (more.trained, shown.steps) == (False, [])
+    again, notes = run('drop=["metrics.ssim"]')
+    assert (again.trained, notes.steps, notes.notes) == (False, [], [])
+    more, notes = run("metrics.again.use=psnr")
+    assert (more.trained, notes.steps) == (False, [])
     assert more.run.folder == first.run.folder
     assert more.results["metrics"]["ssim"]["value"] < 1
     assert more.results["metrics"]["again"]["value"] == first.results["metrics"]["psnr"]["value"]
@@ -101,14 +105,14 @@ def test_a_complete_run_is_not_trained_again_but_new_metrics_are_measured(run):
 
 def test_another_test_mode_is_another_protocol_of_the_same_run(run):
     paper, _ = run()
-    evaluated, shown = run("evaluate.test_mode=eval")
-    assert shown.steps == []
+    evaluated, notes = run("evaluate.test_mode=eval")
+    assert notes.steps == []
     assert evaluated.run.folder == paper.run.folder
     assert evaluated.results["metrics"]["l1"]["protocol"] != paper.results["metrics"]["l1"]["protocol"]
     assert evaluated.results["metrics"]["l1"]["value"] != paper.results["metrics"]["l1"]["value"]
 
 
-def test_statistics_are_kept_only_beside_others_of_the_same_images(run):
+def test_statistics_of_other_images_are_removed(run):
     tested, _ = run()
     assert {"l1.l1", "ssim.ssim"} <= load_tensors(tested.run.stats)[0].keys()
     validated, _ = run("evaluate.split=val", 'drop=["metrics.ssim"]')
@@ -119,19 +123,19 @@ def test_statistics_are_kept_only_beside_others_of_the_same_images(run):
 
 def test_the_same_experiment_under_another_recipe_is_found(run):
     first, _ = run(recipe="zoo:ablation_l1_cgan.toml")
-    second, shown = run(recipe="zoo:ablation_patch70.toml")
+    second, notes = run(recipe="zoo:ablation_patch70.toml")
     assert second.run.folder == first.run.folder
-    assert shown.steps == []
+    assert notes.steps == []
 
 
-def test_two_equal_runs_are_equal_to_the_bit_and_another_seed_is_not(run, tmp_path):
+def test_equal_runs_are_bit_identical_and_another_seed_is_not(run, tmp_path):
     first, _ = run()
-    kept = {name: (first.run.folder / name).read_bytes() for name in ("metrics.jsonl", "model.safetensors")}
-    fresh, shown = run(fresh=True)
-    assert len(shown.steps) == 6
-    assert {name: (fresh.run.folder / name).read_bytes() for name in kept} == kept
+    contents = {name: (first.run.folder / name).read_bytes() for name in ("metrics.jsonl", "model.safetensors")}
+    fresh, notes = run(fresh=True)
+    assert len(notes.steps) == 6
+    assert {name: (fresh.run.folder / name).read_bytes() for name in contents} == contents
     other, _ = run("seed=1")
-    assert other.run.model.read_bytes() != kept["model.safetensors"]
+    assert other.run.model.read_bytes() != contents["model.safetensors"]
 
 
 def test_the_resolved_recipe_in_the_folder_is_the_run(run):
@@ -140,9 +144,9 @@ def test_the_resolved_recipe_in_the_folder_is_the_run(run):
     assert recipe.id == outcome.results["id"]
 
 
-def test_training_makes_the_translations_better(run):
-    _, shown = run("train.images=60", 'drop=["discriminator", "gan_loss"]', "train.log_every=30", "optimizer.lr=2e-3")
-    losses = [losses["G.l1"] for _, losses in shown.steps]
+def test_training_lowers_the_loss(run):
+    _, notes = run("train.images=60", 'drop=["discriminator", "gan_loss"]', "train.log_every=30", "optimizer.lr=2e-3")
+    losses = [losses["G.l1"] for _, losses in notes.steps]
     assert sum(losses[-15:]) < 0.75 * sum(losses[:15])
 
 
@@ -152,7 +156,7 @@ def test_the_linear_schedule_falls_in_the_second_half(run):
     assert rates == pytest.approx([0.001] * 5 + [0.00075, 0.0005, 0.00025])
 
 
-def test_the_averaged_generator_is_what_is_saved(run):
+def test_the_averaged_generator_is_saved(run):
     plain, _ = run("train.checkpoint_every=100")
     averaged, _ = run("train.checkpoint_every=100", "train.ema=0.5")
     _state, _ = load_tensors(next(averaged.run.checkpoints.iterdir()))
@@ -160,47 +164,47 @@ def test_the_averaged_generator_is_what_is_saved(run):
     name = "encoder.0.0.weight"
     assert torch.equal(saved[name], _state[f"average.{name}"])
     assert not torch.equal(saved[name], _state[f"G.{name}"])
-    assert torch.equal(_state[f"G.{name}"], load_tensors(plain.run.model)[0][name]), "G itself trains as without"
+    assert torch.equal(_state[f"G.{name}"], load_tensors(plain.run.model)[0][name]), "the average changes G itself"
 
 
-def test_bf16_trains_and_its_averaged_generator_is_its_own(run):
-    outcome, shown = run("compute.precision=bf16", "train.ema=0.999", "train.checkpoint_every=100")
+def test_bf16_trains_and_keeps_an_average_in_fp32(run):
+    outcome, notes = run("compute.precision=bf16", "train.ema=0.999", "train.checkpoint_every=100")
     state, _ = load_tensors(next(outcome.run.checkpoints.iterdir()))
     name = "encoder.0.0.weight"
     assert state[f"G.{name}"].dtype == torch.float32
     assert not torch.equal(state[f"average.{name}"], state[f"G.{name}"])
     full, exact = run("compute.precision=fp32", "train.ema=0.999", "train.checkpoint_every=100")
-    rounded = [losses["G.l1"] for _, losses in shown.steps]
+    rounded = [losses["G.l1"] for _, losses in notes.steps]
     assert rounded != [losses["G.l1"] for _, losses in exact.steps]
     assert rounded == pytest.approx([losses["G.l1"] for _, losses in exact.steps], rel=0.05)
     assert outcome.run.folder != full.run.folder
 
 
 class Watcher(Callback):
-    seen: list[tuple] = []  # noqa: RUF012 (shared on purpose: the zoo makes the instance)
+    calls: list[tuple] = []  # noqa: RUF012 (shared on purpose: the zoo makes the instance)
 
     def start(self, folder, recipe):
-        self.seen.append(("start", recipe["seed"]))
+        self.calls.append(("start", recipe["seed"]))
 
     def log(self, images, losses):
-        self.seen.append(("log", images))
+        self.calls.append(("log", images))
 
     def samples(self, images, path):
-        self.seen.append(("samples", images))
+        self.calls.append(("samples", images))
 
     def finish(self, metrics):
-        self.seen.append(("finish", sorted(metrics)))
+        self.calls.append(("finish", sorted(metrics)))
 
 
 def test_callbacks_watch_and_change_nothing(run):
     plain, _ = run()
     weights = plain.run.model.read_bytes()
     components = Registry([*registry(), Entry("callback", "watcher", Watcher, "test", "test")])
-    Watcher.seen.clear()
+    Watcher.calls.clear()
     watched, _ = run("callbacks.mine.use=watcher", components=components, fresh=True)
     metrics = ["l1", "psnr", "psnr.pooled", "ssim"]
     logs = [("log", 2), ("log", 4), ("log", 6)]
-    assert Watcher.seen == [("start", 0), *logs, ("samples", 6), ("finish", metrics)]
+    assert Watcher.calls == [("start", 0), *logs, ("samples", 6), ("finish", metrics)]
     assert watched.run.model.read_bytes() == weights
 
 
@@ -211,7 +215,7 @@ class NeedsLabels:
         return out.y_hat.mean()
 
 
-def test_what_the_data_lacks_is_told_before_training(run, tmp_path):
+def test_missing_fields_of_the_dataset_are_reported_before_training(run, tmp_path):
     class Unlabelled:
         x_range = y_range = (0.0, 255.0)
         classes = palette = None
@@ -223,8 +227,6 @@ def test_what_the_data_lacks_is_told_before_training(run, tmp_path):
             return 2
 
         def __getitem__(self, i):
-            import numpy as np
-
             from p2pzoo.plugin.batch import Pair
 
             return Pair(str(i), np.zeros((64, 64, 3), np.uint8), np.zeros((64, 64, 3), np.uint8))
@@ -238,7 +240,7 @@ def test_what_the_data_lacks_is_told_before_training(run, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_results_name_no_machine(run, tmp_path):
+def test_no_file_names_the_machine_or_its_paths(run, tmp_path):
     outcome, _ = run()
     for name in ("results.json", "env.json", "recipe.toml", "status.json", "metrics.jsonl"):
         assert str(tmp_path) not in (outcome.run.folder / name).read_text()
@@ -247,7 +249,7 @@ def test_results_name_no_machine(run, tmp_path):
     ).keys()
 
 
-def test_a_metric_that_nobody_could_trust_is_refused_before_training(run, tmp_path, monkeypatch):
+def test_a_metric_without_meaning_on_the_data_is_refused_before_training(run, tmp_path, monkeypatch):
     from p2pzoo_metrics.images import L1
 
     def trust(self, device):
@@ -257,3 +259,80 @@ def test_a_metric_that_nobody_could_trust_is_refused_before_training(run, tmp_pa
     with pytest.raises(UserError, match="it misreads the photos"):
         run()
     assert not [*tmp_path.rglob("*.safetensors")]
+
+
+@pytest.fixture(scope="module")
+def shared_run(tmp_path_factory, run_cli, arguments):
+    """(folder, override that names the removed images, output with --json) of a complete run."""
+    tmp_path = tmp_path_factory.mktemp("without_data")
+    rng = np.random.default_rng(0)
+    for side in ("inputs", "targets"):
+        for split in ("train", "val", "test"):
+            (tmp_path / side / split).mkdir(parents=True)
+            for i in range(2):
+                write_png(tmp_path / side / split / f"{i}.png", rng.integers(0, 256, (64, 64, 3), dtype=np.uint8))
+    dataset = f'dataset={{use="folders", inputs="{tmp_path / "inputs"}", targets="{tmp_path / "targets"}"}}'
+    command = arguments(tmp_path / "runs", dataset, "train.images=2", "train.checkpoint_every=2")
+    assert run_cli(*command, "--quiet").exit_code == 0
+    results = run_cli(*command, "--quiet", "--json").output
+    for side in ("inputs", "targets"):
+        shutil.rmtree(tmp_path / side)
+    return tmp_path, dataset, results
+
+
+class TestWithoutData:
+    """A complete run whose training images are gone still gives its stored results."""
+
+    @pytest.fixture
+    def complete(self, shared_run, tmp_path, arguments):
+        """(arguments of the run, its output with --json), for one test."""
+        folder, dataset, results = shared_run
+        shutil.copytree(folder / "runs", tmp_path / "runs")
+        return arguments(tmp_path / "runs", dataset, "train.images=2", "train.checkpoint_every=2"), results
+
+    def test_the_stored_results_are_printed_with_a_note(self, shared_run, complete, run_cli):
+        command, results = complete
+        result = run_cli(*command)
+        assert (result.exit_code, result.first_step) == (0, None)
+        [note] = [line for line in result.output.splitlines() if "the data cannot be opened" in line]
+        assert f"{shared_run[0] / 'inputs'}: no such folder" in note
+        assert note.endswith("): printing the stored results")
+        l1 = json.loads(results)["metrics"]["l1"]["value"]
+        assert re.search(rf"^l1 +{l1:.4f}$", result.output, re.MULTILINE)
+        assert run_cli(*command, "--quiet", "--json").output == results
+
+    @pytest.mark.parametrize(
+        "override",
+        ["metrics.again.use=l1", "evaluate.test_mode=eval", "evaluate.split=val"],
+        ids=["another metric", "another test mode", "another split"],
+    )
+    def test_numbers_that_are_not_stored_need_the_data(self, override, shared_run, complete, run_cli):
+        command, _ = complete
+        result = run_cli(*command, "-s", override)
+        assert result.exit_code == 2
+        assert f"{shared_run[0] / 'inputs'}: no such folder" in result.output
+        assert "stored results" not in result.output
+
+    def test_another_version_of_a_metric_needs_the_data(self, complete, run_cli, monkeypatch):
+        monkeypatch.setattr("p2pzoo_metrics.images.L1.version", "2")
+        result = run_cli(*complete[0])
+        assert result.exit_code == 2
+        assert "no such folder" in result.output
+
+    def test_fresh_needs_the_data(self, complete, run_cli):
+        assert run_cli(*complete[0], "--fresh").exit_code == 2
+
+    def test_an_unfinished_run_needs_the_data(self, complete, run_cli, tmp_path):
+        [status] = tmp_path.glob("runs/*/*/status.json")
+        status.write_text(json.dumps({**json.loads(status.read_text()), "state": "trained"}))
+        assert run_cli(*complete[0]).exit_code == 2
+
+    def test_code_that_changed_since_is_marked(self, complete, run_cli, tmp_path):
+        [status] = tmp_path.glob("runs/*/*/status.json")
+        content = json.loads(status.read_text())
+        content["sources"]["core"] = "0.0.1 0123456789ab"
+        status.write_text(json.dumps(content))
+        result = run_cli(*complete[0])
+        assert result.exit_code == 0
+        assert "core" in result.output
+        assert "--fresh" in result.output

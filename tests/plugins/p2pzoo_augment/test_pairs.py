@@ -1,4 +1,4 @@
-"""Paired augmentation: x, y and labels stay upon each other; hand-computed cases; what is refused."""
+"""Augmentation of pairs: alignment of x, y and labels, cases computed by hand, errors."""
 
 import colorsys
 
@@ -24,7 +24,7 @@ fraction = st.floats(0, 1, exclude_max=True, width=32)
 
 
 def coordinates(count=1):
-    """(count, 2, SIDE, SIDE): row and column of each pixel, in [-1, 1]."""
+    """(count, 2, SIDE, SIDE): the row and column of each pixel, in [-1, 1]."""
     line = torch.linspace(-1, 1, SIDE)
     return torch.stack(torch.meshgrid(line, line, indexing="ij"))[None].repeat(count, 1, 1, 1)
 
@@ -34,7 +34,7 @@ def images(count, seed=0, channels=3):
     return torch.rand(count, channels, SIDE, SIDE, generator=draw) * 2 - 1
 
 
-def numbers(*rows):
+def random_rows(*rows):
     return torch.tensor(rows, dtype=torch.float32)
 
 
@@ -42,11 +42,11 @@ class TestGeometry:
     @pytest.mark.parametrize("augmentation", GEOMETRY.values(), ids=GEOMETRY)
     @settings(max_examples=50, deadline=None)
     @given(data=st.data())
-    def test_what_lay_upon_each_other_still_does(self, augmentation, data):
-        u = numbers(*data.draw(st.lists(st.tuples(*[fraction] * augmentation.num_random), min_size=1, max_size=3)))
-        given = coordinates(len(u))
-        rows = ((given[:, 0] + 1) / 2 * (SIDE - 1)).round().long()
-        x, y, labels = augmentation(given, given.clone(), rows, u)
+    def test_x_y_and_labels_stay_aligned(self, augmentation, data):
+        u = random_rows(*data.draw(st.lists(st.tuples(*[fraction] * augmentation.num_random), min_size=1, max_size=3)))
+        grid = coordinates(len(u))
+        rows = ((grid[:, 0] + 1) / 2 * (SIDE - 1)).round().long()
+        x, y, labels = augmentation(grid, grid.clone(), rows, u)
         assert torch.equal(x, y)
         assert x.abs().max() <= 1 + 1e-6
         assert labels.dtype == torch.int64
@@ -66,22 +66,22 @@ class TestGeometry:
         ],
         ids=["as it is", "mirrored", "upended", "90°", "180°", "270°", "mirrored, then 90°"],
     )
-    def test_flips_and_turns_are_those_of_numpy(self, u, expected):
+    def test_flips_and_rotations_equal_those_of_numpy(self, u, expected):
         x, labels = images(1), torch.arange(SIDE**2).view(1, SIDE, SIDE)
-        turned, _, marked = GEOMETRY["flip-rotate"](x, x, labels, numbers(u))
+        turned, _, marked = GEOMETRY["flip-rotate"](x, x, labels, random_rows(u))
         for channel, its in zip(x[0], turned[0], strict=True):
             assert np.array_equal(its, expected(channel.numpy()))
         assert np.array_equal(marked[0], expected(labels[0].numpy()))
 
     def test_probabilities_and_turns_can_be_set(self):
-        u = numbers(*[(0.3, 0.3, i / 4) for i in range(4)])
+        u = random_rows(*[(0.3, 0.3, i / 4) for i in range(4)])
         x = images(4)
         never = FlipRotate((SIDE, SIDE), horizontal=0, vertical=0, quarter_turns=False)
         always = FlipRotate((SIDE, SIDE), horizontal=1, vertical=1, quarter_turns=False)
         assert torch.equal(never(x, x, None, u)[0], x)
         assert torch.equal(always(x, x, None, u)[0], x.flip(2, 3))
 
-    def test_the_eight_ways_to_lay_a_square_are_equally_likely(self):
+    def test_the_eight_symmetries_of_a_square_have_equal_probability(self):
         draw = torch.Generator().manual_seed(0)
         x = torch.arange(4.0).view(1, 1, 2, 2).repeat(4000, 1, 1, 1)
         turned, _, _ = FlipRotate((2, 2))(x, x, None, torch.rand(4000, 3, generator=draw))
@@ -89,70 +89,71 @@ class TestGeometry:
         assert len(ways) == 8
         assert ways == pytest.approx([1 / 8] * 8, abs=0.02)
 
-    def test_quarter_turns_of_oblong_images_are_refused(self):
-        with pytest.raises(ValueError, match=r"takes square images, and these are 8×16: set quarter_turns = false"):
+    def test_quarter_turns_need_square_images(self):
+        with pytest.raises(ValueError, match=r"needs square images, but these are 8×16: set quarter_turns = false"):
             FlipRotate((8, 16))
         oblong = torch.rand(1, 3, 8, 16)
-        moved, _, _ = FlipRotate((8, 16), quarter_turns=False)(oblong, oblong, None, numbers((0.1, 0.1, 0.9)))
+        moved, _, _ = FlipRotate((8, 16), quarter_turns=False)(oblong, oblong, None, random_rows((0.1, 0.1, 0.9)))
         assert torch.equal(moved, oblong.flip(2, 3))
 
-    def test_nothing_asked_of_it_affine_leaves_images_where_they_are(self):
+    def test_affine_with_zero_strengths_changes_nothing(self):
         still = Affine((SIDE, SIDE), degrees=0, scale=(1, 1), translate=0)
         x = images(1)
-        torch.testing.assert_close(still(x, x, None, numbers((0.2, 0.7, 0.1, 0.9)))[0], x, atol=1e-5, rtol=0)
+        torch.testing.assert_close(still(x, x, None, random_rows((0.2, 0.7, 0.1, 0.9)))[0], x, atol=1e-5, rtol=0)
 
-    def test_a_quarter_of_the_circle_is_a_quarter_turn(self):
+    def test_a_rotation_by_90_degrees_is_a_quarter_turn(self):
         turning = Affine((SIDE, SIDE), degrees=180, scale=(1, 1), translate=0)
         x = images(1)
-        turned, _, _ = turning(x, x, None, numbers((0.75, 0.5, 0.5, 0.5)))  # -180 + 0.75 · 360 = 90
+        turned, _, _ = turning(x, x, None, random_rows((0.75, 0.5, 0.5, 0.5)))  # -180 + 0.75 · 360 = 90
         torch.testing.assert_close(turned, torch.rot90(x, 3, (2, 3)), atol=1e-4, rtol=0)
 
     def test_a_shift_moves_right_and_down_and_reflects_at_the_edge(self):
         shifting = Affine((SIDE, SIDE), degrees=0, scale=(1, 1), translate=0.25, resampling="nearest")
         x = images(1)
-        moved, _, _ = shifting(x, x, None, numbers((0.5, 0.5, 0.75, 0.5)))  # half of 4 px to the right
+        moved, _, _ = shifting(x, x, None, random_rows((0.5, 0.5, 0.75, 0.5)))  # half of 4 px to the right
         torch.testing.assert_close(moved[..., 2:], x[..., :-2], atol=1e-5, rtol=0)
         torch.testing.assert_close(moved[..., :2], x[..., 1:3].flip(3), atol=1e-5, rtol=0)
-        moved, _, _ = shifting(x, x, None, numbers((0.5, 0.5, 0.5, 0.75)))
+        moved, _, _ = shifting(x, x, None, random_rows((0.5, 0.5, 0.5, 0.75)))
         torch.testing.assert_close(moved[:, :, 2:], x[:, :, :-2], atol=1e-5, rtol=0)
 
     def test_a_factor_above_1_enlarges_about_the_centre(self):
         enlarging = Affine((SIDE, SIDE), degrees=0, scale=(2, 2), translate=0)
         x = coordinates()
-        torch.testing.assert_close(enlarging(x, x, None, numbers((0.5,) * 4))[0], x / 2, atol=1e-5, rtol=0)
+        torch.testing.assert_close(enlarging(x, x, None, random_rows((0.5,) * 4))[0], x / 2, atol=1e-5, rtol=0)
 
-    def test_scale_upside_down_is_refused(self):
-        with pytest.raises(ValueError, match=r"scale = \[1.2, 0.8\]: give the least factor first"):
+    def test_a_minimum_scale_above_the_maximum_is_an_error(self):
+        with pytest.raises(ValueError, match=r"scale = \[1.2, 0.8\]: give the minimum factor first"):
             Affine((SIDE, SIDE), scale=(1.2, 0.8))
 
 
 class TestPhotometry:
     @pytest.mark.parametrize("side", PHOTOMETRY)
-    def test_it_touches_the_side_that_it_is_told_and_both_alike(self, side):
+    def test_side_sets_the_images_that_change(self, side):
         x, labels = images(2), torch.zeros(2, SIDE, SIDE, dtype=torch.int64)
-        lit_x, lit_y, marked = PHOTOMETRY[side](x, x.clone(), labels, numbers((0.1, 0.2, 0.8, 0.9), (0.9, 0.7, 0.1, 0)))
+        random = random_rows((0.1, 0.2, 0.8, 0.9), (0.9, 0.7, 0.1, 0))
+        lit_x, lit_y, marked = PHOTOMETRY[side](x, x.clone(), labels, random)
         assert torch.equal(lit_x, x) == (side == "y")
         assert torch.equal(lit_y, x) == (side == "x")
         assert torch.equal(lit_x, lit_y) == (side == "both")
         assert marked is labels
 
-    def test_the_default_leaves_what_g_is_to_make_alone(self):
-        assert schema.check(Photometric, {})["side"] == "x"
+    def test_the_default_does_not_change_y(self):
+        assert schema.check_params(Photometric, {})["side"] == "x"
 
     @pytest.mark.parametrize("side", PHOTOMETRY)
     @settings(max_examples=25, deadline=None)
     @given(u=st.tuples(*[fraction] * 4))
-    def test_values_stay_between_minus_1_and_1(self, side, u):
-        lit_x, lit_y, _ = PHOTOMETRY[side](images(1), images(1, seed=1), None, numbers(u))
+    def test_values_stay_within_minus_1_and_1(self, side, u):
+        lit_x, lit_y, _ = PHOTOMETRY[side](images(1), images(1, seed=1), None, random_rows(u))
         assert max(lit_x.abs().max(), lit_y.abs().max()) <= 1
 
     @pytest.mark.parametrize("strength", ["brightness", "contrast", "saturation", "hue"])
-    def test_each_strength_is_what_it_says_of_pixels_in_0_1(self, strength):
+    def test_each_strength_is_for_pixels_in_0_1(self, strength):
         off = {"brightness": 0.0, "contrast": 0.0, "saturation": 0.0, "hue": 0.0}
         light = Photometric(3, 3, **{**off, strength: 0.2})
         u = [0.25, 0.25, 0.25, 0.25]  # brightness -0.1, factors 0.9, hue -0.1 of the circle
         x = images(1) * 0.5  # nothing is clipped
-        found = (light(x, x, None, numbers(u))[0][0].permute(1, 2, 0).reshape(-1, 3).double() + 1) / 2
+        changed = (light(x, x, None, random_rows(u))[0][0].permute(1, 2, 0).reshape(-1, 3).double() + 1) / 2
         pixels = (x[0].permute(1, 2, 0).reshape(-1, 3).double() + 1) / 2
         if strength == "brightness":
             expected = pixels - 0.1
@@ -160,37 +161,37 @@ class TestPhotometry:
             mean = (pixels @ torch.tensor([0.299, 0.587, 0.114], dtype=torch.float64)).mean()
             expected = mean + 0.9 * (pixels - mean)
         else:
-            changed = []
+            colours = []
             for pixel in pixels.tolist():
                 h, s, v = colorsys.rgb_to_hsv(*pixel)
-                changed.append(
+                colours.append(
                     colorsys.hsv_to_rgb(h, 0.9 * s, v) if strength == "saturation"
                     else colorsys.hsv_to_rgb((h - 0.1) % 1, s, v)
                 )  # fmt: skip
-            expected = torch.tensor(changed, dtype=torch.float64)
-        torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+            expected = torch.tensor(colours, dtype=torch.float64)
+        torch.testing.assert_close(changed, expected, atol=1e-5, rtol=0)
 
-    def test_without_rgb_saturation_and_hue_are_refused_and_the_rest_works(self):
+    def test_saturation_and_hue_need_rgb(self):
         for arguments, side, name in (((1, 3), "x", "x"), ((3, 1), "y", "y"), ((3, 4), "both", "y")):
-            with pytest.raises(ValueError, match=rf"take RGB, and {name} has \d channel\(s\): set saturation = 0"):
+            with pytest.raises(ValueError, match=rf"need RGB, but {name} has \d channel\(s\): set saturation = 0"):
                 Photometric(*arguments, side=side)
         Photometric(1, 3, side="y")
         grey = images(1, channels=1)
-        lit, _, _ = Photometric(1, 1, saturation=0, hue=0)(grey, grey, None, numbers((0.9,) * 4))
+        lit, _, _ = Photometric(1, 1, saturation=0, hue=0)(grey, grey, None, random_rows((0.9,) * 4))
         assert lit.mean() > grey.mean()
 
 
 @pytest.mark.parametrize("size", [1, 2, 3])
-def test_a_sample_has_the_same_bits_whatever_the_batch_it_is_in(size):
+def test_an_image_is_bit_identical_in_any_batch(size):
     named = {**GEOMETRY, "light": Photometric(3, 3, side="both", hue=0.1)}
 
     def augmented(size):
         make = Augmentations(named, batch_size=size, seed=0)
         parts = []
         for step in range(6 // size):
-            own = slice(step * size, (step + 1) * size)
-            x, y = (images(6, seed)[own].contiguous(memory_format=torch.channels_last) for seed in (0, 1))
-            parts.append(make(Batch(x, y, ("",) * size, torch.arange(6)[own, None, None].repeat(1, SIDE, SIDE)), step))
+            part = slice(step * size, (step + 1) * size)
+            x, y = (images(6, seed)[part].contiguous(memory_format=torch.channels_last) for seed in (0, 1))
+            parts.append(make(Batch(x, y, ("",) * size, torch.arange(6)[part, None, None].repeat(1, SIDE, SIDE)), step))
         return [torch.cat([getattr(part, field) for part in parts]) for field in ("x", "y", "labels")]
 
     assert all(map(torch.equal, augmented(size), augmented(6)))

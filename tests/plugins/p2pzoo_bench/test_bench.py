@@ -1,4 +1,4 @@
-"""`p2pzoo bench` trains what is missing, once; goes on where it stopped; and one that fails leaves the others."""
+"""`p2pzoo bench` trains missing runs once, resumes interrupted ones, and a run that fails does not stop the others."""
 
 import contextlib
 import json
@@ -14,12 +14,11 @@ import pytest
 import tomli_w
 from p2pzoo_bench import executors
 from p2pzoo_bench.bench import Bench
-from p2pzoo_bench.executors import Job, Machine
+from p2pzoo_bench.executors import Job, LocalExecutor
 from p2pzoo_bench.table_file import read_table
 from PIL import Image
 
-from p2pzoo.config.check import check
-from p2pzoo.config.recipe import read_recipe
+from p2pzoo import config
 from p2pzoo.models.safetensors_io import load_tensors, save_tensors
 from p2pzoo.plugin.loader import registry
 from p2pzoo.utils.errors import UserError
@@ -61,27 +60,29 @@ def files(tmp_path, tiny):
 
 
 @pytest.fixture
-def bench(zoo, files):
-    """bench("--seeds", 2, …): the table, as JSON; the answer of the command where there is none."""
+def bench(run_cli, files):
+    """bench("--seeds", 2, …) -> (the command's result, the table as JSON or None)."""
 
     def bench(*options):
         out = files / "out.json"
         out.unlink(missing_ok=True)
-        told = zoo("bench", files / "table.toml", "--profile", "smoke", "--runs", files / "runs", "-o", out, *options)
-        return told, json.loads(out.read_text()) if out.exists() else None
+        result = run_cli(
+            "bench", files / "table.toml", "--profile", "smoke", "--runs", files / "runs", "-o", out, *options
+        )
+        return result, json.loads(out.read_text()) if out.exists() else None
 
     return bench
 
 
 @pytest.mark.slow
-def test_a_table_is_trained_once_and_is_the_same_the_second_time(bench, files):
-    told, doc = bench("--seeds", 2)
-    assert told.exit_code == 0, told.output
+def test_the_second_call_trains_nothing_and_prints_the_same_table(bench, files):
+    result, doc = bench("--seeds", 2)
+    assert result.exit_code == 0, result.output
     l1, both, photos = doc["rows"]
     assert [run["seed"] for run in l1["runs"]] == [0, 1]
     assert l1["cells"]["psnr"]["mean"] == pytest.approx(sum(l1["cells"]["psnr"]["values"]) / 2)
     assert l1["published"] == {"psnr": 20}
-    assert photos["cells"]["l1"]["values"] == [0.0], "y is what y should be"
+    assert photos["cells"]["l1"]["values"] == [0.0], "y is equal to itself"
     assert "difference" in l1["cells"]["psnr"]
     assert "difference" not in both["cells"]["psnr"], "a row does not differ from itself"
     assert l1["discriminator_parameters"] is None
@@ -89,9 +90,9 @@ def test_a_table_is_trained_once_and_is_the_same_the_second_time(bench, files):
 
     before = {file: file.stat().st_mtime_ns for file in (files / "runs").rglob("model.safetensors")}
     assert len(before) == 4
-    told, again = bench("--seeds", 2)
-    assert told.exit_code == 0
-    assert "runs to make" not in told.output
+    result, again = bench("--seeds", 2)
+    assert result.exit_code == 0
+    assert "runs to train" not in result.output
     assert again == doc
     assert before == {file: file.stat().st_mtime_ns for file in (files / "runs").rglob("model.safetensors")}
 
@@ -105,19 +106,19 @@ def test_committed_results_beside_the_table_count(bench, files):
         for name in ("results.json", "env.json", "stats.safetensors"):
             shutil.copy(run / name, kept / name)
     shutil.rmtree(files / "runs")
-    told, again = bench("--seeds", 1)
-    assert told.exit_code == 0
+    result, again = bench("--seeds", 1)
+    assert result.exit_code == 0
     assert again == doc
     assert not [*(files / "runs").rglob("model.safetensors")], "nothing was trained"
 
 
 @pytest.mark.slow
-def test_a_row_that_fails_leaves_the_others_standing(bench, files):
-    first = f'[init]\ngenerator = "{files}/here.safetensors"\n'
-    (files / "l1.toml").write_text((files / "both.toml").read_text() + first)
+def test_a_row_that_fails_does_not_stop_the_others(bench, files):
+    init = f'[init]\ngenerator = "{files}/here.safetensors"\n'
+    (files / "l1.toml").write_text((files / "both.toml").read_text() + init)
     (files / "here.safetensors").write_bytes(b"no model")
-    told, doc = bench("--seeds", 1)
-    assert told.exit_code == 1
+    result, doc = bench("--seeds", 1)
+    assert result.exit_code == 1
     l1, both, _ = doc["rows"]
     assert l1["cells"] == {}
     assert "here.safetensors" in l1["failed"]
@@ -126,17 +127,17 @@ def test_a_row_that_fails_leaves_the_others_standing(bench, files):
 
 
 @pytest.mark.slow
-def test_what_the_doctor_noticed_in_a_run_is_told(bench, files):
+def test_findings_of_the_training_monitor_are_printed(bench, files):
     with (files / "l1.toml").open("a") as recipe:
         recipe.write("[losses.l1]\nweight = 1e-9\n")
-    told, _ = bench("--seeds", 1)
-    assert told.exit_code == 0
-    assert "L1 alone, seed 0: Most of G's weights get no gradient (100% of them, at 4 images)" in told.output
-    assert "L1 + cGAN, seed 0: " not in told.output
+    result, _ = bench("--seeds", 1)
+    assert result.exit_code == 0
+    assert "L1 alone, seed 0: Most of G's weights get no gradient (100% of them, at 4 images)" in result.output
+    assert "L1 + cGAN, seed 0: " not in result.output
 
 
 @pytest.mark.slow
-def test_a_stopped_table_goes_on_where_it_was(bench, files, tiny, start, wait_for):
+def test_an_interrupted_table_resumes(bench, files, tiny, start, wait_for):
     (files / "both.toml").write_text(RECIPE.format(tiny=tiny, images=400))
     (files / "l1.toml").write_text('extends = "both.toml"\ndrop = ["discriminator", "gan_loss"]\n[train]\nimages = 8\n')
     options = ("--profile", "smoke", "--runs", files / "runs", "--seeds", "1")
@@ -145,28 +146,28 @@ def test_a_stopped_table_goes_on_where_it_was(bench, files, tiny, start, wait_fo
     process.send_signal(signal.SIGINT)
     output, _ = process.communicate(timeout=120)
     assert process.returncode == 128 + signal.SIGINT, output
-    assert "the same command goes on" in output
+    assert "the same command resumes from there" in output
     [status] = (files / "runs" / "both").glob("*/status.json")
     assert json.loads(status.read_text())["state"] == "interrupted"
     assert 0 < json.loads(status.read_text())["images"] < 400
-    told, doc = bench("--seeds", 1)
-    assert told.exit_code == 0, told.output
-    assert "1 of 2 runs to make" in told.output
+    result, doc = bench("--seeds", 1)
+    assert result.exit_code == 0, result.output
+    assert "1 of 2 runs to train" in result.output
     assert doc["rows"][1]["cells"]["psnr"]["values"]
 
 
 @pytest.mark.slow
-def test_a_table_that_is_stopped_before_its_run_can_listen_is_stopped(files, start, wait_for):
+def test_a_signal_before_the_run_has_its_handler_stops_the_table(files, start, wait_for):
     options = ("--profile", "smoke", "--runs", files / "runs", "--seeds", "1")
     process = start("-m", "p2pzoo", "bench", files / "table.toml", *options)
 
     def runs():
-        with contextlib.suppress(OSError):  # another child, which has ended meanwhile
+        with contextlib.suppress(OSError):  # another child process that has ended
             children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
             return [child for child in children if b"\0run\0" in Path(f"/proc/{child}/cmdline").read_bytes()]
 
     wait_for(runs, process)
-    time.sleep(0.2)  # it still imports
+    time.sleep(0.2)  # it is still importing
     process.send_signal(signal.SIGTERM)
     output, _ = process.communicate(timeout=120)
     assert process.returncode == 128 + signal.SIGTERM, output
@@ -174,21 +175,21 @@ def test_a_table_that_is_stopped_before_its_run_can_listen_is_stopped(files, sta
 
 
 @pytest.mark.slow
-def test_runs_side_by_side_give_the_bits_of_runs_one_after_another(bench, files):
+def test_parallel_runs_are_bit_identical_to_sequential_ones(bench, files):
     threads = ("-s", "compute.threads=1")
-    told, together = bench("--seeds", 2, "--jobs", 3, *threads)
-    assert told.exit_code == 0, told.output
+    result, parallel = bench("--seeds", 2, "--jobs", 3, *threads)
+    assert result.exit_code == 0, result.output
     models = {path.parent.name: path.read_bytes() for path in (files / "runs").glob("*/*/model.safetensors")}
     assert len(models) == 4
     shutil.rmtree(files / "runs")
-    told, alone = bench("--seeds", 2, *threads)
-    assert told.exit_code == 0, told.output
+    result, sequential = bench("--seeds", 2, *threads)
+    assert result.exit_code == 0, result.output
     assert models == {path.parent.name: path.read_bytes() for path in (files / "runs").glob("*/*/model.safetensors")}
-    assert [row["cells"] for row in together["rows"]] == [row["cells"] for row in alone["rows"]]
+    assert [row["cells"] for row in parallel["rows"]] == [row["cells"] for row in sequential["rows"]]
 
 
 @pytest.mark.slow
-def test_runs_side_by_side_are_stopped_together(bench, files, tiny, start, wait_for):
+def test_a_signal_stops_all_parallel_runs(bench, files, tiny, start, wait_for):
     (files / "both.toml").write_text(RECIPE.format(tiny=tiny, images=4000))
     (files / "l1.toml").write_text('extends = "both.toml"\ndrop = ["discriminator", "gan_loss"]\n')
     options = ("--profile", "smoke", "--runs", files / "runs", "--seeds", "1", "--jobs", "2")
@@ -201,8 +202,8 @@ def test_runs_side_by_side_are_stopped_together(bench, files, tiny, start, wait_
     assert states == ["interrupted", "interrupted"]
 
 
-class Begun:
-    """A process that goes on and on."""
+class EndlessProcess:
+    """A process that never ends."""
 
     def __init__(self, command, *, env, **_):
         [recipe] = [part for part in command if str(part).endswith(".toml")]
@@ -214,65 +215,67 @@ class Begun:
 
 
 @pytest.mark.parametrize(("jobs", "cpus", "expected"), [(4, None, 1), (2, None, 3), (1, None, 0), (4, 2, 2)])
-def test_runs_side_by_side_share_cores_and_take_gpus_in_turn(files, monkeypatch, jobs, cpus, expected):
-    made = Bench(read_table(str(files / "table.toml")), registry(), files / "runs", profile="smoke", seeds=2)
-    begun = []
-    monkeypatch.setattr(executors.subprocess, "Popen", lambda *a, **k: begun.append(Begun(*a, **k)) or begun[-1])
-    monkeypatch.setattr(executors, "usable_cores", lambda: 6)
+def test_parallel_runs_share_cores_and_take_gpus_in_turn(files, monkeypatch, jobs, cpus, expected):
+    table = Bench(read_table(str(files / "table.toml")), registry(), files / "runs", profile="smoke", seeds=2)
+    processes = []
+    monkeypatch.setattr(
+        executors.subprocess, "Popen", lambda *a, **k: processes.append(EndlessProcess(*a, **k)) or processes[-1]
+    )
+    monkeypatch.setattr(executors, "count_usable_cores", lambda: 6)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
-    machine = Machine(jobs, cpus)
-    for cell in made.cells[:jobs]:
-        open_ = replace(cell.experiment, compute=replace(cell.experiment.compute, threads=0))
-        assert machine.room()
-        machine.begin(Job("", open_, files / "runs"))
-    assert not machine.room()
-    assert [each.gpu for each in begun] == (["3", "5", "3", "5"][:jobs] if jobs > 1 else ["3,5"])
-    assert {each.threads for each in begun} == {expected}
+    executor = LocalExecutor(jobs, cpus)
+    for cell in table.cells[:jobs]:
+        experiment = replace(cell.experiment, compute=replace(cell.experiment.compute, threads=0))
+        assert executor.room()
+        executor.begin(Job("", experiment, files / "runs"))
+    assert not executor.room()
+    assert [process.gpu for process in processes] == (["3", "5", "3", "5"][:jobs] if jobs > 1 else ["3,5"])
+    assert {process.threads for process in processes} == {expected}
 
 
-def test_a_recipe_that_says_how_many_threads_gets_them(files):
+def test_a_recipe_that_sets_threads_gets_them(files):
     cell = Bench(read_table(str(files / "table.toml")), registry(), files / "runs", profile="smoke").cells[0]
     assert tomllib.loads(Job("", cell.experiment, files / "runs").recipe(3))["compute"]["threads"] == 1
 
 
-def test_what_would_be_trained_is_told_without_training(bench, files):
-    told, doc = bench("--seeds", 2, "--dry-run")
-    assert told.exit_code == 0
+def test_dry_run_prints_what_would_be_trained(bench, files):
+    result, doc = bench("--seeds", 2, "--dry-run")
+    assert result.exit_code == 0
     assert doc is None
-    assert "L1 + cGAN, seed 1: 8 images" in told.output
-    assert "4 of 4 runs are missing" in told.output
+    assert "L1 + cGAN, seed 1: 8 images" in result.output
+    assert "4 of 4 runs are missing" in result.output
     assert not (files / "runs").exists()
 
 
-def test_an_override_holds_for_every_row(bench):
-    told, _ = bench("--seeds", 1, "--dry-run", "-s", "train.images=2")
-    assert told.output.count(": 2 images") == 2
+def test_an_override_applies_to_every_row(bench):
+    result, _ = bench("--seeds", 1, "--dry-run", "-s", "train.images=2")
+    assert result.output.count(": 2 images") == 2
 
 
 def test_seeds_are_the_outermost_loop(files):
-    made = Bench(read_table(str(files / "table.toml")), registry(), files / "runs", profile="smoke", seeds=2)
-    assert [(cell.row.name, cell.experiment.seed) for cell in made.cells] == [
+    table = Bench(read_table(str(files / "table.toml")), registry(), files / "runs", profile="smoke", seeds=2)
+    assert [(cell.row.name, cell.experiment.seed) for cell in table.cells] == [
         ("l1", 0), ("both", 0), ("l1", 1), ("both", 1)
     ]  # fmt: skip
 
 
 @pytest.mark.parametrize(
-    ("broken", "told"),
+    ("replacement", "message"),
     [
         (('recipe = "l1.toml"', 'recipe = "l2.toml"'), "l2.toml: no such recipe"),
-        (('psnr = "PSNR"', 'psmr = "PSNR"'), "column 'psmr' names no metric of its rows; they have l1, psnr"),
+        (('psnr = "PSNR"', 'psmr = "PSNR"'), "column 'psmr': no row has this metric; they have l1, psnr"),
         (("[columns]", '[metrics.m]\nuse = "nothing"\n[columns]'), "no metric 'nothing'"),
     ],
 )
-def test_faults_are_told_before_anything_is_trained(bench, files, broken, told):
-    (files / "table.toml").write_text(TABLE.replace(*broken).replace("published = { psnr = 20 }", ""))
-    answer, _ = bench()
-    assert answer.exit_code == 2
-    assert told in answer.output
+def test_faults_are_reported_before_training(bench, files, replacement, message):
+    (files / "table.toml").write_text(TABLE.replace(*replacement).replace("published = { psnr = 20 }", ""))
+    result, _ = bench()
+    assert result.exit_code == 2
+    assert message in result.output
     assert not (files / "runs").exists()
 
 
-def test_a_metric_that_needs_what_the_data_lacks_is_told_before_anything_is_trained(bench, files):
+def test_a_metric_that_needs_what_the_data_lacks_is_refused_before_training(bench, files):
     for split in ("train", "val", "test"):
         (files / "pairs" / split).mkdir(parents=True)
         Image.new("RGB", (128, 64)).save(files / "pairs" / split / "a.png")
@@ -280,21 +283,21 @@ def test_a_metric_that_needs_what_the_data_lacks_is_told_before_anything_is_trai
     (files / "both.toml").write_text((files / "both.toml").read_text() + data)
     metric = '[metrics.fcn]\nuse = "fcn_score"\n[columns]\nfcn = "FCN"\n'
     (files / "table.toml").write_text(TABLE.replace("[columns]\n", metric))
-    answer, _ = bench()
-    assert answer.exit_code == 2
+    result, _ = bench()
+    assert result.exit_code == 2
     assert (
-        "[rows.l1] [metrics.fcn] needs labels, which the dataset 'datasets:side-by-side' does not have" in answer.output
+        "[rows.l1] [metrics.fcn] needs labels, which the dataset 'datasets:side-by-side' does not have" in result.output
     )
-    assert "[rows.both] [metrics.fcn] needs labels" in answer.output
+    assert "[rows.both] [metrics.fcn] needs labels" in result.output
     assert not (files / "runs").exists()
 
 
 @pytest.mark.slow
-def test_a_metric_that_cannot_be_had_leaves_the_rest_and_says_what_it_wants(bench, files):
+def test_an_unavailable_metric_costs_only_its_column_and_names_the_missing_file(bench, files):
     metric = '[metrics.fcn]\nuse = "fcn_score"\nweights = "none.safetensors"\n[columns]\nfcn = "FCN"\n'
     (files / "table.toml").write_text(TABLE.replace("[columns]\n", metric))
-    told, doc = bench("--seeds", 1)
-    assert told.exit_code == 0, told.output
+    result, doc = bench("--seeds", 1)
+    assert result.exit_code == 0, result.output
     [fcn, psnr, _] = doc["columns"]
     assert "none.safetensors" in fcn["unavailable"]
     assert psnr["unavailable"] is None
@@ -303,55 +306,54 @@ def test_a_metric_that_cannot_be_had_leaves_the_rest_and_says_what_it_wants(benc
         assert "psnr" in row["cells"]
 
 
-def test_recipes_without_profiles_can_stand_in_a_table(bench, files):
-    """Such as the resolved recipe of a finished run, or one that extends nothing."""
+def test_recipes_without_profiles_can_be_rows(bench, files):
+    """For example, the resolved recipe of a finished run."""
     for name in ("l1", "both"):
-        recipe = read_recipe(str(files / f"{name}.toml"), "smoke")
-        tree = {**check(recipe, registry()).resolved()}
+        tree = config.load(str(files / f"{name}.toml"), "smoke").resolved()
         del tree["profile"]
         (files / f"{name}.toml").write_text(tomli_w.dumps(tree))
-    made = Bench(read_table(str(files / "table.toml")), registry(), files / "runs", pick=lambda: "laptop")
-    assert made.profile == "plain"
-    assert len(made.missing()) == 2
+    table = Bench(read_table(str(files / "table.toml")), registry(), files / "runs", pick=lambda: "laptop")
+    assert table.profile == "plain"
+    assert len(table.missing()) == 2
 
 
-def test_rows_that_are_measured_in_unlike_ways_are_told_before_anything_is_trained(bench, files):
+def test_rows_with_different_protocols_are_refused_before_training(bench, files):
     (files / "l1.toml").write_text((files / "l1.toml").read_text() + '[evaluate]\ntest_mode = "eval"\n')
-    answer, _ = bench()
-    assert answer.exit_code == 2
+    result, _ = bench()
+    assert result.exit_code == 2
     assert (
-        "[rows.both] psnr is measured otherwise than in [rows.l1] (test_mode: paper against eval; test_batch: 1"
-        in answer.output
+        "[rows.both] psnr has another protocol than in [rows.l1]: test_mode: paper instead of eval; test_batch: 1"
+        in result.output
     )
     assert not (files / "runs").exists()
 
 
 @pytest.mark.parametrize("option", ["seed=3", " seed = 3"])
-def test_a_seed_is_no_override_of_a_table(bench, files, option):
-    answer, _ = bench("-s", option)
-    assert (answer.exit_code, "say how many with --seeds" in answer.output) == (2, True)
+def test_a_seed_is_refused_as_an_override(bench, files, option):
+    result, _ = bench("-s", option)
+    assert (result.exit_code, "set how many with --seeds" in result.output) == (2, True)
     (files / "table.toml").write_text(TABLE.replace('label = "L1 alone"', f'set = ["{option}"]'))
-    answer, _ = bench()
-    assert (answer.exit_code, "a seed is set for no row alone" in answer.output) == (2, True)
+    result, _ = bench()
+    assert (result.exit_code, "[rows.l1] must not set the seed" in result.output) == (2, True)
 
 
-@pytest.mark.parametrize(("options", "told"), [
-    (("--format", "rich"), "rich is for a terminal"), (("--format", "svg"), "of this table's none draws"),
+@pytest.mark.parametrize(("options", "message"), [
+    (("--format", "rich"), "rich is for a terminal"), (("--format", "svg"), "none of them draws"),
 ])  # fmt: skip
-def test_a_form_that_cannot_be_is_told_before_anything_is_trained(bench, files, options, told):
-    answer, _ = bench(*options)
-    assert (answer.exit_code, told in answer.output) == (2, True)
+def test_an_impossible_format_is_refused_before_training(bench, files, options, message):
+    result, _ = bench(*options)
+    assert (result.exit_code, message in result.output) == (2, True)
     assert not (files / "runs").exists()
 
 
 @pytest.mark.slow
-def test_a_scorer_that_misreads_the_photos_costs_its_column_alone(bench, files):
+def test_a_scorer_that_misreads_the_photos_costs_only_its_column(bench, files):
     tensors, header = load_tensors(Path(p2pzoo_earth.__file__).with_name("scorer.safetensors"))
     save_tensors(files / "bad.safetensors", tensors, header | {"self_check": {"pixel_accuracy": 1.1}})
     metric = f'[metrics.fcn]\nuse = "fcn_score"\nweights = "{files}/bad.safetensors"\n[columns]\nfcn = "FCN"\n'
     (files / "table.toml").write_text(TABLE.replace("[columns]\n", metric))
-    told, doc = bench("--seeds", 1)
-    assert told.exit_code == 0, told.output
+    result, doc = bench("--seeds", 1)
+    assert result.exit_code == 0, result.output
     assert "misreads the real photos" in doc["columns"][0]["unavailable"]
     for row in doc["rows"]:
         assert "fcn" not in row["cells"]
@@ -359,20 +361,20 @@ def test_a_scorer_that_misreads_the_photos_costs_its_column_alone(bench, files):
 
 
 @pytest.mark.slow
-def test_a_target_that_cannot_be_measured_leaves_the_rows_standing(bench, files, monkeypatch):
+def test_a_target_that_cannot_be_measured_does_not_stop_the_rows(bench, files, monkeypatch):
     def broken(*_):
         raise UserError("no photos")
 
     monkeypatch.setattr("p2pzoo_bench.bench.evaluate_target", broken)
-    told, doc = bench("--seeds", 1)
-    assert told.exit_code == 0, told.output
+    result, doc = bench("--seeds", 1)
+    assert result.exit_code == 0, result.output
     l1, _, photos = doc["rows"]
     assert (photos["cells"], photos["failed"]) == ({}, "no photos")
     assert l1["cells"]["psnr"]["values"]
 
 
 @pytest.mark.slow
-def test_a_closed_terminal_ends_the_run_too(files, tiny, start, wait_for):
+def test_a_closed_terminal_stops_the_run_too(files, tiny, start, wait_for):
     (files / "both.toml").write_text(RECIPE.format(tiny=tiny, images=400))
     options = ("--profile", "smoke", "--runs", files / "runs", "--seeds", "1")
     process = start("-m", "p2pzoo", "bench", files / "table.toml", *options)
@@ -385,7 +387,7 @@ def test_a_closed_terminal_ends_the_run_too(files, tiny, start, wait_for):
 
 
 @pytest.mark.slow
-def test_a_run_of_other_code_is_told_and_can_be_gone_on_with(bench, files, tiny, start, wait_for):
+def test_a_stale_run_fails_and_accept_stale_resumes_it(bench, files, tiny, start, wait_for):
     options = ("--profile", "smoke", "--runs", files / "runs", "--seeds", "1")
     (files / "both.toml").write_text(RECIPE.format(tiny=tiny, images=400))
     process = start("-m", "p2pzoo", "bench", files / "table.toml", *options)
@@ -393,18 +395,19 @@ def test_a_run_of_other_code_is_told_and_can_be_gone_on_with(bench, files, tiny,
     process.send_signal(signal.SIGINT)
     process.communicate(timeout=120)
     [status] = (files / "runs" / "l1").glob("*/status.json")
-    told = json.loads(status.read_text())
-    told["sources"]["core"] = "another"
-    status.write_text(json.dumps(told))
-    answer, doc = bench("--seeds", 1, "-s", "metrics.l1.use=l1")
-    assert answer.exit_code == 1
-    assert "core changed since" in doc["rows"][0]["failed"]
-    answer, doc = bench("--seeds", 1, "--accept-stale")
-    assert answer.exit_code == 0, answer.output
+    facts = json.loads(status.read_text())
+    facts["sources"]["core"] = "another"
+    status.write_text(json.dumps(facts))
+    result, doc = bench("--seeds", 1, "-s", "metrics.l1.use=l1")
+    assert result.exit_code == 1
+    assert "core" in doc["rows"][0]["failed"]
+    assert "--accept-stale" in doc["rows"][0]["failed"]
+    result, doc = bench("--seeds", 1, "--accept-stale")
+    assert result.exit_code == 0, result.output
     assert doc["rows"][0]["failed"] is None
 
 
-def test_an_ending_that_is_no_form_is_told(zoo, files):
-    told = zoo("bench", files / "table.toml", "-o", files / "table.docx")
-    assert told.exit_code == 2
-    assert "end it in .md, .csv, .json, .tex, .html, .svg" in told.output
+def test_an_unknown_ending_is_refused(run_cli, files):
+    result = run_cli("bench", files / "table.toml", "-o", files / "table.docx")
+    assert result.exit_code == 2
+    assert "use one of .md, .csv, .json, .tex, .html, .svg" in result.output

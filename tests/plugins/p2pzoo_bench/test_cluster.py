@@ -1,4 +1,4 @@
-"""`p2pzoo bench --on ray`, on a real cluster of two nodes on loopback: what is lost with a node goes on elsewhere."""
+"""`p2pzoo bench --on ray`, on a real cluster of two nodes on loopback: a lost run resumes on the other node."""
 
 import contextlib
 import json
@@ -40,7 +40,7 @@ label = "L1 + cGAN"
 target = true
 label = "ground truth"
 """
-UNSEEN = """
+NOT_SHARED = """
 from p2pzoo.cli import main
 from p2pzoo_bench.cluster import Cluster
 Cluster._shared = lambda self: False
@@ -57,7 +57,7 @@ def files(tmp_path, tiny):
 
 
 class Node:
-    """A node of a Ray cluster with one CPU: `ray start`, in processes of its own."""
+    """A node of a Ray cluster with one CPU, started by `ray start`."""
 
     def __init__(self, folder, address, *options):
         self.log = folder / f"{address}.log"
@@ -81,12 +81,12 @@ class Node:
         except psutil.NoSuchProcess:
             return []
 
-    def lose_its_daemon(self):
-        """Its workers notice, and what they work on hears of it."""
+    def kill_daemon(self):
+        """Kill the raylet. Its workers notice and stop what they run."""
         [raylet] = [process for process in self.processes() if process.name() == "raylet"]
         raylet.kill()
 
-    def lose_power(self):
+    def kill_all(self):
         for process in self.processes():
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()
@@ -95,56 +95,56 @@ class Node:
 
 class Head(NamedTuple):
     address: str
-    port_for_clients: str
+    client_port: str
     folder: Path
 
 
 def free_ports(count):
     with contextlib.ExitStack() as stack:
-        found = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for each in found:
-            each.bind(("127.0.0.2", 0))
-        return [str(each.getsockname()[1]) for each in found]
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for free in sockets:
+            free.bind(("127.0.0.2", 0))
+        return [str(free.getsockname()[1]) for free in sockets]
 
 
 @pytest.fixture(scope="module")
 def head():
-    """A cluster of one node, on loopback. (Ray takes no 127.0.0.1 as a node's address, but its neighbours.)"""
-    folder = Path(tempfile.mkdtemp(prefix="ray-"))  # its sockets bear no long path
-    port, for_clients = free_ports(2)
+    """A cluster of one node, on loopback. (Ray refuses 127.0.0.1 as the address of a node.)"""
+    folder = Path(tempfile.mkdtemp(prefix="ray-"))  # the path of a socket must be short
+    port, client_port = free_ports(2)
     node = Node(
-        folder, "127.0.0.2", "--head", "--port", port, "--ray-client-server-port", for_clients,
+        folder, "127.0.0.2", "--head", "--port", port, "--ray-client-server-port", client_port,
         "--include-dashboard", "false", "--temp-dir", str(folder),
     )  # fmt: skip
-    yield Head(f"127.0.0.2:{port}", for_clients, folder)
-    node.lose_power()
+    yield Head(f"127.0.0.2:{port}", client_port, folder)
+    node.kill_all()
     shutil.rmtree(folder)
 
 
 @pytest.fixture
 def second(head, monkeypatch):
-    """The cluster's second node. RAY_ADDRESS is that of the head."""
+    """The cluster's second node. RAY_ADDRESS is the head's address."""
     node = Node(head.folder, "127.0.0.3", "--address", head.address)
     monkeypatch.setenv("RAY_ADDRESS", head.address)
     yield node
-    node.lose_power()
+    node.kill_all()
 
 
 @pytest.fixture
 def begin(files, start):
-    """begin(*options): `p2pzoo bench` of the table on the cluster, in a process of its own."""
+    """begin(*options): `p2pzoo bench` of the table on the cluster, in another process."""
 
     def begin(*options, code=None):
         program = ("-c", code) if code else ("-m", "p2pzoo")
-        asked = ("--profile", "smoke", "--seeds", "1", "--runs", files / "runs", "-o", files / "far.json")
-        return start(*program, "bench", files / "table.toml", *asked, "--on", "ray", *options)
+        arguments = ("--profile", "smoke", "--seeds", "1", "--runs", files / "runs", "-o", files / "far.json")
+        return start(*program, "bench", files / "table.toml", *arguments, "--on", "ray", *options)
 
     return begin
 
 
 @pytest.fixture
 def end(files):
-    """end(process): its output, and the table that it made."""
+    """end(process): its output and the table as JSON."""
 
     def end(process):
         output, _ = process.communicate(timeout=300)
@@ -154,23 +154,23 @@ def end(files):
     return end
 
 
-def saved(runs):
-    """The rows that have a checkpoint of the middle of their training."""
-    found = [file for file in runs.glob("*/*/checkpoints/*.safetensors") if int(file.stem.split("-")[1]) < 600]
-    return {file.parts[-4] for file in found}
+def find_saved(runs):
+    """The rows that have a checkpoint from the middle of their training."""
+    files = [file for file in runs.glob("*/*/checkpoints/*.safetensors") if int(file.stem.split("-")[1]) < 600]
+    return {file.parts[-4] for file in files}
 
 
-def models(runs):
+def read_models(runs):
     return {file.parent.name: file.read_bytes() for file in runs.glob("*/*/model.safetensors")}
 
 
 @pytest.mark.parametrize(
-    ("named", "options"),
+    ("address", "options"),
     [("", ()), ("127.0.0.2:1", ()), ("", ("--on", "ray://127.0.0.2:1")), ("", ("--on", "ray://nowhere.invalid:1"))],
-    ids=["none", "none where RAY_ADDRESS says", "none where --on says", "no such machine"],
+    ids=["none", "wrong RAY_ADDRESS", "wrong --on", "no such machine"],
 )
-def test_where_no_cluster_is_one_line_says_how_to_start_one(named, options, begin, monkeypatch, tmp_path):
-    monkeypatch.setenv("RAY_ADDRESS", named)
+def test_without_a_cluster_one_line_shows_how_to_start_one(address, options, begin, monkeypatch, tmp_path):
+    monkeypatch.setenv("RAY_ADDRESS", address)
     monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
     process = begin(*options)
     output, _ = process.communicate(timeout=120)
@@ -179,114 +179,114 @@ def test_where_no_cluster_is_one_line_says_how_to_start_one(named, options, begi
     assert "ray start --head" in output.splitlines()[-1]
 
 
-@pytest.mark.parametrize("seen", [True, False], ids=["one folder for all", "each node its own disk"])
-def test_a_cluster_that_loses_a_node_makes_the_table_of_one_machine(files, second, begin, end, wait_for, zoo, seen):
-    process = begin(code=None if seen else UNSEEN)
-    wait_for(lambda: saved(files / "runs") == {"both", "l1"}, process)
-    if seen:
-        second.lose_its_daemon()
+@pytest.mark.parametrize("shared", [True, False], ids=["shared folder", "a disk per node"])
+def test_a_cluster_that_loses_a_node_gives_bit_identical_results(files, second, begin, end, wait_for, run_cli, shared):
+    process = begin(code=None if shared else NOT_SHARED)
+    wait_for(lambda: find_saved(files / "runs") == {"both", "l1"}, process)
+    if shared:
+        second.kill_daemon()
     else:
-        second.lose_power()
-    told, far = end(process)
-    assert told.count("was lost (") == 1
-    assert "goes on from 0 images" not in told
-    lost = models(files / "runs")
-    assert len(lost) == 2
+        second.kill_all()
+    output, on_cluster = end(process)
+    assert output.count("was lost (") == 1
+    assert "resumes from 0 images" not in output
+    models = read_models(files / "runs")
+    assert len(models) == 2
     logs = [file.read_bytes() for file in sorted(files.glob("runs/*/*/metrics.jsonl"))]
 
-    asked = ("--profile", "smoke", "--seeds", "1", "--runs", files / "here", "-o", files / "near.json")
-    answer = zoo("bench", files / "table.toml", *asked)
-    assert answer.exit_code == 0, answer.output
-    assert models(files / "here") == lost
+    arguments = ("--profile", "smoke", "--seeds", "1", "--runs", files / "here", "-o", files / "near.json")
+    result = run_cli("bench", files / "table.toml", *arguments)
+    assert result.exit_code == 0, result.output
+    assert read_models(files / "here") == models
     assert [file.read_bytes() for file in sorted(files.glob("here/*/*/metrics.jsonl"))] == logs
-    near = json.loads((files / "near.json").read_text())
-    assert [row["cells"] for row in near["rows"]] == [row["cells"] for row in far["rows"]]
+    on_one_machine = json.loads((files / "near.json").read_text())
+    assert [row["cells"] for row in on_one_machine["rows"]] == [row["cells"] for row in on_cluster["rows"]]
 
 
-def test_a_table_that_is_stopped_goes_on_from_where_it_was(files, second, begin, end, wait_for):
+def test_an_interrupted_table_resumes(files, second, begin, end, wait_for):
     process = begin()
-    wait_for(lambda: saved(files / "runs") == {"both", "l1"}, process)
+    wait_for(lambda: find_saved(files / "runs") == {"both", "l1"}, process)
     process.send_signal(signal.SIGINT)
     output, _ = process.communicate(timeout=120)
     assert process.returncode == 128 + signal.SIGINT, output
-    assert "stopped; the same command goes on from there" in output
+    assert "stopped; the same command resumes from there" in output
     states = [json.loads(file.read_text()) for file in files.glob("runs/*/*/status.json")]
     assert [state["state"] for state in states] == ["interrupted", "interrupted"]
     assert all(0 < state["images"] < 600 for state in states)
     end(begin())
-    assert len(models(files / "runs")) == 2
+    assert len(read_models(files / "runs")) == 2
 
 
-def test_runs_end_with_the_table_that_is_killed(files, second, begin, end, wait_for):
+def test_runs_end_when_the_table_is_killed(files, second, begin, end, wait_for):
     process = begin()
-    wait_for(lambda: saved(files / "runs") == {"both", "l1"}, process)
+    wait_for(lambda: find_saved(files / "runs") == {"both", "l1"}, process)
     process.kill()
     process.wait()
     for lock in files.glob("runs/*/*/.lock"):
         filelock.FileLock(lock).acquire(timeout=60).lock.release()
-    assert models(files / "runs") == {}
+    assert read_models(files / "runs") == {}
     end(begin())
-    assert len(models(files / "runs")) == 2
+    assert len(read_models(files / "runs")) == 2
 
 
-def test_a_run_that_fails_is_told_and_leaves_the_others(files, second, begin):
+def test_a_run_that_fails_is_reported_and_does_not_stop_the_others(files, second, begin):
     (files / "here.safetensors").write_bytes(b"no model")
     with (files / "l1.toml").open("a") as recipe:
         recipe.write(f'[init]\ngenerator = "{files}/here.safetensors"\n')
     process = begin("-s", "train.images=20")
     output, _ = process.communicate(timeout=300)
     assert process.returncode == 1, output
-    [told] = [line for line in output.splitlines() if line.startswith("L1 alone, seed 0 failed: ")]
-    assert "here.safetensors" in told
+    [message] = [line for line in output.splitlines() if line.startswith("L1 alone, seed 0 failed: ")]
+    assert "here.safetensors" in message
     assert "Traceback" not in output
-    assert len(models(files / "runs")) == 1
+    assert len(read_models(files / "runs")) == 1
 
 
-def test_what_no_node_has_is_told_at_once(second, begin):
+def test_options_that_no_node_can_satisfy_are_refused_at_once(second, begin):
     for options in (("--cpus-per-run", "2"), ("--gpus-per-run", "0.5")):
         process = begin(*options)
         output, _ = process.communicate(timeout=120)
         assert process.returncode == 2, output
-        assert "no node has the" in output.splitlines()[-1]
+        assert "no node has" in output.splitlines()[-1]
 
 
-def test_a_run_with_more_threads_than_any_node_has_is_told_and_not_waited_for(files, second, begin):
+def test_a_run_with_more_threads_than_any_node_fails_without_waiting(files, second, begin):
     with (files / "l1.toml").open("a") as recipe:
         recipe.write("[compute]\nthreads = 2\n")
     process = begin("-s", "train.images=20")
     output, _ = process.communicate(timeout=300)
     assert process.returncode == 1, output
-    [told] = [line for line in output.splitlines() if line.startswith("L1 alone, seed 0 failed: ")]
-    assert "no node has the 2 CPUs" in told
-    assert len(models(files / "runs")) == 1
+    [message] = [line for line in output.splitlines() if line.startswith("L1 alone, seed 0 failed: ")]
+    assert "no node has 2 CPUs" in message
+    assert len(read_models(files / "runs")) == 1
 
 
-def test_a_node_with_another_version_is_told(second, tmp_path, monkeypatch):
-    made = cluster.Cluster("ray", tmp_path / "runs")
+def test_a_node_with_another_version_is_refused(second, tmp_path, monkeypatch):
+    executor = cluster.Cluster("ray", tmp_path / "runs")
     try:
         monkeypatch.setattr(cluster, "__version__", "0.0.1")
         with pytest.raises(UserError, match=f"has p2pzoo {__version__}, this machine has 0.0.1"):
-            made.__enter__()
+            executor.__enter__()
     finally:
-        made.__exit__()
+        executor.__exit__()
 
 
-def test_what_ray_prints_does_not_get_into_a_table_on_standard_output(second, tmp_path, capsys):
+def test_output_of_ray_goes_to_standard_error(second, tmp_path, capsys):
     with cluster.Cluster("ray", tmp_path / "runs"):
         print("a node was lost")  # as Ray does
     out, err = capsys.readouterr()
     assert out == ""
-    assert "a node was lost\n" in err, "beside what Ray really has to say"
+    assert "a node was lost\n" in err, "besides the real messages of Ray"
 
 
-def test_a_cluster_elsewhere_is_reached_through_its_port_for_clients(files, head, second, begin, end, monkeypatch):
-    """As from a machine that is no node."""
+def test_a_remote_cluster_is_reached_through_its_client_port(files, head, second, begin, end, monkeypatch):
+    """As if from a machine that is not a node."""
     monkeypatch.delenv("RAY_ADDRESS")
-    end(begin("--on", f"ray://127.0.0.2:{head.port_for_clients}", "-s", "train.images=20"))
-    assert len(models(files / "runs")) == 2
+    end(begin("--on", f"ray://127.0.0.2:{head.client_port}", "-s", "train.images=20"))
+    assert len(read_models(files / "runs")) == 2
 
 
-def test_without_ray_one_line_says_how_to_get_it(begin):
+def test_without_ray_one_line_shows_how_to_install_it(begin):
     process = begin(code="import sys; sys.modules['ray'] = None; from p2pzoo.cli import main; main()")
     output, _ = process.communicate(timeout=120)
     assert (process.returncode, "needs Ray: pip install 'p2pzoo[ray]'" in output) == (2, True)

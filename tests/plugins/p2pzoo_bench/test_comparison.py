@@ -1,21 +1,24 @@
-"""Finished runs beside one another, and the forms that a table takes. What the runs measured is made up here."""
+"""Comparisons of finished runs, and their output formats. The measured numbers are invented here."""
 
 import csv
 import io
 import json
 import re
+import shutil
 
 import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
 from p2pzoo_bench import formats
-from p2pzoo_bench.comparison import Finished, Line, compare_runs, compared
+from p2pzoo_bench.comparison import TableRow, build_comparison, compare_runs
+from p2pzoo_bench.stored_results import EvaluatedImages, FinishedRun
+from PIL import Image
 
 from p2pzoo import config
 from p2pzoo.cli import main
 from p2pzoo.data import Store
-from p2pzoo.images.grid import grid
+from p2pzoo.images.grid import make_grid
 from p2pzoo.models.safetensors_io import save_tensors
 from p2pzoo.plugin.loader import registry
 from p2pzoo.utils.errors import UserError
@@ -33,14 +36,14 @@ def experiment():
 
 @pytest.fixture(scope="module")
 def store(experiment):
-    return Store(experiment.dataset.build(split="test"))
+    return EvaluatedImages.of_store(Store(experiment.dataset.build(split="test")))
 
 
 @pytest.fixture
 def finished(tmp_path):
-    """finished("name", [an image's L1, …], seed=0): a folder of results in which these were measured."""
+    """finished("name", [L1 of each image, …], seed=0) -> a FinishedRun with these values."""
 
-    def finished(name, values, seed=0, protocol="p", **described):
+    def finished(name, values, seed=0, protocol="p", **differences):
         folder = tmp_path / f"{name}-{seed}"
         folder.mkdir()
         header = {"ids": [f"image-{i}" for i in range(len(BLOCKS))], "blocks": BLOCKS}
@@ -48,25 +51,25 @@ def finished(tmp_path):
         results = {
             "id": f"{name}{seed}", "recipe": name, "profile": "smoke", "seed": seed, "measured": {"l1": protocol},
             "metrics": {"l1": {"value": float(np.mean(values)), "protocol": protocol}},
-            "protocols": {protocol: PROTOCOL | described},
+            "protocols": {protocol: PROTOCOL | differences},
         }  # fmt: skip
         (folder / "results.json").write_text(json.dumps(results))
         (folder / "env.json").write_text(json.dumps({"training": {"seconds": 10.0 + seed, "peak_megabytes": 900}}))
-        return Finished(folder)
+        return FinishedRun(folder)
 
     return finished
 
 
 @pytest.fixture
 def doc(experiment, store, finished):
-    """Two rows of two seeds; row `b` is 0.1 worse than row `a` on every image but one block's."""
+    """Two rows of two seeds. Row `b` is 0.1 worse than row `a` on every image except those of one block."""
     rng = np.random.default_rng(0)
-    a, b = Line("a", "row A", experiment, published={"l1": 0.25}), Line("b", "row <b>", experiment)
+    a, b = TableRow("a", "row A", experiment, published={"l1": 0.25}), TableRow("b", "row <b>", experiment)
     for seed in (0, 1):
         values = rng.uniform(0.2, 0.4, len(BLOCKS)).astype(np.float32)
-        a.finished.append(finished("a", values, seed))
-        b.finished.append(finished("b", values + np.array([0.1] * 6 + [0.0] * 2, np.float32), seed))
-    return compared([a, b], "a", {"l1": "L1"}, {}, store, facts=FACTS).doc
+        a.runs.append(finished("a", values, seed))
+        b.runs.append(finished("b", values + np.array([0.1] * 6 + [0.0] * 2, np.float32), seed))
+    return build_comparison([a, b], "a", {"l1": "L1"}, {}, store, facts=FACTS).doc
 
 
 def test_a_cell_is_the_mean_over_seeds_and_a_difference_is_paired_by_image(doc):
@@ -76,132 +79,139 @@ def test_a_cell_is_the_mean_over_seeds_and_a_difference_is_paired_by_image(doc):
     assert blocks["value"] == pytest.approx(0.075, abs=1e-6)
     assert blocks["low"] < 0.075 < blocks["high"]
     seeds = b["cells"]["l1"]["difference"]["seeds"]
-    assert (seeds["low"], seeds["high"]) == (pytest.approx(0.075, abs=1e-6),) * 2, (
-        "the same images, the same difference"
-    )
+    assert (seeds["low"], seeds["high"]) == (pytest.approx(0.075, abs=1e-6),) * 2, "both seeds have the same difference"
     assert a["seconds"] == 10.5
     assert (a["receptive_field"], a["receptive_field_over_side"]) == (70, round(70 / 64, 3))
 
 
-def test_unlike_protocols_are_refused_with_what_differs(experiment, store, finished):
-    a, b = Line("a", "A", experiment), Line("b", "B", experiment)
-    a.finished.append(finished("a", [0.1] * 8))
-    b.finished.append(finished("b", [0.1] * 8, protocol="q", test_mode="eval"))
-    with pytest.raises(UserError, match=r"l1: 'B' was measured otherwise than 'A' \(test_mode: eval against paper\)"):
-        compared([a, b], "a", {"l1": "L1"}, {}, store, facts=FACTS)
+def test_different_protocols_are_refused_with_the_difference(experiment, store, finished):
+    a, b = TableRow("a", "A", experiment), TableRow("b", "B", experiment)
+    a.runs.append(finished("a", [0.1] * 8))
+    b.runs.append(finished("b", [0.1] * 8, protocol="q", test_mode="eval"))
+    with pytest.raises(UserError, match=r"l1: 'B' has another protocol than 'A' \(test_mode: eval instead of paper\)"):
+        build_comparison([a, b], "a", {"l1": "L1"}, {}, store, facts=FACTS)
 
 
-def test_a_metric_that_cannot_be_had_is_said_and_is_no_zero(experiment, store, finished):
-    line = Line("a", "A", experiment, [finished("a", [0.1] * 8)])
-    told = {"kid": "install p2pzoo[features]"}
-    doc = compared([line], "a", {"l1": "L1", "kid": "KID"}, told, store, facts=FACTS).doc
+def test_an_unavailable_metric_has_a_note_and_no_number(experiment, store, finished):
+    row = TableRow("a", "A", experiment, [finished("a", [0.1] * 8)])
+    unavailable = {"kid": "install p2pzoo[features]"}
+    doc = build_comparison([row], "a", {"l1": "L1", "kid": "KID"}, unavailable, store, facts=FACTS).doc
     assert "kid" not in doc["rows"][0]["cells"]
-    assert "unavailable" in formats.values(doc)[1][0]
-    assert "KID: no number, install p2pzoo[features]." in formats.notes(doc)
+    assert "unavailable" in formats.build_main_table(doc)[1][0]
+    assert "KID: no number, install p2pzoo[features]." in formats.build_notes(doc)
 
 
-def test_what_cannot_be_measured_here_is_not_taken_from_older_results(experiment, store, finished):
-    """They may have been measured by other weights, and nothing here could tell."""
-    line = Line("a", "A", experiment, [finished("a", [0.1] * 8)])
-    doc = compared([line], "a", {"l1": "L1"}, {"l1": "no such file"}, store, facts=FACTS).doc
+def test_older_results_do_not_replace_an_unavailable_metric(experiment, store, finished):
+    """They may have been measured with other weights, which cannot be checked here."""
+    row = TableRow("a", "A", experiment, [finished("a", [0.1] * 8)])
+    doc = build_comparison([row], "a", {"l1": "L1"}, {"l1": "no such file"}, store, facts=FACTS).doc
     assert doc["rows"][0]["cells"] == {}
     assert (doc["columns"][0]["protocol"], doc["protocols"]) == (None, {})
 
 
-def test_a_row_whose_network_cannot_be_built_leaves_the_table_standing(store, finished):
-    made, deep = (
+def test_a_row_whose_network_cannot_be_built_does_not_stop_the_table(store, finished):
+    good, too_deep = (
         config.load("zoo:ablation_patch70.toml", "smoke", [*SMALL, *more]) for more in ([], ["generator.depth=8"])
     )
-    lines = [Line("a", "A", made, [finished("a", [0.1] * 8)]), Line("b", "B", deep, failed="64 px are too few")]
-    _, row = compared(lines, "a", {"l1": "L1"}, {}, store, facts=FACTS).doc["rows"]
+    rows = [
+        TableRow("a", "A", good, [finished("a", [0.1] * 8)]),
+        TableRow("b", "B", too_deep, failed="64 px are too few"),
+    ]
+    _, row = build_comparison(rows, "a", {"l1": "L1"}, {}, store, facts=FACTS).doc["rows"]
     assert (row["failed"], row["cells"], "parameters" in row) == ("64 px are too few", {}, False)
 
 
-def test_nothing_is_drawn_where_no_row_is_finished(experiment, store, finished, monkeypatch):
+def test_nothing_is_drawn_without_a_finished_row(experiment, store, finished, monkeypatch):
     from p2pzoo_metrics.images import L1
 
-    monkeypatch.setattr(L1, "draw", lambda self, rows: pytest.fail("of what?"), raising=False)
-    target = Line("y", "Y", experiment, [finished("y", [0.0] * 8)], target=True)
-    lines = [Line("a", "A", experiment, failed="broken"), target]
-    assert compared(lines, "a", {"l1": "L1"}, {}, store, facts=FACTS).drawings() == {}
+    monkeypatch.setattr(L1, "draw", lambda self, rows: pytest.fail("no row is finished"), raising=False)
+    target = TableRow("y", "Y", experiment, [finished("y", [0.0] * 8)], target=True)
+    rows = [TableRow("a", "A", experiment, failed="broken"), target]
+    assert build_comparison(rows, "a", {"l1": "L1"}, {}, store, facts=FACTS).draw_figures() == {}
 
 
-def test_what_the_baseline_measured_is_reduced_once_for_all_rows(experiment, store, finished, monkeypatch):
+def test_the_baseline_is_reduced_once_for_all_rows(experiment, store, finished, monkeypatch):
     from p2pzoo_metrics.images import L1
 
-    asked = []
-    plain = L1.reduce
-    monkeypatch.setattr(L1, "reduce", lambda self, kept: asked.append(len(kept["l1"])) or plain(self, kept))
-    lines = [Line(n, n, experiment, [finished(n, np.random.default_rng(i).random(8))]) for i, n in enumerate("abc")]
-    compared(lines, "a", {"l1": "L1"}, {}, store, facts=FACTS)
-    assert len(asked) == 3 * (1 + 4), "each row with all images, and without each of four blocks"
+    sizes = []
+    original = L1.reduce
+    monkeypatch.setattr(L1, "reduce", lambda self, stats: sizes.append(len(stats["l1"])) or original(self, stats))
+    rows = [TableRow(n, n, experiment, [finished(n, np.random.default_rng(i).random(8))]) for i, n in enumerate("abc")]
+    build_comparison(rows, "a", {"l1": "L1"}, {}, store, facts=FACTS)
+    assert len(sizes) == 3 * (1 + 4), "each row with all images, and without each of four blocks"
 
 
-def test_notes_say_what_the_intervals_are_over(doc):
-    assert any("interval over test regions" in note for note in formats.notes(doc))
-    assert any("interval over test images" in note for note in formats.notes(doc | {"resampled": "images"}))
+def test_notes_explain_the_intervals(doc):
+    assert any("interval over test regions" in note for note in formats.build_notes(doc))
+    assert any("interval over test images" in note for note in formats.build_notes(doc | {"resampled": "images"}))
     doc["rows"][1]["cells"]["l1"]["difference"]["blocks"] |= {"low": None, "high": None}
-    assert any("too few test regions" in note for note in formats.notes(doc))
+    assert any("too few test regions" in note for note in formats.build_notes(doc))
 
 
-def test_a_published_number_is_shown_as_it_was_written(experiment, store, finished):
-    line = Line("a", "A", experiment, [finished("a", [0.1] * 8)], published={"l1": 0.0043})
-    assert "0.0043" in formats.values(compared([line], "a", {"l1": "L1"}, {}, store, facts=FACTS).doc)[1][0]
+def test_a_published_number_keeps_its_decimals(experiment, store, finished):
+    row = TableRow("a", "A", experiment, [finished("a", [0.1] * 8)], published={"l1": 0.0043})
+    assert (
+        "0.0043"
+        in formats.build_main_table(build_comparison([row], "a", {"l1": "L1"}, {}, store, facts=FACTS).doc)[1][0]
+    )
 
 
-def test_a_run_that_was_kept_without_its_seconds_has_none(experiment, store, finished):
-    one = finished("a", np.full(len(BLOCKS), 0.3, np.float32))
-    (one.folder / "env.json").write_text(json.dumps({"training": {"peak_megabytes": 900}}))
-    doc = compared([Line("a", "A", experiment, [one])], "a", {"l1": "L1"}, {}, store, facts=FACTS).doc
+def test_a_committed_run_without_seconds_has_none(experiment, store, finished):
+    run = finished("a", np.full(len(BLOCKS), 0.3, np.float32))
+    (run.folder / "env.json").write_text(json.dumps({"training": {"peak_megabytes": 900}}))
+    doc = build_comparison([TableRow("a", "A", experiment, [run])], "a", {"l1": "L1"}, {}, store, facts=FACTS).doc
     assert (doc["rows"][0]["seconds"], doc["rows"][0]["peak_megabytes"]) == (None, 900)
-    assert "training, s" not in formats.markdown(doc)
+    assert "training, s" not in formats.to_markdown(doc)
 
 
-def test_a_failed_row_is_marked_with_its_reason(experiment, store, finished):
-    good, bad = Line("a", "A", experiment, [finished("a", [0.1] * 8)]), Line("b", "B", experiment, failed="no memory")
-    doc = compared([good, bad], "a", {"l1": "L1"}, {}, store, facts=FACTS).doc
-    assert formats.values(doc)[1][1][:2] == ["B", "failed"]
-    assert "B: no memory." in formats.notes(doc)
+def test_a_failed_row_has_its_reason_in_the_notes(experiment, store, finished):
+    good, bad = (
+        TableRow("a", "A", experiment, [finished("a", [0.1] * 8)]),
+        TableRow("b", "B", experiment, failed="no memory"),
+    )
+    doc = build_comparison([good, bad], "a", {"l1": "L1"}, {}, store, facts=FACTS).doc
+    assert formats.build_main_table(doc)[1][1][:2] == ["B", "failed"]
+    assert "B: no memory." in formats.build_notes(doc)
 
 
 def test_markdown_shows_the_published_number_beside_ours(doc):
-    head, _, first, *_ = formats.markdown(doc).split("\n\n")[1].splitlines()
+    head, _, first, *_ = formats.to_markdown(doc).split("\n\n")[1].splitlines()
     assert head.split("|")[2:4] == [" L1 ↓ ", " paper "]
     assert re.match(r"\| row A \| 0\.\d+ ± 0\.\d+ \| 0.25 \|", first)
 
 
-def test_csv_holds_every_value_in_full(doc):
-    rows = list(csv.DictReader(io.StringIO(formats.comma_separated(doc))))
+def test_csv_has_every_value_in_full_precision(doc):
+    rows = list(csv.DictReader(io.StringIO(formats.to_csv(doc))))
     assert [row["row"] for row in rows] == ["a", "b"]
     assert [float(v) for v in rows[0]["values"].split()] == doc["rows"][0]["cells"]["l1"]["values"]
     assert float(rows[1]["difference"]) == doc["rows"][1]["cells"]["l1"]["difference"]["blocks"]["value"]
 
 
-def test_latex_escapes_what_it_must(doc):
-    text = formats.latex(doc)
+def test_latex_escapes_special_characters(doc):
+    text = formats.to_latex(doc)
     assert r"\begin{tabular}{lr" in text
     body = text[text.index(r"\toprule") :]
     assert r"$\pm$" in body
     assert all(line.endswith(r"\\") or line.startswith(("\\", "%")) for line in body.splitlines())
-    assert formats._escaped("50% of a_b & {c}") == r"50\% of a\_b \& \{c\}"
-    assert formats._escaped("a ∩") == r"a $\cap$"
+    assert formats._escape_latex("50% of a_b & {c}") == r"50\% of a\_b \& \{c\}"
+    assert formats._escape_latex("a ∩") == r"a $\cap$"
 
 
-def test_the_page_escapes_names_and_shows_the_same_images_down_the_rows(doc, tmp_path):
+def test_the_page_escapes_labels_and_shows_the_same_images_down_the_rows(doc, tmp_path):
     images = [[torch.full((3, 64, 64), shade) for shade in (-1.0, 0.0, 1.0)] for _ in range(2)]
-    grid(images).save(tmp_path / "grid.png")
-    page = formats.page(doc, {"a": tmp_path / "grid.png"}, (64, 64), {})
+    make_grid(images).save(tmp_path / "grid.png")
+    page = formats.to_html(doc, {"a": tmp_path / "grid.png"}, (64, 64), {})
     assert "row <b>" not in page
     assert "row &lt;b&gt;" in page
     assert page.count("<img") == 3 * 2, "input, row A, ground truth"
     assert 'src="http' not in page
 
 
-def test_a_grid_is_cut_into_the_images_it_was_made_of():
+def test_a_grid_is_split_into_its_images():
     images = [[torch.full((3, 32, 64), shade) for shade in (-1.0, row / 4, 1.0)] for row in range(3)]
-    cut = formats.tiles(grid(images), (32, 64))
-    assert len(cut) == 3
-    for number, (x, y_hat, y) in enumerate(cut):
+    rows = formats.split_grid(make_grid(images), (32, 64))
+    assert len(rows) == 3
+    for number, (x, y_hat, y) in enumerate(rows):
         assert (x.width, x.height) == (512, 256)
         shades = [np.unique(np.asarray(tile)) for tile in (x, y_hat, y)]
         assert [s.tolist() for s in shades] == [[0], [round((number / 4 + 1) * 127.5)], [255]]
@@ -214,11 +224,11 @@ def test_a_grid_is_cut_into_the_images_it_was_made_of():
         (1234.0, 20.0, 0), (0.0, None, 3),
     ],
 )  # fmt: skip
-def test_numbers_are_shown_to_two_digits_of_their_interval(value, half, places):
+def test_numbers_have_two_digits_of_their_interval(value, half, places):
     assert formats.decimals(value, half) == places
 
 
-def test_a_document_survives_json(doc):
+def test_a_document_is_json(doc):
     assert json.loads(json.dumps(doc)) == doc
 
 
@@ -234,55 +244,99 @@ def runs(tmp_path_factory, run):
 def test_compare_puts_seeds_of_one_experiment_into_one_row(runs):
     table = compare_runs(runs, registry())
     doc = table.doc
-    assert sorted(len(line.finished) for line in table.lines) == [1, 2]
-    assert len({line.name for line in table.lines}) == 2, "one recipe, told apart"
+    assert sorted(len(row.runs) for row in table.rows) == [1, 2]
+    assert len({row.name for row in table.rows}) == 2, "one recipe, two names"
     assert {column["metric"] for column in doc["columns"]} == {"l1", "psnr", "psnr.pooled"}
 
 
-def test_a_metric_may_draw_what_was_measured_of_all_rows(experiment, store, finished, monkeypatch):
+@pytest.fixture
+def runs_without_data(tmp_path, run_cli, tiny):
+    """Two runs on a `folders` dataset that was deleted afterwards."""
+    for folder in ("inputs", "targets"):
+        for split in ("train", "val", "test"):
+            (tmp_path / folder / split).mkdir(parents=True)
+            for number in range(3):
+                noise = np.random.default_rng(number).integers(0, 256, (64, 64, 3), np.uint8)
+                Image.fromarray(noise).save(tmp_path / folder / split / f"{number}.png")
+    recipe = tmp_path / "mine.toml"
+    recipe.write_text(
+        f'extends = "{tiny}"\n[dataset]\nuse = "folders"\n'
+        f'inputs = "{tmp_path}/inputs"\ntargets = "{tmp_path}/targets"\nsize = [64, 64]\n'
+    )
+    arguments = ["run", recipe, "--profile", "smoke", "--runs", tmp_path / "runs", "-s", "train.images=4"]
+    for seed in (0, 1):
+        assert run_cli(*arguments, "--seed", seed).exit_code == 0
+    folders = sorted(tmp_path.glob("runs/mine/*"))
+    with_data = compare_runs(folders, registry()).doc
+    shutil.rmtree(tmp_path / "inputs")
+    return folders, with_data
+
+
+def test_compare_needs_no_data(runs_without_data):
+    folders, with_data = runs_without_data
+    with pytest.warns(UserWarning, match="the data cannot be opened .*inputs.*: comparing the stored numbers"):
+        doc = compare_runs(folders, registry()).doc
+    assert doc == with_data
+
+
+def test_without_data_a_metric_that_needs_classes_loses_only_its_differences(runs_without_data, monkeypatch):
+    from p2pzoo_metrics.images import L1
+
+    def refuse(self, dataset):
+        raise UserError("needs classes")
+
+    folders, with_data = runs_without_data
+    monkeypatch.setattr(L1, "__init__", refuse)
+    with pytest.warns(UserWarning, match="metric 'l1' needs the data: no differences in its columns"):
+        doc = compare_runs(folders, registry()).doc
+    assert doc["rows"][0]["cells"]["l1"]["values"] == with_data["rows"][0]["cells"]["l1"]["values"]
+    assert doc["columns"][0]["better"] == "lower"
+
+
+def test_a_metric_can_draw_a_figure_of_all_rows(experiment, store, finished, monkeypatch):
     from matplotlib.figure import Figure
     from p2pzoo_metrics.images import L1
 
-    given = {}
-    monkeypatch.setattr(L1, "draw", lambda self, rows: given.update(rows) or Figure(), raising=False)
-    lines = [Line(n, n.upper(), experiment, [finished(n, [0.1] * 8, s) for s in (0, 1)]) for n in ("a", "b")]
-    table = compared(lines, "a", {"l1": "L1"}, {}, store, facts=FACTS)
-    page = formats.page(table.doc, {}, table.size, table.drawings())
+    drawn_rows = {}
+    monkeypatch.setattr(L1, "draw", lambda self, rows: drawn_rows.update(rows) or Figure(), raising=False)
+    rows = [TableRow(n, n.upper(), experiment, [finished(n, [0.1] * 8, s) for s in (0, 1)]) for n in ("a", "b")]
+    table = build_comparison(rows, "a", {"l1": "L1"}, {}, store, facts=FACTS)
+    page = formats.to_html(table.doc, {}, table.size, table.draw_figures())
     assert "<svg" in page
-    assert {label: rows["l1"].shape[0] for label, rows in given.items()} == {"A": 16, "B": 16}, "both seeds"
+    assert {label: stats["l1"].shape[0] for label, stats in drawn_rows.items()} == {"A": 16, "B": 16}, "both seeds"
 
 
-def test_a_drawing_can_be_had_alone(runs, tmp_path, monkeypatch):
+def test_a_figure_can_be_written_alone(runs, tmp_path, monkeypatch):
     from matplotlib.figure import Figure
     from p2pzoo_metrics.images import L1
 
-    given = ["compare", *map(str, runs), "--metric", "l1", "-o", str(tmp_path / "t.svg")]
-    answer = CliRunner().invoke(main, given)
-    assert (answer.exit_code, "of this table's none draws" in answer.output) == (2, True)
+    arguments = ["compare", *map(str, runs), "--metric", "l1", "-o", str(tmp_path / "t.svg")]
+    result = CliRunner().invoke(main, arguments)
+    assert (result.exit_code, "none of them draws" in result.output) == (2, True)
     monkeypatch.setattr(L1, "draw", lambda self, rows: Figure(), raising=False)
-    assert CliRunner().invoke(main, given).exit_code == 0
+    assert CliRunner().invoke(main, arguments).exit_code == 0
     assert (tmp_path / "t.svg").read_text().startswith("<svg")
 
 
 def test_compare_prints_a_table_and_writes_a_page(runs, tmp_path):
-    told = CliRunner().invoke(main, ["compare", *map(str, runs), "--metric", "psnr"])
-    assert told.exit_code == 0, told.output
-    assert "psnr.pooled" in told.stdout
-    assert "l1" not in told.stdout.split("\n\n")[0]
+    result = CliRunner().invoke(main, ["compare", *map(str, runs), "--metric", "psnr"])
+    assert result.exit_code == 0, result.output
+    assert "psnr.pooled" in result.stdout
+    assert "l1" not in result.stdout.split("\n\n")[0]
     assert CliRunner().invoke(main, ["compare", *map(str, runs), "-o", str(tmp_path / "t.html")]).exit_code == 0
     assert (tmp_path / "t.html").read_text().count("<img") > 0
 
 
 @pytest.mark.parametrize(
-    ("given", "told"),
+    ("options", "message"),
     [
-        (["nowhere"], "nowhere: no finished run"),
+        (["nowhere"], "nowhere: not a finished run"),
         (["RUN", "--baseline", "tinny"], "--baseline tinny: no such row: did you mean 'tiny'?"),
         (["RUN", "--metric", "pnsr"], "--metric pnsr: not every run has it: did you mean 'psnr'?"),
-        (["RUN", "-o", "table.docx"], "end it in .md"),
+        (["RUN", "-o", "table.docx"], "use one of .md"),
     ],
 )
-def test_compare_says_in_one_line_what_it_cannot_do(runs, given, told):
-    answer = CliRunner().invoke(main, ["compare", *(str(runs[0]) if a == "RUN" else a for a in given)])
-    assert answer.exit_code == 2
-    assert told in answer.output
+def test_compare_refuses_bad_arguments_in_one_line(runs, options, message):
+    result = CliRunner().invoke(main, ["compare", *(str(runs[0]) if a == "RUN" else a for a in options)])
+    assert result.exit_code == 2
+    assert message in result.output

@@ -1,4 +1,4 @@
-"""Intervals hold what they promise, and say nothing where there is nothing to say."""
+"""Intervals contain the true value as often as they should; there is none if the values are too few."""
 
 import itertools
 import math
@@ -12,11 +12,11 @@ from p2pzoo_bench.intervals import Interval, over_seeds, paired_over_blocks
 T_TWO_DEGREES = 4.302652729749464  # the 97.5% quantile of Student's t (any table)
 
 
-def test_three_seeds_give_the_interval_of_the_textbook():
-    found = over_seeds([1.0, 2.0, 4.0])
+def test_three_seeds_give_the_textbook_interval():
+    interval = over_seeds([1.0, 2.0, 4.0])
     half = T_TWO_DEGREES * math.sqrt(((1 - 7 / 3) ** 2 + (2 - 7 / 3) ** 2 + (4 - 7 / 3) ** 2) / 2) / math.sqrt(3)
-    assert found.value == pytest.approx(7 / 3)
-    assert (found.low, found.high) == (pytest.approx(7 / 3 - half), pytest.approx(7 / 3 + half))
+    assert interval.value == pytest.approx(7 / 3)
+    assert (interval.low, interval.high) == (pytest.approx(7 / 3 - half), pytest.approx(7 / 3 + half))
 
 
 def test_one_seed_has_no_interval():
@@ -24,10 +24,10 @@ def test_one_seed_has_no_interval():
 
 
 @pytest.mark.slow
-def test_the_seeds_interval_holds_the_truth_as_often_as_it_says():
+def test_the_interval_over_seeds_contains_the_truth_in_95_percent_of_cases():
     rng = np.random.default_rng(0)
-    held = [i.low <= 0 <= i.high for i in (over_seeds(rng.normal(size=3)) for _ in range(4000))]
-    assert np.mean(held) == pytest.approx(0.95, abs=0.012)
+    covered = [i.low <= 0 <= i.high for i in (over_seeds(rng.normal(size=3)) for _ in range(4000))]
+    assert np.mean(covered) == pytest.approx(0.95, abs=0.012)
 
 
 def mean_of(values):
@@ -35,7 +35,7 @@ def mean_of(values):
 
 
 def slow_interval(values, blocks, resamples, seed):
-    """Independently: plain loops, the standard error of a mean over blocks of equal size from those blocks' means."""
+    """An independent implementation with plain loops: the standard error of a mean over blocks of equal size."""
     names = list(dict.fromkeys(blocks))
     means = [np.mean([v for v, b in zip(values, blocks, strict=True) if b == name]) for name in names]
     n = len(names)
@@ -45,8 +45,8 @@ def slow_interval(values, blocks, resamples, seed):
         return math.sqrt(sum((m - centre) ** 2 for m in sample) / (n - 1) / n)
 
     ts = []
-    for drawn in np.random.default_rng(seed).integers(n, size=(resamples, n)):
-        sample = [means[i] for i in drawn]
+    for indices in np.random.default_rng(seed).integers(n, size=(resamples, n)):
+        sample = [means[i] for i in indices]
         if error(sample) > 0:
             ts.append((sum(sample) / n - sum(means) / n) / error(sample))
     low, high = np.quantile(ts, [0.025, 0.975])
@@ -57,14 +57,14 @@ def test_the_bootstrap_over_blocks_agrees_with_plain_loops():
     rng = np.random.default_rng(1)
     blocks = [name for name in "abcdef" for _ in range(4)]
     values = rng.normal(size=24) + np.repeat(rng.normal(size=6), 4)
-    found = paired_over_blocks(mean_of(values), blocks, resamples=200, seed=3)
-    assert found.value == pytest.approx(values.mean())
-    assert (found.low, found.high) == pytest.approx(slow_interval(values, blocks, 200, 3))
+    interval = paired_over_blocks(mean_of(values), blocks, resamples=200, seed=3)
+    assert interval.value == pytest.approx(values.mean())
+    assert (interval.low, interval.high) == pytest.approx(slow_interval(values, blocks, 200, 3))
 
 
 def test_images_of_one_block_do_not_count_as_independent():
     rng = np.random.default_rng(2)
-    values = np.repeat(rng.normal(size=8), 10)  # eight regions, ten images that say the same
+    values = np.repeat(rng.normal(size=8), 10)  # eight regions with ten equal images each
     blocked = paired_over_blocks(mean_of(values), np.repeat(range(8), 10).tolist())
     alone = paired_over_blocks(mean_of(values), list(range(80)))
     assert blocked.high - blocked.low > 2 * (alone.high - alone.low)
@@ -73,40 +73,40 @@ def test_images_of_one_block_do_not_count_as_independent():
 @pytest.mark.parametrize("blocks", [[], ["a"] * 6, list("aaabbb"), list("aabbcc")])
 def test_fewer_than_four_blocks_give_no_interval(blocks):
     values = np.arange(6.0)
-    found = paired_over_blocks(lambda images: float(values[images].sum()), blocks)
-    assert (found.low, found.high) == (None, None)
+    interval = paired_over_blocks(lambda images: float(values[images].sum()), blocks)
+    assert (interval.low, interval.high) == (None, None)
 
 
-def test_no_difference_anywhere_is_no_interval():
+def test_equal_rows_have_no_interval():
     assert paired_over_blocks(lambda images: 0.0, list("aabbccdd")) == Interval(0.0)
 
 
-def test_many_blocks_are_put_together_so_that_the_difference_is_computed_seldom():
+def test_many_blocks_are_merged_so_that_the_difference_is_computed_rarely():
     values = np.random.default_rng(5).normal(size=1000)
-    asked = []
+    sizes = []
 
     def difference(images):
-        asked.append(len(images))
+        sizes.append(len(images))
         return float(values[images].mean())
 
-    found = paired_over_blocks(difference, list(range(1000)))
-    assert asked == [1000] + [980] * 50
-    assert found.high - found.low == pytest.approx(2 * 1.96 * values.std() / 1000**0.5, rel=0.2)
+    interval = paired_over_blocks(difference, list(range(1000)))
+    assert sizes == [1000] + [980] * 50
+    assert interval.high - interval.low == pytest.approx(2 * 1.96 * values.std() / 1000**0.5, rel=0.2)
 
 
-def test_the_same_resamples_are_drawn_each_time():
+def test_resamples_are_reproducible():
     values = np.random.default_rng(4).normal(size=12)
     first, second = (paired_over_blocks(mean_of(values), list("aabbccddeeff")) for _ in range(2))
     assert first == second
 
 
 @given(st.lists(st.integers(-100, 100), min_size=4, max_size=12), st.floats(-1e3, 1e3), st.floats(0.1, 100))
-def test_the_interval_moves_and_scales_with_the_values(values, shift, scale):
+def test_the_interval_shifts_and_scales_with_the_values(values, shift, scale):
     values = np.array(values, float)
     plain = paired_over_blocks(mean_of(values), range(len(values)), resamples=49)
-    moved = paired_over_blocks(mean_of(values * scale + shift), range(len(values)), resamples=49)
-    if plain.low is None or moved.low is None:
+    transformed = paired_over_blocks(mean_of(values * scale + shift), range(len(values)), resamples=49)
+    if plain.low is None or transformed.low is None:
         return
     tolerance = 1e-6 * (abs(shift) + scale * np.abs(values).max() + 1)
-    for before, after in itertools.zip_longest((plain.low, plain.high), (moved.low, moved.high)):
+    for before, after in itertools.zip_longest((plain.low, plain.high), (transformed.low, transformed.high)):
         assert after == pytest.approx(before * scale + shift, rel=1e-6, abs=tolerance)

@@ -1,4 +1,4 @@
-"""How `Bench.call_factory` deals with what a place says of its runs, shown by a place that makes none."""
+"""`run_missing` with an executor that trains nothing: failed, lost and stopped runs, counts, signals."""
 
 import json
 import os
@@ -9,9 +9,10 @@ from unittest.mock import MagicMock
 
 import pytest
 from p2pzoo_bench import cluster
-from p2pzoo_bench.bench import Bench, Count, Stopped, _catch_signals
+from p2pzoo_bench.bench import Bench
 from p2pzoo_bench.executors import Ended, Job, RunningJob
 from p2pzoo_bench.progress import LiveTableProgress, PlainTableProgress
+from p2pzoo_bench.run_missing import ImageCount, Stopped, _catch_signals
 from p2pzoo_bench.table_file import read_table
 from rich.console import Console
 
@@ -44,13 +45,13 @@ def bench(table, tmp_path):
     return lambda *options: Bench(table, registry(), tmp_path / "runs", profile="smoke", seeds=1, options=options)
 
 
-class Nowhere:
-    """Each run ends at once, as `endings` say of it: (job) -> Ended."""
+class FakeExecutor:
+    """Each run ends at once. endings: a function (job) -> Ended for each run, in the order in which they start."""
 
     kind = "laptop"
 
     def __init__(self, *endings):
-        self.endings, self.begun, self.over = [*endings], [], []
+        self.endings, self.begun, self.finished = [*endings], [], []
 
     def __enter__(self):
         return self
@@ -62,148 +63,150 @@ class Nowhere:
 
     def begin(self, job):
         self.begun.append(job)
-        self.over.append(self.endings.pop(0)(job))
+        self.finished.append(self.endings.pop(0)(job))
 
-    def doing(self):
+    def running(self):
         return []
 
     def waiting(self):
-        return len(self.over)
+        return len(self.finished)
 
     def ended(self):
-        ended, self.over = self.over, []
+        ended, self.finished = self.finished, []
         return ended
 
     def stop(self, signum): ...
 
 
-class Noted(PlainTableProgress):
+class RecordedProgress(PlainTableProgress):
     def __init__(self):
         super().__init__()
         self.notes, self.counts = [], []
 
-    def images(self, made, left, doing):
-        self.counts.append((made, left))
+    def images(self, done, left, running):
+        self.counts.append((done, left))
 
     def note(self, text):
         self.notes.append(text)
 
 
-def refused(job):
+def refuse(job):
     raise UserError("no room")
 
 
-def test_a_run_that_cannot_be_begun_leaves_the_others(bench):
-    place, noted = Nowhere(refused, Ended), Noted()
+def test_a_run_that_cannot_start_does_not_stop_the_others(bench):
+    executor, progress = FakeExecutor(refuse, Ended), RecordedProgress()
     a, b = bench().cells
-    assert bench().run_missing(noted, place) == {a.experiment.id: "no room"}
-    assert noted.notes == ["a [left], seed 0 failed: no room"]
-    assert [job.id for job in place.begun] == [a.experiment.id, b.experiment.id]
+    assert bench().run_missing(progress, executor) == {a.experiment.id: "no room"}
+    assert progress.notes == ["a [left], seed 0 failed: no room"]
+    assert [job.id for job in executor.begun] == [a.experiment.id, b.experiment.id]
 
 
-def test_a_lost_run_goes_on_though_it_was_begun_afresh(bench):
-    place = Nowhere(lambda job: Ended(job, lost="its node died"), Ended, Ended)
-    assert bench("--fresh", "--accept-stale").run_missing(Noted(), place) == {}
-    options = {job.options for job in place.begun if job.id == place.begun[0].id}
+def test_a_lost_run_resumes_although_it_was_started_with_fresh(bench):
+    executor = FakeExecutor(lambda job: Ended(job, lost="its node died"), Ended, Ended)
+    assert bench("--fresh", "--accept-stale").run_missing(RecordedProgress(), executor) == {}
+    options = {job.options for job in executor.begun if job.id == executor.begun[0].id}
     assert options == {("--fresh", "--accept-stale"), ("--accept-stale",)}
 
 
-def log(job, images):
-    """The run's log as if it had seen so many images."""
+def write_log(job, images):
+    """Write the run's log as if it had seen this many images."""
     job.run.folder.mkdir(parents=True, exist_ok=True)
     (job.run.folder / "timings.jsonl").write_text(json.dumps({"images": images}) + "\n")
 
 
-def test_only_what_was_made_since_the_table_began_counts_for_its_speed(bench):
+def test_images_before_the_table_started_do_not_count(bench):
     a, b = (Job("", cell.experiment, bench().runs) for cell in bench().cells)
     assert (a.images, b.images) == (40, 20)
-    log(a, 30)
-    count = Count([a, b])
+    write_log(a, 30)
+    count = ImageCount([a, b])
     assert count([]) == (0, 30)
-    log(a, 20)  # its last checkpoint
+    write_log(a, 20)  # its last checkpoint
     assert count([RunningJob(a)]) == (0, 30)
-    log(a, 34)
+    write_log(a, 34)
     assert count([RunningJob(a)]) == (4, 26)
     count.end(b)  # failed
     assert count([RunningJob(a)]) == (4, 6)
-    count.end(a, whole=True)
+    count.end(a, complete=True)
     assert count([]) == (10, 0)
 
 
-def test_runs_that_begin_afresh_count_from_the_first_image(bench):
+def test_fresh_runs_count_from_the_first_image(bench):
     a = Job("", bench().cells[0].experiment, bench().runs, ("--fresh",))
-    log(a, 30)
-    assert Count([a])([]) == (0, 40)
+    write_log(a, 30)
+    assert ImageCount([a])([]) == (0, 40)
 
 
-def test_a_table_ends_at_nothing_left(bench):
-    noted = Noted()
-    bench().run_missing(noted, Nowhere(Ended, lambda job: Ended(job, failed="odd")))
-    assert noted.counts[-1] == (40, 0)
+def test_no_images_are_left_at_the_end(bench):
+    progress = RecordedProgress()
+    bench().run_missing(progress, FakeExecutor(Ended, lambda job: Ended(job, failed="odd")))
+    assert progress.counts[-1] == (40, 0)
 
 
-def test_labels_are_shown_as_they_are(bench):
+def test_labels_are_not_read_as_markup(bench):
     console = Console(force_terminal=True, width=120, record=True)
     jobs = [Job(f"{cell.row.label}, seed 0", cell.experiment, bench().runs) for cell in bench().cells]
-    with LiveTableProgress(console) as shown:
-        shown.images(1, 2, [RunningJob(job) for job in jobs])
+    with LiveTableProgress(console) as progress:
+        progress.images(1, 2, [RunningJob(job) for job in jobs])
     text = console.export_text()
     assert "a [left], seed 0" in text
     assert "b [/left], seed 0" in text
 
 
-def test_a_table_under_nohup_outlives_its_terminal():
+def test_nohup_ignores_a_closed_terminal():
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
-        with _catch_signals() as came:
+        with _catch_signals() as received:
             os.kill(os.getpid(), signal.SIGHUP)
-        assert came == []
+        assert received == []
     finally:
         signal.signal(signal.SIGHUP, before)
 
 
-def test_a_table_hears_that_its_terminal_was_closed(bench):
-    def closed(job):
+def test_a_closed_terminal_stops_the_table(bench):
+    def close_terminal(job):
         os.kill(os.getpid(), signal.SIGHUP)
         return Ended(job, stopped=True)
 
     with pytest.raises(Stopped):
-        bench().run_missing(Noted(), Nowhere(closed, closed))
+        bench().run_missing(RecordedProgress(), FakeExecutor(close_terminal, close_terminal))
 
 
-@pytest.mark.parametrize(("threads", "told"), [(1, []), (4, ["no node has the 4 CPUs"])])
-def test_a_cluster_waits_for_a_node_like_one_that_died_and_for_none_that_never_was(
-    bench, monkeypatch, tmp_path, threads, told
+@pytest.mark.parametrize(("threads", "message"), [(1, None), (4, "no node has 4 CPUs")])
+def test_a_cluster_waits_for_a_replacement_of_a_dead_node_but_not_for_a_larger_one(
+    bench, monkeypatch, tmp_path, threads, message
 ):
     nodes = [{"NodeID": "a", "Alive": True, "Resources": {"CPU": 2.0}}]
     ray = MagicMock(nodes=lambda: nodes)
-    monkeypatch.setattr(cluster, "_connected", lambda _: ray)
+    monkeypatch.setattr(cluster, "_connect", lambda _: ray)
     monkeypatch.setattr(cluster.Cluster, "_shared", lambda _: True)
     experiment = bench().cells[0].experiment
     experiment = replace(experiment, compute=replace(experiment.compute, threads=threads))
-    with cluster.Cluster("ray", tmp_path / "runs") as made:
+    with cluster.Cluster("ray", tmp_path / "runs") as executor:
         nodes.clear()  # it was preempted
-        with pytest.raises(UserError, match=told[0]) if told else nullcontext():
-            made.begin(Job("", experiment, tmp_path / "runs"))
-        assert made.waiting() == (not told)
+        with pytest.raises(UserError, match=message) if message else nullcontext():
+            executor.begin(Job("", experiment, tmp_path / "runs"))
+        assert executor.waiting() == (message is None)
 
 
-@pytest.mark.parametrize(("options", "again"), [((), "the same command"), (("--fresh",), "the same command without")])
-def test_a_stopped_table_says_what_goes_on(zoo, table, tmp_path, monkeypatch, options, again):
-    def stopped(*_):
+@pytest.mark.parametrize(
+    ("options", "command"), [((), "the same command"), (("--fresh",), "the same command without --fresh")]
+)
+def test_a_stopped_table_prints_how_to_resume(run_cli, table, tmp_path, monkeypatch, options, command):
+    def stop(*_):
         raise Stopped(signal.SIGTERM)
 
-    monkeypatch.setattr(Bench, "run_missing", stopped)
+    monkeypatch.setattr(Bench, "run_missing", stop)
     runs = ("--profile", "smoke", "--runs", tmp_path / "runs")
-    answer = zoo("bench", table.folder / "table.toml", *runs, *options)
-    assert answer.exit_code == 128 + signal.SIGTERM
-    assert f"stopped; {again}{' --fresh' * bool(options)} goes on from there" in answer.output
+    result = run_cli("bench", table.folder / "table.toml", *runs, *options)
+    assert result.exit_code == 128 + signal.SIGTERM
+    assert f"stopped; {command} resumes from there" in result.output
 
 
 @pytest.mark.parametrize(("options", "profile"), [((), "gpu"), (("-s", "compute.device=cpu"), "laptop")])
-def test_a_table_takes_the_profile_of_what_its_runs_are_computed_on(zoo, table, monkeypatch, options, profile):
+def test_the_profile_fits_the_hardware_of_the_runs(run_cli, table, monkeypatch, options, profile):
     picked = []
-    monkeypatch.setattr("p2pzoo_bench.executors.Machine.kind", "gpu")
+    monkeypatch.setattr("p2pzoo_bench.executors.LocalExecutor.kind", "gpu")
     monkeypatch.setattr("p2pzoo_bench.bench.Bench", lambda *_, pick, **__: picked.append(pick()) or 1 / 0)
-    zoo("bench", table.folder / "table.toml", *options)
+    run_cli("bench", table.folder / "table.toml", *options)
     assert picked == [profile]

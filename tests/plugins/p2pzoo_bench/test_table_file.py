@@ -1,4 +1,4 @@
-"""Table files: what they may say, and what is told of those that say it wrongly."""
+"""Table files: what they can contain, and the messages for wrong ones."""
 
 import tomllib
 
@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from p2pzoo_bench.table_file import inline, read_table
 
 from p2pzoo.utils.errors import UserError
-from p2pzoo.utils.paths import shipped
+from p2pzoo.utils.paths import shipped_dir
 
 GOOD = """\
 title = "Losses"
@@ -31,87 +31,87 @@ target = true
 """
 
 
-def table(tmp_path, text):
+def write_and_read(tmp_path, text):
     file = tmp_path / "losses.toml"
     file.write_text(text)
     return read_table(str(file))
 
 
-def test_a_table_is_what_its_file_says(tmp_path):
-    found = table(tmp_path, GOOD)
-    assert (found.name, found.title, found.baseline, found.seeds) == ("losses", "Losses", "both", 2)
-    assert found.columns == {"psnr": "PSNR", "psnr.pooled": "pooled"}
-    l1, both, photos = found.rows
+def test_a_table_has_the_content_of_its_file(tmp_path):
+    table = write_and_read(tmp_path, GOOD)
+    assert (table.name, table.title, table.baseline, table.seeds) == ("losses", "Losses", "both", 2)
+    assert table.columns == {"psnr": "PSNR", "psnr.pooled": "pooled"}
+    l1, both, photos = table.rows
     assert (l1.label, l1.recipe, l1.published) == ("L1", "zoo:ablation_l1.toml", {"psnr": 20.0})
     assert (both.label, both.recipe, both.overrides) == ("both", str(tmp_path / "mine.toml"), ("train.images=4",))
     assert photos.recipe is None
-    assert found.trained == [l1, both]
-    assert found.overrides({}) == ['metrics.psnr={use = "psnr"}']
-    assert found.overrides({"psnr": "not here"}) == []
+    assert table.trained == [l1, both]
+    assert table.overrides({}) == ['metrics.psnr={use = "psnr"}']
+    assert table.overrides({"psnr": "not here"}) == []
 
 
-def test_the_first_row_with_a_recipe_is_the_baseline_unless_said_otherwise(tmp_path):
-    assert table(tmp_path, GOOD.replace('baseline = "both"\n', "")).baseline == "l1"
+def test_the_first_row_with_a_recipe_is_the_default_baseline(tmp_path):
+    assert write_and_read(tmp_path, GOOD.replace('baseline = "both"\n', "")).baseline == "l1"
 
 
-@pytest.mark.parametrize("file", sorted(shipped("benchmarks").glob("*.toml")), ids=lambda file: file.stem)
-def test_the_tables_that_travel_with_p2pzoo_are_read_from_anywhere(file):
+@pytest.mark.parametrize("file", sorted(shipped_dir("benchmarks").glob("*.toml")), ids=lambda file: file.stem)
+def test_shipped_tables_can_be_read_from_anywhere(file):
     assert read_table(f"zoo:{file.name}") == read_table(str(file))
 
 
 @pytest.mark.parametrize(
-    ("broken", "told"),
+    ("replacement", "message"),
     [
-        (("seeds = 2", "seeds = 0"), "losses.toml:3  seeds = 0: give their number"),
+        (("seeds = 2", "seeds = 0"), "losses.toml:3  seeds = 0: must be a number, 1 or more"),
         (("seeds = 2", "seeds = true"), "losses.toml:3  seeds = True"),
         (("seeds = 2", "seedz = 2"), "losses.toml:3  a table file has no 'seedz': did you mean 'seeds'?"),
-        (('baseline = "both"', 'baseline = "bth"'), "losses.toml:2  baseline = 'bth' is no row with a recipe"),
-        (('baseline = "both"', 'baseline = "photos"'), "losses.toml:2  baseline = 'photos' is no row with a recipe"),
-        (("psnr = 20 }", "psmr = 20 }"), "losses.toml:12  published names no column: 'psmr': did you mean 'psnr'?"),
-        (("psnr = 20 }", 'psnr = "20" }'), "losses.toml:12  published takes numbers"),
-        (("target = true", "target = false"), "losses.toml:16  [rows.photos] needs a recipe, or target = true"),
-        (("target = true", 'target = true\nrecipe = "x.toml"'), "losses.toml:16  [rows.photos] needs a recipe, or"),
-        (('set = ["train.images=4"]', "set = 4"), "losses.toml:15  set takes an array"),
+        (('baseline = "both"', 'baseline = "bth"'), "losses.toml:2  baseline = 'bth': no row with a recipe"),
+        (('baseline = "both"', 'baseline = "photos"'), "losses.toml:2  baseline = 'photos': no row with a recipe"),
+        (("psnr = 20 }", "psmr = 20 }"), "losses.toml:12  published: no column 'psmr': did you mean 'psnr'?"),
+        (("psnr = 20 }", 'psnr = "20" }'), "losses.toml:12  published must contain numbers"),
+        (("target = true", "target = false"), "losses.toml:16  [rows.photos] needs either a recipe or target = true"),
+        (("target = true", 'target = true\nrecipe = "x.toml"'), "losses.toml:16  [rows.photos] needs either"),
+        (('set = ["train.images=4"]', "set = 4"), "losses.toml:15  set must be an array of strings"),
         (('label = "L1"', "lable = 1"), "losses.toml:11  [rows.l1] has no 'lable': did you mean 'label'?"),
         (("[columns]", "[colums]"), "losses.toml:6  a table file has no 'colums': did you mean 'columns'?"),
         (('recipe = "mine.toml"', 'recipe = ""'), "recipe must be a path or zoo:NAME"),
         (("seeds = 2", "seeds ="), "losses.toml: broken TOML"),
     ],
 )  # fmt: skip
-def test_a_fault_is_told_with_its_line(tmp_path, broken, told):
+def test_a_fault_is_reported_with_its_line(tmp_path, replacement, message):
     with pytest.raises(UserError) as error:
-        table(tmp_path, GOOD.replace(*broken))
-    assert any(told in fault for fault in error.value.faults), error.value.faults
+        write_and_read(tmp_path, GOOD.replace(*replacement))
+    assert any(message in fault for fault in error.value.faults), error.value.faults
 
 
-def test_all_faults_are_told_at_once(tmp_path):
+def test_all_faults_are_reported_at_once(tmp_path):
     with pytest.raises(UserError) as error:
-        table(tmp_path, GOOD.replace("seeds = 2", "seeds = 0").replace("psnr = 20 }", "psmr = 20 }"))
+        write_and_read(tmp_path, GOOD.replace("seeds = 2", "seeds = 0").replace("psnr = 20 }", "psmr = 20 }"))
     assert len(error.value.faults) == 2
 
 
-def test_a_table_that_is_not_there_is_told_with_the_nearest(tmp_path):
-    table(tmp_path, GOOD)
+def test_a_missing_table_is_reported_with_a_suggestion(tmp_path):
+    write_and_read(tmp_path, GOOD)
     with pytest.raises(UserError, match=r"lossses.toml: no such table: did you mean 'losses.toml'\?"):
         read_table(str(tmp_path / "lossses.toml"))
 
 
-plain = st.recursive(
+values = st.recursive(
     st.booleans() | st.integers(-(2**60), 2**60) | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
     lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
     max_leaves=8,
 )
 
 
-@given(st.dictionaries(st.text(), plain))
-def test_any_table_survives_being_written_on_one_line(value):
+@given(st.dictionaries(st.text(), values))
+def test_any_table_can_be_written_on_one_line(value):
     line = inline(value)
     assert "\n" not in line
     assert tomllib.loads(f"v = {line}")["v"] == value
 
 
 @given(st.text())
-def test_no_text_makes_reading_fail_otherwise_than_by_a_told_fault(tmp_path_factory, text):
+def test_any_text_is_read_or_refused_with_a_user_error(tmp_path_factory, text):
     file = tmp_path_factory.mktemp("tables") / "any.toml"
     file.write_text(text, "utf-8", errors="surrogatepass")
     with pytest.raises(UserError):

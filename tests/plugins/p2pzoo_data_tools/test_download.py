@@ -1,4 +1,4 @@
-"""`p2pzoo data fetch`: archives from a server on loopback, drawn here; what is kept, what is refused, what is left."""
+"""`p2pzoo data fetch` from a server on loopback: what is kept, what is refused, what is left in the cache."""
 
 import contextlib
 import gzip
@@ -12,7 +12,7 @@ import threading
 
 import numpy as np
 import pytest
-from p2pzoo_data_tools import download
+from p2pzoo_data_tools import download, resumable_download
 from PIL import Image
 
 PLUGIN = """
@@ -35,18 +35,18 @@ class Doors(metaclass=Published):
 COUNTS = {"train": 4, "val": 2}
 
 
-def picture(seed, side=96):
+def make_png(seed, side=96):
     noise = np.random.default_rng(seed).integers(0, 256, (side, 2 * side, 3), dtype=np.uint8)
     file = io.BytesIO()
     Image.fromarray(noise).save(file, "PNG")
     return file.getvalue()
 
 
-FILES = {f"doors/{folder}/{n}.png": picture(n) for folder, count in COUNTS.items() for n in range(count)}
+FILES = {f"doors/{folder}/{n}.png": make_png(n) for folder, count in COUNTS.items() for n in range(count)}
 
 
-def packed(files, *others, mode="w:gz"):
-    """A tar of {name: bytes}, and of further TarInfos without content."""
+def make_tar(files, *others, mode="w:gz"):
+    """Return a tar of {name: bytes}, and of more TarInfos without content."""
     out = io.BytesIO()
     with tarfile.open(fileobj=out, mode=mode) as tar:
         for name, content in files.items():
@@ -58,24 +58,24 @@ def packed(files, *others, mode="w:gz"):
     return out.getvalue()
 
 
-def member(name, kind, link=""):
-    made = tarfile.TarInfo(name)
-    made.type, made.linkname = kind, link
-    return made
+def make_member(name, kind, link=""):
+    info = tarfile.TarInfo(name)
+    info.type, info.linkname = kind, link
+    return info
 
 
-WHOLE = packed(FILES)
+ARCHIVE = make_tar(FILES)
 
 
 class Server:
-    """Serves `body` under every path. Knows what it was asked.
+    """Serves `body` under every path, and records the requests.
 
-    cut      of the next answers: after how many bytes of each the connection is closed, once `stall` is set
-    ranges   "yes"; "no": ignores them and says nothing of them; "lies": says it can, and sends everything
+    cut     for each of the next responses, number of bytes after which the connection closes, once `stall` is set
+    ranges  "yes"; "no": ignores ranges and does not offer them; "lies": offers them, but sends the whole file
     """
 
     def __init__(self):
-        self.body, self.cut, self.ranges, self.status = WHOLE, [], "yes", 200
+        self.body, self.cut, self.ranges, self.status = ARCHIVE, [], "yes", 200
         self.requests, self.hold, self.headers = [], threading.Event(), {}
         self.stall = threading.Event()
         for event in (self.hold, self.stall):
@@ -86,30 +86,30 @@ class Server:
             protocol_version = "HTTP/1.1"
 
             def do_GET(self):
-                outer.answer(self)
+                outer.respond(self)
 
             def log_message(self, *_):
                 pass
 
         class Quiet(http.server.ThreadingHTTPServer):
-            def handle_error(self, *_):  # a client that hangs up
+            def handle_error(self, *_):  # a client that closes the connection
                 pass
 
         self._http = Quiet(("127.0.0.1", 0), Handler)
         self.url = f"http://127.0.0.1:{self._http.server_port}/data"
         threading.Thread(target=self._http.serve_forever, args=(0.01,), daemon=True).start()
 
-    def answer(self, to):
+    def respond(self, to):
         self.requests.append((to.path, to.headers.get("Range")))
         self.hold.wait(30)
         etag = f'"{hashlib.sha256(self.body).hexdigest()[:8]}"'
         if self.status != 200:
             to.send_error(self.status)
             return
-        start, asked = 0, to.headers.get("Range")
-        same = to.headers.get("If-Range", etag) == etag
-        if asked and self.ranges == "yes" and same:
-            start = int(asked.removeprefix("bytes=").rstrip("-"))
+        start, requested = 0, to.headers.get("Range")
+        is_same_version = to.headers.get("If-Range", etag) == etag
+        if requested and self.ranges == "yes" and is_same_version:
+            start = int(requested.removeprefix("bytes=").rstrip("-"))
             if start >= len(self.body):
                 to.send_error(416)
                 return
@@ -147,24 +147,25 @@ def server():
 
 @pytest.fixture
 def publish(install, tmp_path, server, monkeypatch):
-    """publish(size=…): the plugin whose dataset `doors` is published on the server; the cache is empty."""
+    """publish(size=…): install a plugin whose dataset `doors` is published on the server; the cache is empty."""
     monkeypatch.setenv("P2PZOO_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("PYTHONPATH", str(tmp_path / "site"))
     monkeypatch.delenv("P2PZOO_MIRROR", raising=False)
-    monkeypatch.setattr(download, "RETRIES", 0)
+    monkeypatch.setattr(resumable_download, "RETRY_WAIT", 0)
+    monkeypatch.setattr(resumable_download, "MAX_RETRIES", 0)
 
     install("doors_zoo", PLUGIN)
 
     def publish(**about):
-        known = {"name": "doors", "url": f"{server.url}/doors.tar.gz", "images": COUNTS, "licence": "for all"}
-        (tmp_path / "site" / "doors.json").write_text(json.dumps(known | about))
+        fields = {"name": "doors", "url": f"{server.url}/doors.tar.gz", "images": COUNTS, "licence": "for all"}
+        (tmp_path / "site" / "doors.json").write_text(json.dumps(fields | about))
 
     return publish
 
 
 @pytest.fixture
 def doors(publish):
-    publish(size=len(WHOLE))
+    publish(size=len(ARCHIVE))
 
 
 @pytest.fixture
@@ -172,130 +173,130 @@ def data(tmp_path):
     return tmp_path / "cache" / "datasets"
 
 
-def there(data):
-    """What lies in the cache, the lock aside."""
+def list_cache(data):
+    """Return the files in the cache, without locks."""
     return sorted(
         path.relative_to(data).as_posix() for path in data.rglob("*") if path.is_file() and path.suffix != ".lock"
     )
 
 
-WHOLE_TREE = sorted([*FILES, "doors.json"])
+FETCHED_FILES = sorted([*FILES, "doors.json"])
 
 
 @pytest.mark.usefixtures("doors")
 class TestFetch:
-    def test_what_the_archive_holds_lies_in_the_cache_afterwards(self, zoo, data):
-        told = zoo("data", "fetch", "doors")
-        assert told.exit_code == 0, told.output
-        assert f"{data / 'doors'}: train 4, val 2 images" in told.output
-        assert hashlib.sha256(WHOLE).hexdigest() in told.output
-        assert "licence: for all" in told.output
-        assert there(data) == WHOLE_TREE
+    def test_the_archive_is_extracted_into_the_cache(self, run_cli, data):
+        result = run_cli("data", "fetch", "doors")
+        assert result.exit_code == 0, result.output
+        assert f"{data / 'doors'}: train 4, val 2 images" in result.output
+        assert hashlib.sha256(ARCHIVE).hexdigest() in result.output
+        assert "licence: for all" in result.output
+        assert list_cache(data) == FETCHED_FILES
         for name, content in FILES.items():
             assert (data / name).read_bytes() == content
 
-    def test_again_it_asks_no_server_and_changes_nothing(self, zoo, data, server):
-        zoo("data", "fetch", "doors")
+    def test_a_second_fetch_uses_no_server_and_changes_nothing(self, run_cli, data, server):
+        run_cli("data", "fetch", "doors")
         before = {path: path.stat().st_mtime_ns for path in data.rglob("*.png")}
         server.requests.clear()
-        told = zoo("data", "fetch", "doors")
-        assert told.exit_code == 0
-        assert "as they were fetched" in told.output
+        result = run_cli("data", "fetch", "doors")
+        assert result.exit_code == 0
+        assert "verified: unchanged since the fetch" in result.output
         assert server.requests == []
         assert {path: path.stat().st_mtime_ns for path in data.rglob("*.png")} == before
 
-    @pytest.mark.parametrize("harm", ["lost", "shorter"])
-    def test_again_it_sees_that_something_is_missing(self, zoo, data, harm):
-        zoo("data", "fetch", "doors")
+    @pytest.mark.parametrize("damage", ["missing", "truncated"])
+    def test_a_second_fetch_reports_missing_and_truncated_files(self, run_cli, data, damage):
+        run_cli("data", "fetch", "doors")
         file = data / "doors/train/1.png"
-        file.unlink() if harm == "lost" else file.write_bytes(file.read_bytes()[:-1])
-        told = zoo("data", "fetch", "doors")
-        assert told.exit_code == 2
-        assert f"{data / 'doors'}: holds train {3 if harm == 'lost' else 4}, val 2 images" in told.output
+        file.unlink() if damage == "missing" else file.write_bytes(file.read_bytes()[:-1])
+        result = run_cli("data", "fetch", "doors")
+        assert result.exit_code == 2
+        assert f"{data / 'doors'}: holds train {3 if damage == 'missing' else 4}, val 2 images" in result.output
 
     @pytest.mark.parametrize("how", ["option", "environment"])
-    def test_a_mirror_is_asked_for_the_same_file_name(self, zoo, data, server, monkeypatch, how):
+    def test_a_mirror_is_used_with_the_same_file_name(self, run_cli, data, server, monkeypatch, how):
         mirror = server.url.replace("/data", "/elsewhere/")
         if how == "environment":
             monkeypatch.setenv("P2PZOO_MIRROR", mirror)
-        told = zoo("data", "fetch", "doors", *(["--mirror", mirror] if how == "option" else []))
-        assert told.exit_code == 0, told.output
+        result = run_cli("data", "fetch", "doors", *(["--mirror", mirror] if how == "option" else []))
+        assert result.exit_code == 0, result.output
         assert [path for path, _ in server.requests] == ["/elsewhere/doors.tar.gz"]
-        assert there(data) == WHOLE_TREE
+        assert list_cache(data) == FETCHED_FILES
 
     @pytest.mark.parametrize("mode", ["w:gz", "w", "w:bz2", "w:xz"])
-    def test_a_local_archive_needs_no_server(self, zoo, data, server, publish, tmp_path, mode):
+    def test_a_local_archive_needs_no_server(self, run_cli, data, server, publish, tmp_path, mode):
         file = tmp_path / "mine.tar"
-        file.write_bytes(packed(FILES, mode=mode))
+        file.write_bytes(make_tar(FILES, mode=mode))
         publish(size=None)
-        told = zoo("data", "fetch", "doors", "--from", file)
-        assert told.exit_code == 0, told.output
+        result = run_cli("data", "fetch", "doors", "--from", file)
+        assert result.exit_code == 0, result.output
         assert server.requests == []
-        assert there(data) == WHOLE_TREE
+        assert list_cache(data) == FETCHED_FILES
         assert file.exists()
 
-    def test_an_archive_without_a_top_folder_is_as_good(self, zoo, data, publish, server):
-        server.body = packed({name.removeprefix("doors/"): content for name, content in FILES.items()})
+    def test_an_archive_without_a_top_folder_is_accepted(self, run_cli, data, publish, server):
+        server.body = make_tar({name.removeprefix("doors/"): content for name, content in FILES.items()})
         publish(size=None)
-        assert zoo("data", "fetch", "doors").exit_code == 0
-        assert there(data) == WHOLE_TREE
+        assert run_cli("data", "fetch", "doors").exit_code == 0
+        assert list_cache(data) == FETCHED_FILES
 
-    def test_a_server_that_calls_gzip_an_encoding_gives_the_file_itself(self, zoo, data, server):
+    def test_a_content_encoding_of_gzip_is_not_decompressed(self, run_cli, data, server):
         server.headers["Content-Encoding"] = "x-gzip"
-        told = zoo("data", "fetch", "doors")
-        assert told.exit_code == 0, told.output
-        assert json.loads((data / "doors.json").read_text())["sha256"] == hashlib.sha256(WHOLE).hexdigest()
+        result = run_cli("data", "fetch", "doors")
+        assert result.exit_code == 0, result.output
+        assert json.loads((data / "doors.json").read_text())["sha256"] == hashlib.sha256(ARCHIVE).hexdigest()
 
-    def test_of_two_processes_at_once_one_waits_for_the_other(self, start, wait_for, data, server):
+    def test_a_second_process_waits_for_the_first(self, start, wait_for, data, server):
         server.hold.clear()
         first = start("-m", "p2pzoo", "data", "fetch", "doors")
         wait_for(lambda: server.requests, first)
         second = start("-m", "p2pzoo", "data", "fetch", "doors")
         assert second.stdout.readline() == "waiting for another process that fetches doors\n"
         server.hold.set()
-        told = [process.communicate(timeout=100)[0] for process in (first, second)]
-        assert [process.returncode for process in (first, second)] == [0, 0], told
-        assert ["as they were fetched" in one for one in told] == [False, True]
+        outputs = [process.communicate(timeout=100)[0] for process in (first, second)]
+        assert [process.returncode for process in (first, second)] == [0, 0], outputs
+        assert ["verified: unchanged since the fetch" in output for output in outputs] == [False, True]
         assert len(server.requests) == 1
-        assert there(data) == WHOLE_TREE
+        assert list_cache(data) == FETCHED_FILES
 
-    def test_what_a_killed_process_left_half_made_is_removed(self, zoo, data):
+    def test_the_temporary_files_of_a_killed_process_are_removed(self, run_cli, data):
         half = data / ".doors.tmp" / "extracted" / "doors" / "train"
         half.mkdir(parents=True)
         (half / "0.png").write_bytes(b"half")
-        assert zoo("data", "fetch", "doors").exit_code == 0
-        assert there(data) == WHOLE_TREE
+        assert run_cli("data", "fetch", "doors").exit_code == 0
+        assert list_cache(data) == FETCHED_FILES
 
 
-HALF = len(WHOLE) // 2
+HALF = len(ARCHIVE) // 2
 
 
 @pytest.mark.usefixtures("doors")
 class TestResume:
-    def test_a_download_that_is_cut_goes_on_where_it_was(self, zoo, data, server, monkeypatch):
-        monkeypatch.setattr(download, "RETRIES", 1)
+    def test_an_interrupted_download_is_resumed(self, run_cli, data, server, monkeypatch):
+        monkeypatch.setattr(resumable_download, "MAX_RETRIES", 1)
         server.cut = [HALF]
-        told = zoo("data", "fetch", "doors")
-        assert told.exit_code == 0, told.output
+        result = run_cli("data", "fetch", "doors")
+        assert result.exit_code == 0, result.output
         [(_, first), (_, second)] = server.requests
         assert first is None
-        assert 0 < begin(second) <= HALF
-        assert there(data) == WHOLE_TREE
+        assert 0 < first_byte(second) <= HALF
+        assert list_cache(data) == FETCHED_FILES
 
-    def test_so_does_the_next_call(self, zoo, data, server):
+    def test_the_next_call_resumes_an_interrupted_download(self, run_cli, data, server):
         server.cut = [HALF]
-        told = zoo("data", "fetch", "doors")
-        assert told.exit_code == 2
-        assert "bytes are kept, and the next call goes on with them" in told.output
-        assert there(data) == ["doors.part", "doors.part.json"]
-        assert zoo("data", "fetch").output.count("begun") == 1
+        result = run_cli("data", "fetch", "doors")
+        assert result.exit_code == 2
+        assert "bytes are kept, and the next call resumes from them" in result.output
+        assert list_cache(data) == ["doors.part", "doors.part.json"]
+        assert run_cli("data", "fetch").output.count("interrupted") == 1
 
         kept = (data / "doors.part").stat().st_size
-        assert zoo("data", "fetch", "doors").exit_code == 0
-        assert [asked for _, asked in server.requests] == [None, f"bytes={kept}-"]
-        assert there(data) == WHOLE_TREE
+        assert run_cli("data", "fetch", "doors").exit_code == 0
+        assert [requested for _, requested in server.requests] == [None, f"bytes={kept}-"]
+        assert list_cache(data) == FETCHED_FILES
 
-    def test_a_process_that_is_killed_has_kept_what_it_had(self, zoo, start, wait_for, data, server):
+    def test_the_download_of_a_killed_process_is_resumed(self, run_cli, start, wait_for, data, server):
         server.cut = [HALF]
         server.stall.clear()
         killed = start("-m", "p2pzoo", "data", "fetch", "doors")
@@ -305,242 +306,243 @@ class TestResume:
         killed.wait()
         server.stall.set()
         kept = part.stat().st_size
-        assert zoo("data", "fetch", "doors").exit_code == 0
+        assert run_cli("data", "fetch", "doors").exit_code == 0
         assert server.requests[-1][1] == f"bytes={kept}-"
-        assert there(data) == WHOLE_TREE
+        assert list_cache(data) == FETCHED_FILES
 
     @pytest.mark.parametrize("ranges", ["no", "lies"])
-    def test_a_server_that_ignores_ranges_is_asked_for_all_of_it(self, zoo, data, server, monkeypatch, ranges):
-        monkeypatch.setattr(download, "RETRIES", 1)
+    def test_a_server_that_ignores_ranges_sends_the_whole_file(self, run_cli, data, server, monkeypatch, ranges):
+        monkeypatch.setattr(resumable_download, "MAX_RETRIES", 1)
         server.cut, server.ranges = [HALF], ranges
-        told = zoo("data", "fetch", "doors")
-        assert told.exit_code == 0, told.output
+        result = run_cli("data", "fetch", "doors")
+        assert result.exit_code == 0, result.output
         assert len(server.requests) == 2
-        assert there(data) == WHOLE_TREE
+        assert list_cache(data) == FETCHED_FILES
 
-    def test_nothing_is_kept_of_what_its_server_cannot_go_on_with(self, zoo, data, server):
+    def test_a_download_that_cannot_be_resumed_is_removed(self, run_cli, data, server):
         server.cut, server.ranges = [HALF], "no"
-        told = zoo("data", "fetch", "doors")
-        assert told.exit_code == 2
-        assert "nothing is kept" in told.output
-        assert there(data) == []
+        result = run_cli("data", "fetch", "doors")
+        assert result.exit_code == 2
+        assert "nothing is kept" in result.output
+        assert list_cache(data) == []
 
-    def test_two_versions_are_never_joined(self, zoo, data, server, publish):
+    def test_two_versions_of_a_file_are_not_mixed(self, run_cli, data, server, publish):
         publish(size=None)
         server.cut = [HALF]
-        zoo("data", "fetch", "doors")
-        server.body = packed(FILES | {"doors/more.txt": b"1" * 1000})
-        assert zoo("data", "fetch", "doors").exit_code == 0
-        assert begin(server.requests[-1][1]) > 0
+        run_cli("data", "fetch", "doors")
+        server.body = make_tar(FILES | {"doors/more.txt": b"1" * 1000})
+        assert run_cli("data", "fetch", "doors").exit_code == 0
+        assert first_byte(server.requests[-1][1]) > 0
         assert json.loads((data / "doors.json").read_text())["sha256"] == hashlib.sha256(server.body).hexdigest()
 
-    def test_nor_are_two_servers(self, zoo, data, server):
+    def test_two_servers_are_not_mixed(self, run_cli, data, server):
         server.cut = [HALF]
-        zoo("data", "fetch", "doors")
-        told = zoo("data", "fetch", "doors", "--mirror", server.url.replace("/data", "/mirror"))
-        assert told.exit_code == 0, told.output
-        assert [asked for _, asked in server.requests] == [None, None]
+        run_cli("data", "fetch", "doors")
+        result = run_cli("data", "fetch", "doors", "--mirror", server.url.replace("/data", "/mirror"))
+        assert result.exit_code == 0, result.output
+        assert [requested for _, requested in server.requests] == [None, None]
 
-    def test_a_part_that_is_longer_than_the_file_is_begun_anew(self, zoo, data, server, monkeypatch):
+    def test_a_part_that_is_longer_than_the_file_is_downloaded_again(self, run_cli, data, server, monkeypatch):
         server.cut = [HALF]
-        zoo("data", "fetch", "doors")
-        (data / "doors.part").write_bytes(WHOLE + b"more")
-        monkeypatch.setattr(download, "RETRIES", 1)
-        assert zoo("data", "fetch", "doors").exit_code == 0
-        assert there(data) == WHOLE_TREE
+        run_cli("data", "fetch", "doors")
+        (data / "doors.part").write_bytes(ARCHIVE + b"more")
+        monkeypatch.setattr(resumable_download, "MAX_RETRIES", 1)
+        assert run_cli("data", "fetch", "doors").exit_code == 0
+        assert list_cache(data) == FETCHED_FILES
 
 
-def begin(asked):
-    return int(asked.removeprefix("bytes=").rstrip("-"))
+def first_byte(requested):
+    return int(requested.removeprefix("bytes=").rstrip("-"))
 
 
 @pytest.mark.usefixtures("doors")
 class TestRefused:
-    def refused(self, zoo, data, *arguments, left=()):
-        told = zoo("data", "fetch", "doors", *arguments)
-        assert told.exit_code == 2
-        assert len(told.output.splitlines()) == 1, told.output
-        assert there(data) == list(left)
-        return told.output
+    def fetch_refused(self, run_cli, data, *arguments):
+        result = run_cli("data", "fetch", "doors", *arguments)
+        assert result.exit_code == 2
+        assert len(result.output.splitlines()) == 1, result.output
+        assert list_cache(data) == []
+        return result.output
 
-    def test_no_such_file_on_the_server(self, zoo, data, server, monkeypatch):
-        monkeypatch.setattr(download, "RETRIES", 3)
+    def test_a_missing_file_on_the_server(self, run_cli, data, server, monkeypatch):
+        monkeypatch.setattr(resumable_download, "MAX_RETRIES", 3)
         server.status = 404
-        told = self.refused(zoo, data)
-        assert f"{server.url}/doors.tar.gz: the server answers 404 Not Found" in told
-        assert "--mirror URL" in told
-        assert "--from PATH" in told
-        assert len(server.requests) == 1, "asking again would not help"
+        message = self.fetch_refused(run_cli, data)
+        assert f"{server.url}/doors.tar.gz: the server answers 404 Not Found" in message
+        assert "--mirror URL" in message
+        assert "--from PATH" in message
+        assert len(server.requests) == 1, "a retry would not help"
 
-    def test_a_server_in_trouble_is_asked_again(self, zoo, data, server, monkeypatch):
-        monkeypatch.setattr(download, "RETRIES", 1)
+    def test_a_server_error_is_retried(self, run_cli, data, server, monkeypatch):
+        monkeypatch.setattr(resumable_download, "MAX_RETRIES", 1)
         server.status = 503
-        assert "the server answers 503" in self.refused(zoo, data)
+        assert "the server answers 503" in self.fetch_refused(run_cli, data)
         assert len(server.requests) == 2
 
-    def test_no_server(self, zoo, data, server):
+    def test_no_server(self, run_cli, data, server):
         server.close()
-        assert "no connection to the server; nothing is kept. Try again" in self.refused(zoo, data)
+        assert "no connection to the server; nothing is kept. Try again" in self.fetch_refused(run_cli, data)
 
     @pytest.mark.parametrize("mirror", ["ftp://a.b/c", "/some/folder"])
-    def test_a_mirror_that_is_no_url(self, zoo, data, mirror):
-        assert f"--mirror {mirror}: give a URL that begins with http" in self.refused(zoo, data, "--mirror", mirror)
+    def test_a_mirror_that_is_not_a_url(self, run_cli, data, mirror):
+        message = self.fetch_refused(run_cli, data, "--mirror", mirror)
+        assert f"--mirror {mirror}: not a URL of a server; it must begin with http" in message
 
-    def test_another_length_is_seen_before_the_download(self, zoo, data, server):
-        server.body = WHOLE + bytes(10)
-        told = self.refused(zoo, data)
-        assert f"{len(WHOLE) + 10:,} bytes, where the archive has {len(WHOLE):,}" in told
+    def test_another_length_is_refused_before_the_download(self, run_cli, data, server):
+        server.body = ARCHIVE + bytes(10)
+        message = self.fetch_refused(run_cli, data)
+        assert f"{len(ARCHIVE) + 10:,} bytes, but the archive has {len(ARCHIVE):,}" in message
 
-    def test_a_local_file_of_another_length(self, zoo, data, tmp_path):
-        (tmp_path / "short.tar.gz").write_bytes(WHOLE[:-1])
-        told = self.refused(zoo, data, "--from", tmp_path / "short.tar.gz")
-        assert f"{len(WHOLE) - 1:,} bytes, where the archive has {len(WHOLE):,}" in told
+    def test_a_local_file_of_another_length(self, run_cli, data, tmp_path):
+        (tmp_path / "short.tar.gz").write_bytes(ARCHIVE[:-1])
+        message = self.fetch_refused(run_cli, data, "--from", tmp_path / "short.tar.gz")
+        assert f"{len(ARCHIVE) - 1:,} bytes, but the archive has {len(ARCHIVE):,}" in message
         assert (tmp_path / "short.tar.gz").exists()
 
     @pytest.mark.parametrize("what", ["nothing.tar.gz", "."])
-    def test_no_local_file(self, zoo, data, tmp_path, what):
-        assert f"--from {tmp_path / what}: no " in self.refused(zoo, data, "--from", tmp_path / what)
+    def test_a_local_file_that_does_not_exist(self, run_cli, data, tmp_path, what):
+        assert f"--from {tmp_path / what}: no" in self.fetch_refused(run_cli, data, "--from", tmp_path / what)
 
     @pytest.mark.parametrize("place", [0.3, 0.6, 1.0])
-    def test_a_flipped_bit(self, zoo, data, server, place):
-        harmed = bytearray(WHOLE)
-        harmed[min(int(place * len(WHOLE)), len(WHOLE) - 6)] ^= 4
-        server.body = bytes(harmed)
-        assert "no whole tar archive (" in self.refused(zoo, data)
+    def test_a_flipped_bit(self, run_cli, data, server, place):
+        damaged = bytearray(ARCHIVE)
+        damaged[min(int(place * len(ARCHIVE)), len(ARCHIVE) - 6)] ^= 4
+        server.body = bytes(damaged)
+        assert "not a complete tar archive (" in self.fetch_refused(run_cli, data)
 
-    @pytest.mark.parametrize("body", [WHOLE[:HALF], b"<html>moved</html>", b"", b"\x1f\x8b"], ids=len)
-    def test_no_whole_archive(self, zoo, data, server, publish, body):
+    @pytest.mark.parametrize("body", [ARCHIVE[:HALF], b"<html>moved</html>", b"", b"\x1f\x8b"], ids=len)
+    def test_an_incomplete_archive(self, run_cli, data, server, publish, body):
         publish(size=None)
         server.body = body
-        told = self.refused(zoo, data)
-        assert f"{server.url}/doors.tar.gz: no whole tar archive (" in told
+        message = self.fetch_refused(run_cli, data)
+        assert f"{server.url}/doors.tar.gz: not a complete tar archive (" in message
 
-    def test_too_few_images(self, zoo, data, server, publish):
+    def test_too_few_images(self, run_cli, data, server, publish):
         publish(size=None)
-        server.body = packed(dict(itertools.islice(FILES.items(), 5)))
-        assert "holds train 4, val 1 images, where train 4, val 2 were published" in self.refused(zoo, data)
+        server.body = make_tar(dict(itertools.islice(FILES.items(), 5)))
+        assert "holds train 4, val 1 images, but train 4, val 2 were published" in self.fetch_refused(run_cli, data)
 
     @pytest.mark.parametrize(
         "name", ["../out.png", "doors/../../out.png", "/tmp/out.png", "doors\\..\\..\\out.png", "C:/out.png"]
     )
-    def test_members_that_would_leave_their_folder(self, zoo, data, server, publish, tmp_path, name):
+    def test_members_that_would_leave_their_folder(self, run_cli, data, server, publish, tmp_path, name):
         publish(size=None)
-        server.body = packed(FILES | {name: b"out"})
+        server.body = make_tar(FILES | {name: b"out"})
         before = set(tmp_path.rglob("*"))
-        assert "has a member that would leave its folder" in self.refused(zoo, data)
+        assert "has a member that would leave its folder" in self.fetch_refused(run_cli, data)
         assert {path for path in set(tmp_path.rglob("*")) - before if path.name == "out.png"} == set()
 
     @pytest.mark.parametrize(
         ("kind", "link"),
         [(tarfile.SYMTYPE, "/etc"), (tarfile.SYMTYPE, "train"), (tarfile.LNKTYPE, "doors/train/0.png")],
     )
-    def test_links(self, zoo, data, server, publish, kind, link):
+    def test_links(self, run_cli, data, server, publish, kind, link):
         publish(size=None)
-        server.body = packed(FILES, member("doors/link", kind, link))
-        assert "has a link in it ('doors/link')" in self.refused(zoo, data)
+        server.body = make_tar(FILES, make_member("doors/link", kind, link))
+        assert "contains a link ('doors/link')" in self.fetch_refused(run_cli, data)
 
     @pytest.mark.parametrize("kind", [tarfile.CHRTYPE, tarfile.BLKTYPE, tarfile.FIFOTYPE])
-    def test_devices(self, zoo, data, server, publish, kind):
+    def test_devices(self, run_cli, data, server, publish, kind):
         publish(size=None)
-        server.body = packed(FILES, member("doors/device", kind))
-        assert "has a device or pipe in it" in self.refused(zoo, data)
+        server.body = make_tar(FILES, make_member("doors/device", kind))
+        assert "contains a device or pipe" in self.fetch_refused(run_cli, data)
 
     @pytest.mark.parametrize("where", ["in a member", "after the end"])
-    def test_a_bomb_of_bytes(self, zoo, data, server, publish, monkeypatch, where):
+    def test_a_bomb_of_bytes(self, run_cli, data, server, publish, monkeypatch, where):
         publish(size=None)
-        monkeypatch.setattr(download, "MOST_MORE_BYTES", 1 << 20)
-        zeros = bytes((1 << 20) + 40 * len(WHOLE))
+        monkeypatch.setattr(download, "EXTRA_BYTES", 1 << 20)
+        zeros = bytes((1 << 20) + 40 * len(ARCHIVE))
         inside, after = ({"doors/zeros": zeros}, b"") if where == "in a member" else ({}, zeros)
-        server.body = gzip.compress(packed(FILES | inside, mode="w") + after)
-        assert "unpacks to more than" in self.refused(zoo, data)
+        server.body = gzip.compress(make_tar(FILES | inside, mode="w") + after)
+        assert "unpacks to more than" in self.fetch_refused(run_cli, data)
 
-    def test_a_bomb_of_members(self, zoo, data, server, publish, monkeypatch):
+    def test_a_bomb_of_members(self, run_cli, data, server, publish, monkeypatch):
         publish(size=None)
-        monkeypatch.setattr(download, "MOST_MORE_MEMBERS", 100)
-        server.body = packed(FILES | {f"doors/{n}": b"" for n in range(200)})
-        assert "holds more than 124 files and folders" in self.refused(zoo, data)
+        monkeypatch.setattr(download, "EXTRA_MEMBERS", 100)
+        server.body = make_tar(FILES | {f"doors/{n}": b"" for n in range(200)})
+        assert "holds more than 124 files and folders" in self.fetch_refused(run_cli, data)
 
-    def test_a_sparse_file(self, zoo, data, server, publish):
-        """Its length is what it says, whatever is in the archive: here a terabyte."""
+    def test_a_sparse_file(self, run_cli, data, server, publish):
+        """A sparse file declares any length, here a terabyte, whatever the archive contains."""
         publish(size=None)
-        sparse = member("doors/huge", tarfile.GNUTYPE_SPARSE)
+        sparse = make_member("doors/huge", tarfile.GNUTYPE_SPARSE)
         sparse.size = 1 << 40
         server.body = sparse.tobuf(tarfile.GNU_FORMAT) + bytes(10240)
-        assert "has a sparse file in it ('doors/huge')" in self.refused(zoo, data)
+        assert "contains a sparse file ('doors/huge')" in self.fetch_refused(run_cli, data)
 
     @pytest.mark.parametrize("kind", [tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.GNUTYPE_LONGNAME])
-    def test_a_header_that_would_fill_the_memory(self, zoo, data, server, publish, kind):
+    def test_a_header_that_would_fill_the_memory(self, run_cli, data, server, publish, kind):
         publish(size=None)
-        header = member("x", kind)
+        header = make_member("x", kind)
         header.size = 1 << 21
         server.body = header.tobuf(tarfile.GNU_FORMAT) + bytes(1 << 22)
-        assert "has a header of 2,097,152 bytes" in self.refused(zoo, data)
+        assert "has an extended header of 2,097,152 bytes" in self.fetch_refused(run_cli, data)
 
 
 @pytest.mark.usefixtures("doors")
 class TestChecksum:
     @pytest.mark.parametrize("way", ["server", "mirror", "file"])
-    def test_another_file_than_the_first_time_is_refused(self, zoo, data, server, publish, tmp_path, way):
+    def test_a_file_other_than_that_of_the_first_fetch_is_refused(self, run_cli, data, server, publish, tmp_path, way):
         publish(size=None)
-        zoo("data", "fetch", "doors")
-        remove(data / "doors")
-        server.body = packed(FILES | {"doors/train/0.png": picture(99)})
+        run_cli("data", "fetch", "doors")
+        remove_folder(data / "doors")
+        server.body = make_tar(FILES | {"doors/train/0.png": make_png(99)})
         (tmp_path / "mine.tar.gz").write_bytes(server.body)
         how = {"mirror": ["--mirror", server.url], "file": ["--from", tmp_path / "mine.tar.gz"]}.get(way, [])
-        told = zoo("data", "fetch", "doors", *how)
-        assert told.exit_code == 2
-        assert hashlib.sha256(WHOLE).hexdigest() in told.output
-        assert hashlib.sha256(server.body).hexdigest() in told.output
-        assert f"Remove {data / 'doors.json'} if you trust this one" in told.output
-        assert there(data) == ["doors.json"]
+        result = run_cli("data", "fetch", "doors", *how)
+        assert result.exit_code == 2
+        assert hashlib.sha256(ARCHIVE).hexdigest() in result.output
+        assert hashlib.sha256(server.body).hexdigest() in result.output
+        assert f"Remove {data / 'doors.json'} if you trust this one" in result.output
+        assert list_cache(data) == ["doors.json"]
 
         (data / "doors.json").unlink()
-        assert zoo("data", "fetch", "doors", *how).exit_code == 0
+        assert run_cli("data", "fetch", "doors", *how).exit_code == 0
 
-    def test_the_same_file_is_taken_again(self, zoo, data):
-        zoo("data", "fetch", "doors")
-        remove(data / "doors")
-        assert zoo("data", "fetch", "doors").exit_code == 0
-        assert there(data) == WHOLE_TREE
+    def test_the_same_file_is_accepted_again(self, run_cli, data):
+        run_cli("data", "fetch", "doors")
+        remove_folder(data / "doors")
+        assert run_cli("data", "fetch", "doors").exit_code == 0
+        assert list_cache(data) == FETCHED_FILES
 
 
-def remove(folder):
+def remove_folder(folder):
     for path in sorted(folder.rglob("*"), reverse=True):
         path.unlink() if path.is_file() else path.rmdir()
     folder.rmdir()
 
 
 class TestTerms:
-    def test_terms_have_to_be_accepted(self, zoo, data, server, publish):
+    def test_terms_have_to_be_accepted(self, run_cli, data, server, publish):
         publish(registration="doors ask for it at https://doors.example")
-        told = zoo("data", "fetch", "doors")
-        assert told.exit_code == 2
-        assert "doors ask for it at https://doors.example. Once you have agreed: --accept-licence" in told.output
+        result = run_cli("data", "fetch", "doors")
+        assert result.exit_code == 2
+        assert "doors ask for it at https://doors.example. When you have agreed, add --accept-licence" in result.output
         assert server.requests == []
-        assert zoo("data", "fetch", "doors", "--accept-licence").exit_code == 0
-        assert there(data) == WHOLE_TREE
+        assert run_cli("data", "fetch", "doors", "--accept-licence").exit_code == 0
+        assert list_cache(data) == FETCHED_FILES
 
 
 @pytest.mark.usefixtures("doors")
 class TestList:
-    def test_without_a_name_it_lists_what_there_is(self, zoo):
+    def test_without_a_name_it_lists_the_datasets_and_their_state(self, run_cli):
         def row():
-            [line] = [line for line in zoo("data", "fetch").output.splitlines() if line.startswith("doors ")]
+            [line] = [line for line in run_cli("data", "fetch").output.splitlines() if line.startswith("doors ")]
             return line
 
-        assert f"{len(WHOLE):,} bytes" in row()
+        assert f"{len(ARCHIVE):,} bytes" in row()
         assert "for all" in row()
-        assert "not there" in row()
-        zoo("data", "fetch", "doors")
-        assert "there" in row()
-        assert "not there" not in row()
+        assert "not fetched" in row()
+        run_cli("data", "fetch", "doors")
+        assert "fetched" in row()
+        assert "not fetched" not in row()
 
-    def test_the_papers_datasets_are_among_it(self, zoo):
-        listed = {line.split()[0] for line in zoo("data", "fetch").output.splitlines() if line.strip()}
+    def test_the_datasets_of_the_paper_are_listed(self, run_cli):
+        listed = {line.split()[0] for line in run_cli("data", "fetch").output.splitlines() if line.strip()}
         assert {"cityscapes", "facades", "maps", "edges2shoes", "edges2handbags", "night2day"} <= listed
 
-    def test_a_dataset_without_an_archive_is_no_name_for_it(self, zoo):
-        told = zoo("data", "fetch", "folders")
-        assert told.exit_code == 2
-        assert "dataset 'folders' has no archive to fetch: known are" in told.output
-        assert "did you mean 'doors'?" in zoo("data", "fetch", "door").output
+    def test_a_dataset_without_an_archive_is_refused(self, run_cli):
+        result = run_cli("data", "fetch", "folders")
+        assert result.exit_code == 2
+        assert "dataset 'folders' has no archive to fetch: known are" in result.output
+        assert "did you mean 'doors'?" in run_cli("data", "fetch", "door").output

@@ -1,4 +1,4 @@
-"""The paper's datasets: which half is which, what is checked when, and what a user is told."""
+"""`cityscapes`: which half is x, what is checked when, and the error messages. What the plugin registers."""
 
 import pickle
 import subprocess
@@ -14,7 +14,7 @@ from p2pzoo.plugin.protocols import Dataset
 from p2pzoo.utils.errors import UserError
 
 PHOTO, LABELS = (200, 30, 30), (30, 30, 200)
-few_pairs = pytest.mark.filterwarnings("ignore:.*holds . pairs:UserWarning")
+few_pairs = pytest.mark.filterwarnings("ignore:.*has . pairs:UserWarning")
 
 
 def save_pair(path, size=(512, 256)):
@@ -25,7 +25,7 @@ def save_pair(path, size=(512, 256)):
 
 @pytest.fixture
 def root(tmp_path):
-    """The archive's layout in small: photo (red) on the left, labels (blue) on the right."""
+    """A small folder in the archive's layout: photo (red) on the left, labels (blue) on the right."""
     for folder, count in (("train", 5), ("val", 4)):
         (tmp_path / folder).mkdir()
         for number in range(1, count + 1):
@@ -47,7 +47,7 @@ class TestCityscapes:
     @pytest.mark.parametrize(
         ("task", "x", "y"), [("labels-to-photo", LABELS, PHOTO), ("photo-to-labels", PHOTO, LABELS)]
     )
-    def test_task_says_which_half_is_x(self, root, task, x, y):
+    def test_the_task_determines_which_half_is_x(self, root, task, x, y):
         pair = Cityscapes("train", root=root, task=task)[0]
         assert pair.x.shape == pair.y.shape == (256, 256, 3)
         assert pair.x.dtype == pair.y.dtype == np.uint8
@@ -72,31 +72,31 @@ class TestCityscapes:
 
 @few_pairs
 class TestFaults:
-    @pytest.mark.parametrize("made", [True, False])
-    def test_without_the_data_it_says_where_to_put_them_and_where_to_get_them(self, tmp_path, made):
-        if made:
+    @pytest.mark.parametrize("exists", [True, False])
+    def test_without_data_the_error_says_where_to_get_them_and_where_to_put_them(self, tmp_path, exists):
+        if exists:
             (tmp_path / "train").mkdir()
         with pytest.raises(UserError) as caught:
             Cityscapes("train", root=tmp_path)
         first, *rest = str(caught.value).splitlines()
-        assert first.startswith(f"{tmp_path / 'train'}: {'holds no .jpg files' if made else 'does not exist'}")
+        assert first.startswith(f"{tmp_path / 'train'}: {'has no .jpg files' if exists else 'does not exist'}")
         assert "cityscapes.tar.gz (103,441,232 bytes)" in rest[0]
         assert "www.cityscapes-dataset.com" in rest[1]
         assert "-s dataset.root=DIR" in rest[2]
 
-    def test_images_of_another_size_are_refused_before_training_and_named(self, root):
+    def test_images_of_another_size_are_named_by_the_constructor(self, root):
         save_pair(root / "train" / "1.jpg", (2048, 1024))
         save_pair(root / "train" / "3.jpg", (286, 286))
         with pytest.raises(UserError) as caught:
             Cityscapes("train", root=root)
-        one, three = caught.value.faults
-        assert one.startswith(f"{root / 'train' / '1.jpg'}: 2048×1024 px")
-        assert three.startswith(f"{root / 'train' / '3.jpg'}: 286×286 px")
+        first, second = caught.value.faults
+        assert first.startswith(f"{root / 'train' / '1.jpg'}: is 2048×1024 px")
+        assert second.startswith(f"{root / 'train' / '3.jpg'}: is 286×286 px")
 
     def test_a_later_image_of_another_size_is_refused_when_it_is_read(self, root):
         save_pair(root / "train" / "5.jpg", (256, 256))
         train = Cityscapes("train", root=root)
-        with pytest.raises(UserError, match=r"5\.jpg: 256×256 px"):
+        with pytest.raises(UserError, match=r"5\.jpg: is 256×256 px"):
             train[4]
 
     def test_only_a_few_headers_are_read_at_construction(self, root, monkeypatch):
@@ -109,23 +109,23 @@ class TestFaults:
     @pytest.mark.parametrize("keep", [0, 10, 1500])
     def test_an_image_that_cannot_be_decoded_is_named(self, root, keep):
         path = root / "train" / "5.jpg"
-        whole = path.read_bytes()
-        assert len(whole) > 1500
-        path.write_bytes(whole[:keep])
+        content = path.read_bytes()
+        assert len(content) > 1500
+        path.write_bytes(content[:keep])
         train = Cityscapes("train", root=root)
         with pytest.raises(UserError, match=r"5\.jpg: cannot be read as an image .*: extract the archive again"):
             train[4]
 
 
-def test_fewer_pairs_than_the_paper_has_are_pointed_out(root):
-    with pytest.warns(UserWarning, match="holds 5 pairs where the paper has 2975"):
+def test_fewer_pairs_than_in_the_paper_cause_a_warning(root):
+    with pytest.warns(UserWarning, match="has 5 pairs, the paper has 2975"):
         Cityscapes("train", root=root)
 
 
 def test_registers_its_datasets_by_lazy_names():
-    seen = {}
-    p2pzoo_datasets.register_datasets(lambda name, factory, **about: seen.update({name: factory}))
-    assert seen == {
+    factories = {}
+    p2pzoo_datasets.register_datasets(lambda name, factory, **_: factories.update({name: factory}))
+    assert factories == {
         "folders": "p2pzoo_datasets.folders:Folders",
         "side-by-side": "p2pzoo_datasets.folders:SideBySide",
         "manifest": "p2pzoo_datasets.manifest:Manifest",

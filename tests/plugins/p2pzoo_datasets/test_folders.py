@@ -1,4 +1,4 @@
-"""`folders`, `side-by-side`: what becomes of every kind of file, which pair is in which split, what a user is told."""
+"""`folders` and `side-by-side`: how files of every kind are read, the splits of pairs, and the error messages."""
 
 import pickle
 import re
@@ -16,7 +16,7 @@ from p2pzoo.images.resize import resize_to
 from p2pzoo.plugin.protocols import Dataset
 from p2pzoo.utils.errors import UserError
 
-stands_in = pytest.mark.filterwarnings("ignore:.*stands in for it:UserWarning")
+ignore_fallback = pytest.mark.filterwarnings("ignore:.*is used instead:UserWarning")
 
 
 def noise(height=32, width=48, channels=3, seed=0):
@@ -37,7 +37,7 @@ def home(tmp_path, monkeypatch):
 
 @pytest.fixture
 def put(home):
-    """put("photos/001.png", array): an image file, folders made as needed; returns its path."""
+    """put("photos/001.png", array) writes an image file and the folders it needs; returns its path."""
 
     def put(name, image, **options):
         path = home / name
@@ -65,7 +65,7 @@ def folders(split="train", **parameters):
 
 
 def one_pair(put, x, y=None, name="0", **parameters):
-    """The first training pair, after x and y have been put there (None: as it is), beside an RGB pair in val."""
+    """The first training pair, after writing x and y (None: not written) and an RGB pair in val."""
     if x is not None:
         put(f"photos/train/{name}.png", x)
     put(f"maps/train/{name}.png", noise() if y is None else y)
@@ -74,14 +74,15 @@ def one_pair(put, x, y=None, name="0", **parameters):
     return folders(**parameters)[0]
 
 
-def told(make):
+def error_of(make):
+    """The message of the UserError that `make()` raises."""
     with pytest.raises(UserError) as caught:
         make()
     return str(caught.value)
 
 
 class TestPairs:
-    def test_are_matched_by_name_whatever_the_format(self, put):
+    def test_are_matched_by_name_in_any_format(self, put):
         for number in range(3):
             put(f"photos/train/{number}.webp", noise(seed=number), lossless=True)
             put(f"maps/train/{number}.bmp", noise(seed=9 - number))
@@ -96,18 +97,18 @@ class TestPairs:
             assert (pair.labels, pair.block) == (None, None)
         assert (train.x_range, train.y_range, train.classes, train.palette) == ((0, 255), (0, 255), None, None)
 
-    def test_an_accent_is_the_same_however_the_file_system_writes_it(self, put):
+    def test_composed_and_decomposed_accents_match(self, put):
         for split in ("train", "val"):
             put(f"photos/{split}/caf\u00e9.png", noise())
             put(f"maps/{split}/cafe\u0301.png", noise())
         assert [pair.id for pair in folders()] == ["train-caf\u00e9"]
 
-    def test_b_to_a_swaps_x_and_y_and_what_the_channels_are_of(self, splits):
+    def test_b_to_a_swaps_x_and_y_and_input_channels_stay_those_of_x(self, splits):
         there, back = folders(), folders(direction="BtoA", input_channels=3, target_channels=3)
         np.testing.assert_array_equal(back[0].y, there[0].x)
         np.testing.assert_array_equal(back[0].x, np.repeat(there[0].y, 3, axis=2))
 
-    def test_a_picture_with_two_halves_is_a_pair(self, put):
+    def test_the_two_halves_of_an_image_are_a_pair(self, put):
         for split in ("train", "val"):
             put(f"both/{split}/a.png", np.concatenate([noise(seed=1), noise(seed=2)], axis=1))
         for direction, x, y in (("AtoB", 1, 2), ("BtoA", 2, 1)):
@@ -136,7 +137,7 @@ class TestPairs:
             list(folders(split, size=(16, 16), resize="crop"))
         assert snapshot() == before
 
-    def test_no_pixel_is_decoded_before_it_is_asked_for(self, splits, monkeypatch):
+    def test_the_constructor_decodes_no_image(self, splits, monkeypatch):
         monkeypatch.setattr(Image.Image, "load", lambda _: pytest.fail("decoded an image"))
         monkeypatch.setattr(Image.Image, "convert", lambda *_: pytest.fail("decoded an image"))
         assert len(folders()) == 4
@@ -146,33 +147,33 @@ class TestFormats:
     def test_grey_stays_one_channel(self, put):
         assert one_pair(put, noise(channels=1)).x.shape == (32, 48, 1)
 
-    def test_grey_among_colours_becomes_three_equal_channels(self, put):
+    def test_a_grey_image_becomes_rgb_if_the_first_is_rgb(self, put):
         put("photos/train/0.png", noise())
         put("maps/train/0.png", noise())
         one_pair(put, noise(channels=1), name="1")
         np.testing.assert_array_equal(folders()[1].x, np.repeat(noise(channels=1), 3, axis=2))
 
-    def test_rgb_is_taken_as_it_is(self, put):
+    def test_rgb_stays_unchanged(self, put):
         np.testing.assert_array_equal(one_pair(put, noise()).x, noise())
 
-    def test_rgb_that_is_grey_throughout_can_be_asked_for_as_grey(self, put):
+    def test_rgb_with_equal_channels_can_be_read_as_grey(self, put):
         pair = one_pair(put, np.repeat(noise(channels=1), 3, axis=2), input_channels=1)
         np.testing.assert_array_equal(pair.x, noise(channels=1))
 
     def test_transparency_is_a_fourth_channel(self, put):
         np.testing.assert_array_equal(one_pair(put, noise(channels=4)).x, noise(channels=4))
 
-    def test_opaque_rgba_can_be_asked_for_as_rgb(self, put):
+    def test_opaque_rgba_can_be_read_as_rgb(self, put):
         opaque = np.dstack([noise(), np.full((32, 48), 255, np.uint8)])
         np.testing.assert_array_equal(one_pair(put, opaque, input_channels=3).x, noise())
 
-    def test_transparent_rgba_is_not_flattened_on_the_quiet(self, put):
-        message = told(lambda: one_pair(put, noise(channels=4), input_channels=3))
+    def test_transparent_rgba_is_refused_as_rgb(self, put):
+        message = error_of(lambda: one_pair(put, noise(channels=4), input_channels=3))
         assert message.startswith("photos/train/0.png: it has transparent pixels, and RGB was expected: flatten it")
-        assert message.endswith("(input_channels is 3: given, or the first training pair's)")
+        assert message.endswith("(input_channels is 3: set by the recipe, or by the first training pair)")
 
     @pytest.mark.parametrize("options", [{}, {"transparency": 1}])
-    def test_palettes_are_looked_up(self, put, home, options):
+    def test_palettes_are_replaced_by_their_colours(self, put, home, options):
         numbers, colours = noise(channels=1)[..., 0] % 3, np.eye(3, dtype=np.uint8) * 255
         drawing = Image.fromarray(numbers, "P")
         drawing.putpalette(colours.tobytes())
@@ -184,9 +185,9 @@ class TestFormats:
         if options:
             np.testing.assert_array_equal(x[..., 3] == 0, numbers == 1)
 
-    def test_a_jpeg_that_the_camera_turned_is_turned_upright_before_it_is_measured(self, put, home):
+    def test_the_exif_rotation_is_applied_before_the_size_is_checked(self, put, home):
         exif = Image.Exif()
-        exif[0x0112] = 6  # shown turned by 90° clockwise
+        exif[0x0112] = 6  # rotate by 90° clockwise
         put("photos/train/0.jpg", ramp(48, 32), quality=98, exif=exif)
         pair = one_pair(put, None, ramp(32, 48))
         assert pair.x.shape == (32, 48, 3)
@@ -205,53 +206,53 @@ class TestFormats:
         assert data.x_range == (0, 65535)
         np.testing.assert_array_equal(data[0].x[..., 0], deep)
 
-    def test_depths_are_not_mixed(self, put, home):
+    def test_different_dtypes_are_refused(self, put, home):
         (home / "photos/train").mkdir(parents=True)
         Image.fromarray(np.full((32, 48), 40_000, np.uint16)).save(home / "photos/train/0.png")
         put("photos/train/1.png", noise())
         put("maps/train/1.png", noise())
         assert (
-            told(lambda: one_pair(put, None)).splitlines()
+            error_of(lambda: one_pair(put, None)).splitlines()
             == [
-                "images of one side must be stored alike, and nothing is converted:",
+                "all files of x, and all of y, must have one dtype; values are not converted:",
                 "  photos/train/1.png is uint8, the first training pair's is uint16",
                 "  photos/val/0.png is uint8, the first training pair's is uint16",
             ][:2]
         )
 
-    def test_floats_need_a_range_and_keep_within_it(self, home):
+    def test_floats_need_a_range_and_must_be_inside_it(self, home):
         for split in ("train", "val"):
             for folder, scale in (("photos", 1.0), ("maps", 2.0)):
                 (home / folder / split).mkdir(parents=True)
                 np.save(home / folder / split / "0.npy", np.linspace(0, scale, 60, dtype=np.float32).reshape(4, 3, 5))
-        assert told(folders) == (
-            "photos/train/0.npy: is float32: declare the values that become -1 and 1, as in input_range = [0.0, 1.0]"
+        assert error_of(folders) == (
+            "photos/train/0.npy: is float32: set the values that become -1 and 1, as in input_range = [0.0, 1.0]"
         )
         data = folders(input_range=(0.0, 1.0), target_range=(0.0, 1.0))
-        assert told(lambda: data[0]) == ("maps/train/0.npy: its values reach from 0 to 2, and target_range is [0, 1]")
+        assert error_of(lambda: data[0]) == "maps/train/0.npy: has values from 0 to 2, outside target_range = [0, 1]"
         data = folders(input_range=(0.0, 1.0), target_range=(0.0, 2.0))
         assert (data[0].x.shape, data[0].y.dtype, data.y_range) == ((4, 3, 5), np.float32, (0.0, 2.0))
 
 
 class TestSizes:
-    def test_the_first_training_pair_decides_for_every_split(self, put):
+    def test_the_first_training_pair_sets_the_size_of_every_split(self, put):
         one_pair(put, noise(16, 24), noise(16, 24))
         assert folders("val", resize="stretch")[0].x.shape == (16, 24, 3)
 
-    def test_stretch_fills_the_size_and_loses_proportions(self, put):
+    def test_stretch_fills_the_size_without_keeping_proportions(self, put):
         pair = one_pair(put, ramp(40, 80), ramp(20, 10), size=(32, 32), resize="stretch")
         for image in (pair.x, pair.y):
             assert np.abs(image.astype(int) - ramp(32, 32)).max() <= 12
 
-    def test_crop_keeps_proportions_and_the_middle(self, put):
+    def test_crop_keeps_proportions_and_the_centre(self, put):
         pair = one_pair(put, ramp(40, 80), ramp(40, 80), size=(20, 20), resize="crop")
         np.testing.assert_array_equal(pair.x, pair.y)
         red, green = pair.x[..., 0].astype(int), pair.x[..., 1].astype(int)
-        assert (red[0].max() < 10, red[-1].min() > 245) == (True, True), "the whole height"
+        assert (red[0].max() < 10, red[-1].min() > 245) == (True, True), "the full height"
         assert abs(green[:, 0].mean() - 255 / 4) < 6, "from a quarter of the width"
         assert abs(green[:, -1].mean() - 255 * 3 / 4) < 6, "to three quarters"
 
-    def test_fit_keeps_proportions_and_continues_by_reflection(self, put):
+    def test_fit_keeps_proportions_and_extends_by_reflection(self, put):
         pair = one_pair(put, ramp(20, 40), ramp(20, 40), size=(40, 40), resize="fit")
         np.testing.assert_array_equal(pair.x, pair.y)
         np.testing.assert_array_equal(pair.x[10:30], ramp(20, 40))
@@ -260,13 +261,13 @@ class TestSizes:
 
     @pytest.mark.parametrize("how", ["fit", "crop"])
     @given(st.tuples(*[st.integers(1, 40)] * 4), st.sampled_from([1, 2, 3, 4]))
-    def test_any_size_becomes_the_size(self, how, sides, channels):
+    def test_an_image_of_any_size_gets_the_size_of_the_dataset(self, how, sides, channels):
         height, width, *size = sides
         image = resize_to(np.full((height, width, channels), 255, np.uint8), tuple(size), how)
         assert image.shape == (*size, channels)
         assert (image == 255).all()
 
-    def test_a_pair_of_two_resolutions_is_brought_to_one(self, put):
+    def test_a_pair_of_two_resolutions_gets_one_size(self, put):
         pair = one_pair(put, ramp(100, 150), ramp(200, 300), size=(32, 32), resize="fit")
         assert np.abs(pair.x.astype(int) - pair.y).max() <= 3
 
@@ -274,30 +275,30 @@ class TestSizes:
         for number in range(5):
             put(f"photos/train/{number}.png", noise(32, 32))
             put(f"maps/train/{number}.png", noise(32, 64) if number else noise(32, 32))
-        message = told(lambda: one_pair(put, noise(32, 32), name="0", y=noise(32, 32)))
+        message = error_of(lambda: one_pair(put, noise(32, 32), name="0", y=noise(32, 32)))
         assert message.splitlines() == [
-            'the images of a pair differ in size, and resize = "none":',
+            'images of a pair differ in size, and resize = "none":',
             *(f"  photos/train/{n}.png is 32×32 px, maps/train/{n}.png is 64×32 px" for n in (1, 2, 3)),
             "  ... and 1 more",
         ]
-        assert "differ in proportions" in told(lambda: folders(size=(32, 32), resize="crop"))
+        assert "differ in proportions" in error_of(lambda: folders(size=(32, 32), resize="crop"))
         assert len(folders(resize="stretch")) == 5
 
     def test_sizes_that_differ_between_pairs_are_named(self, put):
         put("photos/train/1.png", noise(30, 30))
         put("maps/train/1.png", noise(30, 30))
-        message = told(lambda: one_pair(put, noise(), noise()))
+        message = error_of(lambda: one_pair(put, noise(), noise()))
         assert message == (
             "the first training pair's size is 48×32 px, and these differ "
-            '(resize = "stretch", "fit" or "crop" makes all alike):\n  photos/train/1.png: 30×30 px'
+            '(resize = "stretch", "fit" or "crop" brings all to one size):\n  photos/train/1.png: 30×30 px'
         )
-        assert told(lambda: folders(size=(30, 30))).startswith("`size` is 30×30 px, and these differ")
+        assert error_of(lambda: folders(size=(30, 30))).startswith("`size` is 30×30 px, and these differ")
 
     def test_halves_need_an_even_width(self, put):
         for name, width in (("a", 64), ("b", 63), ("c", 65)):
             put(f"both/train/{name}.png", noise(32, width))
             put(f"both/val/{name}.png", noise(32, 64))
-        message = told(lambda: SideBySide("train", root="both"))
+        message = error_of(lambda: SideBySide("train", root="both"))
         assert message.splitlines() == [
             "images with A and B side by side must have an even width:",
             "  both/train/b.png is 63×32 px",
@@ -311,10 +312,10 @@ class TestSplits:
         assert [pair.id for pair in folders("val")] == ["val-0", "val-1"]
 
     @pytest.mark.parametrize(("missing", "there"), [("val", "test"), ("test", "val")])
-    def test_of_val_and_test_the_one_stands_in_for_the_other_and_says_so(self, splits, home, missing, there):
+    def test_if_val_or_test_is_missing_the_other_is_used_with_a_warning(self, splits, home, missing, there):
         for folder in ("photos", "maps"):
             (home / folder / missing).rename(home / f"{folder}-{missing}")
-        with pytest.warns(UserWarning, match=f"photos, maps: no pairs in {missing}; {there} stands in for it"):
+        with pytest.warns(UserWarning, match=f"photos, maps: no pairs in {missing}; {there} is used instead"):
             assert [pair.id for pair in folders(missing)] == [pair.id for pair in folders(there)]
 
     @given(
@@ -323,55 +324,55 @@ class TestSplits:
         st.sampled_from([(0.8, 0.1, 0.1), (0.5, 0.25, 0.25), (0.7, 0.3, 0.0)]),
         st.integers(0, 5),
     )
-    def test_adding_files_moves_no_others(self, names, added, fractions, seed):
+    def test_adding_files_does_not_move_others(self, names, added, fractions, seed):
         base = [str(number) for number in range(40)]  # enough for every split
 
-        def dealt(names):
+        def assign(names):
             return assign_splits({"": dict.fromkeys(names, ())}, "here", fractions, seed)
 
-        before, after = dealt([*base, *names]), dealt([*added, *reversed(names), *base])
+        before, after = assign([*base, *names]), assign([*added, *reversed(names), *base])
         for split in ("train", "val", "test"):
             assert before[split].keys() == after[split].keys() & {*base, *names}
 
-    def test_shares_are_those_asked_for(self):
-        dealt = [split_of(f"{number}", (0.8, 0.15, 0.05), 0) for number in range(10_000)]
-        assert [dealt.count(split) / 10_000 for split in ("train", "val", "test")] == pytest.approx(
+    def test_split_sizes_follow_the_fractions(self):
+        names = [split_of(f"{number}", (0.8, 0.15, 0.05), 0) for number in range(10_000)]
+        assert [names.count(split) / 10_000 for split in ("train", "val", "test")] == pytest.approx(
             [0.8, 0.15, 0.05], abs=0.012
         )
 
-    def test_the_deal_is_the_same_in_every_version(self):
-        dealt = {name: split_of(name, (0.8, 0.1, 0.1), 0) for name in ("001", "002", "cat", "dog", "é")}
-        assert dealt == {"001": "val", "002": "test", "cat": "val", "dog": "train", "é": "train"}
+    def test_the_assignment_is_the_same_in_every_version(self):
+        split_of_name = {name: split_of(name, (0.8, 0.1, 0.1), 0) for name in ("001", "002", "cat", "dog", "é")}
+        assert split_of_name == {"001": "val", "002": "test", "cat": "val", "dog": "train", "é": "train"}
 
-    def test_files_without_sub_folders_are_dealt_out(self, put):
-        def seen():
+    def test_files_without_sub_folders_are_assigned_by_name(self, put):
+        def ids_of_splits():
             return {split: {pair.id for pair in folders(split)} for split in ("train", "val", "test")}
 
         for number in range(20):
             put(f"photos/{number:03}.png", noise(4, 4))
             put(f"maps/{number:03}.png", noise(4, 4))
-        before = seen()
+        before = ids_of_splits()
         assert [len(ids) for ids in before.values()] == [15, 3, 2]
         assert sorted(set.union(*before.values())) == [f"{number:03}" for number in range(20)]
         for name in ("aaa", "zzz", "015b", "x", "y"):
             put(f"photos/{name}.png", noise(4, 4))
             put(f"maps/{name}.png", noise(4, 4))
-        after = seen()
+        after = ids_of_splits()
         assert all(before[split] <= after[split] for split in before)
 
-    def test_another_seed_deals_anew(self):
+    def test_another_seed_changes_the_assignment(self):
         names = [f"{number}" for number in range(50)]
         first, second = ([split_of(name, (0.8, 0.1, 0.1), seed) for name in names] for seed in (0, 1))
         assert first != second
 
-    @stands_in
+    @ignore_fallback
     @pytest.mark.parametrize("count", [2, 3, 8])
-    def test_too_few_pairs_are_told_with_a_seed_that_works(self, put, count):
+    def test_for_too_few_pairs_the_error_names_a_seed_that_works(self, put, count):
         for number in range(count):
             put(f"photos/{number}.png", noise(4, 4))
             put(f"maps/{number}.png", noise(4, 4))
         fractions = (0.98, 0.01, 0.01)
-        message = told(lambda: folders(fractions=fractions))
+        message = error_of(lambda: folders(fractions=fractions))
         assert message.startswith(f"photos, maps: too few pairs: {count} in train, 0 in val, 0 in test; split_seed = ")
         seed = int(re.search(r"split_seed = (\d+)", message)[1])
         sets = [
@@ -384,20 +385,22 @@ class TestSplits:
         assert count == 2 or not sets[1] & sets[2]
 
     @pytest.mark.parametrize("fractions", [(1.0, 0.0, 0.0), (0.0, 0.5, 0.5)])
-    def test_shares_that_leave_a_split_out_are_not_blamed_on_chance(self, put, fractions):
+    def test_for_fractions_of_0_the_error_names_the_fractions_and_no_seed(self, put, fractions):
         for number in range(4):
             put(f"photos/{number}.png", noise(4, 4))
             put(f"maps/{number}.png", noise(4, 4))
-        assert told(lambda: folders(fractions=fractions)).endswith(
+        assert error_of(lambda: folders(fractions=fractions)).endswith(
             ": make sub-folders train/, val/ and test/, or change `fractions`"
         )
 
     def test_one_pair_is_too_few(self, put):
         put("photos/0.png", noise(4, 4))
         put("maps/0.png", noise(4, 4))
-        assert told(folders) == "photos, maps: too few pairs: there is one, and train, and val or test, need one each"
+        assert (
+            error_of(folders) == "photos, maps: too few pairs: there is 1, and train needs one, and val or test another"
+        )
 
-    def test_fractions_must_be_the_whole(self, splits):
+    def test_fractions_must_add_up_to_1(self, splits):
         with pytest.raises(ValueError, match=r"fractions = \[0.5, 0.1, 0.1\]: .* must add up to 1"):
             folders(fractions=(0.5, 0.1, 0.1))
 
@@ -406,7 +409,7 @@ class TestFaults:
     def test_files_without_a_partner_are_named_on_both_sides(self, splits, home):
         for number in range(4):
             (home / f"photos/train/{number}.png").rename(home / f"photos/train/photo{number}.png")
-        assert told(folders).splitlines() == [
+        assert error_of(folders).splitlines() == [
             "photos/train: 4 of 4 images without a partner of the same name in maps/train:",
             "  photo0.png",
             "  photo1.png",
@@ -419,92 +422,92 @@ class TestFaults:
             "  ... and 1 more",
         ]
 
-    def test_two_files_of_one_stem_are_refused(self, splits, put):
+    def test_two_files_with_one_stem_are_refused(self, splits, put):
         put("photos/val/1.jpg", noise())
-        assert told(folders) == (
-            "photos/val: files are paired by name without suffix, and some share one:\n  1.jpg and 1.png"
+        assert error_of(folders) == (
+            "photos/val: files are paired by their name without suffix, and some have the same:\n  1.jpg and 1.png"
         )
 
-    def test_files_that_are_no_images_are_named_before_training(self, splits, home):
+    def test_files_that_are_no_images_are_named_by_the_constructor(self, splits, home):
         (home / "photos/train/1.png").write_text("<html>")
         (home / "maps/train/2.png").write_bytes(b"")
-        assert told(folders).splitlines() == [
+        assert error_of(folders).splitlines() == [
             "2 images cannot be used:",
-            "  photos/train/1.png: cannot be read as an image (no format that is known)",
-            "  maps/train/2.png: cannot be read as an image (no format that is known)",
+            "  photos/train/1.png: cannot be read as an image (unknown format)",
+            "  maps/train/2.png: cannot be read as an image (unknown format)",
         ]
 
-    def test_an_image_cut_short_is_named_when_it_is_read(self, splits, home):
+    def test_a_truncated_image_is_named_when_it_is_read(self, splits, home):
         path = home / "maps/train/2.png"
         path.write_bytes(path.read_bytes()[:-200])
         train = folders()
         with pytest.raises(UserError, match=r"^maps/train/2\.png: cannot be read as an image"):
             train[2]
 
-    def test_a_colour_image_where_the_first_is_grey_is_named_before_training(self, put):
+    def test_a_colour_image_after_a_grey_first_one_is_named_by_the_constructor(self, put):
         put("photos/train/1.png", noise())
         put("maps/train/1.png", noise())
-        message = told(lambda: one_pair(put, noise(channels=1)))
+        message = error_of(lambda: one_pair(put, noise(channels=1)))
         assert message == (
             "photos/train/1.png: it is RGB, and grey was expected "
-            "(input_channels is 1: given, or the first training pair's)"
+            "(input_channels is 1: set by the recipe, or by the first training pair)"
         )
         assert folders(input_channels=3)[0].x.shape == (32, 48, 3)
 
-    def test_folders_that_are_not_there(self, splits, home):
-        assert told(lambda: folders(targets="map")) == f"map: no such folder (looked for in {home})"
-        assert told(lambda: folders(targets=home / "map")) == f"{home / 'map'}: no such folder"
-        assert told(lambda: folders(inputs="photos/val/0.png")).startswith("photos/val/0.png: is a file; a folder")
+    def test_missing_folders(self, splits, home):
+        assert error_of(lambda: folders(targets="map")) == f"map: no such folder (looked for in {home})"
+        assert error_of(lambda: folders(targets=home / "map")) == f"{home / 'map'}: no such folder"
+        assert error_of(lambda: folders(inputs="photos/val/0.png")).startswith("photos/val/0.png: is a file; a folder")
 
     def test_an_empty_folder(self, splits, home):
         (home / "empty").mkdir()
-        assert told(lambda: SideBySide("train", root="empty")) == (
+        assert error_of(lambda: SideBySide("train", root="empty")) == (
             "empty: expected images (png, jpg, jpeg, webp, bmp, tif, tiff, npy, npz), it is empty"
         )
         for name in ("a.gif", "b.txt"):
             (home / "empty" / name).touch()
-        assert told(lambda: SideBySide("train", root="empty")).endswith(", found a.gif, b.txt")
+        assert error_of(lambda: SideBySide("train", root="empty")).endswith(", found a.gif, b.txt")
 
     def test_an_unreadable_folder(self, splits, monkeypatch):
         def refuse(path):
             raise PermissionError(13, "Permission denied", str(path))
 
         monkeypatch.setattr("p2pzoo.data.pairing.find_images", refuse)
-        assert told(folders) == "photos: cannot be read (Permission denied)"
+        assert error_of(folders) == "photos: cannot be read (Permission denied)"
 
     def test_images_one_level_deeper(self, splits, put, home):
         put("deep/a/0.png", noise())
         put("deep/b/0.png", noise())
         put("deep/b/1.png", noise())
-        assert told(lambda: SideBySide("train", root="deep")) == (
+        assert error_of(lambda: SideBySide("train", root="deep")) == (
             "deep: expected images, or train/, val/ and test/, in this folder itself, found a/ with 1 image; "
-            "b/ with 2 images: name the folder that holds them"
+            "b/ with 2 images: give the folder that has them"
         )
         (home / "above").mkdir()
         (home / "photos").rename(home / "above/photos")
-        assert "found photos/ with train/, val/, test/: name" in told(lambda: SideBySide("train", root="above"))
+        assert "found photos/ with train/, val/, test/: give" in error_of(lambda: SideBySide("train", root="above"))
 
     def test_sub_folders_in_only_one_of_the_two(self, splits, home):
         (home / "maps/test").rename(home / "test")
-        assert told(folders) == (
+        assert error_of(folders) == (
             "photos has train/, val/, test/, maps has train/, val/: "
-            "both folders must have the same of train/, val/ and test/, or both none"
+            "both folders must have the same of train/, val/ and test/, or neither any"
         )
 
     def test_images_beside_the_sub_folders(self, splits, put):
         put("photos/0.png", noise())
-        assert told(folders) == (
-            "photos: 1 image beside train/, val/, test/ would belong to no split: move them in, or away"
+        assert error_of(folders) == (
+            "photos: 1 image next to train/, val/, test/ would be in no split: move them in, or away"
         )
 
     def test_train_alone(self, splits, home):
         for folder in ("photos", "maps"):
             for split in ("val", "test"):
                 (home / folder / split).rename(home / f"{folder}-{split}")
-        assert told(folders).startswith("photos, maps: found train/ only; expected train/ and val/ or test/")
+        assert error_of(folders).startswith("photos, maps: only train/ found; expected train/ and val/ or test/")
 
 
-def test_a_run_on_files_that_have_changed_since_is_marked_and_not_resumed(tmp_path, zoo):
+def test_a_run_on_files_that_have_changed_since_is_marked_and_not_resumed(tmp_path, run_cli):
     for folder in ("inputs", "targets"):
         (tmp_path / folder).mkdir()
         for i in range(10):
@@ -515,8 +518,10 @@ def test_a_run_on_files_that_have_changed_since_is_marked_and_not_resumed(tmp_pa
         f'[dataset]\nuse = "folders"\ninputs = "{tmp_path}/inputs"\ntargets = "{tmp_path}/targets"\n'
     )
     run = ("run", recipe, "--profile", "smoke", "--runs", tmp_path / "runs", "-s", "train.images=2")
-    assert zoo(*run).exit_code == 0
-    assert "changed since" not in zoo(*run).output
+    assert run_cli(*run).exit_code == 0
+    assert "changed after this run" not in run_cli(*run).output
     for folder in ("inputs", "targets"):
         Image.new("RGB", (32, 32)).save(tmp_path / folder / "one_more.png")
-    assert re.search(r"made with other code or data \((train|val|test) data.* changed since\)", zoo(*run).output)
+    assert re.search(
+        r"the code or data changed after this run \((train|val|test) data.*\): --fresh", run_cli(*run).output
+    )

@@ -1,4 +1,4 @@
-"""`manifest`: pairs listed in a file; every fault by its line, and no file that ends in a traceback."""
+"""`manifest`: pairs listed in a file. Every fault is reported with its line, and no file causes a traceback."""
 
 import csv
 import json
@@ -19,7 +19,7 @@ def noise(seed):
 
 @pytest.fixture
 def home(tmp_path, monkeypatch):
-    """photos/ and maps/ with 0.png to 9.png, away from the folder that is worked in."""
+    """photos/ and maps/ with 0.png to 9.png in data/, which is not the current folder."""
     monkeypatch.chdir(tmp_path)
     for number in range(10):
         for folder, seed in (("photos", number), ("maps", 100 + number)):
@@ -32,20 +32,20 @@ def line(number, **more):
     return {"x": f"photos/{number}.png", "y": f"maps/{number}.png", **more}
 
 
-def listed(home, *lines, name="pairs.jsonl"):
+def write_manifest(home, *lines, name="pairs.jsonl"):
     (home / "data" / name).write_text("\n".join(row if isinstance(row, str) else json.dumps(row) for row in lines))
     return f"data/{name}"
 
 
-def told(file, **parameters):
+def errors_of(file, **parameters):
     with pytest.raises(UserError) as caught:
         Manifest("train", file=file, **parameters)
     return str(caught.value).splitlines()
 
 
 class TestPairs:
-    def test_are_those_of_the_lines_of_a_split_in_their_order(self, home):
-        file = listed(
+    def test_are_the_lines_of_a_split_in_their_order(self, home):
+        file = write_manifest(
             home, line(3, split="train"), "", line(1, split="train", id="one", block="a"), line(2, split="test")
         )
         train = Manifest("train", file=file)
@@ -54,18 +54,18 @@ class TestPairs:
         np.testing.assert_array_equal(train[0].y, noise(103))
         assert [pair.id for pair in Manifest("test", file=file)] == ["photos-2"]
 
-    def test_csv_says_the_same(self, home):
+    def test_csv_gives_the_same_pairs(self, home):
         rows = [line(n, split="train" if n else "val", block="b") for n in range(3)]
         with (home / "data/pairs.csv").open("w", newline="") as file:
             writer = csv.DictWriter(file, rows[0])
             writer.writeheader()
             writer.writerows(rows)
-        by_csv, by_json = (Manifest("train", file=f) for f in ("data/pairs.csv", listed(home, *rows)))
-        assert [pair.id for pair in by_csv] == [pair.id for pair in by_json] == ["photos-1", "photos-2"]
-        assert by_csv[0].block == "b"
+        from_csv, from_json = (Manifest("train", file=f) for f in ("data/pairs.csv", write_manifest(home, *rows)))
+        assert [pair.id for pair in from_csv] == [pair.id for pair in from_json] == ["photos-1", "photos-2"]
+        assert from_csv[0].block == "b"
 
-    def test_without_splits_are_dealt_out_by_their_ids(self, home):
-        file = listed(home, *(line(n) for n in range(10)))
+    def test_without_splits_are_assigned_by_their_ids(self, home):
+        file = write_manifest(home, *(line(n) for n in range(10)))
         ids = {split: {pair.id for pair in Manifest(split, file=file, fractions=(0.5, 0.25, 0.25))} for split in SPLITS}
         assert sorted(set.union(*ids.values())) == [f"photos-{n}" for n in range(10)]
         assert sum(map(len, ids.values())) == 10
@@ -73,7 +73,7 @@ class TestPairs:
     def test_may_have_labels(self, home):
         (home / "classes.json").write_text('{"classes": [{"name": "a", "colour": [0, 0, 0]}]}')
         np.save(home / "data/m.npy", np.zeros((8, 8), int))
-        file = listed(home, *(line(n, split=s, labels="m.npy") for n, s in ((0, "train"), (1, "val"))))
+        file = write_manifest(home, *(line(n, split=s, labels="m.npy") for n, s in ((0, "train"), (1, "val"))))
         data = Manifest("train", file=file, classes="classes.json")
         assert data.classes == ("a",)
         assert data[0].labels.shape == (8, 8)
@@ -83,8 +83,8 @@ SPLITS = ("train", "val", "test")
 
 
 class TestFaults:
-    def test_are_told_all_at_once_by_their_lines(self, home):
-        file = listed(
+    def test_are_reported_all_at_once_with_their_lines(self, home):
+        file = write_manifest(
             home,
             line(0, split="train"),
             {"x": "photos/99.png", "y": "maps/1.png", "split": "train"},
@@ -97,20 +97,22 @@ class TestFaults:
             line(6, split="train", id=7),
             line(7),
         )
-        assert told(file) == [
+        assert errors_of(file) == [
             "data/pairs.jsonl:2  x: no such file photos/99.png",
             "data/pairs.jsonl:3  cannot be read as JSON (Expecting value: line 1 column 7 (char 6))",
             'data/pairs.jsonl:4  expected an object, as in {"x": "a.png", "y": "b.png"}',
-            "data/pairs.jsonl:5  split: tain is none: did you mean 'train'?",
+            "data/pairs.jsonl:5  split: tain is no split: did you mean 'train'?",
             "data/pairs.jsonl:6  blok: no such key: did you mean 'block'?",
             "data/pairs.jsonl:7  y is missing",
-            "data/pairs.jsonl:8  the id 'photos-0' is that of line 1, too: give it another `id`",
+            "data/pairs.jsonl:8  line 1 has the id 'photos-0', too: set another `id`",
             "data/pairs.jsonl:9  id: expected text, not 7",
-            "data/pairs.jsonl:10  1 of 2 lines have no `split`: give it to all or to none",
+            "data/pairs.jsonl:10  1 of 2 lines have no `split`: set it on all lines or on none",
         ]
 
-    def test_leave_the_other_lines_to_the_doctor(self, home):
-        file = listed(home, *(line(n, split="val" if n > 7 else "train") for n in range(10)), line(99, split="train"))
+    def test_usable_returns_the_other_lines(self, home):
+        file = write_manifest(
+            home, *(line(n, split="val" if n > 7 else "train") for n in range(10)), line(99, split="train")
+        )
         data, faults = Manifest.usable("train", file=file)
         assert len(data) == 8
         assert faults == [
@@ -118,23 +120,25 @@ class TestFaults:
             "data/pairs.jsonl:11  y: no such file maps/99.png",
         ]
 
-    def test_of_a_heading(self, home):
-        assert told(listed(home, "x,z", "a,b", name="p.csv")) == [
+    def test_in_a_heading(self, home):
+        assert errors_of(write_manifest(home, "x,z", "a,b", name="p.csv")) == [
             "data/p.csv:1  the heading has no column y; z: no such key: known are block, id, labels, split, x, y"
         ]
-        assert told(listed(home, "x,y", "a,b,c", name="p.csv")) == ["data/p.csv:2  has 3 cells, the heading has 2"]
+        assert errors_of(write_manifest(home, "x,y", "a,b,c", name="p.csv")) == [
+            "data/p.csv:2  has 3 cells, the heading has 2"
+        ]
 
-    def test_of_the_file_itself(self, home):
-        assert told("data/none.jsonl") == ["data/none.jsonl: no such file"]
-        assert told("data/photos/0.png") == ["data/photos/0.png: a manifest is a .jsonl or a .csv file"]
-        assert told(listed(home)) == ["data/pairs.jsonl: lists no pairs"]
-        assert told(listed(home, line(0, split="train"))) == [
+    def test_in_the_file_itself(self, home):
+        assert errors_of("data/none.jsonl") == ["data/none.jsonl: no such file"]
+        assert errors_of("data/photos/0.png") == ["data/photos/0.png: a manifest is a .jsonl or a .csv file"]
+        assert errors_of(write_manifest(home)) == ["data/pairs.jsonl: lists no pairs"]
+        assert errors_of(write_manifest(home, line(0, split="train"))) == [
             "data/pairs.jsonl: has pairs of train only; expected train, and val or test"
         ]
 
     @settings(max_examples=150, deadline=None)
     @given(st.data())
-    def test_any_bytes_are_pairs_or_refused(self, tmp_path_factory, data):
+    def test_any_bytes_are_read_or_refused(self, tmp_path_factory, data):
         folder = tmp_path_factory.mktemp("any")
         write_png(folder / "a.png", noise(0))
         words = st.sampled_from(["a.png", "train", "val", "", "..", "/", "\0", "\ud800", "x" * 5000]) | st.text(
@@ -155,8 +159,8 @@ class TestFaults:
         file = folder / f"pairs{suffix}"
         file.write_bytes(content)
         try:
-            said = f"{file}" if len(Manifest("train", file=file)) else ""
+            message = f"{file}" if len(Manifest("train", file=file)) else ""
         except UserError as error:
-            said = str(error)
-        assert str(file) in said
-        assert said.encode(), "no character that a terminal has not"
+            message = str(error)
+        assert str(file) in message
+        assert message.encode(), "only characters that a terminal can show"

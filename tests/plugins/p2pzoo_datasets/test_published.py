@@ -1,4 +1,4 @@
-"""The paper's datasets: which half is which, how many pairs, which splits; and from the archive to a trained model."""
+"""The paper's datasets: halves, counts and splits; and the way from an archive to a trained model."""
 
 import http.server
 import io
@@ -17,12 +17,12 @@ from PIL import Image
 from p2pzoo.data import Store
 from p2pzoo.plugin.loader import registry
 from p2pzoo.plugin.protocols import Dataset
-from p2pzoo.testing import trials_of
+from p2pzoo.testing import list_component_checks
 from p2pzoo.utils.errors import UserError
 
 LEFT, RIGHT = (200, 30, 30), (30, 30, 200)
-pytestmark = pytest.mark.filterwarnings("ignore:.*holds . pairs:UserWarning")
-stands_in = pytest.mark.filterwarnings("ignore:.*stands in for it:UserWarning")
+pytestmark = pytest.mark.filterwarnings("ignore:.*has . pairs:UserWarning")
+ignore_fallback = pytest.mark.filterwarnings("ignore:.*is used instead:UserWarning")
 
 # dataset, side of a half, {folder: pairs}, length of the archive, {task: whether x is A, the left half}; the first
 # task is the paper's
@@ -44,7 +44,7 @@ CLASSES = {name: cls for name, cls, *_ in FACTS}
 
 
 def jpeg(half=256, seed=None):
-    """A pair: red on the left, blue on the right; or with noise, which tells it from others."""
+    """A pair: red on the left, blue on the right; `seed` adds noise, so that pairs differ."""
     image = Image.new("RGB", (2 * half, half), RIGHT)
     image.paste(LEFT, (0, 0, half, half))
     if seed is not None:
@@ -56,7 +56,7 @@ def jpeg(half=256, seed=None):
 
 
 def put(root, cls, count=3, folders=None):
-    """The archive's layout in small."""
+    """Write a small folder in the archive's layout."""
     for folder in folders or cls.archive.images:
         (root / folder).mkdir(parents=True)
         for number in range(count):
@@ -69,7 +69,7 @@ def colour(image):
 
 
 @pytest.mark.parametrize(("name", "cls", "half", "images", "length", "tasks"), FACTS, ids=[f[0] for f in FACTS])
-def test_what_is_said_of_each_is_what_was_published(name, cls, half, images, length, tasks):
+def test_each_archive_has_the_published_facts(name, cls, half, images, length, tasks):
     archive = cls.archive
     assert registry().get("dataset", name).load() is cls
     assert (archive.name, dict(archive.images), archive.size, cls.half) == (name, images, length, half)
@@ -81,7 +81,7 @@ def test_what_is_said_of_each_is_what_was_published(name, cls, half, images, len
 
 
 @pytest.mark.parametrize(("cls", "half", "task", "a_is_x"), TASKS, ids=[task for _, _, task, _ in TASKS])
-def test_task_says_which_half_is_x(tmp_path, cls, half, task, a_is_x):
+def test_the_task_determines_which_half_is_x(tmp_path, cls, half, task, a_is_x):
     pair = cls("train", root=put(tmp_path, cls, 1), task=task)[0]
     assert pair.x.shape == pair.y.shape == (256, 256, 3)
     assert pair.x.dtype == pair.y.dtype == np.uint8
@@ -90,35 +90,37 @@ def test_task_says_which_half_is_x(tmp_path, cls, half, task, a_is_x):
     np.testing.assert_allclose(colour(pair.y), y, atol=4)
 
 
-def interp(sums, at, axis):
-    """Sums up to each place, between pixels too."""
-    low = np.minimum(at.astype(int), sums.shape[axis] - 2)
-    share = (at - low).reshape([-1 if i == axis else 1 for i in range(3)])
-    return sums.take(low, axis) * (1 - share) + sums.take(low + 1, axis) * share
+def interpolate(sums, positions, axis):
+    """Cumulative sums at positions between pixels."""
+    low = np.minimum(positions.astype(int), sums.shape[axis] - 2)
+    weight = (positions - low).reshape([-1 if i == axis else 1 for i in range(3)])
+    return sums.take(low, axis) * (1 - weight) + sums.take(low + 1, axis) * weight
 
 
-@stands_in
+@ignore_fallback
 class TestSplits:
     @pytest.mark.parametrize("cls", [Facades, NightToDay])
-    def test_where_there_are_three_each_is_its_own(self, tmp_path, cls):
+    def test_three_folders_are_three_splits(self, tmp_path, cls):
         put(tmp_path, cls, 2)
         for split in ("train", "val", "test"):
             assert [pair.id for pair in cls(split, root=tmp_path)] == [f"{split}-0", f"{split}-1"]
 
     @pytest.mark.parametrize("cls", [Maps, EdgesToShoes, EdgesToHandbags])
-    def test_where_there_is_no_test_val_stands_in_for_it_and_says_so(self, tmp_path, cls):
+    def test_without_test_val_is_used_with_a_warning(self, tmp_path, cls):
         put(tmp_path, cls, 2)
-        with pytest.warns(UserWarning, match="no pairs in test; val stands in for it"):
+        with pytest.warns(UserWarning, match="no pairs in test; val is used instead"):
             test = cls("test", root=tmp_path)
         assert [pair.id for pair in test] == ["val-0", "val-1"]
 
-    def test_where_there_is_no_val_test_stands_in(self, tmp_path):
+    def test_without_val_test_is_used_with_a_warning(self, tmp_path):
         put(tmp_path, Facades, 2, ["train", "test"])
-        with pytest.warns(UserWarning, match="no pairs in val; test stands in for it"):
+        with pytest.warns(UserWarning, match="no pairs in val; test is used instead"):
             assert Facades("val", root=tmp_path)[0].id == "test-0"
 
-    def test_another_number_of_pairs_is_pointed_out(self, tmp_path):
-        with pytest.warns(UserWarning, match="val holds 3 pairs where the paper has 100: was it extracted in full?"):
+    def test_another_number_of_pairs_causes_a_warning(self, tmp_path):
+        with pytest.warns(
+            UserWarning, match="val has 3 pairs, the paper has 100: is the archive extracted completely?"
+        ):
             Facades("val", root=put(tmp_path, Facades))
 
     def test_the_cameras_of_night2day_are_its_blocks(self, tmp_path):
@@ -129,21 +131,21 @@ class TestSplits:
 
 
 class TestImages:
-    def test_another_size_is_asked_for_with_size(self, tmp_path):
+    def test_size_sets_another_size(self, tmp_path):
         pair = Maps("train", root=put(tmp_path, Maps, 1), size=96)[0]
         assert pair.x.shape == pair.y.shape == (96, 96, 3)
 
-    def test_halves_are_scaled_one_by_one(self, tmp_path):
-        """No colour of one comes into the other where they meet."""
+    def test_halves_are_scaled_separately(self, tmp_path):
+        """At the border, no colour of one half mixes into the other."""
         pair = Maps("train", root=put(tmp_path, Maps, 1), task="aerial-to-map")[0]
-        np.testing.assert_allclose(pair.x[:, -2:].mean(axis=(0, 1)), LEFT, atol=25)  # JPEG's own
+        np.testing.assert_allclose(pair.x[:, -2:].mean(axis=(0, 1)), LEFT, atol=25)  # the error of JPEG
         a = np.asarray(Image.open(tmp_path / "train" / "0.jpg"))[:, :600]
         expected = np.asarray(Image.fromarray(a).resize((256, 256), Image.Resampling.BICUBIC))
         np.testing.assert_array_equal(pair.x, expected)
 
     @pytest.mark.parametrize(("kernel", "filter"), [("bicubic", Image.Resampling.BICUBIC), ("bilinear-corners", None)])
-    def test_for_training_maps_come_from_600_to_286_px_in_one_step(self, tmp_path, kernel, filter):
-        """Lua's image.scale takes the mean of what a new pixel covers where it makes smaller: here by integration."""
+    def test_for_training_maps_are_scaled_from_600_to_286_px_in_one_step(self, tmp_path, kernel, filter):
+        """When it reduces, Lua's image.scale averages the area of each new pixel: here by integration."""
         (tmp_path / "train").mkdir()
         (tmp_path / "train" / "0.jpg").write_bytes(jpeg(600, seed=0))
         a = np.asarray(Image.open(tmp_path / "train" / "0.jpg"))[:, :600]
@@ -152,19 +154,19 @@ class TestImages:
         if filter is None:
             sums = np.pad(a.astype(float), [(1, 0), (1, 0), (0, 0)]).cumsum(0).cumsum(1)
             edges = np.arange(287) * 600 / 286
-            both = interp(interp(sums, edges, axis=0), edges, axis=1)
-            expected = np.diff(np.diff(both, axis=0), axis=1) / (600 / 286) ** 2
+            integral = interpolate(interpolate(sums, edges, axis=0), edges, axis=1)
+            expected = np.diff(np.diff(integral, axis=0), axis=1) / (600 / 286) ** 2
             np.testing.assert_allclose(store[0].x, expected, atol=0.51)
         else:
             once = np.asarray(Image.fromarray(a).resize((286, 286), filter), int)
             twice = np.asarray(Image.fromarray(a).resize((256, 256), filter).resize((286, 286), filter), int)
-            np.testing.assert_allclose(store[0].x, once, atol=1)  # of rounding
+            np.testing.assert_allclose(store[0].x, once, atol=1)  # rounding
             assert np.abs(twice - once).max() > 3
 
-    def test_images_of_another_size_than_was_published_are_named(self, tmp_path):
+    def test_images_without_the_published_size_are_named(self, tmp_path):
         put(tmp_path, Maps, 1)
         (tmp_path / "train" / "0.jpg").write_bytes(jpeg(256))
-        with pytest.raises(UserError, match=r"0\.jpg: 512×256 px; dataset 'maps' reads 1200×600"):
+        with pytest.raises(UserError, match=r"0\.jpg: is 512×256 px; dataset 'maps' expects 1200×600"):
             Maps("train", root=tmp_path)
 
     def test_a_broken_image_is_named_when_it_is_read(self, tmp_path):
@@ -175,7 +177,7 @@ class TestImages:
         with pytest.raises(UserError, match=r"4\.jpg: cannot be read as an image"):
             train[4]
 
-    def test_its_files_are_known(self, tmp_path):
+    def test_files_lists_its_files(self, tmp_path):
         put(tmp_path, Facades, 2)
         assert Facades("val", root=tmp_path).files == [(tmp_path / "val" / "0.jpg",), (tmp_path / "val" / "1.jpg",)]
 
@@ -187,18 +189,18 @@ class TestImages:
         assert Facades("train", root=tmp_path).fingerprint != before
 
 
-class TestAbsent:
+class TestMissingData:
     @pytest.mark.parametrize("name", [name for name in CLASSES if name != "cityscapes"])
-    def test_without_the_data_it_says_what_to_run_and_where_it_looked(self, tmp_path, monkeypatch, name):
+    def test_the_error_says_what_to_run_and_where_the_data_are_expected(self, tmp_path, monkeypatch, name):
         monkeypatch.setenv("P2PZOO_CACHE", str(tmp_path))
         with pytest.raises(UserError) as caught:
             CLASSES[name]("train")
-        first, get, elsewhere = str(caught.value).splitlines()
+        first, fetch, root = str(caught.value).splitlines()
         assert first.startswith(f"{tmp_path / 'datasets' / name / 'train'}: does not exist")
-        assert f"p2pzoo data fetch {name} (" in get
-        assert "-s dataset.root=DIR" in elsewhere
+        assert f"p2pzoo data fetch {name} (" in fetch
+        assert "-s dataset.root=DIR" in root
 
-    def test_cityscapes_is_looked_for_where_it_was_prepared_and_then_where_it_was_fetched(self, tmp_path, monkeypatch):
+    def test_cityscapes_is_read_from_the_prepared_folder_and_else_from_the_fetched_one(self, tmp_path, monkeypatch):
         monkeypatch.setenv("P2PZOO_CACHE", str(tmp_path / "cache"))
         monkeypatch.chdir(tmp_path)
         with pytest.raises(UserError, match="datasets/cityscapes/train: does not exist"):
@@ -208,18 +210,18 @@ class TestAbsent:
         put(tmp_path / "datasets/cityscapes", Cityscapes, 3)
         assert len(Cityscapes("train")) == 3
 
-    def test_cityscapes_is_fetched_only_by_those_who_accept_its_terms(self, tmp_path, monkeypatch, zoo):
+    def test_cityscapes_is_fetched_only_after_accepting_its_terms(self, tmp_path, monkeypatch, run_cli):
         monkeypatch.setenv("P2PZOO_CACHE", str(tmp_path))
-        told = zoo("data", "fetch", "cityscapes", "--mirror", "http://127.0.0.1:9")
-        assert told.exit_code == 2
-        assert "https://www.cityscapes-dataset.com" in told.output
-        assert "--accept-licence" in told.output
-        assert "p2pzoo data prepare cityscapes" in told.output
+        result = run_cli("data", "fetch", "cityscapes", "--mirror", "http://127.0.0.1:9")
+        assert result.exit_code == 2
+        assert "https://www.cityscapes-dataset.com" in result.output
+        assert "--accept-licence" in result.output
+        assert "p2pzoo data prepare cityscapes" in result.output
         assert list(tmp_path.iterdir()) == []
 
 
-@stands_in
-def test_each_keeps_the_promises_of_a_dataset(tmp_path):
+@ignore_fallback
+def test_each_satisfies_the_dataset_interface(tmp_path):
     parameters = {}
     for name, cls in CLASSES.items():
         for index, folder in enumerate(cls.archive.images):
@@ -228,18 +230,20 @@ def test_each_keeps_the_promises_of_a_dataset(tmp_path):
                 content = jpeg(cls.half, seed=10 * index + number)
                 (tmp_path / name / folder / f"{folder}{number}.jpg").write_bytes(content)
         parameters[name] = {"root": str(tmp_path / name), "size": 64}
-    trials = [trial for trial in trials_of("datasets", parameters=parameters) if trial.entry.name in CLASSES]
+    trials = [
+        trial for trial in list_component_checks("datasets", parameters=parameters) if trial.entry.name in CLASSES
+    ]
     found = {str(trial): trial.run() for trial in trials}
     assert {trial.entry.name for trial in trials} == set(CLASSES)
-    assert {name: each.told for name, each in found.items() if each.status != "pass"} == {}
+    assert {name: each.message for name, each in found.items() if each.status != "pass"} == {}
     assert isinstance(published.Facades("train", root=tmp_path / "facades"), Dataset)
 
 
-def official(archive):
-    """A tar.gz of the archive's layout, pairs and exact length; its rest is filled up."""
+def pack_like_published(archive):
+    """A tar.gz with the archive's layout, counts and exact length; a member named "filling" makes up the length."""
     names = [f"{folder}/{n}.jpg" for folder, count in archive.images.items() for n in range(1, count + 1)]
 
-    def packed(filling):
+    def pack(filling):
         out = io.BytesIO()
         with tarfile.open(fileobj=out, mode="w:gz", compresslevel=0) as tar:
             for name, content in [*((n, pair) for n in names), ("filling", bytes(filling))]:
@@ -249,14 +253,14 @@ def official(archive):
         return out.getvalue()
 
     pair = jpeg()
-    spare = archive.size - len(packed(0))
-    body = packed(spare - spare // 1000 - 20_000)
-    return body + bytes(archive.size - len(body))  # gzip lets zeros follow
+    spare = archive.size - len(pack(0))
+    body = pack(spare - spare // 1000 - 20_000)
+    return body + bytes(archive.size - len(body))  # gzip ignores zeros at the end
 
 
-def test_the_facades_recipe_runs_from_an_archive_in_the_official_layout(tmp_path, monkeypatch, zoo):
+def test_the_facades_recipe_runs_on_an_archive_in_the_published_layout(tmp_path, monkeypatch, run_cli):
     (tmp_path / "served").mkdir()
-    (tmp_path / "served" / "facades.tar.gz").write_bytes(official(Facades.archive))
+    (tmp_path / "served" / "facades.tar.gz").write_bytes(pack_like_published(Facades.archive))
     monkeypatch.setenv("P2PZOO_CACHE", str(tmp_path / "cache"))
 
     class Handler(http.server.SimpleHTTPRequestHandler):
@@ -264,18 +268,18 @@ def test_the_facades_recipe_runs_from_an_archive_in_the_official_layout(tmp_path
             pass
 
     run = ["run", "zoo:tasks/facades.toml", "--profile", "smoke", "--runs", tmp_path / "runs"]
-    told = zoo(*run)
-    assert (told.exit_code, told.began) == (2, None)
-    assert "p2pzoo data fetch facades (30,168,306 bytes)" in told.output
+    result = run_cli(*run)
+    assert (result.exit_code, result.first_step) == (2, None)
+    assert "p2pzoo data fetch facades (30,168,306 bytes)" in result.output
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), partial(Handler, directory=tmp_path / "served")) as server:
         threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
-        told = zoo("data", "fetch", "facades", "--mirror", f"http://127.0.0.1:{server.server_port}")
+        result = run_cli("data", "fetch", "facades", "--mirror", f"http://127.0.0.1:{server.server_port}")
         server.shutdown()
-    assert told.exit_code == 0, told.output
-    assert "train 400, val 100, test 106 images" in told.output
+    assert result.exit_code == 0, result.output
+    assert "train 400, val 100, test 106 images" in result.output
 
-    told = zoo(*run)
-    assert told.exit_code == 0, told.output
-    assert "warning" not in told.output, "as many pairs as were published, in three splits"
+    result = run_cli(*run)
+    assert result.exit_code == 0, result.output
+    assert "warning" not in result.output, "the published number of pairs, in three splits"
     [status] = (tmp_path / "runs").rglob("status.json")
     assert json.loads(status.read_text())["state"] == "complete"

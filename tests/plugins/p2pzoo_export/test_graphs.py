@@ -1,4 +1,4 @@
-"""Graphs for other runtimes give what torch gives, also where they were not checked, or are not kept."""
+"""Exported graphs give the outputs of torch, also at sizes that the export did not check; wrong graphs are refused."""
 
 import errno
 import json
@@ -14,7 +14,7 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-from p2pzoo_export import graphs as exporting
+from p2pzoo_export import graph_check, graphs, onnx_file
 from p2pzoo_pix2pix.generators import UNet
 
 import p2pzoo
@@ -33,17 +33,17 @@ def trained(run, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def exported(trained, zoo, tmp_path_factory):
-    """exported("--fp16"): what `p2pzoo export` wrote and said."""
-    made = {}
+def exported(trained, run_cli, tmp_path_factory):
+    """exported("--fp16"): the file that `p2pzoo export` wrote, and its output."""
+    cache = {}
 
     def exported(*options, to="onnx"):
-        if (options, to) not in made:
+        if (options, to) not in cache:
             path = tmp_path_factory.mktemp("exported") / "model"
-            told = zoo("export", trained, "--to", to, "-o", path, *options)
-            assert told.exit_code == 0, told.output
-            made[options, to] = path, told.output
-        return made[options, to]
+            result = run_cli("export", trained, "--to", to, "-o", path, *options)
+            assert result.exit_code == 0, result.output
+            cache[options, to] = path, result.output
+        return cache[options, to]
 
     return exported
 
@@ -52,63 +52,66 @@ def images(batch, height, width):
     return torch.rand(batch, 3, height, width, generator=torch.Generator().manual_seed(height + width)) * 2 - 1
 
 
-def answered(path, x):
+def run_onnx(path, x):
     [y_hat] = onnxruntime.InferenceSession(str(path)).run(None, {"x": x.numpy()})
     return torch.from_numpy(y_hat)
 
 
-def network(trained):
+def load_unet(trained):
     tensors, _ = load_tensors(trained / "model.safetensors")
     G = UNet(3, 3, (64, 64), width=8, depth=3, noise="none")
     G.load_state_dict(tensors)
     return G
 
 
-def decibels(some, others):
-    return 10 * math.log10(4 / (some - others).double().square().mean().item())
+def psnr(a, b):
+    return 10 * math.log10(4 / (a - b).double().square().mean().item())
 
 
 @pytest.mark.parametrize(("batch", "height", "width"), [(1, 64, 64), (3, 24, 40), (2, 128, 8)])
-def test_a_graph_of_eval_mode_gives_what_torch_gives_for_any_batch_and_sides(trained, exported, batch, height, width):
-    path, told = exported("--test-mode", "eval")
+def test_a_graph_in_eval_mode_equals_torch_for_any_batch_and_sides(trained, exported, batch, height, width):
+    path, output = exported("--test-mode", "eval")
     x = images(batch, height, width)
     with torch.no_grad():
-        assert (answered(path, x) - network(trained).eval()(x)).abs().max() < 1e-4
-    assert "any sides that are multiples of 8, any batch, 3 channels" in told
-    assert "checked  on 6 images of the test split, 64×64, 64×128, 72×64, 32×32, 3 of 64×64: differs by at most" in told
+        assert (run_onnx(path, x) - load_unet(trained).eval()(x)).abs().max() < 1e-4
+    assert "any sides that are multiples of 8, any batch, 3 channels" in output
+    assert (
+        "checked  on 6 images of the test split, 64×64, 64×128, 72×64, 32×32, 3 of 64×64: differs from torch by at most"
+        in output
+    )
 
 
-def test_a_graph_of_paper_mode_takes_the_statistics_of_the_image_itself(trained, exported):
-    path, told = exported()  # the mode of the recipe
+def test_a_graph_in_paper_mode_uses_the_statistics_of_the_image_itself(trained, exported):
+    path, output = exported()  # the test mode of the recipe
     x = images(1, 64, 72)
     with torch.no_grad():
-        own, running = network(trained).train()(x), network(trained).eval()(x)
-    assert (answered(path, x) - own).abs().max() < 1e-4
+        own, running = load_unet(trained).train()(x), load_unet(trained).eval()(x)
+    assert (run_onnx(path, x) - own).abs().max() < 1e-4
     assert (own - running).abs().max() > 1e-2
-    assert "one image at a time" in told
-    assert "dropout" not in told
+    assert "one image at a time" in output
+    assert "dropout" not in output
 
 
-def test_it_says_that_dropout_is_off(run, zoo, tmp_path):
+def test_a_note_says_that_dropout_is_off(run, run_cli, tmp_path):
     run(tmp_path / "runs")
     [trained] = tmp_path.glob("runs/tiny/*")
-    told = zoo("export", trained, "--to", "torch-export", "-o", tmp_path / "model.pt2")
-    assert "note     dropout is off in the file" in told.output
+    result = run_cli("export", trained, "--to", "torch-export", "-o", tmp_path / "model.pt2")
+    assert "note     dropout is off in the file" in result.output
 
 
-def test_the_file_says_what_it_is(trained, exported):
+def test_the_file_contains_its_description(trained, exported):
     path, _ = exported("--test-mode", "eval")
-    [told] = [json.loads(prop.value) for prop in onnx.load(path).metadata_props if prop.key == "p2pzoo"]
+    [description] = [json.loads(prop.value) for prop in onnx.load(path).metadata_props if prop.key == "p2pzoo"]
     _, header = load_tensors(trained / "model.safetensors")
     ends = {
         "input": {"name": "x", "layout": "NCHW", "channels": 3, "range": [-1, 1]},
         "output": {"name": "y_hat", "layout": "NCHW", "channels": 3, "range": [-1, 1]},
     }
-    assert told == header | ends | {"test_mode": "eval", "precision": "fp32", "p2pzoo": p2pzoo.__version__}
+    assert description == header | ends | {"test_mode": "eval", "precision": "fp32", "p2pzoo": p2pzoo.__version__}
     assert header["test_mode"] == "paper"
 
 
-def test_what_is_free_in_a_graph_has_a_name(exported):
+def test_free_dimensions_have_names(exported):
     for options, batch in ((("--test-mode", "eval"), "batch"), ((), 1)):
         session = onnxruntime.InferenceSession(str(exported(*options)[0]))
         for [end] in (session.get_inputs(), session.get_outputs()):
@@ -128,68 +131,68 @@ def test_a_file_holds_no_path_of_the_machine_that_wrote_it(to, exported):
 
 
 @pytest.mark.parametrize(("option", "share", "least"), [("--fp16", 0.5, 60), ("--int8", 0.25, 40)])
-def test_smaller_files_tell_what_they_lose_and_that_is_little(trained, exported, option, share, least):
-    path, told = exported("--test-mode", "eval", option)
-    whole, _ = exported("--test-mode", "eval")
+def test_the_loss_of_smaller_files_is_reported_and_small(trained, exported, option, share, least):
+    path, output = exported("--test-mode", "eval", option)
+    fp32_file, _ = exported("--test-mode", "eval")
     weights = (trained / "model.safetensors").stat().st_size
-    assert path.stat().st_size - weights * share < 0.6 * whole.stat().st_size - 0.6 * weights + 60_000
-    assert path.stat().st_size < whole.stat().st_size
-    data, _ = exporting.data_of(trained, p2pzoo.load(trained))
-    G = network(trained).eval()
-    shown = data.batches()
+    assert path.stat().st_size - weights * share < 0.6 * fp32_file.stat().st_size - 0.6 * weights + 60_000
+    assert path.stat().st_size < fp32_file.stat().st_size
+    data, _ = graph_check.load_run_data(trained, p2pzoo.load(trained))
+    G = load_unet(trained).eval()
+    batches = data.batches()
     with torch.no_grad():
-        ours = torch.cat([G(batch.x) for batch in shown])
-    theirs = torch.cat([answered(path, batch.x) for batch in shown])
-    assert f", {decibels(theirs, ours):.0f} dB" in told
-    assert decibels(theirs, ours) > least
-    y = torch.cat([batch.y for batch in shown])
-    assert f"costs    {decibels(ours, y) - decibels(theirs, y):.3f} dB" in told
+        from_torch = torch.cat([G(batch.x) for batch in batches])
+    from_file = torch.cat([run_onnx(path, batch.x) for batch in batches])
+    assert f", PSNR {psnr(from_file, from_torch):.0f} dB" in output
+    assert psnr(from_file, from_torch) > least
+    y = torch.cat([batch.y for batch in batches])
+    assert f"costs    {psnr(from_torch, y) - psnr(from_file, y):.3f} dB" in output
 
 
-def test_8_bits_are_of_weights_and_each_channel_has_steps_of_its_own_size(trained, exported):
+def test_int8_weights_have_one_scale_per_output_channel(trained, exported):
     file = onnx.load(exported("--test-mode", "eval", "--int8")[0])
-    kept = {part.name: onnx.numpy_helper.to_array(part) for part in file.graph.initializer}
-    made = {node.output[0]: node for node in file.graph.node}
+    initializers = {part.name: onnx.numpy_helper.to_array(part) for part in file.graph.initializer}
+    producers = {node.output[0]: node for node in file.graph.node}
     convolutions = [node for node in file.graph.node if node.op_type in ("Conv", "ConvTranspose")]
     assert len(convolutions) == 6
     for node in convolutions:
-        steps, step = (kept[name] for name in made[node.input[1]].input)
+        steps, step = (initializers[name] for name in producers[node.input[1]].input)
         by_channel = np.moveaxis(steps, 0 if node.op_type == "Conv" else 1, 0)
         assert steps.dtype == np.int8
         assert step.shape == by_channel.shape[:1]
         assert (np.abs(by_channel.astype(int)).reshape(len(step), -1).max(1) == 127).all()
 
 
-ELSEWHERE = """
+RUN_WITHOUT_P2PZOO = """
 import sys, numpy, torch
-facts = {"p2pzoo.json": ""}
-G = torch.export.load(sys.argv[1], extra_files=facts).module()
+files = {"p2pzoo.json": ""}
+G = torch.export.load(sys.argv[1], extra_files=files).module()
 numpy.save("y.npy", G(torch.from_numpy(numpy.load("x.npy"))).detach())
 assert "p2pzoo" not in sys.modules
-assert '"test_mode": "eval"' in facts["p2pzoo.json"]
+assert '"test_mode": "eval"' in files["p2pzoo.json"]
 """
 
 
-def test_an_archive_of_torch_export_runs_where_p2pzoo_is_not(trained, exported, tmp_path):
+def test_a_torch_export_archive_runs_without_p2pzoo(trained, exported, tmp_path):
     path, _ = exported("--test-mode", "eval", to="torch-export")
     x = images(2, 64, 64)
     np.save(tmp_path / "x.npy", x.numpy())
-    (tmp_path / "elsewhere.py").write_text(ELSEWHERE)
-    subprocess.run([sys.executable, "elsewhere.py", path], check=True, cwd=tmp_path)
+    (tmp_path / "run.py").write_text(RUN_WITHOUT_P2PZOO)
+    subprocess.run([sys.executable, "run.py", path], check=True, cwd=tmp_path)
     with torch.no_grad():
-        assert np.abs(np.load(tmp_path / "y.npy") - network(trained).eval()(x).numpy()).max() < 1e-5
+        assert np.abs(np.load(tmp_path / "y.npy") - load_unet(trained).eval()(x).numpy()).max() < 1e-5
 
 
-FIXED = """
+STRANGE_PLUGIN = """
 import p2pzoo
 from torch import nn
 
 @p2pzoo.hookimpl
 def register_generators(register):
     register("fixed", Fixed, summary="One size only", paper="none")
-    register("noisy", Noisy, summary="Draws in its forward", paper="none")
-    register("branching", Branching, summary="Does something else with large images", paper="none")
-    register("normed", Normed, summary="Its weight moves in training", paper="none")
+    register("noisy", Noisy, summary="Draws random numbers in forward", paper="none")
+    register("branching", Branching, summary="Negates large images", paper="none")
+    register("normed", Normed, summary="Its weights change in training mode", paper="none")
 
 class Fixed(nn.Module):
     def __init__(self, in_channels, out_channels, size):
@@ -225,7 +228,7 @@ class Normed(Noisy):
 """
 
 
-def carried(name, path, **given):
+def save_strange_model(name, path, **fields):
     size = {"size": (8, 8)} if name == "fixed" else {}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -234,143 +237,146 @@ def carried(name, path, **given):
         "run": "none", "generator": {"use": f"strange:{name}", "params": {}}, "in_channels": 3, "out_channels": 3,
         "size": [8, 8], "size_divisor": 1, "test_mode": "eval", "x_range": [0, 255], "y_range": [0, 255],
     }  # fmt: skip
-    save_model(path, G, header | given)
+    save_model(path, G, header | fields)
     return G.eval()
 
 
-def test_a_network_of_one_size_gives_a_graph_of_one_size(install, zoo, tmp_path):
-    install("strange", FIXED)
-    G = carried("fixed", tmp_path / "model.safetensors")
-    told = zoo("export", tmp_path / "model.safetensors", "--to", "onnx", "-o", tmp_path / "model.onnx")
-    assert told.exit_code == 0, told.output
-    assert "takes    x in [-1, 1]: 8×8, any batch" in told.output
-    assert "checked  on smooth noise" in told.output
-    assert "note     no real images to check it on: there is no recipe beside the model" in told.output
+def test_a_network_with_a_fixed_size_gives_a_graph_with_a_fixed_size(install, run_cli, tmp_path):
+    install("strange", STRANGE_PLUGIN)
+    G = save_strange_model("fixed", tmp_path / "model.safetensors")
+    result = run_cli("export", tmp_path / "model.safetensors", "--to", "onnx", "-o", tmp_path / "model.onnx")
+    assert result.exit_code == 0, result.output
+    assert "input    x in [-1, 1]: 8×8, any batch" in result.output
+    assert "checked  on smooth noise" in result.output
+    assert "note     no real images to check it on: the model's folder has no recipe.toml" in result.output
     with torch.no_grad():
-        assert (answered(tmp_path / "model.onnx", images(5, 8, 8)) - G(images(5, 8, 8))).abs().max() < 1e-5
+        assert (run_onnx(tmp_path / "model.onnx", images(5, 8, 8)) - G(images(5, 8, 8))).abs().max() < 1e-5
 
 
 @pytest.mark.parametrize("to", ["onnx", "torch-export"], ids=["ONNX", "torch"])
-def test_sides_are_not_free_where_a_network_does_something_else_at_other_sides(to, install, zoo, tmp_path):
-    install("strange", FIXED)
-    carried("branching", tmp_path / "model.safetensors")
-    told = zoo("export", tmp_path / "model.safetensors", "--to", to, "-o", tmp_path / "out")
-    assert told.exit_code == 0, told.output
-    assert "takes    x in [-1, 1]: 8×8, any batch" in told.output
+def test_sides_are_fixed_if_the_network_behaves_differently_at_other_sides(to, install, run_cli, tmp_path):
+    install("strange", STRANGE_PLUGIN)
+    save_strange_model("branching", tmp_path / "model.safetensors")
+    result = run_cli("export", tmp_path / "model.safetensors", "--to", to, "-o", tmp_path / "out")
+    assert result.exit_code == 0, result.output
+    assert "input    x in [-1, 1]: 8×8, any batch" in result.output
 
 
-def test_weights_that_move_in_training_are_those_of_the_model_file(install, zoo, tmp_path):
-    install("strange", FIXED)
-    G = carried("normed", tmp_path / "model.safetensors", test_mode="paper")
-    told = zoo("export", tmp_path / "model.safetensors", "--to", "onnx", "-o", tmp_path / "out")
-    assert told.exit_code == 0, told.output
+def test_spectral_norm_keeps_the_weights_of_the_model_file(install, run_cli, tmp_path):
+    install("strange", STRANGE_PLUGIN)
+    G = save_strange_model("normed", tmp_path / "model.safetensors", test_mode="paper")
+    result = run_cli("export", tmp_path / "model.safetensors", "--to", "onnx", "-o", tmp_path / "out")
+    assert result.exit_code == 0, result.output
     with torch.no_grad():
         expected = G(images(1, 8, 8))
-        assert (answered(tmp_path / "out", images(1, 8, 8)) - expected).abs().max() < 1e-5
+        assert (run_onnx(tmp_path / "out", images(1, 8, 8)) - expected).abs().max() < 1e-5
         G.train()(images(1, 8, 8))
         assert (G.eval()(images(1, 8, 8)) - expected).abs().max() > 1e-4
 
 
-def test_a_recipe_of_other_images_beside_the_model_is_not_taken_for_its_own(install, trained, zoo, tmp_path):
-    install("strange", FIXED)
+def test_a_recipe_with_images_of_another_shape_is_not_used(install, trained, run_cli, tmp_path):
+    install("strange", STRANGE_PLUGIN)
     shutil.copy(trained / "recipe.toml", tmp_path)
-    carried("noisy", tmp_path / "model.safetensors")
-    data, why = exporting.data_of(tmp_path, p2pzoo.load(tmp_path / "model.safetensors"))
-    assert (data, why) == (None, "the recipe beside the model is of other images")
+    save_strange_model("noisy", tmp_path / "model.safetensors")
+    data, why = graph_check.load_run_data(tmp_path, p2pzoo.load(tmp_path / "model.safetensors"))
+    assert (data, why) == (None, "recipe.toml next to the model has images of another shape")
 
 
 @pytest.mark.parametrize("to", ["onnx", "torch-export"], ids=["ONNX", "torch"])
-def test_a_file_that_gives_something_else_is_not_kept(to, install, zoo, tmp_path):
-    install("strange", FIXED)
-    carried("noisy", tmp_path / "model.safetensors")
-    told = zoo("export", tmp_path / "model.safetensors", "--to", to, "-o", tmp_path / "out")
-    assert told.exit_code == 2
-    assert "the file gives something else than torch: by up to" in told.output
+def test_a_file_that_differs_from_torch_is_not_kept(to, install, run_cli, tmp_path):
+    install("strange", STRANGE_PLUGIN)
+    save_strange_model("noisy", tmp_path / "model.safetensors")
+    result = run_cli("export", tmp_path / "model.safetensors", "--to", to, "-o", tmp_path / "out")
+    assert result.exit_code == 2
+    assert "the file's output differs from torch's by up to" in result.output
     assert [path.name for path in tmp_path.iterdir() if path.is_file()] == ["model.safetensors"]
 
 
 @pytest.mark.parametrize("wrong", [0.002, float("nan")])
-def test_one_wrong_value_of_one_image_is_enough_to_refuse_a_file(wrong, trained, zoo, tmp_path, monkeypatch):
-    data, _ = exporting.data_of(trained, p2pzoo.load(trained))
-    last, session = data.batches()[-1].x, exporting._session
+def test_one_wrong_value_in_one_image_is_refused(wrong, trained, run_cli, tmp_path, monkeypatch):
+    data, _ = graph_check.load_run_data(trained, p2pzoo.load(trained))
+    last, open_session = data.batches()[-1].x, onnx_file.open_session
 
-    def wrong_of_the_last(path):
+    def open_wrong_session(path):
         def run(x):
-            y_hat = session(path)(x)
+            y_hat = open_session(path)(x)
             if torch.equal(x, last):
                 y_hat[0, 1, 5, 5] += wrong
             return y_hat
 
         return run
 
-    monkeypatch.setattr(exporting, "_session", wrong_of_the_last)
-    told = zoo("export", trained, "--to", "onnx", "-o", tmp_path / "out", "--test-mode", "eval")
-    assert told.exit_code == 2
-    assert f"something else than torch: by up to {wrong:g}" in told.output
+    monkeypatch.setattr(graphs, "open_session", open_wrong_session)
+    result = run_cli("export", trained, "--to", "onnx", "-o", tmp_path / "out", "--test-mode", "eval")
+    assert result.exit_code == 2
+    assert f"differs from torch's by up to {wrong:g}, the limit is 0.001" in result.output
     assert not [*tmp_path.iterdir()]
 
 
-def test_a_full_disk_is_not_taken_for_a_network_that_cannot_be_exported(trained, zoo, tmp_path, monkeypatch):
-    def full(*_):
+def test_a_full_disk_is_reported_as_such(trained, run_cli, tmp_path, monkeypatch):
+    def raise_disk_full(*_):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(exporting, "_label", full)
-    told = zoo("export", trained, "--to", "onnx", "-o", tmp_path / "out")
-    assert told.exit_code == 2
-    assert f"{tmp_path / 'out'}: No space left on device" in told.output
+    monkeypatch.setattr(graphs, "write_metadata", raise_disk_full)
+    result = run_cli("export", trained, "--to", "onnx", "-o", tmp_path / "out")
+    assert result.exit_code == 2
+    assert f"{tmp_path / 'out'}: No space left on device" in result.output
     assert not [*tmp_path.iterdir()]
 
 
-def test_an_integer_graph_that_is_no_use_is_not_kept(trained, zoo, tmp_path, monkeypatch):
-    monkeypatch.setitem(exporting.LEAST_PSNR, "int8", 90.0)
-    told = zoo("export", trained, "--to", "onnx", "-o", tmp_path / "out", "--int8", "--test-mode", "eval")
-    assert told.exit_code == 2
-    assert "90 dB is the least: leave --int8 out" in told.output
+def test_an_int8_graph_that_is_not_usable_is_not_kept(trained, run_cli, tmp_path, monkeypatch):
+    monkeypatch.setitem(graph_check.MIN_PSNR, "int8", 90.0)
+    result = run_cli("export", trained, "--to", "onnx", "-o", tmp_path / "out", "--int8", "--test-mode", "eval")
+    assert result.exit_code == 2
+    assert "to torch's, the minimum is 90 dB; leave --int8 out" in result.output
     assert not [*tmp_path.iterdir()]
 
 
 BAD = {
-    "both precisions": (["--to", "onnx", "--fp16", "--int8"], "--fp16 and --int8: a file has one of them"),
-    "--ort-dir of a graph": (["--to", "onnx", "--ort-dir", "."], "--to onnx: --ort-dir is for web alone"),
-    "--fp16 of weights": (["--to", "junyanz", "--fp16"], "weights have neither --test-mode nor --fp16 or --int8"),
-    "--int8 of torch": (["--to", "torch-export", "--int8"], "--int8 is for ONNX: a file of torch-export computes in"),
+    "both precisions": (["--to", "onnx", "--fp16", "--int8"], "--fp16 and --int8: a file has one precision"),
+    "--ort-dir of a graph": (["--to", "onnx", "--ort-dir", "."], "--to onnx: --ort-dir is only for --to web"),
+    "--fp16 of weights": (["--to", "junyanz", "--fp16"], "--to junyanz: --test-mode, --fp16 and --int8 are for graphs"),
+    "--int8 of torch": (
+        ["--to", "torch-export", "--int8"],
+        "--int8 works with --to onnx only: a file of torch-export",
+    ),
     "an unknown format": (["--to", "onyx"], "no format 'onyx': did you mean 'onnx'?"),
 }
 
 
-@pytest.mark.parametrize(("options", "words"), BAD.values(), ids=BAD)
-def test_what_makes_no_sense_is_refused_in_one_line(options, words, trained, zoo, tmp_path):
-    told = zoo("export", trained, "-o", tmp_path / "out", *options)
-    assert told.exit_code == 2
-    assert words in told.output.strip().splitlines()[-1]
+@pytest.mark.parametrize(("options", "message"), BAD.values(), ids=BAD)
+def test_options_that_contradict_are_refused_in_one_line(options, message, trained, run_cli, tmp_path):
+    result = run_cli("export", trained, "-o", tmp_path / "out", *options)
+    assert result.exit_code == 2
+    assert message in result.output.strip().splitlines()[-1]
     assert not [*tmp_path.iterdir()]
 
 
-def test_without_the_package_it_names_the_extra(trained, zoo, tmp_path, monkeypatch):
-    found = exporting.importlib.util.find_spec
+def test_a_missing_package_is_named_with_the_extra(trained, run_cli, tmp_path, monkeypatch):
+    find_spec = onnx_file.importlib.util.find_spec
     monkeypatch.setattr(
-        exporting.importlib.util, "find_spec", lambda name: None if name == "onnxruntime" else found(name)
+        onnx_file.importlib.util, "find_spec", lambda name: None if name == "onnxruntime" else find_spec(name)
     )
-    told = zoo("export", trained, "--to", "onnx", "-o", tmp_path / "out")
-    assert told.exit_code == 2
-    assert "ONNX needs the package onnxruntime: pip install 'p2pzoo[onnx]'" in told.output
+    result = run_cli("export", trained, "--to", "onnx", "-o", tmp_path / "out")
+    assert result.exit_code == 2
+    assert "ONNX needs the package onnxruntime: pip install 'p2pzoo[onnx]'" in result.output
 
 
-def test_a_discriminator_is_refused(zoo, tmp_path):
+def test_a_discriminator_is_refused(run_cli, tmp_path):
     header = {"discriminator": {"use": "patch", "params": {}}, "in_channels": 3, "out_channels": 3, "size": [64, 64]}
     save_tensors(tmp_path / "D.safetensors", {}, header)
-    told = zoo("export", tmp_path / "D.safetensors", "--to", "onnx", "-o", tmp_path / "out")
-    assert told.exit_code == 2
-    assert "D.safetensors: holds no generator" in told.output
+    result = run_cli("export", tmp_path / "D.safetensors", "--to", "onnx", "-o", tmp_path / "out")
+    assert result.exit_code == 2
+    assert "D.safetensors: holds no generator" in result.output
 
 
-def test_an_older_torch_is_named(trained, zoo, tmp_path, monkeypatch):
+def test_an_older_torch_is_named(trained, run_cli, tmp_path, monkeypatch):
     monkeypatch.delattr(torch.export.Dim, "DYNAMIC")
-    told = zoo("export", trained, "--to", "torch-export", "-o", tmp_path / "out")
-    assert told.exit_code == 2
-    assert "graphs need torch 2.6 or newer" in told.output
+    result = run_cli("export", trained, "--to", "torch-export", "-o", tmp_path / "out")
+    assert result.exit_code == 2
+    assert "graphs need torch 2.6 or newer, this is" in result.output
 
 
-def test_another_precision_is_refused(trained, tmp_path):
+def test_an_unknown_precision_is_refused(trained, tmp_path):
     with pytest.raises(UserError, match="no precision 'fp8'"):
-        exporting.export(p2pzoo.load(trained), tmp_path / "out", "onnx", precision="fp8")
+        graphs.export_graph(p2pzoo.load(trained), tmp_path / "out", "onnx", precision="fp8")

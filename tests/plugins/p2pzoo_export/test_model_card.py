@@ -1,114 +1,117 @@
-"""Model cards: front matter as hubs read it, numbers as results.json has them, text of recipes that stays text."""
+"""Model cards: metadata that a hub can read, the numbers of results.json, escaped text of recipes."""
 
 import json
 import re
 
 import pytest
 import yaml
-from p2pzoo_export.model_card import FILES, UNKNOWN_LICENCE, code, escaped, scalar
+from huggingface_hub import ModelCard, ModelCardData
+from p2pzoo_export.model_card import FILES, UNKNOWN_LICENCE, escape_markdown, format_code
 
 import p2pzoo
 
-NASTY = 'a: "b" # <script>alert(1)</script> [x](javascript:1) | `c` \n---\nlicense: mit'
+HOSTILE_TITLE = 'a: "b" # <script>alert(1)</script> [x](javascript:1) | `c` \n---\nlicense: mit'
 
 
 @pytest.fixture(scope="module")
-def finished(zoo, arguments, tmp_path_factory):
+def finished(run_cli, arguments, tmp_path_factory):
     runs = tmp_path_factory.mktemp("runs")
-    result = zoo(*arguments(runs, "train.images=4", f"title={json.dumps(NASTY)}"))
+    result = run_cli(*arguments(runs, "train.images=4", f"title={json.dumps(HOSTILE_TITLE)}"))
     assert result.exit_code == 0, result.output
     [folder] = runs.glob("*/*")
     return folder
 
 
 @pytest.fixture(scope="module")
-def made(zoo, finished, tmp_path_factory):
+def card_folder(run_cli, finished, tmp_path_factory):
     out = tmp_path_factory.mktemp("cards") / "card"
-    result = zoo("card", finished, "-o", out)
+    result = run_cli("card", finished, "-o", out)
     assert result.exit_code == 0, result.output
     return out
 
 
-def parts(folder):
-    _, front, body = (folder / "README.md").read_text("utf-8").split("---\n", 2)
-    return yaml.safe_load(front), body
+def read_card(folder):
+    """Return (metadata, text) as the hub reads them."""
+    card = ModelCard.load(folder / "README.md")
+    [metadata] = re.findall("\\A---\n(.*?)\n---\n", (folder / "README.md").read_text("utf-8"), re.DOTALL)
+    return yaml.safe_load(metadata), card.text
 
 
-def test_the_folder_holds_what_a_hub_needs_and_its_model_loads(made):
-    assert sorted(path.name for path in made.iterdir()) == sorted(FILES)
-    assert p2pzoo.load(made / "model.safetensors").in_channels == 3
+def test_the_folder_holds_what_a_hub_needs_and_its_model_loads(card_folder):
+    assert sorted(path.name for path in card_folder.iterdir()) == sorted(FILES)
+    assert p2pzoo.load(card_folder / "model.safetensors").in_channels == 3
 
 
-def test_the_front_matter_is_that_of_the_hub(made):
-    front, _ = parts(made)
-    assert front["license"] == "other"
-    assert (front["library_name"], front["pipeline_tag"]) == ("p2pzoo", "image-to-image")
-    assert front["datasets"] == ["earth"]
-    [index] = front["model-index"]
+def test_the_metadata_has_the_fields_of_the_hub(card_folder):
+    metadata, _ = read_card(card_folder)
+    assert metadata["license"] == "other"
+    assert (metadata["library_name"], metadata["pipeline_tag"]) == ("p2pzoo", "image-to-image")
+    assert metadata["datasets"] == ["earth"]
+    [index] = metadata["model-index"]
     for result in index["results"]:
         assert result["task"] == {"type": "image-to-image"}
         assert {"type", "name", "split", "args"} == set(result["dataset"])
-        assert {metric["type"] for metric in result["metrics"]} <= set(front["metrics"])
+        assert {metric["type"] for metric in result["metrics"]} <= set(metadata["metrics"])
 
 
-def test_numbers_are_those_of_the_results(made, finished):
-    front, body = parts(made)
+def test_the_numbers_are_those_of_results_json(card_folder, finished):
+    metadata, text = read_card(card_folder)
     expected = {k: v["value"] for k, v in json.loads((finished / "results.json").read_text())["metrics"].items()}
     assert expected
-    listed = [metric for result in front["model-index"][0]["results"] for metric in result["metrics"]]
-    assert {metric["name"]: metric["value"] for metric in listed} == expected
-    rows = re.findall(r"^\| `([\w.]+)` \| ([\d.e-]+) \| 1 \| test ", body, re.M)
+    metrics = [metric for result in metadata["model-index"][0]["results"] for metric in result["metrics"]]
+    assert {metric["name"]: metric["value"] for metric in metrics} == expected
+    rows = re.findall(r"^\| `([\w.]+)` \| ([\d.e-]+) \| 1 \| test ", text, re.MULTILINE)
     assert dict(rows) == {name: f"{value:.4g}" for name, value in expected.items()}
 
 
-def test_a_hostile_title_is_only_a_title(made):
-    front, body = parts(made)
-    assert front["model-index"][0]["name"] == NASTY
-    assert front["license"] == "other"
-    [heading] = re.findall("^# (.*)$", body, re.M)
-    assert heading == escaped(NASTY)
+def test_a_hostile_title_is_escaped(card_folder):
+    metadata, text = read_card(card_folder)
+    assert metadata["model-index"][0]["name"] == HOSTILE_TITLE
+    assert metadata["license"] == "other"
+    [heading] = re.findall("^# (.*)$", text, re.MULTILINE)
+    assert heading == escape_markdown(HOSTILE_TITLE)
     assert "<script" not in heading
     assert "[x](" not in heading
-    [row] = re.findall(r"^\| `title` \| (.*) \|$", body, re.M)
-    assert row == code(NASTY)
+    [row] = re.findall(r"^\| `title` \| (.*) \|$", text, re.MULTILINE)
+    assert row == format_code(HOSTILE_TITLE)
 
 
-@pytest.mark.parametrize("text", [NASTY, "null", "1e3", "- a", "x\u2028y", "é", ""])
-def test_scalars_are_read_back_as_they_were(text):
-    assert yaml.safe_load(f"a: {scalar(text)}") == {"a": text}
+@pytest.mark.parametrize("text", [HOSTILE_TITLE, "null", "1e3", "- a", "x\u2028y", "é", ""])
+def test_text_in_the_metadata_is_read_back_unchanged(text):
+    assert yaml.safe_load(ModelCardData(license=text).to_yaml()) == {"license": text}
 
 
 def test_text_is_escaped():
-    assert escaped("a_b <i> [x](y)\n# z") == r"a\_b &lt;i&gt; \[x\](y) \# z"
-    assert code("a`b|c") == r"`` a`b\|c ``"
+    assert escape_markdown("a_b <i> [x](y)\n# z") == r"a\_b &lt;i&gt; \[x\](y) \# z"
+    assert format_code("a`b|c") == r"`` a`b\|c ``"
 
 
-def test_a_run_without_metrics_says_so(zoo, arguments, tmp_path):
+def test_a_card_without_metrics_says_so(run_cli, arguments, tmp_path):
     drop = 'drop=["metrics.l1", "metrics.psnr"]'
-    result = zoo(*arguments(tmp_path / "runs", "train.images=4", drop))
+    result = run_cli(*arguments(tmp_path / "runs", "train.images=4", drop))
     assert result.exit_code == 0, result.output
     [folder] = (tmp_path / "runs").glob("*/*")
-    assert zoo("card", folder, "-o", tmp_path / "card", "--licence", "mit").exit_code == 0
-    front, body = parts(tmp_path / "card")
-    assert front["license"] == "mit"
-    assert not {"metrics", "model-index"} & set(front)
-    assert "Nothing was measured." in body
+    assert run_cli("card", folder, "-o", tmp_path / "card", "--licence", "mit").exit_code == 0
+    metadata, text = read_card(tmp_path / "card")
+    assert metadata["license"] == "mit"
+    assert not {"metrics", "model-index"} & set(metadata)
+    assert "No metric was measured." in text
 
 
-def test_nothing_is_overwritten_and_a_model_file_alone_is_refused(zoo, made, finished, tmp_path):
-    again = zoo("card", finished, "-o", made)
+def test_nothing_is_overwritten_and_a_model_file_alone_is_refused(run_cli, card_folder, finished, tmp_path):
+    again = run_cli("card", finished, "-o", card_folder)
     assert again.exit_code == 2
     assert "--force" in again.output
-    assert zoo("card", finished, "-o", made, "--force").exit_code == 0
-    alone = zoo("card", finished / "model.safetensors", "-o", tmp_path / "card")
+    assert run_cli("card", finished, "-o", card_folder, "--force").exit_code == 0
+    alone = run_cli("card", finished / "model.safetensors", "-o", tmp_path / "card")
     assert alone.exit_code == 2
-    assert "its training is not known" in alone.output
+    assert "a model file does not contain how it was trained" in alone.output
     assert not (tmp_path / "card").exists()
 
 
-def test_a_licence_that_is_not_told_is_left_to_whoever_trained():
+def test_a_dataset_without_licence_gets_a_line_to_fill_in():
     from types import SimpleNamespace
 
-    from p2pzoo_export.model_card import licence_of
+    from p2pzoo_export.model_card import get_licence
 
-    assert licence_of(SimpleNamespace(factory=object)) == UNKNOWN_LICENCE
+    assert get_licence(SimpleNamespace(factory=object)) == UNKNOWN_LICENCE

@@ -1,4 +1,4 @@
-"""`p2pzoo import` and `p2pzoo export`: weights of other code give the same bits here, and go back."""
+"""`p2pzoo import` and `p2pzoo export` of weights: outputs are bit-identical, and weights return unchanged."""
 
 import os
 import pickle
@@ -7,6 +7,7 @@ import shlex
 from pathlib import Path
 
 import numpy as np
+import p2pzoo_export
 import pytest
 import torch
 from click.testing import CliRunner
@@ -18,12 +19,12 @@ from torch import nn
 from p2pzoo import config
 from p2pzoo.cli import main
 from p2pzoo.models.initialization import make_discriminator
-from p2pzoo.models.model_file import load_model, rebuild
+from p2pzoo.models.model_file import ModelHeader, load_network, restore_network
 from p2pzoo.models.safetensors_io import load_tensors, save_model
 from p2pzoo.models.test_modes import translate
 from p2pzoo.plugin.loader import registry
 
-# Networks of other code under the names that it gives their tensors, in our own words.
+# Networks of other code, reimplemented with the tensor names of that code.
 # norm: batch, instance or none.
 
 
@@ -32,7 +33,7 @@ class Identity(nn.Module):
         return x
 
 
-def norm_of(norm, channels):
+def make_norm(norm, channels):
     return {"batch": nn.BatchNorm2d, "instance": nn.InstanceNorm2d, "none": lambda _: Identity()}[norm](channels)
 
 
@@ -40,21 +41,21 @@ def norm_of(norm, channels):
 
 
 class SkipBlock(nn.Module):
-    def __init__(self, outer, inner, *, entering=None, submodule=None, place="middle", norm="batch", dropout=False):
+    def __init__(self, outer, inner, *, in_channels=None, submodule=None, place="middle", norm="batch", dropout=False):
         super().__init__()
         self.outermost = place == "outermost"
         bias = norm == "instance"
-        down = nn.Conv2d(entering or outer, inner, 4, 2, 1, bias=bias)
-        up_entering = inner if place == "innermost" else 2 * inner
-        up = nn.ConvTranspose2d(up_entering, outer, 4, 2, 1, bias=bias or self.outermost)
+        down = nn.Conv2d(in_channels or outer, inner, 4, 2, 1, bias=bias)
+        up_in_channels = inner if place == "innermost" else 2 * inner
+        up = nn.ConvTranspose2d(up_in_channels, outer, 4, 2, 1, bias=bias or self.outermost)
         match place:
             case "outermost":
                 layers = [down, submodule, nn.ReLU(True), up, nn.Tanh()]
             case "innermost":
-                layers = [nn.LeakyReLU(0.2, True), down, nn.ReLU(True), up, norm_of(norm, outer)]
+                layers = [nn.LeakyReLU(0.2, True), down, nn.ReLU(True), up, make_norm(norm, outer)]
             case "middle":
-                layers = [nn.LeakyReLU(0.2, True), down, norm_of(norm, inner), submodule]
-                layers += [nn.ReLU(True), up, norm_of(norm, outer), *([nn.Dropout(0.5)] if dropout else [])]
+                layers = [nn.LeakyReLU(0.2, True), down, make_norm(norm, inner), submodule]
+                layers += [nn.ReLU(True), up, make_norm(norm, outer), *([nn.Dropout(0.5)] if dropout else [])]
         self.model = nn.Sequential(*layers)
 
     def forward(self, x):
@@ -62,14 +63,14 @@ class SkipBlock(nn.Module):
 
 
 class UnetGenerator(nn.Module):
-    def __init__(self, entering, leaving, downs, width, norm="batch", dropout=False, block=SkipBlock):
+    def __init__(self, in_channels, out_channels, downs, width, norm="batch", dropout=False, block=SkipBlock):
         super().__init__()
         inside = block(8 * width, 8 * width, place="innermost", norm=norm)
         for _ in range(downs - 5):
             inside = block(8 * width, 8 * width, submodule=inside, norm=norm, dropout=dropout)
         for k in (4, 2, 1):
             inside = block(k * width, 2 * k * width, submodule=inside, norm=norm)
-        self.model = block(leaving, width, entering=entering, submodule=inside, place="outermost", norm=norm)
+        self.model = block(out_channels, width, in_channels=in_channels, submodule=inside, place="outermost", norm=norm)
 
     def forward(self, x):
         return self.model(x)
@@ -81,12 +82,12 @@ class ResnetBlock(nn.Module):
         self.conv_block = nn.Sequential(
             nn.ReflectionPad2d(1),
             nn.Conv2d(channels, channels, 3, bias=bias),
-            norm_of(norm, channels),
+            make_norm(norm, channels),
             nn.ReLU(True),
             *([nn.Dropout(0.5)] if dropout else []),
             nn.ReflectionPad2d(1),
             nn.Conv2d(channels, channels, 3, bias=bias),
-            norm_of(norm, channels),
+            make_norm(norm, channels),
         )
 
     def forward(self, x):
@@ -96,17 +97,22 @@ class ResnetBlock(nn.Module):
 class ResnetGenerator(nn.Module):
     """Also pix2pixHD's global generator, with `downs` = 4 and norm = "instance"."""
 
-    def __init__(self, entering, leaving, blocks, width, norm="instance", dropout=False, downs=2):
+    def __init__(self, in_channels, out_channels, blocks, width, norm="instance", dropout=False, downs=2):
         super().__init__()
         bias = norm == "instance"
-        layers = [nn.ReflectionPad2d(3), nn.Conv2d(entering, width, 7, bias=bias), norm_of(norm, width), nn.ReLU(True)]
+        layers = [
+            nn.ReflectionPad2d(3),
+            nn.Conv2d(in_channels, width, 7, bias=bias),
+            make_norm(norm, width),
+            nn.ReLU(True),
+        ]
         for k in (width * 2**i for i in range(downs)):
-            layers += [nn.Conv2d(k, 2 * k, 3, 2, 1, bias=bias), norm_of(norm, 2 * k), nn.ReLU(True)]
+            layers += [nn.Conv2d(k, 2 * k, 3, 2, 1, bias=bias), make_norm(norm, 2 * k), nn.ReLU(True)]
         layers += [ResnetBlock(width * 2**downs, norm, dropout, bias) for _ in range(blocks)]
         for k in (width * 2**i for i in reversed(range(downs))):
             up = nn.ConvTranspose2d(2 * k, k, 3, 2, 1, output_padding=1, bias=bias)
-            layers += [up, norm_of(norm, k), nn.ReLU(True)]
-        layers += [nn.ReflectionPad2d(3), nn.Conv2d(width, leaving, 7), nn.Tanh()]
+            layers += [up, make_norm(norm, k), nn.ReLU(True)]
+        layers += [nn.ReflectionPad2d(3), nn.Conv2d(width, out_channels, 7), nn.Tanh()]
         self.model = nn.Sequential(*layers)
 
     def forward(self, x):
@@ -114,17 +120,17 @@ class ResnetGenerator(nn.Module):
 
 
 class NLayerDiscriminator(nn.Module):
-    """biased: as that code was for a while in 2018, under batch norm."""
+    """biased: bias under batch norm, as that code had it for a while in 2018."""
 
-    def __init__(self, entering, width, strided=3, norm="batch", biased=None):
+    def __init__(self, in_channels, width, strided=3, norm="batch", biased=None):
         super().__init__()
         bias = norm == "instance" if biased is None else biased
-        layers = [nn.Conv2d(entering, width, 4, 2, 1), nn.LeakyReLU(0.2, True)]
+        layers = [nn.Conv2d(in_channels, width, 4, 2, 1), nn.LeakyReLU(0.2, True)]
         before = width
         for i in range(1, strided + 1):
             k = width * min(2**i, 8)
             conv = nn.Conv2d(before, k, 4, 2 if i < strided else 1, 1, bias=bias)
-            layers += [conv, norm_of(norm, k), nn.LeakyReLU(0.2, True)]
+            layers += [conv, make_norm(norm, k), nn.LeakyReLU(0.2, True)]
             before = k
         self.model = nn.Sequential(*layers, nn.Conv2d(before, 1, 4, 1, 1))
 
@@ -133,14 +139,14 @@ class NLayerDiscriminator(nn.Module):
 
 
 class PixelDiscriminator(nn.Module):
-    def __init__(self, entering, width, norm="batch"):
+    def __init__(self, in_channels, width, norm="batch"):
         super().__init__()
         bias = norm == "instance"
         self.net = nn.Sequential(
-            nn.Conv2d(entering, width, 1),
+            nn.Conv2d(in_channels, width, 1),
             nn.LeakyReLU(0.2, True),
             nn.Conv2d(width, 2 * width, 1, bias=bias),
-            norm_of(norm, 2 * width),
+            make_norm(norm, 2 * width),
             nn.LeakyReLU(0.2, True),
             nn.Conv2d(2 * width, 1, 1, bias=bias),
         )
@@ -153,7 +159,7 @@ class PixelDiscriminator(nn.Module):
 
 
 class ConvModule(nn.Module):
-    """Convolution, norm and activation as one module; `before` puts the activation first."""
+    """Convolution, norm and activation as one module. before: whether the activation comes first."""
 
     def __init__(self, conv, norm, activation, *, before):
         super().__init__()
@@ -161,7 +167,7 @@ class ConvModule(nn.Module):
         self.activate = activation
         self.norm_name = {"batch": "bn", "instance": "in", "none": None}[norm]
         if self.norm_name:
-            self.add_module(self.norm_name, norm_of(norm, conv.out_channels))
+            self.add_module(self.norm_name, make_norm(norm, conv.out_channels))
 
     def forward(self, x):
         if self.before and self.activate:
@@ -173,19 +179,19 @@ class ConvModule(nn.Module):
 
 
 class MmagicBlock(nn.Module):
-    def __init__(self, outer, inner, *, entering=None, submodule=None, place="middle", norm="batch", dropout=False):
+    def __init__(self, outer, inner, *, in_channels=None, submodule=None, place="middle", norm="batch", dropout=False):
         super().__init__()
         self.outermost = place == "outermost"
         bias = norm == "instance"
         down = ConvModule(
-            nn.Conv2d(entering or outer, inner, 4, 2, 1, bias=bias),
+            nn.Conv2d(in_channels or outer, inner, 4, 2, 1, bias=bias),
             norm if place == "middle" else "none",
             None if self.outermost else nn.LeakyReLU(0.2, True),
             before=True,
         )
-        up_entering = inner if place == "innermost" else 2 * inner
+        up_in_channels = inner if place == "innermost" else 2 * inner
         up = ConvModule(
-            nn.ConvTranspose2d(up_entering, outer, 4, 2, 1, bias=bias or self.outermost),
+            nn.ConvTranspose2d(up_in_channels, outer, 4, 2, 1, bias=bias or self.outermost),
             "none" if self.outermost else norm,
             nn.ReLU(True),
             before=True,
@@ -198,10 +204,10 @@ class MmagicBlock(nn.Module):
 
 
 class MmagicPatch(nn.Module):
-    def __init__(self, entering, width, strided=3, norm="batch"):
+    def __init__(self, in_channels, width, strided=3, norm="batch"):
         super().__init__()
         bias = norm == "instance"
-        layers = [ConvModule(nn.Conv2d(entering, width, 4, 2, 1), "none", nn.LeakyReLU(0.2, True), before=False)]
+        layers = [ConvModule(nn.Conv2d(in_channels, width, 4, 2, 1), "none", nn.LeakyReLU(0.2, True), before=False)]
         before = width
         for i in range(1, strided + 1):
             k = width * min(2**i, 8)
@@ -215,15 +221,15 @@ class MmagicPatch(nn.Module):
 
 
 class Mmagic(nn.Module):
-    """The model as a whole, as its checkpoints have it."""
+    """Both networks, as in its checkpoints."""
 
     def __init__(self, generator, discriminator):
         super().__init__()
         self.generator, self.discriminator = generator, discriminator
 
 
-def randomised(network, seed=0):
-    """Weights and running statistics that have nothing in common with what constructors make."""
+def randomise(network, seed=0):
+    """Set random weights and running statistics, unlike those of the constructors."""
     g = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, tensor in network.state_dict().items():
@@ -232,8 +238,8 @@ def randomised(network, seed=0):
             elif name.endswith("running_var"):
                 tensor.copy_(0.5 + torch.rand(tensor.shape, generator=g))
             else:
-                drawn = torch.randn(tensor.shape, generator=g)
-                tensor.copy_(drawn / tensor[0].numel() ** 0.5 if tensor.ndim == 4 else 0.7 + 0.3 * drawn)
+                random = torch.randn(tensor.shape, generator=g)
+                tensor.copy_(random / tensor[0].numel() ** 0.5 if tensor.ndim == 4 else 0.7 + 0.3 * random)
     return network
 
 
@@ -245,25 +251,25 @@ def image(side, channels=3, batch=2):
 
 
 @pytest.fixture
-def zoo(tmp_path, monkeypatch):
+def run_cli(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     return lambda *arguments: CliRunner().invoke(main, [str(argument) for argument in arguments])
 
 
 @pytest.fixture
-def imported(zoo):
-    """imported(tensors, options…): the path of the model file, and what was said."""
+def import_tensors(run_cli):
+    """import_tensors(tensors, options…): (path of the model file, output of the command)."""
 
-    def bring(tensors, *options):
+    def import_tensors(tensors, *options):
         torch.save(tensors, "their.pth")
-        result = zoo("import", "their.pth", "-o", "model.safetensors", "--force", *options)
+        result = run_cli("import", "their.pth", "-o", "model.safetensors", "--force", *options)
         assert result.exit_code == 0, result.output
         return "model.safetensors", result.output
 
-    return bring
+    return import_tensors
 
 
-GENERATORS = {  # name: (their network, side, options, what is read of it)
+GENERATORS = {  # name: (their network, side, options, parameters that are inferred)
     "unet_128": (lambda: UnetGenerator(3, 2, 7, 2, dropout=True), 128, (), {"use": "pix2pix:unet", "depth": 7}),
     "unet_256": (lambda: UnetGenerator(1, 3, 8, 2, dropout=True), 256, (), {"depth": 8, "dropout": "pytorch"}),
     "unet without dropout": (lambda: UnetGenerator(3, 3, 6, 2), 64, ("-s", "noise=none"), {"noise": "none"}),
@@ -284,8 +290,8 @@ GENERATORS = {  # name: (their network, side, options, what is read of it)
 }  # fmt: skip
 
 
-def same_bits(theirs, file, x):
-    G, _ = load_model(file, registry())
+def assert_bit_identical(theirs, file, x):
+    G, _ = load_network(file, registry())
     for mode in ("paper", "eval"):
         expected = translate(theirs, x, mode, seed=3)
         assert expected.abs().max() < 1
@@ -293,54 +299,54 @@ def same_bits(theirs, file, x):
 
 
 @pytest.mark.parametrize("name", GENERATORS)
-def test_a_generator_of_the_reference_code_gives_the_same_bits_in_both_test_modes(name, imported):
-    make, side, options, read = GENERATORS[name]
-    theirs = randomised(make())
-    file, said = imported(theirs.state_dict(), *options)
+def test_a_generator_is_bit_identical_in_both_test_modes(name, import_tensors):
+    make, side, options, expected = GENERATORS[name]
+    theirs = randomise(make())
+    file, output = import_tensors(theirs.state_dict(), *options)
     _, header = load_tensors(file)
     generator = header["generator"]
-    assert {**generator["params"], "use": generator["use"]}.items() >= read.items(), said
-    same_bits(theirs, file, image(side, header["in_channels"]))
+    assert {**generator["params"], "use": generator["use"]}.items() >= expected.items(), output
+    assert_bit_identical(theirs, file, image(side, header["in_channels"]))
 
 
 @pytest.mark.parametrize("name", GENERATORS)
-def test_export_writes_what_was_imported_to_the_bit(name, zoo, imported):
+def test_export_restores_the_imported_tensors(name, run_cli, import_tensors):
     make, _, options, _ = GENERATORS[name]
-    before = randomised(make()).state_dict()
-    file, _ = imported(before, *options)
+    before = randomise(make()).state_dict()
+    file, _ = import_tensors(before, *options)
     to = "pix2pixhd" if "global" in name else "junyanz"
-    result = zoo("export", file, "--to", to, "-o", "back.pth")
+    result = run_cli("export", file, "--to", to, "-o", "back.pth")
     assert result.exit_code == 0, result.output
     after = torch.load("back.pth", weights_only=True)
     assert after.keys() == before.keys()
     assert all(torch.equal(after[key], before[key]) and after[key].dtype == before[key].dtype for key in before)
 
 
-def test_an_imported_generator_translates_images_as_its_code_does(zoo, imported):
-    theirs = randomised(UnetGenerator(3, 3, 6, 2, dropout=True))
-    file, _ = imported(theirs.state_dict(), "--test-mode", "eval")
+def test_an_imported_generator_translates_like_its_code(run_cli, import_tensors):
+    theirs = randomise(UnetGenerator(3, 3, 6, 2, dropout=True))
+    file, _ = import_tensors(theirs.state_dict(), "--test-mode", "eval")
     photo = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
     Image.fromarray(photo).save("photo.png")
-    result = zoo("translate", file, "photo.png", "-o", "out.png", "--device", "cpu")
+    result = run_cli("translate", file, "photo.png", "-o", "out.png", "--device", "cpu")
     assert result.exit_code == 0, result.output
     x = torch.from_numpy(photo).permute(2, 0, 1)[None] / 127.5 - 1
     expected = ((translate(theirs, x, "eval")[0] + 1) * 127.5).permute(1, 2, 0).numpy()
     assert np.abs(np.asarray(Image.open("out.png")) - expected).max() < 0.51
 
 
-def test_the_readmes_way_with_weights_of_the_reference_code_works_as_written(zoo):
-    page = (Path(__file__).parents[3] / "README.md").read_text("utf-8")
-    section = page.partition("## I have weights from the reference code")[2].partition("\n## ")[0]
+def test_the_commands_of_the_readme_work(run_cli):
+    page = Path(p2pzoo_export.__file__).with_name("README.md").read_text("utf-8")
+    section = page.partition("## Weights of other codes")[2].partition("\n## ")[0]
     commands = "".join(re.findall("```sh\n(.*?)```", section, re.DOTALL)).splitlines()
     assert [command.split()[1] for command in commands] == ["import", "translate", "export"]
-    theirs = randomised(UnetGenerator(3, 3, 8, 4, dropout=True)).state_dict()
+    theirs = randomise(UnetGenerator(3, 3, 8, 4, dropout=True)).state_dict()
     torch.save(theirs, "latest_net_G.pth")
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (256, 256, 3), np.uint8)).save("photo.png")
     for command in commands:
-        if command.startswith("p2pzoo export"):  # which overwrites nothing
+        if command.startswith("p2pzoo export"):  # export overwrites nothing
             Path("latest_net_G.pth").unlink()
-        told = zoo(*shlex.split(command, comments=True)[1:])
-        assert told.exit_code == 0, told.output
+        result = run_cli(*shlex.split(command, comments=True)[1:])
+        assert result.exit_code == 0, result.output
     assert Image.open("out.png").size == (256, 256)
     back = torch.load("latest_net_G.pth", weights_only=True)
     assert back.keys() == theirs.keys()
@@ -356,45 +362,45 @@ def test_the_readmes_way_with_weights_of_the_reference_code_works_as_written(zoo
     ],
     ids=["DataParallel", "torch before 0.4.1", "nested"],
 )
-def test_it_does_not_matter_how_the_tensors_are_wrapped(change, imported):
-    theirs = randomised(UnetGenerator(3, 3, 6, 2, dropout=True))
-    file, _ = imported(change(theirs.state_dict()))
-    same_bits(theirs, file, image(64))
+def test_wrappers_of_the_state_dict_are_removed(change, import_tensors):
+    theirs = randomise(UnetGenerator(3, 3, 6, 2, dropout=True))
+    file, _ = import_tensors(change(theirs.state_dict()))
+    assert_bit_identical(theirs, file, image(64))
 
 
 @pytest.mark.parametrize("network", [UnetGenerator(3, 3, 6, 2, norm="instance"), ResnetGenerator(3, 3, 6, 2)])
-def test_running_statistics_of_old_instance_norms_are_left_out_and_it_is_said(network, imported):
-    theirs = randomised(network)
+def test_running_statistics_of_old_instance_norms_are_left_out_with_a_note(network, import_tensors):
+    theirs = randomise(network)
     tensors = dict(theirs.state_dict())
     for name, module in theirs.named_modules():
         if isinstance(module, nn.InstanceNorm2d):
             tensors[f"{name}.running_mean"] = torch.randn(module.num_features)
             tensors[f"{name}.running_var"] = torch.rand(module.num_features)
     options = ("-s", "noise=none") if isinstance(theirs, UnetGenerator) else ()
-    file, said = imported(tensors, *options)
-    assert "running statistics of instance norms" in said
-    same_bits(theirs, file, image(64))
+    file, output = import_tensors(tensors, *options)
+    assert "running statistics of instance norms" in output
+    assert_bit_identical(theirs, file, image(64))
 
 
-def test_what_tensors_do_not_tell_is_said_with_how_to_say_otherwise(imported):
+def test_guesses_are_printed_with_the_option_that_sets_them(import_tensors):
     tensors = UnetGenerator(3, 3, 6, 2).state_dict()
-    file, said = imported(tensors)
-    assert "-s noise=none" in said
-    assert "64×64" in said
+    file, output = import_tensors(tensors)
+    assert "-s noise=none" in output
+    assert "64×64" in output
     assert load_tensors(file)[1]["test_mode"] == "paper"
-    file, said = imported(tensors, "-s", "noise=none", "--size", "128", "--test-mode", "eval")
-    assert "assumed" not in said
+    file, output = import_tensors(tensors, "-s", "noise=none", "--size", "128", "--test-mode", "eval")
+    assert "guessed" not in output
     header = load_tensors(file)[1]
     assert (header["size"], header["test_mode"]) == ([128, 128], "eval")
 
 
-def test_half_precision_is_read_exactly(imported):
-    theirs = randomised(ResnetGenerator(3, 3, 6, 2)).half()
-    file, _ = imported(theirs.state_dict())
-    same_bits(theirs.float(), file, image(32))
+def test_half_precision_weights_are_read_exactly(import_tensors):
+    theirs = randomise(ResnetGenerator(3, 3, 6, 2)).half()
+    file, _ = import_tensors(theirs.state_dict())
+    assert_bit_identical(theirs.float(), file, image(32))
 
 
-DISCRIMINATORS = {  # name: (their network, y's channels, what is read of it)
+DISCRIMINATORS = {  # name: (their network, parameters that are inferred)
     "70 px": (lambda: NLayerDiscriminator(6, 2), {"use": "pix2pix:patch", "receptive_field": 70}),
     "16 px": (lambda: NLayerDiscriminator(6, 2, strided=1), {"receptive_field": 16, "conditional": True}),
     "142 px": (lambda: NLayerDiscriminator(6, 2, strided=4), {"receptive_field": 142}),
@@ -409,68 +415,68 @@ DISCRIMINATORS = {  # name: (their network, y's channels, what is read of it)
 
 
 @pytest.mark.parametrize("name", DISCRIMINATORS)
-def test_a_discriminator_gives_the_same_bits_and_goes_back(name, zoo, imported):
-    make, read = DISCRIMINATORS[name]
-    theirs = randomised(make())
-    file, said = imported(theirs.state_dict())
+def test_a_discriminator_is_bit_identical_and_returns_unchanged(name, run_cli, import_tensors):
+    make, expected = DISCRIMINATORS[name]
+    theirs = randomise(make())
+    file, output = import_tensors(theirs.state_dict())
     tensors, header = load_tensors(file)
     part = header["discriminator"]
-    assert {**part["params"], "use": part["use"]}.items() >= read.items(), said
-    D = rebuild(tensors, header, file, registry(), "discriminator")
+    assert {**part["params"], "use": part["use"]}.items() >= expected.items(), output
+    D = restore_network(tensors, ModelHeader.parse(header, file, "discriminator"), file, registry())
     x, y = image(128).split(1)
-    seen = torch.cat([x, y], 1) if part["params"]["conditional"] else y
+    pair = torch.cat([x, y], 1) if part["params"]["conditional"] else y
     for training in (False, True):
         [logits] = D.train(training)(x, y)
-        assert torch.equal(logits, theirs.train(training)(seen))
-    before = randomised(make()).state_dict()
-    assert zoo("export", file, "--to", "junyanz", "-o", "back.pth").exit_code == 0
+        assert torch.equal(logits, theirs.train(training)(pair))
+    before = randomise(make()).state_dict()
+    assert run_cli("export", file, "--to", "junyanz", "-o", "back.pth").exit_code == 0
     after = torch.load("back.pth", weights_only=True)
     assert after.keys() == before.keys()
     assert all(torch.equal(after[key], before[key]) for key in before)
 
 
-def test_an_imported_discriminator_is_where_a_run_begins(zoo, imported, tiny, tmp_path):
-    theirs = randomised(NLayerDiscriminator(6, 8))
-    file, _ = imported(theirs.state_dict())
+def test_a_run_starts_from_an_imported_discriminator(run_cli, import_tensors, tiny, tmp_path):
+    theirs = randomise(NLayerDiscriminator(6, 8))
+    file, _ = import_tensors(theirs.state_dict())
 
-    def begun(*overrides):
+    def load_experiment(*overrides):
         return config.load(str(tiny), "smoke", overrides)
 
-    made = begun(f'init.discriminator="{tmp_path / file}"')
-    D = make_discriminator(made, (3, 3), (64, 64))
+    experiment = load_experiment(f'init.discriminator="{tmp_path / file}"')
+    D = make_discriminator(experiment, (3, 3), (64, 64))
     x, y = image(64).split(1)
     assert torch.equal(D.eval()(x, y)[0], theirs.eval()(torch.cat([x, y], 1)))
-    assert made.id != begun().id
+    assert experiment.id != load_experiment().id
 
 
 @pytest.mark.parametrize("norm", ["batch", "instance"])
-def test_a_checkpoint_of_mmagic_gives_the_same_bits_and_goes_back(norm, zoo, imported):
+def test_a_checkpoint_of_mmagic_is_bit_identical_and_returns_unchanged(norm, run_cli, import_tensors):
     G = UnetGenerator(3, 3, 6, 2, norm=norm, dropout=True, block=MmagicBlock)
-    theirs = randomised(Mmagic(G, MmagicPatch(6, 2, norm=norm)))
+    theirs = randomise(Mmagic(G, MmagicPatch(6, 2, norm=norm)))
     checkpoint = {"meta": {"iter": 4}, "state_dict": theirs.state_dict()}
 
-    file, _ = imported(checkpoint)
-    same_bits(theirs.generator, file, image(64))
-    assert zoo("export", file, "--to", "mmagic", "-o", "back.pth").exit_code == 0
+    file, _ = import_tensors(checkpoint)
+    assert_bit_identical(theirs.generator, file, image(64))
+    assert run_cli("export", file, "--to", "mmagic", "-o", "back.pth").exit_code == 0
 
-    file, _ = imported(checkpoint, "--part", "discriminator")
+    file, _ = import_tensors(checkpoint, "--part", "discriminator")
     tensors, header = load_tensors(file)
-    D = rebuild(tensors, header, file, registry(), "discriminator").eval()
+    D = restore_network(tensors, ModelHeader.parse(header, file, "discriminator"), file, registry()).eval()
     x, y = image(64).split(1)
     assert torch.equal(D(x, y)[0], theirs.eval().discriminator(torch.cat([x, y], 1)))
-    assert zoo("export", file, "--to", "mmagic", "-o", "back_D.pth").exit_code == 0
+    assert run_cli("export", file, "--to", "mmagic", "-o", "back_D.pth").exit_code == 0
 
     back = {n: t for f in ("back.pth", "back_D.pth") for n, t in torch.load(f)["state_dict"].items()}
     assert back.keys() == theirs.state_dict().keys()
     assert all(torch.equal(back[name], tensor) for name, tensor in theirs.state_dict().items())
 
 
-def test_a_unet_trained_here_goes_to_the_reference_code_with_its_halves_swapped(zoo):
-    ours = randomised(UNet(3, 3, (64, 64), width=2, dropout="pytorch"))
+def test_a_unet_of_p2pzoo_is_exported_with_its_skip_halves_swapped(run_cli):
+    ours = randomise(UNet(3, 3, (64, 64), width=2, dropout="pytorch"))
     header = {"generator": {"use": "unet", "params": {"width": 2, "dropout": "pytorch"}}, "size": [64, 64]}
     save_model(Path("ours.safetensors"), ours, {**header, "in_channels": 3, "out_channels": 3})
-    result = zoo("export", "ours.safetensors", "--to", "junyanz", "-o", "G.pth")
-    assert "differs by rounding" in result.output
+    result = run_cli("export", "ours.safetensors", "--to", "junyanz", "-o", "G.pth")
+    assert "outputs differ by rounding" in result.output
     theirs = UnetGenerator(3, 3, 6, 2, dropout=True)
     theirs.load_state_dict(torch.load("G.pth"))
     for mode in ("paper", "eval"):
@@ -490,131 +496,137 @@ class Foreign(nn.Module):
     pass
 
 
-def refused(zoo, *options):
-    result = zoo("import", "their.pth", "-o", "model.safetensors", *options)
+def import_refused(run_cli, *options):
+    result = run_cli("import", "their.pth", "-o", "model.safetensors", *options)
     assert result.exit_code == 2, result.output
     assert not os.path.exists("model.safetensors")
     assert "Traceback" not in result.output
     return result.output
 
 
-def test_files_of_torch_before_1_6_are_read(zoo):
-    theirs = randomised(ResnetGenerator(3, 3, 6, 2))
+def test_files_of_torch_before_1_6_are_imported(run_cli):
+    theirs = randomise(ResnetGenerator(3, 3, 6, 2))
     torch.save(theirs.state_dict(), "their.pth", _use_new_zipfile_serialization=False)
-    assert zoo("import", "their.pth", "-o", "model.safetensors").exit_code == 0
-    same_bits(theirs, Path("model.safetensors"), image(32))
+    assert run_cli("import", "their.pth", "-o", "model.safetensors").exit_code == 0
+    assert_bit_identical(theirs, Path("model.safetensors"), image(32))
 
 
 @pytest.mark.parametrize("protocol", ["zip", "torch before 1.6", 0, 2, 4])
-def test_a_pickle_that_wants_to_run_code_is_refused_by_name(protocol, zoo):
+def test_a_pickle_that_would_run_code_is_refused_with_the_name_of_the_code(protocol, run_cli):
     if isinstance(protocol, str):
         torch.save({"weight": Hostile()}, "their.pth", _use_new_zipfile_serialization=protocol == "zip")
     else:
         with open("their.pth", "wb") as file:
             pickle.dump(Hostile(), file, protocol=protocol)
-    said = refused(zoo)
-    assert re.search(r"refused: .*'(posix|os|nt)\.mkdir'", said), said
-    assert said.count("\n") == 1
+    output = import_refused(run_cli)
+    assert re.search(r"refused: .*'(posix|os|nt)\.mkdir'", output), output
+    assert output.count("\n") == 1
     assert not os.path.exists("harmed")
 
 
-def test_a_whole_network_as_a_pickle_is_refused_with_how_to_save_its_weights(zoo):
+def test_a_pickled_network_is_refused_with_advice_to_save_its_weights(run_cli):
     torch.save(Foreign(), "their.pth")
-    said = refused(zoo)
-    assert "Foreign'" in said
-    assert "state_dict()" in said
+    output = import_refused(run_cli)
+    assert "Foreign'" in output
+    assert "state_dict()" in output
 
 
 @pytest.mark.parametrize("zipped", [True, False], ids=["zip", "torch before 1.6"])
-def test_a_truncated_file_is_no_whole_one_wherever_it_ends(zipped, zoo):
+def test_a_truncated_file_is_refused_wherever_it_ends(zipped, run_cli):
     torch.save(UnetGenerator(3, 3, 6, 1).state_dict(), "whole.pth", _use_new_zipfile_serialization=zipped)
     with open("whole.pth", "rb") as file:
-        whole = file.read()
-    for length in (0, 1, 10, 100, len(whole) // 2, len(whole) - 1):
+        content = file.read()
+    for length in (0, 1, 10, 100, len(content) // 2, len(content) - 1):
         with open("their.pth", "wb") as file:
-            file.write(whole[:length])
-        assert "their.pth: not a whole file of torch.save\n" in refused(zoo)
+            file.write(content[:length])
+        assert "their.pth: not a complete file of torch.save; copy or download it again\n" in import_refused(run_cli)
 
 
-def test_other_files_are_called_what_they_are(zoo, imported):
-    assert "no such file" in refused(zoo)
+def test_files_of_other_kinds_are_named(run_cli, import_tensors):
+    assert "no such file" in import_refused(run_cli)
     os.mkdir("their.pth")
-    assert "a folder" in refused(zoo)
+    assert "a folder" in import_refused(run_cli)
     os.rmdir("their.pth")
     save_file({"weight": torch.zeros(2)}, "their.pth")
-    assert "a safetensors file" in refused(zoo)
-    file, _ = imported(ResnetGenerator(3, 3, 6, 1).state_dict())
+    assert "a safetensors file" in import_refused(run_cli)
+    file, _ = import_tensors(ResnetGenerator(3, 3, 6, 1).state_dict())
     os.replace(file, "their.pth")
-    assert "a model of p2pzoo already" in refused(zoo)
+    assert "already a model of p2pzoo" in import_refused(run_cli)
     with open("their.pth", "wb") as text:
         text.write(b"<html>404</html>" * 99)
-    assert "not a whole file" in refused(zoo)
+    assert "not a complete file" in import_refused(run_cli)
 
 
 @pytest.mark.parametrize(
-    ("held", "said"),
+    ("content", "message"),
     [
-        (torch.zeros(3), "holds a Tensor, not the tensors of a network by name"),
-        ({}, "not the tensors of a network by name"),
-        ({"epoch": 3, "lr": 0.1}, "not the tensors of a network by name; it has epoch, lr"),
+        (torch.zeros(3), "holds a Tensor, not the state dict of a network"),
+        ({}, "not the state dict of a network"),
+        ({"epoch": 3, "lr": 0.1}, "not the state dict of a network; it has epoch, lr"),
         ({"model.0.weight": torch.zeros(2, 3, dtype=torch.float64)}, "float64"),
-        ({"fc.weight": torch.zeros(2, 3), "fc.bias": torch.zeros(2)}, "an unknown layout, with 'fc.weight', 'fc.bias'"),
-        ({"model.model.0.weight": torch.zeros(())}, "an unknown layout"),
-        ({"model.x.conv_block.y.weight": torch.zeros(1)}, "an unknown layout"),
-        ({"model.10.conv_block.1.weight": torch.zeros(1)}, "an unknown layout"),
+        (
+            {"fc.weight": torch.zeros(2, 3), "fc.bias": torch.zeros(2)},
+            "unknown format, with tensors 'fc.weight', 'fc.bias'",
+        ),
+        ({"model.model.0.weight": torch.zeros(())}, "unknown format"),
+        ({"model.x.conv_block.y.weight": torch.zeros(1)}, "unknown format"),
+        ({"model.10.conv_block.1.weight": torch.zeros(1)}, "unknown format"),
     ],
 )
-def test_what_is_no_network_is_told_in_a_line_or_two(held, said, zoo):
-    torch.save(held, "their.pth")
-    output = refused(zoo)
-    assert said in output
+def test_files_without_a_network_are_refused_in_one_or_two_lines(content, message, run_cli):
+    torch.save(content, "their.pth")
+    output = import_refused(run_cli)
+    assert message in output
     assert output.count("\n") <= 2
 
 
-def test_an_unknown_layout_is_told_by_the_keys_that_do_not_fit_and_the_nearest_known_one(zoo):
+def test_an_unknown_format_is_compared_with_the_nearest_known_one(run_cli):
     tensors = UnetGenerator(3, 3, 6, 2).state_dict()
     del tensors["model.model.3.bias"]
     tensors["attention.weight"] = torch.zeros(1)
     tensors["model.model.0.weight"] = torch.zeros(2, 3, 3, 3)
     torch.save(tensors, "their.pth")
-    said = refused(zoo)
-    assert "the nearest is generator 'unet' of junyanz" in said
-    assert "no 'model.model.3.bias'" in said
-    assert "'attention.weight' has no place" in said
-    assert "'model.model.0.weight' is [2, 3, 3, 3], not [2, 3, 4, 4]" in said
+    output = import_refused(run_cli)
+    assert "the nearest is generator 'unet' of junyanz" in output
+    assert "'model.model.3.bias' is missing" in output
+    assert "'attention.weight' has no counterpart" in output
+    assert "'model.model.0.weight' has shape [2, 3, 3, 3], not [2, 3, 4, 4]" in output
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [
         (("-s", "wdth=3"), "did you mean 'width'?"),
         (("-s", "noise"), "-s param=value"),
         (("-s", "width=3"), "not [3, 3, 4, 4]"),
-        (("-s", "noise=gaussian"), "no place"),
+        (("-s", "noise=gaussian"), 'has no noise = "gaussian"'),
         (("--size", "65"), "65×65 does not fit"),
-        (("--part", "discriminator"), "an unknown layout"),
+        (("--part", "discriminator"), "unknown format"),
     ],
 )
-def test_options_that_do_not_fit_are_refused(options, said, zoo):
+def test_options_that_do_not_fit_are_refused(options, message, run_cli):
     torch.save(UnetGenerator(3, 3, 6, 2).state_dict(), "their.pth")
-    assert said in refused(zoo, *options)
+    assert message in import_refused(run_cli, *options)
 
 
-def test_nothing_is_overwritten_unasked(zoo, imported):
-    file, _ = imported(ResnetGenerator(3, 3, 6, 1).state_dict())
+def test_nothing_is_overwritten_without_force(run_cli, import_tensors):
+    file, _ = import_tensors(ResnetGenerator(3, 3, 6, 1).state_dict())
     for arguments in (("import", "their.pth"), ("export", file, "--to", "junyanz")):
-        result = zoo(*arguments, "-o", "model.safetensors")
+        result = run_cli(*arguments, "-o", "model.safetensors")
         assert result.exit_code == 2
-        assert "already there; --force overwrites it" in result.output
+        assert "already exists; --force overwrites it" in result.output
 
 
 @pytest.mark.parametrize(
-    ("to", "said"),
-    [("junyans", "did you mean 'junyanz'?"), ("pix2pixhd", "'resnet:resnet6' has no place in the code")],
+    ("to", "message"),
+    [
+        ("junyans", "did you mean 'junyanz'?"),
+        ("pix2pixhd", "the format 'pix2pixhd' cannot hold generator 'resnet:resnet6'; junyanz can"),
+    ],
 )
-def test_export_to_where_the_network_has_no_place_is_refused(to, said, zoo, imported):
-    file, _ = imported(ResnetGenerator(3, 3, 6, 1).state_dict())
-    result = zoo("export", file, "--to", to, "-o", "back.pth")
+def test_export_to_a_format_that_cannot_hold_the_network_is_refused(to, message, run_cli, import_tensors):
+    file, _ = import_tensors(ResnetGenerator(3, 3, 6, 1).state_dict())
+    result = run_cli("export", file, "--to", to, "-o", "back.pth")
     assert result.exit_code == 2
-    assert said in result.output
+    assert message in result.output
     assert not os.path.exists("back.pth")

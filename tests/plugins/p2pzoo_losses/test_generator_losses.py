@@ -1,4 +1,4 @@
-"""What G is held to: each loss against an independent computation, at its minimum, and in half precision."""
+"""Losses of G: each compared with an independent computation, at its minimum, and in half precision."""
 
 import math
 
@@ -11,7 +11,7 @@ from kornia.metrics import ssim
 from p2pzoo_losses.feature_matching import FeatureMatching
 from p2pzoo_losses.perceptual import Perceptual
 from p2pzoo_losses.pixels import Charbonnier, Edge, FocalFrequency, LabColor, TotalVariation
-from p2pzoo_losses.structure import SCALES, SSIM, MultiScaleSSIM
+from p2pzoo_losses.structure import EXPONENTS, SSIM, MultiScaleSSIM
 from p2pzoo_pix2pix.discriminators import PatchDiscriminator
 from torch import nn
 from torch.nn import functional as F
@@ -49,19 +49,19 @@ def discriminator():
     return PatchDiscriminator(3, 3, SIZE, receptive_field=16, width=4, norm="instance")
 
 
-def scene_of(y, y_hat, D=None):
+def step_outputs(y, y_hat, D=None):
     return StepOutputs(Batch(torch.zeros_like(y), y, ("a",) * len(y)), y_hat, D).for_generator()
 
 
 def gradient_at(loss, y, y_hat, D=None):
     y_hat = y_hat.clone().requires_grad_()
-    value = loss(scene_of(y, y_hat, D))
+    value = loss(step_outputs(y, y_hat, D))
     value.backward()
     return value.item(), y_hat.grad
 
 
 @pytest.mark.parametrize("name", MINIMUM)
-def test_where_the_translation_is_the_target_a_loss_is_at_its_minimum_and_its_gradient_finite(name):
+def test_at_the_target_a_loss_is_at_its_minimum_with_a_finite_gradient(name):
     make, least = MINIMUM[name]
     loss, D = make(), discriminator()
     _, y, y_hat = images()
@@ -70,26 +70,26 @@ def test_where_the_translation_is_the_target_a_loss_is_at_its_minimum_and_its_gr
     assert gradient.isfinite().all()
     torch.manual_seed(1)
     for other in (y_hat, -y, y + 0.05 * torch.randn_like(y), torch.zeros_like(y)):
-        assert loss(scene_of(y, other, D)).item() > value + 1e-5
+        assert loss(step_outputs(y, other, D)).item() > value + 1e-5
 
 
 @pytest.mark.parametrize("name", MINIMUM)
-def test_descending_brings_the_translation_nearer_to_the_target(name):
+def test_gradient_descent_brings_the_translation_closer_to_the_target(name):
     loss, D = MINIMUM[name][0](), discriminator()
     _, y, y_hat = images()
     value, gradient = gradient_at(loss, y, y_hat, D)
     step = 1e-2 * value / gradient.norm() ** 2  # a hundredth of the way down, were the loss linear
-    lower = loss(scene_of(y, y_hat - step * gradient, D)).item()
+    lower = loss(step_outputs(y, y_hat - step * gradient, D)).item()
     assert lower == pytest.approx(0.99 * value, rel=3e-3)
 
 
 @pytest.mark.parametrize("name", LOSSES)
-def test_they_act_on_the_generator_and_leave_d_and_y_alone(name):
+def test_only_the_generator_gets_gradients(name):
     loss, D = LOSSES[name](), discriminator()
     _, y, y_hat = images()
     y, y_hat = y.requires_grad_(), y_hat.requires_grad_()
     with frozen(D):
-        loss(scene_of(y, y_hat, D)).backward()
+        loss(step_outputs(y, y_hat, D)).backward()
     assert loss.side == "generator"
     assert y_hat.grad.any()
     assert all(p.grad is None for p in D.parameters())
@@ -99,7 +99,7 @@ def test_they_act_on_the_generator_and_leave_d_and_y_alone(name):
 
 @pytest.mark.parametrize("at", ["apart", "equal", "black and white"])
 @pytest.mark.parametrize("name", LOSSES)
-def test_under_autocast_gradients_are_finite_and_only_networks_lose_digits(name, at):
+def test_losses_are_computed_in_fp32_under_autocast(name, at):
     loss, D = LOSSES[name](), discriminator()
     _, y, y_hat = images()
     if at == "equal":
@@ -114,34 +114,39 @@ def test_under_autocast_gradients_are_finite_and_only_networks_lose_digits(name,
     assert value == pytest.approx(plain, rel=0.05 if networks else 1e-6, abs=1e-5 if networks else 1e-7)
 
 
-class Watched(TorchDispatchMode):
-    """Notes what is asked of torch."""
+class OperationRecorder(TorchDispatchMode):
+    """Record the operations that torch executes."""
 
     def __init__(self):
         super().__init__()
-        self.asked = set()
+        self.operations = set()
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        self.asked.add(str(function))
+        self.operations.add(str(function))
         return function(*args, **(kwargs or {}))
 
 
 @pytest.mark.parametrize("name", LOSSES)
-def test_nothing_goes_between_python_and_the_device_so_that_a_graph_can_be_recorded(name):
-    """No tensor is made of Python's numbers (`lift_fresh`) or read by Python (`_local_scalar_dense`)."""
+def test_no_values_are_copied_between_host_and_device(name):
+    """Otherwise a step could not be recorded as a CUDA graph.
+
+    `lift_fresh` converts a Python number to a tensor, `_local_scalar_dense` a tensor to a Python number.
+    """
     loss, D = LOSSES[name](), discriminator()
     _, y, y_hat = images()
-    with Watched() as watched:
-        loss(scene_of(y, y_hat.requires_grad_(), D)).backward()
-    assert not [each for each in watched.asked if "lift_fresh" in each or "scalar_dense" in each or "nonzero" in each]
+    with OperationRecorder() as watched:
+        loss(step_outputs(y, y_hat.requires_grad_(), D)).backward()
+    assert not [
+        each for each in watched.operations if "lift_fresh" in each or "scalar_dense" in each or "nonzero" in each
+    ]
 
 
 @pytest.mark.parametrize("name", LOSSES)
-def test_a_batch_costs_what_its_images_cost_on_average(name):
+def test_the_loss_of_a_batch_is_the_mean_over_its_images(name):
     loss, D = LOSSES[name](), discriminator()
     _, y, y_hat = images(3)
-    alone = [loss(scene_of(y[i : i + 1], y_hat[i : i + 1], D)).item() for i in range(3)]
-    assert loss(scene_of(y, y_hat, D)).item() == pytest.approx(sum(alone) / 3, rel=1e-4)
+    alone = [loss(step_outputs(y[i : i + 1], y_hat[i : i + 1], D)).item() for i in range(3)]
+    assert loss(step_outputs(y, y_hat, D)).item() == pytest.approx(sum(alone) / 3, rel=1e-4)
 
 
 # --- each by itself ------------------------------------------------------------------------------------------------
@@ -149,74 +154,74 @@ def test_a_batch_costs_what_its_images_cost_on_average(name):
 
 def test_charbonnier_by_hand():
     y, y_hat = torch.tensor([[[[0.0, 0.5]]]]), torch.tensor([[[[0.4, 0.5]]]])
-    assert Charbonnier(eps=0.3)(scene_of(y, y_hat)).item() == pytest.approx((0.5 + 0.3) / 2)
+    assert Charbonnier(eps=0.3)(step_outputs(y, y_hat)).item() == pytest.approx((0.5 + 0.3) / 2)
 
 
 def test_edge_by_hand():
-    """ŷ has a vertical edge of height 1 in its middle, y is flat: both columns beside it have a slope of 1/2."""
+    """ŷ has a vertical edge of height 1 in its middle, y is constant: both columns at the edge have slope 1/2."""
     y, y_hat = torch.zeros(1, 1, 6, 6), torch.zeros(1, 1, 6, 6)
     y_hat[..., 3:] = 1
     expected = 0.5 * 8 / 32  # of 16 pixels that have neighbours all around, in two directions
-    assert Edge((6, 6))(scene_of(y, y_hat)).item() == pytest.approx(expected)
-    assert Edge((6, 6))(scene_of(y, y_hat.mT)).item() == pytest.approx(expected)
-    assert Edge((6, 6))(scene_of(y, y + 0.7)).item() == pytest.approx(0, abs=1e-7)
+    assert Edge((6, 6))(step_outputs(y, y_hat)).item() == pytest.approx(expected)
+    assert Edge((6, 6))(step_outputs(y, y_hat.mT)).item() == pytest.approx(expected)
+    assert Edge((6, 6))(step_outputs(y, y + 0.7)).item() == pytest.approx(0, abs=1e-7)
 
 
-def test_edge_is_the_distance_of_kornias_sobel_gradients_inside():
+def test_edge_equals_kornias_sobel_gradients_away_from_the_border():
     _, y, y_hat = images()
     slopes = [spatial_gradient(each)[..., 1:-1, 1:-1] for each in (y, y_hat)]
-    assert Edge(SIZE)(scene_of(y, y_hat)).item() == pytest.approx(F.l1_loss(*slopes).item(), rel=1e-5)
+    assert Edge(SIZE)(step_outputs(y, y_hat)).item() == pytest.approx(F.l1_loss(*slopes).item(), rel=1e-5)
 
 
-def test_edge_refuses_images_without_an_inside():
-    with pytest.raises(ValueError, match="edge takes sides from 3 px up, not 2×8"):
+def test_edge_needs_three_pixels_per_side():
+    with pytest.raises(ValueError, match="edge needs sides of at least 3 px, not 2×8"):
         Edge((2, 8))
 
 
-def test_total_variation_by_hand_and_it_is_least_where_the_translation_is_flat():
+def test_total_variation_by_hand_and_0_for_a_constant_image():
     y_hat = torch.tensor([[[[0.0, 0.5], [0.25, 0.25]]]])
     vertical, horizontal = (0.25 + 0.25) / 2, (0.5 + 0) / 2
-    assert TotalVariation()(scene_of(torch.zeros(1, 1, 2, 2), y_hat)).item() == pytest.approx(vertical + horizontal)
+    assert TotalVariation()(step_outputs(torch.zeros(1, 1, 2, 2), y_hat)).item() == pytest.approx(vertical + horizontal)
     value, gradient = gradient_at(TotalVariation(), *images()[1:2], torch.full((2, 3, SIDE, SIDE), 0.3))
     assert value == 0
     assert gradient.isfinite().all()
 
 
 @pytest.mark.parametrize("alpha", [0.0, 1.0, 2.0])
-def test_focal_frequency_is_the_weighted_square_of_numpys_spectrum(alpha):
+def test_focal_frequency_equals_a_computation_with_numpy(alpha):
     _, y, y_hat = images()
     expected = []
     for image in (y_hat - y).double().flatten(0, 1).numpy():
         amplitude = np.abs(np.fft.fft2(image, norm="ortho"))
         expected.append((amplitude**alpha / (amplitude**alpha).max() * amplitude**2).mean())
-    value = FocalFrequency(alpha=alpha)(scene_of(y, y_hat)).item()
+    value = FocalFrequency(alpha=alpha)(step_outputs(y, y_hat)).item()
     assert value == pytest.approx(np.mean(expected), rel=1e-4)
     if alpha == 0:
         assert value == pytest.approx(F.mse_loss(y_hat, y).item(), rel=1e-4), "Parseval"
 
 
-def test_no_gradient_goes_through_the_weight_of_a_frequency():
-    """One frequency differs: its weight is 1, so the gradient is that of the mean square."""
+def test_no_gradient_flows_through_the_weight_of_a_frequency():
+    """If one frequency differs, its weight is 1, and the gradient is that of the mean square."""
     wave = torch.cos(2 * math.pi * torch.arange(8.0) / 8).expand(1, 1, 8, 8)
     _, gradient = gradient_at(FocalFrequency(), torch.zeros(1, 1, 8, 8), wave)
     torch.testing.assert_close(gradient, 2 * wave / 64, atol=1e-6, rtol=1e-4)
 
 
-def test_lab_color_is_the_distance_in_a_and_b_whatever_the_lightness():
+def test_lab_color_ignores_lightness():
     lab = torch.tensor([[50.0, 10.0, -20.0], [60.0, 14.0, -12.0]])[:, :, None, None]
     y, y_hat = (lab_to_rgb(lab).split(1)[i] * 2 - 1 for i in range(2))
-    assert LabColor(3)(scene_of(y, y_hat)).item() == pytest.approx((4 + 8) / 2, abs=0.05)
+    assert LabColor(3)(step_outputs(y, y_hat)).item() == pytest.approx((4 + 8) / 2, abs=0.05)
     grey = torch.linspace(-1, 1, 5).expand(1, 3, 5, 5)
-    assert LabColor(3)(scene_of(grey, -grey)).item() == pytest.approx(0, abs=0.05)
+    assert LabColor(3)(step_outputs(grey, -grey)).item() == pytest.approx(0, abs=0.05)
 
 
-def test_lab_color_is_that_of_kornia():
+def test_lab_color_equals_kornias():
     _, y, y_hat = images()
     colours = [rgb_to_lab((each + 1) / 2)[:, 1:] for each in (y, y_hat)]
-    assert LabColor(3)(scene_of(y, y_hat)).item() == pytest.approx(F.l1_loss(*colours).item(), rel=1e-3)
+    assert LabColor(3)(step_outputs(y, y_hat)).item() == pytest.approx(F.l1_loss(*colours).item(), rel=1e-3)
 
 
-def test_lab_color_of_black_white_and_colours_that_do_not_exist_has_a_finite_gradient():
+def test_lab_color_has_a_finite_gradient_for_black_white_and_values_out_of_range():
     y_hat = torch.tensor([-1.0, 1.0, -3.0, 2.0, -1.2, -1 + 1e-7]).view(1, 1, 1, 6).expand(1, 3, 1, 6)
     y = torch.linspace(-1, 1, 18).view(1, 3, 1, 6)
     value, gradient = gradient_at(LabColor(3), y, y_hat)
@@ -225,59 +230,60 @@ def test_lab_color_of_black_white_and_colours_that_do_not_exist_has_a_finite_gra
     assert not gradient[..., 2:5].any(), "outside of [-1, 1]"
 
 
-def test_lab_color_refuses_what_is_not_rgb():
+def test_lab_color_needs_rgb():
     with pytest.raises(ValueError, match="RGB images, 3 channels, not 1"):
         LabColor(1)
 
 
 class TestStructure:
-    def test_ssim_is_kornias(self):
+    def test_ssim_equals_kornias(self):
         _, y, y_hat = images()
         unit = [(each + 1) / 2 for each in (y, y_hat)]
         expected = 1 - ssim(*unit, 11, max_val=1.0, eps=0.0, padding="valid").mean().item()
-        assert SSIM(SIZE)(scene_of(y, y_hat)).item() == pytest.approx(expected, abs=1e-5)
+        assert SSIM(SIZE)(step_outputs(y, y_hat)).item() == pytest.approx(expected, abs=1e-5)
 
-    def test_of_flat_images_it_compares_lightness_by_hand(self):
+    def test_ssim_of_constant_images_by_hand(self):
         """(2 a b + C1) / (a² + b² + C1) with a = 0.25, b = 0.75, C1 = 1e-4."""
         y, y_hat = (torch.full((1, 1, 16, 16), value) for value in (-0.5, 0.5))
         expected = 1 - (2 * 0.25 * 0.75 + 1e-4) / (0.25**2 + 0.75**2 + 1e-4)
-        assert SSIM((16, 16))(scene_of(y, y_hat)).item() == pytest.approx(expected, rel=1e-3)
+        assert SSIM((16, 16))(step_outputs(y, y_hat)).item() == pytest.approx(expected, rel=1e-3)
 
     @pytest.mark.parametrize("side", [176, 190])
-    def test_ms_ssim_is_the_papers_product_over_five_scales(self, side):
+    def test_ms_ssim_equals_the_papers_product_over_five_scales(self, side):
         _, y, y_hat = images(side=side)
         y_hat = 0.7 * y + 0.3 * y_hat
         expected = [ms_ssim_by_numpy(*(p.double().numpy() for p in pair)) for pair in planes(y, y_hat)]
-        assert MultiScaleSSIM((side, side))(scene_of(y, y_hat)).item() == pytest.approx(1 - np.mean(expected), rel=1e-3)
+        loss = MultiScaleSSIM((side, side))(step_outputs(y, y_hat))
+        assert loss.item() == pytest.approx(1 - np.mean(expected), rel=1e-3)
 
-    def test_of_one_scale_it_is_ssim(self):
+    def test_ms_ssim_of_one_scale_is_ssim(self):
         _, y, y_hat = images()
         y_hat = 0.7 * y + 0.3 * y_hat
         one, other = MultiScaleSSIM(SIZE, scales=1), SSIM(SIZE)
-        assert one(scene_of(y, y_hat)).item() == pytest.approx(other(scene_of(y, y_hat)).item(), rel=1e-4)
+        assert one(step_outputs(y, y_hat)).item() == pytest.approx(other(step_outputs(y, y_hat)).item(), rel=1e-4)
 
-    def test_a_negative_of_the_target_has_a_finite_gradient(self):
-        """Its structure is negative at every scale, which has no power."""
+    def test_the_negative_of_the_target_has_a_finite_gradient(self):
+        """Its structure is negative at each scale, and a negative number has no fractional power."""
         _, y, _ = images()
         value, gradient = gradient_at(MultiScaleSSIM(SIZE, scales=3), y, -y)
         assert 0.9 < value <= 1
         assert gradient.isfinite().all()
 
     @pytest.mark.parametrize(
-        ("make", "told"),
+        ("make", "message"),
         [
-            (lambda: SSIM((10, 64)), "ssim takes sides from 11 px up, not 10×64"),
-            (lambda: MultiScaleSSIM((128, 128)), "ms-ssim of 5 scales takes sides from 176 px up, not 128×128: set"),
-            (lambda: MultiScaleSSIM((256, 43), scales=4), "from 88 px up, not 256×43: set scales = 2$"),
-            (lambda: MultiScaleSSIM((8, 8), scales=2), "from 22 px up, not 8×8: scales = 1 takes 11 px"),
+            (lambda: SSIM((10, 64)), "ssim needs sides of at least 11 px, not 10×64"),
+            (lambda: MultiScaleSSIM((128, 128)), "ms-ssim of 5 scales needs sides of at least 176 px, not 128×128"),
+            (lambda: MultiScaleSSIM((256, 43), scales=4), "of at least 88 px, not 256×43: set scales = 2$"),
+            (lambda: MultiScaleSSIM((8, 8), scales=2), "of at least 22 px, not 8×8: scales = 1 needs 11 px"),
         ],
     )  # fmt: skip
-    def test_images_that_are_too_small_are_refused_with_what_fits(self, make, told):
-        with pytest.raises(ValueError, match=told):
+    def test_images_that_are_too_small_are_an_error_with_scales_that_fit(self, make, message):
+        with pytest.raises(ValueError, match=message):
             make()
 
     @pytest.mark.parametrize(("scales", "side"), [*enumerate([11, 22, 44, 88, 176], 1)])
-    def test_the_smallest_that_fits_fits(self, scales, side):
+    def test_the_smallest_size_is_accepted(self, scales, side):
         _, y, y_hat = images(1, side)
         value, gradient = gradient_at(MultiScaleSSIM((side, side), scales=scales), y, 0.5 * (y + y_hat))
         assert 0 < value < 1
@@ -289,7 +295,7 @@ def planes(y, y_hat):
 
 
 def ms_ssim_by_numpy(a, b):
-    """Of two planes in [0, 1], window by window as Wang et al. write it."""
+    """MS-SSIM of two channels in [0, 1], window by window as in Wang et al."""
     offsets = np.arange(11) - 5
     window = np.exp(-(offsets[:, None] ** 2 + offsets[None] ** 2) / (2 * 1.5**2))
     window /= window.sum()
@@ -299,13 +305,13 @@ def ms_ssim_by_numpy(a, b):
         return np.einsum("ijkl,kl->ij", windows, window)
 
     product = 1.0
-    for scale, exponent in enumerate(SCALES):
+    for scale, exponent in enumerate(EXPONENTS):
         if scale:
             a, b = (i[: len(i) // 2 * 2, : len(i) // 2 * 2] for i in (a, b))
             a, b = ((i[::2, ::2] + i[1::2, ::2] + i[::2, 1::2] + i[1::2, 1::2]) / 4 for i in (a, b))
         spread = [mean(i * i) - mean(i) ** 2 for i in (a, b)]
         similarity = (2 * (mean(a * b) - mean(a) * mean(b)) + 9e-4) / (sum(spread) + 9e-4)
-        if scale == len(SCALES) - 1:
+        if scale == len(EXPONENTS) - 1:
             similarity = similarity * (2 * mean(a) * mean(b) + 1e-4) / (mean(a) ** 2 + mean(b) ** 2 + 1e-4)
         product *= similarity.mean() ** exponent
     return product
@@ -313,31 +319,31 @@ def ms_ssim_by_numpy(a, b):
 
 class TestFeatureMatching:
     class Layers(nn.Module):
-        """Two scales: y and its double; y halved alone."""
+        """A D with two scales: features y and 2 y; and y / 2."""
 
         def features(self, x, y):
             return [[y, 2 * y], [y / 2]]
 
-    def test_layers_add_up_and_scales_are_averaged(self):
+    def test_layers_are_summed_and_scales_averaged(self):
         _, y, y_hat = images()
         distance = F.l1_loss(y_hat, y).item()
-        value = FeatureMatching()(scene_of(y, y_hat, self.Layers())).item()
+        value = FeatureMatching()(step_outputs(y, y_hat, self.Layers())).item()
         assert value == pytest.approx(((1 + 2) + 0.5) / 2 * distance, rel=1e-5)
 
-    def test_d_is_asked_about_what_it_was_made_from(self):
-        asked = []
+    def test_d_gets_x_with_both_images(self):
+        calls = []
 
-        class Watched(self.Layers):
+        class OperationRecorder(self.Layers):
             def features(self, x, y):
-                asked.append((x, y))
+                calls.append((x, y))
                 return super().features(x, y)
 
         x, y, y_hat = images()
-        FeatureMatching()(StepOutputs(Batch(x, y, ("a", "b")), y_hat, Watched()).for_generator())
-        assert {id(given) for _, given in asked} == {id(y), id(y_hat)}
-        assert all(given is x for given, _ in asked)
+        FeatureMatching()(StepOutputs(Batch(x, y, ("a", "b")), y_hat, OperationRecorder()).for_generator())
+        assert {id(image) for _, image in calls} == {id(y), id(y_hat)}
+        assert all(first is x for first, _ in calls)
 
-    def test_without_a_discriminator_it_says_so(self):
+    def test_a_recipe_without_a_discriminator_is_an_error(self):
         _, y, y_hat = images()
         with pytest.raises(ValueError, match=r"no \[discriminator\]"):
-            FeatureMatching()(scene_of(y, y_hat))
+            FeatureMatching()(step_outputs(y, y_hat))

@@ -1,4 +1,4 @@
-"""Penalties on D's gradient: by hand, lazily, and on the real patch discriminator however it is computed."""
+"""Penalties on D's gradient: by hand, lazy, and of the patch discriminator with all compute settings."""
 
 import pytest
 import torch
@@ -10,7 +10,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from p2pzoo.compute.batched_discriminator import BatchedDiscriminator
-from p2pzoo.compute.cuda_graphs import WARM_UP, CUDAGraphStep
+from p2pzoo.compute.cuda_graphs import WARMUP_STEPS, CUDAGraphStep
 from p2pzoo.compute.engine import Engine
 from p2pzoo.config.settings import Compute, Optimizer
 from p2pzoo.plugin.batch import Batch
@@ -22,7 +22,7 @@ SIDE = 64
 
 
 class Quadratic(nn.Module):
-    """One logit, (weight · |y|²) / 2 + |x|²: its gradient to y is weight · y."""
+    """One logit, (weight · |y|²) / 2 + |x|²: its gradient with respect to y is weight · y."""
 
     def __init__(self, weight):
         super().__init__()
@@ -32,7 +32,7 @@ class Quadratic(nn.Module):
         return [(self.weight * y.square() / 2 + x.square()).sum((1, 2, 3), keepdim=True)]
 
 
-def scene_of(D, **more):
+def step_outputs(D, **more):
     x, y, y_hat = torch.rand(3, 2, 3, 4, 4, generator=torch.Generator().manual_seed(0)) * 2 - 1
     return StepOutputs(Batch(x, y, ("a", "b")), y_hat, D, **more)
 
@@ -42,30 +42,30 @@ def half_square(weight, images):
 
 
 def test_r1_is_half_the_squared_gradient_at_real_images_and_r2_at_fake_ones():
-    out = scene_of(Quadratic(0.7))
+    out = step_outputs(Quadratic(0.7))
     assert R1()(out).item() == pytest.approx(half_square(0.7, out.y), rel=1e-5)
     assert R2()(out).item() == pytest.approx(half_square(0.7, out.y_hat), rel=1e-5)
 
 
 @pytest.mark.parametrize("penalty", [R1, R2])
-def test_they_reach_the_weights_of_d_through_its_gradient(penalty):
+def test_gradients_reach_the_weights_of_d(penalty):
     D = Quadratic(0.7)
-    out = scene_of(D)
+    out = step_outputs(D)
     value = penalty()(out)
     value.backward()
     assert D.weight.grad.item() == pytest.approx(2 * value.item() / 0.7, rel=1e-5)  # d(w² s / 2)/dw = w s
 
 
 @pytest.mark.parametrize("penalty", [R1, R2])
-def test_where_d_is_flat_they_are_zero_and_that_is_their_minimum(penalty):
+def test_a_constant_d_has_a_penalty_of_0(penalty):
     D = Quadratic(0.0)
-    value = penalty()(scene_of(D))
+    value = penalty()(step_outputs(D))
     value.backward()
     assert value.item() == 0
     assert D.weight.grad.item() == 0
 
 
-def test_they_act_on_the_discriminator_and_leave_g_alone():
+def test_only_the_discriminator_gets_gradients():
     y_hat = (torch.rand(2, 3, 4, 4)).requires_grad_()
     x, y = torch.rand(2, 2, 3, 4, 4)
     out = StepOutputs(Batch(x, y, ("a", "b")), y_hat, Quadratic(0.7))
@@ -74,34 +74,34 @@ def test_they_act_on_the_discriminator_and_leave_g_alone():
     assert y_hat.grad is None
 
 
-def test_r2_asks_of_a_pooled_fake_together_with_the_x_it_was_made_from():
-    asked = []
+def test_r2_uses_the_x_of_a_pooled_fake_image():
+    calls = []
 
-    class Watched(Quadratic):
+    class OperationRecorder(Quadratic):
         def forward(self, x, y):
-            asked.append((x, y.detach()))
+            calls.append((x, y.detach()))
             return super().forward(x, y)
 
     pooled = torch.rand(2, 2, 3, 4, 4)
-    R2()(scene_of(Watched(0.7), pooled=tuple(pooled)))
-    assert all(map(torch.equal, asked[0], pooled))
+    R2()(step_outputs(OperationRecorder(0.7), pooled=tuple(pooled)))
+    assert all(map(torch.equal, calls[0], pooled))
 
 
-def test_a_lazy_penalty_acts_in_every_kth_step_k_times_as_strongly():
+def test_a_lazy_penalty_is_k_times_as_large_in_each_kth_step():
     D = Quadratic(0.7)
-    full = R1()(scene_of(D)).item()
-    values = [R1(every=4)(scene_of(D, step=step)).item() for step in range(9)]
+    full = R1()(step_outputs(D)).item()
+    values = [R1(every=4)(step_outputs(D, step=step)).item() for step in range(9)]
     assert values == pytest.approx([4 * full, 0, 0, 0, 4 * full, 0, 0, 0, 4 * full])
     assert sum(values[:8]) / 8 == pytest.approx(full)
 
 
-def test_it_goes_by_the_number_of_the_step_and_not_by_how_often_it_was_asked():
+def test_a_lazy_penalty_depends_on_the_step_number_and_not_on_a_counter():
     penalty, D = R1(every=4), Quadratic(0.7)
-    assert [bool(penalty(scene_of(D, step=step))) for step in (5, 8, 8, 6, 4)] == [False, True, True, False, True]
+    assert [bool(penalty(step_outputs(D, step=step))) for step in (5, 8, 8, 6, 4)] == [False, True, True, False, True]
 
 
 class Recorder:
-    """Records by remembering what to do, as a CUDA graph does."""
+    """A stand-in for a CUDA graph: keeps the function and calls it again."""
 
     def warm_up(self, act):
         return act()
@@ -115,17 +115,18 @@ class Recorder:
 
 
 @pytest.mark.parametrize(("every", "recorded"), [(1, True), (4, False)])
-def test_only_a_penalty_of_every_step_is_recorded_as_a_graph(every, recorded):
+def test_a_lazy_penalty_is_not_recorded_as_a_cuda_graph(every, recorded):
     torch.manual_seed(0)
-    D, given_up = Quadratic(0.7), []
+    D, failures = Quadratic(0.7), []
     G = nn.Conv2d(3, 3, 1)
     players = [Trainable(each, torch.optim.SGD(each.parameters(), lr=0.0)) for each in (G, D)]
     objective = Objective(*players, Relativistic(), [Term("r1", R1(every=every), 1.0)], lambda loss, _: loss.backward())
-    play = CUDAGraphStep(objective.step, Recorder(), given_up=given_up.append)
+    replay = CUDAGraphStep(objective.step, Recorder(), on_failure=failures.append)
     x, y = torch.rand(2, 1, 3, 4, 4)
-    told = [play(Batch(x, y, ("a",)), step)["D.r1"].item() for step in range(WARM_UP + 6)]
-    assert given_up == ([] if recorded else ["RuntimeError: a loss goes by the number of the step"])
-    assert [bool(value) for value in told] == [step % every == 0 for step in range(WARM_UP + 6)]
+    penalties = [replay(Batch(x, y, ("a",)), step)["D.r1"].item() for step in range(WARMUP_STEPS + 6)]
+    reason = "RuntimeError: a loss reads StepOutputs.step, so this step cannot be recorded as a CUDA graph"
+    assert failures == ([] if recorded else [reason])
+    assert [bool(value) for value in penalties] == [step % every == 0 for step in range(WARMUP_STEPS + 6)]
 
 
 # --- on the real discriminator -----------------------------------------------------------------------------------
@@ -137,13 +138,13 @@ def pair(seed=0):
 
 
 def gradients(D, loss, precision=torch.float32):
-    """Of the loss to D's weights."""
+    """The gradients of the loss with respect to D's weights."""
     x, y, y_hat = (images.to(precision) for images in pair())
     torch.manual_seed(7)
     loss(StepOutputs(Batch(x, y, ("a", "b")), y_hat, D)).backward()
-    found = [torch.zeros_like(p) if p.grad is None else p.grad.clone() for p in D.parameters()]  # R1 knows no last bias
+    gradients = [torch.zeros_like(p) if p.grad is None else p.grad.clone() for p in D.parameters()]
     D.zero_grad()
-    return found
+    return gradients
 
 
 LOSSES = {"wgan-gp": WassersteinGP().discriminator_loss, "r1": R1(), "r2": R2()}
@@ -158,8 +159,8 @@ def relative(one, other):
 
 @pytest.mark.parametrize("norm", ["batch", "instance", "none"])
 @pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES)
-def test_the_patch_discriminator_as_the_engine_computes_it_gets_the_gradients_of_plain_torch(loss, norm):
-    """Lowered convolutions, channels-last memory, mended instance norms: differentiated twice."""
+def test_a_prepared_patch_discriminator_gets_the_gradients_of_plain_torch(loss, norm):
+    """Second derivatives of convolutions as matrix products, channels-last memory and replaced instance norms."""
     torch.manual_seed(0)
     D = PatchDiscriminator(3, 3, (SIDE, SIDE), width=8, norm=norm)
     plain = gradients(D, loss)
@@ -169,8 +170,8 @@ def test_the_patch_discriminator_as_the_engine_computes_it_gets_the_gradients_of
 
 
 @pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES)
-def test_those_gradients_are_the_finite_differences_of_the_loss(loss):
-    """In float64, along one direction of all weights at once."""
+def test_gradients_equal_finite_differences(loss):
+    """In float64, along one direction in the space of all weights."""
     torch.manual_seed(0)
     D = PatchDiscriminator(3, 3, (SIDE, SIDE), width=4, norm="instance").double()
     direction = [torch.randn_like(p) for p in D.parameters()]
@@ -191,32 +192,34 @@ def test_those_gradients_are_the_finite_differences_of_the_loss(loss):
     assert (at(1e-7) - at(-1e-7)) / 2e-7 == pytest.approx(slope, rel=1e-2)
 
 
-class Watched(TorchDispatchMode):
-    """Notes what is asked of torch."""
+class OperationRecorder(TorchDispatchMode):
+    """Record the operations that torch executes."""
 
     def __init__(self):
         super().__init__()
-        self.asked = set()
+        self.operations = set()
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        self.asked.add(str(function))
+        self.operations.add(str(function))
         return function(*args, **(kwargs or {}))
 
 
 @pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES)
-def test_nothing_goes_between_python_and_the_device_so_that_a_graph_can_be_recorded(loss):
+def test_no_values_are_copied_between_host_and_device(loss):
     D = PatchDiscriminator(3, 3, (SIDE, SIDE), width=4)
-    with Watched() as watched:
+    with OperationRecorder() as watched:
         gradients(D, loss)
-    assert not [each for each in watched.asked if "lift_fresh" in each or "scalar_dense" in each or "nonzero" in each]
+    assert not [
+        each for each in watched.operations if "lift_fresh" in each or "scalar_dense" in each or "nonzero" in each
+    ]
 
 
-def all_of(network):
+def flat_parameters(network):
     return torch.cat([p.detach().reshape(-1) for p in network.parameters()])
 
 
-def play(steps=3, *, lua=False, one_pass=False, norm="batch", **compute):
-    """What three steps of a game with every penalty in it tell, and how far they have moved D's weights."""
+def train(steps=3, *, lua=False, one_pass=False, norm="batch", **compute):
+    """Train for three steps with all penalties: the losses of each step, and the change of D's weights."""
     torch.manual_seed(0)
     engine = Engine(Compute(device="cpu", threads=1, **compute))
     networks = (
@@ -224,19 +227,20 @@ def play(steps=3, *, lua=False, one_pass=False, norm="batch", **compute):
         PatchDiscriminator(3, 3, (SIDE, SIDE), width=4, norm=norm),
     )
     players = [
-        Trainable(placed, engine.optimizer(placed, Optimizer())) for placed in map(engine.prepare_model, networks)
+        Trainable(placed, engine.build_optimizer(placed, Optimizer())) for placed in map(engine.prepare_model, networks)
     ]
     terms = [Term("r1", R1(every=2), 10.0), Term("r2", R2(), 10.0)]
-    begun = all_of(networks[1])
+    initial = flat_parameters(networks[1])
     both = BatchedDiscriminator(players[1].network) if one_pass else None
-    made = LuaObjective if lua else Objective
-    objective = made(*players, WassersteinGP(), terms, engine.backward_and_step, both=both)
-    told = []
+    kind = LuaObjective if lua else Objective
+    objective = kind(*players, WassersteinGP(), terms, engine.backward_and_step, judge_both=both)
+    losses = []
     for step in range(steps):
         torch.manual_seed(step)
         x, y, _ = pair(step)
-        told.append({k: v.item() for k, v in objective.step(engine.move(Batch(x, y, ("a", "b"))), step).items()})
-    return told, all_of(networks[1]) - begun
+        batch = engine.to_device(Batch(x, y, ("a", "b")))
+        losses.append({name: value.item() for name, value in objective.step(batch, step).items()})
+    return losses, flat_parameters(networks[1]) - initial
 
 
 PLAIN = {"lowering": False, "channels_last": False, "fused_adam": False}
@@ -247,19 +251,19 @@ PLAIN = {"lowering": False, "channels_last": False, "fused_adam": False}
     [{}, {"one_pass": True}, {"checkpointing": True}, {"fused_adam": False}],
     ids=["as shipped", "one pass", "checkpointing", "torch's Adam"],
 )
-def test_however_a_step_is_computed_it_is_the_same_step(how):
-    told, way = play(**how)
-    expected, way_expected = play(**PLAIN)
-    for one, other in zip(told, expected, strict=True):
+def test_compute_settings_do_not_change_the_step(how):
+    losses, change = train(**how)
+    expected, expected_change = train(**PLAIN)
+    for one, other in zip(losses, expected, strict=True):
         assert one == pytest.approx(other, rel=2e-3, abs=1e-4)
-    assert ((way - way_expected).norm() / way_expected.norm()).item() < 0.02  # Adam makes steps of rounding, too
+    assert ((change - expected_change).norm() / expected_change.norm()).item() < 0.02  # Adam amplifies rounding
 
 
 @pytest.mark.parametrize("how", [{"precision": "bf16"}, {"lua": True}], ids=["bf16", "order lua"])
-def test_in_half_precision_and_in_the_order_of_the_lua_code_all_stays_finite(how):
-    told, way = play(**how)
-    expected, _ = play(**PLAIN)
-    assert all(torch.isfinite(torch.tensor(list(losses.values()))).all() for losses in told)
-    assert way.isfinite().all()
-    assert told[0]["D.gan"] == pytest.approx(expected[0]["D.gan"], rel=2e-2)
-    assert told[0]["D.r2"] == pytest.approx(expected[0]["D.r2"], rel=0.1)
+def test_losses_stay_finite_in_half_precision_and_in_lua_order(how):
+    losses, change = train(**how)
+    expected, _ = train(**PLAIN)
+    assert all(torch.isfinite(torch.tensor(list(step.values()))).all() for step in losses)
+    assert change.isfinite().all()
+    assert losses[0]["D.gan"] == pytest.approx(expected[0]["D.gan"], rel=2e-2)
+    assert losses[0]["D.r2"] == pytest.approx(expected[0]["D.r2"], rel=0.1)

@@ -1,4 +1,4 @@
-"""lab_histogram against colours worked out by hand and an sRGB -> Lab of its own in numpy."""
+"""lab_histogram against colours calculated by hand and an independent sRGB -> Lab conversion in numpy."""
 
 import numpy as np
 import pytest
@@ -35,13 +35,13 @@ def score(y_hat, y, **parameters):
     return metric.reduce(statistics)
 
 
-def filled(counts):
+def non_empty(counts):
     """{index: count} of one image's bins that are not empty."""
     return {int(i): int(counts[0, i]) for i in counts[0].nonzero().flatten()}
 
 
 def lab_by_definition(rgb):
-    """IEC 61966-2-1 and CIE 15: levels 0-255 (..., 3) -> Lab, with the white that the matrix itself makes."""
+    """IEC 61966-2-1 and CIE 15: levels 0-255 (..., 3) -> Lab, with the white point of the matrix itself."""
     v = np.asarray(rgb) / 255
     linear = np.where(v <= 0.04045, v / 12.92, ((v + 0.055) / 1.055) ** 2.4)
     matrix = np.array(
@@ -65,7 +65,7 @@ def lab_by_definition(rgb):
 )
 def test_a_colour_is_counted_in_the_bins_around_its_lab_values(colour, lab):
     _, statistics = measure(flat(colour), flat(BLACK))
-    assert [filled(statistics[f"y_hat_{channel}"]) for channel in CHANNELS] == [
+    assert [non_empty(statistics[f"y_hat_{channel}"]) for channel in CHANNELS] == [
         {lab[0]: 1},
         {lab[1] + 110: 1},
         {lab[2] + 110: 1},
@@ -75,7 +75,9 @@ def test_a_colour_is_counted_in_the_bins_around_its_lab_values(colour, lab):
 def test_counts_agree_with_an_independent_conversion():
     colours = np.random.default_rng(0).integers(0, 256, (4000, 3))
     lab = lab_by_definition(colours)
-    clear = (np.abs(lab - np.floor(lab) - 0.5) > 0.05).all(1)  # those whose bin no rounding of constants can change
+    clear = (np.abs(lab - np.floor(lab) - 0.5) > 0.05).all(
+        1
+    )  # colours whose bin does not depend on the rounding of constants
     assert clear.sum() > 2000
     _, statistics = measure(images(colours[clear][None, None]), flat(BLACK))
     for channel, values, lowest, bins in zip(CHANNELS, lab[clear].T, (0, -110, -110), (101, 221, 221), strict=True):
@@ -86,10 +88,10 @@ def test_counts_agree_with_an_independent_conversion():
 def test_all_greys_share_one_bin_of_a_and_b():
     ramp = images(np.arange(256).repeat(3).reshape(1, 16, 16, 3))
     _, statistics = measure(ramp, ramp)
-    assert filled(statistics["y_a"]) == filled(statistics["y_b"]) == {110: 256}
+    assert non_empty(statistics["y_a"]) == non_empty(statistics["y_b"]) == {110: 256}
 
 
-def test_the_intersection_is_the_share_of_pixels_in_common():
+def test_the_intersection_is_the_fraction_of_pixels_in_common():
     half = score(flat(RED, WHITE), flat(WHITE, WHITE))
     assert half == {"value": 0.5, "L": 0.5, "a": 0.5, "b": 0.5}
     grey = score(flat((119, 119, 119)), flat(WHITE))
@@ -104,20 +106,20 @@ def test_all_images_are_pooled_before_they_are_compared():
 
 def test_values_beyond_the_outermost_bins_are_counted_there():
     metric, statistics = measure(flat(RED, (0, 0, 255)), flat(BLACK), ab_limit=40)
-    assert filled(statistics["y_hat_a"]) == {80: 2}
-    assert filled(statistics["y_hat_b"]) == {80: 1, 0: 1}
+    assert non_empty(statistics["y_hat_a"]) == {80: 2}
+    assert non_empty(statistics["y_hat_b"]) == {80: 1, 0: 1}
     assert metric.log_probabilities(statistics)["b"].centres.tolist() == list(range(-40, 41))
 
 
 def test_wider_bins_are_centred_on_multiples_of_their_width():
     metric, statistics = measure(flat(RED), flat(WHITE), bin_width=5)
     curves = metric.log_probabilities(statistics)
-    found = {channel: curve.centres[curve.y_hat == 0].item() for channel, curve in curves.items()}
-    assert found == {"L": 55, "a": 80, "b": 65}
+    centres = {channel: curve.centres[curve.y_hat == 0].item() for channel, curve in curves.items()}
+    assert centres == {"L": 55, "a": 80, "b": 65}
     assert curves["L"].centres[curves["L"].y == 0].item() == 100
 
 
-def test_log_probabilities_are_natural_logarithms_of_shares():
+def test_log_probabilities_are_natural_logarithms_of_fractions():
     metric, statistics = measure(flat(RED, WHITE, WHITE, WHITE), flat(BLACK))
     curve = metric.log_probabilities(statistics)["L"]
     assert curve.y_hat[53].item() == pytest.approx(np.log(1 / 4))
@@ -127,38 +129,38 @@ def test_log_probabilities_are_natural_logarithms_of_shares():
     assert curve.y_hat[1] == -float("inf")
 
 
-def test_translations_are_judged_as_the_8_bit_pictures_that_are_saved():
+def test_translations_are_rounded_to_8_bit_like_saved_images():
     y = flat((100, 150, 50), (10, 20, 30))
     nearly = y + 0.4 / 127.5
     assert score(nearly, y)["value"] == 1
     assert score(flat(RED) * 3, flat(RED))["value"] == 1
 
 
-def test_a_value_that_is_not_a_number_shows():
+def test_nan_in_an_image_gives_nan():
     broken = flat(RED, WHITE)
     broken[0, 1, 0, 0] = float("nan")
     assert all(np.isnan(value) for value in score(torch.cat([flat(RED, RED), broken]), flat(RED, RED)).values())
 
 
-def test_only_rgb_has_colours():
+def test_only_rgb_is_accepted():
     with pytest.raises(UserError, match=r"lab_histogram takes RGB \(3 channels\) images, and these have 1"):
         score(torch.zeros(1, 1, 4, 4), torch.zeros(1, 1, 4, 4))
 
 
 @settings(max_examples=30, deadline=None)
 @given(PICTURES, st.data())
-def test_it_is_an_intersection_whatever_the_pictures(levels, data):
+def test_it_is_an_intersection_for_any_images(levels, data):
     y, y_hat = images(levels), images(data.draw(arrays(np.uint8, levels.shape)))
     _, statistics = measure(y_hat, y)
     for name, counts in statistics.items():
         assert counts.sum(1).tolist() == [levels.shape[1] * levels.shape[2]] * len(levels), name
-    found = score(y_hat, y)
-    assert all(0 <= value <= 1 + 1e-12 for value in found.values())
-    assert score(y, y_hat) == pytest.approx(found)
-    assert score(y, y) == pytest.approx(dict.fromkeys(found, 1))
-    each = [measure(a[None], b[None])[1] for a, b in zip(y_hat, y, strict=True)]
+    numbers = score(y_hat, y)
+    assert all(0 <= value <= 1 + 1e-12 for value in numbers.values())
+    assert score(y, y_hat) == pytest.approx(numbers)
+    assert score(y, y) == pytest.approx(dict.fromkeys(numbers, 1))
+    per_image = [measure(a[None], b[None])[1] for a, b in zip(y_hat, y, strict=True)]
     for name, counts in statistics.items():
-        assert torch.equal(torch.cat([one[name] for one in each]), counts)
+        assert torch.equal(torch.cat([part[name] for part in per_image]), counts)
 
 
 def test_it_draws_a_curve_for_each_row_and_the_photos_in_each_channel():

@@ -1,4 +1,4 @@
-"""The kernel and the Fréchet distance against double loops, scipy, and cases worked out by hand."""
+"""The kernel and the Fréchet distance against double loops, scipy, and cases calculated by hand."""
 
 import itertools
 import math
@@ -23,18 +23,18 @@ def k(u, v):
     return (sum(float(i) * float(j) for i, j in zip(u, v, strict=True)) / len(u) + 1) ** 3
 
 
-def unequal(values):
+def unequal_index_pairs(values):
     return list(itertools.permutations(range(len(values)), 2))
 
 
 def kernel_by_loops(a, b):
-    within_a = np.mean([k(a[i], a[j]) for i, j in unequal(a)])
-    within_b = np.mean([k(b[i], b[j]) for i, j in unequal(b)])
+    within_a = np.mean([k(a[i], a[j]) for i, j in unequal_index_pairs(a)])
+    within_b = np.mean([k(b[i], b[j]) for i, j in unequal_index_pairs(b)])
     return within_a + within_b - 2 * np.mean([k(u, v) for u in a for v in b])
 
 
 def paired_by_loops(a, b):
-    return np.mean([k(a[i], a[j]) + k(b[i], b[j]) - k(a[i], b[j]) - k(a[j], b[i]) for i, j in unequal(a)])
+    return np.mean([k(a[i], a[j]) + k(b[i], b[j]) - k(a[i], b[j]) - k(a[j], b[i]) for i, j in unequal_index_pairs(a)])
 
 
 def frechet_by_roots(a, b):
@@ -49,14 +49,14 @@ def rows(*shape, seed=0, shift=0.0):
 
 def test_the_kernel_distance_of_two_and_two_numbers():
     zeros, ones = torch.zeros(2, 1), torch.ones(2, 1)
-    # within zeros (0 + 1)³ = 1, within ones (1 + 1)³ = 8, across 1
+    # within zeros (0 + 1)³ = 1, within ones (1 + 1)³ = 8, between them 1
     assert kernel_distance(zeros, ones) == 1 + 8 - 2 * 1
     assert paired_kernel_distance(zeros, ones) == 7
 
 
 @settings(max_examples=50, deadline=None)
 @given(FEATURES, st.data())
-def test_kernel_distances_are_those_of_a_double_loop(first, data):
+def test_kernel_distances_equal_a_double_loop(first, data):
     second = data.draw(arrays(np.float32, first.shape, elements=st.floats(-2, 2, width=32, allow_subnormal=False)))
     a, b = torch.from_numpy(first), torch.from_numpy(second)
     assert kernel_distance(a, b) == pytest.approx(kernel_by_loops(first, second), rel=1e-9, abs=1e-9)
@@ -65,50 +65,52 @@ def test_kernel_distances_are_those_of_a_double_loop(first, data):
     assert kernel_distance(a, b.flip(0)) == pytest.approx(kernel_distance(a, b), abs=1e-9)
 
 
-def test_a_set_against_itself_is_below_0_by_what_the_docstring_says_and_0_in_pairs():
+def test_a_set_against_itself_is_below_0_by_the_amount_in_the_docstring_and_0_in_pairs():
     a = rows(7, 5)
     itself = np.mean([k(u, u) for u in a])
-    others = np.mean([k(a[i], a[j]) for i, j in unequal(a)])
+    others = np.mean([k(a[i], a[j]) for i, j in unequal_index_pairs(a)])
     assert kernel_distance(a, a) == pytest.approx(-2 / 7 * (itself - others))
     assert kernel_distance(a, a) < -0.1
     assert paired_kernel_distance(a, a) == pytest.approx(0, abs=1e-12)
 
 
 def test_kernel_distances_are_unbiased():
-    """Both samples from one distribution: the estimates scatter around 0, within 4 standard errors."""
+    """Both samples come from one distribution: the mean estimate is 0 within 4 standard errors."""
     independent = [kernel_distance(rows(8, 3, seed=2 * i), rows(8, 3, seed=2 * i + 1)) for i in range(600)]
-    alike = [rows(8, 3, seed=i) for i in range(600)]
+    samples = [rows(8, 3, seed=i) for i in range(600)]
     paired = [
-        paired_kernel_distance(a, 0.8 * a + 0.6 * rows(8, 3, seed=10_000 + i))  # b is as a is, and a's i-th its own
-        for i, a in enumerate(alike)
+        paired_kernel_distance(
+            a, 0.8 * a + 0.6 * rows(8, 3, seed=10_000 + i)
+        )  # same distribution; row i of b depends on row i of a
+        for i, a in enumerate(samples)
     ]
-    across = [kernel_distance(a, 0.8 * a + 0.6 * rows(8, 3, seed=10_000 + i)) for i, a in enumerate(alike)]
+    across = [kernel_distance(a, 0.8 * a + 0.6 * rows(8, 3, seed=10_000 + i)) for i, a in enumerate(samples)]
     for estimates in (independent, paired):
         assert abs(np.mean(estimates)) < 4 * np.std(estimates) / math.sqrt(len(estimates))
     assert np.mean(across) < -4 * np.std(across) / math.sqrt(len(across)), "pairs have something in common"
 
 
-def test_one_row_has_no_distance():
+def test_the_distance_of_one_row_is_nan():
     for distance in (kernel_distance, paired_kernel_distance, frechet_distance):
         assert math.isnan(distance(rows(1, 3), rows(1, 3, seed=1)))
 
 
-def test_what_is_not_a_number_shows():
+def test_nan_in_gives_nan_out():
     broken = rows(4, 3)
     broken[1, 1] = float("nan")
     for distance in (kernel_distance, paired_kernel_distance, frechet_distance):
         assert math.isnan(distance(broken, rows(4, 3, seed=1)))
 
 
-def test_pairs_must_be_as_many():
-    with pytest.raises(ValueError, match="pairs of 3 and 4 rows"):
+def test_pairs_need_equal_numbers_of_rows():
+    with pytest.raises(ValueError, match="a has 3 rows and b has 4: pairs need equal numbers"):
         paired_kernel_distance(rows(3, 2), rows(4, 2))
 
 
 @pytest.mark.parametrize("shape", [(40, 6), (6, 6), (5, 12)], ids=["many rows", "square", "few rows"])
-def test_the_frechet_distance_is_that_of_the_matrix_root(shape):
+def test_the_frechet_distance_equals_the_one_by_matrix_root(shape):
     a, b = rows(*shape), rows(*shape, seed=1, shift=0.5) * torch.linspace(0.5, 2, shape[1])
-    # scipy's root of a matrix of low rank is good to about the root of its rounding
+    # for a matrix of low rank, the error of scipy's root is about the square root of the rounding error
     assert frechet_distance(a, b) == pytest.approx(frechet_by_roots(a.numpy(), b.numpy()), rel=1e-5)
 
 
@@ -118,6 +120,6 @@ def test_the_frechet_distance_of_two_normal_distributions_in_one_dimension():
     assert frechet_distance(a, a) == pytest.approx(0, abs=1e-12)
 
 
-def test_the_frechet_distance_takes_sets_of_unlike_size():
+def test_the_frechet_distance_takes_sets_of_different_size():
     a, b = rows(30, 4), rows(9, 4, seed=1)
     assert frechet_distance(a, b) == pytest.approx(frechet_by_roots(a.numpy(), b.numpy()), rel=1e-8)

@@ -1,4 +1,4 @@
-"""Image metrics against values computed in numpy from their definitions."""
+"""Image metrics against values that numpy computes from their definitions."""
 
 import importlib
 
@@ -14,7 +14,7 @@ METRICS = pytest.mark.parametrize("metric", [L1, PSNR, SSIM])
 
 
 def images(batch=3, channels=3, height=16, width=18, seed=0):
-    """Smooth ramps with noise, so that no image is like another, in [-1, 1]."""
+    """Smooth ramps with noise in [-1, 1], each different."""
     rng = np.random.default_rng(seed)
     ramp = np.linspace(-1, 1, width) * rng.uniform(-1, 1, (batch, channels, height, 1))
     return torch.from_numpy(np.clip(ramp + rng.normal(0, 0.2, (batch, channels, height, width)), -1, 1)).float()
@@ -49,10 +49,10 @@ def ssim_by_definition(y, y_hat):
 
 
 def test_every_registered_metric_can_be_imported():
-    found = {}
-    p2pzoo_metrics.register_metrics(lambda name, factory, **about: found.update({name: factory}))
-    assert {"l1", "psnr", "ssim", "fcn_score", "label_accuracy"} <= set(found)
-    for factory in found.values():
+    factories = {}
+    p2pzoo_metrics.register_metrics(lambda name, factory, **_: factories.update({name: factory}))
+    assert {"l1", "psnr", "ssim", "fcn_score", "label_accuracy"} <= set(factories)
+    for factory in factories.values():
         module, attribute = factory.split(":")
         metric = getattr(importlib.import_module(module), attribute)
         assert metric.version == "1"
@@ -69,7 +69,7 @@ def test_l1_is_the_mean_distance_in_units_of_the_range_minus_1_to_1():
     assert black_for_white["value"] == 2
 
 
-def test_psnr_is_relative_to_the_whole_range_of_values():
+def test_psnr_is_relative_to_the_full_range_of_values():
     y, y_hat = images(seed=1), images(seed=2)
     errors = (y.numpy().astype(float) - y_hat.numpy()) / 2
     mse = (errors**2).mean(axis=(1, 2, 3))
@@ -113,26 +113,26 @@ def test_ssim_of_equal_images_is_1(y):
     assert score(SSIM, y, y)["value"] == pytest.approx(1, abs=1e-6)
 
 
-def test_ssim_names_the_smallest_image_it_takes():
+def test_ssim_names_the_smallest_image_that_it_accepts():
     assert score(SSIM, images(height=11, width=11), images(height=11, width=11))["value"] == pytest.approx(1)
     with pytest.raises(ValueError, match="from 11 px a side up, not 10×16"):
         score(SSIM, images(height=10, width=16), images(height=10, width=16))
 
 
 @METRICS
-def test_statistics_do_not_depend_on_how_images_are_batched(metric):
+def test_statistics_do_not_depend_on_the_batch_size(metric):
     y, y_hat = images(batch=5, seed=1), images(batch=5, seed=2)
     metric = metric(None)
-    whole = metric.measure(batch_of(y), y_hat)
+    one_batch = metric.measure(batch_of(y), y_hat)
     for size in (1, 2):
         parts = [metric.measure(batch_of(a), b) for a, b in zip(y.split(size), y_hat.split(size), strict=True)]
-        for name, values in whole.items():
+        for name, values in one_batch.items():
             assert values.shape == (5,)
             assert torch.equal(torch.cat([part[name] for part in parts]), values)
 
 
 @METRICS
-def test_memory_layout_and_half_precision_are_taken_as_they_come(metric):
+def test_memory_layout_and_half_precision_do_not_change_the_number(metric):
     y, y_hat = images(seed=1), images(seed=2).half()
     expected = score(metric, y, y_hat.float())
     assert score(metric, y, y_hat) == expected

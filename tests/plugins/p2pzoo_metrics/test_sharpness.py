@@ -1,4 +1,4 @@
-"""sharpness against gradients worked out by hand and a loop over pixels."""
+"""sharpness against gradients calculated by hand and a loop over pixels."""
 
 import math
 
@@ -42,7 +42,7 @@ def energy_by_loops(image):
     return sum(right) / len(right) + sum(below) / len(below)
 
 
-def test_the_energy_of_a_step_of_white_beside_black():
+def test_the_energy_of_a_step_from_black_to_white():
     y = torch.ones(1, 3, 4, 5)
     y[..., :2] = -1  # one of each row's four differences is 1, in units of the [0, 1] scale
     assert measure(y, y)["y_hat"].item() == pytest.approx(1 / 4)
@@ -57,7 +57,7 @@ def test_energies_agree_with_a_loop_over_pixels():
     assert score(y_hat, y) == pytest.approx(sum(map(energy_by_loops, y_hat)) / sum(map(energy_by_loops, y)), rel=1e-5)
 
 
-def test_blur_lowers_it_noise_raises_it_and_the_photos_themselves_have_1():
+def test_blur_lowers_it_noise_raises_it_and_it_is_1_for_the_photos():
     y = noise(2, 3, 16, 16).cumsum(-1).tanh()
     blurred = torch.nn.functional.avg_pool2d(y, 3, 1, 1)
     assert score(blurred, y) < 0.7
@@ -65,20 +65,20 @@ def test_blur_lowers_it_noise_raises_it_and_the_photos_themselves_have_1():
     assert score(y, y) == 1
 
 
-def test_a_checkerboard_is_as_sharp_as_can_be():
+def test_a_checkerboard_has_the_maximum_energy():
     board = torch.ones(8, 8)
     board[::2, ::2] = board[1::2, 1::2] = -1
     assert measure(board[None, None], board[None, None])["y"].item() == pytest.approx(2)
 
 
-def test_sums_are_compared_so_a_flat_photo_breaks_nothing():
+def test_the_ratio_is_of_sums_so_one_flat_photo_is_harmless():
     flat, y = torch.zeros(1, 3, 4, 4), noise(1, 3, 4, 4)
     assert score(torch.cat([flat, y]), torch.cat([flat, y])) == 1
     assert score(y, flat) == math.inf
     assert math.isnan(score(flat, flat))
 
 
-def test_images_it_cannot_take_are_named():
+def test_wrong_channel_counts_and_sizes_are_refused():
     with pytest.raises(UserError, match=r"grey \(1 channel\) or RGB \(3 channels\) images, and these have 4"):
         score(noise(1, 4, 4, 4), noise(1, 4, 4, 4))
     with pytest.raises(UserError, match="from 2 px a side up, not 1×4"):
@@ -87,7 +87,7 @@ def test_images_it_cannot_take_are_named():
 
 @settings(max_examples=50, deadline=None)
 @given(GREY, st.floats(0.125, 2))
-def test_contrast_counts_squared_and_brightness_and_mirrors_not_at_all(levels, contrast):
+def test_energy_grows_with_the_square_of_contrast_and_ignores_brightness_and_mirroring(levels, contrast):
     y = torch.from_numpy(levels)
     energies = measure(y, y)["y"]
     tolerance = {"rtol": 1e-4, "atol": 1e-5}

@@ -1,6 +1,6 @@
-"""fid and lpips: what they refuse, and what they make of a stand-in for torch-fidelity's networks.
+"""fid and lpips: what they refuse, and their numbers with fake networks in place of torch-fidelity's.
 
-The real networks are not at hand in tests: 95 and 528 MB, to be fetched by the user.
+Tests do not have the real networks: 95 and 528 MB, which the user downloads.
 """
 
 import hashlib
@@ -21,7 +21,7 @@ both = pytest.mark.parametrize(("metric", "name"), [(FID, "fid"), (LPIPS, "lpips
 
 
 class Extractor(torch.nn.Module):
-    """Mean and deviation of each channel of bytes, as torch-fidelity's extractor returns features."""
+    """Features are mean and deviation of each channel of bytes, in the form of torch-fidelity's extractor."""
 
     def __init__(self, name, features_list, feature_extractor_weights_path):
         super().__init__()
@@ -36,7 +36,7 @@ class Extractor(torch.nn.Module):
 
 
 class Similarity(torch.nn.Module):
-    """Mean difference in levels, as torch-fidelity's LPIPS returns distances."""
+    """The distance is the mean difference in levels, in the form of torch-fidelity's LPIPS."""
 
     def __init__(self, name):
         super().__init__()
@@ -48,7 +48,7 @@ class Similarity(torch.nn.Module):
 
 @pytest.fixture
 def hub(tmp_path, monkeypatch):
-    """An empty folder of torch hub's."""
+    """An empty folder in place of torch hub's."""
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
     (tmp_path / "checkpoints").mkdir()
     return tmp_path / "checkpoints"
@@ -56,7 +56,7 @@ def hub(tmp_path, monkeypatch):
 
 @pytest.fixture
 def package(monkeypatch):
-    """A package torch_fidelity that holds the stand-ins."""
+    """A package torch_fidelity with the fake networks."""
     parts = {
         "torch_fidelity": {"__spec__": types.SimpleNamespace()},
         "torch_fidelity.feature_extractor_inceptionv3": {"FeatureExtractorInceptionV3": Extractor},
@@ -71,7 +71,7 @@ def package(monkeypatch):
 
 @pytest.fixture
 def weights(hub, monkeypatch):
-    """Files of weights where they are looked for, {constant: digest}; torch hub's names carry their digests."""
+    """Weights files in torch hub's folder, {constant: digest}; their names contain the digest, as torch hub's do."""
     digests = {}
     for constant in ("INCEPTION", "VGG16", "LPIPS_HEADS"):
         torch.save({"of": torch.zeros(1)}, hub / constant)
@@ -103,28 +103,28 @@ def test_without_torch_fidelity_the_error_says_what_to_install(metric, name, mon
 
 
 @both
-def test_without_weights_the_error_says_where_to_put_which(metric, name, package, hub):
+def test_without_weights_the_error_names_the_url_and_the_folder(metric, name, package, hub):
     message = refusal(metric)
-    assert message.startswith(f"{name} needs weights and downloads nothing by itself: put https://")
+    assert message.startswith(f"{name} needs weights, and p2pzoo does not download them: put https://")
     assert message.endswith(f".pth into {hub}")
 
 
 @both
-def test_weights_that_are_damaged_are_refused(metric, name, package, hub, weights):
+def test_damaged_weights_are_refused(metric, name, package, hub, weights):
     for file in hub.iterdir():
         file.write_bytes(file.read_bytes()[:-1])
     assert "is damaged, or another file" in refusal(metric)
 
 
 @both
-def test_a_pickle_of_more_than_tensors_is_not_handed_on(metric, name, package, hub, monkeypatch):
+def test_a_pickle_of_more_than_tensors_is_refused(metric, name, package, hub, monkeypatch):
     torch.save({"weight": print}, hub / "unsafe.pth")
     for constant in ("INCEPTION", "VGG16"):
         monkeypatch.setattr(standard, constant, "https://example.org/unsafe.pth")
-    assert "no weights that can be read safely" in refusal(metric)
+    assert "cannot be read safely as weights" in refusal(metric)
 
 
-def test_fid_is_the_frechet_distance_of_the_features_of_8_bit_pictures(package, weights):
+def test_fid_is_the_frechet_distance_of_the_features_of_8_bit_images(package, weights):
     y_hat, y = noise(6, 3, 8, 8), noise(6, 3, 8, 8, seed=1) / 2
     metric = FID(None)
     statistics = measure(metric, y_hat, y)
@@ -151,13 +151,13 @@ def test_the_protocols_name_the_weights(package, weights):
 
 
 @both
-def test_a_value_that_is_not_a_number_shows(metric, name, package, weights):
+def test_nan_in_an_image_gives_nan(metric, name, package, weights):
     broken = noise(3, 3, 8, 8)
     broken[1, 0, 3, 3] = float("nan")
     assert np.isnan(metric(None).reduce(measure(metric(None), broken, noise(3, 3, 8, 8)))["value"])
 
 
 @both
-def test_only_rgb_is_judged(metric, name, package, weights):
+def test_only_rgb_is_accepted(metric, name, package, weights):
     with pytest.raises(UserError, match=rf"{name} takes RGB \(3 channels\) images, and these have 1"):
         measure(metric(None), torch.zeros(1, 1, 8, 8), torch.zeros(1, 1, 8, 8))

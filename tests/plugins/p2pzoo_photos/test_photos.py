@@ -1,4 +1,4 @@
-"""Tasks made of a folder of photos: x and y show the same place, what is random stays, faults name the file."""
+"""Datasets of photos: x and y are aligned, random parts are reproducible, error messages name the file."""
 
 import numpy as np
 import pytest
@@ -8,7 +8,7 @@ from p2pzoo_photos.inpaint import Inpaint
 from p2pzoo_photos.restore import Denoise, SuperResolve
 from PIL import Image
 
-from p2pzoo.images.color_spaces import from_stored, joined
+from p2pzoo.images.color_spaces import dequantize, join_lab
 from p2pzoo.images.resize import resize_to
 from p2pzoo.utils.errors import UserError
 
@@ -49,46 +49,46 @@ def root(tmp_path):
 # --- alignment -----------------------------------------------------------------------------------------------------
 
 
-def seen(data, pair):
-    """x and y as people see them."""
+def to_visible(data, pair):
+    """x and y in grey or RGB."""
     if getattr(data, "y_encoding", None):
-        L, ab = from_stored(pair.x, data.x_range), from_stored(pair.y, data.y_range)
-        return joined(L, np.zeros_like(ab)), joined(L, ab)
+        L, ab = dequantize(pair.x, data.x_range), dequantize(pair.y, data.y_range)
+        return join_lab(L, np.zeros_like(ab)), join_lab(L, ab)
     return pair.x, pair.y
 
 
 @pytest.mark.parametrize("resize", ["crop", "fit", "stretch"])
 @pytest.mark.parametrize("name", TASKS)
-def test_y_is_the_photo_brought_to_size(name, resize, root):
+def test_y_is_the_resized_photo(name, resize, root):
     kind, options = TASKS[name]
     data = kind("train", root=root, size=SIZE, resize=resize, **options)
     for index, number in enumerate("012"):
         photo = np.asarray(Image.open(root / "train" / f"{number}.png"))
-        _, y = seen(data, data[index])
+        _, y = to_visible(data, data[index])
         assert np.array_equal(y, resize_to(photo, SIZE, resize))
 
 
 @pytest.mark.parametrize("resize", ["crop", "fit", "stretch"])
 @pytest.mark.parametrize("name", ["inpaint", "inpaint-random", "super-resolve", "denoise"])
-def test_x_shows_the_same_place_as_y(name, resize, root):
+def test_x_is_aligned_with_y(name, resize, root):
     kind, options = TASKS[name]
     data = kind("train", root=root, size=SIZE, resize=resize, **options)
     for pair in data:
         x, y = pair.x.astype(float), pair.y.astype(float)
-        shown = (x[..., :3] != 255).any(axis=2)
-        assert shown.mean() > 0.7
-        apart = (x[..., :2] - y[..., :2])[shown]
-        assert np.abs(apart.mean(axis=0)).max() < 1, "a pixel of shift is 3 to 8 levels"
-        assert np.abs(apart).max() < (30 if name == "denoise" else 13)
+        visible = (x[..., :3] != 255).any(axis=2)
+        assert visible.mean() > 0.7
+        difference = (x[..., :2] - y[..., :2])[visible]
+        assert np.abs(difference.mean(axis=0)).max() < 1, "a shift by one pixel changes 3 to 8 levels"
+        assert np.abs(difference).max() < (30 if name == "denoise" else 13)
 
 
 @pytest.mark.parametrize("output", ["ab", "rgb"])
-def test_lightness_is_that_of_the_photo_pixel_by_pixel(output, tmp_path):
+def test_x_has_the_lightness_of_each_pixel_of_the_photo(output, tmp_path):
     photo = np.random.default_rng(0).integers(0, 256, (32, 48, 3), dtype=np.uint8)
     for split in ("train", "val"):
         save(tmp_path / split / "a.png", photo)
     data = Colorize("train", root=tmp_path, output=output, size=SIZE, resize="none")
-    x, y = seen(data, data[0])
+    x, y = to_visible(data, data[0])
     assert np.array_equal(y, photo)
     expected = np.asarray(Image.fromarray(photo).convert("L")).astype(float)
     assert np.corrcoef(x[..., 0].ravel().astype(float), expected.ravel())[0, 1] > (0.999 if output == "rgb" else 0.95)
@@ -107,7 +107,7 @@ def test_edges_are_where_the_photo_has_a_step(tmp_path):
     assert (pair.x[8:-8, 22:24, 0] == 0).any(axis=1).all(), "an unbroken line"
 
 
-def test_weaker_steps_are_edges_below_lower_thresholds(tmp_path):
+def test_lower_thresholds_find_weaker_edges(tmp_path):
     photo = np.full((64, 64, 3), 100, np.uint8)
     photo[:, 32:] = 112
     for split in ("train", "val"):
@@ -119,17 +119,17 @@ def test_weaker_steps_are_edges_below_lower_thresholds(tmp_path):
 
 
 @pytest.mark.parametrize("resize", ["crop", "fit", "stretch"])
-def test_given_edges_are_matched_by_name_and_fitted_like_their_photo(resize, root, tmp_path):
+def test_edge_files_are_matched_by_name_and_resized_like_their_photo(resize, root, tmp_path):
     for photo in root.rglob("*.png"):
-        drawn = np.asarray(Image.open(photo))[..., :1]
-        save(tmp_path / "drawn" / photo.relative_to(root).with_suffix(".bmp"), drawn)
+        edges = np.asarray(Image.open(photo))[..., :1]
+        save(tmp_path / "drawn" / photo.relative_to(root).with_suffix(".bmp"), edges)
     data = Edges("test", root=root, edges=tmp_path / "drawn", size=SIZE, resize=resize)
     for pair in data:
         assert np.array_equal(pair.x[..., 0], pair.y[..., 0])
     assert [[file.name for file in files] for files in data.files] == [[f"{n}.png", f"{n}.bmp"] for n in "012"]
 
 
-# --- what is done to a photo -----------------------------------------------------------------------------------------
+# --- masks, noise, resolution ----------------------------------------------------------------------------------------
 
 
 def test_the_centre_half_is_white_and_nothing_else(root):
@@ -141,7 +141,7 @@ def test_the_centre_half_is_white_and_nothing_else(root):
     assert not (pair.y[hidden] == 255).all(axis=1).any()
 
 
-def test_random_blocks_follow_from_the_photos_name_and_the_seed(root):
+def test_random_blocks_depend_on_the_photos_name_and_the_seed(root):
     def holes(**options):
         data = Inpaint("train", root=root, mask="random", opacity=True, size=(64, 64), **options)
         return [pair.x[..., 3] for pair in data]
@@ -168,7 +168,7 @@ def grey_photos(folder, levels, size=(128, 128)):
     return folder
 
 
-def test_gaussian_noise_has_the_deviation_that_is_asked_for(tmp_path):
+def test_gaussian_noise_has_the_deviation_sigma(tmp_path):
     [pair] = Denoise("train", root=grey_photos(tmp_path, [128]), sigma=10, size=(128, 128))
     noise = pair.x.astype(float) - pair.y
     assert noise.std() == pytest.approx(10, rel=0.03)
@@ -176,7 +176,7 @@ def test_gaussian_noise_has_the_deviation_that_is_asked_for(tmp_path):
     assert abs(np.corrcoef(noise[..., 0].ravel(), noise[..., 1].ravel())[0, 1]) < 0.05, "channels are independent"
 
 
-def test_shot_noise_grows_with_the_light_as_poissons_does(tmp_path):
+def test_the_variance_of_shot_noise_is_proportional_to_the_level(tmp_path):
     data = Denoise("train", root=grey_photos(tmp_path, [60, 120]), sigma=0, photons=100, size=(128, 128))
     for pair in data:
         level = int(pair.y[0, 0, 0])
@@ -184,7 +184,7 @@ def test_shot_noise_grows_with_the_light_as_poissons_does(tmp_path):
         assert pair.x.std() == pytest.approx((level * 255 / 100) ** 0.5, rel=0.05)
 
 
-def test_a_photos_noise_is_always_the_same_and_anothers_is_another(tmp_path):
+def test_noise_is_reproducible_and_differs_between_photos(tmp_path):
     root = grey_photos(tmp_path, [100, 101])
     one, again, other = (Denoise("train", root=root, noise_seed=seed, size=(128, 128)) for seed in (0, 0, 1))
     assert np.array_equal(one[0].x, again[0].x)
@@ -194,9 +194,9 @@ def test_a_photos_noise_is_always_the_same_and_anothers_is_another(tmp_path):
 
 
 @pytest.mark.parametrize("factor", [2, 4, 8])
-def test_a_low_resolution_lacks_what_its_pixels_cannot_show(factor, tmp_path):
+def test_a_low_resolution_loses_finer_detail(factor, tmp_path):
     stripes = np.zeros((64, 64, 3), np.uint8)
-    stripes[:, ::2] = 255  # two pixels a period: beyond any smaller image
+    stripes[:, ::2] = 255  # two pixels per period: too fine for any smaller image
     for split in ("train", "val"):
         save(tmp_path / split / "a.png", stripes)
     [pair] = SuperResolve("train", root=tmp_path, factor=factor, size=(64, 64))
@@ -208,7 +208,7 @@ def test_a_low_resolution_lacks_what_its_pixels_cannot_show(factor, tmp_path):
 # --- folders ---------------------------------------------------------------------------------------------------------
 
 
-def test_photos_in_folders_inside_belong_to_their_split(tmp_path):
+def test_photos_in_nested_folders_belong_to_their_split(tmp_path):
     for place in ("train/n01/a", "train/n02/a", "train/n02/deep/b", "val/n01/c"):
         save(tmp_path / f"{place}.png", coordinates(32, 32))
     save(tmp_path / "train" / ".hidden" / "x.png", coordinates(32, 32))
@@ -217,14 +217,14 @@ def test_photos_in_folders_inside_belong_to_their_split(tmp_path):
     assert [pair.id for pair in Inpaint("val", root=tmp_path, size=(32, 32))] == ["val-n01-c"]
 
 
-def test_a_link_that_leads_back_is_followed_once(tmp_path):
+def test_a_circular_link_is_followed_once(tmp_path):
     for number in range(20):
         save(tmp_path / "here" / f"{number}.png", coordinates(32, 32))
     (tmp_path / "here" / "again").symlink_to(tmp_path / "here")
     assert sum(len(Inpaint(split, root=tmp_path / "here")) for split in ("train", "val", "test")) == 20
 
 
-def test_without_sub_folders_photos_are_dealt_by_name_and_stay_where_they_are(tmp_path):
+def test_without_sub_folders_photos_are_assigned_by_name_and_keep_their_split(tmp_path):
     def ids():
         return {s: {pair.id for pair in Inpaint(s, root=tmp_path, size=(16, 16))} for s in ("train", "val", "test")}
 
@@ -245,7 +245,7 @@ def test_the_fingerprint_changes_with_the_files(root):
     assert Inpaint("train", root=root).fingerprint != before
 
 
-def test_max_pairs_are_the_first_by_name(root):
+def test_max_pairs_keeps_the_first_by_name(root):
     assert [pair.id for pair in Inpaint("train", root=root, max_pairs=2)] == ["train-0", "train-1"]
 
 
@@ -265,32 +265,32 @@ def sixteen_bits(path):
 
 
 @pytest.mark.parametrize(
-    ("spoil", "told"), [(broken, "cannot be read"), (transparent, "transparent"), (sixteen_bits, "8 bits")]
+    ("damage", "message"), [(broken, "cannot be read"), (transparent, "transparent"), (sixteen_bits, "8 bits")]
 )
 @pytest.mark.parametrize("name", TASKS)
-def test_a_photo_that_cannot_be_used_is_named(name, spoil, told, root):
+def test_an_unusable_photo_is_named(name, damage, message, root):
     kind, options = TASKS[name]
-    spoil(root / "train" / "1.png")
+    damage(root / "train" / "1.png")
     data = kind("train", root=root, size=(32, 32), **options)
-    with pytest.raises(UserError, match=rf"train/1\.png.*{told}"):
+    with pytest.raises(UserError, match=rf"train/1\.png.*{message}"):
         data[1]
     assert data[0].id == "train-0"
 
 
-def test_another_size_is_named_where_none_is_resized(root):
+def test_another_size_is_named_if_resize_is_none(root):
     data = Inpaint("train", root=root, size=(64, 96), resize="none")
     assert data[0].y.shape == (64, 96, 3)
-    with pytest.raises(UserError, match=r"1\.png: 40×50 px, and size is 96×64 px.*crop"):
+    with pytest.raises(UserError, match=r"1\.png: is 40×50 px, and size is 96×64 px.*crop"):
         data[1]
 
 
-def test_grey_photos_are_taken(tmp_path):
+def test_grey_photos_become_rgb(tmp_path):
     for split in ("train", "val"):
         save(tmp_path / split / "a.png", coordinates(32, 32)[..., :1])
     assert Inpaint("train", root=tmp_path, size=(32, 32))[0].y.shape == (32, 32, 3)
 
 
-def test_no_folder_is_told(tmp_path):
+def test_a_missing_or_empty_folder_is_refused(tmp_path):
     with pytest.raises(UserError, match="no such folder"):
         Colorize("train", root=tmp_path / "nowhere")
     (tmp_path / "empty").mkdir()
@@ -298,14 +298,14 @@ def test_no_folder_is_told(tmp_path):
         Colorize("train", root=tmp_path / "empty")
 
 
-def test_two_photos_of_one_name_are_told(tmp_path):
+def test_two_photos_with_one_name_are_refused(tmp_path):
     for name in ("train/a/b.png", "train/a/b.jpg", "val/c.png"):
         save(tmp_path / name, coordinates(32, 32))
     with pytest.raises(UserError, match=r"a/b\.jpg and a/b\.png"):
         Colorize("train", root=tmp_path)
 
 
-def test_photos_and_edges_without_partner_are_told(root, tmp_path):
+def test_a_photo_without_edges_is_refused(root, tmp_path):
     for photo in root.rglob("*.png"):
         save(tmp_path / "drawn" / photo.relative_to(root), np.asarray(Image.open(photo))[..., :1])
     (tmp_path / "drawn" / "val" / "1.png").unlink()
@@ -314,30 +314,30 @@ def test_photos_and_edges_without_partner_are_told(root, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("spoil", "told"),
+    ("damage", "message"),
     [
         (lambda path: save(path, coordinates(64, 64)[..., :1]), "one size"),
         (lambda path: save(path, coordinates(64, 96)), "grey"),
     ],
 )
-def test_edges_that_do_not_fit_their_photo_are_named(spoil, told, root, tmp_path):
+def test_edges_that_do_not_fit_their_photo_are_named(damage, message, root, tmp_path):
     for photo in root.rglob("*.png"):
         save(tmp_path / "drawn" / photo.relative_to(root), np.asarray(Image.open(photo))[..., :1])
-    spoil(tmp_path / "drawn" / "train" / "0.png")
-    with pytest.raises(UserError, match=rf"drawn/train/0\.png.*{told}"):
+    damage(tmp_path / "drawn" / "train" / "0.png")
+    with pytest.raises(UserError, match=rf"drawn/train/0\.png.*{message}"):
         Edges("train", root=root, edges=tmp_path / "drawn", size=SIZE)[0]
 
 
 @pytest.mark.parametrize(
-    ("kind", "options", "told"),
+    ("kind", "options", "message"),
     [
         (SuperResolve, {"factor": 8, "size": (36, 64)}, r"\[32, 64\]"),
         (Denoise, {"sigma": 0.0}, "no noise"),
         (Inpaint, {"mask_seed": 1}, "random"),
         (Edges, {"low": 0.5, "high": 0.3}, "must not be above"),
-        (Edges, {"edges": "drawn", "sigma": 2.0}, "sigma is of Canny"),
+        (Edges, {"edges": "drawn", "sigma": 2.0}, "sigma is a parameter of Canny"),
     ],
 )
-def test_parameters_that_make_no_sense_are_refused(kind, options, told, root):
-    with pytest.raises(ValueError, match=told):
+def test_parameters_that_make_no_sense_are_refused(kind, options, message, root):
+    with pytest.raises(ValueError, match=message):
         kind("train", root=root, **options)

@@ -50,16 +50,16 @@ def images(channels, height, width, batch=2, seed=0):
 
 
 def test_every_registered_discriminator_can_be_imported():
-    found = {}
-    p2pzoo_pix2pix.register_discriminators(lambda name, factory, **about: found.update({name: factory}))
-    assert set(found) == {"pixel", "patch", "image"}
-    for factory in found.values():
+    registered = {}
+    p2pzoo_pix2pix.register_discriminators(lambda name, factory, **about: registered.update({name: factory}))
+    assert set(registered) == {"pixel", "patch", "image"}
+    for factory in registered.values():
         module, attribute = factory.split(":")
         assert issubclass(getattr(importlib.import_module(module), attribute), nn.Module)
 
 
 @EACH
-def test_parameters_and_maps_are_those_of_the_public_codes(field):
+def test_parameter_counts_and_logit_maps_match_the_public_codes(field):
     at_256, at_512, pytorch, lua = PUBLISHED[field]
     with torch.device("meta"):
         D = KINDS[field](3, 3, (256, 256))
@@ -74,12 +74,12 @@ def test_parameters_and_maps_are_those_of_the_public_codes(field):
         assert tuple(unconditional) == UNCONDITIONAL[field]
 
 
-def test_the_patch_discriminator_looks_at_70_px_unless_told_otherwise():
+def test_the_default_receptive_field_is_70_px():
     assert PatchDiscriminator(3, 3, (64, 64), width=1).receptive_field == 70
 
 
 @EACH
-def test_one_logit_sees_a_square_as_wide_as_the_receptive_field(field):
+def test_one_logit_depends_on_a_square_of_the_receptive_field(field):
     torch.manual_seed(0)
     side = max(3 * field, 8)
     D = KINDS[field](1, 1, (side, side), width=2, norm="none").double()
@@ -87,26 +87,26 @@ def test_one_logit_sees_a_square_as_wide_as_the_receptive_field(field):
     (logits,) = D(x, y)
     middle = logits.shape[-1] // 2
     logits[0, 0, middle, middle].backward()
-    for seen in (x.grad[0, 0] != 0, y.grad[0, 0] != 0):
-        rows, columns = (seen.any(dim=d).nonzero().flatten() for d in (1, 0))
-        square = seen[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+    for gradient in (x.grad[0, 0] != 0, y.grad[0, 0] != 0):
+        rows, columns = (gradient.any(dim=d).nonzero().flatten() for d in (1, 0))
+        square = gradient[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
         assert square.shape == (field, field)
         assert square.all()
     assert D.receptive_field == field
 
 
 @EACH
-def test_the_smallest_image_it_takes_is_the_one_it_names(field):
+def test_smaller_images_than_the_smallest_side_are_errors(field):
     make = partial(KINDS[field], 3, 3, width=1)
-    with pytest.raises(ValueError, match=r"from \d+ px up, not 1×300$") as refusal:
+    with pytest.raises(ValueError, match=r"of at least \d+ px, not 1×300$") as refusal:
         make((1, 300))
-    smallest = int(re.search(r"from (\d+) px", str(refusal.value)).group(1))
+    smallest = int(re.search(r"at least (\d+) px", str(refusal.value)).group(1))
     D = make((smallest, smallest))
     (logits,) = D(images(3, smallest, smallest, batch=1), images(3, smallest, smallest, batch=1))
     assert logits.isfinite().all()
-    with pytest.raises(ValueError, match=f"from {smallest} px up"):
+    with pytest.raises(ValueError, match=f"of at least {smallest} px"):
         make((300, smallest - 1))
-    with pytest.raises(ValueError, match=f"from {smallest} px up"):
+    with pytest.raises(ValueError, match=f"of at least {smallest} px"):
         D(images(3, smallest - 1, 300), images(3, smallest - 1, 300))
 
 
@@ -118,7 +118,7 @@ def test_the_smallest_image_it_takes_is_the_one_it_names(field):
         ({"bias": "none"}, "bias must be 'pytorch' or 'lua', not 'none'"),
     ],
 )
-def test_parameters_that_make_no_network_are_refused(options, message):
+def test_invalid_parameters_are_errors(options, message):
     with pytest.raises(ValueError, match=message):
         PatchDiscriminator(3, 3, (64, 64), **options)
 
@@ -134,7 +134,7 @@ def test_channels_and_non_square_images(field, channels):
 
 
 @EACH
-def test_only_a_conditional_discriminator_sees_x(field):
+def test_only_a_conditional_discriminator_uses_x(field):
     x, other, y = (images(3, 96, 96, seed=s) for s in range(3))
     torch.manual_seed(0)
     conditional = KINDS[field](3, 3, (96, 96), width=2).eval()
@@ -144,7 +144,7 @@ def test_only_a_conditional_discriminator_sees_x(field):
 
 
 @EACH
-def test_features_are_what_the_logits_are_made_of(field):
+def test_the_last_features_give_the_logits(field):
     D = KINDS[field](3, 3, (96, 96), width=2).eval()
     x, y = images(3, 96, 96, seed=0), images(3, 96, 96, seed=1)
     (features,) = D.features(x, y)
@@ -158,7 +158,7 @@ def test_features_are_what_the_logits_are_made_of(field):
 @pytest.mark.parametrize(
     "options", [{}, {"norm": "instance"}, {"norm": "none"}, {"bias": "lua"}, {"conditional": False}]
 )
-def test_every_parameter_receives_a_finite_gradient(field, options):
+def test_every_parameter_gets_a_finite_gradient(field, options):
     torch.manual_seed(0)
     D = KINDS[field](3, 3, (96, 96), width=2, **options)
     (logits,) = D(images(3, 96, 96, seed=0), images(3, 96, 96, seed=1))
@@ -171,8 +171,8 @@ def test_every_parameter_receives_a_finite_gradient(field, options):
 
 
 @EACH
-def test_the_gradient_of_the_logits_can_be_differentiated_again(field):
-    """As a gradient penalty does."""
+def test_second_derivatives_exist(field):
+    """A gradient penalty needs them."""
     torch.manual_seed(0)
     D = KINDS[field](3, 3, (96, 96), width=2)
     x, y = images(3, 96, 96, seed=0), images(3, 96, 96, seed=1).requires_grad_()
@@ -183,7 +183,7 @@ def test_the_gradient_of_the_logits_can_be_differentiated_again(field):
 
 
 def reference_patch(input_nc, ndf, n_layers):
-    """NLayerDiscriminator of junyanz/pytorch-CycleGAN-and-pix2pix `networks.py`, for batch norm."""
+    """NLayerDiscriminator of junyanz/pytorch-CycleGAN-and-pix2pix `networks.py`, with batch norm."""
     sequence = [nn.Conv2d(input_nc, ndf, kernel_size=4, stride=2, padding=1), nn.LeakyReLU(0.2, True)]
     nf_mult = 1
     for n in range(1, n_layers):
@@ -204,7 +204,7 @@ def reference_patch(input_nc, ndf, n_layers):
 
 
 def reference_pixel(input_nc, ndf):
-    """PixelDiscriminator of the same file, for batch norm."""
+    """PixelDiscriminator of the same file, with batch norm."""
     return nn.Sequential(
         nn.Conv2d(input_nc, ndf, kernel_size=1, stride=1, padding=0),
         nn.LeakyReLU(0.2, True),
@@ -217,7 +217,7 @@ def reference_pixel(input_nc, ndf):
 
 @EACH
 @pytest.mark.parametrize("training", [True, False])
-def test_it_is_the_discriminator_of_the_pytorch_code(field, training):
+def test_it_equals_the_discriminator_of_the_pytorch_code(field, training):
     torch.manual_seed(0)
     n = list(KINDS).index(field)  # n_layers of that code
     reference = reference_pixel(6, 4) if n == 0 else reference_patch(6, 4, n)
@@ -227,8 +227,8 @@ def test_it_is_the_discriminator_of_the_pytorch_code(field, training):
             for values in (m.weight, m.bias, m.running_mean, m.running_var):
                 nn.init.uniform_(values, 0.5, 1.5)
     layers = zip(reference.state_dict().values(), ours.state_dict().values(), strict=True)
-    for theirs, own in layers:
-        own.copy_(theirs)
+    for theirs, own_tensor in layers:
+        own_tensor.copy_(theirs)
     x, y = images(3, 96, 96, seed=0), images(3, 96, 96, seed=1)
     expected = reference.train(training)(torch.cat([x, y], 1))
     torch.testing.assert_close(ours.train(training)(x, y)[0], expected, atol=1e-6, rtol=1e-5)

@@ -1,4 +1,4 @@
-"""The U-Net and the encoder-decoder of pix2pix: sizes, the published structure, skips, bottleneck, noise."""
+"""The U-Net and the encoder-decoder of pix2pix: sizes, published structure, skip connections, bottleneck, noise."""
 
 import importlib
 import re
@@ -25,7 +25,7 @@ def images(channels, height, width, batch=2, seed=0):
 
 
 def copy_weights(source, target, kinds=(nn.Conv2d, nn.ConvTranspose2d, nn.BatchNorm2d)):
-    """By kind of layer, in the order of execution, which is the order of modules() for both networks here."""
+    """Copy weights by kind of layer, in the order of execution, which is that of modules() in both networks."""
     for kind in kinds:
         pairs = zip(
             [m for m in source.modules() if isinstance(m, kind)],
@@ -37,7 +37,7 @@ def copy_weights(source, target, kinds=(nn.Conv2d, nn.ConvTranspose2d, nn.BatchN
 
 
 def randomise(module, seed=0):
-    """Weights large enough for every layer to show in the output, and running statistics unlike the initial ones."""
+    """Set weights so large that each layer changes the output, and running statistics other than the initial ones."""
     generator = torch.Generator().manual_seed(seed)
     for parameter in module.parameters():
         parameter.data.normal_(0, 0.2, generator=generator)
@@ -49,7 +49,7 @@ def randomise(module, seed=0):
 
 
 class UnetSkipConnectionBlock(nn.Module):
-    """The block of junyanz/pytorch-CycleGAN-and-pix2pix `networks.py`, for batch norm."""
+    """The block of junyanz/pytorch-CycleGAN-and-pix2pix `networks.py`, with batch norm."""
 
     def __init__(self, outer_nc, inner_nc, input_nc=None, submodule=None, kind="middle", use_dropout=False):
         super().__init__()
@@ -87,7 +87,7 @@ def reference_unet(input_nc, output_nc, num_downs, ngf):
 
 @pytest.fixture(scope="module")
 def reference_and_ours():
-    """The transcription and our U-Net with its weights, 128 px: seven layers, as that code's `unet_128`."""
+    """The transcription, and our U-Net with its weights, for 128 px: seven layers, as `unet_128` of that code."""
     reference = reference_unet(3, 2, num_downs=7, ngf=4)
     randomise(reference)
     ours = UNet(3, 2, (128, 128), width=4, dropout="pytorch")
@@ -99,10 +99,10 @@ def reference_and_ours():
 
 
 def test_every_registered_generator_can_be_imported():
-    found = {}
-    p2pzoo_pix2pix.register_generators(lambda name, factory, **about: found.update({name: (factory, about)}))
-    assert set(found) == {"unet", "encoder-decoder"}
-    for factory, about in found.values():
+    registered = {}
+    p2pzoo_pix2pix.register_generators(lambda name, factory, **about: registered.update({name: (factory, about)}))
+    assert set(registered) == {"unet", "encoder-decoder"}
+    for factory, about in registered.values():
         module, attribute = factory.split(":")
         assert issubclass(getattr(importlib.import_module(module), attribute), nn.Module)
         assert about["summary"]
@@ -120,20 +120,20 @@ def test_every_registered_generator_can_be_imported():
         (EncoderDecoder, {"bias": "lua"}, 39_080_963),
     ],
 )
-def test_parameters_are_as_many_as_in_the_public_codes(network, options, count):
+def test_parameter_counts_match_the_public_codes(network, options, count):
     with torch.device("meta"):
         G = network(3, 3, (256, 256), **options)
         assert G(torch.empty(2, 3, 256, 256)).shape == (2, 3, 256, 256)
     assert parameters(G) == count
 
 
-def test_colorization_has_one_channel_in_and_two_out():
+def test_colorization_has_one_input_and_two_output_channels():
     with torch.device("meta"):
         assert parameters(UNet(1, 2, (256, 256), bias="lua")) == 54_415_362
 
 
 @pytest.mark.parametrize(("norm", "biases"), [("batch", 1), ("none", 1), ("instance", 10)])
-def test_convolutions_have_a_bias_where_the_pytorch_code_has_one(norm, biases):
+def test_biases_match_the_pytorch_code(norm, biases):
     G = UNet(3, 3, (32, 32), width=2, norm=norm)
     convolutions = [m for m in G.modules() if isinstance(m, (nn.Conv2d, nn.ConvTranspose2d))]
     assert sum(m.bias is not None for m in convolutions) == biases
@@ -143,7 +143,7 @@ def test_convolutions_have_a_bias_where_the_pytorch_code_has_one(norm, biases):
 @BOTH
 @pytest.mark.parametrize("channels", [(1, 3), (3, 1), (4, 2)])
 @pytest.mark.parametrize(("size", "depth"), [((32, 32), 5), ((64, 96), 5), ((96, 40), 3), ((64, 64), 6)])
-def test_output_has_the_size_of_the_input_and_lies_within_the_range_of_images(network, channels, size, depth):
+def test_output_has_the_size_of_the_input_and_values_within_minus_1_and_1(network, channels, size, depth):
     G = network(*channels, size, width=2)
     y_hat = G(images(channels[0], *size))
     assert y_hat.shape == (2, channels[1], *size)
@@ -159,7 +159,7 @@ def test_depth_stops_at_eight_and_can_be_set():
 
 
 @BOTH
-def test_a_trained_network_takes_any_multiple_of_its_divisor(network):
+def test_a_network_accepts_any_multiple_of_its_divisor(network):
     G = network(3, 3, (32, 32), width=2).eval()
     assert G(images(3, 64, 96)).shape == (2, 3, 64, 96)
     with pytest.raises(ValueError, match=r"multiples of 32, not 48×64$"):
@@ -177,7 +177,7 @@ def test_a_trained_network_takes_any_multiple_of_its_divisor(network):
         ((32, 32), 8, "256×256"),
     ],
 )
-def test_a_size_that_does_not_fit_is_answered_with_the_nearest_that_do(size, depth, nearest):
+def test_a_wrong_size_is_an_error_with_the_nearest_sizes(size, depth, nearest):
     with pytest.raises(ValueError, match=f"the nearest that fit: {nearest}$"):
         UNet(3, 3, size, width=1, depth=depth)
     for fitting in re.findall(r"(\d+)×(\d+)", nearest):
@@ -198,19 +198,19 @@ def test_a_size_that_does_not_fit_is_answered_with_the_nearest_that_do(size, dep
         ({"dropout": "pytorch"}, "no layer at depth 5"),
     ],
 )
-def test_parameters_that_make_no_network_are_refused(options, message):
+def test_invalid_parameters_are_errors(options, message):
     with pytest.raises(ValueError, match=re.escape(message)) as refusal:
         UNet(3, 3, (32, 32), width=1, **options)
     assert "\n" not in str(refusal.value)
 
 
-def test_the_unet_is_that_of_the_pytorch_code_in_eval_mode(reference_and_ours):
+def test_the_unet_equals_the_pytorch_code_in_eval_mode(reference_and_ours):
     reference, ours = (network.eval() for network in reference_and_ours)
     x = images(3, 128, 128).double()
     torch.testing.assert_close(ours(x), reference(x), atol=1e-9, rtol=0)
 
 
-def test_the_unet_is_that_of_the_pytorch_code_in_training_dropout_and_gradients_included(reference_and_ours):
+def test_the_unet_equals_the_pytorch_code_in_training_with_dropout_and_gradients(reference_and_ours):
     reference, ours = (network.train() for network in reference_and_ours)
     x = images(3, 128, 128).double()
     answers = []
@@ -224,16 +224,16 @@ def test_the_unet_is_that_of_the_pytorch_code_in_training_dropout_and_gradients_
     torch.testing.assert_close(answers[1], answers[0], atol=1e-9, rtol=1e-9)
 
 
-def test_the_encoder_decoder_is_the_unet_with_the_encoder_half_of_each_join_at_zero():
-    severed = EncoderDecoder(3, 3, (32, 32), width=2, noise="none")
+def test_the_encoder_decoder_is_the_unet_with_zeros_in_its_skip_connections():
+    without_skips = EncoderDecoder(3, 3, (32, 32), width=2, noise="none")
     joined = UNet(3, 3, (32, 32), width=2, noise="none")
-    randomise(severed)
+    randomise(without_skips)
     for name, parameter in joined.named_parameters():
         parameter.data.zero_()
-        own = severed.get_parameter(name)
-        parameter.data[: own.shape[0]] = own
+        own_weight = without_skips.get_parameter(name)
+        parameter.data[: own_weight.shape[0]] = own_weight
     x = images(3, 32, 32)
-    torch.testing.assert_close(joined(x), severed(x))
+    torch.testing.assert_close(joined(x), without_skips(x))
 
 
 def with_constant_bottleneck(G, x):
@@ -244,7 +244,7 @@ def with_constant_bottleneck(G, x):
         handle.remove()
 
 
-def test_the_encoder_decoder_sees_its_input_through_the_bottleneck_only():
+def test_only_the_bottleneck_connects_the_encoder_decoder_to_its_input():
     x, other = images(3, 32, 32, seed=1), images(3, 32, 32, seed=2)
     G = EncoderDecoder(3, 3, (32, 32), width=2)
     randomise(G)
@@ -252,7 +252,7 @@ def test_the_encoder_decoder_sees_its_input_through_the_bottleneck_only():
     assert not torch.allclose(G(x), G(other), atol=1e-3)
 
 
-def test_the_unet_sees_its_input_past_the_bottleneck():
+def test_skip_connections_bypass_the_bottleneck_of_the_unet():
     x, other = images(3, 32, 32, seed=1), images(3, 32, 32, seed=2)
     G = UNet(3, 3, (32, 32), width=2)
     randomise(G)
@@ -272,7 +272,7 @@ def test_the_unet_sees_its_input_past_the_bottleneck():
         {"upsample": "resize-conv"},
     ],
 )
-def test_every_parameter_receives_a_finite_gradient(network, options):
+def test_every_parameter_gets_a_finite_gradient(network, options):
     torch.manual_seed(0)
     G = network(3, 3, (32, 64), width=4, **options)
     G(images(3, 32, 64)).square().mean().backward()
@@ -293,7 +293,7 @@ def test_the_first_layer_the_innermost_and_the_last_have_no_norm():
 
 
 @BOTH
-def test_bottleneck_norm_at_batch_1_emits_beta_and_hides_the_innermost_layer(network):
+def test_bottleneck_norm_at_batch_1_gives_beta_for_any_input(network):
     torch.manual_seed(0)
     G = network(3, 3, (32, 32), width=2, bottleneck_norm=True)
     norm = G.encoder[-1][-1]
@@ -309,7 +309,7 @@ def test_bottleneck_norm_at_batch_1_emits_beta_and_hides_the_innermost_layer(net
     assert G.encoder[-1][1].weight.grad.abs().sum() == 0  # skipped, as §6.3 says
 
 
-def test_bottleneck_norm_of_one_value_leaves_the_running_statistics_alone():
+def test_bottleneck_norm_of_one_value_keeps_the_running_statistics():
     norm = BottleneckBatchNorm2d(3)
     norm(torch.full((1, 3, 1, 1), 5.0))
     assert norm.running_mean.eq(0).all()
@@ -318,7 +318,7 @@ def test_bottleneck_norm_of_one_value_leaves_the_running_statistics_alone():
 
 
 @pytest.mark.parametrize(("training", "shape"), [(True, (2, 3, 1, 1)), (True, (1, 3, 1, 2)), (False, (1, 3, 1, 1))])
-def test_bottleneck_norm_is_batch_norm_everywhere_else(training, shape):
+def test_bottleneck_norm_is_batch_norm_otherwise(training, shape):
     plain, ours = nn.BatchNorm2d(3), BottleneckBatchNorm2d(3)
     randomise(plain)
     ours.load_state_dict(plain.state_dict())
@@ -328,7 +328,7 @@ def test_bottleneck_norm_is_batch_norm_everywhere_else(training, shape):
 
 
 @pytest.mark.parametrize("training", [True, False])
-def test_bottleneck_instance_norm_emits_zeros_at_1_by_1(training):
+def test_bottleneck_instance_norm_gives_zeros_at_1_by_1(training):
     G = UNet(3, 3, (32, 32), width=2, norm="instance", bottleneck_norm=True).train(training)
     emitted = []
     G.encoder[-1].register_forward_hook(lambda module, args, output: emitted.append(output))
@@ -339,7 +339,7 @@ def test_bottleneck_instance_norm_emits_zeros_at_1_by_1(training):
 
 
 def sides_at_dropout(G, side):
-    """Sides of the maps that pass through dropout, from the bottleneck on."""
+    """The sides of the maps with dropout, from the bottleneck on."""
     sides = []
     for module in G.modules():
         if isinstance(module, nn.Dropout):
@@ -364,17 +364,17 @@ def sides_at_dropout(G, side):
         ({"noise": "gaussian"}, 64, []),
     ],
 )
-def test_dropout_stands_where_each_source_has_it(network, options, side, sides):
+def test_dropout_is_on_the_same_layers_as_in_each_source(network, options, side, sides):
     G = network(3, 3, (side, side), width=1, **options)
     assert sides_at_dropout(G, side) == sides
 
 
-def test_dropout_hits_the_decoder_half_of_a_join_only():
+def test_dropout_acts_only_on_the_decoder_half_of_a_concatenation():
     G = UNet(3, 3, (32, 32), width=8)
-    seen = []
-    G.decoder[1].register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+    inputs = []
+    G.decoder[1].register_forward_pre_hook(lambda module, args: inputs.append(args[0]))
     G(images(3, 32, 32))
-    decoder_half, encoder_half = seen[0].chunk(2, dim=1)
+    decoder_half, encoder_half = inputs[0].chunk(2, dim=1)
     assert 0.3 < decoder_half.eq(0).float().mean() < 0.7
     assert not encoder_half.eq(0).any()
 
@@ -386,7 +386,7 @@ def outputs_of_two_passes(G, x):
 
 
 @pytest.mark.parametrize("noise", ["dropout", "gaussian"])
-def test_noise_varies_in_training_follows_the_seed_and_rests_in_eval_mode(noise):
+def test_noise_follows_the_seed_in_training_and_is_off_in_eval_mode(noise):
     G = UNet(3, 3, (32, 32), width=4, noise=noise)
     randomise(G)
     x = images(3, 32, 32)
@@ -397,7 +397,7 @@ def test_noise_varies_in_training_follows_the_seed_and_rests_in_eval_mode(noise)
     assert torch.equal(first, second)
 
 
-def test_without_noise_training_mode_is_deterministic_too():
+def test_without_noise_training_mode_is_deterministic():
     G = UNet(3, 3, (32, 32), width=4, noise="none")
     randomise(G)
     first, second = outputs_of_two_passes(G, images(3, 32, 32))
@@ -412,7 +412,7 @@ def test_gaussian_noise_is_one_more_channel_and_zero_in_eval_mode():
     torch.manual_seed(0)
     G(x)
     G.eval()(x)
-    assert all(torch.equal(seen[:, :3], x) for seen in entered)
+    assert all(torch.equal(image[:, :3], x) for image in entered)
     z = entered[0][:, 3:]
     assert z.shape == (4, 1, 64, 64)
     assert abs(z.mean()) < 0.05
@@ -421,7 +421,7 @@ def test_gaussian_noise_is_one_more_channel_and_zero_in_eval_mode():
 
 
 @BOTH
-def test_resizing_replaces_each_transposed_convolution_and_nothing_else(network):
+def test_resize_conv_replaces_only_the_transposed_convolutions(network):
     transposed = network(3, 2, (64, 64), width=2)
     resized = network(3, 2, (64, 64), width=2, upsample="resize-conv")
     ups = [layer[1] for layer in transposed.decoder]
@@ -437,9 +437,9 @@ def test_resizing_replaces_each_transposed_convolution_and_nothing_else(network)
     assert resized(images(3, 64, 64)).shape == (2, 2, 64, 64)
 
 
-def test_resizing_gives_no_checkerboard_where_a_transposed_convolution_does():
+def test_resize_conv_gives_no_checkerboard_pattern():
     def differences(up):
-        """Of neighbours in what it makes of a constant image by random weights, away from the border."""
+        """Differences of neighbouring output pixels for a constant image and random weights, away from the border."""
         torch.manual_seed(0)
         G = UNet(1, 1, (32, 32), width=1, depth=2, norm="none", noise="none", upsample=up)
         last = G.decoder[-1][1]
@@ -451,13 +451,13 @@ def test_resizing_gives_no_checkerboard_where_a_transposed_convolution_does():
 
 
 @BOTH
-def test_upsample_enters_a_runs_identity_only_where_it_is_not_the_papers(network):
-    values = schema.check(network, {})
+def test_upsample_is_in_the_run_id_unless_it_is_the_default(network):
+    values = schema.check_params(network, {})
     assert values["upsample"] == "transpose"
-    assert "upsample" not in schema.identifying(network, values)
-    assert schema.identifying(network, {**values, "upsample": "resize-conv"})["upsample"] == "resize-conv"
+    assert "upsample" not in schema.omit_added_later(network, values)
+    assert schema.omit_added_later(network, {**values, "upsample": "resize-conv"})["upsample"] == "resize-conv"
 
 
-def test_an_unknown_upsampling_is_refused():
+def test_an_unknown_upsample_is_an_error():
     with pytest.raises(ValueError, match="upsample must be 'transpose' or 'resize-conv', not 'bilinear'"):
         UNet(3, 3, (32, 32), width=1, upsample="bilinear")

@@ -1,4 +1,4 @@
-"""pix2pixHD: G1 and G2 layer by layer, G2 begun from a trained G1, D at several scales, boundary maps."""
+"""pix2pixHD: the layers of G1 and G2, G2 initialised from a trained G1, D at several scales, boundary maps."""
 
 import copy
 import importlib
@@ -17,11 +17,11 @@ from p2pzoo import config
 from p2pzoo.compute.activation_checkpointing import with_activation_checkpointing
 from p2pzoo.compute.batched_discriminator import is_batch_independent
 from p2pzoo.compute.conv_as_gemm import convs_as_gemm
-from p2pzoo.compute.instance_norm_fix import mend_instance_norms
+from p2pzoo.compute.instance_norm_fix import fix_instance_norms
 from p2pzoo.models.initialization import make_generator
-from p2pzoo.models.model_file import model_header
+from p2pzoo.models.model_file import build_header
 from p2pzoo.models.safetensors_io import load_tensors, save_model, save_tensors
-from p2pzoo.models.test_modes import prepared, translate
+from p2pzoo.models.test_modes import optimize_for_eval, translate
 from p2pzoo.utils.errors import UserError
 
 BOTH = pytest.mark.parametrize("network", [GlobalGenerator, LocalEnhancer])
@@ -33,13 +33,13 @@ def images(channels, height, width, batch=2, seed=0):
     return torch.rand(batch, channels, height, width, generator=generator) * 2 - 1
 
 
-def made(network, *args, **options):
+def build(network, *args, **options):
     torch.manual_seed(0)
     return network(*args, **options)
 
 
 def convolutions(module):
-    """(kind, channels in, out, kernel, stride) of each in the order of execution."""
+    """(kind, input channels, output channels, kernel, stride) of each convolution, in the order of execution."""
     short = {nn.Conv2d: "c", nn.ConvTranspose2d: "u"}
     return [
         (short[type(m)], m.in_channels, m.out_channels, m.kernel_size[0], m.stride[0])
@@ -49,15 +49,15 @@ def convolutions(module):
 
 
 def test_every_registered_network_can_be_imported():
-    found = {}
+    registered = {}
 
     def register(name, factory, **about):
-        found[name] = (factory, about)
+        registered[name] = (factory, about)
 
     p2pzoo_pix2pixhd.register_generators(register)
     p2pzoo_pix2pixhd.register_discriminators(register)
-    assert set(found) == {"pix2pixhd-global", "pix2pixhd-local", "multiscale"}
-    for factory, about in found.values():
+    assert set(registered) == {"pix2pixhd-global", "pix2pixhd-local", "multiscale"}
+    for factory, about in registered.values():
         module, attribute = factory.split(":")
         assert issubclass(getattr(importlib.import_module(module), attribute), nn.Module)
         assert about["summary"]
@@ -68,24 +68,30 @@ G1 = [("c", 3, 64, 7, 1), *(("c", 64 * 2**i, 128 * 2**i, 3, 2) for i in range(4)
 G1 += [("c", 1024, 1024, 3, 1)] * 18 + [("u", 128 * 2**i, 64 * 2**i, 3, 2) for i in (3, 2, 1, 0)]
 
 
-def test_the_layers_of_g1_are_those_of_the_appendix():
+def test_the_layers_of_g1_match_the_appendix():
     with torch.device("meta"):
         G = GlobalGenerator(3, 3, (256, 256))
         assert G(torch.empty(1, 3, 256, 256)).shape == (1, 3, 256, 256)
     assert convolutions(G) == [*G1, ("c", 64, 3, 7, 1)]
 
 
-def test_the_layers_of_g2_are_those_of_the_appendix():
+def test_the_layers_of_g2_match_the_appendix():
     with torch.device("meta"):
         G = LocalEnhancer(3, 3, (256, 256))
         assert G(torch.empty(1, 3, 256, 256)).shape == (1, 3, 256, 256)
     assert convolutions(G.coarse) == G1
-    own = [("c", 3, 32, 7, 1), ("c", 32, 64, 3, 2), *[("c", 64, 64, 3, 1)] * 6, ("u", 64, 32, 3, 2), ("c", 32, 3, 7, 1)]
-    assert convolutions(G) == [*G1, *own]
+    local = [
+        ("c", 3, 32, 7, 1),
+        ("c", 32, 64, 3, 2),
+        *[("c", 64, 64, 3, 1)] * 6,
+        ("u", 64, 32, 3, 2),
+        ("c", 32, 3, 7, 1),
+    ]
+    assert convolutions(G) == [*G1, *local]
 
 
-def test_g2_adds_what_g1_sees_at_half_the_size_to_its_own_features():
-    G = made(LocalEnhancer, 3, 2, (32, 48), **SMALL)
+def test_g2_adds_features_of_g1_at_half_the_size_to_its_own():
+    G = build(LocalEnhancer, 3, 2, (32, 48), **SMALL)
     x = images(3, 32, 48)
     ones = torch.ones(1, 1, 32, 48)
     box = torch.ones(1, 1, 3, 3)  # the mean of the 3×3 pixels that there are
@@ -96,34 +102,34 @@ def test_g2_adds_what_g1_sees_at_half_the_size_to_its_own_features():
 
 @BOTH
 @pytest.mark.parametrize("channels", [(1, 3), (4, 2)])
-def test_output_has_the_size_of_the_input_and_lies_within_the_range_of_images(network, channels):
-    G = made(network, *channels, (32, 16), **SMALL)
+def test_output_has_the_size_of_the_input_and_values_within_minus_1_and_1(network, channels):
+    G = build(network, *channels, (32, 16), **SMALL)
     y_hat = G(images(channels[0], 32, 16))
     assert y_hat.shape == (2, channels[1], 32, 16)
     assert y_hat.abs().max() <= 1
 
 
 @pytest.mark.parametrize(("network", "divisor"), [(GlobalGenerator, 16), (LocalEnhancer, 32)])
-def test_sizes_that_do_not_fit_are_answered_with_one_that_does(network, divisor):
-    assert made(network, 3, 3, (2 * divisor, 3 * divisor), width=2, blocks=1).size_divisor == divisor
+def test_a_wrong_size_is_an_error_with_a_size_that_fits(network, divisor):
+    assert build(network, 3, 3, (2 * divisor, 3 * divisor), width=2, blocks=1).size_divisor == divisor
     for size in ((divisor, 64), (65, 64)):
-        with pytest.raises(ValueError, match=f"multiples of {divisor}, from {2 * divisor} up, not") as refusal:
+        with pytest.raises(ValueError, match=f"multiples of {divisor}, at least {2 * divisor}, not") as refusal:
             network(3, 3, size, width=2, blocks=1)
         fitting = tuple(map(int, re.search(r"(\d+)×(\d+) would fit$", str(refusal.value)).groups()))
-        G = made(network, 3, 3, fitting, width=2, blocks=1)
+        G = build(network, 3, 3, fitting, width=2, blocks=1)
         assert G(torch.zeros(1, 3, *fitting)).shape == (1, 3, *fitting)
         with pytest.raises(ValueError, match=r"would fit$"):
             G(torch.zeros(1, 3, *size))
 
 
-def test_an_odd_width_has_no_half():
-    with pytest.raises(ValueError, match="width must be even, as the enhancer has half of it, not 3"):
+def test_an_odd_width_is_an_error():
+    with pytest.raises(ValueError, match="width must be even, because the enhancer has half of it, not 3"):
         LocalEnhancer(3, 3, (64, 64), width=3)
 
 
 @BOTH
-def test_every_parameter_receives_a_finite_gradient(network):
-    G = made(network, 3, 3, (32, 32), **SMALL, edges=True)
+def test_every_parameter_gets_a_finite_gradient(network):
+    G = build(network, 3, 3, (32, 32), **SMALL, edges=True)
     G(images(3, 32, 32)).square().mean().backward()
     for name, parameter in G.named_parameters():
         assert parameter.grad is not None, name
@@ -135,7 +141,7 @@ def test_every_parameter_receives_a_finite_gradient(network):
 # boundary maps
 
 
-def test_a_boundary_is_where_one_of_four_neighbours_has_another_value():
+def test_a_boundary_is_a_pixel_with_a_different_neighbour():
     x = torch.full((1, 2, 5, 6), -1.0)
     x[0, 0, 1:3, 2:4] = 1  # an object in the one channel, and
     x[0, 1, 4, 0] = 3 / 255 - 1  # a pixel two levels apart in the other; less than half a level is none
@@ -152,30 +158,30 @@ def test_a_boundary_is_where_one_of_four_neighbours_has_another_value():
     assert out[0, 2].tolist() == expected
 
 
-def test_a_boundary_belongs_to_its_own_image():
+def test_boundaries_do_not_depend_on_other_images_of_the_batch():
     x = torch.full((2, 1, 4, 4), -1.0)
     x[1] = 1
     assert not with_boundaries(x)[:, 1].any()
 
 
 @BOTH
-def test_a_generator_with_edges_sees_them(network):
-    G = made(network, 3, 3, (16, 16), **{**SMALL, "downsamplings": 1}, edges=True)
-    seen = []
+def test_edges_are_an_input_of_the_generator(network):
+    G = build(network, 3, 3, (16, 16), **{**SMALL, "downsamplings": 1}, edges=True)
+    inputs = []
     first = G.trunk if network is GlobalGenerator else G.down
-    first.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+    first.register_forward_pre_hook(lambda module, args: inputs.append(args[0]))
     x = images(3, 16, 16)
     G(x)
-    assert torch.equal(seen[0], with_boundaries(x))
+    assert torch.equal(inputs[0], with_boundaries(x))
 
 
-def test_a_discriminator_with_edges_sees_those_of_x_beside_both_images():
-    D = made(MultiscaleDiscriminator, 3, 2, (16, 16), width=2, num_scales=1, edges=True)
-    seen = []
-    D.scales[0].register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+def test_edges_of_x_are_an_input_of_the_discriminator():
+    D = build(MultiscaleDiscriminator, 3, 2, (16, 16), width=2, num_scales=1, edges=True)
+    inputs = []
+    D.scales[0].register_forward_pre_hook(lambda module, args: inputs.append(args[0]))
     x, y = images(3, 16, 16), images(2, 16, 16, seed=1)
     D(x, y)
-    assert torch.equal(seen[0], torch.cat([with_boundaries(x), y], dim=1))
+    assert torch.equal(inputs[0], torch.cat([with_boundaries(x), y], dim=1))
     with pytest.raises(ValueError, match="edges = true needs conditional = true"):
         MultiscaleDiscriminator(3, 3, (16, 16), conditional=False, edges=True)
 
@@ -195,11 +201,11 @@ def coarse(tmp_path_factory):
     path = tmp_path_factory.mktemp("coarse") / "model.safetensors"
     recipe = experiment("pix2pixhd-global", "seed=7")
     G = make_generator(recipe, (3, 3), (32, 32))
-    save_model(path, G, model_header(recipe, G, recipe.dataset.build(split="val"), (3, 3), (32, 32)))
+    save_model(path, G, build_header(recipe, G, recipe.dataset.build(split="val"), (3, 3), (32, 32)))
     return G, path
 
 
-def test_a_local_enhancer_begins_with_the_global_generator_of_the_recipes_init(coarse):
+def test_init_generator_loads_a_global_generator_into_a_local_enhancer(coarse):
     G, path = coarse
     grown = make_generator(experiment("pix2pixhd-local", f"init.generator={path}"), (3, 3), (64, 64))
     fresh = make_generator(experiment("pix2pixhd-local"), (3, 3), (64, 64))
@@ -212,23 +218,23 @@ def test_a_local_enhancer_begins_with_the_global_generator_of_the_recipes_init(c
     assert torch.equal(grown.coarse(x), G.trunk(x))
 
 
-def test_a_local_enhancer_goes_on_from_its_own_file(coarse, tmp_path):
+def test_init_generator_loads_a_file_of_a_local_enhancer(coarse, tmp_path):
     recipe = experiment("pix2pixhd-local", "seed=3")
     G = make_generator(recipe, (3, 3), (64, 64))
     path = tmp_path / "model.safetensors"
-    save_model(path, G, model_header(recipe, G, recipe.dataset.build(split="val"), (3, 3), (64, 64)))
+    save_model(path, G, build_header(recipe, G, recipe.dataset.build(split="val"), (3, 3), (64, 64)))
     tuned = make_generator(experiment("pix2pixhd-local", f"init.generator={path}"), (3, 3), (64, 64))
     assert all(torch.equal(a, b) for a, b in zip(G.parameters(), tuned.parameters(), strict=True))
 
 
-def test_a_file_that_is_not_a_whole_global_generator_is_refused(coarse, tmp_path):
+def test_a_file_of_another_network_is_an_error(coarse, tmp_path):
     _, path = coarse
     tensors, header = load_tensors(path)
 
     def start(tensors, *overrides):
         save_tensors(tmp_path / "changed.safetensors", tensors, header)
-        made = experiment("pix2pixhd-local", f"init.generator={tmp_path / 'changed.safetensors'}", *overrides)
-        return make_generator(made, (3, 3), (64, 64))
+        recipe = experiment("pix2pixhd-local", f"init.generator={tmp_path / 'changed.safetensors'}", *overrides)
+        return make_generator(recipe, (3, 3), (64, 64))
 
     start(tensors)
     changed = [
@@ -239,7 +245,7 @@ def test_a_file_that_is_not_a_whole_global_generator_is_refused(coarse, tmp_path
         with pytest.raises(UserError, match="neither such a generator nor a pix2pixhd-global") as refusal:
             start(each)
         assert len(refusal.value.args) == 1
-    with pytest.raises(UserError, match="as many downsamplings and blocks"):
+    with pytest.raises(UserError, match="the same downsamplings and blocks"):
         start(tensors, "generator.blocks=3")
     with pytest.raises(UserError, match="the network's is"):
         start(tensors, "generator.width=6")
@@ -251,23 +257,23 @@ def test_a_file_that_is_not_a_whole_global_generator_is_refused(coarse, tmp_path
 
 
 @pytest.mark.parametrize(("scales", "field"), [(1, 70), (2, 141), (3, 283)])
-def test_the_coarsest_logit_sees_as_many_pixels_as_it_says(scales, field):
+def test_a_logit_of_the_coarsest_scale_depends_on_its_receptive_field(scales, field):
     side = field + 64
-    D = made(MultiscaleDiscriminator, 1, 1, (side, side), width=1, num_scales=scales).eval()
+    D = build(MultiscaleDiscriminator, 1, 1, (side, side), width=1, num_scales=scales).eval()
     for parameter in D.parameters():
         parameter.data.abs_()  # nothing cancels
     for norm in [m for m in D.modules() if isinstance(m, nn.InstanceNorm2d)]:
-        norm.forward = lambda h: h  # a norm sees the whole image
+        norm.forward = lambda h: h  # a norm depends on the whole image
     y = torch.zeros(1, 1, side, side, requires_grad=True)
     logits = D(torch.zeros(1, 1, side, side), y)[-1]
     logits[0, 0, logits.shape[2] // 2, logits.shape[3] // 2].backward()
-    seen = y.grad[0, 0].nonzero()
-    assert (seen.amax(0) - seen.amin(0) + 1).tolist() == [field, field]
+    dependent = y.grad[0, 0].nonzero()
+    assert (dependent.amax(0) - dependent.amin(0) + 1).tolist() == [field, field]
     assert D.receptive_field == field
 
 
-def test_each_scale_is_a_patchgan_on_half_the_image_of_the_one_before():
-    D = made(MultiscaleDiscriminator, 3, 2, (64, 96), width=4)
+def test_each_scale_is_a_patchgan_on_an_image_of_half_the_size():
+    D = build(MultiscaleDiscriminator, 3, 2, (64, 96), width=4)
     x, y = images(3, 64, 96), images(2, 64, 96, seed=1)
     assert [convolutions(scale) for scale in D.scales] == [
         [("c", 5, 4, 4, 2), ("c", 4, 8, 4, 2), ("c", 8, 16, 4, 2), ("c", 16, 32, 4, 1), ("c", 32, 1, 4, 1)]
@@ -288,8 +294,8 @@ def test_each_scale_is_a_patchgan_on_half_the_image_of_the_one_before():
         image = F.avg_pool2d(image, 3, 2, 1, count_include_pad=False)
 
 
-def test_features_are_what_leads_to_the_logits_per_scale():
-    D = made(MultiscaleDiscriminator, 3, 3, (32, 32), width=2, num_scales=2)
+def test_the_last_features_of_each_scale_give_its_logits():
+    D = build(MultiscaleDiscriminator, 3, 3, (32, 32), width=2, num_scales=2)
     x, y = images(3, 32, 32), images(3, 32, 32, seed=1)
     features, logits = D.features(x, y), D(x, y)
     assert [[h.shape[1] for h in scale] for scale in features] == [[2, 4, 8, 16]] * 2
@@ -297,46 +303,48 @@ def test_features_are_what_leads_to_the_logits_per_scale():
         torch.testing.assert_close(scale.layers[-1](layers[-1]), expected)
 
 
-def test_unconditional_it_does_not_look_at_x():
-    D = made(MultiscaleDiscriminator, 3, 2, (32, 32), width=2, conditional=False)
+def test_an_unconditional_discriminator_ignores_x():
+    D = build(MultiscaleDiscriminator, 3, 2, (32, 32), width=2, conditional=False)
     y = images(2, 32, 32)
     for a, b in zip(D(images(3, 32, 32, seed=1), y), D(images(3, 32, 32, seed=2), y), strict=True):
         assert torch.equal(a, b)
 
 
 @pytest.mark.parametrize("scales", [1, 2, 3])
-def test_the_smallest_image_it_takes_is_the_one_it_names(scales):
-    least = 2**scales
-    D = made(MultiscaleDiscriminator, 3, 3, (least, least), width=1, num_scales=scales)
-    D(images(3, least, least), images(3, least, least))
-    with pytest.raises(ValueError, match=f"{scales} scales takes sides from {least} px up, not {least - 1}×8$"):
-        MultiscaleDiscriminator(3, 3, (least - 1, 8), num_scales=scales)
-    with pytest.raises(ValueError, match=f"from {least} px up"):
-        D(images(3, least - 1, least), images(3, least - 1, least))
+def test_smaller_images_than_the_smallest_side_are_errors(scales):
+    smallest = 2**scales
+    D = build(MultiscaleDiscriminator, 3, 3, (smallest, smallest), width=1, num_scales=scales)
+    D(images(3, smallest, smallest), images(3, smallest, smallest))
+    with pytest.raises(
+        ValueError, match=f"{scales} scales needs sides of at least {smallest} px, not {smallest - 1}×8$"
+    ):
+        MultiscaleDiscriminator(3, 3, (smallest - 1, 8), num_scales=scales)
+    with pytest.raises(ValueError, match=f"of at least {smallest} px"):
+        D(images(3, smallest - 1, smallest), images(3, smallest - 1, smallest))
 
 
-def test_it_judges_real_and_fake_images_together_as_it_judges_them_apart():
-    assert is_batch_independent(made(MultiscaleDiscriminator, 3, 3, (32, 32), width=2), (3, 3), (32, 32), batch=1)
+def test_logits_do_not_depend_on_the_rest_of_the_batch():
+    assert is_batch_independent(build(MultiscaleDiscriminator, 3, 3, (32, 32), width=2), (3, 3), (32, 32), batch=1)
 
 
 # what the core makes of them
 
 
-def gradients(network, *given):
-    out = network(*given)
+def gradients(network, *inputs):
+    out = network(*inputs)
     out = out if isinstance(out, list) else [out]
     sum(each.square().mean() for each in out).backward()
     return [each.detach() for each in out], [p.grad for p in network.parameters()]
 
 
 @pytest.mark.parametrize("network", [GlobalGenerator, LocalEnhancer, MultiscaleDiscriminator])
-def test_what_compute_makes_of_it_gives_the_same_values_and_gradients(network):
+def test_a_prepared_network_gives_the_same_outputs_and_gradients(network):
     discriminator = network is MultiscaleDiscriminator
     options = {"width": 8} if discriminator else {**SMALL, "width": 8}
-    plain = made(network, 3, 3, (32, 32), **options).double()
+    plain = build(network, 3, 3, (32, 32), **options).double()
     given = [images(3, 32, 32, seed=seed).double() for seed in range(2 if discriminator else 1)]
     rewritten = copy.deepcopy(plain).to(memory_format=torch.channels_last)
-    mend_instance_norms(rewritten)
+    fix_instance_norms(rewritten)
     laid = [each.to(memory_format=torch.channels_last) for each in given]
     expected = gradients(plain, *given)
     found = gradients(convs_as_gemm(with_activation_checkpointing(rewritten)), *laid)
@@ -344,9 +352,9 @@ def test_what_compute_makes_of_it_gives_the_same_values_and_gradients(network):
 
 
 @BOTH
-def test_what_translating_makes_of_it_gives_the_same_image(network, recwarn):
-    G = made(network, 3, 3, (32, 32), **SMALL).double()
+def test_a_network_optimised_for_eval_gives_the_same_image(network, recwarn):
+    G = build(network, 3, 3, (32, 32), **SMALL).double()
     x = images(3, 32, 32, batch=1).double()
-    fast = prepared(G, x)
+    fast = optimize_for_eval(G, x)
     assert not recwarn, "lowered, not given up"
     torch.testing.assert_close(translate(fast, x, "eval"), translate(G, x, "eval"), atol=1e-6, rtol=0)

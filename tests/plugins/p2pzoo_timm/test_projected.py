@@ -1,4 +1,4 @@
-"""timm-projected: maps and scales, what is fixed and stays so, gradients to ŷ, mixing, and its seed."""
+"""timm-projected: maps and scales, fixed parts, gradients at ŷ, mixing, and its seed."""
 
 import pytest
 import torch
@@ -14,7 +14,7 @@ from p2pzoo.models.initialization import make_discriminator
 TINY = "test_resnet"
 
 
-def made(channels=(3, 3), size=(64, 64), **options):
+def build(channels=(3, 3), size=(64, 64), **options):
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         return ProjectedDiscriminator(*channels, size, **({"backbone": TINY, "width": 4} | options))
@@ -31,43 +31,43 @@ def experiment(*overrides):
 
 class TestMaps:
     @pytest.mark.parametrize(("height", "width"), [(64, 64), (128, 64)])
-    def test_the_last_four_scales_give_one_map_each_of_one_size(self, height, width):
-        maps = made(size=(height, width))(images(3, height, width), images(3, height, width, seed=1))
+    def test_the_last_four_scales_give_one_map_each_of_the_same_size(self, height, width):
+        maps = build(size=(height, width))(images(3, height, width), images(3, height, width, seed=1))
         assert [tuple(logits.shape) for logits in maps] == [(2, 1, height // 64, width // 64)] * 4
 
-    def test_features_are_those_of_each_scales_discriminator_fewer_where_it_is_coarser(self):
-        D = made().eval()  # in training spectral norm iterates once more at each look
+    def test_coarser_scales_have_fewer_features(self):
+        D = build().eval()  # in training spectral norm iterates once more at each look
         x, y = images(), images(seed=1)
         features = D.features(x, y)
         assert [len(scale) for scale in features] == [4, 3, 2, 1]
         for head, activations, logits in zip(D.heads, features, D(x, y), strict=True):
             assert torch.equal(head.to_logit(activations[-1]), logits)
 
-    def test_a_backbone_of_one_stride_makes_one_scale(self):
-        D = made(backbone="test_vit", size=(64, 64))
+    def test_a_backbone_of_one_stride_gives_one_scale(self):
+        D = build(backbone="test_vit", size=(64, 64))
         assert [tuple(logits.shape) for logits in D(images(), images(seed=1))] == [(2, 1, 2, 2)]
 
-    def test_it_sees_x_where_it_is_conditional_alone(self):
+    def test_only_a_conditional_discriminator_uses_x(self):
         y, one, other = images(), images(seed=1), images(seed=2)
         for conditional in (True, False):
-            D = made(conditional=conditional).eval()
+            D = build(conditional=conditional).eval()
             same = [torch.equal(a, b) for a, b in zip(D(one, y), D(other, y), strict=True)]
             assert not any(same) if conditional else all(same)
 
-    def test_x_and_y_may_have_other_channels(self):
-        D = made(channels=(5, 1))
+    def test_x_and_y_may_have_different_channels(self):
+        D = build(channels=(5, 1))
         assert len(D(images(5), images(1, seed=1))) == 4
 
-    def test_images_too_small_for_the_coarsest_scale_are_refused(self):
-        with pytest.raises(ValueError, match="takes sides from 64 px up, not 32×64"):
-            made(size=(32, 64))
-        with pytest.raises(ValueError, match="takes sides from 64 px up, not 32×32"):
-            made()(images(3, 32, 32), images(3, 32, 32))
+    def test_images_too_small_for_the_coarsest_scale_are_an_error(self):
+        with pytest.raises(ValueError, match="needs sides of at least 64 px, not 32×64"):
+            build(size=(32, 64))
+        with pytest.raises(ValueError, match="needs sides of at least 64 px, not 32×32"):
+            build()(images(3, 32, 32), images(3, 32, 32))
 
 
 class TestFixed:
-    def test_a_move_of_d_changes_its_heads_and_nothing_else(self):
-        D = made().train()
+    def test_training_d_changes_only_its_heads(self):
+        D = build().train()
         before = {name: tensor.clone() for name, tensor in D.state_dict().items()}
         optimizer = torch.optim.Adam(D.parameters(), lr=1e-2)
         sum(logits.square().mean() for logits in D(images(), images(seed=1))).backward()
@@ -80,7 +80,7 @@ class TestFixed:
         assert len(optimizer.state) == len(learning)
 
     def test_gradients_reach_y_hat_while_d_is_frozen(self):
-        D = made().train()
+        D = build().train()
         y_hat = images(seed=1).requires_grad_()
         with frozen(D):
             sum(logits.mean() for logits in D(images(), y_hat)).backward()
@@ -89,12 +89,12 @@ class TestFixed:
         assert not any(p.requires_grad for p in D.backbone.parameters())
 
     def test_the_backbone_stays_in_eval_mode(self):
-        for D in (made(), made().eval().train()):
+        for D in (build(), build().eval().train()):
             assert D.heads.training
             assert not any(part.training for part in D.backbone.net.modules())
 
-    def test_a_state_dict_carries_projections_and_backbone(self):
-        D, other = made(), made()
+    def test_the_state_dict_contains_projections_and_backbone(self):
+        D, other = build(), build()
         for weight in other.parameters():
             torch.nn.init.normal_(weight)
         other.load_state_dict(D.state_dict())
@@ -104,11 +104,11 @@ class TestFixed:
 
 
 class TestMixing:
-    def test_channels_alone_are_mixed_by_a_matrix(self):
+    def test_channel_mixing_is_a_matrix_product(self):
         mixing = Mixing([3, 5], [4, 8], cross_scale=False)
         fine, coarse = images(3, 8, 8), images(5, 4, 4)
-        for mix, given, out in zip(mixing.across_channels, (fine, coarse), mixing([fine, coarse]), strict=True):
-            expected = torch.einsum("oi,bihw->bohw", mix.weight[:, :, 0, 0], given)
+        for mix, image, out in zip(mixing.across_channels, (fine, coarse), mixing([fine, coarse]), strict=True):
+            expected = torch.einsum("oi,bihw->bohw", mix.weight[:, :, 0, 0], image)
             torch.testing.assert_close(out, expected)
 
     def test_coarser_scales_are_added_to_finer_ones(self):
@@ -120,15 +120,15 @@ class TestMixing:
         torch.testing.assert_close(mixed[0], one + up)
         torch.testing.assert_close(mixed[1], two)
 
-    def test_weights_are_kaimings(self):
+    def test_weights_have_kaimings_variance(self):
         mixing = Mixing([64, 64], [256, 256], cross_scale=True)
         assert mixing.across_channels[0].weight.std().item() == pytest.approx((2 / 64) ** 0.5, rel=0.05)
         assert mixing.to_finer[0].weight.std().item() == pytest.approx((2 / (9 * 256)) ** 0.5, rel=0.05)
         assert mixing.across_channels[0].weight.mean().item() == pytest.approx(0, abs=0.01)
 
 
-class TestInTheZoo:
-    def test_projections_come_from_the_seed_and_init_does_not_reach_them(self):
+class TestInARecipe:
+    def test_projections_follow_the_seed_and_not_init(self):
         one, again, other = (make_discriminator(experiment(f"seed={seed}"), (3, 3), (64, 64)) for seed in (0, 0, 1))
         weights = [D.mixing.across_channels[-1].weight for D in (one, again, other)]
         assert torch.equal(weights[0], weights[1])
@@ -137,30 +137,31 @@ class TestInTheZoo:
         for name, tensor in one.state_dict().items():
             assert torch.equal(tensor, again.state_dict()[name]), name
 
-    def test_a_killed_run_goes_on_to_the_same_bits(self, tmp_path, zoo):
-        given = [f'discriminator.backbone="{TINY}"', 'generator.use="unet"', "dataset.size=64", "dataset.stride=256"]
-        given += ["generator.width=2", "discriminator.width=2", "compute.threads=1", "train.checkpoint_every=2"]
+    def test_a_resumed_run_is_bit_identical(self, tmp_path, run_cli):
+        options = [f'discriminator.backbone="{TINY}"', 'generator.use="unet"', "dataset.size=64", "dataset.stride=256"]
+        options += ["generator.width=2", "discriminator.width=2", "compute.threads=1", "train.checkpoint_every=2"]
 
         def run(runs, images):
-            overrides = [part for each in [*given, f"train.images={images}"] for part in ("-s", each)]
-            told = zoo("run", "zoo:modern/projected.toml", "--profile", "smoke", "--runs", tmp_path / runs, *overrides)
-            assert told.exit_code == 0, told.output
+            overrides = [part for each in [*options, f"train.images={images}"] for part in ("-s", each)]
+            recipe = ("zoo:modern/projected.toml", "--profile", "smoke")
+            result = run_cli("run", *recipe, "--runs", tmp_path / runs, *overrides)
+            assert result.exit_code == 0, result.output
             [folder] = (tmp_path / runs).glob("*/*")
             return folder
 
-        whole = run("whole", 4)
+        uninterrupted = run("uninterrupted", 4)
         cut = run("cut", 4)
         for file in ("model.safetensors", "checkpoints/images-0000000004.safetensors", "status.json", "results.json"):
             (cut / file).unlink()
         run("cut", 4)
-        assert (cut / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
+        assert (cut / "model.safetensors").read_bytes() == (uninterrupted / "model.safetensors").read_bytes()
 
-    def test_computing_its_convolutions_otherwise_changes_nothing_but_rounding(self):
-        D = made().eval()
+    def test_other_convolution_algorithms_change_only_the_rounding(self):
+        D = build().eval()
         x, y = images(), images(seed=1)
         for a, b in zip(convs_as_gemm(D)(x, y), D(x, y), strict=True):
             torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-3)
 
-    def test_one_pass_over_real_and_fake_is_left_aside(self):
-        """Spectral norm iterates at each look: one look at both is not two."""
-        assert not is_batch_independent(made(), (3, 3), (64, 64), 1)
+    def test_real_and_fake_images_are_not_batched(self):
+        """Spectral norm iterates at each forward pass, and one pass for both gives other weights than two passes."""
+        assert not is_batch_independent(build(), (3, 3), (64, 64), 1)

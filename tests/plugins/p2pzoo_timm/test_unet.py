@@ -1,4 +1,4 @@
-"""timm-unet: shapes, joins, decoder and noise; what the zoo makes of it: [init], optimizer, model file, rewrites."""
+"""timm-unet: shapes, skip connections, decoder, noise, [init], optimizer, model file, compute settings."""
 
 import json
 
@@ -10,18 +10,18 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from p2pzoo import config
-from p2pzoo.compute.conv_as_gemm import Chooser, convs_as_gemm
+from p2pzoo.compute.conv_as_gemm import AlgorithmChooser, convs_as_gemm
 from p2pzoo.models.initialization import make_generator
-from p2pzoo.models.model_file import load_model, model_header
+from p2pzoo.models.model_file import build_header, load_network
 from p2pzoo.models.safetensors_io import load_tensors, save_model
-from p2pzoo.models.test_modes import prepared, translate
+from p2pzoo.models.test_modes import optimize_for_eval, translate
 from p2pzoo.plugin.loader import registry
 from p2pzoo.utils.errors import UserError
 
 TINY = "test_resnet"
 
 
-def made(backbone=TINY, channels=(3, 3), size=(64, 64), **options):
+def build(backbone=TINY, channels=(3, 3), size=(64, 64), **options):
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         return TimmUNet(*channels, size, backbone=backbone, **({"width": 4} | options))
@@ -32,8 +32,8 @@ def images(channels=3, height=64, width=64, batch=2):
 
 
 def experiment(*overrides):
-    given = ("generator.width=4", 'compute.device="cpu"', *overrides)
-    return config.load("zoo:modern/timm_unet.toml", "smoke", given)
+    options = ("generator.width=4", 'compute.device="cpu"', *overrides)
+    return config.load("zoo:modern/timm_unet.toml", "smoke", options)
 
 
 @pytest.fixture(scope="module")
@@ -55,59 +55,59 @@ def pretrained(weights):
 class TestNetwork:
     @pytest.mark.parametrize("backbone", [TINY, "test_convnext", "test_vit", "vgg11"])
     @pytest.mark.parametrize("upsample", ["transpose", "resize-conv"])
-    def test_any_size_that_the_backbone_can_halve_gives_images_of_that_size(self, backbone, upsample):
-        G = made(backbone, channels=(2, 1), upsample=upsample, size=(64, 96), width=1).eval()
+    def test_the_output_has_the_size_of_the_input(self, backbone, upsample):
+        G = build(backbone, channels=(2, 1), upsample=upsample, size=(64, 96), width=1).eval()
         y_hat = G(images(2, 64, 96))
         assert y_hat.shape == (2, 1, 64, 96)
         assert y_hat.abs().max() <= 1
 
-    def test_it_takes_other_sizes_than_it_was_made_for_and_names_those_that_fit(self):
-        G = made()
+    def test_other_sizes_are_accepted_or_an_error_with_the_nearest_sizes(self):
+        G = build()
         assert G.size_divisor == 32
         assert G(images(height=32, width=96)).shape == (2, 3, 32, 96)
         with pytest.raises(ValueError, match="the nearest that fit: 32×64 or 64×64"):
             G(images(height=48))
 
-    def test_every_stride_of_the_backbone_is_joined(self):
-        G = made(dropout=0.0).eval()
+    def test_every_stride_of_the_backbone_has_a_skip_connection(self):
+        G = build(dropout=0.0).eval()
         x = images()
-        expected, whole = G.encoder(x), G(x)
+        expected, y_hat = G.encoder(x), G(x)
         for cut in range(len(expected)):
             maps = [e * 0 if i == cut else e for i, e in enumerate(expected)]
             with pytest.MonkeyPatch.context() as patch:
                 patch.setattr(G.encoder, "forward", lambda x, maps=maps: maps)
-                assert not torch.allclose(G(x), whole, atol=1e-6), f"stride {G.encoder.strides[cut]} has no part in it"
+                assert not torch.allclose(G(x), y_hat, atol=1e-6), f"stride {G.encoder.strides[cut]} is not used"
 
-    def test_the_decoders_widths_are_those_of_pix2pix(self):
-        G = made(width=4)
+    def test_the_widths_of_the_decoder_are_those_of_pix2pix(self):
+        G = build(width=4)
         ups = [layer for layer in G.decoder.modules() if isinstance(layer, nn.ConvTranspose2d)]
         assert [up.out_channels for up in ups] == [4 * 8, 4 * 4, 4 * 2, 4, 3]
 
     @pytest.mark.parametrize(("norm", "kind"), [("batch", nn.BatchNorm2d), ("instance", nn.InstanceNorm2d)])
-    def test_the_decoders_norm_is_the_one_asked_for(self, norm, kind):
-        assert sum(isinstance(m, kind) for m in made(norm=norm).decoder.modules()) == 4
-        assert not any(isinstance(m, kind) for m in made(norm="none").decoder.modules())
+    def test_norm_sets_the_norm_of_the_decoder(self, norm, kind):
+        assert sum(isinstance(m, kind) for m in build(norm=norm).decoder.modules()) == 4
+        assert not any(isinstance(m, kind) for m in build(norm="none").decoder.modules())
 
-    def test_dropout_is_the_noise_and_only_while_training(self):
-        G = made(norm="none", dropout=0.5)
+    def test_dropout_acts_only_in_training_mode(self):
+        G = build(norm="none", dropout=0.5)
         x = images()
         G.encoder.eval()
         assert not torch.equal(G(x), G(x))
         assert torch.equal(G.eval()(x), G(x))
-        still = made(norm="none", dropout=0.0)
-        still.encoder.eval()
-        assert torch.equal(still(x), still(x))
+        without_dropout = build(norm="none", dropout=0.0)
+        without_dropout.encoder.eval()
+        assert torch.equal(without_dropout(x), without_dropout(x))
 
 
-class TestInTheZoo:
-    def test_pretrained_weights_come_through_init_bit_for_bit_and_the_decoders_are_inits(self, pretrained, weights):
+class TestInARecipe:
+    def test_init_initialises_the_decoder_and_keeps_pretrained_weights(self, pretrained, weights):
         G = make_generator(pretrained, (3, 3), (64, 64))
-        given = load_file(weights)
+        loaded = load_file(weights)
         for name, tensor in G.encoder.net.state_dict().items():
-            assert torch.equal(tensor, given[name]), name
+            assert torch.equal(tensor, loaded[name]), name
         assert G.decoder["16"][1].weight.std().item() == pytest.approx(0.02, rel=0.1)
 
-    def test_a_seed_gives_the_same_weights_every_time_and_another_gives_others(self):
+    def test_initial_weights_follow_the_seed(self):
         one, again, other = (
             make_generator(experiment(f'generator.backbone="{TINY}"', f"seed={seed}"), (3, 3), (64, 64))
             for seed in (0, 0, 1)
@@ -116,7 +116,7 @@ class TestInTheZoo:
         assert torch.equal(one.state_dict()[first], again.state_dict()[first])
         assert not torch.equal(one.state_dict()[first], other.state_dict()[first])
 
-    def test_frozen_stages_get_no_moments_and_do_not_move_in_a_run(self, pretrained, weights, tmp_path, zoo):
+    def test_frozen_stages_have_no_optimizer_state_and_do_not_change(self, pretrained, weights, tmp_path, run_cli):
         tiny = [f'generator.backbone="{TINY}"', f'generator.weights="{weights}"', "generator.frozen_stages=2"]
         tiny += [
             "dataset.size=64",
@@ -126,53 +126,53 @@ class TestInTheZoo:
             "compute.threads=1",
         ]
         options = [part for override in [*tiny, 'drop=["metrics.ssim"]'] for part in ("-s", override)]
-        told = zoo("run", "zoo:modern/timm_unet.toml", "--profile", "smoke", "--runs", tmp_path, *options)
-        assert told.exit_code == 0, told.output
+        result = run_cli("run", "zoo:modern/timm_unet.toml", "--profile", "smoke", "--runs", tmp_path, *options)
+        assert result.exit_code == 0, result.output
         [file] = tmp_path.rglob("model.safetensors")
-        given = load_file(weights)
+        loaded = load_file(weights)
         trained, header = load_tensors(file)
-        moved = {n for n, tensor in given.items() if not torch.equal(trained.get(f"encoder.net.{n}", tensor), tensor)}
+        moved = {n for n, tensor in loaded.items() if not torch.equal(trained.get(f"encoder.net.{n}", tensor), tensor)}
         assert {name.partition(".")[0] for name in moved} == {"layer2", "layer3", "layer4"}
         [checkpoint] = tmp_path.rglob("images-*.safetensors")
         state, _ = load_tensors(checkpoint)
         moments = {key.split(".")[1] for key in state if key.startswith("G_adam.")}
-        G, _ = load_model(file, registry())
+        G, _ = load_network(file, registry())
         assert moments == {str(i) for i, p in enumerate(G.parameters()) if p.requires_grad}
         assert str(weights) not in json.dumps(header), "a model file holds no path"
 
-    def test_a_model_file_loads_alone(self, weights, tmp_path):
-        given = tmp_path / "given.safetensors"
-        given.write_bytes(weights.read_bytes())
-        recipe = experiment(f'generator.backbone="{TINY}"', f'generator.weights="{given}"', "generator.pretrained=true")
+    def test_a_model_file_loads_without_the_file_of_weights(self, weights, tmp_path):
+        file = tmp_path / "weights.safetensors"
+        file.write_bytes(weights.read_bytes())
+        recipe = experiment(f'generator.backbone="{TINY}"', f'generator.weights="{file}"', "generator.pretrained=true")
         G = make_generator(recipe, (3, 3), (64, 64))
         dataset = recipe.dataset.build(split="test")
-        save_model(tmp_path / "model.safetensors", G, model_header(recipe, G, dataset, (3, 3), (64, 64)))
-        given.unlink()
+        save_model(tmp_path / "model.safetensors", G, build_header(recipe, G, dataset, (3, 3), (64, 64)))
+        file.unlink()
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr("timm.models._builder.load_pretrained", _fail)
-            loaded, _ = load_model(tmp_path / "model.safetensors", registry())
+            loaded, _ = load_network(tmp_path / "model.safetensors", registry())
         x = images(batch=1)
         assert torch.equal(translate(loaded, x, "eval"), translate(G, x, "eval"))
 
-    def test_so_does_one_whose_backbone_computes_tensors_that_no_file_holds(self, tmp_path):
+    def test_a_model_file_loads_if_the_backbone_computes_tensors_itself(self, tmp_path):
         name = "swin_tiny_patch4_window7_224"
         recipe = experiment(f'generator.backbone="{name}"')
         G = make_generator(recipe, (3, 3), (64, 64))
         assert {n for n, _ in G.named_buffers()} - G.state_dict().keys()
         dataset = recipe.dataset.build(split="test")
-        save_model(tmp_path / "model.safetensors", G, model_header(recipe, G, dataset, (3, 3), (64, 64)))
-        loaded, _ = load_model(tmp_path / "model.safetensors", registry())
+        save_model(tmp_path / "model.safetensors", G, build_header(recipe, G, dataset, (3, 3), (64, 64)))
+        loaded, _ = load_network(tmp_path / "model.safetensors", registry())
         x = images(batch=1)
         assert torch.equal(translate(loaded, x, "eval"), translate(G, x, "eval"))
 
-    def test_weights_that_are_not_there_are_told_with_the_place_in_the_recipe(self, tmp_path):
+    def test_the_error_for_missing_weights_names_the_line_of_the_recipe(self, tmp_path):
         file = tmp_path / "mine.toml"
         file.write_text('extends = "zoo:modern/timm_unet.toml"\n[generator]\nweights = "nowhere.pth"\n')
         recipe = config.load(str(file), "smoke")
         with pytest.raises(UserError, match=r"mine\.toml:\d+  weights = .*nowhere\.pth.*no such file"):
             make_generator(recipe, (3, 3), (64, 64))
 
-    def test_the_content_of_the_weights_is_part_of_a_runs_identity_and_their_place_is_not(self, weights, tmp_path):
+    def test_the_run_id_depends_on_the_content_of_the_weights_and_not_on_their_path(self, weights, tmp_path):
         def run_id(content):
             path = tmp_path / f"{len(list(tmp_path.iterdir()))}.safetensors"
             path.write_bytes(content)
@@ -182,8 +182,8 @@ class TestInTheZoo:
         assert run_id(content) == run_id(content) != run_id(content + b"x")
 
     @pytest.mark.parametrize("backbone", [TINY, "test_efficientnet", "test_convnext", "test_vit"])
-    def test_computing_its_convolutions_otherwise_changes_nothing_but_rounding(self, backbone):
-        G = made(backbone, dropout=0.0).train()
+    def test_other_convolution_algorithms_change_only_the_rounding(self, backbone):
+        G = build(backbone, dropout=0.0).train()
         fast = convs_as_gemm(G, Columns())
         assert fast is not G
         x = images()
@@ -203,20 +203,20 @@ class TestInTheZoo:
                 torch.testing.assert_close(p.grad, gradients[name], atol=2e-3 * scale.item() + 1e-7, rtol=0)
 
     @pytest.mark.parametrize("backbone", [TINY, "test_efficientnet"])
-    def test_the_copy_that_translates_says_the_same(self, backbone):
-        G = made(backbone).eval()
+    def test_a_network_optimised_for_eval_gives_the_same_image(self, backbone):
+        G = build(backbone).eval()
         x = images(batch=1)
-        fast = prepared(G, x)
+        fast = optimize_for_eval(G, x)
         assert fast is not G
         torch.testing.assert_close(fast(x), translate(G, x, "eval"), atol=1e-4, rtol=1e-3)
 
 
-class Columns(Chooser):
-    """Every convolution as a matrix product."""
+class Columns(AlgorithmChooser):
+    """Compute all convolutions as matrix products."""
 
     def _form(self, shape):
         return "columns"
 
 
 def _fail(*args, **options):
-    raise AssertionError("weights were asked for")
+    raise AssertionError("the weights were read")

@@ -1,6 +1,6 @@
-"""Trackers as callbacks: what they are told, that a run that goes on stays one run, and what is said where they lack.
+"""Trackers as callbacks: the logged values, resumed runs, and errors for missing packages.
 
-wandb is a stand-in that keeps what it is told; TensorBoard is the real one where it is installed, else a stand-in too.
+wandb is a stand-in that keeps all calls. TensorBoard's writer is one, too, except in TestRealTensorBoard.
 """
 
 import importlib
@@ -34,36 +34,36 @@ class Image:
 class Run:
     def log(self, values, step=None):
         plain = {k: [i.size for i in v] if isinstance(v, list) else v for k, v in values.items()}
-        told.append({"log": plain, "step": step})
+        calls.append({"log": plain, "step": step})
 
     def finish(self):
-        told.append({"finish": True})
+        calls.append({"finish": True})
 
 class Config:
     def update(self, values, allow_val_change):
         assert allow_val_change
-        told.append({"config": values})
+        calls.append({"config": values})
 
-told, refuses, config = [], "", Config()
+calls, refusal, config = [], "", Config()
 
 def init(**options):
-    if refuses:
-        raise Error(refuses)
-    told.append({"init": options})
+    if refusal:
+        raise Error(refusal)
+    calls.append({"init": options})
     return Run()
 """
 
 
 @pytest.fixture(scope="session")
 def run(run):
-    """The tiny recipe, and less of it: it logs image 14 after its checkpoint of image 12."""
+    """The tiny recipe with fewer images: it logs at image 14, after its checkpoint at image 12."""
     short = ("train.images=16", "train.log_every=2", "train.sample_every=10", "train.checkpoint_every=6")
     return lambda runs, *overrides, flags=(): run(runs, *short, *overrides, flags=flags)
 
 
 @pytest.fixture
 def wandb(tmp_path, monkeypatch):
-    """The stand-in. `told`: all it was told; `refuses`: what it says instead of beginning."""
+    """The stand-in. `calls`: all calls; `refusal`: the error message of `init`."""
     site = tmp_path / "packages"
     (site / "wandb").mkdir(parents=True)
     (site / "wandb/__init__.py").write_text(FAKE_WANDB)
@@ -76,27 +76,27 @@ def wandb(tmp_path, monkeypatch):
 
 @pytest.fixture
 def writers(tmp_path, monkeypatch):
-    """A stand-in for TensorBoard's writer; the list of those that were made, each with what it was told."""
+    """A stand-in for TensorBoard's writer: the list of all writers, each with its calls."""
     (tmp_path / "packages/tensorboard").mkdir(parents=True)
     (tmp_path / "packages/tensorboard/__init__.py").write_text("")
     monkeypatch.syspath_prepend(tmp_path / "packages")
     importlib.invalidate_caches()
-    made = []
+    created = []
 
     class SummaryWriter:
         def __init__(self, folder, purge_step=None):
-            self.folder, self.purge_step, self.told, self.closed = folder, purge_step, [], False
-            made.append(self)
+            self.folder, self.purge_step, self.calls, self.closed = folder, purge_step, [], False
+            created.append(self)
 
         def add_scalar(self, name, value, global_step):
-            self.told.append((name, global_step, value))
+            self.calls.append((name, global_step, value))
 
         def add_text(self, name, text, global_step):
-            self.told.append((name, global_step, text))
+            self.calls.append((name, global_step, text))
 
         def add_images(self, name, images, global_step, dataformats):
             assert dataformats == "NHWC"
-            self.told.append((name, global_step, images.shape))
+            self.calls.append((name, global_step, images.shape))
 
         def flush(self):
             pass
@@ -108,12 +108,12 @@ def writers(tmp_path, monkeypatch):
     module.SummaryWriter = SummaryWriter
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", module)
     monkeypatch.setattr("torch.utils.tensorboard", module, raising=False)
-    return made
+    return created
 
 
 @pytest.fixture
 def stop_at(monkeypatch):
-    """stop_at(n): the training of this test breaks off in step n, once."""
+    """stop_at(n): the training of this test is interrupted at step n, once."""
 
     class Gone(BaseException):
         pass
@@ -155,64 +155,64 @@ def grid_of(folder, images):
 
 
 class TestWandB:
-    def test_it_is_told_of_losses_pictures_numbers_and_the_recipe(self, wandb, run, tmp_path):
+    def test_it_logs_losses_images_results_and_the_recipe(self, wandb, run, tmp_path):
         answer = run(tmp_path / "runs", ON_WANDB)
         assert answer.exit_code == 0, answer.output
         folder = only(tmp_path / "runs")
-        assert wandb.told[0] == {"init": {
+        assert wandb.calls[0] == {"init": {
             "project": "mine", "entity": "me", "mode": "offline", "id": folder.name, "name": f"tiny {folder.name}",
             "resume": None, "dir": str(folder),
         }}  # fmt: skip
-        assert wandb.told[1]["config"]["generator"]["use"] == "pix2pix:unet"
-        logs = [(told["step"], told["log"]) for told in wandb.told if "log" in told]
+        assert wandb.calls[1]["config"]["generator"]["use"] == "pix2pix:unet"
+        logs = [(call["step"], call["log"]) for call in wandb.calls if "log" in call]
         assert {step: log for step, log in logs if "G.l1" in log} == losses_of(folder)
         pictures = [(step, log["samples"]) for step, log in logs if "samples" in log]
         assert pictures == [(images, [grid_of(folder, images)]) for images in (10, 16)]
         assert logs[-1] == (16, numbers_of(folder))
-        assert wandb.told[-1] == {"finish": True}
+        assert wandb.calls[-1] == {"finish": True}
         assert [step for step, _ in logs] == sorted(step for step, _ in logs), "wandb drops steps that go back"
 
     def test_it_changes_nothing(self, wandb, run, tmp_path):
         run(tmp_path / "plain")
-        run(tmp_path / "told", ON_WANDB)
-        plain, told = (only(tmp_path / name) for name in ("plain", "told"))
-        assert plain.name == told.name
-        assert (plain / "model.safetensors").read_bytes() == (told / "model.safetensors").read_bytes()
+        run(tmp_path / "tracked", ON_WANDB)
+        plain, tracked = (only(tmp_path / name) for name in ("plain", "tracked"))
+        assert plain.name == tracked.name
+        assert (plain / "model.safetensors").read_bytes() == (tracked / "model.safetensors").read_bytes()
 
-    def test_a_run_that_goes_on_is_the_same_one_there(self, wandb, run, stop_at, tmp_path):
+    def test_a_resumed_run_is_the_same_run_in_wandb(self, wandb, run, stop_at, tmp_path):
         stop_at(15, lambda: run(tmp_path, ON_WANDB))
-        before, wandb.told[:] = [*wandb.told], []
-        assert run(tmp_path, ON_WANDB).began == 12
-        assert wandb.told[0]["init"]["id"] == before[0]["init"]["id"] == only(tmp_path).name
-        assert wandb.told[0]["init"]["resume"] == "allow"
-        told = {line["step"]: line["log"] for line in [*before, *wandb.told] if "G.l1" in line.get("log", {})}
-        assert told == losses_of(only(tmp_path))
+        before, wandb.calls[:] = [*wandb.calls], []
+        assert run(tmp_path, ON_WANDB).first_step == 12
+        assert wandb.calls[0]["init"]["id"] == before[0]["init"]["id"] == only(tmp_path).name
+        assert wandb.calls[0]["init"]["resume"] == "allow"
+        logged = {line["step"]: line["log"] for line in [*before, *wandb.calls] if "G.l1" in line.get("log", {})}
+        assert logged == losses_of(only(tmp_path))
 
-    def test_a_run_that_begins_anew_does_so_there(self, wandb, run, tmp_path):
+    def test_fresh_starts_the_run_again_in_wandb(self, wandb, run, tmp_path):
         run(tmp_path, ON_WANDB, "train.images=8")
-        wandb.told.clear()
+        wandb.calls.clear()
         run(tmp_path, ON_WANDB, "train.images=8", flags=["--fresh"])
-        assert wandb.told[0]["init"]["resume"] is None
+        assert wandb.calls[0]["init"]["resume"] is None
 
-    def test_a_metric_that_is_added_later_is_told_too(self, wandb, run, tmp_path):
+    def test_a_metric_that_is_added_later_is_logged(self, wandb, run, tmp_path):
         run(tmp_path, ON_WANDB, "train.images=8")
-        wandb.told.clear()
-        assert run(tmp_path, ON_WANDB, "train.images=8", "metrics.again.use=l1").began is None
-        [log] = [line for line in wandb.told if "log" in line]
+        wandb.calls.clear()
+        assert run(tmp_path, ON_WANDB, "train.images=8", "metrics.again.use=l1").first_step is None
+        [log] = [line for line in wandb.calls if "log" in line]
         assert log["step"] == 8
         assert log["log"]["final/again"] == log["log"]["final/l1"]
-        assert wandb.told[0]["init"]["resume"] == "allow"
+        assert wandb.calls[0]["init"]["resume"] == "allow"
 
-    def test_what_wandb_refuses_is_told_in_a_line_before_training(self, wandb, run, tmp_path):
-        wandb.refuses = "api_key not configured (no-tty)\nmore"
+    def test_an_error_of_wandb_is_one_line_before_training(self, wandb, run, tmp_path):
+        wandb.refusal = "api_key not configured (no-tty)\nmore"
         answer = run(tmp_path, ON_WANDB)
-        assert (answer.exit_code, answer.began) == (2, None)
-        told = 'wandb does not begin: api_key not configured (no-tty) (`wandb login`, or mode = "offline")'
-        assert answer.output.splitlines()[-1] == told
+        assert (answer.exit_code, answer.first_step) == (2, None)
+        message = 'wandb does not start: api_key not configured (no-tty) (run `wandb login`, or set mode = "offline")'
+        assert answer.output.splitlines()[-1] == message
 
 
 class TestTensorBoard:
-    def test_it_is_told_of_losses_pictures_numbers_and_the_recipe(self, writers, run, tmp_path):
+    def test_it_logs_losses_images_results_and_the_recipe(self, writers, run, tmp_path):
         answer = run(tmp_path / "runs", ON_TENSORBOARD)
         assert answer.exit_code == 0, answer.output
         folder, [writer] = only(tmp_path / "runs"), writers
@@ -222,52 +222,52 @@ class TestTensorBoard:
         for images in (10, 16):
             width, height = grid_of(folder, images)
             expected |= {("samples", images, (1, height, width, 3))}
-        [(_, at, text)] = [line for line in writer.told if line[0] == "recipe"]
+        [(_, at, text)] = [line for line in writer.calls if line[0] == "recipe"]
         assert at == 0
         assert json.loads(text.strip("`\n"))["generator"]["use"] == "pix2pix:unet"
-        assert {line for line in writer.told if line[0] != "recipe"} == expected
+        assert {line for line in writer.calls if line[0] != "recipe"} == expected
         assert writer.closed
 
-    def test_what_an_earlier_part_logged_beyond_its_checkpoint_is_hidden(self, writers, run, stop_at, tmp_path):
+    def test_values_logged_after_the_checkpoint_are_hidden_on_resume(self, writers, run, stop_at, tmp_path):
         stop_at(15, lambda: run(tmp_path, ON_TENSORBOARD))
-        assert run(tmp_path, ON_TENSORBOARD).began == 12
+        assert run(tmp_path, ON_TENSORBOARD).first_step == 12
         first, second = writers
         assert first.folder == second.folder
-        told = [line for line in first.told if line[1] < second.purge_step] + second.told
-        log = [line for line in told if line[0] == "G.l1"]
+        visible = [line for line in first.calls if line[1] < second.purge_step] + second.calls
+        log = [line for line in visible if line[0] == "G.l1"]
         assert log == [("G.l1", images, losses["G.l1"]) for images, losses in losses_of(only(tmp_path)).items()]
 
 
 class TestRealTensorBoard:
     @pytest.fixture(autouse=True)
-    def needs_it(self):
+    def skip_without_tensorboard(self):
         pytest.importorskip("tensorboard")
 
-    def test_its_files_read_back_hold_one_run_that_was_cut_off_once(self, run, stop_at, tmp_path):
+    def test_event_files_of_an_interrupted_run_contain_each_value_once(self, run, stop_at, tmp_path):
         from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
         stop_at(15, lambda: run(tmp_path, ON_TENSORBOARD))
         answer = run(tmp_path, ON_TENSORBOARD)
         assert answer.exit_code == 0, answer.output
         folder = only(tmp_path)
-        found = EventAccumulator(str(folder / "tensorboard"))
-        found.Reload()
+        events = EventAccumulator(str(folder / "tensorboard"))
+        events.Reload()
         losses = losses_of(folder)
         for name in losses[16]:
-            assert [event.step for event in found.Scalars(name)] == list(losses)
-            assert [e.value for e in found.Scalars(name)] == pytest.approx([line[name] for line in losses.values()])
+            assert [event.step for event in events.Scalars(name)] == list(losses)
+            assert [e.value for e in events.Scalars(name)] == pytest.approx([line[name] for line in losses.values()])
         for name, value in numbers_of(folder).items():
-            [event] = found.Scalars(name)
+            [event] = events.Scalars(name)
             assert (event.step, event.value) == (16, pytest.approx(value))
-        assert [(e.step, (e.width, e.height)) for e in found.Images("samples")] == [
+        assert [(e.step, (e.width, e.height)) for e in events.Images("samples")] == [
             (images, grid_of(folder, images)) for images in (10, 16)
         ]
-        [text] = found.Tensors("recipe/text_summary")
+        [text] = events.Tensors("recipe/text_summary")
         assert "pix2pix:unet" in text.tensor_proto.string_val[0].decode()
 
 
 @pytest.mark.parametrize(("kind", "package"), [(TensorBoard, "tensorboard"), (WandB, "wandb")])
-def test_a_missing_package_is_told_with_its_extra_before_anything_is_lost(kind, package, run, tmp_path, monkeypatch):
+def test_a_missing_package_is_an_error_before_training(kind, package, run, tmp_path, monkeypatch):
     find = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name, *more: None if name == package else find(name, *more))
     with pytest.raises(UserError, match=rf"needs the package {package}: pip install 'p2pzoo\[{package}\]'"):
@@ -277,7 +277,7 @@ def test_a_missing_package_is_told_with_its_extra_before_anything_is_lost(kind, 
     before = model.read_bytes()
     callback = f'callbacks.tracker={{use="{package}"}}'
     answer = run(tmp_path, "train.images=8", callback, flags=["--fresh"])
-    assert (answer.exit_code, answer.began) == (2, None)
-    assert f"callback '{package}': this tracker needs" in answer.output or f"p2pzoo[{package}]" in answer.output
+    assert (answer.exit_code, answer.first_step) == (2, None)
+    assert f"callback '{package}': this callback needs" in answer.output or f"p2pzoo[{package}]" in answer.output
     assert model.read_bytes() == before
     assert run(tmp_path, "train.images=8", callback).exit_code == 0, "what is complete is shown without it"

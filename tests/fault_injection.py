@@ -1,4 +1,4 @@
-"""What tests of runs that something disturbs share: to strike at a chosen moment, and what may not change by it."""
+"""Faults at a chosen moment of a run, and what must be the same in spite of them."""
 
 import contextlib
 import hashlib
@@ -15,16 +15,16 @@ from p2pzoo.utils.files import parse_json, parse_toml
 STEP = "p2pzoo.training.loop:train_step"
 
 
-class CutOff(BaseException):
-    """The end of a process as the run sees it."""
+class SimulatedKill(BaseException):
+    """Ends a run as a kill does: no part of p2pzoo catches it."""
 
 
-def cut_off():
-    raise CutOff
+def simulate_kill():
+    raise SimulatedKill
 
 
 def only(runs):
-    """The folder of the only run."""
+    """The folder of the only run in a runs folder."""
     [folder] = {file.parent for file in runs.glob("*/*/.lock")}
     return folder
 
@@ -34,7 +34,7 @@ def images(checkpoint):
 
 
 def outcome(runs):
-    """What may not depend on a fault: log, numbers, digests of the other files."""
+    """What a fault must not change: the log, the numbers, digests of the other files."""
     folder = only(runs)
     files = [*(folder / name for name in ("model.safetensors", "stats.safetensors")), *folder.glob("samples/*")]
     return {
@@ -44,8 +44,8 @@ def outcome(runs):
     }
 
 
-def whole(file):
-    """Whether a file of a run is one."""
+def is_intact(file):
+    """Whether a file of a run can be read."""
     try:
         match file.suffix:
             case ".safetensors":
@@ -64,50 +64,50 @@ def whole(file):
 
 
 def on_disk(folder):
-    """{file: contents} of all that is whole."""
+    """{file: content} of all intact files."""
     files = [file for file in folder.rglob("*") if file.is_file() and not file.name.startswith(".")]
-    return {file: file.read_bytes() for file in files if whole(file)}
+    return {file: file.read_bytes() for file in files if is_intact(file)}
 
 
 def bytes_lost(before):
-    """Of what was whole, what is now neither as it was nor superseded by what came later."""
-    return sum(len(content) for file, content in before.items() if not _there(file, content, before))
+    """Bytes of intact files that are now neither unchanged nor replaced by later ones."""
+    return sum(len(content) for file, content in before.items() if not _is_kept(file, content, before))
 
 
-def _there(file, content, before):
+def _is_kept(file, content, before):
     if file.exists() and file.read_bytes() == content:
         return True
     if file.parent.name == "checkpoints":
-        return any(images(other) >= images(file) and whole(other) for other in file.parent.glob("*.safetensors"))
-    if file.suffix == ".jsonl" and file.exists():  # what came after the last checkpoint is written anew
-        saved = [images(other) for other in before if other.parent.name == "checkpoints"]
-        kept = [line for line in _lines(content) if line["images"] <= max(saved, default=0)]
+        return any(images(other) >= images(file) and is_intact(other) for other in file.parent.glob("*.safetensors"))
+    if file.suffix == ".jsonl" and file.exists():  # lines after the last checkpoint are written again
+        checkpoints = [images(other) for other in before if other.parent.name == "checkpoints"]
+        kept = [line for line in _lines(content) if line["images"] <= max(checkpoints, default=0)]
         return all(line in _lines(file.read_bytes()) for line in kept)
-    return file.exists() and whole(file)
+    return file.exists() and is_intact(file)
 
 
 def _lines(content):
-    found = []
+    lines = []
     for line in content.split(b"\n"):
         with contextlib.suppress(ValueError):
-            found.append(parse_json(line))
-    return [line for line in found if isinstance(line, dict) and isinstance(line.get("images"), int)]
+            lines.append(parse_json(line))
+    return [line for line in lines if isinstance(line, dict) and isinstance(line.get("images"), int)]
 
 
 @contextlib.contextmanager
 def after(function, act, *, call):
-    """`act()` happens once, as call number `call` of "module:function" returns."""
+    """Call `act()` once, when call number `call` of "module:function" returns."""
     module, _, path = function.partition(":")
     owner, _, name = path.rpartition(".")
     original, calls = pkgutil.resolve_name(function), 0
 
     def acting(*args, **kwargs):
         nonlocal calls
-        answer = original(*args, **kwargs)
+        result = original(*args, **kwargs)
         calls += 1
         if calls == call:
             act()
-        return answer
+        return result
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(pkgutil.resolve_name(f"{module}:{owner}"), name, acting)

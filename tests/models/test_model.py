@@ -1,0 +1,69 @@
+"""`Model` from Python: the examples of the docstrings, the header that it needs, and the path to a file."""
+
+import doctest
+import importlib
+import pkgutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+import p2pzoo.models
+from p2pzoo.models.model import Model, find_model_file, load_model
+from p2pzoo.models.model_file import ModelHeader
+from p2pzoo.models.safetensors_io import load_tensors, save_tensors
+from p2pzoo.utils.errors import DamagedFile, UserError
+
+MODULES = [f"p2pzoo.models.{module.name}" for module in pkgutil.iter_modules(p2pzoo.models.__path__)]
+HEADER = {
+    "run": "r-1", "generator": {"use": "none", "params": {}}, "in_channels": 3, "out_channels": 3, "size": [8, 8],
+    "size_divisor": 1, "test_mode": "eval",
+}  # fmt: skip
+FILE = Path("model.safetensors")
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_examples_in_docstrings_are_right(name):
+    assert doctest.testmod(importlib.import_module(name)).failed == 0
+
+
+@pytest.mark.parametrize("key", ["run", "test_mode", "size_divisor"])
+def test_a_file_without_a_key_that_translation_needs_is_damaged(key, tmp_path):
+    tensors, header = load_tensors(find_model_file(Path("zoo:earth-small")))
+    file = tmp_path / "model.safetensors"
+    save_tensors(file, tensors, {name: value for name, value in header.items() if name != key})
+    with pytest.raises(DamagedFile, match=f"{file}: its header is damaged: it has no {key}"):
+        load_model(file, device="cpu")
+    incomplete = ModelHeader.parse({name: value for name, value in HEADER.items() if name != key}, FILE)
+    with pytest.raises(ValueError, match=key):
+        Model(nn.Identity(), incomplete, torch.device("cpu"))
+
+
+def test_an_unknown_precision_is_refused():
+    with pytest.raises(ValueError, match="precision must be one of fp32, bf16, not 'fp8'"):
+        Model(nn.Identity(), ModelHeader.parse(HEADER, FILE), torch.device("cpu"), "fp8")
+
+
+def test_a_pil_image_cannot_hold_every_output():
+    header = ModelHeader.parse({**HEADER, "y_dtype": "uint16", "y_range": [0, 65535]}, FILE)
+    model = Model(nn.Identity(), header, torch.device("cpu"))
+    image = np.zeros((4, 4, 3), np.uint8)
+    assert model.translate(image).dtype == np.uint16
+    with pytest.raises(ValueError, match="cannot hold what this model returns, 3 channels of uint16: pass an array"):
+        model.translate(Image.fromarray(image))
+
+
+def test_one_sample_is_refused():
+    G = nn.Sequential(nn.Conv2d(3, 3, 1), nn.Dropout())
+    model = Model(G, ModelHeader.parse(HEADER, FILE), torch.device("cpu"))
+    with pytest.raises(ValueError, match="at least 2 samples, not 1"):
+        model.samples(np.full((4, 4, 3), 255, np.uint8), 1)
+
+
+def test_an_unfinished_run_is_not_a_model(tmp_path):
+    (tmp_path / "status.json").write_text("{}")
+    with pytest.raises(UserError, match="this run has not finished training; give a finished run"):
+        find_model_file(tmp_path)
