@@ -1,8 +1,8 @@
-"""The classic pix2pix step and loop, as most people run them: the yardstick of speed and the reference of correctness.
+"""The classic pix2pix step and loop, as most people run them: baseline of speed and reference of correctness.
 
-Eager PyTorch in the order of the public PyTorch code: images NCHW, torch's default Adam, separate passes of D over the
-fake and the real pair, `.item()` on every loss at every step, pairs opened with Pillow when they are needed. The
-networks are the zoo's own, which are plain PyTorch; nothing of p2pzoo's training is used.
+Eager PyTorch in the order of the public PyTorch code: NCHW images, torch's default Adam, separate passes of D over the
+fake and the real pair, `.item()` on every loss in every step, pairs opened with Pillow when they are needed. The
+networks are those of p2pzoo, which are plain PyTorch; its training code is not used.
 """
 
 from __future__ import annotations
@@ -21,11 +21,15 @@ JITTER = 286 / 256
 
 
 class Classic:
-    """One step of the game: D on fake and real, then G. `discriminator_loss` says how D is called; ours takes x and y apart."""
+    """One training step: D on fake and real, then G.
 
-    def __init__(self, G: nn.Module, D: nn.Module, *, weight: float = 100.0, judge: Any = None, lr: float = 2e-4):
+    weight  weight of the L1 loss
+    call_D  calls D on x and y; by default D takes both and returns a list of maps, of which the first is used
+    """
+
+    def __init__(self, G: nn.Module, D: nn.Module, *, weight: float = 100.0, call_D: Any = None, lr: float = 2e-4):
         self.G, self.D, self.weight = G, D, weight
-        self.discriminator_loss = judge or (lambda x, y: D(x, y)[0])
+        self.call_D = call_D or (lambda x, y: D(x, y)[0])
         self.optimizer_G = torch.optim.Adam(G.parameters(), lr=lr, betas=(0.5, 0.999))
         self.optimizer_D = torch.optim.Adam(D.parameters(), lr=lr, betas=(0.5, 0.999))
         self.log_loss = nn.BCEWithLogitsLoss()
@@ -42,32 +46,32 @@ class Classic:
         for parameter in self.D.parameters():
             parameter.requires_grad_(True)
         self.optimizer_D.zero_grad()
-        fake = self.gan(self.discriminator_loss(x, y_hat.detach()), False)
-        real = self.gan(self.discriminator_loss(x, y), True)
+        fake = self.gan(self.call_D(x, y_hat.detach()), False)
+        real = self.gan(self.call_D(x, y), True)
         ((fake + real) * 0.5).backward()
         self.optimizer_D.step()
 
         for parameter in self.D.parameters():
             parameter.requires_grad_(False)
         self.optimizer_G.zero_grad()
-        fool = self.gan(self.discriminator_loss(x, y_hat), True)
+        gan = self.gan(self.call_D(x, y_hat), True)
         l1 = self.l1(y_hat, y)
-        (fool + l1 * self.weight).backward()
+        (gan + l1 * self.weight).backward()
         self.optimizer_G.step()
-        return {"D.fake": fake.item(), "D.real": real.item(), "G.gan": fool.item(), "G.l1": l1.item()}
+        return {"D.fake": fake.item(), "D.real": real.item(), "G.gan": gan.item(), "G.l1": l1.item()}
 
 
 def batches(folder: Path, size: int, batch: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Pairs A|B of a folder, shuffled, enlarged, cropped and flipped as in §3.3, without end. NCHW in [-1, 1]."""
+    """Yield batches of the A|B pairs in a folder forever: shuffled, jittered, flipped as in §3.3; NCHW in [-1, 1]."""
     files = sorted(folder.glob("*.jpg"))
     while True:
         random.shuffle(files)
         for start in range(0, len(files) - batch + 1, batch):
-            pairs = [opened_pair(file, size) for file in files[start : start + batch]]
+            pairs = [open_pair(file, size) for file in files[start : start + batch]]
             yield torch.stack([x for x, _ in pairs]), torch.stack([y for _, y in pairs])
 
 
-def opened_pair(file: Path, size: int) -> tuple[Tensor, Tensor]:
+def open_pair(file: Path, size: int) -> tuple[Tensor, Tensor]:
     with Image.open(file) as opened:
         both = opened.convert("RGB")
     width = both.width // 2

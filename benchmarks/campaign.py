@@ -1,4 +1,4 @@
-"""How the campaigns of faults and of bad input are run: their tests, at length, and what each of them tells."""
+"""Run the tests of tests/faults and tests/bad_input with many repetitions, and collect what each test records."""
 
 from __future__ import annotations
 
@@ -13,24 +13,27 @@ TESTS = Path(__file__).parent.parent / "tests"
 
 
 class Figures:
-    """A plugin of pytest that keeps what the tests of one function tell together, by the function."""
+    """pytest plugin that collects, per test function, results and recorded properties.
 
-    def __init__(self, marked: str | None) -> None:
-        self.marked = marked  # tests without this marker are left out
+    marker  tests without this marker are deselected; None selects all
+    """
+
+    def __init__(self, marker: str | None) -> None:
+        self.marker = marker
         self.rows: dict[str, dict[str, Any]] = {}
         self._row_of: dict[str, dict[str, Any]] = {}
 
     def pytest_collection_modifyitems(self, config: pytest.Config, items: list[pytest.Item]) -> None:
-        wanted = [item for item in items if self.marked is None or item.get_closest_marker(self.marked)]
-        config.hook.pytest_deselected(items=[item for item in items if item not in wanted])
-        items[:] = wanted
+        selected = [item for item in items if self.marker is None or item.get_closest_marker(self.marker)]
+        config.hook.pytest_deselected(items=[item for item in items if item not in selected])
+        items[:] = selected
         for item in items:
-            promise = item.get_closest_marker(self.marked) if self.marked else None
+            promise = item.get_closest_marker(self.marker) if self.marker else None
             row = self.rows.setdefault(item.nodeid.partition("[")[0], {
                 "kind": item.path.stem.removeprefix("test_"),
                 "what": _words(item),
                 **({"promised": promise.args[0]} if promise else {}),
-                "tests": 0, "passed": 0, "skipped": 0, "told": [], "failures": [],
+                "tests": 0, "passed": 0, "skipped": 0, "properties": [], "failures": [],
             })  # fmt: skip
             self._row_of[item.nodeid] = row
 
@@ -46,21 +49,21 @@ class Figures:
             row["tests"] += 1
             row["passed"] += 1
         if report.when == "call":
-            row["told"].append(dict(report.user_properties))
+            row["properties"].append(dict(report.user_properties))
 
 
 def _words(item: pytest.Item) -> str:
     name = item.nodeid.partition("[")[0].rpartition("::")[2].removeprefix("test_").replace("_", " ")
-    found = re.search(r"::TestOf(\w+)::", item.nodeid)
-    group = re.sub(r"(?<!^)(?=[A-Z])", " ", found[1]).lower() if found else ""
+    match = re.search(r"::TestOf(\w+)::", item.nodeid)
+    group = re.sub(r"(?<!^)(?=[A-Z])", " ", match[1]).lower() if match else ""
     return f"{name} of {group}" if group else name
 
 
-def figures(paths: Sequence[Path], options: Sequence[str], marked: str | None = None) -> list[dict[str, Any]]:
-    """Run the tests under these paths, slow ones too, and tell of each function what its tests told."""
-    found = Figures(marked)
+def run_tests(paths: Sequence[Path], options: Sequence[str], marker: str | None = None) -> list[dict[str, Any]]:
+    """Run the tests under these paths, also slow ones. Return one row per test function."""
+    figures = Figures(marker)
     arguments = [*map(str, paths), *options, "-m", "", "-q", "-p", "no:cacheprovider", f"--rootdir={TESTS.parent}"]
-    code = pytest.main(arguments, plugins=[found])
+    code = pytest.main(arguments, plugins=[figures])
     if code not in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED):
         raise SystemExit(int(code))
-    return [row for row in found.rows.values() if row["tests"] or row["skipped"] or row["failures"]]
+    return [row for row in figures.rows.values() if row["tests"] or row["skipped"] or row["failures"]]

@@ -1,15 +1,15 @@
-"""Pairs from files to batches: p2pzoo's path against the classic one, on the same JPEG pairs in one run.
+"""Compare data loading, from files to batches: p2pzoo and the classic way, on the same JPEG pairs in one run.
 
     python benchmarks/data_loading.py -o benchmarks/results/speed/data_loading.json
 
-Classic: each pair opened by Pillow whenever its turn comes, split, enlarged to 286 px (bicubic), cropped, flipped,
-made float and scaled (see baseline.py); in the process itself, and by a DataLoader with two workers that stay alive.
-p2pzoo: the batches of `p2pzoo run`, made one after the other with nothing in between: the first epoch from the folder's
-name on, later ones from the store in memory or on disk, and any epoch of pairs that are streamed. Batches of one. A
-turn is a whole epoch. All files have just been written, so that no disk is measured.
+Classic: Pillow opens each pair when it is needed, then it is split, enlarged to 286 px (bicubic), cropped, flipped,
+converted to float and scaled (see baseline.py); in the process itself, and by a DataLoader with two persistent workers.
+p2pzoo: the batches of `p2pzoo run`, one after the other without training: the first epoch, starting with the folder
+name; later epochs, from the store in memory or on disk; and any epoch of streamed pairs. The batch size is 1. A turn is
+one epoch. All files have just been written, so no disk is measured.
 
-Memory is that of the process (and of its workers, less what they share with it) after the first turn, over what its
-imports took.
+Memory is that of the process after the first turn (with its workers, without memory that they share with it), minus the
+memory after its imports.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 SEED = 0
-QUALITY = 90  # of the JPEG files
+QUALITY = 90  # JPEG quality of the files
 CLASSIC = "classic"
 CONTESTANTS = {
     "classic": "classic, one process",
@@ -43,21 +43,21 @@ CONTESTANTS = {
     "disk": "p2pzoo, later epochs, on disk",
     "stream": "p2pzoo, any epoch, streamed",
 }
-GOALS = {"first": 1, "memory": 15}  # times as fast as the classic path in one process
+GOALS = {"first": 1, "memory": 15}  # speed-up over the classic way in one process
 
 
 @click.command()
-@click.option("--pairs", type=click.IntRange(1), default=500, show_default=True, help="How many.")
+@click.option("--pairs", type=click.IntRange(1), default=500, show_default=True, help="Number of pairs.")
 @click.option("--size", type=click.IntRange(8), default=256, show_default=True, help="Side of x and y in pixels.")
-@click.option("--rounds", type=click.IntRange(1), default=7, show_default=True, help="Turns of each contestant.")
-@click.option("--json", "as_json", is_flag=True, help="One line of JSON instead of a table.")
-@click.option("-o", "--output", type=click.Path(path_type=Path), help="Also keep the result in this file.")
+@click.option("--rounds", type=click.IntRange(1), default=7, show_default=True, help="Turns per contestant.")
+@click.option("--json", "as_json", is_flag=True, help="Print one line of JSON instead of a table.")
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="Also write the result to this file.")
 @click.option("--contestant", hidden=True)
 @click.option("--folder", hidden=True, type=click.Path(path_type=Path))
 def main(
     pairs: int, size: int, rounds: int, as_json: bool, output: Path | None, contestant: str | None, folder: Path | None
 ) -> None:
-    """Time the way from files to batches."""
+    """Time data loading, from files to batches."""
     if contestant and folder:
         imported = measure.peak_bytes()
         work = MAKE[contestant](folder, pairs, size)
@@ -73,9 +73,9 @@ def main(
         folder = Path(temporary)
         draw(folder / "pairs", pairs, size)
         os.environ["P2PZOO_CACHE"] = str(folder / "cache")
-        given = ("--size", size, "--pairs", pairs, "--folder", folder)
-        found = {name: measure.Contestant(__file__, *given, "--contestant", name) for name in CONTESTANTS}
-        measured = measure.take_turns(found, rounds, 1)
+        arguments = ("--size", size, "--pairs", pairs, "--folder", folder)
+        contestants = {name: measure.Contestant(__file__, *arguments, "--contestant", name) for name in CONTESTANTS}
+        measured = measure.take_turns(contestants, rounds, 1)
         pixels = difference(folder, pairs, size)
         megabytes = sum(file.stat().st_size for file in (folder / "pairs" / "train").iterdir()) / 1e6
     classic = measured[CLASSIC]["seconds"]
@@ -85,7 +85,7 @@ def main(
             name: {
                 "pairs_per_second": measure.spread([pairs / seconds for seconds in each["seconds"]]),
                 "ratio": measure.ratio(classic, each["seconds"]),
-                "megabytes": round((each["peak_bytes"] - found[name].about["imported_bytes"]) / 1e6),
+                "megabytes": round((each["peak_bytes"] - contestants[name].about["imported_bytes"]) / 1e6),
             }
             for name, each in measured.items()
         },
@@ -96,12 +96,12 @@ def main(
     measure.keep(result, output)
     click.echo(json.dumps(result) if as_json else table(result))
     if pixels["same resize"]["largest"] > 0:
-        click.echo("the two paths give different pixels", err=True)
+        click.echo("error: p2pzoo and the classic way give different pixels without enlargement", err=True)
         sys.exit(1)
 
 
 def draw(folder: Path, pairs: int, size: int) -> None:
-    """A|B as JPEG, and one for validation: smooth pictures with detail at every scale, as photos have it."""
+    """Write A|B pairs as JPEG, and one for validation: smooth noise with detail at every scale, like photos."""
     for name in ("train", "val"):
         (folder / name).mkdir(parents=True)
     rng = np.random.default_rng(SEED)
@@ -122,8 +122,8 @@ def draw(folder: Path, pairs: int, size: int) -> None:
 # --- the contestants -------------------------------------------------------------------------------------------
 
 
-class Opened:
-    """The classic pairs as a DataLoader wants them."""
+class ClassicDataset:
+    """The classic pairs as a map-style dataset for a DataLoader."""
 
     def __init__(self, folder: Path, size: int) -> None:
         self.files, self.size = sorted(folder.glob("*.jpg")), size
@@ -132,7 +132,7 @@ class Opened:
         return len(self.files)
 
     def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
-        return baseline.opened_pair(self.files[index], self.size)
+        return baseline.open_pair(self.files[index], self.size)
 
 
 def classic(folder: Path, pairs: int, size: int) -> Callable[[], None]:
@@ -146,8 +146,8 @@ def classic(folder: Path, pairs: int, size: int) -> Callable[[], None]:
 
 
 def workers(folder: Path, pairs: int, size: int) -> Callable[[], None]:
-    opened: Any = Opened(folder / "pairs" / "train", size)
-    loader = DataLoader(opened, batch_size=1, shuffle=True, num_workers=2, persistent_workers=True)
+    dataset: Any = ClassicDataset(folder / "pairs" / "train", size)
+    loader = DataLoader(dataset, batch_size=1, shuffle=True, num_workers=2, persistent_workers=True)
 
     def work() -> None:
         assert sum(1 for _ in loader) == pairs
@@ -156,24 +156,28 @@ def workers(folder: Path, pairs: int, size: int) -> Callable[[], None]:
     return work
 
 
-def ours(folder: Path, size: int, store: str, **how: Any) -> Any:
-    """The training batches of `folder` as a run makes them. `how`: of [train]."""
+def zoo_batches(folder: Path, size: int, store: str, **options: Any) -> Any:
+    """Return the training batches of `folder` as a run makes them.
+
+    store    [compute] store
+    options  other options of [train]
+    """
     from p2pzoo.config.settings import Compute, Train
     from p2pzoo.data import Store, train_batches
     from p2pzoo.plugin.loader import registry
 
-    train = Train(**{"images": 10**9, "jitter": baseline.JITTER, **how})
+    train = Train(**{"images": 10**9, "jitter": baseline.JITTER, **options})
     dataset = registry().get("dataset", "side-by-side").load()("train", root=folder / "pairs")
     compute: Any = {"store": store}
-    kept = Store(dataset, enlarge=train.jitter, compute=Compute(**compute), origin="benchmark")
-    kept.prepare()
-    assert kept.size == (size, size)
-    return train_batches(kept, train, SEED)
+    pairs = Store(dataset, enlarge=train.jitter, compute=Compute(**compute), origin="benchmark")
+    pairs.prepare()
+    assert pairs.size == (size, size)
+    return train_batches(pairs, train, SEED)
 
 
-def epochs(folder: Path, pairs: int, size: int, store: str) -> Callable[[], None]:
-    """Epochs that follow the first."""
-    batches = ours(folder, size, store)
+def later_epochs(folder: Path, pairs: int, size: int, store: str) -> Callable[[], None]:
+    """Return the work of one epoch after the first."""
+    batches = zoo_batches(folder, size, store)
     done = 0
 
     def work() -> None:
@@ -186,51 +190,51 @@ def epochs(folder: Path, pairs: int, size: int, store: str) -> Callable[[], None
     return work
 
 
-def beginnings(folder: Path, pairs: int, size: int, store: str) -> Callable[[], None]:
-    """First epochs, each of a store of its own."""
+def first_epochs(folder: Path, pairs: int, size: int, store: str) -> Callable[[], None]:
+    """Return the work of a first epoch, with a new store each time."""
 
     def work() -> None:
         shutil.rmtree(folder / "own", ignore_errors=True)
         os.environ["P2PZOO_CACHE"] = str(folder / "own")
-        batches = ours(folder, size, store)
+        batches = zoo_batches(folder, size, store)
         for step in range(pairs):
             batches[step]
 
-    ours(folder, size, "stream")[0]  # imports what it needs
+    zoo_batches(folder, size, "stream")[0]  # so that imports are not timed
     return work
 
 
 MAKE: dict[str, Callable[[Path, int, int], Callable[[], None]]] = {
     "classic": classic,
     "workers": workers,
-    "first": lambda folder, pairs, size: beginnings(folder, pairs, size, "memory"),
-    "memory": lambda folder, pairs, size: epochs(folder, pairs, size, "memory"),
-    "prepare": lambda folder, pairs, size: beginnings(folder, pairs, size, "disk"),
-    "disk": lambda folder, pairs, size: epochs(folder, pairs, size, "disk"),
-    "stream": lambda folder, pairs, size: epochs(folder, pairs, size, "stream"),
+    "first": lambda folder, pairs, size: first_epochs(folder, pairs, size, "memory"),
+    "memory": lambda folder, pairs, size: later_epochs(folder, pairs, size, "memory"),
+    "prepare": lambda folder, pairs, size: first_epochs(folder, pairs, size, "disk"),
+    "disk": lambda folder, pairs, size: later_epochs(folder, pairs, size, "disk"),
+    "stream": lambda folder, pairs, size: later_epochs(folder, pairs, size, "stream"),
 }
 
 
 def _workers() -> int:
-    """Bytes that belong to the processes that this one started alone, now. 0 where nobody tells."""
-    found = 0
+    """Return the private memory of this process's children, in bytes; 0 where /proc is missing."""
+    total = 0
     for child in torch.multiprocessing.active_children():
         try:
             lines = Path(f"/proc/{child.pid}/smaps_rollup").read_text().splitlines()
         except OSError:
             return 0
-        found += sum(1024 * int(line.split()[1]) for line in lines if line.startswith("Private_"))
-    return found
+        total += sum(1024 * int(line.split()[1]) for line in lines if line.startswith("Private_"))
+    return total
 
 
-# --- what is told ----------------------------------------------------------------------------------------------
+# --- results ---------------------------------------------------------------------------------------------------
 
 
 def difference(folder: Path, pairs: int, size: int) -> dict[str, dict[str, float]]:
-    """How far the pixels' levels, 0 to 255, are off the classic path's: the share that differs, and the most.
+    """Compare pixel levels, 0 to 255, with the classic way: the share that differs, and the largest difference.
 
-    same resize  neither path enlarges
-    enlarged     by Pillow there, by torch here
+    "same resize"  neither enlarges
+    "enlarged"     Pillow enlarges in the classic way, torch in p2pzoo
     """
     return {
         "same resize": _off(folder, pairs, size, 1.0),
@@ -239,7 +243,7 @@ def difference(folder: Path, pairs: int, size: int) -> dict[str, dict[str, float
 
 
 def _off(folder: Path, pairs: int, size: int, jitter: float) -> dict[str, float]:
-    batches = ours(folder, size, "memory", jitter=jitter, mirror=False)
+    batches = zoo_batches(folder, size, "memory", jitter=jitter, mirror=False)
     side = batches.store.load_size[0]
     differing, largest = 0, 0
     for index in range(pairs):

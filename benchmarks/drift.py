@@ -1,9 +1,10 @@
-"""How far p2pzoo's float32 steps drift from the classic ones of `baseline.py`, beside a reordering that is harmless.
+"""Measure how far p2pzoo's float32 steps drift from those of `baseline.py`, compared with a harmless reordering.
 
     python benchmarks/drift.py --size 256 --width 64
 
-Rounding differs wherever sums are ordered otherwise, and a GAN amplifies it step by step; the baseline in channels-last
-memory, where torch picks other kernels, shows by how much. Dropout is off: its masks follow the order of memory.
+Another order of summation rounds differently, and GAN training amplifies the difference in each step. The baseline in
+channels-last memory, for which torch picks other kernels, shows by how much. Dropout is off, since its masks depend on
+the memory order.
 """
 
 from __future__ import annotations
@@ -28,21 +29,21 @@ from p2pzoo.plugin.batch import Batch
 from p2pzoo.training.setup import build_objective
 
 CHANNELS = (3, 3)
-COARSE = 8  # pixels of smooth noise between two independent values
+COARSE = 8  # pixels between two independent values of the smooth noise
 
 
 @click.command()
 @click.option("--size", default=256, show_default=True, help="Side of the images in pixels.")
 @click.option("--width", default=64, show_default=True, help="Channels of the first layers of G and D.")
-@click.option("--steps", default=20, show_default=True, help="Steps of training.")
-@click.option("--json", "as_json", is_flag=True, help="One line of JSON instead of a table.")
-@click.option("-o", "--output", type=click.Path(path_type=Path), help="Also keep the result in this file.")
+@click.option("--steps", default=20, show_default=True, help="Training steps.")
+@click.option("--json", "as_json", is_flag=True, help="Print one line of JSON instead of a table.")
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="Also write the result to this file.")
 def main(size: int, width: int, steps: int, as_json: bool, output: Path | None) -> None:
-    """Largest differences of weights and losses after steps of training from the same weights on the same images."""
+    """Print the largest differences of weights and losses after training from the same weights on the same images."""
     overrides = [f"generator.width={width}", f"discriminator.width={width}", "generator.noise=none"]
     made = config.load("zoo:base.toml", "laptop", [*overrides, "compute.device=cpu"])
     engine = Engine(made.compute)
-    game = build_objective(made, engine, CHANNELS, (size, size))
+    objective = build_objective(made, engine, CHANNELS, (size, size))
     D = make_discriminator(made, CHANNELS, (size, size))
     assert D is not None
     classic = Classic(make_generator(made, CHANNELS, (size, size)), D)
@@ -50,13 +51,14 @@ def main(size: int, width: int, steps: int, as_json: bool, output: Path | None) 
 
     def ours(number: int) -> dict[str, float]:
         x, y = pair(number, size)
-        told = game.step(engine.move(Batch(x, y, ("",))), number)
-        return {name: told[name].item() for name in ("D.gan", "G.gan", "G.l1")}
+        losses = objective.step(engine.to_device(Batch(x, y, ("",))), number)
+        return {name: losses[name].item() for name in ("D.gan", "G.gan", "G.l1")}
 
     def classics(step: Classic, memory_format: torch.memory_format) -> Callable[[int], dict[str, float]]:
         def take(number: int) -> dict[str, float]:
-            told = step.step(*(image.contiguous(memory_format=memory_format) for image in pair(number, size)))
-            return {"D.gan": (told["D.real"] + told["D.fake"]) / 2, "G.gan": told["G.gan"], "G.l1": told["G.l1"]}
+            losses = step.step(*(image.contiguous(memory_format=memory_format) for image in pair(number, size)))
+            D_gan = (losses["D.real"] + losses["D.fake"]) / 2
+            return {"D.gan": D_gan, "G.gan": losses["G.gan"], "G.l1": losses["G.l1"]}
 
         return take
 
@@ -65,7 +67,10 @@ def main(size: int, width: int, steps: int, as_json: bool, output: Path | None) 
         losses["baseline"].append(classics(classic, torch.contiguous_format)(number))
         losses["p2pzoo"].append(ours(number))
         losses["channels-last"].append(classics(reordered, torch.channels_last)(number))
-    networks = {"p2pzoo": (game.G.network, game.players[1].network), "channels-last": (reordered.G, reordered.D)}
+    networks = {
+        "p2pzoo": (objective.G.network, objective.trainables[1].network),
+        "channels-last": (reordered.G, reordered.D),
+    }
     result: dict[str, Any] = {"benchmark": "drift", "size": size, "width": width, "steps": steps}
     for name, both in networks.items():
         result[name] = {
@@ -83,7 +88,7 @@ def main(size: int, width: int, steps: int, as_json: bool, output: Path | None) 
 
 
 def pair(number: int, size: int) -> list[Tensor]:
-    """x and y of a step, (1, 3, H, W) in [-1, 1]: smooth noise that follows from the number."""
+    """Return x and y of a step, (1, 3, H, W) in [-1, 1]: smooth noise with the step number as seed."""
     generator = torch.Generator().manual_seed(number)
     coarse = torch.rand(2, 1, 3, size // COARSE, size // COARSE, generator=generator) * 2 - 1
     return [F.interpolate(image, (size, size), mode="bilinear") for image in coarse]

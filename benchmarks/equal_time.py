@@ -1,9 +1,9 @@
-"""How many times as long the rows of a table take for an image as its baseline, by runs that take turns.
+"""Measure the time per image of each row of a table relative to its baseline, with runs that take turns.
 
     python benchmarks/equal_time.py -o benchmarks/results/speed/equal_time.json
 
-Each turn is a `p2pzoo run` of a few hundred images, on a machine that does nothing else; what counts is its own
-timings.jsonl without the first window, so that all of the loop is in it (averaging G, for one), and no start.
+Each turn is a `p2pzoo run` of a few hundred images, on a machine that does nothing else. The time comes from its
+timings.jsonl without the first window: it includes the whole training loop (for example averaging G), but no start-up.
 """
 
 from __future__ import annotations
@@ -25,30 +25,32 @@ HERE = Path(__file__).parent
 
 
 @click.command()
-@click.option("--table", "name", default="best.toml", show_default=True, help="A table file beside this one.")
+@click.option(
+    "--table", "name", default="best.toml", show_default=True, help="Table file in the folder of this script."
+)
 @click.option("--profile", default="laptop", show_default=True)
-@click.option("--rounds", type=click.IntRange(1), default=7, show_default=True, help="Turns of each row.")
-@click.option("--images", type=click.IntRange(1), default=400, show_default=True, help="Of a turn.")
-@click.option("-o", "--output", type=click.Path(path_type=Path), help="Also keep the result in this file.")
+@click.option("--rounds", type=click.IntRange(1), default=7, show_default=True, help="Turns per row.")
+@click.option("--images", type=click.IntRange(1), default=400, show_default=True, help="Images per turn.")
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="Also write the result to this file.")
 def main(name: str, profile: str, rounds: int, images: int, output: Path | None) -> None:
     """Time the rows of a table against its baseline."""
     from p2pzoo_bench.table_file import read_table
 
-    asked = read_table(str(HERE / name))
-    rows = {row.name: row.recipe for row in asked.trained if row.recipe}
-    seen = {row: config.load(recipe, profile).train.images_seen for row, recipe in rows.items()}
+    table_file = read_table(str(HERE / name))
+    rows = {row.name: row.recipe for row in table_file.trained if row.recipe}
+    images_seen = {row: config.load(recipe, profile).train.images_seen for row, recipe in rows.items()}
     seconds: dict[str, list[float]] = {row: [] for row in rows}
     for _ in range(rounds):
         for row, recipe in rows.items():
             seconds[row].append(turn(recipe, profile, images))
     result = {
-        "benchmark": "equal_time", "table": name, "profile": profile, "images": images, "baseline": asked.baseline,
+        "benchmark": "equal_time", "table": name, "profile": profile, "images": images, "baseline": table_file.baseline,
         "rows": {
             row: {
                 "recipe": rows[row],
-                "train_images": seen[row],
+                "train_images": images_seen[row],
                 "milliseconds": measure.spread([1e3 * each for each in taken]),
-                "times": measure.ratio(taken, seconds[asked.baseline]),
+                "times": measure.ratio(taken, seconds[table_file.baseline]),
             }
             for row, taken in seconds.items()
         },
@@ -59,7 +61,7 @@ def main(name: str, profile: str, rounds: int, images: int, output: Path | None)
 
 
 def turn(recipe: str, profile: str, images: int) -> float:
-    """Seconds for an image: the median over the windows of its log, but for the first."""
+    """Return the seconds per image of one run: the median over the windows of its log except the first."""
     with tempfile.TemporaryDirectory() as runs:
         options = ["--profile", profile, "--runs", runs, "--quiet", "-s", f"train.images={images}"]
         logged = ["-s", f"train.log_every={images // 4}"]

@@ -1,10 +1,10 @@
-"""The fault campaign at length: every fault of tests/faults, many times, each time elsewhere.
+"""Run every fault of tests/faults many times, each time at another moment.
 
     python benchmarks/faults.py -o benchmarks/results/faults.json
     python benchmarks/faults.py --kind kills,disk --times 20
 
-A fault is survived where what was promised held. Bytes lost are those of files that were whole when it struck, and
-after the run had gone on were neither as they had been nor superseded.
+A fault is survived if the promise of its test holds. Lost bytes are bytes of files that were complete at the fault and,
+after the run was resumed, were neither unchanged nor replaced by newer files.
 """
 
 from __future__ import annotations
@@ -24,40 +24,43 @@ KINDS = sorted(file.stem.removeprefix("test_") for file in FOLDER.glob("test_*.p
 
 
 @click.command()
-@click.option("--kind", "kinds", metavar="KIND,…", help=f"Of {', '.join(KINDS)} [default: all].")
-@click.option("--times", default=30, show_default=True, help="How often each, but for those that are one of a kind.")
-@click.option("--kills", default=100, show_default=True, help="How many processes are killed at random moments.")
-@click.option("--seed", default=0, show_default=True, help="Of where and when they strike.")
-@click.option("-o", "--output", type=click.Path(path_type=Path), help="Also keep the result in this file.")
+@click.option("--kind", "kinds", metavar="KIND,…", help=f"Kinds of faults: {', '.join(KINDS)} [default: all].")
+@click.option("--times", default=30, show_default=True, help="Repetitions of each fault that can vary.")
+@click.option("--kills", default=100, show_default=True, help="Number of processes killed at random moments.")
+@click.option("--seed", default=0, show_default=True, help="Seed of the places and moments of the faults.")
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="Also write the result to this file.")
 def main(kinds: str | None, times: int, kills: int, seed: int, output: Path | None) -> None:
-    """Inflict faults on runs, and say what came of it."""
-    asked = [name for kind in (kinds or ",".join(KINDS)).lower().split(",") for name in KINDS if name.startswith(kind)]
-    if not asked:
-        raise click.UsageError(f"--kind {kinds}: there are {', '.join(KINDS)}")
-    began = time.monotonic()
-    files = [FOLDER / f"test_{name}.py" for name in asked]
+    """Inflict faults on runs and print how many each promise survived."""
+    selected = [
+        name for kind in (kinds or ",".join(KINDS)).lower().split(",") for name in KINDS if name.startswith(kind)
+    ]
+    if not selected:
+        raise click.UsageError(f"--kind {kinds}: unknown kind; choose from {', '.join(KINDS)}")
+    start = time.monotonic()
+    files = [FOLDER / f"test_{name}.py" for name in selected]
     options = [f"--times={times}", f"--kills={kills}", f"--seed={seed}"]
-    rows = [row(told) for told in campaign.figures(files, options, "promise")]
+    rows = [row(figures) for figures in campaign.run_tests(files, options, "promise")]
     result = {
         "benchmark": "faults", "times": times, "kills": kills, "seed": seed, "faults": rows,
         **{name: sum(each[name] for each in rows) for name in ("tried", "survived", "bytes_lost")},
-        "minutes": round((time.monotonic() - began) / 60, 1), "environment": measure.environment(),
+        "minutes": round((time.monotonic() - start) / 60, 1), "environment": measure.environment(),
     }  # fmt: skip
     measure.keep(result, output)
     click.echo(table(result))
     sys.exit(result["survived"] < result["tried"])
 
 
-def row(told: dict[str, Any]) -> dict[str, Any]:
-    """A fault's figures. A test is one fault, but one that tells how many it tried."""
-    failed = told["tests"] - told["passed"]
-    tried = sum(each.get("tried", 1) for each in told["told"])
-    observed = Counter(each["observed"] for each in told["told"] if "observed" in each)
+def row(figures: dict[str, Any]) -> dict[str, Any]:
+    """Sum up the tests of one fault. A test counts as one fault unless it records how many it tried."""
+    properties = figures["properties"]
+    failed = figures["tests"] - figures["passed"]
+    tried = sum(test.get("tried", 1) for test in properties)
+    observed = Counter(test["observed"] for test in properties if "observed" in test)
     return {
-        "kind": told["kind"], "fault": told["what"], "promised": told["promised"], "observed": dict(observed),
-        "tried": tried, "survived": sum(each.get("survived", 1) for each in told["told"]) - failed,
-        "bytes_lost": sum(each.get("bytes_lost", 0) for each in told["told"]),
-        "skipped": told["skipped"], "failures": told["failures"],
+        "kind": figures["kind"], "fault": figures["what"], "promised": figures["promised"], "observed": dict(observed),
+        "tried": tried, "survived": sum(test.get("survived", 1) for test in properties) - failed,
+        "bytes_lost": sum(test.get("bytes_lost", 0) for test in properties),
+        "skipped": figures["skipped"], "failures": figures["failures"],
     }  # fmt: skip
 
 

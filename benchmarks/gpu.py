@@ -1,11 +1,11 @@
-"""The speed of training on a CUDA device in one table: p2pzoo, the classic step, and p2pzoo with one thing off each.
+"""Measure training speed on a CUDA device: p2pzoo, the classic step, and p2pzoo with one switch off at a time.
 
     python benchmarks/gpu.py
 
 At 256 px with batches of 1, 4 and 16, and at 512 px with batches of 1, width 64. The baseline is `baseline.py`: eager,
-fp32, NCHW, torch's default Adam, `.item()` on every loss, as the public PyTorch code does it, with cuDNN free to choose
-its kernels by timing, as there. It is given batches that lie ready in memory, as if its loader always kept up; p2pzoo
-makes its own. Each contestant has a process; two of them are alive at a time, and take turns.
+fp32, NCHW, torch's default Adam and `.item()` on every loss, as in the public PyTorch code; as there, cuDNN chooses its
+kernels by timing. Its batches are already in memory, as if its loader always kept up; p2pzoo makes its own. Each
+contestant is a process; two of them are alive at a time and take turns.
 
 Without `fused_adam` there is no CUDA graph either.
 """
@@ -43,19 +43,19 @@ OFF = {
     "cuda_graphs": "compute.cuda_graphs=false",
     "prefetch": "compute.prefetch=false",
 }
-WARM_UP = 8  # more than a graph takes before it is recorded
-IMAGES = 10**8  # a training that is long enough for everything to pay
-COUNTED = 5  # steps that are watched for waits
+WARM_UP = 8  # steps before timing: more than the warm-up steps before a graph is recorded
+IMAGES = 10**8  # a run this long enables every switch, also compile
+COUNTED = 5  # steps in which synchronizations are counted
 
 
 @click.command()
-@click.option("--rounds", default=7, show_default=True, help="Turns of each contestant.")
+@click.option("--rounds", default=7, show_default=True, help="Turns per contestant.")
 @click.option("--steps", default=50, show_default=True, help="Steps per turn.")
-@click.option("--without", multiple=True, type=click.Choice([*OFF]), help="Only these lines. All, if none is given.")
-@click.option("--json", "as_json", is_flag=True, help="One line of JSON instead of the table.")
-@click.option("-o", "--output", type=click.Path(path_type=Path), help="Also keep the result in this file.")
+@click.option("--without", multiple=True, type=click.Choice([*OFF]), help="Measure only these lines [default: all].")
+@click.option("--json", "as_json", is_flag=True, help="Print one line of JSON instead of the table.")
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="Also write the result to this file.")
 @click.option("--device", default="cuda", hidden=True)
-@click.option("--quick", is_flag=True, hidden=True, help="One small cell: does it run?")
+@click.option("--quick", is_flag=True, hidden=True, help="Measure one small cell, as a test.")
 @click.option("--contestant", hidden=True)
 @click.option("--cell", nargs=3, type=int, hidden=True)
 @click.option("--folder", hidden=True, type=click.Path(path_type=Path))
@@ -65,7 +65,7 @@ def main(
 ) -> None:  # fmt: skip
     """Print the table of training speed on a CUDA device."""
     if device == "cuda" and not torch.cuda.is_available():
-        click.echo(f"gpu.py needs a CUDA device, and torch {torch.__version__} sees none here", err=True)
+        click.echo(f"gpu.py needs a CUDA device, and torch {torch.__version__} finds none", err=True)
         sys.exit(2)
     torch.manual_seed(0)
     if contestant and cell and folder:
@@ -75,8 +75,8 @@ def main(
     for size, width, batch in QUICK if quick else CELLS:
         with tempfile.TemporaryDirectory() as temporary:
             draw_pairs(Path(temporary), size)
-            given = ("--device", device, "--steps", steps, "--cell", size, width, batch, "--folder", temporary)
-            lines = measured(given, [*(without or OFF)], rounds, steps)
+            arguments = ("--device", device, "--steps", steps, "--cell", size, width, batch, "--folder", temporary)
+            lines = measure_lines(arguments, [*(without or OFF)], rounds, steps)
         cells.append({"size": size, "width": width, "batch": batch, "lines": lines})
     environment = measure.environment() | {"device": device, "cuda": torch.version.cuda}
     result = {"benchmark": "gpu", "steps": steps, "cells": cells, "environment": environment}
@@ -88,11 +88,14 @@ def main(
 
 
 def serve(name: str, cell: tuple[int, int, int], folder: Path, device: str, steps: int) -> None:
-    """Be one contestant: `baseline`, `p2pzoo`, or the settings that differ from p2pzoo's own, separated by spaces."""
+    """Run as one contestant.
+
+    name  "baseline", "p2pzoo", or overrides of p2pzoo, separated by spaces
+    """
     if name == "baseline":
-        step, on = classic_step(cell, folder, device), {}
+        step, enabled = classic_step(cell, folder, device), {}
     else:
-        step, on = zoo_step(cell, folder, device, [] if name == "p2pzoo" else name.split())
+        step, enabled = zoo_step(cell, folder, device, [] if name == "p2pzoo" else name.split())
 
     def work() -> None:
         for _ in range(steps):
@@ -102,7 +105,7 @@ def serve(name: str, cell: tuple[int, int, int], folder: Path, device: str, step
     for _ in range(WARM_UP):
         step()
     wait(device)
-    about = {"waits": round(waits(step, device) / COUNTED, 1), "on": [switch for switch in on if on[switch]]}
+    about = {"waits": round(waits(step, device) / COUNTED, 1), "on": [switch for switch in enabled if enabled[switch]]}
     measure.serve(work, about, peak=torch.cuda.max_memory_allocated if device == "cuda" else None)
 
 
@@ -128,11 +131,11 @@ def classic_step(cell: tuple[int, int, int], folder: Path, device: str) -> Calla
 def zoo_step(
     cell: tuple[int, int, int], folder: Path, device: str, settings: list[str]
 ) -> tuple[Callable[[], object], dict[str, bool]]:
-    """p2pzoo's step as `p2pzoo run` takes it, the losses read as rarely as there; and which switches are on."""
+    """Return a step as in `p2pzoo run`, with losses read as rarely, and whether each switch is enabled."""
     from p2pzoo.compute.engine import Engine
     from p2pzoo.data import Store, TrainBatches
     from p2pzoo.training.checkpoint import LossLogger
-    from p2pzoo.training.loop import READ_EVERY_ELSEWHERE, train_step
+    from p2pzoo.training.loop import READ_EVERY_ON_ACCELERATORS, train_step
     from p2pzoo.training.setup import build_objective
 
     size, width, batch = cell
@@ -146,19 +149,19 @@ def zoo_step(
     store = Store(made.dataset.build(split="train"), enlarge=made.train.jitter, kernel=made.train.jitter_kernel)
     objective = build_objective(made, engine, store.channels, store.size)
     play = engine.compile_step(objective)
-    drawn = TrainBatches(store, batch_size=batch, mirror=True, seed=0)
-    closing = contextlib.ExitStack()  # with the process
-    batches = closing.enter_context(engine.prefetch(drawn, made.train.steps))
-    ledger, taken = LossLogger(), 0
+    train_batches = TrainBatches(store, batch_size=batch, mirror=True, seed=0)
+    closing = contextlib.ExitStack()  # closed at the end of the process
+    batches = closing.enter_context(engine.prefetch(train_batches, made.train.steps))
+    logger, taken = LossLogger(), 0
 
     def step() -> object:
         nonlocal taken
         losses = train_step(play, engine, batches, taken, made.optimizer.lr, 0)
         taken += 1
-        ledger.waiting.append((taken, taken * batch, losses))
-        return ledger.read() if taken % READ_EVERY_ELSEWHERE == 0 else closing
+        logger.waiting.append((taken, taken * batch, losses))
+        return logger.read() if taken % READ_EVERY_ON_ACCELERATORS == 0 else closing
 
-    return step, engine.on
+    return step, engine.enabled
 
 
 def wait(device: str) -> None:
@@ -167,67 +170,67 @@ def wait(device: str) -> None:
 
 
 def waits(step: Callable[[], object], device: str) -> int:
-    """How often COUNTED steps made Python wait for the device."""
+    """Return how often Python waits for the device in COUNTED steps."""
     if device != "cuda":
         return 0
-    with warnings.catch_warnings(record=True) as told:
+    with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         torch.cuda.set_sync_debug_mode("warn")
         for _ in range(COUNTED):
             step()
         torch.cuda.set_sync_debug_mode("default")
-    return sum("called a synchronizing" in str(each.message) for each in told)
+    return sum("called a synchronizing" in str(warning.message) for warning in caught)
 
 
 # --- the measurement -------------------------------------------------------------------------------------------
 
 
-def measured(given: tuple[object, ...], without: list[str], rounds: int, steps: int) -> dict[str, Any]:
-    """{line: its figures}. Every line is measured beside the p2pzoo that it is compared with."""
+def measure_lines(arguments: tuple[object, ...], without: list[str], rounds: int, steps: int) -> dict[str, Any]:
+    """Return {line: its figures}. Each line takes turns with p2pzoo, with which it is compared."""
     lines: dict[str, Any] = {}
-    with contestant(given, "p2pzoo") as ours:
+    with contestant(arguments, "p2pzoo") as ours:
         if ours is None:
             return lines
         lines["p2pzoo"] = {**ours.about, "seconds": []}
         for line in ("baseline", *(f"without {switch}" for switch in without)):
             name = "baseline" if line == "baseline" else OFF[line.removeprefix("without ")]
-            with contestant(given, name) as other:
-                lines[line] = compared(ours, other, rounds, steps, lines["p2pzoo"])
+            with contestant(arguments, name) as other:
+                lines[line] = compare(ours, other, rounds, steps, lines["p2pzoo"])
     return lines
 
 
 @contextlib.contextmanager
-def contestant(given: tuple[object, ...], name: str) -> Iterator[measure.Contestant | None]:
-    """A contestant until the end of the block; None where it cannot be, most often for want of memory."""
+def contestant(arguments: tuple[object, ...], name: str) -> Iterator[measure.Contestant | None]:
+    """Start a contestant and end it with the block; None if it fails, most often because memory is too small."""
     try:
-        found = measure.Contestant(__file__, *given, "--contestant", name)
+        started = measure.Contestant(__file__, *arguments, "--contestant", name)
     except SystemExit as error:
-        click.echo(f"left out: {error}", err=True)
+        click.echo(f"skipped: {error}", err=True)
         yield None
         return
     try:
-        yield found
+        yield started
     finally:
-        found.end()
+        started.end()
 
 
-def compared(
+def compare(
     ours: measure.Contestant, other: measure.Contestant | None, rounds: int, steps: int, own: dict[str, Any]
 ) -> dict[str, Any] | None:
-    """The other's figures, and how many times faster ours is; ours go into `own`."""
+    """Return the figures of the other contestant and the speed-up of ours; add ours to `own`."""
     if other is None:
         return None
     try:
         turns = measure.turns({"ours": ours, "other": other}, rounds, 1)
     except SystemExit as error:
-        click.echo(f"left out: {error}", err=True)
+        click.echo(f"skipped: {error}", err=True)
         return None
-    found = {**other.about, "seconds": []}
-    for name, figures in (("ours", own), ("other", found)):
+    theirs = {**other.about, "seconds": []}
+    for name, figures in (("ours", own), ("other", theirs)):
         figures["seconds"] += [round(seconds / steps, 6) for seconds in turns[name]["seconds"]]  # of a step
         figures["steps_per_second"] = round(1 / statistics.median(figures["seconds"]), 3)
         figures["peak_megabytes"] = round(turns[name]["peak_bytes"] / 1e6)
-    return found | {"ratio": measure.ratio(turns["other"]["seconds"], turns["ours"]["seconds"])}
+    return theirs | {"ratio": measure.ratio(turns["other"]["seconds"], turns["ours"]["seconds"])}
 
 
 def table(result: dict[str, Any]) -> str:

@@ -1,11 +1,11 @@
-"""How often p2pzoo's 95% intervals hold the truth, in simulation.
+"""Simulate how often p2pzoo's 95% intervals contain the true value.
 
     python benchmarks/interval_coverage.py -o benchmarks/results/coverage.json
 
-Seeds: Student's t over three normal draws. Test regions: the studentised bootstrap over blocks, with as many blocks of
-as many tiles as the earth's test split has at 128 px. A tile's difference is a block's effect plus its own; half of the
-variance is the block's. Normal and skewed (exponential) effects; a mean over tiles, and a pooled ratio like accuracy,
-whose truth is that of endlessly many blocks.
+Seeds: Student's t over three normal draws. Test regions: the studentised bootstrap over blocks, with the numbers of
+blocks and of tiles per block that the test split of earth has at 128 px. The difference of a tile is the effect of its
+block plus its own effect; half of the variance comes from the block. Effects are normal or skewed (exponential). The
+statistic is a mean over tiles, or a pooled ratio like accuracy, whose true value is that of infinitely many blocks.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ EFFECTS: dict[str, Draw] = {
 
 
 @click.command()
-@click.option("--trials", default=2000, show_default=True, help="Simulated tables.")
-@click.option("--json", "as_json", is_flag=True, help="One line of JSON instead of a table.")
-@click.option("-o", "--output", type=click.Path(path_type=Path), help="Also keep the result in this file.")
+@click.option("--trials", default=2000, show_default=True, help="Number of simulated tables.")
+@click.option("--json", "as_json", is_flag=True, help="Print one line of JSON instead of a table.")
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="Also write the result to this file.")
 def main(trials: int, as_json: bool, output: Path | None) -> None:
     """Measure the coverage of the intervals in p2pzoo's tables."""
     tiles = test_blocks()
@@ -54,13 +54,14 @@ def main(trials: int, as_json: bool, output: Path | None) -> None:
 
 
 def test_blocks() -> list[int]:
-    """How many tiles each block of the earth's test split has."""
+    """Return the numbers of tiles per block of the test split of earth."""
     made = config.load("zoo:base.toml", "laptop")
     dataset = made.dataset.build(split="test")
     return sorted(Counter(dataset[i].block for i in range(len(dataset))).values())
 
 
 def mean_coverage(rng: np.random.Generator, tiles: list[int], draw: Draw, trials: int) -> float:
+    """Coverage for a mean over tiles."""
     blocks = np.repeat(range(len(tiles)), tiles)
     held = 0
     for _ in range(trials):
@@ -73,7 +74,7 @@ def mean_coverage(rng: np.random.Generator, tiles: list[int], draw: Draw, trials
 
 
 def ratio_coverage(rng: np.random.Generator, tiles: list[int], draw: Draw, trials: int) -> float:
-    """Of the difference of two pooled accuracies: right pixels over pixels that count, which vary by tile."""
+    """Coverage for a difference of pooled accuracies: correct pixels over counted pixels, which vary by tile."""
     blocks = np.repeat(range(len(tiles)), tiles)
     held = 0
     for _ in range(trials):

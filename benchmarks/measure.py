@@ -1,7 +1,7 @@
-"""How the benchmarks measure: contestants in processes of their own, taking turns in one run; medians and ratios.
+"""Measurement for the benchmarks: contestants in separate processes take turns in one run; medians and ratios.
 
-A process each, because the allocator's settings and peak memory belong to a process. One works while the others wait.
-Absolute times vary with the neighbours of a machine; the ratio of two turns that follow one another varies little.
+Each contestant is a process, because allocator settings and peak memory belong to a process. One works while the others
+wait. Absolute times vary with the other load of a machine; the ratio of two consecutive turns varies little.
 """
 
 from __future__ import annotations
@@ -21,14 +21,15 @@ from typing import Any
 
 
 class Contestant:
-    """A script that calls `serve`, waiting for its turns."""
+    """A process that runs a script which calls `serve`; it works when `turn` is called."""
 
     def __init__(self, *command: object) -> None:
         arguments = [sys.executable, *map(str, command)]
         self.process = subprocess.Popen(arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        self.about = self._answer()  # it is ready, and warm
+        self.about = self._answer()  # the process has finished its warm-up
 
     def turn(self, repeats: int) -> dict[str, Any]:
+        """Do the work `repeats` times. Return {"seconds": of each repeat, "peak_bytes"}."""
         assert self.process.stdin
         self.process.stdin.write(f"{repeats}\n")
         self.process.stdin.flush()
@@ -51,36 +52,38 @@ class Contestant:
 def serve(
     work: Callable[[], object], about: dict[str, Any] | None = None, *, peak: Callable[[], int] | None = None
 ) -> None:
-    """Take turns: for each number on stdin, do `work` so often and tell the seconds each took, and peak memory.
+    """Be a contestant: for each number on stdin, do `work` that often, and print the seconds of each and peak memory.
 
-    peak  tells that memory in bytes, where it is not the process's own
+    work   one repeat
+    about  facts about this contestant, printed first
+    peak   returns peak memory in bytes; that of the process if not given
     """
     peak = peak or peak_bytes
     print(json.dumps(about or {}), flush=True)
     for line in sys.stdin:
         seconds = []
         for _ in range(int(line)):
-            began = time.perf_counter()
+            start = time.perf_counter()
             work()
-            seconds.append(time.perf_counter() - began)
+            seconds.append(time.perf_counter() - start)
         print(json.dumps({"seconds": seconds, "peak_bytes": peak()}), flush=True)
 
 
 def peak_bytes() -> int:
-    """The most memory that this process has had so far."""
+    """Return the peak memory of this process so far."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def take_turns(contestants: dict[str, Contestant], rounds: int, repeats: int) -> dict[str, dict[str, Any]]:
-    """Their `turns`, after which they end."""
-    found = turns(contestants, rounds, repeats)
+    """Return `turns`, and end the contestants."""
+    measured = turns(contestants, rounds, repeats)
     for contestant in contestants.values():
         contestant.end()
-    return found
+    return measured
 
 
 def turns(contestants: dict[str, Contestant], rounds: int, repeats: int) -> dict[str, dict[str, Any]]:
-    """{name: {"seconds": the median of each round, "peak_bytes"}}; every second round in reverse order."""
+    """Return {name: {"seconds": median of each round, "peak_bytes"}}. Every second round is in reverse order."""
     seconds: dict[str, list[float]] = {name: [] for name in contestants}
     peak: dict[str, int] = {}
     for number in range(rounds):
@@ -93,12 +96,12 @@ def turns(contestants: dict[str, Contestant], rounds: int, repeats: int) -> dict
 
 
 def ratio(slow: Sequence[float], fast: Sequence[float]) -> dict[str, Any]:
-    """How many times faster, round by round."""
+    """Return the spread over the rounds of slow / fast."""
     return spread([a / b for a, b in zip(slow, fast, strict=True)])
 
 
 def spread(values: Sequence[float]) -> dict[str, Any]:
-    """Of one number a round: the median, and the least and greatest."""
+    """Return median, minimum and maximum of one number per round."""
     return {
         "median": round(statistics.median(values), 3),
         "spread": [round(min(values), 3), round(max(values), 3)],
@@ -107,7 +110,7 @@ def spread(values: Sequence[float]) -> dict[str, Any]:
 
 
 def environment() -> dict[str, Any]:
-    """What a figure was measured with. Names no host, user or path."""
+    """Return versions and hardware of a measurement. Contains no host, user or path."""
     import torch
 
     return {
@@ -132,7 +135,7 @@ def _processor() -> str:
 
 
 def keep(result: dict[str, Any], file: Path | None) -> None:
-    """Write a result for `write_readmes.py` to show, if a file is given."""
+    """Write a result as JSON, which `write_readmes.py` reads, if a file is given."""
     if file:
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(json.dumps(result, indent=2, sort_keys=True) + "\n")

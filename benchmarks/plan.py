@@ -1,9 +1,9 @@
-"""What a job far beyond one machine will take, derived before anyone pays for it.
+"""Estimate the cost of jobs that need more than one machine.
 
     python benchmarks/plan.py
 
-Each figure is computed here from three kinds of facts: what was measured and lies in `results/`, what a recipe says,
-and what others state of their data and devices (PUBLISHED, with its source). Nothing of it was run.
+Each figure is computed from measurements in `results/`, from a recipe, and from published facts about data sets and
+devices (PUBLISHED, with sources). None of these jobs was run.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ PUBLISHED = {
     "ImageNet, photos": 1_281_167,
     "H100 SXM, bf16 FLOP/s": 989e12,  # dense; NVIDIA's data sheet
 }
-SHARES = (0.01, 0.10)  # of a GPU's peak that such steps may reach: assumed until benchmarks/gpu.py has measured it
+SHARES = (0.01, 0.10)  # share of a GPU's peak that such steps reach: assumed until benchmarks/gpu.py has measured it
 SHARE = f"{SHARES[1]:.0%} to {SHARES[0]:.0%} of its peak, assumed"
-STORAGE = 1e9  # bytes a second that a shared file system gives one run: assumed
-FLOATS = 4 * 3  # bytes of a weight and of Adam's two moments
+STORAGE = 1e9  # bytes per second of a shared file system for one run: assumed
+FLOATS = 4 * 3  # bytes per weight in a checkpoint: the weight and the two moments of Adam
 RUNS, GPUS = 1000, 64
 
 
 def colorization() -> str:
-    """ImageNet in colour: the data and the epochs of §6.2."""
+    """Return the plan of colorization: ImageNet with the epochs of §6.2."""
     train, weights = _recipe("zoo:tasks/colorize.toml", "paper", (1, 2), 256)
     step, loading = _speed("train_step-256-64-4"), _speed("data_loading")
     gflop, seconds = step["gflop"] / step["batch"], step["milliseconds"]["ours"] / step["batch"] / 1e3
@@ -62,7 +62,7 @@ def colorization() -> str:
 
 
 def ablation() -> str:
-    """A thousand runs of profile gpu."""
+    """Return the plan of an ablation: RUNS runs of profile gpu on GPUS GPUs."""
     train, weights = _recipe("zoo:ablation_patch70.toml", "gpu", (3, 3), 128)
     step = _speed("train_step-256-64-1")
     gflop, seconds = step["gflop"] / 4, step["milliseconds"]["ours"] / 4 / 1e3  # a quarter of the pixels
@@ -93,18 +93,18 @@ def _grid(title: str, *rows: tuple[str, str, str]) -> str:
 
 
 def _recipe(name: str, profile: str, channels: tuple[int, int], side: int) -> tuple[Any, int]:
-    """A recipe's [train], and the weights of its two networks."""
-    from p2pzoo.models.build import measures
+    """Return the [train] table of a recipe and the number of weights of its two networks."""
+    from p2pzoo.models.build import summarize_network
 
     made = config.load(name, profile)
     assert made.discriminator
     parts = (made.generator, made.discriminator)
-    return made.train, sum(measures(part, channels, (side, side)).parameters for part in parts)
+    return made.train, sum(summarize_network(part, channels, (side, side)).parameters for part in parts)
 
 
 def _speed(name: str) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((RESULTS / "speed" / f"{name}.json").read_text("utf-8"))
-    return found
+    result: dict[str, Any] = json.loads((RESULTS / "speed" / f"{name}.json").read_text("utf-8"))
+    return result
 
 
 @click.command()

@@ -104,10 +104,11 @@ def record(output: Path, checkout: Path, jobs: int) -> None:
     with tempfile.TemporaryDirectory() as temporary, ThreadPoolExecutor(jobs) as pool:
         draw_data(folder := Path(temporary))
         missing = [name for name in recipes if name not in kept]
-        for name, found in zip(missing, pool.map(lambda n: record_recipe(recipes[n], checkout, folder), missing), strict=True):
-            kept[name] = found
+        records = pool.map(lambda name: record_recipe(recipes[name], checkout, folder), missing)
+        for name, entry in zip(missing, records, strict=True):
+            kept[name] = entry
             output.write_text(json.dumps(kept, indent=1, sort_keys=True) + "\n", "utf-8")
-            click.echo(f"{name}: {found.get('error') or found['id']}")
+            click.echo(f"{name}: {entry.get('error') or entry['id']}")
 
 
 @main.command()
@@ -122,7 +123,7 @@ def compare(before: Path, after: Path) -> None:
         for key in ("error", "id", "tensors", "log", "metrics", "protocols")
         if old.get(name, {}).get(key) != new.get(name, {}).get(key)
     ]
-    errors = [name for name, found in sorted(new.items()) if "error" in found]
+    errors = [name for name, entry in sorted(new.items()) if "error" in entry]
     for line in [*differences, *(f"{name}: was not trained: {new[name]['error']}" for name in errors)]:
         click.echo(line)
     click.echo(f"{len(new)} recipes, {len(differences)} differences")

@@ -1,9 +1,9 @@
-"""What each row of the paper's tables costs: milliseconds of a training step, and what a whole run's steps add up to.
+"""Measure the cost of each row of the paper's tables: milliseconds per step, and seconds for all steps of a run.
 
     python benchmarks/row_seconds.py -o benchmarks/results/speed/row_seconds-laptop.json
 
-Rows take turns, each in a process of its own, on a machine that does nothing else. The runs that the tables come from
-may have shared theirs with other work, so their own seconds are not shown. Samples, checkpoints and evaluation are not
+Rows take turns, each in a separate process, on a machine that does nothing else. The runs behind the tables may have
+shared their machine with other work, so their own times are not used. Samples, checkpoints and evaluation are not
 counted.
 """
 
@@ -21,26 +21,32 @@ from steps import training
 from p2pzoo import config
 
 HERE = Path(__file__).parent
-WARM_UP = 3
+WARM_UP = 3  # steps before timing
 
 
 @click.command()
 @click.option("--profile", default="laptop", show_default=True)
-@click.option("--rounds", type=click.IntRange(1), default=5, show_default=True, help="Turns of each row.")
+@click.option("--rounds", type=click.IntRange(1), default=5, show_default=True, help="Turns per row.")
 @click.option(
-    "--steps", type=click.IntRange(1), default=5, show_default=True, help="Steps of a turn; its median counts."
+    "--steps",
+    type=click.IntRange(1),
+    default=5,
+    show_default=True,
+    help="Steps per turn; a turn counts as their median.",
 )
-@click.option("--json", "as_json", is_flag=True, help="One line of JSON instead of a table.")
-@click.option("-o", "--output", type=click.Path(path_type=Path), help="Also keep the result in this file.")
+@click.option("--json", "as_json", is_flag=True, help="Print one line of JSON instead of a table.")
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="Also write the result to this file.")
 @click.option("--contestant", hidden=True)
 def main(profile: str, rounds: int, steps: int, as_json: bool, output: Path | None, contestant: str | None) -> None:
     """Time a training step of every recipe that the tables compare."""
     if contestant:
         serve(contestant, profile)
         return
-    found = {recipe: measure.Contestant(__file__, "--profile", profile, "--contestant", recipe) for recipe in recipes()}
-    about = {recipe: each.about for recipe, each in found.items()}
-    measured = measure.take_turns(found, rounds, steps)
+    contestants = {
+        recipe: measure.Contestant(__file__, "--profile", profile, "--contestant", recipe) for recipe in recipes()
+    }
+    about = {recipe: contestant.about for recipe, contestant in contestants.items()}
+    measured = measure.take_turns(contestants, rounds, steps)
     rows = {}
     for recipe, each in measured.items():
         milliseconds = measure.spread([1e3 * seconds for seconds in each["seconds"]])
@@ -59,7 +65,7 @@ def main(profile: str, rounds: int, steps: int, as_json: bool, output: Path | No
 
 
 def recipes() -> list[str]:
-    """The recipes of the paper's tables, each once, in the tables' order."""
+    """Return the recipes of the paper's tables in their order, without duplicates."""
     from p2pzoo_bench.table_file import read_table
 
     tables = [read_table(str(file)) for file in sorted(HERE.glob("table*.toml"))]
@@ -67,8 +73,7 @@ def recipes() -> list[str]:
 
 
 def serve(recipe: str, profile: str) -> None:
-    """Be one row."""
-
+    """Run as one row."""
     torch.manual_seed(0)
     made = config.load(recipe, profile)
     work = training(made)

@@ -1,10 +1,10 @@
-"""How a training step grows: time and peak memory against image size, batch, width and the number of pairs.
+"""Measure how time and peak memory of a training step grow with image size, batch, width and number of pairs.
 
     python benchmarks/scaling.py -o benchmarks/results/speed/scaling.json
 
-Each point is a process of its own, with the step that `p2pzoo run` takes; the points of a series take turns. A slope is
-the exponent of a power law, fitted to the logarithms round by round: 1 is linear in pixels, in images, in pairs.
-Memory is what comes on top of the imports. The plot goes beside the result, as .svg.
+Each point is a separate process with the step of `p2pzoo run`; the points of a series take turns. A slope is the
+exponent of a power law, fitted to the logarithms round by round: 1 is linear in pixels, images or pairs. Memory does
+not include the imports. The plot is written next to the result, as .svg.
 """
 
 from __future__ import annotations
@@ -25,17 +25,20 @@ import click
 import measure
 from steps import draw_pairs, experiment, training
 
-WARM_UP = 2
+WARM_UP = 2  # steps before timing
 BASE = {"size": 128, "width": 32, "batch": 1, "pairs": 64}
 QUICK = {"size": 64, "width": 8, "batch": 1, "pairs": 16}
 
 
 @dataclass(frozen=True)
 class Series:
-    """What changes, around which point, and what it is counted in.
+    """One series of points, which vary in a single quantity.
 
-    unit   of the x axis; slopes are exponents of this
-    power  of the value that counts it: a side squared is an area
+    values  values of the quantity
+    quick   values with --quick
+    unit    unit of the x axis, to which the slopes refer
+    power   power of the value that gives the unit: a side squared is an area
+    base    values of the other quantities, where they differ from BASE
     """
 
     values: Sequence[int]
@@ -54,13 +57,19 @@ SERIES = {
 
 
 @click.command()
-@click.option("--series", "names", multiple=True, type=click.Choice(list(SERIES)), help="Only this one. Repeatable.")
-@click.option("--rounds", default=5, show_default=True, help="Turns of each point.")
-@click.option("--steps", default=3, show_default=True, help="Steps per turn; a turn counts as their median.")
-@click.option("--quick", is_flag=True, help="Two small points a series, one round: does it run?")
-@click.option("--json", "as_json", is_flag=True, help="One line of JSON instead of a table.")
 @click.option(
-    "-o", "--output", type=click.Path(path_type=Path), help="Also keep the result here, and its plot as .svg."
+    "--series",
+    "names",
+    multiple=True,
+    type=click.Choice(list(SERIES)),
+    help="Measure only this series. May be repeated.",
+)
+@click.option("--rounds", default=5, show_default=True, help="Turns per point.")
+@click.option("--steps", default=3, show_default=True, help="Steps per turn; a turn counts as their median.")
+@click.option("--quick", is_flag=True, help="Measure two small points per series in one round, as a test.")
+@click.option("--json", "as_json", is_flag=True, help="Print one line of JSON instead of a table.")
+@click.option(
+    "-o", "--output", type=click.Path(path_type=Path), help="Also write the result to this file, and its plot as .svg."
 )
 @click.option("--point", hidden=True)
 def main(
@@ -126,33 +135,33 @@ def run(name: str, rounds: int, steps: int, quick: bool) -> dict[str, Any]:
 
 
 def serve(folder: str, size: int, width: int, batch: int, pairs: int) -> None:
-    """Be one point: the imports, then from opening the data to the end of the first step, then steps on demand."""
+    """Run as one point: import, time from opening the data to the end of the first step, then take steps on demand."""
     for library in (
         "p2pzoo.training.run_experiment",
         "torch._dynamo",
         "torch.distributed.tensor",
-    ):  # the first optimizer loads these
+    ):  # the first optimizer imports these
         importlib.import_module(library)
     made = experiment(Path(folder), size, width, batch)
     imports = measure.peak_bytes()
-    began = time.perf_counter()
-    for split in ("val", "test"):  # a run opens these too
+    start = time.perf_counter()
+    for split in ("val", "test"):  # as a run does
         made.dataset.build(split=split)
     work = training(made)
     work()
-    started = time.perf_counter() - began
+    started = time.perf_counter() - start
     for _ in range(WARM_UP):
         work()
     measure.serve(work, {"start_seconds": started, "imports_bytes": imports})
 
 
 def slope(x: Sequence[float], y: Sequence[float]) -> float:
-    """The exponent of y ∝ x^slope that fits best, in the least squares of the logarithms."""
+    """Return the exponent of y ∝ x^slope, fitted by least squares to the logarithms."""
     return statistics.linear_regression([math.log(v) for v in x], [math.log(v) for v in y]).slope
 
 
 def plot(result: dict[str, Any], file: Path) -> None:
-    """One panel per series, log-log: milliseconds on the left, memory (for pairs: start-up) on the right."""
+    """Plot one log-log panel per series: milliseconds on the left axis, memory (for pairs: start-up) on the right."""
     import matplotlib
 
     with matplotlib.rc_context({"svg.hashsalt": "p2pzoo", "svg.fonttype": "none", "font.size": 9}):
@@ -167,7 +176,9 @@ def plot(result: dict[str, Any], file: Path) -> None:
             medians = [each["median"] for each in found["milliseconds"]]
             exponents = found["slope"]["milliseconds"]["median"], found["slope"][right]
             sides = (axes, medians, "ms per step", "C0", "o"), (axes.twinx(), found[right], unit, "C1", "s")
-            span = max(4, *(max(values) / min(values) for _, values, *_ in sides))  # of both, so that slopes compare
+            span = max(
+                4, *(max(values) / min(values) for _, values, *_ in sides)
+            )  # the same for both axes, so that slopes can be compared
             for (side, values, label, color, marker), exponent in zip(sides, exponents, strict=True):
                 counted = found["counted"]
                 through = [statistics.fmean(math.log(v) for v in each) for each in (counted, values)]

@@ -1,9 +1,9 @@
-"""How long `p2pzoo run` takes to its first step, with a warm cache: what is waited for each time a recipe is tried.
+"""Measure the time of `p2pzoo run` until its first step, with a warm cache.
 
     python benchmarks/startup.py --recipe recipes/ablation_patch70.toml
 
-The real command, in a process of its own each round, until metrics.jsonl has its first line (train.log_every = 1), and
-then killed. Beside it, in turns, the imports alone: p2pzoo with the libraries that its first optimizer loads.
+Each round starts the real command, waits until metrics.jsonl has its first line (train.log_every = 1), and kills it. In
+turns with it, another process only imports p2pzoo and the libraries that its first optimizer imports.
 """
 
 from __future__ import annotations
@@ -20,24 +20,24 @@ import click
 import measure
 
 IMPORTS = "import p2pzoo.cli.run, p2pzoo.training.run_experiment, torch._dynamo, torch.distributed.tensor"
-MOST_SECONDS = 300
+TIMEOUT_SECONDS = 300
 
 
 @click.command()
 @click.option("--recipe", default="zoo:ablation_patch70.toml", show_default=True)
 @click.option("--profile", default="laptop", show_default=True)
-@click.option("-s", "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="As in `p2pzoo run`.")
-@click.option("--rounds", default=5, show_default=True, help="Counted ones, after one that warms the cache.")
-@click.option("--json", "as_json", is_flag=True, help="One line of JSON instead of text.")
-@click.option("-o", "--output", type=click.Path(path_type=Path), help="Also keep the result in this file.")
+@click.option("-s", "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override, as in `p2pzoo run`.")
+@click.option("--rounds", default=5, show_default=True, help="Rounds, after one that fills the cache.")
+@click.option("--json", "as_json", is_flag=True, help="Print one line of JSON instead of text.")
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="Also write the result to this file.")
 def main(
     recipe: str, profile: str, overrides: tuple[str, ...], rounds: int, as_json: bool, output: Path | None
 ) -> None:
-    """Time `p2pzoo run` from its start to its first step."""
+    """Time `p2pzoo run` from its start to the end of its first step."""
     command = ["run", recipe, "--profile", profile, "--quiet", *(a for o in overrides for a in ("-s", o))]
     seconds: dict[str, list[float]] = {"begun": [], "first_step": [], "imports": []}
     for number in range(rounds + 1):
-        moments = until_first_step(command) | {"imports": importing()}
+        moments = time_first_step(command) | {"imports": time_imports()}
         for moment, values in seconds.items():
             values += [moments[moment]] if number else []
     after = [run - imports for run, imports in zip(seconds["first_step"], seconds["imports"], strict=True)]
@@ -53,8 +53,8 @@ def main(
     click.echo(json.dumps(result) if as_json else text(result))
 
 
-def until_first_step(command: list[str]) -> dict[str, float]:
-    """Seconds until the run's folder is ready, and until the first step is written down."""
+def time_first_step(command: list[str]) -> dict[str, float]:
+    """Return the seconds until the run folder exists, and until the first step is logged."""
     moments: dict[str, float] = {}
     with tempfile.TemporaryDirectory() as temporary:
         watched = {"begun": "status.json", "first_step": "metrics.jsonl"}
@@ -67,10 +67,10 @@ def until_first_step(command: list[str]) -> dict[str, float]:
                     if moment not in moments and any(f.stat().st_size for f in Path(temporary).glob(f"*/*/{name}")):
                         moments[moment] = time.perf_counter() - began
                 ended = process.poll() is not None and "first_step" not in moments
-                if ended or time.perf_counter() - began > MOST_SECONDS:
+                if ended or time.perf_counter() - began > TIMEOUT_SECONDS:
                     process.kill()
-                    _, told = process.communicate()
-                    raise SystemExit(told or f"no step within {MOST_SECONDS} seconds")
+                    _, stderr = process.communicate()
+                    raise SystemExit(stderr or f"`p2pzoo run` has taken no step after {TIMEOUT_SECONDS} seconds")
                 time.sleep(0.002)
         finally:
             process.kill()
@@ -78,7 +78,8 @@ def until_first_step(command: list[str]) -> dict[str, float]:
     return moments
 
 
-def importing() -> float:
+def time_imports() -> float:
+    """Return the seconds of a process that only imports."""
     began = time.perf_counter()
     subprocess.run([sys.executable, "-c", IMPORTS], check=True)
     return time.perf_counter() - began

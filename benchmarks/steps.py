@@ -1,6 +1,6 @@
-"""p2pzoo's training step as `p2pzoo run` takes it, for the benchmarks that time it; and pairs for it to train on.
+"""The training step of `p2pzoo run` for the benchmarks that time it, and pairs to train on.
 
-p2pzoo is imported when a step is made: a baseline that shares a script with it does not carry it.
+p2pzoo's training is imported only when a step is built, so that a baseline in the same script does not load it.
 """
 
 from __future__ import annotations
@@ -15,27 +15,26 @@ from PIL import Image
 
 from p2pzoo import config
 
-DIFFERENT = 16
+NUM_DIFFERENT = 16  # drawing more would take longer and not change the time of a step
 
 
-def draw_pairs(folder: Path, size: int, pairs: int = DIFFERENT) -> None:
-    """Smooth noise, side by side, as JPEG: what it shows does not change how long a step takes.
+def draw_pairs(folder: Path, size: int, pairs: int = NUM_DIFFERENT) -> None:
+    """Write pairs of smooth noise, side by side, as JPEG. The content does not change the time of a step.
 
-    Sixteen are drawn; more are links to these.
+    Sixteen files are different; the others are hard links to them.
     """
     rng = np.random.default_rng(0)
     for i in range(pairs):
         file = folder / f"{i:05d}.jpg"
-        if i >= DIFFERENT:
-            os.link(folder / f"{i % DIFFERENT:05d}.jpg", file)
+        if i >= NUM_DIFFERENT:
+            os.link(folder / f"{i % NUM_DIFFERENT:05d}.jpg", file)
             continue
         coarse = Image.fromarray(rng.integers(0, 256, (size // 8, size // 4, 3), dtype=np.uint8))
         coarse.resize((2 * size, size), Image.Resampling.BICUBIC).save(file, quality=95)
 
 
 def experiment(folder: Path, size: int, width: int, batch: int, overrides: Sequence[str] = ()) -> Any:
-    """base.toml at this scale, trained on the pairs of `folder`."""
-
+    """Return base.toml at this scale, with the pairs of `folder` as its dataset."""
     scale = [
         f"generator.width={width}", f"discriminator.width={width}", f"train.batch_size={batch}",
         "dataset.use=side-by-side", f"dataset.root={folder}", f"dataset.size=[{size}, {size}]",
@@ -44,7 +43,7 @@ def experiment(folder: Path, size: int, width: int, batch: int, overrides: Seque
 
 
 def training(made: Any) -> Callable[[], object]:
-    """One step after another: store, batch, move, game, reading the losses."""
+    """Return a function that takes the next training step: batch, transfer to the device, step, reading the losses."""
     from p2pzoo.compute.engine import Engine
     from p2pzoo.data import Store, TrainBatches
     from p2pzoo.training.checkpoint import LossLogger
@@ -57,13 +56,13 @@ def training(made: Any) -> Callable[[], object]:
     play = engine.compile_step(objective)
     batch = made.train.batch_size
     pairs = TrainBatches(store, batch_size=batch, mirror=True, seed=0)
-    ledger, step = LossLogger(), 0
+    logger, step = LossLogger(), 0
 
     def work() -> object:
         nonlocal step
         losses = train_step(play, engine, pairs, step, made.optimizer.lr, 0)
         step += 1
-        ledger.waiting.append((step, step * batch, losses))
-        return ledger.read()
+        logger.waiting.append((step, step * batch, losses))
+        return logger.read()
 
     return work

@@ -1,10 +1,10 @@
-"""One training step: p2pzoo's against the classic one of `baseline.py`, interleaved, each in a process of its own.
+"""Compare one training step of p2pzoo with that of `baseline.py`, interleaved, each in a separate process.
 
     python benchmarks/train_step.py --size 256 --width 64 --batch 1
 
-Both load pairs too: the baseline opens a JPEG with Pillow, p2pzoo cuts it from its store. `--without lowering` (or
-channels_last, fused_adam, keep_memory: switches of [compute]) adds p2pzoo with one thing off, `--with checkpointing`
-with one on; `--reference PATH` adds the networks of a checkout of the public PyTorch code, in that code's order.
+Both also load pairs: the baseline opens a JPEG with Pillow, p2pzoo crops it from its store. `--without lowering` (or
+channels_last, fused_adam, keep_memory: switches of [compute]) adds p2pzoo with this switch off, `--with checkpointing`
+with it on. `--reference PATH` adds the networks of a checkout of the public PyTorch code, in the classic step.
 """
 
 from __future__ import annotations
@@ -27,29 +27,29 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from p2pzoo import config
 
-WARM_UP = 3
-SIDE = 2048  # of the square matrices whose product tells the machine's rate
-PRODUCTS = ("sgemm", "product")  # torch.mm, and the faster one that p2pzoo's convolutions call
+WARM_UP = 3  # steps before timing
+SIDE = 2048  # side of the square matrices whose product gives the peak rate of the machine
+PRODUCTS = ("sgemm", "product")  # torch.mm, and the faster product of p2pzoo's convolutions
 
 
 @click.command()
 @click.option("--size", default=256, show_default=True, help="Side of the images in pixels.")
 @click.option("--width", default=64, show_default=True, help="Channels of the first layers of G and D.")
 @click.option("--batch", default=1, show_default=True, help="Images per step.")
-@click.option("--rounds", default=9, show_default=True, help="Turns of each contestant.")
+@click.option("--rounds", default=9, show_default=True, help="Turns per contestant.")
 @click.option("--steps", default=5, show_default=True, help="Steps per turn; a turn counts as their median.")
-@click.option("--without", multiple=True, help="Also p2pzoo with this switch of [compute] off. May be repeated.")
-@click.option("--with", "with_", multiple=True, help="Also p2pzoo with this switch of [compute] on. May be repeated.")
-@click.option("--reference", type=click.Path(exists=True, path_type=Path), help="A checkout of the PyTorch code.")
-@click.option("--json", "as_json", is_flag=True, help="One line of JSON instead of a table.")
-@click.option("-o", "--output", type=click.Path(path_type=Path), help="Also keep the result in this file.")
+@click.option("--without", multiple=True, help="Add p2pzoo with this switch of [compute] off. May be repeated.")
+@click.option("--with", "with_", multiple=True, help="Add p2pzoo with this switch of [compute] on. May be repeated.")
+@click.option("--reference", type=click.Path(exists=True, path_type=Path), help="Checkout of the public PyTorch code.")
+@click.option("--json", "as_json", is_flag=True, help="Print one line of JSON instead of a table.")
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="Also write the result to this file.")
 @click.option("--contestant", hidden=True)
 @click.option("--folder", hidden=True, type=click.Path(path_type=Path))
 def main(
     size: int, width: int, batch: int, rounds: int, steps: int, without: tuple[str, ...], with_: tuple[str, ...],
     reference: Path | None, as_json: bool, output: Path | None, contestant: str | None, folder: Path | None,
 ) -> None:  # fmt: skip
-    """Time one step of training at a size, width and batch."""
+    """Time one training step at a size, width and batch."""
     torch.manual_seed(0)
     if contestant and folder:
         serve(contestant, folder, size, width, batch, reference)
@@ -60,22 +60,22 @@ def main(
         names = ["baseline", "ours", *(f"without {off}" for off in without), *(f"with {on}" for on in with_)]
         shape += ("--reference", reference) if reference else ()
         names += ["reference"] if reference else []
-        found = {name: measure.Contestant(__file__, *shape, "--contestant", name) for name in (*names, *PRODUCTS)}
-        flop = found["baseline"].about["flop"]
-        measured = measure.take_turns(found, rounds, steps)
+        contestants = {name: measure.Contestant(__file__, *shape, "--contestant", name) for name in (*names, *PRODUCTS)}
+        flop = contestants["baseline"].about["flop"]
+        measured = measure.take_turns(contestants, rounds, steps)
     result = summary(measured, flop, {"size": size, "width": width, "batch": batch, "steps": steps})
     measure.keep(result, output)
     click.echo(json.dumps(result) if as_json else table(result))
 
 
 def serve(name: str, folder: Path, size: int, width: int, batch: int, reference: Path | None) -> None:
-    """Be one contestant."""
+    """Run as one contestant."""
     if name in PRODUCTS:
-        from p2pzoo.compute.conv_as_gemm import product
+        from p2pzoo.compute.conv_as_gemm import matmul_transposed
 
         a, b = torch.randn(2, SIDE, SIDE).unbind()
         out = torch.empty(SIDE, SIDE)
-        measure.serve((lambda: torch.mm(a, b, out=out)) if name == "sgemm" else (lambda: product(a, b)))
+        measure.serve((lambda: torch.mm(a, b, out=out)) if name == "sgemm" else (lambda: matmul_transposed(a, b)))
         return
     if name == "baseline" or name == "reference":
         classic = (
@@ -98,7 +98,7 @@ def serve(name: str, folder: Path, size: int, width: int, batch: int, reference:
 
 
 def ours_plain(size: int, width: int) -> Classic:
-    """The zoo's networks, untouched, in the classic step."""
+    """Return the classic step with the networks of p2pzoo as they are."""
     from p2pzoo.models.initialization import make_discriminator, make_generator
 
     overrides = [f"generator.width={width}", f"discriminator.width={width}"]
@@ -109,7 +109,10 @@ def ours_plain(size: int, width: int) -> Classic:
 
 
 def reference_step(checkout: Path, size: int, width: int) -> Classic:
-    """The checkout's networks: as many halvings as 2 divides the side, at most 8; D sees the pair concatenated."""
+    """Return the classic step with the networks of the checkout.
+
+    G halves the side as often as it is even, at most 8 times. D takes x and y concatenated.
+    """
     spec = importlib.util.spec_from_file_location("networks", checkout / "models" / "networks.py")
     assert spec
     assert spec.loader
@@ -125,10 +128,10 @@ def reference_step(checkout: Path, size: int, width: int) -> Classic:
             elif isinstance(part, nn.BatchNorm2d):
                 nn.init.normal_(part.weight, 1.0, 0.02)
 
-    def judge(x: Tensor, y: Tensor) -> Any:
+    def call_D(x: Tensor, y: Tensor) -> Any:
         return D(torch.cat((x, y), 1))
 
-    return Classic(G, D, discriminator_loss=judge)
+    return Classic(G, D, call_D=call_D)
 
 
 def summary(measured: dict[str, Any], flop: int, shape: dict[str, int]) -> dict[str, Any]:

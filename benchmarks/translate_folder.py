@@ -1,11 +1,11 @@
-"""A folder of images through one generator: `p2pzoo translate` in eval mode against the loop that users run today.
+"""Compare `p2pzoo translate` in eval mode with the loop that most people write, on a folder of images.
 
     python benchmarks/translate_folder.py -o benchmarks/results/speed/translate_folder.json
 
-The loop: one image at a time, opened by Pillow, NCHW, eager, the network in eval mode without gradients, saved as PNG
-with Pillow's defaults. All get the same files and a U-Net with the same weights: random ones, with running statistics
-of the images, so that the translations are as lively as a photo. A turn is the whole folder, after one that warms up;
-the model is loaded before.
+The loop: one image at a time, opened with Pillow, NCHW, eager, the network in eval mode without gradients, saved as PNG
+with Pillow's defaults. All contestants get the same files and a U-Net with the same weights. These are random, with the
+running statistics of the images, so that the outputs have as much contrast as a photo. A turn is the whole folder,
+after a warm-up turn; the model is loaded before.
 """
 
 from __future__ import annotations
@@ -28,17 +28,17 @@ from torch import nn
 from p2pzoo.utils.errors import UserError
 
 SEED = 0
-EXAMPLES = 8  # images whose statistics the batch norms get
+EXAMPLES = 8  # images for the running statistics of the batch norms
 CONTESTANTS = {"baseline": "classic loop", "ours": "p2pzoo", "bf16": "p2pzoo --precision bf16"}
 
 
 @click.command()
-@click.option("--images", type=click.IntRange(1), default=200, show_default=True, help="How many.")
+@click.option("--images", type=click.IntRange(1), default=200, show_default=True, help="Number of images.")
 @click.option("--size", type=click.IntRange(8), default=256, show_default=True, help="Side of the images in pixels.")
 @click.option("--width", type=click.IntRange(1), default=64, show_default=True, help="Channels of the first layer.")
-@click.option("--rounds", type=click.IntRange(1), default=5, show_default=True, help="Turns of each contestant.")
-@click.option("--json", "as_json", is_flag=True, help="One line of JSON instead of a table.")
-@click.option("-o", "--output", type=click.Path(path_type=Path), help="Also keep the result in this file.")
+@click.option("--rounds", type=click.IntRange(1), default=5, show_default=True, help="Turns per contestant.")
+@click.option("--json", "as_json", is_flag=True, help="Print one line of JSON instead of a table.")
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="Also write the result to this file.")
 @click.option("--contestant", hidden=True)
 @click.option("--folder", hidden=True, type=click.Path(path_type=Path))
 def main(
@@ -59,9 +59,9 @@ def main(
         except UserError as error:
             click.echo(error, err=True)
             sys.exit(2)
-        given = ("--size", size, "--width", width, "--folder", folder)
-        found = {name: measure.Contestant(__file__, *given, "--contestant", name) for name in CONTESTANTS}
-        measured = measure.take_turns(found, rounds, 1)
+        arguments = ("--size", size, "--width", width, "--folder", folder)
+        contestants = {name: measure.Contestant(__file__, *arguments, "--contestant", name) for name in CONTESTANTS}
+        measured = measure.take_turns(contestants, rounds, 1)
         differences = {name: difference(folder / name, folder / "baseline") for name in CONTESTANTS}
         sizes = {name: sum(file.stat().st_size for file in (folder / name).iterdir()) for name in CONTESTANTS}
     result = {
@@ -82,11 +82,11 @@ def main(
     click.echo(json.dumps(result) if as_json else table(result))
 
 
-# --- what they are given ---------------------------------------------------------------------------------------
+# --- inputs ----------------------------------------------------------------------------------------------------
 
 
 def draw(folder: Path, images: int, size: int) -> None:
-    """Smooth pictures with detail at every scale, as photos have it, in RGB."""
+    """Write RGB images of smooth noise with detail at every scale, like photos."""
     rng = np.random.default_rng(SEED)
     for number in range(images):
         picture = np.zeros((size, size, 3))
@@ -102,17 +102,17 @@ def draw(folder: Path, images: int, size: int) -> None:
 
 def make_generator(size: int, width: int) -> nn.Module:
     from p2pzoo.config.experiment import Component
-    from p2pzoo.models.build import build
+    from p2pzoo.models.build import build_network
     from p2pzoo.plugin.loader import registry
-    from p2pzoo.plugin.schema import check
+    from p2pzoo.plugin.schema import check_params
 
     entry = registry().get("generator", "unet")
     factory = entry.load()
-    return build(Component(entry, factory, check(factory, {"width": width})), (3, 3), (size, size))
+    return build_network(Component(entry, factory, check_params(factory, {"width": width})), (3, 3), (size, size))
 
 
 def write_models(folder: Path, size: int, width: int) -> None:
-    """The same generator as p2pzoo keeps it, model.safetensors, and as torch.save does, model.pth."""
+    """Write the same generator as model.safetensors of p2pzoo and as model.pth of torch.save."""
     from p2pzoo.models.safetensors_io import save_tensors
 
     torch.manual_seed(SEED)
@@ -120,7 +120,7 @@ def write_models(folder: Path, size: int, width: int) -> None:
     with torch.no_grad():
         for norm in (module for module in G.modules() if isinstance(module, nn.BatchNorm2d)):
             norm.momentum = None  # the average over all examples
-        G.train()(torch.cat([opened(path) for path in sorted((folder / "in").iterdir())[:EXAMPLES]]))
+        G.train()(torch.cat([open_image(path) for path in sorted((folder / "in").iterdir())[:EXAMPLES]]))
     header = {
         "run": "random",
         "generator": {"use": "pix2pix:unet", "params": {"width": width}},
@@ -145,7 +145,7 @@ def classic(folder: Path, size: int, width: int) -> Callable[[], None]:
     @torch.no_grad()
     def work() -> None:
         for path in sorted((folder / "in").iterdir()):
-            y_hat = G(opened(path))[0]
+            y_hat = G(open_image(path))[0]
             pixels = ((y_hat.permute(1, 2, 0).numpy() + 1) / 2 * 255).clip(0, 255).round().astype(np.uint8)
             Image.fromarray(pixels).save(folder / "baseline" / path.name)
 
@@ -153,18 +153,18 @@ def classic(folder: Path, size: int, width: int) -> Callable[[], None]:
     return work
 
 
-def opened(path: Path) -> torch.Tensor:
-    """(1, 3, H, W) in [-1, 1]."""
+def open_image(path: Path) -> torch.Tensor:
+    """Return an image as (1, 3, H, W) in [-1, 1]."""
     pixels = np.array(Image.open(path).convert("RGB"))
     return torch.from_numpy(pixels).permute(2, 0, 1).contiguous().float().div(255).sub(0.5).div(0.5)[None]
 
 
 def ours(folder: Path, precision: str, out: Path) -> Callable[[], None]:
     from p2pzoo import load
-    from p2pzoo.compute.engine import keep_memory
+    from p2pzoo.compute.engine import keep_freed_memory
     from p2pzoo.models.translate_files import translate_files
 
-    keep_memory()
+    keep_freed_memory()
     model = load(folder / "model.safetensors", device="cpu", precision=precision)
 
     def work() -> None:
@@ -184,11 +184,11 @@ MAKE: dict[str, Callable[[Path, int, int], Callable[[], None]]] = {
 }
 
 
-# --- what is told ----------------------------------------------------------------------------------------------
+# --- results ---------------------------------------------------------------------------------------------------
 
 
 def difference(folder: Path, other: Path) -> dict[str, float]:
-    """Of the pixels' levels, 0 to 255: the mean and the largest difference."""
+    """Return the mean and the largest difference of the pixel levels, 0 to 255."""
     differences = [
         np.abs(np.asarray(Image.open(a), np.int16) - np.asarray(Image.open(other / a.name), np.int16))
         for a in sorted(folder.iterdir())

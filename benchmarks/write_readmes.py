@@ -1,10 +1,10 @@
-"""Writes the tables in the READMEs from what `results/` holds.
+"""Write the tables in the READMEs from the files in `results/`.
 
     python benchmarks/write_readmes.py            # rewrite them
-    python benchmarks/write_readmes.py --check    # change nothing; exit 1 where a README says otherwise
+    python benchmarks/write_readmes.py --check    # change nothing; exit 1 if a README differs
 
-A table stands between `<!-- table: NAME -->` and `<!-- end -->`; NAME is one of TABLES, `results/NAME.json`, or that
-with "short-" before it: its main columns alone, without what rows cost and differ by.
+A table is between `<!-- table: NAME -->` and `<!-- end -->`. NAME is one of TABLES, or the name of `results/NAME.json`;
+with the prefix "short-" that table has only its main columns, without costs and differences.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ SWITCHES = {
 
 
 @click.command()
-@click.option("--check", is_flag=True, help="Change nothing; exit 1 where a README says otherwise.")
+@click.option("--check", is_flag=True, help="Change nothing; exit 1 if a README differs.")
 def main(check: bool) -> None:
     """Write the tables in the READMEs."""
     stale = []
@@ -61,7 +61,7 @@ def main(check: bool) -> None:
 
 
 def rewritten(page: str) -> str:
-    """The page with every table as the results have it."""
+    """Return the page with every table rewritten from the results."""
 
     def written(place: re.Match[str]) -> str:
         table = TABLES[place[2]]() if place[2] in TABLES else compared(place[2])
@@ -71,18 +71,18 @@ def rewritten(page: str) -> str:
 
 
 def result(name: str) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((RESULTS / f"{name}.json").read_text("utf-8"))
-    return found
+    data: dict[str, Any] = json.loads((RESULTS / f"{name}.json").read_text("utf-8"))
+    return data
 
 
 def times(spread: dict[str, Any]) -> str:
-    """1.86× (1.80–1.93): the median over the rounds, the least and the greatest."""
+    """Format median, minimum and maximum over the rounds: 1.86× (1.80–1.93)."""
     low, high = spread["spread"]
     return f"{spread['median']:.2f}× ({low:.2f}–{high:.2f})"
 
 
 def where(*results: dict[str, Any]) -> str:
-    """The environment that the results share; an error if they do not, for then they do not belong in one table."""
+    """Return the common environment of the results as text. Raises ValueError if they differ."""
     [same] = {json.dumps(each["environment"], sort_keys=True) for each in results}
     e = json.loads(same)
     return (
@@ -99,7 +99,7 @@ def scale(step: dict[str, Any]) -> str:
 
 
 def speed() -> str:
-    """The few lines of the front page."""
+    """The short table of the front page."""
     steps, folder = [result(name) for name in STEPS], result("translate_folder")
     rows = [
         [
@@ -166,17 +166,17 @@ def translate_folder() -> str:
 def data_loading() -> str:
     from data_loading import table
 
-    found = result("data_loading")
-    return f"{table(found)}\n\n{where(found)}"
+    data = result("data_loading")
+    return f"{table(data)}\n\n{where(data)}"
 
 
 def scaling() -> str:
     from scaling import SERIES
 
-    found = result("scaling")
+    data = result("scaling")
     rows = []
     for name in SERIES:
-        series = found["series"][name]
+        series = data["series"][name]
         base = ", ".join(f"{key} {value:,}" for key, value in series["base"].items())
         first, last = series["values"][0], series["values"][-1]
         growth = series["slope"]
@@ -191,11 +191,11 @@ def scaling() -> str:
             ]
         )
     head = ["against", "ms a step", "slope", "slope of the last two", "peak MB over imports", "s to the first step"]
-    return f"{grid(head, rows)}\n\n{where(found)}"
+    return f"{grid(head, rows)}\n\n{where(data)}"
 
 
 def last_slope(series: dict[str, Any]) -> float:
-    """The exponent between the two largest points, where what a step costs besides its work no longer shows."""
+    """Return the exponent between the two largest points, where the fixed cost of a step no longer matters."""
     from scaling import slope
 
     return slope(series["counted"][-2:], [each["median"] for each in series["milliseconds"][-2:]])
@@ -204,13 +204,13 @@ def last_slope(series: dict[str, Any]) -> float:
 def drift() -> str:
     from drift import table
 
-    found = result("drift")
-    return f"{table(found)}\n\n{where(found)}"
+    data = result("drift")
+    return f"{table(data)}\n\n{where(data)}"
 
 
 def startup() -> str:
-    found = result("startup")
-    seconds = found["seconds"]
+    data = result("startup")
+    seconds = data["seconds"]
     rows = [
         [words, f"{seconds[moment]['median']:.2f}", "–".join(f"{s:.2f}" for s in seconds[moment]["spread"])]
         for moment, words in (
@@ -219,18 +219,18 @@ def startup() -> str:
             ("first_step", "the first step is done"),
         )
     ]
-    after = found["seconds_after_imports"]
+    after = data["seconds_after_imports"]
     rows.append(
         ["the first step, less the imports", f"{after['median']:.2f}", "–".join(f"{s:.2f}" for s in after["spread"])]
     )
-    return f"{grid(['`p2pzoo run ' + found['recipe'] + '` until', 's', 'spread'], rows)}\n\n{where(found)}"
+    return f"{grid(['`p2pzoo run ' + data['recipe'] + '` until', 's', 'spread'], rows)}\n\n{where(data)}"
 
 
 def coverage() -> str:
     from interval_coverage import table
 
-    found: dict[str, Any] = json.loads((RESULTS.parent / "coverage.json").read_text("utf-8"))
-    return table(found)
+    data: dict[str, Any] = json.loads((RESULTS.parent / "coverage.json").read_text("utf-8"))
+    return table(data)
 
 
 def faults() -> str:
@@ -246,23 +246,23 @@ def bad_input() -> str:
 
 
 def campaigns() -> str:
-    """What came of both campaigns, in a line each."""
-    told: dict[str, Callable[[dict[str, Any]], list[str]]] = {
-        "faults": lambda found: [
-            f"faults of {len(found['faults'])} kinds", f"{found['tried']:,}",
-            f"{found['survived']:,} went as promised; bytes lost: {found['bytes_lost'] or 'none'}",
+    """Return one line for each campaign."""
+    summaries: dict[str, Callable[[dict[str, Any]], list[str]]] = {
+        "faults": lambda data: [
+            f"faults of {len(data['faults'])} kinds", f"{data['tried']:,}",
+            f"{data['survived']:,} went as promised; bytes lost: {data['bytes_lost'] or 'none'}",
         ],
-        "bad_input": lambda found: [
-            f"bad input of {len(found['inputs'])} kinds", f"{found['tried']:,}",
-            f"{found['refused']:,} refused in a line, {found['taken']:,} taken; tracebacks and hangs: "
-            f"{found['failed'] or 'none'}",
+        "bad_input": lambda data: [
+            f"bad input of {len(data['inputs'])} kinds", f"{data['tried']:,}",
+            f"{data['refused']:,} refused in a line, {data['taken']:,} taken; tracebacks and hangs: "
+            f"{data['failed'] or 'none'}",
         ],
     }  # fmt: skip
-    files = {name: RESULTS.parent / f"{name}.json" for name in told}
+    files = {name: RESULTS.parent / f"{name}.json" for name in summaries}
     results = {name: json.loads(file.read_text("utf-8")) for name, file in files.items() if file.exists()}
     if not results:
         return "*Not run at length yet.*"
-    rows = [told[name](found) for name, found in results.items()]
+    rows = [summaries[name](data) for name, data in results.items()]
     return "\n\n".join([grid(["", "tried", "what came of it"], rows), *dict.fromkeys(map(where, results.values()))])
 
 
@@ -270,38 +270,38 @@ def campaign(name: str, table: Callable[[dict[str, Any]], str]) -> str:
     file = RESULTS.parent / f"{name}.json"
     if not file.exists():
         return "*Not run at length yet.*"
-    found = json.loads(file.read_text("utf-8"))
-    return f"{table(found)}\n\n{where(found)}"
+    data = json.loads(file.read_text("utf-8"))
+    return f"{table(data)}\n\n{where(data)}"
 
 
 def row_seconds() -> str:
     from row_seconds import table
 
-    found = result("row_seconds-laptop")
-    return f"{table(found)}\n\n{where(found)}"
+    data = result("row_seconds-laptop")
+    return f"{table(data)}\n\n{where(data)}"
 
 
 def equal_time() -> str:
     timed = result("equal_time")
     rows = []
     for row in timed["rows"].values():
-        each, seen = row["milliseconds"], row["train_images"]
-        whole = seen / timed["rows"][timed["baseline"]]["train_images"]
-        spent = {"median": whole * row["times"]["median"], "spread": [whole * end for end in row["times"]["spread"]]}
+        each, images = row["milliseconds"], row["train_images"]
+        factor = images / timed["rows"][timed["baseline"]]["train_images"]
+        spent = {"median": factor * row["times"]["median"], "spread": [factor * end for end in row["times"]["spread"]]}
         rows.append([
             row["recipe"].removeprefix("zoo:").removesuffix(".toml"),
             f"{each['median']:.1f} ms ({each['spread'][0]:.1f}–{each['spread'][1]:.1f})",
-            times(row["times"]), f"{seen:,}", times(spent),
+            times(row["times"]), f"{images:,}", times(spent),
         ])  # fmt: skip
     head = ["recipe", "an image", "of the baseline's", "images", "all of them, of the baseline's time"]
     return f"{grid(head, rows)}\n\n{where(timed)}"
 
 
 def zoo() -> str:
-    """Every recipe of zoo.toml: what is new in it, what its networks cost at full size, what came out on a laptop."""
+    """Every recipe of zoo.toml: new components, cost of its networks at full size, results of profile laptop."""
     from p2pzoo_bench.table_file import read_table
 
-    from p2pzoo.models.build import measures
+    from p2pzoo.models.build import summarize_network
 
     doc = json.loads((RESULTS.parent / "zoo-laptop.json").read_text("utf-8"))
     recipes = {row.name: row.recipe for row in read_table(str(HERE / "zoo.toml")).trained if row.recipe}
@@ -319,19 +319,19 @@ def zoo() -> str:
             if not (entries or options):
                 entries = [network.entry for network in networks]
             name = recipes[row["name"]].removeprefix("zoo:")
-            what = [f"[{Path(name).stem}](recipes/{name})"]
+            what = [f"[{Path(name).stem}](../recipes/{name})"]
             what.append(", ".join(f"`{new}`" for new in (*(entry.name for entry in entries), *options)))
             what.append("; ".join(dict.fromkeys(entry.paper for entry in entries)))
-            found = [measures(each, (3, 3), (256, 256)) for each in networks]
-            cost = [f"{each.parameters / 1e6:.2f}, {each.macs / 1e9:.2f}" for each in found]
+            data = [summarize_network(each, (3, 3), (256, 256)) for each in networks]
+            cost = [f"{each.parameters / 1e6:.2f}, {each.macs / 1e9:.2f}" for each in data]
         lines.append([*what, *cost, *(f"{row['cells'][column]['mean']:.3f}" for column in ZOO)])
     head = ["recipe", "what it brings", "source", *("G: parameters/10⁶, multiply-adds/10⁹", "D"), *ZOO.values()]
     return grid(head, lines)
 
 
 def compared(name: str) -> str:
-    """A table of runs, as `p2pzoo bench -o results/NAME.json` left it."""
-    from p2pzoo_bench.formats import COSTS, markdown
+    """Return a table of runs from a file that `p2pzoo bench -o results/NAME.json` wrote."""
+    from p2pzoo_bench.formats import COSTS, to_markdown
 
     short = name.startswith("short-")
     doc = json.loads((RESULTS.parent / f"{name.removeprefix('short-')}.json").read_text("utf-8"))
@@ -343,7 +343,7 @@ def compared(name: str) -> str:
                 metric: {k: v for k, v in cell.items() if k != "difference"} for metric, cell in row["cells"].items()
             }
             row |= {**costs, "cells": cells}
-    return markdown(doc)
+    return to_markdown(doc)
 
 
 def plan() -> str:

@@ -1,10 +1,10 @@
 #!/bin/bash
-# One run as a SLURM job that may be preempted, and that asks to be run again until it is done:
+# One run as a SLURM job that may be preempted, and that queues itself again until the run is complete:
 #
 #   sbatch recipes/slurm.sh recipes/ablation_patch70.toml --seed 1
 #
-# `p2pzoo run` saves and ends with 143 when it is told to stop: by SLURM before it takes the node away or the time is over
-# (--signal), or by itself (--max-time). Started again, the same command goes on to the same bits.
+# `p2pzoo run` saves and exits with 143 on SIGTERM, which SLURM sends before it takes the node or at the time limit
+# (--signal), and before --max-time is over. The same command then resumes with bit-identical results.
 
 #SBATCH --job-name=p2pzoo
 #SBATCH --time=04:00:00
