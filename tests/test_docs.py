@@ -165,7 +165,7 @@ def test_the_readmes_table_of_ones_own_data_can_be_trained(tmp_path, monkeypatch
     monkeypatch.chdir(tmp_path)
     blocks = re.findall("```toml\n(.*?)```", README, re.DOTALL)
     [method] = [block for block in blocks if block.startswith("# mine_best.toml")]
-    [table] = [block for block in blocks if block.startswith("# table.toml")]
+    [table] = [block for block in blocks if block.startswith("# table.toml;")]
     (tmp_path / "data.toml").write_text('[dataset]\nuse = "earth"\nstride = 256\n')
     (tmp_path / "mine_best.toml").write_text(method)
     (tmp_path / "mine_l1_cgan.toml").write_text(method.replace("modern/best.toml", "ablation_l1_cgan.toml"))
