@@ -1,6 +1,6 @@
 """Run a generator on test images, x -> ŷ, in one of two test modes. Other implementations differ in this choice.
 
-paper  G runs exactly as in training (§3.4): dropout is on, and norms use the statistics of the image itself. Images run
+paper  G runs exactly as in training (§3.3): dropout is on, and norms use the statistics of the image itself. Images run
        one at a time. Dropout is seeded by a hash of the image's pixels: the same image always gives the same ŷ
 eval   running statistics, no dropout, batches of any size
 """
