@@ -325,13 +325,15 @@ class TestNewPlugin:
 def walked(clean, tmp_path_factory):
     folder = tmp_path_factory.mktemp("empty")
     page = (REPOSITORY / "README.md").read_text("utf-8")
-    section = page[page.index("## Your own images") : page.index("## The paper's data")]
+    section = page[page.index("## Your own images") : page.index("## Which method")]
     [recipe] = re.findall("```toml\n(.*?)```", section, re.DOTALL)
     [commands] = re.findall("```sh\n(.*?)```", section, re.DOTALL)
-    [python] = re.findall("```python\n(.*?)```", section, re.DOTALL)
+    [python, _] = re.findall("```python\n(.*?)```", page, re.DOTALL)
     (folder / "mine.toml").write_text(recipe)
     commands = commands.replace("run mine.toml", "run mine.toml --profile smoke --device cpu")
-    python = python.replace('"model.safetensors"', "__import__('glob').glob('runs/mine/*/')[0]")
+    commands = commands.replace("runs/mine/RUN ", "runs/mine/*/ ")
+    python = python.partition("\nrun = ")[0].replace('"zoo:earth-small"', "__import__('glob').glob('runs/mine/*/')[0]")
+    python = python.replace("example.png", "photo.jpg").replace("photo.png", "translated.png")
     path = f"{clean.python.parent}{os.pathsep}{os.environ['PATH']}"
     environment = {**clean.environment, "PATH": path}
     call(clean.python, "-c", TILES, cwd=folder, env=environment)
