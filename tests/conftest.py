@@ -53,7 +53,7 @@ def pytest_addoption(parser):
     campaigns.addoption(
         "--times", type=int, default=1, help="how often each fault is injected, each time at another place"
     )
-    campaigns.addoption("--kills", type=int, default=8, help="how many processes are killed at random moments")
+    campaigns.addoption("--kills", type=int, default=20, help="how many processes are killed at random moments")
     campaigns.addoption("--seed", type=int, default=0, help="seed of the random faults and inputs")
 
 
