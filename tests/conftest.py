@@ -29,8 +29,10 @@ title = "tiny"
 drop = ["metrics.ssim"]
 [generator]
 width = 8
+depth = 3
 [discriminator]
 width = 8
+receptive_field = 16
 [dataset]
 size = 64
 stride = 256

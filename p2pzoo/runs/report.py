@@ -89,7 +89,10 @@ def plot_curves(lines: Sequence[Mapping[str, Any]]) -> markupsafe.Markup:
             for title, is_in_panel in CURVE_PANELS.items()
             if (names := [name for name in lines[0] if is_in_panel(name)])
         }
-        figure = Figure(figsize=(8, 2.2 * len(panels)), layout="constrained")
+        height = 2.2 * len(panels)  # inches
+        figure = Figure(figsize=(8, height))
+        # fixed margins: a layout engine draws everything twice
+        figure.subplots_adjust(left=0.09, right=0.99, bottom=0.5 / height, top=1 - 0.3 / height, hspace=0.25)
         for axes, (title, names) in zip(
             np.ravel(figure.subplots(len(panels), 1, sharex=True)), panels.items(), strict=True
         ):

@@ -46,6 +46,9 @@ class Due(NamedTuple):
         return cls(is_due(settings.log_every), is_due(settings.sample_every), is_due(settings.checkpoint_every))
 
 
+REPORT_SHARE = 0.05  # of the time of a run that the report may take while it trains
+
+
 class RunWriter:
     """Writes the logs, sample grids and checkpoints of one run, and calls the callbacks.
 
@@ -74,6 +77,7 @@ class RunWriter:
         self.samples = list(single_batches(validation, sample_indices(len(validation), experiment.evaluate.samples)))
         self.encodings = Encodings.of(validation.dataset)
         self._window_began, self._first_step, self._reading = time.perf_counter(), step, 0.0
+        self._next_report = 0.0
 
     def read_losses(self) -> list[tuple[int, dict[str, float]]]:
         """The losses since the last call: [(images, {name: mean over the processes})]. Waits for the device.
@@ -116,7 +120,7 @@ class RunWriter:
             callback.log(images, means)
 
     def sample(self, images: int) -> None:
-        """Translate the validation samples, write them as a grid x | ŷ | y, and refresh the report."""
+        """Translate the validation samples, and write them as a grid x | ŷ | y."""
         batches = [self.engine.to_device(batch) for batch in self.samples]
         y_hats = [translate(self.final, batch.x, self.experiment.evaluate.test_mode) for batch in batches]
         self.monitor.sampled(images, y_hats, [batch.y for batch in batches])
@@ -126,9 +130,20 @@ class RunWriter:
         ]
         path = self.run.samples / f"images-{images:08d}.png"
         save_png(path, make_grid(rows))
-        write_report(self.run, self.experiment)
+        self.refresh_report()
         for callback in self.callbacks:
             callback.samples(images, str(path))
+
+    def refresh_report(self) -> None:
+        """Write the report, unless it was written so recently that this would take more than REPORT_SHARE of the time.
+
+        The evaluation writes it in any case.
+        """
+        began = time.perf_counter()
+        if began >= self._next_report:
+            write_report(self.run, self.experiment)
+            seconds = time.perf_counter() - began
+            self._next_report = began + seconds / REPORT_SHARE
 
     def save(self, images: int) -> None:
         """Write a checkpoint."""

@@ -3,6 +3,7 @@
 The networks and weights are those of the metrics `perceptual` and `kid`.
 """
 
+import copy
 from typing import Annotated, Literal
 
 import torch
@@ -49,7 +50,8 @@ class Perceptual(nn.Module):
         backbone = load_pretrained(network, weights)
         if not hasattr(backbone.model, "forward_intermediates"):
             raise ValueError(f"timm gives no feature maps of {network}: choose another network")
-        self.network, self.layers = backbone.model, list(layers) if layers is not None else None
+        # a copy: the engine may rewrite the networks of losses
+        self.network, self.layers = copy.deepcopy(backbone.model), list(layers) if layers is not None else None
         self.register_buffer("mean", torch.tensor(backbone.mean)[:, None, None])
         self.register_buffer("std", torch.tensor(backbone.std)[:, None, None])
         self.distance = {"l1": F.l1_loss, "l2": F.mse_loss}[distance]

