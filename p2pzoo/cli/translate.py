@@ -6,7 +6,7 @@ import contextlib
 import json
 import signal
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
@@ -16,9 +16,12 @@ if TYPE_CHECKING:
     from collections.abc import Generator
 
     from p2pzoo.models.model import Model
+    from p2pzoo.models.scaling import Scaling
     from p2pzoo.models.tiling import Tiling
     from p2pzoo.models.translate_files import FileOutcome
+    from p2pzoo.plugin.file_layout import Half
 
+RATIO_TOLERANCE = 0.04  # of twice the proportions of the training images
 OUTPUT_SUFFIXES = (".png", ".tif", ".tiff", ".npy")
 
 
@@ -38,6 +41,13 @@ OUTPUT_SUFFIXES = (".png", ".tif", ".tiff", ".npy")
               help="In eval mode: translate larger images in tiles of this side, in bounded memory.")  # fmt: skip
 @click.option("--overlap", type=click.IntRange(min=0), metavar="PIXELS",
               help="Let neighbouring tiles overlap by this much [default: about a quarter of SIDE].")  # fmt: skip
+@click.option("--scale", metavar="FACTOR",
+              help="Let the model see each image at this fraction of its size (native: at its own size) "
+                   "[default: the scale of the training images].")  # fmt: skip
+@click.option("--size", type=click.IntRange(min=1), nargs=2, metavar="HEIGHT WIDTH",
+              help="Let the model see each image at this size in pixels.")  # fmt: skip
+@click.option("--side", "half", type=click.Choice(["left", "right"]),
+              help="The images are pairs A|B: translate this half.")  # fmt: skip
 @click.option("--precision", type=click.Choice(["fp32", "bf16"]), default="fp32", show_default=True,
               help="bf16, in eval mode: faster on hardware that has it; pixels differ by about one level.")  # fmt: skip
 @click.option("--format", "suffix", type=click.Choice(["png", "tif", "npy"]),
@@ -55,6 +65,9 @@ def translate_command(
     samples: int | None,
     tile: int | None,
     overlap: int | None,
+    scale: str | None,
+    size: tuple[int, int] | None,
+    half: Half | None,
     precision: str,
     suffix: str | None,
     force: bool,
@@ -64,16 +77,19 @@ def translate_command(
     """Translate images with MODEL: a run folder, a model.safetensors, or zoo:NAME. An INPUT is an image, or a folder
     of images.
 
-    Images can have any size. They must have the channels and bit depth of the inputs that MODEL was trained on;
-    conversions without loss, such as grey to RGB, are done. Results keep the names of the inputs, and have the
-    channels, bit depth and value range of the targets that MODEL was trained on. An image that the model cannot take
-    is reported and skipped.
+    Images can have any size. MODEL sees them at the scale of its training images: if those were reduced to a quarter,
+    it sees a quarter of each image's height and width. Translations have the names and the sizes of their images.
+
+    Images must have the channels and bit depth of the inputs that MODEL was trained on; conversions without loss, such
+    as grey to RGB, are done. Translations have the channels, bit depth and value range of the targets that MODEL was
+    trained on. An image that the model cannot take is reported and skipped.
 
     With --samples, OUT is a folder: photo-0.png and so on, photo-mean.png, and photo-spread.png, an uncertainty map:
     the standard deviation at each pixel (a grey of 16 is one 8-bit level; --format npy or tif keeps it exact).
     """
     from p2pzoo.compute.engine import keep_freed_memory
     from p2pzoo.models.model import load_model
+    from p2pzoo.models.scaling import Scaling
     from p2pzoo.models.translate_files import sample_paths, translate_files
 
     sources = _find_inputs(inputs)
@@ -87,20 +103,75 @@ def translate_command(
         keep_freed_memory()
     try:
         mode, tiling = loaded.resolve_options(test_mode, tile, overlap)
+        scaling = Scaling.resolve(loaded.file_layout, _parse_scale(scale), size)
         if samples:
             loaded.check_can_sample(mode)
     except ValueError as error:
         raise UserError(str(error)) from None
-    text = {"p2pzoo": _describe_translation(loaded, mode, seed, precision, tiling)}
-    outcomes = translate_files(loaded, targets, mode, seed=seed, tiling=tiling, text=text, samples=samples)
+    if scale is None and size is None:
+        _describe_scale(loaded, scaling, quiet)
+    _warn_of_pairs(loaded, sources, half)
+    text = {"p2pzoo": _describe_translation(loaded, mode, seed, precision, tiling, scaling)}
+    outcomes = translate_files(
+        loaded, targets, mode, seed=seed, tiling=tiling, text=text, samples=samples, scaling=scaling, half=half
+    )
     _report(outcomes, quiet)
 
 
-def _describe_translation(model: Model, mode: str, seed: int, precision: str, tiling: Tiling | None) -> str:
+def _parse_scale(scale: str | None) -> float | Literal["native"] | None:
+    """Raises ValueError."""
+    if scale is None or scale == "native":
+        return scale  # type: ignore[return-value]
+    try:
+        return float(scale)
+    except ValueError:
+        raise ValueError(f'--scale is "native" or a number above 0, such as 0.5, not {scale!r}') from None
+
+
+def _describe_scale(model: Model, scaling: Scaling, quiet: bool) -> None:
+    """Print the scale that the model file asks for, or that it does not say it."""
+    from p2pzoo.models.scaling import NO_FILE_LAYOUT
+
+    layout = model.file_layout
+    if layout is None:
+        click.echo(f"warning: {NO_FILE_LAYOUT}, such as --scale 0.5 (--scale native: no warning)", err=True)
+    elif not scaling.is_native and not quiet:
+        source = f" (most were {layout.size[0]}×{layout.size[1]} px)" if layout.size else ""
+        click.echo(
+            f"the model sees images {scaling}, as in its training{source}; --scale native: at their own size", err=True
+        )
+
+
+def _warn_of_pairs(model: Model, sources: list[Path], half: Half | None) -> None:
+    """Warn if the model was trained on halves, and images have the proportions of both halves together."""
+    from p2pzoo.images.io import read_header
+
+    layout = model.file_layout
+    if half or layout is None or layout.x_half is None or layout.size is None:
+        return
+    for source in sources:
+        try:
+            height, width, _ = read_header(source)
+        except UserError:
+            continue  # reported when it is read
+        ratio = width / height / (layout.size[1] / layout.size[0])
+        if abs(ratio - 2) < RATIO_TOLERANCE:
+            click.echo(
+                f"warning: {source}: twice as wide as the training images: if it is a pair A|B, give --side "
+                f"{layout.x_half}, the half that the model was trained on", err=True,
+            )  # fmt: skip
+            return
+
+
+def _describe_translation(
+    model: Model, mode: str, seed: int, precision: str, tiling: Tiling | None, scaling: Scaling
+) -> str:
     """JSON that is stored in each output file: how it was made."""
     from p2pzoo.utils.version import __version__
 
-    values = {"model": model.run, "test_mode": mode, "seed": seed, "p2pzoo": __version__}
+    values: dict[str, Any] = {"model": model.run, "test_mode": mode, "seed": seed, "p2pzoo": __version__}
+    if not scaling.is_native:
+        values |= scaling.as_json()
     if precision != "fp32":
         values["precision"] = precision
     if tiling:

@@ -6,6 +6,7 @@ Label maps use the nearest pixel.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
@@ -66,6 +67,30 @@ def fit_size(height: int, width: int, size: ImageSize) -> ImageSize:
     """
     scale = min(size[0] / height, size[1] / width)
     return max(1, round(height * scale)), max(1, round(width * scale))
+
+
+def resize_factors(sizes: Sequence[ImageSize], size: ImageSize, how: ResizeMode) -> tuple[float, float]:
+    """New over old height and width when images of `sizes` are brought to `size`; the median over the images.
+
+    >>> resize_factors([(512, 1024), (256, 512)], (64, 64), "crop")
+    (0.1875, 0.1875)
+    """
+    if how == "none" or not sizes:
+        return 1.0, 1.0
+    down, across = (np.array(size) / np.array(sizes)).T
+    if how != "stretch":
+        down = across = np.maximum(down, across) if how == "crop" else np.minimum(down, across)
+    return float(np.median(down)), float(np.median(across))
+
+
+def median_size(sizes: Sequence[ImageSize]) -> ImageSize:
+    """The median height and width.
+
+    >>> median_size([(512, 1024), (256, 512), (260, 512)])
+    (260, 512)
+    """
+    height, width = np.median(np.array(sizes), axis=0)
+    return int(height), int(width)
 
 
 def keeps_alignment(a: ImageSize, b: ImageSize, how: ResizeMode) -> bool:

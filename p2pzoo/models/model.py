@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TypeVar
+from typing import Literal, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -17,7 +18,9 @@ from p2pzoo.compute.engine import pick_device
 from p2pzoo.compute.memory import is_out_of_memory
 from p2pzoo.images.color_spaces import dequantize, join_lab, quantize, split_lab
 from p2pzoo.images.io import decode_pixels, with_channels
+from p2pzoo.images.resize import resize_to
 from p2pzoo.models.model_file import ModelHeader, load_network
+from p2pzoo.models.scaling import NO_FILE_LAYOUT, Scaling
 from p2pzoo.models.test_modes import optimize_for_eval, translate
 from p2pzoo.models.tiling import Tiling, blend_tiles
 from p2pzoo.plugin.loader import registry
@@ -30,6 +33,19 @@ PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 # Pixels of a batch in eval mode. On a CPU more pixels make no layer faster, and each allocation slower
 MAX_BATCH_PIXELS = {"cpu": 4 * 256**2}
 MAX_BATCH_PIXELS_ON_GPU = 32 * 256**2
+
+
+class PreparedImage(NamedTuple):
+    """What `Model.prepare_input` makes of an image.
+
+    x          (h, w, C) as x is stored, at the size at which G sees it
+    size       (H, W) of the image, and of its translation
+    lightness  (H, W, 1) as x is stored, at the size of the image, to join with the colours ŷ; else None
+    """
+
+    x: np.ndarray
+    size: tuple[int, int]
+    lightness: np.ndarray | None = None
 
 
 class Model:
@@ -45,6 +61,7 @@ class Model:
     output_format              (dtype, channels) of the images that it returns
     palette                    the palette of a label map that it returns, for an indexed PNG; else None
     size                       (H, W) of the training images; the model takes others too
+    file_layout                how the training images x were taken from their files; None if the file does not say
     size_divisor               images are padded to multiples of it
     test_mode                  the recipe's test mode, "paper" or "eval": the default of `translate`
     run                        id of the run that trained it
@@ -65,7 +82,7 @@ class Model:
         self.x_dtype, self.y_dtype = header.x_dtype, header.y_dtype
         self.x_range, self.y_range = header.x_range, header.y_range
         self.encodings, self.x_labels, self.y_labels = header.encodings, header.x_labels, header.y_labels
-        self.size = header.size
+        self.size, self.file_layout = header.size, header.file_layout
         self._y_classes = self.y_labels.classes if self.y_labels and self.encodings.y == "one-hot" else None
         # Lab images are joined with their lightness before they are returned: before that y has another format
         self._y_format = (self._y_classes.dtype, 1) if self._y_classes else (self.y_dtype, self.out_channels)
@@ -86,17 +103,21 @@ class Model:
         seed: int = 0,
         tile: int | None = None,
         overlap: int | None = None,
+        scale: float | Literal["native"] | None = None,
+        size: tuple[int, int] | None = None,
     ) -> ImageLike:
         """Translate an image. A PIL image, an array or a tensor gives a result of the same type and size.
 
         image: a PIL image of any mode that converts to the model's channels without loss (grey to RGB, for one);
             an (H, W) or (H, W, C) array of the model's `x_dtype`, within its `x_range`: the result has its `y_dtype`
             and `y_range` (a label map: (H, W) or (H, W, 1) integers with the values that files have);
-            a (C, H, W) or (B, C, H, W) float tensor in [-1, 1], as G gets it, whatever the `encodings`.
+            a (C, H, W) or (B, C, H, W) float tensor in [-1, 1], as G gets it, whatever `encodings` and `file_layout`.
         test_mode: "paper" or "eval", see `p2pzoo.models.test_modes`. None: the model's own.
         seed: of dropout in "paper".
         tile, overlap: in "eval", images with a side above `tile` are translated in tiles, see `p2pzoo.models.tiling`;
             G's memory then does not grow with the image. None: in one piece.
+        scale, size: G sees the image at this scale ("native": 1), or at this (H, W); the result has the size of the
+            image again. None: at the scale of the training images (`file_layout`).
         Any H and W: the image is padded by reflection at its right and lower edges to multiples of `size_divisor`, and
         the result is cropped.
 
@@ -109,12 +130,17 @@ class Model:
         (40, 64, 3)
         """
         mode, tiling = self.resolve_options(test_mode, tile, overlap)
+        scaling = Scaling.resolve(self.file_layout, scale, size)
         if isinstance(image, Tensor):
+            if scale is not None or size is not None:
+                raise ValueError("a tensor is translated as it is: resize it first, or pass an array or a PIL image")
             return self._translate_tensor(image, mode, seed, tiling)
+        if scale is None and size is None and self.file_layout is None:
+            warnings.warn(f"{NO_FILE_LAYOUT}, such as scale=0.5", stacklevel=2)
         if isinstance(image, np.ndarray):
-            return self.translate_arrays([self.prepare_input(image)], mode, seed, tiling)[0]
+            return self.translate_arrays([self.prepare_input(image, scaling)], mode, seed, tiling)[0]
         if isinstance(image, Image.Image):
-            return self._translate_picture(image, mode, seed, tiling)
+            return self._translate_picture(image, mode, seed, tiling, scaling)
         raise ValueError(f"an image must be a PIL image, a NumPy array or a tensor, not a {type(image).__name__}")
 
     def resolve_options(
@@ -139,19 +165,44 @@ class Model:
             )
         return mode, Tiling.of(tile, overlap, self.size_divisor)
 
-    def prepare_input(self, image: np.ndarray) -> np.ndarray:
-        """An array as `translate` takes it -> (H, W, C) as x is stored. Raises ValueError as `translate` does."""
+    def prepare_input(self, image: np.ndarray, scaling: Scaling | None = None) -> PreparedImage:
+        """An array as `translate` takes it, at the size at which G sees it. Raises ValueError as `translate` does.
+
+        scaling: None: as in training.
+        """
+        scaling = scaling or Scaling.resolve(self.file_layout)
+        pixels = self._check_input(image)
+        full_size = (image.shape[0], image.shape[1])
+        size = scaling.size_of(*full_size)
+        lightness = self._lightness(pixels) if self.encodings.lab else None
+        if size != full_size:
+            is_photo = self.x_labels is None and lightness is None
+            pixels = resize_to(
+                pixels, size, "stretch", self.x_range if is_photo else (0, 255),
+                bands=pixels.shape[2] in (2, 4) and not (self.file_layout and self.file_layout.alpha),
+                kernel="nearest" if self.x_labels else "bicubic",
+            )  # fmt: skip
+        if self.x_labels:
+            return PreparedImage(self.x_labels.encode(pixels[..., 0]), full_size)
+        if lightness is not None:
+            return PreparedImage(lightness if size == full_size else self._lightness(pixels), full_size, lightness)
+        return PreparedImage(pixels, full_size)
+
+    def _lightness(self, photo: np.ndarray) -> np.ndarray:
+        return quantize(split_lab(photo)[0], self.x_range, self.x_dtype)
+
+    def _check_input(self, image: np.ndarray) -> np.ndarray:
+        """(H, W, C) of class indices, of a photo that is split into lightness and colour, or as x is stored."""
         if self.x_labels:
             if image.dtype.kind not in "iu" or image.shape[2:] not in ((), (1,)) or image.size == 0 or image.ndim < 2:
                 raise ValueError(
                     f"expected a label map, (H, W) or (H, W, 1) of integers, not {image.shape} of {image.dtype}"
                 )
-            return self.x_labels.encode(self.x_labels.classes.from_values(image.reshape(image.shape[:2])))
+            return self.x_labels.classes.from_values(image.reshape(image.shape[:2]))[..., None]
         if self.encodings.lab:
             if image.dtype != np.uint8 or image.ndim not in (2, 3) or image.size == 0:
                 raise ValueError(f"expected (H, W) or (H, W, C) of uint8, not {image.shape} of {image.dtype}")
-            photo = with_channels(image.reshape(*image.shape[:2], -1), 3)
-            return quantize(split_lab(photo)[0], self.x_range, self.x_dtype)
+            return with_channels(image.reshape(*image.shape[:2], -1), 3)
         if image.dtype != self.x_dtype or image.ndim not in (2, 3):
             raise ValueError(f"expected (H, W) or (H, W, C) of {self.x_dtype}, not {image.shape} of {image.dtype}")
         if image.size == 0:
@@ -163,13 +214,15 @@ class Model:
         # torch takes no negative strides, and warns of read-only arrays such as Pillow's
         return np.require(pixels, requirements=["C", "W"])
 
-    def _translate_picture(self, image: Image.Image, mode: str, seed: int, tiling: Tiling | None) -> Image.Image:
+    def _translate_picture(
+        self, image: Image.Image, mode: str, seed: int, tiling: Tiling | None, scaling: Scaling
+    ) -> Image.Image:
         try:
             is_index_map = self.x_labels and image.mode == "P"  # the indices are the classes, not the palette's colors
             pixels = np.asarray(image) if is_index_map else decode_pixels(image, "the image")
         except UserError as error:
             raise ValueError(str(error)) from None
-        [translated] = self.translate_arrays([self.prepare_input(pixels)], mode, seed, tiling)
+        [translated] = self.translate_arrays([self.prepare_input(pixels, scaling)], mode, seed, tiling)
         dtype, channels = self.output_format
         if channels > 1 and (dtype != "uint8" or channels > 4):
             raise ValueError(
@@ -248,17 +301,22 @@ class Model:
         return max(1, MAX_BATCH_PIXELS.get(self.device.type, MAX_BATCH_PIXELS_ON_GPU) // (height * width))
 
     def translate_arrays(
-        self, images: Sequence[np.ndarray], mode: str, seed: int, tiling: Tiling | None
+        self, images: Sequence[PreparedImage], mode: str, seed: int, tiling: Tiling | None
     ) -> list[np.ndarray]:
-        """Translate images that `prepare_input` returned, all of one padded size, to (H, W, C). Raises OutOfMemory."""
-        y_hats = self._translate_stored(images, mode, seed, tiling)
-        return [self._decode(x, y_hat) for x, y_hat in zip(images, y_hats, strict=True)]
+        """Translate images whose x have one padded size, to (H, W, C). Raises OutOfMemory."""
+        y_hats = self._translate_stored([image.x for image in images], mode, seed, tiling)
+        return [self._decode(image, y_hat) for image, y_hat in zip(images, y_hats, strict=True)]
 
-    def _decode(self, x: np.ndarray, y_hat: np.ndarray) -> np.ndarray:
-        """x and ŷ as stored -> the image to return. Lightness and colors are joined to RGB."""
-        if not self.encodings.lab:
+    def _decode(self, image: PreparedImage, y_hat: np.ndarray) -> np.ndarray:
+        """ŷ as stored -> the image to return, in the size of x's file. Lightness and colors are joined to RGB."""
+        if y_hat.shape[:2] != image.size:
+            y_hat = resize_to(
+                y_hat, image.size, "stretch", self.y_range if not self._y_classes else (-math.inf, math.inf),
+                bands=y_hat.shape[2] in (2, 4), kernel="nearest" if self._y_classes else "bicubic",
+            )  # fmt: skip
+        if image.lightness is None:
             return y_hat
-        return join_lab(dequantize(x, self.x_range), dequantize(y_hat, self.y_range))
+        return join_lab(dequantize(image.lightness, self.x_range), dequantize(y_hat, self.y_range))
 
     def _translate_stored(
         self, images: Sequence[np.ndarray], mode: str, seed: int, tiling: Tiling | None
@@ -385,23 +443,24 @@ class Samples:
     Only one sample is in memory at a time. Raises ValueError for a count below 2.
     """
 
-    def __init__(self, model: Model, pixels: np.ndarray, count: int, seed: int) -> None:
+    def __init__(self, model: Model, image: PreparedImage, count: int, seed: int) -> None:
         if count < 2:
             raise ValueError(f"there must be at least 2 samples, not {count}")
-        self.model, self.pixels, self.seeds = model, pixels, range(seed, seed + count)
+        self.model, self.image, self.seeds = model, image, range(seed, seed + count)
 
     def __iter__(self) -> Iterator[np.ndarray]:
-        model, x = self.model, self.model._to_tensor(self.pixels)
+        model, x = self.model, self.model._to_tensor(self.image.x)
         mean = squares = torch.zeros(())
         for number, seed in enumerate(self.seeds, start=1):
             y_hat = model._translate_random(x, seed)
-            yield model._decode(self.pixels, model._quantize(y_hat))
+            yield model._decode(self.image, model._quantize(y_hat))
             difference = y_hat.double() - mean  # Welford 1962: mean and variance in one pass
             mean = mean + difference / number
             squares = squares + difference * (y_hat.double() - mean)
-        self.mean = model._decode(self.pixels, model._quantize(mean.float()))
+        self.mean = model._decode(self.image, model._quantize(mean.float()))
         variance = squares / (len(self.seeds) - 1)
-        self.spread: np.ndarray = variance.mean(-1).sqrt().float().cpu().numpy()
+        spread = variance.mean(-1, keepdim=True).sqrt().float().cpu().numpy()
+        self.spread: np.ndarray = resize_to(spread, self.image.size, "stretch", (0, math.inf))[..., 0]
 
 
 def _input_dependent_norm(G: nn.Module) -> str | None:

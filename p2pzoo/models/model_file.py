@@ -20,6 +20,7 @@ from p2pzoo.images.label_maps import Labels
 from p2pzoo.models.build import build_network
 from p2pzoo.models.safetensors_io import check_tensors_fit, load_into, load_tensors
 from p2pzoo.plugin import schema
+from p2pzoo.plugin.file_layout import FileLayout, Half
 from p2pzoo.plugin.protocols import Dataset
 from p2pzoo.plugin.registry import Registry
 from p2pzoo.utils import rng
@@ -42,6 +43,17 @@ def _check_order(bounds: tuple[float, float]) -> tuple[float, float]:
 
 
 _Range = Annotated[tuple[_Finite, _Finite], AfterValidator(_check_order)]
+
+
+# no model was trained on images enlarged more than this, and a file must not ask for gigabytes
+_Scale = Annotated[float, Field(gt=0, le=64, allow_inf_nan=False)]
+
+
+class _FileLayoutJson(TypedDict):
+    size: tuple[_Positive, _Positive] | None
+    scale: tuple[_Scale, _Scale]
+    x_half: Half | None
+    alpha: bool
 
 
 class _NetworkJson(TypedDict):
@@ -67,6 +79,7 @@ class _HeaderJson(TypedDict):
     y_encoding: NotRequired[str]
     x_labels: NotRequired[dict[str, Any]]
     y_labels: NotRequired[dict[str, Any]]
+    file_layout: NotRequired[_FileLayoutJson]
 
 
 _HEADER_JSON = TypeAdapter(_HeaderJson)
@@ -88,6 +101,7 @@ class ModelHeader:
     x_dtype, y_dtype           how images are stored: "uint8", "uint16" or "float32"; "uint8" in old files
     encodings                  the color spaces of x and y
     x_labels, y_labels         the classes of a side that is a label map, else None
+    file_layout                how x was taken from its files; None if the file does not say
     as_json                    the whole header as the file has it, for files that repeat it
     """
 
@@ -107,6 +121,7 @@ class ModelHeader:
     encodings: Encodings = field(default_factory=Encodings)
     x_labels: Labels | None = None
     y_labels: Labels | None = None
+    file_layout: FileLayout | None = None
     as_json: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
     @classmethod
@@ -162,6 +177,7 @@ class ModelHeader:
             encodings=encodings,
             x_labels=x_labels,
             y_labels=y_labels,
+            file_layout=FileLayout(**checked["file_layout"]) if "file_layout" in checked else None,
             as_json=header,
         )
 
@@ -206,6 +222,7 @@ def build_header(
         **_dtypes_json(dtypes or _first_dtypes(dataset)),
         **Encodings.of(dataset).header(),
         **_labels_json(dataset),
+        "file_layout": schema.to_jsonable(vars(getattr(dataset, "file_layout", FileLayout()))),
         "test_mode": experiment.evaluate.test_mode,
     }
 

@@ -18,8 +18,10 @@ import torch
 
 from p2pzoo.images.io import read_header, read_image, write_image
 from p2pzoo.images.label_maps import read_map
-from p2pzoo.models.model import Model, Samples
+from p2pzoo.models.model import Model, PreparedImage, Samples
+from p2pzoo.models.scaling import Scaling
 from p2pzoo.models.tiling import Tiling
+from p2pzoo.plugin.file_layout import Half
 from p2pzoo.utils.errors import OutOfMemory, UserError
 
 MAX_THREADS = 8  # more compete with the network for cores
@@ -49,11 +51,14 @@ def translate_files(
     tiling: Tiling | None = None,
     text: Mapping[str, str] | None = None,
     samples: int | None = None,
+    scaling: Scaling | None = None,
+    half: Half | None = None,
 ) -> Generator[FileOutcome, None, None]:
     """Translate each source to its target. Yields the outcomes in the order of `targets`, each when its file is whole.
 
     targets: {source: file to write, whose suffix can hold the model's output (`images.io.can_hold`)}.
     mode, tiling: as `Model.resolve_options` returns them. seed: of dropout in paper mode.
+    scaling: the size at which G sees the images; None: as in training. half: this half of each image is x.
     text: written into each file. samples: number of translations of each image, which are written with their mean and
     their spread, see `sample_paths`.
 
@@ -69,7 +74,7 @@ def translate_files(
     ...     read_image(target).shape
     (64, 64, 3)
     """
-    translator = _FileTranslator(model, targets, mode, seed, tiling, text, samples)
+    translator = _FileTranslator(model, targets, mode, seed, tiling, text, samples, scaling, half)
     try:
         yield from translator.run()
     finally:
@@ -89,9 +94,11 @@ class _FileTranslator:
         tiling: Tiling | None,
         text: Mapping[str, str] | None,
         samples: int | None,
+        scaling: Scaling | None,
+        half: Half | None,
     ) -> None:
         self.model, self.targets, self.mode, self.seed, self.tiling = model, targets, mode, seed, tiling
-        self.text, self.samples = text, samples
+        self.text, self.samples, self.scaling, self.half = text, samples, scaling, half
         self.pool = ThreadPoolExecutor(min(MAX_THREADS, max(2, torch.get_num_threads())), "images")
         self.outcomes: dict[Path, FileOutcome | Future[FileOutcome]] = {}  # known, but not yet yielded
         self.pending = deque(targets)  # sources whose outcome is not yet yielded
@@ -112,10 +119,11 @@ class _FileTranslator:
             yield from self.take_finished()
         yield from self.take_finished(wait=True)
 
-    def read(self, source: Path) -> np.ndarray:
-        return self.model.prepare_input(read_map(source) if self.model.x_labels else read_image(source))
+    def read(self, source: Path) -> PreparedImage:
+        image = read_map(source) if self.model.x_labels else read_image(source)
+        return self.model.prepare_input(_take_half(image, self.half) if self.half else image, self.scaling)
 
-    def translate(self, group: list[tuple[Path, np.ndarray]]) -> None:
+    def translate(self, group: list[tuple[Path, PreparedImage]]) -> None:
         """Translate images of one padded size, and start to write the results."""
         if self.samples:
             [(source, image)] = group  # samples need paper mode, whose groups have one image
@@ -131,7 +139,7 @@ class _FileTranslator:
             target = self.targets[source]
             self.outcomes[source] = self.pool.submit(self.write, source, target, y_hat, self.text, self.model.palette)
 
-    def translate_samples(self, source: Path, image: np.ndarray, count: int) -> FileOutcome:
+    def translate_samples(self, source: Path, image: PreparedImage, count: int) -> FileOutcome:
         target = self.targets[source]
         paths = sample_paths(target, count)
         samples = Samples(self.model, image, count, self.seed)
@@ -177,12 +185,12 @@ class _Groups:
 
     def __init__(self, model: Model, mode: str) -> None:
         self.model, self.mode = model, mode
-        self.waiting: dict[tuple[int, int], list[tuple[Path, np.ndarray]]] = {}  # the longest waiting size first
+        self.waiting: dict[tuple[int, int], list[tuple[Path, PreparedImage]]] = {}  # the longest waiting size first
         self.first_number: dict[tuple[int, int], int] = {}  # number of the first image that waits
 
-    def add(self, number: int, source: Path, image: np.ndarray) -> Iterator[list[tuple[Path, np.ndarray]]]:
+    def add(self, number: int, source: Path, image: PreparedImage) -> Iterator[list[tuple[Path, PreparedImage]]]:
         """Add an image. Yields the groups that are now full, or have waited for `MAX_WAIT` images."""
-        size = self.model.padded_size(*image.shape[:2])
+        size = self.model.padded_size(*image.x.shape[:2])
         self.first_number.setdefault(size, number)
         self.waiting.setdefault(size, []).append((source, image))
         if len(self.waiting[size]) >= self.model.max_batch_size(*size, self.mode):
@@ -191,21 +199,21 @@ class _Groups:
         if oldest is not None and number - self.first_number[oldest] >= MAX_WAIT:
             yield self._take(oldest)
 
-    def rest(self) -> Iterator[list[tuple[Path, np.ndarray]]]:
+    def rest(self) -> Iterator[list[tuple[Path, PreparedImage]]]:
         """Yield the groups that are not full."""
         while self.waiting:
             yield self._take(next(iter(self.waiting)))
 
-    def _take(self, size: tuple[int, int]) -> list[tuple[Path, np.ndarray]]:
+    def _take(self, size: tuple[int, int]) -> list[tuple[Path, PreparedImage]]:
         del self.first_number[size]
         return self.waiting.pop(size)
 
 
 def _read_ahead(
-    pool: ThreadPoolExecutor, read: Callable[[Path], np.ndarray], sources: Iterable[Path]
-) -> Iterator[tuple[Path, Future[np.ndarray]]]:
+    pool: ThreadPoolExecutor, read: Callable[[Path], PreparedImage], sources: Iterable[Path]
+) -> Iterator[tuple[Path, Future[PreparedImage]]]:
     """Yield each source with the future of its image, in order, while the next ones are being read."""
-    started: deque[tuple[Path, Future[np.ndarray], int]] = deque()
+    started: deque[tuple[Path, Future[PreparedImage], int]] = deque()
     for source in sources:
         started.append((source, pool.submit(read, source), _count_pixels(source)))
         while len(started) > MAX_IMAGES_AHEAD or (
@@ -214,6 +222,14 @@ def _read_ahead(
             yield started.popleft()[:2]
     while started:
         yield started.popleft()[:2]
+
+
+def _take_half(image: np.ndarray, half: Half) -> np.ndarray:
+    """Raises ValueError for an odd width."""
+    width = image.shape[1]
+    if width % 2:
+        raise ValueError(f"it is {width} px wide, and has no two halves: give images A|B of an even width")
+    return image[:, : width // 2] if half == "left" else image[:, width // 2 :]
 
 
 def _count_pixels(source: Path) -> int:

@@ -2,6 +2,7 @@
 
 from p2pzoo.plugin.archive import Archive
 from p2pzoo.plugin.batch import Batch, Pair, Split
+from p2pzoo.plugin.file_layout import FileLayout
 from p2pzoo.plugin.hookspecs import hookimpl
 from p2pzoo.plugin.networks import Discriminator, Generator
 from p2pzoo.plugin.protocols import (
@@ -26,6 +27,7 @@ __all__ = [
     "Callback",
     "Dataset",
     "Discriminator",
+    "FileLayout",
     "GanLoss",
     "Generator",
     "InferredConfig",

@@ -116,6 +116,8 @@ class Dataset(Protocol):
     unscored              names of classes that means over classes leave out: too rare to count, or of no interest
     scorer                file of a segmenter that was trained on the photos of y, with the classes of `classes`;
                           metrics apply it to ŷ
+    file_layout           `FileLayout`: the scale and the half in which x was taken from its files; a trained model then
+                          takes its inputs from files in the same way. Without it, x is the whole image of its file
     original              `original(index)`: pair `index` at the resolution of its files, before it was reduced.
                           Training resizes it in one step to the size that the jitter enlarges to
 

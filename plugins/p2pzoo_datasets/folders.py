@@ -112,6 +112,7 @@ class SideBySide(FilePairs):
         input_range: Annotated[Range | None, AddedLater] = None,
         target_range: Annotated[Range | None, AddedLater] = None,
     ) -> None:
+        self._x_half = "left" if direction == "AtoB" else "right"
         where, stems = str(root), find_pairs(Path(root), report=self._report_faults)
         super().__init__(
             split, assign_splits(stems, where, fractions, split_seed), where, size=size, resize=resize,

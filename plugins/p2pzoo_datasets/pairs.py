@@ -24,8 +24,9 @@ from p2pzoo.data.pairing import (
 from p2pzoo.data.splits import Splits, fallback_split
 from p2pzoo.images.io import ImageHeader, inspect_image, read_image, with_channels
 from p2pzoo.images.label_maps import Colour, Labels, inspect_map
-from p2pzoo.images.resize import ResizeKernel, ResizeMode, keeps_alignment, resize_to
-from p2pzoo.plugin import Pair, Split
+from p2pzoo.images.resize import ResizeKernel, ResizeMode, keeps_alignment, median_size, resize_factors, resize_to
+from p2pzoo.plugin import FileLayout, Pair, Split
+from p2pzoo.plugin.file_layout import Half
 from p2pzoo.utils.errors import UserError
 from p2pzoo.utils.files import fingerprint
 from p2pzoo_datasets.class_files import ClassFiles
@@ -59,6 +60,7 @@ class FilePairs:
 
     classes: Sequence[str] | None = None
     palette: Sequence[Colour] | None = None
+    _x_half: Half | None = None  # where x is in a file that holds both
     _collected_faults: list[str] | None = None  # `usable` collects faults here instead of raising them
 
     def __init__(
@@ -119,6 +121,7 @@ class FilePairs:
             for count, default, header in zip(self._channels, first_channels, first_headers, strict=True)
         ]
         self._check_conversions(shapes)
+        self.file_layout = self._find_layout(shapes)
 
     @classmethod
     def usable(cls, split: Split, **parameters: Any) -> tuple[Self, list[str]]:
@@ -218,22 +221,19 @@ class FilePairs:
             return of_files
         return f"{of_files}-{hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]}"
 
+    def _find_layout(self, shapes: Mapping[Files, tuple[ImageShape, ImageShape]]) -> FileLayout:
+        sizes = [self._as_x_y(*shapes[files])[0][:2] for files in self.files if files in shapes]
+        has_alpha = self._channels[0] in (2, 4) and not self._is_bands[0]
+        return FileLayout(
+            median_size(sizes), resize_factors(sizes, self._size, self._resize), self._x_half, alpha=has_alpha
+        )
+
     def _report_faults(self, faults: Sequence[str]) -> None:
         """Raise them as a UserError, or collect them for `usable`."""
         if self._collected_faults is None:
             raise_faults(faults)
         else:
             self._collected_faults += faults
-
-    def _resolve_ranges(
-        self, ranges: tuple[Range | None, Range | None], first: Files, headers: tuple[ImageHeader, ImageHeader]
-    ) -> list[Range]:
-        """The ranges of x and y: of their classes for label maps, else set by the recipe or by default."""
-        sides = zip(self._maps, ranges, headers, ("input", "target"), self._as_x_y(*_a_and_b(first)), strict=True)
-        return [
-            labels.range if labels else _resolve_range(option, header.dtype, f"{name}_range", file)
-            for labels, option, header, name, file in sides
-        ]
 
     def _resolve_ranges(
         self, ranges: tuple[Range | None, Range | None], first: Files, headers: tuple[ImageHeader, ImageHeader]

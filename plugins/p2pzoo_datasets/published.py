@@ -18,7 +18,7 @@ from pydantic import Field
 from p2pzoo.data.pairing import halves
 from p2pzoo.images.io import read_header, read_image, with_channels
 from p2pzoo.images.resize import resize_to
-from p2pzoo.plugin import Archive, Pair, Split
+from p2pzoo.plugin import Archive, FileLayout, Pair, Split
 from p2pzoo.utils.errors import UserError
 from p2pzoo.utils.files import fingerprint
 
@@ -86,6 +86,11 @@ class Published:
         a, b = halves(self._read_checked(path))
         x, y = (b, a) if self._swapped else (a, b)
         return Pair(f"{path.parent.name}-{path.stem}", x, y, self._labels_of(path), self._block_of(path))
+
+    @property
+    def file_layout(self) -> FileLayout:
+        scale = self._size / self.half
+        return FileLayout((self.half, self.half), (scale, scale), "right" if self._swapped else "left")
 
     @property
     def files(self) -> list[tuple[Path, ...]]:

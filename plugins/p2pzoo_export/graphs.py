@@ -25,6 +25,7 @@ from torch.nn.utils.parametrize import ParametrizationList
 
 from p2pzoo import __version__
 from p2pzoo.models.model import Model
+from p2pzoo.models.scaling import Scaling
 from p2pzoo.utils.errors import UserError
 from p2pzoo.utils.files import atomic_write
 from p2pzoo_export.graph_check import (
@@ -99,6 +100,7 @@ def export_graph(
             run, free = _export_onnx(graph, model, images, temporary, mode, precision, description)
         else:
             run, free = _export_torch(graph, model, images, temporary, mode, description)
+        notes += _describe_scale(model)
         return compare_with_torch(model, network, mode, run, free, images, data, precision, notes)
 
 
@@ -110,6 +112,13 @@ def _describe_file(model: Model, mode: str, precision: str) -> str:
     }
     graph = {"test_mode": mode, "precision": precision, "p2pzoo": __version__}
     return json.dumps({**model.header.as_json, **ends, **graph}, sort_keys=True)
+
+
+def _describe_scale(model: Model) -> list[str]:
+    scaling = Scaling.resolve(model.file_layout)
+    if scaling.is_native:
+        return []
+    return [f"the graph sees images {scaling}, as in training: resize them first (file_layout in the description)"]
 
 
 # --- the graph -------------------------------------------------------------------------------------------------

@@ -22,6 +22,7 @@ from p2pzoo.config.experiment import Component, Experiment
 from p2pzoo.config.recipe import iter_leaves
 from p2pzoo.models import safetensors_io
 from p2pzoo.models.model_file import ModelHeader
+from p2pzoo.models.scaling import Scaling
 from p2pzoo.plugin.registry import Registry
 from p2pzoo.runs.run_folder import Run, find_run
 from p2pzoo.utils.errors import UserError
@@ -89,6 +90,7 @@ def render_card(run: Run, experiment: Experiment, *, licence: str | None = None,
         numbers=metrics,
         split=experiment.evaluate.split,
         header=header,
+        scaling=None if (scaling := Scaling.resolve(header.file_layout)).is_native else scaling,
         components=experiment.components(),
         recipe=[
             (".".join(key), value)

@@ -253,15 +253,21 @@ async function openImage(source, name) {
     return;
   }
   saveForUndo();
-  const scale = Math.max(width / picture.width, height / picture.height);
-  const [w, h] = [width / scale, height / scale];
+  const { width: fullWidth, height: fullHeight } = picture;
+  let [down, across] = facts.scale ?? [0, 0]; // as in training; 0: the model file does not say
+  const tooSmall = Math.max(height / (down * fullHeight), width / (across * fullWidth));
+  if (!facts.scale) down = across = Math.max(width / fullWidth, height / fullHeight);
+  else if (tooSmall > 1) [down, across] = [down * tooSmall, across * tooSmall]; // else a border would be empty
+  const [w, h] = [width / across, height / down];
+  const percent = [down, across].map((factor) => `${Number((100 * factor).toPrecision(3))}%`);
+  const scaled = down === 1 && across === 1 ? "" : `, at ${percent[0]}${percent[0] === percent[1] ? "" : ` × ${percent[1]}`} of its size`;
   input.fillStyle = "white";
   input.fillRect(0, 0, width, height);
-  input.imageSmoothingEnabled = scale !== 1;
+  input.imageSmoothingEnabled = down !== 1 || across !== 1;
   input.imageSmoothingQuality = "high";
   input.drawImage(picture, (picture.width - w) / 2, (picture.height - h) / 2, w, h, 0, 0, width, height);
   if (colours) snapColours();
-  element.opened.textContent = name ? `Opened: ${name}, ${picture.width} × ${picture.height} px.` : "";
+  element.opened.textContent = name ? `Opened: ${name}, ${fullWidth} × ${fullHeight} px${scaled}.` : "";
   translate();
 }
 

@@ -130,6 +130,7 @@ def _make_document(
         "run": model.run,
         "test_mode": mode,
         "sides": list(model.size),
+        "scale": list(model.file_layout.scale) if model.file_layout else None,
         "channels": model.in_channels,
         "classes": classes,
         "classes_given": _list_classes(model.y_labels) if model.encodings.y == "one-hot" else None,

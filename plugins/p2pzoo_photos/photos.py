@@ -11,14 +11,15 @@ from pydantic import Field
 
 from p2pzoo.data.pairing import Files, find_pairs, format_size
 from p2pzoo.data.splits import Fractions, assign_splits, fallback_split
-from p2pzoo.images.io import read_image, with_channels
-from p2pzoo.images.resize import ResizeMode, resize_to
-from p2pzoo.plugin import Pair, Split
+from p2pzoo.images.io import read_header, read_image, with_channels
+from p2pzoo.images.resize import ResizeMode, median_size, resize_factors, resize_to
+from p2pzoo.plugin import FileLayout, Pair, Split
 from p2pzoo.utils.errors import UserError
 from p2pzoo.utils.files import fingerprint
 
 Count = Annotated[int, Field(ge=1)]
 Size = tuple[Count, Count]
+MAX_HEADERS = 1000  # headers that are read for the median size of the photos
 
 
 class Photos:
@@ -86,6 +87,13 @@ class Photos:
             return resize_to(with_channels(image, channels), self._size, self._resize)
         except ValueError as error:
             raise UserError(f"{path}: {error}") from None
+
+    @property
+    def file_layout(self) -> FileLayout:
+        """From the headers of at most MAX_HEADERS photos, spread over all."""
+        step = -(-len(self.files) // MAX_HEADERS)
+        sizes = [read_header(photo)[:2] for photo, *_ in self.files[::step]]
+        return FileLayout(median_size(sizes), resize_factors(sizes, self._size, self._resize))
 
     @property
     def fingerprint(self) -> str:

@@ -68,7 +68,7 @@ def test_arrays_can_be_read_only_and_have_negative_strides(model, photo):
     mirrored = photo[:, ::-1]
     mirrored.flags.writeable = False
     assert np.array_equal(model.translate(mirrored), model.translate(mirrored.copy()))
-    assert model.prepare_input(mirrored).flags.writeable, "torch warns of read-only arrays"
+    assert model.prepare_input(mirrored).x.flags.writeable, "torch warns of read-only arrays"
 
 
 @pytest.mark.parametrize("mode", ["paper", "eval"])
@@ -307,7 +307,7 @@ def translate_without_tiles(run_cli, run, source, tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ("--test-mode eval --tile 100", "a tile of 100 does not fit this generator: multiples of 64 do, 64 or 128"),
+        ("--test-mode eval --tile 100", "a tile of 100 does not fit this generator: multiples of 8 do, 96 or 104"),
         ("--test-mode eval --tile 64 --overlap 33", "an overlap of 33 does not fit tiles of 64: 0 to 32 does"),
         ("--tile 64", "tiles need test mode eval: in paper mode each tile is normalised by its own statistics"),
         ("--overlap 8", "an overlap of 8 needs tiles: give the side of a tile, too"),
@@ -327,7 +327,7 @@ def test_an_image_that_needs_too_much_memory_is_reported_with_what_to_do(run_cli
     forward = torch.nn.Tanh.forward
 
     def forward_with_little_memory(self, x):
-        if x.shape[-1] > 128:
+        if x.shape[-1] > 144:
             raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
         return forward(self, x)
 
@@ -337,9 +337,9 @@ def test_an_image_that_needs_too_much_memory_is_reported_with_what_to_do(run_cli
     result = run_cli("translate", run, *sources, "-o", tmp_path / "out")
     assert result.exit_code == 2
     assert result.stdout == f"{tmp_path / 'out' / 'photo.png'}\n"
-    advice = "translate it in tiles (--test-mode eval --tile 128)"
+    advice = "translate it in tiles (--test-mode eval --tile 144)"
     assert result.stderr == f"{wide}: out of memory at 50×300: {advice}\n"
-    again = run_cli("translate", run, wide, "-o", tmp_path / "out", "--test-mode", "eval", "--tile", "128")
+    again = run_cli("translate", run, wide, "-o", tmp_path / "out", "--test-mode", "eval", "--tile", "144")
     assert again.exit_code == 0, again.output
 
 

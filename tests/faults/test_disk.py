@@ -119,6 +119,12 @@ def straight(run, tmp_path_factory):
     return log(runs), load_tensors(only(runs) / "model.safetensors")[0]
 
 
+@pytest.fixture(scope="module")
+def checkpoint_bytes(shared_complete):
+    """The length of a checkpoint of these runs."""
+    return max(file.stat().st_size for file in checkpoints(shared_complete).values())
+
+
 def log(runs):
     return (only(runs) / "metrics.jsonl").read_text()
 
@@ -132,9 +138,9 @@ def assert_goes_on(result, runs, straight, *, after: int):
 
 
 class TestFullDisk:
-    def test_a_checkpoint_that_does_not_fit_leaves_the_one_before_it(self, small_disk, run, straight):
-        disk = small_disk(20)  # a checkpoint takes 5.8 MiB
-        filler = fill(disk, leave=9 * MIB)
+    def test_a_checkpoint_that_does_not_fit_leaves_the_one_before_it(self, small_disk, run, straight, checkpoint_bytes):
+        disk = small_disk(20)
+        filler = fill(disk, leave=round(1.5 * checkpoint_bytes))
         line = refused(run(disk))
         assert "images-0000000020.safetensors" in line
         assert "No space left on device" in line
@@ -142,9 +148,9 @@ class TestFullDisk:
         filler.unlink()
         assert_goes_on(run(disk), disk, straight, after=10)
 
-    def test_small_files_that_do_not_fit_leave_the_run_as_it_was(self, small_disk, run, straight):
+    def test_small_files_that_do_not_fit_leave_the_run_as_it_was(self, small_disk, run, straight, checkpoint_bytes):
         disk = small_disk(20)
-        filler = fill(disk, leave=9 * MIB)
+        filler = fill(disk, leave=round(1.5 * checkpoint_bytes))
         refused(run(disk))
         status = (only(disk) / "status.json").read_bytes()
         filler.unlink()
@@ -158,10 +164,12 @@ class TestFullDisk:
         assert_goes_on(run(disk), disk, straight, after=10)
 
     @pytest.mark.parametrize(
-        ("limit", "file"), [(4 * MIB, "images-0000000010.safetensors"), (700, "recipe.toml")], ids=["large", "small"]
+        ("share", "file"), [(0.7, "images-0000000010.safetensors"), (0.002, "recipe.toml")], ids=["large", "small"]
     )
-    def test_a_limit_of_the_file_size_is_reported_in_one_line(self, limit, file, run, straight, tmp_path):
-        with largest_file(limit):
+    def test_a_limit_of_the_file_size_is_reported_in_one_line(
+        self, share, file, run, straight, checkpoint_bytes, tmp_path
+    ):
+        with largest_file(round(share * checkpoint_bytes)):
             line = refused(run(tmp_path))
         assert file in line
         assert "File too large" in line
@@ -170,9 +178,9 @@ class TestFullDisk:
 
 class TestOfADisk:
     @pytest.mark.promise("one line, exit code 2; with room again bit-identical results")
-    def test_filling_up(self, chance, small_disk, run, unharmed, goes_on):
-        disk = small_disk(24)  # a checkpoint takes 5.8 MiB, and two are kept
-        room = chance.choice([0, 100_000, chance.randrange(20 * MIB)])
+    def test_filling_up(self, chance, small_disk, run, unharmed, goes_on, checkpoint_bytes):
+        disk = small_disk(24)
+        room = chance.choice([0, checkpoint_bytes // 60, chance.randrange(4 * checkpoint_bytes)])
         with fault_injection.after(fault_injection.STEP, lambda: fill(disk, leave=room), call=chance.randint(1, 39)):
             result = run(disk)
         before = {file: data for file, data in fault_injection.on_disk(disk).items() if file.name != "filler"}
@@ -182,8 +190,8 @@ class TestOfADisk:
         goes_on(disk, before, unharmed)
 
     @pytest.mark.promise("one line, exit code 2; without the limit bit-identical results")
-    def test_a_limit_of_a_files_length(self, chance, halfway, run, unharmed, goes_on):
-        with largest_file(chance.choice([chance.randrange(20_000), chance.randrange(7 * MIB)])):
+    def test_a_limit_of_a_files_length(self, chance, halfway, run, unharmed, goes_on, checkpoint_bytes):
+        with largest_file(chance.choice([chance.randrange(20_000), chance.randrange(checkpoint_bytes * 6 // 5)])):
             result = run(halfway)
         before = fault_injection.on_disk(halfway)
         if result.exit_code:

@@ -126,14 +126,14 @@ class TestKernelsFile:
 
 class TestMeasurements:
     def test_a_training_step_records_every_convolution_and_every_gradient(self, shapes):
-        """G has 6 + 6 layers at 64 px; D has 5 and is called twice. Images and the frozen D get no gradients."""
+        """G has 3 + 3 layers; D has 3 and is called twice. Images and the frozen D get no gradients."""
         calls = dict.fromkeys(("convolve", "spread", "correlate"), 0)
         for shape, number in shapes.items():
             calls[shape.operation] += number
         assert calls == {
-            "convolve": 6 + 6 + 2 * 5,
-            "spread": 5 + 6 + 4 + 5,
-            "correlate": 6 + 6 + 5,
+            "convolve": 3 + 3 + 2 * 3,
+            "spread": 2 + 3 + 2 + 3,
+            "correlate": 3 + 3 + 3,
         }
 
     def test_each_algorithm_of_a_shape_is_timed(self):
