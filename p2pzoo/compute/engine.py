@@ -59,6 +59,16 @@ def pick_device(requested: str) -> str:
     return requested
 
 
+def best_memory_format(device_type: str) -> torch.memory_format:
+    """Channels-last where it is faster. On Apple's devices batch norm's gradients are wrong in it, or it crashes
+    (pytorch issue 175189).
+
+    >>> best_memory_format("mps")
+    torch.contiguous_format
+    """
+    return torch.channels_last if device_type in ("cpu", "cuda") else torch.contiguous_format
+
+
 def best_precision(device_type: str) -> Literal["fp32", "bf16", "fp16"]:
     """Return the precision that "auto" stands for: half precision only on devices with arithmetic units for it.
 
@@ -119,7 +129,7 @@ class Engine:
             raise UserError(f'[compute] precision = "{precision}" on {self.device_type}: {error}') from None
         cpu, cuda = self.device_type == "cpu", self.device_type == "cuda"
         self.enabled: dict[str, bool] = {
-            "channels_last": settings.channels_last,
+            "channels_last": settings.channels_last and best_memory_format(self.device_type) == torch.channels_last,
             "tf32": cuda and settings.tf32,
             "lowering": cpu
             and settings.lowering
@@ -142,7 +152,7 @@ class Engine:
 
     @property
     def memory_format(self) -> torch.memory_format:
-        return torch.channels_last if self.settings.channels_last else torch.contiguous_format
+        return torch.channels_last if self.enabled["channels_last"] else torch.contiguous_format
 
     def prepare_model(self, model: nn.Module) -> Any:
         """Return the module on the device, with the memory format, precision and kernels of the run.

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from p2pzoo.compute.engine import pick_device
+from p2pzoo.compute.engine import best_memory_format, pick_device
 from p2pzoo.compute.memory import is_out_of_memory
 from p2pzoo.images.color_spaces import dequantize, join_lab, quantize, split_lab
 from p2pzoo.images.io import decode_pixels, with_channels
@@ -377,7 +377,7 @@ class Model:
         A batch that is too large for the memory is translated one image at a time.
         """
         try:
-            x = self._scale(images.to(self.device)).contiguous(memory_format=torch.channels_last)
+            x = self._scale(images.to(self.device)).contiguous(memory_format=best_memory_format(self.device.type))
             return self._eval_G(x.to(PRECISIONS[self.precision])).float()  # type: ignore[no-any-return]
         except (RuntimeError, MemoryError) as error:
             if len(images) == 1 or not is_out_of_memory(error):
@@ -454,9 +454,10 @@ class Samples:
         for number, seed in enumerate(self.seeds, start=1):
             y_hat = model._translate_random(x, seed)
             yield model._decode(self.image, model._quantize(y_hat))
-            difference = y_hat.double() - mean  # Welford 1962: mean and variance in one pass
+            values = y_hat.cpu().double()  # in this order: Apple's devices have no float64
+            difference = values - mean  # Welford 1962: mean and variance in one pass
             mean = mean + difference / number
-            squares = squares + difference * (y_hat.double() - mean)
+            squares = squares + difference * (values - mean)
         self.mean = model._decode(self.image, model._quantize(mean.float()))
         variance = squares / (len(self.seeds) - 1)
         spread = variance.mean(-1, keepdim=True).sqrt().float().cpu().numpy()

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrize import ParametrizationList
 
 from p2pzoo.compute.conv_as_gemm import convs_as_gemm
+from p2pzoo.compute.engine import best_memory_format
 from p2pzoo.compute.fuse_batchnorm import fuse_conv_bn
 from p2pzoo.utils import rng
 
@@ -47,7 +48,7 @@ def translate(G: nn.Module, x: Tensor, test_mode: str, *, seed: int = 0) -> Tens
 
 @torch.no_grad()
 def optimize_for_eval(G: nn.Module, example: Tensor, dtype: torch.dtype = torch.float32) -> nn.Module:
-    """A faster copy of G for eval mode, equal to G up to rounding. Give it images in channels-last layout.
+    """A faster copy of G for eval mode, equal to G up to rounding. Give it images in `compute.engine.best_memory_format`.
 
     example: (1, C, H, W) in [-1, 1].
     dtype: of the weights and the computation. bfloat16 keeps 8 bits of each number.
@@ -56,11 +57,12 @@ def optimize_for_eval(G: nn.Module, example: Tensor, dtype: torch.dtype = torch.
     networks translate the example once. If a value differs by half a level of an 8-bit image, G itself is returned, in
     eval mode, with a warning.
     """
-    fast = fuse_conv_bn(G).to(memory_format=torch.channels_last)
+    memory_format = best_memory_format(example.device.type)
+    fast = fuse_conv_bn(G).to(memory_format=memory_format)  # type: ignore[call-overload]
     if example.device.type == "cpu":
         fast = convs_as_gemm(fast)
     expected = translate(G, example, "eval")
-    y_hat = fast(example.contiguous(memory_format=torch.channels_last)).float()
+    y_hat = fast(example.contiguous(memory_format=memory_format)).float()
     if not torch.allclose(y_hat, expected, rtol=0, atol=_HALF_LEVEL, equal_nan=True):
         warnings.warn(
             "folding the batch norms into convolutions changes the output of this generator: it runs without folding",
@@ -99,5 +101,5 @@ def _buffers_restored(G: nn.Module) -> Iterator[None]:
 
 def _hash_pixels(image: Tensor) -> str:
     """A hash of the image at 16 bits per value: how the image was scaled to [-1, 1] changes only lower bits."""
-    levels = image.detach().to("cpu", torch.float64).add(1).mul(65535 / 2).round().to(torch.int32).contiguous()
+    levels = image.detach().cpu().double().add(1).mul(65535 / 2).round().to(torch.int32).contiguous()
     return hashlib.sha256(repr(tuple(levels.shape)).encode() + levels.numpy().tobytes()).hexdigest()

@@ -40,7 +40,7 @@ def class_scores(matrix: Tensor, *, scored: Sequence[int], absent: Absent) -> di
 
     The pixel accuracy is NaN if no pixel is counted. The means are NaN then, and if "skip" leaves no class.
     """
-    matrix = matrix.double()
+    matrix = matrix.cpu().double()
     hits, true, predicted = matrix.diagonal(), matrix.sum(1), matrix.sum(0)
     mean_over = [c for c in scored if absent == "zero" or true[c] > 0]
     return {
