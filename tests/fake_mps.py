@@ -1,7 +1,8 @@
 """Apple's device on a machine without one: tensors whose device is "mps", computed on the CPU.
 
-It refuses what the real device refuses, or computes wrongly: float64, and convolutions and norms of channels-last tensors
-(https://github.com/pytorch/pytorch/issues/175189). To C++ the tensors are on the device "meta", so that autograd works.
+It refuses what the real device refuses or computes wrongly: float64, and convolutions and norms of tensors in
+channels-last (https://github.com/pytorch/pytorch/issues/175189). To C++ the tensors are on the device "meta": so
+autograd works.
 """
 
 import contextlib
@@ -64,9 +65,9 @@ def to_mps(value):
 
 def check_contiguous(func, args):
     for tensor in args:
-        if isinstance(tensor, torch.Tensor) and tensor.ndim == 4 and not tensor.is_contiguous():
-            if tensor.is_contiguous(memory_format=torch.channels_last):
-                raise RuntimeError(f"{func} of a channels-last tensor is wrong on MPS")
+        is_image = isinstance(tensor, torch.Tensor) and tensor.ndim == 4 and not tensor.is_contiguous()
+        if is_image and tensor.is_contiguous(memory_format=torch.channels_last):
+            raise RuntimeError(f"{func} of a channels-last tensor is wrong on MPS")
 
 
 class _OnMps(TorchFunctionMode):

@@ -48,7 +48,7 @@ def translate(G: nn.Module, x: Tensor, test_mode: str, *, seed: int = 0) -> Tens
 
 @torch.no_grad()
 def optimize_for_eval(G: nn.Module, example: Tensor, dtype: torch.dtype = torch.float32) -> nn.Module:
-    """A faster copy of G for eval mode, equal to G up to rounding. Give it images in `compute.engine.best_memory_format`.
+    """A faster copy of G for eval mode, equal to G up to rounding. Give it images in `engine.best_memory_format`.
 
     example: (1, C, H, W) in [-1, 1].
     dtype: of the weights and the computation. bfloat16 keeps 8 bits of each number.
@@ -58,7 +58,7 @@ def optimize_for_eval(G: nn.Module, example: Tensor, dtype: torch.dtype = torch.
     eval mode, with a warning.
     """
     memory_format = best_memory_format(example.device.type)
-    fast = fuse_conv_bn(G).to(memory_format=memory_format)  # type: ignore[call-overload]
+    fast = fuse_conv_bn(G).to(memory_format=memory_format)
     if example.device.type == "cpu":
         fast = convs_as_gemm(fast)
     expected = translate(G, example, "eval")

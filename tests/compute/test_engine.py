@@ -54,7 +54,7 @@ def test_switches_that_the_device_does_not_support_are_off(monkeypatch):
     monkeypatch.setattr("p2pzoo.compute.engine.pick_device", lambda requested: "mps")
     monkeypatch.setattr("torch.backends.mps.is_available", lambda: True)
     engine = Engine(Compute(compile=True))
-    assert [switch for switch, is_enabled in engine.enabled.items() if is_enabled] == ["channels_last", "one_pass"]
+    assert [switch for switch, is_enabled in engine.enabled.items() if is_enabled] == ["one_pass"]
     network = torch.nn.Conv2d(3, 3, 1)
     assert engine.maybe_compile(network, 10**9) is network
     batches = [1, 2]
