@@ -10,9 +10,11 @@ and is at its place only in a file of the right length. A file gets its final na
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 import sys
+import threading
 import zlib
 from collections.abc import Iterable
 from pathlib import Path
@@ -25,28 +27,45 @@ from p2pzoo.plugin.batch import Pair
 from p2pzoo.utils.errors import UserError
 from p2pzoo.utils.files import atomic_write, parse_json
 
-CACHE_FORMAT = 2  # raise it when the same sources give other bytes
+CACHE_FORMAT = 3  # raise it when the same sources give other bytes
 _REMEDIES = 'make room, set P2PZOO_CACHE to a folder elsewhere, or [compute] store = "stream"'
+
+
+class DamagedPair(Exception):
+    """A pair's bytes are not those that were written."""
 
 
 class StoreFile:
     """The pairs of a finished file. `[i]` maps only that pair, so pairs that were read take no memory of the process.
 
-    Writing into the arrays of `[i]` changes neither the file nor what others read. Threads may share an instance.
+    At its first read a pair's checksum is compared; raises DamagedPair. Writing into the arrays of `[i]` changes neither
+    the file nor what others read. Threads may share an instance.
     """
 
     def __init__(self, path: Path, record: np.dtype, ids: list[str], blocks: list[str | None], sums: list[int]) -> None:
         self._path, self._file = path, path.open("rb")  # stays readable when the file is deleted or replaced
         self._record, self._ids, self._blocks = record, ids, blocks
+        self._lock, self._is_discarded = threading.Lock(), False
         self._sums: list[int | None] = [*sums]  # CRC-32 of each pair's bytes; None once it has been checked
 
     def __getitem__(self, index: int) -> Pair:
         mapped = np.memmap(self._file, self._record, "c", offset=index * self._record.itemsize, shape=1)
         if self._sums[index] not in (None, zlib.crc32(mapped.tobytes())):
-            raise UserError(f"{self._path}: pair {index} has changed since the file was written: delete this file")
+            self._discard(index)
+            raise DamagedPair
         self._sums[index] = None
         fields = {name: np.asarray(mapped[name][0]) for name in self._record.names or ()}
         return Pair(self._ids[index], **fields, block=self._blocks[index])
+
+    def _discard(self, index: int) -> None:
+        """Delete the damaged file, so that the next run writes it anew, and say so once."""
+        with self._lock:
+            if not self._is_discarded:
+                with contextlib.suppress(OSError):  # a read-only folder
+                    self._path.unlink(missing_ok=True)
+                advice = "damaged pairs are decoded again, and the next run writes the file anew"
+                print(f"{self._path}: damaged (pair {index}): {advice}", file=sys.stderr, flush=True)
+            self._is_discarded = True
 
 
 def open_if_complete(path: Path, record: np.dtype, count: int) -> StoreFile | None:
@@ -55,7 +74,8 @@ def open_if_complete(path: Path, record: np.dtype, count: int) -> StoreFile | No
         with path.open("rb") as file:
             file.seek(count * record.itemsize)
             index = parse_json(file.read())
-        if len(index["ids"]) == len(index["blocks"]) == len(index["sums"]) == count:
+        is_intact = index.pop("check") == _checksum(index)
+        if is_intact and len(index["ids"]) == len(index["blocks"]) == len(index["sums"]) == count:
             return StoreFile(path, record, **index)
     except (OSError, ValueError, KeyError, TypeError):
         pass
@@ -105,7 +125,11 @@ def _write(path: Path, record: np.dtype, pairs: Iterable[Pair]) -> None:
             index["sums"].append(zlib.crc32(data))
             index["ids"].append(pair.id)
             index["blocks"].append(pair.block)
-        file.write(json.dumps(index).encode())
+        file.write(json.dumps({**index, "check": _checksum(index)}).encode())
+
+
+def _checksum(index: dict[str, list[Any]]) -> int:
+    return zlib.crc32(json.dumps([index[name] for name in ("ids", "blocks", "sums")]).encode())
 
 
 def _require_dtype(image: np.ndarray | None, dtype: np.dtype, name: str, pair: str) -> np.ndarray:

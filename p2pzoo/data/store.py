@@ -7,6 +7,7 @@ work with any dataset, whether it can be pickled or not.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import itertools
 import json
@@ -118,7 +119,9 @@ class Store:
         if index in self._kept:
             return self._kept[index]
         if self._file:
-            return self._file[index]
+            with contextlib.suppress(disk_cache.DamagedPair):
+                return self._file[index]
+            return self._prepare_pair(index, self._decode(index))
         future = self._reading.pop(index, None)
         pair = future.result() if future else self._read(index)
         self._keep(index, pair)

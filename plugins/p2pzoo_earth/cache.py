@@ -1,11 +1,15 @@
 """Rasters on disk, built once and memory-mapped by every process that reads them.
 
-A file under its final name is complete: it is written under another name first. A process that finds a file missing or
-damaged takes the folder's lock. So if several processes start together, one builds and the others wait.
+A file under its final name is complete: it is written under another name first. It ends with a digest of all before,
+which each process checks when it first opens the file: damaged pixels would change numbers without a word. A process
+that finds a file missing or damaged takes the folder's lock. So if several processes start together, one builds and the
+others wait.
 """
 
 from __future__ import annotations
 
+import hashlib
+import mmap
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,6 +20,9 @@ from filelock import FileLock
 
 from p2pzoo.utils.errors import UserError
 from p2pzoo.utils.files import atomic_write
+
+DIGEST_BYTES = 16
+_verified: set[tuple[str, int, int]] = set()  # (path, bytes, time of the last change) of files that were intact
 
 
 @dataclass(frozen=True)
@@ -72,28 +79,49 @@ def _build_layers(
 
     missing = [name for name in names if _load_layer(path(name)) is None]
     if missing:  # else another process built them meanwhile
-        for name in _with_progress(missing, path(missing[0]).parent):
+        damaged = [name for name in missing if path(name).exists()]
+        for name in _with_progress(missing, damaged, path(missing[0]).parent):
             layer(name)
     return {name: layer(name) for name in names}
 
 
 def _load_layer(path: Path) -> np.ndarray | None:
+    """None if the file is missing or damaged, or was written by a version that stored no digest."""
     try:
+        facts = path.stat()
+        key = (str(path), facts.st_size, facts.st_mtime_ns)
+        if key not in _verified and not _is_intact(path):
+            return None
+        _verified.add(key)
         return np.load(path, mmap_mode="r")
     except (OSError, ValueError, EOFError):  # missing, truncated, not an array
         return None
 
 
+def _is_intact(path: Path) -> bool:
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        with memoryview(content) as view, view[:-DIGEST_BYTES] as array:
+            digest = hashlib.blake2b(array, digest_size=DIGEST_BYTES).digest()
+        return content[-DIGEST_BYTES:] == digest
+
+
 def _store_layer(path: Path, array: np.ndarray) -> None:
     # The temporary name is always the same: the lock admits one writer, which overwrites the file of a killed one.
-    with atomic_write(path) as unfinished, unfinished.open("wb") as file:
-        np.save(file, array)
+    with atomic_write(path) as unfinished:
+        with unfinished.open("wb") as file:
+            np.save(file, array)
+        with unfinished.open("rb") as file:
+            digest = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=DIGEST_BYTES)).digest()
+        with unfinished.open("ab") as file:
+            file.write(digest)
 
 
-def _with_progress(names: Sequence[str], folder: Path) -> Iterable[str]:
+def _with_progress(names: Sequence[str], damaged: Sequence[str], folder: Path) -> Iterable[str]:
     """`names`, with a progress bar on standard error, or one plain line if that is no terminal."""
+    if damaged or not sys.stderr.isatty():
+        reason = f" ({', '.join(damaged)}: damaged, or of an older version)" if damaged else ""
+        print(f"Earth: building {', '.join(names)} in {folder}, once{reason}", file=sys.stderr, flush=True)
     if not sys.stderr.isatty():
-        print(f"Earth: building {', '.join(names)} in {folder}, once", file=sys.stderr, flush=True)
         return names
     from rich.console import Console
     from rich.progress import track

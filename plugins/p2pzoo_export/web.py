@@ -16,6 +16,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import click
 import jinja2
 import numpy as np
 from markupsafe import Markup
@@ -185,10 +186,16 @@ def _data_url(image: np.ndarray) -> str:
 def load_runtime(ort_dir: Path | None = None) -> tuple[bytes, bytes]:
     """Return script and WebAssembly of onnxruntime-web, verified. Raises UserError if they are not available."""
     cached = cache_dir() / f"{PACKAGE}-{VERSION}"
-    if ort_dir is None and not all((cached / name).is_file() for name in RUNTIME):
+    try:
+        files = _read_runtime(ort_dir or cached)
+    except UserError:
+        if ort_dir is not None:
+            raise
+        if cached.exists():
+            click.echo(f"{cached}: damaged: it is fetched again", err=True)
         with tempfile.TemporaryDirectory() as folder:
-            _store(_read_runtime(_npm_pack(Path(folder))), cached)
-    files = _read_runtime(ort_dir or cached)
+            files = _read_runtime(_npm_pack(Path(folder)))
+        _store(files, cached)
     return files["ort.wasm.bundle.min.mjs"], files["ort-wasm-simd-threaded.wasm"]
 
 

@@ -241,6 +241,30 @@ def test_a_damaged_file_is_written_again(source, cache, damage):
     assert file.read_bytes() == intact
 
 
+def test_a_damaged_pair_is_decoded_again_and_the_file_written_by_the_next_run(source, cache, capsys):
+    expected = training_batches(training_store(Noise(source)))
+    [file] = cache.glob("*.pairs")
+    intact = file.read_bytes()
+    for at in (10, len(intact) // 3):
+        file.write_bytes(intact[:at] + bytes([intact[at] ^ 1]) + intact[at + 1 :])
+        capsys.readouterr()
+        assert is_same(training_batches(training_store(Noise(source))), expected)
+        [line] = capsys.readouterr().err.splitlines()
+        assert line.startswith(f"{file}: damaged (pair ")
+        assert not file.exists()
+        assert is_same(training_batches(training_store(Noise(source))), expected)
+        assert file.read_bytes() == intact
+
+
+def test_a_damaged_index_is_written_again(source, cache):
+    first = training_store(Noise(source))[1]
+    [file] = cache.glob("*.pairs")
+    intact = file.read_bytes()
+    file.write_bytes(intact.replace(b"pair 1", b"pair 7", 1))
+    assert training_store(Noise(source))[1].id == first.id
+    assert file.read_bytes() == intact
+
+
 def test_writing_into_a_pair_changes_neither_the_file_nor_later_reads(source, cache):
     store = training_store(Noise(source))
     [file] = cache.glob("*.pairs")

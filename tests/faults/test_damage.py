@@ -130,17 +130,13 @@ class TestOfACompleteRun:
 
 
 @pytest.mark.promise("one that is cut is made again, an altered pair refused by name; then bit-identical results")
-def test_prepared_pairs(chance, photos, run, refused, record_property, tmp_path, monkeypatch):
+def test_prepared_pairs(chance, photos, run, record_property, tmp_path, monkeypatch):
     monkeypatch.setenv("P2PZOO_CACHE", str(tmp_path / "cache"))
     overrides = (*photos[1], "compute.store=disk")
     assert run(tmp_path / "first", *overrides).exit_code == 0
     [file] = (tmp_path / "cache" / "stores").glob("*.pairs")
     damage(file, chance)
     result = run(tmp_path / "runs", *overrides)
-    if result.exit_code:
-        assert str(file) in refused(result)
-        file.unlink()
-        result = run(tmp_path / "runs", *overrides)
     assert result.exit_code == 0, result.output
     assert fault_injection.outcome(tmp_path / "runs") == fault_injection.outcome(tmp_path / "first")
     record_property("observed", "made again")

@@ -20,6 +20,7 @@ from typing import get_args
 import numpy as np
 import p2pzoo_earth
 import pytest
+from p2pzoo_earth import cache as cache_module
 from p2pzoo_earth import dataset, geometry, layers, maps
 from p2pzoo_earth.cache import Layer, open_layers
 from p2pzoo_earth.classes import CLASSES, PALETTE, classify
@@ -455,15 +456,51 @@ class TestCache:
         assert "set P2PZOO_CACHE" in message
         assert [path.name for path in tmp_path.iterdir() if path.name != "log"] in ([], [".lock"])
 
-    def test_a_truncated_file_is_built_again(self, tmp_path):
+    @pytest.mark.parametrize(
+        "damage",
+        [
+            lambda data: data[:500],
+            lambda data: data[:-1],
+            lambda data: data[:1000] + bytes(4000) + data[5000:],
+            lambda data: data[:6000] + bytes([data[6000] ^ 1]) + data[6001:],
+            lambda data: data.replace(b"9000", b"8999"),
+            lambda data: data + b"\0",
+            lambda data: data[:-16],
+            lambda data: b"",
+            lambda data: b"\0" * len(data),
+        ],
+        ids=["half", "cut", "zeros", "one bit", "shape", "longer", "no digest", "empty", "only zeros"],
+    )
+    def test_a_damaged_file_is_built_again_with_one_line(self, damage, tmp_path, capsys):
         open_ones = partial(open_layers, tmp_path, {"layer": Layer(lambda: np.ones(9000))}, ["layer"])
         open_ones()
-        with (tmp_path / "layer.npy").open("r+b") as file:
-            file.truncate(500)
+        file = tmp_path / "layer.npy"
+        file.write_bytes(damage(file.read_bytes()))
+        capsys.readouterr()
         assert open_ones()["layer"].sum() == 9000
+        [line] = capsys.readouterr().err.splitlines()
+        assert line.endswith("once (layer: damaged, or of an older version)")
+        open_ones()
+        assert capsys.readouterr().err == ""
+
+    def test_a_run_does_not_use_damaged_pixels(self, tmp_path, monkeypatch):
+        monkeypatch.setenv("P2PZOO_CACHE", str(tmp_path))
+        for layer in layers.LAYERS:
+            monkeypatch.setitem(layers.LAYERS, layer, Layer(lambda: np.ones((*geometry.GRID, 3), np.uint8)))
+        monkeypatch.setitem(layers.LAYERS, "mask", Layer(lambda: np.ones(geometry.GRID, np.uint8)))
+        monkeypatch.setitem(layers.LAYERS, "classes", Layer(lambda: np.ones(geometry.GRID, np.uint8)))
+        expected = dataset.Earth("val", task="terrain-to-photo")[0].y
+        [file] = (tmp_path / "earth").glob("photo-*.npy")
+        with file.open("r+b") as photo:
+            photo.seek(4_000_000)
+            photo.write(bytes(4_000_000))
+        np.testing.assert_array_equal(dataset.Earth("val", task="terrain-to-photo")[0].y, expected)
 
     def test_a_complete_cache_needs_no_lock_and_prints_nothing(self, tmp_path, capsys):
-        np.save(tmp_path / "layer.npy", np.ones(3))
+        open_layers(tmp_path, {"layer": Layer(lambda: np.ones(3))}, ["layer"])
+        (tmp_path / ".lock").unlink(missing_ok=True)
+        cache_module._verified.clear()
+        capsys.readouterr()
         assert open_layers(tmp_path, {}, ["layer"])["layer"].sum() == 3
         assert [path.name for path in tmp_path.iterdir()] == ["layer.npy"]
         assert capsys.readouterr() == ("", "")

@@ -6,6 +6,7 @@ import io
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -19,6 +20,7 @@ from PIL import Image
 
 import p2pzoo
 from p2pzoo.data import Store
+from p2pzoo.models.safetensors_io import load_tensors, save_tensors
 from p2pzoo.plugin.batch import Pair
 from p2pzoo.utils.errors import UserError
 
@@ -135,6 +137,19 @@ def test_a_runtime_with_another_hash_is_refused(export_page, stub):
     code, message = export_page("--ort-dir", stub)
     assert code == 2
     assert f"the SHA-256 is not that of onnxruntime-web {web.VERSION}" in message
+
+
+def test_a_damaged_runtime_in_the_cache_is_fetched_again(stub, monkeypatch, tmp_path, capsys):
+    monkeypatch.setenv("P2PZOO_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(web, "_npm_pack", lambda _: stub)
+    expected = web.load_runtime()
+    [file] = (tmp_path / "cache").glob("*/*.wasm")
+    file.write_bytes(b"damaged")
+    capsys.readouterr()
+    assert web.load_runtime() == expected
+    assert capsys.readouterr().err == f"{file.parent}: damaged: it is fetched again\n"
+    assert web.load_runtime() == expected
+    assert capsys.readouterr().err == ""
 
 
 def test_without_npm_the_message_says_what_to_do(export_page, monkeypatch):
@@ -258,6 +273,32 @@ class TestInABrowser:
         wait_until_idle(page)
         assert {tuple(pixel) for pixel in np.asarray(canvas(page, "x")).reshape(-1, 3)} == {(18, 94, 32)}
         page.close()
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("restore_signal_handlers")
+def test_an_opened_image_is_brought_to_the_scale_of_the_training_images(browser, trained, runtime, run_cli, tmp_path):
+    """The model saw images at half their size: of 160×160 px the page shows 64×64 px of 80×80."""
+    reduced = tmp_path / "run"
+    shutil.copytree(trained, reduced)
+    tensors, header = load_tensors(reduced / "model.safetensors")
+    header["file_layout"] = {"size": [128, 128], "scale": [0.5, 0.5], "x_half": None, "alpha": False}
+    save_tensors(reduced / "model.safetensors", tensors, header)
+    result = run_cli("export", reduced, "--to", "web", "-o", tmp_path / "page.html")
+    assert result.exit_code == 0, result.output
+    assert "the graph sees images at 0.5 of their size" in result.output
+    page, errors = open_page(browser, (tmp_path / "page.html").as_uri())
+    picture = np.full((160, 160, 3), (12, 32, 96), np.uint8)
+    picture[48:112, 48:112] = (226, 200, 170)
+    Image.fromarray(picture).save(tmp_path / "photo.png")
+    page.set_input_files("#file", tmp_path / "photo.png")
+    page.get_by_text("Opened: photo.png, 160 × 160 px, at 50% of its size.").wait_for()
+    wait_until_idle(page)
+    shown = np.asarray(canvas(page, "x"))
+    assert tuple(shown[32, 32]) == tuple(shown[17, 46]) == (226, 200, 170)
+    assert tuple(shown[32, 13]) == tuple(shown[50, 32]) == (12, 32, 96)
+    assert errors == []
+    page.close()
 
 
 @pytest.mark.slow
