@@ -94,7 +94,7 @@ class _Checker:
             self.add_fault(key, 'names no component: add `use = "NAME"` (`p2pzoo list` shows them)')
             return None
         try:
-            entry = self.registry.get(kind, use)
+            entry = self.registry.get(kind, use, named_in=self.recipe.file_of((*key, "use")))
             factory = entry.load()
         except UserError as error:
             self.add_fault((*key, "use"), f'use = "{use}": {error}')

@@ -51,6 +51,7 @@ class Source:
 
     name: str
     text: str = ""
+    file: Path | None = None
 
     @cached_property
     def lines(self) -> Mapping[Key, int]:
@@ -87,6 +88,11 @@ class Recipe:
     origins: dict[Key, Origin]
     home: Source = field(repr=False)
     faults: list[str] = field(default_factory=list, repr=False)
+
+    def file_of(self, key: Key) -> Path | None:
+        """The recipe file that set a value; None if it was not set in a file."""
+        origin = self.origins.get(key)
+        return origin.source.file if origin else None
 
     def where(self, key: Key) -> str:
         """file:line of a key, else of its table, else the file of the recipe."""
@@ -203,7 +209,7 @@ def _parse(file: Path, name: str, extended_at: str) -> tuple[Source, dict[str, A
         line = position.split(",")[0].removeprefix("line ")
         line = line if line.isdigit() else str(text.count("\n") + 1)
         raise UserError(f"{name}:{line}  broken TOML: {message}") from None
-    source = Source(name, text)
+    source = Source(name, text, file)
     if faults := list(_find_malformed(source, tree)):
         raise UserError(*faults)
     return source, tree

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from p2pzoo.plugin.migration import explain_import_error, find_old_methods
 from p2pzoo.utils.errors import UserError
+from p2pzoo.utils.paths import shipped_dir
 from p2pzoo.utils.suggest import did_you_mean
 
 # Kinds of components: what a recipe, `p2pzoo list` and `p2pzoo.list_components` can name.
@@ -39,6 +42,17 @@ class Entry:
     def full_name(self) -> str:
         """ "plugin:name", which is unique within a kind."""
         return f"{self.plugin}:{self.name}"
+
+    def ships(self, file: Path) -> bool:
+        """Whether the file belongs to the entry's distribution: it is in its package, or a recipe of p2pzoo."""
+        if self.distribution.partition(" ")[0] == "p2pzoo" and file.resolve().is_relative_to(
+            shipped_dir("recipes").resolve()
+        ):
+            return True
+        module = self.factory if isinstance(self.factory, str) else self.factory.__module__
+        spec = importlib.util.find_spec(module.partition(":")[0].partition(".")[0])
+        folders = spec.submodule_search_locations or () if spec else ()
+        return any(file.resolve().is_relative_to(Path(folder).resolve()) for folder in folders)
 
     def load(self) -> Callable[..., Any]:
         """Return the factory, imported if needed; of a command, this is the click command.
@@ -86,14 +100,20 @@ class Registry:
         """The entries of one kind, sorted by name."""
         return sorted((e for e in self._entries if e.kind == kind), key=lambda e: (e.name, e.plugin))
 
-    def get(self, kind: str, use: str) -> Entry:
+    def get(self, kind: str, use: str, *, named_in: Path | None = None) -> Entry:
         """The component that a recipe names with `use`: a name, or "plugin:name" if several plugins have that name.
+
+        named_in  the recipe's file; if it ships with a distribution, the name alone means that distribution's own, so
+                  that installing another plugin changes no shipped recipe
 
         Raises UserError with similar names if there is none, and with all claims if there are several.
         """
         plugin, _, name = use.rpartition(":")
         entries = self.of(kind)
         matches = [e for e in entries if e.name == name and plugin in ("", e.plugin)]
+        if len(matches) > 1 and named_in is not None:
+            own = [e for e in matches if e.ships(named_in)]
+            matches = own if len(own) == 1 else matches
         if len(matches) == 1:
             return matches[0]
         if matches:

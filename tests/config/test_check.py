@@ -1,9 +1,13 @@
 """Checking recipes: all faults at once; what changes a run id and what does not."""
 
+import tomllib
+
 import pytest
 
 from p2pzoo import config
+from p2pzoo.plugin import loader
 from p2pzoo.utils.errors import UserError
+from p2pzoo.utils.paths import shipped_dir
 
 
 @pytest.fixture
@@ -280,3 +284,75 @@ def test_the_optimizer_keys_are_all_that_no_class_has():
     from p2pzoo.plugin.schema import get_params
 
     assert {*OPTIMIZER_KEYS} == get_params(Optimizer).keys() - {"options", *ADAM_KEYS}
+
+
+# --- a name that another plugin registers too ---
+
+CLASH = """
+import p2pzoo
+
+@p2pzoo.hookimpl
+def register_generators(register):
+    register("unet", dict)
+
+@p2pzoo.hookimpl
+def register_discriminators(register):
+    register("patch", dict)
+
+@p2pzoo.hookimpl
+def register_losses(register):
+    register("l1", dict)
+
+@p2pzoo.hookimpl
+def register_gan_losses(register):
+    register("vanilla", dict)
+
+@p2pzoo.hookimpl
+def register_datasets(register):
+    register("earth", dict)
+
+@p2pzoo.hookimpl
+def register_metrics(register):
+    for name in ("l1", "psnr", "ssim", "fcn_score", "kid_efficientnet_lite0"):
+        register(name, dict)
+"""
+
+
+def test_another_plugin_with_the_same_names_changes_no_shipped_recipe(install):
+    before = {path.name: config.load(str(path), "smoke").id for path in shipped_dir("recipes").glob("*.toml")}
+    install("clash", CLASH)
+    assert {path.name: config.load(str(path), "smoke").id for path in shipped_dir("recipes").glob("*.toml")} == before
+    assert config.load("zoo:base.toml", "smoke").generator.entry.full_name == "pix2pix:unet"
+
+
+def test_what_a_shipped_recipe_names_stays_its_own_in_a_recipe_that_extends_it(install, experiment):
+    install("clash", CLASH)
+    made = experiment('extends = "zoo:base.toml"\n[generator]\nwidth = 8\n')
+    assert made.generator.entry.full_name == "pix2pix:unet"
+    with pytest.raises(UserError, match=r"mine.toml:3  .*registered by several plugins, 'clash:unet'"):
+        experiment('extends = "zoo:base.toml"\n[generator]\nuse = "unet"\n')
+    with pytest.raises(UserError, match="registered by several plugins"):
+        experiment(overrides=["losses.l1.use=l1"])
+
+
+def test_the_tables_that_ship_name_their_metrics_with_the_plugin():
+    for file in shipped_dir("benchmarks").glob("*.toml"):
+        for name, metric in tomllib.loads(file.read_text("utf-8")).get("metrics", {}).items():
+            assert ":" in metric["use"], f"{file.name}: {name}"
+
+
+def test_a_recipe_in_the_package_of_a_plugin_means_its_own_components(install, tmp_path):
+    install("clash", CLASH)
+    package = tmp_path / "site" / "clashing"
+    package.mkdir()
+    source = CLASH.replace("dict", '"clashing.networks:Net"')
+    (package / "networks.py").write_text("from p2pzoo_pix2pix.generators import UNet as Net\n")
+    (package / "__init__.py").write_text(source)
+    info = tmp_path / "site" / "clashing-2.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: clashing\nVersion: 2.0\n")
+    (info / "entry_points.txt").write_text("[p2pzoo]\nclashing = clashing\n")
+    (package / "mine.toml").write_text('extends = "zoo:base.toml"\n[generator]\nuse = "unet"\n')
+    loader.plugins.cache_clear()
+    loader.registry.cache_clear()
+    assert config.load(str(package / "mine.toml"), "smoke").generator.entry.full_name == "clashing:unet"
