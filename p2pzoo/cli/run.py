@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import shlex
 import signal
@@ -118,6 +119,10 @@ def run_command(
         print_json(outcome.results)
     else:
         _print_results(outcome)
+    if unmeasured := [name for name, number in outcome.results["metrics"].items() if math.isnan(number["value"])]:
+        names = ", ".join(unmeasured)
+        click.echo(f"{names}: not a number (nan): too few test images for it, or ŷ is not finite", err=True)
+        sys.exit(1)
 
 
 def _print_results(outcome: Outcome) -> None:

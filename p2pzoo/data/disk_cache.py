@@ -38,8 +38,8 @@ class DamagedPair(Exception):
 class StoreFile:
     """The pairs of a finished file. `[i]` maps only that pair, so pairs that were read take no memory of the process.
 
-    At its first read a pair's checksum is compared; raises DamagedPair. Writing into the arrays of `[i]` changes neither
-    the file nor what others read. Threads may share an instance.
+    At its first read a pair's checksum is compared; raises DamagedPair. Writing into the arrays of `[i]` changes
+    neither the file nor what others read. Threads may share an instance.
     """
 
     def __init__(self, path: Path, record: np.dtype, ids: list[str], blocks: list[str | None], sums: list[int]) -> None:

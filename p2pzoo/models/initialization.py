@@ -12,7 +12,7 @@ from torch.nn.utils.parametrize import is_parametrized
 from p2pzoo.config.experiment import Component, Experiment
 from p2pzoo.config.settings import Init
 from p2pzoo.models.build import build_network
-from p2pzoo.models.safetensors_io import load_into, load_tensors
+from p2pzoo.models.safetensors_io import find_unsaved, load_into, load_tensors
 from p2pzoo.models.spectral_norm import apply_spectral_norm
 from p2pzoo.utils import rng
 from p2pzoo.utils.errors import UserError
@@ -84,7 +84,19 @@ def make_generator(experiment: Experiment, channels: tuple[int, int], size: tupl
         call_init_own_weights(G, experiment.generator, rng.derive_seed(experiment.seed, "init", "generator", "own"))
     if experiment.train.spectral_norm in ("generator", "both"):
         _normalise(G, experiment.generator, rng.derive_seed(experiment.seed, "init", "generator", "spectral"))
+    _check_is_saved(G, experiment.generator)
     return G
+
+
+def _check_is_saved(network: nn.Module, component: Component) -> None:
+    """Raises UserError if a file of the network's state dict could not restore it."""
+    if unsaved := find_unsaved(network):
+        more = f" and {len(unsaved) - 1} more" if len(unsaved) > 1 else ""
+        raise UserError(
+            f"{component.entry.kind} '{component.entry.full_name}': its state_dict() leaves out '{unsaved[0]}'{more}: "
+            "checkpoints and model files could not restore these weights; include them, or register them as buffers "
+            "with persistent=False that the constructor computes"
+        )
 
 
 def _expand_smaller(G: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> Mapping[str, Tensor]:
@@ -113,6 +125,7 @@ def make_discriminator(experiment: Experiment, channels: tuple[int, int], size: 
         call_init_own_weights(D, experiment.discriminator, seed)
     if experiment.train.spectral_norm in ("discriminator", "both"):
         _normalise(D, experiment.discriminator, rng.derive_seed(experiment.seed, "init", "discriminator", "spectral"))
+    _check_is_saved(D, experiment.discriminator)
     return D
 
 

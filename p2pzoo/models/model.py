@@ -510,6 +510,11 @@ def load_model(path: str | Path, *, device: str = "auto", precision: str = "fp32
     for key in ("run", "test_mode", "size_divisor"):
         if getattr(header, key) is None:
             raise DamagedFile(f"{file}: its header is damaged: it has no {key}")
+    if broken := [name for name, tensor in G.state_dict().items() if not tensor.isfinite().all()]:
+        raise DamagedFile(
+            f"{file}: {len(broken)} of its weights hold NaN or infinite values, such as '{broken[0]}': its training "
+            "diverged; use an earlier checkpoint, or train it again"
+        )
     return Model(G, header, torch.device(pick_device(device)), precision)
 
 

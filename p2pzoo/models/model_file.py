@@ -18,7 +18,7 @@ from p2pzoo.config.experiment import Component, Experiment
 from p2pzoo.images.color_spaces import Encodings
 from p2pzoo.images.label_maps import Labels
 from p2pzoo.models.build import build_network
-from p2pzoo.models.safetensors_io import check_tensors_fit, load_into, load_tensors
+from p2pzoo.models.safetensors_io import check_tensors_fit, find_unsaved, load_into, load_tensors
 from p2pzoo.plugin import schema
 from p2pzoo.plugin.file_layout import FileLayout, Half
 from p2pzoo.plugin.protocols import Dataset
@@ -280,6 +280,11 @@ def restore_network(tensors: Mapping[str, Tensor], header: ModelHeader, path: Pa
         with rng.torch_seed(0):
             network = build_network(component, channels, header.size)
     load_into(network, tensors, str(path))
+    if unsaved := find_unsaved(network):
+        raise UserError(
+            f"{path}: holds no values of '{unsaved[0]}' ({len(unsaved)} tensors of its {header.kind} '{header.use}', "
+            "whose state_dict() leaves them out): train it with a version of the plugin that saves them"
+        )
     return network
 
 

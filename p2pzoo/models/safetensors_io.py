@@ -96,6 +96,19 @@ def load_into(model: nn.Module, tensors: Mapping[str, Tensor], where: str) -> No
             tensor.copy_(tensors[name])
 
 
+def find_unsaved(model: nn.Module) -> list[str]:
+    """The parameters and persistent buffers that `state_dict()` leaves out, so that no file can restore them."""
+    saved = {tensor.untyped_storage().data_ptr() for tensor in model.state_dict().values()}
+    buffers = [
+        (f"{prefix}.{name}".lstrip("."), buffer)
+        for prefix, module in model.named_modules()
+        for name, buffer in module._buffers.items()
+        if name not in module._non_persistent_buffers_set and buffer is not None
+    ]
+    tensors = [*model.named_parameters(), *buffers]
+    return [name for name, tensor in tensors if tensor.numel() and tensor.untyped_storage().data_ptr() not in saved]
+
+
 def check_tensors_fit(own: Mapping[str, Tensor], tensors: Mapping[str, Tensor], where: str) -> None:
     """Compare names and shapes of `tensors` with those of a network's state dict, `own`.
 

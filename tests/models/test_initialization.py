@@ -9,8 +9,9 @@ from p2pzoo import config
 from p2pzoo.config.settings import Init
 from p2pzoo.models import initialization
 from p2pzoo.models.initialization import initialize_weights, make_discriminator, make_generator
+from p2pzoo.models.model import load_model
 from p2pzoo.models.model_file import build_header
-from p2pzoo.models.safetensors_io import save_model, save_tensors
+from p2pzoo.models.safetensors_io import load_tensors, save_model, save_tensors
 from p2pzoo.utils.errors import UserError
 
 
@@ -176,3 +177,59 @@ def test_a_generator_that_starts_from_a_file_takes_all_weights_from_it(own_weigh
     save_tensors(tmp_path / "G.safetensors", G.state_dict(), {})
     loaded = make_generator(own_weights(f'init.generator="{tmp_path / "G.safetensors"}"'), (3, 3), (64, 64))
     assert torch.equal(loaded.fixed.conv.weight, G.fixed.conv.weight)
+
+
+# --- weights that no file would hold ---
+
+FORGETFUL = """
+import torch
+from torch import nn
+import p2pzoo
+
+class LoRA(nn.Module):
+    \"\"\"As in a LoRA: the state dict has no frozen weights.\"\"\"
+
+    def __init__(self, in_channels: int, out_channels: int, *, remember: bool = False):
+        super().__init__()
+        self.remember = remember
+        self.frozen = nn.Conv2d(in_channels, out_channels, 1).requires_grad_(False)
+        self.down = nn.Conv2d(in_channels, out_channels, 1)
+
+    def state_dict(self, *args, **kwargs):
+        whole = super().state_dict(*args, **kwargs)
+        return whole if self.remember else {name: t for name, t in whole.items() if not name.startswith("frozen")}
+
+    def forward(self, x, y=None):
+        return torch.tanh(self.frozen(x) + self.down(x)) if y is None else [self.frozen(x) + self.down(y)]
+
+@p2pzoo.hookimpl
+def register_generators(register):
+    register("lora", LoRA)
+
+@p2pzoo.hookimpl
+def register_discriminators(register):
+    register("lora-patch", LoRA)
+"""
+
+
+@pytest.mark.parametrize(
+    "override", ['generator={use="lora"}', 'discriminator={use="lora-patch"}'], ids=["generator", "discriminator"]
+)
+def test_a_network_whose_state_dict_leaves_out_weights_is_refused_before_training(override, install, run, tmp_path):
+    install("forgetful", FORGETFUL)
+    result = run(tmp_path / "runs", override)
+    assert result.exit_code == 2, result.output
+    assert "its state_dict() leaves out 'frozen.weight' and 1 more: checkpoints and model" in result.output
+    assert result.first_step is None
+
+
+def test_a_file_that_such_a_network_wrote_is_refused(install, run, tmp_path):
+    """As of a version that checked nothing: its weights would be whatever was in memory."""
+    install("forgetful", FORGETFUL)
+    assert run(tmp_path / "runs", 'generator={use="lora", remember=true}', "train.images=2").exit_code == 0
+    [file] = tmp_path.glob("runs/*/*/model.safetensors")
+    tensors, header = load_tensors(file)
+    header["generator"]["params"]["remember"] = False
+    save_tensors(file, {name: t for name, t in tensors.items() if not name.startswith("frozen")}, header)
+    with pytest.raises(UserError, match=r"holds no values of 'frozen.weight' \(2 tensors of its generator"):
+        load_model(file, device="cpu")

@@ -67,3 +67,13 @@ def test_an_unfinished_run_is_not_a_model(tmp_path):
     (tmp_path / "status.json").write_text("{}")
     with pytest.raises(UserError, match="this run has not finished training; give a finished run"):
         find_model_file(tmp_path)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_are_refused(value, tmp_path):
+    tensors, header = load_tensors(find_model_file(Path("zoo:earth-small")))
+    name = max(tensors)
+    tensors[name].view(-1)[0] = value
+    save_tensors(tmp_path / "model.safetensors", tensors, header)
+    with pytest.raises(DamagedFile, match=rf"1 of its weights hold NaN or infinite values, such as '{name}'"):
+        load_model(tmp_path / "model.safetensors", device="cpu")
