@@ -49,3 +49,33 @@ def test_a_metric_without_values_of_single_images_ranks_nothing(ranked):
 
 def test_without_metrics_there_is_no_ranking(ranked):
     assert ranked() is None
+
+
+NAN_METRIC = """
+import p2pzoo
+
+class Unknown:
+    version = "1"
+    better = "lower"
+
+    def __init__(self, dataset): ...
+
+    def measure(self, batch, y_hat):
+        return {"value": y_hat.mean((1, 2, 3))}
+
+    def reduce(self, statistics):
+        return {"value": float("nan")}
+
+@p2pzoo.hookimpl
+def register_metrics(register):
+    register("unknown", Unknown)
+"""
+
+
+def test_a_metric_that_is_nan_is_reported_and_the_exit_code_is_not_0(install, run, tmp_path):
+    install("unknown_metric", NAN_METRIC)
+    for _ in range(2):  # also when the results are there already
+        result = run(tmp_path, "metrics.mine.use=unknown", "train.images=2")
+        assert result.exit_code == 1
+        assert result.output.splitlines()[-1].startswith("mine: not a number (nan)")
+        assert "l1 " in result.output
