@@ -10,6 +10,7 @@ counted.
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from steps import training
 
 from p2pzoo import config
 
-HERE = Path(__file__).parent
+PAPER_TABLES = sorted(Path(__file__).parent.glob("table*.toml"))
 WARM_UP = 3  # steps before timing
 
 
@@ -34,16 +35,29 @@ WARM_UP = 3  # steps before timing
     show_default=True,
     help="Steps per turn; a turn counts as their median.",
 )
+@click.option(
+    "--table", "tables", multiple=True, type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="Measure the rows of this table, in place of the paper's tables. May be repeated.",
+)  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="Print one line of JSON instead of a table.")
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Also write the result to this file.")
 @click.option("--contestant", hidden=True)
-def main(profile: str, rounds: int, steps: int, as_json: bool, output: Path | None, contestant: str | None) -> None:
+def main(
+    profile: str,
+    rounds: int,
+    steps: int,
+    tables: tuple[Path, ...],
+    as_json: bool,
+    output: Path | None,
+    contestant: str | None,
+) -> None:
     """Time a training step of every recipe that the tables compare."""
     if contestant:
         serve(contestant, profile)
         return
     contestants = {
-        recipe: measure.Contestant(__file__, "--profile", profile, "--contestant", recipe) for recipe in recipes()
+        recipe: measure.Contestant(__file__, "--profile", profile, "--contestant", recipe)
+        for recipe in recipes(tables or PAPER_TABLES)
     }
     about = {recipe: contestant.about for recipe, contestant in contestants.items()}
     measured = measure.take_turns(contestants, rounds, steps)
@@ -64,11 +78,11 @@ def main(profile: str, rounds: int, steps: int, as_json: bool, output: Path | No
     click.echo(json.dumps(result) if as_json else table(result))
 
 
-def recipes() -> list[str]:
-    """Return the recipes of the paper's tables in their order, without duplicates."""
+def recipes(files: Iterable[Path]) -> list[str]:
+    """Return the recipes of these tables in their order, without duplicates."""
     from p2pzoo_bench.table_file import read_table
 
-    tables = [read_table(str(file)) for file in sorted(HERE.glob("table*.toml"))]
+    tables = [read_table(str(file)) for file in files]
     return list(dict.fromkeys(row.recipe for table in tables for row in table.trained if row.recipe))
 
 

@@ -1,5 +1,6 @@
 """What the READMEs say is what the code does."""
 
+import itertools
 import json
 import re
 import shlex
@@ -14,10 +15,18 @@ from p2pzoo.cli import main
 from p2pzoo.config.recipe import read_recipe
 from p2pzoo.plugin.loader import plugins
 from p2pzoo.plugin.registry import KINDS
+from p2pzoo.testing import CHECKS
 from p2pzoo.utils.paths import shipped_dir
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text("utf-8")
+
+
+PAGES = [
+    page
+    for page in (*ROOT.glob("*/README.md"), *ROOT.glob("plugins/*/README.md"))
+    if not page.parent.name.startswith(".")  # pytest's cache
+]
 
 
 def test_the_two_commands_are_the_whole_set_up():
@@ -42,11 +51,15 @@ def test_every_command_in_the_readmes_table_works(command, monkeypatch, tmp_path
         arguments = ["--help"]  # it needs runs, or files of the reader's
     arguments = [str(tmp_path / argument) if PLACEHOLDER.fullmatch(argument) else argument for argument in arguments]
     if name == "run":
-        arguments += ["--profile", "smoke", "--runs", str(tmp_path)]
+        few = ["train.images=2", "train.sample_every=2", "train.checkpoint_every=2", "dataset.stride=256"]
+        arguments += ["--profile", "smoke", "--runs", str(tmp_path), *(a for override in few for a in ("-s", override))]
     if name == "new-plugin":
         arguments += ["-o", str(tmp_path / "plugin")]
     if name == "export":
         arguments = ["--help"]  # fetches a runtime; tests/plugins/p2pzoo_export has it
+    if name == "check-plugin":  # tests/plugins/test_conformance.py runs the slow checks too
+        for kind, check in itertools.product(("generator", "discriminator"), ("compile", "export", "rewrites")):
+            monkeypatch.delitem(CHECKS[kind], check)
     result = CliRunner().invoke(main, [name, *arguments])
     assert result.exit_code == 0, result.output
 
@@ -77,18 +90,13 @@ def test_every_file_named_in_the_cores_map_exists():
         assert (ROOT / "p2pzoo" / name).exists(), name
 
 
-@pytest.mark.parametrize("page", sorted([*ROOT.glob("*/README.md"), *ROOT.glob("plugins/*/README.md")]), ids=str)
+@pytest.mark.parametrize("page", sorted(PAGES), ids=str)
 def test_each_folders_readme_has_a_command_to_try(page):
     assert "```sh\n" in page.read_text("utf-8")
 
 
 def test_links_lead_somewhere():
-    for page in [
-        ROOT / "README.md",
-        *ROOT.glob("*/README.md"),
-        *ROOT.glob("plugins/*/README.md"),
-        *ROOT.glob("p2pzoo/*/README.md"),
-    ]:
+    for page in [ROOT / "README.md", *PAGES, *ROOT.glob("p2pzoo/*/README.md")]:
         for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text("utf-8")):
             assert (page.parent / target).exists(), f"{page.relative_to(ROOT)}: {target}"
 
@@ -154,10 +162,10 @@ def test_the_numbers_in_the_readme_come_from_a_committed_run():
     [folder] = set(results_in_the_readme())
     results = json.loads((folder / "results.json").read_text("utf-8"))
     assert (folder / "env.json").exists()
-    shown = dict(re.findall(r"^\| ([\w.]+) \| ([-\d.]+) \|$", README, re.MULTILINE))
+    listed = dict(re.findall(r"^\| ([\w.]+) \| ([-\d.]+) \|$", README, re.MULTILINE))
     experiment = config.load("zoo:ablation_patch70.toml", "laptop")
     own = {n: number for n, number in results["metrics"].items() if n.partition(".")[0] in experiment.metrics}
-    assert shown == {name: f"{number['value']:.4f}" for name, number in own.items()}
+    assert listed == {name: f"{number['value']:.4f}" for name, number in own.items()}
     assert results["id"] == experiment.id, "the recipe has changed since: run it again"
 
 

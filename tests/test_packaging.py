@@ -30,7 +30,8 @@ LIGHT = {
 }
 HEAVY = {"torch", "kornia", "timm", "accelerate"}
 AT_MOST = {"list": 7}  # times as long as importing click and rich; 4 for the others. `list` lays out a table of 70 rows
-SHIPPED = ("run", "zoo:ablation_patch70.toml", "--profile", "smoke", "--device", "cpu")
+FEW = ("-s", "train.images=4", "-s", "train.sample_every=4", "-s", "dataset.stride=256", "-s", "compute.device=cpu")
+SHIPPED = ("run", "zoo:ablation_patch70.toml", "--profile", "smoke", *FEW)
 
 PYPROJECT = """
 [build-system]
@@ -65,18 +66,18 @@ width = 8
 
 def call(*command, **kwargs) -> subprocess.CompletedProcess:
     """Run to a good end."""
-    told = subprocess.run([*map(str, command)], capture_output=True, text=True, **kwargs)
-    assert told.returncode == 0, told.stdout + told.stderr
-    return told
+    done = subprocess.run([*map(str, command)], capture_output=True, text=True, **kwargs)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done
 
 
 class TestLight:
     @pytest.mark.parametrize("command", LIGHT.values(), ids=LIGHT)
     def test_it_imports_no_torch(self, command):
-        told = subprocess.run(
+        done = subprocess.run(
             [sys.executable, "-X", "importtime", *command], capture_output=True, text=True, check=True
         )
-        imported = {line.rpartition("|")[2].strip().partition(".")[0] for line in told.stderr.splitlines()}
+        imported = {line.rpartition("|")[2].strip().partition(".")[0] for line in done.stderr.splitlines()}
         assert "p2pzoo" in imported
         assert imported & HEAVY == set()
 
@@ -213,26 +214,26 @@ class TestWheel:
 @pytest.mark.slow
 class TestPluginOfAStranger:
     def test_it_is_found_beside_the_first_party_ones(self, beside):
-        found = {plugin["name"]: plugin for plugin in beside.json("plugins")}
-        assert {plugin["name"] for plugin in found.values() if plugin["error"]} == set()
-        assert found["my"]["distribution"] == "my-zoo 1.0"
-        assert found["pix2pix"]["distribution"] == f"p2pzoo {p2pzoo.__version__}"
-        own, theirs = ({(c["kind"], c["name"]) for c in found[name]["components"]} for name in ("pix2pix", "my"))
+        plugins = {plugin["name"]: plugin for plugin in beside.json("plugins")}
+        assert {plugin["name"] for plugin in plugins.values() if plugin["error"]} == set()
+        assert plugins["my"]["distribution"] == "my-zoo 1.0"
+        assert plugins["pix2pix"]["distribution"] == f"p2pzoo {p2pzoo.__version__}"
+        own, theirs = ({(c["kind"], c["name"]) for c in plugins[name]["components"]} for name in ("pix2pix", "my"))
         assert theirs == {(kind, f"my-{name}") for kind, name in own}
         assert {"my-unet", "unet"} <= {row["name"] for row in beside.json("list", "generator")}
 
     def test_a_recipe_that_uses_it_runs_to_its_end(self, beside):
         (beside.folder / "mine.toml").write_text(RECIPE)
-        results = beside.json("run", "mine.toml", "--profile", "smoke", "--device", "cpu")
+        results = beside.json("run", "mine.toml", "--profile", "smoke", *FEW)
         assert set(results["metrics"]) >= {"l1", "psnr", "ssim"}
         [folder] = (beside.folder / "runs/mine").iterdir()
         sources = json.loads((folder / "status.json").read_text())["sources"]
         assert sources["generator my:my-unet"].startswith("my-zoo 1.0 ")
 
     def test_its_installation_changes_no_other_result(self, beside):
-        told = beside.run("p2pzoo", *SHIPPED).stderr
-        assert "already complete" in told
-        assert "changed after this run" not in told
+        messages = beside.run("p2pzoo", *SHIPPED).stderr
+        assert "already complete" in messages
+        assert "changed after this run" not in messages
 
 
 TILES = """
@@ -290,19 +291,18 @@ class TestNewPlugin:
     """The package that `p2pzoo new-plugin` writes, installed and used as it is, in an environment of its own."""
 
     def test_its_tests_pass_untouched(self, place):
-        told = place.run("python", "-m", "pytest", "-q", "their-zoo").stdout
-        passed = int(re.search(r"(\d+) passed", told)[1])
-        assert passed >= 16, told
-        assert "failed" not in told
+        output = place.run("python", "-m", "pytest", "-q", "their-zoo").stdout
+        passed = int(re.search(r"(\d+) passed", output)[1])
+        assert passed >= 16, output
+        assert "failed" not in output
 
     def test_its_components_are_checked_from_the_command_line(self, place):
-        told = place.run("p2pzoo", "check-plugin", "their-zoo", "-s", "generator.their-zoo.blocks=1").stdout
-        assert " pass" in told
-        assert "✗" not in told
+        output = place.run("p2pzoo", "check-plugin", "their-zoo", "-s", "generator.their-zoo.blocks=1").stdout
+        assert " pass" in output
+        assert "✗" not in output
 
     def test_its_recipe_runs_to_its_end(self, place, recipe):
-        few = ("-s", "dataset.stride=256")
-        results = place.json("run", recipe, "--profile", "smoke", "--device", "cpu", *few)
+        results = place.json("run", recipe, "--profile", "smoke", *FEW)
         assert results["recipe"] == "their-zoo"
         assert set(results["metrics"]) >= {"l1", "psnr", "ssim"}
 
@@ -315,10 +315,9 @@ class TestNewPlugin:
 
     def test_a_table_with_it_is_filled(self, place, recipe):
         (place.folder / "small.toml").write_text(TABLE.format(recipe=recipe))
-        few = ("-s", "dataset.stride=256", "-s", "train.images=4", "-s", "compute.device=cpu")
         command = ("p2pzoo", "bench", "small.toml", "--profile", "smoke", "--seeds", "1", "--format", "csv", "--quiet")
-        told = place.run(*command, *few).stdout
-        assert [line.partition(",")[0] for line in told.splitlines()[1:]] == ["patch70", "mine"]
+        output = place.run(*command, *FEW).stdout
+        assert [line.partition(",")[0] for line in output.splitlines()[1:]] == ["patch70", "mine"]
 
 
 @pytest.fixture(scope="module")

@@ -188,9 +188,9 @@ def test_the_diff_of_two_references_is_the_table_of_their_differences(a, b):
 
 def test_to_people_it_is_a_table_headed_by_their_names():
     paths = [f"zoo:reference/{name}.toml" for name in ("paper", "lua")]
-    shown = CliRunner().invoke(main, ["diff", *paths, "--profile", "paper"]).stdout.splitlines()
-    assert shown[0].split() == ["paper", "lua"]
-    assert [line.split() for line in shown if line.startswith("optimizer")] == [
+    lines = CliRunner().invoke(main, ["diff", *paths, "--profile", "paper"]).stdout.splitlines()
+    assert lines[0].split() == ["paper", "lua"]
+    assert [line.split() for line in lines if line.startswith("optimizer")] == [
         ["optimizer.eps_before_correction", "false", "true"]
     ]
 
@@ -241,23 +241,28 @@ def fetched(tmp_path_factory):
 SMOKED = [pytest.param(name, marks=pytest.mark.slow if "/" in name else ()) for name in RECIPES]
 
 
+@pytest.mark.usefixtures("no_reports")
 @pytest.mark.parametrize("name", SMOKED)
-def test_every_recipe_runs_to_its_end_in_smoke(name, tmp_path, capfd, request, monkeypatch):
+def test_every_recipe_runs_to_its_end_in_smoke(name, run_cli, tmp_path, request, monkeypatch):
+    """Two steps instead of twenty, on fewer tiles: evaluation, checkpoints and samples are the same."""
     if Path(name).parent.name == "tasks":
         cache = request.getfixturevalue("fetched")
         monkeypatch.setenv("P2PZOO_CACHE", str(cache))
         monkeypatch.chdir(cache)
-    arguments = ["run", f"zoo:{name}", "--profile", "smoke", "--runs", str(tmp_path), "--json"]
-    if "/" in name:  # half the images: evaluation and checkpoints stay, and there are thirty of these
-        arguments += ["-s", "train.images=10", "-s", "train.sample_every=10"]
-    result = CliRunner().invoke(main, arguments)
+    experiment = open_recipe(name, "smoke")
+    images = 2 * experiment.train.batch_size
+    few = [f"train.{key}={images}" for key in ("images", "sample_every", "checkpoint_every")] + ["evaluate.samples=2"]
+    few += ["dataset.stride=256"] if "stride" in experiment.dataset.values else []
+    few_options = [part for override in few for part in ("-s", override)]
+    result = run_cli("run", f"zoo:{name}", "--profile", "smoke", "--runs", tmp_path, *few_options)
     assert result.exit_code == 0, result.output
-    results = json.loads(result.stdout)
+    [folder] = tmp_path.glob("*/*")
+    assert json.loads((folder / "status.json").read_text())["state"] == "complete"
+    assert (folder / "model.safetensors").is_file()
+    results = json.loads((folder / "results.json").read_text())
     assert {"l1", "psnr", "ssim"} <= results["metrics"].keys()
     for number in results["metrics"].values():
         assert number["protocol"] in results["protocols"]
-    [folder] = tmp_path.glob("*/*")
-    assert json.loads((folder / "status.json").read_text())["state"] == "complete"
     pictures = list((folder / "samples").glob("*.png"))
     assert len(pictures) == 2
     for picture in pictures:
@@ -269,7 +274,7 @@ def test_the_paper_profile_tells_how_to_get_its_data_before_anything_else(tmp_pa
     result = CliRunner().invoke(main, ["run", "zoo:ablation_patch70.toml", "--profile", "paper"])
     assert result.exit_code == 2
     assert "cityscapes.tar.gz" in result.stderr
-    assert list(Path(tmp_path).iterdir()) == [], "nothing was begun"
+    assert list(tmp_path.iterdir()) == [], "nothing was begun"
 
 
 def test_an_image_too_small_for_its_discriminator_is_refused_before_training(tmp_path):

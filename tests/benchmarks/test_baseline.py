@@ -11,6 +11,7 @@ from typing import get_args
 
 import pytest
 import torch
+from small_networks import SMALL_NETWORKS
 from torch import nn
 from torch.nn.utils.parametrize import ParametrizationList
 
@@ -26,7 +27,7 @@ from p2pzoo.utils.errors import UserError
 
 ROOT = Path(__file__).parents[2]
 CHANNELS = (3, 3)
-STEPS = 20
+STEPS = 8  # Adam moves a weight by about 2e-4 in each: enough to leave the initial weights behind
 SIDES = (64, 96, 128, 256)
 MIN_COARSEST_SIDE = 4  # values per side of the coarsest map
 UNMOVED = 1e-7  # 1/10000 of the usual change of a weight
@@ -84,7 +85,7 @@ SLOW_UNLESS_PIX2PIX = mark_slow(lambda use, parameters: parameters or not use.st
 
 
 def experiment(kind, use, parameters, width):
-    """Return base.toml with this component, without noise in G, on the CPU."""
+    """Return base.toml with this component, small and without noise in G, on the CPU."""
     overrides = [
         f"{kind}.use={use}",
         *(f"{kind}.{name}={value}" for name, value in parameters.items()),
@@ -95,6 +96,8 @@ def experiment(kind, use, parameters, width):
         known = schema.get_params(entry.load())
         overrides += [f"{role}.width={width}"] if "width" in known else []
         overrides += [f"{role}.noise=none"] if "noise" in known else []
+        small = SMALL_NETWORKS.get(entry.plugin, {}).get(entry.name, {})
+        overrides += [f"{role}.{parameter}={value}" for parameter, value in small.items()]
     return config.load("zoo:base.toml", "smoke", overrides)
 
 
@@ -104,7 +107,7 @@ def smallest(made):
     If possible, their coarsest map has at least MIN_COARSEST_SIDE values per side: a norm over few values amplifies
     rounding.
     """
-    coarsest = {}
+    smallest_accepted = None
     for side in SIDES:
         try:
             with torch.device("meta"):
@@ -114,22 +117,28 @@ def smallest(made):
                 ]
         except UserError:
             continue
-        coarsest[side] = side // max(getattr(network, "size_divisor", 1) for network in both)
-    return next(
-        (side for side, side_of_coarsest in coarsest.items() if side_of_coarsest >= MIN_COARSEST_SIDE), min(coarsest)
-    )
+        if side >= MIN_COARSEST_SIDE * max(getattr(network, "size_divisor", 1) for network in both):
+            return side
+        smallest_accepted = smallest_accepted or side
+    return smallest_accepted
 
 
-def contestants(made, side):
-    """Return the engine and objective of a run, and the classic step with the same weights."""
-    engine = Engine(made.compute)
-    objective = build_objective(made, engine, CHANNELS, (side, side))
-    D = make_discriminator(made, CHANNELS, (side, side))
-    classic = Classic(make_generator(made, CHANNELS, (side, side)), D)
+def skip_if_spectral_norm(made, side):
+    with torch.device("meta"):
+        D = build_network(made.discriminator, CHANNELS, (side, side))
     if any(isinstance(part, ParametrizationList) for part in D.modules()):
         pytest.skip(
             "the classic step runs D on fake images first, which changes power iterations (p2pzoo.testing checks it)"
         )
+
+
+def contestants(made, side):
+    """Return the engine and objective of a run, and the classic step with the same weights."""
+    skip_if_spectral_norm(made, side)
+    engine = Engine(made.compute)
+    objective = build_objective(made, engine, CHANNELS, (side, side))
+    D = make_discriminator(made, CHANNELS, (side, side))
+    classic = Classic(make_generator(made, CHANNELS, (side, side)), D)
     networks = (objective.G.network, objective.D.network, classic.G, classic.D)
     for part in (part for network in networks for part in network.modules()):
         if isinstance(part, nn.modules.dropout._DropoutNd):
@@ -191,9 +200,10 @@ def test_in_float64_losses_and_weights_agree_over_many_steps(variant):
 @pytest.mark.parametrize("variant", SLOW_UNLESS_DEFAULT)
 def test_in_float32_one_step_gives_the_same_images_losses_and_gradients(variant):
     """ReLUs are smoothed: at a value near zero, rounding decides which of its two gradients a ReLU has."""
-    made = experiment(*variant, width=32)
-    engine, ours, classic = contestants(made, 128)
-    exact = contestants(made, 128)[2]
+    made = experiment(*variant, width=8)
+    side = smallest(made)
+    engine, ours, classic = contestants(made, side)
+    exact = contestants(made, side)[2]
     for network in (ours.G.network, ours.D.network, classic.G, classic.D, exact.G, exact.D):
         smooth_relus(network)
     optimizers = [trainable.optimizer for trainable in ours.trainables]
@@ -214,7 +224,7 @@ def test_in_float32_one_step_gives_the_same_images_losses_and_gradients(variant)
         if parameter.requires_grad:
             parameter.register_post_accumulate_grad_hook(keep)
 
-    pair = move_y_away_from_y_hat(copy.deepcopy(classic.G), batch(128, 0))
+    pair = move_y_away_from_y_hat(copy.deepcopy(classic.G), batch(side, 0))
     losses = ours.step(engine.to_device(pair), 0)
     assert_same_losses(losses, classic.step(pair.x, pair.y), 1e-4)
     torch.testing.assert_close(*images, rtol=0, atol=1e-4)
@@ -232,13 +242,13 @@ def test_in_float32_one_step_gives_the_same_images_losses_and_gradients(variant)
             if norm > 1e-9:  # otherwise the gradient is only rounding: a bias before a norm
                 compared += 1
                 assert (gradients[mine] - classics.grad).norm().item() <= 1e-3 * norm + rounding, name
-    assert compared > len(optimizers) * 4
+    assert compared > 20  # without norms, gradients of the deepest layers vanish
 
 
 @torch.no_grad()
 def move_y_away_from_y_hat(G, pair):
-    """Return the pair without values of y within 0.001 of ŷ: if rounding flips one sign of 49 152, a gradient changes
-    by 1%.
+    """Return the pair without values of y within 0.001 of ŷ: if rounding flips one sign of 12 288, a gradient changes
+    by 2%.
     """
     G._forward_hooks.clear()
     y_hat = G(pair.x)

@@ -1,5 +1,6 @@
 """The benchmarks run at a small size; the measured values are not tested."""
 
+import importlib
 import json
 import math
 import subprocess
@@ -7,6 +8,8 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+from click.testing import CliRunner
 from PIL import Image
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
@@ -15,6 +18,15 @@ BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 def run(name, *arguments):
     command = [sys.executable, BENCHMARKS / f"{name}.py", *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, timeout=600)
+
+
+@pytest.fixture
+def load(monkeypatch):
+    """load("drift"): the module of a benchmark, in this process."""
+    threads = torch.get_num_threads()
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    yield importlib.import_module
+    torch.set_num_threads(threads)
 
 
 @pytest.mark.slow
@@ -58,7 +70,7 @@ def test_an_impossible_size_is_an_error_in_one_line():
 
 
 @pytest.mark.slow
-def test_drift_reports_ours_and_a_harmless_reordering(tmp_path):
+def test_drift_reports_ours_and_a_harmless_reordering(tmp_path, load):
     done = run("drift", "--size", 64, "--width", 4, "--steps", 3, "--json", "-o", tmp_path / "kept" / "drift.json")
     assert done.returncode == 0, done.stderr
     [line] = done.stdout.splitlines()
@@ -68,7 +80,8 @@ def test_drift_reports_ours_and_a_harmless_reordering(tmp_path):
     for name in ("p2pzoo", "channels-last"):
         assert 0 < report[name]["weights"] < 1e-3
         assert 0 < report[name]["losses"] < 1e-3
-    assert "| p2pzoo |" in run("drift", "--size", 64, "--width", 4, "--steps", 1).stdout
+    table = CliRunner().invoke(load("drift").main, ["--size", "64", "--width", "4", "--steps", "1"]).output
+    assert "| p2pzoo |" in table
 
 
 @pytest.mark.slow
@@ -84,7 +97,10 @@ def test_train_step_compares_both_and_records_the_scale(tmp_path):
     assert result["ratio"]["median"] == pytest.approx(times["baseline"] / times["ours"], rel=0.05)
 
 
-def test_training_time_of_a_busy_machine_is_not_copied(tmp_path):
+def test_training_time_of_a_busy_machine_is_not_copied(tmp_path, load):
+    def keep_runs(*arguments):
+        return CliRunner().invoke(load("keep_runs").main, [*map(str, arguments)])
+
     run_folder = tmp_path / "runs" / "mine" / "laptop-seed0-abc"
     (run_folder / "samples").mkdir(parents=True)
     for name in ("results.json", "stats.safetensors", "recipe.toml", "model.safetensors"):
@@ -92,45 +108,70 @@ def test_training_time_of_a_busy_machine_is_not_copied(tmp_path):
     (run_folder / "env.json").write_text('{"threads": 1, "training": {"seconds": 9.5, "peak_megabytes": 700}}')
     Image.new("RGB", (8, 8)).save(run_folder / "samples" / "test.png")
     for options, training in (((), {"seconds": 9.5, "peak_megabytes": 700}), (("--busy",), {"peak_megabytes": 700})):
-        done = run("keep_runs", run_folder, "--to", tmp_path / "results", *options)
-        assert done.returncode == 0, done.stderr
+        done = keep_runs(run_folder, "--to", tmp_path / "results", *options)
+        assert done.exit_code == 0, done.output
         copied = tmp_path / "results" / "mine-laptop-seed0-abc"
         assert json.loads((copied / "env.json").read_text()) == {"threads": 1, "training": training}
         assert {file.name for file in copied.iterdir()} == {
             "results.json", "stats.safetensors", "recipe.toml", "env.json", "samples.webp"
         }  # fmt: skip
     (run_folder / "results.json").unlink()
-    done = run("keep_runs", run_folder, "--to", tmp_path / "results")
-    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    done = keep_runs(run_folder, "--to", tmp_path / "results")
+    assert (done.exit_code, done.stderr.count("\n")) == (2, 1)
     assert "lacks results.json" in done.stderr
 
 
+TABLE = """
+title = "Two rows"
+baseline = "single"
+[columns]
+"l1" = "L1"
+[rows.single]
+recipe = "zoo:ablation_l1.toml"
+label = "one image per step"
+[rows.ten]
+recipe = "zoo:ablation_unet_l1.toml"
+label = "ten images per step"
+"""
+
+
+def test_row_seconds_measures_every_row_of_the_papers_tables(load):
+    row_seconds = load("row_seconds")
+    recipes = row_seconds.recipes(row_seconds.PAPER_TABLES)
+    assert len(recipes) == len(set(recipes)) == 17  # ablation_l1_cgan and ablation_patch70 are the same experiment
+
+
 @pytest.mark.slow
-def test_row_seconds_measures_every_row_of_the_tables(tmp_path):
-    done = run("row_seconds", "--profile", "smoke", "--rounds", 1, "--steps", 1, "-o", tmp_path / "result.json")
+def test_row_seconds_multiplies_the_time_of_a_step_by_the_steps_of_a_run(tmp_path):
+    (tmp_path / "two.toml").write_text(TABLE)
+    quick = ["--profile", "smoke", "--rounds", 1, "--steps", 1, "--table", tmp_path / "two.toml"]
+    done = run("row_seconds", *quick, "-o", tmp_path / "result.json")
     assert done.returncode == 0, done.stderr
     rows = json.loads((tmp_path / "result.json").read_text())["rows"]
-    assert len(rows) == 17  # ablation_l1_cgan and ablation_patch70 are the same experiment
-    assert (rows["zoo:ablation_l1.toml"]["steps"], rows["zoo:ablation_unet_l1.toml"]["steps"]) == (20, 2)
+    assert {recipe: row["steps"] for recipe, row in rows.items()} == {
+        "zoo:ablation_l1.toml": 20, "zoo:ablation_unet_l1.toml": 2
+    }  # fmt: skip
     for recipe, row in rows.items():
         assert row["seconds"] == pytest.approx(row["steps"] * row["milliseconds"]["median"] / 1e3, abs=0.5)
         assert recipe.removeprefix("zoo:").removesuffix(".toml") in done.stdout
 
 
 @pytest.mark.slow
-def test_scaling_fits_a_slope_to_every_series_and_plots_it(tmp_path):
-    done = run("scaling", "--quick", "--series", "pairs", "--series", "batch", "-o", tmp_path / "result.json")
+def test_scaling_fits_a_slope_to_every_series_and_plots_it(tmp_path, load):
+    done = run("scaling", "--quick", "--series", "batch", "-o", tmp_path / "result.json")
     assert done.returncode == 0, done.stderr
-    series = json.loads((tmp_path / "result.json").read_text())["series"]
-    assert series["pairs"]["values"] == [16, 64]
-    assert series["batch"]["base"] == {"size": 64, "width": 8, "pairs": 16}
-    for one_series in series.values():
-        first, last = (each["median"] for each in one_series["milliseconds"])
-        growth = math.log(last / first) / math.log(one_series["counted"][1] / one_series["counted"][0])
-        assert one_series["slope"]["milliseconds"]["median"] == pytest.approx(growth, abs=0.01)
-        assert min(one_series["peak_megabytes"]) > 0
-    plot = tmp_path / "result.svg"
-    assert series["pairs"]["unit"] in plot.read_text()
+    result = json.loads((tmp_path / "result.json").read_text())
+    batch = result["series"]["batch"]
+    assert (batch["values"], batch["base"]) == ([1, 2], {"size": 64, "width": 8, "pairs": 16})
+    first, last = (each["median"] for each in batch["milliseconds"])
+    growth = math.log(last / first) / math.log(batch["counted"][1] / batch["counted"][0])
+    assert batch["slope"]["milliseconds"]["median"] == pytest.approx(growth, abs=0.01)
+    assert min(batch["peak_megabytes"]) > 0
+    assert batch["unit"] in (tmp_path / "result.svg").read_text()
+    result["series"]["pairs"] = batch | {"unit": "pairs of the dataset"}
+    plot = tmp_path / "two.svg"
+    load("scaling").plot(result, plot)
+    assert all(unit in plot.read_text() for unit in (batch["unit"], "pairs of the dataset", "start-up in s"))
     assert plot.stat().st_size < 100_000
 
 

@@ -1,7 +1,9 @@
 """A run over several processes gives the results of one process; they start, stop, fail and resume together."""
 
+import functools
 import json
 import os
+import select
 import signal
 import socket
 import subprocess
@@ -128,54 +130,108 @@ def torchrun(start, arguments):
     return torchrun
 
 
-@pytest.fixture
-def group(tmp_path):
-    """group(n, arguments, before="…") runs `p2pzoo` in n processes, without a launcher that would terminate them.
+# Imports once what a run of the recipe sys.argv[1] imports, then forks: imports are most of the time of a tiny run. For
+# each line on stdin, which is JSON, it forks one process per pair (variables, log), which runs `before` and then
+# `p2pzoo`; it prints their exit codes. A forked process ends as any other, with the shutdown of the interpreter.
+# Reports and tiles are made as cheap as by the fixtures `no_reports` and `run_cli`.
+FORK_SERVER = """
+import gc, json, os, signal, sys
+import matplotlib.pyplot, torch, torch._dynamo
+from p2pzoo import config
+from p2pzoo.cli import main
+from p2pzoo.training import run_experiment, run_writer
+from p2pzoo_earth import dataset, geometry
 
-    before  source code that each process runs first
+def find_tiles_once(mask, *key):
+    if key not in cached_tiles:
+        cached_tiles[key] = geometry.tiles(mask, *key)
+    return cached_tiles[key]
 
-    Returns the exit codes and the outputs of the processes.
-    """
-    site = tmp_path / "site"
+cached_tiles, dataset.tiles = {}, find_tiles_once
+run_writer.write_report = run_experiment.write_report = lambda *_: None
+experiment = config.load(sys.argv[1], "smoke")
+for split in ("train", "val", "test"):
+    experiment.dataset.build(split=split)
+gc.freeze()  # what is imported stays: no forked process looks for garbage in it
+for line in sys.stdin:
+    before, arguments, processes = json.loads(line)
+    children = []
+    for variables, log in processes:
+        children.append(os.fork())
+        if children[-1] == 0:
+            os.environ.update(variables)
+            for stream in (1, 2):
+                os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND), stream)
+            exec(before)
+            main(arguments)
+    codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+    print(json.dumps(codes), flush=True)
+"""
+
+
+@pytest.fixture(scope="module")
+def fork_server(tiny, tmp_path_factory):
+    """A process with the plugin above that runs FORK_SERVER. It and what it forked is killed at the end."""
+    site = tmp_path_factory.mktemp("site")
     info = site / "reaching-1.0.dist-info"
-    info.mkdir(parents=True)
+    info.mkdir()
     (site / "reaching.py").write_text(PLUGIN)
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: reaching\nVersion: 1.0\n")
     (info / "entry_points.txt").write_text("[p2pzoo]\nreaching = reaching\n")
     path = os.pathsep.join(filter(None, [os.environ.get("PYTHONPATH"), str(site)]))
-    started = []
+    server = subprocess.Popen(
+        [sys.executable, "-c", FORK_SERVER, tiny],
+        env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "TORCH_CPP_LOG_LEVEL": "ERROR"},
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, process_group=0,
+    )  # fmt: skip
+    yield server
+    os.killpg(server.pid, signal.SIGKILL)
+    server.communicate()
 
-    def launch(program, arguments, **environment):
-        process = subprocess.Popen(
-            [sys.executable, "-c", program, *map(str, arguments)],
-            env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", **environment},
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-        )  # fmt: skip
-        started.append(process)
-        return process
+
+@pytest.fixture(scope="module")
+def group(fork_server, tmp_path_factory):
+    """group(n, arguments, before="…") runs `p2pzoo` in n processes, without a launcher that would terminate them.
+
+    before  source code that each process runs first
+
+    Returns the exit codes and the outputs of the processes. Fails if they take longer than a minute.
+    """
 
     def group(processes, arguments, *, before=""):
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
-        program = f"import os, signal, sys\n{before}\nfrom p2pzoo.cli import main\nmain(sys.argv[1:])"
-        group_processes = []
+        logs = tmp_path_factory.mktemp("logs")
+        pairs = []
         for rank in range(processes):
             variables = {
                 "RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": processes, "LOCAL_WORLD_SIZE": processes,
                 "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port,
             }  # fmt: skip
             environment = {name: str(value) for name, value in variables.items()} if processes > 1 else {}
-            if before:  # `before` imports torch before the command does, which sets this variable
-                environment["TORCH_CPP_LOG_LEVEL"] = "ERROR"
-            group_processes.append(launch(program, arguments, **environment))
-        outputs = [process.communicate(timeout=60)[0] for process in group_processes]
-        return [process.returncode for process in group_processes], outputs
+            pairs.append((environment, str(logs / f"{rank}.log")))
+        print(json.dumps([before, [*map(str, arguments)], pairs]), file=fork_server.stdin, flush=True)
+        ready, _, _ = select.select([fork_server.stdout], [], [], 60)
+        outputs = [Path(log).read_text() for _, log in pairs if Path(log).exists()]
+        assert ready, f"the processes did not end within a minute:\n{outputs}"
+        return json.loads(fork_server.stdout.readline()), outputs
 
-    yield group
-    for process in started:
-        process.kill()
-        process.communicate()
+    return group
+
+
+@pytest.fixture(scope="module")
+def one_process(group, arguments, tmp_path_factory):
+    """one_process(*overrides): the runs folder of a run in one process. Tests must not change it."""
+
+    @functools.cache
+    def one_process(*overrides):
+        runs = tmp_path_factory.mktemp("one")
+        codes, outputs = group(1, arguments(runs, *overrides))
+        assert codes == [0], outputs
+        return runs
+
+    return one_process
 
 
 class GrayDataset:
@@ -304,12 +360,13 @@ def test_two_processes_give_the_results_of_one(torchrun, run, tmp_path):
         "spectral norm",
     ],
 )
-def test_any_number_of_processes_gives_the_results_of_one(processes, overrides, group, arguments, tmp_path):
-    for runs, number in (("one", 1), ("several", processes)):
-        codes, outputs = group(number, arguments(tmp_path / runs, *overrides))
-        assert set(codes) == {0}, outputs
+def test_any_number_of_processes_gives_the_results_of_one(
+    processes, overrides, group, one_process, arguments, tmp_path
+):
+    codes, outputs = group(processes, arguments(tmp_path, *overrides))
+    assert codes == [0] * processes, outputs
     assert outputs[1:] == [""] * (processes - 1)
-    assert_close(tmp_path / "one", tmp_path / "several")
+    assert_close(one_process(*overrides), tmp_path)
 
 
 @pytest.mark.slow
@@ -332,15 +389,14 @@ def test_each_process_seeds_dropout_differently_and_rank_0_as_a_single_process(g
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("before", "after"), [(1, 2), (2, 1), (4, 2)])
-def test_a_run_resumes_with_another_number_of_processes(before, after, group, arguments, tmp_path):
+def test_a_run_resumes_with_another_number_of_processes(before, after, group, one_process, arguments, tmp_path):
     overrides = (*STABLE, "train.pool_size=6")
-    assert group(1, arguments(tmp_path / "one", *overrides))[0] == [0]
-    codes, outputs = group(before, arguments(tmp_path / "two", *overrides), before=SEND_SIGTERM.format(ranks="0"))
+    codes, outputs = group(before, arguments(tmp_path, *overrides), before=SEND_SIGTERM.format(ranks="0"))
     assert codes == [128 + signal.SIGTERM] * before, outputs
-    codes, outputs = group(after, arguments(tmp_path / "two", *overrides))
+    codes, outputs = group(after, arguments(tmp_path, *overrides))
     assert codes == [0] * after, outputs
     assert "resuming tiny" in outputs[0]
-    assert_close(tmp_path / "one", tmp_path / "two")
+    assert_close(one_process(*overrides), tmp_path)
 
 
 @pytest.mark.slow
@@ -358,7 +414,7 @@ def test_on_sigterm_in_one_process_all_stop_at_the_same_step_and_resume_bit_iden
 
 @pytest.mark.slow
 def test_on_sigterm_torchrun_leaves_a_run_that_resumes(torchrun, wait_for, group, arguments, tmp_path):
-    overrides = ("train.batch_size=2", "train.images=400")
+    overrides = ("train.batch_size=2", "train.images=160")
     process = torchrun(2, tmp_path, *overrides)
     wait_for(lambda: any(len(log.read_text()) for log in tmp_path.glob("*/*/metrics.jsonl")), process)
     process.terminate()

@@ -1,16 +1,21 @@
 """Processes killed by SIGKILL anywhere, and resumed: metrics.jsonl, the model and the numbers are bit-identical.
 
-Slow: every kill needs its own process. The resumed run is in this process, on one thread too.
+Every kill needs its own process, forked from one that has imported everything. The resumed run is in this process, on
+one thread too.
 """
 
+import contextlib
 import functools
 import itertools
 import json
+import os
 import random
+import select
 import shutil
 import signal
+import subprocess
+import sys
 import time
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,31 +23,56 @@ import fault_injection
 import pytest
 
 KILLS = {"starting": 0.2, "training": 0.5, "evaluating": 0.3}  # shares of them, by what the process is doing
-LENGTH = ("train.images=60", "train.sample_every=60", "dataset.stride=64")  # training and evaluation: a second each
 CHECKPOINT = "images-*.safetensors"
+IMAGES, WINDOW = 40, 4  # of the tiny recipe: all images, and those between two lines of its log
+# half as long as the tiny recipe, with as many files: for the kills at a file
+SHORT = ("train.images=20", "train.log_every=2", "train.sample_every=13", "train.checkpoint_every=5")
 
-# Ends its own process as a file whose name matches is about to be replaced for the n-th time: the temporary file is
-# written, whole or ("half") as far as its middle, and the file itself is what it was.
-KILLER = """
-import fnmatch, os, signal, sys
+# Imports once what a run of the recipe sys.argv[1] imports, then forks: imports are most of the time of a tiny run. For
+# each line on stdin, which is JSON, it forks a process that runs `p2pzoo`, and prints its number and its exit code. The
+# process ends itself as a file whose name matches `pattern` is about to be replaced for the n-th time: the temporary
+# file is written, whole or ("half") as far as its middle, and the file itself is what it was. ("" matches no name.)
+FORK_SERVER = """
+import fnmatch, gc, json, os, signal, sys
 from pathlib import Path
+import matplotlib.pyplot, torch, torch._dynamo
+from p2pzoo import config
+from p2pzoo.cli import main
+from p2pzoo.training import run_experiment
+from p2pzoo_earth import dataset, geometry
 
-pattern, n, written = sys.argv[1], int(sys.argv[2]), sys.argv[3]
-replace, seen = os.replace, 0
+replace, matches, cached_tiles = os.replace, 0, {}
+
+def find_tiles_once(mask, *key):  # as the fixture `run_cli` does
+    if key not in cached_tiles:
+        cached_tiles[key] = geometry.tiles(mask, *key)
+    return cached_tiles[key]
 
 def replace_or_die(source, target):
-    global seen
+    global matches
     if fnmatch.fnmatch(Path(target).name, pattern):
-        seen += 1
-        if seen == n:
+        matches += 1
+        if matches == n:
             if written == "half":
                 os.truncate(source, os.path.getsize(source) // 2)
             os.kill(os.getpid(), signal.SIGKILL)
     replace(source, target)
 
-os.replace = replace_or_die
-from p2pzoo.cli import main
-main(sys.argv[4:])
+dataset.tiles = find_tiles_once
+experiment = config.load(sys.argv[1], "smoke")
+for split in ("train", "val", "test"):
+    experiment.dataset.build(split=split)
+gc.freeze()  # what is imported stays: no forked process looks for garbage in it
+for line in sys.stdin:
+    pattern, n, written, arguments, log = json.loads(line)
+    child = os.fork()
+    if child == 0:
+        for stream in (1, 2):
+            os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND), stream)
+        os.replace = replace_or_die
+        main(arguments)
+    print(child, flush=True)
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
 """
 
 pytestmark = pytest.mark.slow
@@ -74,7 +104,7 @@ def left_over(runs: Path) -> list[str]:
 
 @pytest.fixture(scope="module")
 def uninterrupted(run, tmp_path_factory):
-    """uninterrupted(*overrides): the outcome of a run that nothing fault_injection."""
+    """uninterrupted(*overrides): the outcome of a run without a fault."""
 
     @functools.cache
     def uninterrupted(*overrides):
@@ -85,17 +115,76 @@ def uninterrupted(run, tmp_path_factory):
     return uninterrupted
 
 
+class Forked:
+    """A forked process, as a subprocess.Popen."""
+
+    def __init__(self, server, request: list, log: Path) -> None:
+        self._server, self._log, self.returncode = server, log, None
+        server.stdin.write(json.dumps([*request, str(log)]).encode() + b"\n")
+        self.pid = int(server.stdout.readline())
+
+    @property
+    def stdout(self):
+        return self._log.open()
+
+    def poll(self) -> int | None:
+        return self.wait(timeout=0)
+
+    def wait(self, timeout: float = 120) -> int | None:
+        """The exit code; None if the process has not ended after `timeout` seconds."""
+        if self.returncode is None and select.select([self._server.stdout], [], [], timeout)[0]:
+            self.returncode = int(self._server.stdout.readline())
+        return self.returncode
+
+    def kill(self) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self.pid, signal.SIGKILL)
+
+
+@pytest.fixture(scope="module")
+def fork_server(tiny):
+    """A process that runs FORK_SERVER. It and what it forked is killed at the end."""
+    server = subprocess.Popen(
+        [sys.executable, "-c", FORK_SERVER, tiny], env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0, process_group=0,
+    )  # fmt: skip
+    yield server
+    os.killpg(server.pid, signal.SIGKILL)
+    server.communicate()
+
+
+@pytest.fixture(scope="module")
+def fork(fork_server, tmp_path_factory):
+    """fork(arguments, pattern, n, written): fork a process that runs `p2pzoo`, one at a time. Returns a Forked."""
+
+    def fork(arguments, pattern="", n=1, written="whole"):
+        log = tmp_path_factory.mktemp("logs") / "output.log"
+        return Forked(fork_server, [pattern, n, written, [*map(str, arguments)]], log)
+
+    return fork
+
+
 class Watch:
     """What a process that trains is doing, as far as its folder shows it."""
 
     def __init__(self, runs: Path, process) -> None:
-        self.runs, self.process = runs, process
+        self.runs, self.process, self._folder = runs, process, None
 
     def file(self, name: str) -> Path | None:
-        return next(self.runs.glob(f"*/*/{name}"), None)
+        self._folder = self._folder or next(self.runs.glob("*/*"), None)
+        return self._folder / name if self._folder and (self._folder / name).exists() else None
 
-    def reached(self, phase: str) -> bool:
-        return {"starting": True, "training": self.images() > 0, "evaluating": self.trained()}[phase]
+    def reached(self, phase: str, share: float = 0) -> bool:
+        """Whether it is in this phase, and as far as its log can show this share of its training."""
+        images = max(1, share * IMAGES // WINDOW * WINDOW)
+        match phase:
+            case "training":
+                return self.images() >= images
+            case "evaluating":
+                return self.trained()
+            case "complete":
+                return self.trained() and json.loads(self.file("status.json").read_text())["state"] == "complete"
+        return True
 
     def trained(self) -> bool:
         return self.file("model.safetensors") is not None
@@ -119,42 +208,47 @@ class Killed:
 
 @pytest.mark.promise("bit-identical log, model, numbers, images and page")
 def test_a_run_killed_at_any_moment_resumes_with_bit_identical_results(
-    start, wait_for, arguments, run, uninterrupted, tmp_path_factory, capsys, request, record_property
+    start, fork, wait_for, arguments, run, uninterrupted, tmp_path_factory, capsys, request, record_property
 ):
-    def begin() -> Watch:
+    def begin(phase: str) -> Watch:
+        """Start a process. Only one that is to be killed before it trains imports everything itself."""
         runs = tmp_path_factory.mktemp("killed")
-        return Watch(runs, start("-m", "p2pzoo", *arguments(runs, *LENGTH)))
+        command = arguments(runs)
+        return Watch(runs, start("-m", "p2pzoo", *command) if phase == "starting" else fork(command))
+
+    def measure(phase: str) -> dict[str, float]:
+        """The seconds of each phase of a process that is not killed, which `begin` starts for this phase."""
+        watch, moments = begin(phase), []
+        for each in (*KILLS, "complete"):
+            wait_for(functools.partial(watch.reached, each), watch.process)
+            moments.append(time.monotonic())
+        assert watch.process.wait(timeout=120) == 0
+        assert differs(watch.runs, uninterrupted()) == [], "a process of its own gives the bits of this one"
+        return {each: end - begun for each, (begun, end) in zip(KILLS, itertools.pairwise(moments), strict=True)}
 
     def kill(phase: str, share: float) -> Killed:
         while True:
-            watch = begin()
-            wait_for(functools.partial(watch.reached, phase), watch.process)
-            time.sleep(share * lasts[phase])
+            watch, seconds = begin(phase), share * lasts[phase]
+            wait_for(functools.partial(watch.reached, phase, share), watch.process)
+            if phase == "training":  # its log is the clock, except between two lines
+                seconds %= lasts[phase] * WINDOW / IMAGES
+            time.sleep(seconds)
             watch.process.kill()
             if watch.process.wait() == -signal.SIGKILL:
                 return Killed(phase, share, watch, watch.images(), watch.trained())
             share *= 0.8  # it came to its end first: a little earlier, then
 
-    watch, moments = begin(), []
-    for phase in KILLS:
-        wait_for(functools.partial(watch.reached, phase), watch.process)
-        moments.append(time.monotonic())
-    watch.process.communicate(timeout=120)
-    moments.append(time.monotonic())
-    assert differs(watch.runs, uninterrupted(*LENGTH)) == [], "a process of its own gives the bits of this one"
-
-    lasts = {phase: end - begun for phase, (begun, end) in zip(KILLS, itertools.pairwise(moments), strict=True)}
+    lasts = {**measure("training"), "starting": measure("starting")["starting"]}
     chance = random.Random(20170726 + request.config.getoption("--seed"))
     count = request.config.getoption("--kills")
     drawn = [(phase, chance.random()) for phase, share in KILLS.items() for _ in range(round(share * count))]
-    with ThreadPoolExecutor(2) as pool:
-        killed = list(pool.map(kill, *zip(*drawn, strict=True)))
+    killed = [kill(phase, share) for phase, share in drawn]
 
     rows, faults, lost = [], [], 0
     for number, one in enumerate(killed):
         before = fault_injection.on_disk(one.watch.runs)
-        result = run(one.watch.runs, *LENGTH)
-        found = [result.output] if result.exit_code else differs(one.watch.runs, uninterrupted(*LENGTH))
+        result = run(one.watch.runs)
+        found = [result.output] if result.exit_code else differs(one.watch.runs, uninterrupted())
         faults += [(number, one.phase, one.images, fault) for fault in found + left_over(one.watch.runs)]
         rows.append(f"{one.phase:<12}{one.share:>12.0%}{one.images:>15}{one.trained!s:>9}{result.first_step!s:>14}")
         lost += fault_injection.bytes_lost(before)
@@ -181,7 +275,7 @@ def test_a_run_killed_at_any_moment_resumes_with_bit_identical_results(
         ("env.json", 1, "whole"),
         ("status.json", 1, "whole"),  # the run begins
         ("status.json", 1, "half"),
-        ("status.json", 3, "whole"),  # 20 images are saved
+        ("status.json", 3, "whole"),  # 10 images are saved
         ("status.json", 6, "whole"),  # trained
         ("status.json", 7, "whole"),  # complete
         ("images-*.png", 1, "whole"),
@@ -194,34 +288,32 @@ def test_a_run_killed_at_any_moment_resumes_with_bit_identical_results(
         ("stats.safetensors", 1, "whole"),
         ("results.json", 1, "whole"),
         ("test.png", 1, "half"),
-        ("report.html", 3, "half"),  # after the evaluation
+        ("report.html", 2, "half"),  # after the evaluation
     ],
 )
 def test_a_run_killed_as_it_replaces_a_file_resumes_with_bit_identical_results(
-    file, n, written, start, arguments, run, uninterrupted, tmp_path
+    file, n, written, fork, arguments, run, uninterrupted, tmp_path
 ):
-    process = start("-c", KILLER, file, n, written, *arguments(tmp_path))
-    output, _ = process.communicate(timeout=120)
-    assert process.returncode == -signal.SIGKILL, output
+    process = fork(arguments(tmp_path, *SHORT), file, n, written)
+    assert process.wait() == -signal.SIGKILL, process.stdout.read()
     assert len(left_over(tmp_path)) == 1, "killed with the temporary file written"
-    result = run(tmp_path)
+    result = run(tmp_path, *SHORT)
     assert result.exit_code == 0, result.output
-    assert differs(tmp_path, uninterrupted()) == []
+    assert differs(tmp_path, uninterrupted(*SHORT)) == []
     assert left_over(tmp_path) == []
 
 
 @pytest.mark.promise("bit-identical log, model, numbers, images and page")
 @pytest.mark.parametrize("written", ["whole", "half"])
 def test_a_resumed_run_killed_as_it_shortens_its_log_resumes_with_bit_identical_results(
-    written, start, arguments, run, uninterrupted, tmp_path
+    written, fork, arguments, run, uninterrupted, tmp_path
 ):
     for file, n, how in ((CHECKPOINT, 3, "whole"), ("metrics.jsonl", 1, written)):
-        process = start("-c", KILLER, file, n, how, *arguments(tmp_path))
-        output, _ = process.communicate(timeout=120)
-        assert process.returncode == -signal.SIGKILL, output
+        process = fork(arguments(tmp_path, *SHORT), file, n, how)
+        assert process.wait() == -signal.SIGKILL, process.stdout.read()
         lines = (only(tmp_path) / "metrics.jsonl").read_text().splitlines()
-        assert json.loads(lines[-1])["images"] == 28, "the log is ahead of the checkpoint at 20"
-    result = run(tmp_path)
-    assert (result.exit_code, result.first_step) == (0, 20), result.output
-    assert differs(tmp_path, uninterrupted()) == []
+        assert json.loads(lines[-1])["images"] == 14, "the log is ahead of the checkpoint at 10"
+    result = run(tmp_path, *SHORT)
+    assert (result.exit_code, result.first_step) == (0, 10), result.output
+    assert differs(tmp_path, uninterrupted(*SHORT)) == []
     assert left_over(tmp_path) == []

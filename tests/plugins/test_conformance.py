@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from small_networks import SMALL_NETWORKS
 
 from p2pzoo.plugin.loader import plugins
 from p2pzoo.testing import conformance
@@ -28,6 +29,7 @@ PARAMETERS = {  # plugin -> component -> parameters
         "edges": {"root": "targets", "size": [32, 32]},
         "openmoji": {"size": 32, "max_pairs": 8},
     },
+    **SMALL_NETWORKS,
 }
 EXPECTED_FAILURES = {}  # plugin -> "component.check" -> reason
 

@@ -1,17 +1,20 @@
 """`p2pzoo bench` trains missing runs once, resumes interrupted ones, and a run that fails does not stop the others."""
 
 import contextlib
+import functools
 import json
 import shutil
 import signal
 import time
 import tomllib
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import p2pzoo_earth
 import pytest
 import tomli_w
+from fault_injection import STEP, SimulatedKill, after, simulate_kill
 from p2pzoo_bench import executors
 from p2pzoo_bench.bench import Bench
 from p2pzoo_bench.executors import Job, LocalExecutor
@@ -50,35 +53,109 @@ label = "ground truth"
 """
 
 
+def write_files(folder, tiny):
+    """A table of two rows and the ground truth, and the recipes of its rows."""
+    (folder / "both.toml").write_text(RECIPE.format(tiny=tiny, images=8))
+    (folder / "l1.toml").write_text('extends = "both.toml"\ndrop = ["discriminator", "gan_loss"]\n')
+    (folder / "table.toml").write_text(TABLE)
+
+
+def read_models(runs):
+    return {path.parent.name: path.read_bytes() for path in runs.glob("*/*/model.safetensors")}
+
+
+def only(runs, row):
+    [folder] = (runs / row).glob("smoke-seed0-*")
+    return folder
+
+
 @pytest.fixture
 def files(tmp_path, tiny):
-    """A table of two rows and the ground truth, and the recipes of its rows."""
-    (tmp_path / "both.toml").write_text(RECIPE.format(tiny=tiny, images=8))
-    (tmp_path / "l1.toml").write_text('extends = "both.toml"\ndrop = ["discriminator", "gan_loss"]\n')
-    (tmp_path / "table.toml").write_text(TABLE)
+    write_files(tmp_path, tiny)
     return tmp_path
 
 
-@pytest.fixture
-def bench(run_cli, files):
-    """bench("--seeds", 2, …) -> (the command's result, the table as JSON or None)."""
+@pytest.fixture(scope="session")
+def bench_in(run_cli):
+    """bench_in(folder, "--seeds", 2, …) -> (the command's result, the table as JSON or None)."""
 
-    def bench(*options):
-        out = files / "out.json"
+    def bench_in(folder, *options):
+        out = folder / "out.json"
         out.unlink(missing_ok=True)
         result = run_cli(
-            "bench", files / "table.toml", "--profile", "smoke", "--runs", files / "runs", "-o", out, *options
+            "bench", folder / "table.toml", "--profile", "smoke", "--runs", folder / "runs", "-o", out, *options
         )
         return result, json.loads(out.read_text()) if out.exists() else None
 
-    return bench
+    return bench_in
+
+
+@pytest.fixture
+def bench(bench_in, files):
+    """bench("--seeds", 2, …): the same in the test's own folder."""
+    return functools.partial(bench_in, files)
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A table whose runs of seed 0 were trained in parallel. Those of seed 1 were there before."""
+
+    folder: Path
+    result: Any  # of the command
+    doc: dict[str, Any]
+
+
+@pytest.fixture(scope="module")
+def shared_trained(run_cli, bench_in, tiny, tmp_path_factory):
+    """A Trained. Tests must not change it."""
+    folder = tmp_path_factory.mktemp("trained")
+    write_files(folder, tiny)
+    for row in ("l1", "both"):
+        options = ("--profile", "smoke", "--runs", folder / "runs", "--seed", "1")
+        result = run_cli("run", folder / f"{row}.toml", *options)
+        assert result.exit_code == 0, result.output
+    return Trained(folder, *bench_in(folder, "--seeds", 2, "--jobs", 2))
+
+
+@pytest.fixture
+def trained(shared_trained, files):
+    """The same, copied to the test's own folder."""
+    shutil.copytree(shared_trained.folder / "runs", files / "runs")
+    return shared_trained
+
+
+@pytest.fixture
+def begin(files, start):
+    """begin(*options): `p2pzoo bench` of one seed of the table, in another process."""
+
+    def begin(*options):
+        arguments = ("--profile", "smoke", "--runs", files / "runs", "--seeds", "1")
+        return start("-m", "p2pzoo", "bench", files / "table.toml", *arguments, *options)
+
+    return begin
 
 
 @pytest.mark.slow
-def test_the_second_call_trains_nothing_and_prints_the_same_table(bench, files):
-    result, doc = bench("--seeds", 2)
-    assert result.exit_code == 0, result.output
-    l1, both, photos = doc["rows"]
+def test_parallel_runs_are_bit_identical_to_single_ones(trained, files, run_cli):
+    assert trained.result.exit_code == 0, trained.result.output
+    assert "2 of 4 runs to train" in trained.result.output
+    for row in ("l1", "both"):
+        run_cli("run", files / f"{row}.toml", "--profile", "smoke", "--runs", files / "single")
+    single, parallel = read_models(files / "single"), read_models(files / "runs")
+    assert len(single) == 2
+    assert len(parallel) == 4
+    assert parallel | single == parallel
+    for number, row in enumerate(("l1", "both")):
+        metrics = json.loads((only(files / "single", row) / "results.json").read_text())["metrics"]
+        cells = trained.doc["rows"][number]["cells"]
+        assert {name: cell["values"][0] for name, cell in cells.items()} == {
+            name: metrics[name]["value"] for name in ("psnr", "l1")
+        }
+
+
+@pytest.mark.slow
+def test_the_second_call_trains_nothing_and_prints_the_same_table(trained, bench, files):
+    l1, both, photos = trained.doc["rows"]
     assert [run["seed"] for run in l1["runs"]] == [0, 1]
     assert l1["cells"]["psnr"]["mean"] == pytest.approx(sum(l1["cells"]["psnr"]["values"]) / 2)
     assert l1["published"] == {"psnr": 20}
@@ -86,70 +163,67 @@ def test_the_second_call_trains_nothing_and_prints_the_same_table(bench, files):
     assert "difference" in l1["cells"]["psnr"]
     assert "difference" not in both["cells"]["psnr"], "a row does not differ from itself"
     assert l1["discriminator_parameters"] is None
-    assert both["receptive_field"] == 70
+    assert both["receptive_field"] == 16
 
     before = {file: file.stat().st_mtime_ns for file in (files / "runs").rglob("model.safetensors")}
     assert len(before) == 4
     result, again = bench("--seeds", 2)
     assert result.exit_code == 0
     assert "runs to train" not in result.output
-    assert again == doc
+    assert again == trained.doc
     assert before == {file: file.stat().st_mtime_ns for file in (files / "runs").rglob("model.safetensors")}
 
 
 @pytest.mark.slow
-def test_committed_results_beside_the_table_count(bench, files):
-    _, doc = bench("--seeds", 1)
+def test_committed_results_beside_the_table_count(trained, bench, files):
     for run in (files / "runs").glob("*/smoke-*"):
         kept = files / "results" / f"{run.parent.name}-{run.name}"
         kept.mkdir(parents=True)
         for name in ("results.json", "env.json", "stats.safetensors"):
             shutil.copy(run / name, kept / name)
     shutil.rmtree(files / "runs")
-    result, again = bench("--seeds", 1)
+    result, again = bench("--seeds", 2)
     assert result.exit_code == 0
-    assert again == doc
+    assert again == trained.doc
     assert not [*(files / "runs").rglob("model.safetensors")], "nothing was trained"
 
 
 @pytest.mark.slow
-def test_a_row_that_fails_does_not_stop_the_others(bench, files):
-    init = f'[init]\ngenerator = "{files}/here.safetensors"\n'
-    (files / "l1.toml").write_text((files / "both.toml").read_text() + init)
+def test_a_row_that_fails_does_not_stop_the_others_and_findings_of_the_monitor_are_printed(trained, bench, files):
+    assert "L1 + cGAN, seed 0: " not in trained.result.output, "no finding"
     (files / "here.safetensors").write_bytes(b"no model")
-    result, doc = bench("--seeds", 1)
-    assert result.exit_code == 1
-    l1, both, _ = doc["rows"]
-    assert l1["cells"] == {}
-    assert "here.safetensors" in l1["failed"]
-    assert both["failed"] is None
-    assert both["cells"]["psnr"]["values"]
-
-
-@pytest.mark.slow
-def test_findings_of_the_training_monitor_are_printed(bench, files):
+    init = f'[init]\ngenerator = "{files}/here.safetensors"\n'
+    (files / "broken.toml").write_text((files / "both.toml").read_text() + init)
+    row = '[rows.broken]\nrecipe = "broken.toml"\nlabel = "No model"\n[rows.l1]'
+    (files / "table.toml").write_text(TABLE.replace("[rows.l1]", row))
     with (files / "l1.toml").open("a") as recipe:
         recipe.write("[losses.l1]\nweight = 1e-9\n")
-    result, _ = bench("--seeds", 1)
-    assert result.exit_code == 0
+    result, doc = bench("--seeds", 1)
+    assert result.exit_code == 1
+    assert "2 of 3 runs to train" in result.output
+    broken, l1, both, _ = doc["rows"]
+    assert broken["cells"] == {}
+    assert "here.safetensors" in broken["failed"]
+    for row in (l1, both):
+        assert row["failed"] is None
+        assert row["cells"]["psnr"]["values"]
     assert "L1 alone, seed 0: Most of G's weights get no gradient (100% of them, at 4 images)" in result.output
-    assert "L1 + cGAN, seed 0: " not in result.output
 
 
 @pytest.mark.slow
-def test_an_interrupted_table_resumes(bench, files, tiny, start, wait_for):
-    (files / "both.toml").write_text(RECIPE.format(tiny=tiny, images=400))
+def test_an_interrupted_table_resumes(trained, bench, files, tiny, begin, wait_for):
+    (files / "both.toml").write_text(RECIPE.format(tiny=tiny, images=120))
     (files / "l1.toml").write_text('extends = "both.toml"\ndrop = ["discriminator", "gan_loss"]\n[train]\nimages = 8\n')
-    options = ("--profile", "smoke", "--runs", files / "runs", "--seeds", "1")
-    process = start("-m", "p2pzoo", "bench", files / "table.toml", *options)
-    wait_for(lambda: [*(files / "runs" / "both").glob("*/checkpoints/*.safetensors")], process)
+    shutil.rmtree(files / "runs" / "both")
+    process = begin()
+    wait_for(lambda: [*(files / "runs").glob("both/*/checkpoints/*.safetensors")], process)
     process.send_signal(signal.SIGINT)
     output, _ = process.communicate(timeout=120)
     assert process.returncode == 128 + signal.SIGINT, output
     assert "the same command resumes from there" in output
-    [status] = (files / "runs" / "both").glob("*/status.json")
-    assert json.loads(status.read_text())["state"] == "interrupted"
-    assert 0 < json.loads(status.read_text())["images"] < 400
+    status = json.loads((only(files / "runs", "both") / "status.json").read_text())
+    assert status["state"] == "interrupted"
+    assert 0 < status["images"] < 120
     result, doc = bench("--seeds", 1)
     assert result.exit_code == 0, result.output
     assert "1 of 2 runs to train" in result.output
@@ -157,9 +231,8 @@ def test_an_interrupted_table_resumes(bench, files, tiny, start, wait_for):
 
 
 @pytest.mark.slow
-def test_a_signal_before_the_run_has_its_handler_stops_the_table(files, start, wait_for):
-    options = ("--profile", "smoke", "--runs", files / "runs", "--seeds", "1")
-    process = start("-m", "p2pzoo", "bench", files / "table.toml", *options)
+def test_a_signal_before_the_run_has_its_handler_stops_the_table(begin, wait_for):
+    process = begin()
 
     def runs():
         with contextlib.suppress(OSError):  # another child process that has ended
@@ -175,29 +248,13 @@ def test_a_signal_before_the_run_has_its_handler_stops_the_table(files, start, w
 
 
 @pytest.mark.slow
-def test_parallel_runs_are_bit_identical_to_sequential_ones(bench, files):
-    threads = ("-s", "compute.threads=1")
-    result, parallel = bench("--seeds", 2, "--jobs", 3, *threads)
-    assert result.exit_code == 0, result.output
-    models = {path.parent.name: path.read_bytes() for path in (files / "runs").glob("*/*/model.safetensors")}
-    assert len(models) == 4
-    shutil.rmtree(files / "runs")
-    result, sequential = bench("--seeds", 2, *threads)
-    assert result.exit_code == 0, result.output
-    assert models == {path.parent.name: path.read_bytes() for path in (files / "runs").glob("*/*/model.safetensors")}
-    assert [row["cells"] for row in parallel["rows"]] == [row["cells"] for row in sequential["rows"]]
-
-
-@pytest.mark.slow
-def test_a_signal_stops_all_parallel_runs(bench, files, tiny, start, wait_for):
+def test_a_closed_terminal_stops_all_parallel_runs(files, tiny, begin, wait_for):
     (files / "both.toml").write_text(RECIPE.format(tiny=tiny, images=4000))
-    (files / "l1.toml").write_text('extends = "both.toml"\ndrop = ["discriminator", "gan_loss"]\n')
-    options = ("--profile", "smoke", "--runs", files / "runs", "--seeds", "1", "--jobs", "2")
-    process = start("-m", "p2pzoo", "bench", files / "table.toml", *options)
+    process = begin("--jobs", "2")
     wait_for(lambda: {path.parts[-4] for path in (files / "runs").glob("*/*/checkpoints/*")} >= {"l1", "both"}, process)
-    process.send_signal(signal.SIGTERM)
+    process.send_signal(signal.SIGHUP)
     output, _ = process.communicate(timeout=120)
-    assert process.returncode == 128 + signal.SIGTERM, output
+    assert process.returncode == 128 + signal.SIGHUP, output
     states = [json.loads(path.read_text())["state"] for path in (files / "runs").glob("*/*/status.json")]
     assert states == ["interrupted", "interrupted"]
 
@@ -293,7 +350,7 @@ def test_a_metric_that_needs_what_the_data_lacks_is_refused_before_training(benc
 
 
 @pytest.mark.slow
-def test_an_unavailable_metric_costs_only_its_column_and_names_the_missing_file(bench, files):
+def test_an_unavailable_metric_costs_only_its_column_and_names_the_missing_file(trained, bench, files):
     metric = '[metrics.fcn]\nuse = "fcn_score"\nweights = "none.safetensors"\n[columns]\nfcn = "FCN"\n'
     (files / "table.toml").write_text(TABLE.replace("[columns]\n", metric))
     result, doc = bench("--seeds", 1)
@@ -347,7 +404,7 @@ def test_an_impossible_format_is_refused_before_training(bench, files, options, 
 
 
 @pytest.mark.slow
-def test_a_scorer_that_misreads_the_photos_costs_only_its_column(bench, files):
+def test_a_scorer_that_misreads_the_photos_costs_only_its_column(trained, bench, files):
     tensors, header = load_tensors(Path(p2pzoo_earth.__file__).with_name("scorer.safetensors"))
     save_tensors(files / "bad.safetensors", tensors, header | {"self_check": {"pixel_accuracy": 1.1}})
     metric = f'[metrics.fcn]\nuse = "fcn_score"\nweights = "{files}/bad.safetensors"\n[columns]\nfcn = "FCN"\n'
@@ -361,11 +418,12 @@ def test_a_scorer_that_misreads_the_photos_costs_only_its_column(bench, files):
 
 
 @pytest.mark.slow
-def test_a_target_that_cannot_be_measured_does_not_stop_the_rows(bench, files, monkeypatch):
+def test_a_target_that_cannot_be_measured_does_not_stop_the_rows(trained, bench, files, monkeypatch):
     def broken(*_):
         raise UserError("no photos")
 
     monkeypatch.setattr("p2pzoo_bench.bench.evaluate_target", broken)
+    shutil.rmtree(files / "runs" / "target")
     result, doc = bench("--seeds", 1)
     assert result.exit_code == 0, result.output
     l1, _, photos = doc["rows"]
@@ -374,28 +432,13 @@ def test_a_target_that_cannot_be_measured_does_not_stop_the_rows(bench, files, m
 
 
 @pytest.mark.slow
-def test_a_closed_terminal_stops_the_run_too(files, tiny, start, wait_for):
-    (files / "both.toml").write_text(RECIPE.format(tiny=tiny, images=400))
-    options = ("--profile", "smoke", "--runs", files / "runs", "--seeds", "1")
-    process = start("-m", "p2pzoo", "bench", files / "table.toml", *options)
-    wait_for(lambda: [*(files / "runs" / "l1").glob("*/checkpoints/*.safetensors")], process)
-    process.send_signal(signal.SIGHUP)
-    output, _ = process.communicate(timeout=120)
-    assert process.returncode == 128 + signal.SIGHUP, output
-    [status] = (files / "runs" / "l1").glob("*/status.json")
-    assert json.loads(status.read_text())["state"] == "interrupted"
-
-
-@pytest.mark.slow
-def test_a_stale_run_fails_and_accept_stale_resumes_it(bench, files, tiny, start, wait_for):
-    options = ("--profile", "smoke", "--runs", files / "runs", "--seeds", "1")
-    (files / "both.toml").write_text(RECIPE.format(tiny=tiny, images=400))
-    process = start("-m", "p2pzoo", "bench", files / "table.toml", *options)
-    wait_for(lambda: [*(files / "runs" / "l1").glob("*/checkpoints/*.safetensors")], process)
-    process.send_signal(signal.SIGINT)
-    process.communicate(timeout=120)
-    [status] = (files / "runs" / "l1").glob("*/status.json")
+def test_a_stale_run_fails_and_accept_stale_resumes_it(trained, bench, files, run_cli):
+    shutil.rmtree(files / "runs" / "l1")
+    with after(STEP, simulate_kill, call=6), pytest.raises(SimulatedKill):
+        run_cli("run", files / "l1.toml", "--profile", "smoke", "--runs", files / "runs")
+    status = only(files / "runs", "l1") / "status.json"
     facts = json.loads(status.read_text())
+    assert facts["images"] == 4, "a checkpoint is there"
     facts["sources"]["core"] = "another"
     status.write_text(json.dumps(facts))
     result, doc = bench("--seeds", 1, "-s", "metrics.l1.use=l1")
@@ -405,6 +448,7 @@ def test_a_stale_run_fails_and_accept_stale_resumes_it(bench, files, tiny, start
     result, doc = bench("--seeds", 1, "--accept-stale")
     assert result.exit_code == 0, result.output
     assert doc["rows"][0]["failed"] is None
+    assert doc["rows"][0]["cells"]["psnr"]["values"] == trained.doc["rows"][0]["cells"]["psnr"]["values"][:1]
 
 
 def test_an_unknown_ending_is_refused(run_cli, files):

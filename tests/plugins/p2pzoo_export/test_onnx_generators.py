@@ -2,6 +2,7 @@
 
 import pytest
 from p2pzoo_export import graphs, onnx_file
+from small_networks import SMALL_NETWORKS
 
 from p2pzoo.models.model import load_model
 from p2pzoo.models.safetensors_io import save_model
@@ -31,7 +32,7 @@ def test_there_are_generators_to_test():
 @pytest.mark.parametrize("entry", GENERATORS, ids=lambda entry: entry.full_name)
 def test_a_generator_gives_the_same_images_as_its_onnx_file(entry, tmp_path):
     """`export` compares the file with torch, also for other sizes and batches if these are free in the graph."""
-    case = ComponentCase.from_entry(entry)
+    case = ComponentCase.from_entry(entry, SMALL_NETWORKS.get(entry.plugin, {}).get(entry.name))
     network = build_trained_network(case).eval()
     header = network_header(case, network) | {"run": "none", "test_mode": "eval"}
     save_model(tmp_path / "model.safetensors", network, header)

@@ -1,0 +1,13 @@
+"""Parameters that make networks of the first-party plugins small, for tests of every network."""
+
+SMALL_NETWORKS = {  # plugin -> component -> parameters
+    "pix2pixhd": {
+        "pix2pixhd-global": {"downsamplings": 2, "blocks": 2},
+        "pix2pixhd-local": {"downsamplings": 2, "blocks": 2, "local_blocks": 1},
+    },
+    "spade": {"spade": {"upsamplings": 2}},
+    "timm": {
+        "timm-unet": {"backbone": "test_efficientnet"},
+        "timm-projected": {"backbone": "test_efficientnet"},
+    },
+}
