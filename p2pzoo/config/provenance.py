@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from p2pzoo.config.experiment import Experiment
+from p2pzoo.config.experiment import Component, Experiment
 from p2pzoo.utils.paths import PACKAGE
 from p2pzoo.utils.version import __version__
 
@@ -20,9 +20,13 @@ def source_hashes(experiment: Experiment) -> dict[str, str]:
     """{"core" or a component: version and hash of its source}. A resumed run is compared with these."""
     hashes = {"core": f"{__version__} {_hash_folder(PACKAGE, skip=UNUSED_BY_RUNS)}"}
     for component in experiment.components():
-        entry = component.entry
-        hashes[f"{entry.kind} {entry.full_name}"] = f"{entry.distribution} {_hash_module(component.factory.__module__)}"
+        hashes[f"{component.entry.kind} {component.entry.full_name}"] = component_source(component)
     return hashes
+
+
+def component_source(component: Component) -> str:
+    """Name and version of the component's distribution, and the hash of its source: "att-zoo 1.2 0f3ae1b2c3d4"."""
+    return f"{component.entry.distribution} {_hash_module(component.factory.__module__)}"
 
 
 def changed_sources(before: Mapping[str, str], now: Mapping[str, str]) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from typing_extensions import TypedDict
 
 from p2pzoo.config.experiment import Component, Experiment
+from p2pzoo.config.provenance import component_source
 from p2pzoo.images.color_spaces import Encodings
 from p2pzoo.images.label_maps import Labels
 from p2pzoo.models.build import build_network
@@ -59,6 +61,7 @@ class _FileLayoutJson(TypedDict):
 class _NetworkJson(TypedDict):
     use: str
     params: dict[str, Any]
+    source: NotRequired[str]
 
 
 class _HeaderJson(TypedDict):
@@ -92,6 +95,7 @@ class ModelHeader:
     kind                       "generator" or "discriminator"
     use                        full name of the component, such as "pix2pix:unet"
     params                     its parameters, as JSON values
+    source                     name, version and source hash of the distribution that it came from; None in old files
     in_channels, out_channels  channels of x and of y as the network gets them
     size                       (H, W) of the training images
     run                        id of the run that trained it; None if the file does not say
@@ -111,6 +115,7 @@ class ModelHeader:
     in_channels: int
     out_channels: int
     size: tuple[int, int]
+    source: str | None = None
     run: str | None = None
     size_divisor: int | None = None
     test_mode: str | None = None
@@ -167,6 +172,7 @@ class ModelHeader:
             in_channels=checked["in_channels"],
             out_channels=checked["out_channels"],
             size=checked["size"],
+            source=checked["network"].get("source"),
             run=checked.get("run"),
             size_divisor=checked.get("size_divisor"),
             test_mode=checked.get("test_mode"),
@@ -212,7 +218,11 @@ def build_header(
     values = {name: value for name, value in component.values.items() if not isinstance(value, Path)}
     return {
         "run": experiment.id,
-        "generator": {"use": component.entry.full_name, "params": schema.to_jsonable(values)},
+        "generator": {
+            "use": component.entry.full_name,
+            "params": schema.to_jsonable(values),
+            "source": component_source(component),
+        },
         "in_channels": channels[0],
         "out_channels": channels[1],
         "size": list(size),
@@ -290,7 +300,12 @@ def restore_network(tensors: Mapping[str, Tensor], header: ModelHeader, path: Pa
 
 def _find_component(tensors: Mapping[str, Tensor], header: ModelHeader, path: Path, registry: Registry) -> Component:
     """The registered component with the header's parameters, checked. Raises UserError."""
-    entry = registry.get(header.kind, header.use)
+    try:
+        entry = registry.get(header.kind, header.use)
+    except UserError as error:
+        distribution = (header.source or "").rpartition(" ")[0]
+        hint = f"; the file was written with the plugin '{distribution}': install it" if distribution else ""
+        raise UserError(*(f"{path}: {fault}{hint}" for fault in error.faults)) from None
     factory = entry.load()
     limit = max([_MAX_FREE_PARAMETER, *(side for tensor in tensors.values() for side in tensor.shape)])
     for name, value in header.params.items():
@@ -303,7 +318,23 @@ def _find_component(tensors: Mapping[str, Tensor], header: ModelHeader, path: Pa
         )
     except (schema.InvalidParameters, TypeError) as error:
         raise UserError(f"{path}: its {header.kind} '{header.use}' {error}") from None
-    return Component(entry, factory, values)
+    component = Component(entry, factory, values)
+    _warn_of_other_source(header, component, path)
+    return component
+
+
+def _warn_of_other_source(header: ModelHeader, component: Component, path: Path) -> None:
+    """Warn if another plugin's code has changed since it wrote the file: the same weights may give other images.
+
+    p2pzoo's own networks give the images of earlier versions; tests hold that.
+    """
+    source = component_source(component)
+    if header.source not in (None, source) and component.entry.distribution.partition(" ")[0] != "p2pzoo":
+        warnings.warn(
+            f"{path}: its {header.kind} '{header.use}' was {header.source} when it was written, and is {source} now: "
+            "its images may differ",
+            stacklevel=2,
+        )
 
 
 def _find_integers(value: Any) -> Iterator[int]:

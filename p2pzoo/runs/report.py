@@ -55,6 +55,7 @@ def write_report(run: Run, experiment: Experiment, comparisons: Sequence[Compari
     template = environment.from_string(Path(__file__).with_name("report.html").read_text("utf-8"))
     tree = experiment.resolved()
     env = read_object(run.folder / "env.json") or {}
+    env.pop("components", None)  # a long table, for machines
     env.pop("training", None)  # time and memory differ each time; the page must stay bit-identical
     page = template.render(
         title=experiment.title,

@@ -9,13 +9,16 @@ from typing import Any
 
 from p2pzoo.compute.engine import Engine
 from p2pzoo.compute.memory import peak_memory_bytes
+from p2pzoo.config.experiment import Experiment
+from p2pzoo.config.provenance import source_hashes
 from p2pzoo.runs.run_folder import Run
 from p2pzoo.utils.version import __version__
 
 
-def environment(engine: Engine) -> dict[str, Any]:
-    """The software, the device and the switches of [compute] that are on."""
-    return software() | engine.describe()
+def environment(engine: Engine, experiment: Experiment) -> dict[str, Any]:
+    """The software, the distributions of all components, the device and the switches of [compute] that are on."""
+    components = {name: source for name, source in source_hashes(experiment).items() if name != "core"}
+    return software() | {"components": components} | engine.describe()
 
 
 def software() -> dict[str, Any]:

@@ -189,9 +189,8 @@ def _train(
                 write_report(run, experiment)
         raise
     # again, since training can turn switches off (`Engine.enabled`); and with its cost
-    on_rank0(
-        lambda: write_json(run.folder / "env.json", environment(engine) | {"training": training_cost(run, engine)})
-    )
+    facts = environment(engine, experiment)
+    on_rank0(lambda: write_json(run.folder / "env.json", facts | {"training": training_cost(run, engine)}))
 
 
 def _begin(
@@ -206,7 +205,7 @@ def _begin(
     if experiment.continued_from and not continued and not list_checkpoints(run):
         raise UserError(f"this recipe continues run {experiment.continued_from}: give --continue-from RUN")
     start_from = continue_run(experiment, run, continued) if continued else None
-    run.begin(experiment, environment(engine), hashes)
+    run.begin(experiment, environment(engine, experiment), hashes)
     verb = "resuming" if list_checkpoints(run) else "training"
     processes = f" over {world_size()} processes" if world_size() > 1 else ""
     progress.note(f"{verb} {experiment.title}, {experiment.train.images} images{processes}, in {run.folder}")

@@ -97,7 +97,7 @@ def render_card(run: Run, experiment: Experiment, *, licence: str | None = None,
             for key, value in iter_leaves(experiment.resolved())
             if not Path(str(value)).is_absolute()  # paths of this machine are private
         ],
-        env={name: value for name, value in env.items() if name not in ("training", "on")},
+        env={name: value for name, value in env.items() if name not in ("training", "on", "components")},
         seconds=env.get("training", {}).get("seconds"),
         images=run.status["images"],
         id=run.status["id"],

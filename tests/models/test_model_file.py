@@ -9,12 +9,16 @@ import pytest
 import torch
 from PIL import Image
 
+import p2pzoo
 from p2pzoo import config
+from p2pzoo.images.io import write_png
 from p2pzoo.images.label_maps import Classes, Labels
 from p2pzoo.models.initialization import make_generator
+from p2pzoo.models.model import load_model
 from p2pzoo.models.model_file import ModelHeader, build_header, load_network, restore_network
 from p2pzoo.models.safetensors_io import load_tensors, save_model, save_tensors
 from p2pzoo.models.test_modes import translate
+from p2pzoo.plugin import loader
 from p2pzoo.plugin.loader import registry
 from p2pzoo.utils.errors import DamagedFile, UserError
 
@@ -195,3 +199,65 @@ def test_paths_are_not_saved_and_buffers_without_a_tensor_are_computed(own_weigh
     assert torch.equal(loaded.fixed.computed, torch.arange(3.0))
     x = torch.rand(1, 3, 8, 8)
     assert torch.equal(loaded(x), G(x))
+
+
+# --- the plugin that wrote a file ---
+
+NETWORK = """
+import torch
+from torch import nn
+import p2pzoo
+
+class Net(nn.Module):
+    def __init__(self, in_channels: int, out_channels: int):
+        super().__init__()
+        self.conv = nn.Conv2d(in_channels, out_channels, 1)
+
+    def forward(self, x):
+        return torch.tanh(self.conv(x))
+
+@p2pzoo.hookimpl
+def register_generators(register):
+    register("net", Net)
+"""
+
+
+@pytest.fixture
+def of_a_plugin(install, run, tmp_path):
+    """The folder of a run with a generator of the plugin att_zoo 1.0."""
+    install("att_zoo", NETWORK)
+    assert run(tmp_path / "runs", 'generator={use="net"}', "train.images=2").exit_code == 0
+    return next((tmp_path / "runs").glob("*/*"))
+
+
+def test_the_plugin_is_named_in_the_file_in_env_json_and_on_the_card(of_a_plugin, run_cli, tmp_path):
+    _, header = load_tensors(of_a_plugin / "model.safetensors")
+    assert header["generator"]["source"].startswith("att_zoo 1.0 ")
+    components = json.loads((of_a_plugin / "env.json").read_text())["components"]
+    assert components["generator att_zoo:net"] == header["generator"]["source"]
+    assert components["loss pix2pix:l1"].startswith(f"p2pzoo {p2pzoo.__version__} ")
+    assert run_cli("card", of_a_plugin, "-o", tmp_path / "card").exit_code == 0
+    assert "`att_zoo:net` (att\\_zoo 1.0)" in (tmp_path / "card" / "README.md").read_text()
+
+
+def test_a_plugin_that_changed_is_reported_once(of_a_plugin, run_cli, tmp_path):
+    write_png(tmp_path / "a.png", np.zeros((8, 8, 3), np.uint8))
+    command = ("translate", of_a_plugin, tmp_path / "a.png", "-o", tmp_path / "out", "--force")
+    assert "warning" not in run_cli(*command).output
+    plugin = tmp_path / "site" / "att_zoo.py"
+    plugin.write_text(NETWORK.replace("tanh", "sigmoid"))
+    result = run_cli(*command)
+    assert result.exit_code == 0
+    [warning] = [line for line in result.output.splitlines() if "warning" in line]
+    assert "its generator 'att_zoo:net' was att_zoo 1.0 " in warning
+    assert "its images may differ" in warning
+
+
+def test_a_plugin_that_is_missing_is_named(of_a_plugin, tmp_path, monkeypatch):
+    monkeypatch.setenv("P2PZOO_PLUGINS", "pix2pix,earth")
+    loader.plugins.cache_clear()
+    loader.registry.cache_clear()
+    with pytest.raises(
+        UserError, match="no generator 'att_zoo:net'.*written with the plugin 'att_zoo 1.0': install it"
+    ):
+        load_model(of_a_plugin, device="cpu")
