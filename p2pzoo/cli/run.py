@@ -119,10 +119,7 @@ def run_command(
         print_json(outcome.results)
     else:
         _print_results(outcome)
-    if unmeasured := [name for name, number in outcome.results["metrics"].items() if math.isnan(number["value"])]:
-        names = ", ".join(unmeasured)
-        click.echo(f"{names}: not a number (nan): too few test images for it, or ŷ is not finite", err=True)
-        sys.exit(1)
+    _exit_if_unmeasured(outcome)
 
 
 def _print_results(outcome: Outcome) -> None:
@@ -132,6 +129,14 @@ def _print_results(outcome: Outcome) -> None:
     click.echo(f"report           {outcome.run.folder / 'report.html'}")
     click.echo(f"model            {outcome.run.model}")
     click.echo(f"next             p2pzoo translate {shlex.quote(str(outcome.run.folder))} IMAGE -o translated/")
+
+
+def _exit_if_unmeasured(outcome: Outcome) -> None:
+    """Exit with code 1 if a metric is nan."""
+    if unmeasured := [name for name, number in outcome.results["metrics"].items() if math.isnan(number["value"])]:
+        names = ", ".join(unmeasured)
+        click.echo(f"{names}: not a number (nan): too few test images for it, or ŷ is not finite", err=True)
+        sys.exit(1)
 
 
 @contextlib.contextmanager
