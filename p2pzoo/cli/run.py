@@ -115,28 +115,28 @@ def run_command(
     if outcome.stale:
         changed = ", ".join(outcome.stale)
         progress.note(f"the code or data changed after this run ({changed}): --fresh trains it again")
+    _print_results(outcome, as_json)
+
+
+def _print_results(outcome: Outcome, as_json: bool) -> None:
+    """Exits with code 1 if a metric is nan."""
     if as_json:
         print_json(outcome.results)
     else:
-        _print_results(outcome)
-    _exit_if_unmeasured(outcome)
+        _print_table(outcome)
+    if unmeasured := [name for name, number in outcome.results["metrics"].items() if math.isnan(number["value"])]:
+        names = ", ".join(unmeasured)
+        click.echo(f"{names}: not a number (nan): too few test images for it, or ŷ is not finite", err=True)
+        sys.exit(1)
 
 
-def _print_results(outcome: Outcome) -> None:
+def _print_table(outcome: Outcome) -> None:
     for name, number in outcome.results["metrics"].items():
         click.echo(f"{name:<16} {number['value']:.4f}")
     click.echo(f"pictures         {outcome.run.samples}")
     click.echo(f"report           {outcome.run.folder / 'report.html'}")
     click.echo(f"model            {outcome.run.model}")
     click.echo(f"next             p2pzoo translate {shlex.quote(str(outcome.run.folder))} IMAGE -o translated/")
-
-
-def _exit_if_unmeasured(outcome: Outcome) -> None:
-    """Exit with code 1 if a metric is nan."""
-    if unmeasured := [name for name, number in outcome.results["metrics"].items() if math.isnan(number["value"])]:
-        names = ", ".join(unmeasured)
-        click.echo(f"{names}: not a number (nan): too few test images for it, or ŷ is not finite", err=True)
-        sys.exit(1)
 
 
 @contextlib.contextmanager

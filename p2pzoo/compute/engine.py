@@ -12,7 +12,7 @@ import math
 import os
 import platform
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -191,9 +191,12 @@ class Engine:
         network: nn.Module = self.accelerator.unwrap_model(getattr(model, "_orig_mod", model))
         return network
 
-    def build_optimizer(self, model: nn.Module, settings: Optimizer, lr: float | None = None) -> Any:
-        """Return the optimizer of a model. Adam and AdamW are fused where the device has a fused kernel.
+    def build_optimizer(
+        self, model: nn.Module, settings: Optimizer, lr: float | None = None, losses: Sequence[nn.Module] = ()
+    ) -> Any:
+        """Return the optimizer of a model, and of the parameters of the losses of its side.
 
+        Adam and AdamW are fused where the device has a fused kernel.
         torch's default Adam takes a fifth of a pix2pix step on a CPU.
 
         settings  the table [optimizer]
@@ -207,8 +210,10 @@ class Engine:
         # A CUDA graph reads the learning rate from a tensor. It is a tensor without a graph too, so that results are
         # bit-identical.
         rate = torch.tensor(lr, device=self.device) if fused and self.device_type == "cuda" else lr
-        optimizer = kind(model.parameters(), lr=rate, **options)
-        self._average_gradients[optimizer] = distributed.average_gradients(model)
+        of_losses = [parameter for loss in losses for parameter in loss.parameters() if parameter.requires_grad]
+        optimizer = kind([*model.parameters(), *of_losses], lr=rate, **options)
+        owner = nn.ModuleList([model, *losses]) if of_losses else model
+        self._average_gradients[optimizer] = distributed.average_gradients(owner)
         self._lr_ratios[optimizer] = lr / settings.lr
         self._eps_at = settings.eps_at if settings.eps_before_correction else None
         self._clip_norm = settings.clip_norm

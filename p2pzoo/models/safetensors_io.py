@@ -89,7 +89,11 @@ def save_model(path: Path, G: nn.Module, header: Mapping[str, Any]) -> None:
 
 def load_into(model: nn.Module, tensors: Mapping[str, Tensor], where: str) -> None:
     """Copy tensors into a network, in place. Raises UserError as `check_tensors_fit` does; then nothing is copied."""
-    own = model.state_dict()
+    copy_into(model.state_dict(), tensors, where)
+
+
+def copy_into(own: Mapping[str, Tensor], tensors: Mapping[str, Tensor], where: str) -> None:
+    """Copy tensors into those of the same names. Raises as `check_tensors_fit` does; then nothing is copied."""
     check_tensors_fit(own, tensors, where)
     with torch.no_grad():
         for name, tensor in own.items():
@@ -130,6 +134,17 @@ def check_tensors_fit(own: Mapping[str, Tensor], tensors: Mapping[str, Tensor], 
 def module_tensors(prefix: str, module: nn.Module) -> dict[str, Tensor]:
     """A module's state dict with `prefix.` before each name."""
     return {f"{prefix}.{name}": tensor for name, tensor in module.state_dict().items()}
+
+
+def loss_tensors(loss: nn.Module) -> dict[str, Tensor]:
+    """The state dict of a loss without pretrained networks, which every run reads again: frozen parameters, and the
+    buffers of layers all of whose parameters are frozen."""
+    fixed = {name for name, parameter in loss.named_parameters() if not parameter.requires_grad}
+    for prefix, module in loss.named_modules():
+        own = list(module.parameters(recurse=False))
+        if own and not any(parameter.requires_grad for parameter in own):
+            fixed |= {f"{prefix}.{name}".lstrip(".") for name in module._buffers}
+    return {name: tensor for name, tensor in loss.state_dict().items() if name not in fixed}
 
 
 def optimizer_tensors(prefix: str, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

@@ -52,7 +52,10 @@ class GanLoss(Protocol):
 class Loss(Protocol):
     """A further loss of G or D; the recipe's `weight` is applied to its value.
 
-    A run does not save the state of a loss. A loss that changes over time must depend on `out.step` alone.
+    A loss that is an nn.Module may have state and parameters: its parameters are trained with the network of its side,
+    by the same optimizer, and checkpoints keep them with its buffers. Frozen parameters (a pretrained network) are not
+    kept: the constructor reads them again. The state of any other loss is lost when a run resumes, so it must depend on
+    `out.step` alone. Random initial weights follow from the recipe's seed.
 
     side  "generator" or "discriminator": the network that minimises it
 

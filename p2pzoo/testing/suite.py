@@ -7,7 +7,7 @@ from typing import Any
 
 from p2pzoo.testing import augmentations, callbacks, data, losses, metrics, models, networks
 from p2pzoo.testing.component_check import CheckFunction, ComponentCheck, build_component_checks
-from p2pzoo.testing.training import check_training
+from p2pzoo.testing.training import check_resume, check_training
 
 # Plugins write these names in `known_failures` and `expected_failures`: a name never changes, even if its function is
 # renamed.
@@ -22,6 +22,7 @@ _NETWORK_CHECKS: dict[str, CheckFunction] = {
     "export": networks.check_network_export,
     "rewrites": networks.check_network_rewrites,
     "training": check_training,
+    "resume": check_resume,
 }
 _LOSS_CHECKS: dict[str, CheckFunction] = {
     "scalar": losses.check_loss_scalar,
@@ -29,6 +30,7 @@ _LOSS_CHECKS: dict[str, CheckFunction] = {
     "other_side": losses.check_loss_other_side,
     "minimum": losses.check_loss_minimum,
     "training": check_training,
+    "resume": check_resume,
 }
 
 CHECKS: dict[str, dict[str, CheckFunction]] = {

@@ -1,16 +1,25 @@
-"""The check that a component can be trained: three training steps, with tiny components for all other parts."""
+"""The checks that a component can be trained, and that its training can be resumed; all other parts are tiny."""
 
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import torch
+from torch import Tensor
 
 from p2pzoo.compute.engine import Engine
+from p2pzoo.config.experiment import Experiment
 from p2pzoo.data import Store, train_batches
 from p2pzoo.runs.evaluate import check_needs
 from p2pzoo.testing.component_case import IMAGE_SIDE, ComponentCase
 from p2pzoo.testing.tiny_components import build_experiment, cpu_settings
+from p2pzoo.training.checkpoint import LossLogger, State
+from p2pzoo.training.gan_step import Objective
 from p2pzoo.training.loop import train_step
 from p2pzoo.training.setup import build_objective
 
@@ -19,27 +28,78 @@ _NUM_STEPS = 3  # so that D and G each see the other's update at least twice
 
 def check_training(case: ComponentCase) -> None:
     """Trains for three steps with tiny components: every loss stays finite, and the weights change."""
-    is_network = case.kind in ("generator", "discriminator")
-    with case.skip_if_missing():
+    with _seeded(), case.skip_if_missing():
+        training = _Training.begin(case)
+    objective, engine = training.objective, training.engine
+    trainable = objective.D if case.kind == "discriminator" else objective.G
+    assert trainable is not None
+    before = copy.deepcopy(engine.unwrap(trainable.network).state_dict())
+    with _seeded():
+        for step in range(_NUM_STEPS):
+            for name, value in training.step(step).items():
+                assert value.isfinite(), f"{name} is {value.item()} at step {step}"
+    parameters = engine.unwrap(trainable.network).named_parameters()
+    changed = [name for name, p in parameters if not torch.equal(p, before[name])]
+    assert changed or not before, "no weight has changed after training"
+
+
+def check_resume(case: ComponentCase) -> None:
+    """Trains to the same bits if it is built anew from a checkpoint after two of three steps: it hides no state."""
+    with _seeded(), case.skip_if_missing():
+        whole, interrupted, resumed = (_Training.begin(case) for _ in range(3))
+    last = _NUM_STEPS - 1
+    with _seeded():
+        for step in range(_NUM_STEPS):
+            whole.step(step)
+        for step in range(last):
+            interrupted.step(step)
+        checkpoint = {name: tensor.clone() for name, tensor in interrupted.state.tensors().items()}
+        resumed.state.load(checkpoint, Path("checkpoint"))
+        resumed.step(last)
+    expected, tensors = whole.state.tensors(), resumed.state.tensors()
+    differing = [name for name, tensor in expected.items() if not torch.equal(tensor, tensors[name])]
+    assert not differing, (
+        f"after a resume '{differing[0]}' has other values than without: the {case.kind} keeps state that is in no "
+        "checkpoint; keep it in buffers of an nn.Module"
+    )
+
+
+@dataclass
+class _Training:
+    """A training of the component, from its initial weights."""
+
+    experiment: Experiment
+    engine: Engine
+    objective: Objective
+    state: State
+    batches: Any
+
+    @classmethod
+    def begin(cls, case: ComponentCase) -> _Training:
+        is_network = case.kind in ("generator", "discriminator")
         experiment = build_experiment(case.component, case.size[0] if is_network else IMAGE_SIDE)
         store = Store(experiment.dataset.build(split="train"), enlarge=experiment.train.jitter)
         check_needs(experiment, store)
         engine = Engine(cpu_settings())
-        rng_state = torch.get_rng_state()
         objective = build_objective(experiment, engine, store.channels, store.size)
-    trainable = objective.D if case.kind == "discriminator" else objective.G
-    assert trainable is not None
-    before = copy.deepcopy(engine.unwrap(trainable.network).state_dict())
-    batches = train_batches(store, experiment.train, experiment.seed)
+        state = State(
+            engine, objective.G, objective.D, None, objective.pool, LossLogger(), objective.loss_modules
+        )  # fmt: skip
+        return cls(experiment, engine, objective, state, train_batches(store, experiment.train, experiment.seed))
+
+    def step(self, step: int) -> dict[str, Tensor]:
+        experiment, objective = self.experiment, self.objective
+        rate = experiment.optimizer.lr
+        return train_step(
+            objective.step, self.engine, self.batches, step, rate, experiment.seed, objective.augmentations
+        )
+
+
+@contextmanager
+def _seeded() -> Iterator[None]:
+    """Afterwards torch's random state is as before."""
+    state = torch.get_rng_state()
     try:
-        for step in range(_NUM_STEPS):
-            losses = train_step(
-                objective.step, engine, batches, step, experiment.optimizer.lr, experiment.seed, objective.augmentations
-            )
-            for name, value in losses.items():
-                assert value.isfinite(), f"{name} is {value.item()} at step {step}"
+        yield
     finally:
-        torch.set_rng_state(rng_state)
-    parameters = engine.unwrap(trainable.network).named_parameters()
-    changed = [name for name, p in parameters if not torch.equal(p, before[name])]
-    assert changed or not before, "no weight has changed after training"
+        torch.set_rng_state(state)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -65,7 +65,11 @@ class LossLogger:
 
 @dataclass
 class State:
-    """All that training needs to resume: networks, optimizers, G's average, the image pool, the window of the log."""
+    """All that training needs to resume: networks, optimizers, G's average, losses with state, the image pool, the
+    window of the log.
+
+    loss_modules  {name: a loss that is a module}
+    """
 
     engine: Engine
     G: Trainable
@@ -73,12 +77,13 @@ class State:
     average: nn.Module | None
     pool: Pool | None
     losses: LossLogger
+    loss_modules: Mapping[str, nn.Module] = field(default_factory=dict)
 
     def trainables(self) -> dict[str, Trainable]:
         return {"G": self.G, "D": self.D} if self.D else {"G": self.G}
 
-    def save(self, run: Run, images: int) -> None:
-        """Write a checkpoint, then delete all but the newest two. Raises Diverged if a tensor has nan or inf."""
+    def tensors(self) -> dict[str, Tensor]:
+        """Everything but the window of the log."""
         tensors: dict[str, Tensor] = {}
         for name, trainable in self.trainables().items():
             tensors |= safetensors_io.module_tensors(name, self.engine.unwrap(trainable.network))
@@ -87,6 +92,13 @@ class State:
             tensors |= safetensors_io.module_tensors("average", self.engine.unwrap(self.average))
         if self.pool:
             tensors |= {f"pool.{name}": tensor for name, tensor in self.pool.tensors().items()}
+        for prefix, loss in self.loss_modules.items():
+            tensors |= {f"{prefix}.{name}": t for name, t in safetensors_io.loss_tensors(loss).items()}
+        return tensors
+
+    def save(self, run: Run, images: int) -> None:
+        """Write a checkpoint, then delete all but the newest two. Raises Diverged if a tensor has nan or inf."""
+        tensors = self.tensors()
         for name, tensor in tensors.items():
             if tensor.is_floating_point() and not tensor.isfinite().all():
                 raise Diverged(f"{name} has values that are nan or inf at image {images}")
@@ -107,7 +119,10 @@ class State:
         if checkpoint is None:
             return 0
         tensors, header, path = checkpoint
-        self._load(tensors, header, path)
+        self.load(tensors, path)
+        self.losses.window = list(header["window"])
+        if "scaler" in header and self.engine.accelerator.scaler is not None:
+            self.engine.accelerator.scaler.load_state_dict(header["scaler"])
         return int(header["images"])
 
     @staticmethod
@@ -121,7 +136,8 @@ class State:
                 progress.note(f"{error}; trying the checkpoint before it")
         return (*safetensors_io.load_tensors(start_from), start_from) if start_from else None
 
-    def _load(self, tensors: dict[str, Tensor], header: dict[str, Any], path: Path) -> None:
+    def load(self, tensors: Mapping[str, Tensor], path: Path) -> None:
+        """Restore what `tensors` returned. path: the file that they come from, for messages."""
         for name, trainable in self.trainables().items():
             network = self.engine.unwrap(trainable.network)
             safetensors_io.load_into(network, safetensors_io.strip_prefix(name, tensors), str(path))
@@ -132,9 +148,9 @@ class State:
             )
         if self.pool:
             self.pool.restore(safetensors_io.strip_prefix("pool", tensors), self.engine.device)
-        self.losses.window = list(header["window"])
-        if "scaler" in header and self.engine.accelerator.scaler is not None:
-            self.engine.accelerator.scaler.load_state_dict(header["scaler"])
+        for prefix, loss in self.loss_modules.items():
+            own = safetensors_io.loss_tensors(loss)
+            safetensors_io.copy_into(own, safetensors_io.strip_prefix(prefix, tensors), str(path))
 
 
 def list_checkpoints(run: Run) -> list[Path]:

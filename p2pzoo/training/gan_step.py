@@ -95,6 +95,12 @@ class Objective:
     def trainables(self) -> tuple[Trainable, ...]:
         return (self.G, self.D) if self.D else (self.G,)
 
+    @property
+    def loss_modules(self) -> dict[str, nn.Module]:
+        """The losses that are modules: they may have state and parameters, which checkpoints keep."""
+        losses: dict[str, Any] = {"gan_loss": self.gan, **{f"losses[{term.name}]": term.loss for term in self.terms}}
+        return {name: loss for name, loss in losses.items() if isinstance(loss, nn.Module)}
+
     def step(self, batch: Batch, step: int) -> dict[str, Tensor]:
         """Update D, then G, on the batch of this step.
 

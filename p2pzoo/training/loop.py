@@ -113,7 +113,9 @@ def _build_state(experiment: Experiment, engine: Engine, store: Store) -> tuple[
     average = None
     if experiment.train.ema:
         average = engine.prepare_model(make_generator(experiment, store.channels, store.size))
-    return objective, State(engine, objective.G, objective.D, average, objective.pool, LossLogger())
+    return objective, State(
+        engine, objective.G, objective.D, average, objective.pool, LossLogger(), objective.loss_modules
+    )
 
 
 def _save_model(experiment: Experiment, run: Run, trained: nn.Module, store: Store) -> None:

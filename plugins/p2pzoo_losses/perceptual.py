@@ -52,8 +52,8 @@ class Perceptual(nn.Module):
             raise ValueError(f"timm gives no feature maps of {network}: choose another network")
         # a copy: the engine may rewrite the networks of losses
         self.network, self.layers = copy.deepcopy(backbone.model), list(layers) if layers is not None else None
-        self.register_buffer("mean", torch.tensor(backbone.mean)[:, None, None])
-        self.register_buffer("std", torch.tensor(backbone.std)[:, None, None])
+        self.register_buffer("mean", torch.tensor(backbone.mean)[:, None, None], persistent=False)
+        self.register_buffer("std", torch.tensor(backbone.std)[:, None, None], persistent=False)
         self.distance = {"l1": F.l1_loss, "l2": F.mse_loss}[distance]
         count = self._count_feature_maps(network, out_channels, size)
         if layers is not None and not (layers and max(layers) < count):

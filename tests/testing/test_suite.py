@@ -64,8 +64,20 @@ def test_tiny_components_pass_every_check(kind, factory):
 
 def test_check_names_that_plugins_write_never_change():
     """Plugins declare failures by these names, so a renamed check breaks them."""
-    network = ["gradients", "seed", "modes", "file", "meta", "bf16", "compile", "export", "rewrites", "training"]
-    loss = ["scalar", "gradients", "other_side", "minimum", "training"]
+    network = [
+        "gradients",
+        "seed",
+        "modes",
+        "file",
+        "meta",
+        "bf16",
+        "compile",
+        "export",
+        "rewrites",
+        "training",
+        "resume",
+    ]
+    loss = ["scalar", "gradients", "other_side", "minimum", "training", "resume"]
     assert {kind: list(checks) for kind, checks in CHECKS.items()} == {
         "generator": ["shapes", "range", *network],
         "discriminator": ["shapes", "logits", "gradients_reach_y", *network],
@@ -84,6 +96,18 @@ def test_every_check_is_documented():
 
 
 class TestGenerators:
+    def test_state_that_no_checkpoint_has(self):
+        class Counts(TinyGenerator):
+            def __init__(self, in_channels: int, out_channels: int):
+                super().__init__(in_channels, out_channels)
+                self.calls = 0
+
+            def forward(self, x):
+                self.calls += 1
+                return super().forward(x) * (1 - 0.01 * self.calls)
+
+        assert failure("generator", Counts, "resume").startswith("after a resume 'G.")
+
     def test_a_range_beyond_one(self):
         class Loud(TinyGenerator):
             def forward(self, x):
@@ -270,6 +294,37 @@ class TestLosses:
 
         assert failure("loss", Leaky, "other_side") == "the loss of D gives the generator a gradient"
 
+    def test_state_that_no_checkpoint_has(self):
+        class Remembers(Distance):
+            def __init__(self):
+                self.last = 0.0
+
+            def __call__(self, out):
+                value = super().__call__(out)
+                loss = value * (1 + self.last)
+                self.last = value.item()
+                return loss
+
+        message = failure("loss", Remembers, "resume")
+        assert message.startswith("after a resume 'G.")
+        assert message.endswith("in no checkpoint; keep it in buffers of an nn.Module")
+
+    def test_state_in_buffers(self):
+        class Keeps(nn.Module):
+            side = "generator"
+
+            def __init__(self):
+                super().__init__()
+                self.register_buffer("last", torch.zeros(()))
+
+            def forward(self, out):
+                value = (out.y_hat - out.y).abs().mean()
+                loss = value * (1 + self.last.clone())
+                self.last.copy_(value.detach())
+                return loss
+
+        assert failures("loss", Keeps) == {}
+
     def test_a_gan_loss_below_its_minimum(self):
         class Deep(TinyGanLoss):
             minimum = (0.5, None)
@@ -437,12 +492,12 @@ class TestPlugins:
         result = CliRunner().invoke(main, ["check-plugin", "broken"])
         assert result.exit_code == 1
         rows = {row.split()[0]: row.split()[1:] for row in result.output.splitlines() if row.strip()}
-        assert rows["loss"] == ["scalar", "gradients", "other_side", "minimum", "training"]
-        assert rows["off"] == ["✓", "✓", "✓", "✗", "✓"]
-        assert rows["declared"] == ["✓", "✓", "✓", "x", "✓"]
+        assert rows["loss"] == ["scalar", "gradients", "other_side", "minimum", "training", "resume"]
+        assert rows["off"] == ["✓", "✓", "✓", "✗", "✓", "✓"]
+        assert rows["declared"] == ["✓", "✓", "✓", "x", "✓", "✓"]
         assert "✗ loss.off minimum: is 1 at ŷ = y, but declares a minimum of 0.0" in result.output.splitlines()
         assert "x loss.declared minimum: it is one too much" in result.output.splitlines()
-        assert "8 pass, 1 fails, 1 expected failure" in result.output
+        assert "10 pass, 1 fails, 1 expected failure" in result.output
 
     def test_json_has_the_same_results(self, install):
         install("broken", PLUGIN)
@@ -488,7 +543,7 @@ class TestPlugins:
         assert [str(check) for check in mark.args[1]] == [
             f"loss.{name}-{check}"
             for name in ("off", "declared")
-            for check in ("scalar", "gradients", "other_side", "minimum", "training")
+            for check in ("scalar", "gradients", "other_side", "minimum", "training", "resume")
         ]
 
     def test_importing_the_kit_does_not_import_pytest(self):

@@ -440,7 +440,7 @@ def test_a_run_starts_from_an_imported_discriminator(run_cli, import_tensors, ti
     file, _ = import_tensors(theirs.state_dict())
 
     def load_experiment(*overrides):
-        return config.load(str(tiny), "smoke", overrides)
+        return config.load(str(tiny), "smoke", ["discriminator.receptive_field=70", *overrides])
 
     experiment = load_experiment(f'init.discriminator="{tmp_path / file}"')
     D = make_discriminator(experiment, (3, 3), (64, 64))
