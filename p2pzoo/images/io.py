@@ -24,12 +24,21 @@ from p2pzoo.utils.files import atomic_write
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".npy", ".npz")
 ARRAY_SUFFIXES = (".npy", ".npz")
+# Pillow's other readers are for 40 more formats, some of which start other programs (EPS: Ghostscript).
+PILLOW_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF")
+_OTHER_FORMATS = {  # first bytes of files that people have: only for messages
+    b"GIF8": "GIF", b"%!PS": "EPS", b"\xc5\xd0\xd3\xc6": "EPS", b"%PDF": "PDF", b"icns": "ICNS", b"8BPS": "Photoshop",
+    b"\0\0\0\x0cjP": "JPEG 2000", b"\xff\x4f\xff\x51": "JPEG 2000", b"\0\0\1\0": "ICO", b"<svg": "SVG", b"<?xml": "SVG",
+    b"\x1f\x8b": "gzip (NIfTI?)", b"SIMPLE": "FITS", b"\x76\x2f\x31\x01": "OpenEXR", b"#?RADIANCE": "Radiance HDR",
+    b"P5": "PGM", b"P6": "PPM", b"DDS ": "DDS", b"{": "JSON", b"PK": "ZIP", b"<html": "HTML", b"<!DOCTYPE": "HTML",
+}  # fmt: skip
+_LAB_PHOTOMETRICS = (8, 9, 10)  # of TIFF: CIE L*a*b*, ICC L*a*b*, ITU L*a*b*
 _DTYPES = ("uint8", "uint16", "float32")  # of images; others are refused
 _MODES = {  # Pillow mode of a file -> the mode to convert to, one letter per channel
     "L": "L", "LA": "LA", "RGB": "RGB", "RGBA": "RGBA", "1": "L", "CMYK": "RGB", "YCbCr": "RGB",
 }  # fmt: skip
 _PNG_MODES = {0: "L", 2: "RGB", 4: "LA", 6: "RGBA"}  # color type in the header of a PNG -> channels
-_BITS_PER_SAMPLE, _SAMPLES_PER_PIXEL = 258, 277  # numbers of TIFF tags
+_BITS_PER_SAMPLE, _PHOTOMETRIC, _SAMPLES_PER_PIXEL = 258, 262, 277  # numbers of TIFF tags
 PILLOW_ERRORS = (  # raised by Pillow for damaged files
     OSError, SyntaxError, ValueError, TypeError, LookupError, struct.error, Image.DecompressionBombError
 )  # fmt: skip
@@ -66,17 +75,29 @@ def read_image(path: Path) -> np.ndarray:
     if path.suffix.lower() in ARRAY_SUFFIXES:
         return _native(_checked_array(path, read_array(path)))
     try:
-        with Image.open(path) as image:
+        with open_picture(path) as image:
             library = _choose_library(image, path)
             if library == "pillow":
                 return _native(decode_pixels(image, str(path)))
-    except UnidentifiedImageError as error:
+    except UnidentifiedImageError:
         if not _is_tiff(path):
-            raise UserError(f"{path}: {describe_read_error(error)}") from None
+            raise UserError(f"{path}: {_describe_content(path)}") from None
         library = "tifffile"
     except PILLOW_ERRORS as error:
         raise UserError(f"{path}: {describe_read_error(error)}") from None
     return _native(_read_tiff(path)[0] if library == "tifffile" else _read_deep_png(path))
+
+
+def open_picture(path: Path) -> Image.Image:
+    """Open one of PILLOW_FORMATS, by its content. Raises PILLOW_ERRORS, and UserError for what is no regular file."""
+    _refuse_pipes(path)
+    return Image.open(path, formats=PILLOW_FORMATS)
+
+
+def _refuse_pipes(path: Path) -> None:
+    if path.exists() and not path.is_file():
+        what = "a folder" if path.is_dir() else "a pipe or a device, which may never end"
+        raise UserError(f"{path}: is {what}, not an image file")
 
 
 def decode_pixels(image: Image.Image, name: str) -> np.ndarray:
@@ -102,13 +123,13 @@ def inspect_image(path: Path) -> ImageHeader:
         shape, dtype = inspect_array(path)
         return ImageHeader(_shape_3d(path, shape), _dtype_name(path, dtype), False)
     try:
-        with Image.open(path) as image:
+        with open_picture(path) as image:
             library = _choose_library(image, path)
             if library != "tifffile":
                 return _picture_header(path, image)
-    except UnidentifiedImageError as error:
+    except UnidentifiedImageError:
         if not _is_tiff(path):
-            raise UserError(f"{path}: {describe_read_error(error)}") from None
+            raise UserError(f"{path}: {_describe_content(path)}") from None
     except PILLOW_ERRORS as error:
         raise UserError(f"{path}: {describe_read_error(error)}") from None
     return _read_tiff(path, pixels=False)[1]
@@ -133,6 +154,7 @@ def _choose_library(image: Image.Image, path: Path) -> str:
     """The library that reads this file without loss: Pillow reduces colours of 16 bits to 8, and drops bands."""
     if image.format == "TIFF":
         tags: Any = image.tag_v2  # type: ignore[attr-defined]
+        _refuse_lab(path, tags.get(_PHOTOMETRIC))
         bits, samples = tags.get(_BITS_PER_SAMPLE, (1,)), tags.get(_SAMPLES_PER_PIXEL, 1)
         single = getattr(image, "n_frames", 1) == 1
         shallow = max(bits) <= 8 and (image.mode == "P" or samples == len(_MODES.get(image.mode, "")))
@@ -164,7 +186,7 @@ def _is_deep(image: Image.Image) -> bool:
 
 def _read_deep_png(path: Path) -> np.ndarray:
     codecs = _import_optional("imagecodecs", path)
-    with Image.open(path) as image:
+    with open_picture(path) as image:
         orientation = Image.Image.getexif(image).get(ExifTags.Base.Orientation, 1)
     if orientation != 1:
         raise UserError(
@@ -185,11 +207,13 @@ def _read_tiff(path: Path, *, pixels: bool = True) -> tuple[np.ndarray, ImageHea
             series = tiff.series[0]
             axes, shape = series.axes, series.shape
             orientation = tiff.pages[0].tags.get("Orientation")
+            photometric = int(tiff.pages[0].photometric)
             num_others = len(tiff.series) - 1
             dtype = np.dtype(series.dtype)
             array = series.asarray() if pixels else None
     except Exception as error:  # damaged files raise errors of any type
         raise UserError(f"{path}: cannot be read as a TIFF ({error})") from None
+    _refuse_lab(path, photometric)
     if num_others or axes not in ("YX", "YXS", "SYX", "CYX", "QYX"):
         raise UserError(f"{path}: has several images ({axes} {shape}); one of (height, width, channels) is expected")
     if orientation is not None and orientation.value != 1:
@@ -233,6 +257,7 @@ def read_array(path: Path) -> np.ndarray:
 
 def inspect_array(path: Path) -> tuple[tuple[int, ...], np.dtype[Any]]:
     """Shape and dtype of the array that `read_array` returns, from its header. Raises as `read_array` does."""
+    _refuse_pipes(path)
     try:
         if path.suffix.lower() == ".npy":
             with path.open("rb") as file:
@@ -312,6 +337,26 @@ def describe_read_error(error: Exception) -> str:
     is_unknown = isinstance(error, UnidentifiedImageError)
     cause = "unknown format" if is_unknown else getattr(error, "strerror", None) or error
     return f"cannot be read as an image ({cause})"
+
+
+def _describe_content(path: Path) -> str:
+    """Why Pillow does not know the file."""
+    with path.open("rb") as file:
+        start = file.read(160)
+    if not start:
+        return "is empty"
+    name = next((name for magic, name in _OTHER_FORMATS.items() if start.startswith(magic)), None)
+    if start[4:8] == b"ftyp":
+        name = "HEIC or AVIF"
+    elif start[128:132] == b"DICM":
+        name = "DICOM"
+    known = "p2pzoo reads PNG, JPEG, WebP, BMP, TIFF and NumPy files: convert it"
+    return f"cannot be read as an image ({'its content is ' + name if name else 'unknown format'}; {known})"
+
+
+def _refuse_lab(path: Path, photometric: int | None) -> None:
+    if photometric in _LAB_PHOTOMETRICS:
+        raise UserError(f"{path}: is a TIFF in CIE L*a*b*, whose channels are no RGB: convert it to RGB")
 
 
 def with_channels(image: np.ndarray, channels: int) -> np.ndarray:

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import ImageOps
 
 from p2pzoo.images.io import (
     ARRAY_SUFFIXES,
@@ -33,6 +33,7 @@ from p2pzoo.images.io import (
     ImageHeader,
     inspect_array,
     inspect_image,
+    open_picture,
     read_array,
     read_image,
 )
@@ -223,7 +224,7 @@ def read_map(path: Path) -> np.ndarray:
         return array.reshape(array.shape[:2])
     _refuse_lossy(path)
     try:
-        with Image.open(path) as image:
+        with open_picture(path) as image:
             if image.mode == "P":
                 return np.asarray(ImageOps.exif_transpose(image))
             bits = _png_bits(path) if image.format == "PNG" else 8
@@ -246,7 +247,7 @@ def inspect_map(path: Path) -> ImageHeader:
     _refuse_lossy(path)
     header = inspect_image(path)
     try:
-        with Image.open(path) as image:
+        with open_picture(path) as image:
             if image.mode == "P":
                 return ImageHeader((*header.shape[:2], 1), "uint8", False)
     except PILLOW_ERRORS:

@@ -19,7 +19,7 @@ from torch import Tensor
 from p2pzoo.config.experiment import Experiment
 from p2pzoo.config.recipe import iter_leaves
 from p2pzoo.images.grid import to_uint8_rgb
-from p2pzoo.images.io import PILLOW_ERRORS
+from p2pzoo.images.io import PILLOW_ERRORS, open_picture
 from p2pzoo.runs.monitor import read_findings
 from p2pzoo.runs.results import read_results
 from p2pzoo.runs.run_folder import Run
@@ -141,7 +141,7 @@ def parse_images_seen(path: Path) -> int:
 def _grids(paths: Sequence[Path]) -> Iterator[tuple[int, str]]:
     """(images seen, data URI) of each sample grid. Skips damaged files: they must not end a run."""
     for path in paths:
-        with contextlib.suppress(*PILLOW_ERRORS), Image.open(path) as picture:
+        with contextlib.suppress(*PILLOW_ERRORS), open_picture(path) as picture:
             yield parse_images_seen(path), data_uri(picture)
 
 

@@ -17,7 +17,7 @@ import jinja2
 from PIL import Image
 
 from p2pzoo.images.grid import GRID_GAP
-from p2pzoo.images.io import PILLOW_ERRORS, describe_read_error
+from p2pzoo.images.io import PILLOW_ERRORS, describe_read_error, open_picture
 from p2pzoo.runs.report import data_uri, figure_to_svg
 from p2pzoo.utils.errors import UserError
 
@@ -256,7 +256,7 @@ def to_html(
 
 def _read_grid(path: Path, size: tuple[int, int]) -> list[list[Image.Image]]:
     try:
-        with Image.open(path) as grid:
+        with open_picture(path) as grid:
             return split_grid(grid.convert("RGB"), size)
     except PILLOW_ERRORS as error:
         raise UserError(f"{path}: {describe_read_error(error)}; `p2pzoo run` draws it again") from None

@@ -23,7 +23,7 @@ from PIL import Image
 
 from p2pzoo.config.recipe import iter_leaves
 from p2pzoo.images.grid import grid_indices
-from p2pzoo.images.io import PILLOW_ERRORS
+from p2pzoo.images.io import PILLOW_ERRORS, open_picture
 from p2pzoo.models import safetensors_io
 from p2pzoo.plugin.registry import Registry
 from p2pzoo.runs.run_folder import Run
@@ -97,7 +97,7 @@ class GalleryRun:
                 return {}
             ids = safetensors_io.load_tensors(self.folder / "stats.safetensors")[1]["ids"]
             height, width = next(iter(self.results["protocols"].values()))["size"]
-            with Image.open(picture) as grid:
+            with open_picture(picture) as grid:
                 rows = split_grid(grid.convert("RGB"), (height, width))
             grid_ids = [ids[index] for index in grid_indices(len(ids))]
             if len(grid_ids) != len(rows):

@@ -433,8 +433,9 @@ class TestFaults:
         (home / "maps/train/2.png").write_bytes(b"")
         assert error_of(folders).splitlines() == [
             "2 images cannot be used:",
-            "  photos/train/1.png: cannot be read as an image (unknown format)",
-            "  maps/train/2.png: cannot be read as an image (unknown format)",
+            "  photos/train/1.png: cannot be read as an image (its content is HTML; p2pzoo reads PNG, JPEG, WebP, BMP, "
+            "TIFF and NumPy files: convert it)",
+            "  maps/train/2.png: is empty",
         ]
 
     def test_a_truncated_image_is_named_when_it_is_read(self, splits, home):
