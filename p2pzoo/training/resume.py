@@ -65,3 +65,17 @@ def continue_run(experiment: Experiment, run: Run, continued: Run) -> Path:
     if not list_checkpoints(run):
         write_text(run.folder / "metrics.jsonl", (continued.folder / "metrics.jsonl").read_text("utf-8"))
     return checkpoints[-1]
+
+
+def describe_jump_of_lr(experiment: Experiment, continued: Run) -> str | None:
+    """A line if the learning rate rises where this run goes on from another: its schedule spans the longer training."""
+    *_, last = continued.lines("metrics.jsonl") or [{}]
+    settings, images = experiment.train, int(continued.status["images"])
+    before, now = last.get("lr"), experiment.optimizer.lr_at(images / settings.images_seen)
+    if before is None or now <= 1.01 * before:
+        return None
+    return (
+        f"the learning rate goes up from {before:.3g}, where {continued.folder} ended, to {now:.3g}: the schedule "
+        f"'{experiment.optimizer.schedule}' now spans {settings.images_seen} images; for a rate that stays low, set "
+        'optimizer.schedule = "constant" and optimizer.lr'
+    )

@@ -38,7 +38,7 @@ from p2pzoo.training.checkpoint import list_checkpoints
 from p2pzoo.training.environment import environment, training_cost
 from p2pzoo.training.loop import run_training_loop
 from p2pzoo.training.result_images import best_and_worst, save_test_grid
-from p2pzoo.training.resume import choose_kernels, continue_run, refuse_stale, store_kernels
+from p2pzoo.training.resume import choose_kernels, continue_run, describe_jump_of_lr, refuse_stale, store_kernels
 from p2pzoo.training.run_writer import sample_indices
 from p2pzoo.utils.errors import UserError
 from p2pzoo.utils.files import write_json
@@ -205,6 +205,8 @@ def _begin(
     if experiment.continued_from and not continued and not list_checkpoints(run):
         raise UserError(f"this recipe continues run {experiment.continued_from}: give --continue-from RUN")
     start_from = continue_run(experiment, run, continued) if continued else None
+    if continued and (jump := describe_jump_of_lr(experiment, continued)):
+        progress.note(jump)
     run.begin(experiment, environment(engine, experiment), hashes)
     verb = "resuming" if list_checkpoints(run) else "training"
     processes = f" over {world_size()} processes" if world_size() > 1 else ""

@@ -291,6 +291,17 @@ class TestContinueFrom:
         assert all(own[name].equal(straight[name]) for name in own)
         assert finish(tmp_path, flags=["--continue-from", half]).first_step is None
 
+    def test_a_learning_rate_that_goes_up_is_reported(self, half, finish, tmp_path):
+        result = finish(tmp_path / "steady", flags=["--continue-from", half])
+        assert "learning rate goes up" not in result.output
+        linear = ("optimizer.schedule=linear", "train.images=20")
+        finish(tmp_path / "half", *linear)
+        flags = ["--continue-from", only(tmp_path / "half")]
+        result = finish(tmp_path / "longer", "optimizer.schedule=linear", flags=flags)
+        [line] = [line for line in result.output.splitlines() if "learning rate goes up" in line]
+        assert "from 2e-05, where" in line
+        assert "ended, to 0.0002: the schedule 'linear' now spans 40 images" in line
+
     @pytest.mark.parametrize(("call", "began"), [(6, 20), (13, 30)], ids=["before its first checkpoint", "after it"])
     def test_it_resumes_like_any_run(self, call, began, half, run, finish, continued, tmp_path):
         with after(STEP, simulate_kill, call=call), pytest.raises(SimulatedKill):
