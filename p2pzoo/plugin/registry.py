@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import importlib.util
 from collections.abc import Callable, Iterable, Iterator
@@ -61,7 +62,10 @@ class Entry:
         or if its class has methods of 0.1.0.
         """
         factory = self._import(self.factory) if isinstance(self.factory, str) else self.factory
-        if advice := find_old_methods(self.kind, factory):
+        advice = find_old_methods(self.kind, factory)
+        if self.kind not in (COMMAND, "model"):
+            advice = advice or _find_bad_parameter(self.kind, factory)
+        if advice:
             raise UserError(f"plugin '{self.plugin}': {self.kind} '{self.name}': {advice}")
         return factory
 
@@ -81,6 +85,27 @@ class Entry:
         if not callable(value):
             raise UserError(f"{self.kind} '{self.full_name}': {path} is not callable")
         return value  # type: ignore[no-any-return]
+
+
+@functools.cache
+def _find_bad_parameter(kind: str, factory: Callable[..., Any]) -> str | None:
+    """Why a recipe could not set a parameter, or could not read back its default; None if all is well."""
+    from p2pzoo.plugin import schema  # pydantic takes a tenth of a second, and `p2pzoo --help` needs none of it
+
+    try:
+        params = schema.get_params(factory)
+    except (TypeError, ValueError):
+        return None  # reported where the parameters are needed
+    reserved = ("use", "weight") if kind in ("loss", "gan_loss") else ("use",)
+    for name, param in params.items():
+        if name in reserved:
+            return f"its parameter '{name}' cannot be set, because '{name}' is a key of every such table: rename it"
+        if not param.required:
+            try:
+                param.check(schema.to_jsonable(param.default))
+            except ValueError as error:
+                return f"the default {name} = {schema.format_value(param.default)} is none of its own type: {error}"
+    return None
 
 
 class Registry:

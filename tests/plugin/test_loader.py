@@ -2,22 +2,25 @@
 
 import inspect
 import json
+import re
 import shutil
 import sys
 from importlib.metadata import EntryPoint
 from pathlib import Path
+from typing import Annotated, Literal
 
 import numpy as np
 import pytest
 from imports import imported
 from PIL import Image
+from pydantic import Field
 
 import p2pzoo
 from p2pzoo import config
 from p2pzoo.config.provenance import UNUSED_BY_RUNS, changed_sources, source_hashes
 from p2pzoo.plugin import hookspecs
 from p2pzoo.plugin.loader import build_registry, hook_name, load_entry_points, plugins, registry
-from p2pzoo.plugin.registry import COMMAND, KINDS
+from p2pzoo.plugin.registry import COMMAND, KINDS, Entry
 from p2pzoo.utils.errors import UserError
 
 GOOD = """
@@ -222,3 +225,49 @@ def test_a_model_that_a_plugin_ships_is_found_by_its_name(install, run, run_cli,
     assert shown["generator"] == "pix2pix:unet"
     with pytest.raises(UserError, match="no model 'redy': did you mean 'ready'"):
         p2pzoo.load("zoo:redy")
+
+
+# --- parameters that no recipe could set ---
+
+
+class Weighted:
+    side = "generator"
+
+    def __init__(self, *, weight: float = 1.0): ...
+
+
+class Used:
+    def __init__(self, in_channels: int, out_channels: int, *, use: str = "a"): ...
+
+
+class WrongDefault:
+    def __init__(self, in_channels: int, out_channels: int, *, depth: Annotated[int, Field(ge=1)] = 0): ...
+
+
+class WrongLiteral:
+    def __init__(self, dataset, *, mode: Literal["a", "b"] = "c"): ...
+
+
+class Fine:
+    def __init__(self, dataset, *, weight: float = 1.0, path: Path | None = None, sides: tuple[int, int] = (1, 2)): ...
+
+
+@pytest.mark.parametrize(
+    ("kind", "factory", "message"),
+    [
+        ("loss", Weighted, "its parameter 'weight' cannot be set"),
+        ("generator", Used, "its parameter 'use' cannot be set"),
+        ("generator", WrongDefault, "the default depth = 0 is none of its own type: input should be greater than"),
+        ("metric", WrongLiteral, "the default mode = \"c\" is none of its own type: input should be 'a' or 'b'"),
+    ],
+)
+def test_parameters_that_no_recipe_can_set_are_refused(kind, factory, message):
+    with pytest.raises(UserError, match=re.escape(f"plugin 'mine': {kind} 'it': {message}")):
+        Entry(kind, "it", factory, "mine", "mine 1.0").load()
+    assert Entry("metric", "it", Fine, "mine", "mine 1.0").load() is Fine
+
+
+def test_every_first_party_component_can_be_written_in_a_recipe():
+    for entry in registry():
+        if entry.kind != "command":
+            entry.load()
