@@ -21,7 +21,7 @@ from p2pzoo.images.io import decode_pixels, with_channels
 from p2pzoo.images.resize import resize_to
 from p2pzoo.models.model_file import ModelHeader, load_network
 from p2pzoo.models.scaling import NO_FILE_LAYOUT, Scaling
-from p2pzoo.models.test_modes import optimize_for_eval, translate
+from p2pzoo.models.test_modes import draws_random_numbers, optimize_for_eval, translate
 from p2pzoo.models.tiling import Tiling, blend_tiles
 from p2pzoo.plugin.loader import registry
 from p2pzoo.utils.errors import DamagedFile, OutOfMemory, UserError
@@ -376,6 +376,9 @@ class Model:
 
         A batch that is too large for the memory is translated one image at a time.
         """
+        if self._draws_in_eval:  # seeded by each image
+            scaled = self._scale(images.to(self.device))
+            return torch.cat([translate(self.G, image, "eval") for image in scaled.split(1)])
         try:
             x = self._scale(images.to(self.device)).contiguous(memory_format=best_memory_format(self.device.type))
             return self._eval_G(x.to(PRECISIONS[self.precision])).float()  # type: ignore[no-any-return]
@@ -386,9 +389,17 @@ class Model:
         return torch.cat([self._run_eval(image) for image in images.split(1)])
 
     @cached_property
+    def _draws_in_eval(self) -> bool:
+        return draws_random_numbers(self.G, self._example)
+
+    @cached_property
     def _eval_G(self) -> nn.Module:
-        example = torch.rand(1, self.in_channels, *self.size, generator=torch.Generator().manual_seed(0)) * 2 - 1
-        return optimize_for_eval(self.G, example.to(self.device), PRECISIONS[self.precision])
+        return optimize_for_eval(self.G, self._example, PRECISIONS[self.precision])
+
+    @property
+    def _example(self) -> Tensor:
+        x = torch.rand(1, self.in_channels, *self.size, generator=torch.Generator().manual_seed(0)) * 2 - 1
+        return x.to(self.device)
 
     # --- stored values and [-1, 1] ---
 

@@ -2,7 +2,8 @@
 
 paper  G runs exactly as in training (§3.3): dropout is on, and norms use the statistics of the image itself. Images run
        one at a time. Dropout is seeded by a hash of the image's pixels: the same image always gives the same ŷ
-eval   running statistics, no dropout, batches of any size
+eval   running statistics, no dropout, batches of any size. A generator that draws random numbers all the same is seeded
+       by the image, as in paper
 """
 
 from __future__ import annotations
@@ -29,7 +30,8 @@ _HALF_LEVEL = 1 / 255  # 8-bit images have 256 levels from -1 to 1, 2/255 apart
 def translate(G: nn.Module, x: Tensor, test_mode: str, *, seed: int = 0) -> Tensor:
     """Translate (B, C, H, W) in [-1, 1] to ŷ, float32, in the test mode "paper" or "eval".
 
-    seed: of dropout in "paper". G's buffers and training mode and torch's random state are the same afterwards.
+    seed: of dropout in "paper", and of what G draws in "eval" all the same. G's buffers and training mode and torch's
+    random state are the same afterwards.
 
     >>> G = nn.Sequential(nn.Conv2d(3, 3, 1), nn.Dropout(), nn.Tanh())
     >>> x = torch.zeros(2, 3, 8, 8)
@@ -38,12 +40,33 @@ def translate(G: nn.Module, x: Tensor, test_mode: str, *, seed: int = 0) -> Tens
     """
     with _training_mode(G, training=test_mode == "paper"):
         if test_mode == "eval":
-            return G(x).float()  # type: ignore[no-any-return]
+            y_hat, is_random = _watch_random_numbers(G, x)
+            if not is_random:
+                return y_hat.float()
         y_hats = []
         for image in x.split(1):
             with rng.torch_seed(rng.derive_seed(seed, "translate", _hash_pixels(image))), _buffers_restored(G):
                 y_hats.append(G(image).float())
         return torch.cat(y_hats)
+
+
+def _watch_random_numbers(G: nn.Module, x: Tensor) -> tuple[Tensor, bool]:
+    """G(x), and whether G drew random numbers for it; torch's random state is the same afterwards."""
+    before = torch.get_rng_state(), torch.cuda.get_rng_state(x.device) if x.is_cuda else None
+    y_hat = G(x)
+    is_random = not torch.equal(torch.get_rng_state(), before[0])
+    if before[1] is not None:
+        is_random = is_random or not torch.equal(torch.cuda.get_rng_state(x.device), before[1])
+        torch.cuda.set_rng_state(before[1], x.device)
+    torch.set_rng_state(before[0])
+    return y_hat, is_random
+
+
+@torch.no_grad()
+def draws_random_numbers(G: nn.Module, x: Tensor) -> bool:
+    """Whether G draws random numbers in eval mode, so that each image needs its seed."""
+    with _training_mode(G, training=False):
+        return _watch_random_numbers(G, x)[1]
 
 
 @torch.no_grad()

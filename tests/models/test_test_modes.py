@@ -1,11 +1,15 @@
 """Test modes: results are reproducible, and the network does not change."""
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 from torch.nn.utils.parametrizations import spectral_norm
 
+from p2pzoo.models.model import Model
+from p2pzoo.models.model_file import ModelHeader
 from p2pzoo.models.test_modes import optimize_for_eval, translate
+from p2pzoo.plugin import FileLayout
 
 
 class Noisy(nn.Module):
@@ -126,3 +130,37 @@ def test_paper_mode_restores_all_buffers_after_each_image():
     alone = torch.cat([translate(G, X[i : i + 1], "paper") for i in (2, 1, 0)])
     assert torch.equal(together, alone.flip(0))
     assert all(torch.equal(tensor, state[name]) for name, tensor in G.state_dict().items())
+
+
+class AlwaysRandom(nn.Module):
+    """Draws random numbers in eval mode too."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 3, 1)
+
+    def forward(self, x):
+        return torch.tanh(self.conv(x) + 0.5 * torch.randn_like(x))
+
+
+def test_what_g_draws_in_eval_mode_is_seeded_by_the_image():
+    G, x = AlwaysRandom(), torch.rand(2, 3, 8, 8) * 2 - 1
+    state = torch.get_rng_state()
+    first = translate(G, x, "eval")
+    assert torch.equal(torch.get_rng_state(), state)
+    torch.rand(7)
+    assert torch.equal(translate(G, x, "eval"), first)
+    assert torch.equal(translate(G, x[1:], "eval"), first[1:]), "whatever else is in the batch"
+    assert not torch.equal(translate(G, x, "eval", seed=1), first)
+
+
+def test_a_model_with_such_a_generator_gives_one_picture_for_an_image(tmp_path):
+    header = ModelHeader(
+        "generator", "mine", {}, 3, 3, (8, 8), run="r", size_divisor=1, test_mode="eval", file_layout=FileLayout()
+    )
+    model = Model(AlwaysRandom(), header, torch.device("cpu"))
+    photo = np.zeros((8, 12, 3), np.uint8)
+    first = model.translate(photo)
+    torch.rand(3)
+    assert np.array_equal(model.translate(photo), first)
+    assert len({model.translate(photo, tile=4).tobytes() for _ in range(2)}) == 1
