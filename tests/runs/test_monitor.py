@@ -69,10 +69,13 @@ class Slow(Earth):
 """
 ALONE = "generator.noise=none"
 PROVOKED = {
-    "saturated": ("optimizer.lr=1e-6", "optimizer.lr_discriminator=3e-3", "train.images=260"),
+    "saturated": (
+        "optimizer.lr=1e-6", "optimizer.lr_discriminator=3e-3", "train.images=260", "discriminator.receptive_field=70",
+    ),
     "vanished": ("gan_loss.weight=1e-9", "losses.l1.weight=1e-9"),
     "constant": (
-        "generator.use=encoder-decoder", "generator.bottleneck_norm=true", ALONE, "train.sample_every=10",
+        "generator.use=encoder-decoder", "generator.width=8", "generator.bottleneck_norm=true", ALONE,
+        "train.sample_every=10",
     ),
     "memory": ("losses.kept.use=keeper", "losses.kept.megabytes=4", "train.images=80", "train.log_every=2"),
     "starved": ("dataset.use=slow", "compute.store=stream", "compute.readers=0", "train.images=24"),

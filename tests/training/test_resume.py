@@ -66,7 +66,11 @@ VARIANTS = {
         "losses.r1.use=r1",
         "losses.r1.every=7",
     ),
-    "a network with a spectral norm of its own": ("generator.use=spade", "generator.width=2"),
+    "a network with a spectral norm of its own": (
+        "generator.use=spade",
+        "generator.width=2",
+        "generator.upsamplings=2",
+    ),
     "no discriminator": ('drop=["discriminator", "gan_loss"]',),
 }
 pytestmark = pytest.mark.usefixtures("no_reports")

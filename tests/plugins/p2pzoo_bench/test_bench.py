@@ -250,7 +250,11 @@ def test_a_signal_before_the_run_has_its_handler_stops_the_table(begin, wait_for
 @pytest.mark.slow
 def test_a_closed_terminal_stops_all_parallel_runs(files, tiny, begin, wait_for):
     (files / "both.toml").write_text(RECIPE.format(tiny=tiny, images=4000))
-    process = begin("--jobs", "2")
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # under nohup it is ignored, also by child processes
+    try:
+        process = begin("--jobs", "2")
+    finally:
+        signal.signal(signal.SIGHUP, before)
     wait_for(lambda: {path.parts[-4] for path in (files / "runs").glob("*/*/checkpoints/*")} >= {"l1", "both"}, process)
     process.send_signal(signal.SIGHUP)
     output, _ = process.communicate(timeout=120)
