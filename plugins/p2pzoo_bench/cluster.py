@@ -137,6 +137,8 @@ class Cluster:
         self._stack.enter_context(contextlib.redirect_stdout(sys.stderr))  # Ray prints dead nodes on stdout
         self.shared = self._shared()
         self._board = self._ray.remote(Board).options(num_cpus=0, resources=HEAD).remote()
+        # Until it has started: Ray lends the CPU of a run that waits for it to another run, so that a node gets both.
+        self._ray.get(self._board.take.remote())
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -41,24 +41,16 @@ label = "L1 + cGAN"
 target = true
 label = "ground truth"
 """
-# `p2pzoo`, with the board of the cluster running before the first run. Ray lends the CPU of a run that waits for it to
-# another run, so that both could be on one node, and none on the node that the test kills.
-PROGRAM = """
+SHARED = """
 from p2pzoo.cli import main
-from p2pzoo_bench.cluster import Cluster
-enter = Cluster.__enter__
-
-def enter_and_wait(self):
-    enter(self)
-    self._ray.get(self._board.take.remote())
-    return self
-
-Cluster.__enter__ = enter_and_wait
-{}
 main()
 """
-SHARED = PROGRAM.format("")
-NOT_SHARED = PROGRAM.format("Cluster._shared = lambda self: False")
+NOT_SHARED = """
+from p2pzoo.cli import main
+from p2pzoo_bench.cluster import Cluster
+Cluster._shared = lambda self: False
+main()
+"""
 
 # A callback that stops training after the checkpoint at 4 images, until the file `go` exists or a signal arrives: the
 # handler of the training loop then gives way to that for a second signal.
