@@ -22,6 +22,10 @@ if TYPE_CHECKING:
     from p2pzoo.plugin.registry import Entry
 
 
+OTHER_COMMAND_NAMES = {  # what other tools call commands
+    "train": "run", "fit": "run", "predict": "translate", "infer": "translate", "inference": "translate",
+    "test": "run", "eval": "run", "benchmark": "bench", "components": "list", "recipes": "list recipes",
+}  # fmt: skip
 CORE_COMMANDS = {  # name: (module, summary); the summary is here so that --help imports no command
     "run": ("p2pzoo.cli.run", "Train a recipe, evaluate it and keep the results."),
     "translate": ("p2pzoo.cli.translate", "Translate images with a trained model."),
@@ -65,7 +69,9 @@ class Zoo(click.Group):
         if args and args[0] not in names and not args[0].startswith("-"):
             from p2pzoo.utils.suggest import did_you_mean
 
-            ctx.fail(f"no command '{args[0]}'{did_you_mean(args[0], names)}")
+            meant = OTHER_COMMAND_NAMES.get(args[0])
+            suggestion = f": did you mean '{meant}'?" if meant else did_you_mean(args[0], names)
+            ctx.fail(f"no command '{args[0]}'{suggestion}")
         return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
@@ -140,6 +146,11 @@ def _escape(line: str) -> str:
     return UNPRINTABLE.sub(lambda match: match[0].encode("unicode_escape").decode(), line)
 
 
+def _escape_lines(fault: str) -> str:
+    """The same for a fault with a list below it, whose lines begin with two blanks."""
+    return "\n  ".join(map(_escape, fault.split("\n  ")))
+
+
 def _explain(error: BaseException) -> tuple[str, int]:
     """(line to print, exit code) of an error."""
     match error:
@@ -147,7 +158,8 @@ def _explain(error: BaseException) -> tuple[str, int]:
             signum = error.args[0] if error.args else signal.SIGINT
             return "stopped; the same command resumes from what was saved", 128 + signum
         case UserError():
-            return "\n".join("\n  ".join(map(_escape, getattr(fault, "lines", [fault]))) for fault in error.faults), 2
+            faults = ("\n  ".join(map(_escape_lines, getattr(fault, "lines", [fault]))) for fault in error.faults)
+            return "\n".join(faults), 2
         case PeerProcessError():
             return "", 1
         case OSError() if error.errno in (*DISK_FULL, *NO_PERMISSION, *WRONG_PATH) or "No space left" in str(error):

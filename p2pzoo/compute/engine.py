@@ -53,8 +53,9 @@ def pick_device(requested: str) -> str:
     if requested == "auto":
         return next(name for name in ("cuda", "mps", "cpu") if available[name])
     if not available[requested]:
+        name = {"cuda": "CUDA", "mps": "Apple"}[requested]
         raise UserError(
-            f'[compute] device = "{requested}": torch {torch.__version__} finds no such device; use --device auto'
+            f'[compute] device = "{requested}": no {name} device found (torch {torch.__version__}): use --device auto'
         )
     return requested
 

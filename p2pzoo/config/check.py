@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -21,6 +22,23 @@ def check_recipe(recipe: Recipe, registry: Registry, *, continued_from: str | No
     `p2pzoo.config.load` is the way to call this.
     """
     return _Checker(recipe, registry).build_experiment(continued_from)
+
+
+# what other codes call settings, and how a recipe says it
+OTHER_WORDS = {
+    "epochs": "set images = epochs × the number of training pairs",
+    "n_epochs": "set images = epochs × the number of training pairs",
+    "steps": "set images = steps × batch_size",
+    "iterations": "set images = steps × batch_size",
+    "lr": "set optimizer.lr",
+    "learning_rate": "set optimizer.lr",
+    "beta1": "set optimizer.betas = [0.5, 0.999]",
+    "weight_decay": "set optimizer.weight_decay",
+    "lambda_L1": "set losses.l1.weight",
+    "ngf": "set generator.width",
+    "ndf": "set discriminator.width",
+    "seed": "seed is no key of a table: write it above all tables",
+}
 
 
 class _Checker:
@@ -101,7 +119,9 @@ class _Checker:
             return None
         takes_weight = key[0] in WEIGHTED_TABLES or "weight" not in table
         weight = self.check_weight(key, table.get("weight", 1.0), allowed=takes_weight)
-        values = self.check_values(key, factory, {k: v for k, v in table.items() if k not in ZOO_KEYS})
+        keys = ZOO_KEYS if takes_weight and kind in ("gan_loss", "loss") else ("use",)
+        table = {name: value for name, value in table.items() if name not in ZOO_KEYS}
+        values = self.check_values(key, factory, table, functools.partial(schema.check_params, other_keys=keys))
         return Component(entry, factory, values or {}, weight, self.recipe.where(key))
 
     def check_weight(self, key: Key, weight: Any, *, allowed: bool) -> float:
@@ -119,7 +139,10 @@ class _Checker:
         if not isinstance(table, dict):
             self.add_fault((name,), f"must be a table, not {schema.format_value(table)}")
             return None
-        values = self.check_values((name,), cls, table)
+        known = schema.get_params(cls)
+        for key in table.keys() & OTHER_WORDS.keys() - known.keys():
+            self.add_fault((name, key), f"has no parameter '{key}': {OTHER_WORDS[key]}")
+        values = self.check_values((name,), cls, {k: v for k, v in table.items() if k in known or k not in OTHER_WORDS})
         return None if values is None else cls(**values)
 
     def check_optimizer(self) -> Any:

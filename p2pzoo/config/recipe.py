@@ -21,10 +21,11 @@ from pathlib import Path
 from typing import Any
 
 from p2pzoo.config.line_numbers import key_lines
+from p2pzoo.plugin import schema
 from p2pzoo.utils.errors import UserError
 from p2pzoo.utils.files import MAX_NESTING, parse_toml
 from p2pzoo.utils.paths import shipped_dir
-from p2pzoo.utils.suggest import did_you_mean
+from p2pzoo.utils.suggest import did_you_mean, find_similar
 
 Key = tuple[str, ...]
 
@@ -144,8 +145,16 @@ def read_recipe(
 def find_recipe(path: str, base: Path | None = None) -> Path:
     """The file of a recipe path: "zoo:NAME.toml", or relative to `base` (the folder of the extending file) if given."""
     if path.startswith("zoo:"):
-        return shipped_dir("recipes") / path.removeprefix("zoo:")
+        file = shipped_dir("recipes") / path.removeprefix("zoo:")
+        return file if file.is_file() else next(iter(_find_shipped(path.removeprefix("zoo:"))), file)
     return (base / path) if base else Path(path)
+
+
+def _find_shipped(name: str) -> list[Path]:
+    """The shipped recipe of this name, without folder and ending, if it is unique: "resnet9" -> modern/resnet9.toml."""
+    stem = Path(name).name.removesuffix(".toml")
+    files = [file for file in shipped_dir("recipes").rglob("*.toml") if file.stem == stem]
+    return files if len(files) == 1 else []
 
 
 def _display_name(file: Path) -> str:
@@ -194,8 +203,7 @@ def _parse(file: Path, name: str, extended_at: str) -> tuple[Source, dict[str, A
         with file.open("rb") as content:
             text = content.read(MAX_RECIPE_BYTES + 1).decode("utf-8")
     except FileNotFoundError:
-        near = sorted(p.name for p in file.parent.glob("*.toml")) if file.parent.is_dir() else []
-        raise UserError(f"{place}{name}: no such recipe{did_you_mean(file.name, near) if near else ''}") from None
+        raise UserError(f"{place}{name}: no such recipe{_suggest_recipe(file)}") from None
     except UnicodeDecodeError:
         raise UserError(f"{place}{name}: not UTF-8 text") from None
     except OSError as error:
@@ -213,6 +221,19 @@ def _parse(file: Path, name: str, extended_at: str) -> tuple[Source, dict[str, A
     if faults := list(_find_malformed(source, tree)):
         raise UserError(*faults)
     return source, tree
+
+
+def _suggest_recipe(file: Path) -> str:
+    """A shipped recipe of this name, or a similar file in the same folder."""
+    if shipped := _find_shipped(file.name):
+        return f": did you mean '{_display_name(shipped[0])}'?"
+    if file.resolve().is_relative_to(shipped_dir("recipes").resolve()):
+        files, prefix, ending = shipped_dir("recipes").rglob("*.toml"), "zoo:", ""
+    else:
+        files, prefix, ending = file.parent.glob("*.toml"), "", ".toml"
+    if similar := find_similar(file.stem, (each.stem for each in files)):
+        return f": did you mean '{prefix}{similar}{ending}'?"
+    return " (`p2pzoo list recipes` shows those that ship with p2pzoo)"
 
 
 def _find_malformed(source: Source, tree: Mapping[str, Any]) -> Iterator[str]:
@@ -284,7 +305,7 @@ def _parse_override(text: str) -> dict[str, Any]:
         option = {"profile": "--profile", "continued_from": "--continue-from"}[key[0]]
         raise UserError(f"-s {text}: use {option} instead")
     if key[0] not in IN_PROFILES:
-        raise UserError(f"-s {text}: no table or key '{key[0]}'{did_you_mean(key[0], TOP_LEVEL)}")
+        raise UserError(f"-s {text}: no table or key '{key[0]}'{_suggest_table(key[0])}")
     try:
         parsed = parse_toml(f"value = {value}")
     except ValueError:
@@ -293,6 +314,15 @@ def _parse_override(text: str) -> dict[str, Any]:
     for part in reversed(key):
         tree = {part: tree}
     return tree  # type: ignore[no-any-return]
+
+
+def _suggest_table(name: str) -> str:
+    """For a key without its table, the keys with this name: "batch_size" -> train.batch_size."""
+    from p2pzoo.config.settings import Compute, Evaluate, Init, Optimizer, Train
+
+    tables = {"train": Train, "optimizer": Optimizer, "compute": Compute, "init": Init, "evaluate": Evaluate}
+    found = [f"{table}.{name}" for table, settings in tables.items() if name in schema.get_params(settings)]
+    return f": did you mean '{found[0]}'?" if found else did_you_mean(name, TOP_LEVEL)
 
 
 def _merge(recipe: Recipe, source: Source, layer: Mapping[str, Any], prefix: Key) -> list[str]:

@@ -541,6 +541,8 @@ def find_model_file(path: Path) -> Path:
     Raises UserError for a folder without a model.
     """
     path = resolve_zoo_path(path)
+    if path.suffix == ".toml":
+        raise UserError(f"{path}: is a recipe, not a model: `p2pzoo run {path}` trains one")
     if not path.is_dir():
         return path
     if not (path / "model.safetensors").is_file():

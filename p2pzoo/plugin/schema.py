@@ -10,7 +10,7 @@ import inspect
 import json
 import math
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -94,8 +94,12 @@ def get_positional_names(factory: Callable[..., Any]) -> list[str]:
     return [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
 
 
-def check_params(factory: Callable[..., Any], table: Mapping[str, Any]) -> dict[str, Any]:
+def check_params(
+    factory: Callable[..., Any], table: Mapping[str, Any], other_keys: Sequence[str] = ()
+) -> dict[str, Any]:
     """The values of all parameters of a factory: from the table, else the defaults.
+
+    other_keys  keys that such a table has besides, for suggestions
 
     Raises InvalidParameters with everything that is wrong with the table.
 
@@ -107,7 +111,9 @@ def check_params(factory: Callable[..., Any], table: Mapping[str, Any]) -> dict[
     faults: list[tuple[str, str]] = []
     values: dict[str, Any] = {}
     for name in table.keys() - params.keys():
-        suggestion = did_you_mean(name, params) if params else ": it takes none"
+        suggestion = did_you_mean(name, [*params, *other_keys], names_to_list=params)
+        if not params and "did you mean" not in suggestion:
+            suggestion = ": it takes none"
         faults.append((name, f"has no parameter '{name}'{suggestion}"))
     for name, param in params.items():
         if name in table:

@@ -19,8 +19,16 @@ def did_you_mean(name: str, known: Iterable[str], names_to_list: Iterable[str] |
     "no loss 'sim': did you mean 'ssim'?"
     """
     known = list(known)
-    similar = difflib.get_close_matches(name, known, n=1, cutoff=MIN_SIMILARITY)
-    if similar:
-        return f": did you mean '{similar[0]}'?"
+    if similar := find_similar(name, known):
+        return f": did you mean '{similar}'?"
     names = sorted(set(known if names_to_list is None else names_to_list))
     return f": known are {', '.join(names)}" if names else ": none is installed"
+
+
+def find_similar(name: str, known: Iterable[str]) -> str | None:
+    """The most similar known name, if one is similar.
+
+    >>> find_similar("resnt9", ["resnet9", "unet"])
+    'resnet9'
+    """
+    return next(iter(difflib.get_close_matches(name, list(known), n=1, cutoff=MIN_SIMILARITY)), None)

@@ -84,7 +84,10 @@ def test_diff_prints_only_what_differs(run_cli):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["run", "zoo:ablation_patch7.toml"], "zoo:ablation_patch7.toml: no such recipe: did you mean 'ablation_patch"),
+        (
+            ["run", "zoo:ablation_patch7.toml"],
+            "zoo:ablation_patch7.toml: no such recipe: did you mean 'zoo:ablation_pat",
+        ),
         (["run", "zoo:base.toml", "--profile", "huge"], "no profile 'huge'"),
         (["run", "zoo:base.toml", "-s", "generator.widht=3"], "has no parameter 'widht': did you mean 'width'?"),
         (["run", "zoo:base.toml", "--continue-from", "nowhere"], "nowhere: not a run folder"),
@@ -196,3 +199,36 @@ def test_help_takes_at_most_four_times_the_import_of_click_and_rich():
         if show_help <= 4 * imports:
             return
     pytest.fail(f"p2pzoo --help takes {show_help:.2f} s, import click, rich {imports:.2f} s")
+
+
+@pytest.mark.parametrize(("name", "meant"), [("train", "run"), ("predict", "translate"), ("recipes", "list recipes")])
+def test_names_of_commands_in_other_tools_are_understood(name, meant, run_cli):
+    result = run_cli(name, "x")
+    assert (result.exit_code, f"no command '{name}': did you mean '{meant}'?" in result.output) == (2, True)
+
+
+def test_recipes_are_listed(run_cli):
+    result = run_cli("list", "recipes")
+    assert result.exit_code == 0
+    assert "zoo:modern/resnet9.toml" in result.output
+    rows = json.loads(run_cli("list", "recipes", "--json").output)
+    assert {"recipe": "zoo:ablation_l1.toml", "title": "L1 alone (Table 1)"} in rows
+
+
+def test_a_recipe_is_not_a_model(run_cli, tmp_path):
+    (tmp_path / "mine.toml").write_text('extends = "zoo:base.toml"')
+    (tmp_path / "a.png").touch()
+    result = run_cli("translate", "mine.toml", "a.png", "-o", "out")
+    assert result.exit_code == 2
+    assert "mine.toml: is a recipe, not a model: `p2pzoo run " in result.output
+
+
+def test_a_list_of_files_is_printed_in_lines(run_cli, tmp_path):
+    for name in ("a/1.png", "a/2.png", "b/3.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    data = f'dataset={{use="folders", inputs="{tmp_path}/a", targets="{tmp_path}/b"}}'
+    result = run_cli("run", "zoo:base.toml", "--profile", "smoke", "-s", data)
+    assert result.exit_code == 2
+    assert "\\n" not in result.output
+    assert len(result.output.splitlines()) > 2

@@ -356,3 +356,21 @@ def test_a_recipe_in_the_package_of_a_plugin_means_its_own_components(install, t
     loader.plugins.cache_clear()
     loader.registry.cache_clear()
     assert config.load(str(package / "mine.toml"), "smoke").generator.entry.full_name == "clashing:unet"
+
+
+@pytest.mark.parametrize(
+    ("override", "advice"),
+    [
+        ("losses.l1.wieght=50", "[losses.l1] has no parameter 'wieght': did you mean 'weight'?"),
+        ("batch_size=4", "no table or key 'batch_size': did you mean 'train.batch_size'?"),
+        ("lr=1e-4", "no table or key 'lr': did you mean 'optimizer.lr'?"),
+        ("train.epochs=10", "[train] has no parameter 'epochs': set images = epochs × the number of training pairs"),
+        ("train.lr=1", "[train] has no parameter 'lr': set optimizer.lr"),
+        ("generator.usee=unet", "[generator] has no parameter 'usee': did you mean 'use'?"),
+        ("metrics.psnr.wieght=5", "[metrics.psnr] has no parameter 'wieght': it takes none"),
+    ],
+)
+def test_other_words_for_a_setting_get_its_name(override, advice):
+    with pytest.raises(UserError) as caught:
+        config.load("zoo:base.toml", "smoke", [override])
+    assert any(advice in fault for fault in caught.value.faults), caught.value.faults

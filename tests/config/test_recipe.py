@@ -1,5 +1,7 @@
 """Merging recipes, and the faults of wrong ones."""
 
+import re
+
 import pytest
 
 from p2pzoo.config.recipe import iter_leaves, read_recipe
@@ -203,3 +205,28 @@ def test_shipped_recipes_are_found_from_any_folder(recipes):
     recipe = read_recipe("child.toml", "smoke")
     assert recipe.values["generator"]["use"] == "unet"
     assert recipe.where(("generator", "use")).startswith("zoo:base.toml:")
+
+
+@pytest.mark.parametrize("name", ["zoo:resnet9", "zoo:resnet9.toml", "zoo:modern/resnet9.toml"])
+def test_a_shipped_recipe_is_found_by_its_unique_name(name):
+    recipe = read_recipe(name, "smoke")
+    assert (recipe.name, recipe.values["generator"]["use"]) == ("resnet9", "resnet9")
+
+
+@pytest.mark.parametrize(
+    ("name", "suggestion"),
+    [
+        ("resnet9", "did you mean 'zoo:modern/resnet9.toml'?"),
+        ("ablation_patch70", "did you mean 'zoo:ablation_patch70.toml'?"),
+        ("zoo:resnt9.toml", "did you mean 'zoo:resnet"),
+        ("zoo:nothing_like_it.toml", "(`p2pzoo list recipes` shows those that ship with p2pzoo)"),
+        ("mine.toml", "(`p2pzoo list recipes` shows those that ship with p2pzoo)"),
+    ],
+)
+def test_a_missing_recipe_gets_the_name_of_a_shipped_one(name, suggestion, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=re.escape(suggestion)):
+        read_recipe(name)
+    (tmp_path / "extending_it.toml").write_text(f'extends = "{name}"\n')
+    with pytest.raises(UserError, match=re.escape(suggestion)):
+        read_recipe("extending_it.toml")
