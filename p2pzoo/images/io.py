@@ -344,7 +344,7 @@ def _describe_content(path: Path) -> str:
     with path.open("rb") as file:
         start = file.read(160)
     if not start:
-        return "is empty"
+        return "cannot be read as an image (the file is empty)"
     name = next((name for magic, name in _OTHER_FORMATS.items() if start.startswith(magic)), None)
     if start[4:8] == b"ftyp":
         name = "HEIC or AVIF"

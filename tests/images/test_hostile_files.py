@@ -54,7 +54,7 @@ def test_the_content_decides_not_the_name(form, picture, tmp_path):
 
 @pytest.mark.parametrize(
     ("content", "name"),
-    [(b"", "is empty"), (b"\0\0\0\x20ftypheic" + bytes(200), "HEIC or AVIF"), (bytes(128) + b"DICM", "DICOM"),
+    [(b"", "the file is empty"), (b"\0\0\0\x20ftypheic" + bytes(200), "HEIC or AVIF"), (bytes(128) + b"DICM", "DICOM"),
      (b"\0\0\0\x0cjP  \r\n", "JPEG 2000"), (b"hello", "unknown format")],
 )  # fmt: skip
 def test_the_message_names_what_the_file_is(content, name, tmp_path):

@@ -435,7 +435,7 @@ class TestFaults:
             "2 images cannot be used:",
             "  photos/train/1.png: cannot be read as an image (its content is HTML; p2pzoo reads PNG, JPEG, WebP, BMP, "
             "TIFF and NumPy files: convert it)",
-            "  maps/train/2.png: is empty",
+            "  maps/train/2.png: cannot be read as an image (the file is empty)",
         ]
 
     def test_a_truncated_image_is_named_when_it_is_read(self, splits, home):
