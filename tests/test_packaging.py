@@ -84,7 +84,7 @@ class TestLight:
 
     @pytest.mark.parametrize("command", LIGHT.values(), ids=LIGHT)
     def test_it_answers_at_once(self, command):
-        """The median of five, in turns with what it cannot do without: machines differ, and so does what else they do."""
+        """The median of five ratios, in turns with what it cannot do without: machines and their loads differ."""
         floor, seconds = [], []
         for times, arguments in ((floor, ["-c", "import click, rich"]), (seconds, command)) * 5:
             start = time.perf_counter()
