@@ -58,12 +58,12 @@ class StoreFile:
         return Pair(self._ids[index], **fields, block=self._blocks[index])
 
     def _discard(self, index: int) -> None:
-        """Delete the damaged file, so that the next run writes it anew, and say so once."""
+        """Delete the damaged file, so that the next run writes it again, and print that once."""
         with self._lock:
             if not self._is_discarded:
                 with contextlib.suppress(OSError):  # a read-only folder
                     self._path.unlink(missing_ok=True)
-                advice = "damaged pairs are decoded again, and the next run writes the file anew"
+                advice = "damaged pairs are decoded again, and the next run writes the file again"
                 print(f"{self._path}: damaged (pair {index}): {advice}", file=sys.stderr, flush=True)
             self._is_discarded = True
 

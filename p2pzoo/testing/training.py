@@ -44,7 +44,7 @@ def check_training(case: ComponentCase) -> None:
 
 
 def check_resume(case: ComponentCase) -> None:
-    """Trains to the same bits if it is built anew from a checkpoint after two of three steps: it hides no state."""
+    """Gives the same bits if training is rebuilt from a checkpoint after two of three steps: it hides no state."""
     with _seeded(), case.skip_if_missing():
         whole, interrupted, resumed = (_Training.begin(case) for _ in range(3))
     last = _NUM_STEPS - 1
