@@ -31,6 +31,7 @@ from p2pzoo_bench.executors import Ended, Job, Process, RunningJob, was_stopped
 
 HEAD = {"node:__internal_head__": 0.001}  # places the board on the head node: it survives the death of any worker
 ANSWER_SECONDS = 120.0  # for a node to report its version: it may have to start a worker and import torch
+CONNECT_ATTEMPTS = 3
 CONNECT_SECONDS = 10.0  # Ray itself would retry for minutes
 POLL_SECONDS = 0.1
 SEND_SECONDS = 1.0  # between two messages of a run
@@ -338,7 +339,7 @@ def _connect(address: str) -> Any:
     before = signal.getsignal(signal.SIGTERM)
     try:
         _check_address(named.removeprefix("ray://"))
-        ray.init("auto" if address == "ray" else address, log_to_driver=False, logging_level=logging.ERROR)
+        _init_ray(ray, "auto" if address == "ray" else address)
     except (OSError, ValueError, RuntimeError) as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise UserError(
@@ -348,6 +349,18 @@ def _connect(address: str) -> Any:
     finally:
         signal.signal(signal.SIGTERM, before)  # Ray replaces the handler
     return ray
+
+
+def _init_ray(ray: Any, address: str) -> None:
+    """`ray.init`. A busy head sometimes fails to start the process that serves one client, and can the next time."""
+    for attempt in range(CONNECT_ATTEMPTS):
+        try:
+            ray.init(address, log_to_driver=False, logging_level=logging.ERROR)
+            return
+        except RuntimeError as error:
+            if attempt == CONNECT_ATTEMPTS - 1 or "Starting Ray client server failed" not in str(error):
+                raise
+        time.sleep(1)
 
 
 def _check_address(named: str) -> None:

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import sys
 from contextlib import nullcontext
 from dataclasses import replace
 from unittest.mock import MagicMock
@@ -187,6 +188,21 @@ def test_a_cluster_waits_for_a_replacement_of_a_dead_node_but_not_for_a_larger_o
         with pytest.raises(UserError, match=message) if message else nullcontext():
             executor.begin(Job("", experiment, tmp_path / "runs"))
         assert executor.waiting() == (message is None)
+
+
+@pytest.mark.parametrize(
+    ("message", "attempts"),
+    [("Starting Ray client server failed. See its log", cluster.CONNECT_ATTEMPTS), ("another version of Ray", 1)],
+)
+def test_a_connection_that_a_busy_head_refuses_is_tried_again(monkeypatch, message, attempts):
+    ray = MagicMock()
+    ray.init.side_effect = RuntimeError(message)
+    monkeypatch.setitem(sys.modules, "ray", ray)
+    monkeypatch.setattr(cluster, "_check_address", lambda _: None)
+    monkeypatch.setattr("time.sleep", lambda _: None)
+    with pytest.raises(UserError, match=message):
+        cluster._connect("ray://head:10001")
+    assert ray.init.call_count == attempts
 
 
 @pytest.mark.parametrize(
