@@ -1,4 +1,4 @@
-"""Finds pairs of image files in folders, and converts between the two layouts. Source folders are never changed.
+"""Finds pairs of image files in folders. No file is changed.
 
 two folders     inputs/001.jpg + targets/001.png: paired by their name without suffix
 side by side    001.png: A is its left half, B its right half (as in the archives of the pix2pix paper)
@@ -14,20 +14,11 @@ from pathlib import Path
 
 import numpy as np
 
-from p2pzoo.images.io import (
-    IMAGE_SUFFIXES,
-    ImageHeader,
-    find_images,
-    inspect_image,
-    read_image,
-    with_channels,
-    write_png,
-)
+from p2pzoo.images.io import IMAGE_SUFFIXES, ImageHeader, find_images, inspect_image
 from p2pzoo.plugin.batch import Split
-from p2pzoo.utils.errors import SharedFault, UserError
+from p2pzoo.utils.errors import MAX_NAMED_FILES, UserError, raise_faults, summarize_fault
 
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
-MAX_NAMED_FILES = 3  # per fault, so that a message stays short
 Files = tuple[Path, ...]  # the files of one pair: one of each folder
 ImageShape = tuple[int, int, int]  # height, width, channels
 FaultReporter = Callable[[Sequence[str]], None]  # takes faults, and raises or collects them
@@ -112,35 +103,8 @@ def inspect_files(
             headers[file, read_one] = read_one(file)
         except UserError as error:
             broken.append(str(error))
-    (report or raise_faults)(summarize_fault(f"{_count_images(broken)} cannot be used:", broken))
+    (report or raise_faults)(summarize_fault(f"{count_images(broken)} cannot be used:", broken))
     return headers
-
-
-def _shapes_of_bytes(files: Iterable[Path]) -> dict[Path, ImageShape]:
-    """The (H, W, C) of every file. Raises UserError as `read_headers` does, and for more than 8 bits or 4 channels."""
-    headers = read_headers(files)
-    deep = (f"{file}: {header.dtype}" for file, header in headers.items() if header.dtype != "uint8")
-    raise_faults(
-        summarize_fault("images side by side must have 8 bits per channel, as they are PNGs; these have more:", deep)
-    )
-    wide = (f"{file}: {header.shape[2]} channels" for file, header in headers.items() if header.shape[2] > 4)
-    raise_faults(
-        summarize_fault("images side by side must have 1 to 4 channels, as they are PNGs; these have more:", wide)
-    )
-    return {file: header.shape for file, header in headers.items()}
-
-
-def summarize_fault(what: str, cases: Iterable[str]) -> list[str]:
-    """One fault that several files share: its text, and the first few cases. Empty where there is no case."""
-    cases = list(cases)
-    more = [f"... and {len(cases) - MAX_NAMED_FILES} more"] if len(cases) > MAX_NAMED_FILES else []
-    return [SharedFault([what, *cases[:MAX_NAMED_FILES], *more], what, cases)] if cases else []
-
-
-def raise_faults(faults: Sequence[str]) -> None:
-    """Raise UserError with these faults, if there are any."""
-    if faults:
-        raise UserError(*faults)
 
 
 def format_size(height: int, width: int) -> str:
@@ -150,64 +114,6 @@ def format_size(height: int, width: int) -> str:
     '640×480 px'
     """
     return f"{width}×{height} px"
-
-
-def combine_folders(a: Path, b: Path, out: Path, *, force: bool = False) -> int:
-    """Two folders -> A|B side by side, as PNGs in `out`; sub-folders are kept. Returns the number of files written.
-
-    The images of a pair must have one size. Where one is grey and the other in colour, or only one has an alpha
-    channel, the result has colours and alpha, and every pixel looks the same.
-
-    Raises UserError as `find_pairs` does, where sizes differ or a file cannot be read, where `out` is inside a or b,
-    and where a file would be overwritten (unless `force`). All this is checked before anything is written, except for
-    truncated files, which are noticed when they are decoded.
-    """
-    pairs = find_pairs(a, b)
-    _refuse_inside([out / sub for sub in pairs], [a, b], pairs)
-    shapes = _shapes_of_bytes(file for files in _all_files(pairs) for file in files)
-    raise_faults(
-        summarize_fault(
-            "the two images of a pair must have the same size:",
-            (
-                f"{left} is {format_size(*shapes[left][:2])}, {right} is {format_size(*shapes[right][:2])}"
-                for left, right in _all_files(pairs)
-                if shapes[left][:2] != shapes[right][:2]
-            ),
-        )
-    )
-    _refuse_overwriting([(out / sub, stem) for sub, stems in pairs.items() for stem in stems], force)
-    for sub, stems in pairs.items():
-        _make_folder(out / sub)
-        for stem, files in stems.items():
-            write_png(out / sub / f"{stem}.png", side_by_side(*map(read_image, files)))
-    return len(list(_all_files(pairs)))
-
-
-def split_folder(ab: Path, out: Path, *, force: bool = False) -> int:
-    """A|B side by side -> PNGs in out/A and out/B; sub-folders are kept. Returns the number of pairs written.
-
-    The halves keep the channels of the file. Raises UserError as `combine_folders` does; widths must be even.
-    """
-    pairs = find_pairs(ab)
-    sides = [out / "A", out / "B"]
-    _refuse_inside([side / sub for side in sides for sub in pairs], [ab], pairs)
-    shapes = _shapes_of_bytes(file for files in _all_files(pairs) for file in files)
-    raise_faults(odd_widths({file: shapes[file] for (file,) in _all_files(pairs)}))
-    _refuse_overwriting([(side / sub, stem) for side in sides for sub, stems in pairs.items() for stem in stems], force)
-    for sub, stems in pairs.items():
-        for side in sides:
-            _make_folder(side / sub)
-        for stem, (file,) in stems.items():
-            for side, half in zip(sides, halves(read_image(file)), strict=True):
-                write_png(side / sub / f"{stem}.png", half)
-    return len(list(_all_files(pairs)))
-
-
-def side_by_side(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Two (H, W, C) uint8 images of one size -> (H, 2W, C), in the fewest channels that hold both."""
-    counts = {a.shape[2], b.shape[2]}
-    channels = (3 if counts & {3, 4} else 1) + bool(counts & {2, 4})
-    return np.concatenate([with_channels(a, channels), with_channels(b, channels)], axis=1)
 
 
 def halves(image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -246,7 +152,7 @@ def _sub_folders(folders: Sequence[Path]) -> list[str]:
         return [""]
     raise_faults(
         [
-            f"{folder}: {_count_images(images)} next to {_join_folders(first)} would be in no split: "
+            f"{folder}: {count_images(images)} next to {_join_folders(first)} would be in no split: "
             "move them in, or away"
             for folder in folders
             if (images := find_images(folder))
@@ -287,56 +193,12 @@ def _missing_partners(a: Mapping[str, Path], b: Mapping[str, Path], folder_a: Pa
     faults = []
     for mine, theirs, here, there in ((a, b, folder_a, folder_b), (b, a, folder_b, folder_a)):
         unpaired = [file.name for stem, file in mine.items() if stem not in theirs]
-        what = f"{here}: {len(unpaired)} of {_count_images(mine)} without a partner of the same name in {there}:"
+        what = f"{here}: {len(unpaired)} of {count_images(mine)} without a partner of the same name in {there}:"
         faults += summarize_fault(what, unpaired)
     return faults
 
 
-def _refuse_inside(outs: Sequence[Path], roots: Sequence[Path], pairs: Mapping[str, Mapping[str, Files]]) -> None:
-    """Raises UserError where an output folder is inside a source folder. Links are followed, in sub-folders too."""
-    parents = dict.fromkeys(file.parent for files in _all_files(pairs) for file in files)
-    for out in outs:
-        for source in (*roots, *parents):
-            if out.resolve().is_relative_to(source.resolve()):
-                raise UserError(f"{out}: is inside {source}, which is only read: choose another folder with -o")
-
-
-def _refuse_overwriting(planned: Iterable[tuple[Path, str]], force: bool) -> None:
-    """Raises UserError where files of the same stem exist, which would be overwritten or be a second such pair.
-
-    planned  folder and stem of each PNG to write
-    """
-    planned = list(planned)
-    existing: dict[tuple[Path, str], list[Path]] = {}
-    for folder in {folder for folder, _ in planned}:
-        for file in find_images(folder) if folder.is_dir() else []:
-            existing.setdefault((folder, stem_of(file)), []).append(file)
-    clashes = [str(file) for target in planned for file in existing.get(target, [])]
-    if force:
-        others = [file for file in clashes if not file.endswith(".png")]
-        raise_faults(summarize_fault("PNGs of the same name would be written next to these: remove them first", others))
-    else:
-        raise_faults(
-            summarize_fault(
-                f"{_count_images(clashes)} with the same name in the output folder: --force replaces them", clashes
-            )
-        )
-
-
-def _make_folder(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except (FileExistsError, NotADirectoryError):
-        raise UserError(
-            f"{folder}: cannot be created, because a file has this name: choose another folder with -o"
-        ) from None
-
-
-def _all_files(pairs: Mapping[str, Mapping[str, Files]]) -> Iterable[Files]:
-    return (files for stems in pairs.values() for files in stems.values())
-
-
-def _count_images(images: Iterable[object]) -> str:
+def count_images(images: Iterable[object]) -> str:
     count = len(list(images))
     return f"{count} image{'s' * (count != 1)}"
 

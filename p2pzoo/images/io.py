@@ -47,16 +47,22 @@ _NUMPY_ERRORS = (  # raised by NumPy for damaged files
     tokenize.TokenError, zipfile.BadZipFile, zlib.error,
 )  # fmt: skip
 _MAX_DEFLATE_RATIO = 1032  # deflate cannot compress better (zlib, technical details)
-_TRANSPOSING = (5, 6, 7, 8)  # EXIF orientations that swap rows and columns
+TRANSPOSING = (5, 6, 7, 8)  # EXIF orientations that swap rows and columns
 _CHANNEL_NAMES = {1: "grey", 2: "grey with transparency", 3: "RGB", 4: "RGB with transparency"}
 
 
 class ImageHeader(NamedTuple):
-    """Shape and dtype of the array that `read_image` returns. has_alpha: whether the last channel is alpha."""
+    """Shape and dtype of the array that `read_image` returns.
+
+    has_alpha    whether the last channel is alpha
+    orientation  how the file says that its pixels must be turned, as in EXIF: 1 (not at all) to 8. `shape` is the one
+                 after that
+    """
 
     shape: tuple[int, int, int]
     dtype: str
     has_alpha: bool
+    orientation: int = 1
 
 
 def read_image(path: Path) -> np.ndarray:
@@ -106,6 +112,12 @@ def decode_pixels(image: Image.Image, name: str) -> np.ndarray:
     name  stands in the error where the image has another mode
     """
     _shape_3d(name, (image.height, image.width))
+    has_exif = "exif" in image.info
+    image.load()
+    if "exif" in image.info and not has_exif and (orientation := _orientation(image)) != 1:
+        raise UserError(
+            f"{name}: has EXIF orientation {orientation} behind its pixels, and its header none: save it upright"
+        )
     upright = ImageOps.exif_transpose(image)
     array = np.asarray(upright if _is_deep(upright) else upright.convert(_mode(name, upright)))
     array = array.astype(np.uint16) if upright.mode == "I" else array  # older Pillow opens a PNG of 16 bits as "I"
@@ -142,12 +154,17 @@ def _picture_header(path: Path, image: Image.Image) -> ImageHeader:
         mode, dtype = _PNG_MODES[_png_header(path)[1]], "uint16"
     channels = 1 if deep else len(mode)
     height, width, _ = _shape_3d(path, (image.height, image.width))
+    orientation = _orientation(image)
+    is_transposed = orientation in TRANSPOSING and image.format != "TIFF"  # for TIFF, Pillow gives the upright size
+    shape = (width, height, channels) if is_transposed else (height, width, channels)
+    return ImageHeader(shape, dtype, mode.endswith("A"), orientation)
+
+
+def _orientation(image: Image.Image) -> int:
+    """The EXIF orientation of an open image, 1 where it has none or no valid one."""
     exif = Image.Image.getexif(image)  # PngImageFile.getexif would decode the pixels to reach later chunks
-    is_transposed = exif.get(ExifTags.Base.Orientation) in _TRANSPOSING
-    is_transposed = is_transposed and image.format != "TIFF"  # for TIFF, Pillow gives the upright size
-    return ImageHeader(
-        (width, height, channels) if is_transposed else (height, width, channels), dtype, mode.endswith("A")
-    )
+    value = exif.get(ExifTags.Base.Orientation)
+    return value if isinstance(value, int) and value in range(2, 9) else 1
 
 
 def _choose_library(image: Image.Image, path: Path) -> str:
@@ -187,7 +204,7 @@ def _is_deep(image: Image.Image) -> bool:
 def _read_deep_png(path: Path) -> np.ndarray:
     codecs = _import_optional("imagecodecs", path)
     with open_picture(path) as image:
-        orientation = Image.Image.getexif(image).get(ExifTags.Base.Orientation, 1)
+        orientation = _orientation(image)
     if orientation != 1:
         raise UserError(
             f"{path}: has EXIF orientation {orientation}, which is not applied to 16 bits per channel: save it upright"

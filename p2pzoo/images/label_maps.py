@@ -249,10 +249,10 @@ def inspect_map(path: Path) -> ImageHeader:
     try:
         with open_picture(path) as image:
             if image.mode == "P":
-                return ImageHeader((*header.shape[:2], 1), "uint8", False)
+                return ImageHeader((*header.shape[:2], 1), "uint8", False, header.orientation)
     except PILLOW_ERRORS:
         pass  # a TIFF that Pillow cannot read
-    return _map_header(path, header.shape, np.dtype(header.dtype))
+    return _map_header(path, header.shape, np.dtype(header.dtype))._replace(orientation=header.orientation)
 
 
 def _map_header(path: Path, shape: Iterable[int], dtype: np.dtype[Any]) -> ImageHeader:

@@ -10,8 +10,10 @@ Error                 base class of all
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Self
+
+MAX_NAMED_FILES = 3  # per fault, so that a message stays short
 
 
 class Error(Exception):
@@ -84,3 +86,16 @@ class SharedFault(str):
         fault = super().__new__(cls, "\n  ".join(lines))
         fault.lines, fault.summary, fault.cases = lines, summary, tuple(cases)
         return fault
+
+
+def summarize_fault(what: str, cases: Iterable[str]) -> list[str]:
+    """One fault that several files share: its text, and the first few cases. Empty where there is no case."""
+    cases = list(cases)
+    more = [f"... and {len(cases) - MAX_NAMED_FILES} more"] if len(cases) > MAX_NAMED_FILES else []
+    return [SharedFault([what, *cases[:MAX_NAMED_FILES], *more], what, cases)] if cases else []
+
+
+def raise_faults(faults: Sequence[str]) -> None:
+    """Raise UserError with these faults, if there are any."""
+    if faults:
+        raise UserError(*faults)

@@ -88,7 +88,7 @@ def combine_command(a: Path, b: Path, out: Path, force: bool) -> None:
 
     Subfolders train/, val/ and test/ that both folders have are kept. A and B are only read.
     """
-    from p2pzoo.data.pairing import combine_folders
+    from p2pzoo.data.convert_layout import combine_folders
 
     click.echo(f"{_format_pairs(combine_folders(a, b, out, force=force))} in {out}")
 
@@ -104,7 +104,7 @@ def split_command(ab: Path, out: Path, force: bool) -> None:
 
     Subfolders train/, val/ and test/ are kept. AB is only read.
     """
-    from p2pzoo.data.pairing import split_folder
+    from p2pzoo.data.convert_layout import split_folder
 
     click.echo(f"{_format_pairs(split_folder(ab, out, force=force))} in {out / 'A'} and {out / 'B'}")
 

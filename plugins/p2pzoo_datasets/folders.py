@@ -15,8 +15,10 @@ from p2pzoo.data.pairing import Files, ImageShape, find_pairs, halves, odd_width
 from p2pzoo.data.splits import Fractions, assign_splits
 from p2pzoo.images.io import ImageHeader, read_image
 from p2pzoo.images.label_maps import Encoding
+from p2pzoo.images.orientation import TURNED_HALVES, describe_turned
 from p2pzoo.images.resize import ResizeMode
 from p2pzoo.plugin import AddedLater, Split
+from p2pzoo.utils.errors import summarize_fault
 from p2pzoo_datasets.class_files import ClassFiles
 from p2pzoo_datasets.pairs import Count, Direction, FilePairs, Range
 
@@ -130,5 +132,11 @@ class SideBySide(FilePairs):
 
     def read_headers(self, pairs: Iterable[Files]) -> dict[Files, tuple[ImageHeader, ...]]:
         headers = super().read_headers(pairs)
-        self._report_faults(odd_widths({files[0]: header.shape for files, (header, *_) in headers.items()}))
+        by_file = {files[0]: header for files, (header, *_) in headers.items()}
+        self._report_faults(
+            [
+                *odd_widths({file: header.shape for file, header in by_file.items()}),
+                *summarize_fault(TURNED_HALVES, describe_turned(by_file)),
+            ]
+        )
         return {files: of_pair for files, of_pair in headers.items() if of_pair[0].shape[1] % 2 == 0}

@@ -13,21 +13,19 @@ import numpy as np
 from pydantic import Field
 
 from p2pzoo.data.pairing import (
-    MAX_NAMED_FILES,
     Files,
     ImageShape,
     format_size,
     inspect_files,
-    raise_faults,
-    summarize_fault,
 )
 from p2pzoo.data.splits import Splits, fallback_split
 from p2pzoo.images.io import ImageHeader, inspect_image, read_image, with_channels
 from p2pzoo.images.label_maps import Colour, Labels, inspect_map
+from p2pzoo.images.orientation import DIFFERENT_ORIENTATIONS, describe_differences
 from p2pzoo.images.resize import ResizeKernel, ResizeMode, keeps_alignment, median_size, resize_factors, resize_to
 from p2pzoo.plugin import FileLayout, Pair, Split
 from p2pzoo.plugin.file_layout import Half
-from p2pzoo.utils.errors import UserError
+from p2pzoo.utils.errors import MAX_NAMED_FILES, UserError, raise_faults, summarize_fault
 from p2pzoo.utils.files import fingerprint
 from p2pzoo_datasets.class_files import ClassFiles
 
@@ -114,6 +112,7 @@ class FilePairs:
         a, b = shapes[first]
         self._size = size or a[:2]
         self._check_sizes(headers, shapes, "`size`" if size else "the first training pair's size")
+        self._check_orientations(headers)
         first_channels = [shape[2] for shape in self._as_x_y(a, b)]
         self._channels = [option or default for option, default in zip(channels, first_channels, strict=True)]
         self._is_bands = [
@@ -310,6 +309,10 @@ class FilePairs:
                 ),
             ]
         )
+
+    def _check_orientations(self, headers: Mapping[Files, tuple[ImageHeader, ...]]) -> None:
+        pairs = [(files, headers[files]) for files in self.files if len(files) > 1]
+        self._report_faults(summarize_fault(DIFFERENT_ORIENTATIONS, describe_differences(pairs)))
 
     def _check_conversions(self, shapes: Mapping[Files, tuple[ImageShape, ImageShape]]) -> None:
         """Convert the first few pairs that need it: only their pixels show whether a conversion loses information."""

@@ -54,7 +54,7 @@ def test_16_bit_colours_of_a_png_are_not_reduced(tmp_path, channels):
     image = noise((5, 6, channels), "uint16")
     (tmp_path / "a.png").write_bytes(imagecodecs.png_encode(image))
     np.testing.assert_array_equal(read_image(tmp_path / "a.png"), image)
-    assert inspect_image(tmp_path / "a.png") == ((5, 6, channels), "uint16", channels != 3)
+    assert inspect_image(tmp_path / "a.png")[:3] == ((5, 6, channels), "uint16", channels != 3)
 
 
 def test_all_bands_of_a_tiff_are_read_in_either_memory_order(tmp_path):

@@ -273,6 +273,17 @@ class TestLayouts:
         assert (result.exit_code, (tmp_path / "back").exists()) == (2, False)
         assert result.output.endswith("must have an even width:\n  both/0.png is 63×32 px\n")
 
+    def test_images_that_are_turned_against_each_other_are_not_converted(self, home, run_cli):
+        exif = Image.Exif()
+        exif[0x0112] = 3
+        Image.open(home / "photos/val/1.png").save(home / "photos/val/1.png", exif=exif)
+        result = run_cli("data", "combine", "photos", "maps", "-o", "both")
+        assert (result.exit_code, (home / "both").exists()) == (2, False)
+        assert result.output.endswith("\n  photos/val/1.png has orientation 3, maps/val/1.png has none\n")
+        result = run_cli("data", "split", "photos", "-o", "both")
+        assert (result.exit_code, (home / "both").exists()) == (2, False)
+        assert result.output.endswith("\n  photos/val/1.png has orientation 3\n")
+
     def test_a_file_with_the_name_of_the_output_folder_is_refused(self, home, run_cli):
         (home / "both").write_text("mine")
         result = run_cli("data", "combine", "photos", "maps", "-o", "both")
@@ -296,5 +307,5 @@ def test_every_command_has_help(run_cli, command):
 
 
 def test_converting_does_not_import_torch(start):
-    script = "import sys, p2pzoo.data.pairing, p2pzoo_data_tools.commands; print('torch' in sys.modules)"
+    script = "import sys, p2pzoo.data.convert_layout, p2pzoo_data_tools.commands; print('torch' in sys.modules)"
     assert start("-c", script).communicate()[0] == "False\n"

@@ -306,6 +306,97 @@ class TestSizes:
         ]
 
 
+class TestOrientation:
+    """A file that says that it must be turned, next to one that does not, may turn x against y."""
+
+    @pytest.fixture
+    def put_pair(self, put):
+        def put_pair(number, x, y, sizes=((32, 32), (32, 32)), suffix="png"):
+            for folder, orientation, size in (("photos", x, sizes[0]), ("maps", y, sizes[1])):
+                exif = Image.Exif()
+                exif[0x0112] = orientation
+                options = {"exif": exif} if suffix != "tif" else {"tiffinfo": {0x0112: orientation}}
+                for split in ("train", "val"):
+                    put(f"{folder}/{split}/{number}.{suffix}", noise(*size), **options)
+
+        return put_pair
+
+    @pytest.mark.parametrize("orientation", range(2, 9))
+    @pytest.mark.parametrize("suffix", ["png", "jpg", "tif", "webp"])
+    def test_on_one_side_of_a_square_pair_is_refused(self, put_pair, orientation, suffix):
+        put_pair(0, orientation, 1, suffix=suffix)
+        put_pair(1, 1, 1, suffix=suffix)
+        [head, case] = error_of(folders).splitlines()
+        assert head.startswith("files of a pair have different EXIF orientations")
+        assert case == f"  photos/train/0.{suffix} has orientation {orientation}, maps/train/0.{suffix} has none"
+        assert error_of(lambda: folders(resize="stretch", size=(16, 16))).startswith(head)
+
+    @pytest.mark.parametrize(("x", "y"), [(6, 8), (3, 6), (1, 2), (5, 7)])
+    def test_that_differs_between_the_sides_is_refused(self, put_pair, x, y):
+        put_pair(0, x, y)
+        assert "have different EXIF orientations" in error_of(folders)
+
+    @pytest.mark.parametrize("orientation", [1, 3, 6, 0, 9, 255])
+    def test_that_is_the_same_on_both_sides_or_undefined_is_applied(self, put_pair, orientation):
+        put_pair(0, orientation, orientation if orientation < 9 else 1)
+        assert len(folders()) == 1
+
+    def test_sizes_show_that_y_was_made_for_the_upright_x(self, put_pair):
+        put_pair(0, 6, 1, sizes=((48, 32), (32, 48)))
+        assert folders()[0].x.shape == (32, 48, 3)
+        put_pair(0, 6, 1, sizes=((48, 32), (48, 32)))
+        assert "have different EXIF orientations" in error_of(lambda: folders(resize="stretch", size=(16, 16)))
+        put_pair(0, 6, 8, sizes=((48, 32), (48, 32)))
+        assert "have different EXIF orientations" in error_of(folders)
+
+    def test_of_label_maps_counts_too(self, put, put_pair, home):
+        put_pair(0, 1, 1)
+        exif = Image.Exif()
+        exif[0x0112] = 3
+        for split in ("train", "val"):
+            put(f"classes/{split}/0.png", noise(32, 32, 1) % 2, exif=exif)
+        (home / "classes.json").write_text(
+            '{"classes": [{"name": "a", "colour": [0, 0, 0]}, {"name": "b", "colour": [9, 9, 9]}]}'
+        )
+        message = error_of(lambda: folders(labels="classes", classes="classes.json"))
+        assert "maps/train/0.png has none, classes/train/0.png has orientation 3" in message
+        assert "have different" in error_of(lambda: folders(inputs="classes", input_labels="classes.json"))
+
+    @pytest.mark.parametrize("orientation", [2, 3, 6])
+    def test_of_images_side_by_side_would_swap_the_halves(self, put, orientation):
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        for split in ("train", "val"):
+            put(f"both/{split}/0.png", noise(32, 64), exif=exif)
+        message = error_of(lambda: SideBySide("train", root="both"))
+        assert message.startswith("images with A and B side by side are turned by their EXIF orientation")
+
+    def test_behind_the_pixels_of_a_png_is_refused_when_it_is_read(self, put):
+        exif = Image.Exif()
+        exif[0x0112] = 6
+        path = put("photos/train/0.png", noise(32, 32), exif=exif)
+        content = path.read_bytes()
+        at = content.index(b"eXIf") - 4
+        end = at + 12 + int.from_bytes(content[at : at + 4], "big")
+        path.write_bytes(content[:at] + content[end:-12] + content[at:end] + content[-12:])
+        with pytest.raises(UserError, match=r"0\.png: has EXIF orientation 6 behind its pixels"):
+            one_pair(put, None, noise(32, 32))[0]
+
+    def test_data_check_reports_it_and_a_run_refuses_it(self, put_pair, home, run_cli):
+        for number in range(12):
+            put_pair(number, 6 if number in (3, 4) else 1, 1)
+        recipe = home / "mine.toml"
+        recipe.write_text(
+            'extends = "zoo:base.toml"\n[dataset]\nuse = "folders"\ninputs = "photos"\ntargets = "maps"\n'
+        )
+        result = run_cli("data", "check", recipe)
+        assert result.exit_code == 2
+        assert result.output.count("have different EXIF orientations") == 4  # two pairs in train, and in val
+        result = run_cli("run", recipe, "--profile", "smoke")
+        assert (result.exit_code, result.first_step) == (2, None)
+        assert "photos/train/3.png has orientation 6, maps/train/3.png has none" in result.output
+
+
 class TestSplits:
     def test_sub_folders_are_the_splits(self, splits):
         assert [len(folders(split)) for split in ("train", "val", "test")] == [4, 2, 1]
