@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.modules import module as torch_module
 from torch.utils.flop_counter import FlopCounterMode
 
 from p2pzoo.config.experiment import Component
@@ -24,6 +28,59 @@ def build_network(component: Component, channels: tuple[int, int], size: tuple[i
             f"{component.entry.kind} '{component.entry.full_name}' must return a torch.nn.Module, not a {returned}"
         )
     return network
+
+
+class TooLarge(RuntimeError):
+    """A network has more parts or values than the tensors of its file allow."""
+
+
+# A constructor may make parts that it does not keep, and buffers that no file holds: so many per tensor, and so many
+# more, are allowed. Shipped networks need fewer than 4 modules per tensor.
+_MODULES_PER_TENSOR, _MORE_MODULES = 16, 2000
+_MORE_BUFFER_BYTES = 64 << 20
+
+
+def build_on_meta(
+    component: Component, channels: tuple[int, int], size: tuple[int, int], tensors: Mapping[str, Tensor]
+) -> nn.Module:
+    """As `build_network`, on the meta device, for tensors that a file of unknown origin holds.
+
+    Takes time and memory in proportion to the tensors, whatever the component's parameters say. Raises TooLarge for a
+    network that has far more modules, parameters or buffers than they, and as `build_network` does.
+    """
+    modules = _MODULES_PER_TENSOR * len(tensors) + _MORE_MODULES
+    with _at_most(modules), torch.device("meta"):
+        network = build_network(component, channels, size)
+    stored = sum(tensor.nbytes for tensor in tensors.values())
+    buffers = sum(buffer.nbytes for buffer in network.buffers())
+    if buffers > stored + _MORE_BUFFER_BYTES:
+        raise TooLarge(f"it computes buffers of {buffers:,} bytes, and its tensors have {stored:,}")
+    return network
+
+
+@contextlib.contextmanager
+def _at_most(modules: int) -> Iterator[None]:
+    """Inside, raise TooLarge when more modules, or parameters and buffers, are registered in networks."""
+    counted = {"modules": 0, "parameters": 0}
+
+    def count(what: str) -> Any:
+        def hook(*_: object) -> None:
+            counted[what] += 1
+            if counted[what] > modules:
+                raise TooLarge(f"it has more than {modules:,} {what}, far more than its file has tensors for")
+
+        return hook
+
+    handles = [
+        torch_module.register_module_module_registration_hook(count("modules")),
+        torch_module.register_module_parameter_registration_hook(count("parameters")),
+        torch_module.register_module_buffer_registration_hook(count("parameters")),
+    ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 @dataclass(frozen=True)

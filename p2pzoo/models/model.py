@@ -33,6 +33,7 @@ PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 # Pixels of a batch in eval mode. On a CPU more pixels make no layer faster, and each allocation slower
 MAX_BATCH_PIXELS = {"cpu": 4 * 256**2}
 MAX_BATCH_PIXELS_ON_GPU = 32 * 256**2
+MAX_EXAMPLE_PIXELS = 2048**2  # G is tried on an image of its training size, unless that is larger
 
 
 class PreparedImage(NamedTuple):
@@ -283,7 +284,7 @@ class Model:
         """Raises ValueError if all translations of one image would be equal."""
         if mode != "paper":
             raise ValueError("samples need test mode paper: eval mode uses no random numbers")
-        x = torch.zeros(1, self.in_channels, *self.size)
+        x = torch.zeros_like(self._example)
         if torch.equal(*(self._run_paper(x, seed) for seed in (0, 1))):
             raise ValueError("this generator uses no random numbers: all samples would be equal")
 
@@ -398,7 +399,10 @@ class Model:
 
     @property
     def _example(self) -> Tensor:
-        x = torch.rand(1, self.in_channels, *self.size, generator=torch.Generator().manual_seed(0)) * 2 - 1
+        height, width = self.size
+        if height * width > MAX_EXAMPLE_PIXELS:  # a file can claim any size
+            height, width = self.padded_size(math.isqrt(MAX_EXAMPLE_PIXELS), math.isqrt(MAX_EXAMPLE_PIXELS))
+        x = torch.rand(1, self.in_channels, height, width, generator=torch.Generator().manual_seed(0)) * 2 - 1
         return x.to(self.device)
 
     # --- stored values and [-1, 1] ---

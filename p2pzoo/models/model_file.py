@@ -10,7 +10,6 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Annotated, Any, Literal, NotRequired
 
-import torch
 from pydantic import AfterValidator, Field, TypeAdapter, ValidationError
 from torch import Tensor, nn
 from typing_extensions import TypedDict
@@ -19,7 +18,7 @@ from p2pzoo.config.experiment import Component, Experiment
 from p2pzoo.config.provenance import component_source
 from p2pzoo.images.color_spaces import Encodings
 from p2pzoo.images.label_maps import Labels
-from p2pzoo.models.build import build_network
+from p2pzoo.models.build import build_network, build_on_meta
 from p2pzoo.models.safetensors_io import check_tensors_fit, find_unsaved, load_into, load_tensors
 from p2pzoo.plugin import schema
 from p2pzoo.plugin.file_layout import FileLayout, Half
@@ -33,6 +32,7 @@ UINT8_RANGE = (0.0, 255.0)  # headers without x_range and y_range mean this
 # Parameters up to this value are accepted from any file. Larger ones must not exceed the file's tensors: a small file
 # cannot ask for a huge network. No parameter of a shipped component that is not a tensor side comes near.
 _MAX_FREE_PARAMETER = 1024
+_MAX_PARAMETER = 1 << 16  # whatever the tensors say: a component may compute 2 to the power of it
 
 _Positive = Annotated[int, Field(ge=1, le=1 << 16)]  # channels and sides: far beyond any image, and safe to multiply
 _Finite = Annotated[float, Field(allow_inf_nan=False)]
@@ -273,11 +273,12 @@ def restore_network(tensors: Mapping[str, Tensor], header: ModelHeader, path: Pa
     component = _find_component(tensors, header, path, registry)
     channels = (header.in_channels, header.out_channels)
     try:
-        with torch.device("meta"):
-            network = build_network(component, channels, header.size)
+        network = build_on_meta(component, channels, header.size, tensors)
     except (RuntimeError, TypeError, ArithmeticError) as error:  # torch raises these for impossible sizes
         reason = str(error).partition("\n")[0]
         raise DamagedFile(f"{path}: its {header.kind} '{header.use}' cannot be built ({reason})") from None
+    except UserError as error:
+        raise UserError(*(f"{path}: {fault}" for fault in error.faults)) from None
     divisor = getattr(network, "size_divisor", 1)
     if header.size_divisor not in (None, divisor):
         raise DamagedFile(
@@ -307,9 +308,10 @@ def _find_component(tensors: Mapping[str, Tensor], header: ModelHeader, path: Pa
         hint = f"; the file was written with the plugin '{distribution}': install it" if distribution else ""
         raise UserError(*(f"{path}: {fault}{hint}" for fault in error.faults)) from None
     factory = entry.load()
-    limit = max([_MAX_FREE_PARAMETER, *(side for tensor in tensors.values() for side in tensor.shape)])
+    sides = (side for tensor in tensors.values() if tensor.numel() for side in tensor.shape)
+    limit = min(max(_MAX_FREE_PARAMETER, *sides, 0), _MAX_PARAMETER)
     for name, value in header.params.items():
-        if any(number > limit for number in _find_integers(value)):
+        if any(number > limit for number in _find_numbers(value)):
             what = f"{path}: its {header.kind} '{header.use}'"
             raise DamagedFile(f"{what}: parameter {name} is larger than any side of its tensors ({limit} at most)")
     try:
@@ -337,10 +339,12 @@ def _warn_of_other_source(header: ModelHeader, component: Component, path: Path)
         )
 
 
-def _find_integers(value: Any) -> Iterator[int]:
-    """All integers in a JSON list, nested ones too."""
+def _find_numbers(value: Any) -> Iterator[float]:
+    """All numbers in a JSON value, nested ones too: 1e9 is an integer for some annotations."""
     if isinstance(value, (list, tuple)):
         for item in value:
-            yield from _find_integers(item)
-    elif isinstance(value, int):
+            yield from _find_numbers(item)
+    elif isinstance(value, dict):
+        yield from _find_numbers(list(value.values()))
+    elif isinstance(value, (int, float)):
         yield value

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pickletools
 import re
-import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from p2pzoo.models.pickled_tensors import UnpackedTooLarge, load_pickle
 from p2pzoo.models.safetensors_io import METADATA_KEY
 from p2pzoo.utils.errors import UserError
 
@@ -36,10 +36,13 @@ def read_pickle(path: Path) -> Any:
         kind = "already a model of p2pzoo: use it as it is" if is_ours else "a safetensors file"
         raise UserError(f"{path}: {kind}; import reads files that torch.save wrote (.pth)")
     try:
-        with warnings.catch_warnings(action="ignore"):
-            return torch.load(path, map_location="cpu", weights_only=True)
+        return load_pickle(path)
     except PermissionError:
         raise
+    except UnpackedTooLarge as error:
+        raise UserError(
+            f"{path}: {error}: it is no file of torch.save; download it again from a place you trust"
+        ) from None
     except Exception as error:  # the parsers raise errors of any type at files that are not theirs
         if name := _find_called_name(path, str(error)):
             raise UserError(

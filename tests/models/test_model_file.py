@@ -1,6 +1,7 @@
 """Model files: their header is parsed once, and they suffice to build the network."""
 
 import json
+import time
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +9,7 @@ import p2pzoo_earth
 import pytest
 import torch
 from PIL import Image
+from torch import nn
 
 import p2pzoo
 from p2pzoo import config
@@ -175,6 +177,53 @@ def test_a_header_that_does_not_fit_the_tensors_is_refused_in_one_line(tmp_path,
     tensors, header = load_tensors(path)
     with pytest.raises(UserError, match=message):
         restore_network(tensors, ModelHeader.parse({**header, **change}, path), path, registry())
+
+
+ENHANCER = {"use": "pix2pixhd:pix2pixhd-local", "params": {"width": 8, "downsamplings": 2}}
+
+
+@pytest.mark.parametrize(
+    ("params", "added", "message"),
+    [
+        # a tensor without values has any number of sides, and no bytes
+        ({"local_blocks": 10**9}, (10**9, 0), r"parameter local_blocks is larger than any side of its tensors \(1024"),
+        ({"local_blocks": 1e9}, (1, 1), r"parameter local_blocks is larger than any side of its tensors \(1024"),
+        ({"local_blocks": 10**5}, (10**5, 1), r"parameter local_blocks is larger than any .* \(65536 at most"),
+        ({"local_blocks": 60_000}, (60_000, 1), "cannot be built .it has more than 2,[0-9]+ "),
+        ({"blocks": 1000, "local_blocks": 1000}, (1, 1), "cannot be built .it has more than 2,[0-9]+ "),
+    ],
+)
+def test_a_small_file_cannot_ask_for_a_huge_network(params, added, message):
+    header = {**HEADER, "generator": {**ENHANCER, "params": {**ENHANCER["params"], **params}}}
+    start = time.monotonic()
+    with pytest.raises(DamagedFile, match=message):
+        restore_network({"odd": torch.zeros(added)}, ModelHeader.parse(header, FILE), FILE, registry())
+    assert time.monotonic() - start < 10
+
+
+LARGE_BUFFER = """
+import torch
+from torch import nn
+import p2pzoo
+
+class Encoded(nn.Module):
+    def __init__(self, in_channels: int, out_channels: int, size: tuple[int, int]):
+        super().__init__()
+        self.conv = nn.Conv2d(in_channels, out_channels, 1)
+        self.register_buffer("positions", torch.zeros(1, 64, *size), persistent=False)
+
+@p2pzoo.hookimpl
+def register_generators(register):
+    register("encoded", Encoded)
+"""
+
+
+def test_a_small_file_cannot_ask_for_huge_computed_buffers(install):
+    install("encoding", LARGE_BUFFER)
+    header = {**HEADER, "generator": {"use": "encoding:encoded", "params": {}}, "size": [4096, 4096]}
+    tensors = dict(nn.Conv2d(3, 3, 1, bias=True).named_parameters("conv"))
+    with pytest.raises(DamagedFile, match="computes buffers of 4,294,967,296 bytes, and its tensors have 48"):
+        restore_network(tensors, ModelHeader.parse({**header, "size_divisor": 1}, FILE), FILE, registry())
 
 
 def test_equal_networks_are_saved_as_equal_bytes_without_time_or_path(tmp_path):

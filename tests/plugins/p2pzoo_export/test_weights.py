@@ -542,6 +542,15 @@ def test_a_truncated_file_is_refused_wherever_it_ends(zipped, run_cli):
         assert "their.pth: not a complete file of torch.save; copy or download it again\n" in import_refused(run_cli)
 
 
+def test_tensors_that_repeat_their_values_are_refused_before_they_are_copied(run_cli):
+    state = UnetGenerator(3, 3, 6, 1).state_dict()
+    state["model.model.0.weight"] = torch.zeros(1).expand(2**14, 3, 4, 2**14)
+    torch.save(state, "their.pth")
+    output = import_refused(run_cli)
+    assert "their.pth: its tensors have 12,884," in output
+    assert output.count("\n") == 1
+
+
 def test_files_of_other_kinds_are_named(run_cli, import_tensors):
     assert "no such file" in import_refused(run_cli)
     os.mkdir("their.pth")
