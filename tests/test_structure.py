@@ -33,6 +33,7 @@ COMPONENTS = {
     "utils",
     "data.pairing",
     "data.splits",
+    "models.pickled_tensors",
     "models.safetensors_io",
 }  # "": the front door
 COMMANDS = COMPONENTS | {"config", "data", "compute", "models", "runs", "training", "cli.options"}
