@@ -34,15 +34,25 @@ def atomic_write(path: Path) -> Iterator[Path]:
     """
     temporary = path.with_name(f".{path.name}.tmp")
     try:
-        yield temporary
-        with temporary.open("rb+") as file:
-            os.fsync(file.fileno())
-        temporary.chmod(0o666 & ~_UMASK)  # safetensors creates files that only their owner can read
-        os.replace(temporary, path)
-    except BaseException as error:
-        if isinstance(error, OSError) and error.filename is None:
-            error.filename = str(path)  # write() sets no filename when the disk is full
+        with naming(path):
+            yield temporary
+            with temporary.open("rb+") as file:
+                os.fsync(file.fileno())
+            temporary.chmod(0o666 & ~_UMASK)  # safetensors creates files that only their owner can read
+            os.replace(temporary, path)
+    except BaseException:
         temporary.unlink(missing_ok=True)
+        raise
+
+
+@contextlib.contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Give an OSError inside, such as that of write() on a full disk, the file name `path` if it has none."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None and error.errno is not None:  # errors of requests have no number, and their own text
+            error.filename = str(path)
         raise
 
 

@@ -32,6 +32,7 @@ from p2pzoo_data_tools.resumable_download import Meter, ResumableDownload
 # MAX_MEMBERS_PER_IMAGE × its images + EXTRA_MEMBERS. Images hardly compress, so real archives stay far below.
 MAX_EXPANSION, EXTRA_BYTES = 20, 64 << 20
 MAX_MEMBERS_PER_IMAGE, EXTRA_MEMBERS = 4, 1000
+MAX_BYTES_PER_IMAGE = 16 << 20  # of an archive of unknown size; it takes no more than half of the free disk either
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,7 @@ def fetch(
     archive is unavailable or damaged, if its length, SHA-256 or number of images differs, or if it holds members that
     are not allowed. Nothing is left then, except an interrupted download that can be resumed.
     """
-    if mirror and urlsplit(mirror).scheme not in ("http", "https"):
+    if mirror and not mirror.lower().startswith(("http://", "https://")):
         raise UserError(f"--mirror {mirror}: not a URL of a server; it must begin with http:// or https://")
     root = archive.folder.parent
     root.mkdir(parents=True, exist_ok=True)
@@ -231,6 +232,7 @@ def _download(archive: Archive, url: str, folder: Path, meter: Meter) -> Path:
         meter,
         expected_size=archive.size,
         check_length=lambda length: _check_length(archive, length, url),
+        max_size=min(MAX_BYTES_PER_IMAGE * sum(archive.images.values()), shutil.disk_usage(folder).free // 2),
     )
     download.save_as(target)
     return target

@@ -9,12 +9,14 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
+from urllib.parse import urljoin
 
 from p2pzoo.utils.errors import UserError
-from p2pzoo.utils.files import read_json, write_json
+from p2pzoo.utils.files import naming, read_object, write_json
 
 MAX_RETRIES = 3  # after the first attempt
 RETRY_WAIT = 1  # seconds before the first retry; each further one waits as much longer
+MAX_REDIRECTS = 10
 TIMEOUT = (10, 60)  # seconds: to connect; without receiving a byte
 CHUNK = 1 << 15  # bytes per read: 32 KiB, so that the progress bar moves on slow connections too
 ALTERNATIVES = "use another server (--mirror URL) or your own copy (--from PATH)"
@@ -35,6 +37,7 @@ class ResumableDownload:
     meter          shows the progress
     expected_size  bytes, if known
     check_length   called with the total length before the body is read; raises UserError to refuse it
+    max_size       bytes; a longer body is refused where neither the server nor `expected_size` says its length
 
     A request asks for the missing bytes (HTTP Range, RFC 9110 §14) of the same version of the file (If-Range). If the
     server answers with the whole file, the download starts from the first byte.
@@ -49,12 +52,14 @@ class ResumableDownload:
         *,
         expected_size: int | None,
         check_length: Callable[[int], None],
+        max_size: int,
     ) -> None:
         self.name, self.url, self.part, self.meter = name, url, part, meter
-        self.expected_size, self.check_length = expected_size, check_length
+        self.expected_size, self.check_length, self.max_size = expected_size, check_length, max_size
         self.origin_file = part.with_name(f"{part.name}.json")
-        origin = read_json(self.origin_file) or {}
-        self.version: str | None = origin.get("same")  # ETag or Last-Modified
+        origin = read_object(self.origin_file) or {}
+        version = origin.get("same")  # ETag or Last-Modified
+        self.version = version if isinstance(version, str) else None
         self.is_resumable = origin.get("url") == url
         if not self.is_resumable:
             self._remove()
@@ -67,6 +72,10 @@ class ResumableDownload:
             for attempt in range(MAX_RETRIES + 1):
                 try:
                     return self._request(target)
+                except (ValueError, requests.TooManyRedirects) as error:
+                    self._keep_or_remove()
+                    reason = f"it, or an address that it redirects to, is not valid ({error})"
+                    raise UserError(f"{self.url}: {reason}; {ALTERNATIVES}") from None
                 except requests.RequestException:
                     if attempt == MAX_RETRIES:
                         raise
@@ -86,7 +95,7 @@ class ResumableDownload:
         if received:
             headers["Range"] = f"bytes={received}-"
             headers |= {"If-Range": self.version} if self.version else {}
-        with requests.get(self.url, headers=headers, stream=True, timeout=TIMEOUT) as response:
+        with _open(self.url, headers) as response:
             if response.status_code == 416:  # the file is not longer than the part, so it is another version
                 self._remove()
                 raise requests.ConnectionError("the file on the server has changed")
@@ -99,16 +108,31 @@ class ResumableDownload:
             received = received if resumes else 0
             total = self._total(response.headers, received)
             self._store_origin(response.headers, resumes)
-            with self.part.open("ab" if resumes else "wb") as file, self.meter(self.name, total) as advance:
+            limit = self.max_size if total is None else total
+            with self.meter(self.name, total) as advance:
                 advance(received)
-                for chunk in _iter_raw(response):
-                    file.write(chunk)
-                    advance(len(chunk))
-        received = self.part.stat().st_size
+                received += self._write(response, "ab" if resumes else "wb", limit - received, advance)
+        if received > limit:
+            self._remove()
+            raise UserError(
+                f"{self.url}: the server sends more than {limit:,} bytes, too many for this archive; {ALTERNATIVES}"
+            )
         if total is not None and received != total:
             raise requests.ConnectionError(f"the connection ended after {received:,} of {total:,} bytes")
         os.replace(self.part, target)
         self._remove()
+
+    def _write(self, response: Any, mode: str, limit: int, advance: Callable[[int], None]) -> int:
+        """Write the body to the part; return its number of bytes. One above the limit ends it: a reply may be endless."""
+        received = 0
+        with naming(self.part), self.part.open(mode) as file:
+            for chunk in _iter_raw(response):
+                received += len(chunk)
+                if received > limit:
+                    break
+                file.write(chunk)
+                advance(len(chunk))
+        return received
 
     def _keep_or_remove(self) -> str:
         """Keep the part if it can be resumed; return what happened, as text."""
@@ -121,6 +145,9 @@ class ResumableDownload:
         length = headers.get("Content-Length")
         if length is None:
             return self.expected_size
+        if not re.fullmatch(r"[0-9]{1,18}", length):
+            self._remove()
+            raise UserError(f"{self.url}: the server's Content-Length is not a number: {length[:40]!r}; {ALTERNATIVES}")
         total = received + int(length)
         try:
             self.check_length(total)
@@ -133,13 +160,33 @@ class ResumableDownload:
         self.is_resumable = resumes or headers.get("Accept-Ranges") == "bytes"
         tag = headers.get("ETag", "")
         is_weak = tag.startswith("W/")  # If-Range takes strong tags only (RFC 9110 §13.1.5)
-        self.version = headers.get("Last-Modified") if is_weak or not tag else tag
+        version = headers.get("Last-Modified") if is_weak or not tag else tag
+        self.version = version if version and re.fullmatch(r"[!-~ ]{1,200}", version) else None  # fit for a header
         if self.is_resumable:
             write_json(self.origin_file, {"url": self.url, "same": self.version})
 
     def _remove(self) -> None:
         for file in (self.part, self.origin_file):
             file.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _open(url: str, headers: Mapping[str, str]) -> Iterator[Any]:
+    """The response after redirects, its body not read. requests would read the bodies of redirects, however long."""
+    import requests
+
+    class Session(requests.Session):
+        def get_redirect_target(self, resp: requests.Response) -> None:
+            return None
+
+    with Session() as session:
+        for _ in range(MAX_REDIRECTS):
+            with session.get(url, headers=headers, stream=True, timeout=TIMEOUT) as response:
+                if not response.is_redirect:
+                    yield response
+                    return
+                url = urljoin(url, response.headers["Location"])
+    raise requests.TooManyRedirects(f"more than {MAX_REDIRECTS} redirects")
 
 
 def _iter_raw(response: Any) -> Iterator[bytes]:
@@ -157,7 +204,7 @@ def _iter_raw(response: Any) -> Iterator[bytes]:
 
 def _first_byte(headers: Mapping[str, str]) -> int:
     """Return the position of the first byte of a partial response, -1 if it is missing."""
-    match = re.match(r"bytes (\d+)-", headers.get("Content-Range", ""))
+    match = re.match(r"bytes ([0-9]{1,18})-", headers.get("Content-Range", ""))
     return int(match[1]) if match else -1
 
 

@@ -71,12 +71,15 @@ class Server:
     """Serves `body` under every path, and records the requests.
 
     cut     for each of the next responses, number of bytes after which the connection closes, once `stall` is set
+    endless   sends zeros until the client closes the connection, without a length; `sent`: how many
+    redirect  redirects to this address
     ranges  "yes"; "no": ignores ranges and does not offer them; "lies": offers them, but sends the whole file
     """
 
     def __init__(self):
         self.body, self.cut, self.ranges, self.status = ARCHIVE, [], "yes", 200
         self.requests, self.hold, self.headers = [], threading.Event(), {}
+        self.endless, self.sent, self.redirect = False, 0, None
         self.stall = threading.Event()
         for event in (self.hold, self.stall):
             event.set()
@@ -103,6 +106,15 @@ class Server:
         self.requests.append((to.path, to.headers.get("Range")))
         self.hold.wait(30)
         etag = f'"{hashlib.sha256(self.body).hexdigest()[:8]}"'
+        if self.redirect:
+            to.send_response(302)
+            to.send_header("Location", self.redirect)
+            to.end_headers()
+            with contextlib.suppress(ConnectionError):
+                while self.endless:
+                    self.sent += to.wfile.write(bytes(1 << 15))
+            to.close_connection = True
+            return
         if self.status != 200:
             to.send_error(self.status)
             return
@@ -119,11 +131,14 @@ class Server:
             to.send_response(200)
         if self.ranges != "no":
             to.send_header("Accept-Ranges", "bytes")
-        for name, value in {"ETag": etag, **self.headers}.items():
-            to.send_header(name, value)
         content = self.body[start:]
-        to.send_header("Content-Length", str(len(content)))
+        lengths = {} if self.endless else {"Content-Length": str(len(content))}
+        for name, value in {"ETag": etag, **lengths, **self.headers}.items():
+            to.send_header(name, value)
         to.end_headers()
+        with contextlib.suppress(ConnectionError):
+            while self.endless:
+                self.sent += to.wfile.write(bytes(1 << 15))
         cut = self.cut.pop(0) if self.cut else None
         with contextlib.suppress(ConnectionError):
             to.wfile.write(content[:cut])
@@ -388,10 +403,59 @@ class TestRefused:
         message = self.fetch_refused(run_cli, data, "--mirror", mirror)
         assert f"--mirror {mirror}: not a URL of a server; it must begin with http" in message
 
+    def test_a_mirror_that_is_not_a_valid_address(self, run_cli, data):
+        assert "http://[/doors.tar.gz: it, or" in self.fetch_refused(run_cli, data, "--mirror", "http://[")
+
     def test_another_length_is_refused_before_the_download(self, run_cli, data, server):
         server.body = ARCHIVE + bytes(10)
         message = self.fetch_refused(run_cli, data)
         assert f"{len(ARCHIVE) + 10:,} bytes, but the archive has {len(ARCHIVE):,}" in message
+
+    @pytest.mark.parametrize("known", [True, False])
+    def test_an_endless_reply(self, known, run_cli, data, server, publish, monkeypatch):
+        publish(size=len(ARCHIVE) if known else None)
+        monkeypatch.setattr(download, "MAX_BYTES_PER_IMAGE", 1 << 18)
+        server.endless = True
+        message = self.fetch_refused(run_cli, data)
+        limit = len(ARCHIVE) if known else sum(COUNTS.values()) << 18
+        assert f"the server sends more than {limit:,} bytes, too many for this archive" in message
+        assert server.sent < limit + (32 << 20)  # what the buffers of the connection hold
+
+    @pytest.mark.parametrize("length", ["1e9", "-1", "", "9" * 5000, "\x1b[2J"])
+    def test_a_length_that_is_no_number(self, length, run_cli, data, server):
+        server.headers = {"Content-Length": length}
+        message = self.fetch_refused(run_cli, data)
+        assert "\x1b" not in message
+        assert "Content-Length is not a number" in message
+
+    @pytest.mark.parametrize(
+        "address",
+        ["http://[", "http://", "file:///etc/passwd", "http://a:99999999/", "http://.a/", "/x"],
+    )
+    def test_a_redirect_to_an_address_that_is_not_valid(self, address, run_cli, data, server):
+        server.redirect = address
+        message = self.fetch_refused(run_cli, data)
+        assert "doors.tar.gz: it, or an address that it redirects to, is not valid" in message
+
+    def test_an_endless_redirect(self, run_cli, data, server):
+        server.redirect, server.endless = "/x", True
+        assert "more than 10 redirects" in self.fetch_refused(run_cli, data)
+        assert server.sent < 10 * (32 << 20)
+
+    @pytest.mark.parametrize("headers", [{"ETag": '"\xe9\x01"'}, {"ETag": '"' + "a" * 9999 + '"'}])
+    def test_a_version_that_is_no_header_is_not_sent_back(self, headers, run_cli, data, server):
+        server.headers, server.cut = headers, [HALF]
+        run_cli("data", "fetch", "doors")
+        assert run_cli("data", "fetch", "doors").exit_code == 0
+        assert list_cache(data) == FETCHED_FILES
+
+    @pytest.mark.parametrize("content", ["[1]", '{"url": 3, "same": [3]}', '{"url": "URL", "same": 7}'])
+    def test_a_damaged_note_on_an_interrupted_download(self, content, run_cli, data, server):
+        server.cut = [HALF]
+        run_cli("data", "fetch", "doors")
+        (data / "doors.part.json").write_text(content.replace("URL", f"{server.url}/doors.tar.gz"))
+        assert run_cli("data", "fetch", "doors").exit_code == 0
+        assert list_cache(data) == FETCHED_FILES
 
     def test_a_local_file_of_another_length(self, run_cli, data, tmp_path):
         (tmp_path / "short.tar.gz").write_bytes(ARCHIVE[:-1])
