@@ -18,7 +18,8 @@ from torch import Tensor
 
 # torch's unpickler with weights_only=True calls bytearray(N), which writes N zeros. torch.save writes no bytearray.
 _BYTEARRAY = b"bytearray"
-# of a wheel with weights in it: weights hardly compress
+# Bytes that a file may become, in multiples of its own and in addition to them. Tensors may share memory (tied weights),
+# and weights in a wheel hardly compress.
 _MAX_EXPANSION, _MORE_BYTES = 20, 64 << 20
 
 
@@ -29,8 +30,9 @@ class UnpackedTooLarge(ValueError):
 def load_pickle(file: Path | io.BytesIO) -> Any:
     """What torch.save wrote: tensors on the CPU and plain values.
 
-    Raises UnpackedTooLarge if the file unpacks to more bytes than it has, or has tensors of more bytes, such as one
-    value that is repeated; and what torch.load raises for files that are not complete, or would run code.
+    Raises UnpackedTooLarge if the file unpacks to more bytes than it has, or if its tensors have more than 20 times the
+    bytes of the file (one value can be repeated without end); and what torch.load raises for files that are not
+    complete, or would run code.
 
     >>> file = io.BytesIO()
     >>> torch.save({"weight": torch.ones(2)}, file)
@@ -49,7 +51,7 @@ def load_pickle(file: Path | io.BytesIO) -> Any:
     with warnings.catch_warnings(action="ignore"):
         loaded = torch.load(file, map_location="cpu", weights_only=True)
     tensors = sum(tensor.numel() * tensor.element_size() for tensor in _iter_tensors(loaded))
-    if tensors > size:
+    if tensors > _MAX_EXPANSION * size + _MORE_BYTES:
         raise UnpackedTooLarge(
             f"its tensors have {tensors:,} bytes, and the file has {size:,}: they repeat their values"
         )

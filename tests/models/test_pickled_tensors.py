@@ -46,9 +46,16 @@ def test_values_that_are_repeated_by_strides_are_refused(zipped):
 
 
 def test_a_storage_that_many_tensors_share_counts_for_each():
-    shared = torch.zeros(1000)
+    shared = torch.zeros(10**6)
     with pytest.raises(UnpackedTooLarge, match="they repeat their values"):
-        load_pickle(saved({"deep": [{f"a{i}": shared[:] for i in range(100)}]}))
+        load_pickle(saved({"deep": [{f"a{i}": shared[:] for i in range(40)}]}))
+
+
+def test_tied_weights_are_read():
+    tied = torch.randn(10**4)
+    loaded = load_pickle(saved({"encoder": tied, "decoder": tied}))
+    assert loaded["encoder"].equal(tied)
+    assert loaded["decoder"].equal(tied)
 
 
 def test_compressed_parts_are_refused_before_they_are_unpacked():
