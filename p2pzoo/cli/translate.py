@@ -75,7 +75,7 @@ def translate_command(
     quiet: bool,
 ) -> None:
     """Translate images with MODEL: a run folder, a model.safetensors, or zoo:NAME. An INPUT is an image, or a folder
-    of images.
+    of images. Of a run that is not finished, MODEL is its newest checkpoint.
 
     Images can have any size. MODEL sees them at the scale of its training images: if those were reduced to a quarter,
     it sees a quarter of each image's height and width. Translations have the names and the sizes of their images.
@@ -170,6 +170,8 @@ def _describe_translation(
     from p2pzoo.utils.version import __version__
 
     values: dict[str, Any] = {"model": model.run, "test_mode": mode, "seed": seed, "p2pzoo": __version__}
+    if model.checkpoint:
+        values["checkpoint"] = model.checkpoint._asdict()
     if not scaling.is_native:
         values |= scaling.as_json()
     if precision != "fp32":

@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Literal, NamedTuple, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -19,7 +19,8 @@ from p2pzoo.compute.memory import is_out_of_memory
 from p2pzoo.images.color_spaces import dequantize, join_lab, quantize, split_lab
 from p2pzoo.images.io import decode_pixels, with_channels
 from p2pzoo.images.resize import resize_to
-from p2pzoo.models.model_file import ModelHeader, load_network
+from p2pzoo.models.checkpoint_model import list_checkpoints, load_model_tensors, load_newest_checkpoint
+from p2pzoo.models.model_file import ModelHeader, restore_network
 from p2pzoo.models.scaling import NO_FILE_LAYOUT, Scaling
 from p2pzoo.models.test_modes import draws_random_numbers, optimize_for_eval, translate
 from p2pzoo.models.tiling import Tiling, blend_tiles
@@ -66,6 +67,7 @@ class Model:
     size_divisor               images are padded to multiples of it
     test_mode                  the recipe's test mode, "paper" or "eval": the default of `translate`
     run                        id of the run that trained it
+    checkpoint                 (images, of): how far its training was; None if it was finished
     precision                  "fp32", or "bf16" (eval mode only), which is less exact, and faster on some devices
     header                     the parsed header of its file
 
@@ -83,7 +85,7 @@ class Model:
         self.x_dtype, self.y_dtype = header.x_dtype, header.y_dtype
         self.x_range, self.y_range = header.x_range, header.y_range
         self.encodings, self.x_labels, self.y_labels = header.encodings, header.x_labels, header.y_labels
-        self.size, self.file_layout = header.size, header.file_layout
+        self.size, self.file_layout, self.checkpoint = header.size, header.file_layout, header.checkpoint
         self._y_classes = self.y_labels.classes if self.y_labels and self.encodings.y == "one-hot" else None
         # Lab images are joined with their lightness before they are returned: before that y has another format
         self._y_format = (self._y_classes.dtype, 1) if self._y_classes else (self.y_dtype, self.out_channels)
@@ -92,7 +94,8 @@ class Model:
 
     def __repr__(self) -> str:
         size = f"{self.size[0]}×{self.size[1]}"
-        return f"<Model {self.header.use}, run {self.run}, trained at {size}, on {self.device}>"
+        run = f"{self.run}, {self.checkpoint}" if self.checkpoint else self.run
+        return f"<Model {self.header.use}, run {run}, trained at {size}, on {self.device}>"
 
     # --- translate an image ---
 
@@ -510,7 +513,8 @@ def pad_by_reflection(images: Tensor, divisor: int) -> Tensor:
 def load_model(path: str | Path, *, device: str = "auto", precision: str = "fp32") -> Model:
     """Load a trained model. `p2pzoo.load` calls this function.
 
-    path: a run folder, a model.safetensors, or "zoo:NAME" for a model that a plugin ships.
+    path: a run folder, a model.safetensors, a checkpoint, or "zoo:NAME" for a model that a plugin ships. Of a run that
+        is not finished, its newest intact checkpoint is taken, with a warning that says how far the training was.
     device: "auto", "cpu", "cuda" or "mps".
     precision: "fp32", or "bf16" for eval mode only.
 
@@ -520,8 +524,9 @@ def load_model(path: str | Path, *, device: str = "auto", precision: str = "fp32
     >>> load_model("zoo:earth-small", device="cpu").size
     (128, 128)
     """
-    file = find_model_file(Path(path))
-    G, header = load_network(file, registry())
+    tensors, json_header, file = read_model(Path(path))
+    header = ModelHeader.parse(json_header, file)
+    G = restore_network(tensors, header, file, registry())
     for key in ("run", "test_mode", "size_divisor"):
         if getattr(header, key) is None:
             raise DamagedFile(f"{file}: its header is damaged: it has no {key}")
@@ -539,17 +544,42 @@ def resolve_zoo_path(path: Path) -> Path:
     return Path(registry().get("model", name).load()()) if scheme == "zoo" else path
 
 
+def read_model(path: Path) -> tuple[dict[str, Tensor], dict[str, Any], Path]:
+    """The tensors and the header of the model that `path` names, as `load_model` takes it, and their file.
+
+    Raises UserError if there is no such model, DamagedFile if it is damaged.
+    """
+    folder = resolve_zoo_path(path)
+    if is_unfinished(folder):
+        return load_newest_checkpoint(folder)
+    file = find_model_file(path)
+    return *load_model_tensors(file), file
+
+
+def is_unfinished(folder: Path) -> bool:
+    """Whether this is the folder of a run that has not written its model yet."""
+    return (folder / "status.json").is_file() and not (folder / "model.safetensors").is_file()
+
+
 def find_model_file(path: Path) -> Path:
     """The model.safetensors of a run folder or of `zoo:NAME`, or `path` itself if it is no folder.
 
-    Raises UserError for a folder without a model.
+    For a run that is not finished, its newest checkpoint, which may be damaged. Raises UserError for a folder without a
+    model.
     """
     path = resolve_zoo_path(path)
     if path.suffix == ".toml":
         raise UserError(f"{path}: is a recipe, not a model: `p2pzoo run {path}` trains one")
     if not path.is_dir():
         return path
+    if is_unfinished(path) and (checkpoints := list_checkpoints(path)):
+        return checkpoints[-1]
     if not (path / "model.safetensors").is_file():
-        problem = "this run has not finished training" if (path / "status.json").exists() else "not a run folder"
-        raise UserError(f"{path}: {problem}; give a finished run or a model.safetensors")
+        problem = "this run has not saved a checkpoint yet" if is_unfinished(path) else "not a run folder"
+        raise UserError(f"{path}: {problem}; give a run folder or a model.safetensors")
     return path / "model.safetensors"
+
+
+def find_run_folder(file: Path) -> Path:
+    """The folder of the run whose model file or checkpoint this is."""
+    return file.parent.parent if file.parent.name == "checkpoints" else file.parent

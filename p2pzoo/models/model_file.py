@@ -19,7 +19,8 @@ from p2pzoo.config.provenance import component_source
 from p2pzoo.images.color_spaces import Encodings
 from p2pzoo.images.label_maps import Labels
 from p2pzoo.models.build import build_network, build_on_meta
-from p2pzoo.models.safetensors_io import check_tensors_fit, find_unsaved, load_into, load_tensors
+from p2pzoo.models.checkpoint_model import CheckpointAt, load_model_tensors
+from p2pzoo.models.safetensors_io import check_tensors_fit, find_unsaved, load_into
 from p2pzoo.plugin import schema
 from p2pzoo.plugin.file_layout import FileLayout, Half
 from p2pzoo.plugin.protocols import Dataset
@@ -58,6 +59,11 @@ class _FileLayoutJson(TypedDict):
     alpha: bool
 
 
+class _CheckpointJson(TypedDict):
+    images: Annotated[int, Field(ge=0)]
+    of: Annotated[int, Field(ge=0)]
+
+
 class _NetworkJson(TypedDict):
     use: str
     params: dict[str, Any]
@@ -83,6 +89,7 @@ class _HeaderJson(TypedDict):
     x_labels: NotRequired[dict[str, Any]]
     y_labels: NotRequired[dict[str, Any]]
     file_layout: NotRequired[_FileLayoutJson]
+    checkpoint: NotRequired[_CheckpointJson]
 
 
 _HEADER_JSON = TypeAdapter(_HeaderJson)
@@ -106,6 +113,7 @@ class ModelHeader:
     encodings                  the color spaces of x and y
     x_labels, y_labels         the classes of a side that is a label map, else None
     file_layout                how x was taken from its files; None if the file does not say
+    checkpoint                 how far its training was; None if it was finished
     as_json                    the whole header as the file has it, for files that repeat it
     """
 
@@ -127,6 +135,7 @@ class ModelHeader:
     x_labels: Labels | None = None
     y_labels: Labels | None = None
     file_layout: FileLayout | None = None
+    checkpoint: CheckpointAt | None = None
     as_json: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
     @classmethod
@@ -184,6 +193,7 @@ class ModelHeader:
             x_labels=x_labels,
             y_labels=y_labels,
             file_layout=FileLayout(**checked["file_layout"]) if "file_layout" in checked else None,
+            checkpoint=CheckpointAt(**checked["checkpoint"]) if "checkpoint" in checked else None,
             as_json=header,
         )
 
@@ -258,8 +268,8 @@ def _labels_json(dataset: Dataset) -> dict[str, Any]:
 
 
 def load_network(path: Path, registry: Registry, kind: str = "generator") -> tuple[nn.Module, ModelHeader]:
-    """The network of a model file, on the CPU, and its header. Raises UserError."""
-    tensors, json_header = load_tensors(path)
+    """The network of a model file or of a checkpoint, on the CPU, and its header. Raises UserError."""
+    tensors, json_header = load_model_tensors(path)
     header = ModelHeader.parse(json_header, path, kind)
     return restore_network(tensors, header, path, registry), header
 

@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -50,33 +50,49 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str,
             raise OSError(number, os.strerror(number) if number else str(error), str(path)) from error
 
 
-def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def load_tensors(
+    path: Path, keep: Callable[[Mapping[str, Any], str], bool] | None = None
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Read what `save_tensors` wrote: the tensors, copied out of the file, and the header.
+
+    keep  keep(header, name): whether to return a tensor [default: all]. The others are checked too, one at a time
 
     Raises DamagedFile if anything is missing or altered, UserError if there is no such file.
     """
     try:
         with safe_open(path, "pt") as file:
             header = parse_json((file.metadata() or {})[METADATA_KEY])
-            # clone: memory-mapped tensors are unaligned, and kernels chosen by alignment give other bits
-            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 (not a dict)
-        expected = header.pop("digest")
+            expected = header.pop("digest")
+            tensors, digest = {}, _begin_digest(header)
+            for name in sorted(file.keys()):
+                # clone: memory-mapped tensors are unaligned, and kernels chosen by alignment give other bits
+                tensor = file.get_tensor(name).clone()
+                _add_to_digest(digest, name, tensor)
+                if keep is None or keep(header, name):
+                    tensors[name] = tensor
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
     except (SafetensorError, KeyError, TypeError, AttributeError, ValueError) as error:
         raise DamagedFile(f"{path}: not a complete p2pzoo file ({type(error).__name__}: {error})") from None
-    if _digest(tensors, header) != expected:
+    if digest.hexdigest() != expected:
         raise DamagedFile(f"{path}: its contents were altered since they were written (the digest differs)")
     return tensors, header
 
 
 def _digest(tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> str:
-    digest = hashlib.sha256(json.dumps(header, sort_keys=True).encode())
+    digest = _begin_digest(header)
     for name in sorted(tensors):
-        tensor = tensors[name]
-        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+        _add_to_digest(digest, name, tensors[name])
     return digest.hexdigest()
+
+
+def _begin_digest(header: Mapping[str, Any]) -> hashlib._Hash:
+    return hashlib.sha256(json.dumps(header, sort_keys=True).encode())
+
+
+def _add_to_digest(digest: hashlib._Hash, name: str, tensor: Tensor) -> None:
+    digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
+    digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
 
 
 # --- model files -----------------------------------------------------------------------------------------------
@@ -84,7 +100,12 @@ def _digest(tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> str:
 
 def save_model(path: Path, G: nn.Module, header: Mapping[str, Any]) -> None:
     """Write G's weights with a header that says how to build it (see `model_file.build_header`)."""
-    save_tensors(path, plain_state_dict(G), {"format": 1, "p2pzoo": __version__, **header})
+    save_model_tensors(path, plain_state_dict(G), header)
+
+
+def save_model_tensors(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> None:
+    """The same, for tensors with the names of a model file."""
+    save_tensors(path, tensors, {"format": 1, "p2pzoo": __version__, **header})
 
 
 def load_into(model: nn.Module, tensors: Mapping[str, Tensor], where: str) -> None:

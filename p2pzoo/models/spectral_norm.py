@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from torch.nn.utils.parametrizations import spectral_norm
 
+ADDED_TENSORS = "parametrizations.weight."  # in the names of the tensors of a normalised layer
 _LAYERS = (nn.modules.conv._ConvNd, nn.Linear)
 
 
@@ -70,8 +71,7 @@ def plain_state_dict(network: nn.Module) -> dict[str, Tensor]:
         [norm, *_] = layer.parametrizations.weight
         if isinstance(norm, FullPrecisionSpectralNorm):
             prefix = f"{name}." if name else ""
-            added = f"{prefix}parametrizations.weight."
-            tensors = {key: value for key, value in tensors.items() if not key.startswith(added)}
+            tensors = {key: value for key, value in tensors.items() if not key.startswith(prefix + ADDED_TENSORS)}
             tensors[f"{prefix}weight"] = _read_weight(layer, norm)
     return tensors
 

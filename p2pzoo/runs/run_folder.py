@@ -9,7 +9,7 @@ runs/<recipe>/<profile>-seed<N>-<id>/
     findings.jsonl    problems that the training monitor found, if any (monitor.py)
     kernels.json      a copy of `[compute] kernels`, if set; a resumed run uses it again
     samples/          x | ŷ | y grids
-    checkpoints/      the newest two while training, the last one afterwards
+    checkpoints/      the newest two while training, the last one afterwards; each holds a model too
     model.safetensors, results.json, stats.safetensors
 """
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from p2pzoo.compute.distributed import all_reduce_mean, on_rank0
 from p2pzoo.compute.engine import Engine
 from p2pzoo.models import safetensors_io
+from p2pzoo.models.checkpoint_model import list_checkpoints, replaced_tensors
 from p2pzoo.runs.monitor import Diverged
 from p2pzoo.runs.progress import Progress
 from p2pzoo.runs.run_folder import Run
@@ -69,6 +70,8 @@ class State:
     window of the log.
 
     loss_modules  {name: a loss that is a module}
+    model_header  header of the run's model file; with it a checkpoint is a model too
+    target        images at the end of the training
     """
 
     engine: Engine
@@ -78,9 +81,16 @@ class State:
     pool: Pool | None
     losses: LossLogger
     loss_modules: Mapping[str, nn.Module] = field(default_factory=dict)
+    model_header: Mapping[str, Any] = field(default_factory=dict)
+    target: int = 0
 
     def trainables(self) -> dict[str, Trainable]:
         return {"G": self.G, "D": self.D} if self.D else {"G": self.G}
+
+    @property
+    def final(self) -> nn.Module:
+        """What is sampled, evaluated and saved in the end: the average of G, else G."""
+        return self.engine.unwrap(self.G.network if self.average is None else self.average)
 
     def tensors(self) -> dict[str, Tensor]:
         """Everything but the window of the log."""
@@ -90,6 +100,7 @@ class State:
             tensors |= safetensors_io.optimizer_tensors(f"{name}_adam", trainable.optimizer)
         if self.average is not None:
             tensors |= safetensors_io.module_tensors("average", self.engine.unwrap(self.average))
+        tensors |= replaced_tensors(self.final)
         if self.pool:
             tensors |= {f"pool.{name}": tensor for name, tensor in self.pool.tensors().items()}
         for prefix, loss in self.loss_modules.items():
@@ -104,10 +115,11 @@ class State:
                 raise Diverged(f"{name} has values that are nan or inf at image {images}")
         path = run.checkpoints / f"images-{images:010d}.safetensors"
         header: dict[str, Any] = {"format": 1, "images": images, "window": self.losses.window}
+        header |= {"target": self.target, "model": self.model_header}
         if (scaler := self.engine.accelerator.scaler) is not None:  # the loss scale of fp16
             header["scaler"] = scaler.state_dict()
         safetensors_io.save_tensors(path, tensors, header)
-        for old in list_checkpoints(run)[:-KEPT_CHECKPOINTS]:
+        for old in list_checkpoints(run.folder)[:-KEPT_CHECKPOINTS]:
             old.unlink()
 
     def restore(self, run: Run, progress: Progress, start_from: Path | None) -> int:
@@ -129,7 +141,7 @@ class State:
     def _read_newest(
         run: Run, progress: Progress, start_from: Path | None
     ) -> tuple[dict[str, Tensor], dict[str, Any], Path] | None:
-        for path in reversed(list_checkpoints(run)):
+        for path in reversed(list_checkpoints(run.folder)):
             try:
                 return *safetensors_io.load_tensors(path), path
             except DamagedFile as error:
@@ -151,11 +163,6 @@ class State:
         for prefix, loss in self.loss_modules.items():
             own = safetensors_io.loss_tensors(loss)
             safetensors_io.copy_into(own, safetensors_io.strip_prefix(prefix, tensors), str(path))
-
-
-def list_checkpoints(run: Run) -> list[Path]:
-    """The run's checkpoints, oldest first."""
-    return sorted(run.checkpoints.glob("images-*.safetensors"))
 
 
 def _numbers(scalars: Sequence[Tensor]) -> list[float]:

@@ -68,7 +68,6 @@ def run_training_loop(
     # the networks, and the state to resume from
     objective, state = _build_state(experiment, engine, store)
     G, average = state.G, state.average
-    final: Any = engine.unwrap(G.network) if average is None else average  # what is sampled and saved
     compiled_step = engine.compile_step(objective)
     step = state.restore(run, progress, start_from) // settings.step_images
     for name in ("metrics.jsonl", "timings.jsonl"):
@@ -79,7 +78,7 @@ def run_training_loop(
     with stopping() as signals, engine.prefetch(train_batches(store, settings, seed), settings.steps) as prefetched:
         batches = TimedBatches(prefetched)
         writer = RunWriter(
-            experiment, run, engine, state, final, validation, batches, monitor, callbacks, step=step
+            experiment, run, engine, state, validation, batches, monitor, callbacks, step=step
         )  # fmt: skip
         while step < settings.steps:
             rate = experiment.optimizer.lr_at(step / settings.steps)
@@ -104,7 +103,7 @@ def run_training_loop(
             on_rank0(lambda: run.set_status(state="interrupted"))
             raise Interrupted(signum, step * settings.step_images)
 
-    on_rank0(_save_model, experiment, run, engine.unwrap(final), store)
+    on_rank0(_save_model, run, state)
 
 
 def _build_state(experiment: Experiment, engine: Engine, store: Store) -> tuple[Objective, State]:
@@ -113,14 +112,16 @@ def _build_state(experiment: Experiment, engine: Engine, store: Store) -> tuple[
     average = None
     if experiment.train.ema:
         average = engine.prepare_model(make_generator(experiment, store.channels, store.size))
+    G = engine.unwrap(objective.G.network)
+    header = build_header(experiment, G, store.dataset, store.channels, store.size, store.dtypes)
     return objective, State(
-        engine, objective.G, objective.D, average, objective.pool, LossLogger(), objective.loss_modules
-    )
+        engine, objective.G, objective.D, average, objective.pool, LossLogger(), objective.loss_modules,
+        header, experiment.train.images_seen,
+    )  # fmt: skip
 
 
-def _save_model(experiment: Experiment, run: Run, trained: nn.Module, store: Store) -> None:
-    header = build_header(experiment, trained, store.dataset, store.channels, store.size, store.dtypes)
-    safetensors_io.save_model(run.model, trained, header)
+def _save_model(run: Run, state: State) -> None:
+    safetensors_io.save_model(run.model, state.final, state.model_header)
     run.set_status(state="trained")
 
 

@@ -9,8 +9,8 @@ from p2pzoo.compute.conv_as_gemm import ConvAlgorithm
 from p2pzoo.compute.tuned_kernels import read_kernels, read_recipe_kernels, write_kernels
 from p2pzoo.config.experiment import Experiment
 from p2pzoo.config.provenance import changed_sources
+from p2pzoo.models.checkpoint_model import list_checkpoints
 from p2pzoo.runs.run_folder import Run
-from p2pzoo.training.checkpoint import list_checkpoints
 from p2pzoo.utils.errors import UserError
 from p2pzoo.utils.files import write_text
 
@@ -18,7 +18,7 @@ from p2pzoo.utils.files import write_text
 def refuse_stale(run: Run, hashes: Mapping[str, str]) -> None:
     """Raises UserError if the run has checkpoints of other code or data. hashes: of today's (`source_hashes`)."""
     changed = changed_sources(run.status.get("sources", {}), hashes)
-    if changed and list_checkpoints(run):
+    if changed and list_checkpoints(run.folder):
         raise UserError(
             f"{run.folder}: this run began with other code or data ({', '.join(changed)} changed since): start over "
             "with --fresh, or resume with --accept-stale"
@@ -32,7 +32,7 @@ def choose_kernels(experiment: Experiment, run: Run) -> dict[str, ConvAlgorithm]
     """
     file = experiment.compute.kernels
     recipe_kernels = read_recipe_kernels(experiment.compute)
-    if not list_checkpoints(run):
+    if not list_checkpoints(run.folder):
         return recipe_kernels
     run_kernels = read_kernels(run.kernels) if run.kernels.exists() else {}
     if file and recipe_kernels != run_kernels:
@@ -53,7 +53,7 @@ def store_kernels(kernels: Mapping[str, ConvAlgorithm], run: Run) -> None:
 
 def continue_run(experiment: Experiment, run: Run, continued: Run) -> Path:
     """Copy the log of another run and return its last checkpoint. Raises UserError if it cannot be continued."""
-    checkpoints = list_checkpoints(continued)
+    checkpoints = list_checkpoints(continued.folder)
     if continued.state != "complete" or not checkpoints:
         raise UserError(f"{continued.folder}: --continue-from takes a complete run; this one is {continued.state}")
     images = int(continued.status["images"])
@@ -62,7 +62,7 @@ def continue_run(experiment: Experiment, run: Run, continued: Run) -> Path:
             f"--continue-from: {continued.folder} has seen {images} images and the recipe asks for "
             f"{experiment.train.images}; raise it, as in -s train.images={2 * images}"
         )
-    if not list_checkpoints(run):
+    if not list_checkpoints(run.folder):
         write_text(run.folder / "metrics.jsonl", (continued.folder / "metrics.jsonl").read_text("utf-8"))
     return checkpoints[-1]
 

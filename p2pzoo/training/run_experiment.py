@@ -22,6 +22,7 @@ from p2pzoo.data import Store
 from p2pzoo.data.augmentation import make_augmentations
 from p2pzoo.data.validation import validate_or_raise
 from p2pzoo.models.build import build_network
+from p2pzoo.models.checkpoint_model import list_checkpoints
 from p2pzoo.models.model_file import ModelHeader, restore_network
 from p2pzoo.models.safetensors_io import load_tensors
 from p2pzoo.plugin.protocols import Callback
@@ -34,7 +35,6 @@ from p2pzoo.runs.results import read_results
 from p2pzoo.runs.run_folder import Run, locate_run
 from p2pzoo.runs.stored_results import covers_metrics
 from p2pzoo.training.callbacks import build_callbacks, call_each
-from p2pzoo.training.checkpoint import list_checkpoints
 from p2pzoo.training.environment import environment, training_cost
 from p2pzoo.training.loop import run_training_loop
 from p2pzoo.training.result_images import best_and_worst, save_test_grid
@@ -202,13 +202,13 @@ def _begin(
     progress: Progress,
 ) -> Path | None:
     """Prepare the run's folder. Returns the checkpoint of the run to continue from, if there is one."""
-    if experiment.continued_from and not continued and not list_checkpoints(run):
+    if experiment.continued_from and not continued and not list_checkpoints(run.folder):
         raise UserError(f"this recipe continues run {experiment.continued_from}: give --continue-from RUN")
     start_from = continue_run(experiment, run, continued) if continued else None
     if continued and (jump := describe_jump_of_lr(experiment, continued)):
         progress.note(jump)
     run.begin(experiment, environment(engine, experiment), hashes)
-    verb = "resuming" if list_checkpoints(run) else "training"
+    verb = "resuming" if list_checkpoints(run.folder) else "training"
     processes = f" over {world_size()} processes" if world_size() > 1 else ""
     progress.note(f"{verb} {experiment.title}, {experiment.train.images} images{processes}, in {run.folder}")
     return start_from
@@ -227,7 +227,7 @@ def _load_generator(run: Run, engine: Engine, registry: Registry) -> Any:
 def _complete(experiment: Experiment, run: Run, engine: Engine, G: Any, test: Store) -> None:
     """Write the test images and the last report; then the run is complete."""
     save_test_grid(experiment, run, engine, G, test)
-    for old in list_checkpoints(run)[:-1]:
+    for old in list_checkpoints(run.folder)[:-1]:
         old.unlink()
     comparisons = best_and_worst(experiment, run, engine, G, test)
     write_report(run, experiment, comparisons)  # before the status: a run killed in between writes it again

@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from p2pzoo.compute.engine import Engine
 from p2pzoo.compute.memory import current_memory_megabytes
@@ -52,7 +52,6 @@ REPORT_SHARE = 0.05  # of the time of a run that the report may take while it tr
 class RunWriter:
     """Writes the logs, sample grids and checkpoints of one run, and calls the callbacks.
 
-    final      the network that is saved in the end: G, or its average
     batches    measures how long training waits for batches
 
     Every process makes one; only the first process may call `write`.
@@ -64,7 +63,6 @@ class RunWriter:
         run: Run,
         engine: Engine,
         state: State,
-        final: nn.Module,
         validation: Store,
         batches: TimedBatches,
         monitor: TrainingMonitor,
@@ -72,7 +70,7 @@ class RunWriter:
         *,
         step: int,
     ) -> None:
-        self.experiment, self.run, self.engine, self.state, self.final = experiment, run, engine, state, final
+        self.experiment, self.run, self.engine, self.state = experiment, run, engine, state
         self.batches, self.monitor, self.callbacks = batches, monitor, callbacks
         self.samples = list(single_batches(validation, sample_indices(len(validation), experiment.evaluate.samples)))
         self.encodings = Encodings.of(validation.dataset)
@@ -100,6 +98,7 @@ class RunWriter:
             self.save(images)
         if signum:
             self.run.set_status(state="interrupted")
+            write_report(self.run, self.experiment)
 
     def log(self, step: int, images: int, rate: float, means: dict[str, float]) -> None:
         """Append a line to metrics.jsonl and one to timings.jsonl."""
@@ -122,7 +121,7 @@ class RunWriter:
     def sample(self, images: int) -> None:
         """Translate the validation samples, and write them as a grid x | ŷ | y."""
         batches = [self.engine.to_device(batch) for batch in self.samples]
-        y_hats = [translate(self.final, batch.x, self.experiment.evaluate.test_mode) for batch in batches]
+        y_hats = [translate(self.state.final, batch.x, self.experiment.evaluate.test_mode) for batch in batches]
         self.monitor.sampled(images, y_hats, [batch.y for batch in batches])
         rows = [
             _first_images(self.encodings.to_rgb(batch.x, y_hat, batch.y))

@@ -14,8 +14,9 @@ import click
               help="Licence of the model, as hubs name it (mit, cc-by-4.0, …). You choose it.")  # fmt: skip
 @click.option("--force", is_flag=True, help="Overwrite files that exist in DIR.")
 def card_command(run: Path, output: Path, licence: str | None, force: bool) -> None:
-    """Write a folder for a model hub from the finished RUN. Nothing is uploaded.
+    """Write a folder for a model hub from RUN. Nothing is uploaded.
 
+    Of a RUN that is not finished, the model is its newest checkpoint, and the card says so.
     The folder holds README.md (the model card), model.safetensors, recipe.toml and samples.png.
     """
     from p2pzoo.plugin.loader import registry

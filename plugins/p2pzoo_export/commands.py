@@ -87,6 +87,8 @@ def export_command(
 ) -> None:
     """Export MODEL, a run folder, a model.safetensors or zoo:NAME, for other code.
 
+    Of a run that is not finished, MODEL is its newest checkpoint.
+
     A graph is compared with torch before it is kept, on images of the run's test split if they are available.
     Differences to `p2pzoo translate` are printed.
 
@@ -121,24 +123,23 @@ def export_command(
 
 
 def _write_weights(model: Path, to: str, output: Path) -> Sequence[str]:
-    from p2pzoo.models.model import find_model_file
     from p2pzoo.plugin.loader import registry
     from p2pzoo_export.weights import export_weights
 
-    return export_weights(find_model_file(model), to, output, registry())
+    return export_weights(model, to, output, registry())
 
 
 def _write_graph(
     model: Path, to: str, output: Path, test_mode: str | None, precision: str, ort_dir: Path | None
 ) -> Sequence[str]:
     """Write a graph or a page; print its input and its difference to torch; return notes."""
-    from p2pzoo.models.model import find_model_file, load_model
+    from p2pzoo.models.model import find_model_file, find_run_folder, load_model
     from p2pzoo_export.graph_check import load_run_data
     from p2pzoo_export.graphs import FORMATS, export_graph
     from p2pzoo_export.web import export_web, read_title
 
     loaded = load_model(model, device="cpu")
-    folder = find_model_file(model).parent
+    folder = find_run_folder(find_model_file(model))
     data, why_none = load_run_data(folder, loaded)
     if to in FORMATS:
         result = export_graph(loaded, output, to, test_mode=test_mode, precision=precision, data=data)

@@ -1,4 +1,4 @@
-"""Write a folder for a model hub from a finished run: the model, its recipe, pictures, and a model card.
+"""Write a folder for a model hub from a run: the model, its recipe, pictures, and a model card.
 
 The metadata block of the card is written by huggingface_hub; nothing here uses the network. The text of recipes is
 escaped in Markdown.
@@ -21,7 +21,9 @@ from p2pzoo import __version__, config
 from p2pzoo.config.experiment import Component, Experiment
 from p2pzoo.config.recipe import iter_leaves
 from p2pzoo.models import safetensors_io
+from p2pzoo.models.model import read_model
 from p2pzoo.models.model_file import ModelHeader
+from p2pzoo.models.safetensors_io import save_model_tensors
 from p2pzoo.models.scaling import Scaling
 from p2pzoo.plugin.registry import Registry
 from p2pzoo.runs.run_folder import Run, find_run
@@ -40,42 +42,60 @@ def write_card(
 ) -> list[Path]:
     """Write the folder `out` for the run `folder`; return the files written.
 
+    Of a run that is not finished, the model is its newest intact checkpoint, and the card says so.
+
     licence  of the model, as hubs name it; None writes "other", and a line that says that none is stated
     force    overwrite files that exist
 
-    Raises UserError if `folder` is not a finished run, or before a file would be overwritten.
+    Raises UserError if `folder` is not a run with a model, or before a file would be overwritten.
     """
     if folder.is_file():
         raise UserError(f"{folder}: a model file does not contain how it was trained; give the run folder")
     run = find_run(folder)
-    if not run.model.is_file() or run.state != "complete":
-        raise UserError(f"{folder}: the run has not finished; the same `p2pzoo run` command resumes it")
     if out.resolve() == folder.resolve():
         raise UserError(f"{out}: this is the run folder itself; write the card to another folder")
     if existing := [out / name for name in FILES if (out / name).exists() and not force]:
         raise UserError(f"{existing[0]}: already exists; --force overwrites it")
     experiment = config.load(str(run.recipe), registry=registry)
-    samples = run.samples / f"{experiment.evaluate.split}.png"
-    picture = samples if samples.is_file() else None
-    sources = {"model.safetensors": run.model, "recipe.toml": run.recipe, "samples.png": picture}
-    text = render_card(run, experiment, licence=licence, has_samples=picture is not None)
+    tensors, json_header, file = read_model(folder)
+    header = ModelHeader.parse(json_header, file)
+    samples = _find_samples(run, experiment)
+    text = render_card(run, experiment, header, licence=licence, samples=samples)
     out.mkdir(parents=True, exist_ok=True)
-    written = []
+    sources = {"recipe.toml": run.recipe}
+    if header.checkpoint:
+        save_model_tensors(out / "model.safetensors", tensors, json_header)
+    else:
+        sources["model.safetensors"] = file
+    if samples:
+        sources["samples.png"] = samples
     for name, source in sources.items():
-        if source is not None:
-            with atomic_write(out / name) as temporary:
-                shutil.copyfile(source, temporary)
-            written.append(out / name)
+        with atomic_write(out / name) as temporary:
+            shutil.copyfile(source, temporary)
     write_text(out / "README.md", text)
-    return [out / "README.md", *written]
+    return [out / name for name in FILES if name != "samples.png" or samples]
 
 
-def render_card(run: Run, experiment: Experiment, *, licence: str | None = None, has_samples: bool = True) -> str:
-    """Return the text of README.md, from the files of the run folder."""
+def _find_samples(run: Run, experiment: Experiment) -> Path | None:
+    """The grid of test images; of a run that is not evaluated, the newest grid of validation images."""
+    of_test = run.samples / f"{experiment.evaluate.split}.png"
+    return of_test if of_test.is_file() else max(run.samples.glob("images-*.png"), default=None)
+
+
+def render_card(
+    run: Run,
+    experiment: Experiment,
+    header: ModelHeader,
+    *,
+    licence: str | None = None,
+    samples: Path | None = None,
+) -> str:
+    """Return the text of README.md, from the files of the run folder.
+
+    header  of the model; samples: its pictures, if there are any
+    """
     results = read_json(run.results) or {}
     env = read_json(run.folder / "env.json") or {}
-    _, json_header = safetensors_io.load_tensors(run.model)
-    header = ModelHeader.parse(json_header, run.model)
     data = experiment.dataset
     environment = jinja2.Environment(trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined)
     environment.filters |= {"md": escape_markdown, "code": format_code}
@@ -88,7 +108,6 @@ def render_card(run: Run, experiment: Experiment, *, licence: str | None = None,
         data=data,
         data_licence=get_licence(data),
         numbers=metrics,
-        split=experiment.evaluate.split,
         header=header,
         scaling=None if (scaling := Scaling.resolve(header.file_layout)).is_native else scaling,
         components=experiment.components(),
@@ -99,13 +118,14 @@ def render_card(run: Run, experiment: Experiment, *, licence: str | None = None,
         ],
         env={name: value for name, value in env.items() if name not in ("training", "on", "components")},
         seconds=env.get("training", {}).get("seconds"),
-        images=run.status["images"],
+        images=header.checkpoint.images if header.checkpoint else run.status["images"],
+        evaluated=run.state == "complete",
         id=run.status["id"],
         seed=experiment.seed,
         profile=experiment.recipe.profile,
         worst=_find_worst_images(run, experiment, results),
         papers=_list_papers(experiment),
-        has_samples=has_samples,
+        samples_of=samples and ("val" if samples.stem.startswith("images-") else experiment.evaluate.split),
     )
     metadata = make_metadata(experiment, header.use, metrics, licence)
     return f"---\n{metadata.to_yaml()}\n---\n\n{body}"

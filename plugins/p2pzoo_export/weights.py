@@ -16,8 +16,9 @@ from torch import Tensor, nn
 
 from p2pzoo.config.experiment import Component
 from p2pzoo.models.build import build_network, build_on_meta
+from p2pzoo.models.model import read_model
 from p2pzoo.models.model_file import ModelHeader, restore_network
-from p2pzoo.models.safetensors_io import load_into, load_tensors, save_model
+from p2pzoo.models.safetensors_io import load_into, save_model
 from p2pzoo.plugin import InferredConfig, StateDictFormat, schema
 from p2pzoo.plugin.registry import Entry, Registry
 from p2pzoo.utils import rng
@@ -256,12 +257,14 @@ def list_formats(registry: Registry) -> list[str]:
     return sorted({format.name for _, _, format in _iter_formats(registry)})
 
 
-def export_weights(path: Path, to: str, output: Path, registry: Registry) -> list[str]:
-    """Write the network of a model file in the weight format `to`; return notes about differences.
+def export_weights(model: Path, to: str, output: Path, registry: Registry) -> list[str]:
+    """Write a network in the weight format `to`; return notes about differences.
+
+    model  a run folder, a model file, or zoo:NAME, as `p2pzoo.load` takes it
 
     Raises UserError if there is no such format, or if the other code has no such network.
     """
-    tensors, json_header = load_tensors(path)
+    tensors, json_header, path = read_model(model)
     kind = next((part for part in PARTS if part in json_header), PARTS[0])
     header = ModelHeader.parse(json_header, path, kind)
     network = restore_network(tensors, header, path, registry)

@@ -75,7 +75,7 @@ def test_one_sample_is_refused():
 
 def test_an_unfinished_run_is_not_a_model(tmp_path):
     (tmp_path / "status.json").write_text("{}")
-    with pytest.raises(UserError, match="this run has not finished training; give a finished run"):
+    with pytest.raises(UserError, match="this run has not saved a checkpoint yet; give a run folder"):
         find_model_file(tmp_path)
 
 
