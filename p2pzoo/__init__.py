@@ -4,15 +4,17 @@
     create           build a component by name
     load             load a trained model
     train            train and evaluate a recipe
+    evaluate         measure a trained model
     hookimpl         mark a plugin's hooks; `p2pzoo.plugin` has the other names that plugin authors import
 
 Errors:
 
     Error        base class of all errors that p2pzoo raises on purpose
-    UserError    raised by all four functions, and by methods of a loaded model: a name, an argument, a recipe, a file
+    UserError    raised by all five functions, and by methods of a loaded model: a name, an argument, a recipe, a file
                  or the installation must be fixed. `faults` has one line for each thing that is wrong
-    DamagedFile  a UserError, raised by `load` for a damaged model file, and by `train` for a damaged checkpoint
-    OutOfMemory  a UserError, raised by `train`, and by a loaded model when it translates an image
+    DamagedFile  a UserError, raised by `load` and `evaluate` for a damaged model file, and by `train` for a damaged
+                 checkpoint
+    OutOfMemory  a UserError, raised by `train` and `evaluate`, and by a loaded model when it translates an image
 
 `load` raises ValueError for an unknown precision. `train` raises KeyboardInterrupt after it has saved a checkpoint.
 
@@ -28,7 +30,7 @@ from p2pzoo.utils.errors import DamagedFile, Error, OutOfMemory, UserError
 from p2pzoo.utils.version import __version__
 
 if TYPE_CHECKING:
-    from p2pzoo.api import Trained
+    from p2pzoo.api import Evaluated, Trained
     from p2pzoo.models.model import Model
 
 __all__ = [
@@ -38,6 +40,7 @@ __all__ = [
     "UserError",
     "__version__",
     "create",
+    "evaluate",
     "hookimpl",
     "list_components",
     "load",
@@ -111,7 +114,12 @@ def load(path: str | Path, *, device: str = "auto", precision: str = "fp32") -> 
 
 
 def train(
-    recipe: str | Path, *, profile: str | None = None, overrides: Sequence[str] = (), runs: str | Path = "runs"
+    recipe: str | Path,
+    *,
+    profile: str | None = None,
+    overrides: Sequence[str] = (),
+    seed: int | None = None,
+    runs: str | Path = "runs",
 ) -> "Trained":
     """Train and evaluate a recipe, as `p2pzoo run` does, and keep everything in a run folder.
 
@@ -120,6 +128,7 @@ def train(
     recipe     a file, or "zoo:NAME.toml" for a recipe that ships with p2pzoo
     profile    profile of the recipe; None chooses by hardware
     overrides  changes, written as after -s of `p2pzoo run`: "losses.l1.weight=50"
+    seed       seed of all random numbers, 0 or more; None: the recipe's, else 0
     runs       parent folder of run folders
 
     Raises UserError if the recipe, the data or the machine must be fixed, OutOfMemory if memory is too small,
@@ -133,4 +142,54 @@ def train(
     """
     from p2pzoo.api import train
 
-    return train(recipe, profile, overrides, Path(runs))
+    return train(recipe, profile, overrides, seed, Path(runs))
+
+
+def evaluate(
+    model: str | Path,
+    inputs: str | Path | None = None,
+    targets: str | Path | None = None,
+    *,
+    recipe: str | Path | None = None,
+    profile: str | None = None,
+    overrides: Sequence[str] = (),
+    split: str | None = None,
+    metrics: str | Sequence[str] = (),
+    test_mode: str | None = None,
+    scale: float | str | None = None,
+    size: tuple[int, int] | None = None,
+    device: str | None = None,
+) -> "Evaluated":
+    """Measure a trained model, as `p2pzoo evaluate` does: on a split of a recipe's data, or on two folders of images.
+
+    model            a run folder, a model.safetensors file (imported weights too), or "zoo:NAME"
+    inputs, targets  two folders of images, matched by file name, whose pairs have one size. The model sees the inputs
+                     as `Model.translate` shows them to it; ŷ and target are compared in the size of the files
+    recipe           without folders: a recipe with the data and the metrics; None: that of the model's run, and the
+                     numbers are those of the run, to the bit
+    profile          profile of the recipe
+    overrides        changes of the recipe: "metrics.kid.use=kid"
+    split            "train", "val" or "test"; None: the recipe's, and of folders with such sub-folders "test"
+    metrics          names: of the recipe's metrics, or of any metric, with its defaults; (): all of the recipe
+    test_mode        "paper" or "eval"; None: the recipe's, and for folders the model's
+    scale, size      for folders, as for `Model.translate`
+    device           "auto", "cpu", "cuda" or "mps"; None: the recipe's, and for folders "auto"
+
+    Raises UserError if the model, the recipe, a metric or the data must be fixed, or if they do not fit together,
+    DamagedFile for a damaged model file, and OutOfMemory if memory is too small.
+
+    >>> import p2pzoo
+    >>> measured = p2pzoo.evaluate("zoo:earth-small", "inputs", "targets", metrics="l1")  # doctest: +SKIP
+    >>> measured.metrics  # doctest: +SKIP
+    {'l1': 0.1065}
+    """
+    from p2pzoo.api import evaluate
+
+    if (inputs is None) != (targets is None):
+        raise UserError("give two folders, inputs and targets, or none of them")
+    folders = () if inputs is None or targets is None else (inputs, targets)
+    arguments = {
+        "recipe": None if recipe is None else str(recipe), "profile": profile, "overrides": overrides, "split": split,
+        "test_mode": test_mode, "scale": scale, "size": size, "device": device,
+    }  # fmt: skip
+    return evaluate(model, folders, metrics, arguments)

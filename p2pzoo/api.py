@@ -38,6 +38,18 @@ class Trained:
         return load_model(self.folder, device=device, precision=precision)
 
 
+@dataclass(frozen=True)
+class Evaluated:
+    """A measured model, as `p2pzoo.evaluate` returns it.
+
+    metrics  {name: value}
+    results  metrics with their protocols, as in results.json of a run
+    """
+
+    metrics: Mapping[str, float]
+    results: Mapping[str, Any]
+
+
 def list_components(kind: str | None) -> list[str]:
     """See `p2pzoo.list_components`."""
     listed = []
@@ -80,20 +92,37 @@ def create(kind: str, name: str, arguments: Mapping[str, Any]) -> Any:
     return Component(entry, factory, values).build(**offered)
 
 
-def train(recipe: str | Path, profile: str | None, overrides: Sequence[str], runs: Path) -> Trained:
+def train(recipe: str | Path, profile: str | None, overrides: Sequence[str], seed: int | None, runs: Path) -> Trained:
     """See `p2pzoo.train`."""
     from p2pzoo import config
     from p2pzoo.runs.progress import NoProgress
     from p2pzoo.training.loop import Interrupted
     from p2pzoo.training.run_experiment import run_experiment
 
-    experiment = config.load(str(recipe), profile, tuple(overrides))
+    seeded = () if seed is None else (f"seed={seed}",)
+    experiment = config.load(str(recipe), profile, (*overrides, *seeded))
     try:
         outcome = run_experiment(experiment, registry(), runs, NoProgress())
     except Interrupted as interruption:
         raise KeyboardInterrupt(interruption.signum) from None
-    metrics = {name: float(entry["value"]) for name, entry in outcome.results["metrics"].items()}
-    return Trained(outcome.run.folder, metrics, outcome.results)
+    return Trained(outcome.run.folder, _values(outcome.results), outcome.results)
+
+
+def evaluate(
+    model: str | Path, folders: Sequence[str | Path], metrics: str | Sequence[str], arguments: Mapping[str, Any]
+) -> Evaluated:
+    """See `p2pzoo.evaluate`. folders: none, or inputs and targets."""
+    from p2pzoo.runs.evaluate_model import Request, evaluate_model
+
+    paths = [Path(folder) for folder in folders]
+    names = (metrics,) if isinstance(metrics, str) else tuple(metrics)
+    request = Request(Path(model), (paths[0], paths[1]) if paths else None, metrics=names, **arguments)
+    results = evaluate_model(request, lambda _: None)
+    return Evaluated(_values(results), results)
+
+
+def _values(results: Mapping[str, Any]) -> dict[str, float]:
+    return {name: float(number["value"]) for name, number in results["metrics"].items()}
 
 
 def _check_kind(kind: str) -> str:

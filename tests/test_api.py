@@ -12,7 +12,7 @@ import torch
 import p2pzoo
 import p2pzoo.plugin
 import p2pzoo.testing
-from p2pzoo.api import Trained
+from p2pzoo.api import Evaluated, Trained
 from p2pzoo.plugin.registry import KINDS
 from p2pzoo.utils.errors import PeerProcessError
 
@@ -27,7 +27,11 @@ def public_api():
     for module in (p2pzoo, p2pzoo.plugin, p2pzoo.testing):
         for name in sorted(module.__all__):
             lines += describe(f"{module.__name__}.{name}", getattr(module, name))
-    return HEADER + "\n".join([*lines, *describe("p2pzoo.api.Trained", Trained)]) + "\n"
+    return (
+        HEADER
+        + "\n".join([*lines, *describe("p2pzoo.api.Trained", Trained), *describe("p2pzoo.api.Evaluated", Evaluated)])
+        + "\n"
+    )
 
 
 def describe(path, value):
@@ -165,6 +169,24 @@ def test_a_recipe_is_trained_and_its_model_loaded(tiny, tmp_path):
     assert trained.metrics["l1"] == trained.results["metrics"]["l1"]["value"]
     assert again == trained
     assert trained.load(device="cpu").run == trained.results["id"]
+
+
+def test_the_seed_of_a_training_is_an_argument(tiny, tmp_path, monkeypatch):
+    from p2pzoo.training import run_experiment
+
+    seeds = []
+
+    def stop(experiment, *_args, **_kwargs):
+        seeds.append(experiment.seed)
+        raise p2pzoo.UserError("stop here")
+
+    monkeypatch.setattr(run_experiment, "run_experiment", stop)
+    for arguments in ({}, {"seed": 3}, {"seed": 3, "overrides": ["seed=5"]}):
+        with pytest.raises(p2pzoo.UserError, match="stop here"):
+            p2pzoo.train(tiny, profile="smoke", runs=tmp_path, **arguments)
+    assert seeds == [0, 3, 3]
+    with pytest.raises(p2pzoo.UserError, match="seed = -1: give an integer from 0"):
+        p2pzoo.train(tiny, profile="smoke", seed=-1)
 
 
 def test_a_missing_recipe_is_a_user_error(tmp_path):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import math
 import os
 import shlex
 import signal
@@ -24,6 +23,7 @@ from p2pzoo.cli.options import (
     resume_command,
     with_parent_option,
 )
+from p2pzoo.cli.tables import exit_if_nan, print_metrics
 from p2pzoo.utils.launcher import is_follower, is_launched
 
 if TYPE_CHECKING:
@@ -124,15 +124,11 @@ def _print_results(outcome: Outcome, as_json: bool) -> None:
         print_json(outcome.results)
     else:
         _print_table(outcome)
-    if unmeasured := [name for name, number in outcome.results["metrics"].items() if math.isnan(number["value"])]:
-        names = ", ".join(unmeasured)
-        click.echo(f"{names}: not a number (nan): too few test images for it, or ŷ is not finite", err=True)
-        sys.exit(1)
+    exit_if_nan(outcome.results)
 
 
 def _print_table(outcome: Outcome) -> None:
-    for name, number in outcome.results["metrics"].items():
-        click.echo(f"{name:<16} {number['value']:.4f}")
+    print_metrics(outcome.results)
     click.echo(f"pictures         {outcome.run.samples}")
     click.echo(f"report           {outcome.run.folder / 'report.html'}")
     click.echo(f"model            {outcome.run.model}")

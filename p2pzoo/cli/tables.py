@@ -1,9 +1,14 @@
-"""Print tables. Imports rich when it prints."""
+"""Print tables and results. Imports rich when it prints."""
 
 from __future__ import annotations
 
+import math
 import os
+import sys
 from collections.abc import Mapping, Sequence
+from typing import Any
+
+import click
 
 UNFOLDED_WIDTH = (
     21  # columns with texts up to this length are not folded; the longest parameter is eps_before_correction
@@ -34,3 +39,17 @@ def print_table(
     if not console.is_terminal and "COLUMNS" not in os.environ:
         console.width = PIPE_WIDTH
     console.print(table)
+
+
+def print_metrics(results: Mapping[str, Any]) -> None:
+    """Print the numbers of results.json, one line each."""
+    for name, number in results["metrics"].items():
+        click.echo(f"{name:<16} {number['value']:.4f}")
+
+
+def exit_if_nan(results: Mapping[str, Any]) -> None:
+    """Exit with code 1 and a line that names them if metrics of results.json are nan."""
+    if unmeasured := [name for name, number in results["metrics"].items() if math.isnan(number["value"])]:
+        names = ", ".join(unmeasured)
+        click.echo(f"{names}: not a number (nan): too few test images for it, or ŷ is not finite", err=True)
+        sys.exit(1)

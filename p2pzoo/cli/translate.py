@@ -103,7 +103,7 @@ def translate_command(
         keep_freed_memory()
     try:
         mode, tiling = loaded.resolve_options(test_mode, tile, overlap)
-        scaling = Scaling.resolve(loaded.file_layout, _parse_scale(scale), size)
+        scaling = Scaling.resolve(loaded.file_layout, parse_scale(scale), size)
         if samples:
             loaded.check_can_sample(mode)
     except ValueError as error:
@@ -118,7 +118,7 @@ def translate_command(
     _report(outcomes, quiet)
 
 
-def _parse_scale(scale: str | None) -> float | Literal["native"] | None:
+def parse_scale(scale: str | None) -> float | Literal["native"] | None:
     """Raises ValueError."""
     if scale is None or scale == "native":
         return scale  # type: ignore[return-value]

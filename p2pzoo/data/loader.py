@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import itertools
 from collections.abc import Iterator, Sequence
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -51,7 +52,7 @@ class TrainBatches:
         if not self.store.fully_cached:
             self.store.expect(map(self._pair_index, [*samples, *self._next_samples(step)]))
         pairs, flips = zip(*map(self._crop, samples), strict=True)
-        return collate(pairs, self.store, flips)
+        return collate(pairs, self.store.dataset, flips)
 
     def _crop(self, sample: int) -> tuple[Pair, bool]:
         """The cropped pair, and whether to flip it."""
@@ -125,15 +126,23 @@ def single_batches(store: Store, indices: range | None = None) -> Iterator[Batch
     indices = range(len(store)) if indices is None else indices
     for position, index in enumerate(indices):
         store.expect(indices[position : position + 1 + store.read_ahead])
-        yield collate([store[index]], store)
+        yield collate([store[index]], store.dataset)
 
 
-def collate(pairs: Sequence[Pair], store: Store, flips: Sequence[bool] | None = None) -> Batch:
+class _Ranges(Protocol):
+    """The stored values that become -1 and 1, of a `Dataset` or of other pairs."""
+
+    x_range: tuple[float, float]
+    y_range: tuple[float, float]
+
+
+def collate(pairs: Sequence[Pair], dataset: _Ranges, flips: Sequence[bool] | None = None) -> Batch:
     """Stack pairs and scale them to [-1, 1], on the CPU. Images are channels-last in memory.
 
-    flips  which pairs to flip left to right; default: none
+    dataset  the one that the pairs are from
+    flips    which pairs to flip left to right; default: none
     """
-    dataset, flips = store.dataset, flips or [False] * len(pairs)
+    flips = flips or [False] * len(pairs)
     labels = [pair.labels for pair in pairs if pair.labels is not None]
     return Batch(
         x=_scale([pair.x for pair in pairs], flips, dataset.x_range),

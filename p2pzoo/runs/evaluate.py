@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -21,7 +21,6 @@ from p2pzoo.models import safetensors_io
 from p2pzoo.models.test_modes import translate
 from p2pzoo.plugin import schema
 from p2pzoo.plugin.batch import Batch
-from p2pzoo.plugin.protocols import Dataset
 from p2pzoo.runs.results import read_results, write_results
 from p2pzoo.runs.run_folder import Run
 from p2pzoo.utils.errors import UserError
@@ -113,7 +112,8 @@ def evaluate(
     experiment: Experiment, run: Run, engine: Engine, G: nn.Module, store: Store, metrics: Mapping[str, Any]
 ) -> dict[str, Any]:
     """Measure these metrics, add them to results.json and stats.safetensors, and return the results."""
-    statistics = _measure_all(metrics, experiment.evaluate.test_mode, engine, G, store)
+    mode = experiment.evaluate.test_mode
+    statistics = measure_all(metrics, engine, store, lambda x: translate(G, x, mode))
     return on_rank0(_write_results, experiment, run, metrics, statistics, store)
 
 
@@ -121,55 +121,80 @@ def evaluate_target(experiment: Experiment, run: Run, store: Store, digest: str)
     """The same for the ground truth row: measures y in place of ŷ. digest: its id in the results."""
     metrics = build_metrics(experiment, store, find_missing_metrics(experiment, run, store))
     batches = single_batches(store, range(len(store)))
-    rows = [_measure(metrics, batch, batch.y, store.dataset) for batch in batches]
-    statistics = {key: torch.cat([row[key] for row in rows]) for key in (rows[0] if rows else {})}
+    statistics = join_rows([measure(metrics, batch, batch.y, store.dataset) for batch in batches])
     results = _write_results(experiment, run, metrics, statistics, store)
     results |= {"id": digest, "recipe": "target", "seed": None, "images": 0}
     write_results(run.results, results)
     return results
 
 
-def _measure_all(
-    metrics: Mapping[str, Any], test_mode: str, engine: Engine, G: nn.Module, store: Store
+def measure_all(
+    metrics: Mapping[str, Any], engine: Engine, store: Store, translate_x: Callable[[Tensor], Tensor]
 ) -> dict[str, Tensor]:
     """{metric.statistic: (N, ...)}, one row per image in the dataset's order. Each process measures its shard."""
     rows: list[dict[str, Tensor]] = []
     with sync_errors():
         for batch in map(engine.to_device, single_batches(store, shard(range(len(store))) if metrics else range(0))):
-            rows.append(_measure(metrics, batch, translate(G, batch.x, test_mode), store.dataset))
-    rows = [row for part in all_gather_object(rows) for row in part]
+            rows.append(measure(metrics, batch, translate_x(batch.x), store.dataset))
+    return join_rows([row for part in all_gather_object(rows) for row in part])
+
+
+def measure(metrics: Mapping[str, Any], batch: Batch, y_hat: Tensor, dataset: Any) -> dict[str, Tensor]:
+    """{metric.statistic: (B, ...)} on the CPU. Metrics see RGB images, whatever color space the networks use.
+
+    dataset  has the encodings of x and y, as a `Dataset` does
+    """
+    x, y, y_hat = Encodings.of(dataset).to_rgb(batch.x, batch.y, y_hat)
+    batch, statistics = replace(batch, x=x, y=y), {}
+    for name, metric in metrics.items():
+        for statistic, value in metric.measure(batch, y_hat).items():
+            statistics[f"{name}.{statistic}"] = value.detach().cpu()
+    return statistics
+
+
+def join_rows(rows: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """The statistics of all images, {metric.statistic: (N, ...)}, from those of each."""
     return {key: torch.cat([row[key] for row in rows]) for key in (rows[0] if rows else {})}
+
+
+def add_numbers(
+    before: Mapping[str, Any],
+    metrics: Mapping[str, Any],
+    protocols: Mapping[str, Mapping[str, Any]],
+    statistics: Mapping[str, Tensor],
+) -> dict[str, Any]:
+    """The entries "metrics", "measured" and "protocols" of results.json, with these metrics added or measured again.
+
+    before      the results so far; {} if there are none
+    protocols   {name of a metric: its protocol}
+    statistics  as `measure_all` returns them
+    """
+    numbers: dict[str, dict[str, Any]] = dict(before.get("metrics", {}))
+    measured: dict[str, str] = dict(before.get("measured", {}))
+    by_digest: dict[str, Mapping[str, Any]] = dict(before.get("protocols", {}))
+    for name, metric in metrics.items():
+        measured[name] = digest = hash_protocol(protocols[name])
+        by_digest[digest] = protocols[name]
+        for key in [key for key in numbers if key == name or key.startswith(f"{name}.")]:
+            del numbers[key]
+        for key, value in metric.reduce(safetensors_io.strip_prefix(name, statistics)).items():
+            numbers[name if key == "value" else f"{name}.{key}"] = {"value": float(value), "protocol": digest}
+    used = set(measured.values())
+    kept = {digest: protocol for digest, protocol in by_digest.items() if digest in used}
+    return {"metrics": numbers, "measured": measured, "protocols": kept}
 
 
 def _write_results(
     experiment: Experiment, run: Run, metrics: Mapping[str, Any], statistics: Mapping[str, Tensor], store: Store
 ) -> dict[str, Any]:
-    results = read_results(run.results) or {}
-    numbers: dict[str, dict[str, Any]] = results.get("metrics", {})
-    protocols: dict[str, Any] = results.get("protocols", {})
-    measured: dict[str, str] = results.get("measured", {})
-    for name, metric in metrics.items():
-        protocol = build_protocol(experiment, name, store, metric)
-        digest = hash_protocol(protocol)
-        protocols[digest] = protocol
-        measured[name] = digest
-        for key in [key for key in numbers if key == name or key.startswith(f"{name}.")]:
-            del numbers[key]
-        reduced = metric.reduce(safetensors_io.strip_prefix(name, statistics))
-        for key, value in reduced.items():
-            label = name if key == "value" else f"{name}.{key}"
-            numbers[label] = {"value": float(value), "protocol": digest}
-
-    used = set(measured.values())
+    protocols = {name: build_protocol(experiment, name, store, metric) for name, metric in metrics.items()}
     results = {
         "id": experiment.id,
         "recipe": experiment.recipe.name,
         "profile": experiment.recipe.profile,
         "seed": experiment.seed,
         "images": experiment.train.images_seen,
-        "metrics": numbers,
-        "measured": measured,
-        "protocols": {digest: protocol for digest, protocol in protocols.items() if digest in used},
+        **add_numbers(read_results(run.results) or {}, metrics, protocols, statistics),
     }
     if statistics:
         _write_statistics(run, statistics, list(metrics), store)
@@ -193,16 +218,6 @@ def rank_images(experiment: Experiment, run: Run, store: Store) -> tuple[str, li
         if not any(math.isnan(value) for _, value in values):
             return name, sorted(values, key=lambda pair: pair[1], reverse=metric.better == "higher")
     return None
-
-
-def _measure(metrics: Mapping[str, Any], batch: Batch, y_hat: Tensor, dataset: Dataset) -> dict[str, Tensor]:
-    """{metric.statistic: (B, ...)} on the CPU. Metrics see RGB images, whatever color space the networks use."""
-    x, y, y_hat = Encodings.of(dataset).to_rgb(batch.x, batch.y, y_hat)
-    batch, statistics = replace(batch, x=x, y=y), {}
-    for name, metric in metrics.items():
-        for statistic, value in metric.measure(batch, y_hat).items():
-            statistics[f"{name}.{statistic}"] = value.detach().cpu()
-    return statistics
 
 
 def _write_statistics(run: Run, new: Mapping[str, Tensor], names: list[str], store: Store) -> None:

@@ -101,7 +101,7 @@ def _build_example(case: ComponentCase) -> _MetricExample:
             refusals.append(str(error).splitlines()[0])
             continue
         store = Store(data)
-        return _MetricExample(metric, collate([store[index] for index in range(len(store))], store))
+        return _MetricExample(metric, collate([store[index] for index in range(len(store))], store.dataset))
     raise DoesNotApply(refusals[0])
 
 

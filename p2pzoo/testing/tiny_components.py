@@ -142,7 +142,7 @@ def example_batch(side: int = IMAGE_SIDE, count: int = 2, split: Split = "train"
     torch.Size([2, 3, 16, 16])
     """
     store = Store(TinyDataset(split, side=side))
-    return collate([store[index] for index in range(count)], store)
+    return collate([store[index] for index in range(count)], store.dataset)
 
 
 def write_sample_grid(path: Path) -> Path:

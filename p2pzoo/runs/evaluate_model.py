@@ -1,0 +1,322 @@
+"""Measure a trained model, whoever trained it: on a split of a recipe's data, or on two folders of images."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from p2pzoo import config
+from p2pzoo.compute.conv_as_gemm import AlgorithmChooser
+from p2pzoo.compute.engine import Engine
+from p2pzoo.compute.memory import is_out_of_memory
+from p2pzoo.config.experiment import Component, Experiment
+from p2pzoo.config.recipe import NO_PROFILE
+from p2pzoo.config.settings import Compute
+from p2pzoo.data import Store
+from p2pzoo.data.loader import collate
+from p2pzoo.data.validation import validate_or_raise
+from p2pzoo.images.color_spaces import Encodings
+from p2pzoo.images.label_maps import Labels
+from p2pzoo.images.resize import resize_to
+from p2pzoo.models.model import Model, find_model_file, load_model, pad_by_reflection, resolve_zoo_path
+from p2pzoo.models.scaling import NO_FILE_LAYOUT, Scaling
+from p2pzoo.models.test_modes import translate
+from p2pzoo.plugin import schema
+from p2pzoo.plugin.batch import Pair
+from p2pzoo.plugin.loader import registry
+from p2pzoo.runs.evaluate import (
+    add_numbers,
+    build_metrics,
+    build_protocol,
+    check_needs,
+    check_trust,
+    describe_component,
+    join_rows,
+    measure,
+    measure_all,
+)
+from p2pzoo.runs.folder_pairs import FolderPair, FolderPairs
+from p2pzoo.utils.errors import OutOfMemory, UserError
+
+MAX_SCALE_RATIO = 1.05  # medians over other images differ by a few percent
+Note = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to measure, and on which images: the arguments of `p2pzoo.evaluate`, see there."""
+
+    model: Path
+    folders: tuple[Path, Path] | None = None
+    recipe: str | None = None
+    profile: str | None = None
+    overrides: Sequence[str] = ()
+    split: str | None = None
+    metrics: Sequence[str] = ()
+    test_mode: str | None = None
+    scale: float | Literal["native"] | None = None
+    size: tuple[int, int] | None = None
+    device: str | None = None
+
+
+def evaluate_model(request: Request, note: Note) -> dict[str, Any]:
+    """The numbers and their protocols, as results.json of a run has them. note: prints a line.
+
+    Raises UserError: no such model, recipe, metric or data, or they do not fit together.
+    """
+    overrides = [*request.overrides, *([f"compute.device={request.device}"] if request.device else [])]
+    if not find_model_file(request.model).exists():
+        raise UserError(f"{request.model}: no such file")
+    recipe = request.recipe or _find_recipe(request.model)
+    if recipe is None and (request.profile or request.overrides):
+        raise UserError(f"{request.model}: has no recipe.toml that --profile or -s could change: give --recipe FILE")
+    experiment = config.load(recipe, request.profile, overrides) if recipe else None
+    if request.folders is None and experiment is None:
+        raise UserError(
+            f"{request.model}: has no recipe.toml beside it, so nothing says on which images to measure it: give "
+            "--recipe FILE, or a folder of inputs and a folder of targets"
+        )
+    components = _choose_metrics(request, experiment)
+    model = load_model(request.model, device="cpu")
+    if request.folders is None:
+        assert experiment is not None
+        if request.scale is not None or request.size is not None:
+            raise UserError(
+                "--scale and --size are for two folders: a recipe says how its images are resized ([dataset])"
+            )
+        return _measure_on_recipe(model, replace(experiment, metrics=components), request, note)
+    if unused := [item for item in request.overrides if item.partition(".")[0] not in ("metrics", "compute")]:
+        raise UserError(
+            f"-s {unused[0]}: only [metrics] and [compute] of a recipe are used with two folders; remove it"
+        )
+    compute = experiment.compute if experiment else Compute(device=request.device or "auto")  # type: ignore[arg-type]
+    return _measure_on_folders(model, components, compute, request, note)
+
+
+def _find_recipe(path: Path) -> str | None:
+    """The recipe.toml in the model's folder, if there is one."""
+    path = resolve_zoo_path(path)
+    recipe = (path if path.is_dir() else path.parent) / "recipe.toml"
+    return str(recipe) if recipe.is_file() else None
+
+
+def _choose_metrics(request: Request, experiment: Experiment | None) -> dict[str, Component]:
+    """The recipe's metrics, or the wanted ones: of the recipe by their name there, else any metric with its defaults.
+
+    Raises UserError for unknown ones, and if there is no metric.
+    """
+    of_recipe = dict(experiment.metrics) if experiment else {}
+    if not request.metrics:
+        if not of_recipe:
+            reason = "its recipe has no metrics" if experiment else "has no recipe.toml beside it"
+            raise UserError(f"{request.model}: {reason}: give --metric NAME (`p2pzoo list metric`), or --recipe FILE")
+        return of_recipe
+    components: dict[str, Component] = {}
+    faults: list[str] = []
+    for name in dict.fromkeys(request.metrics):
+        try:
+            components[name] = of_recipe[name] if name in of_recipe else _find_metric(name)
+        except UserError as error:
+            faults += [f"--metric {name}: {fault}" for fault in error.faults]
+    if faults:
+        raise UserError(*faults)
+    return components
+
+
+def _find_metric(name: str) -> Component:
+    entry = registry().get("metric", name)
+    factory = entry.load()
+    try:
+        return Component(entry, factory, schema.check_params(factory, {}), where=f"--metric {name}")
+    except (schema.InvalidParameters, TypeError) as error:
+        raise UserError(
+            f"{error}: set it with -s metrics.{name}.PARAM=VALUE and -s metrics.{name}.use={name}"
+        ) from None
+
+
+# --- on a recipe's data ------------------------------------------------------------------------------------------
+
+
+def _measure_on_recipe(model: Model, experiment: Experiment, request: Request, note: Note) -> dict[str, Any]:
+    """To the bit the numbers of `p2pzoo run`: the same images, batches, engine and `translate`."""
+    changes = {"split": request.split, "test_mode": request.test_mode}
+    evaluation = replace(experiment.evaluate, **{key: value for key, value in changes.items() if value})  # type: ignore[arg-type]
+    experiment = replace(experiment, evaluate=evaluation)
+    store = Store(experiment.dataset.build(split=evaluation.split), compute=experiment.compute)
+    check_needs(experiment, store)
+    metrics = build_metrics(experiment, store, experiment.metrics)
+    is_own = experiment.id == model.run
+    _check_images_fit(model, store, experiment.recipe.name)
+    if not is_own:
+        _describe_differences(model, store, experiment, request, note)
+    validate_or_raise(experiment, {"test": store}, note, keep_train=False)
+    engine = Engine(experiment.compute, AlgorithmChooser({}))
+    check_trust(metrics, engine.device)
+    G = model.G.to(engine.device, memory_format=engine.memory_format)  # type: ignore[call-overload]
+    note(f"measuring on {len(store)} images of the {evaluation.split} split, test mode {evaluation.test_mode}")
+    statistics = measure_all(metrics, engine, store, lambda x: _translate(model, G, x, evaluation.test_mode))
+    protocols = {name: build_protocol(experiment, name, store, metric) for name, metric in metrics.items()}
+    return {
+        "id": model.run,
+        "model": str(request.model),
+        "recipe": experiment.recipe.name,
+        "profile": experiment.recipe.profile,
+        "seed": experiment.seed if is_own else None,
+        **add_numbers({}, metrics, protocols, statistics),
+    }
+
+
+def _check_images_fit(model: Model, store: Store, recipe: str) -> None:
+    """Raises UserError if the recipe's images have other channels, ranges, color spaces or classes than the model's."""
+    dataset = store.dataset
+    encodings = Encodings.of(dataset)
+    faults: list[str] = []
+    for position, side in enumerate("xy"):
+        channels = (model.in_channels, model.out_channels)[position], store.channels[position]
+        encoded = (model.encodings.x, model.encodings.y)[position], (encodings.x, encodings.y)[position]
+        dtypes = getattr(model, f"{side}_dtype"), store.dtypes[position]
+        limits = [getattr(owner, f"{side}_range") for owner in (model, dataset)]
+        ranges = [f"{low:g} to {high:g}" for low, high in limits]
+        labels: list[Labels | None] = [getattr(owner, f"{side}_labels", None) for owner in (model, dataset)]
+        if channels[0] != channels[1]:
+            faults.append(f"{side} has {channels[1]} channels in {recipe}, and {channels[0]} in the model")
+        elif encoded[0] != encoded[1]:
+            faults.append(f"{side} is {encoded[1] or 'RGB'} in {recipe}, and {encoded[0] or 'RGB'} in the model")
+        elif dtypes[0] == dtypes[1] and ranges[0] != ranges[1]:
+            faults.append(f"{side} has values from {ranges[1]} in {recipe}, and {ranges[0]} in the model")
+        elif labels[0] and labels[1] and labels[0].classes.names != labels[1].classes.names:
+            faults.append(f"{side} has other classes in {recipe} than in the model")
+    if faults:
+        raise UserError(*(f"{fault}: give a --recipe with images like those of its training" for fault in faults))
+
+
+def _describe_differences(model: Model, store: Store, experiment: Experiment, request: Request, note: Note) -> None:
+    """Print where another recipe shows the model its images in another way than in its training."""
+    mode, name = experiment.evaluate.test_mode, experiment.recipe.name
+    if mode != model.test_mode and not request.test_mode:
+        note(f"test mode {mode}, as in {name}; the model's own is {model.test_mode} (--test-mode {model.test_mode})")
+    layout, own = getattr(store.dataset, "file_layout", None), model.file_layout
+    if layout is None or own is None:
+        return
+    ratios = [theirs / ours for theirs, ours in zip(layout.scale, own.scale, strict=True)]
+    if max(*ratios, *(1 / ratio for ratio in ratios)) > MAX_SCALE_RATIO:
+        warnings.warn(
+            f"{name} brings images to {_format_scale(layout.scale)} of their size, the model's training to "
+            f"{_format_scale(own.scale)}: set [dataset] size as in its training",
+            stacklevel=2,
+        )
+
+
+def _format_scale(scale: tuple[float, float]) -> str:
+    """
+    >>> _format_scale((0.5, 0.5)), _format_scale((0.5, 0.25))
+    ('0.5', '0.5 × 0.25')
+    """
+    return " × ".join(f"{factor:.3g}" for factor in dict.fromkeys(scale))
+
+
+# --- on two folders ----------------------------------------------------------------------------------------------
+
+
+def _measure_on_folders(
+    model: Model, components: Mapping[str, Component], compute: Compute, request: Request, note: Note
+) -> dict[str, Any]:
+    assert request.folders is not None
+    try:
+        mode, _ = model.resolve_options(request.test_mode, None, None)
+        scaling = Scaling.resolve(model.file_layout, request.scale, request.size)
+    except ValueError as error:
+        raise UserError(str(error)) from None
+    pairs = FolderPairs(model, *request.folders, request.split, scaling)
+    metrics = _build_for_folders(components, pairs)
+    engine = Engine(compute, AlgorithmChooser({}))
+    check_trust(metrics, engine.device)
+    G = model.G.to(engine.device, memory_format=engine.memory_format)  # type: ignore[call-overload]
+    if model.file_layout is None and request.scale is None and request.size is None:
+        warnings.warn(f"{NO_FILE_LAYOUT}, such as --scale 0.5 (--scale native: no warning)", stacklevel=2)
+    seen = "" if scaling.is_native else f"; the model sees them {scaling}"
+    note(f"measuring on {len(pairs)} pairs of {' and '.join(map(str, request.folders))}, test mode {mode}{seen}")
+    rows = []
+    for item in pairs:
+        y_hat = _translate_pair(model, G, engine, pairs, item, mode)
+        rows.append(measure(metrics, engine.to_device(collate([item.pair], pairs)), y_hat, pairs))
+    facts = {
+        "dataset": {"use": "two-folders", "pixels": pairs.fingerprint},
+        "split": pairs.split,
+        "images": len(pairs),
+        **({"size": list(*pairs.sizes)} if len(pairs.sizes) == 1 else {}),
+        "test_mode": mode,
+        **({"test_batch": 1} if mode == "paper" else {}),
+        **({} if scaling.is_native else {"scaling": scaling.as_json()}),
+    }
+    protocols = {
+        name: {
+            "metric": {**describe_component(components[name]), **schema.to_jsonable(getattr(metric, "protocol", {}))},
+            **facts,
+        }
+        for name, metric in metrics.items()
+    }
+    return {
+        "id": model.run,
+        "model": str(request.model),
+        "recipe": "two-folders",
+        "profile": NO_PROFILE,
+        "seed": None,
+        **add_numbers({}, metrics, protocols, join_rows(rows)),
+    }
+
+
+def _build_for_folders(components: Mapping[str, Component], pairs: FolderPairs) -> dict[str, Any]:
+    """Raises UserError with all metrics that cannot be built, and those that need what two folders do not have."""
+    available = {"labels": pairs.classes is not None}
+    metrics: dict[str, Any] = {}
+    faults: list[str] = []
+    for name, component in components.items():
+        missing = [need for need in component.entry.needs if not available.get(need)]
+        if missing:
+            faults.append(
+                f"metric '{name}' needs {missing[0]}, which two folders do not have: choose others by --metric"
+            )
+            continue
+        try:
+            metrics[name] = component.build(dataset=pairs)
+        except UserError as error:
+            faults += error.faults
+    if faults:
+        raise UserError(*faults)
+    return metrics
+
+
+def _translate_pair(
+    model: Model, G: nn.Module, engine: Engine, pairs: FolderPairs, item: FolderPair, mode: str
+) -> Tensor:
+    """ŷ (1, C, H, W) in [-1, 1] in the size of the pair's files, not rounded to stored values."""
+    pair, prepared = item
+    batch = engine.to_device(collate([Pair(pair.id, prepared.x, pair.y)], pairs))
+    y_hat = _translate(model, G, batch.x, mode)
+    if y_hat.shape[2:] == prepared.size:
+        return y_hat
+    array = np.ascontiguousarray(y_hat[0].permute(1, 2, 0).cpu().numpy())
+    is_map = model.encodings.y == "one-hot"
+    resized = resize_to(array, prepared.size, "stretch", (-1, 1), bands=True, kernel="nearest" if is_map else "bicubic")
+    return torch.from_numpy(resized).permute(2, 0, 1)[None].to(engine.device)
+
+
+def _translate(model: Model, G: nn.Module, x: Tensor, mode: str) -> Tensor:
+    """ŷ of x (B, C, H, W), of any H and W: padded as `Model.translate` does. Raises OutOfMemory."""
+    height, width = x.shape[2:]
+    is_padded = height % model.size_divisor or width % model.size_divisor
+    try:
+        y_hat = translate(G, pad_by_reflection(x, model.size_divisor) if is_padded else x, mode)
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise OutOfMemory(f"out of memory at {height}×{width}: measure at a smaller size (--scale, --size)") from None
+    return y_hat[..., :height, :width]
