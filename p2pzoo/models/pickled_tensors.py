@@ -18,7 +18,7 @@ from torch import Tensor
 
 # torch's unpickler with weights_only=True calls bytearray(N), which writes N zeros. torch.save writes no bytearray.
 _BYTEARRAY = b"bytearray"
-# Bytes that a file may become, in multiples of its own and in addition to them. Tensors may share memory (tied weights),
+# Bytes that a file may become: multiples of its own, and so many more. Tensors may share memory (tied weights),
 # and weights in a wheel hardly compress.
 _MAX_EXPANSION, _MORE_BYTES = 20, 64 << 20
 
