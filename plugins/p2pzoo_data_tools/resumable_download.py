@@ -123,7 +123,7 @@ class ResumableDownload:
         self._remove()
 
     def _write(self, response: Any, mode: str, limit: int, advance: Callable[[int], None]) -> int:
-        """Write the body to the part and return its number of bytes; it ends above the limit (a reply may be endless)."""
+        """Write the body to the part and return its number of bytes. A reply may be endless: it stops at the limit."""
         received = 0
         with naming(self.part), self.part.open(mode) as file:
             for chunk in _iter_raw(response):
