@@ -9,14 +9,14 @@ from typing import NamedTuple
 
 import numpy as np
 
-from p2pzoo.data.pairing import SPLITS, Files, find_pairs, format_size, inspect_files, raise_faults, summarize_fault
+from p2pzoo.data.pairing import SPLITS, Files, find_pairs, format_size, inspect_files
 from p2pzoo.images.color_spaces import quantize, split_lab
 from p2pzoo.images.io import inspect_image, read_image, with_channels
 from p2pzoo.images.label_maps import Colour, inspect_map, read_map
 from p2pzoo.models.model import Model, PreparedImage
 from p2pzoo.models.scaling import Scaling
 from p2pzoo.plugin.batch import Pair
-from p2pzoo.utils.errors import UserError
+from p2pzoo.utils.errors import UserError, raise_faults, summarize_fault
 
 _NATIVE = Scaling()
 
