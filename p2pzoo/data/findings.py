@@ -84,6 +84,10 @@ FINDING_KINDS: dict[str, FindingKind] = {
         "warning", False, "Images of a single value",
         "a network learns nothing from them, unless they draw a label map of a single class: look at them",
     ),
+    "range": FindingKind(
+        "warning", False, "Values that use little of their range",
+        "the range becomes -1 to 1, so such images are nearly constant: set the range; for label maps, a class file",
+    ),
     "ids": FindingKind(
         "warning", False, "Pairs that share an id", "files and tables are named by ids: make the ids unique",
     ),

@@ -10,7 +10,7 @@ import contextlib
 import hashlib
 import json
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -22,13 +22,14 @@ from p2pzoo.config.provenance import source_hashes
 from p2pzoo.data.findings import Case, Finding, PairLocation, group_findings
 from p2pzoo.data.pairing import SPLITS
 from p2pzoo.data.store import Decode, Store
+from p2pzoo.data.used_values import UsedValues
 from p2pzoo.plugin.batch import Pair, Split
 from p2pzoo.plugin.protocols import Dataset
 from p2pzoo.utils.errors import UserError
 from p2pzoo.utils.files import read_json, write_json
 from p2pzoo.utils.paths import cache_dir
 
-_VALIDATION_VERSION = "1"  # raise it when other faults are looked for: what was remembered is then read again
+_VALIDATION_VERSION = "2"  # raise it when other faults are looked for: what was remembered is then read again
 _IGNORED_LABELS = (255, -1)  # label values by which datasets mark pixels without a class
 MAX_PAIRS_BEFORE_RUN = 5000  # per split: a larger one is sampled, so that a run starts within minutes
 MAX_NAMED_CASES = 10  # per kind of finding in the error message; `p2pzoo data check` lists all
@@ -41,6 +42,7 @@ class Validator:
         self.cases: dict[str, list[Case]] = defaultdict(list)
         self._shapes: dict[tuple[str, str], list[tuple[Split, int, str]]] = defaultdict(list)  # of x, y: which pairs
         self._datasets: dict[Split, Dataset] = {}
+        self._used_values: dict[str, UsedValues] = {}
 
     def read(self, split: Split, dataset: Dataset, index: int, decode: Decode | None = None) -> Pair | None:
         """The pair, or None if it is of no further use: it cannot be read, or its arrays are no images.
@@ -60,7 +62,17 @@ class Validator:
         if any(kind == "mismatch" for kind, _ in faults):
             return None
         self._shapes[_format_shape(pair.x), _format_shape(pair.y)].append((split, index, pair.id))
+        for name, image, limits in (("x", pair.x, dataset.x_range), ("y", pair.y, dataset.y_range)):
+            if not any(getattr(dataset, f"{name}_{kind}", None) for kind in ("labels", "encoding")):
+                self._used_values.setdefault(name, UsedValues(name, limits)).add(image)
         return pair
+
+    def unused_ranges(self, parameters: Collection[str]) -> list[str]:
+        """A line for x, and for y, if all images use little of their range.
+
+        parameters  those of the dataset
+        """
+        return [fault for used in self._used_values.values() if (fault := used.fault(parameters))]
 
     @property
     def is_sound(self) -> bool:
@@ -214,6 +226,8 @@ def validate_or_raise(
             *(line for finding in findings for line in _lines(finding)),
             "nothing was trained; `p2pzoo data check RECIPE -o faults.html` shows all of this dataset's faults",
         )
+    for line in validator.unused_ranges(experiment.dataset.values):
+        note(f"warning: {line}")
     for each in unchecked:
         _remember(each.file, len(each.indices))
     if failure:

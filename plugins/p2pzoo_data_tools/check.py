@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import warnings
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,14 +41,16 @@ MIN_PAIRS = {"train": 10, "val": 2, "test": 2}  # fewer are reported; see "few-p
 class OpenedDataset:
     """A dataset whose splits are open.
 
-    faults    why pairs, or whole splits, are not in it
-    warnings  what the dataset itself warned about
+    faults      why pairs, or whole splits, are not in it
+    warnings    what the dataset itself warned about
+    parameters  names of its parameters
     """
 
     name: str
     splits: Mapping[Split, Dataset]
     faults: Sequence[str] = ()
     warnings: Sequence[str] = ()
+    parameters: Collection[str] = ()
 
 
 @dataclass(frozen=True)
@@ -106,7 +108,7 @@ def open_splits(component: Component) -> OpenedDataset:
                 if usable_part is not None:
                     splits[split] = usable_part
     messages = dict.fromkeys(str(w.message) for w in caught if issubclass(w.category, UserWarning))
-    return OpenedDataset(component.entry.full_name, splits, list(faults), list(messages))
+    return OpenedDataset(component.entry.full_name, splits, list(faults), list(messages), component.values.keys())
 
 
 def _open_usable_part(component: Component, split: Split, error: UserError) -> tuple[Sequence[str], Dataset | None]:
@@ -146,6 +148,7 @@ def check_dataset(data: OpenedDataset, track: ProgressBar, *, quick: bool = Fals
         for split, each in evidence.items()
         if 0 < len(each.dataset) < MIN_PAIRS[split]
     ]
+    cases["range"] = [Case(line) for line in validator.unused_ranges(data.parameters)]
     find_shifts_and_constants(evidence, cases)
     find_repeats(evidence, cases)
     find_leaks(evidence, cases)

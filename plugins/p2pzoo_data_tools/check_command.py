@@ -42,7 +42,8 @@ def check_command(
     NaN, empty splits, the same pair in two splits. With any of them except the last, `p2pzoo run` refuses to train.
 
     Warnings: duplicates in a split, near duplicates across splits, x and y that are misaligned, images of a single
-    value, classes that are missing in a split, very few pairs, val and test that are the same pairs.
+    value, values that use little of their range, classes that are missing in a split, very few pairs, val and test
+    that are the same pairs.
 
     The exit code is 2 if there are errors, else 0.
     """

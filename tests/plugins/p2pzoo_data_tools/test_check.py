@@ -398,6 +398,21 @@ class TestBeforeARun:
         assert sum("targets/train/" in fault for fault in caught.value.faults) == MAX_NAMED_CASES
         assert "  ... and 1 more" in caught.value.faults
 
+    def test_a_small_part_of_the_range_is_a_warning(self, home, run_cli, check_json, experiment):
+        for file in (home / "targets").rglob("*.png"):
+            Image.fromarray((np.array(Image.open(file)) > 128).astype(np.uint8)).save(file)
+        line = "y uses 2 of 256 stored values, 0.4% of its range: set target_range = [0, 1]"
+        found, _, code = check_json()
+        assert (code, [case["message"] for case in found["range"]["cases"]]) == (0, [line])
+        notes = []
+        validate_or_raise(experiment, self.stores(experiment), notes.append)
+        assert notes == []  # the check has read these pairs
+        (home / "targets/train/extra.png").write_bytes((home / "targets/train/00.png").read_bytes())
+        (home / "inputs/train/extra.png").write_bytes((home / "inputs/train/00.png").read_bytes())
+        validate_or_raise(experiment, self.stores(experiment), notes.append)
+        assert notes == [f"warning: {line}"]
+        assert "range" not in check_json("-s", "dataset.target_range=[0, 1]")[0]
+
     def test_warnings_and_leaks_do_not_stop_it(self, home, experiment):
         for split in ("train", "test"):
             save_pair(home, split, "both", *scene(400))
