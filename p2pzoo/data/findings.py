@@ -40,6 +40,10 @@ FINDING_KINDS: dict[str, FindingKind] = {
         "error", True, "Pairs whose size, channels or dtype differ from the rest",
         "bring all to one shape; some datasets do it when they read (`p2pzoo show NAME` lists the parameters)",
     ),
+    "equal": FindingKind(
+        "error", True, "Targets that are the inputs",
+        "the network would learn to copy its input: give the folder, or the half, of the other images",
+    ),
     "not-finite": FindingKind(
         "error", True, "Values that are NaN or infinite",
         "one NaN makes every weight NaN: replace NaN and infinity in these files, or remove the files",

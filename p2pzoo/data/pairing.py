@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
+from p2pzoo.data.partner_names import suggest_names
 from p2pzoo.images.io import IMAGE_SUFFIXES, ImageHeader, find_images, inspect_image
 from p2pzoo.plugin.batch import Split
 from p2pzoo.utils.errors import MAX_NAMED_FILES, UserError, raise_faults, summarize_fault
@@ -26,19 +27,52 @@ HeaderReader = Callable[[Path], ImageHeader]
 
 
 def find_pairs(
-    *folders: Path, report: FaultReporter | None = None, nested: bool = False
+    *folders: Path,
+    report: FaultReporter | None = None,
+    nested: bool = False,
+    suffixes: tuple[str, str] | None = None,
 ) -> dict[str, dict[str, Files]]:
     """{sub-folder: {stem: its file in each of the folders}}, sorted by name.
 
     The sub-folders are train, val and test where they exist, or "" where the folders themselves have the images. Other
     folders in them, hidden files and files that are no images are ignored. No file is opened.
 
-    report  gets the faults of single files, which are then left out: shared stems, missing partners. Default: raise
-    nested  whether to search folders inside too, at any depth: the stem of a/b/001.jpg is then "a-b-001"
+    report    gets the faults of single files, which are then left out: shared stems, missing partners. Default: raise
+    nested    whether to search folders inside too, at any depth: the stem of a/b/001.jpg is then "a-b-001"
+    suffixes  ends of the names in the first and the second folder, which a stem does not have: "_A" and "_B" for
+              001_A.jpg and 001_B.png. With different ones, both may be one folder. None: the caller has no setting for
+              them
 
-    Raises UserError where a folder is missing, unreadable, empty or nested in another way, where files of one folder
-    share a stem, and where a file has no partner. The last two go to `report` instead, if it is given.
+    Raises UserError where a folder is missing, unreadable, empty or nested in another way, where the first two are one
+    folder, where files of one folder share a stem, where no file has a partner, and where one has none. The last one
+    goes to `report` instead, as do shared stems, if it is given.
     """
+    endings = [*(suffixes or ("", "")), *[""] * len(folders)][: len(folders)]
+    files_by_sub = _find_files(folders, endings, nested=nested)
+    faults: list[str] = []
+    stems: dict[str, list[dict[str, Path]]] = {}
+    for sub, lists in files_by_sub.items():
+        stems[sub] = []
+        for root, files, ending in zip(folders, lists, endings, strict=True):
+            stemmed, unknown = _cut_endings([(stem_of(file, root / sub), file) for file in files], ending)
+            what = f'{root / sub}: {len(unknown)} of {count_images(files)} have a name that does not end in "{ending}":'
+            faults += summarize_fault(what, unknown)
+            faults += filter(None, [_shared_stems(stemmed, root / sub)])
+            stems[sub].append(dict(stemmed))
+    for sub, (first, *others) in stems.items():
+        for other, folder in zip(others, folders[1:], strict=True):
+            takes_suffixes = suffixes is not None and folder == folders[1]
+            faults += _missing_partners(first, other, folders[0] / sub, folder / sub, takes_suffixes=takes_suffixes)
+    pairs = {
+        sub: {stem: tuple(files[stem] for files in lists) for stem in lists[0] if all(stem in files for files in lists)}
+        for sub, lists in stems.items()
+    }
+    (report if report and any(pairs.values()) else raise_faults)(faults)
+    return pairs
+
+
+def _find_files(folders: Sequence[Path], endings: Sequence[str], *, nested: bool) -> dict[str, list[list[Path]]]:
+    """{sub-folder: the images in each of the folders}."""
     try:
         _refuse_missing(folders)
         subs = _sub_folders(folders)
@@ -50,26 +84,40 @@ def find_pairs(
             if not files
         ]:
             raise UserError(*faults)
+        for sub, lists in files_by_sub.items():
+            if len(lists) > 1 and (folders[0] / sub).samefile(folders[1] / sub):
+                lists[0], lists[1] = _share_folder(folders[0] / sub, folders[1] / sub, lists[0], endings)
     except OSError as error:
         raise UserError(f"{error.filename}: cannot be read ({error.strerror})") from None
+    return files_by_sub
 
-    faults = []
-    stems: dict[str, list[dict[str, Path]]] = {}
-    for sub, lists in files_by_sub.items():
-        stems[sub] = []
-        for folder, files in zip((folder / sub for folder in folders), lists, strict=True):
-            stemmed = [(stem_of(file, folder), file) for file in files]
-            stems[sub].append(dict(stemmed))
-            faults += filter(None, [_shared_stems(stemmed, folder)])
-    for sub, (first, *others) in stems.items():
-        for other, folder in zip(others, folders[1:], strict=True):
-            faults += _missing_partners(first, other, folders[0] / sub, folder / sub)
-    (report or raise_faults)(faults)
-    common = {
-        sub: [stem for stem in folders_files[0] if all(stem in files for files in folders_files)]
-        for sub, folders_files in stems.items()
-    }
-    return {sub: {stem: tuple(files[stem] for files in stems[sub]) for stem in common[sub]} for sub in stems}
+
+def _share_folder(a: Path, b: Path, files: list[Path], endings: Sequence[str]) -> tuple[list[Path], list[Path]]:
+    """Divide the images of one folder by their endings. Raises UserError if the endings are equal."""
+    ours, theirs = endings[:2]
+    if ours == theirs:
+        names = f"{a} and {b} are" if a != b else f"{a} is"
+        advice = "give the folder of the other images, or the different endings of their names"
+        both = " one folder," if a != b else ""
+        raise UserError(f"{names}{both} both the input and the target: {advice}")
+
+    def belongs_to(file: Path, ending: str, other: str) -> bool:
+        stem = stem_of(file)
+        return stem.endswith(ending) and not (len(other) > len(ending) and stem.endswith(other))
+
+    known = [file for file in files if stem_of(file).endswith((ours, theirs))]
+    if other := [file for file in files if file not in set(known)]:
+        what = f'{a}: {count_images(other)} with a name that ends neither in "{ours}" nor in "{theirs}":'
+        raise UserError(*summarize_fault(what, [file.name for file in other]))
+    return [f for f in known if belongs_to(f, ours, theirs)], [f for f in known if belongs_to(f, theirs, ours)]
+
+
+def _cut_endings(stemmed: Sequence[tuple[str, Path]], ending: str) -> tuple[list[tuple[str, Path]], list[str]]:
+    """The stems without their ending and their files, and the names of the files that do not have the ending."""
+    ending = unicodedata.normalize("NFC", ending)
+    known = [(stem.removesuffix(ending), file) for stem, file in stemmed if stem.endswith(ending) and stem != ending]
+    unknown = [file.name for stem, file in stemmed if not stem.endswith(ending) or stem == ending]
+    return known, unknown
 
 
 def stem_of(file: Path, folder: Path | None = None) -> str:
@@ -188,14 +236,17 @@ def _shared_stems(files: Sequence[tuple[str, Path]], folder: Path) -> str:
     return "".join(summarize_fault(what, shared))
 
 
-def _missing_partners(a: Mapping[str, Path], b: Mapping[str, Path], folder_a: Path, folder_b: Path) -> list[str]:
-    """Faults that name the files of each folder without a partner in the other."""
+def _missing_partners(
+    a: Mapping[str, Path], b: Mapping[str, Path], folder_a: Path, folder_b: Path, *, takes_suffixes: bool
+) -> list[str]:
+    """Faults that name the files of each folder without a partner in the other; first, why they may have none."""
     faults = []
     for mine, theirs, here, there in ((a, b, folder_a, folder_b), (b, a, folder_b, folder_a)):
         unpaired = [file.name for stem, file in mine.items() if stem not in theirs]
         what = f"{here}: {len(unpaired)} of {count_images(mine)} without a partner of the same name in {there}:"
         faults += summarize_fault(what, unpaired)
-    return faults
+    advice = suggest_names(a.keys() - b.keys(), b.keys() - a.keys(), takes_suffixes=takes_suffixes)
+    return [f"{folder_a} and {folder_b}: {advice}", *faults] if advice else faults
 
 
 def count_images(images: Iterable[object]) -> str:

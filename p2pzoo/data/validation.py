@@ -43,6 +43,8 @@ class Validator:
         self._shapes: dict[tuple[str, str], list[tuple[Split, int, str]]] = defaultdict(list)  # of x, y: which pairs
         self._datasets: dict[Split, Dataset] = {}
         self._used_values: dict[str, UsedValues] = {}
+        self._equal: PairLocation | None = None  # a pair whose x and y are equal and not flat
+        self._all_equal = True
 
     def read(self, split: Split, dataset: Dataset, index: int, decode: Decode | None = None) -> Pair | None:
         """The pair, or None if it is of no further use: it cannot be read, or its arrays are no images.
@@ -65,6 +67,9 @@ class Validator:
         for name, image, limits in (("x", pair.x, dataset.x_range), ("y", pair.y, dataset.y_range)):
             if not any(getattr(dataset, f"{name}_{kind}", None) for kind in ("labels", "encoding")):
                 self._used_values.setdefault(name, UsedValues(name, limits)).add(image)
+        if self._all_equal and not _is_flat(pair.x):
+            self._all_equal = np.array_equal(pair.x, pair.y)
+            self._equal = self._equal or locate_pair(split, dataset, index, pair.id)
         return pair
 
     def unused_ranges(self, parameters: Collection[str]) -> list[str]:
@@ -76,7 +81,7 @@ class Validator:
 
     @property
     def is_sound(self) -> bool:
-        """Whether no fault has been found so far: `findings` is empty."""
+        """Whether no pair read so far has a fault. Once False, it stays so."""
         return not any(self.cases.values()) and len(self._shapes) <= 1
 
     @property
@@ -107,7 +112,13 @@ class Validator:
             for split, index, id in pairs
         ]
         cases = {**self.cases, "mismatch": [*self.cases["mismatch"], *others]}
+        if self._equal and self._all_equal:
+            cases["equal"] = [Case("x and y are equal in every pair", (self._equal,))]
         return group_findings({kind: sorted(group, key=_split_order) for kind, group in cases.items()})
+
+
+def _is_flat(image: np.ndarray) -> bool:
+    return bool((image == image[:1, :1]).all())
 
 
 def _split_order(case: Case) -> int:

@@ -26,14 +26,17 @@ from p2pzoo_datasets.pairs import Count, Direction, FilePairs, Range
 class Folders(FilePairs):
     """Pairs from two folders of images, matched by file name: inputs/001.jpg with targets/001.png.
 
-    split    "train", "val" or "test": the sub-folders train/, val/, test/ of both folders if they exist, else a part of
-             the files (`fractions`). If val or test has no pairs, the other replaces it, with a warning
-    inputs   folder of x (of y if `direction` is "BtoA"), relative to the current folder
-    targets  folder of y (of x if `direction` is "BtoA")
-    labels   a third folder, of label maps that are neither x nor y: metrics compare ŷ with them
-    classes  class file of `labels`; default: that of y, else of x
+    split          "train", "val" or "test": the sub-folders train/, val/, test/ of both folders if they exist, else a
+                   part of the files (`fractions`). If val or test has no pairs, the other replaces it, with a warning
+    inputs         folder of x (of y if `direction` is "BtoA"), relative to the current folder
+    targets        folder of y (of x if `direction` is "BtoA")
+    input_suffix   end of the names in `inputs` that is not part of the common name: "_A" for 001_A.jpg. With different
+                   suffixes, `inputs` and `targets` may be one folder
+    target_suffix  end of the names in `targets`, likewise
+    labels         a third folder, of label maps that are neither x nor y: metrics compare ŷ with them
+    classes        class file of `labels`; default: that of y, else of x
 
-    All other parameters: see `FilePairs`. The split of a file depends only on its name without suffix, `fractions` and
+    All other parameters: see `FilePairs`. The split of a pair depends only on its common name, `fractions` and
     `split_seed`: adding files does not move others.
 
     A Pair's x and y are (H, W, C) uint8, uint16 or float32, the dtype of the files. The rotation of cameras (EXIF) is
@@ -43,8 +46,8 @@ class Folders(FilePairs):
     the class file ignores.
 
     Raises UserError, naming the first few files, for
-    - missing or empty folders, files without a partner, sizes or dtypes that differ, float32 without a range: from
-      names and headers, in the constructor
+    - missing or empty folders, one folder for both, files without a partner, sizes or dtypes that differ, float32
+      without a range: from names and headers, in the constructor
     - files that do not decode, values outside the range, channels that cannot be converted without loss, label values
       without a class: when a pair is read; conversions of the first few pairs also in the constructor
     - wrong class files: in the constructor
@@ -74,13 +77,15 @@ class Folders(FilePairs):
         target_encoding: Annotated[Encoding, AddedLater] = "one-hot",
         labels: Annotated[Path | None, AddedLater] = None,
         classes: Annotated[Path | None, AddedLater] = None,
+        input_suffix: Annotated[str, AddedLater] = "",
+        target_suffix: Annotated[str, AddedLater] = "",
     ) -> None:
         folders = [Path(folder) for folder in (inputs, targets, labels) if folder is not None]
         where = ", ".join(map(str, folders))
         class_files = ClassFiles.read(
             input_labels, input_encoding, target_labels, target_encoding, classes, have_labels=labels is not None
         )
-        stems = find_pairs(*folders, report=self._report_faults)
+        stems = find_pairs(*folders, report=self._report_faults, suffixes=(input_suffix, target_suffix))
         super().__init__(
             split, assign_splits(stems, where, fractions, split_seed), where, size=size, resize=resize,
             direction=direction, max_pairs=max_pairs, channels=(input_channels, target_channels),

@@ -195,6 +195,8 @@ def _find_faults(row: Mapping[str, Any], folder: Path) -> list[str]:
             faults.append(f"split: {_shorten(value)} is no split{did_you_mean(value, SPLITS)}")
         elif key == "id" and ("/" in value or "\\" in value):
             faults.append(f"id: {_shorten(value)} has a slash, and ids become file names: remove it")
+    if not faults and (folder / row["x"]).samefile(folder / row["y"]):
+        faults.append(f"x and y are one file, {row['x']}: name the other image")
     return faults
 
 

@@ -130,7 +130,10 @@ class FilePairs:
         """
         dataset = cls.__new__(cls)
         dataset._collected_faults = []
-        dataset.__init__(split, **parameters)  # type: ignore[misc]
+        try:
+            dataset.__init__(split, **parameters)  # type: ignore[misc]
+        except UserError as error:  # what was found before may be its cause
+            raise UserError(*dict.fromkeys((*dataset._collected_faults, *error.faults))) from None
         return dataset, dataset._collected_faults
 
     def read_headers(self, pairs: Iterable[Files]) -> dict[Files, tuple[ImageHeader, ...]]:

@@ -398,6 +398,32 @@ class TestBeforeARun:
         assert sum("targets/train/" in fault for fault in caught.value.faults) == MAX_NAMED_CASES
         assert "  ... and 1 more" in caught.value.faults
 
+    def test_targets_that_are_copies_of_the_inputs_stop_it(self, home, check_json, run_cli):
+        shutil.rmtree(home / "targets")
+        shutil.copytree(home / "inputs", home / "targets")
+        found, _, code = check_json()
+        assert (code, found["equal"]["count"]) == (2, 1)
+        result = run_cli("run", "mine.toml", "--profile", "smoke", "--runs", "runs")
+        assert (result.exit_code, result.first_step) == (2, None)
+        assert "train-00: x and y are equal in every pair" in result.output
+
+    def test_some_targets_that_equal_their_inputs_are_no_fault(self, home, check_json):
+        shutil.copy(home / "inputs/train/00.png", home / "targets/train/00.png")
+        assert check_json()[0].keys() == set()
+
+    def test_halves_that_are_equal_stop_it(self, home, check_json):
+        for file in (home / "inputs").rglob("*.png"):
+            image = np.array(Image.open(file))
+            Image.fromarray(np.concatenate([image, image], axis=1)).save(file)
+        (home / "mine.toml").write_text(
+            RECIPE.replace("folders", "side-by-side")
+            .replace('inputs = "inputs"', "")
+            .replace("targets =", "root =")
+            .replace('"targets"', '"inputs"')
+        )
+        found, _, code = check_json()
+        assert (code, found["equal"]["count"]) == (2, 1)
+
     def test_a_small_part_of_the_range_is_a_warning(self, home, run_cli, check_json, experiment):
         for file in (home / "targets").rglob("*.png"):
             Image.fromarray((np.array(Image.open(file)) > 128).astype(np.uint8)).save(file)

@@ -2,6 +2,8 @@
 
 import pickle
 import re
+import shutil
+import time
 
 import numpy as np
 import pytest
@@ -10,6 +12,7 @@ from hypothesis import strategies as st
 from p2pzoo_datasets.folders import Folders, SideBySide
 from PIL import Image
 
+from p2pzoo.data.partner_names import suggest_names
 from p2pzoo.data.splits import assign_splits, split_of
 from p2pzoo.images.io import write_png
 from p2pzoo.images.resize import resize_to
@@ -397,6 +400,92 @@ class TestOrientation:
         assert "photos/train/3.png has orientation 6, maps/train/3.png has none" in result.output
 
 
+class TestEndings:
+    """Names that differ by an ending: 001_A.png and 001_B.png."""
+
+    @pytest.fixture
+    def put_names(self, put):
+        def put_names(x, y, count=20, folder=None):
+            for number in range(count):
+                put(f"{folder or 'photos'}/{x.format(number)}.png", noise(4, 4, seed=number))
+                put(f"{folder or 'maps'}/{y.format(number)}.png", noise(4, 4, seed=99 + number))
+
+        return put_names
+
+    def test_are_removed(self, put_names):
+        put_names("{:03}_A", "{:03}_B")
+        splits = [folders(s, input_suffix="_A", target_suffix="_B") for s in ("train", "val", "test")]
+        assert sorted(pair.id for split in splits for pair in split) == [f"{number:03}" for number in range(20)]
+        assert all(y.stem == x.stem.replace("_A", "_B") for split in splits for x, y in split.files)
+
+    @pytest.mark.parametrize(("x", "y"), [("_A", "_B"), ("", "_mask"), ("_mask", "_mask2")])
+    def test_divide_one_folder(self, put_names, x, y):
+        put_names("{:03}" + x, "{:03}" + y, folder="photos")
+        train = folders(targets="photos", input_suffix=x, target_suffix=y)
+        assert len(train) == 15
+        assert train.files[0][1].name == f"000{y}.png"
+
+    def test_a_file_without_the_ending_is_named(self, put_names, put):
+        put_names("{:03}_A", "{:03}_B")
+        put("photos/021.png", noise(4, 4))
+        parameters = {"input_suffix": "_A", "target_suffix": "_B"}
+        assert error_of(lambda: folders(**parameters)) == (
+            'photos: 1 of 21 images have a name that does not end in "_A":\n  021.png'
+        )
+        put_names("{:03}_A", "{:03}_B", folder="both")
+        put("both/021.png", noise(4, 4))
+        assert error_of(lambda: folders(inputs="both", targets="both", **parameters)) == (
+            'both: 1 image with a name that ends neither in "_A" nor in "_B":\n  021.png'
+        )
+
+    @pytest.mark.parametrize(
+        ("x", "y", "advice"),
+        [
+            ("{:03}_A", "{:03}_B", 'set input_suffix = "_A", target_suffix = "_B"'),
+            ("{:03}", "{:03}_mask", 'set target_suffix = "_mask"'),
+            ("img{:02}.rgb", "img{:02}.label", 'set input_suffix = ".rgb", target_suffix = ".label"'),
+            ("img{}", "IMG{}", "if upper and lower case are equal"),
+            ("{}", "{:04}", "without zeros in front of numbers"),
+            ("photo_{}", "map_{}", "without their first letters"),
+        ],
+    )
+    def test_that_nothing_sets_are_proposed_before_anything_else(self, put_names, home, run_cli, x, y, advice):
+        put_names(x, y)
+        [first, second, *_] = error_of(folders).splitlines()
+        assert first.startswith("photos and maps: 20 of 20 names match ")
+        assert advice in first
+        assert second == "photos: 20 of 20 images without a partner of the same name in maps:"
+        recipe = home / "mine.toml"
+        recipe.write_text(
+            'extends = "zoo:base.toml"\n[dataset]\nuse = "folders"\ninputs = "photos"\ntargets = "maps"\n'
+        )
+        output = run_cli("data", "check", recipe).output
+        assert output.index(advice) < output.index("photos: 20 of 20 images without a partner")
+        assert "too few pairs" not in output
+
+    def test_names_without_anything_in_common_get_no_proposal(self, put_names):
+        put_names("cat{}", "{}dog")
+        assert error_of(folders).startswith("photos: 20 of 20 images without a partner")
+
+    def test_too_few_pairs_come_after_the_missing_partners(self, put_names, put):
+        put_names("a{}", "b{}", count=3)
+        put("photos/c.png", noise(4, 4))
+        put("maps/c.png", noise(4, 4))
+        with pytest.raises(UserError) as caught:
+            Folders.usable("train", inputs="photos", targets="maps")
+        assert caught.value.faults[-1].endswith(
+            "too few pairs: there is 1, and train needs one, and val or test another"
+        )
+        assert len(caught.value.faults) == 4
+
+    def test_the_search_for_endings_takes_no_time(self, monkeypatch):
+        ours, theirs = ([f"{number:06}{end}" for number in range(50_000)] for end in ("_left_8bit", "_labels"))
+        assert suggest_names(ours, theirs, takes_suffixes=True).startswith("50000 of 50000 names match")
+        start = time.process_time()
+        assert suggest_names([f"a{n:06}b" for n in range(50_000)], theirs, takes_suffixes=True) is None
+        assert time.process_time() - start < 5
+
+
 class TestSplits:
     def test_sub_folders_are_the_splits(self, splits):
         assert [len(folders(split)) for split in ("train", "val", "test")] == [4, 2, 1]
@@ -500,7 +589,7 @@ class TestFaults:
     def test_files_without_a_partner_are_named_on_both_sides(self, splits, home):
         for number in range(4):
             (home / f"photos/train/{number}.png").rename(home / f"photos/train/photo{number}.png")
-        assert error_of(folders).splitlines() == [
+        assert error_of(folders).splitlines()[1:] == [
             "photos/train: 4 of 4 images without a partner of the same name in maps/train:",
             "  photo0.png",
             "  photo1.png",
@@ -512,6 +601,18 @@ class TestFaults:
             "  2.png",
             "  ... and 1 more",
         ]
+
+    def test_one_folder_for_both_is_refused(self, splits, home):
+        advice = "both the input and the target: give the folder of the other images, or the different endings"
+        assert error_of(lambda: folders(targets="photos")).startswith(f"photos/train is {advice}")
+        (home / "link").symlink_to(home / "photos")
+        for path in ("link", "maps/../photos", home / "photos"):
+            message = error_of(lambda path=path: folders(targets=path))
+            assert message.startswith("photos/train and ")
+            assert f"are one folder, {advice}" in message
+        shutil.rmtree(home / "maps/val")
+        (home / "maps/val").symlink_to(home / "photos/val")
+        assert error_of(folders).startswith("photos/val and maps/val are one folder")
 
     def test_two_files_with_one_stem_are_refused(self, splits, put):
         put("photos/val/1.jpg", noise())

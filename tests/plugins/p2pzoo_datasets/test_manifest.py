@@ -83,6 +83,14 @@ SPLITS = ("train", "val", "test")
 
 
 class TestFaults:
+    def test_one_file_for_x_and_y(self, home):
+        (home / "data/link.png").symlink_to(home / "data/photos/3.png")
+        lines = [line(0), {"x": "photos/3.png", "y": "photos/../photos/3.png"}, {"x": "link.png", "y": "photos/3.png"}]
+        assert errors_of(write_manifest(home, *lines)) == [
+            "data/pairs.jsonl:2  x and y are one file, photos/3.png: name the other image",
+            "data/pairs.jsonl:3  x and y are one file, link.png: name the other image",
+        ]
+
     def test_are_reported_all_at_once_with_their_lines(self, home):
         file = write_manifest(
             home,
