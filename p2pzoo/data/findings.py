@@ -104,7 +104,7 @@ FINDING_KINDS: dict[str, FindingKind] = {
         "split the pairs so that each class is in every split, or exclude the class from the means (`unscored`)",
     ),
     "dataset-warning": FindingKind(
-        "warning", False, "Warnings of the dataset", "see the dataset's own page for what they mean",
+        "warning", False, "Warnings of the dataset", "`p2pzoo show dataset NAME` describes the dataset",
     ),
 }  # fmt: skip
 

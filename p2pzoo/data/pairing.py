@@ -17,7 +17,7 @@ import numpy as np
 from p2pzoo.data.partner_names import suggest_names
 from p2pzoo.images.io import IMAGE_SUFFIXES, ImageHeader, find_images, inspect_image
 from p2pzoo.plugin.batch import Split
-from p2pzoo.utils.errors import MAX_NAMED_FILES, UserError, raise_faults, summarize_fault
+from p2pzoo.utils.errors import MAX_NAMED_FILES, Advice, UserError, raise_faults, summarize_fault
 
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
 Files = tuple[Path, ...]  # the files of one pair: one of each folder
@@ -151,7 +151,7 @@ def inspect_files(
             headers[file, read_one] = read_one(file)
         except UserError as error:
             broken.append(str(error))
-    (report or raise_faults)(summarize_fault(f"{count_images(broken)} cannot be used:", broken))
+    (report or raise_faults)(summarize_fault(f"{count_images(broken)} cannot be used:", broken, of_each=""))
     return headers
 
 
@@ -244,9 +244,10 @@ def _missing_partners(
     for mine, theirs, here, there in ((a, b, folder_a, folder_b), (b, a, folder_b, folder_a)):
         unpaired = [file.name for stem, file in mine.items() if stem not in theirs]
         what = f"{here}: {len(unpaired)} of {count_images(mine)} without a partner of the same name in {there}:"
-        faults += summarize_fault(what, unpaired)
+        of_each = f"{here}: without a partner of the same name in {there}:"
+        faults += summarize_fault(what, unpaired, of_each=of_each)
     advice = suggest_names(a.keys() - b.keys(), b.keys() - a.keys(), takes_suffixes=takes_suffixes)
-    return [f"{folder_a} and {folder_b}: {advice}", *faults] if advice else faults
+    return [Advice(f"{folder_a} and {folder_b}: {advice}"), *faults] if advice else faults
 
 
 def count_images(images: Iterable[object]) -> str:

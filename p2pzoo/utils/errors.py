@@ -67,6 +67,10 @@ class PeerProcessError(Error):
     """
 
 
+class Advice(str):
+    """A line among the faults of a `UserError` that says how to fix the others, and is no fault itself."""
+
+
 class SharedFault(str):
     """One fault that several files have; give it to `UserError` as one of its faults.
 
@@ -88,11 +92,15 @@ class SharedFault(str):
         return fault
 
 
-def summarize_fault(what: str, cases: Iterable[str]) -> list[str]:
-    """One fault that several files share: its text, and the first few cases. Empty where there is no case."""
+def summarize_fault(what: str, cases: Iterable[str], *, of_each: str | None = None) -> list[str]:
+    """One fault that several files share: its text, and the first few cases. Empty where there is no case.
+
+    of_each  what is wrong with each of them, where that is not `what`: without the number of cases, for example
+    """
     cases = list(cases)
     more = [f"... and {len(cases) - MAX_NAMED_FILES} more"] if len(cases) > MAX_NAMED_FILES else []
-    return [SharedFault([what, *cases[:MAX_NAMED_FILES], *more], what, cases)] if cases else []
+    summary = what if of_each is None else of_each
+    return [SharedFault([what, *cases[:MAX_NAMED_FILES], *more], summary, cases)] if cases else []
 
 
 def raise_faults(faults: Sequence[str]) -> None:

@@ -20,7 +20,7 @@ from p2pzoo.data.findings import Case, Finding, group_findings
 from p2pzoo.data.pairing import SPLITS
 from p2pzoo.data.validation import Validator, spread_indices
 from p2pzoo.plugin import Dataset, Pair, ProgressBar, Split
-from p2pzoo.utils.errors import SharedFault, UserError
+from p2pzoo.utils.errors import Advice, SharedFault, UserError
 from p2pzoo_data_tools.alignment import ShiftEstimator
 from p2pzoo_data_tools.check_splits import (
     PairSummary,
@@ -107,8 +107,12 @@ def open_splits(component: Component) -> OpenedDataset:
                 faults |= dict.fromkeys(split_faults)
                 if usable_part is not None:
                     splits[split] = usable_part
-    messages = dict.fromkeys(str(w.message) for w in caught if issubclass(w.category, UserWarning))
-    return OpenedDataset(component.entry.full_name, splits, list(faults), list(messages), component.values.keys())
+    advice = [fault for fault in faults if isinstance(fault, Advice)]
+    messages = [*advice, *(str(w.message) for w in caught if issubclass(w.category, UserWarning))]
+    return OpenedDataset(
+        component.entry.full_name, splits, [fault for fault in faults if fault not in advice],
+        list(dict.fromkeys(messages)), component.values.keys(),
+    )  # fmt: skip
 
 
 def _open_usable_part(component: Component, split: Split, error: UserError) -> tuple[Sequence[str], Dataset | None]:
@@ -129,7 +133,7 @@ def check_dataset(data: OpenedDataset, track: ProgressBar, *, quick: bool = Fals
     """Check every pair of every split; with `quick`, QUICK_PAIRS of each split."""
     validator = Validator()
     cases: dict[str, list[Case]] = defaultdict(list)
-    cases["unopened"] = [case for fault in data.faults for case in _split_fault(fault)]
+    cases["unopened"] = list(dict.fromkeys(case for fault in data.faults for case in _split_fault(fault)))
     cases["dataset-warning"] = [Case(message) for message in data.warnings]
     evidence: dict[Split, SplitEvidence] = {}
     skipped = []
@@ -164,7 +168,9 @@ def check_dataset(data: OpenedDataset, track: ProgressBar, *, quick: bool = Fals
 def _split_fault(fault: str) -> list[Case]:
     """One case per file that the fault is about."""
     return (
-        [Case(f"{fault.summary} {case}") for case in fault.cases] if isinstance(fault, SharedFault) else [Case(fault)]
+        [Case(f"{fault.summary} {case}".lstrip()) for case in fault.cases]
+        if isinstance(fault, SharedFault)
+        else [Case(fault)]
     )
 
 

@@ -176,6 +176,12 @@ class TestFolders:
         assert code == 2
         assert all(f"targets/train/{number:02}.png" in messages for number in range(6))
 
+    def test_files_that_cannot_be_opened_are_counted_once(self, home, check_json):
+        for file in home.rglob("*.png"):
+            file.write_bytes(b"no image")
+        found, report, _ = check_json()
+        assert (found["unopened"]["count"], report["errors"]) == (36, 36)
+
     def test_all_files_without_a_partner_are_named(self, home, check_json):
         for number in range(6):
             (home / f"targets/train/{number:02}.png").unlink()

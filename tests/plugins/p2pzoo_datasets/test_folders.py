@@ -460,8 +460,9 @@ class TestEndings:
             'extends = "zoo:base.toml"\n[dataset]\nuse = "folders"\ninputs = "photos"\ntargets = "maps"\n'
         )
         output = run_cli("data", "check", recipe).output
-        assert output.index(advice) < output.index("photos: 20 of 20 images without a partner")
+        assert output.index("photos: without a partner of the same name in maps:") < output.index(advice)
         assert "too few pairs" not in output
+        assert "40 errors, 1 warning:" in output
 
     def test_names_without_anything_in_common_get_no_proposal(self, put_names):
         put_names("cat{}", "{}dog")
