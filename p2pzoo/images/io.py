@@ -6,13 +6,15 @@ imagecodecs (the extra `p2pzoo[tiff]`), which are imported when a file needs the
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import struct
+import threading
 import tokenize
 import zipfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
@@ -21,6 +23,7 @@ from PIL import ExifTags, Image, ImageOps, PngImagePlugin, UnidentifiedImageErro
 
 from p2pzoo.utils.errors import UserError
 from p2pzoo.utils.files import atomic_write
+from p2pzoo.utils.memory import check_available
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".npy", ".npz")
 ARRAY_SUFFIXES = (".npy", ".npz")
@@ -47,6 +50,9 @@ _NUMPY_ERRORS = (  # raised by NumPy for damaged files
     tokenize.TokenError, zipfile.BadZipFile, zlib.error,
 )  # fmt: skip
 _MAX_DEFLATE_RATIO = 1032  # deflate cannot compress better (zlib, technical details)
+_PILLOW_LIMIT = threading.Lock()  # held while Pillow's limit of pixels, a global of it, is lifted
+_MAX_PIXELS_AT_ONCE = 64 * 1024**2  # larger pictures become arrays band by band: Pillow makes several copies of a band
+_BAND_ROWS = 256
 TRANSPOSING = (5, 6, 7, 8)  # EXIF orientations that swap rows and columns
 _CHANNEL_NAMES = {1: "grey", 2: "grey with transparency", 3: "RGB", 4: "RGB with transparency"}
 
@@ -82,7 +88,7 @@ def read_image(path: Path) -> np.ndarray:
         return _native(_checked_array(path, read_array(path)))
     try:
         with open_picture(path) as image:
-            library = _choose_library(image, path)
+            library = choose_library(image, path)
             if library == "pillow":
                 return _native(decode_pixels(image, str(path)))
     except UnidentifiedImageError:
@@ -95,9 +101,38 @@ def read_image(path: Path) -> np.ndarray:
 
 
 def open_picture(path: Path) -> Image.Image:
-    """Open one of PILLOW_FORMATS, by its content. Raises PILLOW_ERRORS, and UserError for what is no regular file."""
+    """Open one of PILLOW_FORMATS, by its content, of any size: its pixels are not decoded yet.
+
+    Raises PILLOW_ERRORS, and UserError for what is no regular file, or claims more pixels than its bytes can give.
+    """
     _refuse_pipes(path)
-    return Image.open(path, formats=PILLOW_FORMATS)
+    try:
+        return Image.open(path, formats=PILLOW_FORMATS)
+    except Image.DecompressionBombError:
+        return _open_beyond_limit(path)
+
+
+def _open_beyond_limit(path: Path) -> Image.Image:
+    """Open a picture with more pixels than Pillow's limit. In its place, bytes are counted: of the file, and free."""
+    with _PILLOW_LIMIT:
+        limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+        try:
+            image = Image.open(path, formats=PILLOW_FORMATS)
+        finally:
+            Image.MAX_IMAGE_PIXELS = limit
+    if image.format == "PNG":
+        bits, color_type = _png_header(path)
+        row = image.width * bits * len(_PNG_MODES.get(color_type, "L")) // 8
+        size = path.stat().st_size
+        if row * image.height > size * _MAX_DEFLATE_RATIO:
+            claimed = f"its header says {image.height:,} × {image.width:,} px"
+            raise UserError(f"{path}: {claimed}, more than its {size:,} bytes can give: get this file again")
+    return image
+
+
+def describe_size(name: Path | str, height: int, width: int) -> str:
+    """The subject of a message about memory."""
+    return f"{name}: {height:,} × {width:,} px"
 
 
 def _refuse_pipes(path: Path) -> None:
@@ -109,19 +144,46 @@ def _refuse_pipes(path: Path) -> None:
 def decode_pixels(image: Image.Image, name: str) -> np.ndarray:
     """(H, W, C) of an open image: 8 bits per channel, or one channel of 16 bits or float32.
 
-    name  stands in the error where the image has another mode
+    name  stands in the error where the image has another mode, or memory is too small
     """
-    _shape_3d(name, (image.height, image.width))
+    shape, read = picture_bands(image, name, whole=True)
+    if shape[0] * shape[1] <= _MAX_PIXELS_AT_ONCE:
+        return read(0, shape[0])
+    array = np.empty(shape, read(0, 1).dtype)
+    for top in range(0, shape[0], _BAND_ROWS):
+        array[top : top + _BAND_ROWS] = read(top, min(top + _BAND_ROWS, shape[0]))
+    return array
+
+
+def picture_bands(
+    image: Image.Image, name: str, *, whole: bool = False
+) -> tuple[tuple[int, int, int], Callable[[int, int], np.ndarray]]:
+    """The shape (H, W, C) of an open image, and read(top, bottom) -> a band of its rows. Decodes the image.
+
+    whole: whether all bands are to be kept. Raises UserError if the decoded image does not fit into memory.
+    """
+    height, width, _ = _shape_3d(name, (image.height, image.width))
+    mode = image.mode if _is_deep(image) else _mode(name, image)
+    channels = 1 if _is_deep(image) else len(mode)
+    in_pillow = 1 if image.mode in ("1", "L", "P") else 2 if image.mode.startswith("I;16") else 4  # bytes per pixel
+    array = {"F": 4, "I": 2}.get(mode, channels) if not mode.startswith("I;16") else 2
+    check_available((in_pillow + array * whole) * height * width, describe_size(name, height, width))
     has_exif = "exif" in image.info
     image.load()
     if "exif" in image.info and not has_exif and (orientation := _orientation(image)) != 1:
         raise UserError(
             f"{name}: has EXIF orientation {orientation} behind its pixels, and its header none: save it upright"
         )
-    upright = ImageOps.exif_transpose(image)
-    array = np.asarray(upright if _is_deep(upright) else upright.convert(_mode(name, upright)))
-    array = array.astype(np.uint16) if upright.mode == "I" else array  # older Pillow opens a PNG of 16 bits as "I"
-    return array.reshape(*array.shape[:2], -1)
+    upright = image if _orientation(image) == 1 else ImageOps.exif_transpose(image)
+
+    def read(top: int, bottom: int) -> np.ndarray:
+        is_whole = (top, bottom) == (0, upright.height)
+        part = upright if is_whole else upright.crop((0, top, upright.width, bottom))
+        band = np.asarray(part if _is_deep(part) else part.convert(mode))
+        band = band.astype(np.uint16) if part.mode == "I" else band  # older Pillow opens a PNG of 16 bits as "I"
+        return band.reshape(*band.shape[:2], -1)
+
+    return (upright.height, upright.width, channels), read
 
 
 def read_header(path: Path) -> tuple[int, int, int]:
@@ -136,7 +198,7 @@ def inspect_image(path: Path) -> ImageHeader:
         return ImageHeader(_shape_3d(path, shape), _dtype_name(path, dtype), False)
     try:
         with open_picture(path) as image:
-            library = _choose_library(image, path)
+            library = choose_library(image, path)
             if library != "tifffile":
                 return _picture_header(path, image)
     except UnidentifiedImageError:
@@ -167,7 +229,7 @@ def _orientation(image: Image.Image) -> int:
     return value if isinstance(value, int) and value in range(2, 9) else 1
 
 
-def _choose_library(image: Image.Image, path: Path) -> str:
+def choose_library(image: Image.Image, path: Path) -> str:
     """The library that reads this file without loss: Pillow reduces colours of 16 bits to 8, and drops bands."""
     if image.format == "TIFF":
         tags: Any = image.tag_v2  # type: ignore[attr-defined]
@@ -218,31 +280,47 @@ def _read_deep_png(path: Path) -> np.ndarray:
 
 def _read_tiff(path: Path, *, pixels: bool = True) -> tuple[np.ndarray, ImageHeader]:
     """The array (H, W, C) and its header; the array is empty if `pixels` is False."""
+    with open_tiff(path) as (tiff, header):
+        if not pixels:
+            return np.empty(0), header
+        height, width, channels = header.shape
+        is_channels_first = len(tiff.series[0].shape) == 3 and tiff.series[0].axes.endswith("YX")
+        copies = 2 if is_channels_first else 1
+        needed = copies * height * width * channels * np.dtype(header.dtype).itemsize
+        check_available(needed, describe_size(path, height, width))
+        try:
+            array = tiff.series[0].asarray()
+        except Exception as error:  # damaged files raise errors of any type
+            raise UserError(f"{path}: cannot be read as a TIFF ({error})") from None
+        return (np.moveaxis(array, 0, -1) if is_channels_first else array).reshape(header.shape), header
+
+
+@contextlib.contextmanager
+def open_tiff(path: Path) -> Iterator[tuple[Any, ImageHeader]]:
+    """A tifffile.TiffFile of one image, and its header. Raises UserError as `read_image` does."""
     tifffile = _import_optional("tifffile", path)
-    try:
-        with tifffile.TiffFile(path) as tiff:
+    with contextlib.ExitStack() as stack:
+        try:
+            tiff = stack.enter_context(tifffile.TiffFile(path))
             series = tiff.series[0]
             axes, shape = series.axes, series.shape
             orientation = tiff.pages[0].tags.get("Orientation")
             photometric = int(tiff.pages[0].photometric)
             num_others = len(tiff.series) - 1
             dtype = np.dtype(series.dtype)
-            array = series.asarray() if pixels else None
-    except Exception as error:  # damaged files raise errors of any type
-        raise UserError(f"{path}: cannot be read as a TIFF ({error})") from None
-    _refuse_lab(path, photometric)
-    if num_others or axes not in ("YX", "YXS", "SYX", "CYX", "QYX"):
-        raise UserError(f"{path}: has several images ({axes} {shape}); one of (height, width, channels) is expected")
-    if orientation is not None and orientation.value != 1:
-        raise UserError(
-            f"{path}: has orientation {int(orientation.value)}, which is not applied to such a TIFF: save it upright"
-        )
-    is_channels_first = len(axes) == 3 and axes.endswith("YX")
-    shape = (*shape[1:], shape[0]) if is_channels_first else (*shape, 1) if len(axes) == 2 else shape
-    header = ImageHeader(_shape_3d(path, tuple(map(int, shape))), _dtype_name(path, dtype), False)
-    if array is None:
-        return np.empty(0), header
-    return (np.moveaxis(array, 0, -1) if is_channels_first else array).reshape(header.shape), header
+        except Exception as error:  # damaged files raise errors of any type
+            raise UserError(f"{path}: cannot be read as a TIFF ({error})") from None
+        _refuse_lab(path, photometric)
+        if num_others or axes not in ("YX", "YXS", "SYX", "CYX", "QYX"):
+            raise UserError(
+                f"{path}: has several images ({axes} {shape}); one of (height, width, channels) is expected"
+            )
+        if orientation is not None and orientation.value != 1:
+            number = int(orientation.value)
+            raise UserError(f"{path}: has orientation {number}, which is not applied to such a TIFF: save it upright")
+        is_channels_first = len(axes) == 3 and axes.endswith("YX")
+        shape = (*shape[1:], shape[0]) if is_channels_first else (*shape, 1) if len(axes) == 2 else shape
+        yield tiff, ImageHeader(_shape_3d(path, tuple(map(int, shape))), _dtype_name(path, dtype), False)
 
 
 def _import_optional(package: str, path: Path) -> Any:
@@ -455,21 +533,22 @@ def write_image(
         with atomic_write(path) as temporary, temporary.open("wb") as file:
             np.save(file, image, allow_pickle=False)
     else:
-        tifffile = _import_optional("tifffile", path)
-        flat = image[..., 0] if image.shape[2] == 1 else image
-        photometric = "rgb" if image.shape[2] == 3 and image.dtype != np.float32 else "minisblack"
-        description = "\n".join(f"{key}: {value}" for key, value in (text or {}).items()).encode() or None
+        tifffile, options = tiff_options(path, image.shape, image.dtype.name, text)
         with atomic_write(path) as temporary:
-            options = {"planarconfig": "contig"} if flat.ndim == 3 else {}
-            tifffile.imwrite(
-                temporary,
-                flat,
-                photometric=photometric,
-                metadata=None,
-                compression="zlib",
-                description=description,
-                **options,
-            )
+            tifffile.imwrite(temporary, image[..., 0] if image.shape[2] == 1 else image, **options)
+
+
+def tiff_options(
+    path: Path, shape: tuple[int, ...], dtype: str, text: Mapping[str, str] | None
+) -> tuple[Any, dict[str, Any]]:
+    """The module tifffile, and options of its imwrite for an image (H, W, C). Raises UserError without tifffile."""
+    tifffile = _import_optional("tifffile", path)
+    description = "\n".join(f"{key}: {value}" for key, value in (text or {}).items()).encode() or None
+    options = {
+        "photometric": "rgb" if shape[2] == 3 and dtype != "float32" else "minisblack",
+        "metadata": None, "compression": "zlib", "description": description,
+    }  # fmt: skip
+    return tifffile, options | ({"planarconfig": "contig"} if shape[2] > 1 else {})
 
 
 def can_hold(suffix: str, dtype: str, channels: int) -> bool:

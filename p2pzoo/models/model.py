@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterator, Sequence
-from functools import cached_property
+from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeVar
 
@@ -19,6 +19,7 @@ from p2pzoo.compute.memory import is_out_of_memory
 from p2pzoo.images.color_spaces import dequantize, join_lab, quantize, split_lab
 from p2pzoo.images.io import decode_pixels, with_channels
 from p2pzoo.images.resize import resize_to
+from p2pzoo.images.rows import Rows
 from p2pzoo.models.checkpoint_model import list_checkpoints, load_model_tensors, load_newest_checkpoint
 from p2pzoo.models.model_file import ModelHeader, restore_network
 from p2pzoo.models.scaling import NO_FILE_LAYOUT, Scaling
@@ -251,7 +252,7 @@ class Model:
             if tiling and max(height, width) > tiling.side:
                 y_hat = torch.empty(len(batch), self.out_channels, height, width, device=image.device)
                 for x, y in zip(batch, y_hat, strict=True):
-                    for top, strip in self._translate_strips(x, tiling):
+                    for top, strip in self._translate_strips(_band_reader(x), (height, width), tiling):
                         y[:, top : top + strip.shape[1]] = strip
             elif mode == "eval":
                 padded = pad_by_reflection(batch.to(self.device), self.size_divisor)
@@ -311,6 +312,31 @@ class Model:
         y_hats = self._translate_stored([image.x for image in images], mode, seed, tiling)
         return [self._decode(image, y_hat) for image, y_hat in zip(images, y_hats, strict=True)]
 
+    def translate_rows(self, image: Rows, tiling: Tiling) -> Iterator[np.ndarray]:
+        """Translate a large image in tiles of eval mode at its own size. Yields bands (rows, W, C), top to bottom.
+
+        Memory holds a few rows of tiles. The pixels are those of `translate` with this tile and `scale="native"`.
+        Raises ValueError and OutOfMemory as it does.
+        """
+        band: PreparedImage | None = None
+
+        def read(top: int, bottom: int) -> Tensor:
+            nonlocal band
+            band = self.prepare_input(image.read(top, bottom), Scaling())
+            return self._to_tensor(band.x)
+
+        size = image.shape[:2]
+        try:
+            for _, strip in self._translate_strips(read, size, tiling):
+                assert band is not None
+                count, width = strip.shape[1:]
+                lightness = None if band.lightness is None else band.lightness[:count]
+                y_hat = self._quantize(strip.permute(1, 2, 0))
+                yield self._decode(PreparedImage(band.x[:count], (count, width), lightness), y_hat)
+        except (RuntimeError, MemoryError) as error:
+            self._raise_if_out_of_memory(error, size, tiling)
+            raise
+
     def _decode(self, image: PreparedImage, y_hat: np.ndarray) -> np.ndarray:
         """ŷ as stored -> the image to return, in the size of x's file. Lightness and colors are joined to RGB."""
         if y_hat.shape[:2] != image.size:
@@ -350,17 +376,29 @@ class Model:
         """(C, H, W) as `_to_tensor` returns it -> (H, W, C) as y is stored."""
         dtype, channels = self._y_format
         y_hat = np.empty((*image.shape[1:], channels), dtype)
-        for top, strip in self._translate_strips(image, tiling):
+        for top, strip in self._translate_strips(_band_reader(image), image.shape[1:], tiling):
             y_hat[top : top + strip.shape[1]] = self._quantize(strip.permute(1, 2, 0))
         return y_hat
 
-    def _translate_strips(self, image: Tensor, tiling: Tiling) -> Iterator[tuple[int, Tensor]]:
-        """(top, (C, rows, W)) of ŷ for (C, H, W), one strip after the other, without padding."""
-        height, width = image.shape[1:]
+    def _translate_strips(
+        self, read: Callable[[int, int], Tensor], size: Sequence[int], tiling: Tiling
+    ) -> Iterator[tuple[int, Tensor]]:
+        """(top, (C, rows, W)) of ŷ for an image of this (H, W), one strip after the other, without padding.
+
+        read(top, bottom): the (C, rows, W) between two rows, as `_to_tensor` returns it.
+        """
+        height, width = size
         rows, columns = (reflected_indices(length, self.size_divisor) for length in (height, width))
 
+        @lru_cache(maxsize=1)  # all tiles of a strip are cut from one band
+        def band_of(down: tuple[int, int]) -> tuple[Tensor, Tensor]:
+            indices = rows[slice(*down)]
+            top = int(indices.min())
+            return read(top, int(indices.max()) + 1), (indices - top)[:, None]
+
         def translate_tiles(places: list[tuple[slice, slice]]) -> Tensor:
-            return self._run_eval(torch.stack([image[:, rows[down, None], columns[across]] for down, across in places]))
+            band, indices = band_of((places[0][0].start, places[0][0].stop))
+            return self._run_eval(torch.stack([band[:, indices, columns[across]] for _, across in places]))
 
         max_batch_size = self.max_batch_size(tiling.side, tiling.side, "eval")
         for top, strip in blend_tiles(translate_tiles, len(rows), len(columns), tiling, max_batch_size):
@@ -480,6 +518,10 @@ class Samples:
         variance = squares / (len(self.seeds) - 1)
         spread = variance.mean(-1, keepdim=True).sqrt().float().cpu().numpy()
         self.spread: np.ndarray = resize_to(spread, self.image.size, "stretch", (0, math.inf))[..., 0]
+
+
+def _band_reader(image: Tensor) -> Callable[[int, int], Tensor]:
+    return lambda top, bottom: image[:, top:bottom]
 
 
 def _input_dependent_norm(G: nn.Module) -> str | None:

@@ -2,7 +2,8 @@
 
 Pillow decodes and encodes without Python's lock, so threads suffice; the network runs in the caller's thread. Reading
 and writing share one queue of tasks. Results to be written are queued before images to be read later, and only a few
-images are read ahead: so reading waits for writing, and memory is bounded.
+images are read ahead: so reading waits for writing, and memory is bounded. An image of more than MAX_PIXELS_AHEAD that
+is translated in tiles is read, translated and written band by band, in the caller's thread.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import torch
 
 from p2pzoo.images.io import read_header, read_image, write_image
 from p2pzoo.images.label_maps import read_map
+from p2pzoo.images.rows import Rows, open_rows, write_rows
 from p2pzoo.models.model import Model, PreparedImage, Samples
 from p2pzoo.models.scaling import Scaling
 from p2pzoo.models.tiling import Tiling
@@ -111,6 +113,9 @@ class _FileTranslator:
             except (UserError, ValueError) as error:
                 self.outcomes[source] = _skipped(source, self.targets[source], error)
             else:
+                if image is None:
+                    self.outcomes[source] = self.translate_by_rows(source)
+                    continue
                 for group in groups.add(number, source, image):
                     self.translate(group)
             yield from self.take_finished()
@@ -119,9 +124,39 @@ class _FileTranslator:
             yield from self.take_finished()
         yield from self.take_finished(wait=True)
 
-    def read(self, source: Path) -> PreparedImage:
-        image = read_map(source) if self.model.x_labels else read_image(source)
-        return self.model.prepare_input(_take_half(image, self.half) if self.half else image, self.scaling)
+    def read(self, source: Path) -> PreparedImage | None:
+        """None if the image is to be translated by rows."""
+        if self.goes_by_rows(source):
+            return None
+        image = read_map(source)[..., None] if self.model.x_labels else read_image(source)
+        if self.half:
+            half = _take_half(Rows.of(image), self.half)
+            image = half.read(0, half.shape[0])
+        return self.model.prepare_input(image, self.scaling)
+
+    def goes_by_rows(self, source: Path) -> bool:
+        """Whether the image is so large that it is read and written band by band."""
+        if self.tiling is None or self.samples or self.model.x_labels or _count_pixels(source) <= MAX_PIXELS_AHEAD:
+            return False
+        height, width, _ = read_header(source)
+        width = width // 2 if self.half else width
+        scaling = self.scaling or Scaling.resolve(self.model.file_layout)
+        return max(height, width) > self.tiling.side and scaling.size_of(height, width) == (height, width)
+
+    def translate_by_rows(self, source: Path) -> FileOutcome | Future[FileOutcome]:
+        assert self.tiling is not None
+        target = self.targets[source]
+        dtype, channels = self.model.output_format
+        try:
+            with open_rows(source) as image:
+                half = _take_half(image, self.half) if self.half else image
+                shape = (half.shape[0], half.shape[1], channels)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                bands = self.model.translate_rows(half, self.tiling)
+                write_rows(target, bands, shape, dtype, self.text, self.model.palette)
+        except (UserError, ValueError) as error:
+            return _skipped(source, target, error)
+        return FileOutcome(source, target)
 
     def translate(self, group: list[tuple[Path, PreparedImage]]) -> None:
         """Translate images of one padded size, and start to write the results."""
@@ -210,10 +245,10 @@ class _Groups:
 
 
 def _read_ahead(
-    pool: ThreadPoolExecutor, read: Callable[[Path], PreparedImage], sources: Iterable[Path]
-) -> Iterator[tuple[Path, Future[PreparedImage]]]:
+    pool: ThreadPoolExecutor, read: Callable[[Path], PreparedImage | None], sources: Iterable[Path]
+) -> Iterator[tuple[Path, Future[PreparedImage | None]]]:
     """Yield each source with the future of its image, in order, while the next ones are being read."""
-    started: deque[tuple[Path, Future[PreparedImage], int]] = deque()
+    started: deque[tuple[Path, Future[PreparedImage | None], int]] = deque()
     for source in sources:
         started.append((source, pool.submit(read, source), _count_pixels(source)))
         while len(started) > MAX_IMAGES_AHEAD or (
@@ -224,12 +259,12 @@ def _read_ahead(
         yield started.popleft()[:2]
 
 
-def _take_half(image: np.ndarray, half: Half) -> np.ndarray:
+def _take_half(image: Rows, half: Half) -> Rows:
     """Raises ValueError for an odd width."""
     width = image.shape[1]
     if width % 2:
         raise ValueError(f"it is {width} px wide, and has no two halves: give images A|B of an even width")
-    return image[:, : width // 2] if half == "left" else image[:, width // 2 :]
+    return image.columns(0, width // 2) if half == "left" else image.columns(width // 2, width)
 
 
 def _count_pixels(source: Path) -> int:
