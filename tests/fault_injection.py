@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import json
 import pkgutil
+import resource
 
 import pytest
 from PIL import Image
@@ -92,6 +93,17 @@ def _lines(content):
         with contextlib.suppress(ValueError):
             lines.append(parse_json(line))
     return [line for line in lines if isinstance(line, dict) and isinstance(line.get("images"), int)]
+
+
+@contextlib.contextmanager
+def largest_file(size):
+    """Inside, no file of this process grows past `size` bytes: a quota that needs no rights."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 @contextlib.contextmanager

@@ -9,10 +9,13 @@ import contextlib
 import hashlib
 import json
 import os
+import shutil
 import tomllib
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
+
+from p2pzoo.utils.errors import UserError
 
 MAX_NESTING = 64  # levels of tables and arrays; people and p2pzoo write fewer than ten
 _UMASK = os.umask(0o022)  # the only way to read the umask is to set it
@@ -54,6 +57,54 @@ def naming(path: Path) -> Iterator[None]:
         if error.filename is None and error.errno is not None:  # errors of requests have no number, and their own text
             error.filename = str(path)
         raise
+
+
+@contextlib.contextmanager
+def page_folder(folder: Path) -> Iterator[Path]:
+    """Yield an empty folder to write a page to; at the end its files replace those of the same names in `folder`.
+
+    A new folder appears as a whole. In an older one other files stay, scripts come first and index.html last. After an
+    error, and after a kill, it can be written again. An OSError without a file name gets `folder`.
+
+    >>> import tempfile
+    >>> folder = Path(tempfile.mkdtemp()) / "page"
+    >>> with page_folder(folder) as unfinished:
+    ...     write_text(unfinished / "index.html", "a page")
+    >>> [file.name for file in folder.iterdir()], [file.name for file in folder.parent.iterdir()]
+    (['index.html'], ['page'])
+    """
+    is_new = not folder.exists()
+    temporary = folder.with_name(f".{folder.name}.tmp") if is_new else folder / ".page.tmp"  # on the same disk
+    shutil.rmtree(temporary, ignore_errors=True)  # of a process that was killed
+    try:
+        with naming(folder):
+            temporary.mkdir(parents=True)
+            yield temporary
+            if is_new:
+                os.replace(temporary, folder)
+                return
+            files = [file.relative_to(temporary) for file in temporary.rglob("*") if file.is_file()]
+            for file in sorted(files, key=lambda file: (file.name == "index.html", len(file.parts), file)):
+                (folder / file).parent.mkdir(parents=True, exist_ok=True)
+                os.replace(temporary / file, folder / file)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def check_page_folder(folder: Path, script: str) -> None:
+    """Raise UserError unless `folder` is new, empty, or holds an older page, which has this script. Hidden files may be
+    those of a page that was not finished."""
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"{folder}: is a file; give a folder")
+    has_files = folder.is_dir() and any(not file.name.startswith(".") for file in folder.iterdir())
+    if has_files and not (folder / script).exists():
+        raise UserError(f"{folder}: contains other files; give a new folder, or one with an older page of this kind")
+
+
+def copy_file(source: Path, target: Path) -> None:
+    """Copy a file atomically. An OSError of a full disk names the target; that of shutil.copyfile names the source."""
+    with atomic_write(target) as temporary, source.open("rb") as old, temporary.open("wb") as new:
+        shutil.copyfileobj(old, new)
 
 
 def write_text(path: Path, text: str) -> None:

@@ -17,6 +17,7 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any, BinaryIO, Self
 
 from p2pzoo.utils.errors import UserError
+from p2pzoo.utils.files import naming
 
 DECOMPRESSORS: dict[bytes, Any] = {b"\x1f\x8b": gzip.open, b"BZ": bz2.open, b"\xfd7": lzma.open}  # by first bytes
 BROKEN_ARCHIVE = (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError, ValueError)
@@ -74,7 +75,8 @@ def _extract_members(tar: tarfile.TarFile, into: Path, max_members: int) -> None
             raise _RefusedArchive(f"holds more than {max_members:,} files and folders, the limit for this archive")
         _refuse_unsafe(member)
         try:
-            tar.extract(member, into, set_attrs=False, filter="data")
+            with naming(into / member.name[:MAX_NAME_SHOWN]):
+                tar.extract(member, into, set_attrs=False, filter="data")
         except tarfile.FilterError as error:
             raise _RefusedArchive(str(error)) from None
         except OSError as error:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shutil
 import urllib.parse
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -28,7 +27,7 @@ from p2pzoo.models import safetensors_io
 from p2pzoo.plugin.registry import Registry
 from p2pzoo.runs.run_folder import Run
 from p2pzoo.utils.errors import UserError
-from p2pzoo.utils.files import parse_toml, write_text
+from p2pzoo.utils.files import check_page_folder, copy_file, page_folder, parse_toml, write_text
 from p2pzoo_bench.comparison import metric_of
 from p2pzoo_bench.formats import split_grid
 from p2pzoo_bench.stored_results import FinishedRun
@@ -164,18 +163,16 @@ def _run_folders(folder: Path, depth: int) -> Iterator[Path]:
 
 def write_gallery(out: Path, title: str, runs: Sequence[GalleryRun], registry: Registry) -> list[str]:
     """Write the page. Returns a line for each damaged file. Raises UserError if `out` contains other files."""
-    if out.exists() and not out.is_dir():
-        raise UserError(f"{out}: is a file; give a folder")
-    if out.is_dir() and any(out.iterdir()) and not (out / "gallery.js").exists():
-        raise UserError(f"{out}: contains other files; give a new folder, or one with an older gallery")
-    (out / "images").mkdir(parents=True, exist_ok=True)
-    pictures = _Pictures(out / "images")
-    document = _build_document(title, runs, registry, pictures, out)
-    environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    template = environment.from_string(Path(__file__).with_name("gallery.html").read_text("utf-8"))
-    shutil.copyfile(Path(__file__).with_name("gallery.js"), out / "gallery.js")
-    write_text(out / "index.html", template.render(title=title, document=document))
-    pictures.delete_others()
+    check_page_folder(out, "gallery.js")
+    with page_folder(out) as folder:
+        (folder / "images").mkdir()
+        pictures = _Pictures(folder / "images")
+        document = _build_document(title, runs, registry, pictures, out)
+        environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
+        template = environment.from_string(Path(__file__).with_name("gallery.html").read_text("utf-8"))
+        copy_file(Path(__file__).with_name("gallery.js"), folder / "gallery.js")
+        write_text(folder / "index.html", template.render(title=title, document=document))
+    pictures.delete_others(out / "images")
     return [fault for run in runs for fault in run.faults]
 
 
@@ -194,9 +191,9 @@ class _Pictures:
         self.written.add(name)
         return f"images/{name}"
 
-    def delete_others(self) -> None:
-        """Delete the images of an older page."""
-        for file in self.folder.glob("*.webp"):
+    def delete_others(self, folder: Path) -> None:
+        """Delete the images of an older page from its folder."""
+        for file in folder.glob("*.webp"):
             if file.name not in self.written:
                 file.unlink()
 

@@ -13,6 +13,7 @@ Files contain a description under "p2pzoo" (`_describe_file`), and no path of th
 from __future__ import annotations
 
 import copy
+import io
 import json
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -237,9 +238,9 @@ def _export_torch(
     graph: nn.Module, model: Model, images: Sequence[Tensor], path: Path, mode: str, description: str
 ) -> tuple[RunGraph, FreeDimensions]:
     def write(traced: torch.export.ExportedProgram) -> RunGraph:
-        with path.open("wb") as file:
-            torch.export.save(traced, file, extra_files={"p2pzoo.json": description})
-        with path.open("rb") as file:
-            return torch.export.load(file).module()
+        file = io.BytesIO()  # on a full disk torch ends the process
+        torch.export.save(traced, file, extra_files={"p2pzoo.json": description})
+        path.write_bytes(file.getbuffer())
+        return torch.export.load(file).module()
 
     return _export_freest(graph, model, images, mode, write)

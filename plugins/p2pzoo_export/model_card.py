@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import math
 import re
-import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -28,7 +27,7 @@ from p2pzoo.models.scaling import Scaling
 from p2pzoo.plugin.registry import Registry
 from p2pzoo.runs.run_folder import Run, find_run
 from p2pzoo.utils.errors import UserError
-from p2pzoo.utils.files import atomic_write, read_json, write_text
+from p2pzoo.utils.files import copy_file, read_json, write_text
 
 FILES = ("README.md", "model.safetensors", "recipe.toml", "samples.png")
 NUM_WORST = 3  # worst test images that the card names
@@ -70,8 +69,7 @@ def write_card(
     if samples:
         sources["samples.png"] = samples
     for name, source in sources.items():
-        with atomic_write(out / name) as temporary:
-            shutil.copyfile(source, temporary)
+        copy_file(source, out / name)
     write_text(out / "README.md", text)
     return [out / name for name in FILES if name != "samples.png" or samples]
 

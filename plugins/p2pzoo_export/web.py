@@ -28,7 +28,7 @@ from p2pzoo.images.grid import grid_indices, to_uint8_rgb
 from p2pzoo.images.label_maps import Labels
 from p2pzoo.models.model import Model
 from p2pzoo.utils.errors import UserError
-from p2pzoo.utils.files import atomic_write, write_text
+from p2pzoo.utils.files import atomic_write, check_page_folder, page_folder, write_text
 from p2pzoo.utils.paths import cache_dir
 from p2pzoo.utils.untar import extract
 from p2pzoo_export.graph_check import EvaluationData, ExportResult
@@ -66,7 +66,7 @@ def export_web(
     """
     _check_model(model)
     if out.suffix != ".html":
-        _check_folder(out)
+        check_page_folder(out, "page.js")
     script, wasm = load_runtime(ort_dir)
     with tempfile.TemporaryDirectory() as folder:
         graph = Path(folder) / "model.onnx"
@@ -83,23 +83,16 @@ def export_web(
         ]  # safe to leave unescaped: base64, and a file of this package
         write_text(out, template.render(document=document, inline=inline, files=[]))
         return result
-    out.mkdir(parents=True, exist_ok=True)
-    write_text(out / "model.js", scripts["model"])
-    write_text(out / "runtime.js", scripts["runtime"] + scripts["wasm"])
-    write_text(out / "page.js", page)
-    write_text(out / "index.html", template.render(document=document, inline=[], files=SCRIPTS))
+    with page_folder(out) as folder:
+        write_text(folder / "model.js", scripts["model"])
+        write_text(folder / "runtime.js", scripts["runtime"] + scripts["wasm"])
+        write_text(folder / "page.js", page)
+        write_text(folder / "index.html", template.render(document=document, inline=[], files=SCRIPTS))
     return result
 
 
 def _make_script(name: str, content: bytes) -> str:
     return f'(window.embedded ??= {{}}).{name} = "{base64.b64encode(content).decode()}";\n'
-
-
-def _check_folder(out: Path) -> None:
-    if out.exists() and (not out.is_dir() or (any(out.iterdir()) and not (out / "page.js").exists())):
-        raise UserError(
-            f"{out}: holds other files than a page; give a new folder, the folder of an older page, or a .html file"
-        )
 
 
 def _check_model(model: Model) -> None:

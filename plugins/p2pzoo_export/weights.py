@@ -6,6 +6,7 @@ The components know how other code names their tensors (`p2pzoo.plugin.StateDict
 from __future__ import annotations
 
 import hashlib
+import io
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -282,6 +283,8 @@ def export_weights(model: Path, to: str, output: Path, registry: Registry) -> li
         raise UserError(f"{path}: {kind} '{header.use}' in the format '{to}': {error}") from None
     state_dict, notes = format.written(network) if format.written else (network.state_dict(), [])
     renamed: dict[str, Any] = {f"{format.prefix}{their_names[name]}": t.contiguous() for name, t in state_dict.items()}
+    file = io.BytesIO()  # on a full disk torch raises a RuntimeError without a cause
+    torch.save({NESTED: renamed} if format.prefix else renamed, file)
     with atomic_write(output) as temporary:
-        torch.save({NESTED: renamed} if format.prefix else renamed, temporary)
+        temporary.write_bytes(file.getbuffer())
     return list(notes)

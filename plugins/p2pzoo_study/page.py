@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -25,7 +24,7 @@ from p2pzoo.models.model_file import load_network
 from p2pzoo.models.test_modes import translate
 from p2pzoo.plugin.registry import Registry
 from p2pzoo.utils.errors import UserError
-from p2pzoo.utils.files import write_text
+from p2pzoo.utils.files import check_page_folder, copy_file, page_folder, write_text
 
 PRACTICE, TRIALS, DISPLAY_MS = 10, 40, 1000  # as in the paper (§4.1)
 SIDE = 256  # pixels on the screen of an image's longer side (§4.1)
@@ -47,10 +46,28 @@ def write_study(
 
     Raises UserError for an unfinished run, for too few test images, and if `out` contains other files.
     """
-    if out.exists() and (not out.is_dir() or (any(out.iterdir()) and not (out / "study.js").exists())):
-        raise UserError(f"{out}: contains other files; give a new folder, or one with an older study")
+    check_page_folder(out, "study.js")
     experiments = {label: _load_experiment(folder, registry) for label, folder in runs.items()}
-    (out / "images").mkdir(parents=True, exist_ok=True)
+    with page_folder(out) as unfinished:
+        pairs = _write_files(unfinished, title, runs, experiments, registry, same_input, display_ms)
+    used = {Path(pair[kind]).name for own in pairs.values() for pair in own for kind in ("real", "fake")}
+    for file in (out / "images").glob("*.png"):
+        if file.name not in used:  # of an older study
+            file.unlink()
+    return min(map(len, pairs.values()))
+
+
+def _write_files(
+    out: Path,
+    title: str,
+    runs: Mapping[str, Path],
+    experiments: Mapping[str, Experiment],
+    registry: Registry,
+    same_input: bool,
+    display_ms: int,
+) -> dict[str, list[dict[str, str]]]:
+    """Write the page to an empty folder. Returns its pairs of images by label."""
+    (out / "images").mkdir()
     pairs = {label: _write_pairs(out, runs[label], experiment, registry) for label, experiment in experiments.items()}
     protocol = {"display_ms": display_ms, "practice": PRACTICE, "trials": TRIALS, "side": SIDE,
                 "pairing": "same input" if same_input else "different inputs"}  # fmt: skip
@@ -60,13 +77,9 @@ def write_study(
     document = {"study": study, "protocol": protocol, "algorithms": algorithms}
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     template = environment.from_string(Path(__file__).with_name("study.html").read_text("utf-8"))
-    shutil.copyfile(Path(__file__).with_name("study.js"), out / "study.js")
+    copy_file(Path(__file__).with_name("study.js"), out / "study.js")
     write_text(out / "index.html", template.render(title=title, document=document, protocol=protocol))
-    used = {Path(pair[kind]).name for own in pairs.values() for pair in own for kind in ("real", "fake")}
-    for file in (out / "images").glob("*.png"):
-        if file.name not in used:  # of an older study
-            file.unlink()
-    return min(map(len, pairs.values()))
+    return pairs
 
 
 def _write_pairs(out: Path, folder: Path, experiment: Experiment, registry: Registry) -> list[dict[str, str]]:

@@ -4,27 +4,48 @@ The error is one line that says what and where, with exit code 2. Files on disk 
 resumes.
 """
 
-import contextlib
 import json
 import os
 import re
-import resource
 import shutil
 import subprocess
+import tarfile
+from dataclasses import replace
 
 import fault_injection
+import numpy as np
 import pytest
 import torch
+from fault_injection import largest_file
+from p2pzoo_datasets.published import Facades
 
+from p2pzoo.images.io import write_png
 from p2pzoo.models.safetensors_io import load_tensors
 
 pytestmark = pytest.mark.usefixtures("no_reports")
 
 MIB = 2**20
 
+
+def junyanz_unet():
+    """The state dict of that code's U-Net without norms, of width 1 and depth 5."""
+    tensors, prefix = {}, "model.model."
+    for level, (outer, inner) in enumerate([(3, 1), (1, 2), (2, 4), (4, 8), (8, 8)]):
+        down, up = ("0", "3") if level == 0 else ("1", "3") if level == 4 else ("1", "5")
+        tensors |= {
+            f"{prefix}{down}.weight": torch.zeros(inner, outer, 4, 4), f"{prefix}{down}.bias": torch.zeros(inner),
+            f"{prefix}{up}.weight": torch.zeros(inner * (1 + (level < 4)), outer, 4, 4),
+            f"{prefix}{up}.bias": torch.zeros(outer),
+        }  # fmt: skip
+        prefix += "1.model." if level == 0 else "3.model."
+    return tensors
+
+
 BROKEN = """
 import p2pzoo
 import torch
+from fault_injection import largest_file
+from p2pzoo_datasets.published import Facades
 
 @p2pzoo.hookimpl
 def register_losses(register):
@@ -98,17 +119,6 @@ def fill(disk, leave: int):
         room = os.statvfs(disk)
         os.posix_fallocate(file.fileno(), 0, max(1, room.f_bavail * room.f_frsize - leave))
     return filler
-
-
-@contextlib.contextmanager
-def largest_file(size: int):
-    """Inside, no file of this process grows past `size` bytes: a quota that needs no rights."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 @pytest.fixture(scope="module")
@@ -214,6 +224,82 @@ class TestOfADisk:
         assert fault_injection.on_disk(disk) == before
         subprocess.run(["mount", "-o", "remount,rw", disk], check=True)
         goes_on(disk, before, unharmed)
+
+
+WRITERS = {  # MODEL, RUN, RUNS, PAIRS, A, X, PTH and TAR are inputs; OUT is what the command writes
+    "translate to PNG": "translate MODEL X -o OUT.png",
+    "translate to npy": "translate MODEL X -o OUT.npy",
+    "translate to TIFF": "translate MODEL X -o OUT.tif",
+    "translate a folder": "translate MODEL A -o OUT",
+    "import": "import PTH -o OUT.safetensors",
+    "export to torch-export": "export MODEL --to torch-export -o OUT.pt2",
+    "export to onnx": "export MODEL --to onnx -o OUT.onnx",
+    "export to junyanz": "export IMPORTED --to junyanz -o OUT.pth",
+    "card": "card RUN -o OUT",
+    "gallery": "gallery RUNS -o OUT",
+    "compare": "compare RUN --format html -o OUT.html",
+    "data check": "data check RECIPE -o OUT.html",
+    "data preview": "data preview RECIPE -o OUT.png",
+    "data combine": "data combine A A -o OUT",
+    "data split": "data split PAIRS/train -o OUT",
+    "data fetch": "data fetch facades --from TAR",
+    "new-plugin": "new-plugin my-zoo",
+}
+
+
+class TestWriters:
+    @pytest.fixture(scope="class")
+    def inputs(self, shared_complete, run_cli, tmp_path_factory):
+        """{name: what stands for it in a command}"""
+        folder = tmp_path_factory.mktemp("inputs")
+        rng, pixels = np.random.default_rng(0), lambda width: rng.integers(0, 256, (64, width, 3), dtype=np.uint8)
+        for split in ("train", "val", "test"):
+            (folder / "pairs" / split).mkdir(parents=True)
+            for number in range(3):
+                write_png(folder / "pairs" / split / f"{number}.png", pixels(128))
+        (folder / "a").mkdir()
+        for number in range(3):
+            write_png(folder / "a" / f"{number}.png", pixels(64))
+        (folder / "recipe.toml").write_text(
+            f'extends = "zoo:base.toml"\n[dataset]\nuse = "side-by-side"\nroot = "{folder / "pairs"}"\n'
+        )
+        with tarfile.open(folder / "facades.tar.gz", "w:gz") as tar:
+            tar.add(folder / "pairs", "facades")
+        run_folder = only(shared_complete)
+        junyanz = folder / "latest_net_G.pth"
+        torch.save(junyanz_unet(), junyanz)
+        assert run_cli("import", junyanz, "-o", folder / "imported.safetensors").exit_code == 0
+        return {
+            "MODEL": run_folder / "model.safetensors", "RUN": run_folder, "RUNS": shared_complete, "A": folder / "a",
+            "PAIRS": folder / "pairs", "X": folder / "a" / "0.png", "PTH": junyanz, "TAR": folder / "facades.tar.gz",
+            "RECIPE": folder / "recipe.toml", "IMPORTED": folder / "imported.safetensors",
+        }  # fmt: skip
+
+    @pytest.mark.parametrize("name", WRITERS)
+    def test_a_full_disk_is_one_line_that_names_a_file(self, name, inputs, run_cli, tmp_path, monkeypatch):
+        monkeypatch.setenv("P2PZOO_CACHE", str(tmp_path / "cache"))
+        monkeypatch.chdir(tmp_path)
+        if name == "data fetch":
+            size, images = inputs["TAR"].stat().st_size, {"train": 3, "val": 3, "test": 3}
+            monkeypatch.setattr(Facades, "archive", replace(Facades.archive, size=size, images=images))
+        words = WRITERS[name].split()
+        arguments = [re.sub("^[A-Z]+", lambda m: str(inputs.get(m[0], m[0])), word) for word in words]
+        arguments = [word.replace("OUT", str(tmp_path / "out")) for word in arguments]
+        with largest_file(100):
+            result = run_cli(*arguments)
+        assert result.exit_code == 2, result.output
+        line = result.output.splitlines()[-1]
+        assert "File too large" in line
+        assert (str(tmp_path) if name != "new-plugin" else "my-zoo/") in line
+        assert "failed" not in line
+        assert "Traceback" not in result.output
+        left = [
+            file
+            for file in tmp_path.rglob("*")
+            if file.is_file() and file.suffix != ".lock" and file.stat().st_size > 100
+        ]
+        assert left == []
+        assert [*tmp_path.rglob(".*.tmp")] == []
 
 
 class TestUnwritableFolder:

@@ -1,13 +1,21 @@
 """Files are written completely or not at all; damaged JSON and TOML are refused with a reason."""
 
+import contextlib
 import errno
+import os
+import shutil
 
 import pytest
+from fault_injection import largest_file
 
+from p2pzoo.utils.errors import UserError
 from p2pzoo.utils.files import (
     MAX_NESTING,
     atomic_write,
+    check_page_folder,
+    copy_file,
     fingerprint,
+    page_folder,
     parse_json,
     parse_toml,
     read_json,
@@ -39,6 +47,90 @@ def test_an_error_while_writing_keeps_the_old_file_and_names_it(tmp_path):
     assert caught.value.filename == str(file)
     assert file.read_text() == "old"
     assert list(tmp_path.iterdir()) == [file]
+
+
+class Killed(BaseException):
+    pass
+
+
+@pytest.fixture
+def kill(monkeypatch):
+    """kill(n): the process ends at rename number n, as by SIGKILL: nothing is cleaned up."""
+
+    def kill(at):
+        calls, replace = 0, os.replace
+
+        def killed(*paths):
+            nonlocal calls
+            calls += 1
+            if calls == at:
+                monkeypatch.setattr(shutil, "rmtree", lambda *_, **__: None)
+                raise Killed
+            replace(*paths)
+
+        monkeypatch.setattr(os, "replace", killed)
+
+    return kill
+
+
+PAGE = ("page.js", "images/a.png", "images/b.png", "index.html")
+
+
+def write_page(folder, content):
+    check_page_folder(folder, "page.js")
+    with page_folder(folder) as unfinished:
+        (unfinished / "images").mkdir()
+        for name in PAGE:
+            (unfinished / name).write_text(content)
+
+
+@pytest.mark.parametrize("before", ["none", "empty folder", "older page"])
+@pytest.mark.parametrize("at", [1, 2, 3, 4])
+def test_a_page_can_be_written_again_after_a_kill_at_any_moment(before, at, kill, tmp_path, monkeypatch):
+    folder = tmp_path / "page"
+    if before == "empty folder":
+        folder.mkdir()
+    elif before == "older page":
+        write_page(folder, "old")
+        (folder / "mine.txt").touch()
+    kill(at)
+    with contextlib.suppress(Killed):
+        write_page(folder, "killed")
+    if (folder / "index.html").exists() and (folder / "index.html").read_text() == "killed":
+        assert all((folder / name).read_text() == "killed" for name in PAGE)
+    monkeypatch.undo()
+    write_page(folder, "new")
+    assert {(folder / name).read_text() for name in PAGE} == {"new"}
+    expected = {"page.js", "images", "index.html", *(["mine.txt"] if before == "older page" else [])}
+    assert {file.name for file in folder.iterdir()} == expected
+    assert [*tmp_path.iterdir()] == [folder]
+
+
+def test_an_error_while_a_page_is_written_leaves_no_folder_and_names_it(tmp_path):
+    def fail():
+        with page_folder(tmp_path / "a" / "page"):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(OSError, match="No space") as caught:
+        fail()
+    assert caught.value.filename == str(tmp_path / "a" / "page")
+    assert [*(tmp_path / "a").iterdir()] == []
+
+
+def test_a_folder_with_other_files_gets_no_page(tmp_path):
+    (tmp_path / "mine.txt").touch()
+    with pytest.raises(UserError, match="contains other files"):
+        check_page_folder(tmp_path, "page.js")
+    with pytest.raises(UserError, match="is a file"):
+        check_page_folder(tmp_path / "mine.txt", "page.js")
+
+
+def test_a_copy_that_does_not_fit_names_the_copy(tmp_path):
+    (tmp_path / "old").write_bytes(bytes(100_000))
+    with largest_file(1000), pytest.raises(OSError, match="File too large") as caught:
+        copy_file(tmp_path / "old", tmp_path / "new")
+    assert caught.value.filename == str(tmp_path / "new")
+    assert [file.name for file in tmp_path.iterdir()] == ["old"]
 
 
 def test_json_is_read_back(tmp_path):

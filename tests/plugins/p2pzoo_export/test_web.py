@@ -164,7 +164,7 @@ def test_a_folder_with_other_files_is_not_overwritten(export_page, stub, tmp_pat
     (tmp_path / "mine" / "thesis.tex").write_text("all")
     code, message = export_page("--ort-dir", stub, out="mine")
     assert code == 2
-    assert "holds other files than a page" in message
+    assert "contains other files" in message
     assert [path.name for path in (tmp_path / "mine").iterdir()] == ["thesis.tex"]
 
 
