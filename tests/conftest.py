@@ -250,7 +250,7 @@ def halfway(shared_halfway, tmp_path):
 def restore_signal_handlers():
     """Fail if a run in this process leaves a signal handler behind."""
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell that starts pytest in the background ignores it
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
     yield
     after_test = {number: signal.signal(number, handler) for number, handler in before.items()}
     assert after_test == before

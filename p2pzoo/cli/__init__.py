@@ -5,11 +5,11 @@ Exit codes: 0 success, 1 an error in p2pzoo or a plugin, 2 an error that the use
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import importlib
 import os
 import re
-import signal
 import warnings
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +17,7 @@ import click
 
 from p2pzoo.utils.errors import PeerProcessError, UserError
 from p2pzoo.utils.launcher import is_follower
+from p2pzoo.utils.signals import exit_code, interrupting
 
 if TYPE_CHECKING:
     from p2pzoo.plugin.registry import Entry
@@ -87,7 +88,7 @@ class Zoo(click.Group):
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
-            with warnings.catch_warnings():
+            with warnings.catch_warnings(), interrupting():
                 warnings.showwarning = _show_warning
                 return super().invoke(ctx)
         except click.UsageError as error:
@@ -106,7 +107,8 @@ class Zoo(click.Group):
         except (Exception, KeyboardInterrupt) as error:
             line, code = _explain(error)
             if line and (code == 1 or not is_follower()):
-                click.echo(line, err=True)
+                with contextlib.suppress(OSError):  # nobody reads standard error any more
+                    click.echo(line, err=True)
             if ctx.params.get("debug"):
                 import traceback
 
@@ -140,7 +142,8 @@ def _name_clash(name: str, claims: list[Entry]) -> str:
 def _show_warning(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
     """Print a UserWarning as one line. Other categories, such as DeprecationWarning, are for programmers."""
     if issubclass(category, UserWarning) and not is_follower():
-        click.echo(f"warning: {_escape(str(message))}", err=True)
+        with contextlib.suppress(OSError):  # nobody reads standard error any more
+            click.echo(f"warning: {_escape(str(message))}", err=True)
 
 
 def _escape(line: str) -> str:
@@ -157,8 +160,7 @@ def _explain(error: BaseException) -> tuple[str, int]:
     """(line to print, exit code) of an error."""
     match error:
         case KeyboardInterrupt():
-            signum = error.args[0] if error.args else signal.SIGINT
-            return "stopped; the same command resumes from what was saved", 128 + signum
+            return "stopped; the same command resumes from what was saved", exit_code(error)
         case UserError():
             faults = ("\n  ".join(map(_escape_lines, getattr(fault, "lines", [fault]))) for fault in error.faults)
             return "\n".join(faults), 2

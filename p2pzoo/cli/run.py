@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import shlex
-import signal
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -74,8 +71,8 @@ def run_command(
 ) -> None:
     """Train RECIPE (a file, or zoo:NAME.toml), evaluate it, and keep the results in a run folder.
 
-    The same command again resumes an interrupted run, and prints the results of a complete one. On Ctrl-C, SIGTERM and
-    --max-time the command saves a checkpoint and exits with code 130 or 143.
+    The same command again resumes an interrupted run, and prints the results of a complete one. On Ctrl-C, SIGTERM,
+    --max-time and when the terminal is closed, the command saves a checkpoint and exits with code 130, 143 or 129.
     """
     if is_launched():  # before torch is imported: each process would print warnings of sockets and unused parameters
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
@@ -89,7 +86,7 @@ def run_command(
 
     overrides += (f"seed={seed}",) if seed is not None else ()
     overrides += (f"compute.device={device}",) if device else ()
-    with _sigterm_interrupts(), process_group():
+    with process_group():
         continued = on_rank0(find_run, continue_from) if continue_from else None
         continued_from = on_rank0(lambda: str(continued.status["id"])) if continued else None
         with sync_errors():
@@ -120,10 +117,14 @@ def run_command(
 
 def _print_results(outcome: Outcome, as_json: bool) -> None:
     """Exits with code 1 if a metric is nan."""
-    if as_json:
-        print_json(outcome.results)
-    else:
-        _print_table(outcome)
+    try:
+        if as_json:
+            print_json(outcome.results)
+        else:
+            _print_table(outcome)
+    except BrokenPipeError:
+        click.echo("standard output was closed before all results were printed; the same command prints them", err=True)
+        raise
     exit_if_nan(outcome.results)
 
 
@@ -133,17 +134,3 @@ def _print_table(outcome: Outcome) -> None:
     click.echo(f"report           {outcome.run.folder / 'report.html'}")
     click.echo(f"model            {outcome.run.model}")
     click.echo(f"next             p2pzoo translate {shlex.quote(str(outcome.run.folder))} IMAGE -o translated/")
-
-
-@contextlib.contextmanager
-def _sigterm_interrupts() -> Iterator[None]:
-    """SIGTERM raises KeyboardInterrupt, as Ctrl-C does. The training loop has a handler of its own."""
-
-    def interrupt(signum: int, _frame: object) -> None:
-        raise KeyboardInterrupt(signum)
-
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import os
 import re
-import signal
 import threading
 from typing import Any
 
 import click
+
+from p2pzoo.utils.signals import stop_this_process
 
 # the time to save and to end, before the limit: 30 s suffice for a checkpoint; a tenth of short limits, as in tests
 MAX_HEADROOM_SECONDS, HEADROOM_SHARE = 30.0, 0.1
@@ -38,22 +39,30 @@ class Duration(click.ParamType):  # type: ignore[type-arg]  # generic in click 8
 def _start_timer(ctx: click.Context, _param: click.Parameter, limit: float | None) -> None:
     if limit is None or ctx.resilient_parsing:
         return
-    timer = threading.Timer(
-        limit - min(MAX_HEADROOM_SECONDS, HEADROOM_SHARE * limit), os.kill, (os.getpid(), signal.SIGTERM)
-    )
-    timer.daemon = True
-    timer.start()
+    timer = start_timer(limit - min(MAX_HEADROOM_SECONDS, HEADROOM_SHARE * limit))
     ctx.call_on_close(timer.cancel)
 
 
+def start_timer(seconds: float) -> threading.Timer:
+    """Send SIGTERM to this process after this time, in a thread that does not keep the process alive."""
+    timer = threading.Timer(seconds, stop_this_process)
+    timer.daemon = True
+    timer.start()
+    return timer
+
+
 def _watch_stdin(ctx: click.Context, _param: click.Parameter, enabled: bool) -> None:
-    if not enabled or ctx.resilient_parsing:
-        return
+    if enabled and not ctx.resilient_parsing:
+        watch_stdin()
+
+
+def watch_stdin() -> None:
+    """Send SIGTERM to this process when its standard input is closed."""
 
     def wait() -> None:
         while os.read(0, 1):  # not sys.stdin: the daemon thread would hold its lock when the process ends
             pass
-        os.kill(os.getpid(), signal.SIGTERM)
+        stop_this_process()
 
     threading.Thread(target=wait, daemon=True).start()
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import json
-import signal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
 from p2pzoo.utils.errors import UserError
+from p2pzoo.utils.signals import exit_code
 
 if TYPE_CHECKING:
     from collections.abc import Generator
@@ -190,9 +190,9 @@ def _report(outcomes: Generator[FileOutcome, None, None], quiet: bool) -> None:
                 faults += outcome.faults
                 if not outcome.faults and not quiet:
                     click.echo(str(outcome.target))
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as interrupt:
         click.echo("stopped; the files that were written are complete, and --force writes them again", err=True)
-        raise click.exceptions.Exit(128 + signal.SIGINT) from None
+        raise click.exceptions.Exit(exit_code(interrupt)) from None
     if faults:
         raise UserError(*faults)
 

@@ -5,6 +5,8 @@ Everything goes to standard error; standard output is for results.
 
 from __future__ import annotations
 
+import errno
+import signal
 import sys
 import time
 from collections import deque
@@ -21,6 +23,7 @@ from rich.table import Table
 
 _T = TypeVar("_T")
 LOSS_LABELS = {"D.real": "D on real", "D.fake": "D on fake"}  # mean logits: above 0 is "real"
+NO_READER = (errno.EPIPE, errno.EIO, errno.EINVAL)  # of a pipe, of a terminal, of a pipe on Windows
 PLAIN_LINE_SECONDS = 5.0  # between lines: a log of hours stays readable
 MAX_RATE_STEPS = 50  # readings that the rate is averaged over: a slow checkpoint does not make it jump
 
@@ -50,11 +53,31 @@ class NoProgress:
     def note(self, text: str) -> None: ...
 
 
+class ClosedOutput:
+    """Stops the command as SIGTERM does, once, when the reader of standard error is gone (`| head`, a closed terminal).
+
+    Without a reader nobody learns how the run goes on. In the training loop it saves first.
+    """
+
+    def __init__(self) -> None:
+        self._is_closed = False
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, _kind: object, error: BaseException | None, _traceback: object) -> bool:
+        if not isinstance(error, OSError) or error.errno not in NO_READER:
+            return False
+        if not self._is_closed:
+            self._is_closed = True
+            signal.raise_signal(signal.SIGTERM)
+        return True
+
+
 class PlainProgress:
     """Prints a line every few seconds, for logs and pipes."""
 
     def __init__(self, images: int, batch_size: int) -> None:
-        self.images, self.batch_size = images, batch_size
+        self.images, self.batch_size, self.closed_output = images, batch_size, ClosedOutput()
         self.speed, self.last = StepRate(), time.monotonic()
 
     def __enter__(self) -> Self:
@@ -72,7 +95,8 @@ class PlainProgress:
         self.note(f"{images}/{self.images} images  {rate:.1f} steps/s  {format_duration(left)} left  {losses_text}")
 
     def note(self, text: str) -> None:
-        print(text, file=sys.stderr, flush=True)
+        with self.closed_output:
+            print(text, file=sys.stderr, flush=True)
 
 
 class LiveProgress:
@@ -90,7 +114,7 @@ class LiveProgress:
         )
         self.task = self.bar.add_task("training", total=images, rate=0.0)
         self.live = Live(self.bar, console=console, refresh_per_second=4)
-        self._began = False
+        self._began, self.closed_output = False, ClosedOutput()
 
     def __enter__(self) -> Self:
         self.live.start()
@@ -99,7 +123,8 @@ class LiveProgress:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self.live.stop()
+        with self.closed_output:
+            self.live.stop()
 
     def step(self, images: int, losses: dict[str, float]) -> None:
         if not self._began:  # of a resumed run, the time left is estimated from here
@@ -111,10 +136,12 @@ class LiveProgress:
         for name in losses:
             table.add_column(LOSS_LABELS.get(name, name), justify="right", min_width=8)
         table.add_row(*(f"{value:.3f}" for value in losses.values()))
-        self.live.update(Group(self.bar, table))
+        with self.closed_output:
+            self.live.update(Group(self.bar, table))
 
     def note(self, text: str) -> None:
-        self.console.print(text, highlight=False, markup=False, soft_wrap=True)
+        with self.closed_output:
+            self.console.print(text, highlight=False, markup=False, soft_wrap=True)
 
 
 def make_progress(images: int, batch_size: int, *, quiet: bool = False) -> NoProgress | PlainProgress | LiveProgress:

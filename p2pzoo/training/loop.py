@@ -6,7 +6,6 @@ import contextlib
 import signal
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -30,6 +29,7 @@ from p2pzoo.training.gan_step import Objective
 from p2pzoo.training.run_writer import Due, RunWriter
 from p2pzoo.training.setup import build_objective
 from p2pzoo.utils import rng
+from p2pzoo.utils.signals import handling, stop_signals
 
 # Steps between two readings of the losses. A reading waits for an accelerator: 20 steps keep it busy, and a diverged
 # loss or Ctrl-C is still noticed within seconds. On a CPU a reading costs nothing.
@@ -38,7 +38,7 @@ READ_EVERY_ON_ACCELERATORS = 20
 
 
 class Interrupted(Exception):
-    """Ctrl-C or SIGTERM arrived; the run was saved at `images` first."""
+    """Ctrl-C, SIGTERM or SIGHUP arrived; the run was saved at `images` first."""
 
     def __init__(self, signum: int, images: int) -> None:
         super().__init__(signum, images)
@@ -154,21 +154,15 @@ def train_step(
 
 @contextlib.contextmanager
 def stopping() -> Iterator[list[int]]:
-    """Collect Ctrl-C and SIGTERM in a list, empty at first. A second signal of a kind acts as usual."""
+    """Collect Ctrl-C, SIGTERM and SIGHUP in a list, empty at first. A second signal of a kind acts as usual."""
     received: list[int] = []
 
     def receive(signum: int, _frame: object) -> None:
         received.append(signum)
         signal.signal(signum, before[signum])
 
-    before: dict[int, Any] = {}
-    with contextlib.suppress(ValueError):  # not in the main thread: the caller handles signals then
-        before = {number: signal.signal(number, receive) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
+    with handling(receive, stop_signals()) as before:
         yield received
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _agree_on_signal(signals: Sequence[int]) -> int:

@@ -22,6 +22,7 @@ import torch
 from p2pzoo.compute.engine import count_usable_cores
 from p2pzoo.config.experiment import Experiment
 from p2pzoo.runs.run_folder import Run, locate_run
+from p2pzoo.utils.signals import IS_WINDOWS, stop_signals
 
 FRESH = "--fresh"
 
@@ -141,7 +142,11 @@ class Process:
         return self._process.poll()
 
     def stop(self, signum: int) -> None:
-        self._process.send_signal(signum)
+        if IS_WINDOWS:  # where a signal would end it at once: --with-parent saves and stops when this pipe is closed
+            assert self._process.stdin
+            self._process.stdin.close()
+        else:
+            self._process.send_signal(signum)
 
     def end(self) -> tuple[int, str | None]:
         """Wait for the end. Returns the exit code, and the error message if it failed."""
@@ -159,7 +164,7 @@ class Process:
 
 def was_stopped(code: int) -> bool:
     """Whether a signal stopped the run that ended with this code."""
-    return code in (128 + signal.SIGINT, 128 + signal.SIGTERM)
+    return code in [128 + signum for signum in stop_signals()]
 
 
 class LocalExecutor:

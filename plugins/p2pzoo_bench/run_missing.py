@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import signal
 import time
 from collections import deque
@@ -13,6 +12,7 @@ from typing import Protocol
 from p2pzoo.runs.monitor import read_findings
 from p2pzoo.runs.report import parse_images_seen
 from p2pzoo.utils.errors import UserError
+from p2pzoo.utils.signals import handling, stop_signals, stop_this_process
 from p2pzoo_bench.executors import FRESH, Ended, Executor, Job, RunningJob
 
 POLL_SECONDS = 0.1
@@ -53,7 +53,7 @@ def run_missing(jobs: Sequence[Job], executor: Executor, progress: Progress) -> 
                 table.start()
             time.sleep(POLL_SECONDS)
             for signum in signals[passed_on:]:
-                executor.stop(signal.SIGTERM if signum == signal.SIGHUP else signum)  # the terminal was closed
+                executor.stop(signum if signum == signal.SIGINT else signal.SIGTERM)  # SIGHUP: the terminal was closed
                 passed_on += 1
             for ended in executor.ended():
                 table.running.discard(ended.job.id)
@@ -93,7 +93,7 @@ class _Table:
         if ended.lost and self._restart(job, ended.lost):
             return
         if ended.stopped:  # by someone else: the table stops with it
-            os.kill(os.getpid(), signal.SIGTERM)
+            stop_this_process()
         elif message := ended.failed or ended.lost:
             self.fail(job, message)
         else:
@@ -154,18 +154,10 @@ class ImageCount:
 
 @contextlib.contextmanager
 def _catch_signals() -> Iterator[list[int]]:
-    """Collects SIGINT, SIGTERM and a closed terminal (SIGHUP, unless nohup made the process ignore it)."""
+    """Collects the signals that stop a command."""
     received: list[int] = []
-    hangup = [] if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN else [signal.SIGHUP]
-    before = {
-        signum: signal.signal(signum, lambda signum, _frame: received.append(signum))
-        for signum in (signal.SIGINT, signal.SIGTERM, *hangup)
-    }
-    try:
+    with handling(lambda signum, _frame: received.append(signum), stop_signals()):
         yield received
-    finally:
-        for signum, handler in before.items():
-            signal.signal(signum, handler)
 
 
 def _saved_images(job: Job) -> int:

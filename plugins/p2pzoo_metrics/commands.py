@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import signal
 from pathlib import Path
 
 import click
 
 from p2pzoo.cli.options import override_option, recipe_argument
 from p2pzoo.utils.errors import UserError
+from p2pzoo.utils.signals import exit_code
 
 FRACTION = click.FloatRange(0, 1)
 COUNT = click.IntRange(min=1)
@@ -76,7 +76,7 @@ def train_scorer_command(
             at_least=at_least,
             log=click.echo,
         )
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as interrupt:
         click.echo("stopped; nothing was written", err=True)
-        raise click.exceptions.Exit(128 + signal.SIGINT) from None
+        raise click.exceptions.Exit(exit_code(interrupt)) from None
     click.echo("val: " + ", ".join(f"{name} {value:.4f}" for name, value in reached.items()))

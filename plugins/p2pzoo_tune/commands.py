@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shlex
-import signal
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,6 +10,7 @@ import click
 
 from p2pzoo.cli.options import json_option, override_option, print_json, profile_option, recipe_argument
 from p2pzoo.utils.errors import UserError
+from p2pzoo.utils.signals import exit_code
 
 if TYPE_CHECKING:
     from p2pzoo_tune.tune import Measurement
@@ -68,9 +68,9 @@ def tune_command(
         with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
             task = bar.add_task("convolutions", total=len(calls))
             measurements = tune.measure_all(calls, repeats, lambda: bar.advance(task))
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as interrupt:
         click.echo("stopped before all convolutions were measured; nothing is written", err=True)
-        raise click.exceptions.Exit(128 + signal.SIGINT) from None
+        raise click.exceptions.Exit(exit_code(interrupt)) from None
     kernels = tune.select_overrides(measurements)
     write_kernels(out, kernels)
     if as_json:

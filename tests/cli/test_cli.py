@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import statistics
 import subprocess
 import sys
@@ -232,3 +233,10 @@ def test_a_list_of_files_is_printed_in_lines(run_cli, tmp_path):
     assert result.exit_code == 2
     assert "\\n" not in result.output
     assert len(result.output.splitlines()) > 2
+
+
+def test_a_command_that_nobody_reads_ends_as_by_sigterm(start, arguments, tmp_path):
+    process = start("-m", "p2pzoo", *arguments(tmp_path, "train.images=1000000"))
+    process.stdout.readline()
+    process.stdout.close()  # as `2>&1 | head -1` does
+    assert process.wait(timeout=100) == 128 + signal.SIGTERM

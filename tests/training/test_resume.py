@@ -21,6 +21,7 @@ from fault_injection import STEP, SimulatedKill, after, images, only, outcome, s
 
 from p2pzoo.cli.time_limit import Duration
 from p2pzoo.models.safetensors_io import load_tensors
+from p2pzoo.utils.signals import stop_this_process
 
 VARIANTS = {
     "the paper's game": (),
@@ -341,7 +342,7 @@ class TestContinueFrom:
 
 
 class TestSignals:
-    @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM], ids=["SIGINT", "SIGTERM"])
+    @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP], ids=["INT", "TERM", "HUP"])
     def test_a_process_saves_on_a_signal_and_prints_how_to_resume(
         self, signum, start, wait_for, arguments, finish, uninterrupted, tmp_path
     ):
@@ -355,6 +356,16 @@ class TestSignals:
         assert status(tmp_path)["state"] == "interrupted"
         assert finish(tmp_path, "train.images=60").first_step == seen
         assert outcome(tmp_path) == uninterrupted("train.images=60")
+
+    def test_a_run_whose_output_nobody_reads_any_more_is_saved(self, start, arguments, tmp_path):
+        process = start("-m", "p2pzoo", *arguments(tmp_path, "train.images=100000"))
+        for line in process.stdout:  # as `2>&1 | head` does
+            if "images  " in line:
+                break
+        process.stdout.close()
+        assert process.wait(timeout=100) == 128 + signal.SIGTERM
+        assert status(tmp_path)["state"] == "interrupted"
+        assert images(checkpoints(tmp_path)[-1]) == status(tmp_path)["images"] > 0
 
     @pytest.mark.parametrize(
         "place",
@@ -398,6 +409,13 @@ class TestMaxTime:
         seen = int(re.search(r"stopped at (\d+) images and saved", output)[1])
         assert images(checkpoints(tmp_path)[-1]) == seen > 0
 
+    def test_a_limit_that_passes_before_the_training_ends_with_a_message(self, start, arguments, tmp_path):
+        process = start("-m", "p2pzoo", *arguments(tmp_path, "train.images=1000000"), "--max-time", "1s")
+        output, _ = process.communicate(timeout=100)
+        assert process.returncode == 128 + signal.SIGTERM
+        assert "the same command resumes from" in output.splitlines()[-1]
+        assert "Traceback" not in output
+
     @pytest.mark.parametrize(("limit", "signal_after"), [("20s", 18), ("3h50m", 3 * 3600 + 50 * 60 - 30)])
     def test_the_signal_comes_a_little_before_the_limit(self, limit, signal_after, run, tmp_path, monkeypatch):
         timers = []
@@ -405,7 +423,7 @@ class TestMaxTime:
             "p2pzoo.cli.time_limit.threading.Timer", lambda *args: timers.append(args) or mock.MagicMock()
         )
         run(tmp_path, "train.images=4", flags=("--max-time", limit))
-        assert timers == [(signal_after, os.kill, (os.getpid(), signal.SIGTERM))]
+        assert timers == [(signal_after, stop_this_process)]
 
     def test_the_timer_is_cancelled_when_the_command_ends(self, run, tmp_path):
         assert run(tmp_path, "train.images=4", flags=("--max-time", "1h")).exit_code == 0
