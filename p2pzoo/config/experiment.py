@@ -89,6 +89,7 @@ class Experiment:
 
     @property
     def title(self) -> str:
+        """The recipe's own title, else the name of its file."""
         return str(self.recipe.values.get("title", self.recipe.name))
 
     def components(self) -> list[Component]:

@@ -7,7 +7,7 @@ This module knows no components. A recipe is merged from layers, and each overri
 
 Tables merge deeply and arrays replace. A layer that changes a component's `use`, or the optimizer's, drops the
 parameters inherited for the old one; `weight` and the learning rates stay. `drop = ["losses.l1"]` removes what earlier
-layers set.
+layers set. A title is not inherited: it names the file that has it.
 """
 
 from __future__ import annotations
@@ -132,6 +132,8 @@ def read_recipe(
         tables = {key: value for key, value in tree.items() if key not in ("extends", "profiles")}
         faults += _merge(recipe, source, tables, ())
         faults += _merge(recipe, source, tree.get("profiles", {}).get(profile, {}), ("profiles", profile))
+    if ("title",) in recipe.origins and recipe.origins[("title",)].source is not home:
+        _remove(recipe, ("title",))  # it names the other recipe
     for text in overrides:
         try:
             faults += _merge(recipe, Source(f"-s {text}"), _parse_override(text), ())

@@ -109,6 +109,12 @@ def test_a_recipe_that_cannot_be_trained_is_refused(experiment, text, fault):
     assert any(fault in line for line in caught.value.faults), caught.value.faults
 
 
+def test_a_recipe_without_a_title_is_called_by_its_file(experiment):
+    mine = experiment('extends = "zoo:base.toml"\n[train]\nimages = 3\n', name="mine")
+    assert (mine.title, mine.resolved()["title"]) == ("mine", "mine")
+    assert experiment('extends = "zoo:base.toml"\ntitle = "My data"\n').title == "My data"
+
+
 @pytest.mark.parametrize(
     "same",
     [

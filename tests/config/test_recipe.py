@@ -44,6 +44,18 @@ def test_tables_merge_deeply_and_the_extending_file_wins(recipes):
     assert set(values["losses"]) == {"l1", "l2"}
 
 
+def test_a_title_belongs_to_the_file_that_has_it(recipes):
+    recipes(
+        base=BASE,
+        child='extends = "base.toml"\n[train]\nimages = 3\n',
+        named='extends = "child.toml"\ntitle = "mine"\n',
+        grandchild='extends = ["base.toml", "named.toml"]\n[profiles.laptop.train]\nimages = 3\n',
+    )
+    titles = {name: read_recipe(f"{name}.toml").values.get("title") for name in ("base", "child", "named", "grandchild")}
+    assert titles == {"base": "base", "child": None, "named": "mine", "grandchild": None}
+    assert read_recipe("child.toml", None, ["title=today's"]).values["title"] == "today's"
+
+
 def test_a_profile_overrides_its_own_file_and_is_overridden_by_an_extending_one(recipes):
     recipes(base=BASE, child='extends = "base.toml"\n[generator]\nwidth = 48\n')
     assert read_recipe("base.toml", "laptop").values["generator"]["width"] == 32
