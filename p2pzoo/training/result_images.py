@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
 from p2pzoo.compute.engine import Engine
@@ -32,16 +33,38 @@ def best_and_worst(experiment: Experiment, run: Run, engine: Engine, G: Any, sto
     if best_first is None:
         return []
     metric, order = best_first
+    values = dict(order)
+
+    def block_of(index: int) -> str:
+        pair = store[index]
+        return pair.id if pair.block is None else pair.block
+
+    picked = pick_best_and_worst([*values], block_of)
     comparisons: list[Comparison] = []
-    for label, ranked in {"best": order, "worst": order[::-1]}.items():
-        blocks: set[str | None] = set()
-        for index, value in ranked:
-            block = store[index].block
-            if (block is not None and block in blocks) or len(blocks) == BEST_AND_WORST:
-                continue  # neighbours look alike: one of each block
-            blocks.add(block if block is not None else store[index].id)
+    for label, indices in picked.items():
+        for index in indices:
             batch = engine.to_device(next(single_batches(store, range(index, index + 1))))
             y_hat = translate(G, batch.x, experiment.evaluate.test_mode)
             [x], [y_hat], [y] = Encodings.of(store.dataset).to_rgb(batch.x, y_hat, batch.y)
-            comparisons.append(Comparison(batch.ids[0], f"{label}, {metric} {value:.4f}", x, y_hat, y))
+            comparisons.append(Comparison(batch.ids[0], f"{label}, {metric} {values[index]:.4f}", x, y_hat, y))
     return comparisons
+
+
+def pick_best_and_worst(order: Sequence[int], block_of: Callable[[int], Hashable]) -> dict[str, list[int]]:
+    """{"best": [index, ...], "worst": [index, ...]}, at most BEST_AND_WORST each, and no image in both.
+
+    order     the indices of the images, best first
+    block_of  the block of an image. Neighbours look alike: a list has one image of each block
+    """
+    picked: dict[str, list[int]] = {"best": [], "worst": []}
+    remaining = {"best": iter(order), "worst": reversed(order)}
+    blocks: dict[str, set[Hashable]] = {"best": set(), "worst": set()}
+    for _ in range(BEST_AND_WORST):
+        for name, indices in picked.items():  # in turn: both lists get images, even of three
+            others = {*picked["best"], *picked["worst"]}
+            for index in remaining[name]:
+                if index not in others and (block := block_of(index)) not in blocks[name]:
+                    blocks[name].add(block)
+                    indices.append(index)
+                    break
+    return picked

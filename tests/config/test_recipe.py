@@ -51,7 +51,9 @@ def test_a_title_belongs_to_the_file_that_has_it(recipes):
         named='extends = "child.toml"\ntitle = "mine"\n',
         grandchild='extends = ["base.toml", "named.toml"]\n[profiles.laptop.train]\nimages = 3\n',
     )
-    titles = {name: read_recipe(f"{name}.toml").values.get("title") for name in ("base", "child", "named", "grandchild")}
+    titles = {
+        name: read_recipe(f"{name}.toml").values.get("title") for name in ("base", "child", "named", "grandchild")
+    }
     assert titles == {"base": "base", "child": None, "named": "mine", "grandchild": None}
     assert read_recipe("child.toml", None, ["title=today's"]).values["title"] == "today's"
 
