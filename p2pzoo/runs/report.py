@@ -2,40 +2,27 @@
 
 from __future__ import annotations
 
-import base64
 import contextlib
-import io
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import jinja2
-import markupsafe
-import numpy as np
 from PIL import Image
 from torch import Tensor
 
 from p2pzoo.config.experiment import Experiment
-from p2pzoo.config.recipe import iter_leaves
+from p2pzoo.config.recipe import Key, iter_leaves
 from p2pzoo.images.grid import to_uint8_rgb
 from p2pzoo.images.io import PILLOW_ERRORS, open_picture
+from p2pzoo.runs.curves import plot_curves
 from p2pzoo.runs.monitor import read_findings
+from p2pzoo.runs.pages import data_uri, render_page
 from p2pzoo.runs.results import read_results
 from p2pzoo.runs.run_folder import Run
 from p2pzoo.utils.files import read_object, write_text
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
 MAX_GRIDS = 12  # sample grids, spread over the training: more would make the page slow to load
-MAX_WEBP_SIDE = 16383  # pixels, the limit of the format
-LOGIT_NAMES = ("D.real", "D.fake")
-CURVE_PANELS: dict[str, Callable[[str], bool]] = {  # {title: whether it shows a loss of this name}
-    "Losses of G": lambda name: name.startswith("G."),
-    "Losses of D": lambda name: name.startswith("D.") and name not in LOGIT_NAMES,
-    "D's mean logits (above 0: real)": lambda name: name in LOGIT_NAMES,
-}
 
 
 @dataclass(frozen=True)
@@ -51,20 +38,16 @@ class Comparison:
 
 def write_report(run: Run, experiment: Experiment, comparisons: Sequence[Comparison] = ()) -> None:
     """Write the page from the files in the run's folder. comparisons: test images, once the run is evaluated."""
-    environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    template = environment.from_string(Path(__file__).with_name("report.html").read_text("utf-8"))
-    tree = experiment.resolved()
     env = read_object(run.folder / "env.json") or {}
-    env.pop("components", None)  # a long table, for machines
-    env.pop("training", None)  # time and memory differ each time; the page must stay bit-identical
-    page = template.render(
+    page = render_page(
+        Path(__file__).with_name("report.html"),
         title=experiment.title,
         run=run.folder.name,
         status=run.status,
         target=experiment.train.images_seen,
         results=read_results(run.results),
-        environment=env,
-        recipe=[(".".join(key), value, experiment.origin(key)) for key, value in iter_leaves(tree)],
+        environment=describe_environment(env),
+        recipe=[*_describe_recipe(experiment, env)],
         findings=read_findings(run),
         curves=plot_curves(run.lines("metrics.jsonl")),
         grids=[*_grids(_spread(sorted(run.samples.glob("images-*.png"))))],
@@ -76,57 +59,34 @@ def write_report(run: Run, experiment: Experiment, comparisons: Sequence[Compari
     write_text(run.folder / "report.html", page)
 
 
-def plot_curves(lines: Sequence[Mapping[str, Any]]) -> markupsafe.Markup:
-    """The logged losses over the images seen, as inline SVG; empty if there are fewer than two lines."""
-    import matplotlib
-
-    if len(lines) < 2:
-        return markupsafe.Markup("")
-    with matplotlib.rc_context({"font.size": 9}):
-        from matplotlib.figure import Figure
-
-        panels = {
-            title: names
-            for title, is_in_panel in CURVE_PANELS.items()
-            if (names := [name for name in lines[0] if is_in_panel(name)])
-        }
-        height = 2.2 * len(panels)  # inches
-        figure = Figure(figsize=(8, height))
-        # fixed margins: a layout engine draws everything twice
-        figure.subplots_adjust(left=0.09, right=0.99, bottom=0.5 / height, top=1 - 0.3 / height, hspace=0.25)
-        for axes, (title, names) in zip(
-            np.ravel(figure.subplots(len(panels), 1, sharex=True)), panels.items(), strict=True
-        ):
-            for name in names:
-                points = [(line["images"], line[name]) for line in lines if name in line]
-                axes.plot(*zip(*points, strict=True), label=name, linewidth=1)
-            axes.set_title(title, loc="left", fontsize=9)
-            for text in axes.legend(loc="best", frameon=False).get_texts():
-                text.set_parse_math(False)  # dollar signs in a name are no formula
-            axes.grid(alpha=0.3)
-            axes.set_xlabel("images seen")
-            axes.label_outer()
-        return figure_to_svg(figure)
+def _describe_recipe(experiment: Experiment, env: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    for key, value in iter_leaves(experiment.resolved()):
+        if not is_in_environment(key, env):
+            yield {"key": ".".join(key), "value": value, "origin": experiment.origin(key),
+                   "by_default": key not in experiment.recipe.origins}  # fmt: skip
 
 
-def figure_to_svg(figure: Figure) -> markupsafe.Markup:
-    """An <svg> element to put into a page, bit-identical each time. matplotlib escapes all text in it."""
-    import matplotlib
+def describe_environment(env: Mapping[str, Any]) -> dict[str, str]:
+    """What pages say about env.json: {name: value as text}.
 
-    out = io.StringIO()
-    with matplotlib.rc_context({"svg.hashsalt": "p2pzoo", "svg.fonttype": "none"}):
-        figure.savefig(out, format="svg", metadata={"Date": None, "Creator": None})
-    text = out.getvalue()
-    return markupsafe.Markup(text[text.index("<svg") :])
+    Leaves out time and memory, which differ each time (a page must stay bit-identical), and the table of components.
+
+    >>> describe_environment({"device": "cpu", "deterministic": True, "on": ["tf32", "compile"]})
+    {'device': 'cpu', 'deterministic kernels': 'yes (always on a CPU)', 'switches in use': 'tf32, compile'}
+    """
+    names = {"deterministic": "deterministic kernels", "on": "switches in use"}
+    words = {True: "yes (always on a CPU)" if env.get("device") == "cpu" else "yes", False: "no"}
+    texts = {}
+    for key, value in env.items():
+        if key not in ("components", "training"):
+            text = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+            texts[names.get(key, key)] = words[value] if isinstance(value, bool) else text
+    return texts
 
 
-def data_uri(image: Image.Image) -> str:
-    """The image as a data: URI (WebP), so that a page needs no other file. Shrinks images that WebP cannot hold."""
-    if max(image.size) > MAX_WEBP_SIDE:
-        image.thumbnail((MAX_WEBP_SIDE, MAX_WEBP_SIDE))
-    out = io.BytesIO()
-    image.save(out, "WEBP", quality=85)
-    return "data:image/webp;base64," + base64.b64encode(out.getvalue()).decode()
+def is_in_environment(key: Key, env: Mapping[str, Any]) -> bool:
+    """Whether `describe_environment` shows what a key of the recipe has led to, so that pages need not show both."""
+    return key == ("compute", "deterministic") and "deterministic" in env
 
 
 def parse_images_seen(path: Path) -> int:

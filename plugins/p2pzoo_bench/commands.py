@@ -199,11 +199,11 @@ def _format_table(table: Comparison, form: str) -> str:
 
 def _draw_svg(table: Comparison) -> str:
     """The figure of the only metric that draws. Raises UserError if none or several draw."""
-    from p2pzoo.runs.report import figure_to_svg
+    from p2pzoo.runs.pages import figure_to_svg_file
 
     figures = table.draw_figures()
     _check_one_drawing([*figures])
-    return str(figure_to_svg(*figures.values()))
+    return figure_to_svg_file(*figures.values())
 
 
 def _check_one_drawing(metrics: Sequence[str]) -> None:

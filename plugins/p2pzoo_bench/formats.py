@@ -13,12 +13,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import jinja2
 from PIL import Image
 
 from p2pzoo.images.grid import GRID_GAP
 from p2pzoo.images.io import PILLOW_ERRORS, describe_read_error, open_picture
-from p2pzoo.runs.report import data_uri, figure_to_svg
+from p2pzoo.runs.pages import data_uri, figure_to_svg, render_page
 from p2pzoo.utils.errors import UserError
 
 if TYPE_CHECKING:
@@ -236,8 +235,6 @@ def to_html(
 
     Raises UserError if a grid cannot be read.
     """
-    environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    template = environment.from_string(Path(__file__).with_name("table.html").read_text("utf-8"))
     grids = {name: _read_grid(path, size) for name, path in pictures.items()}
     image_rows = []
     if grids:
@@ -247,8 +244,9 @@ def to_html(
             if row["name"] in grids:
                 image_rows.append((row["label"], [data_uri(y_hat) for _, y_hat, _ in grids[row["name"]]]))
         image_rows.append(("ground truth", [data_uri(y) for _, _, y in first]))
-    return template.render(
-        doc=doc, main_table=build_main_table(doc), differences=build_difference_table(doc), notes=build_notes(doc),
+    return render_page(
+        Path(__file__).with_name("table.html"), doc=doc,
+        main_table=build_main_table(doc), differences=build_difference_table(doc), notes=build_notes(doc),
         pictures=image_rows, figures={name: figure_to_svg(figure) for name, figure in figures.items()},
         protocols={digest: json.dumps(p, indent=2, ensure_ascii=False) for digest, p in doc["protocols"].items()},
     )  # fmt: skip

@@ -5,7 +5,8 @@ const { runs, sets, columns } = JSON.parse(document.getElementById("data").textC
 const at = id => document.getElementById(id);
 const columnByKey = Object.fromEntries(columns.map(column => [column.key, column]));
 const ARROW = { higher: " ↑", lower: " ↓" };
-const COLOURS = ["#3b82f6", "#e8590c", "#2f9e44", "#c2255c", "#7048e8", "#0c8599", "#b58900", "#868e96"];
+const COLOURS = Array.from({ length: 8 }, (_, i) => `var(--curve-${i})`);  // of page.css, for light and dark pages
+const MEANING = { x: "x, input", y: "y, target" };
 const DASHES = ["", "6 3", "2 3", "8 3 2 3"];
 const INITIAL_CURVES = 6;  // more would hide each other
 const state = { key: "", up: false, image: 0, pair: "x", view: "pictures", curve: "" };
@@ -79,7 +80,7 @@ function buildCard(run) {
     run.after = make("img", { loading: "lazy", decoding: "async", draggable: false });
     run.before = make("img", { loading: "lazy", decoding: "async", draggable: false });
     run.corner = make("span", { className: "before", ariaHidden: true });
-    const slide = make("div", { className: "slide" }, run.after, run.before, run.corner, make("span", { className: "after", textContent: "ŷ", ariaHidden: true }));
+    const slide = make("div", { className: "slide" }, run.after, run.before, run.corner, make("span", { className: "after", textContent: "ŷ, translation", ariaHidden: true }));
     const [width, height] = sets[run.set].size;
     slide.style.aspectRatio = `${width} / ${height}`;
     parts.push(slide);
@@ -101,7 +102,7 @@ function updatePicture(run) {
   run.before.src = set[before][index];
   run.after.alt = `ŷ of ${set.ids[index]} by ${run.title}`;
   run.before.alt = `${before} of ${set.ids[index]}`;
-  run.corner.textContent = before;
+  run.corner.textContent = MEANING[before];
 }
 
 function updateScore(run) {
@@ -242,6 +243,7 @@ function sortBy(key, up) {
 function view(name) {
   state.view = name;
   for (const section of document.querySelectorAll("main > section")) section.hidden = section.id !== name;
+  at("meaning").hidden = name !== "pictures" || !sets.length;
   for (const part of document.querySelectorAll(".bar .pictures, .bar .curves")) part.hidden = !part.classList.contains(name) || (part.classList.contains("pictures") && !sets.length);
   show();
 }
@@ -284,7 +286,7 @@ function begin() {
   at("curve").addEventListener("change", () => { state.curve = at("curve").value; show(); });
   at("pair").addEventListener("change", () => {
     state.pair = at("pair").value;
-    at("left").textContent = state.pair === "x" ? "x, the input" : "y, the target";
+    at("left").textContent = MEANING[state.pair];
     show();
   });
   for (const radio of document.querySelectorAll("[name=view]")) radio.addEventListener("change", () => view(radio.value));

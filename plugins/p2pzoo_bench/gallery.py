@@ -17,7 +17,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import jinja2
 from PIL import Image
 
 from p2pzoo.config.recipe import iter_leaves
@@ -25,6 +24,7 @@ from p2pzoo.images.grid import grid_indices
 from p2pzoo.images.io import PILLOW_ERRORS, open_picture
 from p2pzoo.models import safetensors_io
 from p2pzoo.plugin.registry import Registry
+from p2pzoo.runs.pages import render_page
 from p2pzoo.runs.run_folder import Run
 from p2pzoo.utils.errors import UserError
 from p2pzoo.utils.files import check_page_folder, copy_file, page_folder, parse_toml, write_text
@@ -168,10 +168,9 @@ def write_gallery(out: Path, title: str, runs: Sequence[GalleryRun], registry: R
         (folder / "images").mkdir()
         pictures = _Pictures(folder / "images")
         document = _build_document(title, runs, registry, pictures, out)
-        environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
-        template = environment.from_string(Path(__file__).with_name("gallery.html").read_text("utf-8"))
+        page = render_page(Path(__file__).with_name("gallery.html"), title=title, document=document)
         copy_file(Path(__file__).with_name("gallery.js"), folder / "gallery.js")
-        write_text(folder / "index.html", template.render(title=title, document=document))
+        write_text(folder / "index.html", page)
     pictures.delete_others(out / "images")
     return [fault for run in runs for fault in run.faults]
 

@@ -6,14 +6,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import numpy as np
 from PIL import Image, ImageFilter
 
 from p2pzoo.data.findings import Case, Finding, PairLocation
 from p2pzoo.images.color_spaces import Encodings, Palette, dequantize, join_lab
 from p2pzoo.plugin import Dataset, Split
-from p2pzoo.runs.report import data_uri
+from p2pzoo.runs.pages import data_uri, render_page
 from p2pzoo.utils.files import write_text
 from p2pzoo_data_tools.check import CheckResult
 
@@ -23,10 +22,9 @@ MAX_PICTURED_CASES = 12  # cases per finding that are shown with pictures, so th
 
 def write_page(path: Path, title: str, result: CheckResult, splits: Mapping[Split, Dataset]) -> None:
     """Write the page. The pairs that it shows are read again."""
-    environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    template = environment.from_string(Path(__file__).with_name("check.html").read_text("utf-8"))
     classes = list(dict.fromkeys(name for each in result.splits.values() for name in each.classes or ()))
-    page = template.render(
+    page = render_page(
+        Path(__file__).with_name("check.html"),
         title=title,
         result=result,
         classes=classes,

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import click
-import jinja2
 import numpy as np
 from markupsafe import Markup
 from PIL import Image
@@ -27,6 +26,7 @@ from p2pzoo.images.color_spaces import Encodings
 from p2pzoo.images.grid import grid_indices, to_uint8_rgb
 from p2pzoo.images.label_maps import Labels
 from p2pzoo.models.model import Model
+from p2pzoo.runs.pages import render_page
 from p2pzoo.utils.errors import UserError
 from p2pzoo.utils.files import atomic_write, check_page_folder, page_folder, write_text
 from p2pzoo.utils.paths import cache_dir
@@ -74,20 +74,19 @@ def export_web(
         embedded = {"model": graph.read_bytes(), "runtime": script, "wasm": wasm}
     scripts = {name: _make_script(name, content) for name, content in embedded.items()}
     document = _make_document(model, title, test_mode or model.test_mode, result.notes, data)
-    environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    template = environment.from_string(Path(__file__).with_name("web.html").read_text("utf-8"))
+    template = Path(__file__).with_name("web.html")
     page = Path(__file__).with_name("web.js").read_text("utf-8")
     if out.suffix == ".html":
         inline = [
             Markup(script) for script in (*scripts.values(), page)
         ]  # safe to leave unescaped: base64, and a file of this package
-        write_text(out, template.render(document=document, inline=inline, files=[]))
+        write_text(out, render_page(template, document=document, inline=inline, files=[]))
         return result
     with page_folder(out) as folder:
         write_text(folder / "model.js", scripts["model"])
         write_text(folder / "runtime.js", scripts["runtime"] + scripts["wasm"])
         write_text(folder / "page.js", page)
-        write_text(folder / "index.html", template.render(document=document, inline=[], files=SCRIPTS))
+        write_text(folder / "index.html", render_page(template, document=document, inline=[], files=SCRIPTS))
     return result
 
 

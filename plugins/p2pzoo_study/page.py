@@ -11,7 +11,6 @@ import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import jinja2
 from PIL import Image
 from torch import Tensor
 
@@ -23,6 +22,7 @@ from p2pzoo.images.grid import to_uint8_rgb
 from p2pzoo.models.model_file import load_network
 from p2pzoo.models.test_modes import translate
 from p2pzoo.plugin.registry import Registry
+from p2pzoo.runs.pages import render_page
 from p2pzoo.utils.errors import UserError
 from p2pzoo.utils.files import check_page_folder, copy_file, page_folder, write_text
 
@@ -75,10 +75,9 @@ def _write_files(
     study = hashlib.sha256(json.dumps([protocol, images]).encode()).hexdigest()[:12]
     algorithms = [{"label": label, "pairs": own} for label, own in pairs.items()]
     document = {"study": study, "protocol": protocol, "algorithms": algorithms}
-    environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    template = environment.from_string(Path(__file__).with_name("study.html").read_text("utf-8"))
+    page = render_page(Path(__file__).with_name("study.html"), title=title, document=document, protocol=protocol)
     copy_file(Path(__file__).with_name("study.js"), out / "study.js")
-    write_text(out / "index.html", template.render(title=title, document=document, protocol=protocol))
+    write_text(out / "index.html", page)
     return pairs
 
 

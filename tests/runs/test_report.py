@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from p2pzoo import config
-from p2pzoo.runs.report import MAX_GRIDS, Comparison, plot_curves, write_report
+from p2pzoo.runs.report import MAX_GRIDS, Comparison, describe_environment, write_report
 from p2pzoo.runs.run_folder import Run
 
 NASTY = '<img src=x onerror="document.title=1">&"\'.png'
@@ -29,7 +29,7 @@ def test_the_page_holds_recipe_environment_curves_samples_tests_and_metrics(fini
         assert f'id="{part}"' in page
     assert re.findall(r'data-images="(\d+)"', page) == ["4", "8", "12"]
     assert page.count("<figcaption>best, ") == page.count("<figcaption>worst, ") == 3
-    assert re.search(r"base\.toml:\d+<", page), "origins"
+    assert re.search(r"base\.<wbr>toml:\d+<", page), "origins"
     assert "complete, 12 images" in page
     assert str(finished) not in page
 
@@ -72,21 +72,40 @@ def test_a_run_that_just_began_has_a_page_too(tmp_path):
     assert "<svg" not in page
 
 
-def test_curves_show_every_logged_loss_and_escape_their_names():
-    lines = [{"images": i, "lr": 1.0, "G.<i>": 1.0 / i, "D.gan": 0.5, "D.r1": 0.1, "D.real": 1.0} for i in (1, 2, 3)]
-    svg = str(plot_curves(lines))
-    for name in ("G.&lt;i&gt;", "D.gan", "D.r1", "D.real"):
-        assert name in svg
-    assert "<i>" not in svg
-    assert svg == str(plot_curves(lines)), "the same bytes for the same losses"
+def test_one_line_says_whether_kernels_were_deterministic(finished):
+    page = (finished / "report.html").read_text("utf-8")
+    assert re.findall(r".*deterministic.*", page) == [
+        '<tr><th scope="row">deterministic kernels</th><td>yes (always on a CPU)</td></tr>'
+    ]
 
 
-def test_a_very_tall_grid_still_fits_into_the_page():
-    from PIL import Image
+@pytest.mark.parametrize(
+    ("env", "text"),
+    [
+        ({"device": "cuda", "deterministic": True}, "yes"),
+        ({"device": "cuda", "deterministic": False}, "no"),
+        ({"device": "cpu", "deterministic": True}, "yes (always on a CPU)"),
+    ],
+)
+def test_the_environment_is_described_in_words(env, text):
+    assert describe_environment(env | {"components": {}, "training": {}}) == {
+        "device": env["device"],
+        "deterministic kernels": text,
+    }
 
-    from p2pzoo.runs.report import MAX_WEBP_SIDE, data_uri
 
-    assert data_uri(Image.new("RGB", (8, MAX_WEBP_SIDE + 100))).startswith("data:image/webp;base64,")
+def test_the_columns_of_pictures_are_named(finished):
+    page = (finished / "report.html").read_text("utf-8")
+    for name in ("x, input", "ŷ, translation", "y, target"):
+        assert f"<span>{name}</span>" in page
+    assert page.count("<span>ŷ</span>") == page.count("<figcaption>best, ") + page.count("<figcaption>worst, ")
+
+
+def test_values_of_the_recipe_come_before_defaults(finished):
+    set_by_recipe, defaults = (finished / "report.html").read_text("utf-8").split("values by default</summary>")
+    assert "losses.<wbr>l1.<wbr>weight" in set_by_recipe
+    assert "optimizer.<wbr>eps</td>" in defaults
+    assert '<td class="from">default' not in set_by_recipe
 
 
 def test_many_samples_are_thinned_to_limit_the_size_of_the_page(finished, tmp_path):
@@ -111,9 +130,10 @@ def test_a_damaged_sample_is_skipped(finished, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [390, 1200], ids=["phone", "desk"])
-def test_the_page_works_in_a_browser(finished, browser, width, tmp_path):
-    page = browser.new_page(viewport={"width": width, "height": 800})
+def test_the_page_works_in_a_browser(finished, browser, width, scheme, tmp_path):
+    page = browser.new_page(viewport={"width": width, "height": 800}, color_scheme=scheme)
     urls, errors = [], []
     page.on("request", lambda request: urls.append(request.url))
     page.on("pageerror", lambda error: errors.append(str(error)))
@@ -123,6 +143,14 @@ def test_the_page_works_in_a_browser(finished, browser, width, tmp_path):
     assert [url for url in urls if not url.startswith("data:")] == [address]
     assert page.evaluate("document.documentElement.scrollWidth") <= width, "nothing overflows the window"
     assert page.evaluate("[...document.images].every(image => image.complete && image.naturalWidth > 0)")
+
+    lightness = "element => getComputedStyle(element)[{}].match(/[\\d.]+/g).slice(0, 3).map(Number)"
+    ground = page.locator("body").evaluate(lightness.format("'backgroundColor'"))
+    assert (max(ground) < 60) == (scheme == "dark")
+    for selector, property in ((".curves text", "fill"), (".curves polyline", "stroke"), ("td.key", "color")):
+        color = page.locator(selector).first.evaluate(lightness.format(f"'{property}'"))
+        assert abs(sum(color) - sum(ground)) > 200, f"{selector} on the background"
+    assert not page.locator("td.key").first.evaluate("cell => getComputedStyle(cell).overflowWrap === 'anywhere'")
 
     assert page.locator("img.grid:visible").count() == 1
     page.locator("#time").fill("0")
