@@ -25,6 +25,7 @@ from p2pzoo.models.model_file import ModelHeader
 from p2pzoo.models.safetensors_io import save_model_tensors
 from p2pzoo.models.scaling import Scaling
 from p2pzoo.plugin.registry import Registry
+from p2pzoo.runs.report import describe_environment, is_in_environment
 from p2pzoo.runs.run_folder import Run, find_run
 from p2pzoo.utils.errors import UserError
 from p2pzoo.utils.files import copy_file, read_json, write_text
@@ -113,8 +114,9 @@ def render_card(
             (".".join(key), value)
             for key, value in iter_leaves(experiment.resolved())
             if not Path(str(value)).is_absolute()  # paths of this machine are private
+            and not is_in_environment(key, env)
         ],
-        env={name: value for name, value in env.items() if name not in ("training", "on", "components")},
+        env=describe_environment({name: value for name, value in env.items() if name != "on"}),
         seconds=env.get("training", {}).get("seconds"),
         images=header.checkpoint.images if header.checkpoint else run.status["images"],
         evaluated=run.state == "complete",

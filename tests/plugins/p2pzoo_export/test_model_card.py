@@ -64,6 +64,11 @@ def test_the_numbers_are_those_of_results_json(card_folder, finished):
     assert dict(rows) == {name: f"{value:.4g}" for name, value in expected.items()}
 
 
+def test_one_place_says_whether_kernels_were_deterministic(card_folder):
+    _, text = read_card(card_folder)
+    assert re.findall(r"[^,|\n]*deterministic[^,|\n]*", text) == [" deterministic kernels yes (always on a CPU)."]
+
+
 def test_a_hostile_title_is_escaped(card_folder):
     metadata, text = read_card(card_folder)
     assert metadata["model-index"][0]["name"] == HOSTILE_TITLE
