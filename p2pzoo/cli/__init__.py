@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from p2pzoo.cli.options import JSON_REQUESTED, print_error
 from p2pzoo.utils.errors import PeerProcessError, UserError
 from p2pzoo.utils.launcher import is_follower
 from p2pzoo.utils.signals import exit_code, interrupting
@@ -23,10 +24,10 @@ if TYPE_CHECKING:
     from p2pzoo.plugin.registry import Entry
 
 
+ALIASES = {"train": "run", "test": "evaluate", "predict": "translate"}  # accepted, and not listed
 OTHER_COMMAND_NAMES = {  # what other tools call commands
-    "train": "run", "fit": "run", "predict": "translate", "infer": "translate", "inference": "translate",
-    "test": "evaluate", "eval": "evaluate", "validate": "evaluate", "benchmark": "bench", "components": "list",
-    "recipes": "list recipes",
+    "fit": "run", "infer": "translate", "inference": "translate", "eval": "evaluate", "validate": "evaluate",
+    "benchmark": "bench", "components": "list", "recipes": "list recipes",
 }  # fmt: skip
 CORE_COMMANDS = {  # name: (module, summary); the summary is here so that --help imports no command
     "run": ("p2pzoo.cli.run", "Train a recipe, evaluate it and keep the results."),
@@ -67,8 +68,15 @@ class Zoo(click.Group):
         )
         return command
 
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        words = args[: args.index("--")] if "--" in args else args
+        ctx.meta[JSON_REQUESTED] = "--json" in words  # here, since errors can come before the command's own parser
+        return super().parse_args(ctx, args)
+
     def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
         names = self.list_commands(ctx)
+        if args and args[0] not in names:  # a plugin's command comes first
+            args = [ALIASES.get(args[0], args[0]), *args[1:]]
         if args and args[0] not in names and not args[0].startswith("-"):
             from p2pzoo.utils.suggest import did_you_mean
 
@@ -91,16 +99,19 @@ class Zoo(click.Group):
             with warnings.catch_warnings(), interrupting():
                 warnings.showwarning = _show_warning
                 return super().invoke(ctx)
-        except click.UsageError as error:
-            if is_follower():
+        except click.ClickException as error:
+            if is_follower() and isinstance(error, click.UsageError):
                 ctx.exit(error.exit_code)
-            raise
-        except (click.ClickException, click.exceptions.Exit, click.Abort):
+            if not ctx.meta[JSON_REQUESTED]:
+                raise
+            print_error(error.format_message(), error.exit_code)
+            ctx.exit(error.exit_code)
+        except (click.exceptions.Exit, click.Abort):
             raise
         except SystemExit as error:  # raised by a plugin or library: the command is not finished, even with code 0
             if error.code not in (0, None):
                 raise
-            click.echo("p2pzoo failed: a plugin or library called sys.exit() before the command had finished", err=True)
+            print_error("p2pzoo failed: a plugin or library called sys.exit() before the command had finished", 1)
             ctx.exit(1)
         except BrokenPipeError:  # the reader closed the pipe, as `head` does; click ends quietly
             raise
@@ -108,7 +119,7 @@ class Zoo(click.Group):
             line, code = _explain(error)
             if line and (code == 1 or not is_follower()):
                 with contextlib.suppress(OSError):  # nobody reads standard error any more
-                    click.echo(line, err=True)
+                    print_error(line, code, [*map(str, error.faults)] if isinstance(error, UserError) else ())
             if ctx.params.get("debug"):
                 import traceback
 

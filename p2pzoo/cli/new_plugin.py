@@ -7,6 +7,7 @@ from pathlib import Path
 
 import click
 
+from p2pzoo.cli.options import json_option, print_json
 from p2pzoo.utils.errors import UserError
 
 NAME = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)*")
@@ -27,7 +28,8 @@ FILES = {  # {template: path in the package}; MODULE and NAME are replaced by th
 @click.option(
     "-o", "--output", type=click.Path(path_type=Path), metavar="DIR", help="Create this folder [default: NAME]."
 )
-def new_plugin_command(name: str, output: Path | None) -> None:
+@json_option
+def new_plugin_command(name: str, output: Path | None, as_json: bool) -> None:
     """Write a plugin package with a generator, a loss, a recipe and tests, for you to change.
 
     NAME is the name of the package: lower-case words joined by hyphens, as in my-zoo.
@@ -39,6 +41,9 @@ def new_plugin_command(name: str, output: Path | None) -> None:
     if folder.exists():
         raise UserError(f"{folder}: exists already; choose another folder with -o DIR")
     files = write_plugin(name, folder)
+    if as_json:
+        print_json({"folder": str(folder), "files": [str(file) for file in files]})
+        return
     for file in files:
         click.echo(f"written  {file}")
     click.echo(f"next     cd {shlex.quote(str(folder))} && pip install -e '.[dev]' && pytest")

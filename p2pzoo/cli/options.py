@@ -2,30 +2,38 @@
 
 from __future__ import annotations
 
+import math
 import sys
-from collections.abc import Callable
-from typing import Any, TypeVar
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NoReturn, TypeVar
 
 import click
 from click.shell_completion import CompletionItem
 
 from p2pzoo.cli.time_limit import max_time_option, with_parent_option
 from p2pzoo.utils.errors import UserError
+from p2pzoo.utils.launcher import is_follower
 
 __all__ = [
+    "JSON_REQUESTED",
     "json_option",
     "max_time_option",
     "override_option",
     "parse_parameters",
+    "print_error",
     "print_json",
     "profile_option",
     "recipe_argument",
     "resume_command",
+    "stop",
     "with_parent_option",
 ]
 
 F = TypeVar("F", bound=Callable[..., Any])
 
+JSON_REQUESTED, JSON_PRINTED = "p2pzoo.json requested", "p2pzoo.json printed"  # keys of click's ctx.meta
+
+# gives the command a parameter as_json; errors of a command with --json are printed as {"error": …} by p2pzoo itself
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON document on standard output.")
 profile_option = click.option(
     "--profile",
@@ -57,11 +65,43 @@ def _complete_recipe(_ctx: click.Context, _param: click.Parameter, incomplete: s
 
 
 def print_json(value: Any) -> None:
-    """Print one JSON document on standard output."""
+    """Print one JSON document on standard output. nan and infinite numbers become null: JSON has none."""
     import json
 
-    json.dump(value, sys.stdout, indent=2, ensure_ascii=False)
+    if context := click.get_current_context(silent=True):
+        context.meta[JSON_PRINTED] = True
+    json.dump(_without_nan(value), sys.stdout, indent=2, ensure_ascii=False, allow_nan=False)
     sys.stdout.write("\n")
+
+
+def _without_nan(value: Any) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, Mapping):
+        return {key: _without_nan(item) for key, item in value.items()}
+    return [_without_nan(item) for item in value] if isinstance(value, (list, tuple)) else value
+
+
+def print_error(message: str, exit_code: int, faults: Sequence[str] = ()) -> None:
+    """Print why a command fails: with --json as {"error", "faults", "exit_code"} on standard output, else as a line.
+
+    After a document was printed it is a line, since there is one document.
+    """
+    context = click.get_current_context(silent=True)
+    if context and context.meta.get(JSON_REQUESTED) and not context.meta.get(JSON_PRINTED):
+        print_json({"error": message, "faults": [*faults] or [message], "exit_code": exit_code})
+    else:
+        click.echo(message, err=True)
+
+
+def stop(message: str, exit_code: int, note: Callable[[str], None] | None = None) -> NoReturn:
+    """End a command that a signal stopped, after printing why. note: prints a line; default: on standard error."""
+    context = click.get_current_context(silent=True)
+    if note and not (context and context.meta.get(JSON_REQUESTED)):
+        note(message)
+    elif not is_follower():
+        print_error(message, exit_code)
+    sys.exit(exit_code)
 
 
 def resume_command(fresh: bool) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shlex
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,6 +17,7 @@ from p2pzoo.cli.options import (
     profile_option,
     recipe_argument,
     resume_command,
+    stop,
     with_parent_option,
 )
 from p2pzoo.cli.tables import exit_if_nan, print_metrics
@@ -100,10 +100,8 @@ def run_command(
                     fresh=fresh, accept_stale=accept_stale, continued=continued,
                 )  # fmt: skip
             except Interrupted as stopped:
-                progress.note(
-                    f"stopped at {stopped.images} images and saved; {resume_command(fresh)} resumes from there"
-                )
-                sys.exit(128 + stopped.signum)
+                message = f"stopped at {stopped.images} images and saved; {resume_command(fresh)} resumes from there"
+                stop(message, 128 + stopped.signum, progress.note)
 
     if is_follower():
         return
@@ -119,7 +117,7 @@ def _print_results(outcome: Outcome, as_json: bool) -> None:
     """Exits with code 1 if a metric is nan."""
     try:
         if as_json:
-            print_json(outcome.results)
+            print_json({"folder": str(outcome.run.folder), **outcome.results})
         else:
             _print_table(outcome)
     except BrokenPipeError:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
+from p2pzoo.cli.options import json_option, print_json, stop
 from p2pzoo.utils.errors import UserError
 from p2pzoo.utils.signals import exit_code
 
@@ -56,6 +57,7 @@ OUTPUT_SUFFIXES = (".png", ".tif", ".tiff", ".npy")
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda", "mps"]), default="auto", show_default=True,
               help="Compute on this device.")  # fmt: skip
 @click.option("--quiet", is_flag=True, help="Only print errors.")
+@json_option
 def translate_command(
     model: Path,
     inputs: tuple[Path, ...],
@@ -73,6 +75,7 @@ def translate_command(
     force: bool,
     device: str,
     quiet: bool,
+    as_json: bool,
 ) -> None:
     """Translate images with MODEL: a run folder, a model.safetensors, or zoo:NAME. An INPUT is an image, or a folder
     of images. Of a run that is not finished, MODEL is its newest checkpoint.
@@ -115,7 +118,7 @@ def translate_command(
     outcomes = translate_files(
         loaded, targets, mode, seed=seed, tiling=tiling, text=text, samples=samples, scaling=scaling, half=half
     )
-    _report(outcomes, quiet)
+    _report(outcomes, samples, quiet, as_json)
 
 
 def parse_scale(scale: str | None) -> float | Literal["native"] | None:
@@ -181,18 +184,28 @@ def _describe_translation(
     return json.dumps(values, sort_keys=True)
 
 
-def _report(outcomes: Generator[FileOutcome, None, None], quiet: bool) -> None:
-    """Print each file when it is written. Raises UserError at the end, with the faults of all images."""
+def _report(outcomes: Generator[FileOutcome, None, None], samples: int | None, quiet: bool, as_json: bool) -> None:
+    """Print each file when it is written, or a document at the end. Raises UserError with the faults of all images."""
+    from p2pzoo.models.translate_files import sample_paths
+
     faults: list[str] = []
+    files: list[dict[str, Any]] = []
     try:
         with contextlib.closing(outcomes):
             for outcome in outcomes:
                 faults += outcome.faults
-                if not outcome.faults and not quiet:
+                if outcome.faults:
+                    continue
+                targets = sample_paths(outcome.target, samples) if samples else [outcome.target]
+                files.append({"input": str(outcome.source), "outputs": [str(target) for target in targets]})
+                if not quiet and not as_json:
                     click.echo(str(outcome.target))
     except KeyboardInterrupt as interrupt:
-        click.echo("stopped; the files that were written are complete, and --force writes them again", err=True)
-        raise click.exceptions.Exit(exit_code(interrupt)) from None
+        stop("stopped; the files that were written are complete, and --force writes them again", exit_code(interrupt))
+    if as_json and not faults:
+        print_json({"files": files})
+    elif as_json:
+        print_json({"files": files, "error": "\n".join(faults), "faults": faults, "exit_code": 2})
     if faults:
         raise UserError(*faults)
 

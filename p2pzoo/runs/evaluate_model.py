@@ -25,7 +25,7 @@ from p2pzoo.data.validation import validate_or_raise
 from p2pzoo.images.color_spaces import Encodings
 from p2pzoo.images.label_maps import Labels
 from p2pzoo.images.resize import resize_to
-from p2pzoo.models.model import Model, find_model_file, load_model, pad_by_reflection, resolve_zoo_path
+from p2pzoo.models.model import Model, find_model_file, find_run_folder, load_model, pad_by_reflection
 from p2pzoo.models.scaling import NO_FILE_LAYOUT, Scaling
 from p2pzoo.models.test_modes import translate
 from p2pzoo.plugin import schema
@@ -102,8 +102,7 @@ def evaluate_model(request: Request, note: Note) -> dict[str, Any]:
 
 def _find_recipe(path: Path) -> str | None:
     """The recipe.toml in the model's folder, if there is one."""
-    path = resolve_zoo_path(path)
-    recipe = (path if path.is_dir() else path.parent) / "recipe.toml"
+    recipe = find_run_folder(find_model_file(path)) / "recipe.toml"
     return str(recipe) if recipe.is_file() else None
 
 
@@ -141,6 +140,11 @@ def _find_metric(name: str) -> Component:
         ) from None
 
 
+def _describe_checkpoint(model: Model) -> dict[str, Any]:
+    """How far its training was, for a run that is not finished."""
+    return {"checkpoint": model.checkpoint._asdict()} if model.checkpoint else {}
+
+
 # --- on a recipe's data ------------------------------------------------------------------------------------------
 
 
@@ -166,6 +170,7 @@ def _measure_on_recipe(model: Model, experiment: Experiment, request: Request, n
     return {
         "id": model.run,
         "model": str(request.model),
+        **_describe_checkpoint(model),
         "recipe": experiment.recipe.name,
         "profile": experiment.recipe.profile,
         "seed": experiment.seed if is_own else None,
@@ -266,6 +271,7 @@ def _measure_on_folders(
     return {
         "id": model.run,
         "model": str(request.model),
+        **_describe_checkpoint(model),
         "recipe": "two-folders",
         "profile": NO_PROFILE,
         "seed": None,

@@ -9,7 +9,15 @@ from typing import TYPE_CHECKING
 
 import click
 
-from p2pzoo.cli.options import max_time_option, override_option, profile_option, resume_command
+from p2pzoo.cli.options import (
+    json_option,
+    max_time_option,
+    override_option,
+    print_json,
+    profile_option,
+    resume_command,
+    stop,
+)
 from p2pzoo.utils.errors import UserError
 
 if TYPE_CHECKING:
@@ -65,10 +73,11 @@ runs_option = click.option(
 @output_option
 @max_time_option
 @click.option("--quiet", is_flag=True, help="Show no progress.")
+@json_option
 def bench_command(
     table: str, profile: str | None, overrides: tuple[str, ...], seeds: int | None, where: str,
     jobs: int | None, cpus_per_run: int | None, gpus_per_run: float | None, runs: Path, dry_run: bool,
-    fresh: bool, accept_stale: bool, form: str | None, output: Path | None, quiet: bool,
+    fresh: bool, accept_stale: bool, form: str | None, output: Path | None, quiet: bool, as_json: bool,
 ) -> None:  # fmt: skip
     """Train the missing runs of TABLE (a file, or zoo:NAME.toml) and print the table.
 
@@ -82,7 +91,7 @@ def bench_command(
     from p2pzoo_bench.run_missing import Stopped
     from p2pzoo_bench.table_file import read_table
 
-    form = _resolve_format(form, output)
+    form = _resolve_format(form, output, as_json)
     flags = {"--fresh": fresh, "--accept-stale": accept_stale}
     table_file = read_table(table)
     executor = _build_executor(where, runs, jobs, cpus_per_run, gpus_per_run)
@@ -107,11 +116,10 @@ def bench_command(
             try:
                 failures = bench.run_missing(progress, executor)
             except Stopped as stopped:
-                progress.note(f"stopped; {resume_command(fresh)} resumes from there")
-                sys.exit(128 + stopped.signum)
+                stop(f"stopped; {resume_command(fresh)} resumes from there", 128 + stopped.signum, progress.note)
     for folder, changed in bench.stale().items():
         click.echo(f"{folder}: the code changed after this run ({', '.join(changed)})", err=True)
-    _write_table(bench.compare(failures), form, output)
+    _write_table(bench.compare(failures), form, output, as_json)
     if failures:
         sys.exit(1)
 
@@ -122,9 +130,11 @@ def bench_command(
 @click.option("--metric", "metrics", multiple=True, metavar="NAME", help="Show only this metric. May be repeated.")
 @format_option
 @output_option
+@json_option
 def compare_command(
-    runs: tuple[Path, ...], baseline: str | None, metrics: tuple[str, ...], form: str | None, output: Path | None
-) -> None:
+    runs: tuple[Path, ...], baseline: str | None, metrics: tuple[str, ...], form: str | None, output: Path | None,
+    as_json: bool,
+) -> None:  # fmt: skip
     """Compare finished runs. Runs that differ only by their seed make one row.
 
     Numbers that were measured under different protocols are refused, with the difference.
@@ -132,8 +142,8 @@ def compare_command(
     from p2pzoo.plugin.loader import registry
     from p2pzoo_bench.comparison import compare_runs
 
-    form = _resolve_format(form, output)
-    _write_table(compare_runs(runs, registry(), baseline=baseline, wanted=metrics), form, output)
+    form = _resolve_format(form, output, as_json)
+    _write_table(compare_runs(runs, registry(), baseline=baseline, wanted=metrics), form, output, as_json)
 
 
 def _build_executor(where: str, runs: Path, jobs: int | None, cpus: int | None, gpus: float | None) -> Executor:
@@ -150,8 +160,12 @@ def _build_executor(where: str, runs: Path, jobs: int | None, cpus: int | None, 
     return Cluster(where, runs, jobs=jobs, cpus=cpus, gpus=gpus)
 
 
-def _resolve_format(form: str | None, output: Path | None) -> str:
+def _resolve_format(form: str | None, output: Path | None, as_json: bool) -> str:
     """The format of --format, else by the ending of -o, else rich. Raises UserError if there is none."""
+    if as_json and output is None:
+        if form not in (None, "json"):
+            raise UserError(f"--format {form} and --json: standard output takes one of them; write the other with -o")
+        return "json"
     if form == "rich" and output:
         raise UserError(f"-o {output}: --format rich is for a terminal; use one of {', '.join(FORMATS[1:])}")
     if form or output is None:
@@ -161,11 +175,15 @@ def _resolve_format(form: str | None, output: Path | None) -> str:
     return ENDINGS[output.suffix]
 
 
-def _write_table(table: Comparison, form: str, output: Path | None) -> None:
-    """Print the table, or write it to the output file."""
+def _write_table(table: Comparison, form: str, output: Path | None, as_json: bool) -> None:
+    """Print the table, or write it to the output file; with as_json print it as JSON in any case."""
     from p2pzoo.utils.files import write_text
     from p2pzoo_bench import formats
 
+    if as_json:
+        print_json(table.doc)
+    if output is None and as_json:
+        return
     if form == "rich":
         from rich.console import Console
 

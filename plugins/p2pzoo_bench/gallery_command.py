@@ -6,6 +6,8 @@ from pathlib import Path
 
 import click
 
+from p2pzoo.cli.options import json_option, print_json
+
 
 @click.command("gallery")
 @click.argument("runs", metavar="RUNS...", nargs=-1, required=True,
@@ -19,7 +21,8 @@ import click
     help="Write the page to this folder.",
 )
 @click.option("--title", default="Gallery of runs", show_default=True, help="Title of the page.")
-def gallery_command(runs: tuple[Path, ...], output: Path, title: str) -> None:
+@json_option
+def gallery_command(runs: tuple[Path, ...], output: Path, title: str, as_json: bool) -> None:
     """Write a page to browse all runs in the folders RUNS: filter, sort, same test images, loss curves.
 
     The page is DIR/index.html. It works without a server and links to the reports in the run folders. Committed results
@@ -29,6 +32,11 @@ def gallery_command(runs: tuple[Path, ...], output: Path, title: str) -> None:
     from p2pzoo_bench.gallery import find_runs, write_gallery
 
     gallery_runs = find_runs(runs)
-    for fault in write_gallery(output, title, gallery_runs, registry()):
+    faults = [*write_gallery(output, title, gallery_runs, registry())]
+    for fault in faults:
         click.echo(f"warning: {fault}", err=True)
-    click.echo(f"{len(gallery_runs)} runs  {output / 'index.html'}")
+    page = output / "index.html"
+    if as_json:
+        print_json({"page": str(page), "runs": len(gallery_runs), "warnings": [*map(str, faults)]})
+    else:
+        click.echo(f"{len(gallery_runs)} runs  {page}")

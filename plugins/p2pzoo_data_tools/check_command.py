@@ -19,7 +19,7 @@ MAX_PRINTED_CASES = 5  # per finding: the page and --json have all
 @click.command("check", short_help="Find what is wrong with a dataset before you train on it.")
 @recipe_argument("recipe")
 @click.option(
-    "-o", "--out", type=click.Path(path_type=Path, dir_okay=False),
+    "-o", "--output", "out", type=click.Path(path_type=Path, dir_okay=False),
     help="Write an HTML page that shows the pairs in question.",
 )  # fmt: skip
 @click.option("--quick", is_flag=True, help="Check only 500 pairs of each split.")

@@ -50,16 +50,20 @@ def stats_command(recipe: str, profile: str | None, overrides: tuple[str, ...], 
 
 @data_command.command("preview", short_help="Draw pairs as the networks get them.")
 @recipe_argument("recipe")
-@click.option("-o", "--out", type=click.Path(path_type=Path, dir_okay=False), required=True, help="PNG to write.")
+@click.option(
+    "-o", "--output", "out", type=click.Path(path_type=Path, dir_okay=False), required=True, help="PNG to write."
+)
 @click.option("--split", type=click.Choice(["train", "val", "test"]), default="train", show_default=True,
               help="Split whose pairs are drawn.")  # fmt: skip
 @click.option("--count", type=click.IntRange(min=1), default=8, show_default=True, help="Number of pairs.")
 @profile_option
 @override_option
 @force_option
+@json_option
 def preview_command(
-    recipe: str, out: Path, split: Split, count: int, profile: str | None, overrides: tuple[str, ...], force: bool
-) -> None:
+    recipe: str, out: Path, split: Split, count: int, profile: str | None, overrides: tuple[str, ...], force: bool,
+    as_json: bool,
+) -> None:  # fmt: skip
     """Draw pairs of RECIPE's dataset as the networks get them, x | y.
 
     Pairs of train are augmented as in the first steps of a run; pairs of val and test are not augmented.
@@ -75,38 +79,52 @@ def preview_command(
     from p2pzoo_data_tools.preview import draw_preview
 
     save_png(out, draw_preview(config.load(recipe, profile, overrides), split, count))
-    click.echo(out)
+    if as_json:
+        print_json({"file": str(out), "split": split})
+    else:
+        click.echo(out)
 
 
 @data_command.command("combine", short_help="Write two folders as side-by-side images.")
 @click.argument("a", type=folder_type)
 @click.argument("b", type=folder_type)
-@click.option("-o", "--out", type=folder_type, required=True, metavar="AB", help="Folder to write to.")
+@click.option("-o", "--output", "out", type=folder_type, required=True, metavar="AB", help="Folder to write to.")
 @force_option
-def combine_command(a: Path, b: Path, out: Path, force: bool) -> None:
+@json_option
+def combine_command(a: Path, b: Path, out: Path, force: bool, as_json: bool) -> None:
     """Write the images of folders A and B side by side, matched by file name, as PNGs in AB.
 
     Subfolders train/, val/ and test/ that both folders have are kept. A and B are only read.
     """
     from p2pzoo.data.convert_layout import combine_folders
 
-    click.echo(f"{_format_pairs(combine_folders(a, b, out, force=force))} in {out}")
+    count = combine_folders(a, b, out, force=force)
+    if as_json:
+        print_json({"folders": [str(out)], "pairs": count})
+    else:
+        click.echo(f"{_format_pairs(count)} in {out}")
 
 
 @data_command.command("split", short_help="Cut side-by-side images into two folders.")
 @click.argument("ab", type=folder_type)
 @click.option(
-    "-o", "--out", type=folder_type, required=True, metavar="DIR", help="Folder that gets the subfolders A/ and B/."
-)
+    "-o", "--output", "out", type=folder_type, required=True, metavar="DIR",
+    help="Folder that gets the subfolders A/ and B/.",
+)  # fmt: skip
 @force_option
-def split_command(ab: Path, out: Path, force: bool) -> None:
+@json_option
+def split_command(ab: Path, out: Path, force: bool, as_json: bool) -> None:
     """Cut each image of folder AB in two: the left half goes to DIR/A, the right half to DIR/B, as PNGs.
 
     Subfolders train/, val/ and test/ are kept. AB is only read.
     """
     from p2pzoo.data.convert_layout import split_folder
 
-    click.echo(f"{_format_pairs(split_folder(ab, out, force=force))} in {out / 'A'} and {out / 'B'}")
+    count = split_folder(ab, out, force=force)
+    if as_json:
+        print_json({"folders": [str(out / "A"), str(out / "B")], "pairs": count})
+    else:
+        click.echo(f"{_format_pairs(count)} in {out / 'A'} and {out / 'B'}")
 
 
 class PrepareGroup(click.Group):
@@ -153,7 +171,7 @@ def _make_prepare_command(name: str, prepare: Any) -> click.Command:
         flag = f"--{param.name.replace('_', '-')}"
         return click.Option([flag, param.name], required=param.required, metavar=param.type_name.upper(), **default)
 
-    def call(out: Path, **values: Any) -> None:
+    def call(out: Path, as_json: bool, **values: Any) -> None:
         from p2pzoo.runs.progress import track
 
         arguments = {}
@@ -162,13 +180,16 @@ def _make_prepare_command(name: str, prepare: Any) -> click.Command:
                 arguments[key] = params[key].check(value)
             except ValueError as error:
                 raise UserError(f"--{key.replace('_', '-')} {value}: {error}") from None
-        for line in prepare(out, track, **arguments):
+        lines = [*map(str, prepare(out, track, **arguments))]
+        if as_json:
+            print_json({"folder": str(out), "notes": lines})
+            return
+        for line in lines:
             click.echo(line)
 
-    out = click.Option(["-o", "--out"], type=folder_type, required=True, help="Folder to write to.")
-    return click.Command(
-        name, params=[*map(make_option, params.values()), out], callback=call, help=_format_help(prepare)
-    )
+    out = click.Option(["-o", "--output", "out"], type=folder_type, required=True, help="Folder to write to.")
+    options = [*map(make_option, params.values()), out]
+    return json_option(click.Command(name, params=options, callback=call, help=_format_help(prepare)))
 
 
 def _format_help(function: Any) -> str:
@@ -219,7 +240,10 @@ def _print_stats(name: str, stats: Mapping[Split, Any]) -> None:
 @click.option(
     "--accept-licence", is_flag=True, help="Confirm that you have agreed to the terms of a dataset that requires it."
 )
-def fetch_command(name: str | None, mirror: str | None, local: Path | None, accept_licence: bool) -> None:
+@json_option
+def fetch_command(
+    name: str | None, mirror: str | None, local: Path | None, accept_licence: bool, as_json: bool
+) -> None:
     """Download the archive of dataset NAME, verify it, and extract it into the cache, where recipes find it.
 
     A second call resumes an interrupted download, or verifies the files of a dataset that is fetched. The archive's
@@ -231,7 +255,7 @@ def fetch_command(name: str | None, mirror: str | None, local: Path | None, acce
     from p2pzoo_data_tools.download import fetch
 
     if name is None:
-        return _print_archives(_find_archives())
+        return _print_archives(_find_archives(), as_json)
     entry = registry().get("dataset", name)
     archive = _load_archive(entry)
     if archive is None:
@@ -242,6 +266,14 @@ def fetch_command(name: str | None, mirror: str | None, local: Path | None, acce
             message += f"; or make the dataset from the original files: p2pzoo data prepare {name}"
         raise UserError(message)
     fetched = fetch(archive, _meter, lambda line: click.echo(line, err=True), mirror=mirror, local=local)
+    if as_json:
+        print_json(
+            {
+                "folder": str(fetched.folder), "images": dict(fetched.images), "new": fetched.is_new,
+                "sha256": fetched.sha256, "licence": archive.licence,
+            }
+        )  # fmt: skip
+        return None
     images = ", ".join(f"{folder} {count}" for folder, count in fetched.images.items())
     click.echo(f"{fetched.folder}: {images} images{'' if fetched.is_new else ', verified: unchanged since the fetch'}")
     if fetched.sha256:
@@ -264,13 +296,25 @@ def _find_archives() -> dict[str, Archive]:
     return {name: archive for name, archive in archives.items() if archive}
 
 
-def _print_archives(archives: Mapping[str, Archive]) -> None:
+def _print_archives(archives: Mapping[str, Archive], as_json: bool) -> None:
     from rich.console import Console
     from rich.table import Table
 
     from p2pzoo.utils.paths import cache_dir
     from p2pzoo_data_tools.download import describe_state
 
+    if as_json:
+        print_json(
+            [
+                {
+                    "name": name, "archive": archive.length, "images": dict(archive.images),
+                    "state": describe_state(archive), "licence": archive.licence,
+                    "registration": bool(archive.registration),
+                }
+                for name, archive in archives.items()
+            ]
+        )  # fmt: skip
+        return
     table = Table("dataset", "archive", "images", "state", "licence", box=None, padding=(0, 2, 0, 0))
     for name, archive in archives.items():
         terms = " (--accept-licence)" if archive.registration else ""

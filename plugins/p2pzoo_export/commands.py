@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import click
 
+from p2pzoo.cli.options import json_option, print_json
 from p2pzoo.utils.errors import UserError
+
+SUFFIXES = {"onnx": ".onnx", "torch-export": ".pt2", "web": ".html"}  # other formats are weights
 
 
 @click.command("import")
@@ -24,6 +28,7 @@ from p2pzoo.utils.errors import UserError
               help="Default test mode of `translate`. paper: statistics of the image itself and dropout, as the other "
                    "code tests too, except with its --eval; eval: running statistics, no dropout.")  # fmt: skip
 @click.option("--force", is_flag=True, help="Overwrite OUT if it exists.")
+@json_option
 def import_command(
     file: Path,
     output: Path,
@@ -32,6 +37,7 @@ def import_command(
     size: int | None,
     test_mode: str,
     force: bool,
+    as_json: bool,
 ) -> None:
     """Convert FILE, weights that were trained by other code (such as latest_net_G.pth), to a model.safetensors.
 
@@ -53,6 +59,12 @@ def import_command(
     sides = None if size is None else (size, size)
     imported = import_weights(file, registry(), parse_parameters(overrides), part=part, size=sides, test_mode=test_mode)
     imported.save(output)
+    if as_json:
+        part, header = imported.part, imported.header
+        keys = ("in_channels", "out_channels", "size", "test_mode")
+        described = {part: header[part], **{key: header[key] for key in keys}, "guessed": [*imported.notes]}
+        print_json({"file": str(output), **described})
+        return
     click.echo(f"read     {imported.use}, {_format_network(imported.header)}")
     for note in imported.notes:
         click.echo(f"guessed  {note}")
@@ -75,6 +87,7 @@ def import_command(
 @click.option("--ort-dir", type=click.Path(path_type=Path, exists=True), metavar="DIR",
               help="Folder or .tgz with onnxruntime-web, for web [default: the cache, else `npm pack`].")  # fmt: skip
 @click.option("--force", is_flag=True, help="Overwrite OUT if it exists.")
+@json_option
 def export_command(
     model: Path,
     to: str,
@@ -84,6 +97,7 @@ def export_command(
     int8: bool,
     ort_dir: Path | None,
     force: bool,
+    as_json: bool,
 ) -> None:
     """Export MODEL, a run folder, a model.safetensors or zoo:NAME, for other code.
 
@@ -108,18 +122,33 @@ def export_command(
         )
     if ort_dir and to != WEB:
         raise UserError(f"--to {to}: --ort-dir is only for --to web; remove it")
+    _check_suffix(output, to)
     if to == WEB and output.suffix != ".html":
         _check_parent(output)
     else:
         _check_output(output, force)
     if is_graph:
-        notes = _write_graph(model, to, output, test_mode, precision, ort_dir)
+        facts = _write_graph(model, to, output, test_mode, precision, ort_dir)
     else:
-        notes = _write_weights(model, to, output)
-    for note in notes:
-        click.echo(f"note     {note}")
+        facts = {"notes": [*_write_weights(model, to, output)]}
     files = [*output.iterdir()] if output.is_dir() else [output]
-    click.echo(f"written  {output}, {sum(file.stat().st_size for file in files) / 1e6:.1f} MB")
+    document = {"file": str(output), "format": to, "bytes": sum(file.stat().st_size for file in files), **facts}
+    if as_json:
+        print_json(document)
+    else:
+        _print_export(document, precision)
+
+
+def _print_export(document: Mapping[str, Any], precision: str) -> None:
+    if "input" in document:
+        difference = f"differs from torch by at most {document['difference']:.1e} in [-1, 1]"
+        click.echo(f"input    x in [-1, 1]: {document['input']}")
+        click.echo(f"checked  on {document['checked_on']}: {difference}, PSNR {document['psnr']:.0f} dB")
+        if precision != "fp32" and document["psnr_loss"] is not None:
+            click.echo(f"costs    {document['psnr_loss']:.3f} dB of PSNR to the real images")
+    for note in document["notes"]:
+        click.echo(f"note     {note}")
+    click.echo(f"written  {document['file']}, {document['bytes'] / 1e6:.1f} MB")
 
 
 def _write_weights(model: Path, to: str, output: Path) -> Sequence[str]:
@@ -131,8 +160,8 @@ def _write_weights(model: Path, to: str, output: Path) -> Sequence[str]:
 
 def _write_graph(
     model: Path, to: str, output: Path, test_mode: str | None, precision: str, ort_dir: Path | None
-) -> Sequence[str]:
-    """Write a graph or a page; print its input and its difference to torch; return notes."""
+) -> dict[str, Any]:
+    """Write a graph or a page; return its input, its difference to torch, and notes."""
     from p2pzoo.models.model import find_model_file, find_run_folder, load_model
     from p2pzoo_export.graph_check import load_run_data
     from p2pzoo_export.graphs import FORMATS, export_graph
@@ -148,14 +177,24 @@ def _write_graph(
         result = export_web(
             loaded, output, title=title, test_mode=test_mode, precision=precision, data=data, ort_dir=ort_dir
         )
-    click.echo(
-        f"input    x in [-1, 1]: {result.sides}, {loaded.in_channels} channels; output {loaded.out_channels} channels"
-    )
-    difference = f"differs from torch by at most {result.difference:.1e} in [-1, 1], PSNR {result.psnr:.0f} dB"
-    click.echo(f"checked  on {result.checked_on}: {difference}")
-    if precision != "fp32" and result.psnr_loss is not None:
-        click.echo(f"costs    {result.psnr_loss:.3f} dB of PSNR to the real images")
-    return [*result.notes, *([f"no real images to check it on: {why_none}"] if why_none else [])]
+    return {
+        "input": f"{result.sides}, {loaded.in_channels} channels; output {loaded.out_channels} channels",
+        "checked_on": result.checked_on,
+        "difference": result.difference,
+        "psnr": result.psnr,
+        "psnr_loss": result.psnr_loss,
+        "notes": [*result.notes, *([f"no real images to check it on: {why_none}"] if why_none else [])],
+    }
+
+
+def _check_suffix(output: Path, to: str) -> None:
+    """Raises UserError for a name that other programs would take for another format. No suffix is fine."""
+    suffix, own = output.suffix, SUFFIXES.get(to)
+    if own and suffix not in ("", own):
+        raise UserError(f"-o {output}: --to {to} writes a {own} file; use a name that ends in {own}")
+    for other, ending in SUFFIXES.items():
+        if not own and suffix == ending:
+            raise UserError(f"-o {output}: {ending} is for --to {other}; weights have names that end in .pth")
 
 
 def _check_output(output: Path, force: bool) -> None:
@@ -172,8 +211,6 @@ def _check_parent(output: Path) -> None:
 
 
 def _format_network(header: object) -> str:
-    from collections.abc import Mapping
-
     from p2pzoo.plugin.schema import format_value
 
     assert isinstance(header, Mapping)

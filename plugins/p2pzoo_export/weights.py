@@ -47,8 +47,13 @@ class ImportedWeights:
     notes: Sequence[str]
 
     @property
+    def part(self) -> str:
+        """ "generator" or "discriminator"."""
+        return next(part for part in PARTS if part in self.header)
+
+    @property
     def use(self) -> str:
-        return next(str(self.header[part]["use"]) for part in PARTS if part in self.header)
+        return str(self.header[self.part]["use"])
 
     def save(self, path: Path) -> None:
         save_model(path, self.network, self.header)

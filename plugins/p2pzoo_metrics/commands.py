@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from p2pzoo.cli.options import override_option, recipe_argument
+from p2pzoo.cli.options import json_option, override_option, print_json, recipe_argument, stop
 from p2pzoo.utils.errors import UserError
 from p2pzoo.utils.signals import exit_code
 
@@ -17,7 +17,7 @@ COUNT = click.IntRange(min=1)
 @click.command("train-scorer")
 @recipe_argument("recipe")
 @click.option(
-    "-o", "--out", type=click.Path(path_type=Path, dir_okay=False), required=True,
+    "-o", "--output", "out", type=click.Path(path_type=Path, dir_okay=False), required=True,
     help="The .safetensors file to write.",
 )  # fmt: skip
 @click.option("--profile", metavar="NAME", default="laptop", show_default=True, help="smoke, laptop, gpu, paper.")
@@ -40,6 +40,7 @@ COUNT = click.IntRange(min=1)
     "--at-least", type=FRACTION, nargs=2, metavar="ACCURACY IOU",
     help="Self-check: minimum on real photos [default: nine tenths of what it reaches on val].",
 )  # fmt: skip
+@json_option
 def train_scorer_command(
     recipe: str,
     out: Path,
@@ -50,6 +51,7 @@ def train_scorer_command(
     stages: int,
     enlarge: int,
     device: str | None,
+    as_json: bool,
     **settings: int | float | Path | None,
 ) -> None:
     """Train the segmentation network of fcn_score on the real training photos of RECIPE's dataset.
@@ -74,9 +76,11 @@ def train_scorer_command(
             network={"backbone": backbone, "stages": stages, "enlarge": enlarge},
             settings={**settings, "device": device or ("cuda" if torch.cuda.is_available() else "cpu")},
             at_least=at_least,
-            log=click.echo,
+            log=lambda line: click.echo(line, err=as_json),
         )
     except KeyboardInterrupt as interrupt:
-        click.echo("stopped; nothing was written", err=True)
-        raise click.exceptions.Exit(exit_code(interrupt)) from None
+        stop("stopped; nothing was written", exit_code(interrupt))
+    if as_json:
+        print_json({"file": str(out), "val": dict(reached)})
+        return
     click.echo("val: " + ", ".join(f"{name} {value:.4f}" for name, value in reached.items()))

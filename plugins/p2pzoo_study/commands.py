@@ -23,7 +23,10 @@ from p2pzoo.cli.options import json_option, print_json
 @click.option("--title", default="Real or fake?", show_default=True, help="Title of the page.")
 @click.option("--same-input", is_flag=True, help="Show real and fake of the same x (Table 5), not of two (Table 4).")
 @click.option("--display-ms", type=click.IntRange(min=20), default=1000, hidden=True)
-def study_command(runs: tuple[str, ...], output: Path, title: str, same_input: bool, display_ms: int) -> None:
+@json_option
+def study_command(
+    runs: tuple[str, ...], output: Path, title: str, same_input: bool, display_ms: int, as_json: bool
+) -> None:
     """Write a page that asks people which of two images is fake, with the paper's protocol (Tables 4 and 5).
 
     Each participant sees test images of one of the finished RUNs, chosen by the session id: real and fake for 1 s each,
@@ -34,7 +37,11 @@ def study_command(runs: tuple[str, ...], output: Path, title: str, same_input: b
 
     folders = parse_runs(runs)
     count = write_study(output, title, folders, registry(), same_input=same_input, display_ms=display_ms)
-    click.echo(f"{', '.join(folders)}: {count} test images  {output / 'index.html'}")
+    page = output / "index.html"
+    if as_json:
+        print_json({"page": str(page), "runs": {label: str(run) for label, run in folders.items()}, "images": count})
+    else:
+        click.echo(f"{', '.join(folders)}: {count} test images  {page}")
 
 
 @click.command("study-analyze")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from p2pzoo.cli.options import json_option, override_option, print_json, profile_option, recipe_argument
+from p2pzoo.cli.options import json_option, override_option, print_json, profile_option, recipe_argument, stop
 from p2pzoo.utils.errors import UserError
 from p2pzoo.utils.signals import exit_code
 
@@ -22,7 +22,8 @@ PIPE_WIDTH = 240  # characters: a program that reads the table needs one line pe
 @recipe_argument("recipe")
 @click.option(
     "-o",
-    "--out",
+    "--output",
+    "out",
     type=click.Path(path_type=Path, dir_okay=False),
     default="kernels.json",
     show_default=True,
@@ -69,8 +70,7 @@ def tune_command(
             task = bar.add_task("convolutions", total=len(calls))
             measurements = tune.measure_all(calls, repeats, lambda: bar.advance(task))
     except KeyboardInterrupt as interrupt:
-        click.echo("stopped before all convolutions were measured; nothing is written", err=True)
-        raise click.exceptions.Exit(exit_code(interrupt)) from None
+        stop("stopped before all convolutions were measured; nothing is written", exit_code(interrupt))
     kernels = tune.select_overrides(measurements)
     write_kernels(out, kernels)
     if as_json:

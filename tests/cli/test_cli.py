@@ -202,10 +202,23 @@ def test_help_takes_at_most_four_times_the_import_of_click_and_rich():
     pytest.fail(f"p2pzoo --help takes {show_help:.2f} s, import click, rich {imports:.2f} s")
 
 
-@pytest.mark.parametrize(("name", "meant"), [("train", "run"), ("predict", "translate"), ("recipes", "list recipes")])
+@pytest.mark.parametrize(
+    ("name", "meant"), [("fit", "run"), ("infer", "translate"), ("eval", "evaluate"), ("recipes", "list recipes")]
+)
 def test_names_of_commands_in_other_tools_are_understood(name, meant, run_cli):
     result = run_cli(name, "x")
     assert (result.exit_code, f"no command '{name}': did you mean '{meant}'?" in result.output) == (2, True)
+
+
+@pytest.mark.parametrize(("name", "meant"), [("train", "run"), ("test", "evaluate"), ("predict", "translate")])
+def test_usual_names_of_commands_are_aliases_that_help_does_not_list(name, meant, run_cli, install):
+    assert run_cli(name, "--help").output.replace(f"main {meant} ", "main ") == run_cli(meant, "--help").output.replace(
+        f"main {meant} ", "main "
+    )
+    assert f"\n  {name} " not in run_cli("--help").output
+    command = f"import click, p2pzoo\n@p2pzoo.hookimpl\ndef register_commands(register): register('{name}', own)\n"
+    install("greeter", command + "@click.command()\ndef own(): click.echo('my own')\n")
+    assert run_cli(name).output == "my own\n"  # a plugin's command of this name comes first
 
 
 def test_recipes_are_listed(run_cli):

@@ -380,3 +380,18 @@ def test_an_older_torch_is_named(trained, run_cli, tmp_path, monkeypatch):
 def test_an_unknown_precision_is_refused(trained, tmp_path):
     with pytest.raises(UserError, match="no precision 'fp8'"):
         graphs.export_graph(p2pzoo.load(trained), tmp_path / "out", "onnx", precision="fp8")
+
+
+@pytest.mark.parametrize(
+    ("to", "name", "message"),
+    [
+        ("onnx", "m.txt", "--to onnx writes a .onnx file; use a name that ends in .onnx"),
+        ("torch-export", "m.onnx", "--to torch-export writes a .pt2 file"),
+        ("web", "m.zip", "--to web writes a .html file"),
+        ("junyanz", "m.onnx", ".onnx is for --to onnx; weights have names that end in .pth"),
+    ],
+)
+def test_a_name_of_another_format_is_refused(run_cli, tmp_path, to, name, message):
+    result = run_cli("export", "zoo:earth-small", "--to", to, "-o", tmp_path / name)
+    assert (result.exit_code, message in result.output) == (2, True)
+    assert not any(tmp_path.iterdir())
