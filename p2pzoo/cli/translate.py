@@ -97,11 +97,10 @@ def translate_command(
 
     sources = _find_inputs(inputs)
     loaded = load_model(model, device=device, precision=precision)
-    if samples and _is_file_name(output):
-        raise UserError(f"{output}: one file cannot hold {samples} samples; give a folder")
     targets = _choose_targets(sources, output, _choose_suffix(loaded, output, suffix), force or bool(samples))
     if samples:
-        _check_samples([file for target in targets.values() for file in sample_paths(target, samples)], sources, force)
+        files = [file for target in targets.values() for file in sample_paths(target, samples)]
+        _check_samples(files, output, sources, force)
     if loaded.device.type == "cpu":
         keep_freed_memory()
     try:
@@ -277,7 +276,9 @@ def _choose_targets(sources: list[Path], output: Path, suffix: str, force: bool)
     return targets
 
 
-def _check_samples(files: list[Path], sources: list[Path], force: bool) -> None:
+def _check_samples(files: list[Path], output: Path, sources: list[Path], force: bool) -> None:
+    if _is_file_name(output):
+        raise UserError(f"{output}: one file cannot hold several samples; give a folder")
     originals = {source.resolve() for source in sources}
     _raise_first(
         [f"{file}: would overwrite an input; give another folder" for file in files if file.resolve() in originals]
