@@ -43,12 +43,12 @@ def colorization() -> str:
     slow, fast = (share * PUBLISHED["H100 SXM, bf16 FLOP/s"] / (gflop * 1e9) for share in SHARES)
     return _grid(
         "ImageNet, grey to colour",
-        ("epochs", f"{train.images / photos:.0f}: {train.images:,} images seen", "§6.2, the recipe"),
+        ("epochs", f"{train.length / photos:.0f}: {train.length:,} images seen", "§6.2, the recipe"),
         ("photos", f"{jpegs / 1e9:.0f} GB, {photos:,} files", "their archive"),
         ("decoded", f"{photos * pair / 1e9:.0f} GB", "256 × 256, L and ab in 16 bits"),
         ("arithmetic", f"{gflop:.0f} GFLOP an image", "counted, train_step-256-64-4"),
-        ("on two cores", f"{train.images * seconds / 86400:.0f} days", f"{1e3 * seconds:.0f} ms an image, measured"),
-        ("on one H100", f"{train.images / fast / 3600:.1f} to {train.images / slow / 3600:.0f} h", SHARE),
+        ("on two cores", f"{train.length * seconds / 86400:.0f} days", f"{1e3 * seconds:.0f} ms an image, measured"),
+        ("on one H100", f"{train.length / fast / 3600:.1f} to {train.length / slow / 3600:.0f} h", SHARE),
         ("which reads", f"{slow:,.0f} to {fast:,.0f} photos a second", "the same"),
         (
             "... with",
@@ -57,7 +57,7 @@ def colorization() -> str:
         ),
         ("... from storage", f"{slow * photo / 1e6:.0f} to {fast * photo / 1e6:.0f} MB a second", "a mean JPEG"),
         ("a checkpoint", f"{saved / 1e6:.0f} MB, two are kept", f"{weights:,} weights, and Adam's two moments"),
-        ("saving", f"{train.images // train.checkpoint_every} × {saved / STORAGE:.1f} s", "at 1 GB a second, assumed"),
+        ("saving", f"{train.length // train.checkpoint_every} × {saved / STORAGE:.1f} s", "at 1 GB a second, assumed"),
     )
 
 
@@ -69,7 +69,7 @@ def ablation() -> str:
     model, saved = 4 * weights, FLOATS * weights
     kept = sum(file.stat().st_size for file in next(RESULTS.glob("ablation_l1_cgan-laptop-seed0-*")).iterdir())
     slow, fast = (share * PUBLISHED["H100 SXM, bf16 FLOP/s"] / (gflop * 1e9) for share in SHARES)
-    quick, long, cores = train.images / fast, train.images / slow, train.images * seconds
+    quick, long, cores = train.length / fast, train.length / slow, train.length * seconds
     waves, every = -(-RUNS // GPUS), train.checkpoint_every / fast
     left, parts = (
         model + saved + kept,
@@ -77,7 +77,7 @@ def ablation() -> str:
     )
     return _grid(
         f"{RUNS:,} runs, {GPUS} GPUs",
-        ("images of a run", f"{train.images:,} of 128 px", "profile gpu"),
+        ("images of a run", f"{train.length:,} of 128 px", "profile gpu"),
         ("a run on two cores", f"{cores / 3600:.1f} h", "a quarter of 256 px at batch 1, measured"),
         ("a run on one H100", f"{quick / 60:.0f} to {long / 60:.0f} min", f"{SHARE}; at batch 1 rather the latter"),
         ("all runs", f"{waves * quick / 3600:.1f} to {waves * long / 3600:.1f} h", f"{waves} in turn on each"),

@@ -8,7 +8,9 @@ import click
 
 from p2pzoo import config
 from p2pzoo.cli.options import json_option, override_option, print_json, profile_option, recipe_argument
+from p2pzoo.config.experiment import Experiment
 from p2pzoo.config.recipe import iter_leaves
+from p2pzoo.utils.errors import UserError
 
 
 @click.command("recipe")
@@ -21,12 +23,19 @@ def recipe_command(recipe: str, profile: str | None, overrides: tuple[str, ...],
 
     RECIPE is a file, or zoo:NAME.toml. The output is a recipe that gives the same run.
     """
-    experiment = config.load(recipe, profile, overrides)
+    experiment, why_no_id = _resolve(config.load_without_data(recipe, profile, overrides))
     tree = experiment.resolved()
     origins = {key: experiment.origin(key) for key, _ in iter_leaves(tree)}
     if as_json:
         places = {".".join(key): origin for key, origin in origins.items()}
-        print_json({"id": experiment.id, "recipe": experiment.recipe.name, "values": tree, "origins": places})
+        print_json(
+            {
+                "id": None if why_no_id else experiment.id,
+                "recipe": experiment.recipe.name,
+                "values": tree,
+                "origins": places,
+            }
+        )
         return
     table: tuple[str, ...] = ()
     for key, value in iter_leaves(tree):
@@ -34,7 +43,15 @@ def recipe_command(recipe: str, profile: str | None, overrides: tuple[str, ...],
             table = key[:-1]
             click.echo(f"\n[{'.'.join(map(format_key, table))}]")
         click.echo(f"{f'{format_key(key[-1])} = {format_toml(value)}':<40} # {origins[key]}")
-    click.echo(f"\n# id {experiment.id}", err=True)
+    click.echo(f"\n# no id: {why_no_id}" if why_no_id else f"\n# id {experiment.id}", err=True)
+
+
+def _resolve(experiment: Experiment) -> tuple[Experiment, str]:
+    """The experiment with `images` in place of `epochs`, and ""; without its data, as it is, and why."""
+    try:
+        return experiment.resolve_epochs(), ""
+    except UserError as error:
+        return experiment, "; ".join(error.faults)
 
 
 @click.command("diff")
@@ -44,7 +61,7 @@ def recipe_command(recipe: str, profile: str | None, overrides: tuple[str, ...],
 @json_option
 def diff_command(a: str, b: str, profile: str | None, as_json: bool) -> None:
     """Print the values that differ between two recipes, defaults included."""
-    experiments = [config.load(name, profile, ()) for name in (a, b)]
+    experiments = [_resolve(config.load_without_data(name, profile, ()))[0] for name in (a, b)]
     left, right = (dict(iter_leaves(experiment.resolved())) for experiment in experiments)
     keys = [key for key in {**left, **right} if key != ("title",) and left.get(key) != right.get(key)]
     rows = [{"key": ".".join(key), "a": left.get(key), "b": right.get(key)} for key in keys]

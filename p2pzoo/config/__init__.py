@@ -19,7 +19,7 @@ def load(
     registry: Registry | None = None,
     continued_from: str | None = None,
 ) -> Experiment:
-    """Read a recipe and check it against the installed components.
+    """Read a recipe and check it against the installed components. Counts the training pairs for `train.epochs`.
 
     recipe          a file, or "zoo:NAME.toml"
     profile         name of a profile; None takes the one that `pick` returns, if the recipe has it
@@ -28,12 +28,29 @@ def load(
     registry        components that `use` can name [default: those of the installed plugins]
     continued_from  id of the run whose final weights this run starts from
 
-    Raises UserError with every fault of the recipe, each with its file and line.
+    Raises UserError with every fault of the recipe, each with its file and line; with `train.epochs`, also if the data
+    is missing.
 
     >>> experiment = load("zoo:base.toml", "smoke", ["losses.l1.weight=50"])
     >>> experiment.generator.entry.full_name, experiment.losses["l1"].weight
     ('pix2pix:unet', 50.0)
     """
+    experiment = load_without_data(
+        recipe, profile, overrides, pick=pick, registry=registry, continued_from=continued_from
+    )
+    return experiment.resolve_epochs()
+
+
+def load_without_data(
+    recipe: str,
+    profile: str | None = None,
+    overrides: Sequence[str] = (),
+    *,
+    pick: Callable[[], str] | None = None,
+    registry: Registry | None = None,
+    continued_from: str | None = None,
+) -> Experiment:
+    """As `load`, but the data is not opened: with `train.epochs` the experiment has no number of images and no id."""
     from p2pzoo.config.check import check_recipe
     from p2pzoo.config.recipe import read_recipe
     from p2pzoo.plugin import loader

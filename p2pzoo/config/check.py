@@ -26,8 +26,9 @@ def check_recipe(recipe: Recipe, registry: Registry, *, continued_from: str | No
 
 # what other codes call settings, and how a recipe says it
 OTHER_WORDS = {
-    "epochs": "set images = epochs × the number of training pairs",
-    "n_epochs": "set images = epochs × the number of training pairs",
+    "n_epochs": "set epochs",
+    "num_epochs": "set epochs",
+    "max_epochs": "set epochs",
     "steps": "set images = steps × batch_size",
     "iterations": "set images = steps × batch_size",
     "lr": "set optimizer.lr",

@@ -27,6 +27,7 @@ def find_conflicts(values: Mapping[str, Any], settings: Mapping[str, Any]) -> Co
     if "discriminator" not in values:
         yield from _without_discriminator(train, optimizer)
     if train:
+        yield from _length(train)
         yield from _accumulation(train)
         yield from _lua_order(train)
     if optimizer:
@@ -35,6 +36,11 @@ def find_conflicts(values: Mapping[str, Any], settings: Mapping[str, Any]) -> Co
         yield from _kernels(compute)
     if train and compute:
         yield from _checkpointing(train, compute)
+
+
+def _length(train: Train) -> Conflicts:
+    if train.images is None and train.epochs is None:
+        yield ("train",), "needs images (the length of the training) or epochs"
 
 
 def _missing_partner(values: Mapping[str, Any]) -> Conflicts:

@@ -8,8 +8,9 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import math
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -100,8 +101,11 @@ class Experiment:
     def identity(self) -> dict[str, Any]:
         """What the run id is made of: all that training depends on.
 
-        It holds no title, file name, profile name, device, metrics or callbacks.
+        It holds no title, file name, profile name, device, metrics or callbacks. Raises UserError for an experiment of
+        `config.load_without_data` with `train.epochs`: runs are equal if their numbers of images are.
         """
+        if self.train.images is None:
+            raise UserError(f"{self._epochs_fault()}: needs the number of training pairs")
         tree: dict[str, Any] = {
             "seed": self.seed,
             "losses": {name: loss.identity() for name, loss in self.losses.items()},
@@ -145,8 +149,28 @@ class Experiment:
             tree[name] = _without_none(schema.to_jsonable(part.table if name == "optimizer" else vars(part)))
         return tree
 
+    def resolve_epochs(self) -> Experiment:
+        """The experiment with `train.images` in place of `train.epochs`. Raises UserError if the data is missing."""
+        epochs = self.train.epochs
+        if epochs is None:
+            return self
+        dataset = self.dataset.build(split="train")
+        if not hasattr(dataset, "__len__"):
+            name = self.dataset.entry.full_name
+            raise UserError(f"{self._epochs_fault()}: the dataset '{name}' has no length: give images")
+        if len(dataset) == 0:
+            raise UserError(f"{self._epochs_fault()}: the dataset has no training pairs")
+        images = math.ceil(epochs * len(dataset) - 1e-6)  # 0.1 × 30 is a little more than 3
+        return replace(self, train=replace(self.train, images=images, epochs=None))
+
+    def _epochs_fault(self) -> str:
+        return f"{self.recipe.where(('train', 'epochs'))}  [train] epochs = {self.train.epochs:g}"
+
     def origin(self, key: Key) -> str:
         """The origin of a value of `resolved()`: file:line, an option, or the default of a component or of the core."""
+        if key == ("train", "images") and ("train", "epochs") in self.recipe.origins:
+            epochs = self.recipe.values["train"]["epochs"]
+            return f"{self.recipe.origins['train', 'epochs']}: {epochs} epochs of the training pairs"
         if key in self.recipe.origins:
             return str(self.recipe.origins[key])
         component: Any = self

@@ -39,6 +39,7 @@ IN_PROFILES = (*(key for key in TOP_LEVEL if key not in CLI_ONLY), "drop")
 PROFILE_NAME = re.compile(r"[A-Za-z0-9_-]+")  # part of the name of a run folder
 MAX_RECIPE_BYTES = 1 << 20  # the shipped ones have a few kilobytes; reading a larger file by mistake takes memory
 NO_PROFILE = "plain"  # name for a recipe without profiles, or with none of them chosen
+LENGTHS = ("images", "epochs")  # of [train]: two ways to say the same, so that a layer replaces both
 ZOO_KEYS = ("use", "weight")  # keys of a component's table that are not its parameters
 # keys of [optimizer] that are not parameters of the class that `use` names (Adam by default)
 OPTIMIZER_KEYS = (
@@ -134,9 +135,14 @@ def read_recipe(
         faults += _merge(recipe, source, tree.get("profiles", {}).get(profile, {}), ("profiles", profile))
     if ("title",) in recipe.origins and recipe.origins[("title",)].source is not home:
         _remove(recipe, ("title",))  # it names the other recipe
+    lengths: set[str] = set()
     for text in overrides:
         try:
-            faults += _merge(recipe, Source(f"-s {text}"), _parse_override(text), ())
+            layer = _parse_override(text)
+            faults += _merge(recipe, source := Source(f"-s {text}"), layer, ())
+            lengths |= (given := _lengths(layer))
+            if given and len(given) < len(lengths):
+                faults.append(_two_lengths(source, ("train",)))
         except UserError as error:
             faults += error.faults
     recipe.values.setdefault("profile", profile)
@@ -336,10 +342,25 @@ def _merge(recipe: Recipe, source: Source, layer: Mapping[str, Any], prefix: Key
             tables = sorted({".".join(k[: 2 if k[0] in COLLECTIONS else 1]) for k in recipe.origins})
             where = Origin(source, (*prefix, "drop"))
             faults.append(f"{where}  drop: there is no '{name}'{did_you_mean(str(name), tables)}")
+    given = _lengths(layer)
+    if len(given) == 2:
+        faults.append(_two_lengths(source, (*prefix, "train", "epochs")))
+    for name in LENGTHS if given else ():
+        _remove(recipe, ("train", name))  # the other one, of an earlier layer
     for key, value in layer.items():
         if key != "drop":
             _set(recipe, source, (key,), value, prefix)
     return faults
+
+
+def _lengths(layer: Mapping[str, Any]) -> set[str]:
+    """The keys of LENGTHS that a layer sets."""
+    train = layer.get("train")
+    return {name for name in LENGTHS if isinstance(train, dict) and name in train}
+
+
+def _two_lengths(source: Source, key: Key) -> str:
+    return f"{Origin(source, key)}  [train] epochs and images are given together: remove one of them"
 
 
 def _set(recipe: Recipe, source: Source, key: Key, value: Any, prefix: Key) -> None:

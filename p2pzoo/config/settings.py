@@ -24,7 +24,8 @@ Rate = Annotated[float, Field(gt=0, le=1)]
 class Train:
     """[train]: how long to train, and how images are prepared. Lengths count images, so that batch sizes compare.
 
-    images            length of the training, in images; the last batch is completed
+    images            length of the training, in images; the last batch is completed. Give this or `epochs`
+    epochs            the same as a number of passes over all training pairs; it becomes images = epochs × pairs
     batch_size        images per training step, over all processes
     jitter            enlarge images by this factor, then crop at a random place to the original size (1: off)
     jitter_kernel     interpolation of the enlargement: "bicubic" as in the PyTorch code; "bilinear-corners" as in the
@@ -49,7 +50,8 @@ class Train:
     checkpoint_every  images between two checkpoints
     """
 
-    images: Count
+    images: Count | None = None
+    epochs: Annotated[Annotated[float, Field(gt=0, le=1e6)] | None, AddedLater] = None
     batch_size: Count = 1  # the paper's in Tables 1, 3 and 6; it has 10 in Table 2
     jitter: Annotated[float, Field(ge=1, le=4)] = 286 / 256  # paper §6.2: 256 px to 286 px
     jitter_kernel: Literal["bicubic", "bilinear", "bilinear-corners", "area"] = "bicubic"  # as in the PyTorch code
@@ -77,9 +79,16 @@ class Train:
         return self.batch_size * self.d_steps
 
     @property
+    def length(self) -> int:
+        """`images`, which `config.load` computes from `epochs`. Raises ValueError before that."""
+        if self.images is None:
+            raise ValueError("epochs are not resolved to images")
+        return self.images
+
+    @property
     def steps(self) -> int:
         """Training steps, which are also the optimizer steps of G."""
-        return -(-self.images // self.step_images)
+        return -(-self.length // self.step_images)
 
     @property
     def images_seen(self) -> int:

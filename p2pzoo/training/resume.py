@@ -57,10 +57,10 @@ def continue_run(experiment: Experiment, run: Run, continued: Run) -> Path:
     if continued.state != "complete" or not checkpoints:
         raise UserError(f"{continued.folder}: --continue-from takes a complete run; this one is {continued.state}")
     images = int(continued.status["images"])
-    if experiment.train.images <= images:
+    if experiment.train.length <= images:
         raise UserError(
             f"--continue-from: {continued.folder} has seen {images} images and the recipe asks for "
-            f"{experiment.train.images}; raise it, as in -s train.images={2 * images}"
+            f"{experiment.train.length}; raise it, as in -s train.images={2 * images}"
         )
     if not list_checkpoints(run.folder):
         write_text(run.folder / "metrics.jsonl", (continued.folder / "metrics.jsonl").read_text("utf-8"))

@@ -210,7 +210,7 @@ def _begin(
     run.begin(experiment, environment(engine, experiment), hashes)
     verb = "resuming" if list_checkpoints(run.folder) else "training"
     processes = f" over {world_size()} processes" if world_size() > 1 else ""
-    progress.note(f"{verb} {experiment.title}, {experiment.train.images} images{processes}, in {run.folder}")
+    progress.note(f"{verb} {experiment.title}, {experiment.train.length} images{processes}, in {run.folder}")
     return start_from
 
 

@@ -54,7 +54,7 @@ def check_command(
     from p2pzoo.runs.progress import track
     from p2pzoo_data_tools.check import check_dataset, open_splits
 
-    experiment = config.load(recipe, profile, overrides)
+    experiment = config.load_without_data(recipe, profile, overrides)
     data = open_splits(experiment.dataset)
     result = check_dataset(data, track, quick=quick)
     if not quick and not any(finding.about.stops for finding in result.findings):

@@ -370,7 +370,7 @@ def test_a_recipe_in_the_package_of_a_plugin_means_its_own_components(install, t
         ("losses.l1.wieght=50", "[losses.l1] has no parameter 'wieght': did you mean 'weight'?"),
         ("batch_size=4", "no table or key 'batch_size': did you mean 'train.batch_size'?"),
         ("lr=1e-4", "no table or key 'lr': did you mean 'optimizer.lr'?"),
-        ("train.epochs=10", "[train] has no parameter 'epochs': set images = epochs × the number of training pairs"),
+        ("train.n_epochs=10", "[train] has no parameter 'n_epochs': set epochs"),
         ("train.lr=1", "[train] has no parameter 'lr': set optimizer.lr"),
         ("generator.usee=unet", "[generator] has no parameter 'usee': did you mean 'use'?"),
         ("metrics.psnr.wieght=5", "[metrics.psnr] has no parameter 'wieght': it takes none"),
