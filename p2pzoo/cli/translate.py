@@ -91,6 +91,7 @@ def translate_command(
     the standard deviation at each pixel (a grey of 16 is one 8-bit level; --format npy or tif keeps it exact).
     """
     from p2pzoo.compute.engine import keep_freed_memory
+    from p2pzoo.images.georeference import warn_of_losses
     from p2pzoo.models.model import load_model
     from p2pzoo.models.scaling import Scaling
     from p2pzoo.models.translate_files import sample_paths, translate_files
@@ -113,6 +114,7 @@ def translate_command(
     if scale is None and size is None:
         _describe_scale(loaded, scaling, quiet)
     _warn_of_pairs(loaded, sources, half)
+    warn_of_losses(targets.items(), is_cut=half is not None)
     text = {"p2pzoo": _describe_translation(loaded, mode, seed, precision, tiling, scaling)}
     outcomes = translate_files(
         loaded, targets, mode, seed=seed, tiling=tiling, text=text, samples=samples, scaling=scaling, half=half

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from p2pzoo.data.pairing import Files, count_images, find_pairs, format_size, halves, odd_widths, read_headers, stem_of
+from p2pzoo.images.georeference import warn_of_losses
 from p2pzoo.images.io import ImageHeader, find_images, read_image, with_channels, write_png
 from p2pzoo.images.orientation import DIFFERENT_ORIENTATIONS, TURNED_HALVES, describe_differences, describe_turned
 from p2pzoo.utils.errors import UserError, raise_faults, summarize_fault
@@ -77,8 +78,12 @@ def side_by_side(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 def _headers_of_bytes(files: Iterable[Path]) -> dict[Path, ImageHeader]:
-    """The header of every file. Raises UserError as `read_headers` does, and for more than 8 bits or 4 channels."""
+    """The header of every file. Warns of georeferences, which PNGs lose.
+
+    Raises UserError as `read_headers` does, and for more than 8 bits or 4 channels.
+    """
     headers = read_headers(files)
+    warn_of_losses((file, file.with_suffix(".png")) for file in headers)
     deep = (f"{file}: {header.dtype}" for file, header in headers.items() if header.dtype != "uint8")
     raise_faults(
         summarize_fault("images side by side must have 8 bits per channel, as they are PNGs; these have more:", deep)

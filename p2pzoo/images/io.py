@@ -14,7 +14,7 @@ import threading
 import tokenize
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
@@ -55,6 +55,9 @@ _MAX_PIXELS_AT_ONCE = 64 * 1024**2  # larger pictures become arrays band by band
 _BAND_ROWS = 256
 TRANSPOSING = (5, 6, 7, 8)  # EXIF orientations that swap rows and columns
 _CHANNEL_NAMES = {1: "grey", 2: "grey with transparency", 3: "RGB", 4: "RGB with transparency"}
+
+
+TiffTag = tuple[int, int, int, Any, bool]  # code, type, count, value, only in the first page: as tifffile takes them
 
 
 class ImageHeader(NamedTuple):
@@ -516,13 +519,17 @@ def write_png(
 
 
 def write_image(
-    path: Path, image: np.ndarray, text: Mapping[str, str] | None = None, palette: bytes | None = None
+    path: Path,
+    image: np.ndarray,
+    text: Mapping[str, str] | None = None,
+    palette: bytes | None = None,
+    tags: Sequence[TiffTag] = (),
 ) -> None:
     """Write (H, W, C) uint8, uint16 or float32 without loss, in the format of the suffix.
 
     .png holds 1 to 4 channels of uint8, or one of uint16. .tif holds all and needs tifffile. .npy holds all but `text`.
-    text and palette are those of `write_png`; only PNGs use a palette. Raises UserError where the format cannot hold
-    the image.
+    text and palette are those of `write_png`; only PNGs use a palette, only TIFFs `tags`. Raises UserError where the
+    format cannot hold the image.
     """
     suffix = path.suffix.lower()
     if not can_hold(suffix, image.dtype.name, image.shape[2]):
@@ -533,13 +540,13 @@ def write_image(
         with atomic_write(path) as temporary, temporary.open("wb") as file:
             np.save(file, image, allow_pickle=False)
     else:
-        tifffile, options = tiff_options(path, image.shape, image.dtype.name, text)
+        tifffile, options = tiff_options(path, image.shape, image.dtype.name, text, tags)
         with atomic_write(path) as temporary:
             tifffile.imwrite(temporary, image[..., 0] if image.shape[2] == 1 else image, **options)
 
 
 def tiff_options(
-    path: Path, shape: tuple[int, ...], dtype: str, text: Mapping[str, str] | None
+    path: Path, shape: tuple[int, ...], dtype: str, text: Mapping[str, str] | None, tags: Sequence[TiffTag]
 ) -> tuple[Any, dict[str, Any]]:
     """The module tifffile, and options of its imwrite for an image (H, W, C). Raises UserError without tifffile."""
     tifffile = _import_optional("tifffile", path)
@@ -547,6 +554,7 @@ def tiff_options(
     options = {
         "photometric": "rgb" if shape[2] == 3 and dtype != "float32" else "minisblack",
         "metadata": None, "compression": "zlib", "description": description,
+        "extratags": tags,
     }  # fmt: skip
     return tifffile, options | ({"planarconfig": "contig"} if shape[2] > 1 else {})
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from PIL import Image, UnidentifiedImageError
 from p2pzoo.images.io import (
     ARRAY_SUFFIXES,
     PILLOW_ERRORS,
+    TiffTag,
     choose_library,
     describe_read_error,
     describe_size,
@@ -200,6 +201,7 @@ def write_rows(
     dtype: str,
     text: Mapping[str, str] | None = None,
     palette: bytes | None = None,
+    tags: Sequence[TiffTag] = (),
 ) -> None:
     """Write an image of `shape` (H, W, C) from its bands, top to bottom, as `write_image` does.
 
@@ -214,7 +216,7 @@ def write_rows(
             for band in bands:
                 np.ascontiguousarray(band).tofile(file)
     elif suffix in (".tif", ".tiff"):
-        _write_tiled(path, bands, shape, dtype, text)
+        _write_tiled(path, bands, shape, dtype, text, tags)
     else:
         needed = math.prod(shape) * np.dtype(dtype).itemsize + 4 * shape[0] * shape[1]  # Pillow has 4 bytes per pixel
         check_available(needed, describe_size(path, *shape[:2]), "a .tif is written by tiles")
@@ -231,9 +233,14 @@ def gather_rows(bands: Iterable[np.ndarray], shape: tuple[int, int, int], dtype:
 
 
 def _write_tiled(
-    path: Path, bands: Iterable[np.ndarray], shape: tuple[int, int, int], dtype: str, text: Mapping[str, str] | None
+    path: Path,
+    bands: Iterable[np.ndarray],
+    shape: tuple[int, int, int],
+    dtype: str,
+    text: Mapping[str, str] | None,
+    tags: Sequence[TiffTag],
 ) -> None:
-    tifffile, options = tiff_options(path, shape, dtype, text)
+    tifffile, options = tiff_options(path, shape, dtype, text, tags)
     flat = shape[:2] if shape[2] == 1 else shape
     is_big = math.prod(shape) * np.dtype(dtype).itemsize >= BIG_TIFF
     with atomic_write(path) as temporary:

@@ -17,7 +17,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from p2pzoo.images.io import read_header, read_image, write_image
+from p2pzoo.images.georeference import TIFF_SUFFIXES, read_georeference
+from p2pzoo.images.io import TiffTag, read_header, read_image, write_image
 from p2pzoo.images.label_maps import read_map
 from p2pzoo.images.rows import Rows, open_rows, write_rows
 from p2pzoo.models.model import Model, PreparedImage, Samples
@@ -61,8 +62,9 @@ def translate_files(
     targets: {source: file to write, whose suffix can hold the model's output (`images.io.can_hold`)}.
     mode, tiling: as `Model.resolve_options` returns them. seed: of dropout in paper mode.
     scaling: the size at which G sees the images; None: as in training. half: this half of each image is x.
-    text: written into each file. samples: number of translations of each image, which are written with their mean and
-    their spread, see `sample_paths`.
+    text: written into each file; TIFFs also keep the georeference of their source.
+    samples: number of translations of each image, which are written with their mean and their spread, see
+    `sample_paths`.
 
     In eval mode images of one size are translated together, which can change the rounding of their values; in paper
     mode each is translated by itself. Raises OSError for a file that cannot be written. Close the generator to stop.
@@ -153,7 +155,7 @@ class _FileTranslator:
                 shape = (half.shape[0], half.shape[1], channels)
                 target.parent.mkdir(parents=True, exist_ok=True)
                 bands = self.model.translate_rows(half, self.tiling)
-                write_rows(target, bands, shape, dtype, self.text, self.model.palette)
+                write_rows(target, bands, shape, dtype, self.text, self.model.palette, self.tags(source))
         except (UserError, ValueError) as error:
             return _skipped(source, target, error)
         return FileOutcome(source, target)
@@ -195,12 +197,15 @@ class _FileTranslator:
             text = {**(text or {}), "spread": f"grey / {SPREAD_LEVELS:g} = standard deviation of values in [-1, 1]"}
         return self.write(source, paths[-1], spread, text, None)
 
-    @staticmethod
+    def tags(self, source: Path) -> tuple[TiffTag, ...]:
+        """Where the translation lies on the map."""
+        return () if self.half else read_georeference(source)
+
     def write(
-        source: Path, target: Path, image: np.ndarray, text: Mapping[str, str] | None, palette: bytes | None
+        self, source: Path, target: Path, image: np.ndarray, text: Mapping[str, str] | None, palette: bytes | None
     ) -> FileOutcome:
         target.parent.mkdir(parents=True, exist_ok=True)
-        write_image(target, image, text, palette)
+        write_image(target, image, text, palette, self.tags(source) if target.suffix.lower() in TIFF_SUFFIXES else ())
         return FileOutcome(source, target)
 
     def take_finished(self, *, wait: bool = False) -> Iterator[FileOutcome]:
