@@ -94,14 +94,11 @@ def translate_command(
     from p2pzoo.images.georeference import warn_of_losses
     from p2pzoo.models.model import load_model
     from p2pzoo.models.scaling import Scaling
-    from p2pzoo.models.translate_files import sample_paths, translate_files
+    from p2pzoo.models.translate_files import translate_files
 
     sources = _find_inputs(inputs)
     loaded = load_model(model, device=device, precision=precision)
-    targets = _choose_targets(sources, output, _choose_suffix(loaded, output, suffix), force or bool(samples))
-    if samples:
-        files = [file for target in targets.values() for file in sample_paths(target, samples)]
-        _check_samples(files, output, sources, force)
+    targets = _plan_targets(loaded, sources, output, suffix, samples, force)
     if loaded.device.type == "cpu":
         keep_freed_memory()
     try:
@@ -233,6 +230,19 @@ def _find_inputs(inputs: tuple[Path, ...]) -> list[Path]:
     if missing := [str(path) for path in files if not path.exists()]:
         raise UserError(*(f"{path}: no such file" for path in missing))
     return list(dict.fromkeys(files))
+
+
+def _plan_targets(
+    model: Model, sources: list[Path], output: Path, file_format: str | None, samples: int | None, force: bool
+) -> dict[Path, Path]:
+    """{source: file to write}. Raises UserError if a file cannot hold the output, or would be overwritten."""
+    from p2pzoo.models.translate_files import sample_paths
+
+    targets = _choose_targets(sources, output, _choose_suffix(model, output, file_format), force or bool(samples))
+    if samples:
+        files = [file for target in targets.values() for file in sample_paths(target, samples)]
+        _check_samples(files, output, sources, force)
+    return targets
 
 
 def _choose_suffix(model: Model, output: Path, file_format: str | None) -> str:

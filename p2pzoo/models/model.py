@@ -35,6 +35,7 @@ PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 # Pixels of a batch in eval mode. On a CPU more pixels make no layer faster, and each allocation slower
 MAX_BATCH_PIXELS = {"cpu": 4 * 256**2}
 MAX_BATCH_PIXELS_ON_GPU = 32 * 256**2
+_BAND_ROWS = 64  # of a large image that are made to stored values at once: several float32 copies of them exist
 MAX_EXAMPLE_PIXELS = 2048**2  # G is tried on an image of its training size, unless that is larger
 
 
@@ -329,10 +330,11 @@ class Model:
         try:
             for _, strip in self._translate_strips(read, size, tiling):
                 assert band is not None
-                count, width = strip.shape[1:]
-                lightness = None if band.lightness is None else band.lightness[:count]
-                y_hat = self._quantize(strip.permute(1, 2, 0))
-                yield self._decode(PreparedImage(band.x[:count], (count, width), lightness), y_hat)
+                for at, part in enumerate(strip.split(_BAND_ROWS, dim=1)):
+                    rows = slice(at * _BAND_ROWS, at * _BAND_ROWS + part.shape[1])
+                    lightness = None if band.lightness is None else band.lightness[rows]
+                    image_part = PreparedImage(band.x[rows], (part.shape[1], part.shape[2]), lightness)
+                    yield self._decode(image_part, self._quantize(part.permute(1, 2, 0)))
         except (RuntimeError, MemoryError) as error:
             self._raise_if_out_of_memory(error, size, tiling)
             raise
