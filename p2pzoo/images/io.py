@@ -50,6 +50,9 @@ _NUMPY_ERRORS = (  # raised by NumPy for damaged files
     tokenize.TokenError, zipfile.BadZipFile, zlib.error,
 )  # fmt: skip
 _MAX_DEFLATE_RATIO = 1032  # deflate cannot compress better (zlib, technical details)
+# An array of more bytes than _ALWAYS_UNPACKED may be so many times as large as its compressed file: real images, which
+# compress to a half or a tenth, stay far below; a file of 3 MB must not take 3 GB
+_ALWAYS_UNPACKED, _MAX_EXPANSION = 1 << 30, 64
 _PILLOW_LIMIT = threading.Lock()  # held while Pillow's limit of pixels, a global of it, is lifted
 _MAX_PIXELS_AT_ONCE = 64 * 1024**2  # larger pictures become arrays band by band: Pillow makes several copies of a band
 _BAND_ROWS = 256
@@ -291,6 +294,7 @@ def _read_tiff(path: Path, *, pixels: bool = True) -> tuple[np.ndarray, ImageHea
         copies = 2 if is_channels_first else 1
         needed = copies * height * width * channels * np.dtype(header.dtype).itemsize
         check_available(needed, describe_size(path, height, width))
+        _check_expansion(path, needed)
         try:
             array = tiff.series[0].asarray()
         except Exception as error:  # damaged files raise errors of any type
@@ -340,9 +344,19 @@ def _is_tiff(path: Path) -> bool:
         return file.read(4) in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
 
+def _check_expansion(path: Path, unpacked: int) -> None:
+    size = path.stat().st_size
+    if unpacked > max(_ALWAYS_UNPACKED, _MAX_EXPANSION * size):
+        raise UserError(
+            f"{path}: its {size:,} bytes unpack to {unpacked:,}, more than {_MAX_EXPANSION} times as many: "
+            "save it without compression, or in parts"
+        )
+
+
 def read_array(path: Path) -> np.ndarray:
     """The array of a .npy, or the only one of a .npz, unchanged. Raises UserError, naming the file."""
-    inspect_array(path)  # np.load allocates what the header says before it reads any data
+    shape, dtype = inspect_array(path)  # np.load allocates what the header says before it reads any data
+    _check_expansion(path, math.prod(shape) * dtype.itemsize)
     try:
         loaded: Any = np.load(path, allow_pickle=False)
         if isinstance(loaded, np.ndarray):

@@ -226,7 +226,7 @@ class TestOfADisk:
         goes_on(disk, before, unharmed)
 
 
-WRITERS = {  # MODEL, RUN, RUNS, PAIRS, A, X, PTH and TAR are inputs; OUT is what the command writes
+WRITERS = {  # MODEL, RUN, RUNS, PAIRS, A, B, X, PTH and TAR are inputs; OUT is what the command writes
     "translate to PNG": "translate MODEL X -o OUT.png",
     "translate to npy": "translate MODEL X -o OUT.npy",
     "translate to TIFF": "translate MODEL X -o OUT.tif",
@@ -240,7 +240,7 @@ WRITERS = {  # MODEL, RUN, RUNS, PAIRS, A, X, PTH and TAR are inputs; OUT is wha
     "compare": "compare RUN --format html -o OUT.html",
     "data check": "data check RECIPE -o OUT.html",
     "data preview": "data preview RECIPE -o OUT.png",
-    "data combine": "data combine A A -o OUT",
+    "data combine": "data combine A B -o OUT",
     "data split": "data split PAIRS/train -o OUT",
     "data fetch": "data fetch facades --from TAR",
     "new-plugin": "new-plugin my-zoo",
@@ -257,9 +257,10 @@ class TestWriters:
             (folder / "pairs" / split).mkdir(parents=True)
             for number in range(3):
                 write_png(folder / "pairs" / split / f"{number}.png", pixels(128))
-        (folder / "a").mkdir()
-        for number in range(3):
-            write_png(folder / "a" / f"{number}.png", pixels(64))
+        for name in ("a", "b"):
+            (folder / name).mkdir()
+            for number in range(3):
+                write_png(folder / name / f"{number}.png", pixels(64))
         (folder / "recipe.toml").write_text(
             f'extends = "zoo:base.toml"\n[dataset]\nuse = "side-by-side"\nroot = "{folder / "pairs"}"\n'
         )
@@ -271,6 +272,7 @@ class TestWriters:
         assert run_cli("import", junyanz, "-o", folder / "imported.safetensors").exit_code == 0
         return {
             "MODEL": run_folder / "model.safetensors", "RUN": run_folder, "RUNS": shared_complete, "A": folder / "a",
+            "B": folder / "b",
             "PAIRS": folder / "pairs", "X": folder / "a" / "0.png", "PTH": junyanz, "TAR": folder / "facades.tar.gz",
             "RECIPE": folder / "recipe.toml", "IMPORTED": folder / "imported.safetensors",
         }  # fmt: skip

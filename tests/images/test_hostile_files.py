@@ -5,10 +5,12 @@ import threading
 
 import numpy as np
 import pytest
+import tifffile
 from click.testing import CliRunner
 from PIL import EpsImagePlugin, Image
 
 from p2pzoo.cli import main
+from p2pzoo.images import io
 from p2pzoo.images.io import IMAGE_SUFFIXES, PILLOW_FORMATS, inspect_image, read_image, write_png
 from p2pzoo.images.label_maps import inspect_map, read_map
 from p2pzoo.utils.errors import UserError
@@ -91,3 +93,17 @@ def test_a_pipe_does_not_hang(suffix, tmp_path):
     assert results[0].exit_code == 2
     assert "a pipe or a device, which may never end" in results[0].output
     assert (tmp_path / "out" / "b.png").is_file(), "the other image is translated"
+
+
+@pytest.mark.parametrize("suffix", [".npz", ".tif"])
+def test_a_small_file_does_not_unpack_to_gigabytes(suffix, tmp_path, monkeypatch):
+    monkeypatch.setattr(io, "_ALWAYS_UNPACKED", 1 << 20)
+    file, zeros = tmp_path / f"a{suffix}", np.zeros((2000, 2000, 2), np.uint8)
+    if suffix == ".npz":
+        np.savez_compressed(file, zeros)
+    else:
+        tifffile.imwrite(file, zeros, compression="zlib", bigtiff=True, photometric="minisblack")
+    with pytest.raises(UserError, match=rf"a\{suffix}: its [0-9,]+ bytes unpack to 8,000,000, more than 64 times"):
+        read_image(file)
+    monkeypatch.undo()
+    assert read_image(file).shape == zeros.shape
