@@ -9,7 +9,6 @@ import contextlib
 import errno
 import importlib
 import os
-import re
 import warnings
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +18,7 @@ from p2pzoo.cli.options import JSON_REQUESTED, print_error
 from p2pzoo.utils.errors import PeerProcessError, UserError
 from p2pzoo.utils.launcher import is_follower
 from p2pzoo.utils.signals import exit_code, interrupting
+from p2pzoo.utils.terminal import escape, prepare_streams
 
 if TYPE_CHECKING:
     from p2pzoo.plugin.registry import Entry
@@ -41,8 +41,6 @@ CORE_COMMANDS = {  # name: (module, summary); the summary is here so that --help
     "check-plugin": ("p2pzoo.cli.check_plugin", "Check that a plugin's components satisfy their interface."),
     "new-plugin": ("p2pzoo.cli.new_plugin", "Write a new plugin package."),
 }
-# line ends and other control characters, marks that change the text direction, surrogates
-UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 # errors of the operating system that the user can fix
 DISK_FULL = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
 NO_PERMISSION = (errno.EACCES, errno.EPERM, errno.EROFS)
@@ -51,6 +49,10 @@ WRONG_PATH = (errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG, err
 
 class Zoo(click.Group):
     """The commands of the core and of plugins. Prints each error as one line."""
+
+    def main(self, *args: Any, **kwargs: Any) -> Any:
+        prepare_streams()
+        return super().main(*args, **kwargs)
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return [*CORE_COMMANDS, *(entry.name for entry in plugin_commands())]
@@ -154,17 +156,12 @@ def _show_warning(message: Warning | str, category: type[Warning], *_: Any, **__
     """Print a UserWarning as one line. Other categories, such as DeprecationWarning, are for programmers."""
     if issubclass(category, UserWarning) and not is_follower():
         with contextlib.suppress(OSError):  # nobody reads standard error any more
-            click.echo(f"warning: {_escape(str(message))}", err=True)
-
-
-def _escape(line: str) -> str:
-    """Escape characters that break the line, control the terminal or cannot be encoded: file names can have them."""
-    return UNPRINTABLE.sub(lambda match: match[0].encode("unicode_escape").decode(), line)
+            click.echo(f"warning: {escape(str(message))}", err=True)
 
 
 def _escape_lines(fault: str) -> str:
     """The same for a fault with a list below it, whose lines begin with two blanks."""
-    return "\n  ".join(map(_escape, fault.split("\n  ")))
+    return "\n  ".join(map(escape, fault.split("\n  ")))
 
 
 def _explain(error: BaseException) -> tuple[str, int]:
@@ -179,10 +176,10 @@ def _explain(error: BaseException) -> tuple[str, int]:
             return "", 1
         case OSError() if error.errno in (*DISK_FULL, *NO_PERMISSION, *WRONG_PATH) or "No space left" in str(error):
             reason = f"{error.filename}: {error.strerror}" if error.filename and error.strerror else str(error)
-            return f"{_escape(reason)}; what was saved before is kept", 2
+            return f"{escape(reason)}; what was saved before is kept", 2
     lines = str(error).strip().splitlines() or [""]
     where = f"process {os.environ['RANK']}: " if is_follower() else ""
-    return f"{where}p2pzoo failed: {type(error).__name__}: {_escape(lines[0])} (`p2pzoo --debug ...` shows where)", 1
+    return f"{where}p2pzoo failed: {type(error).__name__}: {escape(lines[0])} (`p2pzoo --debug ...` shows where)", 1
 
 
 @click.command(cls=Zoo, context_settings={"help_option_names": ["-h", "--help"]})

@@ -10,6 +10,7 @@ from click.shell_completion import CompletionItem
 
 from p2pzoo.cli.options import json_option, print_json
 from p2pzoo.utils.errors import UserError
+from p2pzoo.utils.terminal import escape
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -106,7 +107,7 @@ def _print_results(results: Results) -> None:
     for (status, message), components in messages.items():
         line = Text(f"{SIGNS[status]} ", style=STYLES[status])
         who = "; ".join(f"{component} {', '.join(names)}" for component, names in components.items())
-        console.print(line.append(f"{who}: {message}", style="default"), soft_wrap=True)
+        console.print(line.append(escape(f"{who}: {message}", keep="\n"), style="default"), soft_wrap=True)
     counts = {status: sum(result.status == status for _, result in results) for status in SIGNS}
     words = [f"{count} {_plural(status, count)}" for status, count in counts.items() if count]
     console.print(", ".join(words) or "no components")

@@ -70,7 +70,8 @@ def print_json(value: Any) -> None:
 
     if context := click.get_current_context(silent=True):
         context.meta[JSON_PRINTED] = True
-    json.dump(_without_nan(value), sys.stdout, indent=2, ensure_ascii=False, allow_nan=False)
+    is_unicode = (getattr(sys.stdout, "encoding", None) or "").lower().startswith("utf")
+    json.dump(_without_nan(value), sys.stdout, indent=2, ensure_ascii=not is_unicode, allow_nan=False)
     sys.stdout.write("\n")
 
 

@@ -12,6 +12,7 @@ from p2pzoo.cli.tables import print_table
 from p2pzoo.config.recipe import SETTINGS
 from p2pzoo.plugin.registry import KINDS
 from p2pzoo.utils.errors import UserError
+from p2pzoo.utils.terminal import escape
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -153,9 +154,10 @@ def _print_description(description: dict[str, Any], factory: Callable[..., Any])
     parameters = description["parameters"]
     if description["kind"] != "settings":
         title = f"{description['kind']} {description['plugin']}:{description['name']}"
-        click.echo(f"{title}: {description['summary']}\n{description['paper']}  ({description['distribution']})\n")
+        origin = f"{description['paper']}  ({description['distribution']})"
+        click.echo(escape(f"{title}: {description['summary']}\n{origin}\n", keep="\n"))
     if text := docstring_without(factory, {p["name"]: p["description"] for p in parameters}):
-        click.echo(f"{text}\n")
+        click.echo(escape(f"{text}\n", keep="\n"))
     if parameters:
         rows = [[p["name"], p["type"], _format_default(p), p["description"]] for p in parameters]
         print_table(["parameter", "type", "default", "description"], rows, max_widths=MAX_WIDTHS)

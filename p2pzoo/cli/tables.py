@@ -10,6 +10,8 @@ from typing import Any
 
 import click
 
+from p2pzoo.utils.terminal import escape
+
 UNFOLDED_WIDTH = (
     21  # columns with texts up to this length are not folded; the longest parameter is eps_before_correction
 )
@@ -34,7 +36,7 @@ def print_table(
         no_wrap = max_width is None and longest <= UNFOLDED_WIDTH
         table.add_column(title, no_wrap=no_wrap, max_width=max_width, overflow="fold")
     for row in rows:
-        table.add_row(*map(Text, row))
+        table.add_row(*(Text(escape(cell, keep="\n")) for cell in row))
     console = Console()
     if not console.is_terminal and "COLUMNS" not in os.environ:
         console.width = PIPE_WIDTH

@@ -12,6 +12,7 @@ import click
 from p2pzoo.cli.options import json_option, print_json, stop
 from p2pzoo.utils.errors import UserError
 from p2pzoo.utils.signals import exit_code
+from p2pzoo.utils.terminal import escape
 
 if TYPE_CHECKING:
     from collections.abc import Generator
@@ -197,7 +198,7 @@ def _report(outcomes: Generator[FileOutcome, None, None], samples: int | None, q
                 targets = sample_paths(outcome.target, samples) if samples else [outcome.target]
                 files.append({"input": str(outcome.source), "outputs": [str(target) for target in targets]})
                 if not quiet and not as_json:
-                    click.echo(str(outcome.target))
+                    click.echo(escape(str(outcome.target)))
     except KeyboardInterrupt as interrupt:
         stop("stopped; the files that were written are complete, and --force writes them again", exit_code(interrupt))
     if as_json and not faults:

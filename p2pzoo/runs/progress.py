@@ -21,6 +21,8 @@ from rich.progress import Progress as Bar
 from rich.progress import track as rich_track
 from rich.table import Table
 
+from p2pzoo.utils.terminal import escape
+
 _T = TypeVar("_T")
 LOSS_LABELS = {"D.real": "D on real", "D.fake": "D on fake"}  # mean logits: above 0 is "real"
 NO_READER = (errno.EPIPE, errno.EIO, errno.EINVAL)  # of a pipe, of a terminal, of a pipe on Windows
@@ -141,7 +143,7 @@ class LiveProgress:
 
     def note(self, text: str) -> None:
         with self.closed_output:
-            self.console.print(text, highlight=False, markup=False, soft_wrap=True)
+            self.console.print(escape(text, keep="\n"), highlight=False, markup=False, soft_wrap=True)
 
 
 def make_progress(images: int, batch_size: int, *, quiet: bool = False) -> NoProgress | PlainProgress | LiveProgress:

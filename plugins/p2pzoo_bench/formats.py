@@ -19,6 +19,7 @@ from p2pzoo.images.grid import GRID_GAP
 from p2pzoo.images.io import PILLOW_ERRORS, describe_read_error, open_picture
 from p2pzoo.runs.pages import data_uri, figure_to_svg, render_page
 from p2pzoo.utils.errors import UserError
+from p2pzoo.utils.terminal import escape
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -214,14 +215,14 @@ def to_rich(doc: Mapping[str, Any]) -> Any:
         for number, title in enumerate(head):
             table.add_column(Text(title), justify="left" if number == 0 else "right")
         for row in rows:
-            table.add_row(*map(Text, row))
+            table.add_row(*(Text(escape(cell)) for cell in row))
         return table
 
-    title = Text(f"{doc['title']} (profile {doc['profile']})", style="bold")
+    title = Text(escape(f"{doc['title']} (profile {doc['profile']})"), style="bold")
     parts: list[Any] = [title, build_table(*build_main_table(doc))]
     if (differences := build_difference_table(doc))[1]:
         parts += [Text(""), build_table(*differences)]
-    return Group(*parts, Text(""), *(Text(note, style="dim") for note in build_notes(doc)))
+    return Group(*parts, Text(""), *(Text(escape(note), style="dim") for note in build_notes(doc)))
 
 
 def to_html(

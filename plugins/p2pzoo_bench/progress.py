@@ -15,6 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from p2pzoo.runs.progress import format_duration
+from p2pzoo.utils.terminal import escape
 from p2pzoo_bench.executors import RunningJob
 
 PLAIN_LINE_SECONDS = 60.0  # between lines: a table trains for hours
@@ -90,7 +91,7 @@ class LiveTableProgress(NoTableProgress):
         self.live.update(Group(self.bar, table))
 
     def note(self, text: str) -> None:
-        self.console.print(text, highlight=False, markup=False, soft_wrap=True)
+        self.console.print(escape(text, keep="\n"), highlight=False, markup=False, soft_wrap=True)
 
 
 def table_progress(*, quiet: bool = False) -> NoTableProgress:

@@ -9,6 +9,7 @@ import click
 
 from p2pzoo.cli.options import json_option, override_option, print_json, profile_option, recipe_argument
 from p2pzoo.utils.errors import UserError
+from p2pzoo.utils.terminal import escape as printable
 
 if TYPE_CHECKING:
     from p2pzoo_data_tools.check import CheckResult
@@ -102,12 +103,12 @@ def _print(result: CheckResult) -> None:
         head = f"[{colors[about.severity]} bold]{about.severity}[/]  [bold]{about.what}[/] ({len(finding.cases)})"
         console.print(f"\n{head}")
         for case in finding.cases[:MAX_PRINTED_CASES]:
-            console.print(f"  {case}", markup=False)
+            console.print(f"  {printable(str(case))}", markup=False)
         if (more := len(finding.cases) - MAX_PRINTED_CASES) > 0:
             console.print(f"  ... and {more} more", markup=False)
         console.print(f"  [dim]{escape(about.do)}[/]")
     for line in result.skipped:
-        console.print(f"\nnot checked  {line}", markup=False)
+        console.print(f"\nnot checked  {printable(str(line))}", markup=False)
     errors, warnings = (sum(len(f.cases) for f in result.select(severity)) for severity in ("error", "warning"))
     if not result.findings:
         console.print("\n[green bold]clean[/]  nothing found")

@@ -98,12 +98,12 @@ def test_a_pipe_does_not_hang(suffix, tmp_path):
 @pytest.mark.parametrize("suffix", [".npz", ".tif"])
 def test_a_small_file_does_not_unpack_to_gigabytes(suffix, tmp_path, monkeypatch):
     monkeypatch.setattr(io, "_ALWAYS_UNPACKED", 1 << 20)
-    file, zeros = tmp_path / f"a{suffix}", np.zeros((2000, 2000, 2), np.uint8)
+    file, zeros = tmp_path / f"a{suffix}", np.zeros((2000, 2000, 2), np.uint16)
     if suffix == ".npz":
         np.savez_compressed(file, zeros)
     else:
-        tifffile.imwrite(file, zeros, compression="zlib", bigtiff=True, photometric="minisblack")
-    with pytest.raises(UserError, match=rf"a\{suffix}: its [0-9,]+ bytes unpack to 8,000,000, more than 64 times"):
+        tifffile.imwrite(file, zeros, compression="zlib", bigtiff=True, planarconfig="contig", rowsperstrip=2000)
+    with pytest.raises(UserError, match=rf"a\{suffix}: its [0-9,]+ bytes unpack to 16,000,000, more than 64 times"):
         read_image(file)
     monkeypatch.undo()
     assert read_image(file).shape == zeros.shape
