@@ -81,9 +81,10 @@ def check_device(device_type: str) -> None:
         )
     num_gpus, num_local = torch.cuda.device_count(), int(os.environ.get("LOCAL_WORLD_SIZE", 1))
     if device_type == "cuda" and num_local > num_gpus:
+        gpus = f"{num_gpus} GPU{'s' * (num_gpus != 1)}"
         raise UserError(
-            f"{num_local} processes were started on this machine, which has {num_gpus} GPUs: start one per GPU, or "
-            "use --device cpu"
+            f"{num_local} processes were started on this machine, which has {gpus}: start one per GPU, or use "
+            "--device cpu"
         )
 
 

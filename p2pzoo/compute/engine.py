@@ -52,11 +52,17 @@ def pick_device(requested: str) -> str:
     available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if requested == "auto":
         return next(name for name in ("cuda", "mps", "cpu") if available[name])
+    if requested not in available:
+        number = requested.removeprefix("cuda:")
+        one_gpu = f"; CUDA_VISIBLE_DEVICES={number} selects one GPU" if number.isdecimal() else ""
+        raise UserError(f'device = "{requested}": give "auto", "cpu", "cuda" or "mps"{one_gpu}')
     if not available[requested]:
-        name = {"cuda": "CUDA", "mps": "Apple"}[requested]
-        raise UserError(
-            f'[compute] device = "{requested}": no {name} device found (torch {torch.__version__}): use --device auto'
-        )
+        name, is_built = {
+            "cuda": ("CUDA", torch.version.cuda is not None or torch.version.hip is not None),
+            "mps": ("Apple", torch.backends.mps.is_built()),
+        }[requested]
+        reason = f"torch {torch.__version__}" if is_built else f"torch {torch.__version__} is built without {name}"
+        raise UserError(f'device = "{requested}": no {name} device found ({reason}): use --device auto')
     return requested
 
 

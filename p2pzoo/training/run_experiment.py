@@ -12,8 +12,8 @@ from typing import Any
 import torch
 
 from p2pzoo.compute.conv_as_gemm import AlgorithmChooser, ConvAlgorithm
-from p2pzoo.compute.distributed import check_batch, on_rank0, rank, sync_errors, world_size
-from p2pzoo.compute.engine import Engine
+from p2pzoo.compute.distributed import check_batch, check_device, on_rank0, rank, sync_errors, world_size
+from p2pzoo.compute.engine import Engine, pick_device
 from p2pzoo.compute.memory import explain_out_of_memory
 from p2pzoo.compute.tuned_kernels import read_recipe_kernels
 from p2pzoo.config.experiment import Experiment
@@ -93,6 +93,8 @@ def run_experiment(
         return stored
     if not fresh and (outcome := on_rank0(_find_outcome, experiment, run, data["test"], hashes)):
         return outcome
+    with sync_errors():
+        _check_device(experiment)
     on_rank0(_check_inputs, experiment, data, progress, fresh or run.state not in ("trained", "complete"))
     with sync_errors():
         callbacks = build_callbacks(experiment)
@@ -235,6 +237,15 @@ def _complete(experiment: Experiment, run: Run, engine: Engine, G: Any, test: St
 
 
 # --- data ------------------------------------------------------------------------------------------------------
+
+
+def _check_device(experiment: Experiment) -> None:
+    """Raises UserError, with file and line, if this machine does not have the device, or too few for the processes."""
+    try:
+        check_device(pick_device(experiment.compute.device))
+    except UserError as error:
+        where = experiment.recipe.where(("compute", "device"))
+        raise UserError(*(f"{where}  [compute] {fault}" for fault in error.faults)) from None
 
 
 def _check_inputs(experiment: Experiment, data: dict[str, Store], progress: Progress, will_train: bool) -> None:

@@ -135,8 +135,15 @@ def test_a_missing_device_is_reported_before_anything_is_written(run_cli, tmp_pa
         pytest.skip("this machine has the device")
     result = run_cli("run", "zoo:base.toml", "--profile", "smoke", "--device", "cuda")
     assert result.exit_code == 2
-    assert 'device = "cuda"' in result.stderr
+    assert result.stderr.splitlines()[-1].startswith(
+        '-s compute.device=cuda  [compute] device = "cuda": no CUDA device'
+    )
     assert not list(tmp_path.rglob("status.json"))
+    (tmp_path / "mine.toml").write_text('extends = "zoo:base.toml"\n[compute]\ndevice = "cuda"\n')
+    of_recipe = run_cli("run", "mine.toml", "--profile", "smoke").stderr.splitlines()[-1]
+    assert of_recipe.startswith('mine.toml:3  [compute] device = "cuda": no CUDA device found (torch ')
+    wrong = run_cli("run", "zoo:base.toml", "-s", "compute.device=cuda:7")
+    assert "input should be 'auto', 'cpu', 'cuda' or 'mps'" in wrong.stderr
 
 
 def test_quiet_prints_the_results_only_and_the_command_to_run_next(run_cli):

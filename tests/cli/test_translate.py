@@ -407,7 +407,7 @@ def test_the_spread_is_exact_in_a_format_of_floats(run_cli, run, model, photo, t
     ("options", "message"),
     [
         (["--test-mode", "eval"], "samples need test mode paper: eval mode uses no random numbers"),
-        (["-o", "one.png"], "one.png: one file cannot hold 2 samples; give a folder"),
+        (["-o", "one.png"], "one.png: one file cannot hold several samples; give a folder"),
     ],
 )
 def test_samples_need_paper_mode_and_a_folder(run_cli, run, photo, tmp_path, options, message):

@@ -23,8 +23,12 @@ def test_auto_picks_the_best_device_and_a_missing_device_is_rejected(monkeypatch
         monkeypatch.setattr("torch.backends.mps.is_available", lambda mps=mps: mps)
         assert pick_device("auto") == best
         assert pick_device("cpu") == "cpu"
-    with pytest.raises(UserError, match=r'device = "cuda": no CUDA device found'):
+    with pytest.raises(UserError, match=r'device = "cuda": no CUDA device found .*: use --device auto'):
         pick_device("cuda")
+    with pytest.raises(UserError, match="CUDA_VISIBLE_DEVICES=7 selects one GPU"):
+        pick_device("cuda:7")
+    with pytest.raises(UserError, match=r'device = "tpu": give "auto", "cpu", "cuda" or "mps"$'):
+        pick_device("tpu")
 
 
 def test_fp16_without_cuda_is_rejected():
