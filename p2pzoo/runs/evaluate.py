@@ -59,13 +59,21 @@ def hash_protocol(protocol: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(protocol, sort_keys=True).encode()).hexdigest()[:12]
 
 
-def find_missing_metrics(experiment: Experiment, run: Run, store: Store) -> list[str]:
-    """The recipe's metrics that are not in the run's results, or are there under another protocol."""
-    results = read_results(run.results) or {"measured": {}}
+def find_missing_metrics(
+    experiment: Experiment,
+    run: Run,
+    store: Store,
+    protocol_of: Callable[[Experiment, str, Store], Mapping[str, Any]] = build_protocol,
+) -> list[str]:
+    """The recipe's metrics that are not in the run's results, or are there under another protocol.
+
+    protocol_of  replaces `build_protocol`, which builds the metric: for callers that keep protocols
+    """
+    measured = (read_results(run.results) or {"measured": {}})["measured"]
     return [
         name
         for name in experiment.metrics
-        if results["measured"].get(name) != hash_protocol(build_protocol(experiment, name, store))
+        if name not in measured or measured[name] != hash_protocol(protocol_of(experiment, name, store))
     ]
 
 

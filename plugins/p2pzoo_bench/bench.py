@@ -85,10 +85,11 @@ class Bench:
         self.overrides = [*table.overrides({}), *overrides]
         self.unavailable: dict[str, str] = {}
         self._stores: dict[str, Store] = {}
+        self._protocols: dict[str, dict[str, Any]] = {}
         if seeded := [*filter(is_seed, overrides)]:
             raise UserError(f"-s {seeded[0]}: a table trains its rows with seeds 0, 1, …; set how many with --seeds")
         picked = pick and functools.cache(pick)
-        first = [self._experiment(row, 0, profile, picked) for row in table.trained]
+        first = self._first_experiments(profile, picked)
         self._check(first)
         self.profile = next(
             experiment.recipe.profile
@@ -100,6 +101,20 @@ class Bench:
         if untrusted := self._untrusted():
             self.unavailable |= untrusted
             self.cells = self._cells(overrides, profile, picked)
+
+    def _first_experiments(self, profile: str | None, pick: Callable[[], str] | None) -> list[Experiment]:
+        """The experiments of seed 0. Raises UserError with the faults of all rows; one that rows share, once."""
+        experiments: list[Experiment] = []
+        faults: dict[str, str] = {}
+        for row in self.table.trained:
+            try:
+                experiments.append(self._experiment(row, 0, profile, pick))
+            except UserError as error:
+                for fault in error.faults:
+                    faults.setdefault(fault, f"{row.where}  [rows.{row.name}] {fault}")
+        if faults:
+            raise UserError(*faults.values())
+        return experiments
 
     def _cells(self, overrides: Sequence[str], profile: str | None, pick: Callable[[], str] | None) -> list[Cell]:
         self.overrides = [*self.table.overrides(self.unavailable), *overrides]
@@ -132,7 +147,7 @@ class Bench:
                 if name in self.unavailable or name not in experiment.metrics:
                     continue
                 try:
-                    described = build_protocol(experiment, name, store)
+                    described = self._protocol(experiment, name, store)
                 except UserError as error:
                     if name in self.table.metrics:  # else it is a metric of the recipe: its run reports the error
                         self.unavailable[name] = str(error)
@@ -178,18 +193,27 @@ class Bench:
             )
         return self._stores[key]
 
+    def _protocol(self, experiment: Experiment, name: str, store: Store) -> dict[str, Any]:
+        """`build_protocol`, which builds the metric, once for all runs with the same metric on the same data."""
+        evaluation = experiment.evaluate
+        parts = [experiment.metrics[name].identity(), experiment.dataset.identity()]
+        key = json.dumps([*parts, evaluation.split, evaluation.test_mode], sort_keys=True, default=str)
+        if key not in self._protocols:
+            self._protocols[key] = build_protocol(experiment, name, store)
+        return self._protocols[key]
+
+    def _lacks_metrics(self, experiment: Experiment, folder: Path) -> bool:
+        return bool(find_missing_metrics(experiment, Run(folder), self.store(experiment), self._protocol))
+
     # --- existing results ---
 
     def find_finished(self, cell: Cell) -> FinishedRun | None:
         """The cell's results, if they are complete: every metric, under today's protocols."""
-        store = self.store(cell.experiment)
         run = locate_run(cell.experiment, self.runs)
-        if run.state == "complete" and not find_missing_metrics(cell.experiment, run, store):
+        if run.state == "complete" and not self._lacks_metrics(cell.experiment, run.folder):
             return FinishedRun(run.folder)
         for folder in sorted(self.committed.glob(f"*-{cell.experiment.id}")):
-            if (folder / "stats.safetensors").exists() and not find_missing_metrics(
-                cell.experiment, Run(folder), store
-            ):
+            if (folder / "stats.safetensors").exists() and not self._lacks_metrics(cell.experiment, folder):
                 return FinishedRun(folder)
         return None
 
@@ -212,9 +236,9 @@ class Bench:
 
     def run_missing(self, progress: Progress, executor: Executor) -> dict[str, str]:
         """Train and evaluate the missing runs. Returns {id: why it failed}. Raises Stopped."""
-        return run_missing([self._job(cell) for cell in self.missing()], executor, progress)
+        return run_missing([self.job(cell) for cell in self.missing()], executor, progress)
 
-    def _job(self, cell: Cell) -> Job:
+    def job(self, cell: Cell) -> Job:
         name = f"{cell.row.label}, seed {cell.experiment.seed}"
         return Job(name, cell.experiment, self.runs, tuple(self.options))
 
@@ -248,7 +272,7 @@ class Bench:
             self.runs / "target" / f"{self.profile}-{digest}",
             self.committed / f"target-{self.profile}-{digest}",
         ):
-            if (folder / "stats.safetensors").exists() and not find_missing_metrics(experiment, Run(folder), store):
+            if (folder / "stats.safetensors").exists() and not self._lacks_metrics(experiment, folder):
                 return replace(table_row, runs=[FinishedRun(folder)])
         run = Run(self.runs / "target" / f"{self.profile}-{digest}")
         try:

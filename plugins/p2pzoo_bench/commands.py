@@ -21,6 +21,7 @@ from p2pzoo.cli.options import (
 from p2pzoo.utils.errors import UserError
 
 if TYPE_CHECKING:
+    from p2pzoo_bench.bench import Bench
     from p2pzoo_bench.comparison import Comparison
     from p2pzoo_bench.executors import Executor
 
@@ -101,12 +102,9 @@ def bench_command(
     )  # fmt: skip
     if form == "svg":
         _check_one_drawing(bench.find_drawing_metrics())
-    missing = bench.missing()
     if dry_run:
-        for cell in missing:
-            click.echo(f"{cell.row.label}, seed {cell.experiment.seed}: {cell.images} images, id {cell.experiment.id}")
-        click.echo(f"{len(missing)} of {len(bench.cells)} runs are missing", err=True)
-        return
+        return _print_plan(bench, as_json)
+    missing = bench.missing()
     failures: dict[str, str] = {}
     if missing:
         with table_progress(quiet=quiet) as progress:
@@ -122,6 +120,23 @@ def bench_command(
     _write_table(bench.compare(failures), form, output, as_json)
     if failures:
         sys.exit(1)
+
+
+def _print_plan(bench: Bench, as_json: bool) -> None:
+    from p2pzoo.runs.progress import format_duration
+    from p2pzoo_bench.plan import plan_runs, summarize_plan
+
+    runs = plan_runs(bench)
+    summary = summarize_plan(runs)
+    if as_json:
+        print_json({"table": bench.table.name, "profile": bench.profile, **summary})
+        return
+    for run in runs:
+        click.echo(str(run))
+    work = f": {summary['images']} images" if summary["images"] else ""
+    time = f", about {format_duration(summary['seconds'])} one after the other" if summary["seconds"] else ""
+    number = f"{summary['missing']} of {len(runs)} runs are missing"
+    click.echo(f"{bench.table.title}, profile {bench.profile}: {number}{work}{time}", err=True)
 
 
 @click.command("compare")

@@ -44,18 +44,30 @@ from p2pzoo.utils.suggest import did_you_mean
 
 KEYS = ("title", "source", "baseline", "seeds", "study", "metrics", "columns", "rows")
 ROW_KEYS = ("recipe", "label", "set", "published", "target")
+RECIPE_KEYS = (
+    "extends",
+    "profiles",
+    "generator",
+    "discriminator",
+    "gan_loss",
+    "losses",
+    "dataset",
+    "train",
+    "optimizer",
+)
 At = Callable[..., str]  # at("rows", "l1") -> "losses.toml:12", where the file has this key
 
 
 @dataclass(frozen=True)
 class Row:
-    """A row. recipe: None for the target's row. overrides: like `-s` of `p2pzoo run`."""
+    """A row. recipe: None for the target's row. overrides: like `-s` of `p2pzoo run`. where: the recipe's file:line."""
 
     name: str
     label: str
     recipe: str | None
     overrides: tuple[str, ...]
     published: Mapping[str, float]
+    where: str = ""
 
 
 @dataclass(frozen=True)
@@ -97,9 +109,17 @@ def read_table(path: str) -> Table:
     except ValueError as error:
         raise UserError(f"{path}: broken TOML: {error}") from None
     source = Source(path, text)
+    if "rows" not in tree and (found := [key for key in tree if key in RECIPE_KEYS]):
+        raise UserError(
+            f"{path}: is a recipe, not a table (it has {found[0]}): `p2pzoo run {path}` trains it; a table has "
+            '[columns], and [rows.NAME] with recipe = "..."'
+        )
     if faults := list(_faults(source, tree)):
         raise UserError(*faults)
-    rows = tuple(_row(name, table, file.parent) for name, table in tree["rows"].items())
+    rows = tuple(
+        _row(name, table, file.parent, str(Origin(source, ("rows", name, "recipe"))))
+        for name, table in tree["rows"].items()
+    )
     return Table(
         name=file.stem,
         folder=file.parent,
@@ -140,12 +160,12 @@ def _key(name: str) -> str:
     return tomli_w.dumps({name: 0}).removesuffix(" = 0\n")
 
 
-def _row(name: str, table: Mapping[str, Any], folder: Path) -> Row:
+def _row(name: str, table: Mapping[str, Any], folder: Path, where: str) -> Row:
     recipe = table.get("recipe")
     if recipe and not recipe.startswith("zoo:"):
         recipe = str(find_recipe(recipe, folder))
     published = {metric: float(number) for metric, number in table.get("published", {}).items()}
-    return Row(name, table.get("label", name), recipe, tuple(table.get("set", ())), published)
+    return Row(name, table.get("label", name), recipe, tuple(table.get("set", ())), published, where)
 
 
 def _faults(source: Source, tree: Mapping[str, Any]) -> Iterator[str]:

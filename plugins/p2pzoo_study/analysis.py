@@ -82,7 +82,10 @@ def read_sessions(files: Sequence[Path]) -> list[Session]:
         except ValidationError as error:
             first = error.errors()[0]
             where = ".".join(map(str, first["loc"]))
-            faults.append(f"{file}: not a session of a study ({where + ': ' if where else ''}{first['msg']})")
+            reason = f"{where + ': ' if where else ''}{first['msg']}"
+            faults.append(
+                f"{file}: not a session of a study ({reason}): give the files that the page of p2pzoo study saved"
+            )
             continue
         if fault := _session_fault(session, sessions):
             faults.append(f"{file}: {fault}")
@@ -150,11 +153,8 @@ def _describe_algorithm(sessions: Sequence[Session], rates: Sequence[float]) -> 
     return row
 
 
-def format_table(analysis: dict[str, Any], table: Table) -> str:
-    """The rates of an analysis and the published ones, as Markdown. A row's name is the label of an algorithm.
-
-    Raises UserError if the table is not a study's, or lacks a row for an algorithm.
-    """
+def check_table(analysis: dict[str, Any], table: Table) -> None:
+    """Raises UserError if the table is not a study's, or lacks a row for an algorithm."""
     if not table.study:
         raise UserError(f"{table.name}: not the table of a study; p2pzoo bench prints it")
     names = [row.name for row in table.rows]
@@ -163,6 +163,10 @@ def format_table(analysis: dict[str, Any], table: Table) -> str:
             f"{table.name}: no row '{unknown[0]}'{did_you_mean(unknown[0], names)} (p2pzoo study LABEL=RUN sets the "
             "label of an algorithm)"
         )
+
+
+def format_table(analysis: dict[str, Any], table: Table) -> str:
+    """The rates of an analysis and the published ones, as Markdown. A row's name is the label of an algorithm."""
     lines = [f"**{table.title}**", "", "|  | labelled real, % | participants | paper |", "| --- | --- | --- | --- |"]
     for row in table.rows:
         ours = analysis["algorithms"].get(row.name, {})

@@ -58,14 +58,18 @@ def study_analyze_command(files: tuple[Path, ...], table: str | None, as_json: b
     """
     from p2pzoo_bench.table_file import read_table
 
-    from p2pzoo_study.analysis import TOLERANCE_MS, analyse, format_table, read_sessions
+    from p2pzoo_study.analysis import TOLERANCE_MS, analyse, check_table, format_table, read_sessions
 
     analysis = analyse(read_sessions(files))
+    published = read_table(table) if table else None
+    if published:
+        check_table(analysis, published)
     if as_json:
-        print_json(analysis)
+        rates = {row.name: dict(row.published) for row in published.rows} if published else None
+        print_json(analysis | ({"published": rates} if rates else {}))
         return
-    if table:
-        click.echo(format_table(analysis, read_table(table)) + "\n")
+    if published:
+        click.echo(format_table(analysis, published) + "\n")
     for label, row in analysis["algorithms"].items():
         counts = f"{row['participants']} participants, {row['trials']} trials"
         if row["left_out"]:

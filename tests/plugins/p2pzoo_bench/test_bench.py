@@ -15,6 +15,7 @@ import p2pzoo_earth
 import pytest
 import tomli_w
 from fault_injection import STEP, SimulatedKill, after, simulate_kill
+from p2pzoo_bench import bench as bench_module
 from p2pzoo_bench import executors
 from p2pzoo_bench.bench import Bench
 from p2pzoo_bench.executors import Job, LocalExecutor
@@ -308,9 +309,49 @@ def test_dry_run_prints_what_would_be_trained(bench, files):
     assert not (files / "runs").exists()
 
 
+def test_a_dry_run_lists_every_row_and_estimates_the_time_of_missing_ones(bench, files, run_cli, monkeypatch):
+    recipe = files / "both.toml"
+    assert run_cli("run", recipe, "--profile", "smoke", "--runs", files / "runs", "--quiet").exit_code == 0
+    environment = only(files / "runs", "both") / "env.json"
+    environment.write_text(json.dumps({**json.loads(environment.read_text()), "training": {"seconds": 75 * 8}}))
+    built = []
+    build = bench_module.build_protocol
+    monkeypatch.setattr(bench_module, "build_protocol", lambda *args: built.append(args[1]) or build(*args))
+    result, _ = bench("--seeds", 3, "--dry-run")
+    assert sorted(built) == ["l1", "psnr"]  # once for the whole table
+    lines = result.output.splitlines()
+    assert f"L1 + cGAN, seed 0: complete, {environment.parent}" in lines
+    [seed_1] = [line for line in lines if line.startswith("L1 + cGAN, seed 1: ")]
+    assert f"8 images (8 steps), about 10:00, {recipe}, id " in seed_1
+    [unknown] = [line for line in lines if line.startswith("L1 alone, seed 0: ")]
+    assert "about" not in unknown
+    assert lines[-1] == "Losses, profile smoke: 5 of 6 runs are missing: 40 images"
+    document = json.loads(bench("--seeds", 3, "--dry-run", "--json")[0].output)
+    assert (document["missing"], document["seconds"]) == (5, None)
+    assert [run["state"] for run in document["runs"]].count("complete") == 1
+
+
+def test_a_wrong_recipe_is_reported_with_the_tables_line(bench, files):
+    (files / "both.toml").write_text((files / "both.toml").read_text() + "imagse = 3\n")
+    (files / "table.toml").write_text(TABLE.replace("l1.toml", "l2.toml").replace("published = { psnr = 20 }", ""))
+    result, _ = bench("--dry-run")
+    assert result.exit_code == 2
+    first, second = result.output.splitlines()
+    assert first.startswith(f"{files / 'table.toml'}:9  [rows.l1] ")
+    assert "l2.toml: no such recipe" in first
+    assert second.startswith(f"{files / 'table.toml'}:13  [rows.both] ")
+    assert "both.toml:6  [train] has no parameter 'imagse': did you mean 'images'?" in second
+
+
+def test_a_recipe_in_place_of_a_table_is_called_so(files, run_cli):
+    result = run_cli("bench", files / "both.toml", "--dry-run")
+    assert result.exit_code == 2
+    assert f"{files / 'both.toml'}: is a recipe, not a table (it has extends): `p2pzoo run " in result.output
+
+
 def test_an_override_applies_to_every_row(bench):
     result, _ = bench("--seeds", 1, "--dry-run", "-s", "train.images=2")
-    assert result.output.count(": 2 images") == 2
+    assert result.output.count(": 2 images (2 steps)") == 2
 
 
 def test_seeds_are_the_outermost_loop(files):

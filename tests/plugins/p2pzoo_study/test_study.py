@@ -141,7 +141,7 @@ def test_trials_that_were_shown_too_long_do_not_count_and_are_reported(saved, ru
             session("2", 3) | {"trials": session("2", 3)["trials"][:30]},
             "not a complete session: 10 practice trials and 20 others instead of 10 and 40",
         ),
-        (session("2", 3) | {"format": "other"}, "not a session of a study (format"),
+        (session("2", 3) | {"format": "other"}, "give the files that the page of p2pzoo study saved"),
         ([1, 2], "not a session of a study"),
     ],
     ids=["twice", "protocol", "incomplete", "format", "not an object"],
@@ -160,6 +160,15 @@ def test_a_table_has_our_rates_and_the_papers(saved, run_cli):
     assert result.exit_code == 0, result.output
     assert "| L1 + cGAN, map → photo | 20.0 | 5 | 18.9 ± 2.5 |" in result.output
     assert "| L1, map → photo | – | – | 0.8 ± 0.3 |" in result.output
+
+
+def test_the_papers_rates_are_in_the_json_too(saved, run_cli):
+    files = saved(session("1", 8, "map_to_aerial"))
+    document = json.loads(run_cli("study-analyze", *files, "--table", "zoo:table4_maps.toml", "--json").output)
+    assert document.keys() == {"protocol", "algorithms", "differences", "published"}
+    assert set(document["algorithms"]) <= document["published"].keys()
+    refused = run_cli("study-analyze", *files, "--table", "zoo:table3_receptive_field.toml", "--json")
+    assert (refused.exit_code, "not the table of a study" in json.loads(refused.output)["error"]) == (2, True)
 
 
 def test_an_algorithm_that_the_table_lacks_is_named(saved, run_cli):
