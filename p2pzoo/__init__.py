@@ -94,7 +94,8 @@ def create(kind: str, name: str, **arguments: Any) -> Any:
 def load(path: str | Path, *, device: str = "auto", precision: str = "fp32") -> "Model":
     """Load a trained model; `p2pzoo.models.model.Model.translate` applies it to an image.
 
-    path       a run folder, a model.safetensors file, or "zoo:NAME" for a model that a plugin ships
+    path       a run folder or a folder with one run, a model.safetensors file, or "zoo:NAME" for a model that a plugin
+               ships
     device     "auto", "cpu", "cuda" or "mps"
     precision  "fp32", or "bf16" (eval mode only)
 

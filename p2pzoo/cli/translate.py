@@ -97,7 +97,7 @@ def translate_command(
     from p2pzoo.models.scaling import Scaling
     from p2pzoo.models.translate_files import translate_files
 
-    sources = _find_inputs(inputs)
+    sources = _find_inputs(inputs, model)
     loaded = load_model(model, device=device, precision=precision)
     targets = _plan_targets(loaded, sources, output, suffix, samples, force)
     if loaded.device.type == "cpu":
@@ -214,12 +214,15 @@ def _is_file_name(output: Path) -> bool:
     return bool(output.suffix) and not output.is_dir()
 
 
-def _find_inputs(inputs: tuple[Path, ...]) -> list[Path]:
+def _find_inputs(inputs: tuple[Path, ...], model: Path) -> list[Path]:
     """The image files of all inputs. Raises UserError for missing files and for folders without images."""
     from p2pzoo.images.io import IMAGE_SUFFIXES, find_images
+    from p2pzoo.utils.find_runs import is_run
 
     files: list[Path] = []
     for path in inputs:
+        if is_run(path):
+            raise UserError(f"{path}: is a run, not images, and the model is {model}: give one model, then images")
         if not path.is_dir():
             files.append(path)
         elif images := find_images(path):

@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar, overload
 
 import numpy as np
 import torch
@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from p2pzoo.compute.engine import best_memory_format, pick_device
 from p2pzoo.compute.memory import is_out_of_memory
 from p2pzoo.images.color_spaces import dequantize, join_lab, quantize, split_lab
-from p2pzoo.images.io import decode_pixels, with_channels
+from p2pzoo.images.io import decode_pixels, read_image, with_channels
+from p2pzoo.images.label_maps import read_map
 from p2pzoo.images.resize import resize_to
 from p2pzoo.images.rows import Rows
 from p2pzoo.models.checkpoint_model import list_checkpoints, load_model_tensors, load_newest_checkpoint
@@ -27,6 +28,7 @@ from p2pzoo.models.test_modes import draws_random_numbers, optimize_for_eval, tr
 from p2pzoo.models.tiling import Tiling, blend_tiles
 from p2pzoo.plugin.loader import registry
 from p2pzoo.utils.errors import DamagedFile, OutOfMemory, UserError
+from p2pzoo.utils.find_runs import find_only_run
 
 ImageLike = TypeVar("ImageLike", Image.Image, np.ndarray, Tensor)
 
@@ -101,6 +103,20 @@ class Model:
 
     # --- translate an image ---
 
+    @overload
+    def translate(
+        self,
+        image: str | Path,
+        *,
+        test_mode: str | None = None,
+        seed: int = 0,
+        tile: int | None = None,
+        overlap: int | None = None,
+        scale: float | Literal["native"] | None = None,
+        size: tuple[int, int] | None = None,
+    ) -> Image.Image: ...
+
+    @overload
     def translate(
         self,
         image: ImageLike,
@@ -111,10 +127,23 @@ class Model:
         overlap: int | None = None,
         scale: float | Literal["native"] | None = None,
         size: tuple[int, int] | None = None,
-    ) -> ImageLike:
+    ) -> ImageLike: ...
+
+    def translate(
+        self,
+        image: Any,
+        *,
+        test_mode: str | None = None,
+        seed: int = 0,
+        tile: int | None = None,
+        overlap: int | None = None,
+        scale: float | Literal["native"] | None = None,
+        size: tuple[int, int] | None = None,
+    ) -> Any:
         """Translate an image. A PIL image, an array or a tensor gives a result of the same type and size.
 
-        image: a PIL image of any mode that converts to the model's channels without loss (grey to RGB, for one);
+        image: the path of an image file: the result is a PIL image;
+            a PIL image of any mode that converts to the model's channels without loss (grey to RGB, for one);
             an (H, W) or (H, W, C) array of the model's `x_dtype`, within its `x_range`: the result has its `y_dtype`
             and `y_range` (a label map: (H, W) or (H, W, 1) integers with the values that files have);
             a (C, H, W) or (B, C, H, W) float tensor in [-1, 1], as G gets it, whatever `encodings` and `file_layout`.
@@ -127,7 +156,8 @@ class Model:
         Any H and W: the image is padded by reflection at its right and lower edges to multiples of `size_divisor`, and
         the result is cropped.
 
-        Raises ValueError for an image that the model cannot take, and for tiles that do not fit G; OutOfMemory.
+        Raises ValueError for an image that the model cannot take, and for tiles that do not fit G; UserError for a file
+        that cannot be read; OutOfMemory.
 
         >>> import p2pzoo
         >>> model = p2pzoo.load("zoo:earth-small", device="cpu")
@@ -146,8 +176,13 @@ class Model:
         if isinstance(image, np.ndarray):
             return self.translate_arrays([self.prepare_input(image, scaling)], mode, seed, tiling)[0]
         if isinstance(image, Image.Image):
-            return self._translate_picture(image, mode, seed, tiling, scaling)
-        raise ValueError(f"an image must be a PIL image, a NumPy array or a tensor, not a {type(image).__name__}")
+            pixels = self._decode_picture(image)
+        elif isinstance(image, str | Path):
+            pixels = read_map(Path(image)) if self.x_labels else read_image(Path(image))
+        else:
+            kinds = "a path, a PIL image, a NumPy array or a tensor"
+            raise ValueError(f"an image must be {kinds}, not a {type(image).__name__}")
+        return self._make_picture(self.translate_arrays([self.prepare_input(pixels, scaling)], mode, seed, tiling)[0])
 
     def resolve_options(
         self, test_mode: str | None, tile: int | None, overlap: int | None
@@ -220,15 +255,14 @@ class Model:
         # torch takes no negative strides, and warns of read-only arrays such as Pillow's
         return np.require(pixels, requirements=["C", "W"])
 
-    def _translate_picture(
-        self, image: Image.Image, mode: str, seed: int, tiling: Tiling | None, scaling: Scaling
-    ) -> Image.Image:
+    def _decode_picture(self, image: Image.Image) -> np.ndarray:
         try:
             is_index_map = self.x_labels and image.mode == "P"  # the indices are the classes, not the palette's colors
-            pixels = np.asarray(image) if is_index_map else decode_pixels(image, "the image")
+            return np.asarray(image) if is_index_map else decode_pixels(image, "the image")
         except UserError as error:
             raise ValueError(str(error)) from None
-        [translated] = self.translate_arrays([self.prepare_input(pixels, scaling)], mode, seed, tiling)
+
+    def _make_picture(self, translated: np.ndarray) -> Image.Image:
         dtype, channels = self.output_format
         if channels > 1 and (dtype != "uint8" or channels > 4):
             raise ValueError(
@@ -557,8 +591,9 @@ def pad_by_reflection(images: Tensor, divisor: int) -> Tensor:
 def load_model(path: str | Path, *, device: str = "auto", precision: str = "fp32") -> Model:
     """Load a trained model. `p2pzoo.load` calls this function.
 
-    path: a run folder, a model.safetensors, a checkpoint, or "zoo:NAME" for a model that a plugin ships. Of a run that
-        is not finished, its newest intact checkpoint is taken, with a warning that says how far the training was.
+    path: a run folder or a folder with one run, a model.safetensors, a checkpoint, or "zoo:NAME" for a model that a
+        plugin ships. Of a run that is not finished, its newest intact checkpoint is taken, with a warning that says
+        how far the training was.
     device: "auto", "cpu", "cuda" or "mps".
     precision: "fp32", or "bf16" for eval mode only.
 
@@ -582,10 +617,13 @@ def load_model(path: str | Path, *, device: str = "auto", precision: str = "fp32
     return Model(G, header, torch.device(pick_device(device)), precision)
 
 
-def resolve_zoo_path(path: Path) -> Path:
-    """The folder of the model that a plugin ships as `zoo:NAME`, or `path` itself. Raises UserError."""
+def resolve_model_path(path: Path) -> Path:
+    """The folder of the model that a plugin ships as `zoo:NAME`, the only run in a folder, or `path` itself.
+
+    Raises UserError for an unknown name, and for a folder of several runs.
+    """
     scheme, name = str(path).partition(":")[::2]
-    return Path(registry().get("model", name).load()()) if scheme == "zoo" else path
+    return Path(registry().get("model", name).load()()) if scheme == "zoo" else find_only_run(path)
 
 
 def read_model(path: Path) -> tuple[dict[str, Tensor], dict[str, Any], Path]:
@@ -593,7 +631,7 @@ def read_model(path: Path) -> tuple[dict[str, Tensor], dict[str, Any], Path]:
 
     Raises UserError if there is no such model, DamagedFile if it is damaged.
     """
-    folder = resolve_zoo_path(path)
+    folder = resolve_model_path(path)
     if is_unfinished(folder):
         return load_newest_checkpoint(folder)
     file = find_model_file(path)
@@ -611,7 +649,7 @@ def find_model_file(path: Path) -> Path:
     For a run that is not finished, its newest checkpoint, which may be damaged. Raises UserError for a folder without a
     model.
     """
-    path = resolve_zoo_path(path)
+    path = resolve_model_path(path)
     if path.suffix == ".toml":
         raise UserError(f"{path}: is a recipe, not a model: `p2pzoo run {path}` trains one")
     if not path.is_dir():

@@ -28,6 +28,7 @@ import tomli_w
 from p2pzoo.config.experiment import Experiment
 from p2pzoo.utils.errors import UserError
 from p2pzoo.utils.files import atomic_write, parse_json, parse_toml, read_object, write_json, write_text
+from p2pzoo.utils.find_runs import find_only_run
 from p2pzoo.utils.version import __version__
 
 
@@ -153,7 +154,8 @@ def locate_run(experiment: Experiment, runs: Path) -> Run:
 
 
 def find_run(path: Path) -> Run:
-    """The run in a folder that the user named. Raises UserError if it holds none."""
+    """The run that a folder is, or the only one in it. Raises UserError if there is none, or a choice."""
+    path = find_only_run(path)
     if not (path / "status.json").is_file() or not (path / "recipe.toml").is_file():
         raise UserError(f"{path}: not a run folder (it has no status.json and recipe.toml)")
     return Run(path)

@@ -2,6 +2,7 @@
 
 import functools
 import json
+import shutil
 import warnings
 from pathlib import Path
 
@@ -116,7 +117,7 @@ def test_any_size_is_translated(model, size):
         (torch.zeros(3, 8, 8, dtype=torch.uint8), "of floats with C = 3"),
         (torch.full((3, 8, 8), 255.0), r"expected values in \[-1, 1\], not 255 to 255"),
         (torch.zeros(3, 0, 8), "an image without pixels"),
-        ("photo.png", "not a str"),
+        (None, "not a NoneType"),
     ],
 )
 def test_an_input_that_a_model_cannot_take_is_an_error_that_says_what_it_takes(model, image, message):
@@ -124,6 +125,26 @@ def test_an_input_that_a_model_cannot_take_is_an_error_that_says_what_it_takes(m
         model.translate(image)
     with pytest.raises(ValueError, match="test_mode must be one of paper, eval, not 'train'"):
         model.translate(np.zeros((8, 8, 3), np.uint8), test_mode="train")
+
+
+def test_a_path_is_translated_to_a_picture(model, photo, tmp_path):
+    Image.fromarray(photo).save(tmp_path / "photo.png")
+    for path in (tmp_path / "photo.png", str(tmp_path / "photo.png")):
+        picture = model.translate(path, seed=2)
+        assert isinstance(picture, Image.Image)
+        assert np.array_equal(np.asarray(picture), model.translate(photo, seed=2))
+    with pytest.raises(UserError, match=r"absent\.png: no such file"):
+        model.translate(tmp_path / "absent.png")
+
+
+def test_two_runs_before_the_images_are_named_and_a_folder_of_one_run_is_that_run(run_cli, run, photo, tmp_path):
+    source = save(photo, tmp_path / "a.png")
+    other = shutil.copytree(run, tmp_path / "other")
+    result = run_cli("translate", run, other, source, "-o", tmp_path / "out")
+    assert result.exit_code == 2
+    assert result.stderr == f"{other}: is a run, not images, and the model is {run}: give one model, then images\n"
+    assert run_cli("translate", run.parent.parent, source, "-o", tmp_path / "out").exit_code == 0
+    assert (tmp_path / "out" / "a.png").is_file()
 
 
 def test_models_are_loaded_from_a_run_or_a_file_and_damage_is_reported(run, model, tmp_path):
