@@ -40,21 +40,12 @@ def _complete_plugin(_ctx: click.Context, _param: click.Parameter, incomplete: s
 def check_plugin_command(name: str, overrides: tuple[str, ...], as_json: bool) -> None:
     """Check that the components of the plugin NAME satisfy their interface, on the CPU, with tiny images.
 
-    The exit code is 1 if a check fails.
+    Each finished check is a line on stderr; the table of all results is printed at the end. The exit code is 1 if a
+    check fails.
     """
-    import warnings
-
     from p2pzoo.testing import list_component_checks
 
-    checks = list_component_checks(name, _parse_overrides(overrides))
-    results: Results = []
-    with click.progressbar(
-        checks, label=name, item_show_func=lambda check: str(check) if check else "", file=sys.stderr,
-        hidden=not sys.stderr.isatty(),
-    ) as progress, warnings.catch_warnings():  # fmt: skip
-        warnings.simplefilter("ignore")
-        for check in progress:
-            results.append((check, check.run()))
+    results = _run_checks(list_component_checks(name, _parse_overrides(overrides)))
     if as_json:
         print_json(
             [
@@ -69,6 +60,28 @@ def check_plugin_command(name: str, overrides: tuple[str, ...], as_json: bool) -
         _print_results(results)
     if any(result.status == "fail" for _, result in results):
         sys.exit(1)
+
+
+def _run_checks(checks: list[ComponentCheck]) -> Results:
+    """Run all checks and report each on stderr: as a bar on a terminal, else as a line."""
+    import time
+    import warnings
+
+    results: Results = []
+    on_terminal = sys.stderr.isatty()
+    with click.progressbar(
+        checks, label="checking", item_show_func=lambda check: str(check) if check else "", file=sys.stderr,
+        hidden=not on_terminal,
+    ) as progress, warnings.catch_warnings():  # fmt: skip
+        warnings.simplefilter("ignore")
+        for number, check in enumerate(progress, 1):
+            started = time.monotonic()
+            results.append((check, check.run()))
+            if not on_terminal:
+                seconds = time.monotonic() - started
+                sign = SIGNS[results[-1][1].status]
+                click.echo(f"[{number}/{len(checks)}] {check} {sign} {seconds:.1f} s", err=True)
+    return results
 
 
 def _parse_overrides(overrides: tuple[str, ...]) -> dict[str, dict[str, Any]]:

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
 
 
 Split = Literal["train", "val", "test"]
+BatchField = Literal["labels", "blocks"]  # fields of the batch that a dataset may lack: `needs` of a registration
 
 
 @dataclass(frozen=True)

@@ -7,20 +7,23 @@ is kept, and `p2pzoo plugins` prints it.
 from __future__ import annotations
 
 import functools
+import inspect
 import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from importlib.metadata import EntryPoint, entry_points
-from typing import Any
+from typing import Any, get_args
 
 import pluggy
 
 from p2pzoo.plugin import hookspecs
+from p2pzoo.plugin.batch import BatchField
 from p2pzoo.plugin.migration import explain_import_error
 from p2pzoo.plugin.registry import COMMAND, KINDS, Entry, Registry
 from p2pzoo.utils.errors import UserError
 from p2pzoo.utils.suggest import did_you_mean
 
+BATCH_FIELDS = get_args(BatchField)
 GROUP = "p2pzoo"  # the entry-point group in a plugin's pyproject.toml
 
 
@@ -95,8 +98,9 @@ def _load(point: EntryPoint, distribution: str) -> Plugin:
     try:
         manager = pluggy.PluginManager(GROUP)
         manager.add_hookspecs(hookspecs)
-        manager.register(point.load(), point.name)
-        manager.check_pending()  # refuses hooks with an unknown name
+        module = point.load()
+        _check_hooks(module, point.value, manager)
+        manager.register(module, point.name)
         for kind in (*KINDS, COMMAND):
             hook = getattr(manager.hook, hook_name(kind))
             hook(register=_make_register(entries, kind, point.name, distribution))
@@ -106,6 +110,35 @@ def _load(point: EntryPoint, distribution: str) -> Plugin:
         lines = str(error).strip().splitlines() or [""]
         return Plugin(point.name, point.value, distribution, error=f"{type(error).__name__}: {lines[0]}")
     return Plugin(point.name, point.value, distribution, tuple(entries))
+
+
+def _check_hooks(module: Any, path: str, manager: pluggy.PluginManager) -> None:
+    """Raises ValueError if the module `path` has no hook, an unknown one, or one with other arguments."""
+    known = [hook_name(kind) for kind in (*KINDS, COMMAND)]
+    options = {name: manager.parse_hookimpl_opts(module, name) for name in dir(module)}
+    hooks = {name: (each.get("specname") or name) for name, each in options.items() if each is not None}
+    for name, hook in hooks.items():
+        function = getattr(module, name)
+        if hook not in known:
+            raise ValueError(f"{_line_of(function)}there is no hook '{hook}'{did_you_mean(hook, known)}")
+        arguments = [*inspect.signature(function).parameters]
+        if arguments not in ([], ["register"]):
+            raise ValueError(
+                f"{_line_of(function)}{name}({', '.join(arguments)}): the only argument of a hook is `register`"
+            )
+    if not hooks:
+        forgotten = [name for name in known if callable(getattr(module, name, None))]
+        where, name = (_line_of(getattr(module, forgotten[0])), forgotten[0]) if forgotten else ("", "")
+        advice = (
+            f"write @p2pzoo.hookimpl above {name}" if name else f"define {known[0]}, with @p2pzoo.hookimpl above it"
+        )
+        raise ValueError(f"{where}the module {path} has no hook: {advice}")
+
+
+def _line_of(function: Any) -> str:
+    """file:line of a function, before a message."""
+    code = getattr(function, "__code__", None)
+    return f"{os.path.basename(code.co_filename)}:{code.co_firstlineno}  " if code else ""
 
 
 def hook_name(kind: str) -> str:
@@ -132,6 +165,9 @@ def _make_register(entries: list[Entry], kind: str, plugin: str, distribution: s
             raise ValueError(f"{kind} name {name!r}: use lower-case letters, digits, hyphens and underscores")
         if any(entry.kind == kind and entry.name == name for entry in entries):
             raise ValueError(f"{kind} '{name}' is registered twice")
+        if isinstance(needs, str) or not set(needs) <= set(BATCH_FIELDS):
+            fields = " or ".join(f'("{field}",)' for field in BATCH_FIELDS)
+            raise ValueError(f"{kind} '{name}' has needs={needs!r}: write {fields}, or both names in one tuple")
         if isinstance(factory, str) and not all(factory.partition(":")):
             raise ValueError(f"{kind} '{name}': write a lazy factory as 'module:attribute', not {factory!r}")
         entries.append(Entry(kind, name, factory, plugin, distribution, summary, paper, tuple(needs)))

@@ -12,9 +12,13 @@ if TYPE_CHECKING:
 class Generator(Protocol):
     """An nn.Module G(x) -> ŷ.
 
-    Parameters that are never trained have requires_grad = False. Optional attributes of a generator:
+    Parameters that are never trained have requires_grad = False. The network changes no argument in place, makes new
+    tensors on the device of x, and samples only with torch's global generator, and only in training mode.
 
-    size_divisor        H and W must be multiples of it (default 1)
+    Optional attributes of a generator:
+
+    size_divisor        H and W must be multiples of it (default 1). For any other size the network raises a ValueError
+                        that names the size
     load_smaller        `load_smaller(tensors)`, for a generator that contains a smaller one which is trained first. It
                         is called if the tensor names in the file of `[init] generator` are not its own; it returns the
                         tensors of the smaller generator as a complete state dict of this one. It raises ValueError,
@@ -25,7 +29,7 @@ class Generator(Protocol):
     An optional method of every module inside a generator or a discriminator:
 
     init_own_weights  `init_own_weights() -> None`, called once at the start of a run, after [init] has initialised the
-                      whole network. It sets weights that [init] must not draw, such as pretrained weights or fixed
+                      whole network. It sets weights that [init] must not sample, such as pretrained weights or fixed
                       projections. Its random numbers follow from the recipe's seed. It is not called if weights come
                       from a model file, so read and download nothing in the constructor
 
@@ -43,10 +47,13 @@ class Generator(Protocol):
 class Discriminator(Protocol):
     """An nn.Module D(x, y) -> logits. A conditional one concatenates x itself.
 
+    The rules of `Generator` on arguments, devices and random numbers hold here too.
+
     Optional attributes:
 
     receptive_field  side in pixels of the image area that one logit depends on; None or absent if unknown
-    size_divisor     H and W must be multiples of it (default 1)
+    size_divisor     H and W must be multiples of it (default 1). For any other size the network raises a ValueError
+                     that names the size
     """
 
     def __call__(self, x: Tensor, y: Tensor) -> list[Tensor]:

@@ -57,6 +57,10 @@ class Loss(Protocol):
     kept: the constructor reads them again. The state of any other loss is lost when a run resumes, so it must depend on
     `out.step` alone. Random initial weights follow from the recipe's seed.
 
+    It may use random numbers of torch's global generator, as in torch.rand(...), which is seeded for each step. Other
+    random numbers break "the same seed, the same bits". It changes no argument in place, makes new tensors on the
+    device of x, and reads `out.batch.labels` or `out.batch.blocks` only if it is registered with `needs`.
+
     side  "generator" or "discriminator": the network that minimises it
 
     Optional attribute:

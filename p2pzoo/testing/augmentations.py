@@ -47,9 +47,9 @@ def check_augmentation_shapes(case: ComponentCase) -> str | None:
 def check_augmentation_repeats(case: ComponentCase) -> None:
     """Gives bit-identical results for the same random numbers, and draws no others."""
     augmentation = _build_augmentation(case)
-    (x, y), random = _example_pair(), _random_numbers(augmentation)
+    (x, y), labels, random = _example_pair(), _needed_labels(case), _random_numbers(augmentation)
     before = random_states()
-    first, second = (augmentation(x.clone(), y.clone(), None, random.clone()) for _ in range(2))
+    first, second = (augmentation(x.clone(), y.clone(), labels, random.clone()) for _ in range(2))
     assert random_states() == before, "draws random numbers itself: use only those of its argument"
     equal = all(torch.equal(a, b) for a, b in zip(first[:2], second[:2], strict=True))
     assert equal, "gives two results for the same random numbers"
@@ -58,10 +58,11 @@ def check_augmentation_repeats(case: ComponentCase) -> None:
 def check_augmentation_batches(case: ComponentCase) -> None:
     """Changes an image independently of the rest of its batch."""
     augmentation = _build_augmentation(case)
-    (x, y), random = _example_pair(), _random_numbers(augmentation)
-    batch = augmentation(x, y, None, random)
+    (x, y), labels, random = _example_pair(), _needed_labels(case), _random_numbers(augmentation)
+    batch = augmentation(x.clone(), y.clone(), labels, random)
     for i in range(len(x)):
-        single = augmentation(x[i : i + 1], y[i : i + 1], None, random[i : i + 1])
+        label = None if labels is None else labels[i : i + 1]
+        single = augmentation(x[i : i + 1].clone(), y[i : i + 1].clone(), label, random[i : i + 1])
         for name, alone, in_batch in zip("xy", single[:2], batch[:2], strict=True):
             message = f"{name} of an image depends on the rest of its batch"
             assert torch.allclose(alone[0], in_batch[i], atol=1e-5), message
@@ -102,6 +103,14 @@ def check_augmentation_gradients(case: ComponentCase) -> None:
     assert y.grad.any(), "gives ŷ a gradient of 0"
 
 
+def example_call(case: ComponentCase, *, with_labels: bool = True) -> tuple[Any, dict[str, Tensor]]:
+    """The augmentation, and arguments for it: x, y, random, and labels if it changes pairs and they are wanted."""
+    augmentation = _build_augmentation(case)
+    x, y = _example_pair()
+    labels = {"labels": _stripe_labels()} if with_labels and augmentation.where == "pairs" else {}
+    return augmentation, {"x": x, "y": y, **labels, "random": _random_numbers(augmentation)}
+
+
 def _build_augmentation(case: ComponentCase, channels: tuple[int, int] = (3, 3)) -> Any:
     augmentation = case.build(in_channels=channels[0], out_channels=channels[1], size=(IMAGE_SIDE, IMAGE_SIDE))
     where = getattr(augmentation, "where", None)
@@ -122,6 +131,10 @@ def _random_numbers(augmentation: Any, count: int = 2, generator: torch.Generato
     """(count, num_random) in [0, 1)."""
     generator = generator or torch.Generator().manual_seed(3)
     return torch.rand(count, augmentation.num_random, generator=generator)
+
+
+def _needed_labels(case: ComponentCase) -> Tensor | None:
+    return _stripe_labels() if "labels" in case.component.entry.needs else None
 
 
 def _stripe_labels() -> Tensor:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import functools
+import itertools
 import random
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -43,6 +45,7 @@ class ComponentCase:
 
     component: Component
     cache: dict[str, Any] = field(default_factory=dict)
+    known_size: _Size | None = None  # `size`, if it had to be found to choose the width
 
     @classmethod
     def from_entry(cls, entry: Entry, parameters: Mapping[str, Any] | None = None) -> ComponentCase:
@@ -52,14 +55,14 @@ class ComponentCase:
         """
         factory = entry.load()
         try:
-            component = _with_small_width(entry, factory, dict(parameters or {}))
+            component, size = _with_small_width(entry, factory, dict(parameters or {}))
         except schema.InvalidParameters as error:
             if all(not name for name, _ in error.faults):
                 raise DoesNotApply("; ".join(message for _, message in error.faults)) from None
             raise UserError(*(f"{entry.kind} '{entry.name}' {message}" for _, message in error.faults)) from None
         except TypeError as error:
             raise AssertionError(str(error)) from None
-        return cls(component)
+        return cls(component, known_size=size)
 
     @property
     def kind(self) -> str:
@@ -90,14 +93,21 @@ class ComponentCase:
             raise
 
     def build_network(self, channels: tuple[int, int] = (3, 3), size: _Size | None = None, seed: int = 0) -> nn.Module:
-        """A generator or discriminator with its own initial weights, in training mode."""
+        """A generator or discriminator with its own initial weights, in training mode. See also `copy_network`."""
         with rng.torch_seed(seed), self.skip_if_missing():
             return build_network(self.component, channels, size or self.size).train()
+
+    def copy_network(self, seed: int = 0) -> nn.Module:
+        """A copy of `build_network(seed=seed)`, which takes less time than building it again."""
+        key = f"network {seed}"
+        if key not in self.cache:
+            self.cache[key] = self.build_network(seed=seed)
+        return copy.deepcopy(self.cache[key])  # type: ignore[no-any-return]
 
     @functools.cached_property
     def size(self) -> _Size:
         """(H, W) of the images for a network: the smallest accepted one that leaves its coarsest map enough pixels."""
-        return _smallest_size(self.component)
+        return self.known_size or _smallest_size(self.component)
 
     def example_inputs(
         self, channels: tuple[int, int] = (3, 3), size: _Size | None = None, seed: int = 0
@@ -142,34 +152,41 @@ def _accepted_widths(annotation: Any) -> list[int]:
     return accepted
 
 
-def _with_small_width(entry: Entry, factory: Callable[..., Any], parameters: Mapping[str, Any]) -> Component:
+def _with_small_width(
+    entry: Entry, factory: Callable[..., Any], parameters: Mapping[str, Any]
+) -> tuple[Component, _Size | None]:
+    """The component and, if its width was chosen here, the smallest size for it."""
     component = Component(entry, factory, schema.check_params(factory, parameters))
     width = schema.get_params(factory).get("width")
     if width is None or "width" in parameters or entry.kind not in ("generator", "discriminator"):
-        return component
+        return component, None
     for value in _accepted_widths(width.annotation):
         small = Component(entry, factory, schema.check_params(factory, {**parameters, "width": value}))
         try:
-            _smallest_size(small)
+            return small, _smallest_size(small)
         except Exception:  # the network cannot be built this narrow
             continue
-        return small
-    return component
+    return component, None
 
 
 def _smallest_size(component: Component) -> _Size:
     first_error: Exception | None = None
     smallest: int | None = None
-    for side in _NETWORK_SIDES:
+    wanted = 0
+    # on the CPU only if it does not work on the meta device, which takes no memory
+    for device, side in itertools.product(("meta", "cpu"), _NETWORK_SIDES):
+        if smallest is not None and (device == "cpu" or side < wanted):
+            continue
         try:
-            with torch.device("meta"), ComponentCase.skip_if_missing():
+            with torch.device(device), torch.no_grad(), ComponentCase.skip_if_missing():
                 network = build_network(component, (3, 3), (side, side))
                 image = torch.zeros(_BATCH_SIZE, 3, side, side)
                 network(image) if component.entry.kind == "generator" else network(image, image)
         except (UserError, ValueError, RuntimeError) as error:
             first_error = first_error or error
             continue
-        if side >= _MIN_COARSE_SIDE * getattr(network, "size_divisor", 1):
+        wanted = _MIN_COARSE_SIDE * getattr(network, "size_divisor", 1)
+        if side >= wanted:
             return side, side
         smallest = smallest or side
     if smallest is not None:

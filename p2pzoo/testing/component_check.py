@@ -15,6 +15,7 @@ import torch
 from p2pzoo.plugin.loader import plugins
 from p2pzoo.plugin.registry import Entry
 from p2pzoo.testing.component_case import ComponentCase, DoesNotApply, first_line
+from p2pzoo.testing.plugin_module import build_plugin_case
 from p2pzoo.utils.errors import UserError
 from p2pzoo.utils.suggest import did_you_mean
 
@@ -105,8 +106,10 @@ def build_component_checks(
     parameters, expected = dict(parameters or {}), dict(expected_failures or {})
     cases: dict[Entry, ComponentCase] = {}
     component_checks, used_names = [], set()
+    plugin_entry, plugin_case = build_plugin_case(installed)
+    cases[plugin_entry] = plugin_case
     entries = [entry for entry in installed.entries if entry.kind in checks]  # commands have no checks
-    for entry in entries:
+    for entry in (plugin_entry, *entries):
         names = [name for name in (entry.name, f"{entry.kind}.{entry.name}") if name in parameters]
         used_names.update(names)
         values = {key: value for name in names for key, value in parameters[name].items()}

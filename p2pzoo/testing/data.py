@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import os
 import pickle
+import random
+from collections.abc import Iterator
 from typing import Any, get_args
+from unittest import mock
 
 import numpy as np
 import torch
@@ -63,6 +68,48 @@ def check_dataset_repeats(case: ComponentCase) -> None:
     assert random_states() == before, "draws random numbers"
 
 
+def check_dataset_rebuilt(case: ComponentCase) -> None:
+    """Built again, it has the same pairs, also where the file system lists files in another order."""
+    data = case.build(split="train")
+    with _other_random_numbers(), _reversed_listings():
+        other = case.build(split="train")
+        same_length = len(data) == len(other)
+        assert same_length, f"has {len(data)} pairs, and {len(other)} when it is built again"
+        for index in _spread(len(data), _NUM_CHECKED):
+            _assert_same_pair(
+                data[index],
+                other[index],
+                f"pair {index} is another one when it is built again: sort lists of files, and take random numbers "
+                "from a fixed seed (`p2pzoo.utils.rng.numpy_rng`)",
+            )
+
+
+@contextlib.contextmanager
+def _other_random_numbers() -> Iterator[None]:
+    """Inside, all global random number generators are in another state."""
+    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    for seed in (random.seed, np.random.seed, torch.manual_seed):
+        seed(1)
+    try:
+        yield
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])
+        torch.set_rng_state(states[2])
+
+
+@contextlib.contextmanager
+def _reversed_listings() -> Iterator[None]:
+    """Inside, folders list their files in reverse order, as another file system may."""
+    listdir, scandir = os.listdir, os.scandir
+
+    with (
+        mock.patch.object(os, "listdir", lambda *args: listdir(*args)[::-1]),
+        mock.patch.object(os, "scandir", lambda *args: _ReversedScandir(scandir(*args))),
+    ):
+        yield
+
+
 def check_dataset_ids(case: ComponentCase) -> None:
     """Ids are unique within a split."""
     for split in _SPLITS:
@@ -110,6 +157,27 @@ def check_dataset_alignment(case: ComponentCase) -> None:
             if batch.labels is not None:
                 distance = ((x[:, 0] + 1) / 2 * (side - 1) - batch.labels).abs().max().item()
                 assert distance <= 1.5, f"labels are misaligned with x by {distance:.1f} px"
+
+
+class _ReversedScandir:
+    """What os.scandir returns, an iterator and a context manager, in reverse order."""
+
+    def __init__(self, entries: Any) -> None:
+        with entries:
+            self._entries = iter([*entries][::-1])
+
+    def __iter__(self) -> Iterator[Any]:
+        return self
+
+    def __next__(self) -> Any:
+        return next(self._entries)
+
+    def __enter__(self) -> _ReversedScandir:
+        return self
+
+    def __exit__(self, *_: object) -> None: ...
+
+    def close(self) -> None: ...
 
 
 class _Coordinates:

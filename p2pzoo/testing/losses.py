@@ -6,6 +6,7 @@ import contextlib
 import copy
 import itertools
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any, get_args
 
 import torch
@@ -25,41 +26,41 @@ _REACH = 1e-3  # how close to its declared minimum a GAN loss must come at one p
 
 def check_loss_scalar(case: ComponentCase) -> None:
     """Returns a finite scalar."""
-    for side, loss in _losses_by_side(case):
-        value = loss(_Game().outputs(side))
-        assert isinstance(value, Tensor), f"{_describe(side)} is a {type(value).__name__}, not a tensor"
-        assert value.shape == (), f"{_describe(side)} has the shape {tuple(value.shape)}: it must be a scalar"
-        assert value.isfinite(), f"{_describe(side)} is {value.item()}"
+    for side, loss in losses_by_side(case):
+        value = loss(Game().outputs(side))
+        assert isinstance(value, Tensor), f"{describe_side(side)} is a {type(value).__name__}, not a tensor"
+        assert value.shape == (), f"{describe_side(side)} has the shape {tuple(value.shape)}: it must be a scalar"
+        assert value.isfinite(), f"{describe_side(side)} is {value.item()}"
 
 
 def check_loss_gradients(case: ComponentCase) -> None:
     """Gives its own side gradients that are finite and not all 0."""
-    for side, loss in _losses_by_side(case):
-        game = _Game()
+    for side, loss in losses_by_side(case):
+        game = Game()
         own_network = game.network(side)
         with game.turn(side):
             loss(game.outputs(side)).backward()
         gradients = [p.grad for p in own_network.parameters() if p.grad is not None]
-        assert gradients, f"{_describe(side)} gives the {side} no gradient"
+        assert gradients, f"{describe_side(side)} gives the {side} no gradient"
         finite = all(gradient.isfinite().all() for gradient in gradients)
-        assert finite, f"{_describe(side)} gives the {side} a gradient of nan or inf"
+        assert finite, f"{describe_side(side)} gives the {side} a gradient of nan or inf"
         nonzero = any(gradient.any() for gradient in gradients)
-        assert nonzero, f"{_describe(side)} gives the {side} a gradient of 0"
+        assert nonzero, f"{describe_side(side)} gives the {side} a gradient of 0"
 
 
 def check_loss_other_side(case: ComponentCase) -> None:
     """Gives the other side no gradient, and changes no weights and no images."""
-    for side, loss in _losses_by_side(case):
-        game = _Game()
+    for side, loss in losses_by_side(case):
+        game = Game()
         [other_side] = [each for each in get_args(Side) if each != side]
         before = copy.deepcopy(game.state())
         with game.turn(side):
             loss(game.outputs(side)).backward()
         with_gradient = [name for name, p in game.network(other_side).named_parameters() if p.grad is not None]
-        assert not with_gradient, f"{_describe(side)} gives the {other_side} a gradient"
+        assert not with_gradient, f"{describe_side(side)} gives the {other_side} a gradient"
         after = game.state()
         changed = [name for name, tensor in before.items() if not torch.equal(tensor, after[name])]
-        assert not changed, f"{_describe(side)} changes {changed[0]}"
+        assert not changed, f"{describe_side(side)} changes {changed[0]}"
 
 
 def check_loss_minimum(case: ComponentCase) -> None:
@@ -70,42 +71,46 @@ def check_loss_minimum(case: ComponentCase) -> None:
     if case.kind == "gan_loss":
         _check_gan_minimum(case, declared)
         return
-    [(side, loss)] = _losses_by_side(case)
-    perfect = loss(_Game(perfect=True).outputs(side)).item()
+    [(side, loss)] = losses_by_side(case)
+    perfect = loss(Game(perfect=True).outputs(side)).item()
     assert abs(perfect - declared) <= _TOLERANCE, f"is {perfect:.4g} at ŷ = y, but declares a minimum of {declared}"
     for seed in range(3):
-        value = loss(_Game(seed=seed).outputs(side)).item()
+        value = loss(Game(seed=seed).outputs(side)).item()
         assert value >= declared - _TOLERANCE, f"falls to {value:.4g}, below its declared minimum of {declared}"
 
 
 def _check_gan_minimum(case: ComponentCase, declared: Any) -> None:
     is_pair = isinstance(declared, tuple) and len(declared) == 2
     assert is_pair, f"`minimum` is {declared!r}, not a pair (of discriminator_loss, of generator_loss)"
-    for (side, loss), minimum in zip(_losses_by_side(case), declared, strict=True):
+    for (side, loss), minimum in zip(losses_by_side(case), declared, strict=True):
         if minimum is None:
             continue
         lowest = min(loss(out).item() for out in _outputs_for_logits(side))
         assert lowest >= minimum - _TOLERANCE, (
-            f"{_describe(side)} falls to {lowest:.4g}, below its declared minimum of {minimum}"
+            f"{describe_side(side)} falls to {lowest:.4g}, below its declared minimum of {minimum}"
         )
         assert lowest <= minimum + _REACH, (
-            f"{_describe(side)} does not fall below {lowest:.4g}, but declares a minimum of {minimum}"
+            f"{describe_side(side)} does not fall below {lowest:.4g}, but declares a minimum of {minimum}"
         )
 
 
 # --- shared by the checks --------------------------------------------------------------------------------------
 
 
-class _Game:
+class Game:
     """A generator, a discriminator and a batch, as in one training step.
 
     perfect  ŷ is y itself
     """
 
-    def __init__(self, *, seed: int = 0, perfect: bool = False, side: int = IMAGE_SIDE) -> None:
+    def __init__(self, *, seed: int = 0, perfect: bool = False, device: str = "cpu") -> None:
         with rng.torch_seed(seed):
-            self.G, self.D = TinyGenerator(3, 3), TinyDiscriminator(3, 3)
-        self.batch: Batch = example_batch(side)
+            self.G, self.D = TinyGenerator(3, 3).to(device), TinyDiscriminator(3, 3).to(device)
+        batch = example_batch(IMAGE_SIDE)
+        assert batch.labels is not None
+        self.batch: Batch = replace(
+            batch, x=batch.x.to(device), y=batch.y.to(device), labels=batch.labels.to(device)
+        )  # fmt: skip
         self.perfect = perfect
 
     def network(self, side: Side) -> nn.Module:
@@ -150,8 +155,10 @@ def _outputs_for_logits(side: Side) -> Iterator[StepOutputs]:
         yield out if side == "discriminator" else out.for_generator()
 
 
-def _losses_by_side(case: ComponentCase) -> list[tuple[Side, Callable[[StepOutputs], Tensor]]]:
+def losses_by_side(case: ComponentCase, device: str = "cpu") -> list[tuple[Side, Callable[[StepOutputs], Tensor]]]:
+    """(side, what it minimises) of a loss or GAN loss on a device; as in training, only an nn.Module is moved there."""
     loss: Any = case.build_loss()
+    loss = loss.to(device) if isinstance(loss, nn.Module) else loss
     if case.kind == "gan_loss":
         return [("discriminator", loss.discriminator_loss), ("generator", loss.generator_loss)]
     side: Any = getattr(loss, "side", None)
@@ -159,5 +166,5 @@ def _losses_by_side(case: ComponentCase) -> list[tuple[Side, Callable[[StepOutpu
     return [(side, loss)]
 
 
-def _describe(side: Side) -> str:
+def describe_side(side: Side) -> str:
     return {"discriminator": "the loss of D", "generator": "the loss of G"}[side]

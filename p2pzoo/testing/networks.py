@@ -20,7 +20,7 @@ from p2pzoo.models.model_file import load_network
 from p2pzoo.models.test_modes import optimize_for_eval
 from p2pzoo.plugin import schema
 from p2pzoo.plugin.registry import Registry
-from p2pzoo.testing.component_case import ComponentCase, output_maps
+from p2pzoo.testing.component_case import ComponentCase, DoesNotApply, output_maps
 from p2pzoo.testing.tiny_components import cpu_settings
 from p2pzoo.utils import rng
 
@@ -31,33 +31,54 @@ _BF16_ERROR = 0.1  # mean difference / mean absolute value: bfloat16 keeps 8 bit
 
 
 def check_network_shapes(case: ComponentCase) -> None:
-    """Accepts any channel counts, and any size that `size_divisor` allows, square or not."""
+    """Accepts any channel counts, and images that are not square."""
     for channels in _CHANNELS:
         _assert_output_shapes(case, case.build_network(channels), channels, case.size)
     height, width = case.size[0], 2 * case.size[1]
     _assert_output_shapes(case, case.build_network(size=(height, width)), (3, 3), (height, width))
-    if case.kind == "generator":
-        network, (side, _) = case.build_network(), case.size
-        divisor = int(getattr(network, "size_divisor", 1))
-        assert divisor >= 1, f"`size_divisor` is {divisor}: it must be at least 1"
-        _assert_output_shapes(case, network, (3, 3), (side + divisor, side + 2 * divisor))
-        if divisor > 1:
-            not_a_multiple = (side + divisor // 2, side)
-            with contextlib.suppress(ValueError):
-                _assert_output_shapes(case, network, (3, 3), not_a_multiple)
+
+
+def check_network_size_divisor(case: ComponentCase) -> None:
+    """Accepts sizes that are multiples of `size_divisor` (default 1), and refuses others with a ValueError."""
+    network, (side, _) = case.copy_network().eval(), case.size
+    divisor = getattr(network, "size_divisor", 1)
+    is_valid = isinstance(divisor, int) and divisor >= 1
+    assert is_valid, f"`size_divisor` is {divisor!r}: it must be an int of at least 1"
+    _assert_output_shapes(case, network, (3, 3), (side + divisor, side + 2 * divisor))
+    for rest in sorted({1, divisor // 2} - {0, divisor}):
+        for size in ((side + rest, side), (side, side + rest)):
+            try:
+                _assert_output_shapes(case, network, (3, 3), size)
+            except ValueError:
+                continue
+            except Exception as error:
+                problem = f"raises {type(error).__name__}"
+            else:
+                problem = "raises nothing"
+            raise AssertionError(
+                f"{problem} for images of {size[0]}×{size[1]}, although size_divisor = {divisor}: raise a ValueError "
+                "that names the size"
+            )
 
 
 def check_generator_range(case: ComponentCase) -> None:
-    """ŷ is within [-1, 1]."""
+    """ŷ is within [-1, 1], also with large weights, as after a long training."""
+    inputs = case.example_inputs()
     with torch.no_grad():
-        y_hat = case.build_network()(*case.example_inputs())
-    assert y_hat.isfinite().all(), "ŷ has values that are nan or inf"
-    assert y_hat.abs().max() <= 1, f"values of ŷ are {y_hat.min():.3g} to {y_hat.max():.3g}, not within [-1, 1]"
+        _assert_in_range(case.copy_network()(*inputs), "")
+        network = case.copy_network().double()
+        generator = torch.Generator().manual_seed(0)
+        for parameter in network.parameters():
+            if parameter.requires_grad:
+                parameter.copy_(torch.randn(parameter.shape, generator=generator))
+        y_hat = network(*(each.double() for each in inputs))
+        if y_hat.isfinite().all():  # such weights may overflow
+            _assert_in_range(y_hat, " with large weights: end with a tanh or a clamp")
 
 
 def check_discriminator_logits(case: ComponentCase) -> None:
     """D(x, y) is a list of (B, 1, h, w) maps, and `features` has one list of activations for each of them."""
-    network, inputs = case.build_network(), case.example_inputs()
+    network, inputs = case.copy_network(), case.example_inputs()
     logits, features = network(*inputs), network.features(*inputs)  # type: ignore[operator]
     assert isinstance(logits, list), f"returns a {type(logits).__name__}, not a list of maps"
     assert logits, "returns an empty list: there must be one map of logits per scale"
@@ -71,7 +92,7 @@ def check_discriminator_logits(case: ComponentCase) -> None:
 
 def check_network_gradients(case: ComponentCase) -> None:
     """Every parameter with requires_grad gets a finite gradient."""
-    network = case.build_network()
+    network = case.copy_network()
     _weighted_sum(network(*case.example_inputs())).backward()
     trainable = {name: p for name, p in network.named_parameters() if p.requires_grad}
     without = [name for name, p in trainable.items() if p.grad is None]
@@ -82,7 +103,7 @@ def check_network_gradients(case: ComponentCase) -> None:
 
 def check_discriminator_gradients_reach_y(case: ComponentCase) -> None:
     """Gradients of the logits and of the features reach ŷ, so that G can learn from them."""
-    network, (x, y) = case.build_network(), case.example_inputs()
+    network, (x, y) = case.copy_network(), case.example_inputs()
     for name, compute in (("its logits", lambda: network(x, y)), ("its features", lambda: _features(network, x, y))):
         y.grad = None
         y.requires_grad_()
@@ -113,9 +134,13 @@ def check_network_modes(case: ComponentCase) -> None:
     tensors_before = copy.deepcopy(network.state_dict())
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
         rng_state = torch.get_rng_state()
-        in_batch = output_maps(network(*inputs))
+        in_batch = output_maps(network(*case.example_inputs()))
         assert torch.equal(rng_state, torch.get_rng_state()), "draws random numbers in eval mode"
-        single_outputs = [output_maps(network(*(each[i : i + 1] for each in inputs))) for i in range(len(inputs[0]))]
+        if not all(map(torch.equal, in_batch, output_maps(network(*case.example_inputs())))):
+            raise DoesNotApply("gives two outputs for the same x: see the check `random_numbers`")
+        single_outputs = [
+            output_maps(network(*(each[i : i + 1].clone() for each in inputs))) for i in range(len(inputs[0]))
+        ]
         alone = [torch.cat(rows) for rows in zip(*single_outputs, strict=True)]
         assert _is_close(in_batch, alone), "in eval mode an image's output depends on the rest of its batch"
         tensors = network.state_dict()
@@ -126,7 +151,7 @@ def check_network_modes(case: ComponentCase) -> None:
         for layer in network.modules():
             if _is_torch_layer(layer):
                 layer.training = False
-        is_same = _is_close(output_maps(network(*inputs)), in_batch)
+        is_same = _is_close(output_maps(network(*case.example_inputs())), in_batch)
         assert is_same, "its own code differs between training and eval mode: give the reason in `known_failures`"
 
 
@@ -140,9 +165,7 @@ def check_network_file(case: ComponentCase) -> None:
             loaded, _ = load_network(file, Registry([case.component.entry]))
         else:
             safetensors_io.save_tensors(file, network.state_dict(), {})
-            with torch.device("meta"):
-                loaded = build_network(case.component, (3, 3), case.size)
-            loaded = loaded.to_empty(device="cpu")
+            loaded = case.build_network(seed=2)
             safetensors_io.load_into(loaded, safetensors_io.load_tensors(file)[0], "the file")
         outputs = output_maps(network(*inputs)), output_maps(loaded.eval()(*inputs))
     message = "gives another output after it is loaded from its file: is one of its tensors not in the state dict?"
@@ -179,7 +202,7 @@ def check_network_bf16(case: ComponentCase) -> None:
 
 def check_network_compile(case: ComponentCase) -> None:
     """torch.compile (backend aot_eager, fullgraph) gives the same outputs and gradients."""
-    network = _make_repeatable(case, case.build_network())
+    network = _make_repeatable(case, case.copy_network())
     original = copy.deepcopy(network)
     torch.compiler.reset()
     try:
@@ -219,6 +242,11 @@ def check_network_rewrites(case: ComponentCase) -> None:
 # --- shared by the checks --------------------------------------------------------------------------------------
 
 
+def _assert_in_range(y_hat: Tensor, remark: str) -> None:
+    assert y_hat.isfinite().all(), "ŷ has values that are nan or inf"
+    assert y_hat.abs().max() <= 1, f"values of ŷ are {y_hat.min():.3g} to {y_hat.max():.3g}, not within [-1, 1]{remark}"
+
+
 def _assert_output_shapes(
     case: ComponentCase, network: nn.Module, channels: tuple[int, int], size: tuple[int, int]
 ) -> None:
@@ -239,7 +267,7 @@ def _assert_output_shapes(
 
 def build_trained_network(case: ComponentCase) -> nn.Module:
     """A network as after some training: weights and running statistics differ from their initial values."""
-    network, generator = case.build_network(seed=1), torch.Generator().manual_seed(5)
+    network, generator = case.copy_network(seed=1), torch.Generator().manual_seed(5)
     with torch.no_grad():
         for parameter in network.parameters():
             if parameter.requires_grad:

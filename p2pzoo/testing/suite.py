@@ -5,13 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from p2pzoo.testing import augmentations, callbacks, data, losses, metrics, models, networks
+from p2pzoo.testing import augmentations, callbacks, data, losses, metrics, models, networks, side_effects
 from p2pzoo.testing.component_check import CheckFunction, ComponentCheck, build_component_checks
+from p2pzoo.testing.plugin_module import PLUGIN, check_plugin_imports
 from p2pzoo.testing.training import check_resume, check_training
 
 # Plugins write these names in `known_failures` and `expected_failures`: a name never changes, even if its function is
 # renamed.
 _NETWORK_CHECKS: dict[str, CheckFunction] = {
+    "size_divisor": networks.check_network_size_divisor,
+    "inputs": side_effects.check_inputs,
+    "random_numbers": side_effects.check_random_numbers,
+    "device": side_effects.check_device,
     "gradients": networks.check_network_gradients,
     "seed": networks.check_network_seed,
     "modes": networks.check_network_modes,
@@ -29,11 +34,16 @@ _LOSS_CHECKS: dict[str, CheckFunction] = {
     "gradients": losses.check_loss_gradients,
     "other_side": losses.check_loss_other_side,
     "minimum": losses.check_loss_minimum,
+    "needs": side_effects.check_needs,
+    "inputs": side_effects.check_inputs,
+    "random_numbers": side_effects.check_random_numbers,
+    "device": side_effects.check_device,
     "training": check_training,
     "resume": check_resume,
 }
 
 CHECKS: dict[str, dict[str, CheckFunction]] = {
+    PLUGIN: {"imports": check_plugin_imports},
     "generator": {
         "shapes": networks.check_network_shapes,
         "range": networks.check_generator_range,
@@ -51,6 +61,7 @@ CHECKS: dict[str, dict[str, CheckFunction]] = {
         "pairs": data.check_dataset_pairs,
         "range": data.check_dataset_range,
         "repeats": data.check_dataset_repeats,
+        "rebuilt": data.check_dataset_rebuilt,
         "ids": data.check_dataset_ids,
         "splits": data.check_dataset_splits,
         "pickle": data.check_dataset_pickle,
@@ -61,6 +72,9 @@ CHECKS: dict[str, dict[str, CheckFunction]] = {
         "batches": metrics.check_metric_batches,
         "order": metrics.check_metric_order,
         "perfect": metrics.check_metric_perfect,
+        "needs": side_effects.check_needs,
+        "inputs": side_effects.check_inputs,
+        "random_numbers": side_effects.check_random_numbers,
     },
     "callback": {"changes_nothing": callbacks.check_callback_changes_nothing},
     "model": {"translates": models.check_model_translates, "card": models.check_model_card},
@@ -70,6 +84,9 @@ CHECKS: dict[str, dict[str, CheckFunction]] = {
         "batches": augmentations.check_augmentation_batches,
         "aligned": augmentations.check_augmentation_alignment,
         "gradients": augmentations.check_augmentation_gradients,
+        "needs": side_effects.check_needs,
+        "inputs": side_effects.check_inputs,
+        "device": side_effects.check_device,
         "training": check_training,
     },
 }

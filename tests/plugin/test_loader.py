@@ -66,8 +66,21 @@ def test_a_component_that_cannot_be_imported_is_an_error_when_it_is_used(load):
         ("raise RuntimeError('first\\nsecond')", "RuntimeError: first"),
         ("import sys; sys.exit(3)", "SystemExit: 3"),
         ("def broken(:", "SyntaxError: invalid syntax"),
-        (GOOD.replace("register_generators", "register_genrators"), "PluginValidationError: unknown hook"),
-        (GOOD.replace("(register)", "(register, more)"), "PluginValidationError: Plugin 'bad' for hook"),
+        (
+            GOOD.replace("register_generators", "register_genrators"),
+            "ValueError: bad.py:4  there is no hook 'register_genrators': did you mean 'register_generators'?",
+        ),
+        (
+            GOOD.replace("(register)", "(register, more)"),
+            "ValueError: bad.py:4  register_generators(register, more): the only argument of a hook is `register`",
+        ),
+        (
+            GOOD.replace("@p2pzoo.hookimpl", ""),
+            "ValueError: bad.py:5  the module bad has no hook: write @p2pzoo.hookimpl above register_generators",
+        ),
+        ("", "ValueError: the module bad has no hook: define register_generators, with @p2pzoo.hookimpl above it"),
+        (GOOD.replace('summary="A tiny one"', 'needs=("label",)'), "ValueError: generator 'tiny' has needs=('label',)"),
+        (GOOD.replace('summary="A tiny one"', 'needs="labels"'), "ValueError: generator 'tiny' has needs='labels'"),
         (GOOD.replace("tiny", "Tiny Net"), "ValueError: generator name 'Tiny Net'"),
         (
             GOOD.replace("good.missing:Tiny", "good"),

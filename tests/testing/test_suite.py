@@ -1,20 +1,26 @@
 """The conformance kit: each check fails on a component that does not satisfy its interface."""
 
+import glob
 import json
+import os
+import re
 import subprocess
 import sys
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
+from component_failures import case, failure, failures
 from torch import nn
 
 from p2pzoo.cli import main
 from p2pzoo.plugin.batch import Pair
 from p2pzoo.plugin.protocols import Callback
 from p2pzoo.plugin.registry import Entry
-from p2pzoo.testing import CHECKS, ComponentCase, DoesNotApply, conformance, list_component_checks
+from p2pzoo.testing import CHECKS, ComponentCase, conformance, list_component_checks
 from p2pzoo.testing.tiny_components import (
     TinyDataset,
     TinyDiscriminator,
@@ -23,30 +29,6 @@ from p2pzoo.testing.tiny_components import (
     build_experiment,
 )
 from p2pzoo.utils.errors import UserError
-
-
-def case(kind, factory, **parameters):
-    return ComponentCase.from_entry(Entry(kind, "mine", factory, "mine", "mine 1.0"), parameters)
-
-
-def failures(kind, factory):
-    """{check: message} of the checks that the component fails."""
-    messages = {}
-    for name, check in CHECKS[kind].items():
-        try:
-            check(case(kind, factory))
-        except AssertionError as error:
-            messages[name] = str(error)
-        except DoesNotApply:
-            continue
-    return messages
-
-
-def failure(kind, factory, check_name):
-    """The first line of the message of the check, which must fail."""
-    with pytest.raises(AssertionError) as raised:
-        CHECKS[kind][check_name](case(kind, factory))
-    return str(raised.value).splitlines()[0]
 
 
 @pytest.mark.parametrize(
@@ -65,6 +47,10 @@ def test_tiny_components_pass_every_check(kind, factory):
 def test_check_names_that_plugins_write_never_change():
     """Plugins declare failures by these names, so a renamed check breaks them."""
     network = [
+        "size_divisor",
+        "inputs",
+        "random_numbers",
+        "device",
         "gradients",
         "seed",
         "modes",
@@ -77,17 +63,29 @@ def test_check_names_that_plugins_write_never_change():
         "training",
         "resume",
     ]
-    loss = ["scalar", "gradients", "other_side", "minimum", "training", "resume"]
+    effects = ["needs", "inputs", "random_numbers", "device"]
+    loss = ["scalar", "gradients", "other_side", "minimum", *effects, "training", "resume"]
     assert {kind: list(checks) for kind, checks in CHECKS.items()} == {
+        "plugin": ["imports"],
         "generator": ["shapes", "range", *network],
         "discriminator": ["shapes", "logits", "gradients_reach_y", *network],
         "gan_loss": loss,
         "loss": loss,
-        "dataset": ["pairs", "range", "repeats", "ids", "splits", "pickle", "aligned", "training"],
-        "metric": ["batches", "order", "perfect"],
+        "dataset": ["pairs", "range", "repeats", "rebuilt", "ids", "splits", "pickle", "aligned", "training"],
+        "metric": ["batches", "order", "perfect", "needs", "inputs", "random_numbers"],
         "callback": ["changes_nothing"],
         "model": ["translates", "card"],
-        "augmentation": ["shapes", "repeats", "batches", "aligned", "gradients", "training"],
+        "augmentation": [
+            "shapes",
+            "repeats",
+            "batches",
+            "aligned",
+            "gradients",
+            "needs",
+            "inputs",
+            "device",
+            "training",
+        ],
     }
 
 
@@ -115,6 +113,24 @@ class TestGenerators:
 
         assert "not within [-1, 1]" in failure("generator", Loud, "range")
 
+    def test_a_range_that_only_large_weights_leave(self):
+        class Linear(TinyGenerator):
+            def forward(self, x):
+                return self.layers(x)
+
+        assert failure("generator", Linear, "range").endswith("with large weights: end with a tanh or a clamp")
+
+    def test_gates_that_start_at_0_are_no_missing_gradient(self):
+        class Gated(TinyGenerator):
+            def __init__(self, in_channels, out_channels):
+                super().__init__(in_channels, out_channels)
+                self.inner, self.gate = nn.Conv2d(in_channels, in_channels, 1), nn.Parameter(torch.zeros(1))
+
+            def forward(self, x):
+                return super().forward(x + self.gate * self.inner(x))
+
+        assert failures("generator", Gated, checks=["gradients", "training", "resume"]) == {}
+
     def test_another_size(self):
         class Cropped(TinyGenerator):
             def forward(self, x):
@@ -129,7 +145,38 @@ class TestGenerators:
             def forward(self, x):
                 return nn.functional.interpolate(super().forward(x)[..., ::4, ::4], scale_factor=4)
 
-        assert "ŷ for x of (2, 3, 34, 36) is" in failure("generator", Halves, "shapes")
+        assert "ŷ for x of (2, 3, 34, 36) is" in failure("generator", Halves, "size_divisor")
+
+    @pytest.mark.parametrize("base", [TinyGenerator, TinyDiscriminator])
+    def test_a_size_that_is_no_multiple_of_the_divisor_must_be_a_value_error(self, base):
+        class Silent(base):
+            size_divisor = 4
+
+        class Refusing(Silent):
+            def forward(self, x, *y):
+                if x.shape[2] % 4 or x.shape[3] % 4:
+                    raise ValueError(f"takes multiples of 4, not {x.shape[2]}×{x.shape[3]}")
+                return super().forward(x, *y)
+
+        class Failing(Refusing):
+            def forward(self, x, *y):
+                try:
+                    return super().forward(x, *y)
+                except ValueError:
+                    raise RuntimeError("sizes of tensors must match") from None
+
+        class HeightOnly(Silent):
+            def forward(self, x, *y):
+                if x.shape[2] % 4:
+                    raise ValueError(f"takes multiples of 4, not {x.shape[2]}")
+                return super().forward(x, *y)
+
+        kind = "generator" if base is TinyGenerator else "discriminator"
+        rule = ", although size_divisor = 4: raise a ValueError that names the size"
+        assert failure(kind, Silent, "size_divisor") == f"raises nothing for images of 33×32{rule}"
+        assert failure(kind, Failing, "size_divisor") == f"raises RuntimeError for images of 33×32{rule}"
+        assert failure(kind, HeightOnly, "size_divisor") == f"raises nothing for images of 32×33{rule}"
+        assert failures(kind, Refusing, checks=["size_divisor"]) == {}
 
     def test_channels_that_differ_from_the_data(self):
         class Red(TinyGenerator):
@@ -374,6 +421,49 @@ class TestDatasets:
 
         assert failure("dataset", Restless, "repeats") == "pair 0 changes between two accesses"
 
+    def test_pairs_that_change_when_the_dataset_is_built_again(self):
+        class Shuffled(TinyDataset):
+            def __init__(self, split):
+                super().__init__(split)
+                self.order = np.random.permutation(10)
+
+            def __getitem__(self, index):
+                return super().__getitem__(int(self.order[index]))
+
+        found = failures("dataset", Shuffled, checks=["repeats", "rebuilt"])
+        assert found.keys() == {"rebuilt"}
+        assert "sort lists of files, and take random numbers from a fixed seed" in found["rebuilt"]
+
+    @pytest.mark.parametrize(
+        "list_names",
+        [
+            lambda folder: os.listdir(folder),
+            lambda folder: [file.name for file in Path(folder).iterdir()],
+            lambda folder: [entry.name for entry in os.scandir(folder)],
+            lambda folder: glob.glob("*", root_dir=folder),
+        ],
+        ids=["listdir", "iterdir", "scandir", "glob"],
+    )
+    def test_files_in_the_order_of_the_file_system(self, list_names, tmp_path):
+        for name in "abcdefghij":
+            (tmp_path / name).touch()
+
+        class Listed(TinyDataset):
+            def __init__(self, split):
+                super().__init__(split)
+                self.names = list_names(tmp_path)
+
+            def __getitem__(self, index):
+                return replace(super().__getitem__(index), id=self.names[index])
+
+        class Sorted(Listed):
+            def __init__(self, split):
+                super().__init__(split)
+                self.names.sort()
+
+        assert "is another one when it is built again" in failure("dataset", Listed, "rebuilt")
+        assert failures("dataset", Sorted, checks=["rebuilt"]) == {}
+
     def test_crops_of_x_and_y_that_differ(self, monkeypatch):
         from p2pzoo.data import loader
 
@@ -492,12 +582,37 @@ class TestPlugins:
         result = CliRunner().invoke(main, ["check-plugin", "broken"])
         assert result.exit_code == 1
         rows = {row.split()[0]: row.split()[1:] for row in result.output.splitlines() if row.strip()}
-        assert rows["loss"] == ["scalar", "gradients", "other_side", "minimum", "training", "resume"]
-        assert rows["off"] == ["✓", "✓", "✓", "✗", "✓", "✓"]
-        assert rows["declared"] == ["✓", "✓", "✓", "x", "✓", "✓"]
+        assert rows["loss"] == [*CHECKS["loss"]]
+        signs = ["✗" if name == "minimum" else "✓" for name in CHECKS["loss"]]
+        assert rows["off"] == signs
+        assert rows["declared"] == ["x" if sign == "✗" else sign for sign in signs]
         assert "✗ loss.off minimum: is 1 at ŷ = y, but declares a minimum of 0.0" in result.output.splitlines()
         assert "x loss.declared minimum: it is one too much" in result.output.splitlines()
-        assert "10 pass, 1 fails, 1 expected failure" in result.output
+        assert "19 pass, 1 fails, 1 expected failure" in result.output
+
+    def test_each_finished_check_is_a_line_on_stderr(self, install):
+        install("broken", PLUGIN)
+        result = CliRunner().invoke(main, ["check-plugin", "broken"])
+        lines = result.stderr.splitlines()
+        assert len(lines) == 21
+        assert re.fullmatch(r"\[1/21\] plugin\.broken-imports ✓ \d+\.\d s", lines[0])
+        assert re.fullmatch(r"\[5/21\] loss\.off-minimum ✗ \d+\.\d s", lines[4])
+
+    @pytest.mark.parametrize(
+        "source",
+        [
+            "import torch\n" + PLUGIN,
+            PLUGIN.replace("def register_losses(register):", "def register_losses(register):\n    import torch"),
+        ],
+        ids=["module", "hook"],
+    )
+    def test_a_plugin_that_imports_torch_when_it_is_loaded(self, install, source):
+        install("broken", source)
+        [check] = [each for each in list_component_checks("broken") if each.check_name == "imports"]
+        result = check.run()
+        line = source.splitlines().index("    import torch" if "    import torch" in source else "import torch") + 1
+        assert result.status == "fail"
+        assert f"broken.py:{line} imports torch when the plugin is loaded" in result.message
 
     def test_json_has_the_same_results(self, install):
         install("broken", PLUGIN)
@@ -541,9 +656,8 @@ class TestPlugins:
         install("broken", PLUGIN)
         [mark] = conformance("broken").pytestmark
         assert [str(check) for check in mark.args[1]] == [
-            f"loss.{name}-{check}"
-            for name in ("off", "declared")
-            for check in ("scalar", "gradients", "other_side", "minimum", "training", "resume")
+            "plugin.broken-imports",
+            *(f"loss.{name}-{check}" for name in ("off", "declared") for check in CHECKS["loss"]),
         ]
 
     def test_importing_the_kit_does_not_import_pytest(self):
