@@ -28,7 +28,7 @@ _ALL_FIELDS: tuple[BatchField, ...] = get_args(BatchField)
 _TAKES_CPU_TENSORS = ("aten::index", "aten::copy_")  # an index, and the source of a copy, may be on the CPU
 
 
-def check_inputs(case: ComponentCase) -> None:
+def check_keeps_inputs(case: ComponentCase) -> None:
     """Changes none of its arguments in place."""
     for use in _iter_uses(case):
         before = {name: tensor.detach().clone() for name, tensor in use.arguments.items()}
@@ -38,7 +38,7 @@ def check_inputs(case: ComponentCase) -> None:
             assert is_same, f"{use.name}changes {name} in place: compute a new tensor instead"
 
 
-def check_random_numbers(case: ComponentCase) -> None:
+def check_own_random_numbers(case: ComponentCase) -> None:
     """Takes random numbers from torch's global generator only, and gives the same bits for the same seed."""
     for use in _iter_uses(case):
         before = random_states()
@@ -52,7 +52,7 @@ def check_random_numbers(case: ComponentCase) -> None:
         )
 
 
-def check_device(case: ComponentCase) -> None:
+def check_computes_on_device(case: ComponentCase) -> None:
     """Makes no tensor on the CPU while its arguments are on another device."""
     for use in _iter_uses(case, device="meta"):
         try:
@@ -67,7 +67,7 @@ def check_device(case: ComponentCase) -> None:
         assert all(each.is_meta for each in output), f"{use.name}gives an output on the CPU for arguments elsewhere"
 
 
-def check_needs(case: ComponentCase) -> None:
+def check_declared_needs(case: ComponentCase) -> None:
     """Reads no field of the batch that is not in the `needs` of its registration."""
     declared = case.component.entry.needs
     if _error_with_fields(case, declared) is None:
