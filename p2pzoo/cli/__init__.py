@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from p2pzoo.cli.options import JSON_REQUESTED, print_error
-from p2pzoo.utils.errors import PeerProcessError, UserError
+from p2pzoo.utils.errors import ComponentError, PeerProcessError, UserError
 from p2pzoo.utils.launcher import is_follower
 from p2pzoo.utils.signals import exit_code, interrupting
 from p2pzoo.utils.terminal import escape, prepare_streams
@@ -172,6 +172,8 @@ def _explain(error: BaseException) -> tuple[str, int]:
         case UserError():
             faults = ("\n  ".join(map(_escape_lines, getattr(fault, "lines", [fault]))) for fault in error.faults)
             return "\n".join(faults), 2
+        case ComponentError():
+            return f"{escape(str(error))} (`p2pzoo --debug ...` shows where)", 1
         case PeerProcessError():
             return "", 1
         case OSError() if error.errno in (*DISK_FULL, *NO_PERMISSION, *WRONG_PATH) or "No space left" in str(error):

@@ -23,6 +23,7 @@ from p2pzoo.plugin import schema
 from p2pzoo.plugin.batch import Batch
 from p2pzoo.runs.results import read_results, write_results
 from p2pzoo.runs.run_folder import Run
+from p2pzoo.utils import rng
 from p2pzoo.utils.errors import UserError
 
 
@@ -114,6 +115,18 @@ def check_trust(metrics: Mapping[str, Any], device: torch.device) -> None:
     for metric in metrics.values():
         if hasattr(metric, "trust"):
             metric.trust(device)
+
+
+def try_metrics(metrics: Mapping[str, Any], store: Store) -> None:
+    """Measure two images on the CPU, so that an error inside a metric ends a run before its training.
+
+    ŷ is y mirrored. The metrics should not be used afterwards; torch's random state is as before.
+    """
+    with rng.torch_seed(0):
+        batches = list(single_batches(store, range(min(2, len(store)))))
+        statistics = join_rows([measure(metrics, batch, batch.y.flip(-1), store.dataset) for batch in batches])
+        for name, metric in metrics.items():
+            metric.reduce(safetensors_io.strip_prefix(name, statistics))
 
 
 def evaluate(

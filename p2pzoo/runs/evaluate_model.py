@@ -16,6 +16,7 @@ from p2pzoo import config
 from p2pzoo.compute.conv_as_gemm import AlgorithmChooser
 from p2pzoo.compute.engine import Engine
 from p2pzoo.compute.memory import is_out_of_memory
+from p2pzoo.config.component_errors import naming_components
 from p2pzoo.config.experiment import Component, Experiment
 from p2pzoo.config.recipe import NO_PROFILE
 from p2pzoo.config.settings import Compute
@@ -91,13 +92,15 @@ def evaluate_model(request: Request, note: Note) -> dict[str, Any]:
             raise UserError(
                 "--scale and --size are for two folders: a recipe says how its images are resized ([dataset])"
             )
-        return _measure_on_recipe(model, replace(experiment, metrics=components), request, note)
+        with naming_components([experiment.dataset, *components.values()]):
+            return _measure_on_recipe(model, replace(experiment, metrics=components), request, note)
     if unused := [item for item in request.overrides if item.partition(".")[0] not in ("metrics", "compute")]:
         raise UserError(
             f"-s {unused[0]}: only [metrics] and [compute] of a recipe are used with two folders; remove it"
         )
     compute = experiment.compute if experiment else Compute(device=request.device or "auto")  # type: ignore[arg-type]
-    return _measure_on_folders(model, components, compute, request, note)
+    with naming_components(components.values()):
+        return _measure_on_folders(model, components, compute, request, note)
 
 
 def _find_recipe(path: Path) -> str | None:

@@ -16,6 +16,7 @@ from p2pzoo.compute.distributed import check_batch, check_device, on_rank0, rank
 from p2pzoo.compute.engine import Engine, pick_device
 from p2pzoo.compute.memory import explain_out_of_memory
 from p2pzoo.compute.tuned_kernels import read_recipe_kernels
+from p2pzoo.config.component_errors import naming_components
 from p2pzoo.config.experiment import Experiment
 from p2pzoo.config.provenance import changed_sources, source_hashes
 from p2pzoo.data import Store
@@ -27,7 +28,7 @@ from p2pzoo.models.model_file import ModelHeader, restore_network
 from p2pzoo.models.safetensors_io import load_tensors
 from p2pzoo.plugin.protocols import Callback
 from p2pzoo.plugin.registry import Registry
-from p2pzoo.runs.evaluate import build_metrics, check_needs, check_trust, evaluate, find_missing_metrics
+from p2pzoo.runs.evaluate import build_metrics, check_needs, check_trust, evaluate, find_missing_metrics, try_metrics
 from p2pzoo.runs.monitor import Diverged, TrainingMonitor
 from p2pzoo.runs.progress import Progress
 from p2pzoo.runs.report import write_report
@@ -78,8 +79,22 @@ def run_experiment(
     continued     a complete run to continue from (--continue-from)
 
     If there are several processes, all of them call this, and only the first one writes to the disk.
-    Raises UserError (bad data, a run that another process works on, changed code) and Interrupted.
+    Raises UserError (bad data, a run that another process works on, changed code), ComponentError and Interrupted.
     """
+    components = [*experiment.components(), *experiment.metrics.values()]
+    with naming_components(components):
+        return _run(experiment, registry, runs, progress, fresh, accept_stale, continued)
+
+
+def _run(
+    experiment: Experiment,
+    registry: Registry,
+    runs: Path,
+    progress: Progress,
+    fresh: bool,
+    accept_stale: bool,
+    continued: Run | None,
+) -> Outcome:
     with sync_errors():
         run = locate_run(experiment, runs)
     try:
@@ -249,10 +264,12 @@ def _check_device(experiment: Experiment) -> None:
 
 
 def _check_inputs(experiment: Experiment, data: dict[str, Store], progress: Progress, will_train: bool) -> None:
-    """Raises UserError for a bad kernels file or bad images, before the run folder is made."""
+    """Raises UserError for a bad kernels file, bad images or failing metrics, before the run folder is made."""
     if will_train:
         read_recipe_kernels(experiment.compute)
     validate_or_raise(experiment, data, progress.note, keep_train=will_train)
+    if will_train:
+        try_metrics(build_metrics(experiment, data["test"], experiment.metrics), data["test"])
 
 
 def _open_data(experiment: Experiment) -> dict[str, Store]:

@@ -5,6 +5,7 @@ Error                 base class of all
 │  ├─ DamagedFile     a file is truncated or altered, or p2pzoo did not write it
 │  ├─ OutOfMemory     the device or the machine has too little memory
 │  └─ Diverged        a loss or a weight became nan or inf (defined in `p2pzoo.runs.monitor`)
+├─ ComponentError     a component of a plugin failed; the message names it; exit code 1
 └─ PeerProcessError   another process of the same run failed and prints the reason
 """
 
@@ -57,6 +58,14 @@ class OutOfMemory(UserError):
     """The device or the machine has too little memory for images, tiles or batches of this size.
 
     Raised by `p2pzoo.train`, and by the methods of a loaded model that translate images.
+    """
+
+
+class ComponentError(Error):
+    """A component failed with an exception of its own, which is the `__cause__`. The message names kind, name,
+    distribution and method.
+
+    Raised by `p2pzoo.train`.
     """
 
 
