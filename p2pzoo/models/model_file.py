@@ -49,7 +49,8 @@ _Range = Annotated[tuple[_Finite, _Finite], AfterValidator(_check_order)]
 
 
 # no model was trained on images enlarged more than this, and a file must not ask for gigabytes
-_Scale = Annotated[float, Field(gt=0, le=64, allow_inf_nan=False)]
+MAX_SCALE = 64
+_Scale = Annotated[float, Field(gt=0, le=MAX_SCALE, allow_inf_nan=False)]
 
 
 class _FileLayoutJson(TypedDict):

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from p2pzoo.cli.options import json_option, print_json
 from p2pzoo.utils.errors import UserError
+
+if TYPE_CHECKING:
+    from p2pzoo.plugin import FileLayout
 
 SUFFIXES = {"onnx": ".onnx", "torch-export": ".pt2", "web": ".html"}  # other formats are weights
 
@@ -24,6 +28,9 @@ SUFFIXES = {"onnx": ".onnx", "torch-export": ".pt2", "web": ".html"}  # other fo
               help="Network to take from a file that holds both [default: the generator if there is one].")  # fmt: skip
 @click.option("--size", type=click.IntRange(min=1), metavar="SIDE",
               help="Side of the training images, in px [default: the usual one for the network].")  # fmt: skip
+@click.option("--scale", metavar="FACTOR",
+              help="Side of the training images over the side of their files, such as 0.5; native: they were not "
+                   "resized. The default scale of `translate` [default: unknown].")  # fmt: skip
 @click.option("--test-mode", type=click.Choice(["paper", "eval"]), default="paper", show_default=True,
               help="Default test mode of `translate`. paper: statistics of the image itself and dropout, as the other "
                    "code tests too, except with its --eval; eval: running statistics, no dropout.")  # fmt: skip
@@ -35,6 +42,7 @@ def import_command(
     overrides: tuple[str, ...],
     part: str | None,
     size: int | None,
+    scale: str | None,
     test_mode: str,
     force: bool,
     as_json: bool,
@@ -57,7 +65,9 @@ def import_command(
     if output.suffix != ".safetensors":
         raise UserError(f"{output}: a model file needs a name that ends in .safetensors")
     sides = None if size is None else (size, size)
-    imported = import_weights(file, registry(), parse_parameters(overrides), part=part, size=sides, test_mode=test_mode)
+    imported = import_weights(
+        file, registry(), parse_parameters(overrides), part=part, size=sides, test_mode=test_mode, layout=_layout(scale)
+    )
     imported.save(output)
     if as_json:
         part, header = imported.part, imported.header
@@ -69,6 +79,22 @@ def import_command(
     for note in imported.notes:
         click.echo(f"guessed  {note}")
     click.echo(f"written  {output}")
+
+
+def _layout(scale: str | None) -> FileLayout | None:
+    """How images of this --scale relate to their files."""
+    from p2pzoo.models.model_file import MAX_SCALE
+    from p2pzoo.plugin import FileLayout
+
+    if scale is None:
+        return None
+    try:
+        factor = 1.0 if scale == "native" else float(scale)
+    except ValueError:
+        factor = math.nan
+    if not 0 < factor <= MAX_SCALE:
+        raise UserError(f"--scale {scale}: give native, or a number above 0 and up to {MAX_SCALE}, such as 0.5")
+    return FileLayout(scale=(factor, factor))
 
 
 @click.command("export")

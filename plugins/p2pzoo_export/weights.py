@@ -20,7 +20,7 @@ from p2pzoo.models.build import build_network, build_on_meta
 from p2pzoo.models.model import read_model
 from p2pzoo.models.model_file import ModelHeader, restore_network
 from p2pzoo.models.safetensors_io import load_into, save_model
-from p2pzoo.plugin import InferredConfig, StateDictFormat, schema
+from p2pzoo.plugin import FileLayout, InferredConfig, StateDictFormat, schema
 from p2pzoo.plugin.registry import Entry, Registry
 from p2pzoo.utils import rng
 from p2pzoo.utils.errors import UserError
@@ -70,6 +70,7 @@ def import_weights(
     part: str | None = None,
     size: tuple[int, int] | None = None,
     test_mode: str = "paper",
+    layout: FileLayout | None = None,
 ) -> ImportedWeights:
     """Infer the network from the names and shapes of the tensors in a file of other code.
 
@@ -77,6 +78,7 @@ def import_weights(
     part       "generator" or "discriminator", if a file holds both; None: the generator
     size       (H, W) of the training images; None: the usual size of such weights
     test_mode  default of the model file
+    layout     how the training images of a generator came from their files; None: unknown
 
     Raises UserError if the file is incomplete, would run code, or has an unknown format.
     """
@@ -95,6 +97,8 @@ def import_weights(
         notes.append(f"trained at {best.size[0]}×{best.size[1]}; for another size, --size SIDE")
     notes += best.notes
     kind = best.entry.kind
+    if layout and kind != "generator":
+        raise UserError(f"{path}: holds a {kind}, which translates no images: remove --scale")
     header = {
         "run": f"imported-{_digest(best.tensors)}",
         kind: {"use": best.entry.full_name, "params": schema.to_jsonable(best.component.values)},
@@ -106,6 +110,7 @@ def import_weights(
         "y_range": [0, 255],
         "test_mode": test_mode,
         "imported": {"layout": best.format.name},
+        **({"file_layout": schema.to_jsonable(vars(layout))} if layout else {}),
     }
     return ImportedWeights(network, header, notes)
 

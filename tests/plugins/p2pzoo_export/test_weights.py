@@ -394,6 +394,34 @@ def test_guesses_are_printed_with_the_option_that_sets_them(import_tensors):
     assert (header["size"], header["test_mode"]) == ([128, 128], "eval")
 
 
+@pytest.mark.parametrize(("scale", "stored"), [("0.5", 0.5), ("native", 1.0)])
+def test_a_scale_is_stored_and_translate_does_not_ask_for_it(scale, stored, run_cli, import_tensors):
+    tensors = UnetGenerator(3, 3, 5, 1).state_dict()
+    Image.fromarray(np.zeros((64, 64, 3), np.uint8)).save("x.png")
+    file, _ = import_tensors(tensors)
+    assert "give their scale" in run_cli("translate", file, "x.png", "-o", "y.png").output
+    file, _ = import_tensors(tensors, "--scale", scale)
+    assert load_tensors(file)[1]["file_layout"]["scale"] == [stored, stored]
+    result = run_cli("translate", file, "x.png", "-o", "y.png", "--force")
+    assert result.exit_code == 0
+    assert "warning" not in result.output
+
+
+@pytest.mark.parametrize("scale", ["0", "-1", "nan", "inf", "65", "half"])
+def test_a_scale_that_is_none_is_refused(scale, run_cli):
+    torch.save(UnetGenerator(3, 3, 5, 1).state_dict(), "their.pth")
+    result = run_cli("import", "their.pth", "-o", "model.safetensors", "--scale", scale)
+    assert result.exit_code == 2
+    assert f"--scale {scale}: give native, or a number above 0 and up to 64" in result.output
+
+
+def test_a_discriminator_has_no_scale(run_cli):
+    torch.save(NLayerDiscriminator(6, 2).state_dict(), "their.pth")
+    result = run_cli("import", "their.pth", "-o", "model.safetensors", "--scale", "0.5")
+    assert result.exit_code == 2
+    assert "holds a discriminator, which translates no images: remove --scale" in result.output
+
+
 def test_half_precision_weights_are_read_exactly(import_tensors):
     theirs = randomise(ResnetGenerator(3, 3, 6, 2)).half()
     file, _ = import_tensors(theirs.state_dict())
