@@ -331,7 +331,8 @@ def zoo() -> str:
 
 def compared(name: str) -> str:
     """Return a table of runs from a file that `p2pzoo bench -o results/NAME.json` wrote."""
-    from p2pzoo_bench.formats import COSTS, to_markdown
+    from p2pzoo_bench.formats import to_markdown
+    from p2pzoo_bench.table_columns import COSTS
 
     short = name.startswith("short-")
     doc = json.loads((RESULTS.parent / f"{name.removeprefix('short-')}.json").read_text("utf-8"))

@@ -39,6 +39,11 @@ output_option = click.option(
     "-o", "--output", type=click.Path(path_type=Path, dir_okay=False), metavar="OUT",
     help="Write the table to this file: .md, .csv, .json, .tex or .html; .svg for a metric that draws (Figure 7).",
 )  # fmt: skip
+column_option = click.option(
+    "--column", "columns", multiple=True, metavar="NAME",
+    help="Show only this column: a metric, or a cost (receptive_field, receptive_field_over_side, parameters, "
+         "discriminator_parameters, seconds, peak_megabytes). May be repeated.",
+)  # fmt: skip
 runs_option = click.option(
     "--runs", type=click.Path(path_type=Path, file_okay=False), default="runs", show_default=True,
     help="Folder of the runs.",
@@ -70,6 +75,7 @@ runs_option = click.option(
 @click.option("--dry-run", is_flag=True, help="Print what would be trained, and train nothing.")
 @click.option("--fresh", is_flag=True, help="Restart unfinished runs instead of resuming them.")
 @click.option("--accept-stale", is_flag=True, help="Resume runs although the code changed since they started.")
+@column_option
 @format_option
 @output_option
 @max_time_option
@@ -78,7 +84,8 @@ runs_option = click.option(
 def bench_command(
     table: str, profile: str | None, overrides: tuple[str, ...], seeds: int | None, where: str,
     jobs: int | None, cpus_per_run: int | None, gpus_per_run: float | None, runs: Path, dry_run: bool,
-    fresh: bool, accept_stale: bool, form: str | None, output: Path | None, quiet: bool, as_json: bool,
+    fresh: bool, accept_stale: bool, columns: tuple[str, ...], form: str | None, output: Path | None, quiet: bool,
+    as_json: bool,
 ) -> None:  # fmt: skip
     """Train the missing runs of TABLE (a file, or zoo:NAME.toml) and print the table.
 
@@ -90,11 +97,13 @@ def bench_command(
     from p2pzoo_bench.bench import Bench
     from p2pzoo_bench.progress import table_progress
     from p2pzoo_bench.run_missing import Stopped
+    from p2pzoo_bench.table_columns import find_columns, select_columns
     from p2pzoo_bench.table_file import read_table
 
     form = _resolve_format(form, output, as_json)
     flags = {"--fresh": fresh, "--accept-stale": accept_stale}
     table_file = read_table(table)
+    find_columns(columns, table_file.columns)  # before anything is trained
     executor = _build_executor(where, runs, jobs, cpus_per_run, gpus_per_run)
     bench = Bench(
         table_file, registry(), runs, profile=profile, seeds=seeds, overrides=overrides,
@@ -117,7 +126,7 @@ def bench_command(
                 stop(f"stopped; {resume_command(fresh)} resumes from there", 128 + stopped.signum, progress.note)
     for folder, changed in bench.stale().items():
         click.echo(f"{folder}: the code changed after this run ({', '.join(changed)})", err=True)
-    _write_table(bench.compare(failures), form, output, as_json)
+    _write_table(select_columns(bench.compare(failures), columns), form, output, as_json)
     if failures:
         sys.exit(1)
 
@@ -143,12 +152,13 @@ def _print_plan(bench: Bench, as_json: bool) -> None:
 @click.argument("runs", metavar="RUN...", nargs=-1, required=True, type=click.Path(path_type=Path, file_okay=False))
 @click.option("--baseline", metavar="ROW", help="Compare the other rows with this one [default: the first].")
 @click.option("--metric", "metrics", multiple=True, metavar="NAME", help="Show only this metric. May be repeated.")
+@column_option
 @format_option
 @output_option
 @json_option
 def compare_command(
-    runs: tuple[Path, ...], baseline: str | None, metrics: tuple[str, ...], form: str | None, output: Path | None,
-    as_json: bool,
+    runs: tuple[Path, ...], baseline: str | None, metrics: tuple[str, ...], columns: tuple[str, ...],
+    form: str | None, output: Path | None, as_json: bool,
 ) -> None:  # fmt: skip
     """Compare finished runs. Runs that differ only by their seed make one row.
 
@@ -156,9 +166,11 @@ def compare_command(
     """
     from p2pzoo.plugin.loader import registry
     from p2pzoo_bench.comparison import compare_runs
+    from p2pzoo_bench.table_columns import select_columns
 
     form = _resolve_format(form, output, as_json)
-    _write_table(compare_runs(runs, registry(), baseline=baseline, wanted=metrics), form, output, as_json)
+    table = compare_runs(runs, registry(), baseline=baseline, wanted=metrics)
+    _write_table(select_columns(table, columns), form, output, as_json)
 
 
 def _build_executor(where: str, runs: Path, jobs: int | None, cpus: int | None, gpus: float | None) -> Executor:
@@ -220,6 +232,7 @@ def _format_table(table: Comparison, form: str) -> str:
     import json
 
     from p2pzoo_bench import formats
+    from p2pzoo_bench.latex import to_latex
 
     if form == "html":
         return formats.to_html(table.doc, table.pictures, table.size, table.draw_figures())
@@ -227,7 +240,7 @@ def _format_table(table: Comparison, form: str) -> str:
         return _draw_svg(table)
     if form == "json":
         return json.dumps(table.doc, indent=2, ensure_ascii=False) + "\n"
-    return {"markdown": formats.to_markdown, "csv": formats.to_csv, "latex": formats.to_latex}[form](table.doc)
+    return {"markdown": formats.to_markdown, "csv": formats.to_csv, "latex": to_latex}[form](table.doc)
 
 
 def _draw_svg(table: Comparison) -> str:

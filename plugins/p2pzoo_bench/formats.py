@@ -1,4 +1,4 @@
-"""Format a comparison: terminal, Markdown, CSV, LaTeX, and an HTML page with pictures.
+"""Format a comparison: terminal, Markdown, CSV, and an HTML page with pictures. (`latex.py`: LaTeX.)
 
 Every format shows only what is in the document of `comparison.build_comparison`; the page adds the runs' pictures.
 """
@@ -20,26 +20,13 @@ from p2pzoo.images.io import PILLOW_ERRORS, describe_read_error, open_picture
 from p2pzoo.runs.pages import data_uri, figure_to_svg, render_page
 from p2pzoo.utils.errors import UserError
 from p2pzoo.utils.terminal import escape
+from p2pzoo_bench.table_columns import TableColumn, find_best_cells, list_columns
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 NONE = "–"  # in a cell without a number
-ARROWS = {"higher": "↑", "lower": "↓"}
 MIN_PUBLISHED_DECIMALS = 2  # of published numbers: 0.4 is shown as 0.40, like the paper's other numbers
-LATEX = str.maketrans({"–": "--", "−": "$-$", "±": r"$\pm$", "×": r"$\times$", "↑": r"$\uparrow$", "↓": r"$\downarrow$",
-                       "[": "{[}", "]": "{]}", "&": r"\&", "%": r"\%", "_": r"\_", "#": r"\#", "$": r"\$",
-                       "{": r"\{", "}": r"\}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}",
-                       "\\": r"\textbackslash{}", "→": r"$\rightarrow$", "∩": r"$\cap$",
-                       "λ": r"$\lambda$"})  # fmt: skip
-COSTS = {
-    "receptive_field": "receptive field (px)",
-    "receptive_field_over_side": "RF / image side",
-    "parameters": "G parameters",
-    "discriminator_parameters": "D parameters",
-    "seconds": "training, s",
-    "peak_megabytes": "peak MB",
-}
 
 
 # --- tables and notes that all formats share -------------------------------------------------------------------
@@ -47,23 +34,10 @@ COSTS = {
 
 def build_main_table(doc: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
     """The heading and the rows of the main table: mean ± half of its interval, published number, cost of the row."""
-    published = {c["metric"] for c in doc["columns"] if any(c["metric"] in row["published"] for row in doc["rows"])}
-    head = [""]
-    for column in doc["columns"]:
-        head.append(f"{column['heading']} {ARROWS.get(column['better'], '')}".strip())
-        head += ["paper"] if column["metric"] in published else []
-    costs = {key: heading for key, heading in COSTS.items() if any(row.get(key) is not None for row in doc["rows"])}
-    head += costs.values()
-    rows = []
-    for row in doc["rows"]:
-        cells = [row["label"]]
-        for column in doc["columns"]:
-            cells.append(_format_value(row, column))
-            if column["metric"] in published:
-                number = row["published"].get(column["metric"])
-                cells.append(NONE if number is None else _format_published(number))
-        rows.append(cells + [_format_cost(key, row.get(key)) for key in costs])
-    return head, rows
+    columns = list_columns(doc)
+    measured = {column["metric"]: column for column in doc["columns"]}
+    rows = [[row["label"], *(_format_cell(row, column, measured) for column in columns)] for row in doc["rows"]]
+    return ["", *(column.heading for column in columns)], rows
 
 
 def build_difference_table(doc: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
@@ -101,6 +75,15 @@ def build_notes(doc: Mapping[str, Any]) -> list[str]:
     notes += [f"{c['heading']}: no number, {c['unavailable']}." for c in doc["columns"] if c["unavailable"]]
     notes += [f"{row['label']}: {row['failed']}." for row in doc["rows"] if row["failed"]]
     return notes
+
+
+def _format_cell(row: Mapping[str, Any], column: TableColumn, measured: Mapping[str, Any]) -> str:
+    if column.kind == "metric":
+        return _format_value(row, measured[column.key])
+    if column.kind == "cost":
+        return _format_cost(column.key, row.get(column.key))
+    number = row["published"].get(column.key)
+    return NONE if number is None else _format_published(number)
 
 
 def _format_value(row: Mapping[str, Any], column: Mapping[str, Any]) -> str:
@@ -187,23 +170,6 @@ def to_csv(doc: Mapping[str, Any]) -> str:
     return out.getvalue()
 
 
-def to_latex(doc: Mapping[str, Any]) -> str:
-    """A table for the LaTeX package booktabs."""
-    head, rows = build_main_table(doc)
-    lines = [
-        f"% {doc['title']}, profile {doc['profile']}",
-        rf"\begin{{tabular}}{{l{'r' * (len(head) - 1)}}}",
-        r"\toprule",
-    ]
-    lines += [" & ".join(map(_escape_latex, head)) + r" \\", r"\midrule"]
-    lines += [" & ".join(map(_escape_latex, row)) + r" \\" for row in rows]
-    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", *(f"% {note}" for note in build_notes(doc))])
-
-
-def _escape_latex(text: str) -> str:
-    return text.translate(LATEX)
-
-
 def to_rich(doc: Mapping[str, Any]) -> Any:
     """A renderable for a rich Console."""
     from rich.console import Group
@@ -247,7 +213,8 @@ def to_html(
         image_rows.append(("ground truth", [data_uri(y) for _, _, y in first]))
     return render_page(
         Path(__file__).with_name("table.html"), doc=doc,
-        main_table=build_main_table(doc), differences=build_difference_table(doc), notes=build_notes(doc),
+        main_table=build_main_table(doc), best=find_best_cells(doc),
+        differences=build_difference_table(doc), notes=build_notes(doc),
         pictures=image_rows, figures={name: figure_to_svg(figure) for name, figure in figures.items()},
         protocols={digest: json.dumps(p, indent=2, ensure_ascii=False) for digest, p in doc["protocols"].items()},
     )  # fmt: skip

@@ -187,14 +187,10 @@ def test_csv_has_every_value_in_full_precision(doc):
     assert float(rows[1]["difference"]) == doc["rows"][1]["cells"]["l1"]["difference"]["blocks"]["value"]
 
 
-def test_latex_escapes_special_characters(doc):
-    text = formats.to_latex(doc)
-    assert r"\begin{tabular}{lr" in text
-    body = text[text.index(r"\toprule") :]
-    assert r"$\pm$" in body
-    assert all(line.endswith(r"\\") or line.startswith(("\\", "%")) for line in body.splitlines())
-    assert formats._escape_latex("50% of a_b & {c}") == r"50\% of a\_b \& \{c\}"
-    assert formats._escape_latex("a ∩") == r"a $\cap$"
+def test_the_best_mean_of_a_column_is_bold_on_the_page(doc):
+    page = formats.to_html(doc, {}, (64, 64), {})
+    [best] = re.findall(r'<td class="best">([^<]*)</td>', page)
+    assert best == formats.build_main_table(doc)[1][0][1], "row A has the lower L1"
 
 
 def test_the_page_escapes_labels_and_shows_the_same_images_down_the_rows(doc, tmp_path):

@@ -1,0 +1,100 @@
+"""The columns of a printed table: which there are, which the user wants, and where the best numbers are."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from p2pzoo.utils.errors import UserError
+from p2pzoo.utils.suggest import did_you_mean
+from p2pzoo_bench.comparison import Comparison, metric_of
+
+ARROWS = {"higher": "↑", "lower": "↓"}
+COSTS = {
+    "receptive_field": "receptive field (px)",
+    "receptive_field_over_side": "RF / image side",
+    "parameters": "G parameters",
+    "discriminator_parameters": "D parameters",
+    "seconds": "training, s",
+    "peak_megabytes": "peak MB",
+}
+
+
+@dataclass(frozen=True)
+class TableColumn:
+    """A column. kind: "metric", "published" (the number of a paper) or "cost". key: the metric or the cost."""
+
+    kind: str
+    key: str
+    heading: str
+
+
+def list_columns(doc: Mapping[str, Any]) -> list[TableColumn]:
+    """The columns of the main table after the rows' labels, in their order."""
+    columns = []
+    for column in doc["columns"]:
+        metric = column["metric"]
+        columns.append(TableColumn("metric", metric, f"{column['heading']} {ARROWS.get(column['better'], '')}".strip()))
+        if any(metric in row["published"] for row in doc["rows"]):
+            columns.append(TableColumn("published", metric, "paper"))
+    known = [key for key in COSTS if any(row.get(key) is not None for row in doc["rows"])]
+    return columns + [TableColumn("cost", key, COSTS[key]) for key in doc.get("costs", known)]
+
+
+def find_columns(names: Sequence[str], metrics: Collection[str]) -> tuple[list[str], list[str]]:
+    """(metrics, costs) with these names, in their order. The name of a metric also stands for all its numbers.
+
+    Raises UserError for any other name.
+
+    >>> find_columns(["seconds", "fcn_score"], ["l1", "fcn_score.class_iou", "fcn_score.pixel_accuracy"])
+    (['fcn_score.class_iou', 'fcn_score.pixel_accuracy'], ['seconds'])
+    """
+    found: dict[str, None] = {}
+    for name in names:
+        numbers = [name] if name in metrics else [metric for metric in metrics if metric_of(metric) == name]
+        if not numbers and name not in COSTS:
+            raise UserError(f"--column {name}: no such column{did_you_mean(name, [*metrics, *COSTS])}")
+        found |= dict.fromkeys(numbers)
+    return [*found], list(dict.fromkeys(name for name in names if name in COSTS))
+
+
+def select_columns(table: Comparison, names: Sequence[str]) -> Comparison:
+    """The table with only these columns: metrics, then costs, in the order of the names. No names: all columns.
+
+    Raises UserError as `find_columns` does.
+    """
+    if not names:
+        return table
+    by_metric = {column["metric"]: column for column in table.doc["columns"]}
+    metrics, costs = find_columns(names, by_metric)
+    rows = [
+        {key: value for key, value in row.items() if key not in COSTS or key in costs}
+        | {"cells": {metric: row["cells"][metric] for metric in metrics if metric in row["cells"]}}
+        for row in table.doc["rows"]
+    ]
+    doc = table.doc | {"columns": [by_metric[metric] for metric in metrics], "costs": costs, "rows": rows}
+    used = {metric_of(metric) for metric in metrics}
+    return replace(table, doc=doc, metrics={name: m for name, m in table.metrics.items() if name in used})
+
+
+def find_best_cells(doc: Mapping[str, Any]) -> set[tuple[int, int]]:
+    """(row, column of `list_columns`) of the best mean of each metric.
+
+    Rows of the ground truth do not compete, and a single row is not the best of anything.
+    """
+    rows = {number: row for number, row in enumerate(doc["rows"]) if not _is_target(row)}
+    better = {column["metric"]: column["better"] for column in doc["columns"]}
+    best = set()
+    for place, column in enumerate(list_columns(doc)):
+        if column.kind != "metric" or better[column.key] not in ARROWS:
+            continue
+        means = {number: row["cells"][column.key]["mean"] for number, row in rows.items() if column.key in row["cells"]}
+        if len(means) > 1:
+            top = (max if better[column.key] == "higher" else min)(means.values())
+            best |= {(number, place) for number, mean in means.items() if mean == top}
+    return best
+
+
+def _is_target(row: Mapping[str, Any]) -> bool:
+    return bool(row["runs"]) and all(run["seed"] is None for run in row["runs"])

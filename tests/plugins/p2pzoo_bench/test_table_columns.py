@@ -1,0 +1,85 @@
+"""Which columns a printed table has, and where its best numbers are."""
+
+import dataclasses
+
+import pytest
+from click.testing import CliRunner
+from p2pzoo_bench.comparison import Comparison
+from p2pzoo_bench.formats import build_difference_table, build_main_table
+from p2pzoo_bench.table_columns import COSTS, find_best_cells, find_columns, list_columns, select_columns
+
+from p2pzoo.cli import main
+from p2pzoo.utils.errors import UserError
+
+BETTER = {"l1": "lower", "psnr": "higher", "psnr.pooled": "higher", "entropy": None}
+
+
+def make_row(name, *means, seed=0, **costs):
+    cells = {
+        metric: {"values": [mean], "mean": mean, "low": None, "high": None}
+        for metric, mean in zip(BETTER, means, strict=True)
+    }
+    return {"name": name, "label": name, "runs": [{"id": name, "seed": seed}], "failed": None, "published": {},
+            "cells": cells, **costs}  # fmt: skip
+
+
+@pytest.fixture
+def table():
+    columns = [
+        {"metric": metric, "heading": metric.upper(), "better": better, "unavailable": None, "protocol": "p"}
+        for metric, better in BETTER.items()
+    ]
+    rows = [
+        make_row("a", 0.1, 20.0, 19.0, 1.0, parameters=10, seconds=5.0),
+        make_row("b", 0.2, 21.0, 19.0, 2.0, parameters=20, seconds=None),
+        make_row("photos", 0.0, 99.0, 99.0, 3.0, seed=None),
+    ]
+    doc = {"title": "t", "profile": "p", "baseline": "a", "columns": columns, "rows": rows, "protocols": {}}
+    return Comparison(doc, (), {"l1": "L1", "psnr": "PSNR", "entropy": "Entropy"}, (8, 8))
+
+
+def test_without_names_a_table_keeps_all_columns(table):
+    assert select_columns(table, ()) is table
+    assert build_main_table(table.doc)[0] == ["", "L1 ↓", "PSNR ↑", "PSNR.POOLED ↑", "ENTROPY", COSTS["parameters"],
+                                              COSTS["seconds"]]  # fmt: skip
+
+
+def test_selected_columns_come_in_the_order_of_their_names(table):
+    doc = select_columns(table, ["psnr", "seconds", "l1", "peak_megabytes"]).doc
+    head, rows = build_main_table(doc)
+    assert head == ["", "PSNR ↑", "L1 ↓", COSTS["seconds"], COSTS["peak_megabytes"]]
+    assert rows[0][1:] == ["20.0", "0.100", "5", "–"], "a cost that no run recorded"
+    assert len(build_difference_table(doc)[0]) == 3
+    assert "parameters" not in doc["rows"][0]
+
+
+def test_figures_of_other_metrics_are_not_drawn(table):
+    assert select_columns(table, ["psnr.pooled", "seconds"]).metrics == {"psnr": "PSNR"}
+    assert dataclasses.asdict(table)["metrics"].keys() == {"l1", "psnr", "entropy"}, "the table itself is unchanged"
+
+
+def test_an_unknown_column_is_refused_with_a_suggestion(table):
+    with pytest.raises(UserError, match=r"--column second: no such column: did you mean 'seconds'\?"):
+        select_columns(table, ["second"])
+    with pytest.raises(UserError, match="no such column"):
+        find_columns(["l2"], ["l1"])
+
+
+def test_bench_refuses_an_unknown_column_before_it_trains(tmp_path):
+    arguments = ["bench", "zoo:table1_losses.toml", "--column", "second", "--runs", str(tmp_path / "runs")]
+    result = CliRunner().invoke(main, arguments)
+    assert (result.exit_code, "--column second: no such column" in result.output) == (2, True)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_the_best_mean_of_each_metric_is_found(table):
+    headings = [column.heading for column in list_columns(table.doc)]
+    best = {(table.doc["rows"][row]["name"], headings[column]) for row, column in find_best_cells(table.doc)}
+    assert best == {("a", "L1 ↓"), ("b", "PSNR ↑"), ("a", "PSNR.POOLED ↑"), ("b", "PSNR.POOLED ↑")}, (
+        "ties are all best; the ground truth, costs, and metrics without a direction have no best"
+    )
+
+
+def test_a_single_row_is_not_the_best(table):
+    table.doc["rows"] = [table.doc["rows"][0], table.doc["rows"][2]]
+    assert find_best_cells(table.doc) == set()
