@@ -252,7 +252,7 @@ def runs_without_data(tmp_path, run_cli, tiny):
         for split in ("train", "val", "test"):
             (tmp_path / folder / split).mkdir(parents=True)
             for number in range(3):
-                noise = np.random.default_rng(number).integers(0, 256, (64, 64, 3), np.uint8)
+                noise = np.random.default_rng([folder == "targets", number]).integers(0, 256, (64, 64, 3), np.uint8)
                 Image.fromarray(noise).save(tmp_path / folder / split / f"{number}.png")
     recipe = tmp_path / "mine.toml"
     recipe.write_text(
