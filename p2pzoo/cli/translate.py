@@ -216,7 +216,8 @@ def _is_file_name(output: Path) -> bool:
 
 def _find_inputs(inputs: tuple[Path, ...], model: Path) -> list[Path]:
     """The image files of all inputs. Raises UserError for missing files and for folders without images."""
-    from p2pzoo.images.io import IMAGE_SUFFIXES, find_images
+    from p2pzoo.images.find_images import describe_other_files, find_images
+    from p2pzoo.images.io import IMAGE_SUFFIXES
     from p2pzoo.utils.find_runs import is_run
 
     files: list[Path] = []
@@ -231,6 +232,8 @@ def _find_inputs(inputs: tuple[Path, ...], model: Path) -> list[Path]:
             folders = sorted(p.name for p in path.iterdir() if p.is_dir())
             hint = f"; it has the folders {', '.join(folders[:3])}" if folders else ""
             raise UserError(f"{path}: no images in this folder ({', '.join(IMAGE_SUFFIXES)}){hint}")
+    if line := describe_other_files(path for path in inputs if path.is_dir()):
+        click.echo(f"warning: {line}", err=True)
     if missing := [str(path) for path in files if not path.exists()]:
         raise UserError(*(f"{path}: no such file" for path in missing))
     return list(dict.fromkeys(files))

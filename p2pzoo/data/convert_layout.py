@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 
 from p2pzoo.data.pairing import Files, count_images, find_pairs, format_size, halves, odd_widths, read_headers, stem_of
+from p2pzoo.images.find_images import find_images
 from p2pzoo.images.georeference import warn_of_losses
-from p2pzoo.images.io import ImageHeader, find_images, read_image, with_channels, write_png
+from p2pzoo.images.io import ImageHeader, read_image, with_channels, write_png
 from p2pzoo.images.orientation import DIFFERENT_ORIENTATIONS, TURNED_HALVES, describe_differences, describe_turned
 from p2pzoo.utils.errors import UserError, raise_faults, summarize_fault
 

@@ -9,13 +9,15 @@ Either layout may have the sub-folders train/, val/ and test/. Imports no torch.
 from __future__ import annotations
 
 import unicodedata
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from p2pzoo.data.partner_names import suggest_names
-from p2pzoo.images.io import IMAGE_SUFFIXES, ImageHeader, find_images, inspect_image
+from p2pzoo.images.find_images import describe_other_files, find_images
+from p2pzoo.images.io import IMAGE_SUFFIXES, ImageHeader, inspect_image
 from p2pzoo.plugin.batch import Split
 from p2pzoo.utils.errors import MAX_NAMED_FILES, Advice, UserError, raise_faults, summarize_fault
 
@@ -35,7 +37,7 @@ def find_pairs(
     """{sub-folder: {stem: its file in each of the folders}}, sorted by name.
 
     The sub-folders are train, val and test where they exist, or "" where the folders themselves have the images. Other
-    folders in them, hidden files and files that are no images are ignored. No file is opened.
+    folders in them and hidden files are ignored; a warning counts the files that are no images. No file is opened.
 
     report    gets the faults of single files, which are then left out: shared stems, missing partners. Default: raise
     nested    whether to search folders inside too, at any depth: the stem of a/b/001.jpg is then "a-b-001"
@@ -84,6 +86,8 @@ def _find_files(folders: Sequence[Path], endings: Sequence[str], *, nested: bool
             if not files
         ]:
             raise UserError(*faults)
+        if line := describe_other_files((folder / sub for sub in subs for folder in folders), nested=nested):
+            warnings.warn(line, stacklevel=3)
         for sub, lists in files_by_sub.items():
             if len(lists) > 1 and (folders[0] / sub).samefile(folders[1] / sub):
                 lists[0], lists[1] = _share_folder(folders[0] / sub, folders[1] / sub, lists[0], endings)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-import os
 import struct
 import threading
 import tokenize
@@ -582,21 +581,3 @@ def can_hold(suffix: str, dtype: str, channels: int) -> bool:
     if suffix == ".png":
         return (dtype == "uint8" and channels <= 4) or (dtype == "uint16" and channels == 1)
     return suffix in (".tif", ".tiff", ".npy")
-
-
-def find_images(folder: Path, *, nested: bool = False) -> list[Path]:
-    """The image files of a folder, sorted by name, without hidden ones. nested: those of folders inside, too."""
-    if not nested:
-        return sorted(p for p in folder.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES and not p.name.startswith("."))
-
-    def refuse(error: OSError) -> None:
-        raise error
-
-    images: list[Path] = []
-    visited = {os.path.realpath(folder)}  # a link may lead back to a folder above
-    for parent, folders, names in os.walk(folder, onerror=refuse, followlinks=True):
-        targets = {name: os.path.realpath(os.path.join(parent, name)) for name in sorted(folders) if name[0] != "."}
-        folders[:] = [name for name, target in targets.items() if target not in visited]
-        visited.update(targets.values())
-        images += [Path(parent, name) for name in names if name.lower().endswith(IMAGE_SUFFIXES) and name[0] != "."]
-    return sorted(images)

@@ -34,6 +34,7 @@ MOVED = {
     "p2pzoo.images": "p2pzoo.images.io",
     "p2pzoo.images.Header": "p2pzoo.images.io.ImageHeader",
     "p2pzoo.images.holds": "p2pzoo.images.io.can_hold",
+    "p2pzoo.images.find_images": "p2pzoo.images.find_images.find_images",
     "p2pzoo.images.inspect": "p2pzoo.images.io.inspect_image",
     "p2pzoo.images.pixels_of": "p2pzoo.images.io.decode_pixels",
     "p2pzoo.images.reason": "p2pzoo.images.io.describe_read_error",

@@ -125,6 +125,8 @@ class Dataset(Protocol):
                           metrics apply it to ŷ
     file_layout           `FileLayout`: the scale and the half in which x was taken from its files; a trained model then
                           takes its inputs from files in the same way. Without it, x is the whole image of its file
+    file_shapes           `file_shapes[i]`: (H, W, C) of x and of y of pair i in their files, before they are resized
+    resize_mode           "stretch", "fit", "crop" or "none": how images of `file_shapes` were resized; default: stretch
     original              `original(index)`: pair `index` at the resolution of its files, before it was reduced.
                           Training resizes it in one step to the size that the jitter enlarges to
 

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from p2pzoo.plugin import Archive, Split
     from p2pzoo.plugin.registry import Entry
 
+MAX_LISTED_SHAPES = 5  # of one image of a split: --json has all
 folder_type = click.Path(path_type=Path)
 force_option = click.option("--force", is_flag=True, help="Overwrite files that exist.")
 
@@ -32,7 +33,8 @@ def data_command() -> None:
 @override_option
 @json_option
 def stats_command(recipe: str, profile: str | None, overrides: tuple[str, ...], as_json: bool) -> None:
-    """Count and measure RECIPE's dataset: pairs, sizes, channels, stored values, shares of the classes.
+    """Count and measure RECIPE's dataset: pairs, sizes in files and after resizing, channels, stored values, shares of
+    the classes.
 
     Every file of every split is read, so files that cannot be decoded are found too.
     """
@@ -209,20 +211,45 @@ def _print_stats(name: str, stats: Mapping[Split, Any]) -> None:
     from rich.table import Table
 
     style: dict[str, Any] = {"box": None, "padding": (0, 2, 0, 0), "title_justify": "left"}
-    table = Table("split", "pairs", "blocks", "", "H×W×C (count)", "min / mean / max", title=name, **style)
+    has_file_shapes = any(values["x"]["file_shapes"] for values in stats.values())
+    has_blocks = any(values["blocks"] for values in stats.values())
+    head = ["split", "pairs", *["blocks"] * has_blocks, "", *["in files"] * has_file_shapes]
+    table = Table(*head, "H×W×C (count)", "min / mean / max", title=name, **style)
     for split, values in stats.items():
         for image in ("x", "y"):
-            head = [split, str(values["pairs"]), str(values["blocks"] or "")] if image == "x" else [""] * 3
-            shapes = [f"{shape} ({count})" for shape, count in values[image]["shapes"].items()]
+            cells = [split, str(values["pairs"]), *[str(values["blocks"] or "")] * has_blocks]
+            head = cells if image == "x" else [""] * len(cells)
+            sizes = [values[image][key] or {} for key in ("file_shapes", "shapes")][0 if has_file_shapes else 1 :]
             ranges = [f"{c['min']:g} / {c['mean']:.1f} / {c['max']:g}" for c in values[image]["channels"]]
-            table.add_row(*head, image, "\n".join(shapes), "\n".join(ranges))
+            table.add_row(*head, image, *map(_list_shapes, sizes), "\n".join(ranges))
     Console(soft_wrap=True).print(table, markup=False)
+    for split, values in stats.items():
+        for image in ("x", "y"):
+            if line := _describe_enlargement(values, image):
+                click.echo(f"{split}: {line}")
     labelled = {split: values["labels"] for split, values in stats.items() if values["labels"]}
     if labelled:
         share_table = Table("class", *labelled, title="\nshare of labelled pixels", **style)
         for label in dict.fromkeys(label for shares in labelled.values() for label in shares):
             share_table.add_row(label, *(f"{shares.get(label, 0):.1%}" for shares in labelled.values()))
         Console(soft_wrap=True).print(share_table, markup=False)
+
+
+def _list_shapes(counts: Mapping[str, int]) -> str:
+    lines = [f"{shape} ({count})" for shape, count in counts.items()]
+    more = len(lines) - MAX_LISTED_SHAPES
+    return "\n".join([*lines[:MAX_LISTED_SHAPES], *([f"... and {more} more"] if more > 0 else [])])
+
+
+def _describe_enlargement(values: Mapping[str, Any], image: str) -> str | None:
+    """A line on the files that are smaller than the size that the networks see."""
+    enlarged = values[image]["enlarged"]
+    if not enlarged or not enlarged["pairs"]:
+        return None
+    return (
+        f"{enlarged['pairs']} of {values['pairs']} files of {image} are smaller and are enlarged, up to "
+        f"{enlarged['factor']:.3g} times, which adds no detail: set a smaller size"
+    )
 
 
 @data_command.command("fetch", short_help="Download a published dataset into the cache.")

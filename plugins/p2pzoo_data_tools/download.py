@@ -21,7 +21,7 @@ from urllib.parse import urlsplit
 
 from filelock import FileLock, Timeout
 
-from p2pzoo.images.io import find_images
+from p2pzoo.images.find_images import find_images
 from p2pzoo.plugin import Archive
 from p2pzoo.utils.errors import UserError
 from p2pzoo.utils.files import read_json, write_json

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -12,9 +13,11 @@ from PIL import Image
 from p2pzoo.config.experiment import Experiment
 from p2pzoo.data.augmentation import make_augmentations
 from p2pzoo.data.loader import single_batches, train_batches
+from p2pzoo.data.pairing import ImageShape
 from p2pzoo.data.store import Store
 from p2pzoo.images.color_spaces import Encodings
 from p2pzoo.images.grid import make_grid
+from p2pzoo.images.resize import resize_factors
 from p2pzoo.plugin import Dataset, Split
 
 
@@ -23,7 +26,9 @@ def compute_stats(dataset: Dataset) -> dict[str, Any]:
 
     pairs   number of pairs
     x, y    {range: stored values that become -1 and 1, shapes: {"H×W×C dtype": count},
-            channels: [{min, mean, max} of the stored values, for each channel]}
+            channels: [{min, mean, max} of the stored values, for each channel],
+            file_shapes: {"H×W×C": count} before images were resized; None where the dataset does not say it,
+            enlarged: {pairs: how many were enlarged, factor: the largest}}
     blocks  number of blocks; None without blocks
     labels  {class: share of the labelled pixels}; None without labels. Values that are no class count as "other"
     """
@@ -34,6 +39,9 @@ def compute_stats(dataset: Dataset) -> dict[str, Any]:
         pair = dataset[index]
         x.add(pair.x)
         y.add(pair.y)
+        if shapes := find_file_shapes(dataset, index):
+            x.add_file(shapes[0], find_enlargement(dataset, shapes[0], pair.x.shape))
+            y.add_file(shapes[1], find_enlargement(dataset, shapes[1], pair.y.shape))
         if pair.block is not None:
             blocks.add(pair.block)
         if pair.labels is not None:
@@ -65,12 +73,36 @@ def draw_preview(experiment: Experiment, split: Split, count: int) -> Image.Imag
     return make_grid([[image[0] for image in encodings.to_rgb(batch.x, batch.y)] for batch in batches])
 
 
+def find_enlargement(dataset: Dataset, file_shape: ImageShape, shape: Sequence[int]) -> float:
+    """How much larger an image was made than it is in its file, in one direction at least; 1 if it was not."""
+    height, width = shape[:2]
+    mode = getattr(dataset, "resize_mode", "stretch")
+    return max(1.0, *resize_factors([file_shape[:2]], (height, width), mode))
+
+
+def find_file_shapes(dataset: Dataset, index: int) -> tuple[ImageShape, ImageShape] | None:
+    """The shapes of x and y in their files; None where the dataset does not say them."""
+    if (shapes := getattr(dataset, "file_shapes", None)) is not None:
+        return shapes[index]  # type: ignore[no-any-return]
+    if (original := getattr(dataset, "original", None)) is None:
+        return None
+    pair = original(index)
+    return pair.x.shape, pair.y.shape
+
+
 class _ChannelStats:
     """Running counts of shapes, and minimum, sum and maximum of each channel."""
 
     def __init__(self) -> None:
         self.shapes: Counter[str] = Counter()
+        self.file_shapes: Counter[str] = Counter()
+        self.num_enlarged, self.factor = 0, 1.0
         self.channels: dict[int, list[float]] = {}  # channel -> [min, sum, max, pixels]
+
+    def add_file(self, shape: ImageShape, factor: float) -> None:
+        self.file_shapes["×".join(map(str, shape))] += 1
+        self.num_enlarged += factor > 1
+        self.factor = max(self.factor, factor)
 
     def add(self, image: np.ndarray) -> None:
         self.shapes[f"{'×'.join(map(str, image.shape))} {image.dtype}"] += 1
@@ -88,7 +120,12 @@ class _ChannelStats:
         channels = [
             {"min": low, "mean": total / pixels, "max": high} for low, total, high, pixels in self.channels.values()
         ]
-        return {"shapes": dict(self.shapes), "channels": channels}
+        return {
+            "shapes": dict(self.shapes),
+            "channels": channels,
+            "file_shapes": dict(self.file_shapes.most_common()) or None,
+            "enlarged": {"pairs": self.num_enlarged, "factor": round(self.factor, 3)} if self.file_shapes else None,
+        }
 
 
 def _compute_shares(labels: Counter[int], classes: list[str]) -> dict[str, float]:

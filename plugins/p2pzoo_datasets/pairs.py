@@ -56,6 +56,7 @@ class FilePairs:
     target_encoding  output of the networks if y are label maps: "one-hot" or "palette"
     """
 
+    file_shapes: Sequence[tuple[ImageShape, ImageShape]]
     classes: Sequence[str] | None = None
     palette: Sequence[Colour] | None = None
     _x_half: Half | None = None  # where x is in a file that holds both
@@ -120,7 +121,8 @@ class FilePairs:
             for count, default, header in zip(self._channels, first_channels, first_headers, strict=True)
         ]
         self._check_conversions(shapes)
-        self.file_layout = self._find_layout(shapes)
+        self.file_shapes = [self._as_x_y(*shapes[files]) for files in self.files]
+        self.file_layout = self._find_layout()
 
     @classmethod
     def usable(cls, split: Split, **parameters: Any) -> tuple[Self, list[str]]:
@@ -209,6 +211,10 @@ class FilePairs:
         return "nearest" if self._maps[1] else None
 
     @property
+    def resize_mode(self) -> ResizeMode:
+        return self._resize
+
+    @property
     def files(self) -> list[Files]:
         """The files that each pair is read from."""
         return [files for _, files in self._pairs]
@@ -223,8 +229,8 @@ class FilePairs:
             return of_files
         return f"{of_files}-{hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]}"
 
-    def _find_layout(self, shapes: Mapping[Files, tuple[ImageShape, ImageShape]]) -> FileLayout:
-        sizes = [self._as_x_y(*shapes[files])[0][:2] for files in self.files if files in shapes]
+    def _find_layout(self) -> FileLayout:
+        sizes = [x[:2] for x, _ in self.file_shapes]
         has_alpha = self._channels[0] in (2, 4) and not self._is_bands[0]
         return FileLayout(
             median_size(sizes), resize_factors(sizes, self._size, self._resize), self._x_half, alpha=has_alpha

@@ -176,6 +176,16 @@ class TestFolders:
         assert code == 2
         assert all(f"targets/train/{number:02}.png" in messages for number in range(6))
 
+    def test_files_of_other_kinds_are_counted_by_check_and_run(self, home, check_json, run_cli):
+        for name in ("inputs/train/a.gif", "inputs/val/b.gif", "targets/test/c.dcm", "targets/.hidden"):
+            (home / name).touch()
+        found, _, code = check_json()
+        line = "3 files are not read, because of their kind (2 .gif, 1 .dcm)"
+        assert (code, found["dataset-warning"]["count"]) == (0, 1)
+        assert line in found["dataset-warning"]["cases"][0]["message"]
+        (home / "inputs/train/00.png").write_bytes(b"no image")  # so that nothing is trained
+        assert run_cli("run", "mine.toml", "--profile", "smoke").output.count(line) == 1
+
     def test_files_that_cannot_be_opened_are_counted_once(self, home, check_json):
         for file in home.rglob("*.png"):
             file.write_bytes(b"no image")

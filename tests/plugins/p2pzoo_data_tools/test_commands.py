@@ -105,6 +105,20 @@ class TestStats:
         ]
         assert (train["x"]["range"], train["blocks"], train["labels"]) == ([0, 255], None, None)
 
+    def test_sizes_in_files_and_enlargements(self, home, run_cli):
+        save_image(home / "photos/train/1.png", noise(1, height=8, width=16))
+        save_image(home / "maps/train/1.png", noise(1, 1, height=64, width=128))
+        sizes = ("-s", "dataset.size=[16, 16]", "-s", "dataset.resize=crop")
+        report = json.loads(run_cli("data", "stats", "mine.toml", "--profile", "smoke", "--json", *sizes).output)
+        x, y = (report["splits"]["train"][name] for name in "xy")
+        assert x["shapes"] == {"16×16×3 uint8": 3}
+        assert x["file_shapes"] == {"32×64×3": 2, "8×16×3": 1}
+        assert (x["enlarged"], y["enlarged"]) == ({"pairs": 1, "factor": 2.0}, {"pairs": 0, "factor": 1.0})
+        output = run_cli("data", "stats", "mine.toml", "--profile", "smoke", *sizes).output
+        assert "x  32×64×3 (2)   16×16×3 uint8 (3)" in output
+        assert "train: 1 of 3 files of x are smaller and are enlarged, up to 2 times" in output
+        assert output.count("enlarged") == 1
+
     def test_prints_the_same_as_a_table(self, home, run_cli):
         output = run_cli("data", "stats", "mine.toml", "--profile", "smoke").output
         assert "datasets:folders" in output
