@@ -32,6 +32,10 @@ FINDING_KINDS: dict[str, FindingKind] = {
         "fix the files listed; they were skipped in the other checks",
     ),
     "no-pairs": FindingKind("error", True, "A split has no pairs", "every run needs train, and val or test"),
+    "networks": FindingKind(
+        "error", True, "Images that the networks do not take",
+        'change the line named; for another size, set resize = "stretch", "fit" or "crop", too',
+    ),
     "unreadable": FindingKind(
         "error", True, "Pairs that cannot be read",
         "download or copy these files again, or remove them and their partners from the dataset",

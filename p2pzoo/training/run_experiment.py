@@ -9,8 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from p2pzoo.compute.conv_as_gemm import AlgorithmChooser, ConvAlgorithm
 from p2pzoo.compute.distributed import check_batch, check_device, on_rank0, rank, sync_errors, world_size
 from p2pzoo.compute.engine import Engine, pick_device
@@ -22,8 +20,8 @@ from p2pzoo.config.provenance import changed_sources, source_hashes
 from p2pzoo.data import Store
 from p2pzoo.data.augmentation import make_augmentations
 from p2pzoo.data.validation import validate_or_raise
-from p2pzoo.models.build import build_network
 from p2pzoo.models.checkpoint_model import list_checkpoints
+from p2pzoo.models.image_size import find_network_faults
 from p2pzoo.models.model_file import ModelHeader, restore_network
 from p2pzoo.models.safetensors_io import load_tensors
 from p2pzoo.plugin.protocols import Callback
@@ -293,13 +291,7 @@ def _open_data(experiment: Experiment) -> dict[str, Store]:
             raise UserError(f"the dataset's {name} images differ from its train images in size or channels")
     check_needs(experiment, data["test"])
     build_metrics(experiment, data["test"], experiment.metrics)
-    faults: list[str] = []
-    for network in (experiment.generator, experiment.discriminator):
-        try:
-            with torch.device("meta"):  # allocates nothing, and raises if the network cannot be built
-                _ = network and build_network(network, train_store.channels, train_store.size)
-        except UserError as error:
-            faults += error.faults
+    faults = find_network_faults(experiment, train_store.channels, train_store.size)
     try:
         make_augmentations(experiment, train_store.channels, train_store.size)
     except UserError as error:

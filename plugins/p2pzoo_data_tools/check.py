@@ -15,10 +15,11 @@ from typing import Any
 
 import numpy as np
 
-from p2pzoo.config.experiment import Component
+from p2pzoo.config.experiment import Component, Experiment
 from p2pzoo.data.findings import Case, Finding, group_findings
 from p2pzoo.data.pairing import SPLITS
 from p2pzoo.data.validation import Validator, spread_indices
+from p2pzoo.models.image_size import find_network_faults
 from p2pzoo.plugin import Dataset, Pair, ProgressBar, Split
 from p2pzoo.utils.errors import Advice, SharedFault, UserError
 from p2pzoo_data_tools.alignment import ShiftEstimator
@@ -34,6 +35,7 @@ from p2pzoo_data_tools.near_duplicates import hash_image
 
 QUICK_PAIRS = 500  # pairs per split that --quick reads; the help of the command names this number
 SHIFT_PAIRS = 500  # pairs per split whose alignment is measured: enough to show a shift, and the FFT is slow
+MAX_TRIED_PAIRS = 3  # of a split, to learn the size of its images
 MIN_PAIRS = {"train": 10, "val": 2, "test": 2}  # fewer are reported; see "few-pairs" in p2pzoo.data.findings
 
 
@@ -41,9 +43,10 @@ MIN_PAIRS = {"train": 10, "val": 2, "test": 2}  # fewer are reported; see "few-p
 class OpenedDataset:
     """A dataset whose splits are open.
 
-    faults      why pairs, or whole splits, are not in it
-    warnings    what the dataset itself warned about
-    parameters  names of its parameters
+    faults          why pairs, or whole splits, are not in it
+    warnings        what the dataset itself warned about
+    parameters      names of its parameters
+    network_faults  why the networks of the recipe do not take its images
     """
 
     name: str
@@ -51,6 +54,7 @@ class OpenedDataset:
     faults: Sequence[str] = ()
     warnings: Sequence[str] = ()
     parameters: Collection[str] = ()
+    network_faults: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
@@ -93,8 +97,9 @@ class CheckResult:
         }
 
 
-def open_splits(component: Component) -> OpenedDataset:
-    """Open every split of a dataset, or its usable part (`usable` in `p2pzoo.plugin.Dataset`)."""
+def open_splits(experiment: Experiment) -> OpenedDataset:
+    """Open every split of the dataset, or its usable part (`usable` in `p2pzoo.plugin.Dataset`)."""
+    component = experiment.dataset
     splits: dict[Split, Dataset] = {}
     faults: dict[str, None] = {}
     with warnings.catch_warnings(record=True) as caught:
@@ -111,8 +116,22 @@ def open_splits(component: Component) -> OpenedDataset:
     messages = [*advice, *(str(w.message) for w in caught if issubclass(w.category, UserWarning))]
     return OpenedDataset(
         component.entry.full_name, splits, [fault for fault in faults if fault not in advice],
-        list(dict.fromkeys(messages)), component.values.keys(),
+        list(dict.fromkeys(messages)), component.values.keys(), _find_network_faults(experiment, splits),
     )  # fmt: skip
+
+
+def _find_network_faults(experiment: Experiment, splits: Mapping[Split, Dataset]) -> list[str]:
+    """Try the networks with the first pair that can be read."""
+    for dataset in splits.values():
+        for index in range(min(len(dataset), MAX_TRIED_PAIRS)):
+            try:
+                pair = dataset[index]
+            except Exception:  # the check itself says what is wrong with it
+                continue
+            if pair.x.ndim == pair.y.ndim == 3:
+                channels, size = (pair.x.shape[2], pair.y.shape[2]), (pair.x.shape[0], pair.x.shape[1])
+                return find_network_faults(experiment, channels, size)
+    return []
 
 
 def _open_usable_part(component: Component, split: Split, error: UserError) -> tuple[Sequence[str], Dataset | None]:
@@ -134,6 +153,7 @@ def check_dataset(data: OpenedDataset, track: ProgressBar, *, quick: bool = Fals
     validator = Validator()
     cases: dict[str, list[Case]] = defaultdict(list)
     cases["unopened"] = list(dict.fromkeys(case for fault in data.faults for case in _split_fault(fault)))
+    cases["networks"] = [Case(fault) for fault in data.network_faults]
     cases["dataset-warning"] = [Case(message) for message in data.warnings]
     evidence: dict[Split, SplitEvidence] = {}
     skipped = []

@@ -56,7 +56,7 @@ def check_command(
     from p2pzoo_data_tools.check import check_dataset, open_splits
 
     experiment = config.load_without_data(recipe, profile, overrides)
-    data = open_splits(experiment.dataset)
+    data = open_splits(experiment)
     result = check_dataset(data, track, quick=quick)
     if not quick and not any(finding.about.stops for finding in result.findings):
         for split, dataset in data.splits.items():

@@ -414,6 +414,28 @@ class TestBeforeARun:
         assert sum("targets/train/" in fault for fault in caught.value.faults) == MAX_NAMED_CASES
         assert "  ... and 1 more" in caught.value.faults
 
+    @pytest.mark.parametrize("is_set", [True, False])
+    def test_a_size_that_the_networks_do_not_take_stops_it(self, home, check_json, run_cli, is_set):
+        recipe = RECIPE
+        if is_set:
+            recipe = RECIPE.replace("[generator]", 'size = [50, 64]\nresize = "crop"\n[generator]')
+            line = "mine.toml:8  [dataset] size = [50, 64]: generator 'unet': size 50×64 does not fit: sides must be "
+        else:
+            line = (
+                "mine.toml:4  [dataset] has images of [50, 64] px (height, width): generator 'unet': size 50×64 does "
+            )
+            for file in [*home.rglob("inputs/*/*.png"), *home.rglob("targets/*/*.png")]:
+                Image.open(file).crop((0, 0, 64, 50)).save(file)
+        (home / "mine.toml").write_text(recipe)
+        found, _, code = check_json()
+        assert (code, found["networks"]["count"]) == (2, 1)
+        assert found["networks"]["cases"][0]["message"].startswith(line)
+        assert "48×64 or 52×64" in found["networks"]["cases"][0]["message"]
+        result = run_cli("run", "mine.toml", "--profile", "smoke", "--runs", "runs")
+        assert (result.exit_code, result.first_step) == (2, None)
+        assert line in result.output
+        assert "zoo:base.toml" not in result.output
+
     def test_targets_that_are_copies_of_the_inputs_stop_it(self, home, check_json, run_cli):
         shutil.rmtree(home / "targets")
         shutil.copytree(home / "inputs", home / "targets")

@@ -1,0 +1,49 @@
+"""Whether the networks of a recipe take its images, and which line of the recipe set a size that they refuse."""
+
+from __future__ import annotations
+
+import torch
+
+from p2pzoo.config.experiment import Component, Experiment
+from p2pzoo.models.build import build_network
+from p2pzoo.utils.errors import UserError
+
+_COMMON_DIVISOR = 256  # of the sides that a network takes, if its parameters are right
+
+
+def find_network_faults(experiment: Experiment, channels: tuple[int, int], size: tuple[int, int]) -> list[str]:
+    """Why G and D cannot be built for these images; empty if they can. Nothing is allocated.
+
+    channels: of x and of y. size: (H, W). A fault that is due to the size names the line that set it.
+    """
+    faults: list[str] = []
+    for component in filter(None, (experiment.generator, experiment.discriminator)):
+        try:
+            _build(component, channels, size)
+        except UserError as error:
+            is_size = _takes_other_size(component, channels, size)
+            faults += [_describe(experiment, component, size, error)] if is_size else error.faults
+    return faults
+
+
+def _build(component: Component, channels: tuple[int, int], size: tuple[int, int]) -> None:
+    with torch.device("meta"):
+        build_network(component, channels, size)
+
+
+def _takes_other_size(component: Component, channels: tuple[int, int], size: tuple[int, int]) -> bool:
+    height, width = (-(-side // _COMMON_DIVISOR) * _COMMON_DIVISOR for side in size)
+    try:
+        _build(component, channels, (height, width))
+    except UserError:
+        return False
+    return True
+
+
+def _describe(experiment: Experiment, component: Component, size: tuple[int, int], error: UserError) -> str:
+    is_set = "size" in experiment.recipe.values.get("dataset", {})
+    setting = f"[dataset] size = {list(size)}" if is_set else f"[dataset] has images of {list(size)} px (height, width)"
+    cause = error.__cause__ or error
+    advice = "" if is_set or "size" not in experiment.dataset.values else "; set size, and resize, in [dataset]"
+    place = experiment.recipe.where(("dataset", "size"))
+    return f"{place}  {setting}: {component.entry.kind} '{component.entry.name}': {cause}{advice}"
