@@ -50,6 +50,9 @@ OUTPUT_SUFFIXES = (".png", ".tif", ".tiff", ".npy")
               help="Let the model see each image at this size in pixels.")  # fmt: skip
 @click.option("--side", "half", type=click.Choice(["left", "right"]),
               help="The images are pairs A|B: translate this half.")  # fmt: skip
+@click.option("--background", metavar="COLOR",
+              help="Put transparent images on this color: white, black or R,G,B (0 to 255) "
+                   "[default: that of the training images].")  # fmt: skip
 @click.option("--precision", type=click.Choice(["fp32", "bf16"]), default="fp32", show_default=True,
               help="bf16, in eval mode: faster on hardware that has it; pixels differ by about one level.")  # fmt: skip
 @click.option("--format", "suffix", type=click.Choice(["png", "tif", "npy"]),
@@ -71,6 +74,7 @@ def translate_command(
     scale: str | None,
     size: tuple[int, int] | None,
     half: Half | None,
+    background: str | None,
     precision: str,
     suffix: str | None,
     force: bool,
@@ -93,6 +97,7 @@ def translate_command(
     """
     from p2pzoo.compute.engine import keep_freed_memory
     from p2pzoo.images.georeference import warn_of_losses
+    from p2pzoo.images.transparency import parse_background
     from p2pzoo.models.model import load_model
     from p2pzoo.models.scaling import Scaling
     from p2pzoo.models.translate_files import translate_files
@@ -103,6 +108,8 @@ def translate_command(
     if loaded.device.type == "cpu":
         keep_freed_memory()
     try:
+        if background:
+            loaded.background = parse_background(background)
         mode, tiling = loaded.resolve_options(test_mode, tile, overlap)
         scaling = Scaling.resolve(loaded.file_layout, parse_scale(scale), size)
         if samples:
@@ -176,6 +183,8 @@ def _describe_translation(
         values["checkpoint"] = model.checkpoint._asdict()
     if not scaling.is_native:
         values |= scaling.as_json()
+    if model.background:
+        values["background"] = model.background
     if precision != "fp32":
         values["precision"] = precision
     if tiling:

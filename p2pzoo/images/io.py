@@ -470,8 +470,13 @@ def _refuse_lab(path: Path, photometric: int | None) -> None:
         raise UserError(f"{path}: is a TIFF in CIE L*a*b*, whose channels are no RGB: convert it to RGB")
 
 
+class TransparentPixels(ValueError):
+    """An image with transparent pixels cannot become one without."""
+
+
 def with_channels(image: np.ndarray, channels: int) -> np.ndarray:
-    """The same image with this many channels. Raises ValueError where that would lose something.
+    """The same image with this many channels. Raises ValueError where that would lose something, TransparentPixels for
+    one.
 
     Grey and three equal channels convert into each other; alpha can be added, and removed where every pixel is opaque.
 
@@ -487,7 +492,7 @@ def with_channels(image: np.ndarray, channels: int) -> np.ndarray:
             f"it is {_channel_name(image.shape[2])} of float32, and {_channel_name(channels)} was expected"
         )
     if channels not in (2, 4) and alpha is not None and (alpha != full).any():
-        raise ValueError(f"it has transparent pixels, and {_channel_name(channels)} was expected: flatten it first")
+        raise TransparentPixels(f"it has transparent pixels, and {_channel_name(channels)} was expected")
     wanted = channels - 1 if channels in (2, 4) else channels
     if colors.shape[2] == 1 and wanted == 3:
         colors = np.repeat(colors, 3, axis=2)

@@ -17,10 +17,11 @@ from torch import Tensor, nn
 from p2pzoo.compute.engine import best_memory_format, pick_device
 from p2pzoo.compute.memory import is_out_of_memory
 from p2pzoo.images.color_spaces import dequantize, join_lab, quantize, split_lab
-from p2pzoo.images.io import decode_pixels, read_image, with_channels
+from p2pzoo.images.io import TransparentPixels, decode_pixels, read_image, with_channels
 from p2pzoo.images.label_maps import read_map
 from p2pzoo.images.resize import resize_to
 from p2pzoo.images.rows import Rows
+from p2pzoo.images.transparency import Rgb, put_on_background
 from p2pzoo.models.checkpoint_model import list_checkpoints, load_model_tensors, load_newest_checkpoint
 from p2pzoo.models.model_file import ModelHeader, restore_network
 from p2pzoo.models.scaling import NO_FILE_LAYOUT, Scaling
@@ -68,6 +69,7 @@ class Model:
     palette                    the palette of a label map that it returns, for an indexed PNG; else None
     size                       (H, W) of the training images; the model takes others too
     file_layout                how the training images x were taken from their files; None if the file does not say
+    background                 RGB values (0 to 255) behind transparent pixels of x; may be set. None: they are refused
     size_divisor               images are padded to multiples of it
     test_mode                  the recipe's test mode, "paper" or "eval": the default of `translate`
     run                        id of the run that trained it
@@ -90,6 +92,7 @@ class Model:
         self.x_range, self.y_range = header.x_range, header.y_range
         self.encodings, self.x_labels, self.y_labels = header.encodings, header.x_labels, header.y_labels
         self.size, self.file_layout, self.checkpoint = header.size, header.file_layout, header.checkpoint
+        self.background: Rgb | None = header.file_layout.background if header.file_layout else None
         self._y_classes = self.y_labels.classes if self.y_labels and self.encodings.y == "one-hot" else None
         # Lab images are joined with their lightness before they are returned: before that y has another format
         self._y_format = (self._y_classes.dtype, 1) if self._y_classes else (self.y_dtype, self.out_channels)
@@ -212,6 +215,8 @@ class Model:
         scaling: None: as in training.
         """
         scaling = scaling or Scaling.resolve(self.file_layout)
+        if not self.x_labels:
+            image = self.flatten(image, 3 if self.encodings.lab else self.in_channels)
         pixels = self._check_input(image)
         full_size = (image.shape[0], image.shape[1])
         size = scaling.size_of(*full_size)
@@ -229,6 +234,12 @@ class Model:
             return PreparedImage(lightness if size == full_size else self._lightness(pixels), full_size, lightness)
         return PreparedImage(pixels, full_size)
 
+    def flatten(self, image: np.ndarray, channels: int) -> np.ndarray:
+        """(H, W, C + 1) with opacity -> (H, W, C) on `background`. Unchanged without one, or if opacity is wanted."""
+        if self.background is None or image.ndim != 3 or image.shape[2] not in (2, 4) or channels in (2, 4):
+            return image
+        return put_on_background(image, self.background)
+
     def _lightness(self, photo: np.ndarray) -> np.ndarray:
         return quantize(split_lab(photo)[0], self.x_range, self.x_dtype)
 
@@ -243,7 +254,7 @@ class Model:
         if self.encodings.lab:
             if image.dtype != np.uint8 or image.ndim not in (2, 3) or image.size == 0:
                 raise ValueError(f"expected (H, W) or (H, W, C) of uint8, not {image.shape} of {image.dtype}")
-            return with_channels(image.reshape(*image.shape[:2], -1), 3)
+            return _with_channels(image, 3)
         if image.dtype != self.x_dtype or image.ndim not in (2, 3):
             raise ValueError(f"expected (H, W) or (H, W, C) of {self.x_dtype}, not {image.shape} of {image.dtype}")
         if image.size == 0:
@@ -251,7 +262,7 @@ class Model:
         low, high = self.x_range
         if not (image.min() >= low and image.max() <= high):
             raise ValueError(f"expected values from {low:g} to {high:g}, not {image.min():g} to {image.max():g}")
-        pixels = with_channels(image.reshape(*image.shape[:2], -1), self.in_channels)
+        pixels = _with_channels(image, self.in_channels)
         # torch takes no negative strides, and warns of read-only arrays such as Pillow's
         return np.require(pixels, requirements=["C", "W"])
 
@@ -558,6 +569,13 @@ class Samples:
 
 def _band_reader(image: Tensor) -> Callable[[int, int], Tensor]:
     return lambda top, bottom: image[:, top:bottom]
+
+
+def _with_channels(image: np.ndarray, channels: int) -> np.ndarray:
+    try:
+        return with_channels(image.reshape(*image.shape[:2], -1), channels)
+    except TransparentPixels as error:
+        raise TransparentPixels(f"{error}: put it on a background (`p2pzoo translate --background white`)") from None
 
 
 def _input_dependent_norm(G: nn.Module) -> str | None:

@@ -18,6 +18,7 @@ from p2pzoo.config.experiment import Component, Experiment
 from p2pzoo.config.provenance import component_source
 from p2pzoo.images.color_spaces import Encodings
 from p2pzoo.images.label_maps import Labels
+from p2pzoo.images.transparency import Rgb
 from p2pzoo.models.build import build_network, build_on_meta
 from p2pzoo.models.checkpoint_model import CheckpointAt, load_model_tensors
 from p2pzoo.models.safetensors_io import check_tensors_fit, find_unsaved, load_into
@@ -58,6 +59,7 @@ class _FileLayoutJson(TypedDict):
     scale: tuple[_Scale, _Scale]
     x_half: Half | None
     alpha: bool
+    background: NotRequired[Rgb | None]
 
 
 class _CheckpointJson(TypedDict):

@@ -93,9 +93,9 @@ class FolderPairs:
         image = read_image(file)
         try:
             if model.encodings.lab:
-                colours = split_lab(with_channels(image, 3))[1]
+                colours = split_lab(with_channels(model.flatten(image, 3), 3))[1]
                 return quantize(colours, model.y_range, model.y_dtype), None
-            y = with_channels(image, model.out_channels)
+            y = with_channels(model.flatten(image, model.out_channels), model.out_channels)
         except ValueError as error:
             raise UserError(f"{file}: {error} (the model gives {model.out_channels} channels)") from None
         low, high = model.y_range

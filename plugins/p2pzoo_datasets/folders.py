@@ -13,10 +13,11 @@ import numpy as np
 
 from p2pzoo.data.pairing import Files, ImageShape, find_pairs, halves, odd_widths
 from p2pzoo.data.splits import Fractions, assign_splits
-from p2pzoo.images.io import ImageHeader, read_image
+from p2pzoo.images.io import ImageHeader
 from p2pzoo.images.label_maps import Encoding
 from p2pzoo.images.orientation import TURNED_HALVES, describe_turned
 from p2pzoo.images.resize import ResizeMode
+from p2pzoo.images.transparency import Background
 from p2pzoo.plugin import AddedLater, Split
 from p2pzoo.utils.errors import summarize_fault
 from p2pzoo_datasets.class_files import ClassFiles
@@ -79,6 +80,7 @@ class Folders(FilePairs):
         classes: Annotated[Path | None, AddedLater] = None,
         input_suffix: Annotated[str, AddedLater] = "",
         target_suffix: Annotated[str, AddedLater] = "",
+        background: Annotated[Background | None, AddedLater] = None,
     ) -> None:
         folders = [Path(folder) for folder in (inputs, targets, labels) if folder is not None]
         where = ", ".join(map(str, folders))
@@ -89,7 +91,7 @@ class Folders(FilePairs):
         super().__init__(
             split, assign_splits(stems, where, fractions, split_seed), where, size=size, resize=resize,
             direction=direction, max_pairs=max_pairs, channels=(input_channels, target_channels),
-            ranges=(input_range, target_range), class_files=class_files,
+            ranges=(input_range, target_range), class_files=class_files, background=background,
         )  # fmt: skip
 
 
@@ -118,13 +120,14 @@ class SideBySide(FilePairs):
         split_seed: int = 0,
         input_range: Annotated[Range | None, AddedLater] = None,
         target_range: Annotated[Range | None, AddedLater] = None,
+        background: Annotated[Background | None, AddedLater] = None,
     ) -> None:
         self._x_half = "left" if direction == "AtoB" else "right"
         where, stems = str(root), find_pairs(Path(root), report=self._report_faults)
         super().__init__(
             split, assign_splits(stems, where, fractions, split_seed), where, size=size, resize=resize,
             direction=direction, max_pairs=max_pairs, channels=(input_channels, target_channels),
-            ranges=(input_range, target_range),
+            ranges=(input_range, target_range), background=background,
         )  # fmt: skip
 
     def shapes_of(self, headers: tuple[ImageHeader, ...]) -> tuple[ImageShape, ImageShape]:
@@ -133,7 +136,7 @@ class SideBySide(FilePairs):
         return half, half
 
     def read(self, files: Files) -> tuple[np.ndarray, np.ndarray]:
-        return halves(read_image(files[0]))
+        return halves(self.read_image(files[0]))
 
     def read_headers(self, pairs: Iterable[Files]) -> dict[Files, tuple[ImageHeader, ...]]:
         headers = super().read_headers(pairs)

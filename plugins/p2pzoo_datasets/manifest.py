@@ -9,13 +9,14 @@ import unicodedata
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from p2pzoo.data.pairing import SPLITS, FaultReporter, Files
 from p2pzoo.data.splits import Fractions, Splits, assign_splits, has_enough_pairs
 from p2pzoo.images.label_maps import Encoding
 from p2pzoo.images.resize import ResizeMode
-from p2pzoo.plugin import Split
+from p2pzoo.images.transparency import Background
+from p2pzoo.plugin import AddedLater, Split
 from p2pzoo.utils.errors import UserError
 from p2pzoo.utils.suggest import did_you_mean
 from p2pzoo_datasets.class_files import ClassFiles
@@ -65,6 +66,7 @@ class Manifest(FilePairs):
         target_labels: Path | None = None,
         target_encoding: Encoding = "one-hot",
         classes: Path | None = None,
+        background: Annotated[Background | None, AddedLater] = None,
     ) -> None:
         file = Path(file)
         lines = read_manifest(file, self._report_faults)
@@ -75,7 +77,8 @@ class Manifest(FilePairs):
         super().__init__(
             split, _assign_splits(lines, str(file), fractions, split_seed), str(file), size=size, resize=resize,
             max_pairs=max_pairs, channels=(input_channels, target_channels), ranges=(input_range, target_range),
-            class_files=class_files, blocks={line.id: line.block for line in lines if line.block},
+            class_files=class_files, background=background,
+            blocks={line.id: line.block for line in lines if line.block},
         )  # fmt: skip
 
 

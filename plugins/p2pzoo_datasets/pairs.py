@@ -19,10 +19,11 @@ from p2pzoo.data.pairing import (
     inspect_files,
 )
 from p2pzoo.data.splits import Splits, fallback_split
-from p2pzoo.images.io import ImageHeader, inspect_image, read_image, with_channels
+from p2pzoo.images.io import ImageHeader, TransparentPixels, inspect_image, read_image, with_channels
 from p2pzoo.images.label_maps import Colour, Labels, inspect_map
 from p2pzoo.images.orientation import DIFFERENT_ORIENTATIONS, describe_differences
 from p2pzoo.images.resize import ResizeKernel, ResizeMode, keeps_alignment, median_size, resize_factors, resize_to
+from p2pzoo.images.transparency import Background, background_color, put_on_background
 from p2pzoo.plugin import FileLayout, Pair, Split
 from p2pzoo.plugin.file_layout import Half
 from p2pzoo.utils.errors import MAX_NAMED_FILES, UserError, raise_faults, summarize_fault
@@ -47,6 +48,8 @@ class FilePairs:
     target_channels  channels of y, likewise
     fractions        fractions of train, val and test, where no sub-folders or lines define the splits
     split_seed       seed of the random assignment to splits
+    background       "white", "black" or RGB values (0 to 255): images with transparent pixels are put on it. Without it
+                     they are refused, or keep their opacity as a channel
     input_range      the stored values of x that become -1 and 1; default: [0, 255] for uint8, [0, 65535] for uint16;
                      float32 has no default
     target_range     the stored values of y that become -1 and 1, likewise
@@ -76,6 +79,7 @@ class FilePairs:
         direction: Direction = "AtoB",
         class_files: ClassFiles | None = None,
         blocks: Mapping[str, str | None] | None = None,
+        background: Background | None = None,
     ) -> None:
         """
         splits    {split: {id: the files of A and B (one file if it holds both), then of labels}}
@@ -83,6 +87,8 @@ class FilePairs:
         channels  of x and y; None: those of the first training pair
         ranges    of x and y; None: the default
         blocks    {id: block}
+
+        background  as above
         """
         maps = class_files or ClassFiles()
         self._maps, self._labels = (maps.x, maps.y), maps.labels
@@ -93,13 +99,9 @@ class FilePairs:
         self._pairs = list(fallback_split(splits, split, where).items())[:max_pairs]
         self._blocks = blocks or {}
         self._resize: ResizeMode = resize
+        self._background = background_color(background) if background else None
         self._swapped = direction == "BtoA"
-        for name, labels, *options in zip(("input", "target"), self._maps, channels, ranges, strict=True):
-            if labels and any(options):
-                raise ValueError(
-                    f"{name}_channels and {name}_range: remove both, label maps have those of their classes"
-                )
-
+        self._refuse_unused(channels, ranges)
         headers = self.read_headers(dict.fromkeys((first, *self.files)))
         if self._collected_faults is not None:
             self._pairs = [pair for pair in self._pairs if pair[1] in headers]
@@ -114,12 +116,7 @@ class FilePairs:
         self._size = size or a[:2]
         self._check_sizes(headers, shapes, "`size`" if size else "the first training pair's size")
         self._check_orientations(headers)
-        first_channels = [shape[2] for shape in self._as_x_y(a, b)]
-        self._channels = [option or default for option, default in zip(channels, first_channels, strict=True)]
-        self._is_bands = [
-            count == default and not header.has_alpha
-            for count, default, header in zip(self._channels, first_channels, first_headers, strict=True)
-        ]
+        self._resolve_channels(channels, self._as_x_y(a, b), first_headers)
         self._check_conversions(shapes)
         self.file_shapes = [self._as_x_y(*shapes[files]) for files in self.files]
         self.file_layout = self._find_layout()
@@ -146,6 +143,8 @@ class FilePairs:
             for files in pairs
         }
         headers = inspect_files((item for items in to_read.values() for item in items), self._report_faults)
+        if self._background:
+            headers = {item: _without_alpha(header) for item, header in headers.items()}
         return {
             files: tuple(headers[item] for item in items)
             for files, items in to_read.items()
@@ -159,10 +158,20 @@ class FilePairs:
     def read(self, files: Files) -> tuple[np.ndarray, np.ndarray]:
         """A and B, each (H, W, C) in the size and channels of its file; label maps as class indices, (H, W, 1)."""
         a, b = (
-            labels.classes.read_map(file)[..., None] if labels else read_image(file)
+            labels.classes.read_map(file)[..., None] if labels else self.read_image(file)
             for file, labels in zip(_a_and_b(files), self._as_x_y(*self._maps), strict=True)
         )
         return a, b
+
+    def read_image(self, file: Path) -> np.ndarray:
+        """(H, W, C) of a file; without opacity if there is a background."""
+        image = read_image(file)
+        if self._background and image.shape[2] in (2, 4) and inspect_image(file).has_alpha:
+            try:
+                return put_on_background(image, self._background)
+            except ValueError as error:
+                raise UserError(f"{file}: {error}") from None
+        return image
 
     def __len__(self) -> int:
         return len(self._pairs)
@@ -233,8 +242,9 @@ class FilePairs:
         sizes = [x[:2] for x, _ in self.file_shapes]
         has_alpha = self._channels[0] in (2, 4) and not self._is_bands[0]
         return FileLayout(
-            median_size(sizes), resize_factors(sizes, self._size, self._resize), self._x_half, alpha=has_alpha
-        )
+            median_size(sizes), resize_factors(sizes, self._size, self._resize), self._x_half, alpha=has_alpha,
+            background=self._background,
+        )  # fmt: skip
 
     def _report_faults(self, faults: Sequence[str]) -> None:
         """Raise them as a UserError, or collect them for `usable`."""
@@ -242,6 +252,28 @@ class FilePairs:
             raise_faults(faults)
         else:
             self._collected_faults += faults
+
+    def _refuse_unused(
+        self, channels: tuple[int | None, int | None], ranges: tuple[Range | None, Range | None]
+    ) -> None:
+        for name, labels, *options in zip(("input", "target"), self._maps, channels, ranges, strict=True):
+            if labels and any(options):
+                raise ValueError(
+                    f"{name}_channels and {name}_range: remove both, label maps have those of their classes"
+                )
+
+    def _resolve_channels(
+        self,
+        channels: tuple[int | None, int | None],
+        first_shapes: tuple[ImageShape, ImageShape],
+        first_headers: tuple[ImageHeader, ImageHeader],
+    ) -> None:
+        first_channels = [shape[2] for shape in first_shapes]
+        self._channels = [option or default for option, default in zip(channels, first_channels, strict=True)]
+        self._is_bands = [
+            count == default and not header.has_alpha
+            for count, default, header in zip(self._channels, first_channels, first_headers, strict=True)
+        ]
 
     def _resolve_ranges(
         self, ranges: tuple[Range | None, Range | None], first: Files, headers: tuple[ImageHeader, ImageHeader]
@@ -269,6 +301,9 @@ class FilePairs:
                 raise UserError(_describe_bad_values(path, image, low, high, f"{name}_range"))
             try:
                 converted.append(image if labels else with_channels(image, channels))
+            except TransparentPixels as error:
+                advice = 'set background = "white", or RGB values, to fill them'
+                raise UserError(f"{path}: {error}: {advice}") from None
             except ValueError as error:
                 source = f"{name}_channels is {channels}: set by the recipe, or by the first training pair"
                 raise UserError(f"{path}: {error} ({source})") from None
@@ -337,6 +372,11 @@ class FilePairs:
             except UserError as error:
                 faults.append(str(error))
         raise_faults(faults)
+
+
+def _without_alpha(header: ImageHeader) -> ImageHeader:
+    height, width, channels = header.shape
+    return header._replace(shape=(height, width, channels - 1), has_alpha=False) if header.has_alpha else header
 
 
 def _a_and_b(files: Files) -> tuple[Path, Path]:

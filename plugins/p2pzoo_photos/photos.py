@@ -11,7 +11,7 @@ from pydantic import Field
 
 from p2pzoo.data.pairing import Files, find_pairs, format_size
 from p2pzoo.data.splits import Fractions, assign_splits, fallback_split
-from p2pzoo.images.io import read_header, read_image, with_channels
+from p2pzoo.images.io import TransparentPixels, read_header, read_image, with_channels
 from p2pzoo.images.resize import ResizeMode, median_size, resize_factors, resize_to
 from p2pzoo.plugin import FileLayout, Pair, Split
 from p2pzoo.utils.errors import UserError
@@ -85,6 +85,8 @@ class Photos:
             raise UserError(f'{path}: is {sizes}: set resize = "crop", "fit" or "stretch"')
         try:
             return resize_to(with_channels(image, channels), self._size, self._resize)
+        except TransparentPixels as error:
+            raise UserError(f"{path}: {error}: save it without transparency") from None
         except ValueError as error:
             raise UserError(f"{path}: {error}") from None
 

@@ -250,9 +250,17 @@ def test_images_that_the_model_cannot_take_are_reported_and_the_others_translate
     assert result.exit_code == 2
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["fine.png"]
     glass, deep_line, broken = result.stderr.splitlines()
-    assert glass == f"{sources[0]}: it has transparent pixels, and RGB was expected: flatten it first"
+    advice = "put it on a background (`p2pzoo translate --background white`)"
+    assert glass == f"{sources[0]}: it has transparent pixels, and RGB was expected: {advice}"
     assert deep_line == f"{deep}: expected (H, W) or (H, W, C) of uint8, not (45, 70, 1) of uint16"
     assert broken.startswith(f"{sources[2]}: cannot be read as an image")
+
+    assert run_cli("translate", run, sources[0], "-o", tmp_path / "lit", "--background", "10,20,30").exit_code == 0
+    opacity = transparent[..., 3:] / 255
+    flat = np.rint(photo * opacity + np.array([10, 20, 30]) * (1 - opacity)).astype(np.uint8)
+    assert np.array_equal(read_image(tmp_path / "lit/glass.png"), p2pzoo.load(run, device="cpu").translate(flat))
+    wrong = run_cli("translate", run, sources[0], "-o", tmp_path / "lit", "--background", "red", "--force")
+    assert (wrong.exit_code, "a background is " in wrong.stderr) == (2, True)
 
 
 def test_files_are_overwritten_only_with_force_and_inputs_never(run_cli, run, photo, tmp_path):

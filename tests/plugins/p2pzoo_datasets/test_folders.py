@@ -172,8 +172,39 @@ class TestFormats:
 
     def test_transparent_rgba_is_refused_as_rgb(self, put):
         message = error_of(lambda: one_pair(put, noise(channels=4), input_channels=3))
-        assert message.startswith("photos/train/0.png: it has transparent pixels, and RGB was expected: flatten it")
-        assert message.endswith("(input_channels is 3: set by the recipe, or by the first training pair)")
+        assert message == (
+            "photos/train/0.png: it has transparent pixels, and RGB was expected: "
+            'set background = "white", or RGB values, to fill them'
+        )
+
+    @pytest.mark.parametrize(("background", "expected"), [("white", [255, 255, 255]), ((9, 0, 200), [9, 0, 200])])
+    def test_transparent_pixels_get_the_background(self, put, background, expected):
+        image = noise(channels=4)
+        image[:4, :, 3], image[4:, :, 3] = 0, 255
+        pair = one_pair(put, image, background=background)
+        assert pair.x.shape == (32, 48, 3)
+        assert (pair.x[:4] == expected).all()
+        np.testing.assert_array_equal(pair.x[4:], image[4:, :, :3])
+        assert folders(background=background).file_layout.background == tuple(expected)
+        put("both/train/0.png", np.concatenate([image, image], axis=1))
+        put("both/val/0.png", noise(height=32, width=96))
+        [pair] = SideBySide("train", root="both", background=background)
+        assert (pair.x.shape, pair.y[0, 0].tolist()) == ((32, 48, 3), expected)
+
+    def test_half_transparent_grey_and_16_bits(self, put, home):
+        image = np.full((32, 48, 2), 100, np.uint8)
+        image[..., 1] = 51
+        assert (one_pair(put, image, background="white").x == 224).all()  # 0.2 × 100 + 0.8 × 255
+        assert "the background [9, 0, 200] is not: give a grey one" in error_of(
+            lambda: folders(background=(9, 0, 200))[0]
+        )
+
+    def test_bands_of_arrays_are_no_opacity(self, home):
+        for folder in ("photos", "maps"):
+            for split in ("train", "val"):
+                (home / folder / split).mkdir(parents=True)
+                np.save(home / folder / split / "0.npy", noise(channels=4))
+        np.testing.assert_array_equal(folders(background="white")[0].x, noise(channels=4))
 
     @pytest.mark.parametrize("options", [{}, {"transparency": 1}])
     def test_palettes_are_replaced_by_their_colours(self, put, home, options):
