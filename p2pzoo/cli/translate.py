@@ -95,21 +95,14 @@ def translate_command(
     With --samples, OUT is a folder: photo-0.png and so on, photo-mean.png, and photo-spread.png, an uncertainty map:
     the standard deviation at each pixel (a grey of 16 is one 8-bit level; --format npy or tif keeps it exact).
     """
-    from p2pzoo.compute.engine import keep_freed_memory
     from p2pzoo.images.georeference import warn_of_losses
-    from p2pzoo.images.transparency import parse_background
-    from p2pzoo.models.model import load_model
     from p2pzoo.models.scaling import Scaling
     from p2pzoo.models.translate_files import translate_files
 
     sources = _find_inputs(inputs, model)
-    loaded = load_model(model, device=device, precision=precision)
+    loaded = _load(model, device, precision, background)
     targets = _plan_targets(loaded, sources, output, suffix, samples, force)
-    if loaded.device.type == "cpu":
-        keep_freed_memory()
     try:
-        if background:
-            loaded.background = parse_background(background)
         mode, tiling = loaded.resolve_options(test_mode, tile, overlap)
         scaling = Scaling.resolve(loaded.file_layout, parse_scale(scale), size)
         if samples:
@@ -125,6 +118,22 @@ def translate_command(
         loaded, targets, mode, seed=seed, tiling=tiling, text=text, samples=samples, scaling=scaling, half=half
     )
     _report(outcomes, samples, quiet, as_json)
+
+
+def _load(path: Path, device: str, precision: str, background: str | None) -> Model:
+    from p2pzoo.compute.engine import keep_freed_memory
+    from p2pzoo.images.transparency import parse_background
+    from p2pzoo.models.model import load_model
+
+    model = load_model(path, device=device, precision=precision)
+    if background:
+        try:
+            model.background = parse_background(background)
+        except ValueError as error:
+            raise UserError(f"--background: {error}") from None
+    if model.device.type == "cpu":
+        keep_freed_memory()
+    return model
 
 
 def parse_scale(scale: str | None) -> float | Literal["native"] | None:
