@@ -45,8 +45,11 @@ def print_table(
 
 def print_metrics(results: Mapping[str, Any]) -> None:
     """Print the numbers of results.json, one line each."""
+    from p2pzoo.runs.results import describe_too_few
+
     for name, number in results["metrics"].items():
-        click.echo(f"{name:<16} {number['value']:.4f}")
+        too_few = describe_too_few(results, name)
+        click.echo(f"{name:<16} {number['value']:.4f}{too_few and f'  ({too_few})'}")
 
 
 def exit_if_nan(results: Mapping[str, Any]) -> None:

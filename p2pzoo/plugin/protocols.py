@@ -175,6 +175,8 @@ class Metric(Protocol):
 
     protocol  a mapping of JSON values that the numbers depend on besides the parameters, such as the digest of weights.
               It is merged into the protocol of every number and replaces parameters of the same name
+    minimum_images  the number of images from which on its values mean something, such as 50 for a distance between
+              sets. A number of fewer images is marked wherever it is printed
     draw      `draw(rows) -> Figure`: a matplotlib figure of a table's rows, {row's label: its statistics}
     trust     `trust(device)` raises UserError if the numbers would mean nothing on this data, for example if a scorer
               misreads real photos. Called before training, and on the target before a table is filled

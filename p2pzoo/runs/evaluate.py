@@ -199,10 +199,17 @@ def add_numbers(
         for key in [key for key in numbers if key == name or key.startswith(f"{name}.")]:
             del numbers[key]
         for key, value in metric.reduce(safetensors_io.strip_prefix(name, statistics)).items():
-            numbers[name if key == "value" else f"{name}.{key}"] = {"value": float(value), "protocol": digest}
+            number = {"value": float(value), "protocol": digest, **_minimum_images(metric, protocols[name]["images"])}
+            numbers[name if key == "value" else f"{name}.{key}"] = number
     used = set(measured.values())
     kept = {digest: protocol for digest, protocol in by_digest.items() if digest in used}
     return {"metrics": numbers, "measured": measured, "protocols": kept}
+
+
+def _minimum_images(metric: Any, images: int) -> dict[str, int]:
+    """What results.json says of a number that was measured on too few images for it."""
+    minimum = getattr(metric, "minimum_images", 0)
+    return {"minimum_images": minimum} if images < minimum else {}
 
 
 def _write_results(

@@ -18,7 +18,7 @@ from p2pzoo.images.io import PILLOW_ERRORS, open_picture
 from p2pzoo.runs.curves import plot_curves
 from p2pzoo.runs.monitor import read_findings
 from p2pzoo.runs.pages import data_uri, render_page
-from p2pzoo.runs.results import read_results
+from p2pzoo.runs.results import describe_too_few, read_results
 from p2pzoo.runs.run_folder import Run
 from p2pzoo.utils.files import read_object, write_text
 
@@ -39,13 +39,15 @@ class Comparison:
 def write_report(run: Run, experiment: Experiment, comparisons: Sequence[Comparison] = ()) -> None:
     """Write the page from the files in the run's folder. comparisons: test images, once the run is evaluated."""
     env = read_object(run.folder / "env.json") or {}
+    results = read_results(run.results)
     page = render_page(
         Path(__file__).with_name("report.html"),
         title=experiment.title,
         run=run.folder.name,
         status=run.status,
         target=experiment.train.images_seen,
-        results=read_results(run.results),
+        results=results,
+        too_few={name: describe_too_few(results, name) for name in results["metrics"]} if results else {},
         environment=describe_environment(env),
         recipe=[*_describe_recipe(experiment, env)],
         findings=read_findings(run),

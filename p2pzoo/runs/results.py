@@ -20,6 +20,7 @@ from p2pzoo.utils.files import read_json, write_json
 class _NumberJson(TypedDict):
     value: float
     protocol: str
+    minimum_images: NotRequired[int]  # only where it was measured on fewer
 
 
 class _ProtocolJson(TypedDict):
@@ -44,6 +45,20 @@ class _ResultsJson(TypedDict):
 
 _RESULTS = TypeAdapter(_ResultsJson)
 _DIGEST_KEY = "digest"  # a hash of everything else; files of older versions have none
+
+
+def describe_too_few(results: Mapping[str, Any], name: str) -> str:
+    """What to print beside a number that was measured on too few images; "" for the others.
+
+    >>> number = {"value": 0.1, "protocol": "ab", "minimum_images": 50}
+    >>> describe_too_few({"metrics": {"kid": number}, "protocols": {"ab": {"images": 3}}}, "kid")
+    'too few images: 3, and it means something from 50 on'
+    """
+    number = results["metrics"][name]
+    if "minimum_images" not in number:
+        return ""
+    images = results["protocols"][number["protocol"]]["images"]
+    return f"too few images: {images}, and it means something from {number['minimum_images']} on"
 
 
 def write_results(path: Path, results: Mapping[str, Any]) -> None:

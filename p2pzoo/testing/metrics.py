@@ -55,6 +55,9 @@ def check_metric_perfect(case: ComponentCase) -> None:
     example = build_example(case)
     metric, batch = example.metric, example.batch
     assert metric.better in ("higher", "lower", None), f'`better` is {metric.better!r}, not "higher", "lower" or None'
+    minimum = getattr(metric, "minimum_images", 1)
+    is_count = type(minimum) is int and minimum >= 1
+    assert is_count, f"`minimum_images` is {minimum!r}, not a number of images"
     if metric.better is None:
         raise DoesNotApply("neither direction is better")
     best = metric.reduce(metric.measure(batch, batch.y))["value"]

@@ -23,6 +23,7 @@ from p2pzoo.config.recipe import iter_leaves
 from p2pzoo.models import safetensors_io
 from p2pzoo.models.build import build_network
 from p2pzoo.plugin.registry import Registry
+from p2pzoo.runs.results import describe_too_few
 from p2pzoo.utils.errors import UserError
 from p2pzoo.utils.suggest import did_you_mean
 from p2pzoo_bench.intervals import CONFIDENCE, Interval, over_seeds, paired_over_blocks
@@ -264,7 +265,17 @@ def _describe_row(
     for column in columns:
         values = [run.results["metrics"][column]["value"] for run in row.runs if column in run.results["metrics"]]
         if values:
-            cells[column] = {"values": values, **_describe_interval(over_seeds(values)), **differences.get(column, {})}
+            few = [
+                t
+                for run in row.runs
+                if column in run.results["metrics"] and (t := describe_too_few(run.results, column))
+            ]
+            cells[column] = {
+                "values": values,
+                **_describe_interval(over_seeds(values)),
+                **differences.get(column, {}),
+                **({"too_few": few[0]} if few else {}),
+            }
     seconds, memory = (_read_costs(row, key) for key in ("seconds", "peak_megabytes"))
     return {
         "name": row.name,

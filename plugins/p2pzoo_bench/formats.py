@@ -92,7 +92,8 @@ def _format_value(row: Mapping[str, Any], column: Mapping[str, Any]) -> str:
         return "unavailable" if column["unavailable"] else ("failed" if row["failed"] else NONE)
     half = None if cell["low"] is None else (cell["high"] - cell["low"]) / 2
     places = decimals(cell["mean"], half)
-    return f"{cell['mean']:.{places}f}" + ("" if half is None else f" ± {half:.{places}f}")
+    too_few = f" ({cell['too_few']})" if "too_few" in cell else ""
+    return f"{cell['mean']:.{places}f}" + ("" if half is None else f" ± {half:.{places}f}") + too_few
 
 
 def _format_difference(cell: Mapping[str, Any]) -> str:

@@ -26,6 +26,7 @@ from p2pzoo.models.safetensors_io import save_model_tensors
 from p2pzoo.models.scaling import Scaling
 from p2pzoo.plugin.registry import Registry
 from p2pzoo.runs.report import describe_environment, is_in_environment
+from p2pzoo.runs.results import describe_too_few
 from p2pzoo.runs.run_folder import Run, find_run
 from p2pzoo.utils.errors import UserError
 from p2pzoo.utils.files import copy_file, read_json, write_text
@@ -198,6 +199,7 @@ def _read_metrics(results: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
             "name": name,
             "metric": protocol["metric"]["use"].partition(":")[2],
             "value": value,
+            "too_few": describe_too_few(results, name),
             "version": protocol["metric"].get("version", "unknown"),
             "hash": number["protocol"],
             "protocol": protocol,

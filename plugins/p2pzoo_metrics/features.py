@@ -76,6 +76,8 @@ class KID(FeatureMetric):
     images is biased upwards, because a repeated image equals itself.
     """
 
+    minimum_images = 50  # below, the standard error of an unbiased estimate exceeds the differences between models
+
     @torch.no_grad()
     def measure(self, batch: Batch, y_hat: Tensor) -> dict[str, Tensor]:
         """{"y_hat": (B, d), "y": (B, d)}: pooled features before the classifier, float16.

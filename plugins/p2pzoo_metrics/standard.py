@@ -37,6 +37,7 @@ class FID:
 
     version = "1"
     better = "lower"
+    minimum_images = 2048  # the number of features: the covariance of fewer images has no full rank
 
     def __init__(self, dataset: Dataset) -> None:
         _require_torch_fidelity("fid")
