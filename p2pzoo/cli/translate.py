@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -306,7 +307,7 @@ def _choose_targets(sources: list[Path], output: Path, suffix: str, force: bool)
             faults.append(f"{source} and {taken[target]} would both become {target}: translate them into two folders")
         elif target.resolve() in originals:
             faults.append(f"{target}: would overwrite an input; give another folder")
-        elif target.exists() and not force:
+        elif os.path.exists(target) and not force:  # Path.exists raises an error where the name is too long
             faults.append(f"{target}: exists already; --force overwrites it")
         taken[target] = source
     _raise_first(faults)
@@ -321,7 +322,7 @@ def _check_samples(files: list[Path], output: Path, sources: list[Path], force: 
         [f"{file}: would overwrite an input; give another folder" for file in files if file.resolve() in originals]
     )
     if not force:
-        _raise_first([f"{file}: exists already; --force overwrites it" for file in files if file.exists()])
+        _raise_first([f"{file}: exists already; --force overwrites it" for file in files if os.path.exists(file)])
 
 
 def _raise_first(faults: list[str]) -> None:

@@ -25,7 +25,7 @@ from filelock import FileLock
 
 from p2pzoo.plugin.batch import Pair
 from p2pzoo.utils.errors import UserError
-from p2pzoo.utils.files import atomic_write, parse_json
+from p2pzoo.utils.files import atomic_write, parse_json, remove_leftovers
 
 CACHE_FORMAT = 3  # raise it when the same sources give other bytes
 _REMEDIES = 'make room, set P2PZOO_CACHE to a folder elsewhere, or [compute] store = "stream"'
@@ -115,8 +115,7 @@ def check_room(path: Path, size: int) -> None:
 def _write(path: Path, record: np.dtype, pairs: Iterable[Pair]) -> None:
     index: dict[str, list[Any]] = {"ids": [], "blocks": [], "sums": []}
     row = np.zeros(1, record)
-    # The temporary name is always the same: the lock admits one writer, and the next one overwrites what a killed
-    # process left.
+    remove_leftovers(path)  # the lock admits one writer
     with atomic_write(path) as unfinished, unfinished.open("wb") as file:
         for pair in pairs:
             for name in record.names or ():

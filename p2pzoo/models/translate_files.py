@@ -8,6 +8,7 @@ is translated in tiles is read, translated and written band by band, in the call
 
 from __future__ import annotations
 
+import errno
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -164,7 +165,10 @@ class _FileTranslator:
         """Translate images of one padded size, and start to write the results."""
         if self.samples:
             [(source, image)] = group  # samples need paper mode, whose groups have one image
-            self.outcomes[source] = self.translate_samples(source, image, self.samples)
+            try:
+                self.outcomes[source] = self.translate_samples(source, image, self.samples)
+            except UserError as error:  # too little memory, or a file that cannot be written
+                self.outcomes[source] = _skipped(source, self.targets[source], error)
             return
         sources, images = zip(*group, strict=True)
         try:
@@ -181,13 +185,10 @@ class _FileTranslator:
         paths = sample_paths(target, count)
         samples = Samples(self.model, image, count, self.seed)
         writing: deque[Future[FileOutcome]] = deque()
-        try:
-            for path, sample in zip(paths, samples, strict=False):
-                writing.append(self.pool.submit(self.write, source, path, sample, self.text, self.model.palette))
-                if len(writing) > MAX_SAMPLES_AHEAD:
-                    writing.popleft().result()
-        except OutOfMemory as error:
-            return _skipped(source, target, error)
+        for path, sample in zip(paths, samples, strict=False):
+            writing.append(self.pool.submit(self.write, source, path, sample, self.text, self.model.palette))
+            if len(writing) > MAX_SAMPLES_AHEAD:
+                writing.popleft().result()
         for future in writing:
             future.result()
         self.write(source, paths[-2], samples.mean, self.text, self.model.palette)
@@ -204,8 +205,16 @@ class _FileTranslator:
     def write(
         self, source: Path, target: Path, image: np.ndarray, text: Mapping[str, str] | None, palette: bytes | None
     ) -> FileOutcome:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        write_image(target, image, text, palette, self.tags(source) if target.suffix.lower() in TIFF_SUFFIXES else ())
+        """Raises UserError for a target that cannot be written, but OSError where no file can."""
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            write_image(
+                target, image, text, palette, self.tags(source) if target.suffix.lower() in TIFF_SUFFIXES else ()
+            )
+        except OSError as error:
+            if error.errno != errno.ENAMETOOLONG:
+                raise
+            raise UserError(f"{target}: this name is too long for the file system: rename {source}") from None
         return FileOutcome(source, target)
 
     def take_finished(self, *, wait: bool = False) -> Iterator[FileOutcome]:
@@ -215,7 +224,10 @@ class _FileTranslator:
             if isinstance(outcome, Future):
                 if not (wait or outcome.done()):
                     return
-                outcome = outcome.result()
+                try:
+                    outcome = outcome.result()
+                except UserError as error:  # this file cannot be written; others may
+                    outcome = _skipped(self.pending[0], self.targets[self.pending[0]], error)
             del self.outcomes[self.pending.popleft()]
             yield outcome
 

@@ -1,14 +1,17 @@
 """Write files atomically, and read JSON and TOML that may be damaged. Imports nothing heavy.
 
-A file is written under a temporary name in the same folder, then renamed with os.replace.
+A file is written under a temporary name in the same folder, then renamed with os.replace. The name is another for each
+writer, so that several can write one file at once; it ends with .tmp.
 """
 
 from __future__ import annotations
 
 import contextlib
+import glob
 import hashlib
 import json
 import os
+import secrets
 import shutil
 import tomllib
 from collections.abc import Callable, Iterable, Iterator
@@ -17,6 +20,7 @@ from typing import Any
 
 from p2pzoo.utils.errors import UserError
 
+_MAX_PREFIX = 100  # bytes of a file's name in its temporary name
 MAX_NESTING = 64  # levels of tables and arrays; people and p2pzoo write fewer than ten
 _UMASK = os.umask(0o022)  # the only way to read the umask is to set it
 os.umask(_UMASK)
@@ -27,6 +31,7 @@ def atomic_write(path: Path) -> Iterator[Path]:
     """Yield a temporary path in the folder of `path`, to write to; rename that file to `path` at the end.
 
     On an error the temporary file is removed and `path` stays as it was. An OSError without a file name gets `path`.
+    Where `path` is a link, the file that it leads to is written. Raises UserError where that is no regular file.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -35,17 +40,41 @@ def atomic_write(path: Path) -> Iterator[Path]:
     ...     print([file.name for file in Path(folder).iterdir()])
     ['notes.txt']
     """
-    temporary = path.with_name(f".{path.name}.tmp")
+    target = _resolve_target(path)
+    temporary = target.with_name(f"{_temporary_prefix(target)}{os.getpid():x}{secrets.token_hex(4)}.tmp")
     try:
         with naming(path):
             yield temporary
             with temporary.open("rb+") as file:
                 os.fsync(file.fileno())
             temporary.chmod(0o666 & ~_UMASK)  # safetensors creates files that only their owner can read
-            os.replace(temporary, path)
+            os.replace(temporary, target)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def remove_leftovers(path: Path) -> None:
+    """Remove what killed writers of `path` left. Only for a process that holds a lock, so that no other writes it."""
+    for file in path.parent.glob(f"{glob.escape(_temporary_prefix(path))}*.tmp"):
+        file.unlink(missing_ok=True)
+
+
+def _temporary_prefix(path: Path) -> str:
+    """The start of the temporary names of a file, short: a file system takes names of up to 255 bytes."""
+    return f".{os.fsencode(path.name)[:_MAX_PREFIX].decode(errors='ignore')}."
+
+
+def _resolve_target(path: Path) -> Path:
+    """The file that `path` leads to. Raises UserError where it is a device, a pipe, a folder or a link to itself."""
+    target = Path(os.path.realpath(path)) if path.is_symlink() else path
+    if target.is_symlink():
+        what = "a link to itself"
+    elif target.is_file() or not target.exists():
+        return target
+    else:
+        what = "a folder" if target.is_dir() else "a pipe" if target.is_fifo() else "a device"
+    raise UserError(f"{path}: is {what}, which is not replaced: give the name of a file")
 
 
 @contextlib.contextmanager

@@ -19,7 +19,7 @@ import numpy as np
 from filelock import FileLock
 
 from p2pzoo.utils.errors import UserError
-from p2pzoo.utils.files import atomic_write
+from p2pzoo.utils.files import atomic_write, remove_leftovers
 
 DIGEST_BYTES = 16
 _verified: set[tuple[str, int, int]] = set()  # (path, bytes, time of the last change) of files that were intact
@@ -106,7 +106,7 @@ def _is_intact(path: Path) -> bool:
 
 
 def _store_layer(path: Path, array: np.ndarray) -> None:
-    # The temporary name is always the same: the lock admits one writer, which overwrites the file of a killed one.
+    remove_leftovers(path)  # the lock admits one writer
     with atomic_write(path) as unfinished:
         with unfinished.open("wb") as file:
             np.save(file, array)

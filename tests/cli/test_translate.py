@@ -280,6 +280,21 @@ def test_files_are_overwritten_only_with_force_and_inputs_never(run_cli, run, ph
     assert source.read_bytes() == before
 
 
+def test_long_names_are_translated_and_too_long_ones_skipped(run_cli, run, photo, tmp_path):
+    (tmp_path / "in").mkdir()
+    for stem in ("a" * 251, "b" * 200, "c"):
+        save(photo, tmp_path / "in" / f"{stem}.png")
+    result = run_cli("translate", run, tmp_path / "in", "-o", tmp_path / "out")
+    assert result.exit_code == 0, result.output
+    (tmp_path / "in" / f"{'d' * 252}.x").symlink_to("c.png")
+    assert len([*(tmp_path / "out").iterdir()]) == 3
+    too_long = tmp_path / "in" / f"{'d' * 252}.x"
+    result = run_cli("translate", run, too_long, tmp_path / "in" / "c.png", "-o", tmp_path / "more")
+    assert result.exit_code == 2
+    assert "this name is too long for the file system: rename" in result.stderr
+    assert [path.name for path in (tmp_path / "more").iterdir()] == ["c.png"]
+
+
 def test_wrong_arguments_are_reported_before_anything_is_written(run_cli, run, photo, tmp_path):
     a, b = save(photo, tmp_path / "a.png"), save(photo, tmp_path / "a.jpg")
     (tmp_path / "nested" / "inner").mkdir(parents=True)

@@ -1,6 +1,7 @@
 """Folders of images: parallel work, the order of outcomes, bounded memory, and stopping."""
 
 import itertools
+import os
 import threading
 import time
 from pathlib import Path
@@ -71,7 +72,7 @@ def has_stopped_cleanly(targets):
     for target in targets.values():
         if target.exists():
             Image.open(target).load()
-        assert not target.with_name(f".{target.name}.tmp").exists()
+        assert not [*target.parent.glob(".*.tmp")]
     return not [thread for thread in threading.enumerate() if thread.name.startswith("images")]
 
 
@@ -218,6 +219,21 @@ def test_a_file_that_cannot_be_written_raises_after_the_outcomes_before_it(model
     with pytest.raises(OSError, match="No space left"):
         next(outcomes)
     assert has_stopped_cleanly(targets)
+
+
+def test_a_target_that_cannot_be_written_does_not_stop_the_others(model, folder, tmp_path):
+    targets = folder((8, 8), (8, 8), (8, 8))
+    first, second, _ = targets
+    targets[first] = tmp_path / "out" / f"{'a' * 252}.png"
+    targets[second] = tmp_path / "out" / "pipe.png"
+    (tmp_path / "out").mkdir()
+    os.mkfifo(targets[second])
+    outcomes = list(translate_files(model, targets, "paper"))
+    assert [outcome.faults for outcome in outcomes] == [
+        (f"{targets[first]}: this name is too long for the file system: rename {first}",),
+        (f"{targets[second]}: is a pipe, which is not replaced: give the name of a file",),
+        (),
+    ]
 
 
 def test_an_interrupt_leaves_whole_files(model, folder, monkeypatch):

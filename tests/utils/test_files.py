@@ -4,6 +4,7 @@ import contextlib
 import errno
 import os
 import shutil
+from pathlib import Path
 
 import pytest
 from fault_injection import largest_file
@@ -20,6 +21,7 @@ from p2pzoo.utils.files import (
     parse_toml,
     read_json,
     read_object,
+    remove_leftovers,
     write_json,
     write_text,
 )
@@ -185,3 +187,61 @@ def test_the_fingerprint_changes_with_names_and_sizes_alone(tmp_path):
     files[0].write_bytes(b"4567")
     assert fingerprint(files) != before
     assert fingerprint(files[:1]) != fingerprint(files)
+
+
+# --- temporary names, and what is written to ---
+
+
+def test_processes_that_write_one_file_at_once_do_not_disturb_each_other(tmp_path):
+    file = tmp_path / "a.txt"
+    with atomic_write(file) as first, atomic_write(file) as second:
+        assert first != second
+        first.write_text("first")
+        second.write_text("second")
+    assert file.read_text() == "first", "the last to finish"
+    assert list(tmp_path.iterdir()) == [file]
+
+
+@pytest.mark.parametrize("name", ["x" * 252 + ".md", "ŷ" * 126 + ".md"])
+def test_a_name_can_have_255_bytes(name, tmp_path):
+    file = tmp_path / name
+    assert len(os.fsencode(name)) == 255
+    write_text(file, "written")
+    assert file.read_text() == "written"
+
+
+def test_what_killed_writers_of_a_file_left_can_be_removed(tmp_path):
+    with atomic_write(tmp_path / "other.txt") as other:
+        other.write_text("in work")
+        with atomic_write(tmp_path / "a.txt") as left:
+            left.write_text("of a killed process")
+            copy = shutil.copy(left, left.with_name(left.name.replace(".tmp", "1.tmp")))
+        remove_leftovers(tmp_path / "a.txt")
+        assert not Path(copy).exists()
+        assert other.exists()
+
+
+def test_a_link_is_written_through(tmp_path):
+    (tmp_path / "real").mkdir()
+    (tmp_path / "real" / "a.txt").write_text("old")
+    link, dangling = tmp_path / "link.txt", tmp_path / "dangling.txt"
+    link.symlink_to(tmp_path / "real" / "a.txt")
+    dangling.symlink_to("real/b.txt")
+    for file, name in ((link, "a.txt"), (dangling, "b.txt")):
+        write_text(file, "new")
+        assert file.is_symlink()
+        assert (tmp_path / "real" / name).read_text() == "new"
+    assert sorted(file.name for file in tmp_path.rglob("*.txt")) == ["a.txt", "b.txt", "dangling.txt", "link.txt"]
+
+
+def test_only_regular_files_are_replaced(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "loop").symlink_to("loop")
+    (tmp_path / "null").symlink_to("/dev/null")
+    for name, what in (("pipe", "a pipe"), ("folder", "a folder"), ("null", "a device"), ("loop", "a link to itself")):
+        with pytest.raises(UserError, match=rf"{name}: is {what}, which is not replaced: give the name of a file"):
+            write_text(tmp_path / name, "new")
+    assert (tmp_path / "pipe").is_fifo()
+    assert Path("/dev/null").is_char_device()
+    assert len(list(tmp_path.iterdir())) == 4
