@@ -30,7 +30,7 @@ Knows neither components nor torch.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +67,7 @@ class Row:
     recipe: str | None
     overrides: tuple[str, ...]
     published: Mapping[str, float]
-    where: str = ""
+    where: str = field(default="", compare=False)
 
 
 @dataclass(frozen=True)
