@@ -234,6 +234,18 @@ class TestPage:
         assert sum(source.startswith("data:image/webp;base64,") for source in sources) == 4  # x and y of both
         assert all(source.startswith(("data:", "#")) for source in sources)
 
+    @pytest.mark.slow
+    @pytest.mark.parametrize("width", [390, 1200])
+    def test_long_names_stay_inside_the_window(self, home, run_cli, browser, width):
+        save_pair(home, "test", "an_image_with_a_long_name_" * 4, *load_pair(home, "train", "01"))
+        assert run_cli("data", "check", "mine.toml", "-o", "page.html").exit_code == 2
+        page = browser.new_page(viewport={"width": width, "height": 800})
+        page.goto((home / "page.html").as_uri())
+        assert page.locator("figure").count() > 0
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+        too_wide = "[...document.querySelectorAll('figure')].filter(f => f.scrollWidth > f.clientWidth).length"
+        assert page.evaluate(too_wide) == 0
+
     def test_it_does_not_overwrite_a_file(self, home, run_cli):
         (home / "page.html").write_text("mine")
         result = run_cli("data", "check", "mine.toml", "-o", "page.html")
