@@ -14,7 +14,7 @@ from p2pzoo.cli import main
 from p2pzoo.plugin import hookspecs
 from p2pzoo.plugin.loader import hook_name
 from p2pzoo.plugin.registry import KINDS
-from p2pzoo.testing import list_component_checks
+from p2pzoo.testing import CHECKS, list_component_checks
 
 PLUGINS = Path(__file__).parents[1] / "plugins"
 PAGES = "\n".join(page.read_text("utf-8") for page in sorted(PLUGINS.glob("README*.md")))
@@ -22,6 +22,30 @@ HOOKS = dict(inspect.getmembers(hookspecs, inspect.isfunction))
 SCREEN = 50  # lines
 
 STANDARD_TABLES = ("build-system", "project")  # of any package's pyproject.toml
+
+
+def checks_table():
+    """The table of the kit's checks, from the docstrings: checks of one function for several kinds are one row."""
+    kinds = {}
+    for kind, checks in CHECKS.items():
+        for name, check in checks.items():
+            kinds.setdefault((name, check), []).append(kind)
+    rows = ["| check | of | what must hold |", "|---|---|---|"]
+    for (name, check), names in kinds.items():
+        text = " ".join(inspect.getdoc(check).partition("\n\n")[0].split()).replace("|", "\\|")
+        rows.append(f"| `{name}` | {', '.join(f'`{each}`' for each in names)} | {text} |")
+    return "\n".join(rows)
+
+
+def with_checks_table(page):
+    return re.sub(r"(<!-- checks -->\n).*?(\n?<!-- /checks -->)", lambda m: f"{m[1]}{checks_table()}\n<!-- /checks -->",
+                  page, flags=re.DOTALL)  # fmt: skip
+
+
+def test_the_table_of_checks_is_that_of_the_kit():
+    page = (PLUGINS / "README.md").read_text("utf-8")
+    assert "<!-- checks -->" in page
+    assert with_checks_table(page) == page, "run python tests/test_plugin_docs.py"
 
 
 def examples():
@@ -107,3 +131,7 @@ def test_a_generator_costs_at_most_five_lines_of_pyproject_and_three_of_hook():
     lines = range(function.decorator_list[0].lineno, function.end_lineno + 1)
     assert function.name == hook_name("generator")
     assert len(lines) <= 3
+
+
+if __name__ == "__main__":
+    (PLUGINS / "README.md").write_text(with_checks_table((PLUGINS / "README.md").read_text("utf-8")), "utf-8")

@@ -37,6 +37,10 @@ VARIED_STD = 0.05  # y varies above this
 FLAT_SAMPLES = 3  # in a row: an untrained G can be flat once
 
 VANISHED_SHARE = 0.5  # of G's weights
+# A gate that starts at 0 stops the gradients of what is behind it in the first steps, and they grow as it opens. From
+# one checkpoint to the next, gradients that vanish for good change by less than this:
+MAX_FALL = 0.02  # of the share
+MAX_GROWTH = 1.25  # of the gradients, a factor
 
 # a leak grows from each fifth of the log to the next by similar amounts; a cache that fills grows slower and slower
 MIN_GROWTH_PER_FIFTH = 0.02
@@ -114,6 +118,7 @@ class TrainingMonitor:
         self._memory_lines: list[Mapping[str, Any]] = []  # of this process only: memory belongs to a process
         self._seen_lines, self._keep_every = 0, 1
         self._flat_samples = 0
+        self._vanished: tuple[float, float] | None = None  # share and size, at the last checkpoint
 
     def logged(self, losses: Mapping[str, Any], timing: Mapping[str, Any]) -> None:
         """Check new lines of metrics.jsonl and timings.jsonl."""
@@ -142,8 +147,11 @@ class TrainingMonitor:
         self._report("constant", images, message if self._flat_samples == FLAT_SAMPLES else None)
 
     def saved(self, images: int, optimizer: Any) -> None:
-        """Check G's optimizer, after a checkpoint."""
-        self._report("vanished", images, detect_vanished_gradients(optimizer))
+        """Check G's optimizer, after a checkpoint. Reports what two checkpoints in a row have."""
+        before, self._vanished = self._vanished, measure_vanished_gradients(optimizer)
+        (share, size), (share_before, size_before) = self._vanished, before or (0.0, 0.0)
+        lasts = VANISHED_SHARE < share_before <= share + MAX_FALL and size <= MAX_GROWTH * size_before
+        self._report("vanished", images, detect_vanished_gradients(optimizer) if lasts else None)
 
     def diverged(self, error: Diverged) -> None:
         """Record the error that ends the training."""
@@ -267,18 +275,26 @@ def _std_over_images(images: Tensor) -> float:
 
 
 def detect_vanished_gradients(optimizer: Any) -> str | None:
-    """Whether most weights get next to no gradient, by Adam's second moment (the mean square of a weight's gradient).
+    """Whether most weights get next to no gradient; see `measure_vanished_gradients`."""
+    share, _ = measure_vanished_gradients(optimizer)
+    return f"{share:.0%} of them" if share > VANISHED_SHARE else None
 
-    Where its root is below Adam's eps, a step is less than half of that for any larger gradient. Returns None for other
-    optimizers, which keep no such moment.
+
+def measure_vanished_gradients(optimizer: Any) -> tuple[float, float]:
+    """(share of weights with next to no gradient, root mean square of their gradients), by Adam's second moment.
+
+    It is the mean square of a weight's gradient. Where its root is below Adam's eps, a step is less than half of that
+    for any larger gradient. Returns (0, 0) for other optimizers, which keep no such moment.
     """
-    vanished, count = 0, 0
+    vanished, count, total = 0, 0, 0.0
     for group in optimizer.param_groups:
         for parameter in group["params"]:
             state = optimizer.state.get(parameter, {})
             if "exp_avg_sq" not in state or not group.get("eps"):
                 continue
-            corrected = group["eps"] ** 2 * (1 - group["betas"][1] ** float(state["step"]))
-            vanished += int((state["exp_avg_sq"] < corrected).sum())
+            correction = 1 - group["betas"][1] ** float(state["step"])
+            small = state["exp_avg_sq"][state["exp_avg_sq"] < group["eps"] ** 2 * correction]
+            vanished += small.numel()
+            total += float((small / (group["eps"] ** 2 * correction)).sum()) * group["eps"] ** 2  # no underflow
             count += parameter.numel()
-    return f"{vanished / count:.0%} of them" if count and vanished > VANISHED_SHARE * count else None
+    return (vanished / count if count else 0.0), (total / vanished) ** 0.5 if vanished else 0.0

@@ -45,7 +45,7 @@ def check_augmentation_shapes(case: ComponentCase) -> str | None:
 
 
 def check_augmentation_repeats(case: ComponentCase) -> None:
-    """Gives bit-identical results for the same random numbers, and draws no others."""
+    """Gives bit-identical results for the same random numbers, and samples no others."""
     augmentation = _build_augmentation(case)
     (x, y), labels, random = _example_pair(), _needed_labels(case), _random_numbers(augmentation)
     before = random_states()

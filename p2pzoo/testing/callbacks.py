@@ -14,7 +14,7 @@ from p2pzoo.testing.tiny_components import build_experiment, build_tiny_componen
 
 
 def check_callback_changes_nothing(case: ComponentCase) -> None:
-    """Draws no random number in a whole run, and changes no tensor, no file and none of its arguments."""
+    """Samples no random number in a whole run, and changes no tensor, no file and none of its arguments."""
     tensor = torch.linspace(0, 1, 8, requires_grad=True)
     recipe = build_experiment(build_tiny_component("generator"), IMAGE_SIDE).resolved()
     arguments: dict[str, Any] = {"recipe": recipe, "losses": {"G.under_test": 0.5}, "metrics": {"under_test": 0.25}}

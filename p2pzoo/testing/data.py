@@ -61,7 +61,7 @@ def check_dataset_range(case: ComponentCase) -> None:
 
 
 def check_dataset_repeats(case: ComponentCase) -> None:
-    """A pair is the same at each access. Random changes are the core's task, which draws them from the seed."""
+    """A pair is the same at each access. Random changes are the core's task, from the seed."""
     data, before = case.build(split="train"), random_states()
     for index in _spread(len(data), _NUM_CHECKED):
         _assert_same_pair(data[index], data[index], f"pair {index} changes between two accesses")

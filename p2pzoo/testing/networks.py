@@ -126,7 +126,7 @@ def check_network_seed(case: ComponentCase) -> None:
 
 
 def check_network_modes(case: ComponentCase) -> None:
-    """Eval mode draws no random numbers, changes no buffers and treats each image of a batch independently.
+    """Eval mode samples no random numbers, changes no buffers and treats each image of a batch independently.
 
     Only layers (norms, dropout, spectral norm) differ between training and eval mode, not the network's own code.
     """

@@ -145,8 +145,6 @@ class ConvDiscriminator(nn.Module):
 class PixelDiscriminator(ConvDiscriminator):
     """PixelGAN, C64-C128 with 1×1 convolutions: (h, w) = (H, W), and each logit depends on one pixel.
 
-    Parameters and errors: see ConvDiscriminator.
-
     >>> D = PixelDiscriminator(3, 3, (32, 32), width=4)
     >>> [logits.shape for logits in D(torch.zeros(1, 3, 32, 32), torch.zeros(1, 3, 32, 32))]
     [torch.Size([1, 1, 32, 32])]
@@ -187,8 +185,6 @@ class PatchDiscriminator(ConvDiscriminator):
 
     receptive_field  side of the patches in pixels: 16, 34, 70 or 142; the paper has 16 and 70
 
-    Further parameters and errors: see ConvDiscriminator.
-
     >>> D = PatchDiscriminator(3, 3, (32, 32), receptive_field=16, width=4)
     >>> [logits.shape for logits in D(torch.zeros(1, 3, 32, 32), torch.zeros(1, 3, 32, 32))]
     [torch.Size([1, 1, 14, 14])]
@@ -226,7 +222,7 @@ class ImageDiscriminator(ConvDiscriminator):
     """ImageGAN, C64-C128-C256-C512-C512-C512: a PatchGAN of 286 px, more than a whole 256×256 image.
 
     At 256×256 each of its 6×6 logits depends on the whole image and on the zero padding around it. Sides are at least
-    96 px. Parameters and errors: see ConvDiscriminator.
+    96 px.
 
     >>> D = ImageDiscriminator(3, 3, (96, 96), width=4)
     >>> [logits.shape for logits in D(torch.zeros(1, 3, 96, 96), torch.zeros(1, 3, 96, 96))]

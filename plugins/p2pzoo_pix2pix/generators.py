@@ -153,7 +153,7 @@ class UNet(EncoderDecoder):
                 are swapped, but sums have another order: imported weights give bit-identical results only with the
                 order that they were trained with
 
-    Further parameters, shapes and errors: see EncoderDecoder.
+    Sides must be multiples of 2**depth; for others it raises a ValueError.
 
     >>> G = UNet(3, 3, (32, 32), width=4)
     >>> G(torch.zeros(1, 3, 32, 32)).shape

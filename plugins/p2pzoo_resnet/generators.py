@@ -91,7 +91,7 @@ class ResNet(nn.Module):
 
 
 class ResNet6(ResNet):
-    """6 residual blocks, as in CycleGAN for 128×128 images. Parameters, shapes and errors: see ResNet.
+    """6 residual blocks, as in CycleGAN for 128×128 images.
 
     >>> import torch
     >>> G = ResNet6(3, 1, (32, 32), width=4)
@@ -104,7 +104,7 @@ class ResNet6(ResNet):
 
 
 class ResNet9(ResNet):
-    """9 residual blocks, as in CycleGAN from 256×256 on. Parameters, shapes and errors: see ResNet."""
+    """9 residual blocks, as in CycleGAN from 256×256 on."""
 
     blocks = 9
     state_dict_formats = (formats.reference_format(9),)

@@ -1,6 +1,8 @@
 """`p2pzoo show`: parameters with descriptions, and the sizes of networks."""
 
+import inspect
 import json
+import re
 
 import pytest
 from click.testing import CliRunner
@@ -94,6 +96,12 @@ FIRST_PARTY = [
 def test_every_parameter_of_every_component_has_a_description(kind, name):
     descriptions = describe_parameters(loader.registry().get(kind, name).load())
     assert [parameter for parameter, text in descriptions.items() if not text] == []
+
+
+@pytest.mark.parametrize(("kind", "name"), FIRST_PARTY)
+def test_no_text_sends_its_reader_to_a_python_class(kind, name):
+    documentation = inspect.getdoc(loader.registry().get(kind, name).load()) or ""
+    assert not re.search(r"\bsee (?!`)[A-Z]\w+\b", documentation)
 
 
 @pytest.mark.parametrize("table", SETTINGS)

@@ -36,6 +36,24 @@ def register_losses(register):
 def register_datasets(register):
     register("slow", Slow, summary="Earth with slow reads")
 
+@p2pzoo.hookimpl
+def register_generators(register):
+    register("gated", Gated, summary="Most weights are behind gates that start at 0, as in NAFNet")
+
+class Gated(torch.nn.Module):
+    def __init__(self, in_channels, out_channels):
+        super().__init__()
+        self.first = torch.nn.Conv2d(in_channels, 8, 3, padding=1)
+        self.blocks = torch.nn.ModuleList(torch.nn.Conv2d(8, 8, 3, padding=1) for _ in range(4))
+        self.gates = torch.nn.Parameter(torch.zeros(4, 8, 1, 1))
+        self.last = torch.nn.Conv2d(8, out_channels, 3, padding=1)
+
+    def forward(self, x):
+        h = self.first(x)
+        for block, gate in zip(self.blocks, self.gates):
+            h = h + gate * torch.relu(block(h))
+        return torch.tanh(self.last(h))
+
 class Keeper:
     side = "generator"
     needs = ()
@@ -166,6 +184,16 @@ def test_a_run_that_starts_over_reports_its_problems_again(run, tmp_path):
     result = run(tmp_path, *PROVOKED["vanished"], flags=("--fresh",))
     assert TRAINING_PROBLEMS["vanished"].what in result.output
     assert findings(tmp_path) == before
+
+
+@pytest.mark.usefixtures("plugin", "no_reports")
+def test_gates_that_start_at_0_are_no_vanished_gradient(tiny, run_cli, tmp_path):
+    overrides = ("generator.use=gated", "train.images=20", "train.checkpoint_every=5", "losses.l1.weight=0.01",
+                 "gan_loss.weight=1e-3")  # fmt: skip
+    options = [part for override in overrides for part in ("-s", override)]
+    result = run_cli("run", tiny, "--profile", "smoke", "--runs", tmp_path, *options)
+    assert result.exit_code == 0, result.output
+    assert TRAINING_PROBLEMS["vanished"].what not in result.output
 
 
 def test_damaged_log_lines_are_skipped(halfway):
