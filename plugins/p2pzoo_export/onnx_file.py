@@ -14,6 +14,7 @@ PACKAGES = ("onnx", "onnxscript", "onnxruntime")  # of the extra `onnx`
 INPUT, OUTPUT = "x", "y_hat"  # names in the graph
 DIMENSION_NAMES = {0: "batch", 2: "height", 3: "width"}  # of the dimensions that may be free
 OUTPUT_AXIS = {"Conv": 0, "ConvTranspose": 1}  # axis of the output channels in the weight; groups do not matter
+_FATAL = 4  # onnxruntime prints errors, level 3, in red besides raising them
 MAX_INT8 = 127  # the value that a channel's largest weight gets
 
 
@@ -41,11 +42,12 @@ def write_metadata(path: Path, description: str) -> None:
 
 
 def open_session(path: Path) -> RunGraph:
-    """Return a function that runs the graph on the CPU."""
+    """Return a function that runs the graph on the CPU. Its errors are exceptions only: nothing is printed."""
     import onnxruntime
 
-    onnxruntime.set_default_logger_severity(3)
+    onnxruntime.set_default_logger_severity(_FATAL)
     options = onnxruntime.SessionOptions()
+    options.log_severity_level = _FATAL
     options.intra_op_num_threads = torch.get_num_threads()
     session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     return lambda x: torch.from_numpy(session.run([OUTPUT], {INPUT: x.numpy()})[0])

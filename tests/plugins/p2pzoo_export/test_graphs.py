@@ -395,3 +395,25 @@ def test_a_name_of_another_format_is_refused(run_cli, tmp_path, to, name, messag
     result = run_cli("export", "zoo:earth-small", "--to", to, "-o", tmp_path / name)
     assert (result.exit_code, message in result.output) == (2, True)
     assert not any(tmp_path.iterdir())
+
+
+def test_a_graph_that_fails_at_some_sizes_prints_nothing(tmp_path, capfd):
+    """Exports try freer graphs first: what such a graph prints would look like a failure of the whole export."""
+    image = [1, 1, "height", "width"]
+    nodes = [
+        onnx.helper.make_node("Reshape", ["x", "flat"], ["row"]),
+        onnx.helper.make_node("Reshape", ["row", "square"], ["y_hat"]),
+    ]
+    shapes = [
+        onnx.numpy_helper.from_array(np.array(shape), name)
+        for name, shape in (("flat", [16]), ("square", [1, 1, 4, 4]))
+    ]
+    ends = [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, image) for name in ("x", "y_hat")]
+    graph = onnx.helper.make_graph(nodes, "graph", ends[:1], ends[1:], shapes)
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 18)], ir_version=9)
+    onnx.save(model, str(tmp_path / "graph.onnx"))
+    run = onnx_file.open_session(tmp_path / "graph.onnx")
+    assert run(torch.zeros(1, 1, 4, 4)).shape == (1, 1, 4, 4)
+    with pytest.raises(Exception, match="Reshape"):
+        run(torch.zeros(1, 1, 8, 8))
+    assert capfd.readouterr() == ("", "")
