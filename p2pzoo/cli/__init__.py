@@ -16,7 +16,7 @@ import click
 
 from p2pzoo.cli.options import JSON_REQUESTED, print_error
 from p2pzoo.utils.errors import ComponentError, PeerProcessError, UserError
-from p2pzoo.utils.launcher import is_follower
+from p2pzoo.utils.launcher import check_environment, is_follower
 from p2pzoo.utils.signals import exit_code, interrupting
 from p2pzoo.utils.terminal import escape, prepare_streams
 
@@ -100,6 +100,7 @@ class Zoo(click.Group):
         try:
             with warnings.catch_warnings(), interrupting():
                 warnings.showwarning = _show_warning
+                check_environment()
                 return super().invoke(ctx)
         except click.ClickException as error:
             if is_follower() and isinstance(error, click.UsageError):

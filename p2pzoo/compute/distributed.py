@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from p2pzoo.utils.errors import PeerProcessError, UserError
+from p2pzoo.utils.launcher import is_launched
 
 _T = TypeVar("_T")
 
@@ -33,7 +34,7 @@ _cpu_group: Any = None  # gloo group for values and errors; None: torch's defaul
 def process_group() -> Iterator[None]:
     """Join the process group of the launcher inside this context. Does nothing without a launcher (WORLD_SIZE)."""
     global _cpu_group
-    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+    if is_launched():
         dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
         # A separate group on the CPU: exchanging values never waits for a GPU, and the group is destroyed below. The
         # default group survives destroy_process_group if DDP has used it, and its threads abort a process that exits

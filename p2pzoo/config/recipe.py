@@ -39,6 +39,7 @@ IN_PROFILES = (*(key for key in TOP_LEVEL if key not in CLI_ONLY), "drop")
 PROFILE_NAME = re.compile(r"[A-Za-z0-9_-]+")  # part of the name of a run folder
 MAX_RECIPE_BYTES = 1 << 20  # the shipped ones have a few kilobytes; reading a larger file by mistake takes memory
 NO_PROFILE = "plain"  # name for a recipe without profiles, or with none of them chosen
+MAX_EXTENDS = 64  # files in a chain of `extends`; people write fewer than ten
 LENGTHS = ("images", "epochs")  # of [train]: two ways to say the same, so that a layer replaces both
 ZOO_KEYS = ("use", "weight")  # keys of a component's table that are not its parameters
 # keys of [optimizer] that are not parameters of the class that `use` names (Adam by default)
@@ -186,8 +187,10 @@ def _read_chain(path: str) -> list[tuple[Source, dict[str, Any]]]:
 
     def visit(path: str, base: Path | None, extended_at: str, above: tuple[Path, ...]) -> None:
         file = find_recipe(path, base)
-        resolved = file.resolve()
+        resolved = _resolve(file, extended_at)
         name = _display_name(file)
+        if len(above) > MAX_EXTENDS:
+            raise UserError(f"{extended_at}  `extends` is more than {MAX_EXTENDS} files deep")
         if resolved in above:
             names = " extends ".join(p.name for p in (*above[above.index(resolved) :], resolved))
             raise UserError(f"{extended_at}  cycle in `extends`: {names}")
@@ -203,13 +206,22 @@ def _read_chain(path: str) -> list[tuple[Source, dict[str, Any]]]:
     return list(chain.values())
 
 
+def _resolve(file: Path, extended_at: str) -> Path:
+    """The path without links. Raises UserError."""
+    try:
+        return file.resolve()
+    except (RuntimeError, OSError):  # RuntimeError until Python 3.12
+        place = f"{extended_at}  extends " if extended_at else ""
+        raise UserError(f"{place}{file}: a symbolic link that leads back to itself") from None
+
+
 def _parse(file: Path, name: str, extended_at: str) -> tuple[Source, dict[str, Any]]:
     place = f"{extended_at}  extends " if extended_at else ""
     try:
         if extended_at and file.exists() and not file.is_file() and not file.is_dir():
             raise UserError(f"{place}{name}: a device or pipe, not a file")  # reading it may never end
         with file.open("rb") as content:
-            text = content.read(MAX_RECIPE_BYTES + 1).decode("utf-8")
+            text = content.read(MAX_RECIPE_BYTES + 1).decode("utf-8-sig")
     except FileNotFoundError:
         raise UserError(f"{place}{name}: no such recipe{_suggest_recipe(file)}") from None
     except UnicodeDecodeError:
@@ -415,10 +427,17 @@ def _remove(recipe: Recipe, key: Key) -> bool:
     table = _get(recipe.values, key[:-1])
     if not isinstance(table, dict) or key[-1] not in table:
         return False
-    del table[key[-1]]
-    for path in [path for path in recipe.origins if path[: len(key)] == key]:
-        del recipe.origins[path]
+    removed = table.pop(key[-1])
+    for path in (key, *(path for path, _ in _iter_below(removed, key))):
+        recipe.origins.pop(path, None)
     return True
+
+
+def _iter_below(value: Any, prefix: Key) -> Iterator[tuple[Key, Any]]:
+    """(key, value) of everything below a value: tables and what they hold."""
+    for name, item in value.items() if isinstance(value, dict) else ():
+        yield (*prefix, name), item
+        yield from _iter_below(item, (*prefix, name))
 
 
 def iter_leaves(tree: Mapping[str, Any], prefix: Key = ()) -> Iterator[tuple[Key, Any]]:

@@ -22,6 +22,7 @@ from p2pzoo.utils.errors import UserError
 
 _MAX_PREFIX = 100  # bytes of a file's name in its temporary name
 MAX_NESTING = 64  # levels of tables and arrays; people and p2pzoo write fewer than ten
+MAX_INTEGER_BITS = 64  # as in TOML
 _UMASK = os.umask(0o022)  # the only way to read the umask is to set it
 os.umask(_UMASK)
 
@@ -173,10 +174,10 @@ def read_object(path: Path) -> dict[str, Any] | None:
 
 
 def parse_json(text: str | bytes) -> Any:
-    """The value of a JSON text.
+    """The value of a JSON text. A byte order mark before it is skipped: Windows' editors write one.
 
-    Raises ValueError if the text is no JSON, is nested more than 64 levels deep, or has a number that is too long for
-    Python or a string with a NUL character.
+    Raises ValueError if the text is no JSON, is nested more than 64 levels deep, or has an integer of more than 64 bits
+    or a string with a NUL character.
     """
     return _parse_shallow(json.loads, text)
 
@@ -188,6 +189,8 @@ def parse_toml(text: str) -> dict[str, Any]:
 
 def _parse_shallow(parse: Callable[[Any], Any], text: str | bytes) -> Any:
     """`parse(text)`, checked level by level: deep values would exhaust the stack of whoever walks them."""
+    if isinstance(text, str):
+        text = text.removeprefix("\ufeff")
     try:
         value = parse(text)
     except RecursionError:
@@ -196,6 +199,8 @@ def _parse_shallow(parse: Callable[[Any], Any], text: str | bytes) -> Any:
     for _ in range(MAX_NESTING):
         if any(isinstance(item, str) and "\0" in item for item in level):
             raise ValueError("a string contains a NUL character, which no file name can have")
+        if any(isinstance(item, int) and item.bit_length() > MAX_INTEGER_BITS for item in level):
+            raise ValueError("an integer of more than 64 bits")  # Python refuses to print very long ones
         tables = [[*item, *item.values()] for item in level if isinstance(item, dict)]
         arrays = [item for item in level if isinstance(item, list)]
         level = [item for container in (*tables, *arrays) for item in container]

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import codecs
+import contextlib
 import io
+import os
 import re
 import sys
 
@@ -33,7 +35,18 @@ def escape(text: str, keep: str = "") -> str:
 
 
 def prepare_streams() -> None:
-    """Let stdout and stderr write all characters: those that their encoding lacks become ASCII, or escapes."""
+    """Let stdout and stderr write all characters: those that their encoding lacks become ASCII, or escapes.
+
+    A stream that is closed (`>&-`) is replaced by the null device: else the next file that is opened would become it.
+    """
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, name) is None:
+            with contextlib.suppress(OSError):
+                os.fstat(number)
+                continue  # open, as in a window without a terminal
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest free number: this one
+    sys.stdout = sys.stdout or open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
+    sys.stderr = sys.stderr or open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
     codecs.register_error(_ERRORS, _replace)
     codecs.register(_find_ascii)
     for stream in (sys.stdout, sys.stderr):
