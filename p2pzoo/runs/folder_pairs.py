@@ -44,7 +44,8 @@ class FolderPairs:
     def __init__(
         self, model: Model, inputs: Path, targets: Path, split: str | None = None, scaling: Scaling | None = None
     ) -> None:
-        if inputs.resolve() == targets.resolve():
+        same = inputs.resolve() == targets.resolve()
+        if same and not model.encodings.lab:
             raise UserError(f"{inputs}: the inputs and the targets are the same folder: give two")
         self._model, self._scaling = model, scaling
         self.x_range, self.y_range = model.x_range, model.y_range
@@ -53,7 +54,10 @@ class FolderPairs:
         labels = model.y_labels or model.x_labels
         self.classes: Sequence[str] | None = labels.classes.names if labels else None
         self.palette: Sequence[Colour] | None = labels.classes.colours if labels else None
-        self.split, self._files = _choose_split(find_pairs(inputs, targets), split, inputs)
+        by_split = find_pairs(inputs) if same else find_pairs(inputs, targets)
+        self.split, files = _choose_split(by_split, split, inputs)
+        # lightness and colours are both taken from one photo
+        self._files = {name: (of_pair[0], of_pair[-1]) for name, of_pair in files.items()}
         self._check_headers()
         self.sizes: set[tuple[int, int]] = set()
         self._digest = hashlib.sha256()

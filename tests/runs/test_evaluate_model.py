@@ -125,6 +125,18 @@ def test_a_models_scale_is_used_for_folders_as_translate_uses_it(run_folder, fol
     assert sized["metrics"]["l1"]["value"] == measured["metrics"]["l1"]["value"]
 
 
+def test_a_model_that_does_not_say_its_scale_is_measured_with_one_warning(run_folder, folders, run_cli, tmp_path):
+    tensors, header = safetensors_io.load_tensors(run_folder / "model.safetensors")
+    del header["file_layout"]  # as imported weights
+    file = tmp_path / "model.safetensors"
+    safetensors_io.save_tensors(file, tensors, header)
+    warned = run_cli("evaluate", file, *folders, "--metric", "l1", "--quiet")
+    assert (warned.exit_code, warned.output.count("warning: ")) == (0, 1)
+    assert "such as --scale 0.5 (--scale native: no warning)" in warned.output
+    silent = run_cli("evaluate", file, *folders, "--metric", "l1", "--quiet", "--scale", "native")
+    assert warned.output.splitlines()[1:] == silent.output.splitlines()
+
+
 def test_pairs_of_folders_may_have_any_sizes(run_folder, tmp_path, evaluate):
     images = np.random.default_rng(0)
     for name in ("inputs", "targets"):
@@ -205,3 +217,53 @@ def test_the_function_gives_the_numbers_of_the_command(run_folder, folders, eval
     assert of_run.metrics == of_folders.metrics
     with pytest.raises(p2pzoo.UserError, match="give two folders"):
         p2pzoo.evaluate(run_folder, folders[0])
+
+
+CLASSES = """
+[[classes]]
+name = "sky"
+colour = [70, 130, 180]
+[[classes]]
+name = "sea"
+colour = [0, 0, 90]
+"""
+
+
+@pytest.fixture(scope="module")
+def own_images(tmp_path_factory):
+    """A folder with photos/ and maps/ of 32 × 32 px in train/, val/ and test/, and the class file of the maps."""
+    root, random = tmp_path_factory.mktemp("own"), np.random.default_rng(0)
+    for split in ("train", "val", "test"):
+        for name, high, channels in (("photos", 256, 3), ("maps", 2, 1)):
+            (root / name / split).mkdir(parents=True)
+            for index in range(2):
+                image = random.integers(0, high, (32, 32, channels), np.uint8)
+                write_png(root / name / split / f"{index}.png", image)
+    (root / "classes.toml").write_text(CLASSES)
+    return root
+
+
+@pytest.mark.parametrize(
+    ("dataset", "folders", "metric"),
+    [
+        ('use="folders", inputs="photos", targets="maps", target_labels="classes.toml"', ("photos", "maps"),
+         "label_accuracy"),
+        ('use="folders", inputs="maps", targets="photos", input_labels="classes.toml"', ("maps", "photos"), "l1"),
+        ('use="colorize", root="photos", size=[32, 32]', ("photos", "photos"), "l1"),
+    ],
+    ids=["photos to label maps", "label maps to photos", "lightness to colours"],
+)  # fmt: skip
+def test_label_maps_and_colours_have_the_runs_numbers_too(
+    dataset, folders, metric, own_images, run, evaluate, tmp_path, monkeypatch, no_reports
+):
+    monkeypatch.chdir(own_images)
+    small = ["generator.depth=2", "generator.width=4", "train.images=2", "train.checkpoint_every=2"]
+    data = f"dataset={{{dataset}}}"
+    done = run(tmp_path, data, *small, f"metrics={{m={{use='{metric}'}}}}")
+    assert done.exit_code == 0, done.output
+    [folder] = [status.parent for status in tmp_path.glob("*/*/status.json")]
+    of_run = read_results(folder / "results.json")["metrics"]
+    measured = evaluate(folder, *folders)["metrics"]
+    assert {name: number["value"] for name, number in measured.items()} == {
+        name: number["value"] for name, number in of_run.items()
+    }
