@@ -25,14 +25,14 @@ if TYPE_CHECKING:
     from p2pzoo.plugin.file_layout import Half
 
 RATIO_TOLERANCE = 0.04  # of twice the proportions of the training images
-OUTPUT_SUFFIXES = (".png", ".tif", ".tiff", ".npy")
+OUTPUT_SUFFIXES = (".png", ".tif", ".tiff", ".npy", ".jpg", ".jpeg", ".webp")
 
 
 @click.command("translate")
 @click.argument("model", type=click.Path(path_type=Path))
 @click.argument("inputs", metavar="INPUT...", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("-o", "--output", required=True, type=click.Path(path_type=Path), metavar="OUT",
-              help="Write into this folder; or, for one image, this .png, .tif or .npy file.")  # fmt: skip
+              help="Write into this folder; or, for one image, this .png, .tif, .npy, .jpg or .webp file.")  # fmt: skip
 @click.option("--test-mode", type=click.Choice(["paper", "eval"]),
               help="Run the generator as in training (paper: dropout, statistics of the image itself) or with neither "
                    "(eval) [default: the model's].")  # fmt: skip
@@ -56,8 +56,10 @@ OUTPUT_SUFFIXES = (".png", ".tif", ".tiff", ".npy")
                    "[default: that of the training images].")  # fmt: skip
 @click.option("--precision", type=click.Choice(["fp32", "bf16"]), default="fp32", show_default=True,
               help="bf16, in eval mode: faster on hardware that has it; pixels differ by about one level.")  # fmt: skip
-@click.option("--format", "suffix", type=click.Choice(["png", "tif", "npy"]),
-              help="Format of the files in a folder [default: png if it can hold the values, else tif].")  # fmt: skip
+@click.option("--format", "suffix", type=click.Choice(["png", "tif", "npy", "jpg", "webp"]),
+              help="Format of the files in a folder; jpg and webp change pixels [default: png if it can hold the "
+                   "values, else tif].")  # fmt: skip
+@click.option("--quality", type=click.IntRange(1, 100), help="Quality of .jpg and .webp files [default: 90].")
 @click.option("--force", is_flag=True, help="Overwrite files in OUT.")
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda", "mps"]), default="auto", show_default=True,
               help="Compute on this device.")  # fmt: skip
@@ -78,6 +80,7 @@ def translate_command(
     background: str | None,
     precision: str,
     suffix: str | None,
+    quality: int | None,
     force: bool,
     device: str,
     quiet: bool,
@@ -103,6 +106,7 @@ def translate_command(
     sources = _find_inputs(inputs, model)
     loaded = _load(model, device, precision, background)
     targets = _plan_targets(loaded, sources, output, suffix, samples, force)
+    quality = _check_quality(targets, quality)
     try:
         mode, tiling = loaded.resolve_options(test_mode, tile, overlap)
         scaling = Scaling.resolve(loaded.file_layout, parse_scale(scale), size)
@@ -116,8 +120,9 @@ def translate_command(
     warn_of_losses(targets.items(), is_cut=half is not None)
     text = {"p2pzoo": _describe_translation(loaded, mode, seed, precision, tiling, scaling)}
     outcomes = translate_files(
-        loaded, targets, mode, seed=seed, tiling=tiling, text=text, samples=samples, scaling=scaling, half=half
-    )
+        loaded, targets, mode, seed=seed, tiling=tiling, text=text, samples=samples, scaling=scaling, half=half,
+        quality=quality,
+    )  # fmt: skip
     _report(outcomes, samples, quiet, as_json)
 
 
@@ -271,18 +276,32 @@ def _plan_targets(
     return targets
 
 
+def _check_quality(targets: dict[Path, Path], quality: int | None) -> int:
+    """The quality of lossy files. Raises UserError if it is given and no such file is written."""
+    from p2pzoo.images.lossy import DEFAULT_QUALITY, LOSSY_SUFFIXES
+
+    if quality is not None and not any(target.suffix.lower() in LOSSY_SUFFIXES for target in targets.values()):
+        raise UserError("--quality is for .jpg and .webp files: give --format jpg, or leave it out")
+    return quality or DEFAULT_QUALITY
+
+
 def _choose_suffix(model: Model, output: Path, file_format: str | None) -> str:
     """The suffix of the output files. Raises UserError if that format cannot hold the output of the model."""
     from p2pzoo.images.io import can_hold
+    from p2pzoo.images.lossy import LOSSY_SUFFIXES, can_hold_lossy
 
     dtype, channels = model.output_format
     if _is_file_name(output):
         suffix = output.suffix.lower()
         if suffix not in OUTPUT_SUFFIXES:
-            raise UserError(f"{output}: translations are written as PNG, TIFF or NumPy; give a folder or a .png")
+            formats = "PNG, TIFF, NumPy, JPEG or WebP"
+            raise UserError(f"{output}: translations are written as {formats}; give a folder or a .png")
     else:
         suffix = f".{file_format}" if file_format else ".png" if can_hold(".png", dtype, channels) else ".tif"
-    if not can_hold(suffix, dtype, channels):
+    is_lossy = suffix in LOSSY_SUFFIXES
+    if is_lossy and model.y_labels and model.encodings.y == "one-hot":
+        raise UserError(f"{output}: this model gives label maps, whose values {suffix} changes: use --format png")
+    if not (can_hold_lossy(dtype, channels) if is_lossy else can_hold(suffix, dtype, channels)):
         raise UserError(
             f"{output}: this model gives {channels} channels of {dtype}, which {suffix} cannot hold: "
             "use --format tif or npy"

@@ -21,7 +21,8 @@ import torch
 from p2pzoo.images.georeference import TIFF_SUFFIXES, read_georeference
 from p2pzoo.images.io import TiffTag, read_header, read_image, write_image
 from p2pzoo.images.label_maps import read_map
-from p2pzoo.images.rows import Rows, open_rows, write_rows
+from p2pzoo.images.lossy import DEFAULT_QUALITY, LOSSY_SUFFIXES, write_lossy
+from p2pzoo.images.rows import Rows, gather_rows, open_rows, write_rows
 from p2pzoo.models.model import Model, PreparedImage, Samples
 from p2pzoo.models.scaling import Scaling
 from p2pzoo.models.tiling import Tiling
@@ -57,13 +58,15 @@ def translate_files(
     samples: int | None = None,
     scaling: Scaling | None = None,
     half: Half | None = None,
+    quality: int = DEFAULT_QUALITY,
 ) -> Generator[FileOutcome, None, None]:
     """Translate each source to its target. Yields the outcomes in the order of `targets`, each when its file is whole.
 
-    targets: {source: file to write, whose suffix can hold the model's output (`images.io.can_hold`)}.
+    targets: {source: file to write, whose suffix can hold the model's output (`images.io.can_hold`, `images.lossy`)}.
     mode, tiling: as `Model.resolve_options` returns them. seed: of dropout in paper mode.
     scaling: the size at which G sees the images; None: as in training. half: this half of each image is x.
     text: written into each file; TIFFs also keep the georeference of their source.
+    quality: of JPEG and WebP, 1 to 100.
     samples: number of translations of each image, which are written with their mean and their spread, see
     `sample_paths`.
 
@@ -79,7 +82,7 @@ def translate_files(
     ...     read_image(target).shape
     (64, 64, 3)
     """
-    translator = _FileTranslator(model, targets, mode, seed, tiling, text, samples, scaling, half)
+    translator = _FileTranslator(model, targets, mode, seed, tiling, text, samples, scaling, half, quality)
     try:
         yield from translator.run()
     finally:
@@ -101,9 +104,11 @@ class _FileTranslator:
         samples: int | None,
         scaling: Scaling | None,
         half: Half | None,
+        quality: int,
     ) -> None:
         self.model, self.targets, self.mode, self.seed, self.tiling = model, targets, mode, seed, tiling
         self.text, self.samples, self.scaling, self.half = text, samples, scaling, half
+        self.quality = quality
         self.pool = ThreadPoolExecutor(min(MAX_THREADS, max(2, torch.get_num_threads())), "images")
         self.outcomes: dict[Path, FileOutcome | Future[FileOutcome]] = {}  # known, but not yet yielded
         self.pending = deque(targets)  # sources whose outcome is not yet yielded
@@ -156,6 +161,8 @@ class _FileTranslator:
                 shape = (half.shape[0], half.shape[1], channels)
                 target.parent.mkdir(parents=True, exist_ok=True)
                 bands = self.model.translate_rows(half, self.tiling)
+                if target.suffix.lower() in LOSSY_SUFFIXES:
+                    return self.write(source, target, gather_rows(bands, shape, dtype), self.text, None)
                 write_rows(target, bands, shape, dtype, self.text, self.model.palette, self.tags(source))
         except (UserError, ValueError) as error:
             return _skipped(source, target, error)
@@ -193,14 +200,15 @@ class _FileTranslator:
             future.result()
         self.write(source, paths[-2], samples.mean, self.text, self.model.palette)
         spread, text = samples.spread[..., None], self.text
-        if target.suffix == ".png":
+        if target.suffix.lower() in (".png", *LOSSY_SUFFIXES):
             spread = np.rint(spread * SPREAD_LEVELS).clip(0, 255).astype(np.uint8)
             text = {**(text or {}), "spread": f"grey / {SPREAD_LEVELS:g} = standard deviation of values in [-1, 1]"}
         return self.write(source, paths[-1], spread, text, None)
 
     def tags(self, source: Path) -> tuple[TiffTag, ...]:
-        """Where the translation lies on the map."""
-        return () if self.half else read_georeference(source)
+        """Where the translation lies on the map; none where its file cannot hold it."""
+        is_tiff = self.targets[source].suffix.lower() in TIFF_SUFFIXES
+        return read_georeference(source) if is_tiff and not self.half else ()
 
     def write(
         self, source: Path, target: Path, image: np.ndarray, text: Mapping[str, str] | None, palette: bytes | None
@@ -208,9 +216,10 @@ class _FileTranslator:
         """Raises UserError for a target that cannot be written, but OSError where no file can."""
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
-            write_image(
-                target, image, text, palette, self.tags(source) if target.suffix.lower() in TIFF_SUFFIXES else ()
-            )
+            if target.suffix.lower() in LOSSY_SUFFIXES:
+                write_lossy(target, image, text, self.quality)
+            else:
+                write_image(target, image, text, palette, self.tags(source))
         except OSError as error:
             if error.errno != errno.ENAMETOOLONG:
                 raise

@@ -280,6 +280,23 @@ def test_files_are_overwritten_only_with_force_and_inputs_never(run_cli, run, ph
     assert source.read_bytes() == before
 
 
+def test_jpeg_and_webp_are_written_with_their_quality_and_how_they_were_made(run_cli, run, model, photo, tmp_path):
+    source = save(photo, tmp_path / "photo.png")
+    expected = model.translate(photo, seed=4).astype(int)
+    sizes = {}
+    for options in (["-o", "a.jpg"], ["-o", "b.jpg", "--quality", "20"], ["-o", "c", "--format", "webp"]):
+        target = tmp_path / options[1]
+        result = run_cli("translate", run, source, "-o", target, *options[2:], "--seed", "4")
+        assert result.exit_code == 0, result.output
+        target = target / "photo.webp" if target.is_dir() else target
+        sizes[options[1]] = target.stat().st_size
+        if "--quality" not in options:
+            assert np.abs(read_image(target) - expected).mean() < 12
+        description = Image.open(target).getexif()[0x010E]
+        assert json.loads(description.removeprefix("p2pzoo: "))["seed"] == 4
+    assert sizes["b.jpg"] < sizes["a.jpg"]
+
+
 def test_long_names_are_translated_and_too_long_ones_skipped(run_cli, run, photo, tmp_path):
     (tmp_path / "in").mkdir()
     for stem in ("a" * 251, "b" * 200, "c"):
@@ -302,7 +319,8 @@ def test_wrong_arguments_are_reported_before_anything_is_written(run_cli, run, p
     for arguments, message in [
         ([run, a, b, "-o", tmp_path / "out"], "would both become"),
         ([run, a, b, "-o", tmp_path / "one.png"], "one file cannot hold 2 translations"),
-        ([run, a, "-o", tmp_path / "out.jpg"], "translations are written as PNG, TIFF or NumPy"),
+        ([run, a, "-o", tmp_path / "out.gif"], "translations are written as PNG, TIFF, NumPy, JPEG or WebP"),
+        ([run, a, "-o", tmp_path / "out", "--quality", "50"], "--quality is for .jpg and .webp files"),
         ([run, tmp_path / "nested", "-o", tmp_path / "out"], "no images in this folder"),
         ([run, tmp_path / "nested", "-o", tmp_path / "out"], "it has the folders inner"),
         ([run, tmp_path / "c.png", "-o", tmp_path / "out"], "c.png: no such file"),

@@ -61,7 +61,7 @@ def model_of(tmp_path, monkeypatch, dtype, scale):
     monkeypatch.chdir(tmp_path)
     for split in ("train", "val"):
         for folder in ("a", "b"):
-            image = (np.random.default_rng(0).random((32, 32, 1)) * scale).astype(dtype)
+            image = (np.random.default_rng(ord(folder)).random((32, 32, 1)) * scale).astype(dtype)
             (tmp_path / folder / split).mkdir(parents=True)
             write_image(tmp_path / folder / split / "0.tif", image)
     (tmp_path / "mine.toml").write_text(
@@ -94,6 +94,15 @@ def test_floats_are_written_as_floats_and_as_npy_on_request(tmp_path, monkeypatc
         written = read_image(tmp_path / "out" / name)
         assert written.dtype == np.float32
         np.testing.assert_allclose(written, wanted, atol=1e-5)
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "webp"])
+def test_16_bits_are_not_written_as_a_lossy_file(suffix, tmp_path, monkeypatch):
+    path = model_of(tmp_path, monkeypatch, "uint16", 65535)
+    result = CliRunner().invoke(main, ["translate", str(path), "a/val", "-o", "out", "--format", suffix])
+    assert result.exit_code == 2
+    problem = f"this model gives 1 channels of uint16, which .{suffix} cannot hold: use --format tif or npy"
+    assert result.output == f"out: {problem}\n"
 
 
 def test_16_bits_survive_tiles_and_pil(tmp_path, monkeypatch):
