@@ -19,6 +19,7 @@ from huggingface_hub import ModelCardData
 from p2pzoo import __version__, config
 from p2pzoo.config.experiment import Component, Experiment
 from p2pzoo.config.recipe import iter_leaves
+from p2pzoo.images.io import can_hold
 from p2pzoo.models import safetensors_io
 from p2pzoo.models.model import read_model
 from p2pzoo.models.model_file import ModelHeader
@@ -101,6 +102,7 @@ def render_card(
     environment.filters |= {"md": escape_markdown, "code": format_code}
     template = environment.from_string(Path(__file__).with_name("card.md").read_text("utf-8"))
     metrics = list(_read_metrics(results))
+    shell, python = describe_use(header)
     body = template.render(
         version=__version__,
         title=experiment.title,
@@ -109,6 +111,8 @@ def render_card(
         data_licence=get_licence(data),
         numbers=metrics,
         header=header,
+        shell=shell,
+        python=python,
         scaling=None if (scaling := Scaling.resolve(header.file_layout)).is_native else scaling,
         components=experiment.components(),
         recipe=[
@@ -155,6 +159,37 @@ def _make_result(data: Component, group: Mapping[str, Any]) -> dict[str, Any]:
     dataset = {"name": data.entry.summary, "type": data.entry.name, "split": group["split"], "args": group["args"]}
     metrics = [{"type": each["metric"], "name": each["name"], "value": each["value"]} for each in group["metrics"]]
     return {"task": {"type": TASK}, "dataset": dataset, "metrics": metrics}
+
+
+def describe_use(header: ModelHeader) -> tuple[list[str], list[str]]:
+    """Return (lines of shell, lines of Python) that translate one image of the kind that this model takes.
+
+    Files are PNGs if they can hold the channels and values of x and of y, else NumPy arrays.
+    """
+    x_fits, y_fits = (
+        is_map or encoding is not None or (channels in (1, 3) and can_hold(".png", dtype, channels))
+        for is_map, encoding, channels, dtype in (
+            (bool(header.x_labels), header.encodings.x, header.in_channels, header.x_dtype),
+            (bool(header.y_labels), header.encodings.y, header.out_channels, header.y_dtype),
+        )
+    )
+    source = "labels.png" if header.x_labels else "photo.png" if x_fits else "image.npy"
+    shell = [f"p2pzoo translate model.safetensors {source} -o translated/"]
+    if header.file_layout and (half := header.file_layout.x_half):
+        shell += [f"p2pzoo translate model.safetensors pair.png --side {half} -o translated/  # a file with x and y"]
+    if x_fits and y_fits:
+        call = f'p2pzoo.load("model.safetensors").translate("{source}").save("translated.png")'
+        return shell, ["import p2pzoo", "", call]
+    low, high = header.x_range
+    read = f'np.asarray(Image.open("{source}"))' if x_fits else f'np.load("{source}")'
+    return shell, [
+        "import numpy as np",
+        "import p2pzoo",
+        *(["from PIL import Image"] if x_fits else []),
+        "",
+        f"x = {read}  # (H, W, {header.in_channels}) {header.x_dtype}, values from {low:g} to {high:g}",
+        'np.save("translated.npy", p2pzoo.load("model.safetensors").translate(x))',
+    ]
 
 
 def get_licence(data: Component) -> str:

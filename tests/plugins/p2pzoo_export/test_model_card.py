@@ -2,13 +2,18 @@
 
 import json
 import re
+import shutil
 
 import pytest
 import yaml
 from huggingface_hub import ModelCard, ModelCardData
-from p2pzoo_export.model_card import FILES, UNKNOWN_LICENCE, escape_markdown, format_code
+from p2pzoo_export.model_card import FILES, UNKNOWN_LICENCE, describe_use, escape_markdown, format_code
+from PIL import Image
 
 import p2pzoo
+from p2pzoo.images.color_spaces import Encodings
+from p2pzoo.models.model_file import ModelHeader
+from p2pzoo.plugin import FileLayout
 
 HOSTILE_TITLE = 'a: "b" # <script>alert(1)</script> [x](javascript:1) | `c` \n---\nlicense: mit'
 
@@ -40,6 +45,42 @@ def read_card(folder):
 def test_the_folder_holds_what_a_hub_needs_and_its_model_loads(card_folder):
     assert sorted(path.name for path in card_folder.iterdir()) == sorted(FILES)
     assert p2pzoo.load(card_folder / "model.safetensors").in_channels == 3
+
+
+def header(channels=(3, 3), **changes):
+    return ModelHeader("generator", "zoo:any", {}, *channels, (64, 64), **changes)
+
+
+def test_the_example_of_the_card_translates(card_folder, monkeypatch, tmp_path):
+    code = re.findall("```python\n(.*?)```", (card_folder / "README.md").read_text("utf-8"), re.DOTALL)[0]
+    shutil.copy(card_folder / "model.safetensors", tmp_path)
+    monkeypatch.chdir(tmp_path)
+    name = re.search(r"translate\(\"(\w+\.png)\"\)", code)[1]
+    Image.new("RGB", (64, 64)).save(name)
+    exec(code)
+    assert Image.open("translated.png").size == (64, 64)
+
+
+@pytest.mark.parametrize(
+    ("header", "file", "reads", "writes"),
+    [
+        (header(), "photo.png", 'translate("photo.png")', '.save("translated.png")'),
+        (header((1, 2), encodings=Encodings("L", "ab")), "photo.png", 'translate("photo.png")', "translated.png"),
+        (header((2, 3)), "image.npy", 'np.load("image.npy")  # (H, W, 2) uint8, values from 0 to 255', "np.save("),
+        (header((3, 1), y_dtype="float32"), "photo.png", 'np.asarray(Image.open("photo.png"))', "np.save("),
+        (header((4, 4), x_dtype="uint16", x_range=(0, 4095)), "image.npy", "uint16, values from 0 to 4095", "np.save("),
+    ],
+)  # fmt: skip
+def test_the_example_fits_the_channels_and_values_of_the_model(header, file, reads, writes):
+    shell, python = describe_use(header)
+    assert shell == [f"p2pzoo translate model.safetensors {file} -o translated/"]
+    assert reads in "\n".join(python)
+    assert writes in "\n".join(python)
+
+
+def test_the_example_of_a_model_of_pairs_names_the_half():
+    shell, _ = describe_use(header(file_layout=FileLayout(x_half="right")))
+    assert "pair.png --side right" in shell[1]
 
 
 def test_the_metadata_has_the_fields_of_the_hub(card_folder):
