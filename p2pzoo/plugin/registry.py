@@ -96,10 +96,9 @@ def _find_bad_parameter(kind: str, factory: Callable[..., Any]) -> str | None:
         params = schema.get_params(factory)
     except (TypeError, ValueError):
         return None  # reported where the parameters are needed
-    reserved = ("use", "weight") if kind in ("loss", "gan_loss") else ("use",)
     for name, param in params.items():
-        if name in reserved:
-            return f"its parameter '{name}' cannot be set, because '{name}' is a key of every such table: rename it"
+        if name in ("use", "weight"):
+            return f"its parameter '{name}' cannot be set, because recipes use that key themselves: rename it"
         if not param.required:
             try:
                 param.check(schema.to_jsonable(param.default))

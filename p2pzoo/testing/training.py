@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from p2pzoo.compute.engine import Engine
 from p2pzoo.config.experiment import Experiment
@@ -28,6 +28,8 @@ _NUM_STEPS = 3  # so that D and G each see the other's update at least twice
 
 def check_training(case: ComponentCase) -> None:
     """Trains for three steps with tiny components: every loss stays finite, and the weights change."""
+    if case.kind in ("loss", "gan_loss"):
+        _check_trains_parameters(case.build_loss())
     with _seeded(), case.skip_if_missing():
         training = _Training.begin(case)
     objective, engine = training.objective, training.engine
@@ -41,6 +43,23 @@ def check_training(case: ComponentCase) -> None:
     parameters = engine.unwrap(trainable.network).named_parameters()
     changed = [name for name, p in parameters if not torch.equal(p, before[name])]
     assert changed or not before, "no weight has changed after training"
+
+
+def _check_trains_parameters(loss: Any) -> None:
+    """Only a loss that is an nn.Module has parameters that an optimizer knows."""
+    if isinstance(loss, nn.Module):
+        return
+    parameters: dict[str, nn.Parameter] = {}
+    for name, value in getattr(loss, "__dict__", {}).items():
+        if isinstance(value, nn.Module):
+            parameters |= {f"{name}.{key}": parameter for key, parameter in value.named_parameters()}
+        elif isinstance(value, nn.Parameter):
+            parameters[name] = value
+    trainable = [name for name, parameter in parameters.items() if parameter.requires_grad]
+    assert not trainable, (
+        f"its parameter '{trainable[0]}' is never trained, because the loss is no nn.Module: derive the class from "
+        "nn.Module, or set requires_grad to False"
+    )
 
 
 def check_resume(case: ComponentCase) -> None:

@@ -262,13 +262,14 @@ class WrongLiteral:
 
 
 class Fine:
-    def __init__(self, dataset, *, weight: float = 1.0, path: Path | None = None, sides: tuple[int, int] = (1, 2)): ...
+    def __init__(self, dataset, *, weights: float = 1.0, path: Path | None = None, sides: tuple[int, int] = (1, 2)): ...
 
 
 @pytest.mark.parametrize(
     ("kind", "factory", "message"),
     [
         ("loss", Weighted, "its parameter 'weight' cannot be set"),
+        ("metric", Weighted, "its parameter 'weight' cannot be set"),
         ("generator", Used, "its parameter 'use' cannot be set"),
         ("generator", WrongDefault, "the default depth = 0 is none of its own type: input should be greater than"),
         ("metric", WrongLiteral, "the default mode = \"c\" is none of its own type: input should be 'a' or 'b'"),

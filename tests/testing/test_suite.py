@@ -18,8 +18,9 @@ from torch import nn
 
 from p2pzoo.cli import main
 from p2pzoo.plugin.batch import Pair
+from p2pzoo.plugin.loader import hook_name
 from p2pzoo.plugin.protocols import Callback
-from p2pzoo.plugin.registry import Entry
+from p2pzoo.plugin.registry import KINDS, Entry
 from p2pzoo.testing import CHECKS, ComponentCase, conformance, list_component_checks
 from p2pzoo.testing.tiny_components import (
     TinyDataset,
@@ -663,6 +664,54 @@ class TestPlugins:
     def test_importing_the_kit_does_not_import_pytest(self):
         code = "import sys, p2pzoo.testing; assert 'pytest' not in sys.modules"
         subprocess.run([sys.executable, "-c", code], check=True)
+
+
+PARAMETERIZED = [kind for kind in KINDS if kind != "model"]
+
+
+class TestParameters:
+    """Each check of a component with such a parameter fails, whatever the component's kind."""
+
+    @pytest.mark.parametrize("kind", PARAMETERIZED)
+    @pytest.mark.parametrize("name", ["use", "weight"])
+    def test_a_parameter_that_no_recipe_can_set(self, kind, name, install):
+        source = f"def make(*, {name}: float = 1.0): ...\n"
+        assert f"its parameter '{name}' cannot be set" in self.result(kind, source, install).message
+
+    @pytest.mark.parametrize("kind", PARAMETERIZED)
+    def test_a_default_outside_of_its_own_annotation(self, kind, install):
+        source = "from typing import Literal\ndef make(*, mode: Literal['a', 'b'] = 'c'): ...\n"
+        message = self.result(kind, source, install).message
+        assert "the default mode = \"c\" is none of its own type: input should be 'a' or 'b'" in message
+
+    @staticmethod
+    def result(kind, source, install):
+        hook = hook_name(kind)
+        install("broken", f"import p2pzoo\n{source}@p2pzoo.hookimpl\ndef {hook}(register): register('x', make)\n")
+        check = list_component_checks("broken")[1]  # the first is that of the plugin
+        assert check.entry.kind == kind
+        result = check.run()
+        assert result.status == "fail"
+        return result
+
+    def test_a_loss_whose_parameters_no_optimizer_has(self):
+        class Weighted(Distance):
+            def __init__(self):
+                self.log_scale = nn.Parameter(torch.zeros(()))
+
+            def __call__(self, out):
+                return super().__call__(out) * (1 + self.log_scale)
+
+        class Network(Distance):
+            def __init__(self):
+                self.layer = nn.Conv2d(3, 3, 1)
+
+            def __call__(self, out):
+                return (self.layer(out.y) - self.layer(out.y_hat)).abs().mean()
+
+        for loss, name in ((Weighted, "log_scale"), (Network, "layer.weight")):
+            message = f"its parameter '{name}' is never trained, because the loss is no nn.Module"
+            assert failure("loss", loss, "training").startswith(message)
 
 
 class TestNewPlugin:
