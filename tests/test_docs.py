@@ -53,6 +53,8 @@ def test_every_command_in_the_readmes_table_works(command, monkeypatch, tmp_path
     if name == "run":
         few = ["train.images=2", "train.sample_every=2", "train.checkpoint_every=2", "dataset.stride=256"]
         arguments += ["--profile", "smoke", "--runs", str(tmp_path), *(a for override in few for a in ("-s", override))]
+    if name == "evaluate":
+        arguments += ["--metric", "l1", "-s", "dataset.stride=256"]  # few images, and no network that scores them
     if name == "new-plugin":
         arguments += ["-o", str(tmp_path / "plugin")]
     if name == "export":

@@ -194,7 +194,7 @@ def _check_images_fit(model: Model, store: Store, recipe: str) -> None:
         ranges = [f"{low:g} to {high:g}" for low, high in limits]
         labels: list[Labels | None] = [getattr(owner, f"{side}_labels", None) for owner in (model, dataset)]
         if channels[0] != channels[1]:
-            faults.append(f"{side} has {channels[1]} channels in {recipe}, and {channels[0]} in the model")
+            faults.append(f"{side} has {channels[1]} channel(s) in {recipe}, and {channels[0]} in the model")
         elif encoded[0] != encoded[1]:
             faults.append(f"{side} is {encoded[1] or 'RGB'} in {recipe}, and {encoded[0] or 'RGB'} in the model")
         elif dtypes[0] == dtypes[1] and ranges[0] != ranges[1]:
@@ -249,8 +249,8 @@ def _measure_on_folders(
     G = model.G.to(engine.device, memory_format=engine.memory_format)  # type: ignore[call-overload]
     if model.file_layout is None and request.scale is None and request.size is None:
         warnings.warn(f"{NO_FILE_LAYOUT}, such as --scale 0.5 (--scale native: no warning)", stacklevel=2)
-    seen = "" if scaling.is_native else f"; the model sees them {scaling}"
-    note(f"measuring on {len(pairs)} pairs of {' and '.join(map(str, request.folders))}, test mode {mode}{seen}")
+    how = "" if scaling.is_native else f"; the model sees them {scaling}"
+    note(f"measuring on {len(pairs)} pairs of {' and '.join(map(str, request.folders))}, test mode {mode}{how}")
     rows = []
     for item in pairs:
         y_hat = _translate_pair(model, G, engine, pairs, item, mode)

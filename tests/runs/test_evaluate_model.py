@@ -182,7 +182,7 @@ def test_results_are_written_with_protocols_and_overwritten_by_force_alone(run_f
         (["RUN", "--recipe", "zoo:nothing.toml"], "zoo:nothing.toml: no such recipe"),
         (["RUN", "-o", "numbers.txt"], "-o numbers.txt: the output is JSON"),
         (["RUN", "-o", "RESULTS"], "this file belongs to the run in its folder"),
-        (["RUN", "-s", "dataset.task=grey-to-color"], "x has 1 channels in tiny, and 3 in the model"),
+        (["RUN", "-s", "dataset.task=grey-to-color"], "x has 1 channel(s) in tiny, and 3 in the model"),
     ],
 )
 def test_what_is_missing_or_does_not_fit_is_one_line(run_folder, folders, run_cli, words, message, monkeypatch):
