@@ -307,6 +307,11 @@ def _choose_profile(
                 f"{home.name}: already resolved for profile '{resolved_for}'; use the recipe that it was resolved from"
             )
         return resolved_for
+    if profile is not None and not known:
+        raise UserError(
+            f"{home.name}: no profile '{profile}': this recipe has none; leave it out, add [profiles.{profile}.train], "
+            'or extend "zoo:base.toml", which has smoke, laptop, gpu and paper'
+        )
     if profile is not None and profile not in known:
         raise UserError(f"{home.name}: no profile '{profile}'{did_you_mean(profile, known)}")
     if profile is not None:
@@ -353,7 +358,8 @@ def _merge(recipe: Recipe, source: Source, layer: Mapping[str, Any], prefix: Key
         if not _remove(recipe, tuple(str(name).split("."))):
             tables = sorted({".".join(k[: 2 if k[0] in COLLECTIONS else 1]) for k in recipe.origins})
             where = Origin(source, (*prefix, "drop"))
-            faults.append(f"{where}  drop: there is no '{name}'{did_you_mean(str(name), tables)}")
+            meant = did_you_mean(str(name), tables) if tables else ": no file before this one sets a table"
+            faults.append(f"{where}  drop: there is no '{name}'{meant}")
     given = _lengths(layer)
     if len(given) == 2:
         faults.append(_two_lengths(source, (*prefix, "train", "epochs")))

@@ -244,3 +244,12 @@ def test_a_missing_recipe_gets_the_name_of_a_shipped_one(name, suggestion, tmp_p
     (tmp_path / "extending_it.toml").write_text(f'extends = "{name}"\n')
     with pytest.raises(UserError, match=re.escape(suggestion)):
         read_recipe("extending_it.toml")
+
+
+def test_a_recipe_without_profiles_or_tables_says_so(tmp_path):
+    file = tmp_path / "bare.toml"
+    file.write_text('drop = ["losses.l1"]\n')
+    with pytest.raises(UserError, match=r"bare\.toml: no profile 'smoke': this recipe has none; leave it out, add "):
+        read_recipe(str(file), "smoke")
+    [fault] = read_recipe(str(file)).faults
+    assert fault.endswith("drop: there is no 'losses.l1': no file before this one sets a table")
