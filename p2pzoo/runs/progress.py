@@ -67,6 +67,8 @@ class ClosedOutput:
     def __enter__(self) -> None: ...
 
     def __exit__(self, _kind: object, error: BaseException | None, _traceback: object) -> bool:
+        if isinstance(error, SystemExit):  # what rich makes of a closed pipe
+            error = error.__context__
         if not isinstance(error, OSError) or error.errno not in NO_READER:
             return False
         if not self._is_closed:

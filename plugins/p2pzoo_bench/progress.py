@@ -14,7 +14,7 @@ from rich.progress import Progress as Bar
 from rich.table import Table
 from rich.text import Text
 
-from p2pzoo.runs.progress import format_duration
+from p2pzoo.runs.progress import ClosedOutput, format_duration
 from p2pzoo.utils.terminal import escape
 from p2pzoo_bench.executors import RunningJob
 
@@ -43,6 +43,7 @@ class PlainTableProgress(NoTableProgress):
 
     def __init__(self) -> None:
         self.began = self.last = time.monotonic()
+        self.closed_output = ClosedOutput()
 
     def begin(self, job: RunningJob) -> None:
         self.note(f"{job.job.name}{job.where and f', on {job.where}'}")
@@ -59,7 +60,8 @@ class PlainTableProgress(NoTableProgress):
             )
 
     def note(self, text: str) -> None:
-        print(text, file=sys.stderr, flush=True)
+        with self.closed_output:
+            print(text, file=sys.stderr, flush=True)
 
 
 class LiveTableProgress(NoTableProgress):
@@ -73,13 +75,15 @@ class LiveTableProgress(NoTableProgress):
         )  # fmt: skip
         self.task = self.bar.add_task("", total=None)
         self.live = Live(self.bar, console=console, refresh_per_second=4)
+        self.closed_output = ClosedOutput()
 
     def __enter__(self) -> Self:
         self.live.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.live.stop()
+        with self.closed_output:
+            self.live.stop()
 
     def images(self, done: int, left: int, running: Sequence[RunningJob]) -> None:
         self.bar.update(self.task, completed=done, total=done + left)
@@ -88,10 +92,12 @@ class LiveTableProgress(NoTableProgress):
             table.add_row(Text(job.job.name), f"{job.images:,} of {job.job.images:,}", Text(job.where, "dim"))
         if len(running) > MAX_RUN_LINES:
             table.add_row(f"and {len(running) - MAX_RUN_LINES} more")
-        self.live.update(Group(self.bar, table))
+        with self.closed_output:
+            self.live.update(Group(self.bar, table))
 
     def note(self, text: str) -> None:
-        self.console.print(escape(text, keep="\n"), highlight=False, markup=False, soft_wrap=True)
+        with self.closed_output:
+            self.console.print(escape(text, keep="\n"), highlight=False, markup=False, soft_wrap=True)
 
 
 def table_progress(*, quiet: bool = False) -> NoTableProgress:
