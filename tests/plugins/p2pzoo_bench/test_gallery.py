@@ -7,10 +7,12 @@ import time
 import numpy as np
 import pytest
 import torch
+from p2pzoo_bench.gallery import write_gallery
 from PIL import Image
 
 from p2pzoo.images.grid import NUM_TEST_IMAGES, make_grid
 from p2pzoo.models import safetensors_io
+from p2pzoo.plugin.loader import registry
 from p2pzoo.utils.files import write_json
 
 NASTY = '<img src=x onerror="document.title=1">&"\'</script>'
@@ -327,3 +329,8 @@ def test_two_hundred_runs_load_and_filter_quickly(run_cli, opened, tmp_path):
     assert loaded < 10_000
     assert filtered < 1_000
     assert ordered < 1_000
+
+
+def test_the_page_says_what_x_y_hat_and_y_are(tmp_path):
+    write_gallery(tmp_path / "page", "Gallery", [], registry())
+    assert "x: input, ŷ: translation by the run, y: target." in (tmp_path / "page" / "index.html").read_text("utf-8")
