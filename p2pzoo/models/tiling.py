@@ -39,9 +39,11 @@ class Tiling:
         >>> Tiling.of(512, None, 64)
         Tiling(side=512, overlap=128, divisor=64)
         """
-        if side < 1 or side % divisor:
-            below = max(divisor, side // divisor * divisor)
-            nearest = f"{below} or {below + divisor}" if side > divisor else f"{divisor}"
+        if side < divisor:
+            raise ValueError(f"a tile of {side} is too small for this generator: the smallest is {divisor}")
+        if side % divisor:
+            below = side // divisor * divisor
+            nearest = f"{below} or {below + divisor}"
             raise ValueError(f"a tile of {side} does not fit this generator: multiples of {divisor} do, {nearest}")
         if overlap is None:
             quarter = side // 4

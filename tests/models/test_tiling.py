@@ -175,7 +175,7 @@ def test_the_seams_of_a_u_net_are_no_rougher_than_the_rest_of_the_image():
     ("arguments", "message"),
     [
         ({"tile": 65}, "a tile of 65 does not fit this generator: multiples of 2 do, 64 or 66"),
-        ({"tile": 1}, "a tile of 1 does not fit this generator: multiples of 2 do, 2"),
+        ({"tile": 1}, "a tile of 1 is too small for this generator: the smallest is 2"),
         ({"tile": 64, "overlap": 33}, "an overlap of 33 does not fit tiles of 64: 0 to 32 does"),
         ({"tile": 64, "overlap": -1}, "an overlap of -1 does not fit"),
         ({"overlap": 8}, "an overlap of 8 needs tiles"),
