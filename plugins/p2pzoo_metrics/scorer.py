@@ -1,4 +1,4 @@
-"""The segmentation network of `fcn_score`, in the form of FCN-8s, and its file. Imports torch and timm.
+"""The segmentation network of `fcn_score`, in the form of FCN-8s, and its file. Imports torch.
 
 A scorer's file is a safetensors file (no pickle) with fp16 weights. Its header describes the network, its classes, its
 training data, and the accuracy it must reach on real photos before its numbers count. `p2pzoo train-scorer` writes one.
@@ -11,7 +11,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import timm
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -49,6 +48,8 @@ class FCN8s(nn.Module):
     def __init__(
         self, *, backbone: str, stages: int, channels: int, classes: int, enlarge: int, mean: float, std: float
     ) -> None:
+        import timm  # takes a second, and most commands only read the parameters of metrics
+
         super().__init__()
         self.enlarge, self.mean, self.std = enlarge, mean, std
         net = timm.create_model(backbone, in_chans=channels, num_classes=0)

@@ -1,7 +1,7 @@
 """`fcn_score` (Tables 1 to 3) and `label_accuracy` (Table 6): does ŷ show what its label map says?
 
 Both count pixels in one confusion matrix of all images, as the authors' evaluator does (`confusion.py`). Label maps are
-never resized: ŷ is resized to them. Imports torch, and timm with the scorer.
+never resized: ŷ is resized to them. Imports torch; timm when a scorer is loaded.
 """
 
 from collections.abc import Mapping, Sequence

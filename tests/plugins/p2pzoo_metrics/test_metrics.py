@@ -1,6 +1,8 @@
 """Image metrics against values that numpy computes from their definitions."""
 
 import importlib
+import subprocess
+import sys
 
 import numpy as np
 import p2pzoo_metrics
@@ -142,3 +144,13 @@ def test_memory_layout_and_half_precision_do_not_change_the_number(metric):
 @METRICS
 def test_results_are_plain_floats(metric):
     assert all(type(value) is float for value in score(metric, images(seed=1), images(seed=2)).values())
+
+
+def test_reading_the_parameters_of_metrics_imports_no_timm():
+    """It takes a second, which every dry run would wait for."""
+    code = (
+        "import sys; from p2pzoo.plugin.loader import registry\n"
+        "for entry in registry().of('metric'): entry.load()\n"
+        "sys.exit('timm' in sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
