@@ -13,6 +13,7 @@ from click.shell_completion import CompletionItem
 from p2pzoo.cli.time_limit import max_time_option, with_parent_option
 from p2pzoo.utils.errors import UserError
 from p2pzoo.utils.launcher import is_follower
+from p2pzoo.utils.terminal import escape_json
 
 __all__ = [
     "JSON_REQUESTED",
@@ -71,8 +72,8 @@ def print_json(value: Any) -> None:
     if context := click.get_current_context(silent=True):
         context.meta[JSON_PRINTED] = True
     is_unicode = (getattr(sys.stdout, "encoding", None) or "").lower().startswith("utf")
-    json.dump(_without_nan(value), sys.stdout, indent=2, ensure_ascii=not is_unicode, allow_nan=False)
-    sys.stdout.write("\n")
+    text = json.dumps(_without_nan(value), indent=2, ensure_ascii=not is_unicode, allow_nan=False)
+    sys.stdout.write(escape_json(text) + "\n")
 
 
 def _without_nan(value: Any) -> Any:

@@ -23,7 +23,7 @@ from typing import Any
 from p2pzoo.config.line_numbers import key_lines
 from p2pzoo.plugin import schema
 from p2pzoo.utils.errors import UserError
-from p2pzoo.utils.files import MAX_NESTING, parse_toml
+from p2pzoo.utils.files import MAX_NESTING, parse_toml, refuse_pipe
 from p2pzoo.utils.paths import shipped_dir
 from p2pzoo.utils.suggest import did_you_mean, find_similar
 
@@ -220,6 +220,7 @@ def _parse(file: Path, name: str, extended_at: str) -> tuple[Source, dict[str, A
     try:
         if extended_at and file.exists() and not file.is_file() and not file.is_dir():
             raise UserError(f"{place}{name}: a device or pipe, not a file")  # reading it may never end
+        refuse_pipe(file)
         with file.open("rb") as content:
             text = content.read(MAX_RECIPE_BYTES + 1).decode("utf-8-sig")
     except FileNotFoundError:

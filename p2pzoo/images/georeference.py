@@ -68,6 +68,8 @@ def _is_turned(tags: dict[int, tuple[int, Any]]) -> bool:
 
 def _read_tags(path: Path) -> dict[int, tuple[int, Any]]:
     """{code: (type, value)} of GEO_TAGS and the orientation in the first page of a TIFF."""
+    if not path.is_file():
+        return {}
     with contextlib.suppress(*PILLOW_ERRORS, EOFError), path.open("rb") as file:
         header = file.read(8)
         if header[:4] not in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):

@@ -38,6 +38,7 @@ from p2pzoo.images.io import (
     read_image,
 )
 from p2pzoo.utils.errors import UserError
+from p2pzoo.utils.files import refuse_pipe
 from p2pzoo.utils.suggest import did_you_mean
 
 Encoding = Literal["one-hot", "palette"]
@@ -281,6 +282,7 @@ def _png_bits(path: Path) -> int:
 
 def _parse_file(path: Path) -> Any:
     parse: Callable[[str], Any] = json.loads if path.suffix.lower() == ".json" else tomllib.loads
+    refuse_pipe(path)
     try:
         return parse(path.read_bytes().decode("utf-8-sig"))
     except OSError as error:

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from p2pzoo.models.spectral_norm import plain_state_dict
 from p2pzoo.utils.errors import DamagedFile, UserError
-from p2pzoo.utils.files import atomic_write, parse_json
+from p2pzoo.utils.files import atomic_write, parse_json, refuse_pipe
 from p2pzoo.utils.version import __version__
 
 # One key for the whole header: safetensors writes several keys in random order, and equal runs must write equal bytes
@@ -59,6 +59,7 @@ def load_tensors(
 
     Raises DamagedFile if anything is missing or altered, UserError if there is no such file.
     """
+    refuse_pipe(path)
     try:
         with safe_open(path, "pt") as file:
             header = parse_json((file.metadata() or {})[METADATA_KEY])

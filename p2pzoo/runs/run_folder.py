@@ -27,7 +27,7 @@ import tomli_w
 
 from p2pzoo.config.experiment import Experiment
 from p2pzoo.utils.errors import UserError
-from p2pzoo.utils.files import atomic_write, parse_json, parse_toml, read_object, write_json, write_text
+from p2pzoo.utils.files import atomic_write, parse_json, parse_toml, read_object, refuse_pipe, write_json, write_text
 from p2pzoo.utils.find_runs import find_only_run
 from p2pzoo.utils.version import __version__
 
@@ -94,6 +94,7 @@ class Run:
 
     def add_metrics(self, experiment: Experiment) -> None:
         """Add metrics to recipe.toml that were measured after the training."""
+        refuse_pipe(self.recipe)
         try:
             recipe = parse_toml(self.recipe.read_text("utf-8"))
         except (FileNotFoundError, ValueError):  # lost or damaged
@@ -127,6 +128,7 @@ class Run:
         file = self.folder / name
         if not file.exists():
             return []
+        refuse_pipe(file)
         lines = []
         for text in file.read_bytes().split(b"\n"):
             with contextlib.suppress(ValueError):

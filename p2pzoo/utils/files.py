@@ -159,8 +159,15 @@ def fingerprint(files: Iterable[Path]) -> str:
     return digest.hexdigest()[:12]
 
 
+def refuse_pipe(path: Path) -> None:
+    """Raise UserError for a pipe, a socket or a device: opening or reading it may never end."""
+    if path.exists() and not path.is_file() and not path.is_dir():
+        raise UserError(f"{path}: is a pipe or a device, which may never end: give a regular file")
+
+
 def read_json(path: Path) -> Any:
     """The value in a JSON file, or None if the file does not exist or is damaged."""
+    refuse_pipe(path)
     try:
         return parse_json(path.read_text("utf-8"))
     except (FileNotFoundError, ValueError):

@@ -34,6 +34,11 @@ def escape(text: str, keep: str = "") -> str:
     )
 
 
+def escape_json(document: str) -> str:
+    """A JSON document with escapes for the characters that control a terminal and that JSON lets stand in strings."""
+    return _UNPRINTABLE.sub(lambda match: match[0] if match[0] in "\n\t\r" else _json_escape(match[0]), document)
+
+
 def prepare_streams() -> None:
     """Let stdout and stderr write all characters: those that their encoding lacks become ASCII, or escapes.
 

@@ -27,7 +27,7 @@ from p2pzoo.plugin.registry import Registry
 from p2pzoo.runs.pages import render_page
 from p2pzoo.runs.run_folder import Run
 from p2pzoo.utils.errors import UserError
-from p2pzoo.utils.files import check_page_folder, copy_file, page_folder, parse_toml, write_text
+from p2pzoo.utils.files import check_page_folder, copy_file, page_folder, parse_toml, refuse_pipe, write_text
 from p2pzoo_bench.comparison import metric_of
 from p2pzoo_bench.formats import split_grid
 from p2pzoo_bench.stored_results import FinishedRun
@@ -59,10 +59,11 @@ class GalleryRun:
     @cached_property
     def recipe(self) -> dict[str, Any]:
         try:
+            refuse_pipe(self.folder / "recipe.toml")
             return parse_toml((self.folder / "recipe.toml").read_text("utf-8"))
         except FileNotFoundError:  # results of the ground truth have no recipe
             return {}
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, UserError) as error:
             self.faults.append(f"{self.folder / 'recipe.toml'}: {error}; shown without its recipe")
             return {}
 

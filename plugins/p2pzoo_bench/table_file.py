@@ -38,7 +38,7 @@ import tomli_w
 
 from p2pzoo.config.recipe import Origin, Source, find_recipe
 from p2pzoo.utils.errors import UserError
-from p2pzoo.utils.files import parse_toml
+from p2pzoo.utils.files import parse_toml, refuse_pipe
 from p2pzoo.utils.paths import shipped_dir
 from p2pzoo.utils.suggest import did_you_mean
 
@@ -99,6 +99,7 @@ def read_table(path: str) -> Table:
     zoo = path.startswith("zoo:")
     file = shipped_dir("benchmarks") / path.removeprefix("zoo:") if zoo else Path(path)
     try:
+        refuse_pipe(file)
         text = file.read_text("utf-8")
         tree = parse_toml(text)
     except FileNotFoundError:

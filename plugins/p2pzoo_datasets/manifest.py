@@ -18,6 +18,7 @@ from p2pzoo.images.resize import ResizeMode
 from p2pzoo.images.transparency import Background
 from p2pzoo.plugin import AddedLater, Split
 from p2pzoo.utils.errors import UserError
+from p2pzoo.utils.files import refuse_pipe
 from p2pzoo.utils.suggest import did_you_mean
 from p2pzoo_datasets.class_files import ClassFiles
 from p2pzoo_datasets.pairs import Count, FilePairs, Range
@@ -106,6 +107,7 @@ def read_manifest(file: Path, report: FaultReporter) -> list[ManifestLine]:
     """
     if file.suffix.lower() not in (".jsonl", ".csv"):
         raise UserError(f"{file}: a manifest is a .jsonl or a .csv file")
+    refuse_pipe(file)
     try:
         text = file.read_bytes().decode("utf-8-sig")
     except OSError as error:

@@ -15,6 +15,7 @@ from torch import Tensor
 from p2pzoo.models.pickled_tensors import UnpackedTooLarge, load_pickle
 from p2pzoo.models.safetensors_io import METADATA_KEY
 from p2pzoo.utils.errors import UserError
+from p2pzoo.utils.files import refuse_pipe
 
 NESTED = "state_dict"  # key of the tensors in checkpoints that hold more
 COUNTER = "num_batches_tracked"  # of batch norms; files of torch before 0.4.1 do not have it
@@ -30,6 +31,7 @@ def read_pickle(path: Path) -> Any:
     """Read what torch.save wrote; run no code of it. Raises UserError if it is more than tensors and plain values."""
     if not path.exists():
         raise UserError(f"{path}: no such file")
+    refuse_pipe(path)
     if path.is_dir():
         raise UserError(f"{path}: a folder; give the file with the weights in it, such as latest_net_G.pth")
     if (is_ours := _is_p2pzoo_model(path)) is not None:

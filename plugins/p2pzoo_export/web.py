@@ -28,7 +28,7 @@ from p2pzoo.images.label_maps import Labels
 from p2pzoo.models.model import Model
 from p2pzoo.runs.pages import render_page
 from p2pzoo.utils.errors import UserError
-from p2pzoo.utils.files import atomic_write, check_page_folder, page_folder, write_text
+from p2pzoo.utils.files import atomic_write, check_page_folder, page_folder, refuse_pipe, write_text
 from p2pzoo.utils.paths import cache_dir
 from p2pzoo.utils.untar import extract
 from p2pzoo_export.graph_check import EvaluationData, ExportResult
@@ -235,6 +235,7 @@ def read_title(folder: Path) -> str:
     import tomllib
 
     try:
+        refuse_pipe(folder / "recipe.toml")
         title = tomllib.loads((folder / "recipe.toml").read_text("utf-8")).get("title")
     except (OSError, ValueError):
         title = None

@@ -13,6 +13,7 @@ from p2pzoo_bench.table_file import Table
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from p2pzoo.utils.errors import UserError
+from p2pzoo.utils.files import refuse_pipe
 from p2pzoo.utils.suggest import did_you_mean
 
 Side = Literal["first", "second"]
@@ -77,6 +78,7 @@ def read_sessions(files: Sequence[Path]) -> list[Session]:
     faults: list[str] = []
     sessions: dict[tuple[str, str], tuple[Path, Session]] = {}
     for file in files:
+        refuse_pipe(file)
         try:
             session = Session.model_validate_json(file.read_bytes())
         except ValidationError as error:

@@ -48,8 +48,11 @@ def try_each(request, record_property):
         def case(value):
             nonlocal slowest
             start = time.perf_counter()
-            with limits(SECONDS, MEMORY):
-                counts["refused" if is_refused(act, value) else "taken"] += 1
+            try:
+                with limits(SECONDS, MEMORY):
+                    counts["refused" if is_refused(act, value) else "taken"] += 1
+            except Hang as hang:  # hypothesis does not print the input of a BaseException
+                pytest.fail(f"{hang}: {value!r}")
             slowest = max(slowest, time.perf_counter() - start)
 
         try:
@@ -72,11 +75,11 @@ def is_refused(act, value) -> bool:
     lines = result.output.removesuffix("\n").split("\n")
     assert "Traceback" not in result.output
     assert result.exit_code in (0, 2), lines[-1]
+    categories = {unicodedata.category(character) for line in lines for character in line}
+    assert not categories & {"Cc", "Zl", "Zp"}, "text from a file must not control the terminal"
     if result.exit_code == 0:
         return False
     assert all(line.strip() for line in lines)
-    categories = {unicodedata.category(character) for line in lines for character in line}
-    assert not categories & {"Cc", "Zl", "Zp"}, "text from a file must not control the terminal"
     return True
 
 

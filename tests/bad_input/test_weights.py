@@ -77,6 +77,36 @@ def test_models_with_wrong_headers_and_a_right_digest(try_each, trained, transla
     try_each(altered(header, values | sizes).filter(encodes), act)
 
 
+def test_models_with_tensors_of_other_shapes(try_each, trained, translated, altered, tmp_path):
+    """Tensors without values have sides and no bytes; the header asks for networks of that size."""
+    tensors, header = load_tensors(trained / "model.safetensors")
+    use = st.sampled_from(
+        ["pix2pix:unet", "pix2pixhd:pix2pixhd-local", "resnet:resnet9", "spade:spade", "pix2pix:encoder-decoder"]
+    )
+    names = st.sampled_from(["width", "depth", "blocks", "local_blocks", "downsamplings", "size", "norm", "hidden"])
+    sizes = st.sampled_from([0, 1, 2, 7, 64, 1024, 1025, 65_536, 10**6, 10**9, 1e9, [10**9], 2**62])
+    shapes = st.lists(st.sampled_from([0, 1, 3, 64, 2**20, 10**9]), max_size=4).filter(
+        lambda shape: 0 in shape or np.prod(shape, dtype=object) <= 2**20
+    )
+    changes = st.dictionaries(st.sampled_from([*tensors, "odd"]), shapes, min_size=1, max_size=3)
+    pictures = st.sampled_from([None, [8, 8], [4096, 4096], [65_536, 65_536], [64, 65_536]])
+    scales = st.sampled_from([None, [1, 1], [0.01, 64], [64, 64]])
+    model = tmp_path / "model.safetensors"
+
+    def act(case):
+        change, use, params, size, scale, keep = case
+        other = {name: torch.zeros(shape) for name, shape in change.items()}
+        network = {"use": use or header["generator"]["use"], "params": params if use else header["generator"]["params"]}
+        new = {**header, "generator": network, "size": size or header["size"]}
+        if scale:
+            new["file_layout"] = {**header["file_layout"], "scale": scale}
+        save_tensors(model, tensors if keep else {**tensors, **other}, new)
+        return translated(model)
+
+    params = st.dictionaries(names, sizes, max_size=3)
+    try_each(st.tuples(changes, st.none() | use, params, pictures, scales, st.booleans()), act)
+
+
 def encodes(tree):
     try:
         return bool(json.dumps(tree, sort_keys=True).encode())
@@ -182,3 +212,54 @@ def test_pickles(try_each, run_cli, pickled, damaged, tmp_path):
             assert list(trace.iterdir()) == [], "code in the file was run"
 
     try_each(some | some.flatmap(damaged) | swapped | truncated_inside | st.binary(max_size=80), act)
+
+
+def test_weights_of_other_code_with_odd_tensors(try_each, run_cli, tmp_path):
+    """Tensors that repeat a value, of any dtype and shape, under the names that `import` knows."""
+    sides = st.sampled_from([0, 1, 2, 3, 4, 7, 64, 2**14, 2**20, 2**31])
+    names = st.sampled_from(
+        [f"model.model.{'1.model.' * min(i, 1)}{'3.model.' * max(i - 1, 0)}{layer}.{leaf}"
+         for i in range(5) for layer in (0, 1, 2, 3, 5) for leaf in ("weight", "bias")]
+        + [f"model.{i}.{leaf}" for i in (0, 1, 2, 4, 7, 10**9) for leaf in ("weight", "bias", "running_mean")]
+        + [f"model.{i}.conv_block.{k}.weight" for i in (7, 10, 11, 15, 10**6, "x") for k in (1, 5, 6)]
+    )  # fmt: skip
+    dtypes = st.sampled_from(
+        [torch.float32, torch.float16, torch.bfloat16, torch.float64, torch.int64, torch.complex64]
+    )
+    kinds = st.sampled_from(["repeated", "repeated", "meta", "sparse", "plain"])
+    tensors = st.tuples(st.lists(sides, max_size=4), dtypes, kinds)
+    dicts = st.dictionaries(names, tensors, min_size=1, max_size=8)
+    file = tmp_path / "latest_net_G.pth"
+
+    def make(shape, dtype, kind):
+        if kind == "meta":
+            return torch.empty(shape, dtype=dtype, device="meta")
+        if kind == "sparse" and shape and np.prod(shape, dtype=object) <= 2**16:
+            return torch.zeros(shape, dtype=dtype).to_sparse()
+        if kind == "plain" and np.prod(shape, dtype=object) <= 2**16:
+            return torch.zeros(shape, dtype=dtype)
+        return torch.zeros((), dtype=dtype).expand(shape)
+
+    def act(case):
+        content, nested, zipped = case
+        try:
+            state = {name: make(*about) for name, about in content.items()}
+        except RuntimeError:  # torch cannot make a tensor of this shape
+            return None
+        torch.save({"state_dict": state} if nested else state, file, _use_new_zipfile_serialization=zipped)
+        return run_cli("import", file, "-o", tmp_path / "model.safetensors", "--force")
+
+    try_each(st.tuples(dicts, st.booleans(), st.booleans()), act)
+
+
+def test_exports_of_models_with_wrong_headers(try_each, run_cli, trained, altered, values, tmp_path):
+    tensors, header = load_tensors(trained / "model.safetensors")
+    model = tmp_path / "model.safetensors"
+
+    def act(case):
+        header, command = case
+        save_tensors(model, tensors, header)
+        return run_cli(*command.replace("MODEL", str(model)).replace("OUT", str(tmp_path / "out")).split(), "--force")
+
+    commands = st.sampled_from(["export MODEL --to junyanz -o OUT.pth", "export MODEL --to torch-export -o OUT.pt2"])
+    try_each(st.tuples(altered(header, values).filter(encodes), commands), act, fraction=0.02)
