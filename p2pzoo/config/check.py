@@ -8,6 +8,7 @@ from typing import Any
 
 from p2pzoo.config import optimizers
 from p2pzoo.config.combinations import find_conflicts
+from p2pzoo.config.data_paths import locate_data
 from p2pzoo.config.experiment import COLLECTION_KINDS, WEIGHTED_TABLES, Component, Experiment
 from p2pzoo.config.recipe import COLLECTIONS, COMPONENTS, ZOO_KEYS, Key, Recipe
 from p2pzoo.config.settings import ADAM_KEYS, Compute, Evaluate, Init, Optimizer, Train
@@ -123,6 +124,8 @@ class _Checker:
         keys = ZOO_KEYS if takes_weight and kind in ("gan_loss", "loss") else ("use",)
         table = {name: value for name, value in table.items() if name not in ZOO_KEYS}
         values = self.check_values(key, factory, table, functools.partial(schema.check_params, other_keys=keys))
+        if values and key == ("dataset",):
+            values = locate_data(self.recipe, values)
         return Component(entry, factory, values or {}, weight, self.recipe.where(key))
 
     def check_weight(self, key: Key, weight: Any, *, allowed: bool) -> float:

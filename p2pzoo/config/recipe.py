@@ -177,8 +177,12 @@ def _display_name(file: Path) -> str:
 def _recipe_name(path: str) -> str:
     """ "recipes/tasks/facades.toml" -> "facades". The recipe.toml of a run folder has the name of that run's recipe."""
     file = find_recipe(path).resolve()
-    is_of_run = file.name == "recipe.toml" and (file.parent / "status.json").exists()
-    return file.parent.parent.name if is_of_run else file.stem.lstrip(".") or "recipe"
+    return file.parent.parent.name if is_of_run(file) else file.stem.lstrip(".") or "recipe"
+
+
+def is_of_run(file: Path) -> bool:
+    """Whether this is the recipe.toml that a run wrote into its folder."""
+    return file.name == "recipe.toml" and (file.parent / "status.json").exists()
 
 
 def _read_chain(path: str) -> list[tuple[Source, dict[str, Any]]]:

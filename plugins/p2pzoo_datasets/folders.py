@@ -29,7 +29,7 @@ class Folders(FilePairs):
 
     split          "train", "val" or "test": the sub-folders train/, val/, test/ of both folders if they exist, else a
                    part of the files (`fractions`). If val or test has no pairs, the other replaces it, with a warning
-    inputs         folder of x (of y if `direction` is "BtoA"), relative to the current folder
+    inputs         folder of x (of y if `direction` is "BtoA"), relative to the recipe
     targets        folder of y (of x if `direction` is "BtoA")
     input_suffix   end of the names in `inputs` that is not part of the common name: "_A" for 001_A.jpg. With different
                    suffixes, `inputs` and `targets` may be one folder
@@ -98,8 +98,7 @@ class Folders(FilePairs):
 class SideBySide(FilePairs):
     """Pairs A|B from one folder of images: A is the left half, B the right one, as in the paper's archives.
 
-    root       folder of the images, or of the sub-folders train/, val/ and test/ with them; relative to the current
-               folder
+    root       folder of the images, or of the sub-folders train/, val/ and test/ with them; relative to the recipe
     direction  "AtoB": x is the left half; "BtoA": x is the right half
 
     Sizes are those of a half; widths must be even. All else, errors too, is as in `Folders`.

@@ -27,7 +27,7 @@ class Photos:
 
     split       "train", "val" or "test": the sub-folders train/, val/, test/ of `root` if they exist, else a part of
                 the files (`fractions`). If val or test has no photos, the other is used instead, with a warning
-    root        folder of photos, with all folders below it; relative to the current folder
+    root        folder of photos, with all folders below it; relative to the recipe
     size        [H, W] of x and y
     resize      how a photo is brought to that size: "crop" keeps its proportions and cuts out the centre; "fit" keeps
                 them and extends the shorter side by reflection; "stretch" loses them; "none" allows no other size
