@@ -138,9 +138,13 @@ def copy_file(source: Path, target: Path) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file as UTF-8, atomically."""
+    """Write a text file as UTF-8, atomically.
+
+    Names of files that are not UTF-8 have surrogates in Python, which UTF-8 cannot hold: they are written as `\\udce9`,
+    which JSON reads as the same name.
+    """
     with atomic_write(path) as temporary:
-        temporary.write_text(text, "utf-8")
+        temporary.write_text(text, "utf-8", errors="backslashreplace")
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -17,13 +17,13 @@ import numpy as np
 
 
 def derive_seed(seed: int, purpose: str, *indices: int | str) -> int:
-    """A 63-bit integer for one choice: a hash of all arguments, the same on every machine.
+    """A 63-bit integer for one choice: a hash of all arguments, the same on every machine. Names may be any file name.
 
     >>> derive_seed(0, "order", 3) == derive_seed(0, "order", 3) != derive_seed(0, "order", 4)
     True
     """
     text = "/".join([str(seed), purpose, *map(str, indices)])
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little") >> 1
+    return int.from_bytes(hashlib.blake2b(text.encode(errors="surrogateescape"), digest_size=8).digest(), "little") >> 1
 
 
 def numpy_rng(seed: int, purpose: str, *indices: int | str) -> np.random.Generator:
