@@ -15,6 +15,7 @@ Errors:
     DamagedFile  a UserError, raised by `load` and `evaluate` for a damaged model file, and by `train` for a damaged
                  checkpoint
     OutOfMemory  a UserError, raised by `train` and `evaluate`, and by a loaded model when it translates an image
+    ComponentError  raised by `train` and `evaluate`: the code of a plugin failed. The message names the component
 
 `load` raises ValueError for an unknown precision. `train` raises KeyboardInterrupt after it has saved a checkpoint.
 
@@ -26,7 +27,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from p2pzoo.plugin.hookspecs import hookimpl
-from p2pzoo.utils.errors import DamagedFile, Error, OutOfMemory, UserError
+from p2pzoo.utils.errors import ComponentError, DamagedFile, Error, OutOfMemory, UserError
 from p2pzoo.utils.version import __version__
 
 if TYPE_CHECKING:
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from p2pzoo.models.model import Model
 
 __all__ = [
+    "ComponentError",
     "DamagedFile",
     "Error",
     "OutOfMemory",
