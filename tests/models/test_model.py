@@ -48,6 +48,13 @@ def test_an_unknown_precision_is_refused():
 
 
 @pytest.mark.parametrize("mode", ["eval", "paper"])
+def test_for_samples_of_a_deterministic_model_no_mode_is_proposed(mode):
+    model = Model(nn.Conv2d(3, 3, 1), ModelHeader.parse(HEADER, FILE), torch.device("cpu"))
+    with pytest.raises(ValueError, match="this generator uses no random numbers: all samples would be equal"):
+        model.check_can_sample(mode)
+
+
+@pytest.mark.parametrize("mode", ["eval", "paper"])
 def test_a_file_that_claims_huge_training_images_does_not_take_their_memory(mode):
     header = ModelHeader.parse({**HEADER, "size": [1 << 16, 1 << 16]}, FILE)
     model = Model(nn.Sequential(nn.Conv2d(3, 3, 1), nn.Dropout()), header, torch.device("cpu"))
