@@ -17,8 +17,6 @@ from p2pzoo.models.safetensors_io import save_model
 from p2pzoo.models.scaling import Scaling
 from p2pzoo.models.translate_files import translate_files
 
-HUGE = 20_000
-
 
 @pytest.fixture(scope="module")
 def model_file(tmp_path_factory):
@@ -104,9 +102,13 @@ finally:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "limit"), [("tiles.tif", 2e9), ("strip.tif", 2e9), ("plain.png", 2e9 + 4 * HUGE**2)])
-def test_20_000_px_are_translated_in_bounded_memory(model_file, name, limit, tmp_path):
-    side, source, target = HUGE, tmp_path / name, tmp_path / "out.tif"
+@pytest.mark.parametrize(
+    ("name", "side", "limit"),
+    # as a whole, 5,000 px take 5 GB; strips and PNGs of 20,000 px would take minutes again
+    [("tiles.tif", 20_000, 2e9), ("strip.tif", 5000, 2e9), ("plain.png", 5000, 2e9)],
+)
+def test_large_images_are_translated_in_bounded_memory(model_file, name, side, limit, tmp_path):
+    source, target = tmp_path / name, tmp_path / "out.tif"
     pattern = np.random.default_rng(0).integers(0, 256, (512, 512, 3), dtype=np.uint8)
     if name == "plain.png":
         Image.fromarray(np.tile(pattern, (40, 40, 1))[:side, :side]).save(source, compress_level=1)
@@ -123,4 +125,5 @@ def test_20_000_px_are_translated_in_bounded_memory(model_file, name, limit, tmp
     assert process.returncode == 0, process.stderr
     assert int(process.stdout.split()[-1]) < limit
     with tifffile.TiffFile(target) as tiff:
-        assert (tiff.is_bigtiff, tiff.pages[0].is_tiled, tiff.pages[0].shape) == (True, True, (side, side, 3))
+        assert (tiff.is_bigtiff, tiff.pages[0].is_tiled) == (side == 20_000, True)
+        assert tiff.pages[0].shape == (side, side, 3)
