@@ -104,7 +104,7 @@ finally:
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "side", "limit"),
-    # as a whole, 5,000 px take 5 GB; strips and PNGs of 20,000 px would take minutes again
+    # as a whole, 3,000 px take 2 GB already; strips and PNGs of 20,000 px would take minutes again
     [("tiles.tif", 20_000, 2e9), ("strip.tif", 5000, 2e9), ("plain.png", 5000, 2e9)],
 )
 def test_large_images_are_translated_in_bounded_memory(model_file, name, side, limit, tmp_path):
