@@ -111,7 +111,7 @@ def load(path: str | Path, *, device: str = "auto", precision: str = "fp32") -> 
     >>> photo.shape, photo.dtype
     ((64, 64, 3), dtype('uint8'))
     """
-    from p2pzoo.models.model import load_model
+    from p2pzoo.models.load import load_model
 
     return load_model(path, device=device, precision=precision)
 

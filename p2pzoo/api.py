@@ -33,7 +33,7 @@ class Trained:
 
     def load(self, *, device: str = "auto", precision: str = "fp32") -> Model:
         """Load the run's model; see `p2pzoo.load`."""
-        from p2pzoo.models.model import load_model
+        from p2pzoo.models.load import load_model
 
         return load_model(self.folder, device=device, precision=precision)
 

@@ -129,7 +129,7 @@ def translate_command(
 def _load(path: Path, device: str, precision: str, background: str | None) -> Model:
     from p2pzoo.compute.engine import keep_freed_memory
     from p2pzoo.images.transparency import parse_background
-    from p2pzoo.models.model import load_model
+    from p2pzoo.models.load import load_model
 
     model = load_model(path, device=device, precision=precision)
     if background:

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from p2pzoo.compute.engine import best_memory_format, pick_device
+from p2pzoo.compute.engine import best_memory_format
 from p2pzoo.compute.memory import is_out_of_memory
 from p2pzoo.images.color_spaces import dequantize, join_lab, quantize, split_lab
 from p2pzoo.images.io import TransparentPixels, decode_pixels, read_image, with_channels
@@ -22,14 +22,12 @@ from p2pzoo.images.label_maps import read_map
 from p2pzoo.images.resize import resize_to
 from p2pzoo.images.rows import Rows
 from p2pzoo.images.transparency import Rgb, put_on_background
-from p2pzoo.models.checkpoint_model import list_checkpoints, load_model_tensors, load_newest_checkpoint
-from p2pzoo.models.model_file import ModelHeader, restore_network
+from p2pzoo.models.model_file import ModelHeader
+from p2pzoo.models.padding import pad_by_reflection, reflected_indices
 from p2pzoo.models.scaling import NO_FILE_LAYOUT, Scaling
 from p2pzoo.models.test_modes import draws_random_numbers, optimize_for_eval, translate
 from p2pzoo.models.tiling import Tiling, blend_tiles
-from p2pzoo.plugin.loader import registry
-from p2pzoo.utils.errors import DamagedFile, OutOfMemory, UserError
-from p2pzoo.utils.find_runs import find_only_run
+from p2pzoo.utils.errors import OutOfMemory, UserError
 
 ImageLike = TypeVar("ImageLike", Image.Image, np.ndarray, Tensor)
 
@@ -585,101 +583,3 @@ def _input_dependent_norm(G: nn.Module) -> str | None:
         if isinstance(module, (nn.modules.batchnorm._NormBase, nn.GroupNorm)) and not tracked:
             return type(module).__name__
     return None
-
-
-def reflected_indices(length: int, divisor: int) -> Tensor:
-    """The pixel indices of a side that is padded by reflection to the next multiple of `divisor`.
-
-    >>> reflected_indices(3, 4)
-    tensor([0, 1, 2, 1])
-    """
-    index = torch.arange(-(-length // divisor) * divisor)
-    period = max(1, 2 * (length - 1))  # a side shorter than its padding is reflected several times
-    distance_to_end = (index % period - (length - 1)).abs()
-    return (length - 1) - distance_to_end
-
-
-def pad_by_reflection(images: Tensor, divisor: int) -> Tensor:
-    """Pad (B, C, H, W) at the right and lower edges to the next multiples of `divisor`."""
-    for dim in (-2, -1):
-        images = images.index_select(dim, reflected_indices(images.shape[dim], divisor).to(images.device))
-    return images
-
-
-def load_model(path: str | Path, *, device: str = "auto", precision: str = "fp32") -> Model:
-    """Load a trained model. `p2pzoo.load` calls this function.
-
-    path: a run folder or a folder with one run, a model.safetensors, a checkpoint, or "zoo:NAME" for a model that a
-        plugin ships. Of a run that is not finished, its newest intact checkpoint is taken, with a warning that says
-        how far the training was.
-    device: "auto", "cpu", "cuda" or "mps".
-    precision: "fp32", or "bf16" for eval mode only.
-
-    Raises UserError if there is no such model or the device is not available, DamagedFile if the file is damaged,
-    ValueError for another precision.
-
-    >>> load_model("zoo:earth-small", device="cpu").size
-    (128, 128)
-    """
-    tensors, json_header, file = read_model(Path(path))
-    header = ModelHeader.parse(json_header, file)
-    G = restore_network(tensors, header, file, registry())
-    for key in ("run", "test_mode", "size_divisor"):
-        if getattr(header, key) is None:
-            raise DamagedFile(f"{file}: its header is damaged: it has no {key}")
-    if broken := [name for name, tensor in G.state_dict().items() if not tensor.isfinite().all()]:
-        raise DamagedFile(
-            f"{file}: {len(broken)} of its weights hold NaN or infinite values, such as '{broken[0]}': its training "
-            "diverged; use an earlier checkpoint, or train it again"
-        )
-    return Model(G, header, torch.device(pick_device(device)), precision)
-
-
-def resolve_model_path(path: Path) -> Path:
-    """The folder of the model that a plugin ships as `zoo:NAME`, the only run in a folder, or `path` itself.
-
-    Raises UserError for an unknown name, and for a folder of several runs.
-    """
-    scheme, name = str(path).partition(":")[::2]
-    return Path(registry().get("model", name).load()()) if scheme == "zoo" else find_only_run(path)
-
-
-def read_model(path: Path) -> tuple[dict[str, Tensor], dict[str, Any], Path]:
-    """The tensors and the header of the model that `path` names, as `load_model` takes it, and their file.
-
-    Raises UserError if there is no such model, DamagedFile if it is damaged.
-    """
-    folder = resolve_model_path(path)
-    if is_unfinished(folder):
-        return load_newest_checkpoint(folder)
-    file = find_model_file(path)
-    return *load_model_tensors(file), file
-
-
-def is_unfinished(folder: Path) -> bool:
-    """Whether this is the folder of a run that has not written its model yet."""
-    return (folder / "status.json").is_file() and not (folder / "model.safetensors").is_file()
-
-
-def find_model_file(path: Path) -> Path:
-    """The model.safetensors of a run folder or of `zoo:NAME`, or `path` itself if it is no folder.
-
-    For a run that is not finished, its newest checkpoint, which may be damaged. Raises UserError for a folder without a
-    model.
-    """
-    path = resolve_model_path(path)
-    if path.suffix == ".toml":
-        raise UserError(f"{path}: is a recipe, not a model: `p2pzoo run {path}` trains one")
-    if not path.is_dir():
-        return path
-    if is_unfinished(path) and (checkpoints := list_checkpoints(path)):
-        return checkpoints[-1]
-    if not (path / "model.safetensors").is_file():
-        problem = "this run has not saved a checkpoint yet" if is_unfinished(path) else "not a run folder"
-        raise UserError(f"{path}: {problem}; give a run folder or a model.safetensors")
-    return path / "model.safetensors"
-
-
-def find_run_folder(file: Path) -> Path:
-    """The folder of the run whose model file or checkpoint this is."""
-    return file.parent.parent if file.parent.name == "checkpoints" else file.parent

@@ -26,7 +26,9 @@ from p2pzoo.data.validation import validate_or_raise
 from p2pzoo.images.color_spaces import Encodings
 from p2pzoo.images.label_maps import Labels
 from p2pzoo.images.resize import resize_to
-from p2pzoo.models.model import Model, find_model_file, find_run_folder, load_model, pad_by_reflection
+from p2pzoo.models.load import find_model_file, find_run_folder, load_model
+from p2pzoo.models.model import Model
+from p2pzoo.models.padding import pad_by_reflection
 from p2pzoo.models.scaling import NO_FILE_LAYOUT, Scaling
 from p2pzoo.models.test_modes import translate
 from p2pzoo.plugin import schema

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from p2pzoo.config.recipe import read_recipe
-from p2pzoo.models.model import load_model
+from p2pzoo.models.load import load_model
 from p2pzoo.testing.component_case import ComponentCase
 
 

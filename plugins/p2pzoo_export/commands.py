@@ -188,7 +188,7 @@ def _write_graph(
     model: Path, to: str, output: Path, test_mode: str | None, precision: str, ort_dir: Path | None
 ) -> dict[str, Any]:
     """Write a graph or a page; return its input, its difference to torch, and notes."""
-    from p2pzoo.models.model import find_model_file, find_run_folder, load_model
+    from p2pzoo.models.load import find_model_file, find_run_folder, load_model
     from p2pzoo_export.graph_check import load_run_data
     from p2pzoo_export.graphs import FORMATS, export_graph
     from p2pzoo_export.web import export_web, read_title

@@ -21,7 +21,7 @@ from p2pzoo.config.experiment import Component, Experiment
 from p2pzoo.config.recipe import iter_leaves
 from p2pzoo.images.io import can_hold
 from p2pzoo.models import safetensors_io
-from p2pzoo.models.model import read_model
+from p2pzoo.models.load import read_model
 from p2pzoo.models.model_file import ModelHeader
 from p2pzoo.models.safetensors_io import save_model_tensors
 from p2pzoo.models.scaling import Scaling

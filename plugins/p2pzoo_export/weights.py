@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from p2pzoo.config.experiment import Component
 from p2pzoo.models.build import build_network, build_on_meta
-from p2pzoo.models.model import read_model
+from p2pzoo.models.load import read_model
 from p2pzoo.models.model_file import ModelHeader, restore_network
 from p2pzoo.models.safetensors_io import load_into, save_model
 from p2pzoo.plugin import FileLayout, InferredConfig, StateDictFormat, schema

@@ -18,8 +18,9 @@ from PIL import Image
 import p2pzoo
 from p2pzoo.cli import main
 from p2pzoo.images.io import read_image
-from p2pzoo.models.model import Model, pad_by_reflection
+from p2pzoo.models.model import Model
 from p2pzoo.models.model_file import ModelHeader
+from p2pzoo.models.padding import pad_by_reflection
 from p2pzoo.utils.errors import UserError
 
 

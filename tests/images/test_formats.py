@@ -13,7 +13,7 @@ from PIL import Image
 
 from p2pzoo.cli import main
 from p2pzoo.images.io import read_image, write_image
-from p2pzoo.models.model import load_model
+from p2pzoo.models.load import load_model
 from p2pzoo.utils.errors import UserError
 
 FORMATS = [(".png", "uint8"), (".png", "uint16"), (".tif", "uint16"), (".tif", "float32"), (".npy", "float32")]

@@ -16,7 +16,7 @@ from p2pzoo.cli import main
 from p2pzoo.data import Store
 from p2pzoo.images.io import read_image, write_image
 from p2pzoo.images.label_maps import Classes, Labels, inspect_map, read_map
-from p2pzoo.models.model import load_model
+from p2pzoo.models.load import load_model
 from p2pzoo.utils.errors import UserError
 
 CLASS_FILE = """

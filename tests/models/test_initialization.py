@@ -9,7 +9,7 @@ from p2pzoo import config
 from p2pzoo.config.settings import Init
 from p2pzoo.models import initialization
 from p2pzoo.models.initialization import initialize_weights, make_discriminator, make_generator
-from p2pzoo.models.model import load_model
+from p2pzoo.models.load import load_model
 from p2pzoo.models.model_file import build_header
 from p2pzoo.models.safetensors_io import load_tensors, save_model, save_tensors
 from p2pzoo.utils.errors import UserError

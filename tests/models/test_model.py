@@ -12,7 +12,8 @@ from PIL import Image
 from torch import nn
 
 import p2pzoo.models
-from p2pzoo.models.model import Model, find_model_file, load_model
+from p2pzoo.models.load import find_model_file, load_model
+from p2pzoo.models.model import Model
 from p2pzoo.models.model_file import ModelHeader
 from p2pzoo.models.safetensors_io import load_tensors, save_tensors
 from p2pzoo.utils.errors import DamagedFile, UserError

@@ -16,7 +16,7 @@ from p2pzoo import config
 from p2pzoo.images.io import write_png
 from p2pzoo.images.label_maps import Classes, Labels
 from p2pzoo.models.initialization import make_generator
-from p2pzoo.models.model import load_model
+from p2pzoo.models.load import load_model
 from p2pzoo.models.model_file import ModelHeader, build_header, load_network, restore_network
 from p2pzoo.models.safetensors_io import load_tensors, save_model, save_tensors
 from p2pzoo.models.test_modes import translate

@@ -5,7 +5,7 @@ import warnings
 
 import pytest
 
-from p2pzoo.models.model import find_model_file
+from p2pzoo.models.load import find_model_file
 from p2pzoo.runs.run_folder import find_run
 from p2pzoo.utils.errors import UserError
 from p2pzoo.utils.find_runs import find_only_run

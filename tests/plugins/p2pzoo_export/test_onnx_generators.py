@@ -4,7 +4,7 @@ import pytest
 from p2pzoo_export import graphs, onnx_file
 from small_networks import SMALL_NETWORKS
 
-from p2pzoo.models.model import load_model
+from p2pzoo.models.load import load_model
 from p2pzoo.models.safetensors_io import save_model
 from p2pzoo.plugin.loader import plugins
 from p2pzoo.testing.component_case import ComponentCase

@@ -1,0 +1,96 @@
+"""Which file a model is in, and loading it: a run folder, a model file, a checkpoint or zoo:NAME."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from p2pzoo.compute.engine import pick_device
+from p2pzoo.models.checkpoint_model import list_checkpoints, load_model_tensors, load_newest_checkpoint
+from p2pzoo.models.model import Model
+from p2pzoo.models.model_file import ModelHeader, restore_network
+from p2pzoo.plugin.loader import registry
+from p2pzoo.utils.errors import DamagedFile, UserError
+from p2pzoo.utils.find_runs import find_only_run
+
+
+def load_model(path: str | Path, *, device: str = "auto", precision: str = "fp32") -> Model:
+    """Load a trained model. `p2pzoo.load` calls this function.
+
+    path: a run folder or a folder with one run, a model.safetensors, a checkpoint, or "zoo:NAME" for a model that a
+        plugin ships. Of a run that is not finished, its newest intact checkpoint is taken, with a warning that says
+        how far the training was.
+    device: "auto", "cpu", "cuda" or "mps".
+    precision: "fp32", or "bf16" for eval mode only.
+
+    Raises UserError if there is no such model or the device is not available, DamagedFile if the file is damaged,
+    ValueError for another precision.
+
+    >>> load_model("zoo:earth-small", device="cpu").size
+    (128, 128)
+    """
+    tensors, json_header, file = read_model(Path(path))
+    header = ModelHeader.parse(json_header, file)
+    G = restore_network(tensors, header, file, registry())
+    for key in ("run", "test_mode", "size_divisor"):
+        if getattr(header, key) is None:
+            raise DamagedFile(f"{file}: its header is damaged: it has no {key}")
+    if broken := [name for name, tensor in G.state_dict().items() if not tensor.isfinite().all()]:
+        raise DamagedFile(
+            f"{file}: {len(broken)} of its weights hold NaN or infinite values, such as '{broken[0]}': its training "
+            "diverged; use an earlier checkpoint, or train it again"
+        )
+    return Model(G, header, torch.device(pick_device(device)), precision)
+
+
+def resolve_model_path(path: Path) -> Path:
+    """The folder of the model that a plugin ships as `zoo:NAME`, the only run in a folder, or `path` itself.
+
+    Raises UserError for an unknown name, and for a folder of several runs.
+    """
+    scheme, name = str(path).partition(":")[::2]
+    return Path(registry().get("model", name).load()()) if scheme == "zoo" else find_only_run(path)
+
+
+def read_model(path: Path) -> tuple[dict[str, Tensor], dict[str, Any], Path]:
+    """The tensors and the header of the model that `path` names, as `load_model` takes it, and their file.
+
+    Raises UserError if there is no such model, DamagedFile if it is damaged.
+    """
+    folder = resolve_model_path(path)
+    if is_unfinished(folder):
+        return load_newest_checkpoint(folder)
+    file = find_model_file(path)
+    return *load_model_tensors(file), file
+
+
+def is_unfinished(folder: Path) -> bool:
+    """Whether this is the folder of a run that has not written its model yet."""
+    return (folder / "status.json").is_file() and not (folder / "model.safetensors").is_file()
+
+
+def find_model_file(path: Path) -> Path:
+    """The model.safetensors of a run folder or of `zoo:NAME`, or `path` itself if it is no folder.
+
+    For a run that is not finished, its newest checkpoint, which may be damaged. Raises UserError for a folder without a
+    model.
+    """
+    path = resolve_model_path(path)
+    if path.suffix == ".toml":
+        raise UserError(f"{path}: is a recipe, not a model: `p2pzoo run {path}` trains one")
+    if not path.is_dir():
+        return path
+    if is_unfinished(path) and (checkpoints := list_checkpoints(path)):
+        return checkpoints[-1]
+    if not (path / "model.safetensors").is_file():
+        problem = "this run has not saved a checkpoint yet" if is_unfinished(path) else "not a run folder"
+        raise UserError(f"{path}: {problem}; give a run folder or a model.safetensors")
+    return path / "model.safetensors"
+
+
+def find_run_folder(file: Path) -> Path:
+    """The folder of the run whose model file or checkpoint this is."""
+    return file.parent.parent if file.parent.name == "checkpoints" else file.parent
