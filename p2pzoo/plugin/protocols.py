@@ -111,8 +111,8 @@ class Dataset(Protocol):
 
     fingerprint           a string that changes with the user's files. A run that began with another fingerprint is not
                           resumed; a finished one is marked as stale
-    files                 `files[i]`: paths of the files of pair i, for error messages. A dataset with `files` or with a
-                          `fingerprint` may be cached on disk; a pair is decoded again when its files change
+    files                 `files[i]`: a sequence of `pathlib.Path`, the files of pair i, for messages. With `files` or a
+                          `fingerprint`, pairs may be cached on disk; one is decoded again when its files change
     x_encoding            "L", if x is the lightness of a photo and y its colour (`p2pzoo.images.color_spaces`), or
                           "one-hot", if x is a label map. Networks get what is stored; metrics and pictures show RGB
     y_encoding            "ab", if y is the colour of a photo, or "one-hot", if y is a label map

@@ -7,7 +7,8 @@ import hashlib
 import os
 import pickle
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any, get_args
 from unittest import mock
 
@@ -28,7 +29,8 @@ _NUM_IDENTIFIED = 200  # pairs of a split of which ids and hashes are compared: 
 def check_dataset_pairs(case: ComponentCase) -> None:
     """Each split has pairs, all of one size and one channel count.
 
-    `classes` comes with labels, `palette` has one colour per class, and an encoding fits the channels.
+    `classes` comes with labels, `palette` has one colour per class, an encoding fits the channels, and `files` has the
+    paths of each pair's files.
     """
     shapes = set()
     for split in _SPLITS:
@@ -47,7 +49,23 @@ def check_dataset_pairs(case: ComponentCase) -> None:
         one_colour_each = palette is None or (classes and len(palette) == len(classes))
         assert one_colour_each, "`palette` does not have one colour per class"
         assert pair.labels is None or classes, "has labels, but no `classes`"
+        _check_files(data, split)
     assert len(shapes) == 1, f"its splits differ in size or channels: {sorted(shapes)}"
+
+
+def _check_files(data: Any, split: Split) -> None:
+    """`files[i]`, if there are any, are the paths of existing files."""
+    if (files := getattr(data, "files", None)) is None:
+        return
+    assert len(files) == len(data), f"`files` of {split} has {len(files)} entries for {len(data)} pairs"
+    for index in _spread(len(data), _NUM_CHECKED):
+        paths, where = files[index], f"`files[{index}]` of {split}"
+        is_sequence = isinstance(paths, Sequence) and not isinstance(paths, str)
+        assert is_sequence, f"{where} is a {type(paths).__name__}, not a sequence of the paths of that pair's files"
+        assert paths, f"{where} is empty: list the files that the pair is read from"
+        for path in paths:
+            assert isinstance(path, Path), f"{where} holds a {type(path).__name__}: expected pathlib.Path"
+            assert path.exists(), f"{where}: {path} does not exist"
 
 
 def check_dataset_range(case: ComponentCase) -> None:

@@ -75,9 +75,11 @@ class Cityscapes(Published):
         return prepare(out, track, leftimg8bit, gtfine)
 
     @property
-    def files(self) -> list[Path]:
-        labels = [self._labels / f"{path.stem}.png" for path in self._files] if self._labels else []
-        return [*self._files, *labels]
+    def files(self) -> list[tuple[Path, ...]]:
+        """The files that each pair of this split is read from: its JPEG, and its class map."""
+        if self._labels is None:
+            return super().files
+        return [(path, self._labels / f"{path.stem}.png") for path in self._files]
 
     def _choose_folder(self, split: Split) -> str:
         return FOLDERS[split]

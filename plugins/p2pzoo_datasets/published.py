@@ -100,7 +100,7 @@ class Published:
     @property
     def fingerprint(self) -> str:
         """Changes when files of this split are added, removed or change in length."""
-        return fingerprint(self._files)
+        return fingerprint(file for files in self.files for file in files)
 
     def _labels_of(self, path: Path) -> np.ndarray | None:
         return None

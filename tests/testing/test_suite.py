@@ -394,6 +394,31 @@ class TestDatasets:
 
         assert "not within [-1, 1]" in failure("dataset", Narrow, "range")
 
+    @pytest.mark.parametrize(
+        ("listed", "reason"),
+        [
+            (lambda files: files, "is a PosixPath"),
+            (lambda files: [str(path) for path in files], "is a str"),
+            (lambda files: [[str(path)] for path in files], "holds a str"),
+            (lambda files: [[path.with_name("missing")] for path in files], "does not exist"),
+            (lambda files: [[path] for path in files[1:]], "has 9 entries for 10 pairs"),
+            (lambda files: [[]] * len(files), "is empty"),
+        ],
+        ids=["flat", "names", "strings", "missing", "too few", "none"],
+    )
+    def test_files_that_are_not_those_of_each_pair(self, listed, reason, tmp_path):
+        class Filed(TinyDataset):
+            def __init__(self, split):
+                super().__init__(split)
+                paths = [tmp_path / f"{split}{index}" for index in range(len(self))]
+                for path in paths:
+                    path.touch()
+                self.files = listed(paths)
+
+        message = failure("dataset", Filed, "pairs").replace("WindowsPath", "PosixPath")
+        assert "`files" in message
+        assert reason in message
+
     def test_ids_that_repeat(self):
         class Twins(TinyDataset):
             def __getitem__(self, index):

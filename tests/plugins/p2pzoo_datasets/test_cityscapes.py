@@ -17,6 +17,7 @@ from PIL import Image, JpegImagePlugin
 from p2pzoo import config
 from p2pzoo.cli import main
 from p2pzoo.data import Store, TrainBatches, single_batches
+from p2pzoo.images.io import write_png
 from p2pzoo.utils.errors import UserError
 from p2pzoo.utils.paths import shipped_dir
 
@@ -147,6 +148,19 @@ class TestClassMaps:
         assert batch.labels.dtype == torch.int64
         store = Store(Cityscapes("train", root=prepared), enlarge=286 / 256)
         assert TrainBatches(store, batch_size=1, mirror=True, seed=0)[0].labels.shape == (1, 256, 256)
+
+    def test_are_files_of_their_pairs(self, prepared):
+        dataset = Cityscapes("val", root=prepared)
+        frames = FRAMES["val"]
+        assert dataset.files == [
+            (prepared / "val" / f"{frame}.jpg", prepared / "labels" / "val" / f"{frame}.png") for frame in frames
+        ]
+
+    def test_that_change_change_the_fingerprint(self, prepared, tmp_path):
+        root = shutil.copytree(prepared, tmp_path / "copy")
+        before = Cityscapes("val", root=root).fingerprint
+        write_png(root / "labels" / "val" / f"{FRAMES['val'][0]}.png", np.zeros((1024, 2048, 1), np.uint8))
+        assert Cityscapes("val", root=root).fingerprint != before
 
     def test_a_missing_one_is_reported_by_the_constructor(self, prepared, tmp_path):
         root = shutil.copytree(prepared, tmp_path / "copy")
