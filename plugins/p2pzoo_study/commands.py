@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from p2pzoo.cli.options import json_option, print_json
+from p2pzoo.utils.terminal import escape
 
 
 @click.command("study")
@@ -41,7 +42,7 @@ def study_command(
     if as_json:
         print_json({"page": str(page), "runs": {label: str(run) for label, run in folders.items()}, "images": count})
     else:
-        click.echo(f"{', '.join(folders)}: {count} test images  {page}")
+        click.echo(escape(f"{', '.join(folders)}: {count} test images  {page}"))
 
 
 @click.command("study-analyze")
@@ -69,7 +70,7 @@ def study_analyze_command(files: tuple[Path, ...], table: str | None, as_json: b
         print_json(analysis | ({"published": rates} if rates else {}))
         return
     if published:
-        click.echo(format_table(analysis, published) + "\n")
+        click.echo(escape(format_table(analysis, published) + "\n", keep="\n"))
     for label, row in analysis["algorithms"].items():
         counts = f"{row['participants']} participants, {row['trials']} trials"
         if row["left_out"]:
@@ -78,10 +79,11 @@ def study_analyze_command(files: tuple[Path, ...], table: str | None, as_json: b
                 "or too short, or the page was left"
             )
         rate = f"fooled {row['fooled']:.1f} %{_format_interval(row)}" if "fooled" in row else "no trial that counts"
-        click.echo(f"{label}: {rate} ({counts})")
+        click.echo(escape(f"{label}: {rate} ({counts})"))
     for pair in analysis["differences"]:
         p = "too few participants for p" if pair["p"] is None else f"p = {pair['p']:.2g}"
-        click.echo(f"{pair['a']} − {pair['b']}: {pair['difference']:+.1f} points{_format_interval(pair)}, {p}")
+        points = f"{pair['difference']:+.1f} points{_format_interval(pair)}, {p}"
+        click.echo(escape(f"{pair['a']} − {pair['b']}: {points}"))
     click.echo("95% intervals and p by bootstrap over participants; p adjusted by Holm's method", err=True)
 
 

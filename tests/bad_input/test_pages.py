@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from hypothesis import strategies as st
+from p2pzoo_study import page as study_page
 
 from p2pzoo import config
 from p2pzoo.images.io import write_image
@@ -37,7 +38,7 @@ class Page(html.parser.HTMLParser):
         self.odd += [tag] if "zzz" in tag else []
         for name, value in attributes:
             is_url = name in URL_ATTRIBUTES and not (value or "").startswith(
-                ("data:image/", "#", "images/", "gallery.js")
+                ("data:image/", "#", "images/", "gallery.js", "study.js")
             )
             if "zzz" in name or (is_url and (":" in value or value.startswith("//"))):
                 self.odd.append((tag, name, value))
@@ -113,3 +114,48 @@ def test_pages_of_data_check(try_each, run_cli, names, tmp_path):
         assert "Traceback" not in result.output
 
     try_each(st.tuples(names, names, names, names), act, fraction=0.1)
+
+
+def test_study_pages(try_each, run_cli, names, tmp_path, monkeypatch):
+    """Title, label and the ids of the pairs are in the page's document; only images and the model are left out."""
+    ids = []
+
+    def pairs(*_):
+        return [{"id": name, "real": "images/0.png", "fake": "images/1.png"} for name in ids]
+
+    monkeypatch.setattr(study_page, "_load_experiment", lambda *_: None)
+    monkeypatch.setattr(study_page, "_write_pairs", pairs)
+
+    def act(texts):
+        title, label, *ids[:] = texts
+        result = run_cli("study", "-o", tmp_path / "page", f"--title={title}", "--", f"{label}={tmp_path}")
+        if result.exit_code == 0:
+            assert_names_are_text(tmp_path / "page" / "index.html")
+        return result
+
+    try_each(st.tuples(names, names, names, names), act, fraction=0.1)
+
+
+def test_sessions_of_a_study(try_each, run_cli, altered, damaged, hostile, values, tmp_path):
+    """Participants send these files: `study-analyze` counts them, or refuses them by name."""
+    trial = {"real": "r", "fake": "f", "fake_side": "first", "answer": "second", "shown_ms": [1000.0, 1000.0],
+             "answer_ms": 500.0, "left_page": False}  # fmt: skip
+    protocol = {"display_ms": 1000.0, "practice": 1, "trials": 2, "side": 256, "pairing": "same input"}
+    tree = {"format": "p2pzoo-study-1", "study": "s", "session": "0", "algorithm": "a", "protocol": protocol,
+            "pixel_ratio": 1.0, "trials": [{**trial, "practice": number == 0} for number in range(3)]}  # fmt: skip
+    good = [tmp_path / f"{number}.json" for number in range(4)]
+    for number, file in enumerate(good):
+        write_json(file, {**tree, "session": f"good {number}", "algorithm": "ab"[number % 2]})
+    named = st.tuples(st.sampled_from(["algorithm", "session"]), hostile).map(lambda change: tree | dict([change]))
+    texts = [trees.map(json.dumps).map(str.encode) for trees in (altered(tree, values), named)]
+    file = tmp_path / "odd.json"
+
+    def act(case):
+        content, options = case
+        file.write_bytes(content)
+        return run_cli("study-analyze", file, *good, *options)
+
+    files = st.sampled_from([*texts, damaged(json.dumps(tree).encode())]).flatmap(lambda kind: kind)
+    try_each(
+        st.tuples(files, st.sampled_from([(), ("--json",), ("--table", "zoo:table4_maps.toml")])), act, fraction=0.1
+    )

@@ -277,8 +277,9 @@ class TestWriters:
             "RECIPE": folder / "recipe.toml", "IMPORTED": folder / "imported.safetensors",
         }  # fmt: skip
 
+    @pytest.mark.promise("one line that names the file, exit code 2; nothing half-written is left")
     @pytest.mark.parametrize("name", WRITERS)
-    def test_a_full_disk_is_one_line_that_names_a_file(self, name, inputs, run_cli, tmp_path, monkeypatch):
+    def test_a_full_disk_under_a_command_that_writes(self, name, inputs, run_cli, tmp_path, monkeypatch):
         monkeypatch.setenv("P2PZOO_CACHE", str(tmp_path / "cache"))
         monkeypatch.chdir(tmp_path)
         if name == "data fetch":
