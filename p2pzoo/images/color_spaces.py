@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from p2pzoo.images.label_maps import Colour
+from p2pzoo.images.class_files import Colour
 
 Palette = Sequence[Colour]
 

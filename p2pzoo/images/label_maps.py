@@ -2,35 +2,55 @@
 
 A class file (TOML, or JSON of the same form) defines the classes:
 
-    ignore = [255]            # values without a class
+    ignore = [255]                # values without a class
+    ignore_colours = [[0, 0, 0]]  # colours without a class
 
     [[classes]]
     name = "sky"
-    colour = [70, 130, 180]   # RGB, for pictures, and for the networks where the encoding is "palette"
-    value = 23                # in the files; default: the position of the class in this list, from 0
+    colour = [70, 130, 180]       # RGB: in files of colours, in pictures, and for networks with the encoding "palette"
+    value = 23                    # in files of values; default: the position of the class in this list, from 0
 
-A label map is an indexed PNG (its indices count, not its colours) or one channel of integers: PNG, TIFF, .npy or .npz.
-Imports only NumPy and Pillow.
+A label map has one channel of integers, the values; or it has the colours of the classes as 8-bit RGB, which are looked
+up exactly. PNG, TIFF, BMP, .npy or .npz. In an indexed PNG the indices are the values; its colours count where they are
+those of the classes, and the indices are not. Imports only NumPy and Pillow.
 """
 
 from __future__ import annotations
 
 import json
-import tomllib
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, Self
 
 import numpy as np
-from PIL import ImageOps
+from PIL import Image, ImageOps
 
+from p2pzoo.images.class_files import (
+    MAX_VALUE,
+    Colour,
+    check_entry,
+    is_colour,
+    is_whole,
+    parse_class_file,
+    report_unknown,
+    shorten,
+)
+from p2pzoo.images.class_lookup import (
+    NO_CLASS,
+    LookupTable,
+    decode_colour,
+    encode_colour,
+    encode_colours,
+    list_some,
+)
 from p2pzoo.images.io import (
     ARRAY_SUFFIXES,
     PILLOW_ERRORS,
     ImageHeader,
+    decode_pixels,
     inspect_array,
     inspect_image,
     open_picture,
@@ -38,43 +58,44 @@ from p2pzoo.images.io import (
     read_image,
 )
 from p2pzoo.utils.errors import UserError
-from p2pzoo.utils.files import refuse_pipe
-from p2pzoo.utils.suggest import did_you_mean
 
 Encoding = Literal["one-hot", "palette"]
-Colour = tuple[int, int, int]
 
-NO_CLASS = 255  # marks ignored pixels in maps of class indices
-_MAX_CLASSES, _MAX_VALUE = 255, 65535  # class indices are uint8 without NO_CLASS; values in files are uint16
+_MAX_CLASSES = 255  # class indices are uint8 without NO_CLASS
 _LOSSY_SUFFIXES = (".jpg", ".jpeg", ".webp")
-_MAX_NAMED_VALUES = 5  # values without a class in a message, so that it stays short
 
 
 @dataclass(frozen=True)
 class Classes:
     """The classes of label maps: the name, colour and value in files of each.
 
-    ignore  values without a class
+    ignore          values without a class
+    ignore_colours  colours without a class
+    source          the class file, for messages; "" for the classes of a model
 
     >>> classes = Classes(("sky", "sea"), ((70, 130, 180), (0, 0, 90)), values=(23, 7), ignore=(255,))
-    >>> classes.from_values(np.array([[7, 23, 255]])).tolist()
+    >>> classes.from_array(np.array([[7, 23, 255]])).tolist()
     [[1, 0, 255]]
+    >>> classes.from_array(np.array([[[0, 0, 90], [70, 130, 180]]], np.uint8)).tolist()
+    [[1, 0]]
     """
 
     names: tuple[str, ...]
     colours: tuple[Colour, ...]
     values: tuple[int, ...]
     ignore: tuple[int, ...] = ()
+    ignore_colours: tuple[Colour, ...] = ()
+    source: str = field(default="", compare=False)
 
     @classmethod
     def read(cls, path: Path) -> Self:
         """The classes of a class file. Raises UserError with all its faults."""
-        table = _parse_file(path)
+        table = parse_class_file(path)
         faults: list[str] = []
         classes = cls.from_dict(table, faults.append)
         if faults:
             raise UserError(*(f"{path}  {fault}" for fault in faults))
-        return classes
+        return replace(classes, source=str(path))
 
     @classmethod
     def from_dict(cls, table: Any, report: Callable[[str], None]) -> Self:
@@ -82,7 +103,7 @@ class Classes:
         if not isinstance(table, Mapping):
             report("is no table: expected `classes`, and `ignore` for values without a class")
             return cls((), (), ())
-        _report_unknown(table, ("classes", "ignore"), "", report)
+        report_unknown(table, ("classes", "ignore", "ignore_colours"), "", report)
         entries = table.get("classes")
         if not isinstance(entries, list) or not entries:
             report("classes: expected a list of one or more, each with name and colour")
@@ -93,55 +114,117 @@ class Classes:
         valid = [
             entry
             for number, raw in enumerate(entries)
-            if (entry := _check_entry(raw, number, f"classes[{number}]", report)) is not None
+            if (entry := check_entry(raw, number, f"classes[{number}]", report)) is not None
         ]
         ignore = table.get("ignore", [])
-        if not isinstance(ignore, list) or not all(_is_whole(value, _MAX_VALUE) for value in ignore):
-            report(f"ignore: expected a list of whole numbers from 0 to {_MAX_VALUE}, not {_shorten(ignore)}")
+        if not isinstance(ignore, list) or not all(is_whole(value, MAX_VALUE) for value in ignore):
+            report(f"ignore: expected a list of whole numbers from 0 to {MAX_VALUE}, not {shorten(ignore)}")
             ignore = []
-        for kind, values in (
-            ("name", [name for name, _, _ in valid]),
-            ("colour", [list(colour) for _, colour, _ in valid]),
-            ("value", [*(value for _, _, value in valid), *dict.fromkeys(ignore)]),
+        ignore_colours = table.get("ignore_colours", [])
+        if not isinstance(ignore_colours, list) or not all(map(is_colour, ignore_colours)):
+            report(f"ignore_colours: expected a list of colours, as [[0, 0, 0]], not {shorten(ignore_colours)}")
+            ignore_colours = []
+        ignored = tuple(dict.fromkeys((red, green, blue) for red, green, blue in ignore_colours))
+        for kind, values, counted in (
+            ("name", [name for name, _, _ in valid], ""),
+            ("colour", [*(colour for _, colour, _ in valid), *ignored], " (with ignore_colours)" * bool(ignored)),
+            ("value", [*(value for _, _, value in valid), *dict.fromkeys(ignore)], " (with ignore)"),
         ):
             for value, count in Counter(map(json.dumps, values)).items():
                 if count > 1:
-                    counted = " (with ignore)" * (kind == "value")
                     report(f"classes: the {kind} {value} occurs {count} times{counted}: each must be unique")
         names, colours, file_values = zip(*valid, strict=True) if valid else ((), (), ())
-        return cls(names, colours, file_values, tuple(dict.fromkeys(ignore)))
+        return cls(names, colours, file_values, tuple(dict.fromkeys(ignore)), ignored)
 
     def to_dict(self) -> dict[str, Any]:
         """The content of a class file, as `from_dict` takes it."""
         entries = zip(self.names, self.colours, self.values, strict=True)
+        colours = {"ignore_colours": [list(colour) for colour in self.ignore_colours]} if self.ignore_colours else {}
         return {
             "classes": [{"name": n, "colour": list(c), "value": v} for n, c, v in entries],
             "ignore": list(self.ignore),
+            **colours,
         }
 
     def read_map(self, path: Path) -> np.ndarray:
         """A label map's file -> (H, W) uint8 class indices: an index into `names`, or NO_CLASS.
 
-        Raises UserError, naming the file, if it cannot be read, is no label map, or has a value without a class.
+        Raises UserError, naming the file, if it cannot be read, is no label map, or has a value or colour without a
+        class.
         """
+        values = read_map(path, self)
         try:
-            return self.from_values(read_map(path))
+            return self.from_array(values)
         except ValueError as error:
             raise UserError(f"{path}: {error}") from None
 
-    def from_values(self, values: np.ndarray) -> np.ndarray:
-        """(H, W) integer values of a file -> (H, W) uint8 class indices. Raises ValueError for unknown values."""
-        known, classes = self._by_value
-        positions = np.searchsorted(known, values).clip(max=len(known) - 1)
-        unknown = np.unique(values[known[positions] != values])
-        if len(unknown):
-            more = ", ..." * (len(unknown) > _MAX_NAMED_VALUES)
-            listing = ", ".join(map(str, unknown[:_MAX_NAMED_VALUES].tolist())) + more
-            noun = "value" if len(unknown) == 1 else "values"
+    def from_array(self, array: np.ndarray) -> np.ndarray:
+        """(H, W) or (H, W, 1) integer values, or (H, W, 3) uint8 colours -> (H, W) uint8 class indices, or NO_CLASS.
+
+        Raises ValueError for other arrays, and for values and colours without a class.
+        """
+        if array.ndim == 3 and array.shape[2] == 3 and array.dtype == np.uint8 and array.size:
+            codes = encode_colours(array)
+            found = self._by_colour.find(codes)
+            if (found < 0).any():
+                raise ValueError(self._describe_unknown_colours(codes, found < 0))
+            return found.astype(np.uint8)
+        if array.dtype.kind not in "iu" or array.shape[2:] not in ((), (1,)) or array.size == 0 or array.ndim < 2:
             raise ValueError(
-                f"it has the {noun} {listing} without a class: add a class to the class file, or list it under `ignore`"
+                "expected a label map, (H, W) or (H, W, 1) of integers, or (H, W, 3) of uint8 with the colours of "
+                f"classes, not {array.shape} of {array.dtype}"
             )
-        return classes[positions]  # type: ignore[no-any-return]
+        values = array.reshape(array.shape[:2])
+        found = self._by_value.find(values)
+        if (found < 0).any():
+            raise ValueError(self._describe_unknown_values(values[found < 0]))
+        return found.astype(np.uint8)
+
+    def resolve_palette(self, indices: np.ndarray, palette: np.ndarray) -> np.ndarray:
+        """What an indexed picture means: its (H, W) indices as values, or its (H, W, 3) colours.
+
+        palette  (N, 3) uint8, the colour of each index
+
+        The indices, unless more of its colours than of its indices have a class. Raises ValueError where all have one,
+        but not the same, and where the values were saved as grey levels of the palette.
+        """
+        used = np.unique(indices)
+        if used[-1] >= len(palette):
+            return indices
+        colours = palette[used]
+        of_indices, of_colours = self._by_value.find(used), self._by_colour.find(encode_colours(colours))
+        num_indices, num_colours = int((of_indices >= 0).sum()), int((of_colours >= 0).sum())
+        if num_colours > num_indices:
+            return palette[indices]  # type: ignore[no-any-return]
+        if num_colours == len(used) and (of_indices != of_colours).any():
+            at = int(np.flatnonzero(of_indices != of_colours)[0])
+            raise ValueError(
+                f"its index {used[at]} is the value of one class, and the colour {colours[at].tolist()} of this index "
+                f"is that of another: save it as greyscale or as RGB, or correct {self.source or 'the classes'}"
+            )
+        is_grey = (colours == colours[:, :1]).all()
+        if num_indices < len(used) and is_grey and (self._by_value.find(colours[:, 0]) >= 0).all():
+            raise ValueError(
+                "it is an indexed picture, and the grey levels of its palette, not its indices, are the values of "
+                "classes: save it as greyscale"
+            )
+        return indices
+
+    def _describe_unknown_values(self, unknown: np.ndarray) -> str:
+        names = [str(value) for value in np.unique(unknown).tolist()]
+        advice = f"add a class to {self.source}, or list it under `ignore`"
+        known = f"those of the model are {list_some(map(str, self._by_value.known.tolist()))}"
+        noun = "value" if len(names) == 1 else "values"
+        return f"it has the {noun} {list_some(names)} without a class: {advice if self.source else known}"
+
+    def _describe_unknown_colours(self, codes: np.ndarray, is_unknown: np.ndarray) -> str:
+        row, column = np.argwhere(is_unknown)[0].tolist()
+        names = [str(decode_colour(code)) for code in dict.fromkeys(codes[is_unknown].tolist())]
+        advice = f"add a class of this colour to {self.source}, or list it under `ignore_colours`"
+        known = f"those of the model are {list_some(str(list(colour)) for colour in self.colours)}"
+        noun = "colour" if len(names) == 1 else "colours"
+        first = f"(first in row {row}, column {column}, from 0)"
+        return f"it has the {noun} {list_some(names)} {first} without a class: {advice if self.source else known}"
 
     def to_values(self, classes: np.ndarray) -> np.ndarray:
         """(H, W) class indices -> (H, W, 1) values of a file: uint8, or uint16 where a class needs it."""
@@ -163,11 +246,13 @@ class Classes:
         return "uint8" if max(self.values) <= 255 else "uint16"
 
     @cached_property
-    def _by_value(self) -> tuple[np.ndarray, np.ndarray]:
-        """The sorted known values, and the class index of each."""
-        known = {value: index for index, value in enumerate(self.values)} | dict.fromkeys(self.ignore, NO_CLASS)
-        ordered = sorted(known)
-        return np.array(ordered, np.int64), np.array([known[value] for value in ordered], np.uint8)
+    def _by_value(self) -> LookupTable:
+        return LookupTable.of(self.values, self.ignore)
+
+    @cached_property
+    def _by_colour(self) -> LookupTable:
+        """By the integers of `encode_colour`."""
+        return LookupTable.of(map(encode_colour, self.colours), map(encode_colour, self.ignore_colours))
 
 
 @dataclass(frozen=True)
@@ -187,7 +272,8 @@ class Labels:
         if header is None:
             return None
         faults: list[str] = []
-        classes = Classes.from_dict({name: header.get(name) for name in ("classes", "ignore")}, faults.append)
+        table = {name: header[name] for name in ("classes", "ignore", "ignore_colours") if name in header}
+        classes = Classes.from_dict(table, faults.append)
         if faults or header.get("encoding") not in ("one-hot", "palette"):
             raise ValueError(f"its classes are damaged: {', '.join(faults) or 'no encoding'}")
         return cls(classes, header["encoding"])
@@ -217,28 +303,60 @@ class Labels:
         return codes
 
 
-def read_map(path: Path) -> np.ndarray:
-    """The (H, W) integer values of a label map's file. Raises UserError, naming the file."""
+# --- files -------------------------------------------------------------------------------------------------------
+
+
+def read_map(path: Path, classes: Classes | None = None) -> np.ndarray:
+    """A label map's file -> (H, W) integer values, or (H, W, 3) uint8 colours: `Classes.from_array` takes both.
+
+    classes  decide what an indexed picture means (`Classes.resolve_palette`); without them its indices are the values
+
+    Raises UserError, naming the file.
+    """
     if path.suffix.lower() in ARRAY_SUFFIXES:
         array = read_array(path)
         _map_header(path, array.shape, array.dtype)
-        return array.reshape(array.shape[:2])
+        return array if array.shape[2:] == (3,) else array.reshape(array.shape[:2])
     _refuse_lossy(path)
+    bits = 8
     try:
         with open_picture(path) as image:
             if image.mode == "P":
-                return np.asarray(ImageOps.exif_transpose(image))
+                return _read_indexed(image, str(path), classes)
             bits = _png_bits(path) if image.format == "PNG" else 8
     except PILLOW_ERRORS:
         pass  # read_image below raises the cause, or reads it by another library
-    else:
-        if bits < 8:  # Pillow scales values of 1, 2 and 4 bits to 0 to 255
-            grey = read_image(path)
-            _map_header(path, grey.shape, grey.dtype)
-            return grey[..., 0] // (255 // (2**bits - 1))  # type: ignore[no-any-return]
-    values = read_image(path)
-    _map_header(path, values.shape, values.dtype)
-    return values[..., 0]
+    array = read_image(path)
+    _map_header(path, array.shape, array.dtype)
+    values = _drop_opaque_alpha(array, str(path))
+    return values // (255 // (2**bits - 1)) if bits < 8 else values  # Pillow scales values of 1, 2 and 4 bits
+
+
+def picture_map(image: Image.Image, classes: Classes) -> np.ndarray:
+    """An open picture -> an array as `read_map` returns it. Raises UserError as it does."""
+    if image.mode == "P":
+        return _read_indexed(image, "the image", classes)
+    return _drop_opaque_alpha(decode_pixels(image, "the image"), "the image")
+
+
+def _read_indexed(image: Image.Image, name: str, classes: Classes | None) -> np.ndarray:
+    indices = np.asarray(ImageOps.exif_transpose(image))
+    if classes is None:
+        return indices
+    palette = np.array(image.getpalette("RGB"), np.uint8).reshape(-1, 3)
+    try:
+        return classes.resolve_palette(indices, palette)
+    except ValueError as error:
+        raise UserError(f"{name}: {error}") from None
+
+
+def _drop_opaque_alpha(array: np.ndarray, name: str) -> np.ndarray:
+    """(H, W, 1 to 4) -> (H, W) values or (H, W, 3) colours."""
+    if array.shape[2] in (2, 4):
+        if (array[..., -1] != 255).any():
+            raise UserError(f"{name}: has transparent pixels; a label map must be opaque: save it without transparency")
+        array = array[..., :-1]
+    return array if array.shape[2] == 3 else array[..., 0]
 
 
 def inspect_map(path: Path) -> ImageHeader:
@@ -258,9 +376,12 @@ def inspect_map(path: Path) -> ImageHeader:
 
 def _map_header(path: Path, shape: Iterable[int], dtype: np.dtype[Any]) -> ImageHeader:
     shape = tuple(shape)
-    if len(shape) not in (2, 3) or shape[2:] not in ((), (1,)) or 0 in shape or dtype.kind not in "iu":
+    channels = shape[2] if len(shape) == 3 else 1
+    colour_channels = (3,) if path.suffix.lower() in ARRAY_SUFFIXES else (2, 3, 4)  # with or without alpha
+    is_map = dtype.kind in "iu" if channels == 1 else channels in colour_channels and dtype == np.uint8
+    if len(shape) not in (2, 3) or 0 in shape or not is_map:
         actual = f"{'×'.join(map(str, shape))} of {dtype}"
-        raise UserError(f"{path}: is {actual}; a label map is an indexed PNG, or has one channel of integers")
+        raise UserError(f"{path}: is {actual}; a label map has one channel of integers, or 8-bit RGB of class colours")
     return ImageHeader((shape[0], shape[1], 1), "uint8", False)
 
 
@@ -275,64 +396,3 @@ def _refuse_lossy(path: Path) -> None:
 def _png_bits(path: Path) -> int:
     with path.open("rb") as file:
         return file.read(25)[24]
-
-
-# --- class files -----------------------------------------------------------------------------------------------
-
-
-def _parse_file(path: Path) -> Any:
-    parse: Callable[[str], Any] = json.loads if path.suffix.lower() == ".json" else tomllib.loads
-    refuse_pipe(path)
-    try:
-        return parse(path.read_bytes().decode("utf-8-sig"))
-    except OSError as error:
-        raise UserError(
-            f"{path}: {'no such file' if isinstance(error, FileNotFoundError) else error.strerror}"
-        ) from None
-    except RecursionError:
-        raise UserError(f"{path}: is too deeply nested for a class file") from None
-    except ValueError as error:  # invalid TOML or JSON, or not UTF-8
-        kind = "JSON" if parse is json.loads else "TOML"
-        raise UserError(f"{path}: cannot be read as {kind} ({error})") from None
-
-
-def _check_entry(entry: Any, number: int, where: str, report: Callable[[str], None]) -> tuple[str, Colour, int] | None:
-    """(name, colour, value) of one class; None if it has faults, which are reported."""
-    if not isinstance(entry, Mapping):
-        report(f"{where}: expected name, colour and value, not {_shorten(entry)}")
-        return None
-    _report_unknown(entry, ("name", "colour", "value"), f"{where}.", report)
-    name, colour, value = entry.get("name"), entry.get("colour"), entry.get("value", number)
-    is_valid = True
-    if not (isinstance(name, str) and name.strip() and name.isprintable()):
-        report(f"{where}.name: expected a word, not {_shorten(name)}")
-        is_valid = False
-    if not (isinstance(colour, list) and len(colour) == 3 and all(_is_whole(part, 255) for part in colour)):
-        report(f"{where}.colour: expected three whole numbers from 0 to 255, not {_shorten(colour)}")
-        is_valid = False
-    if not _is_whole(value, _MAX_VALUE):
-        report(f"{where}.value: expected a whole number from 0 to {_MAX_VALUE}, not {_shorten(value)}")
-        is_valid = False
-    return (name, (colour[0], colour[1], colour[2]), value) if is_valid else None  # type: ignore[return-value, index]
-
-
-def _report_unknown(
-    table: Mapping[str, Any], known: tuple[str, ...], where: str, report: Callable[[str], None]
-) -> None:
-    for key in table.keys() - set(known):
-        report(f"{where}{_shorten(key)[1:-1]}: no such key{did_you_mean(key, known)}")
-
-
-def _is_whole(value: Any, largest: int) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= largest
-
-
-def _shorten(value: Any) -> str:
-    """The value as Python writes it, in ASCII and at most 60 characters."""
-    if value is None:
-        return "nothing"
-    try:
-        text = ascii(value)
-    except (RecursionError, ValueError):  # deeply nested, or an integer with thousands of digits
-        return "that"
-    return text if len(text) <= 60 else f"{text[:57]}..."

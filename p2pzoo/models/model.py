@@ -18,7 +18,7 @@ from p2pzoo.compute.engine import best_memory_format
 from p2pzoo.compute.memory import is_out_of_memory
 from p2pzoo.images.color_spaces import dequantize, join_lab, quantize, split_lab
 from p2pzoo.images.io import TransparentPixels, decode_pixels, read_image, with_channels
-from p2pzoo.images.label_maps import read_map
+from p2pzoo.images.label_maps import picture_map, read_map
 from p2pzoo.images.resize import resize_to
 from p2pzoo.images.rows import Rows
 from p2pzoo.images.transparency import Rgb, put_on_background
@@ -146,7 +146,8 @@ class Model:
         image: the path of an image file: the result is a PIL image;
             a PIL image of any mode that converts to the model's channels without loss (grey to RGB, for one);
             an (H, W) or (H, W, C) array of the model's `x_dtype`, within its `x_range`: the result has its `y_dtype`
-            and `y_range` (a label map: (H, W) or (H, W, 1) integers with the values that files have);
+            and `y_range` (a label map: (H, W) or (H, W, 1) integers with the values that files have, or (H, W, 3)
+            uint8 with the colours of the classes);
             a (C, H, W) or (B, C, H, W) float tensor in [-1, 1], as G gets it, whatever `encodings` and `file_layout`.
         test_mode: "paper" or "eval", see `p2pzoo.models.test_modes`. None: the model's own.
         seed: of dropout in "paper".
@@ -179,7 +180,8 @@ class Model:
         if isinstance(image, Image.Image):
             pixels = self._decode_picture(image)
         elif isinstance(image, str | Path):
-            pixels = read_map(Path(image)) if self.x_labels else read_image(Path(image))
+            path = Path(image)
+            pixels = read_map(path, self.x_labels.classes) if self.x_labels else read_image(path)
         else:
             kinds = "a path, a PIL image, a NumPy array or a tensor"
             raise ValueError(f"an image must be {kinds}, not a {type(image).__name__}")
@@ -244,11 +246,7 @@ class Model:
     def _check_input(self, image: np.ndarray) -> np.ndarray:
         """(H, W, C) of class indices, of a photo that is split into lightness and colour, or as x is stored."""
         if self.x_labels:
-            if image.dtype.kind not in "iu" or image.shape[2:] not in ((), (1,)) or image.size == 0 or image.ndim < 2:
-                raise ValueError(
-                    f"expected a label map, (H, W) or (H, W, 1) of integers, not {image.shape} of {image.dtype}"
-                )
-            return self.x_labels.classes.from_values(image.reshape(image.shape[:2]))[..., None]
+            return self.x_labels.classes.from_array(image)[..., None]
         if self.encodings.lab:
             if image.dtype != np.uint8 or image.ndim not in (2, 3) or image.size == 0:
                 raise ValueError(f"expected (H, W) or (H, W, C) of uint8, not {image.shape} of {image.dtype}")
@@ -266,8 +264,7 @@ class Model:
 
     def _decode_picture(self, image: Image.Image) -> np.ndarray:
         try:
-            is_index_map = self.x_labels and image.mode == "P"  # the indices are the classes, not the palette's colors
-            return np.asarray(image) if is_index_map else decode_pixels(image, "the image")
+            return picture_map(image, self.x_labels.classes) if self.x_labels else decode_pixels(image, "the image")
         except UserError as error:
             raise ValueError(str(error)) from None
 

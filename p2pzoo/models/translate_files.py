@@ -136,7 +136,8 @@ class _FileTranslator:
         """None if the image is to be translated by rows."""
         if self.goes_by_rows(source):
             return None
-        image = read_map(source)[..., None] if self.model.x_labels else read_image(source)
+        labels = self.model.x_labels
+        image = np.atleast_3d(read_map(source, labels.classes)) if labels else read_image(source)
         if self.half:
             half = _take_half(Rows.of(image), self.half)
             image = half.read(0, half.shape[0])

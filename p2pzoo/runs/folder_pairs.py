@@ -10,9 +10,10 @@ from typing import NamedTuple
 import numpy as np
 
 from p2pzoo.data.pairing import SPLITS, Files, find_pairs, format_size, inspect_files
+from p2pzoo.images.class_files import Colour
 from p2pzoo.images.color_spaces import quantize, split_lab
 from p2pzoo.images.io import inspect_image, read_image, with_channels
-from p2pzoo.images.label_maps import Colour, inspect_map, read_map
+from p2pzoo.images.label_maps import inspect_map, read_map
 from p2pzoo.models.model import Model, PreparedImage
 from p2pzoo.models.scaling import Scaling
 from p2pzoo.plugin.batch import Pair
@@ -67,7 +68,7 @@ class FolderPairs:
 
     def __iter__(self) -> Iterator[FolderPair]:
         for name, (x_file, y_file) in self._files.items():
-            image = read_map(x_file) if self.x_labels else read_image(x_file)
+            image = read_map(x_file, self.x_labels.classes) if self.x_labels else read_image(x_file)
             try:
                 prepared = self._model.prepare_input(image, self._scaling)
                 size = prepared.size

@@ -19,8 +19,9 @@ from p2pzoo.data.pairing import (
     inspect_files,
 )
 from p2pzoo.data.splits import Splits, fallback_split
+from p2pzoo.images.class_files import Colour
 from p2pzoo.images.io import ImageHeader, TransparentPixels, inspect_image, read_image, with_channels
-from p2pzoo.images.label_maps import Colour, Labels, inspect_map
+from p2pzoo.images.label_maps import Labels, inspect_map
 from p2pzoo.images.orientation import DIFFERENT_ORIENTATIONS, describe_differences
 from p2pzoo.images.resize import ResizeKernel, ResizeMode, keeps_alignment, median_size, resize_factors, resize_to
 from p2pzoo.images.transparency import Background, background_color, put_on_background

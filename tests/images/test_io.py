@@ -126,7 +126,7 @@ def test_16_bit_tiffs_of_four_channels_train_and_translate_without_loss_of_depth
             for folder in ("a", "b"):
                 path = tmp_path / folder / split / f"{number}.tif"
                 path.parent.mkdir(parents=True, exist_ok=True)
-                write_image(path, noise((32, 32, 4), "uint16", number) // 16)
+                write_image(path, noise((32, 32, 4), "uint16", number + 10 * (folder == "b")) // 16)
     (tmp_path / "mine.toml").write_text(
         'extends = "zoo:base.toml"\ndrop = ["metrics.ssim"]\n[generator]\nwidth = 4\n[discriminator]\nwidth = 4\n'
         '[dataset]\nuse = "folders"\ninputs = "a"\ntargets = "b"\ninput_range = [0, 4095]\ntarget_range = [0, 4095]\n'

@@ -1,6 +1,7 @@
 """Label maps: class files, maps as networks see them, and translating from and to them."""
 
 import json
+import shutil
 import zlib
 
 import numpy as np
@@ -174,15 +175,116 @@ class TestMaps:
         np.testing.assert_array_equal(read_map(tmp_path / "m.png"), random_classes() * 1000)
 
     def test_files_that_are_no_label_maps_are_refused(self, tmp_path):
-        write_image(tmp_path / "rgb.png", np.zeros((4, 5, 3), np.uint8))
+        np.save(tmp_path / "bands.npy", np.zeros((4, 5, 2), np.uint8))
+        np.save(tmp_path / "deep.npy", np.zeros((4, 5, 3), np.uint16))
         np.save(tmp_path / "f.npy", np.zeros((4, 5), np.float32))
         Image.new("L", (5, 4)).save(tmp_path / "m.jpg")
         for look in (read_map, inspect_map):
-            assert error_of(lambda look=look: look(tmp_path / "rgb.png")).endswith(
-                "rgb.png: is 4×5×3 of uint8; a label map is an indexed PNG, or has one channel of integers"
+            assert error_of(lambda look=look: look(tmp_path / "bands.npy")).endswith(
+                "bands.npy: is 4×5×2 of uint8; a label map has one channel of integers, or 8-bit RGB of class colours"
             )
+            assert "deep.npy: is 4×5×3 of uint16" in error_of(lambda look=look: look(tmp_path / "deep.npy"))
             assert "f.npy: is 4×5 of float32" in error_of(lambda look=look: look(tmp_path / "f.npy"))
             assert "m.jpg: JPG is lossy and changes labels" in error_of(lambda look=look: look(tmp_path / "m.jpg"))
+
+
+def save_optimised(path, colours):
+    """An indexed PNG with only the colours that occur, as optimisers of PNG files write it."""
+    used, indices = np.unique(colours.reshape(-1, 3), axis=0, return_inverse=True)
+    picture = Image.fromarray(indices.reshape(colours.shape[:2]).astype(np.uint8))
+    picture.putpalette(used.astype(np.uint8).tobytes())
+    picture.save(path)
+
+
+class TestColours:
+    """Label maps that have the colours of the class file."""
+
+    @pytest.mark.parametrize("name", ["map.png", "map.bmp", "map.tif", "map.npy", "opaque.png", "indexed.png"])
+    def test_are_looked_up_exactly(self, home, name):
+        colours = COLOURS[random_classes()].astype(np.uint8)
+        if name == "opaque.png":
+            Image.fromarray(colours).convert("RGBA").save(home / name)
+        elif name == "indexed.png":
+            save_optimised(home / name, colours)
+        elif name == "map.npy":
+            np.save(home / name, colours)
+        else:
+            Image.fromarray(colours).save(home / name)
+        np.testing.assert_array_equal(Classes.read(home / "classes.toml").read_map(home / name), random_classes())
+        assert inspect_map(home / name)[:2] == ((32, 32, 1), "uint8")
+
+    def test_values_with_opaque_alpha_are_values(self, home):
+        Image.fromarray(VALUES[random_classes()]).convert("LA").save(home / "map.png")
+        np.testing.assert_array_equal(Classes.read(home / "classes.toml").read_map(home / "map.png"), random_classes())
+
+    def test_a_colour_without_a_class_is_named_with_its_place(self, home):
+        colours = COLOURS[random_classes()].astype(np.uint8)
+        colours[5, 9:] = 70, 130, 181
+        colours[6, 2] = 1, 2, 3
+        for name, save in (("map.png", lambda path: Image.fromarray(colours).save(path)), ("p.png", save_optimised)):
+            save(home / name, colours) if save is save_optimised else save(home / name)
+            assert error_of(lambda name=name: Classes.read(home / "classes.toml").read_map(home / name)) == (
+                f"{home / name}: it has the colours [70, 130, 181], [1, 2, 3] (first in row 5, column 9, from 0) "
+                f"without a class: add a class of this colour to {home / 'classes.toml'}, or list it under "
+                "`ignore_colours`"
+            )
+
+    def test_transparent_pixels_are_refused(self, home):
+        colours = np.dstack([COLOURS[random_classes()], np.full((32, 32), 254)]).astype(np.uint8)
+        Image.fromarray(colours).save(home / "map.png")
+        message = error_of(lambda: Classes.read(home / "classes.toml").read_map(home / "map.png"))
+        assert message.startswith(f"{home / 'map.png'}: has transparent pixels; a label map must be opaque")
+
+    def test_that_are_ignored_have_no_class(self, home):
+        (home / "classes.toml").write_text("ignore_colours = [[0, 0, 0]]\n" + CLASS_FILE)
+        classes = Classes.read(home / "classes.toml")
+        colours = COLOURS[random_classes()].astype(np.uint8)
+        colours[0] = 0
+        expected = random_classes()
+        expected[0] = 255
+        np.testing.assert_array_equal(classes.from_array(colours), expected)
+        assert Labels.from_header(json.loads(json.dumps(Labels(classes, "palette").header()))).classes == classes
+
+    def test_that_are_ignored_and_those_of_classes_differ(self, home):
+        (home / "classes.toml").write_text("ignore_colours = [[70, 130, 180], 3]\n" + CLASS_FILE)
+        assert "ignore_colours: expected a list of colours" in error_of(lambda: Classes.read(home / "classes.toml"))
+        (home / "classes.toml").write_text("ignore_colours = [[70, 130, 180]]\n" + CLASS_FILE)
+        message = error_of(lambda: Classes.read(home / "classes.toml"))
+        assert "the colour [70, 130, 180] occurs 2 times (with ignore_colours)" in message
+
+    def test_an_index_and_its_colour_of_two_classes_are_refused(self, home):
+        palette = np.zeros((256, 3), np.uint8)
+        palette[VALUES] = COLOURS[[1, 0, 2]]
+        picture = Image.fromarray(VALUES[random_classes()])
+        picture.putpalette(palette.tobytes())
+        picture.save(home / "map.png")
+        message = error_of(lambda: Classes.read(home / "classes.toml").read_map(home / "map.png"))
+        assert message.startswith(f"{home / 'map.png'}: its index 7 is the value of one class, and the colour ")
+
+    def test_values_as_the_grey_levels_of_a_palette_are_refused(self, home):
+        save_optimised(home / "map.png", VALUES[random_classes()][..., None].repeat(3, 2))
+        message = error_of(lambda: Classes.read(home / "classes.toml").read_map(home / "map.png"))
+        assert message.endswith("not its indices, are the values of classes: save it as greyscale")
+
+    def test_pairs_and_counts_are_those_of_the_maps_of_values(self, pairs):
+        for file in sorted((pairs / "maps").rglob("*.png")):
+            (pairs / "rgb" / file.parent.name).mkdir(parents=True, exist_ok=True)
+            classes = Classes.read(pairs / "classes.toml").read_map(file)
+            write_image(pairs / "rgb" / file.parent.name / file.name, COLOURS[classes].astype(np.uint8))
+        data, expected = folders(inputs="rgb"), folders()
+        assert data.file_shapes == expected.file_shapes
+        for pair, same in zip(data, expected, strict=True):
+            np.testing.assert_array_equal(pair.x, same.x)
+            np.testing.assert_array_equal(pair.labels, same.labels)
+        reports = []
+        for inputs in ("rgb", "maps"):
+            (pairs / "mine.toml").write_text(
+                RECIPE + f'inputs = "{inputs}"\ntargets = "photos"\ninput_labels = "classes.toml"\n'
+            )
+            checked = CliRunner().invoke(main, ["data", "check", "mine.toml", "--json"])
+            reports.append(json.loads(checked.stdout))
+        assert reports[0]["splits"] == reports[1]["splits"]
+        assert reports[0]["runs"]
 
 
 class TestPairs:
@@ -203,7 +305,8 @@ class TestPairs:
         np.testing.assert_array_equal(data[2].labels, random_classes(2))
 
     def test_a_third_folder_gives_the_labels_for_scoring(self, pairs):
-        data = folders(inputs="photos", input_labels=None, labels="maps", classes="classes.toml")
+        shutil.copytree(pairs / "photos", pairs / "drawings")
+        data = folders(inputs="photos", targets="drawings", input_labels=None, labels="maps", classes="classes.toml")
         np.testing.assert_array_equal(data[0].labels, random_classes(0))
         assert data[0].x.shape == (32, 32, 3)
         assert data.classes == ("sky", "road", "tree")
@@ -224,7 +327,7 @@ class TestPairs:
         save_indexed(pairs / "maps/train/0.png", values)
         assert error_of(lambda: folders()[0]) == (
             "maps/train/0.png: it has the value 99 without a class: "
-            "add a class to the class file, or list it under `ignore`"
+            "add a class to classes.toml, or list it under `ignore`"
         )
 
     @pytest.mark.parametrize("resize", ["stretch", "fit", "crop"])
@@ -293,10 +396,25 @@ class TestTranslations:
         values[0] = 9
         save_indexed(pairs / "strange.png", values)
         write_image(pairs / "photo.png", np.zeros((32, 32, 3), np.uint8))
+        colours = COLOURS[random_classes(10)].astype(np.uint8)
+        (pairs / "rgb").mkdir()
+        write_image(pairs / "rgb/0.png", colours)
+        assert self.call("translate", path, "rgb", "-o", "out-rgb", "--test-mode", "eval").exit_code == 0
+        np.testing.assert_array_equal(read_image(pairs / "out-rgb/0.png"), written)
+        for picture in (colours, Image.fromarray(colours), Image.fromarray(colours).convert("RGBA")):
+            np.testing.assert_array_equal(model.translate(picture, test_mode="eval"), written)
+        results = [
+            json.loads(self.call("evaluate", path, maps, "photos/val", "--metric", "l1", "--json").stdout)["metrics"]
+            for maps in ("maps/val", "rgb")
+        ]
+        assert results[0] == results[1]
+
         refused = self.call("translate", path, "strange.png", "photo.png", "-o", "more")
         assert refused.exit_code == 2
-        assert "strange.png: it has the value 9 without a class" in refused.output
-        assert "photo.png: is 32×32×3 of uint8; a label map is" in refused.output
+        assert (
+            "strange.png: it has the value 9 without a class: those of the model are 7, 21, 23, 255" in refused.output
+        )
+        assert "photo.png: it has the colour [0, 0, 0] (first in row 0, column 0, from 0) without a" in refused.output
 
     def test_palette_targets_are_written_as_rgb(self, pairs):
         path = self.trained(
@@ -322,9 +440,7 @@ class TestTranslations:
         assert set(np.unique(values)) <= set(VALUES.tolist())
         colours = Classes.read(pairs / "classes.toml").colours
         shown = read_image(pairs / "out/wide.png")
-        np.testing.assert_array_equal(
-            shown, np.array(colours)[Classes.read(pairs / "classes.toml").from_values(values)]
-        )
+        np.testing.assert_array_equal(shown, np.array(colours)[Classes.read(pairs / "classes.toml").from_array(values)])
 
     def test_classes_survive_a_round_trip_through_a_model_header(self, home):
         labels = Labels(Classes.read(home / "classes.toml"), "palette")
