@@ -28,6 +28,7 @@ from p2pzoo.models.scaling import NO_FILE_LAYOUT, Scaling
 from p2pzoo.models.test_modes import draws_random_numbers, optimize_for_eval, translate
 from p2pzoo.models.tiling import Tiling, blend_tiles
 from p2pzoo.utils.errors import OutOfMemory, UserError
+from p2pzoo.utils.memory import check_available
 
 ImageLike = TypeVar("ImageLike", Image.Image, np.ndarray, Tensor)
 
@@ -36,6 +37,7 @@ PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 # Pixels of a batch in eval mode. On a CPU more pixels make no layer faster, and each allocation slower
 MAX_BATCH_PIXELS = {"cpu": 4 * 256**2}
 MAX_BATCH_PIXELS_ON_GPU = 32 * 256**2
+_BYTES_OF_RESIZING = 8  # per value of the new image, at least
 _BAND_ROWS = 64  # of a large image that are made to stored values at once: several float32 copies of them exist
 MAX_EXAMPLE_PIXELS = 2048**2  # G is tried on an image of its training size, unless that is larger
 
@@ -210,9 +212,11 @@ class Model:
         return mode, Tiling.of(tile, overlap, self.size_divisor)
 
     def prepare_input(self, image: np.ndarray, scaling: Scaling | None = None) -> PreparedImage:
-        """An array as `translate` takes it, at the size at which G sees it. Raises ValueError as `translate` does.
+        """An array as `translate` takes it, at the size at which G sees it.
 
         scaling: None: as in training.
+
+        Raises ValueError as `translate` does, and OutOfMemory for a size that the memory cannot hold.
         """
         scaling = scaling or Scaling.resolve(self.file_layout)
         if not self.x_labels:
@@ -222,6 +226,7 @@ class Model:
         size = scaling.size_of(*full_size)
         lightness = self._lightness(pixels) if self.encodings.lab else None
         if size != full_size:
+            _check_memory(full_size, size, pixels.shape[2])
             is_photo = self.x_labels is None and lightness is None
             pixels = resize_to(
                 pixels, size, "stretch", self.x_range if is_photo else (0, 255),
@@ -528,6 +533,17 @@ class Model:
         else:
             advice = f"{divisor}×{divisor} is the smallest image that this generator takes"
         raise OutOfMemory(f"out of memory at {size[0]}×{size[1]}: {advice}") from None
+
+
+def _check_memory(full_size: tuple[int, int], size: tuple[int, int], channels: int) -> None:
+    """Raises OutOfMemory if the memory cannot hold an image of `full_size` that is brought to `size`."""
+    needed = _BYTES_OF_RESIZING * size[0] * size[1] * channels
+    (height, width), (new_height, new_width) = full_size, size
+    pixels = f"G sees its {height:,} × {width:,} px at {new_height:,} × {new_width:,}, which"
+    try:
+        check_available(needed, pixels, "choose a smaller --scale or --size")
+    except UserError as error:
+        raise OutOfMemory(str(error)) from None
 
 
 class Samples:

@@ -22,6 +22,7 @@ from p2pzoo.images.transparency import Rgb
 from p2pzoo.models.build import build_network, build_on_meta
 from p2pzoo.models.checkpoint_model import CheckpointAt, load_model_tensors
 from p2pzoo.models.safetensors_io import check_tensors_fit, find_unsaved, load_into
+from p2pzoo.models.scaling import MAX_SCALE
 from p2pzoo.plugin import schema
 from p2pzoo.plugin.file_layout import FileLayout, Half
 from p2pzoo.plugin.protocols import Dataset
@@ -49,8 +50,6 @@ def _check_order(bounds: tuple[float, float]) -> tuple[float, float]:
 _Range = Annotated[tuple[_Finite, _Finite], AfterValidator(_check_order)]
 
 
-# no model was trained on images enlarged more than this, and a file must not ask for gigabytes
-MAX_SCALE = 64
 _Scale = Annotated[float, Field(gt=0, le=MAX_SCALE, allow_inf_nan=False)]
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Literal
 
 from p2pzoo.plugin.file_layout import FileLayout
 
+MAX_SCALE = 64  # no model was trained on images enlarged more than this, and a file must not ask for gigabytes
+MAX_SIDE = 1_000_000  # px
 NO_FILE_LAYOUT = (
     "the model file does not say how its training images were resized: images are translated at their own size; "
     "if the training images were reduced, give their scale"
@@ -36,14 +37,16 @@ class Scaling:
         if size is not None:
             if scale is not None:
                 raise ValueError("give a scale or a size, not both")
-            if len(size) != 2 or min(size) < 1:
-                raise ValueError(f"a size is a height and a width of at least 1 px, not {size}")
+            if len(size) != 2 or min(size) < 1 or max(size) > MAX_SIDE:
+                raise ValueError(f"a size is a height and a width of 1 to {MAX_SIDE:,} px, not {size}")
             return cls(size=(int(size[0]), int(size[1])))
         if scale is None:
             return cls(layout.scale) if layout else cls()
         factor = 1.0 if scale == "native" else scale
-        if isinstance(factor, str) or not (math.isfinite(factor) and factor > 0):
-            raise ValueError(f'a scale is "native" or a number above 0, such as 0.5, not {scale!r}')
+        if isinstance(factor, str) or not 0 < factor <= MAX_SCALE:
+            raise ValueError(
+                f'a scale is "native" or a number above 0 and up to {MAX_SCALE}, such as 0.5, not {scale!r}'
+            )
         return cls((float(factor), float(factor)))
 
     @property

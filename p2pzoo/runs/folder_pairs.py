@@ -17,7 +17,7 @@ from p2pzoo.images.label_maps import inspect_map, read_map
 from p2pzoo.models.model import Model, PreparedImage
 from p2pzoo.models.scaling import Scaling
 from p2pzoo.plugin.batch import Pair
-from p2pzoo.utils.errors import UserError, raise_faults, summarize_fault
+from p2pzoo.utils.errors import OutOfMemory, UserError, raise_faults, summarize_fault
 
 _NATIVE = Scaling()
 
@@ -73,7 +73,7 @@ class FolderPairs:
                 prepared = self._model.prepare_input(image, self._scaling)
                 size = prepared.size
                 x = prepared.x if prepared.x.shape[:2] == size else self._model.prepare_input(image, _NATIVE).x
-            except ValueError as error:
+            except (ValueError, OutOfMemory) as error:
                 raise UserError(f"{x_file}: {error}") from None
             y, labels = self._read_target(y_file)
             if y.shape[:2] != size:

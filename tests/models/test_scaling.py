@@ -18,6 +18,7 @@ from p2pzoo.models.safetensors_io import load_tensors, save_model
 from p2pzoo.models.scaling import Scaling
 from p2pzoo.plugin import FileLayout
 from p2pzoo.plugin.loader import registry
+from p2pzoo.utils import memory
 from p2pzoo.utils.errors import DamagedFile
 
 FEW = ("train.images=2", "generator.width=2", "discriminator.width=2", "generator.noise=none")
@@ -122,14 +123,33 @@ class TestOfATrainedModel:
         text = json.loads(written.text["p2pzoo"])
         assert {key: text[key] for key in ("scale", "size") if key in text} == stored
 
-    @pytest.mark.parametrize("options", [("--scale", "0"), ("--scale", "half"), ("--scale", "nan"),
-                                         ("--scale", "0.5", "--size", "8", "8")])  # fmt: skip
-    def test_an_impossible_scale_is_refused(self, options, trained, run_cli, tmp_path):
+    @pytest.mark.parametrize(
+        ("options", "message"),
+        [
+            *((("--scale", scale), "scale is ") for scale in ("0", "half", "nan", "65", "1e200")),
+            (("--scale", "0.5", "--size", "8", "8"), "scale"),
+            (("--size", "8", "9" * 400), "a size is a height and a width of 1 to 1,000,000 px"),
+        ],
+    )
+    def test_an_impossible_scale_is_refused(self, options, message, trained, run_cli, tmp_path):
         write_png(tmp_path / "photo.png", smooth(64, 64))
         result = run_cli("translate", trained, tmp_path / "photo.png", "-o", tmp_path / "out.png", *options)
         assert result.exit_code == 2
-        assert "scale" in result.output.splitlines()[-1]
+        assert message in result.output.splitlines()[-1]
         assert not (tmp_path / "out.png").exists()
+
+    @pytest.mark.parametrize("options", [("--scale", "64"), ("--size", "4096", "4096")])
+    def test_an_enlarged_image_that_the_memory_cannot_hold_is_refused(
+        self, options, trained, run_cli, tmp_path, monkeypatch
+    ):
+        monkeypatch.setattr(memory, "available_bytes", lambda: 400_000_000)
+        file = tmp_path / "photo.png"
+        write_png(file, smooth(64, 64))
+        result = run_cli("translate", trained, file, "-o", tmp_path / "out.png", *options)
+        assert result.exit_code == 2
+        pixels, memory_needed = "G sees its 64 × 64 px at 4,096 × 4,096, which", "need 0.4 GB of memory"
+        advice = "choose a smaller --scale or --size"
+        assert result.output.splitlines()[-1] == f"{file}: {pixels} {memory_needed}, and 0.4 GB is free: {advice}"
 
     def test_a_tile_is_a_part_of_the_reduced_image(self, trained, run_cli, tmp_path):
         write_png(tmp_path / "photo.png", smooth(512, 1024, 5))
