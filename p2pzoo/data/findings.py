@@ -40,6 +40,10 @@ FINDING_KINDS: dict[str, FindingKind] = {
         "error", True, "Pairs that cannot be read",
         "download or copy these files again, or remove them and their partners from the dataset",
     ),
+    "altered": FindingKind(
+        "error", False, "Files that are not as they were fetched",
+        "`p2pzoo data fetch NAME` fetches damaged files again",
+    ),
     "mismatch": FindingKind(
         "error", True, "Pairs whose size, channels or dtype differ from the rest",
         "bring all to one shape; some datasets do it when they read (`p2pzoo show NAME` lists the parameters)",

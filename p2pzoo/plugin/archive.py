@@ -37,6 +37,11 @@ class Archive:
         return cache_dir() / "datasets" / self.name
 
     @property
+    def digests_file(self) -> Path:
+        """Sizes and SHA-256 of the files in `folder` as they were fetched (`p2pzoo.utils.file_digests`)."""
+        return self.folder.with_name(f"{self.name}.files.json")
+
+    @property
     def length(self) -> str:
         """The length as text."""
         return self.about if self.size is None else f"{self.size:,} bytes"

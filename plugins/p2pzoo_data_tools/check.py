@@ -16,12 +16,13 @@ from typing import Any
 import numpy as np
 
 from p2pzoo.config.experiment import Component, Experiment
-from p2pzoo.data.findings import Case, Finding, group_findings
+from p2pzoo.data.findings import Case, Finding, PairLocation, group_findings
 from p2pzoo.data.pairing import SPLITS
-from p2pzoo.data.validation import Validator, spread_indices
+from p2pzoo.data.validation import Validator, locate_pair, spread_indices
 from p2pzoo.models.image_size import find_network_faults
-from p2pzoo.plugin import Dataset, Pair, ProgressBar, Split
+from p2pzoo.plugin import Archive, Dataset, Pair, ProgressBar, Split
 from p2pzoo.utils.errors import Advice, SharedFault, UserError
+from p2pzoo.utils.file_digests import FileDigest, find_altered, read_digests
 from p2pzoo_data_tools.alignment import ShiftEstimator
 from p2pzoo_data_tools.check_splits import (
     PairSummary,
@@ -47,6 +48,7 @@ class OpenedDataset:
     warnings        what the dataset itself warned about
     parameters      names of its parameters
     network_faults  why the networks of the recipe do not take its images
+    archive         that its files were fetched from, if it has one
     """
 
     name: str
@@ -55,6 +57,7 @@ class OpenedDataset:
     warnings: Sequence[str] = ()
     parameters: Collection[str] = ()
     network_faults: Sequence[str] = ()
+    archive: Archive | None = None
 
 
 @dataclass(frozen=True)
@@ -117,6 +120,7 @@ def open_splits(experiment: Experiment) -> OpenedDataset:
     return OpenedDataset(
         component.entry.full_name, splits, [fault for fault in faults if fault not in advice],
         list(dict.fromkeys(messages)), component.values.keys(), _find_network_faults(experiment, splits),
+        getattr(component.factory, "archive", None),
     )  # fmt: skip
 
 
@@ -172,6 +176,10 @@ def check_dataset(data: OpenedDataset, track: ProgressBar, *, quick: bool = Fals
         for split, each in evidence.items()
         if 0 < len(each.dataset) < MIN_PAIRS[split]
     ]
+    if quick:
+        skipped += ["whether fetched files changed; leave out --quick"] * bool(_list_fetched(data))
+    else:
+        cases["altered"] = _find_altered(data, track)
     cases["range"] = [Case(line) for line in validator.unused_ranges(data.parameters)]
     find_shifts_and_constants(evidence, cases)
     find_repeats(evidence, cases)
@@ -183,6 +191,33 @@ def check_dataset(data: OpenedDataset, track: ProgressBar, *, quick: bool = Fals
     findings = group_findings({**cases, **{finding.kind: finding.cases for finding in validator.findings()}})
     summaries = {split: _summarise_split(each) for split, each in evidence.items()}
     return CheckResult(data.name, summaries, validator.usual_shapes, findings, skipped)
+
+
+def _list_fetched(data: OpenedDataset) -> dict[str, tuple[FileDigest, PairLocation]]:
+    """{name: its digest when it was fetched, and its first pair}, of the files in the archive's folder."""
+    digests = (read_digests(data.archive.digests_file) or {}) if data.archive else {}
+    fetched: dict[str, tuple[FileDigest, PairLocation]] = {}
+    for split, dataset in data.splits.items():
+        for index, files in enumerate(getattr(dataset, "files", None) or () if digests else ()):
+            for file in files:
+                if data.archive and file.is_relative_to(data.archive.folder):
+                    name = file.relative_to(data.archive.folder).as_posix()
+                    if name in digests and name not in fetched:
+                        fetched[name] = digests[name], locate_pair(split, dataset, index)
+    return fetched
+
+
+def _find_altered(data: OpenedDataset, track: ProgressBar) -> list[Case]:
+    """The files whose SHA-256 is not that of the fetch."""
+    fetched = _list_fetched(data)
+    if not fetched or data.archive is None:
+        return []
+    folder = data.archive.folder
+    return [
+        Case(f"{folder / name}: its SHA-256 is not that of the file that was fetched", (location,))
+        for name, (digest, location) in track(fetched.items(), len(fetched), "SHA-256")
+        if find_altered(folder, {name: digest})
+    ]
 
 
 def _split_fault(fault: str) -> list[Case]:

@@ -40,7 +40,8 @@ def check_command(
     """Check RECIPE's dataset. Every pair is read once; nothing is changed.
 
     Errors: images without a partner, unreadable files, sizes or channels that differ, values or labels out of range,
-    NaN, empty splits, the same pair in two splits. With any of them except the last, `p2pzoo run` refuses to train.
+    NaN, empty splits, the same pair in two splits, fetched files that changed. With any of them except the last two,
+    `p2pzoo run` refuses to train.
 
     Warnings: duplicates in a split, near duplicates across splits, x and y that are misaligned, images of a single
     value, values that use little of their range, classes that are missing in a split, very few pairs, val and test

@@ -273,9 +273,9 @@ def fetch_command(
 ) -> None:
     """Download the archive of dataset NAME, verify it, and extract it into the cache, where recipes find it.
 
-    A second call resumes an interrupted download, or verifies the files of a dataset that is fetched. The archive's
-    SHA-256 is recorded at the first fetch and compared at later ones. Without NAME, list the datasets that can be
-    fetched, and which of them are.
+    A second call resumes an interrupted download, or verifies the SHA-256 of every file of a dataset that is fetched,
+    and fetches the archive again if files are damaged or missing. The archive's SHA-256 is recorded at the first fetch
+    and compared at later ones. Without NAME, list the datasets that can be fetched, and which of them are.
     """
     from p2pzoo.plugin.loader import registry
     from p2pzoo.utils.suggest import did_you_mean
@@ -297,12 +297,15 @@ def fetch_command(
         print_json(
             {
                 "folder": str(fetched.folder), "images": dict(fetched.images), "new": fetched.is_new,
-                "sha256": fetched.sha256, "licence": archive.licence,
+                "restored": fetched.num_restored, "sha256": fetched.sha256, "licence": archive.licence,
             }
         )  # fmt: skip
         return None
     images = ", ".join(f"{folder} {count}" for folder, count in fetched.images.items())
-    click.echo(f"{fetched.folder}: {images} images{'' if fetched.is_new else ', verified: unchanged since the fetch'}")
+    state = ", verified: unchanged since the fetch"
+    if num := fetched.num_restored:
+        state = f", verified: {num} file{'s' * (num != 1)} restored"
+    click.echo(f"{fetched.folder}: {images} images{'' if fetched.is_new else state}")
     if fetched.sha256:
         click.echo(f"SHA-256 of the archive: {fetched.sha256}")
     click.echo(f"licence: {archive.licence}")

@@ -1,9 +1,10 @@
 """Download the archive that a dataset is published in, verify it, and extract it into the cache, once.
 
-    CACHE/datasets/NAME/       content of the archive
-    CACHE/datasets/NAME.json   source of the archive, its SHA-256, number and size of its images
-    CACHE/datasets/NAME.part   an interrupted download that its server can resume; NAME.part.json has its origin
-    CACHE/datasets/.NAME.tmp/  work in progress; if no process holds the lock, a process was killed
+    CACHE/datasets/NAME/            content of the archive
+    CACHE/datasets/NAME.json        source of the archive, its SHA-256, number and size of its images
+    CACHE/datasets/NAME.files.json  size and SHA-256 of each file of the folder (`p2pzoo.utils.file_digests`)
+    CACHE/datasets/NAME.part        an interrupted download that its server can resume; NAME.part.json has its origin
+    CACHE/datasets/.NAME.tmp/       work in progress; if no process holds the lock, a process was killed
 
 `p2pzoo.plugin.Archive` describes an archive. Imports no torch.
 """
@@ -14,7 +15,7 @@ import contextlib
 import hashlib
 import shutil
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -24,7 +25,14 @@ from filelock import FileLock, Timeout
 from p2pzoo.images.find_images import find_images
 from p2pzoo.plugin import Archive
 from p2pzoo.utils.errors import UserError
-from p2pzoo.utils.files import read_json, write_json
+from p2pzoo.utils.file_digests import (
+    Digests,
+    compute_digests,
+    find_altered,
+    read_digests,
+    write_digests,
+)
+from p2pzoo.utils.files import naming, read_json, write_json
 from p2pzoo.utils.untar import extract
 from p2pzoo_data_tools.resumable_download import Meter, ResumableDownload
 
@@ -42,18 +50,21 @@ class FetchedDataset:
     images  number of images by folder
     sha256  of the archive; None if the dataset was put there by hand
     is_new  whether this call extracted it
+    num_restored  number of damaged or missing files that this call fetched again
     """
 
     folder: Path
     images: Mapping[str, int]
     sha256: str | None
     is_new: bool
+    num_restored: int = 0
 
 
 def fetch(
     archive: Archive, meter: Meter, note: Callable[[str], None], *, mirror: str | None = None, local: Path | None = None
 ) -> FetchedDataset:
-    """Put an archive's content into the cache, or verify what is there. Safe to call in several processes at once.
+    """Put an archive's content into the cache, or verify what is there, and fetch files again that are damaged or
+    missing. Safe to call in several processes at once.
 
     mirror  URL of a folder that has the file, instead of the archive's own server
     local   the file itself, instead of a download
@@ -71,15 +82,23 @@ def fetch(
         root / f".{archive.name}.lock", lambda: note(f"waiting for another process that fetches {archive.name}")
     ):
         record = read_json(_record_file(archive))
-        if archive.folder.is_dir():
-            return _verify_folder(archive, record)
+        damaged = _find_damaged(archive, meter) if archive.folder.is_dir() else {}
+        if archive.folder.is_dir() and not damaged:
+            return _verify_folder(archive, record, meter)
+        if damaged:
+            note(f"{archive.folder}: {_describe_damaged(damaged)}: fetching the archive again")
         with _temporary_folder(root / f".{archive.name}.tmp") as folder:
             if local:
                 _check_length(archive, _local_size(local), str(local))
-                return _extract_and_verify(archive, local, str(local), folder, record, meter)
-            url = f"{mirror.rstrip('/')}/{_file_name(archive)}" if mirror else archive.url
-            file = _download(archive, url, folder, meter)
-            return _extract_and_verify(archive, file, url, folder, record, meter)
+                file, source = local, str(local)
+            else:
+                source = f"{mirror.rstrip('/')}/{_file_name(archive)}" if mirror else archive.url
+                file = _download(archive, source, folder, meter)
+            unpacked = _extract_and_verify(archive, file, source, folder, record, meter)
+            if not damaged:
+                return _install(archive, unpacked, record, meter)
+            _restore(archive, unpacked, damaged)
+        return replace(_verify_folder(archive, record, meter), num_restored=len(damaged))
 
 
 def describe_state(archive: Archive) -> str:
@@ -103,14 +122,36 @@ def _measure(folder: Path, names: Mapping[str, Any]) -> dict[str, Any]:
     return {"images": counts, "bytes": sum(path.stat().st_size for paths in files.values() for path in paths)}
 
 
-def _verify_folder(archive: Archive, record: Any) -> FetchedDataset:
+def _find_damaged(archive: Archive, meter: Meter) -> Digests:
+    """The files of the folder that are missing, or not as they were fetched. Empty if that was not recorded."""
+    digests = read_digests(archive.digests_file) or {}
+    with meter(f"verifying {archive.name}", sum(digest.size for digest in digests.values())) as advance:
+        names = find_altered(archive.folder, digests, lambda data: advance(len(data)))
+    return {name: digests[name] for name in names}
+
+
+def _describe_damaged(damaged: Digests) -> str:
+    subject = "1 file is" if len(damaged) == 1 else f"{len(damaged):,} files are"
+    return f"{subject} damaged or missing ({next(iter(damaged))}{', ...' * (len(damaged) > 1)})"
+
+
+def _record_digests(archive: Archive, folder: Path, meter: Meter) -> None:
+    length = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    with meter(f"computing SHA-256 of {archive.name}", length) as advance:
+        write_digests(archive.digests_file, compute_digests(folder, lambda data: advance(len(data))))
+
+
+def _verify_folder(archive: Archive, record: Any, meter: Meter) -> FetchedDataset:
     content = _measure(archive.folder, record["holds"]["images"] if record else archive.images)
-    if record is None:  # put there by hand: only the number of images can be verified
+    is_fetched = record is not None
+    if not is_fetched:  # put there by hand: only the number of images can be verified
         record = {"holds": {"images": dict(archive.images), "bytes": content["bytes"]}}
     if content != record["holds"]:
         expected = f"{_format_counts(record['holds']['images'])} of {record['holds']['bytes']:,} bytes"
         actual = f"{_format_counts(content['images'])} images of {content['bytes']:,} bytes"
         raise UserError(f"{archive.folder}: holds {actual}, not {expected}; remove the folder and fetch it again")
+    if is_fetched and not archive.digests_file.exists():  # fetched by an earlier version
+        _record_digests(archive, archive.folder, meter)
     return FetchedDataset(archive.folder, content["images"], record.get("sha256"), is_new=False)
 
 
@@ -121,11 +162,20 @@ def _format_counts(images: Mapping[str, int]) -> str:
 # --- from a file to a folder -----------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True)
+class _Unpacked:
+    """An archive's content in a temporary folder. content: as `_measure` returns it. length: of the archive."""
+
+    folder: Path
+    source: str
+    length: int
+    sha256: str
+    content: dict[str, Any]
+
+
 def _extract_and_verify(
     archive: Archive, file: Path, source: str, temporary: Path, record: Any, meter: Meter
-) -> FetchedDataset:
-    """Extract to a temporary folder, verify, and move into place. The record is written before the folder is moved, so
-    that a fetched folder always has one."""
+) -> _Unpacked:
     extracted = temporary / "extracted"
     extracted.mkdir()
     sha256 = _extract(archive, file, source, extracted, meter)
@@ -139,11 +189,29 @@ def _extract_and_verify(
             f"holds {_format_counts(content['images'])} images, but {_format_counts(archive.images)} were published"
         )
         raise UserError(f"{source}: {message}; nothing of it is kept. Fetch it from another place (--mirror, --from)")
+    return _Unpacked(top, source, file.stat().st_size, sha256, content)
+
+
+def _install(archive: Archive, new: _Unpacked, record: Any, meter: Meter) -> FetchedDataset:
+    """Move into place. The records are written before the folder is moved, so that a fetched folder always has them."""
+    _record_digests(archive, new.folder, meter)
     if not record:
-        length = file.stat().st_size
-        write_json(_record_file(archive), {"source": source, "length": length, "sha256": sha256, "holds": content})
-    top.replace(archive.folder)
-    return FetchedDataset(archive.folder, content["images"], sha256, is_new=True)
+        facts = {"source": new.source, "length": new.length, "sha256": new.sha256, "holds": new.content}
+        write_json(_record_file(archive), facts)
+    new.folder.replace(archive.folder)
+    return FetchedDataset(archive.folder, new.content["images"], new.sha256, is_new=True)
+
+
+def _restore(archive: Archive, new: _Unpacked, damaged: Digests) -> None:
+    """Replace the damaged and missing files, and no other."""
+    if others := find_altered(new.folder, damaged):
+        message = f"its {others[0]} is not the file that was fetched first"
+        raise UserError(f"{new.source}: {message}: remove {archive.folder} and fetch it again")
+    for name in damaged:
+        target = archive.folder / name
+        with naming(target):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            (new.folder / name).replace(target)
 
 
 def _extract(archive: Archive, file: Path, source: str, into: Path, meter: Meter) -> str:

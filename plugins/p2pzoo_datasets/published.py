@@ -20,6 +20,7 @@ from p2pzoo.images.io import read_header, read_image, with_channels
 from p2pzoo.images.resize import resize_to
 from p2pzoo.plugin import Archive, FileLayout, Pair, Split
 from p2pzoo.utils.errors import UserError
+from p2pzoo.utils.file_digests import find_resized, read_digests
 from p2pzoo.utils.files import fingerprint
 
 Count = Annotated[int, Field(ge=1)]
@@ -39,9 +40,9 @@ class Published:
     A Pair's x and y are (size, size, 3) uint8 RGB, without labels. The jitter enlarges the published image, not the one
     scaled to `size`: maps are scaled from 600 to 286 px in one step, as in the public codes.
 
-    Raises UserError if the folder is missing or empty, or if an image cannot be decoded or does not have the published
-    size (the first few are checked in the constructor, each one when it is read). Warns if the number of pairs is not
-    the published one.
+    Raises UserError if the folder is missing or empty, if fetched files are missing or changed in size, or if an image
+    cannot be decoded or does not have the published size (the first few are checked in the constructor, each when
+    it is read). Warns if the number of pairs is not the published one.
     """
 
     archive: ClassVar[Archive]
@@ -55,7 +56,10 @@ class Published:
     def __init__(self, split: Split, root: Path | None, size: int, swapped: bool) -> None:
         self._root = self.archive.folder if root is None else Path(root)
         self._size, self._swapped = size, swapped
+        self._refuse_damaged(split)
         folder = self._root / self._choose_folder(split)
+        if folder.name != split:
+            self._refuse_damaged(folder.name)
         self._files = sorted(folder.glob("*.jpg"))
         if not self._files:
             fault = "has no .jpg files" if folder.is_dir() else "does not exist"
@@ -114,6 +118,20 @@ class Published:
             warnings.warn(f"{self._root}: no pairs in {split}; {other} is used instead", stacklevel=4)
             return other
         return split
+
+    def _refuse_damaged(self, folder: str) -> None:
+        """Compare the sizes of a folder's files with those that `p2pzoo data fetch` recorded."""
+        if self._root.resolve() != self.archive.folder.resolve():
+            return
+        digests = read_digests(self.archive.digests_file) or {}
+        of_folder = {name: each for name, each in digests.items() if name.startswith(f"{folder}/")}
+        damaged = find_resized(self._root, of_folder)
+        if damaged:
+            raise UserError(
+                f"{self._root}: {len(damaged)} of {len(of_folder)} files in {folder}/ are damaged or missing since the "
+                f"fetch ({damaged[0]}{', ...' * (len(damaged) > 1)}): `p2pzoo data fetch {self.archive.name}` "
+                f"restores them; if you changed them on purpose, remove {self.archive.digests_file.name} beside it"
+            )
 
     def _describe_sources(self) -> str:
         """How to get the pairs: a line for each way."""

@@ -195,7 +195,7 @@ def list_cache(data):
     )
 
 
-FETCHED_FILES = sorted([*FILES, "doors.json"])
+FETCHED_FILES = sorted([*FILES, "doors.files.json", "doors.json"])
 
 
 @pytest.mark.usefixtures("doors")
@@ -220,14 +220,69 @@ class TestFetch:
         assert server.requests == []
         assert {path: path.stat().st_mtime_ns for path in data.rglob("*.png")} == before
 
-    @pytest.mark.parametrize("damage", ["missing", "truncated"])
-    def test_a_second_fetch_reports_missing_and_truncated_files(self, run_cli, data, damage):
+    @pytest.mark.parametrize("damage", ["missing", "truncated", "altered", "folder"])
+    def test_a_second_fetch_restores_damaged_files_and_no_others(self, run_cli, data, server, damage):
         run_cli("data", "fetch", "doors")
         file = data / "doors/train/1.png"
-        file.unlink() if damage == "missing" else file.write_bytes(file.read_bytes()[:-1])
+        if damage in ("missing", "folder"):
+            file.unlink()
+        else:
+            content = file.read_bytes()
+            file.write_bytes(content[:-1] + (b"" if damage == "truncated" else bytes([content[-1] ^ 1])))
+        if damage == "folder":
+            remove_folder(data / "doors/val")
+        mine = data / "doors/mine.txt"
+        mine.write_text("notes")
+        before = {path: path.stat().st_mtime_ns for path in data.rglob("*.png") if path != file}
+        server.requests.clear()
+        result = run_cli("data", "fetch", "doors")
+        assert result.exit_code == 0, result.output
+        what = "3 files are damaged or missing (train/1.png, ...)"
+        what = what if damage == "folder" else "1 file is damaged or missing (train/1.png)"
+        assert f"{data / 'doors'}: {what}: fetching the archive again\n" in result.output
+        assert f"verified: {3 if damage == 'folder' else 1} file" in result.output
+        assert len(server.requests) == 1
+        assert {path: path.stat().st_mtime_ns for path in before} == before
+        assert (data / "doors/train/1.png").read_bytes() == FILES["doors/train/1.png"]
+        assert list_cache(data) == sorted([*FETCHED_FILES, "doors/mine.txt"])
+        assert json.loads(run_cli("data", "fetch", "doors", "--json").output)["restored"] == 0
+
+    def test_damaged_files_stay_if_the_archive_is_another_one(self, run_cli, data, server, publish):
+        publish(size=None)
+        run_cli("data", "fetch", "doors")
+        file = data / "doors/train/1.png"
+        file.write_bytes(b"damaged")
+        server.body = make_tar(FILES | {"doors/train/1.png": make_png(99)})
+        for records in ("doors.json", None):
+            result = run_cli("data", "fetch", "doors")
+            assert result.exit_code == 2
+            assert "another file" in result.output if records else "is not the file that was fetched" in result.output
+            assert file.read_bytes() == b"damaged"
+            if records:
+                (data / records).unlink()
+
+    def test_an_image_that_was_added_is_reported(self, run_cli, data):
+        run_cli("data", "fetch", "doors")
+        (data / "doors/train/9.png").write_bytes(make_png(9))
         result = run_cli("data", "fetch", "doors")
         assert result.exit_code == 2
-        assert f"{data / 'doors'}: holds train {3 if damage == 'missing' else 4}, val 2 images" in result.output
+        assert f"{data / 'doors'}: holds train 5, val 2 images" in result.output
+
+    def test_what_an_earlier_version_fetched_is_recorded(self, run_cli, data):
+        run_cli("data", "fetch", "doors")
+        recorded = (data / "doors.files.json").read_bytes()
+        (data / "doors.files.json").unlink()
+        assert run_cli("data", "fetch", "doors").exit_code == 0
+        assert (data / "doors.files.json").read_bytes() == recorded
+
+    @pytest.mark.parametrize("content", ["", "[1]", "{}", '{"../a": "3 00"}', '{"train/1.png": 3}'])
+    def test_a_damaged_list_of_files_is_reported(self, run_cli, data, content):
+        run_cli("data", "fetch", "doors")
+        (data / "doors.files.json").write_text(content)
+        result = run_cli("data", "fetch", "doors")
+        assert result.exit_code == 2
+        assert result.output.startswith(f"{data / 'doors.files.json'}: is damaged: remove it")
+        assert len(result.output.splitlines()) == 1
 
     @pytest.mark.parametrize("how", ["option", "environment"])
     def test_a_mirror_is_used_with_the_same_file_name(self, run_cli, data, server, monkeypatch, how):
@@ -558,7 +613,7 @@ class TestChecksum:
         assert hashlib.sha256(ARCHIVE).hexdigest() in result.output
         assert hashlib.sha256(server.body).hexdigest() in result.output
         assert f"Remove {data / 'doors.json'} if you trust this one" in result.output
-        assert list_cache(data) == ["doors.json"]
+        assert list_cache(data) == ["doors.files.json", "doors.json"]
 
         (data / "doors.json").unlink()
         assert run_cli("data", "fetch", "doors", *how).exit_code == 0

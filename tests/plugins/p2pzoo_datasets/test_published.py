@@ -3,6 +3,7 @@
 import http.server
 import io
 import json
+import shutil
 import tarfile
 import threading
 from functools import partial
@@ -19,6 +20,7 @@ from p2pzoo.plugin.loader import registry
 from p2pzoo.plugin.protocols import Dataset
 from p2pzoo.testing import list_component_checks
 from p2pzoo.utils.errors import UserError
+from p2pzoo.utils.file_digests import compute_digests, write_digests
 
 LEFT, RIGHT = (200, 30, 30), (30, 30, 200)
 pytestmark = pytest.mark.filterwarnings("ignore:.*has . pairs:UserWarning")
@@ -187,6 +189,56 @@ class TestImages:
         assert Facades("train", root=tmp_path).fingerprint == before
         (tmp_path / "train" / "1.jpg").write_bytes(jpeg(seed=1))
         assert Facades("train", root=tmp_path).fingerprint != before
+
+
+class TestFetchedFiles:
+    """Those that changed since `p2pzoo data fetch`, which records their sizes and SHA-256."""
+
+    @pytest.fixture
+    def root(self, tmp_path, monkeypatch):
+        monkeypatch.setenv("P2PZOO_CACHE", str(tmp_path))
+        root = Facades.archive.folder
+        for number, folder in enumerate(Facades.archive.images):
+            (root / folder).mkdir(parents=True)
+            for name in "012":
+                (root / folder / f"{name}.jpg").write_bytes(jpeg(seed=10 * number + int(name)) + b"0")
+        write_digests(Facades.archive.digests_file, compute_digests(root))
+        return root
+
+    @pytest.mark.parametrize("damage", ["missing", "truncated", "folder"])
+    def test_a_dataset_with_damaged_files_does_not_open(self, root, damage):
+        file = root / "val" / "1.jpg"
+        if damage == "folder":  # test/ would be used instead
+            shutil.rmtree(root / "val")
+        else:
+            file.unlink() if damage == "missing" else file.write_bytes(file.read_bytes()[:-1])
+        with pytest.raises(UserError) as caught:
+            Facades("val")
+        count, names = ("3 of 3", "val/0.jpg, ...") if damage == "folder" else ("1 of 3", "val/1.jpg")
+        message = f"{root}: {count} files in val/ are damaged or missing since the fetch ({names}): `p2pzoo data fetch"
+        assert str(caught.value).startswith(message)
+        assert len(Facades("train")) == 3, "its own files are intact"
+
+    def test_files_without_a_record_are_not_compared(self, root, tmp_path):
+        (root / "val" / "1.jpg").unlink()
+        assert len(Facades("val", root=shutil.copytree(root, tmp_path / "copy"))) == 2
+        Facades.archive.digests_file.unlink()
+        assert len(Facades("val")) == 2
+
+    def test_the_data_check_compares_contents(self, root, run_cli):
+        file = root / "train" / "2.jpg"
+        file.write_bytes(file.read_bytes()[:-1] + b"1")
+        assert len(Facades("train")) == 3
+        check = ["data", "check", "zoo:tasks/facades.toml", "--json"]
+        result = run_cli(*check)
+        assert result.exit_code == 2
+        report = json.loads(result.output[result.output.index("{") :])
+        [altered] = [finding for finding in report["findings"] if finding["kind"] == "altered"]
+        [case] = altered["cases"]
+        assert case["message"] == f"{file}: its SHA-256 is not that of the file that was fetched"
+        assert case["pairs"][0]["files"] == [str(file)]
+        assert report["runs"], "the pair can be read"
+        assert "fetched files" in run_cli(*check, "--quick").output
 
 
 class TestMissingData:
