@@ -189,7 +189,7 @@ class Classes:
         but not the same, and where the values were saved as grey levels of the palette.
         """
         used = np.unique(indices)
-        if used[-1] >= len(palette):
+        if not used.size or used[-1] >= len(palette):
             return indices
         colours = palette[used]
         of_indices, of_colours = self._by_value.find(used), self._by_colour.find(encode_colours(colours))
@@ -343,7 +343,7 @@ def _read_indexed(image: Image.Image, name: str, classes: Classes | None) -> np.
     indices = np.asarray(ImageOps.exif_transpose(image))
     if classes is None:
         return indices
-    palette = np.array(image.getpalette("RGB"), np.uint8).reshape(-1, 3)
+    palette = np.array(image.getpalette("RGB") or [], np.uint8).reshape(-1, 3)
     try:
         return classes.resolve_palette(indices, palette)
     except ValueError as error:

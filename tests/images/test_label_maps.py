@@ -16,7 +16,7 @@ from PIL import Image
 from p2pzoo.cli import main
 from p2pzoo.data import Store
 from p2pzoo.images.io import read_image, write_image
-from p2pzoo.images.label_maps import Classes, Labels, inspect_map, read_map
+from p2pzoo.images.label_maps import Classes, Labels, inspect_map, picture_map, read_map
 from p2pzoo.models.load import load_model
 from p2pzoo.utils.errors import UserError
 
@@ -59,6 +59,16 @@ def save_indexed(path, values):
     picture = Image.fromarray(values.astype(np.uint8))
     picture.putpalette(bytes(range(256)) * 3)  # colours that say nothing
     picture.save(path)
+
+
+def write_chunks(path, header, rows):
+    """A PNG of these bytes. header: width, height, bits, color type."""
+    chunks = [(b"IHDR", np.array(header[:2], ">u4").tobytes() + bytes([*header[2:], 0, 0, 0]))]
+    chunks += [(b"IDAT", zlib.compress(rows)), (b"IEND", b"")]
+    path.write_bytes(
+        b"\x89PNG\r\n\x1a\n"
+        + b"".join(len(d).to_bytes(4, "big") + n + d + zlib.crc32(n + d).to_bytes(4, "big") for n, d in chunks)
+    )
 
 
 @pytest.fixture
@@ -156,12 +166,7 @@ class TestMaps:
                 b"\0" + np.packbits(np.unpackbits(line[:, None], axis=1)[:, -bits:].ravel()).tobytes()
                 for line in values
             )
-            chunks = [(b"IHDR", np.array([9, 5], ">u4").tobytes() + bytes([bits, 0, 0, 0, 0]))]
-            chunks += [(b"IDAT", zlib.compress(packed)), (b"IEND", b"")]
-            path.write_bytes(
-                b"\x89PNG\r\n\x1a\n"
-                + b"".join(len(d).to_bytes(4, "big") + n + d + zlib.crc32(n + d).to_bytes(4, "big") for n, d in chunks)
-            )
+            write_chunks(path, [9, 5, bits, 0], packed)
         np.testing.assert_array_equal(read_map(path), values)
         assert inspect_map(path).shape == (5, 9, 1)
 
@@ -234,6 +239,22 @@ class TestColours:
         Image.fromarray(colours).save(home / "map.png")
         message = error_of(lambda: Classes.read(home / "classes.toml").read_map(home / "map.png"))
         assert message.startswith(f"{home / 'map.png'}: has transparent pixels; a label map must be opaque")
+
+    def test_an_indexed_picture_without_colours_has_its_indices(self, home):
+        classes = Classes.read(home / "classes.toml")
+        picture = Image.new("P", (2, 1))
+        picture.putdata([7, 23])
+        for colours in (None, [1, 2, 3]):
+            if colours:
+                picture.putpalette(colours)
+            np.testing.assert_array_equal(picture_map(picture, classes), [[7, 23]])
+        write_chunks(home / "map.png", [2, 1, 8, 3], bytes([0, 7, 23]))  # an indexed PNG that lacks its palette
+        np.testing.assert_array_equal(classes.read_map(home / "map.png"), [[1, 0]])
+
+    def test_an_indexed_picture_without_pixels_is_no_label_map(self, home):
+        classes = Classes.read(home / "classes.toml")
+        with pytest.raises(ValueError, match="expected a label map"):
+            classes.from_array(picture_map(Image.new("P", (0, 3)), classes))
 
     def test_that_are_ignored_have_no_class(self, home):
         (home / "classes.toml").write_text("ignore_colours = [[0, 0, 0]]\n" + CLASS_FILE)
