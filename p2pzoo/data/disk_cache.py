@@ -77,7 +77,7 @@ def open_if_complete(path: Path, record: np.dtype, count: int) -> StoreFile | No
         is_intact = index.pop("check") == _checksum(index)
         if is_intact and len(index["ids"]) == len(index["blocks"]) == len(index["sums"]) == count:
             return StoreFile(path, record, **index)
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):  # not this object, or no object
         pass
     return None
 

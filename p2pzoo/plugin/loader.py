@@ -168,6 +168,9 @@ def _make_register(entries: list[Entry], kind: str, plugin: str, distribution: s
         if isinstance(needs, str) or not set(needs) <= set(BATCH_FIELDS):
             fields = " or ".join(f'("{field}",)' for field in BATCH_FIELDS)
             raise ValueError(f"{kind} '{name}' has needs={needs!r}: write {fields}, or both names in one tuple")
+        for key, text in (("summary", summary), ("paper", paper)):
+            if not isinstance(text, str):
+                raise ValueError(f"{kind} '{name}' has {key}={text!r}: write a text")
         if isinstance(factory, str) and not all(factory.partition(":")):
             raise ValueError(f"{kind} '{name}': write a lazy factory as 'module:attribute', not {factory!r}")
         entries.append(Entry(kind, name, factory, plugin, distribution, summary, paper, tuple(needs)))

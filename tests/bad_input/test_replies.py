@@ -82,7 +82,7 @@ def replies(damaged):
 def test_replies_of_servers(try_each, run_cli, replies, server, tmp_path, monkeypatch):
     monkeypatch.setenv("P2PZOO_CACHE", str(tmp_path))
     monkeypatch.setattr(resumable_download, "MAX_RETRIES", 0)
-    monkeypatch.setattr(resumable_download, "TIMEOUT", (2, 2))
+    monkeypatch.setattr(resumable_download, "TIMEOUT", (2, 0.05))  # a server that keeps silent
     monkeypatch.setattr(download, "MAX_BYTES_PER_IMAGE", MAX_BYTES // sum(COUNTS.values()))
     url = f"http://127.0.0.1:{server.server_address[1]}/facades.tar.gz"
 

@@ -230,6 +230,7 @@ def test_other_sources_or_another_resizing_write_another_file(source, cache, oth
         lambda data: data[1:],
         lambda data: b"",
         lambda data: b"\0" * len(data),
+        lambda data: data[: data.rindex(b'{"ids"')] + b"5",
     ],
 )
 def test_a_damaged_file_is_written_again(source, cache, damage):

@@ -81,6 +81,7 @@ def test_a_component_that_cannot_be_imported_is_an_error_when_it_is_used(load):
         ("", "ValueError: the module bad has no hook: define register_generators, with @p2pzoo.hookimpl above it"),
         (GOOD.replace('summary="A tiny one"', 'needs=("label",)'), "ValueError: generator 'tiny' has needs=('label',)"),
         (GOOD.replace('summary="A tiny one"', 'needs="labels"'), "ValueError: generator 'tiny' has needs='labels'"),
+        (GOOD.replace('"A tiny one"', "None"), "ValueError: generator 'tiny' has summary=None: write a text"),
         (GOOD.replace("tiny", "Tiny Net"), "ValueError: generator name 'Tiny Net'"),
         (
             GOOD.replace("good.missing:Tiny", "good"),

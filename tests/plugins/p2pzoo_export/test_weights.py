@@ -264,7 +264,7 @@ def import_tensors(run_cli):
         torch.save(tensors, "their.pth")
         result = run_cli("import", "their.pth", "-o", "model.safetensors", "--force", *options)
         assert result.exit_code == 0, result.output
-        return "model.safetensors", result.output
+        return Path("model.safetensors"), result.output
 
     return import_tensors
 
