@@ -1,6 +1,5 @@
 """What the READMEs say is what the code does."""
 
-import itertools
 import json
 import re
 import shlex
@@ -60,8 +59,9 @@ def test_every_command_in_the_readmes_table_works(command, monkeypatch, tmp_path
     if name == "export":
         arguments = ["--help"]  # fetches a runtime; tests/plugins/p2pzoo_export has it
     if name == "check-plugin":  # tests/plugins/test_conformance.py runs the slow checks too
-        for kind, check in itertools.product(("generator", "discriminator"), ("compile", "export", "rewrites")):
-            monkeypatch.delitem(CHECKS[kind], check)
+        for kind in ("generator", "discriminator"):
+            fast = CHECKS[kind].keys() - {"compile", "export", "rewrites"}
+            monkeypatch.setitem(CHECKS, kind, {check: CHECKS[kind][check] for check in fast})
     result = CliRunner().invoke(main, [name, *arguments])
     assert result.exit_code == 0, result.output
 

@@ -12,7 +12,7 @@ import hashlib
 import itertools
 import json
 import warnings
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from importlib.metadata import version
@@ -106,7 +106,7 @@ class Store:
         self.location = self._choose_location()
         self._kept: dict[int, Pair] = {}
         self._decoded: dict[int, Pair] = {0: first}  # not yet read through `[i]`; each leaves when it is read
-        self._needed_soon: set[int] = set()
+        self._needed_soon: Counter[int] = Counter()  # pair: reads after `validate` that need it decoded
         self._file: disk_cache.StoreFile | None = None
         self._reading: dict[int, Future[Pair]] = {}
         readers = min(compute.readers, max(2, torch.get_num_threads()))
@@ -144,8 +144,11 @@ class Store:
         return self._file is not None or len(self._kept) == len(self)
 
     def need_soon(self, indices: Iterable[int]) -> None:
-        """Name a few pairs that are read right after `validate`: it keeps them in memory until then."""
-        self._needed_soon = set(indices)
+        """Name a few pairs that are read right after `validate`: it keeps them in memory until then.
+
+        A pair that is named in several calls is kept for as many reads.
+        """
+        self._needed_soon.update(indices)
 
     def validate(self, indices: Sequence[int], accept: Callable[[int, Decode], bool], *, keep: bool = True) -> None:
         """Show these pairs to `accept`, and keep the accepted ones where this store keeps pairs. Each is decoded once.
@@ -311,7 +314,12 @@ class Store:
         return self.dataset[index] if pair is None else pair
 
     def _read(self, index: int) -> Pair:
-        return self._prepare_pair(index, self._decode(index))
+        pair = self._decode(index)
+        if index in self._needed_soon:
+            self._needed_soon[index] -= 1
+            if self._needed_soon[index] > 0:
+                self._decoded[index] = pair
+        return self._prepare_pair(index, pair)
 
     def _prepare_pair(self, index: int, pair: Pair) -> Pair:
         pair = self._checked(pair)

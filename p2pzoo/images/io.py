@@ -7,6 +7,7 @@ imagecodecs (the extra `p2pzoo[tiff]`), which are imported when a file needs the
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 import struct
 import threading
@@ -558,23 +559,24 @@ def write_image(
         with atomic_write(path) as temporary, temporary.open("wb") as file:
             np.save(file, image, allow_pickle=False)
     else:
-        tifffile, options = tiff_options(path, image.shape, image.dtype.name, text, tags)
+        write = tiff_writer(path, image.shape, image.dtype.name, text, tags)
         with atomic_write(path) as temporary:
-            tifffile.imwrite(temporary, image[..., 0] if image.shape[2] == 1 else image, **options)
+            write(temporary, image[..., 0] if image.shape[2] == 1 else image)
 
 
-def tiff_options(
+def tiff_writer(
     path: Path, shape: tuple[int, ...], dtype: str, text: Mapping[str, str] | None, tags: Sequence[TiffTag]
-) -> tuple[Any, dict[str, Any]]:
-    """The module tifffile, and options of its imwrite for an image (H, W, C). Raises UserError without tifffile."""
-    tifffile = _import_optional("tifffile", path)
-    description = "\n".join(f"{key}: {value}" for key, value in (text or {}).items()).encode() or None
-    options = {
-        "photometric": "rgb" if shape[2] == 3 and dtype != "float32" else "minisblack",
-        "metadata": None, "compression": "zlib", "description": description,
-        "extratags": tags,
-    }  # fmt: skip
-    return tifffile, options | ({"planarconfig": "contig"} if shape[2] > 1 else {})
+) -> Callable[..., Any]:
+    """tifffile's imwrite with the options of an image (H, W, C). Raises UserError without tifffile."""
+    write = functools.partial(
+        _import_optional("tifffile", path).imwrite,
+        photometric="rgb" if shape[2] == 3 and dtype != "float32" else "minisblack",
+        metadata=None,
+        compression="zlib",
+        description="\n".join(f"{key}: {value}" for key, value in (text or {}).items()).encode() or None,
+        extratags=tags,
+    )
+    return functools.partial(write, planarconfig="contig") if shape[2] > 1 else write
 
 
 def can_hold(suffix: str, dtype: str, channels: int) -> bool:

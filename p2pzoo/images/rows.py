@@ -27,7 +27,7 @@ from p2pzoo.images.io import (
     open_tiff,
     picture_bands,
     read_image,
-    tiff_options,
+    tiff_writer,
     write_image,
 )
 from p2pzoo.utils.errors import UserError
@@ -240,14 +240,12 @@ def _write_tiled(
     text: Mapping[str, str] | None,
     tags: Sequence[TiffTag],
 ) -> None:
-    tifffile, options = tiff_options(path, shape, dtype, text, tags)
+    write = tiff_writer(path, shape, dtype, text, tags)
     flat = shape[:2] if shape[2] == 1 else shape
     is_big = math.prod(shape) * np.dtype(dtype).itemsize >= BIG_TIFF
     with atomic_write(path) as temporary:
-        tifffile.imwrite(
-            temporary, _tiles(bands, shape, dtype), shape=flat, dtype=dtype, tile=(TILE_SIDE, TILE_SIDE),
-            bigtiff=is_big, **options,
-        )  # fmt: skip
+        tiles = _tiles(bands, shape, dtype)
+        write(temporary, tiles, shape=flat, dtype=dtype, tile=(TILE_SIDE, TILE_SIDE), bigtiff=is_big)
 
 
 def _tiles(bands: Iterable[np.ndarray], shape: tuple[int, int, int], dtype: str) -> Iterator[np.ndarray]:

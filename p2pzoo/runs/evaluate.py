@@ -26,6 +26,8 @@ from p2pzoo.runs.run_folder import Run
 from p2pzoo.utils import rng
 from p2pzoo.utils.errors import UserError
 
+TRIED_IMAGES = 2  # that metrics measure before a training
+
 
 def build_protocol(experiment: Experiment, name: str, store: Store, metric: Any = None) -> dict[str, Any]:
     """Everything that a number depends on besides the weights.
@@ -118,12 +120,12 @@ def check_trust(metrics: Mapping[str, Any], device: torch.device) -> None:
 
 
 def try_metrics(metrics: Mapping[str, Any], store: Store) -> None:
-    """Measure two images on the CPU, so that an error inside a metric ends a run before its training.
+    """Measure a few images on the CPU, so that an error inside a metric ends a run before its training.
 
     ŷ is y mirrored. The metrics should not be used afterwards; torch's random state is as before.
     """
     with rng.torch_seed(0):
-        batches = list(single_batches(store, range(min(2, len(store)))))
+        batches = list(single_batches(store, range(min(TRIED_IMAGES, len(store)))))
         statistics = join_rows([measure(metrics, batch, batch.y.flip(-1), store.dataset) for batch in batches])
         for name, metric in metrics.items():
             metric.reduce(safetensors_io.strip_prefix(name, statistics))

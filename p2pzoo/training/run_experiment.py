@@ -26,7 +26,15 @@ from p2pzoo.models.model_file import ModelHeader, restore_network
 from p2pzoo.models.safetensors_io import load_tensors
 from p2pzoo.plugin.protocols import Callback
 from p2pzoo.plugin.registry import Registry
-from p2pzoo.runs.evaluate import build_metrics, check_needs, check_trust, evaluate, find_missing_metrics, try_metrics
+from p2pzoo.runs.evaluate import (
+    TRIED_IMAGES,
+    build_metrics,
+    check_needs,
+    check_trust,
+    evaluate,
+    find_missing_metrics,
+    try_metrics,
+)
 from p2pzoo.runs.monitor import Diverged, TrainingMonitor
 from p2pzoo.runs.progress import Progress
 from p2pzoo.runs.report import write_report
@@ -285,6 +293,7 @@ def _open_data(experiment: Experiment) -> dict[str, Store]:
     val_store.need_soon(sample_indices(len(val_store), experiment.evaluate.samples))
     split = experiment.evaluate.split
     test_store = val_store if split == "val" else Store(experiment.dataset.build(split=split), compute=compute)
+    test_store.need_soon(range(min(TRIED_IMAGES, len(test_store))))
     data = {"train": train_store, "val": val_store, "test": test_store}
     for name, store in data.items():
         if (store.size, store.channels) != (train_store.size, train_store.channels):

@@ -163,8 +163,9 @@ def fingerprint(files: Iterable[Path]) -> str:
     return digest.hexdigest()[:12]
 
 
-def refuse_pipe(path: Path) -> None:
+def refuse_pipe(path: Path | str) -> None:
     """Raise UserError for a pipe, a socket or a device: opening or reading it may never end."""
+    path = Path(path)
     if path.exists() and not path.is_file() and not path.is_dir():
         raise UserError(f"{path}: is a pipe or a device, which may never end: give a regular file")
 

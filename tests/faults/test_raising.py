@@ -91,15 +91,16 @@ class Metric:
     better = None
 
     def __init__(self, dataset, *, where: str) -> None:
-        self.where = where
+        self.where, self.measured = where, 0
 
     def measure(self, batch, y_hat):
-        if self.where == "measure":
+        self.measured += 1
+        if self.where == "measure" and self.measured > 2:  # two images are measured before the training
             strike()
         return {"value": torch.zeros(len(y_hat))}
 
     def reduce(self, statistics):
-        if self.where == "reduce":
+        if self.where == "reduce" and len(statistics["value"]) > 2:
             strike()
         return {"value": 0.0}
 """
