@@ -5,13 +5,15 @@ Imports torch only.
 
 from __future__ import annotations
 
+import contextlib
 import io
 import mmap
+import pickletools
 import warnings
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 from torch import Tensor
@@ -21,6 +23,10 @@ _BYTEARRAY = b"bytearray"
 # Bytes that a file may become: multiples of its own, and so many more. Tensors may share memory (tied weights),
 # and weights in a wheel hardly compress.
 _MAX_EXPANSION, _MORE_BYTES = 20, 64 << 20
+# Values in a tuple and the tuples inside it, each as often as it occurs. As a key of a table a tuple is walked through
+# whole: one that holds another twice, 60 times over, takes years. torch.save's own have a dozen values.
+_MAX_TUPLE = 10_000
+_LEGACY_PICKLES = 5  # of a file before torch 1.6: magic number, version, machine, values, names of the storages
 
 
 class UnpackedTooLarge(ValueError):
@@ -46,6 +52,11 @@ def load_pickle(file: Path | io.BytesIO) -> Any:
         _check_zip(file, size)
     elif size and _has_bytearray(file):
         raise UnpackedTooLarge("it holds a bytearray, which torch.save does not write")
+    else:
+        with file.open("rb") if isinstance(file, Path) else contextlib.nullcontext(file) as opened:
+            opened.seek(0)
+            for _ in range(_LEGACY_PICKLES):
+                _check_tuples(opened)
     if isinstance(file, io.BytesIO):
         file.seek(0)
     with warnings.catch_warnings(action="ignore"):
@@ -88,8 +99,11 @@ def _check_zip(file: Path | io.BytesIO, size: int) -> None:
         if unpacked > size:
             raise UnpackedTooLarge(f"its parts unpack to {unpacked:,} bytes, and the file has {size:,}")
         for member in archive.infolist():
-            if member.filename.endswith("data.pkl") and _BYTEARRAY in archive.read(member):
-                raise UnpackedTooLarge("it holds a bytearray, which torch.save does not write")
+            if member.filename.endswith("data.pkl"):
+                pickled = archive.read(member)
+                if _BYTEARRAY in pickled:
+                    raise UnpackedTooLarge("it holds a bytearray, which torch.save does not write")
+                _check_tuples(io.BytesIO(pickled))
 
 
 def _has_bytearray(file: Path | io.BytesIO) -> bool:
@@ -97,6 +111,51 @@ def _has_bytearray(file: Path | io.BytesIO) -> bool:
         return _BYTEARRAY in file.getvalue()
     with file.open("rb") as opened, mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
         return mapped.find(_BYTEARRAY) >= 0
+
+
+def _check_tuples(pickled: IO[bytes]) -> None:
+    """Raises UnpackedTooLarge if the next pickle of this file makes a tuple of more than _MAX_TUPLE values.
+
+    A pickle that cannot be followed to its end is left to torch, which refuses it at the same step.
+    """
+    largest = 0
+    with contextlib.suppress(ValueError, IndexError, KeyError, TypeError, OverflowError, MemoryError):
+        for size in _tuple_sizes(pickled):
+            largest = max(largest, size)
+            if largest > _MAX_TUPLE:
+                break
+    if largest > _MAX_TUPLE:
+        raise UnpackedTooLarge(f"it holds a tuple of more than {_MAX_TUPLE:,} values, which torch.save does not write")
+
+
+def _tuple_sizes(pickled: IO[bytes]) -> Iterator[int]:
+    """The size of each tuple that a pickle makes. Its steps are followed with sizes in place of the values."""
+    stack: list[int | None] = []  # None: a mark
+    memo: dict[Any, int | None] = {}
+    for step, argument, _ in pickletools.genops(pickled):
+        if step.name in ("PUT", "BINPUT", "LONG_BINPUT"):
+            memo[argument] = stack[-1]
+        elif step.name in ("GET", "BINGET", "LONG_BINGET"):
+            stack.append(memo[argument])
+        else:
+            taken = _take(stack, step.stack_before)
+            size = max(taken, default=1)
+            if step.name in ("TUPLE", "TUPLE1", "TUPLE2", "TUPLE3"):
+                size = 1 + sum(taken)
+                yield size
+            stack += [None if value is pickletools.markobject else size for value in step.stack_after]
+
+
+def _take(stack: list[int | None], kinds: Sequence[object]) -> list[int]:
+    """Take what a step of a pickle takes from the stack: values, also all down to the last mark."""
+    taken: list[int] = []
+    for kind in reversed(kinds):
+        if kind is pickletools.stackslice:
+            while (size := stack.pop()) is not None:
+                taken.append(size)
+        elif kind is not pickletools.markobject:  # the mark went with the values above it
+            taken.append(stack.pop() or 1)
+    return taken
 
 
 def _iter_tensors(loaded: Any) -> Iterator[Tensor]:

@@ -97,3 +97,31 @@ def test_a_zip_gives_its_only_weights_unless_they_are_far_larger_than_the_zip(tm
         wheel.writestr("nothing.txt", b"")
     with pytest.raises(ValueError, match="contains 0 weight files, not one"):
         load_zipped(path)
+
+
+@FORMATS
+@pytest.mark.parametrize("protocol", [2, 0])
+def test_tuples_that_double_are_refused_as_keys(zipped, protocol):
+    """Each holds the one before twice: as a key of a table the last is walked through for years."""
+    key = ()
+    for _ in range(60):
+        key = (key, key)
+    begin = b"\x80\x02}"
+    doubled = pickle.dumps(key, protocol).removeprefix(b"\x80\x02").removesuffix(b".")
+    table = begin + doubled + b"K\x01s."
+    content = replace_table(saved({"a": 1}, _use_new_zipfile_serialization=zipped).getvalue(), table)
+    with pytest.raises(UnpackedTooLarge, match="a tuple of more than 10,000 values"):
+        load_pickle(io.BytesIO(content))
+
+
+def replace_table(content, table):
+    """A file of torch.save with another pickle of its values."""
+    values = b"\x80\x02}q\x00X\x01\x00\x00\x00aq\x01K\x01s."
+    if not content.startswith(b"PK"):
+        assert content.count(values) == 1
+        return content.replace(values, table)
+    out = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(content)) as old, zipfile.ZipFile(out, "w") as new:
+        for name in old.namelist():
+            new.writestr(name, table if name.endswith("data.pkl") else old.read(name))
+    return out.getvalue()
