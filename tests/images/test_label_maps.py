@@ -460,8 +460,8 @@ class TestTranslations:
         assert values.shape == (32, 64)
         assert set(np.unique(values)) <= set(VALUES.tolist())
         colours = Classes.read(pairs / "classes.toml").colours
-        picture = read_image(pairs / "out/wide.png")
-        np.testing.assert_array_equal(picture, np.array(colours)[Classes.read(pairs / "classes.toml").from_array(values)])
+        classes = Classes.read(pairs / "classes.toml").from_array(values)
+        np.testing.assert_array_equal(read_image(pairs / "out/wide.png"), np.array(colours)[classes])
 
     def test_classes_survive_a_round_trip_through_a_model_header(self, home):
         labels = Labels(Classes.read(home / "classes.toml"), "palette")
