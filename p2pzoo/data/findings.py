@@ -94,7 +94,7 @@ FINDING_KINDS: dict[str, FindingKind] = {
     ),
     "constant": FindingKind(
         "warning", False, "Images of a single value",
-        "a network learns nothing from them, unless they draw a label map of a single class: look at them",
+        "a network learns nothing from them, unless they are label maps of a single class: look at them",
     ),
     "range": FindingKind(
         "warning", False, "Values that use little of their range",

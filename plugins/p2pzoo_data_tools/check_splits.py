@@ -62,7 +62,7 @@ def find_shifts_and_constants(evidence: Evidence, cases: Cases) -> None:
         for pair in each.pairs:
             if any(pair.is_flat):
                 names = " and ".join(name for name, is_flat in zip("xy", pair.is_flat, strict=True) if is_flat)
-                cases["constant"].append(Case(f"{names} has a single value", (_locate(evidence, pair),)))
+                cases["constant"].append(Case(f"{names}: a single value", (_locate(evidence, pair),)))
         by_index = {pair.index: pair for pair in each.pairs}
         for estimator in each.shift_estimators.values():
             if shift := estimator.estimate():
