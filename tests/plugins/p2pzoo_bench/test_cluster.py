@@ -195,7 +195,14 @@ def free_ports(count):
 
 
 @pytest.fixture(scope="module")
-def head():
+def one_cluster_at_a_time(tmp_path_factory):
+    """Nodes have fixed addresses, so processes of pytest-xdist take turns."""
+    with filelock.FileLock(tmp_path_factory.getbasetemp().parent / "ray.lock"):
+        yield
+
+
+@pytest.fixture(scope="module")
+def head(one_cluster_at_a_time):
     """A cluster of one node, on loopback. (Ray refuses 127.0.0.1 as the address of a node.)"""
     folder = Path(tempfile.mkdtemp(prefix="ray-"))  # the path of a socket must be short
     info = folder / "site" / "pausing-1.0.dist-info"
