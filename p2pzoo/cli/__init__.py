@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from p2pzoo.cli.options import JSON_REQUESTED, print_error
-from p2pzoo.utils.errors import ComponentError, PeerProcessError, UserError
+from p2pzoo.utils.errors import ComponentError, Error, PeerProcessError, UserError
 from p2pzoo.utils.launcher import check_environment, is_follower
 from p2pzoo.utils.signals import exit_code, interrupting
 from p2pzoo.utils.terminal import escape, prepare_streams
@@ -97,8 +97,9 @@ class Zoo(click.Group):
                 formatter.write_dl([(name.ljust(widest), summary) for name, summary in rows])
 
     def invoke(self, ctx: click.Context) -> Any:
+        signals: list[int] = []
         try:
-            with warnings.catch_warnings(), interrupting():
+            with warnings.catch_warnings(), interrupting() as signals:
                 warnings.showwarning = _show_warning
                 check_environment()
                 return super().invoke(ctx)
@@ -119,7 +120,8 @@ class Zoo(click.Group):
         except BrokenPipeError:  # the reader closed the pipe, as `head` does; click ends quietly
             raise
         except (Exception, KeyboardInterrupt) as error:
-            line, code = _explain(error)
+            is_from_library = not isinstance(error, (Error, KeyboardInterrupt))
+            line, code = _explain(KeyboardInterrupt(signals[0]) if signals and is_from_library else error)
             if line and (code == 1 or not is_follower()):
                 with contextlib.suppress(OSError):  # nobody reads standard error any more
                     print_error(line, code, [*map(str, error.faults)] if isinstance(error, UserError) else ())

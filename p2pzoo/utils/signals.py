@@ -41,14 +41,19 @@ def handling(handler: Callable[[int, Any], None], signals: list[int]) -> Iterato
 
 
 @contextlib.contextmanager
-def interrupting() -> Iterator[None]:
-    """SIGTERM and SIGHUP raise KeyboardInterrupt(signal), as Ctrl-C does, so that files are left in order."""
+def interrupting() -> Iterator[list[int]]:
+    """SIGTERM and SIGHUP raise KeyboardInterrupt(signal), as Ctrl-C does, so that files are left in order.
+
+    Yields the signals that have arrived: inside an import or a library, the exception can come out as another one.
+    """
+    arrived: list[int] = []
 
     def interrupt(signum: int, _frame: object) -> None:
+        arrived.append(signum)
         raise KeyboardInterrupt(signum)
 
     with handling(interrupt, [number for number in stop_signals() if number != signal.SIGINT]):
-        yield
+        yield arrived
 
 
 def exit_code(interrupt: KeyboardInterrupt) -> int:

@@ -260,3 +260,25 @@ def test_a_command_that_nobody_reads_ends_as_by_sigterm(start, arguments, tmp_pa
     process.stdout.readline()
     process.stdout.close()  # as `2>&1 | head -1` does
     assert process.wait(timeout=100) == 128 + signal.SIGTERM
+
+
+def test_a_signal_that_a_library_turns_into_another_error_stops_the_command(install, run_cli):
+    install("swallowing", """
+import signal
+import click
+import p2pzoo
+
+@click.command()
+def command():
+    try:
+        signal.raise_signal(signal.SIGTERM)
+    except KeyboardInterrupt:
+        raise ImportError("half imported")
+
+@p2pzoo.hookimpl
+def register_commands(register):
+    register("swallow", command, summary="Turn an interrupt into another error.")
+""")  # fmt: skip
+    result = run_cli("swallow")
+    assert result.exit_code == 143, result.output
+    assert result.output.splitlines() == ["stopped; the same command resumes from what was saved"]
