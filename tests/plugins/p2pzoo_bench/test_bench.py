@@ -208,7 +208,7 @@ def test_a_row_that_fails_does_not_stop_the_others_and_findings_of_the_monitor_a
     for row in (l1, both):
         assert row["failed"] is None
         assert row["cells"]["psnr"]["values"]
-    assert "L1 alone, seed 0: Most of G's weights get no gradient (100% of them, at 4 images)" in result.output
+    assert "L1 alone, seed 0: Most of G's weights get no gradient (100% of them, at 8 images)" in result.output
 
 
 @pytest.mark.slow
