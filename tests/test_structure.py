@@ -234,7 +234,7 @@ def test_tests_mirror_the_rooms():
     """Each folder of tests is named after a room or a plugin (or one of the campaigns)."""
     rooms = {room for room in MAY_IMPORT if room != "front door"}
     folders = {p.name for p in (ROOT / "tests").iterdir() if p.is_dir() and any(p.rglob("test_*.py"))}
-    assert folders <= rooms | {"plugins", "benchmarks", "bad_input", "faults"}
+    assert folders <= rooms | {"plugins", "benchmarks", "bad_input", "faults", "null_gpu"}
     assert {p.name for p in (ROOT / "tests" / "plugins").iterdir() if p.is_dir()} - {"__pycache__"} <= {
         p.name for p in PLUGINS.iterdir()
     }

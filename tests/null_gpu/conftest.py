@@ -1,0 +1,72 @@
+"""Build the null GPU, and run scripts on it in child processes. pytest's workers share both."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import filelock
+import pytest
+from null_gpu import build
+
+HERE = Path(__file__).parent
+TIMEOUT = 600  # seconds
+
+
+@pytest.fixture(scope="session")
+def shared_folder(tmp_path_factory):
+    """A folder of all workers of this pytest session."""
+    own = tmp_path_factory.getbasetemp()
+    folder = (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "null_gpu"
+    folder.mkdir(exist_ok=True)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def built(shared_folder):
+    """The folder of the built null GPU."""
+    if obstacle := build.find_obstacle():
+        pytest.skip(obstacle)
+    with filelock.FileLock(shared_folder / "build.lock"):
+        folder = shared_folder / "build"
+        if not (folder / build.DRIVER).exists():  # it is built last
+            build.build(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def on_null_gpu(built):
+    """on_null_gpu(*arguments, NULL_CC="75", …): run.py with these arguments, as a CompletedProcess."""
+
+    def on_null_gpu(*arguments, **variables):
+        return subprocess.run(
+            [sys.executable, HERE / "run.py", *map(str, arguments)],
+            env={**os.environ, "NULL_GPU_BUILD": str(built), **variables},
+            capture_output=True,
+            text=True,
+            timeout=TIMEOUT,
+        )
+
+    return on_null_gpu
+
+
+@pytest.fixture(scope="session")
+def scenarios(on_null_gpu, shared_folder):
+    """scenarios(script, NULL_CC="75", …): what each scenario of this script printed, {name: result}.
+
+    A script runs once for all workers and tests that ask for the same.
+    """
+
+    def scenarios(script, **variables):
+        key = "-".join([script, *(f"{name}={value}" for name, value in sorted(variables.items()))])
+        file = shared_folder / f"{key}.json"
+        with filelock.FileLock(shared_folder / f"{key}.lock"):
+            if not file.exists():
+                process = on_null_gpu(HERE / script, **variables)
+                assert process.returncode == 0, process.stdout + process.stderr
+                lines = [json.loads(line) for line in process.stdout.splitlines() if line.startswith("{")]
+                file.write_text(json.dumps({name: result for line in lines for name, result in line.items()}))
+        return json.loads(file.read_text())
+
+    return scenarios
