@@ -77,9 +77,12 @@ def find_ticks(low: float, high: float) -> list[float]:
     [0.2, 0.4, 0.6, 0.8, 1.0]
     """
     rough = (high - low) / 5
-    power = 10.0 ** math.floor(math.log10(rough))
-    step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= rough * 0.999)
-    return [round(i * step, 12) for i in range(math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9) + 1)]
+    exponent = math.floor(math.log10(rough))
+    step = next(factor * 10.0**exponent for factor in (1, 2, 5, 10) if factor * 10.0**exponent >= rough * 0.999)
+    return [
+        round(i * step, max(0, -exponent))
+        for i in range(math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9) + 1)
+    ]
 
 
 def _draw(title: str, curves: Mapping[str, list[Point]], strokes: Mapping[str, Markup]) -> Markup:

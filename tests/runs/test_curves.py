@@ -50,7 +50,17 @@ def test_a_spike_of_a_long_log_stays_visible():
 
 
 @pytest.mark.parametrize(
-    ("low", "high"), [(0.0, 1.0), (-0.07, 0.04), (1e-9, 2e-9), (0.0, 595_000.0), (-3e20, 1e29), (0.69314, 0.69316)]
+    ("low", "high"),
+    [
+        (0.0, 1.0),
+        (-0.07, 0.04),
+        (1e-9, 2e-9),
+        (3e-18, 7e-18),
+        (7e-46, 4e-45),
+        (0.0, 595_000.0),
+        (-3e20, 1e29),
+        (0.69314, 0.69316),
+    ],
 )
 def test_ticks_are_round_numbers_inside_the_range(low, high):
     ticks = find_ticks(low, high)
