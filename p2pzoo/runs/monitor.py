@@ -286,15 +286,18 @@ def measure_vanished_gradients(optimizer: Any) -> tuple[float, float]:
     It is the mean square of a weight's gradient. Where its root is below Adam's eps, a step is less than half of that
     for any larger gradient. Returns (0, 0) for other optimizers, which keep no such moment.
     """
-    vanished, count, total = 0, 0, 0.0
-    for group in optimizer.param_groups:
-        for parameter in group["params"]:
-            state = optimizer.state.get(parameter, {})
-            if "exp_avg_sq" not in state or not group.get("eps"):
-                continue
-            correction = 1 - group["betas"][1] ** float(state["step"])
-            small = state["exp_avg_sq"][state["exp_avg_sq"] < group["eps"] ** 2 * correction]
-            vanished += small.numel()
-            total += float((small / (group["eps"] ** 2 * correction)).sum()) * group["eps"] ** 2  # no underflow
-            count += parameter.numel()
-    return (vanished / count if count else 0.0), (total / vanished) ** 0.5 if vanished else 0.0
+    kept = [(group, optimizer.state.get(p, {})) for group in optimizer.param_groups for p in group["params"]]
+    kept = [(group, state) for group, state in kept if "exp_avg_sq" in state and group.get("eps")]
+    if not kept:
+        return 0.0, 0.0
+    counts, totals = [], []  # on the device
+    steps = torch.stack([torch.as_tensor(state["step"]) for _, state in kept]).tolist()
+    for (group, state), step in zip(kept, steps, strict=True):
+        relative = state["exp_avg_sq"] / (group["eps"] ** 2 * (1 - group["betas"][1] ** step))
+        is_small = relative < 1
+        counts.append(is_small.sum())
+        totals.append(torch.where(is_small, relative, 0).sum() * group["eps"])  # times eps² would underflow
+    vanished = sum(torch.stack(counts).tolist())  # a wait for the device per list, not per parameter
+    total = sum(total * group["eps"] for (group, _), total in zip(kept, torch.stack(totals).tolist(), strict=True))
+    count = sum(state["exp_avg_sq"].numel() for _, state in kept)
+    return vanished / count, (total / vanished) ** 0.5 if vanished else 0.0
