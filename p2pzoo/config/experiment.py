@@ -6,6 +6,7 @@ Loading components imports their modules, because their signatures are the schem
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import json
 import math
@@ -14,6 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from p2pzoo.config.provenance import source_hashes
 from p2pzoo.config.recipe import COMPONENTS, ZOO_KEYS, Key, Recipe
 from p2pzoo.config.settings import Compute, Evaluate, Init, Optimizer, Train
 from p2pzoo.plugin import schema
@@ -97,6 +99,14 @@ class Experiment:
         """The components that training uses: no metrics, no callbacks."""
         single = (self.generator, self.discriminator, self.gan_loss, self.dataset)
         return [component for component in (*single, *self.losses.values(), *self.augmentations.values()) if component]
+
+    @functools.cached_property
+    def sources(self) -> Mapping[str, str]:
+        """Version and source hash of the core and of each component. A resumed run is compared with these.
+
+        They are read once, so that all files of a run name the sources that it began with.
+        """
+        return source_hashes(self)
 
     def identity(self) -> dict[str, Any]:
         """What the run id is made of: all that training depends on.

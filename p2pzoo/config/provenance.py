@@ -7,17 +7,20 @@ import importlib
 import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from p2pzoo.config.experiment import Component, Experiment
 from p2pzoo.utils.paths import PACKAGE
 from p2pzoo.utils.version import __version__
+
+if TYPE_CHECKING:
+    from p2pzoo.config.experiment import Component, Experiment
 
 # folders whose code changes no result of a run: they start runs, or use them afterwards
 UNUSED_BY_RUNS = ("benchmarks", "cli", "recipes", "testing")
 
 
 def source_hashes(experiment: Experiment) -> dict[str, str]:
-    """{"core" or a component: version and hash of its source}. A resumed run is compared with these."""
+    """{"core" or a component: version and hash of its source}, of the files as they are now (`Experiment.sources`)."""
     hashes = {"core": f"{__version__} {_hash_folder(PACKAGE, skip=UNUSED_BY_RUNS)}"}
     for component in experiment.components():
         hashes[f"{component.entry.kind} {component.entry.full_name}"] = component_source(component)

@@ -18,7 +18,6 @@ from typing import NamedTuple
 import numpy as np
 
 from p2pzoo.config.experiment import Experiment
-from p2pzoo.config.provenance import source_hashes
 from p2pzoo.data.findings import Case, Finding, PairLocation, group_findings
 from p2pzoo.data.pairing import SPLITS
 from p2pzoo.data.store import Decode, Store
@@ -285,7 +284,7 @@ def _validity_file(experiment: Experiment, split: Split, dataset: Dataset) -> Pa
     identity = {
         "looked for": _VALIDATION_VERSION,
         "dataset": component.identity(),
-        "source": source_hashes(experiment)[f"dataset {component.entry.full_name}"],
+        "source": experiment.sources[f"dataset {component.entry.full_name}"],
         "split": split,
         "pairs": len(dataset),
         "fingerprint": str(getattr(dataset, "fingerprint", "")),

@@ -6,11 +6,12 @@ refuses "100" or true for a number.
 
 from __future__ import annotations
 
+import functools
 import inspect
 import json
 import math
 import typing
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -75,6 +76,11 @@ def get_params(factory: Callable[..., Any]) -> dict[str, Param]:
     >>> get_params(crop)
     {'size': Param(name='size', annotation=<class 'int'>, default=256)}
     """
+    read = _read_params_once if isinstance(factory, Hashable) else _read_params
+    return dict(read(factory))
+
+
+def _read_params(factory: Callable[..., Any]) -> dict[str, Param]:
     parameters = inspect.signature(factory).parameters
     var_keywords = [p for p in parameters.values() if p.kind is p.VAR_KEYWORD]
     if var_keywords:
@@ -86,6 +92,9 @@ def get_params(factory: Callable[..., Any]) -> dict[str, Param]:
     return {
         name: Param(name, hints.get(name, Any), p.default) for name, p in parameters.items() if p.kind is p.KEYWORD_ONLY
     }
+
+
+_read_params_once = functools.lru_cache(maxsize=1000)(_read_params)  # a run needs those of a component a dozen times
 
 
 def get_positional_names(factory: Callable[..., Any]) -> list[str]:

