@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import torch
-
 from p2pzoo.config.experiment import Component, Experiment
-from p2pzoo.models.build import build_network
+from p2pzoo.models.build import build_network, on_meta
 from p2pzoo.utils.errors import UserError
 
 _COMMON_DIVISOR = 256  # of the sides that a network takes, if its parameters are right
@@ -27,7 +25,7 @@ def find_network_faults(experiment: Experiment, channels: tuple[int, int], size:
 
 
 def _build(component: Component, channels: tuple[int, int], size: tuple[int, int]) -> None:
-    with torch.device("meta"):
+    with on_meta():
         build_network(component, channels, size)
 
 

@@ -50,13 +50,17 @@ class Param:
         if self.annotation is Any:
             return value
         try:
-            return TypeAdapter(self.annotation).validate_json(json.dumps(value, default=str), strict=True)
+            return self._adapter.validate_json(json.dumps(value, default=str), strict=True)
         except ValidationError as error:
             first = error.errors()[0]
             where = "".join(f"[{part}]" for part in first["loc"] if isinstance(part, int))
             raise ValueError(f"{where} {first['msg'][0].lower()}{first['msg'][1:]}".strip()) from None
         except PydanticSchemaGenerationError:
             raise ValueError(f"a recipe cannot write the type that its component declares ({self.type_name})") from None
+
+    @functools.cached_property
+    def _adapter(self) -> TypeAdapter[Any]:
+        return TypeAdapter(self.annotation)
 
 
 class InvalidParameters(ValueError):

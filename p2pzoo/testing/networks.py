@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from p2pzoo.compute.engine import Engine
 from p2pzoo.models import safetensors_io
-from p2pzoo.models.build import build_network
+from p2pzoo.models.build import build_network, on_meta
 from p2pzoo.models.model_file import load_network
 from p2pzoo.models.test_modes import optimize_for_eval
 from p2pzoo.plugin import schema
@@ -174,7 +174,7 @@ def check_network_file(case: ComponentCase) -> None:
 
 def check_network_meta(case: ComponentCase) -> None:
     """Can be built and run on the meta device, where nothing is allocated."""
-    with torch.device("meta"):
+    with on_meta():
         network = build_network(case.component, (3, 3), case.size)
         inputs = [torch.zeros(each.shape) for each in case.example_inputs()]
         output = output_maps(network(*inputs))

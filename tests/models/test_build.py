@@ -1,10 +1,12 @@
 """Networks built from components, and their cost."""
 
 import pytest
+import torch
 from torch import nn
+from torch.nn.utils.parametrizations import spectral_norm
 
 from p2pzoo import config
-from p2pzoo.models.build import build_network, summarize_network
+from p2pzoo.models.build import build_network, on_meta, summarize_network
 from p2pzoo.utils.errors import UserError
 
 NOT_A_NETWORK = """
@@ -52,3 +54,16 @@ def test_a_summary_has_the_parameters_of_the_network_and_the_size_of_its_output(
     assert isinstance(network, nn.Module)
     assert G.parameters == sum(p.numel() for p in network.parameters())
     assert (G.output_size, G.receptive_field, D.receptive_field) == ((64, 128), None, 70)
+
+
+def test_spectral_norm_iterates_on_values_only():
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        expected = spectral_norm(nn.Linear(4, 3)).weight
+        with on_meta():
+            without_values = spectral_norm(nn.Linear(4, 3)).weight
+            torch.manual_seed(0)
+            with torch.device("cpu"):
+                weight = spectral_norm(nn.Linear(4, 3)).weight
+    assert without_values.is_meta
+    assert torch.equal(weight, expected)
