@@ -174,11 +174,15 @@ def _smallest_size(component: Component) -> _Size:
     smallest: int | None = None
     wanted = 0
     # on the CPU only if it does not work on the meta device, which takes no memory
-    for on_device, side in itertools.product((on_meta, contextlib.nullcontext), _NETWORK_SIDES):
-        if smallest is not None and (on_device is not on_meta or side < wanted):
+    for device, side in itertools.product(("meta", "cpu"), _NETWORK_SIDES):
+        if smallest is not None and (device == "cpu" or side < wanted):
             continue
         try:
-            with on_device(), torch.no_grad(), ComponentCase.skip_if_missing():
+            with (
+                on_meta() if device == "meta" else torch.device(device),
+                torch.no_grad(),
+                ComponentCase.skip_if_missing(),
+            ):
                 network = build_network(component, (3, 3), (side, side))
                 image = torch.zeros(_BATCH_SIZE, 3, side, side)
                 network(image) if component.entry.kind == "generator" else network(image, image)
