@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from p2pzoo.compute.python_state import python_state
 from p2pzoo.plugin.batch import Batch
 
 _T = TypeVar("_T")
@@ -71,7 +72,7 @@ class CUDAGraphStep:
     ) -> None:
         self.step, self.parts, self.optimizers, self.on_failure = step, parts, optimizers, on_failure
         self.recorder: GraphRecorder | None = recorder
-        self.num_warmup = 0
+        self.num_warmup, self.is_doubtful = 0, False
         self.names: list[str] = []
         self._static_batch: Batch | None = None  # the graph reads its inputs from these tensors
         self._replay: Callable[[], Tensor] | None = None
@@ -90,11 +91,15 @@ class CUDAGraphStep:
         self.num_warmup += 1
         if self.num_warmup < WARMUP_STEPS:
             return recorder.warm_up(lambda: self.step(batch, number))
-        before = _python_state(self.parts)
+        before = python_state(self.parts)
         losses, obstacle = recorder.watch(lambda: self.step(batch, number))
-        changed = [key for key, value in _python_state(self.parts).items() if before.get(key) != value]
+        changed = [key for key, value in python_state(self.parts).items() if before.get(key) != value]
         if changed and not obstacle:
             obstacle = f"{changed[0][1]} changes from step to step"
+        elif obstacle and not self.is_doubtful:
+            self.is_doubtful = True
+            self.num_warmup -= 1  # watch the next step too: another thread may have been seen
+            return losses
         if obstacle:
             self._give_up(obstacle)
         return losses
@@ -115,6 +120,8 @@ class CUDAGraphStep:
             self._replay, self._static_batch = recorder.record(step), static
         except Exception as error:  # of a kernel, a library or a plugin: the eager step still works
             self._set_capturable(False)
+            for optimizer in self.optimizers:
+                optimizer.zero_grad(set_to_none=True)  # recorded gradients have never been computed
             self._give_up(_to_one_line(error))
 
     def _replay_step(self, batch: Batch) -> dict[str, Tensor]:
@@ -139,24 +146,15 @@ class CUDAGraphStep:
         self.on_failure(reason)
 
 
-def _python_state(parts: Sequence[object]) -> dict[tuple[int, str], object]:
-    """Return every number, string and bool attribute of these objects and their submodules, and the ids of tensors."""
-    owners = [o for part in parts for o in (part.modules() if isinstance(part, nn.Module) else (part,))]
-    return {
-        (i, f"{type(owner).__name__}.{name}"): id(value) if isinstance(value, Tensor) else value
-        for i, owner in enumerate(owners)
-        for name, value in getattr(owner, "__dict__", {}).items()
-        if isinstance(value, bool | int | float | str | Tensor)
-    }
-
-
 class CUDAGraphRecorder:
-    """Record on a CUDA device, on a separate stream."""
+    """Record on a CUDA device, on a separate stream.
 
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
+    pause  called before a step is watched: waits until no thread of the run works, whose random numbers would be seen
+    """
+
+    def __init__(self, device: torch.device, pause: Callable[[], None] = lambda: None) -> None:
+        self.device, self.pause = device, pause
         self.stream = torch.cuda.Stream(device)
-        self.failed: list[torch.cuda.CUDAGraph] = []  # kept alive: freeing the memory of a failed recording is not safe
 
     def warm_up(self, function: Callable[[], _T]) -> _T:
         current = torch.cuda.current_stream(self.device)
@@ -167,6 +165,7 @@ class CUDAGraphRecorder:
         return result
 
     def watch(self, function: Callable[[], _T]) -> tuple[_T, str | None]:
+        self.pause()
         before, mode = _cpu_rng_states(), torch.cuda.get_sync_debug_mode()
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
@@ -184,24 +183,41 @@ class CUDAGraphRecorder:
         return result, None if before == _cpu_rng_states() else "the step draws random numbers outside the device"
 
     def record(self, function: Callable[[], _T]) -> Callable[[], _T]:
-        seed, graph = torch.initial_seed(), torch.cuda.CUDAGraph()
+        stream, seed = torch.cuda.current_stream(self.device), torch.initial_seed()
+        graph, pool = torch.cuda.CUDAGraph(), torch.cuda.graph_pool_handle()
+        first_error: BaseException | None = None  # torch raises a second one if the first has invalidated the capture
         try:
             # thread_local: the prefetch thread may allocate pinned memory during the recording
-            with torch.cuda.graph(graph, stream=self.stream, capture_error_mode="thread_local"):
-                result = function()
-        except BaseException:
-            self.failed.append(graph)
-            # torch can leave the default generator in its recording state: give it a new state and the same seed
-            generator = torch.cuda.default_generators[self.device.index or 0]
-            generator.graphsafe_set_state(torch.Generator(self.device).graphsafe_get_state())
-            torch.manual_seed(seed)
-            raise
+            with torch.cuda.graph(graph, pool=pool, stream=self.stream, capture_error_mode="thread_local"):
+                try:
+                    result = function()
+                except BaseException as error:
+                    first_error = error
+                    raise
+        except BaseException as error:
+            torch.cuda.set_stream(stream)
+            self._recover(graph, pool, seed)
+            error.__traceback__ = None  # without tracebacks, which hold the tensors of the step: errors hold each other
+            raise (first_error or error).with_traceback(None) from None
 
         def replay() -> _T:
             graph.replay()
             return result
 
         return replay
+
+    def _recover(self, graph: torch.cuda.CUDAGraph, pool: Any, seed: int) -> None:
+        """Undo what torch leaves behind if it cannot end a capture: memory and the default generator belong to it."""
+        index = torch.cuda.current_device() if self.device.index is None else self.device.index
+        end_pool: Any = getattr(torch._C, "_cuda_endAllocateToPool", None)
+        if end_pool:
+            with contextlib.suppress(RuntimeError):  # the capture did end, and only the function has failed
+                end_pool(index, pool)
+                torch._C._cuda_releasePool(index, pool)
+        generator = torch.cuda.default_generators[index]
+        generator.graphsafe_set_state(torch.Generator(self.device).graphsafe_get_state())
+        torch.manual_seed(seed)
+        graph.reset()
 
 
 def _cpu_rng_states() -> tuple[object, ...]:
@@ -273,5 +289,8 @@ def rollback(objective: Any, scaler: Any = None) -> Iterator[None]:
 
 
 def _to_one_line(error: Exception) -> str:
-    message = " ".join(str(error).split("\n")[:2])  # compilers put the cause into the second line
+    # Where the memory went, and advice, take more sentences. Compilers put the cause into the second line.
+    separator = ". " if isinstance(error, torch.cuda.OutOfMemoryError) else "\n"
+    lines = str(error).split(separator)[:2]
+    message = " ".join(line for line in lines if not line.startswith("Search for "))  # of CUDA errors: where to read
     return f"{type(error).__name__}: {message}".rstrip(": ")

@@ -128,6 +128,8 @@ class Engine:
             )
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
             torch.use_deterministic_algorithms(settings.deterministic)
+            # It doubles the launches, to make errors visible.
+            torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
         AcceleratorState._reset_state(reset_partial_state=True)  # one process may train several runs in sequence
         mixed = "no" if precision == "fp32" else precision
         try:
@@ -147,6 +149,7 @@ class Engine:
             "cuda_graphs": cuda and settings.cuda_graphs,
             "prefetch": cuda and settings.prefetch,
         }
+        self._prefetcher: Prefetcher | None = None
         self._average_gradients: dict[Any, Callable[[Tensor], Tensor]] = {}  # per optimizer, see distributed.py
         self._lr_ratios: dict[Any, float] = {}  # per optimizer: its learning rate / settings.lr
         self._eps_at: Callable[[int], float] | None = None
@@ -312,7 +315,11 @@ class Engine:
 
     def build_recorder(self) -> GraphRecorder:
         """Return the recorder of this device. Tests replace this method to record without CUDA."""
-        return CUDAGraphRecorder(self.device)
+        return CUDAGraphRecorder(self.device, pause=self._wait_for_prefetch)
+
+    def _wait_for_prefetch(self) -> None:
+        if self._prefetcher:
+            self._prefetcher.wait()
 
     def _disable_graphs(self, reason: str) -> None:
         self.enabled["cuda_graphs"] = False
@@ -332,7 +339,10 @@ class Engine:
         batches  batches of the run by step
         steps    number of the run's steps; no batch is prepared after the last
         """
-        return Prefetcher(batches, self._pin, steps) if self.enabled["prefetch"] else contextlib.nullcontext(batches)
+        if not self.enabled["prefetch"]:
+            return contextlib.nullcontext(batches)
+        self._prefetcher = Prefetcher(batches, self._pin, steps)
+        return self._prefetcher
 
     def _pin(self, batch: Batch) -> Batch:
         """The batch in pinned memory. Runs in the prefetch thread."""

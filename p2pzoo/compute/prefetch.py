@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -67,6 +68,10 @@ class Prefetcher:
 
     def _make(self, step: int) -> Batch:
         return self.prepare(self.batches[step])
+
+    def wait(self) -> None:
+        """Wait until the next batches are ready. Until a batch is requested, no thread works then."""
+        concurrent.futures.wait(self._futures.values())
 
     def __enter__(self) -> Prefetcher:
         return self

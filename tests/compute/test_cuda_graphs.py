@@ -37,11 +37,12 @@ class FakeRecorder:
     """Record by keeping the function.
 
     obstacle  what `watch` returns
+    watches   how often it returns the obstacle, and None later; None: always
     broken    raise an error in `record`
     """
 
-    def __init__(self, *, obstacle=None, broken=False):
-        self.obstacle, self.broken = obstacle, broken
+    def __init__(self, *, obstacle=None, watches=None, broken=False):
+        self.obstacle, self.watches, self.broken = obstacle, watches, broken
         self.calls = []
 
     def warm_up(self, function):
@@ -50,7 +51,8 @@ class FakeRecorder:
 
     def watch(self, function):
         self.calls.append("watch")
-        return function(), self.obstacle
+        is_seen = self.watches is None or self.calls.count("watch") <= self.watches
+        return function(), self.obstacle if is_seen else None
 
     def record(self, function):
         self.calls.append("record")
@@ -244,6 +246,36 @@ class TestRecorded:
         assert "replay" not in recorder.calls
         assert "cuda_graphs" not in engine.describe()["on"]
         assert not any(g.get("capturable") for p in objective.trainables for g in p.optimizer.param_groups)
+
+    def test_an_obstacle_that_the_next_step_does_not_have_was_of_another_thread(self, eager_results):
+        recorder = FakeRecorder(obstacle="the step draws random numbers outside the device", watches=1)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("error", message="training without")
+            assert same(train(*make_step(recorder, on=["cuda_graphs"])), eager_results)
+        assert recorder.calls[2:5] == ["watch", "watch", "record"]
+
+    def test_gradients_of_a_failed_recording_are_not_added_to_those_of_the_next_step(self):
+        """A recorded backward pass leaves gradients that no kernel has computed."""
+
+        class FailingAfterBackward(FakeRecorder):
+            def record(self, function):
+                for group in optimizer.param_groups:
+                    for parameter in group["params"]:
+                        parameter.grad = torch.full_like(parameter, torch.nan)
+                raise RuntimeError("out of memory")
+
+        weight = nn.Parameter(torch.ones(()))
+        optimizer = torch.optim.Adam([weight])
+
+        def step(batch, _):
+            (weight * batch.x.mean()).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            return {"w": weight.detach().clone()}
+
+        train_step = CUDAGraphStep(step, FailingAfterBackward(), optimizers=[optimizer], on_failure=lambda _: None)
+        losses = [train_step(batch(number), number)["w"] for number in range(STEPS)]
+        assert all(value.isfinite() for value in losses)
 
     def test_a_loss_that_reads_ids_does_not_get_those_of_the_recorded_step(self):
         _, _, train_step = make_step(FakeRecorder(), terms=[IdLoss()], on=["cuda_graphs"])

@@ -2,6 +2,7 @@
 
 import copy
 import threading
+import time
 
 import pytest
 import torch
@@ -227,6 +228,24 @@ class TestPrefetcher:
             assert all(event.wait(10) for event in events[: 1 + PREFETCH_DEPTH])
             assert prefetched[7] == 7, "any step may be requested"
         assert not events[4].is_set()
+
+    def test_after_waiting_no_batch_is_being_made(self):
+        working = set()
+
+        class Batches:
+            def __getitem__(self, step):
+                working.add(step)
+                time.sleep(0.05)
+                working.remove(step)
+                return step
+
+        with Prefetcher(Batches(), lambda batch: batch, end=10) as prefetched:
+            assert prefetched[0] == 0
+            assert working
+            prefetched.wait()
+            assert not working
+            time.sleep(0.02)
+            assert not working
 
     def test_an_error_is_raised_where_its_batch_is_requested_and_the_thread_ends(self):
         class Batches:

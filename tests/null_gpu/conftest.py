@@ -53,20 +53,21 @@ def on_null_gpu(built):
 
 @pytest.fixture(scope="session")
 def scenarios(on_null_gpu, shared_folder):
-    """scenarios(script, NULL_CC="75", …): what each scenario of this script printed, {name: result}.
+    """scenarios(script, name, NULL_CC="75", …): the result of this scenario of a script.
 
-    A script runs once for all workers and tests that ask for the same.
+    A script runs once for all workers and tests.
     """
 
-    def scenarios(script, **variables):
+    def scenarios(script, name, **variables):
         key = "-".join([script, *(f"{name}={value}" for name, value in sorted(variables.items()))])
         file = shared_folder / f"{key}.json"
         with filelock.FileLock(shared_folder / f"{key}.lock"):
             if not file.exists():
                 process = on_null_gpu(HERE / script, **variables)
-                assert process.returncode == 0, process.stdout + process.stderr
-                lines = [json.loads(line) for line in process.stdout.splitlines() if line.startswith("{")]
-                file.write_text(json.dumps({name: result for line in lines for name, result in line.items()}))
-        return json.loads(file.read_text())
+                results = [json.loads(line) for line in process.stdout.splitlines() if line.startswith("{")]
+                file.write_text(json.dumps(results or [{name: {"error": process.stderr}}]))
+        [result] = [line[name] for line in json.loads(file.read_text()) if name in line]
+        assert "error" not in result, result["error"]
+        return result
 
     return scenarios

@@ -1,0 +1,124 @@
+"""The training step: what it launches, what it waits for, and what happens if it cannot be recorded."""
+
+import random
+import time
+
+import numpy as np
+import torch
+from null_gpu.run import memory_in_use, set_memory_limit
+from null_gpu.training import Training, print_results
+
+from p2pzoo.compute.cuda_graphs import WARMUP_STEPS
+
+GIGABYTE = 1 << 30
+
+
+def counts():
+    return _count_steps()
+
+
+def counts_deterministic():
+    return _count_steps(deterministic=True)
+
+
+def _count_steps(**compute):
+    """Count an eager step and a replayed one."""
+    training = Training(compute=compute)
+    training.step()
+    eager = training.count_step()
+    training.step(WARMUP_STEPS)
+    return {"eager": eager, "replayed": training.count_step(), **_outcome(training)}
+
+
+def samples_in_the_prefetch_thread():
+    def sample():
+        for _ in range(100):
+            random.random(), np.random.rand(), torch.rand(1)
+            time.sleep(1e-4)
+
+    training = Training(in_prefetch=sample)
+    training.step(WARMUP_STEPS + 1)
+    return _outcome(training)
+
+
+def samples_in_a_loss():
+    return _train_with(lambda out: random.random() * out.y_hat.mean())
+
+
+def waits_in_a_loss():
+    return _train_with(lambda out: out.y_hat.mean() * out.y_hat.mean().item())
+
+
+def waits_while_recorded():
+    return _train_with(_while_recorded(lambda: torch.cuda.current_stream().synchronize()))
+
+
+def raises_while_recorded():
+    def fail():
+        raise ValueError("not now")
+
+    return _train_with(_while_recorded(fail))
+
+
+def needs_too_much_memory_while_recorded():
+    """The recording asks for 1 GB where 64 MB are left."""
+    try:
+        return _train_with(
+            _while_recorded(lambda: torch.empty(GIGABYTE, dtype=torch.uint8, device="cuda")), spare=64 << 20
+        )
+    finally:
+        set_memory_limit(0)
+
+
+class Loss:
+    side = "generator"
+
+    def __init__(self, function):
+        self.function = function
+
+    def __call__(self, out):
+        return self.function(out)
+
+
+def _while_recorded(function):
+    def loss(out):
+        if torch.cuda.is_current_stream_capturing():
+            function()
+        return out.y_hat.mean()
+
+    return loss
+
+
+def _train_with(loss, *, spare=0):
+    """Train until after the step that would be recorded, with a bound on the memory if `spare` bytes are given."""
+    training = Training(extra=[Loss(loss)])
+    training.step(WARMUP_STEPS)
+    torch.cuda.empty_cache()
+    used = memory_in_use()
+    set_memory_limit(spare and used + spare)
+    training.step(WARMUP_STEPS)
+    torch.cuda.empty_cache()
+    return {**_outcome(training), "more_memory": memory_in_use() - used, "later": training.count_step()}
+
+
+def _outcome(training):
+    networks = [trainable.network for trainable in training.objective.trainables]
+    return {
+        "is_recorded": training.is_recorded,
+        "warnings": training.warnings,
+        "is_default_stream": torch.cuda.current_stream() == torch.cuda.default_stream(),
+        "num_gradients": sum(p.grad is not None for network in networks for p in network.parameters()),
+    }
+
+
+if __name__ == "__main__":
+    print_results(
+        counts,
+        counts_deterministic,
+        samples_in_the_prefetch_thread,
+        samples_in_a_loss,
+        waits_in_a_loss,
+        waits_while_recorded,
+        raises_while_recorded,
+        needs_too_much_memory_while_recorded,
+    )
