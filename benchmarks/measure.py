@@ -24,12 +24,15 @@ class Contestant:
     """A process that runs a script which calls `serve`; it works when `turn` is called."""
 
     def __init__(self, *command: object) -> None:
-        arguments = [sys.executable, *map(str, command)]
-        self.process = subprocess.Popen(arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self.start(*command)
         self.about = self._answer()  # the process has finished its warm-up
 
+    def start(self, *command: object) -> None:
+        arguments = [sys.executable, *map(str, command)]
+        self.process = subprocess.Popen(arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
     def turn(self, repeats: int) -> dict[str, Any]:
-        """Do the work `repeats` times. Return {"seconds": of each repeat, "peak_bytes"}."""
+        """Do the work `repeats` times. Return {"seconds": of each repeat, "peak_bytes"}, and what `serve` adds."""
         assert self.process.stdin
         self.process.stdin.write(f"{repeats}\n")
         self.process.stdin.flush()
@@ -50,13 +53,18 @@ class Contestant:
 
 
 def serve(
-    work: Callable[[], object], about: dict[str, Any] | None = None, *, peak: Callable[[], int] | None = None
+    work: Callable[[], object],
+    about: dict[str, Any] | None = None,
+    *,
+    peak: Callable[[], int] | None = None,
+    facts: Callable[[], dict[str, Any]] = dict,
 ) -> None:
     """Be a contestant: for each number on stdin, do `work` that often, and print the seconds of each and peak memory.
 
     work   one repeat
     about  facts about this contestant, printed first
     peak   returns peak memory in bytes; that of the process if not given
+    facts  returns what to add to the answer of a turn
     """
     peak = peak or peak_bytes
     print(json.dumps(about or {}), flush=True)
@@ -66,7 +74,7 @@ def serve(
             start = time.perf_counter()
             work()
             seconds.append(time.perf_counter() - start)
-        print(json.dumps({"seconds": seconds, "peak_bytes": peak()}), flush=True)
+        print(json.dumps({"seconds": seconds, "peak_bytes": peak(), **facts()}), flush=True)
 
 
 def peak_bytes() -> int:

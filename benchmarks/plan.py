@@ -25,7 +25,10 @@ PUBLISHED = {
     "ImageNet, photos": 1_281_167,
     "H100 SXM, bf16 FLOP/s": 989e12,  # dense; NVIDIA's data sheet
 }
-SHARES = (0.01, 0.10)  # share of a GPU's peak that such steps reach: assumed until benchmarks/gpu.py has measured it
+SHARES = (
+    0.01,
+    0.10,
+)  # share of a GPU's peak that such steps reach: assumed until benchmarks/gpu_window.py has measured it
 SHARE = f"{SHARES[1]:.0%} to {SHARES[0]:.0%} of its peak, assumed"
 STORAGE = 1e9  # bytes per second of a shared file system for one run: assumed
 FLOATS = 4 * 3  # bytes per weight in a checkpoint: the weight and the two moments of Adam

@@ -173,23 +173,3 @@ def test_scaling_fits_a_slope_to_every_series_and_plots_it(tmp_path, load):
     load("scaling").plot(result, plot)
     assert all(unit in plot.read_text() for unit in (batch["unit"], "pairs of the dataset", "start-up in s"))
     assert plot.stat().st_size < 100_000
-
-
-@pytest.mark.slow
-def test_gpu_compares_its_lines_on_a_cpu():
-    quick = ["--device", "cpu", "--quick", "--rounds", 1, "--steps", 1, "--without", "one_pass"]
-    done = run("gpu", *quick, "--json")
-    assert done.returncode == 0, done.stderr
-    [cell] = json.loads(done.stdout)["cells"]
-    assert cell["lines"].keys() == {"p2pzoo", "baseline", "without one_pass"}
-    assert "one_pass" in cell["lines"]["p2pzoo"]["on"]
-    assert "one_pass" not in cell["lines"]["without one_pass"]["on"]
-    assert cell["lines"]["baseline"]["ratio"]["median"] > 0
-
-
-def test_gpu_without_cuda_is_an_error_in_one_line(monkeypatch):
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    done = run("gpu")
-    assert done.returncode == 2
-    [line] = done.stderr.splitlines()
-    assert "needs a CUDA device" in line

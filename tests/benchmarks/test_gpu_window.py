@@ -1,0 +1,222 @@
+"""The window on a GPU: its stages run at toy size, and what fails or hangs stops nothing else."""
+
+import importlib
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+STAGES = """
+import json, subprocess, sys, time
+from pathlib import Path
+name, context = sys.argv[2], json.loads(sys.argv[4])
+out = Path(context["out"])
+if name == "hangs":
+    (out / "hangs.json").write_text(json.dumps({"stage": "hangs", "checks": [], "results": {"first": 1}}))
+    child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    (out / "child").write_text(str(child.pid))
+    time.sleep(60)
+if name == "fails":
+    print("before", file=sys.stderr)
+    raise ValueError("this stage is broken")
+if name == "beside":
+    time.sleep(60)
+(out / f"{name}.json").write_text(json.dumps({"stage": name, "checks": [], "results": {"until": context["until"]}}))
+"""
+
+
+@pytest.fixture
+def load(monkeypatch):
+    """load("driver"): a module of benchmarks/window, in this process."""
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    return lambda name: importlib.import_module(f"window.{name}")
+
+
+@pytest.fixture
+def context(load, tmp_path):
+    out, work = tmp_path / "out", tmp_path / "work"
+    out.mkdir()
+    work.mkdir()
+    return load("context").Context(out, work, "cpu", False, True, time.time() + 60)
+
+
+def run(*arguments, **variables):
+    command = [sys.executable, BENCHMARKS / "gpu_window.py", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=1500, env=os.environ | variables)
+
+
+@pytest.mark.slow
+def test_a_rehearsal_runs_every_stage_and_all_checks_pass(load, tmp_path):
+    out = tmp_path / "window"
+    done = run("--rehearse", "--seconds", 1400, "--out", out, CUDA_VISIBLE_DEVICES="")
+    assert done.returncode == 0, done.stderr + done.stdout
+    stages = [stage.name for stage in load("plan").STAGES]
+    records = {name: json.loads((out / f"{name}.json").read_text("utf-8")) for name in stages}
+    assert {name: record["status"] for name, record in records.items()} == dict.fromkeys(stages, "ok")
+    for name, record in records.items():
+        assert record["rehearsal"]
+        assert record["seed"] == 0
+        assert record["environment"]["torch"] == torch.__version__
+        assert all(check["passed"] for check in record["checks"]), (name, record["checks"])
+    assert {"combinations", "graphs", "captures", "resume", "training", "speed_512_1"} <= {
+        name for name, record in records.items() if record["checks"]
+    }
+    runs = records["training"]["results"]["runs"]
+    assert {len(each["milestones"]) for each in runs.values()} == {4}
+    assert done.stdout == (out / "summary.md").read_text("utf-8")
+    assert run("--summary", out).stdout == done.stdout
+    for text in ("A rehearsal", "## Combinations", "equal to the bit", "## Speed", "| L1 + cGAN"):
+        assert text in done.stdout
+    assert sum(file.stat().st_size for file in out.rglob("*") if file.is_file()) < 10e6
+
+
+def test_without_a_gpu_and_without_rehearse_it_is_an_error(tmp_path):
+    done = run("--out", tmp_path / "window", CUDA_VISIBLE_DEVICES="")
+    assert done.returncode == 2
+    assert "needs a CUDA device" in done.stderr.splitlines()[-1]
+
+
+def test_results_are_not_mixed_with_those_of_another_window(tmp_path):
+    (tmp_path / "inventory.json").write_text("{}")
+    done = run("--out", tmp_path)
+    assert done.returncode == 2
+    assert "is not empty" in done.stderr.splitlines()[-1]
+
+
+def test_a_stage_that_hangs_or_fails_stops_no_other(load, context, tmp_path):
+    plan, driver = load("plan"), load("driver")
+    script = tmp_path / "stages.py"
+    script.write_text(STAGES)
+    lines = []
+    window = driver.Window(script, context, time.time() + plan.PACK_SECONDS + 30, lines.append)
+    stages = [
+        plan.Stage("beside", "", None, "", until="works"),
+        *(
+            plan.Stage(name, "", seconds, "")
+            for name, seconds in (("hangs", 1.5), ("fails", 20), ("works", 20), ("rest", None))
+        ),
+    ]
+    driver_names = dict.fromkeys(stage.name for stage in stages)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(driver, "BY_NAME", driver_names)
+        patch.setattr(driver, "GRACE", 0.2)
+        window.run(stages)
+    assert window.statuses == {
+        "hangs": "timed out",
+        "fails": "failed",
+        "beside": "stopped",
+        "works": "ok",
+        "rest": "ok",
+    }
+    records = {name: json.loads((context.out / f"{name}.json").read_text("utf-8")) for name in driver_names}
+    assert records["hangs"]["results"] == {"first": 1}, "what it had written is kept"
+    assert records["fails"]["log"][-1] == "ValueError: this stage is broken"
+    assert records["rest"]["results"]["until"] == pytest.approx(window.end - plan.PACK_SECONDS), "all that is left"
+    assert not Path(f"/proc/{(context.out / 'child').read_text()}").exists(), "its children have ended too"
+    assert [line.partition(":")[0] for line in lines] == ["hangs", "fails", "beside", "works", "rest"]
+
+
+def test_a_stage_without_time_left_does_not_start(load, context, tmp_path):
+    plan, driver = load("plan"), load("driver")
+    window = driver.Window(tmp_path / "none.py", context, time.time() + plan.PACK_SECONDS, lambda _: None)
+    window.run([plan.Stage("late", "", 10, "")])
+    assert window.statuses == {"late": "no time left"}
+
+
+def test_the_budgets_fit_into_the_window_and_leave_minutes_for_training(load):
+    plan = load("plan")
+    budgets = sum(stage.seconds for stage in plan.STAGES if stage.seconds)
+    assert plan.SECONDS < 600
+    assert plan.SECONDS - plan.PACK_SECONDS - budgets >= 180
+
+
+def step(deviation):
+    """Losses and Adam's state of a step; the state deviates by this share in one direction."""
+    generator = torch.Generator().manual_seed(0)
+    vectors = {
+        f"{name}.{key}": torch.randn(1000, generator=generator) for name in "GD" for key in ("exp_avg", "exp_avg_sq")
+    }
+    noise = torch.randn(1000, generator=generator)
+    return {"G.l1": 0.5}, {
+        key: vector + deviation * vector.norm() / noise.norm() * noise for key, vector in vectors.items()
+    }
+
+
+@pytest.mark.parametrize(("rounding", "deviation", "passed"), [
+    (1e-6, 0.5e-4, True), (1e-6, 2e-4, False), (1e-4, 2e-4, True), (1e-4, 6e-4, False),
+])  # fmt: skip
+def test_a_step_in_fp32_may_deviate_by_1e_4_or_by_a_multiple_of_the_rounding(
+    load, context, rounding, deviation, passed
+):
+    save = importlib.import_module("p2pzoo.models.safetensors_io").save_tensors
+    losses, vectors = step(0)
+    header = {"losses": losses, "rounding": dict.fromkeys(vectors, rounding), "cosine": dict.fromkeys(vectors, 0.999)}
+    save(context.work / "0.safetensors", vectors, header)
+    record = load("context").Record("combinations", context)
+    steps = {"fp32": step(deviation), "bf16": step(0.3)}
+    load("combinations").compare("base", steps, context.work / "0.safetensors", record, {})
+    outcomes = {check["check"]: check["passed"] for check in record.values["checks"]}
+    assert outcomes == {"base, fp32": passed, "base, bf16": False}
+    assert json.loads(record.file.read_text("utf-8"))["checks"] == record.values["checks"]
+
+
+def test_a_device_that_computes_nothing_is_recorded_and_not_checked(load, context):
+    record = load("context").Record("graphs", importlib.import_module("dataclasses").replace(context, computes=False))
+    record.check("equal to the bit", False, largest=float("inf"))
+    assert json.loads(record.file.read_text("utf-8"))["checks"] == [
+        {"check": "equal to the bit", "passed": None, "largest": "inf"}
+    ]
+
+
+def test_the_difference_of_two_states_names_the_tensor_that_differs_most(load):
+    difference = load("build").difference
+    expected = {"a": torch.zeros(3), "b": torch.zeros(3)}
+    assert difference(expected, expected)["different"] == 0
+    found = difference({"a": torch.tensor([0, 1e-3, 0]), "b": torch.tensor([0, 0, 0.5])}, expected)
+    assert found == {"tensors": 2, "different": 2, "largest": 0.5, "where": "b"}
+    assert difference({"a": torch.zeros(3)}, expected)["different"] == 1
+    assert difference({"a": torch.zeros(3), "b": torch.full((3,), torch.nan)}, expected)["where"] == "b"
+
+
+def test_the_measured_rate_fixes_the_number_of_images(load, context):
+    training = load("training")
+    rates = {"together": [
+        {"images_per_second": rate, "build_seconds": 2.0, "evaluation_seconds": 0.5} for rate in (50.0, 40.0)
+    ] + [{"error": "ended"}]}  # fmt: skip
+    images = training.choose_images(rates, 2, context)  # 40 images/s for 0.9 × 60 s / 2 runs less 2 + 8 × 0.5 s
+    assert images == pytest.approx(40 * (0.9 * 60 / 2 - 6), abs=16)
+    assert images % 8 == 0
+    assert training.choose_images({"together": [{"error": "ended"}]}, 2, context) == 0
+
+
+def test_a_summary_survives_missing_and_incomplete_stages(load, tmp_path):
+    summary = load("summary")
+    assert "| training | not run |" in summary.text(tmp_path)
+    (tmp_path / "graphs.json").write_text(
+        json.dumps({"stage": "graphs", "status": "timed out", "seconds": 3, "results": {"bf16": {}},
+                    "checks": [{"check": "bf16: equal", "passed": False, "largest": 0.1}]})
+    )  # fmt: skip
+    text = summary.text(tmp_path)
+    assert "| graphs | timed out | 3 | 30 | 0 of 1 |" in text
+    assert "**bf16: equal**: {'largest': 0.1}" in text
+    assert "incomplete (KeyError: 'graph')" in text
+
+
+def test_the_folder_is_made_small_enough(load, tmp_path, monkeypatch):
+    summary = load("summary")
+    monkeypatch.setattr(summary, "MAX_BYTES", 10_000)
+    monkeypatch.setattr(summary, "MAX_LOG_BYTES", 100)
+    for name, size in (("training/large.png", 20_000), ("training/small.png", 1_000), ("logs/graphs.log", 500)):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"." * size)
+    lines = []
+    summary.pack(tmp_path, lines.append)
+    assert {file.name for file in tmp_path.rglob("*.*")} == {"small.png", "graphs.log", "summary.md"}
+    assert (tmp_path / "logs" / "graphs.log").stat().st_size < 200
+    assert lines == ["training/large.png is deleted: the folder would have more than 0 MB"]
