@@ -77,7 +77,7 @@ def run_window(out: Path, rehearse: bool, seconds: int, only: tuple[str, ...]) -
         if device["type"] == "cpu" and not rehearse:
             raise click.UsageError(f"gpu_window.py needs a CUDA device, and torch {device['torch']} finds none")
         window.context = replace(context, device=device["type"], computes=device["computes"])
-        window.run([*driver.select(only)])
+        window.run([*driver.select(only, context.sizes)])
     finally:
         shutil.rmtree(work, ignore_errors=True)
         summary.pack(out, log)

@@ -80,13 +80,13 @@ def compare(name: str, steps: dict[str, Step], path: Path, record: Record, figur
             needed = {key: min(MIN_COSINE, 1 - MULTIPLE * (1 - header["cosine"][key])) for key in found["cosine"]}
             worst = min(needed, key=lambda key: found["cosine"][key] - needed[key])
             reached = found["cosine"][worst]
-            record.check(f"{name}, bf16", reached >= needed[worst], where=worst, cosine=reached, needed=needed[worst])
+            record.compare(f"{name}, bf16", reached >= needed[worst], where=worst, cosine=reached, needed=needed[worst])
             continue
         limits = {key: max(LIMIT, MULTIPLE * header["rounding"][key]) for key in expected}
         excess = {key: found["relative"][key] / limits[key] for key in expected}
         worst = max(excess, key=excess.__getitem__)
         limit = max(LIMIT, *limits.values())
-        record.check(
+        record.compare(
             f"{name}, fp32", excess[worst] <= 1 and loss <= limit,
             where=worst, relative=found["relative"][worst], limit=limits[worst], loss=loss,
         )  # fmt: skip

@@ -29,7 +29,7 @@ class Context:
     work      folder for files that are not kept
     device    "cuda" or "cpu"
     rehearse  toy sizes
-    computes  false for a device that runs no kernel: figures are recorded and not checked
+    computes  false for a device that runs no kernel: numbers are recorded and not compared
     until     time.time() at which the stage is stopped
     """
 
@@ -60,7 +60,8 @@ class Context:
 class Record:
     """The results of a stage: NAME.json. It is written after each change, so a stage that is killed keeps its results.
 
-    >>> record.check("equal to the bit", actual == expected, largest=0.0)
+    >>> record.check("a graph was recorded", "cuda_graphs" in on)
+    >>> record.compare("equal to the bit", difference["different"] == 0, **difference)
     """
 
     def __init__(self, name: str, context: Context) -> None:
@@ -83,9 +84,15 @@ class Record:
         self.write()
 
     def check(self, name: str, passed: bool, **figures: Any) -> None:
-        """Store whether something is as it must be. On a device that computes nothing, only the figures count."""
-        outcome = bool(passed) if self.context.computes else None
-        self.values["checks"].append({"check": name, "passed": outcome, **figures})
+        """Store whether something happened as it must."""
+        self.values["checks"].append({"check": name, "passed": bool(passed), **figures})
+        self.write()
+
+    def compare(self, name: str, passed: bool, **figures: Any) -> None:
+        """Store whether numbers are as they must be. On a device that computes nothing, `passed` is stored as None."""
+        self.values["checks"].append(
+            {"check": name, "passed": bool(passed) if self.context.computes else None, **figures}
+        )
         self.write()
 
     def end(self, status: str, **facts: Any) -> None:

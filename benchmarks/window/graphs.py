@@ -59,7 +59,7 @@ def compare(
         warned = figures["graph"]["warnings"]
         record.check(f"{label}: a graph was recorded", "cuda_graphs" in figures["graph"]["on"], warnings=warned)
     if deterministic:
-        record.check(f"{label}: graph and eager are equal to the bit", against["different"] == 0, **against)
+        record.compare(f"{label}: graph and eager are equal to the bit", against["different"] == 0, **against)
 
 
 def train(

@@ -66,7 +66,7 @@ def run(context: Context, record: Record) -> None:
             record.set(name, figures)
             record.check(f"{name}: SIGTERM stops the run", figures["code"] == STOPPED, code=figures["code"])
             record.check(f"{name}: before its end", 0 < figures["images"] < context.sizes.resume_images)
-            record.check(
+            record.compare(
                 f"{name}: the model is equal to the byte", figures["models"][0] == figures["models"][1],
                 models=figures["models"],
             )  # fmt: skip

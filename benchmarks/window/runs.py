@@ -44,7 +44,7 @@ def main(context: str) -> None:
     for line in sys.stdin:
         request = json.loads(line)
         try:
-            {"rate": worker.rate, "train": worker.train}[request.pop("do")](**request)
+            {"wait": worker.wait, "rate": worker.rate, "train": worker.train}[request.pop("do")](**request)
         except Exception as error:  # of one run
             say(traceback.format_exc())
             answer({"done": f"failed: {type(error).__name__}: {error}"[:300], "error": str(error)[:300]})
@@ -81,6 +81,10 @@ class Worker:
         return config.load(
             recipe, sizes.profile, [*sizes.overrides, *overrides, *metrics, *own, "compute.compile=false"]
         )
+
+    def wait(self) -> None:
+        """Answer at once: the process has started."""
+        answer({"done": "complete"})
 
     def rate(self, row: str, seconds: float) -> None:
         """Measure images per second over this time, and the seconds of building and of evaluating."""

@@ -16,7 +16,7 @@ import measure
 from window.context import Context, Record, say
 
 CONTESTANTS = Path(__file__).with_name("contestants.py")
-READY_SHARE = 0.6  # of the budget: contestants that are not ready then are left out
+READY_SHARE = 0.7  # of the budget: contestants that are not ready then are left out
 RESERVE = 1.5  # seconds before the end after which no round begins
 
 

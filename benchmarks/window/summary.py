@@ -58,7 +58,7 @@ def title(inventory: Mapping[str, Any]) -> str:
     if inventory.get("rehearsal"):
         lines.append("**A rehearsal at toy size: its numbers mean nothing.**")
     if not device.get("computes", True):
-        lines.append("**This device runs no kernel: nothing is compared.**")
+        lines.append("**This device runs no kernel: no numbers are compared.**")
     return "\n\n".join(lines)
 
 
@@ -67,8 +67,8 @@ def table_of_stages(records: Mapping[str, Mapping[str, Any]]) -> str:
     for stage in STAGES:
         record = records[stage.name]
         checks = record.get("checks", [])
-        passed = sum(check["passed"] is True for check in checks)
-        counted = f"{passed} of {len(checks)}" if checks and checks[0]["passed"] is not None else "–"
+        done = [check["passed"] for check in checks if check["passed"] is not None]
+        counted = f"{sum(done)} of {len(done)}" if done else "–"
         seconds = f"{record['seconds']:.0f}" if "seconds" in record else "–"
         budget = f"{stage.seconds:.0f}" if stage.seconds else "rest"
         rows.append([stage.name, record.get("status", "not run"), seconds, budget, counted, stage.title])

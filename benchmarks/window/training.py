@@ -55,6 +55,7 @@ class Worker:
 def run(context: Context, record: Record) -> None:
     sizes = context.sizes
     workers = [Worker(context) for _ in range(sizes.workers)]
+    _ask_all(workers, {"do": "wait"})  # all have started
     rates = measure_rates(workers, context)
     record.set("rates", rates)
     working = [worker for worker, rate in zip(workers, rates["together"], strict=True) if "error" not in rate]
