@@ -291,7 +291,6 @@ class Engine:
             return step
         obstacles = {
             "the image pool draws random numbers on the CPU in each step": objective.pool is not None,
-            "the fp16 loss scaler decides in each step whether to skip it": self.accelerator.scaler is not None,
             "several processes exchange gradients": distributed.world_size() > 1,
             "fused_adam is off, or the optimizer is not Adam or AdamW": not self.enabled["fused_adam"],
             "eps_before_correction changes the eps of Adam in each step": self._eps_at is not None,
@@ -310,7 +309,7 @@ class Engine:
             self.build_recorder(),
             parts=[*networks, *losses, *augmentations],
             optimizers=optimizers,
-            on_failure=self._disable_graphs,
+            on_failure=functools.partial(self._give_up_recording, optimizers),
         )
 
     def build_recorder(self) -> GraphRecorder:
@@ -320,6 +319,15 @@ class Engine:
     def _wait_for_prefetch(self) -> None:
         if self._prefetcher:
             self._prefetcher.wait()
+
+    def _give_up_recording(self, optimizers: Sequence[Any], reason: str) -> None:
+        scaler = self.accelerator.scaler
+        if scaler is not None:  # the recording may have ended inside a step
+            scaler.update(scaler.get_scale())
+            for optimizer in optimizers:
+                for name in ("grad_scale", "found_inf"):  # the scaler sets them while a fused optimizer takes a step
+                    vars(optimizer).pop(name, None)
+        self._disable_graphs(reason)
 
     def _disable_graphs(self, reason: str) -> None:
         self.enabled["cuda_graphs"] = False

@@ -291,7 +291,7 @@ class TestRecorded:
         with pytest.raises(RuntimeError, match=r"a loss reads StepOutputs\.step"):
             train_step(batch(WARMUP_STEPS), WARMUP_STEPS)  # with CUDA the recording fails with this error
 
-    @pytest.mark.parametrize("what", ["pool", "scaler", "processes", "Adam", "eps", "checkpointing"])
+    @pytest.mark.parametrize("what", ["pool", "processes", "Adam", "eps", "checkpointing"])
     def test_a_step_that_can_never_be_recorded_is_not_tried(self, what, monkeypatch):
         recorder = FakeRecorder()
         pool = ImagePool(2, 0) if what == "pool" else None
@@ -301,8 +301,6 @@ class TestRecorded:
         engine.enabled["cuda_graphs"] = True
         if what == "eps":
             engine.build_optimizer(objective.G.network, Optimizer(eps_before_correction=True))
-        if what == "scaler":
-            engine.accelerator.scaler = torch.amp.GradScaler("cpu")
         if what == "processes":
             monkeypatch.setattr("p2pzoo.compute.distributed.world_size", lambda: 2)
         with pytest.warns(UserWarning, match="training without a CUDA graph: ") as caught:

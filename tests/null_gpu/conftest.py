@@ -36,36 +36,37 @@ def built(shared_folder):
 
 
 @pytest.fixture(scope="session")
-def on_null_gpu(built):
-    """on_null_gpu(*arguments, NULL_CC="75", …): run.py with these arguments, as a CompletedProcess."""
+def start_on_null_gpu(built):
+    """start_on_null_gpu(*arguments, NULL_CC="75", …): a process of run.py with these arguments and variables."""
 
-    def on_null_gpu(*arguments, **variables):
-        return subprocess.run(
+    def start(*arguments, **variables):
+        return subprocess.Popen(
             [sys.executable, HERE / "run.py", *map(str, arguments)],
             env={**os.environ, "NULL_GPU_BUILD": str(built), **variables},
-            capture_output=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
             text=True,
-            timeout=TIMEOUT,
         )
 
-    return on_null_gpu
+    return start
 
 
 @pytest.fixture(scope="session")
-def scenarios(on_null_gpu, shared_folder):
+def scenarios(start_on_null_gpu, shared_folder):
     """scenarios(script, name, NULL_CC="75", …): the result of this scenario of a script.
 
-    A script runs once for all workers and tests.
+    A script runs once for all workers and tests; with variables, only this scenario of it.
     """
 
     def scenarios(script, name, **variables):
-        key = "-".join([script, *(f"{name}={value}" for name, value in sorted(variables.items()))])
+        only = [name] if variables else []
+        key = "-".join([script, *only, *map("=".join, sorted(variables.items()))])
         file = shared_folder / f"{key}.json"
         with filelock.FileLock(shared_folder / f"{key}.lock"):
             if not file.exists():
-                process = on_null_gpu(HERE / script, **variables)
-                results = [json.loads(line) for line in process.stdout.splitlines() if line.startswith("{")]
-                file.write_text(json.dumps(results or [{name: {"error": process.stderr}}]))
+                stdout, stderr = start_on_null_gpu(HERE / script, *only, **variables).communicate(timeout=TIMEOUT)
+                results = [json.loads(line) for line in stdout.splitlines() if line.startswith("{")]
+                file.write_text(json.dumps(results or [{name: {"error": stderr}}]))
         [result] = [line[name] for line in json.loads(file.read_text()) if name in line]
         assert "error" not in result, result["error"]
         return result

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from null_gpu.run import memory_in_use, set_memory_limit
 from null_gpu.training import Training, print_results
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from p2pzoo.compute.cuda_graphs import WARMUP_STEPS
 
@@ -54,10 +55,25 @@ def waits_while_recorded():
 
 
 def raises_while_recorded():
-    def fail():
-        raise ValueError("not now")
+    return _train_with(_while_recorded(_fail))
 
-    return _train_with(_while_recorded(fail))
+
+def raises_in_an_optimizer_while_recorded_in_fp16():
+    """The loss scaler is between two of its calls then, and gradients and scale have been handed to the optimizer."""
+
+    def before_step(optimizer, *_):
+        if torch.cuda.is_current_stream_capturing():
+            _fail()
+
+    hook = register_optimizer_step_pre_hook(before_step)
+    try:
+        return _train_with(lambda out: out.y_hat.mean(), compute={"precision": "fp16"})
+    finally:
+        hook.remove()
+
+
+def _fail():
+    raise ValueError("not now")
 
 
 def needs_too_much_memory_while_recorded():
@@ -89,9 +105,9 @@ def _while_recorded(function):
     return loss
 
 
-def _train_with(loss, *, spare=0):
+def _train_with(loss, *, spare=0, **settings):
     """Train until after the step that would be recorded, with a bound on the memory if `spare` bytes are given."""
-    training = Training(extra=[Loss(loss)])
+    training = Training(extra=[Loss(loss)], **settings)
     training.step(WARMUP_STEPS)
     torch.cuda.empty_cache()
     used = memory_in_use()
@@ -102,17 +118,20 @@ def _train_with(loss, *, spare=0):
 
 
 def _outcome(training):
+    optimizers = [trainable.optimizer for trainable in training.objective.trainables]
     networks = [trainable.network for trainable in training.objective.trainables]
     return {
+        "precision": training.engine.precision,
         "is_recorded": training.is_recorded,
         "warnings": training.warnings,
         "is_default_stream": torch.cuda.current_stream() == torch.cuda.default_stream(),
         "num_gradients": sum(p.grad is not None for network in networks for p in network.parameters()),
+        "is_scaled": any(hasattr(optimizer, "grad_scale") for optimizer in optimizers),
     }
 
 
 if __name__ == "__main__":
-    print_results(
+    scenarios = [
         counts,
         counts_deterministic,
         samples_in_the_prefetch_thread,
@@ -120,5 +139,7 @@ if __name__ == "__main__":
         waits_in_a_loss,
         waits_while_recorded,
         raises_while_recorded,
+        raises_in_an_optimizer_while_recorded_in_fp16,
         needs_too_much_memory_while_recorded,
-    )
+    ]
+    print_results({function.__name__: function for function in scenarios})

@@ -1,29 +1,71 @@
-"""Whole runs with `--device cuda`, by the command line."""
+"""Whole commands with `--device cuda`: train, stop, resume, measure, translate; and a run of two processes."""
 
 import ast
-import json
+import contextlib
+import socket
 
 import pytest
 
-STEPS, WARMUP = 40, 3
+SCRIPT = "run_scenarios.py"
+WARMUP = 3  # steps that are not replayed
 
 
-@pytest.fixture(scope="module")
-def plain(on_null_gpu, tiny, tmp_path_factory):
-    """(process, run folder, counters) of the tiny recipe on the null GPU."""
-    runs = tmp_path_factory.mktemp("runs")
-    arguments = ["p2pzoo", "--debug", "run", tiny, "--profile", "smoke", "--runs", runs, "--device", "cuda"]
-    process = on_null_gpu(*arguments, NULL_REPORT="1")
-    assert process.returncode == 0, process.stderr
-    [folder] = [file.parent for file in runs.glob("*/*/model.safetensors")]
-    return process, folder, ast.literal_eval(process.stderr.splitlines()[-1])
-
-
-def test_a_run_records_its_step_once_and_replays_it_to_the_end(plain):
-    process, folder, counted = plain
-    assert counted["captures"] == 1
-    assert counted["graph_launches"] == STEPS - WARMUP
-    assert "without a CUDA graph" not in process.stderr
-    env = json.loads((folder / "env.json").read_text())
-    assert {"cuda_graphs", "prefetch", "fused_adam", "channels_last"} <= {*env["on"]}
+def test_a_run_records_its_step_once_and_replays_it_to_the_end(scenarios):
+    result = scenarios(SCRIPT, "run")
+    assert result["exit_code"] == 0, result["output"]
+    assert "without a CUDA graph" not in result["output"]
+    assert result["counted"]["captures"] == 1
+    assert result["counted"]["graph_launches"] == 24 - WARMUP
+    env = result["env"]
     assert (env["device"], env["gpu"], env["precision"]) == ("cuda", "Null GPU", "bf16")
+    assert {"cuda_graphs", "prefetch", "fused_adam", "channels_last", "tf32"} <= {*env["on"]}
+    assert {"model.safetensors", "results.json", "report.html", "samples/test.png"} <= {*result["files"]}
+    assert result["logged"] == [*range(4, 25, 4)]
+
+
+def test_a_run_in_fp16_is_recorded_too(scenarios):
+    result = scenarios(SCRIPT, "run_in_fp16")
+    assert result["exit_code"] == 0, result["output"]
+    assert result["env"]["precision"] == "fp16"
+    assert result["counted"]["graph_launches"] == 24 - WARMUP
+
+
+def test_a_stopped_run_is_saved_and_resumes_with_a_graph_of_its_own(scenarios):
+    stopped, resumed = scenarios(SCRIPT, "stopped"), scenarios(SCRIPT, "resumed")
+    assert stopped["exit_code"] == 130, stopped["output"]
+    assert stopped["counted"]["graph_launches"] == 16 - WARMUP
+    assert "checkpoints/images-0000000016.safetensors" in stopped["files"]
+    assert resumed["exit_code"] == 0, resumed["output"]
+    assert "resuming" in resumed["output"]
+    assert resumed["counted"]["captures"] == 1
+    assert resumed["counted"]["graph_launches"] == 32 - 16 - WARMUP
+    assert resumed["logged"] == [*range(4, 33, 4)]
+
+
+@pytest.mark.parametrize("name", ["evaluated", "translated"])
+def test_a_trained_model_is_used_on_the_device(name, scenarios):
+    result = scenarios(SCRIPT, name)
+    assert result["exit_code"] == 0, result["output"]
+    assert result["counted"]["launches"] > 10
+
+
+def test_two_processes_train_on_two_devices_and_exchange_gradients_without_a_graph(start_on_null_gpu, tiny, tmp_path):
+    with contextlib.closing(socket.socket()) as listener:
+        listener.bind(("127.0.0.1", 0))
+        port = str(listener.getsockname()[1])
+    processes = [
+        start_on_null_gpu(
+            "p2pzoo", "run", tiny, "--profile", "smoke", "--runs", tmp_path, "--device", "cuda",
+            "-s", "train.batch_size=2", "-s", "train.images=8",
+            NULL_GPUS="2", NULL_REPORT="1", WORLD_SIZE="2", LOCAL_WORLD_SIZE="2", RANK=rank, LOCAL_RANK=rank,
+            MASTER_ADDR="127.0.0.1", MASTER_PORT=port,
+        )
+        for rank in "01"
+    ]  # fmt: skip
+    outputs = [process.communicate(timeout=300) for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], outputs
+    counted = [ast.literal_eval(stderr.splitlines()[-1]) for _, stderr in outputs]
+    assert counted[0]["collectives"] == counted[1]["collectives"] >= 2 * 4, "at least one per network and step"
+    assert all(each["captures"] == 0 for each in counted)
+    assert "training without a CUDA graph: several processes exchange gradients" in "".join(outputs[0])
+    assert "training" not in "".join(outputs[1]), "only the first process prints"

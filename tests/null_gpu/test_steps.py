@@ -1,9 +1,9 @@
 """A step is recorded, and its replay launches next to nothing; a step that cannot be recorded leaves no trace."""
 
 import pytest
+from null_gpu.training import MAX_LAUNCHES
 
 SCRIPT = "step_scenarios.py"
-MAX_LAUNCHES = 4  # beside the graph: learning rates of G and D, and the state of the random generator
 
 
 @pytest.fixture
@@ -39,6 +39,7 @@ FAILURES = {  # scenario: the reason in the warning
     "waits_in_a_loss": "the step waits for the device (step_scenarios.py:",
     "waits_while_recorded": "AcceleratorError: CUDA error: operation not permitted when stream is capturing",
     "raises_while_recorded": "ValueError: not now",
+    "raises_in_an_optimizer_while_recorded_in_fp16": "ValueError: not now",
     "needs_too_much_memory_while_recorded": "OutOfMemoryError: CUDA out of memory",
 }
 
@@ -59,5 +60,16 @@ def test_a_failed_recording_leaves_no_stream_no_gradients_and_no_memory(name, ou
     result = outcome(name)
     assert result["is_default_stream"]
     assert result["num_gradients"] == 0
+    assert not result["is_scaled"]
     never_recorded = outcome("samples_in_a_loss")  # it takes more only for the workspace of another stream
     assert result["more_memory"] <= never_recorded["more_memory"]
+
+
+def test_without_bf16_a_step_is_in_fp16_and_recorded_too(scenarios):
+    """A fused optimizer reads on the device whether the loss scaler skips a step."""
+    result = scenarios(SCRIPT, "counts", NULL_CC="75")
+    assert result["precision"] == "fp16"
+    assert result["warnings"] == []
+    assert result["is_recorded"]
+    assert result["replayed"]["launches"] <= MAX_LAUNCHES
+    assert result["eager"]["sync"] == result["replayed"]["sync"] == 0

@@ -1,6 +1,7 @@
 """Training step by step on the null GPU, and the scenarios that use it: functions whose result is printed as JSON."""
 
 import json
+import sys
 import traceback
 import warnings
 from contextlib import contextmanager
@@ -12,26 +13,28 @@ from null_gpu.run import counting
 from p2pzoo.compute.engine import Engine
 from p2pzoo.config.settings import Compute
 from p2pzoo.data import Store, train_batches
-from p2pzoo.plugin.loader import registry
-from p2pzoo.testing.component_case import IMAGE_SIDE, ComponentCase
+from p2pzoo.testing.component_case import IMAGE_SIDE
 from p2pzoo.testing.tiny_components import build_experiment, build_tiny_component
 from p2pzoo.training.gan_step import Term
 from p2pzoo.training.loop import train_step
 from p2pzoo.training.setup import build_objective
 
 STEPS = 20  # at most, of a training
+MAX_LAUNCHES = 4  # in a step beside the graph: learning rates of G and D, and the state of the random generator
 
 
-def print_results(*scenarios):
-    """Run these functions one after another, and print {name: result} of each, or {name: {"error": traceback}}."""
-    for function in scenarios:
+def print_results(scenarios):
+    """Run these {name: function} one after another, or those that the command line names, and print each result.
+
+    The lines are JSON: {name: result}, or {name: {"error": traceback}}.
+    """
+    for name in sys.argv[1:] or scenarios:
         torch.cuda.set_stream(torch.cuda.default_stream())
-        torch.use_deterministic_algorithms(False)
         try:
-            result = function()
+            result = scenarios[name]()
         except Exception:
             result = {"error": traceback.format_exc()}
-        print(json.dumps({function.__name__: result}), flush=True)
+        print(json.dumps({name: result}), flush=True)
 
 
 class Training:
@@ -95,8 +98,3 @@ class Training:
             warnings.simplefilter("always")
             yield
         self.caught += caught
-
-
-def find_case(kind, name, parameters=None):
-    """Return the component of a first-party plugin with small values, as the conformance kit builds it."""
-    return ComponentCase.from_entry(registry().find(kind, name), parameters)

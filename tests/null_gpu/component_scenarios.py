@@ -1,0 +1,50 @@
+"""Is a training step with this component recorded? One scenario per component of the first-party plugins."""
+
+import functools
+
+from null_gpu.training import Training, print_results
+from small_networks import SMALL_NETWORKS
+
+from p2pzoo.compute.cuda_graphs import WARMUP_STEPS
+from p2pzoo.plugin.loader import registry
+from p2pzoo.testing.component_case import ComponentCase, DoesNotApply
+
+SCRIPT = "component_scenarios.py"
+KINDS = ("generator", "discriminator", "gan_loss", "loss", "augmentation")
+OPTIMIZERS = ("optimizer Adam", "optimizer AdamW", "optimizer SGD", "optimizer RMSprop")
+PARAMETERS = {**SMALL_NETWORKS, "losses": {"ms-ssim": {"scales": 2}}}
+
+
+def first_party_components():
+    """{"kind name": entry} of all components that take part in a training step."""
+    entries = [entry for kind in KINDS for entry in registry().of(kind) if entry.distribution.startswith("p2pzoo ")]
+    return {f"{entry.kind} {entry.name}": entry for entry in entries}
+
+
+def train(case=None, **settings):
+    """Train until after the step that is recorded. Return the reason if it is not."""
+    try:
+        training = Training(case, **settings)
+    except DoesNotApply as reason:
+        return {"skipped": str(reason)}
+    training.step(WARMUP_STEPS - 1)
+    eager = training.count_step()
+    training.step(2)
+    counted = training.count_step()
+    return {"is_recorded": training.is_recorded, "warnings": training.warnings, "eager": eager, "later": counted}
+
+
+def train_component(entry):
+    parameters = PARAMETERS.get(entry.plugin, {}).get(entry.name)
+    return train(ComponentCase.from_entry(entry, parameters))
+
+
+def _scenarios():
+    for name, entry in first_party_components().items():
+        yield name, functools.partial(train_component, entry)
+    for name in OPTIMIZERS:
+        yield name, functools.partial(train, optimizer={"use": name.removeprefix("optimizer ")})
+
+
+if __name__ == "__main__":
+    print_results(dict(_scenarios()))
