@@ -9,7 +9,6 @@ more memory is a failure; the smallest failing input is printed.
 from __future__ import annotations
 
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -22,18 +21,25 @@ import measure
 @click.option("--cases", default=10_000, show_default=True, help="Inputs per kind; a tenth of it for whole pages.")
 @click.option("--seed", default=0, show_default=True, help="Seed of the inputs.")
 @click.option("--only", metavar="WORD", help="Run only kinds with this word in their name, as pytest's -k.")
-@click.option("-o", "--output", type=click.Path(path_type=Path), help="Also write the result to this file.")
-def main(cases: int, seed: int, only: str | None, output: Path | None) -> None:
+@click.option("--jobs", default=1, show_default=True, help="Test functions that run side by side.")
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path),
+    help="Also write the result to this file; a stopped campaign goes on.",
+)
+def main(cases: int, seed: int, only: str | None, jobs: int, output: Path | None) -> None:
     """Try bad input of every kind."""
-    start = time.monotonic()
-    options = [f"--cases={cases}", f"--seed={seed}", *(["-k", only] if only else [])]
-    rows = [row(figures) for figures in campaign.run_tests([campaign.TESTS / "bad_input"], options)]
+    options = [f"--cases={cases}", f"--seed={seed}"]
+    tests = campaign.run_tests([campaign.TESTS / "bad_input"], options, only=only, jobs=jobs, output=output)
+    rows = [row(figures) for figures in tests]
     result = {
         "benchmark": "bad_input", "cases": cases, "seed": seed, "inputs": rows,
         **{name: sum(each[name] for each in rows) for name in ("tried", "taken", "refused", "failed")},
-        "minutes": round((time.monotonic() - start) / 60, 1), "environment": measure.environment(),
+        "minutes": round(sum(test["minutes"] for test in tests), 1), **campaign.environments(tests),
     }  # fmt: skip
     measure.keep(result, output)
+    campaign.remove_parts(output)
     click.echo(table(result))
     sys.exit(result["failed"] > 0)
 

@@ -10,7 +10,6 @@ after the run was resumed, were neither unchanged nor replaced by newer files.
 from __future__ import annotations
 
 import sys
-import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -28,24 +27,31 @@ KINDS = sorted(file.stem.removeprefix("test_") for file in FOLDER.glob("test_*.p
 @click.option("--times", default=30, show_default=True, help="Repetitions of each fault that can vary.")
 @click.option("--kills", default=100, show_default=True, help="Number of processes killed at random moments.")
 @click.option("--seed", default=0, show_default=True, help="Seed of the places and moments of the faults.")
-@click.option("-o", "--output", type=click.Path(path_type=Path), help="Also write the result to this file.")
-def main(kinds: str | None, times: int, kills: int, seed: int, output: Path | None) -> None:
+@click.option("--jobs", default=1, show_default=True, help="Test functions that run side by side.")
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path),
+    help="Also write the result to this file; a stopped campaign goes on.",
+)
+def main(kinds: str | None, times: int, kills: int, seed: int, jobs: int, output: Path | None) -> None:
     """Inflict faults on runs and print how many each promise survived."""
     selected = [
         name for kind in (kinds or ",".join(KINDS)).lower().split(",") for name in KINDS if name.startswith(kind)
     ]
     if not selected:
         raise click.UsageError(f"--kind {kinds}: unknown kind; choose from {', '.join(KINDS)}")
-    start = time.monotonic()
     files = [FOLDER / f"test_{name}.py" for name in selected]
     options = [f"--times={times}", f"--kills={kills}", f"--seed={seed}"]
-    rows = [row(figures) for figures in campaign.run_tests(files, options, "promise")]
+    tests = campaign.run_tests(files, options, "promise", jobs=jobs, output=output)
+    rows = [row(figures) for figures in tests]
     result = {
         "benchmark": "faults", "times": times, "kills": kills, "seed": seed, "faults": rows,
         **{name: sum(each[name] for each in rows) for name in ("tried", "survived", "bytes_lost")},
-        "minutes": round((time.monotonic() - start) / 60, 1), "environment": measure.environment(),
+        "minutes": round(sum(test["minutes"] for test in tests), 1), **campaign.environments(tests),
     }  # fmt: skip
     measure.keep(result, output)
+    campaign.remove_parts(output)
     click.echo(table(result))
     sys.exit(result["survived"] < result["tried"])
 

@@ -263,7 +263,8 @@ def campaigns() -> str:
     if not results:
         return "*Not run at length yet.*"
     rows = [summaries[name](data) for name, data in results.items()]
-    return "\n\n".join([grid(["", "tried", "what came of it"], rows), *dict.fromkeys(map(where, results.values()))])
+    places = dict.fromkeys(map(environments, results.values()))
+    return "\n\n".join([grid(["", "tried", "what came of it"], rows), *places])
 
 
 def campaign(name: str, table: Callable[[dict[str, Any]], str]) -> str:
@@ -271,7 +272,12 @@ def campaign(name: str, table: Callable[[dict[str, Any]], str]) -> str:
     if not file.exists():
         return "*Not run at length yet.*"
     data = json.loads(file.read_text("utf-8"))
-    return f"{table(data)}\n\n{where(data)}"
+    return f"{table(data)}\n\n{environments(data)}"
+
+
+def environments(data: dict[str, Any]) -> str:
+    """Return the environments of a campaign, which may have gone on in another one, as text."""
+    return "\n\n".join(where({"environment": each}) for each in data.get("environments") or [data["environment"]])
 
 
 def row_seconds() -> str:
