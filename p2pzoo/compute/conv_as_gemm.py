@@ -221,6 +221,9 @@ class _Correlate(torch.autograd.Function):
 
 
 # --- algorithm "columns" ---------------------------------------------------------------------------------------
+#
+# Every view is taken in one step (`as_strided`): at small maps a step spends a third of its time on the calls of torch,
+# not on arithmetic, and each slice, permute and view is two calls.
 
 
 def _columns_convolve(x: Tensor, weight: Tensor, window: ConvWindow) -> Tensor:
@@ -229,33 +232,44 @@ def _columns_convolve(x: Tensor, weight: Tensor, window: ConvWindow) -> Tensor:
 
 
 def _columns_correlate(x: Tensor, y: Tensor, window: ConvWindow) -> Tensor:
-    weight = matmul_transposed(_rows(y).t(), _im2col(x, window).t())
-    return weight.view(y.shape[1], *window.kernel, x.shape[1]).permute(0, 3, 1, 2)
+    matrix = matmul_transposed(_transposed(_rows(y)), _transposed(_im2col(x, window)))
+    (kernel_h, kernel_w), channels = window.kernel, x.shape[1]
+    row = kernel_w * channels
+    return matrix.as_strided((y.shape[1], channels, kernel_h, kernel_w), (kernel_h * row, 1, row, channels))
 
 
 def _columns_spread(y: Tensor, weight: Tensor, window: ConvWindow, size: tuple[int, int]) -> Tensor:
     (kernel_h, kernel_w), (stride_h, stride_w) = window.kernel, window.stride
-    parts = matmul_transposed(_rows(y), _matrix(weight).t()).view(*_nhw(y), kernel_h, kernel_w, -1)
+    parts = matmul_transposed(_rows(y), _transposed(_matrix(weight)))
     if kernel_h % stride_h or kernel_w % stride_w or window.dilation != (1, 1):
-        return _overlap_add(parts, window, size)
-    return _overlap_add_blocks(parts, window, size)
+        return _overlap_add(parts.view(*_nhw(y), kernel_h, kernel_w, -1), window, size)
+    return _overlap_add_blocks(parts, _nhw(y), window, size)
 
 
 def _im2col(x: Tensor, window: ConvWindow) -> Tensor:
     """Return the patches of x (B·h·w, kh·kw·X) at all window positions, padded with zeros."""
-    height, width = window.positions(_size(x))
-    nhwc = x.permute(0, 2, 3, 1)
-    if any(window.padding):
-        pad_h, pad_w = window.padding
-        nhwc = F.pad(nhwc, (0, 0, pad_w, pad_w, pad_h, pad_h))
-    image, row, column, channel = nhwc.stride()
+    (batch, channels), (height, width) = x.shape[:2], window.positions(_size(x))
+    (kernel_h, kernel_w), (pad_h, pad_w) = window.kernel, window.padding
+    if pad_h or pad_w:
+        x = _pad(x, (pad_h, pad_w))
+    image, channel, row, column = x.stride()
     (stride_h, stride_w), (dilation_h, dilation_w) = window.stride, window.dilation
-    columns = nhwc.as_strided(
-        (x.shape[0], height, width, *window.kernel, x.shape[1]),
+    patches = x.as_strided(
+        (batch, height, width, kernel_h, kernel_w, channels),
         (image, stride_h * row, stride_w * column, dilation_h * row, dilation_w * column, channel),
-        nhwc.storage_offset(),
+        x.storage_offset(),
     )
-    return columns.reshape(x.shape[0] * height * width, -1)
+    return patches.reshape(batch * height * width, kernel_h * kernel_w * channels)
+
+
+def _pad(x: Tensor, padding: tuple[int, int]) -> Tensor:
+    """Surround x (B, X, H, W) with zeros; channels-last. F.pad makes three times as many calls."""
+    (batch, channels, height, width), (pad_h, pad_w) = x.shape, padding
+    padded = x.new_zeros((batch, height + 2 * pad_h, width + 2 * pad_w, channels))
+    image, row = padded.stride()[:2]
+    strides = (image, 1, row, channels)
+    padded.as_strided(x.shape, strides, pad_h * row + pad_w * channels).copy_(x)
+    return padded.as_strided((batch, channels, *padded.shape[1:3]), strides)
 
 
 def _overlap_add(parts: Tensor, window: ConvWindow, size: tuple[int, int]) -> Tensor:
@@ -269,30 +283,59 @@ def _overlap_add(parts: Tensor, window: ConvWindow, size: tuple[int, int]) -> Te
         rows = slice(top, top + stride_h * (height - 1) + 1, stride_h)
         for j in range(window.kernel[1]):
             left = j * dilation_w
-            x[:, rows, left : left + stride_w * (width - 1) + 1 : stride_w] += parts[:, :, :, i, j]
+            x[:, rows, left : left + stride_w * (width - 1) + 1 : stride_w].add_(parts[:, :, :, i, j])
     return x[:, pad_h : pad_h + size[0], pad_w : pad_w + size[1]].permute(0, 3, 1, 2)
 
 
-def _overlap_add_blocks(parts: Tensor, window: ConvWindow, size: tuple[int, int]) -> Tensor:
-    """Do the same as `_overlap_add` if the stride divides the kernel: sum blocks of stride × stride taps at once."""
-    batch, height, width, kernel_h, kernel_w, channels = parts.shape
-    (pad_h, pad_w), (stride_h, stride_w) = window.padding, window.stride
+def _overlap_add_blocks(
+    parts: Tensor, positions: tuple[int, int, int], window: ConvWindow, size: tuple[int, int]
+) -> Tensor:
+    """Do the same as `_overlap_add` if the stride divides the kernel: sum blocks of stride × stride taps at once.
+
+    parts      (B·h·w, kh·kw·X)
+    positions  B, h and w
+    """
+    batch, height, width = positions
+    (kernel_h, kernel_w), (pad_h, pad_w), (stride_h, stride_w) = window.kernel, window.padding, window.stride
+    channels = parts.shape[1] // (kernel_h * kernel_w)
     blocks_h, blocks_w = kernel_h // stride_h, kernel_w // stride_w
-    blocks = parts.view(batch, height, width, blocks_h, stride_h, blocks_w, stride_w, channels)
-    blocks = blocks.permute(3, 5, 0, 1, 4, 2, 6, 7)
-    total = parts.new_empty(batch, height + blocks_h - 1, stride_h, width + blocks_w - 1, stride_w, channels)
-    total[:, :height, :, :width] = blocks[0, 0]
-    total[:, height:] = 0
-    total[:, :height, :, width:] = 0
+    total_h, total_w = (height + blocks_h - 1) * stride_h, (width + blocks_w - 1) * stride_w
+    total = parts.new_empty((batch, total_h, total_w, channels))
+
+    covered = (batch, height, stride_h, width, stride_w, channels)  # the pixels of all blocks with the same i and j
+    row, position = total_w * channels, kernel_h * kernel_w * channels
+    in_total = (total_h * row, stride_h * row, row, stride_w * channels, channels, 1)
+    in_parts = (height * width * position, width * position, kernel_w * channels, position, channels, 1)
     for i in range(blocks_h):
         for j in range(blocks_w):
+            target = total.as_strided(covered, in_total, stride_h * i * row + stride_w * j * channels)
+            block = parts.as_strided(covered, in_parts, (i * stride_h * kernel_w + j * stride_w) * channels)
             if i or j:
-                total[:, i : i + height, :, j : j + width] += blocks[i, j]
-    padded = total.view(batch, (height + blocks_h - 1) * stride_h, (width + blocks_w - 1) * stride_w, channels)
-    x = padded[:, pad_h : pad_h + size[0], pad_w : pad_w + size[1]]
-    missing = (size[0] - x.shape[1], size[1] - x.shape[2])  # rows and columns that no window covers
-    x = F.pad(x, (0, 0, 0, missing[1], 0, missing[0])) if any(missing) else x.contiguous()
-    return x.permute(0, 3, 1, 2)
+                target.add_(block)
+            else:
+                target.copy_(block)
+                _zero_outside(total, height * stride_h, width * stride_w)
+    return _crop(total, (pad_h, pad_w), size)
+
+
+def _zero_outside(nhwc: Tensor, height: int, width: int) -> None:
+    """Fill all rows from `height` on, and all columns from `width` on, with zeros."""
+    if height < nhwc.shape[1]:
+        nhwc[:, height:].zero_()
+    if width < nhwc.shape[2]:
+        nhwc[:, :, width:].zero_()
+
+
+def _crop(nhwc: Tensor, corner: tuple[int, int], size: tuple[int, int]) -> Tensor:
+    """Return the pixels (B, X, *size) from this corner on, channels-last; zeros where there are none."""
+    batch, height, width, channels = nhwc.shape
+    top, left = corner
+    there = min(size[0], height - top), min(size[1], width - left)
+    strides = (height * width * channels, 1, width * channels, channels)
+    x = nhwc.as_strided((batch, channels, *there), strides, (top * width + left) * channels)
+    if there != size:
+        x = F.pad(x, (0, size[1] - there[1], 0, size[0] - there[0]))
+    return x.contiguous(memory_format=torch.channels_last)
 
 
 # --- algorithm "taps" ------------------------------------------------------------------------------------------
@@ -303,8 +346,8 @@ def _taps_convolve(x: Tensor, weight: Tensor, window: ConvWindow) -> Tensor:
     taps = matmul_transposed(_rows(x), weight.permute(2, 3, 0, 1).reshape(-1, x.shape[1]))
     (pad_h, pad_w), (stride_h, stride_w) = window.padding, window.stride
     dilation_h, dilation_w = window.dilation
-    taps = F.pad(taps.view(*_nhw(x), -1), (0, 0, pad_w, pad_w, pad_h, pad_h))
-    image, row, column, _ = taps.stride()
+    taps = _pad(_image(taps, *_nhw(x)), (pad_h, pad_w))
+    image, _, row, column = taps.stride()
     channels = weight.shape[0]
     tap_row, tap_column = dilation_h * row + window.kernel[1] * channels, dilation_w * column + channels
     windows = taps.as_strided(
@@ -315,7 +358,7 @@ def _taps_convolve(x: Tensor, weight: Tensor, window: ConvWindow) -> Tensor:
 
 
 def _taps_correlate(x: Tensor, y: Tensor, window: ConvWindow) -> Tensor:
-    weight = matmul_transposed(_im2col_flipped(y, window).t(), _rows(x).t())
+    weight = matmul_transposed(_transposed(_im2col_flipped(y, window)), _transposed(_rows(x)))
     weight = weight.view(*window.kernel, y.shape[1], x.shape[1]).flip(0, 1)
     # the copy also gives a dimension of size 1 (Y) the stride of channels-last memory
     ykkx = weight.permute(2, 0, 1, 3).clone(memory_format=torch.contiguous_format)
@@ -350,12 +393,25 @@ def matmul_transposed(a: Tensor, b: Tensor) -> Tensor:
 
 def _matrix(weight: Tensor) -> Tensor:
     """(Y, X, kh, kw) -> (Y, kh·kw·X), without a copy if it is channels-last."""
-    return weight.permute(0, 2, 3, 1).reshape(weight.shape[0], -1)
+    return _flatten(weight, weight.shape[0])
 
 
 def _rows(y: Tensor) -> Tensor:
     """(B, Y, h, w) -> (B·h·w, Y), without a copy if it is channels-last."""
-    return y.permute(0, 2, 3, 1).reshape(-1, y.shape[1])
+    return _flatten(y, y.numel() // y.shape[1])
+
+
+def _flatten(image: Tensor, rows: int) -> Tensor:
+    """(A, B, C, D) -> (rows, A·B·C·D / rows) in the order (A, C, D, B), without a copy if it is channels-last."""
+    if not image.is_contiguous(memory_format=torch.channels_last):
+        image = image.contiguous(memory_format=torch.channels_last)
+    columns = image.numel() // rows
+    return image.as_strided((rows, columns), (columns, 1), image.storage_offset())
+
+
+def _transposed(matrix: Tensor) -> Tensor:
+    (rows, columns), (row, column) = matrix.shape, matrix.stride()
+    return matrix.as_strided((columns, rows), (column, row), matrix.storage_offset())
 
 
 def _nhw(image: Tensor) -> tuple[int, int, int]:
@@ -363,7 +419,10 @@ def _nhw(image: Tensor) -> tuple[int, int, int]:
 
 
 def _image(rows: Tensor, batch: int, height: int, width: int) -> Tensor:
-    return rows.view(batch, height, width, -1).permute(0, 3, 1, 2)
+    """(B·h·w, Y), contiguous -> (B, Y, h, w), channels-last."""
+    channels = rows.shape[1]
+    row = width * channels
+    return rows.as_strided((batch, channels, height, width), (height * row, 1, row, channels))
 
 
 def _size(image: Tensor) -> tuple[int, int]:

@@ -10,6 +10,8 @@ The kernels also accept weights, gradients and moments with different strides, a
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -19,31 +21,125 @@ _MOMENTS = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq")
 
 
 class _Dense:
-    """Mixin: state and parameters keep their shapes and memory formats; only the kernel gets permuted views."""
+    """Mixin: state and parameters keep their shapes and memory formats; only the kernel gets permuted views.
+
+    torch's step collects the tensors of all parameters anew in each step, and counts the steps of each parameter in a
+    tensor of its own: 5 calls of torch per parameter. Here both are done once (`_Plan`). The first step is torch's: it
+    creates the state.
+    """
+
+    decoupled_weight_decay = False  # of the class, also where torch has no such option
+
+    def step(self: Any, closure: Any = None) -> Any:
+        plans = [self._plan(index, group) for index, group in enumerate(self.param_groups)]
+        if closure is not None or None in plans:
+            return super().step(closure)  # type: ignore[misc]
+        for plan, group in zip(plans, self.param_groups, strict=True):
+            self._take_step(plan, group)
+        return None
+
+    @torch.no_grad()
+    def _take_step(self, plan: _Plan, group: dict[str, Any]) -> None:
+        grads = [_match_strides(p, p.grad) for p in plan.parameters if p.grad is not None]
+        plan.counts.add_(1)
+        kernel: Any = torch._fused_adamw_ if self.decoupled_weight_decay else torch._fused_adam_
+        beta1, beta2 = group["betas"]
+        kernel(
+            plan.weights, _permute(grads, plan.is_permuted), *plan.moments, plan.steps,
+            amsgrad=group["amsgrad"], lr=group["lr"], beta1=beta1, beta2=beta2, weight_decay=group["weight_decay"],
+            eps=group["eps"], maximize=group["maximize"], grad_scale=None, found_inf=None,
+        )  # fmt: skip
+
+    def _plan(self: Any, index: int, group: dict[str, Any]) -> _Plan | None:
+        """The plan of the parameters that have gradients now; None if one of them has no state yet."""
+        parameters = [parameter for parameter in group["params"] if parameter.grad is not None]
+        plans = self.__dict__.setdefault("_plans", {})
+        plan: _Plan | None = plans.get(index)
+        if plan is None or not plan.fits(parameters, self.state):
+            plan = plans[index] = _make_plan(parameters, self.state, group["amsgrad"])
+        return plan
 
     def _init_group(self: Any, group: Any, params: Any, grads: Any, *lists: Any) -> Any:
         has_complex = super()._init_group(group, params, grads, *lists)  # type: ignore[misc]
         moments = dict(zip(_MOMENTS if group["amsgrad"] else _MOMENTS[:2], lists, strict=False))
+        is_permuted = [_is_channels_last(parameter) for parameter in params]
         for i, parameter in enumerate(params):
             grads[i] = _match_strides(parameter, grads[i])
             for name, tensors in moments.items():
                 tensors[i] = self.state[parameter][name] = _match_strides(parameter, tensors[i])
-            if _is_channels_last(parameter):
-                for tensors in (params, grads, *moments.values()):
-                    tensors[i] = tensors[i].permute(0, 2, 3, 1)
+        for tensors in (params, grads, *moments.values()):
+            tensors[:] = _permute(tensors, is_permuted)
         return has_complex
 
 
 class DenseAdam(_Dense, torch.optim.Adam): ...
 
 
-class DenseAdamW(_Dense, torch.optim.AdamW): ...
+class DenseAdamW(_Dense, torch.optim.AdamW):
+    decoupled_weight_decay = True
 
 
 DENSE_OPTIMIZERS = {
     "Adam": DenseAdam,
     "AdamW": DenseAdamW,
 }  # the optimizers of torch with a fused CPU kernel that p2pzoo uses
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """What the kernel gets in every step, for the parameters of one group that have gradients.
+
+    weights, moments  views with the strides that the kernel needs. `moments` are the lists of the two or three moments,
+                      the third is empty without amsgrad
+    counts            number of steps of each parameter; `steps` are its elements, and the state refers to them
+    states            (first moment, number of steps) in the optimizer's state, from which this was made
+    """
+
+    parameters: list[Tensor]
+    is_permuted: list[bool]
+    weights: list[Tensor]
+    moments: list[list[Tensor]]
+    counts: Tensor
+    steps: list[Tensor]
+    states: list[tuple[Tensor, Tensor]]
+
+    def fits(self, parameters: list[Tensor], state: Mapping[Tensor, Any]) -> bool:
+        """Whether these are its parameters, in the same memory, with the same state."""
+        return len(parameters) == len(self.parameters) and all(
+            now is parameter
+            and now.data_ptr() == weight.data_ptr()
+            and state[now].get("exp_avg") is moment
+            and state[now].get("step") is step
+            for now, parameter, weight, (moment, step) in zip(
+                parameters, self.parameters, self.weights, self.states, strict=True
+            )
+        )
+
+
+def _make_plan(parameters: list[Tensor], state: Mapping[Tensor, Any], amsgrad: bool) -> _Plan | None:
+    names = _MOMENTS if amsgrad else _MOMENTS[:2]
+    kinds = {(parameter.dtype, parameter.device.type) for parameter in parameters}
+    if len(kinds) != 1 or not all(name in state[parameter] for parameter in parameters for name in names):
+        return None
+    is_permuted = [_is_channels_last(parameter) for parameter in parameters]
+    for parameter in parameters:
+        for name in names:
+            state[parameter][name] = _match_strides(parameter, state[parameter][name])
+    counts = torch.stack([state[parameter]["step"] for parameter in parameters])
+    steps = list(counts.unbind())
+    for parameter, step in zip(parameters, steps, strict=True):
+        state[parameter]["step"] = step
+    moments = [[state[parameter][name] for parameter in parameters] for name in names]
+    views = [_permute(tensors, is_permuted) for tensors in moments]
+    states = list(zip(moments[0], steps, strict=True))
+    weights = _permute([parameter.detach() for parameter in parameters], is_permuted)
+    return _Plan(parameters, is_permuted, weights, [*views, *([] if amsgrad else [[]])], counts, steps, states)
+
+
+def _permute(tensors: list[Tensor], is_permuted: list[bool]) -> list[Tensor]:
+    """Views of the channels-last ones that are contiguous."""
+    both = zip(tensors, is_permuted, strict=True)
+    return [tensor.permute(0, 2, 3, 1) if permuted else tensor for tensor, permuted in both]
 
 
 def _match_strides(parameter: Tensor, tensor: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from p2pzoo.compute import fused_adam
 from p2pzoo.compute.engine import Engine
 from p2pzoo.compute.fused_adam import DENSE_OPTIMIZERS, DenseAdam, DenseAdamW
 from p2pzoo.config.optimizers import check_options, optimizer_class, try_step
@@ -264,3 +265,44 @@ def test_every_fault_of_the_parameters_is_reported():
 def test_optimizers_that_need_more_than_a_gradient_are_found_by_a_trial_step(use):
     with pytest.raises(ValueError, match=r"closure|dense"):
         try_step(use, 0.1, {})
+
+
+@pytest.mark.parametrize("kind", ["Adam", "AdamW"])
+def test_what_it_keeps_between_steps_follows_the_network_and_the_state(net, kind):
+    """Gradients that are missing in some steps, weights in other memory, a state that was loaded, another group."""
+    plain = copy.deepcopy(net)
+    dense, torch_optimizer = (
+        getattr(module, name)([each[0].weight, *each[4:].parameters()], fused=fused, **SETTINGS)
+        for module, name, each, fused in (
+            (fused_adam, f"Dense{kind}", net, True), (torch.optim, kind, plain, False),
+        )
+    )  # fmt: skip
+
+    def both(act):
+        for each, optimizer in ((net, dense), (plain, torch_optimizer)):
+            act(each, optimizer)
+            assert_equal(net, plain, rtol=0, atol=1e-6) if each is plain else None
+
+    def without_first(each, optimizer):
+        step(each, torch.optim.SGD([each[0].bias], lr=0), 0)  # sets gradients
+        each[0].weight.grad = None
+        optimizer.step()
+
+    def reload(each, optimizer):
+        optimizer.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+        step(each, optimizer, 4)
+
+    def move(each, optimizer):
+        each[0].weight.data = each[0].weight.data.clone()
+        step(each, optimizer, 5)
+
+    def add_group(each, optimizer):
+        optimizer.add_param_group({"params": [each[0].bias], "lr": 0.1, "weight_decay": 0.01})
+        step(each, optimizer, 6)
+
+    both(lambda each, optimizer: step(each, optimizer, 1))
+    for act in (without_first, lambda each, optimizer: step(each, optimizer, 2), reload, move, add_group, move):
+        both(act)
+    counts = [[int(s["step"]) for s in optimizer.state.values()] for optimizer in (dense, torch_optimizer)]
+    assert counts[0] == counts[1]
+    assert sorted(set(counts[0])) == [2, 6, 7]
