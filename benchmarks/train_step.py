@@ -71,7 +71,7 @@ def main(
 def serve(name: str, folder: Path, size: int, width: int, batch: int, reference: Path | None) -> None:
     """Run as one contestant."""
     if name in PRODUCTS:
-        from p2pzoo.compute.conv_as_gemm import matmul_transposed
+        from p2pzoo.compute.conv_algorithms import matmul_transposed
 
         a, b = torch.randn(2, SIDE, SIDE).unbind()
         out = torch.empty(SIDE, SIDE)

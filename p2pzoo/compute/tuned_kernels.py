@@ -13,7 +13,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, get_args
 
-from p2pzoo.compute.conv_as_gemm import ConvAlgorithm, ConvOperation, ConvShape, ConvWindow, supported_algorithms
+from p2pzoo.compute.conv_algorithms import ConvAlgorithm, ConvOperation, ConvShape, ConvWindow
+from p2pzoo.compute.conv_as_gemm import supported_algorithms
 from p2pzoo.config.settings import Compute
 from p2pzoo.plugin.schema import format_value
 from p2pzoo.utils.errors import UserError

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from p2pzoo.compute.conv_as_gemm import ConvAlgorithm
+from p2pzoo.compute.conv_algorithms import ConvAlgorithm
 from p2pzoo.compute.tuned_kernels import read_kernels, read_recipe_kernels, write_kernels
 from p2pzoo.config.experiment import Experiment
 from p2pzoo.config.provenance import changed_sources

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from p2pzoo.compute.conv_as_gemm import AlgorithmChooser, ConvAlgorithm
+from p2pzoo.compute.conv_algorithms import ConvAlgorithm
+from p2pzoo.compute.conv_as_gemm import AlgorithmChooser
 from p2pzoo.compute.distributed import check_batch, check_device, on_rank0, rank, sync_errors, world_size
 from p2pzoo.compute.engine import Engine, pick_device
 from p2pzoo.compute.memory import explain_out_of_memory

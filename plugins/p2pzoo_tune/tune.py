@@ -1,4 +1,4 @@
-"""Measure which algorithm of each convolution is fastest on this machine (p2pzoo/compute/conv_as_gemm.py has them).
+"""Measure which algorithm of each convolution is fastest on this machine (p2pzoo/compute/conv_algorithms.py).
 
 One training step of a recipe records the shapes. Each algorithm is then timed alone and with cold caches: before each
 call, a buffer larger than the last-level cache is written, as the rest of a training step would do. The algorithms take
@@ -19,16 +19,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from p2pzoo.compute.conv_as_gemm import (
-    CONVOLVE,
-    CORRELATE,
-    SPREAD,
-    AlgorithmChooser,
-    ConvAlgorithm,
-    ConvShape,
-    default_algorithm,
-    supported_algorithms,
-)
+from p2pzoo.compute.conv_algorithms import CONVOLVE, CORRELATE, SPREAD, ConvAlgorithm, ConvShape
+from p2pzoo.compute.conv_as_gemm import AlgorithmChooser, default_algorithm, supported_algorithms
 from p2pzoo.compute.engine import Engine
 from p2pzoo.config.experiment import Experiment
 from p2pzoo.data import Store, train_batches

@@ -21,17 +21,8 @@ from torch.nn.utils import spectral_norm as spectral_norm_by_hook
 from torch.nn.utils.parametrizations import spectral_norm
 
 from p2pzoo.cli import main
-from p2pzoo.compute.conv_as_gemm import (
-    CONVOLVE,
-    CORRELATE,
-    SPREAD,
-    AlgorithmChooser,
-    ConvShape,
-    ConvWindow,
-    convs_as_gemm,
-    default_algorithm,
-    supported_algorithms,
-)
+from p2pzoo.compute.conv_algorithms import CONVOLVE, CORRELATE, SPREAD, ConvShape, ConvWindow
+from p2pzoo.compute.conv_as_gemm import AlgorithmChooser, convs_as_gemm, default_algorithm, supported_algorithms
 from p2pzoo.compute.engine import Engine
 from p2pzoo.config.settings import Compute
 from p2pzoo.models.model_file import load_network

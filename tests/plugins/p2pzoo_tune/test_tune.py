@@ -15,7 +15,8 @@ from p2pzoo_tune import tune
 
 import p2pzoo
 from p2pzoo import config
-from p2pzoo.compute.conv_as_gemm import ConvShape, ConvWindow, default_algorithm, supported_algorithms
+from p2pzoo.compute.conv_algorithms import ConvShape, ConvWindow
+from p2pzoo.compute.conv_as_gemm import default_algorithm, supported_algorithms
 from p2pzoo.compute.engine import Engine
 from p2pzoo.compute.tuned_kernels import parse_shape, read_kernels, write_kernels
 from p2pzoo.config.settings import Compute
