@@ -8,8 +8,8 @@ from typing import Any
 
 from p2pzoo.config import optimizers
 from p2pzoo.config.combinations import find_conflicts
-from p2pzoo.config.data_paths import locate_data
 from p2pzoo.config.experiment import COLLECTION_KINDS, WEIGHTED_TABLES, Component, Experiment
+from p2pzoo.config.paths import locate_paths
 from p2pzoo.config.recipe import COLLECTIONS, COMPONENTS, ZOO_KEYS, Key, Recipe
 from p2pzoo.config.settings import ADAM_KEYS, Compute, Evaluate, Init, Optimizer, Train
 from p2pzoo.plugin import schema
@@ -124,8 +124,6 @@ class _Checker:
         keys = ZOO_KEYS if takes_weight and kind in ("gan_loss", "loss") else ("use",)
         table = {name: value for name, value in table.items() if name not in ZOO_KEYS}
         values = self.check_values(key, factory, table, functools.partial(schema.check_params, other_keys=keys))
-        if values and key == ("dataset",):
-            values = locate_data(self.recipe, values)
         return Component(entry, factory, values or {}, weight, self.recipe.where(key))
 
     def check_weight(self, key: Key, weight: Any, *, allowed: bool) -> float:
@@ -184,7 +182,7 @@ class _Checker:
     ) -> dict[str, Any] | None:
         """All parameters of a factory with their values; None after adding a fault."""
         try:
-            return check(factory, table)
+            return locate_paths(self.recipe, key, check(factory, table))
         except schema.InvalidParameters as error:
             for name, message in error.faults:
                 self.add_fault((*key, name) if name else key, message)

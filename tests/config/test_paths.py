@@ -1,4 +1,4 @@
-"""Folders of a dataset are relative to the recipe file that names them."""
+"""Files and folders of a recipe are relative to the recipe file that names them."""
 
 import warnings
 from pathlib import Path
@@ -37,6 +37,20 @@ def test_they_are_relative_to_the_recipe(home, monkeypatch):
     assert folders_of("../work/mine.toml")[0] == ["../work/photos", "../work/maps"]
     monkeypatch.chdir(home / "work")
     assert folders_of("mine.toml") == (["photos", "maps"], [])
+
+
+def test_so_are_the_files_of_every_other_table(home):
+    (home / "work/g.safetensors").touch()
+    (home / "tuned.json").touch()
+    (home / "work/mine.toml").write_text(
+        RECIPE + '[generator]\nuse = "timm-unet"\nweights = "weights/resnet.pth"\n'
+        '[init]\ngenerator = "g.safetensors"\n[compute]\nkernels = "tuned.json"\n'
+    )
+    with pytest.warns(UserWarning, match=r'mine.toml:\d+  \[compute\] kernels = "tuned.json" is found in the current'):
+        experiment = config.load("work/mine.toml", "smoke")
+    assert experiment.generator.values["weights"] == Path("work/weights/resnet.pth")
+    assert experiment.init.generator == Path("work/g.safetensors")
+    assert experiment.compute.kernels == Path("tuned.json")
 
 
 def test_the_id_of_a_run_does_not_depend_on_how_the_recipe_is_named(home, monkeypatch):

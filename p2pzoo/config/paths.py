@@ -1,4 +1,4 @@
-"""Where the files and folders of a recipe's [dataset] are: relative to the recipe file that names them."""
+"""Where the files and folders of a recipe are: relative to the recipe file that names them."""
 
 from __future__ import annotations
 
@@ -7,12 +7,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from p2pzoo.config.recipe import Recipe, is_of_run
+from p2pzoo.config.recipe import Key, Recipe, is_of_run
 from p2pzoo.utils.paths import shipped_dir
 
 
-def locate_data(recipe: Recipe, values: Mapping[str, Any]) -> dict[str, Any]:
-    """The parameters of the dataset, with each relative path of a recipe file as one from the current folder.
+def locate_paths(recipe: Recipe, table: Key, values: Mapping[str, Any]) -> dict[str, Any]:
+    """The parameters of a table, with each relative path of a recipe file as one from the current folder.
+
+    table   ("dataset",), ("metrics", "fid"), …
+    values  its parameters, checked
 
     A path is relative to the folder of the file that sets it. If it exists only in the current folder, as p2pzoo 0.1
     had it, that is used, with a warning. Relative to the current folder are the paths of -s, of the recipes that ship
@@ -20,11 +23,13 @@ def locate_data(recipe: Recipe, values: Mapping[str, Any]) -> dict[str, Any]:
 
     Paths below the current folder stay relative, so that the id of a run does not depend on where that folder is.
     """
-    return {name: _locate(recipe, name, value) if isinstance(value, Path) else value for name, value in values.items()}
+    return {
+        name: _locate(recipe, (*table, name), value) if isinstance(value, Path) else value
+        for name, value in values.items()
+    }
 
 
-def _locate(recipe: Recipe, name: str, value: Path) -> Path:
-    key = ("dataset", name)
+def _locate(recipe: Recipe, key: Key, value: Path) -> Path:
     file = recipe.file_of(key)
     if file is None or value.is_absolute() or is_of_run(file) or _is_shipped(file):
         return value
@@ -33,7 +38,8 @@ def _locate(recipe: Recipe, name: str, value: Path) -> Path:
     path = beside.relative_to(here) if beside.is_relative_to(here) else beside
     if not path.exists() and value.exists():
         line = (
-            f'{recipe.where(key)}  [dataset] {name} = "{value}" is found in the current folder, not beside the recipe'
+            f'{recipe.where(key)}  [{".".join(key[:-1])}] {key[-1]} = "{value}" is found in the current folder, '
+            "not beside the recipe"
         )
         warnings.warn(f"{line}: move it there, or give the path from the recipe", stacklevel=2)
         return value
