@@ -20,6 +20,7 @@ import click
 from grid import grid
 
 from p2pzoo import config
+from p2pzoo.config.experiment import Component
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results" / "speed"
@@ -314,6 +315,15 @@ def zoo() -> str:
     made = {name: config.load(recipe, "gpu") for name, recipe in recipes.items()}
     base = made[doc["baseline"]]
     common = {component.entry.full_name for component in base.components()}
+    costs: dict[str, str] = {}  # most recipes share a network with another one
+
+    def cost_of(network: Component) -> str:
+        key = json.dumps(network.identity(), sort_keys=True)
+        if key not in costs:
+            summary = summarize_network(network, (3, 3), (256, 256))
+            costs[key] = f"{summary.parameters / 1e6:.2f}, {summary.macs / 1e9:.2f}"
+        return costs[key]
+
     lines = []
     for row in doc["rows"]:
         what, cost = [row["label"], "", ""], ["", ""]
@@ -328,8 +338,7 @@ def zoo() -> str:
             what = [f"[{Path(name).stem}](../recipes/{name})"]
             what.append(", ".join(f"`{new}`" for new in (*(entry.name for entry in entries), *options)))
             what.append("; ".join(dict.fromkeys(entry.paper for entry in entries)))
-            data = [summarize_network(each, (3, 3), (256, 256)) for each in networks]
-            cost = [f"{each.parameters / 1e6:.2f}, {each.macs / 1e9:.2f}" for each in data]
+            cost = [cost_of(each) for each in networks]
         lines.append([*what, *cost, *(f"{row['cells'][column]['mean']:.3f}" for column in ZOO)])
     head = ["recipe", "what it brings", "source", *("G: parameters/10⁶, multiply-adds/10⁹", "D"), *ZOO.values()]
     return grid(head, lines)

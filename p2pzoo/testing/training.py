@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,19 +29,12 @@ def check_training(case: ComponentCase) -> None:
     """Trains for three steps with tiny components: every loss stays finite, and the weights change."""
     if case.kind in ("loss", "gan_loss"):
         _check_trains_parameters(case.build_loss())
-    with _seeded(), case.skip_if_missing():
-        training = _Training.begin(case)
-    objective, engine = training.objective, training.engine
-    trainable = objective.D if case.kind == "discriminator" else objective.G
-    assert trainable is not None
-    before = copy.deepcopy(engine.unwrap(trainable.network).state_dict())
-    with _seeded():
-        for step in range(_NUM_STEPS):
-            for name, value in training.step(step).items():
-                assert value.isfinite(), f"{name} is {value.item()} at step {step}"
-    parameters = engine.unwrap(trainable.network).named_parameters()
-    changed = [name for name, p in parameters if not torch.equal(p, before[name])]
-    assert changed or not before, "no weight has changed after training"
+    trained = _train(case)
+    for step, losses in enumerate(trained.losses):
+        for name, value in losses.items():
+            assert value.isfinite(), f"{name} is {value.item()} at step {step}"
+    changed = [name for name, tensor in trained.weights.items() if not torch.equal(tensor, trained.initial[name])]
+    assert changed or not trained.initial, "no weight has changed after training"
 
 
 def _check_trains_parameters(loss: Any) -> None:
@@ -64,22 +56,58 @@ def _check_trains_parameters(loss: Any) -> None:
 
 def check_resume(case: ComponentCase) -> None:
     """Gives the same bits if training is rebuilt from a checkpoint after two of three steps: it hides no state."""
+    trained = _train(case)
     with _seeded(), case.skip_if_missing():
-        whole, resumed = (_Training.begin(case) for _ in range(2))
-    last = _NUM_STEPS - 1
+        resumed = _Training.begin(case)
     with _seeded():
-        for step in range(last):
-            whole.step(step)
-        checkpoint = {name: tensor.clone() for name, tensor in whole.state.tensors().items()}
-        whole.step(last)
-        resumed.state.load(checkpoint, Path("checkpoint"))
-        resumed.step(last)
-    expected, tensors = whole.state.tensors(), resumed.state.tensors()
-    differing = [name for name, tensor in expected.items() if not torch.equal(tensor, tensors[name])]
+        resumed.state.load(trained.checkpoint, Path("checkpoint"))
+        resumed.step(_NUM_STEPS - 1)
+    tensors = resumed.state.tensors()
+    differing = [name for name, tensor in trained.state.items() if not torch.equal(tensor, tensors[name])]
     assert not differing, (
         f"after a resume '{differing[0]}' has other values than without: the {case.kind} keeps state that is in no "
         "checkpoint; keep it in buffers of an nn.Module"
     )
+
+
+@dataclass(frozen=True)
+class _Trained:
+    """What a training of _NUM_STEPS leaves for the checks.
+
+    initial, weights  the state dict of the trained network before and after
+    losses            one dict per step
+    checkpoint        the state before the last step
+    state             the state after it
+    """
+
+    initial: dict[str, Tensor]
+    weights: dict[str, Tensor]
+    losses: list[dict[str, Tensor]]
+    checkpoint: dict[str, Tensor]
+    state: dict[str, Tensor]
+
+
+def _train(case: ComponentCase) -> _Trained:
+    """Train the component once; a second call returns the result of the first."""
+    if "trained" not in case.cache:
+        with _seeded(), case.skip_if_missing():
+            training = _Training.begin(case)
+        objective = training.objective
+        trainable = objective.D if case.kind == "discriminator" else objective.G
+        assert trainable is not None
+        network = training.engine.unwrap(trainable.network)
+        initial = _copy(network.state_dict())
+        with _seeded():
+            losses = [training.step(step) for step in range(_NUM_STEPS - 1)]
+            checkpoint = _copy(training.state.tensors())
+            losses.append(training.step(_NUM_STEPS - 1))
+        weights = {name: parameter.detach() for name, parameter in network.named_parameters()}
+        case.cache["trained"] = _Trained(initial, weights, losses, checkpoint, training.state.tensors())
+    return case.cache["trained"]  # type: ignore[no-any-return]
+
+
+def _copy(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.detach().clone() for name, tensor in tensors.items()}
 
 
 @dataclass

@@ -16,8 +16,7 @@ def kernel_distance(a: Tensor, b: Tensor) -> float:
     >>> kernel_distance(torch.zeros(2, 1), torch.ones(2, 1))  # within zeros 1, within ones 8, across 1
     7.0
     """
-    within_a, within_b = _mean_off_diagonal(_kernel(a, a)), _mean_off_diagonal(_kernel(b, b))
-    return (within_a + within_b - 2 * _kernel(a, b).mean()).item()
+    return _unpaired(*_kernels(a, b))
 
 
 def paired_kernel_distance(a: Tensor, b: Tensor) -> float:
@@ -26,10 +25,19 @@ def paired_kernel_distance(a: Tensor, b: Tensor) -> float:
     The U-statistic of Gretton et al. 2012 (JMLR 13), Eq. 4. Unbiased however much the rows of a pair have in common,
     and exactly 0 if a = b. Raises ValueError if the numbers of rows differ.
     """
-    if len(a) != len(b):
-        raise ValueError(f"a has {len(a)} rows and b has {len(b)}: pairs need equal numbers of rows")
-    kernels = _kernel(a, a) + _kernel(b, b) - _kernel(a, b) - _kernel(b, a)
-    return _mean_off_diagonal(kernels).item()
+    _check_pairs(a, b)
+    return _paired(*_kernels(a, b))
+
+
+def kernel_distances(a: Tensor, b: Tensor) -> tuple[float, float]:
+    """`kernel_distance` and `paired_kernel_distance`, in half the time that the two take.
+
+    >>> kernel_distances(torch.zeros(2, 1), torch.ones(2, 1))
+    (7.0, 7.0)
+    """
+    _check_pairs(a, b)
+    kernels = _kernels(a, b)
+    return _unpaired(*kernels), _paired(*kernels)
 
 
 def frechet_distance(a: Tensor, b: Tensor) -> float:
@@ -49,9 +57,27 @@ def frechet_distance(a: Tensor, b: Tensor) -> float:
     return (shift + traces - 2 * torch.linalg.svdvals(roots[0] @ roots[1].T).sum()).item()
 
 
-def _kernel(a: Tensor, b: Tensor) -> Tensor:
+def _check_pairs(a: Tensor, b: Tensor) -> None:
+    if len(a) != len(b):
+        raise ValueError(f"a has {len(a)} rows and b has {len(b)}: pairs need equal numbers of rows")
+
+
+def _kernels(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The kernel of all rows of a with a, of b with b, and of a with b."""
     a, b = a.double(), b.double()
+    return _kernel(a, a), _kernel(b, b), _kernel(a, b)
+
+
+def _kernel(a: Tensor, b: Tensor) -> Tensor:
     return (a @ b.T / a.shape[1] + 1) ** 3
+
+
+def _unpaired(within_a: Tensor, within_b: Tensor, across: Tensor) -> float:
+    return (_mean_off_diagonal(within_a) + _mean_off_diagonal(within_b) - 2 * across.mean()).item()
+
+
+def _paired(within_a: Tensor, within_b: Tensor, across: Tensor) -> float:
+    return _mean_off_diagonal(within_a + within_b - 2 * across).item()
 
 
 def _mean_off_diagonal(square: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from p2pzoo.plugin import Batch, Dataset
 from p2pzoo.utils.errors import UserError
-from p2pzoo_metrics.distances import kernel_distance, paired_kernel_distance
+from p2pzoo_metrics.distances import kernel_distances
 from p2pzoo_metrics.levels import check_channels, to_levels
 from p2pzoo_metrics.networks import LITE0, load_pretrained
 
@@ -88,8 +88,8 @@ class KID(FeatureMetric):
 
     def reduce(self, statistics: Mapping[str, Tensor]) -> dict[str, float]:
         """`value`: the estimate from all combinations of ŷ and y; `paired`: without each ŷ and its own y."""
-        y_hat, y = statistics["y_hat"], statistics["y"]
-        return {"value": kernel_distance(y_hat, y), "paired": paired_kernel_distance(y_hat, y)}
+        value, paired = kernel_distances(statistics["y_hat"], statistics["y"])
+        return {"value": value, "paired": paired}
 
     def _features(self, images: Tensor) -> Tensor:
         return torch.cat([self._network.model(image).half() for image in self._prepare(images)])

@@ -17,7 +17,7 @@ from torch.nn.utils.parametrize import ParametrizationList
 
 from p2pzoo import config
 from p2pzoo.compute.engine import Engine
-from p2pzoo.models.build import build_network
+from p2pzoo.models.build import build_network, on_meta
 from p2pzoo.models.initialization import make_discriminator, make_generator
 from p2pzoo.plugin import schema
 from p2pzoo.plugin.batch import Batch
@@ -110,7 +110,7 @@ def smallest(made):
     smallest_accepted = None
     for side in SIDES:
         try:
-            with torch.device("meta"):
+            with on_meta():
                 both = [
                     build_network(component, CHANNELS, (side, side))
                     for component in (made.generator, made.discriminator)
@@ -124,7 +124,7 @@ def smallest(made):
 
 
 def skip_if_spectral_norm(made, side):
-    with torch.device("meta"):
+    with on_meta():
         D = build_network(made.discriminator, CHANNELS, (side, side))
     if any(isinstance(part, ParametrizationList) for part in D.modules()):
         pytest.skip(
