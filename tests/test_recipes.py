@@ -11,6 +11,8 @@ from PIL import Image
 from p2pzoo import config
 from p2pzoo.cli import main
 from p2pzoo.config.recipe import read_recipe
+from p2pzoo.data import Store
+from p2pzoo.models.image_size import find_network_faults
 from p2pzoo.plugin.loader import registry
 from p2pzoo.utils.errors import UserError
 from p2pzoo.utils.paths import shipped_dir
@@ -238,7 +240,28 @@ def fetched(tmp_path_factory):
     return cache
 
 
-SMOKED = [pytest.param(name, marks=pytest.mark.slow if "/" in name else ()) for name in RECIPES]
+# one recipe for each set of components; the others differ from one of these in parameters
+RUN_BY_DEFAULT = (
+    "ablation_cgan.toml", "ablation_encdec_l1.toml", "ablation_encdec_l1_cgan.toml", "ablation_image286.toml",
+    "ablation_l1.toml", "ablation_l1_cgan.toml", "ablation_labels_l1.toml", "ablation_pixel.toml",
+)  # fmt: skip
+SMOKED = [*RUN_BY_DEFAULT, *(pytest.param(name, marks=pytest.mark.slow) for name in RECIPES if "/" in name)]
+
+
+def test_a_recipe_with_each_set_of_components_is_run():
+    def components(name):
+        experiment = open_recipe(name, "smoke")
+        metrics = experiment.metrics.values()
+        return frozenset(part.entry.full_name for part in (*experiment.components(), *metrics))
+
+    assert {components(name) for name in RECIPES if "/" not in name} == {components(name) for name in RUN_BY_DEFAULT}
+
+
+@pytest.mark.parametrize("name", [name for name in RECIPES if "/" not in name])
+def test_the_networks_of_every_recipe_take_its_images(name):
+    experiment = open_recipe(name, "smoke")
+    store = Store(experiment.dataset.build(split="test"))
+    assert find_network_faults(experiment, store.channels, store.size) == []
 
 
 @pytest.mark.usefixtures("no_reports")

@@ -62,9 +62,10 @@ def test_data_loading_compares_every_kind_of_store_with_the_classic_way(tmp_path
     assert result["pixels"]["enlarged"]["largest"] <= 2, "two ways to round the same kernel"
 
 
-def test_an_impossible_size_is_an_error_in_one_line():
-    done = run("translate_folder", "--images", 1, "--size", 50, "--width", 4)
-    assert done.returncode == 2
+def test_an_impossible_size_is_an_error_in_one_line(load):
+    small = ["--images", "1", "--size", "50", "--width", "4"]
+    done = CliRunner().invoke(load("translate_folder").main, small)
+    assert done.exit_code == 2
     [line] = done.stderr.splitlines()
     assert line.endswith("the nearest that fit: 48×48 or 52×52")
 

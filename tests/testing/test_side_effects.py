@@ -3,32 +3,11 @@
 import numpy as np
 import pytest
 import torch
-from component_failures import failure, failures
+from component_failures import Distance, Error, failure, failures
 from torch import nn
 from torch.nn import functional as F
 
 from p2pzoo.testing.tiny_components import TinyDiscriminator, TinyGanLoss, TinyGenerator
-
-
-class Distance:
-    side = "generator"
-    minimum = 0.0
-
-    def __call__(self, out):
-        return (out.y - out.y_hat).abs().mean()
-
-
-class Error:
-    version, better = "1", "lower"
-
-    def __init__(self, dataset):
-        pass
-
-    def measure(self, batch, y_hat):
-        return {"error": (batch.y - y_hat).abs().flatten(1).mean(1)}
-
-    def reduce(self, statistics):
-        return {"value": statistics["error"].mean().item()}
 
 
 class Darker:

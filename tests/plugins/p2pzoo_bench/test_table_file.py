@@ -3,7 +3,7 @@
 import tomllib
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from p2pzoo_bench.table_file import inline, read_table
 
@@ -103,6 +103,7 @@ values = st.recursive(
 )
 
 
+@settings(max_examples=30)
 @given(st.dictionaries(st.text(), values))
 def test_any_table_can_be_written_on_one_line(value):
     line = inline(value)

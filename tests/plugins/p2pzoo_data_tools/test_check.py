@@ -519,10 +519,10 @@ class TestBeforeARun:
         assert [note.partition(" are")[0] for note in notes] == ["train: 4 of 12 pairs"]
 
 
-@pytest.mark.parametrize("task", ["labels-to-photo", "edges-to-photo", "inpainting"])
-def test_the_embedded_data_is_clean(run_cli, task):
-    result = run_cli(
-        "data", "check", "zoo:base.toml", "--profile", "smoke", "-s", f"dataset.task={task}", "-s", "dataset.size=256"
-    )
+@pytest.mark.parametrize(("task", "stride"), [("labels-to-photo", 64), ("edges-to-photo", 256), ("inpainting", 256)])
+def test_the_embedded_data_is_clean(run_cli, task, stride):
+    dataset = (f"dataset.task={task}", "dataset.size=256", f"dataset.stride={stride}")
+    options = [part for override in dataset for part in ("-s", override)]
+    result = run_cli("data", "check", "zoo:base.toml", "--profile", "smoke", *options)
     assert result.exit_code == 0, result.output
     assert "nothing found" in result.output

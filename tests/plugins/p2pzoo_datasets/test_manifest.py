@@ -144,7 +144,7 @@ class TestFaults:
             "data/pairs.jsonl: has pairs of train only; expected train, and val or test"
         ]
 
-    @settings(max_examples=150, deadline=None)
+    @settings(max_examples=60, deadline=None)
     @given(st.data())
     def test_any_bytes_are_read_or_refused(self, tmp_path_factory, data):
         folder = tmp_path_factory.mktemp("any")

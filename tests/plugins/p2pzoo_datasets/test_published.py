@@ -319,7 +319,9 @@ def test_the_facades_recipe_runs_on_an_archive_in_the_published_layout(tmp_path,
         def log_message(self, *_):
             pass
 
+    few = ("train.images=2", "dataset.size=64", "generator.width=2", 'drop=["metrics.ssim"]')
     run = ["run", "zoo:tasks/facades.toml", "--profile", "smoke", "--runs", tmp_path / "runs"]
+    run += [part for override in few for part in ("-s", override)]
     result = run_cli(*run)
     assert (result.exit_code, result.first_step) == (2, None)
     assert "p2pzoo data fetch facades (30,168,306 bytes)" in result.output

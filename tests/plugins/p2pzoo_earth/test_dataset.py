@@ -199,7 +199,7 @@ class TestTasks:
 
     @pytest.mark.parametrize("task", dataset.TASKS)
     def test_trains_and_evaluates(self, task, run, tmp_path):
-        small = ["generator.width=4", "discriminator.width=4", "train.images=2"]
+        small = ["generator.width=2", "discriminator.width=2", "train.images=2"]
         result = run(tmp_path, f"dataset.task={task}", *small)
         assert result.exit_code == 0, result.output
 

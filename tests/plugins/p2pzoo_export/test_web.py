@@ -23,48 +23,46 @@ from p2pzoo.data import Store
 from p2pzoo.models.safetensors_io import load_tensors, save_tensors
 from p2pzoo.plugin.batch import Pair
 from p2pzoo.utils.errors import UserError
+from p2pzoo.utils.paths import cache_dir
 
 README = Path(web.__file__).with_name("README.md")
-TITLE = "Photos </script><b>of & earth"
 
 
-@pytest.fixture(scope="module")
-def trained(run, tmp_path_factory, no_reports):
-    """A run at 64 px with a title that must be escaped."""
-    runs = tmp_path_factory.mktemp("runs")
-    result = run(runs, "generator.depth=3", "generator.noise=none", f"title={TITLE}")
-    assert result.exit_code == 0, result.output
-    return next(runs.glob("*/*"))
+def make_stub(folder, patch):
+    """Write two small files instead of the runtime."""
+    (folder / "dist").mkdir(parents=True)
+    for name in web.RUNTIME:
+        (folder / "dist" / name).write_text(f"// {name}")
+    digests = {name: hashlib.sha256(f"// {name}".encode()).hexdigest() for name in web.RUNTIME}
+    patch.setattr(web, "RUNTIME", digests)
+    return folder
 
 
 @pytest.fixture
 def stub(monkeypatch, tmp_path):
     """A folder with two small files instead of the runtime."""
-    folder = tmp_path / "runtime"
-    (folder / "dist").mkdir(parents=True)
-    for name in web.RUNTIME:
-        (folder / "dist" / name).write_text(f"// {name}")
-    digests = {name: hashlib.sha256(f"// {name}".encode()).hexdigest() for name in web.RUNTIME}
-    monkeypatch.setattr(web, "RUNTIME", digests)
-    return folder
+    return make_stub(tmp_path / "runtime", monkeypatch)
 
 
 def read_facts(page):
     return json.loads(page.partition('id="facts">')[2].partition("</script>")[0])
 
 
-@pytest.fixture
-def page(trained, run_cli, stub, tmp_path):
+@pytest.fixture(scope="module")
+def page(trained, run_cli, tmp_path_factory):
     """(the page that `p2pzoo export --to web` writes, its output)."""
-    result = run_cli("export", trained, "--to", "web", "-o", tmp_path / "page.html", "--ort-dir", stub)
+    folder = tmp_path_factory.mktemp("page")
+    with pytest.MonkeyPatch.context() as patch:
+        stub = make_stub(folder / "runtime", patch)
+        result = run_cli("export", trained, "--to", "web", "-o", folder / "page.html", "--ort-dir", stub)
     assert result.exit_code == 0, result.output
-    return (tmp_path / "page.html").read_text("utf-8"), result.output
+    return (folder / "page.html").read_text("utf-8"), result.output
 
 
 def test_the_page_is_self_contained_and_escapes_the_title(page, trained):
     text, output = page
     facts = read_facts(text)
-    assert facts["title"] == TITLE
+    assert facts["title"] == "Photos </script><b>of & earth"
     assert "<b>of" not in text
     assert "default-src 'none'" in text
     assert "http" not in text.replace("http-equiv", "").replace(facts["examples"][0]["picture"], "")
@@ -121,7 +119,9 @@ def test_the_runtime_may_be_an_npm_archive(stub, tmp_path):
 
 @pytest.fixture
 def export_page(trained, run_cli, tmp_path, monkeypatch):
-    """export_page("--ort-dir", …): (exit code, last line of the output), with an empty cache."""
+    """export_page("--ort-dir", …): (exit code, last line of the output), with no runtime in the cache."""
+    (tmp_path / "cache").mkdir()
+    (tmp_path / "cache" / "earth").symlink_to(cache_dir() / "earth")  # building its layers takes seconds
     monkeypatch.setenv("P2PZOO_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(web, "export_graph", lambda *_, **__: pytest.fail("it must be refused before the slow part"))
 

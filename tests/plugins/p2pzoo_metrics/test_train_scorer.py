@@ -70,12 +70,12 @@ def test_the_same_command_writes_the_same_bytes(scorer_file, run_cli, tmp_path):
 
 def test_training_lowers_the_loss():
     lines = []
-    network = {"backbone": BACKBONE, "stages": 6, "enlarge": 2, **train_scorer.PRETRAINED}
-    settings = {"images": 240, "batch": 2, "lr": 1e-2, "decay": 0.0, "crop": 1.0, "seed": 0, "device": "cpu"}
+    network = {"backbone": BACKBONE, "stages": 2, "enlarge": 2, **train_scorer.PRETRAINED}
+    settings = {"images": 60, "batch": 2, "lr": 1e-2, "decay": 0.0, "crop": 1.0, "seed": 0, "device": "cpu"}
     train_scorer.train(Ramps(), network=network, init=None, log=lines.append, **settings)
     losses = [float(line.split("loss ")[1].split(",")[0]) for line in lines]
     assert len(losses) == 10
-    assert np.mean(losses[-3:]) < 0.8 * np.log(16)  # ln 16: equal logits; four seeds gave at most 0.6
+    assert np.mean(losses[-3:]) < 0.8 * np.log(16)  # ln 16: equal logits; two seeds gave at most 0.3 of it
 
 
 class TestAugmentation:

@@ -16,6 +16,7 @@ from p2pzoo.compute.activation_checkpointing import with_activation_checkpointin
 from p2pzoo.compute.conv_as_gemm import convs_as_gemm
 from p2pzoo.compute.instance_norm_fix import fix_instance_norms
 from p2pzoo.config.settings import Init
+from p2pzoo.models.build import on_meta
 from p2pzoo.models.initialization import initialize_weights
 from p2pzoo.models.test_modes import optimize_for_eval, translate
 
@@ -56,7 +57,7 @@ def test_the_registered_generator_can_be_imported():
 )
 def test_each_block_doubles_the_size_and_halves_the_width(size, upsamplings, start, widths):
     seen = []
-    with torch.device("meta"):
+    with on_meta():
         G = Spade(3, 3, size, upsamplings=upsamplings)
         for block in G.blocks:
             block.register_forward_hook(lambda module, args, output: seen.append(tuple(output.shape[1:])))
@@ -76,7 +77,7 @@ def test_parameter_count_is_that_of_modulations_with_128_channels():
         straight = modulation(entering) + conv(entering, leaving) + modulation(leaving) + conv(leaving, leaving)
         return straight + (entering != leaving) * (modulation(entering) + conv(entering, leaving, taps=1))
 
-    with torch.device("meta"):
+    with on_meta():
         count = sum(p.numel() for p in Spade(3, 3, (256, 256)).parameters())
     halving = sum(block(2 * width, width) for width in (512, 256, 128, 64))
     assert count == conv(3, 1024) + 3 * block(1024, 1024) + halving + conv(64, 3)

@@ -6,6 +6,7 @@ wandb is a stand-in that keeps all calls. TensorBoard's writer is one, too, exce
 import importlib
 import importlib.util
 import json
+import shutil
 import sys
 import types
 
@@ -56,9 +57,17 @@ def init(**options):
 
 @pytest.fixture(scope="session")
 def run(run):
-    """The tiny recipe with fewer images: it logs at image 14, after its checkpoint at image 12."""
-    short = ("train.images=16", "train.log_every=2", "train.sample_every=10", "train.checkpoint_every=6")
+    """The tiny recipe with fewer images: it logs at image 6, after its checkpoint at image 4."""
+    short = ("train.images=8", "train.log_every=2", "train.sample_every=5", "train.checkpoint_every=4")
     return lambda runs, *overrides, flags=(): run(runs, *short, *overrides, flags=flags)
+
+
+@pytest.fixture(scope="module")
+def plain(run, no_reports, tmp_path_factory):
+    """The folder of a run without a tracker. Tests must not change it."""
+    runs = tmp_path_factory.mktemp("plain")
+    assert run(runs).exit_code == 0
+    return only(runs)
 
 
 @pytest.fixture
@@ -155,7 +164,7 @@ def grid_of(folder, images):
 
 
 class TestWandB:
-    def test_it_logs_losses_images_results_and_the_recipe(self, wandb, run, tmp_path):
+    def test_it_logs_losses_images_results_and_the_recipe_and_changes_nothing(self, wandb, run, plain, tmp_path):
         answer = run(tmp_path / "runs", ON_WANDB)
         assert answer.exit_code == 0, answer.output
         folder = only(tmp_path / "runs")
@@ -167,41 +176,33 @@ class TestWandB:
         logs = [(call["step"], call["log"]) for call in wandb.calls if "log" in call]
         assert {step: log for step, log in logs if "G.l1" in log} == losses_of(folder)
         pictures = [(step, log["samples"]) for step, log in logs if "samples" in log]
-        assert pictures == [(images, [grid_of(folder, images)]) for images in (10, 16)]
-        assert logs[-1] == (16, numbers_of(folder))
+        assert pictures == [(images, [grid_of(folder, images)]) for images in (5, 8)]
+        assert logs[-1] == (8, numbers_of(folder))
         assert wandb.calls[-1] == {"finish": True}
         assert [step for step, _ in logs] == sorted(step for step, _ in logs), "wandb drops steps that go back"
-
-    def test_it_changes_nothing(self, wandb, run, tmp_path):
-        run(tmp_path / "plain")
-        run(tmp_path / "tracked", ON_WANDB)
-        plain, tracked = (only(tmp_path / name) for name in ("plain", "tracked"))
-        assert plain.name == tracked.name
-        assert (plain / "model.safetensors").read_bytes() == (tracked / "model.safetensors").read_bytes()
+        assert folder.name == plain.name
+        assert (folder / "model.safetensors").read_bytes() == (plain / "model.safetensors").read_bytes()
 
     def test_a_resumed_run_is_the_same_run_in_wandb(self, wandb, run, stop_at, tmp_path):
-        stop_at(15, lambda: run(tmp_path, ON_WANDB))
+        stop_at(7, lambda: run(tmp_path, ON_WANDB))
         before, wandb.calls[:] = [*wandb.calls], []
-        assert run(tmp_path, ON_WANDB).first_step == 12
+        assert run(tmp_path, ON_WANDB).first_step == 4
         assert wandb.calls[0]["init"]["id"] == before[0]["init"]["id"] == only(tmp_path).name
         assert wandb.calls[0]["init"]["resume"] == "allow"
         logged = {line["step"]: line["log"] for line in [*before, *wandb.calls] if "G.l1" in line.get("log", {})}
         assert logged == losses_of(only(tmp_path))
 
-    def test_fresh_starts_the_run_again_in_wandb(self, wandb, run, tmp_path):
-        run(tmp_path, ON_WANDB, "train.images=8")
+    def test_a_metric_that_is_added_later_is_logged_and_fresh_starts_again(self, wandb, run, tmp_path):
+        run(tmp_path, ON_WANDB)
         wandb.calls.clear()
-        run(tmp_path, ON_WANDB, "train.images=8", flags=["--fresh"])
-        assert wandb.calls[0]["init"]["resume"] is None
-
-    def test_a_metric_that_is_added_later_is_logged(self, wandb, run, tmp_path):
-        run(tmp_path, ON_WANDB, "train.images=8")
-        wandb.calls.clear()
-        assert run(tmp_path, ON_WANDB, "train.images=8", "metrics.again.use=l1").first_step is None
+        assert run(tmp_path, ON_WANDB, "metrics.again.use=l1").first_step is None
         [log] = [line for line in wandb.calls if "log" in line]
         assert log["step"] == 8
         assert log["log"]["final/again"] == log["log"]["final/l1"]
         assert wandb.calls[0]["init"]["resume"] == "allow"
+        wandb.calls.clear()
+        run(tmp_path, ON_WANDB, flags=["--fresh"])
+        assert wandb.calls[0]["init"]["resume"] is None
 
     def test_an_error_of_wandb_is_one_line_before_training(self, wandb, run, tmp_path):
         wandb.refusal = "api_key not configured (no-tty)\nmore"
@@ -218,8 +219,8 @@ class TestTensorBoard:
         folder, [writer] = only(tmp_path / "runs"), writers
         assert writer.folder == str(folder / "tensorboard")
         expected = {(name, images, v) for images, losses in losses_of(folder).items() for name, v in losses.items()}
-        expected |= {(name, 16, value) for name, value in numbers_of(folder).items()}
-        for images in (10, 16):
+        expected |= {(name, 8, value) for name, value in numbers_of(folder).items()}
+        for images in (5, 8):
             width, height = grid_of(folder, images)
             expected |= {("samples", images, (1, height, width, 3))}
         [(_, at, text)] = [line for line in writer.calls if line[0] == "recipe"]
@@ -229,8 +230,8 @@ class TestTensorBoard:
         assert writer.closed
 
     def test_values_logged_after_the_checkpoint_are_hidden_on_resume(self, writers, run, stop_at, tmp_path):
-        stop_at(15, lambda: run(tmp_path, ON_TENSORBOARD))
-        assert run(tmp_path, ON_TENSORBOARD).first_step == 12
+        stop_at(7, lambda: run(tmp_path, ON_TENSORBOARD))
+        assert run(tmp_path, ON_TENSORBOARD).first_step == 4
         first, second = writers
         assert first.folder == second.folder
         visible = [line for line in first.calls if line[1] < second.purge_step] + second.calls
@@ -246,38 +247,38 @@ class TestRealTensorBoard:
     def test_event_files_of_an_interrupted_run_contain_each_value_once(self, run, stop_at, tmp_path):
         from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-        stop_at(15, lambda: run(tmp_path, ON_TENSORBOARD))
+        stop_at(7, lambda: run(tmp_path, ON_TENSORBOARD))
         answer = run(tmp_path, ON_TENSORBOARD)
         assert answer.exit_code == 0, answer.output
         folder = only(tmp_path)
         events = EventAccumulator(str(folder / "tensorboard"))
         events.Reload()
         losses = losses_of(folder)
-        for name in losses[16]:
+        for name in losses[8]:
             assert [event.step for event in events.Scalars(name)] == list(losses)
             assert [e.value for e in events.Scalars(name)] == pytest.approx([line[name] for line in losses.values()])
         for name, value in numbers_of(folder).items():
             [event] = events.Scalars(name)
-            assert (event.step, event.value) == (16, pytest.approx(value))
+            assert (event.step, event.value) == (8, pytest.approx(value))
         assert [(e.step, (e.width, e.height)) for e in events.Images("samples")] == [
-            (images, grid_of(folder, images)) for images in (10, 16)
+            (images, grid_of(folder, images)) for images in (5, 8)
         ]
         [text] = events.Tensors("recipe/text_summary")
         assert "pix2pix:unet" in text.tensor_proto.string_val[0].decode()
 
 
 @pytest.mark.parametrize(("kind", "package"), [(TensorBoard, "tensorboard"), (WandB, "wandb")])
-def test_a_missing_package_is_an_error_before_training(kind, package, run, tmp_path, monkeypatch):
+def test_a_missing_package_is_an_error_before_training(kind, package, run, plain, tmp_path, monkeypatch):
     find = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name, *more: None if name == package else find(name, *more))
     with pytest.raises(UserError, match=rf"needs the package {package}: pip install 'p2pzoo\[{package}\]'"):
         kind()
-    run(tmp_path, "train.images=8")
+    shutil.copytree(plain.parents[1], tmp_path, dirs_exist_ok=True)
     model = only(tmp_path) / "model.safetensors"
     before = model.read_bytes()
     callback = f'callbacks.tracker={{use="{package}"}}'
-    answer = run(tmp_path, "train.images=8", callback, flags=["--fresh"])
+    answer = run(tmp_path, callback, flags=["--fresh"])
     assert (answer.exit_code, answer.first_step) == (2, None)
     assert f"callback '{package}': this callback needs" in answer.output or f"p2pzoo[{package}]" in answer.output
     assert model.read_bytes() == before
-    assert run(tmp_path, "train.images=8", callback).exit_code == 0, "what is complete is shown without it"
+    assert run(tmp_path, callback).exit_code == 0, "what is complete is shown without it"

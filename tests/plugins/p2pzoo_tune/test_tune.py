@@ -30,6 +30,13 @@ WIDE = ConvShape("convolve", 1, (32, 32), 8, 16, DOWN)  # default: library
 KEY = WIDE.key()
 
 
+@pytest.fixture(scope="session")
+def run(run):
+    """The tiny recipe with eight images: checkpoints at 3, 6 and 8."""
+    short = ("train.images=8", "train.log_every=2", "train.checkpoint_every=3")
+    return lambda runs, *overrides, flags=(): run(runs, *short, *overrides, flags=flags)
+
+
 @pytest.fixture(scope="module")
 def experiment(tiny):
     return config.load(str(tiny), "smoke")
@@ -326,13 +333,13 @@ class TestRun:
     ):
         mine = tmp_path / "mine.json"
         shutil.copy(other_kernels, mine)
-        kill_at_step(33)
+        kill_at_step(5)
         with pytest.raises(Killed):
             run(tmp_path / "runs", f"compute.kernels={mine}")
         if kernels == "none":
             mine.unlink()
         result = run(tmp_path / "runs", *([f"compute.kernels={mine}"] if kernels == "the same" else []))
-        assert (result.exit_code, result.first_step) == (0, 30)
+        assert (result.exit_code, result.first_step) == (0, 3)
         assert read_outcome(tmp_path / "runs") == read_outcome(tuned)
 
     @pytest.mark.parametrize("start", ["with other kernels", "without kernels"])
@@ -340,7 +347,7 @@ class TestRun:
         others = tmp_path / "others.json"
         key, algorithm = next(iter(read_kernels(other_kernels).items()))
         write_kernels(others, {key: algorithm})
-        kill_at_step(33)
+        kill_at_step(5)
         with pytest.raises(Killed):
             run(tmp_path / "runs", *([f"compute.kernels={other_kernels}"] if start == "with other kernels" else []))
         before = {file: file.read_bytes() for file in find_run_folder(tmp_path / "runs").rglob("*") if file.is_file()}
@@ -364,7 +371,7 @@ class TestRun:
     def test_without_a_checkpoint_it_starts_over_with_the_kernels_given_then(
         self, plain, run, other_kernels, kill_at_step, tmp_path
     ):
-        kill_at_step(5)
+        kill_at_step(2)
         with pytest.raises(Killed):
             run(tmp_path, f"compute.kernels={other_kernels}")
         assert (find_run_folder(tmp_path) / "kernels.json").exists()
