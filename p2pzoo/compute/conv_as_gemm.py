@@ -12,7 +12,8 @@ Each operation has up to three algorithms (conv_algorithms.py); `default_algorit
 
     library   the kernel of torch
     columns   im2col: the patches of x at all window positions, times the weights
-    taps      the product of each pixel with each tap of the window, shifted and summed; for few channels of y
+    taps      the product of each pixel with each tap of the window, shifted and summed; for many channels of x and few
+              of y
 
 All algorithms give the same values up to rounding. Images and weights are channels-last, so that no weight is copied.
 
@@ -48,6 +49,7 @@ AlgorithmOverrides = Mapping[str, ConvAlgorithm]
 
 
 _FEW_CHANNELS = 8  # so few channels do not fill a vector register
+_MANY_CHANNELS = 64  # so many channels outweigh what "columns" and "taps" copy and add besides their matrix product
 
 
 def supported_algorithms(shape: ConvShape) -> tuple[ConvAlgorithm, ...]:
@@ -60,13 +62,19 @@ def default_algorithm(shape: ConvShape) -> ConvAlgorithm:
 
     torch's kernels spend their time on the weights if there are few rows; im2col spends it on the columns if there are
     many. Measured by `p2pzoo tune` (benchmarks/README.md): they are equally fast near half as many rows as y has
-    channels. For the weight gradient, which torch computes worst, near sixteen times as many.
+    channels. For the weight gradient, which torch computes worst, near sixteen times as many. "taps" sums each window
+    of its products: that takes as long as torch's kernel near 64 channels of x per channel of y.
     """
-    if shape.y <= _FEW_CHANNELS and _has_taps(shape):
+    if shape.y <= _FEW_CHANNELS and shape.x >= _MANY_CHANNELS * shape.y and _has_taps(shape):
         return "taps"
     if shape.operation == "correlate":
-        return "columns" if shape.rows <= 16 * shape.y and shape.x >= 64 else "library"
-    if shape.operation == "spread" and shape.window.transposed and shape.x <= _FEW_CHANNELS:
+        return "columns" if shape.rows <= 16 * shape.y and shape.x >= _MANY_CHANNELS else "library"
+    if (
+        shape.operation == "spread"
+        and shape.window.transposed
+        and shape.x <= _FEW_CHANNELS
+        and shape.y >= _MANY_CHANNELS
+    ):
         return "columns"
     return "columns" if 2 * shape.rows <= shape.y else "library"
 

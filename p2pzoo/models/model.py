@@ -438,14 +438,17 @@ class Model:
         rows, columns = (reflected_indices(length, self.size_divisor) for length in (height, width))
 
         @lru_cache(maxsize=1)  # all tiles of a strip are cut from one band
-        def band_of(down: tuple[int, int]) -> tuple[Tensor, Tensor]:
+        def band_of(down: tuple[int, int]) -> Tensor:
             indices = rows[slice(*down)]
-            top = int(indices.min())
-            return read(top, int(indices.max()) + 1), (indices - top)[:, None]
+            top, bottom = int(indices.min()), int(indices.max()) + 1
+            band = read(top, bottom)
+            if down[1] > height:
+                band = band[:, indices - top]
+            return band if len(columns) == width else torch.cat([band, band[:, :, columns[width:]]], dim=2)
 
         def translate_tiles(places: list[tuple[slice, slice]]) -> Tensor:
-            band, indices = band_of((places[0][0].start, places[0][0].stop))
-            return self._run_eval(torch.stack([band[:, indices, columns[across]] for _, across in places]))
+            band = band_of((places[0][0].start, places[0][0].stop))
+            return self._run_eval(torch.stack([band[:, :, across] for _, across in places]))
 
         max_batch_size = self.max_batch_size(tiling.side, tiling.side, "eval")
         for top, strip in blend_tiles(translate_tiles, len(rows), len(columns), tiling, max_batch_size):

@@ -428,6 +428,17 @@ class TestDefaultAlgorithm:
             "logit": ["taps", "taps", "taps"],
         }
 
+    @pytest.mark.parametrize(("x", "y"), [(3, 2), (3, 8), (64, 3), (64, 8), (128, 8)])
+    def test_few_channels_of_x_go_to_the_library(self, x, y):
+        """Copies and sums of windows took up to 80 times as long there as torch's kernels."""
+        down = ConvWindow((4, 4), (2, 2), (1, 1), (1, 1))
+        up = ConvWindow((4, 4), (2, 2), (1, 1), (1, 1), transposed=True)
+        one = ConvWindow((7, 7), (1, 1), (3, 3), (1, 1))
+        shapes = [ConvShape("convolve", 1, (256, 256), x, y, window) for window in (down, one)]
+        if x < 64:
+            shapes.append(ConvShape("spread", 1, (256, 256), x, y, up))
+        assert {default_algorithm(shape) for shape in shapes} == {"library"}
+
     def test_an_override_affects_only_its_shape(self):
         shape = ConvShape("correlate", 1, (64, 64), 64, 1024, ConvWindow((4, 4), (2, 2), (1, 1), (1, 1)))
         other = ConvShape("correlate", 2, (64, 64), 64, 1024, shape.window)
