@@ -142,7 +142,9 @@ class Backbone(nn.Module):
         if stages > len(features):
             raise ValueError(f"frozen_stages = {stages}: backbone '{self.name}' has only {len(features)} features")
         all_frozen = stages == len(features)
-        trainable = set() if all_frozen else _reached(probe, features) - _reached(probe, features[:stages])
+        trainable = (
+            set() if all_frozen else reached_parameters(probe, features) - reached_parameters(probe, features[:stages])
+        )
         for name, parameter in self.net.named_parameters():  # also freezes parameters that no feature depends on
             parameter.requires_grad_(name in trainable)
         self._frozen = [self.net] if all_frozen else [part for part in self.net.modules() if _is_frozen(part)]
@@ -167,14 +169,20 @@ class EvenlyPadded(Conv2dSame):
         return F.conv2d(F.pad(x, padding), self.weight, self.bias, self.stride, 0, self.dilation, self.groups)
 
 
-def _reached(net: nn.Module, features: list[Tensor]) -> set[str]:
-    """The names of the parameters that the features depend on."""
-    if not features:
-        return set()
-    names, parameters = zip(*net.named_parameters(), strict=True)
-    total = sum(e.sum() for e in features)
-    gradients = torch.autograd.grad(total, parameters, retain_graph=True, allow_unused=True)
-    return {name for name, gradient in zip(names, gradients, strict=True) if gradient is not None}
+def reached_parameters(net: nn.Module, features: list[Tensor]) -> set[str]:
+    """The names of the parameters that the features depend on, from autograd's graph: on meta tensors a backward pass
+    takes seconds."""
+    waiting = [e.grad_fn for e in features]
+    visited, leaves = set(waiting), set()
+    while waiting:
+        node = waiting.pop()
+        if hasattr(node, "variable"):  # the node of a leaf, which accumulates its gradient
+            leaves.add(node.variable)
+        for following, _ in node.next_functions:
+            if following is not None and following not in visited:
+                visited.add(following)
+                waiting.append(following)
+    return {name for name, parameter in net.named_parameters() if parameter in leaves}
 
 
 def _is_frozen(part: nn.Module) -> bool:
