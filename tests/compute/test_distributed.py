@@ -195,7 +195,7 @@ def group(fork_server, tmp_path_factory):
 
     before  source code that each process runs first
 
-    Returns the exit codes and the outputs of the processes. Fails if they take longer than a minute.
+    Returns the exit codes and the outputs of the processes. Fails if they take longer than ten minutes.
     """
 
     def group(processes, arguments, *, before=""):
@@ -212,9 +212,9 @@ def group(fork_server, tmp_path_factory):
             environment = {name: str(value) for name, value in variables.items()} if processes > 1 else {}
             pairs.append((environment, str(logs / f"{rank}.log")))
         print(json.dumps([before, [*map(str, arguments)], pairs]), file=fork_server.stdin, flush=True)
-        ready, _, _ = select.select([fork_server.stdout], [], [], 60)
+        ready, _, _ = select.select([fork_server.stdout], [], [], 600)
         outputs = [Path(log).read_text() for _, log in pairs if Path(log).exists()]
-        assert ready, f"the processes did not end within a minute:\n{outputs}"
+        assert ready, f"the processes did not end within ten minutes:\n{outputs}"
         return json.loads(fork_server.stdout.readline()), outputs
 
     return group
@@ -334,7 +334,7 @@ def test_a_batch_without_equal_parts_per_process_is_rejected(monkeypatch):
 def test_two_processes_give_the_results_of_one(torchrun, run, tmp_path):
     assert run(tmp_path / "one", *STABLE).exit_code == 0
     process = torchrun(2, tmp_path / "two", *STABLE)
-    output, _ = process.communicate(timeout=120)
+    output, _ = process.communicate(timeout=600)
     assert process.returncode == 0, output
     assert_close(tmp_path / "one", tmp_path / "two")
     assert run_folder(tmp_path / "one").name == run_folder(tmp_path / "two").name, (
@@ -348,16 +348,16 @@ def test_two_processes_give_the_results_of_one(torchrun, run, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("processes", [2, 4])
 @pytest.mark.parametrize(
-    "overrides",
-    [STABLE, THROUGH_D, AUGMENTED, ACCUMULATED, SPECTRAL],
+    ("processes", "overrides"),
+    [(4, STABLE), (2, THROUGH_D), (4, THROUGH_D), (4, AUGMENTED), (2, ACCUMULATED), (2, SPECTRAL)],
     ids=[
-        "the paper's step",
-        "features and gradients of D, pool, EMA",
-        "augmented pairs and inputs of D",
-        "several D steps, accumulated batches",
-        "spectral norm",
+        "4, the paper's step",
+        "2, features and gradients of D, pool, EMA",
+        "4, features and gradients of D, pool, EMA",
+        "4, augmented pairs and inputs of D",
+        "2, several D steps, accumulated batches",
+        "2, spectral norm",
     ],
 )
 def test_any_number_of_processes_gives_the_results_of_one(
@@ -388,7 +388,7 @@ def test_each_process_seeds_dropout_differently_and_rank_0_as_a_single_process(g
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("before", "after"), [(1, 2), (2, 1), (4, 2)])
+@pytest.mark.parametrize(("before", "after"), [(1, 2), (4, 1)])
 def test_a_run_resumes_with_another_number_of_processes(before, after, group, one_process, arguments, tmp_path):
     overrides = (*STABLE, "train.pool_size=6")
     codes, outputs = group(before, arguments(tmp_path, *overrides), before=SEND_SIGTERM.format(ranks="0"))
@@ -418,7 +418,7 @@ def test_on_sigterm_torchrun_leaves_a_run_that_resumes(torchrun, wait_for, group
     process = torchrun(2, tmp_path, *overrides)
     wait_for(lambda: any(len(log.read_text()) for log in tmp_path.glob("*/*/metrics.jsonl")), process)
     process.terminate()
-    output, _ = process.communicate(timeout=60)
+    output, _ = process.communicate(timeout=600)
     assert "saved; the same command resumes from there" in output
     assert json.loads((run_folder(tmp_path) / "status.json").read_text())["state"] == "interrupted"
     codes, outputs = group(2, arguments(tmp_path, *overrides))

@@ -4,7 +4,9 @@ A test with the fixture `chance` is repeated --times times with other random num
 long run.
 """
 
+import functools
 import random
+import shutil
 
 import numpy as np
 import pytest
@@ -37,17 +39,38 @@ def unharmed(shared_complete):
     return outcome(shared_complete)
 
 
+@pytest.fixture(scope="module")
+def photos_folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("photos") / "pairs"
+
+
 @pytest.fixture
-def photos(tmp_path):
-    """(folder, overrides that train on its images): eight pairs for training, two for val and test each."""
-    folder = tmp_path / "photos"
+def photos(photos_folder):
+    """(folder, overrides that train on its images): eight pairs for training, two for val and test each.
+
+    In each test of a module it is the same folder with the same files: see `unharmed_on_photos`.
+    """
+    shutil.rmtree(photos_folder, ignore_errors=True)
     rng = np.random.default_rng(0)
     for split, count in (("train", 8), ("val", 2), ("test", 2)):
-        (folder / split).mkdir(parents=True)
+        (photos_folder / split).mkdir(parents=True)
         for number in range(count):
-            write_png(folder / split / f"{number}.png", rng.integers(0, 256, (64, 128, 3), dtype=np.uint8))
-    use = f'dataset={{use="side-by-side", root="{folder}"}}'
-    return folder, (use,)
+            write_png(photos_folder / split / f"{number}.png", rng.integers(0, 256, (64, 128, 3), dtype=np.uint8))
+    use = f'dataset={{use="side-by-side", root="{photos_folder}"}}'
+    return photos_folder, (use,)
+
+
+@pytest.fixture(scope="module")
+def unharmed_on_photos(run, tmp_path_factory):
+    """unharmed_on_photos(*overrides): the outcome of a run without a fault. Call it before photos are changed."""
+
+    @functools.cache
+    def unharmed_on_photos(*overrides):
+        runs = tmp_path_factory.mktemp("unharmed")
+        assert run(runs, *overrides).exit_code == 0
+        return outcome(runs)
+
+    return unharmed_on_photos
 
 
 @pytest.fixture

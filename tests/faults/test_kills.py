@@ -130,7 +130,7 @@ class Forked:
     def poll(self) -> int | None:
         return self.wait(timeout=0)
 
-    def wait(self, timeout: float = 120) -> int | None:
+    def wait(self, timeout: float = 600) -> int | None:
         """The exit code; None if the process has not ended after `timeout` seconds."""
         if self.returncode is None and select.select([self._server.stdout], [], [], timeout)[0]:
             self.returncode = int(self._server.stdout.readline())
@@ -222,7 +222,7 @@ def test_a_run_killed_at_any_moment_resumes_with_bit_identical_results(
         for each in (*KILLS, "complete"):
             wait_for(functools.partial(watch.reached, each), watch.process)
             moments.append(time.monotonic())
-        assert watch.process.wait(timeout=120) == 0
+        assert watch.process.wait(timeout=600) == 0
         assert differs(watch.runs, uninterrupted()) == [], "a process of its own gives the bits of this one"
         return {each: end - begun for each, (begun, end) in zip(KILLS, itertools.pairwise(moments), strict=True)}
 
@@ -274,7 +274,6 @@ def test_a_run_killed_at_any_moment_resumes_with_bit_identical_results(
         ("recipe.toml", 1, "whole"),
         ("env.json", 1, "whole"),
         ("status.json", 1, "whole"),  # the run begins
-        ("status.json", 1, "half"),
         ("status.json", 3, "whole"),  # 10 images are saved
         ("status.json", 6, "whole"),  # trained
         ("status.json", 7, "whole"),  # complete
@@ -282,9 +281,7 @@ def test_a_run_killed_at_any_moment_resumes_with_bit_identical_results(
         ("report.html", 1, "whole"),
         (CHECKPOINT, 1, "half"),
         (CHECKPOINT, 3, "whole"),
-        (CHECKPOINT, 3, "half"),
         ("model.safetensors", 1, "whole"),
-        ("model.safetensors", 1, "half"),
         ("stats.safetensors", 1, "whole"),
         ("results.json", 1, "whole"),
         ("test.png", 1, "half"),

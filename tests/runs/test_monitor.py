@@ -116,7 +116,7 @@ def run_in_process(start, tmp_path, monkeypatch):
 
     def run_in_process(*command):
         process = start("-m", "p2pzoo", *command)
-        output, _ = process.communicate(timeout=120)
+        output, _ = process.communicate(timeout=600)
         return output, process.returncode
 
     return run_in_process

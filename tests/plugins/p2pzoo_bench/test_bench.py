@@ -219,7 +219,7 @@ def test_an_interrupted_table_resumes(trained, bench, files, tiny, begin, wait_f
     process = begin()
     wait_for(lambda: [*(files / "runs").glob("both/*/checkpoints/*.safetensors")], process)
     process.send_signal(signal.SIGINT)
-    output, _ = process.communicate(timeout=120)
+    output, _ = process.communicate(timeout=600)
     assert process.returncode == 128 + signal.SIGINT, output
     assert "the same command resumes from there" in output
     status = json.loads((only(files / "runs", "both") / "status.json").read_text())
@@ -243,7 +243,7 @@ def test_a_signal_before_the_run_has_its_handler_stops_the_table(begin, wait_for
     wait_for(runs, process)
     time.sleep(0.2)  # it is still importing
     process.send_signal(signal.SIGTERM)
-    output, _ = process.communicate(timeout=120)
+    output, _ = process.communicate(timeout=600)
     assert process.returncode == 128 + signal.SIGTERM, output
     assert "failed" not in output
 
@@ -258,7 +258,7 @@ def test_a_closed_terminal_stops_all_parallel_runs(files, tiny, begin, wait_for)
         signal.signal(signal.SIGHUP, before)
     wait_for(lambda: {path.parts[-4] for path in (files / "runs").glob("*/*/checkpoints/*")} >= {"l1", "both"}, process)
     process.send_signal(signal.SIGHUP)
-    output, _ = process.communicate(timeout=120)
+    output, _ = process.communicate(timeout=600)
     assert process.returncode == 128 + signal.SIGHUP, output
     states = [json.loads(path.read_text())["state"] for path in (files / "runs").glob("*/*/status.json")]
     assert states == ["interrupted", "interrupted"]

@@ -135,7 +135,7 @@ class Node:
                 [*command, "--node-ip-address", address, *share, *options],
                 env={**os.environ, **environment}, stdout=log, stderr=subprocess.STDOUT,
             )  # fmt: skip
-        until = time.monotonic() + 120
+        until = time.monotonic() + 600
         while "Ray runtime started" not in self.log.read_text():
             assert time.monotonic() < until, self.log.read_text()
             assert self._process.poll() is None, self.log.read_text()
@@ -156,7 +156,7 @@ class Node:
         [raylet] = [process for process in self.processes() if process.name() == "raylet"]
         descendants = raylet.children(recursive=True)
         raylet.kill()
-        until = time.monotonic() + 120
+        until = time.monotonic() + 600
         while not all(map(has_ended, descendants)):
             assert time.monotonic() < until, descendants
             time.sleep(0.1)
@@ -293,13 +293,13 @@ def stop_by_kill(process, runs):
     process.kill()
     process.wait()
     for lock in runs.glob("*/*/.lock"):
-        filelock.FileLock(lock).acquire(timeout=60).lock.release()
+        filelock.FileLock(lock).acquire(timeout=600).lock.release()
 
 
 def stop_by_signal(process, runs):
     """Interrupt a table, as Ctrl-C does. Its runs save and end."""
     process.send_signal(signal.SIGINT)
-    output, _ = process.communicate(timeout=120)
+    output, _ = process.communicate(timeout=600)
     assert process.returncode == 128 + signal.SIGINT, output
     assert "stopped; the same command resumes from there" in output
     states = [json.loads(file.read_text()) for file in runs.glob("*/*/status.json")]
@@ -324,7 +324,7 @@ def test_a_stopped_table_resumes_and_a_lost_node_does_not_change_its_results(
     wait_for_pause(process)
     lose(second)
     (files / "go").touch()
-    output, _ = process.communicate(timeout=300)
+    output, _ = process.communicate(timeout=900)
     assert process.returncode == 0, output
     assert output.count("was lost (") == 1, output
     assert "resumes from 0 images" not in output
@@ -347,7 +347,7 @@ def test_a_remote_cluster_trains_what_it_can_and_reports_the_runs_that_fail(
     rows = "".join(f'[rows.{name}]\nrecipe = "{name}.toml"\nlabel = "{name}"\n' for name in ("broken", "wide"))
     (files / "table.toml").write_text(TABLE.replace("[rows.l1]", f"{rows}[rows.l1]"))
     process = start("-m", "p2pzoo", *arguments("--on", f"ray://127.0.0.2:{head.client_port}"))
-    output, _ = process.communicate(timeout=300)
+    output, _ = process.communicate(timeout=900)
     assert process.returncode == 1, output
     failures = [line for line in output.splitlines() if ", seed 0 failed: " in line]
     [broken] = [line for line in failures if line.startswith("broken, seed 0 failed: ")]
