@@ -15,6 +15,7 @@ import contextlib
 import random
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
@@ -32,6 +33,10 @@ WARMUP_STEPS = 3  # steps before recording: in the first ones libraries choose k
 
 def _warn(message: str) -> None:
     warnings.warn(message, stacklevel=2)
+
+
+def _unchanged(batch: Batch) -> Batch:
+    return batch
 
 
 class GraphRecorder(Protocol):
@@ -54,11 +59,16 @@ class GraphRecorder(Protocol):
 class CUDAGraphStep:
     """A training step that runs eagerly WARMUP_STEPS times, is then recorded, and from then on replayed.
 
-    step        takes a batch and the number of the step, returns losses by name
-    recorder    records on the device
-    parts       networks, losses and augmentations: numbers that they keep in Python must not change between steps
-    optimizers  torch optimizers; "capturable" is set in their parameter groups
-    on_failure  called with the reason if the step cannot be recorded
+    If the preparation of batches cannot be recorded, it runs eagerly before each replay; one warning gives the reason.
+
+    step            takes a prepared batch and the number of the step, returns losses by name
+    recorder        records on the device
+    prepare         makes a batch ready for the step: scales images, augments pairs. Default: batches are ready
+    parts           networks, losses and augmentations of the step: numbers that they keep in Python must not change
+                    between steps
+    prepare_parts   the same for `prepare`: augmentations of pairs
+    optimizers      torch optimizers; "capturable" is set in their parameter groups
+    on_failure      called with the reason if the step cannot be recorded
     """
 
     def __init__(
@@ -66,40 +76,46 @@ class CUDAGraphStep:
         step: TrainStep,
         recorder: GraphRecorder,
         *,
+        prepare: Callable[[Batch], Batch] = _unchanged,
         parts: Sequence[object] = (),
+        prepare_parts: Sequence[object] = (),
         optimizers: Sequence[Any] = (),
         on_failure: Callable[[str], None] = _warn,
     ) -> None:
-        self.step, self.parts, self.optimizers, self.on_failure = step, parts, optimizers, on_failure
+        self.step, self.prepare, self.optimizers, self.on_failure = step, prepare, optimizers, on_failure
+        self.parts, self.prepare_parts = parts, prepare_parts
         self.recorder: GraphRecorder | None = recorder
         self.num_warmup, self.is_doubtful = 0, False
+        self.records_prepare = True
         self.names: list[str] = []
         self._static_batch: Batch | None = None  # the graph reads its inputs from these tensors
         self._replay: Callable[[], Tensor] | None = None
 
     def __call__(self, batch: Batch, number: int) -> dict[str, Tensor]:
         """Return the losses of the step, on the device; the next step does not overwrite them."""
-        if self._replay is None and self.recorder is not None and self.num_warmup == WARMUP_STEPS:
+        if self.recorder is not None and self.num_warmup < WARMUP_STEPS:
+            return self._warm_up(self.recorder, batch, number)
+        if not self.records_prepare:
+            batch = self.prepare(batch)
+        if self._replay is None and self.recorder is not None:
             self._record(self.recorder, batch)
         if self._replay is not None:
             return self._replay_step(batch)
-        if self.recorder is None:
-            return self.step(batch, number)
-        return self._warm_up(self.recorder, batch, number)
+        return self.step(self.prepare(batch) if self.records_prepare else batch, number)
 
     def _warm_up(self, recorder: GraphRecorder, batch: Batch, number: int) -> dict[str, Tensor]:
         self.num_warmup += 1
         if self.num_warmup < WARMUP_STEPS:
-            return recorder.warm_up(lambda: self.step(batch, number))
-        before = python_state(self.parts)
-        losses, obstacle = recorder.watch(lambda: self.step(batch, number))
-        changed = [key for key, value in python_state(self.parts).items() if before.get(key) != value]
-        if changed and not obstacle:
-            obstacle = f"{changed[0][1]} changes from step to step"
-        elif obstacle and not self.is_doubtful:
+            return recorder.warm_up(lambda: self.step(self.prepare(batch), number))
+        prepared, prepare_obstacle = _watch(recorder, lambda: self.prepare(batch), self.prepare_parts)
+        losses, obstacle = _watch(recorder, lambda: self.step(prepared, number), self.parts)
+        if (obstacle or prepare_obstacle) and not self.is_doubtful:
             self.is_doubtful = True
             self.num_warmup -= 1  # watch the next step too: another thread may have been seen
             return losses
+        if prepare_obstacle and not obstacle:
+            self.records_prepare = False
+            warnings.warn(f"pairs are augmented outside the CUDA graph: {prepare_obstacle}", stacklevel=2)
         if obstacle:
             self._give_up(obstacle)
         return losses
@@ -107,11 +123,13 @@ class CUDAGraphStep:
     def _record(self, recorder: GraphRecorder, batch: Batch) -> None:
         labels, random_values = (t if t is None else t.clone() for t in (batch.labels, batch.random))
         # Without ids and step number, which the graph would repeat in every step: a step that reads them raises.
-        static = Batch(batch.x.clone(), batch.y.clone(), (), labels, random=random_values)
+        static = replace(
+            batch, x=batch.x.clone(), y=batch.y.clone(), ids=(), labels=labels, blocks=(), random=random_values
+        )
         no_number: Any = None
 
         def step() -> Tensor:
-            losses = self.step(static, no_number)
+            losses = self.step(self.prepare(static) if self.records_prepare else static, no_number)
             self.names = list(losses)
             return torch.stack([value.detach().float() for value in losses.values()])
 
@@ -144,6 +162,16 @@ class CUDAGraphStep:
     def _give_up(self, reason: str) -> None:
         self.recorder = None
         self.on_failure(reason)
+
+
+def _watch(recorder: GraphRecorder, function: Callable[[], _T], parts: Sequence[object]) -> tuple[_T, str | None]:
+    """Watch `function`. Return its result, and the reason if a graph cannot repeat it; `parts` are what it uses."""
+    before = python_state(parts)
+    result, obstacle = recorder.watch(function)
+    changed = [key for key, value in python_state(parts).items() if before.get(key) != value]
+    if changed and not obstacle:
+        obstacle = f"{changed[0][1]} changes from step to step"
+    return result, obstacle
 
 
 class CUDAGraphRecorder:
@@ -229,7 +257,7 @@ def _cpu_rng_states() -> tuple[object, ...]:
 
 
 class WarmupCompile:
-    """A training step of compiled networks. The first call first takes a warm-up step, which it rolls back.
+    """The prepared step of compiled networks. The first call first takes a warm-up step, which it rolls back.
 
     If compiling fails (no compiler, or a gradient of a gradient), `on_failure` puts the original networks back, and
     training continues with them.
@@ -248,10 +276,10 @@ class WarmupCompile:
             self.is_warm = True
             try:
                 with rollback(self.objective, self.scaler):
-                    self.objective.step(batch, 0)  # step 0: lazy losses, which skip most steps, are active in it
+                    self.objective.update(batch, 0)  # step 0: lazy losses, which skip most steps, are active in it
             except Exception as error:  # compilers fail in many ways
                 self.on_failure(_to_one_line(error))
-        losses: dict[str, Tensor] = self.objective.step(batch, number)
+        losses: dict[str, Tensor] = self.objective.prepared_step(batch, number)
         return losses
 
 

@@ -28,7 +28,7 @@ from p2pzoo.compute.activation_checkpointing import with_activation_checkpointin
 from p2pzoo.compute.conv_as_gemm import AlgorithmChooser, convs_as_gemm
 from p2pzoo.compute.cuda_graphs import CUDAGraphRecorder, CUDAGraphStep, GraphRecorder, TrainStep, WarmupCompile
 from p2pzoo.compute.instance_norm_fix import fix_instance_norms
-from p2pzoo.compute.prefetch import BatchSequence, Prefetcher
+from p2pzoo.compute.prefetch import BatchSequence, Prefetcher, SplitBatches, count_workers
 from p2pzoo.compute.tuned_kernels import read_recipe_kernels
 from p2pzoo.config import optimizers
 from p2pzoo.config.settings import Compute, Optimizer
@@ -149,7 +149,7 @@ class Engine:
             "cuda_graphs": cuda and settings.cuda_graphs,
             "prefetch": cuda and settings.prefetch,
         }
-        self._prefetcher: Prefetcher | None = None
+        self._prefetcher: Prefetcher[Any] | None = None
         self._average_gradients: dict[Any, Callable[[Tensor], Tensor]] = {}  # per optimizer, see distributed.py
         self._lr_ratios: dict[Any, float] = {}  # per optimizer: its learning rate / settings.lr
         self._eps_at: Callable[[int], float] | None = None
@@ -230,11 +230,17 @@ class Engine:
         return optimizer
 
     def seed(self, key: int) -> None:
-        """Seed torch. On a CPU seed only its generator, since torch.manual_seed also queries all other devices."""
-        if self.device_type == "cpu":
-            torch.default_generator.manual_seed(key)
-        else:
-            torch.manual_seed(key)
+        """Seed torch's generators of the CPU and of this device, as torch.manual_seed seeds those of all devices.
+
+        It is called in every step. torch.manual_seed takes ten times as long: it asks for each kind of device.
+        """
+        torch.default_generator.manual_seed(key)
+        if self.device_type == "cuda":
+            index = self.device.index
+            generators = torch.cuda.default_generators
+            generators[torch.cuda.current_device() if index is None else index].manual_seed(key)
+        elif self.device_type == "mps":
+            torch.mps.manual_seed(key)
 
     def set_lr(self, lr: float, step: int = 0) -> None:
         """Set the learning rate of this training step, and Adam's eps if it changes from step to step.
@@ -280,13 +286,15 @@ class Engine:
 
         Warns with the reason if a graph was requested and cannot be recorded.
         """
+        prepared_step: TrainStep = objective.prepared_step
         step: TrainStep = objective.step
         if self.enabled["compile"]:
-            step = WarmupCompile(
+            prepared_step = WarmupCompile(
                 objective,
                 on_failure=functools.partial(self._disable_compile, objective),
                 scaler=self.accelerator.scaler,
             )
+            step = _preparing(objective.prepare, prepared_step)
         if not self.enabled["cuda_graphs"]:
             return step
         obstacles = {
@@ -302,12 +310,16 @@ class Engine:
                 return step
         networks = [trainable.network for trainable in objective.trainables]
         losses = [objective.gan, *(term.loss for term in objective.terms)]
-        augmentations = objective.augmentations.discriminator_augmentations.values() if objective.augmentations else ()
+        augmentations = objective.augmentations
+        of_pairs = augmentations.pair_augmentations.values() if augmentations else ()
+        of_D = augmentations.discriminator_augmentations.values() if augmentations else ()
         optimizers = [trainable.optimizer for trainable in objective.trainables]
         return CUDAGraphStep(
-            step,
+            prepared_step,
             self.build_recorder(),
-            parts=[*networks, *losses, *augmentations],
+            prepare=objective.prepare,
+            parts=[*networks, *losses, *of_D],
+            prepare_parts=[*of_pairs],
             optimizers=optimizers,
             on_failure=functools.partial(self._give_up_recording, optimizers),
         )
@@ -339,40 +351,40 @@ class Engine:
             trainable.network = self.unwrap(trainable.network)
         warnings.warn(f"training without torch.compile: {reason}", stacklevel=2)
 
-    def prefetch(self, batches: BatchSequence, steps: int) -> contextlib.AbstractContextManager[BatchSequence]:
-        """Return a context manager over the same batches, which a thread prepares in advance on CUDA.
+    def prefetch(self, batches: SplitBatches, steps: int) -> contextlib.AbstractContextManager[BatchSequence]:
+        """Return a context manager over the same batches, which threads prepare in advance on CUDA.
 
-        On a CPU the batches are returned as they are: the thread would compete with training for the cores.
+        There they are stored values in pinned memory, to be scaled on the device. On a CPU the batches are returned as
+        they are: the threads would compete with training for the cores.
 
         batches  batches of the run by step
         steps    number of the run's steps; no batch is prepared after the last
         """
         if not self.enabled["prefetch"]:
             return contextlib.nullcontext(batches)
-        self._prefetcher = Prefetcher(batches, self._pin, steps)
+        processes = int(os.environ.get("LOCAL_WORLD_SIZE", distributed.world_size()))  # on this machine: torchrun's
+        self._prefetcher = Prefetcher(
+            batches.read,
+            lambda step, pairs: self._pin(batches.make_stored(step, pairs)),
+            end=steps,
+            workers=count_workers(count_usable_cores() // processes),
+        )
         return self._prefetcher
 
     def _pin(self, batch: Batch) -> Batch:
-        """The batch in pinned memory. Runs in the prefetch thread."""
-
-        def pin(images: Tensor) -> Tensor:
-            return images.contiguous(memory_format=self.memory_format).pin_memory()
-
+        """The batch in pinned memory. Runs in the prefetch threads."""
         index = self.device.index  # the current device is per thread, and is 0 in a new thread
         with torch.cuda.device(-1 if index is None else index):
-            labels = None if batch.labels is None else batch.labels.pin_memory()
-            return replace(batch, x=pin(batch.x), y=pin(batch.y), labels=labels)
+            tensors = {name: tensor.pin_memory() for name, tensor in _tensors(batch).items()}
+        return replace(batch, **tensors)
 
     def to_device(self, batch: Batch) -> Batch:
         """Return the batch on the device, images in the memory format of the run."""
         non_blocking = self.device_type == "cuda"  # later kernels of the stream wait for the copy; Python does not
-        labels, random = (
-            None if tensor is None else tensor.to(self.device, non_blocking=non_blocking)
-            for tensor in (batch.labels, batch.random)
-        )
-        x = batch.x.to(self.device, memory_format=self.memory_format, non_blocking=non_blocking)
-        y = batch.y.to(self.device, memory_format=self.memory_format, non_blocking=non_blocking)
-        return replace(batch, x=x, y=y, labels=labels, random=random)
+        tensors = {name: t.to(self.device, non_blocking=non_blocking) for name, t in _tensors(batch).items()}
+        for name in ("x", "y"):  # on the device: on the host it would take a copy out of pinned memory
+            tensors[name] = tensors[name].to(self.device, memory_format=self.memory_format)
+        return replace(batch, **tensors)
 
     def describe(self) -> dict[str, Any]:
         """Return what a result depends on besides the recipe: device, precision, threads, active switches.
@@ -390,6 +402,17 @@ class Engine:
         if self.device_type == "cuda":
             described["gpu"] = torch.cuda.get_device_name()
         return described
+
+
+def _tensors(batch: Batch) -> dict[str, Any]:
+    """The tensors of a batch by the names of their fields."""
+    tensors = {"x": batch.x, "y": batch.y, "labels": batch.labels, "random": batch.random}
+    return {name: tensor for name, tensor in tensors.items() if tensor is not None}
+
+
+def _preparing(prepare: Callable[[Batch], Batch], step: TrainStep) -> TrainStep:
+    """The training step that prepares its batch first."""
+    return lambda batch, number: step(prepare(batch), number)
 
 
 def count_usable_cores() -> int:

@@ -1,4 +1,4 @@
-"""Prepare batches in a thread before the step that needs them, so that an accelerator does not wait for them."""
+"""Prepare batches in threads before the steps that need them, so that an accelerator does not wait for them."""
 
 from __future__ import annotations
 
@@ -6,17 +6,38 @@ import concurrent.futures
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Protocol
+from typing import Any, Generic, Protocol, Self, TypeVar
 
 from p2pzoo.plugin.batch import Batch
 
-PREFETCH_DEPTH = 2  # batches: one is ready, one is being made
+READY_BATCHES = 1  # that wait for their step, besides one in the hands of each worker
+MAX_WORKERS = 4  # more do not help: the parts of a batch that Python itself computes take turns
+CORES_PER_WORKER = 4  # the others are for the training thread, for those that read pairs, and for other programs
+
+_Read = TypeVar("_Read")
 
 
 class BatchSequence(Protocol):
     """Batches by step: `batches[step]` depends on the step alone."""
 
     def __getitem__(self, step: int) -> Batch: ...
+
+
+class SplitBatches(BatchSequence, Protocol):
+    """Batches that threads can make: `read` in the order of the steps, in one thread, then `make_stored` in several."""
+
+    def read(self, step: int) -> Any: ...
+
+    def make_stored(self, step: int, pairs: Any) -> Batch: ...
+
+
+def count_workers(cores: int) -> int:
+    """The number of threads that make batches, for a process that may use this many cores.
+
+    >>> [count_workers(cores) for cores in (1, 2, 8, 64)]
+    [1, 1, 2, 4]
+    """
+    return max(1, min(MAX_WORKERS, cores // CORES_PER_WORKER))
 
 
 class TimedBatches:
@@ -41,40 +62,46 @@ class TimedBatches:
         return seconds
 
 
-class Prefetcher:
-    """The same batches. While one is used, a thread prepares those of the next PREFETCH_DEPTH steps.
+class Prefetcher(Generic[_Read]):
+    """`[step]` is `make(step, read(step))`. While it is used, threads prepare those of the next steps.
 
-    An error in the thread is raised when its batch is requested. Use it in a `with` statement: at the end the thread
-    finishes its current batch and stops. Nothing else may read `batches` meanwhile.
+    Results do not depend on the number of threads. An error in a thread is raised when its batch is requested. Use it
+    in a `with` statement: at the end the threads finish what they are at, and stop.
 
-    batches  batches by step
-    prepare  applied to each batch in the thread
-    end      number of steps; the thread prepares no batch after the last
+    read     called in the order of the steps, in one thread
+    make     called in `workers` threads
+    end      number of steps; nothing is prepared after the last
+    workers  number of threads. Besides the batches in their hands one more is ready
 
-    >>> with Prefetcher(["a", "b"], str.upper, end=2) as prefetched:
+    >>> with Prefetcher(["a", "b"].__getitem__, lambda step, text: text.upper(), end=2) as prefetched:
     ...     prefetched[0]
     'A'
     """
 
-    def __init__(self, batches: BatchSequence, prepare: Callable[[Batch], Batch], end: int) -> None:
-        self.batches, self.prepare, self.end = batches, prepare, end
-        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="batches")
+    def __init__(
+        self, read: Callable[[int], _Read], make: Callable[[int, _Read], Batch], *, end: int, workers: int = 1
+    ) -> None:
+        self.read, self.make, self.end, self.workers = read, make, end, workers
+        self._reader = ThreadPoolExecutor(1, "batches-read")
+        self._makers = ThreadPoolExecutor(workers, "batches")
         self._futures: dict[int, Future[Batch]] = {}
 
     def __getitem__(self, step: int) -> Batch:
-        steps = range(step, max(step + 1, min(step + 1 + PREFETCH_DEPTH, self.end)))
-        self._futures = {n: self._futures.get(n) or self._thread.submit(self._make, n) for n in steps}
+        steps = range(step, max(step + 1, min(step + 1 + self.workers + READY_BATCHES, self.end)))
+        self._futures = {n: self._futures.get(n) or self._submit(n) for n in steps}
         return self._futures.pop(step).result()
 
-    def _make(self, step: int) -> Batch:
-        return self.prepare(self.batches[step])
+    def _submit(self, step: int) -> Future[Batch]:
+        item = self._reader.submit(self.read, step)
+        return self._makers.submit(lambda: self.make(step, item.result()))
 
     def wait(self) -> None:
         """Wait until the next batches are ready. Until a batch is requested, no thread works then."""
         concurrent.futures.wait(self._futures.values())
 
-    def __enter__(self) -> Prefetcher:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._thread.shutdown(cancel_futures=True)
+        self._reader.shutdown(cancel_futures=True)  # first: a maker may be waiting for it
+        self._makers.shutdown(cancel_futures=True)

@@ -234,7 +234,7 @@ class Compute:
     compile        apply torch.compile to G and D; on a CPU it replaces `lowering`. "auto" compiles on CUDA in a single
                    process, from 50 000 steps on, because it takes minutes
     cuda_graphs    on CUDA: record the training step once and replay it, with bit-identical results
-    prefetch       on CUDA: prepare the next batches in a thread, in pinned memory
+    prefetch       on CUDA: prepare the next batches in threads (one for each 4 cores, at most 4), in pinned memory
     store          where decoded and enlarged pairs are kept: "memory"; "disk", for training pairs, in the cache;
                    "stream": nowhere, each pair is read again when it is needed. "auto": memory if all pairs fit into
                    store_megabytes, else the disk up to store_disk_megabytes, else stream. Pairs for evaluation are

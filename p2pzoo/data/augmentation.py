@@ -1,6 +1,6 @@
 """Applies a recipe's augmentations, in the recipe's order.
 
-The random numbers of an image depend only on (seed, name of the augmentation, global sample index). They are drawn
+The random numbers of an image depend only on (seed, name of the augmentation, global sample index). They are sampled
 before the step and are part of the batch, so that a step is a function of its batch, with or without CUDA graphs.
 """
 
@@ -28,7 +28,7 @@ DISCRIMINATOR_PASSES: tuple[DiscriminatorPass, ...] = get_args(DiscriminatorPass
 
 
 class Augmentations:
-    """The augmentations of one recipe, by name.
+    """The augmentations of one recipe, by name. `Batch.random` holds the numbers of all of them: of pairs, then of D.
 
     batch_size        images of the whole batch, which several processes may share
     batches_per_step  batches of a training step ([train] d_steps)
@@ -42,18 +42,28 @@ class Augmentations:
         self.batch_size, self.seed, self.batches_per_step = batch_size, seed, batches_per_step
 
     def __call__(self, batch: Batch, step: int) -> Batch:
-        """The batch with augmented pairs, and with the random numbers for the augmentations of what D sees."""
+        """The batch of this step with augmented pairs, and with its random numbers."""
+        return self.augment_pairs(replace(batch, random=self.sample(step)))
+
+    def sample(self, step: int) -> Tensor:
+        """The random numbers in [0, 1) of this step's images, (B, N) on the CPU."""
         samples = step_samples(step, self.batch_size, self.batches_per_step)
-        x, y, labels = batch.x, batch.y, batch.labels
+        counts = {name: each.num_random for name, each in self.pair_augmentations.items()}
+        counts |= {
+            name: len(DISCRIMINATOR_PASSES) * each.num_random for name, each in self.discriminator_augmentations.items()
+        }
+        return torch.cat([self._sample_one(name, samples, count) for name, count in counts.items()], 1)
+
+    def augment_pairs(self, batch: Batch) -> Batch:
+        """The batch with augmented pairs. Makes no decision in Python that depends on values, so it can be recorded."""
+        x, y, labels, random = batch.x, batch.y, batch.labels, _random_numbers(batch.random)
+        column = 0
         for name, augmentation in self.pair_augmentations.items():
-            u = self._draw(name, samples, augmentation.num_random)
-            u = u.to(x.device, non_blocking=x.device.type == "cuda")  # so that Python does not wait for the GPU
+            # contiguous: kernels for other strides can round differently
+            u = random[:, column : column + augmentation.num_random].contiguous()
             x, y, labels = _apply(name, augmentation, x, y, labels, u)
-        random = [
-            self._draw(name, samples, len(DISCRIMINATOR_PASSES) * each.num_random)
-            for name, each in self.discriminator_augmentations.items()
-        ]
-        return replace(batch, x=x, y=y, labels=labels, random=torch.cat(random, 1) if random else None)
+            column += augmentation.num_random
+        return replace(batch, x=x, y=y, labels=labels)
 
     def augment_for_d(
         self, random: Tensor | None, discriminator_pass: DiscriminatorPass, x: Tensor, y: Tensor
@@ -63,11 +73,11 @@ class Augmentations:
         random  `Batch.random`, (B, N)
         x, y    (k · B, C, H, W): one batch, or several concatenated ones
         """
-        assert random is not None, "the batch has no random numbers: call the augmentations with it first"
+        random = _random_numbers(random)
         random = random.repeat(len(y) // len(random), 1)
         # Sums over an image depend on the memory format, and images of the pool lose theirs in a checkpoint.
         x, y = x.contiguous(), y.contiguous()
-        column = 0
+        column = sum(each.num_random for each in self.pair_augmentations.values())
         for name, augmentation in self.discriminator_augmentations.items():
             begin = column + DISCRIMINATOR_PASSES.index(discriminator_pass) * augmentation.num_random
             u = random[:, begin : begin + augmentation.num_random]
@@ -75,7 +85,7 @@ class Augmentations:
             column += len(DISCRIMINATOR_PASSES) * augmentation.num_random
         return x, y
 
-    def _draw(self, name: str, samples: Sequence[int], count: int) -> Tensor:
+    def _sample_one(self, name: str, samples: Sequence[int], count: int) -> Tensor:
         """(len(samples), count) random numbers in [0, 1), on the CPU."""
         rows = [rng.numpy_rng(self.seed, "augmentation", name, i).random(count, np.float32) for i in samples]
         return torch.from_numpy(np.stack(rows))
@@ -108,6 +118,11 @@ def make_augmentations(
         return None
     train = experiment.train
     return Augmentations(named, batch_size=train.batch_size, seed=experiment.seed, batches_per_step=train.d_steps)
+
+
+def _random_numbers(random: Tensor | None) -> Tensor:
+    assert random is not None, "the batch has no random numbers: Augmentations.sample makes them"
+    return random
 
 
 def _apply(

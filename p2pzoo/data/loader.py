@@ -4,26 +4,33 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Iterator, Sequence
-from typing import Protocol
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from typing import TypeVar
 
 import numpy as np
-import torch
+from torch import Tensor
 
 from p2pzoo.compute import distributed
 from p2pzoo.config.settings import Train
+from p2pzoo.data.collate import StoredBatch, collate, collate_stored
 from p2pzoo.data.store import Store
 from p2pzoo.plugin.batch import Batch, Pair
 from p2pzoo.utils import rng
+
+_B = TypeVar("_B", bound=Batch)
 
 
 class TrainBatches:
     """`[step]` is the batch of that step. Every epoch has a new order; x and y are cropped and flipped together.
 
+    Threads make a batch in two parts: one thread calls `read`, in the order of the steps; several call `make_stored`.
+
     batch_size                      images of the whole batch; with several processes, `[step]` is this one's shard
     batches_per_step                batches of a training step, concatenated ([train] d_steps)
     mirror, crop_from, replacement  as in settings.Train
     end                             the step after the last one: no pairs are read ahead for it. None: no last step
+    sample_random                   returns `Batch.random` of a step; None without augmentations
     """
 
     def __init__(
@@ -37,6 +44,7 @@ class TrainBatches:
         crop_from: int = 0,
         replacement: bool = False,
         end: int | None = None,
+        sample_random: Callable[[int], Tensor] | None = None,
     ) -> None:
         self.store, self.batch_size, self.mirror, self.seed, self.batches_per_step = (
             store,
@@ -46,17 +54,37 @@ class TrainBatches:
             batches_per_step,
         )
         self.crop_from, self.replacement, self.end = crop_from, replacement, end
+        self.sample_random = sample_random
 
     def __getitem__(self, step: int) -> Batch:
-        samples = step_samples(step, self.batch_size, self.batches_per_step)
+        pairs, flips = self._crop_all(step, self.read(step))
+        return self._with_random(step, collate(pairs, self.store.dataset, flips))
+
+    def read(self, step: int) -> list[Pair]:
+        """The pairs of a step, from the store, which then reads those of the next steps ahead."""
+        samples = self._samples(step)
         if not self.store.fully_cached:
             self.store.expect(map(self._pair_index, [*samples, *self._next_samples(step)]))
-        pairs, flips = zip(*map(self._crop, samples), strict=True)
-        return collate(pairs, self.store.dataset, flips)
+        return [self.store[self._pair_index(sample)] for sample in samples]
 
-    def _crop(self, sample: int) -> tuple[Pair, bool]:
+    def make_stored(self, step: int, pairs: Sequence[Pair]) -> StoredBatch:
+        """The batch of a step, to be scaled on the device. pairs: what `read` returned for it."""
+        pairs, flips = self._crop_all(step, pairs)
+        return self._with_random(step, collate_stored(pairs, self.store.dataset, flips))
+
+    def _samples(self, step: int) -> list[int]:
+        return step_samples(step, self.batch_size, self.batches_per_step)
+
+    def _with_random(self, step: int, batch: _B) -> _B:
+        return replace(batch, random=self.sample_random(step)) if self.sample_random else batch
+
+    def _crop_all(self, step: int, pairs: Sequence[Pair]) -> tuple[Sequence[Pair], Sequence[bool]]:
+        """The cropped pairs, and which of them to flip."""
+        cropped, flips = zip(*map(self._crop, self._samples(step), pairs), strict=True)
+        return cropped, flips
+
+    def _crop(self, sample: int, pair: Pair) -> tuple[Pair, bool]:
         """The cropped pair, and whether to flip it."""
-        pair = self.store[self._pair_index(sample)]
         random = rng.numpy_rng(self.seed, "augment", sample)
         (height, width), (load_height, load_width) = self.store.size, self.store.load_size
         spare = (load_height - height, load_width - width)
@@ -107,8 +135,10 @@ def step_samples(step: int, batch_size: int, batches_per_step: int) -> list[int]
     return [sample for batch in batches for sample in distributed.shard(batch)]
 
 
-def train_batches(store: Store, train: Train, seed: int) -> TrainBatches:
-    """The training batches of a recipe's [train] settings."""
+def train_batches(
+    store: Store, train: Train, seed: int, sample_random: Callable[[int], Tensor] | None = None
+) -> TrainBatches:
+    """The training batches of a recipe's [train] settings. sample_random: as in `TrainBatches`."""
     return TrainBatches(
         store,
         batch_size=train.batch_size,
@@ -118,6 +148,7 @@ def train_batches(store: Store, train: Train, seed: int) -> TrainBatches:
         crop_from=train.crop_from,
         replacement=train.replacement,
         end=train.steps,
+        sample_random=sample_random,
     )
 
 
@@ -127,49 +158,3 @@ def single_batches(store: Store, indices: range | None = None) -> Iterator[Batch
     for position, index in enumerate(indices):
         store.expect(indices[position : position + 1 + store.read_ahead])
         yield collate([store[index]], store.dataset)
-
-
-class _Ranges(Protocol):
-    """The stored values that become -1 and 1, of a `Dataset` or of other pairs."""
-
-    x_range: tuple[float, float]
-    y_range: tuple[float, float]
-
-
-def collate(pairs: Sequence[Pair], dataset: _Ranges, flips: Sequence[bool] | None = None) -> Batch:
-    """Stack pairs and scale them to [-1, 1], on the CPU. Images are channels-last in memory.
-
-    dataset  the one that the pairs are from
-    flips    which pairs to flip left to right; default: none
-    """
-    flips = flips or [False] * len(pairs)
-    labels = [pair.labels for pair in pairs if pair.labels is not None]
-    return Batch(
-        x=_scale([pair.x for pair in pairs], flips, dataset.x_range),
-        y=_scale([pair.y for pair in pairs], flips, dataset.y_range),
-        ids=tuple(pair.id for pair in pairs),
-        labels=_stack(labels, flips, torch.int64) if len(labels) == len(pairs) else None,
-        blocks=tuple(pair.block for pair in pairs),
-    )
-
-
-def _scale(images: Sequence[np.ndarray], flips: Sequence[bool], limits: tuple[float, float]) -> torch.Tensor:
-    low, high = limits
-    stacked = _stack(images, flips, torch.float32)
-    values = stacked.numpy()  # one NumPy thread is faster here than starting torch's threads
-    if low:
-        values -= low
-    values *= 2 / (high - low)
-    values -= 1
-    return stacked.permute(0, 3, 1, 2)
-
-
-def _stack(images: Sequence[np.ndarray], flips: Sequence[bool], dtype: torch.dtype) -> torch.Tensor:
-    """(B, H, W, ...) of this dtype. Pixels are converted while they are copied, once; flips come before."""
-    stacked = torch.empty((len(images), *images[0].shape), dtype=dtype)
-    for target, image, flip in zip(stacked, images, flips, strict=True):
-        if not (image.flags.writeable and image.dtype.isnative and min(image.strides) >= 0):  # others torch refuses
-            image = image.astype(image.dtype.newbyteorder("="), order="C")
-        pixels = torch.from_numpy(image)
-        target.copy_(pixels.flip(1) if flip else pixels)
-    return stacked

@@ -47,7 +47,7 @@ class Batch:
     ids     one per image
     labels  (B, H, W) int64, in evaluation (B, H', W') as the dataset has them; None if the dataset has none
     blocks  one per image; empty if the dataset has none
-    random  (B, N) random numbers in [0, 1) for the augmentations of D's images; None without such augmentations
+    random  (B, N) random numbers in [0, 1) for the augmentations; None without augmentations
 
     >>> import torch
     >>> batch = Batch(torch.zeros(4, 3, 8, 8), torch.zeros(4, 3, 8, 8), ("a", "b", "c", "d"))

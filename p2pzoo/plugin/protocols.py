@@ -78,13 +78,14 @@ class Loss(Protocol):
 class Augmentation(Protocol):
     """A random change of images during training. It gets its random numbers as an argument and draws none.
 
-    where       "pairs": changes the pairs that G and D are trained on, on the device, before the step.
+    where       "pairs": changes the pairs that G and D are trained on, on the device, at the start of the step.
                 "discriminator": changes what D gets: real and fake images, with different random numbers, and again in
                 G's update, whose gradients flow through it
     num_random  number of random numbers that it needs for one image
 
-    The result for an image must not depend on the rest of the batch. With where = "discriminator" it may be recorded
-    in a CUDA graph, so it must not synchronise with the device.
+    The result for an image must not depend on the rest of the batch. It may be recorded in a CUDA graph, so it must not
+    synchronise with the device (`new_tensor`, `.item()`). If one does, training is slower: with where = "pairs" it is
+    called before each replay, with where = "discriminator" there is no graph.
     """
 
     where: AugmentationTarget

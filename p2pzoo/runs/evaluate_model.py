@@ -21,7 +21,7 @@ from p2pzoo.config.experiment import Component, Experiment
 from p2pzoo.config.recipe import NO_PROFILE
 from p2pzoo.config.settings import Compute
 from p2pzoo.data import Store
-from p2pzoo.data.loader import collate
+from p2pzoo.data.collate import collate
 from p2pzoo.data.validation import validate_or_raise
 from p2pzoo.images.color_spaces import Encodings
 from p2pzoo.images.label_maps import Labels

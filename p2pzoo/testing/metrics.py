@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from p2pzoo.data import Store
-from p2pzoo.data.loader import collate
+from p2pzoo.data.collate import collate
 from p2pzoo.plugin.batch import Batch, Pair
 from p2pzoo.plugin.loader import registry
 from p2pzoo.testing.component_case import ComponentCase, DoesNotApply

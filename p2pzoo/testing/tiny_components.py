@@ -16,7 +16,7 @@ from p2pzoo.config.experiment import Component, Experiment
 from p2pzoo.config.recipe import Recipe, Source
 from p2pzoo.config.settings import Compute, Evaluate, Init, Optimizer, Train
 from p2pzoo.data import Store
-from p2pzoo.data.loader import collate
+from p2pzoo.data.collate import collate
 from p2pzoo.plugin.batch import Batch, Pair, Split
 from p2pzoo.plugin.registry import Entry
 from p2pzoo.plugin.step_outputs import StepOutputs

@@ -26,7 +26,7 @@ class AccumulatingObjective(Objective):
         super().__init__(*args, **options)
         self.parts = parts
 
-    def step(self, batch: Batch, step: int) -> dict[str, Tensor]:
+    def update(self, batch: Batch, step: int) -> dict[str, Tensor]:
         """The same as in `Objective`; the logs are means over the parts."""
         logs: list[dict[str, Tensor]] = [{} for _ in range(self.parts)]
         D, gan = self.D, self.gan

@@ -9,7 +9,7 @@ in a step (`Objective`), for a step in parts (accumulation.py), or for the order
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -21,6 +21,7 @@ from p2pzoo.data.augmentation import Augmentations
 from p2pzoo.plugin.batch import Batch
 from p2pzoo.plugin.protocols import GanLoss, Loss
 from p2pzoo.plugin.step_outputs import Side, StepOutputs
+from p2pzoo.training.weight_average import WeightAverage
 
 WeightedLosses = Mapping[str, tuple[Tensor, float]]  # {name in the log: (loss, weight)}
 
@@ -65,10 +66,13 @@ class Objective:
     pool           chooses the fake images that D trains on, or None
     judge_both     computes D of real and fake images in one pass (see `StepOutputs`), or None
     augmentations  applied to the input of D; each batch holds their random numbers (`Batch.random`). None if unused
+    prepare        applied to the batch before the updates; it changes x, y and labels. None: the batch is ready
     zero_biases    set the biases of all convolutions to zero before each update (fDx and fGx of train.lua). G
                    translates before that, with the biases of its last update; D computes all its logits without biases
     d_steps        updates of D in a step, each on its own part of the batch. G is updated on the last part (Arjovsky et
                    al. 2017, arXiv:1701.07875, algorithm 1, takes a new batch for G)
+
+    average        moving average of G, updated at the end of each step; None (at first) without one
     """
 
     def __init__(
@@ -83,12 +87,14 @@ class Objective:
         pool: Pool | None = None,
         judge_both: Any = None,
         augmentations: Augmentations | None = None,
+        prepare: Callable[[Batch], Batch] | None = None,
         zero_biases: bool = False,
         d_steps: int = 1,
     ) -> None:
         self.G, self.D, self.gan, self.terms, self.backward_and_step = G, D, gan, terms, backward_and_step
         self.gan_weight, self.pool, self.judge_both, self.augmentations = gan_weight, pool, judge_both, augmentations
-        self.d_steps = d_steps
+        self.prepare, self.d_steps = prepare or _unchanged, d_steps
+        self.average: WeightAverage | None = None
         self._biases_to_zero = [b for t in self.trainables for b in _conv_biases(t.network)] if zero_biases else []
 
     @property
@@ -102,11 +108,22 @@ class Objective:
         return {name: loss for name, loss in losses.items() if isinstance(loss, nn.Module)}
 
     def step(self, batch: Batch, step: int) -> dict[str, Tensor]:
-        """Update D, then G, on the batch of this step.
+        """The training step: prepare the batch, update D, then G, then the average of G.
 
         Returns the logs, scalars on the device: each loss of the last update of D and of G, unweighted and detached
         ("D.gan", "G.l1", …), and the mean logits of D ("D.real", "D.fake").
         """
+        return self.prepared_step(self.prepare(batch), step)
+
+    def prepared_step(self, batch: Batch, step: int) -> dict[str, Tensor]:
+        """The rest of the training step, on a batch that `prepare` returned."""
+        logs = self.update(batch, step)
+        if self.average is not None:
+            self.average.update()
+        return logs
+
+    def update(self, batch: Batch, step: int) -> dict[str, Tensor]:
+        """Update D, then G, on a prepared batch."""
         logs: dict[str, Tensor] = {}
         if self.D is None or self.gan is None:
             self._update_G(StepOutputs(batch, self.G.network(batch.x), step=step).for_generator(), logs)
@@ -177,6 +194,10 @@ def sum_and_log(losses: WeightedLosses, logs: dict[str, Tensor]) -> Tensor:
     for loss in rest:
         total = total + loss
     return total
+
+
+def _unchanged(batch: Batch) -> Batch:
+    return batch
 
 
 def mean_logit(maps: Sequence[Tensor]) -> Tensor:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import contextlib
 import signal
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from p2pzoo.compute.cuda_graphs import TrainStep
 from p2pzoo.compute.distributed import all_reduce_max, on_rank0, rank, sync_errors
@@ -28,6 +28,7 @@ from p2pzoo.training.checkpoint import LossLogger, State
 from p2pzoo.training.gan_step import Objective
 from p2pzoo.training.run_writer import Due, RunWriter
 from p2pzoo.training.setup import build_objective
+from p2pzoo.training.weight_average import WeightAverage
 from p2pzoo.utils import rng
 from p2pzoo.utils.signals import handling, stop_signals
 
@@ -67,25 +68,22 @@ def run_training_loop(
 
     # the networks, and the state to resume from
     objective, state = _build_state(experiment, engine, store)
-    G, average = state.G, state.average
-    compiled_step = engine.compile_step(objective)
+    compiled_step, augmentations = engine.compile_step(objective), objective.augmentations
     step = state.restore(run, progress, start_from) // settings.step_images
     for name in ("metrics.jsonl", "timings.jsonl"):
         on_rank0(run.truncate, name, step * settings.step_images)
     monitor = TrainingMonitor(run, progress, filled=step * settings.step_images + len(store))
     read_every = READ_EVERY.get(engine.device_type, READ_EVERY_ON_ACCELERATORS)
 
-    with stopping() as signals, engine.prefetch(train_batches(store, settings, seed), settings.steps) as prefetched:
+    made = train_batches(store, settings, seed, augmentations.sample if augmentations else None)
+    with stopping() as signals, engine.prefetch(made, settings.steps) as prefetched:
         batches = TimedBatches(prefetched)
         writer = RunWriter(
             experiment, run, engine, state, validation, batches, monitor, callbacks, step=step
         )  # fmt: skip
         while step < settings.steps:
             rate = experiment.optimizer.lr_at(step / settings.steps)
-            logs = train_step(compiled_step, engine, batches, step, rate, seed, objective.augmentations)
-            if average is not None:
-                _update_average(engine.unwrap(average), engine.unwrap(G.network), settings.ema)
-
+            logs = train_step(compiled_step, engine, batches, step, rate, seed)
             step += 1
             state.losses.waiting.append((step, step * settings.step_images, logs))
             due = Due.after(step, settings)
@@ -109,10 +107,10 @@ def run_training_loop(
 def _build_state(experiment: Experiment, engine: Engine, store: Store) -> tuple[Objective, State]:
     """The objective on the engine's device, and the state that checkpoints save."""
     objective = build_objective(experiment, engine, store.channels, store.size)
-    average = None
+    average, G = None, engine.unwrap(objective.G.network)
     if experiment.train.ema:
         average = engine.prepare_model(make_generator(experiment, store.channels, store.size))
-    G = engine.unwrap(objective.G.network)
+        objective.average = WeightAverage(engine.unwrap(average), G, experiment.train.ema)
     header = build_header(experiment, G, store.dataset, store.channels, store.size, store.dtypes)
     return objective, State(
         engine, objective.G, objective.D, average, objective.pool, LossLogger(), objective.loss_modules,
@@ -138,15 +136,16 @@ def train_step(
 
     step_function  `Objective.step`, or what `Engine.compile_step` made of it
     step           counts from 0
-    augmentations  those of the objective
+    augmentations  those of the objective: they sample the random numbers of a batch that has none
 
     Returns the logs of `Objective.step`.
     """
     engine.set_lr(rate, step)
     with sync_errors():
-        batch = engine.to_device(batches[step])
-        if augmentations:
-            batch = engine.to_device(augmentations(batch, step))  # again: augmentations can lose the memory format
+        batch = batches[step]
+        if augmentations and batch.random is None:
+            batch = replace(batch, random=augmentations.sample(step))
+        batch = engine.to_device(batch)
     process = [rank()] if rank() else []  # each process draws other noise: its images are others
     engine.seed(rng.derive_seed(seed, "noise", step, *process))
     return step_function(batch, step)
@@ -168,12 +167,3 @@ def stopping() -> Iterator[list[int]]:
 def _agree_on_signal(signals: Sequence[int]) -> int:
     """The signal that any of the processes received, or 0."""
     return all_reduce_max(signals[0] if signals else 0)
-
-
-@torch.no_grad()
-def _update_average(average: nn.Module, network: nn.Module, decay: float) -> None:
-    """average ← decay · average + (1 - decay) · network; buffers are copied."""
-    for mean, parameter in zip(average.parameters(), network.parameters(), strict=True):
-        mean.lerp_(parameter, 1 - decay)
-    for copied, buffer in zip(average.buffers(), network.buffers(), strict=True):
-        copied.copy_(buffer)

@@ -13,7 +13,9 @@ from p2pzoo.compute.distributed import shard
 from p2pzoo.compute.engine import Engine
 from p2pzoo.config.experiment import Component, Experiment
 from p2pzoo.data.augmentation import make_augmentations
+from p2pzoo.data.collate import StoredBatch
 from p2pzoo.models.initialization import make_discriminator, make_generator
+from p2pzoo.plugin.batch import Batch
 from p2pzoo.plugin.step_outputs import Side
 from p2pzoo.training.accumulation import AccumulatingObjective
 from p2pzoo.training.gan_step import Objective, Term, Trainable
@@ -46,12 +48,21 @@ def build_objective(
     objective_class: Any = LuaObjective if settings.order == "lua" else Objective
     if settings.accumulate > 1:
         objective_class = functools.partial(AccumulatingObjective, parts=settings.accumulate)
+    augmentations = make_augmentations(experiment, channels, size)
+
+    def prepare(batch: Batch) -> Batch:
+        if isinstance(batch, StoredBatch):
+            batch = batch.scaled()
+        # to_device: augmentations can lose the memory format
+        return engine.to_device(augmentations.augment_pairs(batch)) if augmentations else batch
+
     objective: Objective = objective_class(
         G, D, gan, terms, engine.backward_and_step,
         gan_weight=experiment.gan_loss.weight if experiment.gan_loss else 1.0,
         pool=ImagePool(settings.pool_size, experiment.seed) if settings.pool_size else None,
         judge_both=judge_both,
-        augmentations=make_augmentations(experiment, channels, size),
+        augmentations=augmentations,
+        prepare=prepare,
         zero_biases=settings.zero_biases,
         d_steps=settings.d_steps,
     )  # fmt: skip

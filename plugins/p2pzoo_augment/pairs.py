@@ -107,7 +107,8 @@ class Affine:
         height, width = self.size
         u_angle, u_factor, u_right, u_down = random.unbind(1)
         shift = torch.stack([width * self._shift(u_right), height * self._shift(u_down)], 1)
-        centre = random.new_tensor([[(width - 1) / 2, (height - 1) / 2]]).expand(len(random), 2)
+        # new_full, not new_tensor, which copies from the host and waits for the device
+        centre = torch.cat([random.new_full((len(random), 1), (side - 1) / 2) for side in (width, height)], 1)
         factor = scale_to(*self.scale, u_factor)[:, None].expand(len(random), 2)
         return get_affine_matrix2d(shift, centre, factor, scale_to(-self.degrees, self.degrees, u_angle))[:, :2]
 

@@ -10,6 +10,7 @@ import json
 import shutil
 import threading
 import warnings
+from dataclasses import replace
 
 import pytest
 import torch
@@ -36,13 +37,15 @@ compile_for_real = torch.compile
 class FakeRecorder:
     """Record by keeping the function.
 
-    obstacle  what `watch` returns
-    watches   how often it returns the obstacle, and None later; None: always
-    broken    raise an error in `record`
+    obstacle          what `watch` returns for the step
+    watches           how often it returns the obstacle, and None later; None: always
+    prepare_obstacle  what `watch` returns for the preparation of the batch
+    broken            raise an error in `record`
     """
 
-    def __init__(self, *, obstacle=None, watches=None, broken=False):
-        self.obstacle, self.watches, self.broken = obstacle, watches, broken
+    def __init__(self, *, obstacle=None, watches=None, prepare_obstacle=None, broken=False):
+        self.obstacle, self.prepare_obstacle, self.broken = obstacle, prepare_obstacle, broken
+        self.watches_left = float("inf") if watches is None else watches
         self.calls = []
 
     def warm_up(self, function):
@@ -51,8 +54,11 @@ class FakeRecorder:
 
     def watch(self, function):
         self.calls.append("watch")
-        is_seen = self.watches is None or self.calls.count("watch") <= self.watches
-        return function(), self.obstacle if is_seen else None
+        result = function()
+        if isinstance(result, Batch):
+            return result, self.prepare_obstacle
+        self.watches_left -= 1
+        return result, self.obstacle if self.watches_left >= 0 else None
 
     def record(self, function):
         self.calls.append("record")
@@ -121,6 +127,28 @@ class CountingAugmentation(DiffAugment):
         return super().__call__(x, y, labels, u)
 
 
+class Darker:
+    """An augmentation of pairs. It keeps the x that it got in `calls`."""
+
+    where, num_random = "pairs", 1
+
+    def __init__(self, calls=()):
+        self.keep = calls.append if isinstance(calls, list) else lambda _: None
+
+    def __call__(self, x, y, labels, u):
+        self.keep(x)
+        factor = u.view(-1, 1, 1, 1)
+        return x * factor, y * factor, labels
+
+
+class CountingDarker(Darker):
+    calls = 0
+
+    def __call__(self, x, y, labels, u):
+        self.calls += 1
+        return super().__call__(x, y, labels, u)
+
+
 class IdLoss:
     side = "generator"
 
@@ -142,7 +170,8 @@ def make_step(recorder=None, *, terms=(), pool=None, on=(), noise="dropout", aug
     both = BatchedDiscriminator(engine.unwrap(trainables[1].network))
     augmentations = Augmentations({"extra": augmentation}, batch_size=2, seed=0) if augmentation else None
     objective = Objective(
-        *trainables, Vanilla(), terms, engine.backward_and_step, pool=pool, judge_both=both, augmentations=augmentations
+        *trainables, Vanilla(), terms, engine.backward_and_step, pool=pool, judge_both=both,
+        augmentations=augmentations, prepare=augmentations.augment_pairs if augmentations else None,
     )  # fmt: skip
     return engine, objective, engine.compile_step(objective)
 
@@ -158,7 +187,9 @@ def train(engine, objective, step, steps=STEPS):
     for number in range(steps):
         engine.set_lr(2e-4 / (number + 1))
         torch.manual_seed(number)
-        inputs = objective.augmentations(batch(number), number) if objective.augmentations else batch(number)
+        inputs = batch(number)
+        if objective.augmentations:
+            inputs = replace(inputs, random=objective.augmentations.sample(number))
         losses.append(step(engine.to_device(inputs), number))
     losses = [{name: value.item() for name, value in logs.items()} for logs in losses]  # after all steps, as in a run
     networks = [engine.unwrap(trainable.network) for trainable in objective.trainables]
@@ -191,7 +222,7 @@ class TestRecorded:
         engine, objective, train_step = make_step(recorder, on=["cuda_graphs"])
         assert same(train(engine, objective, train_step), eager_results)
         replays = STEPS - WARMUP_STEPS
-        assert recorder.calls == ["warm-up"] * (WARMUP_STEPS - 1) + ["watch", "record"] + ["replay"] * replays
+        assert recorder.calls == ["warm-up"] * (WARMUP_STEPS - 1) + ["watch"] * 2 + ["record"] + ["replay"] * replays
         assert "cuda_graphs" in engine.describe()["on"]
         assert all(g["capturable"] for p in objective.trainables for g in p.optimizer.param_groups)
 
@@ -215,6 +246,28 @@ class TestRecorded:
         recorder = FakeRecorder()
         assert same(train(*make_step(recorder, augmentation=DiffAugment(), on=["cuda_graphs"])), plain)
         assert recorder.calls.count("replay") == STEPS - WARMUP_STEPS
+
+    def test_pairs_are_augmented_inside_the_recorded_step(self, eager_results):
+        plain = train(*make_step(augmentation=Darker()))
+        assert not same(plain, eager_results)
+        recorder, calls = FakeRecorder(), []
+        engine, objective, train_step = make_step(recorder, augmentation=Darker(calls), on=["cuda_graphs"])
+        assert same(train(engine, objective, train_step), plain)
+        assert recorder.calls.count("replay") == STEPS - WARMUP_STEPS
+        assert len({id(x) for x in calls[WARMUP_STEPS:]}) == 1, "a replay reads x from the memory of the recording"
+
+    @pytest.mark.parametrize("how", ["it waits", "it counts"])
+    def test_if_augmenting_pairs_cannot_be_recorded_it_runs_before_each_replay(self, how):
+        reason = "the step waits for the device" if how == "it waits" else r"CountingDarker\.calls changes from step"
+        augmentation = Darker() if how == "it waits" else CountingDarker()
+        plain = train(*make_step(augmentation=Darker()))
+        recorder = FakeRecorder(prepare_obstacle="the step waits for the device" if how == "it waits" else None)
+        engine, objective, train_step = make_step(recorder, augmentation=augmentation, on=["cuda_graphs"])
+        with pytest.warns(UserWarning, match=f"pairs are augmented outside the CUDA graph: {reason}") as caught:
+            assert same(train(engine, objective, train_step), plain)
+        assert len(caught) == 1
+        assert recorder.calls.count("replay") == STEPS - WARMUP_STEPS - 1, "one more step is watched"
+        assert "cuda_graphs" in engine.describe()["on"]
 
     def test_an_augmentation_that_changes_its_python_state_is_not_recorded(self):
         plain = train(*make_step(augmentation=CountingAugmentation()))
@@ -252,7 +305,7 @@ class TestRecorded:
         with warnings.catch_warnings():
             warnings.filterwarnings("error", message="training without")
             assert same(train(*make_step(recorder, on=["cuda_graphs"])), eager_results)
-        assert recorder.calls[2:5] == ["watch", "watch", "record"]
+        assert recorder.calls[2:7] == [*["watch", "watch"] * 2, "record"], "the batch and the step, in two steps"
 
     def test_gradients_of_a_failed_recording_are_not_added_to_those_of_the_next_step(self):
         """A recorded backward pass leaves gradients that no kernel has computed."""
@@ -440,7 +493,8 @@ class TestRun:
             [log] = runs.glob("*/*/metrics.jsonl")
             return log.read_text(), (log.parent / "model.safetensors").read_bytes()
 
-        overrides = ("train.ema=0.9", "optimizer.schedule=linear")
+        augmentations = [f'augmentations.{name}={{use="{name}"}}' for name in ("affine", "diffaugment")]
+        overrides = ("train.ema=0.9", "optimizer.schedule=linear", *augmentations)
         run(tmp_path / "plain", *overrides)
         recorder = as_on_cuda(FakeRecorder())
         answer = run(tmp_path / "recorded", *overrides)
@@ -451,7 +505,7 @@ class TestRun:
         assert {"cuda_graphs", "prefetch"} <= {*json.loads(env.read_text())["on"]}
 
         with monkeypatch.context() as patch:
-            patch.setattr(TrainBatches, "__getitem__", breaking_at(33))
+            patch.setattr(TrainBatches, "read", breaking_at(33))
             assert "KeyError: 33" in run(tmp_path / "cut", *overrides).output
         assert not any(thread.name.startswith("batches") for thread in threading.enumerate())
         assert run(tmp_path / "cut", *overrides).first_step == 30
@@ -468,11 +522,11 @@ class TestRun:
 
 
 def breaking_at(step):
-    getitem = TrainBatches.__getitem__
+    read = TrainBatches.read
 
     def broken(batches, number):
         if number == step:
             raise KeyError(number)
-        return getitem(batches, number)
+        return read(batches, number)
 
     return broken

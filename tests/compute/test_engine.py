@@ -10,7 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from p2pzoo import config
 from p2pzoo.compute.engine import Engine, best_precision, pick_device
-from p2pzoo.compute.prefetch import PREFETCH_DEPTH, Prefetcher
+from p2pzoo.compute.prefetch import READY_BATCHES, Prefetcher
 from p2pzoo.config.settings import Compute, Optimizer
 from p2pzoo.plugin.batch import Batch
 from p2pzoo.training.checkpoint import LossLogger
@@ -202,6 +202,28 @@ def test_a_step_does_not_wait_for_the_device_and_losses_are_read_all_at_once(tin
     assert sizes == [3 * 5]
 
 
+class TestSeed:
+    """`Engine.seed` is called in each step: torch.manual_seed would query every kind of device."""
+
+    def test_the_random_numbers_are_those_of_manual_seed(self, monkeypatch):
+        torch.manual_seed(2**62 + 5)
+        expected = torch.rand(5)
+        monkeypatch.setattr(torch, "manual_seed", lambda _: pytest.fail("it takes long"))
+        Engine(Compute(device="cpu")).seed(2**62 + 5)
+        assert torch.equal(torch.rand(5), expected)
+
+    @pytest.mark.parametrize("device", ["cuda:1", "cuda"])
+    def test_on_cuda_the_cpu_and_this_device_are_seeded(self, device, monkeypatch):
+        engine = Engine(Compute(device="cpu"))
+        generators = [torch.Generator().manual_seed(0) for _ in range(2)]
+        monkeypatch.setattr(torch.cuda, "default_generators", generators)
+        monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
+        monkeypatch.setattr(Engine, "device", torch.device(device))
+        engine.device_type = "cuda"
+        engine.seed(7)
+        assert (torch.initial_seed(), *(g.initial_seed() for g in generators)) == (7, 0, 7)
+
+
 class TestPrefetcher:
     def test_batches_come_in_order_and_none_is_made_twice_or_after_the_end(self):
         calls = []
@@ -211,7 +233,7 @@ class TestPrefetcher:
                 calls.append((step, threading.current_thread() is threading.main_thread()))
                 return step
 
-        with Prefetcher(Batches(), lambda batch: -batch, end=5) as prefetched:
+        with Prefetcher(Batches().__getitem__, lambda _, batch: -batch, end=5) as prefetched:
             assert [prefetched[step] for step in range(2, 5)] == [-2, -3, -4]
         assert calls == [(2, False), (3, False), (4, False)]
 
@@ -223,9 +245,9 @@ class TestPrefetcher:
                 events[step].set()
                 return step
 
-        with Prefetcher(Batches(), lambda batch: batch, end=10) as prefetched:
+        with Prefetcher(Batches().__getitem__, lambda _, batch: batch, end=10) as prefetched:
             assert prefetched[0] == 0
-            assert all(event.wait(10) for event in events[: 1 + PREFETCH_DEPTH])
+            assert all(event.wait(10) for event in events[: 1 + 1 + READY_BATCHES])
             assert prefetched[7] == 7, "any step may be requested"
         assert not events[4].is_set()
 
@@ -239,13 +261,26 @@ class TestPrefetcher:
                 working.remove(step)
                 return step
 
-        with Prefetcher(Batches(), lambda batch: batch, end=10) as prefetched:
+        with Prefetcher(Batches().__getitem__, lambda _, batch: batch, end=10) as prefetched:
             assert prefetched[0] == 0
             assert working
             prefetched.wait()
             assert not working
             time.sleep(0.02)
             assert not working
+
+    @pytest.mark.parametrize("workers", [1, 3])
+    def test_workers_read_in_order_and_make_side_by_side(self, workers):
+        all_busy = threading.Barrier(workers, timeout=10)  # breaks unless so many make a batch at one time
+        read = []
+
+        def make(step, item):
+            all_busy.wait()
+            return step, item
+
+        with Prefetcher(lambda step: read.append(step) or -step, make, end=6, workers=workers) as prefetched:
+            assert [prefetched[step] for step in range(6)] == [(step, -step) for step in range(6)]
+        assert read == [*range(6)]
 
     def test_an_error_is_raised_where_its_batch_is_requested_and_the_thread_ends(self):
         class Batches:
@@ -254,7 +289,8 @@ class TestPrefetcher:
                     raise UserError("pair 'b': damaged")
                 return step
 
-        with pytest.raises(UserError, match="damaged"), Prefetcher(Batches(), lambda batch: batch, end=9) as prefetched:  # noqa: PT012
+        prefetcher = Prefetcher(Batches().__getitem__, lambda _, batch: batch, end=9)
+        with pytest.raises(UserError, match="damaged"), prefetcher as prefetched:  # noqa: PT012
             assert prefetched[0] == 0
             _ = prefetched[1]
         assert not any(thread.name.startswith("batches") for thread in threading.enumerate())

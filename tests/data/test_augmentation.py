@@ -148,7 +148,7 @@ class TestRandomNumbers:
         assert len({drawn(), drawn(name="b"), drawn(seed=1), drawn(step=1)}) == 4
 
     def test_numbers_are_uniform_between_0_and_1(self):
-        u = Augmentations({"a": Brighter()}, batch_size=2000, seed=0)._draw("a", range(2000), 2)
+        u = Augmentations({"a": Brighter()}, batch_size=2000, seed=0).sample(0)
         assert u.min() >= 0
         assert u.max() < 1
         assert u.mean(0) == pytest.approx([0.5, 0.5], abs=0.02)
@@ -162,7 +162,6 @@ class TestPairs:
         assert torch.allclose(both.x, one.x + other.x)
         assert torch.allclose(both.y, one.y + other.y)
         assert torch.equal(both.labels, torch.full_like(both.labels, 2))
-        assert both.random is None
         assert both.ids == ("a", "b")
 
     def test_an_augmentation_that_changes_a_shape_is_named(self):
@@ -173,14 +172,30 @@ class TestPairs:
         with pytest.raises(UserError, match=r"\[augmentations.cut\] changed the shapes .* must keep their shapes"):
             Augmentations({"cut": Cropping()}, batch_size=1, seed=0)(zeros(1), 0)
 
-    def test_a_step_is_taken_on_augmented_pairs_in_the_runs_memory_format(self, monkeypatch):
-        engine = Engine(experiment("compute.device=cpu").compute)
-        logs = train_step(
-            lambda batch, _: {"x": batch.x, "y": batch.y}, _Engineless(engine), [zeros(2)], 0, 1e-4, 0,
-            Augmentations({"a": Brighter()}, batch_size=2, seed=0),
-        )  # fmt: skip
-        assert (added(logs["y"]) > added(logs["x"])).all()
-        assert logs["x"].is_contiguous(memory_format=torch.channels_last)
+    def test_a_step_is_taken_on_augmented_pairs_in_the_runs_memory_format(self):
+        widths = ("generator.width=4", "discriminator.width=4")
+        made = experiment(*widths, "compute.device=cpu", 'augmentations.a={use="flip-rotate"}')
+        engine = Engine(made.compute)
+        objective = build_objective(made, engine, (3, 3), (32, 32))
+        objective.prepared_step = lambda batch, _: {"x": batch.x, "y": batch.y}
+        plain = [Batch(*torch.rand(2, 1, 3, 32, 32), ("a",)) for _ in range(4)]
+        for step, batch in enumerate(plain):
+            logs = train_step(objective.step, engine, plain, step, 1e-4, 0, objective.augmentations)
+            augmented = objective.augmentations(batch, step)
+            assert torch.equal(logs["x"], augmented.x)
+            assert torch.equal(logs["y"], augmented.y)
+            assert logs["x"].is_contiguous(memory_format=torch.channels_last)
+        assert not torch.equal(logs["x"], batch.x)
+
+    def test_numbers_of_pairs_and_of_d_come_from_their_own_columns(self):
+        named = {"seen": Brighter("discriminator"), "pairs": Brighter()}
+        alone = [Augmentations({name: each}, batch_size=2, seed=0) for name, each in named.items()]
+        both = Augmentations(named, batch_size=2, seed=0)
+        batch = both(zeros(2), 0)
+        assert torch.equal(batch.x, alone[1](zeros(2), 0).x)
+        images = (torch.zeros(2, 3, *SIZE),) * 2
+        of_d = alone[0].augment_for_d(alone[0].sample(0), "D.fake", *images)
+        assert all(map(torch.equal, both.augment_for_d(batch.random, "D.fake", *images), of_d))
 
     def test_the_data_preview_shows_augmented_pairs(self):
         plain = draw_preview(experiment("dataset.stride=256"), "train", 2)
@@ -189,16 +204,6 @@ class TestPairs:
         )  # fmt: skip
         assert plain.size == turned.size
         assert plain.tobytes() != turned.tobytes()
-
-
-class _Engineless:
-    """An engine that moves batches and has no optimizer."""
-
-    def __init__(self, engine):
-        self.to_device, self.seed = engine.to_device, engine.seed
-
-    def set_lr(self, *_):
-        pass
 
 
 class TestDiscriminator:

@@ -42,7 +42,7 @@ class Training:
 
     case         the component that is not the kit's tiny one
     extra        losses beside it
-    in_prefetch  called in the prefetch thread for each batch
+    in_prefetch  called in the prefetch threads for each batch
     compute      values of [compute]
     settings     values of other tables: train={"batch_size": 4}
     """
@@ -60,7 +60,9 @@ class Training:
             self.objective = build_objective(self.experiment, self.engine, store.channels, store.size)
             self.objective.terms.extend(Term(f"extra{i}", loss, 1.0) for i, loss in enumerate(extra))
             self.step_function = self.engine.compile_step(self.objective)
-        batches = train_batches(store, self.experiment.train, self.experiment.seed)
+        augmentations = self.objective.augmentations
+        sample_random = augmentations.sample if augmentations else None
+        batches = train_batches(store, self.experiment.train, self.experiment.seed, sample_random)
         pin = self.engine._pin
         self.engine._pin = lambda batch: (in_prefetch(), pin(batch))[1]
         self.prefetcher = self.engine.prefetch(batches, steps=STEPS)
@@ -71,9 +73,7 @@ class Training:
         """Take steps, and return the logs of the last one."""
         with self._catching():
             for _ in range(steps):
-                logs = train_step(
-                    self.step_function, self.engine, self.batches, self.number, 1e-4, 0, self.objective.augmentations
-                )  # fmt: skip
+                logs = train_step(self.step_function, self.engine, self.batches, self.number, 1e-4, 0)
                 self.number += 1
         return logs
 
