@@ -24,7 +24,7 @@ from p2pzoo.testing.component_case import ComponentCase, DoesNotApply, output_ma
 from p2pzoo.testing.tiny_components import cpu_settings
 from p2pzoo.utils import rng
 
-_CHANNELS = ((3, 3), (1, 3), (3, 1), (4, 4))
+_OTHER_CHANNELS = ((1, 3), (3, 1), (4, 4))  # than (3, 3), which all checks use
 _FLOAT64_TOLERANCE = 1e-6  # relative to the largest value: another order of summation changes no more than this
 _FLOAT32_TOLERANCE = 1e-4  # the same for float32
 _BF16_ERROR = 0.1  # mean difference / mean absolute value: bfloat16 keeps 8 bits, and errors add up over the layers
@@ -32,7 +32,8 @@ _BF16_ERROR = 0.1  # mean difference / mean absolute value: bfloat16 keeps 8 bit
 
 def check_network_shapes(case: ComponentCase) -> None:
     """Accepts any channel counts, and images that are not square."""
-    for channels in _CHANNELS:
+    _assert_output_shapes(case, case.copy_network(), (3, 3), case.size)
+    for channels in _OTHER_CHANNELS:
         _assert_output_shapes(case, case.build_network(channels), channels, case.size)
     height, width = case.size[0], 2 * case.size[1]
     _assert_output_shapes(case, case.build_network(size=(height, width)), (3, 3), (height, width))
@@ -115,7 +116,7 @@ def check_discriminator_gradients_reach_y(case: ComponentCase) -> None:
 
 def check_network_seed(case: ComponentCase) -> None:
     """One seed gives bit-identical initial weights, and bit-identical outputs in training mode."""
-    first, second = case.build_network(seed=1), case.build_network(seed=1)
+    first, second = case.copy_network(seed=1), case.build_network(seed=1)
     for name, tensor in first.state_dict().items():
         assert torch.equal(tensor, second.state_dict()[name]), f"'{name}' differs between two networks of one seed"
     outputs = []

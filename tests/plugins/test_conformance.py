@@ -10,11 +10,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import timm
+import torch
 from PIL import Image
+from safetensors.torch import save_file
 from small_networks import SMALL_NETWORKS
 
 from p2pzoo.plugin.loader import plugins
 from p2pzoo.testing import conformance
+
+FEATURES = {"network": "test_resnet", "weights": "weights.safetensors"}  # small; `*_efficientnet_lite0` is not
 
 PARAMETERS = {  # plugin -> component -> parameters
     "datasets": {
@@ -23,7 +28,8 @@ PARAMETERS = {  # plugin -> component -> parameters
         "manifest": {"file": "pairs.jsonl"},
     },
     "earth": {"earth": {"size": 64, "stride": 256}},
-    "losses": {"ms-ssim": {"scales": 2}},
+    "losses": {"ms-ssim": {"scales": 2}, "perceptual": FEATURES},
+    "metrics": {"kid": FEATURES, "perceptual": FEATURES},
     "photos": {
         **{name: {"root": "targets", "size": [32, 32]} for name in ("colorize", "inpaint", "super-resolve", "denoise")},
         "edges": {"root": "targets", "size": [32, 32]},
@@ -38,7 +44,7 @@ FIRST_PARTY = [plugin.name for plugin in plugins() if plugin.distribution.starts
 
 @pytest.fixture(scope="module", autouse=True)
 def files(tmp_path_factory):
-    """Small pairs as folders, side by side and as a manifest, in the working folder."""
+    """Small pairs as folders, side by side and as a manifest, and weights of a network, in the working folder."""
     folder, working_folder = tmp_path_factory.mktemp("files"), os.getcwd()
     generator = np.random.default_rng(0)
     for name, width in (("inputs", 32), ("targets", 32), ("pairs", 64)):
@@ -52,6 +58,9 @@ def files(tmp_path_factory):
             x = path.relative_to(folder)
             line = {"x": str(x), "y": str(Path("targets", *x.parts[1:])), "split": x.parts[1]}
             lines.write(json.dumps(line) + "\n")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        save_file(timm.create_model(FEATURES["network"]).state_dict(), folder / FEATURES["weights"])
     os.chdir(folder)
     yield
     os.chdir(working_folder)
