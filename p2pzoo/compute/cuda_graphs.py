@@ -107,9 +107,9 @@ class CUDAGraphStep:
         self.num_warmup += 1
         if self.num_warmup < WARMUP_STEPS:
             return recorder.warm_up(lambda: self.step(self.prepare(batch), number))
-        prepared, prepare_obstacle = _watch(recorder, lambda: self.prepare(batch), self.prepare_parts)
-        losses, obstacle = _watch(recorder, lambda: self.step(prepared, number), self.parts)
-        if (obstacle or prepare_obstacle) and not self.is_doubtful:
+        prepared, prepare_obstacle, *certain = _watch(recorder, lambda: self.prepare(batch), self.prepare_parts)
+        losses, obstacle, is_certain = _watch(recorder, lambda: self.step(prepared, number), self.parts)
+        if (obstacle or prepare_obstacle) and not (self.is_doubtful or is_certain or any(certain)):
             self.is_doubtful = True
             self.num_warmup -= 1  # watch the next step too: another thread may have been seen
             return losses
@@ -164,14 +164,17 @@ class CUDAGraphStep:
         self.on_failure(reason)
 
 
-def _watch(recorder: GraphRecorder, function: Callable[[], _T], parts: Sequence[object]) -> tuple[_T, str | None]:
-    """Watch `function`. Return its result, and the reason if a graph cannot repeat it; `parts` are what it uses."""
+def _watch(recorder: GraphRecorder, function: Callable[[], _T], parts: Sequence[object]) -> tuple[_T, str | None, bool]:
+    """Watch `function`. Return its result, the reason if a graph cannot repeat it, and whether that is certain.
+
+    parts  what it uses: no other thread changes it
+    """
     before = python_state(parts)
     result, obstacle = recorder.watch(function)
     changed = [key for key, value in python_state(parts).items() if before.get(key) != value]
-    if changed and not obstacle:
-        obstacle = f"{changed[0][1]} changes from step to step"
-    return result, obstacle
+    if changed:
+        return result, f"{changed[0][1]} changes from step to step", True
+    return result, obstacle, False
 
 
 class CUDAGraphRecorder:

@@ -1,4 +1,4 @@
-"""Is a training step with this component recorded? One scenario per component of the first-party plugins."""
+"""Is a training step with this component or setting recorded? A scenario for each of the first-party plugins."""
 
 import functools
 
@@ -12,6 +12,24 @@ from p2pzoo.testing.component_case import ComponentCase, DoesNotApply
 SCRIPT = "component_scenarios.py"
 KINDS = ("generator", "discriminator", "gan_loss", "loss", "augmentation")
 OPTIMIZERS = ("optimizer Adam", "optimizer AdamW", "optimizer SGD", "optimizer RMSprop")
+SETTINGS = {  # name: tables
+    "batch_size 4": {"train": {"batch_size": 4}},
+    "d_steps 2": {"train": {"d_steps": 2}},
+    "accumulate 2": {"train": {"accumulate": 2}},
+    "order lua": {"train": {"order": "lua"}},
+    "zero_biases": {"train": {"zero_biases": True}},
+    "spectral_norm both": {"train": {"spectral_norm": "both"}},
+    "pool_size 4": {"train": {"pool_size": 4}},
+    "clip_norm": {"optimizer": {"clip_norm": 1.0}},
+    "clip_norm in fp16": {"optimizer": {"clip_norm": 1.0}, "compute": {"precision": "fp16"}},
+    "eps_before_correction": {"optimizer": {"eps_before_correction": True}},
+    "fp32": {"compute": {"precision": "fp32"}},
+    "fp16": {"compute": {"precision": "fp16"}},
+    "fused_adam off": {"compute": {"fused_adam": False}},
+    "channels_last off": {"compute": {"channels_last": False}},
+    "one_pass off": {"compute": {"one_pass": False}},
+    "checkpointing": {"compute": {"checkpointing": True}},
+}
 PARAMETERS = {**SMALL_NETWORKS, "losses": {"ms-ssim": {"scales": 2}}}
 
 
@@ -42,6 +60,8 @@ def train_component(entry):
 def _scenarios():
     for name, entry in first_party_components().items():
         yield name, functools.partial(train_component, entry)
+    for name, tables in SETTINGS.items():
+        yield name, functools.partial(train, **tables)
     for name in OPTIMIZERS:
         yield name, functools.partial(train, optimizer={"use": name.removeprefix("optimizer ")})
 

@@ -55,11 +55,11 @@ def start_on_null_gpu(built):
 def scenarios(start_on_null_gpu, shared_folder):
     """scenarios(script, name, NULL_CC="75", …): the result of this scenario of a script.
 
-    A script runs once for all workers and tests; with variables, only this scenario of it.
+    A script runs once for all workers and tests; `alone`, and with variables, only this scenario of it.
     """
 
-    def scenarios(script, name, **variables):
-        only = [name] if variables else []
+    def scenarios(script, name, *, alone=False, **variables):
+        only = [name] if alone or variables else []
         key = "-".join([script, *only, *map("=".join, sorted(variables.items()))])
         file = shared_folder / f"{key}.json"
         with filelock.FileLock(shared_folder / f"{key}.lock"):

@@ -30,6 +30,10 @@ def run_in_fp16():
     return run("compute.precision=fp16")
 
 
+def run_compiled():
+    return run("compute.compile=true", "train.images=8")
+
+
 def stopped():
     """Run until a signal arrives in the sixteenth step."""
     train_step = loop.train_step
@@ -78,6 +82,5 @@ def _call(*arguments):
 
 
 if __name__ == "__main__":
-    print_results(
-        {function.__name__: function for function in (run, run_in_fp16, stopped, resumed, evaluated, translated)}
-    )
+    scenarios = (run, run_in_fp16, stopped, resumed, evaluated, translated)
+    print_results({function.__name__: function for function in scenarios}, alone={"run_compiled": run_compiled})

@@ -1,6 +1,7 @@
 """The training step: what it launches, what it waits for, and what happens if it cannot be recorded."""
 
 import random
+import threading
 import time
 
 import numpy as np
@@ -40,6 +41,23 @@ def samples_in_the_prefetch_thread():
     training = Training(in_prefetch=sample)
     training.step(WARMUP_STEPS + 1)
     return _outcome(training)
+
+
+def pins_memory_in_another_thread_while_recorded():
+    """As the prefetch threads may, by functions of CUDA that the thread of a capture must not call."""
+    pinned = []
+
+    def pin():
+        for size in range(20, 25):
+            pinned.append(torch.empty(1 << size, dtype=torch.uint8, pin_memory=True))
+            pinned.append(torch.empty(8, pin_memory=True).to("cuda", non_blocking=True))
+
+    def run_in_thread():
+        thread = threading.Thread(target=pin)
+        thread.start()
+        thread.join()
+
+    return {**_train_with(_while_recorded(run_in_thread)), "num_pinned": len(pinned)}
 
 
 def samples_in_a_loss():
@@ -135,6 +153,7 @@ if __name__ == "__main__":
         counts,
         counts_deterministic,
         samples_in_the_prefetch_thread,
+        pins_memory_in_another_thread_while_recorded,
         samples_in_a_loss,
         waits_in_a_loss,
         waits_while_recorded,

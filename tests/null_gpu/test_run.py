@@ -2,6 +2,7 @@
 
 import ast
 import contextlib
+import shutil
 import socket
 
 import pytest
@@ -28,6 +29,19 @@ def test_a_run_in_fp16_is_recorded_too(scenarios):
     assert result["exit_code"] == 0, result["output"]
     assert result["env"]["precision"] == "fp16"
     assert result["counted"]["graph_launches"] == 24 - WARMUP
+
+
+@pytest.mark.slow
+def test_compiled_networks_are_recorded_with_fewer_kernels(scenarios):
+    """Inductor and Triton compile for the device in a minute, as on a real one."""
+    if shutil.which("g++") is None:
+        pytest.skip("inductor needs a C++ compiler, and g++ is not installed")
+    result, plain = scenarios(SCRIPT, "run_compiled", alone=True), scenarios(SCRIPT, "run")
+    assert result["exit_code"] == 0, result["output"]
+    assert "training without" not in result["output"]
+    assert {"compile", "cuda_graphs"} <= {*result["env"]["on"]}
+    assert result["counted"]["graph_launches"] == 8 - WARMUP
+    assert result["counted"]["captured"] < plain["counted"]["captured"]
 
 
 def test_a_stopped_run_is_saved_and_resumes_with_a_graph_of_its_own(scenarios):

@@ -34,6 +34,12 @@ def test_random_numbers_of_the_prefetch_thread_are_not_those_of_the_step(outcome
     assert result["is_recorded"], result["warnings"]
 
 
+def test_another_thread_may_pin_memory_while_a_step_is_recorded(outcome):
+    result = outcome("pins_memory_in_another_thread_while_recorded")
+    assert result["num_pinned"] == 10
+    assert result["is_recorded"], result["warnings"]
+
+
 FAILURES = {  # scenario: the reason in the warning
     "samples_in_a_loss": "the step draws random numbers outside the device",
     "waits_in_a_loss": "the step waits for the device (step_scenarios.py:",

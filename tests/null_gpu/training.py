@@ -23,15 +23,17 @@ STEPS = 20  # at most, of a training
 MAX_LAUNCHES = 4  # in a step beside the graph: learning rates of G and D, and the state of the random generator
 
 
-def print_results(scenarios):
+def print_results(scenarios, alone=None):
     """Run these {name: function} one after another, or those that the command line names, and print each result.
 
     The lines are JSON: {name: result}, or {name: {"error": traceback}}.
+
+    alone  scenarios that run only if they are named
     """
     for name in sys.argv[1:] or scenarios:
         torch.cuda.set_stream(torch.cuda.default_stream())
         try:
-            result = scenarios[name]()
+            result = {**scenarios, **(alone or {})}[name]()
         except Exception:
             result = {"error": traceback.format_exc()}
         print(json.dumps({name: result}), flush=True)
