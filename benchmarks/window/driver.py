@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import resource
 import signal
 import subprocess
 import sys
@@ -35,7 +34,6 @@ class Running:
     process: subprocess.Popen[bytes]
     began: float
     until: float
-    cpu_before: float
 
 
 class Window:
@@ -91,7 +89,7 @@ class Window:
                 command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
                 env=os.environ | _caches(self.context.work),
             )  # fmt: skip
-        return Running(stage, process, time.time(), until, _cpu_seconds())
+        return Running(stage, process, time.time(), until)
 
     def _end_background(self, before: str | None) -> None:
         """End the stages in the background that may not run beside the stage `before`; None: all of them."""
@@ -112,12 +110,12 @@ class Window:
         end_group(running.process)
         unfinished = "stopped" if running.stage.until else "timed out"
         status = unfinished if code is None else "ok" if code == 0 else "failed"
-        self._describe(running.stage, status, seconds, code, round(_cpu_seconds() - running.cpu_before, 2))
+        self._describe(running.stage, status, seconds, code)
 
-    def _describe(self, stage: Stage, status: str, seconds: float, code: int | None, cpu: float = 0.0) -> None:
+    def _describe(self, stage: Stage, status: str, seconds: float, code: int | None) -> None:
         file = self.context.out / f"{stage.name}.json"
         values: dict[str, Any] = read_object(file) or {"stage": stage.name, "checks": [], "results": {}}
-        values |= {"status": status, "seconds": round(seconds, 2), "budget": stage.seconds, "cpu_seconds": cpu}
+        values |= {"status": status, "seconds": round(seconds, 2), "budget": stage.seconds}
         if code:
             values |= {"code": code, "log": _last_lines(self.context.out / "logs" / f"{stage.name}.log")}
         write_json(file, values)
@@ -134,12 +132,6 @@ def end_group(process: subprocess.Popen[Any]) -> None:
             process.wait(GRACE)
         if not _group_exists(process.pid):
             return
-
-
-def _cpu_seconds() -> float:
-    """Of all child processes that have ended, with their children: stages in the background count when they end."""
-    used = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return used.ru_utime + used.ru_stime
 
 
 def _group_exists(group: int) -> bool:

@@ -53,7 +53,9 @@ def profile_steps(training: Training, device: str) -> dict[str, Any]:
     calls: collections.Counter[str] = collections.Counter()
     microseconds: collections.Counter[str] = collections.Counter()
     for event in profiler.events() or ():
-        if event.device_type == wanted:
+        if event.device_type == wanted and not getattr(
+            event, "is_user_annotation", False
+        ):  # an annotation covers several kernels
             own = event.self_device_time_total if device == "cuda" else event.self_cpu_time_total
             calls[event.name] += 1
             microseconds[event.name] += own

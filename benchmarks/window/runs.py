@@ -22,12 +22,13 @@ from torch import nn
 
 from p2pzoo import config
 from p2pzoo.data import Store, single_batches
-from p2pzoo.images.grid import grid_indices, make_grid, save_png
+from p2pzoo.images.grid import grid_indices, make_grid
 from p2pzoo.models.safetensors_io import save_tensors, strip_prefix
 from p2pzoo.models.test_modes import translate
 from p2pzoo.runs.evaluate import measure_all
 from p2pzoo.runs.monitor import Diverged
 from p2pzoo.utils.errors import UserError
+from p2pzoo.utils.files import atomic_write
 from window.build import Training
 from window.context import Context, say
 from window.plan import ROWS
@@ -59,6 +60,8 @@ class Worker:
 
     def __init__(self, context: Context) -> None:
         self.context = context
+        # fcn_score checks its scorer first, which fails where nothing computes
+        self.names = context.sizes.metrics if context.computes else ("l1",)
         made = self.load("L1", 0, 8)
         self.pairs = Store(
             made.dataset.build(split="train"), enlarge=made.train.jitter, kernel=made.train.jitter_kernel
@@ -67,16 +70,14 @@ class Worker:
         self.metrics: dict[str, Any] = {}
         for name, component in made.metrics.items():
             try:
-                self.metrics |= (
-                    {name: component.build(dataset=self.test.dataset)} if name in context.sizes.metrics else {}
-                )
+                self.metrics |= {name: component.build(dataset=self.test.dataset)} if name in self.names else {}
             except UserError as error:  # weights that are not installed here
                 say(f"without {name}: {error}")
 
     def load(self, row: str, seed: int, images: int) -> Any:
         sizes = self.context.sizes
         recipe, overrides = ROWS[row]
-        metrics = [f"metrics.{name}.use={name}" for name in sizes.metrics]
+        metrics = [f"metrics.{name}.use={name}" for name in self.names]
         own = [f"train.images={images}", f"seed={seed}", f"compute.device={self.context.device}", "compute.threads=1"]
         return config.load(
             recipe, sizes.profile, [*sizes.overrides, *overrides, *metrics, *own, "compute.compile=false"]
@@ -165,7 +166,8 @@ class Worker:
         for index in list(grid_indices(len(self.test)))[:3]:
             batch = training.engine.to_device(next(single_batches(self.test, range(index, index + 1))))
             grid.append([batch.x[0], translate(G, batch.x, mode)[0], batch.y[0]])
-        save_png(folder / f"{name}.png", make_grid(grid))
+        with atomic_write(folder / f"{name}.webp") as unfinished:
+            make_grid(grid).save(unfinished, "WEBP", quality=90)
         pairs = [self.test[index] for index in range(len(self.test))]
         header = {"ids": [pair.id for pair in pairs], "blocks": [pair.block for pair in pairs], "weights": "average"}
         save_tensors(folder / f"{name}.safetensors", statistics, header)
