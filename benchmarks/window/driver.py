@@ -79,7 +79,7 @@ class Window:
 
     def _scale(self) -> float:
         """Budgets of a rehearsal are longer: its machine may have one core, and loads torch for every process."""
-        return 10.0 if self.context.rehearse else 1.0
+        return 20.0 if self.context.rehearse else 1.0
 
     def _start(self, stage: Stage, until: float) -> Running:
         context = replace(self.context, until=until)
