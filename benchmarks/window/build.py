@@ -27,7 +27,7 @@ ENDLESS = 10**8  # images: more than any stage trains
 
 
 def pairs_folder(context: Context, size: int) -> Path:
-    """A folder with pairs of smooth noise of this size; made at the first call."""
+    """A folder with pairs of smooth noise of this size, which the first call writes."""
     folder = context.work / f"pairs-{size}"
     if not folder.exists():
         unfinished = context.work / f"pairs-{size}-{time.time_ns()}"
@@ -39,7 +39,7 @@ def pairs_folder(context: Context, size: int) -> Path:
 
 
 def experiment(context: Context, size: int, width: int, batch: int, overrides: Sequence[str] = ()) -> Any:
-    """base.toml at this scale, on drawn pairs. torch.compile is off unless an override asks for it."""
+    """base.toml at this scale, on pairs of noise. torch.compile is off unless an override asks for it."""
     made = [
         f"generator.width={width}", f"discriminator.width={width}", f"train.batch_size={batch}",
         f"train.images={ENDLESS}", "dataset.use=side-by-side", f"dataset.root={pairs_folder(context, size)}",
@@ -52,8 +52,7 @@ class Training:
     """A training, step by step, with losses read as rarely as in `p2pzoo run`. Use it in a `with` statement.
 
     terms  further losses
-
-    warnings of the engine are not caught.
+    store  the training pairs, if another training has decoded them
     """
 
     def __init__(self, made: Any, terms: Sequence[Term] = (), store: Store | None = None) -> None:

@@ -19,7 +19,7 @@ from window.graphs import RUNS
 WARM_UP = 8
 PROFILED = 5  # steps
 REPLAYS = 50
-SHOWN = 30  # kernels of a table
+MAX_KERNELS = 30  # kernels of a table
 NAME_LENGTH = 100
 
 
@@ -65,7 +65,7 @@ def profile_steps(training: Training, device: str) -> dict[str, Any]:
             "calls": round(calls[name] / PROFILED, 1),
             "microseconds": round(total / PROFILED, 1),
         }
-        for name, total in microseconds.most_common(SHOWN)
+        for name, total in microseconds.most_common(MAX_KERNELS)
     ]
     return {
         "kinds": len(calls),

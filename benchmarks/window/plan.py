@@ -148,7 +148,7 @@ TOY = Sizes(
     graph_width=4,
     graph_size=64,
     variants=("auto", "compile", "fp16"),
-    resume_images=24,
+    resume_images=40,
     cells={
         "speed_256_1": Cell(64, 4, 1, 2, 2, ("p2pzoo", "classic, best switches", "without one_pass")),
     },

@@ -88,7 +88,7 @@ def write_recipe(context: Context) -> Path:
 
 
 def stop_and_resume(context: Context, recipe: Path, name: str) -> dict[str, Any]:
-    """Returns the exit code of the stopped run, the images it had seen, and the hashes of both models."""
+    """Returns the exit code of the stopped run, the images that it had used, and the hashes of both models."""
     folders = [context.work / f"resume-{name}-{kind}" for kind in ("whole", "stopped")]
     whole, stopped = (start(context, recipe, name, folder, "first") for folder in folders)
     metrics = wait_for_first_line(folders[1], stopped)

@@ -181,7 +181,7 @@ class Average:
 
     @torch.no_grad()
     def update(self, images: int) -> None:
-        """After a step; images: seen so far."""
+        """After a step. images: those that training has used so far."""
         decay = min(DECAY, (1 + images) / (10 + images))
         torch._foreach_lerp_([*self.network.parameters()], [*self.source.parameters()], 1 - decay)
         for copied, buffer in zip(self.network.buffers(), self.source.buffers(), strict=True):

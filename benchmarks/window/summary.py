@@ -14,7 +14,7 @@ from window.plan import STAGES
 
 MAX_BYTES = 60_000_000  # of the folder
 MAX_LOG_BYTES = 200_000  # of a log: its end is kept
-SHOWN_KERNELS = 12
+MAX_KERNELS = 12
 PRINTED = ("fcn_score", "fcn_score.class_iou", "l1", "sharpness", "lab_histogram.a", "lab_histogram.b")
 
 Results = Mapping[str, Any]
@@ -160,7 +160,7 @@ def kernels(_: str, results: Results) -> str:
             )
         elif "table" in found:
             rows = [[f"`{row['kernel'][:70]}`", str(row["calls"]), str(row["microseconds"])]
-                    for row in found["table"][:SHOWN_KERNELS]]  # fmt: skip
+                    for row in found["table"][:MAX_KERNELS]]  # fmt: skip
             total = f"**{name}**: {found['calls']} calls, {found['microseconds'] / 1e3:.3f} ms a step"
             parts += [total, grid(["kernel", "calls", "µs"], rows)]
         else:
@@ -178,14 +178,14 @@ def training(_: str, results: Results) -> str:
         for milestone in run["milestones"]:
             for weights, values in milestone["metrics"].items():
                 by_row.setdefault((run["row"], milestone["images"], weights), []).append(values)
-    shown = [name for name in PRINTED if any(name in each[0] for each in by_row.values())]
+    printed = [name for name in PRINTED if any(name in each[0] for each in by_row.values())]
     rows = [
-        [row, str(images), weights, str(len(values)), *(spread([each[name] for each in values]) for name in shown)]
+        [row, str(images), weights, str(len(values)), *(spread([each[name] for each in values]) for name in printed)]
         for (row, images, weights), values in sorted(by_row.items())
     ]
     unfinished = [f"- {name}: {run['status']}" for name, run in results.get("runs", {}).items()
                   if run["status"] != "complete"]  # fmt: skip
-    table = grid(["row", "images", "weights", "seeds", *shown], rows)
+    table = grid(["row", "images", "weights", "seeds", *printed], rows)
     return "\n\n".join(filter(None, [*lines, table, "\n".join(unfinished)]))
 
 
