@@ -23,6 +23,7 @@ from hypothesis import HealthCheck, settings
 
 from p2pzoo.cli import main
 from p2pzoo.plugin import loader
+from p2pzoo.runs.report import write_report
 from p2pzoo.training import loop
 
 # a loaded machine must fail no test
@@ -43,10 +44,10 @@ receptive_field = 16
 size = 64
 stride = 256
 [train]
-images = 40
-log_every = 4
-sample_every = 25
-checkpoint_every = 10
+images = 20
+log_every = 2
+sample_every = 13
+checkpoint_every = 5
 [evaluate]
 samples = 2
 [compute]
@@ -57,7 +58,7 @@ threads = 1
 
 def pytest_addoption(parser):
     campaigns = parser.getgroup("campaigns", "tests/bad_input and tests/faults; their long runs are in benchmarks/")
-    campaigns.addoption("--cases", type=int, default=20, help="inputs that each test of bad input tries")
+    campaigns.addoption("--cases", type=int, default=10, help="inputs that each test of bad input tries")
     campaigns.addoption(
         "--times", type=int, default=1, help="how often each fault is injected, each time at another place"
     )
@@ -74,7 +75,7 @@ def pytest_collection_modifyitems(items):
 
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory):
-    """A recipe that trains for less than a second; its checkpoints fall inside the windows of its log."""
+    """A recipe that trains for half a second; every second checkpoint falls inside a window of its log."""
     file = tmp_path_factory.mktemp("recipes") / "tiny.toml"
     file.write_text(TINY)
     return file
@@ -130,9 +131,15 @@ def run(run_cli, arguments):
 @pytest.fixture(scope="module")
 def no_reports():
     """Do not write report.html in this process: it takes as long as the training of a tiny run."""
+    with _report_writer(lambda *_: None):
+        yield
+
+
+@contextlib.contextmanager
+def _report_writer(function):
     with pytest.MonkeyPatch.context() as patch:
         for module in ("training.run_writer", "training.run_experiment"):
-            patch.setattr(f"p2pzoo.{module}.write_report", lambda *_: None)
+            patch.setattr(f"p2pzoo.{module}.write_report", function)
         yield
 
 
@@ -240,18 +247,20 @@ def browser():
 # --- runs of the tiny recipe -----------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def shared_complete(run, tmp_path_factory):
     """A runs folder with a complete run. Tests must not change it."""
     runs = tmp_path_factory.mktemp("complete") / "runs"
-    assert run(runs).exit_code == 0
+    with _report_writer(write_report):
+        assert run(runs).exit_code == 0
     return runs
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def shared_halfway(run, tmp_path_factory):
+    """A runs folder with a run as in the fixture `halfway`. Tests must not change it."""
     runs = tmp_path_factory.mktemp("halfway") / "runs"
-    with after(STEP, simulate_kill, call=33), pytest.raises(SimulatedKill):
+    with _report_writer(write_report), after(STEP, simulate_kill, call=17), pytest.raises(SimulatedKill):
         run(runs)
     return runs
 
@@ -264,7 +273,7 @@ def complete(shared_complete, tmp_path):
 
 @pytest.fixture
 def halfway(shared_halfway, tmp_path):
-    """A runs folder with a run that was killed at image 33 of 40: checkpoints at 20 and 30, a log until 32."""
+    """A runs folder with a run that was killed at image 17 of 20: checkpoints at 10 and 15, a log until 16."""
     return Path(shutil.copytree(shared_halfway, tmp_path / "halfway"))
 
 

@@ -118,13 +118,12 @@ class ForkServer:
         return self
 
     def __exit__(self, *_):
-        self._socket.close()  # the server ends, so that the time of what it forked is part of its own
-        try:
-            self._process.wait(timeout=5)
-        finally:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(self._process.pid, signal.SIGKILL)
-            self._process.wait()
+        self._socket.close()  # the server ends
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(timeout=30)
+        with contextlib.suppress(ProcessLookupError):  # all that it forked
+            os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()
 
 
 # --- in the server ---------------------------------------------------------------------------------------------
@@ -212,3 +211,5 @@ if __name__ == "__main__":
     if job := serve(socket.socket(fileno=int(number))):
         become(*job)
         exec(job[0]["code"], {"__name__": "__main__"})
+    else:
+        os._exit(0)  # at once

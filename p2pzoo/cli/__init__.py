@@ -18,7 +18,7 @@ from p2pzoo.cli.options import JSON_REQUESTED, print_error
 from p2pzoo.utils.errors import ComponentError, Error, PeerProcessError, UserError
 from p2pzoo.utils.launcher import check_environment, is_follower
 from p2pzoo.utils.signals import exit_code, interrupting
-from p2pzoo.utils.terminal import escape, prepare_streams
+from p2pzoo.utils.terminal import drop_unread_output, escape, prepare_streams
 
 if TYPE_CHECKING:
     from p2pzoo.plugin.registry import Entry
@@ -52,7 +52,10 @@ class Zoo(click.Group):
 
     def main(self, *args: Any, **kwargs: Any) -> Any:
         prepare_streams()
-        return super().main(*args, **kwargs)
+        try:
+            return super().main(*args, **kwargs)
+        finally:
+            drop_unread_output()
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return [*CORE_COMMANDS, *(entry.name for entry in plugin_commands())]

@@ -60,6 +60,18 @@ def prepare_streams() -> None:
             stream.reconfigure(encoding=_ASCII if is_ascii else stream.encoding, errors=_ERRORS)
 
 
+def drop_unread_output() -> None:
+    """Send what nobody reads any more (`| head`) to the null device: else Python ends with exit code 120."""
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(ValueError):  # a stream that is closed
+            try:
+                stream.flush()
+            except BrokenPipeError:
+                null = os.open(os.devnull, os.O_WRONLY)
+                os.dup2(null, stream.fileno())
+                os.close(null)
+
+
 def _replace(error: UnicodeError) -> tuple[str, int]:
     if not isinstance(error, UnicodeEncodeError):
         raise error

@@ -56,9 +56,9 @@ def test_many_keys_take_little_time(child, tmp_path):
 
 
 @pytest.mark.parametrize("value", ["", "two"])
-def test_an_unusable_world_size(value, start, monkeypatch):
+def test_an_unusable_world_size(value, fork, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", value)
-    process = start("-m", "p2pzoo", "run", "no-such.toml")
+    process = fork("run", "no-such.toml")
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 2
     assert "Traceback" not in output

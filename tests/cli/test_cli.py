@@ -2,11 +2,10 @@
 
 import json
 import os
-import signal
+import resource
 import statistics
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -194,19 +193,23 @@ def test_the_front_door_and_help_import_no_torch_and_nothing_slow():
 
 
 def test_help_takes_at_most_four_times_the_import_of_click_and_rich():
-    """Medians of interleaved rounds; again on a machine that is busy with other work."""
+    """In CPU seconds; medians of interleaved rounds; again on a machine that is busy with other work."""
+
+    def cpu_seconds():
+        used = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return used.ru_utime + used.ru_stime
 
     def seconds(*arguments):
-        start = time.perf_counter()
+        start = cpu_seconds()
         subprocess.run([sys.executable, *arguments], capture_output=True, check=True)
-        return time.perf_counter() - start
+        return cpu_seconds() - start
 
     for _ in range(3):
-        rounds = [(seconds("-m", "p2pzoo", "--help"), seconds("-c", "import click, rich")) for _ in range(7)]
+        rounds = [(seconds("-m", "p2pzoo", "--help"), seconds("-c", "import click, rich")) for _ in range(5)]
         show_help, imports = map(statistics.median, zip(*rounds, strict=True))
         if show_help <= 4 * imports:
             return
-    pytest.fail(f"p2pzoo --help takes {show_help:.2f} s, import click, rich {imports:.2f} s")
+    pytest.fail(f"p2pzoo --help takes {show_help:.2f} CPU s, import click, rich {imports:.2f} s")
 
 
 @pytest.mark.parametrize(
@@ -255,16 +258,8 @@ def test_a_list_of_files_is_printed_in_lines(run_cli, tmp_path):
     assert len(result.output.splitlines()) > 2
 
 
-def test_a_command_that_nobody_reads_ends_as_by_sigterm(start, arguments, tmp_path):
-    process = start("-m", "p2pzoo", *arguments(tmp_path, "train.images=1000000"))
-    process.stdout.readline()
-    process.stdout.close()  # as `2>&1 | head -1` does
-    assert process.wait(timeout=100) == 128 + signal.SIGTERM
-
-
 def test_a_signal_that_a_library_turns_into_another_error_stops_the_command(install, run_cli):
     install("swallowing", """
-import signal
 import click
 import p2pzoo
 

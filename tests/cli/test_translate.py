@@ -527,7 +527,7 @@ def build_model(name):
     return Model(G, ModelHeader.parse(header, Path("model.safetensors")), torch.device("cpu"))
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=8)
 @given(
     name=st.sampled_from([*GENERATORS]),
     order=st.permutations(range(5)),

@@ -86,7 +86,7 @@ class TestOperations:
             if min(window.positions(size)) > 0:
                 check_every_algorithm(window, size, batch, *channels)
 
-    @settings(deadline=None, max_examples=300, derandomize=True)
+    @settings(max_examples=100, derandomize=True)
     @given(st.data())
     def test_height_and_width_may_differ_in_every_parameter(self, data):
         torch.manual_seed(0)
@@ -162,8 +162,8 @@ class TestModules:
 
         x = randn(1, convolution.in_channels, 4, 3, requires_grad=True)
         inputs = (x, *(p.detach().clone().requires_grad_() for p in convolution.parameters()))
-        assert gradcheck(forward, inputs)
-        assert gradgradcheck(forward, inputs)
+        assert gradcheck(forward, inputs, fast_mode=True)
+        assert gradgradcheck(forward, inputs, fast_mode=True)
 
     @pytest.mark.parametrize("algorithm", ALGORITHMS)
     def test_it_is_differentiable_three_times(self, algorithm):

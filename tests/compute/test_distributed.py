@@ -1,13 +1,12 @@
 """A run over several processes gives the results of one process; they start, stop, fail and resume together."""
 
+import contextlib
 import functools
 import json
-import os
-import select
 import signal
 import socket
 import subprocess
-import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -130,67 +129,32 @@ def torchrun(start, arguments):
     return torchrun
 
 
-# Imports once what a run of the recipe sys.argv[1] imports, then forks: imports are most of the time of a tiny run. For
-# each line on stdin, which is JSON, it forks one process per pair (variables, log), which runs `before` and then
-# `p2pzoo`; it prints their exit codes. A forked process ends as any other, with the shutdown of the interpreter.
-# Reports and tiles are made as cheap as by the fixtures `no_reports` and `run_cli`.
-FORK_SERVER = """
-import gc, json, os, signal, sys
-import matplotlib.pyplot, torch, torch._dynamo
-from p2pzoo import config
-from p2pzoo.cli import main
+# Reports are left out, as by the fixture `no_reports`. {site}: where the plugin above is installed.
+PREPARE = """
+import os, signal, sys
+from p2pzoo.plugin import loader
 from p2pzoo.training import run_experiment, run_writer
-from p2pzoo_earth import dataset, geometry
-
-def find_tiles_once(mask, *key):
-    if key not in cached_tiles:
-        cached_tiles[key] = geometry.tiles(mask, *key)
-    return cached_tiles[key]
-
-cached_tiles, dataset.tiles = {}, find_tiles_once
 run_writer.write_report = run_experiment.write_report = lambda *_: None
-experiment = config.load(sys.argv[1], "smoke")
-for split in ("train", "val", "test"):
-    experiment.dataset.build(split=split)
-gc.freeze()  # what is imported stays: no forked process looks for garbage in it
-for line in sys.stdin:
-    before, arguments, processes = json.loads(line)
-    children = []
-    for variables, log in processes:
-        children.append(os.fork())
-        if children[-1] == 0:
-            os.environ.update(variables)
-            for stream in (1, 2):
-                os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND), stream)
-            exec(before)
-            main(arguments)
-    codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
-    print(json.dumps(codes), flush=True)
+sys.path.insert(0, {site!r})
+loader.plugins.cache_clear()
+loader.registry.cache_clear()
 """
 
 
 @pytest.fixture(scope="module")
-def fork_server(tiny, tmp_path_factory):
-    """A process with the plugin above that runs FORK_SERVER. It and what it forked is killed at the end."""
+def prepare(tmp_path_factory):
+    """Source code that installs the plugin above in a forked process."""
     site = tmp_path_factory.mktemp("site")
     info = site / "reaching-1.0.dist-info"
     info.mkdir()
     (site / "reaching.py").write_text(PLUGIN)
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: reaching\nVersion: 1.0\n")
     (info / "entry_points.txt").write_text("[p2pzoo]\nreaching = reaching\n")
-    path = os.pathsep.join(filter(None, [os.environ.get("PYTHONPATH"), str(site)]))
-    server = subprocess.Popen(
-        [sys.executable, "-c", FORK_SERVER, tiny],
-        env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "TORCH_CPP_LOG_LEVEL": "ERROR"},
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, process_group=0,
-    )  # fmt: skip
-    yield server
-    os.killpg(server.pid, signal.SIGKILL)
-    server.communicate()
+    return PREPARE.format(site=str(site))
 
 
 @pytest.fixture(scope="module")
-def group(fork_server, tmp_path_factory):
+def group(fork_server, prepare, tmp_path_factory):
     """group(n, arguments, before="…") runs `p2pzoo` in n processes, without a launcher that would terminate them.
 
     before  source code that each process runs first
@@ -203,19 +167,25 @@ def group(fork_server, tmp_path_factory):
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
         logs = tmp_path_factory.mktemp("logs")
-        pairs = []
-        for rank in range(processes):
-            variables = {
-                "RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": processes, "LOCAL_WORLD_SIZE": processes,
-                "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port,
-            }  # fmt: skip
-            environment = {name: str(value) for name, value in variables.items()} if processes > 1 else {}
-            pairs.append((environment, str(logs / f"{rank}.log")))
-        print(json.dumps([before, [*map(str, arguments)], pairs]), file=fork_server.stdin, flush=True)
-        ready, _, _ = select.select([fork_server.stdout], [], [], 600)
-        outputs = [Path(log).read_text() for _, log in pairs if Path(log).exists()]
-        assert ready, f"the processes did not end within ten minutes:\n{outputs}"
-        return json.loads(fork_server.stdout.readline()), outputs
+        with contextlib.ExitStack() as stack:
+            running = []
+            for rank in range(processes):
+                variables = {
+                    "RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": processes, "LOCAL_WORLD_SIZE": processes,
+                    "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port,
+                } if processes > 1 else {}  # fmt: skip
+                running.append(
+                    fork_server.fork(*arguments, before=prepare + before, env=variables, output=logs / f"{rank}.log")
+                )
+                stack.callback(running[-1].close)
+            end = time.monotonic() + 600
+            try:
+                codes = [process.wait(max(0, end - time.monotonic())) for process in running]
+            except subprocess.TimeoutExpired:
+                codes = None
+        outputs = [log.read_text() for log in sorted(logs.iterdir())]
+        assert codes, f"the processes did not end within ten minutes:\n{outputs}"
+        return codes, outputs
 
     return group
 
@@ -331,7 +301,16 @@ def test_a_batch_without_equal_parts_per_process_is_rejected(monkeypatch):
         distributed.check_batch(12, parts=4)
 
 
-def test_two_processes_give_the_results_of_one(torchrun, run, tmp_path):
+def test_two_processes_give_the_results_of_one(group, one_process, arguments, tmp_path):
+    codes, outputs = group(2, arguments(tmp_path, *STABLE))
+    assert codes == [0, 0], outputs
+    assert "over 2 processes" in outputs[0]
+    assert outputs[1] == ""
+    assert_close(one_process(*STABLE), tmp_path)
+
+
+@pytest.mark.slow
+def test_two_processes_of_torchrun_give_the_results_of_one(torchrun, run, tmp_path):
     assert run(tmp_path / "one", *STABLE).exit_code == 0
     process = torchrun(2, tmp_path / "two", *STABLE)
     output, _ = process.communicate(timeout=600)
@@ -384,7 +363,7 @@ def test_each_process_seeds_dropout_differently_and_rank_0_as_a_single_process(g
 
     [single], several = seeds(1), seeds(2)
     assert single == several[0]
-    assert len({seed for seeds_of_rank in several for seed in seeds_of_rank}) == 2 * len(single) == 20
+    assert len({seed for seeds_of_rank in several for seed in seeds_of_rank}) == 2 * len(single) == 10
 
 
 @pytest.mark.slow

@@ -48,7 +48,7 @@ def on_mps(run, tmp_path_factory, no_reports):
     )
     metrics = [f'metrics.more{number}={{use="{name}"}}' for number, name in enumerate(names)]
     with simulated_mps():
-        result = run(runs, "compute.device=mps", "train.images=4", "train.ema=0.9", *metrics)
+        result = run(runs, "compute.device=mps", "train.images=2", "train.ema=0.9", *metrics)
     assert result.exit_code == 0, result.output
     return next(runs.glob("*/*"))
 
@@ -61,7 +61,7 @@ def test_a_run_trains_samples_and_evaluates(on_mps):
 
 def test_its_results_are_those_of_a_cpu(on_mps, run, tmp_path):
     same = ("compute.lowering=false", "compute.fused_adam=false", "compute.channels_last=false")
-    overrides = ("train.images=4", "train.ema=0.9", *same)
+    overrides = ("train.images=2", "train.ema=0.9", *same)
     assert run(tmp_path, "compute.device=cpu", *overrides).exit_code == 0
     [folder] = tmp_path.glob("*/*")
     ours, theirs = (p2pzoo.load(each, device="cpu").G.state_dict() for each in (on_mps, folder))

@@ -33,7 +33,7 @@ def chance(request):
 # --- a run -----------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def unharmed(shared_complete):
     """The outcome of a run without a fault."""
     return outcome(shared_complete)

@@ -129,7 +129,7 @@ def ends_in_a_line(result):
     "named in one line; weights that are no numbers are never saved; bit-identical results once it is mended"
 )
 def test_a_loss_that_becomes_nan(chance, broken, run, refused, goes_on, tmp_path):
-    at = chance.randint(1, 40)
+    at = chance.randint(1, 20)
     overrides = ("losses.odd.use=no-number", f"losses.odd.at={at}")
     assert refused(run(tmp_path / "runs", *overrides)).startswith(f"G.odd became nan at step {at} (image {at}): ")
     for file in (tmp_path / "runs").glob("*/*/checkpoints/*"):
@@ -144,7 +144,7 @@ def test_a_loss_that_becomes_nan(chance, broken, run, refused, goes_on, tmp_path
 
 @pytest.mark.promise("one line; the run resumes from its last checkpoint: bit-identical results once it is mended")
 def test_a_loss_that_raises(chance, broken, run, goes_on, tmp_path):
-    overrides = ("losses.odd.use=raising", f"losses.odd.at={chance.randint(1, 40)}")
+    overrides = ("losses.odd.use=raising", f"losses.odd.at={chance.randint(1, 20)}")
     ends_in_a_line(run(tmp_path / "runs", *overrides))
     before = fault_injection.on_disk(tmp_path / "runs")
     broken()

@@ -195,10 +195,10 @@ ENHANCER = {"use": "pix2pixhd:pix2pixhd-local", "params": {"width": 8, "downsamp
 )
 def test_a_small_file_cannot_ask_for_a_huge_network(params, added, message):
     header = {**HEADER, "generator": {**ENHANCER, "params": {**ENHANCER["params"], **params}}}
-    start = time.monotonic()
+    start = time.process_time()
     with pytest.raises(DamagedFile, match=message):
         restore_network({"odd": torch.zeros(added)}, ModelHeader.parse(header, FILE), FILE, registry())
-    assert time.monotonic() - start < 10
+    assert time.process_time() - start < 10
 
 
 LARGE_BUFFER = """

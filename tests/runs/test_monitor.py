@@ -93,7 +93,7 @@ PROVOKED = {
     "vanished": ("gan_loss.weight=1e-9", "losses.l1.weight=1e-9"),
     "constant": (
         "generator.use=encoder-decoder", "generator.width=8", "generator.bottleneck_norm=true", ALONE,
-        "train.sample_every=10",
+        "train.sample_every=5",
     ),
     "memory": ("losses.kept.use=keeper", "losses.kept.megabytes=4", "train.images=80", "train.log_every=2"),
     "starved": ("dataset.use=slow", "compute.store=stream", "compute.readers=0", "train.images=24"),
@@ -154,7 +154,7 @@ def test_a_problem_is_reported_once_and_shown_in_the_report(kind, arguments, run
 
 
 def test_a_run_without_problems_has_no_warning(run, tmp_path):
-    result = run(tmp_path, "train.images=120", "train.sample_every=20")
+    result = run(tmp_path, "train.images=40", "train.sample_every=8")
     assert result.exit_code == 0
     assert "warning" not in result.output
     assert not (only(tmp_path) / monitor.FINDINGS_FILE).exists()
@@ -163,7 +163,7 @@ def test_a_run_without_problems_has_no_warning(run, tmp_path):
 
 @pytest.mark.usefixtures("plugin")
 def test_a_resumed_run_does_not_report_a_problem_again(run, tmp_path):
-    overrides = (*PROVOKED["vanished"], "losses.odd.use=odd", "losses.odd.at=25")
+    overrides = (*PROVOKED["vanished"], "losses.odd.use=odd", "losses.odd.at=13")
     assert TRAINING_PROBLEMS["vanished"].what in run(tmp_path, *overrides).output
     result = run(tmp_path, *overrides)  # resumes, and the loss counts from 0 again
     assert result.exit_code == 0

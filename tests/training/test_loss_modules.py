@@ -73,11 +73,10 @@ def newest(runs):
     return load_tensors(max(only(runs).glob("checkpoints/*.safetensors")))[0]
 
 
-@pytest.mark.parametrize("overrides", [(), ("train.accumulate=2", "train.batch_size=2", "train.ema=0.9")])
-def test_a_killed_run_resumes_with_bit_identical_results(overrides, run, tmp_path):
+def test_a_killed_run_resumes_with_bit_identical_results(run, tmp_path):
+    overrides = ("train.accumulate=2", "train.batch_size=2", "train.ema=0.9")
     assert run(tmp_path / "whole", *BOTH, *overrides).exit_code == 0
-    batch = 2 if overrides else 1
-    with after(STEP, simulate_kill, call=33 // batch), pytest.raises(SimulatedKill):
+    with after(STEP, simulate_kill, call=8), pytest.raises(SimulatedKill):
         run(tmp_path / "killed", *BOTH, *overrides)
     result = run(tmp_path / "killed", *BOTH, *overrides)
     assert result.exit_code == 0, result.output
@@ -90,7 +89,7 @@ def test_a_killed_run_resumes_with_bit_identical_results(overrides, run, tmp_pat
 
 def test_parameters_learn_and_their_initial_weights_follow_from_the_seed(run, tmp_path):
     for name, overrides in {"a": (), "b": (), "c": ("seed=1",)}.items():
-        assert run(tmp_path / name, *BOTH, "train.images=20", *overrides).exit_code == 0
+        assert run(tmp_path / name, *BOTH, "train.images=4", *overrides).exit_code == 0
     a, b, c = (newest(tmp_path / name) for name in "abc")
     assert a["losses[sure].log_variance"] != 0
     assert torch.equal(a["losses[sure].project.weight"], b["losses[sure].project.weight"])

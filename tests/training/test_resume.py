@@ -17,34 +17,19 @@ from unittest import mock
 
 import pytest
 from fault_injection import STEP, SimulatedKill, after, images, only, outcome, simulate_kill
+from fork_server import RUN
 
 from p2pzoo.cli.time_limit import Duration
 from p2pzoo.models.safetensors_io import load_tensors
 from p2pzoo.utils.signals import stop_this_process
 
+# test_checkpoint.py does the same with more recipes, without a run
 VARIANTS = {
     "the paper's game": (),
-    "batches of two, EMA, image pool": ("train.batch_size=2", "train.ema=0.9", "train.pool_size=4"),
     "batches of three, gaussian noise, linear decay": (
-        "train.batch_size=3",  # 14 steps, 42 images: it divides nothing
+        "train.batch_size=3",  # 7 steps, 21 images: it divides nothing
         "generator.noise=gaussian",
         "optimizer.schedule=linear",
-    ),
-    "the Lua code's game": (
-        "train.order=lua",
-        "train.zero_biases=true",
-        "train.replacement=true",
-        "generator.bias=lua",
-        "discriminator.bias=lua",
-        "optimizer.eps_before_correction=true",
-    ),
-    "augmented pairs and an augmented input of D": (
-        "train.batch_size=3",
-        "train.pool_size=4",
-        'augmentations.turn={use="flip-rotate"}',
-        'augmentations.warp={use="affine"}',
-        'augmentations.light={use="photometric"}',
-        'augmentations.seen={use="diffaugment"}',
     ),
     "spectral norm, two updates of D, accumulation, clipping": (
         "train.batch_size=2",
@@ -57,21 +42,14 @@ VARIANTS = {
         "optimizer.lr_discriminator=4e-4",
         "optimizer.schedule=one-cycle",
     ),
-    **{
-        f"{use}": (f"optimizer.use={use}", "optimizer.schedule=cosine")
-        for use in ("AdamW", "RMSprop", "SGD", "NAdam", "Rprop")
-    },
-    "a penalty at random points, and one in every seventh step": (
-        "gan_loss.use=wgan-gp",
-        "losses.r1.use=r1",
-        "losses.r1.every=7",
+    "augmented pairs and an augmented input of D": (
+        "train.batch_size=3",
+        "train.pool_size=4",
+        'augmentations.turn={use="flip-rotate"}',
+        'augmentations.warp={use="affine"}',
+        'augmentations.light={use="photometric"}',
+        'augmentations.seen={use="diffaugment"}',
     ),
-    "a network with a spectral norm of its own": (
-        "generator.use=spade",
-        "generator.width=2",
-        "generator.upsamplings=2",
-    ),
-    "no discriminator": ('drop=["discriminator", "gan_loss"]',),
 }
 pytestmark = pytest.mark.usefixtures("no_reports")
 
@@ -108,7 +86,7 @@ def finish(run):
 
 @pytest.fixture(scope="module")
 def uninterrupted(finish, shared_complete, tmp_path_factory):
-    """uninterrupted("train.ema=0.9", …): the outcome of a run that nothing fault_injection."""
+    """uninterrupted("train.ema=0.9", …): the outcome of a run that nothing stopped."""
     known = {(): outcome(shared_complete)}
 
     def uninterrupted(*overrides):
@@ -126,17 +104,17 @@ class TestKilled:
     def test_a_killed_run_resumes_with_bit_identical_results(self, overrides, run, finish, uninterrupted, tmp_path):
         settings = dict(override.split("=") for override in overrides if override.startswith("train."))
         batch = int(settings.get("train.batch_size", 1)) * int(settings.get("train.d_steps", 1))
-        with after(STEP, simulate_kill, call=33 // batch), pytest.raises(SimulatedKill):
+        with after(STEP, simulate_kill, call=17 // batch), pytest.raises(SimulatedKill):
             run(tmp_path, *overrides)
         newest = checkpoints(tmp_path)[-1]
-        assert 33 - 10 - batch <= images(newest) < 33, "a checkpoint every 10 images, at the end of a step"
+        assert 17 - 5 - batch <= images(newest) < 17, "a checkpoint every 5 images, at the end of a step"
         result = finish(tmp_path, *overrides)
         assert "resuming tiny" in result.output
         assert result.first_step == images(newest) // batch
         assert outcome(tmp_path) == uninterrupted(*overrides)
 
     def test_before_its_first_checkpoint_it_starts_over(self, run, finish, uninterrupted, tmp_path):
-        with after(STEP, simulate_kill, call=9), pytest.raises(SimulatedKill):
+        with after(STEP, simulate_kill, call=4), pytest.raises(SimulatedKill):
             run(tmp_path)
         assert checkpoints(tmp_path) == []
         finish(tmp_path)
@@ -150,7 +128,7 @@ class TestKilled:
 
 
 class TestDamage:
-    @pytest.mark.parametrize("damage", ["a flipped bit", "a flipped bit of the header", "cut short", "empty"])
+    @pytest.mark.parametrize("damage", ["a flipped bit", "cut short"])
     def test_a_damaged_checkpoint_is_reported_and_the_one_before_it_is_used(
         self, damage, halfway, finish, uninterrupted
     ):
@@ -158,14 +136,12 @@ class TestDamage:
         contents = bytearray(newest.read_bytes())
         if damage == "a flipped bit":
             contents[len(contents) * 2 // 3] ^= 1
-        elif damage == "a flipped bit of the header":
-            contents[100] ^= 1
         else:
-            del contents[len(contents) // 2 if damage == "cut short" else 0 :]
+            del contents[len(contents) // 2 :]
         newest.write_bytes(contents)
         result = finish(halfway)
         assert re.search(rf"{newest.name}: .*trying the checkpoint before it", result.output)
-        assert result.first_step == 20
+        assert result.first_step == 10
         assert outcome(halfway) == uninterrupted()
 
     def test_without_an_intact_checkpoint_the_run_starts_over(self, halfway, finish, uninterrupted):
@@ -181,7 +157,7 @@ class TestDamage:
         assert outcome(halfway) == uninterrupted()
 
     def test_half_written_files_of_a_killed_process_are_removed(self, halfway, finish, uninterrupted):
-        half = only(halfway) / "checkpoints/.images-0000000027.safetensors.tmp"  # it was stopped there
+        half = only(halfway) / "checkpoints/.images-0000000014.safetensors.tmp"  # it was stopped there
         half.write_bytes(b"half")
         finish(halfway)
         assert not half.exists()
@@ -218,7 +194,7 @@ class TestRunAgain:
         assert finish(halfway, flags=["--fresh"]).first_step == 0
         assert outcome(halfway) == uninterrupted()
 
-    @pytest.mark.parametrize("call", [2, 5, 8])
+    @pytest.mark.parametrize("call", [2, 8])
     def test_a_fresh_start_killed_while_it_deletes_files_loses_nothing(self, call, halfway, run, finish, uninterrupted):
         with after("pathlib:Path.unlink", simulate_kill, call=call), pytest.raises(SimulatedKill):
             run(halfway, flags=["--fresh"])
@@ -265,10 +241,19 @@ class TestOtherCode:
 
 @pytest.fixture(scope="module")
 def half(finish, tmp_path_factory):
-    """The folder of a complete run of 20 images."""
+    """The folder of a complete run of 10 images."""
     runs = tmp_path_factory.mktemp("half")
-    finish(runs, "train.images=20")
+    finish(runs, "train.images=10")
     return only(runs)
+
+
+@pytest.fixture(scope="module")
+def second_half(half, finish, tmp_path_factory):
+    """(runs folder, result) of a run that continues it. Tests must not change the folder."""
+    runs, before = tmp_path_factory.mktemp("second_half"), written(half)
+    result = finish(runs, flags=["--continue-from", half])
+    assert written(half) == before
+    return runs, result
 
 
 class TestContinueFrom:
@@ -281,32 +266,30 @@ class TestContinueFrom:
             assert continued["metrics.jsonl"] == straight["metrics.jsonl"]
             assert continued["numbers"] == straight["numbers"]
             assert continued["stats.safetensors"] == straight["stats.safetensors"]
-            assert continued["images-00000040.png"] == straight["images-00000040.png"]
+            assert continued["images-00000020.png"] == straight["images-00000020.png"]
 
         return continued
 
-    def test_it_equals_one_longer_training(self, half, finish, shared_complete, continued, tmp_path):
-        before = written(half)
-        assert finish(tmp_path, flags=["--continue-from", half]).first_step == 20
-        assert written(half) == before
-        continued(tmp_path)
-        own, straight = (load_tensors(only(runs) / "model.safetensors")[0] for runs in (tmp_path, shared_complete))
+    def test_it_equals_one_longer_training(self, half, second_half, finish, shared_complete, continued):
+        runs, result = second_half
+        assert result.first_step == 10
+        continued(runs)
+        own, straight = (load_tensors(only(each) / "model.safetensors")[0] for each in (runs, shared_complete))
         assert own.keys() == straight.keys()
         assert all(own[name].equal(straight[name]) for name in own)
-        assert finish(tmp_path, flags=["--continue-from", half]).first_step is None
+        assert finish(runs, flags=["--continue-from", half]).first_step is None
 
-    def test_a_learning_rate_that_goes_up_is_reported(self, half, finish, tmp_path):
-        result = finish(tmp_path / "steady", flags=["--continue-from", half])
-        assert "learning rate goes up" not in result.output
-        linear = ("optimizer.schedule=linear", "train.images=20")
+    def test_a_learning_rate_that_goes_up_is_reported(self, second_half, finish, tmp_path):
+        assert "learning rate goes up" not in second_half[1].output
+        linear = ("optimizer.schedule=linear", "train.images=10")
         finish(tmp_path / "half", *linear)
         flags = ["--continue-from", only(tmp_path / "half")]
         result = finish(tmp_path / "longer", "optimizer.schedule=linear", flags=flags)
         [line] = [line for line in result.output.splitlines() if "learning rate goes up" in line]
-        assert "from 2e-05, where" in line
-        assert "ended, to 0.0002: the schedule 'linear' now spans 40 images" in line
+        assert "from 4e-05, where" in line
+        assert "ended, to 0.0002: the schedule 'linear' now spans 20 images" in line
 
-    @pytest.mark.parametrize(("call", "began"), [(6, 20), (13, 30)], ids=["before its first checkpoint", "after it"])
+    @pytest.mark.parametrize(("call", "began"), [(3, 10), (7, 15)], ids=["before its first checkpoint", "after it"])
     def test_it_resumes_like_any_run(self, call, began, half, run, finish, continued, tmp_path):
         with after(STEP, simulate_kill, call=call), pytest.raises(SimulatedKill):
             run(tmp_path, flags=["--continue-from", half])
@@ -321,16 +304,16 @@ class TestContinueFrom:
         finish(tmp_path, flags=["--continue-from", half])
         continued(tmp_path)
 
-    def test_its_recipe_is_the_same_experiment(self, half, finish, run_cli, tmp_path):
-        finish(tmp_path, flags=["--continue-from", half])
-        assert run_cli("run", only(tmp_path) / "recipe.toml", "--runs", tmp_path).first_step is None
+    def test_its_recipe_is_the_same_experiment(self, second_half, run_cli):
+        runs, _ = second_half
+        assert run_cli("run", only(runs) / "recipe.toml", "--runs", runs).first_step is None
 
     @pytest.mark.parametrize(
         ("other", "images", "message"),
         [
-            ("complete", 40, "has seen 40 images and the recipe asks for 40"),
-            ("halfway", 80, "--continue-from takes a complete run; this one is training"),
-            (None, 80, "not a run folder"),
+            ("complete", 20, "has seen 20 images and the recipe asks for 20"),
+            ("halfway", 40, "--continue-from takes a complete run; this one is training"),
+            (None, 40, "not a run folder"),
         ],
     )
     def test_other_runs_cannot_be_continued(self, other, images, message, request, run, tmp_path):
@@ -340,24 +323,49 @@ class TestContinueFrom:
         assert message in result.output.splitlines()[-1]
 
 
+# a process waits in its twelfth step until the signal has arrived
+WAIT = """
+import signal, time
+from p2pzoo.training import loop
+train_step, steps = loop.train_step, 0
+
+def waiting_step(*args):
+    global steps
+    steps += 1
+    if steps == 12:
+        handler = signal.getsignal({signum})
+        print("waiting", flush=True)
+        while signal.getsignal({signum}) is handler:
+            time.sleep(0.005)
+    return train_step(*args)
+
+loop.train_step = waiting_step
+"""
+
+
 class TestSignals:
     @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP], ids=["INT", "TERM", "HUP"])
     def test_a_process_saves_on_a_signal_and_prints_how_to_resume(
-        self, signum, start, wait_for, arguments, finish, uninterrupted, tmp_path
+        self, signum, start, fork, arguments, finish, uninterrupted, tmp_path
     ):
-        process = start("-m", "p2pzoo", *arguments(tmp_path, "train.images=60"))
-        wait_for(lambda: any(len(log.read_text()) for log in tmp_path.glob("*/*/metrics.jsonl")), process)
+        wait = WAIT.format(signum=int(signum))
+        if signum == signal.SIGTERM:  # once with a process of its own
+            process = start("-c", wait + RUN, *arguments(tmp_path))
+        else:
+            process = fork(*arguments(tmp_path), before=wait)
+        assert "waiting\n" in iter(process.stdout.readline, "")
         process.send_signal(signum)
         output, _ = process.communicate(timeout=600)
         assert process.returncode == 128 + signum
-        seen = int(re.search(r"stopped at (\d+) images and saved; the same command resumes from there$", output)[1])
-        assert images(checkpoints(tmp_path)[-1]) == seen == status(tmp_path)["images"]
+        assert re.search(r"stopped at 12 images and saved; the same command resumes from there$", output)
+        assert images(checkpoints(tmp_path)[-1]) == status(tmp_path)["images"] == 12
         assert status(tmp_path)["state"] == "interrupted"
-        assert finish(tmp_path, "train.images=60").first_step == seen
-        assert outcome(tmp_path) == uninterrupted("train.images=60")
+        assert finish(tmp_path).first_step == 12
+        assert outcome(tmp_path) == uninterrupted()
 
-    def test_a_run_whose_output_nobody_reads_any_more_is_saved(self, start, arguments, tmp_path):
-        process = start("-m", "p2pzoo", *arguments(tmp_path, "train.images=100000"))
+    def test_a_run_whose_output_nobody_reads_any_more_is_saved(self, fork, arguments, tmp_path):
+        often = "from p2pzoo.runs import progress; progress.PLAIN_LINE_SECONDS = 0"
+        process = fork(*arguments(tmp_path, "train.images=100000"), before=often)
         for line in process.stdout:  # as `2>&1 | head` does
             if "images  " in line:
                 break
@@ -369,9 +377,9 @@ class TestSignals:
     @pytest.mark.parametrize(
         "place",
         [
-            (STEP, 23),
-            (DISPLAY, 26),
-            ("p2pzoo.training.checkpoint:State.save", 2),  # the checkpoint of image 20
+            (STEP, 12),
+            (DISPLAY, 13),
+            ("p2pzoo.training.checkpoint:State.save", 2),  # the checkpoint of image 10
         ],
         ids=["step", "display", "checkpoint"],
     )
@@ -385,9 +393,10 @@ class TestSignals:
         assert outcome(tmp_path) == uninterrupted()
 
     @pytest.mark.parametrize(
-        "place", [(STEP, 40), (DISPLAY, 40), (TRANSLATE, 3)], ids=["step", "display", "evaluation"]
+        ("place", "signum"),
+        [((STEP, 20), signal.SIGINT), ((DISPLAY, 20), signal.SIGTERM), ((TRANSLATE, 3), signal.SIGINT)],
+        ids=["step", "display", "evaluation"],
     )
-    @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
     def test_a_signal_after_the_last_step_stops_the_run_too(self, signum, place, run, finish, uninterrupted, tmp_path):
         with after(place[0], partial(signal.raise_signal, signum), call=place[1]):
             result = run(tmp_path)
@@ -409,8 +418,8 @@ class TestMaxTime:
         assert "stopped at 15 images and saved" in result.output
         assert images(checkpoints(tmp_path)[-1]) == 15
 
-    def test_a_limit_that_passes_before_the_training_ends_with_a_message(self, start, arguments, tmp_path):
-        process = start("-m", "p2pzoo", *arguments(tmp_path, "train.images=1000000"), "--max-time", "1s")
+    def test_a_limit_that_passes_before_the_training_ends_with_a_message(self, fork, arguments, tmp_path):
+        process = fork(*arguments(tmp_path, "train.images=1000000"), "--max-time", "1s")
         output, _ = process.communicate(timeout=600)
         assert process.returncode == 128 + signal.SIGTERM
         assert "the same command resumes from" in output.splitlines()[-1]
@@ -492,8 +501,8 @@ with Run(Path(sys.argv[1])).lock():
     sys.stdin.read()
 """
 
-    def test_the_second_process_is_refused_in_one_line(self, halfway, start, run, finish, uninterrupted):
-        process = start("-c", self.HOLD, only(halfway))
+    def test_the_second_process_is_refused_in_one_line(self, halfway, fork, run, finish, uninterrupted):
+        process = fork(only(halfway), code=self.HOLD)
         assert process.stdout.readline() == "working\n"
         before = written(halfway)
         result = run(halfway)

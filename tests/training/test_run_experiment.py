@@ -1,5 +1,6 @@
 """Small runs from end to end: training, complete runs, metrics added later, and errors before training."""
 
+import functools
 import json
 import re
 import shutil
@@ -43,21 +44,37 @@ class Notes:
         self.notes.append(text)
 
 
+def run_in(runs, *overrides, recipe="zoo:base.toml", components=None, **kwargs):
+    """(outcome, its Notes) of a small run in the folder `runs`."""
+    known = components or registry()
+    experiment = config.load(recipe, "smoke", [*SMALL, *overrides], registry=known)
+    notes = Notes()
+    return run_experiment(experiment, known, runs, notes, **kwargs), notes
+
+
 @pytest.fixture
 def run(tmp_path):
-    """run(*overrides, recipe=…) -> (outcome, its Notes)."""
-
-    def run(*overrides, recipe="zoo:base.toml", components=None, **kwargs):
-        known = components or registry()
-        experiment = config.load(recipe, "smoke", [*SMALL, *overrides], registry=known)
-        notes = Notes()
-        return run_experiment(experiment, known, tmp_path, notes, **kwargs), notes
-
-    return run
+    """run(*overrides, recipe=…): `run_in` in a folder of the test."""
+    return functools.partial(run_in, tmp_path)
 
 
-def test_a_run_writes_all_files_that_the_readme_lists(run):
-    outcome, notes = run()
+@pytest.fixture(scope="module")
+def shared_plain(tmp_path_factory):
+    """(runs folder, outcome, Notes) of a run without overrides. Tests must not change it."""
+    runs = tmp_path_factory.mktemp("plain")
+    return runs, *run_in(runs)
+
+
+@pytest.fixture
+def copied(shared_plain, tmp_path):
+    """The outcome of the run without overrides, as it was in another folder; `run` finds a copy of it."""
+    runs, outcome, _ = shared_plain
+    shutil.copytree(runs, tmp_path, dirs_exist_ok=True)
+    return outcome
+
+
+def test_a_run_writes_all_files_that_the_readme_lists(shared_plain):
+    _, outcome, notes = shared_plain
     folder = outcome.run.folder
     assert {path.name for path in folder.iterdir()} - {".lock"} == {
         "recipe.toml", "status.json", "env.json", "metrics.jsonl", "timings.jsonl", "samples", "checkpoints",
@@ -74,8 +91,8 @@ def test_a_run_writes_all_files_that_the_readme_lists(run):
     assert not list(folder.rglob("*.tmp"))
 
 
-def test_a_number_is_stored_with_its_protocol_and_per_image_statistics(run):
-    outcome, _ = run()
+def test_a_number_is_stored_with_its_protocol_and_per_image_statistics(shared_plain):
+    _, outcome, _ = shared_plain
     results = outcome.results
     assert set(results) == {"id", "recipe", "profile", "seed", "images", "metrics", "measured", "protocols"}
     assert set(results["metrics"]) == {"l1", "psnr", "psnr.pooled", "ssim"}
@@ -103,19 +120,18 @@ def test_a_complete_run_is_not_trained_again_but_new_metrics_are_measured(run):
     assert tomllib.loads(more.run.recipe.read_text())["metrics"].keys() == {"l1", "psnr", "ssim", "again"}
 
 
-def test_another_test_mode_is_another_protocol_of_the_same_run(run):
-    paper, _ = run()
+def test_another_test_mode_is_another_protocol_of_the_same_run(copied, run):
     evaluated, notes = run("evaluate.test_mode=eval")
     assert notes.steps == []
-    assert evaluated.run.folder == paper.run.folder
-    assert evaluated.results["metrics"]["l1"]["protocol"] != paper.results["metrics"]["l1"]["protocol"]
-    assert evaluated.results["metrics"]["l1"]["value"] != paper.results["metrics"]["l1"]["value"]
+    assert evaluated.run.folder.name == copied.run.folder.name
+    assert evaluated.results["metrics"]["l1"]["protocol"] != copied.results["metrics"]["l1"]["protocol"]
+    assert evaluated.results["metrics"]["l1"]["value"] != copied.results["metrics"]["l1"]["value"]
 
 
-def test_statistics_of_other_images_are_removed(run):
-    tested, _ = run()
-    assert {"l1.l1", "ssim.ssim"} <= load_tensors(tested.run.stats)[0].keys()
-    validated, _ = run("evaluate.split=val", 'drop=["metrics.ssim"]')
+def test_statistics_of_other_images_are_removed(copied, run):
+    assert {"l1.l1", "ssim.ssim"} <= load_tensors(copied.run.stats)[0].keys()
+    validated, notes = run("evaluate.split=val", 'drop=["metrics.ssim"]')
+    assert notes.steps == []
     statistics, header = load_tensors(validated.run.stats)
     assert "ssim.ssim" not in statistics
     assert {len(rows) for rows in statistics.values()} == {len(header["ids"])}
@@ -128,9 +144,8 @@ def test_the_same_experiment_under_another_recipe_is_found(run):
     assert notes.steps == []
 
 
-def test_equal_runs_are_bit_identical_and_another_seed_is_not(run, tmp_path):
-    first, _ = run()
-    contents = {name: (first.run.folder / name).read_bytes() for name in ("metrics.jsonl", "model.safetensors")}
+def test_equal_runs_are_bit_identical_and_another_seed_is_not(copied, run):
+    contents = {name: (copied.run.folder / name).read_bytes() for name in ("metrics.jsonl", "model.safetensors")}
     fresh, notes = run(fresh=True)
     assert len(notes.steps) == 6
     assert {name: (fresh.run.folder / name).read_bytes() for name in contents} == contents
@@ -138,8 +153,8 @@ def test_equal_runs_are_bit_identical_and_another_seed_is_not(run, tmp_path):
     assert other.run.model.read_bytes() != contents["model.safetensors"]
 
 
-def test_the_resolved_recipe_in_the_folder_is_the_run(run):
-    outcome, _ = run()
+def test_the_resolved_recipe_in_the_folder_is_the_run(shared_plain):
+    _, outcome, _ = shared_plain
     recipe = config.load(str(outcome.run.recipe))
     assert recipe.id == outcome.results["id"]
 
@@ -196,9 +211,8 @@ class Watcher(Callback):
         self.calls.append(("finish", sorted(metrics)))
 
 
-def test_callbacks_watch_and_change_nothing(run):
-    plain, _ = run()
-    weights = plain.run.model.read_bytes()
+def test_callbacks_watch_and_change_nothing(copied, run):
+    weights = copied.run.model.read_bytes()
     components = Registry([*registry(), Entry("callback", "watcher", Watcher, "test", "test")])
     Watcher.calls.clear()
     watched, _ = run("callbacks.mine.use=watcher", components=components, fresh=True)
@@ -240,10 +254,10 @@ def test_missing_fields_of_the_dataset_are_reported_before_training(run, tmp_pat
     assert list(tmp_path.iterdir()) == []
 
 
-def test_no_file_names_the_machine_or_its_paths(run, tmp_path):
-    outcome, _ = run()
+def test_no_file_names_the_machine_or_its_paths(shared_plain):
+    runs, outcome, _ = shared_plain
     for name in ("results.json", "env.json", "recipe.toml", "status.json", "metrics.jsonl"):
-        assert str(tmp_path) not in (outcome.run.folder / name).read_text()
+        assert str(runs) not in (outcome.run.folder / name).read_text()
     assert {"torch", "python", "device", "precision", "threads"} <= json.loads(
         (outcome.run.folder / "env.json").read_text()
     ).keys()

@@ -2,8 +2,6 @@
 
 import io
 import json
-import os
-import subprocess
 import sys
 
 import numpy as np
@@ -33,7 +31,7 @@ SLOW = pytest.mark.slow
 
 
 @pytest.mark.parametrize("encoding", ["cp1252", pytest.param("ascii", marks=SLOW), pytest.param("utf-8", marks=SLOW)])
-def test_every_command_that_reads_prints_on_a_terminal_of_another_encoding(encoding, tmp_path):
+def test_every_command_that_reads_prints_on_a_terminal_of_another_encoding(encoding, fork, tmp_path, monkeypatch):
     folder = tmp_path / "daten → ŷ"
     for split in ("train", "val", "test"):
         (folder / split).mkdir(parents=True)
@@ -42,19 +40,20 @@ def test_every_command_that_reads_prints_on_a_terminal_of_another_encoding(encod
     recipe = tmp_path / "data.toml"
     recipe.write_text(f'extends = "zoo:base.toml"\n[dataset]\nuse = "side-by-side"\nroot = "{folder}"\n', "utf-8")
     commands = "\n".join(READING).replace("DATA", str(recipe))
-    result = subprocess.run(
-        [sys.executable, "-c", COMMANDS], input=commands.encode(), capture_output=True, cwd=tmp_path, timeout=300,
-        env={**os.environ, "PYTHONIOENCODING": encoding, "PYTHONUTF8": "0"},
-        check=False,
-    )  # fmt: skip
-    output, errors = result.stdout.decode(encoding), result.stderr.decode(encoding)
+    monkeypatch.chdir(tmp_path)
+    log = tmp_path / "log"
+    process = fork(code=COMMANDS, env={"PYTHONIOENCODING": encoding}, output=log)
+    process.stdin.write(commands)
+    process.stdin.close()
+    assert process.wait(timeout=300) == 0
+    output = log.read_bytes().decode(encoding)
     codes = [line for line in output.splitlines() if line.startswith("exit ")]
-    assert len(codes) == len(READING), errors
+    assert len(codes) == len(READING), output
     assert set(codes) <= {"exit 0", "exit 1", "exit 2"}, output
-    assert "Traceback" not in errors
-    assert "p2pzoo failed" not in errors, errors
-    assert "\x1b" not in output + errors
-    assert f"{'ŷ' if encoding == 'utf-8' else 'y^'}.png: no such file" in errors
+    assert "Traceback" not in output
+    assert "p2pzoo failed" not in output, output
+    assert "\x1b" not in output
+    assert f"{'ŷ' if encoding == 'utf-8' else 'y^'}.png: no such file" in output
 
 
 @pytest.fixture

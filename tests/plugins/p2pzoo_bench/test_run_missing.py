@@ -28,6 +28,7 @@ psnr = "PSNR"
 [rows.a]
 recipe = "{tiny}"
 label = "a [left]"
+set = ["train.images=40"]
 [rows.b]
 recipe = "{tiny}"
 label = "b [/left]"
