@@ -260,6 +260,7 @@ def test_a_list_of_files_is_printed_in_lines(run_cli, tmp_path):
 
 def test_a_signal_that_a_library_turns_into_another_error_stops_the_command(install, run_cli):
     install("swallowing", """
+import signal
 import click
 import p2pzoo
 
