@@ -296,7 +296,7 @@ def measure_vanished_gradients(optimizer: Any) -> tuple[float, float]:
         relative = state["exp_avg_sq"] / (group["eps"] ** 2 * (1 - group["betas"][1] ** step))
         is_small = relative < 1
         counts.append(is_small.sum())
-        totals.append(torch.where(is_small, relative, 0).sum() * group["eps"])  # times eps² would underflow
+        totals.append(relative.masked_fill(~is_small, 0).sum() * group["eps"])  # times eps² would underflow
     vanished = sum(torch.stack(counts).tolist())  # a wait for the device per list, not per parameter
     total = sum(total * group["eps"] for (group, _), total in zip(kept, torch.stack(totals).tolist(), strict=True))
     count = sum(state["exp_avg_sq"].numel() for _, state in kept)
