@@ -3,9 +3,12 @@
 import importlib
 import json
 import math
+import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from unittest import mock
 
 import pytest
 import torch
@@ -29,11 +32,45 @@ def load(monkeypatch):
     torch.set_num_threads(threads)
 
 
+# run by a fork in place of `python SCRIPT ARGUMENTS`; answers are lines of stdout, which is stderr too
+SCRIPT = """
+import os, runpy, sys
+os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+sys.argv = sys.argv[1:]
+sys.path.insert(0, os.path.dirname(sys.argv[0]))
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+@pytest.fixture
+def run_here(load):
+    """run_here("drift", …): run a benchmark in this process, whose imports are done. Returns the result of click."""
+
+    def run_here(name, *arguments):
+        with mock.patch.dict(os.environ):
+            return CliRunner().invoke(load(name).main, [*map(str, arguments)], catch_exceptions=False)
+
+    return run_here
+
+
+@pytest.fixture
+def run_forked(run_here, load, fork, monkeypatch):
+    """As `run_here`; and its contestants are forks."""
+
+    def fork_script(command, **_):
+        process = fork(*command[1:], code=SCRIPT)
+        process.args = command
+        return process
+
+    monkeypatch.setattr(load("measure"), "subprocess", SimpleNamespace(Popen=fork_script, PIPE=None))
+    return run_here
+
+
 @pytest.mark.slow
-def test_translate_folder_compares_speed_and_pixels_of_three_contestants(tmp_path):
+def test_translate_folder_compares_speed_and_pixels_of_three_contestants(tmp_path, run_forked):
     small = ["--images", 3, "--size", 64, "--width", 4, "--rounds", 1]
-    done = run("translate_folder", *small, "-o", tmp_path / "result.json")
-    assert done.returncode == 0, done.stderr
+    done = run_forked("translate_folder", *small, "-o", tmp_path / "result.json")
+    assert done.exit_code == 0, done.output
     assert "| p2pzoo |" in done.stdout
     result = json.loads((tmp_path / "result.json").read_text())
     assert (result["images"], result["size"], result["width"]) == (3, 64, 4)
@@ -46,10 +83,10 @@ def test_translate_folder_compares_speed_and_pixels_of_three_contestants(tmp_pat
 
 
 @pytest.mark.slow
-def test_data_loading_compares_every_kind_of_store_with_the_classic_way(tmp_path):
+def test_data_loading_compares_every_kind_of_store_with_the_classic_way(tmp_path, run_forked):
     small = ["--pairs", 4, "--size", 32, "--rounds", 2]
-    done = run("data_loading", *small, "-o", tmp_path / "result.json")
-    assert done.returncode == 0, done.stderr
+    done = run_forked("data_loading", *small, "-o", tmp_path / "result.json")
+    assert done.exit_code == 0, done.output
     assert "| p2pzoo, later epochs, in memory |" in done.stdout
     assert "Without enlargement pixels differ by 0 levels" in done.stdout
     result = json.loads((tmp_path / "result.json").read_text())
@@ -71,9 +108,9 @@ def test_an_impossible_size_is_an_error_in_one_line(load):
 
 
 @pytest.mark.slow
-def test_drift_reports_ours_and_a_harmless_reordering(tmp_path, load):
-    done = run("drift", "--size", 64, "--width", 4, "--steps", 3, "--json", "-o", tmp_path / "kept" / "drift.json")
-    assert done.returncode == 0, done.stderr
+def test_drift_reports_ours_and_a_harmless_reordering(tmp_path, run_here, load):
+    done = run_here("drift", "--size", 64, "--width", 4, "--steps", 3, "--json", "-o", tmp_path / "kept" / "drift.json")
+    assert done.exit_code == 0, done.output
     [line] = done.stdout.splitlines()
     report = json.loads(line)
     assert json.loads((tmp_path / "kept" / "drift.json").read_text()) == report
@@ -86,10 +123,10 @@ def test_drift_reports_ours_and_a_harmless_reordering(tmp_path, load):
 
 
 @pytest.mark.slow
-def test_train_step_compares_both_and_records_the_scale(tmp_path):
+def test_train_step_compares_both_and_records_the_scale(tmp_path, run_forked):
     small = ["--size", 32, "--width", 4, "--batch", 2, "--rounds", 1, "--steps", 1, "--without", "lowering"]
-    done = run("train_step", *small, "-o", tmp_path / "result.json")
-    assert done.returncode == 0, done.stderr
+    done = run_forked("train_step", *small, "-o", tmp_path / "result.json")
+    assert done.exit_code == 0, done.output
     assert "p2pzoo is " in done.stdout
     result = json.loads((tmp_path / "result.json").read_text())
     assert (result["size"], result["width"], result["batch"]) == (32, 4, 2)
@@ -143,11 +180,11 @@ def test_row_seconds_measures_every_row_of_the_papers_tables(load):
 
 
 @pytest.mark.slow
-def test_row_seconds_multiplies_the_time_of_a_step_by_the_steps_of_a_run(tmp_path):
+def test_row_seconds_multiplies_the_time_of_a_step_by_the_steps_of_a_run(tmp_path, run_forked):
     (tmp_path / "two.toml").write_text(TABLE)
     quick = ["--profile", "smoke", "--rounds", 1, "--steps", 1, "--table", tmp_path / "two.toml"]
-    done = run("row_seconds", *quick, "-o", tmp_path / "result.json")
-    assert done.returncode == 0, done.stderr
+    done = run_forked("row_seconds", *quick, "-o", tmp_path / "result.json")
+    assert done.exit_code == 0, done.output
     rows = json.loads((tmp_path / "result.json").read_text())["rows"]
     assert {recipe: row["steps"] for recipe, row in rows.items()} == {
         "zoo:ablation_l1.toml": 20, "zoo:ablation_unet_l1.toml": 2
