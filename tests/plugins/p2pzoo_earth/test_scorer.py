@@ -30,10 +30,11 @@ def test_it_reaches_its_minima_on_real_test_photos_and_noise_scores_lower():
     earth = Earth("test")
     metric, store = FCNScore(earth), Store(earth)
     real, noisy = [], []
-    for batch in single_batches(store):
+    for number, batch in enumerate(single_batches(store)):
         real.append(metric.measure(batch, batch.y)["confusion"])
-        noise = torch.rand(batch.y.shape, generator=torch.Generator().manual_seed(0)) * 2 - 1
-        noisy.append(metric.measure(batch, noise)["confusion"])
+        if number % 8 == 0:
+            noise = torch.rand(batch.y.shape, generator=torch.Generator().manual_seed(0)) * 2 - 1
+            noisy.append(metric.measure(batch, noise)["confusion"])
     reached = metric.reduce({"confusion": torch.cat(real)})
     assert all(reached[name] >= minimum for name, minimum in MINIMA.items()), reached
     assert metric.reduce({"confusion": torch.cat(noisy)})["value"] < 0.4
