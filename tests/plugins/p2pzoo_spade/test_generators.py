@@ -57,7 +57,7 @@ def test_the_registered_generator_can_be_imported():
 )
 def test_each_block_doubles_the_size_and_halves_the_width(size, upsamplings, start, widths):
     seen = []
-    with on_meta():
+    with on_meta(), torch.no_grad():
         G = Spade(3, 3, size, upsamplings=upsamplings)
         for block in G.blocks:
             block.register_forward_hook(lambda module, args, output: seen.append(tuple(output.shape[1:])))
