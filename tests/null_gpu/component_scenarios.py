@@ -39,7 +39,7 @@ def first_party_components():
     return {f"{entry.kind} {entry.name}": entry for entry in entries}
 
 
-def train(case=None, **settings):
+def count_steps(case=None, **settings):
     """Train until after the step that is recorded. Return the reason if it is not."""
     try:
         training = Training(case, **settings)
@@ -54,16 +54,16 @@ def train(case=None, **settings):
 
 def train_component(entry):
     parameters = PARAMETERS.get(entry.plugin, {}).get(entry.name)
-    return train(ComponentCase.from_entry(entry, parameters))
+    return count_steps(ComponentCase.from_entry(entry, parameters))
 
 
 def _scenarios():
     for name, entry in first_party_components().items():
         yield name, functools.partial(train_component, entry)
     for name, tables in SETTINGS.items():
-        yield name, functools.partial(train, **tables)
+        yield name, functools.partial(count_steps, **tables)
     for name in OPTIMIZERS:
-        yield name, functools.partial(train, optimizer={"use": name.removeprefix("optimizer ")})
+        yield name, functools.partial(count_steps, optimizer={"use": name.removeprefix("optimizer ")})
 
 
 if __name__ == "__main__":

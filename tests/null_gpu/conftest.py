@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import filelock
@@ -11,7 +12,7 @@ import pytest
 from null_gpu import build
 
 HERE = Path(__file__).parent
-TIMEOUT = 600  # seconds
+TIMEOUT = 900  # seconds of a script
 
 
 @pytest.fixture(scope="session")
@@ -39,16 +40,22 @@ def built(shared_folder):
 def start_on_null_gpu(built):
     """start_on_null_gpu(*arguments, NULL_CC="75", …): a process of run.py with these arguments and variables."""
 
+    processes = []
+
     def start(*arguments, **variables):
-        return subprocess.Popen(
+        process = subprocess.Popen(
             [sys.executable, HERE / "run.py", *map(str, arguments)],
             env={**os.environ, "NULL_GPU_BUILD": str(built), **variables},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
         )
+        processes.append(process)
+        return process
 
-    return start
+    yield start
+    for process in processes:
+        process.kill()  # those that a failed test has left
 
 
 @pytest.fixture(scope="session")
@@ -64,10 +71,17 @@ def scenarios(start_on_null_gpu, shared_folder):
         file = shared_folder / f"{key}.json"
         with filelock.FileLock(shared_folder / f"{key}.lock"):
             if not file.exists():
-                stdout, stderr = start_on_null_gpu(HERE / script, *only, **variables).communicate(timeout=TIMEOUT)
-                results = [json.loads(line) for line in stdout.splitlines() if line.startswith("{")]
-                file.write_text(json.dumps(results or [{name: {"error": stderr}}]))
-        [result] = [line[name] for line in json.loads(file.read_text()) if name in line]
+                process = start_on_null_gpu(HERE / script, *only, **variables)
+                timer = threading.Timer(TIMEOUT, process.kill)
+                timer.start()
+                stdout, stderr = process.communicate()
+                timer.cancel()
+                lines = [json.loads(line) for line in stdout.splitlines() if line.startswith("{")]
+                results = {name: result for line in lines for name, result in line.items()}
+                file.write_text(json.dumps({"results": results, "stderr": stderr}))
+        output = json.loads(file.read_text())
+        assert name in output["results"], output["stderr"]
+        result = output["results"][name]
         assert "error" not in result, result["error"]
         return result
 

@@ -45,14 +45,13 @@ class Training:
     case         the component that is not the kit's tiny one
     extra        losses beside it
     in_prefetch  called in the prefetch threads for each batch
+    experiment   in place of `case`
     compute      values of [compute]
     settings     values of other tables: train={"batch_size": 4}
     """
 
-    def __init__(self, case=None, *, extra=(), in_prefetch=lambda: None, compute=None, **settings):
-        component = case.component if case else build_tiny_component("generator")
-        is_network = case is not None and case.kind in ("generator", "discriminator")
-        experiment = build_experiment(component, case.size[0] if is_network else IMAGE_SIDE)
+    def __init__(self, case=None, *, extra=(), in_prefetch=lambda: None, experiment=None, compute=None, **settings):
+        experiment = experiment or _build_experiment(case)
         changed = {name: replace(getattr(experiment, name), **values) for name, values in settings.items()}
         self.experiment = replace(experiment, compute=Compute(device="cuda", **(compute or {})), **changed)
         self.caught = []
@@ -100,3 +99,9 @@ class Training:
             warnings.simplefilter("always")
             yield
         self.caught += caught
+
+
+def _build_experiment(case):
+    component = case.component if case else build_tiny_component("generator")
+    is_network = case is not None and case.kind in ("generator", "discriminator")
+    return build_experiment(component, case.size[0] if is_network else IMAGE_SIDE)
