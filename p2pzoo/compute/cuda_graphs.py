@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import random
+import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -268,20 +269,32 @@ class WarmupCompile:
     objective   objective whose networks `torch.compile` wraps
     on_failure  called with the reason
     scaler      fp16 loss scaler, if there is one
+    note        prints a line of progress
     """
 
-    def __init__(self, objective: Any, *, on_failure: Callable[[str], None], scaler: Any = None) -> None:
-        self.objective, self.on_failure, self.scaler = objective, on_failure, scaler
+    def __init__(
+        self,
+        objective: Any,
+        *,
+        on_failure: Callable[[str], None],
+        scaler: Any = None,
+        note: Callable[[str], None] = lambda _: None,
+    ) -> None:
+        self.objective, self.on_failure, self.scaler, self.note = objective, on_failure, scaler, note
         self.is_warm = False
 
     def __call__(self, batch: Batch, number: int) -> dict[str, Tensor]:
         if not self.is_warm:
             self.is_warm = True
+            self.note("compiling the networks, before the first step: this takes minutes")
+            began = time.perf_counter()
             try:
                 with rollback(self.objective, self.scaler):
                     self.objective.update(batch, 0)  # step 0: lazy losses, which skip most steps, are active in it
             except Exception as error:  # compilers fail in many ways
                 self.on_failure(_to_one_line(error))
+            else:
+                self.note(f"compiled in {time.perf_counter() - began:.0f} s")
         losses: dict[str, Tensor] = self.objective.prepared_step(batch, number)
         return losses
 

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 _MOMENTS = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq")
+MANY_STEPS = 2.0**40  # 1 - beta ** MANY_STEPS is 1 for every beta
 
 
 class _Dense:
@@ -32,7 +33,8 @@ class _Dense:
 
     def step(self: Any, closure: Any = None) -> Any:
         plans = [self._plan(index, group) for index, group in enumerate(self.param_groups)]
-        if closure is not None or None in plans:
+        is_scaled = getattr(self, "found_inf", None) is not None  # by the loss scaler, which torch's step obeys
+        if closure is not None or None in plans or is_scaled:
             return super().step(closure)  # type: ignore[misc]
         for plan, group in zip(plans, self.param_groups, strict=True):
             self._take_step(plan, group)
@@ -83,6 +85,49 @@ DENSE_OPTIMIZERS = {
     "Adam": DenseAdam,
     "AdamW": DenseAdamW,
 }  # the optimizers of torch with a fused CPU kernel that p2pzoo uses
+
+
+class RecordableEpsAdam(torch.optim.Adam):
+    """Fused Adam that adds eps before the bias correction (arXiv:1412.6980 §2, as Torch7 does), for CUDA graphs.
+
+        w ← w - lr · √(1 - β₂ᵗ) / (1 - β₁ᵗ) · m / (√v + eps)
+
+    torch's kernel adds eps after the correction, so eps would have to change in each step, and a graph repeats the
+    numbers of Python. Here the kernel gets so large a count of steps that its own correction is 1, and a learning rate
+    that holds the correction: both are tensors. The state has the true count.
+
+    >>> weight = torch.nn.Parameter(torch.ones(()))
+    >>> optimizer = RecordableEpsAdam([weight], lr=torch.tensor(0.1), fused=True)
+    """
+
+    def step(self, closure: Any = None) -> Any:
+        rates = [group["lr"] for group in self.param_groups]
+        try:
+            return super().step(closure)
+        finally:
+            for group, rate in zip(self.param_groups, rates, strict=True):
+                group["lr"] = rate
+
+    def _init_group(self, group: Any, params: Any, grads: Any, *lists: Any) -> Any:
+        has_complex = super()._init_group(group, params, grads, *lists)  # type: ignore[no-untyped-call]
+        *_, counts = lists
+        if counts:
+            torch._foreach_add_(counts, 1)
+            beta1, beta2 = group["betas"]
+            t = counts[0].double()  # in float32 1 - 0.999 has an error of 1e-5
+            group["lr"] = (group["lr"] * ((1 - beta2**t).sqrt() / (1 - beta1**t))).float()
+            skips = getattr(self, "found_inf", None)  # 1 if the loss scaler skips this step, else 0
+            if skips is not None:
+                torch._foreach_sub_(counts, [skips] * len(counts))
+            counts[:] = self._many_steps(len(counts), counts[0].device)
+        return has_complex
+
+    def _many_steps(self, length: int, device: torch.device) -> list[Tensor]:
+        """Counts for the kernel, which adds 1 to each: float32 rounds that away."""
+        kept: dict[int, list[Tensor]] = self.__dict__.setdefault("_kept_many_steps", {})
+        if length not in kept:
+            kept[length] = list(torch.full((length,), MANY_STEPS, device=device).unbind())
+        return kept[length]
 
 
 @dataclass(frozen=True)

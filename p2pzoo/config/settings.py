@@ -219,8 +219,9 @@ class Compute:
     The run id depends on precision, deterministic, channels_last, tf32, lowering, fused_adam, one_pass and compile.
 
     device         "auto" takes CUDA, else MPS, else the CPU
-    precision      "auto": bf16 on CUDA devices that compute in it, fp16 with loss scaling on older ones with tensor
-                   cores (compute capability 7.0), fp32 elsewhere
+    precision      "auto" on CUDA: bf16 if the device computes in it and more than 256×256 pixels (images × height ×
+                   width) pass through G at once; for fewer, casts cost more than bf16 saves, and it is fp32 with tf32.
+                   fp16 with loss scaling on older devices with tensor cores (compute capability 7.0). Elsewhere fp32
     deterministic  on CUDA: use only deterministic kernels, which are slower. The CPU always does
     channels_last  store weights and activations in the channels-last memory format
     tf32           on CUDA: use TensorFloat-32 for matrix products and convolutions in fp32

@@ -68,7 +68,7 @@ def run_training_loop(
 
     # the networks, and the state to resume from
     objective, state = _build_state(experiment, engine, store)
-    compiled_step, augmentations = engine.compile_step(objective), objective.augmentations
+    compiled_step, augmentations = engine.compile_step(objective, progress.note), objective.augmentations
     step = state.restore(run, progress, start_from) // settings.step_images
     for name in ("metrics.jsonl", "timings.jsonl"):
         on_rank0(run.truncate, name, step * settings.step_images)

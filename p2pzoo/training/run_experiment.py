@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 
 from p2pzoo.compute.conv_algorithms import ConvAlgorithm
 from p2pzoo.compute.conv_as_gemm import AlgorithmChooser
-from p2pzoo.compute.distributed import check_batch, check_device, on_rank0, rank, sync_errors, world_size
+from p2pzoo.compute.distributed import check_batch, check_device, on_rank0, rank, shard, sync_errors, world_size
 from p2pzoo.compute.engine import Engine, pick_device
 from p2pzoo.compute.memory import explain_out_of_memory
 from p2pzoo.compute.tuned_kernels import read_recipe_kernels
@@ -126,7 +127,7 @@ def _run(
         kernels = on_rank0(choose_kernels, experiment, run) if to_train else {}
         missing = on_rank0(find_missing_metrics, experiment, run, data["test"])
         with sync_errors():
-            engine = Engine(experiment.compute, AlgorithmChooser(kernels))
+            engine = Engine(experiment.compute, AlgorithmChooser(kernels), pixels=_count_pixels(experiment, data))
             metrics = build_metrics(experiment, data["test"], missing)
             check_trust(metrics, engine.device)
         on_rank0(call_each, callbacks, "start", str(run.folder), experiment.resolved())
@@ -236,6 +237,12 @@ def _begin(
     processes = f" over {world_size()} processes" if world_size() > 1 else ""
     progress.note(f"{verb} {experiment.title}, {experiment.train.length} images{processes}, in {run.folder}")
     return start_from
+
+
+def _count_pixels(experiment: Experiment, data: Mapping[str, Store]) -> int:
+    """The pixels that pass through G at once in this process."""
+    train = experiment.train
+    return len(shard(range(train.batch_size))) // train.accumulate * math.prod(data["train"].size)
 
 
 # --- evaluation ------------------------------------------------------------------------------------------------

@@ -368,7 +368,7 @@ class TestRecorded:
         with pytest.raises(RuntimeError, match=r"a loss reads StepOutputs\.step"):
             train_step(batch(WARMUP_STEPS), WARMUP_STEPS)  # with CUDA the recording fails with this error
 
-    @pytest.mark.parametrize("what", ["pool", "processes", "Adam", "eps", "checkpointing"])
+    @pytest.mark.parametrize("what", ["pool", "processes", "Adam", "checkpointing"])
     def test_a_step_that_can_never_be_recorded_is_not_tried(self, what, monkeypatch):
         recorder = FakeRecorder()
         pool = ImagePool(2, 0) if what == "pool" else None
@@ -376,8 +376,6 @@ class TestRecorded:
             recorder, pool=pool, fused_adam=what != "Adam", checkpointing=what == "checkpointing"
         )
         engine.enabled["cuda_graphs"] = True
-        if what == "eps":
-            engine.build_optimizer(objective.G.network, Optimizer(eps_before_correction=True))
         if what == "processes":
             monkeypatch.setattr("p2pzoo.compute.distributed.world_size", lambda: 2)
         with pytest.warns(UserWarning, match="training without a CUDA graph: ") as caught:
@@ -398,12 +396,14 @@ class TestRecorded:
 class TestCompiled:
     def test_compiled_networks_give_the_same_results_and_state_dict_names(self, backend, eager_results):
         backend("eager")
-        engine, objective, train_step = make_step(compile=True, lowering=False)
-        plain = train(*make_step(lowering=False))
+        engine, objective, _ = make_step(compile=True, lowering=False)
+        plain, notes = train(*make_step(lowering=False)), []
+        train_step = engine.compile_step(objective, notes.append)
         with warnings.catch_warnings():
             warnings.filterwarnings("error", message="training without")
             compiled = train(engine, objective, train_step)
         assert same(compiled, plain), "the warm-up step left no trace"
+        assert [note.split()[0] for note in notes] == ["compiling", "compiled"], "a line before and one after, once"
         assert "compile" in engine.describe()["on"]
         assert hasattr(objective.G.network, "_orig_mod")
         assert not any("_orig_mod" in name for name in engine.unwrap(objective.G.network).state_dict())
@@ -421,8 +421,11 @@ class TestCompiled:
         backend("aot_eager")
         plain = train(*make_step(terms=[GradientPenalty()], lowering=False))
         engine, objective, train_step = make_step(terms=[GradientPenalty()], compile=True)
+        notes = []
+        train_step = engine.compile_step(objective, notes.append)
         with pytest.warns(UserWarning, match=r"training without torch\.compile: .*double backward") as caught:
             assert same(train(engine, objective, train_step), plain)
+        assert notes == ["compiling the networks, before the first step: this takes minutes"], "and it is not compiled"
         assert len([warning for warning in caught if "torch.compile:" in str(warning.message)]) == 1
         assert "compile" not in engine.describe()["on"]
 
@@ -499,8 +502,8 @@ class TestRun:
         original_init = Engine.__init__
 
         def as_on_cuda(recorder):
-            def init(engine, settings, chooser=None):
-                original_init(engine, settings, chooser)
+            def init(engine, *args, **options):
+                original_init(engine, *args, **options)
                 engine.enabled |= {"cuda_graphs": True, "prefetch": True}
                 engine.build_recorder = lambda: recorder
 

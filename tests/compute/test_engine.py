@@ -52,7 +52,16 @@ def test_automatic_precision_on_a_cpu_is_fp32_and_is_described():
 def test_automatic_precision_on_cuda_depends_on_the_compute_capability(capability, expected, monkeypatch):
     monkeypatch.setattr("torch.cuda.get_device_capability", lambda: capability)
     assert best_precision("cuda") == expected
+    assert best_precision("cuda", 256 * 256 + 1) == expected
     assert best_precision("mps") == "fp32"
+
+
+@pytest.mark.parametrize(
+    ("capability", "tf32", "expected"), [((8, 0), True, "fp32"), ((8, 0), False, "bf16"), ((7, 5), True, "fp16")]
+)
+def test_one_image_of_256_px_is_computed_in_tf32_where_the_device_has_it(capability, tf32, expected, monkeypatch):
+    monkeypatch.setattr("torch.cuda.get_device_capability", lambda: capability)
+    assert best_precision("cuda", 256 * 256, tf32=tf32) == expected
 
 
 def test_switches_that_the_device_does_not_support_are_off(monkeypatch):

@@ -8,13 +8,14 @@ from torch import nn
 
 from p2pzoo.compute import fused_adam
 from p2pzoo.compute.engine import Engine
-from p2pzoo.compute.fused_adam import DENSE_OPTIMIZERS, DenseAdam, DenseAdamW
+from p2pzoo.compute.fused_adam import DENSE_OPTIMIZERS, DenseAdam, DenseAdamW, RecordableEpsAdam
 from p2pzoo.config.optimizers import check_options, optimizer_class, try_step
 from p2pzoo.config.settings import Compute, Optimizer
 from p2pzoo.models.safetensors_io import optimizer_tensors, restore_optimizer
 from p2pzoo.plugin.schema import InvalidParameters
 
 SETTINGS = {"lr": 1e-2, "betas": (0.5, 0.999), "eps": 1e-8}
+LARGE_EPS = {"betas": (0.5, 0.999), "eps": 1e-2}  # large enough to change the steps
 STEPS = 5
 
 
@@ -131,6 +132,61 @@ def test_parameters_and_moments_keep_their_memory_and_the_kernel_needs_no_copies
     assert {tensor.data_ptr() for tensor in tensors[-len(tensors) // (STEPS - 1) :]} <= addresses | gradients
     for parameter, state in optimizer.state.items():
         assert state["exp_avg"].stride() == state["exp_avg_sq"].stride() == parameter.stride()
+
+
+class TestEpsBeforeCorrection:
+    """Torch7's formula, with nothing that changes in Python."""
+
+    @pytest.mark.parametrize("options", [{}, {"weight_decay": 0.1}, {"amsgrad": True}], ids=str)
+    def test_its_steps_are_those_of_an_adam_whose_eps_changes(self, options):
+        ours, theirs = network(), network()
+        rate = torch.tensor(1e-2)
+        recordable = RecordableEpsAdam(ours.parameters(), lr=rate, fused=True, **LARGE_EPS, **options)
+        adam = torch.optim.Adam(theirs.parameters(), lr=1e-2, **LARGE_EPS, **options)
+        settings = Optimizer(eps_before_correction=True, **LARGE_EPS)
+        for number in range(STEPS):
+            for group in adam.param_groups:
+                group["eps"] = settings.eps_at(number)
+            step(ours, recordable, number)
+            step(theirs, adam, number)
+            assert_equal(ours, theirs, rtol=1e-5, atol=1e-6)
+        assert recordable.param_groups[0]["lr"] is rate
+        assert rate == 1e-2
+        counts = {state["step"].item() for state in recordable.state.values()}
+        assert counts == {STEPS}, "a checkpoint has the true count"
+
+    def test_its_first_step_is_the_formula(self):
+        weight = nn.Parameter(torch.tensor(1.0, dtype=torch.float64))
+        optimizer = RecordableEpsAdam([weight], lr=torch.tensor(0.1), fused=True, betas=(0.9, 0.99), eps=0.5)
+        weight.grad = torch.tensor(2.0, dtype=torch.float64)
+        optimizer.step()
+        m, v = 0.1 * 2, 0.01 * 2**2
+        expected = 1 - 0.1 * (1 - 0.99) ** 0.5 / (1 - 0.9) * m / (v**0.5 + 0.5)
+        assert weight.item() == pytest.approx(expected, rel=1e-6)
+
+    def test_a_step_that_the_loss_scaler_skips_is_not_counted(self):
+        weight = nn.Parameter(torch.ones(3))
+        optimizer = RecordableEpsAdam([weight], lr=torch.tensor(0.1), fused=True)
+        for found_inf, count in ((0.0, 1), (1.0, 1), (0.0, 2)):
+            before, weight.grad = weight.detach().clone(), torch.ones(3)
+            optimizer.found_inf, optimizer.grad_scale = torch.tensor(found_inf), torch.tensor(1.0)
+            optimizer.step()
+            assert torch.equal(weight, before) == bool(found_inf)
+            assert optimizer.state[weight]["step"] == count
+
+    def test_its_state_resumes_bit_identically(self):
+        ours, again = network(), network()
+        optimizers = [
+            RecordableEpsAdam(net.parameters(), lr=torch.tensor(1e-2), fused=True, **LARGE_EPS) for net in (ours, again)
+        ]
+        step(ours, optimizers[0], 0)
+        again.load_state_dict(ours.state_dict())
+        restore_optimizer(
+            optimizers[1], {n.removeprefix("a."): t for n, t in optimizer_tensors("a", optimizers[0]).items()}
+        )
+        for net, optimizer in zip((ours, again), optimizers, strict=True):
+            step(net, optimizer, 1)
+        assert_equal(ours, again, rtol=0, atol=0)
 
 
 class TestState:

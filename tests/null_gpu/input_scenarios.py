@@ -18,6 +18,10 @@ def average():
     return _count_replay(training)
 
 
+def eps_before_correction():
+    return _count_replay(Training(optimizer={"eps_before_correction": True}))
+
+
 def affine():
     return _count_augmented("affine")
 
@@ -57,5 +61,5 @@ def seeds():
 
 
 if __name__ == "__main__":
-    scenarios = (average, affine, photometric, flip_rotate, seeds)
+    scenarios = (average, eps_before_correction, affine, photometric, flip_rotate, seeds)
     print_results({function.__name__: function for function in scenarios})

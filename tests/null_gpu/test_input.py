@@ -1,4 +1,4 @@
-"""The average of G and augmented pairs are in the graph; batches reach the device as bytes in pinned memory."""
+"""Average of G, augmented pairs and Adam's eps are in the graph; batches reach the device as bytes in pinned memory."""
 
 import pytest
 from null_gpu.training import MAX_LAUNCHES
@@ -7,7 +7,7 @@ SCRIPT = "input_scenarios.py"
 MAX_COPIES = 9  # x, y and random numbers to the device and into the graph's inputs, losses, state of the generator
 
 
-@pytest.mark.parametrize("name", ["average", "affine", "photometric", "flip_rotate"])
+@pytest.mark.parametrize("name", ["average", "eps_before_correction", "affine", "photometric", "flip_rotate"])
 def test_a_step_launches_no_more_than_without(name, scenarios):
     result = scenarios(SCRIPT, name)
     assert result["is_recorded"]
