@@ -233,3 +233,67 @@ def test_the_folder_is_made_small_enough(load, tmp_path, monkeypatch):
     assert {file.name for file in tmp_path.rglob("*.*")} == {"small.png", "graphs.log", "summary.md"}
     assert (tmp_path / "logs" / "graphs.log").stat().st_size < 200
     assert lines == ["training/large.png is deleted: the folder would have more than 0 MB"]
+
+
+CONTESTANT = """
+import json, sys, time
+name = sys.argv[sys.argv.index("--name") + 1]
+if name == "fails":
+    sys.exit(3)
+if name == "hangs":
+    time.sleep(60)
+print(json.dumps({"waits": 0.0}), flush=True)
+for _ in sys.stdin:
+    seconds = 0.2 if name == "p2pzoo" else 0.5
+    print(json.dumps({"seconds": [seconds], "peak_bytes": 5e6, "waited": {"batches": 0.05}}), flush=True)
+"""
+
+
+def test_a_contestant_that_fails_or_hangs_is_left_out(load, context, tmp_path, monkeypatch):
+    speed, plan = load("speed"), load("plan")
+    script = tmp_path / "contestants.py"
+    script.write_text(CONTESTANT)
+    monkeypatch.setattr(speed, "CONTESTANTS", script)
+    monkeypatch.setattr(speed, "READY_SHARE", 0.08)  # of the 60 seconds of this context
+    cell = plan.Cell(64, 8, 1, 10, 3, ("p2pzoo", "fails", "hangs", "slower"))
+    monkeypatch.setitem(plan.FULL.cells, "speed_512_1", cell)
+    record = load("context").Record("speed_512_1", context)
+    speed.run(context, record)
+    results = record.values["results"]
+    assert results["left_out"].keys() == {"fails", "hangs"}
+    assert results["left_out"]["fails"].startswith("failed (3)")
+    assert results["left_out"]["hangs"] == "not ready in time"
+    assert [check["passed"] for check in record.values["checks"]] == [False]
+    slower = results["contestants"]["slower"]
+    assert slower["milliseconds"] == 50  # 0.5 s for 10 steps
+    assert slower["times_as_long"]["median"] == 2.5
+    assert slower["share_of_time_waiting_for"] == {"batches": 0.1}
+    assert len(slower["rounds"]) == 3
+
+
+WORKER = """
+import json, os, sys
+for line in sys.stdin:
+    request = json.loads(line)
+    if request.get("seed") == 1:
+        os._exit(4)
+    if request["do"] == "train":
+        print(json.dumps({"images": request["images"], "seconds": 1, "metrics": {"last": {"l1": 0.1}}}), flush=True)
+    rates = {"images_per_second": 10.0, "build_seconds": 1.0, "evaluation_seconds": 0.1}
+    print(json.dumps({"done": "complete", **rates}), flush=True)
+"""
+
+
+def test_a_worker_that_ends_takes_no_other_run_with_it(load, context, tmp_path, monkeypatch):
+    training = load("training")
+    script = tmp_path / "runs.py"
+    script.write_text(WORKER)
+    monkeypatch.setattr(training, "WORKER", script)
+    record = load("context").Record("training", context)
+    training.run(context, record)
+    runs = record.values["results"]["runs"]
+    assert len(runs) == 15
+    assert {run["status"] for run in runs.values() if run["seed"] != 1} == {"complete"}
+    assert all("ended with code 4" in run["status"] for run in runs.values() if run["seed"] == 1)
+    assert [check["passed"] for check in record.values["checks"]] == [False]
+    assert "| L1 + GAN |" in load("summary").training("training", record.values["results"])
