@@ -1,7 +1,8 @@
 """A recorded, replayed or compiled step gives the results of the eager step; if that is impossible, it falls back.
 
 No test here needs a GPU. `FakeRecorder` replaces the CUDA recorder: it "replays" by running the step again, from the
-same memory and into the same memory. Only CUDA can show that a graph launches the same kernels.
+same memory and into the same memory. tests/null_gpu records with the real one; only a GPU can show that a graph
+computes the same.
 """
 
 import contextlib
@@ -19,6 +20,7 @@ from p2pzoo_pix2pix.discriminators import PatchDiscriminator
 from p2pzoo_pix2pix.generators import UNet
 from p2pzoo_pix2pix.losses import L1, Vanilla
 from torch import nn
+from torch.amp.grad_scaler import OptState
 
 from p2pzoo.compute.batched_discriminator import BatchedDiscriminator
 from p2pzoo.compute.cuda_graphs import WARMUP_STEPS, CUDAGraphStep, rollback
@@ -353,6 +355,24 @@ class TestRecorded:
         train_step = CUDAGraphStep(step, FailingAfterBackward(), optimizers=[optimizer], on_failure=lambda _: None)
         losses = [train_step(batch(number), number)["w"] for number in range(STEPS)]
         assert all(value.isfinite() for value in losses)
+
+    def test_a_recording_that_fails_in_an_optimizer_leaves_the_loss_scaler_before_a_step(self):
+        class FailingInOptimizer(FakeRecorder):
+            def record(self, function):
+                optimizer = objective.D.optimizer
+                optimizer.grad_scale = torch.tensor(8.0)
+                engine.accelerator.scaler._per_optimizer_states[id(optimizer)]["stage"] = OptState.STEPPED
+                raise RuntimeError("out of memory")
+
+        def scaled(recorder, *on):
+            engine, objective, train_step = make_step(recorder, on=on)
+            engine.accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
+            return engine, objective, train_step
+
+        plain = train(*scaled(None))
+        engine, objective, train_step = scaled(FailingInOptimizer(), "cuda_graphs")
+        with pytest.warns(UserWarning, match="training without a CUDA graph: RuntimeError: out of memory"):
+            assert same(train(engine, objective, train_step), plain)
 
     def test_a_loss_that_reads_ids_does_not_get_those_of_the_recorded_step(self):
         _, _, train_step = make_step(FakeRecorder(), terms=[IdLoss()], on=["cuda_graphs"])

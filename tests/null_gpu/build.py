@@ -19,6 +19,9 @@ def find_obstacle() -> str | None:
     """Return why the null GPU cannot be built here; None if it can."""
     if missing := [tool for tool in ("gcc", "nm") if shutil.which(tool) is None]:
         return f"the null GPU needs {' and '.join(missing)}"
+    libc = subprocess.run(["gcc", "-E", "-include", "pthread.h", "-x", "c", "/dev/null"], capture_output=True)
+    if libc.returncode:
+        return "the null GPU needs the headers of libc (Debian: apt install g++)"
     if not (_torch_folder() / "lib" / "libtorch_cuda.so").is_file():
         return "the null GPU needs a build of torch for CUDA"
     if not all((folder / file).is_file() for folder, file in _headers().items()):
