@@ -67,7 +67,8 @@ class Training:
         self.logger, self.taken, self.reading = LossLogger(), 0, 0.0
         self.losses: dict[str, float] = {}
         self._closing = contextlib.ExitStack()
-        batches = train_batches(self.store, settings, made.seed)
+        augmentations = self.objective.augmentations
+        batches = train_batches(self.store, settings, made.seed, augmentations.sample if augmentations else None)
         self.batches = TimedBatches(self._closing.enter_context(self.engine.prefetch(batches, settings.steps)))
 
     def __enter__(self) -> Training:
