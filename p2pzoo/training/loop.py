@@ -89,8 +89,9 @@ def run_training_loop(
             due = Due.after(step, settings)
             if step % read_every == 0 or any(due):
                 signum = _agree_on_signal(signals)  # now: a signal that arrives below waits for the next reading
-                for images, losses in writer.read_losses():
-                    progress.step(images, losses)
+                readings = writer.read_losses()
+                if readings:
+                    progress.step(*readings[-1])  # one of them: the others say nothing about the time between steps
                 means = state.losses.mean() if due.log else None
                 if any(due) or signum:
                     on_rank0(writer.write, step, rate, means, due, signum)

@@ -2,6 +2,7 @@
 
 import ast
 import contextlib
+import re
 import shutil
 import socket
 
@@ -82,4 +83,6 @@ def test_two_processes_train_on_two_devices_and_exchange_gradients_without_a_gra
     assert counted[0]["collectives"] == counted[1]["collectives"] >= 2 * 4, "at least one per network and step"
     assert all(each["captures"] == 0 for each in counted)
     assert "training without a CUDA graph: several processes exchange gradients" in "".join(outputs[0])
+    [rate] = re.findall(r"8/8 images +([0-9.]+) steps/s", outputs[0][1])
+    assert float(rate) < 1000, "the losses of several steps are read at once, which does not make them fast"
     assert "training" not in "".join(outputs[1]), "only the first process prints"
