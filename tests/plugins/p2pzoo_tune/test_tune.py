@@ -119,7 +119,9 @@ class TestKernelsFile:
         recipe.write_text('extends = "zoo:base.toml"\n[compute]\nkernels = "nowhere.json"\n')
         result = run_cli("recipe", recipe, "--profile", "smoke")
         assert result.exit_code == 2
-        assert result.output.splitlines() == [f'{recipe}:3  [compute] kernels = "nowhere.json": no such file']
+        assert result.output.splitlines() == [
+            f'{recipe}:3  [compute] kernels = "{tmp_path / "nowhere.json"}": no such file'
+        ]
 
     def test_kernels_without_lowering_are_refused(self, run_cli, tiny, other_kernels):
         result = run_cli("recipe", tiny, "-s", f"compute.kernels={other_kernels}", "-s", "compute.lowering=false")
