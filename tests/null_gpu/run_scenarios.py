@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import tempfile
 from pathlib import Path
@@ -83,4 +84,7 @@ def _call(*arguments):
 
 if __name__ == "__main__":
     scenarios = (run, run_in_fp16, stopped, resumed, evaluated, translated)
-    print_results({function.__name__: function for function in scenarios}, alone={"run_compiled": run_compiled})
+    try:
+        print_results({function.__name__: function for function in scenarios}, alone={"run_compiled": run_compiled})
+    finally:
+        shutil.rmtree(FOLDER)

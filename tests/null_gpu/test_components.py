@@ -6,7 +6,6 @@ from null_gpu.training import MAX_LAUNCHES
 
 NOT_RECORDED = {  # component or setting: the reason in the warning
     "pool_size 4": "the image pool draws random numbers on the CPU in each step",
-    "eps_before_correction": "eps_before_correction changes the eps of Adam in each step",
     "fused_adam off": "fused_adam is off, or the optimizer is not Adam or AdamW",
     "checkpointing": "activation checkpointing resets the random state when it recomputes a block",
     "optimizer SGD": "fused_adam is off, or the optimizer is not Adam or AdamW",

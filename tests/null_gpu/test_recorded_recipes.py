@@ -6,8 +6,6 @@ from null_gpu.training import MAX_LAUNCHES
 
 NOT_RECORDED = {  # recipe: the reason in the warning
     "modern/r1.toml": "RuntimeError: a loss reads StepOutputs.step, so this step cannot be recorded as a CUDA graph",
-    "reference/lua.toml": "eps_before_correction changes the eps of Adam in each step",
-    "reference/tensorflow.toml": "eps_before_correction changes the eps of Adam in each step",
 }
 
 
