@@ -32,7 +32,8 @@ from window.context import SEED, Context, say
 from window.plan import Cell
 
 SWITCHES = {  # "without NAME", "with NAME"
-    "precision": 'compute.precision="fp32"',
+    "fp32": 'compute.precision="fp32"',  # with TF32; p2pzoo itself takes the precision that it has by default
+    "bf16": 'compute.precision="bf16"',
     "tf32": "compute.tf32=false",
     "channels_last": "compute.channels_last=false",
     "fused_adam": "compute.fused_adam=false",  # without it there is no CUDA graph either

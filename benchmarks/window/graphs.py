@@ -16,7 +16,7 @@ from window.build import Training, difference, experiment
 from window.context import Context, Record, say
 
 CASES = {  # name: (overrides, whether at the full size)
-    "bf16": ((), True),
+    "bf16": (("compute.precision=bf16",), True),
     "fp32": (("compute.precision=fp32",), True),
     "resnet9": (("generator.use=resnet9",), False),
     "DiffAugment": (("augmentations.extra.use=diffaugment",), False),

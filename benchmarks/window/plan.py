@@ -56,12 +56,12 @@ class Cell:
     contestants: tuple[str, ...]
 
 
-SWITCHES = ("precision", "tf32", "channels_last", "fused_adam", "one_pass", "cuda_graphs", "prefetch")
+SWITCHES = ("tf32", "channels_last", "fused_adam", "one_pass", "cuda_graphs", "prefetch")
 CLASSIC = ("classic", "classic, best switches")
 FEW = ("p2pzoo", *CLASSIC, "without cuda_graphs")
 ALL = (
     "p2pzoo", *CLASSIC, *(f"without {switch}" for switch in SWITCHES),
-    "with deterministic", "with compile", "classic, best switches, compiled",
+    "with fp32", "with bf16", "with deterministic", "with compile", "classic, best switches, compiled",
 )  # fmt: skip
 
 ROWS = {  # of the training runs: recipe and overrides; the paper's 70 px of 256 are 34 px of 128
