@@ -2,7 +2,7 @@
 
     python benchmarks/bad_input.py --cases 10000 -o benchmarks/results/bad_input.json
 
-Each input is accepted, or rejected as a mistake of the user in printable lines. A traceback, a hang (20 s), or 2 GiB
+Each input is accepted, or rejected as a mistake of the user in printable lines. A traceback, a hang (60 s), or 2 GiB
 more memory is a failure; the smallest failing input is printed.
 """
 
