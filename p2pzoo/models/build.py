@@ -125,10 +125,11 @@ class NetworkSummary:
 
 def summarize_network(component: Component, channels: tuple[int, int], size: tuple[int, int]) -> NetworkSummary:
     """Build and run a network on the meta device: nothing is allocated. Raises UserError as `build_network` does."""
-    with on_meta(), FlopCounterMode(display=False) as counter:
+    with on_meta():
         network = build_network(component, channels, size).eval()
         x, y = (torch.zeros(1, count, *size) for count in channels)
-        output = network(x) if component.entry.kind == "generator" else network(x, y)[0]
+        with FlopCounterMode(display=False) as counter:  # not while building: a backbone tries itself out
+            output = network(x) if component.entry.kind == "generator" else network(x, y)[0]
     return NetworkSummary(
         parameters=sum(p.numel() for p in network.parameters()),
         macs=counter.get_total_flops() // 2,

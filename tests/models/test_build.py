@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn.utils.parametrizations import spectral_norm
+from torch.utils.flop_counter import FlopCounterMode
 
 from p2pzoo import config
 from p2pzoo.models.build import build_network, on_meta, summarize_network
@@ -67,3 +68,14 @@ def test_spectral_norm_iterates_on_values_only():
                 weight = spectral_norm(nn.Linear(4, 3)).weight
     assert without_values.is_meta
     assert torch.equal(weight, expected)
+
+
+def test_what_a_network_computes_while_it_is_built_is_not_counted():
+    """A backbone of timm tries itself out when it is built."""
+    recipe = config.load("zoo:timm_unet.toml", "laptop")
+    G = recipe.generator
+    with on_meta():
+        network = build_network(G, (3, 3), (64, 64)).eval()
+        with FlopCounterMode(display=False) as counter:
+            network(torch.zeros(1, 3, 64, 64))
+    assert summarize_network(G, (3, 3), (64, 64)).macs == counter.get_total_flops() // 2

@@ -487,9 +487,9 @@ class TestDatasets:
 
         crop = loader.TrainBatches._crop
 
-        def crop_separately(self, sample):
-            (pair, flipped), (other, _) = crop(self, sample), crop(self, sample + 1)
-            return Pair(pair.id, pair.x, other.y, pair.labels), flipped
+        def crop_separately(self, sample, pair):
+            (cropped, flipped), (other, _) = crop(self, sample, pair), crop(self, sample + 1, pair)
+            return Pair(cropped.id, cropped.x, other.y, cropped.labels), flipped
 
         monkeypatch.setattr(loader.TrainBatches, "_crop", crop_separately)
         assert failure("dataset", TinyDataset, "aligned") == "x and y show different places"

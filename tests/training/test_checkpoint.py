@@ -71,13 +71,11 @@ class Training:
         return [self.step(number) for number in steps]
 
     def step(self, number):
-        experiment, average = self.experiment, self.state.average
+        experiment = self.experiment
         rate = experiment.optimizer.lr_at(number / END)
         losses = loop.train_step(
             self.objective.step, self.engine, self.batches, number, rate, experiment.seed, self.objective.augmentations
         )
-        if average is not None:
-            loop._update_average(average, self.state.G.network, experiment.train.ema)
         return {name: loss.item() for name, loss in losses.items()}
 
 
