@@ -357,7 +357,7 @@ def _init_ray(ray: Any, address: str) -> None:
         try:
             ray.init(address, log_to_driver=False, logging_level=logging.ERROR)
             return
-        except RuntimeError as error:
+        except (ConnectionError, RuntimeError) as error:  # which of them depends on where in Ray's client it is raised
             if attempt == CONNECT_ATTEMPTS - 1 or "Starting Ray client server failed" not in str(error):
                 raise
         time.sleep(1)

@@ -195,9 +195,21 @@ def free_ports(count):
 
 
 @pytest.fixture(scope="module")
-def one_cluster_at_a_time(tmp_path_factory):
+def ray_lock(tmp_path_factory):
     """Nodes have fixed addresses, so processes of pytest-xdist take turns."""
-    with filelock.FileLock(tmp_path_factory.getbasetemp().parent / "ray.lock"):
+    return filelock.FileLock(tmp_path_factory.getbasetemp().parent / "ray.lock")
+
+
+@pytest.fixture(scope="module")
+def one_cluster_at_a_time(ray_lock):
+    with ray_lock:
+        yield
+
+
+@pytest.fixture
+def no_cluster(ray_lock):
+    """Ray finds every cluster of this machine, so also one that another process of pytest-xdist has started."""
+    with ray_lock:
         yield
 
 
@@ -279,7 +291,9 @@ def read_cells(table):
     [("", ()), ("127.0.0.2:1", ()), ("", ("--on", "ray://127.0.0.2:1")), ("", ("--on", "ray://nowhere.invalid:1"))],
     ids=["none", "wrong RAY_ADDRESS", "wrong --on", "no such machine"],
 )
-def test_without_a_cluster_one_line_shows_how_to_start_one(address, options, arguments, run_cli, monkeypatch, tmp_path):
+def test_without_a_cluster_one_line_shows_how_to_start_one(
+    address, options, no_cluster, arguments, run_cli, monkeypatch, tmp_path
+):
     monkeypatch.setenv("RAY_ADDRESS", address)
     monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
     result = run_cli(*arguments(*options))

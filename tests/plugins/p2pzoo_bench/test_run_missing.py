@@ -195,9 +195,10 @@ def test_a_cluster_waits_for_a_replacement_of_a_dead_node_but_not_for_a_larger_o
     ("message", "attempts"),
     [("Starting Ray client server failed. See its log", cluster.CONNECT_ATTEMPTS), ("another version of Ray", 1)],
 )
-def test_a_connection_that_a_busy_head_refuses_is_tried_again(monkeypatch, message, attempts):
+@pytest.mark.parametrize("kind", [RuntimeError, ConnectionAbortedError])  # by a node, by Ray's client
+def test_a_connection_that_a_busy_head_refuses_is_tried_again(monkeypatch, kind, message, attempts):
     ray = MagicMock()
-    ray.init.side_effect = RuntimeError(message)
+    ray.init.side_effect = kind(message)
     monkeypatch.setitem(sys.modules, "ray", ray)
     monkeypatch.setattr(cluster, "_check_address", lambda _: None)
     monkeypatch.setattr("time.sleep", lambda _: None)
