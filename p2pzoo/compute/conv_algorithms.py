@@ -49,6 +49,7 @@ class ConvShape:
     size         (H, W) of x
     x, y         channels of x and of y
     window       geometry of the convolution
+    bf16         whether images and weights are bfloat16
     """
 
     operation: ConvOperation
@@ -57,6 +58,7 @@ class ConvShape:
     x: int
     y: int
     window: ConvWindow
+    bf16: bool = False
 
     @property
     def rows(self) -> int:
@@ -72,7 +74,8 @@ class ConvShape:
         w, sides = self.window, f"{self.batch}x{self.x}x{self.size[0]}x{self.size[1]}"
         parts = {"kernel": w.kernel, "stride": w.stride, "padding": w.padding, "dilation": w.dilation}
         geometry = " ".join(f"{name} {height}x{width}" for name, (height, width) in parts.items())
-        return f"{self.operation} {sides} {self.y} {geometry}{' transposed' if w.transposed else ''}"
+        marks = f"{' transposed' if w.transposed else ''}{' bf16' if self.bf16 else ''}"
+        return f"{self.operation} {sides} {self.y} {geometry}{marks}"
 
 
 # --- algorithm "columns" ---------------------------------------------------------------------------------------

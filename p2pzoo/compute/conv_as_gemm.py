@@ -17,6 +17,9 @@ Each operation has up to three algorithms (conv_algorithms.py); `default_algorit
 
 All algorithms give the same values up to rounding. Images and weights are channels-last, so that no weight is copied.
 
+Under autocast to bf16, images, weights and gradients are cast to bf16 where they enter an operation, and its result
+stays bf16: norms and activations in between take it as it is. Gradients of the weights are fp32 again.
+
 Imports torch, conv_algorithms.py and shared_copy.py only.
 """
 
@@ -101,12 +104,13 @@ class AlgorithmChooser:
     def _choose(self, shape: ConvShape) -> ConvAlgorithm:
         return self.overrides.get(shape.key(), default_algorithm(shape))
 
-    def _uses_only_library(self, batch: int, size: tuple[int, int], x: int, y: int, window: ConvWindow) -> bool:
+    def _uses_only_library(
+        self, batch: int, size: tuple[int, int], x: int, y: int, window: ConvWindow, bf16: bool
+    ) -> bool:
         """Whether torch's kernels compute all three operations: the module then calls torch directly."""
         operations: tuple[ConvOperation, ...] = ("convolve", "spread", "correlate")
-        return all(
-            self.algorithm(ConvShape(operation, batch, size, x, y, window)) == "library" for operation in operations
-        )
+        shapes = (ConvShape(operation, batch, size, x, y, window, bf16) for operation in operations)
+        return all(self.algorithm(shape) == "library" for shape in shapes)
 
 
 # --- the three operations --------------------------------------------------------------------------------------
@@ -134,7 +138,7 @@ class _Convolve(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, weight: Tensor, window: ConvWindow, chooser: AlgorithmChooser) -> Tensor:
         ctx.save_for_backward(x, weight)
         ctx.window, ctx.chooser = window, chooser
-        shape = ConvShape("convolve", x.shape[0], image_size(x), x.shape[1], weight.shape[0], window)
+        shape = ConvShape("convolve", x.shape[0], image_size(x), x.shape[1], weight.shape[0], window, _is_bf16(x))
         return CONVOLVE[chooser.algorithm(shape)](x, weight, window)
 
     @staticmethod
@@ -152,7 +156,7 @@ class _Spread(torch.autograd.Function):
     ) -> Tensor:
         ctx.save_for_backward(y, weight)
         ctx.window, ctx.chooser = window, chooser
-        shape = ConvShape("spread", y.shape[0], size, weight.shape[1], y.shape[1], window)
+        shape = ConvShape("spread", y.shape[0], size, weight.shape[1], y.shape[1], window, _is_bf16(y))
         return SPREAD[chooser.algorithm(shape)](y, weight, window, size)
 
     @staticmethod
@@ -168,7 +172,7 @@ class _Correlate(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, y: Tensor, window: ConvWindow, chooser: AlgorithmChooser) -> Tensor:
         ctx.save_for_backward(x, y)
         ctx.window, ctx.chooser = window, chooser
-        shape = ConvShape("correlate", x.shape[0], image_size(x), x.shape[1], y.shape[1], window)
+        shape = ConvShape("correlate", x.shape[0], image_size(x), x.shape[1], y.shape[1], window, _is_bf16(x))
         return CORRELATE[chooser.algorithm(shape)](x, y, window)
 
     @staticmethod
@@ -221,14 +225,17 @@ def _why_unsupported(part: nn.Conv2d | nn.ConvTranspose2d) -> str | None:
 
 def _forward(part: nn.Conv2d, window: ConvWindow, chooser: AlgorithmChooser, x: Tensor) -> Tensor:
     weight = part.weight  # read once: each access recomputes a parametrized weight
+    dtype = _gemm_dtype(x, weight, part.in_channels)
     if (
-        not _can_use_gemm(x, weight, part.in_channels)
+        dtype is None
         or min(window.positions(image_size(x))) < 1
-        or chooser.uses_only_library(x.shape[0], image_size(x), part.in_channels, part.out_channels, window)
+        or chooser.uses_only_library(
+            x.shape[0], image_size(x), part.in_channels, part.out_channels, window, dtype == torch.bfloat16
+        )
     ):
         return F.conv2d(x, weight, part.bias, window.stride, window.padding, window.dilation)
-    y = apply_convolve(x, weight, window, chooser)
-    return y if part.bias is None else y + part.bias[:, None, None]
+    y = apply_convolve(x.to(dtype), weight.to(dtype), window, chooser)
+    return y if part.bias is None else y + part.bias.to(dtype)[:, None, None]
 
 
 def _transposed_forward(
@@ -243,21 +250,36 @@ def _transposed_forward(
     extra = part._output_padding(y, output_size, *geometry)  # type: ignore[arg-type]
     sides = zip(image_size(y), window.kernel, window.stride, window.padding, window.dilation, extra, strict=True)
     height, width = ((n - 1) * s - 2 * p + d * (k - 1) + 1 + e for n, k, s, p, d, e in sides)
+    dtype = _gemm_dtype(y, weight, part.in_channels)
     if (
-        not _can_use_gemm(y, weight, part.in_channels)
+        dtype is None
         or min(height, width) < 1
-        or chooser.uses_only_library(y.shape[0], (height, width), part.out_channels, part.in_channels, window)
+        or chooser.uses_only_library(
+            y.shape[0], (height, width), part.out_channels, part.in_channels, window, dtype == torch.bfloat16
+        )
     ):
         return F.conv_transpose2d(y, weight, part.bias, window.stride, window.padding, extra, 1, window.dilation)
-    x = apply_spread(y, weight, window, (height, width), chooser)
-    return x if part.bias is None else x + part.bias[:, None, None]
+    x = apply_spread(y.to(dtype), weight.to(dtype), window, (height, width), chooser)
+    return x if part.bias is None else x + part.bias.to(dtype)[:, None, None]
 
 
-def _can_use_gemm(image: Tensor, weight: Tensor, channels: int) -> bool:
-    """Whether the input is a non-empty batch on the CPU in the dtype of the weights. Otherwise torch's layer is called,
-    and raises its own errors."""
-    plain = image.ndim == 4 and image.dtype == weight.dtype and image.numel() > 0 and image.shape[1] == channels
-    return plain and image.device.type == "cpu" and not torch.is_autocast_enabled("cpu")
+def _gemm_dtype(image: Tensor, weight: Tensor, channels: int) -> torch.dtype | None:
+    """The dtype to compute in: bf16 under autocast to it, else that of the image and the weights.
+
+    None if the input is not a non-empty batch on the CPU, or has another dtype than the weights. Then torch's layer is
+    called, and raises its own errors.
+    """
+    if image.ndim != 4 or image.numel() == 0 or image.shape[1] != channels or image.device.type != "cpu":
+        return None
+    if torch.is_autocast_enabled("cpu"):
+        dtype = torch.get_autocast_dtype("cpu")
+        kinds = {image.dtype, weight.dtype}
+        return dtype if dtype == torch.bfloat16 and kinds <= {torch.float32, torch.bfloat16} else None
+    return image.dtype if image.dtype == weight.dtype else None
+
+
+def _is_bf16(image: Tensor) -> bool:
+    return image.dtype == torch.bfloat16
 
 
 def _window(part: nn.Conv2d | nn.ConvTranspose2d) -> ConvWindow:

@@ -27,7 +27,7 @@ from p2pzoo.compute import distributed, fused_adam
 from p2pzoo.compute.activation_checkpointing import with_activation_checkpointing
 from p2pzoo.compute.conv_as_gemm import AlgorithmChooser, convs_as_gemm
 from p2pzoo.compute.cuda_graphs import CUDAGraphRecorder, CUDAGraphStep, GraphRecorder, TrainStep, WarmupCompile
-from p2pzoo.compute.instance_norm_fix import fix_instance_norms
+from p2pzoo.compute.norm_gradients import fix_instance_norms, speed_up_batch_norms
 from p2pzoo.compute.prefetch import BatchSequence, Prefetcher, SplitBatches, count_workers
 from p2pzoo.compute.tuned_kernels import read_recipe_kernels
 from p2pzoo.config import optimizers
@@ -195,6 +195,7 @@ class Engine:
         if self.settings.checkpointing:
             model = with_activation_checkpointing(model)
         if self.enabled["lowering"]:
+            speed_up_batch_norms(model)
             model = convs_as_gemm(model, self.chooser)
         model = self.accelerator.prepare_model(
             model, evaluation_mode=True

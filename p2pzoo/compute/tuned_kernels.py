@@ -25,7 +25,7 @@ ALGORITHMS: tuple[ConvAlgorithm, ...] = get_args(ConvAlgorithm)
 _PAIR = r"(\d+)x(\d+)"
 _SHAPE_KEY = re.compile(
     rf"({'|'.join(get_args(ConvOperation))}) {_PAIR}x{_PAIR} (\d+) "
-    rf"kernel {_PAIR} stride {_PAIR} padding {_PAIR} dilation {_PAIR}( transposed)?"
+    rf"kernel {_PAIR} stride {_PAIR} padding {_PAIR} dilation {_PAIR}( transposed)?( bf16)?"
 )
 
 
@@ -74,13 +74,13 @@ def parse_shape(key: str) -> ConvShape | None:
     match = _SHAPE_KEY.fullmatch(key)
     if match is None:
         return None
-    operation, *numbers, transposed = match.groups()
+    operation, *numbers, transposed, bf16 = match.groups()
     batch, x, height, width, y, *geometry = map(int, numbers)
     kernel, stride, padding, dilation = zip(geometry[::2], geometry[1::2], strict=True)
     if 0 in (batch, x, height, width, y, *kernel, *stride, *dilation):
         return None
     window = ConvWindow(kernel, stride, padding, dilation, transposed is not None)
-    shape = ConvShape(operation, batch, (height, width), x, y, window)  # type: ignore[arg-type]
+    shape = ConvShape(operation, batch, (height, width), x, y, window, bf16 is not None)  # type: ignore[arg-type]
     return shape if min(window.positions(shape.size)) > 0 and shape.key() == key else None
 
 

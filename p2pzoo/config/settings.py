@@ -221,7 +221,8 @@ class Compute:
     device         "auto" takes CUDA, else MPS, else the CPU
     precision      "auto" on CUDA: bf16 if the device computes in it and more than 256×256 pixels (images × height ×
                    width) pass through G at once; for fewer, casts cost more than bf16 saves, and it is fp32 with tf32.
-                   fp16 with loss scaling on older devices with tensor cores (compute capability 7.0). Elsewhere fp32
+                   fp16 with loss scaling on older devices with tensor cores (compute capability 7.0). Elsewhere fp32.
+                   "bf16" on a CPU: convolutions and activations in bf16; weights, their gradients and losses in fp32
     deterministic  on CUDA: use only deterministic kernels, which are slower. The CPU always does
     channels_last  store weights and activations in the channels-last memory format
     tf32           on CUDA: use TensorFloat-32 for matrix products and convolutions in fp32

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from p2pzoo.compute.bf16_on_cpu import has_bf16_products
 from p2pzoo.compute.conv_algorithms import ConvAlgorithm
 from p2pzoo.compute.conv_as_gemm import AlgorithmChooser
 from p2pzoo.compute.distributed import check_batch, check_device, on_rank0, rank, shard, sync_errors, world_size
@@ -236,6 +237,8 @@ def _begin(
     verb = "resuming" if list_checkpoints(run.folder) else "training"
     processes = f" over {world_size()} processes" if world_size() > 1 else ""
     progress.note(f"{verb} {experiment.title}, {experiment.train.length} images{processes}, in {run.folder}")
+    if engine.device_type == "cpu" and engine.precision == "bf16" and has_bf16_products() is False:
+        progress.note("this CPU has no bf16 products: fp32 is faster on it (-s compute.precision=fp32)")
     return start_from
 
 

@@ -93,10 +93,7 @@ def record_shapes(experiment: Experiment) -> Counter[ConvShape]:
     batches = train_batches(store, train, experiment.seed)
     train_step(objective.step, engine, batches, 0, experiment.optimizer.lr, experiment.seed, objective.augmentations)
     if not recorder.calls:
-        raise UserError(
-            f"no convolution of this recipe has a choice of kernels in precision {engine.precision} on a CPU; "
-            'tune works with [compute] precision = "fp32"'
-        )
+        raise UserError("no convolution of this recipe has a choice of kernels on a CPU: there is nothing to tune")
     return recorder.calls
 
 
@@ -156,7 +153,8 @@ def _make_inputs(shape: ConvShape) -> tuple[Tensor, Tensor, Tensor]:
         (shape.batch, shape.y, *shape.window.positions(shape.size)),
         (shape.y, shape.x, *shape.window.kernel),
     )
-    x, y, weight = (randn(size).contiguous(memory_format=torch.channels_last) for size in sizes)
+    dtype = torch.bfloat16 if shape.bf16 else torch.float32
+    x, y, weight = (randn(size).to(dtype, memory_format=torch.channels_last) for size in sizes)
     return x, y, weight
 
 

@@ -325,17 +325,64 @@ class TestTheCopy:
         assert "NotCopyable is not rewritten: it cannot be copied" in caplog.text
 
 
-class TestFallbackToTorch:
-    def test_under_autocast(self):
-        conv, up = nn.Conv2d(8, 8, 4, 2, 1), nn.ConvTranspose2d(8, 8, 4, 2, 1)
+class TestBf16:
+    """Under autocast to bf16, which keeps 8 bits of each number: each result is rounded by up to 2 ** -9."""
+
+    @pytest.mark.parametrize("algorithm", ALGORITHMS)
+    def test_it_is_close_to_fp32_in_outputs_and_gradients_of_gradients(self, convolution, algorithm):
+        chooser = ForcedAlgorithm(algorithm)
+        convolution = convolution.float()
+        copied = convs_as_gemm(convolution, chooser)
+        inputs = (torch.randn(2, convolution.in_channels, 5, 6, requires_grad=True), *convolution.parameters())
+
+        def gradients(part, autocast):
+            with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+                y = part(inputs[0])
+            weights = torch.linspace(-1, 1, y.numel()).view_as(y)
+            first = torch.autograd.grad((weights * y.float()).sum(), inputs, create_graph=True)
+            second = torch.autograd.grad(first[0].square().sum() + first[1].square().sum(), inputs[:2])
+            return y, [*first, *second]
+
+        y, ours = gradients(copied, autocast=True)
+        expected, exact = gradients(convolution, autocast=False)
+        assert y.dtype == torch.bfloat16
+        assert {each.dtype for each in ours} == {torch.float32}, "gradients of fp32 tensors"
+        for half, single in zip([y, *ours], [expected, *exact], strict=True):
+            assert (half.float() - single).norm() <= 0.02 * single.norm()
+        assert len(chooser.choices) >= 3
+
+    def test_the_rounding_is_that_of_torchs_autocast_where_torchs_kernels_compute(self, convolution):
+        copied = convs_as_gemm(convolution.float(), ForcedAlgorithm("library"))
+        x = torch.randn(2, convolution.in_channels, 5, 6)
+        with torch.autocast("cpu", torch.bfloat16):
+            expected, y = convolution(x).float(), copied(x).float()
+        assert (y - expected).abs().max() <= 2**-7 * expected.abs().max(), "the bias is added after rounding"
+
+    def test_a_kernels_file_chooses_for_bf16_apart_from_fp32(self):
+        window = ConvWindow((4, 4), (2, 2), (1, 1), (1, 1))
+        shape = ConvShape("convolve", 1, (8, 8), 8, 8, window)
+        asked = []
+
+        class Recording(AlgorithmChooser):
+            def _choose(self, shape):
+                asked.append(shape)
+                return "columns"
+
+        conv = convs_as_gemm(nn.Conv2d(8, 8, 4, 2, 1), Recording())
+        for enabled in (True, False):
+            with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+                conv(torch.randn(1, 8, 8, 8))
+        assert [each for each in asked if each.operation == "convolve"] == [replace(shape, bf16=True), shape]
+
+    def test_fp16_is_left_to_torch(self):
         chooser = ForcedAlgorithm("columns")
-        x = torch.randn(1, 8, 8, 8)
-        for part in (conv, up):
-            with torch.autocast("cpu", torch.bfloat16):
-                assert convs_as_gemm(part, chooser)(x).dtype == torch.bfloat16
-                assert torch.equal(convs_as_gemm(part, chooser)(x), part(x))
+        conv, x = nn.Conv2d(8, 8, 4, 2, 1), torch.randn(1, 8, 8, 8)
+        with torch.autocast("cpu", torch.float16):
+            assert torch.equal(convs_as_gemm(conv, chooser)(x), conv(x))
         assert chooser.choices == []
 
+
+class TestFallbackToTorch:
     def test_images_without_a_batch_and_batches_without_images(self):
         chooser = ForcedAlgorithm("columns")
         for part in (nn.Conv2d(3, 8, 4), nn.ConvTranspose2d(3, 8, 4)):
@@ -452,13 +499,13 @@ class TestDefaultAlgorithm:
     def test_different_shapes_have_different_keys(self):
         window = ConvWindow((4, 4), (2, 2), (1, 1), (1, 1))
         shape = ConvShape("convolve", 1, (64, 64), 3, 8, window)
-        others = [{"operation": "spread"}, {"batch": 2}, {"size": (64, 32)}, {"x": 8}, {"y": 3}]
+        others = [{"operation": "spread"}, {"batch": 2}, {"size": (64, 32)}, {"x": 8}, {"y": 3}, {"bf16": True}]
         windows = [
             {"kernel": (4, 3)}, {"stride": (1, 2)}, {"padding": (0, 1)}, {"dilation": (2, 1)}, {"transposed": True}
         ]  # fmt: skip
         shapes = [shape, *(replace(shape, **other) for other in others)]
         shapes += [replace(shape, window=replace(window, **other)) for other in windows]
-        assert len({other.key() for other in shapes}) == len(shapes) == 11
+        assert len({other.key() for other in shapes}) == len(shapes) == 12
 
 
 class TestOnlyTrainingIsRewritten:

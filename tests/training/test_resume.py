@@ -26,6 +26,7 @@ from p2pzoo.utils.signals import stop_this_process
 # test_checkpoint.py does the same with more recipes, without a run
 VARIANTS = {
     "the paper's game": (),
+    "bf16": ("compute.precision=bf16", "train.batch_size=2"),
     "batches of three, gaussian noise, linear decay": (
         "train.batch_size=3",  # 7 steps, 21 images: it divides nothing
         "generator.noise=gaussian",

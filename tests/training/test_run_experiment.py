@@ -182,6 +182,15 @@ def test_the_averaged_generator_is_saved(run):
     assert torch.equal(_state[f"G.{name}"], load_tensors(plain.run.model)[0][name]), "the average changes G itself"
 
 
+@pytest.mark.parametrize("has_products", [True, False, None])
+def test_bf16_says_that_it_is_slower_where_the_cpu_has_no_bf16_products(has_products, run, monkeypatch):
+    monkeypatch.setattr("p2pzoo.training.run_experiment.has_bf16_products", lambda: has_products)
+    _, notes = run("compute.precision=bf16", "train.images=1")
+    warnings = [note for note in notes.notes if "bf16 products" in note]
+    line = "this CPU has no bf16 products: fp32 is faster on it (-s compute.precision=fp32)"
+    assert warnings == ([line] if has_products is False else [])
+
+
 def test_bf16_trains_and_keeps_an_average_in_fp32(run):
     outcome, notes = run("compute.precision=bf16", "train.ema=0.999", "train.checkpoint_every=100")
     state, _ = load_tensors(next(outcome.run.checkpoints.iterdir()))

@@ -17,7 +17,7 @@ from p2pzoo import config
 from p2pzoo.compute.activation_checkpointing import with_activation_checkpointing
 from p2pzoo.compute.batched_discriminator import is_batch_independent
 from p2pzoo.compute.conv_as_gemm import convs_as_gemm
-from p2pzoo.compute.instance_norm_fix import fix_instance_norms
+from p2pzoo.compute.norm_gradients import fix_instance_norms
 from p2pzoo.models.initialization import make_generator
 from p2pzoo.models.model_file import build_header
 from p2pzoo.models.safetensors_io import load_tensors, save_model, save_tensors

@@ -12,7 +12,7 @@ from torch import nn
 
 from p2pzoo.compute.activation_checkpointing import with_activation_checkpointing
 from p2pzoo.compute.conv_as_gemm import convs_as_gemm
-from p2pzoo.compute.instance_norm_fix import fix_instance_norms
+from p2pzoo.compute.norm_gradients import fix_instance_norms
 from p2pzoo.models.test_modes import optimize_for_eval, translate
 
 

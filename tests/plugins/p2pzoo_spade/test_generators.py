@@ -14,7 +14,7 @@ from torch.nn.utils.parametrizations import spectral_norm
 
 from p2pzoo.compute.activation_checkpointing import with_activation_checkpointing
 from p2pzoo.compute.conv_as_gemm import convs_as_gemm
-from p2pzoo.compute.instance_norm_fix import fix_instance_norms
+from p2pzoo.compute.norm_gradients import fix_instance_norms
 from p2pzoo.config.settings import Init
 from p2pzoo.models.build import on_meta
 from p2pzoo.models.initialization import initialize_weights

@@ -75,7 +75,14 @@ class TestKernelsFile:
         two = lambda low, high: data.draw(st.tuples(st.integers(low, high), st.integers(low, high)))  # noqa: E731
         window = ConvWindow(two(1, 7), two(1, 3), two(0, 3), two(1, 2), data.draw(st.booleans()))
         operation = data.draw(st.sampled_from(("convolve", "spread", "correlate")))
-        shape = ConvShape(operation, *data.draw(st.tuples(st.integers(1, 64), st.just(two(16, 300)))), 3, 1024, window)
+        shape = ConvShape(
+            operation,
+            *data.draw(st.tuples(st.integers(1, 64), st.just(two(16, 300)))),
+            3,
+            1024,
+            window,
+            data.draw(st.booleans()),
+        )
         assert parse_shape(shape.key()) == shape
 
     @pytest.mark.parametrize(
@@ -149,8 +156,8 @@ class TestMeasurements:
     def test_each_algorithm_of_a_shape_is_timed(self):
         buffer = torch.empty(1000, dtype=torch.uint8)
         for operation in ("convolve", "spread", "correlate"):
-            for window in (DOWN, ONE):
-                shape = ConvShape(operation, 2, (16, 16), 3, 4, window)
+            for window, bf16 in ((DOWN, False), (ONE, False), (ONE, True)):
+                shape = ConvShape(operation, 2, (16, 16), 3, 4, window, bf16)
                 seconds = tune.measure(shape, 3, buffer)
                 assert seconds.keys() == set(supported_algorithms(shape))
                 assert all(0 < each < 1 for each in seconds.values())
@@ -194,14 +201,19 @@ class TestMeasurements:
         assert measurement.saved == pytest.approx(saved)
         assert tune.select_overrides([measurement]) == ({} if chosen == "library" else {KEY: chosen})
 
+    def test_a_recipe_in_bf16_records_shapes_in_bf16(self, shapes, tiny):
+        in_bf16 = tune.record_shapes(config.load(str(tiny), "smoke", ["compute.precision=bf16"]))
+        assert in_bf16 == {replace(shape, bf16=True): number for shape, number in shapes.items()}
+
     @pytest.mark.parametrize(
         ("override", "message"),
         [
             ("lowering=false", "there are no kernels to choose"),
-            ("precision=bf16", "no convolution of this recipe has a choice"),
+            ("lowering=true", "no convolution of this recipe has a choice"),
         ],
     )
-    def test_a_recipe_without_a_choice_is_refused(self, override, message, run_cli, tiny, tmp_path):
+    def test_a_recipe_without_a_choice_is_refused(self, override, message, run_cli, tiny, tmp_path, monkeypatch):
+        monkeypatch.setattr("p2pzoo.compute.conv_as_gemm._why_unsupported", lambda part: "for this test")
         result = run_cli(
             "tune", tiny, "--profile", "smoke", "-s", f"compute.{override}", "-o", tmp_path / "kernels.json"
         )

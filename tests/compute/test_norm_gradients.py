@@ -1,4 +1,4 @@
-"""The gradient of instance norm does not depend on the memory format of its output gradient."""
+"""The gradients of norms do not depend on the memory order of their output gradients, and batch norm gets fast ones."""
 
 import copy
 
@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from p2pzoo.compute.engine import Engine
-from p2pzoo.compute.instance_norm_fix import fix_instance_norms
+from p2pzoo.compute.norm_gradients import fix_instance_norms, speed_up_batch_norms
 from p2pzoo.config.settings import Compute
 
 LAYOUTS = (torch.contiguous_format, torch.channels_last)
@@ -65,10 +65,45 @@ def test_it_is_twice_differentiable_in_every_memory_format(layout, gradient_layo
     assert torch.autograd.gradcheck(gradient, (x, dy))
 
 
-def test_fixing_twice_adds_one_hook():
-    norm = nn.InstanceNorm2d(4)
-    fix_instance_norms(norm)
-    fix_instance_norms(norm)
+class Skip(nn.Module):
+    """A skip connection as in a U-Net: the gradient of the norm is a slice of that of the concatenation."""
+
+    def __init__(self):
+        super().__init__()
+        self.first = nn.Conv2d(3, 64, 3, padding=1, bias=False)
+        self.second = nn.Conv2d(67, 64, 3, padding=1)
+        self.norm = nn.BatchNorm2d(64)
+
+    def forward(self, x):
+        return self.second(torch.cat([x, self.norm(self.first(x))], 1))
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_batch_norms_get_channels_last_gradients_through_a_skip_connection(precision):
+    torch.manual_seed(0)
+    plain, orders = Skip(), []
+    network = copy.deepcopy(plain)
+    prepared = Engine(Compute(device="cpu", precision=precision)).prepare_model(network)
+    for name, part in prepared.named_modules():
+        if name.endswith("norm"):  # hooks on a gradient run in the order in which they were added
+            part.register_forward_hook(lambda _norm, _inputs, y: y.register_hook(lambda dy: orders.append(dy)) and None)
+    x = torch.randn(2, 3, 8, 8)
+    actual, expected = gradients(prepared, x.contiguous(memory_format=torch.channels_last)), gradients(plain, x)
+    [dy] = orders
+    assert dy.is_contiguous(memory_format=torch.channels_last)
+    assert not dy.is_contiguous()
+    for name, gradient in expected.items():
+        error = (actual[name] - gradient).norm() / gradient.norm().clamp(min=1e-3)
+        assert error < (1e-5 if precision == "fp32" else 0.05), name
+
+
+@pytest.mark.parametrize(
+    ("kind", "fix"), [(nn.InstanceNorm2d, fix_instance_norms), (nn.BatchNorm2d, speed_up_batch_norms)]
+)
+def test_fixing_twice_adds_one_hook(kind, fix):
+    norm = kind(4)
+    fix(norm)
+    fix(norm)
     assert len(norm._forward_hooks) == 1
     with torch.no_grad():
         norm(torch.randn(1, 4, 3, 3))
