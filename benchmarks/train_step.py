@@ -5,6 +5,8 @@
 Both also load pairs: the baseline opens a JPEG with Pillow, p2pzoo crops it from its store. `--without lowering` (or
 channels_last, fused_adam, keep_memory: switches of [compute]) adds p2pzoo with this switch off, `--with checkpointing`
 with it on. `--reference PATH` adds the networks of a checkout of the public PyTorch code, in the classic step.
+`--precision bf16` trains p2pzoo in bf16; baseline and reference stay in fp32. The time stands beside its floor
+(roofline.py).
 """
 
 from __future__ import annotations
@@ -14,22 +16,24 @@ import json
 import statistics
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import click
 import measure
+import roofline
 import torch
 from baseline import Classic, batches
 from steps import draw_pairs, experiment, training
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from p2pzoo import config
 
 WARM_UP = 3  # steps before timing
 SIDE = 2048  # side of the square matrices whose product gives the peak rate of the machine
-PRODUCTS = ("sgemm", "product")  # torch.mm, and the faster product of p2pzoo's convolutions
+PRODUCTS = ("sgemm", "product")  # torch.mm in fp32, and the product of p2pzoo's convolutions in the step's precision
+RATES = (*PRODUCTS, "copy")  # contestants that measure the machine
 
 
 @click.command()
@@ -41,60 +45,79 @@ PRODUCTS = ("sgemm", "product")  # torch.mm, and the faster product of p2pzoo's 
 @click.option("--without", multiple=True, help="Add p2pzoo with this switch of [compute] off. May be repeated.")
 @click.option("--with", "with_", multiple=True, help="Add p2pzoo with this switch of [compute] on. May be repeated.")
 @click.option("--reference", type=click.Path(exists=True, path_type=Path), help="Checkout of the public PyTorch code.")
+@click.option(
+    "--precision",
+    type=click.Choice(["fp32", "bf16"]),
+    default="fp32",
+    show_default=True,
+    help="Precision of p2pzoo's step.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one line of JSON instead of a table.")
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Also write the result to this file.")
 @click.option("--contestant", hidden=True)
 @click.option("--folder", hidden=True, type=click.Path(path_type=Path))
 def main(
     size: int, width: int, batch: int, rounds: int, steps: int, without: tuple[str, ...], with_: tuple[str, ...],
-    reference: Path | None, as_json: bool, output: Path | None, contestant: str | None, folder: Path | None,
+    reference: Path | None, precision: str, as_json: bool, output: Path | None, contestant: str | None,
+    folder: Path | None,
 ) -> None:  # fmt: skip
     """Time one training step at a size, width and batch."""
     torch.manual_seed(0)
     if contestant and folder:
-        serve(contestant, folder, size, width, batch, reference)
+        serve(contestant, folder, size, width, batch, reference, precision)
         return
     with tempfile.TemporaryDirectory() as temporary:
         draw_pairs(Path(temporary), size)
-        shape = ("--size", size, "--width", width, "--batch", batch, "--folder", temporary)
+        shape = ("--size", size, "--width", width, "--batch", batch, "--folder", temporary, "--precision", precision)
         names = ["baseline", "ours", *(f"without {off}" for off in without), *(f"with {on}" for on in with_)]
         shape += ("--reference", reference) if reference else ()
         names += ["reference"] if reference else []
-        contestants = {name: measure.Contestant(__file__, *shape, "--contestant", name) for name in (*names, *PRODUCTS)}
-        flop = contestants["baseline"].about["flop"]
+        contestants = {name: measure.Contestant(__file__, *shape, "--contestant", name) for name in (*names, *RATES)}
+        counted = contestants["baseline"].about
         measured = measure.take_turns(contestants, rounds, steps)
-    result = summary(measured, flop, {"size": size, "width": width, "batch": batch, "steps": steps})
+    shape_of_step = {"size": size, "width": width, "batch": batch, "steps": steps, "precision": precision}
+    result = summary(measured, counted, shape_of_step)
     measure.keep(result, output)
     click.echo(json.dumps(result) if as_json else table(result))
 
 
-def serve(name: str, folder: Path, size: int, width: int, batch: int, reference: Path | None) -> None:
+def serve(name: str, folder: Path, size: int, width: int, batch: int, reference: Path | None, precision: str) -> None:
     """Run as one contestant."""
-    if name in PRODUCTS:
-        from p2pzoo.compute.conv_algorithms import matmul_transposed
-
-        a, b = torch.randn(2, SIDE, SIDE).unbind()
-        out = torch.empty(SIDE, SIDE)
-        measure.serve((lambda: torch.mm(a, b, out=out)) if name == "sgemm" else (lambda: matmul_transposed(a, b)))
+    if name in RATES:
+        measure.serve(machine_rate(name, precision))
         return
     if name == "baseline" or name == "reference":
         classic = (
             reference_step(reference, size, width) if name == "reference" and reference else ours_plain(size, width)
         )
         pairs = batches(folder, size, batch)
-        with FlopCounterMode(display=False) as counter:
-            classic.step(*next(pairs))
-        about = {"flop": counter.get_total_flops()}
+        about = roofline.count({"G": classic.G, "D": classic.D}, lambda: classic.step(*next(pairs)))
 
         def work() -> object:
             return classic.step(*next(pairs))
     else:
         word, _, switch = name.partition(" ")
         switched = [f"compute.{switch}={'true' if word == 'with' else 'false'}"] if switch else []
+        switched.append(f"compute.precision={precision}")
         work, about = training(experiment(folder, size, width, batch, switched)), {}
     for _ in range(WARM_UP):
         work()
     measure.serve(work, about)
+
+
+def machine_rate(name: str, precision: str) -> Callable[[], object]:
+    """Return the work of a contestant that measures the machine: a matrix product, or a copy."""
+    if name == "copy":
+        return roofline.copying()
+    a, b = torch.randn(2, SIDE, SIDE).unbind()
+    if name == "sgemm":
+        out = torch.empty(SIDE, SIDE)
+        return lambda: torch.mm(a, b, out=out)
+    from p2pzoo.compute.conv_algorithms import matmul_transposed
+
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    a, b = a.to(dtype), b.to(dtype)
+    return lambda: matmul_transposed(a, b)
 
 
 def ours_plain(size: int, width: int) -> Classic:
@@ -134,27 +157,26 @@ def reference_step(checkout: Path, size: int, width: int) -> Classic:
     return Classic(G, D, call_D=call_D)
 
 
-def summary(measured: dict[str, Any], flop: int, shape: dict[str, int]) -> dict[str, Any]:
-    rates = {name: [2 * SIDE**3 / seconds for seconds in measured.pop(name)["seconds"]] for name in PRODUCTS}
-    times = {name: each["seconds"] for name, each in measured.items()}
-    rates["ours"] = [flop / seconds for seconds in times["ours"]]
-    median = {name: statistics.median(each) for name, each in rates.items()}
-    share = {
-        name: round(statistics.median(a / b for a, b in zip(rates["ours"], rates[name], strict=True)), 3)
-        for name in PRODUCTS
+def summary(measured: dict[str, Any], counted: dict[str, int], shape: dict[str, Any]) -> dict[str, Any]:
+    work = dict.fromkeys(PRODUCTS, 2 * SIDE**3) | {"copy": 2 * roofline.COPY_BYTES}
+    rates = {
+        name: statistics.median(work[name] / seconds for seconds in measured.pop(name)["seconds"]) for name in RATES
     }
+    times = {name: each["seconds"] for name, each in measured.items()}
+    milliseconds = {name: round(1e3 * statistics.median(each), 1) for name, each in times.items()}
+    floor = roofline.floor(counted, shape["precision"], rates["product"], rates["copy"])
     result: dict[str, Any] = {
         "benchmark": "train_step",
         **shape,
         "ratio": measure.ratio(times["baseline"], times["ours"]),
-        "milliseconds": {name: round(1e3 * statistics.median(each), 1) for name, each in times.items()},
+        "milliseconds": milliseconds,
         "peak_megabytes": {name: round(each["peak_bytes"] / 1e6) for name, each in measured.items()},
-        "gflop": round(flop / 1e9, 2),
-        "sgemm_gflop_per_second": round(median["sgemm"] / 1e9),
-        "share_of_sgemm": share["sgemm"],
-        "product_gflop_per_second": round(median["product"] / 1e9),
-        "share_of_product": share["product"],
-        "floor_milliseconds": round(1e3 * flop / median["product"], 1),
+        "gflop": round(counted["flop"] / 1e9, 2),
+        "floor": floor,
+        "share_of_floor": round(sum(floor["milliseconds"].values()) / milliseconds["ours"], 3),
+        "sgemm_gflop_per_second": round(rates["sgemm"] / 1e9),
+        "product_gflop_per_second": round(rates["product"] / 1e9),
+        "copy_gigabytes_per_second": round(rates["copy"] / 1e9, 1),
         "contributions": {
             name: measure.ratio(each, times["ours"]) for name, each in times.items() if name.startswith("with")
         },
@@ -171,15 +193,21 @@ def table(result: dict[str, Any]) -> str:
     for name, milliseconds in result["milliseconds"].items():
         rows.append(f"{name:<24} {milliseconds:>8.1f} {result['peak_megabytes'][name]:>8}")
     low, high = result["ratio"]["spread"]
-    rows.append(f"p2pzoo is {result['ratio']['median']:.2f} times as fast ({low:.2f} to {high:.2f} over the rounds),")
-    rows.append(f"at {result['share_of_sgemm']:.0%} of torch.mm's {result['sgemm_gflop_per_second']} GFLOP/s;")
-    rows.append(
-        f"its {result['gflop']:.1f} GFLOP take {result['floor_milliseconds']:.1f} ms at the fastest product's rate"
-    )
+    floor = result["floor"]
+    arithmetic, memory = floor["milliseconds"].values()
+    rows += [
+        f"p2pzoo in {result['precision']} is {result['ratio']['median']:.2f} times as fast ({low:.2f} to {high:.2f} "
+        "over the rounds)",
+        f"floor: {result['gflop']:.1f} GFLOP at {result['product_gflop_per_second']} GFLOP/s take {arithmetic:.1f} ms, "
+        f"{sum(floor['megabytes'].values()):.0f} MB at {result['copy_gigabytes_per_second']} GB/s {memory:.1f} ms; "
+        f"together {result['share_of_floor']:.0%} of p2pzoo's time",
+    ]
     for name, each in result["contributions"].items():
         rows.append(f"{name}: {each['median']:.2f} times as long ({each['spread'][0]:.2f} to {each['spread'][1]:.2f})")
     if "ratio_reference" in result:
-        rows.append(f"against the checkout: {result['ratio_reference']['median']:.2f} times as fast")
+        low, high = result["ratio_reference"]["spread"]
+        median = result["ratio_reference"]["median"]
+        rows.append(f"against the checkout: {median:.2f} times as fast ({low:.2f} to {high:.2f})")
     return "\n".join(rows)
 
 

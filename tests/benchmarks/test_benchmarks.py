@@ -125,14 +125,40 @@ def test_drift_reports_ours_and_a_harmless_reordering(tmp_path, run_here, load):
 @pytest.mark.slow
 def test_train_step_compares_both_and_records_the_scale(tmp_path, run_forked):
     small = ["--size", 32, "--width", 4, "--batch", 2, "--rounds", 1, "--steps", 1, "--without", "lowering"]
-    done = run_forked("train_step", *small, "-o", tmp_path / "result.json")
+    done = run_forked("train_step", *small, "--precision", "bf16", "-o", tmp_path / "result.json")
     assert done.exit_code == 0, done.output
-    assert "p2pzoo is " in done.stdout
+    assert "p2pzoo in bf16 is " in done.stdout
     result = json.loads((tmp_path / "result.json").read_text())
-    assert (result["size"], result["width"], result["batch"]) == (32, 4, 2)
+    assert (result["size"], result["width"], result["batch"], result["precision"]) == (32, 4, 2, "bf16")
     times = result["milliseconds"]
     assert times.keys() == {"baseline", "ours", "without lowering"}
     assert result["ratio"]["median"] == pytest.approx(times["baseline"] / times["ours"], rel=0.05)
+    assert f"together {result['share_of_floor']:.0%} of p2pzoo's time" in done.stdout
+    floor = result["floor"]["milliseconds"]
+    assert result["share_of_floor"] == pytest.approx((floor["arithmetic"] + floor["memory"]) / times["ours"], abs=1e-3)
+
+
+def test_the_floor_of_a_step_counts_its_arithmetic_and_the_bytes_it_moves(load):
+    """Two layers of one 3×3 kernel each on 8×8 images: the second is called twice, as D is."""
+    roofline = load("roofline")
+    first, second = torch.nn.Conv2d(2, 4, 3, padding=1, bias=False), torch.nn.Conv2d(4, 4, 3, padding=1)
+
+    def step():
+        y = first(torch.zeros(1, 2, 8, 8))
+        (second(y) + second(y.detach())).sum().backward()
+
+    counted = roofline.count({"G": first, "D": second}, step)
+    flop_first, flop_second = 2 * 64 * 9 * 2 * 4, 2 * 64 * 9 * 4 * 4
+    assert counted == {
+        # forward and weight gradient of all; input gradient of the second in its first call only
+        "flop": 2 * flop_first + (2 + 1 + 2) * flop_second,
+        "weights": 72 + 148,
+        "weight_uses": 72 + 2 * 148,
+        "activations": 3 * 64 * 4,
+    }
+    fp32, bf16 = (roofline.traffic(counted, precision) for precision in ("fp32", "bf16"))
+    assert fp32 == {"weights": (72 + 296) * 8 + 220 * 4, "optimizer": 220 * 28, "activations": 768 * 20}
+    assert bf16 == {"weights": (72 + 296) * 10 + 220 * 8, "optimizer": 220 * 28, "activations": 768 * 10}
 
 
 def test_training_time_of_a_busy_machine_is_not_copied(tmp_path, load):
