@@ -67,6 +67,8 @@ def extract(
 
 
 def _extract_members(tar: tarfile.TarFile, into: Path, max_members: int) -> None:
+    # a second check, after _refuse_unsafe; Python 3.11.0 to 3.11.3 do not have it
+    checked: dict[str, Any] = {"filter": "data"} if hasattr(tarfile, "data_filter") else {}
     count = 0
     while (member := tar.next()) is not None:
         tar.members.clear()  # type: ignore[attr-defined]  # tarfile keeps every header, so memory would grow
@@ -76,8 +78,8 @@ def _extract_members(tar: tarfile.TarFile, into: Path, max_members: int) -> None
         _refuse_unsafe(member)
         try:
             with naming(into / member.name[:MAX_NAME_SHOWN]):
-                tar.extract(member, into, set_attrs=False, filter="data")
-        except tarfile.FilterError as error:
+                tar.extract(member, into, set_attrs=False, **checked)
+        except getattr(tarfile, "FilterError", ()) as error:
             raise _RefusedArchive(str(error)) from None
         except OSError as error:
             if error.errno not in BAD_NAME:
