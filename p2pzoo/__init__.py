@@ -93,16 +93,17 @@ def create(kind: str, name: str, **arguments: Any) -> Any:
     return create(kind, name, arguments)
 
 
-def load(path: str | Path, *, device: str = "auto", precision: str = "fp32") -> "Model":
+def load(path: str | Path, *, device: str = "auto", precision: str = "fp32", weights: str = "last") -> "Model":
     """Load a trained model; `p2pzoo.models.model.Model.translate` applies it to an image.
 
     path       a run folder or a folder with one run, a model.safetensors file, or "zoo:NAME" for a model that a plugin
                ships
     device     "auto", "cpu", "cuda" or "mps"
     precision  "fp32", or "bf16" (eval mode only)
+    weights    of a run: "last", those after the last step, or "average", their average over the training
 
     Raises UserError if there is no such model or device, DamagedFile if its file is damaged, and ValueError for another
-    precision.
+    precision or other weights.
 
     >>> import numpy as np
     >>> import p2pzoo
@@ -113,7 +114,7 @@ def load(path: str | Path, *, device: str = "auto", precision: str = "fp32") -> 
     """
     from p2pzoo.models.load import load_model
 
-    return load_model(path, device=device, precision=precision)
+    return load_model(path, device=device, precision=precision, weights=weights)
 
 
 def train(

@@ -37,7 +37,8 @@ def images(checkpoint):
 def outcome(runs):
     """What a fault must not change: the log, the numbers, digests of the other files."""
     folder = only(runs)
-    files = [*(folder / name for name in ("model.safetensors", "stats.safetensors")), *folder.glob("samples/*")]
+    files = [*(folder / name for name in ("model.safetensors", "average.safetensors", "stats.safetensors"))]
+    files = [file for file in (*files, *folder.glob("s*/*")) if file.exists()]  # samples/, snapshots/
     return {
         "metrics.jsonl": (folder / "metrics.jsonl").read_bytes().decode(errors="replace").splitlines(),
         "numbers": json.loads((folder / "results.json").read_text())["metrics"],

@@ -23,7 +23,9 @@ MAY_IMPORT = {  # the rooms that each imports directly; what those may import is
     "cli": ["training", "testing", "front door"],
     "front door": ["training", "cli"],  # p2pzoo/__init__.py, __main__.py and api.py
 }
+# what a run of a recipe executes
 KERNEL = ("plugin", "config", "training", "runs", "models/build.py", "models/initialization.py", "models/model_file.py")
+NOT_IN_KERNEL = ("runs/evaluate_model.py", "runs/folder_pairs.py")  # `p2pzoo evaluate`: no run executes them
 KERNEL_LINES = 5000
 
 COMPONENTS = {
@@ -181,7 +183,8 @@ def code_lines(file):
 
 
 def test_the_kernel_is_small_enough_to_read():
-    files = [file for part in KERNEL for file in (python_files(CORE / part) or [CORE / part])]
+    files = {file for part in KERNEL for file in (python_files(CORE / part) or [CORE / part])}
+    files -= {CORE / part for part in NOT_IN_KERNEL}
     assert sum(map(code_lines, files)) <= KERNEL_LINES
 
 

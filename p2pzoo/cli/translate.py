@@ -54,6 +54,8 @@ OUTPUT_SUFFIXES = (".png", ".tif", ".tiff", ".npy", ".jpg", ".jpeg", ".webp")
 @click.option("--background", metavar="COLOR",
               help="Put transparent images on this color: white, black or R,G,B (0 to 255) "
                    "[default: that of the training images].")  # fmt: skip
+@click.option("--weights", type=click.Choice(["last", "average"]), default="last", show_default=True,
+              help="Of a run: the weights after the last step, or their average over the training.")  # fmt: skip
 @click.option("--precision", type=click.Choice(["fp32", "bf16"]), default="fp32", show_default=True,
               help="bf16, in eval mode: faster on hardware that has it; pixels differ by about one level.")  # fmt: skip
 @click.option("--format", "suffix", type=click.Choice(["png", "tif", "npy", "jpg", "webp"]),
@@ -78,6 +80,7 @@ def translate_command(
     size: tuple[int, int] | None,
     half: Half | None,
     background: str | None,
+    weights: str,
     precision: str,
     suffix: str | None,
     quality: int | None,
@@ -104,7 +107,7 @@ def translate_command(
     from p2pzoo.models.translate_files import translate_files
 
     sources = _find_inputs(inputs, model)
-    loaded = _load(model, device, precision, background)
+    loaded = _load(model, device, precision, weights, background)
     targets = _plan_targets(loaded, sources, output, suffix, samples, force)
     quality = _check_quality(targets, quality)
     try:
@@ -126,12 +129,12 @@ def translate_command(
     _report(outcomes, samples, quiet, as_json)
 
 
-def _load(path: Path, device: str, precision: str, background: str | None) -> Model:
+def _load(path: Path, device: str, precision: str, weights: str, background: str | None) -> Model:
     from p2pzoo.compute.engine import keep_freed_memory
     from p2pzoo.images.transparency import parse_background
     from p2pzoo.models.load import load_model
 
-    model = load_model(path, device=device, precision=precision)
+    model = load_model(path, device=device, precision=precision, weights=weights)
     if background:
         try:
             model.background = parse_background(background)
@@ -198,6 +201,8 @@ def _describe_translation(
         values["checkpoint"] = model.checkpoint._asdict()
     if not scaling.is_native:
         values |= scaling.as_json()
+    if model.weights != "last":
+        values["weights"] = model.weights
     if model.background:
         values["background"] = model.background
     if precision != "fp32":

@@ -11,7 +11,7 @@ from p2pzoo.config.combinations import find_conflicts
 from p2pzoo.config.experiment import COLLECTION_KINDS, WEIGHTED_TABLES, Component, Experiment
 from p2pzoo.config.paths import locate_paths
 from p2pzoo.config.recipe import COLLECTIONS, COMPONENTS, ZOO_KEYS, Key, Recipe
-from p2pzoo.config.settings import ADAM_KEYS, Compute, Evaluate, Init, Optimizer, Train
+from p2pzoo.config.settings import ADAM_KEYS, Compute, Evaluate, EvaluateMetric, Init, Optimizer, Train
 from p2pzoo.plugin import schema
 from p2pzoo.plugin.registry import Registry
 from p2pzoo.utils.errors import UserError
@@ -122,9 +122,22 @@ class _Checker:
         takes_weight = key[0] in WEIGHTED_TABLES or "weight" not in table
         weight = self.check_weight(key, table.get("weight", 1.0), allowed=takes_weight)
         keys = ZOO_KEYS if takes_weight and kind in ("gan_loss", "loss") else ("use",)
-        table = {name: value for name, value in table.items() if name not in ZOO_KEYS}
+        evaluate = (
+            self.check_evaluate_metric(key, table["evaluate"]) if kind == "metric" and "evaluate" in table else {}
+        )
+        own_keys = (*ZOO_KEYS, "evaluate") if kind == "metric" else ZOO_KEYS
+        table = {name: value for name, value in table.items() if name not in own_keys}
         values = self.check_values(key, factory, table, functools.partial(schema.check_params, other_keys=keys))
-        return Component(entry, factory, values or {}, weight, self.recipe.where(key))
+        return Component(entry, factory, values or {}, weight, self.recipe.where(key), evaluate)
+
+    def check_evaluate_metric(self, key: Key, table: Any) -> dict[str, Any]:
+        """The keys of [metrics.NAME.evaluate] that are set."""
+        key = (*key, "evaluate")
+        if not isinstance(table, dict):
+            self.add_fault(key, f"evaluate must be a table, not {schema.format_value(table)}")
+            return {}
+        values = self.check_values(key, EvaluateMetric, table) or {}
+        return {name: value for name, value in values.items() if value is not None}
 
     def check_weight(self, key: Key, weight: Any, *, allowed: bool) -> float:
         if not allowed:

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from p2pzoo.config.recipe import Key
-from p2pzoo.config.settings import Compute, Init, Optimizer, Train
+from p2pzoo.config.settings import Compute, Evaluate, Init, Optimizer, Train
 from p2pzoo.plugin.schema import format_value
 
 Conflicts = Iterator[tuple[Key, str]]
@@ -36,6 +36,43 @@ def find_conflicts(values: Mapping[str, Any], settings: Mapping[str, Any]) -> Co
         yield from _kernels(compute)
     if train and compute:
         yield from _checkpointing(train, compute)
+    if settings["evaluate"]:
+        yield from _evaluate(values, settings["evaluate"], train)
+
+
+def _evaluate(values: Mapping[str, Any], evaluate: Evaluate, train: Train | None) -> Conflicts:
+    """Conflicts of [evaluate], and of the tables [metrics.NAME.evaluate] that change it."""
+    tables: dict[Key, Mapping[str, Any]] = {("evaluate",): values.get("evaluate", {})}
+    metrics = values.get("metrics")
+    for name, metric in metrics.items() if isinstance(metrics, dict) else ():
+        if isinstance(metric, dict) and isinstance(metric.get("evaluate"), dict):
+            tables["metrics", name, "evaluate"] = metric["evaluate"]
+    for key, table in tables.items():
+        test_mode = table.get("test_mode", evaluate.test_mode)
+        if (
+            table.get("test_batch", evaluate.test_batch) != 1
+            and test_mode == "eval"
+            and {"test_mode", "test_batch"} & {*table}
+        ):
+            yield (
+                (*key, "test_batch" if "test_batch" in table else "test_mode"),
+                'test mode "eval" uses running statistics, so a test_batch changes nothing: remove one of the two',
+            )
+        if train and train.ema and table.get("weights") == "average":
+            yield (
+                (*key, "weights"),
+                'weights = "average": with [train] ema the last weights are an average already; remove one of the two',
+            )
+        at = table.get("at", ())
+        numbers = [at] if isinstance(at, int) else at if isinstance(at, (list, tuple)) else []
+        numbers = [n for n in numbers if isinstance(n, int)]
+        if numbers != sorted(set(numbers)):
+            yield (*key, "at"), f"at = {numbers}: give each number of images once, in increasing order"
+        if train and train.images is not None and numbers and max(numbers) >= train.images:
+            yield (
+                (*key, "at"),
+                f"at = {max(numbers)}: the training ends at {train.images} images, which are measured anyway",
+            )
 
 
 def _length(train: Train) -> Conflicts:

@@ -11,13 +11,13 @@ import hashlib
 import json
 import math
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from p2pzoo.config.provenance import source_hashes
 from p2pzoo.config.recipe import COMPONENTS, ZOO_KEYS, Key, Recipe
-from p2pzoo.config.settings import Compute, Evaluate, Init, Optimizer, Train
+from p2pzoo.config.settings import Compute, Evaluate, Init, Optimizer, Train, Translations
 from p2pzoo.plugin import schema
 from p2pzoo.plugin.registry import Entry
 from p2pzoo.utils.errors import UserError
@@ -34,13 +34,18 @@ NOT_IN_RUN_ID = (
 
 @dataclass(frozen=True)
 class Component:
-    """A registered component with all its parameters, from the recipe or by default."""
+    """A registered component with all its parameters, from the recipe or by default.
+
+    where     file:line of its table; "" if it comes from no recipe
+    evaluate  of a metric: the keys of [metrics.NAME.evaluate]
+    """
 
     entry: Entry
     factory: Callable[..., Any]
     values: Mapping[str, Any]
     weight: float = 1.0
-    where: str = ""  # file:line of its table; "" if it comes from no recipe
+    where: str = ""
+    evaluate: Mapping[str, Any] = field(default_factory=dict)
 
     def build(self, **offered: Any) -> Any:
         """Call the factory. Its errors become UserErrors that name the component and its place in the recipe.
@@ -67,6 +72,14 @@ class Component:
         if self.entry.kind in ("generator", "discriminator"):  # their files hold weights, which count by content
             values = {name: _hash_if_file(value) for name, value in values.items()}
         return {"use": self.entry.full_name, "weight": self.weight, **schema.to_jsonable(values)}
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """A metric, and the translations that it measures."""
+
+    metric: Component
+    translations: Translations
 
 
 @dataclass(frozen=True)
@@ -99,6 +112,25 @@ class Experiment:
         """The components that training uses: no metrics, no callbacks."""
         single = (self.generator, self.discriminator, self.gan_loss, self.dataset)
         return [component for component in (*single, *self.losses.values(), *self.augmentations.values()) if component]
+
+    @property
+    def translations(self) -> Translations:
+        """Those that [evaluate] names."""
+        names = ("test_mode", "test_batch", "weights")
+        return Translations(**{name: getattr(self.evaluate, name) for name in names})
+
+    @functools.cached_property
+    def measurements(self) -> Mapping[str, Measurement]:
+        """What to measure, by name: each metric at the end of the training, and as NAME@IMAGES after `evaluate.at`."""
+        found: dict[str, Measurement] = {}
+        for name, metric in self.metrics.items():
+            found[name] = Measurement(metric, replace(self.translations, **metric.evaluate))
+        for images in self.evaluate.at:
+            for name, metric in self.metrics.items():
+                if "at" not in metric.evaluate:
+                    translations = replace(found[name].translations, at=images)
+                    found[f"{name}@{images}"] = Measurement(metric, translations)
+        return found
 
     @functools.cached_property
     def sources(self) -> Mapping[str, str]:
@@ -200,7 +232,8 @@ def _component_table(component: Component, *, weighted: bool) -> dict[str, Any]:
     table: dict[str, Any] = {"use": component.entry.full_name}
     if weighted:
         table["weight"] = component.weight
-    return table | _without_none(schema.to_jsonable(component.values))
+    table |= _without_none(schema.to_jsonable(component.values))
+    return table | ({"evaluate": dict(component.evaluate)} if component.evaluate else {})
 
 
 def _hash_if_file(value: Any) -> Any:

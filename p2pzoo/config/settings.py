@@ -273,12 +273,62 @@ class Compute:
 class Evaluate:
     """[evaluate]: what to measure after training. Not part of the run id: metrics can be added later.
 
-    test_mode  "paper": dropout on, and norms use the statistics of the image itself, one image at a time (paper §3.3);
-               "eval": dropout off, running statistics
-    split      split to measure on
-    samples    number of validation images in each sample grid
+    test_mode   "paper": dropout on, and norms use the statistics of the image itself, one image at a time (paper §3.3);
+                "eval": dropout off, running statistics
+    test_batch  in test mode "paper": so many images are translated together, and norms use the statistics of all
+    weights     of G: "last", those after the last step; "average", their average over the training, which every run
+                keeps (training/kept_average.py)
+    at          also measure G as it was after so many images, each in increasing order. A metric NAME is there as
+                NAME@IMAGES. The run must be trained with this key: it keeps the weights
+    split       split to measure on
+    samples     number of validation images in each sample grid
     """
 
     test_mode: Literal["paper", "eval"] = "paper"  # how the paper's numbers were measured
+    test_batch: Count = 1  # paper §3.3
+    weights: Literal["last", "average"] = "last"
+    at: tuple[Count, ...] = ()
     split: Literal["test", "val"] = "test"
     samples: Count = 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateMetric:
+    """[metrics.NAME.evaluate]: where a metric measures other translations than [evaluate] says.
+
+    test_mode   as in [evaluate]
+    test_batch  as in [evaluate]
+    weights     as in [evaluate]
+    at          images after which G was as this metric measures it; the run must be trained with this key
+    """
+
+    test_mode: Literal["paper", "eval"] | None = None
+    test_batch: Count | None = None
+    weights: Literal["last", "average"] | None = None
+    at: Count | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Translations:
+    """Which translations are measured: those of G with these weights, in this test mode.
+
+    at  images after which G was so; None: at the end of the training
+    """
+
+    test_mode: Literal["paper", "eval"] = "paper"
+    test_batch: int = 1
+    weights: Literal["last", "average"] = "last"
+    at: int | None = None
+
+    def protocol(self) -> dict[str, Any]:
+        """What the protocol of a number says of them; what 0.1.0 did not have is left out where it is the default.
+
+        >>> Translations(weights="average").protocol()
+        {'test_mode': 'paper', 'test_batch': 1, 'weights': 'average'}
+        """
+        return {
+            "test_mode": self.test_mode,
+            **({"test_batch": self.test_batch} if self.test_mode == "paper" else {}),
+            **({"weights": self.weights} if self.weights != "last" else {}),
+            **({"at": self.at} if self.at is not None else {}),
+        }

@@ -12,12 +12,13 @@ from p2pzoo.compute.engine import pick_device
 from p2pzoo.models.checkpoint_model import list_checkpoints, load_model_tensors, load_newest_checkpoint
 from p2pzoo.models.model import Model
 from p2pzoo.models.model_file import ModelHeader, restore_network
+from p2pzoo.models.safetensors_io import load_tensors
 from p2pzoo.plugin.loader import registry
 from p2pzoo.utils.errors import DamagedFile, UserError
 from p2pzoo.utils.find_runs import find_only_run
 
 
-def load_model(path: str | Path, *, device: str = "auto", precision: str = "fp32") -> Model:
+def load_model(path: str | Path, *, device: str = "auto", precision: str = "fp32", weights: str = "last") -> Model:
     """Load a trained model. `p2pzoo.load` calls this function.
 
     path: a run folder or a folder with one run, a model.safetensors, a checkpoint, or "zoo:NAME" for a model that a
@@ -25,14 +26,17 @@ def load_model(path: str | Path, *, device: str = "auto", precision: str = "fp32
         how far the training was.
     device: "auto", "cpu", "cuda" or "mps".
     precision: "fp32", or "bf16" for eval mode only.
+    weights: of a run: "last", those after the last step, or "average", their average over the training.
 
     Raises UserError if there is no such model or the device is not available, DamagedFile if the file is damaged,
-    ValueError for another precision.
+    ValueError for another precision or other weights.
 
     >>> load_model("zoo:earth-small", device="cpu").size
     (128, 128)
     """
-    tensors, json_header, file = read_model(Path(path))
+    if weights not in ("last", "average"):
+        raise ValueError(f"weights must be 'last' or 'average', not {weights!r}")
+    tensors, json_header, file = read_model(Path(path) if weights == "last" else find_average(Path(path)))
     header = ModelHeader.parse(json_header, file)
     G = restore_network(tensors, header, file, registry())
     for key in ("run", "test_mode", "size_divisor"):
@@ -65,6 +69,18 @@ def read_model(path: Path) -> tuple[dict[str, Tensor], dict[str, Any], Path]:
         return load_newest_checkpoint(folder)
     file = find_model_file(path)
     return *load_model_tensors(file), file
+
+
+def find_average(path: Path) -> Path:
+    """The average.safetensors of a run folder, or a file that is one. Raises UserError if there is none."""
+    folder = resolve_model_path(path)
+    file = folder / "average.safetensors" if folder.is_dir() else folder
+    if folder.is_dir() and not file.is_file():
+        reason = "is not finished" if is_unfinished(folder) else "keeps no average of its weights"
+        raise UserError(f"{path}: this run {reason}: translate with its last weights (--weights last)")
+    if load_tensors(file, lambda *_: False)[1].get("weights") != "average":
+        raise UserError(f"{path}: holds no average of weights: give the folder of a run")
+    return file
 
 
 def is_unfinished(folder: Path) -> bool:

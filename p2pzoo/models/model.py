@@ -74,6 +74,7 @@ class Model:
     test_mode                  the recipe's test mode, "paper" or "eval": the default of `translate`
     run                        id of the run that trained it
     checkpoint                 (images, of): how far its training was; None if it was finished
+    weights                    "last": G after the last step; "average": the average of its weights over the training
     precision                  "fp32", or "bf16" (eval mode only), which is less exact, and faster on some devices
     header                     the parsed header of its file
 
@@ -92,6 +93,7 @@ class Model:
         self.x_range, self.y_range = header.x_range, header.y_range
         self.encodings, self.x_labels, self.y_labels = header.encodings, header.x_labels, header.y_labels
         self.size, self.file_layout, self.checkpoint = header.size, header.file_layout, header.checkpoint
+        self.weights = header.weights
         self.background: Rgb | None = header.file_layout.background if header.file_layout else None
         self._y_classes = self.y_labels.classes if self.y_labels and self.encodings.y == "one-hot" else None
         # Lab images are joined with their lightness before they are returned: before that y has another format

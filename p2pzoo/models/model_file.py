@@ -92,6 +92,7 @@ class _HeaderJson(TypedDict):
     y_labels: NotRequired[dict[str, Any]]
     file_layout: NotRequired[_FileLayoutJson]
     checkpoint: NotRequired[_CheckpointJson]
+    weights: NotRequired[Literal["last", "average"]]
 
 
 _HEADER_JSON = TypeAdapter(_HeaderJson)
@@ -116,6 +117,7 @@ class ModelHeader:
     x_labels, y_labels         the classes of a side that is a label map, else None
     file_layout                how x was taken from its files; None if the file does not say
     checkpoint                 how far its training was; None if it was finished
+    weights                    "last": those after the last step; "average": their average over the training
     as_json                    the whole header as the file has it, for files that repeat it
     """
 
@@ -138,6 +140,7 @@ class ModelHeader:
     y_labels: Labels | None = None
     file_layout: FileLayout | None = None
     checkpoint: CheckpointAt | None = None
+    weights: Literal["last", "average"] = "last"
     as_json: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
     @classmethod
@@ -196,6 +199,7 @@ class ModelHeader:
             y_labels=y_labels,
             file_layout=FileLayout(**checked["file_layout"]) if "file_layout" in checked else None,
             checkpoint=CheckpointAt(**checked["checkpoint"]) if "checkpoint" in checked else None,
+            weights=checked.get("weights", "last"),
             as_json=header,
         )
 

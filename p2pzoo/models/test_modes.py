@@ -27,26 +27,27 @@ _HALF_LEVEL = 1 / 255  # 8-bit images have 256 levels from -1 to 1, 2/255 apart
 
 
 @torch.no_grad()
-def translate(G: nn.Module, x: Tensor, test_mode: str, *, seed: int = 0) -> Tensor:
+def translate(G: nn.Module, x: Tensor, test_mode: str, *, seed: int = 0, together: int = 1) -> Tensor:
     """Translate (B, C, H, W) in [-1, 1] to ŷ, float32, in the test mode "paper" or "eval".
 
     seed: of dropout in "paper", and of what G draws in "eval" all the same. G's buffers and training mode and torch's
     random state are the same afterwards.
+    together: images that run at a time in "paper", so that norms use the statistics of all of them.
 
     >>> G = nn.Sequential(nn.Conv2d(3, 3, 1), nn.Dropout(), nn.Tanh())
     >>> x = torch.zeros(2, 3, 8, 8)
     >>> torch.equal(translate(G, x, "paper"), translate(G, x, "paper"))
     True
     """
-    with _training_mode(G, training=test_mode == "paper"):
+    with in_training_mode(G, training=test_mode == "paper"):
         if test_mode == "eval":
             y_hat, is_random = _watch_random_numbers(G, x)
             if not is_random:
                 return y_hat.float()
         y_hats = []
-        for image in x.split(1):
-            with rng.torch_seed(rng.derive_seed(seed, "translate", _hash_pixels(image))), _buffers_restored(G):
-                y_hats.append(G(image).float())
+        for images in x.split(together if test_mode == "paper" else 1):
+            with rng.torch_seed(rng.derive_seed(seed, "translate", _hash_pixels(images))), _buffers_restored(G):
+                y_hats.append(G(images).float())
         return torch.cat(y_hats)
 
 
@@ -65,7 +66,7 @@ def _watch_random_numbers(G: nn.Module, x: Tensor) -> tuple[Tensor, bool]:
 @torch.no_grad()
 def draws_random_numbers(G: nn.Module, x: Tensor) -> bool:
     """Whether G draws random numbers in eval mode, so that each image needs its seed."""
-    with _training_mode(G, training=False):
+    with in_training_mode(G, training=False):
         return _watch_random_numbers(G, x)[1]
 
 
@@ -96,7 +97,7 @@ def optimize_for_eval(G: nn.Module, example: Tensor, dtype: torch.dtype = torch.
 
 
 @contextlib.contextmanager
-def _training_mode(G: nn.Module, *, training: bool) -> Iterator[None]:
+def in_training_mode(G: nn.Module, *, training: bool) -> Iterator[None]:
     """G in training or eval mode; afterwards each module is in the mode that it had."""
     modes = {module: module.training for module in G.modules()}
     G.train(training)

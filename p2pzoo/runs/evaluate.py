@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from p2pzoo.compute.distributed import all_gather_object, on_rank0, shard, sync_errors
 from p2pzoo.compute.engine import Engine
 from p2pzoo.config.experiment import Component, Experiment
+from p2pzoo.config.settings import Translations
 from p2pzoo.data import Store, single_batches
 from p2pzoo.images.color_spaces import Encodings
 from p2pzoo.models import safetensors_io
@@ -35,21 +36,20 @@ def build_protocol(experiment: Experiment, name: str, store: Store, metric: Any 
     metric  the metric `name`, if it is already built
 
     "test_batch" is in it because batch norm, in test mode "paper", uses the statistics of the images that are
-    translated together: one at a time here.
+    translated together.
     """
-    mode = experiment.evaluate.test_mode
-    metric = metric or experiment.metrics[name].build(dataset=store.dataset)
+    component, translations = experiment.measurements[name].metric, experiment.measurements[name].translations
+    metric = metric or component.build(dataset=store.dataset)
     return {
         "metric": {
-            **describe_component(experiment.metrics[name]),
+            **describe_component(component),
             **schema.to_jsonable(getattr(metric, "protocol", {})),
         },
         "dataset": describe_component(experiment.dataset),
         "split": experiment.evaluate.split,
         "images": len(store),
         "size": list(store.size),
-        "test_mode": mode,
-        **({"test_batch": 1} if mode == "paper" else {}),
+        **translations.protocol(),
     }
 
 
@@ -75,7 +75,7 @@ def find_missing_metrics(
     measured = (read_results(run.results) or {"measured": {}})["measured"]
     return [
         name
-        for name in experiment.metrics
+        for name in experiment.measurements
         if name not in measured or measured[name] != hash_protocol(protocol_of(experiment, name, store))
     ]
 
@@ -104,7 +104,7 @@ def build_metrics(experiment: Experiment, store: Store, names: Iterable[str]) ->
     faults: list[str] = []
     for name in names:
         try:
-            metrics[name] = experiment.metrics[name].build(dataset=store.dataset)
+            metrics[name] = experiment.measurements[name].metric.build(dataset=store.dataset)
         except UserError as error:
             faults += error.faults
     if faults:
@@ -132,12 +132,34 @@ def try_metrics(metrics: Mapping[str, Any], store: Store) -> None:
 
 
 def evaluate(
-    experiment: Experiment, run: Run, engine: Engine, G: nn.Module, store: Store, metrics: Mapping[str, Any]
+    experiment: Experiment,
+    run: Run,
+    engine: Engine,
+    load_G: Callable[[Translations], nn.Module],
+    store: Store,
+    metrics: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """Measure these metrics, add them to results.json and stats.safetensors, and return the results."""
-    mode = experiment.evaluate.test_mode
-    statistics = measure_all(metrics, engine, store, lambda x: translate(G, x, mode))
+    """Measure these metrics, add them to results.json and stats.safetensors, and return the results.
+
+    load_G  returns G as it makes these translations
+    """
+    statistics: dict[str, Tensor] = {}
+    for translations, group in group_by_translations(experiment, metrics).items():
+        translate_x = _translator(load_G(translations), translations)
+        statistics |= measure_all(group, engine, store, translate_x, translations.test_batch)
     return on_rank0(_write_results, experiment, run, metrics, statistics, store)
+
+
+def group_by_translations(experiment: Experiment, metrics: Mapping[str, Any]) -> dict[Translations, dict[str, Any]]:
+    """The metrics by the translations that they measure, so that each image is translated once for all of a group."""
+    groups: dict[Translations, dict[str, Any]] = {}
+    for name, metric in metrics.items():
+        groups.setdefault(experiment.measurements[name].translations, {})[name] = metric
+    return groups
+
+
+def _translator(G: nn.Module, translations: Translations) -> Callable[[Tensor], Tensor]:
+    return lambda x: translate(G, x, translations.test_mode, together=translations.test_batch)
 
 
 def evaluate_target(experiment: Experiment, run: Run, store: Store, digest: str) -> dict[str, Any]:
@@ -152,13 +174,24 @@ def evaluate_target(experiment: Experiment, run: Run, store: Store, digest: str)
 
 
 def measure_all(
-    metrics: Mapping[str, Any], engine: Engine, store: Store, translate_x: Callable[[Tensor], Tensor]
+    metrics: Mapping[str, Any],
+    engine: Engine,
+    store: Store,
+    translate_x: Callable[[Tensor], Tensor],
+    together: int = 1,
 ) -> dict[str, Tensor]:
-    """{metric.statistic: (N, ...)}, one row per image in the dataset's order. Each process measures its shard."""
+    """{metric.statistic: (N, ...)}, one row per image in the dataset's order. Each process measures its shard.
+
+    together  images, neighbours in the dataset, that `translate_x` gets at a time
+    """
     rows: list[dict[str, Tensor]] = []
     with sync_errors():
-        for batch in map(engine.to_device, single_batches(store, shard(range(len(store))) if metrics else range(0))):
-            rows.append(measure(metrics, batch, translate_x(batch.x), store.dataset))
+        for start in shard(range(0, len(store) if metrics else 0, together)):
+            singles = single_batches(store, range(start, min(start + together, len(store))))
+            batches = [engine.to_device(batch) for batch in singles]
+            y_hats = translate_x(torch.cat([batch.x for batch in batches]))
+            for batch, y_hat in zip(batches, y_hats.split(1), strict=True):
+                rows.append(measure(metrics, batch, y_hat, store.dataset))
     return join_rows([row for part in all_gather_object(rows) for row in part])
 
 
@@ -240,7 +273,7 @@ def rank_images(experiment: Experiment, run: Run, store: Store) -> tuple[str, li
     """
     for name, component in experiment.metrics.items():
         metric = component.build(dataset=store.dataset)
-        if metric.better is None:
+        if metric.better is None or component.evaluate:  # it may measure other translations than those that are shown
             continue
         statistics = safetensors_io.strip_prefix(name, safetensors_io.load_tensors(run.stats)[0])
         numbers = [metric.reduce({key: rows[i : i + 1] for key, rows in statistics.items()}) for i in range(len(store))]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -19,7 +20,7 @@ from p2pzoo.compute.memory import is_out_of_memory
 from p2pzoo.config.component_errors import naming_components
 from p2pzoo.config.experiment import Component, Experiment
 from p2pzoo.config.recipe import NO_PROFILE
-from p2pzoo.config.settings import Compute
+from p2pzoo.config.settings import Compute, Translations
 from p2pzoo.data import Store
 from p2pzoo.data.collate import collate
 from p2pzoo.data.validation import validate_or_raise
@@ -41,11 +42,13 @@ from p2pzoo.runs.evaluate import (
     check_needs,
     check_trust,
     describe_component,
+    group_by_translations,
     join_rows,
     measure,
     measure_all,
 )
 from p2pzoo.runs.folder_pairs import FolderPair, FolderPairs
+from p2pzoo.runs.run_folder import Run
 from p2pzoo.utils.errors import OutOfMemory, UserError
 
 MAX_SCALE_RATIO = 1.05  # medians over other images differ by a few percent
@@ -87,6 +90,9 @@ def evaluate_model(request: Request, note: Note) -> dict[str, Any]:
             "--recipe FILE, or a folder of inputs and a folder of targets"
         )
     components = _choose_metrics(request, experiment)
+    if request.folders and (other := [name for name, component in components.items() if component.evaluate]):
+        note(f"{', '.join(other)}: not measured, since [metrics.NAME.evaluate] is for a recipe's own images")
+        components = {name: component for name, component in components.items() if name not in other}
     model = load_model(request.model, device="cpu")
     if request.folders is None:
         assert experiment is not None
@@ -160,7 +166,8 @@ def _measure_on_recipe(model: Model, experiment: Experiment, request: Request, n
     experiment = replace(experiment, evaluate=evaluation)
     store = Store(experiment.dataset.build(split=evaluation.split), compute=experiment.compute)
     check_needs(experiment, store)
-    metrics = build_metrics(experiment, store, experiment.metrics)
+    experiment = _with_weights_of(model, experiment, request)
+    metrics = build_metrics(experiment, store, experiment.measurements)
     is_own = experiment.id == model.run
     _check_images_fit(model, store, experiment.recipe.name)
     if not is_own:
@@ -168,9 +175,12 @@ def _measure_on_recipe(model: Model, experiment: Experiment, request: Request, n
     validate_or_raise(experiment, {"test": store}, note, keep_train=False)
     engine = Engine(experiment.compute, AlgorithmChooser({}))
     check_trust(metrics, engine.device)
-    G = model.G.to(engine.device, memory_format=engine.memory_format)  # type: ignore[call-overload]
     note(f"measuring on {len(store)} images of the {evaluation.split} split, test mode {evaluation.test_mode}")
-    statistics = measure_all(metrics, engine, store, lambda x: _translate(model, G, x, evaluation.test_mode))
+    statistics: dict[str, Tensor] = {}
+    for translations, group in group_by_translations(experiment, metrics).items():
+        G = _find_generator(model, translations, request).to(engine.device, memory_format=engine.memory_format)  # type: ignore[call-overload]
+        translate_x = functools.partial(_translate, model, G, translations=translations)
+        statistics |= measure_all(group, engine, store, translate_x, translations.test_batch)
     protocols = {name: build_protocol(experiment, name, store, metric) for name, metric in metrics.items()}
     return {
         "id": model.run,
@@ -181,6 +191,33 @@ def _measure_on_recipe(model: Model, experiment: Experiment, request: Request, n
         "seed": experiment.seed if is_own else None,
         **add_numbers({}, metrics, protocols, statistics),
     }
+
+
+def _with_weights_of(model: Model, experiment: Experiment, request: Request) -> Experiment:
+    """The experiment with the weights that a model file has. A run's folder has several."""
+    if request.model.is_dir() or str(request.model).startswith("zoo:"):
+        return experiment
+    experiment = replace(experiment, evaluate=replace(experiment.evaluate, weights=model.weights, at=()))
+    faults = [
+        f"metric '{name}' measures G with other weights ({', '.join(others)}) than {request.model} has: give the "
+        "folder of its run"
+        for name, metric in experiment.metrics.items()
+        if (others := [key for key in ("weights", "at") if metric.evaluate.get(key, model.weights) != model.weights])
+    ]
+    if faults:
+        raise UserError(*faults)
+    return experiment
+
+
+def _find_generator(model: Model, translations: Translations, request: Request) -> nn.Module:
+    """G with the weights that are measured: those of `model`, or of another file in the folder of its run."""
+    if translations.at is None and translations.weights == model.weights:
+        return model.G
+    folder = find_run_folder(find_model_file(request.model))
+    file = Run(folder).weights(translations.weights, translations.at)
+    if not file.is_file():
+        raise UserError(f"{file}: no such file; the run of {request.model} keeps no such weights")
+    return load_model(file, device="cpu").G
 
 
 def _check_images_fit(model: Model, store: Store, recipe: str) -> None:
@@ -251,19 +288,19 @@ def _measure_on_folders(
     G = model.G.to(engine.device, memory_format=engine.memory_format)  # type: ignore[call-overload]
     if model.file_layout is None and request.scale is None and request.size is None:
         warnings.warn(f"{NO_FILE_LAYOUT}, such as --scale 0.5 (--scale native: no warning)", stacklevel=2)
+    translations = Translations(test_mode=mode, weights=model.weights)  # type: ignore[arg-type]
     how = "" if scaling.is_native else f"; the model sees them {scaling}"
     note(f"measuring on {len(pairs)} pairs of {' and '.join(map(str, request.folders))}, test mode {mode}{how}")
     rows = []
     for item in pairs:
-        y_hat = _translate_pair(model, G, engine, pairs, item, mode)
+        y_hat = _translate_pair(model, G, engine, pairs, item, translations)
         rows.append(measure(metrics, engine.to_device(collate([item.pair], pairs)), y_hat, pairs))
     facts = {
         "dataset": {"use": "two-folders", "pixels": pairs.fingerprint},
         "split": pairs.split,
         "images": len(pairs),
         **({"size": list(*pairs.sizes)} if len(pairs.sizes) == 1 else {}),
-        "test_mode": mode,
-        **({"test_batch": 1} if mode == "paper" else {}),
+        **translations.protocol(),
         **({} if scaling.is_native else {"scaling": scaling.as_json()}),
     }
     protocols = {
@@ -306,12 +343,12 @@ def _build_for_folders(components: Mapping[str, Component], pairs: FolderPairs) 
 
 
 def _translate_pair(
-    model: Model, G: nn.Module, engine: Engine, pairs: FolderPairs, item: FolderPair, mode: str
+    model: Model, G: nn.Module, engine: Engine, pairs: FolderPairs, item: FolderPair, translations: Translations
 ) -> Tensor:
     """ŷ (1, C, H, W) in [-1, 1] in the size of the pair's files, not rounded to stored values."""
     pair, prepared = item
     batch = engine.to_device(collate([Pair(pair.id, prepared.x, pair.y)], pairs))
-    y_hat = _translate(model, G, batch.x, mode)
+    y_hat = _translate(model, G, batch.x, translations=translations)
     if y_hat.shape[2:] == prepared.size:
         return y_hat
     array = np.ascontiguousarray(y_hat[0].permute(1, 2, 0).cpu().numpy())
@@ -320,12 +357,13 @@ def _translate_pair(
     return torch.from_numpy(resized).permute(2, 0, 1)[None].to(engine.device)
 
 
-def _translate(model: Model, G: nn.Module, x: Tensor, mode: str) -> Tensor:
+def _translate(model: Model, G: nn.Module, x: Tensor, *, translations: Translations) -> Tensor:
     """ŷ of x (B, C, H, W), of any H and W: padded as `Model.translate` does. Raises OutOfMemory."""
     height, width = x.shape[2:]
     is_padded = height % model.size_divisor or width % model.size_divisor
     try:
-        y_hat = translate(G, pad_by_reflection(x, model.size_divisor) if is_padded else x, mode)
+        padded = pad_by_reflection(x, model.size_divisor) if is_padded else x
+        y_hat = translate(G, padded, translations.test_mode, together=translations.test_batch)
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise

@@ -10,7 +10,10 @@ runs/<recipe>/<profile>-seed<N>-<id>/
     kernels.json      a copy of `[compute] kernels`, if set; a resumed run uses it again
     samples/          x | ŷ | y grids
     checkpoints/      the newest two while training, the last one afterwards; each holds a model too
-    model.safetensors, results.json, stats.safetensors
+    model.safetensors    G as it is after the last step
+    average.safetensors  G with the average of its weights (training/kept_average.py)
+    snapshots/           G as it was earlier, for the metrics that measure it (`[evaluate] at`)
+    results.json, stats.safetensors
 """
 
 from __future__ import annotations
@@ -40,6 +43,8 @@ class Run:
         self.checkpoints = folder / "checkpoints"
         self.samples = folder / "samples"
         self.model = folder / "model.safetensors"
+        self.average = folder / "average.safetensors"
+        self.snapshots = folder / "snapshots"
         self.results = folder / "results.json"
         self.stats = folder / "stats.safetensors"
         self.recipe = folder / "recipe.toml"
@@ -113,8 +118,23 @@ class Run:
             file.unlink()  # newest first, before the log: if cut off, the run resumes with bit-identical results
         for name in ("metrics.jsonl", "timings.jsonl", "findings.jsonl", "report.html"):
             (self.folder / name).unlink(missing_ok=True)
-        for file in (self.kernels, self.model, self.results, self.stats, *self.samples.glob("*.png")):
+        files = (self.kernels, self.model, self.average, self.results, self.stats)
+        for file in (*files, *self.snapshots.glob("*.safetensors"), *self.samples.glob("*.png")):
             file.unlink(missing_ok=True)
+
+    def weights(self, weights: str, at: int | None = None) -> Path:
+        """The model file with these weights of G.
+
+        weights  "last" or "average"
+        at       images after which G was so; None: the end of the training
+
+        >>> run = Run(Path("runs/mine/laptop-seed0-abc"))
+        >>> run.weights("average").name, run.weights("average", 3500).name
+        ('average.safetensors', 'average-0000003500.safetensors')
+        """
+        if at is None:
+            return self.model if weights == "last" else self.average
+        return self.snapshots / f"{weights}-{at:010d}.safetensors"
 
     # --- logs ---
 

@@ -19,7 +19,7 @@ def covers_metrics(experiment: Experiment, results: Mapping[str, Any]) -> bool:
     """
     return all(
         name in results["measured"] and _matches(experiment, name, results["protocols"][results["measured"][name]])
-        for name in experiment.metrics
+        for name in experiment.measurements
     )
 
 
@@ -27,10 +27,10 @@ def _matches(experiment: Experiment, name: str, stored: Mapping[str, Any]) -> bo
     expected: dict[str, Any] = {
         "dataset": describe_component(experiment.dataset),
         "split": experiment.evaluate.split,
-        "test_mode": experiment.evaluate.test_mode,
+        **experiment.measurements[name].translations.protocol(),
     }
     expected = json.loads(json.dumps(expected))
-    metric = json.loads(json.dumps(describe_component(experiment.metrics[name])))
+    metric = json.loads(json.dumps(describe_component(experiment.measurements[name].metric)))
     stored_metric = stored.get("metric", {})
     return all(stored.get(key) == value for key, value in expected.items()) and all(
         key in stored_metric and stored_metric[key] == value for key, value in metric.items()

@@ -19,6 +19,7 @@ from p2pzoo.runs.monitor import Diverged
 from p2pzoo.runs.progress import Progress
 from p2pzoo.runs.run_folder import Run
 from p2pzoo.training.gan_step import Pool, Trainable
+from p2pzoo.training.kept_average import KeptAverage
 from p2pzoo.utils.errors import DamagedFile
 
 KEPT_CHECKPOINTS = 2  # the newest, and the one before it if the newest is damaged
@@ -66,9 +67,10 @@ class LossLogger:
 
 @dataclass
 class State:
-    """All that training needs to resume: networks, optimizers, G's average, losses with state, the image pool, the
+    """All that training needs to resume: networks, optimizers, G's averages, losses with state, the image pool, the
     window of the log.
 
+    average       the one of [train] ema
     loss_modules  {name: a loss that is a module}
     model_header  header of the run's model file; with it a checkpoint is a model too
     target        images at the end of the training
@@ -83,6 +85,7 @@ class State:
     loss_modules: Mapping[str, nn.Module] = field(default_factory=dict)
     model_header: Mapping[str, Any] = field(default_factory=dict)
     target: int = 0
+    kept_average: KeptAverage | None = None
 
     def trainables(self) -> dict[str, Trainable]:
         return {"G": self.G, "D": self.D} if self.D else {"G": self.G}
@@ -100,6 +103,8 @@ class State:
             tensors |= safetensors_io.optimizer_tensors(f"{name}_adam", trainable.optimizer)
         if self.average is not None:
             tensors |= safetensors_io.module_tensors("average", self.engine.unwrap(self.average))
+        if self.kept_average:
+            tensors |= {f"kept_average.{name}": tensor for name, tensor in self.kept_average.tensors().items()}
         tensors |= replaced_tensors(self.final)
         if self.pool:
             tensors |= {f"pool.{name}": tensor for name, tensor in self.pool.tensors().items()}
@@ -158,6 +163,8 @@ class State:
             safetensors_io.load_into(
                 self.engine.unwrap(self.average), safetensors_io.strip_prefix("average", tensors), str(path)
             )
+        if self.kept_average:
+            self.kept_average.load(safetensors_io.strip_prefix("kept_average", tensors), str(path))
         if self.pool:
             self.pool.restore(safetensors_io.strip_prefix("pool", tensors), self.engine.device)
         for prefix, loss in self.loss_modules.items():

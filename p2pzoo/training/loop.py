@@ -17,7 +17,6 @@ from p2pzoo.compute.prefetch import BatchSequence, TimedBatches
 from p2pzoo.config.experiment import Experiment
 from p2pzoo.data import Store, train_batches
 from p2pzoo.data.augmentation import Augmentations
-from p2pzoo.models import safetensors_io
 from p2pzoo.models.initialization import make_generator
 from p2pzoo.models.model_file import build_header
 from p2pzoo.plugin.protocols import Callback
@@ -26,6 +25,8 @@ from p2pzoo.runs.progress import Progress
 from p2pzoo.runs.run_folder import Run
 from p2pzoo.training.checkpoint import LossLogger, State
 from p2pzoo.training.gan_step import Objective
+from p2pzoo.training.kept_average import KeptAverage
+from p2pzoo.training.model_writer import ModelWriter
 from p2pzoo.training.run_writer import Due, RunWriter
 from p2pzoo.training.setup import build_objective
 from p2pzoo.training.weight_average import WeightAverage
@@ -78,6 +79,7 @@ def run_training_loop(
     made = train_batches(store, settings, seed, augmentations.sample if augmentations else None)
     with stopping() as signals, engine.prefetch(made, settings.steps) as prefetched:
         batches = TimedBatches(prefetched)
+        models = ModelWriter(experiment, run, state, store)
         writer = RunWriter(
             experiment, run, engine, state, validation, batches, monitor, callbacks, step=step
         )  # fmt: skip
@@ -85,6 +87,7 @@ def run_training_loop(
             rate = experiment.optimizer.lr_at(step / settings.steps)
             logs = train_step(compiled_step, engine, batches, step, rate, seed)
             step += 1
+            models.after_step(step)
             state.losses.waiting.append((step, step * settings.step_images, logs))
             due = Due.after(step, settings)
             if step % read_every == 0 or any(due):
@@ -102,7 +105,8 @@ def run_training_loop(
             on_rank0(lambda: run.set_status(state="interrupted"))
             raise Interrupted(signum, step * settings.step_images)
 
-    on_rank0(_save_model, run, state)
+    on_rank0(models.write_final)
+    on_rank0(lambda: run.set_status(state="trained"))
 
 
 def _build_state(experiment: Experiment, engine: Engine, store: Store) -> tuple[Objective, State]:
@@ -113,15 +117,11 @@ def _build_state(experiment: Experiment, engine: Engine, store: Store) -> tuple[
         average = engine.prepare_model(make_generator(experiment, store.channels, store.size))
         objective.average = WeightAverage(engine.unwrap(average), G, experiment.train.ema)
     header = build_header(experiment, G, store.dataset, store.channels, store.size, store.dtypes)
+    kept_average = None if experiment.train.ema else KeptAverage(G, experiment.train.step_images)
     return objective, State(
         engine, objective.G, objective.D, average, objective.pool, LossLogger(), objective.loss_modules,
-        header, experiment.train.images_seen,
+        header, experiment.train.images_seen, kept_average,
     )  # fmt: skip
-
-
-def _save_model(run: Run, state: State) -> None:
-    safetensors_io.save_model(run.model, state.final, state.model_header)
-    run.set_status(state="trained")
 
 
 def train_step(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -20,6 +21,7 @@ from p2pzoo.compute.tuned_kernels import read_recipe_kernels
 from p2pzoo.config.component_errors import naming_components
 from p2pzoo.config.experiment import Experiment
 from p2pzoo.config.provenance import changed_sources
+from p2pzoo.config.settings import Translations
 from p2pzoo.data import Store
 from p2pzoo.data.augmentation import make_augmentations
 from p2pzoo.data.validation import validate_or_raise
@@ -135,10 +137,11 @@ def _run(
         if to_train:
             _train(experiment, run, engine, data, hashes, kernels, continued, progress, callbacks)
         progress.note(f"evaluating on {len(data['test'])} images of the {experiment.evaluate.split} split")
-        G = _load_generator(run, engine, registry)
-        results = evaluate(experiment, run, engine, G, data["test"], metrics)
+        load_G = functools.partial(_load_generator, run, engine, registry)
+        results = evaluate(experiment, run, engine, load_G, data["test"], metrics)
         if not to_train:
             on_rank0(run.add_metrics, experiment)
+        G = load_G(experiment.translations)
         on_rank0(_complete, experiment, run, engine, G, data["test"])
         values = {name: number["value"] for name, number in results["metrics"].items()}
         on_rank0(call_each, callbacks, "finish", values)
@@ -251,10 +254,14 @@ def _count_pixels(experiment: Experiment, data: Mapping[str, Store]) -> int:
 # --- evaluation ------------------------------------------------------------------------------------------------
 
 
-def _load_generator(run: Run, engine: Engine, registry: Registry) -> Any:
-    """G as users of model.safetensors get it: in fp32, whatever precision it was trained in."""
-    tensors, header = on_rank0(load_tensors, run.model)
-    G = restore_network(tensors, ModelHeader.parse(header, run.model), run.model, registry)
+def _load_generator(run: Run, engine: Engine, registry: Registry, translations: Translations) -> Any:
+    """G as users of the model file get it: in fp32, whatever precision it was trained in."""
+    file = run.weights(translations.weights, translations.at)
+    if not file.exists():
+        what = f"its weights after {translations.at} images" if translations.at else "the average of its weights"
+        raise UserError(f"{file}: this run was trained without keeping {what}: train it again with --fresh")
+    tensors, header = on_rank0(load_tensors, file)
+    G = restore_network(tensors, ModelHeader.parse(header, file), file, registry)
     return G.to(engine.device, memory_format=engine.memory_format)  # type: ignore[call-overload]
 
 

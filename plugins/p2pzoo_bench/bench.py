@@ -144,7 +144,7 @@ class Bench:
                 faults += [f"[rows.{row.name}] {fault}" for fault in error.faults]
                 continue
             for name in dict.fromkeys([*self.table.metrics, *map(metric_of, self.table.columns)]):
-                if name in self.unavailable or name not in experiment.metrics:
+                if name in self.unavailable or name not in experiment.measurements:
                     continue
                 try:
                     described = self._protocol(experiment, name, store)
@@ -158,7 +158,7 @@ class Bench:
                         f"[rows.{row.name}] {name} has another protocol than in [rows.{other}]: {difference}; "
                         "make the two rows equal in this"
                     )
-        named = {name for experiment in experiments for name in experiment.metrics}
+        named = {name for experiment in experiments for name in experiment.measurements}
         faults += [
             f"{self.table.name}: column '{column}': no row has this metric; they have {', '.join(sorted(named))}"
             for column in self.table.columns
@@ -195,9 +195,9 @@ class Bench:
 
     def _protocol(self, experiment: Experiment, name: str, store: Store) -> dict[str, Any]:
         """`build_protocol`, which builds the metric, once for all runs with the same metric on the same data."""
-        evaluation = experiment.evaluate
-        parts = [experiment.metrics[name].identity(), experiment.dataset.identity()]
-        key = json.dumps([*parts, evaluation.split, evaluation.test_mode], sort_keys=True, default=str)
+        measurement = experiment.measurements[name]
+        parts = [measurement.metric.identity(), experiment.dataset.identity(), experiment.evaluate.split]
+        key = json.dumps([*parts, measurement.translations.protocol()], sort_keys=True, default=str)
         if key not in self._protocols:
             self._protocols[key] = build_protocol(experiment, name, store)
         return self._protocols[key]

@@ -14,7 +14,7 @@ NAN = float("nan")
 def component(better, values):
     """A metric whose image i has values[i]."""
     metric = SimpleNamespace(better=better, reduce=lambda statistics: {"value": statistics["of"].mean().item()})
-    return SimpleNamespace(build=lambda dataset: metric, values=values)
+    return SimpleNamespace(build=lambda dataset: metric, values=values, evaluate={})
 
 
 @pytest.fixture
@@ -34,6 +34,13 @@ def test_the_first_metric_ranks_in_its_own_direction(ranked):
     values = [2.0, 3.0, 1.0]
     assert ranked(near=component("lower", values), far=component("higher", values)) == ("near", [2, 0, 1])
     assert ranked(far=component("higher", values), near=component("lower", values)) == ("far", [1, 0, 2])
+
+
+def test_a_metric_with_translations_of_its_own_ranks_nothing(ranked):
+    """The images are shown as [evaluate] says."""
+    other, near = component("lower", [1.0, 2.0, 3.0]), component("lower", [3.0, 2.0, 1.0])
+    other.evaluate = {"test_mode": "eval"}
+    assert ranked(other=other, near=near) == ("near", [2, 1, 0])
 
 
 def test_a_metric_without_a_direction_ranks_nothing(ranked):

@@ -78,7 +78,7 @@ def test_a_run_writes_all_files_that_the_readme_lists(shared_plain):
     folder = outcome.run.folder
     assert {path.name for path in folder.iterdir()} - {".lock"} == {
         "recipe.toml", "status.json", "env.json", "metrics.jsonl", "timings.jsonl", "samples", "checkpoints",
-        "model.safetensors", "results.json", "stats.safetensors", "report.html",
+        "model.safetensors", "average.safetensors", "results.json", "stats.safetensors", "report.html",
     }  # fmt: skip
     assert [images for images, _ in notes.steps] == [1, 2, 3, 4, 5, 6]
     lines = outcome.run.lines("metrics.jsonl")
