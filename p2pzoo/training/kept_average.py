@@ -101,10 +101,11 @@ def estimate_norms(network: nn.Module, batches: Iterable[Tensor]) -> None:
     momenta = [norm.momentum for norm in norms]
     for norm in norms:
         norm.reset_running_stats()
-        norm.momentum = None  # the mean over all batches
     try:
         with in_training_mode(network, training=True):
-            for x in batches:
+            for number, x in enumerate(batches, 1):
+                for norm in norms:
+                    norm.momentum = 1 / number  # the mean so far. momentum = None would wait for the device
                 network(x)
     finally:
         for norm, momentum in zip(norms, momenta, strict=True):
