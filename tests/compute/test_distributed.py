@@ -459,7 +459,7 @@ Store._checked = broken
 from p2pzoo.runs import evaluate
 translate = evaluate.translate
 
-def interrupted(*args):
+def interrupted(*args, **_):
     if os.environ["RANK"] == "0":
         signal.raise_signal(signal.SIGTERM)
     return translate(*args)
