@@ -5,7 +5,7 @@ nn.InstanceNorm2d at batch 1: torch treats a channels-last output gradient as a 
 unless an activation in between happens to make them contiguous.
 
 nn.BatchNorm2d: torch has a fast kernel for channels-last images and gradients. The gradient of a concatenation, such as
-a skip connection of a U-Net, is a slice of wider pixels, and goes to a kernel that takes up to ten times as long.
+a skip connection of a U-Net, is a slice of wider pixels, and goes to a slower kernel.
 
 Imports torch only.
 """

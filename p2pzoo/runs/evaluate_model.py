@@ -166,7 +166,7 @@ def _measure_on_recipe(model: Model, experiment: Experiment, request: Request, n
     experiment = replace(experiment, evaluate=evaluation)
     store = Store(experiment.dataset.build(split=evaluation.split), compute=experiment.compute)
     check_needs(experiment, store)
-    experiment = _with_weights_of(model, experiment, request)
+    experiment = _with_weights_of(model, experiment, request, note)
     metrics = build_metrics(experiment, store, experiment.measurements)
     is_own = experiment.id == model.run
     _check_images_fit(model, store, experiment.recipe.name)
@@ -193,11 +193,14 @@ def _measure_on_recipe(model: Model, experiment: Experiment, request: Request, n
     }
 
 
-def _with_weights_of(model: Model, experiment: Experiment, request: Request) -> Experiment:
+def _with_weights_of(model: Model, experiment: Experiment, request: Request, note: Note) -> Experiment:
     """The experiment with the weights that a model file has. A run's folder has several."""
     if request.model.is_dir() or str(request.model).startswith("zoo:"):
         return experiment
-    experiment = replace(experiment, evaluate=replace(experiment.evaluate, weights=model.weights, at=()))
+    wanted = experiment.evaluate
+    if wanted.weights != model.weights or wanted.at:
+        note(f"only the {model.weights} weights, those of {request.model}; its run's folder has those of [evaluate]")
+    experiment = replace(experiment, evaluate=replace(wanted, weights=model.weights, at=()))
     faults = [
         f"metric '{name}' measures G with other weights ({', '.join(others)}) than {request.model} has: give the "
         "folder of its run"

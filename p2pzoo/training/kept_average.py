@@ -1,14 +1,13 @@
 """The average of G's weights over the training, which every run keeps beside G and can be evaluated with.
 
-A last iterate at a constant learning rate is one sample of an oscillation: the weights of one run differ from those a
-few hundred images later by more than many methods do. The average does not (benchmarks/README.md, "Protocol 2"; Yazıcı
-et al. 2019, arXiv:1806.04498). It changes nothing in training, and is not part of a run's id; `[train] ema` is another
-average, which replaces the saved G.
+A last iterate at a constant learning rate is one sample of an oscillation; an average is not (Yazıcı et al. 2019,
+arXiv:1806.04498). It changes nothing in training, and is not part of a run's id; `[train] ema` is another average, which
+replaces the saved G.
 
     average ← d · average + (1 - d) · G,  d = min(DECAY ** images since the last update, (1 + n) / (10 + n))
 
-after n images. The second term forgets the initial weights. An update reads and writes all weights, which takes a tenth
-of a training step on a CPU, so there is one for every IMAGES_BETWEEN images.
+after n images. The second term forgets the initial weights. An update reads and writes all weights, as Adam does,
+so there is one for every IMAGES_BETWEEN images.
 """
 
 from __future__ import annotations

@@ -15,6 +15,7 @@ from p2pzoo.images.io import write_png
 from p2pzoo.models.safetensors_io import load_tensors
 from p2pzoo.models.test_modes import translate
 from p2pzoo.plugin.loader import registry
+from p2pzoo.runs.evaluate_model import Request, evaluate_model
 from p2pzoo.training.kept_average import KeptAverage, estimate_norms
 from p2pzoo.training.run_experiment import run_experiment
 from p2pzoo.utils.errors import UserError
@@ -169,9 +170,10 @@ class TestRuns:
         assert again.metrics == {name: number["value"] for name, number in measured.results["metrics"].items()}
 
     def test_evaluate_of_one_file_measures_its_weights(self, measured):
-        drop = 'drop=["metrics.eval", "metrics.early", "metrics.average"]'
-        again = p2pzoo.evaluate(measured.run.average, overrides=[drop])
-        assert again.metrics["l1"] == value(measured, "average")
+        drop, notes = 'drop=["metrics.eval", "metrics.early", "metrics.average"]', []
+        again = evaluate_model(Request(measured.run.average, overrides=[drop]), notes.append)
+        assert again["metrics"]["l1"]["value"] == value(measured, "average")
+        assert f"only the average weights, those of {measured.run.average}" in notes[0]
         with pytest.raises(UserError, match=r"metric 'early' measures G with other weights \(at\)"):
             p2pzoo.evaluate(measured.run.average)
 
