@@ -1,7 +1,7 @@
 """The average of G's weights over the training, which every run keeps beside G and can be evaluated with.
 
 A last iterate at a constant learning rate is one sample of an oscillation; an average is not (Yazıcı et al. 2019,
-arXiv:1806.04498). It changes nothing in training, and is not part of a run's id; `[train] ema` is another average, which
+arXiv:1806.04498). It changes nothing in training, and is not part of a run's id. `[train] ema` is another average, and
 replaces the saved G.
 
     average ← d · average + (1 - d) · G,  d = min(DECAY ** images since the last update, (1 + n) / (10 + n))
