@@ -6,10 +6,14 @@ Seeds: Student's t over three normal draws. Test regions: the studentised bootst
 blocks and of tiles per block that the test split of earth has at 128 px. The difference of a tile is the effect of its
 block plus its own effect; half of the variance comes from the block. Effects are normal or skewed (exponential). The
 statistic is a mean over tiles, or a pooled ratio like accuracy, whose true value is that of infinitely many blocks.
+
+Folds (protocol 2): K runs, each with the tiles of one fold of earth. The difference of a run is an effect of its seed
+plus the mean over its tiles of the effects of block and tile; seed and blocks contribute equally to its variance.
 """
 
 from __future__ import annotations
 
+import functools
 import json
 from collections import Counter
 from collections.abc import Callable
@@ -19,11 +23,13 @@ from typing import Any
 import click
 import measure
 import numpy as np
+from p2pzoo_bench.folds import over_folds
 from p2pzoo_bench.intervals import CONFIDENCE, over_seeds, paired_over_blocks
 
 from p2pzoo import config
 
 Draw = Callable[[np.random.Generator, int], np.ndarray]
+FOLDS = (3, 5, 10)
 EFFECTS: dict[str, Draw] = {
     "normal": lambda rng, n: rng.normal(size=n),
     "skewed": lambda rng, n: rng.exponential(size=n) - 1,
@@ -47,6 +53,11 @@ def main(trials: int, as_json: bool, output: Path | None) -> None:
             for name, draw in EFFECTS.items()
             for what, simulate in (("mean", mean_coverage), ("pooled ratio", ratio_coverage))
         },
+        "folds": {
+            f"{folds}, {name}": round(fold_coverage(np.random.default_rng(2), fold_blocks()[:folds], draw, trials), 4)
+            for name, draw in EFFECTS.items()
+            for folds in FOLDS
+        },
         "environment": measure.environment(),
     }  # fmt: skip
     measure.keep(result, output)
@@ -58,6 +69,30 @@ def test_blocks() -> list[int]:
     made = config.load("zoo:base.toml", "laptop")
     dataset = made.dataset.build(split="test")
     return sorted(Counter(dataset[i].block for i in range(len(dataset))).values())
+
+
+@functools.cache
+def fold_blocks() -> list[list[int]]:
+    """Return the numbers of tiles per block of the test split of each fold of earth."""
+    made = [config.load("zoo:base.toml", "laptop", [f"dataset.fold={fold}"]) for fold in range(max(FOLDS))]
+    return [list(Counter(pair.block for pair in each.dataset.build(split="test")).values()) for each in made]
+
+
+def fold_coverage(rng: np.random.Generator, folds: list[list[int]], draw: Draw, trials: int) -> float:
+    """Coverage of the interval over folds."""
+    held = 0
+    for _ in range(trials):
+        differences = []
+        for tiles in folds:
+            regions = np.repeat(draw(rng, len(tiles)), tiles) + draw(rng, sum(tiles))
+            shares = np.array(tiles) / sum(tiles)
+            spread = float(((shares**2).sum() + 1 / sum(tiles)) ** 0.5)  # of the mean over the regions
+            differences.append(float(regions.mean() + spread * draw(rng, 1)[0]))
+        interval = over_folds(differences, [sum(tiles) for tiles in folds]).interval()
+        assert interval.low is not None
+        assert interval.high is not None
+        held += interval.low <= 0 <= interval.high
+    return held / trials
 
 
 def mean_coverage(rng: np.random.Generator, tiles: list[int], draw: Draw, trials: int) -> float:
@@ -96,6 +131,8 @@ def table(result: dict[str, Any]) -> str:
     rows.append(f"| {result['seeds']['n']} seeds (Student's t), normal | {result['seeds']['coverage']:.1%} |")
     for name, coverage in result["blocks"].items():
         rows.append(f"| {len(result['tiles_of_blocks'])} test blocks (bootstrap), {name} | {coverage:.1%} |")
+    for name, coverage in result.get("folds", {}).items():
+        rows.append(f"| folds (Student's t): {name} | {coverage:.1%} |")
     return "\n".join([*rows, "", f"in {result['trials']} simulations"])
 
 

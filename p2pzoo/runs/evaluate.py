@@ -296,6 +296,7 @@ def _write_statistics(run: Run, new: Mapping[str, Tensor], names: list[str], sto
 
 
 def describe_component(component: Component) -> dict[str, Any]:
-    """{"use", "version", parameters}, as JSON values."""
+    """{"use", "version", parameters}, as JSON values. Defaults of parameters that were added later are left out."""
     version = str(getattr(component.factory, "version", "1"))
-    return {"use": component.entry.full_name, "version": version, **schema.to_jsonable(component.values)}
+    values = schema.omit_added_later(component.factory, component.values)
+    return {"use": component.entry.full_name, "version": version, **schema.to_jsonable(values)}

@@ -6,7 +6,8 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from p2pzoo.config.experiment import Experiment
+from p2pzoo.config.experiment import Component, Experiment
+from p2pzoo.plugin import schema
 from p2pzoo.runs.evaluate import describe_component
 
 
@@ -24,14 +25,27 @@ def covers_metrics(experiment: Experiment, results: Mapping[str, Any]) -> bool:
 
 
 def _matches(experiment: Experiment, name: str, stored: Mapping[str, Any]) -> bool:
-    expected: dict[str, Any] = {
-        "dataset": describe_component(experiment.dataset),
-        "split": experiment.evaluate.split,
-        **experiment.measurements[name].translations.protocol(),
+    measurement = experiment.measurements[name]
+    translations = {key: stored[key] for key in vars(measurement.translations) if key in stored}
+    if (stored.get("split"), translations) != (experiment.evaluate.split, measurement.translations.protocol()):
+        return False
+    dataset = _without_added_later(experiment.dataset, stored.get("dataset", {}))
+    if dataset != _as_json(describe_component(experiment.dataset)):
+        return False
+    stored_metric, metric = stored.get("metric", {}), _as_json(describe_component(measurement.metric))
+    return all(key in stored_metric and stored_metric[key] == value for key, value in metric.items())
+
+
+def _without_added_later(component: Component, stored: Mapping[str, Any]) -> dict[str, Any]:
+    """A stored description as `describe_component` writes it now: earlier versions also wrote default values of
+    parameters that were added later."""
+    params = schema.get_params(component.factory)
+    return {
+        key: value
+        for key, value in stored.items()
+        if not (key in params and params[key].omitted_from_id(value) and value == _as_json(params[key].default))
     }
-    expected = json.loads(json.dumps(expected))
-    metric = json.loads(json.dumps(describe_component(experiment.measurements[name].metric)))
-    stored_metric = stored.get("metric", {})
-    return all(stored.get(key) == value for key, value in expected.items()) and all(
-        key in stored_metric and stored_metric[key] == value for key, value in metric.items()
-    )
+
+
+def _as_json(value: Any) -> Any:
+    return json.loads(json.dumps(value))

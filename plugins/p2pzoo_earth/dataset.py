@@ -10,14 +10,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
+from pydantic import Field
 
-from p2pzoo.plugin import Pair, Split
+from p2pzoo.plugin import AddedLater, Pair, Split
 from p2pzoo_earth.classes import CLASSES, PALETTE, UNSCORED
 from p2pzoo_earth.edges import to_luminance
-from p2pzoo_earth.geometry import block_name, tiles
+from p2pzoo_earth.geometry import FOLDS, block_name, tiles
 from p2pzoo_earth.layers import LAND, load_layers
 
 Task = Literal[
@@ -80,6 +81,8 @@ class Earth:
     task    the content of x and y, for example "labels-to-photo" (table in README.md)
     size    side of a tile in px (7.4 km per px at the equator)
     stride  px between neighbouring tiles. Default: size/4 for train, size/2 for val and test
+    fold    0 to 9: one of ten splits, in which each region is tested once; then `scorer` is None (README.md).
+            Default: the split of the committed results
 
     A Pair's x and y are (size, size, 3) uint8 RGB; x has one channel in the tasks grey-to-color and edges-to-photo.
     `labels` is (size, size) uint8 indices into `classes`, `block` the region of the tile's centre ("2,13"), `id` the
@@ -103,15 +106,21 @@ class Earth:
     )
 
     def __init__(
-        self, split: Split, *, task: Task = "labels-to-photo", size: Size = 128, stride: Stride | None = None
+        self,
+        split: Split,
+        *,
+        task: Task = "labels-to-photo",
+        size: Size = 128,
+        stride: Stride | None = None,
+        fold: Annotated[Annotated[int, Field(ge=0, lt=FOLDS)] | None, AddedLater] = None,
     ) -> None:
-        self._recreate = partial(type(self), split, task=task, size=size, stride=stride)
+        self._recreate = partial(type(self), split, task=task, size=size, stride=stride, fold=fold)
         self._x, self._y = TASKS[task]
-        self.scorer = SCORER if self._y is PHOTO else None
+        self.scorer = SCORER if self._y is PHOTO and fold is None else None  # it has seen regions that folds test
         self._size = size
         self._layers = load_layers(sorted({"mask", "classes", self._x.layer, self._y.layer}))
         stride = stride or size // (4 if split == "train" else 2)
-        self._tiles = tiles(self._layers["mask"] == LAND, split, size, stride)
+        self._tiles = tiles(self._layers["mask"] == LAND, split, size, stride, fold)
 
     def __len__(self) -> int:
         return len(self._tiles)

@@ -18,6 +18,7 @@ FIRST_ROW = 448  # of the globe; north of it, and south of the last row, the lay
 GRID = (1792, 5376)
 BLOCK = 256
 SPLITS: tuple[Split, ...] = get_args(Split)
+FOLDS = 10
 MIN_LAND = 0.25  # fraction of land; tiles with less show almost only sea
 
 
@@ -34,18 +35,26 @@ def to_grid(globe: np.ndarray) -> np.ndarray:
     return globe[rows[:, None], columns]
 
 
-def split_of(block_row: np.ndarray | int, block_column: np.ndarray | int) -> np.ndarray:
-    """The splits of blocks, as indices into SPLITS: two of ten are test, one is val, evenly distributed."""
-    r = (np.asarray(block_column) + 2 * np.asarray(block_row)) % 10
+def split_of(block_row: np.ndarray | int, block_column: np.ndarray | int, fold: int | None = None) -> np.ndarray:
+    """The splits of blocks, as indices into SPLITS; -1 for blocks that are in none. Each is evenly distributed.
+
+    Without a fold, two of ten blocks are test and one is val. In fold 0 to 9, one of ten is test, one is val and one in
+    none: it is test in the fold that shares this fold's scorer.
+    """
+    r = (np.asarray(block_column) + 2 * np.asarray(block_row)) % FOLDS
+    if fold is not None:
+        used = {"test": r == fold, "val": r == (fold + 7) % FOLDS, "train": r != (fold + 5) % FOLDS}
+        return np.select([*used.values()], [SPLITS.index(split) for split in used], -1)
     return np.select([(r == 0) | (r == 4), r == 7], [SPLITS.index("test"), SPLITS.index("val")], SPLITS.index("train"))
 
 
-def tiles(land: np.ndarray, split: Split, size: int, stride: int) -> np.ndarray:
+def tiles(land: np.ndarray, split: Split, size: int, stride: int, fold: int | None = None) -> np.ndarray:
     """(N, 2) row and column of the first pixel of each tile of `split`, in reading order.
 
     land    (1792, 5376) bool
     size    side of a tile in px, at most BLOCK
     stride  px between neighbouring tiles
+    fold    as in `split_of`
 
     A tile is entirely inside blocks of its split, so no pixel is in two splits. At least a quarter of it is land.
     """
@@ -58,7 +67,7 @@ def tiles(land: np.ndarray, split: Split, size: int, stride: int) -> np.ndarray:
     # A tile is at most as large as a block, so its four corners are in all blocks that it touches.
     for dy in (0, size - 1):
         for dx in (0, size - 1):
-            keep &= split_of((rows + dy) // BLOCK, (columns + dx) // BLOCK) == SPLITS.index(split)
+            keep &= split_of((rows + dy) // BLOCK, (columns + dx) // BLOCK, fold) == SPLITS.index(split)
     return np.stack([rows, columns], axis=1)[keep]
 
 

@@ -28,7 +28,9 @@ from p2pzoo_earth.edges import find_edges, to_luminance
 from p2pzoo_earth.rebuild_land_cover import RASTER, rebuild
 from PIL import Image
 
+from p2pzoo import config
 from p2pzoo.plugin.protocols import Dataset
+from p2pzoo.runs.evaluate import describe_component
 from p2pzoo.utils.errors import UserError
 
 earth = cache(dataset.Earth)  # reading the masks for one split takes a tenth of a second
@@ -48,6 +50,11 @@ def pixels(split, **parameters):
         row, column, size = int(pair.id[1:5]), int(pair.id[6:]), len(pair.y)
         in_tiles[row : row + size, column : column + size] = True
     return in_tiles
+
+
+def fold_mates(fold):
+    """The folds whose test regions this fold does not train on: itself, its val, and the one that shares its scorer."""
+    return {fold, (fold + 7) % 10, (fold + 5) % 10}
 
 
 class TestSplits:
@@ -71,6 +78,34 @@ class TestSplits:
     def test_no_pixel_is_in_two_splits(self, size):
         splits_per_pixel = sum(pixels(split, size=size, stride=32).astype(int) for split in SPLITS)
         assert splits_per_pixel.max() == 1
+
+    def test_ten_folds_test_every_region_once(self):
+        def blocks(split, **fold):
+            return {pair.block for pair in earth(split, size=256, stride=256, **fold)}  # one tile for each block
+
+        folds = [{split: blocks(split, fold=fold) for split in SPLITS} for fold in range(10)]
+        tested = [block for fold in folds for block in fold["test"]]
+        assert len(tested) == len(set(tested))
+        assert set(tested) == {block for split in SPLITS for block in blocks(split)}
+        for number, fold in enumerate(folds):
+            assert fold["val"] == folds[(number + 7) % 10]["test"]
+            assert fold["train"].isdisjoint(fold["test"] | fold["val"] | folds[(number + 5) % 10]["test"])
+            others = {block for other in range(10) for block in folds[other]["test"] if other not in fold_mates(number)}
+            assert fold["train"] == others
+
+    def test_no_pixel_is_in_two_splits_of_a_fold(self):
+        splits_per_pixel = sum(pixels(split, size=128, stride=32, fold=3).astype(int) for split in SPLITS)
+        assert splits_per_pixel.max() == 1
+
+    def test_a_fold_is_part_of_the_run_id_and_its_absence_is_not(self):
+        plain, folded = (config.load("zoo:base.toml", "smoke", overrides) for overrides in ([], ["dataset.fold=0"]))
+        assert "fold" not in plain.dataset.identity()
+        assert folded.dataset.identity()["fold"] == 0
+        assert "fold" not in describe_component(plain.dataset), "protocols of earlier results stay"
+
+    def test_the_shipped_scorer_which_has_seen_other_regions_scores_no_fold(self):
+        assert earth("test").scorer is not None
+        assert earth("test", fold=0).scorer is None
 
     def test_a_quarter_of_each_tile_is_land(self):
         land = layers.load_layers(["mask"])["mask"] == layers.LAND

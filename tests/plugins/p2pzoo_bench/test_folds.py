@@ -1,0 +1,92 @@
+"""The interval over folds, its p and Holm's adjustment, against formulas written out."""
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from p2pzoo_bench.folds import MIN_FOLDS, holm, over_folds
+from p2pzoo_bench.intervals import Interval, over_seeds
+from scipy.stats import ttest_1samp
+
+finite = st.floats(-10, 10).map(lambda value: round(value, 6))
+
+
+def test_folds_of_equal_size_give_students_interval_and_p():
+    differences = [0.03, -0.01, 0.05, 0.02, 0.04]
+    found = over_folds(differences, [9] * 5)
+    expected, test = over_seeds(differences), ttest_1samp(differences, 0)
+    interval = found.interval()
+    assert (interval.value, interval.low, interval.high) == pytest.approx((expected.value, expected.low, expected.high))
+    assert found.p == pytest.approx(test.pvalue)
+
+
+def test_folds_are_weighted_by_their_tiles():
+    found = over_folds([0.1, 0.2, 0.4], [10, 20, 70])
+    weights = (0.1, 0.2, 0.7)
+    value = 0.1 * 0.1 + 0.2 * 0.2 + 0.7 * 0.4
+    mean = (0.1 + 0.2 + 0.4) / 3
+    variance = sum((d - mean) ** 2 for d in (0.1, 0.2, 0.4)) / 2 * sum(w**2 for w in weights)
+    assert found.value == pytest.approx(value)
+    assert found.error == pytest.approx(math.sqrt(variance))
+    t_two_degrees = 4.302652729749464  # the 97.5% quantile of Student's t (any table)
+    assert found.interval().high == pytest.approx(value + t_two_degrees * math.sqrt(variance))
+
+
+def test_the_sensitivity_of_nadeau_and_bengio_is_wider():
+    found = over_folds([0.1, 0.2, 0.4, 0.1], [10, 10, 10, 10])
+    plain, wider = found.interval(), found.interval(test_per_train=1 / 7)
+    ratio = (wider.high - wider.value) / (plain.high - plain.value)
+    assert ratio == pytest.approx(math.sqrt(1 + 4 / 7))
+
+
+@pytest.mark.parametrize("differences", [[0.1], [0.1, 0.3], [0.2, 0.2, 0.2]])
+def test_too_few_folds_or_equal_differences_give_no_interval(differences):
+    found = over_folds(differences, [5] * len(differences))
+    assert found.interval() == Interval(pytest.approx(np.mean(differences)))
+    assert found.p is None
+
+
+@pytest.mark.parametrize("tiles", [[], [1, 2], [1, 2, 0], [1, 2, 3, 4]])
+def test_every_fold_needs_its_number_of_tiles(tiles):
+    with pytest.raises(ValueError, match="3 differences need as many numbers of tiles"):
+        over_folds([0.1, 0.2, 0.3], tiles)
+
+
+@pytest.mark.parametrize("folds", [3, 5, 10])
+@pytest.mark.parametrize("skewed", [False, True])
+def test_the_interval_contains_the_truth_in_95_percent_of_simulated_tables(folds, skewed):
+    """Regions and seeds contribute equally to the variance of a run; folds have 30 to 60 tiles in 7 to 15 regions."""
+    rng, held, trials = np.random.default_rng(0), 0, 3000
+    tiles = rng.integers(30, 61, folds)
+
+    def effects(*shape):
+        return rng.exponential(size=shape) - 1 if skewed else rng.normal(size=shape)
+
+    for _ in range(trials):
+        differences = [effects(n // 4).mean() + effects(1)[0] / (n // 4) ** 0.5 for n in tiles]
+        interval = over_folds(differences, tiles.tolist()).interval()
+        held += interval.low <= 0 <= interval.high
+    assert 0.93 <= held / trials <= 0.97
+
+
+@given(st.lists(st.tuples(finite, st.integers(1, 99)), min_size=MIN_FOLDS, max_size=10), finite)
+def test_a_shift_moves_the_interval_and_the_order_of_folds_does_not_matter(folds, shift):
+    differences, tiles = zip(*folds, strict=True)
+    found = over_folds(differences, tiles)
+    again = over_folds(differences[::-1], tiles[::-1])
+    assert (again.value, again.error) == pytest.approx((found.value, found.error))
+    moved = over_folds([d + shift for d in differences], tiles)
+    if found.error and found.error > 1e-5:
+        assert (moved.value - shift, moved.error) == pytest.approx((found.value, found.error), rel=1e-6, abs=1e-6)
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=6))
+def test_holm_rejects_what_the_closed_test_of_bonferroni_rejects(ps):
+    """Holm 1979: a hypothesis is rejected if every family that contains it is, each by Bonferroni."""
+    members = range(len(ps))
+    families = [f for size in range(1, len(ps) + 1) for f in itertools.combinations(members, size)]
+    closed = [max(min(1, len(f) * min(ps[i] for i in f)) for f in families if member in f) for member in members]
+    assert holm(ps) == pytest.approx(closed)
