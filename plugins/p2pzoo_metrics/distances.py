@@ -40,6 +40,23 @@ def kernel_distances(a: Tensor, b: Tensor) -> tuple[float, float]:
     return _unpaired(*kernels), _paired(*kernels)
 
 
+def block_kernel_distance(a: Tensor, b: Tensor, blocks: Tensor) -> float:
+    """`paired_kernel_distance` without comparisons of two rows of the same block, in all of its terms.
+
+    blocks  (N,) integers: images of one region or scene resemble each other, and may overlap
+
+    NaN with a single block. With a block for each row it is `paired_kernel_distance`.
+
+    >>> block_kernel_distance(torch.zeros(2, 1), torch.ones(2, 1), torch.tensor([0, 1]))
+    7.0
+    """
+    _check_pairs(a, b)
+    within_a, within_b, across = _kernels(a, b)
+    differ = blocks[:, None] != blocks[None, :]
+    across = (across + across.T) / 2  # the mean over (i, j) and (j, i), so that the mask takes both
+    return (within_a + within_b - 2 * across)[differ].mean().item()
+
+
 def frechet_distance(a: Tensor, b: Tensor) -> float:
     """|μa − μb|² + tr(Σa + Σb − 2 (Σa Σb)^½), Heusel et al. 2017 (arXiv:1706.08500).
 

