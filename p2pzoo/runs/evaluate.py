@@ -162,13 +162,19 @@ def _translator(G: nn.Module, translations: Translations) -> Callable[[Tensor], 
     return lambda x: translate(G, x, translations.test_mode, together=translations.test_batch)
 
 
-def evaluate_target(experiment: Experiment, run: Run, store: Store, digest: str) -> dict[str, Any]:
-    """The same for the ground truth row: measures y in place of ŷ. digest: its id in the results."""
+def evaluate_target(
+    experiment: Experiment, run: Run, store: Store, digest: str, *, seed: int | None = None
+) -> dict[str, Any]:
+    """The same for the ground truth row: measures y in place of ŷ.
+
+    digest  its id in the results
+    seed    of the runs that are tested on the same data, if other seeds have other data
+    """
     metrics = build_metrics(experiment, store, find_missing_metrics(experiment, run, store))
     batches = single_batches(store, range(len(store)))
     statistics = join_rows([measure(metrics, batch, batch.y, store.dataset) for batch in batches])
     results = _write_results(experiment, run, metrics, statistics, store)
-    results |= {"id": digest, "recipe": "target", "seed": None, "images": 0}
+    results |= {"id": digest, "recipe": "target", "seed": seed, "images": 0}
     write_results(run.results, results)
     return results
 

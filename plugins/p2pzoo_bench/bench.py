@@ -86,6 +86,8 @@ class Bench:
         self.unavailable: dict[str, str] = {}
         self._stores: dict[str, Store] = {}
         self._protocols: dict[str, dict[str, Any]] = {}
+        if table.folds and (folded := [item for item in overrides if item.strip().startswith("dataset.fold")]):
+            raise UserError(f"-s {folded[0]}: this table trains one run for each fold; set how many with --seeds")
         if seeded := [*filter(is_seed, overrides)]:
             raise UserError(f"-s {seeded[0]}: a table trains its rows with seeds 0, 1, …; set how many with --seeds")
         picked = pick and functools.cache(pick)
@@ -126,7 +128,8 @@ class Bench:
 
     def _experiment(self, row: Row, seed: int, profile: str | None, pick: Callable[[], str] | None) -> Experiment:
         assert row.recipe
-        settings = [*row.overrides, *self.overrides, f"seed={seed}"]
+        folds = [f"dataset.fold={seed}"] if self.table.folds else []
+        settings = [*row.overrides, *self.overrides, f"seed={seed}", *folds]
         return config.load(row.recipe, profile, settings, pick=pick, registry=self.registry)
 
     def _check(self, experiments: Sequence[Experiment]) -> None:
@@ -262,28 +265,34 @@ class Bench:
         return rows
 
     def _target(self, row: Row) -> TableRow:
-        """The row of y itself, measured on the baseline row's data."""
-        experiment = self._baseline.experiment
+        """The row of y itself, measured on the baseline row's data: once, or once for each fold."""
+        baseline = [cell.experiment for cell in self.cells if cell.row.name == self.table.baseline]
+        table_row = TableRow(row.name, row.label, baseline[0], published=row.published, target=True)
+        for experiment in baseline if self.table.folds else baseline[:1]:
+            try:
+                table_row.runs.append(self._measure_target(experiment))
+            except UserError as error:
+                return replace(table_row, runs=[], failed=str(error))
+        return table_row
+
+    def _measure_target(self, experiment: Experiment) -> FinishedRun:
+        """The results of y itself on one experiment's data. Raises UserError if it cannot be measured."""
         store = self.store(experiment)
         # the other keys of [evaluate] are about translations
         evaluated = {key: getattr(experiment.evaluate, key) for key in ("test_mode", "split", "samples")}
         described = [experiment.dataset.identity(), evaluated]
         digest = hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()[:10]
-        table_row = TableRow(row.name, row.label, experiment, published=row.published, target=True)
         for folder in (
             self.runs / "target" / f"{self.profile}-{digest}",
             self.committed / f"target-{self.profile}-{digest}",
         ):
             if (folder / "stats.safetensors").exists() and not self._lacks_metrics(experiment, folder):
-                return replace(table_row, runs=[FinishedRun(folder)])
+                return FinishedRun(folder)
         run = Run(self.runs / "target" / f"{self.profile}-{digest}")
-        try:
-            with run.lock():
-                evaluate_target(experiment, run, store, digest)
-                write_json(run.folder / "env.json", software())
-        except UserError as error:
-            return replace(table_row, failed=str(error))
-        return replace(table_row, runs=[FinishedRun(run.folder)])
+        with run.lock():
+            evaluate_target(experiment, run, store, digest, seed=experiment.seed if self.table.folds else None)
+            write_json(run.folder / "env.json", software())
+        return FinishedRun(run.folder)
 
     def find_drawing_metrics(self) -> list[str]:
         """The metrics among the columns that draw a figure of all rows."""
@@ -302,6 +311,7 @@ class Bench:
             "title": self.table.title,
             "source": self.table.source,
             "profile": self.profile,
+            **({"folds": self._seeds} if self.table.folds else {}),
         }
         images = EvaluatedImages.of_store(self.store(self._baseline.experiment))
         rows = self._rows(failures)

@@ -26,6 +26,7 @@ from p2pzoo.plugin.registry import Registry
 from p2pzoo.runs.results import describe_too_few
 from p2pzoo.utils.errors import UserError
 from p2pzoo.utils.suggest import did_you_mean
+from p2pzoo_bench.folds import over_folds
 from p2pzoo_bench.intervals import CONFIDENCE, Interval, over_seeds, paired_over_blocks
 from p2pzoo_bench.stored_results import EvaluatedImages, FinishedRun, build_metrics, open_evaluated_images
 
@@ -164,14 +165,15 @@ def build_comparison(
     columns      {metric: heading}, as in a table file
     unavailable  {name of a metric: why there is no number}
     data         the evaluated split, or what the runs store about it
-    facts        further entries of the document: title, source, profile, …
+    facts        further entries of the document: title, source, profile, …; "folds" if each seed has its own data
     """
     measured = {column: heading for column, heading in columns.items() if metric_of(column) not in unavailable}
-    digests = {column: _shared_protocol(rows, column) for column in measured}
+    folds = "folds" in facts
+    digests = {column: _shared_protocol(rows, column, by_seed=folds) for column in measured}
     reference = next(row for row in rows if row.name == baseline)
     components = {
-        name: component
-        for name, component in reference.experiment.metrics.items()
+        name: measurement.metric
+        for name, measurement in reference.experiment.measurements.items()
         if name not in unavailable and any(metric_of(column) == name for column in columns)
     }
     metrics = build_metrics(components, data)
@@ -191,7 +193,7 @@ def build_comparison(
             }
             for column, heading in columns.items()
         ],
-        "rows": [_describe_row(row, reference, measured, reducers, data) for row in rows],
+        "rows": [_describe_row(row, reference, measured, reducers, data, folds=folds) for row in rows],
         "protocols": {
             digest: run.results["protocols"][digest]
             for row in rows
@@ -218,24 +220,30 @@ def _better_direction(metrics: Mapping[str, Any], components: Mapping[str, Compo
     return getattr(metric, "better", None)
 
 
-def _shared_protocol(rows: Sequence[TableRow], column: str) -> str | None:
-    """The protocol that all numbers of a column share. Raises UserError if they do not."""
-    first: tuple[str, str, dict[str, Any]] | None = None
+def _shared_protocol(rows: Sequence[TableRow], column: str, *, by_seed: bool = False) -> str | None:
+    """The protocol that all numbers of a column share, or that of its first number if each seed has its own data.
+
+    by_seed  only numbers of the same seed must share their protocol
+
+    Raises UserError if they do not.
+    """
+    first: dict[Any, tuple[str, str, dict[str, Any]]] = {}
     for row in rows:
         for run in row.runs:
             if column not in run.results["metrics"]:
                 continue
             digest = run.results["metrics"][column]["protocol"]
             protocol = run.results["protocols"][digest]
-            if first is None:
-                first = (row.label, digest, protocol)
-            elif digest != first[1]:
-                reasons = "; ".join(describe_differences(first[2], protocol))
+            label, expected, other = first.setdefault(
+                run.results["seed"] if by_seed else None, (row.label, digest, protocol)
+            )
+            if digest != expected:
+                reasons = "; ".join(describe_differences(other, protocol))
                 raise UserError(
-                    f"{column}: '{row.label}' has another protocol than '{first[0]}' ({reasons}): compare only runs "
+                    f"{column}: '{row.label}' has another protocol than '{label}' ({reasons}): compare only runs "
                     "that were evaluated in the same way"
                 )
-    return first[1] if first else None
+    return next((digest for _, digest, _ in first.values()), None)
 
 
 def describe_differences(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:
@@ -258,9 +266,11 @@ def _describe_row(
     columns: Mapping[str, str],
     reducers: Mapping[str, _CachedReduce],
     data: EvaluatedImages,
+    *,
+    folds: bool,
 ) -> dict[str, Any]:
     """The row's entry of the document."""
-    differences = _differences_from(row, reference, columns, reducers) if row is not reference else {}
+    differences = _differences_from(row, reference, columns, reducers, folds=folds) if row is not reference else {}
     cells = {}
     for column in columns:
         values = [run.results["metrics"][column]["value"] for run in row.runs if column in run.results["metrics"]]
@@ -302,13 +312,20 @@ def _describe_interval(interval: Interval) -> dict[str, Any]:
 
 
 def _differences_from(
-    row: TableRow, reference: TableRow, columns: Mapping[str, str], reducers: Mapping[str, _CachedReduce]
+    row: TableRow,
+    reference: TableRow,
+    columns: Mapping[str, str],
+    reducers: Mapping[str, _CachedReduce],
+    *,
+    folds: bool,
 ) -> dict[str, dict[str, Any]]:
     """{column: {"difference": …}}: the row's number minus the reference's, with intervals over blocks and over seeds.
 
+    folds  each seed has its own images: the interval over seeds is that over folds (folds.py)
+
     Raises UserError if the two were measured on different images.
     """
-    pairs = _pair_runs(row, reference)
+    pairs = _pair_runs(row, reference, folds=folds)
     differences = {}
     for column in columns:
         name, _, key = column.partition(".")
@@ -316,21 +333,17 @@ def _differences_from(
         if name not in reducers or not usable:
             continue
         reduce = reducers[name]
+        _check_same_images(column, row, reference, usable, folds=folds)
+        if folds:
+            differences[column] = {"difference": _difference_over_folds(usable, reduce, key or "value")}
+            continue
 
         def difference(images: np.ndarray, usable: Any = usable, reduce: Any = reduce, key: str = key) -> float:
             return float(
                 np.mean([reduce(a, images)[key or "value"] - reduce(b, images)[key or "value"] for a, b in usable])
             )
 
-        header = usable[0][0].stats[1]
-        if any(run.stats[1]["ids"] != header["ids"] for pair in usable for run in pair):
-            raise UserError(
-                f"{column}: '{row.label}' and '{reference.label}' were measured on different images: "
-                "evaluate both on the same data"
-            )
-        blocks = [
-            block if block is not None else image for block, image in zip(header["blocks"], header["ids"], strict=True)
-        ]
+        blocks = _blocks_of(usable[0][0])
         by_seed = [_value(a, column) - _value(b, column) for a, b in usable]
         # the target has no seeds of its own: the baseline's seeds are not independent values of it
         seeds = Interval(float(np.mean(by_seed))) if row.target else over_seeds(by_seed)
@@ -343,9 +356,58 @@ def _differences_from(
     return differences
 
 
-def _pair_runs(row: TableRow, reference: TableRow) -> list[tuple[FinishedRun, FinishedRun]]:
-    """The runs of both rows with the same seed. The target has no seed: it is paired with each run of the reference."""
-    if row.target:
+def _check_same_images(
+    column: str, row: TableRow, reference: TableRow, pairs: Sequence[tuple[FinishedRun, FinishedRun]], *, folds: bool
+) -> None:
+    first = pairs[0][0].stats[1]["ids"]
+    if any(run.stats[1]["ids"] != (a.stats[1]["ids"] if folds else first) for a, b in pairs for run in (a, b)):
+        raise UserError(
+            f"{column}: '{row.label}' and '{reference.label}' were measured on different images: "
+            "evaluate both on the same data"
+        )
+
+
+def _blocks_of(run: FinishedRun) -> list[str]:
+    """The block of each image, or its id if it has none."""
+    header = run.stats[1]
+    both = zip(header["blocks"], header["ids"], strict=True)
+    return [block if block is not None else image for block, image in both]
+
+
+def _difference_over_folds(
+    pairs: Sequence[tuple[FinishedRun, FinishedRun]], reduce: _CachedReduce, key: str
+) -> dict[str, Any]:
+    """The difference over the images of all folds, each weighted by its number of images.
+
+    "seeds" is the interval over folds, which holds the variance of regions too; "blocks" is a diagnostic.
+    """
+    blocks_by_fold = [_blocks_of(a) for a, _ in pairs]
+    ends = np.cumsum([len(blocks) for blocks in blocks_by_fold])
+    starts = ends - [len(blocks) for blocks in blocks_by_fold]
+
+    def of_fold(fold: int, images: np.ndarray) -> float:
+        a, b = pairs[fold]
+        return float(reduce(a, images)[key] - reduce(b, images)[key])
+
+    def difference(images: np.ndarray) -> float:
+        parts = [images[(images >= start) & (images < end)] - start for start, end in zip(starts, ends, strict=True)]
+        terms = [len(part) * of_fold(fold, part) for fold, part in enumerate(parts) if len(part)]
+        return sum(terms) / len(images)
+
+    tiles = [len(blocks) for blocks in blocks_by_fold]
+    folds = over_folds([of_fold(fold, np.arange(count)) for fold, count in enumerate(tiles)], tiles)
+    blocks = [f"{fold}:{block}" for fold, names in enumerate(blocks_by_fold) for block in names]
+    return {
+        "blocks": vars(paired_over_blocks(difference, blocks)),
+        "seeds": vars(folds.interval()),
+        "p": folds.p,
+    }
+
+
+def _pair_runs(row: TableRow, reference: TableRow, *, folds: bool) -> list[tuple[FinishedRun, FinishedRun]]:
+    """The runs of both rows with the same seed. Without folds the target has no seed: it is paired with each run of the
+    reference."""
+    if row.target and not folds:
         return [(row.runs[0], b) for b in reference.runs] if row.runs else []
     by_seed = {run.results["seed"]: run for run in reference.runs}
     return [(a, by_seed[a.results["seed"]]) for a in row.runs if a.results["seed"] in by_seed]

@@ -57,14 +57,21 @@ def build_notes(doc: Mapping[str, Any]) -> list[str]:
     seeds = sorted({run["seed"] for row in doc["rows"] for run in row["runs"] if run["seed"] is not None})
     percent = f"{doc['confidence']:.0%}"
     notes = []
-    if len(seeds) > 1:
+    if "folds" in doc and len(seeds) > 1:
+        notes.append(
+            f"Mean of {len(seeds)} folds ± half of the {percent} Student-t interval over them. Each fold is a run with "
+            "its own seed, tested on its own images."
+        )
+    elif len(seeds) > 1:
         notes.append(
             f"Mean of seeds {', '.join(map(str, seeds))} ± half of the {percent} Student-t interval over them."
         )
     elif seeds:
         notes.append(f"One run per row, seed {seeds[0]}: no interval.")
     differences = [cell["difference"] for row in doc["rows"] for cell in row["cells"].values() if "difference" in cell]
-    if differences:
+    if differences and "folds" in doc:
+        notes.append(f"Differences: the mean over the images of all folds with its {percent} interval over folds.")
+    elif differences:
         interval = f" with its {percent} interval over test {doc['resampled']} (studentised bootstrap, paired by image)"
         if all(difference["blocks"]["low"] is None for difference in differences):
             interval = f", without an interval: there are too few test {doc['resampled']}"
@@ -100,6 +107,8 @@ def _format_difference(cell: Mapping[str, Any]) -> str:
     if "difference" not in cell:
         return NONE
     blocks, seeds = cell["difference"]["blocks"], cell["difference"]["seeds"]
+    if "p" in cell["difference"]:  # over folds: one interval, which holds images and seeds
+        blocks, seeds = seeds, {"low": None}
     half = None if blocks["low"] is None else (blocks["high"] - blocks["low"]) / 2
     places = decimals(blocks["value"], half)
     text = f"{blocks['value']:+.{places}f}"

@@ -18,7 +18,7 @@ from scipy.stats import t as student
 CONFIDENCE = 0.95
 RESAMPLES = 999  # (999 + 1) × 2.5% is a whole number: the usual choice for a 95% interval
 MIN_BLOCKS = 4  # with fewer, most resamples repeat one block, and intervals miss the true value too often
-MAX_BLOCKS = 50  # the jackknife computes a difference once per block
+MAX_BLOCKS = 100  # the jackknife computes a difference once per block
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,8 @@
     source = "Isola et al. 2017 (v3), Table 3, on Cityscapes"     # of the published numbers
     baseline = "patch70"                                          # the row that the others are compared with
     seeds = 3                                                     # 0, 1, 2
+    folds = 10                                                    # in place of seeds: seed r trains and tests fold r
+                                                                  # of the dataset, which needs a parameter `fold`
 
     [metrics.fcn_score]                                           # added to the metrics of the recipes
     use = "fcn_score"
@@ -42,7 +44,7 @@ from p2pzoo.utils.files import parse_toml, refuse_pipe
 from p2pzoo.utils.paths import shipped_dir
 from p2pzoo.utils.suggest import did_you_mean
 
-KEYS = ("title", "source", "baseline", "seeds", "study", "metrics", "columns", "rows")
+KEYS = ("title", "source", "baseline", "seeds", "folds", "study", "metrics", "columns", "rows")
 ROW_KEYS = ("recipe", "label", "set", "published", "target")
 RECIPE_KEYS = (
     "extends",
@@ -72,7 +74,8 @@ class Row:
 
 @dataclass(frozen=True)
 class Table:
-    """The content of a table file. columns: {metric: heading}. metrics: tables as in a recipe."""
+    """The content of a table file. columns: {metric: heading}. metrics: tables as in a recipe. folds: whether seed r is
+    fold r; then `seeds` is the number of folds."""
 
     name: str
     folder: Path
@@ -83,6 +86,7 @@ class Table:
     metrics: Mapping[str, Mapping[str, Any]]
     columns: Mapping[str, str]
     rows: tuple[Row, ...]
+    folds: bool = False
     study: bool = False
 
     @property
@@ -127,7 +131,8 @@ def read_table(path: str) -> Table:
         title=tree.get("title", file.stem),
         source=tree.get("source", ""),
         baseline=tree.get("baseline", next((row.name for row in rows if row.recipe), rows[0].name)),
-        seeds=tree.get("seeds", 1),
+        seeds=tree.get("folds", tree.get("seeds", 1)),
+        folds="folds" in tree,
         metrics=tree.get("metrics", {}),
         columns=tree["columns"],
         rows=rows,
@@ -201,9 +206,12 @@ def _setting_faults(at: At, tree: Mapping[str, Any]) -> Iterator[str]:
     for key in ("title", "source", "baseline"):
         if not isinstance(tree.get(key, ""), str):
             yield f"{at(key)}  {key} must be a string"
-    seeds = tree.get("seeds", 1)
-    if not isinstance(seeds, int) or isinstance(seeds, bool) or seeds < 1:
-        yield f"{at('seeds')}  seeds = {seeds!r}: must be a number, 1 or more"
+    for key in ("seeds", "folds"):
+        number = tree.get(key, 1)
+        if not isinstance(number, int) or isinstance(number, bool) or number < 1:
+            yield f"{at(key)}  {key} = {number!r}: must be a number, 1 or more"
+    if "seeds" in tree and "folds" in tree:
+        yield f"{at('folds')}  folds: each fold has its own seed; remove seeds"
 
 
 def _metric_faults(at: At, metrics: Any) -> Iterator[str]:

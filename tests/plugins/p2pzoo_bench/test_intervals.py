@@ -90,7 +90,7 @@ def test_many_blocks_are_merged_so_that_the_difference_is_computed_rarely():
         return float(values[images].mean())
 
     interval = paired_over_blocks(difference, list(range(1000)))
-    assert sizes == [1000] + [980] * 50
+    assert sizes == [1000] + [990] * 100
     assert interval.high - interval.low == pytest.approx(2 * 1.96 * values.std() / 1000**0.5, rel=0.2)
 
 

@@ -1,0 +1,180 @@
+"""Tables with `folds`: seed r is fold r of the dataset, and differences have one interval over folds."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from p2pzoo_bench import formats
+from p2pzoo_bench.bench import Bench
+from p2pzoo_bench.comparison import TableRow, build_comparison
+from p2pzoo_bench.folds import over_folds
+from p2pzoo_bench.stored_results import EvaluatedImages, FinishedRun
+from p2pzoo_bench.table_file import read_table
+
+from p2pzoo import config
+from p2pzoo.data import Store
+from p2pzoo.models.safetensors_io import save_tensors
+from p2pzoo.plugin.loader import registry
+from p2pzoo.utils.errors import UserError
+
+SMALL = ["dataset.size=64", "dataset.stride=256", "generator.width=8", "discriminator.width=8"]
+FACTS = {"title": "T", "source": "", "profile": "smoke", "folds": 3}
+TABLE = """
+folds = 3
+baseline = "both"
+[columns]
+l1 = "L1"
+[rows.l1]
+recipe = "l1.toml"
+[rows.both]
+recipe = "both.toml"
+[rows.photos]
+target = true
+"""
+
+
+@pytest.fixture
+def files(tmp_path, tiny):
+    (tmp_path / "both.toml").write_text(f'extends = "{tiny}"\n[train]\nimages = 4\n')
+    (tmp_path / "l1.toml").write_text('extends = "both.toml"\ndrop = ["discriminator", "gan_loss"]\n')
+    (tmp_path / "table.toml").write_text(TABLE)
+    return tmp_path
+
+
+@pytest.fixture(scope="module")
+def experiment():
+    return config.load("zoo:ablation_patch70.toml", "smoke", SMALL)
+
+
+@pytest.fixture(scope="module")
+def data(experiment):
+    return EvaluatedImages.of_store(Store(experiment.dataset.build(split="test")))
+
+
+@pytest.fixture
+def finished(tmp_path):
+    """finished("name", fold, [L1 of each image, …]) -> a FinishedRun; each fold has other images."""
+
+    def finished(name, fold, values, **protocol):
+        folder = tmp_path / f"{name}-{fold}"
+        folder.mkdir()
+        ids, digest = [f"{fold}-{i}" for i in range(len(values))], f"p{fold}{protocol or ''}"
+        header = {"ids": ids, "blocks": [f"block {i // 2}" for i in range(len(values))]}
+        save_tensors(folder / "stats.safetensors", {"l1.l1": torch.tensor(values)}, header)
+        results = {
+            "id": f"{name}{fold}", "recipe": name, "profile": "smoke", "seed": fold, "measured": {"l1": digest},
+            "metrics": {"l1": {"value": float(np.mean(values)), "protocol": digest}},
+            "protocols": {digest: {"split": "test", "dataset": {"fold": fold}, **protocol}},
+        }  # fmt: skip
+        (folder / "results.json").write_text(json.dumps(results))
+        return FinishedRun(folder)
+
+    return finished
+
+
+@pytest.fixture
+def rows(experiment, finished):
+    """Two rows with three folds of 4, 6 and 10 images."""
+    rng = np.random.default_rng(0)
+    a, b = TableRow("a", "A", experiment), TableRow("b", "B", experiment)
+    for fold, images in enumerate((4, 6, 10)):
+        values = rng.uniform(0.2, 0.4, images).astype(np.float32)
+        a.runs.append(finished("a", fold, values))
+        b.runs.append(finished("b", fold, values + rng.normal(0.1, 0.05, images).astype(np.float32)))
+    return a, b
+
+
+class TestComparison:
+    def test_a_difference_has_the_interval_over_folds_weighted_by_their_images(self, rows, data):
+        a, b = rows
+        cell = build_comparison(rows, "a", {"l1": "L1"}, {}, data, facts=FACTS).doc["rows"][1]["cells"]["l1"]
+        means = [[run.results["metrics"]["l1"]["value"] for run in row.runs] for row in (a, b)]
+        expected = over_folds([y - x for x, y in zip(*means, strict=True)], [4, 6, 10])
+        assert cell["difference"]["seeds"] == pytest.approx(vars(expected.interval()), abs=1e-6)
+        assert cell["difference"]["p"] == pytest.approx(expected.p, rel=1e-3)
+        assert cell["difference"]["blocks"]["value"] == pytest.approx(expected.value, abs=1e-6)
+
+    def test_the_diagnostic_resamples_the_blocks_of_all_folds(self, rows, data):
+        """Blocks of the same name in two folds are two blocks."""
+        cell = build_comparison(rows, "a", {"l1": "L1"}, {}, data, facts=FACTS).doc["rows"][1]["cells"]["l1"]
+        blocks = cell["difference"]["blocks"]
+        assert blocks["low"] < blocks["value"] < blocks["high"]
+        a, b = rows
+        by_image = torch.cat([y.stats[0]["l1.l1"] - x.stats[0]["l1.l1"] for x, y in zip(a.runs, b.runs, strict=True)])
+        assert blocks["value"] == pytest.approx(by_image.mean().item(), abs=1e-6)
+
+    def test_one_fold_gives_no_interval(self, rows, data):
+        for row in rows:
+            del row.runs[1:]
+        cell = build_comparison(rows, "a", {"l1": "L1"}, {}, data, facts=FACTS).doc["rows"][1]["cells"]["l1"]
+        assert cell["difference"]["seeds"]["low"] is None
+        assert cell["difference"]["p"] is None
+
+    def test_rows_of_a_fold_that_were_measured_differently_are_refused(self, rows, data, finished):
+        rows[1].runs[2] = finished("c", 2, np.full(10, 0.3, np.float32), test_mode="eval")
+        with pytest.raises(UserError, match="l1: 'B' has another protocol than 'A'"):
+            build_comparison(rows, "a", {"l1": "L1"}, {}, data, facts=FACTS)
+
+    def test_rows_of_a_fold_with_other_images_are_refused(self, rows, data, finished):
+        rows[1].runs[2] = finished("c", 2, np.full(9, 0.3, np.float32))
+        with pytest.raises(UserError, match="were measured on different images"):
+            build_comparison(rows, "a", {"l1": "L1"}, {}, data, facts=FACTS)
+
+    def test_the_notes_say_folds(self, rows, data):
+        doc = build_comparison(rows, "a", {"l1": "L1"}, {}, data, facts=FACTS).doc
+        text = formats.to_markdown(doc)
+        assert "Mean of 3 folds ± half of the 95% Student-t interval over them." in text
+        assert "95% interval over folds" in text
+        assert "studentised bootstrap" not in text
+        assert text.count("; ±") == 0, "one interval"
+
+
+class TestTableFile:
+    def test_seed_r_is_fold_r(self, files):
+        bench = Bench(read_table(str(files / "table.toml")), registry(), files / "runs", profile="smoke")
+        found = [(cell.row.name, cell.experiment.seed, cell.experiment.dataset.values["fold"]) for cell in bench.cells]
+        assert found == [(row, fold, fold) for fold in range(3) for row in ("l1", "both")]
+
+    @pytest.mark.parametrize(
+        ("line", "message"),
+        [
+            ("folds = 3\nseeds = 2", "folds: each fold has its own seed; remove seeds"),
+            ("folds = 0", "folds = 0: must be a number, 1 or more"),
+            ("folds = true", "folds = True: must be a number, 1 or more"),
+            ("folds = 11", r"\[dataset\] fold = 10: "),
+        ],
+    )
+    def test_impossible_folds_are_refused_before_training(self, line, message, files):
+        (files / "table.toml").write_text(TABLE.replace("folds = 3", line))
+        with pytest.raises(UserError, match=message):
+            Bench(read_table(str(files / "table.toml")), registry(), files / "runs", profile="smoke")
+
+    def test_a_fold_is_refused_as_an_override(self, files):
+        table = read_table(str(files / "table.toml"))
+        with pytest.raises(UserError, match=r"-s dataset\.fold=2: this table trains one run for each fold"):
+            Bench(table, registry(), files / "runs", profile="smoke", overrides=["dataset.fold=2"])
+
+    def test_a_dataset_without_folds_is_refused(self, files):
+        with (files / "both.toml").open("a") as recipe:
+            recipe.write('[dataset]\nuse = "photos:edges"\n')
+        with pytest.raises(UserError, match="has no parameter 'fold'"):
+            Bench(read_table(str(files / "table.toml")), registry(), files / "runs", profile="smoke")
+
+
+@pytest.mark.slow
+def test_a_table_is_trained_and_measured_fold_by_fold(files, run_cli):
+    arguments = ("--profile", "smoke", "--runs", files / "runs", "-o", files / "table.json")
+    result = run_cli("bench", files / "table.toml", *arguments)
+    assert result.exit_code == 0, result.output
+    doc = json.loads((files / "table.json").read_text())
+    assert doc["folds"] == 3
+    by_name = {row["name"]: row for row in doc["rows"]}
+    assert {name: [run["seed"] for run in row["runs"]] for name, row in by_name.items()} == {
+        "l1": [0, 1, 2], "both": [0, 1, 2], "photos": [0, 1, 2]
+    }  # fmt: skip
+    assert by_name["photos"]["cells"]["l1"]["values"] == [0.0] * 3
+    assert by_name["l1"]["cells"]["l1"]["difference"]["seeds"]["low"] is not None
+    again = run_cli("bench", files / "table.toml", *arguments)
+    assert "3 of 6 runs" not in again.output
+    assert json.loads((files / "table.json").read_text()) == doc
