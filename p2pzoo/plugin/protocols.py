@@ -124,6 +124,7 @@ class Dataset(Protocol):
     unscored              names of classes that means over classes leave out: too rare to count, or of no interest
     scorer                file of a segmenter that was trained on the photos of y, with the classes of `classes`;
                           metrics apply it to ŷ
+    scorers               {name: file} of further segmenters of that kind, which metrics apply when a recipe names them
     file_layout           `FileLayout`: the scale and the half in which x was taken from its files; a trained model then
                           takes its inputs from files in the same way. Without it, x is the whole image of its file
     file_shapes           `file_shapes[i]`: (H, W, C) of x and of y of pair i in their files, before they are resized

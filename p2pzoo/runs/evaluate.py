@@ -163,16 +163,24 @@ def _translator(G: nn.Module, translations: Translations) -> Callable[[Tensor], 
 
 
 def evaluate_target(
-    experiment: Experiment, run: Run, store: Store, digest: str, *, seed: int | None = None
+    experiment: Experiment,
+    run: Run,
+    store: Store,
+    digest: str,
+    *,
+    seed: int | None = None,
+    change: Callable[[Batch], Tensor] | None = None,
 ) -> dict[str, Any]:
     """The same for the ground truth row: measures y in place of ŷ.
 
     digest  its id in the results
     seed    of the runs that are tested on the same data, if other seeds have other data
+    change  returns what is measured instead of y, (B, C, H, W) in [-1, 1]
     """
     metrics = build_metrics(experiment, store, find_missing_metrics(experiment, run, store))
     batches = single_batches(store, range(len(store)))
-    statistics = join_rows([measure(metrics, batch, batch.y, store.dataset) for batch in batches])
+    shown = [(batch, change(batch) if change else batch.y) for batch in batches]
+    statistics = join_rows([measure(metrics, batch, image, store.dataset) for batch, image in shown])
     results = _write_results(experiment, run, metrics, statistics, store)
     results |= {"id": digest, "recipe": "target", "seed": seed, "images": 0}
     write_results(run.results, results)

@@ -34,6 +34,7 @@ from p2pzoo.runs.run_folder import Run, locate_run
 from p2pzoo.training.environment import software
 from p2pzoo.utils.errors import UserError
 from p2pzoo.utils.files import write_json
+from p2pzoo_bench.changed_target import changed_target
 from p2pzoo_bench.comparison import Comparison, TableRow, build_comparison, describe_differences, metric_of
 from p2pzoo_bench.executors import Executor, Job
 from p2pzoo_bench.run_missing import Progress, run_missing
@@ -91,6 +92,7 @@ class Bench:
         if seeded := [*filter(is_seed, overrides)]:
             raise UserError(f"-s {seeded[0]}: a table trains its rows with seeds 0, 1, …; set how many with --seeds")
         picked = pick and functools.cache(pick)
+        profile = profile or table.profile
         first = self._first_experiments(profile, picked)
         self._check(first)
         self.profile = next(
@@ -124,6 +126,7 @@ class Bench:
             Cell(row, self._experiment(row, seed, profile, pick))
             for seed in range(self._seeds)
             for row in self.table.trained
+            if row.folds is None or seed < row.folds
         ]
 
     def _experiment(self, row: Row, seed: int, profile: str | None, pick: Callable[[], str] | None) -> Experiment:
@@ -270,17 +273,21 @@ class Bench:
         table_row = TableRow(row.name, row.label, baseline[0], published=row.published, target=True)
         for experiment in baseline if self.table.folds else baseline[:1]:
             try:
-                table_row.runs.append(self._measure_target(experiment))
+                table_row.runs.append(self._measure_target(row, experiment))
             except UserError as error:
                 return replace(table_row, runs=[], failed=str(error))
         return table_row
 
-    def _measure_target(self, experiment: Experiment) -> FinishedRun:
-        """The results of y itself on one experiment's data. Raises UserError if it cannot be measured."""
+    def _measure_target(self, row: Row, experiment: Experiment) -> FinishedRun:
+        """The results of y itself, as the row shows it, on one experiment's data.
+
+        Raises UserError if it cannot be measured.
+        """
         store = self.store(experiment)
         # the other keys of [evaluate] are about translations
         evaluated = {key: getattr(experiment.evaluate, key) for key in ("test_mode", "split", "samples")}
-        described = [experiment.dataset.identity(), evaluated]
+        change = changed_target(row, experiment)
+        described = [experiment.dataset.identity(), evaluated, *([change.identity] if change else [])]
         digest = hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()[:10]
         for folder in (
             self.runs / "target" / f"{self.profile}-{digest}",
@@ -290,9 +297,19 @@ class Bench:
                 return FinishedRun(folder)
         run = Run(self.runs / "target" / f"{self.profile}-{digest}")
         with run.lock():
-            evaluate_target(experiment, run, store, digest, seed=experiment.seed if self.table.folds else None)
+            seed = experiment.seed if self.table.folds else None
+            evaluate_target(experiment, run, store, digest, seed=seed, change=change)
             write_json(run.folder / "env.json", software())
         return FinishedRun(run.folder)
+
+    def better_direction(self, column: str) -> str | None:
+        """ "higher", "lower", or None if neither is better; None too if no row has the metric."""
+        measurements = [cell.experiment.measurements.get(metric_of(column)) for cell in self.cells]
+        return next((getattr(m.metric.factory, "better", None) for m in measurements if m), None)
+
+    def test_per_train(self, experiment: Experiment) -> float:
+        """Number of evaluated images per training image."""
+        return len(self.store(experiment)) / len(experiment.dataset.build(split="train"))
 
     def find_drawing_metrics(self) -> list[str]:
         """The metrics among the columns that draw a figure of all rows."""

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -19,15 +19,13 @@ from p2pzoo.cli.options import (
     stop,
 )
 from p2pzoo.utils.errors import UserError
+from p2pzoo_bench.output import CLAIM_FORMATS, FORMATS, resolve_format, write_document
 
 if TYPE_CHECKING:
     from p2pzoo_bench.bench import Bench
     from p2pzoo_bench.comparison import Comparison
     from p2pzoo_bench.executors import Executor
 
-FORMATS = ("rich", "markdown", "csv", "json", "latex", "html", "svg")
-ENDINGS = {".md": "markdown", ".csv": "csv", ".json": "json", ".tex": "latex", ".html": "html", ".svg": "svg"}
-PIPE_WIDTH = 1000  # columns: a program that reads the output gets one line per row
 
 format_option = click.option(
     "--format",
@@ -89,33 +87,51 @@ def bench_command(
 ) -> None:  # fmt: skip
     """Train the missing runs of TABLE (a file, or zoo:NAME.toml) and print the table.
 
+    TABLE may be a claims file: then the runs of all its tables are trained, and a verdict on each claim is printed.
+
     Runs are found by their id, in the runs folder and in results/ beside the table file. The same command resumes an
     interrupted table. A run that fails does not stop the others; the exit code is then 1.
     """
     from p2pzoo import config
     from p2pzoo.plugin.loader import registry
     from p2pzoo_bench.bench import Bench
-    from p2pzoo_bench.progress import table_progress
-    from p2pzoo_bench.run_missing import Stopped
+    from p2pzoo_bench.claims_file import is_claims_file
     from p2pzoo_bench.table_columns import find_columns, select_columns
     from p2pzoo_bench.table_file import read_table
 
-    form = _resolve_format(form, output, as_json)
-    flags = {"--fresh": fresh, "--accept-stale": accept_stale}
-    table_file = read_table(table)
-    find_columns(columns, table_file.columns)  # before anything is trained
+    form = resolve_format(form, output, as_json)
     executor = _build_executor(where, runs, jobs, cpus_per_run, gpus_per_run)
-    bench = Bench(
-        table_file, registry(), runs, profile=profile, seeds=seeds, overrides=overrides,
-        options=[flag for flag, on in flags.items() if on], pick=lambda: config.pick_profile(overrides, executor.kind),
-    )  # fmt: skip
-    if form == "svg":
-        _check_one_drawing(bench.find_drawing_metrics())
-    if dry_run:
-        return _print_plan(bench, as_json)
-    missing = bench.missing()
+    flags = {"--fresh": fresh, "--accept-stale": accept_stale}
+    options: dict[str, Any] = {
+        "profile": profile, "overrides": overrides, "options": [flag for flag, on in flags.items() if on],
+        "pick": lambda: config.pick_profile(overrides, executor.kind),
+    }  # fmt: skip
+    if is_claims_file(table):
+        failed = _bench_claims(
+            table, runs, executor, options, seeds=seeds, columns=columns, form=form, output=output, as_json=as_json,
+            dry_run=dry_run, quiet=quiet,
+        )  # fmt: skip
+    else:
+        table_file = read_table(table)
+        find_columns(columns, table_file.columns)  # before anything is trained
+        bench = Bench(table_file, registry(), runs, seeds=seeds, **options)
+        if form == "svg":
+            _check_one_drawing(bench.find_drawing_metrics())
+        if dry_run:
+            return _print_plans([bench], bench.table.title, as_json)
+        failed = _train_missing(bench, executor, quiet=quiet)
+        _write_table(select_columns(bench.compare(failed), columns), form, output, as_json)
+    if failed:
+        sys.exit(1)
+
+
+def _train_missing(bench: Bench, executor: Executor, *, quiet: bool) -> dict[str, str]:
+    """Train the missing runs of a table. Returns {id: why it failed}. Ends the command after a signal."""
+    from p2pzoo_bench.progress import table_progress
+    from p2pzoo_bench.run_missing import Stopped
+
     failures: dict[str, str] = {}
-    if missing:
+    if missing := bench.missing():
         with table_progress(quiet=quiet) as progress:
             progress.note(
                 f"{bench.table.title}: {len(missing)} of {len(bench.cells)} runs to train, profile {bench.profile}"
@@ -123,29 +139,72 @@ def bench_command(
             try:
                 failures = bench.run_missing(progress, executor)
             except Stopped as stopped:
-                stop(f"stopped; {resume_command(fresh)} resumes from there", 128 + stopped.signum, progress.note)
+                again = resume_command("--fresh" in bench.options)
+                stop(f"stopped; {again} resumes from there", 128 + stopped.signum, progress.note)
     for folder, changed in bench.stale().items():
         click.echo(f"{folder}: the code changed after this run ({', '.join(changed)})", err=True)
-    _write_table(select_columns(bench.compare(failures), columns), form, output, as_json)
-    if failures:
-        sys.exit(1)
+    return failures
 
 
-def _print_plan(bench: Bench, as_json: bool) -> None:
+def _bench_claims(
+    path: str, runs: Path, executor: Executor, options: Mapping[str, Any], *, seeds: int | None,
+    columns: tuple[str, ...], form: str, output: Path | None, as_json: bool, dry_run: bool, quiet: bool,
+) -> dict[str, str]:  # fmt: skip
+    """Train the missing runs of all tables of a claims file, and print the verdicts. Returns {id: why it failed}."""
+    import json
+
+    from p2pzoo.plugin.loader import registry
+    from p2pzoo_bench import claims_formats
+    from p2pzoo_bench.bench import Bench
+    from p2pzoo_bench.claims import check_claims, judge
+    from p2pzoo_bench.claims_file import read_claims
+
+    if form not in CLAIM_FORMATS:
+        raise UserError(f"{path}: verdicts have no format {form}: use one of {', '.join(CLAIM_FORMATS)}")
+    if seeds is not None or columns:
+        option = "--column" if columns else "--seeds"
+        raise UserError(f"{option}: a claims file fixes the folds and the columns: change the file instead")
+    claims = read_claims(path)
+    benches = {name: Bench(table, registry(), runs, **options) for name, table in claims.tables.items()}
+    check_claims(claims, benches)
+    if dry_run:
+        _print_plans(list(benches.values()), claims.title, as_json)
+        return {}
+    failures: dict[str, str] = {}
+    for bench in benches.values():
+        failures |= _train_missing(bench, executor, quiet=quiet)
+    comparisons = {name: bench.compare(failures) for name, bench in benches.items()}
+    verdicts = [judged.describe() for judged in judge(claims, benches, comparisons)]
+    texts = {
+        "markdown": lambda: claims_formats.to_markdown(claims.title, verdicts),
+        "json": lambda: json.dumps(verdicts, indent=2, ensure_ascii=False),
+        "html": lambda: claims_formats.to_html(claims.title, claims.source, verdicts),
+        "svg": lambda: claims_formats.to_svg(verdicts),
+    }
+    write_document(
+        verdicts, form, output, as_json, format_text=lambda form: texts[form](),
+        to_rich=lambda: claims_formats.to_rich(claims.title, verdicts),
+    )  # fmt: skip
+    return failures
+
+
+def _print_plans(benches: Sequence[Bench], title: str, as_json: bool) -> None:
+    """Print what the tables would train; a run that several share, once."""
     from p2pzoo.runs.progress import format_duration
     from p2pzoo_bench.plan import plan_runs, summarize_plan
 
-    runs = plan_runs(bench)
+    runs = list({(run.id, run.row): run for bench in benches for run in plan_runs(bench)}.values())
     summary = summarize_plan(runs)
+    profiles = ", ".join(dict.fromkeys(bench.profile for bench in benches))
     if as_json:
-        print_json({"table": bench.table.name, "profile": bench.profile, **summary})
+        print_json({"table": ", ".join(bench.table.name for bench in benches), "profile": profiles, **summary})
         return
     for run in runs:
         click.echo(str(run))
     work = f": {summary['images']} images" if summary["images"] else ""
     time = f", about {format_duration(summary['seconds'])} one after the other" if summary["seconds"] else ""
     number = f"{summary['missing']} of {len(runs)} runs are missing"
-    click.echo(f"{bench.table.title}, profile {bench.profile}: {number}{work}{time}", err=True)
+    click.echo(f"{title}, profile {profiles}: {number}{work}{time}", err=True)
 
 
 @click.command("compare")
@@ -168,7 +227,7 @@ def compare_command(
     from p2pzoo_bench.comparison import compare_runs
     from p2pzoo_bench.table_columns import select_columns
 
-    form = _resolve_format(form, output, as_json)
+    form = resolve_format(form, output, as_json)
     table = compare_runs(runs, registry(), baseline=baseline, wanted=metrics)
     _write_table(select_columns(table, columns), form, output, as_json)
 
@@ -187,45 +246,13 @@ def _build_executor(where: str, runs: Path, jobs: int | None, cpus: int | None, 
     return Cluster(where, runs, jobs=jobs, cpus=cpus, gpus=gpus)
 
 
-def _resolve_format(form: str | None, output: Path | None, as_json: bool) -> str:
-    """The format of --format, else by the ending of -o, else rich. Raises UserError if there is none."""
-    if as_json and output is None:
-        if form not in (None, "json"):
-            raise UserError(f"--format {form} and --json: standard output takes one of them; write the other with -o")
-        return "json"
-    if form == "rich" and output:
-        raise UserError(f"-o {output}: --format rich is for a terminal; use one of {', '.join(FORMATS[1:])}")
-    if form or output is None:
-        return form or "rich"
-    if output.suffix not in ENDINGS:
-        raise UserError(f"-o {output}: its ending names no format; use one of {', '.join(ENDINGS)}, or set --format")
-    return ENDINGS[output.suffix]
-
-
 def _write_table(table: Comparison, form: str, output: Path | None, as_json: bool) -> None:
-    """Print the table, or write it to the output file; with as_json print it as JSON in any case."""
-    from p2pzoo.utils.files import write_text
     from p2pzoo_bench import formats
 
-    if as_json:
-        print_json(table.doc)
-    if output is None and as_json:
-        return
-    if form == "rich":
-        from rich.console import Console
-
-        console = Console()
-        if not console.is_terminal:
-            console.width = PIPE_WIDTH
-        console.print(formats.to_rich(table.doc))
-        return
-    text = _format_table(table, form)
-    if output is None:
-        click.echo(text, nl=not text.endswith("\n"))
-    else:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        write_text(output, text if text.endswith("\n") else text + "\n")
-        click.echo(f"written  {output}", err=True)
+    write_document(
+        table.doc, form, output, as_json, format_text=lambda form: _format_table(table, form),
+        to_rich=lambda: formats.to_rich(table.doc),
+    )  # fmt: skip
 
 
 def _format_table(table: Comparison, form: str) -> str:

@@ -26,7 +26,7 @@ from p2pzoo.plugin.registry import Registry
 from p2pzoo.runs.results import describe_too_few
 from p2pzoo.utils.errors import UserError
 from p2pzoo.utils.suggest import did_you_mean
-from p2pzoo_bench.folds import over_folds
+from p2pzoo_bench.folds import FoldDifference, over_folds
 from p2pzoo_bench.intervals import CONFIDENCE, Interval, over_seeds, paired_over_blocks
 from p2pzoo_bench.stored_results import EvaluatedImages, FinishedRun, build_metrics, open_evaluated_images
 
@@ -169,7 +169,7 @@ def build_comparison(
     """
     measured = {column: heading for column, heading in columns.items() if metric_of(column) not in unavailable}
     folds = "folds" in facts
-    digests = {column: _shared_protocol(rows, column, by_seed=folds) for column in measured}
+    digests = {column: shared_protocol(rows, column, by_seed=folds) for column in measured}
     reference = next(row for row in rows if row.name == baseline)
     components = {
         name: measurement.metric
@@ -177,7 +177,7 @@ def build_comparison(
         if name not in unavailable and any(metric_of(column) == name for column in columns)
     }
     metrics = build_metrics(components, data)
-    reducers = {name: _CachedReduce(metric, name) for name, metric in metrics.items()}
+    reducers = {name: CachedReduce(metric, name) for name, metric in metrics.items()}
     doc = {
         **facts,
         "baseline": baseline,
@@ -187,7 +187,7 @@ def build_comparison(
             {
                 "metric": column,
                 "heading": heading,
-                "better": _better_direction(metrics, components, metric_of(column)),
+                "better": better_direction(metrics, components, metric_of(column)),
                 "protocol": digests.get(column),
                 "unavailable": unavailable.get(metric_of(column)),
             }
@@ -214,13 +214,13 @@ def metric_of(column: str) -> str:
     return column.partition(".")[0]
 
 
-def _better_direction(metrics: Mapping[str, Any], components: Mapping[str, Component], name: str) -> str | None:
+def better_direction(metrics: Mapping[str, Any], components: Mapping[str, Component], name: str) -> str | None:
     """Which direction is better, from the metric or, if it could not be built, from its class."""
     metric = metrics.get(name) or (components[name].factory if name in components else None)
     return getattr(metric, "better", None)
 
 
-def _shared_protocol(rows: Sequence[TableRow], column: str, *, by_seed: bool = False) -> str | None:
+def shared_protocol(rows: Sequence[TableRow], column: str, *, by_seed: bool = False) -> str | None:
     """The protocol that all numbers of a column share, or that of its first number if each seed has its own data.
 
     by_seed  only numbers of the same seed must share their protocol
@@ -264,7 +264,7 @@ def _describe_row(
     row: TableRow,
     reference: TableRow,
     columns: Mapping[str, str],
-    reducers: Mapping[str, _CachedReduce],
+    reducers: Mapping[str, CachedReduce],
     data: EvaluatedImages,
     *,
     folds: bool,
@@ -315,7 +315,7 @@ def _differences_from(
     row: TableRow,
     reference: TableRow,
     columns: Mapping[str, str],
-    reducers: Mapping[str, _CachedReduce],
+    reducers: Mapping[str, CachedReduce],
     *,
     folds: bool,
 ) -> dict[str, dict[str, Any]]:
@@ -325,7 +325,7 @@ def _differences_from(
 
     Raises UserError if the two were measured on different images.
     """
-    pairs = _pair_runs(row, reference, folds=folds)
+    pairs = pair_runs(row, reference, folds=folds)
     differences = {}
     for column in columns:
         name, _, key = column.partition(".")
@@ -333,9 +333,11 @@ def _differences_from(
         if name not in reducers or not usable:
             continue
         reduce = reducers[name]
-        _check_same_images(column, row, reference, usable, folds=folds)
+        check_same_images(column, row, reference, usable, folds=folds)
         if folds:
-            differences[column] = {"difference": _difference_over_folds(usable, reduce, key or "value")}
+            of_folds, of_blocks = difference_over_folds(usable, reduce, key or "value")
+            interval = vars(of_folds.interval())  # holds the variance of regions too; "blocks" is a diagnostic
+            differences[column] = {"difference": {"blocks": vars(of_blocks), "seeds": interval, "p": of_folds.p}}
             continue
 
         def difference(images: np.ndarray, usable: Any = usable, reduce: Any = reduce, key: str = key) -> float:
@@ -356,7 +358,7 @@ def _differences_from(
     return differences
 
 
-def _check_same_images(
+def check_same_images(
     column: str, row: TableRow, reference: TableRow, pairs: Sequence[tuple[FinishedRun, FinishedRun]], *, folds: bool
 ) -> None:
     first = pairs[0][0].stats[1]["ids"]
@@ -374,12 +376,12 @@ def _blocks_of(run: FinishedRun) -> list[str]:
     return [block if block is not None else image for block, image in both]
 
 
-def _difference_over_folds(
-    pairs: Sequence[tuple[FinishedRun, FinishedRun]], reduce: _CachedReduce, key: str
-) -> dict[str, Any]:
-    """The difference over the images of all folds, each weighted by its number of images.
+def difference_over_folds(
+    pairs: Sequence[tuple[FinishedRun, FinishedRun]], reduce: CachedReduce, key: str
+) -> tuple[FoldDifference, Interval]:
+    """The difference over the images of all folds, each weighted by its number of images, of pairs of runs.
 
-    "seeds" is the interval over folds, which holds the variance of regions too; "blocks" is a diagnostic.
+    The second interval resamples blocks and ignores how runs vary: it is a diagnostic.
     """
     blocks_by_fold = [_blocks_of(a) for a, _ in pairs]
     ends = np.cumsum([len(blocks) for blocks in blocks_by_fold])
@@ -397,14 +399,10 @@ def _difference_over_folds(
     tiles = [len(blocks) for blocks in blocks_by_fold]
     folds = over_folds([of_fold(fold, np.arange(count)) for fold, count in enumerate(tiles)], tiles)
     blocks = [f"{fold}:{block}" for fold, names in enumerate(blocks_by_fold) for block in names]
-    return {
-        "blocks": vars(paired_over_blocks(difference, blocks)),
-        "seeds": vars(folds.interval()),
-        "p": folds.p,
-    }
+    return folds, paired_over_blocks(difference, blocks)
 
 
-def _pair_runs(row: TableRow, reference: TableRow, *, folds: bool) -> list[tuple[FinishedRun, FinishedRun]]:
+def pair_runs(row: TableRow, reference: TableRow, *, folds: bool) -> list[tuple[FinishedRun, FinishedRun]]:
     """The runs of both rows with the same seed. Without folds the target has no seed: it is paired with each run of the
     reference."""
     if row.target and not folds:
@@ -417,7 +415,7 @@ def _value(run: FinishedRun, column: str) -> float:
     return float(run.results["metrics"][column]["value"])
 
 
-class _CachedReduce:
+class CachedReduce:
     """A metric's numbers on a subset of a run's images. The cache serves all columns and rows."""
 
     def __init__(self, metric: Any, name: str) -> None:

@@ -34,12 +34,16 @@ class FoldDifference:
 
     value  d̄
     error  √V; None with fewer than MIN_FOLDS folds, or if all folds have the same difference
-    folds  K
+    of     the difference of each of the K folds
     """
 
     value: float
     error: float | None
-    folds: int
+    of: tuple[float, ...]
+
+    @property
+    def folds(self) -> int:
+        return len(self.of)
 
     def interval(self, confidence: float = CONFIDENCE, *, test_per_train: float = 0.0) -> Interval:
         """The two-sided interval; without ends if there is no error.
@@ -78,9 +82,9 @@ def over_folds(differences: Sequence[float], tiles: Sequence[int]) -> FoldDiffer
     d, weights = np.asarray(differences, float), np.asarray(tiles, float) / sum(tiles)
     value = float(weights @ d)
     if len(d) < MIN_FOLDS or np.ptp(d) <= 1e-12 * np.abs(d).max():
-        return FoldDifference(value, None, len(d))
+        return FoldDifference(value, None, tuple(differences))
     variance = float(d.var(ddof=1) * (weights**2).sum())
-    return FoldDifference(value, variance**0.5, len(d))
+    return FoldDifference(value, variance**0.5, tuple(differences))
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

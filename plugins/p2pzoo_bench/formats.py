@@ -147,13 +147,13 @@ def _format_cost(key: str, number: float | None) -> str:
 
 
 def to_markdown(doc: Mapping[str, Any]) -> str:
-    parts = [f"**{doc['title']}** (profile `{doc['profile']}`)", _markdown_table(*build_main_table(doc))]
+    parts = [f"**{doc['title']}** (profile `{doc['profile']}`)", markdown_table(*build_main_table(doc))]
     if (table := build_difference_table(doc))[1]:
-        parts.append(_markdown_table(*table))
+        parts.append(markdown_table(*table))
     return "\n\n".join([*parts, *build_notes(doc)])
 
 
-def _markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     lines = [head, ["---"] * len(head), *rows]
     return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
 

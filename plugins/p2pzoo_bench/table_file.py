@@ -6,6 +6,8 @@
     seeds = 3                                                     # 0, 1, 2
     folds = 10                                                    # in place of seeds: seed r trains and tests fold r
                                                                   # of the dataset, which needs a parameter `fold`
+    profile = "laptop"                                            # of the recipes, unless --profile names another
+    set = ["train.images=14000"]                                  # for every row, like -s of `p2pzoo run`
 
     [metrics.fcn_score]                                           # added to the metrics of the recipes
     use = "fcn_score"
@@ -16,12 +18,20 @@
     [rows.patch70]
     recipe = "zoo:ablation_patch70.toml"                          # or a path relative to this file
     label = "70×70"
-    set = ["train.batch_size=10"]                                 # like -s of `p2pzoo run`
+    set = ["train.batch_size=10"]                                 # for this row
+    folds = 3                                                     # only the first three of the table's folds
     published = { "fcn_score.class_iou" = 0.17 }
 
     [rows.photos]
     target = true                                                 # measures y itself instead of a translation
     label = "ground truth"
+
+    [rows.blurred]
+    target = true
+    blur = 1.0                                                    # y blurred by a Gaussian of 1 px
+    [rows.flat]
+    target = true
+    flat = true                                                   # each class of y in its mean colour
 
 A table with `study = true` shows how often people took translations for real: `p2pzoo study-analyze --table`. Its rows
 are algorithms of a study, with neither recipe nor target.
@@ -31,7 +41,7 @@ Knows neither components nor torch.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -44,8 +54,10 @@ from p2pzoo.utils.files import parse_toml, refuse_pipe
 from p2pzoo.utils.paths import shipped_dir
 from p2pzoo.utils.suggest import did_you_mean
 
-KEYS = ("title", "source", "baseline", "seeds", "folds", "study", "metrics", "columns", "rows")
-ROW_KEYS = ("recipe", "label", "set", "published", "target")
+KEYS = (
+    "title", "source", "baseline", "seeds", "folds", "profile", "set", "study", "metrics", "columns", "rows",
+)  # fmt: skip
+ROW_KEYS = ("recipe", "label", "set", "published", "folds", "target", "blur", "flat")
 RECIPE_KEYS = (
     "extends",
     "profiles",
@@ -62,7 +74,15 @@ At = Callable[..., str]  # at("rows", "l1") -> "losses.toml:12", where the file 
 
 @dataclass(frozen=True)
 class Row:
-    """A row. recipe: None for the target's row. overrides: like `-s` of `p2pzoo run`. where: the recipe's file:line."""
+    """A row.
+
+    recipe     None for a row of y itself
+    overrides  like `-s` of `p2pzoo run`: the table's, then the row's own
+    folds      number of its folds; None: the table's
+    where      the recipe's file:line
+    blur       standard deviation in px of the blur of y, in a row of y; 0 for none
+    flat       whether a row of y shows each class in its mean colour
+    """
 
     name: str
     label: str
@@ -70,12 +90,20 @@ class Row:
     overrides: tuple[str, ...]
     published: Mapping[str, float]
     where: str = field(default="", compare=False)
+    folds: int | None = None
+    blur: float = 0.0
+    flat: bool = False
 
 
 @dataclass(frozen=True)
 class Table:
-    """The content of a table file. columns: {metric: heading}. metrics: tables as in a recipe. folds: whether seed r is
-    fold r; then `seeds` is the number of folds."""
+    """The content of a table file.
+
+    metrics  tables as in a recipe
+    columns  {metric: heading}
+    folds    whether seed r is fold r; then `seeds` is the number of folds
+    profile  of the recipes; None: by hardware
+    """
 
     name: str
     folder: Path
@@ -87,6 +115,7 @@ class Table:
     columns: Mapping[str, str]
     rows: tuple[Row, ...]
     folds: bool = False
+    profile: str | None = None
     study: bool = False
 
     @property
@@ -98,8 +127,11 @@ class Table:
         return [f"metrics.{name}={inline(table)}" for name, table in self.metrics.items() if name not in without]
 
 
-def read_table(path: str) -> Table:
-    """Read a table file, or "zoo:NAME" for one that p2pzoo ships. Raises UserError with every fault."""
+def parse_file(path: str) -> tuple[Path, Source, dict[str, Any]]:
+    """The place, the text and the content of a TOML file, or of "zoo:NAME", one that p2pzoo ships.
+
+    Raises UserError if it is missing, cannot be read, or is no TOML.
+    """
     zoo = path.startswith("zoo:")
     file = shipped_dir("benchmarks") / path.removeprefix("zoo:") if zoo else Path(path)
     try:
@@ -113,7 +145,12 @@ def read_table(path: str) -> Table:
         raise UserError(f"{path}: cannot be read ({error}): give a TOML file in UTF-8") from None
     except ValueError as error:
         raise UserError(f"{path}: broken TOML: {error}") from None
-    source = Source(path, text)
+    return file, Source(path, text), tree
+
+
+def read_table(path: str) -> Table:
+    """Read a table file, or "zoo:NAME" for one that p2pzoo ships. Raises UserError with every fault."""
+    file, source, tree = parse_file(path)
     if "rows" not in tree and (found := [key for key in tree if key in RECIPE_KEYS]):
         raise UserError(
             f"{path}: is a recipe, not a table (it has {found[0]}): `p2pzoo run {path}` trains it; a table has "
@@ -122,7 +159,7 @@ def read_table(path: str) -> Table:
     if faults := list(_faults(source, tree)):
         raise UserError(*faults)
     rows = tuple(
-        _row(name, table, file.parent, str(Origin(source, ("rows", name, "recipe"))))
+        _row(name, table, file.parent, str(Origin(source, ("rows", name, "recipe"))), tree.get("set", ()))
         for name, table in tree["rows"].items()
     )
     return Table(
@@ -133,6 +170,7 @@ def read_table(path: str) -> Table:
         baseline=tree.get("baseline", next((row.name for row in rows if row.recipe), rows[0].name)),
         seeds=tree.get("folds", tree.get("seeds", 1)),
         folds="folds" in tree,
+        profile=tree.get("profile"),
         metrics=tree.get("metrics", {}),
         columns=tree["columns"],
         rows=rows,
@@ -166,12 +204,15 @@ def _key(name: str) -> str:
     return tomli_w.dumps({name: 0}).removesuffix(" = 0\n")
 
 
-def _row(name: str, table: Mapping[str, Any], folder: Path, where: str) -> Row:
+def _row(name: str, table: Mapping[str, Any], folder: Path, where: str, shared: Sequence[str]) -> Row:
     recipe = table.get("recipe")
     if recipe and not recipe.startswith("zoo:"):
         recipe = str(find_recipe(recipe, folder))
     published = {metric: float(number) for metric, number in table.get("published", {}).items()}
-    return Row(name, table.get("label", name), recipe, tuple(table.get("set", ())), published, where)
+    return Row(
+        name, table.get("label", name), recipe, (*shared, *table.get("set", ())), published, where,
+        folds=table.get("folds"), blur=float(table.get("blur", 0)), flat=table.get("flat", False),
+    )  # fmt: skip
 
 
 def _faults(source: Source, tree: Mapping[str, Any]) -> Iterator[str]:
@@ -194,7 +235,8 @@ def _faults(source: Source, tree: Mapping[str, Any]) -> Iterator[str]:
         yield f"{at('study')}  study = {study!r}: write study = true, or remove it"
     if rows_ok:
         for name, row in rows.items():
-            yield from _row_faults(at, name, row, columns if columns_ok else {}, study=study is True)
+            known = columns if columns_ok else {}
+            yield from _row_faults(at, name, row, known, study=study is True, folds=tree.get("folds"))
         if study is not True:
             yield from _baseline_faults(at, tree, rows)
 
@@ -203,15 +245,15 @@ def _setting_faults(at: At, tree: Mapping[str, Any]) -> Iterator[str]:
     for key in tree:
         if key not in KEYS:
             yield f"{at(key)}  a table file has no '{key}'{did_you_mean(key, KEYS)}"
-    for key in ("title", "source", "baseline"):
+    for key in ("title", "source", "baseline", "profile"):
         if not isinstance(tree.get(key, ""), str):
             yield f"{at(key)}  {key} must be a string"
     for key in ("seeds", "folds"):
-        number = tree.get(key, 1)
-        if not isinstance(number, int) or isinstance(number, bool) or number < 1:
+        if not _is_count(number := tree.get(key, 1)):
             yield f"{at(key)}  {key} = {number!r}: must be a number, 1 or more"
     if "seeds" in tree and "folds" in tree:
         yield f"{at('folds')}  folds: each fold has its own seed; remove seeds"
+    yield from _override_faults(at("set"), "this table", tree.get("set", []))
 
 
 def _metric_faults(at: At, metrics: Any) -> Iterator[str]:
@@ -230,7 +272,9 @@ def _baseline_faults(at: At, tree: Mapping[str, Any], rows: Mapping[str, Any]) -
         yield f"{at('baseline')}  baseline = {baseline!r}: no row with a recipe has this name{suggestion}"
 
 
-def _row_faults(at: At, name: str, row: Mapping[str, Any], columns: Mapping[str, str], *, study: bool) -> Iterator[str]:
+def _row_faults(
+    at: At, name: str, row: Mapping[str, Any], columns: Mapping[str, str], *, study: bool, folds: Any
+) -> Iterator[str]:
     for key in row:
         if key not in ROW_KEYS:
             yield f"{at('rows', name, key)}  [rows.{name}] has no '{key}'{did_you_mean(key, ROW_KEYS)}"
@@ -240,10 +284,39 @@ def _row_faults(at: At, name: str, row: Mapping[str, Any], columns: Mapping[str,
         yield f"{at('rows', name)}  [rows.{name}] is an algorithm of a study: remove its recipe or target"
     elif not study and (row.get("target", True) is not True or ("recipe" in row) == ("target" in row)):
         yield f"{at('rows', name)}  [rows.{name}] needs either a recipe or target = true (the ground truth)"
+    yield from _changed_target_faults(at, name, row)
     if not (isinstance(recipe := row.get("recipe", "zoo:"), str) and recipe):
         yield f"{at('rows', name, 'recipe')}  recipe must be a path or zoo:NAME"
-    yield from _override_faults(at("rows", name, "set"), name, row.get("set", []))
+    yield from _override_faults(at("rows", name, "set"), f"[rows.{name}]", row.get("set", []))
+    yield from _row_fold_faults(at("rows", name, "folds"), name, row, folds)
     yield from _published_faults(at("rows", name, "published"), row.get("published", {}), columns)
+
+
+def _changed_target_faults(at: At, name: str, row: Mapping[str, Any]) -> Iterator[str]:
+    changes = [key for key in ("blur", "flat") if key in row]
+    if changes and "target" not in row:
+        yield f"{at('rows', name, changes[0])}  [rows.{name}] {changes[0]} is for the ground truth: add target = true"
+    elif len(changes) > 1:
+        yield f"{at('rows', name, 'flat')}  [rows.{name}] has blur and flat: write a row for each"
+    blur = row.get("blur", 1)
+    if type(blur) not in (int, float) or not 0 < blur < float("inf"):
+        yield f"{at('rows', name, 'blur')}  blur = {blur!r}: must be a standard deviation in px, more than 0"
+    if row.get("flat", True) is not True:
+        yield f"{at('rows', name, 'flat')}  flat = {row['flat']!r}: write flat = true, or remove it"
+
+
+def _row_fold_faults(where: str, name: str, row: Mapping[str, Any], folds: Any) -> Iterator[str]:
+    if "folds" not in row:
+        return
+    number = row["folds"]
+    if not _is_count(number):
+        yield f"{where}  folds = {number!r}: must be a number, 1 or more"
+    elif not _is_count(folds):
+        yield f"{where}  [rows.{name}] has folds, and the table has none: set folds = 10 at its top"
+    elif number > folds:
+        yield f"{where}  folds = {number}: the table has only {folds}"
+    elif "recipe" not in row:
+        yield f"{where}  [rows.{name}] folds is for rows with a recipe: the ground truth is measured on every fold"
 
 
 def _override_faults(where: str, name: str, overrides: Any) -> Iterator[str]:
@@ -251,7 +324,7 @@ def _override_faults(where: str, name: str, overrides: Any) -> Iterator[str]:
         yield f'{where}  set must be an array of strings, as in set = ["train.batch_size=10"]'
     elif any(is_seed(item) for item in overrides):
         yield (
-            f"{where}  [rows.{name}] must not set the seed: all rows are trained with seeds 0, 1, … "
+            f"{where}  {name} must not set the seed: all rows are trained with seeds 0, 1, … "
             "(set how many with seeds = 3, or --seeds)"
         )
 
@@ -263,6 +336,10 @@ def _published_faults(where: str, published: Any, columns: Mapping[str, str]) ->
     for metric in published:
         if metric not in columns:
             yield f"{where}  published: no column '{metric}'{did_you_mean(metric, columns)}"
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
 
 
 def _is_table_of(value: Any, kind: type) -> bool:

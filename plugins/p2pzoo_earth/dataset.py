@@ -59,8 +59,9 @@ EDGES = View("edges")
 GREY = View("photo", to_luminance)
 HIDDEN_CENTRE = View("photo", _hide_centre)
 
-# The scorer for photos of this dataset; README.md describes its training.
+# The scorer for photos of this dataset, and those of the folds; README.md describes their training.
 SCORER = Path(__file__).with_name("scorer.safetensors")
+SCORERS_OF_FOLDS = Path(__file__).with_name("scorers")
 
 TASKS: dict[str, tuple[View, View]] = {  # name -> x, y
     "labels-to-photo": (LABELS, PHOTO),  # like the paper's Cityscapes task: labels in their colours
@@ -74,6 +75,18 @@ TASKS: dict[str, tuple[View, View]] = {  # name -> x, y
 }
 
 
+def find_scorers(fold: int | None) -> tuple[Path, dict[str, Path]]:
+    """The file of the scorer for a fold's photos, and {name: file} of others.
+
+    SCORER has seen regions that folds test. A scorer of the folds serves two: the regions that either tests are in no
+    split of the other.
+    """
+    if fold is None:
+        return SCORER, {}
+    pair = fold % (FOLDS // 2)
+    return SCORERS_OF_FOLDS / f"fold{pair}.safetensors", {"robust": SCORERS_OF_FOLDS / f"fold{pair}-robust.safetensors"}
+
+
 class Earth:
     """Real satellite images that come with `pip install`: a sequence of aligned pairs.
 
@@ -81,8 +94,8 @@ class Earth:
     task    the content of x and y, for example "labels-to-photo" (table in README.md)
     size    side of a tile in px (7.4 km per px at the equator)
     stride  px between neighbouring tiles. Default: size/4 for train, size/2 for val and test
-    fold    0 to 9: one of ten splits, in which each region is tested once; then `scorer` is None (README.md).
-            Default: the split of the committed results
+    fold    0 to 9: one of ten splits, in which each region is tested once, with scorers of their own (README.md).
+            Default: the split of 0.1.0's results
 
     A Pair's x and y are (size, size, 3) uint8 RGB; x has one channel in the tasks grey-to-color and edges-to-photo.
     `labels` is (size, size) uint8 indices into `classes`, `block` the region of the tile's centre ("2,13"), `id` the
@@ -116,7 +129,7 @@ class Earth:
     ) -> None:
         self._recreate = partial(type(self), split, task=task, size=size, stride=stride, fold=fold)
         self._x, self._y = TASKS[task]
-        self.scorer = SCORER if self._y is PHOTO and fold is None else None  # it has seen regions that folds test
+        self.scorer, self.scorers = find_scorers(fold) if self._y is PHOTO else (None, {})
         self._size = size
         self._layers = load_layers(sorted({"mask", "classes", self._x.layer, self._y.layer}))
         stride = stride or size // (4 if split == "train" else 2)

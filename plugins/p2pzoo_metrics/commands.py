@@ -34,6 +34,21 @@ COUNT = click.IntRange(min=1)
 @click.option("--lr", type=FRACTION, default=1e-3, show_default=True, help="Peak learning rate of AdamW.")
 @click.option("--decay", type=FRACTION, default=0.01, show_default=True, help="Weight decay of AdamW.")
 @click.option("--crop", type=FRACTION, default=0.875, show_default=True, help="Side of a crop / side of the photo.")
+@click.option(
+    "--blur",
+    type=click.FloatRange(0, 10),
+    default=0.0,
+    show_default=True,
+    metavar="PX",
+    help="Blur crops by up to this standard deviation.",
+)
+@click.option(
+    "--colour",
+    type=FRACTION,
+    default=0.0,
+    show_default=True,
+    help="Change saturation by up to this fraction, and each channel by up to a quarter of it.",
+)
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of all random numbers.")
 @click.option("--device", help="cpu, cuda, ... [default: cuda if there is one, else cpu].")
 @click.option(
@@ -64,6 +79,7 @@ def train_scorer_command(
     import torch
 
     from p2pzoo import config
+    from p2pzoo.runs.evaluate import describe_component
     from p2pzoo_metrics.train_scorer import write_scorer
 
     try:
@@ -72,7 +88,7 @@ def train_scorer_command(
             out,
             dataset.build(split="train"),
             dataset.build(split="val"),
-            dataset_name=dataset.entry.full_name,
+            dataset=describe_component(dataset),
             network={"backbone": backbone, "stages": stages, "enlarge": enlarge},
             settings={**settings, "device": device or ("cuda" if torch.cuda.is_available() else "cpu")},
             at_least=at_least,

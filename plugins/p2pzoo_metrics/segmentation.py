@@ -6,14 +6,15 @@ never resized: ŷ is resized to them. Imports torch; timm when a scorer is loade
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from p2pzoo.plugin import Batch, Dataset
+from p2pzoo.plugin import AddedLater, Batch, Dataset
 from p2pzoo.utils.errors import UserError
+from p2pzoo.utils.suggest import did_you_mean
 from p2pzoo_metrics.confusion import Absent, class_scores, confusion_matrix, scored_classes
 from p2pzoo_metrics.levels import to_levels
 from p2pzoo_metrics.scorer import TRAIN_COMMAND, Scorer, measure_scorer
@@ -51,8 +52,13 @@ class _ClassMetric:
         return {"confusion": torch.stack(matrices)}
 
     def reduce(self, statistics: Mapping[str, Tensor]) -> dict[str, float]:
-        """`value`: the pixel accuracy; `class_accuracy` and `class_iou`: means over the classes. All 0 to 1."""
-        return class_scores(statistics["confusion"].sum(0), scored=self._scored, absent=self._absent)
+        """Numbers from 0 to 1. `value`: the pixel accuracy; `class_accuracy`, `class_iou`: means over the classes.
+
+        `largest_class`: what the same answer for every pixel reaches in pixel accuracy, the share of the largest class.
+        """
+        matrix = statistics["confusion"].sum(0)
+        largest = (matrix.sum(1).max() / matrix.sum()).item()
+        return {**class_scores(matrix, scored=self._scored, absent=self._absent), "largest_class": largest}
 
     def _predict(self, image: Tensor, size: Sequence[int]) -> Tensor:
         """The class of each pixel, (*size) int64, of an image (C, H, W) of whole numbers 0 … 255."""
@@ -63,6 +69,7 @@ class FCNScore(_ClassMetric):
     """How well a segmentation network finds in ŷ what the label map says (§4.1): 0 to 1, higher is better.
 
     weights  the scorer's file. Default: the dataset's own (`scorer`)
+    scorer   name of another scorer of the dataset (one of its `scorers`), instead of `weights`: earth has "robust"
     absent   how a class without a true pixel enters the two means: as 0, as in the authors' evaluator ("zero"), or not
              at all ("skip")
 
@@ -75,16 +82,18 @@ class FCNScore(_ClassMetric):
 
     name = "fcn_score"
 
-    def __init__(self, dataset: Dataset, *, weights: Path | None = None, absent: Absent = "zero") -> None:
+    def __init__(
+        self,
+        dataset: Dataset,
+        *,
+        weights: Path | None = None,
+        absent: Absent = "zero",
+        scorer: Annotated[str | None, AddedLater] = None,
+    ) -> None:
         super().__init__(dataset, absent)
-        path = weights or getattr(dataset, "scorer", None)
-        if path is None:
-            raise UserError(
-                "this dataset has no scorer for its y: if y are photos, train one with "
-                f'{TRAIN_COMMAND} and set weights = "FILE"'
-            )
+        path = _find_scorer(dataset, weights, scorer)
         self._dataset = dataset
-        self._scorer = Scorer(Path(path))
+        self._scorer = Scorer(path)
         self._is_trusted = False
         if self._scorer.classes != list(self._classes):
             raise UserError(
@@ -115,6 +124,25 @@ class FCNScore(_ClassMetric):
                 f"fcn_score: {self._scorer.path} misreads the real photos of this split: {numbers}. "
                 f"Its scores would mean nothing: train a scorer on this data with {TRAIN_COMMAND}"
             )
+
+
+def _find_scorer(dataset: Dataset, weights: Path | None, name: str | None) -> Path:
+    """The file of the scorer that a recipe asks for. Raises UserError if there is none."""
+    if weights and name:
+        raise UserError(f'weights = "{weights}" and scorer = "{name}": each names a scorer; remove one')
+    if name:
+        scorers: Mapping[str, Path] = getattr(dataset, "scorers", {})
+        if name not in scorers:
+            known = did_you_mean(name, scorers) if scorers else "; none of its scorers has a name: use weights"
+            raise UserError(f"the dataset has no scorer '{name}'{known}")
+        return scorers[name]
+    path = weights or getattr(dataset, "scorer", None)
+    if path is None:
+        raise UserError(
+            "this dataset has no scorer for its y: if y are photos, train one with "
+            f'{TRAIN_COMMAND} and set weights = "FILE"'
+        )
+    return Path(path)
 
 
 class LabelAccuracy(_ClassMetric):

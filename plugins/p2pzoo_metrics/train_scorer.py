@@ -1,7 +1,7 @@
 """Training of the scorer of `fcn_score` on a dataset's real photos: `p2pzoo train-scorer`. Imports torch and timm.
 
-Augmentation contains no blur. The authors enlarge ŷ before it is scored; here it is scored in its own size, and a
-scorer that has learned to read blurred photos would not penalise a generator for blur.
+By default, augmentation contains neither blur nor other colours: a scorer that has learned to read such photos
+penalises a generator less for them. A second scorer with both shows how much a result depends on that.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import math
 import time
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -20,6 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from p2pzoo.images.blur import blur_images
 from p2pzoo.models.pickled_tensors import load_pickle, load_zipped
 from p2pzoo.plugin import Dataset
 from p2pzoo.utils import rng
@@ -33,7 +35,9 @@ CONTRAST, BRIGHTNESS = 0.1, 8.0  # largest change of a photo's contrast (relativ
 WARM_UP = 0.05  # fraction of the steps in which the learning rate rises
 PRETRAINED = {"mean": 127.0, "std": 128.0}  # normalisation of EfficientNet-Lite's input
 SELF_CHECK = 0.9  # default minimum of the self-check, as a fraction of what the scorer reaches on val
-RECORDED = ("images", "batch", "lr", "decay", "crop", "seed")  # settings that the header records
+GAIN = 0.25  # largest change of one channel, as a fraction of the largest change of saturation
+RECORDED = ("images", "batch", "lr", "decay", "crop", "blur", "colour", "seed")  # settings that the header records
+LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601
 
 
 def write_scorer(
@@ -41,7 +45,7 @@ def write_scorer(
     train_data: Dataset,
     val_data: Dataset,
     *,
-    dataset_name: str,
+    dataset: Mapping[str, Any],
     network: Mapping[str, Any],
     settings: Mapping[str, Any],
     at_least: tuple[float, float] | None = None,
@@ -49,6 +53,7 @@ def write_scorer(
 ) -> dict[str, float]:
     """Train a scorer and write its file; returns what it reaches on `val_data`, as `measure_scorer` does.
 
+    dataset   name and parameters of the dataset, for the file's header
     network   arguments of FCN8s: backbone, stages, enlarge
     settings  keyword arguments of `train`
     at_least  pixel accuracy and class IoU that the self-check demands; default: nine tenths of those on `val_data`
@@ -57,7 +62,7 @@ def write_scorer(
     """
     network = {**network, **PRETRAINED}
     model = train(train_data, network=network, **settings, log=log)
-    header = _build_header(train_data, dataset_name, settings, network)
+    header = _build_header(train_data, dataset, settings, network)
     with atomic_write(out) as temporary:
         # Measured after writing, because the file holds fp16 weights: those are the ones whose numbers count.
         save_scorer(temporary, model, header | {"self_check": {}})
@@ -71,7 +76,8 @@ def write_scorer(
 
 def train(
     dataset: Dataset, *, network: Mapping[str, Any], init: Path | None, images: int, batch: int, lr: float,
-    decay: float, crop: float, seed: int, device: str, log: Callable[[str], object] = print,
+    decay: float, crop: float, seed: int, device: str, blur: float = 0.0, colour: float = 0.0,
+    log: Callable[[str], object] = print,
 ) -> FCN8s:  # fmt: skip
     """A scorer of the dataset's classes, trained on its photos y with AdamW and a cosine schedule.
 
@@ -80,10 +86,18 @@ def train(
     images   number of crops to train on, `batch` in each step
     crop     side of a crop as a fraction of the photo's
     decay    AdamW's weight decay
+    blur     largest standard deviation of a Gaussian blur in px; each crop has its own, evenly from 0
+    colour   largest change of saturation, relative; the gain of each channel changes by up to a quarter of it
 
-    Raises UserError if the dataset has no classes or labels, or if no scorer can be built from backbone and `init`.
+    Raises UserError if the dataset has no classes or labels, if no scorer can be built from backbone and `init`,
+    and for `colour` with photos that are not RGB.
     """
     scored_classes(dataset, "a scorer")
+    if colour and dataset[0].y.shape[2] != len(LUMA):
+        raise UserError(
+            f"--colour {colour}: changes the colours of RGB photos, and these have {dataset[0].y.shape[2]} channels"
+        )
+    augment = partial(_augment, dataset, crop=crop, seed=seed, blur=blur, colour=colour)
     model = _build_model(dataset, network, seed)
     if init:
         _load_backbone(model, network["backbone"], init)
@@ -91,7 +105,7 @@ def train(
     optimizer = torch.optim.AdamW(model.parameters(), lr, weight_decay=decay)
     steps = -(-images // batch)
     start = time.monotonic()
-    for step, (photos, labels) in enumerate(_iterate_batches(dataset, batch, steps, crop, seed)):
+    for step, (photos, labels) in enumerate(_iterate_batches(augment, len(dataset), batch, steps, seed)):
         for group in optimizer.param_groups:
             group["lr"] = lr * _lr_factor(step, steps)
         inputs = photos.to(device).contiguous(memory_format=torch.channels_last)
@@ -121,23 +135,28 @@ def _lr_factor(step: int, steps: int) -> float:
 
 
 def _iterate_batches(
-    dataset: Dataset, batch: int, steps: int, crop: float, seed: int
+    augment: Callable[[int, int], tuple[Tensor, Tensor]], photos_in_all: int, batch: int, steps: int, seed: int
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Photos (batch, C, h, w) of about 0 … 255, and labels (batch, h, w) with IGNORE_INDEX outside the classes."""
     order = None
     for step in range(steps):
         samples = []
         for sample in range(step * batch, (step + 1) * batch):
-            epoch, position = divmod(sample, len(dataset))
+            epoch, position = divmod(sample, photos_in_all)
             if order is None or position == 0:
-                order = rng.numpy_rng(seed, "scorer order", epoch).permutation(len(dataset))
-            samples.append(_augment(dataset, int(order[position]), crop, seed, sample))
+                order = rng.numpy_rng(seed, "scorer order", epoch).permutation(photos_in_all)
+            samples.append(augment(int(order[position]), sample))
         photos, labels = zip(*samples, strict=True)
         yield torch.stack(photos), torch.stack(labels)
 
 
-def _augment(dataset: Dataset, index: int, crop: float, seed: int, sample: int) -> tuple[Tensor, Tensor]:
-    """A random crop of a photo and its labels in the labels' resolution, with random flips, contrast and brightness."""
+def _augment(
+    dataset: Dataset, index: int, sample: int, *, crop: float, seed: int, blur: float = 0.0, colour: float = 0.0
+) -> tuple[Tensor, Tensor]:
+    """A random crop of a photo and its labels in the labels' resolution, with random flips, contrast and brightness.
+
+    blur, colour  as in `train`
+    """
     photo, labels = load_photo(dataset, index)
     labels = torch.where((labels >= 0) & (labels < len(dataset.classes or ())), labels, IGNORE_INDEX)
     photo = enlarge_photo(photo, labels.shape)[0]
@@ -153,7 +172,14 @@ def _augment(dataset: Dataset, index: int, crop: float, seed: int, sample: int) 
             photo, labels = photo.flip(axis), labels.flip(axis)
     mean = photo.mean()
     contrast, brightness = 1 + CONTRAST * generator.uniform(-1, 1), BRIGHTNESS * generator.uniform(-1, 1)
-    return ((photo - mean) * contrast + mean + brightness).clamp(0, 255), labels
+    photo = (photo - mean) * contrast + mean + brightness
+    if colour:
+        grey = (photo * torch.tensor(LUMA)[:, None, None]).sum(0)
+        gains = torch.tensor(1 + GAIN * colour * generator.uniform(-1, 1, len(LUMA)), dtype=photo.dtype)
+        photo = (grey + (photo - grey) * (1 + colour * generator.uniform(-1, 1))) * gains[:, None, None]
+    if blur:
+        photo = blur_images(photo[None], blur * generator.uniform())[0]
+    return photo.clamp(0, 255), labels
 
 
 def _load_backbone(model: FCN8s, backbone: str, file: Path) -> None:
@@ -180,18 +206,18 @@ def _first_line(error: Exception) -> str:
 
 
 def _build_header(
-    dataset: Dataset, dataset_name: str, settings: Mapping[str, Any], network: Mapping[str, Any]
+    photos: Dataset, dataset: Mapping[str, Any], settings: Mapping[str, Any], network: Mapping[str, Any]
 ) -> dict[str, Any]:
     """The file's header without the self-check. No path, host or time: the same command writes the same bytes."""
-    height, width = dataset[0].y.shape[:2]
+    height, width = photos[0].y.shape[:2]
     init = settings["init"]
     return {
-        "network": {**network, "channels": dataset[0].y.shape[2]},
-        "classes": list(dataset.classes or ()),
+        "network": {**network, "channels": photos[0].y.shape[2]},
+        "classes": list(photos.classes or ()),
         "trained_on": {
-            "dataset": dataset_name,
+            "dataset": dict(dataset),
             "split": "train",
-            "photos": len(dataset),
+            "photos": len(photos),
             "size": [height, width],
             "began_with": init.name if init else None,
             **{name: settings[name] for name in RECORDED},

@@ -2,8 +2,10 @@
 
 import hashlib
 import math
+import re
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -337,6 +339,32 @@ class TestScorerFile:
         metric = FCNScore(dataset)
         result = metric.measure(batch_of(dataset), batch_of(dataset).y)["confusion"]
         assert result[:, :, 0].sum() == 3 * 32 * 32
+
+    def test_a_recipe_may_name_another_scorer_of_the_dataset(self, untrained, tmp_path):
+        other = tmp_path / "other.safetensors"
+        other.write_bytes(untrained.read_bytes())
+        dataset = Painted(random_labels(side=32), scorer=tmp_path / "none.safetensors", scorers={"other": other})
+        assert FCNScore(dataset, scorer="other").protocol == FCNScore(dataset, weights=other).protocol
+
+    @pytest.mark.parametrize(
+        ("parameters", "scorers", "message"),
+        [
+            ({"scorer": "robst"}, {"robust": Path("a")}, "the dataset has no scorer 'robst': did you mean 'robust'"),
+            (
+                {"scorer": "robust"},
+                {},
+                "the dataset has no scorer 'robust'; none of its scorers has a name: use weights",
+            ),
+            (
+                {"scorer": "a", "weights": Path("b")},
+                {},
+                'weights = "b" and scorer = "a": each names a scorer; remove one',
+            ),
+        ],
+    )
+    def test_a_scorer_that_the_dataset_lacks_is_refused(self, parameters, scorers, message):
+        with pytest.raises(UserError, match=re.escape(message)):
+            FCNScore(Painted(random_labels(), scorers=scorers), **parameters)
 
     def test_photos_of_other_channels_are_refused(self, untrained):
         with pytest.raises(UserError, match="takes photos of 3 channels, and these have 1"):

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -51,8 +52,11 @@ def scorer_file(tmp_path_factory, run_cli):
 def test_the_header_records_the_training_data_and_what_val_reached(scorer_file):
     _, header = load_tensors(scorer_file)
     assert header["trained_on"] == {
-        "dataset": "earth:earth", "split": "train", "photos": 31, "size": [64, 64], "began_with": None,
-        "images": 4, "batch": 2, "lr": 1e-3, "decay": 0.01, "crop": 0.875, "seed": 0,
+        "dataset": {
+            "use": "earth:earth", "version": "1", "task": "labels-to-photo", "size": 64, "stride": 256,
+        },
+        "split": "train", "photos": 31, "size": [64, 64], "began_with": None,
+        "images": 4, "batch": 2, "lr": 1e-3, "decay": 0.01, "crop": 0.875, "blur": 0.0, "colour": 0.0, "seed": 0,
     }  # fmt: skip
     assert len(Scorer(scorer_file).classes) == 9
     for name, minimum in header["self_check"].items():
@@ -83,7 +87,7 @@ class TestAugmentation:
     def test_photo_and_labels_move_together(self, factor):
         crops = set()
         for sample in range(40):
-            photo, labels = train_scorer._augment(Ramps(factor), 0, 0.75, 0, sample)
+            photo, labels = train_scorer._augment(Ramps(factor), 0, sample, crop=0.75, seed=0)
             assert photo.shape == (3, 12 * factor, 12 * factor)
             assert labels.shape == (12 * factor, 12 * factor)
             # further to the right (before the flip) means a higher label and more green
@@ -94,7 +98,7 @@ class TestAugmentation:
         assert len(crops) == 10  # 5 positions, each flipped and not flipped
 
     def test_brightness_changes_a_little(self):
-        means = [train_scorer._augment(Ramps(), 0, 1.0, 0, sample)[0].mean().item() for sample in range(40)]
+        means = [train_scorer._augment(Ramps(), 0, sample, crop=1.0, seed=0)[0].mean().item() for sample in range(40)]
         real = Ramps().pair.y.mean()
         assert real - 8 <= min(means) < real - 5
         assert real + 5 < max(means) <= real + 8
@@ -102,9 +106,54 @@ class TestAugmentation:
     def test_labels_outside_the_classes_are_ignored(self):
         dataset = Ramps()
         dataset.pair.labels[:8] = 200
-        _, labels = train_scorer._augment(dataset, 0, 1.0, 0, 0)
+        _, labels = train_scorer._augment(dataset, 0, 0, crop=1.0, seed=0)
         assert (labels == IGNORE_INDEX).sum() == 8 * 16
         assert set(labels.unique().tolist()) == {*range(16), IGNORE_INDEX}
+
+    def test_a_blur_takes_detail_and_is_another_one_in_each_crop(self):
+        dataset = Ramps()
+        dataset.pair.y[:] = np.random.default_rng(0).integers(0, 256, (16, 16, 1))
+        settings = {"crop": 1.0, "seed": 0}
+        sharp, blurred = (
+            [train_scorer._augment(dataset, 0, sample, **settings, blur=blur)[0].std().item() for sample in range(20)]
+            for blur in (0.0, 2.0)
+        )
+        assert all(after <= before for before, after in zip(sharp, blurred, strict=True))
+        ratios = np.array(blurred) / sharp
+        assert ratios.min() < 0.4
+        assert ratios.max() > 0.9
+
+    def test_colours_change_as_far_as_asked_and_no_further(self):
+        dataset = Ramps()
+        dataset.pair.y[:] = (150, 100, 100)
+        crops = [
+            train_scorer._augment(dataset, 0, sample, crop=1.0, seed=0, colour=0.4)[0][:, 0, 0] for sample in range(200)
+        ]
+        photos = torch.stack(crops)
+        photos = photos - photos.mean(1, keepdim=True)  # without brightness
+        red = photos[:, 0] / (50 * 2 / 3)
+        # saturation by 0.4, and gains of at most a tenth of about 100 levels in each channel
+        assert 0.2 < red.min() < 0.7
+        assert 1.3 < red.max() < 1.9
+        assert (photos[:, 1] - photos[:, 2]).abs().max() <= 0.4 * train_scorer.GAIN * 2 * 130
+
+    def test_without_them_the_crops_are_those_of_earlier_versions(self):
+        plain = train_scorer._augment(Ramps(), 0, 3, crop=0.75, seed=0)[0]
+        assert torch.equal(plain, train_scorer._augment(Ramps(), 0, 3, crop=0.75, seed=0, blur=0.0, colour=0.0)[0])
+        colours = train_scorer._augment(Ramps(), 0, 3, crop=0.75, seed=0, colour=0.4)[0]
+        assert colours.shape == plain.shape  # the same window: new numbers are drawn after the old ones
+
+    def test_colours_of_photos_that_are_not_rgb_are_refused(self):
+        dataset = Ramps()
+        dataset.pair = replace(dataset.pair, y=dataset.pair.y[:, :, :1])
+        network = {"backbone": BACKBONE, "stages": 2, "enlarge": 2, **train_scorer.PRETRAINED}
+        with pytest.raises(
+            UserError, match=r"--colour 0\.3: changes the colours of RGB photos, and these have 1 channels"
+        ):
+            train_scorer.train(
+                dataset, network=network, init=None, images=2, batch=2, lr=0.01, decay=0.0, crop=1.0, seed=0,
+                device="cpu", colour=0.3,
+            )  # fmt: skip
 
 
 class TestPretrained:

@@ -1,0 +1,89 @@
+"""Rows of a table that show how a metric responds: y blurred, or each class of y painted in its mean colour.
+
+Without them, nobody can read a scorer's number: it says neither what blur costs nor what no texture at all would reach.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from p2pzoo.config.experiment import Experiment
+from p2pzoo.data import Store, single_batches
+from p2pzoo.images.blur import blur_images
+from p2pzoo.plugin import Batch
+from p2pzoo.utils.errors import UserError
+from p2pzoo_bench.table_file import Row
+
+
+@dataclass(frozen=True)
+class Blurred:
+    """y blurred by a Gaussian with this standard deviation in px."""
+
+    sigma: float
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        return {"blur": self.sigma}
+
+    def __call__(self, batch: Batch) -> Tensor:
+        return blur_images(batch.y, self.sigma)
+
+
+@dataclass(frozen=True)
+class Flat:
+    """Each class in the mean colour of its pixels in the training split; pixels without a class in the mean of all.
+
+    Raises UserError if the data has no labels.
+    """
+
+    experiment: Experiment
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        return {"flat": True}
+
+    def __call__(self, batch: Batch) -> Tensor:
+        labels = _labels_of(batch, len(self._colours) - 1, batch.y.shape[-2:])
+        return self._colours[labels].permute(0, 3, 1, 2)
+
+    @cached_property
+    def _colours(self) -> Tensor:
+        """(classes + 1, C) in [-1, 1]; the last is the mean of all pixels."""
+        dataset = self.experiment.dataset.build(split="train")
+        if not dataset.classes:
+            raise UserError("flat = true needs labels with classes, which this dataset does not have")
+        store, sums, counts = Store(dataset, compute=self.experiment.compute), 0.0, 0.0
+        for batch in single_batches(store):
+            labels = F.one_hot(_labels_of(batch, len(dataset.classes), batch.y.shape[-2:]), len(dataset.classes) + 1)
+            sums = sums + torch.einsum("bhwk,bchw->kc", labels.double(), batch.y.double())
+            counts = counts + labels.sum((0, 1, 2))
+        overall = sums.sum(0) / counts.sum()
+        means = torch.where(counts[:, None] > 0, sums / counts.clamp(min=1)[:, None], overall)
+        means[-1] = overall
+        return means.float()
+
+
+def _labels_of(batch: Batch, classes: int, size: torch.Size) -> Tensor:
+    """(B, *size) int64: the class of each pixel, or `classes` where it has none."""
+    if batch.labels is None:
+        raise UserError("flat = true needs labels with classes, which this dataset does not have")
+    labels = torch.stack(
+        [
+            F.interpolate(each[None, None].float(), tuple(size), mode="nearest-exact")[0, 0].long()
+            for each in batch.labels
+        ]
+    )
+    return torch.where((labels >= 0) & (labels < classes), labels, classes)
+
+
+def changed_target(row: Row, experiment: Experiment) -> Blurred | Flat | None:
+    """What a row shows in place of y; None for y itself."""
+    if row.blur:
+        return Blurred(row.blur)
+    return Flat(experiment) if row.flat else None

@@ -1,0 +1,237 @@
+"""Verdicts on claims: same direction, opposite, no effect above δ, or cannot be told (protocol 2).
+
+A part of a claim compares two rows over folds (folds.py). Its effect is positive in the paper's direction. A claim
+holds only if all of its parts do: its p-value is the largest of theirs, and 1 if their effects have different signs.
+The p-values of all claims that get a verdict are adjusted together (Holm). In this order:
+
+    same direction        all effects are positive, and the adjusted p-value is below 0.05
+    opposite              all are negative, and the adjusted p-value is below 0.05
+    no effect above δ     the 90% interval of each part is inside ± its margin
+    cannot be told        else; also with too few folds, and where a condition of the claim is not met
+
+A claim with runs that are missing has no verdict, and shows no effects: nobody decides by them when to stop. It is
+adjusted for with a p-value of 1, so that the verdicts of the others can only become firmer when it is complete.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from p2pzoo.utils.errors import UserError
+from p2pzoo_bench.bench import Bench
+from p2pzoo_bench.claims_file import Claim, Claims, Condition, Part
+from p2pzoo_bench.comparison import (
+    CachedReduce,
+    Comparison,
+    TableRow,
+    check_same_images,
+    difference_over_folds,
+    metric_of,
+    pair_runs,
+)
+from p2pzoo_bench.folds import MIN_FOLDS, FoldDifference, holm
+from p2pzoo_bench.intervals import Interval
+from p2pzoo_bench.stored_results import FinishedRun
+
+SAME, OPPOSITE, NONE, UNKNOWN = "same direction", "opposite", "no effect above δ", "cannot be told"
+DESCRIBED = "described"
+SIGNIFICANCE = 0.05
+EQUIVALENCE = 0.9  # confidence of the interval that must lie inside ± δ: two one-sided tests at 5%
+
+
+@dataclass(frozen=True)
+class Effect:
+    """A part of a claim, measured. Positive values: in the paper's direction.
+
+    heading         of the metric's column
+    labels          of the better and of the worse row
+    difference      over folds
+    blocks          interval of a bootstrap over blocks, a diagnostic
+    test_per_train  test tiles / training tiles of a fold, for the wider interval of Nadeau & Bengio
+    """
+
+    part: Part
+    heading: str
+    labels: tuple[str, str]
+    difference: FoldDifference
+    blocks: Interval
+    test_per_train: float
+
+    @property
+    def is_inside_margin(self) -> bool:
+        ends = _ends(self.difference.interval(EQUIVALENCE))
+        return bool(ends and self.part.margin and max(map(abs, ends)) < self.part.margin)
+
+    def describe(self) -> dict[str, Any]:
+        """The part as plain values."""
+        plain, wider = (self.difference.interval(test_per_train=ratio) for ratio in (0.0, self.test_per_train))
+        return {
+            "metric": self.part.metric,
+            "better": self.part.better,
+            "worse": self.part.worse,
+            "heading": self.heading,
+            "labels": list(self.labels),
+            "effect": self.difference.value,
+            "interval": _ends(plain),
+            "p": self.difference.p,
+            "paper": self.part.paper,
+            "margin": self.part.margin,
+            "interval_90": _ends(self.difference.interval(EQUIVALENCE)),
+            "interval_nadeau_bengio": _ends(wider),
+            "interval_over_blocks": _ends(self.blocks),
+            "folds": list(self.difference.of),
+        }
+
+
+@dataclass
+class Judged:
+    """A claim with what was measured of it.
+
+    missing     number of its runs that are not finished
+    reason      why there is no verdict, or why it cannot be told
+    adjusted_p  Holm's, of the largest p-value of its parts
+    """
+
+    id: str
+    claim: Claim
+    effects: Sequence[Effect] = ()
+    missing: int = 0
+    reason: str | None = None
+    p: float | None = None
+    adjusted_p: float | None = None
+    verdict: str | None = None
+
+    def describe(self) -> dict[str, Any]:
+        """The claim as plain values."""
+        return {
+            "id": self.id,
+            "text": self.claim.text,
+            "source": self.claim.source,
+            "verdict": self.verdict,
+            "reason": self.reason,
+            "p": self.p,
+            "adjusted_p": self.adjusted_p,
+            "missing_runs": self.missing,
+            "parts": [effect.describe() for effect in self.effects],
+        }
+
+
+def check_claims(claims: Claims, benches: Mapping[str, Bench]) -> None:
+    """Raises UserError for metrics of which neither direction is better: no effect of them can be in a direction."""
+    faults = []
+    for id, claim in claims.claims.items():
+        bench = benches[claim.table]
+        for metric in dict.fromkeys(part.metric for part in claim.parts):
+            if metric_of(metric) not in bench.unavailable and bench.better_direction(metric) is None:
+                where = f"{claims.where[id]}  [claims.{id}]"
+                faults.append(f"{where} {metric}: neither more nor less of it is better: name another column")
+    if faults:
+        raise UserError(*faults)
+
+
+def judge(claims: Claims, benches: Mapping[str, Bench], comparisons: Mapping[str, Comparison]) -> list[Judged]:
+    """The claims with their verdicts, in the order of the file.
+
+    benches, comparisons  {file of a table as the claims name it: it}
+    """
+    judged = [
+        _measure(id, claim, benches[claim.table], comparisons[claim.table]) for id, claim in claims.claims.items()
+    ]
+    family = [each for each in judged if not each.claim.described]
+    adjusted = holm([1.0 if each.p is None else each.p for each in family])
+    for each, p in zip(family, adjusted, strict=True):
+        each.adjusted_p = None if each.p is None else p
+        if not each.missing:
+            each.verdict = _decide(each)
+    for each in judged:
+        if each.claim.described and not each.missing:
+            each.verdict = DESCRIBED
+    return judged
+
+
+def _decide(judged: Judged) -> str:
+    if judged.p is None or judged.adjusted_p is None:
+        return UNKNOWN
+    effects = [effect.difference.value for effect in judged.effects]
+    if judged.adjusted_p < SIGNIFICANCE:
+        return SAME if effects[0] > 0 else OPPOSITE
+    if all(effect.is_inside_margin for effect in judged.effects):
+        return NONE
+    judged.reason = _why_unknown(judged, effects)
+    return UNKNOWN
+
+
+def _why_unknown(judged: Judged, effects: Sequence[float]) -> str:
+    if min(effects) < 0 < max(effects):
+        return "its parts have different signs"
+    return f"adjusted p = {judged.adjusted_p:.2g}, and a 90% interval reaches beyond δ"
+
+
+def _measure(id: str, claim: Claim, bench: Bench, comparison: Comparison) -> Judged:
+    """The claim with its effects and its p-value, without a verdict."""
+    judged = Judged(id, claim)
+    rows = {row.name: row for row in comparison.rows}
+    expected = {name: sum(cell.row.name == name for cell in bench.cells) for name in claim.rows}
+    judged.missing = sum(expected[name] - len(rows[name].runs) for name in claim.rows)
+    unavailable = [part.metric for part in claim.parts if metric_of(part.metric) in bench.unavailable]
+    if unavailable:
+        judged.reason = f"{unavailable[0]}: {bench.unavailable[metric_of(unavailable[0])]}"
+        return judged
+    if judged.missing:
+        judged.reason = f"{judged.missing} of its {sum(expected.values())} runs are missing"
+        return judged
+    judged.effects = [_measure_part(part, rows, bench, comparison) for part in claim.parts]
+    if min(effect.difference.folds for effect in judged.effects) < MIN_FOLDS:
+        judged.reason = f"fewer than {MIN_FOLDS} folds give no interval"
+    elif unmet := [reason for condition in claim.valid if (reason := _is_unmet(condition, rows[condition.row]))]:
+        judged.reason = unmet[0]
+    elif any(effect.difference.p is None for effect in judged.effects):
+        judged.reason = "all folds have the same difference: there is no interval"
+    else:
+        signs = {effect.difference.value > 0 for effect in judged.effects}
+        judged.p = max(effect.difference.p or 0.0 for effect in judged.effects) if len(signs) == 1 else 1.0
+    return judged
+
+
+def _measure_part(part: Part, rows: Mapping[str, TableRow], bench: Bench, comparison: Comparison) -> Effect:
+    better, worse = rows[part.better], rows[part.worse]
+    pairs = pair_runs(better, worse, folds=True)
+    name, _, key = part.metric.partition(".")
+    check_same_images(part.metric, better, worse, pairs, folds=True)
+    reduce = CachedReduce(comparison.metrics[name], name)
+    sign = 1 if bench.better_direction(part.metric) == "higher" else -1
+    difference, blocks = difference_over_folds(pairs, reduce, key or "value")
+    if sign < 0:
+        difference = FoldDifference(-difference.value, difference.error, tuple(-value for value in difference.of))
+        blocks = Interval(-blocks.value, *(None if end is None else -end for end in (blocks.high, blocks.low)))
+    return Effect(
+        part,
+        bench.table.columns[part.metric],
+        (better.label, worse.label),
+        difference,
+        blocks,
+        bench.test_per_train(better.experiment),
+    )
+
+
+def _is_unmet(condition: Condition, row: TableRow) -> str | None:
+    """Why a condition is not met by a row's runs; None if it is met."""
+    value, above = (np.mean([_number(run, name) for run in row.runs]) for name in (condition.metric, condition.above))
+    if value > above:
+        return None
+    return f"'{row.label}' has {condition.metric} {value:.3f}, not above {condition.above} {above:.3f}"
+
+
+def _number(run: FinishedRun, name: str) -> float:
+    try:
+        return float(run.results["metrics"][name]["value"])
+    except KeyError:
+        raise UserError(f"{run.folder}: its results have no '{name}': measure the run again") from None
+
+
+def _ends(interval: Interval) -> list[float] | None:
+    return None if interval.low is None or interval.high is None else [interval.low, interval.high]

@@ -1,0 +1,136 @@
+"""Format the verdicts on claims: terminal, Markdown, an HTML page, and a picture of all effects."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from p2pzoo.runs.pages import figure_to_svg_file, render_page
+from p2pzoo.utils.terminal import escape
+from p2pzoo_bench.formats import NONE, decimals, markdown_table
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+HEAD = ("", "claim", "rows", "number", "paper", "here", "90% interval inside ±δ", "adjusted p", "verdict")
+OPEN = "no verdict yet"
+NOTES = (
+    "Effects are positive in the paper's direction, with their 95% interval over folds, not adjusted for the number of "
+    "claims. p is adjusted (Holm) over all claims that get a verdict; a claim of several parts has its largest p.",
+    "δ: the smallest effect that matters, fixed before the runs. The paper's effect is from other data and another "
+    "size: it stands here for its direction.",
+)
+
+
+def build_rows(claims: Sequence[Mapping[str, Any]]) -> list[list[str]]:
+    """A row for each part under HEAD; what belongs to the claim is in its first row only."""
+    rows = []
+    for claim in claims:
+        verdict = claim["verdict"] or OPEN
+        reason = f" ({claim['reason']})" if claim["reason"] else ""
+        adjusted = NONE if claim["adjusted_p"] is None else format_p(claim["adjusted_p"])
+        parts = [_format_part(part) for part in claim["parts"]] or [[NONE] * 5]
+        for number, part in enumerate(parts):
+            first = number == 0
+            rows.append([
+                claim["id"] if first else "", claim["text"] if first else "", *part,
+                adjusted if first else "", f"{verdict}{reason}" if first else "",
+            ])  # fmt: skip
+    return rows
+
+
+def _format_part(part: Mapping[str, Any]) -> list[str]:
+    margin = NONE
+    if part["margin"] and part["interval_90"]:
+        inside = max(map(abs, part["interval_90"])) < part["margin"]
+        margin = f"{'yes' if inside else 'no'}, δ = {part['margin']:g}"
+    paper = NONE if part["paper"] is None else f"{part['paper']:+.2f}".replace("-", "−")
+    return [" against ".join(part["labels"]), part["heading"], paper, format_effect(part), margin]
+
+
+def format_effect(part: Mapping[str, Any]) -> str:
+    """The effect with its interval.
+
+    >>> format_effect({"effect": 0.031, "interval": [0.012, 0.05]})
+    '+0.031 [+0.012, +0.050]'
+    """
+    interval = part["interval"]
+    places = decimals(part["effect"], (interval[1] - interval[0]) / 2 if interval else None)
+    text = f"{part['effect']:+.{places}f}"
+    if interval:
+        text += f" [{interval[0]:+.{places}f}, {interval[1]:+.{places}f}]"
+    return text.replace("-", "−")
+
+
+def format_p(p: float) -> str:
+    """
+    >>> format_p(0.0314), format_p(0.00001)
+    ('0.031', '< 0.001')
+    """
+    return "< 0.001" if p < 0.001 else f"{p:.2g}"
+
+
+def to_markdown(title: str, claims: Sequence[Mapping[str, Any]]) -> str:
+    return "\n\n".join([f"**{title}**", markdown_table(HEAD, build_rows(claims)), *NOTES])
+
+
+def to_rich(title: str, claims: Sequence[Mapping[str, Any]]) -> Any:
+    """A renderable for a rich Console."""
+    from rich.console import Group
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
+    for heading in HEAD:
+        table.add_column(Text(heading))
+    for row in build_rows(claims):
+        table.add_row(*(Text(escape(cell)) for cell in row))
+    notes = [Text(escape(note), style="dim") for note in NOTES]
+    return Group(Text(escape(title), style="bold"), table, Text(""), *notes)
+
+
+def to_html(title: str, source: str, claims: Sequence[Mapping[str, Any]]) -> str:
+    """A self-contained page: each claim with its verdict, and the paper's effects beside ours."""
+    scales = {claim["id"]: _scale(claim["parts"]) for claim in claims}
+    return render_page(
+        Path(__file__).with_name("claims.html"), title=title, source=source, claims=claims, scales=scales,
+        notes=NOTES, open=OPEN, format_effect=format_effect, format_p=format_p, format_part=_format_part,
+    )  # fmt: skip
+
+
+def _scale(parts: Sequence[Mapping[str, Any]]) -> float:
+    """The largest absolute value that a claim's drawing shows."""
+    shown = [part["effect"] for part in parts]
+    shown += [end for part in parts for end in part["interval"] or ()]
+    shown += [part[key] for part in parts for key in ("paper", "margin") if part[key] is not None]
+    return max(map(abs, shown), default=0.0) * 1.08 or 1.0
+
+
+def to_svg(claims: Sequence[Mapping[str, Any]]) -> str:
+    """One picture of all effects: ours with their intervals, the paper's, and ± δ."""
+    return figure_to_svg_file(_draw(claims))
+
+
+def _draw(claims: Sequence[Mapping[str, Any]]) -> Figure:
+    from matplotlib.figure import Figure
+
+    lines = [(claim, part) for claim in claims for part in claim["parts"]]
+    figure = Figure(figsize=(9, 1 + 0.32 * max(len(lines), 1)), layout="constrained")
+    axes = figure.subplots()
+    for y, (_, part) in enumerate(lines):
+        if part["margin"]:
+            axes.fill_betweenx([y - 0.4, y + 0.4], -part["margin"], part["margin"], color="#888888", alpha=0.25, lw=0)
+        if part["interval"]:
+            axes.plot(part["interval"], [y, y], color="#1f6fd6", lw=2)
+        axes.plot(part["effect"], y, "o", color="#1f6fd6", label="here, with its 95% interval" if y == 0 else None)
+        if part["paper"] is not None:
+            axes.plot(part["paper"], y, "D", color="#c94f07", mfc="none", label="paper" if y == 0 else None)
+    axes.axvline(0, color="#888888", lw=1)
+    names = [f"{claim['id']}  {' against '.join(part['labels'])}, {part['heading']}" for claim, part in lines]
+    axes.set_yticks(range(len(lines)), names)
+    axes.invert_yaxis()
+    axes.set_xlabel("effect, positive in the paper's direction; grey: ± δ")
+    if lines:
+        axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.12), ncols=2, frameon=False)
+    return figure

@@ -1,0 +1,65 @@
+"""Where a table or the verdicts on claims go: to the terminal, to a file by its ending, as JSON to standard output."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from p2pzoo.cli.options import print_json
+from p2pzoo.utils.errors import UserError
+
+FORMATS = ("rich", "markdown", "csv", "json", "latex", "html", "svg")
+CLAIM_FORMATS = ("rich", "markdown", "json", "html", "svg")
+ENDINGS = {".md": "markdown", ".csv": "csv", ".json": "json", ".tex": "latex", ".html": "html", ".svg": "svg"}
+PIPE_WIDTH = 1000  # columns: a program that reads the output gets one line per row
+
+
+def resolve_format(form: str | None, output: Path | None, as_json: bool) -> str:
+    """The format of --format, else by the ending of -o, else rich. Raises UserError if there is none."""
+    if as_json and output is None:
+        if form not in (None, "json"):
+            raise UserError(f"--format {form} and --json: standard output takes one of them; write the other with -o")
+        return "json"
+    if form == "rich" and output:
+        raise UserError(f"-o {output}: --format rich is for a terminal; use one of {', '.join(FORMATS[1:])}")
+    if form or output is None:
+        return form or "rich"
+    if output.suffix not in ENDINGS:
+        raise UserError(f"-o {output}: its ending names no format; use one of {', '.join(ENDINGS)}, or set --format")
+    return ENDINGS[output.suffix]
+
+
+def write_document(
+    document: Any, form: str, output: Path | None, as_json: bool, *, format_text: Callable[[str], str],
+    to_rich: Callable[[], Any],
+) -> None:  # fmt: skip
+    """Print a document, or write it to the output file; with as_json print it as JSON in any case.
+
+    document     plain values, for --json
+    format_text  returns it in a format that is text
+    to_rich      returns a renderable for a terminal
+    """
+    from p2pzoo.utils.files import write_text
+
+    if as_json:
+        print_json(document)
+    if output is None and as_json:
+        return
+    if form == "rich":
+        from rich.console import Console
+
+        console = Console()
+        if not console.is_terminal:
+            console.width = PIPE_WIDTH
+        console.print(to_rich())
+        return
+    text = format_text(form)
+    if output is None:
+        click.echo(text, nl=not text.endswith("\n"))
+    else:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        write_text(output, text if text.endswith("\n") else text + "\n")
+        click.echo(f"written  {output}", err=True)

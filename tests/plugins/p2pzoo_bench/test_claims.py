@@ -1,0 +1,313 @@
+"""`p2pzoo bench CLAIMS.toml`: verdicts from results with known differences; no run is trained here."""
+
+import json
+import re
+
+import numpy as np
+import pytest
+import torch
+from p2pzoo_bench.bench import Bench
+from p2pzoo_bench.claims import judge
+from p2pzoo_bench.claims_file import read_claims
+from p2pzoo_bench.claims_formats import to_markdown, to_svg
+from p2pzoo_bench.table_file import read_table
+from scipy import stats
+
+from p2pzoo.models.safetensors_io import save_tensors
+from p2pzoo.plugin.loader import registry
+from p2pzoo.runs.evaluate import hash_protocol
+from p2pzoo.utils.errors import UserError
+
+FOLDS = 5
+TABLE = f"""
+folds = {FOLDS}
+profile = "smoke"
+baseline = "a"
+[columns]
+l1 = "mean error"
+[rows.a]
+recipe = "a.toml"
+label = "A"
+[rows.b]
+recipe = "b.toml"
+label = "B"
+[rows.c]
+recipe = "c.toml"
+label = "C"
+folds = 3
+"""
+CLAIMS = """
+title = "Trial"
+source = "A paper"
+[claims.P1]
+text = "A is better than B"
+source = "Table 1"
+table = "table.toml"
+parts = [{ better = "a", worse = "b", metric = "l1", margin = 0.02, paper = 0.3 }]
+"""
+ARGUMENTS = ("--runs", "runs", "--quiet")
+
+
+@pytest.fixture
+def files(tmp_path, tiny, monkeypatch):
+    for number, name in enumerate("abc"):
+        (tmp_path / f"{name}.toml").write_text(
+            f'extends = "{tiny}"\ndrop = ["discriminator", "gan_loss"]\n[train]\nimages = {2 + number}\n'
+        )
+    (tmp_path / "table.toml").write_text(TABLE)
+    (tmp_path / "claims.toml").write_text(CLAIMS)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def bench(files):
+    """bench(): the table."""
+    return lambda: Bench(read_table("table.toml"), registry(), files / "runs")
+
+
+@pytest.fixture
+def write_runs(files, bench):
+    """write_runs({row: mean L1 of each fold}): results of all runs of the table, beside it. Returns the table."""
+
+    def write_runs(numbers, folds=FOLDS):
+        table = bench()
+        for cell in table.cells:
+            if cell.experiment.seed < folds:
+                write_run(table, cell, numbers[cell.row.name][cell.experiment.seed], files / "results")
+        return table
+
+    return write_runs
+
+
+def write_run(table, cell, mean, folder):
+    experiment, fold = cell.experiment, cell.experiment.seed
+    store = table.store(experiment)
+    noise = np.random.default_rng(fold).normal(0, 0.01, len(store))
+    values = torch.tensor(mean + noise - noise.mean())
+    folder = folder / f"{cell.row.name}-{experiment.id}"
+    folder.mkdir(parents=True, exist_ok=True)
+    pairs = [store[i] for i in range(len(store))]
+    header = {"ids": [pair.id for pair in pairs], "blocks": [pair.block for pair in pairs]}
+    save_tensors(folder / "stats.safetensors", {"l1.l1": values}, header)
+    protocols = {name: table._protocol(experiment, name, store) for name in experiment.measurements}
+    digests = {name: hash_protocol(protocol) for name, protocol in protocols.items()}
+    results = {
+        "id": experiment.id, "recipe": cell.row.name, "profile": "smoke", "seed": fold, "images": 1,
+        "measured": digests, "protocols": {digests[name]: protocols[name] for name in protocols},
+        "metrics": {name: {"value": mean, "protocol": digest} for name, digest in digests.items()},
+    }  # fmt: skip
+    (folder / "results.json").write_text(json.dumps(results))
+
+
+@pytest.fixture
+def verdicts():
+    """verdicts(table): {id: claim}, as the command prints them."""
+
+    def verdicts(table):
+        judged = judge(read_claims("claims.toml"), {"table.toml": table}, {"table.toml": table.compare({})})
+        return {claim.id: claim.describe() for claim in judged}
+
+    return verdicts
+
+
+def spread(center, by=0.004):
+    return [center + by * step for step in (-2, -1, 0, 1, 2)]
+
+
+class TestVerdicts:
+    @pytest.mark.parametrize(
+        ("b", "verdict"),
+        [
+            (spread(0.30), "same direction"),
+            (spread(0.10), "opposite"),
+            (spread(0.201), "no effect above δ"),
+            (spread(0.21, by=0.02), "cannot be told"),
+        ],
+    )
+    def test_each_verdict(self, b, verdict, write_runs, verdicts):
+        table = write_runs({"a": [0.2] * FOLDS, "b": b, "c": [0.2] * FOLDS})
+        assert verdicts(table)["P1"]["verdict"] == verdict
+
+    def test_an_effect_is_positive_in_the_papers_direction_also_where_less_is_better(self, write_runs, verdicts):
+        b = [0.25, 0.31, 0.28, 0.35, 0.30]
+        table = write_runs({"a": [0.2] * FOLDS, "b": b, "c": [0.2] * FOLDS})
+        [part] = verdicts(table)["P1"]["parts"]
+        tiles = np.array([len(table.store(cell.experiment)) for cell in table.cells if cell.row.name == "a"])
+        d, w = np.array(b) - 0.2, tiles / tiles.sum()
+        error = np.sqrt(d.var(ddof=1) * (w**2).sum())
+        assert part["effect"] == pytest.approx(w @ d, abs=1e-6)
+        half = stats.t.ppf(0.975, FOLDS - 1) * error
+        assert part["interval"] == pytest.approx([w @ d - half, w @ d + half], abs=1e-6)
+        assert part["p"] == pytest.approx(2 * stats.t.sf(w @ d / error, FOLDS - 1), rel=1e-3)
+        assert part["folds"] == pytest.approx(list(d), abs=1e-6)
+        narrow, wide = part["interval_90"], part["interval_nadeau_bengio"]
+        assert wide[0] < part["interval"][0] < narrow[0] < narrow[1] < part["interval"][1] < wide[1]
+
+    def test_p_values_are_adjusted_for_all_claims_and_the_largest_part_counts(self, files, write_runs, verdicts):
+        more = """
+[claims.P2]
+text = "A is better than B and than C"
+table = "table.toml"
+parts = [
+    { better = "a", worse = "b", metric = "l1", margin = 0.02 },
+    { better = "a", worse = "c", metric = "l1", margin = 0.02 },
+]
+[claims.S1]
+text = "A and C are alike"
+table = "table.toml"
+described = true
+parts = [{ better = "a", worse = "c", metric = "l1" }]
+"""
+        (files / "claims.toml").write_text(CLAIMS + more)
+        found = verdicts(write_runs({"a": [0.2] * FOLDS, "b": spread(0.3), "c": spread(0.21)}))
+        parts = [part["p"] for part in found["P2"]["parts"]]
+        assert found["P2"]["p"] == max(parts) > min(parts)
+        assert found["P1"]["adjusted_p"] == pytest.approx(2 * found["P1"]["p"])  # S1 is no part of the family
+        assert found["P2"]["adjusted_p"] == pytest.approx(found["P2"]["p"])
+        assert found["S1"]["verdict"] == "described"
+        assert found["S1"]["adjusted_p"] is None
+        assert len(found["S1"]["parts"][0]["folds"]) == 3
+
+    def test_parts_of_different_signs_decide_nothing(self, files, write_runs, verdicts):
+        part = '{ better = "a", worse = "c", metric = "l1", margin = 0.02 }'
+        (files / "claims.toml").write_text(CLAIMS.replace("parts = [", f"parts = [{part}, "))
+        claim = verdicts(write_runs({"a": [0.2] * FOLDS, "b": spread(0.3), "c": spread(0.1)}))["P1"]
+        assert (claim["verdict"], claim["p"]) == ("cannot be told", 1.0)
+        assert claim["reason"] == "its parts have different signs"
+
+    def test_too_few_folds_give_no_interval_and_no_verdict(self, files, write_runs, verdicts):
+        (files / "table.toml").write_text(TABLE.replace(f"folds = {FOLDS}", "folds = 2").replace("folds = 3", ""))
+        claim = verdicts(write_runs({"a": [0.2] * 2, "b": [0.3, 0.31], "c": [0.2] * 2}))["P1"]
+        assert claim["verdict"] == "cannot be told"
+        assert claim["reason"] == "fewer than 3 folds give no interval"
+        assert claim["parts"][0]["interval"] is None
+
+    def test_a_condition_that_is_not_met_leaves_no_verdict(self, files, write_runs, verdicts):
+        (files / "claims.toml").write_text(
+            CLAIMS + 'valid = [{ row = "b", metric = "l1", above = "psnr" }]\n'  # equal here: not above
+        )
+        claim = verdicts(write_runs({"a": [0.2] * FOLDS, "b": spread(0.3), "c": [0.2] * FOLDS}))["P1"]
+        assert claim["verdict"] == "cannot be told"
+        assert claim["reason"] == "'B' has l1 0.300, not above psnr 0.300"
+        assert claim["p"] is None
+
+    def test_equal_rows_have_no_interval(self, write_runs, verdicts):
+        claim = verdicts(write_runs({name: [0.2] * FOLDS for name in "abc"}))["P1"]
+        assert (claim["verdict"], claim["parts"][0]["interval"]) == ("cannot be told", None)
+
+
+def test_without_all_runs_there_is_no_verdict_and_the_dry_run_lists_them(write_runs, bench, verdicts, run_cli):
+    write_runs({name: spread(0.3) for name in "abc"}, folds=FOLDS - 1)
+    result = run_cli("bench", "claims.toml", *ARGUMENTS, "--dry-run")
+    assert "A, seed 4: " in result.output
+    assert "2 of 13 runs are missing" in result.output
+    claim = verdicts(bench())["P1"]
+    assert (claim["verdict"], claim["reason"]) == (None, "2 of its 10 runs are missing")
+    assert claim["parts"] == []
+
+
+class TestOutput:
+    @pytest.fixture(autouse=True)
+    def _runs(self, write_runs):
+        write_runs({"a": [0.2] * FOLDS, "b": spread(0.3), "c": [0.2] * FOLDS})
+
+    def test_a_terminal_gets_a_table_and_a_file_the_format_of_its_ending(self, files, run_cli):
+        text = run_cli("bench", "claims.toml", *ARGUMENTS).output
+        line = next(line for line in text.splitlines() if line.startswith("P1"))
+        assert re.sub(r"\s{2,}", " | ", line).startswith(
+            "P1 | A is better than B | A against B | mean error | +0.30 | +0.1004 [+0.09"
+        )
+        assert line.rstrip().endswith("same direction")
+        assert "adjusted (Holm)" in text
+        printed = run_cli("bench", "claims.toml", *ARGUMENTS, "--json", "-o", "out.html").output
+        [claim] = json.loads(printed[printed.index("[") :])
+        assert {"id", "verdict", "parts"} <= claim.keys()
+        page = (files / "out.html").read_text()
+        assert page.count("<section>") == 1
+        assert "same direction" in page
+        assert "http" not in page.replace("http-equiv", "")
+        assert "| P1 | A is better than B | A against B | mean error |" in to_markdown("T", [claim])
+        assert to_svg([claim]).startswith("<svg")
+
+    @pytest.mark.parametrize(
+        ("arguments", "message"),
+        [
+            (("-o", "out.csv"), "claims.toml: verdicts have no format csv: use one of rich, markdown, json, html, svg"),
+            (("--seeds", "2"), "--seeds: a claims file fixes the folds and the columns: change the file instead"),
+            (("--column", "l1"), "--column: a claims file fixes the folds"),
+        ],
+    )
+    def test_what_does_not_fit_claims_is_refused(self, arguments, message, run_cli):
+        result = run_cli("bench", "claims.toml", *ARGUMENTS, *arguments)
+        assert result.exit_code == 2
+        assert message in result.output
+
+
+class TestFile:
+    @pytest.mark.parametrize(
+        ("before", "after", "message"),
+        [
+            ('better = "a"', 'better = "aa"', r"claims.toml:4  \[claims.P1\] table.toml has no row 'aa' with a recipe"),
+            ('metric = "l1"', 'metric = "ssim"', r"claims.toml:4  \[claims.P1\] table.toml has no column 'ssim'"),
+            (", margin = 0.02", "", r"claims.toml:4  \[claims.P1\] a against b in l1 has no margin"),
+            (
+                "margin = 0.02",
+                "margin = 0",
+                r"claims.toml:\d+  claims.P1.parts.0.margin: input should be greater than 0",
+            ),
+            ("margin = 0.02", "margn = 0.02", r"claims.toml:\d+  claims.P1.parts.0.margn: there is no such key"),
+            (
+                "paper = 0.3",
+                "paper = nan",
+                r"claims.toml:\d+  claims.P1.parts.0.paper: input should be a finite number",
+            ),
+            ('text = "A is better than B"', "", r"claims.toml:\d+  claims.P1.text: is missing"),
+            ('worse = "b"', 'worse = "a"', r"a part compares 'a' with itself"),
+            ('"table.toml"', '"tabel.toml"', r"claims.toml:4  \[claims.P1\] .*tabel.toml: no such table: did you mean"),
+            ("parts = [{", "parts = []\nx = [{", r"claims.P1.parts: tuple should have at least 1 item"),
+        ],
+    )
+    def test_faults_are_reported_with_their_line(self, before, after, message, files):
+        assert before in CLAIMS
+        (files / "claims.toml").write_text(CLAIMS.replace(before, after))
+        with pytest.raises(UserError, match=message):
+            read_claims("claims.toml")
+
+    def test_a_table_without_folds_is_refused(self, files):
+        (files / "table.toml").write_text(TABLE.replace(f"folds = {FOLDS}", "seeds = 3").replace("folds = 3", ""))
+        with pytest.raises(UserError, match=r"table.toml has no folds: a verdict needs the interval over folds"):
+            read_claims("claims.toml")
+
+    def test_a_column_of_which_neither_direction_is_better_is_refused_before_training(self, files, run_cli):
+        table = TABLE.replace("[columns]", '[metrics.sharpness]\nuse = "sharpness"\n[columns]\nsharpness = "sharp"')
+        (files / "table.toml").write_text(table)
+        (files / "claims.toml").write_text(CLAIMS.replace('metric = "l1"', 'metric = "sharpness"'))
+        result = run_cli("bench", "claims.toml", *ARGUMENTS)
+        assert result.exit_code == 2
+        assert "claims.toml:4  [claims.P1] sharpness: neither more nor less of it is better" in result.output
+        assert not (files / "runs").exists()
+
+    @pytest.mark.parametrize(
+        ("lines", "message"),
+        [
+            ("folds = 3", r"\[rows.c\] has folds, and the table has none: set folds = 10 at its top"),
+            ("folds = 0", r"folds = 0: must be a number, 1 or more"),
+        ],
+    )
+    def test_folds_of_a_row_need_those_of_the_table(self, lines, message, files):
+        (files / "table.toml").write_text(TABLE.replace(f"folds = {FOLDS}", "seeds = 2").replace("folds = 3", lines))
+        with pytest.raises(UserError, match=message):
+            read_table("table.toml")
+
+    def test_a_row_has_no_more_folds_than_the_table(self, files):
+        (files / "table.toml").write_text(TABLE.replace("folds = 3", "folds = 6"))
+        with pytest.raises(UserError, match="folds = 6: the table has only 5"):
+            read_table("table.toml")
+
+    def test_overrides_and_profile_of_the_table_are_those_of_every_row(self, files):
+        (files / "table.toml").write_text(TABLE.replace("folds = 5", 'folds = 5\nset = ["train.images=9"]'))
+        bench = Bench(read_table("table.toml"), registry(), files / "runs")
+        assert {cell.experiment.train.images_seen for cell in bench.cells} == {9}
+        assert {cell.experiment.recipe.profile for cell in bench.cells} == {"smoke"}
+        assert len(bench.cells) == 2 * FOLDS + 3
