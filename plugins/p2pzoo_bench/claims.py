@@ -161,14 +161,9 @@ def _decide(judged: Judged) -> str:
         return SAME if effects[0] > 0 else OPPOSITE
     if all(effect.is_inside_margin for effect in judged.effects):
         return NONE
-    judged.reason = _why_unknown(judged, effects)
+    different_signs = min(effects) < 0 < max(effects)
+    judged.reason = "its parts have different signs" if different_signs else "a 90% interval reaches beyond δ"
     return UNKNOWN
-
-
-def _why_unknown(judged: Judged, effects: Sequence[float]) -> str:
-    if min(effects) < 0 < max(effects):
-        return "its parts have different signs"
-    return f"adjusted p = {judged.adjusted_p:.2g}, and a 90% interval reaches beyond δ"
 
 
 def _measure(id: str, claim: Claim, bench: Bench, comparison: Comparison) -> Judged:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -99,12 +99,16 @@ def to_html(title: str, source: str, claims: Sequence[Mapping[str, Any]]) -> str
     )  # fmt: skip
 
 
-def _scale(parts: Sequence[Mapping[str, Any]]) -> float:
-    """The largest absolute value that a claim's drawing shows."""
-    shown = [part["effect"] for part in parts]
-    shown += [end for part in parts for end in part["interval"] or ()]
-    shown += [part[key] for part in parts for key in ("paper", "margin") if part[key] is not None]
-    return max(map(abs, shown), default=0.0) * 1.08 or 1.0
+def _scale(parts: Sequence[Mapping[str, Any]]) -> Callable[[float], float]:
+    """Maps effects to the x of a claim's drawings, 0 to 200: all that they show, with zero and a border."""
+    shown = [0.0, *(part["effect"] for part in parts)]
+    for part in parts:
+        shown += part["interval"] or ()
+        shown += [] if part["paper"] is None else [part["paper"]]
+        shown += [-part["margin"], part["margin"]] if part["margin"] else []
+    low, high = min(shown), max(shown)
+    border = 0.06 * (high - low) or 1.0
+    return lambda effect: 200 * (effect - low + border) / (high - low + 2 * border)
 
 
 def to_svg(claims: Sequence[Mapping[str, Any]]) -> str:
@@ -132,5 +136,5 @@ def _draw(claims: Sequence[Mapping[str, Any]]) -> Figure:
     axes.invert_yaxis()
     axes.set_xlabel("effect, positive in the paper's direction; grey: ± δ")
     if lines:
-        axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.12), ncols=2, frameon=False)
+        figure.legend(loc="outside upper right", ncols=2, frameon=False)
     return figure
