@@ -30,6 +30,11 @@ from p2pzoo.training import loop
 settings.register_profile("tests", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("tests")
 
+MINUTES = (
+    "test_cluster.py", "test_gpu_window.py", "test_packaging.py", "test_kills.py", "test_bench.py",
+    "test_distributed.py", "test_large_images.py",
+)  # fmt: skip
+
 TINY = """
 extends = "zoo:base.toml"
 title = "tiny"
@@ -67,10 +72,14 @@ def pytest_addoption(parser):
 
 
 def pytest_collection_modifyitems(items):
-    """Mark dozens of tests as slow: exporting a large network to ONNX takes up to a minute, compiling it seconds."""
+    """Mark dozens of tests as slow: exporting a large network to ONNX takes up to a minute, compiling it seconds.
+
+    The files whose slow tests take minutes come first: no process of pytest-xdist begins one when the others are done.
+    """
     for item in items:
         if item.name.endswith(("-export]", "-compile]")):
             item.add_marker(pytest.mark.slow)
+    items.sort(key=lambda item: MINUTES.index(item.path.name) if item.path.name in MINUTES else len(MINUTES))
 
 
 @pytest.fixture(scope="session")

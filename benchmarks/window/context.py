@@ -13,7 +13,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from p2pzoo.utils.files import write_json
+from p2pzoo.utils.files import read_object, write_json
 from window.plan import FULL, TOY, Sizes
 
 SEED = 0  # of everything random outside the training runs, which have seeds of their own
@@ -101,6 +101,19 @@ class Record:
 
     def write(self) -> None:
         write_json(self.file, _finite(self.values))
+
+
+def read_record(file: Path) -> dict[str, Any]:
+    """What a Record wrote, with nan and inf as numbers; {} if there is none."""
+    return {key: _with_numbers(value) for key, value in (read_object(file) or {}).items()}
+
+
+def _with_numbers(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _with_numbers(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_with_numbers(item) for item in value]
+    return float(value) if isinstance(value, str) and value in ("nan", "inf", "-inf") else value
 
 
 def _finite(value: Any) -> Any:

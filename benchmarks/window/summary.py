@@ -9,7 +9,8 @@ from typing import Any
 
 from grid import grid
 
-from p2pzoo.utils.files import read_object, write_text
+from p2pzoo.utils.files import write_text
+from window.context import read_record
 from window.plan import STAGES
 
 MAX_BYTES = 60_000_000  # of the folder
@@ -36,7 +37,7 @@ def pack(out: Path, log: Callable[[str], None]) -> None:
 
 def text(out: Path) -> str:
     """The summary in Markdown. Stages that did not run, or have no results, are left out."""
-    records = {stage.name: read_object(out / f"{stage.name}.json") or {} for stage in STAGES}
+    records = {stage.name: read_record(out / f"{stage.name}.json") for stage in STAGES}
     parts = [title(records["inventory"]), table_of_stages(records), failed_checks(records)]
     for heading, section, names in SECTIONS:
         found = {name: records[name]["results"] for name in names if records[name].get("results")}

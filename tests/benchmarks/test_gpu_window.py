@@ -221,6 +221,16 @@ def test_a_summary_survives_missing_and_incomplete_stages(load, tmp_path):
     assert "incomplete (KeyError: 'graph')" in text
 
 
+def test_a_summary_shows_numbers_that_are_not_finite(load, tmp_path):
+    found = {"different": 3, "tensors": 9, "largest": "nan"}  # as a stage writes it
+    results = {"a failed capture": {"against eager": found, "warnings": ["w"]}}
+    (tmp_path / "captures.json").write_text(
+        json.dumps({"stage": "captures", "status": "ok", "seconds": 3, "results": results, "checks": []})
+    )
+    text = load("summary").text(tmp_path)
+    assert "| a failed capture | 3 of 9 tensors differ, by nan at most | w |" in text
+
+
 def test_the_folder_is_made_small_enough(load, tmp_path, monkeypatch):
     summary = load("summary")
     monkeypatch.setattr(summary, "MAX_BYTES", 10_000)

@@ -464,7 +464,7 @@ def test_a_scorer_that_misreads_the_photos_costs_only_its_column(trained, bench,
 
 @pytest.mark.slow
 def test_a_target_that_cannot_be_measured_does_not_stop_the_rows(trained, bench, files, monkeypatch):
-    def broken(*_):
+    def broken(*_, **__):
         raise UserError("no photos")
 
     monkeypatch.setattr("p2pzoo_bench.bench.evaluate_target", broken)
