@@ -286,7 +286,7 @@ class Bench:
         store = self.store(experiment)
         # the other keys of [evaluate] are about translations
         evaluated = {key: getattr(experiment.evaluate, key) for key in ("test_mode", "split", "samples")}
-        change = changed_target(row, experiment)
+        change = changed_target(row, experiment, self._seeds)
         described = [experiment.dataset.identity(), evaluated, *([change.identity] if change else [])]
         digest = hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()[:10]
         for folder in (

@@ -1,11 +1,14 @@
-"""Rows of a table that show how a metric responds: y blurred, or each class of y painted in its mean colour.
+"""Rows of a table that show how a metric responds: y blurred, each class of y in its mean colour, y of another fold.
 
 Without them, nobody can read a scorer's number: it says neither what blur costs nor what no texture at all would reach.
+A distance between sets has no zero to begin with: photos of other regions show what it is between photos.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -69,6 +72,32 @@ class Flat:
         return means.float()
 
 
+@dataclass(frozen=True)
+class OtherFold:
+    """The images of the fold after this one, in their order, and from the first again when they are used up."""
+
+    experiment: Experiment
+    folds: int
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        return {"other_fold": self._fold}
+
+    @property
+    def _fold(self) -> int:
+        return (int(self.experiment.dataset.values["fold"]) + 1) % self.folds
+
+    @cached_property
+    def _images(self) -> Iterator[Tensor]:
+        component = self.experiment.dataset
+        other = replace(component, values={**component.values, "fold": self._fold})
+        store = Store(other.build(split=self.experiment.evaluate.split), compute=self.experiment.compute)
+        return itertools.cycle(batch.y for batch in list(single_batches(store)))
+
+    def __call__(self, batch: Batch) -> Tensor:
+        return torch.cat([next(self._images) for _ in batch.ids])
+
+
 def _labels_of(batch: Batch, classes: int, size: torch.Size) -> Tensor:
     """(B, *size) int64: the class of each pixel, or `classes` where it has none."""
     if batch.labels is None:
@@ -82,8 +111,10 @@ def _labels_of(batch: Batch, classes: int, size: torch.Size) -> Tensor:
     return torch.where((labels >= 0) & (labels < classes), labels, classes)
 
 
-def changed_target(row: Row, experiment: Experiment) -> Blurred | Flat | None:
-    """What a row shows in place of y; None for y itself."""
+def changed_target(row: Row, experiment: Experiment, folds: int) -> Blurred | Flat | OtherFold | None:
+    """What a row shows in place of y; None for y itself. folds: number of the table's folds."""
     if row.blur:
         return Blurred(row.blur)
+    if row.other_fold:
+        return OtherFold(experiment, folds)
     return Flat(experiment) if row.flat else None

@@ -32,6 +32,9 @@
     [rows.flat]
     target = true
     flat = true                                                   # each class of y in its mean colour
+    [rows.floor]
+    target = true
+    other_fold = true                                             # the photos of another fold
 
 A table with `study = true` shows how often people took translations for real: `p2pzoo study-analyze --table`. Its rows
 are algorithms of a study, with neither recipe nor target.
@@ -57,7 +60,7 @@ from p2pzoo.utils.suggest import did_you_mean
 KEYS = (
     "title", "source", "baseline", "seeds", "folds", "profile", "set", "study", "metrics", "columns", "rows",
 )  # fmt: skip
-ROW_KEYS = ("recipe", "label", "set", "published", "folds", "target", "blur", "flat")
+ROW_KEYS = ("recipe", "label", "set", "published", "folds", "target", "blur", "flat", "other_fold")
 RECIPE_KEYS = (
     "extends",
     "profiles",
@@ -82,6 +85,7 @@ class Row:
     where      the recipe's file:line
     blur       standard deviation in px of the blur of y, in a row of y; 0 for none
     flat       whether a row of y shows each class in its mean colour
+    other_fold whether a row of y shows the images of the next fold
     """
 
     name: str
@@ -93,6 +97,7 @@ class Row:
     folds: int | None = None
     blur: float = 0.0
     flat: bool = False
+    other_fold: bool = False
 
 
 @dataclass(frozen=True)
@@ -212,6 +217,7 @@ def _row(name: str, table: Mapping[str, Any], folder: Path, where: str, shared: 
     return Row(
         name, table.get("label", name), recipe, (*shared, *table.get("set", ())), published, where,
         folds=table.get("folds"), blur=float(table.get("blur", 0)), flat=table.get("flat", False),
+        other_fold=table.get("other_fold", False),
     )  # fmt: skip
 
 
@@ -284,7 +290,7 @@ def _row_faults(
         yield f"{at('rows', name)}  [rows.{name}] is an algorithm of a study: remove its recipe or target"
     elif not study and (row.get("target", True) is not True or ("recipe" in row) == ("target" in row)):
         yield f"{at('rows', name)}  [rows.{name}] needs either a recipe or target = true (the ground truth)"
-    yield from _changed_target_faults(at, name, row)
+    yield from _changed_target_faults(at, name, row, folds)
     if not (isinstance(recipe := row.get("recipe", "zoo:"), str) and recipe):
         yield f"{at('rows', name, 'recipe')}  recipe must be a path or zoo:NAME"
     yield from _override_faults(at("rows", name, "set"), f"[rows.{name}]", row.get("set", []))
@@ -292,17 +298,20 @@ def _row_faults(
     yield from _published_faults(at("rows", name, "published"), row.get("published", {}), columns)
 
 
-def _changed_target_faults(at: At, name: str, row: Mapping[str, Any]) -> Iterator[str]:
-    changes = [key for key in ("blur", "flat") if key in row]
+def _changed_target_faults(at: At, name: str, row: Mapping[str, Any], folds: Any) -> Iterator[str]:
+    changes = [key for key in ("blur", "flat", "other_fold") if key in row]
     if changes and "target" not in row:
         yield f"{at('rows', name, changes[0])}  [rows.{name}] {changes[0]} is for the ground truth: add target = true"
     elif len(changes) > 1:
-        yield f"{at('rows', name, 'flat')}  [rows.{name}] has blur and flat: write a row for each"
+        yield f"{at('rows', name, changes[1])}  [rows.{name}] has {' and '.join(changes)}: write a row for each"
     blur = row.get("blur", 1)
     if type(blur) not in (int, float) or not 0 < blur < float("inf"):
         yield f"{at('rows', name, 'blur')}  blur = {blur!r}: must be a standard deviation in px, more than 0"
-    if row.get("flat", True) is not True:
-        yield f"{at('rows', name, 'flat')}  flat = {row['flat']!r}: write flat = true, or remove it"
+    for key in ("flat", "other_fold"):
+        if row.get(key, True) is not True:
+            yield f"{at('rows', name, key)}  {key} = {row[key]!r}: write {key} = true, or remove it"
+    if "other_fold" in row and (not _is_count(folds) or folds < 2):
+        yield f"{at('rows', name, 'other_fold')}  [rows.{name}] other_fold needs a table with two folds or more"
 
 
 def _row_fold_faults(where: str, name: str, row: Mapping[str, Any], folds: Any) -> Iterator[str]:

@@ -5,8 +5,9 @@ import json
 import numpy as np
 import pytest
 import torch
-from p2pzoo_bench.changed_target import Blurred, Flat
-from p2pzoo_bench.table_file import read_table
+from p2pzoo_bench.changed_target import Blurred, Flat, changed_target
+from p2pzoo_bench.table_file import Row, read_table
+from p2pzoo_earth.dataset import Earth
 from PIL import Image
 
 from p2pzoo import config
@@ -93,6 +94,18 @@ def test_data_without_labels_is_refused(tmp_path, batches):
         Flat(experiment)(batches[0])
 
 
+def test_another_fold_gives_photos_of_other_regions_and_begins_again(batches):
+    experiment = config.load(
+        "zoo:ablation_patch70.toml", "smoke", ["dataset.size=64", "dataset.stride=256", "dataset.fold=2"]
+    )
+    row = Row("floor", "floor", None, (), {}, other_fold=True)
+    shown = changed_target(row, experiment, folds=3)  # the fold after the last is the first
+    others = [batch.y for batch in single_batches(Store(Earth("test", size=64, stride=256, fold=0)))]
+    for index in range(len(others) + 1):
+        assert torch.equal(shown(batches[0]), others[index % len(others)])
+    assert shown.identity == {"other_fold": 0}
+
+
 @pytest.mark.parametrize(
     ("lines", "message"),
     [
@@ -103,6 +116,8 @@ def test_data_without_labels_is_refused(tmp_path, batches):
         ("target = true\nblur = inf", "blur = inf: must be"),
         ("target = true\nflat = false", "flat = False: write flat = true, or remove it"),
         ("target = true\nflat = true\nblur = 1", r"\[rows.blurred\] has blur and flat: write a row for each"),
+        ("target = true\nother_fold = true", r"\[rows.blurred\] other_fold needs a table with two folds or more"),
+        ("target = true\nother_fold = 3", "other_fold = 3: write other_fold = true, or remove it"),
     ],
 )
 def test_what_a_row_cannot_show_is_refused_with_its_line(lines, message, files):
