@@ -16,7 +16,7 @@ import shutil
 import sys
 import threading
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -73,8 +73,9 @@ def open_if_complete(path: Path, record: np.dtype, count: int) -> StoreFile | No
     try:
         with path.open("rb") as file:
             file.seek(count * record.itemsize)
-            index = parse_json(file.read())
-        is_intact = index.pop("check") == _checksum(index)
+            written = file.read()
+        index = parse_json(written)
+        is_intact = written == _to_bytes(index) and index.pop("check") == _checksum(index)
         if is_intact and len(index["ids"]) == len(index["blocks"]) == len(index["sums"]) == count:
             return StoreFile(path, record, **index)
     except (OSError, ValueError, KeyError, TypeError, AttributeError):  # not this object, or no object
@@ -124,7 +125,11 @@ def _write(path: Path, record: np.dtype, pairs: Iterable[Pair]) -> None:
             index["sums"].append(zlib.crc32(data))
             index["ids"].append(pair.id)
             index["blocks"].append(pair.block)
-        file.write(json.dumps({**index, "check": _checksum(index)}).encode())
+        file.write(_to_bytes({**index, "check": _checksum(index)}))
+
+
+def _to_bytes(index: Mapping[str, Any]) -> bytes:
+    return json.dumps(index).encode()
 
 
 def _checksum(index: dict[str, list[Any]]) -> int:

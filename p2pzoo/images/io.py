@@ -128,7 +128,7 @@ def _open_beyond_limit(path: Path) -> Image.Image:
             Image.MAX_IMAGE_PIXELS = limit
     if image.format == "PNG":
         bits, color_type = _png_header(path)
-        row = image.width * bits * len(_PNG_MODES.get(color_type, "L")) // 8
+        row = 1 + -(-image.width * bits * len(_PNG_MODES.get(color_type, "L")) // 8)  # the first byte names a filter
         size = path.stat().st_size
         if row * image.height > size * _MAX_DEFLATE_RATIO:
             claimed = f"its header says {image.height:,} × {image.width:,} px"
@@ -175,7 +175,10 @@ def picture_bands(
     array = {"F": 4, "I": 2}.get(mode, channels) if not mode.startswith("I;16") else 2
     check_available((in_pillow + array * whole) * height * width, describe_size(name, height, width))
     has_exif = "exif" in image.info
-    image.load()
+    try:
+        image.load()
+    except (MemoryError, OverflowError) as error:  # Pillow's own limits, such as a side of 2³¹ px
+        raise UserError(f"{describe_size(name, height, width)} cannot be decoded ({error or 'too large'})") from None
     if "exif" in image.info and not has_exif and (orientation := _orientation(image)) != 1:
         raise UserError(
             f"{name}: has EXIF orientation {orientation} behind its pixels, and its header none: save it upright"

@@ -228,6 +228,7 @@ def test_other_sources_or_another_resizing_write_another_file(source, cache, oth
         lambda data: data[:-1],
         lambda data: data[: len(data) // 2],
         lambda data: data + b"\0",
+        lambda data: data + b"\r",
         lambda data: data[1:],
         lambda data: b"",
         lambda data: b"\0" * len(data),

@@ -1,12 +1,14 @@
 """Images that are read a band of rows at a time: the same pixels as `read_image`, in the memory of a band."""
 
+import zlib
+
 import numpy as np
 import pytest
 import tifffile
 from PIL import Image
 
 from p2pzoo.images import io
-from p2pzoo.images.io import read_image, write_image
+from p2pzoo.images.io import inspect_image, read_image, write_image
 from p2pzoo.images.rows import open_rows, write_rows
 from p2pzoo.utils import memory
 from p2pzoo.utils.errors import UserError
@@ -179,6 +181,19 @@ def test_an_image_whose_file_is_too_small_for_its_pixels_is_refused(tmp_path):
     (tmp_path / "a.png").write_bytes((tmp_path / "whole.png").read_bytes()[:9_999])
     with pytest.raises(UserError, match=r"a\.png: its header says 14,000 × 14,000 px, more than its 9,999 bytes can"):
         read_image(tmp_path / "a.png")
+
+
+@pytest.mark.parametrize("height", [2**31 - 1, 2**31, 2**32 - 1])
+def test_a_header_with_sides_beyond_all_pictures_is_refused(tmp_path, height):
+    """One bit a pixel and one pixel a row: less than a byte, if the byte that names a row's filter is not counted."""
+    Image.new("1", (1, 1)).save(tmp_path / "a.png")
+    content = bytearray((tmp_path / "a.png").read_bytes())
+    content[20:24] = height.to_bytes(4, "big")
+    content[29:33] = zlib.crc32(content[12:29]).to_bytes(4, "big")
+    (tmp_path / "a.png").write_bytes(content)
+    for read in (read_image, inspect_image, lambda path: open_rows(path).__enter__()):
+        with pytest.raises(UserError, match=rf"a\.png: its header says {height:,} × 1 px, more than its \d+ bytes can"):
+            read(tmp_path / "a.png")
 
 
 def test_a_tiff_of_one_large_strip_is_refused_with_what_it_needs(tmp_path, monkeypatch):
