@@ -35,7 +35,7 @@ from p2pzoo.training.environment import software
 from p2pzoo.utils.errors import UserError
 from p2pzoo.utils.files import write_json
 from p2pzoo_bench.changed_target import changed_target
-from p2pzoo_bench.comparison import Comparison, TableRow, build_comparison, describe_differences, metric_of
+from p2pzoo_bench.comparison import Comparison, TableRow, build_comparison, metric_of, why_not_comparable
 from p2pzoo_bench.executors import Executor, Job
 from p2pzoo_bench.run_missing import Progress, run_missing
 from p2pzoo_bench.stored_results import EvaluatedImages, FinishedRun
@@ -141,7 +141,7 @@ class Bench:
         A metric of the table that cannot be built here is recorded in `unavailable`, with the reason.
         """
         faults = []
-        protocols: dict[str, tuple[str, dict[str, Any]]] = {}  # {metric: (the first row that has it, its protocol)}
+        protocols: dict[str, tuple[Row, dict[str, Any]]] = {}  # {metric: (the first row that has it, its protocol)}
         for row, experiment in zip(self.table.trained, experiments, strict=True):
             store = self.store(experiment)
             try:
@@ -158,10 +158,10 @@ class Bench:
                     if name in self.table.metrics:  # else it is a metric of the recipe: its run reports the error
                         self.unavailable[name] = str(error)
                     continue
-                other, before = protocols.setdefault(name, (row.name, described))
-                if difference := "; ".join(describe_differences(before, described)):
+                other, before = protocols.setdefault(name, (row, described))
+                if reason := why_not_comparable(row.label, described, other.label, before):
                     faults.append(
-                        f"[rows.{row.name}] {name} has another protocol than in [rows.{other}]: {difference}; "
+                        f"[rows.{row.name}] {name} has another protocol than in [rows.{other.name}]: {reason}; "
                         "make the two rows equal in this"
                     )
         named = {name for experiment in experiments for name in experiment.measurements}

@@ -237,13 +237,29 @@ def shared_protocol(rows: Sequence[TableRow], column: str, *, by_seed: bool = Fa
             label, expected, other = first.setdefault(
                 run.results["seed"] if by_seed else None, (row.label, digest, protocol)
             )
-            if digest != expected:
-                reasons = "; ".join(describe_differences(other, protocol))
+            if digest != expected and (reason := why_not_comparable(row.label, protocol, label, other)):
                 raise UserError(
-                    f"{column}: '{row.label}' has another protocol than '{label}' ({reasons}): compare only runs "
+                    f"{column}: '{row.label}' has another protocol than '{label}' ({reason}): compare only runs "
                     "that were evaluated in the same way"
                 )
     return next((digest for _, digest, _ in first.values()), None)
+
+
+def why_not_comparable(label: str, protocol: Mapping[str, Any], other_label: str, other: Mapping[str, Any]) -> str:
+    """What differs between the protocols of two rows; "" if their numbers may stand in one column.
+
+    Rows of the last weights of G and of their average may, if each label says which it shows.
+
+    >>> why_not_comparable("flow, last", {"split": "test"}, "flow", {"split": "test", "weights": "average"})
+    "weights: last instead of average; name them in the rows' labels"
+    >>> why_not_comparable("flow, last", {"split": "test"}, "flow, average", {"split": "test", "weights": "average"})
+    ''
+    """
+    weights, other_weights = protocol.get("weights", "last"), other.get("weights", "last")
+    reasons = describe_differences({**other, "weights": None}, {**protocol, "weights": None})
+    if weights != other_weights and not (weights in label and other_weights in other_label):
+        reasons.append(f"weights: {weights} instead of {other_weights}; name them in the rows' labels")
+    return "; ".join(reasons)
 
 
 def describe_differences(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:
@@ -293,7 +309,7 @@ def _describe_row(
         "runs": [{"id": run.results["id"], "seed": run.results.get("seed")} for run in row.runs],
         "failed": row.failed,
         "published": dict(row.published),
-        **({} if row.target else _describe_networks(row.experiment, data)),
+        **({"target": True} if row.target else _describe_networks(row.experiment, data)),
         "seconds": round(float(np.median(seconds)), 1) if seconds else None,
         "peak_megabytes": max(memory) if memory else None,
         "cells": cells,

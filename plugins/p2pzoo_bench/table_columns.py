@@ -83,7 +83,7 @@ def find_best_cells(doc: Mapping[str, Any]) -> set[tuple[int, int]]:
 
     Rows of the ground truth do not compete, and a single row is not the best of anything.
     """
-    rows = {number: row for number, row in enumerate(doc["rows"]) if not _is_target(row)}
+    rows = {number: row for number, row in enumerate(doc["rows"]) if not row.get("target")}
     better = {column["metric"]: column["better"] for column in doc["columns"]}
     best = set()
     for place, column in enumerate(list_columns(doc)):
@@ -94,7 +94,3 @@ def find_best_cells(doc: Mapping[str, Any]) -> set[tuple[int, int]]:
             top = (max if better[column.key] == "higher" else min)(means.values())
             best |= {(number, place) for number, mean in means.items() if mean == top}
     return best
-
-
-def _is_target(row: Mapping[str, Any]) -> bool:
-    return bool(row["runs"]) and all(run["seed"] is None for run in row["runs"])

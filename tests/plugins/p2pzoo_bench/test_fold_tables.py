@@ -10,6 +10,7 @@ from p2pzoo_bench.bench import Bench
 from p2pzoo_bench.comparison import TableRow, build_comparison
 from p2pzoo_bench.folds import over_folds
 from p2pzoo_bench.stored_results import EvaluatedImages, FinishedRun
+from p2pzoo_bench.table_columns import find_best_cells
 from p2pzoo_bench.table_file import read_table
 
 from p2pzoo import config
@@ -115,6 +116,23 @@ class TestComparison:
         rows[1].runs[2] = finished("c", 2, np.full(10, 0.3, np.float32), test_mode="eval")
         with pytest.raises(UserError, match="l1: 'B' has another protocol than 'A'"):
             build_comparison(rows, "a", {"l1": "L1"}, {}, data, facts=FACTS)
+
+    def test_last_weights_and_their_average_share_a_column_only_if_the_labels_name_them(self, rows, data, finished):
+        a, b = rows
+        for fold, run in enumerate(b.runs):
+            values = run.stats[0]["l1.l1"].numpy()
+            b.runs[fold] = finished("average", fold, values, weights="average")
+        message = "weights: average instead of last; name them in the rows' labels"
+        with pytest.raises(UserError, match=message):
+            build_comparison(rows, "a", {"l1": "L1"}, {}, data, facts=FACTS)
+        a.label, b.label = "A, last", "B, average"
+        doc = build_comparison(rows, "a", {"l1": "L1"}, {}, data, facts=FACTS).doc
+        assert "difference" in doc["rows"][1]["cells"]["l1"]
+
+    def test_the_ground_truth_is_not_the_best_of_a_column(self, rows, data):
+        rows[0].target = True
+        doc = build_comparison(rows, "b", {"l1": "L1"}, {}, data, facts=FACTS).doc
+        assert find_best_cells(doc) == set()  # a single row is left
 
     def test_rows_of_a_fold_with_other_images_are_refused(self, rows, data, finished):
         rows[1].runs[2] = finished("c", 2, np.full(9, 0.3, np.float32))

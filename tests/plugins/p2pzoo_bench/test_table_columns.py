@@ -14,13 +14,13 @@ from p2pzoo.utils.errors import UserError
 BETTER = {"l1": "lower", "psnr": "higher", "psnr.pooled": "higher", "entropy": None}
 
 
-def make_row(name, *means, seed=0, **costs):
+def make_row(name, *means, **facts):
     cells = {
         metric: {"values": [mean], "mean": mean, "low": None, "high": None}
         for metric, mean in zip(BETTER, means, strict=True)
     }
-    return {"name": name, "label": name, "runs": [{"id": name, "seed": seed}], "failed": None, "published": {},
-            "cells": cells, **costs}  # fmt: skip
+    return {"name": name, "label": name, "runs": [{"id": name, "seed": 0}], "failed": None, "published": {},
+            "cells": cells, **facts}  # fmt: skip
 
 
 @pytest.fixture
@@ -32,7 +32,7 @@ def table():
     rows = [
         make_row("a", 0.1, 20.0, 19.0, 1.0, parameters=10, seconds=5.0),
         make_row("b", 0.2, 21.0, 19.0, 2.0, parameters=20, seconds=None),
-        make_row("photos", 0.0, 99.0, 99.0, 3.0, seed=None),
+        make_row("photos", 0.0, 99.0, 99.0, 3.0, target=True),
     ]
     doc = {"title": "t", "profile": "p", "baseline": "a", "columns": columns, "rows": rows, "protocols": {}}
     return Comparison(doc, (), {"l1": "L1", "psnr": "PSNR", "entropy": "Entropy"}, (8, 8))
