@@ -131,8 +131,9 @@ def table(result: dict[str, Any]) -> str:
     rows.append(f"| {result['seeds']['n']} seeds (Student's t), normal | {result['seeds']['coverage']:.1%} |")
     for name, coverage in result["blocks"].items():
         rows.append(f"| {len(result['tiles_of_blocks'])} test blocks (bootstrap), {name} | {coverage:.1%} |")
-    for name, coverage in result.get("folds", {}).items():
-        rows.append(f"| folds (Student's t): {name} | {coverage:.1%} |")
+    for name, coverage in sorted(result["folds"].items(), key=lambda item: int(item[0].partition(",")[0])):
+        folds, _, shape = name.partition(", ")
+        rows.append(f"| {folds} folds of earth (Student's t), {shape} | {coverage:.1%} |")
     return "\n".join([*rows, "", f"in {result['trials']} simulations"])
 
 
