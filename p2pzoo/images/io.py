@@ -42,13 +42,15 @@ _MODES = {  # Pillow mode of a file -> the mode to convert to, one letter per ch
 }  # fmt: skip
 _PNG_MODES = {0: "L", 2: "RGB", 4: "LA", 6: "RGBA"}  # color type in the header of a PNG -> channels
 _BITS_PER_SAMPLE, _PHOTOMETRIC, _SAMPLES_PER_PIXEL = 258, 262, 277  # numbers of TIFF tags
-PILLOW_ERRORS = (  # raised by Pillow for damaged files
-    OSError, SyntaxError, ValueError, TypeError, LookupError, struct.error, Image.DecompressionBombError
+PILLOW_ERRORS = (  # raised by Pillow for damaged files; the last three where a header claims a huge picture
+    OSError, SyntaxError, ValueError, TypeError, LookupError, struct.error, Image.DecompressionBombError, MemoryError,
+    OverflowError,
 )  # fmt: skip
 _NUMPY_ERRORS = (  # raised by NumPy for damaged files
     OSError, ValueError, EOFError, SyntaxError, RuntimeError, TypeError, LookupError, ArithmeticError, struct.error,
     tokenize.TokenError, zipfile.BadZipFile, zlib.error,
 )  # fmt: skip
+_MAX_PIXELS_IN_A_BYTE = 128  # of a BMP: in a run, two bytes stand for 255 pixels
 _MAX_DEFLATE_RATIO = 1032  # deflate cannot compress better (zlib, technical details)
 # An array of more bytes than _ALWAYS_UNPACKED may be so many times as large as its compressed file: real images, which
 # compress to a half or a tenth, stay far below; a file of 3 MB must not take 3 GB
@@ -126,14 +128,22 @@ def _open_beyond_limit(path: Path) -> Image.Image:
             image = Image.open(path, formats=PILLOW_FORMATS)
         finally:
             Image.MAX_IMAGE_PIXELS = limit
-    if image.format == "PNG":
-        bits, color_type = _png_header(path)
-        row = 1 + -(-image.width * bits * len(_PNG_MODES.get(color_type, "L")) // 8)  # the first byte names a filter
-        size = path.stat().st_size
-        if row * image.height > size * _MAX_DEFLATE_RATIO:
-            claimed = f"its header says {image.height:,} × {image.width:,} px"
-            raise UserError(f"{path}: {claimed}, more than its {size:,} bytes can give: get this file again")
+    size = path.stat().st_size
+    if _fewest_bytes(image, path) > size:
+        claimed = f"its header says {image.height:,} × {image.width:,} px"
+        raise UserError(f"{path}: {claimed}, more than its {size:,} bytes can give: get this file again")
     return image
+
+
+def _fewest_bytes(image: Image.Image, path: Path) -> float:
+    """The bytes that a file with so many pixels has at least; 0 if its format sets no limit."""
+    if image.format == "BMP":
+        return image.width * image.height / _MAX_PIXELS_IN_A_BYTE
+    if image.format != "PNG":
+        return 0
+    bits, color_type = _png_header(path)
+    row = 1 + -(-image.width * bits * len(_PNG_MODES.get(color_type, "L")) // 8)  # the first byte names a filter
+    return row * image.height / _MAX_DEFLATE_RATIO
 
 
 def describe_size(name: Path | str, height: int, width: int) -> str:
@@ -175,10 +185,7 @@ def picture_bands(
     array = {"F": 4, "I": 2}.get(mode, channels) if not mode.startswith("I;16") else 2
     check_available((in_pillow + array * whole) * height * width, describe_size(name, height, width))
     has_exif = "exif" in image.info
-    try:
-        image.load()
-    except (MemoryError, OverflowError) as error:  # Pillow's own limits, such as a side of 2³¹ px
-        raise UserError(f"{describe_size(name, height, width)} cannot be decoded ({error or 'too large'})") from None
+    image.load()
     if "exif" in image.info and not has_exif and (orientation := _orientation(image)) != 1:
         raise UserError(
             f"{name}: has EXIF orientation {orientation} behind its pixels, and its header none: save it upright"
@@ -450,7 +457,7 @@ def describe_read_error(error: Exception) -> str:
     if isinstance(error, FileNotFoundError):
         return "no such file"
     is_unknown = isinstance(error, UnidentifiedImageError)
-    cause = "unknown format" if is_unknown else getattr(error, "strerror", None) or error
+    cause = "unknown format" if is_unknown else getattr(error, "strerror", None) or str(error) or "too little memory"
     return f"cannot be read as an image ({cause})"
 
 

@@ -51,6 +51,7 @@ from p2pzoo.images.io import (
     PILLOW_ERRORS,
     ImageHeader,
     decode_pixels,
+    describe_size,
     inspect_array,
     inspect_image,
     open_picture,
@@ -58,6 +59,7 @@ from p2pzoo.images.io import (
     read_image,
 )
 from p2pzoo.utils.errors import UserError
+from p2pzoo.utils.memory import check_available
 
 Encoding = Literal["one-hot", "palette"]
 
@@ -340,6 +342,7 @@ def picture_map(image: Image.Image, classes: Classes) -> np.ndarray:
 
 
 def _read_indexed(image: Image.Image, name: str, classes: Classes | None) -> np.ndarray:
+    check_available(2 * image.height * image.width, describe_size(name, image.height, image.width))
     indices = np.asarray(ImageOps.exif_transpose(image))
     if classes is None:
         return indices

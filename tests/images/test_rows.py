@@ -9,6 +9,7 @@ from PIL import Image
 
 from p2pzoo.images import io
 from p2pzoo.images.io import inspect_image, read_image, write_image
+from p2pzoo.images.label_maps import inspect_map, read_map
 from p2pzoo.images.rows import open_rows, write_rows
 from p2pzoo.utils import memory
 from p2pzoo.utils.errors import UserError
@@ -194,6 +195,28 @@ def test_a_header_with_sides_beyond_all_pictures_is_refused(tmp_path, height):
     for read in (read_image, inspect_image, lambda path: open_rows(path).__enter__()):
         with pytest.raises(UserError, match=rf"a\.png: its header says {height:,} × 1 px, more than its \d+ bytes can"):
             read(tmp_path / "a.png")
+
+
+@pytest.mark.parametrize("read", [read_image, inspect_image, read_map, inspect_map], ids=lambda read: read.__name__)
+def test_a_bitmap_of_few_bytes_and_many_pixels_is_refused(tmp_path, read):
+    Image.new("P", (9, 7)).save(tmp_path / "a.bmp")
+    content = bytearray((tmp_path / "a.bmp").read_bytes())
+    content[21] = 0x16
+    (tmp_path / "a.bmp").write_bytes(content)
+    with pytest.raises(UserError, match=r"a\.bmp: its header says 7 × 369,098,761 px, more than its [\d,]+ bytes can"):
+        read(tmp_path / "a.bmp")
+
+
+@pytest.mark.parametrize("read", [read_image, read_map], ids=lambda read: read.__name__)
+def test_an_image_that_pillow_finds_no_memory_for_is_refused(tmp_path, read, monkeypatch):
+    Image.new("P", (9, 7)).save(tmp_path / "a.png")
+
+    def load(_):
+        raise MemoryError
+
+    monkeypatch.setattr("PIL.ImageFile.ImageFile.load", load)
+    with pytest.raises(UserError, match=r"a\.png: cannot be read as an image \(too little memory\)"):
+        read(tmp_path / "a.png")
 
 
 def test_a_tiff_of_one_large_strip_is_refused_with_what_it_needs(tmp_path, monkeypatch):
