@@ -4,6 +4,10 @@
 
 A run becomes results/<recipe>-<profile>-seed<N>-<id>/, where `p2pzoo bench` finds it. The pictures are WebP. --busy
 omits the training time, which means nothing if the machine did other work at the same time; use row_seconds.py instead.
+
+Statistics are stored in the smallest integers that hold them, and those of the photos once: name the runs of the
+ground truth first. --without kid_efficientnet_lite0 omits those of a metric; its numbers are kept, and so are the
+differences of a table over folds.
 """
 
 from __future__ import annotations
@@ -13,23 +17,29 @@ import sys
 from pathlib import Path
 
 import click
+import torch
+from p2pzoo_bench.stored_results import FinishedRun, compact
 from PIL import Image
 
+from p2pzoo.models.safetensors_io import load_tensors, save_tensors
 from p2pzoo.utils.files import read_json, write_json
 
 RESULTS = Path(__file__).parent / "results"
-KEPT = ("results.json", "env.json", "stats.safetensors", "recipe.toml")
+KEPT = ("results.json", "env.json", "recipe.toml")
+STATS = "stats.safetensors"
 QUALITY = 80
 
 
 @click.command()
 @click.argument("runs", nargs=-1, required=True, type=click.Path(exists=True, file_okay=False, path_type=Path))
 @click.option("--busy", is_flag=True, help="Omit the training time, because the machine did other work too.")
+@click.option("--without", multiple=True, metavar="METRIC", help="Omit the statistics of this metric.")
+@click.option("--no-pictures", is_flag=True, help="Omit the pictures.")
 @click.option("--to", default=RESULTS, show_default="results/", type=click.Path(file_okay=False, path_type=Path))
-def main(runs: tuple[Path, ...], busy: bool, to: Path) -> None:
+def main(runs: tuple[Path, ...], busy: bool, without: tuple[str, ...], no_pictures: bool, to: Path) -> None:
     """Copy the files of these run folders that tables and pages show."""
     for run in runs:
-        if missing := [name for name in KEPT if not (run / name).exists() and name != "recipe.toml"]:
+        if missing := [name for name in (*KEPT, STATS) if not (run / name).exists() and name != "recipe.toml"]:
             click.echo(f"{run}: not a finished run, it lacks {', '.join(missing)}", err=True)
             sys.exit(2)
         if (state := (read_json(run / "status.json") or {}).get("state", "complete")) != "complete":
@@ -41,13 +51,33 @@ def main(runs: tuple[Path, ...], busy: bool, to: Path) -> None:
         for name in KEPT:
             if (run / name).exists():  # the ground truth has no recipe
                 shutil.copyfile(run / name, target / name)
+        keep_stats(run / STATS, target / STATS, without)
         if busy:
             env = read_json(target / "env.json")
             env.get("training", {}).pop("seconds", None)
             write_json(target / "env.json", env)
-        for picture in (run / "samples").glob("test.png"):
+        for picture in (run / "samples").glob("test.png") if not no_pictures else ():
             Image.open(picture).save(target / "samples.webp", quality=QUALITY, method=6)
         click.echo(target)
+
+
+def keep_stats(file: Path, target: Path, without: tuple[str, ...]) -> None:
+    """Write the statistics of a run, small: without those that a run of the ground truth in `target`'s folder has."""
+    tensors, header = load_tensors(file)
+    tensors = {
+        name: tensor for name, tensor in tensors.items() if name.partition(".")[0].partition("@")[0] not in without
+    }
+    same_as = {}
+    for truth in sorted(target.parent.parent.glob("target-*")):
+        if truth == target.parent:
+            continue
+        photos, their_header = FinishedRun(truth).stats
+        if their_header["ids"] == header["ids"]:
+            shared = [name for name in tensors if name in photos and torch.equal(photos[name], tensors[name])]
+            same_as |= dict.fromkeys(shared, truth.name)
+            tensors = {name: tensor for name, tensor in tensors.items() if name not in shared}
+    small, dtypes = compact(tensors)
+    save_tensors(target, small, {**header, "dtypes": dtypes, "same_as": same_as})
 
 
 if __name__ == "__main__":

@@ -349,6 +349,8 @@ def _differences_from(
         if name not in reducers or not usable:
             continue
         reduce = reducers[name]
+        if not folds and not all(reduce.is_kept(run) for pair in usable for run in pair):
+            continue
         check_same_images(column, row, reference, usable, folds=folds)
         if folds:
             of_folds, of_blocks = difference_over_folds(usable, reduce, key or "value")
@@ -397,7 +399,8 @@ def difference_over_folds(
 ) -> tuple[FoldDifference, Interval]:
     """The difference over the images of all folds, each weighted by its number of images, of pairs of runs.
 
-    The second interval resamples blocks and ignores how runs vary: it is a diagnostic.
+    The second interval resamples blocks and ignores how runs vary: it is a diagnostic. It has no ends if the runs do
+    not keep the metric's statistics.
     """
     blocks_by_fold = [_blocks_of(a) for a, _ in pairs]
     ends = np.cumsum([len(blocks) for blocks in blocks_by_fold])
@@ -413,6 +416,9 @@ def difference_over_folds(
         return sum(terms) / len(images)
 
     tiles = [len(blocks) for blocks in blocks_by_fold]
+    if not all(reduce.is_kept(run) for pair in pairs for run in pair):
+        folds = over_folds([reduce.number(a, key) - reduce.number(b, key) for a, b in pairs], tiles)
+        return folds, Interval(folds.value)
     folds = over_folds([of_fold(fold, np.arange(count)) for fold, count in enumerate(tiles)], tiles)
     blocks = [f"{fold}:{block}" for fold, names in enumerate(blocks_by_fold) for block in names]
     return folds, paired_over_blocks(difference, blocks)
@@ -437,6 +443,14 @@ class CachedReduce:
     def __init__(self, metric: Any, name: str) -> None:
         self.metric, self.name = metric, name
         self._cache: dict[tuple[int, bytes], Mapping[str, float]] = {}
+
+    def is_kept(self, run: FinishedRun) -> bool:
+        """Whether a run keeps the metric's statistics."""
+        return bool(safetensors_io.strip_prefix(self.name, run.stats[0]))
+
+    def number(self, run: FinishedRun, key: str) -> float:
+        """The metric's number of all images, from the results."""
+        return float(run.results["metrics"][self.name if key == "value" else f"{self.name}.{key}"]["value"])
 
     def __call__(self, run: FinishedRun, images: np.ndarray) -> Mapping[str, float]:
         key = (id(run), images.tobytes())

@@ -37,10 +37,13 @@ class FinishedRun:
     def stats(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
         """The statistics of each image, {metric.statistic: (N, ...)}, and a header with the images' ids and blocks.
 
-        Raises DamagedFile if the two do not fit.
+        A committed copy may lack those of some metrics (`keep_runs.py`). Raises DamagedFile if the two do not fit.
         """
         file = self.folder / "stats.safetensors"
         tensors, header = safetensors_io.load_tensors(file)
+        tensors = {name: tensor.to(_dtype(header, name, tensor)) for name, tensor in tensors.items()}
+        for name, folder in header.get("same_as", {}).items():
+            tensors[name] = FinishedRun(self.folder.parent / folder).stats[0][name]
         ids, blocks = header.get("ids"), header.get("blocks")
         if not (isinstance(ids, list) and isinstance(blocks, list) and len(ids) == len(blocks)):
             raise DamagedFile(f"{file}: its header has no list of image ids with one block for each")
@@ -54,6 +57,34 @@ class FinishedRun:
         split = self.results["protocols"][next(iter(self.results["measured"].values()))]["split"]
         files = [self.folder / "samples" / f"{split}.png", self.folder / "samples.webp"]
         return next((file for file in files if file.exists()), None)
+
+
+def compact(tensors: Mapping[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    """The tensors in the smallest integer type that holds them exactly, and {name: its type} of those that changed.
+
+    >>> small, types = compact({"counts": torch.tensor([[0.0, 300.0]]), "distance": torch.tensor([0.5])})
+    >>> small["counts"].dtype, small["distance"].dtype, types
+    (torch.int16, torch.float32, {'counts': 'float32'})
+    """
+    small = {name: _smallest(tensor) for name, tensor in tensors.items()}
+    changed = {name: str(tensor.dtype).removeprefix("torch.") for name, tensor in tensors.items()}
+    return small, {name: dtype for name, dtype in changed.items() if small[name].dtype != tensors[name].dtype}
+
+
+def _smallest(tensor: torch.Tensor) -> torch.Tensor:
+    for dtype in (torch.uint8, torch.int16, torch.int32):
+        if dtype.itemsize < tensor.dtype.itemsize and tensor.isfinite().all():
+            limits = torch.iinfo(dtype)
+            within = bool(((tensor >= limits.min) & (tensor <= limits.max)).all())
+            if within and torch.equal((small := tensor.to(dtype)).to(tensor.dtype), tensor):
+                return small
+    return tensor
+
+
+def _dtype(header: Mapping[str, Any], name: str, tensor: torch.Tensor) -> torch.dtype:
+    """The type that a statistic was measured in: `compact` may have stored it in another."""
+    dtype = getattr(torch, str(header.get("dtypes", {}).get(name, "")), tensor.dtype)
+    return dtype if isinstance(dtype, torch.dtype) else tensor.dtype
 
 
 @dataclass(frozen=True)

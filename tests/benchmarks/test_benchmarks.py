@@ -13,7 +13,10 @@ from unittest import mock
 import pytest
 import torch
 from click.testing import CliRunner
+from p2pzoo_bench.stored_results import FinishedRun
 from PIL import Image
+
+from p2pzoo.models.safetensors_io import save_tensors
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
@@ -167,8 +170,9 @@ def test_training_time_of_a_busy_machine_is_not_copied(tmp_path, load):
 
     run_folder = tmp_path / "runs" / "mine" / "laptop-seed0-abc"
     (run_folder / "samples").mkdir(parents=True)
-    for name in ("results.json", "stats.safetensors", "recipe.toml", "model.safetensors"):
+    for name in ("results.json", "recipe.toml", "model.safetensors"):
         (run_folder / name).write_bytes(b"{}")
+    save_tensors(run_folder / "stats.safetensors", {}, {"ids": [], "blocks": []})
     (run_folder / "env.json").write_text('{"threads": 1, "training": {"seconds": 9.5, "peak_megabytes": 700}}')
     Image.new("RGB", (8, 8)).save(run_folder / "samples" / "test.png")
     for options, training in (((), {"seconds": 9.5, "peak_megabytes": 700}), (("--busy",), {"peak_megabytes": 700})):
@@ -183,6 +187,46 @@ def test_training_time_of_a_busy_machine_is_not_copied(tmp_path, load):
     done = keep_runs(run_folder, "--to", tmp_path / "results")
     assert (done.exit_code, done.stderr.count("\n")) == (2, 1)
     assert "lacks results.json" in done.stderr
+
+
+def test_statistics_are_kept_small_and_those_of_the_photos_once(tmp_path, load):
+    generator = torch.Generator().manual_seed(0)
+
+    def write(name, y_hat, ids=("a", "b")):
+        folder = tmp_path / "runs" / name / "laptop-1"
+        folder.mkdir(parents=True)
+        tensors = {
+            "hist.y": torch.randint(0, 16384, (2, 500), generator=torch.Generator().manual_seed(1)).float(),
+            "hist.y_hat": y_hat, "fcn.confusion": torch.arange(18).reshape(2, 3, 3) * 100,
+            "kid.features": torch.rand(2, 1280, generator=generator), "l1.l1": torch.rand(2, generator=generator),
+        }  # fmt: skip
+        save_tensors(folder / "stats.safetensors", tensors, {"ids": [*ids], "blocks": ["x", None]})
+        for file in ("results.json", "env.json"):
+            (folder / file).write_text("{}")
+        return folder, tensors
+
+    def integers():
+        return torch.randint(0, 16384, (2, 500), generator=generator).float()
+
+    photos, mine, other = (
+        write("target", integers()), write("mine", integers()), write("other", integers(), ids=("c", "d"))
+    )  # fmt: skip
+    options = ("--to", tmp_path / "kept", "--without", "kid")
+    done = CliRunner().invoke(
+        load("keep_runs").main, [*map(str, (photos[0], mine[0], other[0], *options))], catch_exceptions=False
+    )
+    assert done.exit_code == 0, done.output
+    for name, (_, tensors) in {"mine-laptop-1": mine, "other-laptop-1": other}.items():
+        read, header = FinishedRun(tmp_path / "kept" / name).stats
+        assert read.keys() == tensors.keys() - {"kid.features"}
+        for key, tensor in read.items():
+            assert tensor.dtype == tensors[key].dtype
+            assert torch.equal(tensor, tensors[key])
+        assert header["blocks"] == ["x", None]
+    sizes = [
+        (tmp_path / "kept" / name / "stats.safetensors").stat().st_size for name in ("mine-laptop-1", "other-laptop-1")
+    ]
+    assert sizes[0] + 1500 < sizes[1] < 6000  # 2 bytes for each count; the photos' are in the target's file
 
 
 TABLE = """

@@ -105,6 +105,18 @@ class TestComparison:
         by_image = torch.cat([y.stats[0]["l1.l1"] - x.stats[0]["l1.l1"] for x, y in zip(a.runs, b.runs, strict=True)])
         assert blocks["value"] == pytest.approx(by_image.mean().item(), abs=1e-6)
 
+    def test_without_statistics_the_numbers_of_the_folds_give_the_same_interval(self, rows, data):
+        doc = build_comparison(rows, "a", {"l1": "L1"}, {}, data, facts=FACTS).doc
+        whole = doc["rows"][1]["cells"]["l1"]["difference"]
+        for run in (run for row in rows for run in row.runs):
+            save_tensors(run.folder / "stats.safetensors", {}, run.stats[1])
+            vars(run).pop("stats")  # read again
+        doc = build_comparison(rows, "a", {"l1": "L1"}, {}, data, facts=FACTS).doc
+        part = doc["rows"][1]["cells"]["l1"]["difference"]
+        assert part["seeds"] == pytest.approx(whole["seeds"], abs=1e-6)
+        assert part["p"] == pytest.approx(whole["p"], rel=1e-3)
+        assert part["blocks"]["low"] is None
+
     def test_one_fold_gives_no_interval(self, rows, data):
         for row in rows:
             del row.runs[1:]
