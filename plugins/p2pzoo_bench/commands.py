@@ -22,6 +22,8 @@ from p2pzoo.utils.errors import UserError
 from p2pzoo_bench.output import CLAIM_FORMATS, FORMATS, resolve_format, write_document
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
     from p2pzoo_bench.bench import Bench
     from p2pzoo_bench.comparison import Comparison
     from p2pzoo_bench.executors import Executor
@@ -41,6 +43,10 @@ column_option = click.option(
     "--column", "columns", multiple=True, metavar="NAME",
     help="Show only this column: a metric, or a cost (receptive_field, receptive_field_over_side, parameters, "
          "discriminator_parameters, seconds, peak_megabytes). May be repeated.",
+)  # fmt: skip
+curve_option = click.option(
+    "--curve", metavar="NAME",
+    help="Show the learning curves of this metric instead: as it was after each number of images of evaluate.at.",
 )  # fmt: skip
 runs_option = click.option(
     "--runs", type=click.Path(path_type=Path, file_okay=False), default="runs", show_default=True,
@@ -74,6 +80,7 @@ runs_option = click.option(
 @click.option("--fresh", is_flag=True, help="Restart unfinished runs instead of resuming them.")
 @click.option("--accept-stale", is_flag=True, help="Resume runs although the code changed since they started.")
 @column_option
+@curve_option
 @format_option
 @output_option
 @max_time_option
@@ -82,8 +89,8 @@ runs_option = click.option(
 def bench_command(
     table: str, profile: str | None, overrides: tuple[str, ...], seeds: int | None, where: str,
     jobs: int | None, cpus_per_run: int | None, gpus_per_run: float | None, runs: Path, dry_run: bool,
-    fresh: bool, accept_stale: bool, columns: tuple[str, ...], form: str | None, output: Path | None, quiet: bool,
-    as_json: bool,
+    fresh: bool, accept_stale: bool, columns: tuple[str, ...], curve: str | None, form: str | None,
+    output: Path | None, quiet: bool, as_json: bool,
 ) -> None:  # fmt: skip
     """Train the missing runs of TABLE (a file, or zoo:NAME.toml) and print the table.
 
@@ -107,20 +114,22 @@ def bench_command(
         "pick": lambda: config.pick_profile(overrides, executor.kind),
     }  # fmt: skip
     if is_claims_file(table):
+        given = {"--seeds": seeds, "--column": columns, "--curve": curve}
+        if refused := [name for name, value in given.items() if value]:
+            raise UserError(f"{refused[0]}: a claims file fixes the folds and the columns: change the file instead")
         failed = _bench_claims(
-            table, runs, executor, options, seeds=seeds, columns=columns, form=form, output=output, as_json=as_json,
-            dry_run=dry_run, quiet=quiet,
-        )  # fmt: skip
+            table, runs, executor, options, form=form, output=output, as_json=as_json, dry_run=dry_run, quiet=quiet
+        )
     else:
         table_file = read_table(table)
         find_columns(columns, table_file.columns)  # before anything is trained
         bench = Bench(table_file, registry(), runs, seeds=seeds, **options)
-        if form == "svg":
+        if form == "svg" and not curve:
             _check_one_drawing(bench.find_drawing_metrics())
         if dry_run:
             return _print_plans([bench], bench.table.title, as_json)
         failed = _train_missing(bench, executor, quiet=quiet)
-        _write_table(select_columns(bench.compare(failed), columns), form, output, as_json)
+        _write_table(select_columns(bench.compare(failed), columns), form, output, as_json, curve=curve)
     if failed:
         sys.exit(1)
 
@@ -147,8 +156,8 @@ def _train_missing(bench: Bench, executor: Executor, *, quiet: bool) -> dict[str
 
 
 def _bench_claims(
-    path: str, runs: Path, executor: Executor, options: Mapping[str, Any], *, seeds: int | None,
-    columns: tuple[str, ...], form: str, output: Path | None, as_json: bool, dry_run: bool, quiet: bool,
+    path: str, runs: Path, executor: Executor, options: Mapping[str, Any], *, form: str, output: Path | None,
+    as_json: bool, dry_run: bool, quiet: bool,
 ) -> dict[str, str]:  # fmt: skip
     """Train the missing runs of all tables of a claims file, and print the verdicts. Returns {id: why it failed}."""
     import json
@@ -161,9 +170,6 @@ def _bench_claims(
 
     if form not in CLAIM_FORMATS:
         raise UserError(f"{path}: verdicts have no format {form}: use one of {', '.join(CLAIM_FORMATS)}")
-    if seeds is not None or columns:
-        option = "--column" if columns else "--seeds"
-        raise UserError(f"{option}: a claims file fixes the folds and the columns: change the file instead")
     claims = read_claims(path)
     benches = {name: Bench(table, registry(), runs, **options) for name, table in claims.tables.items()}
     check_claims(claims, benches)
@@ -212,12 +218,13 @@ def _print_plans(benches: Sequence[Bench], title: str, as_json: bool) -> None:
 @click.option("--baseline", metavar="ROW", help="Compare the other rows with this one [default: the first].")
 @click.option("--metric", "metrics", multiple=True, metavar="NAME", help="Show only this metric. May be repeated.")
 @column_option
+@curve_option
 @format_option
 @output_option
 @json_option
 def compare_command(
     runs: tuple[Path, ...], baseline: str | None, metrics: tuple[str, ...], columns: tuple[str, ...],
-    form: str | None, output: Path | None, as_json: bool,
+    curve: str | None, form: str | None, output: Path | None, as_json: bool,
 ) -> None:  # fmt: skip
     """Compare finished runs. Runs that differ only by their seed make one row.
 
@@ -229,7 +236,7 @@ def compare_command(
 
     form = resolve_format(form, output, as_json)
     table = compare_runs(runs, registry(), baseline=baseline, wanted=metrics)
-    _write_table(select_columns(table, columns), form, output, as_json)
+    _write_table(select_columns(table, columns), form, output, as_json, curve=curve)
 
 
 def _build_executor(where: str, runs: Path, jobs: int | None, cpus: int | None, gpus: float | None) -> Executor:
@@ -246,13 +253,37 @@ def _build_executor(where: str, runs: Path, jobs: int | None, cpus: int | None, 
     return Cluster(where, runs, jobs=jobs, cpus=cpus, gpus=gpus)
 
 
-def _write_table(table: Comparison, form: str, output: Path | None, as_json: bool) -> None:
+def _write_table(table: Comparison, form: str, output: Path | None, as_json: bool, *, curve: str | None = None) -> None:
     from p2pzoo_bench import formats
 
+    if curve:
+        return _write_curve(table, curve, form, output, as_json)
     write_document(
         table.doc, form, output, as_json, format_text=lambda form: _format_table(table, form),
         to_rich=lambda: formats.to_rich(table.doc),
     )  # fmt: skip
+
+
+def _write_curve(table: Comparison, column: str, form: str, output: Path | None, as_json: bool) -> None:
+    import json
+
+    from p2pzoo_bench import learning_curves
+
+    if form not in learning_curves.CURVE_FORMATS:
+        raise UserError(f"--curve {column}: no format {form}; use one of {', '.join(learning_curves.CURVE_FORMATS)}")
+    doc = learning_curves.build_curve(table, column)
+    texts = {
+        "markdown": learning_curves.to_markdown, "csv": learning_curves.to_csv, "html": learning_curves.to_html,
+        "svg": learning_curves.to_svg, "json": lambda doc: json.dumps(doc, indent=2, ensure_ascii=False),
+    }  # fmt: skip
+    write_document(
+        doc,
+        form,
+        output,
+        as_json,
+        format_text=lambda form: texts[form](doc),
+        to_rich=lambda: learning_curves.to_rich(doc),
+    )
 
 
 def _format_table(table: Comparison, form: str) -> str:
@@ -262,12 +293,21 @@ def _format_table(table: Comparison, form: str) -> str:
     from p2pzoo_bench.latex import to_latex
 
     if form == "html":
-        return formats.to_html(table.doc, table.pictures, table.size, table.draw_figures())
+        return formats.to_html(table.doc, table.pictures, table.size, _draw_figures(table))
     if form == "svg":
         return _draw_svg(table)
     if form == "json":
         return json.dumps(table.doc, indent=2, ensure_ascii=False) + "\n"
     return {"markdown": formats.to_markdown, "csv": formats.to_csv, "latex": to_latex}[form](table.doc)
+
+
+def _draw_figures(table: Comparison) -> dict[str, Figure]:
+    """The figures of a table's page: those of its metrics, and the learning curves of its columns."""
+    from p2pzoo_bench.learning_curves import build_curve, draw_curves, list_curves
+
+    known = list_curves(table.rows)
+    curves = [build_curve(table, column["metric"]) for column in table.doc["columns"] if column["metric"] in known]
+    return table.draw_figures() | ({"Learning curves": draw_curves(curves)} if curves else {})
 
 
 def _draw_svg(table: Comparison) -> str:
