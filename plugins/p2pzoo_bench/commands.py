@@ -14,7 +14,6 @@ from p2pzoo.cli.options import (
     max_time_option,
     override_option,
     print_json,
-    profile_option,
     resume_command,
     stop,
 )
@@ -56,7 +55,10 @@ runs_option = click.option(
 
 @click.command("bench")
 @click.argument("table", metavar="TABLE")
-@profile_option
+@click.option(
+    "--profile", metavar="NAME",
+    help="Use this profile of the recipes: smoke, laptop, gpu or paper [default: the table's, else by hardware].",
+)  # fmt: skip
 @override_option
 @click.option("--seeds", type=click.IntRange(min=1), help="Number of seeds: 0, 1, … [default: the table's].")
 @click.option("--on", "where", metavar="PLACE", default="local", show_default=True,
@@ -209,7 +211,7 @@ def _print_plans(benches: Sequence[Bench], title: str, as_json: bool) -> None:
         click.echo(str(run))
     work = f": {summary['images']} images" if summary["images"] else ""
     time = f", about {format_duration(summary['seconds'])} one after the other" if summary["seconds"] else ""
-    number = f"{summary['missing']} of {len(runs)} runs are missing"
+    number = f"{summary['missing']} of {len({run.id for run in runs})} runs are missing"
     click.echo(f"{title}, profile {profiles}: {number}{work}{time}", err=True)
 
 
