@@ -197,9 +197,9 @@ class Engine:
         if self.enabled["lowering"]:
             speed_up_batch_norms(model)
             model = convs_as_gemm(model, self.chooser)
-        model = self.accelerator.prepare_model(
-            model, evaluation_mode=True
-        )  # no DDP here: average_gradients wraps the loss instead
+        # evaluation_mode: without DDP, average_gradients wraps the loss instead. device_placement: to find its default,
+        # Accelerate imports torch.distributed.tensor, which takes a second
+        model = self.accelerator.prepare_model(model, device_placement=True, evaluation_mode=True)
         if self.precision != "fp32" and hasattr(model, "features"):  # Accelerate wraps only forward
             autocast = self.accelerator.autocast()
             model.features = convert_outputs_to_fp32(autocast(model.features))
@@ -219,7 +219,9 @@ class Engine:
 
     def unwrap(self, model: nn.Module) -> nn.Module:
         """Return the network without the wrappers of torch.compile, mixed precision and DDP."""
-        network: nn.Module = self.accelerator.unwrap_model(getattr(model, "_orig_mod", model))
+        network: nn.Module = getattr(model, "_orig_mod", model)
+        if isinstance(network, nn.parallel.DistributedDataParallel):
+            network = network.module
         return network
 
     def build_optimizer(
@@ -233,7 +235,7 @@ class Engine:
         settings  the table [optimizer]
         lr        learning rate of this model; `settings.lr` if not given
         """
-        kind, options, lr = optimizers.optimizer_class(settings.use), settings.arguments, lr or settings.lr
+        kind, options, lr = optimizers.light_class(settings.use), settings.arguments, lr or settings.lr
         self.enabled["fused_adam"] = fused = self.enabled["fused_adam"] and settings.use in fused_adam.DENSE_OPTIMIZERS
         if settings.use in fused_adam.DENSE_OPTIMIZERS:
             kind = fused_adam.DENSE_OPTIMIZERS[settings.use] if fused and self.device_type == "cpu" else kind

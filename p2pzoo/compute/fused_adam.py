@@ -17,6 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from p2pzoo.utils.light_optimizers import without_dynamo
+
 _MOMENTS = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq")
 MANY_STEPS = 2.0**40  # 1 - beta ** MANY_STEPS is 1 for every beta
 
@@ -74,10 +76,10 @@ class _Dense:
         return has_complex
 
 
-class DenseAdam(_Dense, torch.optim.Adam): ...
+class DenseAdam(_Dense, without_dynamo(torch.optim.Adam)): ...  # type: ignore[misc]
 
 
-class DenseAdamW(_Dense, torch.optim.AdamW):
+class DenseAdamW(_Dense, without_dynamo(torch.optim.AdamW)):  # type: ignore[misc]
     decoupled_weight_decay = True
 
 
@@ -87,7 +89,7 @@ DENSE_OPTIMIZERS = {
 }  # the optimizers of torch with a fused CPU kernel that p2pzoo uses
 
 
-class RecordableEpsAdam(torch.optim.Adam):
+class RecordableEpsAdam(without_dynamo(torch.optim.Adam)):  # type: ignore[misc]
     """Fused Adam that adds eps before the bias correction (arXiv:1412.6980 §2, as Torch7 does), for CUDA graphs.
 
         w ← w - lr · √(1 - β₂ᵗ) / (1 - β₁ᵗ) · m / (√v + eps)
@@ -109,7 +111,7 @@ class RecordableEpsAdam(torch.optim.Adam):
                 group["lr"] = rate
 
     def _init_group(self, group: Any, params: Any, grads: Any, *lists: Any) -> Any:
-        has_complex = super()._init_group(group, params, grads, *lists)  # type: ignore[no-untyped-call]
+        has_complex = super()._init_group(group, params, grads, *lists)
         *_, counts = lists
         if counts:
             torch._foreach_add_(counts, 1)

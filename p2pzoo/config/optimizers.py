@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from p2pzoo.plugin import schema
+from p2pzoo.utils.light_optimizers import without_dynamo
 from p2pzoo.utils.suggest import did_you_mean
 
 SET_BY_COMPUTE = ("foreach", "fused", "capturable", "differentiable")  # parameters that [compute] decides
@@ -27,6 +28,11 @@ def optimizer_class(use: str) -> Any:
     if use not in classes:
         raise ValueError(f"no optimizer of torch.optim{did_you_mean(use, sorted(classes))}")
     return classes[use]
+
+
+def light_class(use: str) -> Any:
+    """As `optimizer_class`, for use: a class that does not import torch._dynamo."""
+    return without_dynamo(optimizer_class(use))
 
 
 def check_options(use: str, table: Mapping[str, Any], zoo_keys: Collection[str]) -> dict[str, Any]:
@@ -63,7 +69,7 @@ def try_step(use: str, lr: float, arguments: Mapping[str, Any]) -> None:
     weight = torch.nn.Parameter(torch.ones(1, 1, 1, 1))
     weight.grad = torch.ones_like(weight)
     try:
-        optimizer_class(use)([weight], lr=lr, **arguments).step()
+        light_class(use)([weight], lr=lr, **arguments).step()
     except Exception as error:  # each class has its own exceptions for bad values
         raise ValueError(" ".join(str(error).split())) from error
 

@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
 from torch.nn.utils.parametrizations import _SpectralNorm
-from torch.utils.flop_counter import FlopCounterMode
 
 from p2pzoo.config.experiment import Component
 from p2pzoo.utils.errors import UserError
@@ -125,6 +124,8 @@ class NetworkSummary:
 
 def summarize_network(component: Component, channels: tuple[int, int], size: tuple[int, int]) -> NetworkSummary:
     """Build and run a network on the meta device: nothing is allocated. Raises UserError as `build_network` does."""
+    from torch.utils.flop_counter import FlopCounterMode  # imports triton
+
     with on_meta():
         network = build_network(component, channels, size).eval()
         x, y = (torch.zeros(1, count, *size) for count in channels)

@@ -10,6 +10,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Annotated, Any, Literal, NotRequired
 
+import torch
 from pydantic import AfterValidator, Field, TypeAdapter, ValidationError
 from torch import Tensor, nn
 from typing_extensions import TypedDict
@@ -302,7 +303,8 @@ def restore_network(tensors: Mapping[str, Tensor], header: ModelHeader, path: Pa
         )
     check_tensors_fit(network.state_dict(), tensors, str(path))  # before memory is allocated
     if {name for name, _ in network.named_buffers()} <= network.state_dict().keys():
-        network = network.to_empty(device="cpu")
+        # as to_empty(device="cpu"), whose empty_like on the meta device imports sympy, which takes a second
+        network = network._apply(lambda tensor: torch.empty(tensor.shape, dtype=tensor.dtype, device="cpu"))
     else:  # the constructor computes buffers that no file holds
         with rng.torch_seed(0):
             network = build_network(component, channels, header.size)
