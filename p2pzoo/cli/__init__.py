@@ -185,9 +185,28 @@ def _explain(error: BaseException) -> tuple[str, int]:
         case OSError() if error.errno in (*DISK_FULL, *NO_PERMISSION, *WRONG_PATH) or "No space left" in str(error):
             reason = f"{error.filename}: {error.strerror}" if error.filename and error.strerror else str(error)
             return f"{escape(reason)}; what was saved before is kept", 2
-    lines = str(error).strip().splitlines() or [""]
+    lines = [type(error).__name__, *str(error).strip().splitlines()[:1]]
     where = f"process {os.environ['RANK']}: " if is_follower() else ""
-    return f"{where}p2pzoo failed: {type(error).__name__}: {escape(lines[0])} (`p2pzoo --debug ...` shows where)", 1
+    return f"{where}{_blame(error)} failed: {escape(': '.join(lines))} (`p2pzoo --debug ...` shows where)", 1
+
+
+def _blame(error: BaseException) -> str:
+    """Whose code raised an error: p2pzoo's, or that of a plugin that is not p2pzoo's own."""
+    from p2pzoo.plugin.loader import plugins
+
+    packages = {}
+    with contextlib.suppress(Error):
+        packages = {plugin.module.partition(".")[0]: plugin for plugin in plugins()}
+    blamed, traceback = "p2pzoo", error.__traceback__
+    while traceback:  # from the outermost frame to the innermost
+        package = str(traceback.tb_frame.f_globals.get("__name__", "")).partition(".")[0]
+        if package == "p2pzoo":
+            blamed = "p2pzoo"
+        elif plugin := packages.get(package):
+            is_own = plugin.distribution.partition(" ")[0] == "p2pzoo"
+            blamed = "p2pzoo" if is_own else f"plugin '{plugin.name}' ({plugin.distribution})"
+        traceback = traceback.tb_next
+    return blamed
 
 
 @click.command(cls=Zoo, context_settings={"help_option_names": ["-h", "--help"]})

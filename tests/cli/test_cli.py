@@ -127,6 +127,26 @@ def test_an_error_in_p2pzoo_is_exit_code_1_and_debug_prints_its_traceback(run_cl
     assert "in fail" in debugged.stderr
 
 
+PLUGIN_THAT_RAISES = """
+import p2pzoo
+class Odd(Exception): ...
+class Net:
+    def __init__(self, in_channels: int, out_channels: int):
+        raise Odd({text})
+@p2pzoo.hookimpl
+def register_generators(register):
+    register("net", Net)
+"""
+
+
+@pytest.mark.parametrize(("text", "error"), [("'no\\nluck'", "Odd: no"), ("", "Odd")])
+def test_an_error_in_a_plugin_names_the_plugin(text, error, run_cli, install):
+    install("odd_zoo", PLUGIN_THAT_RAISES.replace("{text}", text))
+    result = run_cli("show", "generator", "net")
+    assert result.exit_code == 1
+    assert result.output == f"plugin 'odd_zoo' (odd_zoo 1.0) failed: {error} (`p2pzoo --debug ...` shows where)\n"
+
+
 def test_a_missing_device_is_reported_before_anything_is_written(run_cli, tmp_path):
     import torch
 
