@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from p2pzoo_earth.dataset import TASKS, Earth
+from p2pzoo_earth.dataset import SCORERS_OF_FOLDS, TASKS, Earth
 from p2pzoo_metrics.segmentation import FCNScore
 
 from p2pzoo.data import Store, single_batches
@@ -23,6 +23,21 @@ def test_it_is_small_and_its_header_names_the_training_data():
     assert header["classes"] == list(earth.classes)
     assert (header["trained_on"]["dataset"], header["trained_on"]["split"]) == ("earth:earth", "train")
     assert header["self_check"] == {"pixel_accuracy": MINIMA["value"], "class_iou": MINIMA["class_iou"]}
+
+
+@pytest.mark.parametrize("file", sorted(SCORERS_OF_FOLDS.glob("*.safetensors")), ids=lambda file: file.stem)
+def test_a_scorer_of_two_folds_has_seen_no_region_that_either_tests(file):
+    assert file.stat().st_size < 1_500_000
+    _, header = load_tensors(file)
+    trained_on = header["trained_on"]
+    first = trained_on["dataset"]["fold"]
+    assert file.stem in (f"fold{first}", f"fold{first}-robust")
+    assert (trained_on["blur"] > 0) == (trained_on["colour"] > 0) == file.stem.endswith("-robust")
+    seen = {pair.block for pair in Earth("train", fold=first)}
+    for fold in (first, first + 5):
+        earth = Earth("test", fold=fold)
+        assert file in (earth.scorer, *earth.scorers.values())
+        assert not seen & {pair.block for pair in earth}
 
 
 @pytest.mark.slow
