@@ -1,4 +1,4 @@
-"""Optimizers of torch that do not import torch._dynamo, which takes two to four seconds of each training's start.
+"""Optimizers of torch that do not import torch._dynamo, which takes a second or more of each training's start.
 
 Their methods are wrapped for torch.compile, which p2pzoo never applies to an optimizer: the wrappers import
 torch._dynamo at the first call (torch 2.14). Here each class has a subclass with the methods inside the wrappers.

@@ -1,7 +1,7 @@
 """The difference of two rows over folds: one interval that holds seeds, regions and scorers (protocol 2).
 
 Each fold is one run of each row, tested on regions that no other fold tests. Seed, fold and scorer vary together, so
-their variances are not told apart, and none is added to another. The target is the expected difference on regions like
+their variances are not separated, and none is added to another. The target is the expected difference on regions like
 these, over fresh seeds.
 
     d_f  difference over all tiles of fold f        d̄ = Σ ω_f d_f,  ω_f = tiles of fold f / tiles of all folds

@@ -137,12 +137,6 @@ class TestAugmentation:
         assert 1.3 < red.max() < 1.9
         assert (photos[:, 1] - photos[:, 2]).abs().max() <= 0.4 * train_scorer.GAIN * 2 * 130
 
-    def test_without_them_the_crops_are_those_of_earlier_versions(self):
-        plain = train_scorer._augment(Ramps(), 0, 3, crop=0.75, seed=0)[0]
-        assert torch.equal(plain, train_scorer._augment(Ramps(), 0, 3, crop=0.75, seed=0, blur=0.0, colour=0.0)[0])
-        colours = train_scorer._augment(Ramps(), 0, 3, crop=0.75, seed=0, colour=0.4)[0]
-        assert colours.shape == plain.shape  # the same window: new numbers are drawn after the old ones
-
     def test_colours_of_photos_that_are_not_rgb_are_refused(self):
         dataset = Ramps()
         dataset.pair = replace(dataset.pair, y=dataset.pair.y[:, :, :1])
