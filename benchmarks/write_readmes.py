@@ -27,6 +27,9 @@ RESULTS = HERE / "results" / "speed"
 PAGES = (HERE.parent / "README.md", HERE / "README.md")
 PLACE = re.compile(r"(<!-- table: ([\w/-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 STEPS = ("train_step-256-64-1", "train_step-256-64-4", "train_step-128-32-1")
+PRECISIONS = ("fp32", "bf16")
+BF16_ROWS = {"l1_cgan": "L1 + cGAN", "best": "best"}  # of bf16.toml
+BF16_MARGINS = {"kid_efficientnet_lite0": 0.02, "lab_histogram": 0.02, "fcn_score": 0.05, "l1": 0.003}  # set before
 MAIN = (
     "fcn_score", "fcn_score.class_iou", "lab_histogram.a", "sharpness", "kid_efficientnet_lite0.paired",
     "label_accuracy", "label_accuracy.class_iou",
@@ -99,53 +102,58 @@ def scale(step: dict[str, Any]) -> str:
 # --- the tables ------------------------------------------------------------------------------------------------
 
 
-def speed() -> str:
-    """The short table of the front page."""
-    steps, folder = [result(name) for name in STEPS], result("translate_folder")
-    rows = [
-        [
-            f"training step, {scale(step)}",
-            f"{step['milliseconds']['baseline']:.0f} ms",
-            f"{step['milliseconds']['ours']:.0f} ms",
-            times(step["ratio"]),
-        ]
-        for step in steps
-    ]
-    contestants = folder["contestants"]
-    for name, words in (("ours", ""), ("bf16", ", in bf16")):
-        rows.append(
-            [
-                f"translating {folder['images']} images of {folder['size']} px, `eval`{words}",
-                f"{contestants['baseline']['seconds']['median']:.1f} s",
-                f"{contestants[name]['seconds']['median']:.1f} s",
-                times(contestants[name]["ratio"]),
-            ]
-        )
-    head = ["", "classic", "p2pzoo", "times as fast (least and most of the rounds)"]
-    return f"{grid(head, rows)}\n\n{where(*steps, folder)}"
-
-
 def train_step() -> str:
-    steps = [result(name) for name in STEPS]
+    steps = [result(f"{name}-{precision}") for precision in PRECISIONS for name in STEPS]
     rows = []
     for step in steps:
-        took, peak = step["milliseconds"], step["peak_megabytes"]
+        took, peak, floor = step["milliseconds"], step["peak_megabytes"], step["floor"]["milliseconds"]
         rows.append(
             [
-                scale(step),
-                *(f"{took[name]:.1f}" for name in ("reference", "baseline", "ours")),
-                times(step["ratio"]),
+                f"{scale(step)}, {step['precision']}",
+                *(f"{took[name]:.0f}" for name in ("reference", "baseline", "ours")),
                 times(step["ratio_reference"]),
-                f"{step['floor_milliseconds']:.0f}",
-                f"{step['share_of_sgemm']:.0%} of {step['sgemm_gflop_per_second']}",
-                f"{peak['baseline']}, {peak['ours']}",
+                times(step["ratio"]),
+                f"{floor['arithmetic']:.0f} + {floor['memory']:.0f}",
+                f"{step['share_of_floor']:.0%}",
+                f"{peak['reference']}, {peak['ours']}",
             ]
         )
     head = [
-        "a step of", "public code, ms", "baseline, ms", "p2pzoo, ms", "times as fast as the baseline",
-        "as the public code", "the arithmetic alone, ms", "share of torch.mm's GFLOP/s", "peak MB: baseline, p2pzoo",
+        "a step of", "public code, ms", "baseline, ms", "p2pzoo, ms", "times as fast as the public code",
+        "as the baseline", "floor: arithmetic + memory, ms", "floor / p2pzoo", "peak MB: public code, p2pzoo",
     ]  # fmt: skip
-    return f"{grid(head, rows)}\n\n{where(*steps)}"
+    rates = sorted({(step["precision"], step["product_gflop_per_second"]) for step in steps})
+    measured = {precision: [rate for name, rate in rates if name == precision] for precision in PRECISIONS}
+    lines = "; ".join(f"{precision} {min(each)} to {max(each)}" for precision, each in measured.items())
+    return f"{grid(head, rows)}\n\nGFLOP/s of a matrix product: {lines}.\n\n{where(*steps)}"
+
+
+def bf16_quality() -> str:
+    """The differences of bf16 and fp32 with the 90% interval over seeds that must lie inside the margins."""
+    from p2pzoo_bench.folds import over_folds
+
+    doc = json.loads((RESULTS.parent / "bf16-laptop.json").read_text("utf-8"))
+    cells = {row["name"]: row["cells"] for row in doc["rows"]}
+    seeds = {row["name"]: [run["seed"] for run in row["runs"]] for row in doc["rows"]}
+    rows = []
+    for name, words in BF16_ROWS.items():
+        assert seeds[name] == seeds[f"{name}_bf16"], "differences are paired by seed"
+        for column in doc["columns"]:
+            metric, margin = column["metric"], BF16_MARGINS[column["metric"]]
+            pairs = zip(cells[f"{name}_bf16"][metric]["values"], cells[name][metric]["values"], strict=True)
+            by_seed = [bf16 - fp32 for bf16, fp32 in pairs]
+            interval = over_folds(by_seed, [1] * len(by_seed)).interval(0.9)
+            assert interval.low is not None
+            assert interval.high is not None
+            inside = max(-interval.low, interval.high) < margin
+            rows.append([
+                words, column["heading"],
+                *(f"{cells[row][metric]['mean']:.4f}" for row in (name, f"{name}_bf16")),
+                f"{interval.value:+.4f} [{interval.low:+.4f}, {interval.high:+.4f}]",
+                f"{'inside' if inside else 'beyond'} ± {margin}",
+            ])  # fmt: skip
+    head = ["recipe", "number", "fp32", "bf16", "bf16 - fp32 [90% interval over seeds]", "margin"]
+    return grid(head, rows)
 
 
 def contributions() -> str:
@@ -371,7 +379,7 @@ def plan() -> str:
 TABLES: dict[str, Callable[[], str]] = {
     table.__name__: table
     for table in (
-        speed, train_step, contributions, translate_folder, data_loading, scaling, drift, startup, coverage,
+        train_step, bf16_quality, contributions, translate_folder, data_loading, scaling, drift, startup, coverage,
         row_seconds, equal_time, zoo, plan, faults, bad_input, campaigns,
     )
 }  # fmt: skip

@@ -292,6 +292,9 @@ class Engine:
         optimizer  optimizer that `build_optimizer` returned
         """
         scaler = self.accelerator.scaler
+        if isinstance(loss, Tensor) and self._steps_in_backward(optimizer):
+            optimizer.step_in_backward(loss)
+            return
         for part in (loss,) if isinstance(loss, Tensor) else loss:
             part = self._average_gradients[optimizer](part)
             (part if scaler is None else scaler.scale(part)).backward()
@@ -305,6 +308,11 @@ class Engine:
             scaler.step(optimizer)
             scaler.update()
         optimizer.zero_grad(set_to_none=True)  # now, so that the activations of the next step reuse this memory
+
+    def _steps_in_backward(self, optimizer: Any) -> bool:
+        """Whether weights are updated inside the backward pass, so that the gradients are never all in memory."""
+        needs_all_gradients = self._clip_norm or self.accelerator.scaler or distributed.world_size() > 1
+        return isinstance(optimizer, fused_adam.Dense) and not needs_all_gradients and not self.settings.checkpointing
 
     def compile_step(self, objective: Any, note: Callable[[str], None] = _say_nothing) -> TrainStep:
         """Return `objective.step`, compiled and recorded as a CUDA graph where [compute] and the objective allow it.

@@ -23,63 +23,78 @@ _MOMENTS = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq")
 MANY_STEPS = 2.0**40  # 1 - beta ** MANY_STEPS is 1 for every beta
 
 
-class _Dense:
+class Dense:
     """Mixin: state and parameters keep their shapes and memory formats; only the kernel gets permuted views.
 
-    torch's step collects the tensors of all parameters anew in each step, and counts the steps of each parameter in a
-    tensor of its own: 5 calls of torch per parameter. Here both are done once (`_Plan`). The first step is torch's: it
-    creates the state.
+    torch's step collects the tensors of all parameters anew in each step. Here it is done once for each (`_Plan`).
     """
 
     decoupled_weight_decay = False  # of the class, also where torch has no such option
 
+    @torch.no_grad()
     def step(self: Any, closure: Any = None) -> Any:
-        plans = [self._plan(index, group) for index, group in enumerate(self.param_groups)]
-        is_scaled = getattr(self, "found_inf", None) is not None  # by the loss scaler, which torch's step obeys
-        if closure is not None or None in plans or is_scaled:
-            return super().step(closure)  # type: ignore[misc]
-        for plan, group in zip(plans, self.param_groups, strict=True):
-            self._take_step(plan, group)
-        return None
+        if closure is not None:
+            raise ValueError("this optimizer takes no closure")
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    self._update(parameter, group)
+
+    def step_in_backward(self: Any, loss: Tensor) -> None:
+        """Compute the gradients of a loss and take a step: `loss.backward()`, `step()` and `zero_grad()` in one.
+
+        Each parameter is updated as soon as its gradient is there, and the gradient is freed: all gradients together
+        are never in memory. Raises RuntimeError if the backward pass uses a parameter after its update, or gives it a
+        second gradient.
+        """
+        groups = {p: group for group in self.param_groups for p in group["params"] if p.requires_grad}
+        updated = set()
+
+        def update(parameter: Tensor) -> None:
+            if parameter in updated:
+                raise RuntimeError(
+                    "a weight got two gradients in one backward pass (reentrant activation checkpointing): "
+                    "set [compute] fused_adam = false"
+                )
+            updated.add(parameter)
+            self._update(parameter, groups[parameter])
+            parameter.grad = None
+            torch.autograd.graph.increment_version(parameter)  # the kernel does not: torch raises if it is used again
+
+        hooks = [parameter.register_post_accumulate_grad_hook(update) for parameter in groups]
+        try:
+            loss.backward()
+        finally:
+            for hook in hooks:
+                hook.remove()
 
     @torch.no_grad()
-    def _take_step(self, plan: _Plan, group: dict[str, Any]) -> None:
-        grads = [_match_strides(p, p.grad) for p in plan.parameters if p.grad is not None]
-        plan.counts.add_(1)
+    def _update(self: Any, parameter: Tensor, group: dict[str, Any]) -> None:
+        """Update a parameter that has a gradient."""
+        plans: dict[Tensor, _Plan] = self.__dict__.setdefault("_plans", {})
+        plan = plans.get(parameter)
+        if plan is None or not plan.fits(parameter, self.state[parameter]):
+            plan = plans[parameter] = _make_plan(parameter, self.state[parameter], group["amsgrad"])
+        assert parameter.grad is not None
+        grad = _match_strides(parameter, parameter.grad)
+        found_inf = getattr(self, "found_inf", None)
+        plan.count.add_(1)
         kernel: Any = torch._fused_adamw_ if self.decoupled_weight_decay else torch._fused_adam_
         beta1, beta2 = group["betas"]
         kernel(
-            plan.weights, _permute(grads, plan.is_permuted), *plan.moments, plan.steps,
+            [plan.weight], [_permute(grad) if plan.is_permuted else grad], *plan.moments, [plan.count],
             amsgrad=group["amsgrad"], lr=group["lr"], beta1=beta1, beta2=beta2, weight_decay=group["weight_decay"],
-            eps=group["eps"], maximize=group["maximize"], grad_scale=None, found_inf=None,
+            eps=group["eps"], maximize=group["maximize"], grad_scale=getattr(self, "grad_scale", None),
+            found_inf=found_inf,
         )  # fmt: skip
-
-    def _plan(self: Any, index: int, group: dict[str, Any]) -> _Plan | None:
-        """The plan of the parameters that have gradients now; None if one of them has no state yet."""
-        parameters = [parameter for parameter in group["params"] if parameter.grad is not None]
-        plans = self.__dict__.setdefault("_plans", {})
-        plan: _Plan | None = plans.get(index)
-        if plan is None or not plan.fits(parameters, self.state):
-            plan = plans[index] = _make_plan(parameters, self.state, group["amsgrad"])
-        return plan
-
-    def _init_group(self: Any, group: Any, params: Any, grads: Any, *lists: Any) -> Any:
-        has_complex = super()._init_group(group, params, grads, *lists)  # type: ignore[misc]
-        moments = dict(zip(_MOMENTS if group["amsgrad"] else _MOMENTS[:2], lists, strict=False))
-        is_permuted = [_is_channels_last(parameter) for parameter in params]
-        for i, parameter in enumerate(params):
-            grads[i] = _match_strides(parameter, grads[i])
-            for name, tensors in moments.items():
-                tensors[i] = self.state[parameter][name] = _match_strides(parameter, tensors[i])
-        for tensors in (params, grads, *moments.values()):
-            tensors[:] = _permute(tensors, is_permuted)
-        return has_complex
+        if found_inf is not None:  # 1 if the loss scaler skips this step, else 0
+            plan.count.sub_(found_inf)
 
 
-class DenseAdam(_Dense, without_dynamo(torch.optim.Adam)): ...  # type: ignore[misc]
+class DenseAdam(Dense, without_dynamo(torch.optim.Adam)): ...  # type: ignore[misc]
 
 
-class DenseAdamW(_Dense, without_dynamo(torch.optim.AdamW)):  # type: ignore[misc]
+class DenseAdamW(Dense, without_dynamo(torch.optim.AdamW)):  # type: ignore[misc]
     decoupled_weight_decay = True
 
 
@@ -134,59 +149,47 @@ class RecordableEpsAdam(without_dynamo(torch.optim.Adam)):  # type: ignore[misc]
 
 @dataclass(frozen=True)
 class _Plan:
-    """What the kernel gets in every step, for the parameters of one group that have gradients.
+    """What the kernel gets in every step for a parameter.
 
-    weights, moments  views with the strides that the kernel needs. `moments` are the lists of the two or three moments,
-                      the third is empty without amsgrad
-    counts            number of steps of each parameter; `steps` are its elements, and the state refers to them
-    states            (first moment, number of steps) in the optimizer's state, from which this was made
+    weight, moments  views with the strides that the kernel needs; `moments` are lists of one, the third is empty
+                     without amsgrad
+    count            number of steps
+    moment           first moment in the optimizer's state, from which this was made
     """
 
-    parameters: list[Tensor]
-    is_permuted: list[bool]
-    weights: list[Tensor]
+    is_permuted: bool
+    weight: Tensor
     moments: list[list[Tensor]]
-    counts: Tensor
-    steps: list[Tensor]
-    states: list[tuple[Tensor, Tensor]]
+    count: Tensor
+    moment: Tensor
 
-    def fits(self, parameters: list[Tensor], state: Mapping[Tensor, Any]) -> bool:
-        """Whether these are its parameters, in the same memory, with the same state."""
-        return len(parameters) == len(self.parameters) and all(
-            now is parameter
-            and now.data_ptr() == weight.data_ptr()
-            and state[now].get("exp_avg") is moment
-            and state[now].get("step") is step
-            for now, parameter, weight, (moment, step) in zip(
-                parameters, self.parameters, self.weights, self.states, strict=True
-            )
+    def fits(self, parameter: Tensor, state: Mapping[str, Any]) -> bool:
+        """Whether the parameter is in the same memory and has the same state."""
+        return (
+            parameter.data_ptr() == self.weight.data_ptr()
+            and state.get("exp_avg") is self.moment
+            and state.get("step") is self.count
         )
 
 
-def _make_plan(parameters: list[Tensor], state: Mapping[Tensor, Any], amsgrad: bool) -> _Plan | None:
+def _make_plan(parameter: Tensor, state: dict[str, Any], amsgrad: bool) -> _Plan:
+    """The plan of a parameter. Creates its state as torch's first step does if there is none."""
     names = _MOMENTS if amsgrad else _MOMENTS[:2]
-    kinds = {(parameter.dtype, parameter.device.type) for parameter in parameters}
-    if len(kinds) != 1 or not all(name in state[parameter] for parameter in parameters for name in names):
-        return None
-    is_permuted = [_is_channels_last(parameter) for parameter in parameters]
-    for parameter in parameters:
-        for name in names:
-            state[parameter][name] = _match_strides(parameter, state[parameter][name])
-    counts = torch.stack([state[parameter]["step"] for parameter in parameters])
-    steps = list(counts.unbind())
-    for parameter, step in zip(parameters, steps, strict=True):
-        state[parameter]["step"] = step
-    moments = [[state[parameter][name] for parameter in parameters] for name in names]
-    views = [_permute(tensors, is_permuted) for tensors in moments]
-    states = list(zip(moments[0], steps, strict=True))
-    weights = _permute([parameter.detach() for parameter in parameters], is_permuted)
-    return _Plan(parameters, is_permuted, weights, [*views, *([] if amsgrad else [[]])], counts, steps, states)
+    state.setdefault("step", torch.zeros((), dtype=torch.float32))
+    for name in names:
+        moment = state.get(name)
+        state[name] = torch.zeros_like(parameter) if moment is None else _match_strides(parameter, moment)
+    is_permuted = _is_channels_last(parameter)
+    tensors = [parameter.detach(), *(state[name] for name in names)]
+    weight, *moments = [_permute(tensor) if is_permuted else tensor for tensor in tensors]
+    return _Plan(
+        is_permuted, weight, [*([m] for m in moments), *([] if amsgrad else [[]])], state["step"], state["exp_avg"]
+    )
 
 
-def _permute(tensors: list[Tensor], is_permuted: list[bool]) -> list[Tensor]:
-    """Views of the channels-last ones that are contiguous."""
-    both = zip(tensors, is_permuted, strict=True)
-    return [tensor.permute(0, 2, 3, 1) if permuted else tensor for tensor, permuted in both]
+def _permute(channels_last: Tensor) -> Tensor:
+    """A view that is contiguous."""
+    return channels_last.permute(0, 2, 3, 1)
 
 
 def _match_strides(parameter: Tensor, tensor: Tensor) -> Tensor:

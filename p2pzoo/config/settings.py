@@ -230,7 +230,8 @@ class Compute:
     lowering       on a CPU: compute convolutions as matrix products where that is faster
     kernels        on a CPU: file of `p2pzoo tune` that chooses how each convolution is computed. A run keeps a copy of
                    it and resumes with that
-    fused_adam     update all weights in one kernel, on a CPU and on CUDA
+    fused_adam     Adam with torch's fused kernels. On a CPU each weight is updated in the backward pass, as soon as its
+                   gradient is there, so the gradients are never all in memory
     keep_memory    on a CPU: keep freed memory in the process, to use it again (glibc only)
     one_pass       pass real and fake images through D as one batch, if that is faster and gives the same results
     compile        apply torch.compile to G and D; on a CPU it replaces `lowering`. "auto" compiles on CUDA in a single

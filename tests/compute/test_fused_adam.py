@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from p2pzoo.compute import fused_adam
 from p2pzoo.compute.engine import Engine
@@ -132,6 +133,65 @@ def test_parameters_and_moments_keep_their_memory_and_the_kernel_needs_no_copies
     assert {tensor.data_ptr() for tensor in tensors[-len(tensors) // (STEPS - 1) :]} <= addresses | gradients
     for parameter, state in optimizer.state.items():
         assert state["exp_avg"].stride() == state["exp_avg_sq"].stride() == parameter.stride()
+
+
+class TestStepInBackward:
+    """The gradients are never all in memory, and the numbers are those of backward, step and zero_grad."""
+
+    def loss(self, net, number):
+        generator = torch.Generator().manual_seed(number)
+        return net[:4](torch.randn(2, 3, 12, 12, generator=generator)).square().mean()
+
+    def test_the_numbers_are_the_same_to_the_bit(self, net):
+        plain = copy.deepcopy(net)
+        inside, after = fused(net), fused(plain)
+        for number in range(STEPS):
+            inside.step_in_backward(self.loss(net, number))
+            self.loss(plain, number).backward()
+            after.step()
+            after.zero_grad(set_to_none=True)
+        assert_equal(net, plain, rtol=0, atol=0)
+        for mine, its in zip(net.parameters(), plain.parameters(), strict=True):
+            assert mine.grad is None
+            torch.testing.assert_close(inside.state[mine], after.state[its], rtol=0, atol=0)
+
+    def test_no_two_gradients_are_in_memory(self, net, monkeypatch):
+        optimizer, alive = fused(net), []
+        kernel = torch._fused_adam_
+
+        def watched(*tensors, **options):
+            alive.append(sum(p.grad is not None for p in net.parameters()))
+            return kernel(*tensors, **options)
+
+        monkeypatch.setattr(torch, "_fused_adam_", watched)
+        optimizer.step_in_backward(self.loss(net, 0))
+        assert alive == [1] * sum(1 for _ in net[:4].parameters())
+
+    def test_a_weight_that_is_used_after_its_update_is_an_error(self):
+        first, weight = nn.Parameter(torch.ones(2)), nn.Parameter(torch.eye(2))
+        loss = ((first.exp() @ weight.detach()) @ weight).sum()  # the gradient of `first` needs the weight last
+        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+            DenseAdam([first, weight], fused=True).step_in_backward(loss)
+
+    def test_a_weight_that_gets_two_gradients_is_an_error(self):
+        weight, x = nn.Parameter(torch.eye(2)), torch.ones(2, requires_grad=True)
+        for _ in range(2):
+            x = checkpoint(lambda image: image @ weight, x, use_reentrant=True)
+        with pytest.raises(RuntimeError, match="two gradients in one backward pass"):
+            DenseAdam([weight], fused=True).step_in_backward(x.sum())
+
+    @pytest.mark.parametrize("change", [{}, {"clip_norm": 0.5}, {"losses": 2}], ids=["plain", "clipped", "in parts"])
+    def test_the_engine_takes_the_same_steps_with_it_and_without_it(self, net, change, monkeypatch):
+        plain = copy.deepcopy(net)
+        for each, is_inside in ((net, True), (plain, False)):
+            engine = Engine(Compute(device="cpu", threads=1))
+            optimizer = engine.build_optimizer(each, Optimizer(clip_norm=change.get("clip_norm")))
+            if not is_inside:
+                monkeypatch.setattr(engine, "_steps_in_backward", lambda _: False)
+            for number in range(STEPS):
+                losses = [self.loss(each, number + part) for part in range(change.get("losses", 1))]
+                engine.backward_and_step(losses if len(losses) > 1 else losses[0], optimizer)
+        assert_equal(net, plain, rtol=0, atol=0)
 
 
 class TestEpsBeforeCorrection:

@@ -79,6 +79,12 @@ def query_an_event_in_another_thread(weight, side):
     thread.join()
 
 
+def read_numbers_that_are_not_finite():
+    """Losses on the null GPU are what its memory held; a nan would end a training."""
+    numbers = torch.tensor([float("nan"), float("inf"), 1.5]).cuda()
+    return {"tolist": numbers.tolist(), "item": numbers[0].item(), "on_the_cpu": str(numbers.cpu()[0].item())}
+
+
 RULES = [
     launch, synchronize, synchronize_the_device, read_a_value, use_joined_stream, use_unjoined_stream,
     wait_for_work_outside, allocate_for_a_stream_outside, query_an_event_in_another_thread,
@@ -87,4 +93,5 @@ RULES = [
 if __name__ == "__main__":
     scenarios = {function.__name__: lambda function=function: _capture(function) for function in RULES}
     scenarios["in_thread_local_mode"] = lambda: _capture(query_an_event_in_another_thread, "thread_local")
+    scenarios["read_numbers_that_are_not_finite"] = read_numbers_that_are_not_finite
     print_results(scenarios)

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import ctypes
 import hashlib
+import math
 import os
 import runpy
 import sys
@@ -70,15 +71,36 @@ def memory_in_use() -> int:
 
 
 def patch_torch() -> None:
-    """Change what cannot work without arithmetic: cuDNN, isfinite, the checks of Adam's rate and of DDP's shapes."""
+    """Change what cannot work without arithmetic: cuDNN, isfinite, the checks of Adam's rate and of DDP's shapes.
+
+    Numbers that are read from the device are what its memory held before. Those that are not finite become 0, so that
+    no training stops because its losses are nan.
+    """
     import torch
     import torch.nn.parallel.distributed as ddp
 
     torch.backends.cudnn.enabled = False
     torch.Tensor.isfinite = lambda _: torch.ones((), dtype=torch.bool)
+    for name in ("item", "tolist"):
+        setattr(torch.Tensor, name, _reading_finite_numbers(getattr(torch.Tensor, name)))
     ddp._verify_param_shape_across_processes = lambda *_: True
     for optimizer in (torch.optim.Adam, torch.optim.AdamW):
         _skip_check_of_rate(optimizer)
+
+
+def _reading_finite_numbers(read: Any) -> Any:
+    """Tensor.item or Tensor.tolist, with 0 for each number of the device that is not finite."""
+
+    def read_finite(tensor: Any) -> Any:
+        return _finite(read(tensor)) if tensor.is_cuda else read(tensor)
+
+    return read_finite
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_finite(item) for item in value]
+    return value if not isinstance(value, float) or math.isfinite(value) else 0.0
 
 
 def _skip_check_of_rate(optimizer: Any) -> None:

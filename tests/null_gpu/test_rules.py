@@ -1,4 +1,4 @@
-"""The null GPU forbids in a capture what CUDA forbids: else no other test here could fail."""
+"""The null GPU forbids in a capture what CUDA forbids: else no other test here could fail. It reads finite numbers."""
 
 import pytest
 
@@ -24,3 +24,8 @@ def test_a_capture_fails_where_cuda_says_so(name, scenarios):
     assert (result["inside"], result["end"]) == RULES[name]
     if result["end"] is None:
         assert result["captured"] > 0
+
+
+def test_numbers_of_the_device_are_read_as_finite_ones(scenarios):
+    result = scenarios("rule_scenarios.py", "read_numbers_that_are_not_finite")
+    assert result == {"tolist": [0, 0, 1.5], "item": 0, "on_the_cpu": "nan"}

@@ -183,12 +183,13 @@ def test_the_averaged_generator_is_saved(run):
 
 
 @pytest.mark.parametrize("has_products", [True, False, None])
-def test_bf16_says_that_it_is_slower_where_the_cpu_has_no_bf16_products(has_products, run, monkeypatch):
+@pytest.mark.parametrize("precision", ["auto", "fp32", "bf16"])
+def test_a_run_names_the_precision_that_is_faster_on_this_cpu(precision, has_products, run, monkeypatch):
     monkeypatch.setattr("p2pzoo.training.run_experiment.has_bf16_products", lambda: has_products)
-    _, notes = run("compute.precision=bf16", "train.images=1")
-    warnings = [note for note in notes.notes if "bf16 products" in note]
-    line = "this CPU has no bf16 products: fp32 is faster on it (-s compute.precision=fp32)"
-    assert warnings == ([line] if has_products is False else [])
+    _, notes = run(f"compute.precision={precision}", "train.images=1")
+    named = [note.split(":")[0] for note in notes.notes if "bf16 products" in note]
+    expected = {("bf16", False): ["this CPU has no bf16 products"], ("auto", True): ["this CPU has bf16 products"]}
+    assert named == expected.get((precision, has_products), [])
 
 
 def test_bf16_trains_and_keeps_an_average_in_fp32(run):
