@@ -39,7 +39,7 @@ from p2pzoo_bench.comparison import Comparison, TableRow, build_comparison, metr
 from p2pzoo_bench.executors import Executor, Job
 from p2pzoo_bench.run_missing import Progress, run_missing
 from p2pzoo_bench.stored_results import EvaluatedImages, FinishedRun
-from p2pzoo_bench.table_file import Row, Table, is_seed
+from p2pzoo_bench.table_file import Row, Table, is_fold, is_seed
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ class Bench:
         self.unavailable: dict[str, str] = {}
         self._stores: dict[str, Store] = {}
         self._protocols: dict[str, dict[str, Any]] = {}
-        if table.folds and (folded := [item for item in overrides if item.strip().startswith("dataset.fold")]):
+        if table.folds and (folded := [*filter(is_fold, overrides)]):
             raise UserError(f"-s {folded[0]}: this table trains one run for each fold; set how many with --seeds")
         if seeded := [*filter(is_seed, overrides)]:
             raise UserError(f"-s {seeded[0]}: a table trains its rows with seeds 0, 1, …; set how many with --seeds")

@@ -58,9 +58,11 @@ def build_notes(doc: Mapping[str, Any]) -> list[str]:
     percent = f"{doc['confidence']:.0%}"
     notes = []
     if "folds" in doc and len(seeds) > 1:
+        fewer = [f"{row['label']}: {n}" for row in doc["rows"] if 0 < (n := len(row["runs"])) < len(seeds)]
+        but = f" ({'; '.join(fewer)})" if fewer else ""
         notes.append(
-            f"Mean of {len(seeds)} folds ± half of the {percent} Student-t interval over them. Each fold is a run with "
-            "its own seed, tested on its own images."
+            f"Mean of {len(seeds)} folds{but} ± half of the {percent} Student-t interval over them. Each fold is a run "
+            "with its own seed, tested on its own images."
         )
     elif len(seeds) > 1:
         notes.append(

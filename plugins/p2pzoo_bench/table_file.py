@@ -205,6 +205,15 @@ def is_seed(override: str) -> bool:
     return override.partition("=")[0].strip() == "seed"
 
 
+def is_fold(override: str) -> bool:
+    """Whether a `-s` override sets the fold of the dataset.
+
+    >>> is_fold("dataset.fold=3"), is_fold("dataset.folder=photos")
+    (True, False)
+    """
+    return override.partition("=")[0].strip() == "dataset.fold"
+
+
 def _key(name: str) -> str:
     return tomli_w.dumps({name: 0}).removesuffix(" = 0\n")
 
@@ -259,7 +268,7 @@ def _setting_faults(at: At, tree: Mapping[str, Any]) -> Iterator[str]:
             yield f"{at(key)}  {key} = {number!r}: must be a number, 1 or more"
     if "seeds" in tree and "folds" in tree:
         yield f"{at('folds')}  folds: each fold has its own seed; remove seeds"
-    yield from _override_faults(at("set"), "this table", tree.get("set", []))
+    yield from _override_faults(at("set"), "this table", tree.get("set", []), tree.get("folds"))
 
 
 def _metric_faults(at: At, metrics: Any) -> Iterator[str]:
@@ -293,7 +302,7 @@ def _row_faults(
     yield from _changed_target_faults(at, name, row, folds)
     if not (isinstance(recipe := row.get("recipe", "zoo:"), str) and recipe):
         yield f"{at('rows', name, 'recipe')}  recipe must be a path or zoo:NAME"
-    yield from _override_faults(at("rows", name, "set"), f"[rows.{name}]", row.get("set", []))
+    yield from _override_faults(at("rows", name, "set"), f"[rows.{name}]", row.get("set", []), folds)
     yield from _row_fold_faults(at("rows", name, "folds"), name, row, folds)
     yield from _published_faults(at("rows", name, "published"), row.get("published", {}), columns)
 
@@ -328,7 +337,7 @@ def _row_fold_faults(where: str, name: str, row: Mapping[str, Any], folds: Any) 
         yield f"{where}  [rows.{name}] folds is for rows with a recipe: the ground truth is measured on every fold"
 
 
-def _override_faults(where: str, name: str, overrides: Any) -> Iterator[str]:
+def _override_faults(where: str, name: str, overrides: Any, folds: Any) -> Iterator[str]:
     if not isinstance(overrides, list) or not all(isinstance(item, str) for item in overrides):
         yield f'{where}  set must be an array of strings, as in set = ["train.batch_size=10"]'
     elif any(is_seed(item) for item in overrides):
@@ -336,6 +345,8 @@ def _override_faults(where: str, name: str, overrides: Any) -> Iterator[str]:
             f"{where}  {name} must not set the seed: all rows are trained with seeds 0, 1, … "
             "(set how many with seeds = 3, or --seeds)"
         )
+    elif folds is not None and any(is_fold(item) for item in overrides):
+        yield f"{where}  {name} must not set dataset.fold: the table trains each row on every fold; remove it"
 
 
 def _published_faults(where: str, published: Any, columns: Mapping[str, str]) -> Iterator[str]:

@@ -158,6 +158,8 @@ class TestComparison:
         assert "95% interval over folds" in text
         assert "studentised bootstrap" not in text
         assert text.count("; ±") == 0, "one interval"
+        del doc["rows"][1]["runs"][2:]
+        assert "Mean of 3 folds (B: 2) ± half" in formats.to_markdown(doc)
 
 
 class TestTableFile:
@@ -170,6 +172,10 @@ class TestTableFile:
         ("line", "message"),
         [
             ("folds = 3\nseeds = 2", "folds: each fold has its own seed; remove seeds"),
+            (
+                'folds = 3\nset = [" dataset.fold = 1"]',
+                r"this table must not set dataset\.fold: the table trains each row",
+            ),
             ("folds = 0", "folds = 0: must be a number, 1 or more"),
             ("folds = true", "folds = True: must be a number, 1 or more"),
             ("folds = 11", r"\[dataset\] fold = 10: "),
