@@ -38,7 +38,7 @@ RUNS, GPUS = 1000, 64
 def colorization() -> str:
     """Return the plan of colorization: ImageNet with the epochs of §6.2."""
     train, weights = _recipe("zoo:tasks/colorize.toml", "paper", (1, 2), 256)
-    step, loading = _speed("train_step-256-64-4"), _speed("data_loading")
+    step, loading = _speed("train_step-256-64-4-fp32"), _speed("data_loading")
     gflop, seconds = step["gflop"] / step["batch"], step["milliseconds"]["ours"] / step["batch"] / 1e3
     a_thread = loading["contestants"]["stream"]["pairs_per_second"]["median"] / loading["environment"]["threads"]
     photos, jpegs = PUBLISHED["ImageNet, photos"], PUBLISHED["ImageNet, JPEG bytes"]
@@ -49,7 +49,7 @@ def colorization() -> str:
         ("epochs", f"{train.length / photos:.0f}: {train.length:,} images seen", "§6.2, the recipe"),
         ("photos", f"{jpegs / 1e9:.0f} GB, {photos:,} files", "their archive"),
         ("decoded", f"{photos * pair / 1e9:.0f} GB", "256 × 256, L and ab in 16 bits"),
-        ("arithmetic", f"{gflop:.0f} GFLOP an image", "counted, train_step-256-64-4"),
+        ("arithmetic", f"{gflop:.0f} GFLOP an image", "counted, train_step-256-64-4-fp32"),
         ("on two cores", f"{train.length * seconds / 86400:.0f} days", f"{1e3 * seconds:.0f} ms an image, measured"),
         ("on one H100", f"{train.length / fast / 3600:.1f} to {train.length / slow / 3600:.0f} h", SHARE),
         ("which reads", f"{slow:,.0f} to {fast:,.0f} photos a second", "the same"),
@@ -67,7 +67,7 @@ def colorization() -> str:
 def ablation() -> str:
     """Return the plan of an ablation: RUNS runs of profile gpu on GPUS GPUs."""
     train, weights = _recipe("zoo:ablation_patch70.toml", "gpu", (3, 3), 128)
-    step = _speed("train_step-256-64-1")
+    step = _speed("train_step-256-64-1-fp32")
     gflop, seconds = step["gflop"] / 4, step["milliseconds"]["ours"] / 4 / 1e3  # a quarter of the pixels
     model, saved = 4 * weights, FLOATS * weights
     kept = sum(file.stat().st_size for file in next(RESULTS.glob("ablation_l1_cgan-laptop-seed0-*")).iterdir())
