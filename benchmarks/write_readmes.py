@@ -157,7 +157,7 @@ def bf16_quality() -> str:
 
 
 def contributions() -> str:
-    steps = [result(name.replace("train_step", "contributions")) for name in STEPS]
+    steps = [result(f"{name}-fp32") for name in STEPS]
     rows = [
         [f"{words} (`{switch}`)", *(times(step["contributions"][f"without {switch}"]) for step in steps)]
         for switch, words in SWITCHES.items()
