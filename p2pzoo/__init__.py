@@ -180,7 +180,8 @@ def evaluate(
     device           "auto", "cpu", "cuda" or "mps"; None: the recipe's, and for folders "auto"
 
     Raises UserError if the model, the recipe, a metric or the data must be fixed, or if they do not fit together,
-    DamagedFile for a damaged model file, and OutOfMemory if memory is too small.
+    DamagedFile for a damaged model file, OutOfMemory if memory is too small, and ValueError for another split or test
+    mode.
 
     >>> import p2pzoo
     >>> measured = p2pzoo.evaluate("zoo:earth-small", "inputs", "targets", metrics="l1")  # doctest: +SKIP

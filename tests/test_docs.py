@@ -72,7 +72,9 @@ def test_the_readme_lists_every_command():
 
 def test_the_readmes_python_runs(tmp_path, monkeypatch):
     [source] = [code for code in re.findall("```python\n(.*?)```", README, re.DOTALL) if "p2pzoo.load" in code]
-    shutil.copy(ROOT / "plugins/p2pzoo_earth/earth_small/example.png", tmp_path / "example.png")
+    example = "plugins/p2pzoo_earth/earth_small/example.png"
+    (tmp_path / example).parent.mkdir(parents=True)
+    shutil.copy(ROOT / example, tmp_path / example)
     monkeypatch.chdir(tmp_path)
     small = source.replace('profile="smoke"', 'profile="smoke", overrides=["train.images=2", "dataset.stride=256"]')
     assert small != source

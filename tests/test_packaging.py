@@ -332,7 +332,9 @@ def walked(clean, tmp_path_factory):
     commands = commands.replace("run mine.toml", "run mine.toml --profile smoke --device cpu")
     commands = commands.replace("runs/mine/RUN ", "runs/mine/*/ ")
     python = python.partition("\nrun = ")[0].replace('"zoo:earth-small"', "__import__('glob').glob('runs/mine/*/')[0]")
-    python = python.replace("example.png", "photo.jpg").replace("photo.png", "translated.png")
+    python = python.replace("plugins/p2pzoo_earth/earth_small/example.png", "photo.jpg").replace(
+        "photo.png", "translated.png"
+    )
     path = f"{clean.python.parent}{os.pathsep}{os.environ['PATH']}"
     environment = {**clean.environment, "PATH": path}
     call(clean.python, "-c", TILES, cwd=folder, env=environment)

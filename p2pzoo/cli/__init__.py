@@ -182,6 +182,8 @@ def _explain(error: BaseException) -> tuple[str, int]:
             return f"{escape(str(error))} (`p2pzoo --debug ...` shows where)", 1
         case PeerProcessError():
             return "", 1
+        case FileExistsError() | NotADirectoryError() if error.filename:
+            return f"{escape(str(error.filename))}: a file is in the place of a folder: choose another place", 2
         case OSError() if error.errno in (*DISK_FULL, *NO_PERMISSION, *WRONG_PATH) or "No space left" in str(error):
             reason = f"{error.filename}: {error.strerror}" if error.filename and error.strerror else str(error)
             return f"{escape(reason)}; what was saved before is kept", 2

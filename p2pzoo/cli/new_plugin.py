@@ -39,8 +39,11 @@ def new_plugin_command(name: str, output: Path | None, as_json: bool) -> None:
     _check_package_name(name)
     folder = output or Path(name)
     if folder.exists():
-        raise UserError(f"{folder}: exists already; choose another folder with -o DIR")
-    files = write_plugin(name, folder)
+        raise UserError(f"{folder}: already exists; choose another folder with -o DIR")
+    try:
+        files = write_plugin(name, folder)
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be created ({error.strerror}): choose another folder with -o DIR") from None
     if as_json:
         print_json({"folder": str(folder), "files": [str(file) for file in files]})
         return
@@ -54,6 +57,7 @@ def _check_package_name(name: str) -> None:
     import importlib.util
     import keyword
     import sys
+    from importlib.metadata import entry_points
 
     module = name.replace("-", "_")
     if not NAME.fullmatch(name):
@@ -62,6 +66,8 @@ def _check_package_name(name: str) -> None:
         )
     if keyword.iskeyword(module) or module in sys.stdlib_module_names:
         raise UserError(f"'{name}' is reserved by Python: choose another name")
+    if name in entry_points(group="p2pzoo").names:
+        raise UserError(f"'{name}': a plugin of this name is installed already; choose another name")
     if importlib.util.find_spec(module) is not None:
         raise UserError(f"'{name}': a package {module} is installed already; choose another name")
 

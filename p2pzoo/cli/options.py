@@ -39,7 +39,7 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print one JS
 profile_option = click.option(
     "--profile",
     metavar="NAME",
-    help="Use this profile of the recipe: smoke, laptop, gpu or paper [default: by hardware].",
+    help="Use this profile of the recipe: smoke, laptop, gpu or paper [default: gpu with CUDA, else laptop].",
 )
 override_option = click.option(
     "-s",

@@ -301,6 +301,10 @@ def _choose_suffix(model: Model, output: Path, file_format: str | None) -> str:
         if suffix not in OUTPUT_SUFFIXES:
             formats = "PNG, TIFF, NumPy, JPEG or WebP"
             raise UserError(f"{output}: translations are written as {formats}; give a folder or a .png")
+        if file_format and suffix != f".{file_format}":
+            raise UserError(
+                f"--format {file_format}: the name {output.name} asks for another format: leave out one of them"
+            )
     else:
         suffix = f".{file_format}" if file_format else ".png" if can_hold(".png", dtype, channels) else ".tif"
     is_lossy = suffix in LOSSY_SUFFIXES
@@ -332,7 +336,7 @@ def _choose_targets(sources: list[Path], output: Path, suffix: str, force: bool)
         elif target.resolve() in originals:
             faults.append(f"{target}: would overwrite an input; give another folder")
         elif os.path.exists(target) and not force:  # Path.exists raises an error where the name is too long
-            faults.append(f"{target}: exists already; --force overwrites it")
+            faults.append(f"{target}: already exists; --force overwrites it")
         taken[target] = source
     _raise_first(faults)
     return targets
@@ -346,7 +350,7 @@ def _check_samples(files: list[Path], output: Path, sources: list[Path], force: 
         [f"{file}: would overwrite an input; give another folder" for file in files if file.resolve() in originals]
     )
     if not force:
-        _raise_first([f"{file}: exists already; --force overwrites it" for file in files if os.path.exists(file)])
+        _raise_first([f"{file}: already exists; --force overwrites it" for file in files if os.path.exists(file)])
 
 
 def _raise_first(faults: list[str]) -> None:

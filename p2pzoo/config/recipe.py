@@ -125,12 +125,15 @@ def read_recipe(
     known = sorted({name for _, tree in chain for name in tree.get("profiles", {})})
     resolved_for = next((tree["profile"] for _, tree in reversed(chain) if "profile" in tree), None)
     chosen_by = Source(f"--profile {profile}" if profile else "picked by hardware")
+    if resolved_for is not None and known and resolved_for not in known:
+        where = next(Origin(s, ("profile",)) for s, tree in reversed(chain) if "profile" in tree)
+        raise UserError(f"{where}  no profile '{resolved_for}'{did_you_mean(resolved_for, known)}")
     profile = _choose_profile(home, known, resolved_for, profile, pick)
 
     recipe = Recipe(_recipe_name(path), profile, {}, {}, home)
     faults = recipe.faults
     for source, tree in chain:
-        faults += _find_unknown_keys(source, tree)
+        faults += _find_unknown_keys(source, tree, profile)
         tables = {key: value for key, value in tree.items() if key not in ("extends", "profiles")}
         faults += _merge(recipe, source, tables, ())
         faults += _merge(recipe, source, tree.get("profiles", {}).get(profile, {}), ("profiles", profile))
@@ -200,7 +203,7 @@ def _read_chain(path: str) -> list[tuple[Source, dict[str, Any]]]:
             raise UserError(f"{extended_at}  cycle in `extends`: {names}")
         if resolved in chain:
             return
-        source, tree = _parse(file, name, extended_at)
+        source, tree = _parse(file, name, extended_at, above)
         extends = tree.get("extends", [])
         for parent in [extends] if isinstance(extends, str) else extends:
             visit(parent, file.parent, str(Origin(source, ("extends",))), (*above, resolved))
@@ -219,7 +222,8 @@ def _resolve(file: Path, extended_at: str) -> Path:
         raise UserError(f"{place}{file}: a symbolic link that leads back to itself") from None
 
 
-def _parse(file: Path, name: str, extended_at: str) -> tuple[Source, dict[str, Any]]:
+def _parse(file: Path, name: str, extended_at: str, above: Sequence[Path]) -> tuple[Source, dict[str, Any]]:
+    """The text and the content of a recipe file. above: the files that extend it. Raises UserError."""
     place = f"{extended_at}  extends " if extended_at else ""
     try:
         if extended_at and file.exists() and not file.is_file() and not file.is_dir():
@@ -228,9 +232,11 @@ def _parse(file: Path, name: str, extended_at: str) -> tuple[Source, dict[str, A
         with file.open("rb") as content:
             text = content.read(MAX_RECIPE_BYTES + 1).decode("utf-8-sig")
     except FileNotFoundError:
-        raise UserError(f"{place}{name}: no such recipe{_suggest_recipe(file)}") from None
+        raise UserError(f"{place}{name}: no such recipe{_suggest_recipe(file, above)}") from None
     except UnicodeDecodeError:
-        raise UserError(f"{place}{name}: not UTF-8 text") from None
+        raise UserError(f"{place}{name}: not UTF-8 text: give a recipe, a .toml file") from None
+    except IsADirectoryError:
+        raise UserError(f"{place}{name}: is a folder: give a recipe, a .toml file") from None
     except OSError as error:
         raise UserError(f"{place}{name}: {error.strerror}") from None
     if len(text) > MAX_RECIPE_BYTES:
@@ -248,15 +254,15 @@ def _parse(file: Path, name: str, extended_at: str) -> tuple[Source, dict[str, A
     return source, tree
 
 
-def _suggest_recipe(file: Path) -> str:
-    """A shipped recipe of this name, or a similar file in the same folder."""
+def _suggest_recipe(file: Path, above: Sequence[Path]) -> str:
+    """A shipped recipe of this name, or a similar file in the same folder, but none of those above."""
     if shipped := _find_shipped(file.name):
         return f": did you mean '{_display_name(shipped[0])}'?"
     if file.resolve().is_relative_to(shipped_dir("recipes").resolve()):
         files, prefix, ending = shipped_dir("recipes").rglob("*.toml"), "zoo:", ""
     else:
         files, prefix, ending = file.parent.glob("*.toml"), "", ".toml"
-    if similar := find_similar(file.stem, (each.stem for each in files)):
+    if similar := find_similar(file.stem, (each.stem for each in files if each.resolve() not in above)):
         return f": did you mean '{prefix}{similar}{ending}'?"
     return " (`p2pzoo list recipes` shows those that ship with p2pzoo)"
 
@@ -291,8 +297,8 @@ def _find_malformed(source: Source, tree: Mapping[str, Any]) -> Iterator[str]:
             yield f'{at(*where, "drop")}  drop takes an array of table names, as in drop = ["losses.l1"]'
 
 
-def _find_unknown_keys(source: Source, tree: Mapping[str, Any]) -> Iterator[str]:
-    """Faults about tables and keys that do not exist."""
+def _find_unknown_keys(source: Source, tree: Mapping[str, Any], profile: str) -> Iterator[str]:
+    """Faults about tables and keys that do not exist, also in profiles that are not chosen."""
     for key in tree:
         if key not in (*TOP_LEVEL, *FILE_ONLY):
             yield f"{Origin(source, (key,))}  no table or key '{key}'{did_you_mean(key, (*TOP_LEVEL, *FILE_ONLY))}"
@@ -301,6 +307,22 @@ def _find_unknown_keys(source: Source, tree: Mapping[str, Any]) -> Iterator[str]
             if key not in IN_PROFILES:
                 where = Origin(source, ("profiles", name, key))
                 yield f"{where}  no table or key '{key}'{did_you_mean(key, IN_PROFILES)}"
+            elif name != profile:  # the checks of the merged recipe do not see it
+                yield from _find_unknown_settings(source, ("profiles", name, key), layer[key])
+
+
+def _find_unknown_settings(source: Source, key: Key, table: Any) -> Iterator[str]:
+    """Faults about keys that a table of the core does not have. [optimizer] has those of any class, too."""
+    from p2pzoo.config.settings import Compute, Evaluate, Init, Train
+
+    settings = {"train": Train, "compute": Compute, "init": Init, "evaluate": Evaluate}.get(key[-1])
+    if settings is None or not isinstance(table, dict):
+        return
+    known = schema.get_params(settings)
+    for name in table:
+        if name not in known:
+            where = Origin(source, (*key, name))
+            yield f"{where}  [{'.'.join(key)}] has no parameter '{name}'{did_you_mean(name, list(known))}"
 
 
 def _choose_profile(

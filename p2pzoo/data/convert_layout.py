@@ -101,6 +101,8 @@ def _refuse_inside(outs: Sequence[Path], roots: Sequence[Path], pairs: Mapping[s
     parents = dict.fromkeys(file.parent for files in _all_files(pairs) for file in files)
     for out in outs:
         for source in (*roots, *parents):
+            if out.resolve() == source.resolve():
+                raise UserError(f"{out}: is a folder that is only read: choose another folder with -o")
             if out.resolve().is_relative_to(source.resolve()):
                 raise UserError(f"{out}: is inside {source}, which is only read: choose another folder with -o")
 

@@ -38,7 +38,7 @@ FINDING_KINDS: dict[str, FindingKind] = {
     ),
     "unreadable": FindingKind(
         "error", True, "Pairs that cannot be read",
-        "download or copy these files again, or remove them and their partners from the dataset",
+        "get damaged files again; else do what the line says, or remove the files and their partners",
     ),
     "altered": FindingKind(
         "error", False, "Files that are not as they were fetched",
@@ -46,7 +46,7 @@ FINDING_KINDS: dict[str, FindingKind] = {
     ),
     "mismatch": FindingKind(
         "error", True, "Pairs whose size, channels or dtype differ from the rest",
-        "bring all to one shape; some datasets do it when they read (`p2pzoo show NAME` lists the parameters)",
+        "bring all to one shape; some datasets do it when they read (`p2pzoo show dataset NAME` lists the parameters)",
     ),
     "equal": FindingKind(
         "error", True, "Targets that are the inputs",

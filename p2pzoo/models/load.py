@@ -91,12 +91,15 @@ def is_unfinished(folder: Path) -> bool:
 def find_model_file(path: Path) -> Path:
     """The model.safetensors of a run folder or of `zoo:NAME`, or `path` itself if it is no folder.
 
-    For a run that is not finished, its newest checkpoint, which may be damaged. Raises UserError for a folder without a
-    model.
+    For a run that is not finished, its newest checkpoint, which may be damaged. Raises UserError if there is no model.
     """
     path = resolve_model_path(path)
     if path.suffix == ".toml":
         raise UserError(f"{path}: is a recipe, not a model: `p2pzoo run {path}` trains one")
+    if not path.exists():
+        raise UserError(
+            f"{path}: no such model: give a run folder, a .safetensors file, or zoo:NAME (`p2pzoo list model`)"
+        )
     if not path.is_dir():
         return path
     if is_unfinished(path) and (checkpoints := list_checkpoints(path)):

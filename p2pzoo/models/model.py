@@ -208,7 +208,8 @@ class Model:
             raise ValueError("tiles need test mode eval: in paper mode each tile is normalised by its own statistics")
         if norm := _input_dependent_norm(self.G):
             warnings.warn(
-                f"the generator's {norm} normalises by statistics of its input: they differ from tile to tile",
+                f"the generator's {norm} normalises by statistics of its input: they differ from tile to tile, less "
+                "so in larger tiles",
                 stacklevel=2,
             )
         return mode, Tiling.of(tile, overlap, self.size_divisor)
@@ -591,7 +592,9 @@ def _with_channels(image: np.ndarray, channels: int) -> np.ndarray:
     try:
         return with_channels(image.reshape(*image.shape[:2], -1), channels)
     except TransparentPixels as error:
-        raise TransparentPixels(f"{error}: put it on a background (`p2pzoo translate --background white`)") from None
+        raise TransparentPixels(
+            f"{error}: put it on a background (`p2pzoo translate --background white`; `Model.background` in Python)"
+        ) from None
 
 
 def _input_dependent_norm(G: nn.Module) -> str | None:

@@ -74,6 +74,8 @@ def load_tensors(
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
     except (SafetensorError, KeyError, TypeError, AttributeError, ValueError) as error:
+        if path.suffix.lower() != ".safetensors":
+            raise DamagedFile(f"{path}: not a file of p2pzoo: these end in .safetensors") from None
         raise DamagedFile(f"{path}: not a complete p2pzoo file ({type(error).__name__}: {error})") from None
     if digest.hexdigest() != expected:
         raise DamagedFile(f"{path}: its contents were altered since they were written (the digest differs)")

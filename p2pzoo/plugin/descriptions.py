@@ -56,7 +56,7 @@ def describe_parameters(factory: Callable[..., Any]) -> dict[str, str]:
 
 def docstring_without(factory: Callable[..., Any], descriptions: Mapping[str, str]) -> str:
     """The docstring of a component without the entries that `descriptions` repeats; "" if there is none."""
-    doc = inspect.getdoc(factory) or ""
+    doc = inspect.cleandoc(factory.__doc__ or "")  # not that of a base class, such as nn.Module
     lines = doc.splitlines()
     for entry in reversed(list(_entries(lines))):
         if all(descriptions.get(name) == entry.text for name in entry.names):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import importlib
 import importlib.util
+import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -144,6 +145,11 @@ class Registry:
             claims = " and ".join(f"'{e.full_name}' ({e.distribution})" for e in matches)
             raise UserError(f"{kind} '{use}' is registered by several plugins, {claims}: write one of these names")
         names = [e.name for e in entries]
+        if plugin and (others := [e for e in entries if e.name == name]):
+            found = " and ".join(f"'{e.full_name}'" for e in others)
+            raise UserError(f"no {kind} '{use}': plugin '{plugin}' has no {name}; {found} is installed")
         hint = f". Plugins that did not load: {', '.join(self._broken)} (see `p2pzoo plugins`)" if self._broken else ""
+        if selected := os.environ.get("P2PZOO_PLUGINS"):
+            hint += f". P2PZOO_PLUGINS allows only these plugins: {selected}"
         suggestion = did_you_mean(use, [*names, *(e.full_name for e in entries)], names_to_list=names)
         raise UserError(f"no {kind} '{use}'{suggestion}{hint}")

@@ -21,6 +21,8 @@ from p2pzoo.plugin.protocols import AddedLater
 from p2pzoo.utils.suggest import did_you_mean
 
 MISSING = inspect.Parameter.empty
+# pydantic's errors for a value that is no array, or one of another length
+_ARRAY_ERRORS = ("tuple_type", "list_type", "too_short", "too_long", "missing")
 MAX_SHOWN = 60  # characters of a value in a message, so that the message stays one line
 
 
@@ -53,6 +55,8 @@ class Param:
             return self._adapter.validate_json(json.dumps(value, default=str), strict=True)
         except ValidationError as error:
             first = error.errors()[0]
+            if first["type"] in _ARRAY_ERRORS:
+                raise ValueError(f"give an array, {self.type_name}") from None
             where = "".join(f"[{part}]" for part in first["loc"] if isinstance(part, int))
             raise ValueError(f"{where} {first['msg'][0].lower()}{first['msg'][1:]}".strip()) from None
         except PydanticSchemaGenerationError:

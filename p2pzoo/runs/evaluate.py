@@ -92,7 +92,8 @@ def check_needs(experiment: Experiment, store: Store) -> None:
         for need in component.entry.needs:
             if not available.get(need, False):
                 dataset = experiment.dataset.entry.full_name
-                faults.append(f"[{table}] needs {need}, which the dataset '{dataset}' does not have")
+                place = f"{component.where}  " if component.where else ""
+                faults.append(f"{place}[{table}] needs {need}, which the dataset '{dataset}' does not have: remove it")
     if faults:
         raise UserError(*faults)
 

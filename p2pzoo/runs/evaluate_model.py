@@ -23,12 +23,13 @@ from p2pzoo.config.recipe import NO_PROFILE
 from p2pzoo.config.settings import Compute, Translations
 from p2pzoo.data import Store
 from p2pzoo.data.collate import collate
+from p2pzoo.data.pairing import SPLITS
 from p2pzoo.data.validation import validate_or_raise
 from p2pzoo.images.color_spaces import Encodings
 from p2pzoo.images.label_maps import Labels
 from p2pzoo.images.resize import resize_to
 from p2pzoo.models.load import find_model_file, find_run_folder, load_model
-from p2pzoo.models.model import Model
+from p2pzoo.models.model import TEST_MODES, Model
 from p2pzoo.models.padding import pad_by_reflection
 from p2pzoo.models.scaling import NO_FILE_LAYOUT, Scaling
 from p2pzoo.models.test_modes import translate
@@ -71,6 +72,12 @@ class Request:
     size: tuple[int, int] | None = None
     device: str | None = None
 
+    def __post_init__(self) -> None:
+        for name, known in (("test_mode", TEST_MODES), ("split", SPLITS)):
+            value = getattr(self, name)
+            if value is not None and value not in known:
+                raise ValueError(f"{name} must be one of {', '.join(known)}, not {value!r}")
+
 
 def evaluate_model(request: Request, note: Note) -> dict[str, Any]:
     """The numbers and their protocols, as results.json of a run has them. note: prints a line.
@@ -78,8 +85,7 @@ def evaluate_model(request: Request, note: Note) -> dict[str, Any]:
     Raises UserError: no such model, recipe, metric or data, or they do not fit together.
     """
     overrides = [*request.overrides, *([f"compute.device={request.device}"] if request.device else [])]
-    if not find_model_file(request.model).exists():
-        raise UserError(f"{request.model}: no such file")
+    find_model_file(request.model)
     recipe = request.recipe or _find_recipe(request.model)
     if recipe is None and (request.profile or request.overrides):
         raise UserError(f"{request.model}: has no recipe.toml that --profile or -s could change: give --recipe FILE")

@@ -26,9 +26,13 @@ def did_you_mean(name: str, known: Iterable[str], names_to_list: Iterable[str] |
 
 
 def find_similar(name: str, known: Iterable[str]) -> str | None:
-    """The most similar known name, if one is similar.
+    """The most similar known name, if one is similar. One with the same letters in another order comes first.
 
     >>> find_similar("resnt9", ["resnet9", "unet"])
     'resnet9'
+    >>> find_similar("Adma", ["Adamax", "Adam"])
+    'Adam'
     """
-    return next(iter(difflib.get_close_matches(name, list(known), n=1, cutoff=MIN_SIMILARITY)), None)
+    close = difflib.get_close_matches(name, list(known), cutoff=MIN_SIMILARITY)
+    swapped = [each for each in close if sorted(each.lower()) == sorted(name.lower())]
+    return next(iter([*swapped, *close]), None)

@@ -96,7 +96,8 @@ def bench_command(
 ) -> None:  # fmt: skip
     """Train the missing runs of TABLE (a file, or zoo:NAME.toml) and print the table.
 
-    TABLE may be a claims file: then the runs of all its tables are trained, and a verdict on each claim is printed.
+    TABLE may be a claims file, which says what a paper claims about rows of tables: then the runs of all its tables are
+    trained, and a verdict on each claim is printed.
 
     Runs are found by their id, in the runs folder and in results/ beside the table file. The same command resumes an
     interrupted table. A run that fails does not stop the others; the exit code is then 1.

@@ -144,7 +144,8 @@ def _open_usable_part(component: Component, split: Split, error: UserError) -> t
     try:
         if usable is None:
             raise error
-        dataset, faults = usable(split, **component.values)
+        with component.locate_errors():
+            dataset, faults = usable(split, **component.values)
     except UserError as raised:
         # The message may begin with the line of the recipe; the cause is the dataset's own error without it.
         own = raised.__cause__ if isinstance(raised.__cause__, UserError) else raised

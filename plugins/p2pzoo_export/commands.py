@@ -136,9 +136,13 @@ def export_command(
     p2pzoo export runs/... --to onnx -o model.onnx
     p2pzoo export runs/... --to web -o page.html
     """
+    from p2pzoo.plugin.loader import registry
     from p2pzoo_export.graphs import FORMATS, WEB
+    from p2pzoo_export.weights import check_format
 
     is_graph = to in (*FORMATS, WEB)
+    if not is_graph:
+        check_format(to, registry())
     if fp16 and int8:
         raise UserError("--fp16 and --int8: a file has one precision; remove one of them")
     precision = "fp16" if fp16 else "int8" if int8 else "fp32"

@@ -53,6 +53,8 @@ def write_card(
     """
     if folder.is_file():
         raise UserError(f"{folder}: a model file does not contain how it was trained; give the run folder")
+    if str(folder).startswith("zoo:"):
+        raise UserError(f"{folder}: is a model that a plugin ships; a card describes a run: give the run folder")
     run = find_run(folder)
     if out.resolve() == folder.resolve():
         raise UserError(f"{out}: this is the run folder itself; write the card to another folder")

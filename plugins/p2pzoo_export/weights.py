@@ -268,6 +268,13 @@ def list_formats(registry: Registry) -> list[str]:
     return sorted({format.name for _, _, format in _iter_formats(registry)})
 
 
+def check_format(to: str, registry: Registry) -> None:
+    """Raises UserError if there is no format of this name."""
+    names = [*FORMATS, WEB, *list_formats(registry)]
+    if to not in names:
+        raise UserError(f"--to: no format '{to}'{did_you_mean(to, names)}")
+
+
 def export_weights(model: Path, to: str, output: Path, registry: Registry) -> list[str]:
     """Write a network in the weight format `to`; return notes about differences.
 
@@ -281,9 +288,7 @@ def export_weights(model: Path, to: str, output: Path, registry: Registry) -> li
     network = restore_network(tensors, header, path, registry)
     formats = {format.name: format for format in getattr(type(network), "state_dict_formats", ())}
     if to not in formats:
-        names = [*FORMATS, WEB, *list_formats(registry)]
-        if to not in names:
-            raise UserError(f"--to: no format '{to}'{did_you_mean(to, names)}")
+        check_format(to, registry)
         supported = f"; {', '.join(formats)} can" if formats else ""
         raise UserError(f"{path}: the format '{to}' cannot hold {kind} '{header.use}'{supported}")
     format = formats[to]

@@ -53,7 +53,8 @@ COUNT = click.IntRange(min=1)
 @click.option("--device", help="cpu, cuda, ... [default: cuda if there is one, else cpu].")
 @click.option(
     "--at-least", type=FRACTION, nargs=2, metavar="ACCURACY IOU",
-    help="Self-check: minimum on real photos [default: nine tenths of what it reaches on val].",
+    help="Least accuracy and IoU on real photos: a scorer that reaches less is refused "
+    "[default: nine tenths of what it reaches on val].",
 )  # fmt: skip
 @json_option
 def train_scorer_command(

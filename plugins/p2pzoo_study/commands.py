@@ -31,7 +31,8 @@ def study_command(
     """Write a page that asks people which of two images is fake, with the paper's protocol (Tables 4 and 5).
 
     Each participant sees test images of one of the finished RUNs, chosen by the session id: real and fake for 1 s each,
-    10 times for practice and 40 times that count. The page saves a JSON file for `p2pzoo study-analyze`.
+    10 times for practice and 40 times that count. LABEL is the algorithm's name in the results [default: the recipe's
+    name]. The page saves a JSON file for `p2pzoo study-analyze`.
     """
     from p2pzoo.plugin.loader import registry
     from p2pzoo_study.page import parse_runs, write_study

@@ -100,7 +100,14 @@ def test_diff_prints_only_what_differs(run_cli):
         (["show", "train", "unet"], "[train] is one table: leave out 'unet'"),
         (["show", "train", "-s", "imagse=3"], "[train]: has no parameter 'imagse': did you mean 'images'?"),
         (["rnu", "zoo:base.toml"], "no command 'rnu': did you mean 'run'?"),
-        (["recipe", "."], ".: Is a directory"),
+        (["recipe", "."], ".: is a folder: give a recipe"),
+        (
+            ["run", "zoo:base.toml", "-s", "generator.use=foo:unet"],
+            "plugin 'foo' has no unet; 'pix2pix:unet' is installed",
+        ),
+        (["run", "zoo:base.toml", "-s", "optimizer.use=Adma"], "did you mean 'Adam'?"),
+        (["card", "zoo:earth-small", "-o", "out"], "zoo:earth-small: is a model that a plugin ships"),
+        (["export", "zoo:earth-small", "--to", "onnxx", "-o", "m.onnx"], "no format 'onnxx': did you mean 'onnx'?"),
     ],
 )
 def test_a_wrong_argument_gives_one_line_and_exit_code_2(run_cli, arguments, message):

@@ -153,7 +153,7 @@ def test_models_are_loaded_from_a_run_or_a_file_and_damage_is_reported(run, mode
     assert "pix2pix:unet" in repr(model)
     with pytest.raises(UserError, match="not a run folder"):
         p2pzoo.load(tmp_path)
-    with pytest.raises(UserError, match=r"absent.safetensors: no such file"):
+    with pytest.raises(UserError, match=r"absent.safetensors: no such model"):
         p2pzoo.load(tmp_path / "absent.safetensors")
     whole = (run / "model.safetensors").read_bytes()
     (tmp_path / "cut.safetensors").write_bytes(whole[: len(whole) // 2])
@@ -251,7 +251,7 @@ def test_images_that_the_model_cannot_take_are_reported_and_the_others_translate
     assert result.exit_code == 2
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["fine.png"]
     glass, deep_line, broken = result.stderr.splitlines()
-    advice = "put it on a background (`p2pzoo translate --background white`)"
+    advice = "put it on a background (`p2pzoo translate --background white`; `Model.background` in Python)"
     assert glass == f"{sources[0]}: it has transparent pixels, and RGB was expected: {advice}"
     assert deep_line == f"{deep}: expected (H, W) or (H, W, C) of uint8, not (45, 70, 1) of uint16"
     assert broken.startswith(f"{sources[2]}: cannot be read as an image")
@@ -271,7 +271,7 @@ def test_files_are_overwritten_only_with_force_and_inputs_never(run_cli, run, ph
     first = (tmp_path / "out" / "photo.png").read_bytes()
 
     again = run_cli("translate", run, source, "-o", tmp_path / "out", "--seed", "1")
-    assert (again.exit_code, "exists already; --force overwrites it" in again.stderr) == (2, True)
+    assert (again.exit_code, "already exists; --force overwrites it" in again.stderr) == (2, True)
     assert (tmp_path / "out" / "photo.png").read_bytes() == first
     assert run_cli("translate", run, source, "-o", tmp_path / "out", "--seed", "1", "--force").exit_code == 0
     assert (tmp_path / "out" / "photo.png").read_bytes() != first
@@ -325,7 +325,9 @@ def test_wrong_arguments_are_reported_before_anything_is_written(run_cli, run, p
         ([run, tmp_path / "nested", "-o", tmp_path / "out"], "no images in this folder"),
         ([run, tmp_path / "nested", "-o", tmp_path / "out"], "it has the folders inner"),
         ([run, tmp_path / "c.png", "-o", tmp_path / "out"], "c.png: no such file"),
-        ([run, a, "-o", tmp_path / "file"], "file"),
+        ([run, a, "-o", tmp_path / "file"], "file: a file is in the place of a folder: choose another place"),
+        ([run, a, "-o", tmp_path / "one.png", "--format", "jpg"], "--format jpg: the name one.png asks for another"),
+        ([a, b, "-o", tmp_path / "out"], "a.png: not a file of p2pzoo: these end in .safetensors"),
         ([tmp_path / "nested", a, "-o", tmp_path / "out"], "not a run folder"),
     ]:
         result = run_cli("translate", *arguments)
@@ -501,7 +503,7 @@ def test_samples_overwrite_files_only_with_force_and_inputs_never(run_cli, run, 
     (tmp_path / "out/photo-mean.png").write_bytes(b"mine")
     result = run_cli("translate", run, tmp_path / "photo.png", "-o", tmp_path / "out", "--samples", 2)
     assert result.exit_code == 2
-    assert "photo-mean.png: exists already; --force overwrites it" in result.output
+    assert "photo-mean.png: already exists; --force overwrites it" in result.output
     assert (tmp_path / "photo-1.png").read_bytes() == before
 
 

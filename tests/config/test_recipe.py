@@ -210,8 +210,27 @@ def test_keys_that_options_set_cannot_be_overridden(recipes):
 def test_a_folder_or_a_binary_file_is_not_a_recipe(recipes, tmp_path):
     (tmp_path / "binary.toml").write_bytes(b"\xff\xfe\x00")
     (tmp_path / "folder.toml").mkdir()
-    assert faults("binary.toml") == ["binary.toml: not UTF-8 text"]
-    assert faults("folder.toml") == ["folder.toml: Is a directory"]
+    assert faults("binary.toml") == ["binary.toml: not UTF-8 text: give a recipe, a .toml file"]
+    assert faults("folder.toml") == ["folder.toml: is a folder: give a recipe, a .toml file"]
+
+
+def test_keys_of_profiles_that_are_not_chosen_are_checked_too(recipes):
+    recipes(base=BASE, child='extends = "base.toml"\n[profiles.laptop.train]\nimagse = 5\nimages = 5\n')
+    expected = "child.toml:3  [profiles.laptop.train] has no parameter 'imagse': did you mean 'images'?"
+    assert faults("child.toml") == [expected]
+    assert faults("child.toml", "laptop") == []  # the check of the merged recipe reports it
+
+
+def test_a_profile_that_a_recipe_chooses_must_exist(recipes):
+    recipes(base=BASE, child='extends = "base.toml"\nprofile = "lapdog"\n')
+    assert faults("child.toml") == ["child.toml:2  no profile 'lapdog': did you mean 'laptop'?"]
+
+
+def test_a_recipe_that_extends_a_missing_one_is_not_suggested_in_its_place(recipes):
+    recipes(mine_gone='extends = "gone_mine.toml"\n', gone_min=BASE)
+    assert faults("mine_gone.toml")[0].endswith("no such recipe: did you mean 'gone_min.toml'?")
+    recipes(extgone='extends = "gone.toml"\n')
+    assert "did you mean 'extgone.toml'" not in faults("extgone.toml")[0]
 
 
 def test_shipped_recipes_are_found_from_any_folder(recipes):

@@ -107,6 +107,15 @@ def test_two_plugins_may_register_one_name_until_a_recipe_uses_it_without_the_pl
     assert both.get("generator", "other:tiny").plugin == "other"
 
 
+def test_a_component_of_another_plugin_and_one_that_may_not_load_are_named(load, monkeypatch):
+    both = build_registry(load(good=GOOD, other=GOOD))
+    with pytest.raises(UserError, match="plugin 'third' has no tiny; 'good:tiny' and 'other:tiny' is installed"):
+        both.get("generator", "third:tiny")
+    monkeypatch.setenv("P2PZOO_PLUGINS", "good")
+    with pytest.raises(UserError, match="P2PZOO_PLUGINS allows only these plugins: good"):
+        both.get("generator", "resnet")
+
+
 def test_a_second_plugin_of_the_same_name_is_refused_by_name(load):
     point = EntryPoint("good", "good", "p2pzoo")
     load(good=GOOD)

@@ -162,12 +162,24 @@ def test_results_are_written_with_protocols_and_overwritten_by_force_alone(run_f
 
 
 @pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        ({"test_mode": "foo"}, "test_mode must be one of paper, eval, not 'foo'"),
+        ({"split": "tets"}, "split must be one of train, val, test, not 'tets'"),
+    ],
+)
+def test_an_argument_that_is_out_of_range_is_a_value_error(argument, message):
+    with pytest.raises(ValueError, match=message):
+        p2pzoo.evaluate("zoo:earth-small", **argument)
+
+
+@pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["nowhere.safetensors"], "nowhere.safetensors: no such file"),
+        (["nowhere.safetensors"], "nowhere.safetensors: no such model"),
         (["COPY"], "copy.safetensors: has no recipe.toml beside it, so nothing says on which images to measure it"),
         (["COPY", "INPUTS", "TARGETS"], "copy.safetensors: has no recipe.toml beside it: give --metric NAME"),
-        (["nowhere.safetensors", "--recipe", "zoo:base.toml"], "nowhere.safetensors: no such file"),
+        (["nowhere.safetensors", "--recipe", "zoo:base.toml"], "nowhere.safetensors: no such model"),
         (["RUN", "inputs"], "inputs: give two folders, one of inputs and one of targets"),
         (["RUN", "mine.toml"], "mine.toml: is a recipe: give it with --recipe"),
         (["RUN", "a", "b", "c"], "give two folders, one of inputs and one of targets, not 3"),

@@ -719,19 +719,22 @@ class TestNewPlugin:
     def test_invalid_names_taken_names_and_existing_folders_are_errors(self, tmp_path, monkeypatch):
         monkeypatch.chdir(tmp_path)
         (tmp_path / "there").mkdir()
+        (tmp_path / "file").touch()
         for arguments, message in (
             (["My Zoo"], "is not a name for a package"),
             (["my_zoo"], "is not a name for a package"),
             (["class"], "is reserved by Python"),
             (["json"], "is reserved by Python"),
             (["torch"], "a package torch is installed already"),
-            (["there"], "there: exists already"),
-            (["my-zoo", "-o", "there"], "there: exists already"),
+            (["there"], "there: already exists"),
+            (["my-zoo", "-o", "there"], "there: already exists"),
+            (["pix2pix"], "'pix2pix': a plugin of this name is installed already"),
+            (["my-zoo", "-o", "file/inside"], "file/inside: cannot be created"),
         ):
             result = CliRunner().invoke(main, ["new-plugin", *arguments])
             assert result.exit_code == 2
             assert message in result.output
-        assert list(tmp_path.rglob("*")) == [tmp_path / "there"]
+        assert {*tmp_path.rglob("*")} == {tmp_path / "there", tmp_path / "file"}
 
     def test_it_writes_a_complete_package_without_placeholders(self, tmp_path, monkeypatch):
         monkeypatch.chdir(tmp_path)

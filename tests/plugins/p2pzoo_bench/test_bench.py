@@ -388,7 +388,8 @@ def test_a_metric_that_needs_what_the_data_lacks_is_refused_before_training(benc
     result, _ = bench()
     assert result.exit_code == 2
     assert (
-        "[rows.l1] [metrics.fcn] needs labels, which the dataset 'datasets:side-by-side' does not have" in result.output
+        "[metrics.fcn] needs labels, which the dataset 'datasets:side-by-side' does not have: remove it"
+        in result.output
     )
     assert "[rows.both] [metrics.fcn] needs labels" in result.output
     assert not (files / "runs").exists()

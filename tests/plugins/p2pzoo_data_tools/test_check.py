@@ -207,6 +207,11 @@ class TestFolders:
         assert report["splits"] == {}
 
     @pytest.mark.filterwarnings("ignore:.*is used instead:UserWarning")
+    def test_a_parameter_that_the_dataset_refuses_is_a_finding_with_its_line(self, home, run_cli):
+        result = run_cli("data", "check", "mine.toml", "-s", "dataset.fractions=[0.5, 0.1, 0.1]")
+        assert result.exit_code == 2
+        assert "fractions = [0.5, 0.1, 0.1]: the shares of train, val and test must add up to 1" in result.output
+
     def test_a_split_that_replaces_a_missing_one_is_not_a_leak(self, home, check_json):
         for folder in ("inputs", "targets"):
             shutil.rmtree(home / folder / "test")
