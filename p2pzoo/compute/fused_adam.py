@@ -20,6 +20,8 @@ from torch import Tensor
 from p2pzoo.utils.light_optimizers import without_dynamo
 
 _MOMENTS = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq")
+# Of gradients that wait for their update in the backward pass: one call of the kernel for each weight takes longer.
+PENDING_BYTES = 16 << 20
 MANY_STEPS = 2.0**40  # 1 - beta ** MANY_STEPS is 1 for every beta
 
 
@@ -31,64 +33,81 @@ class Dense:
 
     decoupled_weight_decay = False  # of the class, also where torch has no such option
 
-    @torch.no_grad()
-    def step(self: Any, closure: Any = None) -> Any:
+    def step(self: Any, closure: Any = None) -> None:
         if closure is not None:
             raise ValueError("this optimizer takes no closure")
         for group in self.param_groups:
-            for parameter in group["params"]:
-                if parameter.grad is not None:
-                    self._update(parameter, group)
+            self._update([parameter for parameter in group["params"] if parameter.grad is not None], group)
 
     def step_in_backward(self: Any, loss: Tensor) -> None:
         """Compute the gradients of a loss and take a step: `loss.backward()`, `step()` and `zero_grad()` in one.
 
-        Each parameter is updated as soon as its gradient is there, and the gradient is freed: all gradients together
+        Parameters are updated as soon as PENDING_BYTES of gradients are there, which are freed: all gradients together
         are never in memory. Raises RuntimeError if the backward pass uses a parameter after its update, or gives it a
         second gradient.
         """
         groups = {p: group for group in self.param_groups for p in group["params"] if p.requires_grad}
-        updated = set()
+        pending: dict[Tensor, None] = {}  # in the order of their gradients
+        updated: set[Tensor] = set()
 
-        def update(parameter: Tensor) -> None:
+        def update_pending() -> None:
+            for group in self.param_groups:
+                self._update([parameter for parameter in pending if groups[parameter] is group], group)
+            for parameter in pending:
+                parameter.grad = None
+                torch.autograd.graph.increment_version(parameter)  # the kernel does not: torch raises if it is used now
+            updated.update(pending)
+            pending.clear()
+
+        def receive(parameter: Tensor) -> None:
             if parameter in updated:
                 raise RuntimeError(
                     "a weight got two gradients in one backward pass (reentrant activation checkpointing): "
                     "set [compute] fused_adam = false"
                 )
-            updated.add(parameter)
-            self._update(parameter, groups[parameter])
-            parameter.grad = None
-            torch.autograd.graph.increment_version(parameter)  # the kernel does not: torch raises if it is used again
+            pending[parameter] = None
+            if sum(each.nbytes for each in pending) > PENDING_BYTES:
+                update_pending()
 
-        hooks = [parameter.register_post_accumulate_grad_hook(update) for parameter in groups]
+        hooks = [parameter.register_post_accumulate_grad_hook(receive) for parameter in groups]
         try:
             loss.backward()
         finally:
             for hook in hooks:
                 hook.remove()
+        update_pending()
 
     @torch.no_grad()
-    def _update(self: Any, parameter: Tensor, group: dict[str, Any]) -> None:
-        """Update a parameter that has a gradient."""
-        plans: dict[Tensor, _Plan] = self.__dict__.setdefault("_plans", {})
-        plan = plans.get(parameter)
-        if plan is None or not plan.fits(parameter, self.state[parameter]):
-            plan = plans[parameter] = _make_plan(parameter, self.state[parameter], group["amsgrad"])
-        assert parameter.grad is not None
-        grad = _match_strides(parameter, parameter.grad)
-        found_inf = getattr(self, "found_inf", None)
-        plan.count.add_(1)
+    def _update(self: Any, parameters: list[Tensor], group: dict[str, Any]) -> None:
+        """Update parameters of a group, which have gradients."""
+        if not parameters:
+            return
+        plans = [self._plan(parameter, group["amsgrad"]) for parameter in parameters]
+        grads = []
+        for parameter, plan in zip(parameters, plans, strict=True):
+            assert parameter.grad is not None
+            grad = _match_strides(parameter, parameter.grad)
+            grads.append(_permute(grad) if plan.is_permuted else grad)
+        counts, found_inf = [plan.count for plan in plans], getattr(self, "found_inf", None)
+        torch._foreach_add_(counts, 1)
         kernel: Any = torch._fused_adamw_ if self.decoupled_weight_decay else torch._fused_adam_
         beta1, beta2 = group["betas"]
+        moments = [*map(list, zip(*(plan.moments for plan in plans), strict=True))]
         kernel(
-            [plan.weight], [_permute(grad) if plan.is_permuted else grad], *plan.moments, [plan.count],
+            [plan.weight for plan in plans], grads, *moments, *([] if group["amsgrad"] else [[]]), counts,
             amsgrad=group["amsgrad"], lr=group["lr"], beta1=beta1, beta2=beta2, weight_decay=group["weight_decay"],
             eps=group["eps"], maximize=group["maximize"], grad_scale=getattr(self, "grad_scale", None),
             found_inf=found_inf,
         )  # fmt: skip
         if found_inf is not None:  # 1 if the loss scaler skips this step, else 0
-            plan.count.sub_(found_inf)
+            torch._foreach_sub_(counts, [found_inf] * len(counts))
+
+    def _plan(self: Any, parameter: Tensor, amsgrad: bool) -> _Plan:
+        plans: dict[Tensor, _Plan] = self.__dict__.setdefault("_plans", {})
+        plan = plans.get(parameter)
+        if plan is None or not plan.fits(parameter, self.state[parameter]):
+            plan = plans[parameter] = _make_plan(parameter, self.state[parameter], amsgrad)
+        return plan
 
 
 class DenseAdam(Dense, without_dynamo(torch.optim.Adam)): ...  # type: ignore[misc]
@@ -151,15 +170,14 @@ class RecordableEpsAdam(without_dynamo(torch.optim.Adam)):  # type: ignore[misc]
 class _Plan:
     """What the kernel gets in every step for a parameter.
 
-    weight, moments  views with the strides that the kernel needs; `moments` are lists of one, the third is empty
-                     without amsgrad
+    weight, moments  views with the strides that the kernel needs; two moments, or three with amsgrad
     count            number of steps
     moment           first moment in the optimizer's state, from which this was made
     """
 
     is_permuted: bool
     weight: Tensor
-    moments: list[list[Tensor]]
+    moments: list[Tensor]
     count: Tensor
     moment: Tensor
 
@@ -182,9 +200,7 @@ def _make_plan(parameter: Tensor, state: dict[str, Any], amsgrad: bool) -> _Plan
     is_permuted = _is_channels_last(parameter)
     tensors = [parameter.detach(), *(state[name] for name in names)]
     weight, *moments = [_permute(tensor) if is_permuted else tensor for tensor in tensors]
-    return _Plan(
-        is_permuted, weight, [*([m] for m in moments), *([] if amsgrad else [[]])], state["step"], state["exp_avg"]
-    )
+    return _Plan(is_permuted, weight, moments, state["step"], state["exp_avg"])
 
 
 def _permute(channels_last: Tensor) -> Tensor:

@@ -64,7 +64,7 @@ class Published:
         if not self._files:
             fault = "has no .jpg files" if folder.is_dir() else "does not exist"
             raise UserError(
-                f"{folder}: {fault}; dataset '{self.archive.name}' expects its pairs there", self._describe_sources()
+                f"{folder}: {fault}; dataset '{self.archive.name}' expects its pairs there\n{self._describe_sources()}"
             )
         if faults := [fault for path in self._files[:CHECKED_FILES] if (fault := self._find_fault(path))]:
             raise UserError(*faults)
@@ -134,7 +134,7 @@ class Published:
             )
 
     def _describe_sources(self) -> str:
-        """How to get the pairs: a line for each way."""
+        """How to get the pairs: a line for each way, indented, as the list below a fault is."""
         return (
             f"  get them: p2pzoo data fetch {self.archive.name} ({self.archive.length})\n"
             "  or set the folder of your copy: -s dataset.root=DIR"

@@ -1,6 +1,7 @@
 """DenseAdam takes the steps of Adam, has its state, and keeps the memory of the weights."""
 
 import copy
+import itertools
 
 import pytest
 import torch
@@ -155,28 +156,46 @@ class TestStepInBackward:
             assert mine.grad is None
             torch.testing.assert_close(inside.state[mine], after.state[its], rtol=0, atol=0)
 
-    def test_no_two_gradients_are_in_memory(self, net, monkeypatch):
+    @pytest.mark.parametrize("limit", [0, 500, 1 << 20])
+    def test_gradients_are_freed_when_they_fill_the_limit(self, net, limit, monkeypatch):
+        monkeypatch.setattr(fused_adam, "PENDING_BYTES", limit)
+        plain = copy.deepcopy(net)
         optimizer, alive = fused(net), []
         kernel = torch._fused_adam_
 
         def watched(*tensors, **options):
-            alive.append(sum(p.grad is not None for p in net.parameters()))
+            alive.append([p.nbytes for p in net.parameters() if p.grad is not None])
             return kernel(*tensors, **options)
 
         monkeypatch.setattr(torch, "_fused_adam_", watched)
         optimizer.step_in_backward(self.loss(net, 0))
-        assert alive == [1] * sum(1 for _ in net[:4].parameters())
+        assert sorted(itertools.chain.from_iterable(alive)) == sorted(p.nbytes for p in net[:4].parameters())
+        assert all(sum(group[:-1]) <= limit or sum(group) - max(group) <= limit for group in alive)
+        monkeypatch.undo()
+        self.loss(plain, 0).backward()
+        fused(plain).step()
+        assert_equal(net, plain, rtol=0, atol=0)
 
-    def test_a_weight_that_is_used_after_its_update_is_an_error(self):
+    def test_a_weight_that_is_used_after_its_update_is_an_error(self, monkeypatch):
+        monkeypatch.setattr(fused_adam, "PENDING_BYTES", 0)
         first, weight = nn.Parameter(torch.ones(2)), nn.Parameter(torch.eye(2))
         loss = ((first.exp() @ weight.detach()) @ weight).sum()  # the gradient of `first` needs the weight last
         with pytest.raises(RuntimeError, match="modified by an inplace operation"):
             DenseAdam([first, weight], fused=True).step_in_backward(loss)
 
-    def test_a_weight_that_gets_two_gradients_is_an_error(self):
+    @pytest.mark.parametrize("limit", [0, 1 << 20])
+    def test_a_weight_that_gets_a_second_gradient_after_its_update_is_an_error(self, limit, monkeypatch):
+        monkeypatch.setattr(fused_adam, "PENDING_BYTES", limit)
         weight, x = nn.Parameter(torch.eye(2)), torch.ones(2, requires_grad=True)
         for _ in range(2):
             x = checkpoint(lambda image: image @ weight, x, use_reentrant=True)
+        if limit:
+            copied = weight.detach().clone().requires_grad_()
+            copied.grad = torch.autograd.grad((torch.ones(2) @ copied @ copied).sum(), copied)[0]
+            DenseAdam([copied], fused=True).step()
+            DenseAdam([weight], fused=True).step_in_backward(x.sum())
+            assert torch.equal(weight, copied)
+            return
         with pytest.raises(RuntimeError, match="two gradients in one backward pass"):
             DenseAdam([weight], fused=True).step_in_backward(x.sum())
 
