@@ -1,0 +1,100 @@
+"""The sampler: a module around a trained G that follows an interpolant from t = 1 towards y. Imports torch only."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+
+from p2pzoo_process.interpolants import Coefficients
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step, from t to an earlier time: s ← keep · s + of_y · ŷ + of_x · x + of_noise · z."""
+
+    t: float
+    keep: float
+    of_y: float
+    of_x: float
+    of_noise: float
+
+
+def plan_steps(coefficients: Coefficients, steps: int, eta: float) -> list[Step]:
+    """The steps between the `steps` times 1, 1 - 1/steps, …, 1/steps at which G is asked: one less than these times.
+
+    With ŷ = G(x, s, t), and coefficients a, b, c at t and a', b', c' at the next time,
+
+        ẑ = (s - a ŷ - b x) / c
+        s' = a' ŷ + b' x + c' (√(1 - g²) ẑ + g z),   g² = η² (1 - (a c' / (a' c))²)
+
+    which is DDIM (Song et al. 2021, arXiv:2010.02502) and, for bridges, DBIM (Zheng et al. 2025, arXiv:2405.15885).
+    Where c = 0 there is no ẑ, and all noise is new (g = 1).
+
+    >>> from p2pzoo_process.interpolants import flow
+    >>> plan_steps(flow, steps=2, eta=0.0)
+    [Step(t=1.0, keep=0.5, of_y=0.5, of_x=0.0, of_noise=0.0)]
+    """
+    # on the CPU in any case: a network can be built on the meta device, whose tensors have no values
+    times = 1 - torch.arange(steps, dtype=torch.float64, device="cpu") / steps
+    rows = zip(times.tolist(), *(values.tolist() for values in coefficients(times)), strict=True)
+    plan = []
+    for (t, a, b, c), (_, a_next, b_next, c_next) in pairwise(rows):
+        if c == 0:
+            keep, noise = 0.0, 1.0
+        else:
+            kept_ratio = a * c_next / (a_next * c)  # of the signal-to-noise ratios a / c, now to next
+            noise = eta * math.sqrt(max(0.0, 1 - kept_ratio**2))
+            keep = c_next / c * math.sqrt(max(0.0, 1 - noise**2))
+        plan.append(Step(t, keep, a_next - keep * a, b_next - keep * b, c_next * noise))
+    return plan
+
+
+class GaussianSampler(nn.Module):
+    """x (B, C_x, H, W) in [-1, 1] -> ŷ (B, C_y, H, W) in [-1, 1], with as many calls of G as there are times.
+
+    The last ŷ is the translation. Noise is drawn by torch's global generator of the CPU, on any device, so that devices
+    agree; a sampler whose noise has no weight draws none.
+
+    G             the trained network, which takes `join(x, s, t)`
+    plan          the steps between the times (`plan_steps`)
+    last_t        the last time at which G is asked
+    starts_at_x   whether s begins with x (a bridge); else with noise of `out_channels` channels
+    """
+
+    def __init__(self, G: nn.Module, plan: list[Step], last_t: float, *, out_channels: int, starts_at_x: bool) -> None:
+        super().__init__()
+        self.G, self.plan, self.last_t = G, plan, last_t
+        self.out_channels, self.starts_at_x = out_channels, starts_at_x
+        self.size_divisor = getattr(G, "size_divisor", 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        s = x if self.starts_at_x else self._draw(x)
+        for step in self.plan:
+            y_hat = self.G(join(x, s, step.t))
+            s_next = step.keep * s + step.of_y * y_hat
+            if self.starts_at_x:
+                s_next = s_next + step.of_x * x
+            s = s_next + step.of_noise * self._draw(x) if step.of_noise else s_next
+        return self.G(join(x, s, self.last_t))
+
+    def _draw(self, x: Tensor) -> Tensor:
+        """(B, C_y, H, W) from N(0, I), on the device of x."""
+        z = torch.randn(len(x), self.out_channels, *x.shape[2:], dtype=torch.float32, device="cpu")
+        return z.to(x.device, x.dtype).contiguous(memory_format=memory_format_of(x))
+
+
+def join(x: Tensor, s: Tensor, t: Tensor | float) -> Tensor:
+    """What G sees: x, s and one plane with the time, (B, C_x + C_y + 1, H, W). t: (B,), or one time for all images."""
+    plane = t[:, None, None, None] if isinstance(t, Tensor) else torch.full((), t, device=x.device)
+    planes = plane.to(x.dtype).expand(len(x), 1, *x.shape[2:])
+    return torch.cat([x, s, planes], dim=1).contiguous(memory_format=memory_format_of(x))
+
+
+def memory_format_of(x: Tensor) -> torch.memory_format:
+    """Channels-last if x is stored in it: convolutions with other strides can round differently."""
+    is_last = x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
+    return torch.channels_last if is_last else torch.contiguous_format
