@@ -122,11 +122,9 @@ class CUDAGraphStep:
         return losses
 
     def _record(self, recorder: GraphRecorder, batch: Batch) -> None:
-        labels, random_values = (t if t is None else t.clone() for t in (batch.labels, batch.random))
+        tensors = {name: tensor.clone() for name, tensor in batch.tensors().items()}
         # Without ids and step number, which the graph would repeat in every step: a step that reads them raises.
-        static = replace(
-            batch, x=batch.x.clone(), y=batch.y.clone(), ids=(), labels=labels, blocks=(), random=random_values
-        )
+        static = replace(batch, ids=(), blocks=(), **tensors)
         no_number: Any = None
 
         def step() -> Tensor:
@@ -146,12 +144,10 @@ class CUDAGraphStep:
     def _replay_step(self, batch: Batch) -> dict[str, Tensor]:
         assert self._static_batch is not None
         assert self._replay is not None
-        static = self._static_batch
-        static.x.copy_(batch.x)
-        static.y.copy_(batch.y)
-        for target, source in ((static.labels, batch.labels), (static.random, batch.random)):
-            if target is not None and source is not None:
-                target.copy_(source)
+        sources = batch.tensors()
+        for name, target in self._static_batch.tensors().items():
+            if name in sources:
+                target.copy_(sources[name])
         losses = self._replay().clone()  # the next replay overwrites this memory
         return dict(zip(self.names, losses.unbind(), strict=True))
 

@@ -353,7 +353,7 @@ class Engine:
             prepared_step,
             self.build_recorder(),
             prepare=objective.prepare,
-            parts=[*networks, *losses, *of_D],
+            parts=[*networks, *losses, *of_D, *([objective.process] if objective.process else [])],
             prepare_parts=[*of_pairs],
             optimizers=optimizers,
             on_failure=functools.partial(self._give_up_recording, optimizers),
@@ -410,14 +410,14 @@ class Engine:
         """The batch in pinned memory. Runs in the prefetch threads."""
         index = self.device.index  # the current device is per thread, and is 0 in a new thread
         with torch.cuda.device(-1 if index is None else index):
-            tensors = {name: tensor.pin_memory() for name, tensor in _tensors(batch).items()}
+            tensors = {name: tensor.pin_memory() for name, tensor in batch.tensors().items()}
         return replace(batch, **tensors)
 
     def to_device(self, batch: Batch) -> Batch:
         """Return the batch on the device, images in the memory format of the run."""
         non_blocking = self.device_type == "cuda"  # later kernels of the stream wait for the copy; Python does not
-        tensors = {name: t.to(self.device, non_blocking=non_blocking) for name, t in _tensors(batch).items()}
-        for name in ("x", "y"):  # on the device: on the host it would take a copy out of pinned memory
+        tensors = {name: t.to(self.device, non_blocking=non_blocking) for name, t in batch.tensors().items()}
+        for name in {"x", "y", "z"} & tensors.keys():  # on the device: on the host it takes a copy out of pinned memory
             tensors[name] = tensors[name].to(self.device, memory_format=self.memory_format)
         return replace(batch, **tensors)
 
@@ -437,12 +437,6 @@ class Engine:
         if self.device_type == "cuda":
             described["gpu"] = torch.cuda.get_device_name()
         return described
-
-
-def _tensors(batch: Batch) -> dict[str, Any]:
-    """The tensors of a batch by the names of their fields."""
-    tensors = {"x": batch.x, "y": batch.y, "labels": batch.labels, "random": batch.random}
-    return {name: tensor for name, tensor in tensors.items() if tensor is not None}
 
 
 def _preparing(prepare: Callable[[Batch], Batch], step: TrainStep) -> TrainStep:

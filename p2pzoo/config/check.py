@@ -74,6 +74,7 @@ class _Checker:
             dataset=single["dataset"],
             discriminator=single.get("discriminator"),
             gan_loss=single.get("gan_loss"),
+            process=single.get("process"),
             continued_from=continued_from or values.get("continued_from"),
             **collections,
             **settings,

@@ -24,7 +24,9 @@ from p2pzoo.utils.errors import UserError
 
 COLLECTION_KINDS = {"losses": "loss", "augmentations": "augmentation", "metrics": "metric", "callbacks": "callback"}
 WEIGHTED_TABLES = ("gan_loss", "losses")
-RECIPE_ORDER = ("generator", "discriminator", "gan_loss", "losses", "augmentations", "dataset", "metrics", "callbacks")
+RECIPE_ORDER = (
+    "generator", "discriminator", "process", "gan_loss", "losses", "augmentations", "dataset", "metrics", "callbacks"
+)  # fmt: skip
 # keys of [compute] that change results by rounding only, or say where to run: a run keeps its id when they change
 NOT_IN_RUN_ID = (
     "device", "threads", "keep_memory", "checkpointing", "cuda_graphs", "prefetch", "kernels", "store",
@@ -101,6 +103,7 @@ class Experiment:
     init: Init
     compute: Compute
     evaluate: Evaluate
+    process: Component | None = None  # how y is reached; without one G(x) is the translation
     continued_from: str | None = None  # id of the run whose final weights this run starts from
 
     @property
@@ -110,7 +113,7 @@ class Experiment:
 
     def components(self) -> list[Component]:
         """The components that training uses: no metrics, no callbacks."""
-        single = (self.generator, self.discriminator, self.gan_loss, self.dataset)
+        single = (self.generator, self.discriminator, self.process, self.gan_loss, self.dataset)
         return [component for component in (*single, *self.losses.values(), *self.augmentations.values()) if component]
 
     @property
@@ -158,7 +161,8 @@ class Experiment:
         }
         for name in COMPONENTS:
             component = getattr(self, name)
-            tree[name] = component.identity() if component else None
+            if component or name != "process":  # runs from before there were processes keep their ids
+                tree[name] = component.identity() if component else None
         if self.augmentations:  # a list, because their order matters
             items = self.augmentations.items()
             tree["augmentations"] = [{"name": name, **component.identity()} for name, component in items]

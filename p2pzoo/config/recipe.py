@@ -29,7 +29,7 @@ from p2pzoo.utils.suggest import did_you_mean, find_similar
 
 Key = tuple[str, ...]
 
-COMPONENTS = ("generator", "discriminator", "gan_loss", "dataset")  # tables that name one component
+COMPONENTS = ("generator", "discriminator", "process", "gan_loss", "dataset")  # tables that name one component
 COLLECTIONS = ("losses", "augmentations", "metrics", "callbacks")  # tables of such tables
 SETTINGS = ("train", "optimizer", "compute", "init", "evaluate")  # tables of the core, see settings.py
 TOP_LEVEL = ("title", "seed", "profile", "continued_from", *COMPONENTS, *COLLECTIONS, *SETTINGS)

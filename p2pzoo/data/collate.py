@@ -45,6 +45,8 @@ class StoredBatch(Batch):
             labels=None if self.labels is None else self.labels.long(),
             blocks=self.blocks,
             random=self.random,
+            u=self.u,
+            z=self.z,
         )
 
 

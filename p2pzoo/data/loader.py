@@ -31,6 +31,7 @@ class TrainBatches:
     mirror, crop_from, replacement  as in settings.Train
     end                             the step after the last one: no pairs are read ahead for it. None: no last step
     sample_random                   returns `Batch.random` of a step; None without augmentations
+    sample_process                  returns `Batch.u` and `Batch.z` of a step; None without a process
     """
 
     def __init__(
@@ -45,6 +46,7 @@ class TrainBatches:
         replacement: bool = False,
         end: int | None = None,
         sample_random: Callable[[int], Tensor] | None = None,
+        sample_process: Callable[[int], tuple[Tensor, Tensor]] | None = None,
     ) -> None:
         self.store, self.batch_size, self.mirror, self.seed, self.batches_per_step = (
             store,
@@ -54,7 +56,7 @@ class TrainBatches:
             batches_per_step,
         )
         self.crop_from, self.replacement, self.end = crop_from, replacement, end
-        self.sample_random = sample_random
+        self.sample_random, self.sample_process = sample_random, sample_process
 
     def __getitem__(self, step: int) -> Batch:
         pairs, flips = self._crop_all(step, self.read(step))
@@ -76,6 +78,9 @@ class TrainBatches:
         return step_samples(step, self.batch_size, self.batches_per_step)
 
     def _with_random(self, step: int, batch: _B) -> _B:
+        if self.sample_process:
+            u, z = self.sample_process(step)
+            batch = replace(batch, u=u, z=z)
         return replace(batch, random=self.sample_random(step)) if self.sample_random else batch
 
     def _crop_all(self, step: int, pairs: Sequence[Pair]) -> tuple[Sequence[Pair], Sequence[bool]]:
@@ -136,9 +141,13 @@ def step_samples(step: int, batch_size: int, batches_per_step: int) -> list[int]
 
 
 def train_batches(
-    store: Store, train: Train, seed: int, sample_random: Callable[[int], Tensor] | None = None
+    store: Store,
+    train: Train,
+    seed: int,
+    sample_random: Callable[[int], Tensor] | None = None,
+    sample_process: Callable[[int], tuple[Tensor, Tensor]] | None = None,
 ) -> TrainBatches:
-    """The training batches of a recipe's [train] settings. sample_random: as in `TrainBatches`."""
+    """The training batches of a recipe's [train] settings. sample_random, sample_process: as in `TrainBatches`."""
     return TrainBatches(
         store,
         batch_size=train.batch_size,
@@ -149,6 +158,7 @@ def train_batches(
         replacement=train.replacement,
         end=train.steps,
         sample_random=sample_random,
+        sample_process=sample_process,
     )
 
 

@@ -2,31 +2,42 @@
 
 from __future__ import annotations
 
+from torch import nn
+
 from p2pzoo.config.experiment import Component, Experiment
 from p2pzoo.models.build import build_network, on_meta
+from p2pzoo.models.process import find_batch_norm_fault, generator_channels
 from p2pzoo.utils.errors import UserError
 
 _COMMON_DIVISOR = 256  # of the sides that a network takes, if its parameters are right
 
 
 def find_network_faults(experiment: Experiment, channels: tuple[int, int], size: tuple[int, int]) -> list[str]:
-    """Why G and D cannot be built for these images; empty if they can. Nothing is allocated.
+    """Why process, G and D cannot be built for these images; empty if they can. Nothing is allocated.
 
     channels: of x and of y. size: (H, W). A fault that is due to the size names the line that set it.
     """
     faults: list[str] = []
+    try:
+        channels_of_G = generator_channels(experiment, channels, size)
+    except UserError as error:
+        return [*error.faults]
     for component in filter(None, (experiment.generator, experiment.discriminator)):
+        is_G = component is experiment.generator
+        own_channels = channels_of_G if is_G else channels
         try:
-            _build(component, channels, size)
+            network = _build(component, own_channels, size)
         except UserError as error:
-            is_size = _takes_other_size(component, channels, size)
+            is_size = _takes_other_size(component, own_channels, size)
             faults += [_describe(experiment, component, size, error)] if is_size else error.faults
+        else:
+            faults += find_batch_norm_fault(experiment, network) if is_G and experiment.process else []
     return faults
 
 
-def _build(component: Component, channels: tuple[int, int], size: tuple[int, int]) -> None:
+def _build(component: Component, channels: tuple[int, int], size: tuple[int, int]) -> nn.Module:
     with on_meta():
-        build_network(component, channels, size)
+        return build_network(component, channels, size)
 
 
 def _takes_other_size(component: Component, channels: tuple[int, int], size: tuple[int, int]) -> bool:

@@ -12,6 +12,7 @@ from torch.nn.utils.parametrize import is_parametrized
 from p2pzoo.config.experiment import Component, Experiment
 from p2pzoo.config.settings import Init
 from p2pzoo.models.build import build_network
+from p2pzoo.models.process import generator_channels
 from p2pzoo.models.safetensors_io import find_unsaved, load_into, load_tensors
 from p2pzoo.models.spectral_norm import apply_spectral_norm
 from p2pzoo.utils import rng
@@ -71,9 +72,10 @@ def _run_power_iterations(module: nn.Module) -> None:
 def make_generator(experiment: Experiment, channels: tuple[int, int], size: tuple[int, int]) -> nn.Module:
     """Build G and give it its initial weights, which depend on the experiment's seed alone.
 
-    channels: of x and of y. size: (H, W). Raises UserError if the component refuses them, or if the weights of
-    [init] generator do not fit.
+    channels: of x and of y. size: (H, W). With a process, G takes the channels of the process in place of those of x.
+    Raises UserError if the component refuses them, or if the weights of [init] generator do not fit.
     """
+    channels = generator_channels(experiment, channels, size)
     with rng.torch_seed(rng.derive_seed(experiment.seed, "init", "generator")):
         G = build_network(experiment.generator, channels, size)
     initialize_weights(G, experiment.init, rng.derive_seed(experiment.seed, "init", "generator"))

@@ -22,11 +22,12 @@ from p2pzoo.images.label_maps import Labels
 from p2pzoo.images.transparency import Rgb
 from p2pzoo.models.build import build_network, build_on_meta
 from p2pzoo.models.checkpoint_model import CheckpointAt, load_model_tensors
+from p2pzoo.models.process import build_process
 from p2pzoo.models.safetensors_io import check_tensors_fit, find_unsaved, load_into
 from p2pzoo.models.scaling import MAX_SCALE
 from p2pzoo.plugin import schema
 from p2pzoo.plugin.file_layout import FileLayout, Half
-from p2pzoo.plugin.protocols import Dataset
+from p2pzoo.plugin.protocols import Dataset, Process
 from p2pzoo.plugin.registry import Registry
 from p2pzoo.utils import rng
 from p2pzoo.utils.errors import DamagedFile, UserError
@@ -67,7 +68,7 @@ class _CheckpointJson(TypedDict):
     of: Annotated[int, Field(ge=0)]
 
 
-class _NetworkJson(TypedDict):
+class _ComponentJson(TypedDict):
     use: str
     params: dict[str, Any]
     source: NotRequired[str]
@@ -76,10 +77,11 @@ class _NetworkJson(TypedDict):
 class _HeaderJson(TypedDict):
     """The keys of a header that are read. `network` stands for the key "generator" or "discriminator"."""
 
-    network: _NetworkJson
+    network: _ComponentJson
     in_channels: _Positive
     out_channels: _Positive
     size: tuple[_Positive, _Positive]
+    process: NotRequired[_ComponentJson]
     run: NotRequired[str]
     size_divisor: NotRequired[_Positive]
     test_mode: NotRequired[Literal["paper", "eval"]]
@@ -97,6 +99,22 @@ class _HeaderJson(TypedDict):
 
 
 _HEADER_JSON = TypeAdapter(_HeaderJson)
+
+
+@dataclass(frozen=True)
+class ComponentHeader:
+    """How a model file names a component.
+
+    kind    such as "generator" or "process"
+    use     its full name, such as "pix2pix:unet"
+    params  its parameters, as JSON values
+    source  name, version and source hash of the distribution that it came from; None in old files
+    """
+
+    kind: str
+    use: str
+    params: Mapping[str, Any]
+    source: str | None = None
 
 
 @dataclass(frozen=True)
@@ -118,6 +136,7 @@ class ModelHeader:
     x_labels, y_labels         the classes of a side that is a label map, else None
     file_layout                how x was taken from its files; None if the file does not say
     checkpoint                 how far its training was; None if it was finished
+    process                    how y is reached from x; None if the generator's output is the translation
     weights                    "last": those after the last step; "average": their average over the training
     as_json                    the whole header as the file has it, for files that repeat it
     """
@@ -141,6 +160,7 @@ class ModelHeader:
     y_labels: Labels | None = None
     file_layout: FileLayout | None = None
     checkpoint: CheckpointAt | None = None
+    process: ComponentHeader | None = None
     weights: Literal["last", "average"] = "last"
     as_json: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
@@ -200,6 +220,7 @@ class ModelHeader:
             y_labels=y_labels,
             file_layout=FileLayout(**checked["file_layout"]) if "file_layout" in checked else None,
             checkpoint=CheckpointAt(**checked["checkpoint"]) if "checkpoint" in checked else None,
+            process=ComponentHeader("process", **checked["process"]) if "process" in checked else None,
             weights=checked.get("weights", "last"),
             as_json=header,
         )
@@ -230,16 +251,10 @@ def build_header(
 
     dtypes  of x and y, as `Store.dtypes` has them; default: those of the dataset's first pair, which is then decoded
     """
-    component = experiment.generator
-    # parameters that are paths are left out: the file must load alone, and holds what was read from those paths
-    values = {name: value for name, value in component.values.items() if not isinstance(value, Path)}
     return {
         "run": experiment.id,
-        "generator": {
-            "use": component.entry.full_name,
-            "params": schema.to_jsonable(values),
-            "source": component_source(component),
-        },
+        "generator": _component_json(experiment.generator),
+        **({"process": _component_json(experiment.process)} if experiment.process else {}),
         "in_channels": channels[0],
         "out_channels": channels[1],
         "size": list(size),
@@ -251,6 +266,16 @@ def build_header(
         **_labels_json(dataset),
         "file_layout": schema.to_jsonable(vars(getattr(dataset, "file_layout", FileLayout()))),
         "test_mode": experiment.evaluate.test_mode,
+    }
+
+
+def _component_json(component: Component) -> dict[str, Any]:
+    # parameters that are paths are left out: the file must load alone, and holds what was read from those paths
+    values = {name: value for name, value in component.values.items() if not isinstance(value, Path)}
+    return {
+        "use": component.entry.full_name,
+        "params": schema.to_jsonable(values),
+        "source": component_source(component),
     }
 
 
@@ -275,7 +300,10 @@ def _labels_json(dataset: Dataset) -> dict[str, Any]:
 
 
 def load_network(path: Path, registry: Registry, kind: str = "generator") -> tuple[nn.Module, ModelHeader]:
-    """The network of a model file or of a checkpoint, on the CPU, and its header. Raises UserError."""
+    """The network of a model file or of a checkpoint, on the CPU, and its header. Raises UserError.
+
+    It takes x and returns ŷ: with a process it is the sampler around G.
+    """
     tensors, json_header = load_model_tensors(path)
     header = ModelHeader.parse(json_header, path, kind)
     return restore_network(tensors, header, path, registry), header
@@ -284,11 +312,15 @@ def load_network(path: Path, registry: Registry, kind: str = "generator") -> tup
 def restore_network(tensors: Mapping[str, Tensor], header: ModelHeader, path: Path, registry: Registry) -> nn.Module:
     """Build the network that a header describes, on the CPU, and load its weights. Raises UserError.
 
+    With a process, this is the sampler around G: it takes x as other generators do.
+
     path: the file that both come from, for messages. A file can claim anything, so nothing larger than its own
     tensors is allocated.
     """
-    component = _find_component(tensors, header, path, registry)
-    channels = (header.in_channels, header.out_channels)
+    named = ComponentHeader(header.kind, header.use, header.params, header.source)
+    component = _find_component(tensors, named, path, registry)
+    process = _restore_process(tensors, header, path, registry)
+    channels = (process.channels if process else header.in_channels, header.out_channels)
     try:
         network = build_on_meta(component, channels, header.size, tensors)
     except (RuntimeError, TypeError, ArithmeticError) as error:  # torch raises these for impossible sizes
@@ -314,10 +346,25 @@ def restore_network(tensors: Mapping[str, Tensor], header: ModelHeader, path: Pa
             f"{path}: holds no values of '{unsaved[0]}' ({len(unsaved)} tensors of its {header.kind} '{header.use}', "
             "whose state_dict() leaves them out): train it with a version of the plugin that saves them"
         )
-    return network
+    return process.sampler(network) if process else network
 
 
-def _find_component(tensors: Mapping[str, Tensor], header: ModelHeader, path: Path, registry: Registry) -> Component:
+def _restore_process(
+    tensors: Mapping[str, Tensor], header: ModelHeader, path: Path, registry: Registry
+) -> Process | None:
+    """The process of the header, or None. Raises UserError."""
+    if header.process is None:
+        return None
+    component = _find_component(tensors, header.process, path, registry)
+    try:
+        return build_process(component, (header.in_channels, header.out_channels), header.size)
+    except UserError as error:
+        raise UserError(*(f"{path}: {fault}" for fault in error.faults)) from None
+
+
+def _find_component(
+    tensors: Mapping[str, Tensor], header: ComponentHeader, path: Path, registry: Registry
+) -> Component:
     """The registered component with the header's parameters, checked. Raises UserError."""
     try:
         entry = registry.get(header.kind, header.use)
@@ -343,7 +390,7 @@ def _find_component(tensors: Mapping[str, Tensor], header: ModelHeader, path: Pa
     return component
 
 
-def _warn_of_other_source(header: ModelHeader, component: Component, path: Path) -> None:
+def _warn_of_other_source(header: ComponentHeader, component: Component, path: Path) -> None:
     """Warn if another plugin's code has changed since it wrote the file: the same weights may give other images.
 
     p2pzoo's own networks give the images of earlier versions; tests hold that.

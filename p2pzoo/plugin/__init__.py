@@ -14,6 +14,7 @@ from p2pzoo.plugin.protocols import (
     Loss,
     Metric,
     PretrainedModel,
+    Process,
     ProgressBar,
 )
 from p2pzoo.plugin.step_outputs import Side, StepOutputs
@@ -35,6 +36,7 @@ __all__ = [
     "Metric",
     "Pair",
     "PretrainedModel",
+    "Process",
     "ProgressBar",
     "Side",
     "Split",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     import numpy as np
@@ -48,6 +48,7 @@ class Batch:
     labels  (B, H, W) int64, in evaluation (B, H', W') as the dataset has them; None if the dataset has none
     blocks  one per image; empty if the dataset has none
     random  (B, N) random numbers in [0, 1) for the augmentations; None without augmentations
+    u, z    (B,) random numbers in [0, 1), and normal ones in the shape of y, for the process; None without a process
 
     >>> import torch
     >>> batch = Batch(torch.zeros(4, 3, 8, 8), torch.zeros(4, 3, 8, 8), ("a", "b", "c", "d"))
@@ -61,22 +62,32 @@ class Batch:
     labels: Tensor | None = None
     blocks: tuple[str | None, ...] = ()
     random: Tensor | None = None
+    u: Tensor | None = None
+    z: Tensor | None = None
+
+    def tensors(self) -> dict[str, Any]:
+        """The tensors by the names of their fields, without those that are None."""
+        tensors = {name: getattr(self, name) for name in ("x", "y", "labels", "random", "u", "z")}
+        return {name: tensor for name, tensor in tensors.items() if tensor is not None}
 
     def split(self, parts: int) -> list[Batch]:
         """Split into `parts` batches of equal size, in order. `parts` must divide the number of images."""
         if parts == 1:
             return [self]
         images, ids, blocks = len(self.x) // parts, len(self.ids) // parts, len(self.blocks) // parts
-        labels, random = ([None] * parts if t is None else t.split(images) for t in (self.labels, self.random))
-        tensors = zip(self.x.split(images), self.y.split(images), labels, random, strict=True)
+        optional = (self.labels, self.random, self.u, self.z)
+        parts_of = ([None] * parts if t is None else t.split(images) for t in optional)
+        tensors = zip(self.x.split(images), self.y.split(images), *parts_of, strict=True)
         return [
             Batch(
                 x=x,
                 y=y,
                 ids=self.ids[i * ids : (i + 1) * ids],
-                labels=part_labels,
+                labels=labels,
                 blocks=self.blocks[i * blocks : (i + 1) * blocks],
-                random=part_random,
+                random=random,
+                u=u,
+                z=z,
             )
-            for i, (x, y, part_labels, part_random) in enumerate(tensors)
+            for i, (x, y, labels, random, u, z) in enumerate(tensors)
         ]

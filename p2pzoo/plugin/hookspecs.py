@@ -34,6 +34,12 @@ def register_discriminators(register: Callable[..., None]) -> None:
 
 
 @hookspec
+def register_processes(register: Callable[..., None]) -> None:
+    """Register processes: what G sees besides x, and how it is asked. They may take `in_channels`, `out_channels`,
+    `size`."""
+
+
+@hookspec
 def register_gan_losses(register: Callable[..., None]) -> None:
     """Register GAN losses: what D and G minimise. They may take `in_channels`, `out_channels`, `size`."""
 

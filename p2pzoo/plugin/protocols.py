@@ -16,7 +16,7 @@ from p2pzoo.plugin.batch import Batch, Pair
 from p2pzoo.plugin.step_outputs import Side, StepOutputs
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, nn
 
 _T = TypeVar("_T")
 
@@ -27,6 +27,48 @@ class AddedLater:
     At its default the parameter is left out of the run id, so that p2pzoo still finds those runs. The default must give
     bit-identical results to the code before.
     """
+
+
+@runtime_checkable
+class Process(Protocol):
+    """What G sees besides x while it is trained, and how a trained G translates: bridges, flows, diffusion.
+
+    G predicts ŷ as without a process, so losses and D are the same: D gets (x, y) and (x, ŷ). Any generator can be
+    used: it is built with `in_channels` = `channels`, and does not know of the process. A generator with batch norm is
+    refused: its statistics would mix times in training, and not at use.
+
+    A constructor that takes `in_channels` and `out_channels` raises ValueError for channels that do not fit.
+
+    channels  that G sees in all
+
+    >>> import p2pzoo
+    >>> process = p2pzoo.create("process", "flow", in_channels=1, out_channels=3)
+    >>> isinstance(process, Process), process.channels
+    (True, 5)
+    """
+
+    channels: int
+
+    def noised(self, x: Tensor, y: Tensor, u: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
+        """What G sees of training pairs, (B, channels, H, W), and their times t, (B,) in [0, 1].
+
+        x, y  (B, C, H, W) in [-1, 1]
+        u     (B,) uniform random numbers in [0, 1), from which t follows
+        z     random numbers of N(0, 1) in the shape of y
+
+        It draws no random numbers of its own and changes no argument in place. The result for an image must not depend
+        on the rest of the batch. It may be recorded in a CUDA graph, so it must not synchronise with the device
+        (`.item()`, `new_tensor`). Some u must give t = 1, where translations begin, and what G sees must tell times
+        apart.
+        """
+
+    def sampler(self, G: nn.Module) -> nn.Module:
+        """A module x (B, C_x, H, W) -> ŷ (B, C_y, H, W) in [-1, 1] around a trained G.
+
+        It may call G several times, with inputs as `noised` gives them. It draws with torch's global generator, which
+        p2pzoo seeds by the image, in training mode and in eval mode; on the CPU, so that devices agree. It has no
+        parameters and buffers besides those of G: model files hold G alone.
+        """
 
 
 AugmentationTarget = Literal["pairs", "discriminator"]

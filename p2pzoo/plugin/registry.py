@@ -17,7 +17,10 @@ from p2pzoo.utils.paths import shipped_dir
 from p2pzoo.utils.suggest import did_you_mean
 
 # Kinds of components: what a recipe, `p2pzoo list` and `p2pzoo.list_components` can name.
-KINDS = ("generator", "discriminator", "gan_loss", "loss", "augmentation", "dataset", "metric", "callback", "model")
+KINDS = (
+    "generator", "discriminator", "process", "gan_loss", "loss", "augmentation", "dataset", "metric", "callback",
+    "model",
+)  # fmt: skip
 # The kind of an entry that is a command of `p2pzoo`. It is no component: no recipe, list or check names it.
 COMMAND = "command"
 

@@ -46,7 +46,7 @@ class AccumulatingObjective(Objective):
         """The weighted sum of D's losses of each part, divided by the number of parts."""
         parts = batch.split(self.parts)
         with torch.no_grad():
-            y_hat = torch.cat([self.G.network(part.x) for part in parts])
+            y_hat = torch.cat([self._translate(part) for part in parts])
         fakes = self.pool(batch.x, y_hat, step * self.d_steps + update) if self.pool else (batch.x, y_hat)
         fakes_of_parts = zip(*(images.chunk(self.parts) for images in fakes), strict=True)
         y_hats = y_hat.chunk(self.parts)
@@ -58,7 +58,7 @@ class AccumulatingObjective(Objective):
     def _G_sums(self, batch: Batch, step: int, logs: list[dict[str, Tensor]]) -> Iterator[Tensor]:
         """The weighted sum of G's losses of each part, divided by the number of parts."""
         for part_logs, part in zip(logs, batch.split(self.parts), strict=True):
-            y_hat = self.G.network(part.x)
+            y_hat = self._translate(part)
             D = self.D
             out = self._outputs_with_fakes(part, y_hat, D, step) if D else StepOutputs(part, y_hat, step=step)
             yield sum_and_log(self._G_losses(out.for_generator()), part_logs) / self.parts

@@ -15,6 +15,7 @@ from p2pzoo.compute.distributed import all_reduce_mean, on_rank0
 from p2pzoo.compute.engine import Engine
 from p2pzoo.models import safetensors_io
 from p2pzoo.models.checkpoint_model import list_checkpoints, replaced_tensors
+from p2pzoo.plugin.protocols import Process
 from p2pzoo.runs.monitor import Diverged
 from p2pzoo.runs.progress import Progress
 from p2pzoo.runs.run_folder import Run
@@ -74,6 +75,7 @@ class State:
     loss_modules  {name: a loss that is a module}
     model_header  header of the run's model file; with it a checkpoint is a model too
     target        images at the end of the training
+    process       of the recipe, which turns G into a sampler; None without one
     """
 
     engine: Engine
@@ -86,14 +88,20 @@ class State:
     model_header: Mapping[str, Any] = field(default_factory=dict)
     target: int = 0
     kept_average: KeptAverage | None = None
+    process: Process | None = None
 
     def trainables(self) -> dict[str, Trainable]:
         return {"G": self.G, "D": self.D} if self.D else {"G": self.G}
 
     @property
     def final(self) -> nn.Module:
-        """What is sampled, evaluated and saved in the end: the average of G, else G."""
+        """What is saved in the end: the average of G, else G."""
         return self.engine.unwrap(self.G.network if self.average is None else self.average)
+
+    @property
+    def translator(self) -> nn.Module:
+        """What translates x: `final`, or the sampler of the process around it."""
+        return self.process.sampler(self.final) if self.process else self.final
 
     def tensors(self) -> dict[str, Tensor]:
         """Everything but the window of the log."""

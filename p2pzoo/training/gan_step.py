@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from p2pzoo.compute.engine import frozen
 from p2pzoo.data.augmentation import Augmentations
 from p2pzoo.plugin.batch import Batch
-from p2pzoo.plugin.protocols import GanLoss, Loss
+from p2pzoo.plugin.protocols import GanLoss, Loss, Process
 from p2pzoo.plugin.step_outputs import Side, StepOutputs
 from p2pzoo.training.weight_average import WeightAverage
 
@@ -69,6 +69,8 @@ class Objective:
     prepare        applied to the batch before the updates; it changes x, y and labels. None: the batch is ready
     zero_biases    set the biases of all convolutions to zero before each update (fDx and fGx of train.lua). G
                    translates before that, with the biases of its last update; D computes all its logits without biases
+    process        what G sees; each batch holds the random numbers for it (`Batch.u`, `Batch.z`). None: G sees x
+    memory_format  in which G gets its images with a process
     d_steps        updates of D in a step, each on its own part of the batch. G is updated on the last part (Arjovsky et
                    al. 2017, arXiv:1701.07875, algorithm 1, takes a new batch for G)
 
@@ -88,12 +90,15 @@ class Objective:
         judge_both: Any = None,
         augmentations: Augmentations | None = None,
         prepare: Callable[[Batch], Batch] | None = None,
+        process: Process | None = None,
+        memory_format: torch.memory_format = torch.contiguous_format,
         zero_biases: bool = False,
         d_steps: int = 1,
     ) -> None:
         self.G, self.D, self.gan, self.terms, self.backward_and_step = G, D, gan, terms, backward_and_step
         self.gan_weight, self.pool, self.judge_both, self.augmentations = gan_weight, pool, judge_both, augmentations
         self.prepare, self.d_steps = prepare or _unchanged, d_steps
+        self.process, self.memory_format = process, memory_format
         self.average: WeightAverage | None = None
         self._biases_to_zero = [b for t in self.trainables for b in _conv_biases(t.network)] if zero_biases else []
 
@@ -126,19 +131,28 @@ class Objective:
         """Update D, then G, on a prepared batch."""
         logs: dict[str, Tensor] = {}
         if self.D is None or self.gan is None:
-            self._update_G(StepOutputs(batch, self.G.network(batch.x), step=step).for_generator(), logs)
+            self._update_G(StepOutputs(batch, self._translate(batch), step=step).for_generator(), logs)
             return logs
 
         *first_parts, batch = batch.split(self.d_steps)
         for i, part in enumerate(first_parts):
             with torch.no_grad():
-                y_hat = self.G.network(part.x)
+                y_hat = self._translate(part)
             self._update_D(self._outputs(part, y_hat, self.D, step, i), self.D, self.gan, logs)
 
-        y_hat = self.G.network(batch.x)
+        y_hat = self._translate(batch)
         out = self._outputs(batch, y_hat, self.D, step, len(first_parts))
         self._update_both(out, self.D, self.gan, logs)
         return logs
+
+    def _translate(self, batch: Batch) -> Tensor:
+        """ŷ of a batch: G sees x or, with a process, what that makes of x, y, u and z."""
+        if self.process is None:
+            return self.G.network(batch.x)  # type: ignore[no-any-return]
+        assert batch.u is not None
+        assert batch.z is not None, "the batch has no random numbers of the process: ProcessNoise.sample makes them"
+        noised, _ = self.process.noised(batch.x, batch.y, batch.u, batch.z)
+        return self.G.network(noised.contiguous(memory_format=self.memory_format))  # type: ignore[no-any-return]
 
     def _update_both(self, out: StepOutputs, D: Trainable, gan: GanLoss, logs: dict[str, Tensor]) -> None:
         self._update_D(out, D, gan, logs)  # max over D

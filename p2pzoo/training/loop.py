@@ -17,6 +17,8 @@ from p2pzoo.compute.prefetch import BatchSequence, TimedBatches
 from p2pzoo.config.experiment import Experiment
 from p2pzoo.data import Store, train_batches
 from p2pzoo.data.augmentation import Augmentations
+from p2pzoo.data.loader import TrainBatches
+from p2pzoo.data.process_noise import make_process_noise
 from p2pzoo.models.initialization import make_generator
 from p2pzoo.models.model_file import build_header
 from p2pzoo.plugin.protocols import Callback
@@ -69,14 +71,14 @@ def run_training_loop(
 
     # the networks, and the state to resume from
     objective, state = _build_state(experiment, engine, store)
-    compiled_step, augmentations = engine.compile_step(objective, progress.note), objective.augmentations
+    compiled_step = engine.compile_step(objective, progress.note)
     step = state.restore(run, progress, start_from) // settings.step_images
     for name in ("metrics.jsonl", "timings.jsonl"):
         on_rank0(run.truncate, name, step * settings.step_images)
     monitor = TrainingMonitor(run, progress, filled=step * settings.step_images + len(store))
     read_every = READ_EVERY.get(engine.device_type, READ_EVERY_ON_ACCELERATORS)
 
-    made = train_batches(store, settings, seed, augmentations.sample if augmentations else None)
+    made = _make_batches(experiment, store, objective.augmentations)
     with stopping() as signals, engine.prefetch(made, settings.steps) as prefetched:
         batches = TimedBatches(prefetched)
         models = ModelWriter(experiment, run, state, store)
@@ -120,7 +122,17 @@ def _build_state(experiment: Experiment, engine: Engine, store: Store) -> tuple[
     kept_average = None if experiment.train.ema else KeptAverage(G, experiment.train.step_images)
     return objective, State(
         engine, objective.G, objective.D, average, objective.pool, LossLogger(), objective.loss_modules,
-        header, experiment.train.images_seen, kept_average,
+        header, experiment.train.images_seen, kept_average, objective.process,
+    )  # fmt: skip
+
+
+def _make_batches(experiment: Experiment, store: Store, augmentations: Augmentations | None) -> TrainBatches:
+    """The batches of the run with all random numbers that their steps need."""
+    noise = make_process_noise(experiment, store.channels, store.size)
+    return train_batches(
+        store, experiment.train, experiment.seed,
+        sample_random=augmentations.sample if augmentations else None,
+        sample_process=noise.sample if noise else None,
     )  # fmt: skip
 
 

@@ -121,7 +121,8 @@ class RunWriter:
     def sample(self, images: int) -> None:
         """Translate the validation samples, and write them as a grid x | ŷ | y."""
         batches = [self.engine.to_device(batch) for batch in self.samples]
-        y_hats = [translate(self.state.final, batch.x, self.experiment.evaluate.test_mode) for batch in batches]
+        G = self.state.translator
+        y_hats = [translate(G, batch.x, self.experiment.evaluate.test_mode) for batch in batches]
         self.monitor.sampled(images, y_hats, [batch.y for batch in batches])
         rows = [
             _first_images(self.encodings.to_rgb(batch.x, y_hat, batch.y))

@@ -15,6 +15,7 @@ from p2pzoo.config.experiment import Component, Experiment
 from p2pzoo.data.augmentation import make_augmentations
 from p2pzoo.data.collate import StoredBatch
 from p2pzoo.models.initialization import make_discriminator, make_generator
+from p2pzoo.models.process import make_process
 from p2pzoo.plugin.batch import Batch
 from p2pzoo.plugin.step_outputs import Side
 from p2pzoo.training.accumulation import AccumulatingObjective
@@ -33,7 +34,7 @@ def build_objective(
     channels  of x and y
     size      (H, W) of the images
 
-    Raises UserError if a network or loss cannot be built, or if a loss trains a D that the recipe does not have.
+    Raises UserError if a network, loss or process cannot be built, or a loss trains a D that the recipe does not have.
     """
     settings = experiment.train
     gan, terms = _build_losses(experiment, engine, channels, size)
@@ -63,6 +64,8 @@ def build_objective(
         judge_both=judge_both,
         augmentations=augmentations,
         prepare=prepare,
+        process=make_process(experiment, channels, size),
+        memory_format=engine.memory_format,
         zero_biases=settings.zero_biases,
         d_steps=settings.d_steps,
     )  # fmt: skip

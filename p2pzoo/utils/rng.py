@@ -3,8 +3,8 @@
 A choice therefore does not depend on what ran before it, on the number of workers, or on where a run was resumed.
 
 Purposes in use: "init", "order", "augment" (crop and mirror), "augmentation" (by name), "noise" (dropout and z of a
-step), "pool", "translate", "part" (the split of a file), "mask" and "grain" (the region that a dataset hides in an
-image, and the noise that it adds).
+step), "pool", "process" (time and noise of a sample), "translate", "part" (the split of a file), "mask" and "grain"
+(the region that a dataset hides in an image, and the noise that it adds).
 """
 
 from __future__ import annotations

@@ -76,8 +76,8 @@ class ConvDiscriminator(nn.Module):
     in_channels, out_channels, size  channels of x, channels of y, and (H, W) of both
     conditional  D sees x and y, concatenated on channels; false: y alone
     width        channels of the first block; block i has min(2**i, 8) · width
-    norm         "batch", "instance" or "none", after all convolutions but the first and the last. Instance norm has no
-                 affine parameters
+    norm         "batch", "instance", "group" or "none", after all convolutions but the first and the last. Instance
+                 norm has no affine parameters. "group": groups of at least 4 channels, at most 32
     bias         which convolutions have a bias. "lua": all. "pytorch": the same as in that code; with instance norm
                  all, otherwise the first and (except in PixelGAN) the last
 

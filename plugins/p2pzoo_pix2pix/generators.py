@@ -42,7 +42,8 @@ class EncoderDecoder(nn.Module):
     size             (H, W) of the training images, each at least 32 and a multiple of 2**depth (at least of 4)
     width            channels of the first layer; layer i has min(2**i, 8) · width
     depth            layers of the encoder and of the decoder; unset: as often as 2 divides both sides, at most 8
-    norm             "batch", "instance" or "none", after the convolutions. Instance norm has no affine parameters
+    norm             "batch", "instance", "group" or "none", after the convolutions. Instance norm has no affine
+                     parameters. "group" (Wu & He 2018, arXiv:1803.08494): groups of at least 4 channels, at most 32
     bottleneck_norm  a norm on the innermost layer too, as in the paper's own runs. At batch 1 and 1×1 px it replaces
                      the layer by a constant (§6.3), so the released codes removed it. See layers.py
     bias             which convolutions have a bias. "pytorch": only the last (with instance norm all, as in that code).

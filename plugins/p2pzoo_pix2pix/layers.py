@@ -4,7 +4,9 @@ from typing import Literal
 
 from torch import Tensor, nn
 
-Norm = Literal["batch", "instance", "none"]
+from p2pzoo.utils.group_norm import count_groups
+
+Norm = Literal["batch", "instance", "none", "group"]
 Bias = Literal["pytorch", "lua"]
 
 
@@ -24,7 +26,9 @@ def make_norm(norm: Norm, channels: int) -> list[nn.Module]:
             return [nn.InstanceNorm2d(channels)]
         case "none":
             return []
-    raise ValueError(f"norm must be 'batch', 'instance' or 'none', not {norm!r}")
+        case "group":
+            return [nn.GroupNorm(count_groups(channels), channels)]
+    raise ValueError(f"norm must be 'batch', 'instance', 'group' or 'none', not {norm!r}")
 
 
 def make_bottleneck_norm(norm: Norm, channels: int) -> list[nn.Module]:
@@ -34,14 +38,17 @@ def make_bottleneck_norm(norm: Norm, channels: int) -> list[nn.Module]:
             return [BottleneckBatchNorm2d(channels)]
         case "instance":
             return [BottleneckInstanceNorm2d(channels)]
-    raise ValueError(f"bottleneck_norm = true needs norm = 'batch' or 'instance', not {norm!r}")
+        case "group":
+            return make_norm(norm, channels)
+    raise ValueError(f"bottleneck_norm = true needs norm = 'batch', 'instance' or 'group', not {norm!r}")
 
 
 def has_bias(bias: Bias, norm: Norm) -> bool:
     """Whether a convolution between two others has a bias.
 
     "lua": always (models.lua). "pytorch": only with instance norm. That code tests whether the norm layer is
-    InstanceNorm2d, so convolutions have no bias with batch norm, whose beta is one, nor without a norm.
+    InstanceNorm2d, so convolutions have no bias with batch norm, whose beta is one, nor without a norm. Group norm has
+    a beta too.
     Raises ValueError for an unknown `bias`.
 
     >>> has_bias("pytorch", "batch"), has_bias("lua", "batch")

@@ -73,6 +73,8 @@ def _unet_names(block: Any, G: nn.Module) -> dict[str, str]:
                     if f"{stem}_norm" not in layers:
                         raise ValueError("that format has no norm at the bottleneck (bottleneck_norm = true)")
                     names[f"{layer_name}.{name}"] = layers[f"{stem}_norm"]
+                elif isinstance(module, nn.GroupNorm):
+                    raise ValueError('that format has no group norm (norm = "group")')
                 elif isinstance(module, nn.Sequential):
                     raise ValueError('that format has no resize-convolution (upsample = "resize-conv")')
     if G.noise == "gaussian":
@@ -146,6 +148,8 @@ MMAGIC_UNET = _unet("mmagic", _mmagic_block("bn"), "generator.")  # its instance
 def _in_order(D: nn.Module, convolutions: list[str], norms: list[str]) -> dict[str, str]:
     """{name here: name there}: the convolutions and norms of D in order, with these names."""
     modules = dict(D.named_modules())
+    if any(isinstance(module, nn.GroupNorm) for module in modules.values()):
+        raise ValueError('that format has no group norm (norm = "group")')
     own_convolutions = [name for name, module in modules.items() if isinstance(module, CONVOLUTIONS)]
     own_norms = [name for name, module in modules.items() if isinstance(module, NORMS)]
     norm_names = dict(zip(own_norms, norms if own_norms else [], strict=True))

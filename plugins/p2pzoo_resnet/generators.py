@@ -10,9 +10,10 @@ from typing import Annotated, Literal
 from pydantic import Field
 from torch import Tensor, nn
 
+from p2pzoo.utils.group_norm import count_groups
 from p2pzoo_resnet import state_dict_formats as formats
 
-Norm = Literal["instance", "batch", "none"]
+Norm = Literal["instance", "batch", "none", "group"]
 Upsample = Literal["transpose", "resize-conv"]
 Padding = Literal["reflect", "zeros"]
 
@@ -36,9 +37,10 @@ class ResNet(nn.Module):
 
     in_channels, out_channels, size  channels of x, channels of y, and (H, W) of both
     width     channels of the first layer; the blocks have 4 · width
-    norm      "instance", "batch" or "none", after the convolutions. "instance", without affine parameters, is the
-              default of the public code; "batch" is that of Johnson et al. and of the public code's pix2pix. As there,
-              all convolutions have a bias with instance norm, otherwise only the last
+    norm      "instance", "batch", "group" or "none", after the convolutions. "instance", without affine parameters, is
+              the default of the public code; "batch" is that of Johnson et al. and of the public code's pix2pix. As
+              there, all convolutions have a bias with instance norm, otherwise only the last. "group" (Wu & He 2018,
+              arXiv:1803.08494): groups of at least 4 channels, at most 32
     dropout   dropout of 0.5 between the two convolutions of each block, as z of G(x, z); the public code's pix2pix has
               it
     upsample  "transpose" or "resize-conv"; the latter avoids the checkerboard patterns of transposed convolutions
@@ -154,7 +156,9 @@ def _norm(norm: Norm, channels: int) -> list[nn.Module]:
             return [nn.BatchNorm2d(channels)]
         case "none":
             return []
-    raise ValueError(f"norm must be 'instance', 'batch' or 'none', not {norm!r}")
+        case "group":
+            return [nn.GroupNorm(count_groups(channels), channels)]
+    raise ValueError(f"norm must be 'instance', 'batch', 'group' or 'none', not {norm!r}")
 
 
 def _check(size: Sequence[int]) -> None:

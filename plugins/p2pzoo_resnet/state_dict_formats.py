@@ -61,6 +61,8 @@ def _names_there(G: nn.Module) -> dict[str, str]:
         raise ValueError(
             'that format has no resize-convolution (upsample = "resize-conv") and no zero padding (padding = "zeros")'
         )
+    if any(isinstance(module, nn.GroupNorm) for module in G.modules()):
+        raise ValueError('that format has no group norm (norm = "group")')
     dropout = any(isinstance(module, nn.Dropout) for module in G.modules())
     convolutions, norms = _names(len(G.residual), dropout)
     modules = dict(G.named_modules())

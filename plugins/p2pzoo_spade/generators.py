@@ -13,7 +13,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.parametrize import register_parametrization
 
-Norm = Literal["batch", "instance"]
+from p2pzoo.utils.group_norm import count_groups
+
+Norm = Literal["batch", "instance", "group"]
 
 MAX_DEFAULT_UPSAMPLINGS = 6  # the paper's: 4×4 -> 256×256
 MIN_DEFAULT_START = 4  # px per side of the first block (the paper's)
@@ -37,8 +39,9 @@ class Spade(nn.Module):
                  modulation has 2 · width (128 in the paper, at width 64)
     upsamplings  one less than the number of blocks; unset: as often as 2 divides both sides with at least 4 px left,
                  at most 6
-    norm         the norm that is modulated, without affine parameters: "batch" (the paper's) or "instance". In training
-                 at batch 1 they are the same
+    norm         the norm that is modulated, without affine parameters: "batch" (the paper's), "instance" or "group".
+                 In training at batch 1 the first two are the same. "group" (Wu & He 2018, arXiv:1803.08494): groups of
+                 at least 4 channels, at most 32
 
     Raises ValueError for an unknown norm, and for a size that does not fit, here or in `forward`.
 
@@ -113,17 +116,15 @@ class SpadeResBlock(nn.Module):
 class Modulation(nn.Module):
     """SPADE, Eq. 1: (1 + γ(x)) · (h - μ) / σ + β(x). γ and β are two 3×3 convolutions of x, with a value at each pixel.
 
-    μ and σ are per channel. Eq. 1 has γ instead of 1 + γ; with the 1, γ starts near 0, as in FiLM (arXiv:1709.07871).
+    μ and σ are per channel; with group norm, per group of channels. Eq. 1 has γ instead of 1 + γ; with the 1, γ starts
+    near 0, as in FiLM (arXiv:1709.07871).
 
     h  (B, channels, H, W);  x  (B, labels, H, W)
     """
 
     def __init__(self, channels: int, labels: int, hidden: int, norm: Norm) -> None:
         super().__init__()
-        kinds = {"batch": nn.BatchNorm2d, "instance": nn.InstanceNorm2d}
-        if norm not in kinds:
-            raise ValueError(f"norm must be 'batch' or 'instance', not {norm!r}")
-        self.normalise = kinds[norm](channels, affine=False)
+        self.normalise = _norm(norm, channels)
         self.read = nn.Sequential(_conv(labels, hidden), nn.ReLU())
         self.gamma = _conv(hidden, channels)
         self.beta = _conv(hidden, channels)
@@ -131,6 +132,17 @@ class Modulation(nn.Module):
     def forward(self, h: Tensor, x: Tensor) -> Tensor:
         hidden = self.read(x)
         return (1 + self.gamma(hidden)) * self.normalise(h) + self.beta(hidden)
+
+
+def _norm(norm: Norm, channels: int) -> nn.Module:
+    match norm:
+        case "batch":
+            return nn.BatchNorm2d(channels, affine=False)
+        case "instance":
+            return nn.InstanceNorm2d(channels, affine=False)
+        case "group":
+            return nn.GroupNorm(count_groups(channels), channels, affine=False)
+    raise ValueError(f"norm must be 'batch', 'instance' or 'group', not {norm!r}")
 
 
 class SpectralNorm(nn.Module):

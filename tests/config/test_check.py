@@ -53,7 +53,7 @@ def test_every_fault_is_reported_at_once_with_its_line_and_a_suggestion(experime
         experiment(WRONG)
     assert sorted(caught.value.faults, key=lambda fault: int(fault.split(":")[1].split()[0])) == [
         "mine.toml:3  [generator] has no parameter 'widht': did you mean 'width'?",
-        "mine.toml:4  [generator] norm = \"layer\": input should be 'batch', 'instance' or 'none'",
+        "mine.toml:4  [generator] norm = \"layer\": input should be 'batch', 'instance', 'none' or 'group'",
         "mine.toml:6  [discriminator] use = \"pach\": no discriminator 'pach': did you mean 'patch'?",
         "mine.toml:8  [losses.l1] weight = -3: give a number of at least 0",
         'mine.toml:9  [losses.extra] names no component: add `use = "NAME"` (`p2pzoo list` shows them)',

@@ -51,6 +51,16 @@ VARIANTS = {
         'augmentations.light={use="photometric"}',
         'augmentations.seen={use="diffaugment"}',
     ),
+    "a bridge with a D": ('process={use="bridge", steps=2, eta=1.0}', "generator.norm=group"),
+    "a flow with augmented pairs, two updates of D, accumulation, EMA": (
+        'process={use="flow", steps=2}',
+        "generator.norm=group",
+        "train.batch_size=2",
+        "train.d_steps=2",
+        "train.accumulate=2",
+        "train.ema=0.9",
+        'augmentations.turn={use="flip-rotate"}',
+    ),
 }
 pytestmark = pytest.mark.usefixtures("no_reports")
 

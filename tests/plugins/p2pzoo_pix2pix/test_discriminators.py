@@ -114,7 +114,7 @@ def test_smaller_images_than_the_smallest_side_are_errors(field):
     ("options", "message"),
     [
         ({"receptive_field": 50}, "receptive_field must be 16, 34, 70 or 142, not 50"),
-        ({"norm": "layer"}, "norm must be 'batch', 'instance' or 'none', not 'layer'"),
+        ({"norm": "layer"}, "norm must be 'batch', 'instance', 'group' or 'none', not 'layer'"),
         ({"bias": "none"}, "bias must be 'pytorch' or 'lua', not 'none'"),
     ],
 )

@@ -132,7 +132,7 @@ def test_colorization_has_one_input_and_two_output_channels():
         assert parameters(UNet(1, 2, (256, 256), bias="lua")) == 54_415_362
 
 
-@pytest.mark.parametrize(("norm", "biases"), [("batch", 1), ("none", 1), ("instance", 10)])
+@pytest.mark.parametrize(("norm", "biases"), [("batch", 1), ("group", 1), ("none", 1), ("instance", 10)])
 def test_biases_match_the_pytorch_code(norm, biases):
     G = UNet(3, 3, (32, 32), width=2, norm=norm)
     convolutions = [m for m in G.modules() if isinstance(m, (nn.Conv2d, nn.ConvTranspose2d))]
@@ -188,7 +188,7 @@ def test_a_wrong_size_is_an_error_with_the_nearest_sizes(size, depth, nearest):
     ("options", "message"),
     [
         ({"depth": 1}, "depth must be at least 2, not 1"),
-        ({"norm": "layer"}, "norm must be 'batch', 'instance' or 'none', not 'layer'"),
+        ({"norm": "layer"}, "norm must be 'batch', 'instance', 'group' or 'none', not 'layer'"),
         ({"bias": "none"}, "bias must be 'pytorch' or 'lua', not 'none'"),
         ({"noise": "uniform"}, "noise must be"),
         ({"dropout": "lua"}, "dropout must be 'paper' or 'pytorch', not 'lua'"),
@@ -266,6 +266,8 @@ def test_skip_connections_bypass_the_bottleneck_of_the_unet():
         {},
         {"norm": "instance"},
         {"norm": "none"},
+        {"norm": "group"},
+        {"norm": "group", "bottleneck_norm": True},
         {"bias": "lua"},
         {"noise": "gaussian"},
         {"bottleneck_norm": True},
@@ -461,3 +463,13 @@ def test_upsample_is_in_the_run_id_unless_it_is_the_default(network):
 def test_an_unknown_upsample_is_an_error():
     with pytest.raises(ValueError, match="upsample must be 'transpose' or 'resize-conv', not 'bilinear'"):
         UNet(3, 3, (32, 32), width=1, upsample="bilinear")
+
+
+def test_group_norm_keeps_a_constant_plane_of_the_input_and_treats_images_alone():
+    """As a process needs it: the plane holds the time. Batch norm and instance norm compare it with itself."""
+    torch.manual_seed(0)
+    G = UNet(3, 3, (32, 32), width=8, norm="group", noise="none")
+    x = torch.rand(2, 3, 32, 32) * 2 - 1
+    early, late = (torch.cat([x[:, :2], torch.full((2, 1, 32, 32), t)], 1) for t in (0.1, 0.9))
+    assert (G(early) - G(late)).abs().max() > 1e-2
+    torch.testing.assert_close(G(early)[:1], G(early[:1]))

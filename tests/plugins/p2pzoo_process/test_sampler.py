@@ -1,6 +1,7 @@
 """The sampler against what is known in closed form: y given x is normal, and G is its exact conditional mean."""
 
 import math
+from itertools import pairwise
 
 import pytest
 import torch
@@ -32,7 +33,7 @@ def expected_variance(coefficients, steps, eta, v=VARIANCE):
     """Of the sampler's output: the recursion of P, the variance of s, written from the formula of the sampler."""
     rows = [coefficients_at(coefficients, 1 - i / steps) for i in range(steps)]
     p = rows[0][2] ** 2
-    for (a, _, c), (a_next, _, c_next) in zip(rows, rows[1:], strict=False):
+    for (a, _, c), (a_next, _, c_next) in pairwise(rows):
         k = gain(a, c, v)
         if c == 0:
             p = a_next**2 * k**2 * p + c_next**2

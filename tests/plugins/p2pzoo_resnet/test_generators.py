@@ -106,7 +106,7 @@ def test_parameter_counts_match_the_public_code(network, blocks):
     assert round(count / 1e6, 3) == {6: 7.838, 9: 11.378}[blocks]  # what that code prints of resnet_9blocks
 
 
-@pytest.mark.parametrize(("norm", "biases"), [("instance", 24), ("batch", 1), ("none", 1)])
+@pytest.mark.parametrize(("norm", "biases"), [("instance", 24), ("batch", 1), ("group", 1), ("none", 1)])
 def test_biases_match_the_public_code(norm, biases):
     G = ResNet9(3, 3, (32, 32), width=1, norm=norm)
     convolutions = [m for m in G.modules() if isinstance(m, (nn.Conv2d, nn.ConvTranspose2d))]
@@ -114,7 +114,9 @@ def test_biases_match_the_public_code(norm, biases):
     assert convolutions[-1].bias is not None
 
 
-@pytest.mark.parametrize("options", [{}, {"upsample": "resize-conv"}, {"padding": "zeros"}, {"norm": "none"}])
+@pytest.mark.parametrize(
+    "options", [{}, {"upsample": "resize-conv"}, {"padding": "zeros"}, {"norm": "none"}, {"norm": "group"}]
+)
 @pytest.mark.parametrize(("channels", "size"), [((1, 3), (8, 8)), ((4, 2), (12, 20))])
 def test_output_has_the_size_of_the_input_and_values_within_minus_1_and_1(options, channels, size):
     G = randomise(ResNet6(*channels, size, width=2, **options))
@@ -136,7 +138,7 @@ def test_a_wrong_size_is_an_error_with_a_size_that_fits(size, fitting):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"norm": "layer"}, "norm must be 'instance', 'batch' or 'none', not 'layer'"),
+        ({"norm": "layer"}, "norm must be 'instance', 'batch', 'group' or 'none', not 'layer'"),
         ({"upsample": "bilinear"}, "upsample must be 'transpose' or 'resize-conv', not 'bilinear'"),
         ({"padding": "circular"}, "padding must be 'reflect' or 'zeros', not 'circular'"),
     ],

@@ -99,7 +99,7 @@ def test_a_network_accepts_any_multiple_of_its_divisor(G):
 
 
 def test_an_unknown_norm_is_an_error():
-    with pytest.raises(ValueError, match="norm must be 'batch' or 'instance', not 'layer'"):
+    with pytest.raises(ValueError, match="norm must be 'batch', 'instance' or 'group', not 'layer'"):
         Spade(3, 3, (32, 32), width=1, norm="layer")
 
 
@@ -221,7 +221,7 @@ def test_a_translation_does_not_depend_on_earlier_ones(G):
     assert torch.equal(translate(G, x, "paper"), y_hat)
 
 
-@pytest.mark.parametrize("norm", ["batch", "instance"])
+@pytest.mark.parametrize("norm", ["batch", "instance", "group"])
 def test_a_prepared_network_gives_the_same_outputs_gradients_and_buffers(norm):
     torch.manual_seed(0)
     G = Spade(4, 3, (32, 32), width=4, norm=norm).double()
