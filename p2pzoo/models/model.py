@@ -206,6 +206,11 @@ class Model:
             return mode, None
         if mode == "paper":
             raise ValueError("tiles need test mode eval: in paper mode each tile is normalised by its own statistics")
+        if self.header.process and self.draws_in_eval:
+            raise ValueError(
+                f"the process '{self.header.process.use}' draws noise, which would differ from tile to tile: translate "
+                "without tiles"
+            )
         if norm := _input_dependent_norm(self.G):
             warnings.warn(
                 f"the generator's {norm} normalises by statistics of its input: they differ from tile to tile, less "
@@ -471,9 +476,9 @@ class Model:
 
         A batch that is too large for the memory is translated one image at a time.
         """
-        if self._draws_in_eval:  # seeded by each image
+        if self.draws_in_eval:  # seeded by each image
             scaled = self._scale(images.to(self.device))
-            return torch.cat([translate(self.G, image, "eval") for image in scaled.split(1)])
+            return torch.cat([translate(self.G, image, "eval", draws=True) for image in scaled.split(1)])
         try:
             x = self._scale(images.to(self.device)).contiguous(memory_format=best_memory_format(self.device.type))
             return self._eval_G(x.to(PRECISIONS[self.precision])).float()  # type: ignore[no-any-return]
@@ -484,7 +489,8 @@ class Model:
         return torch.cat([self._run_eval(image) for image in images.split(1)])
 
     @cached_property
-    def _draws_in_eval(self) -> bool:
+    def draws_in_eval(self) -> bool:
+        """Whether G draws random numbers in eval mode too, seeded by the image, as the sampler of most processes."""
         return draws_random_numbers(self.G, self._example)
 
     @cached_property

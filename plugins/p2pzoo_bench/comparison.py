@@ -22,6 +22,7 @@ from p2pzoo.config.experiment import Component, Experiment
 from p2pzoo.config.recipe import iter_leaves
 from p2pzoo.models import safetensors_io
 from p2pzoo.models.build import build_network, on_meta
+from p2pzoo.models.process import generator_channels
 from p2pzoo.plugin.registry import Registry
 from p2pzoo.runs.results import describe_too_few
 from p2pzoo.utils.errors import UserError
@@ -467,7 +468,8 @@ def _describe_networks(experiment: Experiment, data: EvaluatedImages) -> dict[st
         return {}
     try:
         with on_meta():
-            G = build_network(experiment.generator, data.channels, data.size)
+            channels = generator_channels(experiment, data.channels, data.size)
+            G = build_network(experiment.generator, channels, data.size)
             D = build_network(experiment.discriminator, data.channels, data.size) if experiment.discriminator else None
     except UserError:  # the row failed, with this reason
         return {}

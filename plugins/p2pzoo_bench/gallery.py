@@ -36,7 +36,7 @@ MAX_CURVE_POINTS = 120  # enough for the plot's width; a page over 200 runs stay
 CURVE_DIGITS = 5  # significant digits of a curve's values, for the same reason
 WEBP_QUALITY = 92  # colours differ by at most 4 of 255 from the stored image (tested)
 SEARCH_DEPTH = 3  # levels of folders in which runs are looked for
-FILTER_KINDS = ("generator", "discriminator", "gan_loss", "losses", "augmentations", "dataset", "init")
+FILTER_KINDS = ("generator", "discriminator", "process", "gan_loss", "losses", "augmentations", "dataset", "init")
 
 
 @dataclass

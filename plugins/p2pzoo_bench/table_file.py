@@ -66,6 +66,7 @@ RECIPE_KEYS = (
     "profiles",
     "generator",
     "discriminator",
+    "process",
     "gan_loss",
     "losses",
     "dataset",

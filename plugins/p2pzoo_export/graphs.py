@@ -76,8 +76,8 @@ def export_graph(
                float32. Inputs and outputs stay float32
     data       real images to compare on; None: smooth noise
 
-    Raises UserError, and writes nothing, if a package is missing, the network cannot be exported, or its file differs
-    from torch.
+    Raises UserError, and writes nothing, if a package is missing, the network cannot be exported (a process that
+    draws noise cannot), or its file differs from torch.
     """
     if to not in FORMATS:
         raise UserError(f"no format '{to}'; use one of {', '.join(FORMATS)}")
@@ -88,6 +88,7 @@ def export_graph(
     if not hasattr(torch.export.Dim, "DYNAMIC"):
         raise UserError(f"graphs need torch 2.6 or newer, this is {torch.__version__}: pip install -U torch")
     mode, _ = model.resolve_options(test_mode, None, None)
+    _check_draws_no_noise(model)
     network = _copy_without_dropout(model.G)
     if mode == "paper":
         graph, notes = _copy_with_image_statistics(network), _describe_dropout(model.G)
@@ -103,6 +104,14 @@ def export_graph(
             run, free = _export_torch(graph, model, images, temporary, mode, description)
         notes += _describe_scale(model)
         return compare_with_torch(model, network, mode, run, free, images, data, precision, notes)
+
+
+def _check_draws_no_noise(model: Model) -> None:
+    if (process := model.header.process) and model.draws_in_eval:
+        raise UserError(
+            f"the process '{process.use}' draws noise for each translation, which a graph cannot repeat: only a "
+            "process without noise can be exported, such as a bridge with steps = 1 or sigma = 0"
+        )
 
 
 def _describe_file(model: Model, mode: str, precision: str) -> str:

@@ -285,6 +285,11 @@ def export_weights(model: Path, to: str, output: Path, registry: Registry) -> li
     tensors, json_header, path = read_model(model)
     kind = next((part for part in PARTS if part in json_header), PARTS[0])
     header = ModelHeader.parse(json_header, path, kind)
+    if header.process:
+        raise UserError(
+            f"{path}: the format '{to}' holds a generator alone, and this one belongs to the process "
+            f"'{header.process.use}': use the file itself, which p2pzoo.load takes"
+        )
     network = restore_network(tensors, header, path, registry)
     formats = {format.name: format for format in getattr(type(network), "state_dict_formats", ())}
     if to not in formats:

@@ -83,14 +83,14 @@ class GaussianSampler(nn.Module):
 
     def _draw(self, x: Tensor) -> Tensor:
         """(B, C_y, H, W) from N(0, I), on the device of x."""
-        z = torch.randn(len(x), self.out_channels, *x.shape[2:], dtype=torch.float32, device="cpu")
+        z = torch.randn(x.shape[0], self.out_channels, *x.shape[2:], dtype=torch.float32, device="cpu")
         return z.to(x.device, x.dtype).contiguous(memory_format=memory_format_of(x))
 
 
 def join(x: Tensor, s: Tensor, t: Tensor | float) -> Tensor:
     """What G sees: x, s and one plane with the time, (B, C_x + C_y + 1, H, W). t: (B,), or one time for all images."""
     plane = t[:, None, None, None] if isinstance(t, Tensor) else torch.full((), t, device=x.device)
-    planes = plane.to(x.dtype).expand(len(x), 1, *x.shape[2:])
+    planes = plane.to(x.dtype).expand(x.shape[0], 1, *x.shape[2:])
     return torch.cat([x, s, planes], dim=1).contiguous(memory_format=memory_format_of(x))
 
 
