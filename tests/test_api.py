@@ -145,7 +145,7 @@ def test_all_wrong_arguments_are_reported_at_once():
         "generator 'unet' has no parameter 'in_chanels': did you mean 'in_channels'?",
         "generator 'unet' has no parameter 'widht': did you mean 'width'?",
         "generator 'unet' needs in_channels",
-        "generator 'unet' norm = \"bach\": input should be 'batch', 'instance' or 'none'",
+        "generator 'unet' norm = \"bach\": input should be 'batch', 'instance', 'none' or 'group'",
     ]
     with pytest.raises(p2pzoo.UserError, match="no generator 'unett': did you mean 'unet'"):
         p2pzoo.create("generator", "unett", in_channels=3, out_channels=3)

@@ -11,16 +11,29 @@ from p2pzoo.cli.options import json_option, print_json
 from p2pzoo.utils.errors import UserError
 
 NAME = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)*")
-FILES = {  # {template: path in the package}; MODULE and NAME are replaced by the plugin's
-    "pyproject.toml": "pyproject.toml",
-    "README.md": "README.md",
-    "init.py": "MODULE/__init__.py",
-    "generator.py": "MODULE/generator.py",
-    "loss.py": "MODULE/loss.py",
-    "test_conformance.py": "tests/test_conformance.py",
-    "recipe.toml": "NAME.toml",
-    "workflow.yml": ".github/workflows/tests.yml",
+# {kind: {template: path in the package}}; MODULE and NAME are replaced by the plugin's
+FILES = {
+    "generator": {
+        "pyproject.toml": "pyproject.toml",
+        "README.md": "README.md",
+        "init.py": "MODULE/__init__.py",
+        "generator.py": "MODULE/generator.py",
+        "loss.py": "MODULE/loss.py",
+        "test_conformance.py": "tests/test_conformance.py",
+        "recipe.toml": "NAME.toml",
+        "workflow.yml": ".github/workflows/tests.yml",
+    },
+    "process": {
+        "pyproject.toml": "pyproject.toml",
+        "process/README.md": "README.md",
+        "process/init.py": "MODULE/__init__.py",
+        "process/process.py": "MODULE/process.py",
+        "process/test_conformance.py": "tests/test_conformance.py",
+        "process/recipe.toml": "NAME.toml",
+        "workflow.yml": ".github/workflows/tests.yml",
+    },
 }
+CONTENTS = {"generator": "a generator and a loss", "process": "a process"}
 
 
 @click.command("new-plugin")
@@ -28,9 +41,13 @@ FILES = {  # {template: path in the package}; MODULE and NAME are replaced by th
 @click.option(
     "-o", "--output", type=click.Path(path_type=Path), metavar="DIR", help="Create this folder [default: NAME]."
 )
+@click.option(
+    "--kind", type=click.Choice(list(FILES)), default="generator", show_default=True,
+    help="Write a generator and a loss, or a process.",
+)  # fmt: skip
 @json_option
-def new_plugin_command(name: str, output: Path | None, as_json: bool) -> None:
-    """Write a plugin package with a generator, a loss, a recipe and tests, for you to change.
+def new_plugin_command(name: str, output: Path | None, kind: str, as_json: bool) -> None:
+    """Write a plugin package with a generator and a loss (or a process), a recipe and tests, for you to change.
 
     NAME is the name of the package: lower-case words joined by hyphens, as in my-zoo.
     """
@@ -41,7 +58,7 @@ def new_plugin_command(name: str, output: Path | None, as_json: bool) -> None:
     if folder.exists():
         raise UserError(f"{folder}: already exists; choose another folder with -o DIR")
     try:
-        files = write_plugin(name, folder)
+        files = write_plugin(name, folder, kind)
     except OSError as error:
         raise UserError(f"{folder}: cannot be created ({error.strerror}): choose another folder with -o DIR") from None
     if as_json:
@@ -72,8 +89,8 @@ def _check_package_name(name: str) -> None:
         raise UserError(f"'{name}': a package {module} is installed already; choose another name")
 
 
-def write_plugin(name: str, folder: Path) -> list[Path]:
-    """Create the folder and write all files of the package. Returns the files."""
+def write_plugin(name: str, folder: Path, kind: str = "generator") -> list[Path]:
+    """Create the folder and write all files of a package with a component of this kind. Returns the files."""
     import jinja2
 
     from p2pzoo.utils.files import write_text
@@ -84,9 +101,10 @@ def write_plugin(name: str, folder: Path) -> list[Path]:
     templates = jinja2.Environment(loader=loader, undefined=jinja2.StrictUndefined, keep_trailing_newline=True)
     folder.mkdir(parents=True)
     written = []
-    for template, path in FILES.items():
+    values = {"name": name, "module": module, "contents": CONTENTS[kind]}
+    for template, path in FILES[kind].items():
         file = folder / path.replace("MODULE", module).replace("NAME", name)
         file.parent.mkdir(parents=True, exist_ok=True)
-        write_text(file, templates.get_template(f"{template}.jinja").render(name=name, module=module))
+        write_text(file, templates.get_template(f"{template}.jinja").render(values))
         written.append(file)
     return written

@@ -45,7 +45,7 @@ def show_command(kind: str, name: str | None, overrides: tuple[str, ...], as_jso
 
     \b
     p2pzoo show generator unet     a component; KIND is generator, discriminator,
-                                   gan_loss, loss, augmentation, dataset, metric,
+                                   process, gan_loss, loss, augmentation, dataset, metric,
                                    callback or model
     p2pzoo show train              a table; KIND is train, optimizer, compute,
                                    init or evaluate

@@ -6,14 +6,17 @@ from torch import nn
 
 from p2pzoo.config.experiment import Component, Experiment
 from p2pzoo.models.build import build_network, on_meta
-from p2pzoo.models.process import find_batch_norm_fault, generator_channels
+from p2pzoo.models.process import generator_channels
+from p2pzoo.models.process_faults import find_batch_norm_fault, find_unseen_time_fault
 from p2pzoo.utils.errors import UserError
 
 _COMMON_DIVISOR = 256  # of the sides that a network takes, if its parameters are right
 
 
 def find_network_faults(experiment: Experiment, channels: tuple[int, int], size: tuple[int, int]) -> list[str]:
-    """Why process, G and D cannot be built for these images; empty if they can. Nothing is allocated.
+    """Why process, G and D cannot be built for these images, or G not trained with the process; empty if all is well.
+
+    Nothing is allocated without a process.
 
     channels: of x and of y. size: (H, W). A fault that is due to the size names the line that set it.
     """
@@ -32,6 +35,8 @@ def find_network_faults(experiment: Experiment, channels: tuple[int, int], size:
             faults += [_describe(experiment, component, size, error)] if is_size else error.faults
         else:
             faults += find_batch_norm_fault(experiment, network) if is_G and experiment.process else []
+    if experiment.process and not faults:
+        faults += find_unseen_time_fault(experiment, channels, size)
     return faults
 
 

@@ -19,7 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from p2pzoo.plugin.batch import Batch, BatchField
-from p2pzoo.testing import augmentations, metrics
+from p2pzoo.testing import augmentations, metrics, processes
 from p2pzoo.testing.component_case import ComponentCase, DoesNotApply, first_line, output_maps, random_states
 from p2pzoo.testing.losses import Game, describe_side, losses_by_side
 from p2pzoo.utils import rng
@@ -132,6 +132,8 @@ def _iter_uses(case: ComponentCase, device: str = "cpu", fields: Collection[str]
         yield from _loss_uses(case, device, fields)
     elif case.kind == "metric":
         yield _metric_use(case, fields)
+    elif case.kind == "process":
+        yield from _process_uses(case, device)
     else:
         yield _augmentation_use(case, device, fields)
 
@@ -177,6 +179,19 @@ def _augmentation_use(case: ComponentCase, device: str, fields: Collection[str])
     arguments = {name: tensor.to(device) for name, tensor in arguments.items()}
     inputs = [arguments.get(name) for name in ("x", "y", "labels", "random")]
     return _Use("", arguments, lambda: [each for each in augmentation(*inputs) if each is not None])
+
+
+def _process_uses(case: ComponentCase, device: str) -> Iterator[_Use]:
+    process = processes.build_example_process(case)
+    arguments = {name: tensor.to(device) for name, tensor in processes.example_arguments().items()}
+    yield _Use("`noised` ", arguments, lambda: [*process.noised(*arguments.values())])
+    sampler = processes.build_example_sampler(process, device)
+
+    def sample() -> list[Tensor]:
+        with torch.no_grad():
+            return [sampler(arguments["x"])]
+
+    yield _Use("the sampler ", {"x": arguments["x"]}, sample, sampler)
 
 
 def _with_fields(batch: Batch, fields: Collection[str]) -> Batch:

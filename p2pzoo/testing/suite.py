@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from p2pzoo.testing import augmentations, callbacks, data, losses, metrics, models, networks, side_effects
+from p2pzoo.testing import augmentations, callbacks, data, losses, metrics, models, networks, processes, side_effects
 from p2pzoo.testing.component_check import CheckFunction, ComponentCheck, build_component_checks
 from p2pzoo.testing.plugin_module import PLUGIN, check_plugin_imports
 from p2pzoo.testing.training import check_resume, check_training
@@ -54,6 +54,21 @@ CHECKS: dict[str, dict[str, CheckFunction]] = {
         "logits": networks.check_discriminator_logits,
         "gradients_reach_y": networks.check_discriminator_gradients_reach_y,
         **_NETWORK_CHECKS,
+    },
+    "process": {
+        "shapes": processes.check_process_shapes,
+        "times": processes.check_process_times,
+        "time_is_seen": processes.check_process_time_is_seen,
+        "repeats": processes.check_process_repeats,
+        "batches": processes.check_process_batches,
+        "sampler": processes.check_process_sampler,
+        "modes": processes.check_process_modes,
+        "never_waits": processes.check_process_never_waits,
+        "inputs": side_effects.check_keeps_inputs,
+        "random_numbers": side_effects.check_own_random_numbers,
+        "device": side_effects.check_computes_on_device,
+        "training": check_training,
+        "resume": check_resume,
     },
     "gan_loss": _LOSS_CHECKS,
     "loss": _LOSS_CHECKS,

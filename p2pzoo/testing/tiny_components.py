@@ -124,6 +124,7 @@ def build_experiment(component: Component, side: int) -> Experiment:
         recipe=Recipe("kit", "plain", {}, {}, Source("kit")), seed=0, **all_parts,
         losses={"under_test": component} if kind == "loss" else {}, metrics={}, callbacks={},
         augmentations={"under_test": component} if kind == "augmentation" else {},
+        process=component if kind == "process" else None,
         train=Train(images=3 * 2, batch_size=2), optimizer=Optimizer(), init=Init(weights="own"),
         compute=cpu_settings(), evaluate=Evaluate(),
     )  # fmt: skip

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from p2pzoo.compute.engine import Engine
 from p2pzoo.config.experiment import Experiment
 from p2pzoo.data import Store, train_batches
+from p2pzoo.data.process_noise import make_process_noise
 from p2pzoo.runs.evaluate import check_needs
 from p2pzoo.testing.component_case import IMAGE_SIDE, ComponentCase
 from p2pzoo.testing.tiny_components import build_experiment, cpu_settings
@@ -131,7 +132,11 @@ class _Training:
         state = State(
             engine, objective.G, objective.D, None, objective.pool, LossLogger(), objective.loss_modules
         )  # fmt: skip
-        return cls(experiment, engine, objective, state, train_batches(store, experiment.train, experiment.seed))
+        noise = make_process_noise(experiment, store.channels, store.size)
+        batches = train_batches(
+            store, experiment.train, experiment.seed, sample_process=noise.sample if noise else None
+        )
+        return cls(experiment, engine, objective, state, batches)
 
     def step(self, step: int) -> dict[str, Tensor]:
         experiment, objective = self.experiment, self.objective

@@ -48,7 +48,7 @@ def test_parameters_have_a_type_a_default_and_a_description():
     assert parameters["width"].keys() == {"name", "type", "required", "default", "description"}
     assert (parameters["width"]["type"], parameters["width"]["default"]) == ("int ≥ 1", 64)
     assert "channels of the first layer" in parameters["width"]["description"]
-    assert parameters["norm"]["type"] == '"batch" | "instance" | "none"'
+    assert parameters["norm"]["type"] == '"batch" | "instance" | "none" | "group"'
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -14,6 +14,7 @@ from p2pzoo.compute import distributed
 from p2pzoo.compute.engine import Engine
 from p2pzoo.data import Store
 from p2pzoo.data.process_noise import ProcessNoise, make_process_noise
+from p2pzoo.models.image_size import find_network_faults
 from p2pzoo.models.safetensors_io import load_tensors
 from p2pzoo.training import loop
 from p2pzoo.training.setup import build_objective
@@ -265,7 +266,21 @@ class TestBadInput:
 
     def test_batch_norm_without_a_choice_is_refused_too(self, refused):
         [found] = refused('[generator]\nuse = "timm-unet"\npretrained = false\n[process]\nuse = "flow"\n')
-        assert found.endswith('use another generator, such as "unet" with norm = "group"')
+        assert found.endswith('set another generator, such as "unet" with norm = "group"')
+
+    def test_a_generator_that_cannot_see_the_time_is_refused(self, refused):
+        """Instance norm after the first convolution removes a constant plane, up to rounding."""
+        [found] = refused('[generator]\nuse = "resnet6"\n[process]\nuse = "flow"\n')
+        assert found.endswith(
+            "mine.toml:5  [process] use = \"flow\": generator 'resnet6' gives one image at all times, because its "
+            'norms remove the plane with the time: set generator.norm = "group"'
+        )
+
+    @pytest.mark.parametrize("generator", ["unet", "encoder-decoder", "resnet6", "spade"])
+    def test_generators_with_group_norm_see_the_time(self, generator):
+        overrides = [f"generator.use={generator}", "generator.norm=group", "process.use=flow"]
+        made = config.load("zoo:base.toml", "smoke", overrides)
+        assert find_network_faults(made, (3, 3), (64, 64)) == []
 
     def test_a_bridge_between_other_channels_is_refused_with_the_way_out(self, refused, install):
         install("pairs_plugin", DATASETS)
