@@ -534,15 +534,22 @@ class TestRun:
         return as_on_cuda
 
     @pytest.mark.usefixtures("no_reports")
+    @pytest.mark.parametrize(
+        "overrides",
+        [
+            [f'augmentations.{name}={{use="{name}"}}' for name in ("affine", "diffaugment")],
+            ['process={use="bridge", steps=2}', "generator.norm=group"],
+        ],
+        ids=["augmentations", "a process"],
+    )
     def test_a_run_with_graphs_and_prefetch_is_bit_identical_also_after_a_resume(
-        self, run, as_on_cuda, tmp_path, monkeypatch
+        self, overrides, run, as_on_cuda, tmp_path, monkeypatch
     ):
         def outcome(runs):
             [log] = runs.glob("*/*/metrics.jsonl")
             return log.read_text(), (log.parent / "model.safetensors").read_bytes()
 
-        augmentations = [f'augmentations.{name}={{use="{name}"}}' for name in ("affine", "diffaugment")]
-        overrides = ("train.ema=0.9", "optimizer.schedule=linear", *augmentations)
+        overrides = ("train.ema=0.9", "optimizer.schedule=linear", *overrides)
         run(tmp_path / "plain", *overrides)
         recorder = as_on_cuda(FakeRecorder())
         answer = run(tmp_path / "recorded", *overrides)

@@ -92,6 +92,7 @@ ACCUMULATED = (
 )  # fmt: skip
 # without d_steps: u and v amplify rounding if two singular values are close, so more D steps need a wider tolerance
 SPECTRAL = (*STABLE, "train.spectral_norm=discriminator")
+PROCESS = (*STABLE, "generator.norm=group", 'process={use="flow", steps=2}')
 
 SEEDS = """
 import torch
@@ -329,7 +330,7 @@ def test_two_processes_of_torchrun_give_the_results_of_one(torchrun, run, tmp_pa
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("processes", "overrides"),
-    [(4, STABLE), (2, THROUGH_D), (4, THROUGH_D), (4, AUGMENTED), (2, ACCUMULATED), (2, SPECTRAL)],
+    [(4, STABLE), (2, THROUGH_D), (4, THROUGH_D), (4, AUGMENTED), (2, ACCUMULATED), (2, SPECTRAL), (2, PROCESS)],
     ids=[
         "4, the paper's step",
         "2, features and gradients of D, pool, EMA",
@@ -337,6 +338,7 @@ def test_two_processes_of_torchrun_give_the_results_of_one(torchrun, run, tmp_pa
         "4, augmented pairs and inputs of D",
         "2, several D steps, accumulated batches",
         "2, spectral norm",
+        "2, a process",
     ],
 )
 def test_any_number_of_processes_gives_the_results_of_one(

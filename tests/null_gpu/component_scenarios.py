@@ -10,7 +10,7 @@ from p2pzoo.plugin.loader import registry
 from p2pzoo.testing.component_case import ComponentCase, DoesNotApply
 
 SCRIPT = "component_scenarios.py"
-KINDS = ("generator", "discriminator", "gan_loss", "loss", "augmentation")
+KINDS = ("generator", "discriminator", "process", "gan_loss", "loss", "augmentation")
 OPTIMIZERS = ("optimizer Adam", "optimizer AdamW", "optimizer SGD", "optimizer RMSprop")
 SETTINGS = {  # name: tables
     "batch_size 4": {"train": {"batch_size": 4}},

@@ -13,6 +13,7 @@ from null_gpu.run import counting
 from p2pzoo.compute.engine import Engine
 from p2pzoo.config.settings import Compute
 from p2pzoo.data import Store, train_batches
+from p2pzoo.data.process_noise import make_process_noise
 from p2pzoo.testing.component_case import IMAGE_SIDE
 from p2pzoo.testing.tiny_components import build_experiment, build_tiny_component
 from p2pzoo.training.gan_step import Term
@@ -63,7 +64,9 @@ class Training:
             self.step_function = self.engine.compile_step(self.objective)
         augmentations = self.objective.augmentations
         sample_random = augmentations.sample if augmentations else None
-        batches = train_batches(store, self.experiment.train, self.experiment.seed, sample_random)
+        noise = make_process_noise(self.experiment, store.channels, store.size)
+        sample_process = noise.sample if noise else None
+        batches = train_batches(store, self.experiment.train, self.experiment.seed, sample_random, sample_process)
         pin = self.engine._pin
         self.engine._pin = lambda batch: (in_prefetch(), pin(batch))[1]
         self.prefetcher = self.engine.prefetch(batches, steps=STEPS)
