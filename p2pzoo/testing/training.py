@@ -13,14 +13,13 @@ from torch import Tensor, nn
 
 from p2pzoo.compute.engine import Engine
 from p2pzoo.config.experiment import Experiment
-from p2pzoo.data import Store, train_batches
-from p2pzoo.data.process_noise import make_process_noise
+from p2pzoo.data import Store
 from p2pzoo.runs.evaluate import check_needs
 from p2pzoo.testing.component_case import IMAGE_SIDE, ComponentCase
 from p2pzoo.testing.tiny_components import build_experiment, cpu_settings
 from p2pzoo.training.checkpoint import LossLogger, State
 from p2pzoo.training.gan_step import Objective
-from p2pzoo.training.loop import train_step
+from p2pzoo.training.loop import make_batches, train_step
 from p2pzoo.training.setup import build_objective
 
 _NUM_STEPS = 3  # so that D and G each see the other's update at least twice
@@ -132,18 +131,13 @@ class _Training:
         state = State(
             engine, objective.G, objective.D, None, objective.pool, LossLogger(), objective.loss_modules
         )  # fmt: skip
-        noise = make_process_noise(experiment, store.channels, store.size)
-        batches = train_batches(
-            store, experiment.train, experiment.seed, sample_process=noise.sample if noise else None
-        )
+        batches = make_batches(experiment, store, objective.augmentations)
         return cls(experiment, engine, objective, state, batches)
 
     def step(self, step: int) -> dict[str, Tensor]:
         experiment, objective = self.experiment, self.objective
         rate = experiment.optimizer.lr
-        return train_step(
-            objective.step, self.engine, self.batches, step, rate, experiment.seed, objective.augmentations
-        )
+        return train_step(objective.step, self.engine, self.batches, step, rate, experiment.seed)
 
 
 @contextmanager

@@ -78,7 +78,7 @@ def run_training_loop(
     monitor = TrainingMonitor(run, progress, filled=step * settings.step_images + len(store))
     read_every = READ_EVERY.get(engine.device_type, READ_EVERY_ON_ACCELERATORS)
 
-    made = _make_batches(experiment, store, objective.augmentations)
+    made = make_batches(experiment, store, objective.augmentations)
     with stopping() as signals, engine.prefetch(made, settings.steps) as prefetched:
         batches = TimedBatches(prefetched)
         models = ModelWriter(experiment, run, state, store)
@@ -126,7 +126,7 @@ def _build_state(experiment: Experiment, engine: Engine, store: Store) -> tuple[
     )  # fmt: skip
 
 
-def _make_batches(experiment: Experiment, store: Store, augmentations: Augmentations | None) -> TrainBatches:
+def make_batches(experiment: Experiment, store: Store, augmentations: Augmentations | None) -> TrainBatches:
     """The batches of the run with all random numbers that their steps need."""
     noise = make_process_noise(experiment, store.channels, store.size)
     return train_batches(

@@ -23,8 +23,8 @@ from p2pzoo.compute.conv_algorithms import CONVOLVE, CORRELATE, SPREAD, ConvAlgo
 from p2pzoo.compute.conv_as_gemm import AlgorithmChooser, default_algorithm, supported_algorithms
 from p2pzoo.compute.engine import Engine
 from p2pzoo.config.experiment import Experiment
-from p2pzoo.data import Store, train_batches
-from p2pzoo.training.loop import train_step
+from p2pzoo.data import Store
+from p2pzoo.training.loop import make_batches, train_step
 from p2pzoo.training.setup import build_objective
 from p2pzoo.utils.errors import UserError
 
@@ -90,8 +90,8 @@ def record_shapes(experiment: Experiment) -> Counter[ConvShape]:
     dataset = experiment.dataset.build(split="train")
     store = Store(dataset, enlarge=train.jitter, kernel=train.jitter_kernel)
     objective = build_objective(experiment, engine, store.channels, store.size)
-    batches = train_batches(store, train, experiment.seed)
-    train_step(objective.step, engine, batches, 0, experiment.optimizer.lr, experiment.seed, objective.augmentations)
+    batches = make_batches(experiment, store, objective.augmentations)
+    train_step(objective.step, engine, batches, 0, experiment.optimizer.lr, experiment.seed)
     if not recorder.calls:
         raise UserError("no convolution of this recipe has a choice of kernels on a CPU: there is nothing to tune")
     return recorder.calls

@@ -144,7 +144,7 @@ class TestRandomNumbers:
     def test_they_stay_with_their_pairs_when_a_batch_is_split(self, tiny):
         experiment = config.load(str(tiny), "smoke", [*TINY_WITH_PROCESS, "train.batch_size=4"])
         store = Store(experiment.dataset.build(split="train"), compute=experiment.compute)
-        batch = Engine(experiment.compute).to_device(loop._make_batches(experiment, store, None)[0])
+        batch = Engine(experiment.compute).to_device(loop.make_batches(experiment, store, None)[0])
         parts = batch.split(2)
         assert torch.equal(torch.cat([part.u for part in parts]), batch.u)
         assert torch.equal(torch.cat([part.z for part in parts]), batch.z)
@@ -154,7 +154,7 @@ class TestRandomNumbers:
         experiment = config.load(str(tiny), "smoke")
         assert make_process_noise(experiment, (3, 3), (64, 64)) is None
         store = Store(experiment.dataset.build(split="train"), compute=experiment.compute)
-        batch = loop._make_batches(experiment, store, None)[0]
+        batch = loop.make_batches(experiment, store, None)[0]
         assert batch.u is batch.z is None
         assert build_objective(experiment, Engine(experiment.compute), (3, 3), (64, 64)).process is None
 
@@ -165,7 +165,7 @@ class TestStep:
         store = Store(experiment.dataset.build(split="train"), compute=experiment.compute)
         engine = Engine(experiment.compute)
         objective = build_objective(experiment, engine, store.channels, store.size)
-        batch = engine.to_device(loop._make_batches(experiment, store, None)[0])
+        batch = engine.to_device(loop.make_batches(experiment, store, None)[0])
         seen = []
         objective.G.network.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
         logs = objective.step(batch, 0)
@@ -182,7 +182,7 @@ class TestStep:
             store = Store(experiment.dataset.build(split="train"), compute=experiment.compute)
             engine = Engine(experiment.compute)
             objective = build_objective(experiment, engine, store.channels, store.size)
-            logs.append(objective.step(engine.to_device(loop._make_batches(experiment, store, None)[0]), 0)["G.l1"])
+            logs.append(objective.step(engine.to_device(loop.make_batches(experiment, store, None)[0]), 0)["G.l1"])
         torch.testing.assert_close(*logs)
 
 

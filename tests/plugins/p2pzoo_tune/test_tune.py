@@ -201,6 +201,13 @@ class TestMeasurements:
         assert measurement.saved == pytest.approx(saved)
         assert tune.select_overrides([measurement]) == ({} if chosen == "library" else {KEY: chosen})
 
+    def test_a_recipe_with_a_process_records_the_shapes_of_what_g_sees(self, tiny):
+        overrides = ["process.use=flow", "generator.norm=group", "generator.width=32"]
+        threads = torch.get_num_threads()
+        recorded = tune.record_shapes(config.load(str(tiny), "smoke", overrides))
+        torch.set_num_threads(threads)
+        assert recorded
+
     def test_a_recipe_in_bf16_records_shapes_in_bf16(self, shapes, tiny):
         in_bf16 = tune.record_shapes(config.load(str(tiny), "smoke", ["compute.precision=bf16"]))
         assert in_bf16 == {replace(shape, bf16=True): number for shape, number in shapes.items()}
