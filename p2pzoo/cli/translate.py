@@ -36,7 +36,13 @@ OUTPUT_SUFFIXES = (".png", ".tif", ".tiff", ".npy", ".jpg", ".jpeg", ".webp")
 @click.option("--test-mode", type=click.Choice(["paper", "eval"]),
               help="Run the generator as in training (paper: dropout, statistics of the image itself) or with neither "
                    "(eval) [default: the model's].")  # fmt: skip
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed dropout in paper mode.")
+@click.option(
+    "--seed",
+    type=click.IntRange(min=0),
+    default=0,
+    show_default=True,
+    help="Seed dropout in paper mode, and the noise of a process.",
+)
 @click.option("--samples", type=click.IntRange(min=2), metavar="N",
               help="In paper mode: write N translations of each image (with the seeds SEED, SEED + 1, …), their mean "
                    "and their spread.")  # fmt: skip

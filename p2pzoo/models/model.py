@@ -154,7 +154,7 @@ class Model:
             uint8 with the colours of the classes);
             a (C, H, W) or (B, C, H, W) float tensor in [-1, 1], as G gets it, whatever `encodings` and `file_layout`.
         test_mode: "paper" or "eval", see `p2pzoo.models.test_modes`. None: the model's own.
-        seed: of dropout in "paper".
+        seed: of dropout in "paper", and of the noise of a process.
         tile, overlap: in "eval", images with a side above `tile` are translated in tiles, see `p2pzoo.models.tiling`;
             G's memory then does not grow with the image. None: in one piece.
         scale, size: G sees the image at this scale ("native": 1), or at this (H, W); the result has the size of the
@@ -200,13 +200,15 @@ class Model:
             raise ValueError(f"test_mode must be one of {', '.join(TEST_MODES)}, not {mode!r}")
         if mode == "paper" and self.precision != "fp32":
             raise ValueError(f"precision {self.precision} needs test mode eval: paper mode computes in fp32")
+        if self.precision != "fp32" and self._draws_noise:
+            raise ValueError(f"precision {self.precision} is for models without noise: a process computes in fp32")
         if tile is None:
             if overlap is not None:
                 raise ValueError(f"an overlap of {overlap} needs tiles: give the side of a tile, too")
             return mode, None
         if mode == "paper":
             raise ValueError("tiles need test mode eval: in paper mode each tile is normalised by its own statistics")
-        if self.header.process and self.draws_in_eval:
+        if self.header.process and self._draws_noise:
             raise ValueError(
                 f"the process '{self.header.process.use}' draws noise, which would differ from tile to tile: translate "
                 "without tiles"
@@ -310,7 +312,7 @@ class Model:
                         y[:, top : top + strip.shape[1]] = strip
             elif mode == "eval":
                 padded = pad_by_reflection(batch.to(self.device), self.size_divisor)
-                y_hat = self._run_eval(padded)[..., :height, :width]
+                y_hat = self._run_eval(padded, seed)[..., :height, :width]
             else:
                 y_hat = self._run_paper(batch, seed)[..., :height, :width]
         except (RuntimeError, MemoryError) as error:
@@ -344,7 +346,8 @@ class Model:
         if torch.equal(*(self._run_paper(x, seed) for seed in (0, 1))):  # first: no mode would help such a generator
             raise ValueError("this generator uses no random numbers: all samples would be equal")
         if mode != "paper":
-            raise ValueError("samples need test mode paper: eval mode uses no random numbers")
+            reason = "" if self.draws_in_eval else ": eval mode uses no random numbers"
+            raise ValueError(f"samples need test mode paper{reason}")
 
     # --- translate many arrays ---
 
@@ -415,7 +418,7 @@ class Model:
                 return [self._translate_in_tiles(image, tiling) for image in channels_first]
             if mode == "eval":
                 padded = [pad_by_reflection(x[None], self.size_divisor)[0] for x in channels_first]
-                y_hats = self._quantize(self._run_eval(torch.stack(padded)).permute(0, 2, 3, 1))
+                y_hats = self._quantize(self._run_eval(torch.stack(padded), seed).permute(0, 2, 3, 1))
                 return [y[:h, :w] for y, (h, w) in zip(y_hats, sizes, strict=True)]
             return [self._quantize(self._translate_random(x, seed)) for x in channels_first]
         except (RuntimeError, MemoryError) as error:
@@ -471,14 +474,16 @@ class Model:
         return translate(self.G, x, "paper", seed=seed)
 
     @torch.no_grad()
-    def _run_eval(self, images: Tensor) -> Tensor:
+    def _run_eval(self, images: Tensor, seed: int = 0) -> Tensor:
         """(B, C, H, W) of stored integers, or of floats in [-1, 1], padded -> ŷ, float32.
+
+        seed: of a G that draws random numbers in eval mode too.
 
         A batch that is too large for the memory is translated one image at a time.
         """
         if self.draws_in_eval:  # seeded by each image
             scaled = self._scale(images.to(self.device))
-            return torch.cat([translate(self.G, image, "eval", draws=True) for image in scaled.split(1)])
+            return torch.cat([translate(self.G, x, "eval", seed=seed, draws=True) for x in scaled.split(1)])
         try:
             x = self._scale(images.to(self.device)).contiguous(memory_format=best_memory_format(self.device.type))
             return self._eval_G(x.to(PRECISIONS[self.precision])).float()  # type: ignore[no-any-return]
@@ -486,12 +491,17 @@ class Model:
             if len(images) == 1 or not is_out_of_memory(error):
                 raise
         # outside of the except block: in it, the error's traceback would keep the tensors that filled the memory
-        return torch.cat([self._run_eval(image) for image in images.split(1)])
+        return torch.cat([self._run_eval(image, seed) for image in images.split(1)])
 
     @cached_property
     def draws_in_eval(self) -> bool:
         """Whether G draws random numbers in eval mode too, seeded by the image, as the sampler of most processes."""
         return draws_random_numbers(self.G, self._example)
+
+    @property
+    def _draws_noise(self) -> bool:
+        """Whether the model has a process that draws noise. It is tried out, once."""
+        return self.header.process is not None and self.draws_in_eval
 
     @cached_property
     def _eval_G(self) -> nn.Module:

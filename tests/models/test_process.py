@@ -61,6 +61,20 @@ class TestTranslate:
         both = model.translate(x, test_mode="eval")
         torch.testing.assert_close(both[:1], model.translate(x[:1], test_mode="eval"), atol=1e-5, rtol=0)
 
+    @pytest.mark.parametrize("mode", ["paper", "eval"])
+    def test_another_seed_is_another_sample_in_both_modes(self, folders, mode):
+        model = p2pzoo.load(folders["a flow"], device="cpu")
+        x = torch.rand(3, 64, 64) * 2 - 1
+        first, second = (model.translate(x, test_mode=mode, seed=seed) for seed in (0, 1))
+        assert not torch.equal(first, second)
+        assert torch.equal(first, model.translate(x, test_mode=mode))
+
+    def test_noise_needs_fp32(self, folders):
+        with pytest.raises(ValueError, match="a process computes in fp32"):
+            p2pzoo.load(folders["a flow"], device="cpu", precision="bf16").translate(IMAGE, test_mode="eval")
+        model = p2pzoo.load(folders["a bridge of one step"], device="cpu", precision="bf16")
+        assert model.translate(IMAGE, test_mode="eval", scale="native").shape == IMAGE.shape
+
     def test_a_process_that_draws_noise_gives_samples(self, folders):
         model = p2pzoo.load(folders["a flow"], device="cpu")
         first, second = model.samples(IMAGE, 2)
