@@ -16,6 +16,7 @@ from p2pzoo.data import Store
 from p2pzoo.data.process_noise import ProcessNoise, make_process_noise
 from p2pzoo.models.image_size import find_network_faults
 from p2pzoo.models.safetensors_io import load_tensors
+from p2pzoo.models.test_modes import translate
 from p2pzoo.training import loop
 from p2pzoo.training.setup import build_objective
 
@@ -184,6 +185,26 @@ class TestStep:
             objective = build_objective(experiment, engine, store.channels, store.size)
             logs.append(objective.step(engine.to_device(loop.make_batches(experiment, store, None)[0]), 0)["G.l1"])
         torch.testing.assert_close(*logs)
+
+
+@pytest.mark.parametrize("process", ["bridge", "flow", "diffusion"])
+@pytest.mark.parametrize("generator", ["unet", "encoder-decoder", "resnet6", "spade"])
+def test_generators_of_the_zoo_train_and_translate_unchanged(process, generator, tiny):
+    overrides = [
+        f'generator={{use="{generator}", width=4, norm="group"}}', f'process={{use="{process}", steps=2, eta=1.0}}',
+        'drop=["discriminator", "gan_loss"]',
+    ]  # fmt: skip
+    experiment = config.load(str(tiny), "smoke", overrides)
+    store = Store(experiment.dataset.build(split="train"), compute=experiment.compute)
+    engine = Engine(experiment.compute)
+    objective, state = loop._build_state(experiment, engine, store)
+    before = {name: tensor.clone() for name, tensor in state.final.state_dict().items()}
+    batch = engine.to_device(loop.make_batches(experiment, store, None)[0])
+    assert objective.step(batch, 0)["G.l1"].isfinite()
+    assert any(not torch.equal(tensor, before[name]) for name, tensor in state.final.state_dict().items())
+    y_hat = translate(state.translator, batch.x, "eval")
+    assert y_hat.shape == batch.y.shape
+    assert y_hat.abs().max() <= 1
 
 
 class TestRun:
