@@ -1,10 +1,11 @@
 """What G sees in training, and which parameters and channels the processes refuse."""
 
+import doctest
 import math
 
 import pytest
 import torch
-from p2pzoo_process import interpolants
+from p2pzoo_process import interpolants, processes, sampler
 from p2pzoo_process.processes import Bridge, Diffusion, Flow
 
 U = torch.tensor([0.0, 0.1, 0.55, 0.999])  # t = 1, 0, 0.5 and almost 1
@@ -63,3 +64,10 @@ def test_a_bridge_refuses_other_channels_and_names_the_way_out():
     with pytest.raises(ValueError, match='use = "flow" or "diffusion"'):
         Bridge(1, 3)
     assert Flow(1, 3).channels == Diffusion(1, 3).channels == 5
+
+
+@pytest.mark.parametrize("module", [interpolants, processes, sampler])
+def test_the_examples_in_docstrings_are_true(module):
+    result = doctest.testmod(module)
+    assert result.attempted
+    assert result.failed == 0
