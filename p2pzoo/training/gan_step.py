@@ -22,6 +22,7 @@ from p2pzoo.plugin.batch import Batch
 from p2pzoo.plugin.protocols import GanLoss, Loss, Process
 from p2pzoo.plugin.step_outputs import Side, StepOutputs
 from p2pzoo.training.weight_average import WeightAverage
+from p2pzoo.utils.errors import UserError
 
 WeightedLosses = Mapping[str, tuple[Tensor, float]]  # {name in the log: (loss, weight)}
 
@@ -147,12 +148,20 @@ class Objective:
 
     def _translate(self, batch: Batch) -> Tensor:
         """ŷ of a batch: G sees x or, with a process, what that makes of x, y, u and z."""
-        if self.process is None:
-            return self.G.network(batch.x)  # type: ignore[no-any-return]
-        assert batch.u is not None
-        assert batch.z is not None, "the batch has no random numbers of the process: ProcessNoise.sample makes them"
-        noised, _ = self.process.noised(batch.x, batch.y, batch.u, batch.z)
-        return self.G.network(noised.contiguous(memory_format=self.memory_format))  # type: ignore[no-any-return]
+        seen = batch.x
+        if self.process:
+            assert batch.u is not None
+            assert batch.z is not None, "the batch has no random numbers of the process: ProcessNoise.sample makes them"
+            noised, _ = self.process.noised(batch.x, batch.y, batch.u, batch.z)
+            seen = noised.contiguous(memory_format=self.memory_format)
+        y_hat: Tensor = self.G.network(seen)
+        if y_hat.shape != batch.y.shape:
+            given, wanted = ("×".join(map(str, images.shape[1:])) for images in (y_hat, batch.y))
+            raise UserError(
+                f"the generator makes images of {given} (channels × height × width) where the targets have {wanted}: "
+                "it must return out_channels channels, in the size of x"
+            )
+        return y_hat
 
     def _update_both(self, out: StepOutputs, D: Trainable, gan: GanLoss, logs: dict[str, Tensor]) -> None:
         self._update_D(out, D, gan, logs)  # max over D

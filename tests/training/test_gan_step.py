@@ -15,6 +15,7 @@ from p2pzoo.plugin.step_outputs import StepOutputs
 from p2pzoo.training.accumulation import AccumulatingObjective
 from p2pzoo.training.gan_step import Objective, Term, Trainable
 from p2pzoo.training.image_pool import ImagePool
+from p2pzoo.utils.errors import UserError
 
 
 class TinyD(nn.Module):
@@ -131,6 +132,14 @@ def test_without_a_discriminator_g_learns_from_its_losses_alone(game):
     G, _, batch = game
     logs = [Objective(sgd(G), None, None, [Term("l1", L1(), 1.0)], descend).step(batch, i)["G.l1"] for i in range(20)]
     assert logs[-1] < logs[0]
+
+
+@pytest.mark.parametrize("layer", [nn.Conv2d(3, 5, 1), nn.Conv2d(3, 3, 2, stride=2)], ids=["channels", "size"])
+def test_a_generator_whose_images_have_another_shape_is_an_error_that_says_so(layer):
+    objective = Objective(Trainable(layer, None), None, None, [], lambda *_: None)
+    batch = Batch(torch.zeros(2, 3, 8, 8), torch.zeros(2, 3, 8, 8), ("a", "b"))
+    with pytest.raises(UserError, match=r"the generator makes images of \d×\d×\d .* where the targets have 3×8×8"):
+        objective.step(batch, 0)
 
 
 def test_weights_scale_the_loss_but_not_the_logs(game):
