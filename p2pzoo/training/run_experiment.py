@@ -251,7 +251,7 @@ def _suggest_precision(engine: Engine) -> str | None:
         return "this CPU has no bf16 products: fp32 is faster on it (-s compute.precision=fp32)"
     if engine.settings.precision == "auto" and has_bf16_products():
         return (
-            "this CPU has bf16 products: -s compute.precision=bf16 saves two fifths of a step's time or more; fp32 is "
+            "this CPU has bf16 products: -s compute.precision=bf16 saves a quarter to a half of a step's time; fp32 is "
             "the default, so that results agree between CPUs"
         )
     return None
