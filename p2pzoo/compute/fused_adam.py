@@ -28,7 +28,7 @@ MANY_STEPS = 2.0**40  # 1 - beta ** MANY_STEPS is 1 for every beta
 class Dense:
     """Mixin: state and parameters keep their shapes and memory formats; only the kernel gets permuted views.
 
-    torch's step collects the tensors of all parameters anew in each step. Here it is done once for each (`_Plan`).
+    torch's step collects the tensors of all parameters again in each step. Here it is done once for each (`_Plan`).
     """
 
     decoupled_weight_decay = False  # of the class, also where torch has no such option
