@@ -57,10 +57,7 @@ def new_plugin_command(name: str, output: Path | None, kind: str, as_json: bool)
     folder = output or Path(name)
     if folder.exists():
         raise UserError(f"{folder}: already exists; choose another folder with -o DIR")
-    try:
-        files = write_plugin(name, folder, kind)
-    except OSError as error:
-        raise UserError(f"{folder}: cannot be created ({error.strerror}): choose another folder with -o DIR") from None
+    files = write_plugin(name, folder, kind)
     if as_json:
         print_json({"folder": str(folder), "files": [str(file) for file in files]})
         return
@@ -99,7 +96,10 @@ def write_plugin(name: str, folder: Path, kind: str = "generator") -> list[Path]
     module = name.replace("-", "_")
     loader = jinja2.FileSystemLoader(PACKAGE / "cli" / "scaffold")
     templates = jinja2.Environment(loader=loader, undefined=jinja2.StrictUndefined, keep_trailing_newline=True)
-    folder.mkdir(parents=True)
+    try:
+        folder.mkdir(parents=True)
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be created ({error.strerror}): choose another folder with -o DIR") from None
     written = []
     values = {"name": name, "module": module, "contents": CONTENTS[kind]}
     for template, path in FILES[kind].items():

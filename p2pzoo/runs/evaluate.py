@@ -92,7 +92,8 @@ def check_needs(experiment: Experiment, store: Store) -> None:
         for need in component.entry.needs:
             if not available.get(need, False):
                 dataset = experiment.dataset.entry.full_name
-                place = f"{component.where}  " if component.where else ""
+                is_in_file = component.where and not component.where.startswith("-s ")  # tables add their metrics by -s
+                place = f"{component.where}  " if is_in_file else ""
                 faults.append(f"{place}[{table}] needs {need}, which the dataset '{dataset}' does not have: remove it")
     if faults:
         raise UserError(*faults)

@@ -82,7 +82,7 @@ def query_an_event_in_another_thread(weight, side):
 def read_numbers_that_are_not_finite():
     """Losses on the null GPU are what its memory held; a nan would end a training."""
     numbers = torch.tensor([float("nan"), float("inf"), 1.5]).cuda()
-    return {"tolist": numbers.tolist(), "item": numbers[0].item(), "on_the_cpu": str(numbers.cpu()[0].item())}
+    return {"on_the_device": numbers.tolist(), "on_the_cpu": str(numbers.cpu().tolist()[0])}
 
 
 RULES = [

@@ -73,23 +73,22 @@ def memory_in_use() -> int:
 def patch_torch() -> None:
     """Change what cannot work without arithmetic: cuDNN, isfinite, the checks of Adam's rate and of DDP's shapes.
 
-    Numbers that are read from the device are what its memory held before. Those that are not finite become 0, so that
-    no training stops because its losses are nan.
+    The losses that `tolist` reads from the device are what its memory held before. Those that are not finite become 0,
+    so that no training stops because of them.
     """
     import torch
     import torch.nn.parallel.distributed as ddp
 
     torch.backends.cudnn.enabled = False
     torch.Tensor.isfinite = lambda _: torch.ones((), dtype=torch.bool)
-    for name in ("item", "tolist"):
-        setattr(torch.Tensor, name, _reading_finite_numbers(getattr(torch.Tensor, name)))
+    torch.Tensor.tolist = _reading_finite_numbers(torch.Tensor.tolist)
     ddp._verify_param_shape_across_processes = lambda *_: True
     for optimizer in (torch.optim.Adam, torch.optim.AdamW):
         _skip_check_of_rate(optimizer)
 
 
 def _reading_finite_numbers(read: Any) -> Any:
-    """Tensor.item or Tensor.tolist, with 0 for each number of the device that is not finite."""
+    """Tensor.tolist, with 0 for each number of the device that is not finite."""
 
     def read_finite(tensor: Any) -> Any:
         return _finite(read(tensor)) if tensor.is_cuda else read(tensor)

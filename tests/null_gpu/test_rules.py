@@ -28,4 +28,4 @@ def test_a_capture_fails_where_cuda_says_so(name, scenarios):
 
 def test_numbers_of_the_device_are_read_as_finite_ones(scenarios):
     result = scenarios("rule_scenarios.py", "read_numbers_that_are_not_finite")
-    assert result == {"tolist": [0, 0, 1.5], "item": 0, "on_the_cpu": "nan"}
+    assert result == {"on_the_device": [0, 0, 1.5], "on_the_cpu": "nan"}

@@ -325,7 +325,7 @@ def test_the_facades_recipe_runs_on_an_archive_in_the_published_layout(tmp_path,
     result = run_cli(*run)
     assert (result.exit_code, result.first_step) == (2, None)
     assert "p2pzoo data fetch facades (30,168,306 bytes)" in result.output
-    assert result.output.count("facades.toml:") == 1, "one fault, with the ways to get the pairs below it"
+    assert result.output.count("-s dataset.size=64") == 1, "one fault, with the ways to get the pairs below it"
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), partial(Handler, directory=tmp_path / "served")) as server:
         threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
         result = run_cli("data", "fetch", "facades", "--mirror", f"http://127.0.0.1:{server.server_port}")
