@@ -35,6 +35,9 @@ STABLE = (
 # The largest measured difference of weights, pool and losses is 3e-7. In these 6 steps weights move by 1e-4, losses by
 # 1e-2.
 TOLERANCE = 1e-6
+# Of the images that the pool keeps: values up to 1, where weights are near 0.02, and sums over all layers of G. Their
+# rounding reaches 1.2e-6 on an AMD EPYC of family 25. A level of 8 bits is 800 times the tolerance.
+IMAGE_TOLERANCE = 1e-5
 
 # Cases that DDP alone does not support: D called through its features and inside a gradient, and an unused parameter.
 PLUGIN = """
@@ -245,7 +248,8 @@ def assert_close(one: Path, other: Path) -> None:
         for runs in (one, other)
     )
     assert weights.keys() == others.keys()
-    assert {name for name in weights if (weights[name] - others[name]).abs().max() > TOLERANCE} == set()
+    limits = {name: IMAGE_TOLERANCE if name.startswith("pool.") else TOLERANCE for name in weights}
+    assert {name for name in weights if (weights[name] - others[name]).abs().max() > limits[name]} == set()
     assert len(read_log(one)) == len(read_log(other)) == 6
     for line, other_line in zip(read_log(one), read_log(other), strict=True):
         assert line == pytest.approx(other_line, rel=0, abs=TOLERANCE)
