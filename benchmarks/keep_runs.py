@@ -56,8 +56,11 @@ def main(runs: tuple[Path, ...], busy: bool, without: tuple[str, ...], no_pictur
             env = read_json(target / "env.json")
             env.get("training", {}).pop("seconds", None)
             write_json(target / "env.json", env)
-        for picture in (run / "samples").glob("test.png") if not no_pictures else ():
-            Image.open(picture).save(target / "samples.webp", quality=QUALITY, method=6)
+        for picture in (
+            [] if no_pictures else sorted((run / "samples").glob("test*.png"))
+        ):  # test@ROW.png: of a table's row
+            name = picture.stem.replace("test", "samples", 1)
+            Image.open(picture).save(target / f"{name}.webp", quality=QUALITY, method=6)
         click.echo(target)
 
 

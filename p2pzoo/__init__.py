@@ -22,7 +22,7 @@ Errors:
 This module imports no torch, so that plugins register in milliseconds.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -93,7 +93,15 @@ def create(kind: str, name: str, **arguments: Any) -> Any:
     return create(kind, name, arguments)
 
 
-def load(path: str | Path, *, device: str = "auto", precision: str = "fp32", weights: str = "last") -> "Model":
+def load(
+    path: str | Path,
+    *,
+    device: str = "auto",
+    precision: str = "fp32",
+    weights: str = "last",
+    process: Mapping[str, Any] | None = None,
+    generator: Mapping[str, Any] | None = None,
+) -> "Model":
     """Load a trained model; `p2pzoo.models.model.Model.translate` applies it to an image.
 
     path       a run folder or a folder with one run, a model.safetensors file, or "zoo:NAME" for a model that a plugin
@@ -101,9 +109,11 @@ def load(path: str | Path, *, device: str = "auto", precision: str = "fp32", wei
     device     "auto", "cpu", "cuda" or "mps"
     precision  "fp32", or "bf16" (eval mode only)
     weights    of a run: "last", those after the last step, or "average", their average over the training
+    process    parameters of the model's process that differ from the training, such as {"steps": 4}
+    generator  the same of its generator. Both take only parameters that training does not depend on
 
-    Raises UserError if there is no such model or device, DamagedFile if its file is damaged, and ValueError for another
-    precision or other weights.
+    Raises UserError if there is no such model or device or a parameter does not fit, DamagedFile if its file is
+    damaged, and ValueError for another precision or other weights.
 
     >>> import numpy as np
     >>> import p2pzoo
@@ -114,7 +124,8 @@ def load(path: str | Path, *, device: str = "auto", precision: str = "fp32", wei
     """
     from p2pzoo.models.load import load_model
 
-    return load_model(path, device=device, precision=precision, weights=weights)
+    at_use = {"process": process or {}, "generator": generator or {}}
+    return load_model(path, device=device, precision=precision, weights=weights, at_use=at_use)
 
 
 def train(
@@ -163,6 +174,8 @@ def evaluate(
     scale: float | str | None = None,
     size: tuple[int, int] | None = None,
     device: str | None = None,
+    process: Mapping[str, Any] | None = None,
+    generator: Mapping[str, Any] | None = None,
 ) -> "Evaluated":
     """Measure a trained model, as `p2pzoo evaluate` does: on a split of a recipe's data, or on two folders of images.
 
@@ -178,6 +191,8 @@ def evaluate(
     test_mode        "paper" or "eval"; None: the recipe's, and for folders the model's
     scale, size      for folders, as for `Model.translate`
     device           "auto", "cpu", "cuda" or "mps"; None: the recipe's, and for folders "auto"
+    process          parameters of the model's process that differ from the training, such as {"steps": 4}
+    generator        the same of its generator. Both take only parameters that training does not depend on
 
     Raises UserError if the model, the recipe, a metric or the data must be fixed, or if they do not fit together,
     DamagedFile for a damaged model file, OutOfMemory if memory is too small, and ValueError for another split or test
@@ -196,5 +211,6 @@ def evaluate(
     arguments = {
         "recipe": None if recipe is None else str(recipe), "profile": profile, "overrides": overrides, "split": split,
         "test_mode": test_mode, "scale": scale, "size": size, "device": device,
+        "process": process or {}, "generator": generator or {},
     }  # fmt: skip
     return evaluate(model, folders, metrics, arguments)

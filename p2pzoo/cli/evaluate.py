@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import click
 
-from p2pzoo.cli.options import json_option, override_option, print_json, profile_option
+from p2pzoo.cli.options import json_option, override_option, print_json, process_options, profile_option
 from p2pzoo.cli.tables import exit_if_nan, print_metrics
 from p2pzoo.cli.translate import parse_scale
 from p2pzoo.utils.errors import UserError
@@ -26,6 +28,7 @@ from p2pzoo.utils.errors import UserError
 @click.option("--test-mode", type=click.Choice(["paper", "eval"]),
               help="Run the generator as in training (paper) or with running statistics and no dropout (eval) "
                    "[default: the recipe's; of folders: the model's].")  # fmt: skip
+@process_options
 @click.option("--scale", metavar="FACTOR",
               help="Of folders: let the model see each image at this fraction of its size (native: at its own size) "
                    "[default: the scale of the training images].")  # fmt: skip
@@ -47,6 +50,7 @@ def evaluate_command(
     split: str | None,
     metrics: tuple[str, ...],
     test_mode: str | None,
+    process: Mapping[str, Any],
     scale: str | None,
     size: tuple[int, int] | None,
     device: str | None,
@@ -78,18 +82,33 @@ def evaluate_command(
     except ValueError as error:
         raise UserError(str(error)) from None
     request = Request(
-        model, _check_folders(data), recipe, profile, overrides, split, metrics, test_mode, factor, size, device
+        model,
+        _check_folders(data),
+        recipe,
+        profile,
+        overrides,
+        split,
+        metrics,
+        test_mode,
+        factor,
+        size,
+        device,
+        process,
     )
     results = evaluate_model(request, (lambda _: None) if quiet else (lambda line: click.echo(line, err=True)))
     if output is not None:
         write_results(output, results)
+    _print_results(results, output, as_json)
+    exit_if_nan(results)
+
+
+def _print_results(results: dict[str, Any], output: Path | None, as_json: bool) -> None:
     if as_json:
         print_json(results)
-    else:
-        print_metrics(results)
-        if output is not None:
-            click.echo(f"written          {output}")
-    exit_if_nan(results)
+        return
+    print_metrics(results)
+    if output is not None:
+        click.echo(f"written          {output}")
 
 
 def _check_folders(data: tuple[Path, ...]) -> tuple[Path, Path] | None:

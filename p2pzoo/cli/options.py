@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -17,12 +18,14 @@ from p2pzoo.utils.terminal import escape_json
 
 __all__ = [
     "JSON_REQUESTED",
+    "at_use_options",
     "json_option",
     "max_time_option",
     "override_option",
     "parse_parameters",
     "print_error",
     "print_json",
+    "process_options",
     "profile_option",
     "recipe_argument",
     "resume_command",
@@ -49,6 +52,51 @@ override_option = click.option(
     metavar="KEY=VALUE",
     help="Override a value of the recipe: -s losses.l1.weight=50.",
 )
+
+
+def process_options(command: F) -> F:
+    """Options for how a process is asked; the command's `process` gets them, such as {"steps": 4}."""
+
+    @functools.wraps(command)
+    def with_process(*, steps: int | None, eta: float | None, **others: Any) -> Any:
+        given = {"steps": steps, "eta": eta}
+        return command(process={name: value for name, value in given.items() if value is not None}, **others)
+
+    options = (
+        click.option("--steps", type=click.IntRange(min=1), metavar="N",
+                     help="Of a process: ask the generator N times for each image [default: as trained]."),
+        click.option("--eta", type=click.FloatRange(0, 1), metavar="ETA",
+                     help="Of a process: new noise in each step, 0 (none) to 1 [default: as trained]."),
+    )  # fmt: skip
+    for option in reversed(options):
+        with_process = option(with_process)
+    return with_process  # type: ignore[return-value]
+
+
+def at_use_options(command: F) -> F:
+    """Options for parameters of a model that may differ from its training.
+
+    The command's `at_use` gets them, such as {"process": {"steps": 4}, "generator": {}}.
+    """
+
+    @process_options
+    @functools.wraps(command)
+    def with_at_use(*, process: Mapping[str, Any], overrides: tuple[str, ...], **others: Any) -> Any:
+        from p2pzoo.config.settings import AT_USE_KINDS
+
+        at_use: dict[str, dict[str, Any]] = {kind: {} for kind in AT_USE_KINDS}
+        for text in overrides:
+            kind, dot, rest = text.strip().partition(".")
+            if kind not in AT_USE_KINDS or not dot:
+                raise UserError(f"-s {text}: a trained model takes -s process.PARAM=VALUE and -s generator.PARAM=VALUE")
+            at_use[kind] |= parse_parameters((rest,))
+        at_use["process"] |= process
+        return command(at_use=at_use, **others)
+
+    return click.option(
+        "-s", "--set", "overrides", multiple=True, metavar="KEY=VALUE",
+        help="Set a parameter that training does not depend on: -s process.steps=4.",
+    )(with_at_use)  # type: ignore[return-value]  # fmt: skip
 
 
 def recipe_argument(name: str, metavar: str = "RECIPE") -> Callable[[F], F]:

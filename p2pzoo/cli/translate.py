@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
-from p2pzoo.cli.options import json_option, print_json, stop
+from p2pzoo.cli.options import at_use_options, json_option, print_json, stop
 from p2pzoo.utils.errors import UserError
 from p2pzoo.utils.signals import exit_code
 from p2pzoo.utils.terminal import escape
 
 if TYPE_CHECKING:
-    from collections.abc import Generator
+    from collections.abc import Generator, Mapping
 
     from p2pzoo.models.model import Model
     from p2pzoo.models.scaling import Scaling
@@ -43,6 +43,7 @@ OUTPUT_SUFFIXES = (".png", ".tif", ".tiff", ".npy", ".jpg", ".jpeg", ".webp")
     show_default=True,
     help="Seed dropout in paper mode, and the noise of a process.",
 )
+@at_use_options
 @click.option("--samples", type=click.IntRange(min=2), metavar="N",
               help="In paper mode: write N translations of each image (with the seeds SEED, SEED + 1, …), their mean "
                    "and their spread.")  # fmt: skip
@@ -79,6 +80,7 @@ def translate_command(
     output: Path,
     test_mode: str | None,
     seed: int,
+    at_use: Mapping[str, Mapping[str, Any]],
     samples: int | None,
     tile: int | None,
     overlap: int | None,
@@ -113,9 +115,8 @@ def translate_command(
     from p2pzoo.models.translate_files import translate_files
 
     sources = _find_inputs(inputs, model)
-    loaded = _load(model, device, precision, weights, background)
-    targets = _plan_targets(loaded, sources, output, suffix, samples, force)
-    quality = _check_quality(targets, quality)
+    loaded = _load(model, device, precision, weights, background, at_use)
+    targets, quality = _plan_targets(loaded, sources, output, suffix, samples, force, quality)
     try:
         mode, tiling = loaded.resolve_options(test_mode, tile, overlap)
         scaling = Scaling.resolve(loaded.file_layout, parse_scale(scale), size)
@@ -127,7 +128,7 @@ def translate_command(
         _describe_scale(loaded, scaling, quiet)
     _warn_of_pairs(loaded, sources, half)
     warn_of_losses(targets.items(), is_cut=half is not None)
-    text = {"p2pzoo": _describe_translation(loaded, mode, seed, precision, tiling, scaling)}
+    text = {"p2pzoo": _describe_translation(loaded, mode, seed, precision, tiling, scaling, at_use)}
     outcomes = translate_files(
         loaded, targets, mode, seed=seed, tiling=tiling, text=text, samples=samples, scaling=scaling, half=half,
         quality=quality,
@@ -135,12 +136,19 @@ def translate_command(
     _report(outcomes, samples, quiet, as_json)
 
 
-def _load(path: Path, device: str, precision: str, weights: str, background: str | None) -> Model:
+def _load(
+    path: Path,
+    device: str,
+    precision: str,
+    weights: str,
+    background: str | None,
+    at_use: Mapping[str, Mapping[str, Any]],
+) -> Model:
     from p2pzoo.compute.engine import keep_freed_memory
     from p2pzoo.images.transparency import parse_background
     from p2pzoo.models.load import load_model
 
-    model = load_model(path, device=device, precision=precision, weights=weights)
+    model = load_model(path, device=device, precision=precision, weights=weights, at_use=at_use)
     if background:
         try:
             model.background = parse_background(background)
@@ -197,7 +205,13 @@ def _warn_of_pairs(model: Model, sources: list[Path], half: Half | None) -> None
 
 
 def _describe_translation(
-    model: Model, mode: str, seed: int, precision: str, tiling: Tiling | None, scaling: Scaling
+    model: Model,
+    mode: str,
+    seed: int,
+    precision: str,
+    tiling: Tiling | None,
+    scaling: Scaling,
+    at_use: Mapping[str, Mapping[str, Any]],
 ) -> str:
     """JSON that is stored in each output file: how it was made."""
     from p2pzoo.utils.version import __version__
@@ -213,6 +227,7 @@ def _describe_translation(
         values["background"] = model.background
     if precision != "fp32":
         values["precision"] = precision
+    values |= {kind: table for kind, table in at_use.items() if table}
     if tiling:
         values |= {"tile": tiling.side, "overlap": tiling.overlap}
     return json.dumps(values, sort_keys=True)
@@ -275,16 +290,25 @@ def _find_inputs(inputs: tuple[Path, ...], model: Path) -> list[Path]:
 
 
 def _plan_targets(
-    model: Model, sources: list[Path], output: Path, file_format: str | None, samples: int | None, force: bool
-) -> dict[Path, Path]:
-    """{source: file to write}. Raises UserError if a file cannot hold the output, or would be overwritten."""
+    model: Model,
+    sources: list[Path],
+    output: Path,
+    file_format: str | None,
+    samples: int | None,
+    force: bool,
+    quality: int | None,
+) -> tuple[dict[Path, Path], int]:
+    """{source: file to write}, and the quality of lossy files.
+
+    Raises UserError if a file cannot hold the output, or would be overwritten.
+    """
     from p2pzoo.models.translate_files import sample_paths
 
     targets = _choose_targets(sources, output, _choose_suffix(model, output, file_format), force or bool(samples))
     if samples:
         files = [file for target in targets.values() for file in sample_paths(target, samples)]
         _check_samples(files, output, sources, force)
-    return targets
+    return targets, _check_quality(targets, quality)
 
 
 def _check_quality(targets: dict[Path, Path], quality: int | None) -> int:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from p2pzoo.config import optimizers
 from p2pzoo.config.combinations import find_conflicts
 from p2pzoo.config.experiment import COLLECTION_KINDS, WEIGHTED_TABLES, Component, Experiment
+from p2pzoo.config.frozen_table import FrozenTable
 from p2pzoo.config.paths import locate_paths
 from p2pzoo.config.recipe import COLLECTIONS, COMPONENTS, ZOO_KEYS, Key, Recipe
-from p2pzoo.config.settings import ADAM_KEYS, Compute, Evaluate, EvaluateMetric, Init, Optimizer, Train
+from p2pzoo.config.settings import ADAM_KEYS, AT_USE_KINDS, Compute, Evaluate, EvaluateMetric, Init, Optimizer, Train
 from p2pzoo.plugin import schema
 from p2pzoo.plugin.registry import Registry
 from p2pzoo.utils.errors import UserError
@@ -62,6 +65,8 @@ class _Checker:
         classes = {"train": Train, "init": Init, "compute": Compute, "evaluate": Evaluate}
         settings: dict[str, Any] = {name: self.check_settings(name, cls) for name, cls in classes.items()}
         settings["optimizer"] = self.check_optimizer()
+        settings["evaluate"] = self.check_further_translations(settings["evaluate"], single)
+        collections["metrics"] = self.check_metrics_at_use(collections["metrics"], single)
         self.check_required_tables()
         for key, message in find_conflicts(values, settings):
             self.add_fault(key, message)
@@ -139,6 +144,45 @@ class _Checker:
             return {}
         values = self.check_values(key, EvaluateMetric, table) or {}
         return {name: value for name, value in values.items() if value is not None}
+
+    def check_further_translations(self, evaluate: Evaluate | None, single: Mapping[str, Any]) -> Evaluate | None:
+        """[evaluate] with its tables of other parameters and other translations checked."""
+        if evaluate is None:
+            return None
+        key: Key = ("evaluate",)
+        also = {}
+        for name, table in evaluate.also.items():
+            place = (*key, "also", name)
+            if not re.fullmatch(r"[A-Za-z][\w-]*", name):
+                self.add_fault(place, f"also.{name}: the name must be letters, digits, - and _, a letter first")
+            elif not isinstance(table, dict):
+                self.add_fault(place, f"also.{name} must be a table, not {schema.format_value(table)}")
+            elif values := self.check_values(place, EvaluateMetric, table):
+                set_values = {name: value for name, value in values.items() if value is not None}
+                also[name] = FrozenTable(self.check_at_use(place, set_values, single))
+        return replace(evaluate, **self.check_at_use(key, vars(evaluate), single), also=FrozenTable(also))
+
+    def check_metrics_at_use(self, metrics: Mapping[str, Any], single: Mapping[str, Any]) -> dict[str, Any]:
+        """The metrics with the tables `process` and `generator` of [metrics.NAME.evaluate] checked."""
+        return {
+            name: metric
+            and replace(metric, evaluate=self.check_at_use(("metrics", name, "evaluate"), metric.evaluate, single))
+            for name, metric in metrics.items()
+        }
+
+    def check_at_use(self, key: Key, table: Mapping[str, Any], single: Mapping[str, Any]) -> dict[str, Any]:
+        """The table without `also`, its parameters of the process and of the generator checked."""
+        values = {name: value for name, value in table.items() if name != "also"}
+        for kind in AT_USE_KINDS:
+            if not values.get(kind):
+                continue
+            component = single.get(kind)
+            if kind not in self.recipe.values:
+                self.add_fault((*key, kind), f"{kind}: this recipe has no [{kind}] whose parameters could differ")
+            elif component:  # else its table has faults of its own
+                checked = self.check_values((*key, kind), component.factory, values[kind], schema.check_at_use)
+                values[kind] = FrozenTable(checked or {})
+        return values
 
     def check_weight(self, key: Key, weight: Any, *, allowed: bool) -> float:
         if not allowed:

@@ -41,12 +41,15 @@ def find_conflicts(values: Mapping[str, Any], settings: Mapping[str, Any]) -> Co
 
 
 def _evaluate(values: Mapping[str, Any], evaluate: Evaluate, train: Train | None) -> Conflicts:
-    """Conflicts of [evaluate], and of the tables [metrics.NAME.evaluate] that change it."""
+    """Conflicts of [evaluate], and of the tables [evaluate.also.NAME] and [metrics.NAME.evaluate] that change it."""
     tables: dict[Key, Mapping[str, Any]] = {("evaluate",): values.get("evaluate", {})}
     metrics = values.get("metrics")
     for name, metric in metrics.items() if isinstance(metrics, dict) else ():
         if isinstance(metric, dict) and isinstance(metric.get("evaluate"), dict):
             tables["metrics", name, "evaluate"] = metric["evaluate"]
+    for name, further in evaluate.also.items():
+        if isinstance(further, dict):
+            tables["evaluate", "also", name] = further
     for key, table in tables.items():
         test_mode = table.get("test_mode", evaluate.test_mode)
         if (

@@ -17,7 +17,7 @@ from typing import Any
 
 from p2pzoo.config.provenance import source_hashes
 from p2pzoo.config.recipe import COMPONENTS, ZOO_KEYS, Key, Recipe
-from p2pzoo.config.settings import Compute, Evaluate, Init, Optimizer, Train, Translations
+from p2pzoo.config.settings import AT_USE_KINDS, Compute, Evaluate, Init, Optimizer, Train, Translations
 from p2pzoo.plugin import schema
 from p2pzoo.plugin.registry import Entry
 from p2pzoo.utils.errors import UserError
@@ -119,21 +119,21 @@ class Experiment:
     @property
     def translations(self) -> Translations:
         """Those that [evaluate] names."""
-        names = ("test_mode", "test_batch", "weights")
+        names = ("test_mode", "test_batch", "weights", *AT_USE_KINDS)
         return Translations(**{name: getattr(self.evaluate, name) for name in names})
 
     @functools.cached_property
     def measurements(self) -> Mapping[str, Measurement]:
-        """What to measure, by name: each metric at the end of the training, and as NAME@IMAGES after `evaluate.at`."""
-        found: dict[str, Measurement] = {}
-        for name, metric in self.metrics.items():
-            found[name] = Measurement(metric, replace(self.translations, **metric.evaluate))
-        for images in self.evaluate.at:
-            for name, metric in self.metrics.items():
-                if "at" not in metric.evaluate:
-                    translations = replace(found[name].translations, at=images)
-                    found[f"{name}@{images}"] = Measurement(metric, translations)
-        return found
+        """What to measure, by name: each metric as METRIC, and as METRIC@IMAGES and METRIC@NAME for the translations of
+        `evaluate.at` and `evaluate.also`. A key of the metric's own goes before one of those."""
+        further = {"": {}, **{f"@{n}": {"at": n} for n in self.evaluate.at}}
+        further |= {f"@{name}": table for name, table in self.evaluate.also.items()}
+        return {
+            f"{name}{suffix}": Measurement(metric, self.translations.changed(changes).changed(metric.evaluate))
+            for suffix, changes in further.items()
+            for name, metric in self.metrics.items()
+            if not changes.keys() & metric.evaluate.keys() - {*AT_USE_KINDS}
+        }
 
     @functools.cached_property
     def sources(self) -> Mapping[str, str]:
@@ -237,7 +237,7 @@ def _component_table(component: Component, *, weighted: bool) -> dict[str, Any]:
     if weighted:
         table["weight"] = component.weight
     table |= _without_none(schema.to_jsonable(component.values))
-    return table | ({"evaluate": dict(component.evaluate)} if component.evaluate else {})
+    return table | ({"evaluate": schema.to_jsonable(component.evaluate)} if component.evaluate else {})
 
 
 def _hash_if_file(value: Any) -> Any:
@@ -246,4 +246,4 @@ def _hash_if_file(value: Any) -> Any:
 
 
 def _without_none(table: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in table.items() if value is not None}
+    return {key: value for key, value in table.items() if value is not None and value != {}}

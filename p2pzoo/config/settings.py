@@ -6,18 +6,23 @@ Their fields are checked as the parameters of a component are, and `p2pzoo show 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
+from p2pzoo.config.frozen_table import NO_TABLE, FrozenTable
+from p2pzoo.plugin import schema
 from p2pzoo.plugin.protocols import AddedLater
 
 Count = Annotated[int, Field(ge=1)]
 Natural = Annotated[int, Field(ge=0)]
 Probability = Annotated[float, Field(ge=0, lt=1)]
 Rate = Annotated[float, Field(gt=0, le=1)]
+
+AT_USE_KINDS = ("process", "generator")  # whose parameters can differ where a trained G is used
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -281,6 +286,11 @@ class Evaluate:
                 keeps (training/kept_average.py)
     at          also measure G as it was after so many images, each in increasing order. A metric NAME is there as
                 NAME@IMAGES. The run must be trained with this key: it keeps the weights
+    process     parameters of the process that differ from its table, such as { steps = 4 }: those that training does
+                not depend on
+    generator   the same of the generator
+    also        further translations to measure: tables [evaluate.also.NAME] with the keys of [metrics.NAME.evaluate].
+                A metric METRIC is there as METRIC@NAME
     split       split to measure on
     samples     number of validation images in each sample grid
     """
@@ -289,6 +299,9 @@ class Evaluate:
     test_batch: Count = 1  # paper §3.3
     weights: Literal["last", "average"] = "last"
     at: tuple[Count, ...] = ()
+    process: FrozenTable = NO_TABLE
+    generator: FrozenTable = NO_TABLE
+    also: FrozenTable = NO_TABLE
     split: Literal["test", "val"] = "test"
     samples: Count = 4
 
@@ -301,25 +314,47 @@ class EvaluateMetric:
     test_batch  as in [evaluate]
     weights     as in [evaluate]
     at          images after which G was as this metric measures it; the run must be trained with this key
+    process     as in [evaluate], on top of it
+    generator   as in [evaluate], on top of it
     """
 
     test_mode: Literal["paper", "eval"] | None = None
     test_batch: Count | None = None
     weights: Literal["last", "average"] | None = None
     at: Count | None = None
+    process: FrozenTable | None = None
+    generator: FrozenTable | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Translations:
     """Which translations are measured: those of G with these weights, in this test mode.
 
-    at  images after which G was so; None: at the end of the training
+    at                  images after which G was so; None: at the end of the training
+    process, generator  their parameters that differ from those of the training
     """
 
     test_mode: Literal["paper", "eval"] = "paper"
     test_batch: int = 1
     weights: Literal["last", "average"] = "last"
     at: int | None = None
+    process: FrozenTable = NO_TABLE
+    generator: FrozenTable = NO_TABLE
+
+    def changed(self, values: Mapping[str, Any]) -> Translations:
+        """With these keys of [metrics.NAME.evaluate]. Parameters of the process and of the generator are added.
+
+        >>> fewer = Translations(process=FrozenTable(steps=4)).changed({"weights": "average", "process": {"eta": 1.0}})
+        >>> fewer.weights, fewer.process
+        ('average', {'steps': 4, 'eta': 1.0})
+        """
+        merged = {name: FrozenTable(getattr(self, name) | values[name]) for name in AT_USE_KINDS if name in values}
+        return replace(self, **{**values, **merged})
+
+    @property
+    def at_use(self) -> dict[str, FrozenTable]:
+        """{"process" or "generator": its parameters that differ}, without empty ones."""
+        return {name: table for name in AT_USE_KINDS if (table := getattr(self, name))}
 
     def protocol(self) -> dict[str, Any]:
         """What the protocol of a number says of them; what 0.1.0 did not have is left out where it is the default.
@@ -332,4 +367,5 @@ class Translations:
             **({"test_batch": self.test_batch} if self.test_mode == "paper" else {}),
             **({"weights": self.weights} if self.weights != "last" else {}),
             **({"at": self.at} if self.at is not None else {}),
+            **{name: schema.to_jsonable(table) for name, table in self.at_use.items()},
         }

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from p2pzoo.compute.engine import pick_device
+from p2pzoo.models.at_use import AtUse, with_parameters
 from p2pzoo.models.checkpoint_model import list_checkpoints, load_model_tensors, load_newest_checkpoint
 from p2pzoo.models.model import Model
 from p2pzoo.models.model_file import ModelHeader, restore_network
@@ -18,7 +19,14 @@ from p2pzoo.utils.errors import DamagedFile, UserError
 from p2pzoo.utils.find_runs import find_only_run
 
 
-def load_model(path: str | Path, *, device: str = "auto", precision: str = "fp32", weights: str = "last") -> Model:
+def load_model(
+    path: str | Path,
+    *,
+    device: str = "auto",
+    precision: str = "fp32",
+    weights: str = "last",
+    at_use: AtUse | None = None,
+) -> Model:
     """Load a trained model. `p2pzoo.load` calls this function.
 
     path: a run folder or a folder with one run, a model.safetensors, a checkpoint, or "zoo:NAME" for a model that a
@@ -27,9 +35,10 @@ def load_model(path: str | Path, *, device: str = "auto", precision: str = "fp32
     device: "auto", "cpu", "cuda" or "mps".
     precision: "fp32", or "bf16" for eval mode only.
     weights: of a run: "last", those after the last step, or "average", their average over the training.
+    at_use: parameters that may differ from the training, {"process": {"steps": 4}}.
 
-    Raises UserError if there is no such model or the device is not available, DamagedFile if the file is damaged,
-    ValueError for another precision or other weights.
+    Raises UserError if there is no such model, the device is not available or a parameter does not fit, DamagedFile
+    if the file is damaged, ValueError for another precision or other weights.
 
     >>> load_model("zoo:earth-small", device="cpu").size
     (128, 128)
@@ -37,7 +46,7 @@ def load_model(path: str | Path, *, device: str = "auto", precision: str = "fp32
     if weights not in ("last", "average"):
         raise ValueError(f"weights must be 'last' or 'average', not {weights!r}")
     tensors, json_header, file = read_model(Path(path) if weights == "last" else find_average(Path(path)))
-    header = ModelHeader.parse(json_header, file)
+    header = with_parameters(ModelHeader.parse(json_header, file), at_use, registry())
     G = restore_network(tensors, header, file, registry())
     for key in ("run", "test_mode", "size_divisor"):
         if getattr(header, key) is None:

@@ -23,10 +23,12 @@ from p2pzoo.images.resize import resize_to
 from p2pzoo.images.rows import Rows
 from p2pzoo.images.transparency import Rgb, put_on_background
 from p2pzoo.models.model_file import ModelHeader
+from p2pzoo.models.noise_field import NoiseField
 from p2pzoo.models.padding import pad_by_reflection, reflected_indices
 from p2pzoo.models.scaling import NO_FILE_LAYOUT, Scaling
-from p2pzoo.models.test_modes import draws_random_numbers, optimize_for_eval, translate
+from p2pzoo.models.test_modes import derive_image_seed, draws_random_numbers, optimize_for_eval, translate
 from p2pzoo.models.tiling import Tiling, blend_tiles
+from p2pzoo.utils import rng
 from p2pzoo.utils.errors import OutOfMemory, UserError
 from p2pzoo.utils.memory import check_available
 
@@ -38,6 +40,7 @@ PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 MAX_BATCH_PIXELS = {"cpu": 4 * 256**2}
 MAX_BATCH_PIXELS_ON_GPU = 32 * 256**2
 _BYTES_OF_RESIZING = 8  # per value of the new image, at least
+_CORNER = 64  # px: the corner of an image whose hash seeds the noise of its tiles
 _BAND_ROWS = 64  # of a large image that are made to stored values at once: several float32 copies of them exist
 MAX_EXAMPLE_PIXELS = 2048**2  # G is tried on an image of its training size, unless that is larger
 
@@ -200,17 +203,17 @@ class Model:
             raise ValueError(f"test_mode must be one of {', '.join(TEST_MODES)}, not {mode!r}")
         if mode == "paper" and self.precision != "fp32":
             raise ValueError(f"precision {self.precision} needs test mode eval: paper mode computes in fp32")
-        if self.precision != "fp32" and self._draws_noise:
-            raise ValueError(f"precision {self.precision} is for models without noise: a process computes in fp32")
+        if self.precision != "fp32" and self.draws_in_eval and not self.takes_noise:
+            raise ValueError(f"precision {self.precision} is not for a model that draws its own random numbers")
         if tile is None:
             if overlap is not None:
                 raise ValueError(f"an overlap of {overlap} needs tiles: give the side of a tile, too")
             return mode, None
         if mode == "paper":
             raise ValueError("tiles need test mode eval: in paper mode each tile is normalised by its own statistics")
-        if self.header.process and self._draws_noise:
+        if (process := self.header.process) and self.draws_in_eval and not self.takes_noise:
             raise ValueError(
-                f"the process '{self.header.process.use}' draws noise, which would differ from tile to tile: translate "
+                f"the process '{process.use}' draws its own noise, which would differ from tile to tile: translate "
                 "without tiles"
             )
         if norm := _input_dependent_norm(self.G):
@@ -308,7 +311,7 @@ class Model:
             if tiling and max(height, width) > tiling.side:
                 y_hat = torch.empty(len(batch), self.out_channels, height, width, device=image.device)
                 for x, y in zip(batch, y_hat, strict=True):
-                    for top, strip in self._translate_strips(_band_reader(x), (height, width), tiling):
+                    for top, strip in self._translate_strips(_band_reader(x), (height, width), tiling, seed):
                         y[:, top : top + strip.shape[1]] = strip
             elif mode == "eval":
                 padded = pad_by_reflection(batch.to(self.device), self.size_divisor)
@@ -369,7 +372,7 @@ class Model:
         y_hats = self._translate_stored([image.x for image in images], mode, seed, tiling)
         return [self._decode(image, y_hat) for image, y_hat in zip(images, y_hats, strict=True)]
 
-    def translate_rows(self, image: Rows, tiling: Tiling) -> Iterator[np.ndarray]:
+    def translate_rows(self, image: Rows, tiling: Tiling, seed: int = 0) -> Iterator[np.ndarray]:
         """Translate a large image in tiles of eval mode at its own size. Yields bands (rows, W, C), top to bottom.
 
         Memory holds a few rows of tiles. The pixels are those of `translate` with this tile and `scale="native"`.
@@ -384,7 +387,7 @@ class Model:
 
         size = image.shape[:2]
         try:
-            for _, strip in self._translate_strips(read, size, tiling):
+            for _, strip in self._translate_strips(read, size, tiling, seed):
                 assert band is not None
                 for at, part in enumerate(strip.split(_BAND_ROWS, dim=1)):
                     rows = slice(at * _BAND_ROWS, at * _BAND_ROWS + part.shape[1])
@@ -415,7 +418,7 @@ class Model:
         channels_first = [self._to_tensor(image) for image in images]
         try:
             if mode == "eval" and tiling and max(height, width) > tiling.side:
-                return [self._translate_in_tiles(image, tiling) for image in channels_first]
+                return [self._translate_in_tiles(image, tiling, seed) for image in channels_first]
             if mode == "eval":
                 padded = [pad_by_reflection(x[None], self.size_divisor)[0] for x in channels_first]
                 y_hats = self._quantize(self._run_eval(torch.stack(padded), seed).permute(0, 2, 3, 1))
@@ -430,20 +433,22 @@ class Model:
         height, width = image.shape[1:]
         return self._run_paper(self._scale(image)[None], seed)[0, :, :height, :width].permute(1, 2, 0)
 
-    def _translate_in_tiles(self, image: Tensor, tiling: Tiling) -> np.ndarray:
+    def _translate_in_tiles(self, image: Tensor, tiling: Tiling, seed: int) -> np.ndarray:
         """(C, H, W) as `_to_tensor` returns it -> (H, W, C) as y is stored."""
         dtype, channels = self._y_format
         y_hat = np.empty((*image.shape[1:], channels), dtype)
-        for top, strip in self._translate_strips(_band_reader(image), image.shape[1:], tiling):
+        for top, strip in self._translate_strips(_band_reader(image), image.shape[1:], tiling, seed):
             y_hat[top : top + strip.shape[1]] = self._quantize(strip.permute(1, 2, 0))
         return y_hat
 
     def _translate_strips(
-        self, read: Callable[[int, int], Tensor], size: Sequence[int], tiling: Tiling
+        self, read: Callable[[int, int], Tensor], size: Sequence[int], tiling: Tiling, seed: int
     ) -> Iterator[tuple[int, Tensor]]:
         """(top, (C, rows, W)) of ŷ for an image of this (H, W), one strip after the other, without padding.
 
         read(top, bottom): the (C, rows, W) between two rows, as `_to_tensor` returns it.
+        seed: of the noise, which is one for the whole image, so that tiles fit together. It depends on the first corner
+        of the image, not on all pixels, which need not be in memory.
         """
         height, width = size
         rows, columns = (reflected_indices(length, self.size_divisor) for length in (height, width))
@@ -457,9 +462,16 @@ class Model:
                 band = band[:, indices - top]
             return band if len(columns) == width else torch.cat([band, band[:, :, columns[width:]]], dim=2)
 
+        field: NoiseField | None = None
+        if self.takes_noise:
+            corner = read(0, min(_CORNER, height))[None, :, :, :_CORNER]
+            field = NoiseField(derive_image_seed(self._scale(corner), seed), self.noise_shape)
+
         def translate_tiles(places: list[tuple[slice, slice]]) -> Tensor:
             band = band_of((places[0][0].start, places[0][0].stop))
-            return self._run_eval(torch.stack([band[:, :, across] for _, across in places]))
+            tiles = torch.stack([band[:, :, across] for _, across in places])
+            noise = torch.stack([field.crop(*place) for place in places]) if field else None
+            return self._run_eval(tiles, noise=noise)
 
         max_batch_size = self.max_batch_size(tiling.side, tiling.side, "eval")
         for top, strip in blend_tiles(translate_tiles, len(rows), len(columns), tiling, max_batch_size):
@@ -474,24 +486,37 @@ class Model:
         return translate(self.G, x, "paper", seed=seed)
 
     @torch.no_grad()
-    def _run_eval(self, images: Tensor, seed: int = 0) -> Tensor:
+    def _run_eval(self, images: Tensor, seed: int = 0, noise: Tensor | None = None) -> Tensor:
         """(B, C, H, W) of stored integers, or of floats in [-1, 1], padded -> ŷ, float32.
 
-        seed: of a G that draws random numbers in eval mode too.
+        seed: of a G that draws random numbers in eval mode too, which depend on each image besides.
+        noise: (B, K, C, H, W) for a sampler that takes it, in place of the seed's.
 
         A batch that is too large for the memory is translated one image at a time.
         """
-        if self.draws_in_eval:  # seeded by each image
+        if self.draws_in_eval and not self.takes_noise:
             scaled = self._scale(images.to(self.device))
             return torch.cat([translate(self.G, x, "eval", seed=seed, draws=True) for x in scaled.split(1)])
+        if noise is None and self.takes_noise:
+            noise = torch.cat([self.draw_noise(self._scale(image), seed) for image in images.split(1)])
         try:
             x = self._scale(images.to(self.device)).contiguous(memory_format=best_memory_format(self.device.type))
-            return self._eval_G(x.to(PRECISIONS[self.precision])).float()  # type: ignore[no-any-return]
+            given = () if noise is None else (noise.to(self.device),)
+            return self._eval_G(x.to(PRECISIONS[self.precision]), *given).float()  # type: ignore[no-any-return]
         except (RuntimeError, MemoryError) as error:
             if len(images) == 1 or not is_out_of_memory(error):
                 raise
         # outside of the except block: in it, the error's traceback would keep the tensors that filled the memory
-        return torch.cat([self._run_eval(image, seed) for image in images.split(1)])
+        parts = zip(images.split(1), [None] * len(images) if noise is None else noise.split(1), strict=True)
+        return torch.cat([self._run_eval(image, seed, part) for image, part in parts])
+
+    def draw_noise(self, x: Tensor, seed: int = 0) -> Tensor:
+        """(1, K, C, H, W): the noise that a sampler draws for x (1, C, H, W) in [-1, 1], padded, with this seed.
+
+        For models with `takes_noise` only.
+        """
+        with rng.torch_seed(derive_image_seed(x, seed)):
+            return self.G.draw_noise(x)  # type: ignore[no-any-return, operator]
 
     @cached_property
     def draws_in_eval(self) -> bool:
@@ -499,13 +524,19 @@ class Model:
         return draws_random_numbers(self.G, self._example)
 
     @property
-    def _draws_noise(self) -> bool:
-        """Whether the model has a process that draws noise. It is tried out, once."""
-        return self.header.process is not None and self.draws_in_eval
+    def takes_noise(self) -> bool:
+        """Whether G is a sampler that draws noise, and takes it as an argument too (see `Process.sampler`)."""
+        return self.noise_shape[0] > 0
+
+    @property
+    def noise_shape(self) -> tuple[int, int]:
+        """(K, C): the draws of noise that G takes for one translation, and their channels; (0, 0) if it takes none."""
+        return getattr(self.G, "noise_shape", (0, 0))
 
     @cached_property
     def _eval_G(self) -> nn.Module:
-        return optimize_for_eval(self.G, self._example, PRECISIONS[self.precision])
+        noise = self.draw_noise(self._example, 0).to(self.device) if self.takes_noise else None
+        return optimize_for_eval(self.G, self._example, PRECISIONS[self.precision], noise)
 
     @property
     def _example(self) -> Tensor:

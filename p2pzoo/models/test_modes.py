@@ -49,9 +49,14 @@ def translate(
                 return y_hat.float()
         y_hats = []
         for images in x.split(together if test_mode == "paper" else 1):
-            with rng.torch_seed(rng.derive_seed(seed, "translate", _hash_pixels(images))), _buffers_restored(G):
+            with rng.torch_seed(derive_image_seed(images, seed)), _buffers_restored(G):
                 y_hats.append(G(images).float())
         return torch.cat(y_hats)
+
+
+def derive_image_seed(images: Tensor, seed: int) -> int:
+    """The seed of what G draws for these images (B, C, H, W) in [-1, 1]."""
+    return rng.derive_seed(seed, "translate", _hash_pixels(images))
 
 
 def _watch_random_numbers(G: nn.Module, x: Tensor) -> tuple[Tensor, bool]:
@@ -74,11 +79,14 @@ def draws_random_numbers(G: nn.Module, x: Tensor) -> bool:
 
 
 @torch.no_grad()
-def optimize_for_eval(G: nn.Module, example: Tensor, dtype: torch.dtype = torch.float32) -> nn.Module:
+def optimize_for_eval(
+    G: nn.Module, example: Tensor, dtype: torch.dtype = torch.float32, noise: Tensor | None = None
+) -> nn.Module:
     """A faster copy of G for eval mode, equal to G up to rounding. Give it images in `engine.best_memory_format`.
 
     example: (1, C, H, W) in [-1, 1].
     dtype: of the weights and the computation. bfloat16 keeps 8 bits of each number.
+    noise: for a sampler that takes it, that of the example.
 
     Batch norms are folded into convolutions. A network's forward may use its layers in ways that forbid this, so both
     networks translate the example once. If a value differs by half a level of an 8-bit image, G itself is returned, in
@@ -88,8 +96,10 @@ def optimize_for_eval(G: nn.Module, example: Tensor, dtype: torch.dtype = torch.
     fast = fuse_conv_bn(G).to(memory_format=memory_format)
     if example.device.type == "cpu":
         fast = convs_as_gemm(fast)
-    expected = translate(G, example, "eval")
-    y_hat = fast(example.contiguous(memory_format=memory_format)).float()
+    given = () if noise is None else (noise,)
+    with in_training_mode(G, training=False):
+        expected = G(example, *given).float()
+    y_hat = fast(example.contiguous(memory_format=memory_format), *given).float()
     if not torch.allclose(y_hat, expected, rtol=0, atol=_HALF_LEVEL, equal_nan=True):
         warnings.warn(
             "folding the batch norms into convolutions changes the output of this generator: it runs without folding",

@@ -161,7 +161,7 @@ class _FileTranslator:
                 half = _take_half(image, self.half) if self.half else image
                 shape = (half.shape[0], half.shape[1], channels)
                 target.parent.mkdir(parents=True, exist_ok=True)
-                bands = self.model.translate_rows(half, self.tiling)
+                bands = self.model.translate_rows(half, self.tiling, self.seed)
                 if target.suffix.lower() in LOSSY_SUFFIXES:
                     return self.write(source, target, gather_rows(bands, shape, dtype), self.text, None)
                 write_rows(target, bands, shape, dtype, self.text, self.model.palette, self.tags(source))

@@ -41,6 +41,11 @@ class Process(Protocol):
 
     channels  that G sees in all
 
+    Optional attribute of its class, as of a generator's:
+
+    at_use  names of the parameters that training does not depend on: they may differ where a trained G is used
+            (`[evaluate.process] steps = 4`, `p2pzoo translate --steps 4`)
+
     >>> import p2pzoo
     >>> process = p2pzoo.create("process", "flow", in_channels=1, out_channels=3)
     >>> isinstance(process, Process), process.channels
@@ -68,6 +73,12 @@ class Process(Protocol):
         It may call G several times, with inputs as `noised` gives them. It draws with torch's global generator, which
         p2pzoo seeds by the image, in training mode and in eval mode; on the CPU, so that devices agree. It has no
         parameters and buffers besides those of G: model files hold G alone.
+
+        It may offer, for translation in tiles, in bf16, and as a graph of ONNX or a page, where noise is given to it:
+
+        noise_shape      (K, C): the draws of noise for one translation, and the channels of each
+        forward(x, noise=None)  with noise (B, K, C, H, W) of N(0, 1), used in this order in place of its own draws
+        draw_noise(x)    the noise that a call with x would draw
         """
 
 

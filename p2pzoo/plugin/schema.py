@@ -57,6 +57,8 @@ class Param:
             first = error.errors()[0]
             if first["type"] in _ARRAY_ERRORS:
                 raise ValueError(f"give an array, {self.type_name}") from None
+            if first["type"] == "dict_type":
+                raise ValueError("give a table, { parameter = value }") from None
             where = "".join(f"[{part}]" for part in first["loc"] if isinstance(part, int))
             raise ValueError(f"{where} {first['msg'][0].lower()}{first['msg'][1:]}".strip()) from None
         except PydanticSchemaGenerationError:
@@ -147,6 +149,33 @@ def check_params(
     return values
 
 
+def check_at_use(factory: Callable[..., Any], table: Mapping[str, Any]) -> dict[str, Any]:
+    """The values of a table whose parameters may differ at use from the training: those that the factory names.
+
+    Raises InvalidParameters with everything that is wrong with the table.
+
+    >>> def noise(*, steps: int, width: int) -> None: ...
+    >>> noise.at_use = ("steps",)
+    >>> check_at_use(noise, {"steps": 4})
+    {'steps': 4}
+    """
+    params, known = get_params(factory), tuple(getattr(factory, "at_use", ()))
+    faults: list[tuple[str, str]] = []
+    values: dict[str, Any] = {}
+    for name, value in table.items():
+        if name not in known:
+            which = f"only {', '.join(known)} can" if known else "it has none that can"
+            faults.append((name, f"'{name}' cannot differ from the training: {which}"))
+            continue
+        try:
+            values[name] = params[name].check(value)
+        except ValueError as error:
+            faults.append((name, f"{name} = {format_value(value)}: {error}"))
+    if faults:
+        raise InvalidParameters(faults)
+    return values
+
+
 def omit_added_later(factory: Callable[..., Any], values: Mapping[str, Any]) -> dict[str, Any]:
     """The values that enter the run id: all but those of parameters marked `AddedLater` that have their default."""
     params = get_params(factory)
@@ -196,6 +225,8 @@ def describe_type(annotation: Any) -> str:
         return " | ".join(json.dumps(arg) for arg in args)
     if origin is typing.Union or type(annotation).__name__ == "UnionType":
         return " | ".join(describe_type(arg) for arg in args)
+    if annotation.__class__ is type and issubclass(annotation, dict):
+        return "table"
     if origin in (tuple, list):
         return "[" + ", ".join("..." if arg is Ellipsis else describe_type(arg) for arg in args) + "]"
     return getattr(annotation, "__name__", str(annotation))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,8 +19,9 @@ from p2pzoo.compute.engine import Engine
 from p2pzoo.compute.memory import is_out_of_memory
 from p2pzoo.config.component_errors import naming_components
 from p2pzoo.config.experiment import Component, Experiment
+from p2pzoo.config.frozen_table import FrozenTable
 from p2pzoo.config.recipe import NO_PROFILE
-from p2pzoo.config.settings import Compute, Translations
+from p2pzoo.config.settings import AT_USE_KINDS, Compute, Translations
 from p2pzoo.data import Store
 from p2pzoo.data.collate import collate
 from p2pzoo.data.pairing import SPLITS
@@ -28,6 +29,7 @@ from p2pzoo.data.validation import validate_or_raise
 from p2pzoo.images.color_spaces import Encodings
 from p2pzoo.images.label_maps import Labels
 from p2pzoo.images.resize import resize_to
+from p2pzoo.models.at_use import AtUse
 from p2pzoo.models.load import find_model_file, find_run_folder, load_model
 from p2pzoo.models.model import TEST_MODES, Model
 from p2pzoo.models.padding import pad_by_reflection
@@ -71,6 +73,13 @@ class Request:
     scale: float | Literal["native"] | None = None
     size: tuple[int, int] | None = None
     device: str | None = None
+    process: Mapping[str, Any] = field(default_factory=dict)
+    generator: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def at_use(self) -> AtUse:
+        """Parameters of the model that differ from its training, on top of those of the recipe's [evaluate]."""
+        return {"process": self.process, "generator": self.generator}
 
     def __post_init__(self) -> None:
         for name, known in (("test_mode", TEST_MODES), ("split", SPLITS)):
@@ -86,6 +95,7 @@ def evaluate_model(request: Request, note: Note) -> dict[str, Any]:
     """
     overrides = [*request.overrides, *([f"compute.device={request.device}"] if request.device else [])]
     find_model_file(request.model)
+    _check_overrides(request)
     recipe = request.recipe or _find_recipe(request.model)
     if recipe is None and (request.profile or request.overrides):
         raise UserError(f"{request.model}: has no recipe.toml that --profile or -s could change: give --recipe FILE")
@@ -99,7 +109,7 @@ def evaluate_model(request: Request, note: Note) -> dict[str, Any]:
     if request.folders and (other := [name for name, component in components.items() if component.evaluate]):
         note(f"{', '.join(other)}: not measured, since [metrics.NAME.evaluate] is for a recipe's own images")
         components = {name: component for name, component in components.items() if name not in other}
-    model = load_model(request.model, device="cpu")
+    model = load_model(request.model, device="cpu", at_use=request.at_use)
     if request.folders is None:
         assert experiment is not None
         if request.scale is not None or request.size is not None:
@@ -108,13 +118,25 @@ def evaluate_model(request: Request, note: Note) -> dict[str, Any]:
             )
         with naming_components([experiment.dataset, *components.values()]):
             return _measure_on_recipe(model, replace(experiment, metrics=components), request, note)
-    if unused := [item for item in request.overrides if item.partition(".")[0] not in ("metrics", "compute")]:
-        raise UserError(
-            f"-s {unused[0]}: only [metrics] and [compute] of a recipe are used with two folders; remove it"
-        )
     compute = experiment.compute if experiment else Compute(device=request.device or "auto")  # type: ignore[arg-type]
     with naming_components(components.values()):
         return _measure_on_folders(model, components, compute, request, note)
+
+
+def _check_overrides(request: Request) -> None:
+    """Raises UserError for an override that would change nothing: the model is measured as it is."""
+    used = ("metrics", "compute") if request.folders else ("dataset", "metrics", "evaluate", "compute")
+    unused = [item for item in request.overrides if item.partition(".")[0].strip() not in used]
+    if unused:
+        tables = ", ".join(f"[{name}]" for name in used)
+        where = "with two folders" if request.folders else "to measure a model"
+        is_at_use = unused[0].partition(".")[0] in AT_USE_KINDS and not request.folders
+        advice = (
+            f"write -s evaluate.{unused[0]} for a parameter that may differ from its training"
+            if is_at_use
+            else "remove it"
+        )
+        raise UserError(f"-s {unused[0]}: only {tables} of a recipe are used {where}; {advice}")
 
 
 def _find_recipe(path: Path) -> str | None:
@@ -168,7 +190,12 @@ def _describe_checkpoint(model: Model) -> dict[str, Any]:
 def _measure_on_recipe(model: Model, experiment: Experiment, request: Request, note: Note) -> dict[str, Any]:
     """To the bit the numbers of `p2pzoo run`: the same images, batches, engine and `translate`."""
     changes = {"split": request.split, "test_mode": request.test_mode}
-    evaluation = replace(experiment.evaluate, **{key: value for key, value in changes.items() if value})  # type: ignore[arg-type]
+    evaluation = replace(
+        experiment.evaluate,
+        **{key: value for key, value in changes.items() if value},  # type: ignore[arg-type]
+        process=FrozenTable({**experiment.evaluate.process, **request.process}),
+        generator=FrozenTable({**experiment.evaluate.generator, **request.generator}),
+    )
     experiment = replace(experiment, evaluate=evaluation)
     store = Store(experiment.dataset.build(split=evaluation.split), compute=experiment.compute)
     check_needs(experiment, store)
@@ -220,13 +247,15 @@ def _with_weights_of(model: Model, experiment: Experiment, request: Request, not
 
 def _find_generator(model: Model, translations: Translations, request: Request) -> nn.Module:
     """G with the weights that are measured: those of `model`, or of another file in the folder of its run."""
-    if translations.at is None and translations.weights == model.weights:
+    file = request.model
+    if translations.at is not None or translations.weights != model.weights:
+        folder = find_run_folder(find_model_file(request.model))
+        file = Run(folder).weights(translations.weights, translations.at)
+        if not file.is_file():
+            raise UserError(f"{file}: no such file; the run of {request.model} keeps no such weights")
+    elif not translations.at_use:
         return model.G
-    folder = find_run_folder(find_model_file(request.model))
-    file = Run(folder).weights(translations.weights, translations.at)
-    if not file.is_file():
-        raise UserError(f"{file}: no such file; the run of {request.model} keeps no such weights")
-    return load_model(file, device="cpu").G
+    return load_model(file, device="cpu", at_use=translations.at_use).G
 
 
 def _check_images_fit(model: Model, store: Store, recipe: str) -> None:
@@ -297,7 +326,8 @@ def _measure_on_folders(
     G = model.G.to(engine.device, memory_format=engine.memory_format)  # type: ignore[call-overload]
     if model.file_layout is None and request.scale is None and request.size is None:
         warnings.warn(f"{NO_FILE_LAYOUT}, such as --scale 0.5 (--scale native: no warning)", stacklevel=2)
-    translations = Translations(test_mode=mode, weights=model.weights)  # type: ignore[arg-type]
+    at_use = {kind: FrozenTable(table) for kind, table in request.at_use.items()}
+    translations = Translations(test_mode=mode, weights=model.weights, **at_use)  # type: ignore[arg-type]
     how = "" if scaling.is_native else f"; the model sees them {scaling}"
     note(f"measuring on {len(pairs)} pairs of {' and '.join(map(str, request.folders))}, test mode {mode}{how}")
     rows = []

@@ -7,6 +7,7 @@ from typing import Any
 
 from p2pzoo.compute.engine import Engine
 from p2pzoo.config.experiment import Experiment
+from p2pzoo.config.settings import Translations
 from p2pzoo.data import Store, single_batches
 from p2pzoo.images.color_spaces import Encodings
 from p2pzoo.images.grid import grid_indices, make_grid, save_png
@@ -18,13 +19,15 @@ from p2pzoo.runs.run_folder import Run
 BEST_AND_WORST = 3  # images of each in the report: a row of them fits on a page
 
 
-def save_test_grid(experiment: Experiment, run: Run, engine: Engine, G: Any, store: Store) -> None:
-    """Write samples/SPLIT.png, a grid x | ŷ | y of the evaluated split."""
+def save_test_grid(
+    experiment: Experiment, run: Run, engine: Engine, G: Any, store: Store, translations: Translations, suffix: str = ""
+) -> None:
+    """Write samples/SPLIT.png, a grid x | ŷ | y of the evaluated split. `suffix` goes behind SPLIT."""
     rows = []
     for batch in map(engine.to_device, single_batches(store, grid_indices(len(store)))):
-        y_hat = translate(G, batch.x, experiment.evaluate.test_mode)
+        y_hat = translate(G, batch.x, translations.test_mode)
         rows.append([images[0] for images in Encodings.of(store.dataset).to_rgb(batch.x, y_hat, batch.y)])
-    save_png(run.samples / f"{experiment.evaluate.split}.png", make_grid(rows))
+    save_png(run.samples / f"{experiment.evaluate.split}{suffix}.png", make_grid(rows))
 
 
 def best_and_worst(experiment: Experiment, run: Run, engine: Engine, G: Any, store: Store) -> list[Comparison]:

@@ -25,6 +25,7 @@ from p2pzoo.config.settings import Translations
 from p2pzoo.data import Store
 from p2pzoo.data.augmentation import make_augmentations
 from p2pzoo.data.validation import validate_or_raise
+from p2pzoo.models.at_use import with_parameters
 from p2pzoo.models.checkpoint_model import list_checkpoints
 from p2pzoo.models.image_size import find_network_faults
 from p2pzoo.models.model_file import ModelHeader, restore_network
@@ -141,6 +142,10 @@ def _run(
         results = evaluate(experiment, run, engine, load_G, data["test"], metrics)
         if not to_train:
             on_rank0(run.add_metrics, experiment)
+        for name, changes in experiment.evaluate.also.items():
+            translations = experiment.translations.changed(changes)
+            G = load_G(translations)
+            on_rank0(save_test_grid, experiment, run, engine, G, data["test"], translations, f"@{name}")
         G = load_G(experiment.translations)
         on_rank0(_complete, experiment, run, engine, G, data["test"])
         values = {name: number["value"] for name, number in results["metrics"].items()}
@@ -273,13 +278,14 @@ def _load_generator(run: Run, engine: Engine, registry: Registry, translations: 
         what = f"its weights after {translations.at} images" if translations.at else "the average of its weights"
         raise UserError(f"{file}: this run was trained without keeping {what}: train it again with --fresh")
     tensors, header = on_rank0(load_tensors, file)
-    G = restore_network(tensors, ModelHeader.parse(header, file), file, registry)
+    parsed = with_parameters(ModelHeader.parse(header, file), translations.at_use, registry)
+    G = restore_network(tensors, parsed, file, registry)
     return G.to(engine.device, memory_format=engine.memory_format)  # type: ignore[call-overload]
 
 
 def _complete(experiment: Experiment, run: Run, engine: Engine, G: Any, test: Store) -> None:
     """Write the test images and the last report; then the run is complete."""
-    save_test_grid(experiment, run, engine, G, test)
+    save_test_grid(experiment, run, engine, G, test, experiment.translations)
     for old in list_checkpoints(run.folder)[:-1]:
         old.unlink()
     comparisons = best_and_worst(experiment, run, engine, G, test)

@@ -19,6 +19,7 @@ import torch
 from p2pzoo import config
 from p2pzoo.compute.engine import pick_device
 from p2pzoo.config.experiment import Experiment
+from p2pzoo.config.frozen_table import NO_TABLE
 from p2pzoo.config.provenance import changed_sources, source_hashes
 from p2pzoo.data import Store
 from p2pzoo.plugin.registry import Registry
@@ -132,7 +133,8 @@ class Bench:
     def _experiment(self, row: Row, seed: int, profile: str | None, pick: Callable[[], str] | None) -> Experiment:
         assert row.recipe
         folds = [f"dataset.fold={seed}"] if self.table.folds else []
-        settings = [*row.overrides, *self.overrides, f"seed={seed}", *folds]
+        further = self.table.further_translations(row)
+        settings = [*row.overrides, *further, *self.overrides, f"seed={seed}", *folds]
         return config.load(row.recipe, profile, settings, pick=pick, registry=self.registry)
 
     def _check(self, experiments: Sequence[Experiment]) -> None:
@@ -150,10 +152,10 @@ class Bench:
                 faults += [f"[rows.{row.name}] {fault}" for fault in error.faults]
                 continue
             for name in dict.fromkeys([*self.table.metrics, *map(metric_of, self.table.columns)]):
-                if name in self.unavailable or name not in experiment.measurements:
+                if name in self.unavailable or f"{name}{row.suffix}" not in experiment.measurements:
                     continue
                 try:
-                    described = self._protocol(experiment, name, store)
+                    described = self._protocol(experiment, f"{name}{row.suffix}", store)
                 except UserError as error:
                     if name in self.table.metrics:  # else it is a metric of the recipe: its run reports the error
                         self.unavailable[name] = str(error)
@@ -217,10 +219,10 @@ class Bench:
         """The cell's results, if they are complete: every metric, under today's protocols."""
         run = locate_run(cell.experiment, self.runs)
         if run.state == "complete" and not self._lacks_metrics(cell.experiment, run.folder):
-            return FinishedRun(run.folder)
+            return FinishedRun(run.folder, cell.row.suffix)
         for folder in sorted(self.committed.glob(f"*-{cell.experiment.id}")):
             if (folder / "stats.safetensors").exists() and not self._lacks_metrics(cell.experiment, folder):
-                return FinishedRun(folder)
+                return FinishedRun(folder, cell.row.suffix)
         return None
 
     def stale(self) -> dict[str, list[str]]:
@@ -283,6 +285,8 @@ class Bench:
 
         Raises UserError if it cannot be measured.
         """
+        # the rows' further translations are of a G
+        experiment = replace(experiment, evaluate=replace(experiment.evaluate, also=NO_TABLE))
         store = self.store(experiment)
         # the other keys of [evaluate] are about translations
         evaluated = {key: getattr(experiment.evaluate, key) for key in ("test_mode", "split", "samples")}

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +21,7 @@ import torch
 from p2pzoo import config
 from p2pzoo.config.experiment import Component, Experiment
 from p2pzoo.config.recipe import iter_leaves
+from p2pzoo.config.settings import AT_USE_KINDS
 from p2pzoo.models import safetensors_io
 from p2pzoo.models.build import build_network, on_meta
 from p2pzoo.models.process import generator_channels
@@ -249,7 +251,8 @@ def shared_protocol(rows: Sequence[TableRow], column: str, *, by_seed: bool = Fa
 def why_not_comparable(label: str, protocol: Mapping[str, Any], other_label: str, other: Mapping[str, Any]) -> str:
     """What differs between the protocols of two rows; "" if their numbers may stand in one column.
 
-    Rows of the last weights of G and of their average may, if each label says which it shows.
+    Rows of the last weights of G and of their average may, if each label says which it shows; and those of a process or
+    generator with other parameters at use, if a label has their values.
 
     >>> why_not_comparable("flow, last", {"split": "test"}, "flow", {"split": "test", "weights": "average"})
     "weights: last instead of average; name them in the rows' labels"
@@ -257,10 +260,21 @@ def why_not_comparable(label: str, protocol: Mapping[str, Any], other_label: str
     ''
     """
     weights, other_weights = protocol.get("weights", "last"), other.get("weights", "last")
-    reasons = describe_differences({**other, "weights": None}, {**protocol, "weights": None})
+    of_rows = dict.fromkeys(("weights", *AT_USE_KINDS))
+    reasons = describe_differences({**other, **of_rows}, {**protocol, **of_rows})
+    for kind in AT_USE_KINDS:
+        tables = (label, protocol.get(kind, {})), (other_label, other.get(kind, {}))
+        if tables[0][1] != tables[1][1] and (unnamed := [name for name, table in tables if not _names(name, table)]):
+            reasons.append(f"{kind}: {tables[0][1]} instead of {tables[1][1]}; name the values in '{unnamed[0]}'")
     if weights != other_weights and not (weights in label and other_weights in other_label):
         reasons.append(f"weights: {weights} instead of {other_weights}; name them in the rows' labels")
     return "; ".join(reasons)
+
+
+def _names(label: str, table: Mapping[str, Any]) -> bool:
+    """Whether a label has all values of a table: "flow, 4 steps" those of {"steps": 4}."""
+    words = re.findall(r"[\w.]+", label)
+    return all(f"{value:g}" in words if isinstance(value, float) else str(value) in words for value in table.values())
 
 
 def describe_differences(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:

@@ -21,13 +21,30 @@ from p2pzoo.utils.files import read_object
 
 @dataclass(frozen=True)
 class FinishedRun:
-    """A folder with results: a run's, or a committed copy."""
+    """A folder with results: a run's, or a committed copy.
+
+    suffix  "" for the translations of the recipe; "@NAME" for those of [evaluate.also.NAME], whose numbers are then
+            named as the others are
+    """
 
     folder: Path
+    suffix: str = ""
 
     @cached_property
     def results(self) -> dict[str, Any]:
-        return read_results(self.folder / "results.json") or {}
+        results = read_results(self.folder / "results.json") or {}
+        return results | {key: self._named(results[key]) for key in ("metrics", "measured") if key in results}
+
+    def _named(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        """Of {metric, or metric.key: value} those of these translations, named METRIC and METRIC.KEY."""
+        if not self.suffix:
+            return dict(values)
+        split = {name: name.partition(".") for name in values}
+        return {
+            f"{metric.removesuffix(self.suffix)}{dot}{key}": values[name]
+            for name, (metric, dot, key) in split.items()
+            if metric.endswith(self.suffix)
+        }
 
     @cached_property
     def env(self) -> dict[str, Any]:
@@ -49,13 +66,13 @@ class FinishedRun:
             raise DamagedFile(f"{file}: its header has no list of image ids with one block for each")
         if any(tensor.shape[:1] != (len(ids),) for tensor in tensors.values()):
             raise DamagedFile(f"{file}: a tensor does not have one row for each of the {len(ids)} images")
-        return tensors, header
+        return self._named(tensors), header
 
     @property
     def picture(self) -> Path | None:
         """The grid of test images, x | ŷ | y in each row."""
         split = self.results["protocols"][next(iter(self.results["measured"].values()))]["split"]
-        files = [self.folder / "samples" / f"{split}.png", self.folder / "samples.webp"]
+        files = [self.folder / "samples" / f"{split}{self.suffix}.png", self.folder / f"samples{self.suffix}.webp"]
         return next((file for file in files if file.exists()), None)
 
 

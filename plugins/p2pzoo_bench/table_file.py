@@ -19,6 +19,8 @@
     recipe = "zoo:ablation_patch70.toml"                          # or a path relative to this file
     label = "70×70"
     set = ["train.batch_size=10"]                                 # for this row
+    evaluate = { weights = "average" }                            # other translations of the same training as in a row
+                                                                  # with equal recipe and set: [metrics.NAME.evaluate]
     folds = 3                                                     # only the first three of the table's folds
     published = { "fcn_score.class_iou" = 0.17 }
 
@@ -44,6 +46,7 @@ Knows neither components nor torch.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -60,7 +63,7 @@ from p2pzoo.utils.suggest import did_you_mean
 KEYS = (
     "title", "source", "baseline", "seeds", "folds", "profile", "set", "study", "metrics", "columns", "rows",
 )  # fmt: skip
-ROW_KEYS = ("recipe", "label", "set", "published", "folds", "target", "blur", "flat", "other_fold")
+ROW_KEYS = ("recipe", "label", "set", "evaluate", "published", "folds", "target", "blur", "flat", "other_fold")
 RECIPE_KEYS = (
     "extends",
     "profiles",
@@ -82,6 +85,7 @@ class Row:
 
     recipe     None for a row of y itself
     overrides  like `-s` of `p2pzoo run`: the table's, then the row's own
+    evaluate   what its translations differ in from those of its recipe: keys of [metrics.NAME.evaluate]
     folds      number of its folds; None: the table's
     where      the recipe's file:line
     blur       standard deviation in px of the blur of y, in a row of y; 0 for none
@@ -99,6 +103,12 @@ class Row:
     blur: float = 0.0
     flat: bool = False
     other_fold: bool = False
+    evaluate: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def suffix(self) -> str:
+        """What the names of its metrics have behind them in the results of the run, which other rows share."""
+        return f"@{self.name}" if self.evaluate else ""
 
 
 @dataclass(frozen=True)
@@ -131,6 +141,14 @@ class Table:
     def overrides(self, without: Mapping[str, str]) -> list[str]:
         """`-s` overrides that add the table's metrics to a recipe, except those in `without`."""
         return [f"metrics.{name}={inline(table)}" for name, table in self.metrics.items() if name not in without]
+
+    def further_translations(self, row: Row) -> list[str]:
+        """`-s` overrides for the translations of all rows that this row shares its training with."""
+        return [
+            f"evaluate.also.{other.name}={inline(other.evaluate)}"
+            for other in self.rows
+            if other.evaluate and (other.recipe, other.overrides) == (row.recipe, row.overrides)
+        ]
 
 
 def parse_file(path: str) -> tuple[Path, Source, dict[str, Any]]:
@@ -227,7 +245,7 @@ def _row(name: str, table: Mapping[str, Any], folder: Path, where: str, shared: 
     return Row(
         name, table.get("label", name), recipe, (*shared, *table.get("set", ())), published, where,
         folds=table.get("folds"), blur=float(table.get("blur", 0)), flat=table.get("flat", False),
-        other_fold=table.get("other_fold", False),
+        other_fold=table.get("other_fold", False), evaluate=table.get("evaluate", {}),
     )  # fmt: skip
 
 
@@ -301,6 +319,7 @@ def _row_faults(
     elif not study and (row.get("target", True) is not True or ("recipe" in row) == ("target" in row)):
         yield f"{at('rows', name)}  [rows.{name}] needs either a recipe or target = true (the ground truth)"
     yield from _changed_target_faults(at, name, row, folds)
+    yield from _evaluate_faults(at, name, row)
     if not (isinstance(recipe := row.get("recipe", "zoo:"), str) and recipe):
         yield f"{at('rows', name, 'recipe')}  recipe must be a path or zoo:NAME"
     yield from _override_faults(at("rows", name, "set"), f"[rows.{name}]", row.get("set", []), folds)
@@ -322,6 +341,18 @@ def _changed_target_faults(at: At, name: str, row: Mapping[str, Any], folds: Any
             yield f"{at('rows', name, key)}  {key} = {row[key]!r}: write {key} = true, or remove it"
     if "other_fold" in row and (not _is_count(folds) or folds < 2):
         yield f"{at('rows', name, 'other_fold')}  [rows.{name}] other_fold needs a table with two folds or more"
+
+
+def _evaluate_faults(at: At, name: str, row: Mapping[str, Any]) -> Iterator[str]:
+    if "evaluate" not in row:
+        return
+    where = at("rows", name, "evaluate")
+    if not (isinstance(row["evaluate"], dict) and row["evaluate"]):
+        yield f'{where}  [rows.{name}] evaluate must be a table, as in evaluate = {{ weights = "average" }}'
+    elif "recipe" not in row:
+        yield f"{where}  [rows.{name}] evaluate is for rows with a recipe: the ground truth has no translations"
+    elif not re.fullmatch(r"[A-Za-z][\w-]*", name):
+        yield f"{where}  [rows.{name}] evaluate: the row needs a name of letters, digits, - and _, a letter first"
 
 
 def _row_fold_faults(where: str, name: str, row: Mapping[str, Any], folds: Any) -> Iterator[str]:

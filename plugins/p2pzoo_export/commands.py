@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from p2pzoo.cli.options import json_option, print_json
+from p2pzoo.cli.options import at_use_options, json_option, print_json
 from p2pzoo.utils.errors import UserError
 
 if TYPE_CHECKING:
@@ -108,6 +108,7 @@ def _layout(scale: str | None) -> FileLayout | None:
 @click.option("--test-mode", type=click.Choice(["paper", "eval"]),
               help="Test mode of a graph. paper: statistics of the image itself, no dropout, one image at a time; "
                    "eval: running statistics [default: the model's].")  # fmt: skip
+@at_use_options
 @click.option("--fp16", is_flag=True, help="Compute in float16, half the size (onnx, web).")
 @click.option("--int8", is_flag=True, help="Store weights in 8 bits, a quarter of the size (onnx, web).")
 @click.option("--ort-dir", type=click.Path(path_type=Path, exists=True), metavar="DIR",
@@ -119,6 +120,7 @@ def export_command(
     to: str,
     output: Path,
     test_mode: str | None,
+    at_use: Mapping[str, Mapping[str, Any]],
     fp16: bool,
     int8: bool,
     ort_dir: Path | None,
@@ -146,9 +148,10 @@ def export_command(
     if fp16 and int8:
         raise UserError("--fp16 and --int8: a file has one precision; remove one of them")
     precision = "fp16" if fp16 else "int8" if int8 else "fp32"
-    if not is_graph and (test_mode or fp16 or int8):
+    if not is_graph and (test_mode or fp16 or int8 or any(at_use.values())):
         raise UserError(
-            f"--to {to}: --test-mode, --fp16 and --int8 are for graphs and pages, not for weights; remove them"
+            f"--to {to}: --test-mode, --fp16, --int8, --steps, --eta and -s are for graphs and pages, not for weights; "
+            "remove them"
         )
     if ort_dir and to != WEB:
         raise UserError(f"--to {to}: --ort-dir is only for --to web; remove it")
@@ -158,7 +161,7 @@ def export_command(
     else:
         _check_output(output, force)
     if is_graph:
-        facts = _write_graph(model, to, output, test_mode, precision, ort_dir)
+        facts = _write_graph(model, to, output, test_mode, precision, ort_dir, at_use)
     else:
         facts = {"notes": [*_write_weights(model, to, output)]}
     files = [*output.iterdir()] if output.is_dir() else [output]
@@ -189,7 +192,13 @@ def _write_weights(model: Path, to: str, output: Path) -> Sequence[str]:
 
 
 def _write_graph(
-    model: Path, to: str, output: Path, test_mode: str | None, precision: str, ort_dir: Path | None
+    model: Path,
+    to: str,
+    output: Path,
+    test_mode: str | None,
+    precision: str,
+    ort_dir: Path | None,
+    at_use: Mapping[str, Mapping[str, Any]],
 ) -> dict[str, Any]:
     """Write a graph or a page; return its input, its difference to torch, and notes."""
     from p2pzoo.models.load import find_model_file, find_run_folder, load_model
@@ -197,7 +206,7 @@ def _write_graph(
     from p2pzoo_export.graphs import FORMATS, export_graph
     from p2pzoo_export.web import export_web, read_title
 
-    loaded = load_model(model, device="cpu")
+    loaded = load_model(model, device="cpu", at_use=at_use)
     folder = find_run_folder(find_model_file(model))
     data, why_none = load_run_data(folder, loaded)
     if to in FORMATS:

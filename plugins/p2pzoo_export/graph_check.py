@@ -19,7 +19,7 @@ from p2pzoo.models.test_modes import translate
 from p2pzoo.plugin import Batch
 from p2pzoo.utils.errors import UserError
 
-RunGraph = Callable[[Tensor], Tensor]
+RunGraph = Callable[..., Tensor]  # of x, and of noise if the model takes it
 
 MAX_DIFFERENCE = 1e-3  # of values in [-1, 1], in float32: 1/8 of a level of an 8-bit image
 MIN_PSNR = {"fp16": 40.0, "int8": 30.0}  # dB of each image to torch's: a file below it is not usable
@@ -88,6 +88,13 @@ def make_examples(model: Model, data: EvaluationData | None) -> list[Tensor]:
     return [nn.functional.interpolate(noise, model.size, mode="bilinear")]
 
 
+def with_noise(model: Model, x: Tensor) -> tuple[Tensor, ...]:
+    """The inputs of a graph for x: itself, and the noise that `Model.translate` draws for each image, if any."""
+    if not model.takes_noise:
+        return (x,)
+    return x, torch.cat([model.draw_noise(image) for image in x.split(1)])
+
+
 def make_other_sizes(model: Model, images: Sequence[Tensor], free: str) -> list[Tensor]:
     """Return images of other sizes and batches, as far as these are free in the graph (see `graphs.FreeDimensions`)."""
     x, other = images[0], images[-1]
@@ -120,7 +127,7 @@ def compare_with_torch(
     """
     other_sizes = make_other_sizes(model, images, free)
     inputs = [*images, *other_sizes]
-    from_file = [run(x) for x in inputs]
+    from_file = [run(*with_noise(model, x)) for x in inputs]
     from_torch = [translate(network, x, mode) for x in inputs]
     pairs = list(zip(from_file, from_torch, strict=True))
     difference = torch.stack([(a - b).abs().max() for a, b in pairs]).max().item()  # NaN if any value is

@@ -1,7 +1,7 @@
 """Export a trained generator as a graph for other runtimes: ONNX, or an archive of torch.export. Each file is checked.
 
 A graph computes G in one test mode (see `p2pzoo translate`), from x in [-1, 1] to ŷ in [-1, 1], both (B, C, H, W) in
-float32:
+float32. The sampler of a process that draws noise has a second input, noise (B, K, C, H, W) of N(0, 1):
 
 eval   running statistics, no dropout; any batch, and any sides that the network allows
 paper  the statistics of the image itself, one image at a time. Dropout is off: `p2pzoo translate` seeds it by the
@@ -38,9 +38,11 @@ from p2pzoo_export.graph_check import (
     format_size,
     make_examples,
     make_other_sizes,
+    with_noise,
 )
 from p2pzoo_export.onnx_file import (
     INPUT,
+    NOISE,
     OUTPUT,
     find_missing_packages,
     open_session,
@@ -76,8 +78,8 @@ def export_graph(
                float32. Inputs and outputs stay float32
     data       real images to compare on; None: smooth noise
 
-    Raises UserError, and writes nothing, if a package is missing, the network cannot be exported (a process that
-    draws noise cannot), or its file differs from torch.
+    Raises UserError, and writes nothing, if a package is missing, the network cannot be exported (a process that takes
+    no noise as an argument cannot), or its file differs from torch.
     """
     if to not in FORMATS:
         raise UserError(f"no format '{to}'; use one of {', '.join(FORMATS)}")
@@ -88,7 +90,7 @@ def export_graph(
     if not hasattr(torch.export.Dim, "DYNAMIC"):
         raise UserError(f"graphs need torch 2.6 or newer, this is {torch.__version__}: pip install -U torch")
     mode, _ = model.resolve_options(test_mode, None, None)
-    _check_draws_no_noise(model)
+    _check_noise_is_an_input(model)
     network = _copy_without_dropout(model.G)
     if mode == "paper":
         graph, notes = _copy_with_image_statistics(network), _describe_dropout(model.G)
@@ -102,26 +104,36 @@ def export_graph(
             run, free = _export_onnx(graph, model, images, temporary, mode, precision, description)
         else:
             run, free = _export_torch(graph, model, images, temporary, mode, description)
-        notes += _describe_scale(model)
+        notes += [*_describe_noise(model), *_describe_scale(model)]
         return compare_with_torch(model, network, mode, run, free, images, data, precision, notes)
 
 
-def _check_draws_no_noise(model: Model) -> None:
-    if (process := model.header.process) and model.draws_in_eval:
+def _check_noise_is_an_input(model: Model) -> None:
+    if (process := model.header.process) and model.draws_in_eval and not model.takes_noise:
         raise UserError(
-            f"the process '{process.use}' draws noise for each translation, which a graph cannot repeat: only a "
-            "process without noise can be exported, such as a bridge with steps = 1 or sigma = 0"
+            f"the process '{process.use}' draws its own noise, which a graph cannot repeat: its sampler must take it "
+            "as an argument (`Process.sampler` in plugins/README.md)"
         )
 
 
 def _describe_file(model: Model, mode: str, precision: str) -> str:
     """Return the description in the file, as JSON: the header of the model file, and the graph's input and output."""
-    ends = {
+    ends: dict[str, dict[str, Any]] = {
         end: {"name": name, "layout": "NCHW", "channels": channels, "range": [-1, 1]}
         for end, name, channels in (("input", INPUT, model.in_channels), ("output", OUTPUT, model.out_channels))
     }
+    if model.takes_noise:
+        draws, channels = model.noise_shape
+        ends["noise"] = {"name": NOISE, "layout": "NKCHW", "draws": draws, "channels": channels, "values": "N(0, 1)"}
     graph = {"test_mode": mode, "precision": precision, "p2pzoo": __version__}
     return json.dumps({**model.header.as_json, **ends, **graph}, sort_keys=True)
+
+
+def _describe_noise(model: Model) -> list[str]:
+    if not model.takes_noise:
+        return []
+    draws, channels = model.noise_shape
+    return [f"a second input, {NOISE} (B, {draws}, {channels}, H, W) of N(0, 1): other noise gives another sample"]
 
 
 def _describe_scale(model: Model) -> list[str]:
@@ -168,8 +180,8 @@ class _HalfPrecision(nn.Module):
         super().__init__()
         self.network = copy.deepcopy(network).half()
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.network(x.half()).float()  # type: ignore[no-any-return]
+    def forward(self, x: Tensor, *noise: Tensor) -> Tensor:
+        return self.network(x.half(), *noise).float()  # type: ignore[no-any-return]
 
 
 def _iter_free_dimensions(mode: str) -> Iterator[tuple[FreeDimensions, dict[int, Any] | None]]:
@@ -193,13 +205,17 @@ def _export_freest(
     for free, dims in _iter_free_dimensions(mode):
         try:
             with torch.no_grad():
-                shapes = None if dims is None else (dims,)
-                traced = torch.export.export(graph, (example if dims else x,), dynamic_shapes=shapes)
+                inputs = with_noise(model, example if dims else x)
+                shapes = (
+                    None if dims is None else (dims, {axis + (axis > 1): dims[axis] for axis in dims})[: len(inputs)]
+                )
+                traced = torch.export.export(graph, inputs, dynamic_shapes=shapes)
                 _remove_paths(traced)
                 run = write(traced)
                 # A graph that was traced with free dimensions may still be wrong at other sizes: run it there.
                 for other in make_other_sizes(model, images, free):
-                    if not compute_psnr([run(other)], [graph(other)]) >= MIN_PSNR_OTHER_SIZES:
+                    given = with_noise(model, other)
+                    if not compute_psnr([run(*given)], [graph(*given)]) >= MIN_PSNR_OTHER_SIZES:
                         raise ValueError(f"its file gives another output at {format_size(other)}")
                 return run, free
         except (UserError, OSError, MemoryError):
@@ -231,7 +247,7 @@ def _export_onnx(
         raise UserError(f"ONNX needs the package {missing[0]}: pip install 'p2pzoo[onnx]'")
 
     def write(traced: torch.export.ExportedProgram) -> RunGraph:
-        names = {"input_names": [INPUT], "output_names": [OUTPUT]}
+        names = {"input_names": [INPUT, NOISE][: len(traced.graph_signature.user_inputs)], "output_names": [OUTPUT]}
         program = torch.onnx.export(traced, dynamo=True, verbose=False, **names)  # type: ignore[arg-type]
         assert program
         program.save(str(path))

@@ -11,7 +11,7 @@ import torch
 from p2pzoo_export.graph_check import RunGraph
 
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")  # of the extra `onnx`
-INPUT, OUTPUT = "x", "y_hat"  # names in the graph
+INPUT, NOISE, OUTPUT = "x", "noise", "y_hat"  # names in the graph
 DIMENSION_NAMES = {0: "batch", 2: "height", 3: "width"}  # of the dimensions that may be free
 OUTPUT_AXIS = {"Conv": 0, "ConvTranspose": 1}  # axis of the output channels in the weight; groups do not matter
 _FATAL = 4  # onnxruntime prints errors, level 3, in red besides raising them
@@ -31,12 +31,12 @@ def write_metadata(path: Path, description: str) -> None:
     del file.graph.value_info[:], file.graph.metadata_props[:]
     for part in (*file.graph.node, *file.graph.input, *file.graph.output, *file.graph.initializer):
         del part.metadata_props[:]
-    [x], [y_hat] = file.graph.input, file.graph.output
-    shapes = [end.type.tensor_type.shape.dim for end in (x, y_hat)]
+    ends = [*file.graph.input, *file.graph.output]
+    shapes = [end.type.tensor_type.shape.dim for end in ends]
     for axis, name in DIMENSION_NAMES.items():
         if shapes[0][axis].dim_param:
-            for shape in shapes:
-                shape[axis].dim_param = name
+            for end, shape in zip(ends, shapes, strict=True):
+                shape[axis + (end.name == NOISE and axis > 1)].dim_param = name  # noise is (B, K, C, H, W)
     onnx.helper.set_model_props(file, {"p2pzoo": description})
     onnx.save(file, str(path))
 
@@ -50,7 +50,13 @@ def open_session(path: Path) -> RunGraph:
     options.log_severity_level = _FATAL
     options.intra_op_num_threads = torch.get_num_threads()
     session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    return lambda x: torch.from_numpy(session.run([OUTPUT], {INPUT: x.numpy()})[0])
+    names = [each.name for each in session.get_inputs()]
+
+    def run(*inputs: torch.Tensor) -> torch.Tensor:
+        given = {name: value.numpy() for name, value in zip(names, inputs, strict=True)}
+        return torch.from_numpy(session.run([OUTPUT], given)[0])
+
+    return run
 
 
 def quantize_weights(path: Path) -> None:

@@ -10,6 +10,8 @@ const colours = facts.colours?.map((each) => each.colour);
 const MAX_UNDO = 40; // each step keeps a copy of the input: 256 KiB at 256 px
 
 let session, ort;
+let noise = null; // of the translations, until another sample is asked for
+let noiseSeed = 0;
 let chosen = 0;
 let filling = false;
 let last = null; // last position of the pen while it is down
@@ -35,6 +37,7 @@ async function start() {
   ort.env.wasm.wasmBinary = decodeBase64(embedded.wasm);
   ort.env.wasm.numThreads = 1;
   session = await ort.InferenceSession.create(decodeBase64(embedded.model));
+  if (facts.noise) noise = drawNoise(noiseSeed);
   window.embedded = null;
 }
 
@@ -51,6 +54,40 @@ function toTensor() {
     else [r, g, b].forEach((value, c) => (values[c * count + i] = value / 127.5 - 1));
   }
   return new ort.Tensor("float32", values, [1, facts.channels, height, width]);
+}
+
+// --- noise of a process ---
+
+/** Return uniform numbers in [0, 1) that follow from the seed: mulberry32. */
+function uniform(seed) {
+  return () => {
+    seed = (seed + 0x6d2b79f5) | 0;
+    let t = Math.imul(seed ^ (seed >>> 15), 1 | seed);
+    t = (t + Math.imul(t ^ (t >>> 7), 61 | t)) ^ t;
+    return ((t ^ (t >>> 14)) >>> 0) / 4294967296;
+  };
+}
+
+/** Return noise of N(0, 1) as a tensor (1, K, C, H, W), by Box and Muller. */
+function drawNoise(seed) {
+  const [draws, channels] = facts.noise;
+  const values = new Float32Array(draws * channels * height * width);
+  const next = uniform(seed);
+  for (let i = 0; i < values.length; i += 2) {
+    const radius = Math.sqrt(-2 * Math.log(1 - next()));
+    const angle = 2 * Math.PI * next();
+    values[i] = radius * Math.cos(angle);
+    if (i + 1 < values.length) values[i + 1] = radius * Math.sin(angle);
+  }
+  return new ort.Tensor("float32", values, [1, draws, channels, height, width]);
+}
+
+function prepareNoise() {
+  element.sample.hidden = false;
+  element.sample.addEventListener("click", () => {
+    noise = drawNoise(++noiseSeed);
+    translate();
+  });
 }
 
 function show(tensor) {
@@ -86,7 +123,7 @@ async function translate() {
       const current = requested;
       await new Promise(requestAnimationFrame); // show the stroke first
       const start = performance.now();
-      const { y_hat } = await session.run({ x: toTensor() });
+      const { y_hat } = await session.run({ x: toTensor(), ...(noise && { noise }) });
       show(y_hat);
       done = current;
       element.status.textContent = `${Math.round(performance.now() - start)} ms`;
@@ -318,6 +355,7 @@ const openExample = (each) => openImage(new Blob([decodeBase64(each.picture.spli
 
 (async () => {
   prepareImages();
+  if (facts.noise) prepareNoise();
   if (colours) prepareDrawing();
   else element.x.classList.add("readonly");
   if (facts.examples.length) await openExample(facts.examples[0]);

@@ -125,6 +125,7 @@ def _make_document(
         "sides": list(model.size),
         "scale": list(model.file_layout.scale) if model.file_layout else None,
         "channels": model.in_channels,
+        "noise": list(model.noise_shape) if model.takes_noise else None,
         "classes": classes,
         "classes_given": _list_classes(model.y_labels) if model.encodings.y == "one-hot" else None,
         "colours": classes or (_choose_colours(data, [*examples.values()]) if data else None),

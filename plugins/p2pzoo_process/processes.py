@@ -25,6 +25,8 @@ class GaussianProcess:
     starts_at_x   whether x is part of the mixture, which ends at it; else it ends at noise
     """
 
+    at_use = ("steps", "eta")  # training does not depend on them
+
     def __init__(
         self,
         in_channels: int,

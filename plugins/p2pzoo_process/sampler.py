@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import count, pairwise
 
 import torch
 from torch import Tensor, nn
@@ -57,12 +57,13 @@ class GaussianSampler(nn.Module):
     """x (B, C_x, H, W) in [-1, 1] -> ŷ (B, C_y, H, W) in [-1, 1], with as many calls of G as there are times.
 
     The last ŷ is the translation. Noise is drawn by torch's global generator of the CPU, on any device, so that devices
-    agree; a sampler whose noise has no weight draws none.
+    agree; a sampler whose noise has no weight draws none. s is kept in float32 where G computes in less.
 
     G             the trained network, which takes `join(x, s, t)`
     plan          the steps between the times (`plan_steps`)
     last_t        the last time at which G is asked
     starts_at_x   whether s begins with x (a bridge); else with noise of `out_channels` channels
+    noise_shape   (K, C): the draws of noise for one translation, and their channels
     """
 
     def __init__(self, G: nn.Module, plan: list[Step], last_t: float, *, out_channels: int, starts_at_x: bool) -> None:
@@ -71,27 +72,43 @@ class GaussianSampler(nn.Module):
         self.out_channels, self.starts_at_x = out_channels, starts_at_x
         self.size_divisor = getattr(G, "size_divisor", 1)
 
-    def forward(self, x: Tensor) -> Tensor:
-        s = x if self.starts_at_x else self._draw(x)
+    @property
+    def noise_shape(self) -> tuple[int, int]:
+        return (not self.starts_at_x) + sum(step.of_noise != 0 for step in self.plan), self.out_channels
+
+    def forward(self, x: Tensor, noise: Tensor | None = None) -> Tensor:
+        """noise: (B, K, C, H, W) of N(0, 1), used in this order. None: drawn, each when it is needed."""
+        draws = iter(noise.unbind(1)) if noise is not None else (self._draw(x) for _ in count())
+        start = x.float()
+        s = start if self.starts_at_x else _like(next(draws), x)
         for step in self.plan:
-            y_hat = self.G(join(x, s, step.t))
+            y_hat = self.G(join(x, s, step.t)).float()
             s_next = step.keep * s + step.of_y * y_hat
             if self.starts_at_x:
-                s_next = s_next + step.of_x * x
-            s = s_next + step.of_noise * self._draw(x) if step.of_noise else s_next
-        return self.G(join(x, s, self.last_t))
+                s_next = s_next + step.of_x * start
+            s = s_next + step.of_noise * _like(next(draws), x) if step.of_noise else s_next
+        return self.G(join(x, s, self.last_t))  # type: ignore[no-any-return]
+
+    def draw_noise(self, x: Tensor) -> Tensor:
+        """The noise that a call with x draws, (B, K, C, H, W) on the CPU; K is at least 1."""
+        draws = [self._draw(x) for _ in range(self.noise_shape[0])]
+        return torch.stack(draws, 1)
 
     def _draw(self, x: Tensor) -> Tensor:
-        """(B, C_y, H, W) from N(0, I), on the device of x."""
-        z = torch.randn(x.shape[0], self.out_channels, *x.shape[2:], dtype=torch.float32, device="cpu")
-        return z.to(x.device, x.dtype).contiguous(memory_format=memory_format_of(x))
+        """(B, C_y, H, W) from N(0, I), on the CPU."""
+        return torch.randn(x.shape[0], self.out_channels, *x.shape[2:], dtype=torch.float32, device="cpu")
+
+
+def _like(noise: Tensor, x: Tensor) -> Tensor:
+    """Noise on the device of x and in its memory format, in float32."""
+    return noise.to(x.device).contiguous(memory_format=memory_format_of(x))
 
 
 def join(x: Tensor, s: Tensor, t: Tensor | float) -> Tensor:
     """What G sees: x, s and one plane with the time, (B, C_x + C_y + 1, H, W). t: (B,), or one time for all images."""
     plane = t[:, None, None, None] if isinstance(t, Tensor) else torch.full((), t, device=x.device)
     planes = plane.to(x.dtype).expand(x.shape[0], 1, *x.shape[2:])
-    return torch.cat([x, s, planes], dim=1).contiguous(memory_format=memory_format_of(x))
+    return torch.cat([x, s.to(x.dtype), planes], dim=1).contiguous(memory_format=memory_format_of(x))
 
 
 def memory_format_of(x: Tensor) -> torch.memory_format:

@@ -1,17 +1,24 @@
 """Models with a process: their files, translations, samples, tiles and exports."""
 
+import json
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from p2pzoo_export.graphs import export_graph
 from p2pzoo_export.weights import export_weights
+from PIL import Image
+from torch import nn
 
 import p2pzoo
+from p2pzoo.images.rows import Rows
+from p2pzoo.models.model import Model
 from p2pzoo.models.model_file import load_network
 from p2pzoo.models.safetensors_io import load_tensors, save_model_tensors
 from p2pzoo.models.test_modes import translate
+from p2pzoo.models.tiling import Tiling
 from p2pzoo.plugin.loader import registry
 from p2pzoo.utils.errors import DamagedFile, UserError
 
@@ -69,11 +76,18 @@ class TestTranslate:
         assert not torch.equal(first, second)
         assert torch.equal(first, model.translate(x, test_mode=mode))
 
-    def test_noise_needs_fp32(self, folders):
-        with pytest.raises(ValueError, match="a process computes in fp32"):
-            p2pzoo.load(folders["a flow"], device="cpu", precision="bf16").translate(IMAGE, test_mode="eval")
-        model = p2pzoo.load(folders["a bridge of one step"], device="cpu", precision="bf16")
-        assert model.translate(IMAGE, test_mode="eval", scale="native").shape == IMAGE.shape
+    @pytest.mark.parametrize("name", ["a flow", "a bridge", "a bridge of one step"])
+    def test_bf16_gives_the_same_image_to_a_level_or_two(self, folders, name):
+        exact, fast = (p2pzoo.load(folders[name], device="cpu", precision=each) for each in ("fp32", "bf16"))
+        y, y_hat = (model.translate(IMAGE, test_mode="eval", scale="native").astype(int) for model in (exact, fast))
+        assert 0 < abs(y - y_hat).mean() < 1
+        assert np.array_equal(y_hat, fast.translate(IMAGE, test_mode="eval", scale="native"))
+
+    def test_eval_mode_is_as_exact_as_for_other_models(self, model):
+        x = torch.rand(2, 3, 64, 64) * 2 - 1
+        torch.testing.assert_close(
+            model.translate(x, test_mode="eval"), translate(model.G, x, "eval"), atol=1e-5, rtol=0
+        )
 
     def test_a_process_that_draws_noise_gives_samples(self, folders):
         model = p2pzoo.load(folders["a flow"], device="cpu")
@@ -83,22 +97,96 @@ class TestTranslate:
             p2pzoo.load(folders["a bridge of one step"], device="cpu").samples(IMAGE, 2)
 
 
+class TestParametersAtUse:
+    def test_fewer_steps_are_those_of_a_model_that_was_trained_with_them(self, folders):
+        model = p2pzoo.load(folders["diffusion"], device="cpu", process={"steps": 1, "eta": 0})
+        assert model.header.process.params == {"steps": 1, "eta": 0.0}
+        assert len(model.G.plan) == 0
+        assert not np.array_equal(model.translate(IMAGE), p2pzoo.load(folders["diffusion"]).translate(IMAGE))
+
+    def test_the_command_takes_them_and_keeps_them_in_the_file(self, folders, run_cli, tmp_path):
+        np.save(tmp_path / "image.npy", IMAGE)
+        arguments = (tmp_path / "image.npy", "-o", tmp_path / "out.png", "--steps", 1, "-s", "process.eta=0.5")
+        assert run_cli("translate", folders["a flow"], *arguments).exit_code == 0
+        with Image.open(tmp_path / "out.png") as picture:
+            assert json.loads(picture.text["p2pzoo"])["process"] == {"steps": 1, "eta": 0.5}
+
+    def test_evaluate_measures_what_translate_gives(self, folders):
+        one = p2pzoo.evaluate(folders["a flow"], metrics="l1", process={"steps": 1})
+        same = p2pzoo.evaluate(folders["a flow"], metrics="l1", overrides=["evaluate.process.steps=1"])
+        other = p2pzoo.evaluate(folders["a flow"], metrics="l1")
+        assert one.metrics == same.metrics != other.metrics
+        [protocol] = one.results["protocols"].values()
+        assert protocol["process"] == {"steps": 1}
+
+    @pytest.mark.parametrize(
+        ("given", "message"),
+        [
+            (("-s", "process.sigma=1"), "process 'process:flow': 'sigma' cannot differ from the training: only steps"),
+            (("-s", "generator.width=9"), "generator 'pix2pix:unet': 'width' cannot differ from the training"),
+            (("-s", "steps=9"), "a trained model takes -s process.PARAM=VALUE and -s generator.PARAM=VALUE"),
+        ],
+    )
+    def test_other_parameters_are_refused_in_one_line(self, folders, run_cli, tmp_path, given, message):
+        np.save(tmp_path / "image.npy", IMAGE)
+        result = run_cli("translate", folders["a flow"], tmp_path / "image.npy", "-o", tmp_path / "o.png", *given)
+        assert result.exit_code == 2
+        assert message in result.output.splitlines()[-1]
+
+    def test_a_model_without_a_process_says_so(self):
+        with pytest.raises(UserError, match="this model has no process that could take steps"):
+            p2pzoo.load("zoo:earth-small", device="cpu", process={"steps": 2})
+
+    def test_evaluate_names_the_place_of_a_parameter_at_use(self, folders):
+        with pytest.raises(UserError, match=r"write -s evaluate.process.steps=2 for a parameter that may differ"):
+            p2pzoo.evaluate(folders["a flow"], overrides=["process.steps=2"])
+
+
 class TestTiles:
-    def test_with_noise_they_are_refused(self, folders):
-        with pytest.raises(ValueError, match="'process:flow' draws noise, which would differ from tile to tile"):
-            p2pzoo.load(folders["a flow"], device="cpu").translate(IMAGE, test_mode="eval", tile=64)
+    @pytest.fixture
+    def local(self, folders):
+        """A flow whose G looks at single pixels: what tiles differ in could only be their noise."""
+        torch.manual_seed(0)
+        process = p2pzoo.create("process", "flow", in_channels=3, out_channels=3, steps=3, eta=1.0)
+        G = nn.Sequential(nn.Conv2d(process.channels, 3, 1), nn.Tanh())
+        header = p2pzoo.load(folders["a flow"], device="cpu").header
+        return Model(process.sampler(G), replace(header, size_divisor=1), torch.device("cpu"))
+
+    def test_all_tiles_of_an_image_see_one_noise(self, local):
+        image = np.random.default_rng(0).integers(0, 256, (300, 310, 3), dtype=np.uint8)
+        small, large, other = (
+            local.translate(image, test_mode="eval", tile=side, scale="native", seed=seed).astype(int)
+            for side, seed in ((64, 0), (280, 0), (64, 1))
+        )
+        assert abs(small - large).max() <= 1
+        assert abs(small - other).mean() > 5
+
+    def test_images_have_noise_of_their_own(self, local):
+        first, second = (
+            local.translate(np.full((80, 80, 3), value, np.uint8), test_mode="eval", tile=64, scale="native")
+            for value in (0, 1)
+        )
+        assert abs(first.astype(int) - second).mean() > 5
+
+    def test_an_image_that_is_read_in_bands_has_the_same_pixels(self, local):
+        image = np.random.default_rng(0).integers(0, 256, (150, 90, 3), dtype=np.uint8)
+        bands = local.translate_rows(Rows.of(image), Tiling.of(64, None, 1))
+        expected = local.translate(image, test_mode="eval", tile=64, scale="native")
+        assert np.array_equal(np.concatenate([*bands]), expected)
+
+    def test_a_sampler_that_takes_no_noise_is_refused(self, local):
+        class Own(nn.Module):
+            def forward(self, x):
+                return torch.tanh(torch.randn_like(x))
+
+        model = Model(Own(), local.header, torch.device("cpu"))
+        with pytest.raises(ValueError, match="draws its own noise, which would differ from tile to tile"):
+            model.translate(IMAGE, test_mode="eval", tile=32, scale="native")
 
     def test_without_noise_they_are_those_of_any_model(self, folders):
         model = p2pzoo.load(folders["a bridge of one step"], device="cpu")
         with pytest.warns(UserWarning, match="GroupNorm normalises by statistics of its input"):
             assert model.translate(IMAGE, test_mode="eval", tile=32, scale="native").shape == IMAGE.shape
-
-    def test_the_command_says_so_in_one_line(self, folders, run_cli, tmp_path):
-        np.save(tmp_path / "image.npy", IMAGE)
-        arguments = (tmp_path / "image.npy", "-o", tmp_path / "out", "--test-mode", "eval", "--tile", 64)
-        result = run_cli("translate", folders["diffusion"], *arguments)
-        assert result.exit_code == 2
-        assert result.output.splitlines()[-1].startswith("the process 'process:diffusion' draws noise")
 
 
 class TestFile:
@@ -186,10 +274,36 @@ def register_processes(register):
 
 
 class TestExport:
-    @pytest.mark.parametrize("name", ["a bridge", "a flow", "diffusion"])
-    def test_a_graph_with_noise_is_refused_with_what_can_be_exported(self, name, folders, tmp_path):
-        with pytest.raises(UserError, match="a bridge with steps = 1 or sigma = 0"):
-            export_graph(p2pzoo.load(folders[name], device="cpu"), tmp_path / "model.onnx", "onnx")
+    @pytest.mark.parametrize(
+        ("name", "to"), [("a flow", "torch-export"), ("a bridge", "torch-export"), ("a flow", "onnx")]
+    )
+    @pytest.mark.parametrize("mode", ["eval", "paper"])
+    def test_a_graph_takes_the_noise_as_an_input(self, folders, tmp_path, name, to, mode):
+        model = p2pzoo.load(folders[name], device="cpu")
+        result = export_graph(model, tmp_path / "model", to, test_mode=mode)
+        assert result.difference < 1e-5
+        assert any("a second input, noise (B, " in note for note in result.notes)
+
+    def test_the_file_describes_the_noise_and_other_noise_gives_another_image(self, folders, tmp_path):
+        onnxruntime = pytest.importorskip("onnxruntime")
+        export_graph(p2pzoo.load(folders["a flow"], device="cpu"), tmp_path / "model.onnx", "onnx", test_mode="eval")
+        session = onnxruntime.InferenceSession(tmp_path / "model.onnx")
+        described = json.loads(session.get_modelmeta().custom_metadata_map["p2pzoo"])["noise"]
+        assert described == {"name": "noise", "layout": "NKCHW", "draws": 2, "channels": 3, "values": "N(0, 1)"}
+        assert session.get_inputs()[1].shape == ["batch", 2, 3, "height", "width"]
+        x = np.zeros((1, 3, 64, 64), np.float32)
+        noise = np.random.default_rng(0).standard_normal((2, 1, 2, 3, 64, 64), np.float32)
+        first, second = (session.run(None, {"x": x, "noise": each})[0] for each in noise)
+        assert np.abs(first - second).max() > 0.01
+
+    def test_a_sampler_that_takes_no_noise_is_refused(self, folders, tmp_path):
+        class Own(nn.Module):
+            def forward(self, x):
+                return torch.tanh(torch.randn_like(x))
+
+        model = Model(Own(), p2pzoo.load(folders["a flow"], device="cpu").header, torch.device("cpu"))
+        with pytest.raises(UserError, match="its sampler must take it as an argument"):
+            export_graph(model, tmp_path / "model.onnx", "onnx")
         assert list(tmp_path.iterdir()) == []
 
     def test_a_bridge_of_one_step_is_exported(self, folders, tmp_path):

@@ -90,7 +90,8 @@ def test_a_model_elsewhere_is_measured_on_the_recipe_that_is_given(run_folder, t
         key: value for key, value in results["metrics"].items() if key.partition(".")[0] == "psnr"
     }
     assert (measured["recipe"], measured["seed"]) == ("tiny", 0)
-    other = evaluate(file, "--recipe", tiny, "--profile", "smoke", "-s", "train.images=41", "--metric", "l1")
+    (tmp_path / "other.toml").write_text(f'extends = "{tiny}"\n[train]\nimages = 41\n')
+    other = evaluate(file, "--recipe", tmp_path / "other.toml", "--profile", "smoke", "--metric", "l1")
     assert other["seed"] is None  # another experiment: its seed is not the model's
 
 
@@ -186,7 +187,10 @@ def test_an_argument_that_is_out_of_range_is_a_value_error(argument, message):
         (["RUN", "INPUTS", "b"], "b: no such folder"),
         (["RUN", "INPUTS", "INPUTS"], "the inputs and the targets are the same folder"),
         (["RUN", "INPUTS", "TARGETS", "--split", "val"], "--split val: "),
-        (["RUN", "INPUTS", "TARGETS", "-s", "train.images=3"], "-s train.images=3: only [metrics] and [compute]"),
+        (
+            ["RUN", "INPUTS", "TARGETS", "-s", "train.images=3"],
+            "-s train.images=3: only [metrics], [compute] of a recipe",
+        ),
         (["RUN", "INPUTS", "TARGETS", "--scale", "half"], '--scale is "native" or a number above 0'),
         (["RUN", "INPUTS", "TARGETS", "--metric", "fcn_score"], "metric 'fcn_score' needs labels"),
         (["RUN", "--scale", "0.5"], "--scale and --size are for two folders"),

@@ -345,7 +345,10 @@ def test_an_int8_graph_that_is_not_usable_is_not_kept(install, run_cli, tmp_path
 BAD = {
     "both precisions": (["--to", "onnx", "--fp16", "--int8"], "--fp16 and --int8: a file has one precision"),
     "--ort-dir of a graph": (["--to", "onnx", "--ort-dir", "."], "--to onnx: --ort-dir is only for --to web"),
-    "--fp16 of weights": (["--to", "junyanz", "--fp16"], "--to junyanz: --test-mode, --fp16 and --int8 are for graphs"),
+    "--fp16 of weights": (
+        ["--to", "junyanz", "--fp16"],
+        "--to junyanz: --test-mode, --fp16, --int8, --steps, --eta and -s are for graphs",
+    ),
     "--int8 of torch": (
         ["--to", "torch-export", "--int8"],
         "--int8 works with --to onnx only: a file of torch-export",

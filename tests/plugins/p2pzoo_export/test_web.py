@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from p2pzoo_export import web
 from p2pzoo_export.graph_check import EvaluationData
 from PIL import Image
@@ -273,6 +274,32 @@ class TestInABrowser:
         wait_until_idle(page)
         assert {tuple(pixel) for pixel in np.asarray(canvas(page, "x")).reshape(-1, 3)} == {(18, 94, 32)}
         page.close()
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("restore_signal_handlers", "no_reports")
+def test_a_page_of_a_process_draws_noise_and_gives_other_samples(browser, runtime, run, run_cli, tmp_path):
+    network = ("generator.norm=group", "generator.noise=none", 'drop=["discriminator", "gan_loss"]')
+    flow = ("process.use=flow", "process.steps=2")
+    assert run(tmp_path / "runs", *network, *flow, "train.images=2").exit_code == 0
+    [folder] = (tmp_path / "runs").glob("*/*")
+    assert run_cli("export", folder, "--to", "web", "-o", tmp_path / "page.html").exit_code == 0
+    page, errors = open_page(browser, (tmp_path / "page.html").as_uri())
+    model = p2pzoo.load(folder, device="cpu")
+    x = torch.from_numpy(np.asarray(canvas(page, "x")).copy()).permute(2, 0, 1)[None] / 127.5 - 1
+    noise = torch.tensor(page.evaluate("[...noise.data]")).reshape(1, 1, 3, *x.shape[2:])
+    assert abs(noise.mean()) < 0.03
+    assert noise.std() == pytest.approx(1, abs=0.03)
+    assert noise.abs().max() < 6
+    expected = (model.G(x, noise)[0].permute(1, 2, 0) + 1).mul(127.5).clamp(0, 255).detach().numpy()
+    first = np.asarray(canvas(page, "y")).astype(float)
+    assert np.abs(first - expected).max() <= 1
+    page.get_by_role("button", name="another sample").click()
+    page.wait_for_selector('body[data-state="idle"]')
+    page.wait_for_function("done === requested")
+    assert np.abs(np.asarray(canvas(page, "y")).astype(float) - first).max() > 1
+    assert errors == []
+    page.close()
 
 
 @pytest.mark.slow
