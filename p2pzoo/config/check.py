@@ -10,7 +10,7 @@ from typing import Any
 
 from p2pzoo.config import optimizers
 from p2pzoo.config.combinations import find_conflicts
-from p2pzoo.config.experiment import COLLECTION_KINDS, WEIGHTED_TABLES, Component, Experiment
+from p2pzoo.config.experiment import COLLECTION_KINDS, FOLD_KEYS, WEIGHTED_TABLES, Component, Experiment
 from p2pzoo.config.frozen_table import FrozenTable
 from p2pzoo.config.paths import locate_paths
 from p2pzoo.config.recipe import COLLECTIONS, COMPONENTS, ZOO_KEYS, Key, Recipe
@@ -18,6 +18,7 @@ from p2pzoo.config.settings import ADAM_KEYS, AT_USE_KINDS, Compute, Evaluate, E
 from p2pzoo.plugin import schema
 from p2pzoo.plugin.registry import Registry
 from p2pzoo.utils.errors import UserError
+from p2pzoo.utils.folds import Fold
 
 
 def check_recipe(recipe: Recipe, registry: Registry, *, continued_from: str | None = None) -> Experiment:
@@ -131,10 +132,29 @@ class _Checker:
         evaluate = (
             self.check_evaluate_metric(key, table["evaluate"]) if kind == "metric" and "evaluate" in table else {}
         )
-        own_keys = (*ZOO_KEYS, "evaluate") if kind == "metric" else ZOO_KEYS
+        own_keys = {*ZOO_KEYS, *(("evaluate",) if kind == "metric" else ())}
+        fold = None
+        if kind == "dataset" and "fold" not in schema.get_params(factory):
+            fold = self.check_fold(key, table)
+            own_keys |= {*FOLD_KEYS}
         table = {name: value for name, value in table.items() if name not in own_keys}
         values = self.check_values(key, factory, table, functools.partial(schema.check_params, other_keys=keys))
-        return Component(entry, factory, values or {}, weight, self.recipe.where(key), evaluate)
+        return Component(entry, factory, values or {}, weight, self.recipe.where(key), evaluate, fold)
+
+    def check_fold(self, key: Key, table: Mapping[str, Any]) -> Fold | None:
+        """The fold that [dataset] names; None if it names none."""
+        folds, fold = table.get("folds"), table.get("fold", 0)
+        if folds is None:
+            if "fold" in table:
+                self.add_fault((*key, "fold"), "fold: of how many? Add folds = 3, or remove it")
+            return None
+        for name, value, low, high in (("folds", folds, 2, 1000), ("fold", fold, 0, None)):
+            top = folds - 1 if high is None and isinstance(folds, int) else high or 0
+            if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= top:
+                shown = schema.format_value(value)
+                self.add_fault((*key, name), f"{name} = {shown}: give a number from {low} to {max(top, low)}")
+                return None
+        return Fold(fold, folds)
 
     def check_evaluate_metric(self, key: Key, table: Any) -> dict[str, Any]:
         """The keys of [metrics.NAME.evaluate] that are set."""

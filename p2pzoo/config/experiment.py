@@ -21,7 +21,9 @@ from p2pzoo.config.settings import AT_USE_KINDS, Compute, Evaluate, Init, Optimi
 from p2pzoo.plugin import schema
 from p2pzoo.plugin.registry import Entry
 from p2pzoo.utils.errors import UserError
+from p2pzoo.utils.folds import Fold
 
+FOLD_KEYS = ("folds", "fold")  # of [dataset]
 COLLECTION_KINDS = {"losses": "loss", "augmentations": "augmentation", "metrics": "metric", "callbacks": "callback"}
 WEIGHTED_TABLES = ("gan_loss", "losses")
 RECIPE_ORDER = (
@@ -40,6 +42,7 @@ class Component:
 
     where     file:line of its table; "" if it comes from no recipe
     evaluate  of a metric: the keys of [metrics.NAME.evaluate]
+    fold      of a dataset without folds of its own: which fold is tested (utils/folds.py)
     """
 
     entry: Entry
@@ -48,6 +51,7 @@ class Component:
     weight: float = 1.0
     where: str = ""
     evaluate: Mapping[str, Any] = field(default_factory=dict)
+    fold: Fold | None = None
 
     def build(self, **offered: Any) -> Any:
         """Call the factory. Its errors become UserErrors that name the component and its place in the recipe.
@@ -55,7 +59,17 @@ class Component:
         offered  positional arguments, by name: `in_channels=3`
         """
         with self.locate_errors():
-            return schema.call_factory(self.factory, offered, self.values)
+            if self.fold:
+                return self.fold.open(lambda split: self._call({**offered, "split": split}), offered["split"])
+            return self._call(offered)
+
+    def _call(self, offered: Mapping[str, Any]) -> Any:
+        return schema.call_factory(self.factory, offered, self.values)
+
+    @property
+    def fold_table(self) -> dict[str, int]:
+        """The keys of a recipe that name the fold; {} without one."""
+        return self.fold.table if self.fold else {}
 
     @contextlib.contextmanager
     def locate_errors(self) -> Iterator[None]:
@@ -73,7 +87,7 @@ class Component:
         values = schema.omit_added_later(self.factory, self.values)
         if self.entry.kind in ("generator", "discriminator"):  # their files hold weights, which count by content
             values = {name: _hash_if_file(value) for name, value in values.items()}
-        return {"use": self.entry.full_name, "weight": self.weight, **schema.to_jsonable(values)}
+        return {"use": self.entry.full_name, "weight": self.weight, **schema.to_jsonable(values), **self.fold_table}
 
 
 @dataclass(frozen=True)
@@ -236,7 +250,7 @@ def _component_table(component: Component, *, weighted: bool) -> dict[str, Any]:
     table: dict[str, Any] = {"use": component.entry.full_name}
     if weighted:
         table["weight"] = component.weight
-    table |= _without_none(schema.to_jsonable(component.values))
+    table |= _without_none(schema.to_jsonable(component.values)) | component.fold_table
     return table | ({"evaluate": schema.to_jsonable(component.evaluate)} if component.evaluate else {})
 
 

@@ -18,9 +18,9 @@ import pluggy
 
 from p2pzoo.plugin import hookspecs
 from p2pzoo.plugin.batch import BatchField
-from p2pzoo.plugin.migration import explain_import_error
 from p2pzoo.plugin.registry import COMMAND, KINDS, Entry, Registry
 from p2pzoo.utils.errors import UserError
+from p2pzoo.utils.migration import explain_import_error
 from p2pzoo.utils.suggest import did_you_mean
 
 BATCH_FIELDS = get_args(BatchField)

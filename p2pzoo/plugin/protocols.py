@@ -182,6 +182,7 @@ class Dataset(Protocol):
                           takes its inputs from files in the same way. Without it, x is the whole image of its file
     file_shapes           `file_shapes[i]`: (H, W, C) of x and of y of pair i in their files, before they are resized
     resize_mode           "stretch", "fit", "crop" or "none": how images of `file_shapes` were resized; default: stretch
+    blocks                `blocks[i]`: the block of pair i, so that folds need not read it
     original              `original(index)`: pair `index` at the resolution of its files, before it was reduced.
                           Training resizes it in one step to the size that the jitter enlarges to
 

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from p2pzoo.plugin.migration import explain_import_error, find_old_methods
 from p2pzoo.utils.errors import UserError
+from p2pzoo.utils.migration import explain_import_error, find_old_methods
 from p2pzoo.utils.paths import shipped_dir
 from p2pzoo.utils.suggest import did_you_mean
 

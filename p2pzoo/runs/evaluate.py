@@ -315,4 +315,4 @@ def describe_component(component: Component) -> dict[str, Any]:
     """{"use", "version", parameters}, as JSON values. Defaults of parameters that were added later are left out."""
     version = str(getattr(component.factory, "version", "1"))
     values = schema.omit_added_later(component.factory, component.values)
-    return {"use": component.entry.full_name, "version": version, **schema.to_jsonable(values)}
+    return {"use": component.entry.full_name, "version": version, **schema.to_jsonable(values), **component.fold_table}

@@ -1,1 +1,1 @@
-"""Errors, atomic files, paths, the version, seeded random numbers and suggestions. Imports nothing else of p2pzoo."""
+"""Errors, atomic files, paths, the version, seeded random numbers, suggestions, folds. Imports no other room."""

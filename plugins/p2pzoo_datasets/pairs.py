@@ -230,6 +230,10 @@ class FilePairs:
         return [files for _, files in self._pairs]
 
     @property
+    def blocks(self) -> list[str | None]:
+        return [self._blocks.get(name) for name, _ in self._pairs]
+
+    @property
     def fingerprint(self) -> str:
         """Changes when files of this split are added, removed or change in length, and with class files and blocks."""
         of_files = fingerprint([file for files in self.files for file in files])

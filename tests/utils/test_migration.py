@@ -7,8 +7,8 @@ from importlib.metadata import EntryPoint
 import pytest
 
 from p2pzoo.plugin.loader import build_registry, load_entry_points
-from p2pzoo.plugin.migration import METHODS, MOVED
 from p2pzoo.utils.errors import UserError
+from p2pzoo.utils.migration import METHODS, MOVED
 
 # The classes and functions of 0.1.0 that a plugin could import.
 PUBLIC_IN_0_1_0 = {
@@ -51,7 +51,7 @@ def load(tmp_path, monkeypatch):
 def test_every_public_name_of_0_1_0_exists_in_its_new_place(old):
     module, _, name = old.rpartition(".")
     new_module, _, new_name = MOVED.get(old, f"{MOVED[module]}.{name}").rpartition(".")
-    assert hasattr(importlib.import_module(new_module), new_name), f"add {old} to MOVED in p2pzoo/plugin/migration.py"
+    assert hasattr(importlib.import_module(new_module), new_name), f"add {old} to MOVED in p2pzoo/utils/migration.py"
 
 
 def test_the_old_modules_are_those_of_0_1_0():
