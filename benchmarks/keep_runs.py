@@ -3,7 +3,8 @@
     python benchmarks/keep_runs.py runs/*/laptop-*
 
 A run becomes results/<recipe>-<profile>-seed<N>-<id>/, where `p2pzoo bench` finds it. The pictures are WebP. --busy
-omits the training time, which means nothing if the machine did other work at the same time; use row_seconds.py instead.
+omits the times of training and translating, which mean nothing if the machine did other work at the same time; use
+row_seconds.py instead.
 
 Statistics are stored in the smallest integers that hold them, and those of the photos once: name the runs of the
 ground truth first. --without kid_efficientnet_lite0 omits those of a metric; its numbers are kept, and so are the
@@ -22,6 +23,7 @@ from p2pzoo_bench.stored_results import FinishedRun, compact
 from PIL import Image
 
 from p2pzoo.models.safetensors_io import load_tensors, save_tensors
+from p2pzoo.runs.results import read_results, write_results
 from p2pzoo.utils.files import read_json, write_json
 
 RESULTS = Path(__file__).parent / "results"
@@ -32,7 +34,7 @@ QUALITY = 80
 
 @click.command()
 @click.argument("runs", nargs=-1, required=True, type=click.Path(exists=True, file_okay=False, path_type=Path))
-@click.option("--busy", is_flag=True, help="Omit the training time, because the machine did other work too.")
+@click.option("--busy", is_flag=True, help="Omit all times, because the machine did other work too.")
 @click.option("--without", multiple=True, metavar="METRIC", help="Omit the statistics of this metric.")
 @click.option("--no-pictures", is_flag=True, help="Omit the pictures.")
 @click.option("--to", default=RESULTS, show_default="results/", type=click.Path(file_okay=False, path_type=Path))
@@ -56,9 +58,10 @@ def main(runs: tuple[Path, ...], busy: bool, without: tuple[str, ...], no_pictur
             env = read_json(target / "env.json")
             env.get("training", {}).pop("seconds", None)
             write_json(target / "env.json", env)
-        for picture in (
-            [] if no_pictures else sorted((run / "samples").glob("test*.png"))
-        ):  # test@ROW.png: of a table's row
+            if (results := read_results(target / "results.json")) and results.pop("timings", None):
+                write_results(target / "results.json", results)
+        pictures = [] if no_pictures else sorted((run / "samples").glob("test*.png"))  # test@ROW.png: of a table's row
+        for picture in pictures:
             name = picture.stem.replace("test", "samples", 1)
             Image.open(picture).save(target / f"{name}.webp", quality=QUALITY, method=6)
         click.echo(target)

@@ -95,4 +95,7 @@ def simulated_mps():
     with pytest.MonkeyPatch.context() as patch, _OnMps():
         patch.setattr(torch.backends.mps, "is_available", lambda: True)
         patch.setattr(torch.backends.mps, "is_built", lambda: True)
+        patch.setattr(torch.mps, "synchronize", lambda: None)
+        patch.setattr(torch.mps, "get_rng_state", torch.get_rng_state)
+        patch.setattr(torch.mps, "set_rng_state", torch.set_rng_state)
         yield

@@ -21,10 +21,12 @@ import torch
 from torch import nn
 
 from p2pzoo import config
+from p2pzoo.config.settings import Translations
 from p2pzoo.data import Store, single_batches
 from p2pzoo.images.grid import grid_indices, make_grid
 from p2pzoo.models.safetensors_io import save_tensors, strip_prefix
 from p2pzoo.models.test_modes import translate
+from p2pzoo.models.translator import Translator
 from p2pzoo.runs.evaluate import measure_all
 from p2pzoo.runs.monitor import Diverged
 from p2pzoo.utils.errors import UserError
@@ -150,7 +152,7 @@ class Worker:
     def measure(self, training: Training, G: nn.Module) -> tuple[dict[str, float], dict[str, Any]]:
         """All numbers of a generator on the test split, and their statistics of each image."""
         mode = training.made.evaluate.test_mode
-        rows = measure_all(self.metrics, training.engine, self.test, lambda x: translate(G, x, mode))
+        rows = measure_all(self.metrics, training.engine, self.test, Translator(G, Translations(test_mode=mode)))
         values = {}
         for name, metric in self.metrics.items():
             for key, value in metric.reduce(strip_prefix(name, rows)).items():

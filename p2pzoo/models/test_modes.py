@@ -42,16 +42,31 @@ def translate(
     >>> torch.equal(translate(G, x, "paper"), translate(G, x, "paper"))
     True
     """
+    return translate_watched(G, x, test_mode, seed=seed, together=together, draws=draws)[0]
+
+
+@torch.no_grad()
+def translate_watched(
+    G: nn.Module, x: Tensor, test_mode: str, *, seed: int = 0, together: int = 1, draws: bool | None = None
+) -> tuple[Tensor, bool]:
+    """`translate`, and whether G drew random numbers: if it drew none, every seed gives this translation.
+
+    >>> G, x = nn.Sequential(nn.Conv2d(3, 3, 1), nn.Dropout()), torch.zeros(2, 3, 8, 8)
+    >>> [translate_watched(G, x, mode)[1] for mode in ("paper", "eval")]
+    [True, False]
+    """
     with in_training_mode(G, training=test_mode == "paper"):
         if test_mode == "eval" and not draws:
             y_hat, is_random = _watch_random_numbers(G, x)
             if not is_random:
-                return y_hat.float()
-        y_hats = []
+                return y_hat.float(), False
+        y_hats, is_random = [], False
         for images in x.split(together if test_mode == "paper" else 1):
             with rng.torch_seed(derive_image_seed(images, seed)), _buffers_restored(G):
+                before = _random_states(x.device)
                 y_hats.append(G(images).float())
-        return torch.cat(y_hats)
+                is_random = is_random or _differ(_random_states(x.device), before)
+        return torch.cat(y_hats), is_random
 
 
 def derive_image_seed(images: Tensor, seed: int) -> int:
@@ -61,14 +76,29 @@ def derive_image_seed(images: Tensor, seed: int) -> int:
 
 def _watch_random_numbers(G: nn.Module, x: Tensor) -> tuple[Tensor, bool]:
     """G(x), and whether G drew random numbers for it; torch's random state is the same afterwards."""
-    before = torch.get_rng_state(), torch.cuda.get_rng_state(x.device) if x.is_cuda else None
+    before = _random_states(x.device)
     y_hat = G(x)
-    is_random = not torch.equal(torch.get_rng_state(), before[0])
-    if before[1] is not None:
-        is_random = is_random or not torch.equal(torch.cuda.get_rng_state(x.device), before[1])
-        torch.cuda.set_rng_state(before[1], x.device)
+    is_random = _differ(_random_states(x.device), before)
     torch.set_rng_state(before[0])
+    if x.is_cuda:
+        torch.cuda.set_rng_state(before[1], x.device)
+    elif len(before) > 1:
+        torch.mps.set_rng_state(before[1])
     return y_hat, is_random
+
+
+def _random_states(device: torch.device) -> list[Tensor]:
+    """The states of the generators that a network on this device may draw from: the CPU's, then the device's."""
+    states = [torch.get_rng_state()]
+    if device.type == "cuda":
+        states.append(torch.cuda.get_rng_state(device))
+    elif device.type == "mps" and torch.backends.mps.is_available():
+        states.append(torch.mps.get_rng_state())
+    return states
+
+
+def _differ(states: list[Tensor], others: list[Tensor]) -> bool:
+    return not all(torch.equal(state, other) for state, other in zip(states, others, strict=True))
 
 
 @torch.no_grad()

@@ -231,6 +231,9 @@ class Metric(Protocol):
 
     protocol  a mapping of JSON values that the numbers depend on besides the parameters, such as the digest of weights.
               It is merged into the protocol of every number and replaces parameters of the same name
+    samples   a whole number M from 2 on, usually a parameter: `measure` then gets M translations of each image in place
+              of one, y_hats (B, M, C, H, W), made with random numbers of the seeds 0 to M - 1. They are equal where G
+              draws none, and where a table measures y itself. Their order must change no number
     minimum_images  the number of images from which on its values mean something, such as 50 for a distance between
               sets. A number of fewer images is marked wherever it is printed
     draw      `draw(rows) -> Figure`: a matplotlib figure of a table's rows, {row's label: its statistics}

@@ -7,6 +7,7 @@ import json
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from statistics import median
 from typing import Any
 
 import torch
@@ -19,7 +20,7 @@ from p2pzoo.config.settings import Translations
 from p2pzoo.data import Store, single_batches
 from p2pzoo.images.color_spaces import Encodings
 from p2pzoo.models import safetensors_io
-from p2pzoo.models.test_modes import translate
+from p2pzoo.models.translator import Translator
 from p2pzoo.plugin import schema
 from p2pzoo.plugin.batch import Batch
 from p2pzoo.runs.results import read_results, write_results
@@ -41,10 +42,7 @@ def build_protocol(experiment: Experiment, name: str, store: Store, metric: Any 
     component, translations = experiment.measurements[name].metric, experiment.measurements[name].translations
     metric = metric or component.build(dataset=store.dataset)
     return {
-        "metric": {
-            **describe_component(component),
-            **schema.to_jsonable(getattr(metric, "protocol", {})),
-        },
+        "metric": describe_metric(component, metric),
         "dataset": describe_component(experiment.dataset),
         "split": experiment.evaluate.split,
         "images": len(store),
@@ -106,12 +104,29 @@ def build_metrics(experiment: Experiment, store: Store, names: Iterable[str]) ->
     faults: list[str] = []
     for name in names:
         try:
-            metrics[name] = experiment.measurements[name].metric.build(dataset=store.dataset)
+            metrics[name] = build_metric(experiment.measurements[name].metric, store.dataset)
         except UserError as error:
             faults += error.faults
     if faults:
         raise UserError(*faults)
     return metrics
+
+
+def build_metric(component: Component, dataset: Any) -> Any:
+    """Raises UserError if it cannot be built, or if its `samples` is not a number of samples (see `Metric`)."""
+    metric = component.build(dataset=dataset)
+    count = getattr(metric, "samples", 2)
+    if type(count) is not int or count < 2:
+        raise UserError(
+            f"metric '{component.entry.full_name}' has samples = {count!r}, the translations of each image that it "
+            "takes: set a whole number from 2 on"
+        )
+    return metric
+
+
+def count_samples(metrics: Mapping[str, Any]) -> int:
+    """The translations of each image that these metrics take, seeds 0, 1, …: as many as the one that takes most."""
+    return max([getattr(metric, "samples", 1) for metric in metrics.values()], default=1)
 
 
 def check_trust(metrics: Mapping[str, Any], device: torch.device) -> None:
@@ -124,11 +139,15 @@ def check_trust(metrics: Mapping[str, Any], device: torch.device) -> None:
 def try_metrics(metrics: Mapping[str, Any], store: Store) -> None:
     """Measure a few images on the CPU, so that an error inside a metric ends a run before its training.
 
-    ŷ is y mirrored. The metrics should not be used afterwards; torch's random state is as before.
+    ŷ is y mirrored, and further samples are y turned. The metrics should not be used afterwards; torch's random state
+    is as before.
     """
     with rng.torch_seed(0):
-        batches = list(single_batches(store, range(min(TRIED_IMAGES, len(store)))))
-        statistics = join_rows([measure(metrics, batch, batch.y.flip(-1), store.dataset) for batch in batches])
+        rows = []
+        for batch in single_batches(store, range(min(TRIED_IMAGES, len(store)))):
+            y_hats = [batch.y.flip(-1), *[batch.y.flip(-1, -2)] * (count_samples(metrics) - 1)]
+            rows.append(measure(metrics, batch, y_hats, store.dataset))
+        statistics = join_rows(rows)
         for name, metric in metrics.items():
             metric.reduce(safetensors_io.strip_prefix(name, statistics))
 
@@ -143,13 +162,17 @@ def evaluate(
 ) -> dict[str, Any]:
     """Measure these metrics, add them to results.json and stats.safetensors, and return the results.
 
+    The time of a translation is stored too, once for each kind of translations.
+
     load_G  returns G as it makes these translations
     """
     statistics: dict[str, Tensor] = {}
+    timings: list[dict[str, Any]] = []
     for translations, group in group_by_translations(experiment, metrics).items():
-        translate_x = _translator(load_G(translations), translations)
+        translate_x = Translator(load_G(translations), translations)
         statistics |= measure_all(group, engine, store, translate_x, translations.test_batch)
-    return on_rank0(_write_results, experiment, run, metrics, statistics, store)
+        timings += describe_time(translate_x, engine)
+    return on_rank0(_write_results, experiment, run, metrics, statistics, store, timings)
 
 
 def group_by_translations(experiment: Experiment, metrics: Mapping[str, Any]) -> dict[Translations, dict[str, Any]]:
@@ -160,8 +183,17 @@ def group_by_translations(experiment: Experiment, metrics: Mapping[str, Any]) ->
     return groups
 
 
-def _translator(G: nn.Module, translations: Translations) -> Callable[[Tensor], Tensor]:
-    return lambda x: translate(G, x, translations.test_mode, together=translations.test_batch)
+def describe_time(translate_x: Translator, engine: Engine) -> list[dict[str, Any]]:
+    """The entry of these translations in "timings" of results.json; [] if there were too few passes to time one.
+
+    All processes call it. It depends on the machine, and on what else that does: so no protocol has it.
+    """
+    seconds = [each for part in all_gather_object(translate_x.seconds) for each in part]
+    if not seconds:
+        return []
+    facts = {key: value for key, value in engine.describe().items() if key in ("device", "gpu", "threads", "processes")}
+    milliseconds = round(1e3 * median(seconds), 3)
+    return [{"translations": translate_x.translations.protocol(), "milliseconds": milliseconds, **facts}]
 
 
 def evaluate_target(
@@ -173,7 +205,7 @@ def evaluate_target(
     seed: int | None = None,
     change: Callable[[Batch], Tensor] | None = None,
 ) -> dict[str, Any]:
-    """The same for the ground truth row: measures y in place of ŷ.
+    """The same for the ground truth row: measures y in place of ŷ, and in place of all samples of an image.
 
     digest  its id in the results
     seed    of the runs that are tested on the same data, if other seeds have other data
@@ -182,7 +214,7 @@ def evaluate_target(
     metrics = build_metrics(experiment, store, find_missing_metrics(experiment, run, store))
     batches = single_batches(store, range(len(store)))
     shown = [(batch, change(batch) if change else batch.y) for batch in batches]
-    statistics = join_rows([measure(metrics, batch, image, store.dataset) for batch, image in shown])
+    statistics = join_rows([measure(metrics, batch, [image], store.dataset) for batch, image in shown])
     results = _write_results(experiment, run, metrics, statistics, store)
     results |= {"id": digest, "recipe": "target", "seed": seed, "images": 0}
     write_results(run.results, results)
@@ -193,35 +225,53 @@ def measure_all(
     metrics: Mapping[str, Any],
     engine: Engine,
     store: Store,
-    translate_x: Callable[[Tensor], Tensor],
+    translate_x: Callable[[Tensor, int], Sequence[Tensor]],
     together: int = 1,
 ) -> dict[str, Tensor]:
     """{metric.statistic: (N, ...)}, one row per image in the dataset's order. Each process measures its shard.
 
-    together  images, neighbours in the dataset, that `translate_x` gets at a time
+    translate_x  returns so many samples of x, as a `Translator` does
+    together     images, neighbours in the dataset, that `translate_x` gets at a time. No other images are in memory
     """
+
+    def measure_together(indices: range) -> list[dict[str, Tensor]]:  # a function, so that it frees its images
+        batches = [engine.to_device(batch) for batch in single_batches(store, indices)]
+        samples = translate_x(torch.cat([batch.x for batch in batches]), count_samples(metrics))
+        parts = zip(batches, *(y_hat.split(1) for y_hat in samples), strict=True)
+        return [measure(metrics, batch, y_hats, store.dataset) for batch, *y_hats in parts]
+
     rows: list[dict[str, Tensor]] = []
     with sync_errors():
         for start in shard(range(0, len(store) if metrics else 0, together)):
-            singles = single_batches(store, range(start, min(start + together, len(store))))
-            batches = [engine.to_device(batch) for batch in singles]
-            y_hats = translate_x(torch.cat([batch.x for batch in batches]))
-            for batch, y_hat in zip(batches, y_hats.split(1), strict=True):
-                rows.append(measure(metrics, batch, y_hat, store.dataset))
+            rows += measure_together(range(start, min(start + together, len(store))))
     return join_rows([row for part in all_gather_object(rows) for row in part])
 
 
-def measure(metrics: Mapping[str, Any], batch: Batch, y_hat: Tensor, dataset: Any) -> dict[str, Tensor]:
+def measure(metrics: Mapping[str, Any], batch: Batch, y_hats: Sequence[Tensor], dataset: Any) -> dict[str, Tensor]:
     """{metric.statistic: (B, ...)} on the CPU. Metrics see RGB images, whatever color space the networks use.
 
+    y_hats   samples of ŷ, (B, C, H, W) each: as many as `count_samples`, or one that stands for all. Metrics without
+             `samples` see the first
     dataset  has the encodings of x and y, as a `Dataset` does
     """
-    x, y, y_hat = Encodings.of(dataset).to_rgb(batch.x, batch.y, y_hat)
+    x, y, *y_hats = Encodings.of(dataset).to_rgb(batch.x, batch.y, *y_hats)
     batch, statistics = replace(batch, x=x, y=y), {}
     for name, metric in metrics.items():
+        y_hat = stack_samples(y_hats, metric.samples) if hasattr(metric, "samples") else y_hats[0]
         for statistic, value in metric.measure(batch, y_hat).items():
             statistics[f"{name}.{statistic}"] = value.detach().cpu()
     return statistics
+
+
+def stack_samples(y_hats: Sequence[Tensor], count: int) -> Tensor:
+    """(B, count, C, H, W): the first `count` of these samples (B, C, H, W), or the only one so many times.
+
+    >>> stack_samples([torch.zeros(2, 3, 8, 8)], 5).shape
+    torch.Size([2, 5, 3, 8, 8])
+    """
+    if len(y_hats) == 1:
+        return y_hats[0][:, None].expand(-1, count, -1, -1, -1)
+    return torch.stack([*y_hats[:count]], dim=1)
 
 
 def join_rows(rows: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
@@ -264,8 +314,14 @@ def _minimum_images(metric: Any, images: int) -> dict[str, int]:
 
 
 def _write_results(
-    experiment: Experiment, run: Run, metrics: Mapping[str, Any], statistics: Mapping[str, Tensor], store: Store
+    experiment: Experiment,
+    run: Run,
+    metrics: Mapping[str, Any],
+    statistics: Mapping[str, Tensor],
+    store: Store,
+    timings: Sequence[Mapping[str, Any]] = (),
 ) -> dict[str, Any]:
+    before = read_results(run.results) or {}
     protocols = {name: build_protocol(experiment, name, store, metric) for name, metric in metrics.items()}
     results = {
         "id": experiment.id,
@@ -273,12 +329,21 @@ def _write_results(
         "profile": experiment.recipe.profile,
         "seed": experiment.seed,
         "images": experiment.train.images_seen,
-        **add_numbers(read_results(run.results) or {}, metrics, protocols, statistics),
+        **add_numbers(before, metrics, protocols, statistics),
+        **_add_timings(before, timings),
     }
     if statistics:
         _write_statistics(run, statistics, list(metrics), store)
     write_results(run.results, results)
     return results
+
+
+def _add_timings(before: Mapping[str, Any], new: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The entry "timings" of results.json. Of equal translations the first measurement stays."""
+    timings = list(before.get("timings", []))
+    known = [timing["translations"] for timing in timings]
+    timings += [timing for timing in new if timing["translations"] not in known]
+    return {"timings": timings} if timings else {}
 
 
 def rank_images(experiment: Experiment, run: Run, store: Store) -> tuple[str, list[tuple[int, float]]] | None:
@@ -309,6 +374,12 @@ def _write_statistics(run: Run, new: Mapping[str, Tensor], names: list[str], sto
             kept = {key: value for key, value in old.items() if key.split(".")[0] not in names}
     header = {"ids": [pair.id for pair in pairs], "blocks": [pair.block for pair in pairs]}
     safetensors_io.save_tensors(run.stats, {**kept, **new}, header)
+
+
+def describe_metric(component: Component, metric: Any) -> dict[str, Any]:
+    """What the protocol of its numbers says of a metric: its parameters, its samples, and what its `protocol` adds."""
+    samples = {"samples": metric.samples} if hasattr(metric, "samples") else {}
+    return {**describe_component(component), **samples, **schema.to_jsonable(getattr(metric, "protocol", {}))}
 
 
 def describe_component(component: Component) -> dict[str, Any]:

@@ -32,19 +32,21 @@ from p2pzoo.images.resize import resize_to
 from p2pzoo.models.at_use import AtUse
 from p2pzoo.models.load import find_model_file, find_run_folder, load_model
 from p2pzoo.models.model import TEST_MODES, Model
-from p2pzoo.models.padding import pad_by_reflection
 from p2pzoo.models.scaling import NO_FILE_LAYOUT, Scaling
-from p2pzoo.models.test_modes import translate
+from p2pzoo.models.translator import Translator
 from p2pzoo.plugin import schema
 from p2pzoo.plugin.batch import Pair
 from p2pzoo.plugin.loader import registry
 from p2pzoo.runs.evaluate import (
     add_numbers,
+    build_metric,
     build_metrics,
     build_protocol,
     check_needs,
     check_trust,
-    describe_component,
+    count_samples,
+    describe_metric,
+    describe_time,
     group_by_translations,
     join_rows,
     measure,
@@ -210,10 +212,14 @@ def _measure_on_recipe(model: Model, experiment: Experiment, request: Request, n
     check_trust(metrics, engine.device)
     note(f"measuring on {len(store)} images of the {evaluation.split} split, test mode {evaluation.test_mode}")
     statistics: dict[str, Tensor] = {}
+    timings: list[dict[str, Any]] = []
     for translations, group in group_by_translations(experiment, metrics).items():
         G = _find_generator(model, translations, request).to(engine.device, memory_format=engine.memory_format)  # type: ignore[call-overload]
-        translate_x = functools.partial(_translate, model, G, translations=translations)
-        statistics |= measure_all(group, engine, store, translate_x, translations.test_batch)
+        translator = Translator(G, translations, model.size_divisor)
+        statistics |= measure_all(
+            group, engine, store, functools.partial(_translate, translator), translations.test_batch
+        )
+        timings += describe_time(translator, engine)
     protocols = {name: build_protocol(experiment, name, store, metric) for name, metric in metrics.items()}
     return {
         "id": model.run,
@@ -223,6 +229,7 @@ def _measure_on_recipe(model: Model, experiment: Experiment, request: Request, n
         "profile": experiment.recipe.profile,
         "seed": experiment.seed if is_own else None,
         **add_numbers({}, metrics, protocols, statistics),
+        **({"timings": timings} if timings else {}),
     }
 
 
@@ -330,10 +337,10 @@ def _measure_on_folders(
     translations = Translations(test_mode=mode, weights=model.weights, **at_use)  # type: ignore[arg-type]
     how = "" if scaling.is_native else f"; the model sees them {scaling}"
     note(f"measuring on {len(pairs)} pairs of {' and '.join(map(str, request.folders))}, test mode {mode}{how}")
-    rows = []
+    rows, translator = [], Translator(G, translations, model.size_divisor)
     for item in pairs:
-        y_hat = _translate_pair(model, G, engine, pairs, item, translations)
-        rows.append(measure(metrics, engine.to_device(collate([item.pair], pairs)), y_hat, pairs))
+        y_hats = _translate_pair(model, translator, engine, pairs, item, count_samples(metrics))
+        rows.append(measure(metrics, engine.to_device(collate([item.pair], pairs)), y_hats, pairs))
     facts = {
         "dataset": {"use": "two-folders", "pixels": pairs.fingerprint},
         "split": pairs.split,
@@ -343,12 +350,9 @@ def _measure_on_folders(
         **({} if scaling.is_native else {"scaling": scaling.as_json()}),
     }
     protocols = {
-        name: {
-            "metric": {**describe_component(components[name]), **schema.to_jsonable(getattr(metric, "protocol", {}))},
-            **facts,
-        }
-        for name, metric in metrics.items()
+        name: {"metric": describe_metric(components[name], metric), **facts} for name, metric in metrics.items()
     }
+    timings = describe_time(translator, engine)
     return {
         "id": model.run,
         "model": str(request.model),
@@ -357,6 +361,7 @@ def _measure_on_folders(
         "profile": NO_PROFILE,
         "seed": None,
         **add_numbers({}, metrics, protocols, join_rows(rows)),
+        **({"timings": timings} if timings else {}),
     }
 
 
@@ -373,7 +378,7 @@ def _build_for_folders(components: Mapping[str, Component], pairs: FolderPairs) 
             )
             continue
         try:
-            metrics[name] = component.build(dataset=pairs)
+            metrics[name] = build_metric(component, pairs)
         except UserError as error:
             faults += error.faults
     if faults:
@@ -382,29 +387,30 @@ def _build_for_folders(components: Mapping[str, Component], pairs: FolderPairs) 
 
 
 def _translate_pair(
-    model: Model, G: nn.Module, engine: Engine, pairs: FolderPairs, item: FolderPair, translations: Translations
-) -> Tensor:
-    """ŷ (1, C, H, W) in [-1, 1] in the size of the pair's files, not rounded to stored values."""
+    model: Model, translator: Translator, engine: Engine, pairs: FolderPairs, item: FolderPair, count: int
+) -> list[Tensor]:
+    """Samples of ŷ, (1, C, H, W) in [-1, 1] each, in the size of the pair's files, not rounded to stored values."""
     pair, prepared = item
     batch = engine.to_device(collate([Pair(pair.id, prepared.x, pair.y)], pairs))
-    y_hat = _translate(model, G, batch.x, translations=translations)
-    if y_hat.shape[2:] == prepared.size:
+    y_hats = _translate(translator, batch.x, count)
+    return [_resize(y_hat, prepared.size, model.encodings.y == "one-hot") for y_hat in y_hats]
+
+
+def _resize(y_hat: Tensor, size: tuple[int, int], is_map: bool) -> Tensor:
+    """ŷ (1, C, H, W) in this size. is_map: it has the classes of a label map."""
+    if y_hat.shape[2:] == size:
         return y_hat
     array = np.ascontiguousarray(y_hat[0].permute(1, 2, 0).cpu().numpy())
-    is_map = model.encodings.y == "one-hot"
-    resized = resize_to(array, prepared.size, "stretch", (-1, 1), bands=True, kernel="nearest" if is_map else "bicubic")
-    return torch.from_numpy(resized).permute(2, 0, 1)[None].to(engine.device)
+    resized = resize_to(array, size, "stretch", (-1, 1), bands=True, kernel="nearest" if is_map else "bicubic")
+    return torch.from_numpy(resized).permute(2, 0, 1)[None].to(y_hat.device)
 
 
-def _translate(model: Model, G: nn.Module, x: Tensor, *, translations: Translations) -> Tensor:
-    """ŷ of x (B, C, H, W), of any H and W: padded as `Model.translate` does. Raises OutOfMemory."""
+def _translate(translator: Translator, x: Tensor, count: int) -> list[Tensor]:
+    """What `translator` returns. Raises OutOfMemory."""
     height, width = x.shape[2:]
-    is_padded = height % model.size_divisor or width % model.size_divisor
     try:
-        padded = pad_by_reflection(x, model.size_divisor) if is_padded else x
-        y_hat = translate(G, padded, translations.test_mode, together=translations.test_batch)
+        return translator(x, count)
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
         raise OutOfMemory(f"out of memory at {height}×{width}: measure at a smaller size (--scale, --size)") from None
-    return y_hat[..., :height, :width]

@@ -30,6 +30,15 @@ class _ProtocolJson(TypedDict):
     size: NotRequired[tuple[int, int]]
 
 
+class _TimingJson(TypedDict):
+    """The median time of a translation, and what it was measured with."""
+
+    translations: dict[str, Any]  # `Translations.protocol()`
+    milliseconds: float
+    device: str
+    threads: int
+
+
 class _ResultsJson(TypedDict):
     """What `evaluate.evaluate` writes. measured: {metric: hash of its protocol}; protocols: {hash: protocol}."""
 
@@ -41,6 +50,7 @@ class _ResultsJson(TypedDict):
     metrics: dict[str, _NumberJson]
     measured: dict[str, str]
     protocols: dict[str, _ProtocolJson]
+    timings: NotRequired[list[_TimingJson]]
 
 
 _RESULTS = TypeAdapter(_ResultsJson)

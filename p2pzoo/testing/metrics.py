@@ -16,6 +16,7 @@ from p2pzoo.data import Store
 from p2pzoo.data.collate import collate
 from p2pzoo.plugin.batch import Batch, Pair
 from p2pzoo.plugin.loader import registry
+from p2pzoo.runs.evaluate import stack_samples
 from p2pzoo.testing.component_case import ComponentCase, DoesNotApply
 from p2pzoo.testing.tiny_components import TinyDataset
 from p2pzoo.utils.errors import UserError
@@ -27,7 +28,7 @@ _SIDE = 64  # px: pretrained networks of some metrics accept no 32
 def check_metric_batches(case: ComponentCase) -> None:
     """`measure` gives one row per image, independent of the rest of the batch."""
     example = build_example(case)
-    metric, batch, y_hat = example.metric, example.batch, add_noise(example.batch)
+    metric, batch, y_hat = example.metric, example.batch, example.noisy
     in_batch = example.noisy_statistics
     rows = [metric.measure(_slice(batch, i), y_hat[i : i + 1].clone()) for i in range(len(y_hat))]
     for name, statistic in in_batch.items():
@@ -50,6 +51,18 @@ def check_metric_order(case: ComponentCase) -> None:
     assert math.isfinite(numbers["value"]), f'"value" of {_NUM_IMAGES} images is {numbers["value"]}'
 
 
+def check_metric_samples(case: ComponentCase) -> None:
+    """`samples`, if it has it, is a whole number from 2 on; the order of an image's samples changes no number."""
+    example = build_example(case)
+    if not hasattr(example.metric, "samples"):
+        raise DoesNotApply("it takes one translation of each image")
+    order = torch.randperm(example.noisy.shape[1], generator=torch.Generator().manual_seed(1))
+    permuted = example.metric.reduce(example.metric.measure(example.batch, example.noisy[:, order]))
+    for name, number in example.metric.reduce(example.noisy_statistics).items():
+        message = f"'{name}' depends on the order of the samples: {number:.6g}, {permuted[name]:.6g}"
+        assert _is_close(number, permuted[name]), message
+
+
 def check_metric_perfect(case: ComponentCase) -> None:
     """No ŷ scores better than y itself."""
     example = build_example(case)
@@ -60,8 +73,9 @@ def check_metric_perfect(case: ComponentCase) -> None:
     assert is_count, f"`minimum_images` is {minimum!r}, not a number of images"
     if metric.better is None:
         raise DoesNotApply("neither direction is better")
-    best = metric.reduce(metric.measure(batch, batch.y))["value"]
-    others = {"y with noise": example.noisy_statistics, "another image": metric.measure(batch, batch.y.roll(1, 0))}
+    best = metric.reduce(metric.measure(batch, _repeat(metric, batch.y)))["value"]
+    another = metric.measure(batch, _repeat(metric, batch.y.roll(1, 0)))
+    others = {"y with noise": example.noisy_statistics, "another image": another}
     for name, statistics in others.items():
         value = metric.reduce(statistics)["value"]
         is_worse = value <= best if metric.better == "higher" else value >= best
@@ -77,8 +91,15 @@ class _MetricExample:
     batch: Batch
 
     @functools.cached_property
+    def noisy(self) -> Tensor:
+        """y with noise, (B, C, H, W); (B, M, C, H, W) for a metric of M samples, each with other noise."""
+        count = _count_samples(self.metric)
+        y_hats = [_add_noise(self.batch, seed) for seed in range(count or 1)]
+        return torch.stack(y_hats, dim=1) if count else y_hats[0]
+
+    @functools.cached_property
     def noisy_statistics(self) -> dict[str, Tensor]:
-        return dict(self.metric.measure(self.batch, add_noise(self.batch)))
+        return dict(self.metric.measure(self.batch, self.noisy.clone()))
 
 
 def build_example(case: ComponentCase) -> _MetricExample:
@@ -137,8 +158,22 @@ def _installed_datasets() -> list[Callable[[], Any]]:
     return builders
 
 
-def add_noise(batch: Batch) -> Tensor:
-    generator = torch.Generator().manual_seed(0)
+def _count_samples(metric: Any) -> int | None:
+    """The samples that a metric takes; None if it takes a single translation."""
+    count = getattr(metric, "samples", 2)
+    is_count = type(count) is int and count >= 2
+    assert is_count, f"`samples` is {count!r}, not a number of translations of each image, from 2 on"
+    return count if hasattr(metric, "samples") else None
+
+
+def _repeat(metric: Any, images: Tensor) -> Tensor:
+    """Images (B, C, H, W) as a metric takes them: as all of its samples, if it takes samples."""
+    count = _count_samples(metric)
+    return stack_samples([images], count) if count else images
+
+
+def _add_noise(batch: Batch, seed: int) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
     return (batch.y + 0.8 * torch.randn(batch.y.shape, generator=generator)).clamp(-1, 1)
 
 

@@ -170,7 +170,7 @@ def _loss_uses(case: ComponentCase, device: str, fields: Collection[str]) -> Ite
 
 def _metric_use(case: ComponentCase, fields: Collection[str]) -> _Use:
     example = metrics.build_example(case)
-    batch, y_hat = _with_fields(example.batch, fields), metrics.add_noise(example.batch)
+    batch, y_hat = _with_fields(example.batch, fields), example.noisy.clone()
     return _Use("", _batch_tensors(batch) | {"ŷ": y_hat}, lambda: [*example.metric.measure(batch, y_hat).values()])
 
 

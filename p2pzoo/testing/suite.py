@@ -86,6 +86,7 @@ CHECKS: dict[str, dict[str, CheckFunction]] = {
     "metric": {
         "batches": metrics.check_metric_batches,
         "order": metrics.check_metric_order,
+        "samples": metrics.check_metric_samples,
         "perfect": metrics.check_metric_perfect,
         "needs": side_effects.check_declared_needs,
         "inputs": side_effects.check_keeps_inputs,

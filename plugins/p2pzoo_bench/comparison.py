@@ -327,6 +327,7 @@ def _describe_row(
         **({"target": True} if row.target else _describe_networks(row.experiment, data)),
         "seconds": round(float(np.median(seconds)), 1) if seconds else None,
         "peak_megabytes": max(memory) if memory else None,
+        **_describe_timings(row),
         "cells": cells,
     }
 
@@ -336,6 +337,17 @@ def _read_costs(row: TableRow, key: str) -> list[float]:
     trainings = [run.env.get("training") for run in row.runs]
     costs = [training.get(key) for training in trainings if isinstance(training, dict)]
     return [cost for cost in costs if isinstance(cost, (int, float)) and math.isfinite(cost)]
+
+
+def _describe_timings(row: TableRow) -> dict[str, Any]:
+    """The median time of a translation over the row's runs, and on what it was measured; {} if no run recorded it."""
+    wanted = row.experiment.translations.protocol()
+    found = [t for run in row.runs for t in run.results.get("timings", ()) if t["translations"] == wanted]
+    milliseconds = [t["milliseconds"] for t in found if math.isfinite(t["milliseconds"])]
+    if not milliseconds:
+        return {}
+    on = sorted({f"{t.get('gpu', t['device'])}, {t['threads']} thread{'s' * (t['threads'] != 1)}" for t in found})
+    return {"milliseconds": round(float(np.median(milliseconds)), 3), "timed_on": on}
 
 
 def _describe_interval(interval: Interval) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from p2pzoo.images.io import PILLOW_ERRORS, describe_read_error, open_picture
 from p2pzoo.runs.pages import data_uri, figure_to_svg, render_page
 from p2pzoo.utils.errors import UserError
 from p2pzoo.utils.terminal import escape
-from p2pzoo_bench.table_columns import TableColumn, find_best_cells, list_columns
+from p2pzoo_bench.table_columns import COSTS, TableColumn, find_best_cells, list_columns
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -81,6 +81,11 @@ def build_notes(doc: Mapping[str, Any]) -> list[str]:
         notes.append(f"Differences: the mean over seeds{interval}{over_seeds}.")
     if doc.get("source"):
         notes.append(f"Paper: {doc['source']}.")
+    if timed := sorted({each for row in doc["rows"] if row.get("milliseconds") for each in row["timed_on"]}):
+        notes.append(
+            f"{COSTS['milliseconds']}: the median time of a translation where the runs were evaluated "
+            f"({'; '.join(timed)}). Another machine, or other work on it, has other times."
+        )
     notes += [f"{c['heading']}: no number, {c['unavailable']}." for c in doc["columns"] if c["unavailable"]]
     notes += [f"{row['label']}: {row['failed']}." for row in doc["rows"] if row["failed"]]
     return notes
@@ -142,6 +147,8 @@ def decimals(value: float, half: float | None) -> int:
 def _format_cost(key: str, number: float | None) -> str:
     if number is None:
         return NONE
+    if key == "milliseconds":
+        return f"{number:,.{decimals(number, None)}f}"
     return f"{number:.0%}" if key.endswith("over_side") else f"{number:,.0f}"
 
 

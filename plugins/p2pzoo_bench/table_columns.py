@@ -18,6 +18,7 @@ COSTS = {
     "discriminator_parameters": "D parameters",
     "seconds": "training, s",
     "peak_megabytes": "peak MB",
+    "milliseconds": "ms per image",
 }
 
 

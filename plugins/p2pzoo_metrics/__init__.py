@@ -40,6 +40,20 @@ METRICS = (
         "arXiv:1801.01401", (),
     ),
     (
+        "diversity", "features:Diversity",
+        "Distance of several translations of an image, in features of any timm network; 0 is all equal", "", (),
+    ),
+    (
+        "crps", "samples:CRPS",
+        "Distance of y from the distribution of several translations; l1 if all are equal; lower is better",
+        "doi:10.1002/qj.2270", (),
+    ),
+    (
+        "coverage", "samples:Coverage",
+        "Share of y's values between the least and the greatest of several translations; nearest to nominal is best",
+        "", (),
+    ),
+    (
         "perceptual", "features:Perceptual",
         "Distance of feature maps of any timm network, unweighted; lower is better", "arXiv:1801.03924", (),
     ),

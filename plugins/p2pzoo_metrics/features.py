@@ -1,4 +1,4 @@
-"""`kid` and `perceptual`: distances in the features of a pretrained timm network. Imports torch and timm.
+"""`kid`, `diversity` and `perceptual`: distances in the features of a pretrained timm network. Imports torch and timm.
 
 Their numbers cannot be compared across networks. So name the metric after its network in a recipe, like the shipped
 `kid_efficientnet_lite0` and `perceptual_efficientnet_lite0`; never plain "FID", "KID" or "LPIPS".
@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, Any
 
 import torch
+from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -22,7 +23,7 @@ MIN_NORM = 1e-10  # as in the LPIPS code: a position without features has no dir
 
 
 class FeatureMetric:
-    """What the two share: the network, its input, and the protocol that follows from both.
+    """What they share: the network, its input, and the protocol that follows from both.
 
     Images are grey or RGB (else UserError). They are rounded to 8 bit as in an image file, resized bilinearly to the
     network's input size (with antialiasing when they shrink), and normalised as its weights expect. Each image goes
@@ -120,6 +121,47 @@ def _hash_blocks(blocks: Sequence[str | None]) -> Tensor:
         raise UserError("between_blocks = true: the images of this dataset have no blocks; remove the key")
     digests = [hashlib.sha256(str(block).encode(errors="surrogateescape")).digest() for block in blocks]
     return torch.tensor([int.from_bytes(digest[:8], "little", signed=True) for digest in digests])
+
+
+class Diversity(FeatureMetric):
+    """How much the translations of an image differ: the mean distance of their features, over all pairs of samples.
+
+    Euclidean distances of the features that `kid` compares, averaged over the pairs of an image, then over images. 0 if
+    all samples of each image are equal. More is not better by itself, noise differs most: compare models of similar
+    `kid`.
+
+    samples  translations of each image
+    """
+
+    better = None
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        *,
+        samples: Annotated[int, Field(ge=2)] = 19,
+        network: str = LITE0,
+        weights: str = "auto",
+    ) -> None:
+        super().__init__(dataset, network=network, weights=weights)
+        self.samples = samples
+
+    @torch.no_grad()
+    def measure(self, batch: Batch, y_hats: Tensor) -> dict[str, Tensor]:
+        """{"distance": (B,)}, float32, for ŷ (B, M, C, H, W)."""
+        check_channels((1, 3), batch.y, "diversity")
+        return {"distance": torch.stack([self._distance(samples) for samples in y_hats])}
+
+    def reduce(self, statistics: Mapping[str, Tensor]) -> dict[str, float]:
+        """`value`: the mean over images."""
+        return {"value": statistics["distance"].double().mean().item()}
+
+    def _distance(self, samples: Tensor) -> Tensor:
+        """The mean distance of all pairs of samples (M, C, H, W)."""
+        if torch.equal(samples[1:], samples[:-1]):  # a model without random numbers: not M passes through the network
+            return torch.zeros(())
+        features = torch.cat([self._network.model(image) for image in self._prepare(samples)])
+        return torch.pdist(features.cpu().double()).mean().float()
 
 
 class Perceptual(FeatureMetric):

@@ -17,6 +17,7 @@ from p2pzoo_bench.stored_results import FinishedRun
 from PIL import Image
 
 from p2pzoo.models.safetensors_io import save_tensors
+from p2pzoo.runs.results import read_results, write_results
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
@@ -170,8 +171,19 @@ def test_training_time_of_a_busy_machine_is_not_copied(tmp_path, load):
 
     run_folder = tmp_path / "runs" / "mine" / "laptop-seed0-abc"
     (run_folder / "samples").mkdir(parents=True)
-    for name in ("results.json", "recipe.toml", "model.safetensors"):
+    for name in ("recipe.toml", "model.safetensors"):
         (run_folder / name).write_bytes(b"{}")
+    facts = {
+        "id": "abc",
+        "recipe": "mine",
+        "profile": "laptop",
+        "seed": 0,
+        "metrics": {},
+        "measured": {},
+        "protocols": {},
+    }
+    timing = {"translations": {}, "milliseconds": 9.5, "device": "cpu", "threads": 1}
+    write_results(run_folder / "results.json", facts | {"timings": [timing]})
     save_tensors(run_folder / "stats.safetensors", {}, {"ids": [], "blocks": []})
     (run_folder / "env.json").write_text('{"threads": 1, "training": {"seconds": 9.5, "peak_megabytes": 700}}')
     Image.new("RGB", (8, 8)).save(run_folder / "samples" / "test.png")
@@ -180,6 +192,7 @@ def test_training_time_of_a_busy_machine_is_not_copied(tmp_path, load):
         assert done.exit_code == 0, done.output
         copied = tmp_path / "results" / "mine-laptop-seed0-abc"
         assert json.loads((copied / "env.json").read_text()) == {"threads": 1, "training": training}
+        assert read_results(copied / "results.json") == (facts if options else facts | {"timings": [timing]})
         assert {file.name for file in copied.iterdir()} == {
             "results.json", "stats.safetensors", "recipe.toml", "env.json", "samples.webp"
         }  # fmt: skip

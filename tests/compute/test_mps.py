@@ -45,6 +45,8 @@ def on_mps(run, tmp_path_factory, no_reports):
         "sharpness",
         "kid_efficientnet_lite0",
         "perceptual_efficientnet_lite0",
+        "crps",
+        "coverage",
     )
     metrics = [f'metrics.more{number}={{use="{name}"}}' for number, name in enumerate(names)]
     with simulated_mps():

@@ -94,7 +94,10 @@ class TestOfACompleteRun:
         right = json.loads(file.read_text())
         damage(file, chance)
         assert goes_on(complete, fault_injection.on_disk(complete), unharmed).first_step is None
-        assert json.loads(file.read_text()) == right
+        found = json.loads(file.read_text())
+        for results in (found, right):
+            del results["digest"], results["timings"][0]["milliseconds"]
+        assert found == right
 
     @pytest.mark.promise("whoever reads it refuses it in one line; what was measured stays")
     @pytest.mark.parametrize("name", ["model.safetensors", pytest.param("stats.safetensors", marks=slow)])

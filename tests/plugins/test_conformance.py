@@ -29,7 +29,7 @@ PARAMETERS = {  # plugin -> component -> parameters
     },
     "earth": {"earth": {"size": 64, "stride": 256}},
     "losses": {"ms-ssim": {"scales": 2}, "perceptual": FEATURES},
-    "metrics": {"kid": FEATURES, "perceptual": FEATURES},
+    "metrics": {"kid": FEATURES, "diversity": {"samples": 3, **FEATURES}, "perceptual": FEATURES},
     "photos": {
         **{name: {"root": "targets", "size": [32, 32]} for name in ("colorize", "inpaint", "super-resolve", "denoise")},
         "edges": {"root": "targets", "size": [32, 32]},

@@ -229,7 +229,9 @@ def test_the_function_gives_the_numbers_of_the_command(run_folder, folders, eval
         of_folders = p2pzoo.evaluate(str(run_folder), *folders, metrics=["l1"], device="cpu")
     finally:
         torch.set_num_threads(threads)
-    assert of_run.results == evaluate(run_folder, "--metric", "l1")
+    of_command = evaluate(run_folder, "--metric", "l1")
+    assert of_run.results.keys() == of_command.keys()
+    assert {key: of_run.results[key] for key in KEYS} == {key: of_command[key] for key in KEYS}
     assert of_run.metrics == of_folders.metrics
     with pytest.raises(p2pzoo.UserError, match="give two folders"):
         p2pzoo.evaluate(run_folder, folders[0])
@@ -266,8 +268,9 @@ def own_images(tmp_path_factory):
          "label_accuracy"),
         ('use="folders", inputs="maps", targets="photos", input_labels="classes.toml"', ("maps", "photos"), "l1"),
         ('use="colorize", root="photos", size=[32, 32]', ("photos", "photos"), "l1"),
+        ('use="colorize", root="photos", size=[32, 32]', ("photos", "photos"), "crps"),
     ],
-    ids=["photos to label maps", "label maps to photos", "lightness to colours"],
+    ids=["photos to label maps", "label maps to photos", "lightness to colours", "several samples of colours"],
 )  # fmt: skip
 def test_label_maps_and_colours_have_the_runs_numbers_too(
     dataset, folders, metric, own_images, run, evaluate, tmp_path, monkeypatch, no_reports

@@ -87,7 +87,7 @@ def test_check_names_that_plugins_write_never_change():
         "gan_loss": loss,
         "loss": loss,
         "dataset": ["pairs", "range", "repeats", "rebuilt", "ids", "splits", "pickle", "aligned", "training"],
-        "metric": ["batches", "order", "perfect", "needs", "inputs", "random_numbers"],
+        "metric": ["batches", "order", "samples", "perfect", "needs", "inputs", "random_numbers"],
         "callback": ["changes_nothing"],
         "model": ["translates", "card"],
         "augmentation": [
@@ -534,6 +534,34 @@ class TestMetrics:
                 return {"value": statistics["error"][0].item()}
 
         assert "depends on the order of the images" in failure("metric", First, "order")
+
+    def test_a_metric_of_samples_gets_so_many_and_passes(self):
+        class OfMean(Error):
+            samples = 3
+
+            def measure(self, batch, y_hats):
+                assert y_hats.shape[:2] == (len(batch.y), 3)
+                return super().measure(batch, y_hats.mean(1))
+
+        assert failures("metric", OfMean) == {}
+
+    def test_a_metric_that_sees_the_order_of_samples(self):
+        class OfFirst(Error):
+            samples = 3
+
+            def measure(self, batch, y_hats):
+                return super().measure(batch, y_hats[:, 0])
+
+        assert failure("metric", OfFirst, "samples").startswith("'value' depends on the order of the samples")
+
+    @pytest.mark.parametrize("count", [1, 0, 2.0, True, None])
+    def test_a_metric_with_another_number_of_samples(self, count):
+        class Few(Error):
+            samples = count
+
+        assert failure("metric", Few, "samples") == (
+            f"`samples` is {count!r}, not a number of translations of each image, from 2 on"
+        )
 
 
 class TestCallbacks:

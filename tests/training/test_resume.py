@@ -65,7 +65,7 @@ VARIANTS = {
 pytestmark = pytest.mark.usefixtures("no_reports")
 
 DISPLAY = "p2pzoo.runs.progress:PlainProgress.step"
-TRANSLATE = "p2pzoo.runs.evaluate:translate"  # one test image
+TRANSLATE = "p2pzoo.models.translator:translate_watched"  # one test image
 
 
 def status(runs: Path) -> dict:

@@ -94,7 +94,7 @@ def test_a_run_writes_all_files_that_the_readme_lists(shared_plain):
 def test_a_number_is_stored_with_its_protocol_and_per_image_statistics(shared_plain):
     _, outcome, _ = shared_plain
     results = outcome.results
-    assert set(results) == {"id", "recipe", "profile", "seed", "images", "metrics", "measured", "protocols"}
+    assert set(results) == {"id", "recipe", "profile", "seed", "images", "metrics", "measured", "protocols", "timings"}
     assert set(results["metrics"]) == {"l1", "psnr", "psnr.pooled", "ssim"}
     protocol = results["protocols"][results["metrics"]["l1"]["protocol"]]
     statistics, header = load_tensors(outcome.run.stats)
@@ -118,6 +118,22 @@ def test_a_complete_run_is_not_trained_again_but_new_metrics_are_measured(run):
     assert {"l1.l1", "ssim.ssim", "psnr.mse", "again.mse"} <= load_tensors(more.run.stats)[0].keys()
     assert more.run.model.read_bytes() == weights
     assert tomllib.loads(more.run.recipe.read_text())["metrics"].keys() == {"l1", "psnr", "ssim", "again"}
+
+
+def test_the_time_of_a_translation_is_stored_once_for_each_kind_of_translation_and_in_no_protocol(copied, run):
+    [timing] = copied.results["timings"]
+    assert timing["milliseconds"] > 0
+    assert timing["translations"] == {"test_mode": "paper", "test_batch": 1}
+    assert (timing["device"], timing["threads"]) == ("cpu", torch.get_num_threads())
+    assert "milliseconds" not in str(copied.results["protocols"])
+    more, _ = run("metrics.again.use=psnr")
+    assert more.results["timings"] == [timing], "the first measurement stays"
+    other, _ = run("metrics.again.use=psnr", "metrics.again.evaluate.test_mode=eval")
+    assert other.results["timings"][0] == timing
+    assert [each["translations"] for each in other.results["timings"]] == [
+        timing["translations"],
+        {"test_mode": "eval"},
+    ]
 
 
 def test_another_test_mode_is_another_protocol_of_the_same_run(copied, run):

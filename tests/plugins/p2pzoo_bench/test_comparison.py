@@ -13,6 +13,7 @@ from click.testing import CliRunner
 from p2pzoo_bench import formats
 from p2pzoo_bench.comparison import TableRow, build_comparison, compare_runs
 from p2pzoo_bench.stored_results import EvaluatedImages, FinishedRun
+from p2pzoo_bench.table_columns import select_columns
 from PIL import Image
 
 from p2pzoo import config
@@ -82,6 +83,32 @@ def test_a_cell_is_the_mean_over_seeds_and_a_difference_is_paired_by_image(doc):
     assert (seeds["low"], seeds["high"]) == (pytest.approx(0.075, abs=1e-6),) * 2, "both seeds have the same difference"
     assert a["seconds"] == 10.5
     assert (a["receptive_field"], a["receptive_field_over_side"]) == (70, round(70 / 64, 3))
+
+
+def test_the_time_of_a_translation_is_that_of_the_rows_translations_with_a_note(experiment, store, finished):
+    wanted = {"test_mode": "paper", "test_batch": 1}
+    rows = [TableRow(name, name.upper(), experiment) for name in "abc"]
+    for number, row in enumerate(rows):
+        for seed in (0, 1):
+            run = finished(row.name, [0.1] * 8, seed)
+            if row.name != "c":
+                times = [({"test_mode": "eval"}, 1.0), (wanted, 12.0 + 10 * number + seed)]
+                run.results["timings"] = [
+                    {"translations": each, "milliseconds": time, "device": "cpu", "threads": 2} for each, time in times
+                ]
+            row.runs.append(run)
+    table = build_comparison(rows, "a", {"l1": "L1"}, {}, store, facts=FACTS)
+    head, cells = formats.build_main_table(table.doc)
+    assert [line[head.index("ms per image")] for line in cells] == ["12.5", "22.5", "–"]
+    assert "(cpu, 2 threads). Another machine" in "\n".join(formats.build_notes(table.doc))
+    without = select_columns(table, ["l1", "seconds"]).doc
+    assert "ms per image" not in formats.build_main_table(without)[0] + formats.build_notes(without)
+    assert formats.build_main_table(select_columns(table, ["milliseconds"]).doc)[0] == ["", "ms per image"]
+
+
+def test_runs_without_times_of_translations_have_no_such_column(doc):
+    assert "ms per image" not in formats.build_main_table(doc)[0]
+    assert not [note for note in formats.build_notes(doc) if "ms per image" in note]
 
 
 def test_different_protocols_are_refused_with_the_difference(experiment, store, finished):
