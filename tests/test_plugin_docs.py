@@ -89,6 +89,29 @@ def test_the_example_of_each_kind_works_and_keeps_its_promises(kind, install, tm
     assert any(found.status == "pass" for name, found in findings.items() if name.startswith(kind))
 
 
+OPTIONAL_PARTS = {
+    name: dict(re.findall(r"```python\n# (\S+)\n(.*?)```", text, re.DOTALL))
+    for name, text in re.findall(r"^## `(\w+)` (?:of|for) a \w+\n(.*?)(?=^## |\Z)", PAGES, re.MULTILINE | re.DOTALL)
+}
+
+
+@pytest.mark.parametrize("part", OPTIONAL_PARTS)
+def test_the_example_of_each_optional_part_works_and_keeps_its_promises(part, install, tmp_path):
+    hook, module = OPTIONAL_PARTS[part].items()
+    install("my_zoo", hook[1].replace("my_zoo.", f"{part}_"))  # modules are imported once
+    (tmp_path / "site" / module[0].replace("my_zoo/", f"{part}_")).write_text(module[1])
+    results = {str(check): check.run() for check in list_component_checks("my_zoo")}
+    assert {
+        name: found.message for name, found in results.items() if found.status not in ("pass", "does not apply")
+    } == {}
+    wanted = "needs" if part == "features" else part
+    assert any(found.status == "pass" for name, found in results.items() if name.endswith(f"-{wanted}"))
+
+
+def test_every_optional_part_of_networks_has_an_example():
+    assert OPTIONAL_PARTS.keys() == {"features", "labels", "sees_target", "external_weights"}
+
+
 def test_the_example_of_a_command_works(install, tmp_path):
     [hook, module] = EXAMPLES["command"].items()
     install("my_zoo", hook[1].replace("my_zoo.", "my_zoo_"))

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 if TYPE_CHECKING:
     from p2pzoo.plugin.networks import Discriminator
-    from p2pzoo.plugin.step_outputs import RealAndFake
+    from p2pzoo.plugin.step_outputs import Inputs, RealAndFake
 
 # Relative to the largest logit, in float64: another order of summation changes less than this.
 _MAX_RELATIVE_DIFFERENCE = 1e-9
@@ -43,15 +43,15 @@ class BatchedDiscriminator:
             norm.parts = 1  # an attribute of the norm, so that activation_checkpointing.py can save and restore it
             norm.forward = functools.partial(_forward_in_parts, norm)
 
-    def __call__(self, D: Discriminator, real: tuple[Tensor, Tensor], fake: tuple[Tensor, Tensor]) -> RealAndFake:
+    def __call__(self, D: Discriminator, real: Inputs, fake: Inputs) -> RealAndFake:
         """Return D(*real) and D(*fake).
 
-        real, fake  x and y of equally many images, (B, C, H, W) each
+        real, fake  x and y of equally many images, (B, C, H, W) each, and labels (B, H, W) if D needs them
         """
-        x, y = (torch.cat(parts) for parts in zip(real, fake, strict=True))
+        inputs = [torch.cat(parts) for parts in zip(real, fake, strict=True)]
         self._set_parts(2)
         try:
-            maps = D(x, y)
+            maps = D(*inputs)
         finally:
             self._set_parts(1)
         batch = len(real[1])
@@ -79,7 +79,9 @@ def is_faster(device_type: str, batch: int, size: tuple[int, int]) -> bool:
 
 
 @torch.no_grad()
-def is_batch_independent(D: nn.Module, channels: tuple[int, int], size: tuple[int, int], batch: int) -> bool:
+def is_batch_independent(
+    D: nn.Module, channels: tuple[int, int], size: tuple[int, int], batch: int, *, with_labels: bool = False
+) -> bool:
     """Whether one pass over real and fake images gives the same logits and buffers as two passes, in training mode.
 
     D must be on the CPU; it is copied, not changed. Returns False for a D that draws random numbers, cannot be copied
@@ -88,13 +90,18 @@ def is_batch_independent(D: nn.Module, channels: tuple[int, int], size: tuple[in
     channels  channels of x and of y
     size      (H, W)
     batch     number of real images, and of fake images
+    with_labels  D is called as D(x, y, labels); it is tried with the classes 0 and 1
     """
     rng = torch.Generator().manual_seed(0)
 
     def images(num_channels: int) -> Tensor:
         return torch.rand(batch, num_channels, *size, generator=rng, dtype=torch.float64) * 2 - 1
 
-    real, fake = [(images(channels[0]), images(channels[1])) for _ in range(2)]
+    def inputs() -> Inputs:
+        labels = [torch.randint(2, (batch, *size), generator=rng)] if with_labels else []
+        return (images(channels[0]), images(channels[1]), *labels)
+
+    real, fake = inputs(), inputs()
     with torch.random.fork_rng(devices=[]):
         try:
             probe = copy.deepcopy(D).double().train()

@@ -34,6 +34,7 @@ from p2pzoo.config import optimizers
 from p2pzoo.config.settings import Compute, Optimizer
 from p2pzoo.plugin.batch import Batch
 from p2pzoo.utils.errors import UserError
+from p2pzoo.utils.external_weights import own_parameters
 
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # parameter numbers of mallopt, from malloc.h
 # Compiling takes minutes and saves milliseconds per step: 2 minutes are 2.4 ms for each of 50 000 steps.
@@ -227,7 +228,7 @@ class Engine:
     def build_optimizer(
         self, model: nn.Module, settings: Optimizer, lr: float | None = None, losses: Sequence[nn.Module] = ()
     ) -> Any:
-        """Return the optimizer of a model, and of the parameters of the losses of its side.
+        """Return the optimizer of a model, without its external weights, and of the parameters of its side's losses.
 
         Adam and AdamW are fused where the device has a fused kernel.
         torch's default Adam takes a fifth of a pix2pix step on a CPU.
@@ -247,7 +248,7 @@ class Engine:
         # bit-identical.
         rate = torch.tensor(lr, device=self.device) if fused and self.device_type == "cuda" else lr
         of_losses = [parameter for loss in losses for parameter in loss.parameters() if parameter.requires_grad]
-        optimizer = kind([*model.parameters(), *of_losses], lr=rate, **options)
+        optimizer = kind([*own_parameters(model).values(), *of_losses], lr=rate, **options)
         owner = nn.ModuleList([model, *losses]) if of_losses else model
         self._average_gradients[optimizer] = distributed.average_gradients(owner)
         self._lr_ratios[optimizer] = lr / settings.lr

@@ -66,12 +66,18 @@ class Augmentations:
         return replace(batch, x=x, y=y, labels=labels)
 
     def augment_for_d(
-        self, random: Tensor | None, discriminator_pass: DiscriminatorPass, x: Tensor, y: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """(x, y) as D sees them in this pass.
+        self,
+        random: Tensor | None,
+        discriminator_pass: DiscriminatorPass,
+        x: Tensor,
+        y: Tensor,
+        labels: Tensor | None = None,
+    ) -> tuple[Tensor, ...]:
+        """(x, y) as D sees them in this pass, and labels if they are given.
 
         random  `Batch.random`, (B, N)
         x, y    (k · B, C, H, W): one batch, or several concatenated ones
+        labels  (k · B, H, W), for a D that needs them
         """
         random = _random_numbers(random)
         random = random.repeat(len(y) // len(random), 1)
@@ -81,9 +87,9 @@ class Augmentations:
         for name, augmentation in self.discriminator_augmentations.items():
             begin = column + DISCRIMINATOR_PASSES.index(discriminator_pass) * augmentation.num_random
             u = random[:, begin : begin + augmentation.num_random]
-            x, y, _ = _apply(name, augmentation, x, y, None, u)
+            x, y, labels = _apply(name, augmentation, x, y, labels, u)
             column += len(DISCRIMINATOR_PASSES) * augmentation.num_random
-        return x, y
+        return (x, y) if labels is None else (x, y, labels)
 
     def _sample_one(self, name: str, samples: Sequence[int], count: int) -> Tensor:
         """(len(samples), count) random numbers in [0, 1), on the CPU."""

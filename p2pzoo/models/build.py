@@ -128,9 +128,10 @@ def summarize_network(component: Component, channels: tuple[int, int], size: tup
 
     with on_meta():
         network = build_network(component, channels, size).eval()
-        x, y = (torch.zeros(1, count, *size) for count in channels)
+        x, *others = (torch.zeros(1, count, *size) for count in channels)
+        others += [torch.zeros(1, *size, dtype=torch.long)] if "labels" in component.entry.needs else []
         with FlopCounterMode(display=False) as counter:  # not while building: a backbone tries itself out
-            output = network(x) if component.entry.kind == "generator" else network(x, y)[0]
+            output = network(x) if component.entry.kind == "generator" else network(x, *others)[0]
     return NetworkSummary(
         parameters=sum(p.numel() for p in network.parameters()),
         macs=counter.get_total_flops() // 2,

@@ -6,6 +6,8 @@ from torch import nn
 
 from p2pzoo.config.experiment import Component, Experiment
 from p2pzoo.models.build import build_network, on_meta
+from p2pzoo.models.external_weights import find_external_faults
+from p2pzoo.models.optional_parts import find_feature_faults, find_seen_target_faults
 from p2pzoo.models.process import generator_channels
 from p2pzoo.models.process_faults import find_batch_norm_fault, find_unseen_time_fault
 from p2pzoo.utils.errors import UserError
@@ -35,6 +37,9 @@ def find_network_faults(experiment: Experiment, channels: tuple[int, int], size:
             faults += [_describe(experiment, component, size, error)] if is_size else error.faults
         else:
             faults += find_batch_norm_fault(experiment, network) if is_G and experiment.process else []
+            faults += find_external_faults(component, network) if is_G else []
+            faults += find_feature_faults(experiment, network) if is_G else []
+            faults += find_seen_target_faults(experiment, network) if is_G else []
     if experiment.process and not faults:
         faults += find_unseen_time_fault(experiment, channels, size)
     return faults

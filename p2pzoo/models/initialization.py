@@ -12,11 +12,13 @@ from torch.nn.utils.parametrize import is_parametrized
 from p2pzoo.config.experiment import Component, Experiment
 from p2pzoo.config.settings import Init
 from p2pzoo.models.build import build_network
+from p2pzoo.models.external_weights import call_init_own_weights, load_start
 from p2pzoo.models.process import generator_channels
-from p2pzoo.models.safetensors_io import find_unsaved, load_into, load_tensors
+from p2pzoo.models.safetensors_io import find_unsaved, load_into
 from p2pzoo.models.spectral_norm import apply_spectral_norm
 from p2pzoo.utils import rng
 from p2pzoo.utils.errors import UserError
+from p2pzoo.utils.external_weights import external_names, freeze_external, without_external
 
 _WEIGHT_LAYERS = (nn.modules.conv._ConvNd, nn.Linear)
 _NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm)
@@ -28,7 +30,8 @@ _POWER_ITERATIONS = 15
 def initialize_weights(network: nn.Module, init: Init, seed: int) -> None:
     """Draw initial weights in place, as settings.Init describes (paper §3.3; `weights_init` of train.lua).
 
-    init.weights = "own" changes nothing. torch's random state is as before afterwards.
+    init.weights = "own" changes nothing, and external weights stay as they are. torch's random state is as before
+    afterwards.
     """
     draw = {
         "normal": lambda w: nn.init.normal_(w, 0.0, init.gain),
@@ -38,8 +41,11 @@ def initialize_weights(network: nn.Module, init: Init, seed: int) -> None:
     }.get(init.weights)
     if draw is None:
         return
+    external = external_names(network)
     with rng.torch_seed(seed):
-        for module in network.modules():
+        for name, module in network.named_modules():
+            if f"{name}.weight".removeprefix(".") in external:
+                continue
             if isinstance(module, _WEIGHT_LAYERS):
                 if is_parametrized(module, "weight"):  # spectral norm, for one: each read computes a new tensor
                     module.weight = draw(torch.empty_like(module.weight))
@@ -50,16 +56,8 @@ def initialize_weights(network: nn.Module, init: Init, seed: int) -> None:
                 nn.init.normal_(module.weight, 1.0, 0.02)  # as train.lua does
             else:
                 continue
-            if module.bias is not None:
+            if module.bias is not None and f"{name}.bias".removeprefix(".") not in external:
                 nn.init.zeros_(module.bias)
-
-
-def call_init_own_weights(network: nn.Module, component: Component, seed: int) -> None:
-    """Call `init_own_weights` of every submodule that has it (see plugin.networks.Generator). Raises UserError."""
-    with rng.torch_seed(seed), component.locate_errors():
-        for module in network.modules():
-            if callable(init_own_weights := getattr(module, "init_own_weights", None)):
-                init_own_weights()
 
 
 @torch.no_grad()
@@ -78,9 +76,11 @@ def make_generator(experiment: Experiment, channels: tuple[int, int], size: tupl
     channels = generator_channels(experiment, channels, size)
     with rng.torch_seed(rng.derive_seed(experiment.seed, "init", "generator")):
         G = build_network(experiment.generator, channels, size)
+    with experiment.generator.locate_errors():
+        freeze_external(G)
     initialize_weights(G, experiment.init, rng.derive_seed(experiment.seed, "init", "generator"))
     if experiment.init.generator:
-        tensors, _ = load_tensors(experiment.init.generator)
+        tensors = load_start(G, experiment.generator, experiment.init.generator)
         load_into(G, _expand_smaller(G, tensors, experiment.init.generator), str(experiment.init.generator))
     else:
         call_init_own_weights(G, experiment.generator, rng.derive_seed(experiment.seed, "init", "generator", "own"))
@@ -104,7 +104,7 @@ def _check_is_saved(network: nn.Module, component: Component) -> None:
 def _expand_smaller(G: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> Mapping[str, Tensor]:
     """Expand the weights of a smaller network into G's, if G has `load_smaller` (see plugin.networks.Generator)."""
     load_smaller = getattr(G, "load_smaller", None)
-    if load_smaller is None or tensors.keys() == G.state_dict().keys():
+    if load_smaller is None or tensors.keys() == without_external(G, G.state_dict()).keys():
         return tensors
     try:
         return load_smaller(tensors)  # type: ignore[no-any-return]
@@ -118,9 +118,11 @@ def make_discriminator(experiment: Experiment, channels: tuple[int, int], size: 
         return None
     with rng.torch_seed(rng.derive_seed(experiment.seed, "init", "discriminator")):
         D = build_network(experiment.discriminator, channels, size)
+    with experiment.discriminator.locate_errors():
+        freeze_external(D)
     initialize_weights(D, experiment.init, rng.derive_seed(experiment.seed, "init", "discriminator"))
     if experiment.init.discriminator:
-        tensors, _ = load_tensors(experiment.init.discriminator)
+        tensors = load_start(D, experiment.discriminator, experiment.init.discriminator)
         load_into(D, tensors, str(experiment.init.discriminator))
     else:
         seed = rng.derive_seed(experiment.seed, "init", "discriminator", "own")

@@ -211,10 +211,10 @@ class Model:
             return mode, None
         if mode == "paper":
             raise ValueError("tiles need test mode eval: in paper mode each tile is normalised by its own statistics")
-        if (process := self.header.process) and self.draws_in_eval and not self.takes_noise:
+        if self.draws_own_noise:
             raise ValueError(
-                f"the process '{process.use}' draws its own noise, which would differ from tile to tile: translate "
-                "without tiles"
+                f"{self.noise_source} draws its own noise, which would differ from tile to tile: translate without "
+                "tiles"
             )
         if norm := _input_dependent_norm(self.G):
             warnings.warn(
@@ -522,6 +522,17 @@ class Model:
     def draws_in_eval(self) -> bool:
         """Whether G draws random numbers in eval mode too, seeded by the image, as the sampler of most processes."""
         return draws_random_numbers(self.G, self._example)
+
+    @property
+    def draws_own_noise(self) -> bool:
+        """Whether a process, or a generator that saw the target in training, draws noise that it takes from nobody."""
+        may_draw = self.header.process is not None or getattr(self.G, "sees_target", False)
+        return may_draw and self.draws_in_eval and not self.takes_noise
+
+    @property
+    def noise_source(self) -> str:
+        """What draws noise, for messages."""
+        return f"the process '{self.header.process.use}'" if self.header.process else "the generator"
 
     @property
     def takes_noise(self) -> bool:

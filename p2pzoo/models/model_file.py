@@ -22,6 +22,7 @@ from p2pzoo.images.label_maps import Labels
 from p2pzoo.images.transparency import Rgb
 from p2pzoo.models.build import build_network, build_on_meta
 from p2pzoo.models.checkpoint_model import CheckpointAt, load_model_tensors
+from p2pzoo.models.external_weights import HEADER_KEY, build_with_external_weights, digest_external
 from p2pzoo.models.process import build_process
 from p2pzoo.models.safetensors_io import check_tensors_fit, find_unsaved, load_into
 from p2pzoo.models.scaling import MAX_SCALE
@@ -31,6 +32,7 @@ from p2pzoo.plugin.protocols import Dataset, Process
 from p2pzoo.plugin.registry import Registry
 from p2pzoo.utils import rng
 from p2pzoo.utils.errors import DamagedFile, UserError
+from p2pzoo.utils.external_weights import without_external
 
 UINT8_RANGE = (0.0, 255.0)  # headers without x_range and y_range mean this
 
@@ -96,6 +98,7 @@ class _HeaderJson(TypedDict):
     file_layout: NotRequired[_FileLayoutJson]
     checkpoint: NotRequired[_CheckpointJson]
     weights: NotRequired[Literal["last", "average"]]
+    external_weights: NotRequired[str]
 
 
 _HEADER_JSON = TypeAdapter(_HeaderJson)
@@ -137,6 +140,8 @@ class ModelHeader:
     file_layout                how x was taken from its files; None if the file does not say
     checkpoint                 how far its training was; None if it was finished
     process                    how y is reached from x; None if the generator's output is the translation
+    external_weights           the SHA-256 of weights that the file does not hold, because the generator's constructor
+                               brings them; None without any
     weights                    "last": those after the last step; "average": their average over the training
     as_json                    the whole header as the file has it, for files that repeat it
     """
@@ -162,6 +167,7 @@ class ModelHeader:
     checkpoint: CheckpointAt | None = None
     process: ComponentHeader | None = None
     weights: Literal["last", "average"] = "last"
+    external_weights: str | None = None
     as_json: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
     @classmethod
@@ -222,6 +228,7 @@ class ModelHeader:
             checkpoint=CheckpointAt(**checked["checkpoint"]) if "checkpoint" in checked else None,
             process=ComponentHeader("process", **checked["process"]) if "process" in checked else None,
             weights=checked.get("weights", "last"),
+            external_weights=checked.get("external_weights"),
             as_json=header,
         )
 
@@ -266,6 +273,7 @@ def build_header(
         **_labels_json(dataset),
         "file_layout": schema.to_jsonable(vars(getattr(dataset, "file_layout", FileLayout()))),
         "test_mode": experiment.evaluate.test_mode,
+        **({HEADER_KEY: digest} if (digest := digest_external(G)) else {}),
     }
 
 
@@ -333,8 +341,11 @@ def restore_network(tensors: Mapping[str, Tensor], header: ModelHeader, path: Pa
         raise DamagedFile(
             f"{path}: its header says size_divisor {header.size_divisor}, and its {header.kind} has {divisor}"
         )
-    check_tensors_fit(network.state_dict(), tensors, str(path))  # before memory is allocated
-    if {name for name, _ in network.named_buffers()} <= network.state_dict().keys():
+    own = without_external(network, network.state_dict())
+    check_tensors_fit(own, tensors, str(path))  # before memory is allocated
+    if len(own) < len(network.state_dict()):
+        network = build_with_external_weights(component, channels, header.size, header.external_weights, path)
+    elif {name for name, _ in network.named_buffers()} <= network.state_dict().keys():
         # as to_empty(device="cpu"), whose empty_like on the meta device imports sympy, which takes a second
         network = network._apply(lambda tensor: torch.empty(tensor.shape, dtype=tensor.dtype, device="cpu"))
     else:  # the constructor computes buffers that no file holds

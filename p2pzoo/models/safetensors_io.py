@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from p2pzoo.models.spectral_norm import plain_state_dict
 from p2pzoo.utils.errors import DamagedFile, UserError
+from p2pzoo.utils.external_weights import without_external
 from p2pzoo.utils.files import atomic_write, parse_json, refuse_pipe
 from p2pzoo.utils.version import __version__
 
@@ -102,8 +103,8 @@ def _add_to_digest(digest: hashlib._Hash, name: str, tensor: Tensor) -> None:
 
 
 def save_model(path: Path, G: nn.Module, header: Mapping[str, Any]) -> None:
-    """Write G's weights with a header that says how to build it (see `model_file.build_header`)."""
-    save_model_tensors(path, plain_state_dict(G), header)
+    """Write G's own weights with a header that says how to build it (see `model_file.build_header`)."""
+    save_model_tensors(path, without_external(G, plain_state_dict(G)), header)
 
 
 def save_model_tensors(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> None:
@@ -112,8 +113,11 @@ def save_model_tensors(path: Path, tensors: Mapping[str, Tensor], header: Mappin
 
 
 def load_into(model: nn.Module, tensors: Mapping[str, Tensor], where: str) -> None:
-    """Copy tensors into a network, in place. Raises UserError as `check_tensors_fit` does; then nothing is copied."""
-    copy_into(model.state_dict(), tensors, where)
+    """Copy tensors into a network, in place, except into its external weights, which `tensors` does not have.
+
+    Raises UserError as `check_tensors_fit` does; then nothing is copied.
+    """
+    copy_into(without_external(model, model.state_dict()), tensors, where)
 
 
 def copy_into(own: Mapping[str, Tensor], tensors: Mapping[str, Tensor], where: str) -> None:
@@ -156,8 +160,9 @@ def check_tensors_fit(own: Mapping[str, Tensor], tensors: Mapping[str, Tensor], 
 
 
 def module_tensors(prefix: str, module: nn.Module) -> dict[str, Tensor]:
-    """A module's state dict with `prefix.` before each name."""
-    return {f"{prefix}.{name}": tensor for name, tensor in module.state_dict().items()}
+    """A module's state dict, without external weights, with `prefix.` before each name."""
+    state = without_external(module, module.state_dict())
+    return {f"{prefix}.{name}": tensor for name, tensor in state.items()}
 
 
 def loss_tensors(loss: nn.Module) -> dict[str, Tensor]:

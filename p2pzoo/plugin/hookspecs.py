@@ -9,7 +9,9 @@ each hook with a function:
     factory  a class or function, or "module:attribute", which is imported when a recipe uses it
     summary  one line for `p2pzoo list`; of a command, for `p2pzoo --help`
     paper    the source: an arXiv id, a DOI, a section, an address
-    needs    fields of the batch that it reads besides x and y: "labels", "blocks"
+    needs    what it reads besides x and y. A metric, a loss, a GAN loss or an augmentation: "labels", "blocks" of the
+             batch; a loss or a GAN loss also "features" of the generator. A discriminator: "labels"; it is then
+             called as D(x, y, labels)
 
 p2pzoo passes the positional arguments of a factory by name; each hook lists those it has. Keyword-only arguments are
 the parameters that a recipe may set. `p2pzoo/plugin/protocols.py` and `networks.py` define what each kind must be.
@@ -41,12 +43,14 @@ def register_processes(register: Callable[..., None]) -> None:
 
 @hookspec
 def register_gan_losses(register: Callable[..., None]) -> None:
-    """Register GAN losses: what D and G minimise. They may take `in_channels`, `out_channels`, `size`."""
+    """Register GAN losses: what D and G minimise. They may take `in_channels`, `out_channels`, `size`; with
+    `needs=("features",)` also `feature_channels`."""
 
 
 @hookspec
 def register_losses(register: Callable[..., None]) -> None:
-    """Register further losses of G or of D. They may take `in_channels`, `out_channels`, `size`."""
+    """Register further losses of G or of D. They may take `in_channels`, `out_channels`, `size`; with
+    `needs=("features",)` also `feature_channels`, the channels of each tensor of `G.features(x)`."""
 
 
 @hookspec

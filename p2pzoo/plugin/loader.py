@@ -24,6 +24,14 @@ from p2pzoo.utils.migration import explain_import_error
 from p2pzoo.utils.suggest import did_you_mean
 
 BATCH_FIELDS = get_args(BatchField)
+# What a component of each kind may name in `needs`; other kinds need nothing.
+NEEDS = {
+    "discriminator": ("labels",),
+    "gan_loss": (*BATCH_FIELDS, "features"),
+    "loss": (*BATCH_FIELDS, "features"),
+    "metric": BATCH_FIELDS,
+    "augmentation": BATCH_FIELDS,
+}
 GROUP = "p2pzoo"  # the entry-point group in a plugin's pyproject.toml
 
 
@@ -165,9 +173,12 @@ def _make_register(entries: list[Entry], kind: str, plugin: str, distribution: s
             raise ValueError(f"{kind} name {name!r}: use lower-case letters, digits, hyphens and underscores")
         if any(entry.kind == kind and entry.name == name for entry in entries):
             raise ValueError(f"{kind} '{name}' is registered twice")
-        if isinstance(needs, str) or not set(needs) <= set(BATCH_FIELDS):
-            fields = " or ".join(f'("{field}",)' for field in BATCH_FIELDS)
-            raise ValueError(f"{kind} '{name}' has needs={needs!r}: write {fields}, or both names in one tuple")
+        if isinstance(needs, str) or not set(needs) <= set(NEEDS.get(kind, ())):
+            fields = " or ".join(f'("{field}",)' for field in NEEDS.get(kind, ()))
+            advice = (
+                f"write {fields}, or several names in one tuple" if fields else f"a {kind} needs nothing: remove it"
+            )
+            raise ValueError(f"{kind} '{name}' has needs={needs!r}: {advice}")
         for key, text in (("summary", summary), ("paper", paper)):
             if not isinstance(text, str):
                 raise ValueError(f"{kind} '{name}' has {key}={text!r}: write a text")

@@ -17,6 +17,15 @@ class Generator(Protocol):
 
     Optional attributes of a generator:
 
+    features            `features(x)`: a list of tensors (B, C, h, w), such as the outputs of the encoder's layers, in
+                        training mode and in eval mode. Losses that are registered with `needs=("features",)` call it
+                        as `out.G.features(x)`
+    sees_target         True: in training it is called as G(x, y) with the targets y, and returns (ŷ, {name: loss}) with
+                        scalar losses of its own; everywhere else as G(x), which returns ŷ. For encoders of y, such as
+                        BicycleGAN's. It may also sample at use, in eval mode. It cannot be trained with a process
+    loss_weights        of a generator with `sees_target`: {name: weight} for exactly the losses that it returns. They
+                        are added to the recipe's with these weights, and logged as "G.NAME" without them
+
     size_divisor        H and W must be multiples of it (default 1). For any other size the network raises a ValueError
                         that names the size
     load_smaller        `load_smaller(tensors)`, for a generator that contains a smaller one which is trained first. It
@@ -26,12 +35,23 @@ class Generator(Protocol):
     state_dict_formats  a class attribute: the `StateDictFormat`s in which other code stores its weights. A
                         discriminator may have it too
 
+    An optional attribute of every module inside a generator or a discriminator:
+
+    external_weights  a tuple with names of its parameters, buffers or submodules whose weights come from elsewhere and
+                      never learn, such as a large pretrained network below low-rank matrices. The constructor or
+                      `init_own_weights` puts them in place, with the same values in each build. They are frozen, [init]
+                      does not change them, and no model file, checkpoint, average or optimizer has them: files hold
+                      their SHA-256, and p2pzoo refuses a file if other weights are brought when it is loaded. Norms
+                      with external statistics must stay in eval mode, so override `train`. A parameter of the
+                      constructor cannot be a path to them, because model files hold no paths
+
     An optional method of every module inside a generator or a discriminator:
 
     init_own_weights  `init_own_weights() -> None`, called once at the start of a run, after [init] has initialised the
                       whole network. It sets weights that [init] must not sample, such as pretrained weights or fixed
                       projections. Its random numbers follow from the recipe's seed. It is not called if weights come
-                      from a model file, so read and download nothing in the constructor
+                      from a model file, unless the network has external weights; so read and download nothing in the
+                      constructor
 
     >>> import p2pzoo
     >>> G = p2pzoo.create("generator", "unet", in_channels=3, out_channels=1, size=(64, 64), width=1)
@@ -47,7 +67,11 @@ class Generator(Protocol):
 class Discriminator(Protocol):
     """An nn.Module D(x, y) -> logits. A conditional one concatenates x itself.
 
-    The rules of `Generator` on arguments, devices and random numbers hold here too.
+    The rules of `Generator` on arguments, devices, random numbers and external weights hold here too.
+
+    A discriminator that is registered with `needs=("labels",)` is called as D(x, y, labels) everywhere, `features` too,
+    with the labels that belong to x, (B, H, W) int64; the number of classes is a parameter of its own. Recipes whose
+    dataset has no labels are refused.
 
     Optional attributes:
 

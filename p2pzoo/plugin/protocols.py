@@ -112,7 +112,9 @@ class Loss(Protocol):
 
     It may use random numbers of torch's global generator, as in torch.rand(...), which is seeded for each step. Other
     random numbers break "the same seed, the same bits". It changes no argument in place, makes new tensors on the
-    device of x, and reads `out.batch.labels` or `out.batch.blocks` only if it is registered with `needs`.
+    device of x, and reads `out.batch.labels`, `out.batch.blocks` or `out.G.features` only if it is registered with
+    `needs`. With `needs=("features",)` its constructor may take `feature_channels`, a tuple with the channels of each
+    tensor of `G.features(x)`, to build layers for them; a recipe whose generator has no features is refused.
 
     side  "generator" or "discriminator": the network that minimises it
 
@@ -148,7 +150,7 @@ class Augmentation(Protocol):
         """Return x, y and labels changed, with the same shapes and value ranges.
 
         x, y, labels  as in `Batch`. A geometric change moves the pixels of all three in the same way. With
-                      where = "discriminator", y is real or fake and labels is None
+                      where = "discriminator", y is real or fake, and labels is None unless D needs labels
         u             (B, num_random) random numbers in [0, 1)
         """
 

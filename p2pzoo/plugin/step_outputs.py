@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     RealAndFake = tuple[list[Tensor], list[Tensor]]  # D's logits of real, and of fake images
+    Inputs = tuple[Tensor, ...]  # of D: x, y and, for a D that needs them, labels
 
 Side = Literal["generator", "discriminator"]
 
@@ -26,11 +27,15 @@ class StepOutputs:
     In D's update, ŷ is detached from G's graph; it may come from the image pool, with the x that it was made from.
     In G's update, after `for_generator()`, gradients flow through ŷ to G.
 
+    G           the generator as losses may call it (see the property); None: they may not
+    G_losses    {name: loss}: what a generator with `sees_target` returned besides ŷ; else empty
+    pooled      x, ŷ and, with labels_for_D, labels for D's update in place of this batch's, or None
     judge_both  computes D's logits of real and fake images in one call, in D's update
                 (`p2pzoo.compute.batched_discriminator`); None calls D twice. G's update rarely needs the real logits
-    augment     (pass, x, y) -> the augmented x and y that D gets in this pass; None without such augmentations. x, y
-                and ŷ of this object are not augmented. G's update uses the same random numbers for real and fake
-                images, so that D's features of both can be compared
+    augment     (pass, x, y) -> the augmented x and y that D gets in this pass, and labels if D needs them; None without
+                such augmentations. x, y and ŷ of this object are not augmented. G's update uses the same random numbers
+                for real and fake images, so that D's features of both can be compared
+    labels_for_D  D is registered with `needs=("labels",)`: it is called as D(x, y, labels)
     step        number of the training step, from 0; None while a CUDA graph is recorded, since the graph is replayed in
                 other steps
 
@@ -47,25 +52,33 @@ class StepOutputs:
         y_hat: Tensor,
         D: Discriminator | None = None,
         *,
-        pooled: tuple[Tensor, Tensor] | None = None,
-        judge_both: Callable[[Discriminator, tuple[Tensor, Tensor], tuple[Tensor, Tensor]], RealAndFake] | None = None,
-        augment: Callable[[DiscriminatorPass, Tensor, Tensor], tuple[Tensor, Tensor]] | None = None,
+        G: Any = None,
+        G_losses: Mapping[str, Tensor] | None = None,
+        pooled: Inputs | None = None,
+        judge_both: Callable[[Discriminator, Inputs, Inputs], RealAndFake] | None = None,
+        augment: Callable[..., Inputs] | None = None,
+        labels_for_D: bool = False,
         step: int | None = 0,
     ) -> None:
         self.batch = batch
-        self._D = D
+        self.G_losses = G_losses or {}
+        self._D, self._G = D, G
         self._judge_both = judge_both
         self._augment = augment
         self._step = step
         self.side: Side = "discriminator"
         self._y_hat_with_graph = y_hat
-        self._fake_pair = pooled or (batch.x, y_hat.detach())
+        self._labels: tuple[Any, ...] = (batch.labels,) if labels_for_D else ()
+        self._fake = pooled or (batch.x, y_hat.detach(), *self._labels)
 
     def for_generator(self) -> StepOutputs:
         """The same images for G's update. D has been updated in between, so its outputs are computed again."""
-        out = StepOutputs(self.batch, self._y_hat_with_graph, self._D, augment=self._augment, step=self._step)
+        out = StepOutputs(
+            self.batch, self._y_hat_with_graph, self._D, G=self._G, G_losses=self.G_losses, augment=self._augment,
+            labels_for_D=bool(self._labels), step=self._step,
+        )  # fmt: skip
         out.side = "generator"
-        out._fake_pair = (self.batch.x, self._y_hat_with_graph)
+        out._fake = (self.batch.x, self._y_hat_with_graph, *self._labels)
         return out
 
     @property
@@ -81,17 +94,39 @@ class StepOutputs:
     @property
     def y_hat(self) -> Tensor:
         """(B, C, H, W) G's translations, in [-1, 1]: detached or from the image pool in D's update."""
-        return self._fake_pair[1]
+        return self._fake[1]
 
     @property
     def D(self) -> Discriminator | None:
-        """The discriminator, or None. It augments its inputs as this update augments real images."""
-        return self._D if self._D is None or self._augment is None else _Augmented(self._D, self._augment_as_real)
+        """The discriminator, or None. It augments its inputs as this update augments real images.
+
+        For a D that needs labels, D(x, y) gets those of the batch, and for `x_fake` those that belong to it. Others are
+        given as D(x, y, labels).
+        """
+        if self._D is None or (self._augment is None and not self._labels):
+            return self._D
+        view: Any = NetworkView(self._D, self._inputs_of_losses)
+        return view  # type: ignore[no-any-return]
+
+    @property
+    def G(self) -> Any:
+        """The generator: G(x) -> ŷ, and `G.features(x)` for a loss that is registered with `needs=("features",)`.
+
+        x has `in_channels`, with a process too: G then sees what the process makes of x with the y, the times and the
+        noise of this step. Gradients reach G's weights, so a loss of the discriminator cannot use it.
+
+        Raises ValueError in D's update.
+        """
+        if self.side == "discriminator":
+            raise ValueError('out.G is for losses with side = "generator": in D\'s update it would give G gradients')
+        if self._G is None:
+            raise ValueError("these StepOutputs were made without a generator: give G=")
+        return self._G
 
     @property
     def x_fake(self) -> Tensor:
         """(B, C, H, W) the inputs that `y_hat` was made from: `x`, or those that the image pool kept with it."""
-        return self._fake_pair[0]
+        return self._fake[0]
 
     @property
     def step(self) -> int:
@@ -132,19 +167,23 @@ class StepOutputs:
         return self._discriminator.features(*self._fake_inputs)
 
     @cached_property
-    def _real_inputs(self) -> tuple[Tensor, Tensor]:
-        return self._augment_as_real(self.x, self.y)
+    def _real_inputs(self) -> Inputs:
+        return self._augment_as_real(self.x, self.y, *self._labels)
 
     @cached_property
-    def _fake_inputs(self) -> tuple[Tensor, Tensor]:
+    def _fake_inputs(self) -> Inputs:
         if self._augment is None:
-            return self._fake_pair
-        return self._augment("G" if self.side == "generator" else "D.fake", *self._fake_pair)
+            return self._fake
+        return self._augment("G" if self.side == "generator" else "D.fake", *self._fake)
 
-    def _augment_as_real(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    def _inputs_of_losses(self, x: Tensor, y: Tensor, *labels: Tensor) -> Inputs:
+        own_labels = self._fake[2:] if x is self._fake[0] else self._labels
+        return self._augment_as_real(x, y, *(labels or own_labels))
+
+    def _augment_as_real(self, *inputs: Tensor) -> Inputs:
         if self._augment is None:
-            return x, y
-        return self._augment("G" if self.side == "generator" else "D.real", x, y)
+            return inputs
+        return self._augment("G" if self.side == "generator" else "D.real", *inputs)
 
     @property
     def _discriminator(self) -> Discriminator:
@@ -153,17 +192,17 @@ class StepOutputs:
         return self._D
 
 
-class _Augmented:
-    """A discriminator that augments its inputs."""
+class NetworkView:
+    """A network that is called with other inputs: NetworkView(D, prepare)(x, y) is D(*prepare(x, y))."""
 
-    def __init__(self, D: Discriminator, augment: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]) -> None:
-        self._D, self._augment = D, augment
+    def __init__(self, network: Any, prepare: Callable[..., Inputs]) -> None:
+        self._network, self._prepare = network, prepare
 
-    def __call__(self, x: Tensor, y: Tensor) -> list[Tensor]:
-        return self._D(*self._augment(x, y))
+    def __call__(self, *inputs: Tensor) -> Any:
+        return self._network(*self._prepare(*inputs))
 
-    def features(self, x: Tensor, y: Tensor) -> list[list[Tensor]]:
-        return self._D.features(*self._augment(x, y))
+    def features(self, *inputs: Tensor) -> Any:
+        return self._network.features(*self._prepare(*inputs))
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self._D, name)
+        return getattr(self._network, name)

@@ -79,20 +79,22 @@ def find_missing_metrics(
 
 
 def check_needs(experiment: Experiment, store: Store) -> None:
-    """Raises UserError if a metric, loss or augmentation needs a field of the batch that the dataset does not have."""
+    """Raises UserError if a metric, loss, augmentation or D needs a field of the batch that the dataset lacks."""
     faults: list[str] = []
     available = {"labels": store.has_labels, "blocks": store.has_blocks}
     components = {f"metrics.{name}": component for name, component in experiment.metrics.items()}
     components |= {f"losses.{name}": component for name, component in experiment.losses.items()}
     components |= {f"augmentations.{name}": component for name, component in experiment.augmentations.items()}
-    components |= {"gan_loss": experiment.gan_loss} if experiment.gan_loss else {}
+    for table in ("gan_loss", "discriminator"):
+        components |= {table: getattr(experiment, table)} if getattr(experiment, table) else {}
     for table, component in components.items():
         for need in component.entry.needs:
-            if not available.get(need, False):
+            if not available.get(need, need == "features"):  # of G: `find_network_faults` checks those
                 dataset = experiment.dataset.entry.full_name
                 is_in_file = component.where and not component.where.startswith("-s ")  # tables add their metrics by -s
                 place = f"{component.where}  " if is_in_file else ""
-                faults.append(f"{place}[{table}] needs {need}, which the dataset '{dataset}' does not have: remove it")
+                advice = "use another one" if table == "discriminator" else "remove it"
+                faults.append(f"{place}[{table}] needs {need}, which the dataset '{dataset}' does not have: {advice}")
     if faults:
         raise UserError(*faults)
 

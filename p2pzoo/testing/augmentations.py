@@ -14,6 +14,7 @@ from p2pzoo.utils.errors import UserError
 
 _NUM_TRIALS = 16  # images in the alignment check, each with other random numbers
 _MAX_DISTANCE = 2  # px between a blob's peaks in two images: resampling moves a peak by up to this much
+_PEAK_OF_LABELS = 0.5  # where a blob is above, labels are 1
 _MIN_CONTRAST = 0.3  # of a blob that is still visible; below, its peak may be a rounding error
 
 
@@ -28,20 +29,24 @@ def check_augmentation_shapes(case: ComponentCase) -> str | None:
                 raise
             refusal = error.faults[0]
             continue
-        x, y = _example_pair(channels)
-        inputs = [x, y, _stripe_labels() if augmentation.where == "pairs" else None]
-        outputs = augmentation(*inputs, _random_numbers(augmentation))
-        for name, before, after in zip(("x", "y", "labels"), inputs, outputs, strict=True):
-            if before is None:
-                assert after is None, f"returns {name} where the batch has none"
-                continue
-            assert after.shape == before.shape, (
-                f"changes the shape of {name} from {tuple(before.shape)} to {tuple(after.shape)}"
-            )
-            assert after.dtype == before.dtype, f"changes the dtype of {name} from {before.dtype} to {after.dtype}"
-            if augmentation.where == "pairs":
-                assert after.abs().max() <= max(1 + 1e-5, before.abs().max()), f"{name} leaves its range"
+        for labels in (_stripe_labels(), None) if augmentation.where == "discriminator" else (_stripe_labels(),):
+            _check_shapes(augmentation, *_example_pair(channels), labels)
     return refusal
+
+
+def _check_shapes(augmentation: Any, x: Tensor, y: Tensor, labels: Tensor | None) -> None:
+    outputs = augmentation(x, y, labels, _random_numbers(augmentation))
+    for name, before, after in zip(("x", "y", "labels"), (x, y, labels), outputs, strict=True):
+        if before is None:
+            assert after is None, f"returns {name} where the batch has none"
+            continue
+        assert after is not None, f"returns no {name} where it is given them"
+        assert after.shape == before.shape, (
+            f"changes the shape of {name} from {tuple(before.shape)} to {tuple(after.shape)}"
+        )
+        assert after.dtype == before.dtype, f"changes the dtype of {name} from {before.dtype} to {after.dtype}"
+        if augmentation.where == "pairs":
+            assert after.abs().max() <= max(1 + 1e-5, before.abs().max()), f"{name} leaves its range"
 
 
 def check_augmentation_repeats(case: ComponentCase) -> None:
@@ -76,11 +81,12 @@ def check_augmentation_alignment(case: ComponentCase) -> None:
     for _ in range(_NUM_TRIALS):
         top, left = (int(torch.randint(8, IMAGE_SIDE - 8, (), generator=generator)) for _ in range(2))
         blob = _blob(top, left)
-        labels = (blob[:, 0] > 0.5).long() if augmentation.where == "pairs" else None
+        labels = (blob[:, 0] > _PEAK_OF_LABELS).long()
         random = _random_numbers(augmentation, 1, generator)
         x, y, moved_labels = augmentation(blob.expand(1, 3, -1, -1), blob.expand(1, 3, -1, -1), labels, random)
         places = [_peak(image) for image in (x, y) if image.mean(1).max() - image.mean(1).min() > _MIN_CONTRAST]
-        if moved_labels is not None and moved_labels.any():
+        is_visible = augmentation.where == "pairs" or x.max() > _PEAK_OF_LABELS  # D's images may be hidden, not labels
+        if moved_labels is not None and moved_labels.any() and is_visible:
             places.append(tuple(moved_labels[0].nonzero().float().mean(0).tolist()))
         for first, second in itertools.pairwise(places):
             distance = max(abs(a - b) for a, b in zip(first, second, strict=True))

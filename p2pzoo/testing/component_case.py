@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from p2pzoo.config.experiment import Component
 from p2pzoo.models.build import build_network, on_meta
+from p2pzoo.models.external_weights import bring_external_weights
 from p2pzoo.plugin import schema
 from p2pzoo.plugin.registry import Entry
 from p2pzoo.utils import rng
@@ -29,6 +30,8 @@ _NETWORK_SIDES = (32, 64, 96, 128, 256)  # px, tried in this order; the largest 
 _MIN_COARSE_SIDE = 4  # pixels per side of a network's coarsest map: norms over fewer values amplify rounding
 _BATCH_SIZE = 2  # the smallest that shows whether an image depends on the rest of its batch
 IMAGE_SIDE = 32  # px of the images for components that are not networks
+FEATURE_CHANNELS = (4,)  # of `tiny_components.TinyGenerator.features`
+_NUM_CLASSES = 4  # of the labels, as in `tiny_components.TinyDataset`
 
 
 class DoesNotApply(Exception):
@@ -79,7 +82,10 @@ class ComponentCase:
 
     def build_loss(self) -> Any:
         """A GAN loss or a loss for the images of `tiny_components.example_batch`."""
-        return self.build(in_channels=3, out_channels=3, size=(IMAGE_SIDE, IMAGE_SIDE))
+        offered: dict[str, Any] = {"in_channels": 3, "out_channels": 3, "size": (IMAGE_SIDE, IMAGE_SIDE)}
+        if "features" in self.component.entry.needs:
+            offered["feature_channels"] = FEATURE_CHANNELS
+        return self.build(**offered)
 
     @staticmethod
     @contextlib.contextmanager
@@ -95,7 +101,9 @@ class ComponentCase:
     def build_network(self, channels: tuple[int, int] = (3, 3), size: _Size | None = None, seed: int = 0) -> nn.Module:
         """A generator or discriminator with its own initial weights, in training mode. See also `copy_network`."""
         with rng.torch_seed(seed), self.skip_if_missing():
-            return build_network(self.component, channels, size or self.size).train()
+            network = build_network(self.component, channels, size or self.size).train()
+            bring_external_weights(network, self.component, seed)
+            return network
 
     def copy_network(self, seed: int = 0) -> nn.Module:
         """A copy of `build_network(seed=seed)`, which takes less time than building it again."""
@@ -112,9 +120,10 @@ class ComponentCase:
     def example_inputs(
         self, channels: tuple[int, int] = (3, 3), size: _Size | None = None, seed: int = 0
     ) -> tuple[Tensor, ...]:
-        """The arguments of the network: (x,) for a generator, (x, y) for a discriminator."""
-        counts = channels[: 1 if self.kind == "generator" else 2]
-        return tuple(random_images(count, size or self.size, seed=seed + 1 + i) for i, count in enumerate(counts))
+        """The arguments of the network: (x,) of a generator, (x, y) of a discriminator, or (x, y, labels)."""
+        counts, size = channels[: 1 if self.kind == "generator" else 2], size or self.size
+        images = [random_images(count, size, seed=seed + 1 + i) for i, count in enumerate(counts)]
+        return (*images, *([random_labels(size, seed=seed)] if _needs_labels(self.component) else []))
 
     @property
     def known_failures(self) -> Mapping[str, str]:
@@ -126,6 +135,12 @@ def random_images(channels: int, size: _Size, *, batch: int = _BATCH_SIZE, seed:
     """(batch, channels, *size) in [-1, 1]; the same values for the same arguments."""
     generator = torch.Generator().manual_seed(seed)
     return torch.rand(batch, channels, *size, generator=generator) * 2 - 1
+
+
+def random_labels(size: _Size, *, seed: int = 0) -> Tensor:
+    """(2, *size) of the classes 0 to 3; the same values for the same arguments."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(_NUM_CLASSES, (_BATCH_SIZE, *size), generator=generator)
 
 
 def output_maps(output: Any) -> list[Tensor]:
@@ -185,7 +200,8 @@ def _smallest_size(component: Component) -> _Size:
             ):
                 network = build_network(component, (3, 3), (side, side))
                 image = torch.zeros(_BATCH_SIZE, 3, side, side)
-                network(image) if component.entry.kind == "generator" else network(image, image)
+                labels = [torch.zeros(_BATCH_SIZE, side, side, dtype=torch.long)] if _needs_labels(component) else []
+                network(image) if component.entry.kind == "generator" else network(image, image, *labels)
         except (UserError, ValueError, RuntimeError) as error:
             first_error = first_error or error
             continue
@@ -197,6 +213,10 @@ def _smallest_size(component: Component) -> _Size:
         return smallest, smallest
     sides = ", ".join(map(str, _NETWORK_SIDES))
     raise AssertionError(f"accepts no images with sides of {sides} px: {first_line(first_error)}")
+
+
+def _needs_labels(component: Component) -> bool:
+    return component.entry.kind == "discriminator" and "labels" in component.entry.needs
 
 
 def first_line(error: BaseException | None) -> str:

@@ -101,9 +101,12 @@ class Game:
     """A generator, a discriminator and a batch, as in one training step.
 
     perfect  ŷ is y itself
+    with_features  losses see the features of G
     """
 
-    def __init__(self, *, seed: int = 0, perfect: bool = False, device: str = "cpu") -> None:
+    def __init__(
+        self, *, seed: int = 0, perfect: bool = False, device: str = "cpu", with_features: bool = True
+    ) -> None:
         with rng.torch_seed(seed):
             self.G, self.D = TinyGenerator(3, 3).to(device), TinyDiscriminator(3, 3).to(device)
         batch = example_batch(IMAGE_SIDE)
@@ -111,14 +114,15 @@ class Game:
         self.batch: Batch = replace(
             batch, x=batch.x.to(device), y=batch.y.to(device), labels=batch.labels.to(device)
         )  # fmt: skip
-        self.perfect = perfect
+        self.perfect, self.with_features = perfect, with_features
 
     def network(self, side: Side) -> nn.Module:
         return self.G if side == "generator" else self.D
 
     def outputs(self, side: Side) -> StepOutputs:
         y_hat = self.batch.y.clone().requires_grad_() if self.perfect else self.G(self.batch.x)
-        out = StepOutputs(self.batch, y_hat, self.D)
+        # a method has no attributes of its module
+        out = StepOutputs(self.batch, y_hat, self.D, G=self.G if self.with_features else self.G.forward)
         return out if side == "discriminator" else out.for_generator()
 
     @contextlib.contextmanager

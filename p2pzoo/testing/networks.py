@@ -6,7 +6,7 @@ import contextlib
 import copy
 import tempfile
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +16,17 @@ from torch import Tensor, nn
 from p2pzoo.compute.engine import Engine
 from p2pzoo.models import safetensors_io
 from p2pzoo.models.build import build_network, on_meta
+from p2pzoo.models.external_weights import HEADER_KEY, digest_external
 from p2pzoo.models.model_file import load_network
+from p2pzoo.models.optional_parts import unpack_seen_target
 from p2pzoo.models.test_modes import optimize_for_eval
 from p2pzoo.plugin import schema
 from p2pzoo.plugin.registry import Registry
 from p2pzoo.testing.component_case import ComponentCase, DoesNotApply, output_maps
 from p2pzoo.testing.tiny_components import cpu_settings
 from p2pzoo.utils import rng
+from p2pzoo.utils.errors import UserError
+from p2pzoo.utils.external_weights import without_external
 
 _OTHER_CHANNELS = ((1, 3), (3, 1), (4, 4))  # than (3, 3), which all checks use
 _FLOAT64_TOLERANCE = 1e-6  # relative to the largest value: another order of summation changes no more than this
@@ -72,7 +76,7 @@ def check_generator_range(case: ComponentCase) -> None:
         for parameter in network.parameters():
             if parameter.requires_grad:
                 parameter.copy_(torch.randn(parameter.shape, generator=generator))
-        y_hat = network(*(each.double() for each in inputs))
+        y_hat = network(*_in_double(inputs))
         if y_hat.isfinite().all():  # such weights may overflow
             _assert_in_range(y_hat, " with large weights: end with a tanh or a clamp")
 
@@ -94,7 +98,7 @@ def check_discriminator_logits(case: ComponentCase) -> None:
 def check_network_gradients(case: ComponentCase) -> None:
     """Every parameter with requires_grad gets a finite gradient."""
     network = case.copy_network()
-    _weighted_sum(network(*case.example_inputs())).backward()
+    _weighted_sum(compute_training_output(case, network)).backward()
     trainable = {name: p for name, p in network.named_parameters() if p.requires_grad}
     without = [name for name, p in trainable.items() if p.grad is None]
     assert not without, f"no gradient reaches {_first_of(without)}"
@@ -104,8 +108,9 @@ def check_network_gradients(case: ComponentCase) -> None:
 
 def check_discriminator_gradients_reach_y(case: ComponentCase) -> None:
     """Gradients of the logits and of the features reach ŷ, so that G can learn from them."""
-    network, (x, y) = case.copy_network(), case.example_inputs()
-    for name, compute in (("its logits", lambda: network(x, y)), ("its features", lambda: _features(network, x, y))):
+    network, (x, y, *labels) = case.copy_network(), case.example_inputs()
+    features = lambda: _features(network, x, y, *labels)  # noqa: E731
+    for name, compute in (("its logits", lambda: network(x, y, *labels)), ("its features", features)):
         y.grad = None
         y.requires_grad_()
         _weighted_sum(compute()).backward()
@@ -129,14 +134,18 @@ def check_network_seed(case: ComponentCase) -> None:
 def check_network_modes(case: ComponentCase) -> None:
     """Eval mode samples no random numbers, changes no buffers and treats each image of a batch independently.
 
-    Only layers (norms, dropout, spectral norm) differ between training and eval mode, not the network's own code.
+    A generator with `sees_target` may sample in eval mode too. Only layers (norms, dropout, spectral norm) differ
+    between training and eval mode, not the network's own code.
     """
     network, inputs = build_trained_network(case).eval(), case.example_inputs()
     tensors_before = copy.deepcopy(network.state_dict())
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
         rng_state = torch.get_rng_state()
         in_batch = output_maps(network(*case.example_inputs()))
-        assert torch.equal(rng_state, torch.get_rng_state()), "draws random numbers in eval mode"
+        draws = not torch.equal(rng_state, torch.get_rng_state())
+        if draws and getattr(network, "sees_target", False):
+            raise DoesNotApply("draws noise in eval mode, as a generator with `sees_target` may")
+        assert not draws, "draws random numbers in eval mode"
         if not all(map(torch.equal, in_batch, output_maps(network(*case.example_inputs())))):
             raise DoesNotApply("gives two outputs for the same x: see the check `random_numbers`")
         single_outputs = [
@@ -165,10 +174,10 @@ def check_network_file(case: ComponentCase) -> None:
             safetensors_io.save_model(file, network, network_header(case, network))
             loaded, _ = load_network(file, Registry([case.component.entry]))
         else:
-            safetensors_io.save_tensors(file, network.state_dict(), {})
+            safetensors_io.save_tensors(file, without_external(network, network.state_dict()), {})
             loaded = case.build_network(seed=2)
             safetensors_io.load_into(loaded, safetensors_io.load_tensors(file)[0], "the file")
-        outputs = output_maps(network(*inputs)), output_maps(loaded.eval()(*inputs))
+        outputs = _run_seeded(network, inputs), _run_seeded(loaded.eval(), inputs)
     message = "gives another output after it is loaded from its file: is one of its tensors not in the state dict?"
     assert all(map(torch.equal, *outputs)), message
 
@@ -177,7 +186,7 @@ def check_network_meta(case: ComponentCase) -> None:
     """Can be built and run on the meta device, where nothing is allocated."""
     with on_meta():
         network = build_network(case.component, (3, 3), case.size)
-        inputs = [torch.zeros(each.shape) for each in case.example_inputs()]
+        inputs = [torch.zeros(each.shape, dtype=each.dtype) for each in case.example_inputs()]
         output = output_maps(network(*inputs))
     allocated = [name for name, tensor in network.state_dict().items() if not tensor.is_meta]
     assert not allocated, f"allocates {_first_of(allocated)}"
@@ -191,12 +200,12 @@ def check_network_bf16(case: ComponentCase) -> None:
     """
     network, inputs = build_trained_network(case).eval(), case.example_inputs()
     with torch.no_grad():
-        expected = output_maps(network(*inputs))
+        expected = _run_seeded(network, inputs)
     with torch.autocast("cpu", torch.bfloat16):
-        _check_bf16_pass(network, output_maps(network(*inputs)), expected)
+        _check_bf16_pass(network, _run_seeded(network, inputs), expected)
     with _no_warnings():
         prepared = Engine(cpu_settings(precision="bf16")).prepare_model(network)
-    _check_bf16_pass(network, output_maps(prepared(*inputs)), expected)
+    _check_bf16_pass(network, _run_seeded(prepared, inputs), expected)
 
 
 def _check_bf16_pass(network: nn.Module, output: Sequence[Tensor], expected: Sequence[Tensor]) -> None:
@@ -228,7 +237,7 @@ def check_network_export(case: ComponentCase) -> None:
     network, inputs = build_trained_network(case).eval(), case.example_inputs()
     with torch.no_grad(), _no_warnings():
         exported = torch.export.export(network, inputs).module()
-        is_same = _is_close(output_maps(exported(*inputs)), output_maps(network(*inputs)))
+        is_same = _is_close(_run_seeded(exported, inputs), _run_seeded(network, inputs))
         assert is_same, "gives another output after torch.export"
 
 
@@ -291,6 +300,29 @@ def build_trained_network(case: ComponentCase) -> nn.Module:
     return network
 
 
+def compute_training_output(case: ComponentCase, network: nn.Module) -> list[Tensor]:
+    """What the network computes in training: ŷ, with its own losses if it sees the target, or the logits."""
+    if not getattr(network, "sees_target", False):
+        return output_maps(network(*case.example_inputs()))
+    y_hat, losses = call_with_target(case, network)
+    return [y_hat, *losses.values()]
+
+
+def call_with_target(case: ComponentCase, network: Any) -> tuple[Tensor, Mapping[str, Tensor]]:
+    [x], [y] = case.example_inputs(), case.example_inputs(seed=1)
+    try:
+        with rng.torch_seed(0):
+            return unpack_seen_target(network, x, y)
+    except UserError as error:
+        raise AssertionError(error.faults[0]) from None
+
+
+def _run_seeded(network: Any, inputs: Sequence[Tensor]) -> list[Tensor]:
+    """The output for the same random numbers in each call."""
+    with rng.torch_seed(6):
+        return output_maps(network(*inputs))
+
+
 def _make_repeatable(case: ComponentCase, network: nn.Module) -> nn.Module:
     """The network in float64 and without dropout, or in eval mode if its own code draws random numbers.
 
@@ -302,7 +334,7 @@ def _make_repeatable(case: ComponentCase, network: nn.Module) -> nn.Module:
             layer.training = False
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
         rng_state = torch.get_rng_state()
-        copy.deepcopy(network)(*(each.double() for each in case.example_inputs()))
+        copy.deepcopy(network)(*_in_double(case.example_inputs()))
         if not torch.equal(rng_state, torch.get_rng_state()):
             network.eval()
     return network
@@ -313,7 +345,7 @@ def _assert_same_step(case: ComponentCase, original: nn.Module, rewritten: Any, 
 
     owner  the module that holds the parameters of `rewritten`
     """
-    inputs = [each.double() for each in case.example_inputs()]
+    inputs = _in_double(case.example_inputs())
     outputs = []
     for network in (original, rewritten):
         with rng.torch_seed(3):
@@ -325,6 +357,11 @@ def _assert_same_step(case: ComponentCase, original: nn.Module, rewritten: Any, 
         if expected.grad is not None:
             assert parameter.grad is not None, f"no gradient reaches '{name}'"
             assert _is_close([expected.grad], [parameter.grad]), f"gives '{name}' another gradient"
+
+
+def _in_double(inputs: Sequence[Tensor]) -> list[Tensor]:
+    """The images in float64; labels as they are."""
+    return [each.double() if each.is_floating_point() else each for each in inputs]
 
 
 def _is_close(first: list[Tensor], second: list[Tensor]) -> bool:
@@ -345,8 +382,8 @@ def _weighted_sum(output: Any) -> Tensor:
     return torch.stack(means).sum()
 
 
-def _features(network: Any, x: Tensor, y: Tensor) -> list[Tensor]:
-    return [activation for scale in network.features(x, y) for activation in scale]
+def _features(network: Any, *inputs: Tensor) -> list[Tensor]:
+    return [activation for scale in network.features(*inputs) for activation in scale]
 
 
 def _is_torch_layer(layer: nn.Module) -> bool:
@@ -368,6 +405,7 @@ def network_header(case: ComponentCase, network: nn.Module) -> dict[str, Any]:
         "out_channels": 3,
         "size": list(case.size),
         "size_divisor": getattr(network, "size_divisor", 1),
+        **({HEADER_KEY: digest} if (digest := digest_external(network)) else {}),
     }
 
 

@@ -5,7 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from p2pzoo.testing import augmentations, callbacks, data, losses, metrics, models, networks, processes, side_effects
+from p2pzoo.testing import (
+    augmentations,
+    callbacks,
+    data,
+    losses,
+    metrics,
+    models,
+    networks,
+    optional_parts,
+    processes,
+    side_effects,
+)
 from p2pzoo.testing.component_check import CheckFunction, ComponentCheck, build_component_checks
 from p2pzoo.testing.plugin_module import PLUGIN, check_plugin_imports
 from p2pzoo.testing.training import check_resume, check_training
@@ -14,6 +25,7 @@ from p2pzoo.testing.training import check_resume, check_training
 # renamed.
 _NETWORK_CHECKS: dict[str, CheckFunction] = {
     "size_divisor": networks.check_network_size_divisor,
+    "external_weights": optional_parts.check_external_weights,
     "inputs": side_effects.check_keeps_inputs,
     "random_numbers": side_effects.check_own_random_numbers,
     "device": side_effects.check_computes_on_device,
@@ -47,12 +59,15 @@ CHECKS: dict[str, dict[str, CheckFunction]] = {
     "generator": {
         "shapes": networks.check_network_shapes,
         "range": networks.check_generator_range,
+        "features": optional_parts.check_generator_features,
+        "sees_target": optional_parts.check_generator_sees_target,
         **_NETWORK_CHECKS,
     },
     "discriminator": {
         "shapes": networks.check_network_shapes,
         "logits": networks.check_discriminator_logits,
         "gradients_reach_y": networks.check_discriminator_gradients_reach_y,
+        "labels": optional_parts.check_discriminator_labels,
         **_NETWORK_CHECKS,
     },
     "process": {

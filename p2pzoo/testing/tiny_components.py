@@ -53,7 +53,7 @@ class TinyDataset:
 
 
 class TinyGenerator(nn.Module):
-    """A generator of two layers.
+    """A generator of two layers. Its features are those of the first one.
 
     >>> TinyGenerator(3, 1)(torch.zeros(2, 3, 8, 8)).shape
     torch.Size([2, 1, 8, 8])
@@ -67,6 +67,9 @@ class TinyGenerator(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return torch.tanh(self.layers(x))
+
+    def features(self, x: Tensor) -> list[Tensor]:
+        return [self.layers[1](self.layers[0](x))]
 
 
 class TinyDiscriminator(nn.Module):

@@ -15,6 +15,7 @@ from p2pzoo.compute.distributed import all_reduce_mean, on_rank0
 from p2pzoo.compute.engine import Engine
 from p2pzoo.models import safetensors_io
 from p2pzoo.models.checkpoint_model import list_checkpoints, replaced_tensors
+from p2pzoo.models.external_weights import HEADER_KEY, ExternalDigests
 from p2pzoo.plugin.protocols import Process
 from p2pzoo.runs.monitor import Diverged
 from p2pzoo.runs.progress import Progress
@@ -103,6 +104,10 @@ class State:
         """What translates x: `final`, or the sampler of the process around it."""
         return self.process.sampler(self.final) if self.process else self.final
 
+    def __post_init__(self) -> None:
+        networks = {name: self.engine.unwrap(each.network) for name, each in self.trainables().items()}
+        self.external = ExternalDigests(networks)
+
     def tensors(self) -> dict[str, Tensor]:
         """Everything but the window of the log."""
         tensors: dict[str, Tensor] = {}
@@ -121,7 +126,9 @@ class State:
         return tensors
 
     def save(self, run: Run, images: int) -> None:
-        """Write a checkpoint, then delete all but the newest two. Raises Diverged if a tensor has nan or inf."""
+        """Write a checkpoint, then delete all but the newest two. Raises Diverged if a tensor has nan or inf, UserError
+        if external weights have changed."""
+        self.external.check_unchanged()
         tensors = self.tensors()
         for name, tensor in tensors.items():
             if tensor.is_floating_point() and not tensor.isfinite().all():
@@ -129,6 +136,7 @@ class State:
         path = run.checkpoints / f"images-{images:010d}.safetensors"
         header: dict[str, Any] = {"format": 1, "images": images, "window": self.losses.window}
         header |= {"target": self.target, "model": self.model_header}
+        header |= {HEADER_KEY: self.external.by_name} if self.external.by_name else {}
         if (scaler := self.engine.accelerator.scaler) is not None:  # the loss scale of fp16
             header["scaler"] = scaler.state_dict()
         safetensors_io.save_tensors(path, tensors, header)
@@ -144,6 +152,7 @@ class State:
         if checkpoint is None:
             return 0
         tensors, header, path = checkpoint
+        self.external.check_stored(header.get(HEADER_KEY, {}), path)
         self.load(tensors, path)
         self.losses.window = list(header["window"])
         if "scaler" in header and self.engine.accelerator.scaler is not None:

@@ -18,9 +18,10 @@ from torch import Tensor, nn
 
 from p2pzoo.compute.engine import frozen
 from p2pzoo.data.augmentation import Augmentations
+from p2pzoo.models.optional_parts import unpack_seen_target
 from p2pzoo.plugin.batch import Batch
 from p2pzoo.plugin.protocols import GanLoss, Loss, Process
-from p2pzoo.plugin.step_outputs import Side, StepOutputs
+from p2pzoo.plugin.step_outputs import NetworkView, Side, StepOutputs
 from p2pzoo.training.weight_average import WeightAverage
 from p2pzoo.utils.errors import UserError
 
@@ -34,9 +35,12 @@ class BackwardAndStep(Protocol):
 
 
 class Pool(Protocol):
-    """Chooses the fake images for D: x and ŷ, (B, C, H, W) each, of this step or of earlier ones (`ImagePool`)."""
+    """Chooses the fake images for D: x and ŷ, (B, C, H, W) each, of this step or of earlier ones (`ImagePool`).
 
-    def __call__(self, x: Tensor, y_hat: Tensor, step: int) -> tuple[Tensor, Tensor]: ...
+    With labels, it also returns those of the chosen x.
+    """
+
+    def __call__(self, x: Tensor, y_hat: Tensor, step: int, labels: Tensor | None = None) -> tuple[Tensor, ...]: ...
 
     def tensors(self) -> dict[str, Tensor]: ...
 
@@ -72,6 +76,7 @@ class Objective:
                    translates before that, with the biases of its last update; D computes all its logits without biases
     process        what G sees; each batch holds the random numbers for it (`Batch.u`, `Batch.z`). None: G sees x
     memory_format  in which G gets its images with a process
+    labels_for_D   D is called as D(x, y, labels)
     d_steps        updates of D in a step, each on its own part of the batch. G is updated on the last part (Arjovsky et
                    al. 2017, arXiv:1701.07875, algorithm 1, takes a new batch for G)
 
@@ -94,12 +99,14 @@ class Objective:
         process: Process | None = None,
         memory_format: torch.memory_format = torch.contiguous_format,
         zero_biases: bool = False,
+        labels_for_D: bool = False,
         d_steps: int = 1,
     ) -> None:
         self.G, self.D, self.gan, self.terms, self.backward_and_step = G, D, gan, terms, backward_and_step
         self.gan_weight, self.pool, self.judge_both, self.augmentations = gan_weight, pool, judge_both, augmentations
         self.prepare, self.d_steps = prepare or _unchanged, d_steps
         self.process, self.memory_format = process, memory_format
+        self.labels_for_D, self.sees_target = labels_for_D, getattr(G.network, "sees_target", False)
         self.average: WeightAverage | None = None
         self._biases_to_zero = [b for t in self.trainables for b in _conv_biases(t.network)] if zero_biases else []
 
@@ -132,36 +139,43 @@ class Objective:
         """Update D, then G, on a prepared batch."""
         logs: dict[str, Tensor] = {}
         if self.D is None or self.gan is None:
-            self._update_G(StepOutputs(batch, self._translate(batch), step=step).for_generator(), logs)
+            self._update_G(self._outputs_without_D(batch, step).for_generator(), logs)
             return logs
 
         *first_parts, batch = batch.split(self.d_steps)
         for i, part in enumerate(first_parts):
             with torch.no_grad():
-                y_hat = self._translate(part)
-            self._update_D(self._outputs(part, y_hat, self.D, step, i), self.D, self.gan, logs)
+                y_hat, _ = self._translate(part)
+            self._update_D(self._outputs(part, y_hat, {}, self.D, step, i), self.D, self.gan, logs)
 
-        y_hat = self._translate(batch)
-        out = self._outputs(batch, y_hat, self.D, step, len(first_parts))
+        y_hat, G_losses = self._translate(batch)
+        out = self._outputs(batch, y_hat, G_losses, self.D, step, len(first_parts))
         self._update_both(out, self.D, self.gan, logs)
         return logs
 
-    def _translate(self, batch: Batch) -> Tensor:
-        """ŷ of a batch: G sees x or, with a process, what that makes of x, y, u and z."""
-        seen = batch.x
-        if self.process:
-            assert batch.u is not None
-            assert batch.z is not None, "the batch has no random numbers of the process: ProcessNoise.sample makes them"
-            noised, _ = self.process.noised(batch.x, batch.y, batch.u, batch.z)
-            seen = noised.contiguous(memory_format=self.memory_format)
-        y_hat: Tensor = self.G.network(seen)
+    def _translate(self, batch: Batch) -> tuple[Tensor, Mapping[str, Tensor]]:
+        """ŷ of a batch, and the losses that G returns itself if it sees the target."""
+        G_losses: Mapping[str, Tensor] = {}
+        if self.sees_target:
+            y_hat, G_losses = unpack_seen_target(self.G.network, batch.x, batch.y)
+        else:
+            y_hat = self.G.network(*self._inputs_of_G(batch.x, batch))
         if y_hat.shape != batch.y.shape:
             given, wanted = ("×".join(map(str, images.shape[1:])) for images in (y_hat, batch.y))
             raise UserError(
                 f"the generator makes images of {given} (channels × height × width) where the targets have {wanted}: "
                 "it must return out_channels channels, in the size of x"
             )
-        return y_hat
+        return y_hat, G_losses
+
+    def _inputs_of_G(self, x: Tensor, batch: Batch) -> tuple[Tensor, ...]:
+        """What G sees: x or, with a process, what that makes of x and of y, u and z of the batch."""
+        if not self.process:
+            return (x,)
+        assert batch.u is not None
+        assert batch.z is not None, "the batch has no random numbers of the process: ProcessNoise.sample makes them"
+        noised, _ = self.process.noised(x, batch.y, batch.u, batch.z)
+        return (noised.contiguous(memory_format=self.memory_format),)
 
     def _update_both(self, out: StepOutputs, D: Trainable, gan: GanLoss, logs: dict[str, Tensor]) -> None:
         self._update_D(out, D, gan, logs)  # max over D
@@ -182,27 +196,49 @@ class Objective:
 
     def _G_losses(self, out: StepOutputs) -> WeightedLosses:
         gan_loss = {"G.gan": (self.gan.generator_loss(out), self.gan_weight)} if self.gan and self.D else {}
-        return {**gan_loss, **self._terms("generator", out)}
+        own = {f"G.{name}": (loss, self.G.network.loss_weights[name]) for name, loss in out.G_losses.items()}
+        return {**gan_loss, **self._terms("generator", out), **own}
 
     def _terms(self, side: Side, out: StepOutputs) -> WeightedLosses:
         letter = "G" if side == "generator" else "D"
         return {f"{letter}.{t.name}": (t.loss(out), t.weight) for t in self.terms if t.loss.side == side}
 
-    def _outputs(self, batch: Batch, y_hat: Tensor, D: Trainable, step: int, update: int) -> StepOutputs:
+    def _outputs(
+        self, batch: Batch, y_hat: Tensor, G_losses: Mapping[str, Tensor], D: Trainable, step: int, update: int
+    ) -> StepOutputs:
         """x, y, ŷ and D for the update of D with this number within the step."""
-        pooled = self.pool(batch.x, y_hat.detach(), step * self.d_steps + update) if self.pool else None
-        return self._outputs_with_fakes(batch, y_hat, D, step, pooled)
+        pooled = None
+        if self.pool:
+            labels = (batch.labels,) if self.labels_for_D else ()
+            pooled = self.pool(batch.x, y_hat.detach(), step * self.d_steps + update, *labels)
+        return self._outputs_with_fakes(batch, y_hat, G_losses, D, step, pooled)
 
     def _outputs_with_fakes(
-        self, batch: Batch, y_hat: Tensor, D: Trainable, step: int, fakes: tuple[Tensor, Tensor] | None = None
+        self,
+        batch: Batch,
+        y_hat: Tensor,
+        G_losses: Mapping[str, Tensor],
+        D: Trainable,
+        step: int,
+        fakes: tuple[Tensor, ...] | None = None,
     ) -> StepOutputs:
-        """fakes: (x, ŷ) that D trains on in place of this batch's, or None."""
+        """fakes: (x, ŷ), with labels_for_D also labels, that D trains on in place of this batch's, or None."""
         augment = None
         if self.augmentations and self.augmentations.discriminator_augmentations:
             augment = functools.partial(self.augmentations.augment_for_d, batch.random)
         return StepOutputs(
-            batch, y_hat, D.network, pooled=fakes, judge_both=self.judge_both, augment=augment, step=step
-        )
+            batch, y_hat, D.network, G=self._G_of_losses(batch), G_losses=G_losses, pooled=fakes,
+            judge_both=self.judge_both, augment=augment, labels_for_D=self.labels_for_D, step=step,
+        )  # fmt: skip
+
+    def _outputs_without_D(self, batch: Batch, step: int) -> StepOutputs:
+        y_hat, G_losses = self._translate(batch)
+        return StepOutputs(batch, y_hat, G=self._G_of_losses(batch), G_losses=G_losses, step=step)
+
+    def _G_of_losses(self, batch: Batch) -> Any:
+        """G as losses call it: with x. See `StepOutputs.G`."""
+        network = self.G.network
+        return NetworkView(network, lambda x: self._inputs_of_G(x, batch)) if self.process else network
 
     def _set_biases_to_zero(self) -> None:
         if self._biases_to_zero:

@@ -10,10 +10,12 @@ from torch import Tensor
 from p2pzoo.compute import distributed
 from p2pzoo.utils import rng
 
+_NAMES = ("x", "y_hat", "labels")  # of the tensors in a checkpoint
+
 
 class ImagePool:
     """Keeps up to `size` pairs (x, ŷ). Once it is full, each new pair replaces a stored one with probability 1/2, and D
-    trains on the stored one.
+    trains on the stored one. For a D that needs labels, the labels of x are kept with the pair.
 
     Processes that share a batch all keep the pool of the whole batch, so it equals that of a single process.
 
@@ -26,34 +28,39 @@ class ImagePool:
 
     def __init__(self, size: int, seed: int) -> None:
         self.size, self.seed = size, seed
-        self.kept: list[tuple[Tensor, Tensor]] = []
+        self.kept: list[tuple[Tensor, ...]] = []
 
-    def __call__(self, x: Tensor, y_hat: Tensor, step: int) -> tuple[Tensor, Tensor]:
-        """The (x, ŷ) that D trains on in place of this batch, (B, C, H, W) each, without gradients."""
+    def __call__(self, x: Tensor, y_hat: Tensor, step: int, labels: Tensor | None = None) -> tuple[Tensor, ...]:
+        """The (x, ŷ) that D trains on in place of this batch, (B, C, H, W) each, without gradients.
+
+        With labels, (B, H, W), also those of the chosen x.
+        """
         random = rng.numpy_rng(self.seed, "pool", step)
         chosen = []
-        x, y_hat = distributed.all_gather(x.detach()), distributed.all_gather(y_hat.detach())
-        for new in zip(x.split(1), y_hat.split(1), strict=True):
+        given = (x, y_hat) if labels is None else (x, y_hat, labels)
+        gathered = [distributed.all_gather(tensor.detach()).split(1) for tensor in given]
+        for new in zip(*gathered, strict=True):
             if len(self.kept) < self.size:
-                self.kept.append((new[0].clone(), new[1].clone()))
+                self.kept.append(_cloned(new))
                 chosen.append(new)
             elif random.random() < 0.5:
                 index = int(random.integers(self.size))
                 chosen.append(self.kept[index])
-                self.kept[index] = (new[0].clone(), new[1].clone())
+                self.kept[index] = _cloned(new)
             else:
                 chosen.append(new)
-        xs, y_hats = zip(*distributed.shard(chosen), strict=True)
-        return torch.cat(xs), torch.cat(y_hats)
+        return tuple(map(torch.cat, zip(*distributed.shard(chosen), strict=True)))
 
     def tensors(self) -> dict[str, Tensor]:
-        """The stored pairs, for a checkpoint: {"x", "y_hat"}, (N, C, H, W) each; empty if the pool is empty."""
-        if not self.kept:
-            return {}
-        xs, y_hats = zip(*self.kept, strict=True)
-        return {"x": torch.cat(xs), "y_hat": torch.cat(y_hats)}
+        """The stored pairs, for a checkpoint: {"x", "y_hat"}, (N, C, H, W) each, and "labels" (N, H, W) if they are
+        kept; empty if the pool is empty."""
+        return dict(zip(_NAMES, map(torch.cat, zip(*self.kept, strict=True)), strict=False))
 
     def restore(self, tensors: Mapping[str, Tensor], device: torch.device) -> None:
         """Replace the stored pairs by those that `tensors` returned."""
-        pairs = zip(tensors["x"].split(1), tensors["y_hat"].split(1), strict=True) if tensors else ()
-        self.kept = [(x.to(device), y_hat.to(device)) for x, y_hat in pairs]
+        stored = [tensors[name].to(device).split(1) for name in _NAMES if name in tensors]
+        self.kept = list(zip(*stored, strict=True))
+
+
+def _cloned(tensors: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    return tuple(tensor.clone() for tensor in tensors)

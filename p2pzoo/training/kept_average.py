@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from p2pzoo.models import safetensors_io
 from p2pzoo.models.test_modes import in_training_mode
+from p2pzoo.utils.external_weights import own_parameters
 
 DECAY = 0.999  # per image
 IMAGES_BETWEEN = 8  # between two updates
@@ -44,7 +45,7 @@ class KeptAverage:
     def __init__(self, network: nn.Module, step_images: int) -> None:
         self._network, self._step_images = network, step_images
         self._steps_between = max(1, IMAGES_BETWEEN // step_images)
-        self._weights = dict(network.named_parameters())
+        self._weights = own_parameters(network)
         self._means = {name: weight.detach().clone() for name, weight in self._weights.items()}
 
     def after_step(self, step: int, *, is_read: bool = False) -> None:
@@ -93,8 +94,9 @@ def estimate_norms(network: nn.Module, batches: Iterable[Tensor]) -> None:
 
     Those that were running along belong to other weights. Dropout is on, as in training.
     """
-    norms = [part for part in network.modules() if isinstance(part, nn.modules.batchnorm._BatchNorm)]
-    norms = [norm for norm in norms if norm.track_running_stats]
+    with in_training_mode(network, training=True):  # a network may keep some in eval mode, with fixed statistics
+        parts = [part for part in network.modules() if part.training]
+    norms = [part for part in parts if isinstance(part, nn.modules.batchnorm._BatchNorm) and part.track_running_stats]
     if not norms:
         return
     momenta = [norm.momentum for norm in norms]

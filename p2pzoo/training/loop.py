@@ -33,6 +33,7 @@ from p2pzoo.training.run_writer import Due, RunWriter
 from p2pzoo.training.setup import build_objective
 from p2pzoo.training.weight_average import WeightAverage
 from p2pzoo.utils import rng
+from p2pzoo.utils.external_weights import share_external
 from p2pzoo.utils.signals import handling, stop_signals
 
 # Steps between two readings of the losses. A reading waits for an accelerator: 20 steps keep it busy, and a diverged
@@ -117,6 +118,7 @@ def _build_state(experiment: Experiment, engine: Engine, store: Store) -> tuple[
     average, G = None, engine.unwrap(objective.G.network)
     if experiment.train.ema:
         average = engine.prepare_model(make_generator(experiment, store.channels, store.size))
+        share_external(engine.unwrap(average), G)
         objective.average = WeightAverage(engine.unwrap(average), G, experiment.train.ema)
     header = build_header(experiment, G, store.dataset, store.channels, store.size, store.dtypes)
     kept_average = None if experiment.train.ema else KeptAverage(G, experiment.train.step_images)

@@ -15,6 +15,7 @@ from p2pzoo.config.experiment import Component, Experiment
 from p2pzoo.data.augmentation import make_augmentations
 from p2pzoo.data.collate import StoredBatch
 from p2pzoo.models.initialization import make_discriminator, make_generator
+from p2pzoo.models.optional_parts import feature_channels
 from p2pzoo.models.process import make_process
 from p2pzoo.plugin.batch import Batch
 from p2pzoo.plugin.step_outputs import Side
@@ -67,6 +68,7 @@ def build_objective(
         process=make_process(experiment, channels, size),
         memory_format=engine.memory_format,
         zero_biases=settings.zero_biases,
+        labels_for_D=experiment.discriminator is not None and "labels" in experiment.discriminator.entry.needs,
         d_steps=settings.d_steps,
     )  # fmt: skip
     return objective
@@ -78,8 +80,11 @@ def _build_losses(
     """The GAN loss, or None, and the other losses. Their initial weights depend on the experiment's seed alone."""
 
     def build(component: Component, *name: str) -> Any:
+        offered: dict[str, Any] = {"in_channels": channels[0], "out_channels": channels[1], "size": size}
+        if "features" in component.entry.needs:
+            offered["feature_channels"] = feature_channels(experiment, channels, size)
         with rng.torch_seed(rng.derive_seed(experiment.seed, "init", *name)):
-            loss = component.build(in_channels=channels[0], out_channels=channels[1], size=size)
+            loss = component.build(**offered)
         return loss.to(engine.device) if isinstance(loss, nn.Module) else loss
 
     gan = build(experiment.gan_loss, "gan_loss") if experiment.gan_loss else None
@@ -104,11 +109,13 @@ def _build_discriminator(
     """D, and what computes it of real and fake images in one pass, if that is faster and gives the same logits."""
     settings = experiment.train
     model = make_discriminator(experiment, channels, size)
-    if model is None:
+    if model is None or experiment.discriminator is None:
         return None, None
     images = len(shard(range(settings.batch_size))) // settings.accumulate
     pays_off = experiment.compute.one_pass and is_faster(engine.device_type, images, size)
-    engine.enabled["one_pass"] = pays_off and is_batch_independent(model, channels, size, images)
+    engine.enabled["one_pass"] = pays_off and is_batch_independent(
+        model, channels, size, images, with_labels="labels" in experiment.discriminator.entry.needs
+    )
     network = engine.prepare_model(model)
     judge_both = BatchedDiscriminator(network) if engine.enabled["one_pass"] else None
     settings_D = experiment.optimizer

@@ -7,13 +7,16 @@ import itertools
 import torch
 from torch import Tensor, nn
 
+from p2pzoo.utils.external_weights import own_parameters, without_external
+
 
 class WeightAverage:
     """After each step: average ← decay · average + (1 - decay) · network; buffers are copied.
 
     All weights are updated in one call: in a loop over a U-Net, Python would take longer than a GPU for the whole step.
 
-    average, network  two networks of the same classes and sizes; their tensors must be the same objects in all steps
+    average, network  two networks of the same classes and sizes; their tensors must be the same objects in all steps.
+                      External weights, which never change, are left as they are
     decay             0 to 1
 
     >>> average, network = nn.Linear(1, 1), nn.Linear(1, 1)
@@ -25,9 +28,10 @@ class WeightAverage:
 
     def __init__(self, average: nn.Module, network: nn.Module, decay: float) -> None:
         self._decay = decay
-        self._means: list[Tensor] = [*average.parameters()]
-        self._weights: list[Tensor] = [*network.parameters()]
-        pairs = zip(average.buffers(), network.buffers(), strict=True)
+        self._means: list[Tensor] = [*own_parameters(average).values()]
+        self._weights: list[Tensor] = [*own_parameters(network).values()]
+        buffers = (without_external(each, dict(each.named_buffers())).values() for each in (average, network))
+        pairs = zip(*buffers, strict=True)
         by_dtype = sorted(pairs, key=lambda pair: str(pair[0].dtype))  # one call copies tensors of one dtype
         self._copies: list[tuple[list[Tensor], list[Tensor]]] = [
             ([copy for copy, _ in group], [buffer for _, buffer in group])

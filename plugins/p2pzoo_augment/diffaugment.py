@@ -23,7 +23,8 @@ class DiffAugment:
 
         color        brightness: adds up to ±0.5; saturation: a factor of 0 to 2 about the mean over a pixel's channels;
                      contrast: a factor of 0.5 to 1.5 about the mean of the image
-        translation  shifts by up to 1/8 of each side, by whole pixels, with zeros from outside
+        translation  shifts by up to 1/8 of each side, by whole pixels, with zeros from outside; labels, for a D that
+                     needs them, move along, and those at the edge are repeated
         cutout       sets a rectangle of half of each side to zero; its centre may be anywhere, so it may cross the edge
 
     policy      one or more of "color", "translation" and "cutout", each once, in the order in which they act
@@ -54,6 +55,8 @@ class DiffAugment:
                 x = change(x, part)
             if name != "color" or self.color_side != "x":
                 y = change(y, part)
+            if name == "translation" and labels is not None:
+                labels = shift(labels[:, None], part)[:, 0]
         return x, y, labels
 
 
@@ -70,16 +73,31 @@ def color(images: Tensor, u: Tensor) -> Tensor:
 def translation(images: Tensor, u: Tensor) -> Tensor:
     """u (B, 2): random numbers for the shifts down and right."""
     for dim, u_dim in zip((2, 3), u.unbind(1), strict=True):
-        side = images.shape[dim]
-        max_shift = int(side * MAX_SHIFT + 0.5)
-        shift = to_integer(2 * max_shift + 1, u_dim) - max_shift
-        source = torch.arange(side, device=images.device) - shift[:, None]  # (B, side): source of each row or column
-        inside = (source >= 0) & (source < side)
-        shape = [len(images), 1, 1, 1]
-        shape[dim] = side
-        lines = source.clamp(0, side - 1).view(shape).expand(images.shape)
-        images = images.gather(dim, lines) * inside.view(shape)
+        source = _sources(images, dim, u_dim)
+        inside = (source >= 0) & (source < images.shape[dim])
+        images = _take(images, dim, source) * inside
     return images
+
+
+def shift(maps: Tensor, u: Tensor) -> Tensor:
+    """As `translation`, but repeats the values at the edge: 0 is a class of label maps, (B, 1, H, W)."""
+    for dim, u_dim in zip((2, 3), u.unbind(1), strict=True):
+        maps = _take(maps, dim, _sources(maps, dim, u_dim))
+    return maps
+
+
+def _sources(images: Tensor, dim: int, u: Tensor) -> Tensor:
+    """The row or column that each is taken from, (B, 1, H, 1) or (B, 1, 1, W); it may be outside of the image."""
+    side = images.shape[dim]
+    max_shift = int(side * MAX_SHIFT + 0.5)
+    by = to_integer(2 * max_shift + 1, u) - max_shift
+    shape = [len(images), 1, 1, 1]
+    shape[dim] = side
+    return (torch.arange(side, device=images.device) - by[:, None]).view(shape)
+
+
+def _take(images: Tensor, dim: int, source: Tensor) -> Tensor:
+    return images.gather(dim, source.clamp(0, images.shape[dim] - 1).expand(images.shape))
 
 
 def cutout(images: Tensor, u: Tensor) -> Tensor:

@@ -78,8 +78,8 @@ def export_graph(
                float32. Inputs and outputs stay float32
     data       real images to compare on; None: smooth noise
 
-    Raises UserError, and writes nothing, if a package is missing, the network cannot be exported (a process that takes
-    no noise as an argument cannot), or its file differs from torch.
+    Raises UserError, and writes nothing, if a package is missing, the network cannot be exported (a process or a
+    generator that draws noise and takes none as an argument cannot), or its file differs from torch.
     """
     if to not in FORMATS:
         raise UserError(f"no format '{to}'; use one of {', '.join(FORMATS)}")
@@ -109,10 +109,11 @@ def export_graph(
 
 
 def _check_noise_is_an_input(model: Model) -> None:
-    if (process := model.header.process) and model.draws_in_eval and not model.takes_noise:
+    if model.draws_own_noise:
+        advice = " (`Process.sampler` in plugins/README.md)" if model.header.process else ""
         raise UserError(
-            f"the process '{process.use}' draws its own noise, which a graph cannot repeat: its sampler must take it "
-            "as an argument (`Process.sampler` in plugins/README.md)"
+            f"{model.noise_source} draws its own noise, which a graph cannot repeat: it must take it as an "
+            f"argument{advice}"
         )
 
 

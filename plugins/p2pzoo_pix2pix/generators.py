@@ -115,24 +115,30 @@ class EncoderDecoder(nn.Module):
         self.decoder = nn.ModuleList(decoder)
 
     def forward(self, x: Tensor) -> Tensor:
-        height, width = x.shape[2:]
-        if height % self.size_divisor or width % self.size_divisor:
-            raise ValueError(
-                f"this generator needs sides that are multiples of {self.size_divisor}, not {height}×{width}"
-            )
-
-        e = self._with_noise(x) if self.noise == "gaussian" else x
-        encoded = []
-        for layer in self.encoder:
-            e = layer(e)
-            encoded.append(e)
-
+        encoded = self._encode(x)
         d = encoded.pop()
         for layer in self.decoder:
             d = layer(d)
             if encoded:  # the last layer has no skip connection
                 d = self.join(d, encoded.pop())
         return d
+
+    def features(self, x: Tensor) -> list[Tensor]:
+        """The outputs of the encoder's layers, from the first to the innermost: layer i has sides of H / 2**i."""
+        return self._encode(x)
+
+    def _encode(self, x: Tensor) -> list[Tensor]:
+        height, width = x.shape[2:]
+        if height % self.size_divisor or width % self.size_divisor:
+            raise ValueError(
+                f"this generator needs sides that are multiples of {self.size_divisor}, not {height}×{width}"
+            )
+        e = self._with_noise(x) if self.noise == "gaussian" else x
+        encoded = []
+        for layer in self.encoder:
+            e = layer(e)
+            encoded.append(e)
+        return encoded
 
     def join(self, d: Tensor, e: Tensor) -> Tensor:
         """The input of the next decoder layer, from the output d of this layer and the output e of its mirror layer."""

@@ -91,6 +91,14 @@ class ResNet(nn.Module):
         _check(x.shape[2:])
         return self.to_image(self.up(self.residual(self.down(self.enter(x)))))
 
+    def features(self, x: Tensor) -> list[Tensor]:
+        """The outputs of the layers before `up`: the first, the two of stride 2, and each residual block."""
+        _check(x.shape[2:])
+        encoded = [self.enter(x)]
+        for layer in (*self.down, *self.residual):
+            encoded.append(layer(encoded[-1]))
+        return encoded
+
 
 class ResNet6(ResNet):
     """6 residual blocks, as in CycleGAN for 128×128 images.

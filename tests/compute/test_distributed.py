@@ -51,6 +51,10 @@ def register_losses(register):
 def register_generators(register):
     register("spare", "reaching:Spare", summary="a U-Net with an idle parameter", paper="none")
 
+@p2pzoo.hookimpl
+def register_discriminators(register):
+    register("labelled", "reaching:Labelled", summary="logits by labels", paper="none", needs=("labels",))
+
 def __getattr__(name):
     import torch
     from p2pzoo_pix2pix.generators import UNet
@@ -68,7 +72,20 @@ def __getattr__(name):
             super().__init__(in_channels, out_channels, size, width=8, depth=3, norm="instance", noise="none")
             self.idle = torch.nn.Parameter(torch.ones(3))
 
-    classes = {"Reach": Reach, "Spare": Spare}
+    class Labelled(torch.nn.Module):
+        def __init__(self, in_channels: int, out_channels: int):
+            super().__init__()
+            self.first = torch.nn.Conv2d(in_channels + out_channels, 8, 1)
+            self.embed = torch.nn.Embedding(9, 8)
+
+        def forward(self, x, y, labels):
+            [[h]] = self.features(x, y, labels)
+            return [(h * self.embed(labels).permute(0, 3, 1, 2)).sum(1, keepdim=True)]
+
+        def features(self, x, y, labels):
+            return [[self.first(torch.cat([x, y], 1))]]
+
+    classes = {"Reach": Reach, "Spare": Spare, "Labelled": Labelled}
     if name not in classes:
         raise AttributeError(name)
     return classes[name]
@@ -96,6 +113,10 @@ ACCUMULATED = (
 # without d_steps: u and v amplify rounding if two singular values are close, so more D steps need a wider tolerance
 SPECTRAL = (*STABLE, "train.spectral_norm=discriminator")
 PROCESS = (*STABLE, "generator.norm=group", 'process={use="flow", steps=2}')
+LABELLED = (
+    *(override for override in STABLE if not override.startswith("discriminator.")),
+    'discriminator={use="labelled"}', "train.pool_size=6", 'augmentations.diffaugment={use="diffaugment"}',
+)  # fmt: skip
 
 SEEDS = """
 import torch
@@ -336,7 +357,16 @@ def test_two_processes_of_torchrun_give_the_results_of_one(torchrun, run, tmp_pa
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("processes", "overrides"),
-    [(4, STABLE), (2, THROUGH_D), (4, THROUGH_D), (4, AUGMENTED), (2, ACCUMULATED), (2, SPECTRAL), (2, PROCESS)],
+    [
+        (4, STABLE),
+        (2, THROUGH_D),
+        (4, THROUGH_D),
+        (4, AUGMENTED),
+        (2, ACCUMULATED),
+        (2, SPECTRAL),
+        (2, PROCESS),
+        (2, LABELLED),
+    ],
     ids=[
         "4, the paper's step",
         "2, features and gradients of D, pool, EMA",
@@ -345,6 +375,7 @@ def test_two_processes_of_torchrun_give_the_results_of_one(torchrun, run, tmp_pa
         "2, several D steps, accumulated batches",
         "2, spectral norm",
         "2, a process",
+        "2, labels for D, pool, inputs of D augmented",
     ],
 )
 def test_any_number_of_processes_gives_the_results_of_one(

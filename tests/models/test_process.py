@@ -302,7 +302,7 @@ class TestExport:
                 return torch.tanh(torch.randn_like(x))
 
         model = Model(Own(), p2pzoo.load(folders["a flow"], device="cpu").header, torch.device("cpu"))
-        with pytest.raises(UserError, match="its sampler must take it as an argument"):
+        with pytest.raises(UserError, match="it must take it as an argument"):
             export_graph(model, tmp_path / "model.onnx", "onnx")
         assert list(tmp_path.iterdir()) == []
 

@@ -81,6 +81,18 @@ def test_a_component_that_cannot_be_imported_is_an_error_when_it_is_used(load):
         ("", "ValueError: the module bad has no hook: define register_generators, with @p2pzoo.hookimpl above it"),
         (GOOD.replace('summary="A tiny one"', 'needs=("label",)'), "ValueError: generator 'tiny' has needs=('label',)"),
         (GOOD.replace('summary="A tiny one"', 'needs="labels"'), "ValueError: generator 'tiny' has needs='labels'"),
+        (
+            GOOD.replace('summary="A tiny one"', 'needs=("labels",)'),
+            "ValueError: generator 'tiny' has needs=('labels',): a generator needs nothing: remove it",
+        ),
+        (
+            GOOD.replace('summary="A tiny one"', 'needs=("blocks",)').replace("generators", "discriminators"),
+            "ValueError: discriminator 'tiny' has needs=('blocks',): write (\"labels\",), or",
+        ),
+        (
+            GOOD.replace('summary="A tiny one"', 'needs=("features",)').replace("generators", "metrics"),
+            "ValueError: metric 'tiny' has needs=('features',): write (\"labels\",) or (\"blocks\",), or",
+        ),
         (GOOD.replace('"A tiny one"', "None"), "ValueError: generator 'tiny' has summary=None: write a text"),
         (GOOD.replace("tiny", "Tiny Net"), "ValueError: generator name 'Tiny Net'"),
         (

@@ -48,6 +48,7 @@ def test_check_names_that_plugins_write_never_change():
     """Plugins declare failures by these names, so a renamed check breaks them."""
     network = [
         "size_divisor",
+        "external_weights",
         "inputs",
         "random_numbers",
         "device",
@@ -67,8 +68,8 @@ def test_check_names_that_plugins_write_never_change():
     loss = ["scalar", "gradients", "other_side", "minimum", *effects, "training", "resume"]
     assert {kind: list(checks) for kind, checks in CHECKS.items()} == {
         "plugin": ["imports"],
-        "generator": ["shapes", "range", *network],
-        "discriminator": ["shapes", "logits", "gradients_reach_y", *network],
+        "generator": ["shapes", "range", "features", "sees_target", *network],
+        "discriminator": ["shapes", "logits", "gradients_reach_y", "labels", *network],
         "process": [
             "shapes",
             "times",

@@ -99,6 +99,20 @@ class TestKeptAverage:
         torch.testing.assert_close(network[0].running_var, variances)
         assert (network[0].momentum, network[0].training, network[1].training) == (0.1, False, False)
 
+    def test_batch_norms_that_a_network_keeps_in_eval_mode_keep_their_statistics(self):
+        class Partly(nn.Sequential):
+            def train(self, mode=True):
+                super().train(mode)
+                self[0].eval()
+                return self
+
+        network = Partly(nn.BatchNorm2d(3), nn.BatchNorm2d(3))
+        nn.init.constant_(network[0].running_mean, 3.0)
+        estimate_norms(network, [torch.rand(2, 3, 4, 4)])
+        assert network[0].running_mean.tolist() == [3.0] * 3
+        assert network[1].running_mean.all()
+        assert [norm.momentum for norm in network] == [0.1, 0.1]
+
 
 class TestRuns:
     def test_training_is_the_same_to_the_bit_without_it(self, run, measured, monkeypatch):

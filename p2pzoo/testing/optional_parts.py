@@ -1,0 +1,79 @@
+"""Checks of what a network may offer or ask for besides G(x) and D(x, y), where a component declares it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from p2pzoo.models.external_weights import digest_external
+from p2pzoo.testing.component_case import ComponentCase, DoesNotApply, output_maps
+from p2pzoo.testing.networks import build_trained_network, call_with_target, compute_training_output
+from p2pzoo.utils import rng
+from p2pzoo.utils.errors import UserError
+
+
+def check_generator_features(case: ComponentCase) -> None:
+    """`features(x)`, where G has it, is a list of tensors (B, C, h, w) through which gradients reach x."""
+    network: Any = case.copy_network()
+    if not callable(getattr(network, "features", None)):
+        raise DoesNotApply("has no `features`")
+    [x] = case.example_inputs()
+    x.requires_grad_()
+    features = network.features(x)
+    is_list = isinstance(features, list) and features and all(isinstance(each, Tensor) for each in features)
+    assert is_list, "`features` does not return a list of tensors"
+    for each in features:
+        is_map = each.ndim == 4 and len(each) == len(x)
+        assert is_map, f"`features` has a tensor of the shape {tuple(each.shape)}, not (B, C, h, w)"
+    torch.stack([each.square().mean() for each in features]).sum().backward()
+    assert x.grad is not None, "no gradient of `features` reaches x"
+    assert x.grad.isfinite().all(), "the gradient of `features` at x is nan or inf"
+
+
+def check_discriminator_labels(case: ComponentCase) -> None:
+    """A D that is registered with `needs=("labels",)` gives other logits for other labels."""
+    if "labels" not in case.component.entry.needs:
+        raise DoesNotApply("needs no labels")
+    network, (x, y, labels) = build_trained_network(case).eval(), case.example_inputs()
+    with torch.no_grad():
+        outputs = [output_maps(network(x, y, given)) for given in (labels, labels.flip(0))]
+    depends = not all(map(torch.equal, *outputs))
+    assert depends, 'its logits do not depend on labels: register it without needs=("labels",)'
+
+
+def check_generator_sees_target(case: ComponentCase) -> None:
+    """With `sees_target`, G(x, y) gives ŷ and a finite scalar for each name in `loss_weights`, and G(x) gives ŷ."""
+    network: Any = case.copy_network()
+    if not getattr(network, "sees_target", False):
+        raise DoesNotApply("does not see the target")
+    weights = getattr(network, "loss_weights", None)
+    is_mapping = isinstance(weights, Mapping) and all(isinstance(each, int | float) for each in weights.values())
+    assert is_mapping, f"`loss_weights` is {weights!r}: it must be {{name of a loss: weight}}"
+    y_hat, losses = call_with_target(case, network)
+    assert y_hat.shape == case.example_inputs()[0].shape, f"ŷ of G(x, y) has the shape {tuple(y_hat.shape)}"
+    for name, loss in losses.items():
+        is_scalar = isinstance(loss, Tensor) and loss.shape == ()
+        assert is_scalar, f"its loss '{name}' is no scalar tensor"
+        assert loss.isfinite(), f"its loss '{name}' is {loss.item()}"
+    with torch.no_grad(), rng.torch_seed(0):
+        assert isinstance(network(*case.example_inputs()), Tensor), "G(x) does not return ŷ alone"
+
+
+def check_external_weights(case: ComponentCase) -> None:
+    """Weights that `external_weights` names are the same in each build, and do not change in training."""
+    try:
+        network = case.copy_network()
+        digest = digest_external(network)
+    except (ValueError, UserError) as error:
+        raise AssertionError(str(error)) from None
+    if digest is None:
+        raise DoesNotApply("has no `external_weights`")
+    other = digest_external(case.build_network(seed=1))
+    assert digest == other, "its external weights differ from build to build, so that no model file finds them again"
+    with torch.no_grad(), rng.torch_seed(0):
+        compute_training_output(case, network.train())
+    after = digest_external(network)
+    assert digest == after, "training changes its external weights: keep their norms in eval mode"
