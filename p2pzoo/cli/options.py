@@ -11,13 +11,14 @@ from typing import Any, NoReturn, TypeVar
 import click
 from click.shell_completion import CompletionItem
 
-from p2pzoo.cli.time_limit import max_time_option, with_parent_option
+from p2pzoo.cli.time_limit import Duration, max_time_option, with_parent_option
 from p2pzoo.utils.errors import UserError
 from p2pzoo.utils.launcher import is_follower
 from p2pzoo.utils.terminal import escape_json
 
 __all__ = [
     "JSON_REQUESTED",
+    "Duration",
     "at_use_options",
     "json_option",
     "max_time_option",

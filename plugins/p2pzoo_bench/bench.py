@@ -35,6 +35,7 @@ from p2pzoo.runs.run_folder import Run, locate_run
 from p2pzoo.training.environment import software
 from p2pzoo.utils.errors import UserError
 from p2pzoo.utils.files import write_json
+from p2pzoo_bench.answer import find_answer
 from p2pzoo_bench.changed_target import changed_target
 from p2pzoo_bench.comparison import Comparison, TableRow, build_comparison, metric_of, why_not_comparable
 from p2pzoo_bench.executors import Executor, Job
@@ -260,7 +261,9 @@ class Bench:
                 rows.append(self._target(row))
                 continue
             cells = [cell for cell in self.cells if cell.row is row]
-            table_row = TableRow(row.name, row.label, cells[0].experiment, published=row.published)
+            table_row = TableRow(
+                row.name, row.label, cells[0].experiment, published=row.published, evaluate=row.evaluate
+            )
             for cell in cells:
                 if run := self.find_finished(cell):
                     table_row.runs.append(run)
@@ -336,4 +339,7 @@ class Bench:
         }
         images = EvaluatedImages.of_store(self.store(self._baseline.experiment))
         rows = self._rows(failures)
-        return build_comparison(rows, self.table.baseline, self.table.columns, self.unavailable, images, facts=facts)
+        table = build_comparison(rows, self.table.baseline, self.table.columns, self.unavailable, images, facts=facts)
+        if self.table.answer:
+            table.doc["answer"] = find_answer(table.doc, self.table.primary)
+        return table

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from p2pzoo.cli.options import (
+    Duration,
     json_option,
     max_time_option,
     override_option,
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from p2pzoo_bench.bench import Bench
     from p2pzoo_bench.comparison import Comparison
     from p2pzoo_bench.executors import Executor
+    from p2pzoo_bench.table_file import Table
 
 
 format_option = click.option(
@@ -78,6 +80,11 @@ runs_option = click.option(
     help="GPUs of a run on a cluster, such as 0.5 [default: 1 if the cluster has any].",
 )
 @runs_option
+@click.option("--data", metavar="RECIPE",
+              help="Train the rows on the data of this recipe, in folds if it has 30 pairs or more.")  # fmt: skip
+@click.option("--budget", type=Duration(), metavar="TIME",
+              help="With --data: train each row for this long, all folds together, such as 20m.")  # fmt: skip
+@click.option("--methods", metavar="ROW,…", help="With --data: train only these rows of TABLE.")
 @click.option("--dry-run", is_flag=True, help="Print what would be trained, and train nothing.")
 @click.option("--fresh", is_flag=True, help="Restart unfinished runs instead of resuming them.")
 @click.option("--accept-stale", is_flag=True, help="Resume runs although the code changed since they started.")
@@ -90,7 +97,8 @@ runs_option = click.option(
 @json_option
 def bench_command(
     table: str, profile: str | None, overrides: tuple[str, ...], seeds: int | None, where: str,
-    jobs: int | None, cpus_per_run: int | None, gpus_per_run: float | None, runs: Path, dry_run: bool,
+    jobs: int | None, cpus_per_run: int | None, gpus_per_run: float | None, runs: Path, data: str | None,
+    budget: float | None, methods: str | None, dry_run: bool,
     fresh: bool, accept_stale: bool, columns: tuple[str, ...], curve: str | None, form: str | None,
     output: Path | None, quiet: bool, as_json: bool,
 ) -> None:  # fmt: skip
@@ -101,6 +109,9 @@ def bench_command(
 
     Runs are found by their id, in the runs folder and in results/ beside the table file. The same command resumes an
     interrupted table. A run that fails does not stop the others; the exit code is then 1.
+
+    \b
+    p2pzoo bench zoo:methods.toml --data mine.toml --budget 20m -o methods.html
     """
     from p2pzoo import config
     from p2pzoo.plugin.loader import registry
@@ -116,8 +127,9 @@ def bench_command(
         "profile": profile, "overrides": overrides, "options": [flag for flag, on in flags.items() if on],
         "pick": lambda: config.pick_profile(overrides, executor.kind),
     }  # fmt: skip
+    own = {"--data": data, "--budget": budget, "--methods": methods}
     if is_claims_file(table):
-        given = {"--seeds": seeds, "--column": columns, "--curve": curve}
+        given = {"--seeds": seeds, "--column": columns, "--curve": curve, **own}
         if refused := [name for name, value in given.items() if value]:
             raise UserError(f"{refused[0]}: a claims file fixes the folds and the columns: change the file instead")
         failed = _bench_claims(
@@ -125,6 +137,8 @@ def bench_command(
         )
     else:
         table_file = read_table(table)
+        if any(own.values()):
+            table_file = _on_own_data(table_file, own, executor, runs, seeds, options, quiet=quiet)
         find_columns(columns, table_file.columns)  # before anything is trained
         bench = Bench(table_file, registry(), runs, seeds=seeds, **options)
         if form == "svg" and not curve:
@@ -135,6 +149,40 @@ def bench_command(
         _write_table(select_columns(bench.compare(failed), columns), form, output, as_json, curve=curve)
     if failed:
         sys.exit(1)
+
+
+def _on_own_data(
+    table: Table, own: Mapping[str, Any], executor: Executor, runs: Path, seeds: int | None, options: Mapping[str, Any],
+    *, quiet: bool,
+) -> Table:  # fmt: skip
+    """The table on the data of --data, with rows of the length of --budget. Prints how long everything takes."""
+    from p2pzoo.plugin.loader import registry
+    from p2pzoo_bench.bench import Bench
+    from p2pzoo_bench.executors import LocalExecutor
+    from p2pzoo_bench.own_data import on_own_data, with_budget
+
+    if not own["--data"]:
+        given = next(name for name, value in own.items() if value)
+        raise UserError(f"{given} needs --data RECIPE, whose pairs the rows train on")
+    if seeds is not None:
+        raise UserError("--seeds: with --data the number of pairs decides how many folds there are; remove it")
+    note = (lambda _: None) if quiet else (lambda line: click.echo(line, err=True))
+    methods = [name.strip() for name in (own["--methods"] or "").split(",") if name.strip()]
+    prepared = on_own_data(table, own["--data"], options["profile"], methods, registry())
+    for line in prepared.notes:
+        note(line)
+    folds = f"each tested in one of {prepared.table.seeds} folds" if prepared.table.folds else (
+        f"one run for each row, tested on {prepared.test} of them"
+    )  # fmt: skip
+    note(f"{prepared.pairs} pairs of {own['--data']}, {folds}")
+    if not own["--budget"]:
+        return prepared.table
+    if not isinstance(executor, LocalExecutor):
+        raise UserError("--budget: the speed of rows is measured on this machine; use --on local")
+    return with_budget(
+        prepared, own["--budget"], runs, lambda table: Bench(table, registry(), runs, **options),
+        threads=executor.threads, jobs=executor.jobs, note=note,
+    )  # fmt: skip
 
 
 def _train_missing(bench: Bench, executor: Executor, *, quiet: bool) -> dict[str, str]:

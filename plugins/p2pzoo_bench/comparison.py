@@ -46,6 +46,7 @@ class TableRow:
     experiment  of any of its seeds: they share data, networks and metrics
     target      whether the row measures y itself instead of a translation
     failed      why runs are missing
+    evaluate    what its translations differ in from those of the experiment
     """
 
     name: str
@@ -55,6 +56,7 @@ class TableRow:
     published: Mapping[str, float] = field(default_factory=dict)
     target: bool = False
     failed: str | None = None
+    evaluate: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def picture(self) -> Path | None:
@@ -341,7 +343,7 @@ def _read_costs(row: TableRow, key: str) -> list[float]:
 
 def _describe_timings(row: TableRow) -> dict[str, Any]:
     """The median time of a translation over the row's runs, and on what it was measured; {} if no run recorded it."""
-    wanted = row.experiment.translations.protocol()
+    wanted = row.experiment.translations.changed(row.evaluate).protocol()
     found = [t for run in row.runs for t in run.results.get("timings", ()) if t["translations"] == wanted]
     milliseconds = [t["milliseconds"] for t in found if math.isfinite(t["milliseconds"])]
     if not milliseconds:

@@ -175,9 +175,9 @@ class LocalExecutor:
     """
 
     def __init__(self, jobs: int = 1, threads: int | None = None) -> None:
-        self._threads = threads or (max(1, count_usable_cores() // jobs) if jobs > 1 else 0)
+        self.threads = threads or (max(1, count_usable_cores() // jobs) if jobs > 1 else 0)
         self._gpus = visible_gpus() if jobs > 1 else []
-        self._jobs = jobs
+        self.jobs = jobs
         self._working: dict[int, tuple[Job, Process]] = {}  # {slot: …}, slots 0 to jobs - 1
 
     def __enter__(self) -> Self:
@@ -193,12 +193,12 @@ class LocalExecutor:
         return "gpu" if torch.cuda.is_available() else "laptop"
 
     def room(self) -> bool:
-        return len(self._working) < self._jobs
+        return len(self._working) < self.jobs
 
     def begin(self, job: Job) -> None:
-        slot = next(slot for slot in range(self._jobs) if slot not in self._working)
+        slot = next(slot for slot in range(self.jobs) if slot not in self._working)
         gpu = {"CUDA_VISIBLE_DEVICES": self._gpus[slot % len(self._gpus)]} if self._gpus else {}
-        process = Process(job.experiment.recipe.name, job.recipe(self._threads), job.runs, job.options, gpu)
+        process = Process(job.experiment.recipe.name, job.recipe(self.threads), job.runs, job.options, gpu)
         self._working[slot] = (job, process)
 
     def running(self) -> list[RunningJob]:

@@ -156,7 +156,10 @@ def _format_cost(key: str, number: float | None) -> str:
 
 
 def to_markdown(doc: Mapping[str, Any]) -> str:
-    parts = [f"**{doc['title']}** (profile `{doc['profile']}`)", markdown_table(*build_main_table(doc))]
+    parts = [f"**{doc['title']}** (profile `{doc['profile']}`)"]
+    if answer := doc.get("answer"):
+        parts.append("\n".join(f"- {line}" for line in answer))
+    parts.append(markdown_table(*build_main_table(doc)))
     if (table := build_difference_table(doc))[1]:
         parts.append(markdown_table(*table))
     return "\n\n".join([*parts, *build_notes(doc)])
@@ -207,6 +210,8 @@ def to_rich(doc: Mapping[str, Any]) -> Any:
     parts: list[Any] = [title, build_table(*build_main_table(doc))]
     if (differences := build_difference_table(doc))[1]:
         parts += [Text(""), build_table(*differences)]
+    if answer := [Text(escape(f"- {line}")) for line in doc.get("answer", ())]:
+        parts = [*answer, Text(""), *parts]
     return Group(*parts, Text(""), *(Text(escape(note), style="dim") for note in build_notes(doc)))
 
 

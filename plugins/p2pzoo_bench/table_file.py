@@ -7,6 +7,8 @@
     folds = 10                                                    # in place of seeds: seed r trains and tests fold r
                                                                   # of the dataset, which needs a parameter `fold`
     profile = "laptop"                                            # of the recipes, unless --profile names another
+    answer = true                                                 # begins with what the differences say, in words
+    primary = "fcn_score"                                         # its differences are adjusted for the number of rows
     set = ["train.images=14000"]                                  # for every row, like -s of `p2pzoo run`
 
     [metrics.fcn_score]                                           # added to the metrics of the recipes
@@ -61,7 +63,8 @@ from p2pzoo.utils.paths import shipped_dir
 from p2pzoo.utils.suggest import did_you_mean
 
 KEYS = (
-    "title", "source", "baseline", "seeds", "folds", "profile", "set", "study", "metrics", "columns", "rows",
+    "title", "source", "baseline", "seeds", "folds", "profile", "answer", "primary", "set", "study", "metrics",
+    "columns", "rows",
 )  # fmt: skip
 ROW_KEYS = ("recipe", "label", "set", "evaluate", "published", "folds", "target", "blur", "flat", "other_fold")
 RECIPE_KEYS = (
@@ -119,6 +122,8 @@ class Table:
     columns  {metric: heading}
     folds    whether seed r is fold r; then `seeds` is the number of folds
     profile  of the recipes; None: by hardware
+    answer   whether the table begins with what its differences say, in words
+    primary  the metric whose differences are adjusted there for the number of rows; None: none
     """
 
     name: str
@@ -133,6 +138,8 @@ class Table:
     folds: bool = False
     profile: str | None = None
     study: bool = False
+    answer: bool = False
+    primary: str | None = None
 
     @property
     def trained(self) -> list[Row]:
@@ -199,6 +206,8 @@ def read_table(path: str) -> Table:
         columns=tree["columns"],
         rows=rows,
         study=tree.get("study", False),
+        answer=tree.get("answer", False),
+        primary=tree.get("primary"),
     )
 
 
@@ -279,6 +288,11 @@ def _setting_faults(at: At, tree: Mapping[str, Any]) -> Iterator[str]:
     for key in tree:
         if key not in KEYS:
             yield f"{at(key)}  a table file has no '{key}'{did_you_mean(key, KEYS)}"
+    if not isinstance(answer := tree.get("answer", False), bool):
+        yield f"{at('answer')}  answer = {answer!r}: write answer = true, or remove it"
+    columns = tree.get("columns", {})
+    if (primary := tree.get("primary")) is not None and isinstance(columns, dict) and primary not in columns:
+        yield f"{at('primary')}  primary = {primary!r}: no such column{did_you_mean(str(primary), [*columns])}"
     for key in ("title", "source", "baseline", "profile"):
         if not isinstance(tree.get(key, ""), str):
             yield f"{at(key)}  {key} must be a string"

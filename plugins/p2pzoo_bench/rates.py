@@ -1,0 +1,122 @@
+"""How fast a recipe trains and translates on this machine, so that rows of a table can train for equal times.
+
+    python -m p2pzoo_bench.rates RECIPE.toml          # prints a Rate as JSON
+
+A recipe is measured in a process of its own, as `p2pzoo run` trains it: a few steps to warm up, then steps for
+PROBE_SECONDS, then translations of a few images.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+from torch import nn
+
+from p2pzoo.compute.engine import Engine
+from p2pzoo.config.experiment import Experiment
+from p2pzoo.data import Store, single_batches
+from p2pzoo.models.process import build_process
+from p2pzoo.models.translator import Translator
+from p2pzoo.runs.evaluate import build_metrics, count_samples, group_by_translations
+from p2pzoo.runs.evaluate import measure as measure_images
+from p2pzoo.training.loop import make_batches, train_step
+from p2pzoo.training.setup import build_objective
+from p2pzoo.utils.errors import UserError
+from p2pzoo.utils.files import read_object, write_json
+
+WARM_UP_STEPS = 3
+PROBE_SECONDS, MIN_STEPS = 8.0, 5
+
+
+@dataclass(frozen=True)
+class Rate:
+    """Seconds of this machine.
+
+    step       one training step
+    evaluate   measuring one test image: its translations, and the samples that metrics take
+    """
+
+    step: float
+    evaluate: float
+
+
+def measure_rates(recipes: Mapping[str, str], file: Path) -> dict[str, Rate]:
+    """{name: Rate} of these recipes, {name: TOML}. Those that the file has are not measured again.
+
+    Raises UserError if a recipe cannot be trained, with its last line.
+    """
+    known = read_object(file) or {}
+    rates = {}
+    for name, recipe in recipes.items():
+        if name not in known:
+            known[name] = asdict(_measure_in_process(name, recipe))
+            file.parent.mkdir(parents=True, exist_ok=True)
+            write_json(file, known)
+        rates[name] = Rate(**known[name])
+    return rates
+
+
+def _measure_in_process(name: str, recipe: str) -> Rate:
+    with tempfile.TemporaryDirectory(prefix="p2pzoo-") as folder:
+        file = Path(folder) / "probe.toml"
+        file.write_text(recipe, "utf-8")
+        command = [sys.executable, "-m", "p2pzoo_bench.rates", str(file)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        lines = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
+        raise UserError(f"{name}: its speed cannot be measured: {lines[-1].replace(str(file), 'its recipe')}")
+    return Rate(**json.loads(done.stdout.splitlines()[-1]))
+
+
+def measure(experiment: Experiment) -> Rate:
+    """The rate of an experiment, on the device and threads of its [compute]."""
+    train = experiment.train
+    engine = Engine(experiment.compute)
+    store = Store(experiment.dataset.build(split="train"), enlarge=train.jitter, kernel=train.jitter_kernel)
+    objective = build_objective(experiment, engine, store.channels, store.size)
+    step_function = engine.compile_step(objective)
+    batches = make_batches(experiment, store, objective.augmentations)
+    times: list[float] = []
+    lr = experiment.optimizer.lr
+    while len(times) < WARM_UP_STEPS + MIN_STEPS or sum(times[WARM_UP_STEPS:]) < PROBE_SECONDS:
+        began = time.perf_counter()
+        logs = train_step(step_function, engine, batches, len(times), lr, experiment.seed, objective.augmentations)
+        next(iter(logs.values())).item()  # waits for the device
+        times.append(time.perf_counter() - began)
+    G = engine.unwrap(objective.G.network)
+    test = Store(experiment.dataset.build(split=experiment.evaluate.split), compute=experiment.compute)
+    return Rate(statistics.median(times[WARM_UP_STEPS:]), _measure_evaluation(experiment, engine, G, test))
+
+
+def _measure_evaluation(experiment: Experiment, engine: Engine, G: nn.Module, store: Store) -> float:
+    """Seconds to translate and measure one image: all samples, and the further translations of the recipe."""
+    metrics = build_metrics(experiment, store, experiment.measurements)
+    batch = engine.to_device(next(single_batches(store, range(1))))
+    seconds = 0.0
+    for translations, group in group_by_translations(experiment, metrics).items():
+        asked = G
+        if component := experiment.process:
+            component = replace(component, values={**component.values, **translations.process})
+            asked = build_process(component, store.channels, store.size).sampler(G)
+        for _ in range(2):  # the first also prepares kernels and memory
+            began = time.perf_counter()
+            y_hats = Translator(asked, translations)(batch.x, 1)
+            translated = time.perf_counter()
+            measure_images(group, batch, y_hats, store.dataset)
+            of_one = (translated - began) * count_samples(group) + time.perf_counter() - translated
+        seconds += of_one
+    return seconds
+
+
+if __name__ == "__main__":
+    from p2pzoo import config
+
+    print(json.dumps(asdict(measure(config.load(sys.argv[1])))))
