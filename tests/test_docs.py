@@ -175,7 +175,8 @@ def test_the_numbers_in_the_readme_come_from_a_committed_run():
 
 def test_the_readmes_table_of_ones_own_data_can_be_trained(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    blocks = re.findall("```toml\n(.*?)```", README, re.DOTALL)
+    page = (ROOT / "plugins" / "p2pzoo_bench" / "README.md").read_text("utf-8")
+    blocks = re.findall("```toml\n(.*?)```", page, re.DOTALL)
     [method] = [block for block in blocks if block.startswith("# mine_best.toml")]
     [table] = [block for block in blocks if block.startswith("# table.toml;")]
     (tmp_path / "data.toml").write_text('[dataset]\nuse = "earth"\nstride = 256\n')
