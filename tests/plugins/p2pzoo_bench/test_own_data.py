@@ -231,3 +231,24 @@ class TestRates:
     def test_a_recipe_that_cannot_be_trained_is_one_line(self, tiny):
         with pytest.raises(UserError, match=r"mine: its speed cannot be measured: .*no generator 'unt'"):
             rates._measure_in_process("mine", f'extends = "{tiny}"\n[generator]\nuse = "unt"\n')
+
+
+@pytest.mark.slow
+def test_the_methods_table_runs_on_two_folders_of_pairs(tmp_path, run_cli, monkeypatch):
+    slow = Rate(0.25, 0.01)  # so that few images are trained on, however fast the machine is
+    monkeypatch.setattr(own_data, "measure_rates", lambda recipes, file: dict.fromkeys(recipes, slow))
+    draw_pairs(tmp_path, 36)
+    (tmp_path / "mine.toml").write_text(MINE.replace("[32, 32]", "[64, 64]\nresize = 'stretch'"))
+    arguments = ("--data", tmp_path / "mine.toml", "--budget", "9s", "--profile", "smoke", "--cpus-per-run", 1)
+    rows = ["regression", "pix2pix", "bridge_1", "diffusion"]
+    result = run_cli(
+        "bench", "zoo:methods.toml", *arguments, "--methods", ",".join(rows), "--runs", tmp_path / "runs", "-o",
+        tmp_path / "methods.json",
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    table = json.loads((tmp_path / "methods.json").read_text())
+    assert [row["name"] for row in table["rows"]] == [*rows, "photos"]
+    assert all(len(row["runs"]) == 3 for row in table["rows"])
+    diversity = {row["name"]: row["cells"]["diversity"]["mean"] for row in table["rows"]}
+    assert diversity["regression"] == 0 < diversity["diffusion"]
+    assert table["answer"][0].startswith("CRPS: ")
