@@ -286,7 +286,7 @@ def campaign(name: str, table: Callable[[dict[str, Any]], str]) -> str:
 
 def environments(data: dict[str, Any]) -> str:
     """Return the environments of a campaign, which may have gone on in another one, as text."""
-    return "\n\n".join(where({"environment": each}) for each in data.get("environments") or [data["environment"]])
+    return "\n\n".join(where({"environment": each}) for each in data["environments"])
 
 
 def row_seconds() -> str:

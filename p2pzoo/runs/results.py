@@ -62,13 +62,13 @@ def describe_too_few(results: Mapping[str, Any], name: str) -> str:
 
     >>> number = {"value": 0.1, "protocol": "ab", "minimum_images": 50}
     >>> describe_too_few({"metrics": {"kid": number}, "protocols": {"ab": {"images": 3}}}, "kid")
-    'too few images: 3, and it means something from 50 on'
+    'too few images: 3 of at least 50'
     """
     number = results["metrics"][name]
     if "minimum_images" not in number:
         return ""
     images = results["protocols"][number["protocol"]]["images"]
-    return f"too few images: {images}, and it means something from {number['minimum_images']} on"
+    return f"too few images: {images} of at least {number['minimum_images']}"
 
 
 def write_results(path: Path, results: Mapping[str, Any]) -> None:

@@ -38,6 +38,8 @@ def _describe_column(
     others = [row for row in rows if row is not baseline]
     if baseline not in rows or not others:
         return ""
+    if few := next((row["cells"][metric]["too_few"] for row in rows if "too_few" in row["cells"][metric]), None):
+        return f"{column['heading']}: {few}, so nothing is said about it."
     best = max(rows, key=lambda row: sign * row["cells"][metric]["mean"])
     groups: dict[str, list[str]] = {"ahead": [], "behind": [], "unknown": []}
     adjusted = _adjusted(others, metric) if metric == primary else {}

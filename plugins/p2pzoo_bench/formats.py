@@ -86,6 +86,13 @@ def build_notes(doc: Mapping[str, Any]) -> list[str]:
             f"{COSTS['milliseconds']}: the median time of a translation where the runs were evaluated "
             f"({'; '.join(timed)}). Another machine, or other work on it, has other times."
         )
+    few = {
+        column["heading"]: cell["too_few"]
+        for column in doc["columns"]
+        for row in doc["rows"]
+        if "too_few" in (cell := row["cells"].get(column["metric"], {}))
+    }
+    notes += [f"{heading}: {why}." for heading, why in few.items()]
     notes += [f"{c['heading']}: no number, {c['unavailable']}." for c in doc["columns"] if c["unavailable"]]
     notes += [f"{row['label']}: {row['failed']}." for row in doc["rows"] if row["failed"]]
     return notes
@@ -106,7 +113,7 @@ def _format_value(row: Mapping[str, Any], column: Mapping[str, Any]) -> str:
         return "unavailable" if column["unavailable"] else ("failed" if row["failed"] else NONE)
     half = None if cell["low"] is None else (cell["high"] - cell["low"]) / 2
     places = decimals(cell["mean"], half)
-    too_few = f" ({cell['too_few']})" if "too_few" in cell else ""
+    too_few = " (too few images)" if "too_few" in cell else ""
     return f"{cell['mean']:.{places}f}" + ("" if half is None else f" ± {half:.{places}f}") + too_few
 
 

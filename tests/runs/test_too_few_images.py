@@ -36,7 +36,7 @@ def test_every_place_that_prints_the_number(trained, run_cli, tmp_path):
     folder, printed = trained
     results = read_results(folder / "results.json")
     images = results["protocols"][results["metrics"]["far"]["protocol"]]["images"]
-    few = f"too few images: {images}, and it means something from 5000 on"
+    few = f"too few images: {images} of at least 5000"
     marked = [line.split()[0] for line in printed.splitlines() if few in line]
     assert marked == ["far", "far.again"]
     assert (folder / "report.html").read_text().count(few) == 2

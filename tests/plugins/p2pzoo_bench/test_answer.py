@@ -72,3 +72,10 @@ def test_the_primary_metric_comes_first_and_metrics_without_a_better_direction_a
     for row in doc["rows"]:
         row["cells"] |= {"l1": cell(1.0), "width": cell(1.0)}
     assert [line.partition(":")[0] for line in find_answer(doc, "l1")] == ["L1", "KID"]
+
+
+def test_of_too_few_images_nothing_is_said():
+    rows = {"regression": cell(0.2), "pix2pix": cell(0.1, (-0.1, -0.15, -0.05), p=0.001)}
+    rows["pix2pix"]["too_few"] = "too few images: 20 of at least 50"
+    [line] = find_answer(table(rows, folds=3), None)
+    assert line == "KID: too few images: 20 of at least 50, so nothing is said about it."
