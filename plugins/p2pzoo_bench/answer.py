@@ -1,4 +1,4 @@
-"""What a table says, in words: which row is ahead of the baseline in what, and which differences cannot be told.
+"""What a table says, in words: which row is ahead of the baseline in what, and where no difference is beyond chance.
 
 A difference is beyond chance where its interval leaves out 0: over folds, adjusted for the number of rows in the
 table's primary metric (Holm 1979), or over the test images of a single run, where another training may reverse it.
@@ -57,7 +57,7 @@ def _describe_column(
         if groups[name]:
             parts.append(f"{words} {baseline['label']} beyond chance{adjusted_text}: {', '.join(groups[name])}")
     if groups["unknown"]:
-        parts.append(f"cannot be told from {baseline['label']}: {', '.join(groups['unknown'])}")
+        parts.append(f"no difference beyond chance from {baseline['label']}: {', '.join(groups['unknown'])}")
     return "; ".join(parts) + "."
 
 

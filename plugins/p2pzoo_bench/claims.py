@@ -1,4 +1,4 @@
-"""Verdicts on claims: same direction, opposite, no effect above δ, or cannot be told (protocol 2).
+"""Verdicts on claims: same direction, opposite, no effect above δ, or none of them (protocol 2).
 
 A part of a claim compares two rows over folds (folds.py). Its effect is positive in the paper's direction. A claim
 holds only if all of its parts do: its p-value is the largest of theirs, and 1 if their effects have different signs.
@@ -7,7 +7,7 @@ The p-values of all claims that get a verdict are adjusted together (Holm). In t
     same direction        all effects are positive, and the adjusted p-value is below 0.05
     opposite              all are negative, and the adjusted p-value is below 0.05
     no effect above δ     the 90% interval of each part is inside ± its margin
-    cannot be told        else; also with too few folds, and where a condition of the claim is not met
+    UNKNOWN               else; also with too few folds, and where a condition of the claim is not met
 
 A claim with runs that are missing has no verdict, and shows no effects: nobody decides by them when to stop. It is
 adjusted for with a p-value of 1, so that the verdicts of the others can only become firmer when it is complete.
@@ -92,7 +92,7 @@ class Judged:
     """A claim with what was measured of it.
 
     missing     number of its runs that are not finished
-    reason      why there is no verdict, or why it cannot be told
+    reason      why there is no verdict, or why it is UNKNOWN
     adjusted_p  Holm's, of the largest p-value of its parts
     """
 
