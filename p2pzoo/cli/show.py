@@ -86,6 +86,7 @@ def _describe_component(kind: str, name: str, overrides: tuple[str, ...]) -> tup
         **{key: getattr(entry, key) for key in ("kind", "name", "plugin", "distribution", "summary", "paper")},
         "needs": list(entry.needs),
         "parameters": _describe_parameters(factory),
+        "at_use": list(getattr(factory, "at_use", ())),
     }
     if kind in ("generator", "discriminator") and values is not None:
         description |= _measure_network(entry, factory, values)
@@ -161,6 +162,10 @@ def _print_description(description: dict[str, Any], factory: Callable[..., Any])
     if parameters:
         rows = [[p["name"], p["type"], _format_default(p), p["description"]] for p in parameters]
         print_table(["parameter", "type", "default", "description"], rows, max_widths=MAX_WIDTHS)
+    if at_use := description.get("at_use"):
+        click.echo(
+            f"{', '.join(at_use)}: a trained model can be asked with others, -s {description['kind']}.{at_use[0]}=…"
+        )
     for key in MEASURES:
         if description.get(key) is not None:
             value = description[key]
