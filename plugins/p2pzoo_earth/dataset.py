@@ -75,8 +75,8 @@ TASKS: dict[str, tuple[View, View]] = {  # name -> x, y
 }
 
 
-def find_scorers(fold: int | None) -> tuple[Path | None, dict[str, Path]]:
-    """The file of the scorer for a fold's photos, and {name: file} of others; only those that are there.
+def find_scorers(fold: int | None) -> tuple[Path, dict[str, Path]]:
+    """The file of the scorer for a fold's photos, and {name: file} of others.
 
     SCORER has seen regions that folds test. A scorer of the folds serves two: the regions that either tests are in no
     split of the other.
@@ -85,7 +85,7 @@ def find_scorers(fold: int | None) -> tuple[Path | None, dict[str, Path]]:
         return SCORER, {}
     pair = fold % (FOLDS // 2)
     plain, robust = (SCORERS_OF_FOLDS / f"fold{pair}{kind}.safetensors" for kind in ("", "-robust"))
-    return plain if plain.exists() else None, {"robust": robust} if robust.exists() else {}
+    return plain, {"robust": robust}
 
 
 class Earth:
