@@ -80,6 +80,8 @@ def create(kind: str, name: str, arguments: Mapping[str, Any]) -> Any:
     offered = {key: arguments[key] for key in positional if key in arguments}
     if "size" in positional:
         offered.setdefault("size", DEFAULT_SIZE)
+    if "takes_time" in positional:
+        offered.setdefault("takes_time", False)
     faults += [f"{where} needs {key}" for key in positional if key not in offered]
     values: dict[str, Any] = {}
     try:

@@ -142,7 +142,7 @@ def read_recipe(
     lengths: set[str] = set()
     for text in overrides:
         try:
-            layer = _parse_override(text)
+            layer = parse_override(text)
             faults += _merge(recipe, source := Source(f"-s {text}"), layer, ())
             lengths |= (given := _lengths(layer))
             if given and len(given) < len(lengths):
@@ -347,8 +347,11 @@ def _choose_profile(
     return chosen if chosen in known else NO_PROFILE
 
 
-def _parse_override(text: str) -> dict[str, Any]:
-    """ "losses.l1.weight=50" -> {"losses": {"l1": {"weight": 50}}}. A value that is not TOML is a string."""
+def parse_override(text: str) -> dict[str, Any]:
+    """ "losses.l1.weight=50" -> {"losses": {"l1": {"weight": 50}}}. A value that is not TOML is a string.
+
+    Raises UserError for a text of another form, and for a table or key that no recipe has.
+    """
     name, equals, value = text.partition("=")
     key = [part.strip() for part in name.split(".")]
     if not equals or not all(key) or len(key) > MAX_NESTING:

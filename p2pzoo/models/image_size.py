@@ -8,8 +8,12 @@ from p2pzoo.config.experiment import Component, Experiment
 from p2pzoo.models.build import build_network, on_meta
 from p2pzoo.models.external_weights import find_external_faults
 from p2pzoo.models.optional_parts import find_feature_faults, find_seen_target_faults
-from p2pzoo.models.process import generator_channels
-from p2pzoo.models.process_faults import find_batch_norm_fault, find_unseen_time_fault
+from p2pzoo.models.process import make_process
+from p2pzoo.models.process_faults import (
+    find_batch_norm_fault,
+    find_unseen_time_fault,
+    find_unused_weight_fault,
+)
 from p2pzoo.utils.errors import UserError
 
 _COMMON_DIVISOR = 256  # of the sides that a network takes, if its parameters are right
@@ -24,9 +28,11 @@ def find_network_faults(experiment: Experiment, channels: tuple[int, int], size:
     """
     faults: list[str] = []
     try:
-        channels_of_G = generator_channels(experiment, channels, size)
+        process = make_process(experiment, channels, size)
     except UserError as error:
         return [*error.faults]
+    channels_of_G = (process.channels, channels[1]) if process else channels
+    faults += find_unused_weight_fault(experiment, process) if process else []
     for component in filter(None, (experiment.generator, experiment.discriminator)):
         is_G = component is experiment.generator
         own_channels = channels_of_G if is_G else channels

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -74,20 +75,36 @@ def make_generator(experiment: Experiment, channels: tuple[int, int], size: tupl
     Raises UserError if the component refuses them, or if the weights of [init] generator do not fit.
     """
     channels = generator_channels(experiment, channels, size)
-    with rng.torch_seed(rng.derive_seed(experiment.seed, "init", "generator")):
-        G = build_network(experiment.generator, channels, size)
-    with experiment.generator.locate_errors():
-        freeze_external(G)
-    initialize_weights(G, experiment.init, rng.derive_seed(experiment.seed, "init", "generator"))
-    if experiment.init.generator:
-        tensors = load_start(G, experiment.generator, experiment.init.generator)
-        load_into(G, _expand_smaller(G, tensors, experiment.init.generator), str(experiment.init.generator))
+    return _make_network(experiment, experiment.generator, channels, size, experiment.init.generator)
+
+
+def make_discriminator(experiment: Experiment, channels: tuple[int, int], size: tuple[int, int]) -> nn.Module | None:
+    """Build D as `make_generator` builds G. None for a recipe without a discriminator."""
+    if experiment.discriminator is None:
+        return None
+    return _make_network(experiment, experiment.discriminator, channels, size, experiment.init.discriminator)
+
+
+def _make_network(
+    experiment: Experiment, component: Component, channels: tuple[int, int], size: tuple[int, int], start: Path | None
+) -> nn.Module:
+    """start: a file with the initial weights, or None."""
+    kind = component.entry.kind
+    seed = functools.partial(rng.derive_seed, experiment.seed, "init", kind)
+    with rng.torch_seed(seed()):
+        network = build_network(component, channels, size)
+    with component.locate_errors():
+        freeze_external(network)
+    initialize_weights(network, experiment.init, seed())
+    if start:
+        tensors = load_start(network, component, start)
+        load_into(network, _expand_smaller(network, tensors, start), str(start))
     else:
-        call_init_own_weights(G, experiment.generator, rng.derive_seed(experiment.seed, "init", "generator", "own"))
-    if experiment.train.spectral_norm in ("generator", "both"):
-        _normalise(G, experiment.generator, rng.derive_seed(experiment.seed, "init", "generator", "spectral"))
-    _check_is_saved(G, experiment.generator)
-    return G
+        call_init_own_weights(network, component, seed("own"))
+    if experiment.train.spectral_norm in (kind, "both"):
+        _normalise(network, component, seed("spectral"))
+    _check_is_saved(network, component)
+    return network
 
 
 def _check_is_saved(network: nn.Module, component: Component) -> None:
@@ -101,36 +118,15 @@ def _check_is_saved(network: nn.Module, component: Component) -> None:
         )
 
 
-def _expand_smaller(G: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> Mapping[str, Tensor]:
-    """Expand the weights of a smaller network into G's, if G has `load_smaller` (see plugin.networks.Generator)."""
-    load_smaller = getattr(G, "load_smaller", None)
-    if load_smaller is None or tensors.keys() == without_external(G, G.state_dict()).keys():
+def _expand_smaller(network: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> Mapping[str, Tensor]:
+    """Expand the weights of a smaller network into those of `network`, if it has `load_smaller` (plugin.networks)."""
+    load_smaller = getattr(network, "load_smaller", None)
+    if load_smaller is None or tensors.keys() == without_external(network, network.state_dict()).keys():
         return tensors
     try:
         return load_smaller(tensors)  # type: ignore[no-any-return]
     except ValueError as error:
         raise UserError(f"{path}: {error}") from None
-
-
-def make_discriminator(experiment: Experiment, channels: tuple[int, int], size: tuple[int, int]) -> nn.Module | None:
-    """Build D as `make_generator` builds G. None for a recipe without a discriminator."""
-    if experiment.discriminator is None:
-        return None
-    with rng.torch_seed(rng.derive_seed(experiment.seed, "init", "discriminator")):
-        D = build_network(experiment.discriminator, channels, size)
-    with experiment.discriminator.locate_errors():
-        freeze_external(D)
-    initialize_weights(D, experiment.init, rng.derive_seed(experiment.seed, "init", "discriminator"))
-    if experiment.init.discriminator:
-        tensors = load_start(D, experiment.discriminator, experiment.init.discriminator)
-        load_into(D, tensors, str(experiment.init.discriminator))
-    else:
-        seed = rng.derive_seed(experiment.seed, "init", "discriminator", "own")
-        call_init_own_weights(D, experiment.discriminator, seed)
-    if experiment.train.spectral_norm in ("discriminator", "both"):
-        _normalise(D, experiment.discriminator, rng.derive_seed(experiment.seed, "init", "discriminator", "spectral"))
-    _check_is_saved(D, experiment.discriminator)
-    return D
 
 
 def _normalise(network: nn.Module, component: Component, seed: int) -> None:

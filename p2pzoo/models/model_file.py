@@ -23,7 +23,7 @@ from p2pzoo.images.transparency import Rgb
 from p2pzoo.models.build import build_network, build_on_meta
 from p2pzoo.models.checkpoint_model import CheckpointAt, load_model_tensors
 from p2pzoo.models.external_weights import HEADER_KEY, build_with_external_weights, digest_external
-from p2pzoo.models.process import build_process
+from p2pzoo.models.process import build_process, takes_time
 from p2pzoo.models.safetensors_io import check_tensors_fit, find_unsaved, load_into
 from p2pzoo.models.scaling import MAX_SCALE
 from p2pzoo.plugin import schema
@@ -327,7 +327,7 @@ def restore_network(tensors: Mapping[str, Tensor], header: ModelHeader, path: Pa
     """
     named = ComponentHeader(header.kind, header.use, header.params, header.source)
     component = _find_component(tensors, named, path, registry)
-    process = _restore_process(tensors, header, path, registry)
+    process = _restore_process(tensors, header, path, registry, takes_time=takes_time(component))
     channels = (process.channels if process else header.in_channels, header.out_channels)
     try:
         network = build_on_meta(component, channels, header.size, tensors)
@@ -361,14 +361,15 @@ def restore_network(tensors: Mapping[str, Tensor], header: ModelHeader, path: Pa
 
 
 def _restore_process(
-    tensors: Mapping[str, Tensor], header: ModelHeader, path: Path, registry: Registry
+    tensors: Mapping[str, Tensor], header: ModelHeader, path: Path, registry: Registry, *, takes_time: bool
 ) -> Process | None:
-    """The process of the header, or None. Raises UserError."""
+    """The process of the header, or None. takes_time: whether the generator of the header does. Raises UserError."""
     if header.process is None:
         return None
     component = _find_component(tensors, header.process, path, registry)
     try:
-        return build_process(component, (header.in_channels, header.out_channels), header.size)
+        channels = (header.in_channels, header.out_channels)
+        return build_process(component, channels, header.size, takes_time=takes_time)
     except UserError as error:
         raise UserError(*(f"{path}: {fault}" for fault in error.faults)) from None
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from p2pzoo.config.experiment import Component, Experiment
 from p2pzoo.models.build import build_network, on_meta
-from p2pzoo.models.process import generator_channels
+from p2pzoo.models.process import generator_channels, takes_time
 from p2pzoo.utils.errors import UserError
 
 
@@ -53,6 +53,8 @@ def find_seen_target_faults(experiment: Experiment, G: nn.Module) -> list[str]:
     if experiment.process:
         process = experiment.process.entry.name
         return [f"{which} sees the target in training, and with process '{process}' too: use one of the two"]
+    if takes_time(generator):
+        return [f"{which} has sees_target = True and takes_time = True: it can have one of the two"]
     weights = getattr(G, "loss_weights", None)
     if not isinstance(weights, Mapping) or not all(isinstance(weight, int | float) for weight in weights.values()):
         return [f"{which} has sees_target = True and loss_weights {weights!r}: it must be {{name of a loss: weight}}"]

@@ -1,4 +1,4 @@
-"""Why a generator cannot be trained with a process: batch norm, and norms that remove the time."""
+"""Why a recipe cannot be trained with its process: batch norm, a G that does not see the time, unused weights."""
 
 from __future__ import annotations
 
@@ -7,13 +7,16 @@ from torch import nn
 
 from p2pzoo.config.experiment import Experiment
 from p2pzoo.models.initialization import make_generator
-from p2pzoo.models.process import make_process
+from p2pzoo.models.process import make_process, passes_time
 from p2pzoo.plugin import schema
+from p2pzoo.plugin.protocols import Process
 
 _NUM_TIMES = 16  # random numbers u on a grid, to find an early and a late time
 # Of the largest value of ŷ. Generators that see the time change by 0.06 and more between t = 0 and 1 with their initial
 # weights; behind an instance norm the change is 1e-5 or less, the rounding of float32.
 _LEAST_CHANGE = 1e-3
+# Standard deviation of what is added to the weights of a G that takes the time: layers that begin at 0 hide it at first
+_WEIGHT_CHANGE = 0.02
 
 
 def find_batch_norm_fault(experiment: Experiment, G: nn.Module) -> list[str]:
@@ -30,7 +33,8 @@ def find_unseen_time_fault(experiment: Experiment, channels: tuple[int, int], si
     """Why G, with its initial weights, gives one image at all times; empty if it does not.
 
     G gets random values plus what the process makes of black images at an early and at a late time. A constant plane
-    with the time does not pass an instance norm after the first convolution.
+    with the time does not pass an instance norm after the first convolution. If G takes the time itself, its weights
+    are changed a little before, as a training step does.
     """
     process = make_process(experiment, channels, size)
     assert process
@@ -40,11 +44,43 @@ def find_unseen_time_fault(experiment: Experiment, channels: tuple[int, int], si
         return []
     noise = torch.randn(1, *seen.shape[1:], generator=torch.Generator().manual_seed(0))
     G = make_generator(experiment, channels, size).eval()
+    is_passed = passes_time(process)
     with torch.no_grad():
-        first, second = (G(noise + seen[i]) for i in (t.argmin(), t.argmax()))
+        if is_passed:
+            change_weights(G, _WEIGHT_CHANGE)
+        inputs = [[noise + seen[i], *([t[i : i + 1]] if is_passed else [])] for i in (int(t.argmin()), int(t.argmax()))]
+        first, second = (G(*each) for each in inputs)
     if (first - second).abs().max() > _LEAST_CHANGE * first.abs().max():
         return []
+    if is_passed:
+        where = experiment.generator.where
+        place, name = f"{where}  " if where else "", experiment.generator.entry.name
+        return [f"{place}generator '{name}' takes the time, and gives one image at all times: its forward ignores t"]
     return [_describe(experiment, "gives one image at all times, because its norms remove the plane with the time")]
+
+
+@torch.no_grad()
+def change_weights(network: nn.Module, deviation: float) -> None:
+    """Add normal numbers of this standard deviation to all trainable weights, the same in each call."""
+    generator = torch.Generator().manual_seed(5)
+    for parameter in network.parameters():
+        if parameter.requires_grad:
+            parameter.add_(torch.randn(parameter.shape, generator=generator), alpha=deviation)
+
+
+def find_unused_weight_fault(experiment: Experiment, process: Process) -> list[str]:
+    """Why the weights that the process gives the losses have no effect; empty if they have, or if there are none."""
+    if getattr(process, "loss_weight", None) is None:
+        return []
+    if any(getattr(loss.factory, "uses_sample_weight", False) for loss in experiment.losses.values()):
+        return []
+    assert experiment.process
+    recipe = experiment.recipe
+    key = ("process", "loss_weight") if ("process", "loss_weight") in recipe.origins else ("process", "use")
+    return [
+        f'{recipe.where(key)}  [process] use = "{experiment.process.entry.name}" weights losses of pixels, and this '
+        "recipe has none that uses the weights: add a loss such as l2, or set no weights"
+    ]
 
 
 def _describe(experiment: Experiment, problem: str) -> str:

@@ -38,7 +38,7 @@ def register_discriminators(register: Callable[..., None]) -> None:
 @hookspec
 def register_processes(register: Callable[..., None]) -> None:
     """Register processes: what G sees besides x, and how it is asked. They may take `in_channels`, `out_channels`,
-    `size`."""
+    `size`, `takes_time`."""
 
 
 @hookspec

@@ -19,10 +19,11 @@ class Generator(Protocol):
 
     features            `features(x)`: a list of tensors (B, C, h, w), such as the outputs of the encoder's layers, in
                         training mode and in eval mode. Losses that are registered with `needs=("features",)` call it
-                        as `out.G.features(x)`
+                        as `out.G.features(x)`. With `takes_time` it is `features(x, t)`, and without t that of t = 1
     sees_target         True: in training it is called as G(x, y) with the targets y, and returns (ŷ, {name: loss}) with
                         scalar losses of its own; everywhere else as G(x), which returns ŷ. For encoders of y, such as
-                        BicycleGAN's. It may also sample at use, in eval mode. It cannot be trained with a process
+                        BicycleGAN's. It may also sample at use, in eval mode. It cannot be trained with a process, and
+                        cannot have `takes_time`
     loss_weights        of a generator with `sees_target`: {name: weight} for exactly the losses that it returns. They
                         are added to the recipe's with these weights, and logged as "G.NAME" without them
 
@@ -34,6 +35,9 @@ class Generator(Protocol):
                         with one line, if names are missing or left over; p2pzoo checks shapes
     state_dict_formats  a class attribute: the `StateDictFormat`s in which other code stores its weights. A
                         discriminator may have it too
+    takes_time          True, a class attribute: it has the time of a process as a second argument, `forward(x, t=None)`
+                        with t (B,) in [0, 1], and ŷ depends on it. Without t it does as for t = 1, so that it can be
+                        trained without a process too. A process may add the time as one more channel of x all the same
 
     An optional attribute of every module inside a generator or a discriminator:
 

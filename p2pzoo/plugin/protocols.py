@@ -37,9 +37,19 @@ class Process(Protocol):
     used: it is built with `in_channels` = `channels`, and does not know of the process. A generator with batch norm is
     refused: its statistics would mix times in training, and not at use.
 
-    A constructor that takes `in_channels` and `out_channels` raises ValueError for channels that do not fit.
+    A constructor that takes `in_channels` and `out_channels` raises ValueError for channels that do not fit. One that
+    takes `takes_time` by position is given whether the generator has the time as an argument (see `Generator`).
 
     channels  that G sees in all
+
+    Optional attributes:
+
+    loss_weight  `loss_weight(t)`, None or absent without one: (B,) weights of images at the times t (B,) in the losses
+                 of pixels (`StepOutputs.sample_weight`); of mean 1 over the times of training, so that the recipe's
+                 weights keep their meaning. The rules of `noised` hold for it. A recipe without a loss that uses them
+                 is refused
+    passes_time  True: G is asked G(seen, t), with t (B,), in training; the sampler must ask it so too. Only allowed if
+                 `takes_time` is true. Without it, what G sees must hold the time, whatever the generator takes
 
     Optional attribute of its class, as of a generator's:
 
@@ -63,8 +73,8 @@ class Process(Protocol):
 
         It draws no random numbers of its own and changes no argument in place. The result for an image must not depend
         on the rest of the batch. It may be recorded in a CUDA graph, so it must not synchronise with the device
-        (`.item()`, `new_tensor`). Some u must give t = 1, where translations begin, and what G sees must tell times
-        apart.
+        (`.item()`, `new_tensor`). Some u must give t = 1, where translations begin. Without `passes_time`, what G sees
+        must tell times apart.
         """
 
     def sampler(self, G: nn.Module) -> nn.Module:
@@ -79,6 +89,9 @@ class Process(Protocol):
         noise_shape      (K, C): the draws of noise for one translation, and the channels of each
         forward(x, noise=None)  with noise (B, K, C, H, W) of N(0, 1), used in this order in place of its own draws
         draw_noise(x)    the noise that a call with x would draw
+
+        It may offer `path(x, limit)` for the report of a run: [(t, ŷ), …] at the times at which G is asked, `limit` of
+        them at most (2 or more), of which the last ŷ is the translation.
         """
 
 
@@ -118,9 +131,10 @@ class Loss(Protocol):
 
     side  "generator" or "discriminator": the network that minimises it
 
-    Optional attribute:
+    Optional attributes:
 
-    minimum  its lowest value, reached at ŷ = y
+    minimum             its lowest value, reached at ŷ = y
+    uses_sample_weight  True, a class attribute: it applies `StepOutputs.sample_weight`
     """
 
     side: Side

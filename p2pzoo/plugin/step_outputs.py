@@ -36,6 +36,7 @@ class StepOutputs:
                 such augmentations. x, y and ŷ of this object are not augmented. G's update uses the same random numbers
                 for real and fake images, so that D's features of both can be compared
     labels_for_D  D is registered with `needs=("labels",)`: it is called as D(x, y, labels)
+    sample_weight  (B,) weights of the images in losses of pixels, for G's update; None without any
     step        number of the training step, from 0; None while a CUDA graph is recorded, since the graph is replayed in
                 other steps
 
@@ -58,11 +59,13 @@ class StepOutputs:
         judge_both: Callable[[Discriminator, Inputs, Inputs], RealAndFake] | None = None,
         augment: Callable[..., Inputs] | None = None,
         labels_for_D: bool = False,
+        sample_weight: Tensor | None = None,
         step: int | None = 0,
     ) -> None:
         self.batch = batch
         self.G_losses = G_losses or {}
         self._D, self._G = D, G
+        self._sample_weight = sample_weight
         self._judge_both = judge_both
         self._augment = augment
         self._step = step
@@ -75,7 +78,7 @@ class StepOutputs:
         """The same images for G's update. D has been updated in between, so its outputs are computed again."""
         out = StepOutputs(
             self.batch, self._y_hat_with_graph, self._D, G=self._G, G_losses=self.G_losses, augment=self._augment,
-            labels_for_D=bool(self._labels), step=self._step,
+            labels_for_D=bool(self._labels), sample_weight=self._sample_weight, step=self._step,
         )  # fmt: skip
         out.side = "generator"
         out._fake = (self.batch.x, self._y_hat_with_graph, *self._labels)
@@ -113,7 +116,8 @@ class StepOutputs:
         """The generator: G(x) -> ŷ, and `G.features(x)` for a loss that is registered with `needs=("features",)`.
 
         x has `in_channels`, with a process too: G then sees what the process makes of x with the y, the times and the
-        noise of this step. Gradients reach G's weights, so a loss of the discriminator cannot use it.
+        noise of this step, and gets the times too if it takes them. Gradients reach G's weights, so a loss of the
+        discriminator cannot use it.
 
         Raises ValueError in D's update.
         """
@@ -127,6 +131,29 @@ class StepOutputs:
     def x_fake(self) -> Tensor:
         """(B, C, H, W) the inputs that `y_hat` was made from: `x`, or those that the image pool kept with it."""
         return self._fake[0]
+
+    @property
+    def sample_weight(self) -> Tensor | None:
+        """(B,) weights of the images, which losses of pixels apply in G's update; None without any, and in D's update.
+
+        They are those of a process that has `loss_weight` (see `Process`). A loss that applies them, by `weighted_mean`
+        for one, has the attribute `uses_sample_weight = True`.
+        """
+        return self._sample_weight if self.side == "generator" else None
+
+    def weighted_mean(self, values: Tensor) -> Tensor:
+        """The mean of the (B, …) values of a loss, with each image weighted by `sample_weight` if there is one.
+
+        >>> import torch
+        >>> batch = Batch(torch.zeros(2, 3, 8, 8), torch.zeros(2, 3, 8, 8), ("a", "b"))
+        >>> y_hat = torch.stack([torch.full((3, 8, 8), 0.5), torch.ones(3, 8, 8)])
+        >>> out = StepOutputs(batch, y_hat, sample_weight=torch.tensor([2.0, 0.0])).for_generator()
+        >>> out.weighted_mean((out.y - out.y_hat).abs())
+        tensor(0.5000)
+        """
+        if self.sample_weight is None:
+            return values.mean()
+        return (values.flatten(1).mean(1) * self.sample_weight).mean()
 
     @property
     def step(self) -> int:

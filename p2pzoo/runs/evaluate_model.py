@@ -20,7 +20,7 @@ from p2pzoo.compute.memory import is_out_of_memory
 from p2pzoo.config.component_errors import naming_components
 from p2pzoo.config.experiment import Component, Experiment
 from p2pzoo.config.frozen_table import FrozenTable
-from p2pzoo.config.recipe import NO_PROFILE
+from p2pzoo.config.recipe import NO_PROFILE, parse_override
 from p2pzoo.config.settings import AT_USE_KINDS, Compute, Translations
 from p2pzoo.data import Store
 from p2pzoo.data.collate import collate
@@ -128,7 +128,7 @@ def evaluate_model(request: Request, note: Note) -> dict[str, Any]:
 def _check_overrides(request: Request) -> None:
     """Raises UserError for an override that would change nothing: the model is measured as it is."""
     used = ("metrics", "compute") if request.folders else ("dataset", "metrics", "evaluate", "compute")
-    unused = [item for item in request.overrides if item.partition(".")[0].strip() not in used]
+    unused = [item for item in request.overrides if not _is_used(item, used)]
     if unused:
         tables = ", ".join(f"[{name}]" for name in used)
         where = "with two folders" if request.folders else "to measure a model"
@@ -139,6 +139,16 @@ def _check_overrides(request: Request) -> None:
             else "remove it"
         )
         raise UserError(f"-s {unused[0]}: only {tables} of a recipe are used {where}; {advice}")
+
+
+def _is_used(override: str, tables: Sequence[str]) -> bool:
+    """Whether an override changes one of these tables. `drop` may remove metrics, and keys of [evaluate]."""
+    table = override.partition("=")[0].partition(".")[0].strip()
+    if table != "drop":
+        return table in tables
+    names = parse_override(override)["drop"]
+    droppable = ("metrics.", *(["evaluate"] if "evaluate" in tables else []))
+    return all(str(name).startswith(droppable) for name in (names if isinstance(names, list) else [names]))
 
 
 def _find_recipe(path: Path) -> str | None:

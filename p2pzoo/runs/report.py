@@ -36,8 +36,21 @@ class Comparison:
     y: Tensor
 
 
-def write_report(run: Run, experiment: Experiment, comparisons: Sequence[Comparison] = ()) -> None:
-    """Write the page from the files in the run's folder. comparisons: test images, once the run is evaluated."""
+@dataclass(frozen=True)
+class SamplingPath:
+    """How a process reaches the translation of a validation image: (caption, (C, H, W) in [-1, 1]), …"""
+
+    id: str
+    images: Sequence[tuple[str, Tensor]]
+
+
+def write_report(
+    run: Run, experiment: Experiment, comparisons: Sequence[Comparison] = (), paths: Sequence[SamplingPath] = ()
+) -> None:
+    """Write the page from the files in the run's folder.
+
+    comparisons, paths  test and validation images, once the run is evaluated
+    """
     env = read_object(run.folder / "env.json") or {}
     results = read_results(run.results)
     page = render_page(
@@ -57,6 +70,7 @@ def write_report(run: Run, experiment: Experiment, comparisons: Sequence[Compari
             {"id": c.id, "note": c.note, **{name: _picture(getattr(c, name)) for name in ("x", "y_hat", "y")}}
             for c in comparisons
         ],
+        paths=[{"id": p.id, "images": [(name, _picture(image)) for name, image in p.images]} for p in paths],
     )
     write_text(run.folder / "report.html", page)
 

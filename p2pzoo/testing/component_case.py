@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from p2pzoo.config.experiment import Component
 from p2pzoo.models.build import build_network, on_meta
 from p2pzoo.models.external_weights import bring_external_weights
+from p2pzoo.models.process import takes_time
 from p2pzoo.plugin import schema
 from p2pzoo.plugin.registry import Entry
 from p2pzoo.utils import rng
@@ -120,10 +121,17 @@ class ComponentCase:
     def example_inputs(
         self, channels: tuple[int, int] = (3, 3), size: _Size | None = None, seed: int = 0
     ) -> tuple[Tensor, ...]:
-        """The arguments of the network: (x,) of a generator, (x, y) of a discriminator, or (x, y, labels)."""
+        """The arguments of the network: (x,) or (x, t) of a generator, (x, y) or (x, y, labels) of a discriminator."""
         counts, size = channels[: 1 if self.kind == "generator" else 2], size or self.size
         images = [random_images(count, size, seed=seed + 1 + i) for i, count in enumerate(counts)]
-        return (*images, *([random_labels(size, seed=seed)] if _needs_labels(self.component) else []))
+        times = [torch.linspace(0.25, 0.75, _BATCH_SIZE)] if self.takes_time else []
+        labels = [random_labels(size, seed=seed)] if _needs_labels(self.component) else []
+        return (*images, *times, *labels)
+
+    @property
+    def takes_time(self) -> bool:
+        """Whether it is a generator with the time as an argument."""
+        return self.kind == "generator" and takes_time(self.component)
 
     @property
     def known_failures(self) -> Mapping[str, str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any, get_args
 
@@ -79,6 +79,24 @@ def check_loss_minimum(case: ComponentCase) -> None:
         assert value >= declared - _TOLERANCE, f"falls to {value:.4g}, below its declared minimum of {declared}"
 
 
+def check_loss_sample_weight(case: ComponentCase) -> None:
+    """Is linear in the weights of the images if it has `uses_sample_weight`, and does not depend on them otherwise."""
+    values = []
+    for weights in (None, (2.0, 0.0), (0.0, 2.0)):
+        with rng.torch_seed(7):
+            [(side, loss)] = losses_by_side(case)  # built again: it may have state
+            if side == "discriminator":
+                raise DoesNotApply("D's update has no weights of images")
+            values.append(loss(Game().outputs(side, weights)).item())
+    plain, first, second = values
+    if not getattr(case.component.factory, "uses_sample_weight", False):
+        assert first == second == plain, "depends on `out.sample_weight`, and has no `uses_sample_weight`"
+        return
+    assert first != second, "has `uses_sample_weight`, and does not depend on `out.sample_weight`"
+    is_mean = abs((first + second) / 2 - plain) <= _TOLERANCE * max(1.0, abs(plain))
+    assert is_mean, "is not the mean of its values for the images, weighted: see `StepOutputs.weighted_mean`"
+
+
 def _check_gan_minimum(case: ComponentCase, declared: Any) -> None:
     is_pair = isinstance(declared, tuple) and len(declared) == 2
     assert is_pair, f"`minimum` is {declared!r}, not a pair (of discriminator_loss, of generator_loss)"
@@ -119,10 +137,12 @@ class Game:
     def network(self, side: Side) -> nn.Module:
         return self.G if side == "generator" else self.D
 
-    def outputs(self, side: Side) -> StepOutputs:
+    def outputs(self, side: Side, weights: Sequence[float] | None = None) -> StepOutputs:
+        """weights: of the images, None without any"""
         y_hat = self.batch.y.clone().requires_grad_() if self.perfect else self.G(self.batch.x)
-        # a method has no attributes of its module
-        out = StepOutputs(self.batch, y_hat, self.D, G=self.G if self.with_features else self.G.forward)
+        sample_weight = torch.tensor(weights, device=y_hat.device) if weights else None
+        G = self.G if self.with_features else self.G.forward  # a method has no attributes of its module
+        out = StepOutputs(self.batch, y_hat, self.D, G=G, sample_weight=sample_weight)
         return out if side == "discriminator" else out.for_generator()
 
     @contextlib.contextmanager

@@ -19,6 +19,7 @@ from p2pzoo.models.build import build_network, on_meta
 from p2pzoo.models.external_weights import HEADER_KEY, digest_external
 from p2pzoo.models.model_file import load_network
 from p2pzoo.models.optional_parts import unpack_seen_target
+from p2pzoo.models.process_faults import change_weights
 from p2pzoo.models.test_modes import optimize_for_eval
 from p2pzoo.plugin import schema
 from p2pzoo.plugin.registry import Registry
@@ -79,6 +80,17 @@ def check_generator_range(case: ComponentCase) -> None:
         y_hat = network(*_in_double(inputs))
         if y_hat.isfinite().all():  # such weights may overflow
             _assert_in_range(y_hat, " with large weights: end with a tanh or a clamp")
+
+
+def check_generator_time(case: ComponentCase) -> None:
+    """If it has `takes_time`, ŷ depends on t, and without t it is that of t = 1."""
+    if not case.takes_time:
+        raise DoesNotApply("does not take the time")
+    network, (x, _) = build_trained_network(case).eval(), case.example_inputs()
+    with torch.no_grad():
+        at_start, early = (network(x, torch.full((len(x),), t)) for t in (1.0, 0.25))
+        assert _is_close([at_start], [network(x)]), "without t it gives another output than at t = 1"
+    assert not _is_close([at_start], [early]), "gives one image at all times: its forward ignores t"
 
 
 def check_discriminator_logits(case: ComponentCase) -> None:
@@ -250,7 +262,7 @@ def check_network_rewrites(case: ComponentCase) -> None:
             prepared = Engine(settings).prepare_model(network)
         _assert_same_step(case, original, prepared, network)
     if case.kind == "generator":
-        [x] = case.example_inputs()
+        x, *_ = case.example_inputs()
         network = build_trained_network(case).eval()
         with _no_warnings():
             optimized = optimize_for_eval(network, x[:1])  # the network itself if the faster copy differs from it
@@ -286,11 +298,9 @@ def _assert_output_shapes(
 
 def build_trained_network(case: ComponentCase) -> nn.Module:
     """A network as after some training: weights and running statistics differ from their initial values."""
-    network, generator = case.copy_network(seed=1), torch.Generator().manual_seed(5)
+    network, generator = case.copy_network(seed=1), torch.Generator().manual_seed(6)
+    change_weights(network, 0.02)
     with torch.no_grad():
-        for parameter in network.parameters():
-            if parameter.requires_grad:
-                parameter.add_(torch.randn(parameter.shape, generator=generator), alpha=0.02)
         for norm in network.modules():
             is_trainable = all(parameter.requires_grad for parameter in norm.parameters())
             if isinstance(norm, nn.modules.batchnorm._NormBase) and norm.running_mean is not None and is_trainable:
@@ -309,7 +319,7 @@ def compute_training_output(case: ComponentCase, network: nn.Module) -> list[Ten
 
 
 def call_with_target(case: ComponentCase, network: Any) -> tuple[Tensor, Mapping[str, Tensor]]:
-    [x], [y] = case.example_inputs(), case.example_inputs(seed=1)
+    (x, *_), (y, *_) = case.example_inputs(), case.example_inputs(seed=1)
     try:
         with rng.torch_seed(0):
             return unpack_seen_target(network, x, y)

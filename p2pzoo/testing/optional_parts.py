@@ -16,21 +16,26 @@ from p2pzoo.utils.errors import UserError
 
 
 def check_generator_features(case: ComponentCase) -> None:
-    """`features(x)`, where G has it, is a list of tensors (B, C, h, w) through which gradients reach x."""
+    """`features(x)`, where G has it, is a list of tensors (B, C, h, w) through which gradients reach x.
+
+    With `takes_time` also `features(x, t)`.
+    """
     network: Any = case.copy_network()
     if not callable(getattr(network, "features", None)):
         raise DoesNotApply("has no `features`")
-    [x] = case.example_inputs()
+    x, *t = case.example_inputs()
     x.requires_grad_()
-    features = network.features(x)
-    is_list = isinstance(features, list) and features and all(isinstance(each, Tensor) for each in features)
-    assert is_list, "`features` does not return a list of tensors"
-    for each in features:
-        is_map = each.ndim == 4 and len(each) == len(x)
-        assert is_map, f"`features` has a tensor of the shape {tuple(each.shape)}, not (B, C, h, w)"
-    torch.stack([each.square().mean() for each in features]).sum().backward()
-    assert x.grad is not None, "no gradient of `features` reaches x"
-    assert x.grad.isfinite().all(), "the gradient of `features` at x is nan or inf"
+    for inputs in ((x,), (x, *t)) if t else ((x,),):
+        features = network.features(*inputs)
+        is_list = isinstance(features, list) and features and all(isinstance(each, Tensor) for each in features)
+        assert is_list, "`features` does not return a list of tensors"
+        for each in features:
+            is_map = each.ndim == 4 and len(each) == len(x)
+            assert is_map, f"`features` has a tensor of the shape {tuple(each.shape)}, not (B, C, h, w)"
+        x.grad = None
+        torch.stack([each.square().mean() for each in features]).sum().backward()
+        assert x.grad is not None, "no gradient of `features` reaches x"
+        assert x.grad.isfinite().all(), "the gradient of `features` at x is nan or inf"
 
 
 def check_discriminator_labels(case: ComponentCase) -> None:
@@ -49,6 +54,7 @@ def check_generator_sees_target(case: ComponentCase) -> None:
     network: Any = case.copy_network()
     if not getattr(network, "sees_target", False):
         raise DoesNotApply("does not see the target")
+    assert not case.takes_time, "has `sees_target` and `takes_time`: it can have one of the two"
     weights = getattr(network, "loss_weights", None)
     is_mapping = isinstance(weights, Mapping) and all(isinstance(each, int | float) for each in weights.values())
     assert is_mapping, f"`loss_weights` is {weights!r}: it must be {{name of a loss: weight}}"

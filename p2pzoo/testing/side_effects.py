@@ -142,7 +142,7 @@ def _iter_uses(case: ComponentCase, device: str = "cpu", fields: Collection[str]
 def _network_uses(case: ComponentCase, device: str) -> Iterator[_Use]:
     network: Any = case.copy_network().to(device)
     for mode in ("training", "eval"):
-        names = ("x", "y", "labels")
+        names = ("x", "t") if case.takes_time else ("x", "y", "labels")
         arguments = dict(zip(names, (each.to(device) for each in case.example_inputs()), strict=False))
 
         def compute(arguments: dict[str, Tensor] = arguments) -> list[Tensor]:
@@ -184,16 +184,20 @@ def _augmentation_use(case: ComponentCase, device: str, fields: Collection[str])
 
 
 def _process_uses(case: ComponentCase, device: str) -> Iterator[_Use]:
-    process = processes.build_example_process(case)
-    arguments = {name: tensor.to(device) for name, tensor in processes.example_arguments().items()}
-    yield _Use("`noised` ", arguments, lambda: [*process.noised(*arguments.values())])
-    sampler = processes.build_example_sampler(process, device)
+    for process in processes.iter_example_processes(case):
+        arguments = {name: tensor.to(device) for name, tensor in processes.example_arguments().items()}
 
-    def sample() -> list[Tensor]:
-        with torch.no_grad():
-            return [sampler(arguments["x"])]
+        def noised(process: Any = process, arguments: dict[str, Tensor] = arguments) -> list[Tensor]:
+            return [*process.noised(*arguments.values())]
 
-    yield _Use("the sampler ", {"x": arguments["x"]}, sample, sampler)
+        yield _Use("`noised` ", arguments, noised)
+        sampler = processes.build_example_sampler(process, device)
+
+        def sample(sampler: Any = sampler, arguments: dict[str, Tensor] = arguments) -> list[Tensor]:
+            with torch.no_grad():
+                return [sampler(arguments["x"])]
+
+        yield _Use("the sampler ", {"x": arguments["x"]}, sample, sampler)
 
 
 def _with_fields(batch: Batch, fields: Collection[str]) -> Batch:

@@ -59,6 +59,7 @@ CHECKS: dict[str, dict[str, CheckFunction]] = {
     "generator": {
         "shapes": networks.check_network_shapes,
         "range": networks.check_generator_range,
+        "time": networks.check_generator_time,
         "features": optional_parts.check_generator_features,
         "sees_target": optional_parts.check_generator_sees_target,
         **_NETWORK_CHECKS,
@@ -86,7 +87,7 @@ CHECKS: dict[str, dict[str, CheckFunction]] = {
         "resume": check_resume,
     },
     "gan_loss": _LOSS_CHECKS,
-    "loss": _LOSS_CHECKS,
+    "loss": {**_LOSS_CHECKS, "sample_weight": losses.check_loss_sample_weight},
     "dataset": {
         "pairs": data.check_dataset_pairs,
         "range": data.check_dataset_range,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from p2pzoo.config.recipe import Recipe, Source
 from p2pzoo.config.settings import Compute, Evaluate, Init, Optimizer, Train
 from p2pzoo.data import Store
 from p2pzoo.data.collate import collate
+from p2pzoo.plugin import schema
 from p2pzoo.plugin.batch import Batch, Pair, Split
 from p2pzoo.plugin.registry import Entry
 from p2pzoo.plugin.step_outputs import StepOutputs
@@ -72,6 +73,27 @@ class TinyGenerator(nn.Module):
         return [self.layers[1](self.layers[0](x))]
 
 
+class TinyTimeGenerator(TinyGenerator):
+    """A generator that takes the time.
+
+    >>> TinyTimeGenerator(3, 1)(torch.zeros(2, 3, 8, 8), torch.tensor([0.0, 1.0])).shape
+    torch.Size([2, 1, 8, 8])
+    """
+
+    takes_time = True
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__(in_channels, out_channels)
+        self.of_time = nn.Parameter(torch.ones(()))
+
+    def forward(self, x: Tensor, t: Tensor | None = None) -> Tensor:
+        h = self.layers(x)
+        return torch.tanh(h if t is None else h + self.of_time * (1 - t[:, None, None, None]))
+
+    def features(self, x: Tensor, t: Tensor | None = None) -> list[Tensor]:
+        return super().features(x)
+
+
 class TinyDiscriminator(nn.Module):
     """A discriminator of two layers with two scales: the images, and the images at half their size.
 
@@ -112,16 +134,24 @@ _TINY = {
 }  # fmt: skip
 
 
-def build_tiny_component(kind: str, values: Mapping[str, Any] | None = None) -> Component:
-    factory = _TINY[kind]
+def build_tiny_component(
+    kind: str, values: Mapping[str, Any] | None = None, factory: Callable[..., Any] | None = None
+) -> Component:
+    """factory: None: that of the kind."""
+    factory = factory or _TINY[kind]
     return Component(Entry(kind, f"{kind} of the kit", factory, "kit", "p2pzoo"), factory, values or {})
 
 
 def build_experiment(component: Component, side: int) -> Experiment:
-    """The smallest experiment that uses this component. Images are side × side px unless it is a dataset itself."""
+    """The smallest experiment that uses this component. Images are side × side px unless it is a dataset itself.
+
+    A process that can pass the time to G gets a G that takes it.
+    """
     kind = component.entry.kind
     parts = {name: build_tiny_component(name) for name in ("generator", "discriminator", "gan_loss")}
     parts["dataset"] = build_tiny_component("dataset", {"side": side})
+    if kind == "process" and can_pass_time(component):
+        parts["generator"] = build_tiny_component("generator", factory=TinyTimeGenerator)
     all_parts: dict[str, Any] = {**parts, **({kind: component} if kind in parts else {})}
     return Experiment(
         recipe=Recipe("kit", "plain", {}, {}, Source("kit")), seed=0, **all_parts,
@@ -131,6 +161,11 @@ def build_experiment(component: Component, side: int) -> Experiment:
         train=Train(images=3 * 2, batch_size=2), optimizer=Optimizer(), init=Init(weights="own"),
         compute=cpu_settings(), evaluate=Evaluate(),
     )  # fmt: skip
+
+
+def can_pass_time(process: Component) -> bool:
+    """Whether a process asks if its generator takes the time."""
+    return "takes_time" in schema.get_positional_names(process.factory)
 
 
 def cpu_settings(**changes: Any) -> Compute:

@@ -11,7 +11,7 @@ from torch import Tensor
 from p2pzoo.compute.engine import frozen
 from p2pzoo.plugin.batch import Batch
 from p2pzoo.plugin.protocols import GanLoss
-from p2pzoo.training.gan_step import Objective, Trainable, mean_logit, sum_and_log
+from p2pzoo.training.gan_step import Objective, Trainable, Translation, mean_logit, sum_and_log
 
 
 class AccumulatingObjective(Objective):
@@ -45,26 +45,20 @@ class AccumulatingObjective(Objective):
         """The weighted sum of D's losses of each part, divided by the number of parts."""
         parts = batch.split(self.parts)
         with torch.no_grad():
-            y_hat = torch.cat([self._translate(part)[0] for part in parts])
-        labels = batch.labels if self.labels_for_D else None
-        fakes: tuple[Tensor, ...] = (batch.x, y_hat) if labels is None else (batch.x, y_hat, labels)
-        if self.pool:
-            fakes = self.pool(batch.x, y_hat, step * self.d_steps + update, labels)
+            y_hat = torch.cat([self._translate(part).y_hat for part in parts])
+        labels: tuple[Any, ...] = (batch.labels,) if self.labels_for_D else ()
+        fakes = self._pooled(batch, y_hat, step, update) or (batch.x, y_hat, *labels)
         fakes_of_parts = zip(*(images.chunk(self.parts) for images in fakes), strict=True)
         y_hats = y_hat.chunk(self.parts)
         for part_logs, part, part_y_hat, part_fakes in zip(logs, parts, y_hats, fakes_of_parts, strict=True):
-            out = self._outputs_with_fakes(part, part_y_hat, {}, D, step, part_fakes)
+            out = self._outputs(part, Translation(part_y_hat), step, part_fakes)
             yield sum_and_log(self._D_losses(out, gan), part_logs) / self.parts
             part_logs["D.real"], part_logs["D.fake"] = mean_logit(out.real), mean_logit(out.fake)
 
     def _G_sums(self, batch: Batch, step: int, logs: list[dict[str, Tensor]]) -> Iterator[Tensor]:
         """The weighted sum of G's losses of each part, divided by the number of parts."""
         for part_logs, part in zip(logs, batch.split(self.parts), strict=True):
-            if self.D is None:
-                out = self._outputs_without_D(part, step)
-            else:
-                y_hat, G_losses = self._translate(part)
-                out = self._outputs_with_fakes(part, y_hat, G_losses, self.D, step)
+            out = self._outputs(part, self._translate(part), step)
             yield sum_and_log(self._G_losses(out.for_generator()), part_logs) / self.parts
 
 

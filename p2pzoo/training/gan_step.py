@@ -11,7 +11,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from p2pzoo.compute.engine import frozen
 from p2pzoo.data.augmentation import Augmentations
 from p2pzoo.models.optional_parts import unpack_seen_target
+from p2pzoo.models.process import passes_time
 from p2pzoo.plugin.batch import Batch
 from p2pzoo.plugin.protocols import GanLoss, Loss, Process
 from p2pzoo.plugin.step_outputs import NetworkView, Side, StepOutputs
@@ -64,6 +65,19 @@ class Trainable:
     optimizer: Any
 
 
+class Translation(NamedTuple):
+    """What G makes of a batch in training.
+
+    y_hat          (B, C, H, W) in [-1, 1]
+    losses         {name: loss} of a generator with `sees_target`, else empty
+    sample_weight  (B,) weights of the images; None without a process that weights them (`StepOutputs.sample_weight`)
+    """
+
+    y_hat: Tensor
+    losses: Mapping[str, Tensor] = {}
+    sample_weight: Tensor | None = None
+
+
 class Objective:
     """The losses of G and D, and the training step that minimises them.
 
@@ -106,6 +120,7 @@ class Objective:
         self.gan_weight, self.pool, self.judge_both, self.augmentations = gan_weight, pool, judge_both, augmentations
         self.prepare, self.d_steps = prepare or _unchanged, d_steps
         self.process, self.memory_format = process, memory_format
+        self._passes_time = passes_time(process)
         self.labels_for_D, self.sees_target = labels_for_D, getattr(G.network, "sees_target", False)
         self.average: WeightAverage | None = None
         self._biases_to_zero = [b for t in self.trainables for b in _conv_biases(t.network)] if zero_biases else []
@@ -139,43 +154,51 @@ class Objective:
         """Update D, then G, on a prepared batch."""
         logs: dict[str, Tensor] = {}
         if self.D is None or self.gan is None:
-            self._update_G(self._outputs_without_D(batch, step).for_generator(), logs)
+            self._update_G(self._outputs(batch, self._translate(batch), step).for_generator(), logs)
             return logs
 
         *first_parts, batch = batch.split(self.d_steps)
         for i, part in enumerate(first_parts):
             with torch.no_grad():
-                y_hat, _ = self._translate(part)
-            self._update_D(self._outputs(part, y_hat, {}, self.D, step, i), self.D, self.gan, logs)
+                translation = self._translate(part)
+            out = self._outputs(part, translation, step, self._pooled(part, translation.y_hat, step, i))
+            self._update_D(out, self.D, self.gan, logs)
 
-        y_hat, G_losses = self._translate(batch)
-        out = self._outputs(batch, y_hat, G_losses, self.D, step, len(first_parts))
-        self._update_both(out, self.D, self.gan, logs)
+        translation = self._translate(batch)
+        pooled = self._pooled(batch, translation.y_hat, step, len(first_parts))
+        self._update_both(self._outputs(batch, translation, step, pooled), self.D, self.gan, logs)
         return logs
 
-    def _translate(self, batch: Batch) -> tuple[Tensor, Mapping[str, Tensor]]:
-        """ŷ of a batch, and the losses that G returns itself if it sees the target."""
-        G_losses: Mapping[str, Tensor] = {}
+    def _translate(self, batch: Batch) -> Translation:
+        losses: Mapping[str, Tensor] = {}
+        weight = None
         if self.sees_target:
-            y_hat, G_losses = unpack_seen_target(self.G.network, batch.x, batch.y)
+            y_hat, losses = unpack_seen_target(self.G.network, batch.x, batch.y)
         else:
-            y_hat = self.G.network(*self._inputs_of_G(batch.x, batch))
+            seen, t = self._noised(batch.x, batch)
+            y_hat = self.G.network(*seen)
+            weight_of = getattr(self.process, "loss_weight", None)
+            weight = weight_of(t) if weight_of else None
         if y_hat.shape != batch.y.shape:
             given, wanted = ("×".join(map(str, images.shape[1:])) for images in (y_hat, batch.y))
             raise UserError(
                 f"the generator makes images of {given} (channels × height × width) where the targets have {wanted}: "
                 "it must return out_channels channels, in the size of x"
             )
-        return y_hat, G_losses
+        return Translation(y_hat, losses, weight)
 
-    def _inputs_of_G(self, x: Tensor, batch: Batch) -> tuple[Tensor, ...]:
-        """What G sees: x or, with a process, what that makes of x and of y, u and z of the batch."""
+    def _noised(self, x: Tensor, batch: Batch) -> tuple[tuple[Tensor, ...], Tensor | None]:
+        """The arguments of G, and the times: x or, with a process, what that makes of x and of y, u and z of the batch.
+
+        The last argument is the times if the process passes them.
+        """
         if not self.process:
-            return (x,)
+            return (x,), None
         assert batch.u is not None
         assert batch.z is not None, "the batch has no random numbers of the process: ProcessNoise.sample makes them"
-        noised, _ = self.process.noised(x, batch.y, batch.u, batch.z)
-        return (noised.contiguous(memory_format=self.memory_format),)
+        noised, t = self.process.noised(x, batch.y, batch.u, batch.z)
+        noised = noised.contiguous(memory_format=self.memory_format)
+        return (noised, t) if self._passes_time else (noised,), t
 
     def _update_both(self, out: StepOutputs, D: Trainable, gan: GanLoss, logs: dict[str, Tensor]) -> None:
         self._update_D(out, D, gan, logs)  # max over D
@@ -203,42 +226,30 @@ class Objective:
         letter = "G" if side == "generator" else "D"
         return {f"{letter}.{t.name}": (t.loss(out), t.weight) for t in self.terms if t.loss.side == side}
 
-    def _outputs(
-        self, batch: Batch, y_hat: Tensor, G_losses: Mapping[str, Tensor], D: Trainable, step: int, update: int
-    ) -> StepOutputs:
-        """x, y, ŷ and D for the update of D with this number within the step."""
-        pooled = None
-        if self.pool:
-            labels = (batch.labels,) if self.labels_for_D else ()
-            pooled = self.pool(batch.x, y_hat.detach(), step * self.d_steps + update, *labels)
-        return self._outputs_with_fakes(batch, y_hat, G_losses, D, step, pooled)
+    def _pooled(self, batch: Batch, y_hat: Tensor, step: int, update: int) -> tuple[Tensor, ...] | None:
+        """What the pool chooses for the update of D with this number within the step. None without a pool."""
+        if not self.pool:
+            return None
+        labels = (batch.labels,) if self.labels_for_D else ()
+        return self.pool(batch.x, y_hat.detach(), step * self.d_steps + update, *labels)
 
-    def _outputs_with_fakes(
-        self,
-        batch: Batch,
-        y_hat: Tensor,
-        G_losses: Mapping[str, Tensor],
-        D: Trainable,
-        step: int,
-        fakes: tuple[Tensor, ...] | None = None,
+    def _outputs(
+        self, batch: Batch, translation: Translation, step: int, fakes: tuple[Tensor, ...] | None = None
     ) -> StepOutputs:
         """fakes: (x, ŷ), with labels_for_D also labels, that D trains on in place of this batch's, or None."""
         augment = None
         if self.augmentations and self.augmentations.discriminator_augmentations:
             augment = functools.partial(self.augmentations.augment_for_d, batch.random)
         return StepOutputs(
-            batch, y_hat, D.network, G=self._G_of_losses(batch), G_losses=G_losses, pooled=fakes,
-            judge_both=self.judge_both, augment=augment, labels_for_D=self.labels_for_D, step=step,
+            batch, translation.y_hat, self.D.network if self.D else None, G=self._G_of_losses(batch),
+            G_losses=translation.losses, pooled=fakes, judge_both=self.judge_both, augment=augment,
+            labels_for_D=self.labels_for_D, sample_weight=translation.sample_weight, step=step,
         )  # fmt: skip
-
-    def _outputs_without_D(self, batch: Batch, step: int) -> StepOutputs:
-        y_hat, G_losses = self._translate(batch)
-        return StepOutputs(batch, y_hat, G=self._G_of_losses(batch), G_losses=G_losses, step=step)
 
     def _G_of_losses(self, batch: Batch) -> Any:
         """G as losses call it: with x. See `StepOutputs.G`."""
         network = self.G.network
-        return NetworkView(network, lambda x: self._inputs_of_G(x, batch)) if self.process else network
+        return NetworkView(network, lambda x: self._noised(x, batch)[0]) if self.process else network
 
     def _set_biases_to_zero(self) -> None:
         if self._biases_to_zero:

@@ -11,11 +11,14 @@ from p2pzoo.config.settings import Translations
 from p2pzoo.data import Store, single_batches
 from p2pzoo.images.color_spaces import Encodings
 from p2pzoo.images.grid import grid_indices, make_grid, save_png
+from p2pzoo.models.sampling_path import follow_path
 from p2pzoo.models.test_modes import translate
 from p2pzoo.runs.evaluate import rank_images
-from p2pzoo.runs.report import Comparison
+from p2pzoo.runs.report import Comparison, SamplingPath
 from p2pzoo.runs.run_folder import Run
+from p2pzoo.training.run_writer import sample_indices
 
+MAX_PATHS, MAX_TIMES = 3, 8  # paths in the report, and times of each: with x and y a row fits on a page
 BEST_AND_WORST = 3  # images of each in the report: a row of them fits on a page
 
 
@@ -51,6 +54,20 @@ def best_and_worst(experiment: Experiment, run: Run, engine: Engine, G: Any, sto
             [x], [y_hat], [y] = Encodings.of(store.dataset).to_rgb(batch.x, y_hat, batch.y)
             comparisons.append(Comparison(batch.ids[0], f"{label}, {metric} {values[index]:.4f}", x, y_hat, y))
     return comparisons
+
+
+def sampling_paths(experiment: Experiment, engine: Engine, G: Any, store: Store) -> list[SamplingPath]:
+    """x, ŷ at the times of the sampler, and y of the first sample images. [] if G has no path, or one time only."""
+    paths = []
+    indices = sample_indices(len(store), experiment.evaluate.samples)[:MAX_PATHS]
+    for batch in map(engine.to_device, single_batches(store, indices)):
+        path = follow_path(G, batch.x, experiment.translations.test_mode, MAX_TIMES)
+        if len(path) < 2:
+            return []
+        images = Encodings.of(store.dataset).to_rgb(batch.x, *(y_hat for _, y_hat in path), batch.y)
+        names = ["x", *(f"ŷ at t = {t:.3g}" for t, _ in path), "y"]
+        paths.append(SamplingPath(batch.ids[0], [*zip(names, (each[0] for each in images), strict=True)]))
+    return paths
 
 
 def pick_best_and_worst(order: Sequence[int], block_of: Callable[[int], Hashable]) -> dict[str, list[int]]:

@@ -50,7 +50,7 @@ from p2pzoo.runs.stored_results import covers_metrics
 from p2pzoo.training.callbacks import build_callbacks, call_each
 from p2pzoo.training.environment import environment, training_cost
 from p2pzoo.training.loop import run_training_loop
-from p2pzoo.training.result_images import best_and_worst, save_test_grid
+from p2pzoo.training.result_images import best_and_worst, sampling_paths, save_test_grid
 from p2pzoo.training.resume import choose_kernels, continue_run, describe_jump_of_lr, refuse_stale, store_kernels
 from p2pzoo.training.run_writer import sample_indices
 from p2pzoo.utils.errors import UserError
@@ -147,7 +147,7 @@ def _run(
             G = load_G(translations)
             on_rank0(save_test_grid, experiment, run, engine, G, data["test"], translations, f"@{name}")
         G = load_G(experiment.translations)
-        on_rank0(_complete, experiment, run, engine, G, data["test"])
+        on_rank0(_complete, experiment, run, engine, G, data)
         values = {name: number["value"] for name, number in results["metrics"].items()}
         on_rank0(call_each, callbacks, "finish", values)
     return Outcome(run, results, to_train, [] if to_train else stale)
@@ -283,13 +283,15 @@ def _load_generator(run: Run, engine: Engine, registry: Registry, translations: 
     return G.to(engine.device, memory_format=engine.memory_format)  # type: ignore[call-overload]
 
 
-def _complete(experiment: Experiment, run: Run, engine: Engine, G: Any, test: Store) -> None:
+def _complete(experiment: Experiment, run: Run, engine: Engine, G: Any, data: Mapping[str, Store]) -> None:
     """Write the test images and the last report; then the run is complete."""
+    test = data["test"]
     save_test_grid(experiment, run, engine, G, test, experiment.translations)
     for old in list_checkpoints(run.folder)[:-1]:
         old.unlink()
     comparisons = best_and_worst(experiment, run, engine, G, test)
-    write_report(run, experiment, comparisons)  # before the status: a run killed in between writes it again
+    paths = sampling_paths(experiment, engine, G, data["val"])
+    write_report(run, experiment, comparisons, paths)  # before the status: a run killed in between writes it again
     run.set_status(state="complete")
 
 

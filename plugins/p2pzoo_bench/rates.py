@@ -23,7 +23,7 @@ from torch import nn
 from p2pzoo.compute.engine import Engine
 from p2pzoo.config.experiment import Experiment
 from p2pzoo.data import Store, single_batches
-from p2pzoo.models.process import build_process
+from p2pzoo.models.process import build_process, takes_time
 from p2pzoo.models.translator import Translator
 from p2pzoo.runs.evaluate import build_metrics, count_samples, group_by_translations
 from p2pzoo.runs.evaluate import measure as measure_images
@@ -105,7 +105,8 @@ def _measure_evaluation(experiment: Experiment, engine: Engine, G: nn.Module, st
         asked = G
         if component := experiment.process:
             component = replace(component, values={**component.values, **translations.process})
-            asked = build_process(component, store.channels, store.size).sampler(G)
+            takes = takes_time(experiment.generator)
+            asked = build_process(component, store.channels, store.size, takes_time=takes).sampler(G)
         for _ in range(2):  # the first also prepares kernels and memory
             began = time.perf_counter()
             y_hats = Translator(asked, translations)(batch.x, 1)

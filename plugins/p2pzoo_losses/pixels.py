@@ -1,6 +1,7 @@
 """Losses of G that compare ŷ with y by pixel, by gradient, by frequency or by colour, and one that smooths ŷ.
 
-All are means over all values of images in [-1, 1], computed in fp32 even if the networks are not.
+All are means over all values of images in [-1, 1], computed in fp32 even if the networks are not. Charbonnier and
+LabColor, which compare pixel with pixel, apply the weights that a process may give the images.
 """
 
 from typing import Annotated
@@ -28,12 +29,13 @@ class Charbonnier:
     """
 
     side = "generator"
+    uses_sample_weight = True
 
     def __init__(self, *, eps: Annotated[float, Field(gt=0, le=1)] = 1e-3) -> None:
         self.eps = self.minimum = eps
 
     def __call__(self, out: StepOutputs) -> Tensor:
-        return (_difference(out).square() + self.eps**2).sqrt().mean()
+        return out.weighted_mean((_difference(out).square() + self.eps**2).sqrt())
 
 
 class Edge:
@@ -89,13 +91,16 @@ class LabColor:
 
     side = "generator"
     minimum = 0.0
+    uses_sample_weight = True
 
     def __init__(self, out_channels: int) -> None:
         if out_channels != 3:
             raise ValueError(f"lab-color needs RGB images, 3 channels, not {out_channels}")
 
     def __call__(self, out: StepOutputs) -> Tensor:
-        return F.l1_loss(_ab(out.y_hat), _ab(out.y))
+        if out.sample_weight is None:
+            return F.l1_loss(_ab(out.y_hat), _ab(out.y))
+        return out.weighted_mean((_ab(out.y_hat) - _ab(out.y)).abs())
 
 
 class TotalVariation:

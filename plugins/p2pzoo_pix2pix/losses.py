@@ -63,23 +63,29 @@ class LeastSquares:
 
 
 class L1:
-    """E[|y − ŷ|], Eq. 3, as the mean over all values of images in [-1, 1]: 0 to 2."""
+    """E[|y − ŷ|], Eq. 3, as the mean over all values of images in [-1, 1]: 0 to 2. A process may weight the images."""
 
     side = "generator"
     minimum = 0.0
+    uses_sample_weight = True
 
     def __call__(self, out: StepOutputs) -> Tensor:
-        return F.l1_loss(out.y_hat, out.y)
+        if out.sample_weight is None:
+            return F.l1_loss(out.y_hat, out.y)
+        return out.weighted_mean((out.y_hat - out.y).abs())
 
 
 class L2:
-    """E[(y − ŷ)²]: 0 to 4. The paper prefers L1, because L2 blurs more (§3.1)."""
+    """E[(y − ŷ)²]: 0 to 4. The paper prefers L1, because L2 blurs more (§3.1). A process may weight the images."""
 
     side = "generator"
     minimum = 0.0
+    uses_sample_weight = True
 
     def __call__(self, out: StepOutputs) -> Tensor:
-        return F.mse_loss(out.y_hat, out.y)
+        if out.sample_weight is None:
+            return F.mse_loss(out.y_hat, out.y)
+        return out.weighted_mean((out.y_hat - out.y).square())
 
 
 def _log_loss(maps: list[Tensor], *, label: float) -> Tensor:

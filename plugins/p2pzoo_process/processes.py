@@ -2,26 +2,31 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field
 from torch import Tensor, nn
 
+from p2pzoo.plugin import AddedLater
 from p2pzoo_process import interpolants
-from p2pzoo_process.interpolants import Coefficients, sample_time
+from p2pzoo_process.interpolants import Coefficients, TimeLaw, mean_snr_weight, sample_time, snr_weight
 from p2pzoo_process.sampler import GaussianSampler, join, plan_steps
 
 Sigma = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Steps = Annotated[int, Field(ge=1, le=1000)]
 Eta = Annotated[float, Field(ge=0, le=1)]
+LossWeight = Literal["none", "snr"]
 
 
 class GaussianProcess:
-    """What the three processes share. G sees x, the mixture s_t and one plane with t, and predicts ŷ.
+    """What the three processes share. G sees x, the mixture s_t and the time t, and predicts ŷ.
 
-    channels  that G sees in all
+    channels     that G sees in all
+    passes_time  whether G takes t as an argument. Else t is one plane among the channels
+    loss_weight  t (B,) -> weights (B,) for losses of pixels, of mean 1 over the times of training; None without any
 
     coefficients  a, b and c of the mixture (`interpolants`)
+    takes_time    whether G takes t as an argument
     starts_at_x   whether x is part of the mixture, which ends at it; else it ends at noise
     """
 
@@ -32,9 +37,12 @@ class GaussianProcess:
         in_channels: int,
         out_channels: int,
         coefficients: Coefficients,
+        takes_time: bool,
         *,
         steps: int,
         eta: float,
+        loss_weight: LossWeight,
+        time_law: TimeLaw,
         starts_at_x: bool = False,
     ) -> None:
         if starts_at_x and in_channels != out_channels:
@@ -42,9 +50,18 @@ class GaussianProcess:
                 f"x has {in_channels} channel(s) and y has {out_channels}: this process ends at x, so both need the "
                 'same channels; use = "flow" or "diffusion" ends at noise and takes any channels'
             )
-        self.channels = in_channels + out_channels + 1
+        self.channels = in_channels + out_channels + (0 if takes_time else 1)
+        self.passes_time = takes_time
         self._coefficients, self._starts_at_x = coefficients, starts_at_x
         self._out_channels, self._steps, self._eta = out_channels, steps, eta
+        self._time_law = time_law
+        self.loss_weight = None
+        if loss_weight == "snr":
+            self._mean_weight = mean_snr_weight(coefficients, time_law)
+            self.loss_weight = self._weigh
+
+    def _weigh(self, t: Tensor) -> Tensor:
+        return snr_weight(self._coefficients, t) / self._mean_weight
 
     def noised(self, x: Tensor, y: Tensor, u: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
         """What G sees of a training pair, (B, channels, H, W), and its times t, (B,) in [0, 1].
@@ -53,15 +70,18 @@ class GaussianProcess:
         u     (B,) uniform numbers in [0, 1)
         z     normal numbers in the shape of y
         """
-        t = sample_time(u)
+        t = sample_time(u, self._time_law)
         a, b, c = self._coefficients(t[:, None, None, None])
         s = a * y + c * z
-        return join(x, s + b * x if self._starts_at_x else s, t), t
+        return join(x, s + b * x if self._starts_at_x else s, None if self.passes_time else t), t
 
     def sampler(self, G: nn.Module) -> GaussianSampler:
         """The module x -> ŷ around a trained G; see `GaussianSampler`."""
         plan = plan_steps(self._coefficients, self._steps, self._eta)
-        return GaussianSampler(G, plan, 1 / self._steps, out_channels=self._out_channels, starts_at_x=self._starts_at_x)
+        return GaussianSampler(
+            G, plan, 1 / self._steps,
+            out_channels=self._out_channels, starts_at_x=self._starts_at_x, passes_time=self.passes_time,
+        )  # fmt: skip
 
 
 class Bridge(GaussianProcess):
@@ -73,9 +93,13 @@ class Bridge(GaussianProcess):
     Samples have the right law only where G learns the mean of y given x and s, that is with an L2 loss. With L1, a
     perceptual loss or a discriminator there is no such guarantee.
 
-    sigma  σ, the noise in the middle of the bridge, in units of images in [-1, 1]. 0: a flow from x to y without noise
-    steps  calls of G for one translation
-    eta    new noise in each step: 0 none (after a bridge's first draw), 1 as much as in ancestral sampling
+    sigma        σ, the noise in the middle of the bridge, in units of images in [-1, 1]. 0: a flow from x to y without
+                 noise
+    steps        calls of G for one translation
+    eta          new noise in each step: 0 none (after a bridge's first draw), 1 as much as in ancestral sampling
+    loss_weight  "snr": in the losses of pixels, an image at t counts min(1 + a² / c², 25), divided by the mean over
+                 training: more at small t, where details are learnt. "none": all count the same
+    time_law     of t in training, but for the tenth with t = 1: "uniform", or "logit-normal", which has more near 1/2
 
     Raises ValueError if x and y have different channels.
 
@@ -89,9 +113,21 @@ class Bridge(GaussianProcess):
     """
 
     def __init__(
-        self, in_channels: int, out_channels: int, *, sigma: Sigma = 0.5, steps: Steps = 10, eta: Eta = 0.0
+        self,
+        in_channels: int,
+        out_channels: int,
+        takes_time: bool = False,
+        *,
+        sigma: Sigma = 0.5,
+        steps: Steps = 10,
+        eta: Eta = 0.0,
+        loss_weight: Annotated[LossWeight, AddedLater] = "none",
+        time_law: Annotated[TimeLaw, AddedLater] = "uniform",
     ) -> None:
-        super().__init__(in_channels, out_channels, interpolants.bridge(sigma), steps=steps, eta=eta, starts_at_x=True)
+        super().__init__(
+            in_channels, out_channels, interpolants.bridge(sigma), takes_time,
+            steps=steps, eta=eta, loss_weight=loss_weight, time_law=time_law, starts_at_x=True,
+        )  # fmt: skip
 
 
 class Flow(GaussianProcess):
@@ -102,8 +138,11 @@ class Flow(GaussianProcess):
     Samples have the right law only where G learns the mean of y given x and s, that is with an L2 loss. With L1, a
     perceptual loss or a discriminator there is no such guarantee.
 
-    steps  calls of G for one translation
-    eta    new noise in each step: 0 none after the first, 1 as much as in ancestral sampling
+    steps        calls of G for one translation
+    eta          new noise in each step: 0 none after the first, 1 as much as in ancestral sampling
+    loss_weight  "snr": in the losses of pixels, an image at t counts min(1 + a² / c², 25), divided by the mean over
+                 training: more at small t, where details are learnt. "none": all count the same
+    time_law     of t in training, but for the tenth with t = 1: "uniform", or "logit-normal", which has more near 1/2
 
     >>> import torch
     >>> x, y, z = torch.zeros(1, 1, 8, 8), torch.ones(1, 3, 8, 8), torch.zeros(1, 3, 8, 8)
@@ -111,8 +150,21 @@ class Flow(GaussianProcess):
     tensor([0.0000, 0.5000, 0.5000, 0.5000, 0.5000])
     """
 
-    def __init__(self, in_channels: int, out_channels: int, *, steps: Steps = 10, eta: Eta = 0.0) -> None:
-        super().__init__(in_channels, out_channels, interpolants.flow, steps=steps, eta=eta)
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        takes_time: bool = False,
+        *,
+        steps: Steps = 10,
+        eta: Eta = 0.0,
+        loss_weight: Annotated[LossWeight, AddedLater] = "none",
+        time_law: Annotated[TimeLaw, AddedLater] = "uniform",
+    ) -> None:
+        super().__init__(
+            in_channels, out_channels, interpolants.flow, takes_time,
+            steps=steps, eta=eta, loss_weight=loss_weight, time_law=time_law,
+        )  # fmt: skip
 
 
 class Diffusion(GaussianProcess):
@@ -123,8 +175,11 @@ class Diffusion(GaussianProcess):
     Samples have the right law only where G learns the mean of y given x and s, that is with an L2 loss. With L1, a
     perceptual loss or a discriminator there is no such guarantee.
 
-    steps  calls of G for one translation
-    eta    new noise in each step: 0 none after the first (DDIM), 1 as much as in ancestral sampling (DDPM)
+    steps        calls of G for one translation
+    eta          new noise in each step: 0 none after the first (DDIM), 1 as much as in ancestral sampling (DDPM)
+    loss_weight  "snr": in the losses of pixels, an image at t counts min(1 + a² / c², 25), divided by the mean over
+                 training: more at small t, where details are learnt. "none": all count the same
+    time_law     of t in training, but for the tenth with t = 1: "uniform", or "logit-normal", which has more near 1/2
 
     >>> import torch
     >>> x, y, z = torch.zeros(1, 1, 8, 8), torch.zeros(1, 1, 8, 8), torch.ones(1, 1, 8, 8)
@@ -132,5 +187,18 @@ class Diffusion(GaussianProcess):
     tensor([0., 1., 1.])
     """
 
-    def __init__(self, in_channels: int, out_channels: int, *, steps: Steps = 50, eta: Eta = 0.0) -> None:
-        super().__init__(in_channels, out_channels, interpolants.diffusion, steps=steps, eta=eta)
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        takes_time: bool = False,
+        *,
+        steps: Steps = 50,
+        eta: Eta = 0.0,
+        loss_weight: Annotated[LossWeight, AddedLater] = "none",
+        time_law: Annotated[TimeLaw, AddedLater] = "uniform",
+    ) -> None:
+        super().__init__(
+            in_channels, out_channels, interpolants.diffusion, takes_time,
+            steps=steps, eta=eta, loss_weight=loss_weight, time_law=time_law,
+        )  # fmt: skip

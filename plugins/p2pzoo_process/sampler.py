@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import count, pairwise
 
@@ -59,17 +60,27 @@ class GaussianSampler(nn.Module):
     The last ŷ is the translation. Noise is drawn by torch's global generator of the CPU, on any device, so that devices
     agree; a sampler whose noise has no weight draws none. s is kept in float32 where G computes in less.
 
-    G             the trained network, which takes `join(x, s, t)`
+    G             the trained network, which takes `join(x, s, t)`, or `join(x, s)` and t
     plan          the steps between the times (`plan_steps`)
     last_t        the last time at which G is asked
     starts_at_x   whether s begins with x (a bridge); else with noise of `out_channels` channels
+    passes_time   whether G takes t as an argument
     noise_shape   (K, C): the draws of noise for one translation, and their channels
     """
 
-    def __init__(self, G: nn.Module, plan: list[Step], last_t: float, *, out_channels: int, starts_at_x: bool) -> None:
+    def __init__(
+        self,
+        G: nn.Module,
+        plan: list[Step],
+        last_t: float,
+        *,
+        out_channels: int,
+        starts_at_x: bool,
+        passes_time: bool = False,
+    ) -> None:
         super().__init__()
         self.G, self.plan, self.last_t = G, plan, last_t
-        self.out_channels, self.starts_at_x = out_channels, starts_at_x
+        self.out_channels, self.starts_at_x, self.passes_time = out_channels, starts_at_x, passes_time
         self.size_divisor = getattr(G, "size_divisor", 1)
 
     @property
@@ -78,16 +89,48 @@ class GaussianSampler(nn.Module):
 
     def forward(self, x: Tensor, noise: Tensor | None = None) -> Tensor:
         """noise: (B, K, C, H, W) of N(0, 1), used in this order. None: drawn, each when it is needed."""
+        return self._follow(x, noise)
+
+    def path(self, x: Tensor, limit: int) -> list[tuple[float, Tensor]]:
+        """(t, ŷ) at the times at which G is asked, from t = 1 on. The last ŷ is the translation, as `forward` gives it.
+
+        limit  how many times there are at most, 2 or more; the first and the last are among them
+        """
+        times = len(self.plan) + 1
+        kept = {round(i * (times - 1) / (limit - 1)) for i in range(limit)} if times > limit else range(times)
+        found: list[tuple[float, Tensor]] = []
+        asked = [step.t for step in self.plan] + [self.last_t]
+
+        def keep(number: int, y_hat: Tensor) -> None:
+            if number in kept:
+                found.append((asked[number], y_hat))
+
+        self._follow(x, None, keep)
+        return found
+
+    def _follow(self, x: Tensor, noise: Tensor | None, keep: Callable[[int, Tensor], None] | None = None) -> Tensor:
+        """The translation. keep: called with the number of each time, from 0 on, and ŷ."""
         draws = iter(noise.unbind(1)) if noise is not None else (self._draw(x) for _ in count())
         start = x.float()
         s = start if self.starts_at_x else _like(next(draws), x)
-        for step in self.plan:
-            y_hat = self.G(join(x, s, step.t)).float()
+        for number, step in enumerate(self.plan):
+            y_hat = self._ask(x, s, step.t).float()
+            if keep:
+                keep(number, y_hat)
             s_next = step.keep * s + step.of_y * y_hat
             if self.starts_at_x:
                 s_next = s_next + step.of_x * start
             s = s_next + step.of_noise * _like(next(draws), x) if step.of_noise else s_next
-        return self.G(join(x, s, self.last_t))  # type: ignore[no-any-return]
+        y_hat = self._ask(x, s, self.last_t)
+        if keep:
+            keep(len(self.plan), y_hat)
+        return y_hat
+
+    def _ask(self, x: Tensor, s: Tensor, t: float) -> Tensor:
+        """ŷ = G(x, s, t)."""
+        seen = (join(x, s), torch.full((x.shape[0],), t, device=x.device)) if self.passes_time else (join(x, s, t),)
+        y_hat: Tensor = self.G(*seen)
+        return y_hat
 
     def draw_noise(self, x: Tensor) -> Tensor:
         """The noise that a call with x draws, (B, K, C, H, W) on the CPU; K is at least 1."""
@@ -104,8 +147,13 @@ def _like(noise: Tensor, x: Tensor) -> Tensor:
     return noise.to(x.device).contiguous(memory_format=memory_format_of(x))
 
 
-def join(x: Tensor, s: Tensor, t: Tensor | float) -> Tensor:
-    """What G sees: x, s and one plane with the time, (B, C_x + C_y + 1, H, W). t: (B,), or one time for all images."""
+def join(x: Tensor, s: Tensor, t: Tensor | float | None = None) -> Tensor:
+    """What G sees: x, s and one plane with the time, (B, C_x + C_y + 1, H, W); without t no plane.
+
+    t  (B,), or one time for all images
+    """
+    if t is None:
+        return torch.cat([x, s.to(x.dtype)], dim=1).contiguous(memory_format=memory_format_of(x))
     plane = t[:, None, None, None] if isinstance(t, Tensor) else torch.full((), t, device=x.device)
     planes = plane.to(x.dtype).expand(x.shape[0], 1, *x.shape[2:])
     return torch.cat([x, s.to(x.dtype), planes], dim=1).contiguous(memory_format=memory_format_of(x))

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from p2pzoo.utils.errors import UserError
+from p2pzoo_timm.group_norm import replace_batch_norms
 from p2pzoo_timm.weights import weight_arguments
 
 
@@ -42,9 +43,10 @@ class Backbone(nn.Module):
     weights        a file with the weights instead
     frozen_stages  the number of features, from the input on, that are frozen: no parameter before them gets a gradient,
                    and norms there stay in eval mode. None: all features
+    group_norm     replace its batch norms by group norms
 
-    Raises ValueError for a name that timm does not know, for a network without such features, and for a size that the
-    network does not accept.
+    Raises ValueError for a name that timm does not know, for a network without such features, for a size that the
+    network does not accept, and for group norm in place of batch norms that the weights belong to.
     """
 
     def __init__(
@@ -56,15 +58,22 @@ class Backbone(nn.Module):
         pretrained: bool,
         weights: Path | None,
         frozen_stages: int | None,
+        group_norm: bool = False,
     ) -> None:
         super().__init__()
         if not timm.is_model(name):
             near = difflib.get_close_matches(name, timm.list_models(), n=1)
             raise ValueError(f"timm has no network '{name}'" + (f": did you mean '{near[0]}'?" if near else ""))
         self.name = name
-        self._arguments = (in_channels, size)
+        self._arguments, self._group_norm = (in_channels, size), group_norm
         self._weights_source: dict[str, Any] = {"pretrained": pretrained, "weights": weights}
         self.net = _create_features(name, in_channels, size)
+        if group_norm and self._replace_batch_norms(self.net) and (pretrained or weights):
+            source = "pretrained = true" if pretrained else "weights"
+            raise ValueError(
+                f"{source}: the weights of '{name}' belong to its batch norm, which norm = \"group\" replaces: leave "
+                'them out, or choose a backbone without batch norm, such as "convnext_atto"'
+            )
         for part in self.net.modules():
             if type(part) is Conv2dSame:
                 part.__class__ = EvenlyPadded
@@ -91,7 +100,15 @@ class Backbone(nn.Module):
             reason = f"cannot load weights of '{self.name}': {_first_line(error)}"
             advice = "" if self._weights_source["weights"] else '; to load a file instead: weights = "FILE"'
             raise UserError(reason + advice) from error
+        if self._group_norm:
+            self._replace_batch_norms(fresh)
         self.net.load_state_dict(fresh.state_dict())
+
+    def _replace_batch_norms(self, net: nn.Module) -> int:
+        try:
+            return replace_batch_norms(net)
+        except ValueError as error:
+            raise ValueError(f"backbone '{self.name}': {error}") from None
 
     def forward(self, x: Tensor) -> list[Tensor]:
         self.check(x.shape[2:])

@@ -11,9 +11,10 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from p2pzoo.utils.group_norm import count_groups
 from p2pzoo_timm.backbone import Backbone
 
-Norm = Literal["batch", "instance", "none"]
+Norm = Literal["batch", "instance", "none", "group"]
 Upsample = Literal["transpose", "resize-conv"]
 
 DROPOUT_LAYERS = 3  # of the decoder, from the bottleneck on, as in pix2pix
@@ -43,15 +44,17 @@ class TimmUNet(nn.Module):
                    that contains one
     frozen_stages  number of the encoder's features, from the input on, that are frozen, with their norms in eval mode
     width          channels of the decoder's last hidden layer
-    norm           "batch", "instance" or "none", in the decoder. Instance norm has no affine parameters
+    norm           "batch", "instance", "none" or "group". The first three are the decoder's alone. "group" (Wu & He
+                   2018, arXiv:1803.08494), which a process needs, also replaces the backbone's batch norms, if it has
+                   any: then it cannot start from weights. Instance norm has no affine parameters
     upsample       "transpose" or "resize-conv". "transpose": 4×4 transposed convolutions of stride 2, as in pix2pix.
                    "resize-conv": nearest-neighbour resizing and a 3×3 convolution, which avoids checkerboard patterns
                    (Odena et al. 2016, doi:10.23915/distill.00003)
     dropout        probability of dropout, the z of G(x, z): 0.5 in pix2pix; 0 makes G deterministic
 
     Raises ValueError for a backbone that timm does not know or that gives no features, for more frozen stages than it
-    has, and for a size that does not fit, here or in `forward`. `init_own_weights` raises UserError if weights cannot
-    be loaded or do not fit.
+    has, for weights of batch norms that "group" replaces, and for a size that does not fit, here or in `forward`.
+    `init_own_weights` raises UserError if weights cannot be loaded or do not fit.
 
     >>> G = TimmUNet(3, 3, (64, 64), backbone="mobilenetv3_small_050", width=4)
     >>> G(torch.zeros(2, 3, 64, 64)).shape
@@ -75,8 +78,9 @@ class TimmUNet(nn.Module):
     ) -> None:
         super().__init__()
         self.encoder = Backbone(
-            backbone, in_channels, size, pretrained=pretrained, weights=weights, frozen_stages=frozen_stages
-        )
+            backbone, in_channels, size,
+            pretrained=pretrained, weights=weights, frozen_stages=frozen_stages, group_norm=norm == "group",
+        )  # fmt: skip
         self.size_divisor = self.encoder.size_divisor
         encoded = dict(zip(self.encoder.strides, self.encoder.channels, strict=True))
 
@@ -127,4 +131,6 @@ def _norm(norm: Norm, channels: int) -> list[nn.Module]:
             return [nn.InstanceNorm2d(channels)]
         case "none":
             return []
-    raise ValueError(f"norm must be 'batch', 'instance' or 'none', not {norm!r}")
+        case "group":
+            return [nn.GroupNorm(count_groups(channels), channels)]
+    raise ValueError(f"norm must be 'batch', 'instance', 'none' or 'group', not {norm!r}")

@@ -100,7 +100,7 @@ class TestTranslate:
 class TestParametersAtUse:
     def test_fewer_steps_are_those_of_a_model_that_was_trained_with_them(self, folders):
         model = p2pzoo.load(folders["diffusion"], device="cpu", process={"steps": 1, "eta": 0})
-        assert model.header.process.params == {"steps": 1, "eta": 0.0}
+        assert model.header.process.params.items() >= {"steps": 1, "eta": 0.0}.items()
         assert len(model.G.plan) == 0
         assert not np.array_equal(model.translate(IMAGE), p2pzoo.load(folders["diffusion"]).translate(IMAGE))
 

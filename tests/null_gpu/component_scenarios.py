@@ -30,7 +30,11 @@ SETTINGS = {  # name: tables
     "one_pass off": {"compute": {"one_pass": False}},
     "checkpointing": {"compute": {"checkpointing": True}},
 }
-PARAMETERS = {**SMALL_NETWORKS, "losses": {"ms-ssim": {"scales": 2}}}
+PARAMETERS = {
+    **SMALL_NETWORKS,
+    "losses": {"ms-ssim": {"scales": 2}},
+    "process": {"bridge": {"loss_weight": "snr"}},
+}
 
 
 def first_party_components():

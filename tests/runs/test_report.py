@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from p2pzoo import config
-from p2pzoo.runs.report import MAX_GRIDS, Comparison, describe_environment, write_report
+from p2pzoo.runs.report import MAX_GRIDS, Comparison, SamplingPath, describe_environment, write_report
 from p2pzoo.runs.run_folder import Run
 
 NASTY = '<img src=x onerror="document.title=1">&"\'.png'
@@ -34,6 +34,33 @@ def test_the_page_holds_recipe_environment_curves_samples_tests_and_metrics(fini
     assert str(finished) not in page
 
 
+PROCESS = ("generator.norm=group", "generator.noise=none", 'drop=["discriminator", "gan_loss"]', "train.images=2")
+
+
+@pytest.mark.parametrize(
+    ("process", "times"),
+    [
+        ("{use='bridge', steps=3}", ["1", "0.667", "0.333"]),
+        ("{use='flow', steps=30}", ["1", "0.867", "0.733", "0.6", "0.433", "0.3", "0.167", "0.0333"]),
+        ("{use='bridge', steps=1}", []),
+    ],
+)
+def test_a_process_of_several_steps_shows_its_path(process, times, run_cli, arguments, tmp_path):
+    result = run_cli(*arguments(tmp_path, *PROCESS, f"process={process}"))
+    assert result.exit_code == 0, result.output
+    [file] = tmp_path.rglob("report.html")
+    page = file.read_text("utf-8")
+    shown = re.findall(r"<span>ŷ at t = ([\d.]+)</span>", page)
+    rows = page.count('<div class="path">')
+    assert rows == (2 if times else 0)  # of its two validation images
+    assert shown == times * rows
+    assert ('id="paths"' in page) == bool(times)
+
+
+def test_a_run_without_a_process_shows_no_path(finished):
+    assert 'id="paths"' not in (finished / "report.html").read_text("utf-8")
+
+
 def test_best_and_worst_are_ranked_by_the_metrics_own_direction(finished):
     page = (finished / "report.html").read_text("utf-8")
     best, worst = ([float(v) for v in re.findall(rf"<figcaption>{w}, l1 ([\d.]+)", page)] for w in ("best", "worst"))
@@ -56,7 +83,8 @@ def test_markup_in_names_is_escaped(tmp_path):
     run = Run(tmp_path)
     run.begin(experiment, {"python": NASTY}, {})
     image = torch.zeros(3, 8, 8)
-    write_report(run, experiment, [Comparison(NASTY, NASTY, image, image, image)])
+    path = SamplingPath(NASTY, [(NASTY, image)])
+    write_report(run, experiment, [Comparison(NASTY, NASTY, image, image, image)], [path])
     page = (tmp_path / "report.html").read_text("utf-8")
     assert "<img src=x" not in page
     assert page.count("&lt;img src=x") >= 4

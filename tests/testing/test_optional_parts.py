@@ -7,7 +7,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from p2pzoo.testing import CHECKS, DoesNotApply
-from p2pzoo.testing.tiny_components import TinyDiscriminator, TinyGenerator
+from p2pzoo.testing.tiny_components import TinyDiscriminator, TinyGenerator, TinyTimeGenerator
 
 
 class TestFeatures:
@@ -39,6 +39,20 @@ class TestFeatures:
                 return super().features(x.mul_(0.5))
 
         assert "changes x in place" in failure("generator", Rude, "inputs")
+
+    def test_a_generator_that_takes_the_time_has_features_with_it_and_without(self):
+        class Untimed(TinyTimeGenerator):
+            def features(self, x):
+                return super().features(x)
+
+        class OnlyTimed(TinyTimeGenerator):
+            def features(self, x, t):
+                return super().features(x)
+
+        CHECKS["generator"]["features"](case("generator", TinyTimeGenerator))
+        for kind in (Untimed, OnlyTimed):
+            with pytest.raises(TypeError, match="positional argument"):
+                CHECKS["generator"]["features"](case("generator", kind))
 
     def test_a_generator_without_features_passes(self):
         class Bare(nn.Module):
@@ -179,6 +193,13 @@ class TestSeesTarget:
     def test_a_generator_that_does_not_see_it_passes(self):
         with pytest.raises(DoesNotApply):
             CHECKS["generator"]["sees_target"](case("generator", TinyGenerator))
+
+    def test_one_that_takes_the_time_too(self):
+        class Timed(Seeing):
+            takes_time = True
+
+        message = "has `sees_target` and `takes_time`: it can have one of the two"
+        assert failure("generator", Timed, "sees_target") == message
 
     def test_weights_of_other_losses(self):
         class Other(Seeing):

@@ -171,6 +171,15 @@ class TestSampler:
 
         assert "another ŷ in eval mode" in self.of(forward, "modes")
 
+    def test_a_path_that_does_not_fit(self):
+        def path(t, *images):
+            return lambda self, x, limit: [(t, self(x) * i) for i in images]
+
+        assert "gives 3 images for a limit of 2" in self.of(Ask.forward, path=path(1, 1, 1, 1))
+        assert "is not the translation" in self.of(Ask.forward, path=path(1, 0.5))
+        early = lambda self, x, limit: [(0.5, self(x)), (1.0, self(x))]  # noqa: E731
+        assert "they must decrease" in self.of(Ask.forward, path=early)
+
     def test_random_numbers_of_numpy(self):
         def forward(self, x):
             return Ask.forward(self, x * np.random.rand())
@@ -179,6 +188,74 @@ class TestSampler:
 
     def test_a_change_of_x(self):
         assert "the sampler changes x in place" in self.of(lambda self, x: Ask.forward(self, x.mul_(0.5)), "inputs")
+
+
+class Passing(Line):
+    """Line, for a generator that takes the time as well."""
+
+    def __init__(self, in_channels, out_channels, takes_time):
+        super().__init__(in_channels, out_channels)
+        self.passes_time = takes_time
+        self.channels -= takes_time
+
+    def noised(self, x, y, u, z):
+        seen, t = super().noised(x, y, u, z)
+        return seen[:, : self.channels], t
+
+    def sampler(self, G):
+        return Pass(G) if self.passes_time else Ask(G)
+
+
+class Pass(Ask):
+    def forward(self, x):
+        return self.G(torch.cat([x, x], 1), torch.ones(len(x), device=x.device))
+
+
+class TestPassedTime:
+    def of(self, forward):
+        """The message for a sampler with this forward, around a G that takes the time."""
+        asking = type("Asking", (Ask,), {"forward": forward})
+        process = type("Process", (Passing,), {"sampler": lambda self, G: (asking if self.passes_time else Ask)(G)})
+        return failure("process", process, "sampler")
+
+    def test_a_process_that_passes_it_to_generators_that_take_it_passes(self):
+        assert failures("process", Passing) == {}
+
+    def test_a_sampler_that_does_not_pass_it(self):
+        assert "asks G without the time" in self.of(lambda self, x: self.G(torch.cat([x, x], 1)))
+
+    @pytest.mark.parametrize(
+        ("t", "message"),
+        [
+            (torch.ones(1), "times of the shape (1,) for 2 images"),
+            (torch.full((2,), 2.0), "passes the time 2: it must be in [0, 1]"),
+            (torch.full((2,), 0.5), "begins at t = 0.5: it must begin at 1"),
+        ],
+    )
+    def test_times_that_it_may_not_pass(self, t, message):
+        assert message in self.of(lambda self, x: self.G(torch.cat([x, x], 1), t))
+
+    def test_a_process_that_ignores_what_its_generator_takes(self):
+        class Always(Passing):
+            def __init__(self, in_channels, out_channels):
+                super().__init__(in_channels, out_channels, True)
+
+        with pytest.raises(Exception, match="passes the time to the generator"):
+            failure("process", Always, "shapes")
+
+
+class TestLossWeight:
+    def of(self, weigh, check="shapes"):
+        return failure("process", type("Weighting", (Line,), {"loss_weight": staticmethod(weigh)}), check)
+
+    def test_a_process_with_weights_of_mean_one_passes(self):
+        assert failures("process", type("Weighting", (Line,), {"loss_weight": staticmethod(lambda t: 2 * t)})) == {}
+
+    def test_weights_that_it_may_not_have(self):
+        assert "gives () for 1000 times" in self.of(lambda t: t.mean())
+        assert "gives weights from -0.996 to 3" in self.of(lambda t: 4 * t - 1)
+        assert "have the mean 0.5" in self.of(lambda t: t)
+        assert "on the CPU for times elsewhere" in self.of(lambda t: torch.ones(len(t)), "never_waits")
 
 
 class TestScaffold:

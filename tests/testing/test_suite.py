@@ -26,6 +26,7 @@ from p2pzoo.testing.tiny_components import (
     TinyDiscriminator,
     TinyGanLoss,
     TinyGenerator,
+    TinyTimeGenerator,
     build_experiment,
 )
 from p2pzoo.utils.errors import UserError
@@ -68,7 +69,7 @@ def test_check_names_that_plugins_write_never_change():
     loss = ["scalar", "gradients", "other_side", "minimum", *effects, "training", "resume"]
     assert {kind: list(checks) for kind, checks in CHECKS.items()} == {
         "plugin": ["imports"],
-        "generator": ["shapes", "range", "features", "sees_target", *network],
+        "generator": ["shapes", "range", "time", "features", "sees_target", *network],
         "discriminator": ["shapes", "logits", "gradients_reach_y", "labels", *network],
         "process": [
             "shapes",
@@ -86,7 +87,7 @@ def test_check_names_that_plugins_write_never_change():
             "resume",
         ],
         "gan_loss": loss,
-        "loss": loss,
+        "loss": [*loss, "sample_weight"],
         "dataset": ["pairs", "range", "repeats", "rebuilt", "ids", "splits", "pickle", "aligned", "training"],
         "metric": ["batches", "order", "samples", "perfect", "needs", "inputs", "random_numbers"],
         "callback": ["changes_nothing"],
@@ -105,6 +106,37 @@ def test_check_names_that_plugins_write_never_change():
     }
 
 
+class TestSampleWeight:
+    class Weighted(Distance):
+        uses_sample_weight = True
+
+        def __call__(self, out):
+            return out.weighted_mean((out.y - out.y_hat).abs())
+
+    def test_a_loss_that_applies_it_passes(self):
+        assert failures("loss", self.Weighted) == {}
+
+    def test_a_loss_that_does_not_say_so(self):
+        class Silent(self.Weighted):
+            uses_sample_weight = False
+
+        assert "has no `uses_sample_weight`" in failure("loss", Silent, "sample_weight")
+
+    def test_a_loss_that_ignores_it(self):
+        class Deaf(Distance):
+            uses_sample_weight = True
+
+        assert "does not depend on `out.sample_weight`" in failure("loss", Deaf, "sample_weight")
+
+    def test_a_loss_that_is_not_linear_in_it(self):
+        class Squared(self.Weighted):
+            def __call__(self, out):
+                value = super().__call__(out)
+                return value if out.sample_weight is None else value**2
+
+        assert "is not the mean of its values" in failure("loss", Squared, "sample_weight")
+
+
 def test_every_check_is_documented():
     assert all(check.__doc__ for checks in CHECKS.values() for check in checks.values())
 
@@ -121,6 +153,23 @@ class TestGenerators:
                 return super().forward(x) * (1 - 0.01 * self.calls)
 
         assert failure("generator", Counts, "resume").startswith("after a resume 'G.")
+
+    def test_one_that_takes_the_time(self):
+        assert failures("generator", TinyTimeGenerator) == {}
+
+    def test_a_time_that_is_ignored(self):
+        class Deaf(TinyTimeGenerator):
+            def forward(self, x, t=None):
+                return super().forward(x) + 0 * self.of_time
+
+        assert "its forward ignores t" in failure("generator", Deaf, "time")
+
+    def test_another_time_than_1_by_default(self):
+        class Early(TinyTimeGenerator):
+            def forward(self, x, t=None):
+                return super().forward(x, torch.full((len(x),), 0.5) if t is None else t)
+
+        assert "another output than at t = 1" in failure("generator", Early, "time")
 
     def test_a_range_beyond_one(self):
         class Loud(TinyGenerator):
@@ -637,11 +686,11 @@ class TestPlugins:
         assert rows["declared"] == ["x" if sign == "✗" else sign for sign in signs]
         assert "✗ loss.off minimum: is 1 at ŷ = y, but declares a minimum of 0.0" in result.output.splitlines()
         assert "x loss.declared minimum: it is one too much" in result.output.splitlines()
-        assert "19 pass, 1 fails, 1 expected failure" in result.output
+        assert "21 pass, 1 fails, 1 expected failure" in result.output
         lines = result.stderr.splitlines()
-        assert len(lines) == 21
-        assert re.fullmatch(r"\[1/21\] plugin\.broken-imports ✓ \d+\.\d s", lines[0])
-        assert re.fullmatch(r"\[5/21\] loss\.off-minimum ✗ \d+\.\d s", lines[4])
+        assert len(lines) == 23
+        assert re.fullmatch(r"\[1/23\] plugin\.broken-imports ✓ \d+\.\d s", lines[0])
+        assert re.fullmatch(r"\[5/23\] loss\.off-minimum ✗ \d+\.\d s", lines[4])
 
     @pytest.mark.parametrize(
         "source",

@@ -162,9 +162,23 @@ class Sum:
         return x + y + u[:, None, None, None] + z, u
 
 
-def step_with(process=None):
+class TimedEncoder(Encoder):
+    takes_time = True
+
+    def forward(self, x, t=None):
+        return super().forward(x + t[:, None, None, None])
+
+    def features(self, x, t=None):
+        return [self.layer(x + t[:, None, None, None])]
+
+
+class PassesTime(Sum):
+    passes_time = True
+
+
+def step_with(process=None, kind=Encoder):
     torch.manual_seed(0)
-    G, loss = Encoder(3), Consistency()
+    G, loss = kind(3), Consistency()
 
     def backward_and_step(loss, optimizer):
         loss.backward()
@@ -188,6 +202,13 @@ def test_with_a_process_out_g_sees_x_at_the_times_and_noise_of_the_step():
     seen = batch.x + batch.y + batch.u[:, None, None, None] + batch.z
     assert torch.equal(loss.seen, G.features(seen)[0])
     assert torch.equal(loss.y_hat, G(seen))
+
+
+def test_with_a_process_that_passes_the_time_out_g_gets_it_too():
+    G, loss, batch, _ = step_with(PassesTime(), TimedEncoder)
+    seen = batch.x + batch.y + batch.u[:, None, None, None] + batch.z
+    assert torch.equal(loss.seen, G.features(seen, batch.u)[0])
+    assert torch.equal(loss.y_hat, G(seen, batch.u))
 
 
 def test_outputs_without_a_generator_say_so():

@@ -18,6 +18,7 @@ from p2pzoo.models.image_size import find_network_faults
 from p2pzoo.models.safetensors_io import load_tensors
 from p2pzoo.models.test_modes import translate
 from p2pzoo.training import loop
+from p2pzoo.training.run_writer import RunWriter
 from p2pzoo.training.setup import build_objective
 
 pytestmark = pytest.mark.usefixtures("no_reports")
@@ -187,11 +188,177 @@ class TestStep:
         torch.testing.assert_close(*logs)
 
 
+TIMED = """
+import torch
+import p2pzoo
+from torch import nn
+
+
+class Timed(nn.Module):
+    takes_time = True
+
+    def __init__(self, in_channels, out_channels, *, uses_time: bool = True):
+        super().__init__()
+        self.layer, self.film, self.uses_time = nn.Conv2d(in_channels, out_channels, 1), nn.Linear(1, 1), uses_time
+        self.times = []
+
+    def init_own_weights(self):
+        nn.init.zeros_(self.film.weight)  # the time has no effect at first
+
+    def forward(self, x, t=None):
+        self.times.append(t)
+        t = x.new_ones(len(x)) if t is None else t
+        return torch.tanh(self.layer(x) * (1 + self.film(t[:, None] * self.uses_time)[..., None, None]))
+
+
+class Own:
+    def __init__(self, in_channels, out_channels):
+        self.channels = in_channels + 1
+
+    def noised(self, x, y, u, z):
+        return torch.cat([x, u[:, None, None, None].expand_as(x[:, :1])], 1), u
+
+    def sampler(self, G):
+        return nn.Sequential(nn.ZeroPad2d((0, 0, 0, 0)), G)
+
+
+class Careless(Own):
+    passes_time = True
+
+
+@p2pzoo.hookimpl
+def register_generators(register):
+    register("timed", Timed)
+
+
+@p2pzoo.hookimpl
+def register_processes(register):
+    register("own", Own)
+    register("careless", Careless)
+"""
+
+
+class TestTime:
+    @pytest.fixture
+    def step(self, install, tiny):
+        """step("process.use=flow", …): the times that `timed` got, those of the process, and the channels of x."""
+        install("timed_plugin", TIMED)
+
+        def step(*overrides):
+            sets = ["generator.use=timed", "train.batch_size=4", 'drop=["discriminator", "gan_loss"]', *overrides]
+            experiment = config.load(str(tiny), "smoke", sets)
+            store = Store(experiment.dataset.build(split="train"), compute=experiment.compute)
+            engine = Engine(experiment.compute)
+            objective = build_objective(experiment, engine, store.channels, store.size)
+            batch = engine.to_device(loop.make_batches(experiment, store, None)[0])
+            objective.step(batch, 0)
+            G = objective.G.network
+            return G.times, objective.process.noised(batch.x, batch.y, batch.u, batch.z)[1], G.layer.in_channels
+
+        return step
+
+    def test_a_generator_that_takes_it_gets_it_in_place_of_a_plane(self, step):
+        for name in ("bridge", "flow", "diffusion"):
+            times, expected, channels = step(f"process.use={name}")
+            assert channels == 6
+            assert torch.equal(times[0], expected)
+
+    def test_each_part_of_a_batch_gets_its_own(self, step):
+        times, expected, _ = step("process.use=flow", "train.accumulate=2")
+        assert torch.equal(torch.cat(times), expected)
+
+    def test_a_process_that_keeps_planes_passes_none(self, step):
+        times, _, channels = step("process.use=own")
+        assert times == [None]
+        assert channels == 4
+
+    def test_a_process_cannot_pass_it_to_a_generator_that_takes_none(self, install, tiny):
+        install("timed_plugin", TIMED)
+        made = config.load(str(tiny), "smoke", ["generator.norm=group", "process.use=careless"])
+        [fault] = find_network_faults(made, (3, 3), (64, 64))
+        assert "process 'timed_plugin:careless' passes the time to the generator" in fault
+
+    @pytest.mark.parametrize("uses_time", [True, False])
+    def test_a_generator_that_ignores_it_is_refused(self, install, tiny, uses_time):
+        """One whose time has no effect at first, as in blocks that begin at 0, is not."""
+        install("timed_plugin", TIMED)
+        sets = ["generator.use=timed", f"generator.uses_time={str(uses_time).lower()}", "process.use=flow"]
+        found = find_network_faults(config.load(str(tiny), "smoke", sets), (3, 3), (64, 64))
+        assert [fault.partition("generator ")[2] for fault in found] == (
+            [] if uses_time else ["'timed' takes the time, and gives one image at all times: its forward ignores t"]
+        )
+
+    def test_no_recipe_can_set_it(self, tiny):
+        with pytest.raises(p2pzoo.UserError, match="has no parameter 'takes_time'"):
+            config.load(str(tiny), "smoke", [*TINY_WITH_PROCESS, "process.takes_time=true"])
+
+
+class TestLossWeight:
+    """Flows of which an image at t counts min(1 + a² / c², 25) in losses of pixels."""
+
+    @pytest.fixture
+    def step(self, tiny):
+        """step("losses.l1.use=l2", …): the batch, its ŷ and the logs of one step, with and without a D."""
+
+        def step(*overrides):
+            sets = [*TINY_WITH_PROCESS, "process={use='flow', loss_weight='snr'}", "train.batch_size=4", *overrides]
+            experiment = config.load(str(tiny), "smoke", sets)
+            store = Store(experiment.dataset.build(split="train"), compute=experiment.compute)
+            engine = Engine(experiment.compute)
+            objective = build_objective(experiment, engine, store.channels, store.size)
+            batch = engine.to_device(loop.make_batches(experiment, store, None)[0])
+            seen, t = objective.process.noised(batch.x, batch.y, batch.u, batch.z)
+            weight_of = objective.process.loss_weight
+            weights = weight_of(t) if weight_of else None
+            with torch.no_grad():
+                difference = objective.G.network(seen) - batch.y
+            return difference, weights, objective.step(batch, 0)
+
+        return step
+
+    @pytest.mark.parametrize("without_d", [[], ['drop=["discriminator", "gan_loss"]']])
+    @pytest.mark.parametrize("parts", [1, 2])
+    @pytest.mark.parametrize(("loss", "of"), [("l1", torch.abs), ("l2", torch.square)])
+    def test_losses_of_pixels_weight_each_image(self, step, loss, of, parts, without_d):
+        difference, weights, logs = step(f"losses.l1.use={loss}", f"train.accumulate={parts}", *without_d)
+        assert weights.max() > 2 * weights.min()
+        expected = (of(difference).mean((1, 2, 3)) * weights).mean()
+        torch.testing.assert_close(logs["G.l1"], expected, rtol=1e-4, atol=1e-6)
+
+    def test_other_losses_do_not(self, step):
+        _, _, logs = step("losses.edges.use=edge", "losses.charbonnier.use=charbonnier")
+        _, _, plain = step("losses.edges.use=edge", "losses.charbonnier.use=charbonnier", "process.loss_weight=none")
+        assert torch.equal(logs["G.edges"], plain["G.edges"])
+        assert torch.equal(logs["G.gan"], plain["G.gan"])
+        assert not torch.equal(logs["G.charbonnier"], plain["G.charbonnier"])
+
+    def test_a_recipe_without_such_a_loss_is_refused(self, tiny):
+        sets = [*TINY_WITH_PROCESS, "process.loss_weight=snr", "losses.l1.use=edge"]
+        [fault] = find_network_faults(config.load(str(tiny), "smoke", sets), (3, 3), (64, 64))
+        assert fault == (
+            '-s process.loss_weight=snr  [process] use = "bridge" weights losses of pixels, and this recipe has none '
+            "that uses the weights: add a loss such as l2, or set no weights"
+        )
+        assert find_network_faults(config.load(str(tiny), "smoke", sets[:-1]), (3, 3), (64, 64)) == []
+
+    def test_the_defaults_of_its_parameters_are_left_out_of_the_run_id(self, tiny):
+        ids = [
+            config.load(str(tiny), "smoke", [*TINY_WITH_PROCESS, *more]).id
+            for more in (
+                (),
+                ("process.loss_weight=none", "process.time_law=uniform"),
+                ("process.time_law=logit-normal",),
+            )
+        ]
+        assert ids[0] == ids[1] != ids[2]
+
+
 @pytest.mark.parametrize("process", ["bridge", "flow", "diffusion"])
-@pytest.mark.parametrize("generator", ["unet", "encoder-decoder", "resnet6", "spade"])
+@pytest.mark.parametrize("generator", ["unet", "encoder-decoder", "resnet6", "spade", "adm-unet"])
 def test_generators_of_the_zoo_train_and_translate_unchanged(process, generator, tiny):
+    norm = "" if generator == "adm-unet" else ', norm="group"'
     overrides = [
-        f'generator={{use="{generator}", width=4, norm="group"}}', f'process={{use="{process}", steps=2, eta=1.0}}',
+        f'generator={{use="{generator}", width=4{norm}}}', f'process={{use="{process}", steps=2, eta=1.0}}',
         'drop=["discriminator", "gan_loss"]',
     ]  # fmt: skip
     experiment = config.load(str(tiny), "smoke", overrides)
@@ -211,7 +378,7 @@ class TestRun:
     def test_the_model_file_holds_g_alone_and_names_the_process(self, finish):
         tensors, header = load_tensors(finish("train.images=4") / "model.safetensors")
         assert header["process"]["use"] == "process:bridge"
-        assert header["process"]["params"] == {"sigma": 0.5, "steps": 2, "eta": 0.0}
+        assert header["process"]["params"].items() >= {"sigma": 0.5, "steps": 2, "eta": 0.0}.items()
         assert header["process"]["source"].startswith("p2pzoo ")
         assert (header["in_channels"], tensors["encoder.0.0.weight"].shape[1]) == (3, 7)
 
@@ -245,6 +412,52 @@ class TestRun:
             model = p2pzoo.load(stopped, device="cpu")
         x = torch.rand(3, 64, 64) * 2 - 1
         assert torch.equal(model.translate(x), p2pzoo.load(folder, device="cpu").translate(x))
+
+
+ADM = "{use='adm-unet', width=4, multipliers=[1, 2], blocks=1, attention=[2], head_channels=4}"
+WITH_TIME = ('drop=["generator"]', f"generator={ADM}", "process={use='flow', steps=2}")
+
+
+class TestRunWithTime:
+    """A run whose generator takes the time."""
+
+    def test_a_stopped_run_has_the_bits_of_one_that_was_not(self, run, tmp_path, monkeypatch):
+        sets = [*WITH_TIME, "train.images=4", "train.checkpoint_every=1"]
+        assert run(tmp_path / "whole", *sets).exit_code == 0
+        original = RunWriter.write
+
+        def write(self, step, *rest):
+            original(self, step, *rest)
+            if step == 2:
+                raise KeyboardInterrupt
+
+        with monkeypatch.context() as patched:
+            patched.setattr(RunWriter, "write", write)
+            assert run(tmp_path / "stopped", *sets).exit_code != 0
+        assert not (only(tmp_path / "stopped") / "model.safetensors").exists()
+        resumed = run(tmp_path / "stopped", *sets)
+        assert (resumed.exit_code, resumed.first_step) == (0, 2)
+        for file in ("model.safetensors", "average.safetensors"):
+            whole, stopped = (load_tensors(only(tmp_path / name) / file)[0] for name in ("whole", "stopped"))
+            assert all(torch.equal(tensor, stopped[name]) for name, tensor in whole.items())
+
+    @pytest.mark.parametrize("setting", ["train.ema=0.9", "compute.checkpointing=true", "compute.precision=bf16"])
+    def test_settings_of_training_work(self, setting, run, tmp_path):
+        result = run(tmp_path, *WITH_TIME, setting, "train.images=2")
+        assert result.exit_code == 0, result.output
+
+    def test_the_file_suffices(self, run, tmp_path):
+        assert run(tmp_path, *WITH_TIME, "train.images=2").exit_code == 0
+        folder = only(tmp_path)
+        _, header = load_tensors(folder / "model.safetensors")
+        assert "takes_time" not in json.dumps(header)
+        model = p2pzoo.load(folder, device="cpu")
+        x = torch.rand(3, 40, 64) * 2 - 1
+        y_hat = model.translate(x, test_mode="eval")
+        assert y_hat.shape == (3, 40, 64)
+        torch.testing.assert_close(model.translate(x, test_mode="paper"), y_hat, atol=1e-4, rtol=0)
+        expected = json.loads((folder / "results.json").read_text())["metrics"]
+        assert p2pzoo.evaluate(folder).metrics == {name: number["value"] for name, number in expected.items()}
 
 
 BAD = {
@@ -285,8 +498,8 @@ class TestBadInput:
         [found] = refused('[generator]\nnorm = "batch"\n[process]\nuse = "flow"\n')
         assert "mine.toml:3  [process]" in found
 
-    def test_batch_norm_without_a_choice_is_refused_too(self, refused):
-        [found] = refused('[generator]\nuse = "timm-unet"\npretrained = false\n[process]\nuse = "flow"\n')
+    def test_a_norm_without_a_choice_is_refused_too(self, refused):
+        [found] = refused('[generator]\nuse = "pix2pixhd-global"\n[process]\nuse = "flow"\n')
         assert found.endswith('set another generator, such as "unet" with norm = "group"')
 
     def test_a_generator_that_cannot_see_the_time_is_refused(self, refused):
@@ -297,7 +510,7 @@ class TestBadInput:
             'norms remove the plane with the time: set generator.norm = "group"'
         )
 
-    @pytest.mark.parametrize("generator", ["unet", "encoder-decoder", "resnet6", "spade"])
+    @pytest.mark.parametrize("generator", ["unet", "encoder-decoder", "resnet6", "spade", "timm-unet"])
     def test_generators_with_group_norm_see_the_time(self, generator):
         overrides = [f"generator.use={generator}", "generator.norm=group", "process.use=flow"]
         made = config.load("zoo:base.toml", "smoke", overrides)

@@ -53,9 +53,14 @@ class NoWeights(Bicycle):
         self.loss_weights = None
 
 
+class Timed(Bicycle):
+    takes_time = True
+
+
 @p2pzoo.hookimpl
 def register_generators(register):
     register("bicycle", Bicycle)
+    register("timed", Timed)
     register("no-weights", NoWeights)
 '''
 BICYCLE = ('generator={use="bicycle"}',)
@@ -127,9 +132,10 @@ class TestRuns:
         [
             ((*BICYCLE, "losses.kl.use=l2"), "has a loss 'kl', which [losses.kl] has too: rename one of them"),
             (('generator={use="no-weights"}',), "has sees_target = True and loss_weights None"),
+            (('generator={use="timed"}',), "has sees_target = True and takes_time = True: it can have one of the two"),
         ],
     )
-    def test_losses_that_clash_or_have_no_weights_are_refused_in_one_line(self, run, tmp_path, overrides, message):
+    def test_what_cannot_be_trained_is_refused_in_one_line(self, run, tmp_path, overrides, message):
         result = run(tmp_path / "runs", *overrides)
         assert result.exit_code == 2
         assert message in result.output.splitlines()[-1]

@@ -214,14 +214,17 @@ class TestRates:
         assert rates.measure_rates({"a": "", "b": ""}, file) == {name: Rate(1.0, 2.0) for name in "ab"}
         assert measured == ["a", "b"]
 
-    def test_it_is_that_of_the_training_and_of_all_translations(self, tiny, monkeypatch):
+    @pytest.mark.parametrize(
+        "generator",
+        [
+            ("generator.norm=group", "generator.noise=none"),
+            ('generator={use="adm-unet", width=4, multipliers=[1, 1], blocks=1, attention=[]}',),
+        ],
+        ids=["plane", "takes_time"],
+    )
+    def test_it_is_that_of_the_training_and_of_all_translations(self, tiny, monkeypatch, generator):
         monkeypatch.setattr(rates, "PROBE_SECONDS", 0.0)
-        flow = [
-            "generator.norm=group",
-            "generator.noise=none",
-            "drop=['discriminator', 'gan_loss']",
-            "process.use=flow",
-        ]
+        flow = [*generator, "drop=['discriminator', 'gan_loss']", "process.use=flow"]
         one, many = (
             rates.measure(config.load(str(tiny), "smoke", [*flow, f"process.steps={steps}"])) for steps in (1, 60)
         )

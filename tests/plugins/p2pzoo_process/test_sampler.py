@@ -123,6 +123,51 @@ def test_g_is_asked_at_the_times_of_the_grid(process):
     assert [seen[:, 2].unique().tolist() for seen in G.seen] == [[1.0], [0.75], [0.5], [0.25]]
 
 
+class TimedRecorder(Recorder):
+    def forward(self, seen, t):
+        self.seen.append((seen, t))
+        return torch.full_like(seen[:, :1], 0.25)
+
+
+@pytest.mark.parametrize("process", [Bridge, Flow, Diffusion])
+def test_a_generator_that_takes_the_time_sees_the_same_images_without_the_plane(process):
+    plain, timed = Recorder(), TimedRecorder()
+    for takes_time, G in ((False, plain), (True, timed)):
+        torch.manual_seed(0)
+        process(1, 1, takes_time, steps=4, eta=1.0).sampler(G)(torch.rand(2, 1, 4, 4))
+    for with_plane, (seen, t) in zip(plain.seen, timed.seen, strict=True):
+        assert torch.equal(seen, with_plane[:, :2])
+        assert torch.equal(t, with_plane[:, 2, 0, 0])
+
+
+class Varied(nn.Module):
+    """G whose output depends on all that it sees."""
+
+    def forward(self, seen):
+        return seen.mean(1, keepdim=True).tanh()
+
+
+@pytest.mark.parametrize("process", [Bridge, Flow, Diffusion])
+@pytest.mark.parametrize(
+    ("steps", "times"),
+    [
+        (1, [1]),
+        (3, [1, 2 / 3, 1 / 3]),
+        (4, [1, 0.75, 0.5, 0.25]),
+        (10, [1, 0.7, 0.4, 0.1]),
+        (1000, [1, 0.667, 0.334, 0.001]),
+    ],
+)
+def test_the_path_has_some_times_and_ends_with_the_translation(process, steps, times):
+    sampler, x = process(1, 1, steps=steps, eta=0.5).sampler(Varied()), torch.rand(2, 1, 4, 4)
+    torch.manual_seed(0)
+    path = sampler.path(x, 4)
+    torch.manual_seed(0)
+    assert torch.equal(path[-1][1], sampler(x))
+    assert [t for t, _ in path] == pytest.approx(times)
+    assert len(path) == 1 or not torch.equal(path[0][1], path[1][1])
+
+
 def test_a_bridge_begins_at_x_and_a_flow_at_noise():
     x = torch.rand(1, 1, 4, 4)
     of_bridge, of_flow = Recorder(), Recorder()

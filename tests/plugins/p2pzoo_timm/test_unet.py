@@ -97,6 +97,34 @@ class TestNetwork:
         assert sum(isinstance(m, kind) for m in build(norm=norm).decoder.modules()) == 4
         assert not any(isinstance(m, kind) for m in build(norm="none").decoder.modules())
 
+    @pytest.mark.parametrize("backbone", [TINY, "test_efficientnet"])
+    def test_group_norm_is_everywhere_and_keeps_the_rest(self, backbone):
+        batch, group = build(backbone), build(backbone, norm="group")
+        norms = [[m for m in G.modules() if isinstance(m, (nn.BatchNorm2d, nn.GroupNorm))] for G in (batch, group)]
+        assert all(isinstance(norm, nn.GroupNorm) for norm in norms[1])
+        assert len(norms[0]) == len(norms[1])
+        activations = [[type(getattr(norm, "act", None)) for norm in each] for each in norms]
+        assert activations[0] == activations[1]
+        weights = [{name: t.shape for name, t in G.named_parameters() if "bias" not in name} for G in (batch, group)]
+        assert weights[0] == weights[1]
+
+    def test_group_norm_treats_each_image_alone(self):
+        G, x = build(norm="group", dropout=0.0), images()
+        torch.testing.assert_close(G(x)[:1], G(x[:1]), atol=1e-5, rtol=0)
+
+    def test_a_norm_that_no_group_norm_replaces_is_an_error(self):
+        with pytest.raises(ValueError, match="'levit_128s': group norm cannot replace its BatchNorm1d"):
+            build("levit_128s", size=(224, 224), norm="group")
+
+    def test_weights_of_batch_norms_are_refused_with_group_norm(self, weights):
+        with pytest.raises(ValueError, match="weights: the weights of 'test_resnet' belong to its batch norm"):
+            build(norm="group", weights=weights)
+        with pytest.raises(
+            ValueError, match="pretrained = true: the weights of 'test_resnet' belong to its batch norm"
+        ):
+            build(norm="group", pretrained=True)
+        build("test_convnext", norm="group", pretrained=True)  # it has layer norm
+
     def test_dropout_acts_only_in_training_mode(self):
         G = build(norm="none", dropout=0.5)
         x = images()
@@ -124,6 +152,17 @@ class TestInARecipe:
         first = "encoder.net.conv1.0.weight"
         assert torch.equal(one.state_dict()[first], again.state_dict()[first])
         assert not torch.equal(one.state_dict()[first], other.state_dict()[first])
+
+    def test_with_group_norm_it_starts_from_timms_own_weights_and_loads(self, tmp_path):
+        made = experiment(f'generator.backbone="{TINY}"', "generator.norm=group")
+        G = make_generator(made, (3, 3), (64, 64))
+        lasts = [m.bn3.weight for m in G.encoder.net.modules() if hasattr(m, "bn3")]
+        assert lasts
+        assert not any(weight.any() for weight in lasts)  # timm's blocks begin as their skips
+        dataset = made.dataset.build(split="train")
+        save_model(tmp_path / "model.safetensors", G, build_header(made, G, dataset, (3, 3), (64, 64)))
+        loaded, _ = load_network(tmp_path / "model.safetensors", registry())
+        assert torch.equal(loaded.eval()(images()), G.eval()(images()))
 
     def test_frozen_stages_have_no_optimizer_state_and_do_not_change(self, pretrained, weights, tmp_path, run_cli):
         tiny = [f'generator.backbone="{TINY}"', f'generator.weights="{weights}"', "generator.frozen_stages=2"]
