@@ -194,7 +194,7 @@ class TestTableFile:
     def test_a_dataset_without_folds_is_refused(self, files):
         with (files / "both.toml").open("a") as recipe:
             recipe.write('[dataset]\nuse = "photos:edges"\n')
-        with pytest.raises(UserError, match="fold: of how many. Add folds = 3"):
+        with pytest.raises(UserError, match=r"fold: of how many\? Add folds = 3"):
             Bench(read_table(str(files / "table.toml")), registry(), files / "runs", profile="smoke")
 
 
