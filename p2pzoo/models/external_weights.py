@@ -69,7 +69,7 @@ def load_start(network: nn.Module, component: Component, path: Path) -> Mapping[
 
 
 class ExternalDigests:
-    """The digests of the external weights of the networks in training: {"G" or "D": digest}, without those of none.
+    """The digests of the external weights of the networks in training: {"G" or "D": digest}. Others are left out.
 
     networks  {"G" or "D": network}
     """

@@ -56,12 +56,12 @@ def on_own_data(table: Table, recipe: str, profile: str | None, methods: Sequenc
     """
     experiment = config.load(recipe, profile, registry=registry)
     rows = _choose_rows(table, methods)
-    fold_override, pairs, test = _split(experiment)
+    fold_overrides, pairs, test = _split(experiment)
     store = Store(experiment.dataset.build(split=experiment.evaluate.split), compute=experiment.compute)
     metrics, notes = _usable_metrics(table, store, registry)
     columns = {column: heading for column, heading in table.columns.items() if column.partition(".")[0] not in notes}
     dataset = {"use": experiment.dataset.entry.full_name, **_without_none(experiment.dataset.values)}
-    overrides = (f"dataset={inline(dataset)}", *([fold_override] if fold_override else []))
+    overrides = (f"dataset={inline(dataset)}", *(fold_overrides or ()))
     trained = [row.name for row in rows if row.recipe]
     return OwnData(
         replace(
@@ -70,8 +70,8 @@ def on_own_data(table: Table, recipe: str, profile: str | None, methods: Sequenc
             source="",
             rows=tuple(replace(row, overrides=(*row.overrides, *overrides), published={}, folds=None) for row in rows),
             baseline=table.baseline if table.baseline in trained else trained[0],
-            folds=bool(fold_override),
-            seeds=NUM_FOLDS if fold_override else 1,
+            folds=fold_overrides is not None,
+            seeds=1 if fold_overrides is None else NUM_FOLDS,
             metrics=metrics,
             columns=columns,
             folder=table.folder,
@@ -156,20 +156,23 @@ def _choose_rows(table: Table, methods: Sequence[str]) -> list[Row]:
     return [*(row for row in table.trained if row.name in methods), *targets]
 
 
-def _split(experiment: Experiment) -> tuple[str | None, int, int]:
-    """(the override that asks for folds, or None; the pairs of all splits; those that a run is tested on, about)."""
+def _split(experiment: Experiment) -> tuple[list[str] | None, int, int]:
+    """(the overrides that ask for folds; the pairs of all splits; those that a run is tested on, about).
+
+    A dataset with folds of its own needs no override; None in their place: there are too few pairs for folds.
+    """
     component = replace(experiment.dataset, fold=None)
     has_own_folds = "fold" in schema.get_params(component.factory)
     if has_own_folds:
         sizes = [len(component.build(split=split)) for split in ("train", "val", "test")]
-        return ("", sum(sizes), sizes[2]) if sum(sizes) >= MIN_PAIRS else (None, sum(sizes), sizes[2])
+        return ([] if sum(sizes) >= MIN_PAIRS else None), sum(sizes), sizes[2]
     try:
         folded = [replace(component, fold=Fold(0, NUM_FOLDS)).build(split=split) for split in ("train", "val", "test")]
     except UserError:  # fewer blocks than folds need
         folded = []
     pairs = sum(map(len, folded))
     if pairs >= MIN_PAIRS:
-        return f"dataset.folds={NUM_FOLDS}", pairs, pairs // NUM_FOLDS
+        return [f"dataset.folds={NUM_FOLDS}"], pairs, pairs // NUM_FOLDS
     sizes = [len(component.build(split=split)) for split in ("train", "val", "test")]
     return None, sum(sizes), sizes[2]
 

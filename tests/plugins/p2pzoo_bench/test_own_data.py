@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 from p2pzoo_bench import own_data, rates
 from p2pzoo_bench.rates import Rate
+from p2pzoo_bench.table_file import read_table
 from PIL import Image
 
 from p2pzoo import config
+from p2pzoo.plugin.loader import registry
 from p2pzoo.utils.errors import UserError
 
 RECIPE = """
@@ -158,6 +160,13 @@ class TestWithFolds:
         assert result.exit_code == 0
         assert [line.split(",")[0] for line in result.output.splitlines() if "seed 0" in line] == ["regression", "flow"]
         assert len(speed[0]) == 2
+
+
+def test_data_with_folds_of_its_own_is_tested_on_the_first_three(folder):
+    table = read_table(str(folder / "table.toml"))
+    own = own_data.on_own_data(table, "zoo:base.toml", "smoke", ["regression"], registry())
+    assert (own.table.folds, own.table.seeds) == (True, 3)
+    assert not any("dataset.folds" in override for row in own.table.rows for override in row.overrides)
 
 
 class TestWithFewPairs:
