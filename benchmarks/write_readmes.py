@@ -102,6 +102,25 @@ def scale(step: dict[str, Any]) -> str:
 # --- the tables ------------------------------------------------------------------------------------------------
 
 
+def claims() -> str:
+    """A row for each claim: the paper's effects, ours with their intervals, and the verdict."""
+    from p2pzoo_bench.claims_formats import OPEN, format_effect
+
+    rows = []
+    for claim in json.loads((RESULTS.parent / "claims.json").read_text("utf-8")):
+        pairs = len({tuple(part["labels"]) for part in claim["parts"]})
+        effects = [
+            f"{' against '.join(part['labels']) + ', ' if pairs > 1 else ''}{part['heading']} {format_effect(part)}"
+            for part in claim["parts"]
+        ]
+        paper = dict.fromkeys(f"{part['paper']:+.2f}" for part in claim["parts"])  # both scorers have the same
+        rows.append([
+            claim["id"], f"{claim['text']} ({claim['source']})", ", ".join(paper) or "–", "; ".join(effects) or "–",
+            claim["verdict"] or f"{OPEN}: {claim['reason']}",
+        ])  # fmt: skip
+    return grid(["", "claim", "paper", "here [95% interval over folds]", "verdict"], rows)
+
+
 def train_step() -> str:
     steps = [result(f"{name}-{precision}") for precision in PRECISIONS for name in STEPS]
     rows = []
@@ -380,7 +399,7 @@ TABLES: dict[str, Callable[[], str]] = {
     table.__name__: table
     for table in (
         train_step, bf16_quality, contributions, translate_folder, data_loading, scaling, drift, startup, coverage,
-        row_seconds, equal_time, zoo, plan, faults, bad_input, campaigns,
+        row_seconds, equal_time, zoo, plan, faults, bad_input, campaigns, claims,
     )
 }  # fmt: skip
 

@@ -288,8 +288,8 @@ class Bench:
 
         Raises UserError if it cannot be measured.
         """
-        # the rows' further translations are of a G
-        experiment = replace(experiment, evaluate=replace(experiment.evaluate, also=NO_TABLE))
+        # further translations and snapshots are of a G
+        experiment = replace(experiment, evaluate=replace(experiment.evaluate, also=NO_TABLE, at=()))
         store = self.store(experiment)
         # the other keys of [evaluate] are about translations
         evaluated = {key: getattr(experiment.evaluate, key) for key in ("test_mode", "split", "samples")}

@@ -7,7 +7,7 @@ The p-values of all claims that get a verdict are adjusted together (Holm). In t
     same direction        all effects are positive, and the adjusted p-value is below 0.05
     opposite              all are negative, and the adjusted p-value is below 0.05
     no effect above δ     the 90% interval of each part is inside ± its margin
-    UNKNOWN               else; also with too few folds, and where a condition of the claim is not met
+    undecided             else; also with too few folds, and where a condition of the claim is not met
 
 A claim with runs that are missing has no verdict, and shows no effects: nobody decides by them when to stop. It is
 adjusted for with a p-value of 1, so that the verdicts of the others can only become firmer when it is complete.
@@ -37,7 +37,7 @@ from p2pzoo_bench.folds import MIN_FOLDS, FoldDifference, holm
 from p2pzoo_bench.intervals import Interval
 from p2pzoo_bench.stored_results import FinishedRun
 
-SAME, OPPOSITE, NONE, UNKNOWN = "same direction", "opposite", "no effect above δ", "cannot be told"
+SAME, OPPOSITE, NONE, UNDECIDED = "same direction", "opposite", "no effect above δ", "undecided"
 DESCRIBED = "described"
 SIGNIFICANCE = 0.05
 EQUIVALENCE = 0.9  # confidence of the interval that must lie inside ± δ: two one-sided tests at 5%
@@ -92,7 +92,7 @@ class Judged:
     """A claim with what was measured of it.
 
     missing     number of its runs that are not finished
-    reason      why there is no verdict, or why it is UNKNOWN
+    reason      why there is no verdict, or why it is undecided
     adjusted_p  Holm's, of the largest p-value of its parts
     """
 
@@ -155,7 +155,7 @@ def judge(claims: Claims, benches: Mapping[str, Bench], comparisons: Mapping[str
 
 def _decide(judged: Judged) -> str:
     if judged.p is None or judged.adjusted_p is None:
-        return UNKNOWN
+        return UNDECIDED
     effects = [effect.difference.value for effect in judged.effects]
     if judged.adjusted_p < SIGNIFICANCE:
         return SAME if effects[0] > 0 else OPPOSITE
@@ -163,7 +163,7 @@ def _decide(judged: Judged) -> str:
         return NONE
     different_signs = min(effects) < 0 < max(effects)
     judged.reason = "its parts have different signs" if different_signs else "a 90% interval reaches beyond δ"
-    return UNKNOWN
+    return UNDECIDED
 
 
 def _measure(id: str, claim: Claim, bench: Bench, comparison: Comparison) -> Judged:

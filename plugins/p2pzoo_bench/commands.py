@@ -86,6 +86,7 @@ runs_option = click.option(
               help="With --data: train each row for this long, all folds together, such as 20m.")  # fmt: skip
 @click.option("--methods", metavar="ROW,…", help="With --data: train only these rows of TABLE.")
 @click.option("--dry-run", is_flag=True, help="Print what would be trained, and train nothing.")
+@click.option("--no-train", is_flag=True, help="Train nothing, and print the table of the runs that are finished.")
 @click.option("--fresh", is_flag=True, help="Restart unfinished runs instead of resuming them.")
 @click.option("--accept-stale", is_flag=True, help="Resume runs although the code changed since they started.")
 @column_option
@@ -98,7 +99,7 @@ runs_option = click.option(
 def bench_command(
     table: str, profile: str | None, overrides: tuple[str, ...], seeds: int | None, where: str,
     jobs: int | None, cpus_per_run: int | None, gpus_per_run: float | None, runs: Path, data: str | None,
-    budget: float | None, methods: str | None, dry_run: bool,
+    budget: float | None, methods: str | None, dry_run: bool, no_train: bool,
     fresh: bool, accept_stale: bool, columns: tuple[str, ...], curve: str | None, form: str | None,
     output: Path | None, quiet: bool, as_json: bool,
 ) -> None:  # fmt: skip
@@ -133,8 +134,9 @@ def bench_command(
         if refused := [name for name, value in given.items() if value]:
             raise UserError(f"{refused[0]}: a claims file fixes the folds and the columns: change the file instead")
         failed = _bench_claims(
-            table, runs, executor, options, form=form, output=output, as_json=as_json, dry_run=dry_run, quiet=quiet
-        )
+            table, runs, executor, options, form=form, output=output, as_json=as_json, dry_run=dry_run,
+            train=not no_train, quiet=quiet,
+        )  # fmt: skip
     else:
         table_file = read_table(table)
         if any(own.values()):
@@ -145,7 +147,7 @@ def bench_command(
             _check_one_drawing(bench.find_drawing_metrics())
         if dry_run:
             return _print_plans([bench], bench.table.title, as_json)
-        failed = _train_missing(bench, executor, quiet=quiet)
+        failed = {} if no_train else _train_missing(bench, executor, quiet=quiet)
         _write_table(select_columns(bench.compare(failed), columns), form, output, as_json, curve=curve)
     if failed:
         sys.exit(1)
@@ -208,7 +210,7 @@ def _train_missing(bench: Bench, executor: Executor, *, quiet: bool) -> dict[str
 
 def _bench_claims(
     path: str, runs: Path, executor: Executor, options: Mapping[str, Any], *, form: str, output: Path | None,
-    as_json: bool, dry_run: bool, quiet: bool,
+    as_json: bool, dry_run: bool, train: bool, quiet: bool,
 ) -> dict[str, str]:  # fmt: skip
     """Train the missing runs of all tables of a claims file, and print the verdicts. Returns {id: why it failed}."""
     import json
@@ -228,7 +230,7 @@ def _bench_claims(
         _print_plans(list(benches.values()), claims.title, as_json)
         return {}
     failures: dict[str, str] = {}
-    for bench in benches.values():
+    for bench in benches.values() if train else ():
         failures |= _train_missing(bench, executor, quiet=quiet)
     comparisons = {name: bench.compare(failures) for name, bench in benches.items()}
     verdicts = [judged.describe() for judged in judge(claims, benches, comparisons)]

@@ -309,6 +309,13 @@ def test_dry_run_prints_what_would_be_trained(bench, files):
     assert not (files / "runs").exists()
 
 
+def test_no_train_prints_the_rows_that_are_there(bench, files):
+    result, doc = bench("--seeds", 1, "--no-train")
+    assert result.exit_code == 0
+    assert {row["failed"] for row in doc["rows"] if not row.get("target")} == {"not trained yet"}
+    assert [folder.name for folder in (files / "runs").iterdir()] == ["target"]
+
+
 def test_a_dry_run_lists_every_row_and_estimates_the_time_of_missing_ones(bench, files, run_cli, monkeypatch):
     recipe = files / "both.toml"
     assert run_cli("run", recipe, "--profile", "smoke", "--runs", files / "runs", "--quiet").exit_code == 0

@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from p2pzoo_bench.bench import Bench
 from p2pzoo_bench.changed_target import Blurred, Flat, changed_target
 from p2pzoo_bench.table_file import Row, read_table
 from p2pzoo_earth.dataset import Earth
@@ -12,6 +13,7 @@ from PIL import Image
 
 from p2pzoo import config
 from p2pzoo.data import Store, single_batches
+from p2pzoo.plugin.loader import registry
 from p2pzoo.utils.errors import UserError
 
 TABLE = """
@@ -135,3 +137,12 @@ def test_each_row_of_a_table_is_measured_for_itself(files, run_cli):
     l1 = {row["name"]: row["cells"]["l1"]["mean"] for row in doc["rows"]}
     assert l1["photos"] == 0 < l1["blurred"] < l1["flat"]
     assert len({run["id"] for row in doc["rows"] for run in row["runs"]}) == 4
+
+
+def test_y_has_no_learning_curve(files):
+    (files / "table.toml").write_text('set = ["evaluate.at=[1]"]' + TABLE)
+    table = read_table(str(files / "table.toml"))
+    rows = Bench(table, registry(), files / "runs", profile="smoke").compare({}).rows
+    [photos] = [row for row in rows if row.name == "photos"]
+    assert "l1" in photos.runs[0].results["metrics"]
+    assert not [name for name in photos.runs[0].results["metrics"] if "@" in name]

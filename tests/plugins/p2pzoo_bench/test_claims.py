@@ -122,7 +122,7 @@ class TestVerdicts:
             (spread(0.30), "same direction"),
             (spread(0.10), "opposite"),
             (spread(0.201), "no effect above δ"),
-            (spread(0.21, by=0.02), "cannot be told"),
+            (spread(0.21, by=0.02), "undecided"),
         ],
     )
     def test_each_verdict(self, b, verdict, write_runs, verdicts):
@@ -173,13 +173,13 @@ parts = [{ better = "a", worse = "c", metric = "l1" }]
         part = '{ better = "a", worse = "c", metric = "l1", margin = 0.02 }'
         (files / "claims.toml").write_text(CLAIMS.replace("parts = [", f"parts = [{part}, "))
         claim = verdicts(write_runs({"a": [0.2] * FOLDS, "b": spread(0.3), "c": spread(0.1)}))["P1"]
-        assert (claim["verdict"], claim["p"]) == ("cannot be told", 1.0)
+        assert (claim["verdict"], claim["p"]) == ("undecided", 1.0)
         assert claim["reason"] == "its parts have different signs"
 
     def test_too_few_folds_give_no_interval_and_no_verdict(self, files, write_runs, verdicts):
         (files / "table.toml").write_text(TABLE.replace(f"folds = {FOLDS}", "folds = 2").replace("folds = 3", ""))
         claim = verdicts(write_runs({"a": [0.2] * 2, "b": [0.3, 0.31], "c": [0.2] * 2}))["P1"]
-        assert claim["verdict"] == "cannot be told"
+        assert claim["verdict"] == "undecided"
         assert claim["reason"] == "fewer than 3 folds give no interval"
         assert claim["parts"][0]["interval"] is None
 
@@ -188,13 +188,13 @@ parts = [{ better = "a", worse = "c", metric = "l1" }]
             CLAIMS + 'valid = [{ row = "b", metric = "l1", above = "psnr" }]\n'  # equal here: not above
         )
         claim = verdicts(write_runs({"a": [0.2] * FOLDS, "b": spread(0.3), "c": [0.2] * FOLDS}))["P1"]
-        assert claim["verdict"] == "cannot be told"
+        assert claim["verdict"] == "undecided"
         assert claim["reason"] == "'B' has l1 0.300, not above psnr 0.300"
         assert claim["p"] is None
 
     def test_equal_rows_have_no_interval(self, write_runs, verdicts):
         claim = verdicts(write_runs({name: [0.2] * FOLDS for name in "abc"}))["P1"]
-        assert (claim["verdict"], claim["parts"][0]["interval"]) == ("cannot be told", None)
+        assert (claim["verdict"], claim["parts"][0]["interval"]) == ("undecided", None)
 
 
 def test_without_all_runs_there_is_no_verdict_and_the_dry_run_lists_them(write_runs, bench, verdicts, run_cli):
@@ -205,6 +205,15 @@ def test_without_all_runs_there_is_no_verdict_and_the_dry_run_lists_them(write_r
     claim = verdicts(bench())["P1"]
     assert (claim["verdict"], claim["reason"]) == (None, "2 of its 10 runs are missing")
     assert claim["parts"] == []
+
+
+def test_no_train_judges_what_is_there(write_runs, files, run_cli):
+    write_runs({name: spread(0.3) for name in "abc"}, folds=FOLDS - 1)
+    result = run_cli("bench", "claims.toml", *ARGUMENTS, "--no-train", "--json")
+    assert result.exit_code == 0
+    [claim] = json.loads(result.output)
+    assert (claim["verdict"], claim["missing_runs"]) == (None, 2)
+    assert not (files / "runs").exists()
 
 
 class TestOutput:
