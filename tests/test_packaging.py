@@ -20,6 +20,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from noise_pairs import draw_pairs
 from PIL import Image
 
 import p2pzoo
@@ -271,6 +272,16 @@ recipe = "{recipe}"
 label = "mine"
 """
 
+PAIRS = """
+extends = "zoo:base.toml"
+[dataset]
+use = "folders"
+inputs = "a"
+targets = "b"
+size = [64, 64]
+"""
+
+
 ROW = """
 [rows.mine]
 recipe = "{recipe}"
@@ -318,6 +329,24 @@ class TestNewPlugin:
             *itertools.product(("patch70", "mine"), ("l1", "psnr", "ssim"))
         ]
         assert all(float(cell["mean"]) for cell in cells), output
+
+    def test_a_process_of_theirs_is_a_row_of_the_methods_table_on_other_pairs(self, place, tmp_path_factory):
+        place.run("p2pzoo", "new-plugin", "their-process", "--kind", "process")
+        place.install(build_wheel(place.folder / "their-process", tmp_path_factory.mktemp("process")))
+        draw_pairs(place.folder, 60, 64)
+        (place.folder / "pairs.toml").write_text(PAIRS)
+        table = (REPOSITORY / "benchmarks/methods.toml").read_text("utf-8")
+        recipe = place.folder / "their-process/their-process.toml"
+        (place.folder / "methods.toml").write_text(table + ROW.format(recipe=recipe))
+        document = place.json(
+            "bench", "methods.toml", "--data", "pairs.toml", "--methods", "regression,flow,mine", "--profile", "smoke",
+            "-s", "train.images=4", "-s", "generator.width=4", "--quiet",
+        )  # fmt: skip
+        rows = {row["name"]: row for row in document["rows"] if not row.get("target")}
+        assert [*rows] == ["regression", "flow", "mine"]
+        assert {len(row["runs"]) for row in rows.values()} == {3}, "one run in each of three folds"
+        assert rows["mine"]["cells"]["l1"]["mean"] > 0
+        assert rows["mine"]["differences"]["l1"]
 
 
 @pytest.fixture(scope="module")

@@ -2,12 +2,11 @@
 
 import json
 
-import numpy as np
 import pytest
+from noise_pairs import draw_pairs
 from p2pzoo_bench import own_data, rates
 from p2pzoo_bench.rates import Rate
 from p2pzoo_bench.table_file import read_table
-from PIL import Image
 
 from p2pzoo import config
 from p2pzoo.plugin.loader import registry
@@ -69,18 +68,8 @@ size = [32, 32]
 """
 
 
-def draw_pairs(folder, count):
-    random = np.random.default_rng(0)
-    for side in ("a", "b"):
-        (folder / side).mkdir()
-    for number in range(count):
-        pixels = random.integers(0, 256, (32, 32, 3), dtype=np.uint8)
-        Image.fromarray(pixels).save(folder / "a" / f"{number:03}.png")
-        Image.fromarray(255 - pixels).save(folder / "b" / f"{number:03}.png")
-
-
 def write_files(folder, count):
-    draw_pairs(folder, count)
+    draw_pairs(folder, count, 32)
     (folder / "zoo.toml").write_text(RECIPE)
     (folder / "table.toml").write_text(TABLE)
     (folder / "mine.toml").write_text(MINE)
