@@ -253,12 +253,12 @@ class Bench:
 
     # --- the table ---
 
-    def _rows(self, failures: Mapping[str, str]) -> list[TableRow]:
+    def _rows(self, failures: Mapping[str, str], targets: bool) -> list[TableRow]:
         """The rows with their finished runs."""
         rows = []
         for row in self.table.rows:
             if row.recipe is None:
-                rows.append(self._target(row))
+                rows += [self._target(row)] if targets else []
                 continue
             cells = [cell for cell in self.cells if cell.row is row]
             table_row = TableRow(
@@ -328,8 +328,12 @@ class Bench:
     def _baseline(self) -> Cell:
         return next(cell for cell in self.cells if cell.row.name == self.table.baseline)
 
-    def compare(self, failures: Mapping[str, str]) -> Comparison:
-        """The table of the runs that are finished. failures: as `run_missing` returned them."""
+    def compare(self, failures: Mapping[str, str], *, targets: bool = True) -> Comparison:
+        """The table of the runs that are finished.
+
+        failures  as `run_missing` returned them
+        targets   with the rows of y itself, which are measured now if they have not been
+        """
         facts = {
             "table": self.table.name,
             "title": self.table.title,
@@ -338,7 +342,7 @@ class Bench:
             **({"folds": self._seeds} if self.table.folds else {}),
         }
         images = EvaluatedImages.of_store(self.store(self._baseline.experiment))
-        rows = self._rows(failures)
+        rows = self._rows(failures, targets)
         table = build_comparison(rows, self.table.baseline, self.table.columns, self.unavailable, images, facts=facts)
         if self.table.answer:
             table.doc["answer"] = find_answer(table.doc, self.table.primary)

@@ -232,7 +232,7 @@ def _bench_claims(
     failures: dict[str, str] = {}
     for bench in benches.values() if train else ():
         failures |= _train_missing(bench, executor, quiet=quiet)
-    comparisons = {name: bench.compare(failures) for name, bench in benches.items()}
+    comparisons = {name: bench.compare(failures, targets=False) for name, bench in benches.items()}
     verdicts = [judged.describe() for judged in judge(claims, benches, comparisons)]
     texts = {
         "markdown": lambda: claims_formats.to_markdown(claims.title, verdicts),

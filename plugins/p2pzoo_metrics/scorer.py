@@ -7,6 +7,7 @@ training data, and the accuracy it must reach on real photos before its numbers 
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -160,6 +161,23 @@ def measure_scorer(scorer: Scorer, dataset: Dataset, device: torch.device | str 
         matrix += confusion_matrix(labels, scorer.classify(photo, labels.shape), classes)
     numbers = class_scores(matrix, scored=scored_classes(dataset, "a scorer"), absent="skip")
     return {"pixel_accuracy": numbers.pop("value"), **numbers}
+
+
+_measured: dict[tuple[str, str, str], dict[str, float]] = {}
+
+
+def measure_scorer_once(scorer: Scorer, dataset: Dataset, device: torch.device | str = "cpu") -> dict[str, float]:
+    """`measure_scorer`, once in a process for equal files, photos, labels and devices: a table's metrics, folds and
+    snapshots ask many times."""
+    photos = hashlib.sha256(json.dumps(scored_classes(dataset, "a scorer")).encode())
+    for index in range(len(dataset)):
+        for tensor in load_photo(dataset, index):
+            photos.update(f"{tuple(tensor.shape)}".encode())
+            photos.update(tensor.numpy().tobytes())
+    key = (scorer.digest, photos.hexdigest(), str(device))
+    if key not in _measured:
+        _measured[key] = measure_scorer(scorer, dataset, device)
+    return _measured[key]
 
 
 def _resize(x: Tensor, size: Sequence[int]) -> Tensor:

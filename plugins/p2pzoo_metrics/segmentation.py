@@ -17,7 +17,7 @@ from p2pzoo.utils.errors import UserError
 from p2pzoo.utils.suggest import did_you_mean
 from p2pzoo_metrics.confusion import Absent, class_scores, confusion_matrix, scored_classes
 from p2pzoo_metrics.levels import to_levels
-from p2pzoo_metrics.scorer import TRAIN_COMMAND, Scorer, measure_scorer
+from p2pzoo_metrics.scorer import TRAIN_COMMAND, Scorer, measure_scorer_once
 
 RGB_CHANNELS = 3
 
@@ -117,7 +117,7 @@ class FCNScore(_ClassMetric):
 
     def _self_check(self, device: torch.device) -> None:
         minima = self._scorer.header["self_check"]
-        reached = measure_scorer(self._scorer, self._dataset, device)
+        reached = measure_scorer_once(self._scorer, self._dataset, device)
         if not all(reached[name] >= minimum for name, minimum in minima.items()):  # NaN fails, too
             numbers = ", ".join(f"{name} {reached[name]:.3f} (at least {least})" for name, least in minima.items())
             raise UserError(

@@ -254,17 +254,20 @@ class TestSelfCheck:
         with pytest.raises(UserError, match=rf"{name} 1\.000 \(at least 1\.01\)"):
             metric.measure(batch_of(dataset), batch_of(dataset).y)
 
-    def test_it_runs_once(self, colour_scorer, monkeypatch):
+    def test_it_runs_once_for_equal_photos(self, colour_scorer, monkeypatch):
         calls = []
+        monkeypatch.setattr("p2pzoo_metrics.scorer._measured", {})
         monkeypatch.setattr(
-            "p2pzoo_metrics.segmentation.measure_scorer", lambda *args: calls.append(1) or measure_scorer(*args)
+            "p2pzoo_metrics.scorer.measure_scorer", lambda *args: calls.append(1) or measure_scorer(*args)
         )
-        dataset = Painted(random_labels())
-        metric = FCNScore(dataset, weights="any")
+        metrics = [FCNScore(Painted(random_labels()), weights="any") for _ in range(2)]
         assert calls == []  # construction is cheap
-        for _ in range(2):
-            metric.measure(batch_of(dataset), batch_of(dataset).y)
+        for metric in metrics * 2:
+            metric.measure(batch_of(metric._dataset), batch_of(metric._dataset).y)
         assert calls == [1]
+        metric = FCNScore(Painted(random_labels(seed=1)), weights="any")
+        metric.measure(batch_of(metric._dataset), batch_of(metric._dataset).y)
+        assert calls == [1, 1], "other photos"
 
     def test_classes_without_pixels_do_not_lower_the_scorers_numbers(self):
         result = measure_scorer(ColourScorer(), Painted(random_labels(classes=2)))
