@@ -289,6 +289,9 @@ label = "mine"
 """
 
 
+TRIALS = "trials = [['optimizer.lr=1e-4'], ['optimizer.lr=2e-4'], ['optimizer.lr=4e-4'], ['optimizer.lr=8e-4']]"
+
+
 @pytest.fixture(scope="module")
 def place(wheel, tmp_path_factory):
     place = Clean(tmp_path_factory.mktemp("author"))
@@ -337,7 +340,7 @@ class TestNewPlugin:
         (place.folder / "pairs.toml").write_text(PAIRS)
         table = (REPOSITORY / "benchmarks/methods.toml").read_text("utf-8")
         recipe = place.folder / "their-process/their-process.toml"
-        (place.folder / "methods.toml").write_text(table + ROW.format(recipe=recipe))
+        (place.folder / "methods.toml").write_text(table + ROW.format(recipe=recipe) + TRIALS)
         document = place.json(
             "bench", "methods.toml", "--data", "pairs.toml", "--methods", "regression,flow,mine", "--profile", "smoke",
             "-s", "train.images=4", "-s", "generator.width=4", "--quiet",

@@ -102,7 +102,7 @@ class Bench:
             for row, experiment in zip(table.trained, first, strict=True)
             if row.name == table.baseline
         )
-        self._seeds = seeds or table.seeds
+        self.seeds = seeds or table.seeds
         self.cells = self._cells(overrides, profile, picked)
         if untrusted := self._untrusted():
             self.unavailable |= untrusted
@@ -126,7 +126,7 @@ class Bench:
         self.overrides = [*self.table.overrides(self.unavailable), *overrides]
         return [
             Cell(row, self._experiment(row, seed, profile, pick))
-            for seed in range(self._seeds)
+            for seed in range(self.seeds)
             for row in self.table.trained
             if row.folds is None or seed < row.folds
         ]
@@ -135,7 +135,8 @@ class Bench:
         assert row.recipe
         folds = [f"dataset.fold={seed}"] if self.table.folds else []
         further = self.table.further_translations(row)
-        settings = [*row.overrides, *further, *self.overrides, f"seed={seed}", *folds]
+        chosen = row.chosen[seed] if row.chosen else ()
+        settings = [*row.overrides, *chosen, *further, *self.overrides, f"seed={seed}", *folds]
         return config.load(row.recipe, profile, settings, pick=pick, registry=self.registry)
 
     def _check(self, experiments: Sequence[Experiment]) -> None:
@@ -293,7 +294,7 @@ class Bench:
         store = self.store(experiment)
         # the other keys of [evaluate] are about translations
         evaluated = {key: getattr(experiment.evaluate, key) for key in ("test_mode", "split", "samples")}
-        change = changed_target(row, experiment, self._seeds)
+        change = changed_target(row, experiment, self.seeds)
         described = [experiment.dataset.identity(), evaluated, *([change.identity] if change else [])]
         digest = hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()[:10]
         for folder in (
@@ -339,7 +340,8 @@ class Bench:
             "title": self.table.title,
             "source": self.table.source,
             "profile": self.profile,
-            **({"folds": self._seeds} if self.table.folds else {}),
+            **({"folds": self.seeds} if self.table.folds else {}),
+            **self.table.describe_search(),
         }
         images = EvaluatedImages.of_store(self.store(self._baseline.experiment))
         rows = self._rows(failures, targets)

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from p2pzoo_bench.bench import Bench
     from p2pzoo_bench.comparison import Comparison
     from p2pzoo_bench.executors import Executor
-    from p2pzoo_bench.table_file import Table
+    from p2pzoo_bench.table_file import Row, Table
 
 
 format_option = click.option(
@@ -142,6 +142,11 @@ def bench_command(
         if any(own.values()):
             table_file = _on_own_data(table_file, own, executor, runs, seeds, options, quiet=quiet)
         find_columns(columns, table_file.columns)  # before anything is trained
+        if table_file.search:
+            trials = _make_trials(table_file, runs, seeds, options)
+            if dry_run and trials.missing():
+                return _print_plans([trials], trials.table.title, as_json)
+            table_file = _choose_settings(table_file, trials, executor, train=not no_train, quiet=quiet)
         bench = Bench(table_file, registry(), runs, seeds=seeds, **options)
         if form == "svg" and not curve:
             _check_one_drawing(bench.find_drawing_metrics())
@@ -151,6 +156,30 @@ def bench_command(
         _write_table(select_columns(bench.compare(failed), columns), form, output, as_json, curve=curve)
     if failed:
         sys.exit(1)
+
+
+def _make_trials(table: Table, runs: Path, seeds: int | None, options: Mapping[str, Any]) -> Bench:
+    """The trials that choose the settings of a table's rows."""
+    from p2pzoo import config
+    from p2pzoo.plugin.loader import registry
+    from p2pzoo_bench.bench import Bench
+    from p2pzoo_bench.search import build_trials
+
+    def count_images(row: Row) -> int:
+        assert row.recipe
+        overrides, profile = [*row.overrides, *options["overrides"]], options["profile"] or table.profile
+        return config.load(row.recipe, profile, overrides, pick=options["pick"], registry=registry()).train.images_seen
+
+    return Bench(build_trials(table, count_images), registry(), runs, seeds=seeds, **options)
+
+
+def _choose_settings(table: Table, trials: Bench, executor: Executor, *, train: bool, quiet: bool) -> Table:
+    """The table with the settings that its trials choose, which are trained first."""
+    from p2pzoo_bench.search import choose_settings
+
+    if train:
+        _train_missing(trials, executor, quiet=quiet)
+    return choose_settings(table, trials)
 
 
 def _on_own_data(

@@ -79,6 +79,11 @@ def build_notes(doc: Mapping[str, Any]) -> list[str]:
             interval = f", without an interval: there are too few test {doc['resampled']}"
         over_seeds = "; then half of the interval over seeds" if len(seeds) > 1 else ""
         notes.append(f"Differences: the mean over seeds{interval}{over_seeds}.")
+    if search := doc.get("search"):
+        notes.append(
+            f"Settings of each row and seed: the best of {search['trials']} trials by {search['metric']} on the "
+            f"validation images, each with {search['share']:.0%} of the row's images."
+        )
     if doc.get("source"):
         notes.append(f"Paper: {doc['source']}.")
     if timed := sorted({each for row in doc["rows"] if row.get("milliseconds") for each in row["timed_on"]}):

@@ -68,7 +68,11 @@ def on_own_data(table: Table, recipe: str, profile: str | None, methods: Sequenc
             table,
             title=f"{table.title}: {Path(recipe).stem}",
             source="",
-            rows=tuple(replace(row, overrides=(*row.overrides, *overrides), published={}, folds=None) for row in rows),
+            rows=tuple(
+                replace(row, overrides=(*row.overrides, *overrides), published={}, folds=None, trials=())
+                for row in rows
+            ),
+            search=None,
             baseline=table.baseline if table.baseline in trained else trained[0],
             folds=fold_overrides is not None,
             seeds=1 if fold_overrides is None else NUM_FOLDS,
@@ -78,7 +82,10 @@ def on_own_data(table: Table, recipe: str, profile: str | None, methods: Sequenc
         ),
         pairs,
         test,
-        tuple(f"not measured on this data: {why}" for why in notes.values()),
+        (
+            *(f"not measured on this data: {why}" for why in notes.values()),
+            *(["settings: those of the recipes; [search] is left out with --data"] if table.search else []),
+        ),
     )
 
 

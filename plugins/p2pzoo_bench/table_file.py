@@ -11,6 +11,10 @@
     primary = "fcn_score"                                         # its differences are adjusted for the number of rows
     set = ["train.images=14000"]                                  # for every row, like -s of `p2pzoo run`
 
+    [search]                                                      # chooses settings for each row and fold (search.py)
+    metric = "crps"                                               # of the validation images
+    share = 0.25                                                  # length of a trial: of the row's images
+
     [metrics.fcn_score]                                           # added to the metrics of the recipes
     use = "fcn_score"
 
@@ -23,6 +27,7 @@
     set = ["train.batch_size=10"]                                 # for this row
     evaluate = { weights = "average" }                            # other translations of the same training as in a row
                                                                   # with equal recipe and set: [metrics.NAME.evaluate]
+    trials = [["optimizer.lr=1e-4"], ["optimizer.lr=4e-4"]]       # settings that [search] tries, as many in every row
     folds = 3                                                     # only the first three of the table's folds
     published = { "fcn_score.class_iou" = 0.17 }
 
@@ -49,8 +54,8 @@ Knows neither components nor torch.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -63,10 +68,13 @@ from p2pzoo.utils.paths import shipped_dir
 from p2pzoo.utils.suggest import did_you_mean
 
 KEYS = (
-    "title", "source", "baseline", "seeds", "folds", "profile", "answer", "primary", "set", "study", "metrics",
-    "columns", "rows",
+    "title", "source", "baseline", "seeds", "folds", "profile", "answer", "primary", "set", "study", "search",
+    "metrics", "columns", "rows",
 )  # fmt: skip
-ROW_KEYS = ("recipe", "label", "set", "evaluate", "published", "folds", "target", "blur", "flat", "other_fold")
+ROW_KEYS = (
+    "recipe", "label", "set", "trials", "evaluate", "published", "folds", "target", "blur", "flat", "other_fold",
+)  # fmt: skip
+SEARCH_KEYS = ("metric", "share")
 RECIPE_KEYS = (
     "extends",
     "profiles",
@@ -88,6 +96,8 @@ class Row:
 
     recipe     None for a row of y itself
     overrides  like `-s` of `p2pzoo run`: the table's, then the row's own
+    trials     overrides that [search] tries, a group for each trial
+    chosen     of them, the group of each seed
     evaluate   what its translations differ in from those of its recipe: keys of [metrics.NAME.evaluate]
     folds      number of its folds; None: the table's
     where      the recipe's file:line
@@ -107,11 +117,25 @@ class Row:
     flat: bool = False
     other_fold: bool = False
     evaluate: Mapping[str, Any] = field(default_factory=dict)
+    trials: tuple[tuple[str, ...], ...] = ()
+    chosen: tuple[tuple[str, ...], ...] = ()
 
     @property
     def suffix(self) -> str:
         """What the names of its metrics have behind them in the results of the run, which other rows share."""
         return f"@{self.name}" if self.evaluate else ""
+
+
+@dataclass(frozen=True)
+class Search:
+    """How settings are chosen.
+
+    metric  the name of a metric, measured on validation images
+    share   length of a trial, as a share of the images of its row
+    """
+
+    metric: str
+    share: float
 
 
 @dataclass(frozen=True)
@@ -124,6 +148,7 @@ class Table:
     profile  of the recipes; None: by hardware
     answer   whether the table begins with what its differences say, in words
     primary  the metric whose differences are adjusted there for the number of rows; None: none
+    search   how the settings of rows with `trials` are chosen; None: they are not
     """
 
     name: str
@@ -140,6 +165,7 @@ class Table:
     study: bool = False
     answer: bool = False
     primary: str | None = None
+    search: Search | None = None
 
     @property
     def trained(self) -> list[Row]:
@@ -148,6 +174,15 @@ class Table:
     def overrides(self, without: Mapping[str, str]) -> list[str]:
         """`-s` overrides that add the table's metrics to a recipe, except those in `without`."""
         return [f"metrics.{name}={inline(table)}" for name, table in self.metrics.items() if name not in without]
+
+    def describe_search(self) -> dict[str, Any]:
+        """What the document of the table says of its search; {} without one."""
+        if not self.search:
+            return {}
+        trials = max(len(row.trials) for row in self.rows)
+        chosen = {row.name: [[*settings] for settings in row.chosen] for row in self.trained}
+        facts = {"metric": self.search.metric, "share": self.search.share, "trials": trials, "chosen": chosen}
+        return {"search": facts}
 
     def further_translations(self, row: Row) -> list[str]:
         """`-s` overrides for the translations of all rows that this row shares its training with."""
@@ -189,7 +224,7 @@ def read_table(path: str) -> Table:
         )
     if faults := list(_faults(source, tree)):
         raise UserError(*faults)
-    rows = tuple(
+    rows = _share_trials(
         _row(name, table, file.parent, str(Origin(source, ("rows", name, "recipe"))), tree.get("set", ()))
         for name, table in tree["rows"].items()
     )
@@ -208,6 +243,7 @@ def read_table(path: str) -> Table:
         study=tree.get("study", False),
         answer=tree.get("answer", False),
         primary=tree.get("primary"),
+        search=Search(**tree["search"]) if "search" in tree else None,
     )
 
 
@@ -255,7 +291,15 @@ def _row(name: str, table: Mapping[str, Any], folder: Path, where: str, shared: 
         name, table.get("label", name), recipe, (*shared, *table.get("set", ())), published, where,
         folds=table.get("folds"), blur=float(table.get("blur", 0)), flat=table.get("flat", False),
         other_fold=table.get("other_fold", False), evaluate=table.get("evaluate", {}),
+        trials=tuple(map(tuple, table.get("trials", ()))),
     )  # fmt: skip
+
+
+def _share_trials(rows: Iterable[Row]) -> tuple[Row, ...]:
+    """The rows, with the trials of the first row that has some on all rows of its training."""
+    rows = [*rows]
+    trials = {(row.recipe, row.overrides): row.trials for row in reversed(rows) if row.trials}
+    return tuple(replace(row, trials=trials.get((row.recipe, row.overrides), ())) for row in rows)
 
 
 def _faults(source: Source, tree: Mapping[str, Any]) -> Iterator[str]:
@@ -282,6 +326,7 @@ def _faults(source: Source, tree: Mapping[str, Any]) -> Iterator[str]:
             yield from _row_faults(at, name, row, known, study=study is True, folds=tree.get("folds"))
         if study is not True:
             yield from _baseline_faults(at, tree, rows)
+            yield from _search_faults(at, tree, rows)
 
 
 def _setting_faults(at: At, tree: Mapping[str, Any]) -> Iterator[str]:
@@ -318,6 +363,60 @@ def _baseline_faults(at: At, tree: Mapping[str, Any], rows: Mapping[str, Any]) -
     elif (baseline := tree.get("baseline", trained[0])) not in trained:
         suggestion = did_you_mean(str(baseline), trained)
         yield f"{at('baseline')}  baseline = {baseline!r}: no row with a recipe has this name{suggestion}"
+
+
+def _search_faults(at: At, tree: Mapping[str, Any], rows: Mapping[str, Any]) -> Iterator[str]:
+    trained = {name: row for name, row in rows.items() if "recipe" in row}
+    if faults := [*_trial_faults(at, tree.get("folds"), trained)]:
+        yield from faults
+        return
+    if "search" not in tree:
+        if tried := [name for name, row in trained.items() if "trials" in row]:
+            yield f"{at('rows', tried[0], 'trials')}  [rows.{tried[0]}] has trials: add [search] with metric and share"
+        return
+    search, metrics = tree["search"], [*tree.get("columns", {}), *tree.get("metrics", {})]
+    if not isinstance(search, dict) or search.keys() != {*SEARCH_KEYS}:
+        yield f"{at('search')}  [search] needs metric = the name of a metric, and share = that of a row's images"
+        return
+    if search["metric"] not in metrics:
+        suggestion = did_you_mean(str(search["metric"]), metrics)
+        yield f"{at('search', 'metric')}  metric = {search['metric']!r}: the table has no such metric{suggestion}"
+    if type(share := search["share"]) not in (int, float) or not 0 < share <= 1:
+        yield f"{at('search', 'share')}  share = {share!r}: must be a number above 0, at most 1"
+    yield from _number_faults(at, trained)
+
+
+def _trial_faults(at: At, folds: Any, trained: Mapping[str, Any]) -> Iterator[str]:
+    for name, row in trained.items():
+        where, trials = at("rows", name, "trials"), row.get("trials", [])
+        if not isinstance(trials, list) or not all(isinstance(trial, list) for trial in trials):
+            example = 'trials = [["optimizer.lr=1e-4"], ["optimizer.lr=4e-4"]]'
+            yield f"{where}  [rows.{name}] trials must be arrays of strings, as in {example}"
+        else:
+            for trial in trials:
+                yield from _override_faults(where, f"[rows.{name}]", trial, folds)
+
+
+def _number_faults(at: At, trained: Mapping[str, Any]) -> Iterator[str]:
+    """Trainings with another number of trials, and rows of one training with different ones."""
+    by_training: dict[str, list[str]] = {}
+    for name, row in trained.items():
+        by_training.setdefault(f"{row['recipe']} {row.get('set', [])}", []).append(name)
+    expected: int | None = None
+    for names in by_training.values():
+        tried = [name for name in names if "trials" in trained[name]]
+        first = tried[0] if tried else names[0]
+        number = len(trained[first].get("trials", []))
+        expected = expected or number
+        if number < 2 or number != expected:
+            yield (
+                f"{at('rows', first, 'trials')}  [rows.{first}] has {number} trials: with [search] each row needs the "
+                "same number, 2 or more"
+            )
+        for name in tried:
+            if trained[name]["trials"] != trained[first]["trials"]:
+                where = at("rows", name, "trials")
+                yield f"{where}  [rows.{name}] shares the training of [rows.{first}]: remove its trials"
 
 
 def _row_faults(

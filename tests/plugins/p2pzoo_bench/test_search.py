@@ -1,0 +1,131 @@
+"""[search] of a table: each row gets as many trials on validation images, and the best settings are tested."""
+
+import json
+
+import pytest
+from p2pzoo_bench.bench import Bench
+from p2pzoo_bench.search import build_trials, choose_settings
+from p2pzoo_bench.table_file import read_table
+
+from p2pzoo.plugin.loader import registry
+from p2pzoo.utils.errors import UserError
+
+TABLE = """
+title = "Searched"
+baseline = "a"
+folds = 2
+profile = "smoke"
+[search]
+metric = "l1"
+share = 0.5
+[columns]
+l1 = "L1"
+[rows.a]
+recipe = "a.toml"
+label = "A, last"
+trials = [["optimizer.lr=1e-9"], ["optimizer.lr=0.01"]]
+[rows.b]
+recipe = "a.toml"
+label = "B, last"
+set = ["generator.width=3"]
+trials = [["optimizer.lr=0.01"], ["optimizer.lr=1e-9"]]
+[rows.b_twice]
+recipe = "a.toml"
+label = "B, average"
+set = ["generator.width=3"]
+evaluate = { weights = "average" }
+"""
+
+
+@pytest.fixture(scope="module")
+def searched(tmp_path_factory, tiny, run_cli, no_reports):
+    folder = tmp_path_factory.mktemp("searched")
+    (folder / "a.toml").write_text(f'extends = "{tiny}"\ndrop = ["discriminator", "gan_loss"]\n[train]\nimages = 4\n')
+    (folder / "table.toml").write_text(TABLE)
+    arguments = (folder / "table.toml", "--runs", folder / "runs", "--json", "--quiet")
+    planned = run_cli("bench", *arguments, "--dry-run")
+    refused = run_cli("bench", *arguments, "--no-train")
+    finished = run_cli("bench", *arguments)
+    assert finished.exit_code == 0, finished.output
+    return folder, json.loads(planned.output), refused, json.loads(finished.output)
+
+
+def number(folder, row, trial, seed):
+    bench = Bench(build_trials(read_table(str(folder / "table.toml")), lambda _: 4), registry(), folder / "runs")
+    [cell] = [c for c in bench.cells if (c.row.name, c.experiment.seed) == (f"{row}-{trial}", seed)]
+    assert cell.experiment.evaluate.split == "val"
+    assert cell.experiment.train.images_seen == 2
+    return bench.find_finished(cell).results["metrics"]["l1"]["value"]
+
+
+@pytest.mark.slow
+def test_the_best_trial_of_each_fold_gives_the_settings(searched):
+    folder, *_, document = searched
+    for name in ("a", "b"):
+        row = read_table(str(folder / "table.toml")).rows[0 if name == "a" else 1]
+        for fold, chosen in enumerate(document["search"]["chosen"][name]):
+            values = [number(folder, name, trial, fold) for trial in (0, 1)]
+            assert tuple(chosen) == row.trials[values.index(min(values))]
+
+
+@pytest.mark.slow
+def test_rows_of_one_training_share_its_trials(searched):
+    _, planned, _, document = searched
+    assert planned["missing"] == 8, "2 trials of 2 trainings in 2 folds"
+    assert document["search"]["chosen"]["b"] == document["search"]["chosen"]["b_twice"]
+    runs = {row["name"]: [run["id"] for run in row["runs"]] for row in document["rows"]}
+    assert runs["b"] == runs["b_twice"]
+
+
+@pytest.mark.slow
+def test_the_table_names_the_trials(searched, run_cli):
+    folder, *_, document = searched
+    assert {key: document["search"][key] for key in ("metric", "share", "trials")} == {
+        "metric": "l1", "share": 0.5, "trials": 2,
+    }  # fmt: skip
+    text = run_cli("bench", folder / "table.toml", "--runs", folder / "runs", "--format", "markdown").output
+    assert "the best of 2 trials by l1 on the validation images, each with 50% of the row's images." in text
+
+
+@pytest.mark.slow
+def test_without_its_trials_a_table_is_refused(searched):
+    refused = searched[2]
+    assert refused.exit_code == 2
+    assert "8 of 8 trials are missing, such as 'A, last, trial 1', seed 0" in refused.output
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ('metric = "l1"', 'metric = "l2"', r":7  metric = 'l2': the table has no such metric: known are l1"),
+        ("share = 0.5", "share = 2", r":8  share = 2: must be a number above 0, at most 1"),
+        ("share = 0.5", "", r":6  \[search\] needs metric = the name of a metric, and share = that"),
+        (', ["optimizer.lr=0.01"]]', "]", r"\[rows.a\] has 1 trials: with \[search\] each row"),
+        (
+            '["optimizer.lr=1e-9"], ["optimizer.lr=0.01"]',
+            '"optimizer.lr=1e-9"',
+            r"\[rows.a\] trials must be arrays of strings",
+        ),
+        ("optimizer.lr=0.01", "seed=3", r"\[rows.a\] must not set the seed"),
+        ('[search]\nmetric = "l1"\nshare = 0.5', "", r"\[rows.a\] has trials: add \[search\]"),
+        ("evaluate =", 'trials = [["optimizer.lr=1"]]\nevaluate =', r"shares the training of \[rows.b\]: remove its"),
+        ('trials = [["optimizer.lr=0.01"]', 'none = [["optimizer.lr=0.01"]', r"\[rows.b\] has 0 trials"),
+    ],
+)
+def test_faults_name_the_line(tmp_path, old, new, message):
+    assert old in TABLE
+    (tmp_path / "table.toml").write_text(TABLE.replace(old, new, 1))
+    with pytest.raises(UserError, match=message):
+        read_table(str(tmp_path / "table.toml"))
+
+
+@pytest.mark.slow
+def test_a_trial_without_a_number_is_not_chosen(searched, monkeypatch):
+    folder = searched[0]
+    table = read_table(str(folder / "table.toml"))
+    monkeypatch.setattr(
+        "p2pzoo_bench.search._number",
+        lambda _bench, cell, _metric: float("nan") if cell.row.name.endswith("-0") else 1.0,
+    )
+    chosen = choose_settings(table, Bench(build_trials(table, lambda _: 4), registry(), folder / "runs")).rows[0].chosen
+    assert chosen == (("optimizer.lr=0.01",),) * 2
