@@ -13,9 +13,9 @@ from torch import Tensor
 
 from p2pzoo.config.experiment import Experiment
 from p2pzoo.config.recipe import Key, iter_leaves
+from p2pzoo.images.curves import plot_curves
 from p2pzoo.images.grid import to_uint8_rgb
 from p2pzoo.images.io import PILLOW_ERRORS, open_picture
-from p2pzoo.runs.curves import plot_curves
 from p2pzoo.runs.monitor import read_findings
 from p2pzoo.runs.pages import data_uri, render_page
 from p2pzoo.runs.results import describe_too_few, read_results

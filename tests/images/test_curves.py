@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from p2pzoo.runs.curves import MAX_INTERVALS, find_ticks, plot_curves, thin
+from p2pzoo.images.curves import MAX_INTERVALS, find_ticks, plot_curves, thin
 
 
 def test_curves_show_every_logged_loss_and_escape_its_name():
