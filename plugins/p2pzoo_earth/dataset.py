@@ -20,6 +20,7 @@ from p2pzoo_earth.classes import CLASSES, PALETTE, UNSCORED
 from p2pzoo_earth.edges import to_luminance
 from p2pzoo_earth.geometry import FOLDS, block_name, tiles
 from p2pzoo_earth.layers import LAND, load_layers
+from p2pzoo_earth.warp import displacement, warp_image
 
 Task = Literal[
     "labels-to-photo",
@@ -32,6 +33,7 @@ Task = Literal[
     "inpainting",
 ]
 Size = Literal[64, 128, 256]
+MAX_WARP = 16.0  # px
 Stride = Literal[8, 16, 32, 64, 128, 256]  # divisors of a block's side, so that tiles end at the borders of their split
 
 
@@ -97,6 +99,8 @@ class Earth:
     stride  px between neighbouring tiles. Default: size/4 for train, size/2 for val and test
     fold    0 to 9: one of ten splits, in which each region is tested once, with scorers of their own (README.md).
             Default: the split of 0.1.0's results
+    warp    px: y of each training pair is warped by a smooth field of this root mean square length, for experiments
+            with misaligned pairs. Pairs of val and test stay aligned
 
     A Pair's x and y are (size, size, 3) uint8 RGB; x has one channel in the tasks grey-to-color and edges-to-photo.
     `labels` is (size, size) uint8 indices into `classes`, `block` the region of the tile's centre ("2,13"), `id` the
@@ -104,6 +108,8 @@ class Earth:
     Tiles of a split overlap if stride < size: compute intervals by block, not by tile.
     In inpainting the hole is in the centre of the tile. [train] jitter would move and enlarge it in training; with
     jitter = 1 it is at the same position as in the test.
+
+    `displacement(index)` is the field that y was warped by.
 
     Raises UserError if the data cannot be read or the cache cannot be written.
     Tasks, sources and split: README.md in this folder.
@@ -127,14 +133,16 @@ class Earth:
         size: Size = 128,
         stride: Stride | None = None,
         fold: Annotated[Annotated[int, Field(ge=0, lt=FOLDS)] | None, AddedLater] = None,
+        warp: Annotated[Annotated[float, Field(ge=0, le=MAX_WARP)], AddedLater] = 0.0,
     ) -> None:
-        self._recreate = partial(type(self), split, task=task, size=size, stride=stride, fold=fold)
+        self._recreate = partial(type(self), split, task=task, size=size, stride=stride, fold=fold, warp=warp)
         self._x, self._y = TASKS[task]
         self.scorer, self.scorers = find_scorers(fold) if self._y is PHOTO else (None, {})
         self._size = size
         self._layers = load_layers(sorted({"mask", "classes", self._x.layer, self._y.layer}))
         stride = stride or size // (4 if split == "train" else 2)
         self._tiles = tiles(self._layers["mask"] == LAND, split, size, stride, fold)
+        self._warp = warp if split == "train" else 0.0
 
     def __len__(self) -> int:
         return len(self._tiles)
@@ -142,14 +150,23 @@ class Earth:
     def __getitem__(self, index: int) -> Pair:
         row, column = self._tiles[operator.index(index)].tolist()
         window = slice(row, row + self._size), slice(column, column + self._size)
+        y = self._y.draw(self._layers[self._y.layer][window])
         return Pair(
-            id=f"r{row:04d}c{column:04d}",
+            id=_tile_id(row, column),
             x=self._x.draw(self._layers[self._x.layer][window]),
-            y=self._y.draw(self._layers[self._y.layer][window]),
+            y=warp_image(y, self.displacement(index), smooth=self._y is not LABELS) if self._warp else y,
             labels=np.array(self._layers["classes"][window]),
             block=block_name(row, column, self._size),
         )
 
+    def displacement(self, index: int) -> np.ndarray:
+        """(2, size, size) float32, px down and px right: y shows at p what was at p + displacement before the warp."""
+        return displacement(_tile_id(*self._tiles[operator.index(index)].tolist()), self._size, self._warp)
+
     def __reduce__(self) -> tuple[Any, tuple[()]]:
         # A worker process opens the files again: a pickled memory map would contain all of its bytes.
         return self._recreate, ()
+
+
+def _tile_id(row: int, column: int) -> str:
+    return f"r{row:04d}c{column:04d}"
