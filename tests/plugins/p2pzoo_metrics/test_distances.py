@@ -15,6 +15,8 @@ from p2pzoo_metrics.distances import (
     frechet_distance,
     kernel_distance,
     paired_kernel_distance,
+    precision_recall_density_coverage,
+    rbf_distance,
 )
 
 FEATURES = arrays(
@@ -22,6 +24,10 @@ FEATURES = arrays(
     st.tuples(st.integers(2, 6), st.integers(1, 4)),
     elements=st.floats(-2, 2, width=32, allow_subnormal=False),
 )
+
+
+def features(seed, shape):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
 def k(u, v):
@@ -149,3 +155,51 @@ def test_the_frechet_distance_of_two_normal_distributions_in_one_dimension():
 def test_the_frechet_distance_takes_sets_of_different_size():
     a, b = rows(30, 4), rows(9, 4, seed=1)
     assert frechet_distance(a, b) == pytest.approx(frechet_by_roots(a.numpy(), b.numpy()), rel=1e-8)
+
+
+class TestRbfDistance:
+    def test_it_is_the_mean_over_all_pairs(self):
+        a, b = features(0, (7, 4)).double(), features(1, (5, 4)).double()
+        unit = [rows / rows.norm(dim=1, keepdim=True) for rows in (a, b)]
+        kernel = [
+            np.mean([[np.exp(-float((u - v).square().sum()) / 200) for v in right] for u in left])
+            for left, right in ((unit[0], unit[0]), (unit[1], unit[1]), (unit[0], unit[1]))
+        ]
+        assert rbf_distance(a, b, 10.0) == pytest.approx(kernel[0] + kernel[1] - 2 * kernel[2], abs=1e-12)
+        assert rbf_distance(3 * a, b, 10.0) == pytest.approx(rbf_distance(a, b, 10.0), abs=1e-12)
+        assert rbf_distance(a, a, 10.0) == pytest.approx(0, abs=1e-12)
+
+
+class TestPrecisionRecallDensityCoverage:
+    @pytest.mark.parametrize("nearest", [1, 3])
+    def test_it_is_that_of_the_definition(self, nearest):
+        fake, real = features(0, (12, 3)), features(1, (15, 3)) + 0.5
+        numbers = precision_recall_density_coverage(fake, real, nearest)
+
+        def radius(rows, i):
+            return sorted(float((rows[i] - row).norm()) for row in rows)[nearest]
+
+        def holds(rows, i, point):
+            return float((rows[i] - point).norm()) < radius(rows, i)
+
+        in_real = np.array([[holds(real, i, point) for point in fake] for i in range(len(real))])
+        in_fake = np.array([[holds(fake, i, point) for point in real] for i in range(len(fake))])
+        assert numbers == pytest.approx({
+            "precision": in_real.any(0).mean(), "recall": in_fake.any(0).mean(),
+            "density": in_real.sum(0).mean() / nearest, "coverage": in_real.any(1).mean(),
+        })  # fmt: skip
+
+    def test_far_sets_have_nothing_in_common(self):
+        numbers = precision_recall_density_coverage(features(0, (9, 3)), features(1, (9, 3)) + 100, 2)
+        assert set(numbers.values()) == {0.0}
+
+    def test_of_few_rows_the_balls_reach_to_the_farthest(self):
+        fake, real = features(0, (3, 3)), features(1, (9, 3))
+        few, farthest = (precision_recall_density_coverage(fake, real, nearest) for nearest in (5, 2))
+        assert few["recall"] == farthest["recall"]
+
+    def test_too_few_rows_and_nan_have_no_number(self):
+        broken = features(0, (9, 3))
+        broken[0, 0] = float("nan")
+        for fake in (features(0, (1, 3)), broken):
+            assert all(map(np.isnan, precision_recall_density_coverage(fake, features(1, (9, 3)), 3).values()))

@@ -13,8 +13,16 @@ import timm
 import torch
 from matplotlib import cbook
 from p2pzoo_metrics import networks
-from p2pzoo_metrics.distances import block_kernel_distance, kernel_distance, paired_kernel_distance
-from p2pzoo_metrics.features import KID, KIDEfficientNetLite0, Perceptual, PerceptualEfficientNetLite0
+from p2pzoo_metrics.distances import block_kernel_distance, frechet_distance, kernel_distance, paired_kernel_distance
+from p2pzoo_metrics.features import (
+    CMMD,
+    KID,
+    PRDC,
+    Frechet,
+    KIDEfficientNetLite0,
+    Perceptual,
+    PerceptualEfficientNetLite0,
+)
 from p2pzoo_metrics.networks import LITE0, LITE0_WHEEL, load_pretrained
 from PIL import Image
 from safetensors.torch import save_file
@@ -87,6 +95,37 @@ def enlarge(image, side):
         weight = (position - low).reshape([-1 if i == axis else 1 for i in range(3)])
         image = image.take(low, axis) * (1 - weight) + image.take(np.minimum(low + 1, size - 1), axis) * weight
     return image
+
+
+class TestSetMetrics:
+    """frechet, cmmd and prdc give the features of kid to functions that test_distances.py checks."""
+
+    def test_they_compare_what_kid_compares(self, tiny):
+        y, y_hat = noise(8, 3, 16, 16), noise(8, 3, 16, 16, seed=1)
+        features = measure(tiny(KID), y_hat, y)
+        for metric, name in ((Frechet, "frechet"), (PRDC, "prdc")):
+            assert all(torch.equal(values, features[key]) for key, values in measure(tiny(metric), y_hat, y).items())
+            assert set(score(tiny(metric), y_hat, y)) == (
+                {"value"} if name == "frechet" else {"value", "precision", "recall", "density", "coverage"}
+            )
+        assert score(tiny(Frechet), y_hat, y)["value"] == frechet_distance(features["y_hat"], features["y"])
+        assert score(tiny(PRDC), y, y)["value"] == 1
+
+    def test_cmmd_takes_the_output_of_the_last_layer(self, tiny, state):
+        y, y_hat = noise(3, 3, 16, 16), noise(3, 3, 16, 16, seed=1)
+        model = timm.create_model(TINY, pretrained=False)
+        model.load_state_dict(state)
+        model.eval()
+        metric = tiny(CMMD)
+        with torch.no_grad():
+            expected = torch.cat([model(image) for image in metric._prepare(y)])
+        assert torch.equal(measure(metric, y_hat, y)["y"], expected.half())
+        assert score(metric, y_hat, y)["value"] > 0
+        assert score(metric, y, y)["value"] == pytest.approx(0, abs=1e-9)
+
+    def test_with_few_images_they_say_that_these_are_few(self, tiny):
+        assert tiny(Frechet).minimum_images == timm.create_model(TINY).num_features
+        assert tiny(PRDC).minimum_images == 50
 
 
 class TestNetworkInput:
