@@ -6,6 +6,12 @@ SMALL_NETWORKS = {  # plugin -> component -> parameters
         "pix2pixhd-global": {"downsamplings": 2, "blocks": 2},
         "pix2pixhd-local": {"downsamplings": 2, "blocks": 2, "local_blocks": 1},
     },
+    "restoration": {
+        "nafnet": {"encoder_blocks": [1, 1], "middle_blocks": 1, "decoder_blocks": [1, 1]},
+        "restormer": {"blocks": [1, 1], "heads": [1, 2], "refinement_blocks": 1},
+        "lama": {"downsamplings": 2, "blocks": 1},
+        "attention-unet": {"levels": 3},
+    },
     "spade": {"spade": {"upsamplings": 2}},
     "timm": {
         "timm-unet": {"backbone": "test_efficientnet"},

@@ -18,6 +18,7 @@ from p2pzoo.utils.errors import UserError
 from p2pzoo.utils.files import refuse_pipe
 
 NESTED = "state_dict"  # key of the tensors in checkpoints that hold more
+NESTED_IN = (NESTED, "params_ema", "params")  # and in those of BasicSR, which may hold an average too: it comes first
 COUNTER = "num_batches_tracked"  # of batch norms; files of torch before 0.4.1 do not have it
 EXACT_DTYPES = (torch.float32, torch.float16, torch.bfloat16)  # float32 represents all their values exactly
 
@@ -83,8 +84,8 @@ def _is_p2pzoo_model(path: Path) -> bool | None:
 
 
 def _extract_state_dict(loaded: Any, path: Path) -> dict[str, Tensor]:
-    if isinstance(loaded, Mapping) and isinstance(loaded.get(NESTED), Mapping):
-        loaded = loaded[NESTED]
+    if isinstance(loaded, Mapping):
+        loaded = next((loaded[key] for key in NESTED_IN if isinstance(loaded.get(key), Mapping)), loaded)
     if not isinstance(loaded, Mapping):
         raise UserError(f"{path}: holds a {type(loaded).__name__}, not the state dict of a network")
     tensors = {name: tensor for name, tensor in loaded.items() if isinstance(name, str) and isinstance(tensor, Tensor)}
