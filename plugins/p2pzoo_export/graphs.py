@@ -206,7 +206,8 @@ def _export_freest(
     for free, dims in _iter_free_dimensions(mode):
         try:
             with torch.no_grad():
-                inputs = with_noise(model, example if dims else x)
+                # A copy: an export that failed leaves its free dimensions marked on the tensor.
+                inputs = with_noise(model, (example if dims else x).clone())
                 shapes = (
                     None if dims is None else (dims, {axis + (axis > 1): dims[axis] for axis in dims})[: len(inputs)]
                 )

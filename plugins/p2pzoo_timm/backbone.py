@@ -2,6 +2,7 @@
 
 import copy
 import difflib
+import inspect
 from collections.abc import Sequence
 from math import lcm, log2
 from pathlib import Path
@@ -10,13 +11,17 @@ from typing import Any
 import timm
 import torch
 from timm.layers import Conv2dSame, Format
-from timm.models import get_pretrained_cfg
+from timm.models import get_pretrained_cfg, is_model_in_modules
+from timm.models.swin_transformer import SwinTransformer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from p2pzoo.utils.errors import UserError
 from p2pzoo_timm.group_norm import replace_batch_norms
 from p2pzoo_timm.weights import weight_arguments
+
+# Their windows are built for a size, and their weights fit any
+SWIN_TRANSFORMERS = ("swin_transformer", "swin_transformer_v2", "swin_transformer_v2_cr")
 
 
 class Backbone(nn.Module):
@@ -77,7 +82,8 @@ class Backbone(nn.Module):
         for part in self.net.modules():
             if type(part) is Conv2dSame:
                 part.__class__ = EvenlyPadded
-        self.fixed_size = size if _has_fixed_size(name) else None
+        self._has_windows = _takes_other_sizes(name)
+        self.fixed_size = size if _has_fixed_size(name) and not self._has_windows else None
 
         reductions = [int(reduction) for reduction in self.net.feature_info.reduction()]
         last = {2 ** round(log2(reduction)): i for i, reduction in enumerate(reductions)}
@@ -112,6 +118,10 @@ class Backbone(nn.Module):
 
     def forward(self, x: Tensor) -> list[Tensor]:
         self.check(x.shape[2:])
+        if self._has_windows and any(isinstance(side, torch.SymInt) for side in x.shape[2:]):
+            raise ValueError(
+                f"backbone '{self.name}': torch.export does not end for free sides, because of its windows"
+            )
         features = self._features(self.net, x * self.scale + self.shift)
         return [_resize_to_stride(e, x.shape[2:], stride) for e, stride in zip(features, self.strides, strict=True)]
 
@@ -209,9 +219,11 @@ def _is_frozen(part: nn.Module) -> bool:
 
 
 def _create_features(name: str, in_channels: int, size: tuple[int, int], **weights: Any) -> nn.Module:
-    fixed_size = {"img_size": size} if _has_fixed_size(name) else {}
+    sizes: dict[str, Any] = {"img_size": size} if _has_fixed_size(name) else {}
+    if _takes_other_sizes(name):
+        sizes["strict_img_size"] = False  # bit-identical at `size`
     try:
-        return timm.create_model(name, features_only=True, in_chans=in_channels, **fixed_size, **weights)
+        return timm.create_model(name, features_only=True, in_chans=in_channels, **sizes, **weights)
     except (RuntimeError, AttributeError, AssertionError, TypeError, ValueError, NotImplementedError) as error:
         if weights:
             raise
@@ -221,7 +233,14 @@ def _create_features(name: str, in_channels: int, size: tuple[int, int], **weigh
 
 
 def _has_fixed_size(name: str) -> bool:
+    """Whether timm builds the network for one size, which then is an argument."""
     return bool(get_pretrained_cfg(name).fixed_input_size)
+
+
+def _takes_other_sizes(name: str) -> bool:
+    """Whether it takes other sizes too than the one that it is built for, with a timm that can."""
+    can_be_free = "strict_img_size" in inspect.signature(SwinTransformer).parameters
+    return can_be_free and is_model_in_modules(name, SWIN_TRANSFORMERS)
 
 
 def _statistics(config: Any, channels: int) -> tuple[Tensor, Tensor]:

@@ -31,7 +31,8 @@ class TimmUNet(nn.Module):
     such as a plain vision transformer, has only its last features, so there are no skip connections.
 
     x  (B, in_channels, H, W) in [-1, 1]; H and W are multiples of `size_divisor`, mostly the backbone's largest stride.
-       Backbones with a fixed size, such as many transformers, are built for `size` and accept no other
+       Backbones with a fixed size, such as many transformers, are built for `size` and accept no other; Swin
+       Transformers accept others, with the windows of `size`
     ŷ  (B, out_channels, H, W) in [-1, 1]
 
     The backbone's weights are timm's: pretrained, or timm's own initialisation. [init] initialises the decoder.

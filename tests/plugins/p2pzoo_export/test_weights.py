@@ -359,8 +359,10 @@ def test_the_commands_of_the_readme_work(run_cli):
         lambda tensors: {f"module.{name}": tensor for name, tensor in tensors.items()},
         lambda tensors: {name: tensor for name, tensor in tensors.items() if "num_batches" not in name},
         lambda tensors: {"epoch": 3, "state_dict": tensors},
+        lambda tensors: {"params": tensors},
+        lambda tensors: {"params": {name: torch.zeros_like(t) for name, t in tensors.items()}, "params_ema": tensors},
     ],
-    ids=["DataParallel", "torch before 0.4.1", "nested"],
+    ids=["DataParallel", "torch before 0.4.1", "nested", "BasicSR", "BasicSR, with an average"],
 )
 def test_wrappers_of_the_state_dict_are_removed(change, import_tensors):
     theirs = randomise(UnetGenerator(3, 3, 6, 2, dropout=True))
