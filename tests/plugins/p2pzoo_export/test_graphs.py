@@ -182,6 +182,7 @@ def register_generators(register):
     register("normed", Normed, summary="Its weights change in training mode", paper="none")
     register("plain", Plain, summary="One convolution", paper="none")
     register("dropping", Dropping, summary="With dropout", paper="none")
+    register("refusing", Refusing, summary="Refuses sides that are free in a graph", paper="none")
 
 class Fixed(nn.Module):
     def __init__(self, in_channels, out_channels, size):
@@ -208,6 +209,12 @@ class Branching(Noisy):
 
 class Plain(Noisy):
     def forward(self, x):
+        return self.mix(x).tanh()
+
+class Refusing(Noisy):
+    def forward(self, x):
+        if not all(type(side) is int for side in x.shape[2:]):
+            raise ValueError("free sides")
         return self.mix(x).tanh()
 
 class Dropping(Noisy):
@@ -257,6 +264,15 @@ def test_sides_are_fixed_if_the_network_behaves_differently_at_other_sides(insta
     result = run_cli("export", tmp_path / "model.safetensors", "--to", "torch-export", "-o", tmp_path / "out")
     assert result.exit_code == 0, result.output
     assert "input    x in [-1, 1]: 8×8, any batch" in result.output
+
+
+def test_a_network_that_refuses_free_sides_gives_a_graph_with_a_fixed_size(install, run_cli, tmp_path):
+    """In test mode paper, where the image of the first attempt is that of the second too."""
+    install("strange", STRANGE_PLUGIN)
+    save_strange_model("refusing", tmp_path / "model.safetensors", test_mode="paper")
+    result = run_cli("export", tmp_path / "model.safetensors", "--to", "torch-export", "-o", tmp_path / "out")
+    assert result.exit_code == 0, result.output
+    assert "input    x in [-1, 1]: 8×8, one image at a time" in result.output
 
 
 def test_spectral_norm_keeps_the_weights_of_the_model_file(install, run_cli, tmp_path):
