@@ -1,5 +1,5 @@
 """The Attention U-Net: Oktay et al. 2018, "Attention U-Net: Learning Where to Look for the Pancreas"
-(arXiv:1804.03999), §2.1 and §2.2, in two dimensions. The public code is ozan-oktay/Attention-Gated-Networks.
+(arXiv:1804.03999), §2, in two dimensions. The public code is ozan-oktay/Attention-Gated-Networks.
 """
 
 from collections.abc import Sequence
@@ -25,7 +25,7 @@ class AttentionUNet(nn.Module):
         leave  1×1 convolution, Tanh
 
     The coarser level is the gating signal; at the coarsest a 1×1 convolution, norm and ReLU come first. The first skip
-    connection has no gate, because its features are not yet high-dimensional (§2.2). The paper's deep supervision,
+    connection has no gate, because its features are not yet high-dimensional (§2). The paper's deep supervision,
     which is for classes at each level, is not here.
 
     x  (B, in_channels, H, W) in [-1, 1]; H and W are multiples of `size_divisor` = 2 ** (levels - 1), at least twice
@@ -88,7 +88,7 @@ class AttentionUNet(nn.Module):
 
 
 class AttentionGate(nn.Module):
-    """Features h, times a coefficient at each pixel that depends on them and on a gating signal g (Eq. 1 and 2):
+    """Features h, times a coefficient at each pixel that depends on them and on a gating signal g (§2):
 
         α = sigmoid(ψ · ReLU(W_x h + W_g g)), at the size of g, then bilinear upsampling
         leave(α · h)

@@ -26,7 +26,7 @@ class LaMa(nn.Module):
         enter   7×7 convolution to `width` channels
         down    3×3 convolutions of stride 2, each to twice the channels, at most 1024. The last one has two outputs:
                 `ratio` of its channels are global, the others local
-        blocks  residual blocks of two fast Fourier convolutions each
+        middle  residual blocks of two fast Fourier convolutions each
         up      3×3 transposed convolutions of stride 2, each to half the channels
         leave   7×7 convolution
 
@@ -42,7 +42,7 @@ class LaMa(nn.Module):
     in_channels, out_channels, size  channels of x, channels of y, and (H, W) of both
     width          channels of the first layer
     downsamplings  how often the sides are halved
-    blocks         residual blocks: 9 in the paper's LaMa-Fourier, 18 in its Big LaMa
+    blocks         residual blocks: 9 in the paper's LaMa, 18 in its Big LaMa
     ratio          share of global channels in the blocks
     norm           "batch" (the paper's), or "group" (Wu & He 2018, arXiv:1803.08494), which a process needs: groups of
                    at least 4 channels, at most 32

@@ -40,7 +40,7 @@ class NAFNet(nn.Module):
 
     in_channels, out_channels, size  channels of x, channels of y, and (H, W) of both
     width           channels of the first level; each further level has twice as many
-    encoder_blocks  blocks of each level on the way down; the default is the paper's for denoising (Table 6)
+    encoder_blocks  blocks of each level on the way down; the default is the public code's for denoising (SIDD)
     middle_blocks   blocks at the smallest size
     decoder_blocks  blocks of each level on the way up, from the smallest size on
     residual        add x to ŷ, as in the paper: for restoration, where y is nearly x, and both have the same channels
@@ -113,14 +113,14 @@ class NAFNet(nn.Module):
 
 
 class NAFBlock(nn.Module):
-    """Two halves, each added to its input (§3.2 and Figure 3c):
+    """Two halves, each added to its input (§4):
 
         h + β · project(attend(gate(depthwise(expand(norm(h))))))
         h + γ · project(gate(expand(norm(h))))
 
     expand, project  1×1 convolutions to twice the channels, and back
-    gate             the product of both halves of the channels (SimpleGate, Eq. 4)
-    attend           h times a 1×1 convolution of its means over the pixels (simplified channel attention, Eq. 6)
+    gate             the product of both halves of the channels (SimpleGate)
+    attend           h times a 1×1 convolution of its means over the pixels (simplified channel attention)
 
     β and γ have a value for each channel, and begin at 0.
 

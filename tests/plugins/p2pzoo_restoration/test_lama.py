@@ -211,7 +211,7 @@ class TestPublicCode:
             )
         assert ours == theirs
         assert f"{ours:,}" in LaMa.__doc__
-        assert round(big / 1e6) == 51  # Table 1: Big LaMa
+        assert round(big / 1e6) == 51  # of Big LaMa
 
 
 class TestFourierUnit:
