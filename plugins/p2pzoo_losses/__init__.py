@@ -30,6 +30,10 @@ LOSSES = (  # name, class, summary, paper
         "arXiv:1801.04406, §4.1",
     ),
     (
+        "lecam", "lecam:LeCam", "On D: real logits stay near the average fake one, and the other way round",
+        "arXiv:2104.03310, §3.2",
+    ),
+    (
         "feature-matching", "feature_matching:FeatureMatching", "Mean |difference| of D's activations at y and at ŷ",
         "arXiv:1711.11585, §3.2",
     ),
