@@ -58,6 +58,11 @@ LOSSES = (  # name, class, summary, paper
         "arXiv:1511.05440, Eq. 6",
     ),
     (
+        "gradient-difference", "pixels:GradientDifference",
+        "||∇y| − |∇ŷ||^α over neighbouring pixels: edges of the same strength",
+        "arXiv:1511.05440, Eq. 6",
+    ),
+    (
         "focal-frequency", "pixels:FocalFrequency", "Squared difference of spectra, most weight where they differ most",
         "arXiv:2012.12821, §3",
     ),

@@ -59,6 +59,33 @@ class Edge:
         return (down.abs().mean() + right.abs().mean()) / 2
 
 
+class GradientDifference:
+    """||∇y| − |∇ŷ||^α over neighbouring pixels (GDL, Mathieu et al. 2016, arXiv:1511.05440, Eq. 6): ≥ 0, and 0 if ŷ = y.
+
+    The mean over vertical neighbours plus the mean over horizontal ones, while the paper sums both. The signs of the
+    gradients do not count: an edge from dark to bright may become one from bright to dark, so use it with another loss.
+    There is no padding: ValueError for sides below 2 px.
+
+    alpha  exponent α, 1 or 2 in the paper
+    """
+
+    side = "generator"
+    minimum = 0.0
+
+    def __init__(self, size: tuple[int, int], *, alpha: Annotated[float, Field(ge=1)] = 1.0) -> None:
+        if min(size) < 2:
+            raise ValueError(f"gradient-difference needs sides of at least 2 px, not {size[0]}×{size[1]}")
+        self.alpha = alpha
+
+    def __call__(self, out: StepOutputs) -> Tensor:
+        return self._along(2, out) + self._along(3, out)
+
+    def _along(self, dim: int, out: StepOutputs) -> Tensor:
+        slopes_y, slopes_y_hat = (images.float().diff(dim=dim).abs() for images in (out.y, out.y_hat))
+        difference = (slopes_y - slopes_y_hat).abs()
+        return (difference if self.alpha == 1 else difference**self.alpha).mean()
+
+
 class FocalFrequency:
     """w |F(y) − F(ŷ)|² over all frequencies (Jiang et al. 2021, arXiv:2012.12821, §3): ≥ 0, and 0 if ŷ = y.
 

@@ -10,7 +10,7 @@ from kornia.filters import spatial_gradient
 from kornia.metrics import ssim
 from p2pzoo_losses.feature_matching import FeatureMatching
 from p2pzoo_losses.perceptual import Perceptual
-from p2pzoo_losses.pixels import Charbonnier, Edge, FocalFrequency, LabColor, TotalVariation
+from p2pzoo_losses.pixels import Charbonnier, Edge, FocalFrequency, GradientDifference, LabColor, TotalVariation
 from p2pzoo_losses.structure import EXPONENTS, SSIM, MultiScaleSSIM
 from p2pzoo_pix2pix.discriminators import PatchDiscriminator
 from torch import nn
@@ -30,6 +30,8 @@ MINIMUM = {  # the loss, and its value where ŷ is y
     "ms-ssim": (lambda: MultiScaleSSIM(SIZE, scales=3), 0.0),
     "charbonnier": (lambda: Charbonnier(eps=0.01), 0.01),
     "edge": (lambda: Edge(SIZE), 0.0),
+    "gradient-difference": (lambda: GradientDifference(SIZE), 0.0),
+    "gradient-difference, squared": (lambda: GradientDifference(SIZE, alpha=2.0), 0.0),
     "focal-frequency": (FocalFrequency, 0.0),
     "lab-color": (lambda: LabColor(3), 0.0),
 }
@@ -69,7 +71,8 @@ def test_at_the_target_a_loss_is_at_its_minimum_with_a_finite_gradient(name):
     assert value == pytest.approx(least, abs=1e-5)
     assert gradient.isfinite().all()
     torch.manual_seed(1)
-    for other in (y_hat, -y, y + 0.05 * torch.randn_like(y), torch.zeros_like(y)):
+    ignores_signs = name.startswith("gradient-difference")  # of slopes, as the paper defines it
+    for other in (y_hat, y + 0.05 * torch.randn_like(y), torch.zeros_like(y), *([] if ignores_signs else [-y])):
         assert loss(step_outputs(y, other, D)).item() > value + 1e-5
 
 
@@ -176,6 +179,32 @@ def test_edge_equals_kornias_sobel_gradients_away_from_the_border():
 def test_edge_needs_three_pixels_per_side():
     with pytest.raises(ValueError, match="edge needs sides of at least 3 px, not 2×8"):
         Edge((2, 8))
+
+
+@pytest.mark.parametrize("alpha", [1.0, 1.5, 2.0])
+def test_gradient_difference_by_hand(alpha):
+    """Vertical slopes 1 and -2 against 0 and 0.5; horizontal slopes 1 and -2 against 0.5 and 1."""
+    y, y_hat = torch.tensor([[[[0.0, 1.0], [1.0, -1.0]]]]), torch.tensor([[[[0.0, 0.5], [0.0, 1.0]]]])
+    vertical = ((1 - 0) ** alpha + (2 - 0.5) ** alpha) / 2
+    horizontal = ((1 - 0.5) ** alpha + (2 - 1) ** alpha) / 2
+    loss = GradientDifference((2, 2), alpha=alpha)
+    assert loss(step_outputs(y, y_hat)).item() == pytest.approx(vertical + horizontal)
+
+
+def test_gradient_difference_equals_the_papers_sum_with_numpy():
+    _, y, y_hat = images()
+    a, b = (each.double().numpy() for each in (y, y_hat))
+    terms = [
+        (np.abs(np.abs(np.diff(a, axis=axis)) - np.abs(np.diff(b, axis=axis))) ** 2).sum() / np.diff(a, axis=axis).size
+        for axis in (2, 3)
+    ]
+    value = GradientDifference(SIZE, alpha=2.0)(step_outputs(y, y_hat)).item()
+    assert value == pytest.approx(sum(terms), rel=1e-5)
+
+
+def test_gradient_difference_needs_neighbours():
+    with pytest.raises(ValueError, match="gradient-difference needs sides of at least 2 px, not 1×8"):
+        GradientDifference((1, 8))
 
 
 def test_total_variation_by_hand_and_0_for_a_constant_image():
