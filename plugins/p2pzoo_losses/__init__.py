@@ -63,6 +63,16 @@ LOSSES = (  # name, class, summary, paper
         "arXiv:1511.05440, Eq. 6",
     ),
     (
+        "registration", "misalignment:Registration",
+        "L1 after a deformation of ŷ that a network learns: for targets that are not aligned",
+        "arXiv:2110.06465, §3.2",
+    ),
+    (
+        "shift-tolerant-l1", "misalignment:ShiftTolerantL1",
+        "Local mean of L1, at the best of the shifts by a few pixels",
+        "none",
+    ),
+    (
         "focal-frequency", "pixels:FocalFrequency", "Squared difference of spectra, most weight where they differ most",
         "arXiv:2012.12821, §3",
     ),

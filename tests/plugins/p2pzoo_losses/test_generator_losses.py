@@ -9,6 +9,7 @@ from kornia.color import lab_to_rgb, rgb_to_lab
 from kornia.filters import spatial_gradient
 from kornia.metrics import ssim
 from p2pzoo_losses.feature_matching import FeatureMatching
+from p2pzoo_losses.misalignment import Registration, ShiftTolerantL1
 from p2pzoo_losses.perceptual import Perceptual
 from p2pzoo_losses.pixels import Charbonnier, Edge, FocalFrequency, GradientDifference, LabColor, TotalVariation
 from p2pzoo_losses.structure import EXPONENTS, SSIM, MultiScaleSSIM
@@ -32,6 +33,8 @@ MINIMUM = {  # the loss, and its value where ŷ is y
     "edge": (lambda: Edge(SIZE), 0.0),
     "gradient-difference": (lambda: GradientDifference(SIZE), 0.0),
     "gradient-difference, squared": (lambda: GradientDifference(SIZE, alpha=2.0), 0.0),
+    "registration": (lambda: Registration(3, SIZE, width=4), 0.0),
+    "shift-tolerant-l1": (ShiftTolerantL1, 0.0),
     "focal-frequency": (FocalFrequency, 0.0),
     "lab-color": (lambda: LabColor(3), 0.0),
 }
