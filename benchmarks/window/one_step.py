@@ -112,8 +112,8 @@ def _to_float64(objective: Any) -> None:
     """The objective in float64. Its optimizers keep the same parameters."""
     for network in (trainable.network for trainable in objective.trainables):
         network.double()
-    for loss in objective.loss_modules.values():
-        loss.double()
+    for module in objective.stateful_modules.values():
+        module.double()
 
 
 def relative(actual: Tensor, expected: Tensor) -> float:

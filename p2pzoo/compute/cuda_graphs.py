@@ -21,7 +21,7 @@ from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from p2pzoo.compute.python_state import python_state
 from p2pzoo.plugin.batch import Batch
@@ -300,8 +300,7 @@ def rollback(objective: Any, scaler: Any = None) -> Iterator[None]:
     """Undo the steps taken inside: weights, optimizer states, buffers, image pool and random state are as before."""
     trainables = objective.trainables
     tensors = [t for p in trainables for t in (*p.network.parameters(), *p.network.buffers())]
-    losses = [objective.gan, *(term.loss for term in objective.terms)]
-    tensors += [t for loss in losses if isinstance(loss, nn.Module) for t in (*loss.parameters(), *loss.buffers())]
+    tensors += [t for part in objective.stateful_modules.values() for t in (*part.parameters(), *part.buffers())]
     moments = [trainable.optimizer.state for trainable in trainables]
     tensors += [t for state in moments for part in state.values() for t in part.values() if isinstance(t, Tensor)]
     saved = [tensor.detach().clone() for tensor in tensors]

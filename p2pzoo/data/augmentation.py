@@ -6,13 +6,14 @@ before the step and are part of the batch, so that a step is a function of its b
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import functools
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, get_args
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from p2pzoo.data.loader import step_samples
 from p2pzoo.plugin.batch import Batch
@@ -40,6 +41,7 @@ class Augmentations:
         self.pair_augmentations = {name: each for name, each in named.items() if each.where == "pairs"}
         self.discriminator_augmentations = {name: each for name, each in named.items() if each.where == "discriminator"}
         self.batch_size, self.seed, self.batches_per_step = batch_size, seed, batches_per_step
+        self.modules = {f"augmentations[{name}]": each for name, each in named.items() if isinstance(each, nn.Module)}
 
     def __call__(self, batch: Batch, step: int) -> Batch:
         """The batch of this step with augmented pairs, and with its random numbers."""
@@ -64,6 +66,10 @@ class Augmentations:
             x, y, labels = _apply(name, augmentation, x, y, labels, u)
             column += augmentation.num_random
         return replace(batch, x=x, y=y, labels=labels)
+
+    def for_d(self, random: Tensor | None) -> Callable[..., tuple[Tensor, ...]] | None:
+        """`augment_for_d` with these random numbers, or None if no augmentation changes what D gets."""
+        return functools.partial(self.augment_for_d, random) if self.discriminator_augmentations else None
 
     def augment_for_d(
         self,
@@ -91,6 +97,16 @@ class Augmentations:
             column += len(DISCRIMINATOR_PASSES) * augmentation.num_random
         return (x, y) if labels is None else (x, y, labels)
 
+    @torch.no_grad()
+    def observe(self, real: Sequence[Tensor]) -> None:
+        """Pass D's logits of real images to the augmentations that have `observe`, after an update of D.
+
+        real  one (B, 1, h, w) map per scale
+        """
+        for augmentation in self.discriminator_augmentations.values():
+            if observe := getattr(augmentation, "observe", None):
+                observe([logits.detach() for logits in real])
+
     def _sample_one(self, name: str, samples: Sequence[int], count: int) -> Tensor:
         """(len(samples), count) random numbers in [0, 1), on the CPU."""
         rows = [rng.numpy_rng(self.seed, "augmentation", name, i).random(count, np.float32) for i in samples]
@@ -98,9 +114,11 @@ class Augmentations:
 
 
 def make_augmentations(
-    experiment: Experiment, channels: tuple[int, int], size: tuple[int, int]
+    experiment: Experiment, channels: tuple[int, int], size: tuple[int, int], device: torch.device | str = "cpu"
 ) -> Augmentations | None:
     """The recipe's augmentations for x and y with these channels and this (H, W); None if the recipe has none.
+
+    device  for the state of those that are modules
 
     Raises UserError with everything that is wrong with them.
     """
@@ -112,6 +130,12 @@ def make_augmentations(
         except UserError as error:
             faults += error.faults
             continue
+        if isinstance(module := named[name], nn.Module):
+            module.to(device)
+            if trained := [key for key, parameter in module.named_parameters() if parameter.requires_grad]:
+                faults.append(
+                    f"[augmentations.{name}] has a parameter '{trained[0]}', which nothing trains: use a buffer"
+                )
         where = named[name].where
         if where not in get_args(AugmentationTarget):
             targets = get_args(AugmentationTarget)

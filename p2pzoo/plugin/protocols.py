@@ -155,6 +155,15 @@ class Augmentation(Protocol):
     The result for an image must not depend on the rest of the batch. It may be recorded in a CUDA graph, so it must not
     synchronise with the device (`new_tensor`, `.item()`). If one does, training is slower: with where = "pairs" it is
     called before each replay, with where = "discriminator" there is no graph.
+
+    An augmentation that is an nn.Module may have buffers, which checkpoints keep. Only `observe` changes them.
+
+    Optional method, with where = "discriminator":
+
+    observe  `observe(real)`, called after each update of D with the logits that D gave the (augmented) real images, a
+             list with one (B, 1, h, w) map per scale, without gradients. With `[train] accumulate` it is called for
+             each part, and each process has the logits of its own images. What it learns must be in buffers, and it may
+             be recorded in a CUDA graph, so it changes them in place and keeps no count in Python
     """
 
     where: AugmentationTarget

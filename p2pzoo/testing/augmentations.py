@@ -6,7 +6,7 @@ import itertools
 from typing import Any, get_args
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from p2pzoo.plugin.protocols import AugmentationTarget
 from p2pzoo.testing.component_case import IMAGE_SIDE, ComponentCase, DoesNotApply, random_images, random_states
@@ -107,6 +107,38 @@ def check_augmentation_gradients(case: ComponentCase) -> None:
     assert y.grad is not None, "gives ŷ no gradient"
     assert y.grad.isfinite().all(), "gives ŷ a gradient of nan or inf"
     assert y.grad.any(), "gives ŷ a gradient of 0"
+
+
+def check_augmentation_observe(case: ComponentCase) -> None:
+    """`observe`, if it has it, keeps what it learns in buffers, and neither samples numbers nor changes the logits."""
+    augmentation = _build_augmentation(case)
+    if not hasattr(augmentation, "observe"):
+        raise DoesNotApply("has no `observe`")
+    assert augmentation.where == "discriminator", 'has `observe`, which is called with where = "discriminator" only'
+    is_module = isinstance(augmentation, nn.Module)
+    assert is_module, "has `observe` and is no nn.Module: no checkpoint keeps what it learns"
+    logits = [torch.ones(2, 1, 4, 4), torch.full((2, 1, 2, 2), 2.0)]
+    before = random_states()
+    for _ in range(_NUM_TRIALS):
+        augmentation.observe([each.clone() for each in logits])
+    given = [each.clone() for each in logits]
+    augmentation.observe(given)
+    assert random_states() == before, "`observe` draws random numbers"
+    assert all(map(torch.equal, given, logits)), "`observe` changes the logits in place"
+    rebuilt = _build_augmentation(case)
+    rebuilt.load_state_dict(augmentation.state_dict())
+    for _ in range(2):
+        _check_same(augmentation, rebuilt)
+        for each in (augmentation, rebuilt):
+            each.observe([-2 * map_ for map_ in logits])
+
+
+def _check_same(augmentation: Any, rebuilt: Any) -> None:
+    (x, y), random = _example_pair(), _random_numbers(augmentation)
+    one, other = (each(x.clone(), y.clone(), None, random.clone())[:2] for each in (augmentation, rebuilt))
+    states = [tuple(each.state_dict().values()) for each in (augmentation, rebuilt)]
+    same = all(map(torch.equal, one, other)) and all(map(torch.equal, *states))
+    assert same, "`observe` keeps state that is in no buffer: a resumed run would change images differently"
 
 
 def example_call(case: ComponentCase, *, with_labels: bool = True) -> tuple[Any, dict[str, Tensor]]:

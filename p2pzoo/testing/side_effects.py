@@ -178,6 +178,7 @@ def _metric_use(case: ComponentCase, fields: Collection[str]) -> _Use:
 
 def _augmentation_use(case: ComponentCase, device: str, fields: Collection[str]) -> _Use:
     augmentation, arguments = augmentations.example_call(case, with_labels="labels" in fields)
+    augmentation = augmentation.to(device) if isinstance(augmentation, nn.Module) else augmentation
     arguments = {name: tensor.to(device) for name, tensor in arguments.items()}
     inputs = [arguments.get(name) for name in ("x", "y", "labels", "random")]
     return _Use("", arguments, lambda: [each for each in augmentation(*inputs) if each is not None])

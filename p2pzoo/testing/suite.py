@@ -116,10 +116,12 @@ CHECKS: dict[str, dict[str, CheckFunction]] = {
         "batches": augmentations.check_augmentation_batches,
         "aligned": augmentations.check_augmentation_alignment,
         "gradients": augmentations.check_augmentation_gradients,
+        "observe": augmentations.check_augmentation_observe,
         "needs": side_effects.check_declared_needs,
         "inputs": side_effects.check_keeps_inputs,
         "device": side_effects.check_computes_on_device,
         "training": check_training,
+        "resume": check_resume,
     },
 }
 

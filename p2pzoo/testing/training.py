@@ -129,7 +129,7 @@ class _Training:
         engine = Engine(cpu_settings())
         objective = build_objective(experiment, engine, store.channels, store.size)
         state = State(
-            engine, objective.G, objective.D, None, objective.pool, LossLogger(), objective.loss_modules
+            engine, objective.G, objective.D, None, objective.pool, LossLogger(), objective.stateful_modules
         )  # fmt: skip
         batches = make_batches(experiment, store, objective.augmentations)
         return cls(experiment, engine, objective, state, batches)

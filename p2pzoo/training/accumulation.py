@@ -11,7 +11,7 @@ from torch import Tensor
 from p2pzoo.compute.engine import frozen
 from p2pzoo.plugin.batch import Batch
 from p2pzoo.plugin.protocols import GanLoss
-from p2pzoo.training.gan_step import Objective, Trainable, Translation, mean_logit, sum_and_log
+from p2pzoo.training.gan_step import Objective, Trainable, Translation, sum_and_log
 
 
 class AccumulatingObjective(Objective):
@@ -53,7 +53,7 @@ class AccumulatingObjective(Objective):
         for part_logs, part, part_y_hat, part_fakes in zip(logs, parts, y_hats, fakes_of_parts, strict=True):
             out = self._outputs(part, Translation(part_y_hat), step, part_fakes)
             yield sum_and_log(self._D_losses(out, gan), part_logs) / self.parts
-            part_logs["D.real"], part_logs["D.fake"] = mean_logit(out.real), mean_logit(out.fake)
+            self._finish_update_of_D(out, part_logs)
 
     def _G_sums(self, batch: Batch, step: int, logs: list[dict[str, Tensor]]) -> Iterator[Tensor]:
         """The weighted sum of G's losses of each part, divided by the number of parts."""

@@ -69,11 +69,11 @@ class LossLogger:
 
 @dataclass
 class State:
-    """All that training needs to resume: networks, optimizers, G's averages, losses with state, the image pool, the
-    window of the log.
+    """All that training needs to resume: networks, optimizers, G's averages, losses and augmentations with state, the
+    image pool, the window of the log.
 
     average       the one of [train] ema
-    loss_modules  {name: a loss that is a module}
+    stateful_modules  {name: a loss or an augmentation that is a module}
     model_header  header of the run's model file; with it a checkpoint is a model too
     target        images at the end of the training
     process       of the recipe, which turns G into a sampler; None without one
@@ -85,7 +85,7 @@ class State:
     average: nn.Module | None
     pool: Pool | None
     losses: LossLogger
-    loss_modules: Mapping[str, nn.Module] = field(default_factory=dict)
+    stateful_modules: Mapping[str, nn.Module] = field(default_factory=dict)
     model_header: Mapping[str, Any] = field(default_factory=dict)
     target: int = 0
     kept_average: KeptAverage | None = None
@@ -121,8 +121,8 @@ class State:
         tensors |= replaced_tensors(self.final)
         if self.pool:
             tensors |= {f"pool.{name}": tensor for name, tensor in self.pool.tensors().items()}
-        for prefix, loss in self.loss_modules.items():
-            tensors |= {f"{prefix}.{name}": t for name, t in safetensors_io.loss_tensors(loss).items()}
+        for prefix, module in self.stateful_modules.items():
+            tensors |= {f"{prefix}.{name}": t for name, t in safetensors_io.loss_tensors(module).items()}
         return tensors
 
     def save(self, run: Run, images: int) -> None:
@@ -184,8 +184,8 @@ class State:
             self.kept_average.load(safetensors_io.strip_prefix("kept_average", tensors), str(path))
         if self.pool:
             self.pool.restore(safetensors_io.strip_prefix("pool", tensors), self.engine.device)
-        for prefix, loss in self.loss_modules.items():
-            own = safetensors_io.loss_tensors(loss)
+        for prefix, module in self.stateful_modules.items():
+            own = safetensors_io.loss_tensors(module)
             safetensors_io.copy_into(own, safetensors_io.strip_prefix(prefix, tensors), str(path))
 
 

@@ -8,7 +8,6 @@ in a step (`Objective`), for a step in parts (accumulation.py), or for the order
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
@@ -118,7 +117,7 @@ class Objective:
     ) -> None:
         self.G, self.D, self.gan, self.terms, self.backward_and_step = G, D, gan, terms, backward_and_step
         self.gan_weight, self.pool, self.judge_both, self.augmentations = gan_weight, pool, judge_both, augmentations
-        self.prepare, self.d_steps = prepare or _unchanged, d_steps
+        self.prepare, self.d_steps = prepare or (lambda batch: batch), d_steps
         self.process, self.memory_format = process, memory_format
         self._passes_time = passes_time(process)
         self.labels_for_D, self.sees_target = labels_for_D, getattr(G.network, "sees_target", False)
@@ -130,10 +129,11 @@ class Objective:
         return (self.G, self.D) if self.D else (self.G,)
 
     @property
-    def loss_modules(self) -> dict[str, nn.Module]:
-        """The losses that are modules: they may have state and parameters, which checkpoints keep."""
-        losses: dict[str, Any] = {"gan_loss": self.gan, **{f"losses[{term.name}]": term.loss for term in self.terms}}
-        return {name: loss for name, loss in losses.items() if isinstance(loss, nn.Module)}
+    def stateful_modules(self) -> dict[str, nn.Module]:
+        """The losses and augmentations that are modules: they may have state, which checkpoints keep."""
+        parts: dict[str, Any] = {"gan_loss": self.gan, **{f"losses[{term.name}]": term.loss for term in self.terms}}
+        modules = {name: part for name, part in parts.items() if isinstance(part, nn.Module)}
+        return {**modules, **(self.augmentations.modules if self.augmentations else {})}
 
     def step(self, batch: Batch, step: int) -> dict[str, Tensor]:
         """The training step: prepare the batch, update D, then G, then the average of G.
@@ -208,7 +208,12 @@ class Objective:
     def _update_D(self, out: StepOutputs, D: Trainable, gan: GanLoss, logs: dict[str, Tensor]) -> None:
         self._set_biases_to_zero()
         self.backward_and_step(sum_and_log(self._D_losses(out, gan), logs), D.optimizer)
+        self._finish_update_of_D(out, logs)
+
+    def _finish_update_of_D(self, out: StepOutputs, logs: dict[str, Tensor]) -> None:
         logs["D.real"], logs["D.fake"] = mean_logit(out.real), mean_logit(out.fake)
+        if self.augmentations:
+            self.augmentations.observe(out.real)
 
     def _update_G(self, out: StepOutputs, logs: dict[str, Tensor]) -> None:
         self._set_biases_to_zero()
@@ -237,9 +242,7 @@ class Objective:
         self, batch: Batch, translation: Translation, step: int, fakes: tuple[Tensor, ...] | None = None
     ) -> StepOutputs:
         """fakes: (x, ŷ), with labels_for_D also labels, that D trains on in place of this batch's, or None."""
-        augment = None
-        if self.augmentations and self.augmentations.discriminator_augmentations:
-            augment = functools.partial(self.augmentations.augment_for_d, batch.random)
+        augment = self.augmentations.for_d(batch.random) if self.augmentations else None
         return StepOutputs(
             batch, translation.y_hat, self.D.network if self.D else None, G=self._G_of_losses(batch),
             G_losses=translation.losses, pooled=fakes, judge_both=self.judge_both, augment=augment,
@@ -264,10 +267,6 @@ def sum_and_log(losses: WeightedLosses, logs: dict[str, Tensor]) -> Tensor:
     for loss in rest:
         total = total + loss
     return total
-
-
-def _unchanged(batch: Batch) -> Batch:
-    return batch
 
 
 def mean_logit(maps: Sequence[Tensor]) -> Tensor:

@@ -123,7 +123,7 @@ def _build_state(experiment: Experiment, engine: Engine, store: Store) -> tuple[
     header = build_header(experiment, G, store.dataset, store.channels, store.size, store.dtypes)
     kept_average = None if experiment.train.ema else KeptAverage(G, experiment.train.step_images)
     return objective, State(
-        engine, objective.G, objective.D, average, objective.pool, LossLogger(), objective.loss_modules,
+        engine, objective.G, objective.D, average, objective.pool, LossLogger(), objective.stateful_modules,
         header, experiment.train.images_seen, kept_average, objective.process,
     )  # fmt: skip
 

@@ -13,7 +13,7 @@ from torch.utils.checkpoint import checkpoint
 from p2pzoo.compute.engine import frozen
 from p2pzoo.plugin.protocols import GanLoss
 from p2pzoo.plugin.step_outputs import StepOutputs
-from p2pzoo.training.gan_step import Objective, Trainable, mean_logit, sum_and_log
+from p2pzoo.training.gan_step import Objective, Trainable, sum_and_log
 from p2pzoo.utils.errors import UserError
 
 
@@ -39,7 +39,7 @@ class LuaObjective(Objective):
         with frozen(D.network), _backward_with_new_weights(self.layers):
             G_losses = self._G_losses(out.for_generator())  # by the D before its update
         self.backward_and_step(sum_and_log(self._D_losses(out, gan), logs), D.optimizer)
-        logs["D.real"], logs["D.fake"] = mean_logit(out.real), mean_logit(out.fake)
+        self._finish_update_of_D(out, logs)
 
         self._set_biases_to_zero()
         with frozen(D.network):

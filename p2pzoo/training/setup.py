@@ -50,7 +50,7 @@ def build_objective(
     objective_class: Any = LuaObjective if settings.order == "lua" else Objective
     if settings.accumulate > 1:
         objective_class = functools.partial(AccumulatingObjective, parts=settings.accumulate)
-    augmentations = make_augmentations(experiment, channels, size)
+    augmentations = make_augmentations(experiment, channels, size, engine.device)
 
     def prepare(batch: Batch) -> Batch:
         if isinstance(batch, StoredBatch):

@@ -32,3 +32,9 @@ def register_augmentations(register):
         summary="Change color, position and visible part of D's real and fake images; gradients reach G",
         paper="arXiv:2006.10738, §3",
     )
+    register(
+        "ada",
+        "p2pzoo_augment.ada:ADA",
+        summary="The changes of diffaugment, with a probability that rises while D overfits",
+        paper="arXiv:2006.06676, §3",
+    )

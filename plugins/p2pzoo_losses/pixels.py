@@ -60,7 +60,7 @@ class Edge:
 
 
 class GradientDifference:
-    """||∇y| − |∇ŷ||^α of neighbouring pixels (GDL: Mathieu et al. 2016, arXiv:1511.05440, Eq. 6): 0 or more, 0 if ŷ = y.
+    """||∇y| − |∇ŷ||^α of neighbouring pixels (GDL: Mathieu et al. 2016, arXiv:1511.05440, Eq. 6): ≥ 0, and 0 if ŷ = y.
 
     The mean over vertical neighbours plus the mean over horizontal ones, while the paper sums both. The signs of the
     gradients do not count: an edge from dark to bright may become one from bright to dark, so use it with another loss.

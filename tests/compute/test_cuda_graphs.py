@@ -15,6 +15,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from p2pzoo_augment.ada import ADA
 from p2pzoo_augment.diffaugment import DiffAugment
 from p2pzoo_pix2pix.discriminators import PatchDiscriminator
 from p2pzoo_pix2pix.generators import UNet
@@ -488,17 +489,20 @@ class TestCompiled:
             assert (calls == [network], engine.enabled["compile"]) == (expected, expected), (device, setting, steps)
 
     def test_rollback_leaves_no_trace_after_some_steps(self):
-        engine, objective, train_step = make_step(pool=ImagePool(8, 0))
+        ada = ADA(every=1, images=100, target=-0.99)
+        engine, objective, train_step = make_step(pool=ImagePool(8, 0), augmentation=ada)
         train(engine, objective, train_step, steps=2)
 
         def everything():
-            tensors = [t for p in objective.trainables for t in p.network.state_dict().values()]
+            tensors = [*ada.buffers()]
+            tensors += [t for p in objective.trainables for t in p.network.state_dict().values()]
             tensors += [t for p in objective.trainables for part in p.optimizer.state.values() for t in part.values()]
             return [t.clone() for t in (*tensors, *objective.pool.tensors().values(), torch.get_rng_state())]
 
         before = everything()
         with rollback(objective), contextlib.suppress(ZeroDivisionError):
-            objective.step(batch(7), 7)
+            objective.step(replace(batch(7), random=objective.augmentations.sample(7)), 7)
+            assert not torch.equal(before[0], ada.p)
             raise ZeroDivisionError
         assert all(map(torch.equal, before, everything()))
 

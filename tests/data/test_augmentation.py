@@ -1,6 +1,7 @@
 """Augmentations: their numbers follow from seed, name and sample alone; when they act; what they are to a run's id."""
 
 import copy
+import functools
 import json
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from p2pzoo.plugin.loader import registry
 from p2pzoo.plugin.protocols import Augmentation
 from p2pzoo.plugin.registry import Entry, Registry
 from p2pzoo.plugin.step_outputs import StepOutputs
+from p2pzoo.training.accumulation import AccumulatingObjective
 from p2pzoo.training.gan_step import Objective, Trainable
 from p2pzoo.training.loop import train_step
 from p2pzoo.training.lua_order import LuaObjective
@@ -295,6 +297,40 @@ class TestDiscriminator:
         torch.testing.assert_close(logs["G.gan"], -F.logsigmoid(D2(x, shown)[0]).mean().detach())
         assert not torch.equal(D.conv.weight, D2.conv.weight)
 
+    @pytest.mark.parametrize(
+        ("kind", "options", "counts"),
+        [
+            (Objective, {}, [4]),
+            (LuaObjective, {}, [4]),
+            (Objective, {"d_steps": 2}, [2, 2]),
+            (functools.partial(AccumulatingObjective, parts=2), {}, [2, 2]),
+        ],
+        ids=["plain", "lua", "d_steps", "accumulate"],
+    )
+    def test_after_each_update_of_d_an_augmentation_may_observe_its_logits_of_real_images(self, kind, options, counts):
+        observed = []
+
+        class Observing(Brighter):
+            def observe(self, real):
+                observed.append(real)
+
+        augmentations = Augmentations({"a": Observing("discriminator"), "b": Brighter()}, batch_size=4, seed=0)
+        G, D = nn.Conv2d(3, 3, 1), Onlooker()
+        parts = len(counts) if kind not in (Objective, LuaObjective) else 1
+
+        def step(losses, optimizer):
+            for loss in losses if parts > 1 else [losses]:
+                loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+
+        objective = kind(sgd(G), sgd(D), Vanilla(), [], step, augmentations=augmentations, **options)
+        logs = objective.step(augmentations(zeros(4), 0), 0)
+        assert [len(real[0]) for real in observed] == counts
+        assert not any(logits.requires_grad for real in observed for logits in real)
+        means = [real[0].mean() for real in observed]
+        torch.testing.assert_close(logs["D.real"], means[-1] if parts == 1 else sum(means) / parts)
+
     def test_one_batched_pass_sees_the_same_images_as_two_passes(self):
         def judged(one_pass):
             torch.manual_seed(0)
@@ -389,6 +425,18 @@ class TestRecipe:
         with pytest.raises(
             UserError, match=r"\[augmentations.a\] augments what the discriminator sees, and this recipe"
         ):
+            make_augmentations(made, (3, 3), (32, 32))
+
+    def test_an_augmentation_with_parameters_to_train_is_refused(self):
+        class Trained(Brighter, nn.Module):
+            def __init__(self):
+                nn.Module.__init__(self)
+                Brighter.__init__(self)
+                self.strength = nn.Parameter(torch.zeros(()))
+
+        known = Registry([*registry(), Entry("augmentation", "trained", Trained, "test", "test")])
+        made = experiment('augmentations.a={use="trained"}', known=known)
+        with pytest.raises(UserError, match=r"\[augmentations.a\] has a parameter 'strength', which nothing trains"):
             make_augmentations(made, (3, 3), (32, 32))
 
     def test_all_faults_are_reported_at_once_before_anything_is_written(self, run_cli, tmp_path):

@@ -22,6 +22,7 @@ from p2pzoo.testing import conformance
 FEATURES = {"network": "test_resnet", "weights": "weights.safetensors"}  # small; `*_efficientnet_lite0` is not
 
 PARAMETERS = {  # plugin -> component -> parameters
+    "augment": {"ada": {"every": 2, "images": 50}},  # so that its probability changes within a check
     "datasets": {
         "folders": {"inputs": "inputs", "targets": "targets"},
         "side-by-side": {"root": "pairs"},

@@ -98,10 +98,12 @@ def test_check_names_that_plugins_write_never_change():
             "batches",
             "aligned",
             "gradients",
+            "observe",
             "needs",
             "inputs",
             "device",
             "training",
+            "resume",
         ],
     }
 
@@ -907,3 +909,55 @@ class TestAugmentations:
                 return x, y * 0, labels
 
         assert "a gradient of 0" in failure("augmentation", Cut, "gradients")
+
+    class Adaptive(nn.Module):
+        """A valid augmentation: darkens y by the mean logit of real images."""
+
+        where, num_random = "discriminator", 1
+
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("level", torch.zeros(()))
+
+        def forward(self, x, y, labels, random):
+            return x, y - self.level, labels
+
+        def observe(self, real):
+            self.level.lerp_(real[0].mean(), 0.5)
+
+    def test_an_augmentation_that_learns_from_ds_logits_passes(self):
+        assert failures("augmentation", self.Adaptive) == {}
+
+    def test_an_augmentation_whose_state_is_in_no_buffer(self):
+        class Hidden(self.Adaptive):
+            def __init__(self):
+                super().__init__()
+                self.calls = 0
+
+            def observe(self, real):
+                self.calls += 1
+                self.level.fill_(self.calls)
+
+        assert "keeps state that is in no buffer" in failure("augmentation", Hidden, "observe")
+        assert "after a resume" in failure("augmentation", Hidden, "resume")
+
+    def test_an_augmentation_that_learns_and_is_no_module(self):
+        class Plain(self.Mirrored):
+            where = "discriminator"
+
+            def observe(self, real):
+                self.level = real[0].mean()
+
+        assert "no checkpoint keeps what it learns" in failure("augmentation", Plain, "observe")
+
+    def test_an_augmentation_that_changes_the_logits_or_samples_numbers(self):
+        class Changing(self.Adaptive):
+            def observe(self, real):
+                self.level.copy_(real[0].mul_(2).mean())
+
+        class Sampling(self.Adaptive):
+            def observe(self, real):
+                self.level.copy_(torch.rand(()))
+
+        assert "changes the logits in place" in failure("augmentation", Changing, "observe")
+        assert "draws random numbers" in failure("augmentation", Sampling, "observe")

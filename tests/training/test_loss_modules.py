@@ -61,7 +61,7 @@ def register_losses(register):
 def register_gan_losses(register):
     register("trained", TrainedGan)
 """
-BOTH = ("losses.lecam.use=lecam", "losses.sure.use=uncertainty")
+BOTH = ("losses.lecam.use=stateful:lecam", "losses.sure.use=uncertainty")
 
 
 @pytest.fixture(autouse=True)
