@@ -42,6 +42,14 @@ LOSSES = (  # name, class, summary, paper
         "arXiv:1603.08155, Eq. 2",
     ),
     (
+        "lpips", "vgg_distances:LPIPS", "Learned perceptual distance by VGG-16 (LPIPS v0.1)",
+        "arXiv:1801.03924, Eq. 1",
+    ),
+    (
+        "dists", "vgg_distances:DISTS", "Deep image structure and texture similarity, by VGG-16",
+        "arXiv:2004.07728, Eq. 6",
+    ),
+    (
         "ssim", "structure:SSIM", "1 − structural similarity, Gaussian window of 11 px",
         "doi:10.1109/TIP.2003.819861",
     ),

@@ -86,6 +86,10 @@ METRICS = (
         "Learned perceptual distance of VGG-16 by torch-fidelity (p2pzoo[fidelity]); lower is better",
         "arXiv:1801.03924", (),
     ),
+    (
+        "dists", "standard:DISTS", "Structure and texture of ŷ and y in VGG-16 with learned weights; lower is better",
+        "arXiv:2004.07728", (),
+    ),
 )  # fmt: skip
 
 

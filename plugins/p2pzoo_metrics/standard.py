@@ -41,7 +41,7 @@ class FID:
 
     def __init__(self, dataset: Dataset) -> None:
         _require_torch_fidelity("fid")
-        path, digest = _find_weights("fid", INCEPTION)
+        path, digest = find_weights("fid", INCEPTION)
         from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
         self._network = FeatureExtractorInceptionV3("inception", ["2048"], feature_extractor_weights_path=str(path))
@@ -63,6 +63,42 @@ class FID:
         return _restore_nan(torch.cat(rows), images)
 
 
+class DISTS:
+    """Deep image structure and texture similarity (Ding et al. 2020, arXiv:2004.07728): lower is better, 0 is equal.
+
+    Images are grey or RGB (UserError), rounded to 8 bit, in their own size. See `DISTSDistance`.
+
+    weights   a copy of DISTS_pytorch/weights.pt; unset: that of the installed package dists-pytorch
+    vgg16     VGG-16's weights, as torchvision's or timm's state dict; unset: torchvision's in torch hub's folder
+    download  let timm download VGG-16's weights if no file is given
+
+    Raises UserError if weights are missing or do not fit.
+    """
+
+    version = "1"
+    better = "lower"
+
+    def __init__(
+        self, dataset: Dataset, *, weights: Path | None = None, vgg16: Path | None = None, download: bool = False
+    ) -> None:
+        from p2pzoo_metrics.vgg_distances import DISTSDistance
+
+        self._network = DISTSDistance(weights, vgg16, download=download)
+        self.protocol = {"weights": self._network.weights_digest, "vgg16": self._network.vgg16_digest}
+
+    @torch.no_grad()
+    def measure(self, batch: Batch, y_hat: Tensor) -> dict[str, Tensor]:
+        """{"distance": (B,)}, float32."""
+        check_channels((1, 3), y_hat, "dists")
+        self._network.to(y_hat.device)
+        levels = ((to_levels(images) / 127.5 - 1).split(1) for images in (y_hat, batch.y))
+        return {"distance": torch.cat([self._network(*pair) for pair in zip(*levels, strict=True)])}
+
+    def reduce(self, statistics: Mapping[str, Tensor]) -> dict[str, float]:
+        """`value`: the mean over images."""
+        return {"value": statistics["distance"].double().mean().item()}
+
+
 class LPIPS:
     """Learned perceptual distance (Zhang et al. 2018, arXiv:1801.03924, v0.1) of VGG-16: lower is better, 0 is equal.
 
@@ -77,7 +113,7 @@ class LPIPS:
 
     def __init__(self, dataset: Dataset) -> None:
         _require_torch_fidelity("lpips")
-        digests = [_find_weights("lpips", url)[1] for url in (VGG16, LPIPS_HEADS)]
+        digests = [find_weights("lpips", url)[1] for url in (VGG16, LPIPS_HEADS)]
         from torch_fidelity.sample_similarity_lpips import SampleSimilarityLPIPS
 
         self._network = SampleSimilarityLPIPS("lpips")
@@ -101,15 +137,19 @@ def _require_torch_fidelity(metric: str) -> None:
         raise UserError(f"{metric} needs torch-fidelity: pip install 'p2pzoo[fidelity]'")
 
 
-def _find_weights(metric: str, url: str) -> tuple[Path, str]:
+def find_weights(metric: str, url: str, otherwise: str = "") -> tuple[Path, str]:
     """The weights file in torch hub's folder, and its SHA-256.
+
+    otherwise  what else to do if there is none, for the message
 
     Raises UserError if it is missing or damaged, or a pickle of more than tensors: torch-fidelity would load that with
     weights_only=False.
     """
     path = Path(torch.hub.get_dir()) / "checkpoints" / url.rpartition("/")[2]
     if not path.is_file():
-        raise UserError(f"{metric} needs weights, and p2pzoo does not download them: put {url} into {path.parent}")
+        raise UserError(
+            f"{metric} needs weights, and p2pzoo does not download them: put {url} into {path.parent}{otherwise}"
+        )
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     prefix = re.search(r"-([0-9a-f]{8})\.pth$", path.name)  # torch hub's names end with the start of the digest
     if prefix and not digest.startswith(prefix[1]):

@@ -1,9 +1,12 @@
 """Is a training step with this component or setting recorded? A scenario for each of the first-party plugins."""
 
 import functools
+import tempfile
+from pathlib import Path
 
 from null_gpu.training import Training, print_results
 from small_networks import SMALL_NETWORKS
+from vgg_weights import VGG_WEIGHTS, write_vgg_weights
 
 from p2pzoo.compute.cuda_graphs import WARMUP_STEPS
 from p2pzoo.plugin.loader import registry
@@ -58,7 +61,10 @@ def count_steps(case=None, **settings):
 
 def train_component(entry):
     parameters = PARAMETERS.get(entry.plugin, {}).get(entry.name)
-    return count_steps(ComponentCase.from_entry(entry, parameters))
+    with tempfile.TemporaryDirectory() as folder:
+        if entry.kind == "loss" and entry.name in VGG_WEIGHTS:
+            parameters = write_vgg_weights(Path(folder))[entry.name]
+        return count_steps(ComponentCase.from_entry(entry, parameters))
 
 
 def _scenarios():

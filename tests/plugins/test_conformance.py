@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 from small_networks import SMALL_NETWORKS
+from vgg_weights import VGG_WEIGHTS, write_vgg_weights
 
 from p2pzoo.plugin.loader import plugins
 from p2pzoo.testing import conformance
@@ -29,8 +30,13 @@ PARAMETERS = {  # plugin -> component -> parameters
         "manifest": {"file": "pairs.jsonl"},
     },
     "earth": {"earth": {"size": 64, "stride": 256}},
-    "losses": {"ms-ssim": {"scales": 2}, "perceptual": FEATURES},
-    "metrics": {"kid": FEATURES, "diversity": {"samples": 3, **FEATURES}, "perceptual": FEATURES},
+    "losses": {"ms-ssim": {"scales": 2}, "perceptual": FEATURES, **VGG_WEIGHTS},
+    "metrics": {
+        "dists": VGG_WEIGHTS["dists"],
+        "kid": FEATURES,
+        "diversity": {"samples": 3, **FEATURES},
+        "perceptual": FEATURES,
+    },
     "photos": {
         **{name: {"root": "targets", "size": [32, 32]} for name in ("colorize", "inpaint", "super-resolve", "denoise")},
         "edges": {"root": "targets", "size": [32, 32]},
@@ -62,6 +68,7 @@ def files(tmp_path_factory):
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         save_file(timm.create_model(FEATURES["network"]).state_dict(), folder / FEATURES["weights"])
+    write_vgg_weights(folder)
     os.chdir(folder)
     yield
     os.chdir(working_folder)

@@ -277,7 +277,7 @@ class TestBoth:
 @needs_wheel
 class TestWheel:
     def test_its_tensors_have_timms_shapes_in_timms_order(self):
-        theirs = networks._read_state_dict(networks._find_wheel_weights(LITE0))
+        theirs = networks.read_state_dict(networks._find_wheel_weights(LITE0))
         ours = timm.create_model(LITE0, pretrained=False).state_dict()
         assert len(theirs) == len(ours) == 296
         kinds = [[(name.rpartition(".")[2], tensor.shape) for name, tensor in d.items()] for d in (theirs, ours)]
@@ -285,7 +285,7 @@ class TestWheel:
 
     def test_its_network_recognises_a_photograph(self):
         """Grace Hopper, in the uniform of a rear admiral: recognised only with every weight in its layer."""
-        tensors = networks._read_state_dict(networks._find_wheel_weights(LITE0))
+        tensors = networks.read_state_dict(networks._find_wheel_weights(LITE0))
         loaded = load_pretrained(LITE0, "auto")
         mean, std = (torch.tensor(values)[:, None, None] for values in (loaded.mean, loaded.std))
         features = loaded.model(((photo(224) + 1) / 2 - mean) / std)
