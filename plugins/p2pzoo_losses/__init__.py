@@ -5,7 +5,7 @@ Imports only p2pzoo: torch and timm are loaded when a recipe uses a component th
 
 import p2pzoo
 
-GAN_LOSSES = (  # name, class, summary, paper
+GAN_LOSSES = (  # name, class, summary, paper, needs
     (
         "hinge", "gan:Hinge", "D is trained to real logits above 1 and fake ones below -1, no further",
         "arXiv:1705.02894, §3; arXiv:1802.05957, Eq. 16 and 17",
@@ -36,6 +36,15 @@ LOSSES = (  # name, class, summary, paper
     (
         "feature-matching", "feature_matching:FeatureMatching", "Mean |difference| of D's activations at y and at ŷ",
         "arXiv:1711.11585, §3.2",
+    ),
+    (
+        "patchnce", "patchnce:PatchNCE", "A place of ŷ is told from others by y, in features of G's encoder",
+        "arXiv:2007.15651, §3", "features",
+    ),
+    (
+        "patchnce-network", "patchnce:NetworkPatchNCE",
+        "A place of ŷ is told from others by y, in features of a pretrained network of timm",
+        "arXiv:2007.15651, §3",
     ),
     (
         "perceptual", "perceptual:Perceptual", "Difference of y and ŷ in the features of a pretrained network of timm",
@@ -103,5 +112,5 @@ def register_gan_losses(register):
 
 @p2pzoo.hookimpl
 def register_losses(register):
-    for name, path, summary, paper in LOSSES:
-        register(name, f"p2pzoo_losses.{path}", summary=summary, paper=paper)
+    for name, path, summary, paper, *needs in LOSSES:
+        register(name, f"p2pzoo_losses.{path}", summary=summary, paper=paper, needs=needs)

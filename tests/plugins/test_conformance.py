@@ -30,7 +30,7 @@ PARAMETERS = {  # plugin -> component -> parameters
         "manifest": {"file": "pairs.jsonl"},
     },
     "earth": {"earth": {"size": 64, "stride": 256}},
-    "losses": {"ms-ssim": {"scales": 2}, "perceptual": FEATURES, **VGG_WEIGHTS},
+    "losses": {"ms-ssim": {"scales": 2}, "perceptual": FEATURES, "patchnce-network": FEATURES, **VGG_WEIGHTS},
     "metrics": {
         "dists": VGG_WEIGHTS["dists"],
         "kid": FEATURES,
