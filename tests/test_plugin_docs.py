@@ -104,12 +104,12 @@ def test_the_example_of_each_optional_part_works_and_keeps_its_promises(part, in
     assert {
         name: found.message for name, found in results.items() if found.status not in ("pass", "does not apply")
     } == {}
-    wanted = "needs" if part == "features" else part
+    wanted = "needs" if part in ("features", "z") else part
     assert any(found.status == "pass" for name, found in results.items() if name.endswith(f"-{wanted}"))
 
 
 def test_every_optional_part_of_networks_has_an_example():
-    assert OPTIONAL_PARTS.keys() == {"features", "labels", "sees_target", "external_weights"}
+    assert OPTIONAL_PARTS.keys() == {"features", "z", "labels", "sees_target", "external_weights"}
 
 
 def test_the_example_of_a_command_works(install, tmp_path):

@@ -32,15 +32,25 @@ def count_feature_channels(G: nn.Module, x: Tensor) -> tuple[int, ...]:
 
 
 def find_feature_faults(experiment: Experiment, G: nn.Module) -> list[str]:
-    """One line for each loss that needs features which G does not have."""
-    if callable(getattr(G, "features", None)):
-        return []
+    """One line for each loss that needs features, or a z as an argument, which G does not have."""
     name = experiment.generator.entry.full_name
+    lacking = {}
+    if not callable(getattr(G, "features", None)):
+        lacking["features"] = (
+            f"generator '{name}' does not have: remove it, or use a generator with features(x), such as \"unet\""
+        )
+    if experiment.process:
+        lacking["z"] = "no generator with a process has: remove it, or [process]"
+    elif not getattr(G, "takes_z", False):
+        lacking["z"] = (
+            f"generator '{name}' does not take: remove it, or use a generator that does, such as \"unet\" with "
+            'noise = "gaussian"'
+        )
     return [
-        f"{_place(loss)}[{table}] needs features, which generator '{name}' does not have: remove it, or use a "
-        'generator with features(x), such as "unet"'
+        f"{_place(loss)}[{table}] needs {need}, which {lacking[need]}"
         for table, loss in _losses(experiment).items()
-        if "features" in loss.entry.needs
+        for need in loss.entry.needs
+        if need in lacking
     ]
 
 

@@ -10,7 +10,7 @@ each hook with a function:
     summary  one line for `p2pzoo list`; of a command, for `p2pzoo --help`
     paper    the source: an arXiv id, a DOI, a section, an address
     needs    what it reads besides x and y. A metric, a loss, a GAN loss or an augmentation: "labels", "blocks" of the
-             batch; a loss or a GAN loss also "features" of the generator. A discriminator: "labels"; it is then
+             batch; a loss or a GAN loss also "features" or "z" of the generator. A discriminator: "labels"; it is then
              called as D(x, y, labels)
 
 p2pzoo passes the positional arguments of a factory by name; each hook lists those it has. Keyword-only arguments are

@@ -27,8 +27,8 @@ BATCH_FIELDS = get_args(BatchField)
 # What a component of each kind may name in `needs`; other kinds need nothing.
 NEEDS = {
     "discriminator": ("labels",),
-    "gan_loss": (*BATCH_FIELDS, "features"),
-    "loss": (*BATCH_FIELDS, "features"),
+    "gan_loss": (*BATCH_FIELDS, "features", "z"),
+    "loss": (*BATCH_FIELDS, "features", "z"),
     "metric": BATCH_FIELDS,
     "augmentation": BATCH_FIELDS,
 }

@@ -20,6 +20,10 @@ class Generator(Protocol):
     features            `features(x)`: a list of tensors (B, C, h, w), such as the outputs of the encoder's layers, in
                         training mode and in eval mode. Losses that are registered with `needs=("features",)` call it
                         as `out.G.features(x)`. With `takes_time` it is `features(x, t)`, and without t that of t = 1
+    takes_z             True: it has a method `draw_z(x)`, the z that it would draw for x with torch's global generator,
+                        a tensor (B, …), and a keyword argument `forward(x, z=None)`. Given a z it draws none, in
+                        training mode and in eval mode, and ŷ depends on it. Losses that are registered with
+                        `needs=("z",)` call it so, as out.G(x, z=z); such a recipe has no process
     sees_target         True: in training it is called as G(x, y) with the targets y, and returns (ŷ, {name: loss}) with
                         scalar losses of its own; everywhere else as G(x), which returns ŷ. For encoders of y, such as
                         BicycleGAN's. It may also sample at use, in eval mode. It cannot be trained with a process, and

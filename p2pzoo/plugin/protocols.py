@@ -125,9 +125,10 @@ class Loss(Protocol):
 
     It may use random numbers of torch's global generator, as in torch.rand(...), which is seeded for each step. Other
     random numbers break "the same seed, the same bits". It changes no argument in place, makes new tensors on the
-    device of x, and reads `out.batch.labels`, `out.batch.blocks` or `out.G.features` only if it is registered with
-    `needs`. With `needs=("features",)` its constructor may take `feature_channels`, a tuple with the channels of each
-    tensor of `G.features(x)`, to build layers for them; a recipe whose generator has no features is refused.
+    device of x, and reads `out.batch.labels`, `out.batch.blocks`, `out.G.features` or `out.G.draw_z` only if it is
+    registered with `needs`. With `needs=("features",)` its constructor may take `feature_channels`, a tuple with the
+    channels of each tensor of `G.features(x)`, to build layers for them. With `needs=("z",)` it may draw z of its own
+    and call out.G(x, z=z). A recipe whose generator has no features, or takes no z, is refused.
 
     side  "generator" or "discriminator": the network that minimises it
 

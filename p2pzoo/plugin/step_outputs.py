@@ -113,7 +113,8 @@ class StepOutputs:
 
     @property
     def G(self) -> Any:
-        """The generator: G(x) -> ŷ, and `G.features(x)` for a loss that is registered with `needs=("features",)`.
+        """The generator: G(x) -> ŷ. For a loss that is registered with `needs=("features",)` also `G.features(x)`, and
+        with `needs=("z",)` G(x, z=z) and `G.draw_z(x)`.
 
         x has `in_channels`, with a process too: G then sees what the process makes of x with the y, the times and the
         noise of this step, and gets the times too if it takes them. Gradients reach G's weights, so a loss of the

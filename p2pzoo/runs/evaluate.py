@@ -89,7 +89,7 @@ def check_needs(experiment: Experiment, store: Store) -> None:
         components |= {table: getattr(experiment, table)} if getattr(experiment, table) else {}
     for table, component in components.items():
         for need in component.entry.needs:
-            if not available.get(need, need == "features"):  # of G: `find_network_faults` checks those
+            if not available.get(need, need in ("features", "z")):  # of G: `find_network_faults` checks those
                 dataset = experiment.dataset.entry.full_name
                 is_in_file = component.where and not component.where.startswith("-s ")  # tables add their metrics by -s
                 place = f"{component.where}  " if is_in_file else ""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import replace
 from typing import Any, get_args
 
@@ -16,7 +16,7 @@ from p2pzoo.compute.engine import frozen
 from p2pzoo.plugin.batch import Batch
 from p2pzoo.plugin.step_outputs import Side, StepOutputs
 from p2pzoo.testing.component_case import IMAGE_SIDE, ComponentCase, DoesNotApply
-from p2pzoo.testing.tiny_components import TinyDiscriminator, TinyGenerator, example_batch
+from p2pzoo.testing.tiny_components import TinyDiscriminator, TinyGenerator, TinyNoisyGenerator, example_batch
 from p2pzoo.utils import rng
 
 _TOLERANCE = 1e-5  # below a declared minimum, for rounding in float32
@@ -119,29 +119,29 @@ class Game:
     """A generator, a discriminator and a batch, as in one training step.
 
     perfect  ŷ is y itself
-    with_features  losses see the features of G
+    parts    what losses may use of G besides G(x): "features", "z"
     """
 
     def __init__(
-        self, *, seed: int = 0, perfect: bool = False, device: str = "cpu", with_features: bool = True
+        self, *, seed: int = 0, perfect: bool = False, device: str = "cpu", parts: Collection[str] = ("features", "z")
     ) -> None:
         with rng.torch_seed(seed):
-            self.G, self.D = TinyGenerator(3, 3).to(device), TinyDiscriminator(3, 3).to(device)
+            self.G, self.D = TinyNoisyGenerator(3, 3).to(device), TinyDiscriminator(3, 3).to(device)
         batch = example_batch(IMAGE_SIDE)
         assert batch.labels is not None
         self.batch: Batch = replace(
             batch, x=batch.x.to(device), y=batch.y.to(device), labels=batch.labels.to(device)
         )  # fmt: skip
-        self.perfect, self.with_features = perfect, with_features
+        self.perfect, self.parts = perfect, parts
 
     def network(self, side: Side) -> nn.Module:
         return self.G if side == "generator" else self.D
 
     def outputs(self, side: Side, weights: Sequence[float] | None = None) -> StepOutputs:
         """weights: of the images, None without any"""
-        y_hat = self.batch.y.clone().requires_grad_() if self.perfect else self.G(self.batch.x)
+        G: Any = _PartialGenerator(self.G, self.parts)
+        y_hat = self.batch.y.clone().requires_grad_() if self.perfect else G(self.batch.x)
         sample_weight = torch.tensor(weights, device=y_hat.device) if weights else None
-        G = self.G if self.with_features else self.G.forward  # a method has no attributes of its module
         out = StepOutputs(self.batch, y_hat, self.D, G=G, sample_weight=sample_weight)
         return out if side == "discriminator" else out.for_generator()
 
@@ -154,6 +154,23 @@ class Game:
     def state(self) -> dict[str, Tensor]:
         networks = {f"{name}.{key}": t for name in ("G", "D") for key, t in getattr(self, name).state_dict().items()}
         return {**networks, "x": self.batch.x, "y": self.batch.y}
+
+
+class _PartialGenerator:
+    """G, with only those of its optional parts that are named."""
+
+    def __init__(self, G: TinyNoisyGenerator, parts: Collection[str]) -> None:
+        self._G, self._parts = G, parts
+
+    def __call__(self, x: Tensor, z: Tensor | None = None) -> Tensor:
+        if z is not None and "z" not in self._parts:
+            raise TypeError("this generator takes no z")
+        return self._G(x, z=x.new_zeros(()) if z is None else z)  # type: ignore[no-any-return]
+
+    def __getattr__(self, name: str) -> Any:
+        if {"features": "features", "draw_z": "z", "takes_z": "z"}.get(name, "other") not in (*self._parts, "other"):
+            raise AttributeError(f"this generator has no `{name}`")
+        return getattr(self._G, name)
 
 
 class _ConstantDiscriminator:

@@ -38,6 +38,23 @@ def check_generator_features(case: ComponentCase) -> None:
         assert x.grad.isfinite().all(), "the gradient of `features` at x is nan or inf"
 
 
+def check_generator_z(case: ComponentCase) -> None:
+    """With `takes_z`, `draw_z(x)` samples a z per image, and in eval mode ŷ of G(x, z=z) depends on x and z alone."""
+    network: Any = build_trained_network(case).eval()
+    if not getattr(network, "takes_z", False):
+        raise DoesNotApply("takes no z")
+    assert not case.takes_time, "has `takes_z` and `takes_time`: it can have one of the two"
+    x = case.example_inputs()[0]
+    with torch.no_grad(), rng.torch_seed(0):
+        z, other = network.draw_z(x), network.draw_z(x)
+        assert isinstance(z, Tensor), f"`draw_z` returns a {type(z).__name__}, not a tensor"
+        assert len(z) == len(x), f"`draw_z` returns a z of the shape {tuple(z.shape)} for {len(x)} images"
+        assert not torch.equal(z, other), "`draw_z` returns the same z twice"
+        first, again, second = (network(x, z=each) for each in (z, z, other))
+    assert torch.equal(first, again), "gives two results for the same z"
+    assert not torch.equal(first, second), "ŷ does not depend on z"
+
+
 def check_discriminator_labels(case: ComponentCase) -> None:
     """A D that is registered with `needs=("labels",)` gives other logits for other labels."""
     if "labels" not in case.component.entry.needs:

@@ -24,7 +24,7 @@ from p2pzoo.testing.component_case import ComponentCase, DoesNotApply, first_lin
 from p2pzoo.testing.losses import Game, describe_side, losses_by_side
 from p2pzoo.utils import rng
 
-_ALL_FIELDS: tuple[str, ...] = (*get_args(BatchField), "features")  # what `needs` of a loss may name
+_ALL_FIELDS: tuple[str, ...] = (*get_args(BatchField), "features", "z")  # what `needs` of a loss may name
 _TAKES_CPU_TENSORS = ("aten::index", "aten::copy_")  # an index, and the source of a copy, may be on the CPU
 
 
@@ -68,14 +68,14 @@ def check_computes_on_device(case: ComponentCase) -> None:
 
 
 def check_declared_needs(case: ComponentCase) -> None:
-    """Reads no field of the batch, and no features of G, that are not in the `needs` of its registration."""
+    """Reads no field of the batch, and no features or z of G, that are not in the `needs` of its registration."""
     declared = case.component.entry.needs
     if _error_with_fields(case, declared) is None:
         return
     for name in (each for each in _ALL_FIELDS if each not in declared):
         if error := _error_with_fields(case, [field for field in _ALL_FIELDS if field != name]):
             _raise_if_it_fails_anyway(case)
-            owner = "G" if name == "features" else "the batch"
+            owner = "G" if name in ("features", "z") else "the batch"
             raise AssertionError(
                 f'reads `{name}` of {owner} ({first_line(error)}), but is registered without needs=("{name}",)'
             ) from error
@@ -126,7 +126,7 @@ class _Use:
 
 
 def _iter_uses(case: ComponentCase, device: str = "cpu", fields: Collection[str] = _ALL_FIELDS) -> Iterator[_Use]:
-    """fields: those of the batch that are not None, and "features" if G has them."""
+    """fields: those of the batch that are not None, and "features" and "z" if G has them."""
     if case.kind in ("generator", "discriminator"):
         yield from _network_uses(case, device)
     elif case.kind in ("loss", "gan_loss"):
@@ -157,7 +157,7 @@ def _network_uses(case: ComponentCase, device: str) -> Iterator[_Use]:
 
 def _loss_uses(case: ComponentCase, device: str, fields: Collection[str]) -> Iterator[_Use]:
     for side, compute_loss in losses_by_side(case, device):
-        game = Game(device=device, with_features="features" in fields)
+        game = Game(device=device, parts=fields)
         game.batch = _with_fields(game.batch, fields)
         out = game.outputs(side)
         arguments = _batch_tensors(game.batch) | {"ŷ": out.y_hat}

@@ -62,6 +62,7 @@ CHECKS: dict[str, dict[str, CheckFunction]] = {
         "time": networks.check_generator_time,
         "features": optional_parts.check_generator_features,
         "sees_target": optional_parts.check_generator_sees_target,
+        "z": optional_parts.check_generator_z,
         **_NETWORK_CHECKS,
     },
     "discriminator": {

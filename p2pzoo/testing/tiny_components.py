@@ -94,6 +94,26 @@ class TinyTimeGenerator(TinyGenerator):
         return super().features(x)
 
 
+class TinyNoisyGenerator(TinyGenerator):
+    """A generator that adds a z to the output of its last layer.
+
+    >>> G, x = TinyNoisyGenerator(3, 1), torch.zeros(2, 3, 8, 8)
+    >>> G(x, z=G.draw_z(x)).shape
+    torch.Size([2, 1, 8, 8])
+    """
+
+    takes_z = True
+
+    def forward(self, x: Tensor, z: Tensor | None = None) -> Tensor:
+        if z is None and self.training:
+            z = self.draw_z(x)
+        h = self.layers(x)
+        return torch.tanh(h if z is None else h + z)
+
+    def draw_z(self, x: Tensor) -> Tensor:
+        return torch.randn_like(x[:, :1])
+
+
 class TinyDiscriminator(nn.Module):
     """A discriminator of two layers with two scales: the images, and the images at half their size.
 
@@ -145,13 +165,15 @@ def build_tiny_component(
 def build_experiment(component: Component, side: int) -> Experiment:
     """The smallest experiment that uses this component. Images are side × side px unless it is a dataset itself.
 
-    A process that can pass the time to G gets a G that takes it.
+    A process that can pass the time to G gets a G that takes it, and a loss that needs z one that takes z.
     """
     kind = component.entry.kind
     parts = {name: build_tiny_component(name) for name in ("generator", "discriminator", "gan_loss")}
     parts["dataset"] = build_tiny_component("dataset", {"side": side})
     if kind == "process" and can_pass_time(component):
         parts["generator"] = build_tiny_component("generator", factory=TinyTimeGenerator)
+    if "z" in component.entry.needs:
+        parts["generator"] = build_tiny_component("generator", factory=TinyNoisyGenerator)
     all_parts: dict[str, Any] = {**parts, **({kind: component} if kind in parts else {})}
     return Experiment(
         recipe=Recipe("kit", "plain", {}, {}, Source("kit")), seed=0, **all_parts,

@@ -98,6 +98,11 @@ LOSSES = (  # name, class, summary, paper
         "ISO/CIE 11664-4:2019",
     ),
     (
+        "diversity-sensitive", "diversity:DiversitySensitive",
+        "−min(τ, |ŷ(z₁) − ŷ(z₂)| / |z₁ − z₂|): another z gives another translation",
+        "arXiv:1901.09024, §3", "z",
+    ),
+    (
         "total-variation", "pixels:TotalVariation", "Mean |difference| of ŷ's neighbouring pixels: smooths ŷ",
         "doi:10.1016/0167-2789(92)90242-F",
     ),

@@ -50,8 +50,8 @@ class EncoderDecoder(nn.Module):
                      "lua": all
     noise            the z of G(x, z): "dropout", "gaussian" or "none". "dropout" is the paper's choice. "gaussian": one
                      map of N(0, 1) becomes a channel of x; torch's default generator draws it in training mode, and
-                     it is zero in eval mode. The paper found that G learns to ignore it (§3.2). "none": G is
-                     deterministic
+                     it is zero in eval mode. The paper found that G learns to ignore it (§3.2). With it, G(x, z=z)
+                     takes such a map, (B, 1, H, W), from losses. "none": G is deterministic
     dropout          which layers have dropout: "paper" (the default) or "pytorch"; for noise = "dropout" only. "paper":
                      the first three layers of the decoder, as in the appendix and in models.lua. "pytorch": one layer
                      later, d2 .. d(depth - 4), which are also three at depth 8; this needs a depth of at least 6
@@ -89,7 +89,7 @@ class EncoderDecoder(nn.Module):
         dropout_layers = _dropout_layers(depth, noise, dropout)
         with_bias = has_bias(bias, norm)
         self.size_divisor = 2**depth
-        self.noise = noise
+        self.noise, self.takes_z = noise, noise == "gaussian"
 
         channels_in = in_channels + 1 if noise == "gaussian" else in_channels
         e = [width * min(2**i, 8) for i in range(depth)]  # output channels of e1 .. e_depth
@@ -114,8 +114,8 @@ class EncoderDecoder(nn.Module):
         self.encoder = nn.ModuleList(encoder)
         self.decoder = nn.ModuleList(decoder)
 
-    def forward(self, x: Tensor) -> Tensor:
-        encoded = self._encode(x)
+    def forward(self, x: Tensor, z: Tensor | None = None) -> Tensor:
+        encoded = self._encode(x, z)
         d = encoded.pop()
         for layer in self.decoder:
             d = layer(d)
@@ -127,13 +127,19 @@ class EncoderDecoder(nn.Module):
         """The outputs of the encoder's layers, from the first to the innermost: layer i has sides of H / 2**i."""
         return self._encode(x)
 
-    def _encode(self, x: Tensor) -> list[Tensor]:
+    def draw_z(self, x: Tensor) -> Tensor:
+        """The z of noise = "gaussian", (B, 1, H, W) of N(0, 1)."""
+        return torch.randn_like(x[:, :1])
+
+    def _encode(self, x: Tensor, z: Tensor | None = None) -> list[Tensor]:
         height, width = x.shape[2:]
         if height % self.size_divisor or width % self.size_divisor:
             raise ValueError(
                 f"this generator needs sides that are multiples of {self.size_divisor}, not {height}×{width}"
             )
-        e = self._with_noise(x) if self.noise == "gaussian" else x
+        if z is not None and not self.takes_z:
+            raise ValueError(f'this generator takes no z: it has noise = "{self.noise}", not "gaussian"')
+        e = self._with_noise(x, z) if self.takes_z else x
         encoded = []
         for layer in self.encoder:
             e = layer(e)
@@ -144,8 +150,9 @@ class EncoderDecoder(nn.Module):
         """The input of the next decoder layer, from the output d of this layer and the output e of its mirror layer."""
         return d
 
-    def _with_noise(self, x: Tensor) -> Tensor:
-        z = torch.randn_like(x[:, :1]) if self.training else torch.zeros_like(x[:, :1])
+    def _with_noise(self, x: Tensor, z: Tensor | None) -> Tensor:
+        if z is None:
+            z = self.draw_z(x) if self.training else torch.zeros_like(x[:, :1])
         return torch.cat([x, z], dim=1)
 
 

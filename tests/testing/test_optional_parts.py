@@ -7,7 +7,43 @@ from torch import nn
 from torch.nn import functional as F
 
 from p2pzoo.testing import CHECKS, DoesNotApply
-from p2pzoo.testing.tiny_components import TinyDiscriminator, TinyGenerator, TinyTimeGenerator
+from p2pzoo.testing.tiny_components import TinyDiscriminator, TinyGenerator, TinyNoisyGenerator, TinyTimeGenerator
+
+
+class TestZ:
+    def test_one_that_keeps_the_interface_passes(self):
+        checks = ("z", "features", "random_numbers", "training", "resume")
+        assert failures("generator", TinyNoisyGenerator, checks=checks) == {}
+
+    def test_a_generator_that_takes_none(self):
+        with pytest.raises(DoesNotApply, match="takes no z"):
+            CHECKS["generator"]["z"](case("generator", TinyGenerator))
+
+    def test_a_z_that_is_ignored_or_not_sampled_or_not_the_only_one(self):
+        class Ignoring(TinyNoisyGenerator):
+            def forward(self, x, z=None):
+                return torch.tanh(self.layers(x))
+
+        class Constant(TinyNoisyGenerator):
+            def draw_z(self, x):
+                return torch.ones_like(x[:, :1])
+
+        class Drawing(TinyNoisyGenerator):
+            def forward(self, x, z=None):
+                return super().forward(x, z) * torch.rand(())
+
+        assert "does not depend on z" in failure("generator", Ignoring, "z")
+        assert "returns the same z twice" in failure("generator", Constant, "z")
+        assert "two results for the same z" in failure("generator", Drawing, "z")
+
+    def test_a_loss_that_uses_it_needs_it(self):
+        class Diverse:
+            side = "generator"
+
+            def __call__(self, out):
+                return -(out.G(out.x, z=out.G.draw_z(out.x)) - out.y).abs().mean()
+
+        assert 'without needs=("z",)' in failure("loss", Diverse, "needs")
 
 
 class TestFeatures:
