@@ -27,7 +27,7 @@ class ADA(nn.Module):
     policy      one or more of "color", "translation" and "cutout", each once, in the order in which they act
     color_side  the images whose color changes: "y", "x" or "both"; as of `diffaugment`
     target      r that D is kept at; 0.6 in the paper
-    every       updates of D between two changes of p; 4 in the paper, with batches of 64
+    every       updates of D between two changes of p; 4 in the paper
     images      real images in which p can rise from 0 to 1; 500,000 in the paper, for 25 million images in all. A
                 shorter training needs fewer
     threshold   logit between real and fake: 0 for a GAN loss whose D is undecided there (vanilla, hinge), 0.5 for

@@ -31,7 +31,7 @@ LOSSES = (  # name, class, summary, paper
     ),
     (
         "lecam", "lecam:LeCam", "On D: real logits stay near the average fake one, and the other way round",
-        "arXiv:2104.03310, §3.2",
+        "arXiv:2104.03310, §3",
     ),
     (
         "feature-matching", "feature_matching:FeatureMatching", "Mean |difference| of D's activations at y and at ŷ",
@@ -56,7 +56,7 @@ LOSSES = (  # name, class, summary, paper
     ),
     (
         "dists", "vgg_distances:DISTS", "Deep image structure and texture similarity, by VGG-16",
-        "arXiv:2004.07728, Eq. 6",
+        "arXiv:2004.07728, §3",
     ),
     (
         "ssim", "structure:SSIM", "1 − structural similarity, Gaussian window of 11 px",
@@ -82,7 +82,7 @@ LOSSES = (  # name, class, summary, paper
     (
         "registration", "misalignment:Registration",
         "L1 after a deformation of ŷ that a network learns: for targets that are not aligned",
-        "arXiv:2110.06465, §3.2",
+        "arXiv:2110.06465",
     ),
     (
         "shift-tolerant-l1", "misalignment:ShiftTolerantL1",

@@ -12,7 +12,7 @@ from p2pzoo.plugin import StepOutputs
 
 
 class LeCam(nn.Module):
-    """A regulariser of D for little data (Tseng et al. 2021, arXiv:2104.03310, §3.2): ≥ 0.
+    """A regulariser of D for little data (Tseng et al. 2021, arXiv:2104.03310, §3): ≥ 0.
 
     E[(D(x, y) − α_F)²] + E[(D(x, ŷ) − α_R)²], with α_R and α_F the exponential moving averages of D's mean logit of
     real and of fake images. No gradient flows through the averages. The recipe's weight is λ of the paper.

@@ -18,11 +18,10 @@ from p2pzoo.utils.errors import UserError
 class Registration(nn.Module):
     """|y − ŷ∘T| with a deformation T that a network R(ŷ, y) predicts, plus `smoothness` times ‖∇T‖²: 0 or more.
 
-    RegGAN (Kong et al. 2021, arXiv:2110.06465, §3.2: its correction and smoothness losses), for pairs with misaligned
+    RegGAN (Kong et al. 2021, arXiv:2110.06465: its correction and smoothness losses), for pairs with misaligned
     targets. R learns together with G, by the same optimizer, and is saved in checkpoints. At the start T is the
     identity, and the loss is L1. ŷ∘T takes the value at each pixel from the place that is `displacement` pixels away,
-    with bilinear interpolation; places outside of ŷ get its nearest pixel. The paper's weights, 20 and 10, are for
-    displacements in another unit.
+    with bilinear interpolation; places outside of ŷ get its nearest pixel.
 
     R is a U-Net of 3×3 convolutions with LeakyReLU(0.2) and without norms. Images keep their size, in fp32 even if the
     networks do not. `displacement` asks R for the deformation, and `load_registration` reads the R of a run.
@@ -30,7 +29,7 @@ class Registration(nn.Module):
     smoothness        weight of the smoothness: the mean square of the differences between the displacements of
                       neighbouring pixels, in px per px, vertically plus horizontally
     width             channels of R at full resolution; half the resolution has twice as many, and all below four times
-    levels            how often R halves the resolution. R sees about 8 · 2ᵏ px around a pixel
+    levels            how often R halves the resolution. With k levels R sees 2 · 2ᵏ px to each side of a pixel
     max_displacement  largest displacement in px along each side, the limit of a tanh
 
     Raises ValueError for sides below 2ᵏ px with k levels.
@@ -51,7 +50,7 @@ class Registration(nn.Module):
         *,
         smoothness: Annotated[float, Field(ge=0)] = 1.0,
         width: Annotated[int, Field(ge=1)] = 16,
-        levels: Annotated[int, Field(ge=1, le=8)] = 3,
+        levels: Annotated[int, Field(ge=1, le=8)] = 4,
         max_displacement: Annotated[float, Field(gt=0)] = 16.0,
     ) -> None:
         super().__init__()

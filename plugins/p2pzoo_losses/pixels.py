@@ -66,7 +66,7 @@ class GradientDifference:
     gradients do not count: an edge from dark to bright may become one from bright to dark, so use it with another loss.
     There is no padding: ValueError for sides below 2 px.
 
-    alpha  exponent α, 1 or 2 in the paper
+    alpha  exponent α, at least 1
     """
 
     side = "generator"

@@ -54,7 +54,7 @@ class LPIPS(_DistanceLoss):
 
 
 class DISTS(_DistanceLoss):
-    """Ding et al. 2020 (arXiv:2004.07728, Eq. 6): texture and structure in the features of VGG-16; 0 if ŷ = y.
+    """Ding et al. 2020 (arXiv:2004.07728, §3): texture and structure in the features of VGG-16; 0 if ŷ = y.
 
     It tolerates another instance of a texture, as grass for grass. Images keep their size; grey images are converted to
     RGB. The numbers are those of the package DISTS_pytorch.

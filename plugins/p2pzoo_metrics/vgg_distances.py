@@ -25,7 +25,7 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of
 # The input layer of the package lpips, for pixels in [-1, 1].
 LPIPS_MEAN, LPIPS_STD = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)
 MIN_NORM = 1e-10  # of the features at a place: Zhang et al.'s code adds it to the norm
-DISTS_STABILIZER = 1e-6  # c1 and c2 of Ding et al., Eq. 4 and 5
+DISTS_STABILIZER = 1e-6  # c1 and c2 of Ding et al., §3
 
 
 class LPIPSDistance(nn.Module):
@@ -72,7 +72,7 @@ class LPIPSDistance(nn.Module):
 
 
 class DISTSDistance(nn.Module):
-    """D(ŷ, y) of Ding et al. 2020 (arXiv:2004.07728, Eq. 4 to 6): 0 (equal) to 1 for images of usual contrast.
+    """D(ŷ, y) of Ding et al. 2020 (arXiv:2004.07728, §3): 0 (equal) to 1 for images of usual contrast.
 
     One minus the weighted sum, over the channels of the image and of five stages of VGG-16, of the similarity of means
     (texture, α) and of the correlation (structure, β). Its VGG-16 has L2 pools with a Hanning window in place of max

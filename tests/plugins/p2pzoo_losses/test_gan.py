@@ -76,6 +76,8 @@ def test_every_registered_component_can_be_imported_and_names_its_source():
     assert set(registered) == {
         *("hinge", "wgan-gp", "relativistic", "r1", "r2", "feature-matching", "perceptual", "ssim", "ms-ssim"),
         *("charbonnier", "edge", "focal-frequency", "lab-color", "total-variation"),
+        *("lecam", "gradient-difference", "registration", "shift-tolerant-l1", "lpips", "dists"),
+        *("patchnce", "patchnce-network", "diversity-sensitive"),
     }
     for factory, about in registered.values():
         module, attribute = factory.split(":")

@@ -126,6 +126,16 @@ class TestRegistration:
         with pytest.raises(ValueError, match="levels = 3 needs sides of at least 8 px, not 4×32: set fewer levels"):
             Registration(3, (4, 32), levels=3)
 
+    @pytest.mark.parametrize("levels", [1, 3])
+    def test_it_sees_as_far_to_each_side_as_it_says(self, levels):
+        loss = Registration(1, (64, 64), levels=levels, width=2).double()
+        for parameter in loss.parameters():
+            torch.nn.init.constant_(parameter, 0.01)
+        y_hat = torch.zeros(1, 1, 64, 64, dtype=torch.float64, requires_grad=True)
+        [gradient] = torch.autograd.grad(loss.displacement(y_hat, y_hat.detach())[0, 0, 32, 32], y_hat)
+        seen = gradient[0, 0].any(1).nonzero() - 32
+        assert (seen.min().item(), seen.max().item()) == (-2 * 2**levels, 2 * 2**levels)
+
     @pytest.mark.parametrize("side", [9, 31])
     def test_sides_need_no_divisor(self, side):
         loss = Registration(3, (side, side), levels=3)

@@ -70,7 +70,7 @@ def by_lpips(y_hat, y, files):
 
 
 def by_dists(y_hat, y, files):
-    """Ding et al., Eq. 4 to 6, with the L2 pool of their Section 3.1."""
+    """Ding et al., §3: similarities of means and structure, after stages with an L2 pool."""
     hanning = torch.tensor([0.5, 1.0, 0.5]).double()
     window = torch.outer(hanning, hanning) / torch.outer(hanning, hanning).sum()
 
