@@ -84,6 +84,11 @@ FINDING_KINDS: dict[str, FindingKind] = {
         "warning", False, "val and test are the same pairs",
         "a model that is selected on val is then not tested on new pairs; report it, or reserve other pairs for test",
     ),
+    "misaligned": FindingKind(
+        "warning", False, "Targets that are moved against the input, differently from pair to pair",
+        "L1 then rewards blur: align the pairs, or train with a loss that does, [losses.registration] in place of L1 "
+        "(zoo:modern/registration.toml)",
+    ),
     "shift": FindingKind(
         "warning", False, "x and y are misaligned",
         "L1 then rewards blur: shift x or y by the distance given, in all pairs of the split, and crop both",

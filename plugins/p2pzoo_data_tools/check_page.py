@@ -34,7 +34,10 @@ def write_page(path: Path, title: str, result: CheckResult, splits: Mapping[Spli
 
 
 def _describe_finding(finding: Finding, splits: Mapping[Split, Dataset]) -> dict[str, Any]:
-    cases = [_describe_case(case, splits, edges=finding.kind == "shift") for case in finding.cases[:MAX_PICTURED_CASES]]
+    cases = [
+        _describe_case(case, splits, edges=finding.kind in ("shift", "misaligned"))
+        for case in finding.cases[:MAX_PICTURED_CASES]
+    ]
     return {
         "kind": finding.kind,
         "about": finding.about,

@@ -11,7 +11,7 @@ from p2pzoo.data.findings import Case, PairLocation
 from p2pzoo.data.pairing import SPLITS
 from p2pzoo.data.validation import locate_pair
 from p2pzoo.plugin import Dataset, Split
-from p2pzoo_data_tools.alignment import Shift, ShiftEstimator
+from p2pzoo_data_tools.alignment import Drift, Shift, ShiftEstimator
 from p2pzoo_data_tools.near_duplicates import ImageHash, are_similar, find_similar
 
 MIN_CORRELATION_ALONE = 0.985  # of one image, if the other one is too flat to be compared
@@ -57,7 +57,7 @@ Evidence = Mapping[Split, SplitEvidence]
 
 
 def find_shifts_and_constants(evidence: Evidence, cases: Cases) -> None:
-    """Add images of a single value, and shifts between x and y that many pairs of a split share."""
+    """Add images of a single value, and y that are moved against x, all by one shift or each by another."""
     for split, each in evidence.items():
         for pair in each.pairs:
             if any(pair.is_flat):
@@ -68,6 +68,16 @@ def find_shifts_and_constants(evidence: Evidence, cases: Cases) -> None:
             if shift := estimator.estimate():
                 examples = tuple(_locate(evidence, by_index[index]) for index in shift.supporting[:MAX_NAMED_PAIRS])
                 cases["shift"].append(Case(_describe_shift(split, shift), examples))
+            elif drift := estimator.estimate_drift():
+                examples = tuple(_locate(evidence, by_index[index]) for index in drift.moving[:MAX_NAMED_PAIRS])
+                cases["misaligned"].append(Case(_describe_drift(split, drift), examples))
+
+
+def _describe_drift(split: Split, drift: Drift) -> str:
+    return (
+        f"{split}: y is moved by 2 px or more in {drift.moved:.0%} of the {drift.clear} pairs (of {drift.pairs}) where "
+        f"it can be seen; the median distance is {drift.median:.1f} px"
+    )
 
 
 def _describe_shift(split: Split, shift: Shift) -> str:

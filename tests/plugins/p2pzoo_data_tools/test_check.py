@@ -10,10 +10,12 @@ import pytest
 from p2pzoo_data_tools.alignment import ShiftEstimator
 from p2pzoo_data_tools.check import OpenedDataset, check_dataset
 from p2pzoo_data_tools.near_duplicates import MAX_DIFFERENT_BITS, ImageHash, are_similar, find_similar, hash_image
+from p2pzoo_earth.dataset import Earth
 from PIL import Image, ImageDraw
 
 from p2pzoo import config
 from p2pzoo.data import Store
+from p2pzoo.data.findings import FINDING_KINDS
 from p2pzoo.data.validation import MAX_NAMED_CASES, validate_or_raise
 from p2pzoo.plugin.batch import Pair
 from p2pzoo.utils.errors import UserError
@@ -399,6 +401,21 @@ class TestAlignment:
             x, y = (image.mean(axis=2) for image in scene(seed))
             estimator.add(seed, x, np.roll(y, (seed - 6, 2 * seed - 11), (0, 1)))
         assert estimator.estimate() is None
+        drift = estimator.estimate_drift()
+        assert drift.moved > 0.7  # two are moved by less than 2 px
+        assert drift.median == pytest.approx(np.median([np.hypot(s - 6, 2 * s - 11) for s in range(12)]), abs=1.5)
+
+    @pytest.mark.parametrize(("warp", "expected"), [(0, None), (2, 2), (4, 4)])
+    def test_smooth_warps_of_the_earth_are_found(self, warp, expected):
+        found = find_cases([*Earth("train", stride=128, warp=warp)]).get("misaligned", [])
+        if expected is None:
+            assert not found
+        else:
+            [case] = found
+            assert float(re.search(r"distance is ([\d.]+) px", case.message)[1]) == pytest.approx(expected, abs=1)
+
+    def test_the_advice_is_a_loss_that_aligns(self):
+        assert "zoo:modern/registration.toml" in FINDING_KINDS["misaligned"].do
 
 
 class TestBeforeARun:
