@@ -201,6 +201,8 @@ class Dataset(Protocol):
     x_kernel, y_kernel    "nearest", if the jitter must not mix the values of that side when it enlarges images. None:
                           the recipe's kernel
     unscored              names of classes that means over classes leave out: too rare to count, or of no interest
+    training_parameters   names of parameters that change training pairs only. They are in a run's id and in no
+                          protocol: numbers of runs that differ in them alone are compared
     scorer                file of a segmenter that was trained on the photos of y, with the classes of `classes`;
                           metrics apply it to ŷ
     scorers               {name: file} of further segmenters of that kind, which metrics apply when a recipe names them

@@ -385,7 +385,11 @@ def describe_metric(component: Component, metric: Any) -> dict[str, Any]:
 
 
 def describe_component(component: Component) -> dict[str, Any]:
-    """{"use", "version", parameters}, as JSON values. Defaults of parameters that were added later are left out."""
+    """{"use", "version", parameters}, as JSON values.
+
+    Defaults of parameters that were added later are left out, and a dataset's `training_parameters`.
+    """
     version = str(getattr(component.factory, "version", "1"))
     values = schema.omit_added_later(component.factory, component.values)
+    values = {k: v for k, v in values.items() if k not in getattr(component.factory, "training_parameters", ())}
     return {"use": component.entry.full_name, "version": version, **schema.to_jsonable(values), **component.fold_table}

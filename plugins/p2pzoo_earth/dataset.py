@@ -120,6 +120,7 @@ class Earth:
     classes = CLASSES
     palette = PALETTE
     unscored = UNSCORED
+    training_parameters = ("warp",)
     licence = (
         "NASA Blue Marble, NOAA ETOPO1 and NASA MODIS land cover, free to use with credit to their publishers; Natural "
         "Earth, public domain; GSHHG, LGPL-3.0-or-later; as these state it"

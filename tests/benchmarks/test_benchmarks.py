@@ -14,6 +14,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 from p2pzoo_bench.stored_results import FinishedRun
+from p2pzoo_earth.dataset import Earth
 from PIL import Image
 
 from p2pzoo.models.safetensors_io import save_tensors
@@ -294,3 +295,24 @@ def test_scaling_fits_a_slope_to_every_series_and_plots_it(tmp_path, load):
     load("scaling").plot(result, plot)
     assert all(unit in plot.read_text() for unit in (batch["unit"], "pairs of the dataset", "start-up in s"))
     assert plot.stat().st_size < 100_000
+
+
+def test_an_exact_deformation_has_no_error_and_none_has_that_of_the_warp(load, monkeypatch, tmp_path):
+    module = load("recovered_warp")
+    data = Earth("train", size=64, stride=256, warp=2)
+    (tmp_path / "recipe.toml").write_text(
+        'extends = "zoo:base.toml"\n[dataset]\nsize = 64\nstride = 256\nwarp = 2\n', "utf-8"
+    )
+    places = iter(range(0, 2 * len(data)))
+
+    def displacement(y_hat, y):
+        index = next(places)
+        exact = index < len(data)
+        return torch.from_numpy(data.displacement(index % len(data)) * exact)[None]
+
+    monkeypatch.setattr(module, "load_registration", lambda run: SimpleNamespace(displacement=displacement))
+    monkeypatch.setattr(module.p2pzoo, "load", lambda run: SimpleNamespace(translate=lambda x: x))
+    exact, none = (module.compare(tmp_path, len(data)) for _ in range(2))
+    assert exact["field"] == pytest.approx(2.0, abs=1e-5)
+    assert exact["error"] == 0
+    assert none["error"] == none["field"]

@@ -5,6 +5,10 @@ import pytest
 from p2pzoo_earth.dataset import Earth
 from p2pzoo_earth.warp import displacement, warp_image
 
+from p2pzoo import config
+from p2pzoo.data import Store
+from p2pzoo.runs.evaluate import build_protocol
+
 SMALL = {"size": 64, "stride": 256}
 
 
@@ -46,3 +50,12 @@ def test_only_y_of_training_pairs_is_warped():
 def test_classes_keep_their_colours():
     pair = Earth("train", task="photo-to-labels", warp=4, **SMALL)[5]
     assert {tuple(colour) for colour in pair.y.reshape(-1, 3)} <= set(Earth.palette)
+
+
+def test_runs_with_other_warps_differ_and_their_numbers_are_compared():
+    plain, warped = (
+        config.load("zoo:base.toml", "smoke", [f"dataset.warp={amount}", "dataset.stride=256"]) for amount in (0, 2)
+    )
+    assert plain.id == config.load("zoo:base.toml", "smoke", ["dataset.stride=256"]).id != warped.id
+    store = Store(plain.dataset.build(split="test"))
+    assert build_protocol(warped, "l1", store) == build_protocol(plain, "l1", store)
