@@ -9,12 +9,14 @@ import importlib.util
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from p2pzoo.models.pickled_tensors import load_pickle
-from p2pzoo.plugin import Batch, Dataset
+from p2pzoo.plugin import AddedLater, Batch, Dataset
 from p2pzoo.utils.errors import UserError
 from p2pzoo_metrics.distances import frechet_distance
 from p2pzoo_metrics.levels import check_channels, to_levels
@@ -22,6 +24,7 @@ from p2pzoo_metrics.levels import check_channels, to_levels
 RELEASE = "https://github.com/toshas/torch-fidelity/releases/download/v0.2.0"
 INCEPTION = f"{RELEASE}/weights-inception-2015-12-05-6726825d.pth"
 LPIPS_HEADS = f"{RELEASE}/weights-vgg16-lpips.pth"
+INCEPTION_SIDE = 299
 VGG16 = "https://download.pytorch.org/models/vgg16-397923af.pth"
 
 
@@ -32,6 +35,10 @@ class FID:
     rounded to 8 bit and resized to 299 px as TensorFlow 1 did. With as few images as earth's test split has, the number
     depends mostly on how many there are: compare runs on the same images only, never with a published number.
 
+    protocol  how images become the network's input. "torch-fidelity": as above. "gan-compression": rounded, and resized
+              as torch does, without antialiasing. "mmgen": the same, not rounded. The last two are those of published
+              FIDs of pix2pix (README.md)
+
     Raises UserError if torch-fidelity or the weights are missing, or if the weights have another digest.
     """
 
@@ -39,8 +46,14 @@ class FID:
     better = "lower"
     minimum_images = 2048  # the number of features: the covariance of fewer images has no full rank
 
-    def __init__(self, dataset: Dataset) -> None:
+    def __init__(
+        self,
+        dataset: Dataset,
+        *,
+        protocol: Annotated[Literal["torch-fidelity", "gan-compression", "mmgen"], AddedLater] = "torch-fidelity",
+    ) -> None:
         _require_torch_fidelity("fid")
+        self._inputs = protocol
         path, digest = find_weights("fid", INCEPTION)
         from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
@@ -59,8 +72,26 @@ class FID:
     def _features(self, images: Tensor) -> Tensor:
         check_channels((3,), images, "fid")
         self._network.to(images.device)
-        rows = [self._network(image)[0] for image in _to_bytes(images)]
+        if self._inputs == "torch-fidelity":
+            rows = [self._network(image)[0] for image in _to_bytes(images)]
+        else:
+            levels = to_levels(images) / 255 if self._inputs == "gan-compression" else (images + 1) / 2
+            rows = [self._features_of_input(image) for image in levels.float().split(1)]
         return _restore_nan(torch.cat(rows), images)
+
+    def _features_of_input(self, image: Tensor) -> Tensor:
+        """The features of (1, 3, H, W) in [0, 1], resized by torch.
+
+        torch-fidelity takes bytes and resizes them itself. So its first layer gets this input in place of its own.
+        """
+        resized = F.interpolate(image, (INCEPTION_SIDE, INCEPTION_SIDE), mode="bilinear", align_corners=False)
+        hook = self._network.Conv2d_1a_3x3.register_forward_pre_hook(lambda _layer, _inputs: (2 * resized - 1,))
+        try:
+            black = torch.zeros(1, 3, INCEPTION_SIDE, INCEPTION_SIDE, dtype=torch.uint8, device=image.device)
+            features: Tensor = self._network(black)[0]
+            return features
+        finally:
+            hook.remove()
 
 
 class DISTS:

@@ -26,12 +26,13 @@ class Extractor(torch.nn.Module):
     def __init__(self, name, features_list, feature_extractor_weights_path):
         super().__init__()
         assert features_list == ["2048"]
+        self.Conv2d_1a_3x3 = torch.nn.Identity()
         self.path = feature_extractor_weights_path
 
     def forward(self, images):
         assert images.dtype == torch.uint8
         assert images.shape[:2] == (1, 3)
-        flat = images.flatten(2).float()
+        flat = self.Conv2d_1a_3x3(images.float()).flatten(2)
         return (torch.cat([flat.mean(2), flat.std(2)], 1),)
 
 
@@ -135,6 +136,16 @@ def test_fid_is_the_frechet_distance_of_the_features_of_8_bit_images(package, we
     assert metric.reduce(statistics) == {"value": distance}
     assert distance > 1
     assert metric.reduce(measure(metric, y, y))["value"] == pytest.approx(0, abs=1e-6)
+
+
+@pytest.mark.parametrize(("protocol", "rounds"), [("gan-compression", True), ("mmgen", False)])
+def test_fid_of_a_published_protocol_resizes_as_torch_does(protocol, rounds, package, weights):
+    images = (noise(2, 3, 20, 16) + 0.3 / 127.5).clamp(-1, 1)
+    seen = measure(FID(None, protocol=protocol), images, images)["y"]
+    unit = ((images + 1) * 127.5).round() / 255 if rounds else (images + 1) / 2
+    resized = 2 * torch.nn.functional.interpolate(unit, (299, 299), mode="bilinear", align_corners=False) - 1
+    flat = resized.flatten(2)
+    assert torch.allclose(seen, torch.cat([flat.mean(2), flat.std(2)], 1), atol=1e-6)
 
 
 def test_lpips_is_the_mean_of_the_images_distances(package, weights):
