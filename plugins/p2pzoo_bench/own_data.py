@@ -154,7 +154,7 @@ def _training(row: Row) -> tuple[Any, ...]:
 
 
 def _choose_rows(table: Table, methods: Sequence[str]) -> list[Row]:
-    targets = [row for row in table.rows if not row.recipe and not (row.flat or row.other_fold)]
+    targets = [row for row in table.rows if not (row.recipe or row.blur or row.flat or row.other_fold)]
     if not methods:
         return [*table.trained, *targets]
     names = [row.name for row in table.trained]

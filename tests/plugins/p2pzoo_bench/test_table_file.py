@@ -121,3 +121,26 @@ def test_any_text_is_read_or_refused_with_a_user_error(tmp_path_factory, text):
     file.write_text(text, "utf-8", errors="surrogatepass")
     with pytest.raises(UserError):
         read_table(str(file))
+
+
+OLDER = (
+    "best",
+    "bf16",
+    "search_full",
+    "search_half",
+    "table1_losses",
+    "table2_generators",
+    "table3_receptive_field",
+    "zoo",
+)
+
+
+@pytest.mark.parametrize("file", sorted(shipped_dir("benchmarks").glob("*.toml")), ids=lambda file: file.stem)
+def test_tables_of_protocol_2_show_what_their_scorers_say_of_changed_photos(file):
+    if is_claims_file(str(file)) or file.stem in OLDER:
+        return
+    table = read_table(str(file))
+    if any(column.startswith("fcn") for column in table.columns):
+        targets = [row for row in table.rows if row.recipe is None]
+        assert {row.blur for row in targets} == {0, 0.5, 1, 2}
+        assert any(row.flat for row in targets)
