@@ -2,6 +2,7 @@
 
 SMALL_NETWORKS = {  # plugin -> component -> parameters
     "adm": {"adm-unet": {"multipliers": [1, 2], "blocks": 1, "attention": [2], "head_channels": 4}},
+    "intervals": {"quantile-head": {"of": {"use": "unet", "width": 4}}},
     "pix2pixhd": {
         "pix2pixhd-global": {"downsamplings": 2, "blocks": 2},
         "pix2pixhd-local": {"downsamplings": 2, "blocks": 2, "local_blocks": 1},

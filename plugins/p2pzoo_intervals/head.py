@@ -11,11 +11,10 @@ from pydantic_core import PydanticCustomError
 from torch import Tensor, nn
 
 from p2pzoo.config.experiment import Component
+from p2pzoo.config.frozen_table import FrozenTable
 from p2pzoo.plugin import schema
 from p2pzoo.plugin.loader import registry
 from p2pzoo.utils.errors import UserError
-
-UNET = {"use": "unet"}
 
 
 def find_inner(table: Mapping[str, Any]) -> Component:
@@ -38,7 +37,7 @@ def find_inner(table: Mapping[str, Any]) -> Component:
     return Component(entry, factory, values)
 
 
-def _check_inner(table: dict[str, Any]) -> dict[str, Any]:
+def _check_inner(table: FrozenTable) -> FrozenTable:
     """The table itself: `schema` checks it with the recipe, which names file and line."""
     try:
         find_inner(table)
@@ -69,7 +68,7 @@ class QuantileHead(nn.Module):
 
     Raises ValueError for a generator inside that sees the target itself.
 
-    >>> G = QuantileHead(3, 1, (64, 64), of={"use": "unet", "width": 4}).eval()
+    >>> G = QuantileHead(3, 1, (64, 64), of=FrozenTable(use="unet", width=4)).eval()
     >>> x = torch.zeros(2, 3, 64, 64)
     >>> lower, upper = G.interval(x)
     >>> lower.shape, bool((lower <= upper).all()), torch.equal(G(x), (lower + upper) / 2)
@@ -86,7 +85,7 @@ class QuantileHead(nn.Module):
         *,
         levels: Annotated[tuple[_Level, _Level], AfterValidator(_check_levels)] = (0.1, 0.9),
         pinball: Annotated[float, Field(gt=0)] = 100.0,  # as lambda of L1 in base.toml
-        of: Annotated[dict[str, Any], AfterValidator(_check_inner)] = UNET,
+        of: Annotated[FrozenTable, AfterValidator(_check_inner)],
     ) -> None:
         super().__init__()
         self.inner = find_inner(of).build(in_channels=in_channels, out_channels=2 * out_channels, size=size)
