@@ -43,11 +43,16 @@ COMMAND_PLUGINS = {
     "p2pzoo_bench",
     "p2pzoo_data_tools",
     "p2pzoo_export",
+    "p2pzoo_intervals",
     "p2pzoo_study",
     "p2pzoo_tune",
     "p2pzoo_metrics",
 }
-NEIGHBOURS = {"p2pzoo_study": {"p2pzoo_bench"}, "p2pzoo_losses": {"p2pzoo_metrics"}}
+NEIGHBOURS = {
+    "p2pzoo_intervals": {"p2pzoo_bench"},
+    "p2pzoo_study": {"p2pzoo_bench"},
+    "p2pzoo_losses": {"p2pzoo_metrics"},
+}
 
 
 def python_files(folder):

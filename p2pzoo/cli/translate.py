@@ -47,6 +47,9 @@ OUTPUT_SUFFIXES = (".png", ".tif", ".tiff", ".npy", ".jpg", ".jpeg", ".webp")
 @click.option("--samples", type=click.IntRange(min=2), metavar="N",
               help="In paper mode: write N translations of each image (with the seeds SEED, SEED + 1, …), their mean "
                    "and their spread.")  # fmt: skip
+@click.option("--interval", "level", type=click.FloatRange(0, 1, min_open=True, max_open=True), metavar="LEVEL",
+              help="Write the interval of each value too, at the level for which `p2pzoo calibrate` calibrated MODEL: "
+                   "its lower bound, its upper bound and its width.")  # fmt: skip
 @click.option("--tile", type=click.IntRange(min=1), metavar="SIDE",
               help="In eval mode: translate larger images in tiles of this side, in bounded memory.")  # fmt: skip
 @click.option("--overlap", type=click.IntRange(min=0), metavar="PIXELS",
@@ -82,6 +85,7 @@ def translate_command(
     seed: int,
     at_use: Mapping[str, Mapping[str, Any]],
     samples: int | None,
+    level: float | None,
     tile: int | None,
     overlap: int | None,
     scale: str | None,
@@ -109,6 +113,10 @@ def translate_command(
 
     With --samples, OUT is a folder: photo-0.png and so on, photo-mean.png, and photo-spread.png, an uncertainty map:
     the standard deviation at each pixel (a grey of 16 is one 8-bit level; --format npy or tif keeps it exact).
+
+    With --interval, photo-lower.png, photo-upper.png and photo-width.png are beside photo.png. The promise: over
+    calibration and a new exchangeable block, the expected uncovered share is at most 1 - LEVEL; not per pixel, image,
+    class, or on another continent. A grey of 1 in the map of the width is one 8-bit level.
     """
     from p2pzoo.images.georeference import warn_of_losses
     from p2pzoo.models.scaling import Scaling
@@ -116,12 +124,14 @@ def translate_command(
 
     sources = _find_inputs(inputs, model)
     loaded = _load(model, device, precision, weights, background, at_use)
-    targets, quality = _plan_targets(loaded, sources, output, suffix, samples, force, quality)
+    targets, quality = _plan_targets(loaded, sources, output, suffix, samples, level is not None, force, quality)
     try:
         mode, tiling = loaded.resolve_options(test_mode, tile, overlap)
         scaling = Scaling.resolve(loaded.file_layout, parse_scale(scale), size)
         if samples:
             loaded.check_can_sample(mode)
+        if level is not None:
+            _check_interval(loaded, model, mode, level, samples, scale or size, at_use)
     except ValueError as error:
         raise UserError(str(error)) from None
     if scale is None and size is None:
@@ -131,9 +141,9 @@ def translate_command(
     text = {"p2pzoo": _describe_translation(loaded, mode, seed, precision, tiling, scaling, at_use)}
     outcomes = translate_files(
         loaded, targets, mode, seed=seed, tiling=tiling, text=text, samples=samples, scaling=scaling, half=half,
-        quality=quality,
+        quality=quality, interval=level is not None,
     )  # fmt: skip
-    _report(outcomes, samples, quiet, as_json)
+    _report(outcomes, samples, level is not None, quiet, as_json)
 
 
 def _load(
@@ -157,6 +167,27 @@ def _load(
     if model.device.type == "cpu":
         keep_freed_memory()
     return model
+
+
+def _check_interval(
+    model: Model,
+    path: Path,
+    mode: str,
+    level: float,
+    samples: int | None,
+    resized: object,
+    at_use: Mapping[str, Mapping[str, Any]],
+) -> None:
+    """Raises ValueError, or UserError for options that intervals cannot have."""
+    if samples:
+        raise UserError("--interval and --samples: they write different files; give one of them")
+    for options, is_given in (("--scale and --size", resized), ("-s, --steps and --eta", any(at_use.values()))):
+        if is_given:
+            raise UserError(f"--interval: the model is calibrated as it was trained; leave out {options}")
+    try:
+        model.check_interval(mode, level)
+    except ValueError as error:
+        raise ValueError(f"--interval: {error}".replace("calibrate MODEL", f"calibrate {path}")) from None
 
 
 def parse_scale(scale: str | None) -> float | Literal["native"] | None:
@@ -233,9 +264,11 @@ def _describe_translation(
     return json.dumps(values, sort_keys=True)
 
 
-def _report(outcomes: Generator[FileOutcome, None, None], samples: int | None, quiet: bool, as_json: bool) -> None:
+def _report(
+    outcomes: Generator[FileOutcome, None, None], samples: int | None, interval: bool, quiet: bool, as_json: bool
+) -> None:
     """Print each file when it is written, or a document at the end. Raises UserError with the faults of all images."""
-    from p2pzoo.models.translate_files import sample_paths
+    from p2pzoo.models.translate_files import interval_paths, sample_paths
 
     faults: list[str] = []
     files: list[dict[str, Any]] = []
@@ -246,6 +279,7 @@ def _report(outcomes: Generator[FileOutcome, None, None], samples: int | None, q
                 if outcome.faults:
                     continue
                 targets = sample_paths(outcome.target, samples) if samples else [outcome.target]
+                targets += interval_paths(outcome.target) if interval else []
                 files.append({"input": str(outcome.source), "outputs": [str(target) for target in targets]})
                 if not quiet and not as_json:
                     click.echo(escape(str(outcome.target)))
@@ -295,6 +329,7 @@ def _plan_targets(
     output: Path,
     file_format: str | None,
     samples: int | None,
+    interval: bool,
     force: bool,
     quality: int | None,
 ) -> tuple[dict[Path, Path], int]:
@@ -308,7 +343,21 @@ def _plan_targets(
     if samples:
         files = [file for target in targets.values() for file in sample_paths(target, samples)]
         _check_samples(files, output, sources, force)
+    if interval:
+        _check_interval_files(targets, sources, force)
     return targets, _check_quality(targets, quality)
+
+
+def _check_interval_files(targets: dict[Path, Path], sources: list[Path], force: bool) -> None:
+    from p2pzoo.images.lossy import LOSSY_SUFFIXES
+    from p2pzoo.models.translate_files import interval_paths
+
+    files = [file for target in targets.values() for file in interval_paths(target)]
+    if any(file.suffix.lower() in LOSSY_SUFFIXES for file in files):
+        raise UserError(f"--interval: {files[0].suffix} changes pixels, so bounds would not hold: use --format png")
+    taken = {*targets.values()}
+    _raise_first([f"{file}: would be a bound and a translation; rename the image" for file in files if file in taken])
+    _check_files(files, sources, force)
 
 
 def _check_quality(targets: dict[Path, Path], quality: int | None) -> int:
@@ -375,6 +424,10 @@ def _choose_targets(sources: list[Path], output: Path, suffix: str, force: bool)
 def _check_samples(files: list[Path], output: Path, sources: list[Path], force: bool) -> None:
     if _is_file_name(output):
         raise UserError(f"{output}: one file cannot hold several samples; give a folder")
+    _check_files(files, sources, force)
+
+
+def _check_files(files: list[Path], sources: list[Path], force: bool) -> None:
     originals = {source.resolve() for source in sources}
     _raise_first(
         [f"{file}: would overwrite an input; give another folder" for file in files if file.resolve() in originals]

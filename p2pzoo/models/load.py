@@ -11,6 +11,7 @@ from torch import Tensor
 from p2pzoo.compute.engine import pick_device
 from p2pzoo.models.at_use import AtUse, with_parameters
 from p2pzoo.models.checkpoint_model import list_checkpoints, load_model_tensors, load_newest_checkpoint
+from p2pzoo.models.intervals import Calibration
 from p2pzoo.models.model import Model
 from p2pzoo.models.model_file import ModelHeader, restore_network
 from p2pzoo.models.safetensors_io import load_tensors
@@ -35,7 +36,7 @@ def load_model(
     device: "auto", "cpu", "cuda" or "mps".
     precision: "fp32", or "bf16" for eval mode only.
     weights: of a run: "last", those after the last step, or "average", their average over the training.
-    at_use: parameters that may differ from the training, {"process": {"steps": 4}}.
+    at_use: parameters that may differ from the training, {"process": {"steps": 4}}. A calibration does not hold then.
 
     Raises UserError if there is no such model, the device is not available or a parameter does not fit, DamagedFile
     if the file is damaged, ValueError for another precision or other weights.
@@ -56,7 +57,9 @@ def load_model(
             f"{file}: {len(broken)} of its weights hold NaN or infinite values, such as '{broken[0]}': its training "
             "diverged; use an earlier checkpoint, or train it again"
         )
-    return Model(G, header, torch.device(pick_device(device)), precision)
+    is_as_calibrated = not any((at_use or {}).values())
+    calibration = Calibration.parse(json_header, file) if is_as_calibrated else None
+    return Model(G, header, torch.device(pick_device(device)), precision, calibration)
 
 
 def resolve_model_path(path: Path) -> Path:

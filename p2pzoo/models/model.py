@@ -22,6 +22,14 @@ from p2pzoo.images.label_maps import picture_map, read_map
 from p2pzoo.images.resize import resize_to
 from p2pzoo.images.rows import Rows
 from p2pzoo.images.transparency import Rgb, put_on_background
+from p2pzoo.models.intervals import (
+    BoundsNetwork,
+    Calibration,
+    Interval,
+    bounds_header,
+    find_reason_against,
+    make_interval,
+)
 from p2pzoo.models.model_file import ModelHeader
 from p2pzoo.models.noise_field import NoiseField
 from p2pzoo.models.padding import pad_by_reflection, reflected_indices
@@ -79,17 +87,26 @@ class Model:
     checkpoint                 (images, of): how far its training was; None if it was finished
     weights                    "last": G after the last step; "average": the average of its weights over the training
     precision                  "fp32", or "bf16" (eval mode only), which is less exact, and faster on some devices
+    calibration                how its intervals were calibrated; None if they were not
     header                     the parsed header of its file
 
     Eval mode uses an optimized copy of G that is made once: to change G's weights, make another Model.
     """
 
-    def __init__(self, G: nn.Module, header: ModelHeader, device: torch.device, precision: str = "fp32") -> None:
+    def __init__(
+        self,
+        G: nn.Module,
+        header: ModelHeader,
+        device: torch.device,
+        precision: str = "fp32",
+        calibration: Calibration | None = None,
+    ) -> None:
         if precision not in PRECISIONS:
             raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, not {precision!r}")
         if header.run is None or header.test_mode is None or header.size_divisor is None:
             raise ValueError("a Model needs a header with run, test_mode and size_divisor")
         self.G, self.header, self.device, self.precision = G.to(device), header, device, precision
+        self.calibration = calibration
         self.run, self.test_mode, self.size_divisor = header.run, header.test_mode, header.size_divisor
         self.in_channels, self.out_channels = header.in_channels, header.out_channels
         self.x_dtype, self.y_dtype = header.x_dtype, header.y_dtype
@@ -351,6 +368,70 @@ class Model:
         if mode != "paper":
             reason = "" if self.draws_in_eval else ": eval mode uses no random numbers"
             raise ValueError(f"samples need test mode paper{reason}")
+
+    # --- intervals ---
+
+    def interval(
+        self, image: np.ndarray, *, seed: int = 0, tile: int | None = None, overlap: int | None = None
+    ) -> Interval:
+        """The interval of each value of the translation, of a model that `p2pzoo calibrate` has calibrated.
+
+        The promise: over calibration and a new exchangeable block, the expected uncovered share is at most 1 - level
+        (`calibration.level`); not per pixel, image, class, or on another continent.
+
+        image: an array as `translate` takes it. seed, tile, overlap: as for `translate`.
+
+        Raises ValueError as `translate` does, and for a model that cannot give intervals, see `check_interval`.
+
+        >>> header = ModelHeader("generator", "mine", {}, 3, 3, (8, 8), run="r", size_divisor=1, test_mode="eval")
+        >>> G = nn.Conv2d(3, 3, 1)
+        >>> G.interval = lambda x: (x / 2, x / 2 + 0.5)
+        >>> calibration = Calibration(0.8, 1.5, 1, "eval", 4, (), {}, "")
+        >>> model = Model(G, header, torch.device("cpu"), calibration=calibration)
+        >>> interval = model.interval(np.zeros((8, 8, 3), np.uint8))
+        >>> interval.lower.shape, interval.upper.dtype, interval.width.shape
+        ((8, 8, 3), dtype('uint8'), (8, 8))
+        """
+        mode, tiling = self.resolve_options(None, tile, overlap)
+        self.check_interval(mode)
+        return self.intervals_of([self.prepare_input(image)], seed, tiling)[0]
+
+    def check_interval(self, mode: str, level: float | None = None) -> None:
+        """Raises ValueError if the model has no calibration for this test mode and this level, or for its precision.
+
+        level: None: that of the calibration.
+        """
+        if reason := find_reason_against(self.header):
+            raise ValueError(reason)
+        command = f"`p2pzoo calibrate MODEL --level {level or (self.calibration and self.calibration.level) or 0.8:g}`"
+        if self.calibration is None:
+            raise ValueError(f"this model has no calibration, so its intervals would promise nothing: {command}")
+        if self.calibration.samples == 1 and not hasattr(self.G, "interval"):
+            raise ValueError(
+                f"its calibration is for a generator with bounds of its own, and this one has none: {command}"
+            )
+        if level is not None and level != self.calibration.level:
+            raise ValueError(
+                f"this model is calibrated for the level {self.calibration.level:g}, not {level:g}: {command}"
+            )
+        if mode != self.calibration.test_mode:
+            raise ValueError(
+                f"this model is calibrated in test mode {self.calibration.test_mode}, not {mode}: use that"
+            )
+        if self.precision != "fp32":
+            raise ValueError(f"this model is calibrated in fp32, not in {self.precision}: use that")
+
+    def intervals_of(self, images: Sequence[PreparedImage], seed: int, tiling: Tiling | None) -> list[Interval]:
+        """The intervals of images whose x have one padded size, after `check_interval`. Raises OutOfMemory."""
+        assert self.calibration is not None
+        bounds = self._bounds.translate_arrays(images, self.calibration.test_mode, seed, tiling)
+        return [make_interval(each, self.calibration, self.y_dtype, self.y_range) for each in bounds]
+
+    @cached_property
+    def _bounds(self) -> Model:
+        """A model whose translations are the bounds before the calibration."""
+        assert self.calibration is not None
+        return Model(BoundsNetwork(self.G, self.calibration.samples), bounds_header(self.header), self.device)
 
     # --- translate many arrays ---
 

@@ -23,6 +23,7 @@ from p2pzoo.images.io import TiffTag, read_header, read_image, write_image
 from p2pzoo.images.label_maps import read_map
 from p2pzoo.images.lossy import DEFAULT_QUALITY, LOSSY_SUFFIXES, write_lossy
 from p2pzoo.images.rows import Rows, gather_rows, open_rows, write_rows
+from p2pzoo.models.intervals import Interval
 from p2pzoo.models.model import Model, PreparedImage, Samples
 from p2pzoo.models.scaling import Scaling
 from p2pzoo.models.tiling import Tiling
@@ -36,6 +37,7 @@ MAX_SAMPLES_AHEAD = 4  # samples of one image that are being written
 MAX_WAIT = 64  # how many later inputs an image waits for to fill a batch of its size
 
 SPREAD_LEVELS = 16 * 255 / 2  # grey levels of a spread map per unit of [-1, 1]: 16 per level of an 8-bit image
+WIDTH_LEVELS = 255 / 2  # of a width map: 1 per level of an 8-bit image
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,7 @@ def translate_files(
     scaling: Scaling | None = None,
     half: Half | None = None,
     quality: int = DEFAULT_QUALITY,
+    interval: bool = False,
 ) -> Generator[FileOutcome, None, None]:
     """Translate each source to its target. Yields the outcomes in the order of `targets`, each when its file is whole.
 
@@ -82,7 +85,7 @@ def translate_files(
     ...     read_image(target).shape
     (64, 64, 3)
     """
-    translator = _FileTranslator(model, targets, mode, seed, tiling, text, samples, scaling, half, quality)
+    translator = _FileTranslator(model, targets, mode, seed, tiling, text, samples, scaling, half, quality, interval)
     try:
         yield from translator.run()
     finally:
@@ -105,10 +108,11 @@ class _FileTranslator:
         scaling: Scaling | None,
         half: Half | None,
         quality: int,
+        interval: bool,
     ) -> None:
         self.model, self.targets, self.mode, self.seed, self.tiling = model, targets, mode, seed, tiling
         self.text, self.samples, self.scaling, self.half = text, samples, scaling, half
-        self.quality = quality
+        self.quality, self.interval = quality, interval
         self.pool = ThreadPoolExecutor(min(MAX_THREADS, max(2, torch.get_num_threads())), "images")
         self.outcomes: dict[Path, FileOutcome | Future[FileOutcome]] = {}  # known, but not yet yielded
         self.pending = deque(targets)  # sources whose outcome is not yet yielded
@@ -145,7 +149,9 @@ class _FileTranslator:
 
     def goes_by_rows(self, source: Path) -> bool:
         """Whether the image is so large that it is read and written band by band."""
-        if self.tiling is None or self.samples or self.model.x_labels or _count_pixels(source) <= MAX_PIXELS_AHEAD:
+        if self.tiling is None or self.samples or self.interval or self.model.x_labels:
+            return False
+        if _count_pixels(source) <= MAX_PIXELS_AHEAD:
             return False
         height, width, _ = read_header(source)
         width = width // 2 if self.half else width
@@ -181,7 +187,12 @@ class _FileTranslator:
         sources, images = zip(*group, strict=True)
         try:
             y_hats = self.model.translate_arrays(images, self.mode, self.seed, self.tiling)
-        except OutOfMemory as error:  # the model has tried them one by one, and they have one size
+            if self.interval:
+                for source, interval in zip(
+                    sources, self.model.intervals_of(images, self.seed, self.tiling), strict=True
+                ):
+                    self.write_interval(source, interval)
+        except (OutOfMemory, UserError) as error:  # the model has tried them one by one, and they have one size
             self.outcomes.update({source: _skipped(source, self.targets[source], error) for source in sources})
             return
         for source, y_hat in zip(sources, y_hats, strict=True):
@@ -200,11 +211,23 @@ class _FileTranslator:
         for future in writing:
             future.result()
         self.write(source, paths[-2], samples.mean, self.text, self.model.palette)
-        spread, text = samples.spread[..., None], self.text
-        if target.suffix.lower() in (".png", *LOSSY_SUFFIXES):
-            spread = np.rint(spread * SPREAD_LEVELS).clip(0, 255).astype(np.uint8)
-            text = {**(text or {}), "spread": f"grey / {SPREAD_LEVELS:g} = standard deviation of values in [-1, 1]"}
-        return self.write(source, paths[-1], spread, text, None)
+        return self.write_map(source, paths[-1], samples.spread, "spread", SPREAD_LEVELS, "standard deviation")
+
+    def write_interval(self, source: Path, interval: Interval) -> None:
+        lower, upper, width = interval_paths(self.targets[source])
+        self.write(source, lower, interval.lower, self.text, None)
+        self.write(source, upper, interval.upper, self.text, None)
+        self.write_map(source, width, interval.width, "width", WIDTH_LEVELS, "upper - lower bound")
+
+    def write_map(
+        self, source: Path, path: Path, values: np.ndarray, name: str, levels: float, meaning: str
+    ) -> FileOutcome:
+        """Write a map (H, W) float32: as it is, or with so many grey levels per unit where a file has 8 bits."""
+        values, text = values[..., None], self.text
+        if path.suffix.lower() in (".png", *LOSSY_SUFFIXES):
+            values = np.rint(values * levels).clip(0, 255).astype(np.uint8)
+            text = {**(text or {}), name: f"grey / {levels:g} = {meaning} of values in [-1, 1]"}
+        return self.write(source, path, values, text, None)
 
     def tags(self, source: Path) -> tuple[TiffTag, ...]:
         """Where the translation lies on the map; none where its file cannot hold it."""
@@ -310,6 +333,15 @@ def sample_paths(target: Path, count: int) -> list[Path]:
     ['photo-0.png', 'photo-1.png', 'photo-mean.png', 'photo-spread.png']
     """
     return [target.with_stem(f"{target.stem}-{name}") for name in (*range(count), "mean", "spread")]
+
+
+def interval_paths(target: Path) -> list[Path]:
+    """The files of the lower bound, the upper bound and the width, besides `target`.
+
+    >>> [path.name for path in interval_paths(Path("photo.png"))]
+    ['photo-lower.png', 'photo-upper.png', 'photo-width.png']
+    """
+    return [target.with_stem(f"{target.stem}-{name}") for name in ("lower", "upper", "width")]
 
 
 def _skipped(source: Path, target: Path, error: Exception) -> FileOutcome:

@@ -31,6 +31,8 @@ class Generator(Protocol):
     loss_weights        of a generator with `sees_target`: {name: weight} for exactly the losses that it returns. They
                         are added to the recipe's with these weights, and logged as "G.NAME" without them
 
+    interval            `interval(x)`: a lower and an upper bound of each value of y, (B, out_channels, H, W) each;
+                        they never cross. `p2pzoo calibrate` chooses the factor by which they are widened
     size_divisor        H and W must be multiples of it (default 1). For any other size the network raises a ValueError
                         that names the size
     load_smaller        `load_smaller(tensors)`, for a generator that contains a smaller one which is trained first. It

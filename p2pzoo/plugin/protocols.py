@@ -262,6 +262,9 @@ class Metric(Protocol):
     samples   a whole number M from 2 on, usually a parameter: `measure` then gets M translations of each image in place
               of one, y_hats (B, M, C, H, W), made with random numbers of the seeds 0 to M - 1. They are equal where G
               draws none, and where a table measures y itself. Their order must change no number
+    calibration  None in its class, for a metric of intervals, which has `samples = 2`: `p2pzoo evaluate` sets it to the
+              model's `Calibration`, and `measure` gets the lower and the upper bounds, (B, 2, C, H, W). Without a
+              calibration `trust` raises UserError: a run's model has none yet
     minimum_images  the number of images from which on its values mean something, such as 50 for a distance between
               sets. A number of fewer images is marked wherever it is printed
     draw      `draw(rows) -> Figure`: a matplotlib figure of a table's rows, {row's label: its statistics}

@@ -30,6 +30,7 @@ from p2pzoo.images.color_spaces import Encodings
 from p2pzoo.images.label_maps import Labels
 from p2pzoo.images.resize import resize_to
 from p2pzoo.models.at_use import AtUse
+from p2pzoo.models.intervals import BoundsTranslator, find_reason_against
 from p2pzoo.models.load import find_model_file, find_run_folder, load_model
 from p2pzoo.models.model import TEST_MODES, Model
 from p2pzoo.models.scaling import NO_FILE_LAYOUT, Scaling
@@ -98,7 +99,7 @@ def evaluate_model(request: Request, note: Note) -> dict[str, Any]:
     overrides = [*request.overrides, *([f"compute.device={request.device}"] if request.device else [])]
     find_model_file(request.model)
     _check_overrides(request)
-    recipe = request.recipe or _find_recipe(request.model)
+    recipe = request.recipe or find_recipe(request.model)
     if recipe is None and (request.profile or request.overrides):
         raise UserError(f"{request.model}: has no recipe.toml that --profile or -s could change: give --recipe FILE")
     experiment = config.load(recipe, request.profile, overrides) if recipe else None
@@ -112,6 +113,7 @@ def evaluate_model(request: Request, note: Note) -> dict[str, Any]:
         note(f"{', '.join(other)}: not measured, since [metrics.NAME.evaluate] is for a recipe's own images")
         components = {name: component for name, component in components.items() if name not in other}
     model = load_model(request.model, device="cpu", at_use=request.at_use)
+    components = _with_metric_of_calibration(model, components, request)
     if request.folders is None:
         assert experiment is not None
         if request.scale is not None or request.size is not None:
@@ -151,7 +153,7 @@ def _is_used(override: str, tables: Sequence[str]) -> bool:
     return all(str(name).startswith(droppable) for name in (names if isinstance(names, list) else [names]))
 
 
-def _find_recipe(path: Path) -> str | None:
+def find_recipe(path: Path) -> str | None:
     """The recipe.toml in the model's folder, if there is one."""
     recipe = find_run_folder(find_model_file(path)) / "recipe.toml"
     return str(recipe) if recipe.is_file() else None
@@ -196,6 +198,73 @@ def _describe_checkpoint(model: Model) -> dict[str, Any]:
     return {"checkpoint": model.checkpoint._asdict()} if model.checkpoint else {}
 
 
+# --- intervals of a calibrated model -----------------------------------------------------------------------------
+
+
+def _with_metric_of_calibration(
+    model: Model, components: Mapping[str, Component], request: Request
+) -> dict[str, Component]:
+    """The metrics, and the one that the model's calibration names; only the wanted ones if the request names some."""
+    name = model.calibration.metric if model.calibration and not request.metrics else None
+    if name is None or any(component.entry.full_name == name for component in components.values()):
+        return {**components}
+    return {**components, name.rpartition(":")[2]: _find_metric(name)}
+
+
+def _calibrated(
+    model: Model,
+    metrics: Mapping[str, Any],
+    translations_of: Callable[[str], Translations],
+    request: Request,
+    note: Note,
+) -> dict[str, Any]:
+    """The metrics; those of intervals (see `Metric.calibration`) get the model's calibration.
+
+    Those whose translations are not those of the calibration are left out with a note. Raises UserError if the model
+    has no calibration, and for a metric left out that the request names.
+    """
+    kept = {}
+    for name, metric in metrics.items():
+        if hasattr(metric, "calibration"):
+            if reason := _why_not_calibrated(model, translations_of(name), request):
+                line = f"{name}: not measured: {reason}"
+                if model.calibration is None or name in request.metrics:
+                    raise UserError(line)
+                note(line)
+                continue
+            metric.calibration = model.calibration
+        kept[name] = metric
+    return kept
+
+
+def _why_not_calibrated(model: Model, translations: Translations, request: Request) -> str | None:
+    if reason := find_reason_against(model.header):
+        return reason
+    if any(request.at_use.values()) or translations.at_use:
+        return "the model is calibrated with the parameters of its training"
+    try:
+        model.check_interval(translations.test_mode)
+    except ValueError as error:
+        return str(error).replace("calibrate MODEL", f"calibrate {request.model}")
+    own = translations.weights == model.weights and translations.at is None and translations.test_batch == 1
+    return None if own else "the model is calibrated with the weights of its own file, one image at a time"
+
+
+def _translators(
+    model: Model, G: nn.Module, translations: Translations, metrics: Mapping[str, Any]
+) -> list[tuple[Translator, dict[str, Any]]]:
+    """What translates for these metrics, and for which of them: bounds for metrics of intervals, else translations."""
+    plain = {name: metric for name, metric in metrics.items() if not hasattr(metric, "calibration")}
+    others = {name: metric for name, metric in metrics.items() if name not in plain}
+    pairs: list[tuple[Translator, dict[str, Any]]] = []
+    if plain:
+        pairs.append((Translator(G, translations, model.size_divisor), plain))
+    if others:
+        assert model.calibration is not None
+        pairs.append((BoundsTranslator(G, model.calibration, translations, model.size_divisor), others))
+    return pairs
+
+
 # --- on a recipe's data ------------------------------------------------------------------------------------------
 
 
@@ -212,9 +281,10 @@ def _measure_on_recipe(model: Model, experiment: Experiment, request: Request, n
     store = Store(experiment.dataset.build(split=evaluation.split), compute=experiment.compute)
     check_needs(experiment, store)
     experiment = _with_weights_of(model, experiment, request, note)
-    metrics = build_metrics(experiment, store, experiment.measurements)
+    built = build_metrics(experiment, store, experiment.measurements)
+    metrics = _calibrated(model, built, lambda name: experiment.measurements[name].translations, request, note)
     is_own = experiment.id == model.run
-    _check_images_fit(model, store, experiment.recipe.name)
+    check_images_fit(model, store, experiment.recipe.name)
     if not is_own:
         _describe_differences(model, store, experiment, request, note)
     validate_or_raise(experiment, {"test": store}, note, keep_train=False)
@@ -225,11 +295,10 @@ def _measure_on_recipe(model: Model, experiment: Experiment, request: Request, n
     timings: list[dict[str, Any]] = []
     for translations, group in group_by_translations(experiment, metrics).items():
         G = _find_generator(model, translations, request).to(engine.device, memory_format=engine.memory_format)  # type: ignore[call-overload]
-        translator = Translator(G, translations, model.size_divisor)
-        statistics |= measure_all(
-            group, engine, store, functools.partial(_translate, translator), translations.test_batch
-        )
-        timings += describe_time(translator, engine)
+        for translator, part in _translators(model, G, translations, group):
+            translate_x = functools.partial(_translate, translator)
+            statistics |= measure_all(part, engine, store, translate_x, translations.test_batch)
+            timings += describe_time(translator, engine) if type(translator) is Translator else []
     protocols = {name: build_protocol(experiment, name, store, metric) for name, metric in metrics.items()}
     return {
         "id": model.run,
@@ -275,7 +344,7 @@ def _find_generator(model: Model, translations: Translations, request: Request) 
     return load_model(file, device="cpu", at_use=translations.at_use).G
 
 
-def _check_images_fit(model: Model, store: Store, recipe: str) -> None:
+def check_images_fit(model: Model, store: Store, recipe: str) -> None:
     """Raises UserError if the recipe's images have other channels, ranges, color spaces or classes than the model's."""
     dataset = store.dataset
     encodings = Encodings.of(dataset)
@@ -337,20 +406,24 @@ def _measure_on_folders(
     except ValueError as error:
         raise UserError(str(error)) from None
     pairs = FolderPairs(model, *request.folders, request.split, scaling)
-    metrics = _build_for_folders(components, pairs)
+    at_use = {kind: FrozenTable(table) for kind, table in request.at_use.items()}
+    translations = Translations(test_mode=mode, weights=model.weights, **at_use)  # type: ignore[arg-type]
+    metrics = _calibrated(model, _build_for_folders(components, pairs), lambda _: translations, request, note)
     engine = Engine(compute, AlgorithmChooser({}))
     check_trust(metrics, engine.device)
     G = model.G.to(engine.device, memory_format=engine.memory_format)  # type: ignore[call-overload]
     if model.file_layout is None and request.scale is None and request.size is None:
         warnings.warn(f"{NO_FILE_LAYOUT}, such as --scale 0.5 (--scale native: no warning)", stacklevel=2)
-    at_use = {kind: FrozenTable(table) for kind, table in request.at_use.items()}
-    translations = Translations(test_mode=mode, weights=model.weights, **at_use)  # type: ignore[arg-type]
     how = "" if scaling.is_native else f"; the model sees them {scaling}"
     note(f"measuring on {len(pairs)} pairs of {' and '.join(map(str, request.folders))}, test mode {mode}{how}")
-    rows, translator = [], Translator(G, translations, model.size_divisor)
+    rows, translators = [], _translators(model, G, translations, metrics)
     for item in pairs:
-        y_hats = _translate_pair(model, translator, engine, pairs, item, count_samples(metrics))
-        rows.append(measure(metrics, engine.to_device(collate([item.pair], pairs)), y_hats, pairs))
+        batch = engine.to_device(collate([item.pair], pairs))
+        row: dict[str, Tensor] = {}
+        for translator, part in translators:
+            y_hats = _translate_pair(model, translator, engine, pairs, item, count_samples(part))
+            row |= measure(part, batch, y_hats, pairs)
+        rows.append(row)
     facts = {
         "dataset": {"use": "two-folders", "pixels": pairs.fingerprint},
         "split": pairs.split,
@@ -362,7 +435,7 @@ def _measure_on_folders(
     protocols = {
         name: {"metric": describe_metric(components[name], metric), **facts} for name, metric in metrics.items()
     }
-    timings = describe_time(translator, engine)
+    timings = [entry for each, _ in translators if type(each) is Translator for entry in describe_time(each, engine)]
     return {
         "id": model.run,
         "model": str(request.model),
