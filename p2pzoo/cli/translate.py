@@ -119,26 +119,19 @@ def translate_command(
     class, or on another continent. A grey of 1 in the map of the width is one 8-bit level.
     """
     from p2pzoo.images.georeference import warn_of_losses
-    from p2pzoo.models.scaling import Scaling
     from p2pzoo.models.translate_files import translate_files
 
     sources = _find_inputs(inputs, model)
     loaded = _load(model, device, precision, weights, background, at_use)
     targets, quality = _plan_targets(loaded, sources, output, suffix, samples, level is not None, force, quality)
-    try:
-        mode, tiling = loaded.resolve_options(test_mode, tile, overlap)
-        scaling = Scaling.resolve(loaded.file_layout, parse_scale(scale), size)
-        if samples:
-            loaded.check_can_sample(mode)
-        if level is not None:
-            _check_interval(loaded, model, mode, level, samples, scale or size, at_use)
-    except ValueError as error:
-        raise UserError(str(error)) from None
+    mode, tiling, scaling = _resolve_options(loaded, test_mode, tile, overlap, scale, size, samples)
+    if level is not None:
+        _check_interval(loaded, model, mode, level, samples, scale or size, at_use)
     if scale is None and size is None:
         _describe_scale(loaded, scaling, quiet)
     _warn_of_pairs(loaded, sources, half)
     warn_of_losses(targets.items(), is_cut=half is not None)
-    text = {"p2pzoo": _describe_translation(loaded, mode, seed, precision, tiling, scaling, at_use)}
+    text = {"p2pzoo": _describe_translation(loaded, mode, seed, precision, tiling, scaling, at_use, level)}
     outcomes = translate_files(
         loaded, targets, mode, seed=seed, tiling=tiling, text=text, samples=samples, scaling=scaling, half=half,
         quality=quality, interval=level is not None,
@@ -169,6 +162,28 @@ def _load(
     return model
 
 
+def _resolve_options(
+    model: Model,
+    test_mode: str | None,
+    tile: int | None,
+    overlap: int | None,
+    scale: str | None,
+    size: tuple[int, int] | None,
+    samples: int | None,
+) -> tuple[str, Tiling | None, Scaling]:
+    """Test mode, tiles, and the size at which the model sees images. Raises UserError if they do not fit the model."""
+    from p2pzoo.models.scaling import Scaling
+
+    try:
+        mode, tiling = model.resolve_options(test_mode, tile, overlap)
+        scaling = Scaling.resolve(model.file_layout, parse_scale(scale), size)
+        if samples:
+            model.check_can_sample(mode)
+    except ValueError as error:
+        raise UserError(str(error)) from None
+    return mode, tiling, scaling
+
+
 def _check_interval(
     model: Model,
     path: Path,
@@ -178,7 +193,7 @@ def _check_interval(
     resized: object,
     at_use: Mapping[str, Mapping[str, Any]],
 ) -> None:
-    """Raises ValueError, or UserError for options that intervals cannot have."""
+    """Raises UserError for a model that is not calibrated for them, and for options that intervals cannot have."""
     if samples:
         raise UserError("--interval and --samples: they write different files; give one of them")
     for options, is_given in (("--scale and --size", resized), ("-s, --steps and --eta", any(at_use.values()))):
@@ -187,7 +202,7 @@ def _check_interval(
     try:
         model.check_interval(mode, level)
     except ValueError as error:
-        raise ValueError(f"--interval: {error}".replace("calibrate MODEL", f"calibrate {path}")) from None
+        raise UserError(f"--interval: {error}".replace("calibrate MODEL", f"calibrate {path}")) from None
 
 
 def parse_scale(scale: str | None) -> float | Literal["native"] | None:
@@ -243,6 +258,7 @@ def _describe_translation(
     tiling: Tiling | None,
     scaling: Scaling,
     at_use: Mapping[str, Mapping[str, Any]],
+    level: float | None,
 ) -> str:
     """JSON that is stored in each output file: how it was made."""
     from p2pzoo.utils.version import __version__
@@ -258,6 +274,8 @@ def _describe_translation(
         values["background"] = model.background
     if precision != "fp32":
         values["precision"] = precision
+    if level is not None:
+        values["interval"] = level
     values |= {kind: table for kind, table in at_use.items() if table}
     if tiling:
         values |= {"tile": tiling.side, "overlap": tiling.overlap}

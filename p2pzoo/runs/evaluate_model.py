@@ -99,7 +99,7 @@ def evaluate_model(request: Request, note: Note) -> dict[str, Any]:
     overrides = [*request.overrides, *([f"compute.device={request.device}"] if request.device else [])]
     find_model_file(request.model)
     _check_overrides(request)
-    recipe = request.recipe or find_recipe(request.model)
+    recipe = request.recipe or find_recipe_beside(request.model)
     if recipe is None and (request.profile or request.overrides):
         raise UserError(f"{request.model}: has no recipe.toml that --profile or -s could change: give --recipe FILE")
     experiment = config.load(recipe, request.profile, overrides) if recipe else None
@@ -153,7 +153,7 @@ def _is_used(override: str, tables: Sequence[str]) -> bool:
     return all(str(name).startswith(droppable) for name in (names if isinstance(names, list) else [names]))
 
 
-def find_recipe(path: Path) -> str | None:
+def find_recipe_beside(path: Path) -> str | None:
     """The recipe.toml in the model's folder, if there is one."""
     recipe = find_run_folder(find_model_file(path)) / "recipe.toml"
     return str(recipe) if recipe.is_file() else None

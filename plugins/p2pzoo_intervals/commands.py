@@ -64,10 +64,10 @@ def calibrate_command(
         raise UserError(f"{model}: comes with a plugin: write the calibrated model elsewhere with -o OUT.safetensors")
     from p2pzoo import config
     from p2pzoo.models.load import load_model
-    from p2pzoo.runs.evaluate_model import find_recipe
+    from p2pzoo.runs.evaluate_model import find_recipe_beside
     from p2pzoo_intervals.calibrate import calibrate, write_calibration
 
-    if (recipe := recipe or find_recipe(model)) is None:
+    if (recipe := recipe or find_recipe_beside(model)) is None:
         raise UserError(f"{model}: has no recipe.toml beside it, so nothing says on which images to calibrate it: give "
                         "--recipe FILE")  # fmt: skip
     experiment = config.load(recipe, None, [f"compute.device={device}"] if device else [])
