@@ -59,7 +59,7 @@ def calibrate(
     stores = {split: Store(experiment.dataset.build(split=split), compute=experiment.compute) for split in splits}
     for store in stores.values():
         check_images_fit(model, store, experiment.recipe.name)
-        validate_or_raise(experiment, {"test": store}, note, keep_train=False)
+    validate_or_raise(experiment, stores, note, keep_train=False)
     blocks = _group_by_block(stores, note)
     _check_level(level, len(blocks), splits)
     engine = Engine(experiment.compute, AlgorithmChooser({}))

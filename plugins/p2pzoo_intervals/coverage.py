@@ -59,6 +59,7 @@ class IntervalCoverage:
     def measure(self, batch: Batch, y_hats: Tensor) -> dict[str, Tensor]:
         """{"covered", "width": (B,) float64; "block": (B,) int64; "seen": (B,) bool}, for bounds (B, 2, C, H, W); with
         labels also {"class_covered", "class_values": (B, number of classes) int64}."""
+        self.trust(batch.y.device)
         assert self.calibration is not None
         lower, upper = y_hats.unbind(1)
         inside = (lower <= batch.y) & (batch.y <= upper)
