@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import errno
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -185,19 +185,25 @@ class _FileTranslator:
                 self.outcomes[source] = _skipped(source, self.targets[source], error)
             return
         sources, images = zip(*group, strict=True)
+        intervals: Sequence[Interval | None] = [None] * len(images)
         try:
             y_hats = self.model.translate_arrays(images, self.mode, self.seed, self.tiling)
             if self.interval:
-                for source, interval in zip(
-                    sources, self.model.intervals_of(images, self.seed, self.tiling), strict=True
-                ):
-                    self.write_interval(source, interval)
-        except (OutOfMemory, UserError) as error:  # the model has tried them one by one, and they have one size
+                intervals = self.model.intervals_of(images, self.seed, self.tiling)
+        except OutOfMemory as error:  # the model has tried them one by one, and they have one size
             self.outcomes.update({source: _skipped(source, self.targets[source], error) for source in sources})
             return
-        for source, y_hat in zip(sources, y_hats, strict=True):
-            target = self.targets[source]
-            self.outcomes[source] = self.pool.submit(self.write, source, target, y_hat, self.text, self.model.palette)
+        for source, y_hat, interval in zip(sources, y_hats, intervals, strict=True):
+            self.outcomes[source] = self.pool.submit(self.write_translation, source, y_hat, interval)
+
+    def write_translation(self, source: Path, y_hat: np.ndarray, interval: Interval | None) -> FileOutcome:
+        target = self.targets[source]
+        if interval:
+            lower, upper, width = interval_paths(target)
+            self.write(source, lower, interval.lower, self.text, None)
+            self.write(source, upper, interval.upper, self.text, None)
+            self.write_map(source, width, interval.width, "width", WIDTH_LEVELS, "upper - lower bound")
+        return self.write(source, target, y_hat, self.text, self.model.palette)
 
     def translate_samples(self, source: Path, image: PreparedImage, count: int) -> FileOutcome:
         target = self.targets[source]
@@ -212,12 +218,6 @@ class _FileTranslator:
             future.result()
         self.write(source, paths[-2], samples.mean, self.text, self.model.palette)
         return self.write_map(source, paths[-1], samples.spread, "spread", SPREAD_LEVELS, "standard deviation")
-
-    def write_interval(self, source: Path, interval: Interval) -> None:
-        lower, upper, width = interval_paths(self.targets[source])
-        self.write(source, lower, interval.lower, self.text, None)
-        self.write(source, upper, interval.upper, self.text, None)
-        self.write_map(source, width, interval.width, "width", WIDTH_LEVELS, "upper - lower bound")
 
     def write_map(
         self, source: Path, path: Path, values: np.ndarray, name: str, levels: float, meaning: str

@@ -85,6 +85,23 @@ def check_generator_sees_target(case: ComponentCase) -> None:
         assert isinstance(network(*case.example_inputs()), Tensor), "G(x) does not return ŷ alone"
 
 
+def check_generator_interval(case: ComponentCase) -> None:
+    """`interval(x)`, where G has it, is a finite lower and upper bound in the shape of ŷ, which never cross."""
+    network: Any = build_trained_network(case)
+    if not callable(getattr(network, "interval", None)):
+        raise DoesNotApply("has no `interval`")
+    x = case.example_inputs()[0]
+    for training in (True, False):
+        with torch.no_grad(), rng.torch_seed(0):
+            bounds = network.train(training).interval(x)
+        is_pair = isinstance(bounds, tuple) and len(bounds) == 2 and all(isinstance(each, Tensor) for each in bounds)
+        assert is_pair, "`interval` does not return a tuple of two tensors"
+        for name, bound in zip(("lower", "upper"), bounds, strict=True):
+            assert bound.shape == x.shape, f"its {name} bound has the shape {tuple(bound.shape)}, not {tuple(x.shape)}"
+            assert bound.isfinite().all(), f"its {name} bound is nan or inf"
+        assert (bounds[0] <= bounds[1]).all(), "its lower bound is above its upper one"
+
+
 def check_external_weights(case: ComponentCase) -> None:
     """Weights that `external_weights` names are the same in each build, and do not change in training."""
     try:

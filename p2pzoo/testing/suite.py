@@ -63,6 +63,7 @@ CHECKS: dict[str, dict[str, CheckFunction]] = {
         "features": optional_parts.check_generator_features,
         "sees_target": optional_parts.check_generator_sees_target,
         "z": optional_parts.check_generator_z,
+        "interval": optional_parts.check_generator_interval,
         **_NETWORK_CHECKS,
     },
     "discriminator": {

@@ -357,3 +357,32 @@ class TestExternalWeights:
                 return nn.Module.train(self, mode)
 
         assert "training changes its external weights" in failure("generator", Drifting, "external_weights")
+
+
+class TestInterval:
+    def bounded(self, bounds):
+        class Bounded(TinyGenerator):
+            def interval(self, x):
+                return bounds(self(x))
+
+        return Bounded
+
+    def test_one_that_keeps_the_interface_passes(self):
+        assert failures("generator", self.bounded(lambda y: (y - 0.1, y))) == {}
+
+    def test_a_generator_without_it_passes(self):
+        with pytest.raises(DoesNotApply):
+            CHECKS["generator"]["interval"](case("generator", TinyGenerator))
+
+    @pytest.mark.parametrize(
+        ("bounds", "message"),
+        [
+            (lambda y: (y, y - 0.1), "its lower bound is above its upper one"),
+            (lambda y: (y, y / 0), "its upper bound is nan or inf"),
+            (lambda y: (y[:, :1], y), "its lower bound has the shape (2, 1, 32, 32), not (2, 3, 32, 32)"),
+            (lambda y: torch.cat([y, y]), "`interval` does not return a tuple of two tensors"),
+        ],
+        ids=["crossing", "infinite", "shape", "tensor"],
+    )
+    def test_one_that_does_not(self, bounds, message):
+        assert failure("generator", self.bounded(bounds), "interval") == message
