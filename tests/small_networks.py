@@ -18,4 +18,5 @@ SMALL_NETWORKS = {  # plugin -> component -> parameters
         "timm-unet": {"backbone": "test_efficientnet"},
         "timm-projected": {"backbone": "test_efficientnet"},
     },
+    "unet-d": {"unet-d": {"levels": 2}, "oasis-d": {"levels": 2, "num_classes": 4}},
 }

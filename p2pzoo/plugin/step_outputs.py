@@ -134,6 +134,14 @@ class StepOutputs:
         return self._fake[0]
 
     @property
+    def real_labels(self) -> Tensor | None:
+        """(B, H, W) the labels of y as D gets (x, y): augmented as these are for a D that needs labels.
+
+        None without labels, and if augmentations change what D gets, and D needs no labels: they may not fit then.
+        """
+        return self._real_inputs[2] if self._labels else None if self._augment else self.batch.labels
+
+    @property
     def sample_weight(self) -> Tensor | None:
         """(B,) weights of the images, which losses of pixels apply in G's update; None without any, and in D's update.
 

@@ -11,6 +11,10 @@ GAN_LOSSES = (  # name, class, summary, paper, needs
         "arXiv:1705.02894, §3; arXiv:1802.05957, Eq. 16 and 17",
     ),
     (
+        "non-saturating", "gan:NonSaturating", "The log loss as StyleGAN2 has it: both sides whole; with `r1` it is its D",
+        "arXiv:1912.04958, appendix B",
+    ),
+    (
         "wgan-gp", "gan:WassersteinGP", "Wasserstein distance; a penalty brings the gradient of the critic to length 1",
         "arXiv:1704.00028, Algorithm 1",
     ),

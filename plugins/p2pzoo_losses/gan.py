@@ -33,6 +33,25 @@ class Hinge:
         return -_mean(out.fake)
 
 
+class NonSaturating:
+    """The non-saturating logistic loss (Goodfellow et al. 2014, arXiv:1406.2661, §3), as StyleGAN2 trains with it.
+
+    StyleGAN2 (Karras et al. 2020, arXiv:1912.04958, appendix B) adds `r1` with weight 10 (γ) and `every` = 16. Its
+    separate optimizer step for that penalty, and the rates and betas k / (k + 1) that go with it, are settings of the
+    recipe: see the README. `vanilla` is the same loss with D's side halved, as in pix2pix.
+    """
+
+    minimum = (0.0, 0.0)
+
+    def discriminator_loss(self, out: StepOutputs) -> Tensor:
+        """What D minimises, ≥ 0: −log σ(D(x, y)) − log(1 − σ(D(x, ŷ))), as softplus of −D(x, y) and of D(x, ŷ)."""
+        return _mean([F.softplus(-logits) for logits in out.real]) + _mean([F.softplus(logits) for logits in out.fake])
+
+    def generator_loss(self, out: StepOutputs) -> Tensor:
+        """What G minimises, ≥ 0: −log σ(D(x, ŷ))."""
+        return _mean([F.softplus(-logits) for logits in out.fake])
+
+
 class WassersteinGP:
     """WGAN with gradient penalty (Gulrajani et al. 2017, arXiv:1704.00028, Algorithm 1).
 
