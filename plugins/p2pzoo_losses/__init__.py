@@ -11,7 +11,7 @@ GAN_LOSSES = (  # name, class, summary, paper, needs
         "arXiv:1705.02894, §3; arXiv:1802.05957, Eq. 16 and 17",
     ),
     (
-        "non-saturating", "gan:NonSaturating", "The log loss as StyleGAN2 has it: both sides whole; with `r1` it is its D",
+        "non-saturating", "gan:NonSaturating", "The log loss as in StyleGAN2, which adds `r1`; neither side is halved",
         "arXiv:1912.04958, appendix B",
     ),
     (

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from p2pzoo.utils.errors import UserError
+from p2pzoo_timm.block_layers import choose_layers, resize_to_patches
 from p2pzoo_timm.group_norm import replace_batch_norms
 from p2pzoo_timm.weights import weight_arguments
 
@@ -34,6 +35,10 @@ class Backbone(nn.Module):
               that share a stride. Strides are powers of two. Features of other strides, such as 14, and features that
               are smaller because of unpadded convolutions are resized bilinearly to this size
 
+    With `layers`, it gives so many features of one stride: those of evenly spaced blocks of a vision transformer, the
+    last included. x is resized bilinearly to the nearest multiple of its patches before that, such as 128 to 126 px for
+    patches of 14 px; without `layers`, patches cut off what is left over at the borders.
+
     H and W are multiples of `size_divisor`: of the strides and, if the network accepts more than one size, of its own
     reduction factors.
 
@@ -49,6 +54,7 @@ class Backbone(nn.Module):
     frozen_stages  the number of features, from the input on, that are frozen: no parameter before them gets a gradient,
                    and norms there stay in eval mode. None: all features
     group_norm     replace its batch norms by group norms
+    layers         the number of features of a network whose features have one stride; None: one for each stride
 
     Raises ValueError for a name that timm does not know, for a network without such features, for a size that the
     network does not accept, and for group norm in place of batch norms that the weights belong to.
@@ -64,15 +70,17 @@ class Backbone(nn.Module):
         weights: Path | None,
         frozen_stages: int | None,
         group_norm: bool = False,
+        layers: int | None = None,
     ) -> None:
         super().__init__()
         if not timm.is_model(name):
             near = difflib.get_close_matches(name, timm.list_models(), n=1)
             raise ValueError(f"timm has no network '{name}'" + (f": did you mean '{near[0]}'?" if near else ""))
         self.name = name
-        self._arguments, self._group_norm = (in_channels, size), group_norm
+        self._patch, indices = choose_layers(name, layers) if layers else (None, None)
+        self._arguments, self._group_norm = (in_channels, resize_to_patches(size, self._patch), indices), group_norm
         self._weights_source: dict[str, Any] = {"pretrained": pretrained, "weights": weights}
-        self.net = _create_features(name, in_channels, size)
+        self.net = _create_features(name, *self._arguments)
         if group_norm and self._replace_batch_norms(self.net) and (pretrained or weights):
             source = "pretrained = true" if pretrained else "weights"
             raise ValueError(
@@ -87,9 +95,9 @@ class Backbone(nn.Module):
 
         reductions = [int(reduction) for reduction in self.net.feature_info.reduction()]
         last = {2 ** round(log2(reduction)): i for i, reduction in enumerate(reductions)}
-        self.strides = sorted(last)
-        self._feature_indices = [last[stride] for stride in self.strides]
-        self.size_divisor = self.strides[-1] if self.fixed_size else lcm(*self.strides, *reductions)
+        self.strides = sorted(last) * (layers or 1)
+        self._feature_indices = [*range(layers)] if layers else [last[stride] for stride in self.strides]
+        self.size_divisor = self.strides[-1] if self.fixed_size or layers else lcm(*self.strides, *reductions)
         self.check(size)
         self._trace(in_channels, size, frozen_stages)
 
@@ -147,6 +155,8 @@ class Backbone(nn.Module):
 
     def _features(self, net: nn.Module, x: Tensor) -> list[Tensor]:
         """(B, C, h, w) for each stride, at the size that the network gives."""
+        if (size := resize_to_patches(x.shape[2:], self._patch)) != tuple(x.shape[2:]):
+            x = F.interpolate(x, size, mode="bilinear", align_corners=False)
         features = net(x)
         features = [features[i] for i in self._feature_indices]
         if getattr(net, "output_fmt", None) == Format.NHWC:
@@ -224,6 +234,14 @@ def _create_features(name: str, in_channels: int, size: tuple[int, int], **weigh
         sizes["strict_img_size"] = False  # bit-identical at `size`
     try:
         return timm.create_model(name, features_only=True, in_chans=in_channels, **sizes, **weights)
+def _create_features(
+    name: str, in_channels: int, size: tuple[int, int], indices: list[int] | None, **weights: Any
+) -> nn.Module:
+    options: dict[str, Any] = {"img_size": size} if _has_fixed_size(name) else {}
+    if indices is not None:
+        options["out_indices"] = indices
+    try:
+        return timm.create_model(name, features_only=True, in_chans=in_channels, **options, **weights)
     except (RuntimeError, AttributeError, AssertionError, TypeError, ValueError, NotImplementedError) as error:
         if weights:
             raise

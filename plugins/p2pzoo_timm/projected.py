@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.parametrizations import spectral_norm
 
+from p2pzoo.plugin import AddedLater
 from p2pzoo_timm.backbone import Backbone
 
 SCALES = 4  # L1 to L4 in the paper
@@ -44,7 +45,9 @@ class ProjectedDiscriminator(nn.Module):
     weights      load the weights from this file instead: a .safetensors or .pth of the state dict, or a wheel that
                  contains one
     cross_scale  also mix coarser scales into finer ones (CSM); false: mix only channels (CCM)
-    width        channels of the finest mixed scale; scale i has min(2**i, 8) · width
+    width        channels of the finest mixed scale; scale i has min(2**i, 8) · width. With `layers`: of all of them
+    layers       for a vision transformer, whose features have one stride: so many evenly spaced blocks are the scales.
+                 Images are resized to whole patches before it. Without it, there is one scale, of the last block
 
     `forward` and `features` take
 
@@ -52,7 +55,7 @@ class ProjectedDiscriminator(nn.Module):
         y  (B, out_channels, H, W) in [-1, 1]
 
     Raises ValueError for sizes that the backbone does not accept or that leave less than 2×2 values at its coarsest
-    scale, here and in `forward` and `features`.
+    scale, here and in `forward` and `features`; and for `layers` of a backbone of several strides, or of fewer blocks.
     """
 
     receptive_field = None
@@ -69,20 +72,23 @@ class ProjectedDiscriminator(nn.Module):
         weights: Path | None = None,
         cross_scale: bool = True,
         width: Annotated[int, Field(ge=1)] = 64,
+        layers: Annotated[Annotated[int, Field(ge=1)] | None, AddedLater] = None,
     ) -> None:
         super().__init__()
-        self.conditional = conditional
+        self.conditional, self.scales = conditional, layers or SCALES
 
         def frozen(channels: int) -> Backbone:
-            return Backbone(backbone, channels, size, pretrained=pretrained, weights=weights, frozen_stages=None)
+            return Backbone(
+                backbone, channels, size, pretrained=pretrained, weights=weights, frozen_stages=None, layers=layers
+            )
 
         self.backbone = frozen(out_channels)
         self.backbone_of_x = frozen(in_channels) if conditional and in_channels != out_channels else None
         self.size_divisor = self.backbone.size_divisor
         self._check(size)
 
-        strides, channels = self.backbone.strides[-SCALES:], self.backbone.channels[-SCALES:]
-        widths = [width * min(2**i, 8) for i in range(len(strides))]
+        strides, channels = self.backbone.strides[-self.scales :], self.backbone.channels[-self.scales :]
+        widths = [width * (1 if layers else min(2**i, 8)) for i in range(len(strides))]
         self.mixing = Mixing([count * (2 if conditional else 1) for count in channels], widths, cross_scale)
         self.heads = nn.ModuleList(
             Head(entering, width, halvings=int(log2(2 * strides[-1] // stride)))
@@ -99,9 +105,9 @@ class ProjectedDiscriminator(nn.Module):
 
     def _projected(self, x: Tensor, y: Tensor) -> list[Tensor]:
         self._check(y.shape[2:])
-        features = self.backbone(y)[-SCALES:]
+        features = self.backbone(y)[-self.scales :]
         if self.conditional:
-            x_features = (self.backbone_of_x or self.backbone)(x)[-SCALES:]
+            x_features = (self.backbone_of_x or self.backbone)(x)[-self.scales :]
             features = [torch.cat(pair, dim=1) for pair in zip(x_features, features, strict=True)]
         mixed: list[Tensor] = self.mixing(features)
         return mixed

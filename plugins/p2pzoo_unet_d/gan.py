@@ -21,13 +21,13 @@ class Oasis:
     over their pixels, so that rare classes count as much as frequent ones. Pixels without a label are left out of them.
     The term of D on ŷ counts all pixels alike; all are fake.
 
-    LabelMix makes an image of the areas of some classes in y and of those of all others in ŷ. It brings the N + 1 logits
-    of this image to those of y and of ŷ in the same areas: the mean squared difference. Each class of each image is
-    taken from y or ŷ with the same probability, drawn by torch's generator; pixels without a label are one more class.
-    D is computed three times more for it.
+    LabelMix makes an image of the areas of some classes in y and of those of all others in ŷ. It brings the N + 1
+    logits of this image to those of y and of ŷ in the same areas: the mean squared difference. Each class of each image
+    is taken from y or ŷ with the same probability, drawn by torch's generator; pixels without a label are one more
+    class. D is computed three times more for it.
 
-    All this is for D `oasis-d`. The maps of any other D have one logit for each place, so a place is real or fake there.
-    Its labels are resized to its maps, and LabelMix compares its last activations.
+    All this is for D `oasis-d`. The maps of any other D have one logit for each place, so a place is real or fake
+    there. Its labels are resized to its maps, and LabelMix compares its last activations.
 
     labelmix  weight of LabelMix, 10 in the public code; 0: none
 

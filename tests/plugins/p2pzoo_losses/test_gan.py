@@ -7,15 +7,17 @@ from types import SimpleNamespace
 import p2pzoo_losses
 import pytest
 import torch
-from p2pzoo_losses.gan import Hinge, Relativistic, WassersteinGP
+from p2pzoo_losses.gan import Hinge, NonSaturating, Relativistic, WassersteinGP
 from torch import nn
 
+from p2pzoo import config
 from p2pzoo.plugin.batch import Batch
 from p2pzoo.plugin.step_outputs import StepOutputs
 from p2pzoo.training.gan_step import Objective, Trainable
 
 GAMES = {
     "hinge": Hinge(),
+    "non-saturating": NonSaturating(),
     "wgan-gp": WassersteinGP(),
     "relativistic, average": Relativistic(),
     "relativistic, pairing": Relativistic(variant="pairing"),
@@ -74,7 +76,18 @@ def test_every_registered_component_can_be_imported_and_names_its_source():
     for hook in (p2pzoo_losses.register_gan_losses, p2pzoo_losses.register_losses):
         hook(lambda name, factory, **about: registered.update({name: (factory, about)}))
     assert set(registered) == {
-        *("hinge", "wgan-gp", "relativistic", "r1", "r2", "feature-matching", "perceptual", "ssim", "ms-ssim"),
+        *(
+            "hinge",
+            "non-saturating",
+            "wgan-gp",
+            "relativistic",
+            "r1",
+            "r2",
+            "feature-matching",
+            "perceptual",
+            "ssim",
+            "ms-ssim",
+        ),
         *("charbonnier", "edge", "focal-frequency", "lab-color", "total-variation"),
         *("lecam", "gradient-difference", "registration", "shift-tolerant-l1", "lpips", "dists"),
         *("patchnce", "patchnce-network", "diversity-sensitive"),
@@ -92,6 +105,36 @@ def test_hinge_is_constant_beyond_logits_of_one():
     assert Hinge().generator_loss(out).item() == pytest.approx((-0.5 + 3) / 2)
     assert Hinge().discriminator_loss(with_logits([[1.0]], [[-1.0]])).item() == 0
     assert Hinge().discriminator_loss(with_logits([[0.0]], [[0.0]])).item() == 2
+
+
+def test_the_non_saturating_loss_by_hand():
+    out = with_logits(real=[[2.0, -1.0]], fake=[[0.5, -3.0]])
+    of_real, of_fake = (softplus(-2) + softplus(1)) / 2, (softplus(0.5) + softplus(-3)) / 2
+    assert NonSaturating().discriminator_loss(out).item() == pytest.approx(of_real + of_fake)
+    assert NonSaturating().generator_loss(out).item() == pytest.approx((softplus(-0.5) + softplus(3)) / 2)
+
+
+def test_large_logits_keep_the_gradients_of_the_non_saturating_loss():
+    real, fake = (torch.tensor([-1e4, 1e4], requires_grad=True) for _ in range(2))
+    out = with_logits([real], [fake])
+    NonSaturating().discriminator_loss(out).backward()
+    assert real.grad.tolist() == [-0.5, 0]
+    assert fake.grad.tolist() == [0, 0.5]
+
+
+def test_the_recipe_with_lazy_r1_has_the_numbers_of_stylegan2():
+    """The public code: r1 · (γ / 2) · k in each k-th step, with γ = 10 and k = 16; D's rate is multiplied by 16/17, and
+    the betas 0 and 0.99 of D are raised to this power."""
+    recipe = config.load("zoo:modern/non_saturating.toml", "gpu")
+    assert recipe.gan_loss.entry.name == "non-saturating"
+    assert recipe.optimizer.lr_discriminator == pytest.approx(16 / 17 * recipe.optimizer.lr, rel=1e-5)
+    assert recipe.optimizer.betas == (0.0, 0.99)
+    weight, r1 = recipe.losses["r1"].weight, recipe.losses["r1"].build()
+    D = Linear(torch.randn(3, 4, 4, generator=torch.Generator().manual_seed(1)))
+    squared_gradient = D.weight.square().sum().item() / 16**2
+    values = [weight * r1(step_outputs(D, size=4, step=step)).item() for step in range(33)]
+    assert values[::16] == pytest.approx([squared_gradient * (10 / 2) * 16] * 3, rel=1e-5)
+    assert not any(value for step, value in enumerate(values) if step % 16)
 
 
 def test_relativistic_pairing_compares_two_images():

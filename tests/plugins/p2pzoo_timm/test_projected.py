@@ -1,8 +1,10 @@
 """timm-projected: maps and scales, fixed parts, gradients at ŷ, mixing, and its seed."""
 
 import pytest
+import timm
 import torch
 from p2pzoo_timm.projected import Mixing, ProjectedDiscriminator
+from safetensors.torch import save_file
 from torch.nn import functional as F
 
 from p2pzoo import config
@@ -10,6 +12,7 @@ from p2pzoo.compute.batched_discriminator import is_batch_independent
 from p2pzoo.compute.conv_as_gemm import convs_as_gemm
 from p2pzoo.compute.engine import frozen
 from p2pzoo.models.initialization import make_discriminator
+from p2pzoo.utils.errors import UserError
 
 TINY = "test_resnet"
 
@@ -63,6 +66,85 @@ class TestMaps:
             build(size=(32, 64))
         with pytest.raises(ValueError, match="needs sides of at least 64 px, not 32×32"):
             build()(images(3, 32, 32), images(3, 32, 32))
+
+
+DINO = "vit_small_patch14_reg4_dinov2"
+
+
+class TestLayersOfAVisionTransformer:
+    def test_evenly_spaced_blocks_are_the_scales_and_images_are_resized_to_whole_patches(self):
+        """Against the blocks' outputs as timm's own function gives them, at 128 px and patches of 14 px."""
+        D = build(backbone=DINO, size=(128, 128), layers=4, conditional=False)
+        D.backbone.init_own_weights()
+        y = images(3, 128, 128, batch=1)
+        vit = timm.create_model(DINO, img_size=(126, 126))
+        vit.load_state_dict({name.removeprefix("model."): e for name, e in D.backbone.net.state_dict().items()}, False)
+        mean, std = (torch.tensor(each)[:, None, None] for each in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
+        resized = F.interpolate((y / 2 + 0.5 - mean) / std, (126, 126), mode="bilinear")
+        blocks = vit.eval().forward_intermediates(resized, indices=[2, 5, 8, 11], intermediates_only=True)
+        features = D.backbone(y)
+        assert [tuple(e.shape) for e in features] == [(1, 384, 8, 8)] * 4
+        for one, block in zip(features, blocks, strict=True):
+            torch.testing.assert_close(one, F.interpolate(block, (8, 8), mode="bilinear"), atol=1e-4, rtol=1e-4)
+        assert not torch.allclose(features[0], features[1])
+        assert [tuple(logits.shape) for logits in D(y, y)] == [(1, 1, 4, 4)] * 4
+
+    def test_gradients_reach_all_pixels_of_y_hat(self):
+        y_hat = images(3, 128, 128, batch=1).requires_grad_()
+        sum(
+            m.mean() for m in build(backbone=DINO, size=(128, 128), layers=2, conditional=False)(y_hat, y_hat)
+        ).backward()
+        assert (y_hat.grad[0].abs().sum(0) > 0).all()
+
+    def test_all_scales_have_the_same_width_and_coarser_ones_are_mixed_into_finer_ones(self):
+        D = build(backbone="test_vit", layers=3)
+        assert [mix.out_channels for mix in D.mixing.across_channels] == [4, 4, 4]
+        assert len(D.mixing.to_finer) == 2
+        assert [len(scale) for scale in D.features(images(), images(seed=1))] == [1, 1, 1]
+
+    def test_weights_of_a_file_are_those_of_its_blocks(self, tmp_path):
+        torch.manual_seed(5)
+        state = timm.create_model("test_vit").state_dict()  # at 160 px: timm resizes the position embedding
+        save_file(state, tmp_path / "weights.safetensors")
+        D = build(backbone="test_vit", layers=2, weights=tmp_path / "weights.safetensors")
+        D.backbone.init_own_weights()
+        loaded = {name.removeprefix("model."): e for name, e in D.backbone.net.state_dict().items()}
+        blocks = [name for name in loaded if name.startswith("blocks.")]
+        assert len(blocks) > 10
+        for name in (*blocks, "patch_embed.proj.weight"):
+            assert torch.equal(loaded[name], state[name]), name
+
+    def test_missing_weights_are_one_line_that_says_what_to_do(self, monkeypatch):
+        def offline(*args, **kwargs):
+            raise OSError("no connection\nand more lines")
+
+        D = build(backbone="test_vit", layers=2, pretrained=True)
+        monkeypatch.setattr(timm, "create_model", offline)
+        with pytest.raises(UserError) as refusal:
+            D.backbone.init_own_weights()
+        assert str(refusal.value) == (
+            "cannot load weights of 'test_vit': no connection; to load a file instead: weights = \"FILE\""
+        )
+
+    @pytest.mark.parametrize(
+        ("backbone", "layers", "message"),
+        [
+            (
+                TINY,
+                2,
+                "layers = 2: 'test_resnet' already has features of the strides 2, 4, 8, 16, 32; leave layers out",
+            ),
+            ("test_vit", 99, "layers = 99: 'test_vit' has only 6 blocks"),
+        ],
+    )
+    def test_layers_that_a_backbone_does_not_have_are_refused(self, backbone, layers, message):
+        with pytest.raises(ValueError, match=message):
+            build(backbone=backbone, layers=layers)
+
+    def test_without_layers_the_run_id_is_the_old_one(self):
+        recipes = [experiment(*more) for more in ((), ("discriminator.layers=2",))]
+        assert "layers" not in str(recipes[0].discriminator.identity())
+        assert recipes[0].id != recipes[1].id
 
 
 class TestFixed:
