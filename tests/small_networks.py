@@ -1,6 +1,6 @@
 """Parameters that make networks of the first-party plugins small, for tests of every network."""
 
-SMALL_NETWORKS = {  # plugin -> component -> parameters
+SMALL_NETWORKS = {  # plugin -> component, or kind.component if two kinds share its name -> parameters
     "adm": {"adm-unet": {"multipliers": [1, 2], "blocks": 1, "attention": [2], "head_channels": 4}},
     "intervals": {"quantile-head": {"of": {"use": "unet", "width": 4}}},
     "pix2pixhd": {
@@ -18,5 +18,5 @@ SMALL_NETWORKS = {  # plugin -> component -> parameters
         "timm-unet": {"backbone": "test_efficientnet"},
         "timm-projected": {"backbone": "test_efficientnet"},
     },
-    "unet-d": {"unet-d": {"levels": 2}, "oasis-d": {"levels": 2, "num_classes": 4}},
+    "unet-d": {"unet-d": {"levels": 2}, "discriminator.oasis": {"levels": 2, "num_classes": 4}},
 }

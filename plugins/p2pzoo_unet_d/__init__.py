@@ -15,7 +15,7 @@ def register_discriminators(register):
         paper="arXiv:2002.12655, §3.1",
     )
     register(
-        "oasis-d",
+        "oasis",
         "p2pzoo_unet_d.discriminators:OasisDiscriminator",
         summary="A U-Net that segments: each pixel is of one of N classes, or fake",
         paper="arXiv:2012.04781, §3.2 and appendix",

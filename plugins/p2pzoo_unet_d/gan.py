@@ -26,7 +26,7 @@ class Oasis:
     is taken from y or ŷ with the same probability, drawn by torch's generator; pixels without a label are one more
     class. D is computed three times more for it.
 
-    All this is for D `oasis-d`. The maps of any other D have one logit for each place, so a place is real or fake
+    All this is for D `oasis`. The maps of any other D have one logit for each place, so a place is real or fake
     there. Its labels are resized to its maps, and LabelMix compares its last activations.
 
     labelmix  weight of LabelMix, 10 in the public code; 0: none
@@ -75,7 +75,7 @@ class Oasis:
         if labels is None:
             raise UserError(
                 "[gan_loss] oasis needs the labels of the images that D sees, but [augmentations] move these for a "
-                'discriminator without labels: use [discriminator] "oasis-d", or augment the pairs'
+                'discriminator without labels: use [discriminator] "oasis", or augment the pairs'
             )
         num_classes = _count_classes(out)
         if labels.device.type == "cpu":  # on other devices this would wait for them in each step

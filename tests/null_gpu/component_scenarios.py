@@ -65,6 +65,9 @@ def train_component(entry):
         if entry.kind == "loss" and entry.name in VGG_WEIGHTS:
             parameters = write_vgg_weights(Path(folder))[entry.name]
         return count_steps(ComponentCase.from_entry(entry, parameters))
+    of_plugin = PARAMETERS.get(entry.plugin, {})
+    parameters = of_plugin.get(f"{entry.kind}.{entry.name}", of_plugin.get(entry.name))
+    return count_steps(ComponentCase.from_entry(entry, parameters))
 
 
 def _scenarios():

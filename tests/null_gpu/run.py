@@ -81,6 +81,7 @@ def patch_torch() -> None:
     import torch.nn.parallel.distributed as ddp
 
     torch.backends.cudnn.enabled = False
+    torch.backends.cuda.enable_cudnn_sdp(False)  # attention has a switch of its own
     torch.Tensor.isfinite = lambda _: torch.ones((), dtype=torch.bool)
     torch.Tensor.tolist = _reading_finite_numbers(torch.Tensor.tolist)
     ddp._verify_param_shape_across_processes = lambda *_: True

@@ -1,4 +1,4 @@
-"""unet-d and oasis-d: outputs of a transcription in plain functions, widths, sizes, and what the two outputs mean."""
+"""unet-d and oasis: outputs of a transcription in plain functions, widths, sizes, and what the two outputs mean."""
 
 import pytest
 import torch

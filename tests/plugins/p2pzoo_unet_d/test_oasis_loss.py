@@ -151,7 +151,7 @@ class TestAnotherDiscriminator:
     def test_augmentations_that_leave_the_labels_behind_are_refused(self):
         out = self.pixel_game(augment=lambda pass_, x, y: (x.flip(-1), y.flip(-1)))
         with pytest.raises(
-            UserError, match=r"\[gan_loss\] oasis needs the labels .* use \[discriminator\] \"oasis-d\""
+            UserError, match=r"\[gan_loss\] oasis needs the labels .* use \[discriminator\] \"oasis\""
         ):
             Oasis().discriminator_loss(out)
 
@@ -177,7 +177,7 @@ def test_labels_follow_augmentations_of_what_d_sees():
     "overrides", [(), ("train.pool_size=3",), ("augmentations.a.use=diffaugment",)], ids=["plain", "pool", "augmented"]
 )
 def test_a_killed_run_resumes_with_bit_identical_results(run, tmp_path, overrides):
-    oasis = 'discriminator={use="oasis-d", num_classes=9, width=2, levels=2}', 'gan_loss={use="oasis"}'
+    oasis = 'discriminator={use="oasis", num_classes=9, width=2, levels=2}', 'gan_loss={use="oasis"}'
     result = run(tmp_path / "whole", *oasis, *overrides)
     assert result.exit_code == 0, result.output
     with after(STEP, simulate_kill, call=3), pytest.raises(SimulatedKill):
@@ -192,7 +192,7 @@ def test_a_recipe_with_too_few_classes_or_none_is_refused_in_one_line(run, tmp_p
         ("", "num_classes"),
         (", num_classes=2", "num_classes = 2, but the dataset has labels up"),
     ):
-        oasis = f'discriminator={{use="oasis-d", width=2, levels=2{classes}}}', 'gan_loss={use="oasis"}'
+        oasis = f'discriminator={{use="oasis", width=2, levels=2{classes}}}', 'gan_loss={use="oasis"}'
         result = run(tmp_path, *oasis)
         assert result.exit_code == 2, result.output
         assert message in result.output.splitlines()[-1]
