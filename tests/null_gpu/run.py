@@ -81,7 +81,8 @@ def patch_torch() -> None:
     import torch.nn.parallel.distributed as ddp
 
     torch.backends.cudnn.enabled = False
-    torch.backends.cuda.enable_cudnn_sdp(False)  # attention has a switch of its own
+    for attention in ("cudnn", "flash", "mem_efficient"):  # kernels that the null GPU has not: it computes by products
+        getattr(torch.backends.cuda, f"enable_{attention}_sdp")(False)
     torch.Tensor.isfinite = lambda _: torch.ones((), dtype=torch.bool)
     torch.Tensor.tolist = _reading_finite_numbers(torch.Tensor.tolist)
     ddp._verify_param_shape_across_processes = lambda *_: True
