@@ -150,9 +150,7 @@ class TestAnotherDiscriminator:
 
     def test_augmentations_that_leave_the_labels_behind_are_refused(self):
         out = self.pixel_game(augment=lambda pass_, x, y: (x.flip(-1), y.flip(-1)))
-        with pytest.raises(
-            UserError, match=r"\[gan_loss\] oasis needs the labels .* use \[discriminator\] \"oasis\""
-        ):
+        with pytest.raises(UserError, match=r"\[gan_loss\] oasis needs the labels .* use \[discriminator\] \"oasis\""):
             Oasis().discriminator_loss(out)
 
 
