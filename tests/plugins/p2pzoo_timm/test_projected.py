@@ -12,6 +12,7 @@ from p2pzoo.compute.batched_discriminator import is_batch_independent
 from p2pzoo.compute.conv_as_gemm import convs_as_gemm
 from p2pzoo.compute.engine import frozen
 from p2pzoo.models.initialization import make_discriminator
+from p2pzoo.testing import list_component_checks
 from p2pzoo.utils.errors import UserError
 
 TINY = "test_resnet"
@@ -145,6 +146,16 @@ class TestLayersOfAVisionTransformer:
         recipes = [experiment(*more) for more in ((), ("discriminator.layers=2",))]
         assert "layers" not in str(recipes[0].discriminator.identity())
         assert recipes[0].id != recipes[1].id
+
+
+ONE_SIZE = {"timm-projected.size_divisor": "timm builds a vision transformer for one size"}
+KIT = list_component_checks("timm", {"timm-projected": {"backbone": "test_vit", "layers": 3}}, ONE_SIZE)
+
+
+@pytest.mark.parametrize("check", [check for check in KIT if "timm-projected" in str(check)], ids=str)
+def test_layers_of_a_vision_transformer_satisfy_the_interface(check):
+    result = check.run()
+    assert result.status != "fail", result.message
 
 
 class TestFixed:
