@@ -36,9 +36,9 @@ class Hinge:
 class NonSaturating:
     """The non-saturating logistic loss (Goodfellow et al. 2014, arXiv:1406.2661, §3), as StyleGAN2 trains with it.
 
-    StyleGAN2 (Karras et al. 2020, arXiv:1912.04958, appendix B) adds `r1` with weight 10 (γ) and `every` = 16. Its
-    separate optimizer step for that penalty, and the rates and betas k / (k + 1) that go with it, are settings of the
-    recipe: see the README. `vanilla` is the same loss with D's side halved, as in pix2pix.
+    StyleGAN2 (Karras et al. 2020, arXiv:1912.04958, appendix B) adds `r1` with weight 10 (γ) and `every` = 16 (k). It
+    also scales the learning rate of D by k / (k + 1), which is a setting of the recipe: see the README. `vanilla` is
+    the same loss with D's side halved, as in pix2pix.
     """
 
     minimum = (0.0, 0.0)

@@ -11,7 +11,7 @@ def register_discriminators(register):
     register(
         "unet-d",
         "p2pzoo_unet_d.discriminators:UNetDiscriminator",
-        summary="A U-Net: its encoder judges the image, its decoder each pixel",
+        summary="A U-Net: its encoder classifies the image, its decoder each pixel",
         paper="arXiv:2002.12655, §3.1",
     )
     register(

@@ -18,7 +18,7 @@ Count = Annotated[int, Field(ge=1)]
 class UNetDiscriminator(nn.Module):
     """The discriminator of U-Net GAN (Schönfeld et al. 2020, arXiv:2002.12655, §3.1), on BigGAN's residual blocks.
 
-    Its two outputs are judged by the recipe's GAN loss, each with the same weight, as the scales of a multi-scale D:
+    Its two outputs go through the recipe's GAN loss, each with the same weight, as the scales of a multi-scale D:
 
         the image   of the encoder: ReLU, the sum over all positions, and a linear layer to one logit
         each pixel  of the decoder: a 1×1 convolution to logits of the image's size
@@ -62,14 +62,14 @@ class UNetDiscriminator(nn.Module):
         self.body = ResidualUNet(channels, down, [*reversed(down[:-1]), width], slope=0.0)
         self.size_divisor = self.body.size_divisor
         self.body.check(size)
-        self.judge_image = nn.Linear(down[-1], 1)
-        self.judge_pixels = nn.Conv2d(width, 1, 1)
+        self.to_image_logit = nn.Linear(down[-1], 1)
+        self.to_pixel_logits = nn.Conv2d(width, 1, 1)
 
     def forward(self, x: Tensor, y: Tensor) -> list[Tensor]:
         """[logits of the images (B, 1, 1, 1), logits of the pixels (B, 1, H, W)]."""
         encoded, decoded = self.features(x, y)
         summed = F.relu(encoded[-1]).sum((2, 3))
-        return [self.judge_image(summed)[:, :, None, None], self.judge_pixels(decoded[-1])]
+        return [self.to_image_logit(summed)[:, :, None, None], self.to_pixel_logits(decoded[-1])]
 
     def features(self, x: Tensor, y: Tensor) -> list[list[Tensor]]:
         """[activations after each block of the encoder, activations after each block of the decoder]."""
@@ -81,7 +81,7 @@ class OasisDiscriminator(nn.Module):
     """The segmentation discriminator of OASIS (Schönfeld et al. 2021, arXiv:2012.04781, §3.2 and appendix).
 
     A U-Net gives N + 1 logits for each pixel: of the N classes, if the pixel is real, and of "fake". The zoo's GAN
-    losses judge maps of one logit, so `forward` gives two log-odds of the softmax p of these:
+    losses take maps of one logit, so `forward` gives two log-odds of the softmax p of these:
 
         own class  log p_c / (1 − p_c) of the pixel's label c: is it a real pixel of its class?
         real       log (1 − p_fake) / p_fake: is it a real pixel of any class?

@@ -63,10 +63,10 @@ class TestUNetD:
         D, (x, y, _) = unet_d(), inputs()
         weights = D.state_dict()
         encoder, h = body(weights, torch.cat([x, y], 1), 3, F.relu)
-        image = F.relu(encoder[-1]).sum((2, 3)) @ weights["judge_image.weight"].T + weights["judge_image.bias"]
+        image = F.relu(encoder[-1]).sum((2, 3)) @ weights["to_image_logit.weight"].T + weights["to_image_logit.bias"]
         logits = D(x, y)
         torch.testing.assert_close(logits[0][:, :, 0, 0], image)
-        torch.testing.assert_close(logits[1], conv(weights, "judge_pixels", h))
+        torch.testing.assert_close(logits[1], conv(weights, "to_pixel_logits", h))
 
     def test_the_default_widths_are_those_of_the_paper_at_128_px(self):
         with torch.device("meta"):
