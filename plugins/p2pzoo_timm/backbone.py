@@ -228,16 +228,12 @@ def _is_frozen(part: nn.Module) -> bool:
     return bool(trainable) and not any(trainable)
 
 
-def _create_features(name: str, in_channels: int, size: tuple[int, int], **weights: Any) -> nn.Module:
-    sizes: dict[str, Any] = {"img_size": size} if _has_fixed_size(name) else {}
-    if _takes_other_sizes(name):
-        sizes["strict_img_size"] = False  # bit-identical at `size`
-    try:
-        return timm.create_model(name, features_only=True, in_chans=in_channels, **sizes, **weights)
 def _create_features(
     name: str, in_channels: int, size: tuple[int, int], indices: list[int] | None, **weights: Any
 ) -> nn.Module:
     options: dict[str, Any] = {"img_size": size} if _has_fixed_size(name) else {}
+    if _takes_other_sizes(name):
+        options["strict_img_size"] = False  # bit-identical at `size`
     if indices is not None:
         options["out_indices"] = indices
     try:

@@ -60,14 +60,12 @@ def count_steps(case=None, **settings):
 
 
 def train_component(entry):
-    parameters = PARAMETERS.get(entry.plugin, {}).get(entry.name)
+    of_plugin = PARAMETERS.get(entry.plugin, {})
+    parameters = of_plugin.get(f"{entry.kind}.{entry.name}", of_plugin.get(entry.name))
     with tempfile.TemporaryDirectory() as folder:
         if entry.kind == "loss" and entry.name in VGG_WEIGHTS:
             parameters = write_vgg_weights(Path(folder))[entry.name]
         return count_steps(ComponentCase.from_entry(entry, parameters))
-    of_plugin = PARAMETERS.get(entry.plugin, {})
-    parameters = of_plugin.get(f"{entry.kind}.{entry.name}", of_plugin.get(entry.name))
-    return count_steps(ComponentCase.from_entry(entry, parameters))
 
 
 def _scenarios():
