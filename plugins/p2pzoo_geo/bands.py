@@ -1,0 +1,161 @@
+"""The bands of x and of y, between the values of a raster and those of a dataset. Imports no torch and no rasterio.
+
+A dataset has one value range for all channels, and bands often differ. So bands with one common scale keep their values
+and dtype, and others are brought to [0, 1], each by its own scale.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Annotated, Any
+
+import numpy as np
+from pydantic import Field, TypeAdapter, ValidationError
+from typing_extensions import TypedDict
+
+from p2pzoo.plugin import FileLayout
+
+KEPT_DTYPES = ("uint8", "uint16", "float32")  # those of a dataset
+RASTER_DTYPES = ("uint8", "int8", "uint16", "int16", "uint32", "int32", "float32", "float64")
+Limits = tuple[float, float]
+
+_Number = Annotated[int, Field(ge=1, le=1 << 16)]
+_Finite = Annotated[float, Field(allow_inf_nan=False)]
+
+
+class _BandsJson(TypedDict):
+    numbers: Annotated[list[_Number], Field(min_length=1)]
+    names: list[str | None]
+    scales: list[tuple[_Finite, _Finite]]
+    dtype: str
+    nodata: _Finite | str | None
+
+
+_BANDS_JSON = TypeAdapter(_BandsJson)
+
+
+@dataclass(frozen=True)
+class Bands:
+    """Some bands of a raster.
+
+    numbers  of the bands in their file, from 1
+    names    their descriptions; None for a band without one
+    scales   for each band, the values that become -1 and 1
+    dtype    of the file
+    nodata   the value of pixels without data; None if the file has none
+
+    >>> bands = Bands((1, 2), ("height", "slope"), ((0.0, 4000.0), (0.0, 90.0)), "int16", -9999.0)
+    >>> stored = bands.encode(np.array([[[1000]], [[45]]], np.int16), np.ones((1, 1), bool))
+    >>> stored.tolist(), bands.stored_dtype, bands.stored_range
+    ([[[0.25, 0.5]]], 'float32', (0.0, 1.0))
+    """
+
+    numbers: tuple[int, ...]
+    names: tuple[str | None, ...]
+    scales: tuple[Limits, ...]
+    dtype: str
+    nodata: float | None = None
+
+    def __post_init__(self) -> None:
+        """Raises ValueError for values that do not fit together."""
+        if not len(self.numbers) == len(self.names) == len(self.scales):
+            raise ValueError("a band without a name or a scale")
+        if self.dtype not in RASTER_DTYPES:
+            raise ValueError(f"values of {self.dtype}")
+        if any(low >= high for low, high in self.scales):
+            raise ValueError("a scale whose first number is not the lower one")
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    @property
+    def stored_dtype(self) -> str:
+        """The dtype of the dataset's images."""
+        low, high = self.scales[0]
+        if len(set(self.scales)) > 1 or self.dtype not in KEPT_DTYPES:
+            return "float32"
+        if self.dtype != "float32" and (low != int(low) or high != int(high)):
+            return "float32"  # rounding would move values across the limits
+        return self.dtype
+
+    @property
+    def stored_range(self) -> Limits:
+        """The values of the dataset's images that become -1 and 1: in the bands' units if all have one scale."""
+        return self.scales[0] if len(set(self.scales)) == 1 else (0.0, 1.0)
+
+    def labels(self) -> list[str]:
+        """A name of each band, for numbers: its description, else its number.
+
+        >>> Bands((1, 3), ("red", None), ((0, 1), (0, 1)), "uint8").labels()
+        ['red', '3']
+        """
+        unique = len({*self.names}) == len(self.names)
+        return [name if name and unique else str(number) for number, name in zip(self.numbers, self.names, strict=True)]
+
+    def encode(self, values: np.ndarray, valid: np.ndarray) -> np.ndarray:
+        """(C, H, W) of the raster -> (H, W, C) of the dataset.
+
+        Values beyond a band's scale become its nearest limit, and pixels that are not valid (H, W) the lower one.
+        """
+        stored = np.empty((*values.shape[1:], len(self)), self.stored_dtype)
+        low, high = self.stored_range
+        for index, (band, limits) in enumerate(zip(values, self.scales, strict=True)):
+            clipped = np.where(valid, np.clip(band, *limits), limits[0])
+            if limits != (low, high):
+                clipped = (clipped.astype(np.float64) - limits[0]) / (limits[1] - limits[0])
+            stored[..., index] = clipped
+        return stored
+
+    def to_network(self, values: np.ndarray, valid: np.ndarray) -> np.ndarray:
+        """(C, H, W) of the raster -> (C, H, W) float32 in [-1, 1], as a trained network saw it."""
+        result = np.empty(values.shape, np.float32)
+        for index, (band, (low, high)) in enumerate(zip(values, self.scales, strict=True)):
+            clipped = np.where(valid, np.clip(band, low, high), low).astype(np.float32)
+            result[index] = (clipped - np.float32(low)) * np.float32(2 / (high - low)) - 1
+        return result
+
+    def from_network(self, y_hat: np.ndarray, index: int) -> np.ndarray:
+        """One band of ŷ in [-1, 1], of any shape -> values of the raster in its dtype."""
+        low, high = self.scales[index]
+        values = (np.clip(y_hat, -1, 1).astype(np.float32) + 1) * np.float32((high - low) / 2) + np.float32(low)
+        if np.dtype(self.dtype).kind == "f":
+            return values.astype(self.dtype)
+        info = np.iinfo(self.dtype)
+        return np.clip(np.rint(values.astype(np.float64)), info.min, info.max).astype(self.dtype)
+
+    def as_json(self) -> dict[str, Any]:
+        nodata = str(self.nodata) if self.nodata is not None and not math.isfinite(self.nodata) else self.nodata
+        return {
+            "numbers": [*self.numbers],
+            "names": [*self.names],
+            "scales": [[float(low), float(high)] for low, high in self.scales],
+            "dtype": self.dtype,
+            "nodata": nodata,
+        }
+
+    @classmethod
+    def from_json(cls, value: Any) -> Bands:
+        """The bands that `as_json` described. Raises ValueError: a file can hold anything."""
+        try:
+            table = _BANDS_JSON.validate_python(value)
+        except ValidationError as error:
+            raise ValueError(str(error.errors()[0]["msg"]).lower()) from None
+        nodata = table["nodata"]
+        return cls(
+            tuple(table["numbers"]),
+            tuple(table["names"]),
+            tuple((low, high) for low, high in table["scales"]),
+            table["dtype"],
+            None if nodata is None else float(nodata),
+        )
+
+
+@dataclass(frozen=True)
+class SceneLayout(FileLayout):
+    """A file layout that also says which bands x and y are, so that a trained model can treat other scenes alike.
+
+    scene  {"x": `Bands.as_json()`, "y": likewise, "pixel": [width, height] in units of the CRS, "crs": its name}
+    """
+
+    scene: dict[str, Any] = field(default_factory=dict)

@@ -1,0 +1,275 @@
+"""The dataset `scenes`: windows of pairs of georeferenced rasters of any size, and blocks of them as regions."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Literal
+
+import numpy as np
+from pydantic import Field
+
+from p2pzoo.data.pairing import SPLITS, Files, find_pairs
+from p2pzoo.data.splits import Fractions, Share, Splits, assign_splits, fallback_split, split_of
+from p2pzoo.plugin import Pair, Split
+from p2pzoo.utils.errors import UserError, raise_faults
+from p2pzoo_geo.bands import Bands, Limits, SceneLayout
+from p2pzoo_geo.rasters import (
+    Box,
+    Resampled,
+    Resampling,
+    crs_name,
+    grid_faults,
+    open_pair,
+    open_raster,
+    pixel_size,
+    require_rasterio,
+    resample_faults,
+    select_bands,
+)
+from p2pzoo_geo.windows import Grid, Reader, Scene, file_states, find_scales, find_windows
+
+Count = Annotated[int, Field(ge=1)]
+Scale = Literal["percentiles"] | Limits | tuple[Limits, ...]
+BandChoice = tuple[int | str, ...]
+CLASSES = ("nodata", "valid")
+MAX_SEEDS_TRIED = 1000
+
+
+class Scenes:
+    """Windows of pairs of rasters on one grid. Memory holds one window, and one block's mask while windows are chosen.
+
+    A pair's labels are 1 ("valid") where both rasters have data and 0 ("nodata") elsewhere, so metrics can leave
+    pixels out: `mae` with classes = ["valid"], `band-error` by itself. Where a raster has none, x and y both have the
+    lower end of their scale. A pair's block is its region: a square of a scene that is in one split only.
+
+    inputs      folder of the rasters x, or one raster; folders may have train/, val/ and test/
+    targets     folder of the rasters y of the same names (suffixes may differ), or one raster
+    size        side of a window in px
+    stride      px from one window to the next; default: `size`, so that windows do not overlap
+    block       side of a block in px, at least `size`
+    x_bands     numbers from 1, or descriptions, of the bands of x; default: all but opacity
+    y_bands     likewise of y
+    x_scale     values of x that become -1 and 1: [low, high], one such pair for each band, or "percentiles": 0.1% and
+                99.9% of each band in training windows. Values beyond are clipped
+    y_scale     likewise of y. With [low, high], or one band, metrics such as `mae` are in the band's units
+    max_nodata  share of a window that may be without data in x or y; windows with more are left out
+    resample    "x" or "y": bring this raster to the other's grid while reading; default: refuse other grids
+    resampling  how: "nearest", "bilinear" (default), "cubic", "average" or "mode"
+    max_pairs   maximum number of windows in each split, evenly spread
+    fractions   fractions of train, val and test, in blocks, where no sub-folders define the splits
+    split_seed  seed of the random assignment of blocks to splits
+
+    Raises UserError with a line for each pair of rasters that do not fit; ValueError for sizes that do not.
+    """
+
+    classes = CLASSES
+    palette = ((0, 0, 0), (255, 255, 255))
+
+    def __init__(
+        self,
+        split: Split,
+        *,
+        inputs: Path,
+        targets: Path,
+        size: Count = 256,
+        stride: Count | None = None,
+        block: Count = 2048,
+        x_bands: BandChoice | None = None,
+        y_bands: BandChoice | None = None,
+        x_scale: Scale = "percentiles",
+        y_scale: Scale = "percentiles",
+        max_nodata: Share = 0.0,
+        resample: Resampled | None = None,
+        resampling: Resampling | None = None,
+        max_pairs: Count | None = None,
+        fractions: Fractions = (0.8, 0.1, 0.1),
+        split_seed: int = 0,
+    ) -> None:
+        require_rasterio("the dataset 'scenes'")
+        if block < size:
+            raise ValueError(f"block = {block} is smaller than a window, size = {size}")
+        if resampling and not resample:
+            raise ValueError(f'resampling = "{resampling}" needs resample = "x" or "y"')
+        self._reader = Reader(resample, resampling or "bilinear")
+        scenes = _open_scenes(Path(inputs), Path(targets), (x_bands, y_bands), self._reader, size)
+        regions: dict[str, tuple[Scene, list[Box]]] = {}
+        names: dict[str, list[str]] = {}
+        for sub, of_sub in scenes.items():
+            for scene in of_sub:
+                found = find_windows(scene, Grid(size, stride or size, block), self._reader, max_nodata)
+                regions |= {name: (scene, boxes) for name, boxes in found.items()}
+                names.setdefault(sub, []).extend(found)
+        if not regions:
+            raise UserError(f"{inputs}: every window has more than {max_nodata:.0%} without data: raise max_nodata")
+        splits = _assign_blocks(names, regions, str(inputs), fractions, split_seed)
+
+        def windows(blocks: Iterable[str]) -> list[tuple[str, Scene, Box]]:
+            return [(name, regions[name][0], box) for name in blocks for box in regions[name][1]]
+
+        pairs = windows(fallback_split(splits, split, str(inputs)))
+        count = min(len(pairs), max_pairs or len(pairs))
+        self._pairs = [pairs[i * len(pairs) // count] for i in range(count)]
+        self.blocks = [name for name, _, _ in self._pairs]
+        every = [scene for of_sub in scenes.values() for scene in of_sub]
+        training = [(scene, box) for _, scene, box in windows(splits["train"])]
+        bands = _describe_bands(every[0], training, self._reader, {"x": x_scale, "y": y_scale})
+        self.x_bands, self.y_bands = bands
+        self.x_range, self.y_range = self.x_bands.stored_range, self.y_bands.stored_range
+        self.file_layout = _describe_layout(every[0], self._reader, *bands)
+        self.fingerprint = _fingerprint(every)
+
+    def __len__(self) -> int:
+        return len(self._pairs)
+
+    def __getitem__(self, index: int) -> Pair:
+        name, scene, box = self._pairs[index]
+        x, y, valid = self._reader.read(scene, box)
+        return Pair(
+            f"{scene.id}-r{box.top}-c{box.left}",
+            self.x_bands.encode(x, valid),
+            self.y_bands.encode(y, valid),
+            labels=valid.astype(np.uint8),
+            block=name,
+        )
+
+
+def _find_scenes(inputs: Path, targets: Path) -> dict[str, dict[str, Files]]:
+    """{sub-folder or "": {stem: (file of x, file of y)}}. Raises UserError."""
+    if inputs.is_file() and targets.is_file():
+        return {"": {inputs.stem: (inputs, targets)}}
+    if inputs.is_file() or targets.is_file():
+        file, folder = (inputs, targets) if inputs.is_file() else (targets, inputs)
+        raise UserError(f"{file} is a file, and {folder} is none: give two folders of rasters, or two rasters")
+    return find_pairs(inputs, targets)
+
+
+def _open_scenes(
+    inputs: Path,
+    targets: Path,
+    wanted: tuple[BandChoice | None, BandChoice | None],
+    reader: Reader,
+    size: int,
+) -> dict[str, list[Scene]]:
+    """{sub-folder or "": its scenes}. Raises UserError with the faults of all pairs of rasters."""
+    faults: list[str] = []
+    dtypes: dict[tuple[str, str, int, int], str] = {}
+    scenes: dict[str, list[Scene]] = {}
+    for sub, pairs in _find_scenes(inputs, targets).items():
+        for stem, (x, y) in pairs.items():
+            id = f"{sub}-{stem}" if sub else stem
+            try:
+                scene, kind = _open_scene(id, x, y, wanted, reader, size)
+            except UserError as error:
+                faults += error.faults
+                continue
+            scenes.setdefault(sub, []).append(scene)
+            dtypes.setdefault(kind, str(x))
+    if len(dtypes) > 1:
+        (first, one), (other, two) = [*dtypes.items()][:2]
+        faults.append(
+            f"{one} and {two}: bands differ, {_format_kind(first)} and {_format_kind(other)}: all pairs must have "
+            "the same, so choose them with x_bands and y_bands"
+        )
+    raise_faults(faults)
+    return scenes
+
+
+def _open_scene(
+    id: str, x: Path, y: Path, wanted: tuple[BandChoice | None, BandChoice | None], reader: Reader, size: int
+) -> tuple[Scene, tuple[str, str, int, int]]:
+    """A scene, and (dtypes, numbers of bands) of x and y. Raises UserError for rasters that do not fit."""
+    with open_raster(x) as x_source, open_raster(y) as y_source:
+        bands = select_bands(x_source, wanted[0], "x_bands"), select_bands(y_source, wanted[1], "y_bands")
+        raise_faults((resample_faults if reader.resample else grid_faults)(x_source, y_source))
+        grid = y_source if reader.resample == "x" else x_source
+        if min(grid.width, grid.height) < size:
+            raise UserError(
+                f"{x}: is {grid.width}×{grid.height} px, smaller than a window of {size} px: make `size` smaller"
+            )
+        kind = (x_source.dtypes[bands[0][0] - 1], y_source.dtypes[bands[1][0] - 1], len(bands[0]), len(bands[1]))
+        return Scene(id, x, y, *bands, (grid.height, grid.width)), kind
+
+
+def _format_kind(kind: tuple[str, str, int, int]) -> str:
+    return f"{kind[2]} of {kind[0]} with {kind[3]} of {kind[1]}"
+
+
+def _assign_blocks(
+    names: Mapping[str, Sequence[str]],
+    regions: Mapping[str, tuple[Scene, list[Box]]],
+    where: str,
+    fractions: Fractions,
+    seed: int,
+) -> Splits:
+    """{split: {block: its files}}. Raises UserError where a split that should have blocks has none."""
+    pairs = {
+        sub: {name.removeprefix(f"{sub}-"): (regions[name][0].x, regions[name][0].y) for name in blocks}
+        for sub, blocks in names.items()
+    }
+    if "" in pairs and abs(sum(fractions) - 1) <= 1e-6:
+        _refuse_empty_splits([*pairs[""]], where, fractions, seed)
+    return assign_splits(pairs, where, fractions, seed)
+
+
+def _refuse_empty_splits(blocks: Sequence[str], where: str, fractions: Fractions, seed: int) -> None:
+    wanted = [split for split, share in zip(SPLITS, fractions, strict=True) if share > 0]
+
+    def count(seed: int) -> list[int]:
+        assigned = [split_of(block, fractions, seed) for block in blocks]
+        return [assigned.count(split) for split in wanted]
+
+    if all(counts := count(seed)):
+        return
+    listing = ", ".join(f"{number} in {split}" for number, split in zip(counts, wanted, strict=True))
+    if len(blocks) < len(wanted):
+        raise UserError(f"{where}: {len(blocks)} blocks for {len(wanted)} splits: make `block` smaller")
+    better = next((other for other in range(MAX_SEEDS_TRIED) if all(count(other))), None)
+    advice = "make `block` smaller" if better is None else f"make `block` smaller, or set split_seed = {better}"
+    raise UserError(f"{where}: too few blocks: {listing}: {advice}")
+
+
+def _describe_bands(
+    scene: Scene, training: Sequence[tuple[Scene, Box]], reader: Reader, scales: Mapping[str, Scale]
+) -> tuple[Bands, Bands]:
+    """The bands of x and y with their scales. Raises UserError for scales that do not fit."""
+    measured = [side for side, scale in scales.items() if scale == "percentiles"]
+    limits = dict(find_scales(training, reader, measured)) if measured else {}
+    described = []
+    for side, path, numbers in (("x", scene.x, scene.x_bands), ("y", scene.y, scene.y_bands)):
+        if side not in limits:
+            limits[side] = _check_scale(f"{side}_scale", scales[side], len(numbers))
+        with open_raster(path) as source:
+            names = tuple(source.descriptions[number - 1] for number in numbers)
+            first = numbers[0] - 1
+            described.append(Bands(numbers, names, limits[side], source.dtypes[first], source.nodatavals[first]))
+    return described[0], described[1]
+
+
+def _check_scale(name: str, scale: Scale, count: int) -> tuple[Limits, ...]:
+    assert scale != "percentiles"
+    limits = tuple((float(low), float(high)) for low, high in (scale if isinstance(scale[0], Sequence) else [scale]))
+    limits = limits * count if len(limits) == 1 else limits
+    if len(limits) != count:
+        raise UserError(
+            f"{name} has {len(limits)} scales for {count} bands: give one [low, high], or one for each band"
+        )
+    for low, high in limits:
+        if not -math.inf < low < high < math.inf:
+            raise UserError(f"{name} = [{low:g}, {high:g}]: the first number must be lower than the second")
+    return limits
+
+
+def _describe_layout(scene: Scene, reader: Reader, x_bands: Bands, y_bands: Bands) -> SceneLayout:
+    with open_pair(scene.x, scene.y, reader.resample, reader.resampling) as (x, _):
+        place = {"pixel": [*pixel_size(x)], "crs": crs_name(x)}
+    return SceneLayout(scene={"x": x_bands.as_json(), "y": y_bands.as_json(), **place})
+
+
+def _fingerprint(scenes: Sequence[Scene]) -> str:
+    """Changes with the names, sizes and dates of the files, not with the folder that they are in."""
+    states = [[scene.id, *(state[1:] for state in file_states(scene))] for scene in scenes]
+    return hashlib.sha256(json.dumps(states).encode(errors="surrogateescape")).hexdigest()[:12]

@@ -1,0 +1,319 @@
+"""The dataset `scenes`: windows, masks, scales, blocks, and refusals in one line."""
+
+import numpy as np
+import pytest
+import rasterio
+import torch
+from landscapes import OTHER_UTM, UTM, landscape, write_pair, write_raster
+from p2pzoo_geo.bands import Bands
+from p2pzoo_geo.metrics import BandError
+from p2pzoo_geo.scenes import Scenes
+from p2pzoo_geo.windows import Grid
+from p2pzoo_metrics.measured_values import MAE
+from rasterio.transform import from_origin
+
+from p2pzoo.plugin import Batch
+from p2pzoo.utils.errors import UserError
+from p2pzoo.utils.folds import Fold
+
+HOLE = (slice(0, 40), slice(0, 50))
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("P2PZOO_CACHE", str(tmp_path / "cache"))
+
+
+def scenes(folder, split="train", **parameters):
+    values = {"size": 16, "block": 32, "fractions": (0.5, 0.25, 0.25), **parameters}
+    return Scenes(split, **{"inputs": folder / "inputs", "targets": folder / "targets", **values})
+
+
+def all_pairs(folder, **parameters):
+    return [pair for split in ("train", "val", "test") for pair in scenes(folder, split, **parameters)]
+
+
+def faults(folder, **parameters):
+    with pytest.raises(UserError) as error:
+        scenes(folder, **parameters)
+    assert all("\n" not in fault for fault in error.value.faults)
+    return error.value.faults
+
+
+def place(pair):
+    row, column = (int(part[1:]) for part in pair.id.split("-")[-2:])
+    return row, column
+
+
+def test_windows_have_the_values_of_their_place(tmp_path):
+    write_pair(tmp_path)
+    with rasterio.open(tmp_path / "inputs" / "a.tif") as source:
+        whole = source.read()
+    for pair in all_pairs(tmp_path, x_scale=(0, 10000)):
+        row, column = place(pair)
+        assert pair.x.dtype == np.uint16
+        assert np.array_equal(pair.x, whole[:, row : row + 16, column : column + 16].transpose(1, 2, 0))
+
+
+def test_a_window_is_in_one_block_and_a_pixel_in_one_split(tmp_path):
+    write_pair(tmp_path, height=100, width=135)
+    owner = np.full((100, 135), "", object)
+    for split in ("train", "val", "test"):
+        dataset = scenes(tmp_path, split, stride=8)
+        assert dataset.blocks == [pair.block for pair in dataset]
+        for pair in dataset:
+            row, column = place(pair)
+            area = owner[row : row + 16, column : column + 16]
+            assert set(area.ravel()) <= {"", split}
+            area[:] = split
+    assert {*owner.ravel()} >= {"train", "val", "test"}
+
+
+def test_blocks_cover_a_scene_that_is_no_multiple_of_them():
+    covered = np.zeros((70, 101), int)
+    for box in Grid(16, 16, 32).blocks(70, 101):
+        covered[box.top : box.bottom, box.left : box.right] += 1
+    assert (covered == 1).all()
+
+
+def test_windows_without_data_are_left_out_and_marked(tmp_path):
+    write_pair(tmp_path, holes=[HOLE])
+    strict, lenient = all_pairs(tmp_path), all_pairs(tmp_path, max_nodata=0.6)
+    assert all(pair.labels.all() for pair in strict)
+    assert len(strict) < len(lenient) < 8 * 10
+    mixed = [pair for pair in lenient if not pair.labels.all()]
+    assert mixed
+    for pair in mixed:
+        row, column = place(pair)
+        inside = np.zeros((128, 160), bool)
+        inside[HOLE] = True
+        assert np.array_equal(pair.labels == 0, inside[row : row + 16, column : column + 16])
+        assert (pair.y[pair.labels == 0] == scenes(tmp_path, max_nodata=0.6).y_range[0]).all()
+
+
+def test_nan_is_no_data_without_a_nodata_value(tmp_path):
+    x = landscape(64, 96, 1)
+    x[:, 3, 5] = np.nan
+    write_raster(tmp_path / "inputs" / "a.tif", x, dtype="float32", nodata=None)
+    write_raster(tmp_path / "targets" / "a.tif", landscape(64, 96, 1))
+    assert len(all_pairs(tmp_path)) == 4 * 6 - 1
+
+
+def test_bands_are_chosen_by_number_and_by_description(tmp_path):
+    write_pair(tmp_path)
+    by_name = scenes(tmp_path, x_bands=("red", "blue"), x_scale=(0, 10000))[0]
+    by_number = scenes(tmp_path, x_bands=(3, 1), x_scale=(0, 10000))[0]
+    assert by_name.x.shape == (16, 16, 2)
+    assert np.array_equal(by_name.x, by_number.x)
+    [fault] = faults(tmp_path, x_bands=("gren",))
+    assert "a.tif: x_bands: no band is described as 'gren'" in fault
+    assert "green" in fault
+    [fault] = faults(tmp_path, y_bands=(2,))
+    assert "there is no band 2" in fault
+
+
+def test_each_band_can_have_its_own_scale(tmp_path):
+    write_pair(tmp_path)
+    dataset = scenes(tmp_path, x_scale=((0, 10000), (0, 8000), (1000, 5000)))
+    pair = dataset[0]
+    assert (dataset.x_range, pair.x.dtype) == ((0.0, 1.0), np.float32)
+    plain = scenes(tmp_path, x_scale=(0, 10000))[0].x.astype(float)
+    assert np.allclose(pair.x[..., 1], plain[..., 1] / 8000, atol=1e-6)
+    assert np.allclose(pair.x[..., 2], ((plain[..., 2] - 1000) / 4000).clip(0, 1), atol=1e-6)
+    [fault] = faults(tmp_path, x_scale=((0, 1), (0, 2)))
+    assert fault.startswith("x_scale has 2 scales for 3 bands")
+    [fault] = faults(tmp_path, y_scale=(3, 3))
+    assert "y_scale = [3, 3]" in fault
+
+
+def test_percentiles_are_those_of_training_blocks_in_every_split(tmp_path):
+    write_pair(tmp_path, holes=[HOLE])
+    train, test = scenes(tmp_path), scenes(tmp_path, "test")
+    assert train.y_bands == test.y_bands
+    low, high = train.y_range
+    raw = np.concatenate([pair.y[pair.labels == 1] for pair in scenes(tmp_path, y_scale=(-100, 100))])
+    assert (low, high) == pytest.approx(tuple(np.percentile(raw.astype(float), (0.1, 99.9))), rel=1e-5)
+    assert all(limit == int(limit) for scale in train.x_bands.scales for limit in scale)
+
+
+def test_scales_are_measured_again_when_a_file_changes(tmp_path):
+    write_pair(tmp_path)
+    before = scenes(tmp_path)
+    write_raster(tmp_path / "targets" / "a.tif", landscape(128, 160, 1) * 2, dtype="float32", nodata=-9999)
+    after = scenes(tmp_path)
+    assert after.y_range[1] > 2 * before.y_range[1]
+    assert after.fingerprint != before.fingerprint
+
+
+def test_values_are_within_the_range(tmp_path):
+    write_pair(tmp_path, holes=[HOLE])
+    dataset = scenes(tmp_path, max_nodata=0.9)
+    for pair in dataset:
+        assert dataset.x_range[0] <= pair.x.min()
+        assert pair.x.max() <= dataset.x_range[1]
+        assert dataset.y_range[0] <= pair.y.min()
+        assert pair.y.max() <= dataset.y_range[1]
+
+
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [
+        ({"crs": OTHER_UTM}, "CRS differ, EPSG:32633 and EPSG:32632"),
+        ({"crs": None}, "CRS differ, EPSG:32633 and none"),
+        ({"transform": from_origin(399965, 5300040, 10, 10)}, "transforms differ, by up to 0.5 px"),
+        ({"transform": from_origin(399960, 5300040, 20, 20)}, "transforms differ"),
+    ],
+)
+def test_other_grids_are_refused_in_one_line_that_names_both(tmp_path, other, message):
+    write_pair(tmp_path)
+    write_raster(tmp_path / "targets" / "a.tif", landscape(128, 160, 1), **other)
+    [fault] = faults(tmp_path)
+    assert message in fault
+    assert str(tmp_path / "inputs" / "a.tif") in fault
+    assert str(tmp_path / "targets" / "a.tif") in fault
+    assert 'resample = "x"' in fault
+
+
+def test_all_pairs_with_faults_are_named(tmp_path):
+    for name, width in (("a", 160), ("b", 150), ("c", 160)):
+        write_pair(tmp_path, name)
+        write_raster(tmp_path / "targets" / f"{name}.tif", landscape(128, width, 1))
+    write_raster(tmp_path / "targets" / "c.tif", landscape(128, 160, 1), crs=OTHER_UTM)
+    found = faults(tmp_path)
+    assert len(found) == 2
+    assert "sizes differ, 160×128 and 150×128 px" in found[0]
+    assert "c.tif" in found[1]
+
+
+def test_one_raster_is_resampled_to_the_grid_of_the_other_where_asked(tmp_path):
+    x = landscape(128, 160, 1)
+    write_raster(tmp_path / "inputs" / "a.tif", x)
+    coarse = x[:, ::2, ::2]
+    write_raster(tmp_path / "targets" / "a.tif", coarse, transform=from_origin(399960, 5300040, 20, 20))
+    assert "sizes differ" in faults(tmp_path)[0]
+    dataset = scenes(tmp_path, resample="y", resampling="nearest", x_scale=(0, 10000), y_scale=(0, 10000))
+    pair = dataset[0]
+    assert pair.y.shape == pair.x.shape
+    assert np.array_equal(pair.y[::2, ::2], pair.x[::2, ::2])
+    assert dataset.file_layout.scene["pixel"] == [10, 10]
+    assert scenes(tmp_path, resample="x", split_seed=3).file_layout.scene["pixel"] == [20, 20]
+    with pytest.raises(ValueError, match="needs resample"):
+        scenes(tmp_path, resampling="nearest")
+
+
+def test_what_lies_outside_of_a_resampled_raster_is_no_data(tmp_path):
+    write_raster(tmp_path / "inputs" / "a.tif", landscape(128, 160, 1), nodata=None)
+    shifted = from_origin(399960 + 800, 5300040, 10, 10)
+    write_raster(tmp_path / "targets" / "a.tif", landscape(128, 160, 1), nodata=None, transform=shifted)
+    columns = {place(pair)[1] for pair in all_pairs(tmp_path, resample="y")}
+    assert columns == {80, 96, 112, 128, 144}
+
+
+def test_folds_are_made_of_blocks(tmp_path):
+    write_pair(tmp_path)
+    tested = []
+    for fold in range(3):
+        parts = {s: Fold(fold, 3).open(lambda split: scenes(tmp_path, split), s) for s in ("train", "val", "test")}
+        blocks = {split: {pair.block for pair in part} for split, part in parts.items()}
+        assert not blocks["test"] & (blocks["train"] | blocks["val"])
+        tested += [pair.id for pair in parts["test"]]
+    assert sorted(tested) == sorted(pair.id for pair in all_pairs(tmp_path))
+
+
+def test_folders_can_define_the_splits(tmp_path):
+    for split in ("train", "test"):
+        for side in ("inputs", "targets"):
+            write_raster(tmp_path / side / split / "a.tif", landscape(64, 64, 1))
+    assert len(scenes(tmp_path)) == len(scenes(tmp_path, "test")) == 16
+    assert scenes(tmp_path)[0].id == "train-a-r0-c0"
+
+
+def test_a_split_without_blocks_is_refused_with_a_seed_that_helps(tmp_path):
+    write_pair(tmp_path, height=64, width=64)
+    [fault] = faults(tmp_path, split_seed=0)
+    seed = int(fault.rpartition("split_seed = ")[2])
+    assert all(len(scenes(tmp_path, split, split_seed=seed)) for split in ("train", "val", "test"))
+    [fault] = faults(tmp_path, block=64)
+    assert "1 blocks for 3 splits: make `block` smaller" in fault
+
+
+def test_files_that_are_no_rasters_are_named(tmp_path):
+    write_pair(tmp_path)
+    (tmp_path / "inputs" / "a.tif").write_bytes(b"no TIFF")
+    assert "a.tif: cannot be read as a raster" in faults(tmp_path)[0]
+
+
+def test_a_truncated_raster_is_named_when_it_is_read(tmp_path):
+    write_pair(tmp_path)
+    dataset = scenes(tmp_path)
+    file = tmp_path / "inputs" / "a.tif"
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    with pytest.raises(UserError, match=r"a\.tif"):
+        list(dataset)
+
+
+def test_pairs_must_agree_in_bands(tmp_path):
+    write_pair(tmp_path, "a")
+    write_pair(tmp_path, "b")
+    write_raster(tmp_path / "inputs" / "b.tif", landscape(128, 160, 2))
+    assert "bands differ, 3 of uint16 with 1 of float32 and 2 of uint16 with 1 of float32" in faults(tmp_path)[0]
+
+
+def test_bands_come_back_from_the_network_as_they_were():
+    bands = Bands((1, 2), (None, "b"), ((0.0, 4000.0), (-50.0, 50.0)), "int16", -9999.0)
+    values = np.stack([np.arange(0, 4000, 40).reshape(10, 10), np.arange(-50, 50).reshape(10, 10)]).astype(np.int16)
+    seen = bands.to_network(values, np.ones((10, 10), bool))
+    assert np.abs(seen).max() <= 1
+    assert np.array_equal(np.stack([bands.from_network(seen[i], i) for i in range(2)]), values)
+    assert Bands.from_json(bands.as_json()) == bands
+
+
+def test_nan_as_nodata_survives_json():
+    bands = Bands((1,), (None,), ((0.0, 1.0),), "float32", float("nan"))
+    assert bands.as_json()["nodata"] == "nan"
+    assert np.isnan(Bands.from_json(bands.as_json()).nodata)
+
+
+def batch_of(dataset, pairs):
+    def scaled(images, limits):
+        values = torch.from_numpy(np.stack(images).astype(np.float32)).permute(0, 3, 1, 2)
+        return (values - limits[0]) * (2 / (limits[1] - limits[0])) - 1
+
+    labels = torch.from_numpy(np.stack([pair.labels for pair in pairs]).astype(np.int64))
+    x, y = scaled([p.x for p in pairs], dataset.x_range), scaled([p.y for p in pairs], dataset.y_range)
+    return Batch(x, y, tuple(pair.id for pair in pairs), labels)
+
+
+def test_mae_is_in_the_units_of_the_band_and_can_leave_out_nodata(tmp_path):
+    write_pair(tmp_path, holes=[HOLE])
+    dataset = scenes(tmp_path, max_nodata=0.6)
+    pairs = [pair for pair in dataset if not pair.labels.all()]
+    batch = batch_of(dataset, pairs)
+    low, high = dataset.y_range
+    y_hat = batch.y + 3 / ((high - low) / 2)  # 3 units of the band more
+    y_hat = torch.where((batch.labels == 0)[:, None], 1.0, y_hat)
+    for metric in (MAE(dataset, classes=["valid"]), BandError(dataset)):
+        numbers = metric.reduce(metric.measure(batch, y_hat))
+        assert numbers["value"] == pytest.approx(3, rel=1e-4)
+    assert numbers["bias_height"] == pytest.approx(3, rel=1e-4)
+    assert numbers["rmse_height"] == pytest.approx(3, rel=1e-4)
+
+
+def test_band_errors_are_in_each_bands_own_units(tmp_path):
+    y = np.stack([landscape(128, 160, 1, low=0, high=4000)[0], landscape(128, 160, 1, seed=3, low=0, high=90)[0]])
+    write_raster(tmp_path / "inputs" / "a.tif", landscape(128, 160, 1))
+    write_raster(tmp_path / "targets" / "a.tif", y, dtype="float32", nodata=None, names=("height", "slope"))
+    dataset = scenes(tmp_path, y_scale=((0, 4000), (0, 90)))
+    batch = batch_of(dataset, [dataset[0], dataset[1]])
+    y_hat = batch.y - torch.tensor([10 / 2000, 2 / 45])[:, None, None]
+    metric = BandError(dataset)
+    numbers = metric.reduce(metric.measure(batch, y_hat))
+    assert (numbers["mae_height"], numbers["mae_slope"]) == pytest.approx((10, 2), rel=1e-3)
+    assert (numbers["bias_height"], numbers["bias_slope"]) == pytest.approx((-10, -2), rel=1e-3)
+
+
+def test_two_rasters_are_a_dataset_too(tmp_path):
+    write_pair(tmp_path)
+    one = scenes(tmp_path, inputs=tmp_path / "inputs" / "a.tif", targets=tmp_path / "targets" / "a.tif")
+    assert [pair.id for pair in one] == [pair.id for pair in scenes(tmp_path)]
+    assert one.file_layout.scene["crs"] == UTM
