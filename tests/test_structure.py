@@ -44,6 +44,7 @@ COMMAND_PLUGINS = {
     "p2pzoo_data_tools",
     "p2pzoo_export",
     "p2pzoo_intervals",
+    "p2pzoo_geo",
     "p2pzoo_study",
     "p2pzoo_tune",
     "p2pzoo_metrics",

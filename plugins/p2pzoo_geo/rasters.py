@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 Resampled = Literal["x", "y"]
 Resampling = Literal["nearest", "bilinear", "cubic", "average", "mode"]
 MAX_SHIFT = 0.01  # px between the corners of two rasters that count as equal: transforms are written rounded
-CACHE_MEGABYTES = 64  # of GDAL's decoded blocks; its default is a share of the machine's memory
+CACHE_MEGABYTES = 256  # of GDAL's decoded blocks: the rows of a tile in a wide scene that is stored in strips
 
 
 class Box(NamedTuple):

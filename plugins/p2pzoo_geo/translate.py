@@ -1,0 +1,299 @@
+"""Translate a georeferenced scene of any size: tiles are read, translated and blended, and finished rows written.
+
+Memory holds a few tiles, one strip of ŷ as wide as the scene, and the rows of a piece (see pieces.py): about
+4 · (tile + 2 · 512) · width · bands bytes beside the network. Imports torch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from p2pzoo.models.model import Model
+from p2pzoo.models.noise_field import NoiseField
+from p2pzoo.models.padding import reflected_indices
+from p2pzoo.models.test_modes import derive_image_seed, in_training_mode
+from p2pzoo.models.tiling import Tiling, blend_tiles
+from p2pzoo.utils.errors import UserError
+from p2pzoo.utils.version import __version__
+from p2pzoo_geo.bands import Bands
+from p2pzoo_geo.pieces import Format, open_pieces
+from p2pzoo_geo.rasters import Box, crs_name, has_mask, open_raster, pixel_size, read_valid, read_window
+
+if TYPE_CHECKING:
+    from rasterio.io import DatasetReader
+
+Stage = Literal["translating", "writing"]
+Progress = Callable[[Stage, int, int], None]  # stage, rows done, rows in all
+DEFAULT_TILE = 512
+MAX_PIXEL_RATIO = 1.05  # of a scene's pixels to those of the training, without a warning
+_CORNER = 64  # px: the corner of a scene whose hash seeds the noise, as for the tiles of an image
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What was written. resumed: how many rows were there before."""
+
+    target: Path
+    size: tuple[int, int]
+    resumed: int
+
+
+def scene_bands(model: Model, source: DatasetReader) -> tuple[Bands, Bands]:
+    """The bands of x and y: those of the dataset `scenes` that the model was trained on, else all bands of the scene.
+
+    Raises UserError for a scene without these bands, and for a model whose images are no bands.
+    """
+    layout = (model.header.as_json.get("file_layout") or {}).get("scene")
+    if layout is None:
+        return _plain_bands(model, source)
+    try:
+        x, y = (Bands.from_json(layout[side]) for side in "xy")
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"the model file's description of its bands is damaged ({error})") from None
+    if (len(x), len(y)) != (model.in_channels, model.out_channels):
+        raise UserError("the model file's description of its bands is damaged (their number)")
+    names = {name: number for number, name in enumerate(source.descriptions, 1) if name}
+    if all(name in names for name in x.names):  # a scene may have the bands in another order
+        numbers = tuple(names[str(name)] for name in x.names)
+    elif max(x.numbers) <= source.count:
+        numbers = x.numbers
+    else:
+        wanted = ", ".join(x.labels())
+        raise UserError(f"{source.name}: has {source.count} bands; the model takes the bands {wanted}")
+    return Bands(numbers, x.names, x.scales, x.dtype, x.nodata), y
+
+
+def _plain_bands(model: Model, source: DatasetReader) -> tuple[Bands, Bands]:
+    if model.x_labels or model.y_labels or model.encodings.lab:
+        raise UserError("the model was trained on label maps or on Lab colours: use p2pzoo translate")
+    if source.count != model.in_channels:
+        raise UserError(f"{source.name}: has {source.count} bands; the model takes {model.in_channels}")
+    x, y = (
+        Bands((*range(1, count + 1),), (None,) * count, (limits,) * count, dtype)
+        for count, limits, dtype in (
+            (model.in_channels, model.x_range, model.x_dtype),
+            (model.out_channels, model.y_range, model.y_dtype),
+        )
+    )
+    return x, y
+
+
+def translate_scene(
+    model: Model,
+    scene: Path,
+    target: Path,
+    *,
+    tile: int | None = None,
+    overlap: int | None = None,
+    seed: int = 0,
+    nodata: float | None = None,
+    cog: bool = False,
+    fresh: bool = False,
+    settings: Mapping[str, Any] | None = None,
+    progress: Progress = lambda stage, done, total: None,
+) -> Outcome:
+    """Translate a scene in tiles of eval mode to a tiled, deflated GeoTIFF with the scene's georeference.
+
+    tile, overlap: as `Model.translate`; tile: None: about 512 px. seed: of the noise of a process.
+    nodata: the value of pixels where x has no data; None: that of the training targets, else one outside of ŷ's scale,
+        if x can be without data.
+    cog: write a Cloud Optimized GeoTIFF, with overviews. fresh: see `open_pieces`.
+    settings: further values that the pixels depend on, as JSON.
+
+    After an interruption the same call goes on where it stopped: finished rows are in TARGET.parts. Values are in the
+    units and the dtype of the training targets. Raises UserError as `scene_bands`, for options that do not fit the
+    model, and for a file that cannot be read or written.
+    """
+    divisor = model.size_divisor
+    with open_raster(scene) as source:
+        x_bands, y_bands = scene_bands(model, source)
+        _warn_of_pixels(model, source)
+        try:
+            _, tiling = model.resolve_options("eval", tile or max(divisor, DEFAULT_TILE // divisor * divisor), overlap)
+        except ValueError as error:
+            raise UserError(str(error)) from None
+        assert tiling is not None
+        is_masked = has_mask(source, x_bands.numbers)
+        value = _choose_nodata(y_bands, nodata, is_masked=is_masked)
+        stat = scene.stat()
+        identity = {
+            "model": f"{model.run} {_digest(model)}", "scene": str(scene.resolve()), "bytes": stat.st_size,
+            "changed": stat.st_mtime_ns, "tile": tiling.side, "overlap": tiling.overlap, "seed": seed,
+            "nodata": None if value is None else str(value), "precision": model.precision, **(settings or {}),
+        }  # fmt: skip
+        form = _describe_format(source, y_bands, value, _describe(model, identity))
+        with open_pieces(target, form, identity, fresh=fresh) as pieces:
+            resumed = pieces.rows
+            for top, strip in _translate_strips(model, source, x_bands, tiling, seed, resumed):
+                rows = strip[:, max(0, resumed - top) :].numpy()
+                first = max(top, resumed)
+                pieces.append(_to_values(rows, first, source, x_bands, y_bands, value if is_masked else None, value))
+                progress("translating", first + rows.shape[1], source.height)
+            joined = 0
+
+            def count_joined(rows: int) -> None:
+                nonlocal joined
+                joined += rows
+                progress("writing", joined, source.height)
+
+            pieces.finish(target, cog=cog, progress=count_joined)
+        return Outcome(target, (source.height, source.width), resumed)
+
+
+def _translate_strips(
+    model: Model, source: DatasetReader, bands: Bands, tiling: Tiling, seed: int, finished: int
+) -> Iterator[tuple[int, Tensor]]:
+    """(top, (C, rows, W)) of ŷ in [-1, 1], from the strip that holds the first row that is not finished.
+
+    Tiles that end above that row count for nothing and are not translated, so the others have the same values as
+    without an interruption.
+    """
+    height, width = source.height, source.width
+    rows, columns = (reflected_indices(length, tiling.divisor).numpy() for length in (height, width))
+    field = _noise_field(model, source, bands, seed)
+
+    def read(place: tuple[slice, slice]) -> tuple[np.ndarray, bool]:
+        down, across = rows[place[0]], columns[place[1]]
+        box = Box(int(down.min()), int(down.max()) + 1, int(across.min()), int(across.max()) + 1)
+        values, valid = read_window(source, bands.numbers, box)
+        return bands.to_network(values, valid)[:, down - box.top][:, :, across - box.left], bool(valid.any())
+
+    def translate_tiles(places: list[tuple[slice, slice]]) -> Tensor:
+        shape = (model.out_channels, *(min(tiling.side, len(side)) for side in (rows, columns)))
+        y_hats = torch.zeros(len(places), *shape)
+        if places[0][0].stop <= finished:
+            return y_hats
+        tiles = [read(place) for place in places]
+        numbers = [number for number, (_, has_data) in enumerate(tiles) if has_data]
+        if numbers:
+            x = torch.from_numpy(np.stack([tiles[number][0] for number in numbers]))
+            noise = torch.stack([field.crop(*places[number]) for number in numbers]) if field else None
+            y_hats[numbers] = _run(model, x, noise, seed)
+        return y_hats
+
+    batch = model.max_batch_size(tiling.side, tiling.side, "eval")
+    for top, strip in blend_tiles(translate_tiles, len(rows), len(columns), tiling, batch):
+        bottom = min(top + strip.shape[1], height)
+        if bottom > max(top, finished):
+            yield top, strip[:, : bottom - top, :width]
+
+
+def _run(model: Model, x: Tensor, noise: Tensor | None, seed: int) -> Tensor:
+    """(B, C, H, W) in [-1, 1] -> ŷ, float32 on the CPU. noise: for a sampler that takes it."""
+    if noise is None:
+        return model.translate(x, test_mode="eval", seed=seed).cpu().float()
+    with torch.no_grad(), in_training_mode(model.G, training=False):
+        return model.G(x.to(model.device), noise.to(model.device)).cpu().float()  # type: ignore[no-any-return]
+
+
+def _noise_field(model: Model, source: DatasetReader, bands: Bands, seed: int) -> NoiseField | None:
+    """The noise of the whole scene, from which each tile gets its part; None for a model that takes none."""
+    if not model.takes_noise:
+        return None
+    if model.precision != "fp32":
+        raise UserError("a scene is translated with --precision fp32 by a model that draws noise: leave it out")
+    corner = Box(0, min(_CORNER, source.height), 0, min(_CORNER, source.width))
+    x = torch.from_numpy(bands.to_network(*read_window(source, bands.numbers, corner)))
+    return NoiseField(derive_image_seed(x[None], seed), model.noise_shape)
+
+
+def _to_values(
+    y_hat: np.ndarray,
+    top: int,
+    source: DatasetReader,
+    x_bands: Bands,
+    y_bands: Bands,
+    masked: float | None,
+    nodata: float | None,
+) -> np.ndarray:
+    """(C, rows, W) in [-1, 1] -> values in the bands' units. masked: the value where x has no data; None: nowhere."""
+    values = np.empty(y_hat.shape, y_bands.dtype)
+    for band in range(len(y_bands)):
+        values[band] = y_bands.from_network(y_hat[band], band)
+    if nodata is not None:
+        values[values == np.asarray(nodata).astype(values.dtype)] = _beside(nodata, y_bands)
+    if masked is not None:
+        valid = read_valid(source, x_bands.numbers, Box(top, top + y_hat.shape[1], 0, source.width))
+        values[:, ~valid] = masked
+    return values
+
+
+def _beside(nodata: float, bands: Bands) -> float:
+    """The value that ŷ has instead where it equals nodata by chance: the next one inside of the scale."""
+    step = 1 if nodata < max(high for _, high in bands.scales) else -1
+    if np.dtype(bands.dtype).kind == "f":
+        return float(np.nextafter(np.asarray(nodata, bands.dtype), np.asarray(np.inf * step, bands.dtype)))
+    return nodata + step
+
+
+def _choose_nodata(bands: Bands, wanted: float | None, *, is_masked: bool) -> float | None:
+    """Raises UserError for a value that the dtype cannot hold."""
+    dtype = np.dtype(bands.dtype)
+    info = None if dtype.kind == "f" else np.iinfo(dtype)
+    if wanted is not None:
+        if info is not None and (wanted != np.rint(wanted) or not info.min <= wanted <= info.max):
+            raise UserError(f"--nodata {wanted:g}: the translation has values of {dtype}, {info.min} to {info.max}")
+        return wanted
+    if bands.nodata is not None or not is_masked:
+        return bands.nodata
+    if info is None:
+        return float("nan")
+    low, high = min(low for low, _ in bands.scales), max(high for _, high in bands.scales)
+    return float(info.max if info.max > high and not (info.min <= 0 < low) else 0 if info.min == 0 else info.min)
+
+
+def _describe_format(source: DatasetReader, bands: Bands, nodata: float | None, description: str) -> Format:
+    profile = {
+        "height": source.height, "width": source.width, "count": len(bands), "dtype": bands.dtype, "nodata": nodata,
+        "crs": source.crs, "transform": source.transform,
+    }  # fmt: skip
+    points, crs = source.gcps
+    if points:
+        del profile["transform"], profile["crs"]
+    tags = {"p2pzoo": description}
+    if "AREA_OR_POINT" in source.tags():
+        tags["AREA_OR_POINT"] = source.tags()["AREA_OR_POINT"]
+    return Format(profile, bands.names, tags, (points, crs) if points else None)
+
+
+def _describe(model: Model, identity: Mapping[str, Any]) -> str:
+    """JSON that is stored in the file: how it was made, without paths."""
+    made = {key: value for key, value in identity.items() if key not in ("model", "scene", "bytes", "changed")}
+    return json.dumps({"model": model.run, "test_mode": "eval", "p2pzoo": __version__, **made}, sort_keys=True)
+
+
+def _digest(model: Model) -> str:
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.G.state_dict().items()):
+        digest.update(name.encode() + tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:12]
+
+
+def _warn_of_pixels(model: Model, source: DatasetReader) -> None:
+    """Warn if the scene's pixels have another size than those of the training, in the same kind of units."""
+    layout = (model.header.as_json.get("file_layout") or {}).get("scene") or {}
+    pixel = layout.get("pixel")
+    if not isinstance(pixel, list) or len(pixel) != 2 or not source.crs or layout.get("crs") in (None, "none"):
+        return
+    from rasterio.crs import CRS
+
+    if CRS.from_string(layout["crs"]).is_geographic != source.crs.is_geographic:
+        return
+    own = pixel_size(source)
+    ratios = [ours / theirs for ours, theirs in zip(own, pixel, strict=True)]
+    if max(*ratios, *(1 / ratio for ratio in ratios)) > MAX_PIXEL_RATIO:
+        warnings.warn(
+            f"{source.name}: its pixels are {own[0]:g} × {own[1]:g} ({crs_name(source)}), those of the training "
+            f"{pixel[0]:g} × {pixel[1]:g} ({layout['crs']}): resample the scene",
+            stacklevel=3,
+        )

@@ -1,0 +1,285 @@
+"""`p2pzoo translate-scene`: GDAL reads back what was written; resume, blending, refusals, memory."""
+
+import json
+
+import numpy as np
+import pytest
+import rasterio
+import torch
+from landscapes import UTM, landscape, write_pair, write_raster
+from p2pzoo_geo import pieces as pieces_module
+from p2pzoo_geo.bands import Bands
+from p2pzoo_geo.translate import translate_scene
+from rasterio.transform import from_origin
+from torch import nn
+
+import p2pzoo
+from p2pzoo.models.model import Model
+from p2pzoo.models.model_file import ModelHeader
+from p2pzoo.utils.errors import UserError
+
+HOLE = (slice(0, 40), slice(0, 50))
+RECIPE = """
+extends = "zoo:base.toml"
+title = "scenes"
+[generator]
+width = 8
+depth = 3
+[discriminator]
+width = 8
+receptive_field = 16
+[dataset]
+use = "scenes"
+inputs = "inputs"
+targets = "targets"
+size = 32
+block = 64
+max_nodata = 0.9
+fractions = [0.5, 0.25, 0.25]
+x_bands = ["red", "blue"]
+y_scale = [-40, 40]
+[metrics.band]
+use = "band-error"
+[metrics.mae]
+use = "mae"
+classes = ["valid"]
+[train]
+images = 8
+[evaluate]
+samples = 2
+[compute]
+device = "cpu"
+threads = 1
+"""
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory, run_cli):
+    """The folder of a run on a pair of scenes, and a scene that was not trained on."""
+    folder = tmp_path_factory.mktemp("trained")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("P2PZOO_CACHE", str(folder / "cache"))
+        write_pair(folder, height=192, width=192, holes=[HOLE])
+        (folder / "recipe.toml").write_text(RECIPE)
+        result = run_cli("run", folder / "recipe.toml", "--profile", "smoke", "--runs", folder / "runs")
+    assert result.exit_code == 0, result.output
+    write_pair(folder / "new", height=150, width=230, seed=5, holes=[HOLE])
+    [model] = (folder / "runs").rglob("model.safetensors")
+    return model.parent, folder / "new" / "inputs" / "a.tif"
+
+
+def read(path):
+    with rasterio.open(path) as source:
+        return source.read()
+
+
+class Difference(nn.Module):
+    """ŷ depends on x and on the sums over a neighbourhood, so that seams would show."""
+
+    def __init__(self, channels=1):
+        super().__init__()
+        self.blur = nn.Conv2d(channels, 1, 9, padding=4, padding_mode="reflect")
+        with torch.no_grad():
+            self.blur.weight.fill_(1 / 81 / channels)
+            self.blur.bias.zero_()
+
+    def forward(self, x):
+        return self.blur(x).clamp(-1, 1)
+
+
+def model_of(x=None, y=None, G=None):
+    """A model with a known function, as if trained on the dataset scenes with these bands."""
+    x = x or Bands((1,), (None,), ((0.0, 8000.0),), "uint16", 0.0)
+    y = y or Bands((1,), ("height",), ((0.0, 4000.0),), "int16", -9999.0)
+    layout = {"scene": {"x": x.as_json(), "y": y.as_json(), "pixel": [10, 10], "crs": UTM}}
+    header = ModelHeader(
+        "generator", "mine", {}, len(x), len(y), (64, 64), run="r", size_divisor=4, test_mode="paper",
+        as_json={"file_layout": layout},
+    )  # fmt: skip
+    return Model(G or Difference(len(x)), header, torch.device("cpu"))
+
+
+def test_gdal_reads_back_the_georeference_and_the_bands(trained, run_cli, tmp_path):
+    run, scene = trained
+    result = run_cli("translate-scene", run, scene, "-o", tmp_path / "out.tif", "--tile", "64")
+    assert result.exit_code == 0, result.output
+    with rasterio.open(scene) as x, rasterio.open(tmp_path / "out.tif") as y:
+        assert (y.crs, y.transform, y.shape) == (x.crs, x.transform, x.shape)
+        assert (y.nodata, y.dtypes, y.descriptions) == (-9999, ("float32",), ("height",))
+        assert y.profile["tiled"]
+        assert y.profile["compress"] == "deflate"
+        assert y.tags()["AREA_OR_POINT"] == x.tags()["AREA_OR_POINT"]
+        assert json.loads(y.tags()["p2pzoo"])["tile"] == 64
+        assert np.array_equal(y.read_masks(1), x.read_masks(1))
+        values = y.read(1, masked=True)
+    assert values.min() >= -40
+    assert values.max() <= 40
+    assert list(tmp_path.iterdir()) == [tmp_path / "out.tif"]
+
+
+def test_the_run_stores_bands_and_scales_and_measures_in_units(trained):
+    run, _ = trained
+    scene = p2pzoo.load(run, device="cpu").header.as_json["file_layout"]["scene"]
+    assert (scene["x"]["names"], scene["y"]["scales"]) == (["red", "blue"], [[-40, 40]])
+    assert len(scene["x"]["scales"]) == 2
+    metrics = {name: each["value"] for name, each in json.loads((run / "results.json").read_text())["metrics"].items()}
+    assert metrics["band.mae_height"] == metrics["band"] == pytest.approx(metrics["mae"])
+    assert 1 < metrics["mae"] < 40  # metres
+
+
+def test_a_cog_has_overviews_and_the_same_pixels(trained, run_cli, tmp_path):
+    run, _ = trained
+    scene = write_pair(tmp_path / "wide", height=600, width=1100, seed=2)[0] / "a.tif"
+    for name, flags in (("plain.tif", ()), ("cog.tif", ("--cog",))):
+        assert run_cli("translate-scene", run, scene, "-o", tmp_path / name, *flags).exit_code == 0
+    with rasterio.open(tmp_path / "cog.tif") as cog, rasterio.open(tmp_path / "plain.tif") as plain:
+        assert cog.tags(ns="IMAGE_STRUCTURE")["LAYOUT"] == "COG"
+        assert cog.overviews(1)
+        assert (cog.crs, cog.transform, cog.nodata, cog.descriptions) == (
+            plain.crs, plain.transform, plain.nodata, plain.descriptions,
+        )  # fmt: skip
+        assert cog.tags()["p2pzoo"] == plain.tags()["p2pzoo"]
+        assert np.array_equal(cog.read(), plain.read())
+
+
+@pytest.mark.parametrize("shape", [(30, 50), (64, 64), (150, 231), (600, 90)])
+def test_tiles_give_the_values_of_the_whole_scene(tmp_path, shape):
+    scene = write_raster(tmp_path / "x.tif", landscape(*shape, 1), nodata=None)
+    translate_scene(model_of(), scene, tmp_path / "y.tif", tile=64, overlap=32)
+    x = torch.from_numpy(read(scene).astype(np.float32)) / 4000 - 1
+    whole = model_of().translate(x, test_mode="eval").numpy()
+    assert np.abs(read(tmp_path / "y.tif") - (whole + 1) * 2000).max() <= 0.51
+
+
+def test_integers_keep_apart_from_nodata(tmp_path):
+    y = Bands((1,), (None,), ((0.0, 255.0),), "uint8", 0.0)
+    scene = write_raster(tmp_path / "x.tif", np.full((1, 64, 64), 1), holes=[HOLE])
+    translate_scene(model_of(y=y), scene, tmp_path / "y.tif", tile=64)
+    values = read(tmp_path / "y.tif")[0]
+    assert (values[HOLE] == 0).all()
+    values[HOLE] = 1
+    assert (values == 1).all()
+
+
+@pytest.mark.parametrize(
+    ("bands", "expected"),
+    [
+        (Bands((1,), (None,), ((0.0, 1.0),), "float32"), np.nan),
+        (Bands((1,), (None,), ((0.0, 4000.0),), "uint16"), 65535),
+        (Bands((1,), (None,), ((100.0, 4000.0),), "uint16"), 0),
+        (Bands((1,), (None,), ((0.0, 255.0),), "uint8"), 0),
+    ],
+)
+def test_targets_without_nodata_get_one_where_the_scene_has_holes(tmp_path, bands, expected):
+    scene = write_raster(tmp_path / "x.tif", landscape(64, 64, 1), holes=[HOLE])
+    translate_scene(model_of(y=bands), scene, tmp_path / "y.tif", tile=64)
+    with rasterio.open(tmp_path / "y.tif") as written:
+        assert written.nodata == expected or (np.isnan(expected) and np.isnan(written.nodata))
+        mask = written.read_masks(1) != 0
+    assert not mask[HOLE].any()
+    assert mask.sum() == mask.size - 40 * 50
+
+
+def interrupt_after(monkeypatch, count):
+    """Raise KeyboardInterrupt when the piece with this number is to be written."""
+    write, done = pieces_module.Pieces._write, []
+
+    def stopping(self, rows):
+        if len(done) == count:
+            raise KeyboardInterrupt
+        done.append(rows)
+        write(self, rows)
+
+    monkeypatch.setattr(pieces_module.Pieces, "_write", stopping)
+
+
+def test_an_interrupted_scene_goes_on_with_the_same_pixels(trained, run_cli, tmp_path, monkeypatch):
+    run, scene = trained
+    monkeypatch.setattr(pieces_module, "BLOCK", 32)
+    command = ("translate-scene", run, scene, "--tile", "64", "-o")
+    assert run_cli(*command, tmp_path / "whole.tif").exit_code == 0
+    with monkeypatch.context() as patch:
+        interrupt_after(patch, 3)
+        stopped = run_cli(*command, tmp_path / "out.tif")
+    assert stopped.exit_code == 130
+    assert "the same command goes on" in stopped.output
+    assert not (tmp_path / "out.tif").exists()
+    other = run_cli("translate-scene", run, scene, "--tile", "32", "-o", tmp_path / "out.tif")
+    assert other.exit_code == 2
+    assert "another tile (64, now 32)" in other.output
+    translated = []
+    original = Model.translate
+    monkeypatch.setattr(
+        Model, "translate", lambda self, x, **rest: translated.append(len(x)) or original(self, x, **rest)
+    )
+    result = run_cli(*command, tmp_path / "out.tif", "--json")
+    assert json.loads(result.output)["resumed"] == 96
+    resumed = sum(translated)
+    assert np.array_equal(read(tmp_path / "out.tif"), read(tmp_path / "whole.tif"))
+    assert run_cli(*command, tmp_path / "again.tif").exit_code == 0
+    assert resumed < sum(translated) - resumed
+    assert not (tmp_path / "out.tif.parts").exists()
+
+
+def test_fresh_begins_from_the_start(trained, run_cli, tmp_path, monkeypatch):
+    run, scene = trained
+    monkeypatch.setattr(pieces_module, "BLOCK", 32)
+    with monkeypatch.context() as patch:
+        interrupt_after(patch, 2)
+        run_cli("translate-scene", run, scene, "-o", tmp_path / "out.tif")
+    result = run_cli("translate-scene", run, scene, "-o", tmp_path / "out.tif", "--tile", "32", "--fresh", "--json")
+    assert json.loads(result.output)["resumed"] == 0
+
+
+def test_bands_are_found_by_their_names_in_another_order(trained, run_cli, tmp_path):
+    run, scene = trained
+    values = read(scene)[::-1]
+    write_raster(tmp_path / "x.tif", values, names=("red", "green", "blue"))
+    for path in (scene, tmp_path / "x.tif"):
+        assert run_cli("translate-scene", run, path, "-o", tmp_path / f"y{path.stem}.tif").exit_code == 0
+    assert np.array_equal(read(tmp_path / "ya.tif"), read(tmp_path / "yx.tif"))
+
+
+def test_faults_are_one_line_and_write_nothing(trained, run_cli, tmp_path):
+    run, scene = trained
+    one_band = write_raster(tmp_path / "one.tif", landscape(64, 64, 1))
+    (tmp_path / "text.tif").write_text("no raster")
+    out = tmp_path / "out"
+    out.mkdir()
+    for arguments, message in (
+        ((one_band, "-o", out / "y.tif"), "has 1 bands; the model takes the bands red, blue"),
+        ((tmp_path / "text.tif", "-o", out / "y.tif"), "cannot be read as a raster"),
+        ((tmp_path / "none.tif", "-o", out / "y.tif"), "no such file"),
+        ((scene, "-o", out / "y.png"), "a scene is written as GeoTIFF"),
+        ((scene, "-o", out / "missing" / "y.tif"), "no such folder"),
+        ((scene, "-o", scene), "the scene itself"),
+        ((scene, "-o", one_band), "--force overwrites it"),
+        ((scene, "-o", out / "y.tif", "--tile", "33"), "does not fit this generator"),
+    ):
+        result = run_cli("translate-scene", run, *arguments)
+        assert (result.exit_code, message in result.output) == (2, True), result.output
+        assert len(result.output.strip().splitlines()) == 1
+    assert not list(out.iterdir())
+
+
+def test_a_scene_with_other_pixels_is_warned_of(tmp_path):
+    scene = write_raster(tmp_path / "x.tif", landscape(64, 64, 1), transform=from_origin(399960, 5300040, 20, 20))
+    with pytest.warns(UserWarning, match="its pixels are 20 × 20"):
+        translate_scene(model_of(), scene, tmp_path / "y.tif", tile=64)
+
+
+def test_a_damaged_description_of_bands_is_refused(tmp_path):
+    scene = write_raster(tmp_path / "x.tif", landscape(64, 64, 1))
+    for value in ({"x": 3}, {"x": {"numbers": []}}, [], "text"):
+        model = model_of()
+        model.header.as_json["file_layout"]["scene"] = value
+        with pytest.raises(UserError, match="description of its bands is damaged"):
+            translate_scene(model, scene, tmp_path / "y.tif", tile=64)
+
+
+def test_a_model_of_another_dataset_takes_all_bands(tmp_path):
+    header = ModelHeader("generator", "mine", {}, 1, 1, (64, 64), run="r", size_divisor=4, test_mode="eval",
+                         x_range=(0.0, 8000.0), y_range=(0.0, 8000.0), x_dtype="uint16", y_dtype="uint16")  # fmt: skip
+    scene = write_raster(tmp_path / "x.tif", landscape(64, 80, 1))
+    translate_scene(Model(nn.Identity(), header, torch.device("cpu")), scene, tmp_path / "y.tif", tile=64)
+    assert np.array_equal(read(tmp_path / "y.tif"), read(scene))
