@@ -19,7 +19,7 @@ from filelock import FileLock, Timeout
 
 from p2pzoo.utils.errors import UserError
 from p2pzoo.utils.files import read_object, write_json
-from p2pzoo_geo.rasters import bounded_cache
+from p2pzoo_geo.rasters import bounded_cache, first_line
 
 BLOCK = 512  # px: side of a TIFF's tiles, and rows of a piece
 
@@ -89,7 +89,7 @@ class Pieces:
         profile = {**self.form.profile, "height": rows.shape[1], **self.form.options()}
         for key in ("crs", "transform"):
             profile.pop(key, None)
-        with _without_warnings(), rasterio.open(temporary, "w", **profile) as piece:
+        with _naming(temporary), _without_warnings(), rasterio.open(temporary, "w", **profile) as piece:
             piece.write(rows)
         os.replace(temporary, self._file(self._number))
         self._number += 1
@@ -98,15 +98,10 @@ class Pieces:
     def finish(self, target: Path, *, cog: bool, progress: Callable[[int], None]) -> None:
         """Join the pieces to the target, and remove them. progress: is called with the rows that were joined."""
         whole = self.folder / "whole.tif"
-        self._join(whole, progress)
-        if cog:
-            from rasterio.shutil import copy
-
-            copy(
-                whole, self.folder / "cog.tif", driver="COG", compress="deflate", predictor="YES", blocksize=BLOCK,
-                bigtiff="IF_SAFER", overview_resampling="average",
-            )  # fmt: skip
-            whole = self.folder / "cog.tif"
+        with _naming(whole):
+            self._join(whole, progress)
+            if cog:
+                whole = _convert_to_cog(whole)
         with whole.open("rb+") as file:
             os.fsync(file.fileno())
         os.replace(whole, target)
@@ -164,6 +159,17 @@ def open_pieces(target: Path, form: Format, settings: Mapping[str, Any], *, fres
         shutil.rmtree(folder, ignore_errors=True)
 
 
+def _convert_to_cog(whole: Path) -> Path:
+    from rasterio.shutil import copy
+
+    cog = whole.with_name("cog.tif")
+    copy(
+        whole, cog, driver="COG", compress="deflate", predictor="YES", blocksize=BLOCK, bigtiff="IF_SAFER",
+        overview_resampling="average",
+    )  # fmt: skip
+    return cog
+
+
 def _clear(folder: Path) -> None:
     for file in folder.iterdir():
         if file.name != "lock":
@@ -176,6 +182,19 @@ def _describe_change(folder: Path, known: Mapping[str, Any], settings: Mapping[s
         f"{folder}: holds an unfinished translation with another {key} ({known.get(key)}, now {settings.get(key)}): "
         "give the same to go on, or --fresh to begin from the start"
     )
+
+
+@contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """GDAL's errors of writing name no file, and no reason."""
+    from rasterio.errors import RasterioIOError
+
+    try:
+        yield
+    except RasterioIOError as error:
+        raise UserError(
+            f"{path}: cannot be written ({first_line(error)}): make room on the disk; the same command then goes on"
+        ) from None
 
 
 @contextmanager

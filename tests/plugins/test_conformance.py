@@ -14,6 +14,7 @@ import timm
 import torch
 from PIL import Image
 from safetensors.torch import save_file
+from landscapes import write_pair
 from small_networks import SMALL_NETWORKS
 from vgg_weights import VGG_WEIGHTS, write_vgg_weights
 
@@ -37,6 +38,7 @@ PARAMETERS = {  # plugin -> component -> parameters
         "diversity": {"samples": 3, **FEATURES},
         "perceptual": FEATURES,
     },
+    "geo": {"scenes": {"inputs": "scenes/inputs", "targets": "scenes/targets", "size": 32, "block": 32}},
     "photos": {
         **{name: {"root": "targets", "size": [32, 32]} for name in ("colorize", "inpaint", "super-resolve", "denoise")},
         "edges": {"root": "targets", "size": [32, 32]},
@@ -69,6 +71,7 @@ def files(tmp_path_factory):
         torch.manual_seed(0)
         save_file(timm.create_model(FEATURES["network"]).state_dict(), folder / FEATURES["weights"])
     write_vgg_weights(folder)
+    write_pair(folder / "scenes", height=160, width=192)
     os.chdir(folder)
     yield
     os.chdir(working_folder)

@@ -8,6 +8,7 @@ import rasterio
 import torch
 from landscapes import UTM, landscape, write_pair, write_raster
 from p2pzoo_geo import pieces as pieces_module
+from p2pzoo_geo import translate as translate_module
 from p2pzoo_geo.bands import Bands
 from p2pzoo_geo.translate import translate_scene
 from rasterio.transform import from_origin
@@ -140,6 +141,38 @@ def test_a_cog_has_overviews_and_the_same_pixels(trained, run_cli, tmp_path):
         )  # fmt: skip
         assert cog.tags()["p2pzoo"] == plain.tags()["p2pzoo"]
         assert np.array_equal(cog.read(), plain.read())
+
+
+class Noisy(nn.Module):
+    """A sampler that takes noise, as that of most processes."""
+
+    noise_shape = (1, 1)
+
+    def forward(self, x, noise=None):
+        return (x + 0.1 * (self.draw_noise(x) if noise is None else noise)[:, 0]).clamp(-1, 1)
+
+    def draw_noise(self, x):
+        return torch.randn(len(x), 1, 1, *x.shape[2:])
+
+
+def test_the_noise_of_a_process_is_one_for_the_whole_scene(tmp_path):
+    scene = write_raster(tmp_path / "x.tif", landscape(100, 150, 1), nodata=None)
+    values = []
+    for tile, seed in ((64, 0), (128, 0), (64, 1)):
+        translate_scene(model_of(G=Noisy()), scene, tmp_path / "y.tif", tile=tile, seed=seed)
+        values.append(read(tmp_path / "y.tif").astype(float))
+    assert np.abs(values[0] - values[1]).max() <= 1
+    assert np.abs(values[0] - values[2]).mean() > 100
+
+
+def test_no_more_than_a_tile_is_read_at_once(tmp_path, monkeypatch):
+    scene = write_raster(tmp_path / "x.tif", landscape(300, 420, 1), nodata=None)
+    boxes, original = [], translate_module.read_window
+    monkeypatch.setattr(
+        translate_module, "read_window", lambda source, bands, box: boxes.append(box) or original(source, bands, box)
+    )
+    translate_scene(model_of(), scene, tmp_path / "y.tif", tile=64)
+    assert max(max(box.bottom - box.top, box.right - box.left) for box in boxes) == 64
 
 
 @pytest.mark.parametrize("shape", [(30, 50), (64, 64), (150, 231), (600, 90)])
