@@ -68,6 +68,7 @@ class Scenes:
 
     classes = CLASSES
     palette = ((0, 0, 0), (255, 255, 255))
+    unscored = ("nodata",)
 
     def __init__(
         self,

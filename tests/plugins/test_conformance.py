@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 import timm
 import torch
+from landscapes import write_pair
 from PIL import Image
 from safetensors.torch import save_file
-from landscapes import write_pair
 from small_networks import SMALL_NETWORKS
 from vgg_weights import VGG_WEIGHTS, write_vgg_weights
 
