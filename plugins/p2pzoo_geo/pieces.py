@@ -46,9 +46,12 @@ class Format:
     def options(self) -> dict[str, Any]:
         """Creation options of a tiled, compressed GeoTIFF, a BigTIFF if it may exceed 4 GB."""
         predictor = 3 if np.dtype(self.profile["dtype"]).kind == "f" else 2
+        # GDAL would take the last of four bands of 8 bits for opacity
+        is_rgb = (self.profile["dtype"], self.profile["count"]) == ("uint8", 3)
         return {
             "driver": "GTiff", "tiled": True, "blockxsize": BLOCK, "blockysize": BLOCK, "compress": "deflate",
             "predictor": predictor, "bigtiff": "IF_SAFER", "interleave": "band",
+            "photometric": "RGB" if is_rgb else "MINISBLACK",
         }  # fmt: skip
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -27,7 +27,7 @@ from p2pzoo.utils.errors import UserError
 from p2pzoo.utils.version import __version__
 from p2pzoo_geo.bands import Bands
 from p2pzoo_geo.pieces import Format, open_pieces
-from p2pzoo_geo.rasters import Box, crs_name, has_mask, open_raster, pixel_size, read_valid, read_window
+from p2pzoo_geo.rasters import Box, crs_name, has_mask, open_raster, pixel_size, read_valid, read_window, select_bands
 
 if TYPE_CHECKING:
     from rasterio.io import DatasetReader
@@ -51,7 +51,7 @@ class Outcome:
 def scene_bands(model: Model, source: DatasetReader) -> tuple[Bands, Bands]:
     """The bands of x and y: those of the dataset `scenes` that the model was trained on, else all bands of the scene.
 
-    Raises UserError for a scene without these bands, and for a model whose images are no bands.
+    Raises UserError for a scene without these bands or with another dtype, and for a model whose images are no bands.
     """
     layout = (model.header.as_json.get("file_layout") or {}).get("scene")
     if layout is None:
@@ -70,22 +70,30 @@ def scene_bands(model: Model, source: DatasetReader) -> tuple[Bands, Bands]:
     else:
         wanted = ", ".join(x.labels())
         raise UserError(f"{source.name}: has {source.count} bands; the model takes the bands {wanted}")
+    _check_dtype(source, numbers, x.dtype)
     return Bands(numbers, x.names, x.scales, x.dtype, x.nodata), y
 
 
 def _plain_bands(model: Model, source: DatasetReader) -> tuple[Bands, Bands]:
     if model.x_labels or model.y_labels or model.encodings.lab:
         raise UserError("the model was trained on label maps or on Lab colours: use p2pzoo translate")
-    if source.count != model.in_channels:
-        raise UserError(f"{source.name}: has {source.count} bands; the model takes {model.in_channels}")
-    x, y = (
-        Bands((*range(1, count + 1),), (None,) * count, (limits,) * count, dtype)
-        for count, limits, dtype in (
-            (model.in_channels, model.x_range, model.x_dtype),
-            (model.out_channels, model.y_range, model.y_dtype),
+    numbers = select_bands(source, None, "bands")
+    if len(numbers) != model.in_channels:
+        raise UserError(f"{source.name}: has {len(numbers)} bands; the model takes {model.in_channels}")
+    _check_dtype(source, numbers, model.x_dtype)
+    x = Bands(numbers, (None,) * len(numbers), (model.x_range,) * len(numbers), model.x_dtype)
+    count = model.out_channels
+    return x, Bands((*range(1, count + 1),), (None,) * count, (model.y_range,) * count, model.y_dtype)
+
+
+def _check_dtype(source: DatasetReader, numbers: Sequence[int], dtype: str) -> None:
+    """Raises UserError for other values than those of the training, such as reflectances of 0 to 1 for 0 to 10000."""
+    other = next((source.dtypes[number - 1] for number in numbers if source.dtypes[number - 1] != dtype), None)
+    if other:
+        raise UserError(
+            f"{source.name}: has values of {other}, and the model was trained on {dtype}: convert the scene to the "
+            f"units and the dtype of the training (gdal_translate -ot)"
         )
-    )
-    return x, y
 
 
 def translate_scene(

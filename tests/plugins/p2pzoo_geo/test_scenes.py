@@ -1,6 +1,11 @@
 """The dataset `scenes`: windows, masks, scales, blocks, and refusals in one line."""
 
+import re
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
 import numpy as np
+import p2pzoo_geo
 import pytest
 import rasterio
 import torch
@@ -317,3 +322,30 @@ def test_two_rasters_are_a_dataset_too(tmp_path):
     one = scenes(tmp_path, inputs=tmp_path / "inputs" / "a.tif", targets=tmp_path / "targets" / "a.tif")
     assert [pair.id for pair in one] == [pair.id for pair in scenes(tmp_path)]
     assert one.file_layout.scene["crs"] == UTM
+
+
+def test_threads_can_read_at_once(tmp_path):
+    write_pair(tmp_path)
+    dataset = scenes(tmp_path, resample="y")
+    with ThreadPoolExecutor(8) as pool:
+        read = [*pool.map(dataset.__getitem__, [*range(len(dataset))] * 3)]
+    for number, pair in enumerate(read):
+        expected = dataset[number % len(dataset)]
+        assert pair.id == expected.id
+        assert np.array_equal(pair.x, expected.x)
+
+
+def test_the_readmes_recipe_can_be_used(tmp_path, run_cli, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    page = Path(p2pzoo_geo.__file__).with_name("README.md").read_text("utf-8")
+    [recipe] = re.findall("```toml\n(.*?)```", page, re.DOTALL)
+    (tmp_path / "mine.toml").write_text(recipe)
+    names = ["B01", "B02", "B03", "B04", "B05", "B06", "B07", "B08"]
+    write_raster(tmp_path / "sentinel" / "a.tif", landscape(96, 160, 1).repeat(8, axis=0), names=names)
+    write_raster(tmp_path / "heights" / "a.tif", landscape(96, 160, 1, low=0, high=60), dtype="float32")
+    small = [
+        f"dataset.{text}" for text in ("size=16", "block=32", "x_scale=[[0, 9000], [0, 9000], [0, 9000], [0, 8000]]")
+    ]
+    result = run_cli("data", "stats", "mine.toml", *(part for text in small for part in ("-s", text)))
+    assert result.exit_code == 0, result.output
+    assert "16×16×4 float32" in result.output

@@ -310,6 +310,28 @@ def test_a_damaged_description_of_bands_is_refused(tmp_path):
             translate_scene(model, scene, tmp_path / "y.tif", tile=64)
 
 
+def test_four_bands_of_8_bits_are_no_opacity(tmp_path):
+    scene = write_raster(tmp_path / "x.tif", landscape(64, 64, 1, low=1, high=250), dtype="uint8", nodata=None)
+    bands = [Bands((*range(1, count + 1),), (None,) * count, ((0.0, 255.0),) * count, "uint8") for count in (1, 4)]
+
+    class Repeat(nn.Module):
+        def forward(self, x):
+            return x.repeat(1, 4, 1, 1)
+
+    translate_scene(model_of(*bands, G=Repeat()), scene, tmp_path / "y.tif", tile=64)
+    with rasterio.open(tmp_path / "y.tif") as written:
+        assert "alpha" not in [colour.name for colour in written.colorinterp]
+        assert np.array_equal(written.read(), read(scene).repeat(4, axis=0))
+        assert written.read_masks().all()
+
+
+def test_another_dtype_than_in_training_is_refused(tmp_path):
+    scene = write_raster(tmp_path / "x.tif", landscape(64, 64, 1) / 10000, dtype="float32")
+    with pytest.raises(UserError, match="has values of float32, and the model was trained on uint16"):
+        translate_scene(model_of(), scene, tmp_path / "y.tif", tile=64)
+    assert [path.name for path in tmp_path.iterdir()] == ["x.tif"]
+
+
 def test_a_model_of_another_dataset_takes_all_bands(tmp_path):
     header = ModelHeader("generator", "mine", {}, 1, 1, (64, 64), run="r", size_divisor=4, test_mode="eval",
                          x_range=(0.0, 8000.0), y_range=(0.0, 8000.0), x_dtype="uint16", y_dtype="uint16")  # fmt: skip
