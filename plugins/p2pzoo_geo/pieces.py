@@ -181,10 +181,14 @@ def _clear(folder: Path) -> None:
 
 def _describe_change(folder: Path, known: Mapping[str, Any], settings: Mapping[str, Any]) -> str:
     key = next(key for key in {**known, **settings} if known.get(key) != settings.get(key))
-    return (
-        f"{folder}: holds an unfinished translation with another {key} ({known.get(key)}, now {settings.get(key)}): "
-        "give the same to go on, or --fresh to begin from the start"
-    )
+    if key in ("scene", "bytes", "changed"):
+        what = "of another scene, or the scene has changed since"
+    elif key == "model":
+        what = "by another model"
+    else:
+        what = f"with another {key} ({known.get(key)}, now {settings.get(key)})"
+    advice = "give the same to go on, or --fresh to begin from the start"
+    return f"{folder}: holds an unfinished translation {what}: {advice}"
 
 
 @contextmanager

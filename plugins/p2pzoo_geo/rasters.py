@@ -87,11 +87,13 @@ def open_pair(
 
 
 def _on_grid_of(source: DatasetReader, grid: DatasetReader, resampling: str) -> Any:
+    from rasterio.enums import ColorInterp
     from rasterio.enums import Resampling as Methods
     from rasterio.vrt import WarpedVRT
 
     options: dict[str, Any] = {}
-    if source.nodata is None:  # pixels outside of the source must not look like data
+    if source.nodata is None and ColorInterp.alpha not in source.colorinterp:
+        # pixels outside of the source must not look like data
         options = {"nodata": float("nan")} if "float" in source.dtypes[0] else {"add_alpha": True}
     return WarpedVRT(
         source, crs=grid.crs, transform=grid.transform, width=grid.width, height=grid.height,

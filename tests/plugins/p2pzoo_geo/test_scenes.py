@@ -87,13 +87,14 @@ def test_windows_without_data_are_left_out_and_marked(tmp_path):
     assert all(pair.labels.all() for pair in strict)
     assert len(strict) < len(lenient) < 8 * 10
     mixed = [pair for pair in lenient if not pair.labels.all()]
+    low = scenes(tmp_path, max_nodata=0.6).y_range[0]
     assert mixed
     for pair in mixed:
         row, column = place(pair)
         inside = np.zeros((128, 160), bool)
         inside[HOLE] = True
         assert np.array_equal(pair.labels == 0, inside[row : row + 16, column : column + 16])
-        assert (pair.y[pair.labels == 0] == scenes(tmp_path, max_nodata=0.6).y_range[0]).all()
+        assert (pair.y[pair.labels == 0] == low).all()
 
 
 def test_nan_is_no_data_without_a_nodata_value(tmp_path):
@@ -212,6 +213,18 @@ def test_what_lies_outside_of_a_resampled_raster_is_no_data(tmp_path):
     write_raster(tmp_path / "targets" / "a.tif", landscape(128, 160, 1), nodata=None, transform=shifted)
     columns = {place(pair)[1] for pair in all_pairs(tmp_path, resample="y")}
     assert columns == {80, 96, 112, 128, 144}
+
+
+def test_a_resampled_raster_can_have_opacity(tmp_path):
+    write_raster(tmp_path / "inputs" / "a.tif", landscape(128, 160, 1), nodata=None)
+    rgba = np.concatenate([landscape(128, 160, 3, high=255), np.full((1, 128, 160), 255)])
+    rgba[3, :, :32] = 0
+    shifted = from_origin(399960 - 320, 5300040, 10, 10)
+    file = tmp_path / "targets" / "a.tif"
+    write_raster(file, rgba, dtype="uint8", nodata=None, transform=shifted, photometric="RGB", alpha="YES")
+    pairs = all_pairs(tmp_path, resample="y")
+    assert {place(pair)[1] for pair in pairs} == {0, 16, 32, 48, 64, 80, 96, 112}
+    assert pairs[0].y.shape[2] == 3
 
 
 def test_folds_are_made_of_blocks(tmp_path):

@@ -1,6 +1,7 @@
 """`p2pzoo translate-scene`: GDAL reads back what was written; resume, blending, refusals, memory."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -240,6 +241,9 @@ def test_an_interrupted_scene_goes_on_with_the_same_pixels(trained, run_cli, tmp
     other = run_cli("translate-scene", run, scene, "--tile", "32", "-o", tmp_path / "out.tif")
     assert other.exit_code == 2
     assert "another tile (64, now 32)" in other.output
+    moved = shutil.copy(scene, tmp_path / "moved.tif")
+    other = run_cli("translate-scene", run, moved, "--tile", "64", "-o", tmp_path / "out.tif")
+    assert "unfinished translation of another scene" in other.output
     translated = []
     original = Model.translate
     monkeypatch.setattr(
