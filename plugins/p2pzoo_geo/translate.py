@@ -1,7 +1,7 @@
 """Translate a georeferenced scene of any size: tiles are read, translated and blended, and finished rows written.
 
-Memory holds a few tiles, one strip of ŷ as wide as the scene, and the rows of a piece (see pieces.py): about
-4 · (tile + 2 · 512) · width · bands bytes beside the network. Imports torch.
+Memory holds a few tiles, strips of ŷ (C, tile, width) in float32, and the rows of a piece (see pieces.py), beside the
+network and GDAL's cache. Imports torch.
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ Stage = Literal["translating", "writing"]
 Progress = Callable[[Stage, int, int], None]  # stage, rows done, rows in all
 DEFAULT_TILE = 512
 MAX_PIXEL_RATIO = 1.05  # of a scene's pixels to those of the training, without a warning
+_ROWS = 64  # of ŷ that are brought to the bands' units at once: wide scenes need several copies of them
 _CORNER = 64  # px: the corner of a scene whose hash seeds the noise, as for the tiles of an image
 
 
@@ -226,13 +227,16 @@ def _to_values(
 ) -> np.ndarray:
     """(C, rows, W) in [-1, 1] -> values in the bands' units. masked: the value where x has no data; None: nowhere."""
     values = np.empty(y_hat.shape, y_bands.dtype)
-    for band in range(len(y_bands)):
-        values[band] = y_bands.from_network(y_hat[band], band)
-    if nodata is not None:
-        values[values == np.asarray(nodata).astype(values.dtype)] = _beside(nodata, y_bands)
-    if masked is not None:
-        valid = read_valid(source, x_bands.numbers, Box(top, top + y_hat.shape[1], 0, source.width))
-        values[:, ~valid] = masked
+    for first in range(0, y_hat.shape[1], _ROWS):
+        part = slice(first, min(first + _ROWS, y_hat.shape[1]))
+        for band in range(len(y_bands)):
+            values[band, part] = y_bands.from_network(y_hat[band, part], band)
+        if nodata is not None:
+            same = values[:, part] == np.asarray(nodata).astype(values.dtype)
+            values[:, part][same] = _beside(nodata, y_bands)
+        if masked is not None:
+            box = Box(top + part.start, top + part.stop, 0, source.width)
+            values[:, part][:, ~read_valid(source, x_bands.numbers, box)] = masked
     return values
 
 
