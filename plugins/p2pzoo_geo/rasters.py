@@ -107,16 +107,23 @@ def read_window(source: DatasetReader, bands: Sequence[int], box: Box) -> tuple[
     A pixel has none by the file's nodata value or mask, or if a value is NaN or infinite.
     Raises UserError for a damaged file.
     """
-    from rasterio.errors import RasterioError
-
-    try:
+    with _naming(source):
         values = source.read([*bands], window=box.slices())
         valid = _read_valid(source, bands, box)
-    except RasterioError as error:
-        raise UserError(f"{_name(source)}: cannot be read ({first_line(error)}): the file is damaged") from None
     if values.dtype.kind == "f":
         valid &= np.isfinite(values).all(axis=0)
     return values, valid
+
+
+@contextlib.contextmanager
+def _naming(source: DatasetReader) -> Iterator[None]:
+    """GDAL's errors of reading name no file."""
+    from rasterio.errors import RasterioError
+
+    try:
+        yield
+    except RasterioError as error:
+        raise UserError(f"{_name(source)}: cannot be read ({first_line(error)}): the file is damaged") from None
 
 
 def read_valid(source: DatasetReader, bands: Sequence[int], box: Box) -> np.ndarray:
@@ -126,7 +133,8 @@ def read_valid(source: DatasetReader, bands: Sequence[int], box: Box) -> np.ndar
         if source.dtypes[band - 1].startswith("float"):
             valid &= read_window(source, [band], box)[1]
         elif has_mask(source, [band]):
-            valid &= _read_valid(source, [band], box)
+            with _naming(source):
+                valid &= _read_valid(source, [band], box)
     return valid
 
 

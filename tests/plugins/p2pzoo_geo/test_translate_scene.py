@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import rasterio
 import torch
-from landscapes import UTM, landscape, write_pair, write_raster
+from landscapes import OTHER_UTM, UTM, landscape, write_pair, write_raster
 from p2pzoo_geo import pieces as pieces_module
 from p2pzoo_geo import translate as translate_module
 from p2pzoo_geo.bands import Bands
@@ -297,6 +297,17 @@ def test_faults_are_one_line_and_write_nothing(trained, run_cli, tmp_path):
         assert (result.exit_code, message in result.output) == (2, True), result.output
         assert len(result.output.strip().splitlines()) == 1
     assert not list(out.iterdir())
+
+
+def test_a_pair_on_two_grids_leaves_no_run(run_cli, tmp_path):
+    write_pair(tmp_path, height=192, width=192)
+    write_raster(tmp_path / "targets" / "a.tif", landscape(192, 192, 1), dtype="float32", crs=OTHER_UTM)
+    (tmp_path / "recipe.toml").write_text(RECIPE)
+    result = run_cli("run", tmp_path / "recipe.toml", "--profile", "smoke", "--runs", tmp_path / "runs")
+    assert result.exit_code == 2
+    [_, line] = result.output.strip().splitlines()  # after the name of the recipe
+    assert "CRS differ, EPSG:32633 and EPSG:32632" in line
+    assert not (tmp_path / "runs").exists()
 
 
 def test_a_scene_with_other_pixels_is_warned_of(tmp_path):
