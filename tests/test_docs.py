@@ -99,6 +99,17 @@ def test_each_folders_readme_has_a_command_to_try(page):
     assert "```sh\n" in page.read_text("utf-8")
 
 
+def test_texts_use_plain_words():
+    """`told` stood for "distinguished", "reported" and "named" in 0.1.0: each has a word of its own."""
+    files = [
+        file
+        for folder in ("p2pzoo", "plugins")
+        for file in (ROOT / folder).rglob("*")
+        if file.suffix in (".py", ".md", ".html", ".js", ".toml")
+    ]
+    assert not [str(file) for file in files if re.search(r"\btold\b", file.read_text("utf-8"), re.IGNORECASE)]
+
+
 def test_links_lead_somewhere():
     for page in [ROOT / "README.md", *PAGES, *ROOT.glob("p2pzoo/*/README.md")]:
         for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text("utf-8")):

@@ -42,12 +42,13 @@ LOSSES = (  # name, class, summary, paper
         "arXiv:1711.11585, §3.2",
     ),
     (
-        "patchnce", "patchnce:PatchNCE", "A place of ŷ is told from others by y, in features of G's encoder",
+        "patchnce", "patchnce:PatchNCE",
+        "Each place of ŷ must be nearer to the same place of y than to others, in features of G's encoder",
         "arXiv:2007.15651, §3", "features",
     ),
     (
         "patchnce-network", "patchnce:NetworkPatchNCE",
-        "A place of ŷ is told from others by y, in features of a pretrained network of timm",
+        "Each place of ŷ must be nearer to the same place of y than to others, in features of a timm network",
         "arXiv:2007.15651, §3",
     ),
     (

@@ -54,7 +54,7 @@ class PatchNCE(Contrast):
     length 1. The mean is over places, layers of the encoder and images; the MLPs learn with G. The paper has no y and
     compares ŷ with x: `keys = "x"`. With pairs, y shows what should be at each place of ŷ, in the same domain, so that
     the encoder is not asked to give a label and a photo the same features; this is the default. L1 asks for the pixels
-    of y, this loss only that places can be told apart as in y.
+    of y, this loss only that places differ as they do in y.
 
     The encoder is `out.G.features`, so y and ŷ need as many channels as x. Norms of the encoder see y and ŷ too: batch
     norms would mix them into their running statistics, so set `[generator] norm = "instance"` or "group".
