@@ -126,7 +126,7 @@ def translate_command(
     targets, quality = _plan_targets(loaded, sources, output, suffix, samples, level is not None, force, quality)
     mode, tiling, scaling = _resolve_options(loaded, test_mode, tile, overlap, scale, size, samples)
     if level is not None:
-        _check_interval(loaded, model, mode, level, samples, scale or size, at_use)
+        _check_interval(loaded, model, mode, level, samples, scale or size, at_use, tiled=tiling is not None)
     if scale is None and size is None:
         _describe_scale(loaded, scaling, quiet)
     _warn_of_pairs(loaded, sources, half)
@@ -192,6 +192,8 @@ def _check_interval(
     samples: int | None,
     resized: object,
     at_use: Mapping[str, Mapping[str, Any]],
+    *,
+    tiled: bool,
 ) -> None:
     """Raises UserError for a model that is not calibrated for them, and for options that intervals cannot have."""
     if samples:
@@ -200,7 +202,7 @@ def _check_interval(
         if is_given:
             raise UserError(f"--interval: the model is calibrated as it was trained; leave out {options}")
     try:
-        model.check_interval(mode, level)
+        model.check_interval(mode, level, tiled=tiled)
     except ValueError as error:
         raise UserError(f"--interval: {error}".replace("calibrate MODEL", f"calibrate {path}")) from None
 

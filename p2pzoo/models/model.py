@@ -393,13 +393,13 @@ class Model:
         ((8, 8, 3), dtype('uint8'), (8, 8))
         """
         mode, tiling = self.resolve_options(None, tile, overlap)
-        self.check_interval(mode)
+        self.check_interval(mode, tiled=tiling is not None)
         return self.intervals_of([self.prepare_input(image)], seed, tiling)[0]
 
-    def check_interval(self, mode: str, level: float | None = None) -> None:
+    def check_interval(self, mode: str, level: float | None = None, *, tiled: bool = False) -> None:
         """Raises ValueError if the model has no calibration for this test mode and this level, or for its precision.
 
-        level: None: that of the calibration.
+        level: None: that of the calibration. tiled: whether images are translated in tiles.
         """
         if reason := find_reason_against(self.header):
             raise ValueError(reason)
@@ -409,6 +409,11 @@ class Model:
         if self.calibration.samples == 1 and not hasattr(self.G, "interval"):
             raise ValueError(
                 f"its calibration is for a generator with bounds of its own, and this one has none: {command}"
+            )
+        if tiled and self.calibration.samples > 1:
+            raise ValueError(
+                f"its bounds are those of {self.calibration.samples} samples, which differ from tile to tile: leave "
+                "out the tile"
             )
         if level is not None and level != self.calibration.level:
             raise ValueError(

@@ -140,6 +140,8 @@ class _FileTranslator:
         """None if the image is to be translated by rows."""
         if self.goes_by_rows(source):
             return None
+        if self.interval and _count_pixels(source) > MAX_PIXELS_AHEAD:
+            raise UserError(f"{source}: intervals take up to {MAX_PIXELS_AHEAD:,} pixels at a time: cut the image")
         labels = self.model.x_labels
         image = np.atleast_3d(read_map(source, labels.classes)) if labels else read_image(source)
         if self.half:

@@ -113,7 +113,7 @@ def evaluate_model(request: Request, note: Note) -> dict[str, Any]:
         note(f"{', '.join(other)}: not measured, since [metrics.NAME.evaluate] is for a recipe's own images")
         components = {name: component for name, component in components.items() if name not in other}
     model = load_model(request.model, device="cpu", at_use=request.at_use)
-    components = _with_metric_of_calibration(model, components, request)
+    components = _with_metric_of_calibration(model, components, request, note)
     if request.folders is None:
         assert experiment is not None
         if request.scale is not None or request.size is not None:
@@ -202,13 +202,22 @@ def _describe_checkpoint(model: Model) -> dict[str, Any]:
 
 
 def _with_metric_of_calibration(
-    model: Model, components: Mapping[str, Component], request: Request
+    model: Model, components: Mapping[str, Component], request: Request, note: Note
 ) -> dict[str, Component]:
     """The metrics, and the one that the model's calibration names; only the wanted ones if the request names some."""
     name = model.calibration.metric if model.calibration and not request.metrics else None
     if name is None or any(component.entry.full_name == name for component in components.values()):
         return {**components}
-    return {**components, name.rpartition(":")[2]: _find_metric(name)}
+    try:
+        metric = _find_metric(name)
+    except UserError as error:  # of a plugin that is not installed
+        note(f"the coverage of the model's intervals is not measured: {error}")
+        return {**components}
+    key = name.rpartition(":")[2]
+    if not hasattr(metric.factory, "calibration") or key in components:  # the name comes from the model's file
+        note(f"the coverage of the model's intervals is not measured: its file names '{name}', which does not do that")
+        return {**components}
+    return {**components, key: metric}
 
 
 def _calibrated(

@@ -136,7 +136,7 @@ class Bench:
         folds = [f"dataset.fold={seed}"] if self.table.folds else []
         further = self.table.further_translations(row)
         chosen = row.chosen[seed] if row.chosen else ()
-        settings = [*row.overrides, *chosen, *further, *self.overrides, f"seed={seed}", *folds]
+        settings = [*row.overrides, *chosen, *further, *self.overrides, *row.fixed, f"seed={seed}", *folds]
         return config.load(row.recipe, profile, settings, pick=pick, registry=self.registry)
 
     def _check(self, experiments: Sequence[Experiment]) -> None:

@@ -130,6 +130,8 @@ def read_claims(path: str) -> Claims:
         try:
             if name not in tables:
                 tables[name] = read_table(name if name.startswith("zoo:") else str(file.parent / name))
+                if tables[name].search:
+                    faults.append(f"{where[id]}  [claims.{id}] {name} has [search]: write the settings into its rows")
         except UserError as error:
             faults += [f"{where[id]}  [claims.{id}] {fault}" for fault in error.faults]
             continue

@@ -163,23 +163,24 @@ def _make_trials(table: Table, runs: Path, seeds: int | None, options: Mapping[s
     from p2pzoo import config
     from p2pzoo.plugin.loader import registry
     from p2pzoo_bench.bench import Bench
-    from p2pzoo_bench.search import build_trials
+    from p2pzoo_bench.search import build_trials, check_search
 
     def count_images(row: Row) -> int:
         assert row.recipe
         overrides, profile = [*row.overrides, *options["overrides"]], options["profile"] or table.profile
         return config.load(row.recipe, profile, overrides, pick=options["pick"], registry=registry()).train.images_seen
 
-    return Bench(build_trials(table, count_images), registry(), runs, seeds=seeds, **options)
+    trials = Bench(build_trials(table, count_images), registry(), runs, seeds=seeds, **options)
+    check_search(table, trials, options["overrides"])
+    return trials
 
 
 def _choose_settings(table: Table, trials: Bench, executor: Executor, *, train: bool, quiet: bool) -> Table:
     """The table with the settings that its trials choose, which are trained first."""
     from p2pzoo_bench.search import choose_settings
 
-    if train:
-        _train_missing(trials, executor, quiet=quiet)
-    return choose_settings(table, trials)
+    failures = _train_missing(trials, executor, quiet=quiet) if train else {}
+    return choose_settings(table, trials, failures)
 
 
 def _on_own_data(

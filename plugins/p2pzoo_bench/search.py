@@ -8,13 +8,16 @@ effort cannot be compared (Lucic et al. 2018, arXiv:1711.10337).
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from p2pzoo.runs.monitor import read_findings
+from p2pzoo.runs.run_folder import locate_run
 from p2pzoo.utils.errors import UserError
-from p2pzoo_bench.bench import Bench
-from p2pzoo_bench.table_file import Row, Table
+from p2pzoo_bench.bench import Bench, Cell
+from p2pzoo_bench.comparison import metric_of
+from p2pzoo_bench.table_file import Row, Table, key_of
 
 
 def build_trials(table: Table, count: Callable[[Row], int]) -> Table:
@@ -29,7 +32,8 @@ def build_trials(table: Table, count: Callable[[Row], int]) -> Table:
             row,
             name=f"{row.name}-{number}",
             label=f"{row.label}, trial {number + 1}",
-            overrides=(*row.overrides, *trial, f"train.images={images}", "evaluate.split='val'"),
+            overrides=(*row.overrides, *trial),
+            fixed=(f"train.images={images}", "evaluate.split='val'"),
             published={},
             trials=(),
         )
@@ -40,32 +44,53 @@ def build_trials(table: Table, count: Callable[[Row], int]) -> Table:
     return replace(
         table, title=f"{table.title}: trials", source="", baseline=rows[0].name, rows=rows, answer=False, primary=None,
         search=None, columns={metric: metric},
-        metrics={name: values for name, values in table.metrics.items() if name == metric},
+        metrics={name: values for name, values in table.metrics.items() if name == metric_of(metric)},
     )  # fmt: skip
 
 
-def choose_settings(table: Table, trials: Bench) -> Table:
+def check_search(table: Table, trials: Bench, overrides: Sequence[str]) -> None:
+    """Raises UserError before anything is trained, if the search cannot choose.
+
+    trials     of `build_trials`
+    overrides  of the command line: they hold for all trials, so a trial must not set the same
+    """
+    assert table.search
+    if trials.unavailable:
+        raise UserError(*trials.unavailable.values())
+    if trials.better_direction(table.search.metric) is None:
+        raise UserError(
+            f"{table.name}: [search] metric = {table.search.metric!r}: neither more nor less of it is better: name "
+            "another metric"
+        )
+    given = {key_of(override): override for override in overrides}
+    for row in table.trained:
+        for key in (key_of(setting) for trial in row.trials for setting in trial):
+            if key in given:
+                raise UserError(f"-s {given[key]}: the trials of [rows.{row.name}] set it; remove it there or here")
+
+
+def choose_settings(table: Table, trials: Bench, failures: Mapping[str, str]) -> Table:
     """The table with the settings that were best in each fold.
 
-    trials  of `build_trials`
+    trials    of `build_trials`
+    failures  {id of a trial: why it failed}
 
-    Raises UserError if a trial is missing.
+    A trial that diverged is the worst. Raises UserError if another one is missing.
     """
     assert table.search
     metric = table.search.metric
-    if trials.unavailable:
-        raise UserError(*trials.unavailable.values())
-    missing = [cell for cell in trials.cells if trials.find_finished(cell) is None]
+    missing = [cell for cell in trials.cells if trials.find_finished(cell) is None and not _has_diverged(trials, cell)]
     if missing:
-        first = f"'{missing[0].row.label}', seed {missing[0].experiment.seed}"
+        first = missing[0]
+        reason = f" ({failures[first.experiment.id]})" if first.experiment.id in failures else ""
         raise UserError(
-            f"{table.name}: {len(missing)} of {len(trials.cells)} trials are missing, such as {first}: they choose the "
-            "settings of the rows; train them first"
+            f"{table.name}: {len(missing)} of {len(trials.cells)} trials are missing, such as '{first.row.label}', "
+            f"seed {first.experiment.seed}{reason}: they choose the settings of the rows; train them first"
         )
     sign = -1 if trials.better_direction(metric) == "lower" else 1
     numbers = {(cell.row.name, cell.experiment.seed): sign * _number(trials, cell, metric) for cell in trials.cells}
     chosen = {
-        _training(row): tuple(_best(row, seed, numbers) for seed in range(row.folds or trials.seeds))
+        _training(row): tuple(_best(row, seed, numbers) for seed in range(min(row.folds or trials.seeds, trials.seeds)))
         for row in _first_rows(table)
     }
     rows = tuple(replace(row, chosen=chosen[_training(row)]) if row.trials else row for row in table.rows)
@@ -78,18 +103,26 @@ def _best(row: Row, seed: int, numbers: Mapping[tuple[str, int], float]) -> tupl
     return row.trials[ranked.index(max(ranked))]
 
 
-def _number(trials: Bench, cell: Any, metric: str) -> float:
+def _number(trials: Bench, cell: Cell, metric: str) -> float:
     run = trials.find_finished(cell)
-    assert run
+    if run is None:  # it diverged
+        return math.nan
     value = run.results["metrics"][metric]["value"]
     return math.nan if value is None else float(value)
 
 
+def _has_diverged(trials: Bench, cell: Cell) -> bool:
+    run = locate_run(cell.experiment, trials.runs)
+    return run.state == "failed" and any(finding["kind"] == "diverged" for finding in read_findings(run))
+
+
 def _first_rows(table: Table) -> list[Row]:
-    """The first row of each training."""
+    """The first row of each training, with as many folds as any of its rows."""
     rows: dict[Any, Row] = {}
     for row in table.trained:
-        rows.setdefault(_training(row), row)
+        first = rows.setdefault(_training(row), row)
+        folds = None if None in (first.folds, row.folds) else max(first.folds or 0, row.folds or 0)
+        rows[_training(row)] = replace(first, folds=folds)
     return [*rows.values()]
 
 

@@ -98,6 +98,7 @@ class Row:
     overrides  like `-s` of `p2pzoo run`: the table's, then the row's own
     trials     overrides that [search] tries, a group for each trial
     chosen     of them, the group of each seed
+    fixed      overrides that nothing overrides, not even the command line
     evaluate   what its translations differ in from those of its recipe: keys of [metrics.NAME.evaluate]
     folds      number of its folds; None: the table's
     where      the recipe's file:line
@@ -119,6 +120,7 @@ class Row:
     evaluate: Mapping[str, Any] = field(default_factory=dict)
     trials: tuple[tuple[str, ...], ...] = ()
     chosen: tuple[tuple[str, ...], ...] = ()
+    fixed: tuple[str, ...] = ()
 
     @property
     def suffix(self) -> str:
@@ -260,6 +262,22 @@ def inline(value: Any) -> str:
     return tomli_w.dumps({"v": value}).removeprefix("v = ").rstrip("\n")
 
 
+def key_of(override: str) -> str:
+    """
+    >>> key_of(" optimizer.lr = 1e-4")
+    'optimizer.lr'
+    """
+    return override.partition("=")[0].strip()
+
+
+def _is_fixed_in_trials(key: str) -> bool:
+    return key in ("train.images", "train.epochs") or key.split(".")[0] == "evaluate"
+
+
+def _is_string(value: Any) -> bool:
+    return isinstance(value, str)
+
+
 def is_seed(override: str) -> bool:
     """Whether a `-s` override sets the seed.
 
@@ -395,6 +413,8 @@ def _trial_faults(at: At, folds: Any, trained: Mapping[str, Any]) -> Iterator[st
         else:
             for trial in trials:
                 yield from _override_faults(where, f"[rows.{name}]", trial, folds)
+                for key in filter(_is_fixed_in_trials, map(key_of, filter(_is_string, trial))):
+                    yield f"{where}  [rows.{name}] a trial must not set {key}: [search] sets it; remove it"
 
 
 def _number_faults(at: At, trained: Mapping[str, Any]) -> Iterator[str]:

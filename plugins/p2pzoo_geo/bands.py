@@ -75,8 +75,10 @@ class Bands:
         low, high = self.scales[0]
         if len(set(self.scales)) > 1 or self.dtype not in KEPT_DTYPES:
             return "float32"
-        if self.dtype != "float32" and (low != int(low) or high != int(high)):
-            return "float32"  # rounding would move values across the limits
+        if self.dtype != "float32":
+            info = np.iinfo(self.dtype)
+            if low != int(low) or high != int(high) or low < info.min or high > info.max:
+                return "float32"  # it cannot hold the limits
         return self.dtype
 
     @property
@@ -111,18 +113,18 @@ class Bands:
         """(C, H, W) of the raster -> (C, H, W) float32 in [-1, 1], as a trained network saw it."""
         result = np.empty(values.shape, np.float32)
         for index, (band, (low, high)) in enumerate(zip(values, self.scales, strict=True)):
-            clipped = np.where(valid, np.clip(band, low, high), low).astype(np.float32)
-            result[index] = (clipped - np.float32(low)) * np.float32(2 / (high - low)) - 1
+            clipped = np.where(valid, np.clip(band, low, high), low).astype(np.float64)
+            result[index] = (clipped - low) * (2 / (high - low)) - 1
         return result
 
     def from_network(self, y_hat: np.ndarray, index: int) -> np.ndarray:
         """One band of ŷ in [-1, 1], of any shape -> values of the raster in its dtype."""
         low, high = self.scales[index]
-        values = (np.clip(y_hat, -1, 1).astype(np.float32) + 1) * np.float32((high - low) / 2) + np.float32(low)
+        values = (np.clip(y_hat, -1, 1).astype(np.float64) + 1) * ((high - low) / 2) + low
         if np.dtype(self.dtype).kind == "f":
             return values.astype(self.dtype)
         info = np.iinfo(self.dtype)
-        return np.clip(np.rint(values.astype(np.float64)), info.min, info.max).astype(self.dtype)
+        return np.clip(np.rint(values), info.min, info.max).astype(self.dtype)
 
     def as_json(self) -> dict[str, Any]:
         nodata = str(self.nodata) if self.nodata is not None and not math.isfinite(self.nodata) else self.nodata

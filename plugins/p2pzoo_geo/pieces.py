@@ -21,6 +21,7 @@ from p2pzoo.utils.errors import UserError
 from p2pzoo.utils.files import read_object, write_json
 from p2pzoo_geo.rasters import bounded_cache, first_line
 
+SIDECARS = (".ovr", ".msk", ".aux.xml")
 BLOCK = 512  # px: side of a TIFF's tiles, and rows of a piece
 
 
@@ -94,6 +95,10 @@ class Pieces:
             profile.pop(key, None)
         with _naming(temporary), _without_warnings(), rasterio.open(temporary, "w", **profile) as piece:
             piece.write(rows)
+        with _naming(temporary), _without_warnings(), rasterio.open(temporary) as written:
+            written.read(masked=False, window=((rows.shape[1] - 1, rows.shape[1]), (0, rows.shape[2])))
+        with temporary.open("rb+") as file:
+            os.fsync(file.fileno())
         os.replace(temporary, self._file(self._number))
         self._number += 1
         self.rows = min(self._number * BLOCK, self.form.height)
@@ -107,6 +112,8 @@ class Pieces:
                 whole = _convert_to_cog(whole)
         with whole.open("rb+") as file:
             os.fsync(file.fileno())
+        for ending in SIDECARS:  # of an earlier file of this name: GDAL would apply them to the new pixels
+            target.with_name(target.name + ending).unlink(missing_ok=True)
         os.replace(whole, target)
         self.is_complete = True
 
@@ -123,7 +130,7 @@ class Pieces:
             joined.update_tags(**form.tags)
             for number in range(self._number):
                 top = number * BLOCK
-                with rasterio.open(self._file(number)) as piece:
+                with _reading(self._file(number)), rasterio.open(self._file(number)) as piece:
                     window = ((top, top + piece.height), (0, piece.width))
                     for band in range(1, piece.count + 1):
                         joined.write(piece.read(band), band, window=window)
@@ -158,6 +165,8 @@ def open_pieces(target: Path, form: Format, settings: Mapping[str, Any], *, fres
         with bounded_cache():
             pieces = Pieces(folder, form)
             yield pieces
+        if pieces.is_complete:
+            _clear(folder)
     if pieces.is_complete:
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -201,6 +210,22 @@ def _naming(path: Path) -> Iterator[None]:
     except RasterioIOError as error:
         raise UserError(
             f"{path}: cannot be written ({first_line(error)}): make room on the disk; the same command then goes on"
+        ) from None
+
+
+@contextmanager
+def _reading(piece: Path) -> Iterator[None]:
+    """Removes a piece that cannot be read, and says how to go on. What writing the target raises, passes."""
+    from rasterio.errors import RasterioIOError
+
+    try:
+        yield
+    except RasterioIOError as error:
+        if piece.name not in str(error) and "Read" not in str(error):
+            raise
+        piece.unlink()
+        raise UserError(
+            f"{piece}: damaged, and removed ({first_line(error)}): the same command makes it again"
         ) from None
 
 

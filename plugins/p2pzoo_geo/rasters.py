@@ -195,10 +195,17 @@ def grid_faults(x: DatasetReader, y: DatasetReader) -> list[str]:
         return [f"{names}: CRS differ, {crs_name(x)} and {crs_name(y)}: {advice}"]
     if (x.width, x.height) != (y.width, y.height):
         return [f"{names}: sizes differ, {x.width}×{x.height} and {y.width}×{y.height} px: {advice}"]
+    if x.gcps[0] or y.gcps[0] or x.rpcs or y.rpcs:
+        return [
+            f"{names}: they are placed by control points, not by a transform: warp both to one grid first (gdalwarp)"
+        ]
+    for source in (x, y):
+        if not abs(source.transform.determinant) > 0:  # NaN too
+            return [f"{_name(source)}: its transform gives pixels no area: set another"]
     corners = np.array([(column, row, 1) for column in (0, x.width) for row in (0, x.height)]).T
     to_x, to_y = (np.reshape(source.transform, (3, 3)) for source in (x, y))
     shift = np.abs(np.linalg.solve(to_x, to_y @ corners) - corners).max()
-    if shift > MAX_SHIFT:
+    if not shift <= MAX_SHIFT:
         return [f"{names}: transforms differ, by up to {shift:.3g} px: {advice}"]
     return []
 

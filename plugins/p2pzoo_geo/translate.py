@@ -255,6 +255,8 @@ def _choose_nodata(bands: Bands, wanted: float | None, *, is_masked: bool) -> fl
     if wanted is not None:
         if info is not None and (wanted != np.rint(wanted) or not info.min <= wanted <= info.max):
             raise UserError(f"--nodata {wanted:g}: the translation has values of {dtype}, {info.min} to {info.max}")
+        if info is None and not np.isnan(wanted) and not abs(wanted) <= float(np.finfo(dtype).max):
+            raise UserError(f"--nodata {wanted:g}: the translation has values of {dtype}, which cannot hold it")
         return wanted
     if bands.nodata is not None or not is_masked:
         return bands.nodata
@@ -295,14 +297,21 @@ def _warn_of_pixels(model: Model, source: DatasetReader) -> None:
     """Warn if the scene's pixels have another size than those of the training, in the same kind of units."""
     layout = (model.header.as_json.get("file_layout") or {}).get("scene") or {}
     pixel = layout.get("pixel")
-    if not isinstance(pixel, list) or len(pixel) != 2 or not source.crs or layout.get("crs") in (None, "none"):
+    if not source.crs or not isinstance(pixel, list) or len(pixel) != 2 or layout.get("crs") in (None, "none"):
         return
     from rasterio.crs import CRS
+    from rasterio.errors import CRSError
 
-    if CRS.from_string(layout["crs"]).is_geographic != source.crs.is_geographic:
+    try:  # the header of a model file may hold anything
+        theirs = CRS.from_string(layout["crs"])
+        sizes = [float(side) for side in pixel]
+    except (CRSError, TypeError, ValueError):
+        return
+    if theirs.is_geographic != source.crs.is_geographic or not all(0 < side < float("inf") for side in sizes):
         return
     own = pixel_size(source)
-    ratios = [ours / theirs for ours, theirs in zip(own, pixel, strict=True)]
+    units = 1.0 if theirs.is_geographic else source.crs.linear_units_factor[1] / theirs.linear_units_factor[1]
+    ratios = [units * ours / side for ours, side in zip(own, sizes, strict=True)]
     if max(*ratios, *(1 / ratio for ratio in ratios)) > MAX_PIXEL_RATIO:
         warnings.warn(
             f"{source.name}: its pixels are {own[0]:g} × {own[1]:g} ({crs_name(source)}), those of the training "

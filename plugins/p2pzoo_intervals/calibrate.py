@@ -28,7 +28,7 @@ from p2pzoo.models.translator import Translator
 from p2pzoo.runs.evaluate import describe_component
 from p2pzoo.runs.evaluate_model import check_images_fit
 from p2pzoo.utils.errors import UserError
-from p2pzoo_intervals.coverage import digest_image
+from p2pzoo_intervals.coverage import digest_pair
 from p2pzoo_intervals.risk_control import UncoveredShares, least_blocks
 
 DEFAULT_SAMPLES = 19  # the interval of smallest to largest covers 90% of a distribution
@@ -79,9 +79,20 @@ def calibrate(
     return Outcome(calibration, uncovered)
 
 
-def write_calibration(path: Path, output: Path | None, calibration: Calibration) -> Path:
-    """Write the model that `path` names with this calibration, to `output` or in its place. Returns the file."""
+def file_state(path: Path) -> tuple[Path, int, int]:
+    """The file of the model that `path` names now, with its size and its time: another one after a training."""
+    *_, file = read_model(path)
+    return file, file.stat().st_size, file.stat().st_mtime_ns
+
+
+def write_calibration(path: Path, output: Path | None, calibration: Calibration, state: tuple[Path, int, int]) -> Path:
+    """Write the model that `path` names with this calibration, to `output` or in its place. Returns the file.
+
+    state  `file_state(path)` before the calibration. Raises UserError if it is another one now.
+    """
     tensors, header, file = read_model(path)
+    if file_state(path) != state:
+        raise UserError(f"{path}: its model changed while it was calibrated; nothing is written: calibrate it again")
     output = output or file
     save_model_tensors(output, tensors, {**header, HEADER_KEY_OF_CALIBRATION: calibration.as_json()})
     return output
@@ -100,7 +111,7 @@ class _Scores:
     def __call__(self, images: Iterable[tuple[str, int]]) -> Iterator[Tensor]:
         for split, index in images:
             [batch] = single_batches(self.stores[split], range(index, index + 1))
-            self.digests.append(digest_image(batch.y[0]))
+            self.digests.append(digest_pair(batch.x[0], batch.y[0]))
             batch = self.engine.to_device(batch)
             [bounds] = self.translator(batch.x)
             middle, half = middle_and_half(*bounds.chunk(2, dim=1))

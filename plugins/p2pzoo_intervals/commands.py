@@ -65,18 +65,19 @@ def calibrate_command(
     from p2pzoo import config
     from p2pzoo.models.load import load_model
     from p2pzoo.runs.evaluate_model import find_recipe_beside
-    from p2pzoo_intervals.calibrate import calibrate, write_calibration
+    from p2pzoo_intervals.calibrate import calibrate, file_state, write_calibration
 
     if (recipe := recipe or find_recipe_beside(model)) is None:
         raise UserError(f"{model}: has no recipe.toml beside it, so nothing says on which images to calibrate it: give "
                         "--recipe FILE")  # fmt: skip
     experiment = config.load(recipe, None, [f"compute.device={device}"] if device else [])
+    state = file_state(model)
     try:
         outcome = calibrate(
             load_model(model, device="cpu"), experiment, level=level, splits=tuple(dict.fromkeys(splits)),
             samples=samples, note=lambda line: click.echo(line, err=True),
         )  # fmt: skip
-        file = write_calibration(model, output, outcome.calibration)
+        file = write_calibration(model, output, outcome.calibration, state)
     except KeyboardInterrupt as interrupt:
         stop("stopped before all blocks were measured; nothing is written", exit_code(interrupt))
     _print(outcome, file, as_json)

@@ -63,7 +63,7 @@ class IntervalCoverage:
         assert self.calibration is not None
         lower, upper = y_hats.unbind(1)
         inside = (lower <= batch.y) & (batch.y <= upper)
-        digests = [digest_image(y) for y in batch.y]
+        digests = [digest_pair(x, y) for x, y in zip(batch.x, batch.y, strict=True)]
         blocks = [
             block or name for block, name in zip(batch.blocks or (None,) * len(batch.ids), batch.ids, strict=True)
         ]
@@ -113,7 +113,7 @@ class IntervalCoverage:
                 "another split (--split)",
                 stacklevel=3,
             )
-        elif interval.value < level:
+        if interval.value < level:
             if interval.low is None or interval.high is None:
                 how = "too few blocks for an interval"
             else:
@@ -125,9 +125,12 @@ class IntervalCoverage:
             )
 
 
-def digest_image(y: Tensor) -> str:
-    """16 hexadecimal digits for a target (C, H, W) in [-1, 1], to recognise it."""
-    return hashlib.sha256(y.cpu().float().contiguous().numpy().tobytes()).hexdigest()[:16]
+def digest_pair(x: Tensor, y: Tensor) -> str:
+    """16 hexadecimal digits for a pair (C, H, W) in [-1, 1], to recognise it: many pairs may have an empty y."""
+    pixels = hashlib.sha256()
+    for image in (x, y):
+        pixels.update(image.cpu().float().contiguous().numpy().tobytes())
+    return pixels.hexdigest()[:16]
 
 
 def _hash_name(name: str) -> int:

@@ -6,6 +6,8 @@ Pure functions of features, (N, d) each, computed in float64. Imports torch.
 import torch
 from torch import Tensor
 
+ROWS = 1024  # whose distances to all others are in memory at a time
+
 
 def kernel_distance(a: Tensor, b: Tensor) -> float:
     """Unbiased estimate of MMD² with k(u, v) = (u·v / d + 1)³, Bińkowski et al. 2018 (arXiv:1801.01401), Eq. 4.
@@ -83,7 +85,8 @@ def rbf_distance(a: Tensor, b: Tensor, sigma: float) -> float:
     a, b = (torch.nn.functional.normalize(rows.double(), dim=1) for rows in (a, b))
 
     def mean_kernel(u: Tensor, v: Tensor) -> Tensor:
-        return torch.exp((u @ v.T - 1) / sigma**2).mean()  # ‖u − v‖² = 2 − 2 u·v
+        sums = [torch.exp((rows @ v.T - 1) / sigma**2).sum() for rows in u.split(ROWS)]  # ‖u − v‖² = 2 − 2 u·v
+        return torch.stack(sums).sum() / (len(u) * len(v))
 
     return (mean_kernel(a, a) + mean_kernel(b, b) - 2 * mean_kernel(a, b)).item()
 
@@ -103,19 +106,23 @@ def precision_recall_density_coverage(fake: Tensor, real: Tensor, nearest: int) 
         return dict.fromkeys(names, float("nan"))
     fake, real = fake.double(), real.double()
     radius_real, radius_fake = (_ball_radii(rows, nearest) for rows in (real, fake))
-    across = _distances(real, fake)  # [i, j]: from the i-th real row to the j-th fake one
-    in_real, in_fake = across < radius_real[:, None], across < radius_fake[None, :]
+    balls = torch.zeros(len(fake), dtype=torch.int64)  # of real rows, that hold each fake one
+    recalled = covered = 0
+    for rows, radii in zip(real.split(ROWS), radius_real.split(ROWS), strict=True):
+        across = _distances(rows, fake)  # [i, j]: from the i-th real row to the j-th fake one
+        balls += (across < radii[:, None]).sum(0)
+        recalled += int((across < radius_fake[None, :]).any(1).sum())
+        covered += int((across.min(1).values < radii).sum())
     numbers = (
-        in_real.any(0).double().mean(),
-        in_fake.any(1).double().mean(),
-        in_real.sum(0).double().mean() / nearest,
-        (across.min(1).values < radius_real).double().mean(),
-    )
-    return {name: number.item() for name, number in zip(names, numbers, strict=True)}
+        (balls > 0).double().mean().item(), recalled / len(real), balls.double().mean().item() / nearest,
+        covered / len(real),
+    )  # fmt: skip
+    return dict(zip(names, numbers, strict=True))
 
 
 def _ball_radii(rows: Tensor, nearest: int) -> Tensor:
-    return _distances(rows, rows).kthvalue(min(nearest + 1, len(rows)), dim=1).values
+    kth = min(nearest + 1, len(rows))
+    return torch.cat([_distances(part, rows).kthvalue(kth, dim=1).values for part in rows.split(ROWS)])
 
 
 def _distances(a: Tensor, b: Tensor) -> Tensor:

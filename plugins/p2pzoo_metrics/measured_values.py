@@ -56,8 +56,8 @@ class MAE:
 class Pearson:
     """Pearson's correlation of ŷ and y over the pixels and channels of an image: -1 to 1, higher is better.
 
-    It ignores how bright and how rich in contrast ŷ is. An image with a constant y or ŷ has none, and is left out;
-    one with a NaN makes both numbers NaN.
+    It ignores how bright and how rich in contrast ŷ is. A constant ŷ counts as 0; an image with a constant y has no
+    correlation and is left out; one with a NaN makes both numbers NaN.
     """
 
     version = "1"
@@ -83,9 +83,9 @@ class Pearson:
 
 
 def _correlation(moments: Tensor) -> Tensor:
-    """(B, 6) -> (B,); NaN without variance."""
+    """(B, 6) -> (B,); NaN without variance in y, 0 without variance in ŷ."""
     number, y, y_hat, yy, y_hat_y_hat, both = moments.unbind(1)
-    variances = (yy - y * y / number), (y_hat_y_hat - y_hat * y_hat / number)
-    flat = torch.minimum(*variances) <= 1e-9 * number  # of values in [-1, 1]: rounding errors of a constant image
-    correlation = (both - y * y_hat / number) / (variances[0] * variances[1]).clamp_min(1e-30).sqrt()
-    return correlation.masked_fill(flat | ~correlation.isfinite(), float("nan"))
+    variances = torch.stack([yy - y * y / number, y_hat_y_hat - y_hat * y_hat / number])
+    y_is_flat, y_hat_is_flat = variances <= 1e-9 * number  # of values in [-1, 1]: rounding errors of a constant image
+    correlation = (both - y * y_hat / number) / variances.clamp_min(1e-30).prod(0).sqrt()
+    return correlation.masked_fill(y_hat_is_flat, 0.0).masked_fill(y_is_flat, float("nan"))

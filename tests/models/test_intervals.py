@@ -120,6 +120,12 @@ def test_the_interval_of_an_image_is_the_generators_widened():
     assert (interval.lower <= model.translate(image)).all()
 
 
+def test_samples_have_no_interval_in_tiles():
+    model = build(calibrated=calibration(samples=3))
+    with pytest.raises(ValueError, match="those of 3 samples, which differ from tile to tile: leave out the tile"):
+        model.interval(photo(40, 50), tile=24)
+
+
 def test_in_tiles_the_interval_is_that_of_the_whole_image():
     model = build(calibrated=calibration(), y_dtype="float32", y_range=[-1.0, 1.0])
     whole, tiled = model.interval(photo(40, 50)), model.interval(photo(40, 50), tile=24, overlap=8)

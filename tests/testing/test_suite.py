@@ -69,7 +69,7 @@ def test_check_names_that_plugins_write_never_change():
     loss = ["scalar", "gradients", "other_side", "minimum", *effects, "training", "resume"]
     assert {kind: list(checks) for kind, checks in CHECKS.items()} == {
         "plugin": ["imports"],
-        "generator": ["shapes", "range", "time", "features", "sees_target", "z", *network],
+        "generator": ["shapes", "range", "time", "features", "sees_target", "z", "interval", *network],
         "discriminator": ["shapes", "logits", "gradients_reach_y", "labels", *network],
         "process": [
             "shapes",

@@ -4,6 +4,7 @@ import json
 
 import pytest
 from p2pzoo_bench.bench import Bench
+from p2pzoo_bench.claims_file import read_claims
 from p2pzoo_bench.search import build_trials, choose_settings
 from p2pzoo_bench.table_file import read_table
 
@@ -106,6 +107,7 @@ def test_without_its_trials_a_table_is_refused(searched):
             '"optimizer.lr=1e-9"',
             r"\[rows.a\] trials must be arrays of strings",
         ),
+        ("optimizer.lr=0.01", "train.images=3", r"a trial must not set train.images: \[search\] sets it"),
         ("optimizer.lr=0.01", "seed=3", r"\[rows.a\] must not set the seed"),
         ('[search]\nmetric = "l1"\nshare = 0.5', "", r"\[rows.a\] has trials: add \[search\]"),
         ("evaluate =", 'trials = [["optimizer.lr=1"]]\nevaluate =', r"shares the training of \[rows.b\]: remove its"),
@@ -119,6 +121,69 @@ def test_faults_name_the_line(tmp_path, old, new, message):
         read_table(str(tmp_path / "table.toml"))
 
 
+class TestBeforeTraining:
+    @pytest.fixture
+    def bench(self, tmp_path, tiny, run_cli):
+        (tmp_path / "a.toml").write_text(f'extends = "{tiny}"\ndrop = ["discriminator", "gan_loss"]\n')
+
+        def bench(table, *options):
+            (tmp_path / "table.toml").write_text(table)
+            return run_cli("bench", tmp_path / "table.toml", "--runs", tmp_path / "runs", "--dry-run", *options)
+
+        return bench
+
+    def test_the_command_line_cannot_change_what_the_search_sets(self, bench, tmp_path):
+        options = ("-s", "evaluate.split=test", "-s", "train.images=8", "--json")
+        assert {run["images"] for run in json.loads(bench(TABLE, *options).output)["runs"]} == {4}
+        table = read_table(str(tmp_path / "table.toml"))
+        trials = Bench(
+            build_trials(table, lambda _: 8), registry(), tmp_path / "runs", overrides=["evaluate.split=test"]
+        )
+        assert {cell.experiment.evaluate.split for cell in trials.cells} == {"val"}
+
+    def test_what_the_trials_set_is_refused_on_the_command_line(self, bench):
+        result = bench(TABLE, "-s", "optimizer.lr=1")
+        assert result.exit_code == 2
+        assert "-s optimizer.lr=1: the trials of [rows.a] set it; remove it there or here" in result.output
+
+    def test_a_metric_without_a_better_direction_is_refused(self, bench):
+        table = TABLE.replace('metric = "l1"', 'metric = "sharpness"').replace(
+            "[columns]", '[metrics.sharpness]\nuse = "metrics:sharpness"\n[columns]\nsharpness = "sharpness"'
+        )
+        result = bench(table)
+        assert result.exit_code == 2
+        assert "metric = 'sharpness': neither more nor less of it is better" in result.output
+
+    def test_fewer_seeds_than_folds_and_rows_with_other_folds(self, bench, tmp_path):
+        bench(TABLE.replace("[rows.b_twice]", "folds = 1\n[rows.b_twice]"))
+        table = read_table(str(tmp_path / "table.toml"))
+        trials = Bench(build_trials(table, lambda _: 4), registry(), tmp_path / "runs")
+        assert [cell.experiment.seed for cell in trials.cells if cell.row.name == "b-0"] == [0, 1]
+        assert len(Bench(build_trials(table, lambda _: 4), registry(), tmp_path / "runs", seeds=1).cells) == 4
+
+    def test_claims_are_not_judged_on_it(self, bench, tmp_path):
+        bench(TABLE)
+        (tmp_path / "claims.toml").write_text(
+            'title = "T"\nsource = "S"\n[claims.P1]\ntext = "a"\nsource = "S"\ntable = "table.toml"\n'
+            'parts = [{ better = "a", worse = "b", metric = "l1" }]\n'
+        )
+        with pytest.raises(UserError, match=r"table.toml has \[search\]: write the settings into its rows"):
+            read_claims(str(tmp_path / "claims.toml"))
+
+
+@pytest.mark.slow
+def test_a_trial_that_diverged_is_the_worst(searched, monkeypatch):
+    folder = searched[0]
+    table = read_table(str(folder / "table.toml"))
+    trials = Bench(build_trials(table, lambda _: 4), registry(), folder / "runs")
+    find = trials.find_finished
+    monkeypatch.setattr(trials, "find_finished", lambda cell: None if cell.row.name.endswith("-1") else find(cell))
+    with pytest.raises(UserError, match=r"4 of 8 trials are missing, such as 'A, last, trial 2', seed 0 \(no memory\)"):
+        choose_settings(table, trials, {cell.experiment.id: "no memory" for cell in trials.cells})
+    monkeypatch.setattr("p2pzoo_bench.search._has_diverged", lambda bench, cell: True)
+    assert choose_settings(table, trials, {}).rows[0].chosen == (("optimizer.lr=1e-9",),) * 2
+
+
 @pytest.mark.slow
 def test_a_trial_without_a_number_is_not_chosen(searched, monkeypatch):
     folder = searched[0]
@@ -127,5 +192,6 @@ def test_a_trial_without_a_number_is_not_chosen(searched, monkeypatch):
         "p2pzoo_bench.search._number",
         lambda _bench, cell, _metric: float("nan") if cell.row.name.endswith("-0") else 1.0,
     )
-    chosen = choose_settings(table, Bench(build_trials(table, lambda _: 4), registry(), folder / "runs")).rows[0].chosen
+    trials = Bench(build_trials(table, lambda _: 4), registry(), folder / "runs")
+    chosen = choose_settings(table, trials, {}).rows[0].chosen
     assert chosen == (("optimizer.lr=0.01",),) * 2

@@ -161,6 +161,17 @@ def test_values_are_within_the_range(tmp_path):
         assert pair.y.max() <= dataset.y_range[1]
 
 
+@pytest.mark.parametrize("scale", [[-1000, 10000], [0, 70000], [10, 3000]])
+def test_pixels_without_data_have_the_lower_end_whatever_the_dtype_holds(tmp_path, scale):
+    write_pair(tmp_path, holes=[HOLE])
+    dataset = scenes(tmp_path, max_nodata=0.9, x_scale=scale)
+    assert dataset.x_range == tuple(scale)
+    pairs = [pair for pair in dataset if (pair.labels == 0).any()]
+    assert pairs
+    for pair in pairs:
+        assert set(np.unique(pair.x[pair.labels == 0])) == {scale[0]}
+
+
 @pytest.mark.parametrize(
     ("other", "message"),
     [

@@ -68,12 +68,18 @@ class TestPearson:
         assert number(Pearson(None), y, 0.2 * y + 0.5) == pytest.approx(1.0)
         assert number(Pearson(None), y, -y) == pytest.approx(-1.0)
 
-    def test_constant_images_are_left_out(self):
+    def test_images_with_a_constant_y_are_left_out(self):
         y, y_hat = images(0), images(1)
         expected = number(Pearson(None), y[1:], y_hat[1:])
-        y_hat[0] = 0.7
+        y[0] = 0.7
         assert number(Pearson(None), y, y_hat) == pytest.approx(expected)
         assert np.isnan(number(Pearson(None), y[:1], y_hat[:1]))
+
+    def test_a_constant_translation_counts_as_none(self):
+        y = images(0)
+        y_hat = y.clone()
+        y_hat[0] = 0.7
+        assert number(Pearson(None), y, y_hat) == pytest.approx(2 / 3)
 
     def test_nan_stays(self):
         y_hat = images(1)
