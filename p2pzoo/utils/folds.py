@@ -93,7 +93,8 @@ def assign(blocks: Any, fold: Fold) -> Mapping[str, str]:
     rest = [block for block in fold_of if fold_of[block] != fold.fold]
     if len(rest) < 2:
         raise ValueError(
-            f"fold {fold.fold} of {fold.folds} tests all blocks but '{rest[0]}', so that none is left to train on: use more folds"
+            f"fold {fold.fold} of {fold.folds} tests all blocks but '{rest[0]}', so that none is left to train on: use "
+            "more folds"
         )
     val = {*rest[::_VAL_SHARE]}
     return {block: "test" if fold_of[block] == fold.fold else "val" if block in val else "train" for block in fold_of}

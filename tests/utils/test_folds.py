@@ -121,7 +121,7 @@ def test_a_dataset_with_folds_of_its_own_keeps_them():
 
 @pytest.mark.parametrize("blocks", [["a", "b", "c"], ["a"] * 9 + ["b", "c"]])
 def test_a_fold_that_would_train_on_nothing_is_refused(blocks):
-    with pytest.raises(ValueError, match="of 2 tests all blocks but '.', .*: use more folds"):
+    with pytest.raises(ValueError, match=r"of 2 tests all blocks but '.', .*: use more folds"):
         _ = [assign(blocks, Fold(fold, 2)) for fold in (0, 1)]
 
 
