@@ -238,7 +238,7 @@ class TestRates:
 def test_the_methods_table_runs_on_two_folders_of_pairs(tmp_path, run_cli, monkeypatch):
     slow = Rate(0.25, 0.01)  # so that few images are trained on, however fast the machine is
     monkeypatch.setattr(own_data, "measure_rates", lambda recipes, file: dict.fromkeys(recipes, slow))
-    draw_pairs(tmp_path, 36)
+    draw_pairs(tmp_path, 36, 32)
     (tmp_path / "mine.toml").write_text(MINE.replace("[32, 32]", "[64, 64]\nresize = 'stretch'"))
     arguments = ("--data", tmp_path / "mine.toml", "--budget", "9s", "--profile", "smoke", "--cpus-per-run", 1)
     rows = ["regression", "pix2pix", "bridge_1", "diffusion"]
