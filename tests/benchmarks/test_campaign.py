@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
 TESTS = """
@@ -33,6 +35,7 @@ campaign.remove_parts(pathlib.Path(output))
 """
 
 
+@pytest.mark.slow
 def test_every_function_runs_in_its_own_process_and_a_stopped_campaign_goes_on(tmp_path):
     tests, output, ran = tmp_path / "test_it.py", tmp_path / "rows.json", tmp_path / "ran"
     tests.write_text(TESTS.format(stop=str(tmp_path / "stop"), ran=str(ran)))

@@ -83,7 +83,12 @@ def test_a_score_that_is_no_number_is_an_error(value):
         shares_of([[1.0, value]])
 
 
-@pytest.mark.parametrize(("level", "blocks"), [(0.8, 4), (0.8, 9), (0.5, 6)])
+SLOW = pytest.mark.slow
+
+
+@pytest.mark.parametrize(
+    ("level", "blocks"), [(0.8, 4), pytest.param(0.8, 9, marks=SLOW), pytest.param(0.5, 6, marks=SLOW)]
+)
 def test_the_promise_holds_for_blocks_of_unequal_difficulty(level, blocks):
     """Over many calibrations the mean uncovered share of a new block is at most α, and not far below: at most
     2 / (n + 1) (arXiv:2208.02814, theorem 2), up to the error of the simulation."""
