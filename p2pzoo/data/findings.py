@@ -86,8 +86,7 @@ FINDING_KINDS: dict[str, FindingKind] = {
     ),
     "misaligned": FindingKind(
         "warning", False, "Targets that are moved against the input, differently from pair to pair",
-        "L1 then rewards blur: align the pairs, or train with a loss that does, [losses.registration] in place of L1 "
-        "(zoo:modern/registration.toml)",
+        "L1 then rewards blur: align the pairs, or train with a loss that does",
     ),
     "shift": FindingKind(
         "warning", False, "x and y are misaligned",

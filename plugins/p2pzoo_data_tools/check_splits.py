@@ -76,7 +76,8 @@ def find_shifts_and_constants(evidence: Evidence, cases: Cases) -> None:
 def _describe_drift(split: Split, drift: Drift) -> str:
     return (
         f"{split}: y is moved by 2 px or more in {drift.moved:.0%} of the {drift.clear} pairs (of {drift.pairs}) where "
-        f"it can be seen; the median distance is {drift.median:.1f} px"
+        f"it can be seen; the median distance is {drift.median:.1f} px. A loss that aligns: [losses.registration] in "
+        "place of L1, zoo:modern/registration.toml"
     )
 
 
