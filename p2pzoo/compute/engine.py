@@ -249,6 +249,8 @@ class Engine:
         rate = torch.tensor(lr, device=self.device) if fused and self.device_type == "cuda" else lr
         of_losses = [parameter for loss in losses for parameter in loss.parameters() if parameter.requires_grad]
         optimizer = kind([*own_parameters(model).values(), *of_losses], lr=rate, **options)
+        if isinstance(optimizer, fused_adam.Dense):
+            optimizer.allocate_moments()
         owner = nn.ModuleList([model, *losses]) if of_losses else model
         self._average_gradients[optimizer] = distributed.average_gradients(owner)
         self._lr_ratios[optimizer] = lr / settings.lr
