@@ -21,9 +21,10 @@ def landscape(height, width, bands, seed=0, low=200, high=6000):
 
 
 def write_raster(
-    path, values, *, dtype="uint16", nodata=0, names=None, crs=UTM, transform=TRANSFORM, holes=(), **options
-):
-    """Write (C, H, W). holes: (rows, columns) slices without data."""
+    path, values, *, dtype="uint16", nodata=0, names=None, crs=UTM, transform=TRANSFORM, holes=(), scaling=None,
+    unit=None, **options
+):  # fmt: skip
+    """Write (C, H, W). holes: (rows, columns) slices without data. scaling, unit: tags of all bands."""
     values = np.asarray(values).astype(dtype)
     for rows, columns in holes:
         values[:, rows, columns] = nodata
@@ -37,13 +38,22 @@ def write_raster(
         target.write(values)
         for number, name in enumerate(names or (), 1):
             target.set_band_description(number, name)
+        if scaling:
+            target.scales, target.offsets = ([each] * count for each in scaling)
+        if unit:
+            target.units = [unit] * count
     return path
 
 
-def write_pair(folder, name="a", height=128, width=160, seed=0, holes=()):
-    """inputs/NAME.tif with three uint16 bands, and targets/NAME.tif with one of float32 that follows from them."""
+def write_pair(folder, name="a", height=128, width=160, seed=0, holes=(), scaling=(1e-4, -0.1), unit="m"):
+    """inputs/NAME.tif with three uint16 bands, and targets/NAME.tif with one of float32 that follows from them.
+
+    scaling: tags of the inputs; unit: of the targets.
+    """
     x = landscape(height, width, 3, seed)
     y = (x.mean(axis=0, keepdims=True) - 3000) / 100
-    write_raster(folder / "inputs" / f"{name}.tif", x, names=("blue", "green", "red"), holes=holes)
-    write_raster(folder / "targets" / f"{name}.tif", y, dtype="float32", nodata=-9999, names=("height",), holes=holes)
+    write_raster(folder / "inputs" / f"{name}.tif", x, names=("blue", "green", "red"), holes=holes, scaling=scaling)
+    write_raster(
+        folder / "targets" / f"{name}.tif", y, dtype="float32", nodata=-9999, names=("height",), holes=holes, unit=unit
+    )
     return folder / "inputs", folder / "targets"

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import Annotated, Any
+from typing import Annotated, Any, NotRequired
 
 import numpy as np
 from pydantic import Field, TypeAdapter, ValidationError
@@ -19,6 +19,7 @@ from p2pzoo.plugin import FileLayout
 KEPT_DTYPES = ("uint8", "uint16", "float32")  # those of a dataset
 RASTER_DTYPES = ("uint8", "int8", "uint16", "int16", "uint32", "int32", "float32", "float64")
 Limits = tuple[float, float]
+UNSCALED = (1.0, 0.0)
 
 _Number = Annotated[int, Field(ge=1, le=1 << 16)]
 _Finite = Annotated[float, Field(allow_inf_nan=False)]
@@ -30,6 +31,8 @@ class _BandsJson(TypedDict):
     scales: list[tuple[_Finite, _Finite]]
     dtype: str
     nodata: _Finite | str | None
+    units: NotRequired[list[str | None]]
+    scaling: NotRequired[list[tuple[_Finite, _Finite]]]
 
 
 _BANDS_JSON = TypeAdapter(_BandsJson)
@@ -44,6 +47,9 @@ class Bands:
     scales   for each band, the values that become -1 and 1
     dtype    of the file
     nodata   the value of pixels without data; None if the file has none
+    units    of each band, such as "m"; None for a band without one. (): no band has one
+    scaling  (scale, offset) of each band: a value v stands for v · scale + offset in its unit. (): (1, 0) for all.
+             Values are used as they are stored; the tag is compared, and written again
 
     >>> bands = Bands((1, 2), ("height", "slope"), ((0.0, 4000.0), (0.0, 90.0)), "int16", -9999.0)
     >>> stored = bands.encode(np.array([[[1000]], [[45]]], np.int16), np.ones((1, 1), bool))
@@ -56,11 +62,15 @@ class Bands:
     scales: tuple[Limits, ...]
     dtype: str
     nodata: float | None = None
+    units: tuple[str | None, ...] = ()
+    scaling: tuple[tuple[float, float], ...] = ()
 
     def __post_init__(self) -> None:
         """Raises ValueError for values that do not fit together."""
         if not len(self.numbers) == len(self.names) == len(self.scales):
             raise ValueError("a band without a name or a scale")
+        if len(self.units) not in (0, len(self)) or len(self.scaling) not in (0, len(self)):
+            raise ValueError("a band without a unit or a tag of its scale")
         if self.dtype not in RASTER_DTYPES:
             raise ValueError(f"values of {self.dtype}")
         if any(low >= high for low, high in self.scales):
@@ -134,6 +144,8 @@ class Bands:
             "scales": [[float(low), float(high)] for low, high in self.scales],
             "dtype": self.dtype,
             "nodata": nodata,
+            **({"units": [*self.units]} if any(self.units) else {}),
+            **({"scaling": [[*each] for each in self.scaling]} if {*self.scaling} - {UNSCALED} else {}),
         }
 
     @classmethod
@@ -150,6 +162,8 @@ class Bands:
             tuple((low, high) for low, high in table["scales"]),
             table["dtype"],
             None if nodata is None else float(nodata),
+            tuple(table.get("units", ())),
+            tuple((scale, offset) for scale, offset in table.get("scaling", ())),
         )
 
 

@@ -19,6 +19,7 @@ from filelock import FileLock, Timeout
 
 from p2pzoo.utils.errors import UserError
 from p2pzoo.utils.files import read_object, write_json
+from p2pzoo_geo.bands import UNSCALED
 from p2pzoo_geo.rasters import bounded_cache, first_line
 
 SIDECARS = (".ovr", ".msk", ".aux.xml")
@@ -31,12 +32,16 @@ class Format:
 
     profile      keywords of rasterio.open for writing: dtype, count, height, width, crs, transform, nodata
     names        descriptions of the bands
+    units        of the bands; (): none
+    scaling      tags (scale, offset) of the bands; (): none
     tags         metadata
     gcps         (ground control points, their CRS) in place of a transform; None without
     """
 
     profile: Mapping[str, Any]
     names: tuple[str | None, ...]
+    units: tuple[str | None, ...]
+    scaling: tuple[tuple[float, float], ...]
     tags: Mapping[str, str]
     gcps: tuple[Any, Any] | None = None
 
@@ -125,6 +130,10 @@ class Pieces:
             for number, name in enumerate(form.names, 1):
                 if name:
                     joined.set_band_description(number, name)
+            if any(form.units):
+                joined.units = [unit or "" for unit in form.units]
+            if {*form.scaling} - {UNSCALED}:
+                joined.scales, joined.offsets = zip(*form.scaling, strict=True)
             if form.gcps:
                 joined.gcps = form.gcps
             joined.update_tags(**form.tags)
@@ -190,7 +199,7 @@ def _clear(folder: Path) -> None:
 
 def _describe_change(folder: Path, known: Mapping[str, Any], settings: Mapping[str, Any]) -> str:
     key = next(key for key in {**known, **settings} if known.get(key) != settings.get(key))
-    if key in ("scene", "bytes", "changed"):
+    if key in ("scene", "files"):
         what = "of another scene, or the scene has changed since"
     elif key == "model":
         what = "by another model"

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 Resampled = Literal["x", "y"]
 Resampling = Literal["nearest", "bilinear", "cubic", "average", "mode"]
 MAX_SHIFT = 0.01  # px between the corners of two rasters that count as equal: transforms are written rounded
+MAX_BLOCK_MEGABYTES = 512  # of a file's own blocks: GDAL decodes a block as a whole, however small the window is
 CACHE_MEGABYTES = 256  # of GDAL's decoded blocks: the rows of a tile in a wide scene that is stored in strips
 
 
@@ -46,7 +47,7 @@ def require_rasterio(what: str) -> Any:
 
 @contextlib.contextmanager
 def open_raster(path: Path) -> Iterator[DatasetReader]:
-    """A raster of any format that GDAL reads. Raises UserError for a file that is none."""
+    """A raster of any format that GDAL reads. Raises UserError for a file that is none, or has too large blocks."""
     from rasterio.errors import RasterioIOError
 
     rasterio = require_rasterio("reading rasters")
@@ -58,7 +59,21 @@ def open_raster(path: Path) -> Iterator[DatasetReader]:
         except RasterioIOError as error:
             raise UserError(f"{path}: cannot be read as a raster ({first_line(error)})") from None
         with source:
+            _check_blocks(source)
             yield source
+
+
+def _check_blocks(source: DatasetReader) -> None:
+    """Raises UserError where reading one pixel takes too much memory."""
+    together = source.count if source.interleaving and source.interleaving.name == "pixel" else 1
+    for (height, width), dtype in zip(source.block_shapes, source.dtypes, strict=True):
+        itemsize = np.dtype(dtype).itemsize if dtype in RASTER_DTYPES else 16
+        megabytes = height * width * itemsize * together / 1e6
+        if megabytes > MAX_BLOCK_MEGABYTES:
+            raise UserError(
+                f"{source.name}: is stored in blocks of {width}×{height} px, and reading one takes {megabytes:,.0f} "
+                "MB: store it in tiles (gdal_translate -co TILED=YES)"
+            )
 
 
 @contextlib.contextmanager
@@ -213,6 +228,32 @@ def grid_faults(x: DatasetReader, y: DatasetReader) -> list[str]:
 def resample_faults(x: DatasetReader, y: DatasetReader) -> list[str]:
     """A line for each raster without a CRS, which cannot be resampled."""
     return [f"{_name(each)}: has no CRS, so `resample` cannot place it: set one" for each in (x, y) if each.crs is None]
+
+
+def read_scaling(source: DatasetReader, bands: Sequence[int]) -> tuple[tuple[float, float], ...]:
+    """(scale, offset) of these bands, by the file's tags."""
+    return tuple((float(source.scales[band - 1]), float(source.offsets[band - 1])) for band in bands)
+
+
+def format_scaling(scaling: tuple[float, float]) -> str:
+    """A scale and an offset for messages.
+
+    >>> format_scaling((0.0001, -0.1))
+    '0.0001·v - 0.1'
+    """
+    scale, offset = scaling
+    return f"{scale:g}·v {'-' if offset < 0 else '+'} {abs(offset):g}"
+
+
+def read_units(source: DatasetReader, bands: Sequence[int]) -> tuple[str | None, ...]:
+    """The units of these bands, by the file's tags."""
+    return tuple(source.units[band - 1] or None for band in bands)
+
+
+def file_states(source: DatasetReader) -> list[tuple[str, int, int]]:
+    """(path, bytes, time of the last change) of the raster's files, also of those that a VRT names and of sidecars."""
+    files = sorted({Path(name).resolve() for name in source.files if Path(name).is_file()})
+    return [(str(file), (state := file.stat()).st_size, state.st_mtime_ns) for file in files]
 
 
 def crs_name(source: DatasetReader) -> str:

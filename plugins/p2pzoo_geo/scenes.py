@@ -7,7 +7,7 @@ import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, NamedTuple
 
 import numpy as np
 from pydantic import Field
@@ -22,21 +22,32 @@ from p2pzoo_geo.rasters import (
     Resampled,
     Resampling,
     crs_name,
+    file_states,
+    format_scaling,
     grid_faults,
     open_pair,
     open_raster,
     pixel_size,
+    read_scaling,
+    read_units,
     require_rasterio,
     resample_faults,
     select_bands,
 )
-from p2pzoo_geo.windows import Grid, Reader, Scene, file_states, find_scales, find_windows
+from p2pzoo_geo.windows import Grid, Reader, Scene, find_scales, find_windows
 
 Count = Annotated[int, Field(ge=1)]
 Scale = Literal["percentiles"] | Limits | tuple[Limits, ...]
 BandChoice = tuple[int | str, ...]
 CLASSES = ("nodata", "valid")
 MAX_SEEDS_TRIED = 1000
+
+
+class _Kind(NamedTuple):
+    """What all pairs of rasters must have alike."""
+
+    bands: str
+    scaling: str  # the tags of scale and offset: equal values stand for equal quantities
 
 
 class Scenes:
@@ -157,7 +168,7 @@ def _open_scenes(
 ) -> dict[str, list[Scene]]:
     """{sub-folder or "": its scenes}. Raises UserError with the faults of all pairs of rasters."""
     faults: list[str] = []
-    dtypes: dict[tuple[str, str, int, int], str] = {}
+    examples: dict[_Kind, str] = {}
     scenes: dict[str, list[Scene]] = {}
     for sub, pairs in _find_scenes(inputs, targets).items():
         for stem, (x, y) in pairs.items():
@@ -168,21 +179,27 @@ def _open_scenes(
                 faults += error.faults
                 continue
             scenes.setdefault(sub, []).append(scene)
-            dtypes.setdefault(kind, str(x))
-    if len(dtypes) > 1:
-        (first, one), (other, two) = [*dtypes.items()][:2]
-        faults.append(
-            f"{one} and {two}: bands differ, {_format_kind(first)} and {_format_kind(other)}: all pairs must have "
-            "the same, so choose them with x_bands and y_bands"
-        )
+            examples.setdefault(kind, str(x))
+    if len(examples) > 1:
+        (first, one), (other, two) = [*examples.items()][:2]
+        if first.bands != other.bands:
+            faults.append(
+                f"{one} and {two}: bands differ, {first.bands} and {other.bands}: all pairs must have the same, so "
+                "choose them with x_bands and y_bands"
+            )
+        else:
+            faults.append(
+                f"{one} and {two}: their tags of scale and offset differ, {first.scaling} and {other.scaling}, so "
+                "equal values mean other things: bring all rasters to one scale (gdal_calc)"
+            )
     raise_faults(faults)
     return scenes
 
 
 def _open_scene(
     id: str, x: Path, y: Path, wanted: tuple[BandChoice | None, BandChoice | None], reader: Reader, size: int
-) -> tuple[Scene, tuple[str, str, int, int]]:
-    """A scene, and (dtypes, numbers of bands) of x and y. Raises UserError for rasters that do not fit."""
+) -> tuple[Scene, _Kind]:
+    """A scene, and what it must have in common with others. Raises UserError for rasters that do not fit."""
     with open_raster(x) as x_source, open_raster(y) as y_source:
         bands = select_bands(x_source, wanted[0], "x_bands"), select_bands(y_source, wanted[1], "y_bands")
         raise_faults((resample_faults if reader.resample else grid_faults)(x_source, y_source))
@@ -191,12 +208,13 @@ def _open_scene(
             raise UserError(
                 f"{x}: is {grid.width}×{grid.height} px, smaller than a window of {size} px: make `size` smaller"
             )
-        kind = (x_source.dtypes[bands[0][0] - 1], y_source.dtypes[bands[1][0] - 1], len(bands[0]), len(bands[1]))
-        return Scene(id, x, y, *bands, (grid.height, grid.width)), kind
-
-
-def _format_kind(kind: tuple[str, str, int, int]) -> str:
-    return f"{kind[2]} of {kind[0]} with {kind[3]} of {kind[1]}"
+        sides = [*zip((x_source, y_source), bands, strict=True)]
+        kind = _Kind(
+            " with ".join(f"{len(numbers)} of {source.dtypes[numbers[0] - 1]}" for source, numbers in sides),
+            " with ".join(", ".join(map(format_scaling, read_scaling(*side))) for side in sides),
+        )
+        states = (*file_states(x_source), *file_states(y_source))
+        return Scene(id, x, y, *bands, (grid.height, grid.width), states), kind
 
 
 def _assign_blocks(
@@ -246,7 +264,8 @@ def _describe_bands(
         with open_raster(path) as source:
             names = tuple(source.descriptions[number - 1] for number in numbers)
             first = numbers[0] - 1
-            described.append(Bands(numbers, names, limits[side], source.dtypes[first], source.nodatavals[first]))
+            tags = read_units(source, numbers), read_scaling(source, numbers)
+            described.append(Bands(numbers, names, limits[side], source.dtypes[first], source.nodatavals[first], *tags))
     return described[0], described[1]
 
 
@@ -272,5 +291,5 @@ def _describe_layout(scene: Scene, reader: Reader, x_bands: Bands, y_bands: Band
 
 def _fingerprint(scenes: Sequence[Scene]) -> str:
     """Changes with the names, sizes and dates of the files, not with the folder that they are in."""
-    states = [[scene.id, *(state[1:] for state in file_states(scene))] for scene in scenes]
+    states = [[scene.id, *(state[1:] for state in scene.states)] for scene in scenes]
     return hashlib.sha256(json.dumps(states).encode(errors="surrogateescape")).hexdigest()[:12]

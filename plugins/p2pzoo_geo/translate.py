@@ -10,7 +10,7 @@ import hashlib
 import json
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -25,9 +25,21 @@ from p2pzoo.models.test_modes import derive_image_seed, in_training_mode
 from p2pzoo.models.tiling import Tiling, blend_tiles
 from p2pzoo.utils.errors import UserError
 from p2pzoo.utils.version import __version__
-from p2pzoo_geo.bands import Bands
+from p2pzoo_geo.bands import UNSCALED, Bands
 from p2pzoo_geo.pieces import Format, open_pieces
-from p2pzoo_geo.rasters import Box, crs_name, has_mask, open_raster, pixel_size, read_valid, read_window, select_bands
+from p2pzoo_geo.rasters import (
+    Box,
+    crs_name,
+    file_states,
+    format_scaling,
+    has_mask,
+    open_raster,
+    pixel_size,
+    read_scaling,
+    read_valid,
+    read_window,
+    select_bands,
+)
 
 if TYPE_CHECKING:
     from rasterio.io import DatasetReader
@@ -72,7 +84,8 @@ def scene_bands(model: Model, source: DatasetReader) -> tuple[Bands, Bands]:
         wanted = ", ".join(x.labels())
         raise UserError(f"{source.name}: has {source.count} bands; the model takes the bands {wanted}")
     _check_dtype(source, numbers, x.dtype)
-    return Bands(numbers, x.names, x.scales, x.dtype, x.nodata), y
+    _check_scaling(source, numbers, x)
+    return replace(x, numbers=numbers), y
 
 
 def _plain_bands(model: Model, source: DatasetReader) -> tuple[Bands, Bands]:
@@ -95,6 +108,25 @@ def _check_dtype(source: DatasetReader, numbers: Sequence[int], dtype: str) -> N
             f"{source.name}: has values of {other}, and the model was trained on {dtype}: convert the scene to the "
             f"units and the dtype of the training (gdal_translate -ot)"
         )
+
+
+def _check_scaling(source: DatasetReader, numbers: Sequence[int], x: Bands) -> None:
+    """Raises UserError for a scene whose values stand for other quantities than those of the training.
+
+    Tags get lost on the way, so where only one side has some, this is a warning.
+    """
+    trained = x.scaling or (UNSCALED,) * len(x)
+    for label, theirs, own in zip(x.labels(), trained, read_scaling(source, numbers), strict=True):
+        if theirs == own:
+            continue
+        fault = (
+            f"{source.name}: band {label}: its tags of scale and offset say {format_scaling(own)}, and those of the "
+            f"training {format_scaling(theirs)}"
+        )
+        if UNSCALED not in (theirs, own):
+            raise UserError(f"{fault}: bring the scene to the scale of the training (gdal_calc), or mend its tags")
+        warnings.warn(f"{fault}: check that equal values mean the same", stacklevel=3)
+        return
 
 
 def translate_scene(
@@ -134,11 +166,11 @@ def translate_scene(
         assert tiling is not None
         is_masked = has_mask(source, x_bands.numbers)
         value = _choose_nodata(y_bands, nodata, is_masked=is_masked)
-        stat = scene.stat()
         identity = {
-            "model": f"{model.run} {_digest(model)}", "scene": str(scene.resolve()), "bytes": stat.st_size,
-            "changed": stat.st_mtime_ns, "tile": tiling.side, "overlap": tiling.overlap, "seed": seed,
-            "nodata": None if value is None else str(value), "precision": model.precision, **(settings or {}),
+            "model": f"{model.run} {_digest(model)}", "scene": str(scene.resolve()),
+            "files": [[*state] for state in file_states(source)], "tile": tiling.side, "overlap": tiling.overlap,
+            "seed": seed, "nodata": None if value is None else str(value), "precision": model.precision,
+            **(settings or {}),
         }  # fmt: skip
         form = _describe_format(source, y_bands, value, _describe(model, identity))
         with open_pieces(target, form, identity, fresh=fresh) as pieces:
@@ -277,12 +309,12 @@ def _describe_format(source: DatasetReader, bands: Bands, nodata: float | None, 
     tags = {"p2pzoo": description}
     if "AREA_OR_POINT" in source.tags():
         tags["AREA_OR_POINT"] = source.tags()["AREA_OR_POINT"]
-    return Format(profile, bands.names, tags, (points, crs) if points else None)
+    return Format(profile, bands.names, bands.units, bands.scaling, tags, (points, crs) if points else None)
 
 
 def _describe(model: Model, identity: Mapping[str, Any]) -> str:
     """JSON that is stored in the file: how it was made, without paths."""
-    made = {key: value for key, value in identity.items() if key not in ("model", "scene", "bytes", "changed")}
+    made = {key: value for key, value in identity.items() if key not in ("model", "scene", "files")}
     return json.dumps({"model": model.run, "test_mode": "eval", "p2pzoo": __version__, **made}, sort_keys=True)
 
 

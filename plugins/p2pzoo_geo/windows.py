@@ -26,7 +26,11 @@ _INDEX_VERSION = 1  # raise it when windows or scales are found in another way
 
 @dataclass(frozen=True)
 class Scene:
-    """One pair of rasters. x_bands, y_bands: numbers from 1. size: (H, W) of their common grid."""
+    """One pair of rasters.
+
+    x_bands, y_bands: numbers from 1. size: (H, W) of their common grid. states: what changes when one of its files
+    does, as `rasters.file_states`.
+    """
 
     id: str
     x: Path
@@ -34,6 +38,7 @@ class Scene:
     x_bands: tuple[int, ...]
     y_bands: tuple[int, ...]
     size: tuple[int, int]
+    states: tuple[tuple[str, int, int], ...]
 
 
 @dataclass(frozen=True)
@@ -106,7 +111,7 @@ def find_windows(scene: Scene, grid: Grid, reader: Reader, max_nodata: float) ->
     Block names are the scene's with the block's corner. They are remembered in the cache until the files change.
     """
     blocks = grid.blocks(*scene.size)
-    key = [vars(grid), vars(reader), max_nodata, scene.x_bands, scene.y_bands, scene.size, *file_states(scene)]
+    key = [vars(grid), vars(reader), max_nodata, scene.x_bands, scene.y_bands, scene.size, *scene.states]
     known = _recall(key)
     if known is None or len(known["windows"]) != len(blocks):
         kept = [
@@ -142,7 +147,7 @@ def find_scales(
     if len(windows) > MAX_WINDOWS_OF_SCALES:
         windows = [windows[i * len(windows) // MAX_WINDOWS_OF_SCALES] for i in range(MAX_WINDOWS_OF_SCALES)]
     scenes = {scene.id: scene for scene, _ in windows}
-    states = [[s.x_bands, s.y_bands, *file_states(s)] for s in scenes.values()]
+    states = [[s.x_bands, s.y_bands, *s.states] for s in scenes.values()]
     key = ["scales", vars(reader), [*sides], [*PERCENTILES], states, [[scene.id, *box] for scene, box in windows]]
     known = _recall(key)
     if known is None:
@@ -170,12 +175,6 @@ def _limits(values: np.ndarray, side: str) -> list[Limits]:
             high = low + 1
         limits.append((low, high))
     return limits
-
-
-def file_states(scene: Scene) -> list[Any]:
-    """What changes when a file of the scene does."""
-    states = [path.stat() for path in (scene.x, scene.y)]
-    return [[str(p.resolve()), s.st_size, s.st_mtime_ns] for p, s in zip((scene.x, scene.y), states, strict=True)]
 
 
 def _cache_file(key: Any) -> Path:

@@ -8,6 +8,7 @@ import numpy as np
 import p2pzoo_geo
 import pytest
 import rasterio
+import rasterio.shutil
 import torch
 from landscapes import OTHER_UTM, UTM, landscape, write_pair, write_raster
 from p2pzoo_geo.bands import Bands
@@ -22,6 +23,7 @@ from p2pzoo.utils.errors import UserError
 from p2pzoo.utils.folds import Fold
 
 HOLE = (slice(0, 40), slice(0, 50))
+BLOCK = {"tiled": True, "blockxsize": 1024, "blockysize": 1024}
 
 
 @pytest.fixture(autouse=True)
@@ -149,6 +151,35 @@ def test_scales_are_measured_again_when_a_file_changes(tmp_path):
     after = scenes(tmp_path)
     assert after.y_range[1] > 2 * before.y_range[1]
     assert after.fingerprint != before.fingerprint
+
+
+def test_files_behind_a_virtual_raster_count_too(tmp_path):
+    write_pair(tmp_path)
+    (tmp_path / "parts").mkdir()
+    target = tmp_path / "targets" / "a.tif"
+    part = target.rename(tmp_path / "parts" / "a.tif")
+    rasterio.shutil.copy(part, target.with_suffix(".vrt"), driver="VRT")
+    files = {"inputs": tmp_path / "inputs" / "a.tif", "targets": target.with_suffix(".vrt")}
+    before = scenes(tmp_path, **files)
+    write_raster(part, landscape(128, 160, 1) * 2, dtype="float32", nodata=-9999)
+    after = scenes(tmp_path, **files)
+    assert after.y_range[1] > 2 * before.y_range[1]
+    assert after.fingerprint != before.fingerprint
+
+
+def test_a_scene_stored_in_one_huge_block_is_refused(tmp_path, monkeypatch):
+    write_pair(tmp_path)
+    monkeypatch.setattr("p2pzoo_geo.rasters.MAX_BLOCK_MEGABYTES", 0.1)
+    write_raster(tmp_path / "targets" / "a.tif", landscape(1024, 1024, 1), dtype="float32", **BLOCK)
+    assert re.search(r"a\.tif: is stored in blocks of 1024×1024 px, and reading one takes 4 MB", faults(tmp_path)[0])
+    write_pair(tmp_path)
+    assert scenes(tmp_path)
+
+
+def test_pairs_must_agree_in_their_tags_of_scale(tmp_path):
+    write_pair(tmp_path, "a")
+    write_pair(tmp_path, "b", scaling=(1e-4, 0.0))
+    assert re.search(r"scale and offset differ, 0\.0001·v - 0\.1, .* and 0\.0001·v \+ 0, ", faults(tmp_path)[0])
 
 
 def test_values_are_within_the_range(tmp_path):

@@ -108,6 +108,7 @@ def test_gdal_reads_back_the_georeference_and_the_bands(trained, run_cli, tmp_pa
     with rasterio.open(scene) as x, rasterio.open(tmp_path / "out.tif") as y:
         assert (y.crs, y.transform, y.shape) == (x.crs, x.transform, x.shape)
         assert (y.nodata, y.dtypes, y.descriptions) == (-9999, ("float32",), ("height",))
+        assert (y.units, y.scales, y.offsets) == (("m",), (1,), (0,))
         assert y.profile["tiled"]
         assert y.profile["compress"] == "deflate"
         assert y.tags()["AREA_OR_POINT"] == x.tags()["AREA_OR_POINT"]
@@ -281,11 +282,17 @@ def test_faults_are_one_line_and_write_nothing(trained, run_cli, tmp_path):
     run, scene = trained
     one_band = write_raster(tmp_path / "one.tif", landscape(64, 64, 1))
     (tmp_path / "text.tif").write_text("no raster")
+    names = ("blue", "green", "red")
+    other_scale = write_raster(tmp_path / "scale.tif", landscape(64, 64, 3), names=names, scaling=(1e-4, 0.1))
     out = tmp_path / "out"
     out.mkdir()
     for arguments, message in (
         ((one_band, "-o", out / "y.tif"), "has 1 bands; the model takes the bands red, blue"),
         ((tmp_path / "text.tif", "-o", out / "y.tif"), "cannot be read as a raster"),
+        (
+            (other_scale, "-o", out / "y.tif"),
+            "band red: its tags of scale and offset say 0.0001·v + 0.1, and those of the training",
+        ),
         ((tmp_path / "none.tif", "-o", out / "y.tif"), "no such file"),
         ((scene, "-o", out / "y.png"), "a scene is written as GeoTIFF"),
         ((scene, "-o", out / "missing" / "y.tif"), "no such folder"),
@@ -314,6 +321,21 @@ def test_a_scene_with_other_pixels_is_warned_of(tmp_path):
     scene = write_raster(tmp_path / "x.tif", landscape(64, 64, 1), transform=from_origin(399960, 5300040, 20, 20))
     with pytest.warns(UserWarning, match="its pixels are 20 × 20"):
         translate_scene(model_of(), scene, tmp_path / "y.tif", tile=64)
+
+
+def test_a_scene_without_the_tags_of_scale_of_the_training_is_warned_of(tmp_path):
+    scene = write_raster(tmp_path / "x.tif", landscape(32, 32, 1))
+    x = Bands((1,), ("red",), ((0.0, 8000.0),), "uint16", scaling=((1e-4, -0.1),))
+    with pytest.warns(UserWarning, match=r"band red: its tags .* 1·v \+ 0, and those of the training 0\.0001·v - 0\.1"):
+        translate_scene(model_of(x), scene, tmp_path / "y.tif")
+
+
+def test_units_and_tags_of_scale_are_written(tmp_path):
+    scene = write_raster(tmp_path / "x.tif", landscape(32, 32, 1))
+    y = Bands((1,), ("height",), ((0.0, 4000.0),), "int16", -9999.0, ("m",), ((0.1, -100.0),))
+    translate_scene(model_of(y=y), scene, tmp_path / "y.tif", cog=True)
+    with rasterio.open(tmp_path / "y.tif") as written:
+        assert (written.units, written.scales, written.offsets) == (("m",), (0.1,), (-100,))
 
 
 def test_a_damaged_description_of_bands_is_refused(tmp_path):
