@@ -19,7 +19,7 @@ from pathlib import Path
 
 import click
 import torch
-from p2pzoo_bench.stored_results import FinishedRun, compact
+from p2pzoo_bench.stored_results import FinishedRun, compact, final_name
 from PIL import Image
 
 from p2pzoo.models.safetensors_io import load_tensors, save_tensors
@@ -79,7 +79,11 @@ def keep_stats(file: Path, target: Path, without: tuple[str, ...]) -> None:
             continue
         photos, their_header = FinishedRun(truth).stats
         if their_header["ids"] == header["ids"]:
-            shared = [name for name in tensors if name in photos and torch.equal(photos[name], tensors[name])]
+            shared = [
+                name
+                for name, tensor in tensors.items()
+                if any(torch.equal(photos[each], tensor) for each in (name, final_name(name)) if each in photos)
+            ]
             same_as |= dict.fromkeys(shared, truth.name)
             tensors = {name: tensor for name, tensor in tensors.items() if name not in shared}
     small, dtypes = compact(tensors)

@@ -19,6 +19,16 @@ from p2pzoo.utils.errors import DamagedFile, UserError
 from p2pzoo.utils.files import read_object
 
 
+def final_name(name: str) -> str:
+    """The name that a number or a statistic has after the last step, in the recipe's own test mode.
+
+    >>> final_name("lab_histogram@3500.y_a")
+    'lab_histogram.y_a'
+    """
+    metric, dot, key = name.partition(".")
+    return metric.partition("@")[0] + dot + key
+
+
 @dataclass(frozen=True)
 class FinishedRun:
     """A folder with results: a run's, or a committed copy.
@@ -60,7 +70,8 @@ class FinishedRun:
         tensors, header = safetensors_io.load_tensors(file)
         tensors = {name: tensor.to(_dtype(header, name, tensor)) for name, tensor in tensors.items()}
         for name, folder in header.get("same_as", {}).items():
-            tensors[name] = FinishedRun(self.folder.parent / folder).stats[0][name]
+            photos = FinishedRun(self.folder.parent / folder).stats[0]
+            tensors[name] = photos[name if name in photos else final_name(name)]
         ids, blocks = header.get("ids"), header.get("blocks")
         if not (isinstance(ids, list) and isinstance(blocks, list) and len(ids) == len(blocks)):
             raise DamagedFile(f"{file}: its header has no list of image ids with one block for each")

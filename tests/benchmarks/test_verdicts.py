@@ -2,6 +2,7 @@
 p2pzoo's: numpy and scipy on the files, with the formulas of protocol 2 (benchmarks/README.md) written out."""
 
 import json
+import re
 import tomllib
 from pathlib import Path
 
@@ -59,7 +60,8 @@ def read_statistics(folder):
         [header] = map(json.loads, (file.metadata() or {}).values())
     for name, other in header.get("same_as", {}).items():
         with safe_open(RESULTS / other / "stats.safetensors", "numpy") as file:
-            arrays[name] = file.get_tensor(name).astype(float)
+            there = name if name in file.keys() else re.sub(r"@\w+", "", name)  # noqa: SIM118
+            arrays[name] = file.get_tensor(there).astype(float)
     return arrays, header["ids"]
 
 
