@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -119,7 +118,7 @@ def translate_command(
     class, or on another continent. A grey of 1 in the map of the width is one 8-bit level.
     """
     from p2pzoo.images.georeference import warn_of_losses
-    from p2pzoo.models.translate_files import translate_files
+    from p2pzoo.models.translate_files import describe_translation, translate_files
 
     sources = _find_inputs(inputs, model)
     loaded = _load(model, device, precision, weights, background, at_use)
@@ -131,7 +130,7 @@ def translate_command(
         _describe_scale(loaded, scaling, quiet)
     _warn_of_pairs(loaded, sources, half)
     warn_of_losses(targets.items(), is_cut=half is not None)
-    text = {"p2pzoo": _describe_translation(loaded, mode, seed, precision, tiling, scaling, at_use, level)}
+    text = {"p2pzoo": describe_translation(loaded, mode, seed, precision, tiling, scaling, at_use, level)}
     outcomes = translate_files(
         loaded, targets, mode, seed=seed, tiling=tiling, text=text, samples=samples, scaling=scaling, half=half,
         quality=quality, interval=level is not None,
@@ -250,38 +249,6 @@ def _warn_of_pairs(model: Model, sources: list[Path], half: Half | None) -> None
                 f"{layout.x_half}, the half that the model was trained on", err=True,
             )  # fmt: skip
             return
-
-
-def _describe_translation(
-    model: Model,
-    mode: str,
-    seed: int,
-    precision: str,
-    tiling: Tiling | None,
-    scaling: Scaling,
-    at_use: Mapping[str, Mapping[str, Any]],
-    level: float | None,
-) -> str:
-    """JSON that is stored in each output file: how it was made."""
-    from p2pzoo.utils.version import __version__
-
-    values: dict[str, Any] = {"model": model.run, "test_mode": mode, "seed": seed, "p2pzoo": __version__}
-    if model.checkpoint:
-        values["checkpoint"] = model.checkpoint._asdict()
-    if not scaling.is_native:
-        values |= scaling.as_json()
-    if model.weights != "last":
-        values["weights"] = model.weights
-    if model.background:
-        values["background"] = model.background
-    if precision != "fp32":
-        values["precision"] = precision
-    if level is not None:
-        values["interval"] = level
-    values |= {kind: table for kind, table in at_use.items() if table}
-    if tiling:
-        values |= {"tile": tiling.side, "overlap": tiling.overlap}
-    return json.dumps(values, sort_keys=True)
 
 
 def _report(

@@ -9,11 +9,13 @@ is translated in tiles is read, translated and written band by band, in the call
 from __future__ import annotations
 
 import errno
+import json
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,12 +25,14 @@ from p2pzoo.images.io import TiffTag, read_header, read_image, write_image
 from p2pzoo.images.label_maps import read_map
 from p2pzoo.images.lossy import DEFAULT_QUALITY, LOSSY_SUFFIXES, write_lossy
 from p2pzoo.images.rows import Rows, gather_rows, open_rows, write_rows
+from p2pzoo.models.at_use import AtUse
 from p2pzoo.models.intervals import Interval
 from p2pzoo.models.model import Model, PreparedImage, Samples
 from p2pzoo.models.scaling import Scaling
 from p2pzoo.models.tiling import Tiling
 from p2pzoo.plugin.file_layout import Half
 from p2pzoo.utils.errors import OutOfMemory, UserError
+from p2pzoo.utils.version import __version__
 
 MAX_THREADS = 8  # more compete with the network for cores
 MAX_IMAGES_AHEAD = 16  # images that are read or being read; enough to keep the network busy with small ones
@@ -344,6 +348,39 @@ def interval_paths(target: Path) -> list[Path]:
     ['photo-lower.png', 'photo-upper.png', 'photo-width.png']
     """
     return [target.with_stem(f"{target.stem}-{name}") for name in ("lower", "upper", "width")]
+
+
+def describe_translation(
+    model: Model,
+    mode: str,
+    seed: int,
+    precision: str,
+    tiling: Tiling | None,
+    scaling: Scaling,
+    at_use: AtUse,
+    level: float | None,
+) -> str:
+    """JSON that is stored in each output file: how it was made.
+
+    level: of the interval; None: without one. The other arguments are those of `translate_files` and `load_model`.
+    """
+    values: dict[str, Any] = {"model": model.run, "test_mode": mode, "seed": seed, "p2pzoo": __version__}
+    if model.checkpoint:
+        values["checkpoint"] = model.checkpoint._asdict()
+    if not scaling.is_native:
+        values |= scaling.as_json()
+    if model.weights != "last":
+        values["weights"] = model.weights
+    if model.background:
+        values["background"] = model.background
+    if precision != "fp32":
+        values["precision"] = precision
+    if level is not None:
+        values["interval"] = level
+    values |= {kind: table for kind, table in at_use.items() if table}
+    if tiling:
+        values |= {"tile": tiling.side, "overlap": tiling.overlap}
+    return json.dumps(values, sort_keys=True)
 
 
 def _skipped(source: Path, target: Path, error: Exception) -> FileOutcome:
