@@ -48,6 +48,7 @@ COMMAND_PLUGINS = {
     "p2pzoo_study",
     "p2pzoo_tune",
     "p2pzoo_metrics",
+    "p2pzoo_serve",
 }
 NEIGHBOURS = {
     "p2pzoo_intervals": {"p2pzoo_bench"},
