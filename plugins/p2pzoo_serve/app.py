@@ -11,7 +11,7 @@ import json
 import shutil
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from starlette.applications import Starlette
@@ -22,10 +22,12 @@ from starlette.routing import Route
 
 import p2pzoo.runs.pages
 from p2pzoo_serve.guard import Access, Guard
-from p2pzoo_serve.refusals import ClientGone, Refusal
-from p2pzoo_serve.service import Answer, Options, Service
+from p2pzoo_serve.interface import Answer, ClientGone, Options, Refusal
 from p2pzoo_serve.uploads import receive_uploads
 from p2pzoo_serve.worker import Stopped, Worker
+
+if TYPE_CHECKING:
+    from p2pzoo_serve.service import Service
 
 FOLDER = Path(__file__).parent
 SHARED_CSS = Path(p2pzoo.runs.pages.__file__).with_name("page.css")

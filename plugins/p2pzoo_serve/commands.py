@@ -97,7 +97,7 @@ def serve_command(
         import uvicorn  # noqa: F401
     except ImportError as error:
         raise UserError(f"serve needs {error.name}: pip install 'p2pzoo[serve]'") from None
-    from p2pzoo_serve.refusals import Limits
+    from p2pzoo_serve.interface import Limits
     from p2pzoo_serve.server import is_loopback, listen
     from p2pzoo_serve.service import Service
 

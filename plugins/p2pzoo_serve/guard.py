@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
-from p2pzoo_serve.refusals import ClientGone, Limits, Refusal
+from p2pzoo_serve.interface import ClientGone, Limits, Refusal
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
@@ -54,7 +54,7 @@ class Access:
         >>> access.check("GET", "/", [(b"host", b"localhost:8000")])
         >>> access.check("GET", "/", [(b"host", b"evil.example")])
         Traceback (most recent call last):
-        p2pzoo_serve.refusals.Refusal: unknown Host 'evil.example': open the address that `p2pzoo serve` prints
+        p2pzoo_serve.interface.Refusal: unknown Host 'evil.example': open the address that `p2pzoo serve` prints
         """
         hosts = [value.decode("latin-1").lower() for name, value in headers if name == b"host"]
         if self.hosts is not None and (len(hosts) != 1 or hosts[0] not in self.hosts):

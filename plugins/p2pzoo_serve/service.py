@@ -6,14 +6,14 @@ All files are in one private folder, under names of this module.
 from __future__ import annotations
 
 import contextlib
-import re
 import shutil
 import tempfile
 import zipfile
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from torch.nn.modules.module import register_module_forward_pre_hook
 
 from p2pzoo import config
 from p2pzoo.images.io import can_hold, inspect_image
@@ -24,7 +24,7 @@ from p2pzoo.models.translate_files import describe_translation, interval_paths, 
 from p2pzoo.runs.evaluate_model import find_recipe_beside
 from p2pzoo.utils.errors import Error, UserError
 from p2pzoo.utils.version import __version__
-from p2pzoo_serve.refusals import MEGAPIXEL, Limits, Refusal
+from p2pzoo_serve.interface import MEGAPIXEL, Answer, Limits, Options, Refusal
 from p2pzoo_serve.uploads import Upload
 from p2pzoo_serve.worker import Worker
 
@@ -32,58 +32,7 @@ PROMISE = (
     "Over calibration and a new exchangeable block, the expected uncovered share is at most {uncovered:g}; not per "
     "pixel, image, class, or on another continent."
 )
-MAX_SEED = 2**63 - 1
 ZIP_DATE = (1980, 1, 1, 0, 0, 0)  # the same request gives the same bytes
-
-
-@dataclass(frozen=True)
-class Options:
-    """What the query of a request asks for; the options of `p2pzoo translate` of the same names.
-
-    >>> Options.parse([("seed", "7"), ("samples", "2")], max_samples=8)
-    Options(samples=2, seed=7, interval=None)
-    """
-
-    samples: int | None = None
-    seed: int = 0
-    interval: float | None = None
-
-    @classmethod
-    def parse(cls, query: Sequence[tuple[str, str]], max_samples: int) -> Options:
-        """Raises Refusal for unknown, repeated and impossible values."""
-        given = dict(query)
-        if unknown := given.keys() - {"samples", "seed", "interval"}:
-            raise Refusal(400, f"unknown option {min(unknown)!r:.60} in the query: use samples, seed or interval")
-        if len(given) < len(query):
-            raise Refusal(400, "an option is twice in the query: give it once")
-        samples = _parse_integer("samples", given["samples"], 2, max_samples) if "samples" in given else None
-        seed = _parse_integer("seed", given.get("seed", "0"), 0, MAX_SEED)
-        interval = _parse_level(given["interval"]) if "interval" in given else None
-        if samples and interval is not None:
-            raise Refusal(400, "samples and interval give different files: ask for one of them")
-        return cls(samples, seed, interval)
-
-
-def _parse_integer(name: str, text: str, low: int, high: int) -> int:
-    if not re.fullmatch("[0-9]{1,19}", text) or not low <= int(text) <= high:
-        raise Refusal(400, f"{name} is a whole number from {low} to {high}, not {text!r:.60}")
-    return int(text)
-
-
-def _parse_level(text: str) -> float:
-    if not re.fullmatch(r"0?\.[0-9]{1,15}", text) or not float(text):
-        raise Refusal(400, f"interval is a level between 0 and 1, such as 0.8, not {text!r:.60}")
-    return float(text)
-
-
-@dataclass(frozen=True)
-class Answer:
-    """A file to send, and the name that a client may give it."""
-
-    path: Path
-    media_type: str
-    name: str
-    skipped: int = 0
 
 
 class Service:
@@ -113,6 +62,8 @@ class Service:
         self._exit = contextlib.ExitStack()
         self.folder = Path(self._exit.enter_context(tempfile.TemporaryDirectory(prefix="p2pzoo-serve-")))
         self.worker = Worker(queue)
+        hook = register_module_forward_pre_hook(lambda *_: self.worker.raise_if_stopped())  # before each layer
+        self._exit.callback(hook.remove)
 
     def __enter__(self) -> Service:
         return self

@@ -16,7 +16,7 @@ from typing import Any, BinaryIO
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 
-from p2pzoo_serve.refusals import ClientGone, Limits, Refusal
+from p2pzoo_serve.interface import ClientGone, Limits, Refusal
 
 NUMPY_MAGIC = b"\x93NUMPY"
 MAX_NAME = 60  # characters of a client's file name that are kept

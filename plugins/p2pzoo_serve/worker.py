@@ -1,7 +1,7 @@
-"""One thread that runs the network for all requests, and a bounded queue before it. Imports torch.
+"""One thread that runs the network for all requests, and a bounded queue before it. Imports no torch.
 
 Torch's random state is global, so one thread alone gives each image the bits of `p2pzoo translate`. A job that nobody
-waits for any longer stops before the next layer of the network, by a hook on all modules.
+waits for any longer stops before the next layer of the network, where a hook calls `raise_if_stopped`.
 """
 
 from __future__ import annotations
@@ -13,9 +13,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any
 
-from torch.nn.modules.module import register_module_forward_pre_hook
-
-from p2pzoo_serve.refusals import Refusal
+from p2pzoo_serve.interface import Refusal
 
 RETRY_SECONDS = 5  # after which a client may ask again: a few translations later
 
@@ -52,7 +50,6 @@ class Worker:
         self._running: Job | None = None
         self._is_closed = False
         self._changed = threading.Condition()
-        self._hook = register_module_forward_pre_hook(self._stop_before_layer)
         self._thread = threading.Thread(target=self._work, name="network", daemon=True)
         self._thread.start()
 
@@ -113,7 +110,6 @@ class Worker:
                 job.future.set_result(result)
             with self._changed:
                 self._running = None
-        self._hook.remove()
 
     def _take(self) -> Job | None:
         with self._changed:
@@ -124,11 +120,8 @@ class Worker:
             self._running = self.waiting.popleft()
             return self._running
 
-    def _stop_before_layer(self, _module: object, _args: object) -> None:
+    def raise_if_stopped(self) -> None:
+        """Raises Stopped in a job that is cancelled, and does nothing in other threads."""
         job = self._running
         if job and job.is_stopped and threading.current_thread() is self._thread:
             raise Stopped
-
-    def raise_if_stopped(self) -> None:
-        """Raises Stopped in a job that is cancelled: for work between the images of a batch."""
-        self._stop_before_layer(None, None)
