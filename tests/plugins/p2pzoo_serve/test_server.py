@@ -15,30 +15,11 @@ import urllib.request
 import numpy as np
 import pytest
 from p2pzoo_serve import server as server_module
-from p2pzoo_serve.app import make_app
-from p2pzoo_serve.commands import make_access
 from p2pzoo_serve.interface import ClientGone, Limits, Refusal
-from p2pzoo_serve.server import Server, listen
 from p2pzoo_serve.uploads import read_body
 from PIL import Image
 from served_images import encode, make_image, unzip
-
-
-@contextlib.contextmanager
-def running(service):
-    """The port of a server of this service, in a thread."""
-    listener = listen("127.0.0.1", 0)
-    port = listener.getsockname()[1]
-    server = Server(make_app(service, make_access(listener, "127.0.0.1", None, None)), service.worker)
-    thread = threading.Thread(target=server.run, args=([listener],))
-    thread.start()
-    try:
-        yield port
-    finally:
-        server.should_exit = True
-        thread.join(60)
-        listener.close()
-        assert not thread.is_alive()
+from serving import running
 
 
 async def exchange(port, *parts, pause=0.0):
@@ -163,10 +144,8 @@ def requests(port, content):
     chunked = head(port, Transfer_Encoding="chunked")
     array = io.BytesIO()
     np.save(array, np.zeros((64, 64, 3), np.uint8))
-    endless = (
-        b"\x93NUMPY\x01\x00v\x00"
-        + b"{'descr': '|u1', 'fortran_order': False, 'shape': (999999, 999999, 3), }".ljust(118)
-    )
+    shape = b"{'descr': '|u1', 'fortran_order': False, 'shape': (999999, 999999, 3), }".ljust(118)
+    terabytes = b"\x93NUMPY\x01\x00v\x00" + shape
     return {
         "raw": ([post(port, content)], {200}, None),
         "form": ([post(port, one, kind=kind)], {200}, None),
