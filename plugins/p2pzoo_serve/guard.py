@@ -120,6 +120,10 @@ class Guard:
         except ClientGone:
             if not exchange.has_begun:
                 await answer_refusal(Refusal(499, "the client is gone"), exchange.send)
+        except asyncio.CancelledError:  # by uvicorn, which stops and waits no longer: for an upload, for example
+            if not exchange.has_begun:
+                exchange.has_unread_body = False
+                await answer_refusal(Refusal(503, "the server stops; ask again when it runs"), exchange.send)
 
 
 async def answer_refusal(refusal: Refusal, send: Send) -> None:

@@ -87,12 +87,14 @@ class Worker:
                 job.future.set_exception(Stopped())
 
     def stop(self) -> None:
-        """Cancel all jobs and take no others."""
+        """Cancel all jobs and take no others. The running one has its exception at once, before the thread ends."""
         with self._changed:
             self._is_closed = True
-            jobs = [*self.waiting, *([self._running] if self._running else [])]
-            for job in jobs:
+            for job in [*self.waiting]:
                 self.cancel(job)
+            if job := self._running:
+                job.is_stopped = True
+                _finish(job.future, Stopped())
             self._changed.notify_all()
 
     def join(self, seconds: float) -> bool:
@@ -102,14 +104,14 @@ class Worker:
 
     def _work(self) -> None:
         while job := self._take():
+            result: Any
             try:
                 result = job.work()
             except BaseException as error:  # the thread lives on: the next job may be fine
-                job.future.set_exception(error)
-            else:
-                job.future.set_result(result)
+                result = error
             with self._changed:
                 self._running = None
+                _finish(job.future, result)
 
     def _take(self) -> Job | None:
         with self._changed:
@@ -125,3 +127,13 @@ class Worker:
         job = self._running
         if job and job.is_stopped and threading.current_thread() is self._thread:
             raise Stopped
+
+
+def _finish(future: Future[Any], result: Any) -> None:
+    """Give a future its result or its exception, unless it has one."""
+    if future.done():
+        return
+    if isinstance(result, BaseException):
+        future.set_exception(result)
+    else:
+        future.set_result(result)

@@ -98,6 +98,8 @@ def test_after_stop_jobs_end_and_no_others_are_taken(worker, gate):
     worker.stop()
     with pytest.raises(Stopped):
         waiting.future.result(60)
+    with pytest.raises(Stopped):
+        gate.job.future.result(60)  # although its thread is still in it
     with pytest.raises(Refusal, match="the server stops"):
         worker.submit(int)
     gate.may_end.set()
