@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
-from p2pzoo_serve.interface import ClientGone, Limits, Refusal
+from p2pzoo_serve.interface import MAX_HEADERS, ClientGone, Limits, Refusal
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
@@ -112,6 +112,7 @@ class Guard:
             return
         exchange = _Exchange(scope, receive, send, self.limits)
         try:
+            _check_length(scope)
             self.access.check(scope["method"], scope["path"], scope["headers"])
             await self.app(scope, exchange.receive, exchange.send)
         except Refusal as refusal:
@@ -124,6 +125,17 @@ class Guard:
             if not exchange.has_begun:
                 exchange.has_unread_body = False
                 await answer_refusal(Refusal(503, "the server stops; ask again when it runs"), exchange.send)
+
+
+def _check_length(scope: MutableMapping[str, Any]) -> None:
+    """Raises Refusal for long headers: uvicorn refuses only those that do not arrive at once."""
+    fields = [
+        scope.get("raw_path") or b"",
+        scope["query_string"],
+        *(part for pair in scope["headers"] for part in pair),
+    ]
+    if sum(map(len, fields)) > MAX_HEADERS:
+        raise Refusal(431, f"the headers and the address have more than {MAX_HEADERS:,} bytes: send fewer")
 
 
 async def answer_refusal(refusal: Refusal, send: Send) -> None:

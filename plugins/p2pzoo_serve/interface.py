@@ -10,6 +10,7 @@ from pathlib import Path
 MEGABYTE = 1_000_000
 MEGAPIXEL = 1_000_000
 MAX_SEED = 2**63 - 1
+MAX_HEADERS = 16 * 1024  # bytes of the address and the headers of a request
 
 
 class Refusal(Exception):

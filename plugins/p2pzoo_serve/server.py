@@ -14,9 +14,9 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from p2pzoo.utils.errors import UserError
 from p2pzoo_serve.guard import Guard
+from p2pzoo_serve.interface import MAX_HEADERS
 from p2pzoo_serve.worker import Worker
 
-MAX_HEADERS = 16 * 1024  # bytes of the headers of a request
 HEADER_SECONDS = 10.0  # in which all headers of a request must be there
 MAX_CONNECTIONS = 500  # below the usual limit of 1024 open files
 
