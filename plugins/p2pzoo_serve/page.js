@@ -84,12 +84,13 @@ async function translate(chosen) {
   if (!facts || !chosen.length) return;
   running?.abort();
   hideError();
+  files = chosen; // also where a fault is found: after a change of the options, "translate again" is for these
   const fault = findFault(chosen);
   if (fault) {
+    clear();
     fail(new Error(fault));
     return;
   }
-  files = chosen;
   const request = (running = new AbortController());
   const began = performance.now();
   setState("busy");
@@ -105,6 +106,7 @@ async function translate(chosen) {
     setState("done", `${((performance.now() - began) / 1000).toFixed(1)} s`);
   } catch (error) {
     if (request !== running) return; // another request took its place
+    clear();
     if (error.name === "AbortError") setState("ready", "cancelled");
     else fail(error);
   } finally {
@@ -146,11 +148,18 @@ function makeUrl(blob) {
   return url;
 }
 
-async function show(content, type) {
+/** Show no result: an earlier one beside the message of a later request would mislead. */
+function clear() {
   for (const url of urls) URL.revokeObjectURL(url);
-  urls = [];
-  opened = null;
+  [urls, results, opened] = [[], [], null];
   element.skipped.replaceChildren();
+  element.results.replaceChildren();
+  for (const name of ["skipped", "comparison", "downloads", "promise"]) element[name].hidden = true;
+  element.empty.hidden = false;
+}
+
+async function show(content, type) {
+  clear();
   const isZip = type.startsWith("application/zip");
   if (isZip) {
     const members = await readZip(content);
@@ -176,7 +185,6 @@ async function show(content, type) {
   element.skipped.hidden = !element.skipped.children.length;
   element["save-all"].hidden = !isZip;
   element.downloads.hidden = false;
-  element.results.replaceChildren();
   if (results.length > 1)
     results.forEach((result, i) => {
       const button = document.createElement("button");

@@ -129,6 +129,21 @@ class TestInABrowser:
             choose(page, ("bad", b"nonsense"))
             page.get_by_text("bad: cannot be read as an image (unknown format").wait_for()
             page.screenshot(path=tmp_path / "error-390.png", full_page=True)
+            assert page.locator("#comparison").is_hidden()
+            for event in ("DragEvent('drop', {dataTransfer", "ClipboardEvent('paste', {clipboardData"):
+                pixels = list(make_image())
+                page.evaluate(
+                    f"""(pixels) => {{
+                        const held = new DataTransfer();
+                        held.items.add(new File([new Uint8Array(pixels)], "held.png", {{ type: "image/png" }}));
+                        document.dispatchEvent(new {event}: held}}));
+                    }}""",
+                    pixels,
+                )
+                wait_until(page, "done")
+                assert page.get_attribute("#save", "download") == "held.png"
+                choose(page, ("bad", b"nonsense"))
+                wait_until(page, "failed")
             assert faults == []
 
     def test_the_token_of_the_address_is_sent(self, serve, open_page):
