@@ -112,10 +112,11 @@ class _Endpoints:
 async def _run(request: Request, worker: Worker, work: Callable[[], Answer]) -> Answer:
     """The result of `work` in the worker. Raises Refusal, and ClientGone as soon as the client is gone."""
     job = worker.submit(work)
-    result = asyncio.wrap_future(job.future)
+    result: asyncio.Future[Answer] = asyncio.wrap_future(job.future)
     gone = asyncio.ensure_future(_wait_until_gone(request))
+    waiting: set[asyncio.Future[Any]] = {result, gone}
     try:
-        await asyncio.wait({result, gone}, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
     finally:
         is_gone = gone.done()
         gone.cancel()

@@ -55,7 +55,7 @@ async def receive_uploads(
         raise Refusal(415, "the body is compressed: send it without Content-Encoding")
     kind, parameters = parse_options_header(headers.get("content-type", ""))
     if kind == b"multipart/form-data":
-        files = _MultipartFiles(parameters.get(b"boundary", b""), folder, max_files)
+        files: _MultipartFiles | _RawFile = _MultipartFiles(parameters.get(b"boundary", b""), folder, max_files)
     elif max_files > 1:
         raise Refusal(415, "a batch is sent as multipart/form-data, one part for each image")
     elif kind.startswith(b"image/") or kind.decode("latin-1") in RAW_TYPES:

@@ -92,9 +92,9 @@ class Worker:
             self._is_closed = True
             for job in [*self.waiting]:
                 self.cancel(job)
-            if job := self._running:
-                job.is_stopped = True
-                _finish(job.future, Stopped())
+            if running := self._running:
+                running.is_stopped = True
+                _finish(running.future, Stopped())
             self._changed.notify_all()
 
     def join(self, seconds: float) -> bool:

@@ -281,6 +281,13 @@ def test_options_that_cannot_be_are_refused_before_serving(run_cli, with_dropout
     assert message in result.output
 
 
+@pytest.mark.parametrize("package", ["starlette", "uvicorn", "python_multipart"])
+def test_without_the_extra_the_message_says_how_to_install_it(run_cli, with_dropout, monkeypatch, package):
+    monkeypatch.setitem(sys.modules, package, None)
+    result = run_cli("serve", with_dropout, "--port", "0")
+    assert (result.exit_code, result.output) == (2, f"serve needs {package}: pip install 'p2pzoo[serve]'\n")
+
+
 def test_other_hosts_get_a_token_and_a_chosen_one_is_not_printed(run_cli, with_dropout, monkeypatch):
     monkeypatch.setattr("p2pzoo_serve.commands._run", lambda service, access, listener: tokens.append(access.token))
     tokens = []
