@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 TOKEN_VARIABLE = "P2PZOO_SERVE_TOKEN"
 MIN_TOKEN = 16  # characters: fewer can be guessed
-STOP_SECONDS = 2.0  # in which the network ends after Ctrl-C: one layer of it
+STOP_SECONDS = 1.0  # in which the network ends after Ctrl-C: one layer of it
 
 
 @click.command("serve")
