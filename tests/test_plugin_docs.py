@@ -10,9 +10,11 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
+import p2pzoo
 from p2pzoo.cli import main
 from p2pzoo.plugin import hookspecs
 from p2pzoo.plugin.loader import hook_name
+from p2pzoo.plugin.model_source import find_model, pin_model
 from p2pzoo.plugin.registry import KINDS
 from p2pzoo.testing import CHECKS, list_component_checks
 
@@ -123,6 +125,19 @@ def test_the_example_of_a_command_works(install, tmp_path):
     assert (answer.exit_code, answer.output) == (0, "54413955\n"), answer.output
     function = next(node for node in ast.walk(ast.parse(hook[1])) if isinstance(node, ast.FunctionDef))
     assert len(ast.unparse(function).splitlines()) <= 5
+
+
+def test_the_example_of_a_model_source_works(install, tmp_path, monkeypatch):
+    [hook, module] = EXAMPLES["model_source"].items()
+    install("my_zoo", hook[1].replace("my_zoo.", "my_zoo_"))
+    (tmp_path / "site" / module[0].replace("/", "_")).write_text(module[1])
+    monkeypatch.setenv("SHELF", str(tmp_path / "shelf"))
+    for version in ("1", "2"):
+        (tmp_path / "shelf" / "facades" / version).mkdir(parents=True)
+    assert pin_model(Path("shelf:facades")) == Path("shelf:facades@2")
+    assert find_model("shelf:facades@1").folder == tmp_path / "shelf" / "facades" / "1"
+    with pytest.raises(p2pzoo.UserError, match="shelf:maps: no such model in"):
+        find_model("shelf:maps")
 
 
 def carried(run, runs, folder):

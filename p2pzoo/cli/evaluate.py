@@ -59,7 +59,7 @@ def evaluate_command(
     quiet: bool,
     as_json: bool,
 ) -> None:
-    """Measure MODEL: a run folder, a model.safetensors, or zoo:NAME.
+    """Measure MODEL: a run folder, a model.safetensors, zoo:NAME or hf:OWNER/NAME.
 
     Without folders, MODEL is measured on the data of a recipe: its own, if it is in the folder of a run, or --recipe.
     The numbers of its own recipe are those that `p2pzoo run` printed.

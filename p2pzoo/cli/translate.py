@@ -100,8 +100,8 @@ def translate_command(
     quiet: bool,
     as_json: bool,
 ) -> None:
-    """Translate images with MODEL: a run folder, a model.safetensors, or zoo:NAME. An INPUT is an image, or a folder
-    of images. Of a run that is not finished, MODEL is its newest checkpoint.
+    """Translate images with MODEL: a run folder, a model.safetensors, zoo:NAME or hf:OWNER/NAME. An INPUT is an image,
+    or a folder of images. Of a run that is not finished, MODEL is its newest checkpoint.
 
     Images can have any size. MODEL sees them at the scale of its training images: if those were reduced to a quarter,
     it sees a quarter of each image's height and width. Translations have the names and the sizes of their images.

@@ -16,6 +16,7 @@ from p2pzoo.config.paths import locate_paths
 from p2pzoo.config.recipe import COLLECTIONS, COMPONENTS, ZOO_KEYS, Key, Recipe
 from p2pzoo.config.settings import ADAM_KEYS, AT_USE_KINDS, Compute, Evaluate, EvaluateMetric, Init, Optimizer, Train
 from p2pzoo.plugin import schema
+from p2pzoo.plugin.model_source import pin_model
 from p2pzoo.plugin.registry import Registry
 from p2pzoo.utils.errors import UserError
 from p2pzoo.utils.folds import Fold
@@ -65,6 +66,7 @@ class _Checker:
         collections: dict[str, Any] = {name: self.check_collection(name) for name in COLLECTIONS}
         classes = {"train": Train, "init": Init, "compute": Compute, "evaluate": Evaluate}
         settings: dict[str, Any] = {name: self.check_settings(name, cls) for name, cls in classes.items()}
+        settings["init"] = self.pin_initial_weights(settings["init"])
         settings["optimizer"] = self.check_optimizer()
         settings["evaluate"] = self.check_further_translations(settings["evaluate"], single)
         collections["metrics"] = self.check_metrics_at_use(collections["metrics"], single)
@@ -224,6 +226,17 @@ class _Checker:
             self.add_fault((name, key), f"has no parameter '{key}': {OTHER_WORDS[key]}")
         values = self.check_values((name,), cls, {k: v for k, v in table.items() if k in known or k not in OTHER_WORDS})
         return None if values is None else cls(**values)
+
+    def pin_initial_weights(self, init: Init | None) -> Init | None:
+        """[init] with exact addresses: the run's recipe.toml then names the version that it started from."""
+        for name in ("generator", "discriminator"):
+            try:
+                if file := getattr(init, name, None):
+                    init = replace(init, **{name: pin_model(file)})  # type: ignore[type-var]
+            except UserError as error:
+                self.add_fault(("init", name), f'{name} = "{file}": {error}')
+                return None
+        return init
 
     def check_optimizer(self) -> Any:
         """[optimizer] has keys of the zoo, and parameters of the class of torch.optim that it names."""

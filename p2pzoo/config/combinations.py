@@ -7,6 +7,7 @@ from typing import Any
 
 from p2pzoo.config.recipe import Key
 from p2pzoo.config.settings import Compute, Evaluate, Init, Optimizer, Train
+from p2pzoo.plugin.model_source import locate_weights
 from p2pzoo.plugin.schema import format_value
 
 Conflicts = Iterator[tuple[Key, str]]
@@ -95,7 +96,7 @@ def _initial_weights(init: Init) -> Conflicts:
         yield ("init", "gain"), f'gain = {init.gain}: weights = "{init.weights}" has no gain; remove it'
     for name in ("generator", "discriminator"):
         file = getattr(init, name)
-        if file and not file.is_file():
+        if file and not locate_weights(file).is_file():
             yield ("init", name), f'{name} = "{file}": no such file'
 
 

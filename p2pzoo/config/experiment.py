@@ -19,6 +19,7 @@ from p2pzoo.config.provenance import source_hashes
 from p2pzoo.config.recipe import COMPONENTS, ZOO_KEYS, Key, Recipe
 from p2pzoo.config.settings import AT_USE_KINDS, Compute, Evaluate, Init, Optimizer, Train, Translations
 from p2pzoo.plugin import schema
+from p2pzoo.plugin.model_source import locate_weights
 from p2pzoo.plugin.registry import Entry
 from p2pzoo.utils.errors import UserError
 from p2pzoo.utils.folds import Fold
@@ -182,7 +183,7 @@ class Experiment:
             tree["augmentations"] = [{"name": name, **component.identity()} for name, component in items]
         for name in ("generator", "discriminator"):
             if file := getattr(self.init, name):
-                tree["init"][name] = hashlib.sha256(file.read_bytes()).hexdigest()
+                tree["init"][name] = hashlib.sha256(locate_weights(file).read_bytes()).hexdigest()
         if self.continued_from:
             tree["continued_from"] = self.continued_from
         return tree

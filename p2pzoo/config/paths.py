@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from p2pzoo.config.recipe import Key, Recipe, is_of_run
+from p2pzoo.plugin.model_source import is_address
 from p2pzoo.utils.paths import shipped_dir
 
 
@@ -31,6 +32,8 @@ def locate_paths(recipe: Recipe, table: Key, values: Mapping[str, Any]) -> dict[
 
 def _locate(recipe: Recipe, key: Key, value: Path) -> Path:
     file = recipe.file_of(key)
+    if key[0] == "init" and is_address(value):
+        return value
     if file is None or value.is_absolute() or is_of_run(file) or _is_shipped(file):
         return value
     here = Path.cwd()

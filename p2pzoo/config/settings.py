@@ -206,9 +206,9 @@ class Init:
     weights        distribution of convolution weights. Norm layers get N(1, 0.02), biases 0. "own" keeps what the
                    networks' constructors draw
     gain           standard deviation of "normal", gain of "xavier" and "orthogonal"; "kaiming" and "own" have none
-    generator      model.safetensors to start G from: one of the same generator (fine-tuning), or of a smaller one that
-                   it can grow from
-    discriminator  file to start D from, as `p2pzoo import` writes it
+    generator      model.safetensors to start G from, or an address (zoo:NAME, hf:OWNER/NAME): a model of the same
+                   generator (fine-tuning), or of a smaller one that it can grow from
+    discriminator  file to start D from, as `p2pzoo import` writes it, or an address
     """
 
     weights: Literal["normal", "xavier", "kaiming", "orthogonal", "own"] = "normal"  # paper §6.2

@@ -17,6 +17,7 @@ from p2pzoo.models.external_weights import call_init_own_weights, load_start
 from p2pzoo.models.process import generator_channels
 from p2pzoo.models.safetensors_io import find_unsaved, load_into
 from p2pzoo.models.spectral_norm import apply_spectral_norm
+from p2pzoo.plugin.model_source import locate_weights
 from p2pzoo.utils import rng
 from p2pzoo.utils.errors import UserError
 from p2pzoo.utils.external_weights import external_names, freeze_external, without_external
@@ -88,7 +89,7 @@ def make_discriminator(experiment: Experiment, channels: tuple[int, int], size: 
 def _make_network(
     experiment: Experiment, component: Component, channels: tuple[int, int], size: tuple[int, int], start: Path | None
 ) -> nn.Module:
-    """start: a file with the initial weights, or None."""
+    """start: the file or the address of the initial weights, or None."""
     kind = component.entry.kind
     seed = functools.partial(rng.derive_seed, experiment.seed, "init", kind)
     with rng.torch_seed(seed()):
@@ -97,7 +98,7 @@ def _make_network(
         freeze_external(network)
     initialize_weights(network, experiment.init, seed())
     if start:
-        tensors = load_start(network, component, start)
+        tensors = load_start(network, component, locate_weights(start))
         load_into(network, _expand_smaller(network, tensors, start), str(start))
     else:
         call_init_own_weights(network, component, seed("own"))

@@ -1,4 +1,4 @@
-"""Which file a model is in, and loading it: a run folder, a model file, a checkpoint or zoo:NAME."""
+"""Which file a model is in, and loading it: a run folder, a model file, a checkpoint or an address (zoo:NAME)."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from p2pzoo.models.model import Model
 from p2pzoo.models.model_file import ModelHeader, restore_network
 from p2pzoo.models.safetensors_io import load_tensors
 from p2pzoo.plugin.loader import registry
+from p2pzoo.plugin.model_source import find_model, list_schemes
 from p2pzoo.utils.errors import DamagedFile, UserError
 from p2pzoo.utils.find_runs import find_only_run
 
@@ -30,9 +31,9 @@ def load_model(
 ) -> Model:
     """Load a trained model. `p2pzoo.load` calls this function.
 
-    path: a run folder or a folder with one run, a model.safetensors, a checkpoint, or "zoo:NAME" for a model that a
-        plugin ships. Of a run that is not finished, its newest intact checkpoint is taken, with a warning that says
-        how far the training was.
+    path: a run folder or a folder with one run, a model.safetensors, a checkpoint, or an address: "zoo:NAME" for a
+        model that a plugin ships, "hf:OWNER/NAME" for one on the hub. Of a run that is not finished, its newest intact
+        checkpoint is taken, with a warning that says how far the training was.
     device: "auto", "cpu", "cuda" or "mps".
     precision: "fp32", or "bf16" for eval mode only.
     weights: of a run: "last", those after the last step, or "average", their average over the training.
@@ -46,7 +47,9 @@ def load_model(
     """
     if weights not in ("last", "average"):
         raise ValueError(f"weights must be 'last' or 'average', not {weights!r}")
-    tensors, json_header, file = read_model(Path(path) if weights == "last" else find_average(Path(path)))
+    address = found.address if (found := find_model(path)) else None
+    path = Path(address or path)  # the version that was found, also if the name means another one a second later
+    tensors, json_header, file = read_model(path if weights == "last" else find_average(path))
     header = with_parameters(ModelHeader.parse(json_header, file), at_use, registry())
     G = restore_network(tensors, header, file, registry())
     for key in ("run", "test_mode", "size_divisor"):
@@ -59,16 +62,15 @@ def load_model(
         )
     is_as_calibrated = not any((at_use or {}).values())
     calibration = Calibration.parse(json_header, file) if is_as_calibrated else None
-    return Model(G, header, torch.device(pick_device(device)), precision, calibration)
+    return Model(G, header, torch.device(pick_device(device)), precision, calibration, address)
 
 
 def resolve_model_path(path: Path) -> Path:
-    """The folder of the model that a plugin ships as `zoo:NAME`, the only run in a folder, or `path` itself.
+    """The folder of the model that an address names, the only run in a folder, or `path` itself.
 
-    Raises UserError for an unknown name, and for a folder of several runs.
+    Raises UserError for an unknown address, and for a folder of several runs.
     """
-    scheme, name = str(path).partition(":")[::2]
-    return Path(registry().get("model", name).load()()) if scheme == "zoo" else find_only_run(path)
+    return found.folder if (found := find_model(path)) else find_only_run(path)
 
 
 def read_model(path: Path) -> tuple[dict[str, Tensor], dict[str, Any], Path]:
@@ -101,7 +103,7 @@ def is_unfinished(folder: Path) -> bool:
 
 
 def find_model_file(path: Path) -> Path:
-    """The model.safetensors of a run folder or of `zoo:NAME`, or `path` itself if it is no folder.
+    """The model.safetensors of a run folder or of an address, or `path` itself if it is no folder.
 
     For a run that is not finished, its newest checkpoint, which may be damaged. Raises UserError if there is no model.
     """
@@ -109,8 +111,9 @@ def find_model_file(path: Path) -> Path:
     if path.suffix == ".toml":
         raise UserError(f"{path}: is a recipe, not a model: `p2pzoo run {path}` trains one")
     if not path.exists():
+        others = "".join(f", or {scheme}:NAME" for scheme in list_schemes())
         raise UserError(
-            f"{path}: no such model: give a run folder, a .safetensors file, or zoo:NAME (`p2pzoo list model`)"
+            f"{path}: no such model: give a run folder, a .safetensors file, or zoo:NAME (`p2pzoo list model`){others}"
         )
     if not path.is_dir():
         return path

@@ -88,6 +88,8 @@ class Model:
     weights                    "last": G after the last step; "average": the average of its weights over the training
     precision                  "fp32", or "bf16" (eval mode only), which is less exact, and faster on some devices
     calibration                how its intervals were calibrated; None if they were not
+    address                    where it was found, with its exact version ("hf:OWNER/NAME@COMMIT"); None for a file or a
+                               model that a plugin ships
     header                     the parsed header of its file
 
     Eval mode uses an optimized copy of G that is made once: to change G's weights, make another Model.
@@ -100,13 +102,14 @@ class Model:
         device: torch.device,
         precision: str = "fp32",
         calibration: Calibration | None = None,
+        address: str | None = None,
     ) -> None:
         if precision not in PRECISIONS:
             raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, not {precision!r}")
         if header.run is None or header.test_mode is None or header.size_divisor is None:
             raise ValueError("a Model needs a header with run, test_mode and size_divisor")
         self.G, self.header, self.device, self.precision = G.to(device), header, device, precision
-        self.calibration = calibration
+        self.calibration, self.address = calibration, address
         self.run, self.test_mode, self.size_divisor = header.run, header.test_mode, header.size_divisor
         self.in_channels, self.out_channels = header.in_channels, header.out_channels
         self.x_dtype, self.y_dtype = header.x_dtype, header.y_dtype

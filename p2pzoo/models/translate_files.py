@@ -365,6 +365,8 @@ def describe_translation(
     level: of the interval; None: without one. The other arguments are those of `translate_files` and `load_model`.
     """
     values: dict[str, Any] = {"model": model.run, "test_mode": mode, "seed": seed, "p2pzoo": __version__}
+    if model.address:
+        values["address"] = model.address
     if model.checkpoint:
         values["checkpoint"] = model.checkpoint._asdict()
     if not scaling.is_native:

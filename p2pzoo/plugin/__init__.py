@@ -4,6 +4,7 @@ from p2pzoo.plugin.archive import Archive
 from p2pzoo.plugin.batch import Batch, Pair, Split
 from p2pzoo.plugin.file_layout import FileLayout
 from p2pzoo.plugin.hookspecs import hookimpl
+from p2pzoo.plugin.model_source import FoundModel
 from p2pzoo.plugin.networks import Discriminator, Generator
 from p2pzoo.plugin.protocols import (
     AddedLater,
@@ -29,6 +30,7 @@ __all__ = [
     "Dataset",
     "Discriminator",
     "FileLayout",
+    "FoundModel",
     "GanLoss",
     "Generator",
     "InferredConfig",

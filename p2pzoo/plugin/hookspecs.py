@@ -1,7 +1,7 @@
-"""Everything that a plugin can extend: one hook per kind of component, and one for commands. Imports pluggy only.
+"""Everything that a plugin can extend: one hook per kind of component, for commands, for addresses of models.
 
-A plugin is a module that implements some of these hooks and is named in the entry-point group `p2pzoo`. p2pzoo calls
-each hook with a function:
+It imports pluggy only. A plugin is a module that implements some of these hooks and is named in the entry-point group
+`p2pzoo`. p2pzoo calls each hook with a function:
 
     register(name, factory, *, summary="", paper="", needs=())
 
@@ -76,6 +76,15 @@ def register_callbacks(register: Callable[..., None]) -> None:
 @hookspec
 def register_models(register: Callable[..., None]) -> None:
     """Register trained generators that the plugin ships: functions that return a folder, for `zoo:NAME`."""
+
+
+@hookspec
+def register_model_sources(register: Callable[..., None]) -> None:
+    """Register functions that find a trained generator elsewhere: `name` is a scheme, as in "hf:OWNER/NAME".
+
+    The function gets what is behind the colon and returns a `p2pzoo.plugin.FoundModel`. It raises UserError, with the
+    whole address, if there is no such model.
+    """
 
 
 @hookspec

@@ -18,7 +18,7 @@ import pluggy
 
 from p2pzoo.plugin import hookspecs
 from p2pzoo.plugin.batch import BatchField
-from p2pzoo.plugin.registry import COMMAND, KINDS, Entry, Registry
+from p2pzoo.plugin.registry import KINDS, NO_COMPONENTS, Entry, Registry
 from p2pzoo.utils.errors import UserError
 from p2pzoo.utils.migration import explain_import_error
 from p2pzoo.utils.suggest import did_you_mean
@@ -109,7 +109,7 @@ def _load(point: EntryPoint, distribution: str) -> Plugin:
         module = point.load()
         _check_hooks(module, point.value, manager)
         manager.register(module, point.name)
-        for kind in (*KINDS, COMMAND):
+        for kind in (*KINDS, *NO_COMPONENTS):
             hook = getattr(manager.hook, hook_name(kind))
             hook(register=_make_register(entries, kind, point.name, distribution))
     except (Exception, SystemExit) as error:  # also sys.exit() in a plugin must not stop the others
@@ -122,7 +122,7 @@ def _load(point: EntryPoint, distribution: str) -> Plugin:
 
 def _check_hooks(module: Any, path: str, manager: pluggy.PluginManager) -> None:
     """Raises ValueError if the module `path` has no hook, an unknown one, or one with other arguments."""
-    known = [hook_name(kind) for kind in (*KINDS, COMMAND)]
+    known = [hook_name(kind) for kind in (*KINDS, *NO_COMPONENTS)]
     options = {name: manager.parse_hookimpl_opts(module, name) for name in dir(module)}
     hooks = {name: (each.get("specname") or name) for name, each in options.items() if each is not None}
     for name, hook in hooks.items():
@@ -150,7 +150,7 @@ def _line_of(function: Any) -> str:
 
 
 def hook_name(kind: str) -> str:
-    """The hook that registers this kind, one of KINDS or COMMAND.
+    """The hook that registers this kind, one of KINDS or NO_COMPONENTS.
 
     >>> hook_name("loss"), hook_name("command")
     ('register_losses', 'register_commands')

@@ -21,15 +21,17 @@ KINDS = (
     "generator", "discriminator", "process", "gan_loss", "loss", "augmentation", "dataset", "metric", "callback",
     "model",
 )  # fmt: skip
-# The kind of an entry that is a command of `p2pzoo`. It is no component: no recipe, list or check names it.
-COMMAND = "command"
+# Kinds of entries that are no components: no recipe, list or check names them. Commands of `p2pzoo`, and functions that
+# find models by an address
+COMMAND, MODEL_SOURCE = "command", "model_source"
+NO_COMPONENTS = (COMMAND, MODEL_SOURCE)
 
 
 @dataclass(frozen=True)
 class Entry:
     """One registered component, or one command. `p2pzoo.plugin.hookspecs` explains the fields of `register`.
 
-    kind          one of KINDS, or COMMAND
+    kind          one of KINDS or NO_COMPONENTS
     plugin        name of its entry point
     distribution  name and version of the installed package, for messages
     """
@@ -67,7 +69,7 @@ class Entry:
         """
         factory = self._import(self.factory) if isinstance(self.factory, str) else self.factory
         advice = find_old_methods(self.kind, factory)
-        if self.kind not in (COMMAND, "model"):
+        if self.kind not in (*NO_COMPONENTS, "model"):
             advice = advice or _find_bad_parameter(self.kind, factory)
         if advice:
             raise UserError(f"plugin '{self.plugin}': {self.kind} '{self.name}': {advice}")

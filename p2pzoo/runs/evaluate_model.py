@@ -38,6 +38,7 @@ from p2pzoo.models.translator import Translator
 from p2pzoo.plugin import schema
 from p2pzoo.plugin.batch import Pair
 from p2pzoo.plugin.loader import registry
+from p2pzoo.plugin.model_source import is_address, pin_model
 from p2pzoo.runs.evaluate import (
     add_numbers,
     build_metric,
@@ -97,6 +98,7 @@ def evaluate_model(request: Request, note: Note) -> dict[str, Any]:
     Raises UserError: no such model, recipe, metric or data, or they do not fit together.
     """
     overrides = [*request.overrides, *([f"compute.device={request.device}"] if request.device else [])]
+    request = replace(request, model=pin_model(request.model))
     find_model_file(request.model)
     _check_overrides(request)
     recipe = request.recipe or find_recipe_beside(request.model)
@@ -323,7 +325,7 @@ def _measure_on_recipe(model: Model, experiment: Experiment, request: Request, n
 
 def _with_weights_of(model: Model, experiment: Experiment, request: Request, note: Note) -> Experiment:
     """The experiment with the weights that a model file has. A run's folder has several."""
-    if request.model.is_dir() or str(request.model).startswith("zoo:"):
+    if request.model.is_dir() or is_address(request.model):
         return experiment
     wanted = experiment.evaluate
     if wanted.weights != model.weights or wanted.at:

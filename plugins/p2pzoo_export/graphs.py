@@ -127,6 +127,7 @@ def _describe_file(model: Model, mode: str, precision: str) -> str:
         draws, channels = model.noise_shape
         ends["noise"] = {"name": NOISE, "layout": "NKCHW", "draws": draws, "channels": channels, "values": "N(0, 1)"}
     graph = {"test_mode": mode, "precision": precision, "p2pzoo": __version__}
+    graph |= {"address": model.address} if model.address else {}
     return json.dumps({**model.header.as_json, **ends, **graph}, sort_keys=True)
 
 

@@ -25,6 +25,7 @@ from p2pzoo.models.load import read_model
 from p2pzoo.models.model_file import ModelHeader
 from p2pzoo.models.safetensors_io import save_model_tensors
 from p2pzoo.models.scaling import Scaling
+from p2pzoo.plugin.model_source import is_address
 from p2pzoo.plugin.registry import Registry
 from p2pzoo.runs.report import describe_environment, is_in_environment
 from p2pzoo.runs.results import describe_too_few
@@ -53,8 +54,8 @@ def write_card(
     """
     if folder.is_file():
         raise UserError(f"{folder}: a model file does not contain how it was trained; give the run folder")
-    if str(folder).startswith("zoo:"):
-        raise UserError(f"{folder}: is a model that a plugin ships; a card describes a run: give the run folder")
+    if is_address(folder):
+        raise UserError(f"{folder}: is a model that is published already; a card describes a run: give the run folder")
     run = find_run(folder)
     if out.resolve() == folder.resolve():
         raise UserError(f"{out}: this is the run folder itself; write the card to another folder")

@@ -63,7 +63,8 @@ def translate_scene_command(
     quiet: bool,
     as_json: bool,
 ) -> None:
-    """Translate SCENE, a georeferenced raster of any size, with MODEL: a run folder, a model.safetensors, or zoo:NAME.
+    """Translate SCENE, a georeferenced raster of any size, with MODEL: a run folder, a model.safetensors, zoo:NAME
+    or hf:OWNER/NAME.
 
     The scene is translated in tiles that are blended, in eval mode, with bounded memory. OUT.tif has its CRS, transform
     and size, and the band names, units, dtype and nodata value of the training targets. Where the scene has no data,

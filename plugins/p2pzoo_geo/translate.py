@@ -315,6 +315,7 @@ def _describe_format(source: DatasetReader, bands: Bands, nodata: float | None, 
 def _describe(model: Model, identity: Mapping[str, Any]) -> str:
     """JSON that is stored in the file: how it was made, without paths."""
     made = {key: value for key, value in identity.items() if key not in ("model", "scene", "files")}
+    made |= {"address": model.address} if model.address else {}
     return json.dumps({"model": model.run, "test_mode": "eval", "p2pzoo": __version__, **made}, sort_keys=True)
 
 

@@ -43,7 +43,7 @@ def calibrate_command(
     force: bool,
     as_json: bool,
 ) -> None:
-    """Calibrate the intervals of MODEL: a run folder, a model.safetensors, or zoo:NAME.
+    """Calibrate the intervals of MODEL: a run folder, a model.safetensors, zoo:NAME or hf:OWNER/NAME.
 
     The bounds of a value are those of the generator (`quantile-head`), or the smallest and the largest of M
     translations (dropout in test mode paper, the noise of a process). They are widened by the least factor that keeps
@@ -58,10 +58,13 @@ def calibrate_command(
     p2pzoo translate runs/mine/RUN photo.png -o out/ --interval 0.8
     p2pzoo evaluate runs/mine/RUN
     """
+    from p2pzoo.plugin.model_source import is_address, pin_model
+
     if output is not None:
         _check_output(output, force)
-    elif str(model).startswith("zoo:"):
-        raise UserError(f"{model}: comes with a plugin: write the calibrated model elsewhere with -o OUT.safetensors")
+    elif is_address(model):
+        raise UserError(f"{model}: stays as it was published: write the calibrated model with -o OUT.safetensors")
+    model = pin_model(model)
     from p2pzoo import config
     from p2pzoo.models.load import load_model
     from p2pzoo.runs.evaluate_model import find_recipe_beside

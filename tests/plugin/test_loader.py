@@ -20,7 +20,7 @@ from p2pzoo import config
 from p2pzoo.config.provenance import UNUSED_BY_RUNS, changed_sources, source_hashes
 from p2pzoo.plugin import hookspecs
 from p2pzoo.plugin.loader import build_registry, hook_name, load_entry_points, plugins, registry
-from p2pzoo.plugin.registry import COMMAND, KINDS, Entry
+from p2pzoo.plugin.registry import COMMAND, KINDS, NO_COMPONENTS, Entry
 from p2pzoo.utils.errors import UserError
 
 GOOD = """
@@ -159,7 +159,7 @@ def test_the_environment_variable_restricts_what_loads(monkeypatch):
 
 def test_every_kind_has_a_documented_hook_and_every_hook_a_kind():
     hooks = dict(inspect.getmembers(hookspecs, inspect.isfunction))
-    assert set(hooks) == {hook_name(kind) for kind in (*KINDS, COMMAND)}
+    assert set(hooks) == {hook_name(kind) for kind in (*KINDS, *NO_COMPONENTS)}
     for hook in hooks.values():
         assert inspect.getdoc(hook).splitlines()[0].startswith("Register "), hook
 
@@ -168,7 +168,7 @@ def test_all_first_party_plugins_load_and_describe_every_entry():
     assert [plugin.error for plugin in plugins()] == [None] * len(plugins())
     for entry in registry():
         assert entry.summary, entry
-        assert entry.paper or entry.kind in ("metric", COMMAND), entry
+        assert entry.paper or entry.kind in ("metric", *NO_COMPONENTS), entry
         assert callable(entry.load())
 
 
@@ -204,7 +204,7 @@ FRONT_DOOR = ("__init__.py", "__main__.py", "api.py")  # they start runs
 
 
 def has_components(plugin):
-    return any(entry.kind != COMMAND for entry in plugin.entries)
+    return any(entry.kind not in NO_COMPONENTS for entry in plugin.entries)
 
 
 def component_files(plugin):
