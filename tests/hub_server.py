@@ -36,7 +36,8 @@ class Repo:
     messages: list = field(default_factory=list)
 
     def commit(self, files, branch="main", message=""):
-        content = {**self.commits.get(self.refs.get(branch), {}), **files}
+        content = {**self.commits.get(self.refs.get(branch), {}), **files}  # None: a removed file
+        content = {path: data for path, data in content.items() if data is not None}
         sha = hashlib.sha1(f"{branch} {len(self.commits)} {sorted(content)}".encode()).hexdigest()
         self.commits[sha], self.refs[branch] = content, sha
         self.messages.append(message)
@@ -80,7 +81,7 @@ class _Handler(BaseHTTPRequestHandler):
     def do_GET(self):
         self.handle_request()
 
-    do_HEAD = do_POST = do_PUT = do_GET
+    do_HEAD = do_POST = do_PUT = do_GET  # noqa: N815
 
     def handle_request(self):
         path = unquote(urlsplit(self.path).path)
@@ -215,6 +216,8 @@ class _Handler(BaseHTTPRequestHandler):
                 files[value["path"]] = base64.b64decode(value["content"])
             elif item["key"] == "lfsFile":
                 files[value["path"]] = self.hub.uploads[value["oid"]]
+            elif item["key"] == "deletedFile":
+                files[value["path"]] = None
         sha = repo.commit(files, revision, message)
         prefix = "" if repo.kind == "model" else f"{repo.kind}s/"
         url = f"{self.hub.endpoint}/{prefix}{name}/commit/{sha}"

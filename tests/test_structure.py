@@ -51,6 +51,8 @@ COMMAND_PLUGINS = {
     "p2pzoo_serve",
 }
 NEIGHBOURS = {
+    "p2pzoo_export": {"p2pzoo_hub"},
+    "p2pzoo_hub": {"p2pzoo_datasets"},
     "p2pzoo_intervals": {"p2pzoo_bench"},
     "p2pzoo_study": {"p2pzoo_bench"},
     "p2pzoo_losses": {"p2pzoo_metrics"},

@@ -8,11 +8,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from p2pzoo_hub.push_options import push_options
 
 from p2pzoo.cli.options import at_use_options, json_option, print_json
 from p2pzoo.utils.errors import UserError
 
 if TYPE_CHECKING:
+    from p2pzoo_hub.push import Target
+
     from p2pzoo.plugin import FileLayout
 
 SUFFIXES = {"onnx": ".onnx", "torch-export": ".pt2", "web": ".html"}  # other formats are weights
@@ -105,6 +108,8 @@ def _layout(scale: str | None) -> FileLayout | None:
 @click.option("-o", "--output", required=True, type=click.Path(path_type=Path), metavar="OUT",
               help="File to write, such as model.onnx, model.pt2 or latest_net_G.pth; for web, a folder or a "
                    ".html file.")  # fmt: skip
+@click.option("--space", is_flag=True, help="Make the folder of a page a static Space of the hub (web).")
+@push_options("space")
 @click.option("--test-mode", type=click.Choice(["paper", "eval"]),
               help="Test mode of a graph. paper: statistics of the image itself, no dropout, one image at a time; "
                    "eval: running statistics [default: the model's].")  # fmt: skip
@@ -119,6 +124,8 @@ def export_command(
     model: Path,
     to: str,
     output: Path,
+    space: bool,
+    push: Target | None,
     test_mode: str | None,
     at_use: Mapping[str, Mapping[str, Any]],
     fp16: bool,
@@ -127,7 +134,7 @@ def export_command(
     force: bool,
     as_json: bool,
 ) -> None:
-    """Export MODEL, a run folder, a model.safetensors or zoo:NAME, for other code.
+    """Export MODEL, a run folder, a model.safetensors, zoo:NAME or hf:OWNER/NAME, for other code.
 
     Of a run that is not finished, MODEL is its newest checkpoint.
 
@@ -137,8 +144,10 @@ def export_command(
     \b
     p2pzoo export runs/... --to onnx -o model.onnx
     p2pzoo export runs/... --to web -o page.html
+    p2pzoo export runs/... --to web --space -o page/ --push OWNER/NAME
     """
     from p2pzoo.plugin.loader import registry
+    from p2pzoo.plugin.model_source import pin_model
     from p2pzoo_export.graphs import FORMATS, WEB
     from p2pzoo_export.weights import check_format
 
@@ -153,17 +162,19 @@ def export_command(
             f"--to {to}: --test-mode, --fp16, --int8, --steps, --eta and -s are for graphs and pages, not for weights; "
             "remove them"
         )
-    if ort_dir and to != WEB:
-        raise UserError(f"--to {to}: --ort-dir is only for --to web; remove it")
+    _check_web_options(to == WEB, output, space, push, ort_dir)
     _check_suffix(output, to)
     if to == WEB and output.suffix != ".html":
         _check_parent(output)
     else:
         _check_output(output, force)
+    model = pin_model(model)
     if is_graph:
         facts = _write_graph(model, to, output, test_mode, precision, ort_dir, at_use)
     else:
         facts = {"notes": [*_write_weights(model, to, output)]}
+    if space:
+        facts |= _publish_space(model, output, push)
     files = [*output.iterdir()] if output.is_dir() else [output]
     document = {"file": str(output), "format": to, "bytes": sum(file.stat().st_size for file in files), **facts}
     if as_json:
@@ -182,6 +193,33 @@ def _print_export(document: Mapping[str, Any], precision: str) -> None:
     for note in document["notes"]:
         click.echo(f"note     {note}")
     click.echo(f"written  {document['file']}, {document['bytes'] / 1e6:.1f} MB")
+    if "url" in document:
+        click.echo(f"uploaded {document['url']}")
+
+
+def _check_web_options(is_web: bool, output: Path, space: bool, push: Target | None, ort_dir: Path | None) -> None:
+    """Raises UserError for options of a page that this export does not use."""
+    for option, is_given in (("--ort-dir", ort_dir), ("--space", space), ("--push", push)):
+        if is_given and not is_web:
+            raise UserError(f"{option} is only for --to web; remove it")
+    if push and not space:
+        raise UserError("--push uploads a Space: add --space (a model is uploaded by `p2pzoo card RUN --push`)")
+    if space and output.suffix == ".html":
+        raise UserError(f"-o {output}: a Space is a folder: give a name without .html")
+
+
+def _publish_space(model: Path, output: Path, push: Target | None) -> dict[str, Any]:
+    """Write the README of the Space, and upload it if `push`; return {"url": its page} then."""
+    from p2pzoo_hub.push import push_files
+
+    from p2pzoo.models.load import find_model_file, find_run_folder
+    from p2pzoo_export.web import PAGE_FILES, read_title, write_space_card
+
+    write_space_card(output, read_title(find_run_folder(find_model_file(model))))
+    if push is None:
+        return {}
+    files = [output / name for name in (*PAGE_FILES, "README.md")]
+    return {"url": push_files(files, push, "Upload a page that p2pzoo wrote")}
 
 
 def _write_weights(model: Path, to: str, output: Path) -> Sequence[str]:

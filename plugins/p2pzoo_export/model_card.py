@@ -41,14 +41,21 @@ TASK = "image-to-image"  # as the hub names it
 
 
 def write_card(
-    folder: Path, out: Path, registry: Registry, *, licence: str | None = None, force: bool = False
+    folder: Path,
+    out: Path,
+    registry: Registry,
+    *,
+    licence: str | None = None,
+    force: bool = False,
+    is_public: bool = False,
 ) -> list[Path]:
     """Write the folder `out` for the run `folder`; return the files written.
 
     Of a run that is not finished, the model is its newest intact checkpoint, and the card says so.
 
-    licence  of the model, as hubs name it; None writes "other", and a line that says that none is stated
-    force    overwrite files that exist
+    licence    of the model, as hubs name it; None writes "other", and a line that says that none is stated
+    force      overwrite files that exist
+    is_public  leave out recipe.toml if it names absolute paths, which are private
 
     Raises UserError if `folder` is not a run with a model, or before a file would be overwritten.
     """
@@ -65,9 +72,10 @@ def write_card(
     tensors, json_header, file = read_model(folder)
     header = ModelHeader.parse(json_header, file)
     samples = _find_samples(run, experiment)
-    text = render_card(run, experiment, header, licence=licence, samples=samples)
+    has_recipe = not (is_public and any(_is_private(value) for _, value in iter_leaves(experiment.resolved())))
+    text = render_card(run, experiment, header, licence=licence, samples=samples, has_recipe=has_recipe)
     out.mkdir(parents=True, exist_ok=True)
-    sources = {"recipe.toml": run.recipe}
+    sources = {"recipe.toml": run.recipe} if has_recipe else {}
     if header.checkpoint:
         save_model_tensors(out / "model.safetensors", tensors, json_header)
     else:
@@ -77,7 +85,13 @@ def write_card(
     for name, source in sources.items():
         copy_file(source, out / name)
     write_text(out / "README.md", text)
-    return [out / name for name in FILES if name != "samples.png" or samples]
+    return [out / name for name in FILES if name in ("README.md", "model.safetensors") or name in sources]
+
+
+def _is_private(value: Any) -> bool:
+    """Whether a value of a recipe is a path of this machine."""
+    values = value if isinstance(value, list) else [value]
+    return any(Path(str(each)).is_absolute() for each in values)
 
 
 def _find_samples(run: Run, experiment: Experiment) -> Path | None:
@@ -93,10 +107,12 @@ def render_card(
     *,
     licence: str | None = None,
     samples: Path | None = None,
+    has_recipe: bool = True,
 ) -> str:
     """Return the text of README.md, from the files of the run folder.
 
-    header  of the model; samples: its pictures, if there are any
+    header      of the model; samples: its pictures, if there are any
+    has_recipe  whether recipe.toml is beside the card
     """
     results = read_json(run.results) or {}
     env = read_json(run.folder / "env.json") or {}
@@ -114,6 +130,7 @@ def render_card(
         data_licence=get_licence(data),
         numbers=metrics,
         header=header,
+        has_recipe=has_recipe,
         shell=shell,
         python=python,
         scaling=None if (scaling := Scaling.resolve(header.file_layout)).is_native else scaling,
@@ -121,8 +138,7 @@ def render_card(
         recipe=[
             (".".join(key), value)
             for key, value in iter_leaves(experiment.resolved())
-            if not Path(str(value)).is_absolute()  # paths of this machine are private
-            and not is_in_environment(key, env)
+            if not _is_private(value) and not is_in_environment(key, env)
         ],
         env=describe_environment({name: value for name, value in env.items() if name != "on"}),
         seconds=env.get("training", {}).get("seconds"),

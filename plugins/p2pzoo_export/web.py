@@ -44,6 +44,7 @@ MAX_ARCHIVE_BYTES, MAX_ARCHIVE_FILES = 600_000_000, 5_000  # limits of the unpac
 MIN_WHITE, MIN_WHITE_SHARE = 250, 0.6  # x is a drawing if this share of its pixels has all channels this light
 PENCIL = [{"name": "line", "colour": [0, 0, 0]}, {"name": "paper", "colour": [255, 255, 255]}]
 SCRIPTS = ("runtime.js", "model.js", "page.js")  # of a folder; the page loads them in this order
+PAGE_FILES = ("index.html", *SCRIPTS)
 
 
 def export_web(
@@ -241,3 +242,20 @@ def read_title(folder: Path) -> str:
     except (OSError, ValueError):
         title = None
     return str(title or "p2pzoo")
+
+
+def write_space_card(folder: Path, title: str) -> None:
+    """Write the README.md that makes the folder of a page a static Space of the hub.
+
+    >>> folder = Path(tempfile.mkdtemp())
+    >>> write_space_card(folder, "Facades")
+    >>> "sdk: static" in (folder / "README.md").read_text()
+    True
+    """
+    from huggingface_hub import SpaceCardData
+
+    from p2pzoo_export.model_card import escape_markdown
+
+    data = SpaceCardData(title=" ".join(title.split()), sdk="static", app_file="index.html", tags=["pix2pix"])
+    text = f"# {escape_markdown(title)}\n\nAn image-to-image translation that runs in your browser, made with p2pzoo.\n"
+    write_text(folder / "README.md", f"---\n{data.to_yaml()}\n---\n\n{text}")

@@ -1,4 +1,4 @@
-"""The Hugging Face hub: models as `hf:OWNER/NAME`, and datasets of image pairs. Registering imports no huggingface_hub."""
+"""The Hugging Face hub: models as `hf:OWNER/NAME`, and datasets of pairs. Registering imports no huggingface_hub."""
 
 from p2pzoo import hookimpl
 

@@ -90,8 +90,8 @@ def _not_cached(where: str, error: Exception) -> UserError:
     if constants.HF_HUB_OFFLINE:
         return UserError(f"{where}: is not in the cache, and HF_HUB_OFFLINE is set: unset it to download the model")
     return UserError(
-        f"{where}: the hub is not reachable ({constants.ENDPOINT}, {type(error).__name__}), and the model is not in the "
-        "cache: check the network, try again"
+        f"{where}: the hub is not reachable ({constants.ENDPOINT}, {type(error).__name__}), and the model is not in "
+        "the cache: check the network, try again"
     )
 
 
@@ -152,8 +152,8 @@ def _check_files(digests: Mapping[Path, str], where: str) -> None:
     if damaged:
         names = " and ".join(file.name for file in damaged)
         raise DamagedFile(
-            f"{where}: the hub states another hash for {names} than the files have: they are removed from the cache; run "
-            "the command again"
+            f"{where}: the hub states another hash for {names} than the files have: they are removed from the cache; "
+            "run the command again"
         )
 
 

@@ -34,9 +34,7 @@ class RepoName:
         """
         repo, at, revision = text.partition("@")
         if not re.fullmatch(f"{_PART}/{_PART}", repo, re.ASCII) or ".." in repo or "--" in repo:
-            raise UserError(
-                f"{where}: '{repo}' is no name on the hub: write OWNER/NAME, letters, digits, '-', '_', '.'"
-            )
+            raise UserError(f"{where}: '{repo}' is no name on the hub: write OWNER/NAME (letters, digits, -, _, .)")
         if at and (not re.fullmatch(_REVISION, revision, re.ASCII) or ".." in revision or "//" in revision):
             raise UserError(f"{where}: '{revision}' is no revision: write a branch, a tag or a commit behind @")
         return cls(repo, revision or None)
@@ -108,6 +106,8 @@ def _describe(error: BaseException, kind: str) -> str | None:
         return f"the hub refuses this (status {_status(error)}): {_shorten(reason)}"
     if is_unreachable(error):
         return f"the hub is not reachable ({constants.ENDPOINT}: {_shorten(str(error))}): check the network, try again"
+    if isinstance(error, ValueError) and "README.md" in str(error):  # the hub reads the metadata of a card
+        return f"the hub refuses the metadata of README.md: {_shorten(str(error))}"
     if isinstance(error, OSError) and "onsistency check" in str(error):
         return "the download is incomplete: run the command again"
     return None

@@ -166,7 +166,7 @@ def test_weights_of_other_programs_are_refused_as_a_file_is(hub):
     from torch import zeros
 
     hub.add("me/other", {"model.safetensors": save({"a": zeros(1)})})
-    with pytest.raises(UserError, match="model.safetensors"):
+    with pytest.raises(UserError, match=r"model\.safetensors"):
         p2pzoo.load("hf:me/other", device="cpu")
 
 
