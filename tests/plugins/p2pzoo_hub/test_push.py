@@ -5,10 +5,10 @@ import json
 import pytest
 import yaml
 from hub_server import TOKEN
+from p2pzoo_hub.push import Target, push_files
 
 import p2pzoo
 from p2pzoo.utils.errors import UserError
-from p2pzoo_hub.push import Target, push_files
 
 
 @pytest.fixture
@@ -160,7 +160,7 @@ class TestSpace:
                 (out / name).write_text("x")
             from p2pzoo_export.graph_check import ExportResult
 
-            return ExportResult(**{name: None for name in ExportResult.__dataclass_fields__} | {"notes": []})
+            return ExportResult(**dict.fromkeys(ExportResult.__dataclass_fields__) | {"notes": []})
 
         monkeypatch.setattr(web, "export_web", export_web)
 
