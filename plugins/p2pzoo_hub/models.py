@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from p2pzoo.plugin import FoundModel
 from p2pzoo.utils.errors import DamagedFile, UserError
 from p2pzoo.utils.version import __version__
-from p2pzoo_hub.names import RepoName, hub_errors, is_unreachable
+from p2pzoo_hub.names import RepoName, bars_on_terminals_only, hub_errors, is_unreachable
 
 if TYPE_CHECKING:
     from huggingface_hub.hf_api import RepoSibling
@@ -42,7 +42,7 @@ def find_on_hub(name: str) -> FoundModel:
     wanted = RepoName.parse(name, where)
     folder = _find_cached(wanted) if wanted.is_exact else None
     if folder is None:
-        with hub_errors(where):
+        with hub_errors(where), bars_on_terminals_only():
             folder = _download(wanted, where)
     # a link in the cache leads to a file that is named after its hash; systems without links store none
     _check_files({file: file.resolve().name for file in _files_of(folder) if file.is_symlink()}, where)

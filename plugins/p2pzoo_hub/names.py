@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import re
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Self
@@ -57,6 +58,21 @@ def hub_errors(where: str, *, kind: str = "model") -> Iterator[None]:
         if line is None:
             raise
         raise UserError(f"{where}: {line}") from error
+
+
+@contextlib.contextmanager
+def bars_on_terminals_only() -> Iterator[None]:
+    """Inside, huggingface_hub draws no progress bars into files and pipes."""
+    from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+
+    if sys.stderr.isatty() or are_progress_bars_disabled():
+        yield
+        return
+    disable_progress_bars()
+    try:
+        yield
+    finally:
+        enable_progress_bars()
 
 
 def is_unreachable(error: BaseException) -> bool:

@@ -12,7 +12,7 @@ from typing import Literal
 
 from p2pzoo.utils.errors import UserError
 from p2pzoo.utils.version import __version__
-from p2pzoo_hub.names import LOGIN, RepoName, hub_errors
+from p2pzoo_hub.names import LOGIN, RepoName, bars_on_terminals_only, hub_errors
 
 Kind = Literal["model", "space"]
 
@@ -60,7 +60,7 @@ def push_files(files: Sequence[Path], target: Target, message: str, *, owned: Co
 
     target.check()
     api = HfApi(library_name="p2pzoo", library_version=__version__)
-    with hub_errors(f"--push {target.name}", kind=target.kind):
+    with hub_errors(f"--push {target.name}", kind=target.kind), bars_on_terminals_only():
         sdk = {"space_sdk": "static"} if target.kind == "space" else {}
         page = api.create_repo(target.name, repo_type=target.kind, private=target.private or None, exist_ok=True, **sdk)
         if target.private and not api.repo_info(target.name, repo_type=target.kind).private:

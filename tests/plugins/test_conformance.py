@@ -9,11 +9,13 @@ import os
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import timm
 import torch
 from landscapes import write_pair
 from PIL import Image
+from pyarrow import parquet
 from safetensors.torch import save_file
 from small_networks import SMALL_NETWORKS
 from vgg_weights import VGG_WEIGHTS, write_vgg_weights
@@ -38,6 +40,7 @@ PARAMETERS = {  # plugin -> component -> parameters
         "diversity": {"samples": 3, **FEATURES},
         "perceptual": FEATURES,
     },
+    "hub": {"hub-pairs": {"folder": "tables", "x": "before", "y": "after", "fractions": [0.5, 0.25, 0.25]}},
     "geo": {"scenes": {"inputs": "scenes/inputs", "targets": "scenes/targets", "size": 32, "block": 32}},
     "photos": {
         **{name: {"root": "targets", "size": [32, 32]} for name in ("colorize", "inpaint", "super-resolve", "denoise")},
@@ -49,6 +52,17 @@ PARAMETERS = {  # plugin -> component -> parameters
 EXPECTED_FAILURES = {}  # plugin -> "component.check" -> reason
 
 FIRST_PARTY = [plugin.name for plugin in plugins() if plugin.distribution.startswith("p2pzoo ")]
+
+
+def write_tables(folder):
+    """A Parquet file with the images of inputs/ and targets/ as bytes."""
+    (folder / "tables").mkdir()
+    images = sorted((folder / "inputs").rglob("*.png"))
+    columns = {
+        "before": [{"bytes": file.read_bytes()} for file in images],
+        "after": [{"bytes": (folder / "targets" / file.parts[-2] / file.name).read_bytes()} for file in images],
+    }
+    parquet.write_table(pa.table(columns), folder / "tables" / "train.parquet")
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -72,6 +86,7 @@ def files(tmp_path_factory):
         save_file(timm.create_model(FEATURES["network"]).state_dict(), folder / FEATURES["weights"])
     write_vgg_weights(folder)
     write_pair(folder / "scenes", height=160, width=192)
+    write_tables(folder)
     os.chdir(folder)
     yield
     os.chdir(working_folder)
