@@ -137,7 +137,6 @@ def export_command(
     """Export MODEL, a run folder, a model.safetensors, zoo:NAME or hf:OWNER/NAME, for other code.
 
     Of a run that is not finished, MODEL is its newest checkpoint.
-
     A graph is compared with torch before it is kept, on images of the run's test split if they are available.
     Differences to `p2pzoo translate` are printed.
 
