@@ -106,7 +106,7 @@ def test_diff_prints_only_what_differs(run_cli):
             "plugin 'foo' has no unet; 'pix2pix:unet' is installed",
         ),
         (["run", "zoo:base.toml", "-s", "optimizer.use=Adma"], "did you mean 'Adam'?"),
-        (["card", "zoo:earth-small", "-o", "out"], "zoo:earth-small: is a model that a plugin ships"),
+        (["card", "zoo:earth-small", "-o", "out"], "zoo:earth-small: is a model that is published already"),
         (["export", "zoo:earth-small", "--to", "onnxx", "-o", "m.onnx"], "no format 'onnxx': did you mean 'onnx'?"),
     ],
 )
