@@ -104,8 +104,8 @@ def load(
 ) -> "Model":
     """Load a trained model; `p2pzoo.models.model.Model.translate` applies it to an image.
 
-    path       a run folder or a folder with one run, a model.safetensors file, or "zoo:NAME" for a model that a plugin
-               ships
+    path       a run folder or a folder with one run, a model.safetensors file, "zoo:NAME" for a model that a plugin
+               ships, or "hf:OWNER/NAME" for one on the Hugging Face hub
     device     "auto", "cpu", "cuda" or "mps"
     precision  "fp32", or "bf16" (eval mode only)
     weights    of a run: "last", those after the last step, or "average", their average over the training
@@ -179,7 +179,7 @@ def evaluate(
 ) -> "Evaluated":
     """Measure a trained model, as `p2pzoo evaluate` does: on a split of a recipe's data, or on two folders of images.
 
-    model            a run folder, a model.safetensors file (imported weights too), or "zoo:NAME"
+    model            a run folder, a model.safetensors file (imported weights too), "zoo:NAME" or "hf:OWNER/NAME"
     inputs, targets  two folders of images, matched by file name, whose pairs have one size. The model sees the inputs
                      as `Model.translate` shows them to it; ŷ and target are compared in the size of the files
     recipe           without folders: a recipe with the data and the metrics; None: that of the model's run, and the

@@ -134,5 +134,5 @@ def _status(error: BaseException) -> int:
 
 
 def _shorten(text: str) -> str:
-    line = " ".join(text.split())
+    line = " ".join("".join(char if char.isprintable() else " " for char in text).split())
     return line if len(line) <= _MAX_REASON else f"{line[: _MAX_REASON - 1]}…"

@@ -63,7 +63,9 @@ def calibrate_command(
     if output is not None:
         _check_output(output, force)
     elif is_address(model):
-        raise UserError(f"{model}: stays as it was published: write the calibrated model elsewhere with -o OUT.safetensors")
+        raise UserError(
+            f"{model}: stays as it was published: write the calibrated model elsewhere with -o OUT.safetensors"
+        )
     model = pin_model(model)
     from p2pzoo import config
     from p2pzoo.models.load import load_model

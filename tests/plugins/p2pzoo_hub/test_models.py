@@ -1,6 +1,9 @@
 """hf:OWNER/NAME against a hub on the loopback interface: what is downloaded, checked, recorded, and refused."""
 
+import os
 import re
+import subprocess
+import sys
 
 import pytest
 from hub_server import TOKEN
@@ -168,6 +171,18 @@ def test_weights_of_other_programs_are_refused_as_a_file_is(hub):
     hub.add("me/other", {"model.safetensors": save({"a": zeros(1)})})
     with pytest.raises(UserError, match=r"model\.safetensors"):
         p2pzoo.load("hf:me/other", device="cpu")
+
+
+def test_the_endpoint_of_the_environment_is_asked_without_torch(hub, model, tmp_path):
+    code = (
+        "import sys; from p2pzoo.plugin.model_source import find_model; print(find_model('hf:me/earth').address); "
+        "assert 'torch' not in sys.modules"
+    )
+    environment = {**os.environ, "HF_ENDPOINT": hub.endpoint, "HF_HOME": str(tmp_path / "home")}
+    environment.pop("HF_HUB_OFFLINE", None)
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, f"hf:me/earth@{model}\n"), done.stderr
+    assert (tmp_path / "home" / "hub").is_dir()
 
 
 class TestCommands:
