@@ -11,7 +11,8 @@ import json
 import threading
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from urllib.parse import unquote, urlsplit
+from pathlib import PurePosixPath
+from urllib.parse import parse_qs, unquote, urlsplit
 
 TOKEN = "hf_token_of_the_tests"
 
@@ -137,7 +138,7 @@ class _Handler(BaseHTTPRequestHandler):
         if action == "branch":
             repo.refs.setdefault(revision, repo.refs["main"])
             return self.json({})
-        if action == "tree":
+        if action in ("tree", "paths-info"):
             revision = rest[1]
         if (sha := repo.find(revision)) is None and not (repo.commits == {} and self.command == "POST"):
             return self.error(404, "RevisionNotFound")
@@ -151,9 +152,25 @@ class _Handler(BaseHTTPRequestHandler):
         if "moving" in self.hub.faults:
             repo.commit({})
         if action == "tree":
-            return self.json([{"type": "file", "path": path, **self.facts(files[path], path)} for path in files])
+            recursive = "recursive=true" in self.path.lower()
+            return self.json(self.list_folder(files, "/".join(rest[2:]), recursive=recursive))
+        if action == "paths-info":
+            paths = json.loads(self.body)["paths"] if self.body[:1] == b"{" else parse_qs(self.body.decode())["paths"]
+            entries = self.list_folder(files, "", recursive=True)
+            return self.json([entry for entry in entries if entry["path"] in paths])
         siblings = [{"rfilename": path, **self.facts(files[path], path)} for path in files]
         return self.json({"id": name, "sha": sha, "private": repo.private, "siblings": siblings, "tags": []})
+
+    def list_folder(self, files, folder, *, recursive):
+        start = f"{folder}/" if folder else ""
+        inside = [path for path in files if path.startswith(start)]
+        folders = {str(parent) for path in inside for parent in PurePosixPath(path).parents if str(parent) != "."}
+        folders = sorted(path for path in folders if path.startswith(start))
+        entries = [
+            *({"type": "directory", "path": path, "oid": git_hash(path.encode()), "size": 0} for path in folders),
+            *({"type": "file", "path": path, **self.facts(files[path], path)} for path in inside),
+        ]
+        return [entry for entry in entries if recursive or "/" not in entry["path"][len(start) :]]
 
     def facts(self, content, path):
         size = 10**12 if "size" in self.hub.faults else len(content)
@@ -179,6 +196,11 @@ class _Handler(BaseHTTPRequestHandler):
             headers["X-Linked-Size"] = str(len(content))
         if "wrong" in self.hub.faults:
             content = bytes(len(content))
+        if wanted := self.headers.get("Range"):
+            first, _, last = wanted.removeprefix("bytes=").partition("-")
+            end = min(int(last or len(content)), len(content) - 1)
+            headers["Content-Range"] = f"bytes {first}-{end}/{len(content)}"
+            return self.answer(206, content[int(first) : end + 1], headers)
         return self.answer(200, content, headers)
 
     # --- writing ---

@@ -1,6 +1,9 @@
 """The dataset hub-pairs on local folders of Parquet files; its commit on a hub on the loopback interface."""
 
 import io
+import os
+import subprocess
+import sys
 
 import pytest
 from p2pzoo_hub.names import RepoName
@@ -200,6 +203,24 @@ def test_the_commit_of_a_repository_is_asked_once_and_kept(hub, monkeypatch):
     hub.faults.clear()
     with pytest.raises(UserError, match="dataset me/pair: no such dataset on the hub"):
         HubPairs("train", repo="me/pair", **NAMES)
+
+
+def test_pairs_of_a_repository_are_those_of_its_commit(hub, folder, cache, tmp_path):
+    """In its own process: `datasets` reads the endpoint when it is imported."""
+    tables = {f"data/{file.stem}-00000-of-00001.parquet": file.read_bytes() for file in folder.iterdir()}
+    commit = hub.add("me/pairs", {"README.md": b"", **tables}, kind="dataset")
+    code = (
+        "from p2pzoo_hub.pairs import HubPairs\n"
+        "names = dict(repo='me/pairs', x='input_image', y='edited_image')\n"
+        "data = HubPairs('train', **names)\n"
+        "print(data.commit, len(data), data[3].id, data[3].x[0, 0, 0], len(HubPairs('val', **names)))"
+    )
+    settings = {"HF_ENDPOINT": hub.endpoint, "HF_HOME": str(tmp_path / "home"), "HF_HUB_DISABLE_XET": "1"}
+    environment = {**os.environ, **settings}
+    environment.pop("HF_HUB_OFFLINE", None)
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
+    assert done.stdout == f"{commit} 4 train-000003 3 2\n", done.stderr
+    assert len([*cache.rglob("*-x.png")]) == 8
 
 
 def test_a_recipe_names_it(folder, run_cli, tmp_path):
