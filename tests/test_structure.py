@@ -45,6 +45,7 @@ COMMAND_PLUGINS = {
     "p2pzoo_export",
     "p2pzoo_intervals",
     "p2pzoo_geo",
+    "p2pzoo_medical",
     "p2pzoo_study",
     "p2pzoo_tune",
     "p2pzoo_metrics",
