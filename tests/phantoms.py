@@ -73,7 +73,8 @@ def write_series(folder, values, affine=AFFINE, *, modality="MR", study="1.2.3.1
         header.PixelData = np.ascontiguousarray(pixels.astype("<u2")).tobytes()
         if edit:
             edit(header, int(number))
-        pydicom.dcmwrite(folder / f"image{7 * int(number) % 101:03d}.dcm", header, enforce_file_format=True)
+        path = folder / f"image{7 * int(number) % 101:03d}.dcm"
+        pydicom.dcmwrite(path, header, implicit_vr=False, little_endian=True, enforce_file_format=True)
     return folder
 
 

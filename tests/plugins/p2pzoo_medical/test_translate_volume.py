@@ -123,8 +123,7 @@ def test_three_axes_are_averaged(tmp_path):
     translate_volume(model, file, tmp_path / "mean.nii", Options(axes=3))
     single = []
     for axis in ("axial", "coronal", "sagittal"):
-        with pytest.warns() if axis != "axial" else _nothing():
-            translate_volume(model_of(Place(), axis=axis, spacing=(7, 7, 8)), file, tmp_path / f"{axis}.nii", Options())
+        translate_volume(model_of(Place(), axis=axis), file, tmp_path / f"{axis}.nii", Options())
         single.append(read(tmp_path / f"{axis}.nii")[0].astype(float))
     assert np.abs(read(tmp_path / "mean.nii")[0] - np.mean(single, axis=0)).max() <= 1
     assert sorted(path.suffix for path in tmp_path.iterdir()) == ["", ".gz", *[".nii"] * 4]
