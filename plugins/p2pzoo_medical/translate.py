@@ -33,8 +33,8 @@ DEFAULT_TILE = 512  # px: larger slices are translated in tiles
 MAX_SPACING_RATIO = 1.05  # of voxels to those of the training, without a warning
 MAX_ANISOTROPY = 1.5  # of the sides of a voxel for three axes: the network has seen pixels of one shape
 MAX_PADDING = 2.0  # of a padded side to the slice: beyond it the network sees more reflections than slice
-MAX_BEYOND_WINDOW = 0.2  # share of values above the window of the training, without a warning
-MIN_OF_WINDOW = 0.1  # share of the window that the values reach, without a warning
+MAX_BEYOND_WINDOW = 0.1  # share of values above the window of the training, without a warning; see MIN_OF_WINDOW
+MIN_OF_WINDOW = 0.1  # of the window: values below are background, and some values must be above
 _LOOKS = 9  # slices of a volume whose values are compared with the window
 
 
@@ -105,6 +105,8 @@ def translate_volume(
         with writing_nifti(target, header) as values:
             fill(values)
     else:
+        if target.is_dir():
+            target.rmdir()  # an empty folder: the new one appears as a whole
         with page_folder(target) as folder, scratch_map(folder / "values", header) as (_, values):
             fill(values)
             write_series(folder, source, values, trained.y, model.run, options.modality)
@@ -186,8 +188,8 @@ def _warn_of_differences(source: Volume, trained: Trained) -> None:
     looks = sorted({(2 * number + 1) * count // (2 * _LOOKS) for number in range(_LOOKS)})
     values = np.concatenate([source.read_slice(trained.axis, index).ravel() for index in looks])
     low, high = trained.x.window
-    beyond = float((values > high).mean())
-    if beyond > MAX_BEYOND_WINDOW or np.nanmax(values) < low + MIN_OF_WINDOW * (high - low):
+    shown = values[values > low + MIN_OF_WINDOW * (high - low)]
+    if shown.size == 0 or (shown > high).mean() > MAX_BEYOND_WINDOW:
         warnings.warn(
             f"{source.path}: its values, up to {np.nanmax(values):.4g}, are unlike those of the training, "
             f"{low:.4g} to {high:.4g}: bring it to the same units",
