@@ -131,6 +131,14 @@ def test_the_other_tables_list_every_recipe_of_a_folder_with_its_title(folder):
     assert listed == {name: read_recipe(f"zoo:{folder}/{name}.toml", "smoke").values["title"] for name in files}
 
 
+def test_the_table_of_other_fields_lists_every_folder_of_tasks():
+    page = (shipped_dir("recipes") / "README.md").read_text("utf-8")
+    listed = dict(re.findall(r"^\| \[`(tasks/\w+/\w+)`\]\(tasks/\w+/README\.md\) \| (.*) \|$", page, re.MULTILINE))
+    files = [path.relative_to(shipped_dir("recipes")) for path in shipped_dir("recipes").glob("tasks/*/*.toml")]
+    names = sorted(path.with_suffix("").as_posix() for path in files)
+    assert listed == {name: read_recipe(f"zoo:{name}.toml", "smoke").values["title"] for name in names}
+
+
 def test_the_profiles_table_says_what_the_profiles_do():
     page = (shipped_dir("recipes") / "README.md").read_text("utf-8")
     rows = re.findall(r"^\| `(\w+)` \| (\w+), (\d+) px \| (\d+) \| ([\d,]+):", page, re.MULTILINE)

@@ -80,7 +80,7 @@ from p2pzoo_medical.nifti import make_header, writing_nifti
 from p2pzoo_medical.units import Units
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))  # files of more bytes fail as on a full disk
-volume = open_volume(Path("small.nii.gz"))
+volume = open_volume(Path("small.nii"))
 try:
     with writing_nifti(Path("y.nii.gz"), make_header(volume, Units((0.0, 1.0), "int16"), "")):
         print("written")
@@ -91,6 +91,7 @@ print(sorted(path.name for path in Path().iterdir() if path.name.startswith(("."
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="limits the size of files")
-def test_a_full_disk_is_noticed_before_anything_is_translated(folder):
-    result = subprocess.run([sys.executable, "-c", FULL], cwd=folder, capture_output=True, text=True)
+def test_a_full_disk_is_noticed_before_anything_is_translated(tmp_path):
+    write_nifti(tmp_path / "small.nii", np.zeros((64, 64, 8), np.int16), np.eye(4))
+    result = subprocess.run([sys.executable, "-c", FULL], cwd=tmp_path, capture_output=True, text=True)
     assert result.stdout.split("\n")[:2] == ["refused", "[]"], result.stderr
