@@ -33,6 +33,11 @@ class Body:
         """Changes when the mask does."""
         return ["body", self.volume.state, self.above]
 
+    @property
+    def version(self) -> list[object]:
+        """As the state, but does not change when files are moved."""
+        return [self.volume.version, self.above]
+
     def canonical(self) -> np.ndarray:
         """(right, front, head), 0 outside; read from disk when it is indexed."""
         if self.above is None:

@@ -88,6 +88,7 @@ def _cache_file(key: Any, suffix: str) -> Path:
     return cache_dir() / "volumes" / f"{digest(key)}.{suffix}"
 
 
-def combined_state(states: Iterable[FileState]) -> str:
-    """A digest of many states, such as those of the files of a series."""
-    return digest([*states])
+def combine_states(states: Iterable[FileState]) -> tuple[str, str]:
+    """Two digests of the states of a volume's files. The second does not change when the folder is moved."""
+    states = [*states]
+    return digest(states), digest([(Path(path).name, size, changed) for path, size, changed in states])

@@ -12,7 +12,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from p2pzoo.utils.errors import UserError
-from p2pzoo_medical.copies import cached_copy, combined_state, file_state
+from p2pzoo_medical.copies import cached_copy, combine_states, file_state
 from p2pzoo_medical.volume import Volume, check_affine, require
 
 DICOM_SUFFIXES = (".dcm", ".ima")
@@ -108,9 +108,9 @@ def _open_files(folder: Path, files: tuple[Path, ...], states: tuple[Any, ...]) 
         scales = tuple((_number(h, "RescaleSlope", 1.0), _number(h, "RescaleIntercept", 0.0)) for h in headers)
         shape = int(headers[0].Columns), int(headers[0].Rows), len(files)
         dtype = _value_dtype(headers, scales)
-        state = combined_state(states)
+        state, version = combine_states(states)
         return Volume(
-            folder, shape, affine, dtype, state, Series(folder, files, scales, shape, dtype, state), dtype,
+            folder, shape, affine, dtype, state, version, Series(folder, files, scales, shape, dtype, state), dtype,
             modality=str(headers[0].get("Modality") or "") or None,
             patient=str(headers[0].get("PatientID") or "").strip() or None,
         )  # fmt: skip

@@ -17,7 +17,7 @@ import numpy as np
 
 from p2pzoo.utils.errors import UserError
 from p2pzoo.utils.files import atomic_write
-from p2pzoo_medical.copies import cached_copy, digest, file_state
+from p2pzoo_medical.copies import cached_copy, combine_states, file_state
 from p2pzoo_medical.units import DTYPES, Units
 from p2pzoo_medical.volume import Volume, check_affine, require
 
@@ -98,10 +98,10 @@ def open_nifti(path: Path) -> Volume:
     is_compressed = path.name.lower().endswith(".gz")
     if not is_compressed and path.stat().st_size < offset + size:
         raise UserError(f"{path}: the file is truncated: copy it again from where it came from")
+    raw = CompressedFile(path, offset, size) if is_compressed else PlainFile(path, offset)
     return Volume(
         path, shape, np.asarray(image.affine, float), _value_dtype(raw_dtype, slope, intercept),
-        digest(file_state(path)), CompressedFile(path, offset, size) if is_compressed else PlainFile(path, offset),
-        raw_dtype.str, float(slope), float(intercept),
+        *combine_states([file_state(path)]), raw, raw_dtype.str, float(slope), float(intercept),
     )  # fmt: skip
 
 

@@ -53,8 +53,12 @@ def find_slices(pair: VolumePair, axis: AxisName) -> list[int]:
 def _is_used(pair: VolumePair, axis: AxisName, index: int) -> bool:
     if pair.body:
         return bool(pair.body.read_slice(axis, index).any())
-    x, y = (volume.read_slice(axis, index) for volume in (pair.x, pair.y))
-    return bool(x.min() < x.max() and y.min() < y.max())
+    return all(_has_two_values(volume.read_slice(axis, index)) for volume in (pair.x, pair.y))
+
+
+def _has_two_values(image: np.ndarray) -> bool:
+    finite = image[np.isfinite(image)]
+    return bool(finite.size and finite.min() < finite.max())
 
 
 def find_windows(

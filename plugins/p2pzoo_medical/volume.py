@@ -34,7 +34,7 @@ class Volume:
     shape     voxels along the axes i, j, k as stored; i changes first
     affine    (4, 4): voxel indices -> mm in the patient, to the right, to the front, to the head (RAS)
     dtype     of its values, after the rescale
-    state     changes when its files do
+    state     changes when its files do, or are moved; version: when they change
     raw       where its values are, with the dtype that they have there
     slope     value = slope × what is stored + intercept
     modality  DICOM's name of it, if it is from DICOM
@@ -46,6 +46,7 @@ class Volume:
     affine: np.ndarray
     dtype: str
     state: str
+    version: str
     raw: RawData
     raw_dtype: str
     slope: float = 1.0

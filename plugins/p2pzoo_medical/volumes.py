@@ -93,9 +93,7 @@ class Volumes:
         pairs, keys = _open_pairs(find_volumes(*folders), PatientRule(patient), mask)
         self._size = _check_sizes(pairs, axis, size)
         splits = _assign_patients(keys, str(inputs), fractions, split_seed)
-        used = {
-            pair.id: find_slices(pair, axis) if skip_empty else [*range(pair.x.slice_count(axis))] for pair in pairs
-        }
+        used = {pair.id: _choose_slices(pair, axis, skip_empty=skip_empty) for pair in pairs}
 
         def slices_of(blocks: Iterable[str]) -> list[tuple[VolumePair, int]]:
             wanted = set(blocks)
@@ -117,8 +115,8 @@ class Volumes:
         self.palette = ((0, 0, 0), (255, 255, 255)) if has_masks else None
         self.unscored = ("outside",) if has_masks else ()
         self.file_layout = _describe_layout(pairs, axis, slices, (self.x_units, self.y_units), mask)
-        states = [[pair.id, pair.x.state, pair.y.state, pair.body.state if pair.body else None] for pair in pairs]
-        self.fingerprint = digest(states)[:12]
+        versions = [[pair.id, pair.x.version, pair.y.version, pair.body and pair.body.version] for pair in pairs]
+        self.fingerprint = digest(versions)[:12]
 
     def __len__(self) -> int:
         return len(self._pairs)
@@ -162,6 +160,12 @@ def fit(image: np.ndarray, size: tuple[int, int], fill: float) -> np.ndarray:
         target.append(slice(into, into + common))
     result[tuple(target)] = image[tuple(source)]
     return result
+
+
+def _choose_slices(pair: VolumePair, axis: AxisName, *, skip_empty: bool) -> list[int]:
+    """Raises UserError for an empty mask, whichever slices are used."""
+    found = find_slices(pair, axis) if skip_empty or pair.body else []
+    return found if skip_empty else [*range(pair.x.slice_count(axis))]
 
 
 def _check_window(name: str, window: Window) -> None:

@@ -1,14 +1,17 @@
 """The dataset `volumes`: orientation, windows, masks, patients, DICOM, refusals in one line."""
 
 import gzip
+import re
 import shutil
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import nibabel
 import numpy as np
+import p2pzoo_medical
 import pytest
 from p2pzoo_medical import copies
-from p2pzoo_medical.units import Trained, Units
+from p2pzoo_medical.units import NOTICE, Trained, Units
 from p2pzoo_medical.volumes import Volumes
 from phantoms import AFFINE, SHAPE, head, read, reoriented, write_nifti, write_pairs, write_series
 
@@ -142,6 +145,16 @@ def test_dtype_and_rescale_of_nifti(folder):
     assert np.allclose(pair.x[..., 0], expected[..., 4].T, atol=1e-3)  # LPS is how slices are shown
 
 
+def test_values_that_are_no_numbers_are_the_lower_end(folder):
+    for path in (folder / "inputs").iterdir():
+        values = read(path)[0].astype(np.float32)
+        values[0, 0] = np.nan
+        write_nifti(path, values, AFFINE)
+    pairs = all_pairs(folder, skip_empty=True)
+    assert len(pairs) > 3 * SHAPE[2]
+    assert all(pair.x[0, 0, 0] == 0 for pair in pairs)
+
+
 def test_slices_with_one_value_are_left_out(folder):
     values = head(0)[1]
     values[..., :3] = -1024
@@ -189,6 +202,10 @@ def test_masks_can_be_files(folder):
 
 def test_a_threshold_above_everything_is_refused(folder):
     assert "no voxel is above 9000, so the body mask is empty" in fault(folder, mask={"above": 9000}, skip_empty=True)
+    for path in (folder / "inputs").iterdir():
+        values = np.full(SHAPE, not path.name.startswith("sub-02"), np.uint8)
+        write_nifti(folder / "masks" / path.name, values, AFFINE)
+    assert "sub-02_ses-1.nii.gz: the body mask is empty" in fault(folder, masks=folder / "masks", skip_empty=False)
     with pytest.raises(ValueError, match="two ways"):
         volumes(folder, mask={"above": 0}, masks=folder / "inputs")
 
@@ -498,6 +515,12 @@ def test_a_compressed_volume_is_uncompressed_once_and_again_when_it_changes(fold
     assert all(path.stat().st_mtime_ns == time for path, time in copies_made.items())
     assert all(np.array_equal(a.x, b.x) for a, b in zip(before, again, strict=True))
     fingerprint = volumes(folder).fingerprint
+    (folder / "moved").mkdir()
+    for side in ("inputs", "targets"):
+        (folder / side).rename(folder / "moved" / side)
+    assert volumes(folder / "moved").fingerprint == fingerprint
+    for side in ("inputs", "targets"):
+        (folder / "moved" / side).rename(folder / side)
     path = folder / "inputs" / "sub-01_ses-1.nii.gz"
     write_nifti(path, head(0)[0] // 2, AFFINE)
     assert volumes(folder).fingerprint != fingerprint
@@ -533,3 +556,18 @@ def test_units_come_back_from_the_network_as_they_were():
     for damaged in ({}, [], {**json, "spacing": [0, 1, 1]}, {**json, "x": {**units.as_json(), "dtype": "text"}}):
         with pytest.raises(ValueError, match=r"\w"):
             Trained.from_json(damaged)
+
+
+def test_the_readmes_recipe_can_be_used(tmp_path, run_cli, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    page = Path(p2pzoo_medical.__file__).with_name("README.md").read_text("utf-8")
+    [recipe] = re.findall("```toml\n(.*?)```", page, re.DOTALL)
+    (tmp_path / "mine.toml").write_text(recipe)
+    write_pairs(tmp_path, 10)
+    (tmp_path / "inputs").rename("mr")
+    (tmp_path / "targets").rename("ct")
+    seed = "dataset.split_seed=9"  # gives each split a patient
+    result = run_cli("data", "stats", "mine.toml", "-s", "dataset.size=[32, 48]", "-s", seed)
+    assert result.exit_code == 0, result.output
+    assert "32×48×1 float32" in result.output
+    assert NOTICE in page
