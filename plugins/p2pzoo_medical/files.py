@@ -1,8 +1,7 @@
-"""Finds pairs of volumes in two folders, and the patients that they are of."""
+"""Finds pairs of volumes in folders, and opens volumes of either format."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -76,42 +75,3 @@ def _missing_partners(here: Path, ours: Mapping[str, Path], there: Path, theirs:
         missing = [path.name for name, path in mine.items() if name not in others]
         faults += summarize_fault(f"{a}: {len(missing)} without a partner of the same name in {b}:", missing)
     return [f"{here} and {there}: {advice}", *faults] if faults and advice else faults
-
-
-# --- patients ----------------------------------------------------------------------------------------------------
-
-
-class PatientRule:
-    """How to know the patient of a pair: by DICOM's PatientID, else by the name of the files.
-
-    pattern  a regular expression for it: its first group, or the whole match, is the patient. None: the whole text
-
-    What it finds is never shown. Raises ValueError for a pattern that is no regular expression.
-    """
-
-    def __init__(self, pattern: str | None) -> None:
-        try:
-            self._pattern = None if pattern is None else re.compile(pattern)
-        except re.error as error:
-            raise ValueError(f'patient = "{pattern}" is no regular expression: {error}') from None
-
-    def find(self, name: str, x: Volume, y: Volume) -> str:
-        """Raises UserError for a pair of two patients, and where the pattern matches nothing."""
-        texts = [volume.patient for volume in (x, y) if volume.patient]
-        patients = {self._match(text, x.path, "PatientID") for text in texts}
-        if len(patients) > 1:
-            raise UserError(
-                f"{x.path} and {y.path}: are of two patients (PatientID): pair the series of one patient, or name what "
-                "they share with `patient`"
-            )
-        return patients.pop() if patients else self._match(name, x.path, "name")
-
-    def _match(self, text: str, path: Path, what: str) -> str:
-        if self._pattern is None:
-            return text
-        found = self._pattern.search(text)
-        if found is None:
-            raise UserError(
-                f'{path}: its {what} does not match patient = "{self._pattern.pattern}": change the expression'
-            )
-        return str(found.group(1) if self._pattern.groups else found.group())

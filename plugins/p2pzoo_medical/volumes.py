@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
@@ -12,13 +11,13 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from pydantic import Field
 
-from p2pzoo.data.pairing import SPLITS, Files
-from p2pzoo.data.splits import Fractions, Splits, assign_splits, fallback_split, split_of
+from p2pzoo.data.splits import Fractions, fallback_split
 from p2pzoo.plugin import Pair, Split
 from p2pzoo.utils.errors import UserError, raise_faults
 from p2pzoo_medical.body import Body
 from p2pzoo_medical.copies import digest
-from p2pzoo_medical.files import Paths, PatientRule, find_volumes, open_volume
+from p2pzoo_medical.files import Paths, find_volumes, open_volume
+from p2pzoo_medical.patients import PatientRule, assign_patients, number_pairs
 from p2pzoo_medical.slices import Limits, VolumePair, find_slices, find_windows
 from p2pzoo_medical.units import NOTICE, AxisName, MaskRule, Units, VolumeLayout
 from p2pzoo_medical.volume import Volume, geometry_fault, require, slice_spacing
@@ -27,7 +26,6 @@ Count = Annotated[int, Field(ge=1)]
 Window = Literal["percentiles"] | Limits
 CLASSES = ("outside", "body")
 MAX_SPACING_RATIO = 1.05  # of voxels of two pairs, without a warning
-_MAX_SEEDS_TRIED = 1000
 
 
 class Volumes:
@@ -92,7 +90,7 @@ class Volumes:
         folders = (Path(inputs), Path(targets), *([] if masks is None else [Path(masks)]))
         pairs, keys = _open_pairs(find_volumes(*folders), PatientRule(patient), mask)
         self._size = _check_sizes(pairs, axis, size)
-        splits = _assign_patients(keys, str(inputs), fractions, split_seed)
+        splits = assign_patients(keys, str(inputs), fractions, split_seed)
         used = {pair.id: _choose_slices(pair, axis, skip_empty=skip_empty) for pair in pairs}
 
         def slices_of(blocks: Iterable[str]) -> list[tuple[VolumePair, int]]:
@@ -205,7 +203,7 @@ def _open_pairs(
                 "split"
             )
     raise_faults(faults)
-    return _number_pairs(opened)
+    return number_pairs(opened)
 
 
 def _open_pair(paths: Paths, mask: MaskRule | None) -> tuple[Volume, Volume, Body | None]:
@@ -217,25 +215,6 @@ def _open_pair(paths: Paths, mask: MaskRule | None) -> tuple[Volume, Volume, Bod
         raise_faults([*filter(None, [geometry_fault(x, volume)])])
         return x, y, Body(volume, None)
     return x, y, None if mask is None else Body(x if mask.get("of") == "x" else y, mask["above"])
-
-
-def _number_pairs(
-    opened: Sequence[tuple[str, str, Volume, Volume, Body | None]],
-) -> tuple[list[VolumePair], dict[str, tuple[str, str]]]:
-    """See `_open_pairs`. Numbers follow the sorted patients; a hash of a patient is its key and decides its split."""
-    numbers = {patient: number for number, patient in enumerate(sorted({each[0] for each in opened}), 1)}
-    digits = max(2, len(str(len(numbers))))
-    pairs: list[VolumePair] = []
-    keys: dict[str, tuple[str, str]] = {}
-    counts: dict[str, int] = {}
-    for patient, sub, x, y, body in sorted(opened, key=lambda each: (each[0], str(each[2].path))):
-        block = f"patient-{numbers[patient]:0{digits}d}"
-        counts[block] = counts.get(block, 0) + 1
-        id = block if counts[block] == 1 else f"{block}-{counts[block]}"
-        pairs.append(VolumePair(id, block, x, y, body))
-        key = hashlib.sha256(patient.encode(errors="surrogateescape")).hexdigest()[:24]
-        keys[id] = (sub, f"{sub}-{key}" if sub else key)
-    return pairs, keys
 
 
 def _check_sizes(pairs: Sequence[VolumePair], axis: AxisName, wanted: int | tuple[int, int] | None) -> tuple[int, int]:
@@ -258,35 +237,6 @@ def _check_sizes(pairs: Sequence[VolumePair], axis: AxisName, wanted: int | tupl
             f"such as size = [{max(a[0], b[0])}, {max(a[1], b[1])}]"
         )
     return next(iter(sizes))
-
-
-def _assign_patients(keys: Mapping[str, tuple[str, str]], where: str, fractions: Fractions, seed: int) -> Splits:
-    """{split: {key of a patient: ()}}. Raises UserError where a split that should have patients has none."""
-    patients: dict[str, dict[str, Files]] = {}
-    for sub, key in keys.values():
-        patients.setdefault(sub, {})[key.removeprefix(f"{sub}-")] = ()
-    if "" in patients and abs(sum(fractions) - 1) <= 1e-6:
-        _refuse_empty_splits([*patients[""]], where, fractions, seed)
-    return assign_splits(patients, where, fractions, seed)
-
-
-def _refuse_empty_splits(patients: Sequence[str], where: str, fractions: Fractions, seed: int) -> None:
-    wanted = [split for split, share in zip(SPLITS, fractions, strict=True) if share > 0]
-
-    def count(seed: int) -> list[int]:
-        assigned = [split_of(patient, fractions, seed) for patient in patients]
-        return [assigned.count(split) for split in wanted]
-
-    if all(counts := count(seed)):
-        return
-    listing = ", ".join(f"{number} in {split}" for number, split in zip(counts, wanted, strict=True))
-    if len(patients) < len(wanted):
-        raise UserError(
-            f"{where}: {len(patients)} patients for {len(wanted)} splits: add patients, or change fractions"
-        )
-    better = next((other for other in range(_MAX_SEEDS_TRIED) if all(count(other))), None)
-    advice = "change fractions" if better is None else f"change fractions, or set split_seed = {better}"
-    raise UserError(f"{where}: too few patients: {listing}: {advice}")
 
 
 def _find_units(
