@@ -1,6 +1,8 @@
 """Every shipped recipe: valid in each profile, and run to its end in `smoke`."""
 
+import importlib.util
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -56,6 +58,14 @@ TASKS = {  # paper_facts 3: dataset, its task, pairs, epochs, batch, whether the
     "day2night": ("night2day", "day-to-night", 17_823, 17, 4, True),
     "night2day": ("night2day", "night-to-day", 17_823, 17, 4, True),
 }
+
+
+def load_module(file: Path):
+    """The module of a script that ships with a recipe."""
+    spec = importlib.util.spec_from_file_location(file.stem, file)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def open_recipe(name: str, profile: str):
@@ -220,7 +230,7 @@ def test_and_where_a_row_has_no_discriminator_it_is_dropped_again(tmp_path):
 
 @pytest.fixture(scope="session")
 def fetched(tmp_path_factory):
-    """A cache with a few drawn pairs of each published dataset, and photos."""
+    """A cache with a few drawn pairs of each published dataset, photos, scenes and volumes."""
     cache = tmp_path_factory.mktemp("cache")
     for split in ("train", "val"):
         (cache / "photos" / split).mkdir(parents=True)
@@ -237,6 +247,9 @@ def fetched(tmp_path_factory):
                     small = draw.integers(0, 256, (4, 8, 3), dtype=np.uint8)
                     pair = Image.fromarray(small).resize((2 * side, side))
                     pair.save(cache / "datasets" / archive.name / folder / f"{number}.jpg")
+    load_module(shipped_dir("recipes") / "tasks" / "scenes" / "make_scenes.py").make_scenes(
+        cache / "scenes", count=1, side=768
+    )
     for patient in range(1, 11):
         for folder, values in zip(("mr", "ct"), head(patient, (32, 32, 4)), strict=True):
             write_nifti(cache / "phantoms" / folder / f"sub-{patient:02d}_ses-1.nii.gz", values, AFFINE)

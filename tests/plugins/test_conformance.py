@@ -41,9 +41,7 @@ PARAMETERS = {  # plugin -> component -> parameters
         "diversity": {"samples": 3, **FEATURES},
         "perceptual": FEATURES,
     },
-<<<<<<< HEAD
     "hub": {"hub-pairs": {"folder": "tables", "x": "before", "y": "after", "fractions": [0.5, 0.25, 0.25]}},
-=======
     "medical": {
         "volumes": {
             "inputs": "volumes/inputs",
@@ -53,7 +51,6 @@ PARAMETERS = {  # plugin -> component -> parameters
             "fractions": [0.5, 0.25, 0.25],
         }
     },
->>>>>>> 24de7f0 (The recipe of volumes is run in a test, and the dataset is checked by the conformance kit)
     "geo": {"scenes": {"inputs": "scenes/inputs", "targets": "scenes/targets", "size": 32, "block": 32}},
     "photos": {
         **{name: {"root": "targets", "size": [32, 32]} for name in ("colorize", "inpaint", "super-resolve", "denoise")},
@@ -99,11 +96,8 @@ def files(tmp_path_factory):
         save_file(timm.create_model(FEATURES["network"]).state_dict(), folder / FEATURES["weights"])
     write_vgg_weights(folder)
     write_pair(folder / "scenes", height=160, width=192)
-<<<<<<< HEAD
     write_tables(folder)
-=======
     write_pairs(folder / "volumes")
->>>>>>> 24de7f0 (The recipe of volumes is run in a test, and the dataset is checked by the conformance kit)
     os.chdir(folder)
     yield
     os.chdir(working_folder)
