@@ -247,9 +247,7 @@ def fetched(tmp_path_factory):
                     small = draw.integers(0, 256, (4, 8, 3), dtype=np.uint8)
                     pair = Image.fromarray(small).resize((2 * side, side))
                     pair.save(cache / "datasets" / archive.name / folder / f"{number}.jpg")
-    load_module(shipped_dir("recipes") / "tasks" / "scenes" / "make_scenes.py").make_scenes(
-        cache / "scenes", count=1, side=768
-    )
+    load_module(shipped_dir("recipes") / "tasks" / "scenes" / "make_scenes.py").make_scenes(cache / "scenes", count=2)
     for patient in range(1, 11):
         for folder, values in zip(("mr", "ct"), head(patient, (32, 32, 4)), strict=True):
             write_nifti(cache / "phantoms" / folder / f"sub-{patient:02d}_ses-1.nii.gz", values, AFFINE)
