@@ -20,3 +20,15 @@ def register_callbacks(register):
         summary="Log losses, images and results to Weights & Biases (p2pzoo[wandb])",
         paper="https://docs.wandb.ai",
     )
+    register(
+        "mlflow",
+        "p2pzoo_trackers.mlflow_tracker:MLflow",
+        summary="Log losses, images and results to MLflow, in the run's folder or on a server (p2pzoo[mlflow])",
+        paper="https://mlflow.org/docs/latest/ml/tracking",
+    )
+    register(
+        "trackio",
+        "p2pzoo_trackers.trackio_tracker:Trackio",
+        summary="Log losses, images and results for Trackio, in the run's folder (p2pzoo[trackio])",
+        paper="https://huggingface.co/docs/trackio",
+    )

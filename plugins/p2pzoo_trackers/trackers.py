@@ -1,13 +1,7 @@
-"""TensorBoard and Weights & Biases through Accelerate's trackers, as callbacks. They watch a run and change nothing.
-
-A tracker's step is the number of training images so far. Logged are the losses under their names in metrics.jsonl,
-sample grids as "samples", results as "final/NAME", and the resolved recipe. Accelerate and the tracker are imported
-when a run starts.
-"""
+"""TensorBoard and Weights & Biases through Accelerate's trackers, as callbacks. They watch a run and change nothing."""
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,47 +9,11 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from p2pzoo.plugin import Callback
 from p2pzoo.utils.errors import UserError
+from p2pzoo_trackers.tracker import AccelerateTracker
 
 
-class Tracker(Callback):
-    """The base class: `self.tracker` is Accelerate's tracker, opened when the first value is logged."""
-
-    package = ""
-
-    def __init__(self) -> None:
-        if importlib.util.find_spec(self.package) is None:
-            raise UserError(f"this callback needs the package {self.package}: pip install 'p2pzoo[{self.package}]'")
-        self.tracker: Any = None
-
-    def start(self, folder: str, recipe: Mapping[str, Any]) -> None:
-        self.folder, self.recipe = Path(folder), recipe
-        batch = recipe["train"]["batch_size"]
-        self.images = (
-            -(-recipe["train"]["images"] // batch) * batch
-        )  # at the end of training: the last batch is complete
-
-    def log(self, images: int, losses: Mapping[str, float]) -> None:
-        self.get_tracker(images).log(dict(losses), step=images)
-
-    def finish(self, metrics: Mapping[str, float]) -> None:
-        tracker = self.get_tracker(None)
-        tracker.log({f"final/{name}": value for name, value in metrics.items()}, step=self.images)
-        tracker.finish()
-        self.tracker = None
-
-    def get_tracker(self, images: int | None) -> Any:
-        """The tracker, opened at the first call. `images`: the progress of the run so far; None: it is complete."""
-        if self.tracker is None:
-            self.tracker = self.open_tracker(images)
-        return self.tracker
-
-    def open_tracker(self, images: int | None) -> Any:
-        raise NotImplementedError
-
-
-class TensorBoard(Tracker):
+class TensorBoard(AccelerateTracker):
     """Event files in the run's folder, under `tensorboard/`: `tensorboard --logdir runs` shows all runs.
 
     A resumed run adds to these files from its checkpoint on. TensorBoard hides the values that the interrupted run had
@@ -69,7 +27,7 @@ class TensorBoard(Tracker):
     def __init__(self) -> None:
         super().__init__()
 
-    def samples(self, images: int, path: str) -> None:
+    def log_picture(self, path: Path, images: int) -> None:
         import numpy as np
         from PIL import Image
 
@@ -88,7 +46,7 @@ class TensorBoard(Tracker):
         return tracker
 
 
-class WandB(Tracker):
+class WandB(AccelerateTracker):
     """A run of Weights & Biases. Its id is the name of the run's folder, so a resumed run stays one run there.
 
     W&B ignores a second value for the same step; a resumed run repeats the same values. A run with `--fresh` starts
@@ -116,11 +74,9 @@ class WandB(Tracker):
 
     def start(self, folder: str, recipe: Mapping[str, Any]) -> None:
         super().start(folder, recipe)
-        log = self.folder / "metrics.jsonl"
-        self.is_resumed = log.exists() and log.stat().st_size > 0
         self.get_tracker(0)  # here, so that an error of wandb comes before training
 
-    def samples(self, images: int, path: str) -> None:
+    def log_picture(self, path: Path, images: int) -> None:
         from PIL import Image
 
         self.tracker.log_images({"samples": [Image.open(path)]}, step=images)

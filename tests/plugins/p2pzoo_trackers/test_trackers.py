@@ -12,9 +12,8 @@ import types
 
 import pytest
 from p2pzoo_trackers.trackers import TensorBoard, WandB
-from PIL import Image
+from tracked_runs import grid_of, losses_of, numbers_of, only
 
-from p2pzoo.training.gan_step import Objective
 from p2pzoo.utils.errors import UserError
 
 pytestmark = pytest.mark.usefixtures("no_reports")
@@ -53,21 +52,6 @@ def init(**options):
     calls.append({"init": options})
     return Run()
 """
-
-
-@pytest.fixture(scope="session")
-def run(run):
-    """The tiny recipe with fewer images: it logs at image 6, after its checkpoint at image 4."""
-    short = ("train.images=8", "train.log_every=2", "train.sample_every=5", "train.checkpoint_every=4")
-    return lambda runs, *overrides, flags=(): run(runs, *short, *overrides, flags=flags)
-
-
-@pytest.fixture(scope="module")
-def plain(run, no_reports, tmp_path_factory):
-    """The folder of a run without a tracker. Tests must not change it."""
-    runs = tmp_path_factory.mktemp("plain")
-    assert run(runs).exit_code == 0
-    return only(runs)
 
 
 @pytest.fixture
@@ -120,49 +104,6 @@ def writers(tmp_path, monkeypatch):
     return created
 
 
-@pytest.fixture
-def stop_at(monkeypatch):
-    """stop_at(n): the training of this test is interrupted at step n, once."""
-
-    class Gone(BaseException):
-        pass
-
-    def stop_at(number, act):
-        take = Objective.step
-
-        def step(self, batch, at):
-            if at == number:
-                raise Gone
-            return take(self, batch, at)
-
-        with monkeypatch.context() as patch:
-            patch.setattr(Objective, "step", step)
-            with pytest.raises(Gone):
-                act()
-
-    return stop_at
-
-
-def only(runs):
-    [folder] = {file.parent for file in runs.glob("*/*/recipe.toml")}
-    return folder
-
-
-def losses_of(folder):
-    """{images: losses} of metrics.jsonl."""
-    lines = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
-    return {line["images"]: {k: v for k, v in line.items() if k not in ("images", "lr")} for line in lines}
-
-
-def numbers_of(folder):
-    metrics = json.loads((folder / "results.json").read_text())["metrics"]
-    return {f"final/{name}": number["value"] for name, number in metrics.items()}
-
-
-def grid_of(folder, images):
-    return Image.open(folder / f"samples/images-{images:08d}.png").size
-
-
 class TestWandB:
     def test_it_logs_losses_images_results_and_the_recipe_and_changes_nothing(self, wandb, run, plain, tmp_path):
         answer = run(tmp_path / "runs", ON_WANDB)
@@ -203,6 +144,17 @@ class TestWandB:
         wandb.calls.clear()
         run(tmp_path, ON_WANDB, flags=["--fresh"])
         assert wandb.calls[0]["init"]["resume"] is None
+
+    def test_an_error_while_training_is_one_warning_and_the_training_goes_on(self, wandb, run, plain, tmp_path):
+        def fail(*_, **__):
+            raise wandb.Error("the disk is full")
+
+        wandb.Run.log = fail
+        answer = run(tmp_path, ON_WANDB)
+        assert answer.exit_code == 0, answer.output
+        assert answer.output.count("warning: wandb failed at 2 images and logs no more of this run: Error: the ") == 1
+        model = only(tmp_path) / "model.safetensors"
+        assert model.read_bytes() == (plain / "model.safetensors").read_bytes()
 
     def test_an_error_of_wandb_is_one_line_before_training(self, wandb, run, tmp_path):
         wandb.refusal = "api_key not configured (no-tty)\nmore"
