@@ -44,6 +44,7 @@ COMMAND_PLUGINS = {
     "p2pzoo_data_tools",
     "p2pzoo_export",
     "p2pzoo_intervals",
+    "p2pzoo_search",
     "p2pzoo_geo",
     "p2pzoo_medical",
     "p2pzoo_study",
@@ -55,6 +56,7 @@ NEIGHBOURS = {
     "p2pzoo_export": {"p2pzoo_hub"},
     "p2pzoo_hub": {"p2pzoo_datasets"},
     "p2pzoo_intervals": {"p2pzoo_bench"},
+    "p2pzoo_search": {"p2pzoo_bench"},
     "p2pzoo_study": {"p2pzoo_bench"},
     "p2pzoo_losses": {"p2pzoo_metrics"},
 }

@@ -33,7 +33,7 @@ COMPONENTS = ("generator", "discriminator", "process", "gan_loss", "dataset")  #
 COLLECTIONS = ("losses", "augmentations", "metrics", "callbacks")  # tables of such tables
 SETTINGS = ("train", "optimizer", "compute", "init", "evaluate")  # tables of the core, see settings.py
 TOP_LEVEL = ("title", "seed", "profile", "continued_from", *COMPONENTS, *COLLECTIONS, *SETTINGS)
-FILE_ONLY = ("extends", "drop", "profiles")
+FILE_ONLY = ("extends", "drop", "profiles", "search")  # [search]: what a command may try in place of the values here
 CLI_ONLY = ("profile", "continued_from")  # set by options of the command line; resolved recipes have them too
 IN_PROFILES = (*(key for key in TOP_LEVEL if key not in CLI_ONLY), "drop")
 PROFILE_NAME = re.compile(r"[A-Za-z0-9_-]+")  # part of the name of a run folder
@@ -134,7 +134,7 @@ def read_recipe(
     faults = recipe.faults
     for source, tree in chain:
         faults += _find_unknown_keys(source, tree, profile)
-        tables = {key: value for key, value in tree.items() if key not in ("extends", "profiles")}
+        tables = {key: value for key, value in tree.items() if key not in ("extends", "profiles", "search")}
         faults += _merge(recipe, source, tables, ())
         faults += _merge(recipe, source, tree.get("profiles", {}).get(profile, {}), ("profiles", profile))
     if ("title",) in recipe.origins and recipe.origins[("title",)].source is not home:

@@ -4,7 +4,7 @@ A choice therefore does not depend on what ran before it, on the number of worke
 
 Purposes in use: "init", "order", "augment" (crop and mirror), "augmentation" (by name), "noise" (dropout and z of a
 step), "pool", "process" (time and noise of a sample), "translate", "part" (the split of a file), "mask" and "grain"
-(the region that a dataset hides in an image, and the noise that it adds).
+(the region that a dataset hides in an image, and the noise that it adds), "search" (the settings of a trial).
 """
 
 from __future__ import annotations

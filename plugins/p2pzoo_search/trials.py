@@ -1,0 +1,295 @@
+"""The trials of a search as runs: checked before anything trains, of one length, measured on the validation images."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from p2pzoo_bench.executors import Executor, Job
+from p2pzoo_bench.rates import measure_rates
+from p2pzoo_bench.run_missing import Progress, run_missing
+from p2pzoo_bench.table_file import inline, key_of
+
+from p2pzoo import config
+from p2pzoo.config.experiment import Experiment
+from p2pzoo.data import Store, single_batches
+from p2pzoo.models import safetensors_io
+from p2pzoo.plugin.registry import Registry
+from p2pzoo.runs.evaluate import TRIED_IMAGES, build_metrics, count_samples, join_rows, measure
+from p2pzoo.runs.progress import format_duration
+from p2pzoo.runs.results import read_results
+from p2pzoo.runs.run_folder import Run, locate_run
+from p2pzoo.utils.errors import UserError
+from p2pzoo.utils.rng import torch_seed
+from p2pzoo.utils.suggest import did_you_mean
+from p2pzoo_search.space import Choices, Space
+from p2pzoo_search.study import SearchStudy, Trial
+
+VALIDATION = "evaluate.split='val'"
+OF_ALL_TRIALS = ("seed", "title", "drop", "train.images", "train.epochs", "evaluate.split")  # not for -s
+Note = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Request:
+    """A recipe and what the command line says about it.
+
+    overrides  as -s takes them, for all trials
+    seed       of all trials and of the sampler; None: the recipe's
+    """
+
+    recipe: str
+    profile: str | None
+    overrides: tuple[str, ...]
+    seed: int | None
+    space: Space
+    registry: Registry = field(repr=False)
+
+    def load(self, *settings: str) -> Experiment:
+        """The experiment with these settings, measured on the validation images. Raises UserError."""
+        seeded = () if self.seed is None else (f"seed={self.seed}",)
+        every = [*self.overrides, *settings, *seeded, VALIDATION]
+        return config.load(self.recipe, self.profile, every, registry=self.registry)
+
+
+def to_overrides(settings: Mapping[str, Any]) -> tuple[str, ...]:
+    """Settings as -s takes them.
+
+    >>> to_overrides({"generator.use": "unet", "losses.l1.weight": 50})
+    ('generator.use="unet"', 'losses.l1.weight=50')
+    """
+    return tuple(f"{name}={inline(value)}" for name, value in settings.items())
+
+
+def metric_of(number: str) -> str:
+    """The metric that a number belongs to. (As in p2pzoo_bench.comparison, which imports scipy.)
+
+    >>> metric_of("psnr.pooled")
+    'psnr'
+    """
+    return number.partition(".")[0]
+
+
+def check_request(request: Request, metric: str) -> Experiment:
+    """The experiment of the recipe's own settings, if it can be searched.
+
+    Raises UserError with every fault: a name or a value that the recipe does not take, -s that sets what is searched, a
+    metric without a better direction, data without validation images of its own.
+    """
+    faults = []
+    for override in request.overrides:
+        key = key_of(override)
+        if key in OF_ALL_TRIALS:
+            faults.append(f"-s {override}: `p2pzoo search` sets it for all trials; remove it")
+        for name in request.space.settings:
+            if f"{name}.".startswith(f"{key}.") or f"{key}.".startswith(f"{name}."):
+                faults.append(f"-s {override}: {request.space.where(*name.split('.'))} searches it; remove one of them")
+    if faults:
+        raise UserError(*faults)
+    experiment = request.load()
+    faults = [*_find_bad_values(request), *_find_metric_faults(request.space, experiment, metric)]
+    if fault := _find_split_fault(experiment):
+        faults.append(fault)
+    if faults:
+        raise UserError(*faults)
+    return experiment
+
+
+def _find_bad_values(request: Request) -> list[str]:
+    """Faults of names and of values, each value tried alone. Another component's own parameters are left to trials."""
+    faults: dict[str, str] = {}
+    replaced = {name.removesuffix(".use") for name in request.space.settings if name.endswith(".use")}
+    for name, choice in request.space.settings.items():
+        if name.rpartition(".")[0] in replaced and not name.endswith(".use"):
+            continue
+        for value in choice.ends():
+            [override] = to_overrides({name: value})
+            try:
+                request.load(override)
+            except UserError as error:
+                for fault in error.faults:
+                    message = str(fault).removeprefix(f"-s {override}").lstrip(": ").strip()
+                    where = request.space.where(*name.split("."))
+                    faults.setdefault(f"{name} {message.partition(' = ')[0]}", f"{where}  [search] {name}: {message}")
+    return list(faults.values())
+
+
+def _find_metric_faults(space: Space, experiment: Experiment, metric: str) -> list[str]:
+    where = space.where("metric") if space.metric == metric else "--metric"
+    measurement = experiment.measurements.get(metric_of(metric))
+    if measurement is None:
+        names = [*experiment.measurements]
+        return [f"{where}  metric '{metric}': the recipe does not measure it{did_you_mean(metric, names)}"]
+    if better_direction(experiment, metric) is None:
+        return [f"{where}  metric '{metric}': neither more nor less of it is better; name another metric"]
+    parts = _list_parts(experiment, metric_of(metric))
+    return [] if metric in parts else [f"{where}  metric '{metric}': no such part{did_you_mean(metric, parts)}"]
+
+
+def _list_parts(experiment: Experiment, name: str) -> list[str]:
+    """The names under which a metric stores its numbers, tried on two validation images. Raises UserError."""
+    store = Store(experiment.dataset.build(split="val"), compute=experiment.compute)
+    metrics = build_metrics(experiment, store, [name])
+    with torch_seed(0):
+        batches = [*single_batches(store, range(min(TRIED_IMAGES, len(store))))]
+        mirrored = [[batch.y.flip(-1)] * count_samples(metrics) for batch in batches]
+        rows = [measure(metrics, *pair, store.dataset) for pair in zip(batches, mirrored, strict=True)]
+        keys = metrics[name].reduce(safetensors_io.strip_prefix(name, join_rows(rows)))
+    return [name if key == "value" else f"{name}.{key}" for key in keys]
+
+
+def better_direction(experiment: Experiment, metric: str) -> str | None:
+    """ "higher", "lower", or None if neither is better."""
+    better: str | None = getattr(experiment.measurements[metric_of(metric)].metric.factory, "better", None)
+    return better
+
+
+def _find_split_fault(experiment: Experiment) -> str | None:
+    """A fault if the data has no validation images, or if those are the test images, as of files without val."""
+    name = experiment.dataset.entry.full_name
+    with warnings.catch_warnings(action="ignore"):  # they say what the fault says
+        val, test = (experiment.dataset.build(split=split) for split in ("val", "test"))
+    advice = "give it a val split: a search that looked at the test images would make their numbers worthless"
+    if len(val) == 0:
+        return f"{experiment.dataset.where}  dataset '{name}' has no validation images: {advice}"
+    if len(val) == len(test) and val[0].id == test[0].id:
+        return f"{experiment.dataset.where}  dataset '{name}' has no val split of its own: {advice}"
+    return None
+
+
+def count_images(
+    request: Request, experiment: Experiment, folder: Path, *, budget: float | None, trials: int, jobs: int,
+    threads: int, note: Note,
+) -> int:  # fmt: skip
+    """The number of images of each trial: the recipe's, the share of [search], or what fits into the budget.
+
+    budget   seconds for all trials, `jobs` at a time, with their measurements; None: by share
+    threads  of each run; 0: all cores
+
+    The speed of the recipe is measured, and that with each choice, one at a time. All trials get as many images as the
+    slowest combination has time for. Raises UserError if that is less than a step.
+    """
+    if budget is None:
+        return max(1, round((request.space.share or 1) * experiment.train.images_seen))
+    rates = _measure_rates(request, experiment, folder, threads, note)
+    own = rates.pop("")
+    step, evaluate = own.step, own.evaluate
+    for alternatives in rates.values():
+        step *= max(1.0, *(rate.step / own.step for rate in alternatives))
+        evaluate *= max(1.0, *(rate.evaluate / own.evaluate for rate in alternatives))
+    measuring = evaluate * len(experiment.dataset.build(split="val"))
+    seconds = budget * jobs / trials
+    steps = int((seconds - measuring) / step)
+    if steps < 1:
+        least = (step + measuring) * trials / jobs
+        raise UserError(
+            f"--budget: {trials} trials need {format_duration(least)} for one training step each and for measuring the "
+            "validation images: give more time, or fewer trials"
+        )
+    images = steps * experiment.train.step_images
+    note(
+        f"each of {trials} trials: {images:,} images in at most {format_duration(seconds)}, {measuring:.2g} s of it to "
+        "measure"
+    )
+    return images
+
+
+def _measure_rates(request: Request, experiment: Experiment, folder: Path, threads: int, note: Note) -> dict[str, Any]:
+    """{"": the recipe's rate, NAME: [those with each choice of a setting]}. Loss weights and ranges are left out: they
+    change no shape."""
+    named: dict[str, list[Experiment]] = {"": [experiment]}
+    for name, choice in request.space.settings.items():
+        if isinstance(choice, Choices) and not name.endswith(".weight") and not name.startswith("optimizer."):
+            named[name] = []
+            for value in choice.values:
+                try:
+                    named[name].append(request.load(*to_overrides({name: value})))
+                except UserError:  # a parameter of another component: its trials come with that
+                    continue
+    recipes = {each.id: Job("", each, folder).recipe(threads) for group in named.values() for each in group}
+    note(f"measuring how fast the recipe trains, with {len(recipes)} settings")
+    rates = measure_rates(recipes, folder / "rates.json")
+    return {
+        name: rates[group[0].id] if not name else [rates[each.id] for each in group]
+        for name, group in named.items()
+        if group
+    }
+
+
+@dataclass
+class Search:
+    """A search that runs: it begins trials, trains them, and keeps their scores."""
+
+    request: Request
+    study: SearchStudy
+    folder: Path
+    metric: str
+    images: int
+    failures: dict[int, str] = field(default_factory=dict)  # of this call, by trial
+
+    def continue_until(self, count: int, executor: Executor, jobs: int, progress: Progress) -> None:
+        """Train until the study has this many trials. Raises Stopped after a signal.
+
+        Trials of one group train at a time and know only those of the groups before, so that the same trials come in
+        any order of their ends.
+        """
+        while group := self._next_group(count, jobs):
+            experiments: dict[int, Experiment] = {}
+            for trial in group:
+                try:
+                    experiments[trial.number] = self.load(trial)
+                except UserError as error:
+                    self.failures[trial.number] = str(error.faults[0])
+            waiting = {  # by id: two trials may have equal settings
+                experiment.id: Job(self._title(number, count), experiment, self.folder / "runs")
+                for number, experiment in experiments.items()
+                if self.read_score(experiment) is None
+            }
+            failed = run_missing([*waiting.values()], executor, progress) if waiting else {}
+            for trial in group:
+                experiment = experiments.get(trial.number)
+                score = self.read_score(experiment) if experiment else None
+                if experiment and score is None:
+                    self.failures[trial.number] = failed.get(experiment.id, "its metric is not a number")
+                self.study.tell(trial, score)
+                shown = "failed: " + self.failures[trial.number] if score is None else f"{self.metric} {score:.5g}"
+                progress.note(f"{self._title(trial.number, count)}: {shown}")
+
+    def _next_group(self, count: int, jobs: int) -> list[Trial]:
+        group = self.study.unfinished()
+        begun = len(self.study.trials())
+        while begun < count and (begun % jobs or not group):
+            group.append(self.study.ask())
+            begun += 1
+        return group
+
+    def _title(self, number: int, count: int) -> str:
+        return f"trial {number + 1} of {max(count, len(self.study.trials()))}"
+
+    def load(self, trial: Trial) -> Experiment:
+        """The experiment of a trial. Raises UserError if its settings do not go together."""
+        experiment = self.request.load(*to_overrides(trial.settings), f"train.images={self.images}")
+        return replace(experiment, recipe=replace(experiment.recipe, name="trials"))
+
+    def find_run(self, trial: Trial) -> Run | None:
+        """The run of a trial; None if its settings do not go together."""
+        try:
+            return locate_run(self.load(trial), self.folder / "runs")
+        except UserError:
+            return None
+
+    def read_score(self, experiment: Experiment) -> float | None:
+        """The metric of a complete run on the validation images; None if it is not complete or has no finite number."""
+        run = locate_run(experiment, self.folder / "runs")
+        results = read_results(run.results) if run.state == "complete" else None
+        if results is None:
+            return None
+        number = results["metrics"].get(self.metric)
+        if number is None or results["protocols"][number["protocol"]]["split"] != "val":
+            return None
+        value = math.nan if number["value"] is None else float(number["value"])
+        return value if math.isfinite(value) else None
