@@ -7,19 +7,22 @@ and dtype, and others are brought to [0, 1], each by its own scale.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Annotated, Any, NotRequired
+from typing import Annotated, Any, Literal, NotRequired
 
 import numpy as np
 from pydantic import Field, TypeAdapter, ValidationError
 from typing_extensions import TypedDict
 
 from p2pzoo.plugin import FileLayout
+from p2pzoo.utils.errors import UserError
 
 KEPT_DTYPES = ("uint8", "uint16", "float32")  # those of a dataset
 RASTER_DTYPES = ("uint8", "int8", "uint16", "int16", "uint32", "int32", "float32", "float64")
 Limits = tuple[float, float]
 UNSCALED = (1.0, 0.0)
+Scale = Literal["percentiles"] | Limits | tuple[Limits, ...]  # parameter of a dataset
 
 _Number = Annotated[int, Field(ge=1, le=1 << 16)]
 _Finite = Annotated[float, Field(allow_inf_nan=False)]
@@ -165,6 +168,27 @@ class Bands:
             tuple(table.get("units", ())),
             tuple((scale, offset) for scale, offset in table.get("scaling", ())),
         )
+
+
+def check_scale(name: str, scale: Scale, count: int, what: str = "bands") -> tuple[Limits, ...]:
+    """The limits of each of `count` bands, from one [low, high] or one for each. what: the plural, for messages.
+
+    >>> check_scale("x_scale", (0, 255), 2)
+    ((0.0, 255.0), (0.0, 255.0))
+
+    Raises UserError for scales that do not fit.
+    """
+    assert scale != "percentiles"
+    limits = tuple((float(low), float(high)) for low, high in (scale if isinstance(scale[0], Sequence) else [scale]))
+    limits = limits * count if len(limits) == 1 else limits
+    if len(limits) != count:
+        raise UserError(
+            f"{name} has {len(limits)} scales for {count} {what}: give one [low, high], or one for each {what[:-1]}"
+        )
+    for low, high in limits:
+        if not -math.inf < low < high < math.inf:
+            raise UserError(f"{name} = [{low:g}, {high:g}]: the first number must be lower than the second")
+    return limits
 
 
 @dataclass(frozen=True)

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Literal, NamedTuple
+from typing import Annotated, NamedTuple
 
 import numpy as np
 from pydantic import Field
@@ -16,7 +15,7 @@ from p2pzoo.data.pairing import SPLITS, Files, find_pairs
 from p2pzoo.data.splits import Fractions, Share, Splits, assign_splits, fallback_split, split_of
 from p2pzoo.plugin import Pair, Split
 from p2pzoo.utils.errors import UserError, raise_faults
-from p2pzoo_geo.bands import Bands, Limits, SceneLayout
+from p2pzoo_geo.bands import Bands, Scale, SceneLayout, check_scale
 from p2pzoo_geo.rasters import (
     Box,
     Resampled,
@@ -37,7 +36,6 @@ from p2pzoo_geo.rasters import (
 from p2pzoo_geo.windows import Grid, Reader, Scene, find_scales, find_windows
 
 Count = Annotated[int, Field(ge=1)]
-Scale = Literal["percentiles"] | Limits | tuple[Limits, ...]
 BandChoice = tuple[int | str, ...]
 CLASSES = ("nodata", "valid")
 MAX_SEEDS_TRIED = 1000
@@ -260,27 +258,13 @@ def _describe_bands(
     described = []
     for side, path, numbers in (("x", scene.x, scene.x_bands), ("y", scene.y, scene.y_bands)):
         if side not in limits:
-            limits[side] = _check_scale(f"{side}_scale", scales[side], len(numbers))
+            limits[side] = check_scale(f"{side}_scale", scales[side], len(numbers))
         with open_raster(path) as source:
             names = tuple(source.descriptions[number - 1] for number in numbers)
             first = numbers[0] - 1
             tags = read_units(source, numbers), read_scaling(source, numbers)
             described.append(Bands(numbers, names, limits[side], source.dtypes[first], source.nodatavals[first], *tags))
     return described[0], described[1]
-
-
-def _check_scale(name: str, scale: Scale, count: int) -> tuple[Limits, ...]:
-    assert scale != "percentiles"
-    limits = tuple((float(low), float(high)) for low, high in (scale if isinstance(scale[0], Sequence) else [scale]))
-    limits = limits * count if len(limits) == 1 else limits
-    if len(limits) != count:
-        raise UserError(
-            f"{name} has {len(limits)} scales for {count} bands: give one [low, high], or one for each band"
-        )
-    for low, high in limits:
-        if not -math.inf < low < high < math.inf:
-            raise UserError(f"{name} = [{low:g}, {high:g}]: the first number must be lower than the second")
-    return limits
 
 
 def _describe_layout(scene: Scene, reader: Reader, x_bands: Bands, y_bands: Bands) -> SceneLayout:

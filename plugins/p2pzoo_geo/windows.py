@@ -112,7 +112,7 @@ def find_windows(scene: Scene, grid: Grid, reader: Reader, max_nodata: float) ->
     """
     blocks = grid.blocks(*scene.size)
     key = [vars(grid), vars(reader), max_nodata, scene.x_bands, scene.y_bands, scene.size, *scene.states]
-    known = _recall(key)
+    known = recall(key)
     if known is None or len(known["windows"]) != len(blocks):
         kept = [
             [
@@ -123,7 +123,7 @@ def find_windows(scene: Scene, grid: Grid, reader: Reader, max_nodata: float) ->
             for block, valid in zip(blocks, reader.valid_blocks(scene, blocks), strict=True)
         ]
         known = {"windows": kept}
-        _remember(key, known)
+        remember(key, known)
     found = {}
     for block, numbers in zip(blocks, known["windows"], strict=True):
         windows = grid.windows(block)
@@ -149,20 +149,20 @@ def find_scales(
     scenes = {scene.id: scene for scene, _ in windows}
     states = [[s.x_bands, s.y_bands, *s.states] for s in scenes.values()]
     key = ["scales", vars(reader), [*sides], [*PERCENTILES], states, [[scene.id, *box] for scene, box in windows]]
-    known = _recall(key)
+    known = recall(key)
     if known is None:
         values: dict[str, list[np.ndarray]] = {side: [] for side in sides}
         for scene, box in windows:
             x, y, valid = reader.read(scene, box)
             for side in sides:
                 values[side].append({"x": x, "y": y}[side][:, valid])
-        known = {side: _limits(np.concatenate(parts, axis=1), side) for side, parts in values.items()}
-        _remember(key, known)
+        known = {side: percentile_limits(np.concatenate(parts, axis=1), side) for side, parts in values.items()}
+        remember(key, known)
     return {side: tuple((low, high) for low, high in known[side]) for side in sides}
 
 
-def _limits(values: np.ndarray, side: str) -> list[Limits]:
-    """For each band the percentiles of its values (C, N), whole numbers for integers."""
+def percentile_limits(values: np.ndarray, side: str, what: str = "band") -> list[Limits]:
+    """For each band the percentiles of its values (C, N), whole numbers for integers. what: its name in messages."""
     if values.shape[1] == 0:
         raise UserError(f"{side}_scale: the training windows have no valid pixel: give [low, high]")
     limits = []
@@ -171,7 +171,7 @@ def _limits(values: np.ndarray, side: str) -> list[Limits]:
         if values.dtype.kind in "iu":
             low, high = float(np.floor(low)), float(np.ceil(high))
         if low >= high:
-            warnings.warn(f"{side}: selected band {number} has one value, {low:g}, in training windows", stacklevel=4)
+            warnings.warn(f"{side}: selected {what} {number} has one value, {low:g}, in training windows", stacklevel=4)
             high = low + 1
         limits.append((low, high))
     return limits
@@ -182,11 +182,13 @@ def _cache_file(key: Any) -> Path:
     return cache_dir() / "scenes" / f"{hashlib.sha256(text.encode(errors='surrogateescape')).hexdigest()[:24]}.json"
 
 
-def _recall(key: Any) -> dict[str, Any] | None:
+def recall(key: Any) -> dict[str, Any] | None:
+    """The value that `remember` stored in the cache under this key; None without one."""
     return read_object(_cache_file(key))
 
 
-def _remember(key: Any, value: dict[str, Any]) -> None:
+def remember(key: Any, value: dict[str, Any]) -> None:
+    """Store a value in the cache. key: JSON of all that it depends on, states of files too."""
     file = _cache_file(key)
     file.parent.mkdir(parents=True, exist_ok=True)
     write_json(file, value)
