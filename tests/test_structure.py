@@ -47,6 +47,7 @@ COMMAND_PLUGINS = {
     "p2pzoo_search",
     "p2pzoo_geo",
     "p2pzoo_medical",
+    "p2pzoo_microscopy",
     "p2pzoo_study",
     "p2pzoo_tune",
     "p2pzoo_metrics",
@@ -59,6 +60,7 @@ NEIGHBOURS = {
     "p2pzoo_search": {"p2pzoo_bench"},
     "p2pzoo_study": {"p2pzoo_bench"},
     "p2pzoo_losses": {"p2pzoo_metrics"},
+    "p2pzoo_microscopy": {"p2pzoo_geo"},
 }
 
 
