@@ -230,8 +230,11 @@ def test_and_where_a_row_has_no_discriminator_it_is_dropped_again(tmp_path):
 
 @pytest.fixture(scope="session")
 def fetched(tmp_path_factory):
-    """A cache with a few drawn pairs of each published dataset, photos, scenes and volumes."""
+    """A cache with a few drawn pairs of each published dataset, photos, scenes, stacks and volumes."""
     cache = tmp_path_factory.mktemp("cache")
+    load_module(shipped_dir("recipes") / "tasks" / "stacks" / "make_stacks.py").make_stacks(
+        cache / "stacks", wells=8, fields=1, planes=3, side=128
+    )
     for split in ("train", "val"):
         (cache / "photos" / split).mkdir(parents=True)
         for number in range(2):

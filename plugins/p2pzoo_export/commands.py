@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from p2pzoo.plugin import FileLayout
 
-SUFFIXES = {"onnx": ".onnx", "torch-export": ".pt2", "web": ".html"}  # other formats are weights
+SUFFIXES = {"onnx": ".onnx", "torch-export": ".pt2", "web": ".html", "bioimageio": ".zip"}  # others are weights
 
 
 @click.command("import")
@@ -104,10 +104,11 @@ def _layout(scale: str | None) -> FileLayout | None:
 @click.argument("model", type=click.Path(path_type=Path))
 @click.option("--to", required=True, metavar="FORMAT",
               help="Format. onnx or torch-export: the generator as a graph; web: a page that runs it in the browser; "
-                   "junyanz, mmagic or pix2pixhd: weights for that code.")  # fmt: skip
+                   "bioimageio: a model of the BioImage Model Zoo; junyanz, mmagic or pix2pixhd: weights for that "
+                   "code.")  # fmt: skip
 @click.option("-o", "--output", required=True, type=click.Path(path_type=Path), metavar="OUT",
               help="File to write, such as model.onnx, model.pt2 or latest_net_G.pth; for web, a folder or a "
-                   ".html file.")  # fmt: skip
+                   ".html file; for bioimageio, a folder or a .zip file.")  # fmt: skip
 @click.option("--space", is_flag=True, help="Make the folder of a page a static Space of the hub (web).")
 @push_options("space")
 @click.option("--test-mode", type=click.Choice(["paper", "eval"]),
@@ -118,6 +119,9 @@ def _layout(scale: str | None) -> FileLayout | None:
 @click.option("--int8", is_flag=True, help="Store weights in 8 bits, a quarter of the size (onnx, web).")
 @click.option("--ort-dir", type=click.Path(path_type=Path, exists=True), metavar="DIR",
               help="Folder or .tgz with onnxruntime-web, for web [default: the cache, else `npm pack`].")  # fmt: skip
+@click.option("--licence", metavar="ID", help="Licence of the model, for bioimageio, as SPDX spells it: CC-BY-4.0.")
+@click.option("--author", "authors", multiple=True, metavar="NAME",
+              help="Author of the model, for bioimageio: NAME, or 'NAME, AFFILIATION'.")  # fmt: skip
 @click.option("--force", is_flag=True, help="Overwrite OUT if it exists.")
 @json_option
 def export_command(
@@ -131,6 +135,8 @@ def export_command(
     fp16: bool,
     int8: bool,
     ort_dir: Path | None,
+    licence: str | None,
+    authors: tuple[str, ...],
     force: bool,
     as_json: bool,
 ) -> None:
@@ -145,31 +151,24 @@ def export_command(
     p2pzoo export runs/... --to web -o page.html
     p2pzoo export runs/... --to web --space -o page/ --push OWNER/NAME
     """
-    from p2pzoo.plugin.loader import registry
     from p2pzoo.plugin.model_source import pin_model
-    from p2pzoo_export.graphs import FORMATS, WEB
-    from p2pzoo_export.weights import check_format
+    from p2pzoo_export.graphs import WEB
 
-    is_graph = to in (*FORMATS, WEB)
-    if not is_graph:
-        check_format(to, registry())
+    precision = "fp16" if fp16 else "int8" if int8 else "fp32"
+    has_graph_options = bool(test_mode or fp16 or int8 or any(at_use.values()))
+    is_graph = _check_format(to, has_graph_options=has_graph_options)
     if fp16 and int8:
         raise UserError("--fp16 and --int8: a file has one precision; remove one of them")
-    precision = "fp16" if fp16 else "int8" if int8 else "fp32"
-    if not is_graph and (test_mode or fp16 or int8 or any(at_use.values())):
-        raise UserError(
-            f"--to {to}: --test-mode, --fp16, --int8, --steps, --eta and -s are for graphs and pages, not for weights; "
-            "remove them"
-        )
     _check_web_options(to == WEB, output, space, push, ort_dir)
+    package = _check_package(to, licence, authors, precision)
     _check_suffix(output, to)
-    if to == WEB and output.suffix != ".html":
-        _check_parent(output)
+    if (to == WEB and output.suffix != ".html") or (package and output.suffix != ".zip"):
+        _check_folder(output, to, force)
     else:
         _check_output(output, force)
     model = pin_model(model)
     if is_graph:
-        facts = _write_graph(model, to, output, test_mode, precision, ort_dir, at_use)
+        facts = _write_graph(model, to, output, test_mode, precision, ort_dir, at_use, package)
     else:
         facts = {"notes": [*_write_weights(model, to, output)]}
     if space:
@@ -180,6 +179,39 @@ def export_command(
         print_json(document)
     else:
         _print_export(document, precision)
+
+
+def _check_format(to: str, *, has_graph_options: bool) -> bool:
+    """Whether a format holds a graph. Raises UserError for an unknown one, and for options that are for graphs."""
+    from p2pzoo.plugin.loader import registry
+    from p2pzoo_export.bioimageio_package import BIOIMAGEIO
+    from p2pzoo_export.graphs import FORMATS, WEB
+    from p2pzoo_export.weights import check_format
+
+    if to in (*FORMATS, WEB, BIOIMAGEIO):
+        return True
+    check_format(to, registry())
+    if has_graph_options:
+        raise UserError(
+            f"--to {to}: --test-mode, --fp16, --int8, --steps, --eta and -s are for graphs and pages, not for weights; "
+            "remove them"
+        )
+    return False
+
+
+def _check_package(to: str, licence: str | None, authors: Sequence[str], precision: str) -> dict[str, Any] | None:
+    """The licence and the authors of a package for bioimage.io; None for other formats. Raises UserError."""
+    from p2pzoo_export.bioimageio_package import BIOIMAGEIO
+
+    if to != BIOIMAGEIO:
+        if licence or authors:
+            raise UserError(f"--to {to}: --licence and --author are only for --to {BIOIMAGEIO}; remove them")
+        return None
+    if precision != "fp32":
+        raise UserError(f"--to {to}: --{precision} is for onnx and web; remove it")
+    if not licence:
+        raise UserError(f"--to {to}: a model there has a licence: choose yours with --licence, such as CC-BY-4.0")
+    return {"licence": licence, "authors": authors}
 
 
 def _print_export(document: Mapping[str, Any], precision: str) -> None:
@@ -236,9 +268,11 @@ def _write_graph(
     precision: str,
     ort_dir: Path | None,
     at_use: Mapping[str, Mapping[str, Any]],
+    package: Mapping[str, Any] | None,
 ) -> dict[str, Any]:
-    """Write a graph or a page; return its input, its difference to torch, and notes."""
+    """Write a graph, a page or a package; return its input, its difference to torch, and notes."""
     from p2pzoo.models.load import find_model_file, find_run_folder, load_model
+    from p2pzoo_export.bioimageio_package import export_bioimageio
     from p2pzoo_export.graph_check import load_run_data
     from p2pzoo_export.graphs import FORMATS, export_graph
     from p2pzoo_export.web import export_web, read_title
@@ -248,6 +282,9 @@ def _write_graph(
     data, why_none = load_run_data(folder, loaded)
     if to in FORMATS:
         result = export_graph(loaded, output, to, test_mode=test_mode, precision=precision, data=data)
+    elif package:
+        title = read_title(folder)
+        result = export_bioimageio(loaded, output, title=title, test_mode=test_mode, data=data, **package)
     else:
         title = read_title(folder)
         result = export_web(
@@ -271,6 +308,19 @@ def _check_suffix(output: Path, to: str) -> None:
     for other, ending in SUFFIXES.items():
         if not own and suffix == ending:
             raise UserError(f"-o {output}: {ending} is for --to {other}; weights have names that end in .pth")
+
+
+def _check_folder(output: Path, to: str, force: bool) -> None:
+    """Raises UserError for a folder that cannot be written. Folders of pages are checked by what writes them."""
+    from p2pzoo_export.bioimageio_package import BIOIMAGEIO, DESCRIPTION
+
+    _check_parent(output)
+    if to == BIOIMAGEIO and output.exists():
+        if not output.is_dir():
+            raise UserError(f"{output}: is a file; give a folder, or a name that ends with .zip")
+        if any(output.iterdir()) and not (force and (output / DESCRIPTION).exists()):
+            advice = "--force overwrites it" if (output / DESCRIPTION).exists() else "give a new one"
+            raise UserError(f"{output}: holds other files; {advice}")
 
 
 def _check_output(output: Path, force: bool) -> None:

@@ -19,6 +19,7 @@ from PIL import Image
 from pyarrow import parquet
 from safetensors.torch import save_file
 from small_networks import SMALL_NETWORKS
+from stack_pairs import write_pairs
 from vgg_weights import VGG_WEIGHTS, write_vgg_weights
 
 from p2pzoo.plugin.loader import plugins
@@ -52,6 +53,7 @@ PARAMETERS = {  # plugin -> component -> parameters
         }
     },
     "geo": {"scenes": {"inputs": "scenes/inputs", "targets": "scenes/targets", "size": 32, "block": 32}},
+    "microscopy": {"stacks": {"inputs": "stacks/inputs", "targets": "stacks/targets", "size": 32, "split_seed": 1}},
     "photos": {
         **{name: {"root": "targets", "size": [32, 32]} for name in ("colorize", "inpaint", "super-resolve", "denoise")},
         "edges": {"root": "targets", "size": [32, 32]},
@@ -98,6 +100,7 @@ def files(tmp_path_factory):
     write_pair(folder / "scenes", height=160, width=192)
     write_tables(folder)
     write_pairs(folder / "volumes")
+    write_pairs(folder / "stacks", count=8)
     os.chdir(folder)
     yield
     os.chdir(working_folder)
