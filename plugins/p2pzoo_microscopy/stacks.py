@@ -6,11 +6,9 @@ import bisect
 import hashlib
 import itertools
 import json
-import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple, TypeVar, overload
+from typing import Annotated, TypeVar, overload
 
 import numpy as np
 from p2pzoo_geo.bands import Bands, Limits, Scale, check_scale
@@ -18,70 +16,24 @@ from p2pzoo_geo.rasters import Box
 from p2pzoo_geo.windows import MAX_WINDOWS_OF_SCALES, PERCENTILES, Grid, percentile_limits, recall, remember
 from pydantic import Field
 
-from p2pzoo.data.pairing import Files, find_pairs
+from p2pzoo.data.pairing import Files
 from p2pzoo.data.splits import Fractions, Splits, assign_splits, fallback_split
 from p2pzoo.plugin import Pair, Split
-from p2pzoo.utils.errors import UserError, raise_faults
+from p2pzoo_microscopy.pairs import (
+    ChannelChoice,
+    Opener,
+    Place,
+    Reader,
+    StackPair,
+    file_states,
+    find_blocks,
+    find_files,
+)
 from p2pzoo_microscopy.planes import PlaneChoice, Planes, StackLayout, describe_stack, repeat_bands
-from p2pzoo_microscopy.stack_files import Stack, channel_names, count, open_stack, require_tifffile, select_channels
+from p2pzoo_microscopy.stack_files import channel_names, require_tifffile
 
 Count = Annotated[int, Field(ge=1)]
-ChannelChoice = tuple[int | str, ...]
-MAX_PIXEL_RATIO = 1.01  # of the pixel sizes of a pair: files round them
 _T = TypeVar("_T")
-
-
-@dataclass(frozen=True)
-class StackPair:
-    """One pair of stacks, in two files or in one.
-
-    id      its name
-    x, y    the files
-    x_channels, y_channels  numbers from 1
-    frames  the frames to use, from 0
-    places  planes of the images, as `Planes.places`
-    size    (H, W) of a plane
-    """
-
-    id: str
-    x: Path
-    y: Path
-    x_channels: tuple[int, ...]
-    y_channels: tuple[int, ...]
-    frames: tuple[int, ...]
-    places: tuple[int, ...]
-    size: tuple[int, int]
-
-    @property
-    def files(self) -> tuple[Path, ...]:
-        return (self.x,) if self.x == self.y else (self.x, self.y)
-
-
-class Place(NamedTuple):
-    """Where an image is. frame, plane: from 0."""
-
-    pair: StackPair
-    frame: int
-    plane: int
-    box: Box
-
-
-@dataclass(frozen=True)
-class Reader:
-    """How files are opened, and images made of their planes. series, axes: see `open_stack`."""
-
-    series: int | None
-    axes: str | None
-    planes: Planes
-
-    def open(self, path: Path) -> Stack:
-        return open_stack(path, self.series, self.axes)
-
-    def read(self, place: Place) -> tuple[np.ndarray, np.ndarray]:
-        """x (C · window, h, w) and y (C, h, w) as their files have them."""
-        pair, frame, plane, box = place
-        x = self.planes.read_x(self.open(pair.x), pair.x_channels, frame, plane, box)
-        return x, self.planes.read_y(self.open(pair.y), pair.y_channels, frame, plane, box)
 
 
 class PerImage(Sequence[_T]):
@@ -166,10 +118,10 @@ class Stacks:
     ) -> None:
         require_tifffile("the dataset 'stacks'")
         self._reader = Reader(series, axes, Planes.of(z, z_window))
-        files = _find_files(Path(inputs), targets, (x_channels, y_channels), (input_suffix, target_suffix))
-        opener = _Opener(self._reader, x_channels, y_channels, t, size)
+        files = find_files(Path(inputs), targets, (x_channels, y_channels), (input_suffix, target_suffix))
+        opener = Opener(self._reader, x_channels, y_channels, t, size)
         pairs = opener.open_all(files)
-        blocks = _find_blocks(pairs, block)
+        blocks = find_blocks(pairs, block)
         splits = _assign_blocks(blocks, str(inputs), fractions, split_seed)
         grid = Grid(size, stride or size, size)
 
@@ -242,146 +194,6 @@ class _Windows:
         return self._pairs[0][1]
 
 
-def _find_files(
-    inputs: Path,
-    targets: Path | None,
-    channels: tuple[ChannelChoice | None, ChannelChoice | None],
-    endings: tuple[str, str],
-) -> dict[str, dict[str, Files]]:
-    """{sub-folder or "": {stem: the file of x, the file of y}}. Raises UserError."""
-    if targets is not None:
-        return find_pairs(inputs, Path(targets), suffixes=endings)
-    if any(endings):
-        raise ValueError("input_suffix and target_suffix need `targets`: without it, x and y are in the same files")
-    if None in channels:
-        raise ValueError(
-            "without `targets`, x and y are in the same files: name their channels, x_channels and y_channels"
-        )
-    found = find_pairs(inputs)
-    return {sub: {stem: (file, file) for stem, (file,) in files.items()} for sub, files in found.items()}
-
-
-@dataclass(frozen=True)
-class _Opener:
-    """Opens the stacks of pairs and checks that they fit. Parameters as those of `Stacks`."""
-
-    reader: Reader
-    x_channels: ChannelChoice | None
-    y_channels: ChannelChoice | None
-    t: tuple[int, ...] | None
-    size: int
-
-    def open_all(self, files: Mapping[str, Mapping[str, Files]]) -> dict[str, list[StackPair]]:
-        """{sub-folder or "": its pairs}. Raises UserError with the faults of all pairs."""
-        faults: list[str] = []
-        kinds: dict[tuple[str, str, int, int], str] = {}
-        pairs: dict[str, list[StackPair]] = {}
-        for sub, of_sub in files.items():
-            for stem, (x, y) in of_sub.items():
-                try:
-                    pair, kind = self._open(f"{sub}-{stem}" if sub else stem, x, y)
-                except UserError as error:
-                    faults += error.faults
-                    continue
-                pairs.setdefault(sub, []).append(pair)
-                kinds.setdefault(kind, str(x))
-        if len(kinds) > 1:
-            (first, one), (other, two) = [*kinds.items()][:2]
-            faults.append(
-                f"{one} and {two}: channels differ, {_format_kind(first)} and {_format_kind(other)}: all pairs must "
-                "have the same, so choose them with x_channels and y_channels"
-            )
-        raise_faults(faults)
-        return pairs
-
-    def _open(self, id: str, x_path: Path, y_path: Path) -> tuple[StackPair, tuple[str, str, int, int]]:
-        """A pair, and (dtypes, numbers of channels) of x and y. Raises UserError for stacks that do not fit."""
-        x, y = self.reader.open(x_path), self.reader.open(y_path)
-        planes = self.reader.planes
-        x_channels = select_channels(x, self.x_channels, "x_channels")
-        y_channels = select_channels(y, self.y_channels, "y_channels")
-        if x_path == y_path and (both := {*x_channels} & {*y_channels}):
-            raise UserError(f"{x_path}: channel {min(both)} is both in x_channels and in y_channels")
-        _check_sizes(x, y, planes)
-        _check_pixels(x, y, planes)
-        height, width = x.sizes["Y"], x.sizes["X"]
-        if min(height, width) < self.size:
-            raise UserError(
-                f"{x_path}: is {width}×{height} px, smaller than a window of {self.size} px: make `size` smaller"
-            )
-        beyond = [number for number in self.t or () if number > x.sizes["T"]]
-        if beyond:
-            raise UserError(f"{x_path}: t = {beyond[0]}: it has {count(x, 'T')}")
-        frames = tuple(range(x.sizes["T"])) if self.t is None else tuple(number - 1 for number in self.t)
-        places = tuple(planes.places(x.sizes["Z"]))
-        pair = StackPair(id, x_path, y_path, x_channels, y_channels, frames, places, (height, width))
-        return pair, (x.dtype, y.dtype, len(x_channels), len(y_channels))
-
-
-def _check_sizes(x: Stack, y: Stack, planes: Planes) -> None:
-    """Raises UserError for stacks of other sizes."""
-    names = f"{x.path} and {y.path}"
-    for stack in {x.path: x, y.path: y}.values():
-        if stack is x or stack.sizes["Z"] > 1 or planes.keeps_depth:
-            planes.check_depth(stack)
-    (height, width), (other_height, other_width) = ((each.sizes["Y"], each.sizes["X"]) for each in (x, y))
-    if (height, width) != (other_height, other_width):
-        raise UserError(
-            f"{names}: sizes differ, {width}×{height} and {other_width}×{other_height} px: resample one to the other"
-        )
-    if x.sizes["T"] != y.sizes["T"]:
-        raise UserError(
-            f"{names}: lengths differ, {count(x, 'T')} and {count(y, 'T')}: cut one, so that frames belong together"
-        )
-    if planes.keeps_depth and x.sizes["Z"] != y.sizes["Z"]:
-        raise UserError(
-            f'{names}: depths differ, {count(x, "Z")} and {count(y, "Z")}: project both with z = "max" or "mean", or '
-            "choose a plane with z = 1"
-        )
-
-
-def _check_pixels(x: Stack, y: Stack, planes: Planes) -> None:
-    """Raises UserError for pixels of other sizes. A size that a file does not say is taken for that of the other."""
-    for axis in "XYZ" if planes.keeps_depth else "XY":
-        ours, theirs = (each.metadata.micrometres(axis) for each in (x, y))
-        if ours and theirs and max(ours / theirs, theirs / ours) > MAX_PIXEL_RATIO:
-            raise UserError(
-                f"{x.path} and {y.path}: pixel sizes differ along {axis}, {ours:g} and {theirs:g} µm: resample one to "
-                "the other"
-            )
-
-
-def _format_kind(kind: tuple[str, str, int, int]) -> str:
-    return f"{kind[2]} of {kind[0]} with {kind[3]} of {kind[1]}"
-
-
-def _find_blocks(
-    pairs: Mapping[str, Sequence[StackPair]], pattern: str | None
-) -> dict[str, tuple[str, list[StackPair]]]:
-    """{block: (its sub-folder or "", its pairs)}. Raises UserError for a pattern that does not fit the names."""
-    if pattern is None:
-        return {pair.id: (sub, [pair]) for sub, of_sub in pairs.items() for pair in of_sub}
-    try:
-        compiled = re.compile(pattern)
-    except re.error as error:
-        raise ValueError(f'block = "{pattern}": is no regular expression ({error})') from None
-    blocks: dict[str, tuple[str, list[StackPair]]] = {}
-    faults = []
-    for sub, of_sub in pairs.items():
-        for pair in of_sub:
-            match = compiled.search(pair.id.removeprefix(f"{sub}-"))
-            name = match and (match[1] if compiled.groups else match[0])
-            if not name:
-                faults.append(f'{pair.x}: block = "{pattern}" finds nothing in its name')
-                continue
-            of_block = blocks.setdefault(name, (sub, []))
-            if of_block[0] != sub:
-                faults.append(f"{pair.x}: its block {name} is in {of_block[0]}/ too: move it to one of them")
-            of_block[1].append(pair)
-    raise_faults(faults)
-    return blocks
-
-
 def _assign_blocks(
     blocks: Mapping[str, tuple[str, Sequence[StackPair]]], where: str, fractions: Fractions, seed: int
 ) -> Splits:
@@ -419,7 +231,7 @@ def _find_scales(training: _Windows, reader: Reader, sides: Sequence[str]) -> di
     number = min(len(training), MAX_WINDOWS_OF_SCALES)
     places = [training.place(i * len(training) // number) for i in range(number)]
     pairs = {place.pair.id: place.pair for place in places}
-    states = [[pair.x_channels, pair.y_channels, *_file_states(pair)] for pair in pairs.values()]
+    states = [[pair.x_channels, pair.y_channels, *file_states(pair)] for pair in pairs.values()]
     how = [reader.series, reader.axes, reader.planes.z, reader.planes.window, [*PERCENTILES]]
     key = ["stacks", how, [*sides], states, [[place.pair.id, *place[1:3], *place.box] for place in places]]
     known = recall(key)
@@ -447,12 +259,7 @@ def _describe_layout(pair: StackPair, reader: Reader, x: Bands, y: Bands) -> Sta
     return StackLayout(stack=describe_stack(x, y, reader.planes, pixel))
 
 
-def _file_states(pair: StackPair) -> list[Any]:
-    """What changes when a file of the pair does."""
-    return [[str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns] for path in pair.files]
-
-
 def _fingerprint(pairs: Sequence[StackPair]) -> str:
     """Changes with the names, sizes and dates of the files, not with the folder that they are in."""
-    states = [[pair.id, *(state[1:] for state in _file_states(pair))] for pair in pairs]
+    states = [[pair.id, *(state[1:] for state in file_states(pair))] for pair in pairs]
     return hashlib.sha256(json.dumps(states).encode(errors="surrogateescape")).hexdigest()[:12]
