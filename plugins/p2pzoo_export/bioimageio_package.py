@@ -42,6 +42,7 @@ CITATIONS = (
         "10.48550/arXiv.1611.07004",
     ),
 )
+_SCALE_STEPS = 2**20  # of 1 µm
 _OLD_SERIALIZER = "package_file_descr_serializer"  # of bioimageio.spec, which pydantic 2.14 refuses to call
 
 
@@ -237,7 +238,10 @@ def _pixel(model: Model, axis: str) -> dict[str, Any]:
     table = (model.header.as_json.get("file_layout") or {}).get("stack")
     pixel = table.get("pixel") if isinstance(table, dict) else None
     size = pixel.get(axis.upper()) if isinstance(pixel, dict) else None
-    return {"unit": "micrometer", "scale": float(size)} if isinstance(size, int | float) and size > 0 else {}
+    if not isinstance(size, int | float) or not size > 0:
+        return {}
+    # a reader computes the output's side as int(side · scale / scale): so it is exact
+    return {"unit": "micrometer", "scale": max(1, round(size * _SCALE_STEPS)) / _SCALE_STEPS}
 
 
 def _range(side: Side) -> list[float]:

@@ -88,6 +88,9 @@ def test_the_description_says_what_x_and_y_are(package):
         "scale": 0.5,
     }
     assert y["axes"][3]["size"] == {"tensor_id": "x", "axis_id": "x"}
+    scale = x["axes"][3]["scale"]
+    assert scale == pytest.approx(0.325, rel=1e-5) == y["axes"][3]["scale"]
+    assert all(int(side * scale / scale) == side for side in range(1, 5000))  # as readers compute the output's side
     assert (x["data"]["type"], y["data"]["type"]) == ("uint16", "float32")
 
 
