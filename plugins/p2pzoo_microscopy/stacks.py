@@ -134,7 +134,7 @@ class Stacks:
         numbers = range(total) if shown == total else [i * total // shown for i in range(shown)]
         self._places = PerImage(self._windows.place, numbers)
         self.blocks = PerImage(self._windows.block, numbers)
-        self.files = PerImage(lambda number: self._windows.place(number).pair.files, numbers)
+        self.files = PerImage(self._windows.files, numbers)
         every = [pair for _, of_block in blocks.values() for pair in of_block]
         self.x_bands, self.y_bands = _describe_channels(windows(splits["train"]), self._reader, (x_scale, y_scale))
         self.x_range, self.y_range = self.x_bands.stored_range, self.y_bands.stored_range
@@ -185,6 +185,9 @@ class _Windows:
         rest, box = divmod(number - (self._ends[index - 1] if index else 0), len(boxes))
         frame, plane = divmod(rest, len(pair.places))
         return Place(pair, pair.frames[frame], pair.places[plane], boxes[box])
+
+    def files(self, number: int) -> tuple[Path, ...]:
+        return self.place(number).pair.files
 
     def block(self, number: int) -> str:
         return self._pairs[bisect.bisect_right(self._ends, number)][0]

@@ -53,7 +53,7 @@ PARAMETERS = {  # plugin -> component -> parameters
         }
     },
     "geo": {"scenes": {"inputs": "scenes/inputs", "targets": "scenes/targets", "size": 32, "block": 32}},
-    "microscopy": {"stacks": {"inputs": "stacks/inputs", "targets": "stacks/targets", "size": 32, "split_seed": 1}},
+    "microscopy": {"stacks": {"inputs": "stacks/inputs", "targets": "stacks/targets", "size": 32}},
     "photos": {
         **{name: {"root": "targets", "size": [32, 32]} for name in ("colorize", "inpaint", "super-resolve", "denoise")},
         "edges": {"root": "targets", "size": [32, 32]},
