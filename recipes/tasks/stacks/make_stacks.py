@@ -62,7 +62,7 @@ def transmit(cells: np.ndarray, generator: np.random.Generator) -> np.ndarray:
     slope = np.gradient(refraction, axis=2)
     light = 1 + 0.15 * np.cos(np.linspace(-1, 1, side))[:, None] * np.cos(np.linspace(-1.2, 0.8, side))
     grain = gaussian_filter(generator.standard_normal(cells.shape), (0, 1.2, 1.2))
-    values = light * (1 + 1.2 * along_z + 0.8 * slope - 0.25 * refraction + 0.02 * grain / grain.std())
+    values = light * (1 + 1.2 * along_z + 0.2 * slope - 0.3 * refraction + 0.02 * grain / grain.std())
     return to_uint16(9000 * values + 120 * generator.standard_normal(cells.shape))
 
 
