@@ -14,12 +14,12 @@ import pytest
 import timm
 import torch
 from landscapes import write_pair
-from phantoms import write_pairs
+from phantoms import write_pairs as write_volumes
 from PIL import Image
 from pyarrow import parquet
 from safetensors.torch import save_file
 from small_networks import SMALL_NETWORKS
-from stack_pairs import write_pairs
+from stack_pairs import write_pairs as write_stacks
 from vgg_weights import VGG_WEIGHTS, write_vgg_weights
 
 from p2pzoo.plugin.loader import plugins
@@ -99,8 +99,8 @@ def files(tmp_path_factory):
     write_vgg_weights(folder)
     write_pair(folder / "scenes", height=160, width=192)
     write_tables(folder)
-    write_pairs(folder / "volumes")
-    write_pairs(folder / "stacks", count=8)
+    write_volumes(folder / "volumes")
+    write_stacks(folder / "stacks", count=8)
     os.chdir(folder)
     yield
     os.chdir(working_folder)
