@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
-from p2pzoo.cli.options import at_use_options, json_option, print_json, resume_command, stop
+from p2pzoo.cli.large_files import check_output, model_options, progress_bar, tile_options
+from p2pzoo.cli.options import print_json, resume_command, stop
 from p2pzoo.utils.errors import UserError
 from p2pzoo.utils.signals import exit_code
 from p2pzoo.utils.terminal import escape
-
-if TYPE_CHECKING:
-    from p2pzoo_geo.translate import Progress, Stage
 
 SUFFIXES = (".tif", ".tiff")
 
@@ -25,26 +22,15 @@ SUFFIXES = (".tif", ".tiff")
 @click.argument("scene", type=click.Path(path_type=Path))
 @click.option("-o", "--output", required=True, type=click.Path(path_type=Path), metavar="OUT.tif",
               help="Write this GeoTIFF.")  # fmt: skip
-@click.option("--tile", type=click.IntRange(min=1), metavar="SIDE",
-              help="Translate tiles of this side in pixels [default: about 512].")  # fmt: skip
-@click.option("--overlap", type=click.IntRange(min=0), metavar="PIXELS",
-              help="Let neighbouring tiles overlap by this much [default: about a quarter of SIDE].")  # fmt: skip
+@tile_options("about 512")
 @click.option("--nodata", type=float, metavar="VALUE",
               help="Value where the scene has no data [default: that of the training targets, else one outside of "
                    "their scale].")  # fmt: skip
 @click.option("--cog", is_flag=True, help="Write a Cloud Optimized GeoTIFF, with overviews.")
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed the noise of a process.")
-@at_use_options
-@click.option("--weights", type=click.Choice(["last", "average"]), default="last", show_default=True,
-              help="Of a run: the weights after the last step, or their average over the training.")  # fmt: skip
 @click.option("--precision", type=click.Choice(["fp32", "bf16"]), default="fp32", show_default=True,
               help="bf16: faster on hardware that has it, and less exact.")  # fmt: skip
 @click.option("--fresh", is_flag=True, help="Begin from the start, not where an interrupted translation stopped.")
-@click.option("--force", is_flag=True, help="Overwrite OUT.tif.")
-@click.option("--device", type=click.Choice(["auto", "cpu", "cuda", "mps"]), default="auto", show_default=True,
-              help="Compute on this device.")  # fmt: skip
-@click.option("--quiet", is_flag=True, help="Print no progress.")
-@json_option
+@model_options
 def translate_scene_command(
     model: Path,
     scene: Path,
@@ -84,10 +70,11 @@ def translate_scene_command(
         keep_freed_memory()
     settings = {kind: dict(table) for kind, table in at_use.items() if table}
     try:
-        with _progress_bar(quiet) as progress:
+        with progress_bar(quiet) as show:
             outcome = translate_scene(
                 loaded, scene, output, tile=tile, overlap=overlap, seed=seed, nodata=nodata, cog=cog, fresh=fresh,
-                settings={**settings, "weights": weights}, progress=progress,
+                settings={**settings, "weights": weights},
+                progress=lambda stage, done, total: show(f"{stage} rows", done, total),
             )  # fmt: skip
     except KeyboardInterrupt as interrupt:
         stop(f"stopped; {resume_command(fresh)} goes on after the rows that are finished", exit_code(interrupt))
@@ -105,27 +92,4 @@ def _check_files(scene: Path, output: Path, force: bool) -> None:
         raise UserError(f"{scene}: no such file")
     if output.suffix.lower() not in SUFFIXES:
         raise UserError(f"{output}: a scene is written as GeoTIFF: give a name that ends with .tif")
-    if not output.parent.is_dir():
-        raise UserError(f"{output.parent}: no such folder; create it, or write {output.name} elsewhere")
-    if output.exists():
-        if output.is_dir() or output.samefile(scene):
-            raise UserError(f"{output}: is {'a folder' if output.is_dir() else 'the scene itself'}; give another name")
-        if not force:
-            raise UserError(f"{output}: already exists; --force overwrites it")
-
-
-@contextmanager
-def _progress_bar(quiet: bool) -> Iterator[Progress]:
-    from rich.console import Console
-    from rich.progress import Progress as Bar
-
-    console = Console(stderr=True)
-    with Bar(console=console, transient=True, disable=quiet or not console.is_terminal) as bar:
-        tasks: dict[str, Any] = {}
-
-        def show(stage: Stage, done: int, total: int) -> None:
-            if stage not in tasks:
-                tasks[stage] = bar.add_task(f"{stage} rows", total=total)
-            bar.update(tasks[stage], completed=done)
-
-        yield show
+    check_output(output, scene, "scene", force=force)

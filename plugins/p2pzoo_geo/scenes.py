@@ -11,8 +11,8 @@ from typing import Annotated, NamedTuple
 import numpy as np
 from pydantic import Field
 
-from p2pzoo.data.pairing import SPLITS, Files, find_pairs
-from p2pzoo.data.splits import Fractions, Share, Splits, assign_splits, fallback_split, split_of
+from p2pzoo.data.pairing import Files, find_pairs
+from p2pzoo.data.splits import Fractions, Share, Splits, assign_splits, fallback_split
 from p2pzoo.plugin import Pair, Split
 from p2pzoo.utils.errors import UserError, raise_faults
 from p2pzoo_geo.bands import Bands, Scale, SceneLayout, check_scale
@@ -38,7 +38,6 @@ from p2pzoo_geo.windows import Grid, Reader, Scene, find_scales, find_windows
 Count = Annotated[int, Field(ge=1)]
 BandChoice = tuple[int | str, ...]
 CLASSES = ("nodata", "valid")
-MAX_SEEDS_TRIED = 1000
 
 
 class _Kind(NamedTuple):
@@ -227,26 +226,7 @@ def _assign_blocks(
         sub: {name.removeprefix(f"{sub}-"): (regions[name][0].x, regions[name][0].y) for name in blocks}
         for sub, blocks in names.items()
     }
-    if "" in pairs and abs(sum(fractions) - 1) <= 1e-6:
-        _refuse_empty_splits([*pairs[""]], where, fractions, seed)
-    return assign_splits(pairs, where, fractions, seed)
-
-
-def _refuse_empty_splits(blocks: Sequence[str], where: str, fractions: Fractions, seed: int) -> None:
-    wanted = [split for split, share in zip(SPLITS, fractions, strict=True) if share > 0]
-
-    def count(seed: int) -> list[int]:
-        assigned = [split_of(block, fractions, seed) for block in blocks]
-        return [assigned.count(split) for split in wanted]
-
-    if all(counts := count(seed)):
-        return
-    listing = ", ".join(f"{number} in {split}" for number, split in zip(counts, wanted, strict=True))
-    if len(blocks) < len(wanted):
-        raise UserError(f"{where}: {len(blocks)} blocks for {len(wanted)} splits: make `block` smaller")
-    better = next((other for other in range(MAX_SEEDS_TRIED) if all(count(other))), None)
-    advice = "make `block` smaller" if better is None else f"make `block` smaller, or set split_seed = {better}"
-    raise UserError(f"{where}: too few blocks: {listing}: {advice}")
+    return assign_splits(pairs, where, fractions, seed, units="blocks", remedy="make `block` smaller")
 
 
 def _describe_bands(

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+import functools
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
-from p2pzoo.cli.options import at_use_options, json_option, print_json, stop
+from p2pzoo.cli.large_files import model_options, progress_bar, tile_options
+from p2pzoo.cli.options import print_json, stop
 from p2pzoo.utils.errors import UserError
 from p2pzoo.utils.signals import exit_code
 from p2pzoo.utils.terminal import escape
-
-if TYPE_CHECKING:
-    from p2pzoo_medical.translate import Progress
 
 
 @click.command("translate-volume")
@@ -31,23 +29,11 @@ if TYPE_CHECKING:
 @click.option("--body-above", type=float, metavar="VALUE",
               help="For --body-only: the body is the largest part of VOLUME above VALUE [default: as in training, if "
                    "its mask was made of x].")  # fmt: skip
-@click.option("--tile", type=click.IntRange(min=1), metavar="SIDE",
-              help="Translate tiles of this side in pixels [default: whole slices up to 512 px].")  # fmt: skip
-@click.option("--overlap", type=click.IntRange(min=0), metavar="PIXELS",
-              help="Let neighbouring tiles overlap by this much [default: about a quarter of SIDE].")  # fmt: skip
+@tile_options("whole slices up to 512 px")
 @click.option("--test-mode", type=click.Choice(["paper", "eval"]), help="See p2pzoo translate [default: the model's].")
 @click.option("--modality", type=click.Choice(["CT", "MR"]),
               help="What a derived series is [default: as the training targets, else as VOLUME].")  # fmt: skip
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True,
-              help="Seed dropout in paper mode, and the noise of a process.")  # fmt: skip
-@at_use_options
-@click.option("--weights", type=click.Choice(["last", "average"]), default="last", show_default=True,
-              help="Of a run: the weights after the last step, or their average over the training.")  # fmt: skip
-@click.option("--force", is_flag=True, help="Overwrite the file OUT.")
-@click.option("--device", type=click.Choice(["auto", "cpu", "cuda", "mps"]), default="auto", show_default=True,
-              help="Compute on this device.")  # fmt: skip
-@click.option("--quiet", is_flag=True, help="Print no progress.")
-@json_option
+@model_options
 def translate_volume_command(
     model: Path,
     volume: Path,
@@ -61,7 +47,8 @@ def translate_volume_command(
     as_json: bool,
     **options: Any,
 ) -> None:
-    """Translate VOLUME, a NIfTI file or the folder of a DICOM series, with MODEL: a run folder or model.safetensors.
+    """Translate VOLUME, a NIfTI file or the folder of a DICOM series, with MODEL: a run folder, a model.safetensors
+    or hf:OWNER/NAME.
 
     MODEL was trained on the dataset `volumes`: slices along its axis are translated one by one. A NIfTI file has the
     affine and the units of VOLUME, and the values and dtype of the training targets. A derived series has new UIDs in
@@ -82,8 +69,10 @@ def translate_volume_command(
     if loaded.device.type == "cpu":
         keep_freed_memory()
     try:
-        with _progress_bar(quiet) as progress:
-            shape = translate_volume(loaded, volume, output, Options(axes=int(axes), **options), progress)
+        with progress_bar(quiet) as show:
+            shape = translate_volume(
+                loaded, volume, output, Options(axes=int(axes), **options), functools.partial(show, "slices")
+            )
     except KeyboardInterrupt as interrupt:
         stop("stopped; nothing was written", exit_code(interrupt))
     except OSError as error:
@@ -113,14 +102,3 @@ def _check_files(volume: Path, output: Path, force: bool) -> None:
         raise UserError(f"{output}: is a file; give a new folder for the series, or a name that ends with .nii.gz")
     if is_file and not force:
         raise UserError(f"{output}: already exists; --force overwrites it")
-
-
-@contextmanager
-def _progress_bar(quiet: bool) -> Iterator[Progress]:
-    from rich.console import Console
-    from rich.progress import Progress as Bar
-
-    console = Console(stderr=True)
-    with Bar(console=console, transient=True, disable=quiet or not console.is_terminal) as bar:
-        task = bar.add_task("translating slices", total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)

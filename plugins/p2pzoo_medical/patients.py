@@ -7,14 +7,12 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from p2pzoo.data.pairing import SPLITS, Files
-from p2pzoo.data.splits import Fractions, Splits, assign_splits, split_of
+from p2pzoo.data.pairing import Files
+from p2pzoo.data.splits import Fractions, Splits, assign_splits
 from p2pzoo.utils.errors import UserError
 from p2pzoo_medical.body import Body
 from p2pzoo_medical.slices import VolumePair
 from p2pzoo_medical.volume import Volume
-
-_MAX_SEEDS_TRIED = 1000
 
 
 class PatientRule:
@@ -82,25 +80,5 @@ def assign_patients(keys: Mapping[str, tuple[str, str]], where: str, fractions: 
     patients: dict[str, dict[str, Files]] = {}
     for sub, key in keys.values():
         patients.setdefault(sub, {})[key.removeprefix(f"{sub}-")] = ()
-    if "" in patients and abs(sum(fractions) - 1) <= 1e-6:
-        _refuse_empty_splits([*patients[""]], where, fractions, seed)
-    return assign_splits(patients, where, fractions, seed)
-
-
-def _refuse_empty_splits(patients: Sequence[str], where: str, fractions: Fractions, seed: int) -> None:
-    wanted = [split for split, share in zip(SPLITS, fractions, strict=True) if share > 0]
-
-    def count(seed: int) -> list[int]:
-        assigned = [split_of(patient, fractions, seed) for patient in patients]
-        return [assigned.count(split) for split in wanted]
-
-    if all(counts := count(seed)):
-        return
-    listing = ", ".join(f"{number} in {split}" for number, split in zip(counts, wanted, strict=True))
-    if len(patients) < len(wanted):
-        raise UserError(
-            f"{where}: {len(patients)} patients for {len(wanted)} splits: add patients, or change fractions"
-        )
-    better = next((other for other in range(_MAX_SEEDS_TRIED) if all(count(other))), None)
-    advice = "change fractions" if better is None else f"change fractions, or set split_seed = {better}"
-    raise UserError(f"{where}: too few patients: {listing}: {advice}")
+    remedy = "add patients, or change fractions"
+    return assign_splits(patients, where, fractions, seed, units="patients", remedy=remedy)

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+import functools
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
-from p2pzoo.cli.options import at_use_options, json_option, print_json, stop
+from p2pzoo.cli.large_files import check_output, model_options, progress_bar, tile_options
+from p2pzoo.cli.options import print_json, stop
 from p2pzoo.utils.errors import UserError
 from p2pzoo.utils.signals import exit_code
 from p2pzoo.utils.terminal import escape
-
-if TYPE_CHECKING:
-    from p2pzoo_microscopy.translate import Progress
 
 SUFFIXES = (".ome.tif", ".ome.tiff")
 
@@ -31,21 +29,10 @@ SUFFIXES = (".ome.tif", ".ome.tiff")
 @click.option("--series", type=click.IntRange(min=1), metavar="N",
               help="Take this series of a file with several.")  # fmt: skip
 @click.option("--axes", metavar="AXES", help="Name the axes of a file that does not say them: --axes ZYX.")
-@click.option("--tile", type=click.IntRange(min=1), metavar="SIDE",
-              help="Translate tiles of this side in pixels [default: about 512].")  # fmt: skip
-@click.option("--overlap", type=click.IntRange(min=0), metavar="PIXELS",
-              help="Let neighbouring tiles overlap by this much [default: about a quarter of SIDE].")  # fmt: skip
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed the noise of a process.")
-@at_use_options
-@click.option("--weights", type=click.Choice(["last", "average"]), default="last", show_default=True,
-              help="Of a run: the weights after the last step, or their average over the training.")  # fmt: skip
+@tile_options("about 512")
 @click.option("--precision", type=click.Choice(["fp32", "bf16"]), default="fp32", show_default=True,
               help="bf16: faster on hardware that has it, and less exact.")  # fmt: skip
-@click.option("--force", is_flag=True, help="Overwrite OUT.ome.tif.")
-@click.option("--device", type=click.Choice(["auto", "cpu", "cuda", "mps"]), default="auto", show_default=True,
-              help="Compute on this device.")  # fmt: skip
-@click.option("--quiet", is_flag=True, help="Print no progress.")
-@json_option
+@model_options
 def translate_stack_command(
     model: Path,
     stack: Path,
@@ -64,7 +51,8 @@ def translate_stack_command(
     quiet: bool,
     as_json: bool,
 ) -> None:
-    """Translate STACK, a TIFF of a microscope, with MODEL: a run folder, a model.safetensors, or zoo:NAME.
+    """Translate STACK, a TIFF of a microscope, with MODEL: a run folder, a model.safetensors, zoo:NAME or
+    hf:OWNER/NAME.
 
     Each frame and plane is translated in tiles that are blended, in eval mode, with bounded memory. OUT.ome.tif has the
     pixel sizes of STACK, and the channel names, units and dtype of the training targets. It appears when it is whole.
@@ -82,11 +70,11 @@ def translate_stack_command(
         keep_freed_memory()
     settings = {kind: dict(table) for kind, table in at_use.items() if table}
     try:
-        with _progress_bar(quiet) as progress:
+        with progress_bar(quiet) as show:
             outcome = translate_stack(
                 loaded, stack, output, channels=[int(name) if name.isdecimal() else name for name in channels],
                 series=series, axes=axes, tile=tile, overlap=overlap, seed=seed,
-                settings={**settings, "weights": weights}, progress=progress,
+                settings={**settings, "weights": weights}, progress=functools.partial(show, "planes"),
             )  # fmt: skip
     except KeyboardInterrupt as interrupt:
         stop(f"stopped; {output} was not written", exit_code(interrupt))
@@ -104,21 +92,4 @@ def _check_files(stack: Path, output: Path, force: bool) -> None:
         raise UserError(f"{stack}: no such file")
     if not output.name.lower().endswith(SUFFIXES):
         raise UserError(f"{output}: a stack is written as OME-TIFF: give a name that ends with .ome.tif")
-    if not output.parent.is_dir():
-        raise UserError(f"{output.parent}: no such folder; create it, or write {output.name} elsewhere")
-    if output.exists():
-        if output.is_dir() or output.samefile(stack):
-            raise UserError(f"{output}: is {'a folder' if output.is_dir() else 'the stack itself'}; give another name")
-        if not force:
-            raise UserError(f"{output}: already exists; --force overwrites it")
-
-
-@contextmanager
-def _progress_bar(quiet: bool) -> Iterator[Progress]:
-    from rich.console import Console
-    from rich.progress import Progress as Bar
-
-    console = Console(stderr=True)
-    with Bar(console=console, transient=True, disable=quiet or not console.is_terminal) as bar:
-        task = bar.add_task("planes", total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
+    check_output(output, stack, "stack", force=force)
