@@ -32,7 +32,7 @@ OTHER_COMMAND_NAMES = {  # what other tools call commands
 CORE_COMMANDS = {  # name: (module, summary); the summary is here so that --help imports no command
     "run": ("p2pzoo.cli.run", "Train a recipe, evaluate it and keep the results."),
     "translate": ("p2pzoo.cli.translate", "Translate images with a trained model."),
-    "evaluate": ("p2pzoo.cli.evaluate", "Measure a trained model on a recipe's data or on two folders."),
+    "evaluate": ("p2pzoo.cli.evaluate", "Measure a trained model on a recipe's data or two folders."),
     "list": ("p2pzoo.cli.catalogue", "List components for recipes, and trained models."),
     "show": ("p2pzoo.cli.show", "Show the parameters of a component or of a settings table."),
     "recipe": ("p2pzoo.cli.recipes", "Print a resolved recipe, with the line that set each value."),

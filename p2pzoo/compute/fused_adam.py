@@ -34,10 +34,11 @@ class Dense:
     decoupled_weight_decay = False  # of the class, also where torch has no such option
 
     def allocate_moments(self: Any) -> None:
-        """Create the moments of all parameters. Between the activations of a first step they would leave holes."""
+        """Create the moments of the parameters that learn: among the activations of a step they would leave holes."""
         for group in self.param_groups:
             for parameter in group["params"]:
-                self._plan(parameter, group["amsgrad"])
+                if parameter.requires_grad:
+                    self._plan(parameter, group["amsgrad"])
 
     def step(self: Any, closure: Any = None) -> None:
         if closure is not None:

@@ -159,7 +159,7 @@ def export_command(
     is_graph = _check_format(to, has_graph_options=has_graph_options)
     if fp16 and int8:
         raise UserError("--fp16 and --int8: a file has one precision; remove one of them")
-    _check_web_options(to == WEB, output, space, push, ort_dir)
+    _check_web_options(to, output, space, push, ort_dir)
     package = _check_package(to, licence, authors, precision)
     _check_suffix(output, to)
     if (to == WEB and output.suffix != ".html") or (package and output.suffix != ".zip"):
@@ -228,11 +228,13 @@ def _print_export(document: Mapping[str, Any], precision: str) -> None:
         click.echo(f"uploaded {document['url']}")
 
 
-def _check_web_options(is_web: bool, output: Path, space: bool, push: Target | None, ort_dir: Path | None) -> None:
+def _check_web_options(to: str, output: Path, space: bool, push: Target | None, ort_dir: Path | None) -> None:
     """Raises UserError for options of a page that this export does not use."""
+    from p2pzoo_export.graphs import WEB
+
     for option, is_given in (("--ort-dir", ort_dir), ("--space", space), ("--push", push)):
-        if is_given and not is_web:
-            raise UserError(f"{option} is only for --to web; remove it")
+        if is_given and to != WEB:
+            raise UserError(f"--to {to}: {option} is only for --to {WEB}; remove it")
     if push and not space:
         raise UserError("--push uploads a Space: add --space (a model is uploaded by `p2pzoo card RUN --push`)")
     if space and output.suffix == ".html":

@@ -18,5 +18,5 @@ def register_commands(register):
     register(
         "translate-volume",
         "p2pzoo_medical.commands:translate_volume_command",
-        summary="Translate a NIfTI volume or a DICOM series, slice by slice.",
+        summary="Translate a NIfTI volume or a DICOM series.",
     )

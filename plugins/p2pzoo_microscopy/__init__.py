@@ -18,5 +18,5 @@ def register_commands(register):
     register(
         "translate-stack",
         "p2pzoo_microscopy.commands:translate_stack_command",
-        summary="Translate a microscope stack to an OME-TIFF, plane by plane.",
+        summary="Translate a microscope stack to an OME-TIFF.",
     )
