@@ -205,7 +205,7 @@ def _assign_blocks(
     for name, (sub, pairs) in blocks.items():
         by_sub.setdefault(sub, {})[name] = pairs[0].files
     if "" in by_sub:
-        return assign_splits(by_sub, where, fractions, seed, units="blocks", remedy="add blocks, or change fractions")
+        return assign_splits(by_sub, where, fractions, seed)
     splits = assign_splits(by_sub, where, fractions, seed)  # it puts the sub-folder before each name
     return {
         split: {name.removeprefix(f"{split}-"): f for name, f in of_split.items()} for split, of_split in splits.items()
