@@ -110,25 +110,26 @@ def run_command(
     if outcome.stale:
         changed = ", ".join(outcome.stale)
         progress.note(f"the code or data changed after this run ({changed}): --fresh trains it again")
-    _print_results(outcome, as_json)
+    next_command = getattr(experiment.dataset.factory, "next_command", "translate RUN IMAGE -o translated/")
+    _print_results(outcome, next_command, as_json)
 
 
-def _print_results(outcome: Outcome, as_json: bool) -> None:
+def _print_results(outcome: Outcome, next_command: str, as_json: bool) -> None:
     """Exits with code 1 if a metric is nan."""
     try:
         if as_json:
             print_json({"folder": str(outcome.run.folder), **outcome.results})
         else:
-            _print_table(outcome)
+            _print_table(outcome, next_command)
     except BrokenPipeError:
         click.echo("standard output was closed before all results were printed; the same command prints them", err=True)
         raise
     exit_if_nan(outcome.results)
 
 
-def _print_table(outcome: Outcome) -> None:
+def _print_table(outcome: Outcome, next_command: str) -> None:
     print_metrics(outcome.results)
     click.echo(f"pictures         {outcome.run.samples}")
     click.echo(f"report           {outcome.run.folder / 'report.html'}")
     click.echo(f"model            {outcome.run.model}")
-    click.echo(f"next             p2pzoo translate {shlex.quote(str(outcome.run.folder))} IMAGE -o translated/")
+    click.echo(f"next             p2pzoo {next_command.replace('RUN', shlex.quote(str(outcome.run.folder)), 1)}")

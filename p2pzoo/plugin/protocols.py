@@ -226,6 +226,8 @@ class Dataset(Protocol):
     licence      licence of the data in one line, for data without an `archive`; for model cards. Without it, a model
                  card has a line that the user fills in
     archive      the `Archive` that its files are published in; `p2pzoo data fetch NAME` downloads it
+    next_command  how `p2pzoo` translates other files of this kind with the model in the folder RUN, which a run prints
+                 at its end: "translate-scene RUN SCENE.tif -o OUT.tif". Default: `p2pzoo translate` with an image
     """
 
     x_range: tuple[float, float]

@@ -77,6 +77,7 @@ class Scenes:
     classes = CLASSES
     palette = ((0, 0, 0), (255, 255, 255))
     unscored = ("nodata",)
+    next_command = "translate-scene RUN SCENE.tif -o OUT.tif"
 
     def __init__(
         self,

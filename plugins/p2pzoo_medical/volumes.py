@@ -58,6 +58,7 @@ class Volumes:
     Raises UserError with a line for each pair that does not fit; ValueError for parameters that do not.
     """
 
+    next_command = "translate-volume RUN VOLUME.nii.gz -o OUT.nii.gz"
     licence = f"unknown: state here what may be done with your data, and with a model trained on it. {NOTICE}"
 
     def __init__(

@@ -91,6 +91,7 @@ class Stacks:
 
     classes = None
     palette = None
+    next_command = "translate-stack RUN STACK.tif -o OUT.ome.tif"
 
     def __init__(
         self,

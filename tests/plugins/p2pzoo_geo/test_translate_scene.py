@@ -65,6 +65,7 @@ def trained(tmp_path_factory, run_cli):
         (folder / "recipe.toml").write_text(RECIPE)
         result = run_cli("run", folder / "recipe.toml", "--profile", "smoke", "--runs", folder / "runs")
     assert result.exit_code == 0, result.output
+    assert "next             p2pzoo translate-scene " in result.output
     write_pair(folder / "new", height=150, width=230, seed=5, holes=[HOLE])
     [model] = (folder / "runs").rglob("model.safetensors")
     return model.parent, folder / "new" / "inputs" / "a.tif"

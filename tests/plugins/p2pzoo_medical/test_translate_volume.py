@@ -316,6 +316,7 @@ def test_no_name_of_a_patient_is_in_a_run_its_pages_and_its_card(run_cli, tmp_pa
     (tmp_path / "recipe.toml").write_text(RECIPE)
     result = run_cli("run", tmp_path / "recipe.toml", "--profile", "smoke", "--runs", tmp_path / "runs")
     assert result.exit_code == 0, result.output
+    assert "next             p2pzoo translate-volume " in result.output
     [model] = (tmp_path / "runs").rglob("model.safetensors")
     outputs = [result.output]
     for command in (

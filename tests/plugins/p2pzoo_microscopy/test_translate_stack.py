@@ -61,6 +61,7 @@ def trained(tmp_path_factory, run_cli):
         (folder / "recipe.toml").write_text(RECIPE)
         result = run_cli("run", folder / "recipe.toml", "--profile", "smoke", "--runs", folder / "runs")
     assert result.exit_code == 0, result.output
+    assert "next             p2pzoo translate-stack " in result.output
     [model] = (folder / "runs").rglob("model.safetensors")
     stack = write_stack(folder / "new.ome.tif", cells(t=2, z=4, c=2, height=100, width=300, seed=7), ("PH", "BF"))
     return model.parent, stack
