@@ -67,7 +67,10 @@ def read_trained(model: Model) -> Trained:
     """What the model was trained on. Raises UserError for a model of another dataset, and a damaged description."""
     layout = (model.header.as_json.get("file_layout") or {}).get("volume")
     if layout is None:
-        raise UserError("the model was not trained on the dataset 'volumes': use p2pzoo translate")
+        raise UserError(
+            "the model was not trained on the dataset 'volumes': use the command that its run printed at the end, "
+            "p2pzoo translate for images, translate-scene or translate-stack for others"
+        )
     try:
         trained = Trained.from_json(layout)
     except ValueError as error:

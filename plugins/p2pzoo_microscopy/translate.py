@@ -128,7 +128,10 @@ def _match_channels(model: Model, stack: Stack, wanted: Sequence[int | str] | No
     """The channels of x in this stack, those of y, and the planes, as in training. Raises UserError."""
     table = (model.header.as_json.get("file_layout") or {}).get("stack")
     if table is None:
-        raise UserError("the model was not trained on the dataset 'stacks': use p2pzoo translate")
+        raise UserError(
+            "the model was not trained on the dataset 'stacks': use the command that its run printed at the end, "
+            "p2pzoo translate for images, translate-scene or translate-volume for others"
+        )
     try:
         x, y, planes = parse_stack(table)
     except (ValueError, KeyError, TypeError) as error:
