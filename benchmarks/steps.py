@@ -45,9 +45,9 @@ def experiment(folder: Path, size: int, width: int, batch: int, overrides: Seque
 def training(made: Any) -> Callable[[], object]:
     """Return a function that takes the next training step: batch, transfer to the device, step, reading the losses."""
     from p2pzoo.compute.engine import Engine
-    from p2pzoo.data import Store, TrainBatches
+    from p2pzoo.data import Store
     from p2pzoo.training.checkpoint import LossLogger
-    from p2pzoo.training.loop import train_step
+    from p2pzoo.training.loop import make_batches, train_step
     from p2pzoo.training.setup import build_objective
 
     engine = Engine(made.compute)
@@ -55,12 +55,12 @@ def training(made: Any) -> Callable[[], object]:
     objective = build_objective(made, engine, store.channels, store.size)
     play = engine.compile_step(objective)
     batch = made.train.batch_size
-    pairs = TrainBatches(store, batch_size=batch, mirror=True, seed=0)
+    pairs = make_batches(made, store, objective.augmentations)
     logger, step = LossLogger(), 0
 
     def work() -> object:
         nonlocal step
-        losses = train_step(play, engine, pairs, step, made.optimizer.lr, 0)
+        losses = train_step(play, engine, pairs, step, made.optimizer.lr, made.seed, objective.augmentations)
         step += 1
         logger.waiting.append((step, step * batch, losses))
         return logger.read()

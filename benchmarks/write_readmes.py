@@ -309,22 +309,23 @@ def environments(data: dict[str, Any]) -> str:
 
 
 def row_seconds() -> str:
-    from row_seconds import table
+    """The cost of the rows of each table of the paper on trial."""
+    from row_seconds import as_table
 
-    data = result("row_seconds-laptop")
-    return f"{table(data)}\n\n{where(data)}"
+    names = ("trial1_losses", "trial2_generators", "trial3_receptive_field", "trial6_photo_to_labels")
+    measured = [result(f"row_seconds-{name}") for name in names]
+    return "\n\n".join([*(f"{each['table']}\n\n{as_table(each)}" for each in measured), where(measured[0])])
 
 
 def equal_time() -> str:
-    timed = result("equal_time")
+    timed = result("row_seconds-best")
     rows = []
     for row in timed["rows"].values():
-        each, images = row["milliseconds"], row["train_images"]
-        factor = images / timed["rows"][timed["baseline"]]["train_images"]
+        each, images = row["milliseconds"], row["images"]
+        factor = images / timed["rows"][timed["baseline"]]["images"]
         spent = {"median": factor * row["times"]["median"], "spread": [factor * end for end in row["times"]["spread"]]}
         rows.append([
-            row["recipe"].removeprefix("zoo:").removesuffix(".toml"),
-            f"{each['median']:.1f} ms ({each['spread'][0]:.1f}–{each['spread'][1]:.1f})",
+            row["label"], f"{each['median']:.1f} ms ({each['spread'][0]:.1f}–{each['spread'][1]:.1f})",
             times(row["times"]), f"{images:,}", times(spent),
         ])  # fmt: skip
     head = ["recipe", "an image", "of the baseline's", "images", "all of them, of the baseline's time"]

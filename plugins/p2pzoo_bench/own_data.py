@@ -1,8 +1,9 @@
 """A table on somebody's own pairs, in a given time: `p2pzoo bench zoo:methods.toml --data mine.toml --budget 20m`.
 
-[dataset] is taken from their recipe, and all else from the table. Every row trains for the same time. With MIN_PAIRS
-pairs or more, the time is split among three folds, so that each pair is tested once and differences have an interval
-over folds; with fewer there is one run for each row, tested on the recipe's own test split.
+[dataset] is taken from their recipe, and all else from the table, except its [compute]: that was for the machine which
+made the table. Every row trains for the same time. With MIN_PAIRS pairs or more, the time is split among three folds,
+so that each pair is tested once and differences have an interval over folds; with fewer there is one run for each row,
+tested on the recipe's own test split.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from p2pzoo.utils.suggest import did_you_mean
 from p2pzoo_bench.bench import Bench
 from p2pzoo_bench.executors import Job
 from p2pzoo_bench.rates import Rate, measure_rates
-from p2pzoo_bench.table_file import Row, Table, inline
+from p2pzoo_bench.table_file import Row, Table, inline, key_of
 
 MIN_PAIRS, NUM_FOLDS = 30, 3
 RATES = "rates.json"  # in the runs folder: a table keeps the lengths that it began with
@@ -69,7 +70,7 @@ def on_own_data(table: Table, recipe: str, profile: str | None, methods: Sequenc
             title=f"{table.title}: {Path(recipe).stem}",
             source="",
             rows=tuple(
-                replace(row, overrides=(*row.overrides, *overrides), published={}, folds=None, trials=())
+                replace(row, overrides=(*_without_compute(row), *overrides), published={}, folds=None, trials=())
                 for row in rows
             ),
             search=None,
@@ -151,6 +152,10 @@ def _key(row: Row, experiment: Experiment) -> str:
 def _training(row: Row) -> tuple[Any, ...]:
     """What rows that share a training have in common."""
     return row.recipe, row.overrides
+
+
+def _without_compute(row: Row) -> list[str]:
+    return [override for override in row.overrides if not key_of(override).startswith("compute")]
 
 
 def _choose_rows(table: Table, methods: Sequence[str]) -> list[Row]:

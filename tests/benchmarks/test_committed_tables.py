@@ -62,3 +62,15 @@ def test_the_tables_in_the_readmes_are_those_of_the_results(monkeypatch):
         for name in sys.modules.keys() - before:
             if Path(getattr(sys.modules[name], "__file__", None) or "/").parent == folder:
                 del sys.modules[name]  # such names as "faults" may mean something else to other tests
+
+
+@pytest.mark.parametrize("name", ["methods"])
+def test_the_rows_of_a_table_at_equal_time_have_the_images_that_were_measured(name):
+    measured = json.loads((RESULTS / "speed" / f"row_seconds-{name}.json").read_text())
+    table = read_table(str(ROOT / "benchmarks" / f"{name}.toml"))
+    assert {row.name for row in table.trained} >= measured["rows"].keys()
+    for row in table.trained:
+        if row.name in measured["rows"]:
+            images = [override for override in row.overrides if override.startswith("train.images=")][-1]
+            expected = measured["rows"][row.name]["images_in_the_time_of_the_baseline"]
+            assert images == f"train.images={expected}", row.name

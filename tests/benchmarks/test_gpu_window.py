@@ -259,6 +259,7 @@ for _ in sys.stdin:
 """
 
 
+@pytest.mark.slow
 def test_a_contestant_that_fails_or_hangs_is_left_out(load, context, tmp_path, monkeypatch):
     speed, plan = load("speed"), load("plan")
     script = tmp_path / "contestants.py"

@@ -411,6 +411,7 @@ except UserError as error:
     assert not [file for file in cache.iterdir() if file.suffix != ".lock"]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(
     not Path("/proc/self/status").exists(), reason="the system does not report the peak memory of a process"
 )

@@ -140,14 +140,22 @@ def plugin(install, no_reports):
     install("lora_plugin", PLUGIN)
 
 
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory):
+    """The runs folder of the recipe itself, which tests only read."""
+    return tmp_path_factory.mktemp("shared") / "runs"
+
+
 @pytest.fixture
-def trained(run, tmp_path):
+def trained(run, tmp_path, shared):
     """trained("train.ema=0.9", …): the folder of a complete run."""
 
-    def trained(*overrides, name="runs"):
-        result = run(tmp_path / name, *LORA, *overrides)
-        assert result.exit_code == 0, result.output
-        return only(tmp_path / name)
+    def trained(*overrides):
+        runs = tmp_path / "runs" if overrides else shared
+        if not runs.exists():
+            result = run(runs, *LORA, *overrides)
+            assert result.exit_code == 0, result.output
+        return only(runs)
 
     return trained
 
@@ -201,7 +209,7 @@ class TestFiles:
 
     def test_a_model_file_starts_another_training(self, trained, run, tmp_path, monkeypatch):
         start = trained() / "model.safetensors"
-        again = trained(f'init.generator="{start}"', "train.images=1", "optimizer.lr=1e-12", name="again")
+        again = trained(f'init.generator="{start}"', "train.images=1", "optimizer.lr=1e-12")
         before, after_ = (load_tensors(file)[0] for file in (start, again / "model.safetensors"))
         torch.testing.assert_close(before, after_)
         monkeypatch.setenv("PRETRAINED", "8")
@@ -213,7 +221,11 @@ class TestFiles:
 class TestRuns:
     @pytest.mark.parametrize(
         "overrides",
-        [("train.ema=0.9",), ("train.accumulate=2", "train.batch_size=2"), ("train.spectral_norm=discriminator",)],
+        [
+            ("train.ema=0.9",),
+            pytest.param(("train.accumulate=2", "train.batch_size=2"), marks=pytest.mark.slow),
+            pytest.param(("train.spectral_norm=discriminator",), marks=pytest.mark.slow),
+        ],
     )
     def test_a_killed_run_resumes_with_bit_identical_results(self, run, tmp_path, overrides):
         assert run(tmp_path / "whole", *LORA, *overrides).exit_code == 0

@@ -151,7 +151,14 @@ FAST = ('augmentations.ada.use="ada"', "augmentations.ada.every=3", "augmentatio
 
 
 @pytest.mark.usefixtures("no_reports")
-@pytest.mark.parametrize("more", [(), ("train.accumulate=2", "train.batch_size=2"), ('train.order="lua"',)])
+@pytest.mark.parametrize(
+    "more",
+    [
+        (),
+        pytest.param(("train.accumulate=2", "train.batch_size=2"), marks=pytest.mark.slow),
+        pytest.param(('train.order="lua"',), marks=pytest.mark.slow),
+    ],
+)
 def test_a_killed_run_resumes_with_bit_identical_results(more, run, tmp_path):
     overrides = (*FAST, "augmentations.ada.target=-0.9", *more)
     assert run(tmp_path / "whole", *overrides).exit_code == 0

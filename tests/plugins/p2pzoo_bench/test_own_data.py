@@ -5,6 +5,7 @@ import json
 import pytest
 from noise_pairs import draw_pairs
 from p2pzoo_bench import own_data, rates
+from p2pzoo_bench.bench import Bench
 from p2pzoo_bench.rates import Rate
 from p2pzoo_bench.table_file import read_table
 
@@ -116,6 +117,7 @@ def finished(folder, run_cli, no_reports):
     return results, json.loads((folder / "out.json").read_text()), (folder / "out.html").read_text()
 
 
+@pytest.mark.slow
 class TestWithFolds:
     def test_every_row_trains_its_budget_on_every_fold(self, finished, folder):
         _, table, _ = finished
@@ -156,6 +158,15 @@ def test_data_with_folds_of_its_own_is_tested_on_the_first_three(folder):
     own = own_data.on_own_data(table, "zoo:base.toml", "smoke", ["regression"], registry())
     assert (own.table.folds, own.table.seeds) == (True, 3)
     assert not any("dataset.folds" in override for row in own.table.rows for override in row.overrides)
+
+
+def test_settings_of_the_machine_that_made_the_table_are_left_out(folder):
+    shared = 'folds = 5\nset = ["compute.precision=\'bf16\'", "train.ema=0.5"]'
+    (folder / "bf16.toml").write_text(TABLE.replace("folds = 5", shared))
+    table = read_table(str(folder / "bf16.toml"))
+    own = own_data.on_own_data(table, str(folder / "mine.toml"), "smoke", ["regression"], registry())
+    cell = Bench(own.table, registry(), folder / "runs", profile="smoke").cells[0]
+    assert (cell.experiment.compute.precision, cell.experiment.train.ema) == ("auto", 0.5)
 
 
 class TestWithFewPairs:

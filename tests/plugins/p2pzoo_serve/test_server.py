@@ -254,7 +254,9 @@ def read_document(process):
             return json.loads(text)
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGINT, 130), pytest.param(signal.SIGTERM, 143, marks=pytest.mark.slow)]
+)
 def test_a_signal_ends_the_command_at_once_and_leaves_no_file(start, with_dropout, tmp_path, monkeypatch, number, code):
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     process = start("-m", "p2pzoo", "serve", with_dropout, "--port", "0", "--device", "cpu", "--json")

@@ -90,6 +90,7 @@ def test_a_resumed_run_is_the_same_run_with_each_value_once(run, stop_at, store,
     assert after.info.status == "FINISHED"
 
 
+@pytest.mark.slow
 def test_a_metric_that_is_added_later_joins_the_run_and_fresh_is_a_new_one(run, store, on_store, tmp_path):
     run(tmp_path, on_store)
     assert run(tmp_path, on_store, "metrics.again.use=l1").first_step is None

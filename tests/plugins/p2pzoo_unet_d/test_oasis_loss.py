@@ -172,7 +172,12 @@ def test_labels_follow_augmentations_of_what_d_sees():
 
 @pytest.mark.usefixtures("no_reports")
 @pytest.mark.parametrize(
-    "overrides", [(), ("train.pool_size=3",), ("augmentations.a.use=diffaugment",)], ids=["plain", "pool", "augmented"]
+    "overrides",
+    [
+        pytest.param((), id="plain"),
+        pytest.param(("train.pool_size=3",), id="pool", marks=pytest.mark.slow),
+        pytest.param(("augmentations.a.use=diffaugment",), id="augmented", marks=pytest.mark.slow),
+    ],
 )
 def test_a_killed_run_resumes_with_bit_identical_results(run, tmp_path, overrides):
     oasis = 'discriminator={use="oasis", num_classes=9, width=2, levels=2}', 'gan_loss={use="oasis"}'
