@@ -312,3 +312,34 @@ def test_an_exact_deformation_has_no_error_and_none_has_that_of_the_warp(load, m
     assert exact["field"] == pytest.approx(2.0, abs=1e-5)
     assert exact["error"] == 0
     assert none["error"] == none["field"]
+
+
+@pytest.mark.slow
+def test_uncertainty_measures_coverage_on_every_fold_and_goes_on(tmp_path, run_here, load, monkeypatch):
+    uncertainty = load("uncertainty")
+    monkeypatch.setattr(uncertainty, "SOURCES", {"quantiles": uncertainty.SOURCES["quantiles"]})
+    small = ["--runs", tmp_path / "runs", "--profile", "smoke", "--folds", 3, "--images", 4, "--jobs", 1]
+    options = [*small, "-s", "compute.precision=fp32", "-o", tmp_path / "result.json"]
+    done = run_here("uncertainty", *options)
+    assert done.exit_code == 0, done.output
+    [row] = json.loads((tmp_path / "result.json").read_text())["rows"].values()
+    assert [fold["fold"] for fold in row["folds"]] == [0, 1, 2]
+    assert all(0 < fold["interval-coverage"] <= 1 and fold["factor"] > 0 for fold in row["folds"])
+    kept = {file: file.stat().st_mtime_ns for file in (tmp_path / "runs").glob("*.json")}
+    assert run_here("uncertainty", *options).output == done.output
+    assert {file: file.stat().st_mtime_ns for file in (tmp_path / "runs").glob("*.json")} == kept
+
+
+def test_the_table_of_uncertainty_has_the_interval_over_folds_and_the_lowest_class(load):
+    def fold(covered, width, factor, **classes):
+        numbers = {f"interval-coverage.class.{name}": share for name, share in classes.items()}
+        own = {"interval-coverage": covered, "interval-coverage.width": width}
+        return {"test_images": 10, "factor": factor, **own, **numbers}
+
+    folds = [fold(0.8, 0.3, 1.5, sea=0.9), fold(0.85, 0.4, 2.0, sea=0.5, snow=0.75), fold(0.9, 0.5, 1.0, snow=0.75)]
+    rows = {"one": {"label": "one source", "folds": folds}}
+    row = load("uncertainty").table({"level": 0.8, "rows": rows}).splitlines()[-1]
+    half = 4.302653 * 0.05 / 3**0.5
+    assert row == (
+        f"| one source | 0.850 [{0.85 - half:.3f}, {0.85 + half:.3f}] | 0.800 | sea: 0.700 | 0.400 | 1.00 to 2.00 |"
+    )
