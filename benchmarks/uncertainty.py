@@ -3,8 +3,8 @@
     python benchmarks/uncertainty.py --runs runs/uncertainty -o benchmarks/results/uncertainty.json
 
 For each fold and source: train, calibrate the average of G at level .8 on the validation blocks, and measure coverage
-on the test blocks. Fold r has seed r. No block that calibrates has chosen anything: the recipes were fixed before, and no
-checkpoint is chosen. The numbers of each fold are kept in RUNS, so that an interrupted call goes on.
+on the test blocks. Fold r has seed r. No block that calibrates has chosen anything: the recipes were fixed before, and
+no checkpoint is chosen. The numbers of each fold are kept in RUNS, so that an interrupted call goes on.
 """
 
 from __future__ import annotations
