@@ -11,14 +11,10 @@ from stack_pairs import cells, ome, write_pairs, write_stack
 from p2pzoo.utils.errors import UserError
 from p2pzoo.utils.folds import Fold
 
+pytestmark = pytest.mark.usefixtures("own_cache")
 SPLITS = ("train", "val", "test")
 SCALES = {"x_scale": (0, 5000), "y_scale": (0, 5000)}
 ONE_FILE = {"x_channels": ("BF",), "y_channels": ("DAPI",)}
-
-
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("P2PZOO_CACHE", str(tmp_path / "cache"))
 
 
 def stacks(folder, split="train", **parameters):
