@@ -12,7 +12,7 @@ from p2pzoo_microscopy import translate as translate_module
 from p2pzoo_microscopy.planes import Planes, describe_stack
 from p2pzoo_microscopy.stack_files import open_stack
 from p2pzoo_microscopy.translate import translate_stack
-from stack_pairs import MICROMETRES, cells, write_pairs, write_stack
+from stack_pairs import MICROMETRES, cells, damage_page, write_pairs, write_stack
 from torch import nn
 
 import p2pzoo
@@ -251,11 +251,7 @@ def test_an_interruption_or_a_damaged_plane_leaves_nothing(tmp_path, monkeypatch
 
     with pytest.raises(KeyboardInterrupt):
         translate_stack(model_of(), path, target, progress=stop)
-    with tifffile.TiffFile(path) as tiff:
-        offset = tiff.pages[2].dataoffsets[0]
-    with path.open("rb+") as file:
-        file.seek(offset)
-        file.write(b"x" * 50)
+    damage_page(path, 2)
     with pytest.raises(UserError, match="cannot be read at channel 1, frame 3, plane 1"):
         translate_stack(model_of(), path, target)
     assert not list(target.parent.iterdir())
