@@ -132,9 +132,46 @@ def run_cli():
 
 
 @pytest.fixture(scope="session")
+def assert_refused(run_cli):
+    """assert_refused(message, "run", …): the command ends with exit code 2 and one line, which has the message."""
+
+    def assert_refused(message, *args):
+        result = run_cli(*args)
+        assert (result.exit_code, message in result.output) == (2, True), result.output
+        assert len(result.output.strip().splitlines()) == 1, result.output
+
+    return assert_refused
+
+
+@pytest.fixture
+def own_cache(tmp_path, monkeypatch):
+    """The user's cache, in the test's own folder; empty."""
+    monkeypatch.setenv("P2PZOO_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+@pytest.fixture(scope="session")
 def run(run_cli, arguments):
     """run(runs, "train.ema=0.9", …): train the tiny recipe in this process, in the folder `runs`."""
     return lambda runs, *overrides, flags=(): run_cli(*arguments(runs, *overrides), *flags)
+
+
+@pytest.fixture(scope="session")
+def train_on(run_cli, tiny):
+    """train_on(folder, tables): train the networks of the tiny recipe on 8 images of other data, in `folder`.
+
+    The recipe is recipe.toml, with these tables; runs/ is for its run, and cache/ is the cache. Returns a CommandResult
+    and the run's folder, None without one.
+    """
+
+    def train_on(folder, tables):
+        (folder / "recipe.toml").write_text(f"extends = '{tiny}'\n{tables}[train]\nimages = 8\n")
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("P2PZOO_CACHE", str(folder / "cache"))
+            result = run_cli("run", folder / "recipe.toml", "--profile", "smoke", "--runs", folder / "runs")
+        return result, next((file.parent for file in folder.glob("runs/*/*/model.safetensors")), None)
+
+    return train_on
 
 
 @pytest.fixture(scope="module")

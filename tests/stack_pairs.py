@@ -32,6 +32,15 @@ def write_stack(path, values, names=("BF", "DAPI"), pixel=MICROMETRES, **options
     return path
 
 
+def damage_page(path, number):
+    """Overwrite the first values of a page of a TIFF; pages are counted from 0."""
+    with tifffile.TiffFile(path) as tiff:
+        offset = tiff.pages[number].dataoffsets[0]
+    with path.open("rb+") as file:
+        file.seek(offset)
+        file.write(b"x" * 50)
+
+
 def write_pairs(folder, count=4, names=(("BF",), ("DAPI",)), **shape):
     """inputs/00.tif, … with the first channels, and targets/00.tif, … with the last one. Returns the folder."""
     for number in range(count):

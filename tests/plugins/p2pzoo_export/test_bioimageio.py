@@ -174,11 +174,9 @@ OPTIONS = {  # what is wrong: (arguments, message)
 
 
 @pytest.mark.parametrize(("arguments", "message"), OPTIONS.values(), ids=OPTIONS)
-def test_options_that_do_not_fit_are_refused_in_one_line(run_cli, tmp_path, monkeypatch, arguments, message):
+def test_options_that_do_not_fit_are_refused_in_one_line(assert_refused, tmp_path, monkeypatch, arguments, message):
     monkeypatch.chdir(tmp_path)
-    result = run_cli("export", "zoo:earth-small", "--to", "bioimageio", "-o", "out", *arguments)
-    assert (result.exit_code, message in result.output) == (2, True), result.output
-    assert len(result.output.strip().splitlines()) == 1
+    assert_refused(message, "export", "zoo:earth-small", "--to", "bioimageio", "-o", "out", *arguments)
     assert not list(tmp_path.iterdir())
 
 

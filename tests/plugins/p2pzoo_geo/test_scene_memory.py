@@ -1,20 +1,16 @@
-"""Memory of scenes: under a limit of the address space, as of `ulimit -v`, in a process of its own."""
-
-import subprocess
-import sys
+"""Memory of scenes, under a limit; a full disk."""
 
 import numpy as np
 import pytest
 import rasterio
+from fault_injection import largest_file
 from landscapes import TRANSFORM, UTM, landscape, write_raster
+from memory_limit import ON_LINUX, run_under_limit
 
 SIDE = 6000
 LIMIT = 160  # MB beyond what the process has taken after a small scene: the large one has 206 MB in x, in its own dtype
 
-CHILD = """
-import resource, sys
-from pathlib import Path
-
+PROGRAM = """
 import numpy as np, rasterio, torch
 from p2pzoo_geo import rasters
 from p2pzoo_geo.bands import Bands
@@ -25,7 +21,6 @@ from p2pzoo.models.model import Model
 from p2pzoo.models.model_file import ModelHeader
 
 rasters.CACHE_MEGABYTES = 32  # of 256, which would hold the whole scene
-what, limit = sys.argv[1], int(sys.argv[2]) * 2**20
 x = Bands((1, 2, 3), (None,) * 3, ((0.0, 8000.0),) * 3, "uint16", 0.0)
 y = Bands((1,), (None,), ((0.0, 4000.0),), "uint16", 0.0)
 layout = {"scene": {"x": x.as_json(), "y": y.as_json(), "pixel": [10, 10], "crs": "EPSG:32633"}}
@@ -46,12 +41,7 @@ work = {
     "translate": lambda folder: translate_scene(model, folder / "x.tif", folder / "out.tif"),
     "whole": lambda folder: read_whole(folder / "x.tif"),
     "window": window,
-}[what]
-small, large = Path("small"), Path("large")
-work(small)  # libraries are loaded, and threads started
-taken = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-resource.setrlimit(resource.RLIMIT_AS, (taken + limit, taken + limit))
-work(large)
+}
 """
 
 
@@ -74,38 +64,24 @@ def folder(tmp_path_factory):
     return folder
 
 
-def run(what, folder, limit=LIMIT):
-    return subprocess.run([sys.executable, "-c", CHILD, what, str(limit)], cwd=folder, capture_output=True, text=True)
-
-
+@ON_LINUX
 @pytest.mark.slow
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc, and limits the address space")
 class TestUnderALimit:
     def test_the_limit_is_too_low_for_a_whole_scene(self, folder):
-        result = run("whole", folder)
+        result = run_under_limit(PROGRAM, "whole", folder, LIMIT)
         assert result.returncode != 0
         assert "memory" in result.stderr.lower()
 
     @pytest.mark.parametrize("what", ["translate", "window"])
     def test_a_large_scene_needs_little_more_than_a_small_one(self, folder, what):
-        result = run(what, folder)
+        result = run_under_limit(PROGRAM, what, folder, LIMIT)
         assert result.returncode == 0, result.stderr
 
 
-FULL = """
-import resource, signal, sys
-from p2pzoo.cli import main
-signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))  # files of more bytes fail as on a full disk
-main(sys.argv[1:])
-"""
-
-
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="limits the size of files")
-def test_a_full_disk_is_reported_in_one_line(tmp_path):
+def test_a_full_disk_is_reported_in_one_line(run_cli, tmp_path):
     scene = write_raster(tmp_path / "x.tif", np.random.default_rng(0).integers(0, 255, (3, 256, 256)), dtype="uint8")
-    command = ["translate-scene", "zoo:earth-small", str(scene), "-o", str(tmp_path / "out.tif"), "--device", "cpu"]
-    result = subprocess.run([sys.executable, "-c", FULL, *command], capture_output=True, text=True)
-    assert result.returncode == 2, result.stderr
-    assert "cannot be written" in result.stderr.splitlines()[-1]
+    with largest_file(20_000):
+        result = run_cli("translate-scene", "zoo:earth-small", scene, "-o", tmp_path / "out.tif", "--device", "cpu")
+    assert result.exit_code == 2, result.output
+    assert "cannot be written" in result.output.splitlines()[-1]
     assert not (tmp_path / "out.tif").exists()

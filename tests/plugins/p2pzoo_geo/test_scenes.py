@@ -22,13 +22,9 @@ from p2pzoo.plugin import Batch
 from p2pzoo.utils.errors import UserError
 from p2pzoo.utils.folds import Fold
 
+pytestmark = pytest.mark.usefixtures("own_cache")
 HOLE = (slice(0, 40), slice(0, 50))
 BLOCK = {"tiled": True, "blockxsize": 1024, "blockysize": 1024}
-
-
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("P2PZOO_CACHE", str(tmp_path / "cache"))
 
 
 def scenes(folder, split="train", **parameters):

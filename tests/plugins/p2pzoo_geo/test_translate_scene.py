@@ -21,15 +21,7 @@ from p2pzoo.models.model_file import ModelHeader
 from p2pzoo.utils.errors import UserError
 
 HOLE = (slice(0, 40), slice(0, 50))
-RECIPE = """
-extends = "zoo:base.toml"
-title = "scenes"
-[generator]
-width = 8
-depth = 3
-[discriminator]
-width = 8
-receptive_field = 16
+TABLES = """
 [dataset]
 use = "scenes"
 inputs = "inputs"
@@ -45,30 +37,19 @@ use = "band-error"
 [metrics.mae]
 use = "mae"
 classes = ["valid"]
-[train]
-images = 8
-[evaluate]
-samples = 2
-[compute]
-device = "cpu"
-threads = 1
 """
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory, run_cli):
+def trained(tmp_path_factory, train_on):
     """The folder of a run on a pair of scenes, and a scene that was not trained on."""
     folder = tmp_path_factory.mktemp("trained")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("P2PZOO_CACHE", str(folder / "cache"))
-        write_pair(folder, height=192, width=192, holes=[HOLE])
-        (folder / "recipe.toml").write_text(RECIPE)
-        result = run_cli("run", folder / "recipe.toml", "--profile", "smoke", "--runs", folder / "runs")
+    write_pair(folder, height=192, width=192, holes=[HOLE])
+    result, run = train_on(folder, TABLES)
     assert result.exit_code == 0, result.output
     assert "next             p2pzoo translate-scene " in result.output
     write_pair(folder / "new", height=150, width=230, seed=5, holes=[HOLE])
-    [model] = (folder / "runs").rglob("model.safetensors")
-    return model.parent, folder / "new" / "inputs" / "a.tif"
+    return run, folder / "new" / "inputs" / "a.tif"
 
 
 def read(path):
@@ -279,7 +260,7 @@ def test_bands_are_found_by_their_names_in_another_order(trained, run_cli, tmp_p
     assert np.array_equal(read(tmp_path / "ya.tif"), read(tmp_path / "yx.tif"))
 
 
-def test_faults_are_one_line_and_write_nothing(trained, run_cli, tmp_path):
+def test_faults_are_one_line_and_write_nothing(trained, assert_refused, tmp_path):
     run, scene = trained
     one_band = write_raster(tmp_path / "one.tif", landscape(64, 64, 1))
     (tmp_path / "text.tif").write_text("no raster")
@@ -301,17 +282,14 @@ def test_faults_are_one_line_and_write_nothing(trained, run_cli, tmp_path):
         ((scene, "-o", one_band), "--force overwrites it"),
         ((scene, "-o", out / "y.tif", "--tile", "33"), "does not fit this generator"),
     ):
-        result = run_cli("translate-scene", run, *arguments)
-        assert (result.exit_code, message in result.output) == (2, True), result.output
-        assert len(result.output.strip().splitlines()) == 1
+        assert_refused(message, "translate-scene", run, *arguments)
     assert not list(out.iterdir())
 
 
-def test_a_pair_on_two_grids_leaves_no_run(run_cli, tmp_path):
+def test_a_pair_on_two_grids_leaves_no_run(train_on, tmp_path):
     write_pair(tmp_path, height=192, width=192)
     write_raster(tmp_path / "targets" / "a.tif", landscape(192, 192, 1), dtype="float32", crs=OTHER_UTM)
-    (tmp_path / "recipe.toml").write_text(RECIPE)
-    result = run_cli("run", tmp_path / "recipe.toml", "--profile", "smoke", "--runs", tmp_path / "runs")
+    result, _ = train_on(tmp_path, TABLES)
     assert result.exit_code == 2
     [_, line] = result.output.strip().splitlines()  # after the name of the recipe
     assert "CRS differ, EPSG:32633 and EPSG:32632" in line

@@ -141,11 +141,8 @@ class TestCommand:
             (("RUN/nothing",), "no such model"),
         ],
     )
-    def test_bad_arguments_are_refused_in_one_line(self, trained, run_cli, words, message):
-        result = run_cli("calibrate", *(each.replace("RUN", str(trained)) for each in words))
-        assert result.exit_code == 2
-        assert message in result.output
-        assert len(result.output.strip().splitlines()) == 1
+    def test_bad_arguments_are_refused_in_one_line(self, trained, assert_refused, words, message):
+        assert_refused(message, "calibrate", *(each.replace("RUN", str(trained)) for each in words))
 
     def test_a_model_without_bounds_and_without_random_numbers_is_refused(self, run, run_cli, tmp_path):
         settings = ("train.images=2", "generator.noise=none", "evaluate.test_mode=eval")

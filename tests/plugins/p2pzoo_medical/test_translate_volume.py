@@ -18,12 +18,8 @@ from p2pzoo.models.model import Model
 from p2pzoo.models.model_file import ModelHeader
 from p2pzoo.utils.errors import UserError
 
+pytestmark = pytest.mark.usefixtures("own_cache")
 CT, MR = Units((-1000.0, 1500.0), "int16", "CT"), Units((0.0, 1250.0), "int16")
-
-
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("P2PZOO_CACHE", str(tmp_path / "cache"))
 
 
 class Middle(nn.Module):
@@ -252,7 +248,7 @@ def test_a_damaged_description_is_refused(tmp_path, value):
         translate_volume(model, mr_file(tmp_path), tmp_path / "x.nii", Options())
 
 
-def test_faults_are_one_line_and_write_nothing(run_cli, tmp_path):
+def test_faults_are_one_line_and_write_nothing(assert_refused, tmp_path):
     file, out = mr_file(tmp_path), tmp_path / "out"
     out.mkdir()
     (tmp_path / "text.nii").write_text("no volume")
@@ -266,23 +262,13 @@ def test_faults_are_one_line_and_write_nothing(run_cli, tmp_path):
         ((file, "-o", out / "y.nii", "--mask", file), "add it, or remove them"),
         ((file, "-o", out / "y.nii"), "was not trained on the dataset 'volumes'"),
     ):
-        result = run_cli("translate-volume", "zoo:earth-small", *arguments)
-        assert (result.exit_code, message in result.output) == (2, True), result.output
-        assert len(result.output.strip().splitlines()) == 1
+        assert_refused(message, "translate-volume", "zoo:earth-small", *arguments)
     assert not list(out.iterdir())
 
 
 # --- a whole run -------------------------------------------------------------------------------------------------
 
-RECIPE = """
-extends = "zoo:base.toml"
-title = "volumes"
-[generator]
-width = 8
-depth = 3
-[discriminator]
-width = 8
-receptive_field = 16
+TABLES = """
 [dataset]
 use = "volumes"
 inputs = "inputs"
@@ -297,31 +283,22 @@ split_seed = 1
 [metrics.mae]
 use = "mae"
 classes = ["body"]
-[train]
-images = 8
-[evaluate]
-samples = 2
-[compute]
-device = "cpu"
-threads = 1
 """
 
 
-def test_no_name_of_a_patient_is_in_a_run_its_pages_and_its_card(run_cli, tmp_path):
+def test_no_name_of_a_patient_is_in_a_run_its_pages_and_its_card(train_on, run_cli, tmp_path):
     for number in range(4):
         mr, ct = head(number)
         patient = f"Muster-secret-{number}"
         write_series(tmp_path / "inputs" / f"case{number}", mr, patient=patient)
         write_series(tmp_path / "targets" / f"case{number}", ct, modality="CT", patient=patient)
-    (tmp_path / "recipe.toml").write_text(RECIPE)
-    result = run_cli("run", tmp_path / "recipe.toml", "--profile", "smoke", "--runs", tmp_path / "runs")
+    result, run = train_on(tmp_path, TABLES)
     assert result.exit_code == 0, result.output
     assert "next             p2pzoo translate-volume " in result.output
-    [model] = (tmp_path / "runs").rglob("model.safetensors")
-    outputs = [result.output]
+    model, outputs = run / "model.safetensors", [result.output]
     for command in (
-        ("card", model.parent, "-o", tmp_path / "card"),
-        ("evaluate", model.parent, "--json"),
+        ("card", run, "-o", tmp_path / "card"),
+        ("evaluate", run, "--json"),
         ("data", "check", tmp_path / "recipe.toml", "--json"),
         ("translate-volume", model, tmp_path / "inputs" / "case1", "-o", tmp_path / "card" / "y.nii.gz", "--json"),
     ):
@@ -335,6 +312,6 @@ def test_no_name_of_a_patient_is_in_a_run_its_pages_and_its_card(run_cli, tmp_pa
         assert not [path for path in files if name.encode() in path.read_bytes() and path.suffix != ".toml"], name
         assert name == "case1" or not any(name in output for output in outputs)
     assert NOTICE.replace("-", "") in (tmp_path / "card" / "README.md").read_text().replace("\\", "").replace("-", "")
-    assert "patient-0" in (model.parent / "report.html").read_text() + outputs[2]
-    metrics = json.loads((model.parent / "results.json").read_text())["metrics"]
+    assert "patient-0" in (run / "report.html").read_text() + outputs[2]
+    metrics = json.loads((run / "results.json").read_text())["metrics"]
     assert 20 < metrics["mae"]["value"] < 2500

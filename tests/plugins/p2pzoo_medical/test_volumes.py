@@ -18,12 +18,8 @@ from phantoms import AFFINE, SHAPE, head, read, reoriented, write_nifti, write_p
 from p2pzoo.utils.errors import UserError
 from p2pzoo.utils.folds import Fold
 
+pytestmark = pytest.mark.usefixtures("own_cache")
 SPLITS = ("train", "val", "test")
-
-
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("P2PZOO_CACHE", str(tmp_path / "cache"))
 
 
 @pytest.fixture

@@ -6,19 +6,15 @@ import tifffile
 from p2pzoo_microscopy import stack_files
 from p2pzoo_microscopy.stack_files import open_stack
 from p2pzoo_microscopy.stacks import Stacks
-from stack_pairs import cells, ome, write_pairs, write_stack
+from stack_pairs import cells, damage_page, ome, write_pairs, write_stack
 
 from p2pzoo.utils.errors import UserError
 from p2pzoo.utils.folds import Fold
 
+pytestmark = pytest.mark.usefixtures("own_cache")
 SPLITS = ("train", "val", "test")
 SCALES = {"x_scale": (0, 5000), "y_scale": (0, 5000)}
 ONE_FILE = {"x_channels": ("BF",), "y_channels": ("DAPI",)}
-
-
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("P2PZOO_CACHE", str(tmp_path / "cache"))
 
 
 def stacks(folder, split="train", **parameters):
@@ -333,11 +329,7 @@ def test_a_file_that_ends_early_is_named(tmp_path, capfd, options, kept):
 
 def test_damaged_values_are_named_with_their_place(tmp_path):
     path = write_stack(tmp_path / "a.tif", cells(t=3))
-    with tifffile.TiffFile(path) as tiff:
-        offset = tiff.pages[3].dataoffsets[0]
-    with path.open("rb+") as file:
-        file.seek(offset)
-        file.write(b"x" * 50)
+    damage_page(path, 3)
     with pytest.raises(UserError, match="cannot be read at channel 2, frame 2, plane 1"):
         read_all(path)
 
