@@ -168,9 +168,7 @@ def row(tmp_path, experiment):
             folder.mkdir()
             values, digest = np.asarray(values, np.float32), f"p{seed if own_images else ''}"
             ids = [f"{seed if own_images else ''}-{i}" for i in range(len(values))]
-            save_tensors(
-                folder / "stats.safetensors", {"l1.l1": torch.from_numpy(values)}, {"ids": ids, "blocks": ids}
-            )
+            save_tensors(folder / "stats.safetensors", {"l1.l1": torch.from_numpy(values)}, {"ids": ids, "blocks": ids})
             results = {
                 "id": f"{name}{seed}", "recipe": name, "profile": "smoke", "seed": seed, "measured": {"l1": digest},
                 "metrics": {"l1": {"value": float(values.mean()), "protocol": digest}},
