@@ -1,0 +1,351 @@
+"""Tables that say something else than their numbers do. Each test states what should hold, and fails until it does."""
+
+import csv
+import io
+import json
+
+import numpy as np
+import pytest
+import torch
+from noise_pairs import draw_pairs
+from p2pzoo_bench import formats, own_data, rates
+from p2pzoo_bench.answer import find_answer
+from p2pzoo_bench.comparison import TableRow, build_comparison
+from p2pzoo_bench.folds import holm, over_folds
+from p2pzoo_bench.rates import Rate
+from p2pzoo_bench.stored_results import EvaluatedImages, FinishedRun
+from p2pzoo_bench.table_file import read_table
+from PIL import Image
+
+from p2pzoo import config
+from p2pzoo.data import Store
+from p2pzoo.models.safetensors_io import save_tensors
+from p2pzoo.plugin.loader import registry
+
+NAN = float("nan")
+SMALL = ["dataset.size=64", "dataset.stride=256", "generator.width=8", "discriminator.width=8"]
+ONE = """
+extends = "zoo:base.toml"
+drop = ["metrics.ssim", "metrics.psnr", "discriminator", "gan_loss"]
+[dataset]
+use = "folders"
+inputs = "a"
+targets = "b"
+size = [32, 32]
+[generator]
+width = 4
+depth = 3
+norm = "group"
+noise = "none"
+[train]
+batch_size = 2
+images = 2
+log_every = 100
+[compute]
+device = "cpu"
+"""
+TABLE = """
+folds = 3
+set = ["dataset.folds=3"]
+[columns]
+l1 = "L1"
+[rows.one]
+recipe = "one.toml"
+"""
+
+
+def wrong(reason):
+    return pytest.mark.xfail(strict=True, reason=reason)
+
+
+# --- the answer in words ---------------------------------------------------------------------------------------
+
+
+def cell(mean, differences=None):
+    """A row whose differences from the baseline are these, one for each of the folds."""
+    if differences is None:
+        return {"mean": mean}
+    of = over_folds(differences, [12] * len(differences))
+    interval = vars(of.interval())
+    return {"mean": mean, "difference": {"blocks": interval, "seeds": interval, "p": of.p}}
+
+
+def say(rows, primary=None, **facts):
+    doc = {
+        "baseline": "regression",
+        "columns": [{"metric": "kid", "heading": "KID", "better": "lower", "unavailable": None}],
+        "rows": [{"name": name, "label": name, "cells": {"kid": each}} for name, each in rows.items()],
+        **facts,
+    }
+    return find_answer(doc, primary)
+
+
+@wrong("a comparison with NaN is False, so the row is in the group that is behind")
+def test_a_row_without_a_number_is_not_behind_beyond_chance():
+    [line] = say({"regression": cell(0.2), "flow": cell(NAN, [NAN, 0.1, 0.1])}, folds=3)
+    assert "behind" not in line
+
+
+@wrong("max() keeps a NaN that comes first")
+def test_a_baseline_without_a_number_has_not_the_best_mean():
+    [line] = say({"regression": cell(NAN), "flow": cell(0.1, [NAN, -0.1, -0.1])}, folds=3)
+    assert "best mean is that of regression" not in line
+
+
+@wrong("a NaN among the p-values counts as 1 wherever it stands, and raises those that come after it")
+@pytest.mark.parametrize("place", [0, 1])
+def test_a_p_value_that_is_not_known_does_not_change_the_order_of_the_others(place):
+    p = [0.001, 0.02]
+    p.insert(place, NAN)
+    adjusted = holm(p)
+    del adjusted[place]
+    assert adjusted == pytest.approx([0.003, 0.04])
+
+
+@wrong("rows without a p-value are left out of Holm's family, and the sentence counts them")
+def test_the_p_value_is_adjusted_for_as_many_rows_as_the_sentence_says():
+    rows = {"regression": cell(0.2), "a": cell(0.07, [-0.1, -0.16, -0.13])}
+    rows |= {name: cell(0.09, [-0.1, -0.12]) for name in "bc"}
+    p = over_folds([-0.1, -0.16, -0.13], [12] * 3).p
+    assert 3 * p > 0.05 > p
+    [line] = say(rows, "kid", folds=3)
+    assert "adjusted for 3 rows" not in line
+
+
+@wrong("a difference of two rows without an interval is said to be a difference within chance")
+@pytest.mark.parametrize("differences", [[-0.1, -0.12], [-0.1, -0.1, -0.1]], ids=["two folds", "all equal"])
+def test_without_an_interval_nothing_is_said_about_chance(differences):
+    [line] = say({"regression": cell(0.2), "flow": cell(0.1, differences)}, folds=len(differences))
+    assert "no difference beyond chance" not in line
+
+
+@wrong("the minus sign replaces the hyphens of the label too")
+def test_rows_have_the_names_of_the_table_in_the_answer():
+    [line] = say({"regression": cell(0.2), "pix2pix-hd": cell(0.1, [-0.1, -0.11, -0.09])}, folds=3)
+    assert "pix2pix-hd (−0.1" in line
+
+
+@wrong("differences of rounding errors have an interval too")
+def test_rounding_errors_are_no_difference_beyond_chance():
+    of_float32 = [-4.1e-9, -3.1e-9, -5.2e-9]  # of numbers near 0.5, whose neighbours are 6e-8 apart
+    [line] = say({"regression": cell(0.5), "flow": cell(0.5 - 4e-9, of_float32)}, folds=3)
+    assert "ahead" not in line
+
+
+@wrong("only the primary metric is adjusted for the number of rows")
+def test_rows_that_do_not_differ_are_seldom_said_to_differ():
+    rng, false = np.random.default_rng(0), 0
+    for _ in range(200):
+        folds = rng.normal(size=(14, 3))
+        rows = {"regression": cell(folds[0].mean())}
+        rows |= {f"row{k}": cell(folds[k].mean(), [*(folds[k] - folds[0])]) for k in range(1, 14)}
+        [line] = say(rows, folds=3)
+        false += "ahead" in line or "behind" in line
+    assert false / 200 <= 0.1
+
+
+# --- the table -------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def experiment():
+    return config.load("zoo:ablation_patch70.toml", "smoke", SMALL)
+
+
+@pytest.fixture(scope="module")
+def data(experiment):
+    return EvaluatedImages.of_store(Store(experiment.dataset.build(split="test")))
+
+
+@pytest.fixture
+def row(tmp_path, experiment):
+    """row("name", {seed: [L1 of each image, …]}) -> a TableRow; `images`: whether each seed has its own."""
+
+    def row(name, values_by_seed, *, own_images=True):
+        made = TableRow(name, name, experiment)
+        for seed, values in values_by_seed.items():
+            folder = tmp_path / f"{name}-{seed}"
+            folder.mkdir()
+            values, digest = np.asarray(values, np.float32), f"p{seed if own_images else ''}"
+            ids = [f"{seed if own_images else ''}-{i}" for i in range(len(values))]
+            save_tensors(folder / "stats.safetensors", {"l1.l1": torch.from_numpy(values)}, {"ids": ids, "blocks": ids})
+            results = {
+                "id": f"{name}{seed}", "recipe": name, "profile": "smoke", "seed": seed, "measured": {"l1": digest},
+                "metrics": {"l1": {"value": float(values.mean()), "protocol": digest}},
+                "protocols": {digest: {"split": "test"}},
+            }  # fmt: skip
+            (folder / "results.json").write_text(json.dumps(results))
+            made.runs.append(FinishedRun(folder))
+        return made
+
+    return row
+
+
+def build(rows, data, **facts):
+    facts = {"title": "T", "source": "", "profile": "smoke", **facts}
+    return build_comparison(rows, rows[0].name, {"l1": "L1"}, {}, data, facts=facts).doc
+
+
+@wrong("means are compared whichever folds they are of")
+def test_the_best_mean_is_of_the_same_folds(row, data):
+    """Fold 0 is easy. Row b is worse on it than row a, and was trained on no other."""
+    a = row("a", {0: [0.1, 0.1], 1: [0.4, 0.4], 2: [0.4, 0.4]})
+    b = row("b", {0: [0.2, 0.2]})
+    [line] = find_answer(build([a, b], data, folds=3), None)
+    assert "best mean is that of b" not in line
+
+
+@wrong("means weight folds equally, and differences by their images")
+def test_the_best_mean_and_the_differences_agree(row, data):
+    """Row b is better by 0.1 on two images, and worse by 0.05 on twenty: on all images a is better."""
+    base = np.linspace(0.3, 0.4, 20)
+    a = row("a", {0: [0.3], 1: [0.3], 2: base})
+    b = row("b", {0: [0.2], 1: [0.2], 2: base + 0.05})
+    doc = build([a, b], data, folds=3)
+    assert doc["rows"][1]["cells"]["l1"]["difference"]["seeds"]["value"] > 0
+    [line] = find_answer(doc, None)
+    assert "best mean is that of a" in line
+
+
+@pytest.fixture
+def several_seeds(row, data):
+    """Two seeds on the same images: the difference has another sign in each, beyond what the images explain."""
+    images = np.linspace(0.3, 0.4, 12)
+    noise = np.tile([0.001, -0.001], 6)
+    a = row("a", {0: images, 1: images}, own_images=False)
+    b = row("b", {0: images - 0.10 + noise, 1: images + 0.06 - 2 * noise}, own_images=False)
+    return build([a, b], data)
+
+
+@wrong("without folds the interval over test images alone decides, however the seeds differ")
+def test_a_difference_that_the_seeds_do_not_agree_on_is_not_beyond_chance(several_seeds):
+    seeds = several_seeds["rows"][1]["cells"]["l1"]["difference"]["seeds"]
+    assert seeds["low"] < 0 < seeds["high"]
+    assert "beyond chance: b" not in find_answer(several_seeds, None)[0]
+
+
+@wrong("the sentence is the same with several seeds")
+def test_the_answer_speaks_of_one_run_only_where_there_is_one(several_seeds):
+    assert not any("one run per row" in line for line in find_answer(several_seeds, None))
+
+
+@wrong("difference_low and difference_high are the bootstrap over blocks, which is only a diagnostic over folds")
+def test_csv_has_the_interval_that_the_page_shows(row, data):
+    rng = np.random.default_rng(0)
+    a, b = {f: rng.uniform(0.2, 0.4, 6) for f in range(3)}, {f: rng.uniform(0.2, 0.5, 6) for f in range(3)}
+    doc = build([row("a", a), row("b", b)], data, folds=3)
+    line = [*csv.DictReader(io.StringIO(formats.to_csv(doc)))][1]
+    interval = doc["rows"][1]["cells"]["l1"]["difference"]["seeds"]
+    assert float(line["difference_low"]) == pytest.approx(interval["low"])
+
+
+# --- own data, budgets, and runs that are found ----------------------------------------------------------------
+
+
+@pytest.fixture
+def folder(tmp_path):
+    draw_pairs(tmp_path, 36, 32)
+    (tmp_path / "one.toml").write_text(ONE)
+    (tmp_path / "table.toml").write_text(TABLE)
+    return tmp_path
+
+
+def own_arguments(folder):
+    table = read_table(str(folder / "table.toml"))
+    return table, str(folder / "one.toml"), "smoke", (), registry()
+
+
+def bench(run_cli, folder, *options):
+    result = run_cli("bench", folder / "table.toml", "--profile", "smoke", "--runs", folder / "runs", *options)
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+def split_of(folder, fold, split):
+    dataset = config.load(str(folder / "one.toml"), "smoke", ["dataset.folds=3", f"dataset.fold={fold}"]).dataset
+    dataset = dataset.build(split=split)
+    return {dataset[index].id for index in range(len(dataset))}
+
+
+class TestDataThatChanged:
+    @pytest.fixture
+    def trained(self, run_cli, folder, no_reports):
+        for fold in range(3):
+            settings = ("dataset.folds=3", f"dataset.fold={fold}", f"seed={fold}")
+            options = [part for setting in settings for part in ("-s", setting)]
+            result = run_cli("run", folder / "one.toml", "--profile", "smoke", "--runs", folder / "runs", *options)
+            assert result.exit_code == 0, result.output
+        return folder
+
+    @wrong("runs are found by their recipe; only changes of the code are noticed")
+    def test_runs_on_other_pixels_are_not_complete(self, run_cli, trained):
+        for number in range(36):
+            picture = trained / "b" / f"{number:03}.png"
+            Image.new("RGB", (32, 32), (number, 0, 0)).save(picture)
+        output = bench(run_cli, trained, "--no-train")
+        assert "changed" in output
+
+    @wrong("a further pair moves others to another fold, and runs of the old folds count")
+    def test_after_a_further_pair_no_image_is_tested_that_was_trained_on(self, run_cli, trained):
+        before = [split_of(trained, fold, "train") for fold in range(3)]
+        for side in "ab":
+            Image.new("RGB", (32, 32)).save(trained / side / "036.png")
+        seen = [before[fold] & split_of(trained, fold, "test") for fold in range(3)]
+        assert all(seen)
+        output = bench(run_cli, trained, "--dry-run")
+        assert "metrics are to be measured" not in output
+        assert "complete" not in output
+
+
+class TestBudget:
+    @pytest.fixture
+    def budget(self, run_cli, folder, monkeypatch):
+        """budget("-s", …): the lines of a dry run of 1 s for each row, where a step takes 0.1 s; .measured: threads."""
+        measured = []
+
+        def measure(name, recipe):
+            measured.append(recipe)
+            return Rate(0.1, 0.001)
+
+        def budget(*options):
+            return bench(
+                run_cli, folder, "--data", folder / "one.toml", "--budget", "1s", "--dry-run", *options
+            ).splitlines()
+
+        monkeypatch.setattr(rates, "_measure_in_process", measure)
+        budget.measured = measured
+        return budget
+
+    @wrong("-s comes after the images of the budget")
+    def test_a_number_of_images_of_the_command_line_does_not_replace_the_budget_silently(self, budget):
+        lines = budget("-s", "train.images=100")
+        assert not any("100 images" in line for line in lines)
+
+    @wrong("the key of a rate has the recipe, and not the number of threads")
+    def test_the_speed_is_measured_again_with_another_number_of_threads(self, budget):
+        for threads in (1, 2):
+            budget("--cpus-per-run", threads)
+        assert len(budget.measured) == 2
+
+    @wrong("the sizes of the three splits are added, although val is test here")
+    def test_pairs_are_counted_once(self, folder, budget):
+        for side in "ab":
+            for number in range(22):
+                split = folder / side / ("train" if number < 10 else "test")
+                split.mkdir(exist_ok=True)
+                (folder / side / f"{number:03}.png").rename(split / f"{number:03}.png")
+            for rest in (folder / side).glob("*.png"):
+                rest.unlink()
+        assert any(line.startswith("22 pairs of") for line in budget())
+
+    @wrong("a dataset with ten folds of its own is tested on three of them, which the sentence does not say")
+    def test_it_does_not_say_that_every_pair_is_tested_where_it_is_not(self, folder, budget):
+        (folder / "one.toml").write_text('extends = "zoo:base.toml"\n')
+        own = own_data.on_own_data(*own_arguments(folder))
+        experiment = config.load("zoo:base.toml", "smoke")
+        tested = sum(
+            len(config.load("zoo:base.toml", "smoke", [f"dataset.fold={fold}"]).dataset.build(split="test"))
+            for fold in range(own.table.seeds)
+        )
+        assert experiment.dataset.values["fold"] is None
+        assert own.pairs <= tested
