@@ -1,77 +1,144 @@
 """What a table says, in words: which row is ahead of the baseline in what, and where no difference is beyond chance.
 
-A difference is beyond chance where its interval leaves out 0: over folds, adjusted for the number of rows in the
-table's primary metric (Holm 1979), or over the test images of a single run, where another training may reverse it.
+A difference is beyond chance where its interval leaves out 0. Over folds its p-value, adjusted for the number of rows
+(Holm 1979), must be below 0.05 too; a row without a p-value counts as one with 1. With several seeds on the same
+images, both intervals must leave out 0, over seeds and over images: one of them alone is wrong in up to half of the
+cases. Of a single run there is the interval over its test images, and another training may reverse what it says.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from p2pzoo_bench.folds import holm
 
 SIGNIFICANCE = 0.05
+ROUNDING = 1e-6  # a difference below this part of the numbers is one of float32 rounding
 
 
 def find_answer(doc: Mapping[str, Any], primary: str | None) -> list[str]:
-    """One sentence or two for each column in which a direction is better; the primary metric's first.
+    """One sentence for each column in which a direction is better, the primary metric's first; then what they mean.
 
     doc      of `comparison.build_comparison`
-    primary  the metric whose differences are adjusted for the number of rows; None: no metric's are
+    primary  the metric that was named before; None: none was
     """
     baseline = next(row for row in doc["rows"] if row["name"] == doc["baseline"])
     columns = [column for column in doc["columns"] if column["better"] and not column["unavailable"]]
     columns.sort(key=lambda column: column["metric"] != primary)
-    sentences = [_describe_column(doc, column, baseline, primary) for column in columns]
+    sentences = [_describe_column(column, doc["rows"], baseline) for column in columns]
     lines = [sentence for sentence in sentences if sentence]
-    if lines and "folds" not in doc:
-        lines.append("All this is over the test images of one run per row; another training may reverse it.")
-    return lines
+    return [*lines, _explain(doc, baseline, primary if len(lines) > 1 else None)] if lines else []
+
+
+def _explain(doc: Mapping[str, Any], baseline: Mapping[str, Any], primary: str | None) -> str:
+    """What "beyond chance" and the intervals mean in this table."""
+    if "folds" in doc:
+        first = next((column["heading"] for column in doc["columns"] if column["metric"] == primary), None)
+        named = f" {first} was named first; the other metrics are not adjusted for their number." if first else ""
+        return (
+            "Beyond chance: over folds, adjusted for the number of rows (Holm). Intervals are 95%, each for itself; "
+            f"folds share training images, which makes them a little too narrow.{named}"
+        )
+    if len(baseline.get("runs", ())) > 1:
+        return "Beyond chance: both 95% intervals leave out 0, over seeds and over test images; the latter are shown."
+    return "All this is over the test images of one run per row; another training may reverse it."
 
 
 def _describe_column(
-    doc: Mapping[str, Any], column: Mapping[str, Any], baseline: Mapping[str, Any], primary: str | None
+    column: Mapping[str, Any], all_rows: Sequence[Mapping[str, Any]], baseline: Mapping[str, Any]
 ) -> str:
     metric, sign = column["metric"], 1 if column["better"] == "higher" else -1
-    rows = [row for row in doc["rows"] if not row.get("target") and metric in row["cells"]]
+    rows = [row for row in all_rows if not row.get("target") and metric in row["cells"]]
     others = [row for row in rows if row is not baseline]
     if baseline not in rows or not others:
         return ""
     if few := next((row["cells"][metric]["too_few"] for row in rows if "too_few" in row["cells"][metric]), None):
         return f"{column['heading']}: {few}, so nothing is said about it."
-    best = max(rows, key=lambda row: sign * row["cells"][metric]["mean"])
-    groups: dict[str, list[str]] = {"ahead": [], "behind": [], "unknown": []}
-    adjusted = _adjusted(others, metric) if metric == primary else {}
-    for row in others:
-        interval = _interval(row["cells"][metric])
-        if interval is None or adjusted.get(row["name"], 0) > SIGNIFICANCE or interval[1] <= 0 <= interval[2]:
-            groups["unknown"].append(row["label"])
-            continue
-        value, low, high = interval
-        shown = f"{row['label']} ({value:+.3g} [{low:+.3g}, {high:+.3g}])".replace("-", "−")
-        groups["ahead" if sign * value > 0 else "behind"].append(shown)
-    adjusted_text = f", adjusted for {len(others)} rows" if adjusted and len(others) > 1 else ""
-    parts = [f"{column['heading']}: the best mean is that of {best['label']}"]
-    for name, words in (("ahead", "ahead of"), ("behind", "behind")):
-        if groups[name]:
-            parts.append(f"{words} {baseline['label']} beyond chance{adjusted_text}: {', '.join(groups[name])}")
-    if groups["unknown"]:
-        parts.append(f"no difference beyond chance from {baseline['label']}: {', '.join(groups['unknown'])}")
+    if not _is_number(baseline["cells"][metric]["mean"]):
+        return f"{column['heading']}: {baseline['label']} has no number, so nothing is said about it."
+    groups: dict[str, list[str]] = {"ahead": [], "behind": [], "within": [], "open": [], "none": []}
+    for row, group in zip(others, sort_rows(others, baseline, metric, sign), strict=True):
+        shown = _show(row["cells"][metric]) if group in ("ahead", "behind") else ""
+        groups[group].append(f"{row['label']}{shown}")
+    parts = [f"{column['heading']}: the best mean is that of {_find_best(rows, baseline, metric, sign)['label']}"]
+    words = {
+        "ahead": f"ahead of {baseline['label']} beyond chance",
+        "behind": f"behind {baseline['label']} beyond chance",
+        "within": f"no difference beyond chance from {baseline['label']}",
+        "open": "without an interval, so undecided",
+        "none": "without a number",
+    }
+    parts += [f"{words[group]}: {', '.join(labels)}" for group, labels in groups.items() if labels]
     return "; ".join(parts) + "."
 
 
-def _interval(cell: Mapping[str, Any]) -> tuple[float, float, float] | None:
-    """(difference, low, high) of a cell; None without an interval."""
+def sort_rows(rows: Sequence[Mapping[str, Any]], baseline: Mapping[str, Any], metric: str, sign: int) -> list[str]:
+    """Where each row stands to the baseline in a metric.
+
+    sign  1 if higher is better, -1 if lower is
+
+    "ahead", "behind"  beyond chance
+    "within"           the difference may be chance
+    "open"             there is no interval: too few folds, one of which may be missing, or no difference at all
+    "none"             its number is not finite
+    """
+    p = [row["cells"][metric].get("difference", {}).get("p") for row in rows]
+    over_folds = any(each is not None for each in p)
+    adjusted = holm([1.0 if each is None else each for each in p]) if over_folds else [0.0] * len(rows)
+    return [
+        _sort_row(row["cells"][metric], baseline["cells"][metric]["mean"], sign, value)
+        for row, value in zip(rows, adjusted, strict=True)
+    ]
+
+
+def _sort_row(cell: Mapping[str, Any], reference: float, sign: int, adjusted: float) -> str:
     difference = cell.get("difference")
-    if difference is None:
-        return None
-    of = difference["seeds"] if "p" in difference else difference["blocks"]
-    return None if of["low"] is None else (of["value"], of["low"], of["high"])
+    if not _is_number(cell["mean"]) or (difference and not _is_number(difference["blocks"]["value"])):
+        return "none"
+    intervals = _intervals(difference) if difference else []
+    if not intervals:
+        return "open"
+    value = intervals[0]["value"]
+    is_rounding = abs(value) <= ROUNDING * max(abs(reference), abs(cell["mean"]))
+    if is_rounding or adjusted > SIGNIFICANCE or any(of["low"] <= 0 <= of["high"] for of in intervals):
+        return "within"
+    return "ahead" if sign * value > 0 else "behind"
 
 
-def _adjusted(rows: Sequence[Mapping[str, Any]], metric: str) -> dict[str, float]:
-    """{row: its p-value, adjusted for all rows}; {} without p-values, which only folds have."""
-    p = {row["name"]: row["cells"][metric].get("difference", {}).get("p") for row in rows}
-    known = {name: value for name, value in p.items() if value is not None}
-    return dict(zip(known, holm([*known.values()]), strict=True))
+def _intervals(difference: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """The intervals that decide, the one that is shown first; [] if one of them has no ends."""
+    if "p" in difference:
+        deciding = [difference["seeds"]]
+    else:
+        seeds = difference.get("seeds", {})
+        deciding = [difference["blocks"], *([seeds] if seeds.get("low") is not None else [])]
+    return [] if any(of["low"] is None for of in deciding) else deciding
+
+
+def _find_best(
+    rows: Sequence[Mapping[str, Any]], baseline: Mapping[str, Any], metric: str, sign: int
+) -> Mapping[str, Any]:
+    """The row with the best mean, of those with all runs of the baseline. Means are compared as their differences are:
+    on the same images, each of which counts the same."""
+    runs = len(baseline.get("runs", ()))
+    reference = baseline["cells"][metric]["mean"]
+
+    def lead(row: Mapping[str, Any]) -> float:
+        cell = row["cells"][metric]
+        difference = cell.get("difference")
+        of = difference["seeds" if "p" in difference else "blocks"]["value"] if difference else cell["mean"] - reference
+        return sign * of if _is_number(of) else -math.inf
+
+    complete = [row for row in rows if row is baseline or len(row.get("runs", ())) >= runs]
+    return max(complete, key=lambda row: 0.0 if row is baseline else lead(row))
+
+
+def _show(cell: Mapping[str, Any]) -> str:
+    of = _intervals(cell["difference"])[0]
+    return f" ({of['value']:+.3g} [{of['low']:+.3g}, {of['high']:+.3g}])".replace("-", "−")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and math.isfinite(value)

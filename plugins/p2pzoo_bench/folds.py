@@ -17,6 +17,7 @@ Imports only numpy and scipy.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -90,11 +91,14 @@ def over_folds(differences: Sequence[float], tiles: Sequence[int]) -> FoldDiffer
 def holm(p_values: Sequence[float]) -> list[float]:
     """The p-values of a family of claims, adjusted (Holm 1979): below 0.05, none of them is wrong with 95% probability.
 
+    A p-value that is not known (NaN) counts as 1.
+
     >>> holm([0.01, 0.04, 0.03])
     [0.03, 0.06, 0.06]
     """
-    adjusted, largest = [0.0] * len(p_values), 0.0
-    for rank, index in enumerate(sorted(range(len(p_values)), key=lambda i: p_values[i])):
-        largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[index]))
+    known = [1.0 if math.isnan(p) else p for p in p_values]
+    adjusted, largest = [0.0] * len(known), 0.0
+    for rank, index in enumerate(sorted(range(len(known)), key=lambda i: known[i])):
+        largest = max(largest, min(1.0, (len(known) - rank) * known[index]))
         adjusted[index] = largest
     return adjusted

@@ -9,9 +9,7 @@ import pytest
 import torch
 from noise_pairs import draw_pairs
 from p2pzoo_bench import formats, own_data, rates
-from p2pzoo_bench.answer import find_answer
 from p2pzoo_bench.comparison import TableRow, build_comparison
-from p2pzoo_bench.folds import holm, over_folds
 from p2pzoo_bench.rates import Rate
 from p2pzoo_bench.stored_results import EvaluatedImages, FinishedRun
 from p2pzoo_bench.table_file import read_table
@@ -22,7 +20,6 @@ from p2pzoo.data import Store
 from p2pzoo.models.safetensors_io import save_tensors
 from p2pzoo.plugin.loader import registry
 
-NAN = float("nan")
 SMALL = ["dataset.size=64", "dataset.stride=256", "generator.width=8", "discriminator.width=8"]
 ONE = """
 extends = "zoo:base.toml"
@@ -56,92 +53,6 @@ recipe = "one.toml"
 
 def wrong(reason):
     return pytest.mark.xfail(strict=True, reason=reason)
-
-
-# --- the answer in words ---------------------------------------------------------------------------------------
-
-
-def cell(mean, differences=None):
-    """A row whose differences from the baseline are these, one for each of the folds."""
-    if differences is None:
-        return {"mean": mean}
-    of = over_folds(differences, [12] * len(differences))
-    interval = vars(of.interval())
-    return {"mean": mean, "difference": {"blocks": interval, "seeds": interval, "p": of.p}}
-
-
-def say(rows, primary=None, **facts):
-    doc = {
-        "baseline": "regression",
-        "columns": [{"metric": "kid", "heading": "KID", "better": "lower", "unavailable": None}],
-        "rows": [{"name": name, "label": name, "cells": {"kid": each}} for name, each in rows.items()],
-        **facts,
-    }
-    return find_answer(doc, primary)
-
-
-@wrong("a comparison with NaN is False, so the row is in the group that is behind")
-def test_a_row_without_a_number_is_not_behind_beyond_chance():
-    [line] = say({"regression": cell(0.2), "flow": cell(NAN, [NAN, 0.1, 0.1])}, folds=3)
-    assert "behind" not in line
-
-
-@wrong("max() keeps a NaN that comes first")
-def test_a_baseline_without_a_number_has_not_the_best_mean():
-    [line] = say({"regression": cell(NAN), "flow": cell(0.1, [NAN, -0.1, -0.1])}, folds=3)
-    assert "best mean is that of regression" not in line
-
-
-@wrong("a NaN among the p-values counts as 1 wherever it stands, and raises those that come after it")
-@pytest.mark.parametrize("place", [0, 1])
-def test_a_p_value_that_is_not_known_does_not_change_the_order_of_the_others(place):
-    p = [0.001, 0.02]
-    p.insert(place, NAN)
-    adjusted = holm(p)
-    del adjusted[place]
-    assert adjusted == pytest.approx([0.003, 0.04])
-
-
-@wrong("rows without a p-value are left out of Holm's family, and the sentence counts them")
-def test_the_p_value_is_adjusted_for_as_many_rows_as_the_sentence_says():
-    rows = {"regression": cell(0.2), "a": cell(0.07, [-0.1, -0.16, -0.13])}
-    rows |= {name: cell(0.09, [-0.1, -0.12]) for name in "bc"}
-    p = over_folds([-0.1, -0.16, -0.13], [12] * 3).p
-    assert 3 * p > 0.05 > p
-    [line] = say(rows, "kid", folds=3)
-    assert "adjusted for 3 rows" not in line
-
-
-@wrong("a difference of two rows without an interval is said to be a difference within chance")
-@pytest.mark.parametrize("differences", [[-0.1, -0.12], [-0.1, -0.1, -0.1]], ids=["two folds", "all equal"])
-def test_without_an_interval_nothing_is_said_about_chance(differences):
-    [line] = say({"regression": cell(0.2), "flow": cell(0.1, differences)}, folds=len(differences))
-    assert "no difference beyond chance" not in line
-
-
-@wrong("the minus sign replaces the hyphens of the label too")
-def test_rows_have_the_names_of_the_table_in_the_answer():
-    [line] = say({"regression": cell(0.2), "pix2pix-hd": cell(0.1, [-0.1, -0.11, -0.09])}, folds=3)
-    assert "pix2pix-hd (−0.1" in line
-
-
-@wrong("differences of rounding errors have an interval too")
-def test_rounding_errors_are_no_difference_beyond_chance():
-    of_float32 = [-4.1e-9, -3.1e-9, -5.2e-9]  # of numbers near 0.5, whose neighbours are 6e-8 apart
-    [line] = say({"regression": cell(0.5), "flow": cell(0.5 - 4e-9, of_float32)}, folds=3)
-    assert "ahead" not in line
-
-
-@wrong("only the primary metric is adjusted for the number of rows")
-def test_rows_that_do_not_differ_are_seldom_said_to_differ():
-    rng, false = np.random.default_rng(0), 0
-    for _ in range(200):
-        folds = rng.normal(size=(14, 3))
-        rows = {"regression": cell(folds[0].mean())}
-        rows |= {f"row{k}": cell(folds[k].mean(), [*(folds[k] - folds[0])]) for k in range(1, 14)}
-        [line] = say(rows, folds=3)
-        false += "ahead" in line or "behind" in line
-    assert false / 200 <= 0.1
 
 
 # --- the table -------------------------------------------------------------------------------------------------
@@ -184,49 +95,6 @@ def row(tmp_path, experiment):
 def build(rows, data, **facts):
     facts = {"title": "T", "source": "", "profile": "smoke", **facts}
     return build_comparison(rows, rows[0].name, {"l1": "L1"}, {}, data, facts=facts).doc
-
-
-@wrong("means are compared whichever folds they are of")
-def test_the_best_mean_is_of_the_same_folds(row, data):
-    """Fold 0 is easy. Row b is worse on it than row a, and was trained on no other."""
-    a = row("a", {0: [0.1, 0.1], 1: [0.4, 0.4], 2: [0.4, 0.4]})
-    b = row("b", {0: [0.2, 0.2]})
-    [line] = find_answer(build([a, b], data, folds=3), None)
-    assert "best mean is that of b" not in line
-
-
-@wrong("means weight folds equally, and differences by their images")
-def test_the_best_mean_and_the_differences_agree(row, data):
-    """Row b is better by 0.1 on two images, and worse by 0.05 on twenty: on all images a is better."""
-    base = np.linspace(0.3, 0.4, 20)
-    a = row("a", {0: [0.3], 1: [0.3], 2: base})
-    b = row("b", {0: [0.2], 1: [0.2], 2: base + 0.05})
-    doc = build([a, b], data, folds=3)
-    assert doc["rows"][1]["cells"]["l1"]["difference"]["seeds"]["value"] > 0
-    [line] = find_answer(doc, None)
-    assert "best mean is that of a" in line
-
-
-@pytest.fixture
-def several_seeds(row, data):
-    """Two seeds on the same images: the difference has another sign in each, beyond what the images explain."""
-    images = np.linspace(0.3, 0.4, 12)
-    noise = np.tile([0.001, -0.001], 6)
-    a = row("a", {0: images, 1: images}, own_images=False)
-    b = row("b", {0: images - 0.10 + noise, 1: images + 0.06 - 2 * noise}, own_images=False)
-    return build([a, b], data)
-
-
-@wrong("without folds the interval over test images alone decides, however the seeds differ")
-def test_a_difference_that_the_seeds_do_not_agree_on_is_not_beyond_chance(several_seeds):
-    seeds = several_seeds["rows"][1]["cells"]["l1"]["difference"]["seeds"]
-    assert seeds["low"] < 0 < seeds["high"]
-    assert "beyond chance: b" not in find_answer(several_seeds, None)[0]
-
-
-@wrong("the sentence is the same with several seeds")
-def test_the_answer_speaks_of_one_run_only_where_there_is_one(several_seeds):
-    assert not any("one run per row" in line for line in find_answer(several_seeds, None))
 
 
 @wrong("difference_low and difference_high are the bootstrap over blocks, which is only a diagnostic over folds")
