@@ -60,7 +60,11 @@ def on_own_data(table: Table, recipe: str, profile: str | None, methods: Sequenc
     fold_overrides, pairs, test = _split(experiment)
     store = Store(experiment.dataset.build(split=experiment.evaluate.split), compute=experiment.compute)
     metrics, notes = _usable_metrics(table, store, registry)
-    columns = {column: heading for column, heading in table.columns.items() if column.partition(".")[0] not in notes}
+    columns = {
+        column if column not in metrics or metrics[column] == table.metrics[column] else f"{column}.paired": heading
+        for column, heading in table.columns.items()
+        if column.partition(".")[0] not in notes
+    }
     dataset = {"use": experiment.dataset.entry.full_name, **_without_none(experiment.dataset.values)}
     overrides = (f"dataset={inline(dataset)}", *(fold_overrides or ()))
     trained = [row.name for row in rows if row.recipe]
@@ -192,13 +196,18 @@ def _split(experiment: Experiment) -> tuple[list[str] | None, int, int]:
 def _usable_metrics(
     table: Table, store: Store, registry: Registry
 ) -> tuple[dict[str, Mapping[str, Any]], dict[str, str]]:
-    """(the table's metrics that this data has what they need for, {name of another: why it is not measured})."""
+    """(the table's metrics that this data has what they need for, {name of another: why it is not measured}).
+
+    Without blocks, a kernel distance leaves out the image itself (`NAME.paired`) in place of images of its block.
+    """
     available = {"labels": store.has_labels, "blocks": store.has_blocks}
     metrics, notes = {}, {}
     for name, values in table.metrics.items():
         missing = [need for need in registry.get("metric", str(values.get("use"))).needs if not available.get(need)]
         if missing:
             notes[name] = f"{table.columns.get(name, name)} needs {missing[0]}"
+        elif values.get("between_blocks") and not store.has_blocks:
+            metrics[name] = {key: value for key, value in values.items() if key != "between_blocks"}
         else:
             metrics[name] = values
     return metrics, notes

@@ -3,13 +3,16 @@
 import importlib
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
 from p2pzoo_bench.bench import Bench
+from p2pzoo_bench.search import build_trials, choose_settings
 from p2pzoo_bench.table_file import read_table
 
+from p2pzoo import config
 from p2pzoo.plugin.loader import registry
 
 ROOT = Path(__file__).parents[2]
@@ -40,9 +43,11 @@ def test_every_mean_and_interval_is_recomputed_from_the_runs(file, tmp_path):
     committed = json.loads(file.read_text("utf-8"))
     name, _, profile = file.stem.rpartition("-")
     seeds = max(len(row["runs"]) for row in committed["rows"])
-    bench = Bench(
-        read_table(str(ROOT / "benchmarks" / f"{name}.toml")), registry(), tmp_path, profile=profile, seeds=seeds
-    )
+    table = read_table(str(ROOT / "benchmarks" / f"{name}.toml"))
+    if chosen := committed.get("search", {}).get("chosen"):  # a test of the search recomputes them from the trials
+        rows = (replace(row, chosen=tuple(map(tuple, chosen.get(row.name, ())))) for row in table.rows)
+        table = replace(table, rows=tuple(rows))
+    bench = Bench(table, registry(), tmp_path, profile=profile, seeds=seeds)
     if bench.unavailable:
         pytest.skip("; ".join(bench.unavailable.values()))
     recomputed = json.loads(json.dumps(bench.compare({}).doc))
@@ -74,3 +79,18 @@ def test_the_rows_of_a_table_at_equal_time_have_the_images_that_were_measured(na
             images = [override for override in row.overrides if override.startswith("train.images=")][-1]
             expected = measured["rows"][row.name]["images_in_the_time_of_the_baseline"]
             assert images == f"train.images={expected}", row.name
+
+
+@pytest.mark.parametrize(
+    "file", [file for file in TABLES if "search" in json.loads(file.read_text("utf-8"))], ids=lambda file: file.stem
+)
+def test_the_settings_of_a_table_are_the_best_of_its_committed_trials(file, tmp_path):
+    committed = json.loads(file.read_text("utf-8"))
+    name, _, profile = file.stem.rpartition("-")
+    table = read_table(str(ROOT / "benchmarks" / f"{name}.toml"))
+
+    def count_images(row):
+        return config.load(row.recipe, profile, row.overrides).train.images_seen
+
+    trials = Bench(build_trials(table, count_images), registry(), tmp_path, profile=profile)
+    assert choose_settings(table, trials, {}).describe_search() == committed["search"]
