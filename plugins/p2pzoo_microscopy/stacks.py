@@ -225,7 +225,7 @@ def _describe_channels(training: _Windows, reader: Reader, scales: tuple[Scale, 
         stack = reader.open(path)
         names = tuple(channel_names(stack)[number - 1] for number in numbers)
         if side not in limits:
-            limits[side] = check_scale(f"{side}_scale", scale, len(numbers), "channels")
+            limits[side] = check_scale(f"{side}_scale", scale, len(numbers), "channel")
         described.append(Bands(numbers, names, limits[side], stack.dtype))
     return described[0], described[1]
 
