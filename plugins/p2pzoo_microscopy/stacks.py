@@ -119,9 +119,11 @@ class Stacks:
     ) -> None:
         require_tifffile("the dataset 'stacks'")
         self._reader = Reader(series, axes, Planes.of(z, z_window))
-        files = find_files(Path(inputs), targets, (x_channels, y_channels), (input_suffix, target_suffix))
+        faults: list[str] = []
+        channels, endings = (x_channels, y_channels), (input_suffix, target_suffix)
+        files = find_files(Path(inputs), targets, channels, endings, faults.extend)
         opener = Opener(self._reader, x_channels, y_channels, t, size)
-        pairs = opener.open_all(files)
+        pairs = opener.open_all(files, faults)
         blocks = find_blocks(pairs, block)
         splits = _assign_blocks(blocks, str(inputs), fractions, split_seed)
         grid = Grid(size, stride or size, size)
