@@ -247,6 +247,7 @@ def _begin(
     progress.note(f"{verb} {experiment.title}, {experiment.train.length} images{processes}, in {run.folder}")
     if engine.device_type == "cpu" and (hint := _suggest_precision(engine)):
         progress.note(hint)
+    write_report(run, experiment)
     return start_from
 
 
