@@ -73,6 +73,7 @@ def write_report(
             {"id": c.id, "note": c.note, **{name: _picture(getattr(c, name)) for name in ("x", "y_hat", "y")}}
             for c in comparisons
         ],
+        picture_note=getattr(experiment.dataset.factory, "picture_note", ""),
         paths=[{"id": p.id, "images": [(name, _picture(image)) for name, image in p.images]} for p in paths],
     )
     write_text(run.folder / "report.html", page)

@@ -81,6 +81,10 @@ class Scenes:
     classes = CLASSES
     palette = ((0, 0, 0), (255, 255, 255))
     unscored = ("nodata",)
+    picture_note = (
+        "Black and white are the ends of each band's scale (x_scale, y_scale). Of three or more bands the first three "
+        "are shown as red, green and blue, of two the first as grey."
+    )
     next_command = "translate-scene RUN SCENE.tif -o OUT.tif"
 
     def __init__(

@@ -58,6 +58,10 @@ class Volumes:
     Raises UserError with a line for each pair that does not fit; ValueError for parameters that do not.
     """
 
+    picture_note = (
+        "Black and white are the ends of x_window and y_window. With slices of 3 or more, the first three slices of x "
+        "are shown as red, green and blue: grey where they are alike."
+    )
     next_command = "translate-volume RUN VOLUME.nii.gz -o OUT.nii.gz"
     licence = f"unknown: state here what may be done with your data, and with a model trained on it. {NOTICE}"
 

@@ -91,6 +91,10 @@ class Stacks:
 
     classes = None
     palette = None
+    picture_note = (
+        "Black and white are the ends of each channel's scale (x_scale, y_scale). Of three or more channels the first "
+        'three are shown as red, green and blue, of two the first as grey; with z = "channels" planes are channels.'
+    )
     next_command = "translate-stack RUN STACK.tif -o OUT.ome.tif"
 
     def __init__(

@@ -160,6 +160,17 @@ def test_the_page_of_a_run_in_training_says_how_far_it_is(run_cli, arguments, tm
     ]
 
 
+def test_a_dataset_says_what_its_pictures_show(finished, tmp_path, monkeypatch):
+    shutil.copytree(finished, tmp_path / "run")
+    experiment = config.load("zoo:base.toml", "smoke")
+    image = torch.zeros(3, 8, 8)
+    for note, count in (("Bands 1 to 3 as <red>, green and blue.", 2), ("", 0)):
+        monkeypatch.setattr(experiment.dataset.factory, "picture_note", note, raising=False)
+        write_report(Run(tmp_path / "run"), experiment, [Comparison("1", "best", image, image, image)])
+        page = (tmp_path / "run/report.html").read_text("utf-8")
+        assert page.count("Bands 1 to 3 as &lt;red&gt;, green and blue.") == count
+
+
 def test_many_samples_are_thinned_to_limit_the_size_of_the_page(finished, tmp_path):
     shutil.copytree(finished, tmp_path / "run")
     for i in range(40):
