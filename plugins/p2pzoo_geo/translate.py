@@ -162,8 +162,8 @@ def translate_scene(
     cog: write a Cloud Optimized GeoTIFF, with overviews. fresh: see `open_pieces`.
     settings: further values that the pixels depend on, as JSON.
 
-    After an interruption the same call goes on where it stopped: finished rows are in TARGET.parts. Values are in the
-    units and the dtype of the training targets. Raises UserError as `scene_bands`, for options that do not fit the
+    Values are in the units and the dtype of the training targets. After an interruption the same call goes on where it
+    stopped: finished rows are in TARGET.parts. Raises UserError as `scene_bands`, for options that do not fit the
     model, and for a file that cannot be read or written.
     """
     divisor = model.size_divisor
@@ -186,13 +186,12 @@ def translate_scene(
         }  # fmt: skip
         form = _describe_format(source, y_bands, value, _describe(model, identity))
         with open_pieces(target, form, identity, fresh=fresh) as pieces:
-            resumed = pieces.rows
+            resumed, joined = pieces.rows, 0
             for top, strip in _translate_strips(model, source, x_bands, tiling, seed, resumed):
                 rows = strip[:, max(0, resumed - top) :].numpy()
                 first = max(top, resumed)
                 pieces.append(_to_values(rows, first, source, x_bands, y_bands, value if is_masked else None, value))
                 progress("translating", first + rows.shape[1], source.height)
-            joined = 0
 
             def count_joined(rows: int) -> None:
                 nonlocal joined
