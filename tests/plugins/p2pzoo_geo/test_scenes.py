@@ -312,7 +312,7 @@ def test_a_split_without_blocks_is_refused_with_a_seed_that_helps(tmp_path):
     seed = int(fault.rpartition("split_seed = ")[2])
     assert all(len(scenes(tmp_path, split, split_seed=seed)) for split in ("train", "val", "test"))
     [fault] = faults(tmp_path, block=64)
-    assert "1 blocks for 3 splits: make `block` smaller" in fault
+    assert "1 block for 3 splits: make `block` smaller" in fault
 
 
 def test_files_that_are_no_rasters_are_named(tmp_path):
