@@ -11,6 +11,7 @@ import click
 
 from p2pzoo.cli.options import at_use_options, json_option, print_json, stop
 from p2pzoo.utils.errors import UserError
+from p2pzoo.utils.plurals import format_count
 from p2pzoo.utils.signals import exit_code
 from p2pzoo.utils.terminal import escape
 
@@ -378,7 +379,7 @@ def _choose_suffix(model: Model, output: Path, file_format: str | None) -> str:
         raise UserError(f"{output}: this model gives label maps, whose values {suffix} changes: use --format png")
     if not (can_hold_lossy(dtype, channels) if is_lossy else can_hold(suffix, dtype, channels)):
         raise UserError(
-            f"{output}: this model gives {channels} channels of {dtype}, which {suffix} cannot hold: "
+            f"{output}: this model gives {format_count(channels, 'channel')} of {dtype}, which {suffix} cannot hold: "
             "use --format tif or npy"
         )
     return suffix

@@ -141,7 +141,12 @@ class _Checker:
             own_keys |= {*FOLD_KEYS}
         table = {name: value for name, value in table.items() if name not in own_keys}
         values = self.check_values(key, factory, table, functools.partial(schema.check_params, other_keys=keys))
-        return Component(entry, factory, values or {}, weight, self.recipe.where(key), evaluate, fold)
+        # of several layers with this table in one file, the one that names the component
+        used, last = (self.recipe.origins.get(each) for each in ((*key, "use"), key))
+        in_one_file = used is not None and last is not None and used.source is last.source
+        where = self.recipe.where_table((*key, "use")) if in_one_file else self.recipe.where(key)
+        places = {name: self.recipe.where_table((*key, name)) for name in table}
+        return Component(entry, factory, values or {}, weight, where, evaluate, fold, places)
 
     def check_fold(self, key: Key, table: Mapping[str, Any]) -> Fold | None:
         """The fold that [dataset] names; None if it names none."""

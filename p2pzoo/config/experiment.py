@@ -10,6 +10,7 @@ import functools
 import hashlib
 import json
 import math
+import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -42,6 +43,7 @@ class Component:
     """A registered component with all its parameters, from the recipe or by default.
 
     where     file:line of its table; "" if it comes from no recipe
+    places    {parameter: file:line of the table that set it}: one of a profile, or of an extended file
     evaluate  of a metric: the keys of [metrics.NAME.evaluate]
     fold      of a dataset without folds of its own: which fold is tested (utils/folds.py)
     """
@@ -53,6 +55,7 @@ class Component:
     where: str = ""
     evaluate: Mapping[str, Any] = field(default_factory=dict)
     fold: Fold | None = None
+    places: Mapping[str, str] = field(default_factory=dict)
 
     def build(self, **offered: Any) -> Any:
         """Call the factory. Its errors become UserErrors that name the component and its place in the recipe.
@@ -75,13 +78,21 @@ class Component:
     @contextlib.contextmanager
     def locate_errors(self) -> Iterator[None]:
         """Errors inside become UserErrors that name this component and its place in the recipe."""
-        place = f"{self.where}  " if self.where else ""
         try:
             yield
         except (ValueError, TypeError) as error:
-            raise UserError(f"{place}{self.entry.kind} '{self.entry.name}': {error}") from error
+            raise UserError(f"{self._place(str(error))}{self.entry.kind} '{self.entry.name}': {error}") from error
         except UserError as error:
-            raise UserError(*(f"{place}{fault}" for fault in error.faults)) from error
+            raise UserError(*(f"{self._place(fault)}{fault}" for fault in error.faults)) from error
+
+    def _place(self, fault: str) -> str:
+        """The beginning of a line: the table of the parameter whose path the fault begins with, or that it names."""
+        paths = {len(str(path)): name for name, path in self.values.items()
+                 if isinstance(path, Path) and fault.startswith(str(path))}  # fmt: skip
+        named = [paths[max(paths)]] if paths else re.findall(r"\b(\w+)(?: =|:)", fault)
+        places = [self.places[name] for name in named if name in self.places]
+        place = self.where if self.where in places or not places else places[0]
+        return f"{place}  " if place else ""
 
     def identity(self) -> dict[str, Any]:
         """What the run id holds of the component."""

@@ -104,6 +104,11 @@ class Recipe:
                 return str(origin)
         return self.home.name
 
+    def where_table(self, key: Key) -> str:
+        """file:line of the table that set a key: of several layers that have the table, the last one with the key."""
+        origin = self.origins.get(key)
+        return str(Origin(origin.source, origin.key[:-1])) if origin else self.where(key[:-1])
+
 
 def read_recipe(
     path: str, profile: str | None = None, overrides: Sequence[str] = (), *, pick: Callable[[], str] | None = None

@@ -26,6 +26,7 @@ from filelock import FileLock
 from p2pzoo.plugin.batch import Pair
 from p2pzoo.utils.errors import UserError
 from p2pzoo.utils.files import atomic_write, parse_json, remove_leftovers
+from p2pzoo.utils.plurals import format_count
 
 CACHE_FORMAT = 3  # raise it when the same sources give other bytes
 _REMEDIES = 'make room, set P2PZOO_CACHE to a folder elsewhere, or [compute] store = "stream"'
@@ -149,7 +150,7 @@ def _require_dtype(image: np.ndarray | None, dtype: np.dtype, name: str, pair: s
 def _with_progress(pairs: Iterable[Pair], count: int, path: Path) -> Iterable[Pair]:
     """The pairs, with a progress bar on standard error, or one plain line where that is no terminal."""
     if not sys.stderr.isatty():
-        print(f"preparing {count} pairs in {path}, once", file=sys.stderr, flush=True)
+        print(f"preparing {format_count(count, 'pair')} in {path}, once", file=sys.stderr, flush=True)
         return pairs
     from rich.console import Console
     from rich.progress import track

@@ -20,6 +20,7 @@ from p2pzoo.images.find_images import describe_other_files, find_images
 from p2pzoo.images.io import IMAGE_SUFFIXES, ImageHeader, inspect_image
 from p2pzoo.plugin.batch import Split
 from p2pzoo.utils.errors import MAX_NAMED_FILES, Advice, UserError, raise_faults, summarize_fault
+from p2pzoo.utils.plurals import format_count
 
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
 Files = tuple[Path, ...]  # the files of one pair: one of each folder
@@ -64,7 +65,7 @@ def find_pairs(
     for sub, (first, *others) in stems.items():
         for other, folder in zip(others, folders[1:], strict=True):
             takes_suffixes = suffixes is not None and folder == folders[1]
-            faults += _missing_partners(first, other, folders[0] / sub, folder / sub, takes_suffixes=takes_suffixes)
+            faults += find_missing_partners(first, other, folders[0] / sub, folder / sub, takes_suffixes=takes_suffixes)
     pairs = {
         sub: {stem: tuple(files[stem] for files in lists) for stem in lists[0] if all(stem in files for files in lists)}
         for sub, lists in stems.items()
@@ -219,7 +220,7 @@ def _no_images(folder: Path, *, root: bool) -> str:
     counts = {path: len(find_images(path)) for path in subs}
     splits = {path: [name for name in SPLITS if (path / name).is_dir()] for path in subs}
     contents = [f"{path.name}/ with {_join_folders(names)}" for path, names in splits.items() if names]
-    contents += [f"{path.name}/ with {count} image{'s' * (count != 1)}" for path, count in counts.items() if count]
+    contents += [f"{path.name}/ with {format_count(count, 'image')}" for path, count in counts.items() if count]
     if contents:
         expected = "images, or train/, val/ and test/," if root else "images"
         num_more = len(contents) - MAX_NAMED_FILES
@@ -240,14 +241,27 @@ def _shared_stems(files: Sequence[tuple[str, Path]], folder: Path) -> str:
     return "".join(summarize_fault(what, shared))
 
 
-def _missing_partners(
-    a: Mapping[str, Path], b: Mapping[str, Path], folder_a: Path, folder_b: Path, *, takes_suffixes: bool
+def find_missing_partners(
+    a: Mapping[str, Path],
+    b: Mapping[str, Path],
+    folder_a: Path,
+    folder_b: Path,
+    *,
+    takes_suffixes: bool,
+    noun: str = "image",
 ) -> list[str]:
-    """Faults that name the files of each folder without a partner in the other; first, why they may have none."""
+    """Faults that name the files of each folder without a partner in the other; first, why they may have none.
+
+    a, b            {stem: its file} of the two folders
+    takes_suffixes  as `suggest_names`
+    noun            what a file is, for messages
+    """
     faults = []
     for mine, theirs, here, there in ((a, b, folder_a, folder_b), (b, a, folder_b, folder_a)):
         unpaired = [file.name for stem, file in mine.items() if stem not in theirs]
-        what = f"{here}: {len(unpaired)} of {count_images(mine)} without a partner of the same name in {there}:"
+        what = (
+            f"{here}: {len(unpaired)} of {format_count(len(mine), noun)} without a partner of the same name in {there}:"
+        )
         of_each = f"{here}: without a partner of the same name in {there}:"
         faults += summarize_fault(what, unpaired, of_each=of_each)
     advice = suggest_names(a.keys() - b.keys(), b.keys() - a.keys(), takes_suffixes=takes_suffixes)
@@ -255,8 +269,7 @@ def _missing_partners(
 
 
 def count_images(images: Iterable[object]) -> str:
-    count = len(list(images))
-    return f"{count} image{'s' * (count != 1)}"
+    return format_count(len([*images]), "image")
 
 
 def _join_folders(names: Sequence[str]) -> str:

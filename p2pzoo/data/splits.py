@@ -11,6 +11,7 @@ from pydantic import Field
 from p2pzoo.data.pairing import SPLITS, Files
 from p2pzoo.plugin.batch import Split
 from p2pzoo.utils.errors import UserError
+from p2pzoo.utils.plurals import format_count
 from p2pzoo.utils.rng import derive_seed
 
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -61,7 +62,7 @@ def _refuse_empty_splits(
 ) -> None:
     wanted = [split for split, share in zip(SPLITS, fractions, strict=True) if share > 0]
     if len(pairs) < len(wanted):
-        raise UserError(f"{where}: {len(pairs)} {units} for {len(wanted)} splits: {remedy}")
+        raise UserError(f"{where}: {format_count(len(pairs), units[:-1])} for {len(wanted)} splits: {remedy}")
 
     def count(seed: int) -> list[int]:
         splits = _split_by_name(pairs, fractions, seed)

@@ -39,6 +39,7 @@ from p2pzoo.models.tiling import Tiling, blend_tiles
 from p2pzoo.utils import rng
 from p2pzoo.utils.errors import OutOfMemory, UserError
 from p2pzoo.utils.memory import check_available
+from p2pzoo.utils.plurals import format_count
 
 ImageLike = TypeVar("ImageLike", Image.Image, np.ndarray, Tensor)
 
@@ -310,7 +311,8 @@ class Model:
         dtype, channels = self.output_format
         if channels > 1 and (dtype != "uint8" or channels > 4):
             raise ValueError(
-                f"a PIL image cannot hold what this model returns, {channels} channels of {dtype}: pass an array"
+                f"a PIL image cannot hold what this model returns, {format_count(channels, 'channel')} of {dtype}: "
+                "pass an array"
             )
         picture = Image.fromarray(translated[..., 0] if channels == 1 else translated)
         if self.palette:

@@ -226,6 +226,8 @@ class Dataset(Protocol):
     licence      licence of the data in one line, for data without an `archive`; for model cards. Without it, a model
                  card has a line that the user fills in
     archive      the `Archive` that its files are published in; `p2pzoo data fetch NAME` downloads it
+    picture_note  what the pictures of x and y show, if they are no colours: which channels, and in which units. The
+                 report of a run shows it
     next_command  how `p2pzoo` translates other files of this kind with the model in the folder RUN, which a run prints
                  at its end: "translate-scene RUN SCENE.tif -o OUT.tif". Default: `p2pzoo translate` with an image
     """

@@ -57,6 +57,7 @@ from p2pzoo.runs.evaluate import (
 from p2pzoo.runs.folder_pairs import FolderPair, FolderPairs
 from p2pzoo.runs.run_folder import Run
 from p2pzoo.utils.errors import OutOfMemory, UserError
+from p2pzoo.utils.plurals import format_count
 
 MAX_SCALE_RATIO = 1.05  # medians over other images differ by a few percent
 Note = Callable[[str], None]
@@ -301,7 +302,10 @@ def _measure_on_recipe(model: Model, experiment: Experiment, request: Request, n
     validate_or_raise(experiment, {"test": store}, note, keep_train=False)
     engine = Engine(experiment.compute, AlgorithmChooser({}))
     check_trust(metrics, engine.device)
-    note(f"measuring on {len(store)} images of the {evaluation.split} split, test mode {evaluation.test_mode}")
+    note(
+        f"measuring on {format_count(len(store), 'image')} of the {evaluation.split} split, test mode "
+        f"{evaluation.test_mode}"
+    )
     statistics: dict[str, Tensor] = {}
     timings: list[dict[str, Any]] = []
     for translations, group in group_by_translations(experiment, metrics).items():
@@ -426,7 +430,10 @@ def _measure_on_folders(
     if model.file_layout is None and request.scale is None and request.size is None:
         warnings.warn(f"{NO_FILE_LAYOUT}, such as --scale 0.5 (--scale native: no warning)", stacklevel=2)
     how = "" if scaling.is_native else f"; the model sees them {scaling}"
-    note(f"measuring on {len(pairs)} pairs of {' and '.join(map(str, request.folders))}, test mode {mode}{how}")
+    note(
+        f"measuring on {format_count(len(pairs), 'pair')} of {' and '.join(map(str, request.folders))}, "
+        f"test mode {mode}{how}"
+    )
     rows, translators = [], _translators(model, G, translations, metrics)
     for item in pairs:
         batch = engine.to_device(collate([item.pair], pairs))

@@ -18,6 +18,7 @@ from p2pzoo.models.model import Model, PreparedImage
 from p2pzoo.models.scaling import Scaling
 from p2pzoo.plugin.batch import Pair
 from p2pzoo.utils.errors import OutOfMemory, UserError, raise_faults, summarize_fault
+from p2pzoo.utils.plurals import format_count
 
 _NATIVE = Scaling()
 
@@ -102,7 +103,9 @@ class FolderPairs:
                 return quantize(colours, model.y_range, model.y_dtype), None
             y = with_channels(model.flatten(image, model.out_channels), model.out_channels)
         except ValueError as error:
-            raise UserError(f"{file}: {error} (the model gives {model.out_channels} channels)") from None
+            raise UserError(
+                f"{file}: {error} (the model gives {format_count(model.out_channels, 'channel')})"
+            ) from None
         low, high = model.y_range
         if not (y.min() >= low and y.max() <= high):
             raise UserError(f"{file}: has values from {y.min():g} to {y.max():g}; the model gives {low:g} to {high:g}")

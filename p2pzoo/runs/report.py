@@ -53,23 +53,27 @@ def write_report(
     """
     env = read_object(run.folder / "env.json") or {}
     results = read_results(run.results)
+    losses, samples = run.lines("metrics.jsonl"), sorted(run.samples.glob("images-*.png"))
+    shown = [*(line["images"] for line in losses[-1:]), *map(parse_images_seen, samples[-1:])]
     page = render_page(
         Path(__file__).with_name("report.html"),
         title=experiment.title,
         run=run.folder.name,
         status=run.status,
+        seen=max(run.status["images"], *shown, 0),  # the status has those of the last checkpoint
         target=experiment.train.images_seen,
         results=results,
         too_few={name: describe_too_few(results, name) for name in results["metrics"]} if results else {},
         environment=describe_environment(env),
         recipe=[*_describe_recipe(experiment, env)],
         findings=read_findings(run),
-        curves=plot_curves(run.lines("metrics.jsonl")),
-        grids=[*_grids(_spread(sorted(run.samples.glob("images-*.png"))))],
+        curves=plot_curves(losses),
+        grids=[*_grids(_spread(samples))],
         comparisons=[
             {"id": c.id, "note": c.note, **{name: _picture(getattr(c, name)) for name in ("x", "y_hat", "y")}}
             for c in comparisons
         ],
+        picture_note=getattr(experiment.dataset.factory, "picture_note", ""),
         paths=[{"id": p.id, "images": [(name, _picture(image)) for name, image in p.images]} for p in paths],
     )
     write_text(run.folder / "report.html", page)

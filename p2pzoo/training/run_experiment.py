@@ -55,6 +55,7 @@ from p2pzoo.training.resume import choose_kernels, continue_run, describe_jump_o
 from p2pzoo.training.run_writer import sample_indices
 from p2pzoo.utils.errors import UserError
 from p2pzoo.utils.files import write_json
+from p2pzoo.utils.plurals import format_count
 
 
 @dataclass(frozen=True)
@@ -137,7 +138,9 @@ def _run(
         on_rank0(call_each, callbacks, "start", str(run.folder), experiment.resolved())
         if to_train:
             _train(experiment, run, engine, data, hashes, kernels, continued, progress, callbacks)
-        progress.note(f"evaluating on {len(data['test'])} images of the {experiment.evaluate.split} split")
+        progress.note(
+            f"evaluating on {format_count(len(data['test']), 'image')} of the {experiment.evaluate.split} split"
+        )
         load_G = functools.partial(_load_generator, run, engine, registry)
         results = evaluate(experiment, run, engine, load_G, data["test"], metrics)
         if not to_train:
@@ -247,6 +250,7 @@ def _begin(
     progress.note(f"{verb} {experiment.title}, {experiment.train.length} images{processes}, in {run.folder}")
     if engine.device_type == "cpu" and (hint := _suggest_precision(engine)):
         progress.note(hint)
+    write_report(run, experiment)
     return start_from
 
 

@@ -11,7 +11,8 @@ Error                 base class of all
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import contextlib
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Self
 
 MAX_NAMED_FILES = 3  # per fault, so that a message stays short
@@ -116,3 +117,19 @@ def raise_faults(faults: Sequence[str]) -> None:
     """Raise UserError with these faults, if there are any."""
     if faults:
         raise UserError(*faults)
+
+
+@contextlib.contextmanager
+def collect_faults(faults: list[str]) -> Iterator[None]:
+    """A UserError ends the block, and its faults are added to the list, so that all can be reported together.
+
+    >>> faults = []
+    >>> with collect_faults(faults):
+    ...     raise UserError("a.tif: no such file")
+    >>> faults
+    ['a.tif: no such file']
+    """
+    try:
+        yield
+    except UserError as error:
+        faults += error.faults

@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from p2pzoo.cli.options import json_option, print_json
+from p2pzoo.utils.plurals import format_count
 
 
 @click.command("gallery")
@@ -39,4 +40,4 @@ def gallery_command(runs: tuple[Path, ...], output: Path, title: str, as_json: b
     if as_json:
         print_json({"page": str(page), "runs": len(gallery_runs), "warnings": [*map(str, faults)]})
     else:
-        click.echo(f"{len(gallery_runs)} runs  {page}")
+        click.echo(f"{format_count(len(gallery_runs), 'run')}  {page}")

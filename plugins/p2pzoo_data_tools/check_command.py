@@ -9,6 +9,7 @@ import click
 
 from p2pzoo.cli.options import json_option, override_option, print_json, profile_option, recipe_argument
 from p2pzoo.utils.errors import UserError
+from p2pzoo.utils.plurals import format_count
 from p2pzoo.utils.terminal import escape as printable
 
 if TYPE_CHECKING:
@@ -116,7 +117,7 @@ def _print(result: CheckResult) -> None:
         return
     stops = any(finding.about.stops for finding in result.findings)
     console.print(
-        f"\n{errors} error{'s' * (errors != 1)}, {warnings} warning{'s' * (warnings != 1)}: "
+        f"\n{format_count(errors, 'error')}, {format_count(warnings, 'warning')}: "
         f"p2pzoo run {'refuses' if stops else 'accepts'} this data",
         markup=False,
     )

@@ -11,6 +11,7 @@ from p2pzoo.data.findings import Case, PairLocation
 from p2pzoo.data.pairing import SPLITS
 from p2pzoo.data.validation import locate_pair
 from p2pzoo.plugin import Dataset, Split
+from p2pzoo.utils.plurals import format_count
 from p2pzoo_data_tools.alignment import Drift, Shift, ShiftEstimator
 from p2pzoo_data_tools.near_duplicates import ImageHash, are_similar, find_similar
 
@@ -110,7 +111,7 @@ def find_leaks(evidence: Evidence, cases: Cases) -> None:
         {pair.digests for pair in evidence[split].pairs} if split in evidence else set() for split in SPLITS[1:]
     )
     if val and val == test:
-        cases["stand-in"].append(Case(f"{len(val)} pairs"))
+        cases["stand-in"].append(Case(format_count(len(val), "pair")))
         del compared["test"]  # its findings would repeat those of val
     for first, second in combinations(compared.values(), 2):
         reported = set(_find_exact(evidence, first, second, cases))

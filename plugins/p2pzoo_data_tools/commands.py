@@ -11,6 +11,7 @@ import click
 
 from p2pzoo.cli.options import json_option, override_option, print_json, profile_option, recipe_argument
 from p2pzoo.utils.errors import UserError
+from p2pzoo.utils.plurals import format_count
 from p2pzoo_data_tools.check_command import check_command
 
 if TYPE_CHECKING:
@@ -104,7 +105,7 @@ def combine_command(a: Path, b: Path, out: Path, force: bool, as_json: bool) -> 
     if as_json:
         print_json({"folders": [str(out)], "pairs": count})
     else:
-        click.echo(f"{_format_pairs(count)} in {out}")
+        click.echo(f"{format_count(count, 'pair')} in {out}")
 
 
 @data_command.command("split", short_help="Cut side-by-side images into two folders.")
@@ -126,7 +127,7 @@ def split_command(ab: Path, out: Path, force: bool, as_json: bool) -> None:
     if as_json:
         print_json({"folders": [str(out / "A"), str(out / "B")], "pairs": count})
     else:
-        click.echo(f"{_format_pairs(count)} in {out / 'A'} and {out / 'B'}")
+        click.echo(f"{format_count(count, 'pair')} in {out / 'A'} and {out / 'B'}")
 
 
 class PrepareGroup(click.Group):
@@ -200,10 +201,6 @@ def _format_help(function: Any) -> str:
 
     first, *rest = (inspect.getdoc(function) or "").split("\n\n")
     return "\n\n".join([first, *(f"\b\n{part}" for part in rest)])
-
-
-def _format_pairs(count: int) -> str:
-    return f"{count} pair{'s' * (count != 1)}"
 
 
 def _print_stats(name: str, stats: Mapping[Split, Any]) -> None:
@@ -304,7 +301,7 @@ def fetch_command(
     images = ", ".join(f"{folder} {count}" for folder, count in fetched.images.items())
     state = ", verified: unchanged since the fetch"
     if num := fetched.num_restored:
-        state = f", verified: {num} file{'s' * (num != 1)} restored"
+        state = f", verified: {format_count(num, 'file')} restored"
     click.echo(f"{fetched.folder}: {images} images{'' if fetched.is_new else state}")
     if fetched.sha256:
         click.echo(f"SHA-256 of the archive: {fetched.sha256}")

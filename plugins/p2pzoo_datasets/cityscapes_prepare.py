@@ -30,6 +30,7 @@ from p2pzoo.images.io import PILLOW_ERRORS, read_header, write_png
 from p2pzoo.plugin import ProgressBar
 from p2pzoo.utils.errors import UserError
 from p2pzoo.utils.files import atomic_write, write_json
+from p2pzoo.utils.plurals import format_count
 from p2pzoo_datasets.cityscapes_classes import CLASSES, IGNORED, TRAIN_ID
 
 SPLITS = ("train", "val")  # the labels of test were never published
@@ -100,7 +101,7 @@ def prepare(out: Path, track: ProgressBar, leftimg8bit: Path, gtfine: Path) -> l
         for _ in track(written, len(todo), split):
             pass
         kept = f", {len(frames) - len(todo)} of them existed already" if len(todo) < len(frames) else ""
-        lines.append(f"{out / split}: {_format_count(len(frames), 'pair')}{kept}")
+        lines.append(f"{out / split}: {format_count(len(frames), 'pair')}{kept}")
     manifest = {
         "format": FORMAT,
         "size": [SIDE, SIDE],
@@ -177,18 +178,14 @@ def _describe_missing(split: str, part: FrameFiles, frames: list[str]) -> str | 
     if not missing:
         return None
     names = ", ".join([*missing[:MAX_NAMED_FRAMES], *(["..."] if len(missing) > MAX_NAMED_FRAMES else [])])
-    return f"{split}: {_format_count(len(missing), 'frame')} skipped: *_{part.suffix}.png is missing ({names})"
-
-
-def _format_count(number: int, noun: str) -> str:
-    return f"{number} {noun}{'s' * (number != 1)}"
+    return f"{split}: {format_count(len(missing), 'frame')} skipped: *_{part.suffix}.png is missing ({names})"
 
 
 def _refuse_others(folder: Path, frames: list[str]) -> None:
     others = sorted({path.stem for path in folder.glob("*.jpg")} - set(frames))
     if others:
         fault = (
-            f"has {_format_count(len(others), 'other JPEG')} ({others[0]}.jpg, ...), which would be read as pairs too"
+            f"has {format_count(len(others), 'other JPEG')} ({others[0]}.jpg, ...), which would be read as pairs too"
         )
         raise UserError(f"{folder}: {fault}: move them away, or choose another folder with -o")
 

@@ -42,7 +42,8 @@ CITATIONS = (
         "10.48550/arXiv.1611.07004",
     ),
 )
-_SCALE_STEPS = 2**20  # of 1 µm
+_PIXEL_UNITS = {"micrometer": 1_000_000, "nanometer": 1_000, "picometer": 1}  # in pm, the finest that is written
+_EXACT_STEPS = 2**20  # a scale that is a multiple of 1 / 2²⁰ is exact in binary
 _OLD_SERIALIZER = "package_file_descr_serializer"  # of bioimageio.spec, which pydantic 2.14 refuses to call
 
 
@@ -234,14 +235,23 @@ def _first_axes(free: Sequence[bool], names: Sequence[str]) -> list[dict[str, An
 
 
 def _pixel(model: Model, axis: str) -> dict[str, Any]:
-    """The size of a pixel, if the dataset `stacks` has stored it in micrometres."""
+    """The size of a pixel, if the dataset `stacks` has stored it in micrometres.
+
+    A reader computes the output's side as int(side · scale / scale), which is wrong for some sides if the scale is
+    rounded: 7 · 0.325 / 0.325 is below 7. So the scale is in the largest unit in which it is exact: 325 nm.
+    """
     table = (model.header.as_json.get("file_layout") or {}).get("stack")
     pixel = table.get("pixel") if isinstance(table, dict) else None
     size = pixel.get(axis.upper()) if isinstance(pixel, dict) else None
     if not isinstance(size, int | float) or not size > 0:
         return {}
-    # a reader computes the output's side as int(side · scale / scale): so it is exact
-    return {"unit": "micrometer", "scale": max(1, round(size * _SCALE_STEPS)) / _SCALE_STEPS}
+    picometers = max(1, round(size * _PIXEL_UNITS["micrometer"]))
+    unit, scale = next(
+        (unit, picometers / each)
+        for unit, each in _PIXEL_UNITS.items()
+        if (picometers / each * _EXACT_STEPS).is_integer()
+    )
+    return {"unit": unit, "scale": scale}
 
 
 def _range(side: Side) -> list[float]:

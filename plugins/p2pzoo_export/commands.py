@@ -12,6 +12,7 @@ from p2pzoo_hub.push_options import push_options
 
 from p2pzoo.cli.options import at_use_options, json_option, print_json
 from p2pzoo.utils.errors import UserError
+from p2pzoo.utils.plurals import format_count
 
 if TYPE_CHECKING:
     from p2pzoo_hub.push import Target
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from p2pzoo.plugin import FileLayout
 
 SUFFIXES = {"onnx": ".onnx", "torch-export": ".pt2", "web": ".html", "bioimageio": ".zip"}  # others are weights
+_INPUTS = {"web": "image files", "bioimageio": "x in the units of the training files"}  # others: [-1, 1]
 
 
 @click.command("import")
@@ -217,7 +219,7 @@ def _check_package(to: str, licence: str | None, authors: Sequence[str], precisi
 def _print_export(document: Mapping[str, Any], precision: str) -> None:
     if "input" in document:
         difference = f"differs from torch by at most {document['difference']:.1e} in [-1, 1]"
-        click.echo(f"input    x in [-1, 1]: {document['input']}")
+        click.echo(f"input    {_INPUTS.get(document['format'], 'x in [-1, 1]')}: {document['input']}")
         click.echo(f"checked  on {document['checked_on']}: {difference}, PSNR {document['psnr']:.0f} dB")
         if precision != "fp32" and document["psnr_loss"] is not None:
             click.echo(f"costs    {document['psnr_loss']:.3f} dB of PSNR to the real images")
@@ -293,7 +295,8 @@ def _write_graph(
             loaded, output, title=title, test_mode=test_mode, precision=precision, data=data, ort_dir=ort_dir
         )
     return {
-        "input": f"{result.sides}, {loaded.in_channels} channels; output {loaded.out_channels} channels",
+        "input": f"{result.sides}, {format_count(loaded.in_channels, 'channel')}; output "
+        f"{format_count(loaded.out_channels, 'channel')}",
         "checked_on": result.checked_on,
         "difference": result.difference,
         "psnr": result.psnr,
@@ -343,6 +346,6 @@ def _format_network(header: object) -> str:
 
     assert isinstance(header, Mapping)
     [part] = [header[kind] for kind in ("generator", "discriminator") if kind in header]
-    channels = f"{header['in_channels']} -> {header['out_channels']} channels"
+    channels = f"{header['in_channels']} -> {format_count(header['out_channels'], 'channel')}"
     values = (f"{name} = {format_value(value)}" for name, value in part["params"].items() if value is not None)
     return ", ".join([channels, *values])

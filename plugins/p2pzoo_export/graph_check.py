@@ -18,6 +18,7 @@ from p2pzoo.models.model import Model
 from p2pzoo.models.test_modes import translate
 from p2pzoo.plugin import Batch
 from p2pzoo.utils.errors import UserError
+from p2pzoo.utils.plurals import format_count
 
 RunGraph = Callable[..., Tensor]  # of x, and of noise if the model takes it
 
@@ -137,7 +138,7 @@ def compare_with_torch(
     if data:
         real = [batch.y for batch in data.batches()]
         psnr_loss = compute_psnr(from_torch[: len(real)], real) - compute_psnr(from_file[: len(real)], real)
-    source = f"{len(images)} images of the {data.split} split" if data else "smooth noise"
+    source = f"{format_count(len(images), 'image')} of the {data.split} split" if data else "smooth noise"
     sizes = ", ".join([format_size(images[0]), *map(format_size, other_sizes)])
     return ExportResult(difference, psnr, psnr_loss, f"{source}, {sizes}", _describe_sides(model, free), notes)
 

@@ -17,11 +17,13 @@ from typing_extensions import TypedDict
 
 from p2pzoo.plugin import FileLayout
 from p2pzoo.utils.errors import UserError
+from p2pzoo.utils.plurals import format_count
 
 KEPT_DTYPES = ("uint8", "uint16", "float32")  # those of a dataset
 RASTER_DTYPES = ("uint8", "int8", "uint16", "int16", "uint32", "int32", "float32", "float64")
 Limits = tuple[float, float]
 UNSCALED = (1.0, 0.0)
+MAX_OUTSIDE = 0.5  # share of a band's values outside of its scale, without a warning
 Scale = Literal["percentiles"] | Limits | tuple[Limits, ...]  # parameter of a dataset
 
 _Number = Annotated[int, Field(ge=1, le=1 << 16)]
@@ -139,6 +141,25 @@ class Bands:
         info = np.iinfo(self.dtype)
         return np.clip(np.rint(values), info.min, info.max).astype(self.dtype)
 
+    def describe_outside(self, values: np.ndarray, what: str) -> str | None:
+        """A line if most of the values (C, N) of a band lie outside of its scale; None if they do not, or N is 0.
+
+        what: the name of one band, for messages
+
+        >>> bands = Bands((1,), ("height",), ((0.0, 100.0),), "int16", units=("m",))
+        >>> bands.describe_outside(np.array([[-9, 50, 200, 300]]), "band")
+        'band height: 75% of its values lie outside of the range that the model was trained on, [0, 100] m'
+        """
+        units = self.units or (None,) * len(self)
+        for label, band, (low, high), unit in zip(self.labels(), values, self.scales, units, strict=True):
+            if band.size and (share := float(((band < low) | (band > high)).mean())) > MAX_OUTSIDE:
+                place = f"[{low:g}, {high:g}]" + (f" {unit}" if unit else "")
+                return (
+                    f"{what} {label}: {share:.0%} of its values lie outside of the range that the model was trained "
+                    f"on, {place}"
+                )
+        return None
+
     def as_json(self) -> dict[str, Any]:
         nodata = str(self.nodata) if self.nodata is not None and not math.isfinite(self.nodata) else self.nodata
         return {
@@ -170,8 +191,8 @@ class Bands:
         )
 
 
-def check_scale(name: str, scale: Scale, count: int, what: str = "bands") -> tuple[Limits, ...]:
-    """The limits of each of `count` bands, from one [low, high] or one for each. what: the plural, for messages.
+def check_scale(name: str, scale: Scale, count: int, what: str = "band") -> tuple[Limits, ...]:
+    """The limits of each of `count` bands, from one [low, high] or one for each. what: the name of one, for messages.
 
     >>> check_scale("x_scale", (0, 255), 2)
     ((0.0, 255.0), (0.0, 255.0))
@@ -183,7 +204,8 @@ def check_scale(name: str, scale: Scale, count: int, what: str = "bands") -> tup
     limits = limits * count if len(limits) == 1 else limits
     if len(limits) != count:
         raise UserError(
-            f"{name} has {len(limits)} scales for {count} {what}: give one [low, high], or one for each {what[:-1]}"
+            f"{name} has {format_count(len(limits), 'scale')} for {format_count(count, what)}: give one [low, high], "
+            f"or one for each {what}"
         )
     for low, high in limits:
         if not -math.inf < low < high < math.inf:

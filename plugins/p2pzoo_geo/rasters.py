@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 import numpy as np
 
 from p2pzoo.utils.errors import UserError
-from p2pzoo.utils.suggest import did_you_mean
+from p2pzoo.utils.suggest import find_similar
 from p2pzoo_geo.bands import RASTER_DTYPES
 
 if TYPE_CHECKING:
@@ -53,6 +54,7 @@ def open_raster(path: Path) -> Iterator[DatasetReader]:
     rasterio = require_rasterio("reading rasters")
     if not path.exists():
         raise UserError(f"{path}: no such file")
+    _silence_missing_georeference()
     with bounded_cache():
         try:
             source = rasterio.open(path)
@@ -61,6 +63,17 @@ def open_raster(path: Path) -> Iterator[DatasetReader]:
         with source:
             _check_blocks(source)
             yield source
+
+
+def _silence_missing_georeference() -> None:
+    """No warnings of rasterio: pixels without a georeference are paired by their place in the image.
+
+    Without `catch_warnings`: several threads open rasters at once.
+    """
+    from rasterio.errors import NotGeoreferencedWarning
+
+    if not any(entry[0] == "ignore" and entry[2] is NotGeoreferencedWarning for entry in warnings.filters):
+        warnings.simplefilter("ignore", NotGeoreferencedWarning)
 
 
 def _check_blocks(source: DatasetReader) -> None:
@@ -193,13 +206,24 @@ def select_bands(source: DatasetReader, wanted: Sequence[int | str] | None, name
 def _find_band(source: DatasetReader, band: int | str, name: str) -> int:
     if isinstance(band, int):
         if not 1 <= band <= source.count:
-            raise UserError(f"{_name(source)}: {name}: there is no band {band}; it has bands 1 to {source.count}")
+            raise UserError(f"{_name(source)}: {name}: there is no band {band}; it has {describe_bands(source)}")
         return band
     known = [description for description in source.descriptions if description]
     if band not in known:
-        hint = did_you_mean(band, known) if known else "; its bands have no descriptions: give numbers"
-        raise UserError(f"{_name(source)}: {name}: no band is described as '{band}'{hint}")
+        similar = find_similar(band, known)
+        hint = f": did you mean '{similar}'?" if similar else "" if known else ", without descriptions: give numbers"
+        raise UserError(
+            f"{_name(source)}: {name}: no band is described as '{band}'; it has {describe_bands(source)}{hint}"
+        )
     return int(source.descriptions.index(band)) + 1
+
+
+def describe_bands(source: DatasetReader) -> str:
+    """Such as "bands 1 to 3" or "the bands red, green, 3", for messages: their descriptions, else numbers."""
+    if not any(source.descriptions):
+        return "band 1" if source.count == 1 else f"bands 1 to {source.count}"
+    names = [description or str(number) for number, description in enumerate(source.descriptions, 1)]
+    return f"the band{'s' * (len(names) > 1)} {', '.join(names)}"
 
 
 def grid_faults(x: DatasetReader, y: DatasetReader) -> list[str]:

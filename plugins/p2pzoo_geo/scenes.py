@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, NamedTuple
+from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 import numpy as np
 from pydantic import Field
 
-from p2pzoo.data.pairing import Files, find_pairs
+from p2pzoo.data.pairing import FaultReporter, Files, find_pairs
 from p2pzoo.data.splits import Fractions, Share, Splits, assign_splits, fallback_split
 from p2pzoo.plugin import Pair, Split
-from p2pzoo.utils.errors import UserError, raise_faults
+from p2pzoo.utils.errors import UserError, collect_faults, raise_faults
 from p2pzoo_geo.bands import Bands, Scale, SceneLayout, check_scale
 from p2pzoo_geo.rasters import (
     Box,
@@ -34,6 +35,9 @@ from p2pzoo_geo.rasters import (
     select_bands,
 )
 from p2pzoo_geo.windows import Grid, Reader, Scene, find_scales, find_windows
+
+if TYPE_CHECKING:
+    from rasterio.io import DatasetReader
 
 Count = Annotated[int, Field(ge=1)]
 BandChoice = tuple[int | str, ...]
@@ -77,6 +81,10 @@ class Scenes:
     classes = CLASSES
     palette = ((0, 0, 0), (255, 255, 255))
     unscored = ("nodata",)
+    picture_note = (
+        "Black and white are the ends of each band's scale (x_scale, y_scale). Of three or more bands the first three "
+        "are shown as red, green and blue, of two the first as grey."
+    )
     next_command = "translate-scene RUN SCENE.tif -o OUT.tif"
 
     def __init__(
@@ -108,11 +116,14 @@ class Scenes:
         scenes = _open_scenes(Path(inputs), Path(targets), (x_bands, y_bands), self._reader, size)
         regions: dict[str, tuple[Scene, list[Box]]] = {}
         names: dict[str, list[str]] = {}
+        damaged: list[str] = []
         for sub, of_sub in scenes.items():
             for scene in of_sub:
-                found = find_windows(scene, Grid(size, stride or size, block), self._reader, max_nodata)
-                regions |= {name: (scene, boxes) for name, boxes in found.items()}
-                names.setdefault(sub, []).extend(found)
+                with collect_faults(damaged):
+                    found = find_windows(scene, Grid(size, stride or size, block), self._reader, max_nodata)
+                    regions |= {name: (scene, boxes) for name, boxes in found.items()}
+                    names.setdefault(sub, []).extend(found)
+        raise_faults(damaged)
         if not regions:
             raise UserError(f"{inputs}: every window has more than {max_nodata:.0%} without data: raise max_nodata")
         splits = _assign_blocks(names, regions, str(inputs), fractions, split_seed)
@@ -147,14 +158,14 @@ class Scenes:
         )
 
 
-def _find_scenes(inputs: Path, targets: Path) -> dict[str, dict[str, Files]]:
-    """{sub-folder or "": {stem: (file of x, file of y)}}. Raises UserError."""
+def _find_scenes(inputs: Path, targets: Path, report: FaultReporter) -> dict[str, dict[str, Files]]:
+    """{sub-folder or "": {stem: (file of x, file of y)}}. Raises UserError. report: as that of `find_pairs`."""
     if inputs.is_file() and targets.is_file():
         return {"": {inputs.stem: (inputs, targets)}}
     if inputs.is_file() or targets.is_file():
         file, folder = (inputs, targets) if inputs.is_file() else (targets, inputs)
         raise UserError(f"{file} is a file, and {folder} is none: give two folders of rasters, or two rasters")
-    return find_pairs(inputs, targets)
+    return find_pairs(inputs, targets, report=report)
 
 
 def _open_scenes(
@@ -168,16 +179,12 @@ def _open_scenes(
     faults: list[str] = []
     examples: dict[_Kind, str] = {}
     scenes: dict[str, list[Scene]] = {}
-    for sub, pairs in _find_scenes(inputs, targets).items():
+    for sub, pairs in _find_scenes(inputs, targets, faults.extend).items():
         for stem, (x, y) in pairs.items():
-            id = f"{sub}-{stem}" if sub else stem
-            try:
-                scene, kind = _open_scene(id, x, y, wanted, reader, size)
-            except UserError as error:
-                faults += error.faults
-                continue
-            scenes.setdefault(sub, []).append(scene)
-            examples.setdefault(kind, str(x))
+            with collect_faults(faults):
+                scene, kind = _open_scene(f"{sub}-{stem}" if sub else stem, x, y, wanted, reader, size)
+                scenes.setdefault(sub, []).append(scene)
+                examples.setdefault(kind, str(x))
     if len(examples) > 1:
         (first, one), (other, two) = [*examples.items()][:2]
         if first.bands != other.bands:
@@ -198,21 +205,28 @@ def _open_scene(
     id: str, x: Path, y: Path, wanted: tuple[BandChoice | None, BandChoice | None], reader: Reader, size: int
 ) -> tuple[Scene, _Kind]:
     """A scene, and what it must have in common with others. Raises UserError for rasters that do not fit."""
-    with open_raster(x) as x_source, open_raster(y) as y_source:
-        bands = select_bands(x_source, wanted[0], "x_bands"), select_bands(y_source, wanted[1], "y_bands")
-        raise_faults((resample_faults if reader.resample else grid_faults)(x_source, y_source))
+    faults: list[str] = []
+    sides: list[tuple[DatasetReader, tuple[int, ...]]] = []
+    with contextlib.ExitStack() as opened:
+        for path, choice, name in ((x, wanted[0], "x_bands"), (y, wanted[1], "y_bands")):
+            with collect_faults(faults):
+                source = opened.enter_context(open_raster(path))
+                sides.append((source, select_bands(source, choice, name)))
+        raise_faults(faults)
+        (x_source, x_bands), (y_source, y_bands) = sides
+        faults += (resample_faults if reader.resample else grid_faults)(x_source, y_source)
         grid = y_source if reader.resample == "x" else x_source
         if min(grid.width, grid.height) < size:
-            raise UserError(
+            faults.append(
                 f"{x}: is {grid.width}×{grid.height} px, smaller than a window of {size} px: make `size` smaller"
             )
-        sides = [*zip((x_source, y_source), bands, strict=True)]
+        raise_faults(faults)
         kind = _Kind(
             " with ".join(f"{len(numbers)} of {source.dtypes[numbers[0] - 1]}" for source, numbers in sides),
             " with ".join(", ".join(map(format_scaling, read_scaling(*side))) for side in sides),
         )
         states = (*file_states(x_source), *file_states(y_source))
-        return Scene(id, x, y, *bands, (grid.height, grid.width), states), kind
+        return Scene(id, x, y, x_bands, y_bands, (grid.height, grid.width), states), kind
 
 
 def _assign_blocks(

@@ -24,12 +24,14 @@ from p2pzoo.models.padding import reflected_indices
 from p2pzoo.models.test_modes import derive_image_seed, in_training_mode
 from p2pzoo.models.tiling import Tiling, blend_tiles
 from p2pzoo.utils.errors import UserError
+from p2pzoo.utils.plurals import format_count
 from p2pzoo.utils.version import __version__
 from p2pzoo_geo.bands import UNSCALED, Bands
 from p2pzoo_geo.pieces import Format, open_pieces
 from p2pzoo_geo.rasters import (
     Box,
     crs_name,
+    describe_bands,
     file_states,
     format_scaling,
     has_mask,
@@ -40,6 +42,7 @@ from p2pzoo_geo.rasters import (
     read_window,
     select_bands,
 )
+from p2pzoo_geo.windows import spread_windows
 
 if TYPE_CHECKING:
     from rasterio.io import DatasetReader
@@ -49,6 +52,7 @@ Progress = Callable[[Stage, int, int], None]  # stage, rows done, rows in all
 DEFAULT_TILE = 512
 MAX_PIXEL_RATIO = 1.05  # of a scene's pixels to those of the training, without a warning
 _ROWS = 64  # of ŷ that are brought to the bands' units at once: wide scenes need several copies of them
+_LOOKS, _LOOK = 3, 64  # a scene's values are compared with the training's in 3 × 3 squares of 64 px
 _CORNER = 64  # px: the corner of a scene whose hash seeds the noise, as for the tiles of an image
 
 
@@ -81,19 +85,26 @@ def scene_bands(model: Model, source: DatasetReader) -> tuple[Bands, Bands]:
     elif max(x.numbers) <= source.count:
         numbers = x.numbers
     else:
-        wanted = ", ".join(x.labels())
-        raise UserError(f"{source.name}: has {source.count} bands; the model takes the bands {wanted}")
+        raise UserError(
+            f"{source.name}: has {describe_bands(source)}; the model takes the bands {', '.join(x.labels())}"
+        )
     _check_dtype(source, numbers, x.dtype)
     _check_scaling(source, numbers, x)
     return replace(x, numbers=numbers), y
 
 
 def _plain_bands(model: Model, source: DatasetReader) -> tuple[Bands, Bands]:
+    if any(isinstance(value, dict) for value in (model.header.as_json.get("file_layout") or {}).values()):
+        raise UserError(
+            "the model was not trained on the dataset 'scenes', nor on images: use the command that its run printed at "
+            "the end, such as translate-stack or translate-volume"
+        )
     if model.x_labels or model.y_labels or model.encodings.lab:
         raise UserError("the model was trained on label maps or on Lab colours: use p2pzoo translate")
     numbers = select_bands(source, None, "bands")
     if len(numbers) != model.in_channels:
-        raise UserError(f"{source.name}: has {len(numbers)} bands; the model takes {model.in_channels}")
+        wanted = format_count(model.in_channels, "band")
+        raise UserError(f"{source.name}: has {describe_bands(source)}; the model takes {wanted}")
     _check_dtype(source, numbers, model.x_dtype)
     x = Bands(numbers, (None,) * len(numbers), (model.x_range,) * len(numbers), model.x_dtype)
     count = model.out_channels
@@ -151,8 +162,8 @@ def translate_scene(
     cog: write a Cloud Optimized GeoTIFF, with overviews. fresh: see `open_pieces`.
     settings: further values that the pixels depend on, as JSON.
 
-    After an interruption the same call goes on where it stopped: finished rows are in TARGET.parts. Values are in the
-    units and the dtype of the training targets. Raises UserError as `scene_bands`, for options that do not fit the
+    Values are in the units and the dtype of the training targets. After an interruption the same call goes on where it
+    stopped: finished rows are in TARGET.parts. Raises UserError as `scene_bands`, for options that do not fit the
     model, and for a file that cannot be read or written.
     """
     divisor = model.size_divisor
@@ -164,6 +175,7 @@ def translate_scene(
         except ValueError as error:
             raise UserError(str(error)) from None
         assert tiling is not None
+        _warn_of_values(source, x_bands)
         is_masked = has_mask(source, x_bands.numbers)
         value = _choose_nodata(y_bands, nodata, is_masked=is_masked)
         identity = {
@@ -174,13 +186,12 @@ def translate_scene(
         }  # fmt: skip
         form = _describe_format(source, y_bands, value, _describe(model, identity))
         with open_pieces(target, form, identity, fresh=fresh) as pieces:
-            resumed = pieces.rows
+            resumed, joined = pieces.rows, 0
             for top, strip in _translate_strips(model, source, x_bands, tiling, seed, resumed):
                 rows = strip[:, max(0, resumed - top) :].numpy()
                 first = max(top, resumed)
                 pieces.append(_to_values(rows, first, source, x_bands, y_bands, value if is_masked else None, value))
                 progress("translating", first + rows.shape[1], source.height)
-            joined = 0
 
             def count_joined(rows: int) -> None:
                 nonlocal joined
@@ -351,3 +362,12 @@ def _warn_of_pixels(model: Model, source: DatasetReader) -> None:
             f"{pixel[0]:g} × {pixel[1]:g} ({layout['crs']}): resample the scene",
             stacklevel=3,
         )
+
+
+def _warn_of_values(source: DatasetReader, bands: Bands) -> None:
+    """Warn if most values of a band lie outside of its scale: they may have another unit."""
+    rows, columns = (spread_windows(length, _LOOK, _LOOKS) for length in (source.height, source.width))
+    looks = [read_window(source, bands.numbers, Box(*down, *across)) for down in rows for across in columns]
+    values = np.concatenate([values[:, valid] for values, valid in looks], axis=1)
+    if fault := bands.describe_outside(values, "band"):
+        warnings.warn(f"{source.name}: {fault}: check that the scene has the units of the training", stacklevel=3)

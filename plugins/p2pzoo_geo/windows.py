@@ -81,6 +81,17 @@ def _edges(length: int, side: int) -> list[tuple[int, int]]:
     return [*itertools.pairwise(edges)]
 
 
+def spread_windows(length: int, side: int, count: int) -> list[tuple[int, int]]:
+    """`count` windows of a row or column, from its start to its end; one where it is no longer than a window.
+
+    >>> spread_windows(100, 10, 3), spread_windows(8, 10, 3)
+    ([(0, 10), (45, 55), (90, 100)], [(0, 8)])
+    """
+    room = max(0, length - side)
+    starts = dict.fromkeys(room * number // max(1, count - 1) for number in range(count))
+    return [(start, min(start + side, length)) for start in starts]
+
+
 @dataclass(frozen=True)
 class Reader:
     """How windows of scenes are read. resample, resampling: see `Scenes`."""

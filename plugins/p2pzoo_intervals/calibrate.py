@@ -28,6 +28,7 @@ from p2pzoo.models.translator import Translator
 from p2pzoo.runs.evaluate import describe_component
 from p2pzoo.runs.evaluate_model import check_images_fit
 from p2pzoo.utils.errors import UserError
+from p2pzoo.utils.plurals import format_count
 from p2pzoo_intervals.coverage import digest_pair
 from p2pzoo_intervals.risk_control import UncoveredShares, least_blocks
 
@@ -66,7 +67,10 @@ def calibrate(
     G = model.G.to(engine.device, memory_format=engine.memory_format)  # type: ignore[call-overload]
     translations = Translations(test_mode=model.test_mode, weights=model.weights)
     measure = _Scores(Translator(BoundsNetwork(G, samples), translations, model.size_divisor), stores, engine)
-    note(f"calibrating on {len(blocks)} blocks, {sum(map(len, blocks.values()))} images, test mode {model.test_mode}")
+    note(
+        f"calibrating on {format_count(len(blocks), 'block')}, "
+        f"{format_count(sum(map(len, blocks.values())), 'image')}, test mode {model.test_mode}"
+    )
     shares = UncoveredShares()
     for images in blocks.values():
         shares.add(measure(images))

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from p2pzoo.plugin import StepOutputs
+from p2pzoo.utils.plurals import format_count
 from p2pzoo_losses.perceptual import FeatureNetwork
 
 
@@ -85,8 +86,8 @@ class PatchNCE(Contrast):
     ) -> None:
         if in_channels != out_channels:
             raise ValueError(
-                f"patchnce encodes ŷ with G, which takes images of {in_channels} channels, and ŷ has {out_channels}: "
-                "use patchnce-network"
+                f"patchnce encodes ŷ with G, which takes images of {format_count(in_channels, 'channel')}, and ŷ has "
+                f"{out_channels}: use patchnce-network"
             )
         self.layers = range(len(feature_channels)) if layers is None else sorted({*layers})
         if not self.layers or self.layers[-1] >= len(feature_channels):

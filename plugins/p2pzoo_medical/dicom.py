@@ -12,6 +12,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from p2pzoo.utils.errors import UserError
+from p2pzoo.utils.plurals import format_count
 from p2pzoo_medical.copies import cached_copy, combine_states, file_state
 from p2pzoo_medical.volume import Volume, check_affine, require
 
@@ -84,7 +85,9 @@ def open_series(folder: Path) -> Volume:
     except OSError as error:
         raise UserError(f"{error.filename or folder}: cannot be read ({error.strerror})") from None
     if len(files) < 2:
-        raise UserError(f"{folder}: has {len(files)} DICOM files itself, and a series of slices has two or more")
+        raise UserError(
+            f"{folder}: has {format_count(len(files), 'DICOM file')} itself, and a series of slices has two or more"
+        )
     return _open_files(folder, tuple(files), states)
 
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 from pathlib import Path
 
-from p2pzoo.data.pairing import SPLITS
-from p2pzoo.data.partner_names import suggest_names
-from p2pzoo.utils.errors import UserError, raise_faults, summarize_fault
+from p2pzoo.data.pairing import SPLITS, FaultReporter, find_missing_partners
+from p2pzoo.utils.errors import UserError, collect_faults, raise_faults
 from p2pzoo_medical.dicom import find_dicom_files, open_series
 from p2pzoo_medical.nifti import nifti_stem, open_nifti
 from p2pzoo_medical.volume import Volume
@@ -24,11 +23,14 @@ def open_volume(path: Path) -> Volume:
     return open_nifti(path)
 
 
-def find_volumes(*folders: Path) -> dict[str, dict[str, Paths]]:
+def find_volumes(*folders: Path, report: FaultReporter = raise_faults) -> dict[str, dict[str, Paths]]:
     """{"train", … or "" without these sub-folders: {name: its volume in each of the folders}}, sorted by name.
 
-    A volume is a .nii or .nii.gz file, or a folder of DICOM files. Raises UserError for folders that are missing, empty
-    or nested in another way, and for volumes without a partner.
+    A volume is a .nii or .nii.gz file, or a folder of DICOM files.
+
+    report  gets the faults of volumes without a partner, which are then left out
+
+    Raises UserError for folders that are missing, empty or nested in another way, and where no volume has a partner.
     """
     raise_faults([f"{folder}: no such folder" for folder in folders if not folder.is_dir()])
     try:
@@ -38,15 +40,33 @@ def find_volumes(*folders: Path) -> dict[str, dict[str, Paths]]:
                 f"{folder} has {', '.join(names) or 'none'}" for folder, names in zip(folders, subs, strict=True)
             )
             raise UserError(f"{listing}: all folders must have the same of train/, val/ and test/, or none any")
-        found = {sub: [_list_volumes(folder / sub) for folder in folders] for sub in subs[0] or [""]}
+        found = _list_all([*folders], subs[0] or [""])
     except OSError as error:
         raise UserError(f"{error.filename}: cannot be read ({error.strerror})") from None
     faults: list[str] = []
     for sub, (first, *others) in found.items():
         for folder, other in zip(folders[1:], others, strict=True):
-            faults += _missing_partners(folders[0] / sub, first, folder / sub, other)
+            faults += find_missing_partners(
+                first, other, folders[0] / sub, folder / sub, takes_suffixes=False, noun="volume"
+            )
+    pairs = {
+        sub: {name: tuple(each[name] for each in lists) for name in lists[0] if all(name in each for each in lists)}
+        for sub, lists in found.items()
+    }
+    (report if any(pairs.values()) else raise_faults)(faults)
+    return pairs
+
+
+def _list_all(folders: Sequence[Path], subs: Sequence[str]) -> dict[str, list[dict[str, Path]]]:
+    """{sub-folder: the volumes in each of the folders}. Raises UserError with the faults of all folders."""
+    faults: list[str] = []
+    found: dict[str, list[dict[str, Path]]] = {sub: [] for sub in subs}
+    for sub in subs:
+        for folder in folders:
+            with collect_faults(faults):
+                found[sub].append(_list_volumes(folder / sub))
     raise_faults(faults)
-    return {sub: {name: tuple(each[name] for each in lists) for name in lists[0]} for sub, lists in found.items()}
+    return found
 
 
 def _list_volumes(folder: Path) -> dict[str, Path]:
@@ -65,13 +85,3 @@ def _list_volumes(folder: Path) -> dict[str, Path]:
         files = " (it has DICOM files itself: give each series a folder in it)" if find_dicom_files(folder) else ""
         raise UserError(f"{folder}: has no .nii or .nii.gz files and no folders of DICOM files{files}")
     return volumes
-
-
-def _missing_partners(here: Path, ours: Mapping[str, Path], there: Path, theirs: Mapping[str, Path]) -> list[str]:
-    """Faults that name the volumes of each folder without a partner in the other."""
-    advice = suggest_names(ours.keys() - theirs.keys(), theirs.keys() - ours.keys(), takes_suffixes=False)
-    faults = []
-    for a, mine, b, others in ((here, ours, there, theirs), (there, theirs, here, ours)):
-        missing = [path.name for name, path in mine.items() if name not in others]
-        faults += summarize_fault(f"{a}: {len(missing)} without a partner of the same name in {b}:", missing)
-    return [f"{here} and {there}: {advice}", *faults] if faults and advice else faults

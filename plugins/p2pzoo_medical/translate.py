@@ -35,6 +35,10 @@ MAX_ANISOTROPY = 1.5  # of the sides of a voxel for three axes: the network has 
 MAX_PADDING = 2.0  # of a padded side to the slice: beyond it the network sees more reflections than slice
 MAX_BEYOND_WINDOW = 0.1  # share of values above the window of the training, without a warning; see MIN_OF_WINDOW
 MIN_OF_WINDOW = 0.1  # of the window: values below are background, and some values must be above
+# Share of values outside of the window, without a warning. A series of the modality of the training may have more: air,
+# where the window of a CT is that of soft tissue.
+MAX_OUTSIDE = 0.5
+_UNITS = {"CT": " HU"}  # of a modality, where there is one
 _LOOKS = 9  # slices of a volume whose values are compared with the window
 
 
@@ -187,17 +191,34 @@ def _warn_of_differences(source: Volume, trained: Trained) -> None:
             "resample the volume",
             stacklevel=3,
         )
+    if source.modality and trained.x.modality and source.modality != trained.x.modality:
+        warnings.warn(
+            f"{source.path}: is a series of {source.modality}, and the model was trained on {trained.x.modality}: give "
+            f"a series of {trained.x.modality}",
+            stacklevel=3,
+        )
+    elif fault := _compare_values(source, trained):
+        warnings.warn(f"{source.path}: {fault}: bring it to the same units", stacklevel=3)
+
+
+def _compare_values(source: Volume, trained: Trained) -> str | None:
+    """What is unlike the training about the values of some slices; None where they are alike."""
     count = source.slice_count(trained.axis)
     looks = sorted({(2 * number + 1) * count // (2 * _LOOKS) for number in range(_LOOKS)})
     values = np.concatenate([source.read_slice(trained.axis, index).ravel() for index in looks])
+    values = values[np.isfinite(values)]
     low, high = trained.x.window
-    shown = values[values > low + MIN_OF_WINDOW * (high - low)]
-    if shown.size == 0 or (shown > high).mean() > MAX_BEYOND_WINDOW:
-        warnings.warn(
-            f"{source.path}: its values, up to {np.nanmax(values):.4g}, are unlike those of the training, "
-            f"{low:.4g} to {high:.4g}: bring it to the same units",
-            stacklevel=3,
+    share = ((values < low) | (values > high)).mean() if values.size else 0.0
+    if share > MAX_OUTSIDE and (source.modality is None or trained.x.modality is None):
+        unit = _UNITS.get(trained.x.modality or "", "")
+        return (
+            f"{share:.0%} of the voxels lie outside of the range that the model was trained on, "
+            f"[{low:g}, {high:g}]{unit}"
         )
+    shown = values[values > low + MIN_OF_WINDOW * (high - low)]
+    if values.size and (shown.size == 0 or (shown > high).mean() > MAX_BEYOND_WINDOW):
+        return f"its values, up to {values.max():.4g}, are unlike those of the training, {low:.4g} to {high:.4g}"
+    return None
 
 
 # --- translation -------------------------------------------------------------------------------------------------

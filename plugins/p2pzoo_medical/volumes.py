@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -13,7 +13,7 @@ from pydantic import Field
 
 from p2pzoo.data.splits import Fractions, fallback_split
 from p2pzoo.plugin import Pair, Split
-from p2pzoo.utils.errors import UserError, raise_faults
+from p2pzoo.utils.errors import UserError, collect_faults, raise_faults
 from p2pzoo_medical.body import Body
 from p2pzoo_medical.copies import digest
 from p2pzoo_medical.files import Paths, find_volumes, open_volume
@@ -58,6 +58,10 @@ class Volumes:
     Raises UserError with a line for each pair that does not fit; ValueError for parameters that do not.
     """
 
+    picture_note = (
+        "Black and white are the ends of x_window and y_window. With slices of 3 or more, the first three slices of x "
+        "are shown as red, green and blue: grey where they are alike."
+    )
     next_command = "translate-volume RUN VOLUME.nii.gz -o OUT.nii.gz"
     licence = f"unknown: state here what may be done with your data, and with a model trained on it. {NOTICE}"
 
@@ -89,10 +93,9 @@ class Volumes:
             _check_window(name, window)
         self._axis, self._slices = axis, slices
         folders = (Path(inputs), Path(targets), *([] if masks is None else [Path(masks)]))
-        pairs, keys = _open_pairs(find_volumes(*folders), PatientRule(patient), mask)
-        self._size = _check_sizes(pairs, axis, size)
+        pairs, keys, self._size = _open_pairs(folders, PatientRule(patient), mask, axis, size)
         splits = assign_patients(keys, str(inputs), fractions, split_seed)
-        used = {pair.id: _choose_slices(pair, axis, skip_empty=skip_empty) for pair in pairs}
+        used = _choose_slices(pairs, axis, skip_empty=skip_empty)
 
         def slices_of(blocks: Iterable[str]) -> list[tuple[VolumePair, int]]:
             wanted = set(blocks)
@@ -161,10 +164,16 @@ def fit(image: np.ndarray, size: tuple[int, int], fill: float) -> np.ndarray:
     return result
 
 
-def _choose_slices(pair: VolumePair, axis: AxisName, *, skip_empty: bool) -> list[int]:
-    """Raises UserError for an empty mask, whichever slices are used."""
-    found = find_slices(pair, axis) if skip_empty or pair.body else []
-    return found if skip_empty else [*range(pair.x.slice_count(axis))]
+def _choose_slices(pairs: Sequence[VolumePair], axis: AxisName, *, skip_empty: bool) -> dict[str, list[int]]:
+    """{id of a pair: its slices}. Raises UserError for empty masks, whichever slices are used, and damaged files."""
+    faults: list[str] = []
+    used = {}
+    for pair in pairs:
+        with collect_faults(faults):
+            found = find_slices(pair, axis) if skip_empty or pair.body else []
+            used[pair.id] = found if skip_empty else [*range(pair.x.slice_count(axis))]
+    raise_faults(faults)
+    return used
 
 
 def _check_window(name: str, window: Window) -> None:
@@ -173,21 +182,34 @@ def _check_window(name: str, window: Window) -> None:
 
 
 def _open_pairs(
-    found: Mapping[str, Mapping[str, Paths]], rule: PatientRule, mask: MaskRule | None
-) -> tuple[list[VolumePair], dict[str, tuple[str, str]]]:
-    """The pairs, sorted by patient, and {id of a pair: (sub-folder, key of its patient)}.
+    folders: Sequence[Path],
+    rule: PatientRule,
+    mask: MaskRule | None,
+    axis: AxisName,
+    size: int | tuple[int, int] | None,
+) -> tuple[list[VolumePair], dict[str, tuple[str, str]], tuple[int, int]]:
+    """The pairs, sorted by patient; {id of a pair: (sub-folder, key of its patient)}; (H, W) of the slices.
 
-    Raises UserError with the faults of all pairs, and for a patient who is in two splits.
+    Raises UserError with all faults that need no voxels: of names, of headers, and of patients who are in two splits.
     """
     faults: list[str] = []
     opened: list[tuple[str, str, Volume, Volume, Body | None]] = []
-    for sub, pairs in found.items():
+    for sub, pairs in find_volumes(*folders, report=faults.extend).items():
         for name, paths in pairs.items():
-            try:
+            with collect_faults(faults):
                 x, y, body = _open_pair(paths, mask)
                 opened.append((rule.find(name, x, y), sub, x, y, body))
-            except UserError as error:
-                faults += error.faults
+    faults += _find_differences(opened)
+    chosen = (0, 0)
+    with collect_faults(faults):
+        chosen = _check_sizes([x for _, _, x, _, _ in opened], axis, size)
+    raise_faults(faults)
+    return *number_pairs(opened), chosen
+
+
+def _find_differences(opened: Sequence[tuple[str, str, Volume, Volume, Body | None]]) -> list[str]:
+    """Faults of dtypes that differ between pairs, and of patients who are in two splits."""
+    faults = []
     kinds = {(x.dtype, y.dtype): x.path for _, _, x, y, _ in opened}
     if len(kinds) > 1:
         (first, one), (other, two) = [*kinds.items()][:2]
@@ -203,34 +225,39 @@ def _open_pairs(
                 f"{path} and {x.path}: one patient is in {where}/ and in {sub}/: move all volumes of a patient to one "
                 "split"
             )
-    raise_faults(faults)
-    return number_pairs(opened)
+    return faults
 
 
 def _open_pair(paths: Paths, mask: MaskRule | None) -> tuple[Volume, Volume, Body | None]:
-    """Raises UserError for volumes that cannot be used together."""
-    x, y = open_volume(paths[0]), open_volume(paths[1])
-    raise_faults([*filter(None, [geometry_fault(x, y)])])
-    if len(paths) > 2:
-        volume = open_volume(paths[2])
-        raise_faults([*filter(None, [geometry_fault(x, volume)])])
-        return x, y, Body(volume, None)
+    """x, y and the body mask. Raises UserError with all faults of files that cannot be used together."""
+    faults: list[str] = []
+    volumes: list[Volume] = []
+    for path in paths:
+        with collect_faults(faults):
+            volumes.append(open_volume(path))
+    raise_faults(faults)
+    x, y, *masks = volumes
+    raise_faults([*filter(None, [geometry_fault(x, other) for other in (y, *masks)])])
+    if masks:
+        return x, y, Body(masks[0], None)
     return x, y, None if mask is None else Body(x if mask.get("of") == "x" else y, mask["above"])
 
 
-def _check_sizes(pairs: Sequence[VolumePair], axis: AxisName, wanted: int | tuple[int, int] | None) -> tuple[int, int]:
+def _check_sizes(volumes: Sequence[Volume], axis: AxisName, wanted: int | tuple[int, int] | None) -> tuple[int, int]:
     """The (H, W) of the slices. Raises UserError if they differ and no size is given."""
-    spacings = {slice_spacing(pair.x, axis)[:2]: pair.x.path for pair in pairs}
+    if not volumes:  # all have faults of their own
+        return 0, 0
+    spacings = {slice_spacing(volume, axis)[:2]: volume.path for volume in volumes}
     (first, one), (last, other) = min(spacings.items()), max(spacings.items())
     if max(b / a for a, b in zip(first, last, strict=True)) > MAX_SPACING_RATIO:
         ours, theirs = (" × ".join(f"{side:.3g}" for side in each) for each in (first, last))
         warnings.warn(
             f"{one} and {other}: pixels of {axis} slices differ, {ours} and {theirs} mm: resample all volumes to one",
-            stacklevel=3,
+            stacklevel=4,
         )
     if wanted is not None:
         return (wanted, wanted) if isinstance(wanted, int) else (wanted[0], wanted[1])
-    sizes = {pair.x.slice_size(axis): pair.x.path for pair in pairs}
+    sizes = {volume.slice_size(axis): volume.path for volume in volumes}
     if len(sizes) > 1:
         (a, one), (b, other) = [*sizes.items()][:2]
         raise UserError(

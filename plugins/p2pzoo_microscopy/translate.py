@@ -18,12 +18,14 @@ from typing import Any, BinaryIO
 import numpy as np
 from p2pzoo_geo.bands import Bands
 from p2pzoo_geo.rasters import Box
+from p2pzoo_geo.windows import spread_windows
 
 from p2pzoo.images.rows import BIG_TIFF, Rows
 from p2pzoo.models.model import Model
 from p2pzoo.models.tiling import Tiling
 from p2pzoo.utils.errors import UserError
 from p2pzoo.utils.files import atomic_write
+from p2pzoo.utils.plurals import format_count
 from p2pzoo.utils.version import __version__
 from p2pzoo_microscopy.planes import Planes, parse_stack
 from p2pzoo_microscopy.stack_files import (
@@ -39,6 +41,10 @@ from p2pzoo_microscopy.stacks import encode
 Progress = Callable[[int, int], None]  # planes done, planes in all
 DEFAULT_TILE = 512
 MAX_PIXEL_RATIO = 1.05  # of a stack's pixels to those of the training, without a warning
+_LOOKS, _LOOK = (
+    3,
+    64,
+)  # a stack's values are compared with the training's in 3 × 3 squares of 64 px, each of another plane
 BLOCK = 256  # px: side of a tile of the written TIFF
 
 
@@ -105,6 +111,7 @@ def translate_stack(
     except ValueError as error:
         raise UserError(str(error)) from None
     assert tiling is not None
+    _warn_of_values(stack, x, planes)
     job = _Job(model, stack, x, y, planes, tiling, seed)
     sizes = job.sizes
     made = {"tile": tiling.side, "overlap": tiling.overlap, "seed": seed, "precision": model.precision}
@@ -140,7 +147,8 @@ def _match_channels(model: Model, stack: Stack, wanted: Sequence[int | str] | No
         raise UserError("the model file's description of its channels is damaged (their number)")
     numbers = select_channels(stack, wanted, "--channel") if wanted else _find_channels(stack, x)
     if len(numbers) != len(x):
-        raise UserError(f"--channel: {len(numbers)} for the {len(x)} channels of the model, {', '.join(x.labels())}")
+        wanted = f"the {format_count(len(x), 'channel')} of the model, {', '.join(x.labels())}"
+        raise UserError(f"--channel: {len(numbers)} for {wanted}; {stack.path} has {describe_channels(stack)}")
     if stack.dtype != x.dtype:
         raise UserError(
             f"{stack.path}: has values of {stack.dtype}, and the model was trained on {x.dtype}: convert the stack to "
@@ -241,3 +249,17 @@ def _warn_of_pixels(model: Model, stack: Stack, planes: Planes) -> None:
                 "resample the stack",
                 stacklevel=3,
             )
+
+
+def _warn_of_values(stack: Stack, x: Bands, planes: Planes) -> None:
+    """Warn if most values of a channel lie outside of its scale: they may have another unit."""
+    rows, columns = (spread_windows(stack.sizes[axis], _LOOK, _LOOKS) for axis in "YX")
+    squares = [Box(*down, *across) for down in rows for across in columns]
+    images = [(frame, place) for frame in range(stack.sizes["T"]) for place in planes.places(stack.sizes["Z"])]
+    looks = []
+    for number, box in enumerate(squares):
+        frame, place = images[number * len(images) // len(squares)]
+        read = planes.read_x(stack, x.numbers, frame, place, box)
+        looks.append(read.reshape(len(x), -1))
+    if fault := x.describe_outside(np.concatenate(looks, axis=1), "channel"):
+        warnings.warn(f"{stack.path.name}: {fault}: check that the stack has the units of the training", stacklevel=3)

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from p2pzoo.utils.group_norm import count_groups
+from p2pzoo.utils.plurals import format_count
 
 Norm = Literal["batch", "group"]
 
@@ -57,7 +58,7 @@ def check_residual(residual: bool, in_channels: int, out_channels: int) -> None:
     """Raises ValueError if x cannot be added to ŷ."""
     if residual and in_channels != out_channels:
         raise ValueError(
-            f"residual = true adds x to ŷ, but G sees {in_channels} channels and ŷ has {out_channels}: "
+            f"residual = true adds x to ŷ, but G sees {format_count(in_channels, 'channel')} and ŷ has {out_channels}: "
             "set residual = false"
         )
 

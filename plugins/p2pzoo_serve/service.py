@@ -23,6 +23,7 @@ from p2pzoo.models.tiling import Tiling
 from p2pzoo.models.translate_files import describe_translation, interval_paths, sample_paths, translate_files
 from p2pzoo.runs.evaluate_model import find_recipe_beside
 from p2pzoo.utils.errors import Error, UserError
+from p2pzoo.utils.plurals import format_count
 from p2pzoo.utils.version import __version__
 from p2pzoo_serve.interface import MEGAPIXEL, Answer, Limits, Options, Refusal
 from p2pzoo_serve.uploads import Upload
@@ -49,8 +50,8 @@ class Service:
         if not can_hold(".png", *model.output_format):
             dtype, channels = model.output_format
             raise UserError(
-                f"{path}: gives {channels} channels of {dtype}, which no PNG can hold, so no page can show them: use "
-                "`p2pzoo translate`"
+                f"{path}: gives {format_count(channels, 'channel')} of {dtype}, which no PNG can hold, so no page "
+                "can show them: use `p2pzoo translate`"
             )
         self.model, self.limits = model, limits
         self.mode, self.tiling = _resolve_options(model, test_mode, tile)
@@ -161,7 +162,10 @@ class Service:
             found = f"{width} × {height} px{at}, are {pixels / MEGAPIXEL:.1f} megapixels"
             raise Refusal(413, f"{upload.name}: {found}, of at most {self.limits.megapixels:g}: make it smaller")
         if channels > max(4, self.model.in_channels):
-            raise Refusal(422, f"{upload.name}: {channels} channels, and this model takes {self.model.in_channels}")
+            raise Refusal(
+                422,
+                f"{upload.name}: {format_count(channels, 'channel')}, and this model takes {self.model.in_channels}",
+            )
         return pixels
 
     def _translate(self, upload: Upload, options: Options) -> list[Path]:

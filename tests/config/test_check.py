@@ -3,6 +3,7 @@
 import tomllib
 
 import pytest
+from PIL import Image
 
 from p2pzoo import config
 from p2pzoo.plugin import loader
@@ -82,6 +83,46 @@ def test_an_error_of_a_constructor_names_the_line_of_its_table(experiment):
     noisy = experiment('extends = "zoo:base.toml"\n[generator]\nnoise = "none"\ndropout = "paper"\n')
     with pytest.raises(UserError, match=r"^mine.toml:2  generator 'unet': dropout = 'paper' needs noise = 'dropout'"):
         noisy.generator.build(in_channels=3, out_channels=3, size=(64, 64))
+
+
+TABLE = {
+    "use": 'use = "folders"\n',
+    "files": 'inputs = "photos"\ntargets = "maps"\n',
+    "size": 'size = [64, 64]\nresize = "none"\n',
+}
+
+
+@pytest.mark.parametrize(
+    ("top_level", "profile", "line"),
+    [
+        (["use", "files"], ["size"], 2),
+        (["use", "size"], ["files"], 6),
+        (["size", "use"], ["files"], 6),
+        ([], ["use", "files", "size"], 3),
+        (["use", "files", "size"], [], 2),
+    ],
+)
+def test_a_fault_of_a_component_names_the_table_that_it_is_about(experiment, tmp_path, top_level, profile, line):
+    for name in ("photos/1", "photos/2", "maps/1"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        Image.new("RGB", (32, 32)).save(tmp_path / f"{name}.png")
+    top, of_profile = ("".join(TABLE[key] for key in keys) for keys in (top_level, profile))
+    loaded = experiment(f'extends = "zoo:base.toml"\n[dataset]\n{top}[profiles.smoke.dataset]\n{of_profile}')
+    with pytest.raises(UserError) as caught:
+        loaded.dataset.build(split="train")
+    [fault] = caught.value.faults
+    assert fault.startswith(f"mine.toml:{line}  photos: 1 of 2 images without a partner")
+
+
+@pytest.mark.parametrize(
+    ("top_level", "profile", "line"),
+    [('noise = "none"\ndropout = "paper"', "width = 8", 2), ("width = 8", 'noise = "none"\ndropout = "paper"', 4)],
+)
+def test_a_fault_that_names_a_parameter_has_the_line_of_the_table_that_set_it(experiment, top_level, profile, line):
+    tables = f"[generator]\n{top_level}\n[profiles.smoke.generator]\n{profile}\n"
+    loaded = experiment('extends = "zoo:base.toml"\n' + tables)
+    with pytest.raises(UserError, match=rf"^mine.toml:{line}  generator 'unet': dropout = 'paper' needs noise"):
+        loaded.generator.build(in_channels=3, out_channels=3, size=(64, 64))
 
 
 @pytest.mark.parametrize(

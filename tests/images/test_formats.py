@@ -101,7 +101,7 @@ def test_16_bits_are_not_written_as_a_lossy_file(suffix, tmp_path, monkeypatch):
     path = model_of(tmp_path, monkeypatch, "uint16", 65535)
     result = CliRunner().invoke(main, ["translate", str(path), "a/val", "-o", "out", "--format", suffix])
     assert result.exit_code == 2
-    problem = f"this model gives 1 channels of uint16, which .{suffix} cannot hold: use --format tif or npy"
+    problem = f"this model gives 1 channel of uint16, which .{suffix} cannot hold: use --format tif or npy"
     assert result.output == f"out: {problem}\n"
 
 

@@ -136,6 +136,41 @@ def test_values_of_the_recipe_come_before_defaults(finished):
     assert '<td class="from">default' not in set_by_recipe
 
 
+def test_the_page_of_a_run_in_training_says_how_far_it_is(run_cli, arguments, tmp_path, monkeypatch):
+    pages = []
+
+    def keep(run, *args):
+        write_report(run, *args)
+        page = (run.folder / "report.html").read_text("utf-8")
+        samples = re.findall(r'data-images="(\d+)"', page)
+        pages.append((re.search(r"\w+, \d+ of \d+ images", page), samples[-1:]))
+
+    monkeypatch.setattr("p2pzoo.training.run_writer.REPORT_SHARE", float("inf"))
+    for module in ("run_writer", "run_experiment"):
+        monkeypatch.setattr(f"p2pzoo.training.{module}.write_report", keep)
+    settings = ("train.images=12", "train.sample_every=4", "train.checkpoint_every=12", "train.log_every=12")
+    assert run_cli(*arguments(tmp_path, *settings)).exit_code == 0
+    lines = [(line and line[0], samples) for line, samples in pages]
+    assert lines == [
+        ("training, 0 of 12 images", []),
+        ("training, 4 of 12 images", ["4"]),
+        ("training, 8 of 12 images", ["8"]),
+        ("training, 12 of 12 images", ["12"]),
+        (None, ["12"]),  # complete
+    ]
+
+
+def test_a_dataset_says_what_its_pictures_show(finished, tmp_path, monkeypatch):
+    shutil.copytree(finished, tmp_path / "run")
+    experiment = config.load("zoo:base.toml", "smoke")
+    image = torch.zeros(3, 8, 8)
+    for note, count in (("Bands 1 to 3 as <red>, green and blue.", 2), ("", 0)):
+        monkeypatch.setattr(experiment.dataset.factory, "picture_note", note, raising=False)
+        write_report(Run(tmp_path / "run"), experiment, [Comparison("1", "best", image, image, image)])
+        page = (tmp_path / "run/report.html").read_text("utf-8")
+        assert page.count("Bands 1 to 3 as &lt;red&gt;, green and blue.") == count
+
+
 def test_many_samples_are_thinned_to_limit_the_size_of_the_page(finished, tmp_path):
     shutil.copytree(finished, tmp_path / "run")
     for i in range(40):

@@ -9,7 +9,7 @@ import onnxruntime
 import pytest
 import torch
 import yaml
-from p2pzoo_export import bioimageio_package
+from p2pzoo_export import bioimageio_package, commands
 from p2pzoo_export.bioimageio_package import export_bioimageio
 from torch import nn
 
@@ -88,10 +88,22 @@ def test_the_description_says_what_x_and_y_are(package):
         "scale": 0.5,
     }
     assert y["axes"][3]["size"] == {"tensor_id": "x", "axis_id": "x"}
-    scale = x["axes"][3]["scale"]
-    assert scale == pytest.approx(0.325, rel=1e-5) == y["axes"][3]["scale"]
-    assert all(int(side * scale / scale) == side for side in range(1, 5000))  # as readers compute the output's side
+    assert (x["axes"][3]["unit"], x["axes"][3]["scale"]) == ("nanometer", 325)
+    assert (y["axes"][3]["unit"], y["axes"][3]["scale"]) == ("nanometer", 325)
     assert (x["data"]["type"], y["data"]["type"]) == ("uint16", "float32")
+
+
+@pytest.mark.parametrize(
+    ("micrometres", "unit", "scale"),
+    [
+        (0.325, "nanometer", 325), (0.5, "micrometer", 0.5), (2, "micrometer", 2), (0.0645, "nanometer", 64.5),
+        (0.1083333, "picometer", 108333), (1e-9, "picometer", 1),
+    ],
+)  # fmt: skip
+def test_a_pixel_has_the_size_of_the_user_and_readers_compute_sides_with_it(micrometres, unit, scale):
+    model = model_of({"stack": {**STACK, "pixel": {"X": micrometres}}})
+    assert bioimageio_package._pixel(model, "x") == {"unit": unit, "scale": scale}
+    assert all(int(side * scale / scale) == side for side in range(1, 5000))  # as readers compute the output's side
 
 
 def test_the_test_output_is_that_of_the_model_from_units_to_units(package):
@@ -187,6 +199,20 @@ def test_a_folder_with_other_files_is_kept(run_cli, tmp_path):
     assert "holds other files; give a new one" in run_cli(*command, "--force").output
     (tmp_path / "mine" / "rdf.yaml").write_text("older")
     assert "holds other files; --force overwrites it" in run_cli(*command).output
+
+
+@pytest.mark.parametrize(
+    ("form", "line"),
+    [
+        ("bioimageio", "input    x in the units of the training files: 64×64"),
+        ("web", "input    image files: 64×64"),
+        ("onnx", "input    x in [-1, 1]: 64×64"),
+    ],
+)
+def test_the_command_says_what_each_format_takes(capsys, form, line):
+    checked = {"input": "64×64", "checked_on": "noise", "difference": 0.0, "psnr": 99.0, "psnr_loss": None}
+    commands._print_export({"file": "out", "format": form, "bytes": 1, "notes": [], **checked}, "fp32")
+    assert capsys.readouterr().out.splitlines()[0] == line
 
 
 @pytest.mark.slow

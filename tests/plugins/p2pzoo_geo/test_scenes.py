@@ -19,7 +19,7 @@ from p2pzoo_metrics.measured_values import MAE
 from rasterio.transform import from_origin
 
 from p2pzoo.plugin import Batch
-from p2pzoo.utils.errors import UserError
+from p2pzoo.utils.errors import SharedFault, UserError
 from p2pzoo.utils.folds import Fold
 
 pytestmark = pytest.mark.usefixtures("own_cache")
@@ -39,7 +39,7 @@ def all_pairs(folder, **parameters):
 def faults(folder, **parameters):
     with pytest.raises(UserError) as error:
         scenes(folder, **parameters)
-    assert all("\n" not in fault for fault in error.value.faults)
+    assert all("\n" not in fault for fault in error.value.faults if not isinstance(fault, SharedFault))
     return error.value.faults
 
 
@@ -229,6 +229,24 @@ def test_all_pairs_with_faults_are_named(tmp_path):
     assert "c.tif" in found[1]
 
 
+def test_faults_of_all_kinds_are_named_together(tmp_path):
+    for name in "abcd":
+        write_pair(tmp_path, name)
+    (tmp_path / "targets" / "d.tif").unlink()
+    for side in ("inputs", "targets"):
+        (tmp_path / side / "a.tif").write_text("no raster")
+    write_raster(tmp_path / "targets" / "b.tif", landscape(128, 150, 1), crs=OTHER_UTM)
+    found = faults(tmp_path, x_bands=("green",), y_bands=("height",))
+    for message in (
+        "inputs: 1 of 4 images without a partner of the same name in",
+        f"{tmp_path / 'inputs' / 'a.tif'}: cannot be read",
+        f"{tmp_path / 'targets' / 'a.tif'}: cannot be read",
+        "b.tif: y_bands: no band is described as 'height'; it has band 1, without descriptions: give numbers",
+    ):
+        assert sum(message in str(fault) for fault in found) == 1, message
+    assert len(found) == 4
+
+
 def test_one_raster_is_resampled_to_the_grid_of_the_other_where_asked(tmp_path):
     x = landscape(128, 160, 1)
     write_raster(tmp_path / "inputs" / "a.tif", x)
@@ -290,7 +308,7 @@ def test_a_split_without_blocks_is_refused_with_a_seed_that_helps(tmp_path):
     seed = int(fault.rpartition("split_seed = ")[2])
     assert all(len(scenes(tmp_path, split, split_seed=seed)) for split in ("train", "val", "test"))
     [fault] = faults(tmp_path, block=64)
-    assert "1 blocks for 3 splits: make `block` smaller" in fault
+    assert "1 block for 3 splits: make `block` smaller" in fault
 
 
 def test_files_that_are_no_rasters_are_named(tmp_path):

@@ -1,7 +1,9 @@
 """`p2pzoo translate-scene`: GDAL reads back what was written; resume, blending, refusals, memory."""
 
 import json
+import re
 import shutil
+import warnings
 
 import numpy as np
 import pytest
@@ -269,7 +271,7 @@ def test_faults_are_one_line_and_write_nothing(trained, assert_refused, tmp_path
     out = tmp_path / "out"
     out.mkdir()
     for arguments, message in (
-        ((one_band, "-o", out / "y.tif"), "has 1 bands; the model takes the bands red, blue"),
+        ((one_band, "-o", out / "y.tif"), "has band 1; the model takes the bands red, blue"),
         ((tmp_path / "text.tif", "-o", out / "y.tif"), "cannot be read as a raster"),
         (
             (other_scale, "-o", out / "y.tif"),
@@ -300,6 +302,49 @@ def test_a_scene_with_other_pixels_is_warned_of(tmp_path):
     scene = write_raster(tmp_path / "x.tif", landscape(64, 64, 1), transform=from_origin(399960, 5300040, 20, 20))
     with pytest.warns(UserWarning, match="its pixels are 20 × 20"):
         translate_scene(model_of(), scene, tmp_path / "y.tif", tile=64)
+
+
+def test_a_scene_whose_values_lie_outside_of_the_training_is_warned_of(tmp_path):
+    x = Bands((1, 2), ("blue", "red"), ((0.0, 9000.0), (0.0, 60.0)), "uint16", 0, ("", "K"))
+    for scale, faults in (
+        (1, [r"band red: 100% of its values lie outside of the range .*, \[0, 60\] K: check"]),
+        (0.005, []),
+    ):
+        values = landscape(150, 80, 2) * scale
+        scene = write_raster(tmp_path / "x.tif", values, holes=[(slice(0, 60), slice(None))])
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            translate_scene(model_of(x), scene, tmp_path / "y.tif", tile=64)
+        assert len(caught) == len(faults)
+        assert all(re.search(fault, str(each.message)) for fault, each in zip(faults, caught, strict=True))
+
+
+def test_a_scene_without_a_georeference_is_translated_without_a_warning(tmp_path):
+    for nodata in (0, None):
+        scene = write_raster(tmp_path / "x.tif", landscape(40, 40, 1), crs=None, transform=None, nodata=nodata)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            translate_scene(model_of(), scene, tmp_path / "y.tif", tile=64, cog=True)
+        assert [str(each.message) for each in caught] == []
+
+
+@pytest.mark.parametrize("name", ["stack", "volume"])
+def test_a_model_of_stacks_or_volumes_is_refused_with_the_command_for_it(tmp_path, name):
+    scene = write_raster(tmp_path / "x.tif", landscape(40, 40, 1))
+    model = model_of()
+    model.header.as_json["file_layout"] = {"size": None, "scale": [1, 1], name: {"x": {}}}
+    with pytest.raises(
+        UserError, match=r"not trained on the dataset 'scenes'.* such as translate-stack or translate-vol"
+    ):
+        translate_scene(model, scene, tmp_path / "y.tif", tile=64)
+
+
+def test_a_model_of_images_says_which_bands_the_scene_has(tmp_path):
+    header = ModelHeader("generator", "mine", {}, 1, 1, (64, 64), run="r", size_divisor=4, test_mode="eval")
+    model = Model(nn.Identity(), header, torch.device("cpu"))
+    scene = write_raster(tmp_path / "x.tif", landscape(40, 40, 3), names=("blue", "green", "red"))
+    with pytest.raises(UserError, match=r"x\.tif: has the bands blue, green, red; the model takes 1 band$"):
+        translate_scene(model, scene, tmp_path / "y.tif", tile=64)
 
 
 def test_a_scene_without_the_tags_of_scale_of_the_training_is_warned_of(tmp_path):

@@ -133,7 +133,7 @@ def test_features_in_half_precision_give_a_finite_loss_near_that_of_fp32(G):
 @pytest.mark.parametrize(
     ("arguments", "options", "message"),
     [
-        ((1, 3, CHANNELS), {}, "takes images of 1 channels, and ŷ has 3: use patchnce-network"),
+        ((1, 3, CHANNELS), {}, "takes images of 1 channel, and ŷ has 3: use patchnce-network"),
         ((3, 3, CHANNELS), {"layers": (2,)}, r"layers = \[2\]: G has features 0 to 1"),
         ((3, 3, CHANNELS), {"layers": ()}, r"layers = \[\]: G has features 0 to 1"),
     ],

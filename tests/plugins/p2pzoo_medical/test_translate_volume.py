@@ -1,6 +1,8 @@
 """`p2pzoo translate-volume`: nibabel and pydicom read back what was written; faults are one line and leave nothing."""
 
 import json
+import re
+import warnings
 
 import nibabel
 import numpy as np
@@ -238,6 +240,35 @@ def test_other_units_and_voxels_are_warned_of(tmp_path):
         translate_volume(model_of(), scaled, tmp_path / "x.nii", Options())
     with pytest.warns(UserWarning, match="its voxels are 7 × 7.5 mm in axial slices, those of the training 1 × 1"):
         translate_volume(model_of(spacing=(1, 1, 1)), mr_file(tmp_path), tmp_path / "x.nii", Options())
+
+
+def warned(model, volume, target):
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        translate_volume(model, volume, target, Options())
+    return [str(each.message) for each in caught]
+
+
+def test_a_volume_of_another_modality_is_warned_of(tmp_path):
+    mr, ct = head(0)
+    model = model_of()
+    assert warned(model, mr_file(tmp_path), tmp_path / "x.nii") == []
+    [line] = warned(model, mr_file(tmp_path, values=ct, name="ct.nii"), tmp_path / "x.nii")
+    assert re.search(r"ct\.nii: \d\d% of the voxels lie outside of the range that the .*, \[0, 1250\]: bring it", line)
+    model.header.as_json["file_layout"]["volume"]["x"]["modality"] = "MR"
+    series = write_series(tmp_path / "ct", ct, modality="CT")
+    [line] = warned(model, series, tmp_path / "x.nii")
+    assert line.endswith("ct: is a series of CT, and the model was trained on MR: give a series of MR")
+    assert warned(model, write_series(tmp_path / "mr", mr), tmp_path / "x.nii") == []
+
+
+def test_a_window_of_soft_tissue_is_no_reason_for_a_warning_about_a_ct(tmp_path):
+    _, ct = head(0)
+    model = model_of()
+    model.header.as_json["file_layout"]["volume"]["x"] = Units((-100.0, 2000.0), "int16", "CT").as_json()
+    assert warned(model, write_series(tmp_path / "ct", ct, modality="CT"), tmp_path / "x.nii") == []
+    [line] = warned(model, mr_file(tmp_path, values=ct - 3000), tmp_path / "x.nii")
+    assert "100% of the voxels lie outside of the range that the model was trained on, [-100, 2000] HU" in line
 
 
 @pytest.mark.parametrize("value", [{"x": 3}, [], "text", {"axis": "oblique"}])

@@ -192,12 +192,14 @@ def test_masks_can_be_files(folder):
     write_nifti(folder / "masks" / path.name, np.zeros(SHAPE, np.uint8), AFFINE)
     assert f"{path.name}: the body mask is empty" in fault(folder, masks=folder / "masks", skip_empty=True)
     (folder / "masks" / path.name).unlink()
-    with pytest.raises(UserError, match="1 without a partner of the same name"):
+    with pytest.raises(UserError, match="1 of 4 volumes without a partner of the same name"):
         volumes(folder, masks=folder / "masks")
 
 
 def test_a_threshold_above_everything_is_refused(folder):
-    assert "no voxel is above 9000, so the body mask is empty" in fault(folder, mask={"above": 9000}, skip_empty=True)
+    with pytest.raises(UserError, match="no voxel is above 9000, so the body mask is empty") as error:
+        volumes(folder, mask={"above": 9000}, skip_empty=True)
+    assert len(error.value.faults) == 4
     for path in (folder / "inputs").iterdir():
         values = np.full(SHAPE, not path.name.startswith("sub-02"), np.uint8)
         write_nifti(folder / "masks" / path.name, values, AFFINE)
@@ -477,6 +479,35 @@ def test_damaged_files_are_named(folder):
     assert not list((folder / "cache" / "volumes").glob("*.tmp"))
 
 
+def test_faults_of_all_kinds_are_named_together(folder):
+    (folder / "targets" / "sub-04_ses-1.nii.gz").unlink()
+    for side in ("inputs", "targets"):
+        (folder / side / "sub-01_ses-1.nii.gz").write_text("no volume")
+    write_nifti(folder / "targets" / "sub-02_ses-1.nii.gz", np.zeros((24, 32, 11)), AFFINE)
+    for side in ("inputs", "targets"):
+        write_nifti(folder / side / "sub-05_ses-1.nii.gz", np.zeros((24, 30, 10), np.int16), AFFINE)
+    with pytest.raises(UserError) as error:
+        volumes(folder)
+    found = error.value.faults
+    for message in (
+        "inputs: 1 of 5 volumes without a partner of the same name in",
+        f"{folder / 'inputs' / 'sub-01_ses-1.nii.gz'}: cannot be read as NIfTI",
+        f"{folder / 'targets' / 'sub-01_ses-1.nii.gz'}: cannot be read as NIfTI",
+        "sub-02_ses-1.nii.gz: shapes differ, 24×32×10 and 24×32×11 voxels",
+        "sub-05_ses-1.nii.gz: axial slices have different sizes, 24×32 and 24×30 px: set size",
+    ):
+        assert sum(message in str(fault) for fault in found) == 1, message
+    assert len(found) == 5
+
+
+def test_empty_masks_are_named_together(folder):
+    for path in (folder / "inputs").iterdir():
+        write_nifti(folder / "masks" / path.name, np.zeros(SHAPE, np.uint8), AFFINE)
+    with pytest.raises(UserError) as error:
+        volumes(folder, masks=folder / "masks")
+    assert len([fault for fault in error.value.faults if "the body mask is empty" in fault]) == 4
+
+
 def test_a_truncated_plain_file_is_named(tmp_path):
     write_pairs(tmp_path, suffix=".nii")
     path = tmp_path / "inputs" / "sub-03_ses-1.nii"
@@ -489,7 +520,7 @@ def test_folders_without_volumes_are_named(folder):
     (folder / "empty").mkdir()
     assert "has no .nii or .nii.gz files" in fault(folder, inputs=folder / "empty")
     (folder / "inputs" / "sub-04_ses-1.nii.gz").rename(folder / "inputs" / "other.nii.gz")
-    with pytest.raises(UserError, match="1 without a partner of the same name"):
+    with pytest.raises(UserError, match="1 of 4 volumes without a partner of the same name"):
         volumes(folder)
 
 

@@ -8,7 +8,7 @@ from p2pzoo_microscopy.stack_files import open_stack
 from p2pzoo_microscopy.stacks import Stacks
 from stack_pairs import cells, damage_page, ome, write_pairs, write_stack
 
-from p2pzoo.utils.errors import UserError
+from p2pzoo.utils.errors import SharedFault, UserError
 from p2pzoo.utils.folds import Fold
 
 pytestmark = pytest.mark.usefixtures("own_cache")
@@ -30,7 +30,7 @@ def every_pair(folder, **parameters):
 def faults(folder, **parameters):
     with pytest.raises(UserError) as error:
         stacks(folder, **parameters)
-    assert all("\n" not in fault for fault in error.value.faults)
+    assert all("\n" not in fault for fault in error.value.faults if not isinstance(fault, SharedFault))
     return error.value.faults
 
 
@@ -283,6 +283,25 @@ def test_pairs_that_do_not_fit_are_refused_in_one_line(tmp_path, options, shape,
     assert len(found) == 4
     assert message in found[0]
     assert ".tif" in found[0]
+
+
+def test_faults_of_all_kinds_are_named_together(tmp_path):
+    write_pairs(tmp_path, count=5)
+    (tmp_path / "targets" / "04.tif").unlink()
+    for side in ("inputs", "targets"):
+        (tmp_path / side / "01.tif").write_text("no TIFF")
+    write_stack(tmp_path / "targets" / "02.tif", cells(c=1, t=2, width=96), ("DAPI",), {"X": 0.65, "Y": 0.65})
+    found = faults(tmp_path)
+    for message in (
+        "inputs: 1 of 5 images without a partner of the same name in",
+        f"{tmp_path / 'inputs' / '01.tif'}: cannot be read",
+        f"{tmp_path / 'targets' / '01.tif'}: cannot be read",
+        "02.tif: sizes differ, 80×64 and 96×64 px",
+        "02.tif: lengths differ, 1 frame and 2 frames",
+        "02.tif: pixel sizes differ along X, 0.325 and 0.65 µm",
+    ):
+        assert sum(message in str(fault) for fault in found) == 1, message
+    assert len(found) == 6
 
 
 def test_names_need_metadata_of_ome(tmp_path):

@@ -1,6 +1,7 @@
 """`translate-stack`: values, metadata that tifffile and ome-types read back, memory, refusals that write nothing."""
 
 import json
+import warnings
 
 import numpy as np
 import ome_types
@@ -83,7 +84,9 @@ def test_the_metadata_are_read_back(trained, run_cli, tmp_path):
     run, stack = trained
     result = run_cli("translate-stack", run, stack, "-o", tmp_path / "out.ome.tif", "--tile", "64", "--json")
     assert result.exit_code == 0, result.output
-    assert json.loads(result.output)["sizes"] == {"T": 2, "Z": 4, "C": 1, "Y": 100, "X": 300}
+    warning, document = result.output.split("\n", 1)  # the new stack is brighter
+    assert "channel BF: 61% of its values lie outside of the range" in warning
+    assert json.loads(document)["sizes"] == {"T": 2, "Z": 4, "C": 1, "Y": 100, "X": 300}
     with tifffile.TiffFile(tmp_path / "out.ome.tif") as tiff:
         assert tiff.is_ome
         assert (tiff.series[0].axes, tiff.series[0].shape) == ("TZYX", (2, 4, 100, 300))
@@ -173,7 +176,9 @@ def test_channels_are_found_by_name_in_another_order_or_chosen(tmp_path):
         translate_stack(model_of(**same), other, path)
     translate_stack(model_of(**same), other, path, channels=["TL"])
     assert np.array_equal(tifffile.imread(path), values[0, 0, 1])
-    with pytest.raises(UserError, match="--channel: 2 for the 1 channels of the model, BF"):
+    with pytest.raises(
+        UserError, match=r"--channel: 2 for the 1 channel of the model, BF; .*b\.tif has the channels PH, TL"
+    ):
         translate_stack(model_of(**same), other, path, channels=[1, 2])
     translate_stack(model_of(**same), write_stack(tmp_path / "c.tif", values, None), path)
     assert np.array_equal(tifffile.imread(path), values[0, 0, 0])
@@ -261,6 +266,22 @@ def test_a_stack_with_other_pixels_is_warned_of(tmp_path):
     stack = write_stack(tmp_path / "x.tif", cells(c=1), ("BF",), {"X": 0.65, "Y": 0.325})
     with pytest.warns(UserWarning, match=r"its pixels are 0\.65 µm along X, those of the training 0\.325"):
         translate_stack(model_of(), stack, tmp_path / "y.ome.tif")
+
+
+@pytest.mark.parametrize("z", ["planes", "channels", "max"])
+def test_a_stack_whose_values_lie_outside_of_the_training_is_warned_of(tmp_path, z):
+    values = cells(t=2, z=3, c=2, height=300)
+    values[:, :, 0] += 9000
+    stack = write_stack(tmp_path / "x.tif", values, ("BF", "PH"))
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for name in ("PH", "BF"):
+            translate_stack(model_of(z=z), stack, tmp_path / "y.ome.tif", channels=[name])
+    [warning] = caught
+    message = (
+        "x.tif: channel BF: 100% of its values lie outside of the range that the model was trained on, [0, 8000]: "
+    )
+    assert str(warning.message).startswith(message)
 
 
 def test_damaged_descriptions_and_other_models_are_refused(tmp_path):

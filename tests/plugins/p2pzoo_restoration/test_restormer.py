@@ -231,7 +231,7 @@ def test_with_residual_x_is_added_and_other_channels_are_an_error():
     G = build(residual=True)
     nn.init.zeros_(G.leave.weight)
     assert torch.equal(G(images()), images())
-    with pytest.raises(ValueError, match="residual = true adds x to ŷ, but G sees 1 channels and ŷ has 3"):
+    with pytest.raises(ValueError, match="residual = true adds x to ŷ, but G sees 1 channel and ŷ has 3"):
         build(channels=(1, 3), residual=True)
 
 
