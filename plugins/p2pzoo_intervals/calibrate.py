@@ -147,16 +147,24 @@ def _choose_samples(model: Model, samples: int | None) -> int:
 
 
 def _group_by_block(stores: dict[str, Store], note: Note) -> Images:
-    """The images of each block; an image without one is a block of its own."""
+    """The images of each block; an image without one is a block of its own. One that two splits share is there once."""
     blocks: Images = {}
-    alone = 0
+    alone = shared = 0
+    splits_of: dict[str, str] = {}  # the split that has an image, by its digest
     for split, store in stores.items():
         for index in range(len(store)):
+            if len(stores) > 1:
+                [batch] = single_batches(store, range(index, index + 1))
+                if splits_of.setdefault(digest_pair(batch.x[0], batch.y[0]), split) != split:
+                    shared += 1
+                    continue
             block = store[index].block
             alone += block is None
             blocks.setdefault((split, index) if block is None else block, []).append((split, index))
     if alone:
         note(f"{alone} images have no block: each is a block of its own, as if they were independent of each other")
+    if shared:
+        note(f"{format_count(shared, 'image')} of {' and '.join(stores)} are in both: each is counted once")
     return blocks
 
 

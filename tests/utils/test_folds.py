@@ -4,9 +4,13 @@ import json
 from itertools import chain
 
 import numpy as np
+import phantoms
 import pytest
+import stack_pairs
 from hypothesis import given
 from hypothesis import strategies as st
+from p2pzoo_medical.volumes import Volumes
+from p2pzoo_microscopy.stacks import Stacks
 from PIL import Image
 
 from p2pzoo import config
@@ -141,3 +145,31 @@ def test_folds_are_complete_and_about_equally_large(blocks, folds):
     assert sorted(chain(*tested)) == sorted(set(blocks))
     sizes = [sum(blocks.count(block) for block in each) for each in tested]
     assert max(sizes) - min(sizes) <= max(map(blocks.count, set(blocks)))
+
+
+@pytest.mark.filterwarnings("ignore:.*no pairs in val")
+def test_folds_of_stacks_have_all_windows(tmp_path):
+    stack_pairs.write_pairs(tmp_path, 6, t=2)
+
+    def build(split):
+        return Stacks(split, inputs=tmp_path / "inputs", targets=tmp_path / "targets", size=32)
+
+    whole = [*chain.from_iterable(ids(build(split)) for split in SPLITS)]
+    tested = [*chain.from_iterable(ids(Fold(fold, 3).open(build, "test")) for fold in range(3))]
+    assert sorted(tested) == sorted({*whole})
+
+
+@pytest.mark.filterwarnings("ignore:.*no pairs in val")
+def test_folds_have_each_slice_once_where_val_is_test(tmp_path, monkeypatch):
+    monkeypatch.setenv("P2PZOO_CACHE", str(tmp_path / "cache"))
+    for number in range(6):
+        split = "train" if number < 4 else "test"
+        for side, values in zip(("inputs", "targets"), phantoms.head(number), strict=True):
+            phantoms.write_nifti(tmp_path / side / split / f"p{number}.nii", values, phantoms.AFFINE)
+
+    def build(split):
+        windows = {"x_window": (0, 1000), "y_window": (-1000, 1500)}
+        return Volumes(split, inputs=tmp_path / "inputs", targets=tmp_path / "targets", skip_empty=False, **windows)
+
+    tested = [*chain.from_iterable(ids(Fold(fold, 3).open(build, "test")) for fold in range(3))]
+    assert len(tested) == len({*tested})
