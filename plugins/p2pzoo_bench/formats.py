@@ -183,12 +183,18 @@ def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def to_csv(doc: Mapping[str, Any]) -> str:
-    """One line for each row and metric, with every value in full precision."""
+    """One line for each row and metric, with every value in full precision.
+
+    difference_low and difference_high are the interval of the page: over folds where the table has folds, else over
+    blocks of images. Each of the two also has columns of its own.
+    """
+    interval = "seeds" if doc.get("folds") else "blocks"
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(
         ["row", "label", "metric", "mean", "low", "high", "runs", "values", "published", "difference", "difference_low",
-         "difference_high", "difference_seeds_low", "difference_seeds_high", "protocol"]
+         "difference_high", "difference_blocks_low", "difference_blocks_high", "difference_seeds_low",
+         "difference_seeds_high", "protocol"]
     )  # fmt: skip
     for row in doc["rows"]:
         for column in doc["columns"]:
@@ -198,8 +204,9 @@ def to_csv(doc: Mapping[str, Any]) -> str:
             writer.writerow(
                 [row["name"], row["label"], column["metric"], *(cell.get(key) for key in ("mean", "low", "high")),
                  len(cell.get("values", ())), " ".join(map(repr, cell.get("values", ()))),
-                 row["published"].get(column["metric"]), *(blocks.get(key) for key in ("value", "low", "high")),
-                 seeds.get("low"), seeds.get("high"), column["protocol"]]
+                 row["published"].get(column["metric"]), blocks.get("value"),
+                 *(of.get(key) for of in (difference[interval], blocks, seeds) for key in ("low", "high")),
+                 column["protocol"]]
             )  # fmt: skip
     return out.getvalue()
 

@@ -97,7 +97,6 @@ def build(rows, data, **facts):
     return build_comparison(rows, rows[0].name, {"l1": "L1"}, {}, data, facts=facts).doc
 
 
-@wrong("difference_low and difference_high are the bootstrap over blocks, which is only a diagnostic over folds")
 def test_csv_has_the_interval_that_the_page_shows(row, data):
     rng = np.random.default_rng(0)
     a, b = {f: rng.uniform(0.2, 0.4, 6) for f in range(3)}, {f: rng.uniform(0.2, 0.5, 6) for f in range(3)}
