@@ -18,7 +18,8 @@ PAPER = HEAD.index("paper")
 OPEN = "no verdict yet"
 NOTES = (
     "Effects are positive in the direction of the claim, with their 95% interval over folds, not adjusted for the "
-    "number of claims. p is adjusted (Holm) over all claims that get a verdict; a claim of several parts has its largest p.",
+    "number of claims. p is adjusted (Holm) over all claims that get a verdict; a claim of several parts has the "
+    "largest p of them.",
     "δ: the smallest effect that matters, fixed before the runs.",
 )
 PAPER_NOTE = "The paper's effect is from other data and another size: it stands here for its direction."
