@@ -151,7 +151,7 @@ class Bench:
             try:
                 check_needs(experiment, store)
             except UserError as error:
-                faults += [f"[rows.{row.name}] {fault}" for fault in error.faults]
+                faults += [f"{row.where}  [rows.{row.name}] {fault}" for fault in error.faults]
                 continue
             for name in dict.fromkeys([*self.table.metrics, *map(metric_of, self.table.columns)]):
                 if name in self.unavailable or f"{name}{row.suffix}" not in experiment.measurements:
@@ -165,8 +165,8 @@ class Bench:
                 other, before = protocols.setdefault(name, (row, described))
                 if reason := why_not_comparable(row.label, described, other.label, before):
                     faults.append(
-                        f"[rows.{row.name}] {name} has another protocol than in [rows.{other.name}]: {reason}; "
-                        "make the two rows equal in this"
+                        f"{row.where}  [rows.{row.name}] {name} has another protocol than in [rows.{other.name}] "
+                        f"({other.where}): {reason}; make the two rows equal in this"
                     )
         named = {name for experiment in experiments for name in experiment.measurements}
         faults += [

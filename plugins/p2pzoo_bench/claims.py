@@ -1,6 +1,6 @@
 """Verdicts on claims: same direction, opposite, no effect above δ, or none of them (protocol 2).
 
-A part of a claim compares two rows over folds (folds.py). Its effect is positive in the paper's direction. A claim
+A part of a claim compares two rows over folds (folds.py). Its effect is positive in the direction of the claim. A claim
 holds only if all of its parts do: its p-value is the largest of theirs, and 1 if their effects have different signs.
 The p-values of all claims that get a verdict are adjusted together (Holm). In this order:
 
@@ -45,7 +45,7 @@ EQUIVALENCE = 0.9  # confidence of the interval that must lie inside ± δ: two 
 
 @dataclass(frozen=True)
 class Effect:
-    """A part of a claim, measured. Positive values: in the paper's direction.
+    """A part of a claim, measured. Positive values: in the direction of the claim.
 
     heading         of the metric's column
     labels          of the better and of the worse row

@@ -1,4 +1,4 @@
-"""Claims files: what a paper says about the rows of tables, written down before the runs that judge it.
+"""Claims files: what a paper, or you, say about the rows of tables, written down before the runs that judge it.
 
     title = "pix2pix on trial"
     source = "Isola et al. 2017 (v3)"
@@ -18,9 +18,9 @@
     described = true                       # shown without a verdict, and no part of the family of claims
     …
 
-metric  a column of the table. An effect is positive in the paper's direction: towards the better row
+metric  a column of the table. An effect is positive in the direction of the claim: towards the better row
 margin  δ: effects below it are too small to matter. Required for a verdict
-paper   the effect in the paper, which is shown and never used
+paper   the effect in the paper, which is shown and never used. None in a claim about rows of your own
 
 Knows neither components nor torch.
 """
@@ -64,7 +64,7 @@ class Condition(_Strict):
 
 
 class Claim(_Strict):
-    """What a paper says: every part holds.
+    """What is said about rows of a table: every part holds.
 
     table  the table's file, relative to the claims file
     valid  conditions without which the numbers of the rows mean too little for a verdict

@@ -14,17 +14,39 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 HEAD = ("", "claim", "rows", "number", "paper", "here", "90% interval inside ±δ", "adjusted p", "verdict")
+PAPER = HEAD.index("paper")
 OPEN = "no verdict yet"
 NOTES = (
-    "Effects are positive in the paper's direction, with their 95% interval over folds, not adjusted for the number of "
-    "claims. p is adjusted (Holm) over all claims that get a verdict; a claim of several parts has its largest p.",
-    "δ: the smallest effect that matters, fixed before the runs. The paper's effect is from other data and another "
-    "size: it stands here for its direction.",
+    "Effects are positive in the direction of the claim, with their 95% interval over folds, not adjusted for the "
+    "number of claims. p is adjusted (Holm) over all claims that get a verdict; a claim of several parts has the "
+    "largest p of them.",
+    "δ: the smallest effect that matters, fixed before the runs.",
 )
+PAPER_NOTE = "The paper's effect is from other data and another size: it stands here for its direction."
 
 
-def build_rows(claims: Sequence[Mapping[str, Any]]) -> list[list[str]]:
-    """A row for each part under HEAD; what belongs to the claim is in its first row only."""
+def names_paper(claims: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether an effect of a paper is shown. Claims about rows of one's own have none."""
+    return any(part["paper"] is not None for claim in claims for part in claim["parts"])
+
+
+def build_notes(claims: Sequence[Mapping[str, Any]]) -> list[str]:
+    return [*NOTES, *([PAPER_NOTE] if names_paper(claims) else [])]
+
+
+def build_table(claims: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[list[str]]]:
+    """The heading and a row for each part; what belongs to the claim is in its first row only.
+
+    There is no column of the paper's effects if no claim has one.
+    """
+    head, rows = [*HEAD], _build_rows(claims)
+    if not names_paper(claims):
+        for line in (head, *rows):
+            del line[PAPER]
+    return head, rows
+
+
+def _build_rows(claims: Sequence[Mapping[str, Any]]) -> list[list[str]]:
     rows = []
     for claim in claims:
         verdict = claim["verdict"] or OPEN
@@ -72,7 +94,7 @@ def format_p(p: float) -> str:
 
 
 def to_markdown(title: str, claims: Sequence[Mapping[str, Any]]) -> str:
-    return "\n\n".join([f"**{title}**", markdown_table(HEAD, build_rows(claims)), *NOTES])
+    return "\n\n".join([f"**{title}**", markdown_table(*build_table(claims)), *build_notes(claims)])
 
 
 def to_rich(title: str, claims: Sequence[Mapping[str, Any]]) -> Any:
@@ -82,11 +104,12 @@ def to_rich(title: str, claims: Sequence[Mapping[str, Any]]) -> Any:
     from rich.text import Text
 
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
-    for heading in HEAD:
+    head, rows = build_table(claims)
+    for heading in head:
         table.add_column(Text(heading))
-    for row in build_rows(claims):
+    for row in rows:
         table.add_row(*(Text(escape(cell)) for cell in row))
-    notes = [Text(escape(note), style="dim") for note in NOTES]
+    notes = [Text(escape(note), style="dim") for note in build_notes(claims)]
     return Group(Text(escape(title), style="bold"), table, Text(""), *notes)
 
 
@@ -95,7 +118,8 @@ def to_html(title: str, source: str, claims: Sequence[Mapping[str, Any]]) -> str
     scales = {claim["id"]: _scale(claim["parts"]) for claim in claims}
     return render_page(
         Path(__file__).with_name("claims.html"), title=title, source=source, claims=claims, scales=scales,
-        notes=NOTES, open=OPEN, format_effect=format_effect, format_p=format_p, format_part=_format_part,
+        notes=build_notes(claims), has_paper=names_paper(claims),
+        open=OPEN, format_effect=format_effect, format_p=format_p, format_part=_format_part,
     )  # fmt: skip
 
 
@@ -134,7 +158,7 @@ def _draw(claims: Sequence[Mapping[str, Any]]) -> Figure:
     names = [f"{claim['id']}  {' against '.join(part['labels'])}, {part['heading']}" for claim, part in lines]
     axes.set_yticks(range(len(lines)), names)
     axes.invert_yaxis()
-    axes.set_xlabel("effect, positive in the paper's direction; grey: ± δ")
+    axes.set_xlabel("effect, positive in the direction of the claim; grey: ± δ")
     if lines:
         figure.legend(loc="outside upper right", ncols=2, frameon=False)
     return figure

@@ -20,7 +20,7 @@ from p2pzoo.images.io import PILLOW_ERRORS, describe_read_error, open_picture
 from p2pzoo.runs.pages import data_uri, figure_to_svg, render_page
 from p2pzoo.utils.errors import UserError
 from p2pzoo.utils.terminal import escape
-from p2pzoo_bench.table_columns import COSTS, TableColumn, find_best_cells, list_columns
+from p2pzoo_bench.table_columns import COSTS, TableColumn, find_best_cells, list_columns, with_arrow
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -33,11 +33,26 @@ MIN_PUBLISHED_DECIMALS = 2  # of published numbers: 0.4 is shown as 0.40, like t
 
 
 def build_main_table(doc: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
-    """The heading and the rows of the main table: mean ± half of its interval, published number, cost of the row."""
+    """The heading and the rows of the main table: mean ± half of its interval, cost of the row."""
     columns = list_columns(doc)
     measured = {column["metric"]: column for column in doc["columns"]}
     rows = [[row["label"], *(_format_cell(row, column, measured) for column in columns)] for row in doc["rows"]]
     return ["", *(column.heading for column in columns)], rows
+
+
+def build_published_table(doc: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """The heading and the rows of the published numbers, headed by their protocol: the table's `source`.
+
+    They are from other data and another size than ours, so that they stand in rows of their own, never beside ours.
+    """
+    columns = [c for c in doc["columns"] if any(c["metric"] in row["published"] for row in doc["rows"])]
+    head = [f"published: {doc['source']}" if doc.get("source") else "published", *map(with_arrow, columns)]
+    rows = []
+    for row in doc["rows"]:
+        numbers = [row["published"].get(column["metric"]) for column in columns]
+        if any(number is not None for number in numbers):
+            rows.append([row["label"], *(NONE if n is None else _format_published(n) for n in numbers)])
+    return head, rows
 
 
 def build_difference_table(doc: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
@@ -52,8 +67,13 @@ def build_difference_table(doc: Mapping[str, Any]) -> tuple[list[str], list[list
     return head, rows
 
 
+def build_further_tables(doc: Mapping[str, Any]) -> list[tuple[list[str], list[list[str]]]]:
+    """The tables below the main one that have rows: published numbers, differences."""
+    return [table for table in (build_published_table(doc), build_difference_table(doc)) if table[1]]
+
+
 def build_notes(doc: Mapping[str, Any]) -> list[str]:
-    """The notes below the table: what the intervals mean, the source of published numbers, and missing numbers."""
+    """The notes below the table: what the intervals mean, how far published numbers compare, and missing numbers."""
     seeds = sorted({run["seed"] for row in doc["rows"] for run in row["runs"] if run["seed"] is not None})
     percent = f"{doc['confidence']:.0%}"
     notes = []
@@ -84,8 +104,10 @@ def build_notes(doc: Mapping[str, Any]) -> list[str]:
             f"Settings of each row and seed: the best of {search['trials']} trials by {search['metric']} on the "
             f"validation images, each with {search['share']:.0%} of the row's images."
         )
-    if doc.get("source"):
-        notes.append(f"Paper: {doc['source']}.")
+    if build_published_table(doc)[1]:
+        notes.append(
+            "Published numbers were measured as their heading says: compare them with each other, not with ours."
+        )
     if timed := sorted({each for row in doc["rows"] if row.get("milliseconds") for each in row["timed_on"]}):
         notes.append(
             f"{COSTS['milliseconds']}: the median time of a translation where the runs were evaluated "
@@ -106,10 +128,7 @@ def build_notes(doc: Mapping[str, Any]) -> list[str]:
 def _format_cell(row: Mapping[str, Any], column: TableColumn, measured: Mapping[str, Any]) -> str:
     if column.kind == "metric":
         return _format_value(row, measured[column.key])
-    if column.kind == "cost":
-        return _format_cost(column.key, row.get(column.key))
-    number = row["published"].get(column.key)
-    return NONE if number is None else _format_published(number)
+    return _format_cost(column.key, row.get(column.key))
 
 
 def _format_value(row: Mapping[str, Any], column: Mapping[str, Any]) -> str:
@@ -171,9 +190,7 @@ def to_markdown(doc: Mapping[str, Any]) -> str:
     parts = [f"**{doc['title']}** (profile `{doc['profile']}`)"]
     if answer := doc.get("answer"):
         parts.append("\n".join(f"- {line}" for line in answer))
-    parts.append(markdown_table(*build_main_table(doc)))
-    if (table := build_difference_table(doc))[1]:
-        parts.append(markdown_table(*table))
+    parts += [markdown_table(*table) for table in (build_main_table(doc), *build_further_tables(doc))]
     return "\n\n".join([*parts, *build_notes(doc)])
 
 
@@ -194,19 +211,20 @@ def to_csv(doc: Mapping[str, Any]) -> str:
     writer.writerow(
         ["row", "label", "metric", "mean", "low", "high", "runs", "values", "published", "difference", "difference_low",
          "difference_high", "difference_blocks_low", "difference_blocks_high", "difference_seeds_low",
-         "difference_seeds_high", "protocol"]
+         "difference_seeds_high", "protocol", "published_protocol"]
     )  # fmt: skip
     for row in doc["rows"]:
         for column in doc["columns"]:
             cell = row["cells"].get(column["metric"], {})
             difference = cell.get("difference", {"blocks": {}, "seeds": {}})
             blocks, seeds = difference["blocks"], difference["seeds"]
+            published = row["published"].get(column["metric"])
             writer.writerow(
                 [row["name"], row["label"], column["metric"], *(cell.get(key) for key in ("mean", "low", "high")),
                  len(cell.get("values", ())), " ".join(map(repr, cell.get("values", ()))),
-                 row["published"].get(column["metric"]), blocks.get("value"),
+                 published, blocks.get("value"),
                  *(of.get(key) for of in (difference[interval], blocks, seeds) for key in ("low", "high")),
-                 column["protocol"]]
+                 column["protocol"], None if published is None else doc.get("source")]
             )  # fmt: skip
     return out.getvalue()
 
@@ -227,8 +245,8 @@ def to_rich(doc: Mapping[str, Any]) -> Any:
 
     title = Text(escape(f"{doc['title']} (profile {doc['profile']})"), style="bold")
     parts: list[Any] = [title, build_table(*build_main_table(doc))]
-    if (differences := build_difference_table(doc))[1]:
-        parts += [Text(""), build_table(*differences)]
+    for table in build_further_tables(doc):
+        parts += [Text(""), build_table(*table)]
     if answer := [Text(escape(f"- {line}")) for line in doc.get("answer", ())]:
         parts = [*answer, Text(""), *parts]
     return Group(*parts, Text(""), *(Text(escape(note), style="dim") for note in build_notes(doc)))
@@ -257,7 +275,7 @@ def to_html(
     return render_page(
         Path(__file__).with_name("table.html"), doc=doc,
         main_table=build_main_table(doc), best=find_best_cells(doc),
-        differences=build_difference_table(doc), notes=build_notes(doc),
+        published=build_published_table(doc), differences=build_difference_table(doc), notes=build_notes(doc),
         pictures=image_rows, figures={name: figure_to_svg(figure) for name, figure in figures.items()},
         protocols={digest: json.dumps(p, indent=2, ensure_ascii=False) for digest, p in doc["protocols"].items()},
     )  # fmt: skip

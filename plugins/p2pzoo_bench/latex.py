@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-from p2pzoo_bench.formats import build_difference_table, build_main_table, build_notes
+from p2pzoo_bench.formats import build_further_tables, build_main_table, build_notes
 from p2pzoo_bench.table_columns import find_best_cells
 
 ESCAPES = str.maketrans({"–": "--", "−": "$-$", "±": r"$\pm$", "×": r"$\times$", "↑": r"$\uparrow$",
@@ -17,7 +17,7 @@ ESCAPES = str.maketrans({"–": "--", "−": "$-$", "±": r"$\pm$", "×": r"$\ti
 
 
 def to_latex(doc: Mapping[str, Any]) -> str:
-    r"""The main table and, if there are any, the differences to the baseline: a tabular each, with notes as comments.
+    r"""The main table and, if there are any, published numbers and differences: a tabular each, notes as comments.
 
     The best mean of each metric is bold.
     """
@@ -26,8 +26,8 @@ def to_latex(doc: Mapping[str, Any]) -> str:
         _comment(f"{doc['title']}, profile {doc['profile']}. Needs \\usepackage{{booktabs}}."),
         *_tabular(*build_main_table(doc), best),
     ]
-    if (differences := build_difference_table(doc))[1]:
-        parts += ["", *_tabular(*differences, ())]
+    for table in build_further_tables(doc):
+        parts += ["", *_tabular(*table, ())]
     notes = ["Bold: the best mean of a column."] if best else []
     return "\n".join([*parts, *map(_comment, [*notes, *build_notes(doc)])])
 

@@ -12,7 +12,7 @@ from p2pzoo.utils.suggest import did_you_mean
 from p2pzoo.utils.terminal import escape
 from p2pzoo_bench.formats import NONE, decimals, markdown_table
 from p2pzoo_bench.intervals import CONFIDENCE, over_seeds
-from p2pzoo_bench.table_columns import ARROWS
+from p2pzoo_bench.table_columns import with_arrow
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -90,7 +90,7 @@ def _format_point(point: Mapping[str, Any] | None) -> str:
 
 
 def _title(doc: Mapping[str, Any]) -> str:
-    return f"{doc['title']}: {doc['heading']} {ARROWS.get(doc['better'], '')}".strip()
+    return f"{doc['title']}: {with_arrow(doc)}"
 
 
 def _note(doc: Mapping[str, Any]) -> str:
@@ -146,8 +146,9 @@ def to_html(doc: Mapping[str, Any]) -> str:
 
     page = {"title": _title(doc), "profile": doc["profile"], "columns": [], "rows": [], "protocols": {}}
     return render_page(
-        Path(__file__).with_name("table.html"), doc=page, main_table=build_rows(doc), best=(), differences=([], []),
-        notes=[_note(doc)], pictures=[], figures={"Learning curves": figure_to_svg(draw_curves([doc]))}, protocols={},
+        Path(__file__).with_name("table.html"), doc=page, main_table=build_rows(doc), best=(), published=([], []),
+        differences=([], []), notes=[_note(doc)], pictures=[],
+        figures={"Learning curves": figure_to_svg(draw_curves([doc]))}, protocols={},
     )  # fmt: skip
 
 
@@ -169,7 +170,7 @@ def draw_curves(docs: Sequence[Mapping[str, Any]]) -> Figure:
                     [point["images"] for point in banded], [point["low"] for point in banded],
                     [point["high"] for point in banded], color=line.get_color(), alpha=0.15, lw=0,
                 )  # fmt: skip
-        axes.set_title(f"{doc['heading']} {ARROWS.get(doc['better'], '')}".strip(), fontsize=9)
+        axes.set_title(with_arrow(doc), fontsize=9)
         axes.set_xlabel("images")
         axes.grid(alpha=0.3)
     for axes in figure.axes[len(docs) :]:

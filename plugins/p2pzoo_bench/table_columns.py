@@ -24,21 +24,27 @@ COSTS = {
 
 @dataclass(frozen=True)
 class TableColumn:
-    """A column. kind: "metric", "published" (the number of a paper) or "cost". key: the metric or the cost."""
+    """A column. kind: "metric" or "cost". key: the metric or the cost."""
 
     kind: str
     key: str
     heading: str
 
 
+def with_arrow(column: Mapping[str, Any]) -> str:
+    """The heading of a metric's column, with the direction that is better.
+
+    >>> with_arrow({"heading": "PSNR", "better": "higher"})
+    'PSNR ↑'
+    """
+    return f"{column['heading']} {ARROWS.get(column['better'], '')}".strip()
+
+
 def list_columns(doc: Mapping[str, Any]) -> list[TableColumn]:
     """The columns of the main table after the rows' labels, in their order."""
     columns = []
     for column in doc["columns"]:
-        metric = column["metric"]
-        columns.append(TableColumn("metric", metric, f"{column['heading']} {ARROWS.get(column['better'], '')}".strip()))
-        if any(metric in row["published"] for row in doc["rows"]):
-            columns.append(TableColumn("published", metric, "paper"))
+        columns.append(TableColumn("metric", column["metric"], with_arrow(column)))
     known = [key for key in COSTS if any(row.get(key) is not None for row in doc["rows"])]
     return columns + [TableColumn("cost", key, COSTS[key]) for key in doc.get("costs", known)]
 

@@ -61,6 +61,11 @@ def write_files(folder, tiny):
     (folder / "table.toml").write_text(TABLE)
 
 
+def place_of(file, line):
+    """file:line of the line with this text."""
+    return f"{file}:{file.read_text().splitlines().index(line) + 1}"
+
+
 def read_models(runs):
     return {path.parent.name: path.read_bytes() for path in runs.glob("*/*/model.safetensors")}
 
@@ -398,7 +403,8 @@ def test_a_metric_that_needs_what_the_data_lacks_is_refused_before_training(benc
         "[metrics.fcn] needs labels, which the dataset 'datasets:side-by-side' does not have: remove it"
         in result.output
     )
-    assert "[rows.both] [metrics.fcn] needs labels" in result.output
+    where = place_of(files / "table.toml", 'recipe = "both.toml"')
+    assert f"{where}  [rows.both] [metrics.fcn] needs labels" in result.output
     assert not (files / "runs").exists()
 
 
@@ -427,14 +433,24 @@ def test_recipes_without_profiles_can_be_rows(bench, files):
     assert len(table.missing()) == 2
 
 
+def test_rows_that_mix_average_and_last_weights_are_refused_with_their_lines(bench, files):
+    (files / "l1.toml").write_text((files / "l1.toml").read_text() + '[evaluate]\nweights = "average"\n')
+    result, _ = bench()
+    assert result.exit_code == 2
+    where = place_of(files / "table.toml", 'recipe = "both.toml"')
+    assert f"{where}  [rows.both] psnr has another protocol than in [rows.l1] (" in result.output
+    assert "weights: last instead of average; name them in the rows' labels" in result.output
+
+
 def test_rows_with_different_protocols_are_refused_before_training(bench, files):
     (files / "l1.toml").write_text((files / "l1.toml").read_text() + '[evaluate]\ntest_mode = "eval"\n')
     result, _ = bench()
     assert result.exit_code == 2
+    lines = {name: place_of(files / "table.toml", f'recipe = "{name}.toml"') for name in ("l1", "both")}
     assert (
-        "[rows.both] psnr has another protocol than in [rows.l1]: test_mode: paper instead of eval; test_batch: 1"
-        in result.output
+        f"{lines['both']}  [rows.both] psnr has another protocol than in [rows.l1] ({lines['l1']}): " in result.output
     )
+    assert ": test_mode: paper instead of eval; test_batch: 1" in result.output
     assert not (files / "runs").exists()
 
 

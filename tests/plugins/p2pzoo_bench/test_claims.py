@@ -239,6 +239,18 @@ class TestOutput:
         assert "| P1 | A is better than B | A against B | mean error |" in to_markdown("T", [claim])
         assert to_svg([claim]).startswith("<svg")
 
+    def test_without_effects_of_a_paper_nothing_mentions_one(self, files, write_runs, run_cli):
+        (files / "claims.toml").write_text(CLAIMS.replace(", paper = 0.3", "").replace('source = "A paper"', ""))
+        write_runs({"a": [0.2] * FOLDS, "b": spread(0.3), "c": [0.2] * FOLDS})
+        for name in ("out.html", "out.md"):
+            assert run_cli("bench", "claims.toml", *ARGUMENTS, "-o", name).exit_code == 0
+            text = (files / name).read_text().partition("</style>")[2] or (files / name).read_text()
+            assert "same direction" in text
+            assert "paper" not in text
+        text = run_cli("bench", "claims.toml", *ARGUMENTS).output
+        assert "same direction" in text
+        assert "paper" not in text
+
     @pytest.mark.parametrize(
         ("arguments", "message"),
         [

@@ -15,6 +15,7 @@ from p2pzoo_bench.comparison import TableRow, build_comparison, compare_runs
 from p2pzoo_bench.stored_results import EvaluatedImages, FinishedRun
 from p2pzoo_bench.table_columns import select_columns
 from PIL import Image
+from rich.console import Console
 
 from p2pzoo import config
 from p2pzoo.cli import main
@@ -177,10 +178,8 @@ def test_notes_explain_the_intervals(doc):
 
 def test_a_published_number_keeps_its_decimals(experiment, store, finished):
     row = TableRow("a", "A", experiment, [finished("a", [0.1] * 8)], published={"l1": 0.0043})
-    assert (
-        "0.0043"
-        in formats.build_main_table(build_comparison([row], "a", {"l1": "L1"}, {}, store, facts=FACTS).doc)[1][0]
-    )
+    doc = build_comparison([row], "a", {"l1": "L1"}, {}, store, facts=FACTS).doc
+    assert formats.build_published_table(doc)[1] == [["A", "0.0043"]]
 
 
 def test_a_committed_run_without_seconds_has_none(experiment, store, finished):
@@ -201,10 +200,34 @@ def test_a_failed_row_has_its_reason_in_the_notes(experiment, store, finished):
     assert "B: no memory." in formats.build_notes(doc)
 
 
-def test_markdown_shows_the_published_number_beside_ours(doc):
-    head, _, first, *_ = formats.to_markdown(doc).split("\n\n")[1].splitlines()
-    assert head.split("|")[2:4] == [" L1 ↓ ", " paper "]
-    assert re.match(r"\| row A \| 0\.\d+ ± 0\.\d+ \| 0.25 \|", first)
+def test_published_numbers_have_rows_of_their_own_headed_by_their_protocol(doc):
+    doc["source"] = "Table 1, Cityscapes, 256 px"
+    main, published, *_ = formats.to_markdown(doc).split("\n\n")[1:]
+    assert "0.25" not in main
+    assert published.splitlines()[0] == "| published: Table 1, Cityscapes, 256 px | L1 ↓ |"
+    assert published.splitlines()[2:] == ["| row A | 0.25 |"], "rows without a published number are left out"
+
+
+def test_the_terminal_and_the_page_show_published_numbers_with_their_protocol(doc):
+    doc["source"] = "Table 1, Cityscapes, 256 px"
+    console = Console(width=400, record=True, file=io.StringIO())
+    console.print(formats.to_rich(doc))
+    for text in (console.export_text(), formats.to_html(doc, {}, (64, 64), {})):
+        ours, published = text.split("published: Table 1, Cityscapes, 256 px")[:2]
+        assert "row A" in ours
+        assert "0.25" in published
+
+
+def test_csv_has_the_protocol_of_published_numbers(doc):
+    doc["source"] = "Table 1, Cityscapes, 256 px"
+    rows = csv.DictReader(io.StringIO(formats.to_csv(doc)))
+    both = [(row["published"], row["published_protocol"]) for row in rows]
+    assert both == [("0.25", "Table 1, Cityscapes, 256 px"), ("", "")]
+
+
+def test_without_published_numbers_there_is_no_word_about_them(doc):
+    doc["rows"][0]["published"] = {}
+    assert "published" not in formats.to_markdown(doc | {"source": "somewhere"})
 
 
 def test_csv_has_every_value_in_full_precision(doc):

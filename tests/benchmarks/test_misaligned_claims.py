@@ -1,0 +1,29 @@
+"""The claims about losses for misaligned pairs: each compares two rows of the same warp."""
+
+import tomllib
+from pathlib import Path
+
+import pytest
+from p2pzoo_bench.claims_file import read_claims
+
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+
+
+@pytest.fixture(scope="module")
+def claims():
+    return read_claims(str(BENCHMARKS / "misaligned_claims.toml"))
+
+
+def test_every_loss_is_compared_with_l1_at_every_warp_and_judged(claims):
+    parts = [part for claim in claims.claims.values() for part in claim.parts]
+    pairs = {(part.better, part.worse) for part in parts}
+    assert pairs == {(f"{loss}_{warp}", f"l1_{warp}") for loss in ("registration", "tolerant") for warp in (0, 1, 2, 4)}
+    assert len(claims.family) == 8
+
+
+def test_each_holds_under_both_scorers_with_the_margins_of_the_papers_claims(claims):
+    papers = tomllib.loads((BENCHMARKS / "claims.toml").read_text("utf-8"))["claims"]["P1"]["parts"]
+    margins = {part["metric"]: part["margin"] for part in papers}
+    for claim in claims.claims.values():
+        assert {part.metric for part in claim.parts} == {"fcn_score", "fcn_robust"}
+        assert all(part.margin == margins[part.metric] for part in claim.parts)
