@@ -106,9 +106,10 @@ def _pool(parts: Sequence[Any]) -> list[tuple[int, int]]:
     places: dict[Any, tuple[int, int]] = {}
     repeated = () if hasattr(parts[1], "files") or not _are_equal(*parts[1:]) else (2,)
     for part, dataset in enumerate(parts):
+        files = getattr(dataset, "files", None)
         seen: Counter[Any] = Counter()  # the windows of a stack share its files: they differ in their number
         for index in range(0 if part in repeated else len(dataset)):
-            key = tuple(dataset.files[index]) if hasattr(dataset, "files") else (part, index)
+            key = tuple(files[index]) if files is not None else (part, index)
             seen[key] += 1
             places.setdefault((key, seen[key]), (part, index))
     return list(places.values())

@@ -22,7 +22,7 @@ def find_answer(doc: Mapping[str, Any], primary: str | None) -> list[str]:
     """One sentence for each column in which a direction is better, the primary metric's first; then what they mean.
 
     doc      of `comparison.build_comparison`
-    primary  the metric that was named before; None: none was
+    primary  the metric that was chosen before the runs; None: none was
     """
     baseline = next(row for row in doc["rows"] if row["name"] == doc["baseline"])
     columns = [column for column in doc["columns"] if column["better"] and not column["unavailable"]]
@@ -36,7 +36,11 @@ def _explain(doc: Mapping[str, Any], baseline: Mapping[str, Any], primary: str |
     """What "beyond chance" and the intervals mean in this table."""
     if "folds" in doc:
         first = next((column["heading"] for column in doc["columns"] if column["metric"] == primary), None)
-        named = f" {first} was named first; the other metrics are not adjusted for their number." if first else ""
+        named = (
+            f" {first} was chosen before the runs; the other metrics are not adjusted for their number."
+            if first
+            else ""
+        )
         return (
             "Beyond chance: over folds, adjusted for the number of rows (Holm). Intervals are 95%, each for itself; "
             f"folds share training images, which makes them a little too narrow.{named}"

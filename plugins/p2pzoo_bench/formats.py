@@ -41,12 +41,12 @@ def build_main_table(doc: Mapping[str, Any]) -> tuple[list[str], list[list[str]]
 
 
 def build_published_table(doc: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
-    """The heading and the rows of the published numbers, headed by their protocol: the table's `source`.
+    """The heading and the rows of the published numbers. `build_notes` says how they were measured.
 
     They are from other data and another size than ours, so that they stand in rows of their own, never beside ours.
     """
     columns = [c for c in doc["columns"] if any(c["metric"] in row["published"] for row in doc["rows"])]
-    head = [f"published: {doc['source']}" if doc.get("source") else "published", *map(with_arrow, columns)]
+    head = ["published", *map(with_arrow, columns)]
     rows = []
     for row in doc["rows"]:
         numbers = [row["published"].get(column["metric"]) for column in columns]
@@ -105,9 +105,8 @@ def build_notes(doc: Mapping[str, Any]) -> list[str]:
             f"validation images, each with {search['share']:.0%} of the row's images."
         )
     if build_published_table(doc)[1]:
-        notes.append(
-            "Published numbers were measured as their heading says: compare them with each other, not with ours."
-        )
+        source = f": {doc['source']}" if doc.get("source") else ""
+        notes.append(f"Published numbers{source}. Compare them with each other, not with ours.")
     if timed := sorted({each for row in doc["rows"] if row.get("milliseconds") for each in row["timed_on"]}):
         notes.append(
             f"{COSTS['milliseconds']}: the median time of a translation where the runs were evaluated "

@@ -60,11 +60,9 @@ def on_own_data(table: Table, recipe: str, profile: str | None, methods: Sequenc
     fold_overrides, pairs, test = _split(experiment)
     store = Store(experiment.dataset.build(split=experiment.evaluate.split), compute=experiment.compute)
     metrics, notes = _usable_metrics(table, store, registry)
-    columns = {
-        column if column not in metrics or metrics[column] == table.metrics[column] else f"{column}.paired": heading
-        for column, heading in table.columns.items()
-        if column.partition(".")[0] not in notes
-    }
+    columns = {column: heading for column, heading in table.columns.items() if column.partition(".")[0] not in notes}
+    renamed = {column: columns[column] for column in columns if metrics.get(column) != table.metrics.get(column)}
+    columns = {f"{column}.paired" if column in renamed else column: heading for column, heading in columns.items()}
     dataset = {"use": experiment.dataset.entry.full_name, **_without_none(experiment.dataset.values)}
     overrides = (f"dataset={inline(dataset)}", *(fold_overrides or ()))
     trained = [row.name for row in rows if row.recipe]
@@ -89,6 +87,8 @@ def on_own_data(table: Table, recipe: str, profile: str | None, methods: Sequenc
         test,
         (
             *(f"not measured on this data: {why}" for why in notes.values()),
+            *(f"{heading}: leaves out the image itself only; this data has no blocks" for heading in renamed.values()),
+            *(["[compute]: this machine's, not that of the table"] if any(map(_has_compute, rows)) else []),
             *(["settings: those of the recipes; [search] is left out with --data"] if table.search else []),
         ),
     )
@@ -159,7 +159,11 @@ def _training(row: Row) -> tuple[Any, ...]:
 
 
 def _without_compute(row: Row) -> list[str]:
-    return [override for override in row.overrides if not key_of(override).startswith("compute")]
+    return [override for override in row.overrides if key_of(override).partition(".")[0] != "compute"]
+
+
+def _has_compute(row: Row) -> bool:
+    return len(_without_compute(row)) < len(row.overrides)
 
 
 def _choose_rows(table: Table, methods: Sequence[str]) -> list[Row]:

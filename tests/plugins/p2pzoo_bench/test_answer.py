@@ -87,7 +87,7 @@ def test_the_primary_metric_comes_first_and_metrics_without_a_better_direction_a
         row["cells"] |= {"l1": cell(1.0), "width": cell(1.0)}
     *lines, meaning = find_answer(doc, "l1")
     assert [line.partition(":")[0] for line in lines] == ["L1", "KID"]
-    assert meaning.endswith("L1 was named first; the other metrics are not adjusted for their number.")
+    assert meaning.endswith("L1 was chosen before the runs; the other metrics are not adjusted for their number.")
 
 
 def test_of_too_few_images_nothing_is_said():

@@ -28,6 +28,7 @@ from p2pzoo.utils.errors import UserError
 BLOCKS = ["a", "a", "b", "b", "c", "c", "d", "d"]
 SMALL = ["dataset.size=64", "dataset.stride=256", "generator.width=8", "discriminator.width=8"]
 FACTS = {"title": "T_1 & co", "source": "me", "profile": "smoke"}
+PUBLISHED_NOTE = "Published numbers: Table 1, Cityscapes, 256 px. Compare them with each other, not with ours."
 PROTOCOL = {"metric": {"use": "metrics:l1"}, "split": "test", "test_mode": "paper"}
 
 
@@ -200,11 +201,12 @@ def test_a_failed_row_has_its_reason_in_the_notes(experiment, store, finished):
     assert "B: no memory." in formats.build_notes(doc)
 
 
-def test_published_numbers_have_rows_of_their_own_headed_by_their_protocol(doc):
+def test_published_numbers_have_rows_of_their_own_and_a_note_has_their_protocol(doc):
     doc["source"] = "Table 1, Cityscapes, 256 px"
-    main, published, *_ = formats.to_markdown(doc).split("\n\n")[1:]
+    main, published, *notes = formats.to_markdown(doc).split("\n\n")[1:]
     assert "0.25" not in main
-    assert published.splitlines()[0] == "| published: Table 1, Cityscapes, 256 px | L1 ↓ |"
+    assert PUBLISHED_NOTE in notes
+    assert published.splitlines()[0] == "| published | L1 ↓ |"
     assert published.splitlines()[2:] == ["| row A | 0.25 |"], "rows without a published number are left out"
 
 
@@ -213,9 +215,10 @@ def test_the_terminal_and_the_page_show_published_numbers_with_their_protocol(do
     console = Console(width=400, record=True, file=io.StringIO())
     console.print(formats.to_rich(doc))
     for text in (console.export_text(), formats.to_html(doc, {}, (64, 64), {})):
-        ours, published = text.split("published: Table 1, Cityscapes, 256 px")[:2]
+        ours, published = re.split(r"published\b", text, maxsplit=1)
         assert "row A" in ours
         assert "0.25" in published
+        assert PUBLISHED_NOTE in text
 
 
 def test_csv_has_the_protocol_of_published_numbers(doc):

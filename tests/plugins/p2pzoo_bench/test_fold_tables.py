@@ -1,5 +1,7 @@
 """Tables with `folds`: seed r is fold r of the dataset, and differences have one interval over folds."""
 
+import csv
+import io
 import json
 
 import numpy as np
@@ -87,6 +89,14 @@ def rows(experiment, finished):
 
 
 class TestComparison:
+    def test_csv_has_the_interval_that_the_page_shows(self, rows, data):
+        doc = build_comparison(rows, "a", {"l1": "L1"}, {}, data, facts=FACTS).doc
+        line = [*csv.DictReader(io.StringIO(formats.to_csv(doc)))][1]
+        difference = doc["rows"][1]["cells"]["l1"]["difference"]
+        for columns, interval in (("difference", "seeds"), ("difference_blocks", "blocks")):
+            ends = [float(line[f"{columns}_{end}"]) for end in ("low", "high")]
+            assert ends == pytest.approx([difference[interval]["low"], difference[interval]["high"]])
+
     def test_a_difference_has_the_interval_over_folds_weighted_by_their_images(self, rows, data):
         a, b = rows
         cell = build_comparison(rows, "a", {"l1": "L1"}, {}, data, facts=FACTS).doc["rows"][1]["cells"]["l1"]

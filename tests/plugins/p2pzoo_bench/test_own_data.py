@@ -170,6 +170,19 @@ def test_settings_of_the_machine_that_made_the_table_are_left_out(folder):
     own = own_data.on_own_data(table, str(folder / "mine.toml"), "smoke", ["regression"], registry())
     cell = Bench(own.table, registry(), folder / "runs", profile="smoke").cells[0]
     assert (cell.experiment.compute.precision, cell.experiment.train.ema) == ("auto", 0.5)
+    assert "[compute]: this machine's, not that of the table" in own.notes
+
+
+def test_without_blocks_a_kernel_distance_leaves_out_the_image_itself(folder):
+    kid = '[metrics.kid_efficientnet_lite0]\nuse = "metrics:kid_efficientnet_lite0"\nbetween_blocks = true\n[columns]'
+    table = TABLE.replace("[columns]", f'{kid}\nkid_efficientnet_lite0 = "KID"', 1)
+    (folder / "kid.toml").write_text(table)
+    own = own_data.on_own_data(read_table(str(folder / "kid.toml")), str(folder / "mine.toml"), "smoke", (), registry())
+    assert own.table.columns["kid_efficientnet_lite0.paired"] == "KID"
+    assert "between_blocks" not in own.table.metrics["kid_efficientnet_lite0"]
+    assert "KID: leaves out the image itself only; this data has no blocks" in own.notes
+    of_earth = own_data.on_own_data(read_table(str(folder / "kid.toml")), "zoo:base.toml", "smoke", (), registry())
+    assert of_earth.table.columns["kid_efficientnet_lite0"] == "KID"
 
 
 class TestWithFewPairs:

@@ -1,26 +1,15 @@
 """Tables that say something else than their numbers do. Each test states what should hold, and fails until it does."""
 
-import csv
-import io
-import json
-
-import numpy as np
 import pytest
-import torch
 from noise_pairs import draw_pairs
-from p2pzoo_bench import formats, own_data, rates
-from p2pzoo_bench.comparison import TableRow, build_comparison
+from p2pzoo_bench import own_data, rates
 from p2pzoo_bench.rates import Rate
-from p2pzoo_bench.stored_results import EvaluatedImages, FinishedRun
 from p2pzoo_bench.table_file import read_table
 from PIL import Image
 
 from p2pzoo import config
-from p2pzoo.data import Store
-from p2pzoo.models.safetensors_io import save_tensors
 from p2pzoo.plugin.loader import registry
 
-SMALL = ["dataset.size=64", "dataset.stride=256", "generator.width=8", "discriminator.width=8"]
 ONE = """
 extends = "zoo:base.toml"
 drop = ["metrics.ssim", "metrics.psnr", "discriminator", "gan_loss"]
@@ -53,57 +42,6 @@ recipe = "one.toml"
 
 def wrong(reason):
     return pytest.mark.xfail(strict=True, reason=reason)
-
-
-# --- the table -------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def experiment():
-    return config.load("zoo:ablation_patch70.toml", "smoke", SMALL)
-
-
-@pytest.fixture(scope="module")
-def data(experiment):
-    return EvaluatedImages.of_store(Store(experiment.dataset.build(split="test")))
-
-
-@pytest.fixture
-def row(tmp_path, experiment):
-    """row("name", {seed: [L1 of each image, …]}) -> a TableRow; `images`: whether each seed has its own."""
-
-    def row(name, values_by_seed, *, own_images=True):
-        made = TableRow(name, name, experiment)
-        for seed, values in values_by_seed.items():
-            folder = tmp_path / f"{name}-{seed}"
-            folder.mkdir()
-            values, digest = np.asarray(values, np.float32), f"p{seed if own_images else ''}"
-            ids = [f"{seed if own_images else ''}-{i}" for i in range(len(values))]
-            save_tensors(folder / "stats.safetensors", {"l1.l1": torch.from_numpy(values)}, {"ids": ids, "blocks": ids})
-            results = {
-                "id": f"{name}{seed}", "recipe": name, "profile": "smoke", "seed": seed, "measured": {"l1": digest},
-                "metrics": {"l1": {"value": float(values.mean()), "protocol": digest}},
-                "protocols": {digest: {"split": "test"}},
-            }  # fmt: skip
-            (folder / "results.json").write_text(json.dumps(results))
-            made.runs.append(FinishedRun(folder))
-        return made
-
-    return row
-
-
-def build(rows, data, **facts):
-    facts = {"title": "T", "source": "", "profile": "smoke", **facts}
-    return build_comparison(rows, rows[0].name, {"l1": "L1"}, {}, data, facts=facts).doc
-
-
-def test_csv_has_the_interval_that_the_page_shows(row, data):
-    rng = np.random.default_rng(0)
-    a, b = {f: rng.uniform(0.2, 0.4, 6) for f in range(3)}, {f: rng.uniform(0.2, 0.5, 6) for f in range(3)}
-    doc = build([row("a", a), row("b", b)], data, folds=3)
-    line = [*csv.DictReader(io.StringIO(formats.to_csv(doc)))][1]
-    interval = doc["rows"][1]["cells"]["l1"]["difference"]["seeds"]
-    assert float(line["difference_low"]) == pytest.approx(interval["low"])
 
 
 # --- own data, budgets, and runs that are found ----------------------------------------------------------------
