@@ -27,7 +27,7 @@ def assign_splits(
     fractions: Fractions,
     seed: int,
     *,
-    units: str = "",
+    unit: str = "",
     remedy: str = "",
 ) -> Splits:
     """The pairs of `find_pairs` -> splits: those of the sub-folders, else by name.
@@ -35,14 +35,14 @@ def assign_splits(
     Ids of pairs in sub-folders begin with the sub-folder's name. Raises UserError where train, or both val and test,
     have no pairs, and ValueError for fractions that do not add up to 1.
 
-    units, remedy: of what is few and large, such as "blocks" and "make `block` smaller": then every split with a share
+    unit, remedy: of what is few and large, such as "block" and "make `block` smaller": then every split with a share
         above 0 must get one. remedy: for the message.
     """
     if abs(sum(fractions) - 1) > 1e-6:
         raise ValueError(f"fractions = {list(fractions)}: the shares of train, val and test must add up to 1")
     if "" in pairs:
-        if units:
-            _refuse_empty_splits(pairs[""], where, fractions, seed, units, remedy)
+        if unit:
+            _refuse_empty_splits(pairs[""], where, fractions, seed, unit, remedy)
         splits = _split_by_name(pairs[""], fractions, seed)
         if not has_enough_pairs(splits):
             raise UserError(f"{where}: too few pairs: {_suggest_seed(pairs[''], splits, fractions)}")
@@ -58,11 +58,11 @@ def assign_splits(
 
 
 def _refuse_empty_splits(
-    pairs: Mapping[str, Files], where: str, fractions: Fractions, seed: int, units: str, remedy: str
+    pairs: Mapping[str, Files], where: str, fractions: Fractions, seed: int, unit: str, remedy: str
 ) -> None:
     wanted = [split for split, share in zip(SPLITS, fractions, strict=True) if share > 0]
     if len(pairs) < len(wanted):
-        raise UserError(f"{where}: {format_count(len(pairs), units[:-1])} for {len(wanted)} splits: {remedy}")
+        raise UserError(f"{where}: {format_count(len(pairs), unit)} for {len(wanted)} splits: {remedy}")
 
     def count(seed: int) -> list[int]:
         splits = _split_by_name(pairs, fractions, seed)
@@ -73,7 +73,7 @@ def _refuse_empty_splits(
     listing = ", ".join(f"{number} in {split}" for number, split in zip(counts, wanted, strict=True))
     better = next((other for other in range(_MAX_SEEDS_TRIED) if all(count(other))), None)
     advice = remedy if better is None else f"{remedy}, or set split_seed = {better}"
-    raise UserError(f"{where}: too few {units}: {listing}: {advice}")
+    raise UserError(f"{where}: too few {unit}s: {listing}: {advice}")
 
 
 def split_of(stem: str, fractions: Fractions, seed: int) -> str:

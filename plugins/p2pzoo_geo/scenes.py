@@ -241,7 +241,7 @@ def _assign_blocks(
         sub: {name.removeprefix(f"{sub}-"): (regions[name][0].x, regions[name][0].y) for name in blocks}
         for sub, blocks in names.items()
     }
-    return assign_splits(pairs, where, fractions, seed, units="blocks", remedy="make `block` smaller")
+    return assign_splits(pairs, where, fractions, seed, unit="block", remedy="make `block` smaller")
 
 
 def _describe_bands(

@@ -81,4 +81,4 @@ def assign_patients(keys: Mapping[str, tuple[str, str]], where: str, fractions: 
     for sub, key in keys.values():
         patients.setdefault(sub, {})[key.removeprefix(f"{sub}-")] = ()
     remedy = "add patients, or change fractions"
-    return assign_splits(patients, where, fractions, seed, units="patients", remedy=remedy)
+    return assign_splits(patients, where, fractions, seed, unit="patient", remedy=remedy)
