@@ -354,11 +354,11 @@ class TestLossWeight:
 
 
 @pytest.mark.parametrize("process", ["bridge", "flow", "diffusion"])
-@pytest.mark.parametrize("generator", ["unet", "encoder-decoder", "resnet6", "spade", "adm-unet"])
+@pytest.mark.parametrize("generator", ["unet", "encoder-decoder", "resnet6", "spade", "adm-unet", "timm-unet"])
 def test_generators_of_the_zoo_train_and_translate_unchanged(process, generator, tiny):
-    norm = "" if generator == "adm-unet" else ', norm="group"'
+    own = {"adm-unet": "", "timm-unet": ', norm="group", backbone="test_efficientnet"'}.get(generator, ', norm="group"')
     overrides = [
-        f'generator={{use="{generator}", width=4{norm}}}', f'process={{use="{process}", steps=2, eta=1.0}}',
+        f'generator={{use="{generator}", width=4{own}}}', f'process={{use="{process}", steps=2, eta=1.0}}',
         'drop=["discriminator", "gan_loss"]',
     ]  # fmt: skip
     experiment = config.load(str(tiny), "smoke", overrides)
