@@ -146,6 +146,25 @@ class TestWithFolds:
         assert all(row in page for row in ("regression", "pix2pix", "flow, 2 steps", "flow, 1 step"))
         assert "accuracy" not in page
 
+    @pytest.mark.parametrize("width", [390, 1200], ids=["phone", "desk"])
+    def test_the_page_fits_the_window_of_a_browser(self, finished, folder, browser, width, tmp_path):
+        page = browser.new_page(viewport={"width": width, "height": 800})
+        urls, errors = [], []
+        page.on("request", lambda request: urls.append(request.url))
+        page.on("pageerror", lambda error: errors.append(str(error)))
+        page.on("console", lambda message: errors.append(message.text))
+        address = (folder / "out.html").as_uri()
+        page.goto(address)
+        assert [url for url in urls if not url.startswith("data:")] == [address]
+        assert page.evaluate("document.documentElement.scrollWidth") <= width, "nothing overflows the window"
+        assert page.locator("ul.answer:visible li").count() > 0
+        assert page.locator("table:visible").count() > 0
+        assert page.locator("img").count() > 0
+        assert page.evaluate("[...document.images].every(image => image.complete && image.naturalWidth > 0)")
+        page.screenshot(path=str(tmp_path / "bench.png"), full_page=True)
+        page.close()
+        assert errors == []
+
     def test_a_second_call_trains_nothing(self, finished):
         assert "runs to train" not in finished[0][1].output
 
