@@ -68,19 +68,30 @@ class Run:
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
-        """Hold the run's lock. Raises UserError if another process holds it, or if the folder cannot be made."""
+        """Hold the run's lock. Raises UserError if another process holds it, or if the folder cannot be made.
+
+        Makes the folder. It goes again, with folders above it that are new too, if nothing is written into it.
+        """
+        new = [folder for folder in (self.folder, *self.folder.parents) if not folder.exists()]
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UserError(
                 f"{self.folder}: cannot make this folder ({error.strerror}); choose another place with --runs"
             ) from None
-        lock = filelock.FileLock(self.folder / ".lock")
+        lock = self.folder / ".lock"
         try:
-            with lock.acquire(timeout=0):
+            with filelock.FileLock(lock).acquire(timeout=0):
                 for file in self.folder.rglob(".*.tmp"):  # a killed process left it
                     file.unlink()
-                yield
+                try:
+                    yield
+                finally:
+                    with contextlib.suppress(OSError):  # on Windows an empty folder stays: no open file can be deleted
+                        if new and [*self.folder.iterdir()] == [lock]:
+                            lock.unlink()
+                            for folder in new:  # up to the first that holds something else
+                                folder.rmdir()
         except filelock.Timeout:
             raise UserError(f"{self.folder}: another process is working on this run; wait for it or stop it") from None
 

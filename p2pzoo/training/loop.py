@@ -51,18 +51,12 @@ class Interrupted(Exception):
 
 
 def run_training_loop(
-    experiment: Experiment,
-    run: Run,
-    engine: Engine,
-    store: Store,
-    validation: Store,
-    progress: Progress,
-    callbacks: Sequence[Callback] = (),
-    *,
-    start_from: Path | None = None,
-) -> None:
+    experiment: Experiment, run: Run, engine: Engine, objective: Objective, state: State, store: Store,
+    validation: Store, progress: Progress, callbacks: Sequence[Callback] = (), *, start_from: Path | None = None,
+) -> None:  # fmt: skip
     """Train to the recipe's end and write model.safetensors. Resumes from the run's newest intact checkpoint.
 
+    objective, state  those of `build_state`
     start_from  a checkpoint of another run, to begin with if this run has none (--continue-from)
 
     Every process calls this; only the first one writes to the run's folder.
@@ -70,8 +64,6 @@ def run_training_loop(
     """
     settings, seed = experiment.train, experiment.seed
 
-    # the networks, and the state to resume from
-    objective, state = _build_state(experiment, engine, store)
     compiled_step = engine.compile_step(objective, progress.note)
     step = state.restore(run, progress, start_from) // settings.step_images
     for name in ("metrics.jsonl", "timings.jsonl"):
@@ -112,8 +104,11 @@ def run_training_loop(
     on_rank0(lambda: run.set_status(state="trained"))
 
 
-def _build_state(experiment: Experiment, engine: Engine, store: Store) -> tuple[Objective, State]:
-    """The objective on the engine's device, and the state that checkpoints save."""
+def build_state(experiment: Experiment, engine: Engine, store: Store) -> tuple[Objective, State]:
+    """The objective on the engine's device, and the state that checkpoints save.
+
+    Raises UserError if a network or loss cannot be built, as where weights that it needs are missing. Writes nothing.
+    """
     objective = build_objective(experiment, engine, store.channels, store.size)
     average, G = None, engine.unwrap(objective.G.network)
     if experiment.train.ema:

@@ -25,14 +25,14 @@ def refuse_stale(run: Run, hashes: Mapping[str, str]) -> None:
         )
 
 
-def choose_kernels(experiment: Experiment, run: Run) -> dict[str, ConvAlgorithm]:
-    """The kernels to train with: those that the run began with, else those of [compute] kernels.
+def choose_kernels(experiment: Experiment, run: Run, *, fresh: bool = False) -> dict[str, ConvAlgorithm]:
+    """The kernels to train with: those that the run began with, unless it starts over; else those of [compute] kernels.
 
     Raises UserError if the recipe has other kernels than the run.
     """
     file = experiment.compute.kernels
     recipe_kernels = read_recipe_kernels(experiment.compute)
-    if not list_checkpoints(run.folder):
+    if fresh or not list_checkpoints(run.folder):
         return recipe_kernels
     run_kernels = read_kernels(run.kernels) if run.kernels.exists() else {}
     if file and recipe_kernels != run_kernels:

@@ -6,7 +6,7 @@ import contextlib
 import functools
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -49,7 +49,7 @@ from p2pzoo.runs.run_folder import Run, locate_run
 from p2pzoo.runs.stored_results import covers_metrics
 from p2pzoo.training.callbacks import build_callbacks, call_each
 from p2pzoo.training.environment import environment, training_cost
-from p2pzoo.training.loop import run_training_loop
+from p2pzoo.training.loop import build_state, run_training_loop
 from p2pzoo.training.result_images import best_and_worst, sampling_paths, save_test_grid
 from p2pzoo.training.resume import choose_kernels, continue_run, describe_jump_of_lr, refuse_stale, store_kernels
 from p2pzoo.training.run_writer import sample_indices
@@ -100,14 +100,9 @@ def run_experiment(
 
 
 def _run(
-    experiment: Experiment,
-    registry: Registry,
-    runs: Path,
-    progress: Progress,
-    fresh: bool,
-    accept_stale: bool,
+    experiment: Experiment, registry: Registry, runs: Path, progress: Progress, fresh: bool, accept_stale: bool,
     continued: Run | None,
-) -> Outcome:
+) -> Outcome:  # fmt: skip
     with sync_errors():
         run = locate_run(experiment, runs)
     try:
@@ -129,15 +124,22 @@ def _run(
     with contextlib.ExitStack() as stack:
         on_rank0(stack.enter_context, run.lock())
         to_train, stale = on_rank0(_open_run, experiment, run, hashes, fresh, accept_stale)
-        kernels = on_rank0(choose_kernels, experiment, run) if to_train else {}
-        missing = on_rank0(find_missing_metrics, experiment, run, data["test"])
+        kernels = on_rank0(lambda: choose_kernels(experiment, run, fresh=fresh)) if to_train else {}
+        missing = (
+            [*experiment.measurements] if to_train else on_rank0(find_missing_metrics, experiment, run, data["test"])
+        )
         with sync_errors():
             engine = Engine(experiment.compute, AlgorithmChooser(kernels), pixels=_count_pixels(experiment, data))
             metrics = build_metrics(experiment, data["test"], missing)
             check_trust(metrics, engine.device)
-        on_rank0(call_each, callbacks, "start", str(run.folder), experiment.resolved())
+        start = functools.partial(call_each, callbacks, "start", str(run.folder), experiment.resolved())
         if to_train:
-            _train(experiment, run, engine, data, hashes, kernels, continued, progress, callbacks)
+            begin = functools.partial(
+                _begin, experiment, run, engine, hashes, kernels, continued, progress, start, fresh
+            )
+            _train(experiment, run, engine, data, begin, progress, callbacks)
+        else:
+            on_rank0(start)
         progress.note(
             f"evaluating on {format_count(len(data['test']), 'image')} of the {experiment.evaluate.split} split"
         )
@@ -187,25 +189,19 @@ def _open_run(
     to_train = fresh or run.state not in ("trained", "complete")
     if to_train:
         check_batch(experiment.train.batch_size, experiment.train.accumulate)
-    if fresh:
-        run.clear()
-    elif to_train and not accept_stale:
+    if to_train and not (fresh or accept_stale):
         refuse_stale(run, hashes)
     return to_train, changed_sources(run.status.get("sources", {}), hashes)
 
 
 def _train(
-    experiment: Experiment,
-    run: Run,
-    engine: Engine,
-    data: Mapping[str, Store],
-    hashes: Mapping[str, str],
-    kernels: Mapping[str, ConvAlgorithm],
-    continued: Run | None,
-    progress: Progress,
-    callbacks: Sequence[Callback],
-) -> None:
+    experiment: Experiment, run: Run, engine: Engine, data: Mapping[str, Store], begin: Callable[[], Path | None],
+    progress: Progress, callbacks: Sequence[Callback],
+) -> None:  # fmt: skip
     pairs = data["train"]
+    # before `begin`: a run whose networks or losses cannot be built, as where weights are missing, writes nothing
+    with explain_out_of_memory(experiment, pairs.size, engine.device_type), sync_errors():
+        objective, state = build_state(experiment, engine, pairs)
     with sync_errors():
         pairs.prepare()
     if pairs.location == "stream":
@@ -213,11 +209,13 @@ def _train(
             f"{len(pairs)} training pairs, {pairs.bytes / 1e9:.1f} GB once decoded, are read again in every epoch "
             "([compute] store)"
         )
-    on_rank0(store_kernels, kernels, run)
-    start_from = on_rank0(_begin, experiment, run, engine, hashes, continued, progress)
+    start_from = on_rank0(begin)
     try:
         with explain_out_of_memory(experiment, pairs.size, engine.device_type):
-            run_training_loop(experiment, run, engine, pairs, data["val"], progress, callbacks, start_from=start_from)
+            run_training_loop(
+                experiment, run, engine, objective, state, pairs, data["val"], progress, callbacks,
+                start_from=start_from,
+            )  # fmt: skip
     except UserError as error:
         if rank() == 0:
             run.set_status(state="failed")
@@ -231,16 +229,16 @@ def _train(
 
 
 def _begin(
-    experiment: Experiment,
-    run: Run,
-    engine: Engine,
-    hashes: Mapping[str, str],
-    continued: Run | None,
-    progress: Progress,
-) -> Path | None:
-    """Prepare the run's folder. Returns the checkpoint of the run to continue from, if there is one."""
-    if experiment.continued_from and not continued and not list_checkpoints(run.folder):
+    experiment: Experiment, run: Run, engine: Engine, hashes: Mapping[str, str], kernels: Mapping[str, ConvAlgorithm],
+    continued: Run | None, progress: Progress, start: Callable[[], None], fresh: bool,
+) -> Path | None:  # fmt: skip
+    """Prepare the run's folder and `start` its callbacks. Returns the checkpoint to continue from, if there is one."""
+    if experiment.continued_from and not continued and (fresh or not list_checkpoints(run.folder)):
         raise UserError(f"this recipe continues run {experiment.continued_from}: give --continue-from RUN")
+    if fresh:
+        run.clear()
+    start()
+    store_kernels(kernels, run)
     start_from = continue_run(experiment, run, continued) if continued else None
     if continued and (jump := describe_jump_of_lr(experiment, continued)):
         progress.note(jump)

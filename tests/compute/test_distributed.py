@@ -451,6 +451,7 @@ def test_on_sigterm_torchrun_leaves_a_run_that_resumes(torchrun, wait_for, group
         (["train.batch_size=3"], "[train] batch_size = 3 cannot be split among 2 processes"),
         (["train.btch_size=4"], "did you mean 'batch_size'?"),
         (["generator.depth=9", "train.batch_size=4"], "depth"),
+        (['losses.far={use="dists", vgg16="nowhere.pth"}', "train.batch_size=4"], "nowhere.pth"),
     ],
 )
 def test_a_mistake_is_printed_once_and_ends_all_processes(overrides, words, group, arguments, tmp_path):
@@ -458,6 +459,8 @@ def test_a_mistake_is_printed_once_and_ends_all_processes(overrides, words, grou
     assert codes == [2, 2], outputs
     assert words in outputs[0].splitlines()[-1]
     assert outputs[1] == ""
+    assert "training tiny" not in outputs[0]
+    assert [*tmp_path.iterdir()] == []
 
 
 FAULTS = {

@@ -63,7 +63,7 @@ class Training:
         self.experiment, self.engine = experiment, Engine(experiment.compute)
         settings = experiment.train
         store = Store(experiment.dataset.build(split="train"), enlarge=settings.jitter, compute=experiment.compute)
-        self.objective, self.state = loop._build_state(experiment, self.engine, store)
+        self.objective, self.state = loop.build_state(experiment, self.engine, store)
         self.batches = train_batches(store, settings, experiment.seed)
 
     def train(self, steps):

@@ -364,7 +364,7 @@ def test_generators_of_the_zoo_train_and_translate_unchanged(process, generator,
     experiment = config.load(str(tiny), "smoke", overrides)
     store = Store(experiment.dataset.build(split="train"), compute=experiment.compute)
     engine = Engine(experiment.compute)
-    objective, state = loop._build_state(experiment, engine, store)
+    objective, state = loop.build_state(experiment, engine, store)
     before = {name: tensor.clone() for name, tensor in state.final.state_dict().items()}
     batch = engine.to_device(loop.make_batches(experiment, store, None)[0])
     assert objective.step(batch, 0)["G.l1"].isfinite()

@@ -248,6 +248,103 @@ def test_callbacks_watch_and_change_nothing(copied, run):
     assert watched.run.model.read_bytes() == weights
 
 
+class Pretrained:
+    """A loss whose weights can be missing."""
+
+    side = "generator"
+    is_missing = False
+
+    def __init__(self):
+        if self.is_missing:
+            raise UserError("weights.pth: no such file: download it first")
+
+    def __call__(self, out):
+        return out.y_hat.mean()
+
+
+class Recorder(Callback):
+    started = 0
+
+    def start(self, folder, recipe):
+        Recorder.started += 1
+
+
+class TestComponentsThatCannotBeBuilt:
+    """The error comes before the run's folder, its notes and its callbacks."""
+
+    SETS = ('losses.far={use="pretrained"}', 'callbacks.mine.use="recorder"')
+
+    @pytest.fixture
+    def components(self, monkeypatch):
+        monkeypatch.setattr(Pretrained, "is_missing", True)
+        monkeypatch.setattr(Recorder, "started", 0)
+        own = [("loss", "pretrained", Pretrained), ("callback", "recorder", Recorder)]
+        return Registry([*registry(), *(Entry(kind, name, made, "test", "test") for kind, name, made in own)])
+
+    def refused(self, runs, components, **options):
+        """The error of a run of SETS, and its Notes."""
+        experiment = config.load("zoo:base.toml", "smoke", [*SMALL, *self.SETS], registry=components)
+        notes = Notes()
+        with pytest.raises(UserError) as raised:
+            run_experiment(experiment, components, runs, notes, **options)
+        return str(raised.value), notes
+
+    def test_a_new_run_leaves_no_folder(self, components, tmp_path):
+        message, notes = self.refused(tmp_path / "a" / "runs", components)
+        assert "weights.pth: no such file: download it first" in message
+        assert not [note for note in notes.notes if "training" in note]
+        assert [*tmp_path.iterdir()] == []
+        assert Recorder.started == 0
+
+    def test_folders_that_were_there_stay(self, components, tmp_path):
+        (tmp_path / "runs" / "base").mkdir(parents=True)
+        self.refused(tmp_path / "runs", components)
+        assert [*tmp_path.rglob("*")] == [tmp_path / "runs", tmp_path / "runs" / "base"]
+
+    @pytest.mark.parametrize("fresh", [False, True], ids=["resumed", "started over"])
+    def test_the_files_of_a_run_that_was_there_are_as_they_were(self, components, fresh, tmp_path, monkeypatch):
+        monkeypatch.setattr(Pretrained, "is_missing", False)
+        outcome, _ = run_in(tmp_path, *self.SETS, components=components)
+        outcome.run.set_status(state="interrupted")
+        monkeypatch.setattr(Pretrained, "is_missing", True)
+
+        def content():
+            files = (file for file in tmp_path.rglob("*") if file.is_file() and file.name != ".lock")
+            return {file: (file.stat().st_mtime_ns, file.read_bytes()) for file in files}
+
+        before = content()
+        message, notes = self.refused(tmp_path, components, fresh=fresh)
+        assert "weights.pth" in message
+        assert not [note for note in notes.notes if "resuming" in note or "training" in note]
+        assert content() == before
+        assert Recorder.started == 1
+
+    @pytest.mark.parametrize(
+        "override",
+        [
+            'losses.far={use="dists", vgg16="FILE"}',
+            'losses.far={use="perceptual", network="mobilenetv3_small_050", weights="FILE"}',
+            'generator={use="timm-unet", backbone="test_efficientnet", weights="FILE"}',
+        ],
+        ids=["dists", "perceptual", "timm-unet"],
+    )
+    def test_a_component_of_the_zoo_refuses_weights_of_another_network(self, override, tmp_path, run_cli):
+        file = tmp_path / "other.pth"
+        torch.save({"layer.weight": torch.zeros(2, 2)}, file)
+        sets = (argument for each in (*SMALL, override.replace("FILE", str(file))) for argument in ("-s", each))
+        result = run_cli("run", "zoo:base.toml", "--profile", "smoke", "--runs", tmp_path / "runs", *sets)
+        head, error = result.output.strip().splitlines()
+        assert (result.exit_code, head) == (2, "base, profile smoke, seed 0")
+        assert "other.pth" in error
+        assert [*tmp_path.iterdir()] == [file]
+
+    def test_a_model_of_other_shapes_to_start_from(self, shared_plain, run, tmp_path):
+        model = shared_plain[1].run.model
+        with pytest.raises(UserError, match=r"model\.safetensors"):
+            run(f'init.generator="{model}"', "generator.width=2")
+        assert [*tmp_path.iterdir()] == []
+
+
 class NeedsLabels:
     side = "generator"
 
