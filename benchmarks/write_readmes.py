@@ -247,10 +247,14 @@ def startup() -> str:
             ("first_step", "the first step is done"),
         )
     ]
-    after = data["seconds_after_imports"]
-    rows.append(
-        ["the first step, less the imports", f"{after['median']:.2f}", "–".join(f"{s:.2f}" for s in after["spread"])]
-    )
+    # measured within one process; a file from before this measurement has no such rows
+    after = data.get("after_imports", {})
+    for moment, words in (
+        ("first_step", "the first step, from the end of the imports on"),
+        ("translation", "the first file of `p2pzoo translate`, from the end of the imports on"),
+    ):
+        if each := after.get(moment):
+            rows.append([words, f"{each['median']:.2f}", "–".join(f"{s:.2f}" for s in each["spread"])])
     return f"{grid(['`p2pzoo run ' + data['recipe'] + '` until', 's', 'spread'], rows)}\n\n{where(data)}"
 
 

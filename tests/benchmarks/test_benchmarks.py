@@ -88,6 +88,31 @@ def test_translate_folder_compares_speed_and_pixels_of_three_contestants(tmp_pat
 
 
 @pytest.mark.slow
+def test_startup_times_a_run_and_a_translation_and_their_rows_are_in_the_table(tmp_path, load, monkeypatch):
+    small = ["--profile", "smoke", "-s", "generator.width=4", "-s", "discriminator.width=4", "--rounds", 1]
+    done = run("startup", *small, "-o", tmp_path / "result.json")
+    assert done.returncode == 0, done.stderr
+    assert "translation after imports" in done.stdout
+    result = json.loads((tmp_path / "result.json").read_text())
+    assert set(result["after_imports"]) == {"first_step", "translation"}
+    assert all(each["spread"][0] > 0 for each in result["after_imports"].values())
+    assert result["seconds"]["first_step"]["median"] >= result["seconds"]["begun"]["median"] > 0
+
+    write_readmes = load("write_readmes")
+    monkeypatch.setattr(write_readmes, "result", lambda name: result)
+    assert "the first file of `p2pzoo translate`, from the end of the imports on" in write_readmes.startup()
+    del result["after_imports"]  # as in a file from before this measurement
+    assert "from the end of the imports" not in write_readmes.startup()
+
+
+@pytest.mark.slow
+def test_startup_ends_with_the_message_of_a_command_that_fails(load):
+    startup = load("startup")
+    with pytest.raises(SystemExit, match="no such recipe|nowhere.toml"):
+        startup.time_command(["run", "nowhere.toml", "--runs"], startup.RUN_FILES, startup.RUN_IMPORTS)
+
+
+@pytest.mark.slow
 def test_data_loading_compares_every_kind_of_store_with_the_classic_way(tmp_path, run_forked):
     small = ["--pairs", 4, "--size", 32, "--rounds", 2]
     done = run_forked("data_loading", *small, "-o", tmp_path / "result.json")
