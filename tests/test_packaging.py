@@ -334,7 +334,9 @@ class TestNewPlugin:
         ]
         assert all(float(cell["mean"]) for cell in cells), output
 
-    def test_a_process_of_theirs_is_a_row_of_the_methods_table_on_other_pairs(self, place, tmp_path_factory):
+    def test_a_process_of_theirs_is_a_row_beside_flow_in_the_methods_table_on_other_pairs(
+        self, place, tmp_path_factory
+    ):
         place.run("p2pzoo", "new-plugin", "their-process", "--kind", "process")
         place.install(build_wheel(place.folder / "their-process", tmp_path_factory.mktemp("process")))
         draw_pairs(place.folder, 60, 64)
@@ -343,12 +345,15 @@ class TestNewPlugin:
         recipe = place.folder / "their-process/their-process.toml"
         (place.folder / "methods.toml").write_text(table + ROW.format(recipe=recipe) + TRIALS)
         document = place.json(
-            "bench", "methods.toml", "--data", "pairs.toml", "--methods", "regression,mine", "--profile", "smoke",
+            "bench", "methods.toml", "--data", "pairs.toml", "--methods", "regression,flow,mine", "--profile", "smoke",
             "-s", "train.images=4", "-s", "generator.width=4", "--quiet",
         )  # fmt: skip
         rows = {row["name"]: row for row in document["rows"] if not row.get("target")}
-        assert [*rows] == ["regression", "mine"]
+        assert [*rows] == ["regression", "flow", "mine"]
         assert {len(row["runs"]) for row in rows.values()} == {3}, "one run in each of three folds"
+        assert all(row["failed"] is None for row in rows.values())
+        assert all(cell["mean"] is not None for row in rows.values() for cell in row["cells"].values())
+        assert rows["mine"]["cells"].keys() == rows["flow"]["cells"].keys() >= {"l1"}
         assert rows["mine"]["cells"]["l1"]["mean"] > 0
         assert rows["mine"]["cells"]["l1"]["difference"]
 

@@ -108,7 +108,7 @@ def test_startup_times_a_run_and_a_translation_and_their_rows_are_in_the_table(t
 @pytest.mark.slow
 def test_startup_ends_with_the_message_of_a_command_that_fails(load):
     startup = load("startup")
-    with pytest.raises(SystemExit, match="no such recipe|nowhere.toml"):
+    with pytest.raises(SystemExit, match=r"nowhere\.toml"):
         startup.time_command(["run", "nowhere.toml", "--runs"], startup.RUN_FILES, startup.RUN_IMPORTS)
 
 
