@@ -57,7 +57,7 @@ def run_training_loop(
     """Train to the recipe's end and write model.safetensors. Resumes from the run's newest intact checkpoint.
 
     objective, state  those of `build_state`
-    start_from  a checkpoint of another run, to begin with if this run has none (--continue-from)
+    start_from        a checkpoint of another run, to begin with if this run has none (--continue-from)
 
     Every process calls this; only the first one writes to the run's folder.
     Raises Interrupted after saving, and Diverged if a loss is not finite; the last good checkpoint stays.

@@ -6,7 +6,7 @@ import contextlib
 import functools
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -132,14 +132,10 @@ def _run(
             engine = Engine(experiment.compute, AlgorithmChooser(kernels), pixels=_count_pixels(experiment, data))
             metrics = build_metrics(experiment, data["test"], missing)
             check_trust(metrics, engine.device)
-        start = functools.partial(call_each, callbacks, "start", str(run.folder), experiment.resolved())
         if to_train:
-            begin = functools.partial(
-                _begin, experiment, run, engine, hashes, kernels, continued, progress, start, fresh
-            )
-            _train(experiment, run, engine, data, begin, progress, callbacks)
+            _Training(experiment, run, engine, data, hashes, kernels, callbacks, progress, continued, fresh).train()
         else:
-            on_rank0(start)
+            on_rank0(_start_callbacks, callbacks, run, experiment)
         progress.note(
             f"evaluating on {format_count(len(data['test']), 'image')} of the {experiment.evaluate.split} split"
         )
@@ -194,62 +190,79 @@ def _open_run(
     return to_train, changed_sources(run.status.get("sources", {}), hashes)
 
 
-def _train(
-    experiment: Experiment, run: Run, engine: Engine, data: Mapping[str, Store], begin: Callable[[], Path | None],
-    progress: Progress, callbacks: Sequence[Callback],
-) -> None:  # fmt: skip
-    pairs = data["train"]
-    # before `begin`: a run whose networks or losses cannot be built, as where weights are missing, writes nothing
-    with explain_out_of_memory(experiment, pairs.size, engine.device_type), sync_errors():
-        objective, state = build_state(experiment, engine, pairs)
-    with sync_errors():
-        pairs.prepare()
-    if pairs.location == "stream":
-        progress.note(
-            f"{len(pairs)} training pairs, {pairs.bytes / 1e9:.1f} GB once decoded, are read again in every epoch "
-            "([compute] store)"
-        )
-    start_from = on_rank0(begin)
-    try:
-        with explain_out_of_memory(experiment, pairs.size, engine.device_type):
-            run_training_loop(
-                experiment, run, engine, objective, state, pairs, data["val"], progress, callbacks,
-                start_from=start_from,
-            )  # fmt: skip
-    except UserError as error:
-        if rank() == 0:
-            run.set_status(state="failed")
-            if isinstance(error, Diverged):
-                TrainingMonitor(run, progress).diverged(error)
-                write_report(run, experiment)
-        raise
-    # again, since training can turn switches off (`Engine.enabled`); and with its cost
-    facts = environment(engine, experiment)
-    on_rank0(lambda: write_json(run.folder / "env.json", facts | {"training": training_cost(run, engine)}))
+@dataclass(frozen=True)
+class _Training:
+    """What a run is trained with.
+
+    hashes   {code or data: its hash}, to notice changes by later
+    kernels  those of the engine, kept in the run's folder
+    """
+
+    experiment: Experiment
+    run: Run
+    engine: Engine
+    data: Mapping[str, Store]
+    hashes: Mapping[str, str]
+    kernels: dict[str, ConvAlgorithm]
+    callbacks: Sequence[Callback]
+    progress: Progress
+    continued: Run | None
+    fresh: bool
+
+    def train(self) -> None:
+        experiment, run, engine, pairs = self.experiment, self.run, self.engine, self.data["train"]
+        # before `_begin`: a run whose networks or losses cannot be built, as where weights are missing, writes nothing
+        with explain_out_of_memory(experiment, pairs.size, engine.device_type), sync_errors():
+            objective, state = build_state(experiment, engine, pairs)
+        with sync_errors():
+            pairs.prepare()
+        if pairs.location == "stream":
+            self.progress.note(
+                f"{len(pairs)} training pairs, {pairs.bytes / 1e9:.1f} GB once decoded, are read again in every epoch "
+                "([compute] store)"
+            )
+        start_from = on_rank0(self._begin)
+        try:
+            with explain_out_of_memory(experiment, pairs.size, engine.device_type):
+                run_training_loop(
+                    experiment, run, engine, objective, state, pairs, self.data["val"], self.progress, self.callbacks,
+                    start_from=start_from,
+                )  # fmt: skip
+        except UserError as error:
+            if rank() == 0:
+                run.set_status(state="failed")
+                if isinstance(error, Diverged):
+                    TrainingMonitor(run, self.progress).diverged(error)
+                    write_report(run, experiment)
+            raise
+        # again, since training can turn switches off (`Engine.enabled`); and with its cost
+        facts = environment(engine, experiment)
+        on_rank0(lambda: write_json(run.folder / "env.json", facts | {"training": training_cost(run, engine)}))
+
+    def _begin(self) -> Path | None:
+        """Prepare the run's folder. Returns the checkpoint to continue from, if there is one."""
+        experiment, run, engine, continued = self.experiment, self.run, self.engine, self.continued
+        if experiment.continued_from and not continued and (self.fresh or not list_checkpoints(run.folder)):
+            raise UserError(f"this recipe continues run {experiment.continued_from}: give --continue-from RUN")
+        if self.fresh:
+            run.clear()
+        _start_callbacks(self.callbacks, run, experiment)
+        store_kernels(self.kernels, run)
+        start_from = continue_run(experiment, run, continued) if continued else None
+        if continued and (jump := describe_jump_of_lr(experiment, continued)):
+            self.progress.note(jump)
+        run.begin(experiment, environment(engine, experiment), self.hashes)
+        verb = "resuming" if list_checkpoints(run.folder) else "training"
+        processes = f" over {world_size()} processes" if world_size() > 1 else ""
+        self.progress.note(f"{verb} {experiment.title}, {experiment.train.length} images{processes}, in {run.folder}")
+        if engine.device_type == "cpu" and (hint := _suggest_precision(engine)):
+            self.progress.note(hint)
+        write_report(run, experiment)
+        return start_from
 
 
-def _begin(
-    experiment: Experiment, run: Run, engine: Engine, hashes: Mapping[str, str], kernels: Mapping[str, ConvAlgorithm],
-    continued: Run | None, progress: Progress, start: Callable[[], None], fresh: bool,
-) -> Path | None:  # fmt: skip
-    """Prepare the run's folder and `start` its callbacks. Returns the checkpoint to continue from, if there is one."""
-    if experiment.continued_from and not continued and (fresh or not list_checkpoints(run.folder)):
-        raise UserError(f"this recipe continues run {experiment.continued_from}: give --continue-from RUN")
-    if fresh:
-        run.clear()
-    start()
-    store_kernels(kernels, run)
-    start_from = continue_run(experiment, run, continued) if continued else None
-    if continued and (jump := describe_jump_of_lr(experiment, continued)):
-        progress.note(jump)
-    run.begin(experiment, environment(engine, experiment), hashes)
-    verb = "resuming" if list_checkpoints(run.folder) else "training"
-    processes = f" over {world_size()} processes" if world_size() > 1 else ""
-    progress.note(f"{verb} {experiment.title}, {experiment.train.length} images{processes}, in {run.folder}")
-    if engine.device_type == "cpu" and (hint := _suggest_precision(engine)):
-        progress.note(hint)
-    write_report(run, experiment)
-    return start_from
+def _start_callbacks(callbacks: Sequence[Callback], run: Run, experiment: Experiment) -> None:
+    call_each(callbacks, "start", str(run.folder), experiment.resolved())
 
 
 def _suggest_precision(engine: Engine) -> str | None:
