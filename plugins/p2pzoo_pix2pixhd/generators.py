@@ -7,21 +7,24 @@ arXiv:1711.11585, §3.2 and its appendix, whose names are kept:
     Rk      two 3×3 convolutions with reflection padding; the block's input is added to their output
     uk      3×3 transposed convolution, stride 2
 
-Instance norm and ReLU follow each layer but the last; in a block only the norm follows the second convolution. Tanh
-follows the last layer.
+A norm and ReLU follow each layer but the last; in a block only the norm follows the second convolution. Tanh follows
+the last layer.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from p2pzoo.plugin import AddedLater
+from p2pzoo.utils.group_norm import count_groups
 from p2pzoo_pix2pixhd import state_dict_formats as formats
 from p2pzoo_pix2pixhd.boundaries import with_boundaries
 
 Count = Annotated[int, Field(ge=1)]
+Norm = Literal["instance", "group"]
 
 
 class GlobalGenerator(nn.Module):
@@ -36,8 +39,10 @@ class GlobalGenerator(nn.Module):
     downsamplings  layers of stride 2; each halves H and W and doubles the channels
     blocks         residual blocks between the downsamplings and the upsamplings
     edges          add the boundary map of x as a channel (see boundaries.py)
+    norm           "instance", without affine parameters, is the paper's; "group" (Wu & He 2018, arXiv:1803.08494) is
+                   for processes: it keeps the level of a constant plane, such as the time
 
-    Raises ValueError for a size that does not fit, here or in `forward`.
+    Raises ValueError for another norm, and for a size that does not fit, here or in `forward`.
 
     >>> import torch
     >>> G = GlobalGenerator(3, 3, (32, 32), width=4, blocks=1)
@@ -57,12 +62,13 @@ class GlobalGenerator(nn.Module):
         downsamplings: Count = 4,
         blocks: Count = 9,
         edges: bool = False,
+        norm: Annotated[Norm, AddedLater] = "instance",
     ) -> None:
         super().__init__()
         self.edges = edges
         self.size_divisor = 2**downsamplings
         _check(size, self.size_divisor)
-        self.trunk = _coarse(in_channels + edges, width, downsamplings, blocks)
+        self.trunk = _coarse(in_channels + edges, width, downsamplings, blocks, norm)
         self.to_image = _to_image(width, out_channels)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -88,8 +94,10 @@ class LocalEnhancer(nn.Module):
     blocks         residual blocks in G1
     local_blocks   residual blocks of G2, after the sum
     edges          add the boundary map of x as a channel, also for G1 at half the size (see boundaries.py)
+    norm           "instance", without affine parameters, is the paper's; "group" (Wu & He 2018, arXiv:1803.08494) is
+                   for processes: it keeps the level of a constant plane, such as the time
 
-    Raises ValueError for an odd width, and for a size that does not fit, here or in `forward`.
+    Raises ValueError for an odd width, another norm, and for a size that does not fit, here or in `forward`.
 
     >>> import torch
     >>> G = LocalEnhancer(3, 3, (64, 64), width=4, blocks=1, local_blocks=1)
@@ -108,6 +116,7 @@ class LocalEnhancer(nn.Module):
         blocks: Count = 9,
         local_blocks: Count = 3,
         edges: bool = False,
+        norm: Annotated[Norm, AddedLater] = "instance",
     ) -> None:
         super().__init__()
         if width % 2:
@@ -116,9 +125,9 @@ class LocalEnhancer(nn.Module):
         self.size_divisor = 2 ** (downsamplings + 1)
         _check(size, self.size_divisor)
         channels, local = in_channels + edges, width // 2
-        self.coarse = _coarse(channels, width, downsamplings, blocks)
-        self.down = nn.Sequential(_c7s1(channels, local), _d(local))
-        self.up = nn.Sequential(*(ResidualBlock(width) for _ in range(local_blocks)), _u(local))
+        self.coarse = _coarse(channels, width, downsamplings, blocks, norm)
+        self.down = nn.Sequential(_c7s1(channels, local, norm), _d(local, norm))
+        self.up = nn.Sequential(*(ResidualBlock(width, norm) for _ in range(local_blocks)), _u(local, norm))
         self.to_image = _to_image(local, out_channels)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -145,49 +154,59 @@ class LocalEnhancer(nn.Module):
 class ResidualBlock(nn.Module):
     """Rk. No ReLU follows the sum."""
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, norm: Norm) -> None:
         super().__init__()
         self.layers = nn.Sequential(
             nn.ReflectionPad2d(1),
-            *_normed(nn.Conv2d(channels, channels, 3)),
+            *_normed(nn.Conv2d(channels, channels, 3), norm),
             nn.ReflectionPad2d(1),
             nn.Conv2d(channels, channels, 3),
-            nn.InstanceNorm2d(channels),
+            _norm(norm, channels),
         )
 
     def forward(self, h: Tensor) -> Tensor:
         return h + self.layers(h)
 
 
-def _coarse(entering: int, width: int, downsamplings: int, blocks: int) -> nn.Sequential:
+def _coarse(entering: int, width: int, downsamplings: int, blocks: int, norm: Norm) -> nn.Sequential:
     """G1 without its last layer: (B, entering, H, W) -> (B, width, H, W)."""
     widths = [width * 2**i for i in range(downsamplings)]
     return nn.Sequential(
-        _c7s1(entering, width),
-        *(_d(entering) for entering in widths),
-        *(ResidualBlock(2 * widths[-1]) for _ in range(blocks)),
-        *(_u(leaving) for leaving in reversed(widths)),
+        _c7s1(entering, width, norm),
+        *(_d(entering, norm) for entering in widths),
+        *(ResidualBlock(2 * widths[-1], norm) for _ in range(blocks)),
+        *(_u(leaving, norm) for leaving in reversed(widths)),
     )
 
 
-def _c7s1(entering: int, leaving: int) -> nn.Sequential:
-    return nn.Sequential(nn.ReflectionPad2d(3), *_normed(nn.Conv2d(entering, leaving, 7)))
+def _c7s1(entering: int, leaving: int, norm: Norm) -> nn.Sequential:
+    return nn.Sequential(nn.ReflectionPad2d(3), *_normed(nn.Conv2d(entering, leaving, 7), norm))
 
 
-def _d(entering: int) -> nn.Sequential:
-    return nn.Sequential(*_normed(nn.Conv2d(entering, 2 * entering, 3, stride=2, padding=1)))
+def _d(entering: int, norm: Norm) -> nn.Sequential:
+    return nn.Sequential(*_normed(nn.Conv2d(entering, 2 * entering, 3, stride=2, padding=1), norm))
 
 
-def _u(leaving: int) -> nn.Sequential:
-    return nn.Sequential(*_normed(nn.ConvTranspose2d(2 * leaving, leaving, 3, stride=2, padding=1, output_padding=1)))
+def _u(leaving: int, norm: Norm) -> nn.Sequential:
+    up = nn.ConvTranspose2d(2 * leaving, leaving, 3, stride=2, padding=1, output_padding=1)
+    return nn.Sequential(*_normed(up, norm))
 
 
 def _to_image(entering: int, leaving: int) -> nn.Sequential:
     return nn.Sequential(nn.ReflectionPad2d(3), nn.Conv2d(entering, leaving, 7), nn.Tanh())
 
 
-def _normed(convolution: nn.Conv2d | nn.ConvTranspose2d) -> list[nn.Module]:
-    return [convolution, nn.InstanceNorm2d(convolution.out_channels), nn.ReLU()]
+def _normed(convolution: nn.Conv2d | nn.ConvTranspose2d, norm: Norm) -> list[nn.Module]:
+    return [convolution, _norm(norm, convolution.out_channels), nn.ReLU()]
+
+
+def _norm(norm: Norm, channels: int) -> nn.Module:
+    match norm:
+        case "instance":
+            return nn.InstanceNorm2d(channels)
+        case "group":
+            return nn.GroupNorm(count_groups(channels), channels)
+    raise ValueError(f"norm must be 'instance' or 'group', not {norm!r}")
 
 
 def _check(size: Sequence[int], divisor: int) -> None:

@@ -49,6 +49,8 @@ def _read(tensors: Mapping[str, Tensor], given: Mapping[str, Any]) -> InferredCo
 
 
 def _names(G: nn.Module) -> dict[str, str]:
+    if any(isinstance(module, nn.GroupNorm) for module in G.modules()):
+        raise ValueError('that format has no group norm (norm = "group")')
     own = [name for name, module in G.named_modules() if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d))]
     blocks = sum(hasattr(module, "layers") for module in G.trunk)
     downsamplings = (len(G.trunk) - 1 - blocks) // 2

@@ -353,8 +353,11 @@ class TestLossWeight:
         assert ids[0] == ids[1] != ids[2]
 
 
+GENERATORS = ["unet", "encoder-decoder", "resnet6", "spade", "adm-unet", "timm-unet", "pix2pixhd-global"]
+
+
 @pytest.mark.parametrize("process", ["bridge", "flow", "diffusion"])
-@pytest.mark.parametrize("generator", ["unet", "encoder-decoder", "resnet6", "spade", "adm-unet", "timm-unet"])
+@pytest.mark.parametrize("generator", GENERATORS)
 def test_generators_of_the_zoo_train_and_translate_unchanged(process, generator, tiny):
     own = {"adm-unet": "", "timm-unet": ', norm="group", backbone="test_efficientnet"'}.get(generator, ', norm="group"')
     overrides = [
@@ -460,6 +463,21 @@ class TestRunWithTime:
         assert p2pzoo.evaluate(folder).metrics == {name: number["value"] for name, number in expected.items()}
 
 
+WITHOUT_A_CHOICE = """
+from torch import nn
+
+import p2pzoo
+
+
+class Generator(nn.Sequential):
+    def __init__(self, in_channels, out_channels, size):
+        super().__init__(nn.Conv2d(in_channels, 4, 3), nn.InstanceNorm2d(4), nn.ConvTranspose2d(4, out_channels, 3))
+
+
+@p2pzoo.hookimpl
+def register_generators(register):
+    register("their-generator", Generator)
+"""
 BAD = {
     "steps = 0": "steps = 0: input should be greater than or equal to 1",
     "eta = 1.5": "eta = 1.5: input should be less than or equal to 1",
@@ -498,8 +516,9 @@ class TestBadInput:
         [found] = refused('[generator]\nnorm = "batch"\n[process]\nuse = "flow"\n')
         assert "mine.toml:3  [process]" in found
 
-    def test_a_norm_without_a_choice_is_refused_too(self, refused):
-        [found] = refused('[generator]\nuse = "pix2pixhd-global"\n[process]\nuse = "flow"\n')
+    def test_a_norm_without_a_choice_is_refused_too(self, refused, install):
+        install("their_networks", WITHOUT_A_CHOICE)
+        [found] = refused('[generator]\nuse = "their-generator"\n[process]\nuse = "flow"\n')
         assert found.endswith('set another generator, such as "unet" with norm = "group"')
 
     def test_a_generator_that_cannot_see_the_time_is_refused(self, refused):
@@ -510,7 +529,9 @@ class TestBadInput:
             'norms remove the plane with the time: set generator.norm = "group"'
         )
 
-    @pytest.mark.parametrize("generator", ["unet", "encoder-decoder", "resnet6", "spade", "timm-unet"])
+    @pytest.mark.parametrize(
+        "generator", ["unet", "encoder-decoder", "resnet6", "spade", "timm-unet", "pix2pixhd-global", "pix2pixhd-local"]
+    )
     def test_generators_with_group_norm_see_the_time(self, generator):
         overrides = [f"generator.use={generator}", "generator.norm=group", "process.use=flow"]
         made = config.load("zoo:base.toml", "smoke", overrides)

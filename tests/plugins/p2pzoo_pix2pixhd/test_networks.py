@@ -128,8 +128,34 @@ def test_an_odd_width_is_an_error():
 
 
 @BOTH
-def test_every_parameter_gets_a_finite_gradient(network):
-    G = build(network, 3, 3, (32, 32), **SMALL, edges=True)
+def test_group_norm_keeps_a_constant_that_is_added_to_x_and_instance_norm_removes_it(network):
+    x = images(1, 32, 32)
+    for norm, keeps in (("instance", False), ("group", True)):
+        G = build(network, 1, 3, (32, 32), **SMALL, norm=norm)
+        low, high = (G(x / 2 + level) for level in (-0.5, 0.5))
+        assert ((low - high).abs().max() > 1e-2) == keeps
+
+
+@BOTH
+def test_each_norm_of_the_paper_has_group_norm_in_its_place(network):
+    instance, group = (build(network, 3, 3, (32, 32), **SMALL, norm=norm) for norm in ("instance", "group"))
+
+    def kinds(G, norm):
+        return ["norm" if type(module) is norm else type(module) for module in G.modules()]
+
+    assert kinds(instance, nn.InstanceNorm2d) == kinds(group, nn.GroupNorm)
+
+
+@BOTH
+def test_an_unknown_norm_is_an_error(network):
+    with pytest.raises(ValueError, match="norm must be 'instance' or 'group', not 'batch'"):
+        network(3, 3, (64, 64), norm="batch")
+
+
+@BOTH
+@pytest.mark.parametrize("norm", ["instance", "group"])
+def test_every_parameter_gets_a_finite_gradient(network, norm):
+    G = build(network, 3, 3, (32, 32), **SMALL, edges=True, norm=norm)
     G(images(3, 32, 32)).square().mean().backward()
     for name, parameter in G.named_parameters():
         assert parameter.grad is not None, name
