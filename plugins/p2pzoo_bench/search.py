@@ -1,8 +1,9 @@
 """Settings that a table chooses for each row and fold, by the same number of trials for every row.
 
 A trial trains the row's recipe with other settings and fewer images, and is measured on the validation images of the
-fold. The best trial gives the settings of the fold's run, which alone is tested. Methods that are tuned with different
-effort cannot be compared (Lucic et al. 2018, arXiv:1711.10337).
+fold, translated as the recipe says: rows with other translations of the same training share its settings. The best
+trial gives the settings of the fold's run, which alone is tested. Methods that are tuned with different effort cannot
+be compared (Lucic et al. 2018, arXiv:1711.10337).
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ def build_trials(table: Table, count: Callable[[Row], int]) -> Table:
             overrides=(*row.overrides, *trial),
             fixed=(f"train.images={images}", "evaluate.split='val'"),
             published={},
+            evaluate={},
             trials=(),
         )
         for row in _first_rows(table)

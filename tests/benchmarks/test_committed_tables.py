@@ -81,6 +81,26 @@ def test_the_rows_of_a_table_at_equal_time_have_the_images_that_were_measured(na
             assert images == f"train.images={expected}", row.name
 
 
+@pytest.mark.parametrize(("name", "suffix", "times"), [("methods_4x", "", 4), ("methods_last", "_last", 1)])
+def test_tables_beside_that_of_methods_have_its_rows_and_trials(name, suffix, times):
+    """So that they share its trials, and methods_last its runs too."""
+    rows = {row.name: row for row in read_table(str(ROOT / "benchmarks" / "methods.toml")).trained}
+    table = read_table(str(ROOT / "benchmarks" / f"{name}.toml"))
+
+    def multiplied(override):
+        key, _, value = override.partition("=")
+        return f"{key}={int(value) * times}" if key == "train.images" else override
+
+    assert table.trained
+    for row in table.trained:
+        original = rows[row.name.removesuffix(suffix)]
+        assert row.overrides == tuple(map(multiplied, original.overrides))
+        assert (row.recipe, row.trials) == (original.recipe, original.trials)
+    methods = read_table(str(ROOT / "benchmarks" / "methods.toml"))
+    assert (table.metrics, table.columns) == (methods.metrics, methods.columns)
+    assert (table.search.metric, table.search.share * times) == (methods.search.metric, methods.search.share)
+
+
 @pytest.mark.parametrize(
     "file", [file for file in TABLES if "search" in json.loads(file.read_text("utf-8"))], ids=lambda file: file.stem
 )

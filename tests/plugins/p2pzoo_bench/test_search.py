@@ -59,6 +59,16 @@ def number(folder, row, trial, seed):
     return bench.find_finished(cell).results["metrics"]["l1"]["value"]
 
 
+def test_trials_are_measured_as_their_recipe_translates(tiny, tmp_path):
+    (tmp_path / "a.toml").write_text(f'extends = "{tiny}"\ndrop = ["discriminator", "gan_loss"]\n')
+    (tmp_path / "table.toml").write_text(TABLE.replace("trials =", 'evaluate = { weights = "average" }\ntrials =', 1))
+    trials = build_trials(read_table(str(tmp_path / "table.toml")), lambda _: 4)
+    bench = Bench(trials, registry(), tmp_path / "runs")
+    assert {cell.row.name for cell in bench.cells} == {"a-0", "a-1", "b-0", "b-1"}
+    for cell in bench.cells:
+        assert [*cell.experiment.measurements] == [*cell.experiment.metrics]
+
+
 @pytest.mark.slow
 def test_the_best_trial_of_each_fold_gives_the_settings(searched):
     folder, *_, document = searched
