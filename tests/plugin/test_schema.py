@@ -59,7 +59,7 @@ def test_toml_values_are_converted_to_the_types_of_parameters(name, toml, expect
         ("betas", [0.5, "x"], 'betas = [0.5, "x"]: [1] input should be a valid number'),
         ("betas", [0.5], "betas = [0.5]: give an array, [float, float]"),
         ("betas", [0.5, 0.9, 0.99], "betas = [0.5, 0.9, 0.99]: give an array, [float, float]"),
-        ("betas", 0.5, "betas = 0.5: give an array, [float, float]"),
+        ("betas", 0.5, "betas = 0.5: give an array, [float, float], such as [0.5, 0.5]"),
         ("wdith", 3, "has no parameter 'wdith': did you mean 'width'?"),
         ("in_channels", 3, "has no parameter 'in_channels'"),
     ],
