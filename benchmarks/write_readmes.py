@@ -104,7 +104,7 @@ def scale(step: dict[str, Any]) -> str:
 
 def claims() -> str:
     """A row for each claim: the paper's effects, ours with their intervals, and the verdict."""
-    from p2pzoo_bench.claims_formats import OPEN, format_effect
+    from p2pzoo_bench.claims_formats import format_effect, format_reasons, format_verdict
 
     rows = []
     for claim in json.loads((RESULTS.parent / "claims.json").read_text("utf-8")):
@@ -116,7 +116,7 @@ def claims() -> str:
         paper = dict.fromkeys(f"{part['paper']:+.2f}" for part in claim["parts"])  # both scorers have the same
         rows.append([
             claim["id"], f"{claim['text']} ({claim['source']})", ", ".join(paper) or "–", "; ".join(effects) or "–",
-            claim["verdict"] or f"{OPEN}: {claim['reason']}",
+            ": ".join(filter(None, [format_verdict(claim), format_reasons(claim)])),
         ])  # fmt: skip
     return grid(["", "claim", "paper", "here [95% interval over folds]", "verdict"], rows)
 

@@ -23,7 +23,7 @@ import numpy as np
 
 from p2pzoo.utils.errors import UserError
 from p2pzoo_bench.bench import Bench
-from p2pzoo_bench.claims_file import Claim, Claims, Condition, Part
+from p2pzoo_bench.claims_file import DESCRIBED, Claim, Claims, Condition, Part
 from p2pzoo_bench.comparison import (
     CachedReduce,
     Comparison,
@@ -33,12 +33,11 @@ from p2pzoo_bench.comparison import (
     metric_of,
     pair_runs,
 )
+from p2pzoo_bench.crossing_curves import Crossing, find_crossing
 from p2pzoo_bench.folds import MIN_FOLDS, FoldDifference, holm
 from p2pzoo_bench.intervals import Interval
-from p2pzoo_bench.stored_results import FinishedRun
 
 SAME, OPPOSITE, NONE, UNDECIDED = "same direction", "opposite", "no effect above δ", "undecided"
-DESCRIBED = "described"
 SIGNIFICANCE = 0.05
 EQUIVALENCE = 0.9  # confidence of the interval that must lie inside ± δ: two one-sided tests at 5%
 
@@ -94,6 +93,7 @@ class Judged:
     missing     number of its runs that are not finished
     reason      why there is no verdict, or why it is undecided
     adjusted_p  Holm's, of the largest p-value of its parts
+    crossing    whether its curves cross; None: nothing is said about it
     """
 
     id: str
@@ -104,6 +104,7 @@ class Judged:
     p: float | None = None
     adjusted_p: float | None = None
     verdict: str | None = None
+    crossing: Crossing | None = None
 
     def describe(self) -> dict[str, Any]:
         """The claim as plain values."""
@@ -116,6 +117,7 @@ class Judged:
             "p": self.p,
             "adjusted_p": self.adjusted_p,
             "missing_runs": self.missing,
+            "curves": self.crossing.describe() if self.crossing else None,
             "parts": [effect.describe() for effect in self.effects],
         }
 
@@ -133,10 +135,16 @@ def check_claims(claims: Claims, benches: Mapping[str, Bench]) -> None:
         raise UserError(*faults)
 
 
-def judge(claims: Claims, benches: Mapping[str, Bench], comparisons: Mapping[str, Comparison]) -> list[Judged]:
+def judge(
+    claims: Claims,
+    benches: Mapping[str, Bench],
+    comparisons: Mapping[str, Comparison],
+    curves: Bench | None = None,
+) -> list[Judged]:
     """The claims with their verdicts, in the order of the file.
 
     benches, comparisons  {file of a table as the claims name it: it}
+    curves                the table of longer trainings
     """
     judged = [
         _measure(id, claim, benches[claim.table], comparisons[claim.table]) for id, claim in claims.claims.items()
@@ -150,6 +158,8 @@ def judge(claims: Claims, benches: Mapping[str, Bench], comparisons: Mapping[str
     for each in judged:
         if each.claim.described and not each.missing:
             each.verdict = DESCRIBED
+        if curves and each.effects:
+            each.crossing = find_crossing(each.claim, benches, curves)
     return judged
 
 
@@ -215,17 +225,10 @@ def _measure_part(part: Part, rows: Mapping[str, TableRow], bench: Bench, compar
 
 def _is_unmet(condition: Condition, row: TableRow) -> str | None:
     """Why a condition is not met by a row's runs; None if it is met."""
-    value, above = (np.mean([_number(run, name) for run in row.runs]) for name in (condition.metric, condition.above))
+    value, above = (np.mean([run.number(name) for run in row.runs]) for name in (condition.metric, condition.above))
     if value > above:
         return None
     return f"'{row.label}' has {condition.metric} {value:.3f}, not above {condition.above} {above:.3f}"
-
-
-def _number(run: FinishedRun, name: str) -> float:
-    try:
-        return float(run.results["metrics"][name]["value"])
-    except KeyError:
-        raise UserError(f"{run.folder}: its results have no '{name}': measure the run again") from None
 
 
 def _ends(interval: Interval) -> list[float] | None:

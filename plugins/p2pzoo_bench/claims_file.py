@@ -2,6 +2,7 @@
 
     title = "pix2pix on trial"
     source = "Isola et al. 2017 (v3)"
+    curves = "trial_curves.toml"           # longer trainings of some rows: does a sign change later?
 
     [claims.P1]
     text = "L1 + cGAN is better than L1"
@@ -29,6 +30,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, PositiveFloat, ValidationError
@@ -39,6 +41,7 @@ from p2pzoo.utils.suggest import did_you_mean
 from p2pzoo_bench.table_file import Table, parse_file, read_table
 
 Name = Annotated[str, Field(min_length=1)]
+DESCRIBED = "described"  # in place of a verdict
 
 
 class _Strict(BaseModel):
@@ -87,12 +90,20 @@ class Claim(_Strict):
 class _File(_Strict):
     title: Name | None = None
     source: str = ""
+    curves: Name | None = None
     claims: Annotated[dict[Name, Claim], Field(min_length=1)]
 
 
 @dataclass(frozen=True)
 class Claims:
-    """The content of a claims file. tables: {file as the claims name it: table}; where: {id: the claim's file:line}."""
+    """The content of a claims file.
+
+    tables        {file as the claims name it: table}
+    where         {id: the claim's file:line}
+    curves        the table of longer trainings, which are read and not trained; None: none is named
+    curves_file   its file, as the claims file names it
+    curves_where  file:line of the key
+    """
 
     name: str
     title: str
@@ -100,6 +111,9 @@ class Claims:
     claims: Mapping[str, Claim]
     tables: Mapping[str, Table]
     where: Mapping[str, str]
+    curves: Table | None = None
+    curves_file: str = ""
+    curves_where: str = ""
 
     @property
     def family(self) -> list[str]:
@@ -129,16 +143,35 @@ def read_claims(path: str) -> Claims:
         name = claim.table
         try:
             if name not in tables:
-                tables[name] = read_table(name if name.startswith("zoo:") else str(file.parent / name))
+                tables[name] = _read_beside(file, name)
                 if tables[name].search:
                     faults.append(f"{where[id]}  [claims.{id}] {name} has [search]: write the settings into its rows")
         except UserError as error:
             faults += [f"{where[id]}  [claims.{id}] {fault}" for fault in error.faults]
             continue
         faults += [f"{where[id]}  [claims.{id}] {fault}" for fault in _find_faults(claim, tables[name])]
+    curves, curves_where = None, str(Origin(source, ("curves",)))
+    if content.curves is not None:
+        try:
+            curves = _read_beside(file, content.curves)
+            if not curves.folds:
+                faults.append(f"{curves_where}  curves: {content.curves} has no folds: set folds = 3 in the table")
+            if curves.search:
+                name = content.curves
+                faults.append(f"{curves_where}  curves: {name} has [search]: write the settings into its rows")
+        except UserError as error:
+            faults += [f"{curves_where}  curves: {fault}" for fault in error.faults]
     if faults:
         raise UserError(*faults)
-    return Claims(file.stem, content.title or file.stem, content.source, content.claims, tables, where)
+    return Claims(
+        file.stem, content.title or file.stem, content.source, content.claims, tables, where, curves,
+        content.curves or "", curves_where,
+    )  # fmt: skip
+
+
+def _read_beside(file: Path, name: str) -> Table:
+    """The table of this name, relative to the claims file."""
+    return read_table(name if name.startswith("zoo:") else str(file.parent / name))
 
 
 def _describe_faults(error: ValidationError, source: Source) -> Iterator[str]:

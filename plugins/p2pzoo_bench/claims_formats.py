@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from p2pzoo.runs.pages import figure_to_svg_file, render_page
 from p2pzoo.utils.terminal import escape
+from p2pzoo_bench.claims_file import DESCRIBED
 from p2pzoo_bench.formats import NONE, decimals, markdown_table
 
 if TYPE_CHECKING:
@@ -49,8 +50,8 @@ def build_table(claims: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[li
 def _build_rows(claims: Sequence[Mapping[str, Any]]) -> list[list[str]]:
     rows = []
     for claim in claims:
-        verdict = claim["verdict"] or OPEN
-        reason = f" ({claim['reason']})" if claim["reason"] else ""
+        verdict = format_verdict(claim)
+        reason = f" ({reasons})" if (reasons := format_reasons(claim)) else ""
         adjusted = NONE if claim["adjusted_p"] is None else format_p(claim["adjusted_p"])
         parts = [_format_part(part) for part in claim["parts"]] or [[NONE] * 5]
         for number, part in enumerate(parts):
@@ -69,6 +70,28 @@ def _format_part(part: Mapping[str, Any]) -> list[str]:
         margin = f"{'yes' if inside else 'no'}, δ = {part['margin']:g}"
     paper = NONE if part["paper"] is None else f"{part['paper']:+.2f}".replace("-", "−")
     return [" against ".join(part["labels"]), part["heading"], paper, format_effect(part), margin]
+
+
+def format_verdict(claim: Mapping[str, Any]) -> str:
+    """The verdict, with the number of images at which it holds if the curves of its rows cross.
+
+    >>> format_verdict({"verdict": "same direction", "curves": {"images": [14000, 50000], "cross": True}})
+    'same direction at 14,000 images'
+    """
+    curves = claim.get("curves")
+    if curves and curves["cross"] and claim["verdict"] not in (None, DESCRIBED):
+        return f"{claim['verdict']} at {curves['images'][0]:,} images"
+    return claim["verdict"] or OPEN
+
+
+def format_reasons(claim: Mapping[str, Any]) -> str:
+    """Why the verdict is what it is, and whether the curves of the rows cross; "" if neither is known."""
+    reasons = [claim["reason"]] if claim["reason"] else []
+    if curves := claim.get("curves"):
+        change = "changes" if curves["cross"] else "does not change"
+        early, late = curves["images"]
+        reasons.append(f"the sign of the difference {change} between {early:,} and {late:,} images")
+    return "; ".join(reasons)
 
 
 def format_effect(part: Mapping[str, Any]) -> str:
@@ -119,7 +142,8 @@ def to_html(title: str, source: str, claims: Sequence[Mapping[str, Any]]) -> str
     return render_page(
         Path(__file__).with_name("claims.html"), title=title, source=source, claims=claims, scales=scales,
         notes=build_notes(claims), has_paper=names_paper(claims),
-        open=OPEN, format_effect=format_effect, format_p=format_p, format_part=_format_part,
+        format_verdict=format_verdict, format_reasons=format_reasons,
+        format_effect=format_effect, format_p=format_p, format_part=_format_part,
     )  # fmt: skip
 
 

@@ -250,12 +250,16 @@ def _bench_claims(
     from p2pzoo_bench.bench import Bench
     from p2pzoo_bench.claims import check_claims, judge
     from p2pzoo_bench.claims_file import read_claims
+    from p2pzoo_bench.crossing_curves import check_curves
 
     if form not in CLAIM_FORMATS:
         raise UserError(f"{path}: verdicts have no format {form}: use one of {', '.join(CLAIM_FORMATS)}")
     claims = read_claims(path)
     benches = {name: Bench(table, registry(), runs, **options) for name, table in claims.tables.items()}
     check_claims(claims, benches)
+    curves = Bench(claims.curves, registry(), runs, **options) if claims.curves else None
+    if curves:
+        check_curves(claims, benches, curves)
     if dry_run:
         _print_plans(list(benches.values()), claims.title, as_json)
         return {}
@@ -263,7 +267,7 @@ def _bench_claims(
     for bench in benches.values() if train else ():
         failures |= _train_missing(bench, executor, quiet=quiet)
     comparisons = {name: bench.compare(failures, targets=False) for name, bench in benches.items()}
-    verdicts = [judged.describe() for judged in judge(claims, benches, comparisons)]
+    verdicts = [judged.describe() for judged in judge(claims, benches, comparisons, curves)]
     texts = {
         "markdown": lambda: claims_formats.to_markdown(claims.title, verdicts),
         "json": lambda: json.dumps(verdicts, indent=2, ensure_ascii=False),

@@ -56,6 +56,13 @@ class FinishedRun:
             if metric.endswith(self.suffix)
         }
 
+    def number(self, name: str) -> float:
+        """A number of these translations: "fcn_score.class_iou". Raises UserError if it was not measured."""
+        try:
+            return float(self.results["metrics"][name]["value"])
+        except KeyError:
+            raise UserError(f"{self.folder}: its results have no '{name}': measure the run again") from None
+
     @cached_property
     def env(self) -> dict[str, Any]:
         return read_object(self.folder / "env.json") or {}

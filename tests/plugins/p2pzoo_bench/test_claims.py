@@ -265,6 +265,124 @@ class TestOutput:
         assert message in result.output
 
 
+class TestCurves:
+    """a and b of the table, trained for 9 images; the same rows differ by their number of images alone."""
+
+    LONGER = TABLE.replace("folds = 5", 'folds = 3\nset = ["train.images=9", "evaluate.at=[2]"]').split("[rows.c]")[0]
+
+    @pytest.fixture
+    def files(self, files):
+        (files / "b.toml").write_text((files / "a.toml").read_text() + "log_every = 7\n")  # another id, the same images
+        (files / "curves.toml").write_text(self.LONGER)
+        (files / "claims.toml").write_text(CLAIMS.replace("[claims.P1]", 'curves = "curves.toml"\n[claims.P1]'))
+        return files
+
+    @pytest.fixture
+    def write_curves(self, files):
+        """write_curves(early, late, folds): differences b - a of the mean error at 2 and at 9 images."""
+
+        def write_curves(early, late, folds=3):
+            curves = Bench(read_table("curves.toml"), registry(), files / "runs")
+            for cell in curves.cells:
+                if cell.experiment.seed < folds:
+                    write_run(curves, cell, 0.2 + late * (cell.row.name == "b"), files / "results")
+                    file = files / "results" / f"{cell.row.name}-{cell.experiment.id}" / "results.json"
+                    results = json.loads(file.read_text())
+                    results["metrics"]["l1@2"]["value"] = 0.2 + early * (cell.row.name == "b")
+                    file.write_text(json.dumps(results))
+
+        return write_curves
+
+    @pytest.fixture
+    def claim(self, write_runs, run_cli):
+        """claim(): the claim as JSON, with the text and the page of the command."""
+
+        def claim():
+            write_runs({"a": [0.2] * FOLDS, "b": spread(0.3), "c": [0.2] * FOLDS})
+            result = run_cli("bench", "claims.toml", *ARGUMENTS, "--no-train", "--json", "-o", "out.html")
+            assert result.exit_code == 0, result.output
+            [claim] = json.loads(result.output[result.output.index("[") :])
+            return claim, to_markdown("T", [claim]), open("out.html").read()
+
+        return claim
+
+    def test_a_verdict_whose_sign_changes_later_names_its_images(self, write_curves, claim):
+        write_curves(early=0.1, late=-0.05)
+        document, *texts = claim()
+        assert document["verdict"] == "same direction"
+        assert document["curves"]["images"] == [2, 9]
+        assert document["curves"]["cross"] is True
+        assert document["curves"]["differences"][0] == pytest.approx([0.1, -0.05]), "positive: the lower error of a"
+        for text in texts:
+            assert "same direction at 2 images" in text
+            assert "the sign of the difference changes between 2 and 9 images" in text
+
+    def test_a_sign_that_stays_is_said_too(self, write_curves, claim):
+        write_curves(early=0.1, late=0.05)
+        document, *texts = claim()
+        assert document["curves"]["cross"] is False
+        for text in texts:
+            assert "at 2 images" not in text
+            assert "the sign of the difference does not change between 2 and 9 images" in text
+
+    def test_a_claim_that_is_only_described_has_no_verdict_that_holds_anywhere(self, files, write_curves, claim):
+        (files / "claims.toml").write_text((files / "claims.toml").read_text() + "described = true\n")
+        write_curves(early=0.1, late=-0.05)
+        document, *texts = claim()
+        assert document["curves"]["cross"] is True
+        assert not any("described at" in text for text in texts)
+        assert all("changes between 2 and 9 images" in text for text in texts)
+
+    def test_of_rows_with_different_folds_those_of_both_count(self, files, write_curves, claim):
+        (files / "curves.toml").write_text(self.LONGER + "folds = 2\n")
+        write_curves(early=0.1, late=-0.05)
+        document, *_ = claim()
+        assert document["curves"]["differences"][0] == pytest.approx([0.1, -0.05])
+
+    def test_before_all_runs_of_the_curves_are_there_nothing_is_said(self, write_curves, claim):
+        write_curves(early=0.1, late=-0.05, folds=2)
+        document, *texts = claim()
+        assert document["curves"] is None
+        assert not any("sign of the difference" in text for text in texts)
+
+    @pytest.mark.parametrize(
+        ("before", "after", "message"),
+        [
+            (
+                "evaluate.at=[2]",
+                "evaluate.at=[3]",
+                r"claims.toml:5  \[claims.P1\] curves.toml does not measure its runs at 2",
+            ),
+            (
+                '"train.images=9"',
+                '"train.images=9", "optimizer.lr=1e-5"',
+                r"claims.toml:4  curves: curves.toml has the rows and columns of no claim",
+            ),
+            ("folds = 3", "seeds = 3", r"claims.toml:4  curves: curves.toml has no folds"),
+            ("[rows.a]", "[row.a]", r"claims.toml:4  curves: .*curves.toml:\d+ "),
+        ],
+    )
+    def test_curves_that_cannot_be_read_for_a_claim_are_refused(self, before, after, message, files, run_cli):
+        (files / "curves.toml").write_text(self.LONGER.replace(before, after))
+        result = run_cli("bench", "claims.toml", *ARGUMENTS, "--dry-run")
+        assert result.exit_code == 2
+        assert re.search(message, result.output), result.output
+
+    def test_rows_whose_learning_rate_depends_on_the_length_have_no_curve(self, files, run_cli):
+        for name in "ab":
+            with (files / f"{name}.toml").open("a") as file:
+                file.write('[optimizer]\nschedule = "linear"\n')
+        result = run_cli("bench", "claims.toml", *ARGUMENTS, "--dry-run")
+        assert result.exit_code == 2
+        assert "curves.toml has the rows and columns of no claim, trained alike but for train.images" in result.output
+
+    def test_settings_that_trials_choose_are_refused(self, files):
+        longer = re.sub(r"(label = .*)", r'\1\ntrials = [["optimizer.lr=1e-4"], ["optimizer.lr=2e-4"]]', self.LONGER)
+        (files / "curves.toml").write_text(longer + '[search]\nmetric = "l1"\nshare = 0.5\n')
+        with pytest.raises(UserError, match=r"claims.toml:4  curves: curves.toml has \[search\]: write the settings"):
+            read_claims("claims.toml")
+
+
 class TestFile:
     @pytest.mark.parametrize(
         ("before", "after", "message"),
