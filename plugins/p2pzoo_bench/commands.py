@@ -87,8 +87,8 @@ runs_option = click.option(
 @click.option("--methods", metavar="ROW,…", help="With --data: train only these rows of TABLE.")
 @click.option("--dry-run", is_flag=True, help="Print what would be trained, and train nothing.")
 @click.option("--no-train", is_flag=True, help="Train nothing, and print the table of the runs that are finished.")
-@click.option("--fresh", is_flag=True, help="Restart unfinished runs instead of resuming them.")
-@click.option("--accept-stale", is_flag=True, help="Resume runs although the code changed since they started.")
+@click.option("--fresh", is_flag=True, help="Restart unfinished runs, and those whose data changed.")
+@click.option("--accept-stale", is_flag=True, help="Use runs although the code or data changed since they started.")
 @column_option
 @curve_option
 @format_option
@@ -223,6 +223,7 @@ def _train_missing(bench: Bench, executor: Executor, *, quiet: bool) -> dict[str
     from p2pzoo_bench.run_missing import Stopped
 
     failures: dict[str, str] = {}
+    bench.refuse_changed_data()
     if missing := bench.missing():
         with table_progress(quiet=quiet) as progress:
             progress.note(
@@ -234,7 +235,7 @@ def _train_missing(bench: Bench, executor: Executor, *, quiet: bool) -> dict[str
                 again = resume_command("--fresh" in bench.options)
                 stop(f"stopped; {again} resumes from there", 128 + stopped.signum, progress.note)
     for folder, changed in bench.stale().items():
-        click.echo(f"{folder}: the code changed after this run ({', '.join(changed)})", err=True)
+        click.echo(f"{folder}: the code or data changed after this run ({', '.join(changed)})", err=True)
     return failures
 
 
@@ -260,6 +261,8 @@ def _bench_claims(
         _print_plans(list(benches.values()), claims.title, as_json)
         return {}
     failures: dict[str, str] = {}
+    for bench in benches.values() if train else ():
+        bench.refuse_changed_data()  # of any table, before the first one trains
     for bench in benches.values() if train else ():
         failures |= _train_missing(bench, executor, quiet=quiet)
     comparisons = {name: bench.compare(failures, targets=False) for name, bench in benches.items()}

@@ -5,7 +5,6 @@ from noise_pairs import draw_pairs
 from p2pzoo_bench import own_data, rates
 from p2pzoo_bench.rates import Rate
 from p2pzoo_bench.table_file import read_table
-from PIL import Image
 
 from p2pzoo import config
 from p2pzoo.plugin.loader import registry
@@ -70,36 +69,6 @@ def split_of(folder, fold, split):
     dataset = config.load(str(folder / "one.toml"), "smoke", ["dataset.folds=3", f"dataset.fold={fold}"]).dataset
     dataset = dataset.build(split=split)
     return {dataset[index].id for index in range(len(dataset))}
-
-
-class TestDataThatChanged:
-    @pytest.fixture
-    def trained(self, run_cli, folder, no_reports):
-        for fold in range(3):
-            settings = ("dataset.folds=3", f"dataset.fold={fold}", f"seed={fold}")
-            options = [part for setting in settings for part in ("-s", setting)]
-            result = run_cli("run", folder / "one.toml", "--profile", "smoke", "--runs", folder / "runs", *options)
-            assert result.exit_code == 0, result.output
-        return folder
-
-    @wrong("runs are found by their recipe; only changes of the code are noticed")
-    def test_runs_on_other_pixels_are_not_complete(self, run_cli, trained):
-        for number in range(36):
-            picture = trained / "b" / f"{number:03}.png"
-            Image.new("RGB", (32, 32), (number, 0, 0)).save(picture)
-        output = bench(run_cli, trained, "--no-train")
-        assert "changed" in output
-
-    @wrong("a further pair moves others to another fold, and runs of the old folds count")
-    def test_after_a_further_pair_no_image_is_tested_that_was_trained_on(self, run_cli, trained):
-        before = [split_of(trained, fold, "train") for fold in range(3)]
-        for side in "ab":
-            Image.new("RGB", (32, 32)).save(trained / side / "036.png")
-        seen = [before[fold] & split_of(trained, fold, "test") for fold in range(3)]
-        assert all(seen)
-        output = bench(run_cli, trained, "--dry-run")
-        assert "metrics are to be measured" not in output
-        assert "complete" not in output
 
 
 class TestBudget:
