@@ -191,22 +191,20 @@ def _on_own_data(
     from p2pzoo.plugin.loader import registry
     from p2pzoo_bench.bench import Bench
     from p2pzoo_bench.executors import LocalExecutor
-    from p2pzoo_bench.own_data import on_own_data, with_budget
+    from p2pzoo_bench.own_data import check_budget, on_own_data, with_budget
 
     if not own["--data"]:
         given = next(name for name, value in own.items() if value)
         raise UserError(f"{given} needs --data RECIPE, whose pairs the rows train on")
     if seeds is not None:
         raise UserError("--seeds: with --data the number of pairs decides how many folds there are; remove it")
+    if own["--budget"]:
+        check_budget(options["overrides"])
     note = (lambda _: None) if quiet else (lambda line: click.echo(line, err=True))
     methods = [name.strip() for name in (own["--methods"] or "").split(",") if name.strip()]
-    prepared = on_own_data(table, own["--data"], options["profile"], methods, registry())
-    for line in prepared.notes:
+    prepared = on_own_data(table, own["--data"], options["profile"], methods, registry(), options["overrides"])
+    for line in [*prepared.notes, prepared.describe(own["--data"])]:
         note(line)
-    folds = f"each tested in one of {prepared.table.seeds} folds" if prepared.table.folds else (
-        f"one run for each row, tested on {prepared.test} of them"
-    )  # fmt: skip
-    note(f"{prepared.pairs} pairs of {own['--data']}, {folds}")
     if not own["--budget"]:
         return prepared.table
     if not isinstance(executor, LocalExecutor):
