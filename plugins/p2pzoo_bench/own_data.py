@@ -39,6 +39,7 @@ from p2pzoo_bench.usable_metrics import leave_out_unusable, without_blocks
 MIN_PAIRS, NUM_FOLDS = 30, 3
 RATES = "rates.json"  # in the runs folder: a table keeps the lengths that it began with
 Note = Callable[[str], None]
+Folds = Literal["made", "own"] | None
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ class OwnData:
     """
 
     table: Table
-    folds: Literal["made", "own"] | None
+    folds: Folds
     pairs: int
     test: int
     notes: tuple[str, ...] = ()
@@ -91,7 +92,8 @@ def on_own_data(
     _refuse_folds(experiment)
     rows = _choose_rows(table, methods)
     folds, pairs, test = _split(experiment)
-    store = Store(experiment.dataset.build(split=experiment.evaluate.split), compute=experiment.compute)
+    measured_first = _fold_of(experiment.dataset, folds, 0).build(split=experiment.evaluate.split)
+    store = Store(measured_first, compute=experiment.compute)
     values = {"use": experiment.dataset.entry.full_name, **_without_none(experiment.dataset.values)}
     on_data = (f"dataset={inline(values)}", *([f"dataset.folds={NUM_FOLDS}"] if folds == "made" else []))
     trained = [row.name for row in rows if row.recipe]
@@ -246,24 +248,30 @@ def _has_own_folds(experiment: Experiment) -> bool:
     return "fold" in schema.get_params(experiment.dataset.factory)
 
 
-def _split(experiment: Experiment) -> tuple[Literal["made", "own"] | None, int, int]:
+def _split(experiment: Experiment) -> tuple[Folds, int, int]:
     """`folds`, `pairs` and `test` of `OwnData`."""
     component = experiment.dataset
     if _has_own_folds(experiment):
         parts = _open_splits(component)
         if sum(map(len, parts)) < MIN_PAIRS:
             return None, _count_pairs(parts), len(parts[-1])
-        folds = (replace(component, values={**component.values, "fold": fold}) for fold in range(NUM_FOLDS))
-        tested = sum(len(fold.build(split="test")) for fold in folds)
+        tested = sum(len(_fold_of(component, "own", fold).build(split="test")) for fold in range(NUM_FOLDS))
         return "own", tested, tested // NUM_FOLDS
     try:
-        pairs = sum(map(len, _open_splits(replace(component, fold=Fold(0, NUM_FOLDS)))))
+        pairs = sum(map(len, _open_splits(_fold_of(component, "made", 0))))
     except UserError:  # fewer blocks than folds need
         parts = _open_splits(component)
         return None, _count_pairs(parts), len(parts[-1])
     return (
         ("made", pairs, pairs // NUM_FOLDS) if pairs >= MIN_PAIRS else (None, pairs, len(component.build(split="test")))
     )
+
+
+def _fold_of(component: Component, folds: Folds, fold: int) -> Component:
+    """The dataset with its pairs split as in this fold."""
+    if folds == "own":
+        return replace(component, values={**component.values, "fold": fold})
+    return replace(component, fold=Fold(fold, NUM_FOLDS)) if folds == "made" else component
 
 
 def _open_splits(component: Component) -> list[Any]:

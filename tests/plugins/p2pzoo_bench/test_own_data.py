@@ -218,6 +218,15 @@ class TestMetricsThatCannotMeasureTheData:
         assert {name for cell in bench.cells for name in cell.experiment.metrics} == {"l1", "lab_histogram"}
         assert [*own.table.columns] == ["lab_histogram", "l1"]
 
+    def test_a_scorer_of_the_folds_measures(self, folder):
+        """Each fold of the earth has a scorer by this name, and the data without a fold has none."""
+        scorer = '[metrics.robust]\nuse = "metrics:fcn_score"\nscorer = "robust"\n[columns]\nrobust = "robust"'
+        (folder / "robust.toml").write_text(TABLE.replace("[columns]", scorer))
+        table = read_table(str(folder / "robust.toml"))
+        own = own_data.on_own_data(table, "zoo:base.toml", "smoke", ["regression"], registry())
+        assert own.notes == ()
+        assert [*own.table.columns] == ["robust", "l1", "fcn_score"]
+
     def test_a_table_of_which_nothing_is_left_is_refused(self, folder):
         only = TABLE.replace('l1 = "L1"\n', "").replace('primary = "l1"\n', "")
         (folder / "labels.toml").write_text(only)
