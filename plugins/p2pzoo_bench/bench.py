@@ -22,6 +22,7 @@ from p2pzoo.config.experiment import Experiment
 from p2pzoo.config.frozen_table import NO_TABLE
 from p2pzoo.config.provenance import changed_sources, source_hashes
 from p2pzoo.data import Store
+from p2pzoo.models.checkpoint_model import list_checkpoints
 from p2pzoo.plugin.registry import Registry
 from p2pzoo.runs.evaluate import (
     build_metrics,
@@ -34,11 +35,12 @@ from p2pzoo.runs.evaluate import (
 from p2pzoo.runs.run_folder import Run, locate_run
 from p2pzoo.training.environment import software
 from p2pzoo.utils.errors import UserError
-from p2pzoo.utils.files import write_json
+from p2pzoo.utils.files import read_object, write_json
 from p2pzoo_bench.answer import find_answer
+from p2pzoo_bench.changed_data import DataFingerprints
 from p2pzoo_bench.changed_target import changed_target
 from p2pzoo_bench.comparison import Comparison, TableRow, build_comparison, metric_of, why_not_comparable
-from p2pzoo_bench.executors import Executor, Job
+from p2pzoo_bench.executors import ACCEPT_STALE, FRESH, Executor, Job
 from p2pzoo_bench.run_missing import Progress, run_missing
 from p2pzoo_bench.stored_results import EvaluatedImages, FinishedRun
 from p2pzoo_bench.table_file import Row, Table, is_fold, is_seed
@@ -89,6 +91,7 @@ class Bench:
         self.unavailable: dict[str, str] = {}
         self._stores: dict[str, Store] = {}
         self._protocols: dict[str, dict[str, Any]] = {}
+        self._fingerprints = DataFingerprints()
         if table.folds and (folded := [*filter(is_fold, overrides)]):
             raise UserError(f"-s {folded[0]}: this table trains one run for each fold; set how many with --seeds")
         if seeded := [*filter(is_seed, overrides)]:
@@ -218,22 +221,55 @@ class Bench:
     # --- existing results ---
 
     def find_finished(self, cell: Cell) -> FinishedRun | None:
-        """The cell's results, if they are complete: every metric, under today's protocols."""
+        """The cell's results, if they are complete: every metric, under today's protocols, of today's data."""
         run = locate_run(cell.experiment, self.runs)
-        if run.state == "complete" and not self._lacks_metrics(cell.experiment, run.folder):
+        is_complete = run.state == "complete" and not self.find_changed_data(cell)
+        if is_complete and not self._lacks_metrics(cell.experiment, run.folder):
             return FinishedRun(run.folder, cell.row.suffix)
         for folder in sorted(self.committed.glob(f"*-{cell.experiment.id}")):
             if (folder / "stats.safetensors").exists() and not self._lacks_metrics(cell.experiment, folder):
                 return FinishedRun(folder, cell.row.suffix)
         return None
 
+    def find_changed_data(self, cell: Cell) -> list[str]:
+        """The names of the data that changed after the cell's run was trained, such as "train data".
+
+        A further pair also moves others to another fold or split, so that such a run may have been trained on the
+        images that it would be tested on. [] if nothing was trained yet, or with --accept-stale.
+        """
+        if ACCEPT_STALE in self.options:
+            return []
+        run = locate_run(cell.experiment, self.runs)
+        has_weights = run.state in ("trained", "complete") or bool(list_checkpoints(run.folder))
+        return self._fingerprints.find_changed(cell.experiment, run) if has_weights else []
+
+    def refuse_changed_data(self) -> None:
+        """Raises UserError with all runs whose data changed, unless --fresh or --accept-stale is among `options`."""
+        if FRESH in self.options:
+            return
+        faults = [fault for cell in self.cells if (fault := self._changed_data_fault(cell))]
+        if faults:
+            raise UserError(*dict.fromkeys(faults))  # rows can share a run
+
+    def _changed_data_fault(self, cell: Cell) -> str | None:
+        changed = self.find_changed_data(cell)
+        if not changed or self.find_finished(cell):  # there can be a committed copy of its results
+            return None
+        folder = locate_run(cell.experiment, self.runs).folder
+        return (
+            f"{folder}: {' and '.join(changed)} changed after this run began: train it again with {FRESH}, or use it "
+            f"as it is with {ACCEPT_STALE}"
+        )
+
     def stale(self) -> dict[str, list[str]]:
-        """{run folder: the sources that changed} of finished runs that other code trained."""
+        """{run folder: the sources that changed} of finished runs that other code or data trained."""
         stale = {}
         for cell in self.cells:
             run = locate_run(cell.experiment, self.runs)
+            if run.state != "complete":
+                continue
             changed = changed_sources(run.status.get("sources", {}), source_hashes(cell.experiment))
-            if changed and run.state == "complete":
+            if changed := [*changed, *self._fingerprints.find_changed(cell.experiment, run)]:
                 stale[str(run.folder)] = changed
         return stale
 
@@ -245,7 +281,11 @@ class Bench:
     # --- missing runs ---
 
     def run_missing(self, progress: Progress, executor: Executor) -> dict[str, str]:
-        """Train and evaluate the missing runs. Returns {id: why it failed}. Raises Stopped."""
+        """Train and evaluate the missing runs. Returns {id: why it failed}.
+
+        Raises Stopped, and UserError for runs whose data changed.
+        """
+        self.refuse_changed_data()
         return run_missing([self.job(cell) for cell in self.missing()], executor, progress)
 
     def job(self, cell: Cell) -> Job:
@@ -269,7 +309,8 @@ class Bench:
                 if run := self.find_finished(cell):
                     table_row.runs.append(run)
                 else:
-                    table_row.failed = failures.get(cell.experiment.id, "not trained yet")
+                    failed = failures.get(cell.experiment.id) or self._changed_data_fault(cell)
+                    table_row.failed = failed or "not trained yet"
             rows.append(table_row)
         return rows
 
@@ -297,17 +338,21 @@ class Bench:
         change = changed_target(row, experiment, self.seeds)
         described = [experiment.dataset.identity(), evaluated, *([change.identity] if change else [])]
         digest = hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()[:10]
-        for folder in (
-            self.runs / "target" / f"{self.profile}-{digest}",
-            self.committed / f"target-{self.profile}-{digest}",
-        ):
+        run = Run(self.runs / "target" / f"{self.profile}-{digest}")
+        data = self._fingerprints.of(experiment) if hasattr(store.dataset, "fingerprint") else {}
+        before = (read_object(run.folder / "env.json") or {}).get("data", data)
+        is_outdated = before != data and ACCEPT_STALE not in self.options
+        for folder in (run.folder, self.committed / f"target-{self.profile}-{digest}"):
+            if folder == run.folder and is_outdated:
+                continue
             if (folder / "stats.safetensors").exists() and not self._lacks_metrics(experiment, folder):
                 return FinishedRun(folder)
-        run = Run(self.runs / "target" / f"{self.profile}-{digest}")
         with run.lock():
+            if is_outdated:  # all metrics are measured again
+                run.clear()
             seed = experiment.seed if self.table.folds else None
             evaluate_target(experiment, run, store, digest, seed=seed, change=change)
-            write_json(run.folder / "env.json", software())
+            write_json(run.folder / "env.json", {**software(), **({"data": data} if data else {})})
         return FinishedRun(run.folder)
 
     def better_direction(self, column: str) -> str | None:

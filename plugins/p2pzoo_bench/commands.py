@@ -87,8 +87,8 @@ runs_option = click.option(
 @click.option("--methods", metavar="ROW,…", help="With --data: train only these rows of TABLE.")
 @click.option("--dry-run", is_flag=True, help="Print what would be trained, and train nothing.")
 @click.option("--no-train", is_flag=True, help="Train nothing, and print the table of the runs that are finished.")
-@click.option("--fresh", is_flag=True, help="Restart unfinished runs instead of resuming them.")
-@click.option("--accept-stale", is_flag=True, help="Resume runs although the code changed since they started.")
+@click.option("--fresh", is_flag=True, help="Restart unfinished runs, and those whose data changed.")
+@click.option("--accept-stale", is_flag=True, help="Use runs although the code or data changed since they started.")
 @column_option
 @curve_option
 @format_option
@@ -191,22 +191,20 @@ def _on_own_data(
     from p2pzoo.plugin.loader import registry
     from p2pzoo_bench.bench import Bench
     from p2pzoo_bench.executors import LocalExecutor
-    from p2pzoo_bench.own_data import on_own_data, with_budget
+    from p2pzoo_bench.own_data import check_budget, on_own_data, with_budget
 
     if not own["--data"]:
         given = next(name for name, value in own.items() if value)
         raise UserError(f"{given} needs --data RECIPE, whose pairs the rows train on")
     if seeds is not None:
         raise UserError("--seeds: with --data the number of pairs decides how many folds there are; remove it")
+    if own["--budget"]:
+        check_budget(options["overrides"])
     note = (lambda _: None) if quiet else (lambda line: click.echo(line, err=True))
     methods = [name.strip() for name in (own["--methods"] or "").split(",") if name.strip()]
-    prepared = on_own_data(table, own["--data"], options["profile"], methods, registry())
-    for line in prepared.notes:
+    prepared = on_own_data(table, own["--data"], options["profile"], methods, registry(), options["overrides"])
+    for line in [*prepared.notes, prepared.describe(own["--data"])]:
         note(line)
-    folds = f"each tested in one of {prepared.table.seeds} folds" if prepared.table.folds else (
-        f"one run for each row, tested on {prepared.test} of them"
-    )  # fmt: skip
-    note(f"{prepared.pairs} pairs of {own['--data']}, {folds}")
     if not own["--budget"]:
         return prepared.table
     if not isinstance(executor, LocalExecutor):
@@ -223,6 +221,7 @@ def _train_missing(bench: Bench, executor: Executor, *, quiet: bool) -> dict[str
     from p2pzoo_bench.run_missing import Stopped
 
     failures: dict[str, str] = {}
+    bench.refuse_changed_data()
     if missing := bench.missing():
         with table_progress(quiet=quiet) as progress:
             progress.note(
@@ -234,7 +233,7 @@ def _train_missing(bench: Bench, executor: Executor, *, quiet: bool) -> dict[str
                 again = resume_command("--fresh" in bench.options)
                 stop(f"stopped; {again} resumes from there", 128 + stopped.signum, progress.note)
     for folder, changed in bench.stale().items():
-        click.echo(f"{folder}: the code changed after this run ({', '.join(changed)})", err=True)
+        click.echo(f"{folder}: the code or data changed after this run ({', '.join(changed)})", err=True)
     return failures
 
 
@@ -264,6 +263,8 @@ def _bench_claims(
         _print_plans(list(benches.values()), claims.title, as_json)
         return {}
     failures: dict[str, str] = {}
+    for bench in benches.values() if train else ():
+        bench.refuse_changed_data()  # of any table, before the first one trains
     for bench in benches.values() if train else ():
         failures |= _train_missing(bench, executor, quiet=quiet)
     comparisons = {name: bench.compare(failures, targets=False) for name, bench in benches.items()}

@@ -24,7 +24,7 @@ from p2pzoo.config.experiment import Experiment
 from p2pzoo.runs.run_folder import Run, locate_run
 from p2pzoo.utils.signals import IS_WINDOWS, stop_signals
 
-FRESH = "--fresh"
+FRESH, ACCEPT_STALE = "--fresh", "--accept-stale"
 
 
 @dataclass(frozen=True)

@@ -2,96 +2,146 @@
 
 [dataset] is taken from their recipe, and all else from the table, except its [compute]: that was for the machine which
 made the table. Every row trains for the same time. With MIN_PAIRS pairs or more, the time is split among three folds,
-so that each pair is tested once and differences have an interval over folds; with fewer there is one run for each row,
-tested on the recipe's own test split.
+so that each pair is tested once and differences have an interval over folds (of a dataset with folds of its own, the
+first three are tested); with fewer there is one run for each row, tested on the recipe's own test split.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from p2pzoo import config
-from p2pzoo.config.experiment import Experiment
+from p2pzoo.compute.engine import count_usable_cores, pick_device
+from p2pzoo.config.experiment import FOLD_KEYS, Component, Experiment
+from p2pzoo.config.recipe import LENGTHS, parse_override
 from p2pzoo.data import Store
 from p2pzoo.plugin import schema
 from p2pzoo.plugin.registry import Registry
 from p2pzoo.runs.progress import format_duration
 from p2pzoo.utils.errors import UserError
 from p2pzoo.utils.folds import Fold
+from p2pzoo.utils.plurals import format_count
 from p2pzoo.utils.suggest import did_you_mean
 from p2pzoo_bench.bench import Bench
+from p2pzoo_bench.changed_data import SPLITS
+from p2pzoo_bench.comparison import metric_of
 from p2pzoo_bench.executors import Job
 from p2pzoo_bench.rates import Rate, measure_rates
 from p2pzoo_bench.table_file import Row, Table, inline, key_of
+from p2pzoo_bench.usable_metrics import leave_out_unusable, without_blocks
 
 MIN_PAIRS, NUM_FOLDS = 30, 3
 RATES = "rates.json"  # in the runs folder: a table keeps the lengths that it began with
 Note = Callable[[str], None]
+Folds = Literal["made", "own"] | None
 
 
 @dataclass(frozen=True)
 class OwnData:
     """A table on other data.
 
-    table   its rows train on the data
-    pairs   how many there are
-    test    how many of them a run is tested on, about
-    notes   what the table does not show on this data, one line each
+    table  its rows train on the data
+    folds  "made": p2pzoo splits the pairs; "own": the dataset does; None: there are too few pairs for folds
+    pairs  how many are tested in one of the folds; without folds, how many there are
+    test   how many of them a run is tested on, about
+    notes  what the table does not show on this data, one line each
     """
 
     table: Table
+    folds: Folds
     pairs: int
     test: int
     notes: tuple[str, ...] = ()
 
+    def describe(self, recipe: str) -> str:
+        """One line: how many pairs of the recipe are tested."""
+        if self.folds == "own":
+            return (
+                f"{self.pairs} test pairs of {recipe}, each in one of the first {NUM_FOLDS} of the dataset's own folds"
+            )
+        pairs = f"{format_count(self.pairs, 'pair')} of {recipe}"
+        if self.folds == "made":
+            return f"{pairs}, each tested in one of {NUM_FOLDS} folds"
+        return f"{pairs}, one run for each row, tested on {self.test} of them"
 
-def on_own_data(table: Table, recipe: str, profile: str | None, methods: Sequence[str], registry: Registry) -> OwnData:
+
+def on_own_data(
+    table: Table,
+    recipe: str,
+    profile: str | None,
+    methods: Sequence[str],
+    registry: Registry,
+    overrides: Sequence[str] = (),
+) -> OwnData:
     """The table on the data of a recipe.
 
-    methods  names of the rows to train; (): all
+    methods    names of the rows to train; (): all
+    overrides  of the command line; those of [dataset] change the data
 
-    Raises UserError for unknown methods, and for a recipe whose data cannot be read.
+    Raises UserError for unknown methods, for a recipe that names a fold or whose data cannot be read, and if none of
+    the table's columns can be measured on it.
     """
-    experiment = config.load(recipe, profile, registry=registry)
+    of_data = [override for override in overrides if "dataset" in parse_override(override)]
+    experiment = config.load(recipe, profile, of_data, registry=registry)
+    _refuse_folds(experiment)
     rows = _choose_rows(table, methods)
-    fold_overrides, pairs, test = _split(experiment)
-    store = Store(experiment.dataset.build(split=experiment.evaluate.split), compute=experiment.compute)
-    metrics, notes = _usable_metrics(table, store, registry)
-    columns = {column: heading for column, heading in table.columns.items() if column.partition(".")[0] not in notes}
-    renamed = {column: columns[column] for column in columns if metrics.get(column) != table.metrics.get(column)}
-    columns = {f"{column}.paired" if column in renamed else column: heading for column, heading in columns.items()}
-    dataset = {"use": experiment.dataset.entry.full_name, **_without_none(experiment.dataset.values)}
-    overrides = (f"dataset={inline(dataset)}", *(fold_overrides or ()))
+    folds, pairs, test = _split(experiment)
+    measured_first = _fold_of(experiment.dataset, folds, 0).build(split=experiment.evaluate.split)
+    store = Store(measured_first, compute=experiment.compute)
+    values = {"use": experiment.dataset.entry.full_name, **_without_none(experiment.dataset.values)}
+    on_data = (f"dataset={inline(values)}", *([f"dataset.folds={NUM_FOLDS}"] if folds == "made" else []))
     trained = [row.name for row in rows if row.recipe]
-    return OwnData(
+    changed, reasons = leave_out_unusable(
         replace(
             table,
             title=f"{table.title}: {Path(recipe).stem}",
             source="",
             rows=tuple(
-                replace(row, overrides=(*_without_compute(row), *overrides), published={}, folds=None, trials=())
+                replace(row, overrides=(*_without_compute(row), *on_data), published={}, folds=None, trials=())
                 for row in rows
             ),
             search=None,
             baseline=table.baseline if table.baseline in trained else trained[0],
-            folds=fold_overrides is not None,
-            seeds=1 if fold_overrides is None else NUM_FOLDS,
-            metrics=metrics,
-            columns=columns,
-            folder=table.folder,
+            folds=folds is not None,
+            seeds=NUM_FOLDS if folds else 1,
+            metrics=table.metrics if store.has_blocks else without_blocks(table.metrics),
         ),
-        pairs,
-        test,
+        profile, store, registry,
+    )  # fmt: skip
+    measured = {column: heading for column, heading in table.columns.items() if metric_of(column) not in reasons}
+    if not measured:
+        why = "; ".join(f"{name}{reason}" for name, reason in reasons.items())
+        raise UserError(f"--data {recipe}: no column of {table.name} can be measured on it ({why}): use another table")
+    renamed = {name for name in measured if changed.metrics.get(name) != table.metrics.get(name)}
+    columns = {f"{name}.paired" if name in renamed else name: heading for name, heading in measured.items()}
+    unmeasured = [f"{table.columns.get(name, name)}{reason}" for name, reason in reasons.items()]
+    return OwnData(
+        replace(changed, columns=columns), folds, pairs, test,
         (
-            *(f"not measured on this data: {why}" for why in notes.values()),
-            *(f"{heading}: leaves out the image itself only; this data has no blocks" for heading in renamed.values()),
+            *(f"not measured on this data: {why}" for why in unmeasured),
+            *(f"{measured[name]}: leaves out the image itself only; this data has no blocks" for name in measured
+              if name in renamed),
             *(["[compute]: this machine's, not that of the table"] if any(map(_has_compute, rows)) else []),
             *(["settings: those of the recipes; [search] is left out with --data"] if table.search else []),
         ),
-    )
+    )  # fmt: skip
+
+
+def check_budget(overrides: Sequence[str]) -> None:
+    """Raises UserError if an override of the command line says how long to train, as --budget does.
+
+    >>> check_budget(["train.batch_size=4"])
+    """
+    for override in overrides:
+        train = parse_override(override).get("train")
+        if isinstance(train, dict) and not train.keys().isdisjoint(LENGTHS):
+            raise UserError(f"-s {override}: --budget says how long the rows train: remove one of the two")
 
 
 def with_budget(
@@ -108,16 +158,17 @@ def with_budget(
     first = {cell.row.name: cell.experiment for cell in reversed(build(own.table).cells)}
     rows = {_training(row): row for row in reversed(own.table.trained)}  # one row of each training, the first
     rows = dict(reversed(rows.items()))
+    keys = {training: _key(row, first[row.name], threads) for training, row in rows.items()}
     recipes = {}
-    for row in rows.values():
+    for training, row in rows.items():
         note(f"measuring how fast '{row.label}' trains")
-        recipes[_key(row, first[row.name])] = Job(row.name, first[row.name], runs).recipe(threads)
+        recipes[keys[training]] = Job(row.name, first[row.name], runs).recipe(threads)
     rates = measure_rates(recipes, runs / RATES)
     seconds = budget / own.table.seeds
     images, total = {}, 0.0
     least = 0.0
     for training, row in rows.items():
-        experiment, rate = first[row.name], rates[_key(row, first[row.name])]
+        experiment, rate = first[row.name], rates[keys[training]]
         evaluation = rate.evaluate * own.test
         least = max(least, own.table.seeds * (rate.step + evaluation))
         images[training] = max(1, int(seconds / rate.step)) * experiment.train.step_images
@@ -130,7 +181,7 @@ def with_budget(
         )
     note(f"all rows: about {format_duration(total / jobs)}, {jobs} run(s) at a time")
     rows_with_images = tuple(
-        replace(row, overrides=(*row.overrides, f"train.images={images[_training(row)]}")) if row.recipe else row
+        replace(row, overrides=(*_without_length(row), f"train.images={images[_training(row)]}")) if row.recipe else row
         for row in own.table.rows
     )
     return replace(own.table, rows=rows_with_images)
@@ -148,14 +199,23 @@ def _round_up(seconds: float) -> str:
     return f"{-(-int(seconds + 1) // 60)}m" if seconds > 90 else f"{int(seconds) + 1}s"
 
 
-def _key(row: Row, experiment: Experiment) -> str:
-    """The name of a row's rate: it changes with the recipe."""
-    return f"{row.name}-{experiment.id}"
+def _key(row: Row, experiment: Experiment, threads: int) -> str:
+    """The name of a row's rate: it changes with the recipe, the device, the threads and the rest of [compute]."""
+    used = {
+        "device": pick_device(experiment.compute.device),
+        "threads": experiment.compute.threads or threads or count_usable_cores(),
+    }
+    text = json.dumps(schema.to_jsonable({**vars(experiment.compute), **used}), sort_keys=True)
+    return f"{row.name}-{experiment.id}-{hashlib.sha256(text.encode()).hexdigest()[:10]}"
 
 
 def _training(row: Row) -> tuple[Any, ...]:
     """What rows that share a training have in common."""
     return row.recipe, row.overrides
+
+
+def _without_length(row: Row) -> list[str]:
+    return [override for override in row.overrides if key_of(override) not in {f"train.{name}" for name in LENGTHS}]
 
 
 def _without_compute(row: Row) -> list[str]:
@@ -176,45 +236,55 @@ def _choose_rows(table: Table, methods: Sequence[str]) -> list[Row]:
     return [*(row for row in table.trained if row.name in methods), *targets]
 
 
-def _split(experiment: Experiment) -> tuple[list[str] | None, int, int]:
-    """(the overrides that ask for folds; the pairs of all splits; those that a run is tested on, about).
+def _refuse_folds(experiment: Experiment) -> None:
+    """Raises UserError if the recipe names a fold, or how many there are: --data makes them."""
+    keys = ("fold",) if _has_own_folds(experiment) else FOLD_KEYS
+    if given := [key for key in keys if ("dataset", key) in experiment.recipe.origins]:
+        where = experiment.recipe.where(("dataset", given[0]))
+        raise UserError(f"{where}  [dataset] {given[0]}: --data makes the folds itself: remove {' and '.join(given)}")
 
-    A dataset with folds of its own needs no override; None in their place: there are too few pairs for folds.
-    """
-    component = replace(experiment.dataset, fold=None)
-    has_own_folds = "fold" in schema.get_params(component.factory)
-    if has_own_folds:
-        sizes = [len(component.build(split=split)) for split in ("train", "val", "test")]
-        return ([] if sum(sizes) >= MIN_PAIRS else None), sum(sizes), sizes[2]
+
+def _has_own_folds(experiment: Experiment) -> bool:
+    return "fold" in schema.get_params(experiment.dataset.factory)
+
+
+def _split(experiment: Experiment) -> tuple[Folds, int, int]:
+    """`folds`, `pairs` and `test` of `OwnData`."""
+    component = experiment.dataset
+    if _has_own_folds(experiment):
+        parts = _open_splits(component)
+        if sum(map(len, parts)) < MIN_PAIRS:
+            return None, _count_pairs(parts), len(parts[-1])
+        tested = sum(len(_fold_of(component, "own", fold).build(split="test")) for fold in range(NUM_FOLDS))
+        return "own", tested, tested // NUM_FOLDS
     try:
-        folded = [replace(component, fold=Fold(0, NUM_FOLDS)).build(split=split) for split in ("train", "val", "test")]
+        pairs = sum(map(len, _open_splits(_fold_of(component, "made", 0))))
     except UserError:  # fewer blocks than folds need
-        folded = []
-    pairs = sum(map(len, folded))
-    if pairs >= MIN_PAIRS:
-        return [f"dataset.folds={NUM_FOLDS}"], pairs, pairs // NUM_FOLDS
-    sizes = [len(component.build(split=split)) for split in ("train", "val", "test")]
-    return None, sum(sizes), sizes[2]
+        parts = _open_splits(component)
+        return None, _count_pairs(parts), len(parts[-1])
+    return (
+        ("made", pairs, pairs // NUM_FOLDS) if pairs >= MIN_PAIRS else (None, pairs, len(component.build(split="test")))
+    )
 
 
-def _usable_metrics(
-    table: Table, store: Store, registry: Registry
-) -> tuple[dict[str, Mapping[str, Any]], dict[str, str]]:
-    """(the table's metrics that this data has what they need for, {name of another: why it is not measured}).
+def _fold_of(component: Component, folds: Folds, fold: int) -> Component:
+    """The dataset with its pairs split as in this fold."""
+    if folds == "own":
+        return replace(component, values={**component.values, "fold": fold})
+    return replace(component, fold=Fold(fold, NUM_FOLDS)) if folds == "made" else component
 
-    Without blocks, a kernel distance leaves out the image itself (`NAME.paired`) in place of images of its block.
-    """
-    available = {"labels": store.has_labels, "blocks": store.has_blocks}
-    metrics, notes = {}, {}
-    for name, values in table.metrics.items():
-        missing = [need for need in registry.get("metric", str(values.get("use"))).needs if not available.get(need)]
-        if missing:
-            notes[name] = f"{table.columns.get(name, name)} needs {missing[0]}"
-        elif values.get("between_blocks") and not store.has_blocks:
-            metrics[name] = {key: value for key, value in values.items() if key != "between_blocks"}
-        else:
-            metrics[name] = values
-    return metrics, notes
+
+def _open_splits(component: Component) -> list[Any]:
+    return [component.build(split=split) for split in SPLITS]
+
+
+def _count_pairs(parts: Sequence[Any]) -> int:
+    """The pairs of several splits. Those that two splits share, as where val is test, count once."""
+    counts: Counter[bytes] = Counter()
+    for part in parts:
+        pairs = (part[index] for index in range(len(part)))
+        counts |= Counter(hashlib.sha256(pair.x.tobytes() + pair.y.tobytes()).digest() for pair in pairs)
+    return counts.total()
 
 
 def _without_none(values: Mapping[str, Any]) -> dict[str, Any]:

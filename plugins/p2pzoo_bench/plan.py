@@ -9,7 +9,7 @@ from typing import Any
 from p2pzoo.runs.progress import format_duration
 from p2pzoo.runs.run_folder import locate_run
 from p2pzoo_bench.bench import Bench, Cell
-from p2pzoo_bench.executors import FRESH, RunningJob
+from p2pzoo_bench.executors import ACCEPT_STALE, FRESH, RunningJob
 from p2pzoo_bench.stored_results import FinishedRun
 
 
@@ -17,12 +17,14 @@ from p2pzoo_bench.stored_results import FinishedRun
 class PlannedRun:
     """A run of the table.
 
-    state        "complete"; "evaluate": trained, and metrics are missing; "resume"; or "train"
+    state        "complete"; "evaluate": trained, and metrics are missing; "resume"; "train"; or "changed": its data
+                 changed after it was trained, and neither --fresh nor --accept-stale says what to do
     images       that the whole run trains on
     steps        training steps of the whole run
     images_left  that it has still to train on
     seconds      about how long that takes, by the finished runs of its row; None without one, or if nothing is left
     folder       of its results, if it is complete; else where it is trained
+    changed      the data that changed, such as "train data"
     """
 
     row: str
@@ -36,6 +38,7 @@ class PlannedRun:
     images_left: int
     seconds: float | None
     folder: str
+    changed: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         work = {
@@ -43,9 +46,11 @@ class PlannedRun:
             "evaluate": f"trained, metrics are to be measured, {self.folder}",
             "resume": f"{self.images_left} images left of {self.images}",
             "train": f"{self.images} images ({self.steps} steps)",
+            "changed": f"{' and '.join(self.changed)} changed since it was trained, {self.folder}: {FRESH} trains it "
+            f"again, {ACCEPT_STALE} uses it as it is",
         }[self.state]
         time = f", about {format_duration(self.seconds)}" if self.seconds is not None else ""
-        number = "" if self.state in ("complete", "evaluate") else f", {self.recipe}, id {self.id}"
+        number = "" if self.state in ("complete", "evaluate", "changed") else f", {self.recipe}, id {self.id}"
         return f"{self.label}, seed {self.seed}: {work}{time}{number}"
 
 
@@ -71,9 +76,12 @@ def summarize_plan(runs: Sequence[PlannedRun]) -> dict[str, Any]:
 
 def _plan_run(bench: Bench, cell: Cell, finished: FinishedRun | None, rates: Mapping[str, float]) -> PlannedRun:
     run = locate_run(cell.experiment, bench.runs)
-    done = 0 if FRESH in bench.options else RunningJob(bench.job(cell)).images
+    changed = () if finished else tuple(bench.find_changed_data(cell))
+    done = 0 if FRESH in bench.options or changed else RunningJob(bench.job(cell)).images
     if finished:
         state, folder, left = "complete", finished.folder, 0
+    elif changed:
+        state, folder, left = "train" if FRESH in bench.options else "changed", run.folder, cell.images
     elif run.state in ("trained", "complete"):
         state, folder, left = "evaluate", run.folder, 0
     else:
@@ -83,6 +91,7 @@ def _plan_run(bench: Bench, cell: Cell, finished: FinishedRun | None, rates: Map
         row=cell.row.name, label=cell.row.label, recipe=str(cell.row.recipe), seed=cell.experiment.seed,
         id=cell.experiment.id, state=state, images=cell.images, steps=cell.experiment.train.steps, images_left=left,
         seconds=left * rate if rate and left else None, folder=str(folder),
+        changed=changed,
     )  # fmt: skip
 
 

@@ -1,6 +1,7 @@
 """A table on somebody's own pairs, in a given time: `p2pzoo bench TABLE --data RECIPE --budget TIME`."""
 
 import json
+import tomllib
 from types import SimpleNamespace
 
 import pytest
@@ -9,6 +10,7 @@ from p2pzoo_bench import own_data, rates
 from p2pzoo_bench.bench import Bench
 from p2pzoo_bench.rates import Rate
 from p2pzoo_bench.table_file import read_table
+from PIL import Image
 from torch import nn
 from torch.nn.modules.module import register_module_forward_hook
 
@@ -182,6 +184,76 @@ def test_data_with_folds_of_its_own_is_tested_on_the_first_three(folder):
     assert not any("dataset.folds" in override for row in own.table.rows for override in row.overrides)
 
 
+def test_of_folds_of_its_own_the_tested_pairs_are_counted(folder):
+    table = read_table(str(folder / "table.toml"))
+    own = own_data.on_own_data(table, "zoo:base.toml", "smoke", ["regression"], registry())
+    tested = [
+        len(config.load("zoo:base.toml", "smoke", [f"dataset.fold={fold}"]).dataset.build(split="test"))
+        for fold in range(own.table.seeds)
+    ]
+    assert own.pairs == sum(tested)
+    assert own.describe("mine.toml") == (
+        f"{sum(tested)} test pairs of mine.toml, each in one of the first 3 of the dataset's own folds"
+    )
+
+
+class TestMetricsThatCannotMeasureTheData:
+    """They are left out and named, since a run with one of them would fail."""
+
+    @pytest.fixture
+    def own(self, tmp_path):
+        """own(mode): of pairs in a mode of PIL, the table with metrics that take RGB only, and 7 px or more."""
+
+        def own(mode, size=32):
+            write_files(tmp_path, 36)
+            for file in tmp_path.glob("[ab]/*.png"):
+                Image.open(file).convert(mode).resize((size, size)).save(file)
+            (tmp_path / "mine.toml").write_text(MINE.replace("32, 32", f"{size}, {size}"))
+            (tmp_path / "zoo.toml").write_text(
+                RECIPE.replace(', "metrics.psnr"', "").replace('"metrics.ssim"', '"metrics.psnr"')
+            )
+            metric = '[metrics.lab_histogram]\nuse = "metrics:lab_histogram"\n[columns]\nlab_histogram = "Lab"\n'
+            (tmp_path / "table.toml").write_text(TABLE.replace("[columns]", f'{metric}ssim = "SSIM"'))
+            table = read_table(str(tmp_path / "table.toml"))
+            return own_data.on_own_data(table, str(tmp_path / "mine.toml"), "smoke", (), registry())
+
+        return own
+
+    def test_grey_images_have_no_colours(self, own):
+        own = own("L")
+        assert own.notes == (
+            "not measured on this data: accuracy needs labels",
+            "not measured on this data: Lab: lab_histogram takes RGB (3 channels) images, and these have 1 channels",
+        )
+        assert [*own.table.columns] == ["ssim", "l1"]
+        assert [*own.table.metrics] == []
+
+    def test_a_metric_of_the_rows_recipes_is_dropped_there(self, own, tmp_path):
+        own = own("RGB", size=8)
+        assert any(
+            note.startswith("not measured on this data: SSIM: ssim takes images from 11 px") for note in own.notes
+        )
+        bench = Bench(own.table, registry(), tmp_path / "runs", profile="smoke")
+        assert {name for cell in bench.cells for name in cell.experiment.metrics} == {"l1", "lab_histogram"}
+        assert [*own.table.columns] == ["lab_histogram", "l1"]
+
+    def test_a_scorer_of_the_folds_measures(self, folder):
+        """Each fold of the earth has a scorer by this name, and the data without a fold has none."""
+        scorer = '[metrics.robust]\nuse = "metrics:fcn_score"\nscorer = "robust"\n[columns]\nrobust = "robust"'
+        (folder / "robust.toml").write_text(TABLE.replace("[columns]", scorer))
+        table = read_table(str(folder / "robust.toml"))
+        own = own_data.on_own_data(table, "zoo:base.toml", "smoke", ["regression"], registry())
+        assert own.notes == ()
+        assert [*own.table.columns] == ["robust", "l1", "fcn_score"]
+
+    def test_a_table_of_which_nothing_is_left_is_refused(self, folder):
+        only = TABLE.replace('l1 = "L1"\n', "").replace('primary = "l1"\n', "")
+        (folder / "labels.toml").write_text(only)
+        table = read_table(str(folder / "labels.toml"))
+        with pytest.raises(UserError, match=r"no column of labels can be measured on it \(fcn_score needs labels\)"):
+            own_data.on_own_data(table, str(folder / "mine.toml"), "smoke", (), registry())
+
+
 def test_settings_of_the_machine_that_made_the_table_are_left_out(folder):
     shared = 'folds = 5\nset = ["compute.precision=\'bf16\'", "train.ema=0.5"]'
     (folder / "bf16.toml").write_text(TABLE.replace("folds = 5", shared))
@@ -212,7 +284,26 @@ class TestWithFewPairs:
         table = json.loads((folder / "out.json").read_text())
         assert "folds" not in table
         assert table["answer"][-1].endswith("another training may reverse it.")
-        assert "one run for each row, tested on" in result.output
+        assert f"20 pairs of {folder / 'mine.toml'}, one run for each row, tested on" in result.output
+
+    def test_pairs_are_counted_once_where_val_is_test(self, tmp_path, bench, speed):
+        folder = write_files(tmp_path, 22)
+        self.move_to_splits(folder, 22, in_train=10)
+        lines = bench(folder, "--budget", "1s", "--dry-run").output.splitlines()
+        assert f"22 pairs of {folder / 'mine.toml'}, one run for each row, tested on 12 of them" in lines
+
+    def test_pairs_that_are_too_few_for_folds_are_counted_once_too(self, tmp_path, bench, speed):
+        folder = write_files(tmp_path, 3)
+        self.move_to_splits(folder, 3, in_train=1)
+        lines = bench(folder, "--budget", "1s", "--dry-run").output.splitlines()
+        assert f"3 pairs of {folder / 'mine.toml'}, one run for each row, tested on 2 of them" in lines
+
+    def move_to_splits(self, folder, count, in_train):
+        """Into folders train and test; then val is test."""
+        for file in [folder / side / f"{number:03}.png" for side in "ab" for number in range(count)]:
+            split = file.parent / ("train" if int(file.stem) < in_train else "test")
+            split.mkdir(exist_ok=True)
+            file.rename(split / file.name)
 
 
 class TestBadInput:
@@ -229,6 +320,42 @@ class TestBadInput:
         assert result.exit_code == 2
         assert message in result.output.strip().splitlines()[-1]
         assert not (folder / "runs").exists()
+
+    @pytest.mark.parametrize("override", ["train.images=100", "train.epochs=2", " train = {images = 100}"])
+    def test_a_length_and_a_budget_are_two_answers(self, folder, bench, speed, override):
+        result = bench(folder, "--budget", "1s", "--dry-run", "-s", override)
+        assert result.exit_code == 2
+        assert result.output.strip() == f"-s {override}: --budget says how long the rows train: remove one of the two"
+        assert bench(folder, "--budget", "1s", "--dry-run", "-s", "train.batch_size=4").exit_code == 0
+        assert bench(folder, "--dry-run", "-s", override).exit_code == 0
+
+    def test_a_budget_replaces_the_length_that_a_row_has(self, folder, bench, speed):
+        (folder / "long.toml").write_text(TABLE.replace("folds = 5", 'folds = 5\nset = ["train.epochs=50"]'))
+        table = read_table(str(folder / "long.toml"))
+        own = own_data.on_own_data(table, str(folder / "mine.toml"), "smoke", ["regression"], registry())
+        build = lambda table: Bench(table, registry(), folder / "none", profile="smoke")  # noqa: E731
+        budget = own_data.with_budget(own, 1.0, folder / "none", build, threads=1, jobs=1, note=lambda _: None)
+        assert {cell.images for cell in build(budget).cells} == {6}
+
+    @pytest.mark.parametrize(("lines", "key"), [("folds = 4\nfold = 1", "folds"), ("folds = 4", "folds")])
+    def test_folds_of_the_recipe_are_refused(self, folder, run_cli, lines, key):
+        (folder / "folds.toml").write_text(f"{MINE}{lines}\n")
+        result = run_cli(
+            "bench", folder / "table.toml", "--profile", "smoke", "--data", folder / "folds.toml", "--dry-run"
+        )
+        assert result.exit_code == 2
+        where = f"{folder / 'folds.toml'}:8  [dataset] folds: --data makes the folds itself: remove "
+        assert result.output.strip() == where + ("folds and fold" if "\n" in lines else "folds")
+
+    @pytest.mark.parametrize(("recipe", "override"), [("mine.toml", "dataset.folds=5"), (None, "dataset.fold=1")])
+    def test_folds_of_the_command_line_are_refused(self, folder, run_cli, recipe, override):
+        data = folder / recipe if recipe else "zoo:base.toml"
+        result = run_cli(
+            "bench", folder / "table.toml", "--profile", "smoke", "--data", data, "--dry-run", "-s", override
+        )
+        assert result.exit_code == 2
+        assert f"-s {override}  [dataset] fold" in result.output
+        assert "--data makes the folds itself" in result.output
 
     def test_budget_and_methods_need_data(self, folder, run_cli):
         for options in (("--budget", "1m"), ("--methods", "flow")):
@@ -257,6 +384,24 @@ class TestRates:
         assert rates.measure_rates({"a": ""}, file) == {"a": Rate(1.0, 2.0)}
         assert rates.measure_rates({"a": "", "b": ""}, file) == {name: Rate(1.0, 2.0) for name in "ab"}
         assert measured == ["a", "b"]
+
+    def test_it_is_measured_again_where_the_speed_is_another(self, folder, bench, monkeypatch, tmp_path):
+        measured = []
+        monkeypatch.setattr(
+            rates,
+            "_measure_in_process",
+            lambda name, recipe: measured.append(tomllib.loads(recipe)["compute"]) or Rate(0.1, 0.001),
+        )
+        (folder / "zoo.toml").write_text(RECIPE.replace("threads = 1\n", ""))
+        options = ("--budget", "1s", "--dry-run", "--methods", "regression", "--runs", tmp_path / "runs")
+        for further in (("--cpus-per-run", 1), ("--cpus-per-run", 2), ("-s", "compute.checkpointing=true")):
+            for _ in range(2):
+                assert bench(folder, *options, *further).exit_code == 0
+        assert [compute["threads"] for compute in measured] == [1, 2, 0]
+        (folder / "zoo.toml").write_text(RECIPE)
+        for threads in (1, 2):  # the recipe has one thread
+            assert bench(folder, *options, "--cpus-per-run", threads).exit_code == 0
+        assert len(measured) <= 4
 
     @pytest.mark.parametrize(
         "generator",

@@ -1,0 +1,44 @@
+"""Whether the data of a run changed after it began: its pairs may then be in other splits or folds than today's."""
+
+from __future__ import annotations
+
+import json
+
+from p2pzoo.config.experiment import Experiment
+from p2pzoo.runs.run_folder import Run
+
+SPLITS = ("train", "val", "test")
+
+
+class DataFingerprints:
+    """Fingerprints of datasets, as `p2pzoo run` records them in status.json. Each dataset and fold is opened once."""
+
+    def __init__(self) -> None:
+        self._known: dict[str, dict[str, str]] = {}
+
+    def of(self, experiment: Experiment) -> dict[str, str]:
+        """{split: fingerprint} of the experiment's data; {} of a dataset that has no fingerprint.
+
+        Raises UserError if the data cannot be opened.
+        """
+        key = json.dumps(experiment.dataset.identity(), sort_keys=True)
+        if key not in self._known:
+            found = {split: getattr(experiment.dataset.build(split=split), "fingerprint", None) for split in SPLITS}
+            self._known[key] = {split: str(fingerprint) for split, fingerprint in found.items() if fingerprint}
+        return self._known[key]
+
+    def find_changed(self, experiment: Experiment, run: Run) -> list[str]:
+        """The names of the data that changed since the run began, such as "train data"; [] if it recorded none.
+
+        "test data" is the evaluated split, which may have been another one then: the run id does not depend on it.
+        The data is opened only if the run recorded fingerprints. Raises UserError if it cannot be opened.
+        """
+        sources = run.status.get("sources", {})
+        recorded = {split: sources[f"{split} data"] for split in SPLITS if f"{split} data" in sources}
+        now = self.of(experiment) if recorded else {}
+        evaluated = {now.get("test"), now.get("val")}
+        return [
+            f"{split} data"
+            for split, fingerprint in recorded.items()
+            if split in now and fingerprint not in (evaluated if split == "test" else {now[split]})
+        ]
