@@ -7,8 +7,8 @@ omits the times of training and translating, which mean nothing if the machine d
 row_seconds.py instead.
 
 Statistics are stored in the smallest integers that hold them, and those of the photos once: name the runs of the
-ground truth first. --without kid_efficientnet_lite0 omits those of a metric; its numbers are kept, and so are the
-differences of a table over folds.
+ground truth first. --without kid_efficientnet_lite0 omits those of a metric, and --final those of snapshots ([evaluate]
+at); their numbers are kept, and so are learning curves and the differences of a table over folds.
 """
 
 from __future__ import annotations
@@ -36,9 +36,12 @@ QUALITY = 80
 @click.argument("runs", nargs=-1, required=True, type=click.Path(exists=True, file_okay=False, path_type=Path))
 @click.option("--busy", is_flag=True, help="Omit all times, because the machine did other work too.")
 @click.option("--without", multiple=True, metavar="METRIC", help="Omit the statistics of this metric.")
+@click.option("--final", is_flag=True, help="Omit the statistics of snapshots.")
 @click.option("--no-pictures", is_flag=True, help="Omit the pictures.")
 @click.option("--to", default=RESULTS, show_default="results/", type=click.Path(file_okay=False, path_type=Path))
-def main(runs: tuple[Path, ...], busy: bool, without: tuple[str, ...], no_pictures: bool, to: Path) -> None:
+def main(
+    runs: tuple[Path, ...], busy: bool, without: tuple[str, ...], final: bool, no_pictures: bool, to: Path
+) -> None:  # fmt: skip
     """Copy the files of these run folders that tables and pages show."""
     for run in runs:
         if missing := [name for name in (*KEPT, STATS) if not (run / name).exists() and name != "recipe.toml"]:
@@ -53,7 +56,7 @@ def main(runs: tuple[Path, ...], busy: bool, without: tuple[str, ...], no_pictur
         for name in KEPT:
             if (run / name).exists():  # the ground truth has no recipe
                 shutil.copyfile(run / name, target / name)
-        keep_stats(run / STATS, target / STATS, without)
+        keep_stats(run / STATS, target / STATS, without, final)
         if busy:
             env = read_json(target / "env.json")
             env.get("training", {}).pop("seconds", None)
@@ -67,17 +70,20 @@ def main(runs: tuple[Path, ...], busy: bool, without: tuple[str, ...], no_pictur
         click.echo(target)
 
 
-def keep_stats(file: Path, target: Path, without: tuple[str, ...]) -> None:
+def keep_stats(file: Path, target: Path, without: tuple[str, ...], final: bool) -> None:
     """Write the statistics of a run, small: without those that a run of the ground truth in `target`'s folder has."""
     tensors, header = load_tensors(file)
-    tensors = {
-        name: tensor for name, tensor in tensors.items() if name.partition(".")[0].partition("@")[0] not in without
-    }
+    for name in [*tensors]:
+        metric, _, translations = name.partition(".")[0].partition("@")
+        if metric in without or (final and translations.isdecimal()):
+            del tensors[name]
     same_as = {}
     for truth in sorted(target.parent.parent.glob("target-*")):
         if truth == target.parent:
             continue
         photos, their_header = FinishedRun(truth).stats
+        elsewhere = their_header.get("same_as", {})  # its own file must hold them: two that share could name each other
+        photos = {name: tensor for name, tensor in photos.items() if name not in elsewhere}
         if their_header["ids"] == header["ids"]:
             shared = [
                 name

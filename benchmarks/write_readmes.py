@@ -9,6 +9,7 @@ with the prefix "short-" that table has only its main columns, without costs and
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import sys
@@ -25,6 +26,7 @@ from p2pzoo.config.experiment import Component
 HERE = Path(__file__).parent
 RESULTS = HERE / "results" / "speed"
 PAGES = (HERE.parent / "README.md", HERE / "README.md")
+PICTURE = HERE / "results" / "claims.svg"
 PLACE = re.compile(r"(<!-- table: ([\w/-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 STEPS = ("train_step-256-64-1", "train_step-256-64-4", "train_step-128-32-1")
 PRECISIONS = ("fp32", "bf16")
@@ -59,6 +61,10 @@ def main(check: bool) -> None:
             stale.append(page.relative_to(HERE.parent))
             if not check:
                 page.write_text(written, "utf-8")
+    if is_picture_outdated():
+        stale.append(PICTURE.relative_to(HERE.parent))
+        if not check:
+            draw_claims()
     for name in stale:
         click.echo(f"{name}: {'differs from results/: run python benchmarks/write_readmes.py' if check else 'written'}")
     sys.exit(1 if check and stale else 0)
@@ -102,12 +108,44 @@ def scale(step: dict[str, Any]) -> str:
 # --- the tables ------------------------------------------------------------------------------------------------
 
 
+def is_picture_outdated() -> bool:
+    """Whether the effects of claims.json differ from those of the picture, which has their hash as its last line."""
+    if not any(claim["parts"] for claim in judged_claims()):
+        return PICTURE.exists()
+    return not PICTURE.exists() or not PICTURE.read_text("utf-8").endswith(picture_mark())
+
+
+def picture_mark() -> str:
+    return f"<!-- {hashlib.sha256(json.dumps(judged_claims()).encode()).hexdigest()} -->\n"
+
+
+def draw_claims() -> None:
+    from p2pzoo_bench.claims_formats import to_svg
+
+    if any(claim["parts"] for claim in judged_claims()):
+        PICTURE.write_text(f"{to_svg(judged_claims())}\n{picture_mark()}", "utf-8")
+    else:
+        PICTURE.unlink()
+
+
+def verdicts() -> str:
+    """The four sentences about what replicated."""
+    from p2pzoo_bench.claims_formats import summarize
+
+    return "\n".join(f"- {sentence}" for sentence in summarize(judged_claims()))
+
+
+def judged_claims() -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = json.loads((RESULTS.parent / "claims.json").read_text("utf-8"))
+    return found
+
+
 def claims() -> str:
-    """A row for each claim: the paper's effects, ours with their intervals, and the verdict."""
+    """A row for each claim: the paper's effects, ours with their intervals, and the verdict; above it their picture."""
     from p2pzoo_bench.claims_formats import format_effect, format_reasons, format_verdict
 
     rows = []
-    for claim in json.loads((RESULTS.parent / "claims.json").read_text("utf-8")):
+    for claim in judged_claims():
         pairs = len({tuple(part["labels"]) for part in claim["parts"]})
         effects = [
             f"{' against '.join(part['labels']) + ', ' if pairs > 1 else ''}{part['heading']} {format_effect(part)}"
@@ -118,7 +156,9 @@ def claims() -> str:
             claim["id"], f"{claim['text']} ({claim['source']})", ", ".join(paper) or "–", "; ".join(effects) or "–",
             ": ".join(filter(None, [format_verdict(claim), format_reasons(claim)])),
         ])  # fmt: skip
-    return grid(["", "claim", "paper", "here [95% interval over folds]", "verdict"], rows)
+    table = grid(["", "claim", "paper", "here [95% interval over folds]", "verdict"], rows)
+    has_effects = any(claim["parts"] for claim in judged_claims())
+    return f"![effects of the claims, with intervals](results/{PICTURE.name})\n\n{table}" if has_effects else table
 
 
 def train_step() -> str:
@@ -404,7 +444,7 @@ TABLES: dict[str, Callable[[], str]] = {
     table.__name__: table
     for table in (
         train_step, bf16_quality, contributions, translate_folder, data_loading, scaling, drift, startup, coverage,
-        row_seconds, equal_time, zoo, plan, faults, bad_input, campaigns, claims,
+        row_seconds, equal_time, zoo, plan, faults, bad_input, campaigns, claims, verdicts,
     )
 }  # fmt: skip
 

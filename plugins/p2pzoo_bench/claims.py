@@ -23,7 +23,17 @@ import numpy as np
 
 from p2pzoo.utils.errors import UserError
 from p2pzoo_bench.bench import Bench
-from p2pzoo_bench.claims_file import DESCRIBED, Claim, Claims, Condition, Part
+from p2pzoo_bench.claims_file import (
+    DESCRIBED,
+    NO_EFFECT,
+    OPPOSITE,
+    SAME,
+    UNDECIDED,
+    Claim,
+    Claims,
+    Condition,
+    Part,
+)
 from p2pzoo_bench.comparison import (
     CachedReduce,
     Comparison,
@@ -37,7 +47,6 @@ from p2pzoo_bench.crossing_curves import Crossing, find_crossing
 from p2pzoo_bench.folds import MIN_FOLDS, FoldDifference, holm
 from p2pzoo_bench.intervals import Interval
 
-SAME, OPPOSITE, NONE, UNDECIDED = "same direction", "opposite", "no effect above δ", "undecided"
 SIGNIFICANCE = 0.05
 EQUIVALENCE = 0.9  # confidence of the interval that must lie inside ± δ: two one-sided tests at 5%
 
@@ -112,6 +121,7 @@ class Judged:
             "id": self.id,
             "text": self.claim.text,
             "source": self.claim.source,
+            "described": self.claim.described,
             "verdict": self.verdict,
             "reason": self.reason,
             "p": self.p,
@@ -170,7 +180,7 @@ def _decide(judged: Judged) -> str:
     if judged.adjusted_p < SIGNIFICANCE:
         return SAME if effects[0] > 0 else OPPOSITE
     if all(effect.is_inside_margin for effect in judged.effects):
-        return NONE
+        return NO_EFFECT
     different_signs = min(effects) < 0 < max(effects)
     judged.reason = "its parts have different signs" if different_signs else "a 90% interval reaches beyond δ"
     return UNDECIDED

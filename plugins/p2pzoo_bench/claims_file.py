@@ -41,6 +41,7 @@ from p2pzoo.utils.suggest import did_you_mean
 from p2pzoo_bench.table_file import Table, parse_file, read_table
 
 Name = Annotated[str, Field(min_length=1)]
+SAME, OPPOSITE, NO_EFFECT, UNDECIDED = "same direction", "opposite", "no effect above δ", "undecided"
 DESCRIBED = "described"  # in place of a verdict
 
 

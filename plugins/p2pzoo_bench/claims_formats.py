@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from p2pzoo.runs.pages import figure_to_svg_file, render_page
 from p2pzoo.utils.terminal import escape
-from p2pzoo_bench.claims_file import DESCRIBED
+from p2pzoo_bench.claims_file import DESCRIBED, NO_EFFECT, OPPOSITE, SAME, UNDECIDED
 from p2pzoo_bench.formats import NONE, decimals, markdown_table
 
 if TYPE_CHECKING:
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 HEAD = ("", "claim", "rows", "number", "paper", "here", "90% interval inside ±δ", "adjusted p", "verdict")
 PAPER = HEAD.index("paper")
 OPEN = "no verdict yet"
+GROUPS = {SAME: "As claimed", OPPOSITE: "The opposite", NO_EFFECT: "No effect above δ", UNDECIDED: "Undecided"}
 NOTES = (
     "Effects are positive in the direction of the claim, with their 95% interval over folds, not adjusted for the "
     "number of claims. p is adjusted (Holm) over all claims that get a verdict; a claim of several parts has the "
@@ -33,6 +35,40 @@ def names_paper(claims: Sequence[Mapping[str, Any]]) -> bool:
 
 def build_notes(claims: Sequence[Mapping[str, Any]]) -> list[str]:
     return [*NOTES, *([PAPER_NOTE] if names_paper(claims) else [])]
+
+
+def summarize(claims: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Four sentences: what is as claimed, what is the opposite, what has no effect, and what is undecided.
+
+    Each claim stands there with the part that supports its verdict least: of the largest p, or, without an effect, of
+    the 90% interval that comes nearest to δ. Claims that are only described are left out. A further sentence says which
+    claims have no verdict yet; before the first verdict it is the only one.
+    """
+    sentences = []
+    if any(claim["verdict"] in GROUPS for claim in claims):
+        for verdict, words in GROUPS.items():
+            found = [_in_words(claim) for claim in claims if claim["verdict"] == verdict]
+            sentences.append(f"{words}: {'; '.join(found) or 'nothing'}.")
+    missing = [claim for claim in claims if claim["verdict"] is None and not claim["described"]]
+    if missing:
+        reasons = "; ".join(f"{claim['id']}, {claim['reason']}" for claim in missing)
+        sentences.append(f"{OPEN[0].upper()}{OPEN[1:]}: {reasons}.")
+    return sentences
+
+
+def _in_words(claim: Mapping[str, Any]) -> str:
+    words = f"{claim['id']}, {claim['text']}{format_verdict(claim).removeprefix(claim['verdict'])}"
+    if claim["verdict"] == NO_EFFECT:
+        part = max(claim["parts"], key=lambda part: max(map(abs, part["interval_90"])) / part["margin"])
+        number = format_effect({**part, "interval": part["interval_90"]})
+        return f"{words} ({_name(claim, part)} {number}, 90% interval, δ = {part['margin']:g})"
+    part = max(claim["parts"], key=lambda part: math.inf if part["p"] is None else part["p"])
+    return f"{words} ({_name(claim, part)} {format_effect(part)})"
+
+
+def _name(claim: Mapping[str, Any], part: Mapping[str, Any]) -> str:
+    pairs = {tuple(each["labels"]) for each in claim["parts"]}
+    return (f"{' against '.join(part['labels'])}, " if len(pairs) > 1 else "") + str(part["heading"])
 
 
 def build_table(claims: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[list[str]]]:
@@ -117,7 +153,8 @@ def format_p(p: float) -> str:
 
 
 def to_markdown(title: str, claims: Sequence[Mapping[str, Any]]) -> str:
-    return "\n\n".join([f"**{title}**", markdown_table(*build_table(claims)), *build_notes(claims)])
+    sentences = "\n".join(f"- {sentence}" for sentence in summarize(claims))
+    return "\n\n".join([f"**{title}**", sentences, markdown_table(*build_table(claims)), *build_notes(claims)])
 
 
 def to_rich(title: str, claims: Sequence[Mapping[str, Any]]) -> Any:
@@ -133,7 +170,8 @@ def to_rich(title: str, claims: Sequence[Mapping[str, Any]]) -> Any:
     for row in rows:
         table.add_row(*(Text(escape(cell)) for cell in row))
     notes = [Text(escape(note), style="dim") for note in build_notes(claims)]
-    return Group(Text(escape(title), style="bold"), table, Text(""), *notes)
+    sentences = [Text(escape(sentence)) for sentence in summarize(claims)]
+    return Group(Text(escape(title), style="bold"), *sentences, Text(""), table, Text(""), *notes)
 
 
 def to_html(title: str, source: str, claims: Sequence[Mapping[str, Any]]) -> str:
@@ -141,7 +179,7 @@ def to_html(title: str, source: str, claims: Sequence[Mapping[str, Any]]) -> str
     scales = {claim["id"]: _scale(claim["parts"]) for claim in claims}
     return render_page(
         Path(__file__).with_name("claims.html"), title=title, source=source, claims=claims, scales=scales,
-        notes=build_notes(claims), has_paper=names_paper(claims),
+        sentences=summarize(claims), notes=build_notes(claims), has_paper=names_paper(claims),
         format_verdict=format_verdict, format_reasons=format_reasons,
         format_effect=format_effect, format_p=format_p, format_part=_format_part,
     )  # fmt: skip

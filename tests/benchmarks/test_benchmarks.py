@@ -231,8 +231,8 @@ def test_training_time_of_a_busy_machine_is_not_copied(tmp_path, load):
 def test_statistics_are_kept_small_and_those_of_the_photos_once(tmp_path, load):
     generator = torch.Generator().manual_seed(0)
 
-    def write(name, y_hat, ids=("a", "b")):
-        folder = tmp_path / "runs" / name / "laptop-1"
+    def write(recipe, y_hat, ids=("a", "b"), name="laptop-1"):
+        folder = tmp_path / "runs" / recipe / name
         folder.mkdir(parents=True)
         tensors = {
             "hist.y": torch.randint(0, 16384, (2, 500), generator=torch.Generator().manual_seed(1)).float(),
@@ -251,11 +251,13 @@ def test_statistics_are_kept_small_and_those_of_the_photos_once(tmp_path, load):
     photos, mine, other = (
         write("target", integers()), write("mine", integers()), write("other", integers(), ids=("c", "d"))
     )  # fmt: skip
-    options = ("--to", tmp_path / "kept", "--without", "kid")
-    done = CliRunner().invoke(
-        load("keep_runs").main, [*map(str, (photos[0], mine[0], other[0], *options))], catch_exceptions=False
-    )
-    assert done.exit_code == 0, done.output
+
+    def keep(*arguments):
+        options = ("--to", tmp_path / "kept", "--without", "kid")
+        done = CliRunner().invoke(load("keep_runs").main, [*map(str, (*arguments, *options))], catch_exceptions=False)
+        assert done.exit_code == 0, done.output
+
+    keep(photos[0], mine[0], other[0])
     for name, (_, tensors) in {"mine-laptop-1": mine, "other-laptop-1": other}.items():
         read, header = FinishedRun(tmp_path / "kept" / name).stats
         assert read.keys() == tensors.keys() - {"kid.features"}
@@ -267,6 +269,15 @@ def test_statistics_are_kept_small_and_those_of_the_photos_once(tmp_path, load):
         (tmp_path / "kept" / name / "stats.safetensors").stat().st_size for name in ("mine-laptop-1", "other-laptop-1")
     ]
     assert sizes[0] + 3500 < sizes[1] < 8000  # 2 bytes for each count; both of the photos are in the target's file
+
+    blurred = write("target", integers(), name="laptop-2")[0]
+    keep(blurred, photos[0])  # kept a second time: neither leaves it to the other
+    for each in ("target-laptop-1", "target-laptop-2", "mine-laptop-1"):
+        assert torch.equal(FinishedRun(tmp_path / "kept" / each).stats[0]["hist.y"], mine[1]["hist.y"])
+    keep(mine[0], "--final")
+    assert FinishedRun(tmp_path / "kept" / "mine-laptop-1").stats[0].keys() == mine[1].keys() - {
+        "kid.features", "hist@10.y"
+    }  # fmt: skip
 
 
 TABLE = """

@@ -9,7 +9,7 @@ import torch
 from p2pzoo_bench.bench import Bench
 from p2pzoo_bench.claims import judge
 from p2pzoo_bench.claims_file import read_claims
-from p2pzoo_bench.claims_formats import to_markdown, to_svg
+from p2pzoo_bench.claims_formats import summarize, to_markdown, to_svg
 from p2pzoo_bench.table_file import read_table
 from scipy import stats
 
@@ -197,6 +197,48 @@ parts = [{ better = "a", worse = "c", metric = "l1" }]
         assert (claim["verdict"], claim["parts"][0]["interval"]) == ("undecided", None)
 
 
+class TestSentences:
+    """What is as claimed, the opposite, without effect, or undecided, each with the number that supports it least."""
+
+    @pytest.mark.parametrize(
+        ("b", "sentence"),
+        [
+            (
+                spread(0.30),
+                r"As claimed: P1, A is better than B \(mean error \+0\.10\d+ \[\+0\.09\d+, \+0\.10\d+\]\)\.",
+            ),
+            (spread(0.10), r"The opposite: P1, A is better than B \(mean error −0\.09\d+ \[−0\.10\d+, −0\.09\d+\]\)\."),
+            (
+                spread(0.201),
+                r"No effect above δ: P1, .* \(mean error .0\.00\d+ \[−.*\], 90% interval, δ = 0\.02\)\.",
+            ),
+            (spread(0.21, by=0.02), r"Undecided: P1, A is better than B \(mean error \+0\.01\d* \[−.*\]\)\."),
+        ],
+    )
+    def test_each_verdict(self, b, sentence, write_runs, verdicts):
+        sentences = summarize([*verdicts(write_runs({"a": [0.2] * FOLDS, "b": b, "c": [0.2] * FOLDS})).values()])
+        assert [bool(re.fullmatch(sentence, each)) for each in sentences].count(True) == 1
+        assert [each.endswith(": nothing.") for each in sentences].count(True) == 3
+
+    def test_the_part_that_supports_it_least_is_named_with_its_rows(self, files, write_runs, verdicts):
+        part = '{ better = "a", worse = "c", metric = "l1", margin = 0.02 }'
+        (files / "claims.toml").write_text(CLAIMS.replace("parts = [", f"parts = [{part}, "))
+        claims = verdicts(write_runs({"a": [0.2] * FOLDS, "b": spread(0.3), "c": spread(0.23)}))
+        assert summarize([*claims.values()])[0].startswith(
+            "As claimed: P1, A is better than B (A against C, mean error"
+        )
+
+    def test_claims_whose_runs_are_missing_are_named_and_those_that_are_described_are_not(
+        self, files, write_runs, verdicts
+    ):
+        more = '[claims.S1]\ntext = "A and C are alike"\ntable = "table.toml"\ndescribed = true\n'
+        (files / "claims.toml").write_text(f"{CLAIMS}{more}{CLAIMS.splitlines()[-1]}\n")
+        found = verdicts(write_runs({"a": [0.2] * FOLDS, "b": spread(0.3), "c": [0.2] * FOLDS}, folds=2))
+        assert summarize([*found.values()]) == [f"No verdict yet: P1, {found['P1']['reason']}."]
+        found = verdicts(write_runs({"a": [0.2] * FOLDS, "b": spread(0.3), "c": [0.2] * FOLDS}))
+        assert "S1" not in " ".join(summarize([*found.values()]))
+
+
 def test_without_all_runs_there_is_no_verdict_and_the_dry_run_lists_them(write_runs, bench, verdicts, run_cli):
     write_runs({name: spread(0.3) for name in "abc"}, folds=FOLDS - 1)
     result = run_cli("bench", "claims.toml", *ARGUMENTS, "--dry-run")
@@ -234,6 +276,9 @@ class TestOutput:
         assert {"id", "verdict", "parts"} <= claim.keys()
         page = (files / "out.html").read_text()
         assert page.count("<section>") == 1
+        assert "<li>As claimed: P1, A is better than B (mean error +0.1004 [+0.09" in page
+        assert "- As claimed: P1" in to_markdown("T", [claim])
+        assert "Undecided: nothing." in text
         assert "same direction" in page
         assert "http" not in page.replace("http-equiv", "")
         assert "| P1 | A is better than B | A against B | mean error |" in to_markdown("T", [claim])
