@@ -78,6 +78,8 @@ def on_own_data(table: Table, recipe: str, profile: str | None, methods: Sequenc
             search=None,
             baseline=table.baseline if table.baseline in trained else trained[0],
             folds=fold_overrides is not None,
+            groups=table.groups and fold_overrides is not None,
+            answer=table.answer or (table.groups and fold_overrides is None),  # groups need the interval over folds
             seeds=1 if fold_overrides is None else NUM_FOLDS,
             metrics=metrics,
             columns=columns,
