@@ -4,11 +4,13 @@ import io
 import json
 
 import pytest
+from noise_pairs import draw_pairs
 from p2pzoo_bench import formats
 from p2pzoo_bench.answer import find_answer
 from p2pzoo_bench.bench import Bench
 from p2pzoo_bench.comparison import Comparison
 from p2pzoo_bench.folds import over_folds
+from p2pzoo_bench.own_data import on_own_data
 from p2pzoo_bench.row_groups import build_groups_table, describe_groups, find_groups
 from p2pzoo_bench.table_columns import select_columns
 from p2pzoo_bench.table_file import read_table
@@ -250,6 +252,18 @@ class TestTableFile:
         assert doc["groups"][0]["no_verdict"] == {"b": "a has no number"}
         assert json.loads(json.dumps(doc))["groups"] == doc["groups"]
         assert "all rows: a has no number" in formats.to_markdown(doc)
+
+    @pytest.mark.parametrize(("pairs", "begins_with"), [(36, "groups"), (12, "answer")])
+    def test_on_own_data_without_folds_the_answer_replaces_them(self, pairs, begins_with, files):
+        draw_pairs(files, pairs, 32)
+        (files / "mine.toml").write_text(
+            'extends = "zoo:base.toml"\n[dataset]\nuse = "folders"\ninputs = "a"\ntargets = "b"\nsize = [32, 32]\n'
+        )
+        table = read_table(str(files / "table.toml"))
+        own = on_own_data(table, str(files / "mine.toml"), "smoke", (), registry()).table
+        assert {"groups": own.groups, "answer": own.answer} == {
+            "groups": begins_with == "groups", "answer": begins_with == "answer"
+        }  # fmt: skip
 
     def test_the_zoo_at_equal_time_has_groups(self):
         table = read_table(str(shipped_dir("benchmarks") / "zoo_equal_time.toml"))
