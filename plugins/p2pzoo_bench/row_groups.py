@@ -117,8 +117,8 @@ def describe_groups(doc: Mapping[str, Any]) -> str:
     primary = next((column["metric"] for column in columns if column["primary"]), None)
     return (
         f"If no row differed from {baseline['label']}, {expected} of the {_format_range(counts)} rows with an interval "
-        "would be expected beyond chance in each column before a correction; Holm's correction holds the probability "
-        f"of any such row at {SIGNIFICANCE:.0%} for the rows of a column. "
+        "would be expected beyond chance in each column before a correction; Holm's correction keeps the probability "
+        f"of any such row at {SIGNIFICANCE:.0%} or less for the rows of a column. "
         + explain(doc, baseline, primary if len(columns) > 1 else None)
     )
 

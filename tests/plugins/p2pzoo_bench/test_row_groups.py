@@ -152,8 +152,8 @@ class TestFormats:
     def test_a_sentence_says_how_many_rows_would_be_expected_by_chance(self, doc):
         assert (
             "If no row differed from BASE, 0.15 of the 3 rows with an interval would be expected beyond chance in each "
-            "column before a correction; Holm's correction holds the probability of any such row at 5% for the rows of "
-            "a column."
+            "column before a correction; Holm's correction keeps the probability of any such row at 5% or less for "
+            "the rows of a column."
         ) in formats.to_markdown(doc)
 
     def test_columns_with_different_numbers_of_rows_have_a_range(self, doc):
