@@ -424,6 +424,7 @@ def compared(name: str) -> str:
     short = name.startswith("short-")
     doc = json.loads((RESULTS.parent / f"{name.removeprefix('short-')}.json").read_text("utf-8"))
     if short:
+        doc.pop("groups", None)  # their intervals are in the differences, which are left out here
         doc["columns"] = [column for column in doc["columns"] if column["metric"] in MAIN]
         for row in doc["rows"]:
             costs = dict.fromkeys(COSTS)

@@ -15,6 +15,7 @@ from typing import Any
 from p2pzoo_bench.folds import holm
 
 SIGNIFICANCE = 0.05
+SHOWN = ("ahead", "behind")  # groups whose differences the sentence shows
 ROUNDING = 1e-6  # a difference below this part of the numbers is one of float32 rounding
 
 
@@ -25,14 +26,23 @@ def find_answer(doc: Mapping[str, Any], primary: str | None) -> list[str]:
     primary  the metric that was chosen before the runs; None: none was
     """
     baseline = next(row for row in doc["rows"] if row["name"] == doc["baseline"])
-    columns = [column for column in doc["columns"] if column["better"] and not column["unavailable"]]
-    columns.sort(key=lambda column: column["metric"] != primary)
-    sentences = [_describe_column(column, doc["rows"], baseline) for column in columns]
+    sentences = [_describe_column(column, doc["rows"], baseline) for column in list_ranked_columns(doc, primary)]
     lines = [sentence for sentence in sentences if sentence]
-    return [*lines, _explain(doc, baseline, primary if len(lines) > 1 else None)] if lines else []
+    return [*lines, explain(doc, baseline, primary if len(lines) > 1 else None)] if lines else []
 
 
-def _explain(doc: Mapping[str, Any], baseline: Mapping[str, Any], primary: str | None) -> str:
+def list_ranked_columns(doc: Mapping[str, Any], primary: str | None) -> list[Mapping[str, Any]]:
+    """The columns in which a direction is better, the primary metric's first."""
+    columns = [column for column in doc["columns"] if column["better"] and not column["unavailable"]]
+    return sorted(columns, key=lambda column: column["metric"] != primary)
+
+
+def measured_rows(column: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """The rows with a number in a column, without those of the ground truth."""
+    return [row for row in rows if not row.get("target") and column["metric"] in row["cells"]]
+
+
+def explain(doc: Mapping[str, Any], baseline: Mapping[str, Any], primary: str | None) -> str:
     """What "beyond chance" and the intervals mean in this table."""
     if "folds" in doc:
         first = next((column["heading"] for column in doc["columns"] if column["metric"] == primary), None)
@@ -53,20 +63,14 @@ def _explain(doc: Mapping[str, Any], baseline: Mapping[str, Any], primary: str |
 def _describe_column(
     column: Mapping[str, Any], all_rows: Sequence[Mapping[str, Any]], baseline: Mapping[str, Any]
 ) -> str:
-    metric, sign = column["metric"], 1 if column["better"] == "higher" else -1
-    rows = [row for row in all_rows if not row.get("target") and metric in row["cells"]]
-    others = [row for row in rows if row is not baseline]
-    if baseline not in rows or not others:
+    metric, rows = column["metric"], measured_rows(column, all_rows)
+    if metric not in baseline["cells"] or len(rows) < 2:
         return ""
-    if few := next((row["cells"][metric]["too_few"] for row in rows if "too_few" in row["cells"][metric]), None):
-        return f"{column['heading']}: {few}, so nothing is said about it."
-    if not _is_number(baseline["cells"][metric]["mean"]):
-        return f"{column['heading']}: {baseline['label']} has no number, so nothing is said about it."
-    groups: dict[str, list[str]] = {"ahead": [], "behind": [], "within": [], "open": [], "none": []}
-    for row, group in zip(others, sort_rows(others, baseline, metric, sign), strict=True):
-        shown = _show(row["cells"][metric]) if group in ("ahead", "behind") else ""
-        groups[group].append(f"{row['label']}{shown}")
-    parts = [f"{column['heading']}: the best mean is that of {_find_best(rows, baseline, metric, sign)['label']}"]
+    groups, reason = sort_column(column, rows, baseline)
+    if reason:
+        return f"{column['heading']}: {reason}, so nothing is said about it."
+    best = _find_best(rows, baseline, metric, _sign(column))
+    parts = [f"{column['heading']}: the best mean is that of {best['label']}"]
     words = {
         "ahead": f"ahead of {baseline['label']} beyond chance",
         "behind": f"behind {baseline['label']} beyond chance",
@@ -74,8 +78,34 @@ def _describe_column(
         "open": "without an interval, so undecided",
         "none": "without a number",
     }
-    parts += [f"{words[group]}: {', '.join(labels)}" for group, labels in groups.items() if labels]
+    for group, of in groups.items():
+        shown = [f"{row['label']}{_show(row['cells'][metric]) if group in SHOWN else ''}" for row in of]
+        parts += [f"{words[group]}: {', '.join(shown)}"] if shown else []
     return "; ".join(parts) + "."
+
+
+def sort_column(
+    column: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], baseline: Mapping[str, Any]
+) -> tuple[dict[str, list[Mapping[str, Any]]], str]:
+    """{group of `sort_rows`: its rows}, and why nothing can be said about the column, which then has no rows; or "".
+
+    rows  of `measured_rows`
+    """
+    metric = column["metric"]
+    groups: dict[str, list[Mapping[str, Any]]] = {group: [] for group in ("ahead", "behind", "within", "open", "none")}
+    for row in rows:
+        if few := row["cells"][metric].get("too_few"):
+            return groups, few
+    if metric not in baseline["cells"] or not _is_number(baseline["cells"][metric]["mean"]):
+        return groups, f"{baseline['label']} has no number"
+    others = [row for row in rows if row is not baseline]
+    for row, group in zip(others, sort_rows(others, baseline, metric, _sign(column)), strict=True):
+        groups[group].append(row)
+    return groups, ""
+
+
+def _sign(column: Mapping[str, Any]) -> int:
+    return 1 if column["better"] == "higher" else -1
 
 
 def sort_rows(rows: Sequence[Mapping[str, Any]], baseline: Mapping[str, Any], metric: str, sign: int) -> list[str]:

@@ -41,6 +41,7 @@ from p2pzoo_bench.changed_data import DataFingerprints
 from p2pzoo_bench.changed_target import changed_target
 from p2pzoo_bench.comparison import Comparison, TableRow, build_comparison, metric_of, why_not_comparable
 from p2pzoo_bench.executors import ACCEPT_STALE, FRESH, Executor, Job
+from p2pzoo_bench.row_groups import find_groups
 from p2pzoo_bench.run_missing import Progress, run_missing
 from p2pzoo_bench.stored_results import EvaluatedImages, FinishedRun
 from p2pzoo_bench.table_file import Row, Table, is_fold, is_seed
@@ -393,4 +394,6 @@ class Bench:
         table = build_comparison(rows, self.table.baseline, self.table.columns, self.unavailable, images, facts=facts)
         if self.table.answer:
             table.doc["answer"] = find_answer(table.doc, self.table.primary)
+        if self.table.groups:
+            table.doc["groups"] = find_groups(table.doc, self.table.primary)
         return table

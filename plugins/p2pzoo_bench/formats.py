@@ -20,12 +20,12 @@ from p2pzoo.images.io import PILLOW_ERRORS, describe_read_error, open_picture
 from p2pzoo.runs.pages import data_uri, figure_to_svg, render_page
 from p2pzoo.utils.errors import UserError
 from p2pzoo.utils.terminal import escape
-from p2pzoo_bench.table_columns import COSTS, TableColumn, find_best_cells, list_columns, with_arrow
+from p2pzoo_bench.row_groups import build_groups_table, describe_groups
+from p2pzoo_bench.table_columns import COSTS, NONE, TableColumn, find_best_cells, list_columns, with_arrow
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-NONE = "–"  # in a cell without a number
 MIN_PUBLISHED_DECIMALS = 2  # of published numbers: 0.4 is shown as 0.40, like the paper's other numbers
 
 
@@ -189,6 +189,8 @@ def to_markdown(doc: Mapping[str, Any]) -> str:
     parts = [f"**{doc['title']}** (profile `{doc['profile']}`)"]
     if answer := doc.get("answer"):
         parts.append("\n".join(f"- {line}" for line in answer))
+    if (groups := build_groups_table(doc))[1]:
+        parts += [markdown_table(*groups), *filter(None, [describe_groups(doc)])]
     parts += [markdown_table(*table) for table in (build_main_table(doc), *build_further_tables(doc))]
     return "\n\n".join([*parts, *build_notes(doc)])
 
@@ -234,10 +236,10 @@ def to_rich(doc: Mapping[str, Any]) -> Any:
     from rich.table import Table
     from rich.text import Text
 
-    def build_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
+    def build_table(head: Sequence[str], rows: Sequence[Sequence[str]], justify: Any = "right") -> Table:
         table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
         for number, title in enumerate(head):
-            table.add_column(Text(title), justify="left" if number == 0 else "right")
+            table.add_column(Text(title), justify="left" if number == 0 else justify)
         for row in rows:
             table.add_row(*(Text(escape(cell)) for cell in row))
         return table
@@ -248,6 +250,8 @@ def to_rich(doc: Mapping[str, Any]) -> Any:
         parts += [Text(""), build_table(*table)]
     if answer := [Text(escape(f"- {line}")) for line in doc.get("answer", ())]:
         parts = [*answer, Text(""), *parts]
+    if (groups := build_groups_table(doc))[1]:
+        parts = [build_table(*groups, "left"), Text(escape(describe_groups(doc)), style="dim"), Text(""), *parts]
     return Group(*parts, Text(""), *(Text(escape(note), style="dim") for note in build_notes(doc)))
 
 
@@ -274,6 +278,7 @@ def to_html(
     return render_page(
         Path(__file__).with_name("table.html"), doc=doc,
         main_table=build_main_table(doc), best=find_best_cells(doc),
+        groups=build_groups_table(doc), groups_note=describe_groups(doc),
         published=build_published_table(doc), differences=build_difference_table(doc), notes=build_notes(doc),
         pictures=image_rows, figures={name: figure_to_svg(figure) for name, figure in figures.items()},
         protocols={digest: json.dumps(p, indent=2, ensure_ascii=False) for digest, p in doc["protocols"].items()},

@@ -147,7 +147,7 @@ def to_html(doc: Mapping[str, Any]) -> str:
     page = {"title": _title(doc), "profile": doc["profile"], "columns": [], "rows": [], "protocols": {}}
     return render_page(
         Path(__file__).with_name("table.html"), doc=page, main_table=build_rows(doc), best=(), published=([], []),
-        differences=([], []), notes=[_note(doc)], pictures=[],
+        groups=([], []), differences=([], []), notes=[_note(doc)], pictures=[],
         figures={"Learning curves": figure_to_svg(draw_curves([doc]))}, protocols={},
     )  # fmt: skip
 

@@ -109,6 +109,8 @@ def on_own_data(
             search=None,
             baseline=table.baseline if table.baseline in trained else trained[0],
             folds=folds is not None,
+            groups=table.groups and folds is not None,
+            answer=table.answer or (table.groups and folds is None),  # groups need the interval over folds
             seeds=NUM_FOLDS if folds else 1,
             metrics=table.metrics if store.has_blocks else without_blocks(table.metrics),
         ),

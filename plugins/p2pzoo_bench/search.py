@@ -44,8 +44,8 @@ def build_trials(table: Table, count: Callable[[Row], int]) -> Table:
         for number, trial in enumerate(row.trials)
     )
     return replace(
-        table, title=f"{table.title}: trials", source="", baseline=rows[0].name, rows=rows, answer=False, primary=None,
-        search=None, columns={metric: metric},
+        table, title=f"{table.title}: trials", source="", baseline=rows[0].name, rows=rows, answer=False, groups=False,
+        primary=None, search=None, columns={metric: metric},
         metrics={name: values for name, values in table.metrics.items() if name == metric_of(metric)},
     )  # fmt: skip
 

@@ -10,6 +10,7 @@ from p2pzoo.utils.errors import UserError
 from p2pzoo.utils.suggest import did_you_mean
 from p2pzoo_bench.comparison import Comparison, metric_of
 
+NONE = "–"  # in a cell without a number
 ARROWS = {"higher": "↑", "lower": "↓"}
 COSTS = {
     "receptive_field": "receptive field (px)",
@@ -81,6 +82,8 @@ def select_columns(table: Comparison, names: Sequence[str]) -> Comparison:
         for row in table.doc["rows"]
     ]
     doc = table.doc | {"columns": [by_metric[metric] for metric in metrics], "costs": costs, "rows": rows}
+    if "groups" in doc:
+        doc["groups"] = [column for column in doc["groups"] if column["metric"] in metrics]
     used = {metric_of(metric) for metric in metrics}
     return replace(table, doc=doc, metrics={name: m for name, m in table.metrics.items() if name in used})
 

@@ -8,6 +8,8 @@
                                                                   # of the dataset, which needs a parameter `fold`
     profile = "laptop"                                            # of the recipes, unless --profile names another
     answer = true                                                 # begins with what the differences say, in words
+    groups = true                                                 # in place of it, for many rows: begins with the rows
+                                                                  # that are better, worse, neither; needs folds
     primary = "fcn_score"                                         # its differences are adjusted for the number of rows
     set = ["train.images=14000"]                                  # for every row, like -s of `p2pzoo run`
 
@@ -68,8 +70,8 @@ from p2pzoo.utils.paths import shipped_dir
 from p2pzoo.utils.suggest import did_you_mean
 
 KEYS = (
-    "title", "source", "baseline", "seeds", "folds", "profile", "answer", "primary", "set", "study", "search",
-    "metrics", "columns", "rows",
+    "title", "source", "baseline", "seeds", "folds", "profile", "answer", "groups", "primary", "set", "study",
+    "search", "metrics", "columns", "rows",
 )  # fmt: skip
 ROW_KEYS = (
     "recipe", "label", "set", "trials", "evaluate", "published", "folds", "target", "blur", "flat", "other_fold",
@@ -149,7 +151,8 @@ class Table:
     folds    whether seed r is fold r; then `seeds` is the number of folds
     profile  of the recipes; None: by hardware
     answer   whether the table begins with what its differences say, in words
-    primary  the metric whose differences are adjusted there for the number of rows; None: none
+    groups   whether it begins with the rows that are better or worse beyond chance, and those that are neither
+    primary  the metric that was chosen before the runs, which comes first there; None: none
     search   how the settings of rows with `trials` are chosen; None: they are not
     """
 
@@ -166,6 +169,7 @@ class Table:
     profile: str | None = None
     study: bool = False
     answer: bool = False
+    groups: bool = False
     primary: str | None = None
     search: Search | None = None
 
@@ -244,6 +248,7 @@ def read_table(path: str) -> Table:
         rows=rows,
         study=tree.get("study", False),
         answer=tree.get("answer", False),
+        groups=tree.get("groups", False),
         primary=tree.get("primary"),
         search=Search(**tree["search"]) if "search" in tree else None,
     )
@@ -351,8 +356,7 @@ def _setting_faults(at: At, tree: Mapping[str, Any]) -> Iterator[str]:
     for key in tree:
         if key not in KEYS:
             yield f"{at(key)}  a table file has no '{key}'{did_you_mean(key, KEYS)}"
-    if not isinstance(answer := tree.get("answer", False), bool):
-        yield f"{at('answer')}  answer = {answer!r}: write answer = true, or remove it"
+    yield from _answer_faults(at, tree)
     columns = tree.get("columns", {})
     if (primary := tree.get("primary")) is not None and isinstance(columns, dict) and primary not in columns:
         yield f"{at('primary')}  primary = {primary!r}: no such column{did_you_mean(str(primary), [*columns])}"
@@ -365,6 +369,16 @@ def _setting_faults(at: At, tree: Mapping[str, Any]) -> Iterator[str]:
     if "seeds" in tree and "folds" in tree:
         yield f"{at('folds')}  folds: each fold has its own seed; remove seeds"
     yield from _override_faults(at("set"), "this table", tree.get("set", []), tree.get("folds"))
+
+
+def _answer_faults(at: At, tree: Mapping[str, Any]) -> Iterator[str]:
+    for key in ("answer", "groups"):
+        if not isinstance(value := tree.get(key, False), bool):
+            yield f"{at(key)}  {key} = {value!r}: write {key} = true, or remove it"
+    if tree.get("groups") is True and "folds" not in tree:
+        yield f"{at('groups')}  groups: the table has no folds: set folds = 3, or answer = true instead of groups"
+    elif tree.get("groups") is True and tree.get("answer") is True:
+        yield f"{at('groups')}  groups: answer = true has the same groups in words: remove one of the two"
 
 
 def _metric_faults(at: At, metrics: Any) -> Iterator[str]:

@@ -7,7 +7,7 @@ import copy
 import importlib.util
 from dataclasses import replace
 from pathlib import Path
-from typing import get_args
+from typing import Annotated, get_args, get_origin
 
 import pytest
 import torch
@@ -64,7 +64,10 @@ def variants():
             yield kind, entry.full_name, {}
             for name, param in schema.get_params(entry.load()).items():
                 if name in ("norm", "bias"):
-                    for value in get_args(param.annotation):
+                    annotation = param.annotation
+                    if get_origin(annotation) is Annotated:  # with AddedLater
+                        annotation = get_args(annotation)[0]
+                    for value in get_args(annotation):
                         if value != param.default:
                             yield kind, entry.full_name, {name: value}
 
