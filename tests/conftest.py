@@ -1,7 +1,10 @@
 """Fixtures of several test modules: a tiny recipe, the command line in this process or another one, test plugins."""
 
 import contextlib
+import gc
+import itertools
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -34,6 +37,8 @@ MINUTES = (
     "test_cluster.py", "test_gpu_window.py", "test_packaging.py", "test_kills.py", "test_bench.py",
     "test_distributed.py", "test_large_images.py",
 )  # fmt: skip
+
+FOLDER_NUMBERS = itertools.count()  # of the folders `tmp_path` of this process
 
 TINY = """
 extends = "zoo:base.toml"
@@ -80,6 +85,34 @@ def pytest_collection_modifyitems(items):
         if item.name.endswith(("-export]", "-compile]")):
             item.add_marker(pytest.mark.slow)
     items.sort(key=lambda item: MINUTES.index(item.path.name) if item.path.name in MINUTES else len(MINUTES))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection():
+    """Look for no garbage while all tests are imported, and never among what they import: it stays to the end."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.freeze()
+        gc.enable()
+
+
+@pytest.fixture
+def tmp_path(request, tmp_path_factory):
+    """As pytest's, which reads the names of all folders of earlier tests for the next free number: milliseconds."""
+    name = re.sub(r"\W", "_", request.node.name)[:30]
+    folder = tmp_path_factory.getbasetemp() / f"{name}-{next(FOLDER_NUMBERS)}"
+    folder.mkdir(mode=0o700)
+    return folder
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_fsync():
+    """Do not wait for the disk: what os.fsync does shows after a power failure alone, and a run calls it 50 times."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("os.fsync", lambda _: None)
+        yield
 
 
 @pytest.fixture(scope="session")
