@@ -11,7 +11,7 @@ import inspect
 import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import Distribution, EntryPoint, entry_points
 from typing import Any, get_args
 
 import pluggy
@@ -89,8 +89,9 @@ def load_entry_points(points: Iterable[EntryPoint]) -> tuple[Plugin, ...]:
     """Load entry points one by one. If two have the same name, the second one gets an error."""
     loaded: dict[str, Plugin] = {}
     duplicates: list[Plugin] = []
+    describe = functools.cache(_describe_distribution)  # a distribution has many plugins: ours has all of them
     for point in points:
-        distribution = f"{point.dist.name} {point.dist.version}" if point.dist else "no distribution"
+        distribution = describe(point.dist)
         plugin = _load(point, distribution)
         if point.name in loaded:
             first = loaded[point.name].distribution
@@ -99,6 +100,13 @@ def load_entry_points(points: Iterable[EntryPoint]) -> tuple[Plugin, ...]:
         else:
             loaded[point.name] = plugin
     return (*loaded.values(), *duplicates)
+
+
+def _describe_distribution(distribution: Distribution | None) -> str:
+    if distribution is None:
+        return "no distribution"
+    metadata = distribution.metadata  # each access parses the file
+    return f"{metadata['Name']} {metadata['Version']}"
 
 
 def _load(point: EntryPoint, distribution: str) -> Plugin:
@@ -131,9 +139,8 @@ def _check_hooks(module: Any, path: str, manager: pluggy.PluginManager) -> None:
             raise ValueError(f"{_line_of(function)}there is no hook '{hook}'{did_you_mean(hook, known)}")
         arguments = [*inspect.signature(function).parameters]
         if arguments not in ([], ["register"]):
-            raise ValueError(
-                f"{_line_of(function)}{name}({', '.join(arguments)}): the only argument of a hook is `register`"
-            )
+            call = f"{_line_of(function)}{name}({', '.join(arguments)})"
+            raise ValueError(f"{call}: the only argument of a hook is `register`")
     if not hooks:
         forgotten = [name for name in known if callable(getattr(module, name, None))]
         where, name = (_line_of(getattr(module, forgotten[0])), forgotten[0]) if forgotten else ("", "")
