@@ -201,16 +201,24 @@ def train_on(run_cli, tiny):
         (folder / "recipe.toml").write_text(f"extends = '{tiny}'\n{tables}[train]\nimages = 8\n")
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv("P2PZOO_CACHE", str(folder / "cache"))
-            result = run_cli("run", folder / "recipe.toml", "--profile", "smoke", "--runs", folder / "runs")
+            with _report_writer(write_report):  # pages show data of every kind
+                result = run_cli("run", folder / "recipe.toml", "--profile", "smoke", "--runs", folder / "runs")
         return result, next((file.parent for file in folder.glob("runs/*/*/model.safetensors")), None)
 
     return train_on
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session", autouse=True)
 def no_reports():
-    """Do not write report.html in this process: it takes as long as the training of a tiny run."""
+    """Runs of this process write no report.html, which takes a tenth of a tiny run, except for `with_reports`."""
     with _report_writer(lambda *_: None):
+        yield
+
+
+@pytest.fixture(scope="module")
+def with_reports(no_reports):
+    """Runs of this process write report.html, until the end of the module."""
+    with _report_writer(write_report):
         yield
 
 
