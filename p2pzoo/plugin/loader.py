@@ -90,9 +90,11 @@ def load_entry_points(points: Iterable[EntryPoint]) -> tuple[Plugin, ...]:
     loaded: dict[str, Plugin] = {}
     duplicates: list[Plugin] = []
     describe = functools.cache(_describe_distribution)  # a distribution has many plugins: ours has all of them
+    manager = pluggy.PluginManager(GROUP)
+    manager.add_hookspecs(hookspecs)
     for point in points:
         distribution = describe(point.dist)
-        plugin = _load(point, distribution)
+        plugin = _load(point, distribution, manager)
         if point.name in loaded:
             first = loaded[point.name].distribution
             error = f"{first} already provides a plugin named '{point.name}'"
@@ -109,11 +111,10 @@ def _describe_distribution(distribution: Distribution | None) -> str:
     return f"{metadata['Name']} {metadata['Version']}"
 
 
-def _load(point: EntryPoint, distribution: str) -> Plugin:
+def _load(point: EntryPoint, distribution: str, manager: pluggy.PluginManager) -> Plugin:
+    """The plugin of an entry point. `manager` has no plugin before and after: a hook calls this one alone."""
     entries: list[Entry] = []
     try:
-        manager = pluggy.PluginManager(GROUP)
-        manager.add_hookspecs(hookspecs)
         module = point.load()
         _check_hooks(module, point.value, manager)
         manager.register(module, point.name)
@@ -125,6 +126,9 @@ def _load(point: EntryPoint, distribution: str) -> Plugin:
             return Plugin(point.name, point.value, distribution, error=f"plugin '{point.name}': {advice}")
         lines = str(error).strip().splitlines() or [""]
         return Plugin(point.name, point.value, distribution, error=f"{type(error).__name__}: {lines[0]}")
+    finally:
+        if manager.has_plugin(point.name):
+            manager.unregister(name=point.name)
     return Plugin(point.name, point.value, distribution, tuple(entries))
 
 
