@@ -1,7 +1,10 @@
 """Fixtures of several test modules: a tiny recipe, the command line in this process or another one, test plugins."""
 
 import contextlib
+import gc
+import itertools
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -34,6 +37,8 @@ MINUTES = (
     "test_cluster.py", "test_gpu_window.py", "test_packaging.py", "test_kills.py", "test_bench.py",
     "test_distributed.py", "test_large_images.py",
 )  # fmt: skip
+
+FOLDER_NUMBERS = itertools.count()  # of the folders `tmp_path` of this process
 
 TINY = """
 extends = "zoo:base.toml"
@@ -80,6 +85,34 @@ def pytest_collection_modifyitems(items):
         if item.name.endswith(("-export]", "-compile]")):
             item.add_marker(pytest.mark.slow)
     items.sort(key=lambda item: MINUTES.index(item.path.name) if item.path.name in MINUTES else len(MINUTES))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection():
+    """Look for no garbage while all tests are imported, and never among what they import: it stays to the end."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.freeze()
+        gc.enable()
+
+
+@pytest.fixture
+def tmp_path(request, tmp_path_factory):
+    """As pytest's, which reads the names of all folders of earlier tests for the next free number: milliseconds."""
+    name = re.sub(r"\W", "_", request.node.name)[:30]
+    folder = tmp_path_factory.getbasetemp() / f"{name}-{next(FOLDER_NUMBERS)}"
+    folder.mkdir(mode=0o700)
+    return folder
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_fsync():
+    """Do not wait for the disk: what os.fsync does shows after a power failure alone, and a run calls it 50 times."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("os.fsync", lambda _: None)
+        yield
 
 
 @pytest.fixture(scope="session")
@@ -168,16 +201,24 @@ def train_on(run_cli, tiny):
         (folder / "recipe.toml").write_text(f"extends = '{tiny}'\n{tables}[train]\nimages = 8\n")
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv("P2PZOO_CACHE", str(folder / "cache"))
-            result = run_cli("run", folder / "recipe.toml", "--profile", "smoke", "--runs", folder / "runs")
+            with _report_writer(write_report):  # pages show data of every kind
+                result = run_cli("run", folder / "recipe.toml", "--profile", "smoke", "--runs", folder / "runs")
         return result, next((file.parent for file in folder.glob("runs/*/*/model.safetensors")), None)
 
     return train_on
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session", autouse=True)
 def no_reports():
-    """Do not write report.html in this process: it takes as long as the training of a tiny run."""
+    """Runs of this process write no report.html, which takes a tenth of a tiny run, except for `with_reports`."""
     with _report_writer(lambda *_: None):
+        yield
+
+
+@pytest.fixture(scope="module")
+def with_reports(no_reports):
+    """Runs of this process write report.html, until the end of the module."""
+    with _report_writer(write_report):
         yield
 
 

@@ -199,9 +199,9 @@ class Experiment:
             tree["continued_from"] = self.continued_from
         return tree
 
-    @property
+    @functools.cached_property
     def id(self) -> str:
-        """The run id: 10 hexadecimal digits of a hash of `identity()`."""
+        """The run id: 10 hexadecimal digits of a hash of `identity()`. Computed once, as it reads files of weights."""
         text = json.dumps(self.identity(), sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:10]
 

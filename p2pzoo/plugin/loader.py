@@ -11,7 +11,7 @@ import inspect
 import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import Distribution, EntryPoint, entry_points
 from typing import Any, get_args
 
 import pluggy
@@ -89,9 +89,12 @@ def load_entry_points(points: Iterable[EntryPoint]) -> tuple[Plugin, ...]:
     """Load entry points one by one. If two have the same name, the second one gets an error."""
     loaded: dict[str, Plugin] = {}
     duplicates: list[Plugin] = []
+    describe = functools.cache(_describe_distribution)  # a distribution has many plugins: ours has all of them
+    manager = pluggy.PluginManager(GROUP)
+    manager.add_hookspecs(hookspecs)
     for point in points:
-        distribution = f"{point.dist.name} {point.dist.version}" if point.dist else "no distribution"
-        plugin = _load(point, distribution)
+        distribution = describe(point.dist)
+        plugin = _load(point, distribution, manager)
         if point.name in loaded:
             first = loaded[point.name].distribution
             error = f"{first} already provides a plugin named '{point.name}'"
@@ -101,11 +104,17 @@ def load_entry_points(points: Iterable[EntryPoint]) -> tuple[Plugin, ...]:
     return (*loaded.values(), *duplicates)
 
 
-def _load(point: EntryPoint, distribution: str) -> Plugin:
+def _describe_distribution(distribution: Distribution | None) -> str:
+    if distribution is None:
+        return "no distribution"
+    metadata = distribution.metadata  # each access parses the file
+    return f"{metadata['Name']} {metadata['Version']}"
+
+
+def _load(point: EntryPoint, distribution: str, manager: pluggy.PluginManager) -> Plugin:
+    """The plugin of an entry point. `manager` has no plugin before and after: a hook calls this one alone."""
     entries: list[Entry] = []
     try:
-        manager = pluggy.PluginManager(GROUP)
-        manager.add_hookspecs(hookspecs)
         module = point.load()
         _check_hooks(module, point.value, manager)
         manager.register(module, point.name)
@@ -117,6 +126,9 @@ def _load(point: EntryPoint, distribution: str) -> Plugin:
             return Plugin(point.name, point.value, distribution, error=f"plugin '{point.name}': {advice}")
         lines = str(error).strip().splitlines() or [""]
         return Plugin(point.name, point.value, distribution, error=f"{type(error).__name__}: {lines[0]}")
+    finally:
+        if manager.has_plugin(point.name):
+            manager.unregister(name=point.name)
     return Plugin(point.name, point.value, distribution, tuple(entries))
 
 
@@ -131,9 +143,8 @@ def _check_hooks(module: Any, path: str, manager: pluggy.PluginManager) -> None:
             raise ValueError(f"{_line_of(function)}there is no hook '{hook}'{did_you_mean(hook, known)}")
         arguments = [*inspect.signature(function).parameters]
         if arguments not in ([], ["register"]):
-            raise ValueError(
-                f"{_line_of(function)}{name}({', '.join(arguments)}): the only argument of a hook is `register`"
-            )
+            call = f"{_line_of(function)}{name}({', '.join(arguments)})"
+            raise ValueError(f"{call}: the only argument of a hook is `register`")
     if not hooks:
         forgotten = [name for name in known if callable(getattr(module, name, None))]
         where, name = (_line_of(getattr(module, forgotten[0])), forgotten[0]) if forgotten else ("", "")

@@ -11,12 +11,6 @@ from p2pzoo.images.io import write_png
 from p2pzoo.plugin.batch import Pair
 
 
-@pytest.fixture(autouse=True)
-def no_fsync(monkeypatch):
-    """Every case writes its cache again, which a busy disk would take long to sync."""
-    monkeypatch.setattr("os.fsync", lambda _: None)
-
-
 class Pairs:
     x_range = y_range = (0, 255)
     files, fingerprint = None, "1"

@@ -172,7 +172,7 @@ def test_a_missing_device_is_reported_before_anything_is_written(run_cli, tmp_pa
     assert "input should be 'auto', 'cpu', 'cuda' or 'mps'" in wrong.stderr
 
 
-def test_quiet_prints_the_results_only_and_the_command_to_run_next(run_cli):
+def test_quiet_prints_the_results_only_and_the_command_to_run_next(run_cli, with_reports):
     small = ["-s", "dataset.stride=256", "-s", "train.images=2", "-s", "discriminator.width=4"]
     run = ["run", "zoo:base.toml", "--profile", "smoke", *small]
     quiet = run_cli(*run, "--quiet")

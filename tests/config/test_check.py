@@ -226,6 +226,15 @@ def test_initial_weights_change_the_run_id_by_content_not_by_file_name(experimen
     assert ids[0] == ids[1] != ids[2]
 
 
+def test_an_experiment_keeps_the_id_of_the_weights_that_it_began_with(experiment, tmp_path):
+    file = tmp_path / "a"
+    file.write_bytes(b"1")
+    begun = experiment(overrides=["init.generator=a"])
+    before = begun.id
+    file.write_bytes(b"2")
+    assert begun.id == before != experiment(overrides=["init.generator=a"]).id
+
+
 def test_two_rows_of_the_paper_with_the_same_experiment_have_the_same_run_id():
     names = ("ablation_l1_cgan", "ablation_patch70")
     assert len({config.load(f"zoo:{name}.toml", "laptop").id for name in names}) == 1

@@ -20,6 +20,8 @@ from p2pzoo.images.color_spaces import Encodings, dequantize, join_lab, quantize
 from p2pzoo.models.model import Model
 from p2pzoo.models.model_file import ModelHeader
 
+pytestmark = pytest.mark.usefixtures("with_reports")
+
 L_RANGE, AB_RANGE = (0.0, 65535.0), (0.0, 65534.0)
 
 

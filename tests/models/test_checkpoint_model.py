@@ -16,6 +16,8 @@ from p2pzoo.models.safetensors_io import load_tensors, save_tensors
 from p2pzoo.plugin.loader import registry
 from p2pzoo.utils.errors import UserError
 
+pytestmark = pytest.mark.usefixtures("with_reports")
+
 AT_15 = "not finished: this is a checkpoint at 15 of 20 images"
 
 

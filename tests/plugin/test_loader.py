@@ -5,7 +5,7 @@ import json
 import re
 import shutil
 import sys
-from importlib.metadata import EntryPoint
+from importlib.metadata import EntryPoint, PathDistribution, entry_points
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -110,6 +110,30 @@ def test_a_broken_plugin_is_reported_and_stops_nothing(load, source, error):
     assert bad.entries == ()
     with pytest.raises(UserError, match="Plugins that did not load: bad"):
         build_registry([good, bad]).get("generator", "resnet")
+
+
+def test_a_plugin_that_fails_while_it_registers_gives_nothing_to_those_after_it(load):
+    failing = GOOD + "    raise RuntimeError('late')\n"
+    plugins = load(first=failing, second=GOOD, third=failing, fourth=GOOD)
+    assert [[entry.plugin for entry in plugin.entries] for plugin in plugins] == [[], ["second"], [], ["fourth"]]
+
+
+def test_two_plugins_of_one_module_both_load(load):
+    load(good=GOOD)
+    plugins = load_entry_points(EntryPoint(name, "good", "p2pzoo") for name in ("one", "two"))
+    assert [(plugin.error, [entry.plugin for entry in plugin.entries]) for plugin in plugins] == [
+        (None, ["one"]),
+        (None, ["two"]),
+    ]
+
+
+def test_the_description_of_a_distribution_is_read_once_for_all_its_plugins(monkeypatch):
+    read, files = PathDistribution.read_text, []
+    monkeypatch.setattr(PathDistribution, "read_text", lambda self, name: (files.append(name), read(self, name))[1])
+    ours = [point for point in entry_points(group="p2pzoo") if point.dist.name == "p2pzoo"]
+    files.clear()
+    assert len({plugin.distribution for plugin in load_entry_points(ours)}) == 1 < len(ours)
+    assert files.count("METADATA") == 1
 
 
 def test_two_plugins_may_register_one_name_until_a_recipe_uses_it_without_the_plugin(load):

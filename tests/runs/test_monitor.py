@@ -21,6 +21,8 @@ from p2pzoo.runs.monitor import (
 from p2pzoo.runs.run_folder import Run
 from p2pzoo.training import checkpoint
 
+pytestmark = pytest.mark.usefixtures("with_reports")
+
 PLUGIN = """
 import time
 import torch

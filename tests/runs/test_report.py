@@ -11,6 +11,8 @@ from p2pzoo import config
 from p2pzoo.runs.report import MAX_GRIDS, Comparison, SamplingPath, describe_environment, write_report
 from p2pzoo.runs.run_folder import Run
 
+pytestmark = pytest.mark.usefixtures("with_reports")
+
 NASTY = '<img src=x onerror="document.title=1">&"\'.png'
 
 

@@ -7,6 +7,8 @@ from fault_injection import only
 
 from p2pzoo.runs.results import read_results
 
+pytestmark = pytest.mark.usefixtures("with_reports")
+
 PLUGIN = """
 from p2pzoo.plugin import hookimpl
 

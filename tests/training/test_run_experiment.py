@@ -19,6 +19,8 @@ from p2pzoo.plugin.registry import Entry, Registry
 from p2pzoo.training.run_experiment import run_experiment
 from p2pzoo.utils.errors import UserError
 
+pytestmark = pytest.mark.usefixtures("with_reports")
+
 SMALL = (
     "dataset.size=64",
     "dataset.stride=256",  # one tile a region

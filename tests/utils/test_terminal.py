@@ -22,7 +22,7 @@ for line in sys.stdin.buffer.read().decode("utf-8").splitlines():
 READING = (
     "--help", "list", "list|--json", "list|recipes", "list|metric", "show|generator|unet", "show|loss|l1|--json",
     "show|train", "recipe|zoo:base.toml", "recipe|zoo:base.toml|--json", "diff|zoo:base.toml|zoo:modern/resnet9.toml",
-    "plugins", "plugins|--json", "check-plugin|trackers", "data|fetch", "data|stats|DATA",
+    "plugins", "plugins|--json", "check-plugin|export", "data|fetch", "data|stats|DATA",
     "data|check|DATA", "data|check|DATA|--json", "show|generator|ünknown", "translate|zoo:earth-small|ŷ.png|-o|y.png",
 )  # fmt: skip
 

@@ -68,12 +68,6 @@ def read_document(out):
     return json.loads(page.partition('id="data">')[2].partition("</script>")[0])
 
 
-@pytest.fixture(autouse=True)
-def no_fsync(monkeypatch):
-    """Hundreds of small files, which a busy disk would take minutes to sync."""
-    monkeypatch.setattr("os.fsync", lambda _: None)
-
-
 @pytest.fixture
 def gallery(run_cli, tmp_path):
     """gallery(runs, …) -> the page's data and its folder."""
