@@ -281,7 +281,6 @@ def test_the_networks_of_every_recipe_take_its_images(name):
     assert find_network_faults(experiment, store.channels, store.size) == []
 
 
-@pytest.mark.usefixtures("no_reports")
 @pytest.mark.parametrize("name", SMOKED)
 def test_every_recipe_runs_to_its_end_in_smoke(name, run_cli, tmp_path, request, monkeypatch):
     """Two steps instead of twenty, on fewer tiles: evaluation, checkpoints and samples are the same."""

@@ -71,7 +71,7 @@ def test_layers_of_earth(try_each, damaged, tmp_path):
 
 
 @pytest.mark.slow
-def test_caches_of_a_run(try_each, run_cli, no_reports, damaged, tmp_path, monkeypatch):
+def test_caches_of_a_run(try_each, run_cli, damaged, tmp_path, monkeypatch):
     """All files that a run leaves in the cache, among them which splits had no faults."""
     monkeypatch.setenv("P2PZOO_CACHE", str(tmp_path / "cache"))
     folder = tmp_path / "pairs"

@@ -136,7 +136,6 @@ def test_a_network_without_blocks_is_returned_itself_with_a_warning():
         assert with_activation_checkpointing(network) is network
 
 
-@pytest.mark.usefixtures("no_reports")
 def test_a_run_with_checkpointing_is_bit_identical_and_has_the_same_id(run, tmp_path):
     outcomes = []
     for setting in ("false", "true"):

@@ -537,7 +537,6 @@ class TestRun:
         monkeypatch.setattr(torch.Tensor, "pin_memory", torch.Tensor.clone)
         return as_on_cuda
 
-    @pytest.mark.usefixtures("no_reports")
     @pytest.mark.parametrize(
         "overrides",
         [
@@ -570,7 +569,6 @@ class TestRun:
         assert run(tmp_path / "cut", *overrides).first_step == 15
         assert outcome(tmp_path / "cut") == outcome(tmp_path / "plain")
 
-    @pytest.mark.usefixtures("no_reports")
     def test_a_run_whose_steps_cannot_be_recorded_warns_and_env_json_says_so(self, run, as_on_cuda, tmp_path):
         as_on_cuda(FakeRecorder(broken=True))
         answer = run(tmp_path, "train.images=8")

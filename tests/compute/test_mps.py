@@ -35,7 +35,7 @@ def test_auto_picks_it_and_keeps_the_usual_memory_format():
 
 
 @pytest.fixture(scope="module")
-def on_mps(run, tmp_path_factory, no_reports):
+def on_mps(run, tmp_path_factory):
     """The folder of a run on the device, with every metric that needs no file."""
     runs = tmp_path_factory.mktemp("mps")
     names = (

@@ -441,7 +441,7 @@ for location in ("stream", "disk", "memory"):
     assert growth["disk"] < 15
 
 
-def test_a_run_has_the_same_id_and_bits_for_every_location(tmp_path, run, no_reports):
+def test_a_run_has_the_same_id_and_bits_for_every_location(tmp_path, run):
     rng = np.random.default_rng(0)
     for split in ("train", "val", "test"):
         (tmp_path / "photos" / split).mkdir(parents=True)

@@ -8,7 +8,6 @@ import pytest
 from p2pzoo.models.safetensors_io import load_tensors
 from p2pzoo.utils.errors import UserError
 
-pytestmark = pytest.mark.usefixtures("no_reports")
 slow = pytest.mark.slow
 
 

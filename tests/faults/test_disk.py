@@ -22,8 +22,6 @@ from p2pzoo_datasets.published import Facades
 from p2pzoo.images.io import write_png
 from p2pzoo.models.safetensors_io import load_tensors
 
-pytestmark = pytest.mark.usefixtures("no_reports")
-
 MIB = 2**20
 
 

@@ -9,8 +9,6 @@ import torch
 from p2pzoo.models.safetensors_io import load_tensors
 from p2pzoo.plugin import hookspecs
 
-pytestmark = pytest.mark.usefixtures("no_reports")
-
 HOOKS = sorted(name for name in vars(hookspecs) if name.startswith("register_"))
 
 # What it registers raises, or gives what is no number, in call number `at` while the file "mended" is not there.

@@ -12,7 +12,6 @@ import pytest
 
 from p2pzoo.images.io import write_png
 
-pytestmark = pytest.mark.usefixtures("no_reports")
 slow = pytest.mark.slow
 
 

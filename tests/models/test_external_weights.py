@@ -136,7 +136,7 @@ OWN = ("down.weight", "up.weight")
 
 
 @pytest.fixture(autouse=True)
-def plugin(install, no_reports):
+def plugin(install):
     install("lora_plugin", PLUGIN)
 
 

@@ -30,11 +30,10 @@ PROCESSES = {
     "diffusion": ("process.use=diffusion", "process.steps=2", "process.eta=1"),
 }
 IMAGE = np.random.default_rng(0).integers(0, 256, (45, 70, 3), dtype=np.uint8)
-pytestmark = pytest.mark.usefixtures("no_reports")
 
 
 @pytest.fixture(scope="module")
-def folders(run, tmp_path_factory, no_reports):
+def folders(run, tmp_path_factory):
     """{name: the folder of a run with this process}"""
     found = {}
     for name, overrides in PROCESSES.items():

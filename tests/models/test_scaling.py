@@ -47,7 +47,7 @@ def pairs(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def trained(run, pairs, no_reports, tmp_path_factory):
+def trained(run, pairs, tmp_path_factory):
     """A run on these pairs at size = [64, 64], resize = "crop", with x on the left."""
     runs = tmp_path_factory.mktemp("runs")
     data = f'dataset={{use="side-by-side", root="{pairs}", size=[64, 64], resize="crop"}}'

@@ -278,7 +278,7 @@ def own_images(tmp_path_factory):
     ids=["photos to label maps", "label maps to photos", "lightness to colours", "several samples of colours"],
 )  # fmt: skip
 def test_label_maps_and_colours_have_the_runs_numbers_too(
-    dataset, folders, metric, own_images, run, evaluate, tmp_path, monkeypatch, no_reports
+    dataset, folders, metric, own_images, run, evaluate, tmp_path, monkeypatch
 ):
     monkeypatch.chdir(own_images)
     small = ["generator.depth=2", "generator.width=4", "train.images=2", "train.checkpoint_every=2"]

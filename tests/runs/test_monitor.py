@@ -189,7 +189,7 @@ def test_a_run_that_starts_over_reports_its_problems_again(run, tmp_path):
     assert findings(tmp_path) == before
 
 
-@pytest.mark.usefixtures("plugin", "no_reports")
+@pytest.mark.usefixtures("plugin")
 def test_gates_that_start_at_0_are_no_vanished_gradient(tiny, run_cli, tmp_path):
     overrides = ("generator.use=gated", "train.images=20", "train.checkpoint_every=5", "losses.l1.weight=0.01",
                  "gan_loss.weight=1e-3")  # fmt: skip

@@ -143,7 +143,7 @@ FLOW = ("generator.norm=group", "generator.noise=none", "process.use=flow", "pro
 
 
 @pytest.fixture(scope="module")
-def flow(run, tmp_path_factory, no_reports):
+def flow(run, tmp_path_factory):
     """The folder of a run whose translations are random in both test modes."""
     runs = tmp_path_factory.mktemp("flow")
     result = run(runs, *FLOW, *SAMPLED, "metrics.even={use='crps', samples=3, evaluate={test_mode='eval'}}")
@@ -177,7 +177,7 @@ def test_p2pzoo_evaluate_has_the_numbers_of_the_run(flow, run_cli):
     assert [timing["translations"]["test_mode"] for timing in measured["timings"]] == ["paper", "eval"]
 
 
-def test_a_model_without_random_numbers_has_its_l1_as_crps(run, tmp_path, no_reports):
+def test_a_model_without_random_numbers_has_its_l1_as_crps(run, tmp_path):
     result = run(tmp_path, "generator.noise=none", "train.images=4", *SAMPLED)
     assert result.exit_code == 0, result.output
     metrics, _ = read_metrics(only(tmp_path))

@@ -75,7 +75,7 @@ GROUP_NORM = ("generator.norm=group", "generator.noise=none")
 
 
 @pytest.fixture(autouse=True)
-def plugin(install, no_reports):
+def plugin(install):
     install("nce", PLUGIN)
 
 

@@ -85,7 +85,7 @@ PROJECTION = ('discriminator={use="projection"}',)
 
 
 @pytest.fixture(autouse=True)
-def plugin(install, no_reports):
+def plugin(install):
     install("projection_plugin", PLUGIN)
 
 

@@ -65,7 +65,7 @@ BOTH = ("losses.lecam.use=stateful:lecam", "losses.sure.use=uncertainty")
 
 
 @pytest.fixture(autouse=True)
-def plugin(install, no_reports):
+def plugin(install):
     install("stateful", PLUGIN)
 
 

@@ -21,8 +21,6 @@ from p2pzoo.training import loop
 from p2pzoo.training.run_writer import RunWriter
 from p2pzoo.training.setup import build_objective
 
-pytestmark = pytest.mark.usefixtures("no_reports")
-
 # x is random in `pairs`; in `pairs-at-the-start` it is what G sees of the same pair at t = 1: x, x and a plane of ones
 DATASETS = """
 import numpy as np

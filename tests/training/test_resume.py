@@ -62,7 +62,6 @@ VARIANTS = {
         'augmentations.turn={use="flip-rotate"}',
     ),
 }
-pytestmark = pytest.mark.usefixtures("no_reports")
 
 DISPLAY = "p2pzoo.runs.progress:PlainProgress.step"
 TRANSLATE = "p2pzoo.models.translator:translate_watched"  # one test image

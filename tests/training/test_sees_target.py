@@ -67,7 +67,7 @@ BICYCLE = ('generator={use="bicycle"}',)
 
 
 @pytest.fixture(autouse=True)
-def plugin(install, no_reports):
+def plugin(install):
     install("bicycle_plugin", PLUGIN)
 
 

@@ -150,7 +150,6 @@ def test_no_values_are_copied_between_host_and_device():
 FAST = ('augmentations.ada.use="ada"', "augmentations.ada.every=3", "augmentations.ada.images=10")
 
 
-@pytest.mark.usefixtures("no_reports")
 @pytest.mark.parametrize(
     "more",
     [
@@ -174,7 +173,6 @@ def test_a_killed_run_resumes_with_bit_identical_results(more, run, tmp_path):
     assert "augmentations[ada].observed" in whole
 
 
-@pytest.mark.usefixtures("no_reports")
 def test_while_p_is_0_a_run_is_one_without_augmentation(run, tmp_path):
     assert run(tmp_path / "plain").exit_code == 0
     assert run(tmp_path / "ada", *FAST, "augmentations.ada.every=1000").exit_code == 0

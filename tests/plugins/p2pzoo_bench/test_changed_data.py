@@ -77,7 +77,7 @@ def add_pair(folder):
 
 
 @pytest.fixture(scope="module")
-def shared_trained(tmp_path_factory, run_cli, no_reports):
+def shared_trained(tmp_path_factory, run_cli):
     """A table with its three runs. Tests must not change it."""
     folder = tmp_path_factory.mktemp("trained")
     draw_pairs(folder, 36, 32)

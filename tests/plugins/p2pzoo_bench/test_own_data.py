@@ -110,7 +110,7 @@ def folder(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def finished(folder, run_cli, no_reports):
+def finished(folder, run_cli):
     """(the results of two calls, the table as JSON, its page)"""
     runs = ("--profile", "smoke", "--runs", folder / "finished", "--data", folder / "mine.toml", "--budget", "1s")
     results = []
@@ -277,7 +277,7 @@ def test_without_blocks_a_kernel_distance_leaves_out_the_image_itself(folder):
 
 
 class TestWithFewPairs:
-    def test_one_run_for_each_row_and_the_answer_says_what_that_means(self, tmp_path, bench, speed, no_reports):
+    def test_one_run_for_each_row_and_the_answer_says_what_that_means(self, tmp_path, bench, speed):
         folder = write_files(tmp_path, 20)
         result = bench(folder, "--budget", "1s", "--methods", "regression,pix2pix", "-o", folder / "out.json")
         assert result.exit_code == 0, result.output

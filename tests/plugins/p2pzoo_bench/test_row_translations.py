@@ -48,7 +48,7 @@ def folder(tmp_path_factory, tiny):
 
 
 @pytest.fixture(scope="module")
-def table(folder, run_cli, no_reports):
+def table(folder, run_cli):
     arguments = ("--profile", "smoke", "--runs", folder / "runs", "-o", folder / "out.json")
     result = run_cli("bench", folder / "table.toml", *arguments)
     assert result.exit_code == 0, result.output

@@ -39,7 +39,7 @@ evaluate = { weights = "average" }
 
 
 @pytest.fixture(scope="module")
-def searched(tmp_path_factory, tiny, run_cli, no_reports):
+def searched(tmp_path_factory, tiny, run_cli):
     folder = tmp_path_factory.mktemp("searched")
     (folder / "a.toml").write_text(f'extends = "{tiny}"\ndrop = ["discriminator", "gan_loss"]\n[train]\nimages = 4\n')
     (folder / "table.toml").write_text(TABLE)

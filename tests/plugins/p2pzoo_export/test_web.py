@@ -277,7 +277,7 @@ class TestInABrowser:
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("restore_signal_handlers", "no_reports")
+@pytest.mark.usefixtures("restore_signal_handlers")
 def test_a_page_of_a_process_draws_noise_and_gives_other_samples(browser, runtime, run, run_cli, tmp_path):
     network = ("generator.norm=group", "generator.noise=none", 'drop=["discriminator", "gan_loss"]')
     flow = ("process.use=flow", "process.steps=2")

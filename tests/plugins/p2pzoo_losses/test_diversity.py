@@ -95,7 +95,6 @@ def test_a_unet_with_gaussian_noise_takes_z():
         UNet(3, 3, (32, 32), width=4, depth=2)(x, z=x[:, :1])
 
 
-@pytest.mark.usefixtures("no_reports")
 class TestRecipes:
     LOSS = ("losses.d.use=diversity-sensitive", "train.images=4")
 

@@ -106,7 +106,6 @@ def test_no_values_are_copied_between_host_and_device():
     assert not [each for each in watched.operations if "lift_fresh" in each or "scalar_dense" in each]
 
 
-@pytest.mark.usefixtures("no_reports")
 def test_a_killed_run_resumes_with_bit_identical_averages(run, tmp_path):
     overrides = ("losses.lecam.use=lecam", "train.accumulate=2", "train.batch_size=2", "train.d_steps=1")
     assert run(tmp_path / "whole", *overrides).exit_code == 0

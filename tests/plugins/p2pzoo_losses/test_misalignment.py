@@ -142,7 +142,6 @@ class TestRegistration:
         assert loss.displacement(smooth(side=side), smooth(side=side)).shape == (1, 2, side, side)
 
 
-@pytest.mark.usefixtures("no_reports")
 def test_a_killed_run_resumes_with_bit_identical_results_and_its_r_can_be_asked(run, tmp_path):
     overrides = ("losses.r.use=registration", "losses.r.width=2", "losses.r.levels=2")
     assert run(tmp_path / "whole", *overrides).exit_code == 0

@@ -181,7 +181,6 @@ class TestNetwork:
             NetworkPatchNCE(3, 2, SIZE, **options)
 
 
-@pytest.mark.usefixtures("no_reports")
 def test_a_killed_run_resumes_with_bit_identical_results(run, tmp_path):
     overrides = ("losses.nce.use=patchnce", "losses.nce.width=8", "train.batch_size=2")
     assert run(tmp_path / "whole", *overrides).exit_code == 0

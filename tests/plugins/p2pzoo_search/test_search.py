@@ -19,8 +19,6 @@ from p2pzoo.runs.results import write_results
 from p2pzoo.runs.run_folder import find_run
 from p2pzoo.utils.errors import UserError
 
-pytestmark = pytest.mark.usefixtures("no_reports")
-
 SEARCH = """
 [search]
 metric = "l1"

@@ -13,7 +13,7 @@ PROTOCOL = {"display_ms": 1000, "practice": 10, "trials": 40, "side": 256, "pair
 
 
 @pytest.fixture(scope="module")
-def trained(run, tmp_path_factory, no_reports):
+def trained(run, tmp_path_factory):
     """A finished run at 64 px. Its data has more than the 50 test images that a session needs."""
     runs = tmp_path_factory.mktemp("runs")
     result = run(runs, "train.images=2", "dataset.stride=64")
@@ -58,7 +58,7 @@ def test_a_page_loads_nothing_and_escapes_its_title(study):
     assert "http" not in page.replace("http-equiv", "") + (study / "study.js").read_text()
 
 
-def test_too_few_test_images_are_refused(run, run_cli, tmp_path, no_reports):
+def test_too_few_test_images_are_refused(run, run_cli, tmp_path):
     assert run(tmp_path / "runs", "train.images=1").exit_code == 0
     [folder] = (tmp_path / "runs").glob("*/*")
     result = run_cli("study", folder, "-o", tmp_path / "out")

@@ -230,7 +230,6 @@ class TestInARecipe:
         for name, tensor in one.state_dict().items():
             assert torch.equal(tensor, again.state_dict()[name]), name
 
-    @pytest.mark.usefixtures("no_reports")
     def test_a_resumed_run_is_bit_identical(self, tmp_path, run_cli):
         options = [f'discriminator.backbone="{TINY}"', 'generator.use="unet"', "dataset.size=64", "dataset.stride=256"]
         options += ["generator.width=2", "discriminator.width=2", "compute.threads=1", "train.checkpoint_every=2"]

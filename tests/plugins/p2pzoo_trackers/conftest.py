@@ -16,7 +16,7 @@ def run(run):
 
 
 @pytest.fixture(scope="module")
-def plain(run, no_reports, tmp_path_factory):
+def plain(run, tmp_path_factory):
     """The folder of a run without a tracker. Tests must not change it."""
     runs = tmp_path_factory.mktemp("plain")
     assert run(runs).exit_code == 0

@@ -8,7 +8,7 @@ from tracked_runs import losses_of, numbers_of, only
 
 pytest.importorskip("mlflow")
 pytest.importorskip("sqlalchemy")
-pytestmark = pytest.mark.usefixtures("no_reports", "no_network")
+pytestmark = pytest.mark.usefixtures("no_network")
 
 IN_RUN = 'callbacks.tracker={use="mlflow"}'
 

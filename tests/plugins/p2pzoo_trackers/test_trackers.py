@@ -16,8 +16,6 @@ from tracked_runs import grid_of, losses_of, numbers_of, only
 
 from p2pzoo.utils.errors import UserError
 
-pytestmark = pytest.mark.usefixtures("no_reports")
-
 ON_WANDB = 'callbacks.tracker={use="wandb", project="mine", entity="me", mode="offline"}'
 ON_TENSORBOARD = 'callbacks.tracker={use="tensorboard"}'
 

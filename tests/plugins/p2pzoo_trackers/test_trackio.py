@@ -13,7 +13,7 @@ from tracked_runs import grid_of, losses_of, numbers_of, only
 from p2pzoo.cli import main
 
 pytest.importorskip("trackio")
-pytestmark = pytest.mark.usefixtures("no_reports", "no_network")
+pytestmark = pytest.mark.usefixtures("no_network")
 
 IN_RUN = 'callbacks.tracker={use="trackio"}'
 

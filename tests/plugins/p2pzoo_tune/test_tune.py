@@ -317,20 +317,19 @@ def read_outcome(runs):
 
 
 @pytest.fixture(scope="module")
-def tuned(run, no_reports, other_kernels, tmp_path_factory):
+def tuned(run, other_kernels, tmp_path_factory):
     runs = tmp_path_factory.mktemp("tuned")
     assert run(runs, f"compute.kernels={other_kernels}").exit_code == 0
     return runs
 
 
 @pytest.fixture(scope="module")
-def plain(run, no_reports, tmp_path_factory):
+def plain(run, tmp_path_factory):
     runs = tmp_path_factory.mktemp("plain")
     assert run(runs).exit_code == 0
     return runs
 
 
-@pytest.mark.usefixtures("no_reports")
 class TestRun:
     def test_a_run_uses_and_stores_its_kernels_and_agrees_up_to_rounding(self, tuned, plain, other_kernels):
         assert read_kernels(find_run_folder(tuned) / "kernels.json") == read_kernels(other_kernels)

@@ -170,7 +170,6 @@ def test_labels_follow_augmentations_of_what_d_sees():
     torch.testing.assert_close(gan.discriminator_loss(out), gan.discriminator_loss(expected))
 
 
-@pytest.mark.usefixtures("no_reports")
 @pytest.mark.parametrize(
     "overrides",
     [
@@ -189,7 +188,6 @@ def test_a_killed_run_resumes_with_bit_identical_results(run, tmp_path, override
     assert outcome(tmp_path / "killed") == outcome(tmp_path / "whole")
 
 
-@pytest.mark.usefixtures("no_reports")
 def test_a_recipe_with_too_few_classes_or_none_is_refused_in_one_line(run, tmp_path):
     for classes, message in (
         ("", "num_classes"),
