@@ -93,22 +93,19 @@ def load_entry_points(points: Iterable[EntryPoint]) -> tuple[Plugin, ...]:
     manager = pluggy.PluginManager(GROUP)
     manager.add_hookspecs(hookspecs)
     for point in points:
-        distribution = describe(point.dist)
-        plugin = _load(point, distribution, manager)
+        plugin = _load(point, describe(point.dist), manager)
         if point.name in loaded:
             first = loaded[point.name].distribution
             error = f"{first} already provides a plugin named '{point.name}'"
-            duplicates.append(Plugin(point.name, point.value, distribution, error=error))
+            duplicates.append(Plugin(point.name, point.value, plugin.distribution, error=error))
         else:
             loaded[point.name] = plugin
     return (*loaded.values(), *duplicates)
 
 
 def _describe_distribution(distribution: Distribution | None) -> str:
-    if distribution is None:
-        return "no distribution"
-    metadata = distribution.metadata  # each access parses the file
-    return f"{metadata['Name']} {metadata['Version']}"
+    metadata = distribution.metadata if distribution else None  # each access parses the file
+    return f"{metadata['Name']} {metadata['Version']}" if metadata else "no distribution"
 
 
 def _load(point: EntryPoint, distribution: str, manager: pluggy.PluginManager) -> Plugin:

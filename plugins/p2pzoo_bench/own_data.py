@@ -122,17 +122,14 @@ def on_own_data(
         raise UserError(f"--data {recipe}: no column of {table.name} can be measured on it ({why}): use another table")
     renamed = {name for name in measured if changed.metrics.get(name) != table.metrics.get(name)}
     columns = {f"{name}.paired" if name in renamed else name: heading for name, heading in measured.items()}
-    unmeasured = [f"{table.columns.get(name, name)}{reason}" for name, reason in reasons.items()]
-    return OwnData(
-        replace(changed, columns=columns), folds, pairs, test,
-        (
-            *(f"not measured on this data: {why}" for why in unmeasured),
-            *(f"{measured[name]}: leaves out the image itself only; this data has no blocks" for name in measured
-              if name in renamed),
-            *(["[compute]: this machine's, not that of the table"] if any(map(_has_compute, rows)) else []),
-            *(["settings: those of the recipes; [search] is left out with --data"] if table.search else []),
-        ),
-    )  # fmt: skip
+    notes = [
+        *(f"not measured on this data: {table.columns.get(name, name)}{reason}" for name, reason in reasons.items()),
+        *(f"{measured[name]}: leaves out the image itself only; this data has no blocks" for name in measured
+          if name in renamed),
+        *(["[compute]: this machine's, not that of the table"] if any(map(_has_compute, rows)) else []),
+        *(["settings: those of the recipes; [search] is left out with --data"] if table.search else []),
+    ]  # fmt: skip
+    return OwnData(replace(changed, columns=columns), folds, pairs, test, tuple(notes))
 
 
 def check_budget(overrides: Sequence[str]) -> None:

@@ -16,7 +16,7 @@ MISSING, FEW = "missing runs", "too few folds"
 GROUPS = {  # {key of the document: (group of `answer.sort_rows`, title)}
     "better": ("ahead", "better, beyond chance"),
     "worse": ("behind", "worse, beyond chance"),
-    "cannot_be_told": ("within", "cannot be told"),
+    "undecided": ("within", "undecided"),
 }
 NO_VERDICT = f"no verdict: {MISSING} / {FEW}"
 
@@ -24,7 +24,7 @@ NO_VERDICT = f"no verdict: {MISSING} / {FEW}"
 def find_groups(doc: Mapping[str, Any], primary: str | None) -> list[dict[str, Any]]:
     """The groups of each column in which a direction is better, the primary metric's first, as plain values.
 
-    [{"metric", "heading", "better", "worse", "cannot_be_told": [names of rows], "no_verdict": {name of a row: reason},
+    [{"metric", "heading", "better", "worse", "undecided": [names of rows], "no_verdict": {name of a row: reason},
       "expected_by_chance": rows that would be better or worse before a correction if none differed, "primary"}, …]
 
     doc      of `comparison.build_comparison`, of a table with folds

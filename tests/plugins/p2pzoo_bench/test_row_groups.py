@@ -63,9 +63,9 @@ def group(*rows, primary=None, **facts):
 
 
 class TestGroups:
-    def test_rows_are_better_worse_or_cannot_be_told(self):
+    def test_rows_are_better_worse_or_undecided(self):
         column = group(row("a", FOLDS, l1=minus(CLEAR)), row("b", FOLDS, l1=CLEAR), row("c", FOLDS, l1=CLOSE))
-        assert (column["better"], column["worse"], column["cannot_be_told"]) == (["a"], ["b"], ["c"])
+        assert (column["better"], column["worse"], column["undecided"]) == (["a"], ["b"], ["c"])
         assert column["no_verdict"] == {}
 
     def test_where_higher_is_better_the_groups_change_places(self):
@@ -75,7 +75,7 @@ class TestGroups:
         alone = group(row("a", FOLDS, l1=SMALL))
         among_three = group(*(row(name, FOLDS, l1=SMALL) for name in "abc"))
         assert (alone["worse"], alone["expected_by_chance"]) == (["a"], 0.05)
-        assert among_three["cannot_be_told"] == ["a", "b", "c"]
+        assert among_three["undecided"] == ["a", "b", "c"]
         assert among_three["expected_by_chance"] == pytest.approx(0.15)
 
     def test_rows_without_a_p_value_have_no_verdict_and_a_reason(self):
@@ -146,7 +146,7 @@ class TestFormats:
         assert len(lines) <= 10
         assert "| better, beyond chance | A\\|B |" in before
         assert "| worse, beyond chance | B |" in before
-        assert "| cannot be told | C |" in before
+        assert "| undecided | C |" in before
         assert f"| {UNJUDGED} | D |" in before
 
     def test_a_sentence_says_how_many_rows_would_be_expected_by_chance(self, doc):
@@ -202,7 +202,7 @@ class TestFormats:
         doc = document(base(), row("a", FOLDS, l1=CLEAR))
         doc["groups"] = find_groups(doc, None)
         assert build_groups_table(doc)[1] == [
-            ["better, beyond chance", "–"], ["worse, beyond chance", "A"], ["cannot be told", "–"]
+            ["better, beyond chance", "–"], ["worse, beyond chance", "A"], ["undecided", "–"]
         ]  # fmt: skip
 
 
