@@ -18,6 +18,7 @@ GROUPS = {  # {key of the document: (group of `answer.sort_rows`, title)}
     "worse": ("behind", "worse, beyond chance"),
     "undecided": ("within", "undecided"),
 }
+FEW_NAMES = 5
 NO_VERDICT = f"no verdict: {MISSING} / {FEW}"
 
 
@@ -87,12 +88,17 @@ def build_groups_table(doc: Mapping[str, Any]) -> tuple[list[str], list[list[str
     directions = {column["metric"]: column for column in doc["columns"]}
     head = [f"against {_find_baseline(doc)['label']}", *(with_arrow(directions[c["metric"]]) for c in columns)]
     rows = [
-        [title, *("; ".join(labels[name] for name in column[key]) or NONE for column in columns)]
+        [title, *(_format_names(key, [labels[name] for name in column[key]]) for column in columns)]
         for key, (_, title) in GROUPS.items()
     ]
     if any(column["no_verdict"] for column in columns):
         rows.append([NO_VERDICT, *(_format_reasons(column, labels) for column in columns)])
     return head, rows
+
+
+def _format_names(key: str, labels: Sequence[str]) -> str:
+    """The labels of a group. Of many rows that are undecided, their number: all others are named."""
+    return f"the other {len(labels)}" if key == "undecided" and len(labels) > FEW_NAMES else "; ".join(labels) or NONE
 
 
 def _format_reasons(column: Mapping[str, Any], labels: Mapping[str, str]) -> str:

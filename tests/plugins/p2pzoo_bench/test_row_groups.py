@@ -167,6 +167,12 @@ class TestFormats:
             [line] = [line for line in below.splitlines() if line.startswith(f"| {name} |")]
             assert line.count("[") == 12
 
+    @pytest.mark.parametrize(("number", "cell"), [(5, "R0; R1; R2; R3; R4"), (6, "the other 6")])
+    def test_of_many_undecided_rows_their_number_stands_there(self, number, cell):
+        doc = document(base(), row("a", FOLDS, l1=CLEAR), *(row(f"r{i}", FOLDS, l1=CLOSE) for i in range(number)))
+        doc["groups"] = find_groups(doc, None)
+        assert [line for line in build_groups_table(doc)[1] if line[0] == "undecided"] == [["undecided", cell]]
+
     def test_other_reasons_than_missing_runs_and_folds_are_named(self):
         doc = document(base(), row("a", FOLDS, l1=CLEAR), row("b", 2, l1=[0.1, 0.1]), row("c", FOLDS, l1=[0.0] * FOLDS))
         doc["groups"] = find_groups(doc, None)
