@@ -83,6 +83,7 @@ def _search(
     request: Request, metric: str, folder: Path, *, trials: int, budget: float | None, jobs: int, quiet: bool
 ) -> Outcome:
     """Train the missing trials of a study. Ends the command after a signal."""
+    from p2pzoo_bench.changed_data import DataFingerprints
     from p2pzoo_bench.executors import LocalExecutor
     from p2pzoo_bench.progress import table_progress
     from p2pzoo_bench.run_missing import Stopped
@@ -95,7 +96,7 @@ def _search(
     executor = LocalExecutor(jobs)
     better = better_direction(experiment, metric)
     shared = {"recipe": experiment.id, "search": request.space.describe(), "metric": metric, "seed": experiment.seed,
-              "share": request.space.share}  # fmt: skip
+              "share": request.space.share, "data": DataFingerprints().of(experiment)}  # fmt: skip
     known = check_same_search(folder, shared)
     with table_progress(quiet=quiet) as progress:
         if known:

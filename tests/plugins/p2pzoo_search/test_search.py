@@ -187,6 +187,19 @@ def test_another_search_in_the_folder_is_refused(search, trained, mine):
     assert "its trials have another recipe" in search("--trials", "1", exit_code=2)["error"]
 
 
+def test_scores_on_other_data_are_refused(search, trained, mine, tmp_path):
+    for split, number in (("train", 4), ("val", 2), ("test", 2)):
+        (tmp_path / "pairs" / split).mkdir(parents=True)
+        for name in range(number):
+            Image.new("RGB", (64, 32), (40 * name, 9, 9)).save(tmp_path / "pairs" / split / f"{name}.png")
+    dataset = '[dataset]\nuse = "side-by-side"\nroot = "pairs"\n'
+    mine.write_text(mine.read_text().replace("[train]", f"{dataset}[train]"))
+    search("--trials", "1")
+    search("--trials", "1")
+    Image.new("RGB", (64, 32)).save(tmp_path / "pairs" / "val" / "9.png")
+    assert "its trials have another data" in search("--trials", "1", exit_code=2)["error"]
+
+
 @pytest.mark.parametrize(
     ("before", "after", "options", "fault"),
     [
