@@ -41,7 +41,7 @@ def replace_or_die(source, target):
 os.replace = replace_or_die
 """
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("with_reports")]
 
 
 def only(runs: Path) -> Path:
