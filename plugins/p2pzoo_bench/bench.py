@@ -44,6 +44,7 @@ from p2pzoo_bench.executors import ACCEPT_STALE, FRESH, Executor, Job
 from p2pzoo_bench.row_groups import find_groups
 from p2pzoo_bench.run_missing import Progress, run_missing
 from p2pzoo_bench.stored_results import EvaluatedImages, FinishedRun
+from p2pzoo_bench.table_columns import NOT_TRAINED
 from p2pzoo_bench.table_file import Row, Table, is_fold, is_seed
 
 
@@ -311,7 +312,7 @@ class Bench:
                     table_row.runs.append(run)
                 else:
                     failed = failures.get(cell.experiment.id) or self._changed_data_fault(cell)
-                    table_row.failed = failed or "not trained yet"
+                    table_row.failed = failed or NOT_TRAINED
             rows.append(table_row)
         return rows
 

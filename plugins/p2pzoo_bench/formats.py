@@ -21,7 +21,15 @@ from p2pzoo.runs.pages import data_uri, figure_to_svg, render_page
 from p2pzoo.utils.errors import UserError
 from p2pzoo.utils.terminal import escape
 from p2pzoo_bench.row_groups import build_groups_table, describe_groups
-from p2pzoo_bench.table_columns import COSTS, NONE, TableColumn, find_best_cells, list_columns, with_arrow
+from p2pzoo_bench.table_columns import (
+    COSTS,
+    NONE,
+    NOT_TRAINED,
+    TableColumn,
+    find_best_cells,
+    list_columns,
+    with_arrow,
+)
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -133,7 +141,9 @@ def _format_cell(row: Mapping[str, Any], column: TableColumn, measured: Mapping[
 def _format_value(row: Mapping[str, Any], column: Mapping[str, Any]) -> str:
     cell = row["cells"].get(column["metric"])
     if cell is None:
-        return "unavailable" if column["unavailable"] else ("failed" if row["failed"] else NONE)
+        if column["unavailable"]:
+            return "unavailable"
+        return "missing" if row["failed"] == NOT_TRAINED else "failed" if row["failed"] else NONE
     half = None if cell["low"] is None else (cell["high"] - cell["low"]) / 2
     places = decimals(cell["mean"], half)
     too_few = " (too few images)" if "too_few" in cell else ""

@@ -11,6 +11,7 @@ from p2pzoo.utils.suggest import did_you_mean
 from p2pzoo_bench.comparison import Comparison, metric_of
 
 NONE = "–"  # in a cell without a number
+NOT_TRAINED = "not trained yet"  # why a row has no numbers
 ARROWS = {"higher": "↑", "lower": "↓"}
 COSTS = {
     "receptive_field": "receptive field (px)",

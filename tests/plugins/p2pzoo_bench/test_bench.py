@@ -19,6 +19,7 @@ from p2pzoo_bench import bench as bench_module
 from p2pzoo_bench import executors
 from p2pzoo_bench.bench import Bench
 from p2pzoo_bench.executors import Job, LocalExecutor
+from p2pzoo_bench.formats import to_markdown
 from p2pzoo_bench.table_file import read_table
 from PIL import Image
 
@@ -318,6 +319,8 @@ def test_no_train_prints_the_rows_that_are_there(bench, files):
     result, doc = bench("--seeds", 1, "--no-train")
     assert result.exit_code == 0
     assert {row["failed"] for row in doc["rows"] if not row.get("target")} == {"not trained yet"}
+    assert "| missing |" in to_markdown(doc)
+    assert "failed" not in to_markdown(doc)
     assert [folder.name for folder in (files / "runs").iterdir()] == ["target"]
 
 
