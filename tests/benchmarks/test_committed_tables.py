@@ -69,7 +69,7 @@ def test_the_tables_in_the_readmes_are_those_of_the_results(monkeypatch):
                 del sys.modules[name]  # such names as "faults" may mean something else to other tests
 
 
-@pytest.mark.parametrize("name", ["methods", "zoo_equal_time"])
+@pytest.mark.parametrize("name", ["methods", "zoo_equal_time", "search_best"])
 def test_the_rows_of_a_table_at_equal_time_have_the_images_that_were_measured(name):
     measured = json.loads((RESULTS / "speed" / f"row_seconds-{name}.json").read_text())
     table = read_table(str(ROOT / "benchmarks" / f"{name}.toml"))

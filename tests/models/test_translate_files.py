@@ -167,6 +167,7 @@ def test_reading_computing_and_writing_run_in_parallel(model, folder, monkeypatc
 )
 def test_few_images_are_read_ahead_and_few_wait_to_be_written(model, folder, monkeypatch, setting, value, limit):
     monkeypatch.setattr(translate_files_module, setting, value)
+    monkeypatch.setattr(translate_files_module, "MAX_THREADS", 2)
     targets = folder(*[(8, 8)] * 24)
     counts = {"read": 0, "translated": 0, "written": 0}
     ahead, behind = [], []
@@ -193,7 +194,7 @@ def test_few_images_are_read_ahead_and_few_wait_to_be_written(model, folder, mon
     monkeypatch.setattr(model, "translate_arrays", counting_compute)
     assert len(list(translate_files(model, targets, "paper"))) == 24
     assert max(ahead) <= limit
-    assert max(behind) <= limit
+    assert max(behind) <= limit + 1  # one thread may still write an earlier image while the other reads
 
 
 def test_written_pixels_are_the_translation_in_a_lossless_file(model, folder):
