@@ -9,6 +9,11 @@ statistic is a mean over tiles, or a pooled ratio like accuracy, whose true valu
 
 Folds (protocol 2): K runs, each with the tiles of one fold of earth. The difference of a run is an effect of its seed
 plus the mean over its tiles of the effects of block and tile; seed and blocks contribute equally to its variance.
+
+Families: tables of many rows on few folds, as `groups = true` shows them. A number is the effect of its fold plus that
+of its run, whose standard deviation differs between rows by a random factor. Measured with the rows' own variances and
+with `pooled_spread`: how many tables name a row although none differs from the baseline, and how many of five rows are
+named that differ by DIFFERENCE standard deviations of a run.
 """
 
 from __future__ import annotations
@@ -23,13 +28,18 @@ from typing import Any
 import click
 import measure
 import numpy as np
-from p2pzoo_bench.folds import over_folds
+from p2pzoo_bench.answer import SIGNIFICANCE
+from p2pzoo_bench.folds import holm, over_folds, pool_rows
 from p2pzoo_bench.intervals import CONFIDENCE, over_seeds, paired_over_blocks
 
 from p2pzoo import config
 
 Draw = Callable[[np.random.Generator, int], np.ndarray]
 FOLDS = (3, 5, 10)
+FAMILIES = ((36, 3), (16, 5))  # rows, folds
+FACTORS = (1.0, 1.35, 1.8)  # e^σ of the log-normal factor between the standard deviations of rows
+DIFFERENCE = 4.0
+DIFFERENT = 5  # rows that differ
 EFFECTS: dict[str, Draw] = {
     "normal": lambda rng, n: rng.normal(size=n),
     "skewed": lambda rng, n: rng.exponential(size=n) - 1,
@@ -57,6 +67,11 @@ def main(trials: int, as_json: bool, output: Path | None) -> None:
             f"{folds}, {name}": round(fold_coverage(np.random.default_rng(2), fold_blocks()[:folds], draw, trials), 4)
             for name, draw in EFFECTS.items()
             for folds in FOLDS
+        },
+        "families": {
+            f"{rows} rows, {folds} folds, {factor}": family_errors(rows, folds, factor, trials)
+            for rows, folds in FAMILIES
+            for factor in FACTORS
         },
         "environment": measure.environment(),
     }  # fmt: skip
@@ -93,6 +108,33 @@ def fold_coverage(rng: np.random.Generator, folds: list[list[int]], draw: Draw, 
         assert interval.high is not None
         held += interval.low <= 0 <= interval.high
     return held / trials
+
+
+def family_errors(rows: int, folds: int, factor: float, trials: int) -> dict[str, dict[str, float]]:
+    """The shares of tables that name a row without cause, and of different rows that are named, by kind of variance."""
+    rng = np.random.default_rng(3)
+    wrong, found = {"own": 0, "pooled": 0}, {"own": 0, "pooled": 0}
+    for _ in range(trials):
+        deviations = np.exp(rng.normal(0, np.log(factor), (rows, 1)))
+        numbers = rng.normal(size=folds) + deviations * rng.normal(size=(rows, folds))
+        changed = numbers.copy()
+        changed[1 : DIFFERENT + 1] += DIFFERENCE
+        for name in wrong:
+            wrong[name] += bool(named_rows(numbers, pooled=name == "pooled"))
+            found[name] += sum(row <= DIFFERENT for row in named_rows(changed, pooled=name == "pooled"))
+    return {
+        name: {"wrong": round(wrong[name] / trials, 4), "found": round(found[name] / trials / DIFFERENT, 4)}
+        for name in wrong
+    }
+
+
+def named_rows(numbers: np.ndarray, *, pooled: bool) -> list[int]:
+    """The rows of (rows, folds) that differ from row 0 beyond chance, as `p2pzoo bench` decides it."""
+    spread = pool_rows(numbers) if pooled else None  # type: ignore[arg-type]
+    tiles = [1] * numbers.shape[1]
+    ps = [over_folds(row - numbers[0], tiles, spread).p for row in numbers[1:]]
+    adjusted = holm([1.0 if p is None else p for p in ps])
+    return [row for row, p in enumerate(adjusted, start=1) if p <= SIGNIFICANCE]
 
 
 def mean_coverage(rng: np.random.Generator, tiles: list[int], draw: Draw, trials: int) -> float:
@@ -134,7 +176,18 @@ def table(result: dict[str, Any]) -> str:
     for name, coverage in sorted(result["folds"].items(), key=lambda item: int(item[0].partition(",")[0])):
         folds, _, shape = name.partition(", ")
         rows.append(f"| {folds} folds of earth (Student's t), {shape} | {coverage:.1%} |")
-    return "\n".join([*rows, "", f"in {result['trials']} simulations"])
+    families = [
+        f"| table; factor between the rows' standard deviations | variance "
+        f"| name a row that does not differ | rows found that differ by {DIFFERENCE:g} deviations |",
+        "|---|---|---|---|",
+        *(
+            f"| {name.rpartition(', ')[0]}; {name.rpartition(', ')[2]} | {kind} "
+            f"| {shares['wrong']:.1%} | {shares['found']:.0%} |"
+            for name, kinds in result["families"].items()
+            for kind, shares in kinds.items()
+        ),
+    ]
+    return "\n".join([*rows, "", *families, "", f"in {result['trials']} simulations"])
 
 
 if __name__ == "__main__":

@@ -388,6 +388,7 @@ class Bench:
             "source": self.table.source,
             "profile": self.profile,
             **({"folds": self.seeds} if self.table.folds else {}),
+            **({"pooled_spread": True} if self.table.pooled_spread else {}),
             **self.table.describe_search(),
         }
         images = EvaluatedImages.of_store(self.store(self._baseline.experiment))

@@ -10,13 +10,14 @@ The p-values of all claims that get a verdict are adjusted together (Holm). In t
     undecided             else; also with too few folds, and where a condition of the claim is not met
 
 A claim with runs that are missing has no verdict, and shows no effects: nobody decides by them when to stop. It is
-adjusted for with a p-value of 1, so that the verdicts of the others can only become firmer when it is complete.
+adjusted for with a p-value of 1, so that the verdicts of the others can only become firmer when it is complete. In a
+table with `pooled_spread`, a claim needs the runs of all rows: its intervals depend on them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -190,8 +191,9 @@ def _measure(id: str, claim: Claim, bench: Bench, comparison: Comparison) -> Jud
     """The claim with its effects and its p-value, without a verdict."""
     judged = Judged(id, claim)
     rows = {row.name: row for row in comparison.rows}
-    expected = {name: sum(cell.row.name == name for cell in bench.cells) for name in claim.rows}
-    judged.missing = sum(expected[name] - len(rows[name].runs) for name in claim.rows)
+    needed = [row.name for row in bench.table.trained] if bench.table.pooled_spread else claim.rows
+    expected = {name: sum(cell.row.name == name for cell in bench.cells) for name in needed}
+    judged.missing = sum(expected[name] - len(rows[name].runs) for name in needed)
     unavailable = [part.metric for part in claim.parts if metric_of(part.metric) in bench.unavailable]
     if unavailable:
         judged.reason = f"{unavailable[0]}: {bench.unavailable[metric_of(unavailable[0])]}"
@@ -219,9 +221,9 @@ def _measure_part(part: Part, rows: Mapping[str, TableRow], bench: Bench, compar
     check_same_images(part.metric, better, worse, pairs, folds=True)
     reduce = CachedReduce(comparison.metrics[name], name)
     sign = 1 if bench.better_direction(part.metric) == "higher" else -1
-    difference, blocks = difference_over_folds(pairs, reduce, key or "value")
+    difference, blocks = difference_over_folds(pairs, reduce, key or "value", comparison.spreads.get(part.metric))
     if sign < 0:
-        difference = FoldDifference(-difference.value, difference.error, tuple(-value for value in difference.of))
+        difference = replace(difference, value=-difference.value, of=tuple(-value for value in difference.of))
         blocks = Interval(-blocks.value, *(None if end is None else -end for end in (blocks.high, blocks.low)))
     return Effect(
         part,

@@ -29,7 +29,7 @@ from p2pzoo.plugin.registry import Registry
 from p2pzoo.runs.results import describe_too_few
 from p2pzoo.utils.errors import UserError
 from p2pzoo.utils.suggest import did_you_mean
-from p2pzoo_bench.folds import FoldDifference, over_folds
+from p2pzoo_bench.folds import FoldDifference, Spread, over_folds, pool_rows
 from p2pzoo_bench.intervals import CONFIDENCE, Interval, over_seeds, paired_over_blocks
 from p2pzoo_bench.stored_results import EvaluatedImages, FinishedRun, build_metrics, open_evaluated_images
 
@@ -71,12 +71,14 @@ class Comparison:
     doc      all its numbers, as plain values
     metrics  {name: metric} of its columns
     size     (H, W) of the images
+    spreads  {column: the spread of all rows over folds}, if the table pools it
     """
 
     doc: dict[str, Any]
     rows: tuple[TableRow, ...]
     metrics: Mapping[str, Any]
     size: tuple[int, int]
+    spreads: Mapping[str, Spread | None] = field(default_factory=dict)
 
     @property
     def pictures(self) -> dict[str, Path]:
@@ -170,7 +172,8 @@ def build_comparison(
     columns      {metric: heading}, as in a table file
     unavailable  {name of a metric: why there is no number}
     data         the evaluated split, or what the runs store about it
-    facts        further entries of the document: title, source, profile, …; "folds" if each seed has its own data
+    facts        further entries of the document: title, source, profile, …; "folds" if each seed has its own data;
+                 "pooled_spread" if intervals over folds take the spread of all rows together
     """
     measured = {column: heading for column, heading in columns.items() if metric_of(column) not in unavailable}
     folds = "folds" in facts
@@ -183,6 +186,7 @@ def build_comparison(
     }
     metrics = build_metrics(components, data)
     reducers = {name: CachedReduce(metric, name) for name, metric in metrics.items()}
+    spreads = _pool_columns(rows, reference, measured) if facts.get("pooled_spread") else {}
     doc = {
         **facts,
         "baseline": baseline,
@@ -195,10 +199,11 @@ def build_comparison(
                 "better": better_direction(metrics, components, metric_of(column)),
                 "protocol": digests.get(column),
                 "unavailable": unavailable.get(metric_of(column)),
+                **({"spread": vars(spread) if (spread := spreads[column]) else None} if column in spreads else {}),
             }
             for column, heading in columns.items()
         ],
-        "rows": [_describe_row(row, reference, measured, reducers, data, folds=folds) for row in rows],
+        "rows": [_describe_row(row, reference, measured, reducers, data, spreads, folds=folds) for row in rows],
         "protocols": {
             digest: run.results["protocols"][digest]
             for row in rows
@@ -207,7 +212,26 @@ def build_comparison(
             if digest in run.results["protocols"]
         },
     }
-    return Comparison(doc, tuple(rows), metrics, data.size)
+    return Comparison(doc, tuple(rows), metrics, data.size, spreads)
+
+
+def _pool_columns(
+    rows: Sequence[TableRow], reference: TableRow, columns: Mapping[str, str]
+) -> dict[str, Spread | None]:
+    """{column: the spread of all trained rows with all folds of the reference}. Rows of one training count once."""
+    seeds = [run.results["seed"] for run in reference.runs]
+    trained = [{run.results["seed"]: run for run in row.runs} for row in rows if not row.target]
+    trainings = {tuple(run.results["id"] for run in runs.values()): runs for runs in reversed(trained)}
+    return {
+        column: pool_rows(
+            [
+                [_value(runs[seed], column) for seed in seeds]
+                for runs in trainings.values()
+                if all(seed in runs and column in runs[seed].results["metrics"] for seed in seeds)
+            ]
+        )
+        for column in columns
+    }
 
 
 def metric_of(column: str) -> str:
@@ -299,11 +323,13 @@ def _describe_row(
     columns: Mapping[str, str],
     reducers: Mapping[str, CachedReduce],
     data: EvaluatedImages,
+    spreads: Mapping[str, Spread | None],
     *,
     folds: bool,
 ) -> dict[str, Any]:
     """The row's entry of the document."""
-    differences = _differences_from(row, reference, columns, reducers, folds=folds) if row is not reference else {}
+    is_reference = row is reference
+    differences = {} if is_reference else _differences_from(row, reference, columns, reducers, spreads, folds=folds)
     cells = {}
     for column in columns:
         values = [run.results["metrics"][column]["value"] for run in row.runs if column in run.results["metrics"]]
@@ -361,12 +387,14 @@ def _differences_from(
     reference: TableRow,
     columns: Mapping[str, str],
     reducers: Mapping[str, CachedReduce],
+    spreads: Mapping[str, Spread | None],
     *,
     folds: bool,
 ) -> dict[str, dict[str, Any]]:
     """{column: {"difference": …}}: the row's number minus the reference's, with intervals over blocks and over seeds.
 
-    folds  each seed has its own images: the interval over seeds is that over folds (folds.py)
+    spreads  {column: the spread of all rows}, for columns that pool it
+    folds    each seed has its own images: the interval over seeds is that over folds (folds.py)
 
     Raises UserError if the two were measured on different images.
     """
@@ -382,7 +410,7 @@ def _differences_from(
             continue
         check_same_images(column, row, reference, usable, folds=folds)
         if folds:
-            of_folds, of_blocks = difference_over_folds(usable, reduce, key or "value")
+            of_folds, of_blocks = difference_over_folds(usable, reduce, key or "value", spreads.get(column))
             interval = vars(of_folds.interval())  # holds the variance of regions too; "blocks" is a diagnostic
             differences[column] = {"difference": {"blocks": vars(of_blocks), "seeds": interval, "p": of_folds.p}}
             continue
@@ -424,12 +452,14 @@ def _blocks_of(run: FinishedRun) -> list[str]:
 
 
 def difference_over_folds(
-    pairs: Sequence[tuple[FinishedRun, FinishedRun]], reduce: CachedReduce, key: str
+    pairs: Sequence[tuple[FinishedRun, FinishedRun]], reduce: CachedReduce, key: str, spread: Spread | None = None
 ) -> tuple[FoldDifference, Interval]:
     """The difference over the images of all folds, each weighted by its number of images, of pairs of runs.
 
     The second interval resamples blocks and ignores how runs vary: it is a diagnostic. It has no ends if the runs do
     not keep the metric's statistics.
+
+    spread  of all rows of the table, where it is pooled
     """
     blocks_by_fold = [_blocks_of(a) for a, _ in pairs]
     ends = np.cumsum([len(blocks) for blocks in blocks_by_fold])
@@ -446,9 +476,9 @@ def difference_over_folds(
 
     tiles = [len(blocks) for blocks in blocks_by_fold]
     if not all(reduce.is_kept(run) for pair in pairs for run in pair):
-        folds = over_folds([reduce.number(a, key) - reduce.number(b, key) for a, b in pairs], tiles)
+        folds = over_folds([reduce.number(a, key) - reduce.number(b, key) for a, b in pairs], tiles, spread)
         return folds, Interval(folds.value)
-    folds = over_folds([of_fold(fold, np.arange(count)) for fold, count in enumerate(tiles)], tiles)
+    folds = over_folds([of_fold(fold, np.arange(count)) for fold, count in enumerate(tiles)], tiles, spread)
     blocks = [f"{fold}:{block}" for fold, names in enumerate(blocks_by_fold) for block in names]
     return folds, paired_over_blocks(difference, blocks)
 

@@ -12,6 +12,11 @@ The training sets of the folds share most regions. What that does to the varianc
 V by 1 + K · test tiles / training tiles of a fold. `benchmarks/interval_coverage.py` simulates how often the interval
 contains the true value.
 
+With three folds and many rows, K - 1 = 2 degrees of freedom decide nothing: adjusted for 35 rows, a difference would
+have to be 26 standard errors. A table with `pooled_spread` takes the spread of all its rows together (`pool_rows`).
+What a row adds to the spread of its table varies from row to row, so the row's own variance is used where it is
+larger; `interval_coverage.py` simulates that too, with rows of unequal spread.
+
 Imports only numpy and scipy.
 """
 
@@ -33,14 +38,16 @@ MIN_FOLDS = 3  # with two, Student's t has one degree of freedom: the interval i
 class FoldDifference:
     """The mean difference over folds.
 
-    value  d̄
-    error  √V; None with fewer than MIN_FOLDS folds, or if all folds have the same difference
-    of     the difference of each of the K folds
+    value    d̄
+    error    √V; None with fewer than MIN_FOLDS folds, or if all folds have the same difference
+    of       the difference of each of the K folds
+    degrees  degrees of freedom of the error
     """
 
     value: float
     error: float | None
     of: tuple[float, ...]
+    degrees: int
 
     @property
     def folds(self) -> int:
@@ -57,7 +64,7 @@ class FoldDifference:
         """
         if self.error is None:
             return Interval(self.value)
-        half = float(student.ppf((1 + confidence) / 2, self.folds - 1)) * self.error
+        half = float(student.ppf((1 + confidence) / 2, self.degrees)) * self.error
         half *= (1 + self.folds * test_per_train) ** 0.5
         return Interval(self.value, self.value - half, self.value + half)
 
@@ -66,13 +73,45 @@ class FoldDifference:
         """Two-sided, of no difference."""
         if self.error is None:
             return None
-        return float(2 * student.sf(abs(self.value) / self.error, self.folds - 1))
+        return float(2 * student.sf(abs(self.value) / self.error, self.degrees))
 
 
-def over_folds(differences: Sequence[float], tiles: Sequence[int]) -> FoldDifference:
+@dataclass(frozen=True)
+class Spread:
+    """How much the numbers of rows vary over folds.
+
+    variance  of one run, without what its row and its fold have in common with others
+    degrees   of freedom
+    """
+
+    variance: float
+    degrees: int
+
+
+def pool_rows(numbers: Sequence[Sequence[float]]) -> Spread | None:
+    """The spread of R rows, each with its numbers of the same K folds: the residual of the table of rows × folds.
+
+    None with fewer than three rows or MIN_FOLDS folds, for numbers that are not finite, and if nothing varies.
+
+    >>> pool_rows([[1, 2, 3], [2, 3, 4], [1, 3, 3]]).degrees
+    4
+    """
+    y = np.asarray(numbers, float)
+    if y.ndim != 2 or y.shape[0] < 3 or y.shape[1] < MIN_FOLDS or not np.isfinite(y).all():
+        return None
+    residual = y - y.mean(1, keepdims=True) - y.mean(0, keepdims=True) + y.mean()
+    if np.abs(residual).max() <= 1e-12 * np.abs(y).max():
+        return None
+    degrees = (y.shape[0] - 1) * (y.shape[1] - 1)
+    return Spread(float((residual**2).sum() / degrees), degrees)
+
+
+def over_folds(differences: Sequence[float], tiles: Sequence[int], pooled: Spread | None = None) -> FoldDifference:
     """The mean of one difference for each fold.
 
-    tiles  number of test tiles of each fold: its weight
+    tiles   number of test tiles of each fold: its weight
+    pooled  the spread of all rows, whose double is the variance of a difference unless its own is larger; None: its
+            own variance alone
 
     Raises ValueError if the lengths differ, or a fold has no tiles.
     """
@@ -80,12 +119,13 @@ def over_folds(differences: Sequence[float], tiles: Sequence[int]) -> FoldDiffer
         raise ValueError(
             f"{len(differences)} differences need as many numbers of tiles of at least 1, not {list(tiles)}"
         )
+    degrees = pooled.degrees if pooled else len(differences) - 1
     d, weights = np.asarray(differences, float), np.asarray(tiles, float) / sum(tiles)
     value = float(weights @ d)
     if len(d) < MIN_FOLDS or np.ptp(d) <= 1e-12 * np.abs(d).max():
-        return FoldDifference(value, None, tuple(differences))
-    variance = float(d.var(ddof=1) * (weights**2).sum())
-    return FoldDifference(value, variance**0.5, tuple(differences))
+        return FoldDifference(value, None, tuple(differences), degrees)
+    variance = max(float(d.var(ddof=1)), 2 * pooled.variance if pooled else 0.0) * float((weights**2).sum())
+    return FoldDifference(value, variance**0.5, tuple(differences), degrees)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

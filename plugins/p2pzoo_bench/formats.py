@@ -100,7 +100,11 @@ def build_notes(doc: Mapping[str, Any]) -> list[str]:
         notes.append(f"One run per row, seed {seeds[0]}: no interval.")
     differences = [cell["difference"] for row in doc["rows"] for cell in row["cells"].values() if "difference" in cell]
     if differences and "folds" in doc:
-        notes.append(f"Differences: the mean over the images of all folds with its {percent} interval over folds.")
+        notes.append(
+            f"Differences: the mean over the images of all folds with its {percent} interval over folds."
+            + " The variance of a difference is that of all rows together, or its own where that is larger."
+            * any(column.get("spread") for column in doc["columns"])
+        )
     elif differences:
         interval = f" with its {percent} interval over test {doc['resampled']} (studentised bootstrap, paired by image)"
         if all(difference["blocks"]["low"] is None for difference in differences):

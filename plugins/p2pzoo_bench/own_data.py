@@ -110,6 +110,7 @@ def on_own_data(
             baseline=table.baseline if table.baseline in trained else trained[0],
             folds=folds is not None,
             groups=table.groups and folds is not None,
+            pooled_spread=table.pooled_spread and folds is not None,
             answer=table.answer or (table.groups and folds is None),  # groups need the interval over folds
             seeds=NUM_FOLDS if folds else 1,
             metrics=table.metrics if store.has_blocks else without_blocks(table.metrics),

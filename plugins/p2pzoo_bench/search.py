@@ -45,7 +45,7 @@ def build_trials(table: Table, count: Callable[[Row], int]) -> Table:
     )
     return replace(
         table, title=f"{table.title}: trials", source="", baseline=rows[0].name, rows=rows, answer=False, groups=False,
-        primary=None, search=None, columns={metric: metric},
+        pooled_spread=False, primary=None, search=None, columns={metric: metric},
         metrics={name: values for name, values in table.metrics.items() if name == metric_of(metric)},
     )  # fmt: skip
 

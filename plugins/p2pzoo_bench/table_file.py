@@ -10,6 +10,7 @@
     answer = true                                                 # begins with what the differences say, in words
     groups = true                                                 # in place of it, for many rows: begins with the rows
                                                                   # that are better, worse, neither; needs folds
+    pooled_spread = true                                          # intervals over folds take the spread of all rows
     primary = "fcn_score"                                         # its differences are adjusted for the number of rows
     set = ["train.images=14000"]                                  # for every row, like -s of `p2pzoo run`
 
@@ -70,8 +71,8 @@ from p2pzoo.utils.paths import shipped_dir
 from p2pzoo.utils.suggest import did_you_mean
 
 KEYS = (
-    "title", "source", "baseline", "seeds", "folds", "profile", "answer", "groups", "primary", "set", "study",
-    "search", "metrics", "columns", "rows",
+    "title", "source", "baseline", "seeds", "folds", "profile", "answer", "groups", "pooled_spread", "primary", "set",
+    "study", "search", "metrics", "columns", "rows",
 )  # fmt: skip
 ROW_KEYS = (
     "recipe", "label", "set", "trials", "evaluate", "published", "folds", "target", "blur", "flat", "other_fold",
@@ -154,6 +155,8 @@ class Table:
     groups   whether it begins with the rows that are better or worse beyond chance, and those that are neither
     primary  the metric that was chosen before the runs, which comes first there; None: none
     search   how the settings of rows with `trials` are chosen; None: they are not
+
+    pooled_spread  whether intervals over folds take the spread of all rows together (folds.py)
     """
 
     name: str
@@ -170,6 +173,7 @@ class Table:
     study: bool = False
     answer: bool = False
     groups: bool = False
+    pooled_spread: bool = False
     primary: str | None = None
     search: Search | None = None
 
@@ -249,6 +253,7 @@ def read_table(path: str) -> Table:
         study=tree.get("study", False),
         answer=tree.get("answer", False),
         groups=tree.get("groups", False),
+        pooled_spread=tree.get("pooled_spread", False),
         primary=tree.get("primary"),
         search=Search(**tree["search"]) if "search" in tree else None,
     )
@@ -372,13 +377,15 @@ def _setting_faults(at: At, tree: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _answer_faults(at: At, tree: Mapping[str, Any]) -> Iterator[str]:
-    for key in ("answer", "groups"):
+    for key in ("answer", "groups", "pooled_spread"):
         if not isinstance(value := tree.get(key, False), bool):
             yield f"{at(key)}  {key} = {value!r}: write {key} = true, or remove it"
     if tree.get("groups") is True and "folds" not in tree:
         yield f"{at('groups')}  groups: the table has no folds: set folds = 3, or answer = true instead of groups"
     elif tree.get("groups") is True and tree.get("answer") is True:
         yield f"{at('groups')}  groups: answer = true has the same groups in words: remove one of the two"
+    if tree.get("pooled_spread") is True and "folds" not in tree:
+        yield f"{at('pooled_spread')}  pooled_spread: the table has no folds: set folds = 3, or remove it"
 
 
 def _metric_faults(at: At, metrics: Any) -> Iterator[str]:

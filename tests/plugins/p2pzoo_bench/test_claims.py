@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from p2pzoo_bench.bench import Bench
 from p2pzoo_bench.claims import judge
 from p2pzoo_bench.claims_file import read_claims
 from p2pzoo_bench.claims_formats import summarize, to_markdown, to_svg
+from p2pzoo_bench.folds import over_folds, pool_rows
 from p2pzoo_bench.table_file import read_table
 from scipy import stats
 
@@ -247,6 +249,24 @@ def test_without_all_runs_there_is_no_verdict_and_the_dry_run_lists_them(write_r
     claim = verdicts(bench())["P1"]
     assert (claim["verdict"], claim["reason"]) == (None, "2 of its 10 runs are missing")
     assert claim["parts"] == []
+
+
+def test_of_a_table_with_a_pooled_spread_every_row_counts(files, write_runs, bench, verdicts):
+    table = TABLE.replace("folds = 3\n", "").replace(f"folds = {FOLDS}", f"folds = {FOLDS}\npooled_spread = true")
+    (files / "table.toml").write_text(table)
+    numbers = {"a": [0.2] * FOLDS, "b": spread(0.24), "c": [0.1, 0.3, 0.2, 0.4, 0.1]}
+    filled = write_runs(numbers)
+    tiles = [len(filled.store(cell.experiment)) for cell in filled.cells if cell.row.name == "a"]
+    [part] = verdicts(bench())["P1"]["parts"]
+    pooled = pool_rows([*numbers.values()])
+    expected = over_folds([b - a for a, b in zip(numbers["a"], numbers["b"], strict=True)], tiles, pooled)
+    interval = expected.interval()
+    assert part["p"] == pytest.approx(expected.p)
+    assert part["interval"] == pytest.approx([interval.low, interval.high])
+    [last] = (files / "results").glob(f"c-{bench().cells[-1].experiment.id}")
+    shutil.rmtree(last)
+    claim = verdicts(bench())["P1"]
+    assert (claim["parts"], claim["reason"]) == ([], "1 of its 15 runs are missing")
 
 
 def test_no_train_judges_what_is_there(write_runs, files, run_cli):

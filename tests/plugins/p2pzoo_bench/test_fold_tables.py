@@ -10,7 +10,7 @@ import torch
 from p2pzoo_bench import formats
 from p2pzoo_bench.bench import Bench
 from p2pzoo_bench.comparison import TableRow, build_comparison
-from p2pzoo_bench.folds import over_folds
+from p2pzoo_bench.folds import over_folds, pool_rows
 from p2pzoo_bench.stored_results import EvaluatedImages, FinishedRun
 from p2pzoo_bench.table_columns import find_best_cells
 from p2pzoo_bench.table_file import read_table
@@ -105,6 +105,41 @@ class TestComparison:
         assert cell["difference"]["seeds"] == pytest.approx(vars(expected.interval()), abs=1e-6)
         assert cell["difference"]["p"] == pytest.approx(expected.p, rel=1e-3)
         assert cell["difference"]["blocks"]["value"] == pytest.approx(expected.value, abs=1e-6)
+
+    def test_with_a_pooled_spread_all_trained_rows_count_once(self, rows, experiment, finished, data):
+        """Not the ground truth, a row with a fold less, or one that shows another row's training."""
+        a, b = rows
+        others = [TableRow(name, name.upper(), experiment) for name in ("c", "d", "short")]
+        for number, row in enumerate(others):
+            for fold, images in enumerate((4, 6, 10)[: 2 if row.name == "short" else 3]):
+                values = 0.3 + 0.01 * fold * number + np.linspace(0, 0.1, images, dtype=np.float32)
+                row.runs.append(finished(row.name, fold, values))
+        again = TableRow("again", "B again", experiment, b.runs)
+        photos = TableRow("photos", "photos", experiment, target=True)
+        photos.runs += [
+            finished("photos", fold, np.zeros(images, np.float32)) for fold, images in enumerate((4, 6, 10))
+        ]
+        table = [a, b, *others, again, photos]
+        doc = build_comparison(table, "a", {"l1": "L1"}, {}, data, facts=FACTS | {"pooled_spread": True}).doc
+
+        def means(row):
+            return [run.results["metrics"]["l1"]["value"] for run in row.runs]
+
+        spread = pool_rows([means(row) for row in (a, b, *others[:2])])
+        assert doc["columns"][0]["spread"] == pytest.approx(vars(spread))
+        for number, row in ((1, b), (6, photos)):
+            expected = over_folds(list(np.subtract(means(row), means(a))), [4, 6, 10], spread)
+            found = doc["rows"][number]["cells"]["l1"]["difference"]
+            assert found["seeds"] == pytest.approx(vars(expected.interval()), abs=1e-6)
+            assert found["p"] == pytest.approx(expected.p, rel=1e-3)
+        assert "all rows together" in "".join(formats.build_notes(doc))
+
+    def test_with_fewer_than_three_rows_nothing_is_pooled(self, rows, data):
+        own = build_comparison(rows, "a", {"l1": "L1"}, {}, data, facts=FACTS).doc
+        doc = build_comparison(rows, "a", {"l1": "L1"}, {}, data, facts=FACTS | {"pooled_spread": True}).doc
+        assert doc["columns"][0]["spread"] is None
+        assert doc["rows"] == own["rows"]
+        assert "all rows together" not in "".join(formats.build_notes(doc))
 
     def test_the_diagnostic_resamples_the_blocks_of_all_folds(self, rows, data):
         """Blocks of the same name in two folds are two blocks."""

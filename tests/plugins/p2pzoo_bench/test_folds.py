@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from p2pzoo_bench.folds import MIN_FOLDS, holm, over_folds
+from p2pzoo_bench.folds import MIN_FOLDS, Spread, holm, over_folds, pool_rows
 from p2pzoo_bench.intervals import Interval, over_seeds
 from scipy.stats import ttest_1samp
 
@@ -70,6 +70,36 @@ def test_the_interval_contains_the_truth_in_95_percent_of_simulated_tables(folds
         interval = over_folds(differences, tiles.tolist()).interval()
         held += interval.low <= 0 <= interval.high
     assert 0.93 <= held / trials <= 0.97
+
+
+def test_the_pooled_spread_is_the_residual_variance_of_an_analysis_of_variance():
+    rng = np.random.default_rng(0)
+    y = rng.normal(size=(6, 4)) + rng.normal(size=(6, 1)) * 5 + rng.normal(size=4) * 3
+    design = np.hstack([np.kron(np.eye(6), np.ones((4, 1))), np.tile(np.eye(4), (6, 1))])  # effects of rows and folds
+    effects, _, rank, _ = np.linalg.lstsq(design, y.ravel())
+    left = y.ravel() - design @ effects
+    found = pool_rows(y)
+    assert found.degrees == 24 - rank == 15
+    assert found.variance == pytest.approx((left**2).sum() / 15)
+
+
+@pytest.mark.parametrize(
+    "numbers",
+    [[[1, 2, 3], [2, 4, 1]], [[1, 2], [2, 4], [3, 3]], [[1, 2, 3]] * 3, [[1, 2, math.nan], [2, 4, 1], [3, 1, 1]], []],
+)
+def test_too_few_rows_or_folds_have_no_pooled_spread(numbers):
+    assert pool_rows(numbers) is None
+
+
+def test_a_difference_has_the_larger_of_the_pooled_variance_and_its_own():
+    quiet, loud, pooled = [0.1, 0.11, 0.12], [0.1, 0.9, -0.6], Spread(0.02, 70)
+    found, weights = over_folds(quiet, [10, 20, 70], pooled), (0.1, 0.2, 0.7)
+    assert found.error == pytest.approx(math.sqrt(2 * 0.02 * sum(w**2 for w in weights)))
+    t_70_degrees = 1.9944371117711865  # the 97.5% quantile of Student's t (any table)
+    assert found.interval().high == pytest.approx(found.value + t_70_degrees * found.error)
+    own = over_folds(loud, [10, 20, 70])
+    found = over_folds(loud, [10, 20, 70], pooled)
+    assert (found.value, found.error, found.degrees) == (own.value, own.error, 70)
 
 
 @given(st.lists(st.tuples(finite, st.integers(1, 99)), min_size=MIN_FOLDS, max_size=10), finite)

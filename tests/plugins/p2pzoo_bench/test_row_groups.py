@@ -242,6 +242,12 @@ class TestTableFile:
                 r"table.toml:1  groups: the table has no folds: set folds = 3",
             ),
             (
+                "groups = true\nfolds = 3",
+                "pooled_spread = true",
+                r"table.toml:1  pooled_spread: the table has no folds",
+            ),
+            ("groups = true", "pooled_spread = 3", r"table.toml:1  pooled_spread = 3: write pooled_spread = true"),
+            (
                 "groups = true",
                 "groups = true\nanswer = true",
                 r"table.toml:1  groups: answer = true has the same",
