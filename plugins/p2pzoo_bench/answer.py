@@ -53,7 +53,7 @@ def explain(doc: Mapping[str, Any], baseline: Mapping[str, Any], primary: str | 
         )
         return (
             "Beyond chance: over folds, adjusted for the number of rows (Holm). Intervals are 95%, each for itself; "
-            f"folds share training images, which makes them a little too narrow.{named}"
+            f"folds share training images, which makes them too narrow by an unknown amount.{named}"
         )
     if len(baseline.get("runs", ())) > 1:
         return "Beyond chance: both 95% intervals leave out 0, over seeds and over test images; the latter are shown."

@@ -10,12 +10,14 @@ The p-values of all claims that get a verdict are adjusted together (Holm). In t
     undecided             else; also with too few folds, and where a condition of the claim is not met
 
 A claim with runs that are missing has no verdict, and shows no effects: nobody decides by them when to stop. It is
-adjusted for with a p-value of 1, so that the verdicts of the others can only become firmer when it is complete. In a
+adjusted for with a p-value of 1, so that other claims can only become significant when it is complete: one that is not
+significant before, and would be afterwards if all missing ones were, is undecided until then. In a
 table with `pooled_spread`, a claim needs the runs of all rows: its intervals depend on them.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -23,6 +25,7 @@ from typing import Any
 import numpy as np
 
 from p2pzoo.utils.errors import UserError
+from p2pzoo.utils.suggest import did_you_mean
 from p2pzoo_bench.bench import Bench
 from p2pzoo_bench.claims_file import (
     DESCRIBED,
@@ -142,6 +145,11 @@ def check_claims(claims: Claims, benches: Mapping[str, Bench]) -> None:
             if metric_of(metric) not in bench.unavailable and bench.better_direction(metric) is None:
                 where = f"{claims.where[id]}  [claims.{id}]"
                 faults.append(f"{where} {metric}: neither more nor less of it is better: name another column")
+        for condition in claim.valid:
+            experiment = next(cell.experiment for cell in bench.cells if cell.row.name == condition.row)
+            if (name := metric_of(condition.above)) not in experiment.measurements:
+                where = f"{claims.where[id]}  [claims.{id}] valid: '{condition.row}'"
+                faults.append(f"{where} is not measured with {name}{did_you_mean(name, experiment.measurements)}")
     if faults:
         raise UserError(*faults)
 
@@ -161,11 +169,14 @@ def judge(
         _measure(id, claim, benches[claim.table], comparisons[claim.table]) for id, claim in claims.claims.items()
     ]
     family = [each for each in judged if not each.claim.described]
-    adjusted = holm([1.0 if each.p is None else each.p for each in family])
-    for each, p in zip(family, adjusted, strict=True):
+    adjusted, least = (
+        holm([(p_of_missing if each.missing else 1.0) if each.p is None else each.p for each in family])
+        for p_of_missing in (1.0, 0.0)
+    )
+    for each, p, least_p in zip(family, adjusted, least, strict=True):
         each.adjusted_p = None if each.p is None else p
         if not each.missing:
-            each.verdict = _decide(each)
+            each.verdict = _decide(each, least_p)
     for each in judged:
         if each.claim.described and not each.missing:
             each.verdict = DESCRIBED
@@ -174,12 +185,16 @@ def judge(
     return judged
 
 
-def _decide(judged: Judged) -> str:
+def _decide(judged: Judged, least_p: float) -> str:
+    """The verdict. least_p: the adjusted p-value if all claims that miss runs turn out to be significant."""
     if judged.p is None or judged.adjusted_p is None:
         return UNDECIDED
     effects = [effect.difference.value for effect in judged.effects]
     if judged.adjusted_p < SIGNIFICANCE:
         return SAME if effects[0] > 0 else OPPOSITE
+    if least_p < SIGNIFICANCE:
+        judged.reason = "significant or not, by claims whose runs are missing"
+        return UNDECIDED
     if all(effect.is_inside_margin for effect in judged.effects):
         return NO_EFFECT
     different_signs = min(effects) < 0 < max(effects)
@@ -204,6 +219,8 @@ def _measure(id: str, claim: Claim, bench: Bench, comparison: Comparison) -> Jud
     judged.effects = [_measure_part(part, rows, bench, comparison) for part in claim.parts]
     if min(effect.difference.folds for effect in judged.effects) < MIN_FOLDS:
         judged.reason = f"fewer than {MIN_FOLDS} folds give no interval"
+    elif infinite := [effect.heading for effect in judged.effects if not math.isfinite(effect.difference.value)]:
+        judged.reason = f"{infinite[0]} is not a finite number in every fold"
     elif unmet := [reason for condition in claim.valid if (reason := _is_unmet(condition, rows[condition.row]))]:
         judged.reason = unmet[0]
     elif any(effect.difference.p is None for effect in judged.effects):
@@ -237,6 +254,8 @@ def _measure_part(part: Part, rows: Mapping[str, TableRow], bench: Bench, compar
 
 def _is_unmet(condition: Condition, row: TableRow) -> str | None:
     """Why a condition is not met by a row's runs; None if it is met."""
+    if lacking := [name for name in (condition.metric, condition.above) if not row.runs[0].has(name)]:
+        return f"'{row.label}' has no {lacking[0]}"
     value, above = (np.mean([run.number(name) for run in row.runs]) for name in (condition.metric, condition.above))
     if value > above:
         return None

@@ -106,7 +106,6 @@ class Claims:
     curves_where  file:line of the key
     """
 
-    name: str
     title: str
     source: str
     claims: Mapping[str, Claim]
@@ -115,11 +114,6 @@ class Claims:
     curves: Table | None = None
     curves_file: str = ""
     curves_where: str = ""
-
-    @property
-    def family(self) -> list[str]:
-        """The ids of the claims that get a verdict: their p-values are adjusted together."""
-        return [id for id, claim in self.claims.items() if not claim.described]
 
 
 def is_claims_file(path: str) -> bool:
@@ -165,8 +159,8 @@ def read_claims(path: str) -> Claims:
     if faults:
         raise UserError(*faults)
     return Claims(
-        file.stem, content.title or file.stem, content.source, content.claims, tables, where, curves,
-        content.curves or "", curves_where,
+        content.title or file.stem, content.source, content.claims, tables, where, curves, content.curves or "",
+        curves_where,
     )  # fmt: skip
 
 

@@ -21,8 +21,8 @@ OPEN = "no verdict yet"
 GROUPS = {SAME: "As claimed", OPPOSITE: "The opposite", NO_EFFECT: "No effect above δ", UNDECIDED: "Undecided"}
 NOTES = (
     "Effects are positive in the direction of the claim, with their 95% interval over folds, not adjusted for the "
-    "number of claims. p is adjusted (Holm) over all claims that get a verdict; a claim of several parts has the "
-    "largest p of them.",
+    "number of claims; nor are the 90% intervals that decide 'no effect above δ'. p is adjusted (Holm) over all claims "
+    "that get a verdict; a claim of several parts has the largest p of them.",
     "δ: the smallest effect that matters, fixed before the runs.",
 )
 PAPER_NOTE = "The paper's effect is from other data and another size: it stands here for its direction."
@@ -58,6 +58,8 @@ def summarize(claims: Sequence[Mapping[str, Any]]) -> list[str]:
 
 def _in_words(claim: Mapping[str, Any]) -> str:
     words = f"{claim['id']}, {claim['text']}{format_verdict(claim).removeprefix(claim['verdict'])}"
+    if not claim["parts"]:
+        return f"{words} ({claim['reason']})"
     if claim["verdict"] == NO_EFFECT:
         part = max(claim["parts"], key=lambda part: max(map(abs, part["interval_90"])) / part["margin"])
         number = format_effect({**part, "interval": part["interval_90"]})
@@ -126,7 +128,11 @@ def format_reasons(claim: Mapping[str, Any]) -> str:
     if curves := claim.get("curves"):
         change = "changes" if curves["cross"] else "does not change"
         early, late = curves["images"]
-        reasons.append(f"the sign of the difference {change} between {early:,} and {late:,} images")
+        text = f"on {curves['folds']} folds the sign of the difference {change} between {early:,} and {late:,} images"
+        pairs = zip(claim["parts"], curves["differences"], strict=True)
+        if any(part["effect"] * first < 0 for part, (first, _) in pairs):
+            text += f", but at {early:,} it is not that of all folds"
+        reasons.append(text)
     return "; ".join(reasons)
 
 
@@ -214,8 +220,9 @@ def _draw(claims: Sequence[Mapping[str, Any]]) -> Figure:
         if part["interval"]:
             axes.plot(part["interval"], [y, y], color="#1f6fd6", lw=2)
         axes.plot(part["effect"], y, "o", color="#1f6fd6", label="here, with its 95% interval" if y == 0 else None)
-        if part["paper"] is not None:
-            axes.plot(part["paper"], y, "D", color="#c94f07", mfc="none", label="paper" if y == 0 else None)
+    papers = [(part["paper"], y) for y, (_, part) in enumerate(lines) if part["paper"] is not None]
+    if papers:
+        axes.plot(*zip(*papers, strict=True), "D", color="#c94f07", mfc="none", label="paper")
     axes.axvline(0, color="#888888", lw=1)
     names = [f"{claim['id']}  {' against '.join(part['labels'])}, {part['heading']}" for claim, part in lines]
     axes.set_yticks(range(len(lines)), names)

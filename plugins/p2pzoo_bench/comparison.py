@@ -218,20 +218,20 @@ def build_comparison(
 def _pool_columns(
     rows: Sequence[TableRow], reference: TableRow, columns: Mapping[str, str]
 ) -> dict[str, Spread | None]:
-    """{column: the spread of all trained rows with all folds of the reference}. Rows of one training count once."""
-    seeds = [run.results["seed"] for run in reference.runs]
+    """{column: the spread of the trainings that have a finite number in every fold of the reference}.
+
+    Rows that show the same training count once.
+    """
+    seeds = sorted(run.results["seed"] for run in reference.runs)
     trained = [{run.results["seed"]: run for run in row.runs} for row in rows if not row.target]
-    trainings = {tuple(run.results["id"] for run in runs.values()): runs for runs in reversed(trained)}
-    return {
-        column: pool_rows(
-            [
-                [_value(runs[seed], column) for seed in seeds]
-                for runs in trainings.values()
-                if all(seed in runs and column in runs[seed].results["metrics"] for seed in seeds)
-            ]
-        )
-        for column in columns
-    }
+    complete = [[runs[seed] for seed in seeds] for runs in trained if all(seed in runs for seed in seeds)]
+    trainings = {tuple(run.results["id"] for run in runs): runs for runs in reversed(complete)}
+    spreads = {}
+    for column in columns:
+        having = [runs for runs in trainings.values() if all(column in run.results["metrics"] for run in runs)]
+        numbers = [[_value(run, column) for run in runs] for runs in having]
+        spreads[column] = pool_rows([row for row in numbers if np.isfinite(row).all()])
+    return spreads
 
 
 def metric_of(column: str) -> str:
@@ -410,7 +410,9 @@ def _differences_from(
             continue
         check_same_images(column, row, reference, usable, folds=folds)
         if folds:
-            of_folds, of_blocks = difference_over_folds(usable, reduce, key or "value", spreads.get(column))
+            of_folds, of_blocks = difference_over_folds(
+                usable, reduce, key or "value", None if row.target else spreads.get(column)
+            )
             interval = vars(of_folds.interval())  # holds the variance of regions too; "blocks" is a diagnostic
             differences[column] = {"difference": {"blocks": vars(of_blocks), "seeds": interval, "p": of_folds.p}}
             continue
@@ -454,12 +456,12 @@ def _blocks_of(run: FinishedRun) -> list[str]:
 def difference_over_folds(
     pairs: Sequence[tuple[FinishedRun, FinishedRun]], reduce: CachedReduce, key: str, spread: Spread | None = None
 ) -> tuple[FoldDifference, Interval]:
-    """The difference over the images of all folds, each weighted by its number of images, of pairs of runs.
+    """The difference over the images of all folds, each weighted by its number of images, of pairs of runs, by seed.
 
     The second interval resamples blocks and ignores how runs vary: it is a diagnostic. It has no ends if the runs do
     not keep the metric's statistics.
 
-    spread  of all rows of the table, where it is pooled
+    spread  of the runs of the table, where it is pooled; used if the pairs have all its folds
     """
     blocks_by_fold = [_blocks_of(a) for a, _ in pairs]
     ends = np.cumsum([len(blocks) for blocks in blocks_by_fold])
@@ -475,10 +477,12 @@ def difference_over_folds(
         return sum(terms) / len(images)
 
     tiles = [len(blocks) for blocks in blocks_by_fold]
+    a, b = ([reduce.number(pair[side], key) for pair in pairs] for side in (0, 1))
+    variance = spread.of_difference(a, b) if spread and len(pairs) == len(spread.folds) else None
     if not all(reduce.is_kept(run) for pair in pairs for run in pair):
-        folds = over_folds([reduce.number(a, key) - reduce.number(b, key) for a, b in pairs], tiles, spread)
+        folds = over_folds(list(np.subtract(a, b)), tiles, variance)
         return folds, Interval(folds.value)
-    folds = over_folds([of_fold(fold, np.arange(count)) for fold, count in enumerate(tiles)], tiles, spread)
+    folds = over_folds([of_fold(fold, np.arange(count)) for fold, count in enumerate(tiles)], tiles, variance)
     blocks = [f"{fold}:{block}" for fold, names in enumerate(blocks_by_fold) for block in names]
     return folds, paired_over_blocks(difference, blocks)
 
@@ -489,7 +493,8 @@ def pair_runs(row: TableRow, reference: TableRow, *, folds: bool) -> list[tuple[
     if row.target and not folds:
         return [(row.runs[0], b) for b in reference.runs] if row.runs else []
     by_seed = {run.results["seed"]: run for run in reference.runs}
-    return [(a, by_seed[a.results["seed"]]) for a in row.runs if a.results["seed"] in by_seed]
+    runs = sorted(row.runs, key=lambda run: int(run.results["seed"]))
+    return [(a, by_seed[a.results["seed"]]) for a in runs if a.results["seed"] in by_seed]
 
 
 def _value(run: FinishedRun, column: str) -> float:

@@ -12,6 +12,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from p2pzoo.config.experiment import Experiment
 from p2pzoo.utils.errors import UserError
 from p2pzoo_bench.bench import Bench
@@ -25,10 +27,12 @@ class Crossing:
     """The differences of a claim's parts, positive in its direction.
 
     images       of the claim's runs, and of the curves' longer ones
+    folds        of the curves, whose differences these are
     differences  of each part, at both
     """
 
     images: tuple[int, int]
+    folds: int
     differences: tuple[tuple[float, float], ...]
 
     @property
@@ -39,6 +43,7 @@ class Crossing:
         """The crossing as plain values."""
         return {
             "images": list(self.images),
+            "folds": self.folds,
             "cross": self.does_cross,
             "differences": [list(pair) for pair in self.differences],
         }
@@ -80,7 +85,7 @@ def find_shared(claim: Claim, benches: Mapping[str, Bench], curves: Bench) -> tu
 
 
 def find_crossing(claim: Claim, benches: Mapping[str, Bench], curves: Bench) -> Crossing | None:
-    """None if the claim's rows have no curves, or if runs of the curves are missing."""
+    """None if the claim's rows have no curves, runs of the curves are missing, or a number is not finite."""
     if (shared := find_shared(claim, benches, curves)) is None:
         return None
     finished = {(cell.row.name, cell.experiment.seed): curves.find_finished(cell) for cell in curves.cells}
@@ -99,7 +104,9 @@ def find_crossing(claim: Claim, benches: Mapping[str, Bench], curves: Bench) -> 
             for name in (_at(part.metric, images[0]), part.metric)
         )
         differences.append((early, late))
-    return Crossing(images, tuple(differences))
+    if not np.isfinite(differences).all():
+        return None
+    return Crossing(images, len(seeds), tuple(differences))
 
 
 def _first(bench: Bench, row: str) -> Experiment | None:

@@ -8,14 +8,14 @@ these, over fresh seeds.
     s² = Σ (d_f - mean d)² / (K - 1)                V = s² Σ ω_f²,  interval d̄ ± t(K-1) √V
 
 The training sets of the folds share most regions. What that does to the variance cannot be estimated from the folds
-(Bengio & Grandvalet 2004), so a wider interval stands beside this one as a sensitivity: Nadeau & Bengio (2003) multiply
-V by 1 + K · test tiles / training tiles of a fold. `benchmarks/interval_coverage.py` simulates how often the interval
-contains the true value.
+(Bengio & Grandvalet 2004). As a sensitivity, the document of a claim has a wider interval too: Nadeau & Bengio (2003)
+multiply V by 1 + K · test tiles / training tiles of a fold. `benchmarks/interval_coverage.py` simulates how often the
+interval contains the true value.
 
-With three folds and many rows, K - 1 = 2 degrees of freedom decide nothing: adjusted for 35 rows, a difference would
-have to be 26 standard errors. A table with `pooled_spread` takes the spread of all its rows together (`pool_rows`).
-What a row adds to the spread of its table varies from row to row, so the row's own variance is used where it is
-larger; `interval_coverage.py` simulates that too, with rows of unequal spread.
+Three folds have K - 1 = 2 degrees of freedom: adjusted for 35 rows, a difference needs 26 standard errors. A table with
+`pooled_spread` learns from all its rows how much runs vary (`pool_rows`). Rows need not vary alike, and the baseline is
+in every difference: so each of the two rows of a difference has the table's variance only if its own is not larger, and
+degrees of freedom are those of Welch and Satterthwaite (1946). `interval_coverage.py` simulates that too.
 
 Imports only numpy and scipy.
 """
@@ -47,7 +47,7 @@ class FoldDifference:
     value: float
     error: float | None
     of: tuple[float, ...]
-    degrees: int
+    degrees: float
 
     @property
     def folds(self) -> int:
@@ -78,14 +78,31 @@ class FoldDifference:
 
 @dataclass(frozen=True)
 class Spread:
-    """How much the numbers of rows vary over folds.
+    """How much the runs of a table vary.
 
     variance  of one run, without what its row and its fold have in common with others
     degrees   of freedom
+    folds     what each fold adds to the numbers of all rows
     """
 
     variance: float
     degrees: int
+    folds: tuple[float, ...]
+
+    def of_row(self, numbers: Sequence[float]) -> tuple[float, float]:
+        """The variance of one run of a row, and its degrees of freedom: the table's, or its own where that is larger.
+
+        numbers  of the same folds
+        """
+        degrees = len(self.folds) - 1
+        own = float((np.asarray(numbers, float) - self.folds).var(ddof=1)) * (1 + degrees / self.degrees)
+        return (own, degrees) if own > self.variance else (self.variance, self.degrees)
+
+    def of_difference(self, a: Sequence[float], b: Sequence[float]) -> tuple[float, float]:
+        """The variance of the difference of two rows in one fold, and its degrees of freedom."""
+        (variance_a, degrees_a), (variance_b, degrees_b) = self.of_row(a), self.of_row(b)
+        variance = variance_a + variance_b
+        return variance, variance**2 / (variance_a**2 / degrees_a + variance_b**2 / degrees_b)
 
 
 def pool_rows(numbers: Sequence[Sequence[float]]) -> Spread | None:
@@ -99,19 +116,21 @@ def pool_rows(numbers: Sequence[Sequence[float]]) -> Spread | None:
     y = np.asarray(numbers, float)
     if y.ndim != 2 or y.shape[0] < 3 or y.shape[1] < MIN_FOLDS or not np.isfinite(y).all():
         return None
-    residual = y - y.mean(1, keepdims=True) - y.mean(0, keepdims=True) + y.mean()
+    folds = y.mean(0) - y.mean()
+    residual = y - y.mean(1, keepdims=True) - folds
     if np.abs(residual).max() <= 1e-12 * np.abs(y).max():
         return None
     degrees = (y.shape[0] - 1) * (y.shape[1] - 1)
-    return Spread(float((residual**2).sum() / degrees), degrees)
+    return Spread(float((residual**2).sum() / degrees), degrees, tuple(folds.tolist()))
 
 
-def over_folds(differences: Sequence[float], tiles: Sequence[int], pooled: Spread | None = None) -> FoldDifference:
+def over_folds(
+    differences: Sequence[float], tiles: Sequence[int], variance: tuple[float, float] | None = None
+) -> FoldDifference:
     """The mean of one difference for each fold.
 
-    tiles   number of test tiles of each fold: its weight
-    pooled  the spread of all rows, whose double is the variance of a difference unless its own is larger; None: its
-            own variance alone
+    tiles     number of test tiles of each fold: its weight
+    variance  of one of the differences, and its degrees of freedom (`Spread.of_difference`); None: s²
 
     Raises ValueError if the lengths differ, or a fold has no tiles.
     """
@@ -119,13 +138,12 @@ def over_folds(differences: Sequence[float], tiles: Sequence[int], pooled: Sprea
         raise ValueError(
             f"{len(differences)} differences need as many numbers of tiles of at least 1, not {list(tiles)}"
         )
-    degrees = pooled.degrees if pooled else len(differences) - 1
     d, weights = np.asarray(differences, float), np.asarray(tiles, float) / sum(tiles)
     value = float(weights @ d)
     if len(d) < MIN_FOLDS or np.ptp(d) <= 1e-12 * np.abs(d).max():
-        return FoldDifference(value, None, tuple(differences), degrees)
-    variance = max(float(d.var(ddof=1)), 2 * pooled.variance if pooled else 0.0) * float((weights**2).sum())
-    return FoldDifference(value, variance**0.5, tuple(differences), degrees)
+        return FoldDifference(value, None, tuple(differences), len(d) - 1)
+    of_one, degrees = variance or (float(d.var(ddof=1)), len(d) - 1)
+    return FoldDifference(value, (of_one * float((weights**2).sum())) ** 0.5, tuple(differences), degrees)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

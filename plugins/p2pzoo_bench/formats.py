@@ -80,6 +80,18 @@ def build_further_tables(doc: Mapping[str, Any]) -> list[tuple[list[str], list[l
     return [table for table in (build_published_table(doc), build_difference_table(doc)) if table[1]]
 
 
+def _describe_spreads(columns: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What a table with a pooled spread says of the variance of its differences, which not every column may have."""
+    if not any(column.get("spread") for column in columns):
+        return []
+    without = [column["heading"] for column in columns if "spread" in column and not column["spread"]]
+    but = f" Not in {', '.join(without)}: too few rows have numbers." if without else ""
+    return [
+        "The variance of a difference is the sum of those of its two rows. A row's is that of all trainings with every "
+        f"fold together, or its own where that is larger; degrees of freedom after Welch and Satterthwaite.{but}"
+    ]
+
+
 def build_notes(doc: Mapping[str, Any]) -> list[str]:
     """The notes below the table: what the intervals mean, how far published numbers compare, and missing numbers."""
     seeds = sorted({run["seed"] for row in doc["rows"] for run in row["runs"] if run["seed"] is not None})
@@ -100,11 +112,8 @@ def build_notes(doc: Mapping[str, Any]) -> list[str]:
         notes.append(f"One run per row, seed {seeds[0]}: no interval.")
     differences = [cell["difference"] for row in doc["rows"] for cell in row["cells"].values() if "difference" in cell]
     if differences and "folds" in doc:
-        notes.append(
-            f"Differences: the mean over the images of all folds with its {percent} interval over folds."
-            + " The variance of a difference is that of all rows together, or its own where that is larger."
-            * any(column.get("spread") for column in doc["columns"])
-        )
+        notes.append(f"Differences: the mean over the images of all folds with its {percent} interval over folds.")
+        notes += _describe_spreads(doc["columns"])
     elif differences:
         interval = f" with its {percent} interval over test {doc['resampled']} (studentised bootstrap, paired by image)"
         if all(difference["blocks"]["low"] is None for difference in differences):

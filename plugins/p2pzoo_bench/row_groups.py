@@ -5,6 +5,7 @@ Who belongs where is decided in `answer.py`, by the intervals over folds that st
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -69,8 +70,7 @@ def _why_no_verdict(row: Mapping[str, Any], baseline: Mapping[str, Any], metric:
     difference = row["cells"][metric].get("difference")
     if not difference:
         return "no statistics of its images"
-    value = difference["blocks"]["value"]
-    return "equal in all folds" if value == value else "not a finite number"
+    return "equal in all folds" if math.isfinite(difference["blocks"]["value"]) else "not a finite number"
 
 
 # --- as text ---------------------------------------------------------------------------------------------------
@@ -119,17 +119,12 @@ def describe_groups(doc: Mapping[str, Any]) -> str:
     if not any(counts):
         return ""
     baseline = _find_baseline(doc)
-    limit = (
-        f"about {SIGNIFICANCE:.0%}"
-        if any(column.get("spread") for column in doc["columns"])
-        else f"{SIGNIFICANCE:.0%} or less"
-    )
     expected = _format_range([column["expected_by_chance"] for column in columns])
     primary = next((column["metric"] for column in columns if column["primary"]), None)
     return (
         f"If no row differed from {baseline['label']}, {expected} of the {_format_range(counts)} rows with an interval "
         "would be expected beyond chance in each column before a correction; Holm's correction keeps the probability "
-        f"of any such row at {limit} for the rows of a column. "
+        f"of any such row at {SIGNIFICANCE:.0%} or less for the rows of a column. "
         + explain(doc, baseline, primary if len(columns) > 1 else None)
     )
 

@@ -56,6 +56,9 @@ class FinishedRun:
             if metric.endswith(self.suffix)
         }
 
+    def has(self, name: str) -> bool:
+        return name in self.results["metrics"]
+
     def number(self, name: str) -> float:
         """A number of these translations: "fcn_score.class_iou". Raises UserError if it was not measured."""
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -101,7 +102,8 @@ def find_best_cells(doc: Mapping[str, Any]) -> set[tuple[int, int]]:
         if column.kind != "metric" or better[column.key] not in ARROWS:
             continue
         means = {number: row["cells"][column.key]["mean"] for number, row in rows.items() if column.key in row["cells"]}
-        if len(means) > 1:
-            top = (max if better[column.key] == "higher" else min)(means.values())
+        finite = [mean for mean in means.values() if math.isfinite(mean)]
+        if len(means) > 1 and finite:
+            top = (max if better[column.key] == "higher" else min)(finite)
             best |= {(number, place) for number, mean in means.items() if mean == top}
     return best

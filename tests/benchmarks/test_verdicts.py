@@ -139,11 +139,14 @@ def verdict_by_hand(id, by_hand):
         return "described"
     judged = [name for name in CLAIMS if not CLAIMS[name].get("described")]
     usable = {name: by_hand[name] and by_hand[name]["valid"] for name in judged}
-    adjusted = holm({name: by_hand[name]["p"] if usable[name] else 1.0 for name in judged})
+    ps = {name: by_hand[name]["p"] if usable[name] else 1.0 for name in judged}
+    adjusted = holm(ps)
     if not usable[id]:
         return "undecided"
     if adjusted[id] < 0.05:
         return "same direction" if measured["parts"][0][0] > 0 else "opposite"
+    if holm({name: p if by_hand[name] else 0.0 for name, p in ps.items()})[id] < 0.05:
+        return "undecided"  # claims whose runs are missing decide whether it is significant
     inside = [max(abs(low), abs(high)) < part["margin"]
               for part, (_, _, _, low, high, _) in zip(claim["parts"], measured["parts"], strict=True)]  # fmt: skip
     return "no effect above δ" if all(inside) else "undecided"

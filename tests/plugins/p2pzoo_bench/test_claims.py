@@ -1,6 +1,7 @@
 """`p2pzoo bench CLAIMS.toml`: verdicts from results with known differences; no run is trained here."""
 
 import json
+import math
 import re
 import shutil
 
@@ -198,6 +199,31 @@ parts = [{ better = "a", worse = "c", metric = "l1" }]
         claim = verdicts(write_runs({name: [0.2] * FOLDS for name in "abc"}))["P1"]
         assert (claim["verdict"], claim["parts"][0]["interval"]) == ("undecided", None)
 
+    @pytest.mark.parametrize("order", [("b", "c"), ("c", "b")])
+    def test_a_number_that_is_not_finite_decides_nothing(self, order, files, write_runs, verdicts):
+        parts = ", ".join(f'{{ better = "a", worse = "{row}", metric = "l1", margin = 0.02 }}' for row in order)
+        (files / "claims.toml").write_text(f"{CLAIMS.partition('parts')[0]}parts = [{parts}]\n")
+        claim = verdicts(write_runs({"a": [0.2] * FOLDS, "b": spread(0.1), "c": [math.nan, *[0.1] * 4]}))["P1"]
+        assert (claim["verdict"], claim["p"]) == ("undecided", None)
+        assert claim["reason"] == "mean error is not a finite number in every fold"
+
+    def test_no_effect_waits_for_claims_that_could_make_it_significant(self, files, write_runs, verdicts):
+        part = '[{ better = "a", worse = "c", metric = "l1", margin = 0.02 }]'
+        (files / "table.toml").write_text(TABLE.replace("folds = 3\n", ""))
+        (files / "claims.toml").write_text(
+            f'{CLAIMS}[claims.P2]\ntext = "A is better than C"\ntable = "table.toml"\nparts = {part}\n'
+        )
+        numbers = {"a": [0.2] * FOLDS, "b": spread(0.209), "c": spread(0.3)}
+        table = write_runs(numbers)
+        assert [claim["verdict"] for claim in verdicts(table).values()] == ["same direction"] * 2
+        for folder in (files / "results").glob("c-*"):
+            shutil.rmtree(folder)
+        waiting = verdicts(table)["P1"]
+        assert waiting["p"] < 0.05 < waiting["adjusted_p"]
+        assert max(map(abs, waiting["parts"][0]["interval_90"])) < 0.02
+        assert waiting["verdict"] == "undecided"
+        assert waiting["reason"] == "significant or not, by claims whose runs are missing"
+
 
 class TestSentences:
     """What is as claimed, the opposite, without effect, or undecided, each with the number that supports it least."""
@@ -230,6 +256,16 @@ class TestSentences:
             "As claimed: P1, A is better than B (A against C, mean error"
         )
 
+    def test_a_claim_that_cannot_be_measured_has_its_reason(self, files, write_runs, verdicts):
+        (files / "claims.toml").write_text(CLAIMS.replace('"l1"', '"broken"'))
+        metrics = '[metrics.broken]\nuse = "l1"\n[columns]\nbroken = "KID"\n'
+        (files / "table.toml").write_text(TABLE.replace("[columns]\n", metrics))
+        table = write_runs({name: [0.2] * FOLDS for name in "abc"})
+        table.unavailable["broken"] = "its weights are missing"
+        assert "Undecided: P1, A is better than B (broken: its weights are missing)." in summarize(
+            [*verdicts(table).values()]
+        )
+
     def test_claims_whose_runs_are_missing_are_named_and_those_that_are_described_are_not(
         self, files, write_runs, verdicts
     ):
@@ -258,8 +294,8 @@ def test_of_a_table_with_a_pooled_spread_every_row_counts(files, write_runs, ben
     filled = write_runs(numbers)
     tiles = [len(filled.store(cell.experiment)) for cell in filled.cells if cell.row.name == "a"]
     [part] = verdicts(bench())["P1"]["parts"]
-    pooled = pool_rows([*numbers.values()])
-    expected = over_folds([b - a for a, b in zip(numbers["a"], numbers["b"], strict=True)], tiles, pooled)
+    variance = pool_rows([*numbers.values()]).of_difference(numbers["b"], numbers["a"])
+    expected = over_folds([b - a for a, b in zip(numbers["a"], numbers["b"], strict=True)], tiles, variance)
     interval = expected.interval()
     assert part["p"] == pytest.approx(expected.p)
     assert part["interval"] == pytest.approx([interval.low, interval.high])
@@ -388,7 +424,15 @@ class TestCurves:
         assert document["curves"]["cross"] is False
         for text in texts:
             assert "at 2 images" not in text
-            assert "the sign of the difference does not change between 2 and 9 images" in text
+            assert "on 3 folds the sign of the difference does not change between 2 and 9 images" in text
+            assert "not that of all folds" not in text
+
+    def test_an_early_sign_that_is_not_that_of_the_claim_is_said(self, write_curves, claim):
+        write_curves(early=-0.01, late=-0.03)
+        document, *texts = claim()
+        assert (document["verdict"], document["curves"]["cross"]) == ("same direction", False)
+        for text in texts:
+            assert "does not change between 2 and 9 images, but at 2 it is not that of all folds" in text
 
     def test_a_claim_that_is_only_described_has_no_verdict_that_holds_anywhere(self, files, write_curves, claim):
         (files / "claims.toml").write_text((files / "claims.toml").read_text() + "described = true\n")
@@ -477,6 +521,19 @@ class TestFile:
         (files / "claims.toml").write_text(CLAIMS.replace(before, after))
         with pytest.raises(UserError, match=message):
             read_claims("claims.toml")
+
+    def test_a_condition_on_a_metric_that_is_not_measured_is_refused_before_training(self, files, run_cli):
+        (files / "claims.toml").write_text(CLAIMS + 'valid = [{ row = "b", metric = "l1", above = "psnrr" }]\n')
+        result = run_cli("bench", "claims.toml", *ARGUMENTS)
+        assert result.exit_code == 2
+        assert "claims.toml:4  [claims.P1] valid: 'b' is not measured with psnrr: did you mean 'psnr'?" in result.output
+
+    def test_a_condition_on_a_number_that_its_metric_does_not_have_is_the_claims_reason(
+        self, files, write_runs, verdicts
+    ):
+        (files / "claims.toml").write_text(CLAIMS + 'valid = [{ row = "b", metric = "l1", above = "psnr.mean" }]\n')
+        claim = verdicts(write_runs({"a": [0.2] * FOLDS, "b": spread(0.3), "c": [0.2] * FOLDS}))["P1"]
+        assert (claim["verdict"], claim["reason"]) == ("undecided", "'B' has no psnr.mean")
 
     def test_a_table_without_folds_is_refused(self, files):
         (files / "table.toml").write_text(TABLE.replace(f"folds = {FOLDS}", "seeds = 3").replace("folds = 3", ""))

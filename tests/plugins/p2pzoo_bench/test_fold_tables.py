@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import math
 
 import numpy as np
 import pytest
@@ -126,20 +127,36 @@ class TestComparison:
             return [run.results["metrics"]["l1"]["value"] for run in row.runs]
 
         spread = pool_rows([means(row) for row in (a, b, *others[:2])])
-        assert doc["columns"][0]["spread"] == pytest.approx(vars(spread))
-        for number, row in ((1, b), (6, photos)):
-            expected = over_folds(list(np.subtract(means(row), means(a))), [4, 6, 10], spread)
+        assert doc["columns"][0]["spread"] == pytest.approx({**vars(spread), "folds": pytest.approx(spread.folds)})
+        of_b = spread.of_difference(means(b), means(a))
+        for number, row, variance in ((1, b, of_b), (5, again, of_b), (6, photos, None)):
+            expected = over_folds(list(np.subtract(means(row), means(a))), [4, 6, 10], variance)
             found = doc["rows"][number]["cells"]["l1"]["difference"]
             assert found["seeds"] == pytest.approx(vars(expected.interval()), abs=1e-6)
             assert found["p"] == pytest.approx(expected.p, rel=1e-3)
-        assert "all rows together" in "".join(formats.build_notes(doc))
+        assert "Welch" in "".join(formats.build_notes(doc))
+
+    def test_a_row_whose_numbers_are_not_finite_does_not_take_the_spread_from_the_others(
+        self, rows, experiment, finished, data
+    ):
+        others = [TableRow(name, name.upper(), experiment) for name in ("c", "broken")]
+        for number, row in enumerate(others):
+            for fold, images in enumerate((4, 6, 10)):
+                value = math.nan if row.name == "broken" and fold == 1 else 0.3 + 0.02 * (fold == number)
+                row.runs.append(finished(row.name, fold, [value] * images))
+        with_broken, without = (
+            build_comparison(table, "a", {"l1": "L1"}, {}, data, facts=FACTS | {"pooled_spread": True}).doc
+            for table in ([*rows, *others], [*rows, others[0]])
+        )
+        assert with_broken["columns"] == without["columns"]
+        assert with_broken["rows"][1] == without["rows"][1]
 
     def test_with_fewer_than_three_rows_nothing_is_pooled(self, rows, data):
         own = build_comparison(rows, "a", {"l1": "L1"}, {}, data, facts=FACTS).doc
         doc = build_comparison(rows, "a", {"l1": "L1"}, {}, data, facts=FACTS | {"pooled_spread": True}).doc
         assert doc["columns"][0]["spread"] is None
         assert doc["rows"] == own["rows"]
-        assert "all rows together" not in "".join(formats.build_notes(doc))
+        assert "Welch" not in "".join(formats.build_notes(doc))
 
     def test_the_diagnostic_resamples_the_blocks_of_all_folds(self, rows, data):
         """Blocks of the same name in two folds are two blocks."""

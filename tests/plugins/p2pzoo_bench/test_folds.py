@@ -80,6 +80,7 @@ def test_the_pooled_spread_is_the_residual_variance_of_an_analysis_of_variance()
     left = y.ravel() - design @ effects
     found = pool_rows(y)
     assert found.degrees == 24 - rank == 15
+    assert found.folds == pytest.approx(y.mean(0) - y.mean())
     assert found.variance == pytest.approx((left**2).sum() / 15)
 
 
@@ -91,15 +92,40 @@ def test_too_few_rows_or_folds_have_no_pooled_spread(numbers):
     assert pool_rows(numbers) is None
 
 
-def test_a_difference_has_the_larger_of_the_pooled_variance_and_its_own():
-    quiet, loud, pooled = [0.1, 0.11, 0.12], [0.1, 0.9, -0.6], Spread(0.02, 70)
-    found, weights = over_folds(quiet, [10, 20, 70], pooled), (0.1, 0.2, 0.7)
-    assert found.error == pytest.approx(math.sqrt(2 * 0.02 * sum(w**2 for w in weights)))
-    t_70_degrees = 1.9944371117711865  # the 97.5% quantile of Student's t (any table)
-    assert found.interval().high == pytest.approx(found.value + t_70_degrees * found.error)
-    own = over_folds(loud, [10, 20, 70])
-    found = over_folds(loud, [10, 20, 70], pooled)
-    assert (found.value, found.error, found.degrees) == (own.value, own.error, 70)
+class TestSpread:
+    spread = Spread(0.02, 70, (0.3, -0.1, -0.2))
+
+    def test_a_row_has_the_variance_of_the_table_unless_its_own_is_larger(self):
+        quiet, loud = np.add([0.5, 0.51, 0.52], self.spread.folds), np.add([0.1, 0.9, 0.5], self.spread.folds)
+        assert self.spread.of_row(quiet) == (0.02, 70)
+        own, degrees = self.spread.of_row(loud)
+        assert degrees == 2
+        assert own == pytest.approx(0.16 * 36 / 35)  # 36 rows: the residuals of a row have 35/36 of its variance
+
+    def test_a_difference_has_the_sum_with_the_degrees_of_welch_and_satterthwaite(self):
+        numbers = [0.3, -0.1, -0.2], np.add([0.1, 0.9, 0.5], self.spread.folds)
+        loud = 0.16 * 36 / 35
+        variance, degrees = self.spread.of_difference(*numbers)
+        assert variance == pytest.approx(0.02 + loud)
+        assert degrees == pytest.approx((0.02 + loud) ** 2 / (0.02**2 / 70 + loud**2 / 2))
+        assert self.spread.of_difference(numbers[0], numbers[0]) == pytest.approx((0.04, 140))
+
+    def test_an_interval_uses_it(self):
+        found, weights = over_folds([0.1, 0.11, 0.12], [10, 20, 70], (0.04, 70)), (0.1, 0.2, 0.7)
+        assert found.error == pytest.approx(math.sqrt(0.04 * sum(w**2 for w in weights)))
+        t_70_degrees = 1.9944371117711865  # the 97.5% quantile of Student's t (any table)
+        assert found.interval().high == pytest.approx(found.value + t_70_degrees * found.error)
+
+    @pytest.mark.parametrize("baseline", [1, 3])
+    def test_few_tables_name_a_row_although_none_differs_also_where_the_baseline_varies_more(self, baseline):
+        rng, wrong, trials = np.random.default_rng(0), 0, 1500
+        for _ in range(trials):
+            numbers = rng.normal(size=3) + rng.normal(size=(12, 3)) * np.where(np.arange(12) == 0, baseline, 1)[:, None]
+            spread = pool_rows(numbers)
+            variances = [spread.of_difference(row, numbers[0]) for row in numbers[1:]]
+            differences = zip(numbers[1:] - numbers[0], variances, strict=True)
+            wrong += min(holm([over_folds(d, [1] * 3, variance).p for d, variance in differences])) <= 0.05
+        assert wrong / trials <= 0.06
 
 
 @given(st.lists(st.tuples(finite, st.integers(1, 99)), min_size=MIN_FOLDS, max_size=10), finite)

@@ -80,6 +80,12 @@ def test_the_best_mean_of_each_metric_is_found(table):
     )
 
 
+def test_a_mean_that_is_not_a_number_hides_no_best(table):
+    table.doc["rows"][0]["cells"]["l1"]["mean"] = float("nan")
+    headings = [column.heading for column in list_columns(table.doc)]
+    assert [row for row, column in find_best_cells(table.doc) if headings[column] == "L1 ↓"] == [1]
+
+
 def test_a_single_row_is_not_the_best(table):
     table.doc["rows"] = [table.doc["rows"][0], table.doc["rows"][2]]
     assert find_best_cells(table.doc) == set()
