@@ -19,9 +19,9 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from p2pzoo.config.recipe import IN_PROFILES, Origin, Source, find_recipe
+from p2pzoo.config.recipe import IN_PROFILES, Origin, Source, read_recipe
 from p2pzoo.utils.errors import UserError
-from p2pzoo.utils.files import parse_toml, refuse_pipe
+from p2pzoo.utils.files import parse_toml
 from p2pzoo.utils.suggest import did_you_mean
 
 DIGITS = 4  # significant digits of a number from a range: a recipe stays readable
@@ -100,15 +100,13 @@ class Space:
 
 
 def read_space(recipe: str) -> Space:
-    """The table [search] of a recipe file. Raises UserError with every fault of the table, each with file:line."""
-    file = find_recipe(recipe)
-    try:
-        refuse_pipe(file)
-        text = file.read_text("utf-8-sig")
-        tree = parse_toml(text)
-    except (OSError, ValueError):  # the recipe's own check names the fault
-        raise UserError(f"{recipe}: cannot be read as a recipe: `p2pzoo recipe {recipe}` says why") from None
-    source = Source(recipe, text, file)
+    """The table [search] of a recipe file.
+
+    Raises UserError with every fault of the table, each with file:line; and, as `read_recipe` does, for a file that is
+    no recipe.
+    """
+    source = read_recipe(recipe).home
+    tree = parse_toml(source.text)
     search = tree.get("search")
     if not isinstance(search, dict):
         raise UserError(f"{recipe}: has no table [search]: add it, with settings such as {EXAMPLE}")

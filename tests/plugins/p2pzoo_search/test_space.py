@@ -85,5 +85,12 @@ def test_a_recipe_without_the_table_is_refused_with_an_example(tmp_path, monkeyp
     (tmp_path / "mine.toml").write_text('extends = "zoo:base.toml"\n')
     with pytest.raises(UserError, match=r"mine.toml: has no table \[search\]: add it, with settings such as generator"):
         read_space("mine.toml")
-    with pytest.raises(UserError, match=r"`p2pzoo recipe missing.toml` says why"):
-        read_space("missing.toml")
+
+
+def test_a_file_that_is_no_recipe_has_the_message_of_other_commands(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.toml").write_text('extends = "zoo:base.toml"\n[search\n')
+    with pytest.raises(UserError, match=r"mnie.toml: no such recipe: did you mean 'mine.toml'\?"):
+        read_space("mnie.toml")
+    with pytest.raises(UserError, match=r"mine.toml:2  broken TOML: "):
+        read_space("mine.toml")
