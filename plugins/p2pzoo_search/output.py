@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,9 @@ import tomli_w
 from p2pzoo_bench.table_file import inline
 from rich.table import Table
 
-from p2pzoo.config.recipe import find_recipe, parse_override
+from p2pzoo.config.experiment import Component, Experiment
+from p2pzoo.config.recipe import Key, find_recipe, iter_leaves
+from p2pzoo.plugin import model_source
 from p2pzoo.runs.pages import render_page
 from p2pzoo.utils.files import write_text
 from p2pzoo_search.study import Trial
@@ -115,22 +118,46 @@ def write_outcome(search: Search, folder: Path) -> Outcome:
 
 
 def to_recipe(request: Request, best: Trial, metric: str, folder: Path, count: int) -> str:
-    """A recipe that extends the searched one by the best settings, of its own length, tested on the test images."""
+    """A recipe that extends the searched one by the best settings, of its own length, tested on the test images.
+
+    folder  of the recipe: its paths are relative to it
+    """
     file = find_recipe(request.recipe)
-    extends = request.recipe if request.recipe.startswith("zoo:") else os.path.relpath(file.resolve(), folder.resolve())
-    title = f"{request.load().title}: the best of {count} trials"
-    tree: dict[str, Any] = {"extends": extends, "title": title}
-    for override in (*request.overrides, *to_overrides(best.settings), "evaluate.split='test'"):
-        _merge(tree, parse_override(override))
+    extends = request.recipe if request.recipe.startswith("zoo:") else _relative(file, folder)
+    experiment = request.load(*to_overrides(best.settings))
+    tree: dict[str, Any] = {"extends": extends, "title": f"{experiment.title}: the best of {count} trials"}
+    for key, value in _iter_overridden(experiment, folder):
+        table = tree
+        for part in key[:-1]:
+            table = table.setdefault(part, {})
+        table[key[-1]] = value
+    tree["evaluate"]["split"] = "test"
     return f"# written by p2pzoo search: {metric} = {best.score:.6g} on the validation images\n{tomli_w.dumps(tree)}"
 
 
-def _merge(tree: dict[str, Any], layer: Mapping[str, Any]) -> None:
-    for name, value in layer.items():
-        if isinstance(value, dict) and isinstance(tree.get(name), dict):
-            _merge(tree[name], value)
-        else:
-            tree[name] = value
+def _iter_overridden(experiment: Experiment, folder: Path) -> Iterator[tuple[Key, Any]]:
+    """(key, value) of what the command line and the trial set and no later setting dropped, as another `use` does.
+
+    The seed is an option of the command, and the profile too.
+    """
+    recipe = experiment.recipe
+    for key, value in iter_leaves(recipe.values):
+        if recipe.file_of(key) is None and key[0] not in ("profile", "seed"):
+            path = functools.reduce(_look_up, key, experiment)
+            is_address = key[0] == "init" and model_source.is_address(value)
+            yield key, _relative(path, folder) if isinstance(path, Path) and not is_address else value
+
+
+def _look_up(holder: Any, name: str) -> Any:
+    """The checked value of a name in a table of an experiment; None if it is not kept under this name."""
+    if isinstance(holder, Component):
+        holder = {"evaluate": holder.evaluate, **holder.values}
+    return holder.get(name) if isinstance(holder, Mapping) else getattr(holder, name, None)
+
+
+def _relative(path: Path, folder: Path) -> str:
+    """A path from a folder; an absolute one stays as it is."""
+    return str(path) if path.is_absolute() else os.path.relpath(path.resolve(), folder.resolve())
 
 
 def _show(value: Any) -> str:
