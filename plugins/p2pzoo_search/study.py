@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import operator
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -27,7 +28,7 @@ import filelock
 from p2pzoo.utils.errors import UserError
 from p2pzoo.utils.files import read_object, write_json
 from p2pzoo.utils.rng import derive_seed
-from p2pzoo_search.space import Choices, Space
+from p2pzoo_search.space import Choices, Range, Space
 
 try:
     import optuna
@@ -56,7 +57,7 @@ class Trial:
 
 
 class SearchStudy:
-    """The trials of a folder. Use it inside `open_study`."""
+    """The trials of a folder. Use it inside `lock_study`."""
 
     def __init__(self, folder: Path, space: Space, better: str, seed: int) -> None:
         self.space, self.better, self.seed = space, better, seed
@@ -81,14 +82,20 @@ class SearchStudy:
         sign = 1 if self.better == "lower" else -1
         return min(scored, key=lambda trial: sign * (trial.score or 0.0), default=None)
 
-    def begin_with(self, own: Mapping[str, Any]) -> None:
+    def begin_with(self, own: Mapping[str, Any]) -> list[str]:
         """Make the recipe's own settings the first trial of a new study, if [search] allows them.
 
         own  {dotted name: value} of the recipe
+
+        Returns the names of those that [search] does not allow; [] also if the study has begun.
         """
-        encoded = {name: _encode(choice, own.get(name)) for name, choice in self.space.settings.items()}
-        if not self._study.get_trials(deepcopy=False) and None not in encoded.values():
+        if self._study.get_trials(deepcopy=False):
+            return []
+        encoded = {name: _encode(name, choice, own.get(name)) for name, choice in self.space.settings.items()}
+        refused = [name for name, value in encoded.items() if value is None]
+        if not refused:
             self._study.enqueue_trial(encoded)
+        return refused
 
     def ask(self) -> Trial:
         """Begin the next trial: the first ten are random, then TPE (Bergstra et al. 2011) looks at those before."""
@@ -127,12 +134,23 @@ class SearchStudy:
         return Trial(trial.number, settings, trial.value, states.get(trial.state, "failed"))
 
 
-def _encode(choice: Any, value: Any) -> Any:
+def _encode(name: str, choice: Choices | Range, value: Any) -> Any:
     """A setting as Optuna stores it; None if [search] does not allow this value."""
     if isinstance(choice, Choices):
-        return choice.values.index(value) if value in choice.values else None
+        is_same = _is_same_component if name.endswith(".use") else operator.eq
+        return next((index for index, each in enumerate(choice.values) if is_same(each, value)), None)
     is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
     return value if is_number and choice.low <= value <= choice.high else None
+
+
+def _is_same_component(use: Any, own: Any) -> bool:
+    """Whether two values of `use` can name the same component, as when recipes are merged (`config.recipe`).
+
+    >>> _is_same_component("unet", "pix2pix:unet"), _is_same_component("other:unet", "pix2pix:unet")
+    (True, False)
+    """
+    (plugin, _, name), (own_plugin, _, own_name) = str(use).rpartition(":"), str(own).rpartition(":")
+    return name == own_name and (not plugin or not own_plugin or plugin == own_plugin)
 
 
 @contextlib.contextmanager
