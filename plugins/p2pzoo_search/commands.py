@@ -40,6 +40,8 @@ PIPE_WIDTH = 1000  # columns: a program that reads the table gets one line per r
               help="Keep the trials and the results in this folder [default: search/RECIPE].")  # fmt: skip
 @click.option("--jobs", type=click.IntRange(min=1), default=1, show_default=True,
               help="Train this many trials at a time: they share the cores and take the GPUs in turn.")  # fmt: skip
+@click.option("--accept-stale", is_flag=True,
+              help="Resume interrupted trials although the code changed since they began.")  # fmt: skip
 @profile_option
 @override_option
 @max_time_option
@@ -47,7 +49,7 @@ PIPE_WIDTH = 1000  # columns: a program that reads the table gets one line per r
 @json_option
 def search_command(
     recipe: str, trials: int, budget: float | None, metric: str | None, seed: int | None, study: Path | None, jobs: int,
-    profile: str | None, overrides: tuple[str, ...], quiet: bool, as_json: bool,
+    accept_stale: bool, profile: str | None, overrides: tuple[str, ...], quiet: bool, as_json: bool,
 ) -> None:  # fmt: skip
     """Search good settings of RECIPE on its validation images.
 
@@ -75,22 +77,27 @@ def search_command(
     request = Request(recipe, profile, overrides, seed, space, registry())
     folder = study or Path("search") / Path(recipe.removeprefix("zoo:")).stem
     with lock_study(folder):
-        outcome = _search(request, metric, folder, trials=trials, budget=budget, jobs=jobs, quiet=quiet)
+        outcome = _search(
+            request, metric, folder, trials=trials, budget=budget, jobs=jobs, accept_stale=accept_stale, quiet=quiet
+        )
     _print_outcome(outcome, as_json)
 
 
 def _search(
-    request: Request, metric: str, folder: Path, *, trials: int, budget: float | None, jobs: int, quiet: bool
-) -> Outcome:
+    request: Request, metric: str, folder: Path, *, trials: int, budget: float | None, jobs: int, accept_stale: bool,
+    quiet: bool,
+) -> Outcome:  # fmt: skip
     """Train the missing trials of a study. Ends the command after a signal."""
     from p2pzoo_bench.changed_data import DataFingerprints
-    from p2pzoo_bench.executors import LocalExecutor
+    from p2pzoo_bench.executors import ACCEPT_STALE, LocalExecutor
     from p2pzoo_bench.progress import table_progress
     from p2pzoo_bench.run_missing import Stopped
+    from p2pzoo_bench.table_file import inline
 
+    from p2pzoo_search.budget import count_images
     from p2pzoo_search.output import write_outcome
     from p2pzoo_search.study import SearchStudy, check_same_search, write_shared
-    from p2pzoo_search.trials import Search, better_direction, check_request, count_images
+    from p2pzoo_search.trials import Search, better_direction, check_request
 
     experiment = check_request(request, metric)
     executor = LocalExecutor(jobs)
@@ -109,12 +116,18 @@ def _search(
             )  # fmt: skip
             write_shared(folder, {**shared, "images": images})
         study = SearchStudy(folder, request.space, str(better), experiment.seed)
-        study.begin_with(_flatten(experiment.resolved()))
-        search = Search(request, study, folder, metric, images)
+        own = _flatten(experiment.resolved())
+        if refused := study.begin_with(own):
+            found = ", ".join(f"{name} = {inline(own[name])}" if name in own else name for name in refused)
+            progress.note(f"the recipe's own settings are no trial: [search] does not allow its {found}")
+        search = Search(request, study, folder, metric, images, (ACCEPT_STALE,) if accept_stale else ())
+        search.refuse_changed_code()
         try:
             search.continue_until(trials, executor, jobs, progress)
         except Stopped as stopped:
             stop("stopped; the same command resumes from there", 128 + stopped.signum, progress.note)
+    for run, changed in search.find_stale().items():
+        click.echo(f"{run}: the code changed after this run ({', '.join(changed)})", err=True)
     return write_outcome(search, folder)
 
 

@@ -2,36 +2,36 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from p2pzoo_bench.executors import Executor, Job
-from p2pzoo_bench.rates import measure_rates
+from p2pzoo_bench.executors import ACCEPT_STALE, Executor, Job
 from p2pzoo_bench.run_missing import Progress, run_missing
 from p2pzoo_bench.table_file import inline, key_of
 
 from p2pzoo import config
 from p2pzoo.config.experiment import Experiment
+from p2pzoo.config.provenance import changed_sources
 from p2pzoo.data import Store, single_batches
 from p2pzoo.models import safetensors_io
+from p2pzoo.models.checkpoint_model import list_checkpoints
 from p2pzoo.plugin.registry import Registry
 from p2pzoo.runs.evaluate import TRIED_IMAGES, build_metrics, count_samples, join_rows, measure
-from p2pzoo.runs.progress import format_duration
 from p2pzoo.runs.results import read_results
 from p2pzoo.runs.run_folder import Run, locate_run
-from p2pzoo.utils.errors import UserError
+from p2pzoo.utils.errors import UserError, raise_faults
 from p2pzoo.utils.rng import torch_seed
 from p2pzoo.utils.suggest import did_you_mean
-from p2pzoo_search.space import Choices, Space
+from p2pzoo_search.space import Space
 from p2pzoo_search.study import SearchStudy, Trial
 
 VALIDATION = "evaluate.split='val'"
 OF_ALL_TRIALS = ("seed", "title", "drop", "train.images", "train.epochs", "evaluate.split")  # not for -s
-Note = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -161,75 +161,47 @@ def _find_split_fault(experiment: Experiment) -> str | None:
     return None
 
 
-def count_images(
-    request: Request, experiment: Experiment, folder: Path, *, budget: float | None, trials: int, jobs: int,
-    threads: int, note: Note,
-) -> int:  # fmt: skip
-    """The number of images of each trial: the recipe's, the share of [search], or what fits into the budget.
-
-    budget   seconds for all trials, `jobs` at a time, with their measurements; None: by share
-    threads  of each run; 0: all cores
-
-    The speed of the recipe is measured, and that with each choice, one at a time. All trials get as many images as the
-    slowest combination has time for. Raises UserError if that is less than a step.
-    """
-    if budget is None:
-        return max(1, round((request.space.share or 1) * experiment.train.images_seen))
-    rates = _measure_rates(request, experiment, folder, threads, note)
-    own = rates.pop("")
-    step, evaluate = own.step, own.evaluate
-    for alternatives in rates.values():
-        step *= max(1.0, *(rate.step / own.step for rate in alternatives))
-        evaluate *= max(1.0, *(rate.evaluate / own.evaluate for rate in alternatives))
-    measuring = evaluate * len(experiment.dataset.build(split="val"))
-    seconds = budget * jobs / trials
-    steps = int((seconds - measuring) / step)
-    if steps < 1:
-        least = (step + measuring) * trials / jobs
-        raise UserError(
-            f"--budget: {trials} trials need {format_duration(least)} for one training step each and for measuring the "
-            "validation images: give more time, or fewer trials"
-        )
-    images = steps * experiment.train.step_images
-    note(
-        f"each of {trials} trials: {images:,} images in at most {format_duration(seconds)}, {measuring:.2g} s of it to "
-        "measure"
-    )
-    return images
-
-
-def _measure_rates(request: Request, experiment: Experiment, folder: Path, threads: int, note: Note) -> dict[str, Any]:
-    """{"": the recipe's rate, NAME: [those with each choice of a setting]}. Loss weights and ranges are left out: they
-    change no shape."""
-    named: dict[str, list[Experiment]] = {"": [experiment]}
-    for name, choice in request.space.settings.items():
-        if isinstance(choice, Choices) and not name.endswith(".weight") and not name.startswith("optimizer."):
-            named[name] = []
-            for value in choice.values:
-                try:
-                    named[name].append(request.load(*to_overrides({name: value})))
-                except UserError:  # a parameter of another component: its trials come with that
-                    continue
-    recipes = {each.id: Job("", each, folder).recipe(threads) for group in named.values() for each in group}
-    note(f"measuring how fast the recipe trains, with {len(recipes)} settings")
-    rates = measure_rates(recipes, folder / "rates.json")
-    return {
-        name: rates[group[0].id] if not name else [rates[each.id] for each in group]
-        for name, group in named.items()
-        if group
-    }
-
-
 @dataclass
 class Search:
-    """A search that runs: it begins trials, trains them, and keeps their scores."""
+    """A search that runs: it begins trials, trains them, and keeps their scores.
+
+    options  for every `p2pzoo run`, such as --accept-stale
+    """
 
     request: Request
     study: SearchStudy
     folder: Path
     metric: str
     images: int
+    options: tuple[str, ...] = ()
     failures: dict[int, str] = field(default_factory=dict)  # of this call, by trial
+
+    def refuse_changed_code(self) -> None:
+        """Raises UserError with all interrupted trials that began with other code, unless --accept-stale is given.
+
+        Their runs would be refused, and a trial that failed is not tried again.
+        """
+        if ACCEPT_STALE not in self.options:
+            raise_faults([
+                f"{run.folder}: trial {trial.number + 1} began with other code ({', '.join(changed)} changed since): "
+                f"go on with {ACCEPT_STALE}, or search from the start in another --study"
+                for trial, run, changed in self._find_changed_code(self.study.unfinished())
+                if run.state not in ("trained", "complete") and list_checkpoints(run.folder)
+            ])  # fmt: skip
+
+    def find_stale(self) -> dict[str, list[str]]:
+        """{run folder: the sources that changed} of finished trials that other code trained."""
+        finished = [trial for trial in self.study.trials() if trial.state == "finished"]
+        return {str(run.folder): changed for _, run, changed in self._find_changed_code(finished)}
+
+    def _find_changed_code(self, trials: Sequence[Trial]) -> Iterator[tuple[Trial, Run, list[str]]]:
+        """(trial, its run, the sources that changed) of those whose run began with other code."""
+        for trial in trials:
+            with contextlib.suppress(UserError):  # settings that do not go together have no run
+                experiment = self.load(trial)
+                run = locate_run(experiment, self.folder / "runs")
+                if changed := changed_sources(run.status.get("sources", {}), experiment.sources):
+                    yield trial, run, changed
 
     def continue_until(self, count: int, executor: Executor, jobs: int, progress: Progress) -> None:
         """Train until the study has this many trials. Raises Stopped after a signal.
@@ -245,7 +217,7 @@ class Search:
                 except UserError as error:
                     self.failures[trial.number] = str(error.faults[0])
             waiting = {  # by id: two trials may have equal settings
-                experiment.id: Job(self._title(number, count), experiment, self.folder / "runs")
+                experiment.id: Job(self._title(number, count), experiment, self.folder / "runs", self.options)
                 for number, experiment in experiments.items()
                 if self.read_score(experiment) is None
             }
@@ -291,5 +263,5 @@ class Search:
         number = results["metrics"].get(self.metric)
         if number is None or results["protocols"][number["protocol"]]["split"] != "val":
             return None
-        value = math.nan if number["value"] is None else float(number["value"])
+        value = float(number["value"])
         return value if math.isfinite(value) else None

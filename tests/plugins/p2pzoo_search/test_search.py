@@ -5,18 +5,26 @@ import math
 import shutil
 import signal
 import tomllib
+import warnings
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from PIL import Image
 
 pytest.importorskip("optuna")
 
+import p2pzoo_search.budget
 import p2pzoo_search.trials
 from p2pzoo_bench.run_missing import Stopped
+from p2pzoo_search.space import read_space
+from p2pzoo_search.study import SearchStudy
+from p2pzoo_search.trials import Request, Search
 
 from p2pzoo import config
+from p2pzoo.plugin.loader import registry
 from p2pzoo.runs.results import write_results
-from p2pzoo.runs.run_folder import find_run
+from p2pzoo.runs.run_folder import Run, find_run
 from p2pzoo.utils.errors import UserError
 
 SEARCH = """
@@ -42,11 +50,12 @@ def mine(tmp_path, tiny, monkeypatch):
 def trained(monkeypatch):
     """The experiments that the trials would train: their runs have results at once, the best at a rate of 0.001.
 
-    `stop_at`: a signal comes when so many are trained.
+    `stop_at`: a signal comes when so many are trained. `options`: those of the last run.
     """
 
     class Trained(list):
         stop_at = None
+        options = ()
 
     trained = Trained()
 
@@ -56,6 +65,7 @@ def trained(monkeypatch):
                 raise Stopped(signal.SIGINT)
             write_complete(job.run, job.experiment)
             trained.append(job.experiment)
+            trained.options = job.options
         return {}
 
     monkeypatch.setattr(p2pzoo_search.trials, "run_missing", run_missing)
@@ -63,7 +73,7 @@ def trained(monkeypatch):
 
 
 def write_complete(run, experiment):
-    run.folder.mkdir(parents=True)
+    run.folder.mkdir(parents=True, exist_ok=True)
     run.set_status(state="complete", id=experiment.id)
     score = abs(math.log10(experiment.optimizer.lr) + 3) + experiment.generator.values["width"]
     write_results(run.results, {
@@ -131,6 +141,36 @@ def test_what_s_sets_holds_for_all_trials_and_in_the_best_recipe(search, trained
     assert (best.losses["l1"].weight, best.evaluate.test_mode, best.evaluate.split) == (7, "eval", "test")
 
 
+def test_the_best_recipe_has_what_the_best_trial_had_where_another_component_drops_parameters(search, trained, mine):
+    mine.write_text(mine.read_text().replace("generator.width = [2, 3]", 'generator.use = ["resnet6", "resnet9"]'))
+    document = search("--trials", "1", "-s", "generator.width=12", "-s", "optimizer.betas=[0.4, 0.9]")
+    [trial], best = trained, config.load(document["file"], "smoke")
+    assert trial.generator.values["width"] == 64, "the default: `use` drops what -s sets for the one before"
+    assert best.generator == replace(trial.generator, where=best.generator.where, places=best.generator.places)
+    assert best.optimizer == trial.optimizer
+
+
+def test_paths_of_s_in_the_best_recipe_hold_from_every_folder(search, trained, mine, tmp_path, monkeypatch):
+    for side in ("inputs", "targets"):
+        for split in ("train", "val", "test"):
+            (tmp_path / "data" / side / split).mkdir(parents=True)
+            Image.new("RGB", (64, 64), (len(split), 0, 0)).save(tmp_path / "data" / side / split / f"{split}.png")
+    mine.write_text(mine.read_text().replace("[search]", '[dataset]\nuse = "folders"\nsize = [64, 64]\n[search]'))
+    absolute = tmp_path / "data" / "targets"
+    document = search("--trials", "1", "-s", "dataset.inputs=data/inputs", "-s", f"dataset.targets={absolute}")
+    tree = tomllib.loads((tmp_path / document["file"]).read_text())
+    assert tree["dataset"] == {"inputs": "../../data/inputs", "targets": str(absolute)}
+    monkeypatch.chdir(tmp_path / "data")
+    with warnings.catch_warnings(action="error"):
+        best = config.load("../search/mine/best.toml", "smoke")
+    assert len(best.dataset.build(split="test")) == 1
+
+
+def test_an_address_of_s_stays_one_in_the_best_recipe(search, trained):
+    document = search("--trials", "1", "-s", "init.generator=zoo:earth-small", "--study", "given")
+    assert tomllib.loads(Path(document["file"]).read_text())["init"] == {"generator": "zoo:earth-small"}
+
+
 def test_finished_trials_are_found_again_and_more_can_follow(search, trained):
     first = search("--trials", "2")
     trained.clear()
@@ -166,6 +206,19 @@ def test_the_recipes_own_settings_are_the_first_trial_if_the_table_allows_them(s
     mine.write_text(mine.read_text().replace("generator.width = [2, 3]", "generator.width = [2, 8]"))
     [trial] = search("--trials", "1")["trials"]
     assert trial["settings"] == {"optimizer.lr": 2e-4, "generator.width": 8}
+
+
+def test_the_recipes_own_component_is_the_first_trial_whatever_its_full_name(search, trained, mine):
+    mine.write_text(mine.read_text().replace("generator.width = [2, 3]", 'generator.use = ["resnet6", "unet"]'))
+    [trial] = search("--trials", "1")["trials"]
+    assert trial["settings"] == {"generator.use": "unet", "optimizer.lr": 2e-4}
+
+
+def test_a_line_says_why_the_recipes_own_settings_are_no_trial(run_cli, trained, mine):
+    command = ("search", mine.name, "--profile", "smoke", "--trials", "1")
+    line = "the recipe's own settings are no trial: [search] does not allow its generator.width = 8"
+    assert line in run_cli(*command).output
+    assert line not in run_cli(*command).output, "the study has begun without them"
 
 
 def test_a_trial_whose_settings_do_not_go_together_fails_alone(search, trained, mine):
@@ -258,21 +311,120 @@ def test_data_without_validation_images_of_its_own_is_refused(search, trained, m
     assert search("--trials", "1")["best"]
 
 
-def test_a_budget_gives_each_trial_the_time_of_the_slowest_choice(search, trained, mine, monkeypatch):
+def interrupt_a_trial_of_older_code(search, trained):
+    """A search whose first trial has a checkpoint of other code. Returns its run."""
+    trained.stop_at = 0
+    search("--trials", "1", exit_code=130)
+    trained.stop_at = None
+    space = read_space("mine.toml")
+    study = SearchStudy(Path("search/mine"), space, "lower", 0)
+    interrupted = Search(
+        Request("mine.toml", "smoke", (), None, space, registry()), study, Path("search/mine"), "l1", 2
+    )
+    [trial] = study.unfinished()
+    run = interrupted.find_run(trial)
+    run.checkpoints.mkdir(parents=True)
+    (run.checkpoints / "images-1.safetensors").touch()
+    run.set_status(state="interrupted", sources={"core": "0.1 other"})
+    return run
+
+
+def test_an_interrupted_trial_of_older_code_stops_the_search_until_it_is_accepted(search, trained):
+    run = interrupt_a_trial_of_older_code(search, trained)
+    for _ in range(2):
+        error = search("--trials", "1", exit_code=2)
+        assert error["faults"] == [
+            f"{run.folder}: trial 1 began with other code (core changed since): go on with --accept-stale, or search "
+            "from the start in another --study"
+        ]
+        assert trained == []
+    [trial] = search("--trials", "1", "--accept-stale")["trials"]
+    assert trial["state"] == "finished"
+    assert trained.options == ("--accept-stale",)
+
+
+def test_a_line_names_finished_trials_of_older_code(run_cli, search, trained, mine):
+    [trial] = search("--trials", "1")["trials"]
+    command = ("search", mine.name, "--profile", "smoke", "--trials", "1")
+    line = f"{trial['run']}: the code changed after this run (core)"
+    assert line not in run_cli(*command).output
+    Run(mine.parent / trial["run"]).set_status(sources={"core": "0.1 other"})
+    assert line in run_cli(*command, "--quiet").output
+
+
+@pytest.fixture
+def rates(monkeypatch):
+    """{name: recipe} of what was measured. `rates.step`: seconds of a step of a recipe."""
     from p2pzoo_bench.rates import Rate
 
-    measured = {}
+    class Rates(dict):
+        step = None
+
+    measured = Rates()
 
     def measure_rates(recipes, file):
-        measured.update({name: tomllib.loads(recipe) for name, recipe in recipes.items()})
-        return {name: Rate(recipe["generator"]["width"] / 8, 1e-6) for name, recipe in measured.items()}
+        read = {name: tomllib.loads(recipe) for name, recipe in recipes.items()}
+        measured.update(read)
+        return {name: Rate(measured.step(recipe), 1e-30) for name, recipe in read.items()}
 
-    monkeypatch.setattr(p2pzoo_search.trials, "measure_rates", measure_rates)
+    monkeypatch.setattr(p2pzoo_search.budget, "measure_rates", measure_rates)
+    return measured
+
+
+def test_a_budget_gives_each_trial_the_time_of_the_slowest_choice(search, trained, mine, rates):
+    rates.step = lambda recipe: recipe["generator"]["width"] / 8
     mine.write_text(mine.read_text().replace("share = 0.5", "").replace("[2, 3]", "[2, 16]"))
     assert search("--trials", "2", "--budget", "22s")["images"] == 5, "11 s for each trial, 2 s a step"
-    assert {recipe["generator"]["width"] for recipe in measured.values()} == {2, 8, 16}
+    assert {recipe["generator"]["width"] for recipe in rates.values()} == {2, 8, 16}
     assert search("--trials", "2", "--budget", "40s")["images"] == 5, "the study goes on with the length it began with"
     assert "give more time, or fewer trials" in search("--budget", "1s", "--study", "b", exit_code=2)["error"]
+
+
+def test_a_budget_measures_both_ends_of_a_range_that_changes_the_time(search, trained, mine, rates):
+    rates.step = lambda recipe: recipe["generator"]["width"] / 8
+    text = mine.read_text().replace("share = 0.5", "losses.l1.weight = {low = 1, high = 9}")
+    mine.write_text(text.replace("[2, 3]", "{low = 2, high = 16}"))
+    assert search("--trials", "2", "--budget", "22s")["images"] == 5, "11 s for each trial, at most 2 s a step"
+    assert {recipe["generator"]["width"] for recipe in rates.values()} == {2, 8, 16}
+    assert len(rates) == 3, "neither the learning rate nor the weight of a loss changes the time"
+
+
+@pytest.mark.parametrize(
+    ("batches", "seconds", "images"),
+    [
+        ("[1, 4]", {1: 0.15, 4: 0.4}, 6664),  # 0.15 s an image: 6,666 images, the last step of 4 is whole
+        ("[4, 3]", {3: 0.6, 4: 0.4}, 4998),  # 0.2 s an image: 5,000 images, steps of 3 would end at 5,001
+        ("[8, 16]", {4: 0.4, 8: 1.2, 16: 1.2}, 6656),  # 0.15 s: steps of 16
+        ("{low = 2, high = 4}", {2: 0.3, 4: 0.4}, 6664),  # a batch of 3 is tried too
+    ],
+)
+def test_a_budget_compares_seconds_of_an_image_not_of_a_step(search, trained, mine, rates, batches, seconds, images):
+    rates.step = lambda recipe: seconds[recipe["train"]["batch_size"]]
+    text = mine.read_text().replace("share = 0.5", f"train.batch_size = {batches}")
+    mine.write_text(text.replace("generator.width = [2, 3]", "").replace("batch_size = 1", "batch_size = 4"))
+    document = search("--trials", "1", "--budget", "1000s")
+    assert document["images"] == images
+    [trial] = trained
+    each = max(seconds.values()) if trial.train.batch_size not in seconds else seconds[trial.train.batch_size]
+    assert trial.train.steps * each <= 1000
+
+
+def test_a_speed_holds_for_these_threads_and_this_device(search, trained, mine, rates, monkeypatch):
+    rates.step = lambda recipe: 1.0
+    for module in ("p2pzoo_search.budget", "p2pzoo_bench.executors"):
+        monkeypatch.setattr(f"{module}.count_usable_cores", lambda: 8)
+    mine.write_text(mine.read_text().replace("share = 0.5", ""))
+
+    def measured(*options):
+        rates.clear()
+        search("--trials", "4", "--budget", "1s", "--study", "slow", "-s", "compute.threads=0", *options, exit_code=2)
+        return {*rates}
+
+    first = measured("--jobs", "2")
+    assert measured("--jobs", "2") == first
+    assert not measured("--jobs", "1") & first
+    monkeypatch.setattr(p2pzoo_search.budget, "pick_device", lambda device: "cuda")
+    assert not measured("--jobs", "2") & first
 
 
 def test_optuna_is_named_where_it_is_missing(monkeypatch):
