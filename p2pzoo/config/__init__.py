@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
@@ -68,7 +69,15 @@ def pick_profile(overrides: Sequence[str] = (), executor_profile: str | None = N
     >>> pick_profile(["compute.device=cpu"])
     'laptop'
     """
-    if "compute.device=cpu" in overrides:
+    from p2pzoo.config.recipe import parse_override
+    from p2pzoo.utils.errors import UserError
+
+    device = None
+    for text in overrides:
+        with contextlib.suppress(UserError):  # `read_recipe` reports it
+            compute = parse_override(text).get("compute")
+            device = compute.get("device", device) if isinstance(compute, dict) else device
+    if device == "cpu":
         return "laptop"
     import torch
 

@@ -56,13 +56,13 @@ class _Checker:
         self.faults = list(recipe.faults)
 
     def add_fault(self, key: Key, message: str) -> None:
-        table = ".".join(key[: 2 if key[0] in COLLECTIONS else 1])
-        self.faults.append(f"{self.recipe.where(key)}  [{table}] {message}")
+        self.faults.append(self.recipe.describe_fault(key, message))
 
     def build_experiment(self, continued_from: str | None) -> Experiment:
         values = self.recipe.values
         seed = self.check_seed(values.get("seed", 0))
-        single: dict[str, Any] = {name: self.check_component((name,), name) for name in COMPONENTS if name in values}
+        single: dict[str, Any] = dict.fromkeys(COMPONENTS)
+        single |= {name: self.check_component((name,), name) for name in COMPONENTS if name in values}
         collections: dict[str, Any] = {name: self.check_collection(name) for name in COLLECTIONS}
         classes = {"train": Train, "init": Init, "compute": Compute, "evaluate": Evaluate}
         settings: dict[str, Any] = {name: self.check_settings(name, cls) for name, cls in classes.items()}
@@ -78,12 +78,8 @@ class _Checker:
         return Experiment(
             recipe=self.recipe,
             seed=seed,
-            generator=single["generator"],
-            dataset=single["dataset"],
-            discriminator=single.get("discriminator"),
-            gan_loss=single.get("gan_loss"),
-            process=single.get("process"),
             continued_from=continued_from or values.get("continued_from"),
+            **single,
             **collections,
             **settings,
         )
@@ -131,11 +127,10 @@ class _Checker:
         takes_weight = key[0] in WEIGHTED_TABLES or "weight" not in table
         weight = self.check_weight(key, table.get("weight", 1.0), allowed=takes_weight)
         keys = ZOO_KEYS if takes_weight and kind in ("gan_loss", "loss") else ("use",)
-        evaluate = (
-            self.check_evaluate_metric(key, table["evaluate"]) if kind == "metric" and "evaluate" in table else {}
-        )
-        own_keys = {*ZOO_KEYS, *(("evaluate",) if kind == "metric" else ())}
-        fold = None
+        own_keys, evaluate, fold = {*ZOO_KEYS}, {}, None
+        if kind == "metric":
+            evaluate = self.check_evaluate_metric(key, table.get("evaluate", {}))
+            own_keys |= {"evaluate"}
         if kind == "dataset" and "fold" not in schema.get_params(factory):
             fold = self.check_fold(key, table)
             own_keys |= {*FOLD_KEYS}

@@ -9,9 +9,18 @@ from p2pzoo.config.recipe import Key
 from p2pzoo.config.settings import Compute, Evaluate, Init, Optimizer, Train
 from p2pzoo.plugin.model_source import locate_weights
 from p2pzoo.plugin.schema import format_value
+from p2pzoo.utils.plurals import format_count
 
 Conflicts = Iterator[tuple[Key, str]]
 
+# keys that only a discriminator uses, with the values that change nothing without one; None never does
+KEYS_OF_DISCRIMINATOR: dict[Key, tuple[Any, ...]] = {
+    ("train", "d_steps"): (1,),
+    ("train", "spectral_norm"): ("none", "generator"),
+    ("train", "pool_size"): (0,),
+    ("optimizer", "lr_discriminator"): (),
+    ("init", "discriminator"): (),
+}
 SCHEDULE_OF = {"schedule_gamma": "step", "schedule_every": "step", "schedule_power": "polynomial"}
 
 
@@ -26,7 +35,7 @@ def find_conflicts(values: Mapping[str, Any], settings: Mapping[str, Any]) -> Co
     if init:
         yield from _initial_weights(init)
     if "discriminator" not in values:
-        yield from _without_discriminator(train, optimizer)
+        yield from _without_discriminator(settings)
     if train:
         yield from _length(train)
         yield from _accumulation(train)
@@ -48,9 +57,7 @@ def _evaluate(values: Mapping[str, Any], evaluate: Evaluate, train: Train | None
     for name, metric in metrics.items() if isinstance(metrics, dict) else ():
         if isinstance(metric, dict) and isinstance(metric.get("evaluate"), dict):
             tables["metrics", name, "evaluate"] = metric["evaluate"]
-    for name, further in evaluate.also.items():
-        if isinstance(further, dict):
-            tables["evaluate", "also", name] = further
+    tables |= {("evaluate", "also", name): further for name, further in evaluate.also.items()}
     for key, table in tables.items():
         test_mode = table.get("test_mode", evaluate.test_mode)
         if (
@@ -68,15 +75,12 @@ def _evaluate(values: Mapping[str, Any], evaluate: Evaluate, train: Train | None
                 'weights = "average": with [train] ema the last weights are an average already; remove one of the two',
             )
         at = table.get("at", ())
-        numbers = [at] if isinstance(at, int) else at if isinstance(at, (list, tuple)) else []
-        numbers = [n for n in numbers if isinstance(n, int)]
+        numbers = [n for n in (at if isinstance(at, (list, tuple)) else [at]) if isinstance(n, int)]
         if numbers != sorted(set(numbers)):
             yield (*key, "at"), f"at = {numbers}: give each number of images once, in increasing order"
         if train and train.images is not None and numbers and max(numbers) >= train.images:
-            yield (
-                (*key, "at"),
-                f"at = {max(numbers)}: the training ends at {train.images} images, which are measured anyway",
-            )
+            end = f"the training ends at {format_count(train.images, 'image')}, where G is measured anyway"
+            yield (*key, "at"), f"at = {max(numbers)}: {end}; remove it, or train for longer"
 
 
 def _length(train: Train) -> Conflicts:
@@ -85,10 +89,9 @@ def _length(train: Train) -> Conflicts:
 
 
 def _missing_partner(values: Mapping[str, Any]) -> Conflicts:
-    if "discriminator" in values and "gan_loss" not in values:
-        yield ("discriminator",), "needs a [gan_loss]: add one, or drop the discriminator"
-    if "gan_loss" in values and "discriminator" not in values:
-        yield ("gan_loss",), "needs a [discriminator]: add one, or drop the gan_loss"
+    for name, partner in (("discriminator", "gan_loss"), ("gan_loss", "discriminator")):
+        if name in values and partner not in values:
+            yield (name,), f"needs a [{partner}]: add one, or drop the {name}"
 
 
 def _initial_weights(init: Init) -> Conflicts:
@@ -100,16 +103,10 @@ def _initial_weights(init: Init) -> Conflicts:
             yield ("init", name), f'{name} = "{file}": no such file'
 
 
-def _without_discriminator(train: Train | None, optimizer: Optimizer | None) -> Conflicts:
-    asked: list[tuple[str, str, Any, bool]] = []
-    if train:
-        asked += [("train", "d_steps", train.d_steps, train.d_steps > 1)]
-        asked += [("train", "spectral_norm", train.spectral_norm, _normalizes_discriminator(train))]
-    if optimizer:
-        rate = optimizer.lr_discriminator
-        asked += [("optimizer", "lr_discriminator", rate, rate is not None)]
-    for table, name, value, is_set in asked:
-        if is_set:
+def _without_discriminator(settings: Mapping[str, Any]) -> Conflicts:
+    for (table, name), without_effect in KEYS_OF_DISCRIMINATOR.items():
+        value = getattr(settings[table], name, None)  # None too if the table has faults of its own
+        if value not in (None, *without_effect):
             message = f"{name} = {format_value(value)}: this recipe has no discriminator; remove {name}"
             yield (table, name), message
 

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from p2pzoo.config.combinations import find_conflicts
 from p2pzoo.config.provenance import source_hashes
 from p2pzoo.config.recipe import COMPONENTS, ZOO_KEYS, Key, Recipe
 from p2pzoo.config.settings import AT_USE_KINDS, Compute, Evaluate, Init, Optimizer, Train, Translations
@@ -222,7 +223,10 @@ class Experiment:
         return tree
 
     def resolve_epochs(self) -> Experiment:
-        """The experiment with `train.images` in place of `train.epochs`. Raises UserError if the data is missing."""
+        """The experiment with `train.images` in place of `train.epochs`.
+
+        Raises UserError if the data is missing, and for settings that do not fit this number of images.
+        """
         epochs = self.train.epochs
         if epochs is None:
             return self
@@ -233,7 +237,10 @@ class Experiment:
         if len(dataset) == 0:
             raise UserError(f"{self._epochs_fault()}: the dataset has no training pairs")
         images = math.ceil(epochs * len(dataset) - 1e-6)  # 0.1 × 30 is a little more than 3
-        return replace(self, train=replace(self.train, images=images, epochs=None))
+        resolved = replace(self, train=replace(self.train, images=images, epochs=None))
+        if conflicts := [*find_conflicts(self.recipe.values, vars(resolved))]:
+            raise UserError(*(self.recipe.describe_fault(*conflict) for conflict in conflicts))
+        return resolved
 
     def _epochs_fault(self) -> str:
         return f"{self.recipe.where(('train', 'epochs'))}  [train] epochs = {self.train.epochs:g}"

@@ -104,6 +104,11 @@ class Recipe:
                 return str(origin)
         return self.home.name
 
+    def describe_fault(self, key: Key, message: str) -> str:
+        """The line of a fault: file:line of the key, its table, and what is wrong."""
+        table = ".".join(key[: 2 if key[0] in COLLECTIONS else 1])
+        return f"{self.where(key)}  [{table}] {message}"
+
     def where_table(self, key: Key) -> str:
         """file:line of the table that set a key: of several layers that have the table, the last one with the key."""
         origin = self.origins.get(key)
@@ -353,8 +358,9 @@ def _choose_profile(
 
 
 def parse_override(text: str) -> dict[str, Any]:
-    """ "losses.l1.weight=50" -> {"losses": {"l1": {"weight": 50}}}. A value that is not TOML is a string.
+    """ "losses.l1.weight=50" -> {"losses": {"l1": {"weight": 50}}}.
 
+    A value that is not TOML is a string. Spaces around the key and the value do not count.
     Raises UserError for a text of another form, and for a table or key that no recipe has.
     """
     name, equals, value = text.partition("=")
@@ -370,7 +376,7 @@ def parse_override(text: str) -> dict[str, Any]:
         parsed = parse_toml(f"value = {value}")
     except ValueError:
         parsed = {}
-    tree: Any = parsed["value"] if parsed.keys() == {"value"} else value
+    tree: Any = parsed["value"] if parsed.keys() == {"value"} else value.strip()
     for part in reversed(key):
         tree = {part: tree}
     return tree  # type: ignore[no-any-return]

@@ -63,13 +63,11 @@ class Train:
     crop_from: Annotated[Literal[0, 1], AddedLater] = 0  # as in the PyTorch code
     mirror: bool = True  # paper §6.2
     replacement: Annotated[bool, AddedLater] = False  # as in the PyTorch code
-    order: Annotated[Literal["pytorch", "lua"], AddedLater] = (
-        "pytorch"  # training/lua_order.py says what "lua" computes
-    )
+    # training/lua_order.py says what "lua" computes
+    order: Annotated[Literal["pytorch", "lua"], AddedLater] = "pytorch"
     zero_biases: Annotated[bool, AddedLater] = False  # a leftover of DCGAN in the Lua code: phillipi/pix2pix#55
-    spectral_norm: Annotated[Literal["none", "generator", "discriminator", "both"], AddedLater] = (
-        "none"  # not in pix2pix
-    )
+    # spectral norm is not in pix2pix
+    spectral_norm: Annotated[Literal["none", "generator", "discriminator", "both"], AddedLater] = "none"
     d_steps: Annotated[Count, AddedLater] = 1  # paper §3.3: one step of D, then one of G
     accumulate: Annotated[Count, AddedLater] = 1
     pool_size: Natural = 0  # pix2pix has no pool; CycleGAN has 50
@@ -138,9 +136,8 @@ class Optimizer:
     eps: Annotated[float, Field(gt=0, le=1)] = 1e-8  # the default of torch and of Torch7
     eps_before_correction: Annotated[bool, AddedLater] = False  # torch's form
     clip_norm: Annotated[Annotated[float, Field(gt=0)] | None, AddedLater] = None  # not in pix2pix
-    schedule: Literal["constant", "linear", "linear-epochs", "cosine", "step", "polynomial", "one-cycle"] = (
-        "constant"  # the Lua code's; the paper names no schedule
-    )
+    # the Lua code's is constant; the paper names no schedule
+    schedule: Literal["constant", "linear", "linear-epochs", "cosine", "step", "polynomial", "one-cycle"] = "constant"
     schedule_gamma: Annotated[float, Field(ge=0, le=1), AddedLater] = 0.1  # StepLR's default
     schedule_every: Annotated[float, Field(gt=0, le=1), AddedLater] = 1 / 3
     schedule_power: Annotated[float, Field(gt=0), AddedLater] = 1.0  # PolynomialLR's default

@@ -268,6 +268,10 @@ NO_DISCRIMINATOR = 'drop=["discriminator", "gan_loss"]'
             [NO_DISCRIMINATOR, "optimizer.lr_discriminator=1e-4"],
             "lr_discriminator = 0.0001: this recipe has no discriminator",
         ),
+        (
+            [NO_DISCRIMINATOR, "train.pool_size=50"],
+            "pool_size = 50: this recipe has no discriminator; remove pool_size",
+        ),
         (["train.batch_size=4", "train.accumulate=3"], "accumulate = 3: batch_size = 4 is not a multiple of it"),
         (["train.order=lua", "train.d_steps=2"], 'd_steps = 2: order = "lua" takes one step of D and one of G'),
         (["train.order=lua", "train.batch_size=2", "train.accumulate=2"], 'accumulate = 2: order = "lua" takes one'),
@@ -289,6 +293,13 @@ def test_settings_that_exclude_each_other_give_one_fault_with_its_place(experime
     [fault] = faults(experiment, *overrides)
     assert message in fault
     assert fault.startswith((f"-s {overrides[-1]}", f"-s {overrides[0]}"))
+
+
+def test_initial_weights_of_a_discriminator_need_one(experiment, tmp_path):
+    (tmp_path / "d.safetensors").write_bytes(b"")
+    [fault] = faults(experiment, NO_DISCRIMINATOR, "init.discriminator=d.safetensors")
+    assert fault.startswith("-s init.discriminator=d.safetensors  [init] discriminator = ")
+    assert fault.endswith('"d.safetensors": this recipe has no discriminator; remove discriminator')
 
 
 AT_DEFAULT = (

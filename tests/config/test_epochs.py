@@ -71,6 +71,37 @@ def test_both_in_one_layer_are_refused(text, overrides, place, load, photos):
         load(text, photos, *overrides)
 
 
+@pytest.mark.parametrize(
+    ("text", "overrides", "fault"),
+    [
+        (
+            "",
+            ("evaluate.at=[20, 21]",),
+            r"-s evaluate\.at=\[20, 21\]  \[evaluate\] at = 21: the training ends at 21 images",
+        ),
+        ("[evaluate]\nat = [99]\n", (), r"mine\.toml:3  \[evaluate\] at = 99: the training ends at 21 images"),
+        (
+            "[metrics.l1.evaluate]\nat = 99\n",
+            (),
+            r"mine\.toml:3  \[metrics\.l1\] at = 99: the training ends at 21 images",
+        ),
+        ("[evaluate.also.late]\nat = 99\n", (), r"mine\.toml:3  \[evaluate\] at = 99: the training ends at 21 images"),
+    ],
+)
+def test_weights_after_the_end_are_refused_before_training(text, overrides, fault, load, photos):
+    with pytest.raises(UserError, match=fault):
+        load(text, photos, "train.epochs=3", *overrides)
+
+
+def test_weights_before_the_end_are_measured(load, photos):
+    assert load("", photos, "train.epochs=3", "evaluate.at=[20]").evaluate.at == (20,)
+
+
+def test_one_image_is_no_plural(load, photos):
+    with pytest.raises(UserError, match="at = 5: the training ends at 1 image,"):
+        load("", photos, "train.epochs=0.02", "evaluate.at=[5]")
+
+
 def test_without_the_data_the_recipe_still_prints(load, run_cli, tmp_path):
     missing = 'dataset={use="side-by-side", root="nowhere"}'
     experiment = load("", missing, "train.epochs=3", function=config.load_without_data)

@@ -4,8 +4,15 @@ import re
 
 import pytest
 
+from p2pzoo.config import pick_profile
 from p2pzoo.config.recipe import iter_leaves, read_recipe
 from p2pzoo.utils.errors import UserError
+
+
+@pytest.fixture
+def cuda(monkeypatch):
+    """A machine with CUDA."""
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
 
 
 @pytest.fixture
@@ -109,6 +116,7 @@ def test_several_bases_are_merged_in_order_and_a_shared_one_only_once(recipes):
         ("[1, 2]", [1, 2]),
         ("patch", "patch"),
         ("a = b", "a = b"),
+        (" patch ", "patch"),
         ("1\nb = 2", "1\nb = 2"),
         ("", ""),
     ],
@@ -219,6 +227,39 @@ def test_keys_of_profiles_that_are_not_chosen_are_checked_too(recipes):
     expected = "child.toml:3  [profiles.laptop.train] has no parameter 'imagse': did you mean 'images'?"
     assert faults("child.toml") == [expected]
     assert faults("child.toml", "laptop") == []  # the check of the merged recipe reports it
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["compute.device=cpu"],
+        ['compute.device="cpu"'],
+        ["compute.device = cpu"],
+        ["compute = {device = 'cpu'}"],
+        ["compute.device=cuda", "compute.device=cpu"],
+        ["compute.device=cpu", "compute.threads=1", "train.images=8"],
+    ],
+)
+def test_an_override_to_the_cpu_picks_the_laptop_profile(recipes, overrides, cuda):
+    assert pick_profile(overrides) == "laptop"
+    recipe = read_recipe("zoo:base.toml", None, overrides, pick=lambda: pick_profile(overrides))
+    assert (recipe.profile, recipe.values["compute"]["device"]) == ("laptop", "cpu")
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [[], ["compute.device=cpu", "compute.device=cuda"], ["compute.threads=1"], ["train.images=8", "compute=cpu"]],
+)
+def test_otherwise_cuda_picks_the_gpu_profile(overrides, cuda):
+    assert pick_profile(overrides) == "gpu"
+    assert pick_profile(overrides, executor_profile="laptop") == "laptop"
+
+
+def test_a_broken_override_is_reported_with_the_other_faults(recipes, cuda):
+    overrides = ["compute.device", "trane.images=3", "compute.device=cpu"]
+    found = read_recipe("zoo:base.toml", None, overrides, pick=lambda: pick_profile(overrides))
+    assert len(found.faults) == 2
+    assert found.profile == "laptop"
 
 
 def test_a_profile_that_a_recipe_chooses_must_exist(recipes):
