@@ -112,11 +112,15 @@ def evaluate_model(request: Request, note: Note) -> dict[str, Any]:
             "--recipe FILE, or a folder of inputs and a folder of targets"
         )
     components = _choose_metrics(request, experiment)
-    if request.folders and (other := [name for name, component in components.items() if component.evaluate]):
-        note(f"{', '.join(other)}: not measured, since [metrics.NAME.evaluate] is for a recipe's own images")
-        components = {name: component for name, component in components.items() if name not in other}
+    if request.folders:
+        components = _leave_out_own_translations(components, request, note)
     model = load_model(request.model, device="cpu", at_use=request.at_use)
     components = _with_metric_of_calibration(model, components, request, note)
+    if not components:
+        raise UserError(
+            f"{request.model}: no metric is left to measure, since all of its recipe have a table "
+            "[metrics.NAME.evaluate], which is for a recipe's own images: give --metric NAME (`p2pzoo list metric`)"
+        )
     if request.folders is None:
         assert experiment is not None
         if request.scale is not None or request.size is not None:
@@ -185,6 +189,27 @@ def _choose_metrics(request: Request, experiment: Experiment | None) -> dict[str
     return components
 
 
+def _leave_out_own_translations(
+    components: Mapping[str, Component], request: Request, note: Note
+) -> dict[str, Component]:
+    """The metrics without those that have a table [metrics.NAME.evaluate], which a note names.
+
+    Raises UserError for one of them that the request names.
+    """
+    left_out = [name for name, component in components.items() if component.evaluate]
+    if request.metrics and left_out:
+        raise UserError(
+            *(
+                f"--metric {name}: has a table [metrics.{name}.evaluate], which is for a recipe's own images, not for "
+                f"two folders: add -s 'drop=[\"metrics.{name}.evaluate\"]', or choose another metric"
+                for name in left_out
+            )
+        )
+    if left_out:
+        note(f"{', '.join(left_out)}: not measured, since [metrics.NAME.evaluate] is for a recipe's own images")
+    return {name: component for name, component in components.items() if name not in left_out}
+
+
 def _find_metric(name: str) -> Component:
     entry = registry().get("metric", name)
     factory = entry.load()
@@ -233,19 +258,23 @@ def _calibrated(
     """The metrics; those of intervals (see `Metric.calibration`) get the model's calibration.
 
     Those whose translations are not those of the calibration are left out with a note. Raises UserError if the model
-    has no calibration, and for a metric left out that the request names.
+    has no calibration, for a metric left out that the request names, and if no metric is left.
     """
-    kept = {}
+    kept, left_out = {}, []
     for name, metric in metrics.items():
         if hasattr(metric, "calibration"):
             if reason := _why_not_calibrated(model, translations_of(name), request):
                 line = f"{name}: not measured: {reason}"
                 if model.calibration is None or name in request.metrics:
                     raise UserError(line)
-                note(line)
+                left_out.append(line)
                 continue
             metric.calibration = model.calibration
         kept[name] = metric
+    if not kept:
+        raise UserError(*left_out)
+    for line in left_out:
+        note(line)
     return kept
 
 

@@ -5,7 +5,7 @@ Imports only p2pzoo: torch and timm are loaded when a recipe uses a component th
 
 import p2pzoo
 
-GAN_LOSSES = (  # name, class, summary, paper, needs
+GAN_LOSSES = (  # name, class, summary, paper
     (
         "hinge", "gan:Hinge", "D is trained to real logits above 1 and fake ones below -1, no further",
         "arXiv:1705.02894, §3; arXiv:1802.05957, Eq. 16 and 17",
@@ -24,7 +24,7 @@ GAN_LOSSES = (  # name, class, summary, paper, needs
     ),
 )  # fmt: skip
 
-LOSSES = (  # name, class, summary, paper
+LOSSES = (  # name, class, summary, paper, needs
     (
         "r1", "penalties:R1", "On D: half the squared gradient at real images; the weight is γ",
         "arXiv:1801.04406, §4.1",

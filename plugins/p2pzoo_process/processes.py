@@ -21,13 +21,19 @@ LossWeight = Literal["none", "snr"]
 class GaussianProcess:
     """What the three processes share. G sees x, the mixture s_t and the time t, and predicts ŷ.
 
+    Attributes, those of `p2pzoo.plugin.Process`:
+
     channels     that G sees in all
-    passes_time  whether G takes t as an argument. Else t is one plane among the channels
+    passes_time  whether G is given t as an argument. Else t is one plane among the channels
     loss_weight  t (B,) -> weights (B,) for losses of pixels, of mean 1 over the times of training; None without any
 
+    Arguments, besides the parameters of a recipe, which each process explains:
+
     coefficients  a, b and c of the mixture (`interpolants`)
-    takes_time    whether G takes t as an argument
+    takes_time    whether G has an argument for t; then it is passed
     starts_at_x   whether x is part of the mixture, which ends at it; else it ends at noise
+
+    Raises ValueError if starts_at_x is true, and x and y have different channels.
     """
 
     at_use = ("steps", "eta")  # training does not depend on them

@@ -1,6 +1,7 @@
 """Measuring a trained model: the run's own numbers to the bit, other splits and recipes, two folders, and errors."""
 
 import json
+import re
 import shutil
 
 import numpy as np
@@ -215,6 +216,40 @@ def test_what_is_missing_or_does_not_fit_is_one_line(run_folder, folders, run_cl
     assert result.exit_code == 2, result.output
     assert message in result.output
     assert len(result.output.splitlines()) == 1
+
+
+ON_EVAL = "metrics.l1.evaluate.test_mode=eval"  # translations of its own, which two folders do not have
+
+
+class TestFoldersAndAMetricWithTranslationsOfItsOwn:
+    def test_is_refused_if_it_is_asked_for_by_name(self, run_folder, folders, run_cli):
+        result = run_cli("evaluate", run_folder, *folders, "--metric", "psnr", "--metric", "l1", "-s", ON_EVAL)
+        assert result.exit_code == 2, result.output
+        assert "--metric l1: has a table [metrics.l1.evaluate]" in result.output
+        assert len(result.output.splitlines()) == 1
+
+    def test_can_be_measured_without_its_table_as_the_error_says(
+        self, run_folder, folders, run_cli, evaluate, tmp_path
+    ):
+        (tmp_path / "mine.toml").write_text(
+            f'extends = "{run_folder / "recipe.toml"}"\n[metrics.l1.evaluate]\ntest_mode = "eval"\n'
+        )
+        request = (run_folder, *folders, "--metric", "l1", "--recipe", tmp_path / "mine.toml")
+        result = run_cli("evaluate", *request)
+        [option] = re.findall("-s '(.*?)'", result.output)
+        assert evaluate(*request, "-s", option)["measured"].keys() == {"l1"}
+
+    def test_is_left_out_with_a_note_otherwise(self, run_folder, folders, run_cli):
+        result = run_cli("evaluate", run_folder, *folders, "-s", ON_EVAL)
+        assert result.exit_code == 0, result.output
+        assert "l1: not measured, since [metrics.NAME.evaluate] is for a recipe's own images" in result.output
+
+    def test_is_refused_if_no_metric_is_left(self, run_folder, folders, run_cli, tmp_path):
+        names = config.load(str(run_folder / "recipe.toml")).metrics
+        drop = ", ".join(f'"metrics.{name}"' for name in names if name != "l1")
+        result = run_cli("evaluate", run_folder, *folders, "-s", ON_EVAL, "-s", f"drop=[{drop}]", "--quiet")
+        assert result.exit_code == 2, result.output
+        assert "no metric is left to measure" in result.output
 
 
 def test_a_target_of_another_size_is_named(run_folder, folders, tmp_path, run_cli):

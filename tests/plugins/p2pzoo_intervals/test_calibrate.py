@@ -320,6 +320,13 @@ class TestEvaluate:
         assert "interval-coverage  " not in result.output
         assert run_cli("evaluate", calibrated, "--test-mode", "paper", "--metric", "interval-coverage").exit_code == 2
 
+    def test_in_another_test_mode_it_is_refused_if_it_is_the_only_metric(self, calibrated, run_cli):
+        drop = ", ".join(f'"metrics.{name}"' for name in config.load(str(calibrated / "recipe.toml")).metrics)
+        only = ("-s", f"drop=[{drop}]", "-s", "metrics.only.use=interval-coverage")
+        result = run_cli("evaluate", calibrated, "--test-mode", "paper", *only)
+        assert result.exit_code == 2, result.output
+        assert "only: not measured: this model is calibrated in test mode eval" in result.output
+
     def test_without_a_calibration_it_is_refused_with_the_command(self, trained, run_cli):
         result = run_cli("evaluate", trained, "--metric", "interval-coverage")
         assert result.exit_code == 2

@@ -2,11 +2,15 @@
 
 import doctest
 import math
+import re
+from pathlib import Path
 
 import pytest
 import torch
 from p2pzoo_process import interpolants, processes, sampler
 from p2pzoo_process.processes import Bridge, Diffusion, Flow
+
+from p2pzoo.plugin.loader import registry
 
 U = torch.tensor([0.0, 0.1, 0.55, 0.999])  # t = 1, 0, 0.5 and almost 1
 
@@ -66,6 +70,14 @@ class TestLossWeight:
     def test_without_noise_all_times_but_the_start_count_alike(self):
         end, *weights = Bridge(3, 3, sigma=0.0, loss_weight="snr").loss_weight(torch.tensor([1.0, 0.0, 0.5, 0.9]))
         assert [(w / end).item() for w in weights] == pytest.approx([25, 25, 25])
+
+    def test_the_readme_names_the_losses_that_apply_it(self):
+        text = " ".join((Path(processes.__file__).parent / "README.md").read_text("utf-8").split())
+        named = re.search(r"on velocities\. ([^.]*) apply w to each image", text)[1]
+        applying = {each.name for each in registry().of("loss") if getattr(each.load(), "uses_sample_weight", False)}
+        assert {*re.findall("`(.*?)`", named)} == applying
+        assert "none of these five is refused" in text
+        assert len(applying) == 5
 
     def test_the_law_of_the_time_is_used(self):
         x, y, z = example()
