@@ -401,7 +401,8 @@ def check_images_fit(model: Model, store: Store, recipe: str) -> None:
         ranges = [f"{low:g} to {high:g}" for low, high in limits]
         labels: list[Labels | None] = [getattr(owner, f"{side}_labels", None) for owner in (model, dataset)]
         if channels[0] != channels[1]:
-            faults.append(f"{side} has {channels[1]} channel(s) in {recipe}, and {channels[0]} in the model")
+            count = format_count(channels[1], "channel")
+            faults.append(f"{side} has {count} in {recipe}, and {channels[0]} in the model")
         elif encoded[0] != encoded[1]:
             faults.append(f"{side} is {encoded[1] or 'RGB'} in {recipe}, and {encoded[0] or 'RGB'} in the model")
         elif dtypes[0] == dtypes[1] and ranges[0] != ranges[1]:

@@ -11,6 +11,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from p2pzoo.utils.plurals import format_count
 from p2pzoo_adm.blocks import Resize, SelfAttention, TimedResidual, TimeEmbedding, group_norm
 
 Positive = Annotated[int, Field(ge=1)]
@@ -128,8 +129,8 @@ class AttentionUNet(nn.Module):
         if any(side % divisor or not side for side in size):
             height, width = (max(1, -(-side // divisor)) * divisor for side in size)
             raise ValueError(
-                f"adm-unet of {divisor.bit_length()} levels needs sides that are multiples of {divisor}, not "
-                f"{size[0]}×{size[1]}: {height}×{width} would fit"
+                f"adm-unet of {format_count(divisor.bit_length(), 'level')} needs sides that are multiples of "
+                f"{divisor}, not {size[0]}×{size[1]}: {height}×{width} would fit"
             )
 
 
@@ -151,7 +152,7 @@ def _check_factors(levels: int, attention: Sequence[int]) -> list[int]:
     factors = [2**level for level in range(levels)]
     if unknown := sorted({*attention} - {*factors}):
         raise ValueError(
-            f"attention = {list(attention)}: no level is smaller by {unknown[0]}; the factors of {levels} levels are "
+            f"attention = {list(attention)}: no level is smaller by {unknown[0]}; the factors of the levels are "
             f"{', '.join(map(str, factors))}"
         )
     return factors

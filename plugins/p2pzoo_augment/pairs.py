@@ -13,6 +13,7 @@ from kornia.geometry.transform import get_affine_matrix2d, hflip, vflip, warp_af
 from pydantic import Field
 from torch import Tensor
 
+from p2pzoo.utils.plurals import format_count
 from p2pzoo_augment.ranges import per_image, scale_to, to_integer
 
 Probability = Annotated[float, Field(ge=0, le=1)]
@@ -153,7 +154,7 @@ class Photometric:
         for name in ("x", "y") if side == "both" else (side,):
             if channels[name] != 3 and (saturation or hue):
                 raise ValueError(
-                    f"saturation and hue need RGB, but {name} has {channels[name]} channel(s): "
+                    f"saturation and hue need RGB, but {name} has {format_count(channels[name], 'channel')}: "
                     "set saturation = 0 and hue = 0"
                 )
         self.side, self.brightness, self.contrast, self.saturation, self.hue = (

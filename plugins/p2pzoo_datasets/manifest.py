@@ -19,6 +19,7 @@ from p2pzoo.images.transparency import Background
 from p2pzoo.plugin import AddedLater, Split
 from p2pzoo.utils.errors import UserError
 from p2pzoo.utils.files import refuse_pipe
+from p2pzoo.utils.plurals import format_count
 from p2pzoo.utils.suggest import did_you_mean
 from p2pzoo_datasets.class_files import ClassFiles
 from p2pzoo_datasets.pairs import Count, FilePairs, Range
@@ -167,7 +168,7 @@ def _read_csv(text: str) -> Iterator[tuple[int, dict[str, Any] | str]]:
                     yield reader.line_num, fault
                     return
             elif len(cells) != len(heading):
-                yield reader.line_num, f"has {len(cells)} cells, the heading has {len(heading)}"
+                yield reader.line_num, f"has {format_count(len(cells), 'cell')}, the heading has {len(heading)}"
             else:
                 yield reader.line_num, {key: cell for key, cell in zip(heading, cells, strict=True) if cell.strip()}
     except csv.Error as error:

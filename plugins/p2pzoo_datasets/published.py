@@ -22,6 +22,7 @@ from p2pzoo.plugin import Archive, FileLayout, Pair, Split
 from p2pzoo.utils.errors import UserError
 from p2pzoo.utils.file_digests import find_resized, read_digests
 from p2pzoo.utils.files import fingerprint
+from p2pzoo.utils.plurals import format_count
 
 Count = Annotated[int, Field(ge=1)]
 SERVER = "http://efrosgans.eecs.berkeley.edu/pix2pix/datasets"
@@ -71,7 +72,7 @@ class Published:
         published = self.archive.images.get(folder.name)
         if len(self._files) != published:
             warnings.warn(
-                f"{folder} has {len(self._files)} pairs, the paper has {published or 'no such split'}: "
+                f"{folder} has {format_count(len(self._files), 'pair')}, the paper has {published or 'no such split'}: "
                 "is the archive extracted completely?",
                 stacklevel=3,
             )

@@ -162,7 +162,10 @@ def _group_by_block(stores: dict[str, Store], note: Note) -> Images:
             alone += block is None
             blocks.setdefault((split, index) if block is None else block, []).append((split, index))
     if alone:
-        note(f"{alone} images have no block: each is a block of its own, as if they were independent of each other")
+        note(
+            f"{format_count(alone, 'image')} without a block: each is a block of its own, as if it were independent of "
+            "all others"
+        )
     if shared:
         note(f"{format_count(shared, 'image')} of {' and '.join(stores)} are in both: each is counted once")
     return blocks

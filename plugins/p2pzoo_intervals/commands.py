@@ -9,6 +9,7 @@ import click
 
 from p2pzoo.cli.options import json_option, print_json, stop
 from p2pzoo.utils.errors import UserError
+from p2pzoo.utils.plurals import format_count
 from p2pzoo.utils.signals import exit_code
 
 if TYPE_CHECKING:
@@ -96,7 +97,7 @@ def _print(outcome: Outcome, file: Path, as_json: bool) -> None:
         return
     source = "bounds of the generator" if calibration.samples == 1 else f"{calibration.samples} samples"
     click.echo(f"intervals        {source}, widened by {calibration.factor:.4f}")
-    click.echo(f"uncovered        {outcome.uncovered:.4f} of the values of {calibration.blocks} blocks")
+    click.echo(f"uncovered        {outcome.uncovered:.4f} of the values of {format_count(calibration.blocks, 'block')}")
     click.echo(
         "promise          over calibration and a new exchangeable block, the expected uncovered share is at most"
     )

@@ -15,6 +15,7 @@ from torch.nn.functional import interpolate
 
 from p2pzoo.plugin import Batch, Dataset
 from p2pzoo.utils.errors import UserError
+from p2pzoo.utils.plurals import format_count
 
 if TYPE_CHECKING:
     from p2pzoo.models.intervals import Calibration
@@ -120,7 +121,8 @@ class IntervalCoverage:
                 holds = "holds the target: it may be chance" if interval.high >= level else "is below the target"
                 how = f"the 95% interval, {interval.low:.3f} to {interval.high:.3f}, {holds}"
             warnings.warn(
-                f"interval-coverage: {interval.value:.3f} on {blocks} blocks misses its target {level:g}; {how}",
+                f"interval-coverage: {interval.value:.3f} on {format_count(blocks, 'block')} misses its target "
+                f"{level:g}; {how}",
                 stacklevel=3,
             )
 

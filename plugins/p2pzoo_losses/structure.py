@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from p2pzoo.plugin import StepOutputs
+from p2pzoo.utils.plurals import format_count
 
 WINDOW, SIGMA = 11, 1.5  # px (Wang et al. 2004)
 C1, C2 = 0.01**2, 0.03**2
@@ -54,7 +55,7 @@ class MultiScaleSSIM:
         if min(size) < _smallest_side(scales):
             fitting = [k for k in range(1, scales) if min(size) >= _smallest_side(k)]
             hint = f"set scales = {fitting[-1]}" if fitting else f"scales = 1 needs {WINDOW} px"
-            _check_size(_smallest_side(scales), size, f"ms-ssim of {scales} scales", f": {hint}")
+            _check_size(_smallest_side(scales), size, f"ms-ssim of {format_count(scales, 'scale')}", f": {hint}")
         self.exponents = [exponent / sum(EXPONENTS[:scales]) for exponent in EXPONENTS[:scales]]
 
     def __call__(self, out: StepOutputs) -> Tensor:

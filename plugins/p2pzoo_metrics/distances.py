@@ -6,6 +6,8 @@ Pure functions of features, (N, d) each, computed in float64. Imports torch.
 import torch
 from torch import Tensor
 
+from p2pzoo.utils.plurals import format_count
+
 ROWS = 1024  # whose distances to all others are in memory at a time
 
 
@@ -132,7 +134,7 @@ def _distances(a: Tensor, b: Tensor) -> Tensor:
 
 def _check_pairs(a: Tensor, b: Tensor) -> None:
     if len(a) != len(b):
-        raise ValueError(f"a has {len(a)} rows and b has {len(b)}: pairs need equal numbers of rows")
+        raise ValueError(f"a has {format_count(len(a), 'row')} and b has {len(b)}: pairs need equal numbers of rows")
 
 
 def _kernels(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -3,6 +3,7 @@
 from torch import Tensor
 
 from p2pzoo.utils.errors import UserError
+from p2pzoo.utils.plurals import format_count
 
 
 def to_levels(images: Tensor) -> Tensor:
@@ -21,6 +22,5 @@ def check_channels(channels: tuple[int, ...], images: Tensor, metric: str) -> No
     """Raises UserError if the channel count of `images` is none of those that the metric takes."""
     if images.shape[1] not in channels:
         expected = " or ".join({1: "grey (1 channel)", 3: "RGB (3 channels)"}[count] for count in channels)
-        raise UserError(
-            f"{metric} takes {expected} images, and these have {images.shape[1]} channels: remove it from the recipe"
-        )
+        found = format_count(images.shape[1], "channel")
+        raise UserError(f"{metric} takes {expected} images, and these have {found}: remove it from the recipe")

@@ -20,6 +20,7 @@ from p2pzoo.models.safetensors_io import load_into, load_tensors, save_tensors
 from p2pzoo.plugin import Dataset
 from p2pzoo.utils import rng
 from p2pzoo.utils.errors import UserError
+from p2pzoo.utils.plurals import format_count
 from p2pzoo_metrics.confusion import class_scores, confusion_matrix, scored_classes
 from p2pzoo_metrics.levels import to_levels
 
@@ -109,8 +110,8 @@ class Scorer:
     def classify(self, photo: Tensor, size: Sequence[int]) -> Tensor:
         """The class of each pixel: (C, H, W) whole numbers 0 … 255, first enlarged to `size` -> (*size) int64."""
         if photo.shape[0] != self.header["network"]["channels"]:
-            expected = self.header["network"]["channels"]
-            raise UserError(f"{self.path}: takes photos of {expected} channels, and these have {photo.shape[0]}")
+            expected = format_count(self.header["network"]["channels"], "channel")
+            raise UserError(f"{self.path}: takes photos of {expected}, and these have {photo.shape[0]}")
         network = self._get_network(photo.device)
         with torch.autocast(photo.device.type, enabled=False):
             return network(enlarge_photo(photo, size)).argmax(1)[0]

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from p2pzoo.plugin import AddedLater, Batch, Dataset
 from p2pzoo.utils.errors import UserError
+from p2pzoo.utils.plurals import format_count
 from p2pzoo.utils.suggest import did_you_mean
 from p2pzoo_metrics.confusion import Absent, class_scores, confusion_matrix, scored_classes
 from p2pzoo_metrics.levels import to_levels
@@ -169,7 +170,8 @@ class LabelAccuracy(_ClassMetric):
 
     def _predict(self, image: Tensor, size: Sequence[int]) -> Tensor:
         if image.shape[0] != RGB_CHANNELS:
-            raise UserError(f"label_accuracy compares RGB with the palette, and ŷ has {image.shape[0]} channels")
+            count = format_count(image.shape[0], "channel")
+            raise UserError(f"label_accuracy compares RGB with the palette, and ŷ has {count}")
         colours = self._palette.to(image.device)
         # Whole numbers below 2¹⁸: exact in float32, so equal distances compare as equal.
         distances = (image[None] - colours[:, :, None, None]).square().sum(1)

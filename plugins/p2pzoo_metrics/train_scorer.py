@@ -27,6 +27,7 @@ from p2pzoo.plugin import Dataset
 from p2pzoo.utils import rng
 from p2pzoo.utils.errors import UserError
 from p2pzoo.utils.files import atomic_write
+from p2pzoo.utils.plurals import format_count
 from p2pzoo_metrics.confusion import scored_classes
 from p2pzoo_metrics.scorer import FCN8s, Scorer, enlarge_photo, load_photo, measure_scorer, save_scorer
 
@@ -94,9 +95,8 @@ def train(
     """
     scored_classes(dataset, "a scorer")
     if colour and dataset[0].y.shape[2] != len(LUMA):
-        raise UserError(
-            f"--colour {colour}: changes the colours of RGB photos, and these have {dataset[0].y.shape[2]} channels"
-        )
+        count = format_count(dataset[0].y.shape[2], "channel")
+        raise UserError(f"--colour {colour}: changes the colours of RGB photos, and these have {count}")
     augment = partial(_augment, dataset, crop=crop, seed=seed, blur=blur, colour=colour)
     model = _build_model(dataset, network, seed)
     if init:

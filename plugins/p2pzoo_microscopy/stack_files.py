@@ -20,6 +20,7 @@ from p2pzoo_geo.bands import RASTER_DTYPES
 from p2pzoo_geo.rasters import Box
 
 from p2pzoo.utils.errors import UserError
+from p2pzoo.utils.plurals import format_count
 from p2pzoo.utils.suggest import find_similar
 from p2pzoo_microscopy.metadata import Metadata, first_line, read_metadata
 
@@ -50,8 +51,8 @@ class Stack:
         planes = math.prod(self.sizes[axis] for axis in self._order)
         if self._offset is None and len(self._pages) != planes:
             raise UserError(
-                f"{path}: its {planes} planes are {len(self._pages)} pages, so it cannot be read plane by plane: save "
-                "it as OME-TIFF"
+                f"{path}: has {format_count(planes, 'plane')} in {format_count(len(self._pages), 'page')}, so it "
+                "cannot be read plane by plane: save it as OME-TIFF"
             )
 
     def __len__(self) -> int:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from p2pzoo.plugin import InferredConfig, StateDictFormat
+from p2pzoo.utils.plurals import format_count
 
 CONVOLUTIONS = (nn.Conv2d, nn.ConvTranspose2d)
 NORMS = (nn.BatchNorm2d, nn.InstanceNorm2d)
@@ -195,7 +196,7 @@ def _read_discriminator(
         inputs = f"x and y, {x_channels} + {y_channels} channels"
     else:
         x_channels = y_channels = channels
-        inputs = f"y alone, {channels} channels"
+        inputs = f"y alone, {format_count(channels, 'channel')}"
     option = f"-s conditional={str(channels % 2 == 1).lower()}"
     notes = () if "conditional" in given else (f"assumed inputs of D: {inputs}; if not: {option}",)
     return InferredConfig(params, x_channels, y_channels, DISCRIMINATOR_SIZE, notes)

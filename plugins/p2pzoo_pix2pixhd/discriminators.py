@@ -12,6 +12,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from p2pzoo.utils.plurals import format_count
 from p2pzoo_pix2pixhd.boundaries import with_boundaries
 
 Count = Annotated[int, Field(ge=1)]
@@ -90,8 +91,8 @@ class MultiscaleDiscriminator(nn.Module):
     def _check(self, size: Sequence[int]) -> None:
         if min(size) < 2**self.num_scales:
             raise ValueError(
-                f"a discriminator of {self.num_scales} scales needs sides of at least {2**self.num_scales} px, "
-                f"not {size[0]}×{size[1]}"
+                f"a discriminator of {format_count(self.num_scales, 'scale')} needs sides of at least "
+                f"{2**self.num_scales} px, not {size[0]}×{size[1]}"
             )
 
 

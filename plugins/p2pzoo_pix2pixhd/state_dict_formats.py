@@ -13,6 +13,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from p2pzoo.plugin import InferredConfig, StateDictFormat
+from p2pzoo.utils.plurals import format_count
 
 SIZE = (512, 1024)  # of the global generator in the paper; its tensors do not contain it
 CYCLEGAN_SHAPES = {(2, 6), (2, 9)}  # (downsamplings, blocks) of CycleGAN's generators
@@ -43,7 +44,8 @@ def _read(tensors: Mapping[str, Tensor], given: Mapping[str, Any]) -> InferredCo
         return None
     params = {"width": first.shape[0], "downsamplings": downsamplings, "blocks": blocks, "edges": False, **given}
     channels = first.shape[1] - bool(params["edges"])
-    note = f"assumed that all {channels} input channels are x; if the last is the boundary map: -s edges=true"
+    inputs = f"x alone, {format_count(channels, 'channel')}"
+    note = f"assumed that the input is {inputs}; if the last is the boundary map: -s edges=true"
     notes = () if "edges" in given else (note,)
     return InferredConfig(params, channels, last.shape[0], SIZE, notes)
 

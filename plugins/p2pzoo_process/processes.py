@@ -8,6 +8,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from p2pzoo.plugin import AddedLater
+from p2pzoo.utils.plurals import format_count
 from p2pzoo_process import interpolants
 from p2pzoo_process.interpolants import Coefficients, TimeLaw, mean_snr_weight, sample_time, snr_weight
 from p2pzoo_process.sampler import GaussianSampler, join, plan_steps
@@ -53,8 +54,8 @@ class GaussianProcess:
     ) -> None:
         if starts_at_x and in_channels != out_channels:
             raise ValueError(
-                f"x has {in_channels} channel(s) and y has {out_channels}: this process ends at x, so both need the "
-                'same channels; use = "flow" or "diffusion" ends at noise and takes any channels'
+                f"x has {format_count(in_channels, 'channel')} and y has {out_channels}: this process ends at x, so "
+                'both need the same channels; use = "flow" or "diffusion" ends at noise and takes any channels'
             )
         self.channels = in_channels + out_channels + (0 if takes_time else 1)
         self.passes_time = takes_time

@@ -11,6 +11,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from p2pzoo.utils.plurals import format_count
 from p2pzoo_restoration import state_dict_formats as formats
 from p2pzoo_restoration.common import LayerNorm2d, add_input, check_residual, check_size, to_unit_range
 
@@ -73,8 +74,8 @@ class NAFNet(nn.Module):
         check_residual(residual, in_channels, out_channels)
         if len(encoder_blocks) != len(decoder_blocks):
             raise ValueError(
-                f"encoder_blocks has {len(encoder_blocks)} levels and decoder_blocks {len(decoder_blocks)}: "
-                "give as many numbers in both"
+                f"encoder_blocks has {format_count(len(encoder_blocks), 'level')} and decoder_blocks "
+                f"{len(decoder_blocks)}: give as many numbers in both"
             )
         levels = len(encoder_blocks)
         self.size_divisor = 2**levels

@@ -10,6 +10,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from p2pzoo.utils.plurals import format_count
 from p2pzoo_restoration import state_dict_formats as formats
 from p2pzoo_restoration.common import (
     LayerNorm2d,
@@ -220,7 +221,8 @@ def _resize(channels: int, leaving: int, shuffle: nn.Module) -> nn.Sequential:
 def _check_heads(widths: Sequence[int], heads: Sequence[int]) -> None:
     if len(heads) != len(widths):
         raise ValueError(
-            f"blocks has {len(widths)} levels and heads {len(heads)}: give one number for each level in both"
+            f"blocks has {format_count(len(widths), 'level')} and heads {len(heads)}: give one number for each level "
+            "in both"
         )
     if widths[0] % 2:
         raise ValueError(f"width must be even, not {widths[0]}: half of its channels are unshuffled")

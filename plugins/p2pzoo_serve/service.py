@@ -144,8 +144,8 @@ class Service:
             most = self.limits.pixels * Limits.WORK / MEGAPIXEL
             raise Refusal(
                 413,
-                f"{work / MEGAPIXEL:.1f} megapixels, drawn {draws} times, are more than the {most:g} of one request: "
-                "send smaller or fewer images, or ask for fewer samples",
+                f"{work / MEGAPIXEL:.1f} megapixels, drawn {format_count(draws, 'time')}, are more than the {most:g} "
+                "of one request: send smaller or fewer images, or ask for fewer samples",
             )
         return faults
 

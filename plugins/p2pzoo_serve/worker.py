@@ -13,6 +13,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any
 
+from p2pzoo.utils.plurals import format_count
 from p2pzoo_serve.interface import Refusal
 
 RETRY_SECONDS = 5  # after which a client may ask again: a few translations later
@@ -62,7 +63,7 @@ class Worker:
         if len(self.waiting) + (self._running is not None) > self.places:
             raise Refusal(
                 503,
-                f"busy: {len(self.waiting)} requests wait already; try again in a few seconds",
+                f"busy: {format_count(len(self.waiting), 'request')} in the queue already; try again in a few seconds",
                 {"Retry-After": str(RETRY_SECONDS)},
             )
 

@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from p2pzoo.utils.errors import UserError
 from p2pzoo.utils.files import refuse_pipe
+from p2pzoo.utils.plurals import format_count
 from p2pzoo.utils.suggest import did_you_mean
 
 Side = Literal["first", "second"]
@@ -104,8 +105,8 @@ def _session_fault(session: Session, others: Mapping[tuple[str, str], tuple[Path
     practice, counting = (sum(trial.practice is kind for trial in session.trials) for kind in (True, False))
     if (practice, counting) != (protocol.practice, protocol.trials):
         return (
-            f"not a complete session: {practice} practice trials and {counting} others instead of {protocol.practice} "
-            f"and {protocol.trials}"
+            f"not a complete session: {format_count(practice, 'practice trial')} and {format_count(counting, 'other')} "
+            f"instead of {protocol.practice} and {protocol.trials}"
         )
     if other := others.get((session.study, session.session)):
         return f"session {session.session} is also in {other[0]}: give one of the two"

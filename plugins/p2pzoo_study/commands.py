@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from p2pzoo.cli.options import json_option, print_json
+from p2pzoo.utils.plurals import format_count
 from p2pzoo.utils.terminal import escape
 
 
@@ -73,7 +74,7 @@ def study_analyze_command(files: tuple[Path, ...], table: str | None, as_json: b
     if published:
         click.echo(escape(format_table(analysis, published) + "\n", keep="\n"))
     for label, row in analysis["algorithms"].items():
-        counts = f"{row['participants']} participants, {row['trials']} trials"
+        counts = f"{format_count(row['participants'], 'participant')}, {format_count(row['trials'], 'trial')}"
         if row["left_out"]:
             counts += (
                 f"; {row['left_out']} not counted: an image was shown more than {TOLERANCE_MS} ms too long "

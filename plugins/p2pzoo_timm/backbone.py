@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from p2pzoo.utils.errors import UserError
+from p2pzoo.utils.plurals import format_count
 from p2pzoo_timm.block_layers import choose_layers, resize_to_patches
 from p2pzoo_timm.group_norm import replace_batch_norms
 from p2pzoo_timm.weights import weight_arguments
@@ -177,7 +178,9 @@ class Backbone(nn.Module):
 
         stages = len(features) if frozen_stages is None else frozen_stages
         if stages > len(features):
-            raise ValueError(f"frozen_stages = {stages}: backbone '{self.name}' has only {len(features)} features")
+            raise ValueError(
+                f"frozen_stages = {stages}: backbone '{self.name}' has only {format_count(len(features), 'feature')}"
+            )
         all_frozen = stages == len(features)
         trainable = (
             set() if all_frozen else reached_parameters(probe, features) - reached_parameters(probe, features[:stages])

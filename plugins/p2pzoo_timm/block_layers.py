@@ -5,6 +5,8 @@ from collections.abc import Sequence
 import timm
 import torch
 
+from p2pzoo.utils.plurals import format_count
+
 
 def choose_layers(name: str, layers: int) -> tuple[int, list[int]]:
     """(side of a patch in pixels, indices of evenly spaced blocks, the last included).
@@ -23,7 +25,7 @@ def choose_layers(name: str, layers: int) -> tuple[int, list[int]]:
             "layers out, which is for networks of one stride, such as vision transformers"
         )
     if layers > len(info):
-        raise ValueError(f"layers = {layers}: '{name}' has only {len(info)} blocks")
+        raise ValueError(f"layers = {layers}: '{name}' has only {format_count(len(info), 'block')}")
     return strides[0], [(i + 1) * len(info) // layers - 1 for i in range(layers)]
 
 

@@ -17,6 +17,7 @@ from typing import Any
 
 from p2pzoo.plugin import Callback
 from p2pzoo.utils.errors import UserError
+from p2pzoo.utils.plurals import format_count
 
 
 class Tracker(Callback):
@@ -74,8 +75,8 @@ class Tracker(Callback):
         except Exception as error:  # a server or a full disk of the tracker must not cost a training
             self.has_failed = True
             warnings.warn(
-                f"{self.package} failed at {images} images and logs no more of this run: {first_line(error)}. The "
-                "training goes on; metrics.jsonl has all values",
+                f"{self.package} failed at {format_count(images, 'image')} and logs no more of this run: "
+                f"{first_line(error)}. The training goes on; metrics.jsonl has all values",
                 stacklevel=2,
             )
 

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from p2pzoo.utils.plurals import format_count
+
 
 class ResidualUNet(nn.Module):
     """(B, channels, H, W) -> (activations of the encoder, activations of the decoder), each from the input on.
@@ -56,8 +58,8 @@ class ResidualUNet(nn.Module):
         if any(side % self.size_divisor or not side for side in size):
             levels = len(self.encoder)
             raise ValueError(
-                f"a U-Net discriminator of {levels} levels needs sides that are multiples of {self.size_divisor}, "
-                f"not {size[0]}×{size[1]}"
+                f"a U-Net discriminator of {format_count(levels, 'level')} needs sides that are multiples of "
+                f"{self.size_divisor}, not {size[0]}×{size[1]}"
             )
 
 

@@ -204,7 +204,7 @@ def test_an_argument_that_is_out_of_range_is_a_value_error(argument, message):
         (["RUN", "--recipe", "zoo:nothing.toml"], "zoo:nothing.toml: no such recipe"),
         (["RUN", "-o", "numbers.txt"], "-o numbers.txt: the output is JSON"),
         (["RUN", "-o", "RESULTS"], "this file belongs to the run in its folder"),
-        (["RUN", "-s", "dataset.task=grey-to-color"], "x has 1 channel(s) in tiny, and 3 in the model"),
+        (["RUN", "-s", "dataset.task=grey-to-color"], "x has 1 channel in tiny, and 3 in the model"),
     ],
 )
 def test_what_is_missing_or_does_not_fit_is_one_line(run_folder, folders, run_cli, words, message, monkeypatch):

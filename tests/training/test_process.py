@@ -539,7 +539,7 @@ class TestBadInput:
         install("pairs_plugin", DATASETS)
         text = '[generator]\nnorm = "group"\n[process]\nuse = "bridge"\n'
         [found] = refused(text, "-s", "dataset.use=pairs-at-the-start")
-        assert "mine.toml:4  process 'bridge': x has 7 channel(s) and y has 3" in found
+        assert "mine.toml:4  process 'bridge': x has 7 channels and y has 3" in found
         assert 'use = "flow" or "diffusion"' in found
 
     def test_an_unknown_process_is_a_suggestion(self, refused):

@@ -167,7 +167,7 @@ def test_a_wrong_size_is_an_error_with_a_size_that_fits(size, fitting):
 
 
 def test_a_factor_without_a_level_is_an_error():
-    with pytest.raises(ValueError, match=re.escape("no level is smaller by 3; the factors of 2 levels are 1, 2")):
+    with pytest.raises(ValueError, match=re.escape("no level is smaller by 3; the factors of the levels are 1, 2")):
         build(attention=(2, 3))
 
 

@@ -172,8 +172,12 @@ class TestPhotometry:
         torch.testing.assert_close(changed, expected, atol=1e-5, rtol=0)
 
     def test_saturation_and_hue_need_rgb(self):
-        for arguments, side, name in (((1, 3), "x", "x"), ((3, 1), "y", "y"), ((3, 4), "both", "y")):
-            with pytest.raises(ValueError, match=rf"need RGB, but {name} has \d channel\(s\): set saturation = 0"):
+        for arguments, side, found in (
+            ((1, 3), "x", "x has 1 channel"),
+            ((3, 1), "y", "y has 1 channel"),
+            ((3, 4), "both", "y has 4 channels"),
+        ):
+            with pytest.raises(ValueError, match=f"need RGB, but {found}: set saturation = 0"):
                 Photometric(*arguments, side=side)
         Photometric(1, 3, side="y")
         grey = images(1, channels=1)

@@ -223,7 +223,7 @@ class TestMetricsThatCannotMeasureTheData:
         own = own("L")
         assert own.notes == (
             "not measured on this data: accuracy needs labels",
-            "not measured on this data: Lab: lab_histogram takes RGB (3 channels) images, and these have 1 channels",
+            "not measured on this data: Lab: lab_histogram takes RGB (3 channels) images, and these have 1 channel",
         )
         assert [*own.table.columns] == ["ssim", "l1"]
         assert [*own.table.metrics] == []

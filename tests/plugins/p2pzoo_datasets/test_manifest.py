@@ -135,6 +135,9 @@ class TestFaults:
         assert errors_of(write_manifest(home, "x,y", "a,b,c", name="p.csv")) == [
             "data/p.csv:2  has 3 cells, the heading has 2"
         ]
+        assert errors_of(write_manifest(home, "x,y", "a", name="p.csv")) == [
+            "data/p.csv:2  has 1 cell, the heading has 2"
+        ]
 
     def test_in_the_file_itself(self, home):
         assert errors_of("data/none.jsonl") == ["data/none.jsonl: no such file"]

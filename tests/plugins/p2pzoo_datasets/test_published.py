@@ -124,6 +124,8 @@ class TestSplits:
             UserWarning, match="val has 3 pairs, the paper has 100: is the archive extracted completely?"
         ):
             Facades("val", root=put(tmp_path, Facades))
+        with pytest.warns(UserWarning, match="val has 1 pair, the paper has 100"):
+            Facades("val", root=put(tmp_path / "less", Facades, 1))
 
     def test_the_cameras_of_night2day_are_its_blocks(self, tmp_path):
         (tmp_path / "test").mkdir()

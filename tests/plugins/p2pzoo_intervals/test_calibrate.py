@@ -198,7 +198,7 @@ class TestSamples:
         model = p2pzoo.load(with_dropout, device="cpu")
         outcome = calibrate(model, experiment, level=0.8, splits=["val"], samples=2, note=lines.append)
         assert outcome.calibration.blocks == 5
-        assert any("5 images have no block" in line for line in lines)
+        assert any("5 images without a block" in line for line in lines)
 
 
 class TestTranslate:

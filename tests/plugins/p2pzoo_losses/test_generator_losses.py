@@ -307,6 +307,7 @@ class TestStructure:
             (lambda: SSIM((10, 64)), "ssim needs sides of at least 11 px, not 10×64"),
             (lambda: MultiScaleSSIM((128, 128)), "ms-ssim of 5 scales needs sides of at least 176 px, not 128×128"),
             (lambda: MultiScaleSSIM((256, 43), scales=4), "of at least 88 px, not 256×43: set scales = 2$"),
+            (lambda: MultiScaleSSIM((8, 8), scales=1), "ms-ssim of 1 scale needs sides of at least 11 px, not 8×8"),
             (lambda: MultiScaleSSIM((8, 8), scales=2), "of at least 22 px, not 8×8: scales = 1 needs 11 px"),
         ],
     )  # fmt: skip

@@ -143,7 +143,7 @@ def test_nan_in_an_image_gives_nan():
 
 
 def test_only_rgb_is_accepted():
-    with pytest.raises(UserError, match=r"lab_histogram takes RGB \(3 channels\) images, and these have 1"):
+    with pytest.raises(UserError, match=r"lab_histogram takes RGB \(3 channels\) images, and these have 1 channel:"):
         score(torch.zeros(1, 1, 4, 4), torch.zeros(1, 1, 4, 4))
 
 

@@ -137,6 +137,8 @@ def test_nan_in_gives_nan_out():
 def test_pairs_need_equal_numbers_of_rows():
     with pytest.raises(ValueError, match="a has 3 rows and b has 4: pairs need equal numbers"):
         paired_kernel_distance(rows(3, 2), rows(4, 2))
+    with pytest.raises(ValueError, match="a has 1 row and b has 4: "):
+        paired_kernel_distance(rows(1, 2), rows(4, 2))
 
 
 @pytest.mark.parametrize("shape", [(40, 6), (6, 6), (5, 12)], ids=["many rows", "square", "few rows"])

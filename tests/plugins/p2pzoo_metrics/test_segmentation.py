@@ -430,7 +430,7 @@ class TestLabelAccuracy:
 
     def test_images_that_are_not_rgb_and_datasets_without_palette_are_refused(self):
         dataset = Painted(random_labels())
-        with pytest.raises(UserError, match="ŷ has 1 channels"):
+        with pytest.raises(UserError, match=r"ŷ has 1 channel$"):
             LabelAccuracy(dataset).measure(batch_of(dataset), torch.zeros(3, 1, 8, 8))
         dataset.palette = None
         with pytest.raises(UserError, match="needs a palette"):

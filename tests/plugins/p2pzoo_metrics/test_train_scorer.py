@@ -142,7 +142,7 @@ class TestAugmentation:
         dataset.pair = replace(dataset.pair, y=dataset.pair.y[:, :, :1])
         network = {"backbone": BACKBONE, "stages": 2, "enlarge": 2, **train_scorer.PRETRAINED}
         with pytest.raises(
-            UserError, match=r"--colour 0\.3: changes the colours of RGB photos, and these have 1 channels"
+            UserError, match=r"--colour 0\.3: changes the colours of RGB photos, and these have 1 channel$"
         ):
             train_scorer.train(
                 dataset, network=network, init=None, images=2, batch=2, lr=0.01, decay=0.0, crop=1.0, seed=0,

@@ -341,9 +341,8 @@ def test_smaller_images_than_the_smallest_side_are_errors(scales):
     smallest = 2**scales
     D = build(MultiscaleDiscriminator, 3, 3, (smallest, smallest), width=1, num_scales=scales)
     D(images(3, smallest, smallest), images(3, smallest, smallest))
-    with pytest.raises(
-        ValueError, match=f"{scales} scales needs sides of at least {smallest} px, not {smallest - 1}×8$"
-    ):
+    of_scales = "of 1 scale" if scales == 1 else f"of {scales} scales"
+    with pytest.raises(ValueError, match=f"{of_scales} needs sides of at least {smallest} px, not {smallest - 1}×8$"):
         MultiscaleDiscriminator(3, 3, (smallest - 1, 8), num_scales=scales)
     with pytest.raises(ValueError, match=f"of at least {smallest} px"):
         D(images(3, smallest - 1, smallest), images(3, smallest - 1, smallest))

@@ -238,6 +238,7 @@ def test_with_residual_x_is_added_and_other_channels_are_an_error():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        ({"blocks": (1,), "heads": (1, 2)}, "blocks has 1 level and heads 2: give one number for each level in both"),
         ({"heads": (1, 2, 4)}, "blocks has 2 levels and heads 3: give one number for each level in both"),
         ({"heads": (1, 3)}, "heads: 3 do not divide the 8 channels of level 2"),
         ({"width": 5}, "width must be even, not 5"),

@@ -163,7 +163,7 @@ class TestRefusals:
         assert post(client, content, "?samples=4").status_code == 200
         assert "drawn 5 times, are more than the 0.02" in error(post(client, content, "?samples=5"), 413)
         files = [("image", ("a.png", content))] * 5
-        assert "more than the 0.02 of one request" in error(client.post("/batch", files=files), 413)
+        assert "drawn 1 time, are more than the 0.02 of one request" in error(client.post("/batch", files=files), 413)
 
     def test_bodies_that_are_too_large(self, serve):
         client = serve(megabytes=0.01)

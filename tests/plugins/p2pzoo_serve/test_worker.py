@@ -50,7 +50,7 @@ def test_jobs_run_one_after_the_other_in_their_order(worker, gate):
 def test_a_full_queue_refuses_and_says_when_to_come_again(worker, gate):
     for _ in range(2):
         worker.submit(int)
-    with pytest.raises(Refusal, match="busy: 2 requests wait already") as refusal:
+    with pytest.raises(Refusal, match="busy: 2 requests in the queue already") as refusal:
         worker.submit(int)
     assert (refusal.value.status, refusal.value.headers) == (503, {"Retry-After": "5"})
 

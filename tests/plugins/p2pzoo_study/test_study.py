@@ -121,7 +121,7 @@ def test_trials_that_were_shown_too_long_do_not_count_and_are_reported(saved, ru
     files = saved(session("1", 10), session("2", 40, first_ms=1300.0))
     result = run_cli("study-analyze", *files)
     assert result.exit_code == 0
-    assert "a: fooled 25.0 % (1 participants, 40 trials; 40 not counted: an image was shown" in result.output
+    assert "a: fooled 25.0 % (1 participant, 40 trials; 40 not counted: an image was shown" in result.output
 
 
 @pytest.mark.parametrize(

@@ -98,6 +98,8 @@ class TestUNetD:
         message = "a U-Net discriminator of 3 levels needs sides that are multiples of 8, not 16×12"
         with pytest.raises(ValueError, match=message):
             UNetDiscriminator(3, 3, (16, 12), levels=3)
+        with pytest.raises(ValueError, match="of 1 level needs sides that are multiples of 2"):
+            UNetDiscriminator(3, 3, (16, 11), levels=1)
         x, y, _ = inputs(width=12)
         with pytest.raises(ValueError, match=message):
             unet_d()(x, y)
