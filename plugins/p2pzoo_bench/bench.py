@@ -337,7 +337,7 @@ class Bench:
         store = self.store(experiment)
         # the other keys of [evaluate] are about translations
         evaluated = {key: getattr(experiment.evaluate, key) for key in ("test_mode", "split", "samples")}
-        change = changed_target(row, experiment, self.seeds)
+        change = changed_target(row, experiment, self.table.seeds)  # all folds, also if --seeds trains fewer
         described = [experiment.dataset.identity(), evaluated, *([change.identity] if change else [])]
         digest = hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()[:10]
         run = Run(self.runs / "target" / f"{self.profile}-{digest}")

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from p2pzoo.config.experiment import Experiment
+from p2pzoo.config.experiment import Component, Experiment
 from p2pzoo.data import Store, single_batches
 from p2pzoo.images.blur import blur_images
 from p2pzoo.plugin import Batch
@@ -74,7 +74,10 @@ class Flat:
 
 @dataclass(frozen=True)
 class OtherFold:
-    """The images of the fold after this one, in their order, and from the first again when they are used up."""
+    """The images of the fold after this one, in their order, and from the first again when they are used up.
+
+    folds  number of folds in the whole table, of which --seeds may train fewer; 2 or more
+    """
 
     experiment: Experiment
     folds: int
@@ -85,13 +88,20 @@ class OtherFold:
 
     @property
     def _fold(self) -> int:
-        return (int(self.experiment.dataset.values["fold"]) + 1) % self.folds
+        component = self.experiment.dataset
+        fold = component.fold.fold if component.fold else int(component.values["fold"])
+        return (fold + 1) % self.folds
+
+    @property
+    def _dataset(self) -> Component:
+        component = self.experiment.dataset
+        if component.fold:  # p2pzoo makes the folds: they are no parameter of the dataset
+            return replace(component, fold=replace(component.fold, fold=self._fold))
+        return replace(component, values={**component.values, "fold": self._fold})
 
     @cached_property
     def _images(self) -> Iterator[Tensor]:
-        component = self.experiment.dataset
-        other = replace(component, values={**component.values, "fold": self._fold})
-        store = Store(other.build(split=self.experiment.evaluate.split), compute=self.experiment.compute)
+        store = Store(self._dataset.build(split=self.experiment.evaluate.split), compute=self.experiment.compute)
         return itertools.cycle(batch.y for batch in list(single_batches(store)))
 
     def __call__(self, batch: Batch) -> Tensor:
@@ -112,7 +122,7 @@ def _labels_of(batch: Batch, classes: int, size: torch.Size) -> Tensor:
 
 
 def changed_target(row: Row, experiment: Experiment, folds: int) -> Blurred | Flat | OtherFold | None:
-    """What a row shows in place of y; None for y itself. folds: number of the table's folds."""
+    """What a row shows in place of y; None for y itself. folds: as `OtherFold` takes it."""
     if row.blur:
         return Blurred(row.blur)
     if row.other_fold:

@@ -19,13 +19,14 @@ if TYPE_CHECKING:
 
     from p2pzoo_bench.comparison import Comparison, TableRow
 
+_MILESTONE = re.compile(r"@\d+(?=\.|$)")  # of evaluate.at; the names of evaluate.also begin with a letter
 CURVE_FORMATS = ("rich", "markdown", "csv", "json", "html", "svg")
 
 
 def list_curves(rows: Iterable[TableRow]) -> list[str]:
     """The numbers that some run has after several numbers of images, as columns are called: "fcn_score.class_iou"."""
     names = [name for row in rows for run in row.runs for name in run.results["metrics"]]
-    return list(dict.fromkeys(re.sub(r"@\d+", "", name) for name in names if "@" in name))
+    return list(dict.fromkeys(_MILESTONE.sub("", name) for name in names if _MILESTONE.search(name)))
 
 
 def build_curve(table: Comparison, column: str) -> dict[str, Any]:

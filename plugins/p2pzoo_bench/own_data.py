@@ -156,7 +156,7 @@ def with_budget(
     Raises UserError if the budget is shorter than one step and one evaluation of a row.
     """
     first = {cell.row.name: cell.experiment for cell in reversed(build(own.table).cells)}
-    rows = {_training(row): row for row in reversed(own.table.trained)}  # one row of each training, the first
+    rows = {row.training: row for row in reversed(own.table.trained)}  # one row of each training, the first
     rows = dict(reversed(rows.items()))
     keys = {training: _key(row, first[row.name], threads) for training, row in rows.items()}
     recipes = {}
@@ -181,7 +181,7 @@ def with_budget(
         )
     note(f"all rows: about {format_duration(total / jobs)}, {jobs} run(s) at a time")
     rows_with_images = tuple(
-        replace(row, overrides=(*_without_length(row), f"train.images={images[_training(row)]}")) if row.recipe else row
+        replace(row, overrides=(*_without_length(row), f"train.images={images[row.training]}")) if row.recipe else row
         for row in own.table.rows
     )
     return replace(own.table, rows=rows_with_images)
@@ -207,11 +207,6 @@ def _key(row: Row, experiment: Experiment, threads: int) -> str:
     }
     text = json.dumps(schema.to_jsonable({**vars(experiment.compute), **used}), sort_keys=True)
     return f"{row.name}-{experiment.id}-{hashlib.sha256(text.encode()).hexdigest()[:10]}"
-
-
-def _training(row: Row) -> tuple[Any, ...]:
-    """What rows that share a training have in common."""
-    return row.recipe, row.overrides
 
 
 def _without_length(row: Row) -> list[str]:

@@ -18,7 +18,7 @@ from p2pzoo.runs.run_folder import locate_run
 from p2pzoo.utils.errors import UserError
 from p2pzoo_bench.bench import Bench, Cell
 from p2pzoo_bench.comparison import metric_of
-from p2pzoo_bench.table_file import Row, Table, key_of
+from p2pzoo_bench.table_file import Row, Table, key_of, overlaps
 
 
 def build_trials(table: Table, count: Callable[[Row], int]) -> Table:
@@ -54,7 +54,7 @@ def check_search(table: Table, trials: Bench, overrides: Sequence[str]) -> None:
     """Raises UserError before anything is trained, if the search cannot choose.
 
     trials     of `build_trials`
-    overrides  of the command line: they hold for all trials, so a trial must not set the same
+    overrides  of the command line: they hold for all trials, so a trial must not set the same, or a part of it
     """
     assert table.search
     if trials.unavailable:
@@ -64,11 +64,10 @@ def check_search(table: Table, trials: Bench, overrides: Sequence[str]) -> None:
             f"{table.name}: [search] metric = {table.search.metric!r}: neither more nor less of it is better: name "
             "another metric"
         )
-    given = {key_of(override): override for override in overrides}
     for row in table.trained:
         for key in (key_of(setting) for trial in row.trials for setting in trial):
-            if key in given:
-                raise UserError(f"-s {given[key]}: the trials of [rows.{row.name}] set it; remove it there or here")
+            if given := [override for override in overrides if overlaps(key_of(override), key)]:
+                raise UserError(f"-s {given[0]}: the trials of [rows.{row.name}] set {key}; remove it there or here")
 
 
 def choose_settings(table: Table, trials: Bench, failures: Mapping[str, str]) -> Table:
@@ -92,10 +91,10 @@ def choose_settings(table: Table, trials: Bench, failures: Mapping[str, str]) ->
     sign = -1 if trials.better_direction(metric) == "lower" else 1
     numbers = {(cell.row.name, cell.experiment.seed): sign * _number(trials, cell, metric) for cell in trials.cells}
     chosen = {
-        _training(row): tuple(_best(row, seed, numbers) for seed in range(min(row.folds or trials.seeds, trials.seeds)))
+        row.training: tuple(_best(row, seed, numbers) for seed in range(min(row.folds or trials.seeds, trials.seeds)))
         for row in _first_rows(table)
     }
-    rows = tuple(replace(row, chosen=chosen[_training(row)]) if row.trials else row for row in table.rows)
+    rows = tuple(replace(row, chosen=chosen[row.training]) if row.trials else row for row in table.rows)
     return replace(table, rows=rows)
 
 
@@ -109,8 +108,7 @@ def _number(trials: Bench, cell: Cell, metric: str) -> float:
     run = trials.find_finished(cell)
     if run is None:  # it diverged
         return math.nan
-    value = run.results["metrics"][metric]["value"]
-    return math.nan if value is None else float(value)
+    return run.number(metric)
 
 
 def _has_diverged(trials: Bench, cell: Cell) -> bool:
@@ -122,11 +120,7 @@ def _first_rows(table: Table) -> list[Row]:
     """The first row of each training, with as many folds as any of its rows."""
     rows: dict[Any, Row] = {}
     for row in table.trained:
-        first = rows.setdefault(_training(row), row)
+        first = rows.setdefault(row.training, row)
         folds = None if None in (first.folds, row.folds) else max(first.folds or 0, row.folds or 0)
-        rows[_training(row)] = replace(first, folds=folds)
+        rows[row.training] = replace(first, folds=folds)
     return [*rows.values()]
-
-
-def _training(row: Row) -> tuple[Any, ...]:
-    return row.recipe, row.overrides

@@ -5,7 +5,8 @@
     baseline = "patch70"                                          # the row that the others are compared with
     seeds = 3                                                     # 0, 1, 2
     folds = 10                                                    # in place of seeds: seed r trains and tests fold r
-                                                                  # of the dataset, which needs a parameter `fold`
+                                                                  # of the dataset: its own, if it has a parameter
+                                                                  # `fold`; else set = ["dataset.folds=10"] makes them
     profile = "laptop"                                            # of the recipes, unless --profile names another
     answer = true                                                 # begins with what the differences say, in words
     groups = true                                                 # in place of it, for many rows: begins with the rows
@@ -126,6 +127,16 @@ class Row:
     fixed: tuple[str, ...] = ()
 
     @property
+    def training(self) -> tuple[str | None, tuple[str, ...]]:
+        """What rows that share a training have in common: [search] and `evaluate` change neither.
+
+        >>> row = Row("flow", "flow, 2 steps", "flow.toml", ("process.steps=2",), {})
+        >>> row.training == replace(row, name="flow_1", evaluate={"process": {"steps": 1}}).training
+        True
+        """
+        return self.recipe, self.overrides
+
+    @property
     def suffix(self) -> str:
         """What the names of its metrics have behind them in the results of the run, which other rows share."""
         return f"@{self.name}" if self.evaluate else ""
@@ -199,7 +210,7 @@ class Table:
         return [
             f"evaluate.also.{other.name}={inline(other.evaluate)}"
             for other in self.rows
-            if other.evaluate and (other.recipe, other.overrides) == (row.recipe, row.overrides)
+            if other.evaluate and other.training == row.training
         ]
 
 
@@ -274,10 +285,19 @@ def inline(value: Any) -> str:
 
 def key_of(override: str) -> str:
     """
-    >>> key_of(" optimizer.lr = 1e-4")
+    >>> key_of(" optimizer . lr = 1e-4")
     'optimizer.lr'
     """
-    return override.partition("=")[0].strip()
+    return ".".join(part.strip() for part in override.partition("=")[0].split("."))
+
+
+def overlaps(key: str, other: str) -> bool:
+    """Whether overrides of two keys can set the same value: they are equal, or one is a table that holds the other.
+
+    >>> overlaps("process", "process.sigma"), overlaps("process.sigma", "process.sigma_max")
+    (True, False)
+    """
+    return f"{key}.".startswith(f"{other}.") or f"{other}.".startswith(f"{key}.")
 
 
 def _is_fixed_in_trials(key: str) -> bool:
@@ -294,7 +314,7 @@ def is_seed(override: str) -> bool:
     >>> is_seed(" seed = 3")
     True
     """
-    return override.partition("=")[0].strip() == "seed"
+    return key_of(override) == "seed"
 
 
 def is_fold(override: str) -> bool:
@@ -303,7 +323,7 @@ def is_fold(override: str) -> bool:
     >>> is_fold("dataset.fold=3"), is_fold("dataset.folder=photos")
     (True, False)
     """
-    return override.partition("=")[0].strip() == "dataset.fold"
+    return key_of(override) == "dataset.fold"
 
 
 def _key(name: str) -> str:
@@ -326,8 +346,8 @@ def _row(name: str, table: Mapping[str, Any], folder: Path, where: str, shared: 
 def _share_trials(rows: Iterable[Row]) -> tuple[Row, ...]:
     """The rows, with the trials of the first row that has some on all rows of its training."""
     rows = [*rows]
-    trials = {(row.recipe, row.overrides): row.trials for row in reversed(rows) if row.trials}
-    return tuple(replace(row, trials=trials.get((row.recipe, row.overrides), ())) for row in rows)
+    trials = {row.training: row.trials for row in reversed(rows) if row.trials}
+    return tuple(replace(row, trials=trials.get(row.training, ())) for row in rows)
 
 
 def _faults(source: Source, tree: Mapping[str, Any]) -> Iterator[str]:
@@ -362,9 +382,7 @@ def _setting_faults(at: At, tree: Mapping[str, Any]) -> Iterator[str]:
         if key not in KEYS:
             yield f"{at(key)}  a table file has no '{key}'{did_you_mean(key, KEYS)}"
     yield from _answer_faults(at, tree)
-    columns = tree.get("columns", {})
-    if (primary := tree.get("primary")) is not None and isinstance(columns, dict) and primary not in columns:
-        yield f"{at('primary')}  primary = {primary!r}: no such column{did_you_mean(str(primary), [*columns])}"
+    yield from _primary_faults(at, tree)
     for key in ("title", "source", "baseline", "profile"):
         if not isinstance(tree.get(key, ""), str):
             yield f"{at(key)}  {key} must be a string"
@@ -374,6 +392,14 @@ def _setting_faults(at: At, tree: Mapping[str, Any]) -> Iterator[str]:
     if "seeds" in tree and "folds" in tree:
         yield f"{at('folds')}  folds: each fold has its own seed; remove seeds"
     yield from _override_faults(at("set"), "this table", tree.get("set", []), tree.get("folds"))
+
+
+def _primary_faults(at: At, tree: Mapping[str, Any]) -> Iterator[str]:
+    columns, primary = tree.get("columns", {}), tree.get("primary", "")
+    if not isinstance(primary, str):
+        yield f"{at('primary')}  primary must be a string, the name of a column"
+    elif "primary" in tree and isinstance(columns, dict) and primary not in columns:
+        yield f"{at('primary')}  primary = {primary!r}: no such column{did_you_mean(primary, [*columns])}"
 
 
 def _answer_faults(at: At, tree: Mapping[str, Any]) -> Iterator[str]:
@@ -413,10 +439,12 @@ def _search_faults(at: At, tree: Mapping[str, Any], rows: Mapping[str, Any]) -> 
         if tried := [name for name, row in trained.items() if "trials" in row]:
             yield f"{at('rows', tried[0], 'trials')}  [rows.{tried[0]}] has trials: add [search] with metric and share"
         return
-    search, metrics = tree["search"], [*tree.get("columns", {}), *tree.get("metrics", {})]
+    search = tree["search"]
     if not isinstance(search, dict) or search.keys() != {*SEARCH_KEYS}:
         yield f"{at('search')}  [search] needs metric = the name of a metric, and share = that of a row's images"
         return
+    tables = [table for key in ("columns", "metrics") if isinstance(table := tree.get(key), dict)]  # else a fault
+    metrics = [name for table in tables for name in table]
     if search["metric"] not in metrics:
         suggestion = did_you_mean(str(search["metric"]), metrics)
         yield f"{at('search', 'metric')}  metric = {search['metric']!r}: the table has no such metric{suggestion}"

@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from noise_pairs import draw_pairs
 from p2pzoo_bench.bench import Bench
 from p2pzoo_bench.changed_target import Blurred, Flat, changed_target
 from p2pzoo_bench.table_file import Row, read_table
@@ -106,6 +107,67 @@ def test_another_fold_gives_photos_of_other_regions_and_begins_again(batches):
     for index in range(len(others) + 1):
         assert torch.equal(shown(batches[0]), others[index % len(others)])
     assert shown.identity == {"other_fold": 0}
+
+
+FOLDERS = """
+extends = "zoo:base.toml"
+drop = ["discriminator", "gan_loss", "metrics.ssim", "metrics.psnr"]
+[generator]
+width = 4
+depth = 3
+[dataset]
+use = "folders"
+inputs = "a"
+targets = "b"
+size = [32, 32]
+"""
+FLOOR = """
+folds = {folds}
+set = ["dataset.folds=3"]
+[columns]
+l1 = "L1"
+[rows.l1]
+recipe = "mine.toml"
+[rows.floor]
+target = true
+other_fold = true
+"""
+
+
+@pytest.fixture
+def floor_of(tmp_path):
+    """floor_of(folds, seeds) -> (a Bench of folds that p2pzoo makes, the row of photos of another fold)."""
+    draw_pairs(tmp_path, 12, 32)
+    (tmp_path / "mine.toml").write_text(FOLDERS)
+
+    def floor_of(folds, seeds=None):
+        (tmp_path / "table.toml").write_text(FLOOR.format(folds=folds))
+        table = read_table(str(tmp_path / "table.toml"))
+        bench = Bench(table, registry(), tmp_path / "runs", profile="smoke", seeds=seeds)
+        return bench, bench.compare({}).rows[-1]
+
+    return floor_of
+
+
+def images_of(experiment):
+    return [batch.y for batch in single_batches(Store(experiment.dataset.build(split="test")))]
+
+
+@pytest.mark.parametrize("folds", [3, 2])
+def test_another_fold_of_a_dataset_without_folds_of_its_own(floor_of, folds):
+    bench, floor = floor_of(folds)
+    assert floor.failed is None
+    shown = [images_of(cell.experiment) for cell in bench.cells]
+    for fold, run in enumerate(floor.runs):
+        other = shown[(fold + 1) % folds]
+        expected = [(shown[fold][i] - other[i % len(other)]).abs().mean().item() for i in range(len(shown[fold]))]
+        assert run.results["metrics"]["l1"]["value"] == pytest.approx(np.mean(expected), rel=1e-4)
+
+
+def test_the_other_fold_is_that_of_the_whole_table_if_fewer_folds_are_trained(floor_of):
+    whole = [run.folder for run in floor_of(3)[1].runs]
+    assert [run.folder for run in floor_of(3, seeds=1)[1].runs] == whole[:1]
+    assert [run.folder for run in floor_of(3, seeds=2)[1].runs] == whole[:2]
 
 
 @pytest.mark.parametrize(

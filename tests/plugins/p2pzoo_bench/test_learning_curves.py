@@ -62,6 +62,15 @@ def test_points_are_the_means_over_runs_after_each_number_of_images(table):
     assert to_csv(doc).splitlines()[1] == "a,A,l1,10,0.5,0.5,0.5,0.5 0.5"
 
 
+def test_further_translations_are_no_curve(table):
+    for name in ("l1@fast", "psnr@fast", "l1@fast.worst", "l1@x3"):
+        table.rows[0].runs[0].results["metrics"][name] = {"value": 0.9, "protocol": "p"}
+    assert list_curves(table.rows) == ["l1", "l1.worst"]
+    assert len(build_curve(table, "l1")["rows"][0]["points"]) == 3
+    with pytest.raises(UserError, match="--curve l1@fast: no such curve"):
+        build_curve(table, "l1@fast")
+
+
 def test_a_number_of_a_metric_has_its_own_curve(table):
     doc = build_curve(table, "l1.worst")
     assert [(point["images"], point["mean"]) for point in doc["rows"][0]["points"]] == [(10, 2), (40, 1)]

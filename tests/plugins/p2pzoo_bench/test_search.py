@@ -154,7 +154,16 @@ class TestBeforeTraining:
     def test_what_the_trials_set_is_refused_on_the_command_line(self, bench):
         result = bench(TABLE, "-s", "optimizer.lr=1")
         assert result.exit_code == 2
-        assert "-s optimizer.lr=1: the trials of [rows.a] set it; remove it there or here" in result.output
+        assert "-s optimizer.lr=1: the trials of [rows.a] set optimizer.lr; remove it there or here" in result.output
+
+    @pytest.mark.parametrize("override", ["optimizer={lr=1}", "optimizer . lr = 1"])
+    def test_so_is_a_table_that_holds_it(self, bench, override):
+        result = bench(TABLE, "-s", override)
+        assert result.exit_code == 2
+        assert f"-s {override}: the trials of [rows.a] set optimizer.lr; remove it there or here" in result.output
+
+    def test_other_keys_of_the_same_table_are_taken(self, bench):
+        assert bench(TABLE, "-s", "optimizer.eps=0.1").exit_code == 0
 
     def test_a_metric_without_a_better_direction_is_refused(self, bench):
         table = TABLE.replace('metric = "l1"', 'metric = "sharpness"').replace(

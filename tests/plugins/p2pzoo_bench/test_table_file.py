@@ -1,8 +1,11 @@
 """Table files: what they can contain, and the messages for wrong ones."""
 
+import contextlib
+import functools
 import tomllib
 
 import pytest
+import tomli_w
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from p2pzoo_bench.claims_file import is_claims_file, read_claims
@@ -86,6 +89,43 @@ def test_a_fault_is_reported_with_its_line(tmp_path, replacement, message):
     with pytest.raises(UserError) as error:
         write_and_read(tmp_path, GOOD.replace(*replacement))
     assert any(message in fault for fault in error.value.faults), error.value.faults
+
+
+SEARCHED = GOOD.replace("[metrics.psnr]", '[search]\nmetric = "psnr"\nshare = 0.5\n[metrics.psnr]').replace(
+    'baseline = "both"', 'baseline = "both"\nprimary = "psnr"'
+)
+
+
+@pytest.mark.parametrize("key", [
+    "title", "source", "baseline", "seeds", "folds", "profile", "answer", "groups", "pooled_spread", "primary", "set",
+    "study", "search", "search.metric", "search.share", "metrics", "metrics.psnr", "columns", "columns.psnr", "rows",
+    *(f"rows.l1{key}" for key in ("", ".recipe", ".label", ".set", ".trials", ".evaluate", ".published", ".folds",
+                                  ".target", ".blur", ".flat", ".other_fold")),
+])  # fmt: skip
+def test_a_value_of_another_type_is_read_or_refused_with_a_user_error(tmp_path, key):
+    *path, last = key.split(".")
+    for value in (3, True, "x", [], ["l1"], [[1]], {}, {"a": 1}, {"a": {"b": 1}}):
+        tree = tomllib.loads(SEARCHED)
+        functools.reduce(dict.__getitem__, path, tree)[last] = value
+        with contextlib.suppress(UserError):
+            write_and_read(tmp_path, tomli_w.dumps(tree))
+
+
+@pytest.mark.parametrize(
+    ("replacement", "message"),
+    [
+        (('primary = "psnr"', 'primary = ["psnr"]'), "losses.toml:3  primary must be a string, the name of a column"),
+        (('[columns]\npsnr = "PSNR"\n"psnr.pooled" = "pooled"\n', ""), "losses.toml  [columns] needs a heading"),
+        (('[metrics.psnr]\nuse = "psnr"\n', ""), "losses.toml  [metrics] must contain tables"),
+    ],
+)
+def test_faults_of_a_table_with_a_search(tmp_path, replacement, message):
+    text = SEARCHED.replace(*replacement)
+    for key in ("columns", "metrics"):
+        text = text if f"[{key}" in text else f"{key} = 3\n" + text
+    with pytest.raises(UserError) as error:
+        write_and_read(tmp_path, text)
+    assert any(message in fault.replace(".toml:1", ".toml") for fault in error.value.faults), error.value.faults
 
 
 def test_all_faults_are_reported_at_once(tmp_path):
