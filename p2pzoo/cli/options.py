@@ -32,6 +32,7 @@ __all__ = [
     "resume_command",
     "stop",
     "with_parent_option",
+    "without_nan",
 ]
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -121,16 +122,21 @@ def print_json(value: Any) -> None:
     if context := click.get_current_context(silent=True):
         context.meta[JSON_PRINTED] = True
     is_unicode = (getattr(sys.stdout, "encoding", None) or "").lower().startswith("utf")
-    text = json.dumps(_without_nan(value), indent=2, ensure_ascii=not is_unicode, allow_nan=False)
+    text = json.dumps(without_nan(value), indent=2, ensure_ascii=not is_unicode, allow_nan=False)
     sys.stdout.write(escape_json(text) + "\n")
 
 
-def _without_nan(value: Any) -> Any:
+def without_nan(value: Any) -> Any:
+    """Plain values, with None in place of nan and infinite numbers, which JSON does not have.
+
+    >>> without_nan({"l1": [0.5, float("nan")]})
+    {'l1': [0.5, None]}
+    """
     if isinstance(value, float) and not math.isfinite(value):
         return None
     if isinstance(value, Mapping):
-        return {key: _without_nan(item) for key, item in value.items()}
-    return [_without_nan(item) for item in value] if isinstance(value, (list, tuple)) else value
+        return {key: without_nan(item) for key, item in value.items()}
+    return [without_nan(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
 def print_error(message: str, exit_code: int, faults: Sequence[str] = ()) -> None:

@@ -19,7 +19,14 @@ from p2pzoo.cli.options import (
     stop,
 )
 from p2pzoo.utils.errors import UserError
-from p2pzoo_bench.output import CLAIM_FORMATS, FORMATS, resolve_format, write_document
+from p2pzoo_bench.output import (
+    CLAIM_FORMATS,
+    FORMATS,
+    check_curve_options,
+    check_dry_run,
+    resolve_format,
+    write_document,
+)
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -115,50 +122,78 @@ def bench_command(
     p2pzoo bench zoo:methods.toml --data mine.toml --budget 20m -o methods.html
     """
     from p2pzoo import config
-    from p2pzoo.plugin.loader import registry
-    from p2pzoo_bench.bench import Bench
     from p2pzoo_bench.claims_file import is_claims_file
-    from p2pzoo_bench.table_columns import find_columns, select_columns
     from p2pzoo_bench.table_file import read_table
 
+    if dry_run:
+        check_dry_run(form, output)
     form = resolve_format(form, output, as_json)
+    check_curve_options(curve, columns, form)
     executor = _build_executor(where, runs, jobs, cpus_per_run, gpus_per_run)
     flags = {"--fresh": fresh, "--accept-stale": accept_stale}
     options: dict[str, Any] = {
         "profile": profile, "overrides": overrides, "options": [flag for flag, on in flags.items() if on],
         "pick": lambda: config.pick_profile(overrides, executor.kind),
     }  # fmt: skip
+    printed: dict[str, Any] = {"form": form, "output": output, "as_json": as_json}
+    printed |= {"dry_run": dry_run, "train": not no_train, "quiet": quiet}
     own = {"--data": data, "--budget": budget, "--methods": methods}
     if is_claims_file(table):
         given = {"--seeds": seeds, "--column": columns, "--curve": curve, **own}
         if refused := [name for name, value in given.items() if value]:
             raise UserError(f"{refused[0]}: a claims file fixes the folds and the columns: change the file instead")
-        failed = _bench_claims(
-            table, runs, executor, options, form=form, output=output, as_json=as_json, dry_run=dry_run,
-            train=not no_train, quiet=quiet,
-        )  # fmt: skip
+        failed = _bench_claims(table, runs, executor, options, **printed)
     else:
         table_file = read_table(table)
         if any(own.values()):
             table_file = _on_own_data(table_file, own, executor, runs, seeds, options, quiet=quiet)
-        find_columns(columns, table_file.columns)  # before anything is trained
-        if table_file.search:
-            trials = _make_trials(table_file, runs, seeds, options)
-            if dry_run and trials.missing():
-                return _print_plans([trials], trials.table.title, as_json)
-            table_file = _choose_settings(table_file, trials, executor, train=not no_train, quiet=quiet)
-        bench = Bench(table_file, registry(), runs, seeds=seeds, **options)
-        if form == "svg" and not curve:
-            _check_one_drawing(bench.find_drawing_metrics())
-        if dry_run:
-            return _print_plans([bench], bench.table.title, as_json)
-        failed = {} if no_train else _train_missing(bench, executor, quiet=quiet)
-        _write_table(select_columns(bench.compare(failed), columns), form, output, as_json, curve=curve)
+        options["seeds"] = seeds
+        failed = _bench_table(table_file, runs, executor, options, columns=columns, curve=curve, **printed)
     if failed:
         sys.exit(1)
 
 
-def _make_trials(table: Table, runs: Path, seeds: int | None, options: Mapping[str, Any]) -> Bench:
+def _bench_table(
+    table: Table, runs: Path, executor: Executor, options: Mapping[str, Any], *, columns: Sequence[str],
+    curve: str | None, form: str, output: Path | None, as_json: bool, dry_run: bool, train: bool, quiet: bool,
+) -> dict[str, str]:  # fmt: skip
+    """Train the missing runs of a table, and print it. Returns {id: why it failed}."""
+    from p2pzoo.plugin.loader import registry
+    from p2pzoo_bench.bench import Bench
+    from p2pzoo_bench.table_columns import find_columns, select_columns
+
+    find_columns(columns, table.columns)  # before anything is trained
+    bench = Bench(table, registry(), runs, **options)
+    if table.search:
+        trials = _make_trials(table, runs, options)
+        _check_shown(bench, form, curve, will_train=train and bool(trials.missing()))
+        if dry_run and trials.missing():
+            _print_plans([trials], trials.table.title, as_json)
+            return {}
+        bench = Bench(_choose_settings(table, trials, executor, train=train, quiet=quiet), registry(), runs, **options)
+    _check_shown(bench, form, curve, will_train=train and bool(bench.missing()))
+    if dry_run:
+        _print_plans([bench], bench.table.title, as_json)
+        return {}
+    failed = _train_missing(bench, executor, quiet=quiet) if train else {}
+    _write_table(select_columns(bench.compare(failed), columns), form, output, as_json, curve=curve)
+    return failed
+
+
+def _check_shown(bench: Bench, form: str, curve: str | None, *, will_train: bool) -> None:
+    """Raises UserError for what could not be shown after the training: a curve without numbers, svg without a figure.
+
+    Finished runs may have a curve that the table does not name, of an earlier `-s evaluate.at`.
+    """
+    from p2pzoo_bench.learning_curves import check_curve
+
+    if curve and will_train:
+        check_curve(curve, [cell.experiment for cell in bench.cells])
+    if form == "svg" and not curve:
+        _check_one_drawing(bench.find_drawing_metrics())
+
+
+def _make_trials(table: Table, runs: Path, options: Mapping[str, Any]) -> Bench:
     """The trials that choose the settings of a table's rows."""
     from p2pzoo import config
     from p2pzoo.plugin.loader import registry
@@ -170,7 +205,7 @@ def _make_trials(table: Table, runs: Path, seeds: int | None, options: Mapping[s
         overrides, profile = [*row.overrides, *options["overrides"]], options["profile"] or table.profile
         return config.load(row.recipe, profile, overrides, pick=options["pick"], registry=registry()).train.images_seen
 
-    trials = Bench(build_trials(table, count_images), registry(), runs, seeds=seeds, **options)
+    trials = Bench(build_trials(table, count_images), registry(), runs, **options)
     check_search(table, trials, options["overrides"])
     return trials
 
@@ -242,8 +277,6 @@ def _bench_claims(
     as_json: bool, dry_run: bool, train: bool, quiet: bool,
 ) -> dict[str, str]:  # fmt: skip
     """Train the missing runs of all tables of a claims file, and print the verdicts. Returns {id: why it failed}."""
-    import json
-
     from p2pzoo.plugin.loader import registry
     from p2pzoo_bench import claims_formats
     from p2pzoo_bench.bench import Bench
@@ -271,7 +304,6 @@ def _bench_claims(
     verdicts = [judged.describe() for judged in judge(claims, benches, comparisons, curves)]
     texts = {
         "markdown": lambda: claims_formats.to_markdown(claims.title, verdicts),
-        "json": lambda: json.dumps(verdicts, indent=2, ensure_ascii=False),
         "html": lambda: claims_formats.to_html(claims.title, claims.source, verdicts),
         "svg": lambda: claims_formats.to_svg(verdicts),
     }
@@ -323,6 +355,7 @@ def compare_command(
     from p2pzoo_bench.table_columns import select_columns
 
     form = resolve_format(form, output, as_json)
+    check_curve_options(curve, columns, form)
     table = compare_runs(runs, registry(), baseline=baseline, wanted=metrics)
     _write_table(select_columns(table, columns), form, output, as_json, curve=curve)
 
@@ -353,16 +386,12 @@ def _write_table(table: Comparison, form: str, output: Path | None, as_json: boo
 
 
 def _write_curve(table: Comparison, column: str, form: str, output: Path | None, as_json: bool) -> None:
-    import json
-
     from p2pzoo_bench import learning_curves
 
-    if form not in learning_curves.CURVE_FORMATS:
-        raise UserError(f"--curve {column}: no format {form}; use one of {', '.join(learning_curves.CURVE_FORMATS)}")
     doc = learning_curves.build_curve(table, column)
     texts = {
         "markdown": learning_curves.to_markdown, "csv": learning_curves.to_csv, "html": learning_curves.to_html,
-        "svg": learning_curves.to_svg, "json": lambda doc: json.dumps(doc, indent=2, ensure_ascii=False),
+        "svg": learning_curves.to_svg,
     }  # fmt: skip
     write_document(
         doc,
@@ -375,8 +404,6 @@ def _write_curve(table: Comparison, column: str, form: str, output: Path | None,
 
 
 def _format_table(table: Comparison, form: str) -> str:
-    import json
-
     from p2pzoo_bench import formats
     from p2pzoo_bench.latex import to_latex
 
@@ -384,8 +411,6 @@ def _format_table(table: Comparison, form: str) -> str:
         return formats.to_html(table.doc, table.pictures, table.size, _draw_figures(table))
     if form == "svg":
         return _draw_svg(table)
-    if form == "json":
-        return json.dumps(table.doc, indent=2, ensure_ascii=False) + "\n"
     return {"markdown": formats.to_markdown, "csv": formats.to_csv, "latex": to_latex}[form](table.doc)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import urllib.parse
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,6 +20,7 @@ from typing import Any
 
 from PIL import Image
 
+from p2pzoo.cli.options import without_nan
 from p2pzoo.config.recipe import iter_leaves
 from p2pzoo.images.grid import grid_indices
 from p2pzoo.images.io import PILLOW_ERRORS, open_picture
@@ -49,12 +51,9 @@ class GalleryRun:
     @cached_property
     def results(self) -> dict[str, Any]:
         results = FinishedRun(self.folder).results
-        valid = isinstance(results, dict) and all(
-            isinstance(results.get(key), dict) for key in ("metrics", "protocols")
-        )
-        if not valid and (self.folder / "results.json").exists():
+        if not results and (self.folder / "results.json").exists():
             self.faults.append(f"{self.folder / 'results.json'}: not the results of a run; shown without numbers")
-        return results if valid else {}
+        return results
 
     @cached_property
     def recipe(self) -> dict[str, Any]:
@@ -123,15 +122,14 @@ class GalleryRun:
 
     @property
     def curves(self) -> dict[str, list[list[float]]]:
-        """{logged name: [images seen, values]}"""
-        logged = Run(self.folder).lines("metrics.jsonl")
-        lines = [line for line in logged if isinstance(line, dict) and "images" in line]
+        """{logged name: [images seen, values]}, without values that are not finite, which no plot can show."""
+        lines = Run(self.folder).lines("metrics.jsonl")
         step = max(1, -(-len(lines) // MAX_CURVE_POINTS))
         lines = lines[::-step][::-1]  # counted from the end: the last line stays
         names = dict.fromkeys(name for line in lines for name in line if name not in ("images", "lr"))
         curves: dict[str, list[list[float]]] = {}
         for name in names:
-            points = [line for line in lines if isinstance(line.get(name), (int, float))]
+            points = [line for line in lines if isinstance(line.get(name), (int, float)) and math.isfinite(line[name])]
             curves[name] = [[line["images"] for line in points], [_round(line[name]) for line in points]]
         return curves
 
@@ -169,7 +167,7 @@ def write_gallery(out: Path, title: str, runs: Sequence[GalleryRun], registry: R
         (folder / "images").mkdir()
         pictures = _Pictures(folder / "images")
         document = _build_document(title, runs, registry, pictures, out)
-        page = render_page(Path(__file__).with_name("gallery.html"), title=title, document=document)
+        page = render_page(Path(__file__).with_name("gallery.html"), title=title, document=without_nan(document))
         copy_file(Path(__file__).with_name("gallery.js"), folder / "gallery.js")
         write_text(folder / "index.html", page)
     pictures.delete_others(out / "images")

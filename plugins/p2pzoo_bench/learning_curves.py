@@ -17,16 +17,36 @@ from p2pzoo_bench.table_columns import with_arrow
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+    from p2pzoo.config.experiment import Experiment
     from p2pzoo_bench.comparison import Comparison, TableRow
 
 _MILESTONE = re.compile(r"@\d+(?=\.|$)")  # of evaluate.at; the names of evaluate.also begin with a letter
-CURVE_FORMATS = ("rich", "markdown", "csv", "json", "html", "svg")
 
 
 def list_curves(rows: Iterable[TableRow]) -> list[str]:
     """The numbers that some run has after several numbers of images, as columns are called: "fcn_score.class_iou"."""
     names = [name for row in rows for run in row.runs for name in run.results["metrics"]]
+    return _curves_among(names)
+
+
+def _curves_among(names: Iterable[str]) -> list[str]:
     return list(dict.fromkeys(_MILESTONE.sub("", name) for name in names if _MILESTONE.search(name)))
+
+
+def check_curve(column: str, experiments: Iterable[Experiment]) -> None:
+    """Raises UserError if none of these runs will be measured with this metric after several numbers of images.
+
+    Which numbers of the metric there are ("fcn_score.class_iou") is not known before they are measured.
+    """
+    known = _curves_among(name for experiment in experiments for name in experiment.measurements)
+    metric, dot, key = column.partition(".")
+    if metric not in known:
+        raise _no_such_curve(column, [f"{name}{dot}{key}" for name in known], "row")
+
+
+def _no_such_curve(column: str, known: Sequence[str], what: str) -> UserError:
+    why = did_you_mean(column, known) if known else f": no {what} has one; train with evaluate.at = [3500, 7000]"
+    return UserError(f"--curve {column}: no such curve{why}")
 
 
 def build_curve(table: Comparison, column: str) -> dict[str, Any]:
@@ -39,8 +59,7 @@ def build_curve(table: Comparison, column: str) -> dict[str, Any]:
     have no curve. Raises UserError if no run has the number after several numbers of images.
     """
     if column not in (known := list_curves(table.rows)):
-        why = did_you_mean(column, known) if known else ": no run has one; train with evaluate.at = [3500, 7000]"
-        raise UserError(f"--curve {column}: no such curve{why}")
+        raise _no_such_curve(column, known, "run")
     headings = {entry["metric"]: entry for entry in table.doc["columns"]}
     entry = headings.get(column, {"heading": column, "better": None})
     rows = [

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import click
 
-from p2pzoo.cli.options import print_json
+from p2pzoo.cli.options import print_json, without_nan
 from p2pzoo.utils.errors import UserError
 
 FORMATS = ("rich", "markdown", "csv", "json", "latex", "html", "svg")
 CLAIM_FORMATS = ("rich", "markdown", "json", "html", "svg")
+CURVE_FORMATS = ("rich", "markdown", "csv", "json", "html", "svg")
 ENDINGS = {".md": "markdown", ".csv": "csv", ".json": "json", ".tex": "latex", ".html": "html", ".svg": "svg"}
 PIPE_WIDTH = 1000  # columns: a program that reads the output gets one line per row
 
@@ -32,6 +34,20 @@ def resolve_format(form: str | None, output: Path | None, as_json: bool) -> str:
     return ENDINGS[output.suffix]
 
 
+def check_curve_options(curve: str | None, columns: Sequence[str], form: str) -> None:
+    """Raises UserError for a format that learning curves do not have, and for --column, which they do not use."""
+    if curve and columns:
+        raise UserError("--column: --curve shows its own metric only: remove one of the two")
+    if curve and form not in CURVE_FORMATS:
+        raise UserError(f"--curve {curve}: no format {form}; use one of {', '.join(CURVE_FORMATS)}")
+
+
+def check_dry_run(form: str | None, output: Path | None) -> None:
+    """Raises UserError for --format and -o, which a dry run does not use."""
+    if given := "-o" if output else "--format" if form else None:
+        raise UserError(f"{given}: --dry-run prints what would be trained, and no table: remove one of the two")
+
+
 def write_document(
     document: Any, form: str, output: Path | None, as_json: bool, *, format_text: Callable[[str], str],
     to_rich: Callable[[], Any],
@@ -39,7 +55,7 @@ def write_document(
     """Print a document, or write it to the output file; with as_json print it as JSON in any case.
 
     document     plain values, for --json
-    format_text  returns it in a format that is text
+    format_text  returns it in a format that is text, other than JSON
     to_rich      returns a renderable for a terminal
     """
     from p2pzoo.utils.files import write_text
@@ -56,7 +72,7 @@ def write_document(
             console.width = PIPE_WIDTH
         console.print(to_rich())
         return
-    text = format_text(form)
+    text = json.dumps(without_nan(document), indent=2, ensure_ascii=False) if form == "json" else format_text(form)
     if output is None:
         click.echo(text, nl=not text.endswith("\n"))
     else:

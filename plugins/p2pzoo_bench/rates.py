@@ -22,6 +22,7 @@ from torch import nn
 
 from p2pzoo.compute.engine import Engine
 from p2pzoo.config.experiment import Experiment
+from p2pzoo.config.settings import Compute
 from p2pzoo.data import Store, single_batches
 from p2pzoo.models.process import build_process, takes_time
 from p2pzoo.models.translator import Translator
@@ -78,9 +79,8 @@ def _measure_in_process(name: str, recipe: str) -> Rate:
 
 def measure(experiment: Experiment) -> Rate:
     """The rate of an experiment, on the device and threads of its [compute]."""
-    train = experiment.train
     engine = Engine(experiment.compute)
-    store = Store(experiment.dataset.build(split="train"), enlarge=train.jitter, kernel=train.jitter_kernel)
+    store = _open_train_store(experiment)
     objective = build_objective(experiment, engine, store.channels, store.size)
     step_function = engine.compile_step(objective)
     batches = make_batches(experiment, store, objective.augmentations)
@@ -94,6 +94,21 @@ def measure(experiment: Experiment) -> Rate:
     G = engine.unwrap(objective.G.network)
     test = Store(experiment.dataset.build(split=experiment.evaluate.split), compute=experiment.compute)
     return Rate(statistics.median(times[WARM_UP_STEPS:]), _measure_evaluation(experiment, engine, G, test))
+
+
+def _open_train_store(experiment: Experiment) -> Store:
+    """The training pairs, kept and read as `p2pzoo run` does.
+
+    Those that it keeps on disk are kept in memory: their file is mapped into memory, and writing it here would take as
+    long as the first epoch.
+    """
+    dataset, train = experiment.dataset.build(split="train"), experiment.train
+
+    def open_store(compute: Compute) -> Store:
+        return Store(dataset, enlarge=train.jitter, kernel=train.jitter_kernel, compute=compute, origin="rates")
+
+    store = open_store(experiment.compute)
+    return open_store(replace(experiment.compute, store="memory")) if store.location == "disk" else store
 
 
 def _measure_evaluation(experiment: Experiment, engine: Engine, G: nn.Module, store: Store) -> float:

@@ -89,8 +89,9 @@ def bench_in(run_cli):
     def bench_in(folder, *options):
         out = folder / "out.json"
         out.unlink(missing_ok=True)
+        written = () if "--dry-run" in options else ("-o", out)
         result = run_cli(
-            "bench", folder / "table.toml", "--profile", "smoke", "--runs", folder / "runs", "-o", out, *options
+            "bench", folder / "table.toml", "--profile", "smoke", "--runs", folder / "runs", *written, *options
         )
         return result, json.loads(out.read_text()) if out.exists() else None
 
@@ -473,6 +474,40 @@ def test_an_impossible_format_is_refused_before_training(bench, files, options, 
     result, _ = bench(*options)
     assert (result.exit_code, message in result.output) == (2, True)
     assert not (files / "runs").exists()
+
+
+@pytest.mark.parametrize(("options", "message"), [
+    (("--curve", "psnr", "-o", "t.tex"), "--curve psnr: no format latex; use one of rich, markdown"),
+    (("--curve", "psmr", "-s", "evaluate.at=[2,4]"), "--curve psmr: no such curve: did you mean 'psnr'?"),
+    (("--curve", "psmr.pooled", "-s", "evaluate.at=[2,4]"), "psmr.pooled: no such curve: did you mean 'psnr.pooled'?"),
+    (("--curve", "psnr"), "--curve psnr: no such curve: no row has one; train with evaluate.at = [3500, 7000]"),
+    (("--curve", "psnr", "--dry-run"), "train with evaluate.at = [3500, 7000]"),
+    (("--curve", "psnr", "--column", "psnr"), "--column: --curve shows its own metric only: remove one of the two"),
+])  # fmt: skip
+def test_an_impossible_curve_is_refused_before_training(bench, files, options, message):
+    result, _ = bench(*options)
+    assert (result.exit_code, message in result.output) == (2, True), result.output
+    assert not (files / "runs").exists()
+
+
+def test_a_curve_of_runs_that_are_there_needs_no_further_training(bench, files, run_cli):
+    for row in ("l1", "both"):
+        options = ("--profile", "smoke", "--runs", files / "runs", "-s", "evaluate.at=[4]", "--quiet")
+        assert run_cli("run", files / f"{row}.toml", *options).exit_code == 0
+    result, doc = bench("--curve", "psnr", "--seeds", 1)
+    assert result.exit_code == 0, result.output
+    assert [[point["images"] for point in row["points"]] for row in doc["rows"]] == [[4, 8], [4, 8]]
+
+
+@pytest.mark.parametrize("options", [("-o", "out.md"), ("--format", "csv")])
+def test_a_dry_run_refuses_options_of_the_table(bench, files, options):
+    result, _ = bench("--dry-run", *options)
+    assert result.exit_code == 2
+    assert f"{options[0]}: --dry-run prints what would be trained, and no table: remove one of the two" in result.output
+
+    (files / "claims.toml").write_text('title = "T"\n[claims.P1]\n')
+    (files / "table.toml").write_text((files / "claims.toml").read_text())
+    assert f"{options[0]}: --dry-run prints" in bench("--dry-run", *options)[0].output
 
 
 @pytest.mark.slow

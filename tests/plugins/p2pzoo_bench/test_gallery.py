@@ -63,9 +63,14 @@ def make_run(
     return folder
 
 
+def refuse_constant(name):
+    raise ValueError(f"a browser reads no {name}")
+
+
 def read_document(out):
     page = (out / "index.html").read_text("utf-8")
-    return json.loads(page.partition('id="data">')[2].partition("</script>")[0])
+    text = page.partition('id="data">')[2].partition("</script>")[0]
+    return json.loads(text, parse_constant=refuse_constant)
 
 
 @pytest.fixture
@@ -149,6 +154,16 @@ def test_curves_are_thinned_and_keep_their_last_point(gallery, tmp_path):
     images, values = curve["G.l1"]
     assert 100 <= len(images) == len(values) <= 120
     assert (images[-1], values[-1]) == (300, pytest.approx(3 + 1 / 300, abs=1e-4))
+
+
+def test_numbers_that_are_not_finite_have_no_value_and_no_point(gallery, tmp_path):
+    folder = make_run(tmp_path / "runs", 3, psnr=float("nan"))
+    logged = [1.0, float("nan"), float("inf"), 2.0]
+    lines = [{"images": images, "G.l1": value} for images, value in enumerate(logged)]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    [run] = gallery(tmp_path / "runs")[0]["runs"]
+    assert run["values"]["psnr aaa"] is None
+    assert run["curves"]["G.l1"] == [[0, 3], [1.0, 2.0]]
 
 
 def test_an_unfinished_run_is_shown_with_its_state(gallery, tmp_path):

@@ -114,6 +114,19 @@ def test_compare_shows_the_curves_of_a_training(tmp_path, tiny, run_cli, monkeyp
     assert [point["mean"] for point in doc["rows"][0]["points"]] == [
         results[name]["value"] for name in ("l1@2", "l1@4", "l1")
     ]
+    not_a_number = json.loads((folder / "results.json").read_text())
+    del not_a_number["digest"]
+    not_a_number["metrics"]["l1@2"]["value"] = not_a_number["metrics"]["l1"]["value"] = float("nan")
+    (tmp_path / "diverged").mkdir()
+    for file in folder.iterdir():
+        if file.is_file():
+            (tmp_path / "diverged" / file.name).write_bytes(file.read_bytes())
+    (tmp_path / "diverged/results.json").write_text(json.dumps(not_a_number))
+    for options in ((), ("--curve", "l1")):
+        assert run_cli("compare", "diverged", *options, "-o", "nan.json").exit_code == 0
+        written = json.loads((tmp_path / "nan.json").read_text(), parse_constant=pytest.fail)
+        assert written == json.loads(run_cli("compare", "diverged", *options, "--json").output)
+    assert [point["mean"] for point in written["rows"][0]["points"]] == [None, results["l1@4"]["value"], None]
     for output in ("curve.html", "table.html", "curve.svg", "curve.md"):
         options = () if output == "table.html" else ("--curve", "l1")
         assert run_cli("compare", folder, *options, "-o", output).exit_code == 0
@@ -122,3 +135,5 @@ def test_compare_shows_the_curves_of_a_training(tmp_path, tiny, run_cli, monkeyp
     refused = run_cli("compare", folder, "--curve", "l1", "-o", "curve.tex")
     assert refused.exit_code == 2
     assert "--curve l1: no format latex" in refused.output
+    refused = run_cli("compare", folder, "--curve", "l1", "--column", "l1")
+    assert (refused.exit_code, "--column: --curve shows its own metric only" in refused.output) == (2, True)

@@ -426,6 +426,32 @@ class TestRates:
         assert one.step == many.step == one.evaluate > 0, "a step of training calls G once"
         assert many.evaluate == 60 * one.evaluate
 
+    @pytest.mark.parametrize(
+        ("compute", "location"),
+        [
+            ("store='stream'", "stream"),
+            ("store='memory'", "memory"),
+            ("store='disk'", "memory"),
+            ("store_megabytes=0", "memory"),
+            ("store_megabytes=0,store_disk_megabytes=0", "stream"),
+        ],
+    )
+    def test_pairs_are_kept_and_read_as_in_the_training(self, folder, tiny, monkeypatch, compute, location):
+        stores = []
+
+        class RecordedStore(rates.Store):
+            def __init__(self, *arguments, **options):
+                super().__init__(*arguments, **options)
+                stores.append((self, options["compute"]))
+
+        monkeypatch.setattr(rates, "PROBE_SECONDS", 0.0)
+        monkeypatch.setattr(rates, "Store", RecordedStore)
+        data = f"{{use='folders', inputs='{folder}/a', targets='{folder}/b', size=[64, 64], resize='stretch'}}"
+        settings = [f"dataset={data}", "compute.readers=0", *(f"compute.{setting}" for setting in compute.split(","))]
+        rates.measure(config.load(str(tiny), "smoke", settings))
+        store, used = [each for each in stores if each[0].for_training][-1]
+        assert (store.location, used.readers) == (location, 0)
+
     def test_a_recipe_that_cannot_be_trained_is_one_line(self, tiny):
         with pytest.raises(UserError, match=r"mine: its speed cannot be measured: .*no generator 'unt'"):
             rates._measure_in_process("mine", f'extends = "{tiny}"\n[generator]\nuse = "unt"\n')

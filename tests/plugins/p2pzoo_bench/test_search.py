@@ -165,6 +165,16 @@ class TestBeforeTraining:
     def test_other_keys_of_the_same_table_are_taken(self, bench):
         assert bench(TABLE, "-s", "optimizer.eps=0.1").exit_code == 0
 
+    @pytest.mark.parametrize(("options", "message"), [
+        (("--curve", "l1"), "--curve l1: no such curve: no row has one; train with evaluate.at"),
+        (("--format", "svg"), "svg needs exactly one metric that draws a figure, but none of them draws"),
+    ])  # fmt: skip
+    def test_an_impossible_output_is_refused_before_the_trials_train(self, bench, run_cli, tmp_path, options, message):
+        bench(TABLE)  # writes the file
+        result = run_cli("bench", tmp_path / "table.toml", "--runs", tmp_path / "runs", *options)
+        assert (result.exit_code, message in result.output) == (2, True), result.output
+        assert not (tmp_path / "runs").exists()
+
     def test_a_metric_without_a_better_direction_is_refused(self, bench):
         table = TABLE.replace('metric = "l1"', 'metric = "sharpness"').replace(
             "[columns]", '[metrics.sharpness]\nuse = "metrics:sharpness"\n[columns]\nsharpness = "sharpness"'
