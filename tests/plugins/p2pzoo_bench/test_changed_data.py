@@ -105,7 +105,8 @@ def bench(run_cli, trained):
 
     def bench(*options):
         (trained / "out.json").unlink(missing_ok=True)
-        result = run_cli("bench", "table.toml", "--profile", "smoke", "-o", "out.json", *options)
+        written = () if "--dry-run" in options else ("-o", "out.json")
+        result = run_cli("bench", "table.toml", "--profile", "smoke", *written, *options)
         return result, json.loads((trained / "out.json").read_text()) if (trained / "out.json").exists() else None
 
     return bench
