@@ -12,11 +12,12 @@ from typing import Any
 
 from p2pzoo_bench.executors import ACCEPT_STALE, Executor, Job
 from p2pzoo_bench.run_missing import Progress, run_missing
-from p2pzoo_bench.table_file import inline, key_of
+from p2pzoo_bench.table_file import inline, overlaps
 
 from p2pzoo import config
 from p2pzoo.config.experiment import Experiment
 from p2pzoo.config.provenance import changed_sources
+from p2pzoo.config.recipe import iter_leaves, parse_override
 from p2pzoo.data import Store, single_batches
 from p2pzoo.models import safetensors_io
 from p2pzoo.models.checkpoint_model import list_checkpoints
@@ -82,11 +83,11 @@ def check_request(request: Request, metric: str) -> Experiment:
     """
     faults = []
     for override in request.overrides:
-        key = key_of(override)
-        if key in OF_ALL_TRIALS:
+        keys = [".".join(key) for key, _ in iter_leaves(parse_override(override))]
+        if any(key in OF_ALL_TRIALS for key in keys):
             faults.append(f"-s {override}: `p2pzoo search` sets it for all trials; remove it")
         for name in request.space.settings:
-            if f"{name}.".startswith(f"{key}.") or f"{key}.".startswith(f"{name}."):
+            if any(overlaps(key, name) for key in keys):
                 faults.append(f"-s {override}: {request.space.where(*name.split('.'))} searches it; remove one of them")
     if faults:
         raise UserError(*faults)

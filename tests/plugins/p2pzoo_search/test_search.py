@@ -267,6 +267,8 @@ def test_scores_on_other_data_are_refused(search, trained, mine, tmp_path):
         ('"l1"', '"psnr.pool"', (), "mine.toml:8  metric 'psnr.pool': no such part: did you mean 'psnr.pooled'?"),
         ('metric = "l1"', "", (), "[search] names no metric"),
         ("", "", ("-s", "generator.width=5"), "-s generator.width=5: mine.toml:11 searches it; remove one of them"),
+        ("", "", ("-s", "generator={width=5}"), "-s generator={width=5}: mine.toml:11 searches it; remove one of them"),
+        ("", "", ("-s", "train={epochs=2}"), "-s train={epochs=2}: `p2pzoo search` sets it for all trials; remove it"),
         (
             "",
             "",
