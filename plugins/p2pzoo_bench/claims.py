@@ -11,7 +11,7 @@ The p-values of all claims that get a verdict are adjusted together (Holm). In t
 
 A claim with runs that are missing has no verdict, and shows no effects: nobody decides by them when to stop. It is
 adjusted for with a p-value of 1, so that other claims can only become significant when it is complete: one that is not
-significant before, and would be afterwards if all missing ones were, is undecided until then. In a
+significant before, and would be afterwards if all missing ones were, has no verdict until then. In a
 table with `pooled_spread`, a claim needs the runs of all rows: its intervals depend on them.
 """
 
@@ -185,7 +185,7 @@ def judge(
     return judged
 
 
-def _decide(judged: Judged, least_p: float) -> str:
+def _decide(judged: Judged, least_p: float) -> str | None:
     """The verdict. least_p: the adjusted p-value if all claims that miss runs turn out to be significant."""
     if judged.p is None or judged.adjusted_p is None:
         return UNDECIDED
@@ -193,8 +193,8 @@ def _decide(judged: Judged, least_p: float) -> str:
     if judged.adjusted_p < SIGNIFICANCE:
         return SAME if effects[0] > 0 else OPPOSITE
     if least_p < SIGNIFICANCE:
-        judged.reason = "significant or not, by claims whose runs are missing"
-        return UNDECIDED
+        judged.reason = "its adjusted p depends on claims whose runs are missing"
+        return None
     if all(effect.is_inside_margin for effect in judged.effects):
         return NO_EFFECT
     different_signs = min(effects) < 0 < max(effects)

@@ -146,7 +146,7 @@ def verdict_by_hand(id, by_hand):
     if adjusted[id] < 0.05:
         return "same direction" if measured["parts"][0][0] > 0 else "opposite"
     if holm({name: p if by_hand[name] else 0.0 for name, p in ps.items()})[id] < 0.05:
-        return "undecided"  # claims whose runs are missing decide whether it is significant
+        return None  # claims whose runs are missing decide whether it is significant
     inside = [max(abs(low), abs(high)) < part["margin"]
               for part, (_, _, _, low, high, _) in zip(claim["parts"], measured["parts"], strict=True)]  # fmt: skip
     return "no effect above δ" if all(inside) else "undecided"
