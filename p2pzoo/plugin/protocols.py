@@ -270,7 +270,7 @@ class Metric(Protocol):
               model's `Calibration`, and `measure` gets the lower and the upper bounds, (B, 2, C, H, W). Without a
               calibration `trust` raises UserError: a run's model has none yet
     minimum_images  the number of images from which on its values mean something, such as 50 for a distance between
-              sets. A number of fewer images is marked wherever it is printed
+              sets. A number of fewer is marked wherever it is printed; if `unbiased` is true, folds count together
     draw      `draw(rows) -> Figure`: a matplotlib figure of a table's rows, {row's label: its statistics}
     trust     `trust(device)` raises UserError if the numbers would mean nothing on this data, for example if a scorer
               misreads real photos. Called before training, and on the target before a table is filled

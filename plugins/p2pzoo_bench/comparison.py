@@ -334,16 +334,12 @@ def _describe_row(
     for column in columns:
         values = [run.results["metrics"][column]["value"] for run in row.runs if column in run.results["metrics"]]
         if values:
-            few = [
-                t
-                for run in row.runs
-                if column in run.results["metrics"] and (t := describe_too_few(run.results, column))
-            ]
+            few = _describe_too_few(row, column, reducers, folds=folds)
             cells[column] = {
                 "values": values,
                 **_describe_interval(over_seeds(values)),
                 **differences.get(column, {}),
-                **({"too_few": few[0]} if few else {}),
+                **({"too_few": few} if few else {}),
             }
     seconds, memory = (_read_costs(row, key) for key in ("seconds", "peak_megabytes"))
     return {
@@ -358,6 +354,24 @@ def _describe_row(
         **_describe_timings(row),
         "cells": cells,
     }
+
+
+def _describe_too_few(row: TableRow, column: str, reducers: Mapping[str, CachedReduce], *, folds: bool) -> str:
+    """What to print beside a number of too few images; "" for the others.
+
+    The mean over folds of an unbiased metric is one of all their images: its interval holds how much each fold varies.
+    """
+    runs = [run for run in row.runs if column in run.results["metrics"]]
+    few = next((text for run in runs if (text := describe_too_few(run.results, column))), "")
+    reduce = reducers.get(metric_of(column))
+    if not (few and folds and reduce and getattr(reduce.metric, "unbiased", False)):
+        return few
+    numbers = [run.results["metrics"][column] for run in runs]
+    images = sum(
+        run.results["protocols"][number["protocol"]]["images"] for run, number in zip(runs, numbers, strict=True)
+    )
+    minimum = max(number.get("minimum_images", 0) for number in numbers)
+    return "" if images >= minimum else f"too few images: {images} in all folds, of at least {minimum}"
 
 
 def _read_costs(row: TableRow, key: str) -> list[float]:

@@ -196,5 +196,5 @@ def draw_curves(docs: Sequence[Mapping[str, Any]]) -> Figure:
     for axes in figure.axes[len(docs) :]:
         axes.set_visible(False)
     if docs:
-        figure.axes[0].legend(frameon=False, fontsize=8)
+        figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=5, frameon=False)
     return figure

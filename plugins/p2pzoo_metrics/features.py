@@ -91,6 +91,7 @@ class KID(FeatureMetric):
     """
 
     minimum_images = 50  # below, the standard error of an unbiased estimate exceeds the differences between models
+    unbiased = True
 
     def __init__(
         self,

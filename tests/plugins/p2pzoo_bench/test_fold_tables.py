@@ -158,6 +158,25 @@ class TestComparison:
         assert doc["rows"] == own["rows"]
         assert "Welch" not in "".join(formats.build_notes(doc))
 
+    @pytest.mark.parametrize(
+        ("unbiased", "minimum", "few"),
+        [
+            (False, 20, "too few images: 4 of at least 20"),
+            (True, 20, None),
+            (True, 21, "too few images: 20 in all folds, of at least 21"),
+        ],
+    )
+    def test_images_of_all_folds_count_for_an_unbiased_metric(
+        self, unbiased, minimum, few, experiment, finished, data, monkeypatch
+    ):
+        monkeypatch.setattr(experiment.metrics["l1"].factory, "unbiased", unbiased, raising=False)
+        row = TableRow("a", "A", experiment)
+        for fold, images in enumerate((4, 6, 10)):
+            row.runs.append(finished("a", fold, [0.2] * images, images=images))
+            row.runs[-1].results["metrics"]["l1"]["minimum_images"] = minimum
+        cell = build_comparison([row], "a", {"l1": "L1"}, {}, data, facts=FACTS).doc["rows"][0]["cells"]["l1"]
+        assert cell.get("too_few") == few
+
     def test_the_diagnostic_resamples_the_blocks_of_all_folds(self, rows, data):
         """Blocks of the same name in two folds are two blocks."""
         cell = build_comparison(rows, "a", {"l1": "L1"}, {}, data, facts=FACTS).doc["rows"][1]["cells"]["l1"]
