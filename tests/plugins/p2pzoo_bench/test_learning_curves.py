@@ -80,7 +80,7 @@ def test_a_number_of_a_metric_has_its_own_curve(table):
 def test_a_figure_has_a_line_for_each_row_and_a_panel_for_each_number(table):
     figure = draw_curves([build_curve(table, "l1"), build_curve(table, "l1.worst")])
     assert [len(axes.lines) for axes in figure.axes] == [2, 1]
-    assert [text.get_text() for text in figure.axes[0].get_legend().get_texts()] == ["A", "B"]
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["A", "B"]
 
 
 @pytest.mark.parametrize(
