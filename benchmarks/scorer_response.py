@@ -2,7 +2,7 @@
 
     python benchmarks/scorer_response.py
 
-It measures the rows of the ground truth of trial1_losses.toml on every fold, and trains nothing.
+It measures the rows of the ground truth of table1_losses.toml on every fold, and trains nothing.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from p2pzoo_earth.geometry import FOLDS
 
 from p2pzoo.plugin.loader import registry
 
-TABLE = Path(__file__).parent / "trial1_losses.toml"
+TABLE = Path(__file__).parent / "table1_losses.toml"
 ROWS = {"photos": "photos", "blur_1": "1 px", "blur_2": "2 px", "flat": "flat"}  # row of the table: heading
 SCORERS = {"": "fcn_score", "-robust": "fcn_robust"}  # ending of the scorer's name: metric
 

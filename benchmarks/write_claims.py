@@ -19,7 +19,7 @@ from p2pzoo.plugin.loader import registry
 from p2pzoo.utils.files import write_text
 
 HERE = Path(__file__).parent
-TABLE = HERE / "trial1_losses.toml"
+TABLE = HERE / "table1_losses.toml"
 METRICS = {  # name in CLAIMS: column of the table
     "acc": "fcn_score", "iou": "fcn_score.class_iou", "r_acc": "fcn_robust",
     "r_iou": "fcn_robust.class_iou", "lab_a": "lab_histogram.a", "lab_b": "lab_histogram.b",
@@ -40,7 +40,7 @@ curves = "trial_curves.toml"
 [claims.P1]
 text = "L1 + cGAN is better than L1"
 source = "Table 1"
-table = "trial1_losses.toml"
+table = "table1_losses.toml"
 parts = [
     {{ better = "l1_cgan", worse = "l1", metric = "fcn_score", margin = {acc}, paper = 0.24 }},
     {{ better = "l1_cgan", worse = "l1", metric = "fcn_score.class_iou", margin = {iou}, paper = 0.06 }},
@@ -51,7 +51,7 @@ parts = [
 [claims.P2]
 text = "L1 + cGAN is better than GAN and than cGAN"
 source = "Table 1"
-table = "trial1_losses.toml"
+table = "table1_losses.toml"
 parts = [
     {{ better = "l1_cgan", worse = "gan", metric = "fcn_score", margin = {acc}, paper = 0.44 }},
     {{ better = "l1_cgan", worse = "cgan", metric = "fcn_score", margin = {acc}, paper = 0.09 }},
@@ -125,7 +125,7 @@ parts = [
 [claims.P8]
 text = "the colours of L1 + cGAN are nearer to those of photos than those of L1, in a and in b"
 source = "Figure 7"
-table = "trial1_losses.toml"
+table = "table1_losses.toml"
 parts = [
     {{ better = "l1_cgan", worse = "l1", metric = "lab_histogram.a", margin = {lab_a}, paper = 0.15 }},
     {{ better = "l1_cgan", worse = "l1", metric = "lab_histogram.b", margin = {lab_b}, paper = 0.12 }},
@@ -134,7 +134,7 @@ parts = [
 [claims.S1]
 text = "L1 + cGAN and L1 + GAN are alike"
 source = "Table 1"
-table = "trial1_losses.toml"
+table = "table1_losses.toml"
 described = true
 parts = [{{ better = "l1_cgan", worse = "l1_gan", metric = "fcn_score", margin = {acc}, paper = 0.02 }}]
 
@@ -148,7 +148,7 @@ parts = [{{ better = "patch34", worse = "patch16", metric = "fcn_score", margin 
 [claims.S3]
 text = "L1 + cGAN and cGAN are alike in class IoU"
 source = "Table 1"
-table = "trial1_losses.toml"
+table = "table1_losses.toml"
 described = true
 parts = [{{ better = "l1_cgan", worse = "cgan", metric = "fcn_score.class_iou", margin = {iou}, paper = 0.01 }}]
 """

@@ -4,7 +4,8 @@
     python benchmarks/write_readmes.py --check    # change nothing; exit 1 if a README differs
 
 A table is between `<!-- table: NAME -->` and `<!-- end -->`. NAME is one of TABLES, or the name of `results/NAME.json`;
-with the prefix "short-" that table has only its main columns, without costs and differences.
+with the prefix "short-" that table has only its main columns, without costs and differences. "curves-NAME" are the
+learning curves in `results/NAME-curve-METRIC.json`, with their picture, as `p2pzoo bench --curve` writes them.
 """
 
 from __future__ import annotations
@@ -26,7 +27,6 @@ from p2pzoo.config.experiment import Component
 HERE = Path(__file__).parent
 RESULTS = HERE / "results" / "speed"
 PAGES = (HERE.parent / "README.md", HERE / "README.md")
-PICTURE = HERE / "results" / "claims.svg"
 PLACE = re.compile(r"(<!-- table: ([\w/-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 STEPS = ("train_step-256-64-1", "train_step-256-64-4", "train_step-128-32-1")
 PRECISIONS = ("fp32", "bf16")
@@ -61,10 +61,12 @@ def main(check: bool) -> None:
             stale.append(page.relative_to(HERE.parent))
             if not check:
                 page.write_text(written, "utf-8")
-    if is_picture_outdated():
-        stale.append(PICTURE.relative_to(HERE.parent))
-        if not check:
-            draw_claims()
+    for picture, (documents, draw) in pictures().items():
+        mark = f"<!-- {hashlib.sha256(json.dumps(documents).encode()).hexdigest()} -->\n"  # of what it shows
+        if not picture.exists() or not picture.read_text("utf-8").endswith(mark):
+            stale.append(picture.relative_to(HERE.parent))
+            if not check:
+                picture.write_text(f"{draw(documents)}\n{mark}", "utf-8")
     for name in stale:
         click.echo(f"{name}: {'differs from results/: run python benchmarks/write_readmes.py' if check else 'written'}")
     sys.exit(1 if check and stale else 0)
@@ -74,7 +76,11 @@ def rewritten(page: str) -> str:
     """Return the page with every table rewritten from the results."""
 
     def written(place: re.Match[str]) -> str:
-        table = TABLES[place[2]]() if place[2] in TABLES else compared(place[2])
+        name = place[2]
+        if name in TABLES:
+            table = TABLES[name]()
+        else:
+            table = curves(name.removeprefix("curves-")) if name.startswith("curves-") else compared(name)
         return f"{place[1]}\n{table}\n\n{place[3]}"
 
     return PLACE.sub(written, page)
@@ -108,24 +114,33 @@ def scale(step: dict[str, Any]) -> str:
 # --- the tables ------------------------------------------------------------------------------------------------
 
 
-def is_picture_outdated() -> bool:
-    """Whether the effects of claims.json differ from those of the picture, which has their hash as its last line."""
-    if not any(claim["parts"] for claim in judged_claims()):
-        return PICTURE.exists()
-    return not PICTURE.exists() or not PICTURE.read_text("utf-8").endswith(picture_mark())
-
-
-def picture_mark() -> str:
-    return f"<!-- {hashlib.sha256(json.dumps(judged_claims()).encode()).hexdigest()} -->\n"
-
-
-def draw_claims() -> None:
+def pictures() -> dict[Path, tuple[list[dict[str, Any]], Callable[[list[dict[str, Any]]], str]]]:
+    """Return {file of a picture: (the documents that it shows, what draws it)}."""
     from p2pzoo_bench.claims_formats import to_svg
+    from p2pzoo_bench.learning_curves import draw_curves
 
+    from p2pzoo.runs.pages import figure_to_svg_file
+
+    def draw(docs: list[dict[str, Any]]) -> str:
+        return figure_to_svg_file(draw_curves(docs))
+
+    found: dict[Path, tuple[list[dict[str, Any]], Callable[[list[dict[str, Any]]], str]]] = {}
     if any(claim["parts"] for claim in judged_claims()):
-        PICTURE.write_text(f"{to_svg(judged_claims())}\n{picture_mark()}", "utf-8")
-    else:
-        PICTURE.unlink()
+        found[RESULTS.parent / "claims.svg"] = judged_claims(), to_svg
+    for name in {file.name.partition("-curve-")[0] for file in RESULTS.parent.glob("*-curve-*.json")}:
+        found[RESULTS.parent / f"{name}-curves.svg"] = curves_of(name), draw
+    return found
+
+
+def curves_of(name: str) -> list[dict[str, Any]]:
+    return [json.loads(file.read_text("utf-8")) for file in sorted(RESULTS.parent.glob(f"{name}-curve-*.json"))]
+
+
+def curves(name: str) -> str:
+    """The learning curves of a table: their picture, then a table for each number."""
+    from p2pzoo_bench.learning_curves import to_markdown
+
+    return "\n\n".join([f"![learning curves](results/{name}-curves.svg)", *map(to_markdown, curves_of(name))])
 
 
 def verdicts() -> str:
@@ -158,7 +173,7 @@ def claims() -> str:
         ])  # fmt: skip
     table = grid(["", "claim", "paper", "here [95% interval over folds]", "verdict"], rows)
     has_effects = any(claim["parts"] for claim in judged_claims())
-    return f"![effects of the claims, with intervals](results/{PICTURE.name})\n\n{table}" if has_effects else table
+    return f"![effects of the claims, with intervals](results/claims.svg)\n\n{table}" if has_effects else table
 
 
 def train_step() -> str:
@@ -356,7 +371,7 @@ def row_seconds() -> str:
     """The cost of the rows of each table of the paper on trial."""
     from row_seconds import as_table
 
-    names = ("trial1_losses", "trial2_generators", "trial3_receptive_field", "trial6_photo_to_labels")
+    names = ("table1_losses", "trial2_generators", "trial3_receptive_field", "trial6_photo_to_labels")
     measured = [result(f"row_seconds-{name}") for name in names]
     return "\n\n".join([*(f"{each['table']}\n\n{as_table(each)}" for each in measured), where(measured[0])])
 

@@ -168,7 +168,6 @@ OLDER = (
     "bf16",
     "search_full",
     "search_half",
-    "table1_losses",
     "table2_generators",
     "table3_receptive_field",
     "zoo",
