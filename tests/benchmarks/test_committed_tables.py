@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 from p2pzoo_bench.bench import Bench
+from p2pzoo_bench.learning_curves import build_curve
 from p2pzoo_bench.search import build_trials, choose_settings
 from p2pzoo_bench.table_file import read_table
 
@@ -17,7 +18,8 @@ from p2pzoo.plugin.loader import registry
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "benchmarks" / "results"
-TABLES = sorted(RESULTS.glob("*-*.json"))
+CURVES = sorted(RESULTS.glob("*-curve-*.json"))
+TABLES = sorted({*RESULTS.glob("*-*.json")} - {*CURVES})
 
 
 def numbers(value, path=""):
@@ -55,6 +57,19 @@ def test_every_mean_and_interval_is_recomputed_from_the_runs(file, tmp_path):
     assert left == pytest.approx(right, rel=1e-9, abs=1e-12), "processors differ in the last digits of a KID's bounds"
     assert without_floats(recomputed) == without_floats(committed)
     assert not [*tmp_path.iterdir()], "all runs are read from benchmarks/results/"
+
+
+@pytest.mark.parametrize("file", CURVES, ids=lambda file: file.stem)
+def test_every_point_of_a_learning_curve_is_recomputed_from_the_runs(file, tmp_path):
+    committed = json.loads(file.read_text("utf-8"))
+    name, _, metric = file.stem.partition("-curve-")
+    bench = Bench(read_table(str(ROOT / "benchmarks" / f"{name}.toml")), registry(), tmp_path)
+    if bench.unavailable:
+        pytest.skip("; ".join(bench.unavailable.values()))
+    recomputed = build_curve(bench.compare({}, targets=False), metric)
+    assert dict(numbers(recomputed)) == pytest.approx(dict(numbers(committed)), rel=1e-9, abs=1e-12)
+    assert without_floats(recomputed) == without_floats(committed)
+    assert all(len(point["values"]) >= 3 for row in recomputed["rows"] for point in row["points"])
 
 
 def test_the_tables_in_the_readmes_are_those_of_the_results(monkeypatch):

@@ -12,7 +12,7 @@ def claims(tmp_path, monkeypatch):
     """The claims with differences of 0.1, 0.2, …, beside copies of the tables."""
     monkeypatch.syspath_prepend(Path(__file__).parents[2] / "benchmarks")
     module = importlib.import_module("write_claims")
-    for table in module.HERE.glob("trial*.toml"):
+    for table in module.HERE.glob("*.toml"):
         (tmp_path / table.name).write_text(table.read_text("utf-8"))
     differences = {name: 0.1 * (number + 1) for number, name in enumerate(module.METRICS)}
     (tmp_path / "claims.toml").write_text(module.claims_text(differences))
