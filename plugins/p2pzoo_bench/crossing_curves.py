@@ -27,7 +27,7 @@ class Crossing:
     """The differences of a claim's parts, positive in its direction.
 
     images       of the claim's runs, and of the curves' longer ones
-    folds        of the curves, whose differences these are
+    folds        of the curves, whose differences these are; the fewest of any part
     differences  of each part, at both
     """
 
@@ -93,7 +93,7 @@ def find_crossing(claim: Claim, benches: Mapping[str, Bench], curves: Bench) -> 
     if len(runs) < len(finished):
         return None
     images = shared[0].train.images_seen, shared[1].train.images_seen
-    differences = []
+    differences, folds = [], []
     for part in claim.parts:
         sign = 1 if curves.better_direction(part.metric) == "higher" else -1
         seeds = [seed for name, seed in runs if name == part.better and (part.worse, seed) in runs]
@@ -104,9 +104,10 @@ def find_crossing(claim: Claim, benches: Mapping[str, Bench], curves: Bench) -> 
             for name in (_at(part.metric, images[0]), part.metric)
         )
         differences.append((early, late))
+        folds.append(len(pairs))
     if not np.isfinite(differences).all():
         return None
-    return Crossing(images, len(seeds), tuple(differences))
+    return Crossing(images, min(folds), tuple(differences))
 
 
 def _first(bench: Bench, row: str) -> Experiment | None:

@@ -75,6 +75,16 @@ def doc(experiment, store, finished):
     return build_comparison([a, b], "a", {"l1": "L1"}, {}, store, facts=FACTS).doc
 
 
+def test_seeds_on_the_same_images_do_not_count_together(experiment, store, finished, monkeypatch):
+    monkeypatch.setattr(experiment.metrics["l1"].factory, "unbiased", True, raising=False)
+    row = TableRow("a", "A", experiment)
+    for seed in (0, 1):
+        row.runs.append(finished("a", [0.2] * len(BLOCKS), seed, images=len(BLOCKS)))
+        row.runs[-1].results["metrics"]["l1"]["minimum_images"] = 10
+    cell = build_comparison([row], "a", {"l1": "L1"}, {}, store, facts=FACTS).doc["rows"][0]["cells"]["l1"]
+    assert cell["too_few"] == "too few images: 8 of at least 10"
+
+
 def test_a_cell_is_the_mean_over_seeds_and_a_difference_is_paired_by_image(doc):
     a, b = doc["rows"]
     assert a["cells"]["l1"]["mean"] == pytest.approx(np.mean(a["cells"]["l1"]["values"]))
