@@ -38,7 +38,8 @@ COMPONENTS = {
     "models.pickled_tensors",
     "models.safetensors_io",
 }  # "": the front door
-COMMANDS = COMPONENTS | {"config", "data", "compute", "models", "runs", "training", "cli.options", "cli.large_files"}
+COMMANDS = COMPONENTS | {"config", "data", "compute", "models", "runs", "training", "cli.options", "cli.tables"}
+COMMANDS |= {"cli.large_files"}
 COMMAND_PLUGINS = {
     "p2pzoo_bench",
     "p2pzoo_data_tools",

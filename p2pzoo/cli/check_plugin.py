@@ -9,6 +9,7 @@ import click
 from click.shell_completion import CompletionItem
 
 from p2pzoo.cli.options import json_option, print_json
+from p2pzoo.cli.tables import open_console
 from p2pzoo.utils.errors import UserError
 from p2pzoo.utils.terminal import escape
 
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
 
 SIGNS = {"pass": "✓", "fail": "✗", "expected failure": "x", "does not apply": "–"}
 STYLES = {"pass": "green", "fail": "bold red", "expected failure": "yellow", "does not apply": "dim"}
-_PIPE_WIDTH = 1000  # columns of the tables in a pipe: one line per component, which `grep` can find
 
 
 def _complete_plugin(_ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[CompletionItem]:
@@ -104,12 +104,9 @@ def _parse_overrides(overrides: tuple[str, ...]) -> dict[str, dict[str, Any]]:
 
 def _print_results(results: Results) -> None:
     """Print a table for each kind, component × check; then the messages of the checks; then the counts."""
-    from rich.console import Console
     from rich.text import Text
 
-    console = Console()
-    if not console.is_terminal:
-        console.width = _PIPE_WIDTH
+    console = open_console()
     for kind in dict.fromkeys(check.entry.kind for check, _ in results):
         console.print(_build_table(kind, [pair for pair in results if pair[0].entry.kind == kind]))
     messages: dict[tuple[str, str], dict[str, list[str]]] = {}

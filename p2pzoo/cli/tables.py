@@ -6,16 +6,29 @@ import math
 import os
 import sys
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from p2pzoo.utils.terminal import escape
 
+if TYPE_CHECKING:
+    from rich.console import Console
+
 UNFOLDED_WIDTH = (
     21  # columns with texts up to this length are not folded; the longest parameter is eps_before_correction
 )
-PIPE_WIDTH = 240  # columns of a table in a pipe: one line per row, which `grep` can find. $COLUMNS overrides it
+PIPE_WIDTH = 1000  # columns in a pipe: one line per row, which `grep` can find. $COLUMNS overrides it
+
+
+def open_console() -> Console:
+    """Return a rich console on stdout. In a pipe it is so wide that a table has one line per row."""
+    from rich.console import Console
+
+    console = Console()
+    if not console.is_terminal and "COLUMNS" not in os.environ:
+        console.width = PIPE_WIDTH
+    return console
 
 
 def print_table(
@@ -25,7 +38,6 @@ def print_table(
 
     max_widths  {title: width above which a column is folded}
     """
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
@@ -37,10 +49,7 @@ def print_table(
         table.add_column(title, no_wrap=no_wrap, max_width=max_width, overflow="fold")
     for row in rows:
         table.add_row(*(Text(escape(cell, keep="\n")) for cell in row))
-    console = Console()
-    if not console.is_terminal and "COLUMNS" not in os.environ:
-        console.width = PIPE_WIDTH
-    console.print(table)
+    open_console().print(table)
 
 
 def print_metrics(results: Mapping[str, Any]) -> None:

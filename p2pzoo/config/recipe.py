@@ -431,7 +431,7 @@ def _set(recipe: Recipe, source: Source, key: Key, value: Any, prefix: Key) -> N
     before = _get(recipe.values, key)
     if not isinstance(before, dict):
         _remove(recipe, key)
-    elif _is_component(key) and "use" in value and not _is_same_component(value["use"], before.get("use")):
+    elif _is_component(key) and "use" in value and not is_same_component(value["use"], before.get("use")):
         for name in [name for name in before if name not in ZOO_KEYS]:
             _remove(recipe, (*key, name))
     elif key == ("optimizer",) and value.get("use", used := before.get("use", "Adam")) != used:
@@ -447,7 +447,7 @@ def _is_component(key: Key) -> bool:
     return (len(key) == 1 and key[0] in COMPONENTS) or (len(key) == 2 and key[0] in COLLECTIONS)
 
 
-def _is_same_component(use: Any, before: Any) -> bool:
+def is_same_component(use: Any, before: Any) -> bool:
     """Whether two values of `use` can name the same component: "unet" may be "pix2pix:unet"."""
     (plugin, _, name), (old_plugin, _, old_name) = str(use).rpartition(":"), str(before).rpartition(":")
     return name == old_name and (not plugin or not old_plugin or plugin == old_plugin)

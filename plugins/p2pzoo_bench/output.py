@@ -10,13 +10,13 @@ from typing import Any
 import click
 
 from p2pzoo.cli.options import print_json, without_nan
+from p2pzoo.cli.tables import open_console
 from p2pzoo.utils.errors import UserError
 
 FORMATS = ("rich", "markdown", "csv", "json", "latex", "html", "svg")
 CLAIM_FORMATS = ("rich", "markdown", "json", "html", "svg")
 CURVE_FORMATS = ("rich", "markdown", "csv", "json", "html", "svg")
 ENDINGS = {".md": "markdown", ".csv": "csv", ".json": "json", ".tex": "latex", ".html": "html", ".svg": "svg"}
-PIPE_WIDTH = 1000  # columns: a program that reads the output gets one line per row
 
 
 def resolve_format(form: str | None, output: Path | None, as_json: bool) -> str:
@@ -65,12 +65,7 @@ def write_document(
     if output is None and as_json:
         return
     if form == "rich":
-        from rich.console import Console
-
-        console = Console()
-        if not console.is_terminal:
-            console.width = PIPE_WIDTH
-        console.print(to_rich())
+        open_console().print(to_rich())
         return
     text = json.dumps(without_nan(document), indent=2, ensure_ascii=False) if form == "json" else format_text(form)
     if output is None:

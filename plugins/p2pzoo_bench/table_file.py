@@ -301,7 +301,7 @@ def overlaps(key: str, other: str) -> bool:
 
 
 def _is_fixed_in_trials(key: str) -> bool:
-    return key in ("train.images", "train.epochs") or key.split(".")[0] == "evaluate"
+    return any(overlaps(key, fixed) for fixed in ("train.images", "train.epochs", "evaluate"))
 
 
 def _is_string(value: Any) -> bool:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from p2pzoo.cli.options import json_option, override_option, print_json, profile_option, recipe_argument
+from p2pzoo.cli.tables import open_console
 from p2pzoo.utils.errors import UserError
 from p2pzoo.utils.plurals import format_count
 from p2pzoo_data_tools.check_command import check_command
@@ -324,7 +325,6 @@ def _find_archives() -> dict[str, Archive]:
 
 
 def _print_archives(archives: Mapping[str, Archive], as_json: bool) -> None:
-    from rich.console import Console
     from rich.table import Table
 
     from p2pzoo.utils.paths import cache_dir
@@ -347,7 +347,7 @@ def _print_archives(archives: Mapping[str, Archive], as_json: bool) -> None:
         terms = " (--accept-licence)" if archive.registration else ""
         count = f"{sum(archive.images.values()):,}"
         table.add_row(name, archive.length, count, describe_state(archive), archive.licence + terms)
-    Console().print(table, markup=False)
+    open_console().print(table, markup=False)
     click.echo(f"\np2pzoo data fetch NAME extracts a dataset into {cache_dir() / 'datasets'}")
 
 

@@ -17,13 +17,12 @@ from p2pzoo.cli.options import (
     recipe_argument,
     stop,
 )
+from p2pzoo.cli.tables import open_console
 from p2pzoo.utils.errors import UserError
 
 if TYPE_CHECKING:
     from p2pzoo_search.output import Outcome
     from p2pzoo_search.trials import Request
-
-PIPE_WIDTH = 1000  # columns: a program that reads the table gets one line per row
 
 
 @click.command("search")
@@ -139,8 +138,6 @@ def _flatten(tree: dict[str, object]) -> dict[str, object]:
 
 def _print_outcome(outcome: Outcome, as_json: bool) -> None:
     """Print the table and the best settings. Raises UserError if no trial has a score."""
-    from rich.console import Console
-
     if outcome.best is None:
         reasons = [*dict.fromkeys(outcome.search.failures.values())]
         raise UserError(
@@ -150,10 +147,7 @@ def _print_outcome(outcome: Outcome, as_json: bool) -> None:
     if as_json:
         print_json(outcome.to_json())
         return
-    console = Console()
-    if not console.is_terminal:
-        console.width = PIPE_WIDTH
-    console.print(outcome.to_rich(), markup=False)
+    open_console().print(outcome.to_rich(), markup=False)
     click.echo(f"best             trial {outcome.best.number + 1}: {outcome.search.metric} {outcome.best.score:.5g}")
     click.echo(f"written          {outcome.recipe}, {outcome.page}")
     click.echo(outcome.caution)

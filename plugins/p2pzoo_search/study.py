@@ -25,6 +25,7 @@ from typing import Any
 
 import filelock
 
+from p2pzoo.config.recipe import is_same_component
 from p2pzoo.utils.errors import UserError
 from p2pzoo.utils.files import read_object, write_json
 from p2pzoo.utils.rng import derive_seed
@@ -137,20 +138,10 @@ class SearchStudy:
 def _encode(name: str, choice: Choices | Range, value: Any) -> Any:
     """A setting as Optuna stores it; None if [search] does not allow this value."""
     if isinstance(choice, Choices):
-        is_same = _is_same_component if name.endswith(".use") else operator.eq
+        is_same = is_same_component if name.endswith(".use") else operator.eq
         return next((index for index, each in enumerate(choice.values) if is_same(each, value)), None)
     is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
     return value if is_number and choice.low <= value <= choice.high else None
-
-
-def _is_same_component(use: Any, own: Any) -> bool:
-    """Whether two values of `use` can name the same component, as when recipes are merged (`config.recipe`).
-
-    >>> _is_same_component("unet", "pix2pix:unet"), _is_same_component("other:unet", "pix2pix:unet")
-    (True, False)
-    """
-    (plugin, _, name), (own_plugin, _, own_name) = str(use).rpartition(":"), str(own).rpartition(":")
-    return name == own_name and (not plugin or not own_plugin or plugin == own_plugin)
 
 
 @contextlib.contextmanager

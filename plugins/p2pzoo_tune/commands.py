@@ -9,13 +9,12 @@ from typing import TYPE_CHECKING
 import click
 
 from p2pzoo.cli.options import json_option, override_option, print_json, profile_option, recipe_argument, stop
+from p2pzoo.cli.tables import open_console
 from p2pzoo.utils.errors import UserError
 from p2pzoo.utils.signals import exit_code
 
 if TYPE_CHECKING:
     from p2pzoo_tune.tune import Measurement
-
-PIPE_WIDTH = 240  # characters: a program that reads the table needs one line per row
 
 
 @click.command("tune")
@@ -97,7 +96,6 @@ def _to_json(measurement: Measurement) -> dict[str, object]:
 
 
 def _print(measurements: list[Measurement]) -> None:
-    from rich.console import Console
     from rich.table import Table
 
     from p2pzoo.compute.tuned_kernels import ALGORITHMS
@@ -111,10 +109,7 @@ def _print(measurements: list[Measurement]) -> None:
         times = [f"{_to_ms(each.seconds[name]):.2f}" if name in each.seconds else "" for name in ALGORITHMS]
         faster = (each.chosen, f"{_to_ms(each.saved):.2f}") if each.chosen != each.default else ("", "")
         table.add_row(images, window, str(each.calls), *times, each.default, *faster)
-    console = Console()
-    if not console.is_terminal:
-        console.width = PIPE_WIDTH
-    console.print(table, markup=False)
+    open_console().print(table, markup=False)
     total = sum(each.calls * each.seconds[each.default] for each in measurements)
     saved = sum(each.saved for each in measurements)
     improved = sum(each.chosen != each.default for each in measurements)

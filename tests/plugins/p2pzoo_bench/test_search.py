@@ -118,6 +118,7 @@ def test_without_its_trials_a_table_is_refused(searched):
             r"\[rows.a\] trials must be arrays of strings",
         ),
         ("optimizer.lr=0.01", "train.images=3", r"a trial must not set train.images: \[search\] sets it"),
+        ("optimizer.lr=0.01", "train={images=3}", r"a trial must not set train: \[search\] sets it"),
         ("optimizer.lr=0.01", "seed=3", r"\[rows.a\] must not set the seed"),
         ('[search]\nmetric = "l1"\nshare = 0.5', "", r"\[rows.a\] has trials: add \[search\]"),
         ("evaluate =", 'trials = [["optimizer.lr=1"]]\nevaluate =', r"shares the training of \[rows.b\]: remove its"),
