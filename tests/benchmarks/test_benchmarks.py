@@ -17,6 +17,7 @@ from p2pzoo_bench.stored_results import FinishedRun
 from p2pzoo_earth.dataset import Earth
 from PIL import Image
 
+from p2pzoo import config
 from p2pzoo.models.safetensors_io import save_tensors
 from p2pzoo.runs.results import read_results, write_results
 
@@ -350,6 +351,16 @@ def test_an_exact_deformation_has_no_error_and_none_has_that_of_the_warp(load, m
     assert none["error"] == none["field"]
 
 
+def test_the_sources_of_uncertainty_keep_an_average_and_its_folds_can_promise_more_than_all(load):
+    uncertainty = load("uncertainty")
+    for source in uncertainty.SOURCES.values():  # a run whose own weights are an average keeps no other one
+        assert config.load(source["recipe"], "laptop", uncertainty.SETTINGS).train.ema == 0
+    for fold in uncertainty.FOLDS:
+        dataset = Earth("val", size=64, fold=fold)
+        blocks = len({dataset[index].block for index in range(len(dataset))})
+        assert (blocks + 1) * (1 - uncertainty.LEVEL) > 1.5  # blocks that may be uncovered, and one
+
+
 @pytest.mark.slow
 def test_uncertainty_measures_coverage_on_every_fold_and_goes_on(tmp_path, run_here, load, monkeypatch):
     uncertainty = load("uncertainty")
@@ -360,6 +371,7 @@ def test_uncertainty_measures_coverage_on_every_fold_and_goes_on(tmp_path, run_h
     assert done.exit_code == 0, done.output
     [row] = json.loads((tmp_path / "result.json").read_text())["rows"].values()
     assert [fold["fold"] for fold in row["folds"]] == [0, 1, 2]
+    assert all(fold["blocks"] >= 7 for fold in row["folds"])
     assert all(0 < fold["interval-coverage"] <= 1 and fold["factor"] > 0 for fold in row["folds"])
     kept = {file: file.stat().st_mtime_ns for file in (tmp_path / "runs").glob("*.json")}
     assert run_here("uncertainty", *options).output == done.output
@@ -379,3 +391,16 @@ def test_the_table_of_uncertainty_has_the_interval_over_folds_and_the_lowest_cla
     assert row == (
         f"| one source | 0.850 [{0.85 - half:.3f}, {0.85 + half:.3f}] | 0.800 | sea: 0.700 | 0.400 | 1.00 to 2.00 |"
     )
+
+
+def test_rows_are_ordered_by_their_mean_rank_and_then_by_kid(load):
+    def row(label, kid, l1, **more):
+        cells = {"kid_efficientnet_lite0": {"mean": kid}, "l1": {"mean": l1}}
+        return {"label": label, "cells": cells, **more}
+
+    rank_rows = load("rank_rows")
+    rows = [row("A", 0.3, 0.1), row("B", 0.1, 0.3), row("C", 0.1, 0.2), row("photos", 0.0, 0.0, target=True)]
+    ranked = rank_rows.rank_rows({"rows": rows})
+    assert [(label, mean) for label, mean, _ in ranked] == [("C", 1.75), ("A", 2.0), ("B", 2.25)]
+    with pytest.raises(rank_rows.click.ClickException, match="not measured: D"):
+        rank_rows.rank_rows({"rows": [*rows, row("D", None, 0.1)]})

@@ -96,6 +96,12 @@ def test_the_rows_of_a_table_at_equal_time_have_the_images_that_were_measured(na
             assert images == f"train.images={expected}", row.name
 
 
+def test_the_trials_of_all_methods_have_the_same_learning_rates():
+    rows = [row for row in read_table(str(ROOT / "benchmarks" / "methods.toml")).trained if row.trials]
+    rates = {tuple(trial for trial in row.trials if len(trial) == 1)[:3] for row in rows}
+    assert rates == {(("optimizer.lr=2e-4",), ("optimizer.lr=4e-4",), ("optimizer.lr=8e-4",))}
+
+
 @pytest.mark.parametrize(("name", "suffix", "times"), [("methods_4x", "", 4), ("methods_last", "_last", 1)])
 def test_tables_beside_that_of_methods_have_its_rows_and_trials(name, suffix, times):
     """So that they share its trials, and methods_last its runs too."""
