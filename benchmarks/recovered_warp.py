@@ -16,6 +16,7 @@ import click
 import measure
 import numpy as np
 import torch
+from grid import grid
 from p2pzoo_losses.misalignment import Registration, load_registration
 
 import p2pzoo
@@ -28,10 +29,9 @@ from p2pzoo import config
 @click.option("-o", "--output", type=click.Path(path_type=Path, dir_okay=False), help="File to write (JSON).")
 def main(runs: tuple[Path, ...], pairs: int, output: Path | None) -> None:
     """Compare deformations with the known warps."""
-    found = [compare(run, pairs) for run in runs]
-    for row in found:
-        click.echo(f"{row['run']}: warp {row['field']:.2f} px, error {row['error']:.2f} px")
-    measure.keep({"benchmark": "recovered_warp", "pairs": pairs, "runs": found}, output)
+    result = {"benchmark": "recovered_warp", "pairs": pairs, "runs": [compare(run, pairs) for run in runs]}
+    measure.keep(result, output)
+    click.echo(table(result))
 
 
 def compare(run: Path, pairs: int) -> dict[str, Any]:
@@ -54,6 +54,23 @@ def compare(run: Path, pairs: int) -> dict[str, Any]:
         "field": float(np.mean(fields) ** 0.5),
         "error": float(np.mean(errors) ** 0.5),
     }
+
+
+def table(result: dict[str, Any]) -> str:
+    """Markdown: for each warp the mean over its runs, and the smallest and the largest."""
+    by_warp: dict[float, list[dict[str, Any]]] = {}
+    for run in result["runs"]:
+        by_warp.setdefault(run["warp"], []).append(run)
+
+    def span(runs: list[dict[str, Any]], name: str) -> str:
+        values = [run[name] for run in runs]
+        return f"{np.mean(values):.2f} ({min(values):.2f} to {max(values):.2f})"
+
+    lines = [
+        [f"{warp:g} px", str(len(runs)), span(runs, "field"), span(runs, "error")]
+        for warp, runs in sorted(by_warp.items())
+    ]
+    return grid(["warp", "runs", "known displacement, px", "error of R's, px"], lines)
 
 
 def ask(registration: Registration, y_hat: np.ndarray, y: np.ndarray) -> np.ndarray:

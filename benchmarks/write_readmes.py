@@ -3,9 +3,10 @@
     python benchmarks/write_readmes.py            # rewrite them
     python benchmarks/write_readmes.py --check    # change nothing; exit 1 if a README differs
 
-A table is between `<!-- table: NAME -->` and `<!-- end -->`. NAME is one of TABLES, or the name of `results/NAME.json`;
-with the prefix "short-" that table has only its main columns, without costs and differences. "curves-NAME" are the
-learning curves in `results/NAME-curve-METRIC.json`, with their picture, as `p2pzoo bench --curve` writes them.
+A table is between `<!-- table: NAME -->` and `<!-- end -->`. NAME is one of TABLES, or the name of `results/NAME.json`,
+which `p2pzoo bench` wrote. A prefix shows something else of such a file: "groups-NAME" the groups of its rows,
+"ranks-NAME" their order (rank_rows.py), "claims-NAME" and "verdicts-NAME" the judged claims in it, "curves-NAME" the
+learning curves in `results/NAME-curve-METRIC.json`, with their picture.
 """
 
 from __future__ import annotations
@@ -32,10 +33,6 @@ STEPS = ("train_step-256-64-1", "train_step-256-64-4", "train_step-128-32-1")
 PRECISIONS = ("fp32", "bf16")
 BF16_ROWS = {"l1_cgan": "L1 + cGAN", "best": "best"}  # of bf16.toml
 BF16_MARGINS = {"kid_efficientnet_lite0": 0.02, "lab_histogram": 0.02, "fcn_score": 0.05, "l1": 0.003}  # set before
-MAIN = (
-    "fcn_score", "fcn_score.class_iou", "lab_histogram.a", "sharpness", "kid_efficientnet_lite0.paired",
-    "label_accuracy", "label_accuracy.class_iou",
-)  # fmt: skip
 ZOO = {
     "kid_efficientnet_lite0.paired": "KID ↓", "lab_histogram": "Lab ∩ ↑", "fcn_score": "FCN: pixel accuracy ↑",
     "fcn_score.class_iou": "class IoU ↑",
@@ -77,10 +74,8 @@ def rewritten(page: str) -> str:
 
     def written(place: re.Match[str]) -> str:
         name = place[2]
-        if name in TABLES:
-            table = TABLES[name]()
-        else:
-            table = curves(name.removeprefix("curves-")) if name.startswith("curves-") else compared(name)
+        prefix, _, file = name.partition("-")
+        table = TABLES[name]() if name in TABLES else KINDS[prefix](file) if prefix in KINDS else compared(name)
         return f"{place[1]}\n{table}\n\n{place[3]}"
 
     return PLACE.sub(written, page)
@@ -125,8 +120,9 @@ def pictures() -> dict[Path, tuple[list[dict[str, Any]], Callable[[list[dict[str
         return figure_to_svg_file(draw_curves(docs))
 
     found: dict[Path, tuple[list[dict[str, Any]], Callable[[list[dict[str, Any]]], str]]] = {}
-    if any(claim["parts"] for claim in judged_claims()):
-        found[RESULTS.parent / "claims.svg"] = judged_claims(), to_svg
+    for file in RESULTS.parent.glob("*claims.json"):
+        if any(claim["parts"] for claim in judged_claims(file.stem)):
+            found[file.with_suffix(".svg")] = judged_claims(file.stem), to_svg
     for name in {file.name.partition("-curve-")[0] for file in RESULTS.parent.glob("*-curve-*.json")}:
         found[RESULTS.parent / f"{name}-curves.svg"] = curves_of(name), draw
     return found
@@ -143,37 +139,38 @@ def curves(name: str) -> str:
     return "\n\n".join([f"![learning curves](results/{name}-curves.svg)", *map(to_markdown, curves_of(name))])
 
 
-def verdicts() -> str:
-    """The four sentences about what replicated."""
+def verdicts(name: str = "claims") -> str:
+    """The sentences about what replicated."""
     from p2pzoo_bench.claims_formats import summarize
 
-    return "\n".join(f"- {sentence}" for sentence in summarize(judged_claims()))
+    return "\n".join(f"- {sentence}" for sentence in summarize(judged_claims(name)))
 
 
-def judged_claims() -> list[dict[str, Any]]:
-    found: list[dict[str, Any]] = json.loads((RESULTS.parent / "claims.json").read_text("utf-8"))
+def judged_claims(name: str) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = json.loads((RESULTS.parent / f"{name}.json").read_text("utf-8"))
     return found
 
 
-def claims() -> str:
+def claims(name: str = "claims") -> str:
     """A row for each claim: the paper's effects, ours with their intervals, and the verdict; above it their picture."""
     from p2pzoo_bench.claims_formats import format_effect, format_reasons, format_verdict
 
     rows = []
-    for claim in judged_claims():
+    for claim in judged_claims(name):
         pairs = len({tuple(part["labels"]) for part in claim["parts"]})
         effects = [
             f"{' against '.join(part['labels']) + ', ' if pairs > 1 else ''}{part['heading']} {format_effect(part)}"
             for part in claim["parts"]
         ]
-        paper = dict.fromkeys(f"{part['paper']:+.2f}" for part in claim["parts"])  # both scorers have the same
+        paper = dict.fromkeys(f"{part['paper']:+.2f}" for part in claim["parts"] if part["paper"] is not None)
         rows.append([
-            claim["id"], f"{claim['text']} ({claim['source']})", ", ".join(paper) or "–", "; ".join(effects) or "–",
+            claim["id"], f"{claim['text']} ({claim['source']})" if claim["source"] else claim["text"],
+            ", ".join(paper) or "–", "; ".join(effects) or "–",
             ": ".join(filter(None, [format_verdict(claim), format_reasons(claim)])),
         ])  # fmt: skip
     table = grid(["", "claim", "paper", "here [95% interval over folds]", "verdict"], rows)
-    has_effects = any(claim["parts"] for claim in judged_claims())
-    return f"![effects of the claims, with intervals](results/claims.svg)\n\n{table}" if has_effects else table
+    has_effects = any(claim["parts"] for claim in judged_claims(name))
+    return f"![effects of the claims, with intervals](results/{name}.svg)\n\n{table}" if has_effects else table
 
 
 def train_step() -> str:
@@ -431,23 +428,42 @@ def zoo() -> str:
     return grid(head, lines)
 
 
-def compared(name: str) -> str:
-    """Return a table of runs from a file that `p2pzoo bench -o results/NAME.json` wrote."""
-    from p2pzoo_bench.formats import to_markdown
-    from p2pzoo_bench.table_columns import COSTS
+def document(name: str) -> dict[str, Any]:
+    """The document of a table of runs, as `p2pzoo bench -o results/NAME.json` wrote it."""
+    doc: dict[str, Any] = json.loads((RESULTS.parent / f"{name}.json").read_text("utf-8"))
+    return doc
 
-    short = name.startswith("short-")
-    doc = json.loads((RESULTS.parent / f"{name.removeprefix('short-')}.json").read_text("utf-8"))
-    if short:
-        doc.pop("groups", None)  # their intervals are in the differences, which are left out here
-        doc["columns"] = [column for column in doc["columns"] if column["metric"] in MAIN]
-        for row in doc["rows"]:
-            costs = dict.fromkeys(COSTS)
-            cells = {
-                metric: {k: v for k, v in cell.items() if k != "difference"} for metric, cell in row["cells"].items()
-            }
-            row |= {**costs, "cells": cells}
-    return to_markdown(doc)
+
+def compared(name: str) -> str:
+    from p2pzoo_bench.formats import to_markdown
+
+    return to_markdown(document(name))
+
+
+def groups(name: str) -> str:
+    """Which rows differ from the baseline beyond chance, and which do not."""
+    from p2pzoo_bench.row_groups import build_groups_table, describe_groups
+
+    doc = document(name)
+    return f"{grid(*build_groups_table(doc))}\n\n{describe_groups(doc)}"
+
+
+def ranks(name: str) -> str:
+    from rank_rows import as_table
+
+    return as_table(document(name))
+
+
+def uncertainty() -> str:
+    from uncertainty import table
+
+    return table(document("uncertainty"))
+
+
+def recovered_warp() -> str:
+    from recovered_warp import table
+
+    return table(document("recovered_warp"))
 
 
 def plan() -> str:
@@ -460,9 +476,10 @@ TABLES: dict[str, Callable[[], str]] = {
     table.__name__: table
     for table in (
         train_step, bf16_quality, contributions, translate_folder, data_loading, scaling, drift, startup, coverage,
-        row_seconds, equal_time, zoo, plan, faults, bad_input, campaigns, claims, verdicts,
+        row_seconds, equal_time, zoo, plan, faults, bad_input, campaigns, claims, verdicts, uncertainty, recovered_warp,
     )
 }  # fmt: skip
+KINDS: dict[str, Callable[[str], str]] = {table.__name__: table for table in (claims, curves, groups, ranks, verdicts)}
 
 
 if __name__ == "__main__":

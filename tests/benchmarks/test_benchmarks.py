@@ -404,3 +404,38 @@ def test_rows_are_ordered_by_their_mean_rank_and_then_by_kid(load):
     assert [(label, mean) for label, mean, _ in ranked] == [("C", 1.75), ("A", 2.0), ("B", 2.25)]
     with pytest.raises(rank_rows.click.ClickException, match="not measured: D"):
         rank_rows.rank_rows({"rows": [*rows, row("D", None, 0.1)]})
+
+
+def test_a_page_shows_groups_ranks_and_claims_of_the_files_it_names(load, monkeypatch, tmp_path):
+    pages = load("write_readmes")
+    monkeypatch.setattr(pages, "RESULTS", tmp_path / "speed")
+    cells = {"kid_efficientnet_lite0": {"mean": 0.1}, "l1": {"mean": 0.2}}
+    columns = [{"metric": metric, "heading": metric.upper(), "better": "lower"} for metric in cells]
+    group = {"metric": "l1", "heading": "L1", "better": ["b"], "worse": [], "undecided": [], "no_verdict": {}}
+    document = {
+        "baseline": "a", "confidence": 0.95, "columns": columns, "folds": 3, "resampled": "regions",
+        "rows": [{"name": name, "label": name.upper(), "cells": cells, "runs": [], "failed": None} for name in "ab"],
+        "groups": [{**group, "expected_by_chance": 0.05, "primary": False}],
+    }  # fmt: skip
+    (tmp_path / "zoo.json").write_text(json.dumps(document))
+    part = json.loads((BENCHMARKS / "results/claims.json").read_text())[0]["parts"][0] | {"paper": None}
+    claim = {"id": "R0", "text": "B is better", "source": "", "verdict": "undecided", "reason": "", "described": False}
+    rest = {"curves": None, "adjusted_p": 0.2, "p": 0.2, "parts": [part]}
+    (tmp_path / "own_claims.json").write_text(json.dumps([claim | rest]))
+
+    def shown(name):
+        page = f"before\n<!-- table: {name} -->\nold\n<!-- end -->\nafter"
+        return pages.rewritten(page)
+
+    assert "| better, beyond chance | B |" in shown("groups-zoo")
+    assert "| A | 1.5 | 0.1000 | 0.2000 |" in shown("ranks-zoo")
+    assert "(results/own_claims.svg)" in shown("claims-own_claims")
+    assert "| R0 | B is better | – | per-pixel acc. +0.0" in shown("claims-own_claims")
+    assert "B is better" in shown("verdicts-own_claims")
+
+
+def test_the_table_of_recovered_warps_has_a_line_for_each_warp(load):
+    runs = [{"warp": warp, "field": 1.0, "error": error} for warp, error in ((2, 0.4), (0, 0.1), (2, 0.6))]
+    lines = load("recovered_warp").table({"runs": runs}).splitlines()
+    assert lines[2:] == ["| 0 px | 1 | 1.00 (1.00 to 1.00) | 0.10 (0.10 to 0.10) |",
+                         "| 2 px | 2 | 1.00 (1.00 to 1.00) | 0.50 (0.40 to 0.60) |"]  # fmt: skip
