@@ -33,10 +33,6 @@ STEPS = ("train_step-256-64-1", "train_step-256-64-4", "train_step-128-32-1")
 PRECISIONS = ("fp32", "bf16")
 BF16_ROWS = {"l1_cgan": "L1 + cGAN", "best": "best"}  # of bf16.toml
 BF16_MARGINS = {"kid_efficientnet_lite0": 0.02, "lab_histogram": 0.02, "fcn_score": 0.05, "l1": 0.003}  # set before
-ZOO = {
-    "kid_efficientnet_lite0.paired": "KID ↓", "lab_histogram": "Lab ∩ ↑", "fcn_score": "FCN: pixel accuracy ↑",
-    "fcn_score.class_iou": "class IoU ↑",
-}  # fmt: skip
 SWITCHES = {
     "lowering": "convolutions as matrix products",
     "fused_adam": "Adam in one kernel",
@@ -388,20 +384,22 @@ def equal_time() -> str:
     return f"{grid(head, rows)}\n\n{where(timed)}"
 
 
-def zoo() -> str:
-    """Every recipe of zoo.toml: new components, cost of its networks at full size, results of profile laptop."""
+def components() -> str:
+    """Every recipe of zoo_equal_time.toml: its new components, cost of its networks at full size, time of a step."""
     from p2pzoo_bench.table_file import read_table
 
     from p2pzoo.models.build import summarize_network
 
-    doc = json.loads((RESULTS.parent / "zoo-laptop.json").read_text("utf-8"))
-    recipes = {row.name: row.recipe for row in read_table(str(HERE / "zoo.toml")).trained if row.recipe}
-    made = {name: config.load(recipe, "gpu") for name, recipe in recipes.items()}
-    base = made[doc["baseline"]]
+    timed = result("row_seconds-zoo_equal_time")
+    rows = {row.name: row for row in read_table(str(HERE / timed["table"])).trained}
+    made = {name: config.load(row.recipe, "gpu", row.overrides) for name, row in rows.items() if row.recipe}
+    base = made[timed["baseline"]]
     common = {component.entry.full_name for component in base.components()}
     costs: dict[str, str] = {}  # most recipes share a network with another one
 
-    def cost_of(network: Component) -> str:
+    def cost_of(network: Component | None) -> str:
+        if network is None:
+            return "–"
         key = json.dumps(network.identity(), sort_keys=True)
         if key not in costs:
             summary = summarize_network(network, (3, 3), (256, 256))
@@ -409,23 +407,22 @@ def zoo() -> str:
         return costs[key]
 
     lines = []
-    for row in doc["rows"]:
-        what, cost = [row["label"], "", ""], ["", ""]
-        if experiment := made.get(row["name"]):
-            networks = [experiment.generator, experiment.discriminator]
-            entries = [component.entry for component in experiment.components()]
-            entries = [entry for entry in entries if entry.full_name not in common]
-            options = [name for name in experiment.recipe.values["train"] if name not in base.recipe.values["train"]]
-            if not (entries or options):
-                entries = [network.entry for network in networks]
-            name = recipes[row["name"]].removeprefix("zoo:")
-            what = [f"[{Path(name).stem}](../recipes/{name})"]
-            what.append(", ".join(f"`{new}`" for new in (*(entry.name for entry in entries), *options)))
-            what.append("; ".join(dict.fromkeys(entry.paper for entry in entries)))
-            cost = [cost_of(each) for each in networks]
-        lines.append([*what, *cost, *(f"{row['cells'][column]['mean']:.3f}" for column in ZOO)])
-    head = ["recipe", "what it brings", "source", *("G: parameters/10⁶, multiply-adds/10⁹", "D"), *ZOO.values()]
-    return grid(head, lines)
+    for name, experiment in made.items():
+        networks = [experiment.generator, experiment.discriminator]
+        entries = [component.entry for component in experiment.components()]
+        entries = [entry for entry in entries if entry.full_name not in common]
+        options = [key for key in experiment.recipe.values["train"] if key not in base.recipe.values["train"]]
+        if experiment is base:
+            entries = [network.entry for network in networks if network]
+        recipe, time = str(rows[name].recipe).removeprefix("zoo:"), timed["rows"][name]
+        lines.append([
+            f"[{Path(recipe).stem}](../recipes/{recipe})",
+            ", ".join(f"`{new}`" for new in (*(entry.name for entry in entries), *options)) or "other settings",
+            "; ".join(dict.fromkeys(entry.paper for entry in entries)), *map(cost_of, networks),
+            f"{time['milliseconds']['median']:.0f}", times(time["times"]),
+        ])  # fmt: skip
+    head = ["recipe", "what it brings", "source", "G: parameters/10⁶, multiply-adds/10⁹", "D", "ms a step", "of base's"]
+    return f"{grid(head, lines)}\n\n{where(timed)}"
 
 
 def document(name: str) -> dict[str, Any]:
@@ -476,7 +473,8 @@ TABLES: dict[str, Callable[[], str]] = {
     table.__name__: table
     for table in (
         train_step, bf16_quality, contributions, translate_folder, data_loading, scaling, drift, startup, coverage,
-        row_seconds, equal_time, zoo, plan, faults, bad_input, campaigns, claims, verdicts, uncertainty, recovered_warp,
+        row_seconds, equal_time, components, plan, faults, bad_input, campaigns, claims, verdicts, uncertainty,
+        recovered_warp,
     )
 }  # fmt: skip
 KINDS: dict[str, Callable[[str], str]] = {table.__name__: table for table in (claims, curves, groups, ranks, verdicts)}
