@@ -185,7 +185,7 @@ def test_a_photo_that_is_cut_out_but_not_resized_is_not_enlarged(tmp_path):
 def test_a_photo_without_a_readable_header_is_named_before_training_on_folds(root):
     broken(root / "train" / "1.png")
     with pytest.raises(UserError, match=r"train/1\.png"):
-        Inpaint("train", root=root).file_shapes
+        assert Inpaint("train", root=root).file_shapes
 
 
 # --- masks, noise, resolution ----------------------------------------------------------------------------------------
