@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 
 import torch
 from kornia import enhance
+from kornia.color import rgb_to_grayscale
 from kornia.geometry.transform import get_affine_matrix2d, hflip, vflip, warp_affine
 from pydantic import Field
 from torch import Tensor
@@ -174,8 +175,10 @@ class Photometric:
         if self.brightness:
             images = enhance.adjust_brightness(images, scale_to(-self.brightness, self.brightness, brightness))
         if self.contrast:
-            factor = scale_to(1 - self.contrast, 1 + self.contrast, contrast)
-            images = enhance.adjust_contrast_with_mean_subtraction(images, factor)
+            factor = per_image(scale_to(1 - self.contrast, 1 + self.contrast, contrast))
+            # not kornia's function: before 0.9 its mean is over the whole batch where images are not RGB
+            grey = rgb_to_grayscale(images) if images.shape[1] == 3 else images
+            images = (images * factor + grey.mean((1, 2, 3), keepdim=True) * (1 - factor)).clamp(0, 1)
         if self.saturation:
             images = enhance.adjust_saturation(images, scale_to(1 - self.saturation, 1 + self.saturation, saturation))
         if self.hue:

@@ -235,19 +235,23 @@ def _split_fault(fault: str) -> list[Case]:
 
 def _summarise_pair(evidence: SplitEvidence, split: Split, index: int, pair: Pair, *, measure_shift: bool) -> None:
     dataset, images = evidence.dataset, (pair.x, pair.y)
-    flat_x, flat_y = (bool((image == image[:1, :1]).all()) for image in images)
+    is_flat_x, is_flat_y = (bool((image == image[:1, :1]).all()) for image in images)
     hashes = None
     if all(image.dtype.kind in "iub" or np.isfinite(image).all() for image in images):
-        x, y = (_to_grey(image) for image in images)
+        encodings = (getattr(dataset, name, None) for name in ("x_encoding", "y_encoding"))
+        x, y = (_to_grey(image, encoding) for image, encoding in zip(images, encodings, strict=True))
         hashes = hash_image(x, dataset.x_range), hash_image(y, dataset.y_range)
         if measure_shift:
             size = x.shape
             evidence.shift_estimators.setdefault(size, ShiftEstimator((size[0], size[1]))).add(index, x, y)
-    if pair.labels is not None and pair.labels.dtype.kind in "iub" and _count_labels(evidence, pair.labels) == 1:
-        flat_x = flat_y = False  # an image of a single class is flat, and that is correct
+    has_labels = pair.labels is not None and pair.labels.dtype.kind in "iub"
+    has_single_class = has_labels and _count_labels(evidence, pair.labels) == 1
     digest_x, digest_y = (_digest(image) for image in images)
-    summary = PairSummary(split, index, pair.id, pair.block, (digest_x, digest_y), (flat_x, flat_y), hashes)
-    evidence.pairs.append(summary)
+    evidence.pairs.append(
+        PairSummary(
+            split, index, pair.id, pair.block, (digest_x, digest_y), (is_flat_x, is_flat_y), has_single_class, hashes
+        )
+    )
 
 
 def _count_labels(evidence: SplitEvidence, labels: np.ndarray) -> int:
@@ -262,10 +266,19 @@ def _count_labels(evidence: SplitEvidence, labels: np.ndarray) -> int:
     return len(values)
 
 
-def _to_grey(image: np.ndarray) -> np.ndarray:
-    """Return the mean of the channels, (H, W) float32."""
+def _to_grey(image: np.ndarray, encoding: str | None) -> np.ndarray:
+    """Return one channel, (H, W) float32, within the range of the values, that shows what the channels show.
+
+    The mean would be one value for all classes of a one-hot map, and for colours such as pure red, green and blue.
+    """
     channels = image.shape[2]
-    grey: np.ndarray = image.astype(np.float32) @ np.full(channels, 1 / channels, np.float32)
+    if encoding == "one-hot":
+        weights = np.arange(1, channels + 1) / channels
+    elif channels == 3:
+        weights = np.array([0.299, 0.587, 0.114])  # luma of Rec. 601
+    else:
+        weights = np.full(channels, 1 / channels)
+    grey: np.ndarray = image.astype(np.float32) @ weights.astype(np.float32)
     return grey
 
 

@@ -25,9 +25,10 @@ Cases = dict[str, list[Case]]  # by kind of finding
 class PairSummary:
     """What is kept of a pair.
 
-    digests  of x and of y
-    is_flat  whether x, and y, have a single value
-    hashes   of x and of y; None if the pair has a value that is NaN or infinite
+    digests           of x and of y
+    is_flat           whether x, and y, have a single value: two such images are equal by chance
+    has_single_class  whether its labels have a single value: then it is right that images are flat
+    hashes            of x and of y; None if the pair has a value that is NaN or infinite
     """
 
     split: Split
@@ -36,6 +37,7 @@ class PairSummary:
     block: str | None
     digests: tuple[bytes, bytes]
     is_flat: tuple[bool, bool]
+    has_single_class: bool
     hashes: tuple[ImageHash, ImageHash] | None
 
 
@@ -61,7 +63,7 @@ def find_shifts_and_constants(evidence: Evidence, cases: Cases) -> None:
     """Add images of a single value, and y that are moved against x, all by one shift or each by another."""
     for split, each in evidence.items():
         for pair in each.pairs:
-            if any(pair.is_flat):
+            if any(pair.is_flat) and not pair.has_single_class:
                 names = " and ".join(name for name, is_flat in zip("xy", pair.is_flat, strict=True) if is_flat)
                 cases["constant"].append(Case(f"{names}: a single value", (_locate(evidence, pair),)))
         by_index = {pair.index: pair for pair in each.pairs}
@@ -98,7 +100,7 @@ def find_repeats(evidence: Evidence, cases: Cases) -> None:
         pixels: dict[tuple[bytes, bytes], PairSummary] = {}
         ids: dict[str, PairSummary] = {}
         for pair in each.pairs:
-            if (first := pixels.setdefault(pair.digests, pair)) is not pair and not _is_blank(pair):
+            if (first := pixels.setdefault(pair.digests, pair)) is not pair and not all(pair.is_flat):
                 cases["duplicate"].append(_match(evidence, first, pair))
             if (first := ids.setdefault(pair.id, pair)) is not pair:
                 cases["ids"].append(_match(evidence, first, pair))
@@ -125,13 +127,13 @@ def _find_exact(evidence: Evidence, first: SplitEvidence, second: SplitEvidence,
     by_side = [{pair.digests[side]: pair for pair in first.pairs} for side in (0, 1)]
     for pair in second.pairs:
         if twin := by_pair.get(pair.digests):
-            if not _is_blank(pair):
+            if not all(pair.is_flat):
                 cases["leak"].append(_match(evidence, twin, pair))
             yield pair.index
             continue
         for side, name in enumerate("xy"):
             twin = by_side[side].get(pair.digests[side])
-            if twin and pair.hashes and pair.hashes[side].hash is not None:  # flat images are equal by chance
+            if twin and not pair.is_flat[side]:
                 cases["shared"].append(_match(evidence, twin, pair, f"same {name}"))
                 yield pair.index
 
@@ -177,11 +179,6 @@ def find_class_gaps(evidence: Evidence, cases: Cases) -> None:
                 verb = "has" if len(splits_with_it) == 1 else "have"
                 message = f"{split} has no pixel of '{name}', {' and '.join(splits_with_it)} {verb}"
                 cases["classes"].append(Case(message))
-
-
-def _is_blank(pair: PairSummary) -> bool:
-    """Whether both images are so flat that two such pairs are equal by chance."""
-    return pair.hashes is not None and all(image.hash is None for image in pair.hashes)
 
 
 def _match(evidence: Evidence, first: PairSummary, second: PairSummary, message: str = "") -> Case:

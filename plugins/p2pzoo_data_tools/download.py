@@ -3,7 +3,8 @@
     CACHE/datasets/NAME/            content of the archive
     CACHE/datasets/NAME.json        source of the archive, its SHA-256, number and size of its images
     CACHE/datasets/NAME.files.json  size and SHA-256 of each file of the folder (`p2pzoo.utils.file_digests`)
-    CACHE/datasets/NAME.part        an interrupted download that its server can resume; NAME.part.json has its origin
+    CACHE/datasets/NAME.part        the archive until it is extracted, or as much of it as an interrupted download has
+                                    received, if its server can resume it; NAME.part.json has its origin
     CACHE/datasets/.NAME.tmp/       work in progress; if no process holds the lock, a process was killed
 
 `p2pzoo.plugin.Archive` describes an archive. Imports no torch.
@@ -34,7 +35,7 @@ from p2pzoo.utils.file_digests import (
 )
 from p2pzoo.utils.files import naming, read_json, write_json
 from p2pzoo.utils.untar import extract
-from p2pzoo_data_tools.resumable_download import Meter, ResumableDownload
+from p2pzoo_data_tools.resumable_download import Meter, ResumableDownload, origin_file
 
 # Limits of what an archive may unpack to, against decompression bombs: MAX_EXPANSION × its length + EXTRA_BYTES, and
 # MAX_MEMBERS_PER_IMAGE × its images + EXTRA_MEMBERS. Images hardly compress, so real archives stay far below.
@@ -72,7 +73,8 @@ def fetch(
 
     The archive's SHA-256 is recorded at the first fetch; later fetches must have the same. Raises UserError if the
     archive is unavailable or damaged, if its length, SHA-256 or number of images differs, or if it holds members that
-    are not allowed. Nothing is left then, except an interrupted download that can be resumed.
+    are not allowed. Nothing is left then, except an interrupted download that can be resumed. Where anything else stops
+    the extraction, such as Ctrl-C or a full disk, the download stays, and the next call extracts it without a request.
     """
     if mirror and not mirror.lower().startswith(("http://", "https://")):
         raise UserError(f"--mirror {mirror}: not a URL of a server; it must begin with http:// or https://")
@@ -84,6 +86,7 @@ def fetch(
         record = read_json(_record_file(archive))
         damaged = _find_damaged(archive, meter) if archive.folder.is_dir() else {}
         if archive.folder.is_dir() and not damaged:
+            _remove_part(archive)  # a process was killed after it had extracted it
             return _verify_folder(archive, record, meter)
         if damaged:
             note(f"{archive.folder}: {_describe_damaged(damaged)}: fetching the archive again")
@@ -93,12 +96,26 @@ def fetch(
                 file, source = local, str(local)
             else:
                 source = f"{mirror.rstrip('/')}/{_file_name(archive)}" if mirror else archive.url
-                file = _download(archive, source, folder, meter)
-            unpacked = _extract_and_verify(archive, file, source, folder, record, meter)
-            if not damaged:
-                return _install(archive, unpacked, record, meter)
-            _restore(archive, unpacked, damaged)
-        return replace(_verify_folder(archive, record, meter), num_restored=len(damaged))
+                file = _download(archive, source, folder, meter, note)
+            try:
+                fetched = _unpack(archive, file, source, folder, record, damaged, meter)
+            except UserError:  # it is the wrong archive, or damaged
+                if not local:
+                    _remove_part(archive)
+                raise
+        _remove_part(archive)
+        return fetched
+
+
+def _unpack(
+    archive: Archive, file: Path, source: str, temporary: Path, record: Any, damaged: Digests, meter: Meter
+) -> FetchedDataset:
+    """Extract the archive, and put all of it or what was damaged into place. Raises UserError for a wrong archive."""
+    unpacked = _extract_and_verify(archive, file, source, temporary, record, meter)
+    if not damaged:
+        return _install(archive, unpacked, record, meter)
+    _restore(archive, unpacked, damaged)
+    return replace(_verify_folder(archive, record, meter), num_restored=len(damaged))
 
 
 def describe_state(archive: Archive) -> str:
@@ -291,16 +308,25 @@ def _part_file(archive: Archive) -> Path:
     return archive.folder.with_name(f"{archive.name}.part")
 
 
-def _download(archive: Archive, url: str, folder: Path, meter: Meter) -> Path:
-    target = folder / _file_name(archive)
+def _remove_part(archive: Archive) -> None:
+    for file in (_part_file(archive), origin_file(_part_file(archive))):
+        file.unlink(missing_ok=True)
+
+
+def _download(archive: Archive, url: str, folder: Path, meter: Meter, note: Callable[[str], None]) -> Path:
+    """Return the complete archive. It stays where it is until `_remove_part`."""
+    part = _part_file(archive)
     download = ResumableDownload(
         archive.name,
         url,
-        _part_file(archive),
+        part,
         meter,
         expected_size=archive.size,
         check_length=lambda length: _check_length(archive, length, url),
         max_size=min(MAX_BYTES_PER_IMAGE * sum(archive.images.values()), shutil.disk_usage(folder).free // 2),
     )
-    download.save_as(target)
-    return target
+    if download.find_complete():
+        note(f"{part}: an earlier call downloaded it; extracting it now")
+    else:
+        download.receive()
+    return part

@@ -1,9 +1,12 @@
-"""Download a file over HTTP, and resume it where it was interrupted, in this process or in an earlier one."""
+"""Download a file over HTTP, and resume it where it was interrupted, in this process or in an earlier one.
+
+A finished download stays until its user removes it: it is recognised by its length and SHA-256, without a request.
+"""
 
 from __future__ import annotations
 
 import contextlib
-import os
+import hashlib
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -12,12 +15,14 @@ from typing import Any, Protocol
 from urllib.parse import urljoin
 
 from p2pzoo.utils.errors import UserError
+from p2pzoo.utils.file_digests import FileDigest, find_altered
 from p2pzoo.utils.files import naming, read_object, write_json
 
 MAX_RETRIES = 3  # after the first attempt
 RETRY_WAIT = 1  # seconds before the first retry; each further one waits as much longer
 MAX_REDIRECTS = 10
 TIMEOUT = (10, 60)  # seconds: to connect; without receiving a byte
+READ_SIZE = 1 << 20  # bytes of a file at a time
 CHUNK = 1 << 15  # bytes per read: 32 KiB, so that the progress bar moves on slow connections too
 ALTERNATIVES = "use another server (--mirror URL) or your own copy (--from PATH)"
 
@@ -29,11 +34,11 @@ class Meter(Protocol):
 
 
 class ResumableDownload:
-    """A download that is kept in `part` while it is incomplete, if its server can resume it.
+    """A download to the file `part`, which is kept: incomplete, if its server can resume it; complete, until `remove`.
 
     name           what the progress bar shows
     url            http or https address
-    part           file for the bytes received so far; `part`.json describes their origin
+    part           file for the bytes received so far; `part`.json has their origin, and of a complete file its digest
     meter          shows the progress
     expected_size  bytes, if known
     check_length   called with the total length before the body is read; raises UserError to refuse it
@@ -56,22 +61,39 @@ class ResumableDownload:
     ) -> None:
         self.name, self.url, self.part, self.meter = name, url, part, meter
         self.expected_size, self.check_length, self.max_size = expected_size, check_length, max_size
-        self.origin_file = part.with_name(f"{part.name}.json")
+        self.origin_file = origin_file(part)
         origin = read_object(self.origin_file) or {}
         version = origin.get("same")  # ETag or Last-Modified
         self.version = version if isinstance(version, str) else None
+        length, sha256 = origin.get("length"), origin.get("sha256")
+        is_known = isinstance(length, int) and isinstance(sha256, str)
+        self.digest = FileDigest(length, sha256) if is_known else None  # type: ignore[arg-type]
         self.is_resumable = origin.get("url") == url
         if not self.is_resumable:
-            self._remove()
+            self.remove()
 
-    def save_as(self, target: Path) -> None:
-        """Download to `target`, with retries. Raises UserError; an incomplete download is kept if it can be resumed."""
+    def find_complete(self) -> bool:
+        """Whether an earlier call received the whole file. One that has changed since is removed."""
+        if self.digest is None or not self.part.exists():
+            return False
+        with self.meter(f"verifying {self.name}", self.digest.size) as advance:
+            altered = find_altered(self.part.parent, {self.part.name: self.digest}, lambda data: advance(len(data)))
+        try:
+            self.check_length(self.digest.size)
+        except UserError:  # this version of p2pzoo expects another file
+            altered.append(self.part.name)
+        if altered:
+            self.remove()
+        return not altered
+
+    def receive(self) -> None:
+        """Download what `part` lacks, with retries. Raises UserError; a part that can be resumed is kept."""
         import requests
 
         try:
             for attempt in range(MAX_RETRIES + 1):
                 try:
-                    return self._request(target)
+                    return self._request()
                 except (ValueError, requests.TooManyRedirects) as error:
                     self._keep_or_remove()
                     reason = f"it, or an address that it redirects to, is not valid ({error})"
@@ -87,17 +109,17 @@ class ResumableDownload:
             self._keep_or_remove()
             raise
 
-    def _request(self, target: Path) -> None:
+    def _request(self) -> None:
         import requests
 
-        received = self.part.stat().st_size if self.part.exists() else 0
+        received, sha256 = self._hash_part()
         headers = {"Accept-Encoding": "identity"}
         if received:
             headers["Range"] = f"bytes={received}-"
             headers |= {"If-Range": self.version} if self.version else {}
         with _open(self.url, headers) as response:
             if response.status_code == 416:  # the file is not longer than the part, so it is another version
-                self._remove()
+                self.remove()
                 raise requests.ConnectionError("the file on the server has changed")
             if 400 <= response.status_code < 500:
                 status = f"{response.status_code} {response.reason}"
@@ -105,25 +127,42 @@ class ResumableDownload:
             if response.status_code >= 500:
                 raise requests.ConnectionError(f"the server answers {response.status_code} {response.reason}")
             resumes = response.status_code == 206 and _first_byte(response.headers) == received
-            received = received if resumes else 0
+            received, sha256 = (received, sha256) if resumes else (0, hashlib.sha256())
             total = self._total(response.headers, received)
-            self._store_origin(response.headers, resumes)
+            self._read_origin(response.headers, resumes)
             limit = self.max_size if total is None else total
             with self.meter(self.name, total) as advance:
                 advance(received)
-                received += self._write(response, "ab" if resumes else "wb", limit - received, advance)
+                received += self._write(response, "ab" if resumes else "wb", limit - received, advance, sha256)
         if received > limit:
-            self._remove()
+            self.remove()
             raise UserError(
                 f"{self.url}: the server sends more than {limit:,} bytes, too many for this archive; {ALTERNATIVES}"
             )
         if total is not None and received != total:
             raise requests.ConnectionError(f"the connection ended after {received:,} of {total:,} bytes")
-        os.replace(self.part, target)
-        self._remove()
+        self.digest = FileDigest(received, sha256.hexdigest())
+        self._store_origin()
 
-    def _write(self, response: Any, mode: str, limit: int, advance: Callable[[int], None]) -> int:
-        """Write the body to the part and return its number of bytes. A reply may be endless: it stops at the limit."""
+    def _hash_part(self) -> tuple[int, Any]:
+        """Return the length of what earlier requests received, and its SHA-256, to be updated."""
+        sha256, received = hashlib.sha256(), 0
+        if self.part.exists():
+            with (
+                self.meter(f"verifying {self.name}", self.part.stat().st_size) as advance,
+                self.part.open("rb") as file,
+            ):
+                while data := file.read(READ_SIZE):
+                    sha256.update(data)
+                    advance(len(data))
+                    received += len(data)
+        return received, sha256
+
+    def _write(self, response: Any, mode: str, limit: int, advance: Callable[[int], None], sha256: Any) -> int:
+        """Write the body to the part and return its number of bytes. A reply may be endless: it stops at the limit.
+
+        sha256  is updated with what is written
+        """
         received = 0
         with naming(self.part), self.part.open(mode) as file:
             for chunk in _iter_raw(response):
@@ -131,14 +170,15 @@ class ResumableDownload:
                 if received > limit:
                     break
                 file.write(chunk)
+                sha256.update(chunk)
                 advance(len(chunk))
         return received
 
     def _keep_or_remove(self) -> str:
-        """Keep the part if it can be resumed; return what happened, as text."""
-        if self.is_resumable and self.part.exists():
+        """Keep the part if it is complete or can be resumed; return what happened, as text."""
+        if (self.is_resumable or self.digest) and self.part.exists():
             return f"{self.part.stat().st_size:,} bytes are kept, and the next call resumes from them"
-        self._remove()
+        self.remove()
         return "nothing is kept"
 
     def _total(self, headers: Mapping[str, str], received: int) -> int | None:
@@ -146,28 +186,43 @@ class ResumableDownload:
         if length is None:
             return self.expected_size
         if not re.fullmatch(r"[0-9]{1,18}", length):
-            self._remove()
+            self.remove()
             raise UserError(f"{self.url}: the server's Content-Length is not a number: {length[:40]!r}; {ALTERNATIVES}")
         total = received + int(length)
         try:
             self.check_length(total)
         except UserError:
-            self._remove()
+            self.remove()
             raise
         return total
 
-    def _store_origin(self, headers: Mapping[str, str], resumes: bool) -> None:
+    def _read_origin(self, headers: Mapping[str, str], resumes: bool) -> None:
+        """Store what a later request needs to resume this response."""
         self.is_resumable = resumes or headers.get("Accept-Ranges") == "bytes"
         tag = headers.get("ETag", "")
         is_weak = tag.startswith("W/")  # If-Range takes strong tags only (RFC 9110 §13.1.5)
         version = headers.get("Last-Modified") if is_weak or not tag else tag
         self.version = version if version and re.fullmatch(r"[!-~ ]{1,200}", version) else None  # fit for a header
+        self.digest = None
         if self.is_resumable:
-            write_json(self.origin_file, {"url": self.url, "same": self.version})
+            self._store_origin()
+        else:
+            self.origin_file.unlink(missing_ok=True)
 
-    def _remove(self) -> None:
+    def _store_origin(self) -> None:
+        of_complete = {"length": self.digest.size, "sha256": self.digest.sha256} if self.digest else {}
+        write_json(self.origin_file, {"url": self.url, "same": self.version, **of_complete})
+
+    def remove(self) -> None:
+        """Remove the download, complete or not."""
+        self.digest = None
         for file in (self.part, self.origin_file):
             file.unlink(missing_ok=True)
+
+
+def origin_file(part: Path) -> Path:
+    """The file that describes where `part` comes from."""
+    return part.with_name(f"{part.name}.json")
 
 
 @contextlib.contextmanager

@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import unicodedata
+import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,12 +42,14 @@ class Manifest(FilePairs):
     - `id`; default: the path of x without suffix, with "-" between folders
     - `split`: "train", "val" or "test"; if no line has one, pairs are assigned by `fractions`
     - `labels`: path of a label map that metrics compare ŷ with
-    - `block`: name of a group of pairs that confidence intervals resample as one
+    - `block`: name of a group of pairs that are alike, such as those of a patient. Without `split` they are in one
+      split; confidence intervals resample them as one. A pair without a block is a block of its own
 
     All other parameters: see `FilePairs`; sizes, channels, ranges, label maps and their errors: see `Folders`.
 
     Raises UserError with all faults of the list, by line: lines that are no object or row, unknown keys, missing files,
-    ids that occur twice, `split` or `labels` on some lines only.
+    ids that occur twice, `split` or `labels` on some lines only; also for too few blocks. Warns where lines put one
+    block into several splits.
     """
 
     def __init__(
@@ -235,13 +238,49 @@ def _drop_duplicates(lines: list[ManifestLine], faults: list[tuple[int, str]]) -
 
 
 def _assign_splits(lines: list[ManifestLine], where: str, fractions: Fractions, seed: int) -> Splits:
+    """The splits that lines name, else those of `_split_by_block`."""
     if lines[0].split is None:
-        return assign_splits({"": {line.id: line.files for line in lines}}, where, fractions, seed)
+        return _split_by_block(lines, where, fractions, seed)
     splits: Splits = {split: {line.id: line.files for line in lines if line.split == split} for split in SPLITS}
     if not has_enough_pairs(splits):
         names = " and ".join(split for split, pairs in splits.items() if pairs)
         raise UserError(f"{where}: has pairs of {names} only; expected train, and val or test")
+    _warn_of_shared_blocks(lines, where)
     return splits
+
+
+def _split_by_block(lines: list[ManifestLine], where: str, fractions: Fractions, seed: int) -> Splits:
+    """All pairs of a block into one split; a pair without a block by its id. Raises UserError, ValueError."""
+    blocks: dict[str, Files] = {line.block or line.id: line.files for line in lines}
+    try:
+        assigned = assign_splits({"": blocks}, where, fractions, seed)
+    except UserError:
+        if not any(line.block for line in lines):
+            raise
+        remedy = "add blocks, set `split` on all lines, or change `fractions`"
+        assigned = assign_splits({"": blocks}, where, fractions, seed, unit="block", remedy=remedy)
+    return {
+        split: {line.id: line.files for line in lines if (line.block or line.id) in of_split}
+        for split, of_split in assigned.items()
+    }
+
+
+def _warn_of_shared_blocks(lines: list[ManifestLine], where: str) -> None:
+    splits_of: dict[str, set[str]] = {}
+    for line in lines:
+        if line.block and line.split:
+            splits_of.setdefault(line.block, set()).add(line.split)
+    shared = {block: splits for block, splits in splits_of.items() if len(splits) > 1}
+    if not shared:
+        return
+    block, splits = next(iter(shared.items()))
+    *first, last = (split for split in SPLITS if split in splits)
+    more = f" ({len(shared) - 1} more are in several splits, too)" if len(shared) > 1 else ""
+    warnings.warn(
+        f"{where}: block '{block}' is in {', '.join(first)} and {last}{more}: pairs of one block are alike, so results "
+        "look too good: give a block one `split`, leave out `split`, or set `folds`, which keep blocks together",
+        stacklevel=4,
+    )
 
 
 def _is_file(path: Path) -> bool:

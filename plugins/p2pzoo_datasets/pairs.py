@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import operator
 from collections.abc import Iterable, Mapping, Sequence
@@ -29,10 +30,12 @@ from p2pzoo.plugin import FileLayout, Pair, Split
 from p2pzoo.plugin.file_layout import Half
 from p2pzoo.utils.errors import MAX_NAMED_FILES, UserError, raise_faults, summarize_fault
 from p2pzoo.utils.files import fingerprint
+from p2pzoo.utils.plurals import format_count
 from p2pzoo_datasets.class_files import ClassFiles
 
 Count = Annotated[int, Field(ge=1)]
 Range = tuple[float, float]
+_CHANNEL_NAMES = {1: "grey", 2: "grey with opacity", 3: "RGB", 4: "RGB with opacity"}
 Direction = Literal["AtoB", "BtoA"]
 
 
@@ -109,6 +112,8 @@ class FilePairs:
             if not self._pairs:
                 raise UserError(*self._collected_faults)
             first = first if first in headers else self._pairs[0][1]
+        sides = ((_a_and_b(files), of_pair) for files, of_pair in headers.items())
+        self._with_alpha = {path for side in sides for path, header in zip(*side, strict=False) if header.has_alpha}
         first_headers = self._as_x_y(headers[first][0], headers[first][1])
         self._check_dtypes(headers, first_headers)
         self.x_range, self.y_range = self._resolve_ranges(ranges, first, first_headers)
@@ -300,19 +305,51 @@ class FilePairs:
         """
         images, paths = self._as_x_y(*self.read(files)), self._as_x_y(*_a_and_b(files))
         converted, ranges = [], (self.x_range, self.y_range)
-        sides = zip(images, self._channels, paths, ("input", "target"), ranges, self._maps, strict=True)
-        for image, channels, path, name, (low, high), labels in sides:
+        sides = zip((0, 1), images, paths, ("input", "target"), ranges, self._maps, strict=True)
+        for side, image, path, name, (low, high), labels in sides:
             if not (labels or (image.min() >= low and image.max() <= high)):
                 raise UserError(_describe_bad_values(path, image, low, high, f"{name}_range"))
-            try:
-                converted.append(image if labels else with_channels(image, channels))
-            except TransparentPixels as error:
-                advice = 'set background = "white", or RGB values, to fill them'
-                raise UserError(f"{path}: {error}: {advice}") from None
-            except ValueError as error:
-                source = f"{name}_channels is {channels}: set by the recipe, or by the first training pair"
-                raise UserError(f"{path}: {error} ({source})") from None
+            converted.append(image if labels else self._with_channels(image, path, side))
         return converted
+
+    def _with_channels(self, image: np.ndarray, path: Path, side: int) -> np.ndarray:
+        """An image of x (side 0) or y (side 1) with the dataset's channels. Raises UserError."""
+        if self._mixes_bands(path, image.shape[2], side):
+            raise UserError(self._describe_bands(path, image.shape[2], side))
+        try:
+            return with_channels(image, self._channels[side])
+        except TransparentPixels as error:
+            if path not in self._with_alpha:
+                raise UserError(self._describe_bands(path, image.shape[2], side)) from None
+            advice = 'set background = "white", or RGB values, to fill them'
+            raise UserError(f"{path}: {error}: {advice}") from None
+        except ValueError as error:
+            raise UserError(f"{path}: {error} ({self._describe_source(side)})") from None
+
+    def _mixes_bands(self, path: Path, channels: int, side: int) -> bool:
+        """Whether a band of this file would become opacity, or opacity a band, or a missing band would be invented."""
+        if self._maps[side] or self._channels[side] not in (2, 4):  # the two counts that could mean opacity
+            return False
+        has_alpha = path in self._with_alpha
+        if channels == self._channels[side]:
+            return has_alpha == self._is_bands[side]
+        return self._is_bands[side] or (channels in (2, 4) and not has_alpha)
+
+    def _describe_bands(self, path: Path, channels: int, side: int) -> str:
+        opacity = (
+            f", {'the last' if path in self._with_alpha else 'none'} of them opacity" if channels in (2, 4) else ""
+        )
+        wanted = self._channels[side]
+        are_colours = wanted in (1, 3) or (wanted in (2, 4) and not self._is_bands[side])
+        expected = f"{_CHANNEL_NAMES[wanted]} was" if are_colours else f"{wanted} bands were"
+        return (
+            f"{path}: has {format_count(channels, 'channel')}{opacity}, and {expected} expected "
+            f"({self._describe_source(side)}): give all files the same bands"
+        )
+
+    def _describe_source(self, side: int) -> str:
+        name = ("input", "target")[side]
+        return f"{name}_channels is {self._channels[side]}: set by the recipe, or by the first training pair"
 
     def _check_dtypes(
         self, headers: Mapping[Files, tuple[ImageHeader, ...]], firsts: tuple[ImageHeader, ImageHeader]
@@ -367,9 +404,13 @@ class FilePairs:
         """Convert the first few pairs that need it: only their pixels show whether a conversion loses information."""
         if self._collected_faults is not None:
             return
-        to_convert = (
-            files for files in self.files if [shape[2] for shape in self._as_x_y(*shapes[files])] != self._channels
-        )
+
+        def needs_conversion(files: Files) -> bool:
+            counts = [shape[2] for shape in self._as_x_y(*shapes[files])]
+            sides = zip(self._as_x_y(*_a_and_b(files)), counts, (0, 1), strict=True)
+            return counts != self._channels or any(itertools.starmap(self._mixes_bands, sides))
+
+        to_convert = filter(needs_conversion, self.files)
         faults = []
         for files, _ in zip(to_convert, range(MAX_NAMED_FILES), strict=False):
             try:

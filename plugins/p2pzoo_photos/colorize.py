@@ -15,7 +15,7 @@ from p2pzoo.data.pairing import Files
 from p2pzoo.data.splits import Fractions
 from p2pzoo.images.color_spaces import quantize, split_lab
 from p2pzoo.images.resize import ResizeMode
-from p2pzoo.plugin import Split
+from p2pzoo.plugin import FileLayout, Split
 from p2pzoo_photos.photos import Count, Photos, Size, to_luma
 
 L_RANGE = (0.0, 65535.0)
@@ -52,6 +52,11 @@ class Colorize(Photos):
         if self._in_lab:
             self.x_encoding, self.y_encoding = "L", "ab"
             self.x_range, self.y_range = L_RANGE, AB_RANGE
+
+    @property
+    def file_layout(self) -> FileLayout:
+        """x is the resized photo in grey, so a model reduces other photos by the same factor."""
+        return self.find_layout()
 
     def make_pair(self, id: str, photo: np.ndarray, files: Files) -> tuple[np.ndarray, np.ndarray]:
         if not self._in_lab:

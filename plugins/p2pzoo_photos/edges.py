@@ -15,7 +15,7 @@ from p2pzoo.data.pairing import Files, format_size
 from p2pzoo.data.splits import Fractions
 from p2pzoo.images.io import read_header
 from p2pzoo.images.resize import ResizeMode, keeps_alignment
-from p2pzoo.plugin import Split
+from p2pzoo.plugin import FileLayout, Split
 from p2pzoo.utils.errors import UserError
 from p2pzoo_photos.photos import Count, Photos, Size, to_luma
 
@@ -60,6 +60,12 @@ class Edges(Photos):
         if self._low > self._high:
             raise ValueError(f"low = {self._low} must not be above high = {self._high}")
         super().__init__(split, root, size, resize, max_pairs, fractions, split_seed, (Path(edges),) if edges else ())
+        self._has_edge_files = edges is not None
+
+    @property
+    def file_layout(self) -> FileLayout:
+        """That of the edge files: x is resized from them. Canny's edges have the scale of the resized photo."""
+        return self.find_layout() if self._has_edge_files else FileLayout()
 
     def make_pair(self, id: str, photo: np.ndarray, files: Files) -> tuple[np.ndarray, np.ndarray]:
         if len(files) == 1:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import operator
+from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from typing import Annotated
 
 import numpy as np
 from pydantic import Field
 
-from p2pzoo.data.pairing import Files, find_pairs, format_size
+from p2pzoo.data.pairing import Files, ImageShape, find_pairs, format_size, read_headers
 from p2pzoo.data.splits import Fractions, assign_splits, fallback_split
 from p2pzoo.images.io import TransparentPixels, read_header, read_image, with_channels
 from p2pzoo.images.resize import ResizeMode, median_size, resize_factors, resize_to
@@ -19,7 +21,7 @@ from p2pzoo.utils.files import fingerprint
 
 Count = Annotated[int, Field(ge=1)]
 Size = tuple[Count, Count]
-MAX_HEADERS = 1000  # headers that are read for the median size of the photos
+MAX_HEADERS = 1000  # headers that are read for the median size of the files of x
 
 
 class Photos:
@@ -91,10 +93,27 @@ class Photos:
             raise UserError(f"{path}: {error}") from None
 
     @property
+    def resize_mode(self) -> ResizeMode:
+        return self._resize
+
+    @cached_property
+    def file_shapes(self) -> list[tuple[ImageShape, ImageShape]]:
+        """(H, W, C) of the files of x and of y. Raises UserError that names files without a readable header."""
+        shapes = {file: header.shape for file, header in read_headers(chain.from_iterable(self.files)).items()}
+        return [(shapes[files[-1]], shapes[files[0]]) for files in self.files]  # one photo, or photo and partner
+
+    @property
     def file_layout(self) -> FileLayout:
-        """From the headers of at most MAX_HEADERS photos, spread over all."""
+        """Scale 1: noise, blur, lines and holes are made in the resized photo, so `size` does not change their scale.
+
+        A subclass whose x is itself resized from files has their layout instead (`find_layout`).
+        """
+        return FileLayout()
+
+    def find_layout(self) -> FileLayout:
+        """The layout where x is resized from files. From the headers of at most MAX_HEADERS files, spread over all."""
         step = -(-len(self.files) // MAX_HEADERS)
-        sizes = [read_header(photo)[:2] for photo, *_ in self.files[::step]]
+        sizes = [read_header(files[-1])[:2] for files in self.files[::step]]
         return FileLayout(median_size(sizes), resize_factors(sizes, self._size, self._resize))
 
     @property

@@ -2,12 +2,16 @@
 
 import colorsys
 
+import kornia
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from kornia import enhance
 from p2pzoo_augment.pairs import Affine, FlipRotate, Photometric
+from p2pzoo_augment.ranges import per_image
+from packaging import version
 
 from p2pzoo.data.augmentation import Augmentations
 from p2pzoo.plugin import schema
@@ -170,6 +174,39 @@ class TestPhotometry:
                 )  # fmt: skip
             expected = torch.tensor(colours, dtype=torch.float64)
         torch.testing.assert_close(changed, expected, atol=1e-5, rtol=0)
+
+    @staticmethod
+    def contrasts(channels, side, memory_format):
+        """Images of different brightness, their factors of contrast, the changed images, and one after the other."""
+        light = Photometric(channels, channels, brightness=0, contrast=0.5, saturation=0, hue=0)
+        draw = torch.Generator().manual_seed(channels)
+        bright = torch.tensor([0.2, 0.6, 1.0, 0.4]).view(4, 1, 1, 1)
+        x = (torch.rand(4, channels, side, side + 1, generator=draw) * bright * 2 - 1).contiguous(
+            memory_format=memory_format
+        )
+        random = torch.rand(4, 4, generator=draw)
+        singly = torch.cat([light(x[i : i + 1], x[:1], None, random[i : i + 1])[0] for i in range(4)])
+        return x, 0.5 + random[:, 1], light(x, x, None, random)[0], singly
+
+    @pytest.mark.parametrize("channels", [1, 2, 3, 5])
+    def test_contrast_is_about_the_mean_of_each_image_whatever_kornia_computes(self, channels, monkeypatch):
+        def of_the_whole_batch(image, factor):  # kornia below 0.9, where images are not RGB
+            return (image.mean() + per_image(factor) * (image - image.mean())).clamp(0, 1)
+
+        monkeypatch.setattr(enhance, "adjust_contrast_with_mean_subtraction", of_the_whole_batch)
+        _, _, together, singly = self.contrasts(channels, SIDE, torch.contiguous_format)
+        assert torch.equal(together, singly)
+
+    @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+    @pytest.mark.parametrize("side", [8, 33, 256])
+    @pytest.mark.parametrize("channels", [1, 2, 3, 5])
+    def test_contrast_has_the_bits_of_kornia(self, channels, side, memory_format):
+        """Earlier versions called it: their runs resume with the same bits."""
+        x, factors, together, _ = self.contrasts(channels, side, memory_format)
+        expected = enhance.adjust_contrast_with_mean_subtraction((x + 1) / 2, factors)
+        if channels != 3 and version.parse(kornia.__version__) < version.parse("0.9"):
+            pytest.skip("this version of kornia mixes the images of a batch")
+        assert torch.equal(together, expected * 2 - 1)
 
     def test_saturation_and_hue_need_rgb(self):
         for arguments, side, found in (

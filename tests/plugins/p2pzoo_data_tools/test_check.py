@@ -54,6 +54,11 @@ def scene(seed):
     return np.array(x), noisy.clip(0, 255).astype(np.uint8)
 
 
+def classes_of(x):
+    """(SIDE, SIDE): 0 for the background of the x of a scene, 1 and 2 for its two kinds of shapes."""
+    return (x[..., 0] == 255) + 2 * (x[..., 1] == 128)
+
+
 def save_pair(root, split, name, x=None, y=None):
     for folder, image in (("inputs", x), ("targets", y)):
         (root / folder / split).mkdir(parents=True, exist_ok=True)
@@ -321,6 +326,52 @@ class TestValues:
         assert {finding.kind: len(finding.cases) for finding in result.findings} == {"unreadable": 12}
 
 
+FAINT = {  # textures that vanish when an image is reduced to 32 × 32, and a dim image
+    "speckle": lambda random: random.normal(128, 12, (SIDE, SIDE, 3)).clip(0, 255).astype(np.uint8),
+    "dim": lambda random: (scene(int(random.integers(1000)))[1] // 32).astype(np.uint8),
+}
+
+
+class TestExactCopies:
+    @pytest.fixture(params=FAINT)
+    def draw(self, request):
+        random = np.random.default_rng(0)
+        return lambda: FAINT[request.param](random)
+
+    @pytest.fixture
+    def train(self, draw):
+        return [Pair(f"t{number}", draw(), draw()) for number in range(4)]
+
+    def test_without_much_contrast_are_leaks_all_the_same(self, train, draw):
+        val = [Pair("v0", *(draw() for _ in "xy")), *(Pair(f"v{pair.id}", pair.x, pair.y) for pair in train[:3])]
+        found = find_cases(train, val)
+        assert [[place.id for place in case.locations] for case in found["leak"]] == [
+            ["t0", "vt0"], ["t1", "vt1"], ["t2", "vt2"]
+        ]  # fmt: skip
+        assert not found.keys() & {"near", "shared", "duplicate"}
+
+    def test_of_one_side_are_found_without_much_contrast(self, train, draw):
+        found = find_cases(train, [Pair("v0", train[1].x, draw()), Pair("v1", draw(), train[2].y)])
+        assert [case.message for case in found["shared"]] == ["same x", "same y"]
+
+    def test_in_one_split_are_found_without_much_contrast(self, train):
+        found = find_cases([*train, Pair("again", train[0].x, train[0].y)])
+        assert [[place.id for place in case.locations] for case in found["duplicate"]] == [["t0", "again"]]
+
+    def test_of_images_of_a_single_value_are_no_finding(self):
+        """Two blank pages, or two maps of the sea, are equal by chance."""
+        page, sea = (np.full((SIDE, SIDE, 3), value, np.uint8) for value in (255, 9))
+        labels = np.zeros((SIDE, SIDE), np.uint8)
+        for more in ((), (labels,)):
+            pairs = [Pair(name, sea, page, *more) for name in "abc"]
+            assert not find_cases(pairs[:2], pairs[2:]).keys() & {"leak", "shared", "duplicate", "near"}
+
+    def test_of_label_maps_of_a_single_class_are_not_shared_images(self):
+        sea, labels = np.full((SIDE, SIDE, 3), 9, np.uint8), np.zeros((SIDE, SIDE), np.uint8)
+        pairs = [Pair(str(seed), sea, scene(seed)[1], labels) for seed in range(4)]
+        assert not find_cases(pairs[:2], pairs[2:]).keys() & {"leak", "shared", "duplicate", "near"}
+
+
 class TestNearDuplicates:
     @staticmethod
     def grey(image):
@@ -338,6 +389,16 @@ class TestNearDuplicates:
         found = find_cases(train, [copy, *(Pair(str(seed), *scene(seed)) for seed in range(50, 60))])
         assert [[place.id for place in case.locations] for case in found["near"]] == [["7", "copy"]]
         assert found.keys() == {"near"}
+
+    def test_one_hot_maps_are_compared(self):
+        train = [
+            Pair(str(seed), np.eye(3, dtype=np.uint8)[classes_of(x)], y) for seed in range(20) for x, y in [scene(seed)]
+        ]
+        same, other = (train[7].x.copy(), train[8].x)
+        same[30:32] = same[30:32, ::-1]  # no exact copy
+        val = [Pair(name, x, self.save_as_jpeg(scene(7)[1])) for name, x in (("copy", same), ("other map", other))]
+        found = find_cases(train, val, x_encoding="one-hot", x_range=(0.0, 1.0))
+        assert [[place.id for place in case.locations] for case in found["near"]] == [["7", "copy"]]
 
     def test_flat_images_have_no_hash_and_match_nothing(self):
         flat = np.full((SIDE, SIDE), 100.0, np.float32)
@@ -385,6 +446,25 @@ class TestAlignment:
         down, right = shift
         for distance, words in ((down, ("below", "above")), (right, ("right of", "left of"))):
             assert (f"{abs(distance)} px {words[distance < 0]}" in case.message) == bool(distance)
+
+    @pytest.mark.parametrize("swapped", [False, True])
+    @pytest.mark.parametrize("moved", [0, 6])
+    @pytest.mark.parametrize("encoding", ["one-hot", "primary colours"])
+    def test_a_shift_of_label_maps_is_found_in_each_encoding(self, encoding, moved, swapped):
+        pairs = []
+        for seed in range(12):
+            x, y = scene(seed)
+            codes = np.eye(3, dtype=np.uint8) * (1 if encoding == "one-hot" else 255)
+            sides = (codes[classes_of(x)], np.roll(y, moved, 0))
+            pairs.append(Pair(str(seed), *(sides[::-1] if swapped else sides)))
+        attributes = {}
+        if encoding == "one-hot":
+            side = "y" if swapped else "x"
+            attributes = {f"{side}_encoding": "one-hot", f"{side}_range": (0.0, 1.0)}
+        found = find_cases(pairs, **attributes)
+        message = f"train: y is {moved} px {'above' if swapped else 'below'} x in 100% of 12 pairs"
+        assert [case.message.partition(" (")[0] for case in found.get("shift", ())] == [message] * bool(moved)
+        assert "misaligned" not in found
 
     def test_aligned_pairs_have_no_shift(self):
         assert "shift" not in find_cases([Pair(str(seed), *scene(seed)) for seed in range(12)])

@@ -1,6 +1,7 @@
 """`p2pzoo data fetch` from a server on loopback: what is kept, what is refused, what is left in the cache."""
 
 import contextlib
+import errno
 import gzip
 import hashlib
 import http.server
@@ -417,6 +418,110 @@ class TestResume:
         run_cli("data", "fetch", "doors")
         (data / "doors.part").write_bytes(ARCHIVE + b"more")
         monkeypatch.setattr(resumable_download, "MAX_RETRIES", 1)
+        assert run_cli("data", "fetch", "doors").exit_code == 0
+        assert list_cache(data) == FETCHED_FILES
+
+
+KEPT = ["doors.part", "doors.part.json"]
+
+
+@pytest.mark.usefixtures("doors")
+class TestFinishedDownload:
+    """It stays in the cache until the dataset is there, whatever stops the extraction."""
+
+    @pytest.fixture
+    def stop(self, run_cli, monkeypatch):
+        """stop(error, at=…): fetch, and raise the error in this function of the extraction."""
+
+        def stop(error, at="extract", *arguments):
+            def fail(*_, **__):
+                raise error
+
+            with monkeypatch.context() as patch:
+                patch.setattr(download, at, fail)
+                assert run_cli("data", "fetch", "doors", *arguments).exit_code != 0
+
+        return stop
+
+    @pytest.mark.parametrize("ranges", ["yes", "no"])
+    @pytest.mark.parametrize("at", ["extract", "write_digests", "write_json"])
+    @pytest.mark.parametrize("error", [KeyboardInterrupt(), OSError(errno.ENOSPC, "No space left on device")])
+    def test_is_extracted_by_the_next_call_without_a_request(self, run_cli, data, server, stop, error, at, ranges):
+        server.ranges = ranges
+        stop(error, at)
+        assert [name for name in list_cache(data) if name in KEPT] == KEPT
+        assert not (data / "doors").exists()
+        assert run_cli("data", "fetch").output.count("interrupted") == 1
+
+        result = run_cli("data", "fetch", "doors")
+        assert result.exit_code == 0, result.output
+        assert f"{data / 'doors.part'}: an earlier call downloaded it" in result.output
+        assert len(server.requests) == 1
+        assert list_cache(data) == FETCHED_FILES
+        assert json.loads((data / "doors.json").read_text())["source"] == f"{server.url}/doors.tar.gz"
+
+    def test_of_which_the_last_part_was_resumed_is_kept_too(self, run_cli, data, server, stop):
+        server.cut = [HALF]
+        run_cli("data", "fetch", "doors")
+        stop(KeyboardInterrupt())
+        assert run_cli("data", "fetch", "doors").exit_code == 0
+        assert len(server.requests) == 2
+
+    def test_for_damaged_files_is_kept_too(self, run_cli, data, server, stop):
+        run_cli("data", "fetch", "doors")
+        (data / "doors" / "train" / "0.png").write_bytes(b"damaged")
+        stop(KeyboardInterrupt())
+        assert run_cli("data", "fetch", "doors").exit_code == 0
+        assert len(server.requests) == 2
+        assert list_cache(data) == FETCHED_FILES
+
+    @pytest.mark.parametrize("change", [lambda old: old[:HALF] + b"?" + old[HALF + 1 :], lambda old: old + b"more"])
+    def test_that_was_changed_since_is_downloaded_again(self, run_cli, data, server, stop, change):
+        stop(KeyboardInterrupt())
+        (data / "doors.part").write_bytes(change(ARCHIVE))
+        assert run_cli("data", "fetch", "doors").exit_code == 0
+        assert [requested for _, requested in server.requests] == [None, None]
+        assert list_cache(data) == FETCHED_FILES
+
+    @pytest.mark.parametrize("more", [{"length": "long"}, {"sha256": 7}, {"length": -1, "sha256": "?"}])
+    def test_with_a_damaged_note_is_downloaded_again(self, run_cli, data, server, stop, monkeypatch, more):
+        monkeypatch.setattr(resumable_download, "MAX_RETRIES", 1)
+        stop(KeyboardInterrupt())
+        note = data / "doors.part.json"
+        note.write_text(json.dumps(json.loads(note.read_text()) | more))
+        assert run_cli("data", "fetch", "doors").exit_code == 0
+        assert list_cache(data) == FETCHED_FILES
+
+    def test_of_another_length_than_a_newer_version_expects_is_downloaded_again(
+        self, run_cli, data, server, publish, stop
+    ):
+        publish(size=None)
+        stop(KeyboardInterrupt())
+        server.body = make_tar(FILES | {"doors/more.txt": b"1" * 1000})
+        publish(size=len(server.body))
+        assert run_cli("data", "fetch", "doors").exit_code == 0
+        assert json.loads((data / "doors.json").read_text())["length"] == len(server.body)
+
+    def test_is_removed_if_it_is_the_wrong_archive(self, run_cli, data, server, publish, stop):
+        publish(size=None)
+        server.body = make_tar(dict(itertools.islice(FILES.items(), 5)))
+        stop(KeyboardInterrupt())
+        assert run_cli("data", "fetch", "doors").exit_code == 2
+        assert list_cache(data) == []
+
+    def test_is_not_needed_after_the_archive_came_from_a_file(self, run_cli, data, server, stop, tmp_path):
+        stop(KeyboardInterrupt())
+        (tmp_path / "mine.tar.gz").write_bytes(ARCHIVE[:-1])
+        assert run_cli("data", "fetch", "doors", "--from", tmp_path / "mine.tar.gz").exit_code == 2
+        assert list_cache(data) == KEPT, "the file is the wrong archive, not the download"
+        (tmp_path / "mine.tar.gz").write_bytes(ARCHIVE)
+        assert run_cli("data", "fetch", "doors", "--from", tmp_path / "mine.tar.gz").exit_code == 0
+        assert list_cache(data) == FETCHED_FILES
+
+    def test_of_a_process_that_was_killed_after_the_extraction_is_removed(self, run_cli, data):
+        run_cli("data", "fetch", "doors")
+        for name in KEPT:
+            (data / name).write_bytes(b"")
         assert run_cli("data", "fetch", "doors").exit_code == 0
         assert list_cache(data) == FETCHED_FILES
 

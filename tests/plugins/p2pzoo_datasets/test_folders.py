@@ -206,6 +206,76 @@ class TestFormats:
                 np.save(home / folder / split / "0.npy", noise(channels=4))
         np.testing.assert_array_equal(folders(background="white")[0].x, noise(channels=4))
 
+    @pytest.mark.parametrize("direction", ["AtoB", "BtoA"])
+    @pytest.mark.parametrize(
+        ("first", "other", "what"),
+        [
+            (4, 3, "3 channels"),
+            (4, 1, "1 channel"),
+            (2, 1, "1 channel"),
+            (4, 2, "2 channels, none of them opacity"),
+            (2, 4, "4 channels, none of them opacity"),
+            (5, 4, "4 channels, none of them opacity"),
+        ],
+    )
+    def test_a_band_that_only_the_first_pair_has_is_not_invented(self, home, put, first, other, what, direction):
+        for name, channels in (("train/0", first), ("train/1", other), ("val/0", first)):
+            put(f"maps/{name}.png", noise())
+            (home / "photos" / name).parent.mkdir(parents=True, exist_ok=True)
+            np.save(home / f"photos/{name}.npy", noise(channels=channels))
+        side = "input" if direction == "AtoB" else "target"
+        assert error_of(lambda: folders(direction=direction)) == (
+            f"photos/train/1.npy: has {what}, and {first} bands were expected ({side}_channels is {first}: set by the "
+            "recipe, or by the first training pair): give all files the same bands"
+        )
+        data, _ = Folders.usable("train", inputs="photos", targets="maps", direction=direction)
+        assert data[0].id == "train-0"
+        with pytest.raises(UserError, match=f"{first} bands were expected"):
+            data[1]
+
+    def test_opacity_and_bands_are_not_mixed(self, home, put):
+        """A PNG with opacity and an array of four bands, in both orders."""
+        for split in ("train", "val"):
+            put(f"photos/{split}/0.png", noise(channels=4))
+            np.save(home / f"photos/{split}/1.npy", noise(channels=4))
+            for number in "01":
+                put(f"maps/{split}/{number}.png", noise())
+        assert (
+            "photos/train/1.npy: has 4 channels, none of them opacity, and RGB with opacity was expected"
+            in error_of(folders)
+        )
+        for split in ("train", "val"):
+            (home / f"photos/{split}/1.npy").rename(home / f"photos/{split}/+.npy")
+            (home / f"maps/{split}/1.png").rename(home / f"maps/{split}/+.png")
+        assert "photos/train/0.png: has 4 channels, the last of them opacity, and 4 bands were expected" in error_of(
+            folders
+        )
+
+    @pytest.mark.parametrize("background", [None, "white"])
+    def test_a_band_that_the_first_pair_has_not_is_no_transparency(self, home, put, background):
+        for name, channels in (("train/0", 3), ("train/1", 4), ("val/0", 3)):
+            put(f"maps/{name}.png", noise())
+            (home / "photos" / name).parent.mkdir(parents=True, exist_ok=True)
+            np.save(home / f"photos/{name}.npy", noise(channels=channels))
+        message = error_of(lambda: folders(background=background))
+        assert message.startswith(
+            "photos/train/1.npy: has 4 channels, none of them opacity, and RGB was expected (input_channels is 3: "
+        )
+        assert "background" not in message
+
+    def test_opacity_is_still_added_and_an_opaque_last_channel_left_out(self, home, put):
+        opaque = np.dstack([noise(), np.full((32, 48), 255, np.uint8)])
+        for name, image in (("train/0", noise()), ("train/1", opaque), ("val/0", noise())):
+            put(f"maps/{name}.png", noise())
+            (home / "photos" / name).parent.mkdir(parents=True, exist_ok=True)
+            np.save(home / f"photos/{name}.npy", image)
+        for pair in folders():
+            np.testing.assert_array_equal(pair.x, noise())
+        (home / "photos/train/1.npy").unlink()
+        put("photos/train/1.png", opaque)
+        for pair in folders(input_channels=4):
+            np.testing.assert_array_equal(pair.x, opaque)
+
     @pytest.mark.parametrize("options", [{}, {"transparency": 1}])
     def test_palettes_are_replaced_by_their_colours(self, put, home, options):
         numbers, colours = noise(channels=1)[..., 0] % 3, np.eye(3, dtype=np.uint8) * 255

@@ -70,6 +70,42 @@ class TestPairs:
         assert sorted(set.union(*ids.values())) == [f"photos-{n}" for n in range(10)]
         assert sum(map(len, ids.values())) == 10
 
+    def test_of_a_block_are_in_one_split(self, home):
+        file = write_manifest(home, *(line(n, block=f"patient {n // 2}") for n in range(10)))
+        blocks = {s: set(Manifest(s, file=file, fractions=(0.4, 0.3, 0.3), split_seed=1).blocks) for s in SPLITS}
+        assert all(blocks.values())
+        assert sum(map(len, blocks.values())) == len(set.union(*blocks.values())) == 5
+
+    def test_of_a_block_stay_in_its_split_when_lines_are_added(self, home):
+        few = write_manifest(home, *(line(n, block=f"patient {n}") for n in range(5)), name="few.jsonl")
+        more = write_manifest(home, *(line(n, block=f"patient {n % 5}") for n in range(10)), name="more.jsonl")
+        options = {"fractions": (0.4, 0.3, 0.3), "split_seed": 1}
+        for split in SPLITS:
+            assert {*Manifest(split, file=few, **options).blocks} == {*Manifest(split, file=more, **options).blocks}
+
+    def test_without_a_block_are_in_the_split_of_earlier_versions(self, home):
+        """The numbers were computed by the version before pairs were split by block."""
+        file = write_manifest(home, *(line(n, **({"block": "b"} if n > 6 else {})) for n in range(10)))
+        splits = [Manifest(split, file=file, fractions=(0.5, 0.25, 0.25)) for split in SPLITS]
+        of_lines = [[pair.id[-1] for pair in each if pair.block is None] for each in splits]
+        assert of_lines == [["0", "6"], ["1", "3", "5"], ["2", "4"]]
+
+    def test_of_few_blocks_may_leave_test_to_val_as_other_pairs_do(self, home):
+        file = write_manifest(home, *(line(n, block=f"patient {n % 5}") for n in range(10)))
+        with pytest.warns(UserWarning, match="no pairs in test; val is used instead"):
+            data = Manifest("test", file=file, fractions=(0.4, 0.3, 0.3), split_seed=0)
+        assert len(data) == 6
+
+    def test_of_a_block_in_two_splits_are_a_warning(self, home):
+        lines = [line(n, split=s, block=b) for n, (s, b) in enumerate(zip(SPLITS * 2, "aabbba", strict=True))]
+        with pytest.warns(UserWarning, match=r"pairs\.jsonl: block 'a' is in train, val and test.*1 more.*`split`"):
+            Manifest("train", file=write_manifest(home, *lines))
+
+    def test_of_a_block_in_one_given_split_are_no_warning(self, home, recwarn):
+        lines = [line(n, split=SPLITS[n % 3], block=f"b{n % 3}") for n in range(9)]
+        Manifest("train", file=write_manifest(home, *lines))
+        assert not recwarn.list
+
     def test_may_have_labels(self, home):
         (home / "classes.json").write_text('{"classes": [{"name": "a", "colour": [0, 0, 0]}]}')
         np.save(home / "data/m.npy", np.zeros((8, 8), int))
@@ -146,6 +182,16 @@ class TestFaults:
         assert errors_of(write_manifest(home, line(0, split="train"))) == [
             "data/pairs.jsonl: has pairs of train only; expected train, and val or test"
         ]
+
+    def test_in_the_number_of_blocks(self, home):
+        file = write_manifest(home, *(line(n, block="patient") for n in range(10)))
+        assert errors_of(file) == [
+            "data/pairs.jsonl: 1 block for 3 splits: add blocks, set `split` on all lines, or change `fractions`"
+        ]
+        file = write_manifest(home, *(line(n, block=f"patient {n // 3}") for n in range(9)))
+        [error] = errors_of(file)
+        assert error.startswith("data/pairs.jsonl: too few blocks: 3 in train, 0 in val, 0 in test: ")
+        assert error.rpartition("set ")[2].startswith("split_seed = ")
 
     @settings(max_examples=60, deadline=None)
     @given(st.data())

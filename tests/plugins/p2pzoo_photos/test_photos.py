@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from p2pzoo_data_tools.preview import compute_stats
 from p2pzoo_photos.colorize import Colorize
 from p2pzoo_photos.edges import Edges
 from p2pzoo_photos.inpaint import Inpaint
@@ -127,6 +128,64 @@ def test_edge_files_are_matched_by_name_and_resized_like_their_photo(resize, roo
     for pair in data:
         assert np.array_equal(pair.x[..., 0], pair.y[..., 0])
     assert [[file.name for file in files] for files in data.files] == [[f"{n}.png", f"{n}.bmp"] for n in "012"]
+
+
+# --- the size of the files -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def large(tmp_path):
+    """Photos of four times the size that the datasets bring them to."""
+    for split in ("train", "val"):
+        save(tmp_path / "large" / split / "a.png", coordinates(4 * SIZE[0], 4 * SIZE[1]))
+    return tmp_path / "large"
+
+
+@pytest.mark.parametrize("name", ["inpaint", "inpaint-random", "edges", "super-resolve", "denoise"])
+def test_a_model_gets_inputs_at_their_own_size_where_x_is_made_after_the_photo_was_resized(name, large):
+    kind, options = TASKS[name]
+    layout = kind("train", root=large, size=SIZE, **options).file_layout
+    assert layout.scale == (1, 1)
+    assert layout.size is None, "it would be the size of photos, which a model never gets"
+
+
+@pytest.mark.parametrize("output", ["ab", "rgb"])
+def test_a_model_that_colours_photos_reduces_them_as_in_its_training(output, large):
+    layout = Colorize("train", root=large, output=output, size=SIZE).file_layout
+    assert (layout.scale, layout.size) == ((0.25, 0.25), (128, 192))
+
+
+def test_a_model_reduces_edge_files_as_in_its_training_not_as_their_photos(large, tmp_path):
+    for photo in large.rglob("*.png"):
+        edges = np.zeros((2 * SIZE[0], 2 * SIZE[1], 1), np.uint8)
+        save(tmp_path / "drawn" / photo.relative_to(large), edges)
+    data = Edges("train", root=large, edges=tmp_path / "drawn", size=SIZE)
+    assert (data.file_layout.scale, data.file_layout.size) == ((0.5, 0.5), (64, 96))
+    assert data.file_shapes == [((64, 96, 1), (128, 192, 3))]
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_statistics_count_enlarged_photos(name, tmp_path):
+    for split in ("train", "val"):
+        for number, side in enumerate((8, 16, 64)):
+            save(tmp_path / split / f"{number}.png", coordinates(side, side))
+    kind, options = TASKS[name]
+    stats = compute_stats(kind("train", root=tmp_path, size=(32, 32), **options))
+    for image in ("x", "y"):
+        assert stats[image]["enlarged"] == {"pairs": 2, "factor": 4.0}
+        assert stats[image]["file_shapes"] == {"8×8×3": 1, "16×16×3": 1, "64×64×3": 1}
+
+
+def test_a_photo_that_is_cut_out_but_not_resized_is_not_enlarged(tmp_path):
+    for split in ("train", "val"):
+        save(tmp_path / split / "a.png", coordinates(32, 90))
+    assert compute_stats(Inpaint("train", root=tmp_path, size=(32, 32)))["y"]["enlarged"]["pairs"] == 0
+
+
+def test_a_photo_without_a_readable_header_is_named_before_training_on_folds(root):
+    broken(root / "train" / "1.png")
+    with pytest.raises(UserError, match=r"train/1\.png"):
+        assert Inpaint("train", root=root).file_shapes
 
 
 # --- masks, noise, resolution ----------------------------------------------------------------------------------------
