@@ -215,7 +215,11 @@ def _find_band(source: DatasetReader, band: int | str, name: str) -> int:
         raise UserError(
             f"{_name(source)}: {name}: no band is described as '{band}'; it has {describe_bands(source)}{hint}"
         )
-    return int(source.descriptions.index(band)) + 1
+    numbers = [number for number, description in enumerate(source.descriptions, 1) if description == band]
+    if len(numbers) > 1:
+        listing = " and ".join(map(str, numbers))
+        raise UserError(f"{_name(source)}: {name}: bands {listing} are described as '{band}': give a number")
+    return numbers[0]
 
 
 def describe_bands(source: DatasetReader) -> str:

@@ -116,6 +116,14 @@ def test_bands_are_chosen_by_number_and_by_description(tmp_path):
     assert "there is no band 2" in fault
 
 
+def test_a_description_that_occurs_twice_does_not_choose_a_band(tmp_path):
+    write_pair(tmp_path)
+    write_raster(tmp_path / "inputs" / "a.tif", landscape(128, 160, 3), names=("NDVI", "red", "NDVI"))
+    [fault] = faults(tmp_path, x_bands=("red", "NDVI"))
+    assert "a.tif: x_bands: bands 1 and 3 are described as 'NDVI': give a number" in fault
+    assert scenes(tmp_path, x_bands=("red", 3)).x_bands.numbers == (2, 3)
+
+
 def test_each_band_can_have_its_own_scale(tmp_path):
     write_pair(tmp_path)
     dataset = scenes(tmp_path, x_scale=((0, 10000), (0, 8000), (1000, 5000)))

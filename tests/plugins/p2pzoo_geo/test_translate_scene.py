@@ -262,6 +262,29 @@ def test_bands_are_found_by_their_names_in_another_order(trained, run_cli, tmp_p
     assert np.array_equal(read(tmp_path / "ya.tif"), read(tmp_path / "yx.tif"))
 
 
+@pytest.mark.parametrize(
+    ("trained_on", "there", "numbers"),
+    [
+        (("NDVI", "NDVI", "NDVI"), ("NDVI", "NDVI", "NDVI"), (1, 2, 3)),  # dates
+        (("red", "NDVI", "NDVI"), ("NDVI", "red", "NDVI"), (1, 2, 3)),
+        (("red", "NIR", "SWIR"), ("red", "NIR", "SWIR", "red"), (1, 2, 3)),
+        (("red", "NIR", "SWIR"), ("SWIR", "SWIR", "NIR", "red"), (1, 2, 3)),
+        (("red", "NIR", "SWIR"), ("NIR", "NIR", "SWIR", "blue", "red"), (1, 2, 3)),
+        (("red", "NIR", "SWIR"), ("SWIR", "other", "other", "NIR", "red"), (5, 4, 1)),
+        (("red", None, "SWIR"), ("SWIR", "NIR", "red"), (1, 2, 3)),
+    ],
+)
+def test_bands_are_found_by_their_numbers_where_a_name_is_not_unique(tmp_path, trained_on, there, numbers):
+    x = Bands((1, 2, 3), trained_on, ((0.0, 8000.0),) * 3, "uint16")
+    scene = write_raster(tmp_path / "x.tif", landscape(32, 32, len(there)), names=[name or "" for name in there])
+    with rasterio.open(scene) as source, warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        assert translate_module.scene_bands(model_of(x), source)[0].numbers == numbers
+    moved = [name for name, number in zip(trained_on, numbers, strict=True) if name not in (None, there[number - 1])]
+    assert len(caught) == bool(moved)
+    assert all(f"is described as '{moved[0]}' in the training" in str(each.message) for each in caught)
+
+
 def test_faults_are_one_line_and_write_nothing(trained, assert_refused, tmp_path):
     run, scene = trained
     one_band = write_raster(tmp_path / "one.tif", landscape(64, 64, 1))
