@@ -295,6 +295,20 @@ def pixel_size(source: DatasetReader) -> tuple[float, float]:
     return float(np.hypot(*across)), float(np.hypot(*down))
 
 
+def pixel_in_units(source: DatasetReader) -> tuple[str, tuple[float, float]] | None:
+    """("m" or "°", (width, height) of a pixel in it), so that scenes of several CRS compare; None without a CRS."""
+    from rasterio.errors import CRSError
+
+    width, height = pixel_size(source)
+    if source.crs and source.crs.is_geographic:
+        return "°", (width, height)
+    try:
+        metres = source.crs.linear_units_factor[1] if source.crs else None
+    except CRSError:  # such as a local CRS
+        return None
+    return ("m", (width * metres, height * metres)) if metres else None
+
+
 def first_line(error: Exception) -> str:
     return str(error).partition("\n")[0]
 

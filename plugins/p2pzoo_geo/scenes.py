@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import itertools
 import json
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NamedTuple
@@ -16,6 +18,7 @@ from p2pzoo.data.pairing import FaultReporter, Files, find_pairs
 from p2pzoo.data.splits import Fractions, Share, Splits, assign_splits, fallback_split
 from p2pzoo.plugin import Pair, Split
 from p2pzoo.utils.errors import UserError, collect_faults, raise_faults
+from p2pzoo_geo.alike import ChosenBands, find_mixed_bands, find_other_pixels
 from p2pzoo_geo.bands import Bands, Scale, SceneLayout, check_scale
 from p2pzoo_geo.rasters import (
     Box,
@@ -27,6 +30,7 @@ from p2pzoo_geo.rasters import (
     grid_faults,
     open_pair,
     open_raster,
+    pixel_in_units,
     pixel_size,
     read_scaling,
     read_units,
@@ -49,6 +53,16 @@ class _Kind(NamedTuple):
 
     bands: str
     scaling: str  # the tags of scale and offset: equal values stand for equal quantities
+    counts: tuple[int, ...]  # of bands
+
+
+class _Facts(NamedTuple):
+    """What is compared between pairs of rasters. pixel: as `pixel_in_units`."""
+
+    kind: _Kind
+    x: ChosenBands
+    y: ChosenBands
+    pixel: tuple[str, tuple[float, float]] | None
 
 
 class Scenes:
@@ -177,34 +191,64 @@ def _open_scenes(
 ) -> dict[str, list[Scene]]:
     """{sub-folder or "": its scenes}. Raises UserError with the faults of all pairs of rasters."""
     faults: list[str] = []
-    examples: dict[_Kind, str] = {}
+    facts: list[_Facts] = []
     scenes: dict[str, list[Scene]] = {}
     for sub, pairs in _find_scenes(inputs, targets, faults.extend).items():
         for stem, (x, y) in pairs.items():
             with collect_faults(faults):
-                scene, kind = _open_scene(f"{sub}-{stem}" if sub else stem, x, y, wanted, reader, size)
+                scene, found = _open_scene(f"{sub}-{stem}" if sub else stem, x, y, wanted, reader, size)
                 scenes.setdefault(sub, []).append(scene)
-                examples.setdefault(kind, str(x))
+                facts.append(found)
+    faults += _find_differences(facts, wanted)
+    raise_faults(faults)
+    _warn_of_pixels(facts)
+    return scenes
+
+
+def _find_differences(facts: Sequence[_Facts], wanted: tuple[BandChoice | None, BandChoice | None]) -> list[str]:
+    """Faults of pairs of rasters that each can be used, and not together."""
+    examples: dict[_Kind, Path] = {}
+    for each in facts:
+        examples.setdefault(each.kind, each.x.path)
     if len(examples) > 1:
         (first, one), (other, two) = [*examples.items()][:2]
         if first.bands != other.bands:
-            faults.append(
+            advice = "choose them with x_bands and y_bands"
+            if first.counts == other.counts:
+                advice = "convert them to one dtype and unit (gdal_translate -ot)"
+            return [
                 f"{one} and {two}: bands differ, {first.bands} and {other.bands}: all pairs must have the same, so "
-                "choose them with x_bands and y_bands"
+                f"{advice}"
+            ]
+        return [
+            f"{one} and {two}: their tags of scale and offset differ, {first.scaling} and {other.scaling}, so "
+            "equal values mean other things: bring all rasters to one scale (gdal_calc)"
+        ]
+    return [
+        *find_mixed_bands([each.x for each in facts], "x", wanted[0]),
+        *find_mixed_bands([each.y for each in facts], "y", wanted[1]),
+    ]
+
+
+def _warn_of_pixels(facts: Sequence[_Facts]) -> None:
+    """Warn if the pixels of pairs differ in size: a network learns sizes in px."""
+    known = {each.x.path: each.pixel for each in facts if each.pixel}
+    for unit, side in itertools.product(("m", "°"), range(2)):
+        sizes = {path: pixel[1][side] for path, pixel in known.items() if pixel[0] == unit}
+        if others := find_other_pixels(sizes):
+            ours, theirs = ("{:.4g} × {:.4g}".format(*known[path][1]) for path in others)
+            warnings.warn(
+                f"{others[0]} and {others[1]}: their pixels differ in size, {ours} and {theirs} {unit}: resample all "
+                "pairs to one size (gdalwarp -tr)",
+                stacklevel=4,
             )
-        else:
-            faults.append(
-                f"{one} and {two}: their tags of scale and offset differ, {first.scaling} and {other.scaling}, so "
-                "equal values mean other things: bring all rasters to one scale (gdal_calc)"
-            )
-    raise_faults(faults)
-    return scenes
+            return
 
 
 def _open_scene(
     id: str, x: Path, y: Path, wanted: tuple[BandChoice | None, BandChoice | None], reader: Reader, size: int
-) -> tuple[Scene, _Kind]:
-    """A scene, and what it must have in common with others. Raises UserError for rasters that do not fit."""
+) -> tuple[Scene, _Facts]:
+    """A scene, and what is compared with others. Raises UserError for rasters that do not fit."""
     faults: list[str] = []
     sides: list[tuple[DatasetReader, tuple[int, ...]]] = []
     with contextlib.ExitStack() as opened:
@@ -224,9 +268,15 @@ def _open_scene(
         kind = _Kind(
             " with ".join(f"{len(numbers)} of {source.dtypes[numbers[0] - 1]}" for source, numbers in sides),
             " with ".join(", ".join(map(format_scaling, read_scaling(*side))) for side in sides),
+            (len(x_bands), len(y_bands)),
         )
+        chosen = [
+            ChosenBands(path, numbers, source.descriptions, read_units(source, numbers))
+            for path, (source, numbers) in zip((x, y), sides, strict=True)
+        ]
+        facts = _Facts(kind, chosen[0], chosen[1], pixel_in_units(grid))
         states = (*file_states(x_source), *file_states(y_source))
-        return Scene(id, x, y, x_bands, y_bands, (grid.height, grid.width), states), kind
+        return Scene(id, x, y, x_bands, y_bands, (grid.height, grid.width), states), facts
 
 
 def _assign_blocks(

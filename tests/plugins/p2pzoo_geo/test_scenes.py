@@ -1,6 +1,7 @@
 """The dataset `scenes`: windows, masks, scales, blocks, and refusals in one line."""
 
 import re
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -184,6 +185,79 @@ def test_pairs_must_agree_in_their_tags_of_scale(tmp_path):
     write_pair(tmp_path, "a")
     write_pair(tmp_path, "b", scaling=(1e-4, 0.0))
     assert re.search(r"scale and offset differ, 0\.0001·v - 0\.1, .* and 0\.0001·v \+ 0, ", faults(tmp_path)[0])
+
+
+def write_bands(folder, name, names, levels, unit="m", targets=("height",), **options):
+    """A pair whose x has a constant level in each band."""
+    x = np.broadcast_to(np.array(levels, float)[:, None, None], (len(levels), 128, 160))
+    options = {"transform": from_origin(399960 + 2000 * ord(name[0]), 5300040, 10, 10), **options}
+    write_raster(folder / "inputs" / f"{name}.tif", x, names=[each or "" for each in names], **options)
+    y = landscape(128, 160, len(targets))
+    write_raster(folder / "targets" / f"{name}.tif", y, dtype="float32", names=targets, unit=unit, **options)
+
+
+def levels(folder, **parameters):
+    """{scene: its levels}, of all splits."""
+    pairs = all_pairs(folder, x_scale=(0, 10000), **parameters)
+    return {pair.id[0]: pair.x[0, 0].tolist() for pair in pairs}
+
+
+@pytest.mark.parametrize("numbers", [None, (1, 2, 3)])
+def test_bands_in_another_order_are_refused_unless_they_are_chosen_by_name(tmp_path, numbers):
+    write_bands(tmp_path, "a", ("B04", "B03", "B02"), (1000, 2000, 3000))
+    write_bands(tmp_path, "b", ("B02", "B03", "B04"), (3000, 2000, 1000))
+    [fault] = faults(tmp_path, x_bands=numbers)
+    assert re.search(
+        r"inputs/a\.tif and .*inputs/b\.tif: band 1 of x is 'B04' and 'B02': .* name them in x_bands", fault
+    )
+    chosen = levels(tmp_path, x_bands=("B04", "B02"))
+    assert chosen == {"a": [1000, 3000], "b": [1000, 3000]}
+
+
+def test_bands_with_names_of_their_own_are_the_same_where_a_recipe_gives_numbers(tmp_path):
+    write_bands(tmp_path, "a", ("B04 June", "B03 June"), (1000, 2000))
+    write_bands(tmp_path, "b", ("B04 July", "B03 July"), (1100, 2100))
+    assert "give their numbers in x_bands" in faults(tmp_path)[0]
+    with pytest.warns(UserWarning, match=r"band 1 of x is 'B04 June' and 'B04 July': check that they are the same"):
+        assert levels(tmp_path, x_bands=(1, 2)) == {"a": [1000, 2000], "b": [1100, 2100]}
+
+
+def test_a_band_without_a_name_or_a_unit_fits_all(tmp_path):
+    write_bands(tmp_path, "a", (None, None), (1000, 2000), unit=None)
+    write_bands(tmp_path, "b", ("B04", None), (1000, 2000))
+    assert levels(tmp_path) == {"a": [1000, 2000], "b": [1000, 2000]}
+    write_bands(tmp_path, "c", ("B05", "B03"), (1000, 2000))
+    assert re.search(r"b\.tif and .*c\.tif: band 1 of x is 'B04' and 'B05'", faults(tmp_path)[0])
+
+
+def test_pairs_must_agree_in_units(tmp_path):
+    write_bands(tmp_path, "a", ("B04",), (1000,))
+    write_bands(tmp_path, "b", ("B04",), (1000,), unit="ft")
+    [fault] = faults(tmp_path)
+    assert re.search(r"targets/a\.tif and .*targets/b\.tif: the units of band 1 of y differ, m and ft: ", fault)
+
+
+@pytest.mark.parametrize(
+    ("crs", "side", "is_warned"),
+    [(UTM, 10, False), (UTM, 10.3, False), (UTM, 20, True), (OTHER_UTM, 20, True), ("EPSG:2263", 32.81, False)],
+)
+def test_scenes_with_pixels_of_another_size_are_warned_of(tmp_path, crs, side, is_warned):
+    write_bands(tmp_path, "a", ("B04",), (1000,))
+    write_bands(tmp_path, "b", ("B04",), (1000,), crs=crs, transform=from_origin(0, 0, side, side))
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        scenes(tmp_path)
+    found = [str(each.message) for each in caught if "pixels" in str(each.message)]
+    assert len(found) == is_warned
+    assert all("a.tif and " in line and "differ in size, 10 × 10 and 20 × 20 m" in line for line in found)
+
+
+def test_rasters_of_another_dtype_are_to_be_converted(tmp_path):
+    write_bands(tmp_path, "a", ("B04",), (1000,))
+    write_bands(tmp_path, "b", ("B04",), (1000,))
+    write_raster(tmp_path / "inputs" / "b.tif", landscape(128, 160, 1), dtype="float32")
+    write_raster(tmp_path / "targets" / "b.tif", landscape(128, 160, 1), dtype="float32")
+    assert "convert them to one dtype" in faults(tmp_path)[0]
 
 
 def test_values_are_within_the_range(tmp_path):
