@@ -20,6 +20,7 @@ from p2pzoo.plugin import Pair, Split
 from p2pzoo.utils.errors import UserError, collect_faults, raise_faults
 from p2pzoo_geo.alike import ChosenBands, find_mixed_bands, find_other_pixels
 from p2pzoo_geo.bands import Bands, Scale, SceneLayout, check_scale
+from p2pzoo_geo.ground import PlacedScene, find_first_scenes, read_ground, warn_of_repeated_ground
 from p2pzoo_geo.rasters import (
     Box,
     Resampled,
@@ -140,10 +141,12 @@ class Scenes:
         raise_faults(damaged)
         if not regions:
             raise UserError(f"{inputs}: every window has more than {max_nodata:.0%} without data: raise max_nodata")
-        splits = _assign_blocks(names, regions, str(inputs), fractions, split_seed)
+        firsts = _find_repeated_ground(scenes)
+        blocks = {name: firsts[s.id] + name.removeprefix(s.id) for name, (s, _) in regions.items()}
+        splits = _assign_blocks(names, blocks, regions, str(inputs), fractions, split_seed)
 
-        def windows(blocks: Iterable[str]) -> list[tuple[str, Scene, Box]]:
-            return [(name, regions[name][0], box) for name in blocks for box in regions[name][1]]
+        def windows(of_split: Iterable[str]) -> list[tuple[str, Scene, Box]]:
+            return [(blocks[name], regions[name][0], box) for name in of_split for box in regions[name][1]]
 
         pairs = windows(fallback_split(splits, split, str(inputs)))
         count = min(len(pairs), max_pairs or len(pairs))
@@ -155,7 +158,7 @@ class Scenes:
         self.x_bands, self.y_bands = bands
         self.x_range, self.y_range = self.x_bands.stored_range, self.y_bands.stored_range
         self.file_layout = _describe_layout(every[0], self._reader, *bands)
-        self.fingerprint = _fingerprint(every)
+        self.fingerprint = _fingerprint(every, firsts)
 
     def __len__(self) -> int:
         return len(self._pairs)
@@ -276,22 +279,42 @@ def _open_scene(
         ]
         facts = _Facts(kind, chosen[0], chosen[1], pixel_in_units(grid))
         states = (*file_states(x_source), *file_states(y_source))
-        return Scene(id, x, y, x_bands, y_bands, (grid.height, grid.width), states), facts
+        return Scene(id, x, y, x_bands, y_bands, (grid.height, grid.width), states, read_ground(grid)), facts
+
+
+def _find_repeated_ground(scenes: Mapping[str, Sequence[Scene]]) -> dict[str, str]:
+    """{id of a scene: id of the first one that shows its ground on its grid}; warns where splits can share ground."""
+    placed = [PlacedScene(s.id, sub, s.x, s.ground) for sub, of_sub in scenes.items() for s in of_sub if s.ground]
+    firsts = find_first_scenes(placed)
+    warn_of_repeated_ground(placed, firsts)
+    return {s.id: firsts.get(s.id, s.id) for of_sub in scenes.values() for s in of_sub}
 
 
 def _assign_blocks(
     names: Mapping[str, Sequence[str]],
+    blocks: Mapping[str, str],
     regions: Mapping[str, tuple[Scene, list[Box]]],
     where: str,
     fractions: Fractions,
     seed: int,
 ) -> Splits:
-    """{split: {block: its files}}. Raises UserError where a split that should have blocks has none."""
-    pairs = {
-        sub: {name.removeprefix(f"{sub}-"): (regions[name][0].x, regions[name][0].y) for name in blocks}
-        for sub, blocks in names.items()
-    }
-    return assign_splits(pairs, where, fractions, seed, unit="block", remedy="make `block` smaller")
+    """{split: {region: its files}}. Raises UserError where a split that should have blocks has none.
+
+    names   {sub-folder or "": its regions}
+    blocks  {region: the region whose name decides the split where no sub-folder does}: that of the first date
+    """
+
+    def files(name: str) -> Files:
+        return regions[name][0].x, regions[name][0].y
+
+    if "" in names:
+        pairs = {"": {blocks[name]: files(name) for name in names[""]}}
+    else:
+        pairs = {sub: {name.removeprefix(f"{sub}-"): files(name) for name in of_sub} for sub, of_sub in names.items()}
+    splits = assign_splits(pairs, where, fractions, seed, unit="block", remedy="make `block` smaller")
+    if "" not in names:
+        return splits
+    return {s: {name: files(name) for name in names[""] if blocks[name] in chosen} for s, chosen in splits.items()}
 
 
 def _describe_bands(
@@ -318,7 +341,12 @@ def _describe_layout(scene: Scene, reader: Reader, x_bands: Bands, y_bands: Band
     return SceneLayout(scene={"x": x_bands.as_json(), "y": y_bands.as_json(), **place})
 
 
-def _fingerprint(scenes: Sequence[Scene]) -> str:
-    """Changes with the names, sizes and dates of the files, not with the folder that they are in."""
-    states = [[scene.id, *(state[1:] for state in scene.states)] for scene in scenes]
+def _fingerprint(scenes: Sequence[Scene], firsts: Mapping[str, str]) -> str:
+    """Changes with the names, sizes and dates of the files, not with the folder that they are in.
+
+    firsts: as `find_first_scenes`. Repeated ground changes it too: earlier versions had it in other splits.
+    """
+    states: list[object] = [[scene.id, *(state[1:] for state in scene.states)] for scene in scenes]
+    if repeated := {id: first for id, first in firsts.items() if id != first}:
+        states.append(repeated)
     return hashlib.sha256(json.dumps(states).encode(errors="surrogateescape")).hexdigest()[:12]

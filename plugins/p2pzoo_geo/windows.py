@@ -17,6 +17,7 @@ from p2pzoo.utils.errors import UserError
 from p2pzoo.utils.files import read_object, write_json
 from p2pzoo.utils.paths import cache_dir
 from p2pzoo_geo.bands import Limits
+from p2pzoo_geo.ground import Ground
 from p2pzoo_geo.rasters import Box, Resampled, has_mask, open_pair, read_valid, read_window
 
 PERCENTILES = (0.1, 99.9)  # of "percentiles": a few outliers do not set the scale, and 0.2% of the values are clipped
@@ -29,7 +30,7 @@ class Scene:
     """One pair of rasters.
 
     x_bands, y_bands: numbers from 1. size: (H, W) of their common grid. states: what changes when one of its files
-    does, as `rasters.file_states`.
+    does, as `rasters.file_states`. ground: where its grid lies; None without a georeference.
     """
 
     id: str
@@ -39,6 +40,7 @@ class Scene:
     y_bands: tuple[int, ...]
     size: tuple[int, int]
     states: tuple[tuple[str, int, int], ...]
+    ground: Ground | None = None
 
 
 @dataclass(frozen=True)

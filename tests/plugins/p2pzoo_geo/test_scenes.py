@@ -19,6 +19,7 @@ from p2pzoo_geo.windows import Grid
 from p2pzoo_metrics.measured_values import MAE
 from rasterio.transform import from_origin
 
+from p2pzoo.data.splits import split_of
 from p2pzoo.plugin import Batch
 from p2pzoo.utils.errors import SharedFault, UserError
 from p2pzoo.utils.folds import Fold
@@ -374,6 +375,106 @@ def test_folds_are_made_of_blocks(tmp_path):
         assert not blocks["test"] & (blocks["train"] | blocks["val"])
         tested += [pair.id for pair in parts["test"]]
     assert sorted(tested) == sorted(pair.id for pair in all_pairs(tmp_path))
+
+
+HERE = (399960, 5300040)  # upper left corner
+
+
+def write_at(folder, name, corner=HERE, side=10, crs=UTM, shape=(128, 160)):
+    """A pair of rasters with one level of its own. corner: None: without a georeference."""
+    place = {"crs": crs, "transform": from_origin(*corner, side, side)} if corner else {"crs": None, "transform": None}
+    for folder_name, subs in (("inputs", name), ("targets", name)):
+        values = np.full((1, *shape), 1 + sum(map(ord, name)))
+        write_raster(folder / folder_name / f"{subs}.tif", values, **place)
+
+
+def splits(folder, **parameters):
+    """{split: {(scene, corner of the block)}}, and the blocks that pairs name, likewise; checked by the windows."""
+    values, named = {}, {}
+    for split in ("train", "val", "test"):
+        dataset = scenes(folder, split, x_scale=(0, 10000), y_scale=(0, 10000), **parameters)
+        pairs = [*dataset]
+        assert [*dataset.blocks] == [pair.block for pair in pairs]
+        values[split] = {(pair.id.rsplit("-", 2)[0], pair.block.partition("-b")[2]) for pair in pairs}
+        named[split] = {pair.block for pair in pairs}
+    return values, named
+
+
+def caught_by(function, *arguments, **parameters):
+    """(what the function returns, its warnings)."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        return function(*arguments, **parameters), [str(each.message) for each in caught]
+
+
+def test_the_same_ground_is_in_one_split_whatever_the_date(tmp_path):
+    for name, corner in (("b-1", HERE), ("b-2", HERE), ("b-3", (HERE[0] + 0.001, HERE[1])), ("c", (0, 0))):
+        write_at(tmp_path, name, corner)
+    (values, named), lines = caught_by(splits, tmp_path)
+    assert lines == []
+    for split, of_split in values.items():
+        assert of_split
+        for scene, corner in of_split:
+            first = "c" if scene == "c" else "b-1"
+            assert split_of(f"{first}-b{corner}", (0.5, 0.25, 0.25), 0) == split
+        assert named[split] == {f"{'c' if scene == 'c' else 'b-1'}-b{corner}" for scene, corner in of_split}
+    assert sum(map(len, values.values())) == 4 * 20
+    assert sum(map(len, named.values())) == 2 * 20
+    before = scenes(tmp_path).fingerprint
+    write_at(tmp_path, "b-2", (5000, 5000))
+    assert scenes(tmp_path).fingerprint != before
+
+
+def test_folds_keep_the_same_ground_together(tmp_path):
+    for name in ("a-1", "a-2"):
+        write_at(tmp_path, name)
+    parts = {s: Fold(0, 3).open(lambda split: scenes(tmp_path, split), s) for s in ("train", "val", "test")}
+    places = {split: {place(pair) for pair in part} for split, part in parts.items()}
+    assert not places["test"] & (places["train"] | places["val"])
+
+
+@pytest.mark.parametrize("corner", [None, (3e5, 0)])
+def test_scenes_without_repeated_ground_keep_their_splits(tmp_path, corner):
+    for name, east in (("a", 0), ("b", 1600)):  # pixels without a georeference have no place
+        write_at(tmp_path, name, corner and (corner[0] + east, 0), crs=None)
+    (values, named), lines = caught_by(splits, tmp_path)
+    assert lines == []
+    for split, of_split in values.items():
+        assert named[split] == {f"{scene}-b{corner}" for scene, corner in of_split}
+        assert all(split_of(name, (0.5, 0.25, 0.25), 0) == split for name in named[split])
+
+
+OVERLAPS = {  # (options of the second scene, whether ground is in both)
+    "shifted": ({"corner": (HERE[0] + 805, HERE[1])}, True),
+    "smaller": ({"shape": (64, 64)}, True),
+    "coarser": ({"corner": (HERE[0] - 100, HERE[1] + 100), "side": 20}, True),
+    "zone": ({"corner": (845000, 5312000), "crs": OTHER_UTM, "side": 100}, True),
+    "beside": ({"corner": (HERE[0] + 1600, HERE[1])}, False),
+    "below": ({"corner": (HERE[0], HERE[1] - 1280)}, False),
+    "other zone": ({"crs": OTHER_UTM}, False),
+    "no CRS": ({"crs": None}, False),
+}
+
+
+@pytest.mark.parametrize(("options", "is_both"), OVERLAPS.values(), ids=OVERLAPS)
+def test_scenes_that_overlap_on_other_grids_are_warned_of(tmp_path, options, is_both):
+    write_at(tmp_path, "a")
+    write_at(tmp_path, "b", **options)
+    _, lines = caught_by(scenes, tmp_path)
+    lines = [line for line in lines if "pixels" not in line]
+    assert len(lines) == is_both
+    assert all(re.search(r"a\.tif and .*b\.tif: show the same ground on different grids", line) for line in lines)
+
+
+@pytest.mark.parametrize("second", ["train/b", "test/b"])
+def test_ground_in_two_of_the_folders_is_warned_of(tmp_path, second):
+    for name, corner in (("train/a", HERE), (second, HERE), ("val/c", (0, 0)), ("train/d", (HERE[0] + 5, HERE[1]))):
+        write_at(tmp_path, name, corner)
+    _, lines = caught_by(scenes, tmp_path)
+    assert len(lines) == (second == "test/b")
+    assert all(
+        re.search(r"test/b\.tif and .*train/a\.tif: show the same ground, in test/ and train/, ", e) for e in lines
+    )
 
 
 def test_folders_can_define_the_splits(tmp_path):
