@@ -39,7 +39,7 @@ from p2pzoo_geo.rasters import (
     resample_faults,
     select_bands,
 )
-from p2pzoo_geo.windows import Grid, Reader, Scene, find_scales, find_windows
+from p2pzoo_geo.windows import Grid, Reader, Scene, find_scales, find_windows, warn_of_edges
 
 if TYPE_CHECKING:
     from rasterio.io import DatasetReader
@@ -129,13 +129,15 @@ class Scenes:
             raise ValueError(f'resampling = "{resampling}" needs resample = "x" or "y"')
         self._reader = Reader(resample, resampling or "bilinear")
         scenes = _open_scenes(Path(inputs), Path(targets), (x_bands, y_bands), self._reader, size)
+        grid = Grid(size, stride or size, block)
+        _warn_of_edges(scenes, grid, str(inputs))
         regions: dict[str, tuple[Scene, list[Box]]] = {}
         names: dict[str, list[str]] = {}
         damaged: list[str] = []
         for sub, of_sub in scenes.items():
             for scene in of_sub:
                 with collect_faults(damaged):
-                    found = find_windows(scene, Grid(size, stride or size, block), self._reader, max_nodata)
+                    found = find_windows(scene, grid, self._reader, max_nodata)
                     regions |= {name: (scene, boxes) for name, boxes in found.items()}
                     names.setdefault(sub, []).extend(found)
         raise_faults(damaged)
@@ -280,6 +282,13 @@ def _open_scene(
         facts = _Facts(kind, chosen[0], chosen[1], pixel_in_units(grid))
         states = (*file_states(x_source), *file_states(y_source))
         return Scene(id, x, y, x_bands, y_bands, (grid.height, grid.width), states, read_ground(grid)), facts
+
+
+def _warn_of_edges(scenes: Mapping[str, Sequence[Scene]], grid: Grid, where: str) -> None:
+    sizes = [scene.size for of_sub in scenes.values() for scene in of_sub]
+    unreached = sum(grid.unreached(box) for size in sizes for box in grid.blocks(*size))
+    total = sum(height * width for height, width in sizes)
+    warn_of_edges(where, "blocks", unreached, total, "`block` and the sides of the scenes")
 
 
 def _find_repeated_ground(scenes: Mapping[str, Sequence[Scene]]) -> dict[str, str]:

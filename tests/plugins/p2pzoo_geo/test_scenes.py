@@ -81,6 +81,35 @@ def test_blocks_cover_a_scene_that_is_no_multiple_of_them():
     assert (covered == 1).all()
 
 
+@pytest.mark.parametrize(
+    ("shape", "parameters", "share"),
+    [
+        ((128, 160), {}, None),
+        ((130, 168), {}, "6%"),  # 128 × 160 of 130 × 168 px
+        ((128, 168), {"stride": 8}, None),
+        ((128, 160), {"block": 40}, "30%"),  # 32 + 32 + 48 of 128 rows, 4 × 32 of 160 columns
+        ((128, 160), {"stride": 32}, None),  # gaps that were asked for
+        ((512, 513), {}, None),
+    ],
+)
+def test_the_share_of_pixels_that_no_window_reaches_is_said(tmp_path, shape, parameters, share):
+    write_at(tmp_path, "a", shape=shape)
+    grid = Grid(16, parameters.get("stride", 16), parameters.get("block", 32))
+    reached = np.zeros(shape, bool)
+    for block in grid.blocks(*shape):
+        for box in grid.windows(block):
+            reached[box.top : box.bottom, box.left : box.right] = True
+    if grid.stride <= grid.size:
+        beyond = sum(grid.unreached(block) for block in grid.blocks(*shape))
+        assert beyond == (~reached).sum()
+    _, lines = caught_by(scenes, tmp_path, x_scale=(0, 100), y_scale=(0, 100), fractions=(0.5, 0, 0.5), **parameters)
+    assert len(lines) == bool(share)
+    pattern = (
+        f"inputs: {share} of the pixels, at the right and lower edges of blocks, are in no window: choose a `size`"
+    )
+    assert all(pattern in line for line in lines)
+
+
 def test_windows_without_data_are_left_out_and_marked(tmp_path):
     write_pair(tmp_path, holes=[HOLE])
     strict, lenient = all_pairs(tmp_path), all_pairs(tmp_path, max_nodata=0.6)

@@ -380,6 +380,20 @@ def test_a_channel_without_a_name_fits_all(tmp_path):
     assert len(every_pair(tmp_path)) == 4 * 4
 
 
+@pytest.mark.parametrize(("size", "share"), [(32, "20%"), (16, None)])
+def test_the_share_of_pixels_that_no_window_reaches_is_said(tmp_path, size, share):
+    write_pairs(tmp_path)  # 64 × 80 px
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        stacks(tmp_path, size=size)
+    lines = [str(each.message) for each in caught]
+    assert len(lines) == bool(share)
+    pattern = (
+        f"inputs: {share} of the pixels, at the right and lower edges of planes, are in no window: choose a `size`"
+    )
+    assert all(pattern in line for line in lines)
+
+
 @pytest.mark.parametrize("pixel", [0.33, 0.65])
 def test_pairs_with_pixels_of_another_size_are_warned_of(tmp_path, pixel):
     write_pairs(tmp_path)
@@ -388,7 +402,7 @@ def test_pairs_with_pixels_of_another_size_are_warned_of(tmp_path, pixel):
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         stacks(tmp_path)
-    lines = [str(each.message) for each in caught]
+    lines = [str(each.message) for each in caught if "differ in size" in str(each.message)]
     assert len(lines) == (pixel == 0.65)
     assert all(
         re.search(r"00\.tif and .*02\.tif: pixels differ in size along X, 0\.325 and 0\.65 µm", e) for e in lines
