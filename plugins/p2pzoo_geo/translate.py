@@ -179,6 +179,7 @@ def translate_scene(
     with open_raster(scene) as source:
         x_bands, y_bands = scene_bands(model, source)
         _warn_of_pixels(model, source)
+        _warn_of_geolocation(source)
         try:
             _, tiling = model.resolve_options("eval", tile or max(divisor, DEFAULT_TILE // divisor * divisor), overlap)
         except ValueError as error:
@@ -329,7 +330,9 @@ def _describe_format(source: DatasetReader, bands: Bands, nodata: float | None, 
     tags = {"p2pzoo": description}
     if "AREA_OR_POINT" in source.tags():
         tags["AREA_OR_POINT"] = source.tags()["AREA_OR_POINT"]
-    return Format(profile, bands.names, bands.units, bands.scaling, tags, (points, crs) if points else None)
+    return Format(
+        profile, bands.names, bands.units, bands.scaling, tags, (points, crs) if points else None, source.rpcs
+    )
 
 
 def _describe(model: Model, identity: Mapping[str, Any]) -> str:
@@ -369,6 +372,16 @@ def _warn_of_pixels(model: Model, source: DatasetReader) -> None:
         warnings.warn(
             f"{source.name}: its pixels are {own[0]:g} × {own[1]:g} ({crs_name(source)}), those of the training "
             f"{pixel[0]:g} × {pixel[1]:g} ({layout['crs']}): resample the scene",
+            stacklevel=3,
+        )
+
+
+def _warn_of_geolocation(source: DatasetReader) -> None:
+    """Warn of the one georeference that is not written: it names other files by their paths."""
+    if source.tags(ns="GEOLOCATION"):
+        warnings.warn(
+            f"{source.name}: is placed by a geolocation array, which the translation does not have: warp the scene "
+            "first (gdalwarp -geoloc), or place the translation by the array of the scene",
             stacklevel=3,
         )
 
