@@ -71,7 +71,8 @@ class Scenes:
 
     A pair's labels are 1 ("valid") where both rasters have data and 0 ("nodata") elsewhere, so metrics can leave
     pixels out: `mae` with classes = ["valid"], `band-error` by itself. Where a raster has none, x and y both have the
-    lower end of their scale. A pair's block is its region: a square of a scene that is in one split only.
+    lower end of their scale. A pair's block is its region: a square of ground that is in one split only, also where
+    several scenes on one grid show it, such as dates.
 
     inputs      folder of the rasters x, or one raster; folders may have train/, val/ and test/
     targets     folder of the rasters y of the same names (suffixes may differ), or one raster
