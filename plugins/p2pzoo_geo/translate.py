@@ -179,7 +179,6 @@ def translate_scene(
     with open_raster(scene) as source:
         x_bands, y_bands = scene_bands(model, source)
         _warn_of_pixels(model, source)
-        _warn_of_geolocation(source)
         try:
             _, tiling = model.resolve_options("eval", tile or max(divisor, DEFAULT_TILE // divisor * divisor), overlap)
         except ValueError as error:
@@ -330,6 +329,7 @@ def _describe_format(source: DatasetReader, bands: Bands, nodata: float | None, 
     tags = {"p2pzoo": description}
     if "AREA_OR_POINT" in source.tags():
         tags["AREA_OR_POINT"] = source.tags()["AREA_OR_POINT"]
+    _warn_of_geolocation(source)
     return Format(
         profile, bands.names, bands.units, bands.scaling, tags, (points, crs) if points else None, source.rpcs
     )
@@ -382,7 +382,7 @@ def _warn_of_geolocation(source: DatasetReader) -> None:
         warnings.warn(
             f"{source.name}: is placed by a geolocation array, which the translation does not have: warp the scene "
             "first (gdalwarp -geoloc), or place the translation by the array of the scene",
-            stacklevel=3,
+            stacklevel=4,
         )
 
 
