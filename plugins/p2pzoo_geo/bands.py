@@ -191,6 +191,38 @@ class Bands:
         )
 
 
+def find_by_name(names: Sequence[str | None], there: Sequence[str | None]) -> tuple[int, ...] | None:
+    """The numbers (from 1) of the bands with these names in a file whose bands have the names `there`.
+
+    None where a band has no name, and where one occurs twice on either side or is missing: then names say nothing.
+
+    >>> find_by_name(("red", "blue"), ("blue", "green", "red"))
+    (3, 1)
+    >>> find_by_name(("NDVI", "NDVI"), ("NDVI", "NDVI")), find_by_name(("red",), ("red", "red"))
+    (None, None)
+    """
+    if None in names or len({*names}) < len(names) or any([*there].count(name) != 1 for name in names):
+        return None
+    return tuple([*there].index(name) + 1 for name in names)
+
+
+def find_other_name(
+    names: Sequence[str | None], there: Sequence[str | None], numbers: Sequence[int]
+) -> tuple[int, str, str] | None:
+    """(number, name there, name here) of the first band that is named otherwise there; None if there is none.
+
+    numbers: of the bands there. A band without a name fits all.
+
+    >>> find_other_name(("red", None, "blue"), ("red", "green", "NIR"), (1, 2, 3))
+    (3, 'NIR', 'blue')
+    """
+    for name, number in zip(names, numbers, strict=True):
+        other = there[number - 1]
+        if name and other and name != other:
+            return number, other, name
+    return None
+
+
 def check_scale(name: str, scale: Scale, count: int, what: str = "band") -> tuple[Limits, ...]:
     """The limits of each of `count` bands, from one [low, high] or one for each. what: the name of one, for messages.
 

@@ -36,6 +36,7 @@ class Format:
     scaling      tags (scale, offset) of the bands; (): none
     tags         metadata
     gcps         (ground control points, their CRS) in place of a transform; None without
+    rpcs         rational polynomial coefficients, the georeference of raw scenes; None without
     """
 
     profile: Mapping[str, Any]
@@ -44,6 +45,7 @@ class Format:
     scaling: tuple[tuple[float, float], ...]
     tags: Mapping[str, str]
     gcps: tuple[Any, Any] | None = None
+    rpcs: Any = None
 
     @property
     def height(self) -> int:
@@ -136,6 +138,8 @@ class Pieces:
                 joined.scales, joined.offsets = zip(*form.scaling, strict=True)
             if form.gcps:
                 joined.gcps = form.gcps
+            if form.rpcs:
+                joined.rpcs = form.rpcs
             joined.update_tags(**form.tags)
             for number in range(self._number):
                 top = number * BLOCK

@@ -215,7 +215,11 @@ def _find_band(source: DatasetReader, band: int | str, name: str) -> int:
         raise UserError(
             f"{_name(source)}: {name}: no band is described as '{band}'; it has {describe_bands(source)}{hint}"
         )
-    return int(source.descriptions.index(band)) + 1
+    numbers = [number for number, description in enumerate(source.descriptions, 1) if description == band]
+    if len(numbers) > 1:
+        listing = " and ".join(map(str, numbers))
+        raise UserError(f"{_name(source)}: {name}: bands {listing} are described as '{band}': give a number")
+    return numbers[0]
 
 
 def describe_bands(source: DatasetReader) -> str:
@@ -289,6 +293,20 @@ def pixel_size(source: DatasetReader) -> tuple[float, float]:
     """Width and height of a pixel in units of the CRS."""
     across, down = source.transform.column_vectors[:2]
     return float(np.hypot(*across)), float(np.hypot(*down))
+
+
+def pixel_in_units(source: DatasetReader) -> tuple[str, tuple[float, float]] | None:
+    """("m" or "°", (width, height) of a pixel in it), so that scenes of several CRS compare; None without a CRS."""
+    from rasterio.errors import CRSError
+
+    width, height = pixel_size(source)
+    if source.crs and source.crs.is_geographic:
+        return "°", (width, height)
+    try:
+        metres = source.crs.linear_units_factor[1] if source.crs else None
+    except CRSError:  # such as a local CRS
+        return None
+    return ("m", (width * metres, height * metres)) if metres else None
 
 
 def first_line(error: Exception) -> str:

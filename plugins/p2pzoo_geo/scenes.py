@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import itertools
 import json
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NamedTuple
@@ -16,7 +18,9 @@ from p2pzoo.data.pairing import FaultReporter, Files, find_pairs
 from p2pzoo.data.splits import Fractions, Share, Splits, assign_splits, fallback_split
 from p2pzoo.plugin import Pair, Split
 from p2pzoo.utils.errors import UserError, collect_faults, raise_faults
+from p2pzoo_geo.alike import ChosenBands, find_mixed_bands, find_other_pixels
 from p2pzoo_geo.bands import Bands, Scale, SceneLayout, check_scale
+from p2pzoo_geo.ground import PlacedScene, find_first_scenes, read_ground, warn_of_repeated_ground
 from p2pzoo_geo.rasters import (
     Box,
     Resampled,
@@ -27,6 +31,7 @@ from p2pzoo_geo.rasters import (
     grid_faults,
     open_pair,
     open_raster,
+    pixel_in_units,
     pixel_size,
     read_scaling,
     read_units,
@@ -34,7 +39,7 @@ from p2pzoo_geo.rasters import (
     resample_faults,
     select_bands,
 )
-from p2pzoo_geo.windows import Grid, Reader, Scene, find_scales, find_windows
+from p2pzoo_geo.windows import Grid, Reader, Scene, find_scales, find_windows, warn_of_edges
 
 if TYPE_CHECKING:
     from rasterio.io import DatasetReader
@@ -49,6 +54,16 @@ class _Kind(NamedTuple):
 
     bands: str
     scaling: str  # the tags of scale and offset: equal values stand for equal quantities
+    counts: tuple[int, ...]  # of bands
+
+
+class _Facts(NamedTuple):
+    """What is compared between pairs of rasters. pixel: as `pixel_in_units`."""
+
+    kind: _Kind
+    x: ChosenBands
+    y: ChosenBands
+    pixel: tuple[str, tuple[float, float]] | None
 
 
 class Scenes:
@@ -56,7 +71,8 @@ class Scenes:
 
     A pair's labels are 1 ("valid") where both rasters have data and 0 ("nodata") elsewhere, so metrics can leave
     pixels out: `mae` with classes = ["valid"], `band-error` by itself. Where a raster has none, x and y both have the
-    lower end of their scale. A pair's block is its region: a square of a scene that is in one split only.
+    lower end of their scale. A pair's block is its region: a square of ground that is in one split only, also where
+    several scenes on one grid show it, such as dates.
 
     inputs      folder of the rasters x, or one raster; folders may have train/, val/ and test/
     targets     folder of the rasters y of the same names (suffixes may differ), or one raster
@@ -114,22 +130,26 @@ class Scenes:
             raise ValueError(f'resampling = "{resampling}" needs resample = "x" or "y"')
         self._reader = Reader(resample, resampling or "bilinear")
         scenes = _open_scenes(Path(inputs), Path(targets), (x_bands, y_bands), self._reader, size)
+        grid = Grid(size, stride or size, block)
+        _warn_of_edges(scenes, grid, str(inputs))
         regions: dict[str, tuple[Scene, list[Box]]] = {}
         names: dict[str, list[str]] = {}
         damaged: list[str] = []
         for sub, of_sub in scenes.items():
             for scene in of_sub:
                 with collect_faults(damaged):
-                    found = find_windows(scene, Grid(size, stride or size, block), self._reader, max_nodata)
+                    found = find_windows(scene, grid, self._reader, max_nodata)
                     regions |= {name: (scene, boxes) for name, boxes in found.items()}
                     names.setdefault(sub, []).extend(found)
         raise_faults(damaged)
         if not regions:
             raise UserError(f"{inputs}: every window has more than {max_nodata:.0%} without data: raise max_nodata")
-        splits = _assign_blocks(names, regions, str(inputs), fractions, split_seed)
+        firsts = _find_repeated_ground(scenes)
+        blocks = {name: firsts[s.id] + name.removeprefix(s.id) for name, (s, _) in regions.items()}
+        splits = _assign_blocks(names, blocks, regions, str(inputs), fractions, split_seed)
 
-        def windows(blocks: Iterable[str]) -> list[tuple[str, Scene, Box]]:
-            return [(name, regions[name][0], box) for name in blocks for box in regions[name][1]]
+        def windows(of_split: Iterable[str]) -> list[tuple[str, Scene, Box]]:
+            return [(blocks[name], regions[name][0], box) for name in of_split for box in regions[name][1]]
 
         pairs = windows(fallback_split(splits, split, str(inputs)))
         count = min(len(pairs), max_pairs or len(pairs))
@@ -141,7 +161,7 @@ class Scenes:
         self.x_bands, self.y_bands = bands
         self.x_range, self.y_range = self.x_bands.stored_range, self.y_bands.stored_range
         self.file_layout = _describe_layout(every[0], self._reader, *bands)
-        self.fingerprint = _fingerprint(every)
+        self.fingerprint = _fingerprint(every, firsts)
 
     def __len__(self) -> int:
         return len(self._pairs)
@@ -177,34 +197,64 @@ def _open_scenes(
 ) -> dict[str, list[Scene]]:
     """{sub-folder or "": its scenes}. Raises UserError with the faults of all pairs of rasters."""
     faults: list[str] = []
-    examples: dict[_Kind, str] = {}
+    facts: list[_Facts] = []
     scenes: dict[str, list[Scene]] = {}
     for sub, pairs in _find_scenes(inputs, targets, faults.extend).items():
         for stem, (x, y) in pairs.items():
             with collect_faults(faults):
-                scene, kind = _open_scene(f"{sub}-{stem}" if sub else stem, x, y, wanted, reader, size)
+                scene, found = _open_scene(f"{sub}-{stem}" if sub else stem, x, y, wanted, reader, size)
                 scenes.setdefault(sub, []).append(scene)
-                examples.setdefault(kind, str(x))
+                facts.append(found)
+    faults += _find_differences(facts, wanted)
+    raise_faults(faults)
+    _warn_of_pixels(facts)
+    return scenes
+
+
+def _find_differences(facts: Sequence[_Facts], wanted: tuple[BandChoice | None, BandChoice | None]) -> list[str]:
+    """Faults of pairs of rasters that each can be used, and not together."""
+    examples: dict[_Kind, Path] = {}
+    for each in facts:
+        examples.setdefault(each.kind, each.x.path)
     if len(examples) > 1:
         (first, one), (other, two) = [*examples.items()][:2]
         if first.bands != other.bands:
-            faults.append(
+            advice = "choose them with x_bands and y_bands"
+            if first.counts == other.counts:
+                advice = "convert them to one dtype and unit (gdal_translate -ot)"
+            return [
                 f"{one} and {two}: bands differ, {first.bands} and {other.bands}: all pairs must have the same, so "
-                "choose them with x_bands and y_bands"
+                f"{advice}"
+            ]
+        return [
+            f"{one} and {two}: their tags of scale and offset differ, {first.scaling} and {other.scaling}, so "
+            "equal values mean other things: bring all rasters to one scale (gdal_calc)"
+        ]
+    return [
+        *find_mixed_bands([each.x for each in facts], "x", wanted[0]),
+        *find_mixed_bands([each.y for each in facts], "y", wanted[1]),
+    ]
+
+
+def _warn_of_pixels(facts: Sequence[_Facts]) -> None:
+    """Warn if the pixels of pairs differ in size: a network learns sizes in px."""
+    known = {each.x.path: each.pixel for each in facts if each.pixel}
+    for unit, side in itertools.product(("m", "°"), range(2)):
+        sizes = {path: pixel[1][side] for path, pixel in known.items() if pixel[0] == unit}
+        if others := find_other_pixels(sizes):
+            ours, theirs = ("{:.4g} × {:.4g}".format(*known[path][1]) for path in others)
+            warnings.warn(
+                f"{others[0]} and {others[1]}: their pixels differ in size, {ours} and {theirs} {unit}: resample all "
+                "pairs to one size (gdalwarp -tr)",
+                stacklevel=4,
             )
-        else:
-            faults.append(
-                f"{one} and {two}: their tags of scale and offset differ, {first.scaling} and {other.scaling}, so "
-                "equal values mean other things: bring all rasters to one scale (gdal_calc)"
-            )
-    raise_faults(faults)
-    return scenes
+            return
 
 
 def _open_scene(
     id: str, x: Path, y: Path, wanted: tuple[BandChoice | None, BandChoice | None], reader: Reader, size: int
-) -> tuple[Scene, _Kind]:
-    """A scene, and what it must have in common with others. Raises UserError for rasters that do not fit."""
+) -> tuple[Scene, _Facts]:
+    """A scene, and what is compared with others. Raises UserError for rasters that do not fit."""
     faults: list[str] = []
     sides: list[tuple[DatasetReader, tuple[int, ...]]] = []
     with contextlib.ExitStack() as opened:
@@ -224,24 +274,57 @@ def _open_scene(
         kind = _Kind(
             " with ".join(f"{len(numbers)} of {source.dtypes[numbers[0] - 1]}" for source, numbers in sides),
             " with ".join(", ".join(map(format_scaling, read_scaling(*side))) for side in sides),
+            (len(x_bands), len(y_bands)),
         )
+        chosen = [
+            ChosenBands(path, numbers, source.descriptions, read_units(source, numbers))
+            for path, (source, numbers) in zip((x, y), sides, strict=True)
+        ]
+        facts = _Facts(kind, chosen[0], chosen[1], pixel_in_units(grid))
         states = (*file_states(x_source), *file_states(y_source))
-        return Scene(id, x, y, x_bands, y_bands, (grid.height, grid.width), states), kind
+        return Scene(id, x, y, x_bands, y_bands, (grid.height, grid.width), states, read_ground(grid)), facts
+
+
+def _warn_of_edges(scenes: Mapping[str, Sequence[Scene]], grid: Grid, where: str) -> None:
+    sizes = [scene.size for of_sub in scenes.values() for scene in of_sub]
+    unreached = sum(grid.unreached(box) for size in sizes for box in grid.blocks(*size))
+    total = sum(height * width for height, width in sizes)
+    warn_of_edges(where, "blocks", unreached, total, "`block` and the sides of the scenes")
+
+
+def _find_repeated_ground(scenes: Mapping[str, Sequence[Scene]]) -> dict[str, str]:
+    """{id of a scene: id of the first one that shows its ground on its grid}; warns where splits can share ground."""
+    placed = [PlacedScene(s.id, sub, s.x, s.ground) for sub, of_sub in scenes.items() for s in of_sub if s.ground]
+    firsts = find_first_scenes(placed)
+    warn_of_repeated_ground(placed, firsts)
+    return {s.id: firsts.get(s.id, s.id) for of_sub in scenes.values() for s in of_sub}
 
 
 def _assign_blocks(
     names: Mapping[str, Sequence[str]],
+    blocks: Mapping[str, str],
     regions: Mapping[str, tuple[Scene, list[Box]]],
     where: str,
     fractions: Fractions,
     seed: int,
 ) -> Splits:
-    """{split: {block: its files}}. Raises UserError where a split that should have blocks has none."""
-    pairs = {
-        sub: {name.removeprefix(f"{sub}-"): (regions[name][0].x, regions[name][0].y) for name in blocks}
-        for sub, blocks in names.items()
-    }
-    return assign_splits(pairs, where, fractions, seed, unit="block", remedy="make `block` smaller")
+    """{split: {region: its files}}. Raises UserError where a split that should have blocks has none.
+
+    names   {sub-folder or "": its regions}
+    blocks  {region: the region whose name decides the split where no sub-folder does}: that of the first date
+    """
+
+    def files(name: str) -> Files:
+        return regions[name][0].x, regions[name][0].y
+
+    if "" in names:
+        pairs = {"": {blocks[name]: files(name) for name in names[""]}}
+    else:
+        pairs = {sub: {name.removeprefix(f"{sub}-"): files(name) for name in of_sub} for sub, of_sub in names.items()}
+    splits = assign_splits(pairs, where, fractions, seed, unit="block", remedy="make `block` smaller")
+    if "" not in names:
+        return splits
+    return {s: {name: files(name) for name in names[""] if blocks[name] in chosen} for s, chosen in splits.items()}
 
 
 def _describe_bands(
@@ -268,7 +351,12 @@ def _describe_layout(scene: Scene, reader: Reader, x_bands: Bands, y_bands: Band
     return SceneLayout(scene={"x": x_bands.as_json(), "y": y_bands.as_json(), **place})
 
 
-def _fingerprint(scenes: Sequence[Scene]) -> str:
-    """Changes with the names, sizes and dates of the files, not with the folder that they are in."""
-    states = [[scene.id, *(state[1:] for state in scene.states)] for scene in scenes]
+def _fingerprint(scenes: Sequence[Scene], firsts: Mapping[str, str]) -> str:
+    """Changes with the names, sizes and dates of the files, not with the folder that they are in.
+
+    firsts: as `find_first_scenes`. Repeated ground changes it too: earlier versions had it in other splits.
+    """
+    states: list[object] = [[scene.id, *(state[1:] for state in scene.states)] for scene in scenes]
+    if repeated := {id: first for id, first in firsts.items() if id != first}:
+        states.append(repeated)
     return hashlib.sha256(json.dumps(states).encode(errors="surrogateescape")).hexdigest()[:12]

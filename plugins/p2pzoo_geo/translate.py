@@ -26,7 +26,7 @@ from p2pzoo.models.tiling import Tiling, blend_tiles
 from p2pzoo.utils.errors import UserError
 from p2pzoo.utils.plurals import format_count
 from p2pzoo.utils.version import __version__
-from p2pzoo_geo.bands import UNSCALED, Bands
+from p2pzoo_geo.bands import UNSCALED, Bands, find_by_name, find_other_name
 from p2pzoo_geo.pieces import Format, open_pieces
 from p2pzoo_geo.rasters import (
     Box,
@@ -79,18 +79,27 @@ def scene_bands(model: Model, source: DatasetReader) -> tuple[Bands, Bands]:
         raise UserError(f"the model file's description of its bands is damaged ({error})") from None
     if (len(x), len(y)) != (model.in_channels, model.out_channels):
         raise UserError("the model file's description of its bands is damaged (their number)")
-    names = {name: number for number, name in enumerate(source.descriptions, 1) if name}
-    if all(name in names for name in x.names):  # a scene may have the bands in another order
-        numbers = tuple(names[str(name)] for name in x.names)
-    elif max(x.numbers) <= source.count:
-        numbers = x.numbers
-    else:
-        raise UserError(
-            f"{source.name}: has {describe_bands(source)}; the model takes the bands {', '.join(x.labels())}"
-        )
+    numbers = _find_bands(source, x)
     _check_dtype(source, numbers, x.dtype)
     _check_scaling(source, numbers, x)
     return replace(x, numbers=numbers), y
+
+
+def _find_bands(source: DatasetReader, x: Bands) -> tuple[int, ...]:
+    """The numbers of the bands with the names of the training; where names are not unique, the same numbers."""
+    if numbers := find_by_name(x.names, source.descriptions):  # a scene may have the bands in another order
+        return numbers
+    if max(x.numbers) > source.count:
+        raise UserError(
+            f"{source.name}: has {describe_bands(source)}; the model takes the bands {', '.join(x.labels())}"
+        )
+    if other := find_other_name(x.names, source.descriptions, x.numbers):
+        warnings.warn(
+            f"{source.name}: band {other[0]}, '{other[1]}', is described as '{other[2]}' in the training: check that "
+            "its bands have the order of the training",
+            stacklevel=4,
+        )
+    return x.numbers
 
 
 def _plain_bands(model: Model, source: DatasetReader) -> tuple[Bands, Bands]:
@@ -320,7 +329,10 @@ def _describe_format(source: DatasetReader, bands: Bands, nodata: float | None, 
     tags = {"p2pzoo": description}
     if "AREA_OR_POINT" in source.tags():
         tags["AREA_OR_POINT"] = source.tags()["AREA_OR_POINT"]
-    return Format(profile, bands.names, bands.units, bands.scaling, tags, (points, crs) if points else None)
+    _warn_of_geolocation(source)
+    return Format(
+        profile, bands.names, bands.units, bands.scaling, tags, (points, crs) if points else None, source.rpcs
+    )
 
 
 def _describe(model: Model, identity: Mapping[str, Any]) -> str:
@@ -361,6 +373,16 @@ def _warn_of_pixels(model: Model, source: DatasetReader) -> None:
             f"{source.name}: its pixels are {own[0]:g} × {own[1]:g} ({crs_name(source)}), those of the training "
             f"{pixel[0]:g} × {pixel[1]:g} ({layout['crs']}): resample the scene",
             stacklevel=3,
+        )
+
+
+def _warn_of_geolocation(source: DatasetReader) -> None:
+    """Warn of the one georeference that is not written: it names other files by their paths."""
+    if source.tags(ns="GEOLOCATION"):
+        warnings.warn(
+            f"{source.name}: is placed by a geolocation array, which the translation does not have: warp the scene "
+            "first (gdalwarp -geoloc), or place the translation by the array of the scene",
+            stacklevel=4,
         )
 
 

@@ -17,9 +17,11 @@ from p2pzoo.utils.errors import UserError
 from p2pzoo.utils.files import read_object, write_json
 from p2pzoo.utils.paths import cache_dir
 from p2pzoo_geo.bands import Limits
+from p2pzoo_geo.ground import Ground
 from p2pzoo_geo.rasters import Box, Resampled, has_mask, open_pair, read_valid, read_window
 
 PERCENTILES = (0.1, 99.9)  # of "percentiles": a few outliers do not set the scale, and 0.2% of the values are clipped
+MAX_UNREACHED = 0.01  # share of the pixels that no window reaches, without a warning
 MAX_WINDOWS_OF_SCALES = 64  # evenly spread over the training windows: 4 million pixels of 256 px windows
 _INDEX_VERSION = 1  # raise it when windows or scales are found in another way
 
@@ -29,7 +31,7 @@ class Scene:
     """One pair of rasters.
 
     x_bands, y_bands: numbers from 1. size: (H, W) of their common grid. states: what changes when one of its files
-    does, as `rasters.file_states`.
+    does, as `rasters.file_states`. ground: where its grid lies; None without a georeference.
     """
 
     id: str
@@ -39,6 +41,7 @@ class Scene:
     y_bands: tuple[int, ...]
     size: tuple[int, int]
     states: tuple[tuple[str, int, int], ...]
+    ground: Ground | None = None
 
 
 @dataclass(frozen=True)
@@ -74,6 +77,29 @@ class Grid:
             for top in range(block.top, block.bottom - self.size + 1, self.stride)
             for left in range(block.left, block.right - self.size + 1, self.stride)
         ]
+
+    def unreached(self, block: Box) -> int:
+        """How many pixels of a block lie beyond its last windows, at its right and lower edge.
+
+        With a stride above the size, gaps as wide as those between windows do not count.
+
+        >>> Grid(4, 4, 8).unreached(Box(0, 8, 0, 10))
+        16
+        """
+        height, width = block.bottom - block.top, block.right - block.left
+        gap = max(0, self.stride - self.size)
+        rows, columns = (side - max(0, (side - self.size) % self.stride - gap) for side in (height, width))
+        return height * width - rows * columns
+
+
+def warn_of_edges(where: str, what: str, unreached: int, total: int, advice: str) -> None:
+    """Warn of the share of pixels that no window reaches, from 1% on. what: has these edges, for the message."""
+    if unreached > MAX_UNREACHED * total:
+        warnings.warn(
+            f"{where}: {unreached / total:.0%} of the pixels, at the right and lower edges of {what}, are in no "
+            f"window: choose a `size` that divides {advice}, or a smaller `stride`",
+            stacklevel=3,
+        )
 
 
 def _edges(length: int, side: int) -> list[tuple[int, int]]:

@@ -55,7 +55,8 @@ class CompressedFile:
     size: int
 
     def place(self) -> tuple[Path, int]:
-        return cached_copy(["nifti", file_state(self.path)], self.size, str(self.path), self._write), 0
+        key = ["nifti", file_state(self.path), "checksum"]  # copies without this word were made without comparing it
+        return cached_copy(key, self.size, str(self.path), self._write), 0
 
     def _write(self, file: BinaryIO) -> None:
         left = self.size
@@ -65,6 +66,8 @@ class CompressedFile:
                 while left and (data := source.read(min(_CHUNK, left))):
                     file.write(data)
                     left -= len(data)
+                while source.read(_CHUNK):  # to the end of the stream: its checksum is there
+                    pass
         except (EOFError, gzip.BadGzipFile, zlib.error):
             left = left or self.size
         if left:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal, NotRequired
 
@@ -43,6 +44,16 @@ class _VolumeJson(TypedDict):
 
 
 _VOLUME_JSON = TypeAdapter(_VolumeJson)
+
+
+def common_dtype(dtypes: Iterable[str]) -> str:
+    """The smallest dtype of a volume that holds the values of all: scanners of one modality store them differently.
+
+    >>> common_dtype(["int16", "int16"]), common_dtype(["int16", "float32"])
+    ('int16', 'float32')
+    """
+    common = np.result_type(*dtypes).name
+    return common if common in DTYPES else "float64"  # int64 of uint32 and int32
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from p2pzoo_medical.copies import digest
 from p2pzoo_medical.files import Paths, find_volumes, open_volume
 from p2pzoo_medical.patients import PatientRule, assign_patients, number_pairs
 from p2pzoo_medical.slices import Limits, VolumePair, find_slices, find_windows
-from p2pzoo_medical.units import NOTICE, AxisName, MaskRule, Units, VolumeLayout
+from p2pzoo_medical.units import NOTICE, AxisName, MaskRule, Units, VolumeLayout, common_dtype
 from p2pzoo_medical.volume import Volume, geometry_fault, require, slice_spacing
 
 Count = Annotated[int, Field(ge=1)]
@@ -199,7 +199,7 @@ def _open_pairs(
             with collect_faults(faults):
                 x, y, body = _open_pair(paths, mask)
                 opened.append((rule.find(name, x, y), sub, x, y, body))
-    faults += _find_differences(opened)
+    faults += _find_split_patients(opened)
     chosen = (0, 0)
     with collect_faults(faults):
         chosen = _check_sizes([x for _, _, x, _, _ in opened], axis, size)
@@ -207,16 +207,9 @@ def _open_pairs(
     return *number_pairs(opened), chosen
 
 
-def _find_differences(opened: Sequence[tuple[str, str, Volume, Volume, Body | None]]) -> list[str]:
-    """Faults of dtypes that differ between pairs, and of patients who are in two splits."""
+def _find_split_patients(opened: Sequence[tuple[str, str, Volume, Volume, Body | None]]) -> list[str]:
+    """Faults of patients who are in two splits."""
     faults = []
-    kinds = {(x.dtype, y.dtype): x.path for _, _, x, y, _ in opened}
-    if len(kinds) > 1:
-        (first, one), (other, two) = [*kinds.items()][:2]
-        faults.append(
-            f"{one} and {two}: pairs have different dtypes, {' with '.join(first)} and {' with '.join(other)}: convert "
-            "all x to one dtype, and all y"
-        )
     places: dict[str, tuple[str, Path]] = {}
     for patient, sub, x, _, _ in opened:
         where, path = places.setdefault(patient, (sub, x.path))
@@ -280,7 +273,9 @@ def _find_units(
     for side, volumes in (("x", [pair.x for pair in pairs]), ("y", [pair.y for pair in pairs])):
         modalities = {volume.modality for volume in volumes}
         modality = modalities.pop() if len(modalities) == 1 else None
-        described.append(Units((float(chosen[side][0]), float(chosen[side][1])), volumes[0].dtype, modality))
+        described.append(
+            Units((float(chosen[side][0]), float(chosen[side][1])), common_dtype(v.dtype for v in volumes), modality)
+        )
     return described[0], described[1]
 
 

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from p2pzoo_geo.alike import ChosenBands, find_mixed_bands, find_other_pixels
 from p2pzoo_geo.rasters import Box
 
 from p2pzoo.data.pairing import FaultReporter, Files, find_pairs
 from p2pzoo.utils.errors import UserError, collect_faults, raise_faults
 from p2pzoo_microscopy.planes import Planes
-from p2pzoo_microscopy.stack_files import Stack, count, open_stack, select_channels
+from p2pzoo_microscopy.stack_files import Stack, channel_names, count, open_stack, select_channels
 
 ChannelChoice = tuple[int | str, ...]
 MAX_PIXEL_RATIO = 1.01  # of the pixel sizes of a pair: files round them
@@ -93,6 +95,18 @@ def find_files(
     return {sub: {stem: (file, file) for stem, (file,) in files.items()} for sub, files in found.items()}
 
 
+_Kind = tuple[str, str, int, int]  # dtypes of x and y, numbers of channels of x and y
+
+
+class _Facts(NamedTuple):
+    """What is compared between pairs. pixel: {axis: micrometres, None if unknown}."""
+
+    kind: _Kind
+    x: ChosenBands
+    y: ChosenBands
+    pixel: Mapping[str, float | None]
+
+
 @dataclass(frozen=True)
 class Opener:
     """Opens the stacks of pairs and checks that they fit. Parameters as those of `Stacks`."""
@@ -108,25 +122,40 @@ class Opener:
     ) -> dict[str, list[StackPair]]:
         """{sub-folder or "": its pairs}. Raises UserError with the faults of all pairs, behind those found before."""
         faults = [*faults]
-        kinds: dict[tuple[str, str, int, int], str] = {}
+        facts: list[_Facts] = []
         pairs: dict[str, list[StackPair]] = {}
         for sub, of_sub in files.items():
             for stem, (x, y) in of_sub.items():
                 with collect_faults(faults):
-                    pair, kind = self._open(f"{sub}-{stem}" if sub else stem, x, y)
+                    pair, found = self._open(f"{sub}-{stem}" if sub else stem, x, y)
                     pairs.setdefault(sub, []).append(pair)
-                    kinds.setdefault(kind, str(x))
-        if len(kinds) > 1:
-            (first, one), (other, two) = [*kinds.items()][:2]
-            faults.append(
-                f"{one} and {two}: channels differ, {_format_kind(first)} and {_format_kind(other)}: all pairs must "
-                "have the same, so choose them with x_channels and y_channels"
-            )
+                    facts.append(found)
+        faults += self._find_differences(facts)
         raise_faults(faults)
+        _warn_of_pixels(facts)
         return pairs
 
-    def _open(self, id: str, x_path: Path, y_path: Path) -> tuple[StackPair, tuple[str, str, int, int]]:
-        """A pair, and (dtypes, numbers of channels) of x and y. Raises UserError with all faults of a pair."""
+    def _find_differences(self, facts: Sequence[_Facts]) -> list[str]:
+        """Faults of pairs that each can be used, and not together."""
+        kinds: dict[_Kind, Path] = {}
+        for each in facts:
+            kinds.setdefault(each.kind, each.x.path)
+        if len(kinds) > 1:
+            (first, one), (other, two) = [*kinds.items()][:2]
+            advice = "choose them with x_channels and y_channels"
+            if first[2:] == other[2:]:
+                advice = "convert them to one dtype and unit"
+            return [
+                f"{one} and {two}: channels differ, {_format_kind(first)} and {_format_kind(other)}: all pairs must "
+                f"have the same, so {advice}"
+            ]
+        return [
+            *find_mixed_bands([each.x for each in facts], "x", self.x_channels, "channel"),
+            *find_mixed_bands([each.y for each in facts], "y", self.y_channels, "channel"),
+        ]
+
+    def _open(self, id: str, x_path: Path, y_path: Path) -> tuple[StackPair, _Facts]:
+        """A pair, and what is compared with others. Raises UserError with all faults of a pair."""
         faults: list[str] = []
         sides = []
         for path, wanted, name in ((x_path, self.x_channels, "x_channels"), (y_path, self.y_channels, "y_channels")):
@@ -153,7 +182,13 @@ class Opener:
         frames = tuple(range(x.sizes["T"])) if self.t is None else tuple(number - 1 for number in self.t)
         places = tuple(planes.places(x.sizes["Z"]))
         pair = StackPair(id, x_path, y_path, x_channels, y_channels, frames, places, (height, width))
-        return pair, (x.dtype, y.dtype, len(x_channels), len(y_channels))
+        metadata = [stack.metadata for stack, _ in sides]
+        pixel = {
+            axis: next(filter(None, (each.micrometres(axis) for each in metadata)), None)
+            for axis in ("XYZ" if planes.keeps_depth else "XY")
+        }
+        chosen = [ChosenBands(stack.path, numbers, channel_names(stack)) for stack, numbers in sides]
+        return pair, _Facts((x.dtype, y.dtype, len(x_channels), len(y_channels)), chosen[0], chosen[1], pixel)
 
 
 def _check_sizes(x: Stack, y: Stack, planes: Planes) -> None:
@@ -192,8 +227,22 @@ def _check_pixels(x: Stack, y: Stack, planes: Planes) -> None:
             )
 
 
-def _format_kind(kind: tuple[str, str, int, int]) -> str:
+def _format_kind(kind: _Kind) -> str:
     return f"{kind[2]} of {kind[0]} with {kind[3]} of {kind[1]}"
+
+
+def _warn_of_pixels(facts: Sequence[_Facts]) -> None:
+    """Warn if the pixels of pairs differ in size along an axis: a network learns sizes in px."""
+    for axis in facts[0].pixel if facts else ():
+        sizes = {each.x.path: size for each in facts if (size := each.pixel[axis])}
+        if others := find_other_pixels(sizes):
+            ours, theirs = (f"{sizes[path]:.4g}" for path in others)
+            warnings.warn(
+                f"{others[0]} and {others[1]}: pixels differ in size along {axis}, {ours} and {theirs} µm: resample "
+                "all pairs to one size",
+                stacklevel=4,
+            )
+            return
 
 
 def find_blocks(

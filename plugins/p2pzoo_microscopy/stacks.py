@@ -6,6 +6,7 @@ import bisect
 import hashlib
 import itertools
 import json
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, TypeVar, overload
@@ -13,7 +14,15 @@ from typing import Annotated, TypeVar, overload
 import numpy as np
 from p2pzoo_geo.bands import Bands, Limits, Scale, check_scale
 from p2pzoo_geo.rasters import Box
-from p2pzoo_geo.windows import MAX_WINDOWS_OF_SCALES, PERCENTILES, Grid, percentile_limits, recall, remember
+from p2pzoo_geo.windows import (
+    MAX_WINDOWS_OF_SCALES,
+    PERCENTILES,
+    Grid,
+    percentile_limits,
+    recall,
+    remember,
+    warn_of_edges,
+)
 from pydantic import Field
 
 from p2pzoo.data.pairing import Files
@@ -131,6 +140,7 @@ class Stacks:
         blocks = find_blocks(pairs, block)
         splits = _assign_blocks(blocks, str(inputs), fractions, split_seed)
         grid = Grid(size, stride or size, size)
+        _warn_of_edges(pairs, grid, str(inputs))
 
         def windows(names: Iterable[str]) -> _Windows:
             return _Windows([(name, pair) for name in names for pair in blocks[name][1]], grid)
@@ -202,6 +212,15 @@ class _Windows:
     @property
     def first(self) -> StackPair:
         return self._pairs[0][1]
+
+
+def _warn_of_edges(pairs: Mapping[str, Sequence[StackPair]], grid: Grid, where: str) -> None:
+    counts: Counter[tuple[int, int]] = Counter()
+    for pair in itertools.chain(*pairs.values()):
+        counts[pair.size] += len(pair.frames) * len(pair.places)
+    unreached = sum(grid.unreached(Box(0, size[0], 0, size[1])) * count for size, count in counts.items())
+    total = sum(height * width * count for (height, width), count in counts.items())
+    warn_of_edges(where, "planes", unreached, total, "their sides")
 
 
 def _assign_blocks(

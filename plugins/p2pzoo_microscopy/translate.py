@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
-from p2pzoo_geo.bands import Bands
+from p2pzoo_geo.bands import Bands, find_by_name, find_other_name
 from p2pzoo_geo.rasters import Box
 from p2pzoo_geo.windows import spread_windows
 
@@ -158,16 +158,18 @@ def _match_channels(model: Model, stack: Stack, wanted: Sequence[int | str] | No
 
 
 def _find_channels(stack: Stack, x: Bands) -> tuple[int, ...]:
-    """The numbers of the channels with the names of the training; where one side has no names, the same numbers."""
+    """The numbers of the channels with the names of the training; where names are missing or not unique, the same.
+
+    Raises UserError for a file that names its channels, and not these, or gives these numbers other names.
+    """
     names = channel_names(stack)
-    known = {name: number for number, name in enumerate(names, 1) if name}
-    if all(name in known for name in x.names):  # a stack may have the channels in another order
-        return tuple(known[str(name)] for name in x.names)
-    if not (known and all(x.names)):
-        if len(x) == len(stack):
-            return (*range(1, len(x) + 1),)
-        if max(x.numbers) <= len(stack):
-            return x.numbers
+    if numbers := find_by_name(x.names, names):  # a stack may have the channels in another order
+        return numbers
+    is_missing = any(names) and all(x.names) and not {*x.names} <= {*names}
+    in_order = [(*range(1, len(x) + 1),)] if len(x) == len(stack) else []
+    for numbers in (*in_order, x.numbers) if not is_missing else ():
+        if max(numbers) <= len(stack) and not find_other_name(x.names, names, numbers):
+            return numbers
     raise UserError(
         f"{stack.path}: has {describe_channels(stack)}; the model takes {', '.join(x.labels())}: choose with --channel"
     )

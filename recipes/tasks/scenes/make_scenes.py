@@ -74,13 +74,16 @@ def draw_scene(seed: int, shape: tuple[int, int]) -> tuple[np.ndarray, np.ndarra
     return bands, measured
 
 
-def write_scene(path: Path, values: np.ndarray, nodata: float, names: tuple[str, ...], **tags: object) -> None:
-    """Write (C, H, W) as a tiled GeoTIFF. tags: scale, offset and unit of all bands."""
+def write_scene(
+    path: Path, values: np.ndarray, nodata: float, names: tuple[str, ...], east: int, **tags: object
+) -> None:
+    """Write (C, H, W) as a tiled GeoTIFF. east: px from the first scene. tags: scale, offset and unit of all bands."""
     path.parent.mkdir(parents=True, exist_ok=True)
     count, height, width = values.shape
     with rasterio.open(
         path, "w", driver="GTiff", height=height, width=width, count=count, dtype=values.dtype, nodata=nodata,
-        crs="EPSG:32633", transform=from_origin(399960, 5300040, METRES, METRES), tiled=True, compress="deflate",
+        crs="EPSG:32633", transform=from_origin(399960 + east * METRES, 5300040, METRES, METRES), tiled=True,
+        compress="deflate",
     ) as target:  # fmt: skip
         target.write(values)
         target.descriptions = names
@@ -96,9 +99,11 @@ def make_scenes(folder: Path, count: int = 3, side: int = 1024) -> None:
         is_new = seed == count
         bands, heights = draw_scene(seed, (side, side * 3 // 2 if is_new else side))
         name = "new.tif" if is_new else f"{chr(ord('a') + seed)}.tif"
-        write_scene(folder / ("" if is_new else "sentinel") / name, bands, X_NODATA, BANDS, scale=SCALE, offset=OFFSET)
+        east = seed * side  # beside each other: scenes at one place would be dates of one ground
+        x_folder = folder / ("" if is_new else "sentinel")
+        write_scene(x_folder / name, bands, X_NODATA, BANDS, east, scale=SCALE, offset=OFFSET)
         if not is_new:
-            write_scene(folder / "heights" / name, heights[None], Y_NODATA, ("tree height",), unit="m")
+            write_scene(folder / "heights" / name, heights[None], Y_NODATA, ("tree height",), east, unit="m")
 
 
 if __name__ == "__main__":

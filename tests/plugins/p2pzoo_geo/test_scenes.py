@@ -1,6 +1,7 @@
 """The dataset `scenes`: windows, masks, scales, blocks, and refusals in one line."""
 
 import re
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from p2pzoo_geo.windows import Grid
 from p2pzoo_metrics.measured_values import MAE
 from rasterio.transform import from_origin
 
+from p2pzoo.data.splits import split_of
 from p2pzoo.plugin import Batch
 from p2pzoo.utils.errors import SharedFault, UserError
 from p2pzoo.utils.folds import Fold
@@ -79,6 +81,35 @@ def test_blocks_cover_a_scene_that_is_no_multiple_of_them():
     assert (covered == 1).all()
 
 
+@pytest.mark.parametrize(
+    ("shape", "parameters", "share"),
+    [
+        ((128, 160), {}, None),
+        ((130, 168), {}, "6%"),  # 128 × 160 of 130 × 168 px
+        ((128, 168), {"stride": 8}, None),
+        ((128, 160), {"block": 40}, "30%"),  # 32 + 32 + 48 of 128 rows, 4 × 32 of 160 columns
+        ((128, 160), {"stride": 32}, None),  # gaps that were asked for
+        ((512, 513), {}, None),
+    ],
+)
+def test_the_share_of_pixels_that_no_window_reaches_is_said(tmp_path, shape, parameters, share):
+    write_at(tmp_path, "a", shape=shape)
+    grid = Grid(16, parameters.get("stride", 16), parameters.get("block", 32))
+    reached = np.zeros(shape, bool)
+    for block in grid.blocks(*shape):
+        for box in grid.windows(block):
+            reached[box.top : box.bottom, box.left : box.right] = True
+    if grid.stride <= grid.size:
+        beyond = sum(grid.unreached(block) for block in grid.blocks(*shape))
+        assert beyond == (~reached).sum()
+    _, lines = caught_by(scenes, tmp_path, x_scale=(0, 100), y_scale=(0, 100), fractions=(0.5, 0, 0.5), **parameters)
+    assert len(lines) == bool(share)
+    pattern = (
+        f"inputs: {share} of the pixels, at the right and lower edges of blocks, are in no window: choose a `size`"
+    )
+    assert all(pattern in line for line in lines)
+
+
 def test_windows_without_data_are_left_out_and_marked(tmp_path):
     write_pair(tmp_path, holes=[HOLE])
     strict, lenient = all_pairs(tmp_path), all_pairs(tmp_path, max_nodata=0.6)
@@ -114,6 +145,14 @@ def test_bands_are_chosen_by_number_and_by_description(tmp_path):
     assert "green" in fault
     [fault] = faults(tmp_path, y_bands=(2,))
     assert "there is no band 2" in fault
+
+
+def test_a_description_that_occurs_twice_does_not_choose_a_band(tmp_path):
+    write_pair(tmp_path)
+    write_raster(tmp_path / "inputs" / "a.tif", landscape(128, 160, 3), names=("NDVI", "red", "NDVI"))
+    [fault] = faults(tmp_path, x_bands=("red", "NDVI"))
+    assert "a.tif: x_bands: bands 1 and 3 are described as 'NDVI': give a number" in fault
+    assert scenes(tmp_path, x_bands=("red", 3)).x_bands.numbers == (2, 3)
 
 
 def test_each_band_can_have_its_own_scale(tmp_path):
@@ -176,6 +215,79 @@ def test_pairs_must_agree_in_their_tags_of_scale(tmp_path):
     write_pair(tmp_path, "a")
     write_pair(tmp_path, "b", scaling=(1e-4, 0.0))
     assert re.search(r"scale and offset differ, 0\.0001·v - 0\.1, .* and 0\.0001·v \+ 0, ", faults(tmp_path)[0])
+
+
+def write_bands(folder, name, names, levels, unit="m", targets=("height",), **options):
+    """A pair whose x has a constant level in each band."""
+    x = np.broadcast_to(np.array(levels, float)[:, None, None], (len(levels), 128, 160))
+    options = {"transform": from_origin(399960 + 2000 * ord(name[0]), 5300040, 10, 10), **options}
+    write_raster(folder / "inputs" / f"{name}.tif", x, names=[each or "" for each in names], **options)
+    y = landscape(128, 160, len(targets))
+    write_raster(folder / "targets" / f"{name}.tif", y, dtype="float32", names=targets, unit=unit, **options)
+
+
+def levels(folder, **parameters):
+    """{scene: its levels}, of all splits."""
+    pairs = all_pairs(folder, x_scale=(0, 10000), **parameters)
+    return {pair.id[0]: pair.x[0, 0].tolist() for pair in pairs}
+
+
+@pytest.mark.parametrize("numbers", [None, (1, 2, 3)])
+def test_bands_in_another_order_are_refused_unless_they_are_chosen_by_name(tmp_path, numbers):
+    write_bands(tmp_path, "a", ("B04", "B03", "B02"), (1000, 2000, 3000))
+    write_bands(tmp_path, "b", ("B02", "B03", "B04"), (3000, 2000, 1000))
+    [fault] = faults(tmp_path, x_bands=numbers)
+    assert re.search(
+        r"inputs/a\.tif and .*inputs/b\.tif: band 1 of x is 'B04' and 'B02': .* name them in x_bands", fault
+    )
+    chosen = levels(tmp_path, x_bands=("B04", "B02"))
+    assert chosen == {"a": [1000, 3000], "b": [1000, 3000]}
+
+
+def test_bands_with_names_of_their_own_are_the_same_where_a_recipe_gives_numbers(tmp_path):
+    write_bands(tmp_path, "a", ("B04 June", "B03 June"), (1000, 2000))
+    write_bands(tmp_path, "b", ("B04 July", "B03 July"), (1100, 2100))
+    assert "give their numbers in x_bands" in faults(tmp_path)[0]
+    with pytest.warns(UserWarning, match=r"band 1 of x is 'B04 June' and 'B04 July': check that they are the same"):
+        assert levels(tmp_path, x_bands=(1, 2)) == {"a": [1000, 2000], "b": [1100, 2100]}
+
+
+def test_a_band_without_a_name_or_a_unit_fits_all(tmp_path):
+    write_bands(tmp_path, "a", (None, None), (1000, 2000), unit=None)
+    write_bands(tmp_path, "b", ("B04", None), (1000, 2000))
+    assert levels(tmp_path) == {"a": [1000, 2000], "b": [1000, 2000]}
+    write_bands(tmp_path, "c", ("B05", "B03"), (1000, 2000))
+    assert re.search(r"b\.tif and .*c\.tif: band 1 of x is 'B04' and 'B05'", faults(tmp_path)[0])
+
+
+def test_pairs_must_agree_in_units(tmp_path):
+    write_bands(tmp_path, "a", ("B04",), (1000,))
+    write_bands(tmp_path, "b", ("B04",), (1000,), unit="ft")
+    [fault] = faults(tmp_path)
+    assert re.search(r"targets/a\.tif and .*targets/b\.tif: the units of band 1 of y differ, m and ft: ", fault)
+
+
+@pytest.mark.parametrize(
+    ("crs", "side", "is_warned"),
+    [(UTM, 10, False), (UTM, 10.3, False), (UTM, 20, True), (OTHER_UTM, 20, True), ("EPSG:2263", 32.81, False)],
+)
+def test_scenes_with_pixels_of_another_size_are_warned_of(tmp_path, crs, side, is_warned):
+    write_bands(tmp_path, "a", ("B04",), (1000,))
+    write_bands(tmp_path, "b", ("B04",), (1000,), crs=crs, transform=from_origin(0, 0, side, side))
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        scenes(tmp_path)
+    found = [str(each.message) for each in caught if "pixels" in str(each.message)]
+    assert len(found) == is_warned
+    assert all("a.tif and " in line and "differ in size, 10 × 10 and 20 × 20 m" in line for line in found)
+
+
+def test_rasters_of_another_dtype_are_to_be_converted(tmp_path):
+    write_bands(tmp_path, "a", ("B04",), (1000,))
+    write_bands(tmp_path, "b", ("B04",), (1000,))
+    write_raster(tmp_path / "inputs" / "b.tif", landscape(128, 160, 1), dtype="float32")
+    write_raster(tmp_path / "targets" / "b.tif", landscape(128, 160, 1), dtype="float32")
+    assert "convert them to one dtype" in faults(tmp_path)[0]
 
 
 def test_values_are_within_the_range(tmp_path):
@@ -292,6 +404,106 @@ def test_folds_are_made_of_blocks(tmp_path):
         assert not blocks["test"] & (blocks["train"] | blocks["val"])
         tested += [pair.id for pair in parts["test"]]
     assert sorted(tested) == sorted(pair.id for pair in all_pairs(tmp_path))
+
+
+HERE = (399960, 5300040)  # upper left corner
+
+
+def write_at(folder, name, corner=HERE, side=10, crs=UTM, shape=(128, 160)):
+    """A pair of rasters with one level of its own. corner: None: without a georeference."""
+    place = {"crs": crs, "transform": from_origin(*corner, side, side)} if corner else {"crs": None, "transform": None}
+    for folder_name, subs in (("inputs", name), ("targets", name)):
+        values = np.full((1, *shape), 1 + sum(map(ord, name)))
+        write_raster(folder / folder_name / f"{subs}.tif", values, **place)
+
+
+def splits(folder, **parameters):
+    """{split: {(scene, corner of the block)}}, and the blocks that pairs name, likewise; checked by the windows."""
+    values, named = {}, {}
+    for split in ("train", "val", "test"):
+        dataset = scenes(folder, split, x_scale=(0, 10000), y_scale=(0, 10000), **parameters)
+        pairs = [*dataset]
+        assert [*dataset.blocks] == [pair.block for pair in pairs]
+        values[split] = {(pair.id.rsplit("-", 2)[0], pair.block.partition("-b")[2]) for pair in pairs}
+        named[split] = {pair.block for pair in pairs}
+    return values, named
+
+
+def caught_by(function, *arguments, **parameters):
+    """(what the function returns, its warnings)."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        return function(*arguments, **parameters), [str(each.message) for each in caught]
+
+
+def test_the_same_ground_is_in_one_split_whatever_the_date(tmp_path):
+    for name, corner in (("b-1", HERE), ("b-2", HERE), ("b-3", (HERE[0] + 0.001, HERE[1])), ("c", (0, 0))):
+        write_at(tmp_path, name, corner)
+    (values, named), lines = caught_by(splits, tmp_path)
+    assert lines == []
+    for split, of_split in values.items():
+        assert of_split
+        for scene, corner in of_split:
+            first = "c" if scene == "c" else "b-1"
+            assert split_of(f"{first}-b{corner}", (0.5, 0.25, 0.25), 0) == split
+        assert named[split] == {f"{'c' if scene == 'c' else 'b-1'}-b{corner}" for scene, corner in of_split}
+    assert sum(map(len, values.values())) == 4 * 20
+    assert sum(map(len, named.values())) == 2 * 20
+    before = scenes(tmp_path).fingerprint
+    write_at(tmp_path, "b-2", (5000, 5000))
+    assert scenes(tmp_path).fingerprint != before
+
+
+def test_folds_keep_the_same_ground_together(tmp_path):
+    for name in ("a-1", "a-2"):
+        write_at(tmp_path, name)
+    parts = {s: Fold(0, 3).open(lambda split: scenes(tmp_path, split), s) for s in ("train", "val", "test")}
+    places = {split: {place(pair) for pair in part} for split, part in parts.items()}
+    assert not places["test"] & (places["train"] | places["val"])
+
+
+@pytest.mark.parametrize("corner", [None, (3e5, 0)])
+def test_scenes_without_repeated_ground_keep_their_splits(tmp_path, corner):
+    for name, east in (("a", 0), ("b", 1600)):  # pixels without a georeference have no place
+        write_at(tmp_path, name, corner and (corner[0] + east, 0), crs=None)
+    (values, named), lines = caught_by(splits, tmp_path)
+    assert lines == []
+    for split, of_split in values.items():
+        assert named[split] == {f"{scene}-b{corner}" for scene, corner in of_split}
+        assert all(split_of(name, (0.5, 0.25, 0.25), 0) == split for name in named[split])
+
+
+OVERLAPS = {  # (options of the second scene, whether ground is in both)
+    "shifted": ({"corner": (HERE[0] + 805, HERE[1])}, True),
+    "smaller": ({"shape": (64, 64)}, True),
+    "coarser": ({"corner": (HERE[0] - 100, HERE[1] + 100), "side": 20}, True),
+    "zone": ({"corner": (845000, 5312000), "crs": OTHER_UTM, "side": 100}, True),
+    "beside": ({"corner": (HERE[0] + 1600, HERE[1])}, False),
+    "below": ({"corner": (HERE[0], HERE[1] - 1280)}, False),
+    "other zone": ({"crs": OTHER_UTM}, False),
+    "no CRS": ({"crs": None}, False),
+}
+
+
+@pytest.mark.parametrize(("options", "is_both"), OVERLAPS.values(), ids=OVERLAPS)
+def test_scenes_that_overlap_on_other_grids_are_warned_of(tmp_path, options, is_both):
+    write_at(tmp_path, "a")
+    write_at(tmp_path, "b", **options)
+    _, lines = caught_by(scenes, tmp_path)
+    lines = [line for line in lines if "pixels" not in line]
+    assert len(lines) == is_both
+    assert all(re.search(r"a\.tif and .*b\.tif: show the same ground on different grids", line) for line in lines)
+
+
+@pytest.mark.parametrize("second", ["train/b", "test/b"])
+def test_ground_in_two_of_the_folders_is_warned_of(tmp_path, second):
+    for name, corner in (("train/a", HERE), (second, HERE), ("val/c", (0, 0)), ("train/d", (HERE[0] + 5, HERE[1]))):
+        write_at(tmp_path, name, corner)
+    _, lines = caught_by(scenes, tmp_path)
+    assert len(lines) == (second == "test/b")
+    assert all(
+        re.search(r"test/b\.tif and .*train/a\.tif: show the same ground, in test/ and train/, ", e) for e in lines
+    )
 
 
 def test_folders_can_define_the_splits(tmp_path):

@@ -8,12 +8,14 @@ import warnings
 import numpy as np
 import pytest
 import rasterio
+import rasterio.shutil
 import torch
 from landscapes import OTHER_UTM, UTM, landscape, write_pair, write_raster
 from p2pzoo_geo import pieces as pieces_module
 from p2pzoo_geo import translate as translate_module
 from p2pzoo_geo.bands import Bands
 from p2pzoo_geo.translate import translate_scene
+from rasterio.rpc import RPC
 from rasterio.transform import from_origin
 from torch import nn
 
@@ -127,6 +129,39 @@ def test_a_cog_has_overviews_and_the_same_pixels(trained, run_cli, tmp_path):
         )  # fmt: skip
         assert cog.tags()["p2pzoo"] == plain.tags()["p2pzoo"]
         assert np.array_equal(cog.read(), plain.read())
+
+
+RPCS = RPC(
+    height_off=100.0, height_scale=500.0, lat_off=45.0, lat_scale=0.1, long_off=10.0, long_scale=0.1,
+    line_off=256.0, line_scale=256.0, samp_off=256.0, samp_scale=256.0,
+    line_num_coeff=[0.0, 0.0, -1.0] + [0.0] * 17, line_den_coeff=[1.0] + [0.0] * 19,
+    samp_num_coeff=[0.0, 1.0] + [0.0] * 18, samp_den_coeff=[1.0] + [0.0] * 19, err_bias=0.5, err_rand=0.25,
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("cog", [False, True])
+def test_the_rpcs_of_a_raw_scene_are_kept(tmp_path, cog):
+    place = {"crs": None, "transform": None}
+    scene = write_raster(tmp_path / "x.tif", landscape(96, 600, 1), nodata=None, rpcs=RPCS, **place)
+    translate_scene(model_of(), scene, tmp_path / "y.tif", tile=64, cog=cog)
+    with rasterio.open(scene) as x, rasterio.open(tmp_path / "y.tif") as y:
+        assert x.rpcs is not None
+        assert y.rpcs.to_dict() == x.rpcs.to_dict()
+        assert bool(y.overviews(1)) == cog
+
+
+@pytest.mark.parametrize("is_located", [False, True])
+def test_a_geolocation_array_that_cannot_be_kept_is_warned_of(tmp_path, is_located):
+    scene = write_raster(tmp_path / "x.tif", landscape(64, 64, 1), nodata=None)
+    rasterio.shutil.copy(scene, tmp_path / "x.vrt", driver="VRT")
+    if is_located:
+        with rasterio.open(tmp_path / "x.vrt", "r+") as source:
+            source.update_tags(ns="GEOLOCATION", X_DATASET="lon.tif", Y_DATASET="lat.tif", X_BAND="1", Y_BAND="1")
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        translate_scene(model_of(), tmp_path / "x.vrt", tmp_path / "y.tif", tile=64)
+    assert len(caught) == is_located
+    assert all("x.vrt: is placed by a geolocation array, which" in str(each.message) for each in caught)
 
 
 class Noisy(nn.Module):
@@ -260,6 +295,29 @@ def test_bands_are_found_by_their_names_in_another_order(trained, run_cli, tmp_p
     for path in (scene, tmp_path / "x.tif"):
         assert run_cli("translate-scene", run, path, "-o", tmp_path / f"y{path.stem}.tif").exit_code == 0
     assert np.array_equal(read(tmp_path / "ya.tif"), read(tmp_path / "yx.tif"))
+
+
+@pytest.mark.parametrize(
+    ("trained_on", "there", "numbers"),
+    [
+        (("NDVI", "NDVI", "NDVI"), ("NDVI", "NDVI", "NDVI"), (1, 2, 3)),  # dates
+        (("red", "NDVI", "NDVI"), ("NDVI", "red", "NDVI"), (1, 2, 3)),
+        (("red", "NIR", "SWIR"), ("red", "NIR", "SWIR", "red"), (1, 2, 3)),
+        (("red", "NIR", "SWIR"), ("SWIR", "SWIR", "NIR", "red"), (1, 2, 3)),
+        (("red", "NIR", "SWIR"), ("NIR", "NIR", "SWIR", "blue", "red"), (1, 2, 3)),
+        (("red", "NIR", "SWIR"), ("SWIR", "other", "other", "NIR", "red"), (5, 4, 1)),
+        (("red", None, "SWIR"), ("SWIR", "NIR", "red"), (1, 2, 3)),
+    ],
+)
+def test_bands_are_found_by_their_numbers_where_a_name_is_not_unique(tmp_path, trained_on, there, numbers):
+    x = Bands((1, 2, 3), trained_on, ((0.0, 8000.0),) * 3, "uint16")
+    scene = write_raster(tmp_path / "x.tif", landscape(32, 32, len(there)), names=[name or "" for name in there])
+    with rasterio.open(scene) as source, warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        assert translate_module.scene_bands(model_of(x), source)[0].numbers == numbers
+    moved = [name for name, number in zip(trained_on, numbers, strict=True) if name not in (None, there[number - 1])]
+    assert len(caught) == bool(moved)
+    assert all(f"is described as '{moved[0]}' in the training" in str(each.message) for each in caught)
 
 
 def test_faults_are_one_line_and_write_nothing(trained, assert_refused, tmp_path):

@@ -3,6 +3,7 @@
 import gzip
 import re
 import shutil
+import zlib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import numpy as np
 import p2pzoo_medical
 import pytest
 from p2pzoo_medical import copies
-from p2pzoo_medical.units import NOTICE, Trained, Units
+from p2pzoo_medical.units import NOTICE, Trained, Units, common_dtype
 from p2pzoo_medical.volumes import Volumes
 from phantoms import AFFINE, SHAPE, head, read, reoriented, write_nifti, write_pairs, write_series
 
@@ -332,6 +333,18 @@ def test_a_series_is_the_volume_that_it_was(series):
     assert (dataset.x_units.dtype, dataset.y_units.modality) == ("int16", "CT")
 
 
+def test_series_of_scanners_that_store_other_bits_are_one_cohort(series):
+    def signed_16_bits(header, number):
+        header.BitsStored, header.HighBit, header.PixelRepresentation = 16, 15, 1
+
+    before = {pair.id: pair.y for pair in all_pairs(series)}
+    write_series(series / "targets" / "case1", head(1)[1], modality="CT", patient="secret-1-x", edit=signed_16_bits)
+    after = {pair.id: pair.y for pair in all_pairs(series)}
+    assert before.keys() == after.keys()
+    assert all(np.array_equal(before[name], y) for name, y in after.items())
+    assert volumes(series).y_units.dtype == "float32"
+
+
 def test_dicom_can_be_paired_with_nifti(series):
     for number in range(4):
         shutil.rmtree(series / "targets" / f"case{number}")
@@ -477,6 +490,64 @@ def test_damaged_files_are_named(folder):
     path.with_suffix("").write_bytes(gzip.compress(b"x"))
     assert "have one name" in fault(folder)
     assert not list((folder / "cache" / "volumes").glob("*.tmp"))
+
+
+def flip_a_bit(path):
+    """Change a bit of a .nii.gz so that it decompresses to as many bytes, of which some differ."""
+    whole, original = path.read_bytes(), gzip.decompress(path.read_bytes())
+    for place in range(len(whole) // 2, len(whole) - 8):
+        damaged = bytearray(whole)
+        damaged[place] ^= 1
+        path.write_bytes(damaged)
+        try:
+            values = zlib.decompressobj(zlib.MAX_WBITS | 16).decompress(damaged[:-8])  # without the checksum
+        except zlib.error:
+            continue
+        if len(values) == len(original) and values != original:
+            return
+    raise AssertionError("no bit does it")
+
+
+@pytest.mark.parametrize("side", ["inputs", "targets", "masks"])
+def test_a_checksum_that_does_not_fit_is_damage(folder, side):
+    for path in (folder / "targets").iterdir():
+        write_nifti(folder / "masks" / path.name, (read(path)[0] > -300).astype(np.uint8), AFFINE)
+    parameters = {"masks": folder / "masks"} if side == "masks" else {}
+    flip_a_bit(folder / side / "sub-02_ses-1.nii.gz")
+    for _ in range(2):  # nothing was stored
+        with pytest.raises(UserError, match=r"sub-02_ses-1\.nii\.gz: the file is truncated or damaged"):
+            all_pairs(folder, **parameters)
+
+
+def test_pairs_of_several_dtypes_are_read_in_their_units(folder):
+    before = {pair.id: pair for pair in all_pairs(folder)}
+    for side, name in (("inputs", "sub-01"), ("targets", "sub-02"), ("targets", "sub-03")):
+        path = folder / side / f"{name}_ses-1.nii.gz"
+        values = read(path)[0]
+        write_nifti(path, values.astype(np.float32 if name != "sub-03" else np.int32), AFFINE)
+    after = {pair.id: pair for pair in all_pairs(folder)}
+    assert before.keys() == after.keys()
+    for name, pair in after.items():
+        assert pair.x.dtype == pair.y.dtype == np.float32
+        assert np.array_equal(pair.x, before[name].x)
+        assert np.array_equal(pair.y, before[name].y)
+    units = volumes(folder).x_units, volumes(folder, "test").y_units
+    assert [each.dtype for each in units] == ["float32", "float64"]
+
+
+@pytest.mark.parametrize(
+    ("dtypes", "common"),
+    [
+        (("int16", "int16"), "int16"),
+        (("int16", "float32"), "float32"),
+        (("uint8", "uint16"), "uint16"),
+        (("int16", "uint16"), "int32"),
+        (("uint32", "int8"), "float64"),  # not int64, which no volume has
+    ],
+)
+def test_the_common_dtype_holds_the_values_of_all(dtypes, common):
+    assert common_dtype(dtypes) == common
+    assert Units((0, 1), common_dtype(dtypes)).dtype == common
 
 
 def test_faults_of_all_kinds_are_named_together(folder):

@@ -1,5 +1,8 @@
 """The dataset `stacks`: windows of planes, frames and channels, scales, blocks, and refusals in one line."""
 
+import re
+import warnings
+
 import numpy as np
 import pytest
 import tifffile
@@ -358,6 +361,58 @@ def test_files_with_other_channels_are_refused_together(tmp_path):
     write_stack(tmp_path / "inputs" / "02.tif", cells(c=2, seed=2), ("BF", "PH"))
     [fault] = faults(tmp_path)
     assert "channels differ, 1 of uint16 with 1 of uint16 and 2 of uint16 with 1 of uint16" in fault
+
+
+@pytest.mark.parametrize("numbers", [None, (1, 2)])
+def test_channels_in_another_order_are_refused_unless_they_are_chosen_by_name(tmp_path, numbers):
+    write_pairs(tmp_path, c=3, names=(("BF", "PH"), ("DAPI",)))
+    values = cells(c=3, seed=2)
+    write_stack(tmp_path / "inputs" / "02.tif", values[:, :, [1, 0]], ("PH", "BF"))
+    [fault] = faults(tmp_path, x_channels=numbers)
+    assert re.search(r"00\.tif and .*02\.tif: channel 1 of x is 'BF' and 'PH': .* name them in x_channels", fault)
+    pair = every_pair(tmp_path, x_channels=("BF", "PH"))["02-r0-c0"]
+    assert np.array_equal(pair.x.transpose(2, 0, 1), values[0, 0, :2, :32, :32])
+
+
+def test_a_channel_without_a_name_fits_all(tmp_path):
+    write_pairs(tmp_path)
+    write_stack(tmp_path / "inputs" / "02.tif", cells(c=1, seed=2), None)
+    assert len(every_pair(tmp_path)) == 4 * 4
+
+
+@pytest.mark.parametrize(("size", "share"), [(32, "20%"), (16, None)])
+def test_the_share_of_pixels_that_no_window_reaches_is_said(tmp_path, size, share):
+    write_pairs(tmp_path)  # 64 × 80 px
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        stacks(tmp_path, size=size)
+    lines = [str(each.message) for each in caught]
+    assert len(lines) == bool(share)
+    pattern = (
+        f"inputs: {share} of the pixels, at the right and lower edges of planes, are in no window: choose a `size`"
+    )
+    assert all(pattern in line for line in lines)
+
+
+@pytest.mark.parametrize("pixel", [0.33, 0.65])
+def test_pairs_with_pixels_of_another_size_are_warned_of(tmp_path, pixel):
+    write_pairs(tmp_path)
+    for side, name in (("inputs", "BF"), ("targets", "DAPI")):
+        write_stack(tmp_path / side / "02.tif", cells(c=1, seed=2), (name,), {"X": pixel, "Y": pixel})
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        stacks(tmp_path)
+    lines = [str(each.message) for each in caught if "differ in size" in str(each.message)]
+    assert len(lines) == (pixel == 0.65)
+    assert all(
+        re.search(r"00\.tif and .*02\.tif: pixels differ in size along X, 0\.325 and 0\.65 µm", e) for e in lines
+    )
+
+
+def test_stacks_of_another_dtype_are_to_be_converted(tmp_path):
+    write_pairs(tmp_path)
+    write_stack(tmp_path / "inputs" / "02.tif", cells(c=1, seed=2).astype("float32"), ("BF",))
+    assert "convert them to one dtype" in faults(tmp_path)[0]
 
 
 def test_a_file_that_changes_is_read_again(tmp_path):

@@ -2,6 +2,7 @@
 
 import json
 import warnings
+from dataclasses import replace
 
 import numpy as np
 import ome_types
@@ -182,6 +183,27 @@ def test_channels_are_found_by_name_in_another_order_or_chosen(tmp_path):
         translate_stack(model_of(**same), other, path, channels=[1, 2])
     translate_stack(model_of(**same), write_stack(tmp_path / "c.tif", values, None), path)
     assert np.array_equal(tifffile.imread(path), values[0, 0, 0])
+
+
+@pytest.mark.parametrize(
+    ("trained_on", "there", "numbers"),
+    [
+        (bands("BF", "BF"), ("BF", "BF", "DAPI"), (1, 2)),
+        (bands("BF", "PH"), ("BF", "PH", "BF"), (1, 2)),
+        (bands("BF", "PH"), ("PH", "other", "other", "BF"), (4, 1)),
+        (replace(bands("BF", "BF"), numbers=(2, 3)), ("BF", "BF"), (1, 2)),  # without the channels that were not used
+        (bands("BF", "PH"), ("PH", "BF", "BF"), None),
+        (bands("BF", "BF"), ("DAPI", "BF", "BF"), None),
+    ],
+)
+def test_channels_are_found_by_their_numbers_where_a_name_is_not_unique(tmp_path, trained_on, there, numbers):
+    stack = open_stack(write_stack(tmp_path / "x.tif", cells(c=len(there)), there))
+    model = model_of(trained_on)
+    if numbers:
+        assert translate_module._match_channels(model, stack, None)[0].numbers == numbers
+    else:
+        with pytest.raises(UserError, match="choose with --channel"):
+            translate_module._match_channels(model, stack, None)
 
 
 def test_times_and_sizes_of_imagej_are_kept(tmp_path):
