@@ -21,8 +21,7 @@ import numpy as np
 import torch
 
 from p2pzoo.images.georeference import TIFF_SUFFIXES, read_georeference
-from p2pzoo.images.io import TiffTag, read_header, read_image, write_image
-from p2pzoo.images.label_maps import read_map
+from p2pzoo.images.io import TiffTag, read_header, write_image
 from p2pzoo.images.lossy import DEFAULT_QUALITY, LOSSY_SUFFIXES, write_lossy
 from p2pzoo.images.rows import Rows, gather_rows, open_rows, write_rows
 from p2pzoo.models.at_use import AtUse
@@ -146,12 +145,11 @@ class _FileTranslator:
             return None
         if self.interval and _count_pixels(source) > MAX_PIXELS_AHEAD:
             raise UserError(f"{source}: intervals take up to {MAX_PIXELS_AHEAD:,} pixels at a time: cut the image")
-        labels = self.model.x_labels
-        image = np.atleast_3d(read_map(source, labels.classes)) if labels else read_image(source)
+        image, has_alpha = self.model.read_input(source)
         if self.half:
             half = _take_half(Rows.of(image), self.half)
             image = half.read(0, half.shape[0])
-        return self.model.prepare_input(image, self.scaling)
+        return self.model.prepare_input(image, self.scaling, has_alpha=has_alpha)
 
     def goes_by_rows(self, source: Path) -> bool:
         """Whether the image is so large that it is read and written band by band."""
