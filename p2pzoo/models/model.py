@@ -225,7 +225,7 @@ class Model:
             raise ValueError(f"test_mode must be one of {', '.join(TEST_MODES)}, not {mode!r}")
         if mode == "paper" and self.precision != "fp32":
             raise ValueError(f"precision {self.precision} needs test mode eval: paper mode computes in fp32")
-        if self.precision != "fp32" and self.draws_in_eval and not self.takes_noise:
+        if self.precision != "fp32" and self.draws_own_noise:
             raise ValueError(f"precision {self.precision} is not for a model that draws its own random numbers")
         if tile is None:
             if overlap is not None:
@@ -482,18 +482,22 @@ class Model:
         Raises ValueError and OutOfMemory as it does.
         """
         band: PreparedImage | None = None
+        band_top = 0
 
         def read(top: int, bottom: int) -> Tensor:
-            nonlocal band
+            nonlocal band, band_top
+            band_top = top
             band = self.prepare_input(image.read(top, bottom), Scaling(), has_alpha=image.has_alpha)
             return self._to_tensor(band.x)
 
         size = image.shape[:2]
         try:
-            for _, strip in self._translate_strips(read, size, tiling, seed):
+            for top, strip in self._translate_strips(read, size, tiling, seed):
                 assert band is not None
-                for at, part in enumerate(strip.split(_BAND_ROWS, dim=1)):
-                    rows = slice(at * _BAND_ROWS, at * _BAND_ROWS + part.shape[1])
+                first = top - band_top  # above 0 where the padding reflects rows above the last row of tiles
+                for at in range(0, strip.shape[1], _BAND_ROWS):
+                    part = strip[:, at : at + _BAND_ROWS]
+                    rows = slice(first + at, first + at + part.shape[1])
                     lightness = None if band.lightness is None else band.lightness[rows]
                     image_part = PreparedImage(band.x[rows], (part.shape[1], part.shape[2]), lightness)
                     yield self._decode(image_part, self._quantize(part.permute(1, 2, 0)))
@@ -597,7 +601,7 @@ class Model:
 
         A batch that is too large for the memory is translated one image at a time.
         """
-        if self.draws_in_eval and not self.takes_noise:
+        if self.draws_own_noise:
             scaled = self._scale(images.to(self.device))
             return torch.cat([translate(self.G, x, "eval", seed=seed, draws=True) for x in scaled.split(1)])
         if noise is None and self.takes_noise:
@@ -628,9 +632,8 @@ class Model:
 
     @property
     def draws_own_noise(self) -> bool:
-        """Whether a process, or a generator that saw the target in training, draws noise that it takes from nobody."""
-        may_draw = self.header.process is not None or getattr(self.G, "sees_target", False)
-        return may_draw and self.draws_in_eval and not self.takes_noise
+        """Whether a process, or a generator in eval mode, draws noise that it takes from nobody."""
+        return self.draws_in_eval and not self.takes_noise
 
     @property
     def noise_source(self) -> str:
