@@ -236,17 +236,27 @@ def measure_all(
     together     images, neighbours in the dataset, that `translate_x` gets at a time. No other images are in memory
     """
 
-    def measure_together(indices: range) -> list[dict[str, Tensor]]:  # a function, so that it frees its images
-        batches = [engine.to_device(batch) for batch in single_batches(store, indices)]
-        samples = translate_x(torch.cat([batch.x for batch in batches]), count_samples(metrics))
-        parts = zip(batches, *(y_hat.split(1) for y_hat in samples), strict=True)
+    def measure_together(start: int) -> list[dict[str, Tensor]]:  # a function, so that it frees its images
+        parts = translate_neighbours(engine, store, translate_x, start, together, count_samples(metrics))
         return [measure(metrics, batch, y_hats, store.dataset) for batch, *y_hats in parts]
 
     rows: list[dict[str, Tensor]] = []
     with sync_errors():
         for start in shard(range(0, len(store) if metrics else 0, together)):
-            rows += measure_together(range(start, min(start + together, len(store))))
+            rows += measure_together(start)
     return join_rows([row for part in all_gather_object(rows) for row in part])
+
+
+def translate_neighbours(
+    engine: Engine, store: Store, translate_x: Callable[[Tensor, int], Sequence[Tensor]], index: int, together: int,
+    count: int = 1,
+) -> list[tuple[Any, ...]]:  # fmt: skip
+    """[(batch of one pair, its ŷ of sample 0, of sample 1, …), …] of the pairs that are measured with pair `index`."""
+    start = index - index % together
+    indices = range(start, min(start + together, len(store)))
+    batches = [engine.to_device(batch) for batch in single_batches(store, indices)]
+    samples = translate_x(torch.cat([batch.x for batch in batches]), count)
+    return [*zip(batches, *(y_hat.split(1) for y_hat in samples), strict=True)]
 
 
 def measure(metrics: Mapping[str, Any], batch: Batch, y_hats: Sequence[Tensor], dataset: Any) -> dict[str, Tensor]:
