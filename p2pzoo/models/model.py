@@ -285,8 +285,8 @@ class Model:
 
     def flatten(self, image: np.ndarray, channels: int, *, has_alpha: bool = True) -> np.ndarray:
         """(H, W, C + 1) with opacity -> (H, W, C) on `background`. Unchanged without one, or if opacity is wanted."""
-        is_wanted = self.background is None or channels in (2, 4)
-        if is_wanted or not has_alpha or image.ndim != 3 or image.shape[2] not in (2, 4):
+        may_have_alpha = has_alpha and image.ndim == 3 and image.shape[2] in (2, 4)
+        if self.background is None or channels in (2, 4) or not may_have_alpha:
             return image
         return put_on_background(image, self.background)
 

@@ -19,7 +19,7 @@ from p2pzoo.runs.folder_pairs import FolderPairs
 from p2pzoo.utils.errors import UserError
 
 WHITE = (255, 255, 255)
-SAME_SIDE = dict(size_divisor=1, test_mode="eval", run="r")
+SAME_SIDE = {"size_divisor": 1, "test_mode": "eval", "run": "r"}
 
 
 class FirstChannel(nn.Module):
@@ -30,7 +30,7 @@ class FirstChannel(nn.Module):
 def model_of(channels, dtype="uint16", out=1, background=None, alpha=False, **header):
     full = float(np.iinfo(dtype).max)
     G = FirstChannel() if out == 1 else nn.Identity()
-    ranges = dict(x_dtype=dtype, y_dtype=dtype, x_range=(0, full), y_range=(0, full))
+    ranges = {"x_dtype": dtype, "y_dtype": dtype, "x_range": (0, full), "y_range": (0, full)}
     layout = FileLayout(background=background, alpha=alpha)
     values = {**SAME_SIDE, **ranges, "file_layout": layout, **header}
     return Model(G, ModelHeader("generator", "mine", {}, channels, out, (16, 16), **values), torch.device("cpu"))
@@ -59,7 +59,9 @@ def test_so_does_its_file_command(tmp_path):
         targets[tmp_path / f"{bands}.tif"] = tmp_path / "out" / f"{bands}.npy"
     good, bad = translate_files(model_of(2), targets, "eval")
     assert not good.faults
-    assert bad.faults == (f"{bad.source}: it has 1 channel, and 2 were expected: give images with the bands of the training images",)
+    assert bad.faults == (
+        f"{bad.source}: it has 1 channel, and 2 were expected: give images with the bands of the training images",
+    )
 
 
 def test_grey_becomes_rgb_and_a_model_of_opacity_gets_it():
@@ -76,7 +78,8 @@ def test_a_band_in_a_file_is_not_blended_with_the_background(suffix, dtype, tmp_
     model = model_of(3, dtype, background=WHITE)
     [outcome] = translate_files(model, {file: tmp_path / "out.npy"}, "eval")
     message = "it has 4 channels, none of which is opacity, and 3 were expected: give images with the bands of"
-    assert len(outcome.faults) == 1 and f"{file}: {message}" in outcome.faults[0]
+    assert len(outcome.faults) == 1
+    assert f"{file}: {message}" in outcome.faults[0]
     with pytest.raises(ValueError, match=message):
         model.translate(file)
 
@@ -127,7 +130,9 @@ class TestFolders:
 
     @pytest.mark.parametrize("channels", [1, 3])
     def test_targets_get_no_band_that_they_lack(self, channels, tmp_path):
-        with pytest.raises(UserError, match=rf"a\.tif: it has {channels} channels?, and 4 were expected.* .the model gives 4 channels"):
+        with pytest.raises(
+            UserError, match=rf"a\.tif: it has {channels} channels?, and 4 were expected.* .the model gives 4 channels"
+        ):
             self.pairs_of(model_of(4, out=4), tmp_path, image_of(4), image_of(channels))
 
     def test_bands_of_inputs_and_targets_are_not_blended(self, tmp_path):
@@ -149,5 +154,3 @@ class TestFolders:
                 write_image(tmp_path / folder / f"{name}.png", image)
         pairs = FolderPairs(model_of(4, "uint8", out=4, alpha=True), tmp_path / "inputs", tmp_path / "targets")
         assert [int(pair.pair.y[0, 0, 3]) for pair in pairs] == [150, 255]
-
-

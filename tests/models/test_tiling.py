@@ -234,7 +234,9 @@ def test_other_errors_of_the_network_are_not_reported_as_out_of_memory(near):
 def test_a_lab_photo_that_is_read_in_bands_keeps_the_lightness_of_its_rows(height, side):
     """Where more than half of the last row of tiles is padding, its band begins above the rows that it gives."""
     size = {"size": (64, 64), "size_divisor": 64}
-    header = ModelHeader("generator", "mine", {}, 1, 2, run="r", test_mode="eval", encodings=Encodings("L", "ab"), **size)
+    header = ModelHeader(
+        "generator", "mine", {}, 1, 2, run="r", test_mode="eval", encodings=Encodings("L", "ab"), **size
+    )
     model = Model(nn.Conv2d(1, 2, 1), header, torch.device("cpu"))
     nn.init.zeros_(model.G.weight), nn.init.zeros_(model.G.bias)
     ramp = np.linspace(0, 255, height).astype(np.uint8)
