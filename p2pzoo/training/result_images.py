@@ -33,8 +33,7 @@ def save_test_grid(
 
 def best_and_worst(experiment: Experiment, run: Run, engine: Engine, G: Any, store: Store) -> list[Comparison]:
     """The images with the best and the worst values of the first metric that ranks images; [] if none does."""
-    best_first = rank_images(experiment, run, store)
-    if best_first is None:
+    if (best_first := rank_images(experiment, run, store)) is None:
         return []
     metric, order = best_first
     values = dict(order)

@@ -1,6 +1,7 @@
 """Folders of images: parallel work, the order of outcomes, bounded memory, and stopping."""
 
 import itertools
+import json
 import os
 import threading
 import time
@@ -16,8 +17,9 @@ from p2pzoo.images.io import read_image
 from p2pzoo.models import translate_files as translate_files_module
 from p2pzoo.models.model import Model
 from p2pzoo.models.model_file import ModelHeader
+from p2pzoo.models.scaling import Scaling
 from p2pzoo.models.test_modes import translate
-from p2pzoo.models.translate_files import translate_files
+from p2pzoo.models.translate_files import describe_translation, sample_paths, translate_files
 
 
 class Small(nn.Module):
@@ -285,3 +287,16 @@ def test_out_of_memory_retries_images_one_by_one_and_skips_those_that_are_too_la
     assert len(read_targets(targets)) == 3
     list(translate_files(model, targets, "eval", tiling=model.resolve_options("eval", 16, 0)[1]))
     assert len(read_targets(targets)) == 4
+
+
+def test_each_sample_says_with_which_seed_it_is_made_again(model, folder):
+    [(source, target)] = folder((16, 16)).items()
+    text = {"p2pzoo": describe_translation(model, "paper", 5, "fp32", None, Scaling(), {}, None)}
+    list(translate_files(model, {source: target}, "paper", seed=5, samples=3, text=text))
+    *samples, mean, spread = (Image.open(path) for path in sample_paths(target, 3))
+    said = [json.loads(image.text["p2pzoo"]) for image in (*samples, mean, spread)]
+    assert [each["seed"] for each in said] == [5, 6, 7, 5, 5]
+    assert [each.get("samples") for each in said] == [None, None, None, 3, 3]
+    for image, each in zip(samples, said, strict=False):
+        again = model.translate(read_image(source), test_mode="paper", seed=each["seed"], scale="native")
+        assert np.array_equal(np.asarray(image), again)
