@@ -105,7 +105,9 @@ def load_newest_checkpoint(folder: Path) -> tuple[dict[str, Tensor], dict[str, A
     raise DamagedFile(f"{folder}: not finished, and none of its checkpoints is intact; run it again")
 
 
-def load_start(checkpoint: Path, recipe: Path, note: Callable[[str], None]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def load_continued(
+    checkpoint: Path, recipe: Path, note: Callable[[str], None]
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Tensors and header of another run's checkpoint, from which a run with this resolved recipe goes on.
 
     Without the state of the other run's optimizers, if those of the recipe keep another one; `note` gets a line that

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from p2pzoo.models.test_modes import in_training_mode
 
-NORM_IMAGES = 500  # of the training split, from which `estimate_norms` is right to a few percent
+NORM_IMAGES = 500  # of the training split, from which the statistics of an average are estimated
 
 
 @torch.no_grad()

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from p2pzoo.compute.distributed import all_reduce_mean, on_rank0
 from p2pzoo.compute.engine import Engine
 from p2pzoo.models import safetensors_io
-from p2pzoo.models.checkpoint_model import list_checkpoints, load_start, replaced_tensors
+from p2pzoo.models.checkpoint_model import list_checkpoints, load_continued, replaced_tensors
 from p2pzoo.models.external_weights import HEADER_KEY, ExternalDigests
 from p2pzoo.plugin.protocols import Process
 from p2pzoo.runs.monitor import Diverged
@@ -168,7 +168,7 @@ class State:
                 return *safetensors_io.load_tensors(path), path
             except DamagedFile as error:
                 progress.note(f"{error}; trying the checkpoint before it")
-        return (*load_start(start_from, run.recipe, progress.note), start_from) if start_from else None
+        return (*load_continued(start_from, run.recipe, progress.note), start_from) if start_from else None
 
     def load(self, tensors: Mapping[str, Tensor], path: Path) -> None:
         """Restore what `tensors` returned. path: the file that they come from, for messages."""

@@ -14,6 +14,7 @@ from PIL import Image
 from torch import nn
 
 from p2pzoo.images.io import read_image
+from p2pzoo.models import model as model_module
 from p2pzoo.models import translate_files as translate_files_module
 from p2pzoo.models.model import Model
 from p2pzoo.models.model_file import ModelHeader
@@ -136,7 +137,7 @@ def test_reading_computing_and_writing_run_in_parallel(model, folder, monkeypatc
     """Each stage waits until another image is in another stage: without parallel stages this would never end."""
     targets = folder(*[(8, 8)] * 12)
     reading, computing, writing = (threading.Event() for _ in range(3))
-    read, write, compute = translate_files_module.read_image, translate_files_module.write_image, model.translate_arrays
+    read, write, compute = model_module.read_image, translate_files_module.write_image, model.translate_arrays
     calls = {"read": itertools.count(), "compute": itertools.count(), "write": itertools.count()}
 
     def slow_read(path):
@@ -158,7 +159,7 @@ def test_reading_computing_and_writing_run_in_parallel(model, folder, monkeypatc
             assert computing.wait(10)
         return write(*arguments, **options)
 
-    monkeypatch.setattr(translate_files_module, "read_image", slow_read)
+    monkeypatch.setattr(model_module, "read_image", slow_read)
     monkeypatch.setattr(translate_files_module, "write_image", slow_write)
     monkeypatch.setattr(model, "translate_arrays", slow_compute)
     assert not [fault for outcome in translate_files(model, targets, "paper") for fault in outcome.faults]
@@ -173,7 +174,7 @@ def test_few_images_are_read_ahead_and_few_wait_to_be_written(model, folder, mon
     targets = folder(*[(8, 8)] * 24)
     counts = {"read": 0, "translated": 0, "written": 0}
     ahead, behind = [], []
-    read, write, compute = translate_files_module.read_image, translate_files_module.write_image, model.translate_arrays
+    read, write, compute = model_module.read_image, translate_files_module.write_image, model.translate_arrays
 
     def counting_read(path):
         counts["read"] += 1
@@ -191,7 +192,7 @@ def test_few_images_are_read_ahead_and_few_wait_to_be_written(model, folder, mon
         write(*arguments, **options)
         counts["written"] += 1
 
-    monkeypatch.setattr(translate_files_module, "read_image", counting_read)
+    monkeypatch.setattr(model_module, "read_image", counting_read)
     monkeypatch.setattr(translate_files_module, "write_image", slow_write)
     monkeypatch.setattr(model, "translate_arrays", counting_compute)
     assert len(list(translate_files(model, targets, "paper"))) == 24
