@@ -81,6 +81,7 @@ def translate_files(
     mode each is translated by itself. Raises OSError for a file that cannot be written. Close the generator to stop.
 
     >>> import tempfile, p2pzoo
+    >>> from p2pzoo.images.io import read_image
     >>> model = p2pzoo.load("zoo:earth-small", device="cpu")
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     source, target = Path(folder) / "a.png", Path(folder) / "out" / "a.png"
