@@ -121,7 +121,7 @@ def translate_command(
     from p2pzoo.images.georeference import warn_of_losses
     from p2pzoo.models.translate_files import describe_translation, translate_files
 
-    sources = _find_inputs(inputs, model)
+    sources = _find_inputs(inputs, model, output)
     loaded = _load(model, device, precision, weights, background, at_use)
     targets, quality = _plan_targets(loaded, sources, output, suffix, samples, level is not None, force, quality)
     mode, tiling, scaling = _resolve_options(loaded, test_mode, tile, overlap, scale, size, samples)
@@ -286,9 +286,9 @@ def _is_file_name(output: Path) -> bool:
     return bool(output.suffix) and not output.is_dir()
 
 
-def _find_inputs(inputs: tuple[Path, ...], model: Path) -> list[Path]:
+def _find_inputs(inputs: tuple[Path, ...], model: Path, output: Path) -> list[Path]:
     """The image files of all inputs. Raises UserError for missing files and for folders without images."""
-    from p2pzoo.images.find_images import describe_other_files, find_images
+    from p2pzoo.images.find_images import describe_nested_images, describe_other_files, find_images
     from p2pzoo.images.io import IMAGE_SUFFIXES
     from p2pzoo.utils.find_runs import is_run
 
@@ -304,8 +304,10 @@ def _find_inputs(inputs: tuple[Path, ...], model: Path) -> list[Path]:
             folders = sorted(p.name for p in path.iterdir() if p.is_dir())
             hint = f"; it has the folders {', '.join(folders[:3])}" if folders else ""
             raise UserError(f"{path}: no images in this folder ({', '.join(IMAGE_SUFFIXES)}){hint}")
-    if line := describe_other_files(path for path in inputs if path.is_dir()):
-        click.echo(f"warning: {line}", err=True)
+    given = [path for path in inputs if path.is_dir()]
+    for line in (describe_other_files(given), describe_nested_images(given, [output])):
+        if line:
+            click.echo(f"warning: {line}", err=True)
     if missing := [str(path) for path in files if not path.exists()]:
         raise UserError(*(f"{path}: no such file" for path in missing))
     return list(dict.fromkeys(files))

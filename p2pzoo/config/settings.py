@@ -46,8 +46,9 @@ class Train:
     d_steps           optimizer steps of D for each step of G. Each takes a new batch, and G takes the last one. All
                       these images count: a training step takes batch_size × d_steps of them
     accumulate        split each batch into this many parts and sum their gradients, to save memory. The result differs
-                      by rounding only, unless a layer mixes images (batch norm) or draws random numbers. G translates
-                      each image twice: without gradients for the step of D, then with gradients for its own
+                      by rounding only, unless a layer mixes images (batch norm) or draws random numbers, or a loss
+                      compares images of a batch (`relativistic` with its average): it sees those of a part. G
+                      translates each image twice: without gradients for the step of D, then with them for its own
     pool_size         show D fake images from a pool of this many earlier ones (0: off)
     ema               decay per step of the moving average of G, which is then evaluated and saved (0: off)
     log_every         images between two lines of metrics.jsonl

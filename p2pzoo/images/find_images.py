@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 
 from p2pzoo.images.io import IMAGE_SUFFIXES
 
 _HIDDEN_ON_WINDOWS = ("thumbs.db", "desktop.ini")
-_MAX_NAMED_SUFFIXES = 6
+_MAX_NAMED = 6
 
 
 def find_images(folder: Path, *, nested: bool = False) -> list[Path]:
@@ -38,8 +38,8 @@ def describe_other_files(folders: Iterable[Path], *, nested: bool = False) -> st
     if not counts:
         return None
     ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
-    named = [f"{count:,} {suffix}" for suffix, count in ordered[:_MAX_NAMED_SUFFIXES]]
-    more = ", ..." * (len(counts) > _MAX_NAMED_SUFFIXES)
+    named = [f"{count:,} {suffix}" for suffix, count in ordered[:_MAX_NAMED]]
+    more = ", ..." * (len(counts) > _MAX_NAMED)
     total = counts.total()
     files, their = ("files are", "their") if total > 1 else ("file is", "its")
     them = "them" if total > 1 else "it"
@@ -47,6 +47,44 @@ def describe_other_files(folders: Iterable[Path], *, nested: bool = False) -> st
         f"{', '.join(map(str, folders))}: {total:,} {files} not read, because of {their} kind "
         f"({', '.join(named)}{more}): convert {them} to PNG or TIFF, or move {them} away"
     )
+
+
+def describe_nested_images(folders: Iterable[Path], besides: Collection[Path] = ()) -> str | None:
+    """A line that counts the images in sub-folders, which `find_images` leaves out. None if there are none.
+
+    besides  folders whose images are not counted
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     for name in ("a.png", "day2/b.png", "day2/c.png", "day3/d.png"):
+    ...         (Path(folder) / name).parent.mkdir(exist_ok=True)
+    ...         (Path(folder) / name).touch()
+    ...     describe_nested_images([Path(folder)]).partition(": ")[2]
+    '3 images in sub-folders are left out (2 in day2, 1 in day3): give these folders, too'
+    """
+    folders = list(dict.fromkeys(folders))
+    not_counted = {folder.resolve() for folder in (*folders, *besides)}
+    counts = Counter(
+        str(file.parent.relative_to(folder))
+        for folder in folders
+        for file in _list_nested(folder)
+        if not_counted.isdisjoint(parent.resolve() for parent in file.parents if folder in parent.parents)
+    )
+    if not counts:
+        return None
+    named = [f"{count:,} in {name}" for name, count in sorted(counts.items())[:_MAX_NAMED]]
+    more = ", ..." * (len(counts) > _MAX_NAMED)
+    total = counts.total()
+    images = "images in sub-folders are" if total > 1 else "image in a sub-folder is"
+    these = "these folders" if len(counts) > 1 else "this folder"
+    return f"{', '.join(map(str, folders))}: {total:,} {images} left out ({', '.join(named)}{more}): give {these}, too"
+
+
+def _list_nested(folder: Path) -> list[Path]:
+    try:
+        return [file for file in find_images(folder, nested=True) if file.parent != folder]
+    except OSError:  # a sub-folder that may not be read: its images were not asked for
+        return []
 
 
 def _full_suffix(file: Path) -> str:

@@ -82,9 +82,9 @@ class ImageHeader(NamedTuple):
 def read_image(path: Path) -> np.ndarray:
     """(H, W, C) uint8, uint16 or float32, as stored in the file.
 
-    C is 1 (grey), 2 (grey, alpha), 3 (RGB) or 4 (RGBA); TIFF and NumPy files may have any C. EXIF rotation is applied
-    and palettes are resolved. Raises UserError, naming the file, if it cannot be read, has another dtype, or needs a
-    package that is not installed.
+    C is 1 (grey), 2 (grey, alpha), 3 (RGB) or 4 (RGBA); TIFF and NumPy files may have any C. EXIF rotation is applied,
+    palettes are resolved, and a colour that a PNG names as transparent (tRNS) becomes alpha. Raises UserError, naming
+    the file, if it cannot be read, has another dtype, or needs a package that is not installed.
 
     >>> import tempfile
     >>> file = Path(tempfile.mkdtemp()) / "grey.png"
@@ -114,10 +114,14 @@ def open_picture(path: Path) -> Image.Image:
     Raises PILLOW_ERRORS, and UserError for what is no regular file, or claims more pixels than its bytes can give.
     """
     _refuse_pipes(path)
+    image: Image.Image
     try:
-        return Image.open(path, formats=PILLOW_FORMATS)
+        image = Image.open(path, formats=PILLOW_FORMATS)
     except Image.DecompressionBombError:
-        return _open_beyond_limit(path)
+        image = _open_beyond_limit(path)
+    if has_transparent_color(image) and image.mode == "L":
+        image.info["transparency"] *= 255 // (2 ** _png_depth(image, path) - 1)  # of 2 and 4 bits Pillow scales pixels
+    return image
 
 
 def _open_beyond_limit(path: Path) -> Image.Image:
@@ -256,9 +260,16 @@ def choose_library(image: Image.Image, path: Path) -> str:
         shallow = shallow or (image.mode == "CMYK" and samples == 4 and max(bits) == 8)
         deep = samples == 1 and (image.mode.startswith("I;16") or (image.mode == "F" and bits == (32,)))
         return "pillow" if single and (shallow or deep) else "tifffile"
-    if _png_depth(image, path) == 16 and not _is_deep(image):
-        return "imagecodecs"
-    return "pillow"
+    if image.format in ("PNG", "WEBP") and getattr(image, "n_frames", 1) > 1:
+        frames = image.n_frames  # type: ignore[attr-defined]
+        raise UserError(f"{path}: is an animation of {frames} pictures; one is expected: save that one alone")
+    is_deep = _png_depth(image, path) == 16
+    if is_deep and has_transparent_color(image):
+        raise UserError(
+            f"{path}: has a transparent colour (tRNS), which is not read with 16 bits per channel: save it with an "
+            "alpha channel, or without transparency"
+        )
+    return "imagecodecs" if is_deep and not _is_deep(image) else "pillow"
 
 
 def _png_depth(image: Image.Image, path: Path) -> int:
@@ -271,6 +282,11 @@ def _png_header(path: Path) -> tuple[int, int]:
     with path.open("rb") as file:
         bits, color_type = file.read(26)[24:26]
     return bits, color_type
+
+
+def has_transparent_color(image: Image.Image) -> bool:
+    """Whether a picture without an alpha channel names one colour that is transparent, as a PNG can (tRNS)."""
+    return image.mode not in ("P", "LA", "RGBA") and "transparency" in image.info
 
 
 def _is_deep(image: Image.Image) -> bool:
@@ -444,6 +460,8 @@ def _mode(path: Path | str, image: Image.Image) -> str:
     mode = _MODES.get(image.mode)
     if image.mode == "P":
         mode = "RGBA" if "transparency" in image.info else "RGB"
+    elif mode in ("L", "RGB") and has_transparent_color(image):
+        mode += "A"
     if mode is None:
         raise UserError(
             f"{path}: pixels of mode {image.mode} are not supported: "

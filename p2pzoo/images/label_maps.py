@@ -52,6 +52,7 @@ from p2pzoo.images.io import (
     ImageHeader,
     decode_pixels,
     describe_size,
+    has_transparent_color,
     inspect_array,
     inspect_image,
     open_picture,
@@ -320,17 +321,18 @@ def read_map(path: Path, classes: Classes | None = None) -> np.ndarray:
         _map_header(path, array.shape, array.dtype)
         return array if array.shape[2:] == (3,) else array.reshape(array.shape[:2])
     _refuse_lossy(path)
-    bits = 8
+    bits, has_color = 8, False  # a colour that is shown as transparent has its class all the same
     try:
         with open_picture(path) as image:
             if image.mode == "P":
                 return _read_indexed(image, str(path), classes)
             bits = _png_bits(path) if image.format == "PNG" else 8
+            has_color = has_transparent_color(image)
     except PILLOW_ERRORS:
         pass  # read_image below raises the cause, or reads it by another library
     array = read_image(path)
     _map_header(path, array.shape, array.dtype)
-    values = _drop_opaque_alpha(array, str(path))
+    values = _drop_opaque_alpha(array[..., :-1] if has_color else array, str(path))
     return values // (255 // (2**bits - 1)) if bits < 8 else values  # Pillow scales values of 1, 2 and 4 bits
 
 
@@ -338,7 +340,8 @@ def picture_map(image: Image.Image, classes: Classes) -> np.ndarray:
     """An open picture -> an array as `read_map` returns it. Raises UserError as it does."""
     if image.mode == "P":
         return _read_indexed(image, "the image", classes)
-    return _drop_opaque_alpha(decode_pixels(image, "the image"), "the image")
+    array = decode_pixels(image, "the image")
+    return _drop_opaque_alpha(array[..., :-1] if has_transparent_color(image) else array, "the image")
 
 
 def _read_indexed(image: Image.Image, name: str, classes: Classes | None) -> np.ndarray:

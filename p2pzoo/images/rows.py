@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from p2pzoo.images.io import (
     choose_library,
     describe_read_error,
     describe_size,
+    inspect_image,
     open_picture,
     open_tiff,
     picture_bands,
@@ -43,12 +44,14 @@ _MIN_IS_BLACK, _RGB, _YCBCR = 1, 2, 6  # photometric interpretations that Pillow
 class Rows:
     """An image as `read_image` returns it, but a band at a time.
 
-    shape  (H, W, C)
-    read   read(top, bottom) -> (bottom - top, W, C). Cheapest from top to bottom; bands may overlap
+    shape      (H, W, C)
+    read       read(top, bottom) -> (bottom - top, W, C). Cheapest from top to bottom; bands may overlap
+    has_alpha  whether the last of 2 or 4 channels is opacity, not a band
     """
 
     shape: tuple[int, int, int]
     read: Callable[[int, int], np.ndarray]
+    has_alpha: bool = True
 
     @classmethod
     def of(cls, image: np.ndarray) -> Rows:
@@ -62,7 +65,7 @@ class Rows:
     def columns(self, left: int, right: int) -> Rows:
         """The columns from `left` to `right` of this image."""
         shape = (self.shape[0], right - left, self.shape[2])
-        return Rows(shape, lambda top, bottom: self.read(top, bottom)[:, left:right])
+        return Rows(shape, lambda top, bottom: self.read(top, bottom)[:, left:right], self.has_alpha)
 
 
 @contextlib.contextmanager
@@ -76,24 +79,24 @@ def open_rows(path: Path) -> Iterator[Rows]:
     ...     rows.shape, rows.read(0, 8).shape
     ((20, 30, 1), (8, 30, 1))
     """
-    if path.suffix.lower() in ARRAY_SUFFIXES:
-        yield Rows.of(read_image(path))
-        return
     with contextlib.ExitStack() as stack:
-        try:
-            picture = stack.enter_context(open_picture(path))
-            library = choose_library(picture, path)
-            is_tiff = picture.format == "TIFF"
-        except UnidentifiedImageError:  # a TIFF that Pillow does not know, or no image: `_tiff_rows` says what
-            library, is_tiff = "tifffile", True
-        except PILLOW_ERRORS as error:
-            raise UserError(f"{path}: {describe_read_error(error)}") from None
-        if is_tiff and (rows := _tiff_rows(path, stack, needs_equal_values=library == "pillow")):
-            yield rows
-        elif library == "pillow":
-            yield _picture_rows(path, picture)
-        else:
-            yield Rows.of(read_image(path))
+        yield replace(_open_rows(path, stack), has_alpha=inspect_image(path).has_alpha)
+
+
+def _open_rows(path: Path, stack: contextlib.ExitStack) -> Rows:
+    if path.suffix.lower() in ARRAY_SUFFIXES:
+        return Rows.of(read_image(path))
+    try:
+        picture = stack.enter_context(open_picture(path))
+        library = choose_library(picture, path)
+        is_tiff = picture.format == "TIFF"
+    except UnidentifiedImageError:  # a TIFF that Pillow does not know, or no image: `_tiff_rows` says what
+        library, is_tiff = "tifffile", True
+    except PILLOW_ERRORS as error:
+        raise UserError(f"{path}: {describe_read_error(error)}") from None
+    if is_tiff and (rows := _tiff_rows(path, stack, needs_equal_values=library == "pillow")):
+        return rows
+    return _picture_rows(path, picture) if library == "pillow" else Rows.of(read_image(path))
 
 
 def _picture_rows(path: Path, picture: Image.Image) -> Rows:

@@ -8,7 +8,7 @@ the normalised weight in place of what `apply_spectral_norm` added.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,7 +17,9 @@ from torch import Tensor, nn
 from p2pzoo.models.safetensors_io import load_tensors, strip_prefix
 from p2pzoo.models.spectral_norm import ADDED_TENSORS, plain_state_dict
 from p2pzoo.utils.errors import DamagedFile, UserError
+from p2pzoo.utils.files import parse_toml
 
+_OPTIMIZERS = ("G_adam.", "D_adam.")  # the state of any optimizer
 _PARTS = ("average", "G")  # the average is what is evaluated and saved, where there is one
 
 
@@ -47,6 +49,15 @@ def replaced_tensors(final: nn.Module) -> dict[str, Tensor]:
 def list_checkpoints(folder: Path) -> list[Path]:
     """The checkpoints in a run folder, oldest first."""
     return sorted((folder / "checkpoints").glob("images-*.safetensors"))
+
+
+def images_of(checkpoint: Path) -> int:
+    """The images after which a checkpoint was written, by its name.
+
+    >>> images_of(Path("checkpoints/images-0000000020.safetensors"))
+    20
+    """
+    return int(checkpoint.stem.removeprefix("images-"))
 
 
 def load_model_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -92,3 +103,27 @@ def load_newest_checkpoint(folder: Path) -> tuple[dict[str, Tensor], dict[str, A
             warnings.warn(f"{folder}: not finished: this is {CheckpointAt(**header['checkpoint'])}", stacklevel=2)
             return tensors, header, file
     raise DamagedFile(f"{folder}: not finished, and none of its checkpoints is intact; run it again")
+
+
+def load_continued(
+    checkpoint: Path, recipe: Path, note: Callable[[str], None]
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Tensors and header of another run's checkpoint, from which a run with this resolved recipe goes on.
+
+    Without the state of the other run's optimizers, if those of the recipe keep another one; `note` gets a line that
+    says so. Raises UserError as `load_tensors` does.
+    """
+    tensors, header = load_tensors(checkpoint)
+    run = checkpoint.parents[1]
+    before, now = (_state_of_optimizer(each) for each in (run / "recipe.toml", recipe))
+    if before != now:
+        tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith(_OPTIMIZERS)}
+        names = f"{' with '.join(now)}, that of {run} was {' with '.join(before)}"
+        note(f"the optimizer is {names}: it begins without moments")
+    return tensors, header
+
+
+def _state_of_optimizer(recipe: Path) -> list[str]:
+    """The class of torch.optim of a resolved recipe, and the options that decide which tensors it keeps of a weight."""
+    table = parse_toml(recipe.read_text("utf-8")).get("optimizer", {})
+    return [table.get("use", "Adam"), *(name for name in ("amsgrad", "centered", "momentum") if table.get(name))]

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from p2pzoo.compute.engine import best_memory_format
 from p2pzoo.compute.memory import is_out_of_memory
 from p2pzoo.images.color_spaces import dequantize, join_lab, quantize, split_lab
-from p2pzoo.images.io import TransparentPixels, decode_pixels, read_image, with_channels
+from p2pzoo.images.io import TransparentPixels, decode_pixels, inspect_image, read_image, with_channels
 from p2pzoo.images.label_maps import picture_map, read_map
 from p2pzoo.images.resize import resize_to
 from p2pzoo.images.rows import Rows
@@ -175,7 +175,8 @@ class Model:
             a PIL image of any mode that converts to the model's channels without loss (grey to RGB, for one);
             an (H, W) or (H, W, C) array of the model's `x_dtype`, within its `x_range`: the result has its `y_dtype`
             and `y_range` (a label map: (H, W) or (H, W, 1) integers with the values that files have, or (H, W, 3)
-            uint8 with the colours of the classes);
+            uint8 with the colours of the classes). Where the model takes 1 or 3 channels, the last of 2 or 4 is
+            opacity; in a file it is only if the file says so;
             a (C, H, W) or (B, C, H, W) float tensor in [-1, 1], as G gets it, whatever `encodings` and `file_layout`.
         test_mode: "paper" or "eval", see `p2pzoo.models.test_modes`. None: the model's own.
         seed: of dropout in "paper", and of the noise of a process.
@@ -206,14 +207,14 @@ class Model:
         if isinstance(image, np.ndarray):
             return self.translate_arrays([self.prepare_input(image, scaling)], mode, seed, tiling)[0]
         if isinstance(image, Image.Image):
-            pixels = self._decode_picture(image)
+            pixels, has_alpha = self._decode_picture(image), True
         elif isinstance(image, str | Path):
-            path = Path(image)
-            pixels = read_map(path, self.x_labels.classes) if self.x_labels else read_image(path)
+            pixels, has_alpha = self.read_input(Path(image))
         else:
             kinds = "a path, a PIL image, a NumPy array or a tensor"
             raise ValueError(f"an image must be {kinds}, not a {type(image).__name__}")
-        return self._make_picture(self.translate_arrays([self.prepare_input(pixels, scaling)], mode, seed, tiling)[0])
+        prepared = self.prepare_input(pixels, scaling, has_alpha=has_alpha)
+        return self._make_picture(self.translate_arrays([prepared], mode, seed, tiling)[0])
 
     def resolve_options(
         self, test_mode: str | None, tile: int | None, overlap: int | None
@@ -224,7 +225,7 @@ class Model:
             raise ValueError(f"test_mode must be one of {', '.join(TEST_MODES)}, not {mode!r}")
         if mode == "paper" and self.precision != "fp32":
             raise ValueError(f"precision {self.precision} needs test mode eval: paper mode computes in fp32")
-        if self.precision != "fp32" and self.draws_in_eval and not self.takes_noise:
+        if self.precision != "fp32" and self.draws_own_noise:
             raise ValueError(f"precision {self.precision} is not for a model that draws its own random numbers")
         if tile is None:
             if overlap is not None:
@@ -245,17 +246,26 @@ class Model:
             )
         return mode, Tiling.of(tile, overlap, self.size_divisor)
 
-    def prepare_input(self, image: np.ndarray, scaling: Scaling | None = None) -> PreparedImage:
+    def read_input(self, path: Path) -> tuple[np.ndarray, bool]:
+        """The array (H, W, C) of an image file for `prepare_input`, and its `has_alpha`. Raises UserError."""
+        if self.x_labels:
+            return np.atleast_3d(read_map(path, self.x_labels.classes)), False
+        image = read_image(path)
+        return image, image.shape[2] in (2, 4) and inspect_image(path).has_alpha
+
+    def prepare_input(
+        self, image: np.ndarray, scaling: Scaling | None = None, *, has_alpha: bool = True
+    ) -> PreparedImage:
         """An array as `translate` takes it, at the size at which G sees it.
 
-        scaling: None: as in training.
+        scaling: None: as in training. has_alpha: whether the last of 2 or 4 channels is opacity, not a band.
 
         Raises ValueError as `translate` does, and OutOfMemory for a size that the memory cannot hold.
         """
         scaling = scaling or Scaling.resolve(self.file_layout)
         if not self.x_labels:
-            image = self.flatten(image, 3 if self.encodings.lab else self.in_channels)
-        pixels = self._check_input(image)
+            image = self.flatten(image, 3 if self.encodings.lab else self.in_channels, has_alpha=has_alpha)
+        pixels = self._check_input(image, has_alpha)
         full_size = (image.shape[0], image.shape[1])
         size = scaling.size_of(*full_size)
         lightness = self._lightness(pixels) if self.encodings.lab else None
@@ -273,23 +283,24 @@ class Model:
             return PreparedImage(lightness if size == full_size else self._lightness(pixels), full_size, lightness)
         return PreparedImage(pixels, full_size)
 
-    def flatten(self, image: np.ndarray, channels: int) -> np.ndarray:
+    def flatten(self, image: np.ndarray, channels: int, *, has_alpha: bool = True) -> np.ndarray:
         """(H, W, C + 1) with opacity -> (H, W, C) on `background`. Unchanged without one, or if opacity is wanted."""
-        if self.background is None or image.ndim != 3 or image.shape[2] not in (2, 4) or channels in (2, 4):
+        may_have_alpha = has_alpha and image.ndim == 3 and image.shape[2] in (2, 4)
+        if self.background is None or channels in (2, 4) or not may_have_alpha:
             return image
         return put_on_background(image, self.background)
 
     def _lightness(self, photo: np.ndarray) -> np.ndarray:
         return quantize(split_lab(photo)[0], self.x_range, self.x_dtype)
 
-    def _check_input(self, image: np.ndarray) -> np.ndarray:
+    def _check_input(self, image: np.ndarray, has_alpha: bool) -> np.ndarray:
         """(H, W, C) of class indices, of a photo that is split into lightness and colour, or as x is stored."""
         if self.x_labels:
             return self.x_labels.classes.from_array(image)[..., None]
         if self.encodings.lab:
             if image.dtype != np.uint8 or image.ndim not in (2, 3) or image.size == 0:
                 raise ValueError(f"expected (H, W) or (H, W, C) of uint8, not {image.shape} of {image.dtype}")
-            return _with_channels(image, 3)
+            return convert_channels(image, 3, has_alpha=has_alpha)
         if image.dtype != self.x_dtype or image.ndim not in (2, 3):
             raise ValueError(f"expected (H, W) or (H, W, C) of {self.x_dtype}, not {image.shape} of {image.dtype}")
         if image.size == 0:
@@ -297,7 +308,8 @@ class Model:
         low, high = self.x_range
         if not (image.min() >= low and image.max() <= high):
             raise ValueError(f"expected values from {low:g} to {high:g}, not {image.min():g} to {image.max():g}")
-        pixels = _with_channels(image, self.in_channels)
+        bands = self.file_layout is not None and not self.file_layout.alpha
+        pixels = convert_channels(image, self.in_channels, has_alpha=has_alpha, alpha_wanted=not bands)
         # torch takes no negative strides, and warns of read-only arrays such as Pillow's
         return np.require(pixels, requirements=["C", "W"])
 
@@ -470,18 +482,22 @@ class Model:
         Raises ValueError and OutOfMemory as it does.
         """
         band: PreparedImage | None = None
+        band_top = 0
 
         def read(top: int, bottom: int) -> Tensor:
-            nonlocal band
-            band = self.prepare_input(image.read(top, bottom), Scaling())
+            nonlocal band, band_top
+            band_top = top
+            band = self.prepare_input(image.read(top, bottom), Scaling(), has_alpha=image.has_alpha)
             return self._to_tensor(band.x)
 
         size = image.shape[:2]
         try:
-            for _, strip in self._translate_strips(read, size, tiling, seed):
+            for top, strip in self._translate_strips(read, size, tiling, seed):
                 assert band is not None
-                for at, part in enumerate(strip.split(_BAND_ROWS, dim=1)):
-                    rows = slice(at * _BAND_ROWS, at * _BAND_ROWS + part.shape[1])
+                first = top - band_top  # above 0 where the padding reflects rows above the last row of tiles
+                for at in range(0, strip.shape[1], _BAND_ROWS):
+                    part = strip[:, at : at + _BAND_ROWS]
+                    rows = slice(first + at, first + at + part.shape[1])
                     lightness = None if band.lightness is None else band.lightness[rows]
                     image_part = PreparedImage(band.x[rows], (part.shape[1], part.shape[2]), lightness)
                     yield self._decode(image_part, self._quantize(part.permute(1, 2, 0)))
@@ -585,7 +601,7 @@ class Model:
 
         A batch that is too large for the memory is translated one image at a time.
         """
-        if self.draws_in_eval and not self.takes_noise:
+        if self.draws_own_noise:
             scaled = self._scale(images.to(self.device))
             return torch.cat([translate(self.G, x, "eval", seed=seed, draws=True) for x in scaled.split(1)])
         if noise is None and self.takes_noise:
@@ -616,9 +632,8 @@ class Model:
 
     @property
     def draws_own_noise(self) -> bool:
-        """Whether a process, or a generator that saw the target in training, draws noise that it takes from nobody."""
-        may_draw = self.header.process is not None or getattr(self.G, "sees_target", False)
-        return may_draw and self.draws_in_eval and not self.takes_noise
+        """Whether a process, or a generator in eval mode, draws noise that it takes from nobody."""
+        return self.draws_in_eval and not self.takes_noise
 
     @property
     def noise_source(self) -> str:
@@ -737,13 +752,41 @@ def _band_reader(image: Tensor) -> Callable[[int, int], Tensor]:
     return lambda top, bottom: image[:, top:bottom]
 
 
-def _with_channels(image: np.ndarray, channels: int) -> np.ndarray:
+def convert_channels(
+    image: np.ndarray, channels: int, *, has_alpha: bool = True, alpha_wanted: bool = True
+) -> np.ndarray:
+    """(H, W) or (H, W, C) with this many channels, as `with_channels` makes it, but bands are not taken for opacity.
+
+    has_alpha, alpha_wanted: whether the last of 2 or 4 channels is opacity, of `image` and of the result.
+
+    Raises ValueError as `with_channels` does, and where opacity would become a band, or a band opacity.
+
+    >>> convert_channels(np.zeros((2, 2), np.uint8), 2, alpha_wanted=False)
+    Traceback (most recent call last):
+    ValueError: it has 1 channel, and 2 were expected: give images with the bands of the training images
+    """
+    image = image.reshape(*image.shape[:2], -1)
+    given = image.shape[2]
+    if given != channels:
+        is_band_invented = channels in (2, 4) and not alpha_wanted
+        are_bands = given in (2, 4) and not has_alpha
+        if is_band_invented or (are_bands and (channels in (2, 4) or not _is_opaque(image))):
+            which = ", none of which is opacity" * are_bands
+            raise ValueError(
+                f"it has {format_count(given, 'channel')}{which}, and {channels} were expected: give images with the "
+                "bands of the training images"
+            )
     try:
-        return with_channels(image.reshape(*image.shape[:2], -1), channels)
+        return with_channels(image, channels)
     except TransparentPixels as error:
         raise TransparentPixels(
             f"{error}: put it on a background (`p2pzoo translate --background white`; `Model.background` in Python)"
         ) from None
+
+
+def _is_opaque(image: np.ndarray) -> bool:
+    """Whether the last channel would be opaque everywhere, if it were opacity: then nothing is lost without it."""
+    return image.dtype != np.float32 and bool((image[..., -1] == np.iinfo(image.dtype).max).all())
 
 
 def _input_dependent_norm(G: nn.Module) -> str | None:

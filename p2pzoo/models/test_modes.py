@@ -62,7 +62,7 @@ def translate_watched(
                 return y_hat.float(), False
         y_hats, is_random = [], False
         for images in x.split(together if test_mode == "paper" else 1):
-            with rng.torch_seed(derive_image_seed(images, seed)), _buffers_restored(G):
+            with rng.torch_seed(derive_image_seed(images, seed)), buffers_restored(G):
                 before = _random_states(x.device)
                 y_hats.append(G(images).float())
                 is_random = is_random or _differ(_random_states(x.device), before)
@@ -157,7 +157,7 @@ def in_training_mode(G: nn.Module, *, training: bool) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _buffers_restored(G: nn.Module) -> Iterator[None]:
+def buffers_restored(G: nn.Module) -> Iterator[None]:
     """Restore the buffers afterwards, such as running statistics and the vectors of spectral norm."""
     buffers = [(module, name, buffer) for module in G.modules() for name, buffer in module._buffers.items()]
     saved = [(module, name, buffer, buffer.clone()) for module, name, buffer in buffers if buffer is not None]

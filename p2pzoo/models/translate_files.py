@@ -21,8 +21,7 @@ import numpy as np
 import torch
 
 from p2pzoo.images.georeference import TIFF_SUFFIXES, read_georeference
-from p2pzoo.images.io import TiffTag, read_header, read_image, write_image
-from p2pzoo.images.label_maps import read_map
+from p2pzoo.images.io import TiffTag, read_header, write_image
 from p2pzoo.images.lossy import DEFAULT_QUALITY, LOSSY_SUFFIXES, write_lossy
 from p2pzoo.images.rows import Rows, gather_rows, open_rows, write_rows
 from p2pzoo.models.at_use import AtUse
@@ -72,7 +71,8 @@ def translate_files(
     targets: {source: file to write, whose suffix can hold the model's output (`images.io.can_hold`, `images.lossy`)}.
     mode, tiling: as `Model.resolve_options` returns them. seed: of dropout in paper mode.
     scaling: the size at which G sees the images; None: as in training. half: this half of each image is x.
-    text: written into each file; TIFFs also keep the georeference of their source.
+    text: written into each file; TIFFs also keep the georeference of their source. With samples the entry "p2pzoo",
+    what `describe_translation` returns, says the seed of each, or their number.
     quality: of JPEG and WebP, 1 to 100.
     samples: number of translations of each image, which are written with their mean and their spread, see
     `sample_paths`.
@@ -81,6 +81,7 @@ def translate_files(
     mode each is translated by itself. Raises OSError for a file that cannot be written. Close the generator to stop.
 
     >>> import tempfile, p2pzoo
+    >>> from p2pzoo.images.io import read_image
     >>> model = p2pzoo.load("zoo:earth-small", device="cpu")
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     source, target = Path(folder) / "a.png", Path(folder) / "out" / "a.png"
@@ -146,12 +147,11 @@ class _FileTranslator:
             return None
         if self.interval and _count_pixels(source) > MAX_PIXELS_AHEAD:
             raise UserError(f"{source}: intervals take up to {MAX_PIXELS_AHEAD:,} pixels at a time: cut the image")
-        labels = self.model.x_labels
-        image = np.atleast_3d(read_map(source, labels.classes)) if labels else read_image(source)
+        image, has_alpha = self.model.read_input(source)
         if self.half:
             half = _take_half(Rows.of(image), self.half)
             image = half.read(0, half.shape[0])
-        return self.model.prepare_input(image, self.scaling)
+        return self.model.prepare_input(image, self.scaling, has_alpha=has_alpha)
 
     def goes_by_rows(self, source: Path) -> bool:
         """Whether the image is so large that it is read and written band by band."""
@@ -208,7 +208,7 @@ class _FileTranslator:
             lower, upper, width = interval_paths(target)
             self.write(source, lower, interval.lower, self.text, None)
             self.write(source, upper, interval.upper, self.text, None)
-            self.write_map(source, width, interval.width, "width", WIDTH_LEVELS, "upper - lower bound")
+            self.write_map(source, width, interval.width, "width", WIDTH_LEVELS, "upper - lower bound", self.text)
         return self.write(source, target, y_hat, self.text, self.model.palette)
 
     def translate_samples(self, source: Path, image: PreparedImage, count: int) -> FileOutcome:
@@ -216,20 +216,23 @@ class _FileTranslator:
         paths = sample_paths(target, count)
         samples = Samples(self.model, image, count, self.seed)
         writing: deque[Future[FileOutcome]] = deque()
-        for path, sample in zip(paths, samples, strict=False):
-            writing.append(self.pool.submit(self.write, source, path, sample, self.text, self.model.palette))
+        for path, sample, seed in zip(paths, samples, samples.seeds, strict=False):
+            text = _change_description(self.text, seed=seed)
+            writing.append(self.pool.submit(self.write, source, path, sample, text, self.model.palette))
             if len(writing) > MAX_SAMPLES_AHEAD:
                 writing.popleft().result()
         for future in writing:
             future.result()
-        self.write(source, paths[-2], samples.mean, self.text, self.model.palette)
-        return self.write_map(source, paths[-1], samples.spread, "spread", SPREAD_LEVELS, "standard deviation")
+        text = _change_description(self.text, samples=count)
+        self.write(source, paths[-2], samples.mean, text, self.model.palette)
+        return self.write_map(source, paths[-1], samples.spread, "spread", SPREAD_LEVELS, "standard deviation", text)
 
     def write_map(
-        self, source: Path, path: Path, values: np.ndarray, name: str, levels: float, meaning: str
-    ) -> FileOutcome:
+        self, source: Path, path: Path, values: np.ndarray, name: str, levels: float, meaning: str,
+        text: Mapping[str, str] | None,
+    ) -> FileOutcome:  # fmt: skip
         """Write a map (H, W) float32: as it is, or with so many grey levels per unit where a file has 8 bits."""
-        values, text = values[..., None], self.text
+        values = values[..., None]
         if path.suffix.lower() in (".png", *LOSSY_SUFFIXES):
             values = np.rint(values * levels).clip(0, 255).astype(np.uint8)
             text = {**(text or {}), name: f"grey / {levels:g} = {meaning} of values in [-1, 1]"}
@@ -383,6 +386,13 @@ def describe_translation(
     if tiling:
         values |= {"tile": tiling.side, "overlap": tiling.overlap}
     return json.dumps(values, sort_keys=True)
+
+
+def _change_description(text: Mapping[str, str] | None, **values: Any) -> Mapping[str, str] | None:
+    """The text of a file, with other values in what `describe_translation` returned."""
+    if text is None or "p2pzoo" not in text:
+        return text
+    return {**text, "p2pzoo": json.dumps(json.loads(text["p2pzoo"]) | values, sort_keys=True)}
 
 
 def _skipped(source: Path, target: Path, error: Exception) -> FileOutcome:

@@ -166,15 +166,17 @@ def evaluate(
 
     The time of a translation is stored too, once for each kind of translations.
 
+    Each group of metrics with the same translations is stored as soon as it is measured.
+
     load_G  returns G as it makes these translations
     """
-    statistics: dict[str, Tensor] = {}
-    timings: list[dict[str, Any]] = []
-    for translations, group in group_by_translations(experiment, metrics).items():
+    results: dict[str, Any] = {}
+    for translations, group in (group_by_translations(experiment, metrics) or {experiment.translations: {}}).items():
         translate_x = Translator(load_G(translations), translations)
-        statistics |= measure_all(group, engine, store, translate_x, translations.test_batch)
-        timings += describe_time(translate_x, engine)
-    return on_rank0(_write_results, experiment, run, metrics, statistics, store, timings)
+        statistics = measure_all(group, engine, store, translate_x, translations.test_batch)
+        timings = describe_time(translate_x, engine)
+        results = on_rank0(_write_results, experiment, run, group, statistics, store, timings)
+    return results
 
 
 def group_by_translations(experiment: Experiment, metrics: Mapping[str, Any]) -> dict[Translations, dict[str, Any]]:
@@ -214,8 +216,7 @@ def evaluate_target(
     change  returns what is measured instead of y, (B, C, H, W) in [-1, 1]
     """
     metrics = build_metrics(experiment, store, find_missing_metrics(experiment, run, store))
-    batches = single_batches(store, range(len(store)))
-    shown = [(batch, change(batch) if change else batch.y) for batch in batches]
+    shown = [(batch, change(batch) if change else batch.y) for batch in single_batches(store)]
     statistics = join_rows([measure(metrics, batch, [image], store.dataset) for batch, image in shown])
     results = _write_results(experiment, run, metrics, statistics, store)
     results |= {"id": digest, "recipe": "target", "seed": seed, "images": 0}
@@ -236,17 +237,26 @@ def measure_all(
     together     images, neighbours in the dataset, that `translate_x` gets at a time. No other images are in memory
     """
 
-    def measure_together(indices: range) -> list[dict[str, Tensor]]:  # a function, so that it frees its images
-        batches = [engine.to_device(batch) for batch in single_batches(store, indices)]
-        samples = translate_x(torch.cat([batch.x for batch in batches]), count_samples(metrics))
-        parts = zip(batches, *(y_hat.split(1) for y_hat in samples), strict=True)
+    def measure_together(start: int) -> list[dict[str, Tensor]]:  # a function, so that it frees its images
+        parts = translate_neighbours(engine, store, translate_x, start, together, count_samples(metrics))
         return [measure(metrics, batch, y_hats, store.dataset) for batch, *y_hats in parts]
 
-    rows: list[dict[str, Tensor]] = []
     with sync_errors():
-        for start in shard(range(0, len(store) if metrics else 0, together)):
-            rows += measure_together(range(start, min(start + together, len(store))))
+        starts = shard(range(0, len(store) if metrics else 0, together))
+        rows = [row for start in starts for row in measure_together(start)]
     return join_rows([row for part in all_gather_object(rows) for row in part])
+
+
+def translate_neighbours(
+    engine: Engine, store: Store, translate_x: Callable[[Tensor, int], Sequence[Tensor]], index: int, together: int,
+    count: int = 1,
+) -> list[tuple[Any, ...]]:  # fmt: skip
+    """[(batch of one pair, its ŷ of sample 0, of sample 1, …), …] of the pairs that are measured with pair `index`."""
+    start = index - index % together
+    indices = range(start, min(start + together, len(store)))
+    batches = [engine.to_device(batch) for batch in single_batches(store, indices)]
+    samples = translate_x(torch.cat([batch.x for batch in batches]), count)
+    return [*zip(batches, *(y_hat.split(1) for y_hat in samples), strict=True)]
 
 
 def measure(metrics: Mapping[str, Any], batch: Batch, y_hats: Sequence[Tensor], dataset: Any) -> dict[str, Tensor]:

@@ -12,9 +12,9 @@ import numpy as np
 from p2pzoo.data.pairing import SPLITS, Files, find_pairs, format_size, inspect_files
 from p2pzoo.images.class_files import Colour
 from p2pzoo.images.color_spaces import quantize, split_lab
-from p2pzoo.images.io import inspect_image, read_image, with_channels
-from p2pzoo.images.label_maps import inspect_map, read_map
-from p2pzoo.models.model import Model, PreparedImage
+from p2pzoo.images.io import inspect_image, read_image
+from p2pzoo.images.label_maps import inspect_map
+from p2pzoo.models.model import Model, PreparedImage, convert_channels
 from p2pzoo.models.scaling import Scaling
 from p2pzoo.plugin.batch import Pair
 from p2pzoo.utils.errors import OutOfMemory, UserError, raise_faults, summarize_fault
@@ -69,11 +69,12 @@ class FolderPairs:
 
     def __iter__(self) -> Iterator[FolderPair]:
         for name, (x_file, y_file) in self._files.items():
-            image = read_map(x_file, self.x_labels.classes) if self.x_labels else read_image(x_file)
+            image, alpha = self._model.read_input(x_file)
             try:
-                prepared = self._model.prepare_input(image, self._scaling)
-                size = prepared.size
-                x = prepared.x if prepared.x.shape[:2] == size else self._model.prepare_input(image, _NATIVE).x
+                prepared = self._model.prepare_input(image, self._scaling, has_alpha=alpha)
+                size, x = prepared.size, prepared.x
+                if x.shape[:2] != size:
+                    x = self._model.prepare_input(image, _NATIVE, has_alpha=alpha).x
             except (ValueError, OutOfMemory) as error:
                 raise UserError(f"{x_file}: {error}") from None
             y, labels = self._read_target(y_file)
@@ -96,12 +97,15 @@ class FolderPairs:
         if model.y_labels:
             labels = model.y_labels.classes.read_map(file)
             return model.y_labels.encode(labels), labels
-        image = read_image(file)
+        image, has_alpha = read_image(file), file in self._with_alpha
+        channels = 3 if model.encodings.lab else model.out_channels
         try:
+            y = convert_channels(
+                model.flatten(image, channels, has_alpha=has_alpha), channels,
+                has_alpha=has_alpha, alpha_wanted=bool(self._with_alpha),
+            )  # fmt: skip
             if model.encodings.lab:
-                colours = split_lab(with_channels(model.flatten(image, 3), 3))[1]
-                return quantize(colours, model.y_range, model.y_dtype), None
-            y = with_channels(model.flatten(image, model.out_channels), model.out_channels)
+                return quantize(split_lab(y)[1], model.y_range, model.y_dtype), None
         except ValueError as error:
             raise UserError(
                 f"{file}: {error} (the model gives {format_count(model.out_channels, 'channel')})"
@@ -115,6 +119,8 @@ class FolderPairs:
         readers = [inspect_map if labels else inspect_image for labels in (self.x_labels, self.y_labels)]
         pairs = [list(zip(files, readers, strict=True)) for files in self._files.values()]
         headers = inspect_files(item for items in pairs for item in items)
+        # a model does not say whether it gives opacity: it does if any of its targets has some
+        self._with_alpha = {y[0] for _, y in pairs if headers[y].has_alpha}
         sizes, dtypes = [], []
         expected = ("uint8", "uint8") if self._model.encodings.lab else (self._model.x_dtype, self._model.y_dtype)
         for x, y in pairs:

@@ -18,7 +18,8 @@ class AccumulatingObjective(Objective):
     """The same step in less memory: each update sums the gradients of `parts` equal parts of its batch.
 
     For D's update G translates the batch without gradients; for its own update it translates again, part by part. A G
-    with noise draws new noise there, as most GANs do for the update of G.
+    with noise draws new noise there, as most GANs do for the update of G. A layer or a loss that mixes images of a
+    batch (batch norm, a relativistic average) sees those of its part.
     """
 
     def __init__(self, *args: Any, parts: int, **options: Any) -> None:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from p2pzoo.compute.distributed import all_reduce_mean, on_rank0
 from p2pzoo.compute.engine import Engine
 from p2pzoo.models import safetensors_io
-from p2pzoo.models.checkpoint_model import list_checkpoints, replaced_tensors
+from p2pzoo.models.checkpoint_model import list_checkpoints, load_continued, replaced_tensors
 from p2pzoo.models.external_weights import HEADER_KEY, ExternalDigests
 from p2pzoo.plugin.protocols import Process
 from p2pzoo.runs.monitor import Diverged
@@ -168,7 +168,7 @@ class State:
                 return *safetensors_io.load_tensors(path), path
             except DamagedFile as error:
                 progress.note(f"{error}; trying the checkpoint before it")
-        return (*safetensors_io.load_tensors(start_from), start_from) if start_from else None
+        return (*load_continued(start_from, run.recipe, progress.note), start_from) if start_from else None
 
     def load(self, tensors: Mapping[str, Tensor], path: Path) -> None:
         """Restore what `tensors` returned. path: the file that they come from, for messages."""
@@ -177,9 +177,9 @@ class State:
             safetensors_io.load_into(network, safetensors_io.strip_prefix(name, tensors), str(path))
             safetensors_io.restore_optimizer(trainable.optimizer, safetensors_io.strip_prefix(f"{name}_adam", tensors))
         if self.average is not None:
-            safetensors_io.load_into(
-                self.engine.unwrap(self.average), safetensors_io.strip_prefix("average", tensors), str(path)
-            )
+            # a continued run may have had none: then it begins with G
+            average = safetensors_io.strip_prefix("average", tensors) or safetensors_io.strip_prefix("G", tensors)
+            safetensors_io.load_into(self.engine.unwrap(self.average), average, str(path))
         if self.kept_average:
             self.kept_average.load(safetensors_io.strip_prefix("kept_average", tensors), str(path))
         if self.pool:

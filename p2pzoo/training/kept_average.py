@@ -7,24 +7,24 @@ replaces the saved G.
     average ← d · average + (1 - d) · G,  d = min(DECAY ** images since the last update, (1 + n) / (10 + n))
 
 after n images. The second term forgets the initial weights. An update reads and writes all weights, as Adam does,
-so there is one for every IMAGES_BETWEEN images.
+so there is one for every IMAGES_BETWEEN images. What is read between two of them has one more, which the run does not
+keep.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
 
 from p2pzoo.models import safetensors_io
-from p2pzoo.models.test_modes import in_training_mode
+from p2pzoo.models.test_modes import buffers_restored
 from p2pzoo.utils.external_weights import own_parameters
 
 DECAY = 0.999  # per image
 IMAGES_BETWEEN = 8  # between two updates
-NORM_IMAGES = 500  # of the training split, from which the statistics of batch norms are estimated again
 
 
 class KeptAverage:
@@ -37,7 +37,7 @@ class KeptAverage:
     >>> average = KeptAverage(network, step_images=8)
     >>> _ = nn.init.constant_(network.weight, 1.0)
     >>> average.after_step(1)
-    >>> with average.in_place():
+    >>> with average.in_place(1):
     ...     network(torch.zeros(1, 1)).shape
     torch.Size([1, 1])
     """
@@ -48,21 +48,20 @@ class KeptAverage:
         self._weights = own_parameters(network)
         self._means = {name: weight.detach().clone() for name, weight in self._weights.items()}
 
-    def after_step(self, step: int, *, is_read: bool = False) -> None:
-        """Update the average, if it is due after this step, counted from 1.
+    def after_step(self, step: int) -> None:
+        """Update the average, if it is due after this step, counted from 1."""
+        if step % self._steps_between == 0:
+            self._update(self._means, step, self._steps_between)
 
-        is_read  whether the average is read now, so that it is due in any case
-        """
-        steps = step % self._steps_between
-        if steps and not is_read:
-            return
-        images, since = step * self._step_images, (steps or self._steps_between) * self._step_images
+    def _update(self, means: Mapping[str, Tensor], step: int, steps: int) -> None:
+        """Add the weights after `step` to means that were last updated `steps` before."""
+        images, since = step * self._step_images, steps * self._step_images
         decay = min(DECAY**since, (1 + images) / (10 + images))
         with torch.no_grad():
-            torch._foreach_lerp_([*self._means.values()], [*self._weights.values()], 1 - decay)
+            torch._foreach_lerp_([*means.values()], [*self._weights.values()], 1 - decay)
 
     def tensors(self) -> dict[str, Tensor]:
-        """The average, by the names of the network's parameters."""
+        """The average after the last update, by the names of the network's parameters."""
         return self._means
 
     def load(self, tensors: Mapping[str, Tensor], where: str) -> None:
@@ -70,44 +69,20 @@ class KeptAverage:
         safetensors_io.copy_into(self._means, tensors or {n: w.detach() for n, w in self._weights.items()}, where)
 
     @contextlib.contextmanager
-    def in_place(self) -> Iterator[nn.Module]:
-        """The network with the average in place of its weights; afterwards weights and buffers are as before, to the
-        bit and in the same memory."""
-        buffers = [(buffer, buffer.clone()) for buffer in self._network.buffers()]
-        self._swap()
-        try:
-            yield self._network
-        finally:
-            self._swap()
-            with torch.no_grad():
-                for buffer, before in buffers:
-                    buffer.copy_(before)
+    def in_place(self, step: int) -> Iterator[nn.Module]:
+        """The network with the average after this step in place of its weights, also between two updates, which stay
+        as they are; afterwards weights and buffers are as before, to the bit and in the same memory."""
+        means = self._means
+        if steps := step % self._steps_between:
+            means = {name: mean.clone() for name, mean in means.items()}
+            self._update(means, step, steps)
+        with buffers_restored(self._network):
+            self._swap(means)
+            try:
+                yield self._network
+            finally:
+                self._swap(means)
 
-    def _swap(self) -> None:
+    def _swap(self, means: dict[str, Tensor]) -> None:
         for name, weight in self._weights.items():
-            weight.data, self._means[name] = self._means[name], weight.data
-
-
-@torch.no_grad()
-def estimate_norms(network: nn.Module, batches: Iterable[Tensor]) -> None:
-    """Set the running statistics of all batch norms to their means over these batches of x, (B, C, H, W) in [-1, 1].
-
-    Those that were running along belong to other weights. Dropout is on, as in training.
-    """
-    with in_training_mode(network, training=True):  # a network may keep some in eval mode, with fixed statistics
-        parts = [part for part in network.modules() if part.training]
-    norms = [part for part in parts if isinstance(part, nn.modules.batchnorm._BatchNorm) and part.track_running_stats]
-    if not norms:
-        return
-    momenta = [norm.momentum for norm in norms]
-    for norm in norms:
-        norm.reset_running_stats()
-    try:
-        with in_training_mode(network, training=True):
-            for number, x in enumerate(batches, 1):
-                for norm in norms:
-                    norm.momentum = 1 / number  # the mean so far. momentum = None would wait for the device
-                network(x)
-    finally:
-        for norm, momentum in zip(norms, momenta, strict=True):
-            norm.momentum = momentum
+            weight.data, means[name] = means[name], weight.data

@@ -8,12 +8,12 @@ from typing import Any
 from p2pzoo.compute.engine import Engine
 from p2pzoo.config.experiment import Experiment
 from p2pzoo.config.settings import Translations
-from p2pzoo.data import Store, single_batches
+from p2pzoo.data import Store
 from p2pzoo.images.color_spaces import Encodings
 from p2pzoo.images.grid import grid_indices, make_grid, save_png
-from p2pzoo.models.sampling_path import follow_path
-from p2pzoo.models.test_modes import translate
-from p2pzoo.runs.evaluate import rank_images
+from p2pzoo.models.sampling_path import PathFollower
+from p2pzoo.models.translator import Translator
+from p2pzoo.runs.evaluate import rank_images, translate_neighbours
 from p2pzoo.runs.report import Comparison, SamplingPath
 from p2pzoo.runs.run_folder import Run
 from p2pzoo.training.run_writer import sample_indices
@@ -26,17 +26,14 @@ def save_test_grid(
     experiment: Experiment, run: Run, engine: Engine, G: Any, store: Store, translations: Translations, suffix: str = ""
 ) -> None:
     """Write samples/SPLIT.png, a grid x | ŷ | y of the evaluated split. `suffix` goes behind SPLIT."""
-    rows = []
-    for batch in map(engine.to_device, single_batches(store, grid_indices(len(store)))):
-        y_hat = translate(G, batch.x, translations.test_mode)
-        rows.append([images[0] for images in Encodings.of(store.dataset).to_rgb(batch.x, y_hat, batch.y)])
+    shown = [_compare(engine, G, store, translations, index, "") for index in grid_indices(len(store))]
+    rows = [[each.x, each.y_hat, each.y] for each in shown]
     save_png(run.samples / f"{experiment.evaluate.split}{suffix}.png", make_grid(rows))
 
 
 def best_and_worst(experiment: Experiment, run: Run, engine: Engine, G: Any, store: Store) -> list[Comparison]:
     """The images with the best and the worst values of the first metric that ranks images; [] if none does."""
-    best_first = rank_images(experiment, run, store)
-    if best_first is None:
+    if (best_first := rank_images(experiment, run, store)) is None:
         return []
     metric, order = best_first
     values = dict(order)
@@ -45,27 +42,31 @@ def best_and_worst(experiment: Experiment, run: Run, engine: Engine, G: Any, sto
         pair = store[index]
         return pair.id if pair.block is None else pair.block
 
-    picked = pick_best_and_worst([*values], block_of)
-    comparisons: list[Comparison] = []
-    for label, indices in picked.items():
-        for index in indices:
-            batch = engine.to_device(next(single_batches(store, range(index, index + 1))))
-            y_hat = translate(G, batch.x, experiment.evaluate.test_mode)
-            [x], [y_hat], [y] = Encodings.of(store.dataset).to_rgb(batch.x, y_hat, batch.y)
-            comparisons.append(Comparison(batch.ids[0], f"{label}, {metric} {values[index]:.4f}", x, y_hat, y))
-    return comparisons
+    return [
+        _compare(engine, G, store, experiment.translations, index, f"{label}, {metric} {values[index]:.4f}")
+        for label, indices in pick_best_and_worst([*values], block_of).items()
+        for index in indices
+    ]
+
+
+def _compare(engine: Engine, G: Any, store: Store, translations: Translations, index: int, note: str) -> Comparison:
+    """A pair and its ŷ, which is translated with the neighbours of its measurement."""
+    together = translations.test_batch
+    batch, y_hat = translate_neighbours(engine, store, Translator(G, translations), index, together)[index % together]
+    images = (image for [image] in Encodings.of(store.dataset).to_rgb(batch.x, y_hat, batch.y))
+    return Comparison(batch.ids[0], note, *images)
 
 
 def sampling_paths(experiment: Experiment, engine: Engine, G: Any, store: Store) -> list[SamplingPath]:
     """x, ŷ at the times of the sampler, and y of the first sample images. [] if G has no path, or one time only."""
-    paths = []
-    indices = sample_indices(len(store), experiment.evaluate.samples)[:MAX_PATHS]
-    for batch in map(engine.to_device, single_batches(store, indices)):
-        path = follow_path(G, batch.x, experiment.translations.test_mode, MAX_TIMES)
+    paths, follower = [], PathFollower(G, experiment.translations, MAX_TIMES)
+    together = experiment.translations.test_batch
+    for index in sample_indices(len(store), experiment.evaluate.samples)[:MAX_PATHS]:
+        batch, *path = translate_neighbours(engine, store, follower, index, together)[index % together]
         if len(path) < 2:
             return []
-        images = Encodings.of(store.dataset).to_rgb(batch.x, *(y_hat for _, y_hat in path), batch.y)
-        names = ["x", *(f"ŷ at t = {t:.3g}" for t, _ in path), "y"]
+        images = Encodings.of(store.dataset).to_rgb(batch.x, *path, batch.y)
+        names = ["x", *(f"ŷ at t = {t:.3g}" for t in follower.times), "y"]
         paths.append(SamplingPath(batch.ids[0], [*zip(names, (each[0] for each in images), strict=True)]))
     return paths
 

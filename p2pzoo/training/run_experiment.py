@@ -50,6 +50,7 @@ from p2pzoo.runs.stored_results import covers_metrics
 from p2pzoo.training.callbacks import build_callbacks, call_each
 from p2pzoo.training.environment import environment, training_cost
 from p2pzoo.training.loop import build_state, run_training_loop
+from p2pzoo.training.model_writer import refuse_lost_snapshots
 from p2pzoo.training.result_images import best_and_worst, sampling_paths, save_test_grid
 from p2pzoo.training.resume import choose_kernels, continue_run, describe_jump_of_lr, refuse_stale, store_kernels
 from p2pzoo.training.run_writer import sample_indices
@@ -139,7 +140,7 @@ def _run(
         progress.note(
             f"evaluating on {format_count(len(data['test']), 'image')} of the {experiment.evaluate.split} split"
         )
-        load_G = functools.partial(_load_generator, run, engine, registry)
+        load_G = functools.partial(_load_generator, experiment, run, engine, registry)
         results = evaluate(experiment, run, engine, load_G, data["test"], metrics)
         if not to_train:
             on_rank0(run.add_metrics, experiment)
@@ -244,6 +245,7 @@ class _Training:
         experiment, run, engine, continued = self.experiment, self.run, self.engine, self.continued
         if experiment.continued_from and not continued and (self.fresh or not list_checkpoints(run.folder)):
             raise UserError(f"this recipe continues run {experiment.continued_from}: give --continue-from RUN")
+        refuse_lost_snapshots(experiment, run, self.fresh, continued)
         if self.fresh:
             run.clear()
         _start_callbacks(self.callbacks, run, experiment)
@@ -286,14 +288,15 @@ def _count_pixels(experiment: Experiment, data: Mapping[str, Store]) -> int:
 # --- evaluation ------------------------------------------------------------------------------------------------
 
 
-def _load_generator(run: Run, engine: Engine, registry: Registry, translations: Translations) -> Any:
+def _load_generator(experiment: Experiment, run: Run, engine: Engine, registry: Registry, wanted: Translations) -> Any:
     """G as users of the model file get it: in fp32, whatever precision it was trained in."""
-    file = run.weights(translations.weights, translations.at)
+    file = run.weights(wanted.weights, wanted.at)
     if not file.exists():
-        what = f"its weights after {translations.at} images" if translations.at else "the average of its weights"
-        raise UserError(f"{file}: this run was trained without keeping {what}: train it again with --fresh")
+        what = f"its weights after {wanted.at} images" if wanted.at else "the average of its weights"
+        advice = "measure others" if experiment.continued_from else "train it again with --fresh"
+        raise UserError(f"{file}: this run was trained without keeping {what}: {advice}")
     tensors, header = on_rank0(load_tensors, file)
-    parsed = with_parameters(ModelHeader.parse(header, file), translations.at_use, registry)
+    parsed = with_parameters(ModelHeader.parse(header, file), wanted.at_use, registry)
     G = restore_network(tensors, parsed, file, registry)
     return G.to(engine.device, memory_format=engine.memory_format)  # type: ignore[call-overload]
 

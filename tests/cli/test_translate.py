@@ -264,6 +264,18 @@ def test_images_that_the_model_cannot_take_are_reported_and_the_others_translate
     assert (wrong.exit_code, "a background is " in wrong.stderr) == (2, True)
 
 
+def test_a_warning_counts_the_images_in_sub_folders_which_are_not_translated(run_cli, run, photo, tmp_path):
+    (tmp_path / "in" / "day2").mkdir(parents=True)
+    for name in ("a.png", "day2/b.png", "day2/c.png"):
+        save(photo, tmp_path / "in" / name)
+    result = run_cli("translate", run, tmp_path / "in", "-o", tmp_path / "in" / "out")
+    assert result.exit_code == 0
+    assert "warning: " in result.stderr
+    assert "in: 2 images in sub-folders are left out (2 in day2): give this folder, too" in result.stderr
+    again = run_cli("translate", run, tmp_path / "in", "-o", tmp_path / "in" / "out", "--force")
+    assert "(2 in day2): give" in again.stderr
+
+
 def test_files_are_overwritten_only_with_force_and_inputs_never(run_cli, run, photo, tmp_path):
     source = save(photo, tmp_path / "photo.png")
     before = source.read_bytes()

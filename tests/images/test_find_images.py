@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from p2pzoo.images.find_images import describe_other_files, find_images
+from p2pzoo.images.find_images import describe_nested_images, describe_other_files, find_images
 
 
 @pytest.fixture
@@ -38,3 +38,17 @@ def test_images_are_found_at_any_depth_where_asked(folder):
     assert find_images(folder) == [folder / "1.PNG"]
     (folder / "inside/up").symlink_to(folder.resolve())
     assert find_images(folder, nested=True) == [folder / "1.PNG", folder / "inside/2.jpg"]
+
+
+def test_images_in_sub_folders_are_counted_without_those_that_are_given_or_written(tmp_path):
+    for name in ("a.png", "day2/b.png", "day2/c.jpg", "day2/deep/d.png", "day2/note.txt", "out/a.png", ".hidden/e.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True, parents=True)
+        (tmp_path / name).touch()
+    out = tmp_path / "out"
+    line = describe_nested_images([tmp_path], [out])
+    assert line == (
+        f"{tmp_path}: 3 images in sub-folders are left out (2 in day2, 1 in day2/deep): give these folders, too"
+    )
+    one = describe_nested_images([tmp_path, tmp_path / "day2"], [out])
+    assert one.endswith("1 image in a sub-folder is left out (1 in deep): give this folder, too")
+    assert describe_nested_images([out]) is None

@@ -2,6 +2,7 @@
 
 import json
 import struct
+import zlib
 
 import imagecodecs
 import numpy as np
@@ -15,6 +16,7 @@ from PIL import Image
 from p2pzoo.cli import main
 from p2pzoo.images.io import can_hold, inspect_image, read_image, write_image
 from p2pzoo.images.label_maps import inspect_map, read_map
+from p2pzoo.images.rows import open_rows
 from p2pzoo.utils.errors import UserError
 
 WIDTH, HEIGHT, UNKNOWN = 256, 257, 999  # tags of a TIFF
@@ -148,3 +150,57 @@ def test_16_bit_tiffs_of_four_channels_train_and_translate_without_loss_of_depth
     refused = calls.invoke(main, ["translate", str(model), "shallow.png", "-o", "more"])
     assert refused.exit_code == 2
     assert "shallow.png: expected (H, W) or (H, W, C) of uint16" in refused.output
+
+
+class TestTransparentColour:
+    """A PNG without an alpha channel can name one colour that is transparent (tRNS)."""
+
+    GREY = np.array([[200, 200], [0, 85]], np.uint8)
+
+    def write(self, path, mode, **options):
+        Image.fromarray(self.GREY).convert(mode).save(path, **options)
+        return path
+
+    @pytest.mark.parametrize(("mode", "colour"), [("L", 0), ("RGB", (0, 0, 0)), ("P", 0)])
+    def test_it_is_opacity_as_in_an_rgba_file(self, mode, colour, tmp_path):
+        file = self.write(tmp_path / "a.png", mode, transparency=colour)
+        image, header = read_image(file), inspect_image(file)
+        assert (header.shape, header.has_alpha) == (image.shape, True)
+        assert image[..., -1].tolist() == [[255, 255], [0, 255]]
+        assert (image[..., :-1] == self.GREY[..., None]).all()
+        with open_rows(file) as rows:
+            np.testing.assert_array_equal(rows.read(1, 2), image[1:])
+
+    @pytest.mark.parametrize("bits", [1, 2, 4])
+    def test_its_value_is_one_of_the_file_also_below_8_bits(self, bits, tmp_path):
+        brightest = 2**bits - 1
+        rows = [bytes([0, brightest << 8 - bits]), bytes([0, 0])]
+        chunks = [
+            (b"IHDR", struct.pack(">IIBBBBB", 1, 2, bits, 0, 0, 0, 0)), (b"tRNS", struct.pack(">H", brightest)),
+            (b"IDAT", zlib.compress(b"".join(rows))), (b"IEND", b""),
+        ]  # fmt: skip
+        packed = [struct.pack(">I", len(d)) + n + d + struct.pack(">I", zlib.crc32(n + d)) for n, d in chunks]
+        (tmp_path / "a.png").write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(packed))
+        assert read_image(tmp_path / "a.png").tolist() == [[[255, 0]], [[0, 255]]]
+
+    def test_it_is_refused_for_16_bits(self, tmp_path):
+        Image.fromarray(self.GREY.astype(np.uint16) * 257).save(tmp_path / "a.png", transparency=0)
+        for read in (read_image, inspect_image, lambda path: open_rows(path).__enter__()):
+            with pytest.raises(UserError, match=r"a\.png: has a transparent colour \(tRNS\), which is not read"):
+                read(tmp_path / "a.png")
+
+    @pytest.mark.parametrize(("mode", "colour"), [("L", 0), ("RGB", (0, 0, 0))])
+    def test_a_label_map_keeps_its_values(self, mode, colour, tmp_path):
+        file = self.write(tmp_path / "a.png", mode, transparency=colour)
+        plain = self.write(tmp_path / "b.png", mode)
+        np.testing.assert_array_equal(read_map(file), read_map(plain))
+        assert inspect_map(file) == inspect_map(plain)
+
+
+@pytest.mark.parametrize("suffix", [".png", ".webp"])
+def test_an_animation_is_refused_as_a_tiff_of_several_pages_is(suffix, tmp_path):
+    first, second = (Image.fromarray(noise((8, 8, 3), "uint8", seed)) for seed in (0, 1))
+    first.save(tmp_path / f"a{suffix}", save_all=True, append_images=[second])
+    for read in (read_image, inspect_image):
+        with pytest.raises(UserError, match=f"a{suffix}: is an animation of 2 pictures; one is expected"):
+            read(tmp_path / f"a{suffix}")

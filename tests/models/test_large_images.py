@@ -14,6 +14,7 @@ from PIL import Image
 
 import p2pzoo
 from p2pzoo.images.io import read_image
+from p2pzoo.models import model as model_module
 from p2pzoo.models import translate_files as translate_files_module
 from p2pzoo.models.safetensors_io import save_model
 from p2pzoo.models.scaling import Scaling
@@ -63,7 +64,7 @@ def test_band_by_band_gives_the_pixels_of_the_plain_way(model, noise, name, suff
         tifffile.imwrite(source, noise, photometric="rgb", tile=(64, 64) if name == "tiled.tif" else None)
     assert not translate(model, source, tmp_path / f"plain{suffix}")
     monkeypatch.setattr(translate_files_module, "MAX_PIXELS_AHEAD", 0)
-    monkeypatch.setattr(translate_files_module, "read_image", lambda _: pytest.fail("read as a whole"))
+    monkeypatch.setattr(model_module, "read_image", lambda _: pytest.fail("read as a whole"))
     assert not translate(model, source, tmp_path / f"bands{suffix}")
     plain, bands = (read_image(tmp_path / f"{way}{suffix}") for way in ("plain", "bands"))
     np.testing.assert_array_equal(bands, plain)

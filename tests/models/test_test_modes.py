@@ -163,4 +163,10 @@ def test_a_model_with_such_a_generator_gives_one_picture_for_an_image(tmp_path):
     first = model.translate(photo)
     torch.rand(3)
     assert np.array_equal(model.translate(photo), first)
-    assert len({model.translate(photo, tile=4).tobytes() for _ in range(2)}) == 1
+
+
+def test_tiles_of_such_a_generator_are_refused_since_each_would_draw_its_own_noise():
+    header = ModelHeader("generator", "mine", {}, 3, 3, (8, 8), run="r", size_divisor=1, test_mode="eval")
+    model = Model(AlwaysRandom(), header, torch.device("cpu"))
+    with pytest.raises(ValueError, match="the generator draws its own noise, which would differ from tile to tile"):
+        model.translate(np.zeros((8, 12, 3), np.uint8), tile=4, scale="native")

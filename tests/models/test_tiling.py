@@ -9,6 +9,8 @@ import torch
 from p2pzoo_pix2pix.generators import UNet
 from torch import nn
 
+from p2pzoo.images.color_spaces import Encodings
+from p2pzoo.images.rows import Rows
 from p2pzoo.models.model import Model
 from p2pzoo.models.model_file import ModelHeader
 from p2pzoo.models.tiling import Tiling, blend_tiles
@@ -225,3 +227,19 @@ def test_other_errors_of_the_network_are_not_reported_as_out_of_memory(near):
     near._eval_G.forward = forward
     with pytest.raises(RuntimeError, match="shapes do not match"):
         near.translate(smooth(64, 64))
+
+
+@pytest.mark.parametrize("side", [64, 128])
+@pytest.mark.parametrize("height", [100, 130, 160, 200])
+def test_a_lab_photo_that_is_read_in_bands_keeps_the_lightness_of_its_rows(height, side):
+    """Where more than half of the last row of tiles is padding, its band begins above the rows that it gives."""
+    size = {"size": (64, 64), "size_divisor": 64}
+    header = ModelHeader(
+        "generator", "mine", {}, 1, 2, run="r", test_mode="eval", encodings=Encodings("L", "ab"), **size
+    )
+    model = Model(nn.Conv2d(1, 2, 1), header, torch.device("cpu"))
+    nn.init.zeros_(model.G.weight), nn.init.zeros_(model.G.bias)
+    ramp = np.linspace(0, 255, height).astype(np.uint8)
+    photo = np.broadcast_to(ramp[:, None, None], (height, 80, 3))
+    bands = model.translate_rows(Rows.of(photo), Tiling.of(side, None, 64))
+    assert np.array_equal(np.concatenate([*bands]), model.translate(photo, tile=side, scale="native"))

@@ -1,6 +1,7 @@
 """Folders of images: parallel work, the order of outcomes, bounded memory, and stopping."""
 
 import itertools
+import json
 import os
 import threading
 import time
@@ -13,11 +14,13 @@ from PIL import Image
 from torch import nn
 
 from p2pzoo.images.io import read_image
+from p2pzoo.models import model as model_module
 from p2pzoo.models import translate_files as translate_files_module
 from p2pzoo.models.model import Model
 from p2pzoo.models.model_file import ModelHeader
+from p2pzoo.models.scaling import Scaling
 from p2pzoo.models.test_modes import translate
-from p2pzoo.models.translate_files import translate_files
+from p2pzoo.models.translate_files import describe_translation, sample_paths, translate_files
 
 
 class Small(nn.Module):
@@ -134,7 +137,7 @@ def test_reading_computing_and_writing_run_in_parallel(model, folder, monkeypatc
     """Each stage waits until another image is in another stage: without parallel stages this would never end."""
     targets = folder(*[(8, 8)] * 12)
     reading, computing, writing = (threading.Event() for _ in range(3))
-    read, write, compute = translate_files_module.read_image, translate_files_module.write_image, model.translate_arrays
+    read, write, compute = model_module.read_image, translate_files_module.write_image, model.translate_arrays
     calls = {"read": itertools.count(), "compute": itertools.count(), "write": itertools.count()}
 
     def slow_read(path):
@@ -156,7 +159,7 @@ def test_reading_computing_and_writing_run_in_parallel(model, folder, monkeypatc
             assert computing.wait(10)
         return write(*arguments, **options)
 
-    monkeypatch.setattr(translate_files_module, "read_image", slow_read)
+    monkeypatch.setattr(model_module, "read_image", slow_read)
     monkeypatch.setattr(translate_files_module, "write_image", slow_write)
     monkeypatch.setattr(model, "translate_arrays", slow_compute)
     assert not [fault for outcome in translate_files(model, targets, "paper") for fault in outcome.faults]
@@ -171,7 +174,7 @@ def test_few_images_are_read_ahead_and_few_wait_to_be_written(model, folder, mon
     targets = folder(*[(8, 8)] * 24)
     counts = {"read": 0, "translated": 0, "written": 0}
     ahead, behind = [], []
-    read, write, compute = translate_files_module.read_image, translate_files_module.write_image, model.translate_arrays
+    read, write, compute = model_module.read_image, translate_files_module.write_image, model.translate_arrays
 
     def counting_read(path):
         counts["read"] += 1
@@ -189,7 +192,7 @@ def test_few_images_are_read_ahead_and_few_wait_to_be_written(model, folder, mon
         write(*arguments, **options)
         counts["written"] += 1
 
-    monkeypatch.setattr(translate_files_module, "read_image", counting_read)
+    monkeypatch.setattr(model_module, "read_image", counting_read)
     monkeypatch.setattr(translate_files_module, "write_image", slow_write)
     monkeypatch.setattr(model, "translate_arrays", counting_compute)
     assert len(list(translate_files(model, targets, "paper"))) == 24
@@ -285,3 +288,16 @@ def test_out_of_memory_retries_images_one_by_one_and_skips_those_that_are_too_la
     assert len(read_targets(targets)) == 3
     list(translate_files(model, targets, "eval", tiling=model.resolve_options("eval", 16, 0)[1]))
     assert len(read_targets(targets)) == 4
+
+
+def test_each_sample_says_with_which_seed_it_is_made_again(model, folder):
+    [(source, target)] = folder((16, 16)).items()
+    text = {"p2pzoo": describe_translation(model, "paper", 5, "fp32", None, Scaling(), {}, None)}
+    list(translate_files(model, {source: target}, "paper", seed=5, samples=3, text=text))
+    *samples, mean, spread = (Image.open(path) for path in sample_paths(target, 3))
+    said = [json.loads(image.text["p2pzoo"]) for image in (*samples, mean, spread)]
+    assert [each["seed"] for each in said] == [5, 6, 7, 5, 5]
+    assert [each.get("samples") for each in said] == [None, None, None, 3, 3]
+    for image, each in zip(samples, said, strict=False):
+        again = model.translate(read_image(source), test_mode="paper", seed=each["seed"], scale="native")
+        assert np.array_equal(np.asarray(image), again)

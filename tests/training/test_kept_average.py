@@ -3,6 +3,7 @@
 import copy
 import functools
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,12 +12,15 @@ from torch import nn
 
 import p2pzoo
 from p2pzoo import config
+from p2pzoo.data import Store
 from p2pzoo.images.io import write_png
+from p2pzoo.models.norm_statistics import NORM_IMAGES, estimate_norms
 from p2pzoo.models.safetensors_io import load_tensors
 from p2pzoo.models.test_modes import translate
 from p2pzoo.plugin.loader import registry
 from p2pzoo.runs.evaluate_model import Request, evaluate_model
-from p2pzoo.training.kept_average import KeptAverage, estimate_norms
+from p2pzoo.training.kept_average import KeptAverage
+from p2pzoo.training.model_writer import ModelWriter
 from p2pzoo.training.run_experiment import run_experiment
 from p2pzoo.utils.errors import UserError
 
@@ -56,22 +60,31 @@ def value(outcome, metric):
     return outcome.results["metrics"][metric]["value"]
 
 
+def updated(average, weights, images, since):
+    decay = min(0.999**since, (1 + images) / (10 + images))
+    return decay * average + (1 - decay) * weights
+
+
 class TestKeptAverage:
     @pytest.mark.parametrize("step_images", [1, 3, 10])
     def test_it_is_the_recursion_over_the_weights_of_every_eighth_image(self, step_images):
+        """What is read between two updates has one more, which the recursion does not keep."""
         torch.manual_seed(0)
         network = nn.Linear(3, 2).double()
         average = KeptAverage(network, step_images)
-        expected, since = network.weight.detach().clone(), 0
+        kept, since = network.weight.detach().clone(), 0
         for step in range(1, 31):
             nn.init.normal_(network.weight)
-            average.after_step(step, is_read=step == 30)
+            average.after_step(step)
             since += step_images
-            if step % max(1, 8 // step_images) == 0 or step == 30:
-                images = step * step_images
-                decay = min(0.999**since, (1 + images) / (10 + images))
-                expected, since = decay * expected + (1 - decay) * network.weight.detach(), 0
-        torch.testing.assert_close(average.tensors()["weight"], expected, rtol=0, atol=1e-12)
+            expected = updated(kept, network.weight.detach(), step * step_images, since)
+            for _ in range(2):
+                with average.in_place(step) as averaged:
+                    due = step % max(1, 8 // step_images) == 0
+                    torch.testing.assert_close(averaged.weight.detach(), expected, rtol=0, atol=1e-12)
+            if due:
+                kept, since = expected, 0
+            torch.testing.assert_close(average.tensors()["weight"], kept, rtol=0, atol=1e-12)
 
     def test_in_place_leaves_weights_and_buffers_as_they_were_in_the_same_memory(self):
         network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)).to(memory_format=torch.channels_last)
@@ -79,7 +92,7 @@ class TestKeptAverage:
         nn.init.normal_(network[0].weight)
         before = copy.deepcopy(network.state_dict())
         memory = {name: tensor.data_ptr() for name, tensor in network.state_dict().items()}
-        with average.in_place() as averaged, torch.no_grad():
+        with average.in_place(8) as averaged, torch.no_grad():
             assert averaged is network
             assert not torch.equal(network[0].weight, before["0.weight"])
             averaged.train()(torch.randn(2, 3, 8, 8))
@@ -114,6 +127,17 @@ class TestKeptAverage:
         assert [norm.momentum for norm in network] == [0.1, 0.1]
 
 
+@pytest.mark.parametrize("processes", [1, 2, 8])
+def test_norms_are_estimated_from_as_many_images_whatever_the_number_of_processes(processes, monkeypatch):
+    experiment = config.load("zoo:base.toml", "smoke", [*SMALL, "train.images=8000", "train.batch_size=8"])
+    train = experiment.train
+    store = Store(experiment.dataset.build(split="train"), enlarge=train.jitter, compute=experiment.compute)
+    state = SimpleNamespace(engine=SimpleNamespace(to_device=lambda batch: batch))
+    monkeypatch.setattr("p2pzoo.compute.distributed.world_size", lambda: processes)
+    images = sum(len(x) for x in ModelWriter(experiment, None, state, store)._norm_batches())
+    assert NORM_IMAGES <= images < NORM_IMAGES + 8
+
+
 class TestRuns:
     def test_training_is_the_same_to_the_bit_without_it(self, run, measured, monkeypatch):
         monkeypatch.setattr("p2pzoo.training.loop.KeptAverage", lambda *_: None)
@@ -130,6 +154,39 @@ class TestRuns:
         assert average.keys() == last.keys()
         differ = {name for name, tensor in average.items() if not torch.equal(tensor, last[name])}
         assert {name for name in average if name.endswith(("weight", "running_mean", "running_var"))} <= differ
+
+    @pytest.mark.parametrize(("images", "at"), [(16, [4, 12, 13]), (20, [16])])
+    def test_saved_averages_are_those_of_the_formula_and_snapshots_do_not_change_them(
+        self, run, images, at, monkeypatch, tmp_path
+    ):
+        plain = run(f"train.images={images}").run.average.read_bytes()
+        weights, names = [], set()
+
+        class Recording(KeptAverage):
+            def __init__(self, network, step_images):
+                super().__init__(network, step_images)
+                self.name, self.weight = next(network.named_parameters())
+                weights.append(self.weight.detach().clone())
+                names.add(self.name)
+
+            def after_step(self, step):
+                weights.append(self.weight.detach().clone())
+                super().after_step(step)
+
+        monkeypatch.setattr("p2pzoo.training.loop.KeptAverage", Recording)
+        overrides = (f"train.images={images}", "evaluate.weights=average", f"evaluate.at={at}")
+        folder = run_in(tmp_path / "with snapshots", *overrides).run
+        assert folder.average.read_bytes() == plain
+
+        [name], kept, since, expected = names, weights[0], 0, {}
+        for number, weight in enumerate(weights[1:], 1):
+            since += 1
+            expected[number] = updated(kept, weight, number, since)
+            if number % 8 == 0:
+                kept, since = expected[number], 0
+        files = {images: folder.average, **{number: folder.weights("average", number) for number in at}}
+        for number, file in files.items():
+            torch.testing.assert_close(load_tensors(file)[0][name], expected[number], rtol=0, atol=1e-7)
 
     def test_a_metric_at_some_images_is_that_of_a_run_of_this_length(self, run, measured):
         for images in (6, 10):

@@ -21,6 +21,7 @@ from fork_server import RUN
 
 from p2pzoo.cli.time_limit import Duration
 from p2pzoo.models.safetensors_io import load_tensors
+from p2pzoo.training.checkpoint import State
 from p2pzoo.utils.signals import stop_this_process
 
 # test_checkpoint.py does the same with more recipes, without a run
@@ -331,6 +332,82 @@ class TestContinueFrom:
         result = run(tmp_path / "runs", f"train.images={images}", flags=["--continue-from", folder])
         assert result.exit_code == 2
         assert message in result.output.splitlines()[-1]
+
+    @pytest.mark.parametrize(
+        ("override", "line"),
+        [
+            ("optimizer.use=RMSprop", "the optimizer is RMSprop, that of {half} was Adam: it begins without moments"),
+            ("optimizer.use=SGD", "the optimizer is SGD, that of {half} was Adam: it begins without moments"),
+            ("optimizer.amsgrad=true", "the optimizer is Adam with amsgrad, that of {half} was Adam: it begins"),
+            ("optimizer.lr=1e-4", None),
+        ],
+    )
+    def test_another_optimizer_begins_without_moments(self, override, line, half, finish, tmp_path):
+        result = finish(tmp_path, override, flags=["--continue-from", half])
+        lines = [each for each in result.output.splitlines() if "moments" in each]
+        assert [each.find(line.format(half=half)) >= 0 for each in lines] == [True] if line else not lines
+        tensors = load_tensors(checkpoints(tmp_path)[-1])[0]
+        state = {name.split(".")[-1] for name in tensors if name.startswith("G_adam.")}
+        adam = {"step", "exp_avg", "exp_avg_sq"}
+        states = {"RMSprop": {"step", "square_avg"}, "SGD": set(), "true": adam | {"max_exp_avg_sq"}}
+        assert state == states.get(override.split("=")[-1], adam)
+        if state:
+            assert tensors["G_adam.0.step"] == (20 if line is None else 10)
+
+    def test_a_new_average_begins_with_the_weights_of_the_other_run(self, half, run, tmp_path):
+        with after(STEP, simulate_kill, call=1), pytest.raises(SimulatedKill):
+            run(tmp_path / "killed", "train.ema=0.9", flags=["--continue-from", half])
+        averages, restore = [], State.restore
+
+        def record(state, *args):
+            images = restore(state, *args)
+            G = state.engine.unwrap(state.G.network)
+            averages.append((images, dict(state.final.named_parameters()), dict(G.named_parameters())))
+            averages.append(
+                all(a.equal(b) for a, b in zip(averages[-1][1].values(), averages[-1][2].values(), strict=True))
+            )
+            return images
+
+        with mock.patch.object(State, "restore", record):
+            assert run(tmp_path / "new", "train.ema=0.9", flags=["--continue-from", half]).exit_code == 0
+        assert (averages[0][0], averages[1]) == (10, True)
+
+
+class TestSnapshotsThatAreLost:
+    """`[evaluate] at` of a training that has gone on: refused before a step, and before anything is deleted."""
+
+    def test_a_run_that_resumes_names_the_numbers_and_fresh(self, halfway, run, finish):
+        before = written(halfway)
+        result = run(halfway, "evaluate.at=[4, 16]")
+        assert (result.exit_code, result.first_step) == (2, None)
+        [line] = [line for line in result.output.splitlines() if "at = 4:" in line]
+        assert "goes on after 15 images, and how G was before is lost: give larger numbers, or start over with" in line
+        assert written(halfway) == before
+        finish(halfway, "evaluate.at=[4, 16]", flags=["--fresh"])
+
+    def test_snapshots_that_the_run_has_kept_are_measured(self, run, finish, tmp_path):
+        with after(STEP, simulate_kill, call=12), pytest.raises(SimulatedKill):
+            run(tmp_path, "evaluate.at=[4]")
+        assert finish(tmp_path, "evaluate.at=[4, 18]").first_step == 10
+        numbers = json.loads((only(tmp_path) / "results.json").read_text())["metrics"]
+        assert {"l1", "l1@4", "l1@18"} <= numbers.keys()
+
+    @pytest.mark.parametrize("flags", [[], ["--fresh"]])
+    def test_for_a_run_that_continues_another_one_fresh_is_no_advice(self, flags, half, run, tmp_path):
+        result = run(tmp_path / "new", "evaluate.at=[8, 12]", flags=["--continue-from", half, *flags])
+        assert (result.exit_code, result.first_step) == (2, None)
+        last = result.output.splitlines()[-1]
+        assert "at = 8: this training goes on after 10 images" in last
+        assert "--fresh" not in last
+        assert not (tmp_path / "new").exists()
+
+    def test_the_numbers_of_other_groups_are_stored(self, complete, run):
+        results = only(complete) / "results.json"
+        before = json.loads(results.read_text())["metrics"].keys()
+        result = run(complete, "evaluate.at=[4]", 'metrics.mine={use="l1", evaluate={test_mode="eval"}}')
+        assert result.exit_code == 2
+        assert "without keeping its weights after 4 images: train it again with --fresh" in result.output
+        assert json.loads(results.read_text())["metrics"].keys() == {*before, "mine"}
 
 
 # a process waits in its twelfth step until the signal has arrived
