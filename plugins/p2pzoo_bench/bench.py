@@ -390,6 +390,7 @@ class Bench:
             **({"folds": self.seeds} if self.table.folds else {}),
             **({"pooled_spread": True} if self.table.pooled_spread else {}),
             **self.table.describe_search(),
+            **({"data": self.table.data} if self.table.data else {}),
         }
         images = EvaluatedImages.of_store(self.store(self._baseline.experiment))
         rows = self._rows(failures, targets)
