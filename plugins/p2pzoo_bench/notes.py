@@ -39,9 +39,10 @@ def describe_chosen(doc: Mapping[str, Any]) -> list[str]:
         by_settings: dict[tuple[str, ...], list[int]] = {}
         for fold, settings in enumerate(chosen[rows[0]["name"]]):
             by_settings.setdefault(tuple(settings), []).append(fold)
-        parts = [
-            f"{_name_folds(folds, doc, len(by_settings))}: {', '.join(each)}" for each, folds in by_settings.items()
-        ]
+        parts = (
+            f"{_name_folds(folds, doc, len(by_settings))}: {', '.join(settings) or 'those of the recipe'}"
+            for settings, folds in by_settings.items()
+        )
         notes.append(f"Settings of {name_together([row['label'] for row in rows])}: {'; '.join(parts)}.")
     return notes
 

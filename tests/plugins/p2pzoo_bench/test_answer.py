@@ -93,8 +93,8 @@ class TestOneRunOfEachRow:
         doc["columns"][0]["protocol"], doc["protocols"] = "p", {"p": {"images": 12}}
         assert find_answer(doc, "kid") == [
             "All that follows is over the test images of one run per row; another training may reverse it.",
-            "On these 12 test images, one training each, 2 of 3 methods with an interval differ from regression in KID: "
-            "better: pix2pix; worse: flow.",
+            "On these 12 test images, one training each, 2 of 3 methods with an interval differ from regression in "
+            "KID: better: pix2pix; worse: flow.",
             "KID: the best mean is that of pix2pix; better than regression on these 12 test images, one training each: "
             "pix2pix (−0.1 [−0.15, −0.05]); worse than regression on these 12 test images, one training each: "
             "flow (+0.1 [+0.05, +0.15]); with an interval over these images that holds 0: bridge; without an interval: "
@@ -154,7 +154,7 @@ class TestTheFirstSentence:
             (["flow"], "flow does not differ from regression beyond chance in KID."),
             (
                 ["bridge (4 steps)"],
-                "bridge (4 steps) differs from regression beyond chance in KID: better: bridge (4 steps).",
+                "bridge (4 steps) is better than regression beyond chance in KID.",
             ),
         ],
     )
