@@ -111,7 +111,7 @@ def on_own_data(
     given = [*overrides, *(["dataset.fold=0"] if folds else [])]
     reasons, processes = find_reasons(rows, table, profile, given, store, registry)
     moved = _move(table, recipe, rows, {row.name for row in rows if row.training in reasons}, folds)
-    moved, left_out = leave_out(moved, reasons, processes)
+    moved, left_out = leave_out(moved, recipe, reasons, processes)
     moved = moved if store.has_blocks else replace(moved, metrics=without_blocks(moved.metrics))
     changed, unmeasured = leave_out_unusable(moved, profile, store, registry)
     measured = {column: heading for column, heading in table.columns.items() if metric_of(column) not in unmeasured}
@@ -223,8 +223,8 @@ def _measure(
         except UserError as error:
             reasons[training] = Reason(str(error).removeprefix(f"{key}: "))
             if row.name == own.table.baseline:  # refused, before the others are measured
-                leave_out(own.table, reasons)
-    table, left_out = leave_out(own.table, reasons)
+                leave_out(own.table, own.table.data["recipe"], reasons)
+    table, left_out = leave_out(own.table, own.table.data["recipe"], reasons)
     for line in left_out:
         note(line)
     return replace(own, table=table, notes=(*own.notes, *left_out)).with_facts(own.table.data["recipe"]), rates

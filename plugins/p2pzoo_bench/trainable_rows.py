@@ -74,10 +74,11 @@ def find_reasons(
 
 
 def leave_out(
-    table: Table, reasons: Mapping[Any, Reason], processes: Sequence[str] = ()
+    table: Table, data: str, reasons: Mapping[Any, Reason], processes: Sequence[str] = ()
 ) -> tuple[Table, tuple[str, ...]]:
     """(the table without the rows of these trainings, a note for each training).
 
+    data       the recipe of the data, for errors
     processes  that can take the images
 
     Raises UserError if its baseline is among them, or if they leave no row beside it.
@@ -96,13 +97,14 @@ def leave_out(
     if reason := reasons.get(baseline.training):
         label = name_together(by_training[baseline.training])
         raise UserError(
-            f"--data: {label}, which the rows are compared with, cannot be trained on it: {reason.text}: use a table "
-            "with another baseline, or other data"
+            f"--data {data}: {label}, which the rows are compared with, cannot be trained on it: {reason.text}: use a "
+            "table with another baseline, or other data"
         )
     rows = tuple(row for row in table.rows if not row.recipe or row.training not in reasons)
     if sum(row.recipe is not None for row in rows) < 2:
         raise UserError(
-            f"--data: no row beside {baseline.label} can be trained on it ({'; '.join(notes)}): choose other rows"
+            f"--data {data}: no row beside {baseline.label} can be trained on it ({'; '.join(notes)}): choose others "
+            "with --methods, or another table"
         )
     return replace(table, rows=rows), tuple(notes)
 
