@@ -10,6 +10,7 @@ so the differences are described, and none is called beyond chance.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -20,6 +21,15 @@ from p2pzoo_bench.row_names import group_by_training, name_together
 
 SIGNIFICANCE = 0.05
 SHOWN = ("ahead", "behind")  # groups whose differences the sentence shows
+BEGINNINGS = (
+    "ahead of ",
+    "behind ",
+    "better than ",
+    "worse than ",
+    "no difference ",
+    "with an ",
+    "without a",
+)  # of parts
 WORDS = {"ahead": "better", "behind": "worse"}
 ROUNDING = 1e-6  # a difference below this part of the numbers is one of float32 rounding
 
@@ -126,9 +136,18 @@ def _summarize_column(
     of += " (rows of one training are one)" if len(methods) < len(others) else ""
     if not differing:
         return f"{where}, none of {of} differs from {than}."
-    verb = "differ" if len(differing) > 1 else "differs"
+    who = f"all {of}" if len(differing) == len(judged) else f"{len(differing)} of {of}"
     shown = "; ".join(f"{WORDS[group]}: {names}" for group, names in named.items())
-    return f"{where}, {len(differing)} of {of} {verb} from {than}: {shown}."
+    return f"{where}, {who} {'differ' if len(differing) > 1 else 'differs'} from {than}: {shown}."
+
+
+def split_line(line: str) -> list[str]:
+    """The parts of a sentence of the answer: what is best in a column, then a part for each group of rows.
+
+    >>> split_line("L1: the best mean is that of a; ahead of b beyond chance: a (4 steps; 1 step).")
+    ['L1: the best mean is that of a', 'ahead of b beyond chance: a (4 steps; 1 step).']
+    """
+    return re.split(f"; (?={'|'.join(BEGINNINGS)})", line)
 
 
 def _name_place(doc: Mapping[str, Any], column: Mapping[str, Any], baseline: Mapping[str, Any]) -> str:

@@ -20,6 +20,7 @@ from p2pzoo.images.io import PILLOW_ERRORS, describe_read_error, open_picture
 from p2pzoo.runs.pages import data_uri, figure_to_svg, render_page
 from p2pzoo.utils.errors import UserError
 from p2pzoo.utils.terminal import escape
+from p2pzoo_bench.answer import split_line
 from p2pzoo_bench.notes import describe_chosen, describe_data
 from p2pzoo_bench.row_groups import build_groups_table, describe_groups
 from p2pzoo_bench.table_columns import (
@@ -307,6 +308,7 @@ def to_html(
     return render_page(
         Path(__file__).with_name("table.html"), doc=doc,
         main_table=build_main_table(doc), best=find_best_cells(doc), data=describe_data(doc),
+        answer=[split_line(line) for line in doc.get("answer", ())],
         groups=build_groups_table(doc), groups_note=describe_groups(doc),
         published=build_published_table(doc), differences=build_difference_table(doc), notes=build_notes(doc),
         pictures=image_rows, figures={name: figure_to_svg(figure) for name, figure in figures.items()},

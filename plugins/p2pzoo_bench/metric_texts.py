@@ -12,7 +12,7 @@ TEXTS = {  # by the name of the component; of others, the summary of `p2pzoo lis
     "l1": "mean difference of a translation from the real image, for values from −1 to 1",
     "psnr": "peak signal-to-noise ratio in dB: the squared difference from the real image, as a logarithm",
     "ssim": "likeness of the structure of a translation and the real image, 1 if they are equal",
-    "crps": "distance of the real image from all the translations that a method gives of one input; without noise, L1",
+    "crps": "distance of the real image from the translations of one input, all together; without noise it is L1",
     "kid": "distance of the translations as a set from the real images, in the features of an image classifier",
     "frechet": "distance of the translations as a set from the real images, in the features of an image classifier",
     "lab_histogram": "how far the colours of a translation and of the real image overlap, 1 if they are equal",
@@ -33,7 +33,7 @@ def is_judged_by_one_sample(column: Mapping[str, Any]) -> bool:
 
 
 def explain_metrics(columns: Sequence[Mapping[str, Any]], rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """A line for each column: what it measures, which direction is better, and what it says of methods with noise.
+    """A line for each column: what it measures, and which direction is better; one about methods with noise.
 
     columns  of the document, with "use" and "summary" of their metrics
 
@@ -41,21 +41,20 @@ def explain_metrics(columns: Sequence[Mapping[str, Any]], rows: Sequence[Mapping
     >>> explain_metrics([column], [])
     ['L1: mean difference of a translation from the real image, for values from −1 to 1. Lower is better.']
     """
-    noisy = [name_together([row["label"] for row in method]) for method in group_by_training(_with_noise(rows))]
     lines = []
     for column in columns:
-        direction = f"{column['better'].capitalize()} is better."
         text = TEXTS.get(_name(column)) or _without_direction(column.get("summary", "")) or "no description"
-        sample = _describe_sample(noisy) if noisy and is_judged_by_one_sample(column) else ""
-        lines.append(f"{column['heading']}: {text}. {direction}{sample}")
+        lines.append(f"{column['heading']}: {text}. {column['better'].capitalize()} is better.")
+    noisy = [name_together([row["label"] for row in method]) for method in group_by_training(_with_noise(rows))]
+    headings = [column["heading"] for column in columns if is_judged_by_one_sample(column)]
+    if noisy and headings:
+        are, them = ("is that", "it") if len(headings) == 1 else ("are those", "them")
+        lines.append(
+            f"{join_names(headings)} of methods with noise ({join_names(noisy)}) {are} of one sample. Even a perfect "
+            f"sampler is worse in {them} than the median of its samples, which a method without noise can give: so a "
+            f"method with noise that is behind in {them} need not be the worse method."
+        )
     return lines
-
-
-def _describe_sample(noisy: Sequence[str]) -> str:
-    return (
-        f" Of methods with noise ({join_names(noisy)}) it is that of one sample: a perfect sampler is worse in it than "
-        "the median of its samples, which regression learns, so it does not say that regression is the better method."
-    )
 
 
 def _with_noise(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:

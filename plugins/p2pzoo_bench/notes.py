@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from p2pzoo.runs.progress import format_duration
+from p2pzoo.utils.plurals import format_count
 from p2pzoo_bench.row_names import group_by_training, join_names, name_together
 from p2pzoo_bench.table_columns import count_images
 
@@ -21,7 +21,7 @@ def describe_data(doc: Mapping[str, Any]) -> list[str]:
     if data["budget"] is None:
         parts.append("Each row trains for the length of its recipe, not for equal times.")
     else:
-        parts.append(f"Training time of each row: {format_duration(data['budget'])}{over} (minutes and seconds).")
+        parts.append(f"Training time of each row: {_format_time(data['budget'])}{over}.")
     images = count_images(doc)
     if len(images) == 1:
         parts.append(f"Each row trains on {images.pop():,} images{' in each fold' if folds > 1 else ''}.")
@@ -29,6 +29,15 @@ def describe_data(doc: Mapping[str, Any]) -> list[str]:
         each = " in each fold" if folds > 1 else ""
         parts.append(f"Rows train on {min(images):,} to {max(images):,} images{each}: see the column.")
     return [" ".join(parts)]
+
+
+def _format_time(seconds: float) -> str:
+    """
+    >>> _format_time(1200), _format_time(90)
+    ('20 minutes', '1 minute 30 seconds')
+    """
+    minutes, rest = divmod(round(seconds), 60)
+    return " ".join(format_count(n, word) for n, word in ((minutes, "minute"), (rest, "second")) if n)
 
 
 def describe_chosen(doc: Mapping[str, Any]) -> list[str]:

@@ -69,14 +69,23 @@ class TestOwnData:
         doc = document(data=DATA)
         for text in in_all_formats(doc):
             assert (
-                "60 pairs of mine.toml, each tested in one of 3 folds. Training time of each row: 20:00, over 3 folds "
-                "(minutes and seconds). Rows train on 1,600 to 7,000 images in each fold: see the column."
+                "60 pairs of mine.toml, each tested in one of 3 folds. Training time of each row: 20 minutes, over "
+                "3 folds. Rows train on 1,600 to 7,000 images in each fold: see the column."
             ) in text
             assert "not measured on this data: accuracy." in text
 
     def test_equal_numbers_of_images_stand_in_the_sentence(self):
         [line] = describe_data(document((6, 6), data=DATA))
         assert line.endswith("Each row trains on 6 images in each fold.")
+
+    def test_the_page_shows_the_groups_of_a_column_one_below_the_other(self):
+        line = (
+            "L1: the best mean is that of a; ahead of b beyond chance: c (4 steps; 1 step); behind b beyond chance: d."
+        )
+        page = to_html(document(answer=["On your 60 pairs, all differ.", line], data=DATA), {}, (8, 8), {})
+        assert '<li class="sentence">On your 60 pairs, all differ.</li>' in page
+        assert "<summary>L1: the best mean is that of a</summary>" in page
+        assert "<li>ahead of b beyond chance: c (4 steps; 1 step)</li><li>behind b beyond chance: d.</li>" in page
 
     def test_without_a_budget_the_length_is_that_of_the_recipes(self):
         [line] = describe_data(document(data=DATA | {"budget": None}))

@@ -201,7 +201,7 @@ class TestWithFolds:
         }  # fmt: skip
         for text in (page, to_markdown(table)):
             assert "36 pairs of mine.toml, each tested in one of 3 folds" in text
-            assert "Training time of each row: 0:01, over 3 folds" in text
+            assert "Training time of each row: 1 second, over 3 folds" in text
             assert "Each row trains on 6 images in each fold." in text
             assert "not measured on this data: accuracy needs labels" in text
             assert re.search(r"On your 36 pairs, .* L1", text)
