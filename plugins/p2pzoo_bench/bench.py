@@ -40,6 +40,7 @@ from p2pzoo_bench.answer import find_answer, list_judged_columns
 from p2pzoo_bench.changed_data import DataFingerprints
 from p2pzoo_bench.changed_target import changed_target
 from p2pzoo_bench.comparison import Comparison, TableRow, build_comparison, metric_of, why_not_comparable
+from p2pzoo_bench.draws_noise import add_facts_for_answer
 from p2pzoo_bench.executors import ACCEPT_STALE, FRESH, Executor, Job
 from p2pzoo_bench.metric_texts import explain_metrics
 from p2pzoo_bench.row_groups import find_groups
@@ -397,6 +398,7 @@ class Bench:
         rows = self._rows(failures, targets)
         table = build_comparison(rows, self.table.baseline, self.table.columns, self.unavailable, images, facts=facts)
         if self.table.answer:
+            add_facts_for_answer(table, images)
             table.doc["answer"] = find_answer(table.doc, self.table.primary)
             table.doc["explanations"] = explain_metrics(
                 list_judged_columns(table.doc, self.table.primary), table.doc["rows"]

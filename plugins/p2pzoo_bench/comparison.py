@@ -29,7 +29,6 @@ from p2pzoo.plugin.registry import Registry
 from p2pzoo.runs.results import describe_too_few
 from p2pzoo.utils.errors import UserError
 from p2pzoo.utils.suggest import did_you_mean
-from p2pzoo_bench.draws_noise import draws_noise
 from p2pzoo_bench.folds import FoldDifference, Spread, over_folds, pool_rows
 from p2pzoo_bench.intervals import CONFIDENCE, Interval, over_seeds, paired_over_blocks
 from p2pzoo_bench.stored_results import EvaluatedImages, FinishedRun, build_metrics, open_evaluated_images
@@ -200,7 +199,6 @@ def build_comparison(
                 "better": better_direction(metrics, components, metric_of(column)),
                 "protocol": digests.get(column),
                 "unavailable": unavailable.get(metric_of(column)),
-                **_describe_metric(components.get(metric_of(column))),
                 **({"spread": vars(spread) if (spread := spreads[column]) else None} if column in spreads else {}),
             }
             for column, heading in columns.items()
@@ -215,10 +213,6 @@ def build_comparison(
         },
     }
     return Comparison(doc, tuple(rows), metrics, data.size, spreads)
-
-
-def _describe_metric(component: Component | None) -> dict[str, Any]:
-    return {"use": component.entry.full_name, "summary": component.entry.summary} if component else {}
 
 
 def _pool_columns(
@@ -354,7 +348,7 @@ def _describe_row(
         "runs": [{"id": run.results["id"], "seed": run.results.get("seed")} for run in row.runs],
         "failed": row.failed,
         "published": dict(row.published),
-        **({"target": True} if row.target else _describe_networks(row, data)),
+        **({"target": True} if row.target else _describe_networks(row.experiment, data)),
         "seconds": round(float(np.median(seconds)), 1) if seconds else None,
         "peak_megabytes": max(memory) if memory else None,
         **_describe_timings(row),
@@ -545,10 +539,8 @@ class CachedReduce:
         return self._cache[key]
 
 
-def _describe_networks(row: TableRow, data: EvaluatedImages) -> dict[str, Any]:
-    """Parameters of G and D, D's receptive field, and whether translations draw noise, computed without memory for
-    weights; {} if they are unknown."""
-    experiment = row.experiment
+def _describe_networks(experiment: Experiment, data: EvaluatedImages) -> dict[str, Any]:
+    """Parameters of G and D and D's receptive field, computed without memory for weights; {} if they are unknown."""
     if data.channels is None:
         return {}
     try:
@@ -556,7 +548,6 @@ def _describe_networks(row: TableRow, data: EvaluatedImages) -> dict[str, Any]:
             channels = generator_channels(experiment, data.channels, data.size)
             G = build_network(experiment.generator, channels, data.size)
             D = build_network(experiment.discriminator, data.channels, data.size) if experiment.discriminator else None
-            noise = draws_noise(G, experiment, row.evaluate, data.channels, data.size)
     except UserError:  # the row failed, with this reason
         return {}
     receptive_field = getattr(D, "receptive_field", None)
@@ -566,5 +557,4 @@ def _describe_networks(row: TableRow, data: EvaluatedImages) -> dict[str, Any]:
         "receptive_field": receptive_field,
         "receptive_field_over_side": round(receptive_field / min(data.size), 3) if receptive_field else None,
         "images": experiment.train.images_seen,
-        "noise": noise,
     }
