@@ -3,32 +3,64 @@
 A difference is beyond chance where its interval leaves out 0. Over folds its p-value, adjusted for the number of rows
 (Holm 1979), must be below 0.05 too; a row without a p-value counts as one with 1. With several seeds on the same
 images, both intervals must leave out 0, over seeds and over images: one of them alone is wrong in up to half of the
-cases. Of a single run there is the interval over its test images, and another training may reverse what it says.
+cases. Of a single run there is only the interval over its test images, and another training may reverse what it says:
+so the differences are described, and none is called beyond chance.
 """
 
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from p2pzoo.utils.plurals import format_count
 from p2pzoo_bench.folds import holm
+from p2pzoo_bench.metric_texts import ONE_SAMPLE_HERE, is_judged_by_one_sample
+from p2pzoo_bench.row_names import group_by_training, name_together
 
 SIGNIFICANCE = 0.05
 SHOWN = ("ahead", "behind")  # groups whose differences the sentence shows
+BEGINNINGS = (
+    "ahead of ",
+    "behind ",
+    "better than ",
+    "worse than ",
+    "no difference ",
+    "with an ",
+    "without a",
+)  # of parts
+WORDS = {"ahead": "better", "behind": "worse"}
 ROUNDING = 1e-6  # a difference below this part of the numbers is one of float32 rounding
 
 
 def find_answer(doc: Mapping[str, Any], primary: str | None) -> list[str]:
-    """One sentence for each column in which a direction is better, the primary metric's first; then what they mean.
+    """How many methods differ from the baseline; a sentence for each column in which a direction is better; what they
+    mean. Of one run per row, what they mean comes first.
+
+    The first sentence is about the primary metric, or the first column that says something. Rows of one training are
+    one method, and are named together.
 
     doc      of `comparison.build_comparison`
     primary  the metric that was chosen before the runs; None: none was
     """
     baseline = next(row for row in doc["rows"] if row["name"] == doc["baseline"])
-    sentences = [_describe_column(column, doc["rows"], baseline) for column in list_ranked_columns(doc, primary)]
-    lines = [sentence for sentence in sentences if sentence]
-    return [*lines, explain(doc, baseline, primary if len(lines) > 1 else None)] if lines else []
+    columns = list_judged_columns(doc, primary)
+    if not columns:
+        return []
+    lines = [*_summarize(doc, columns, baseline), *(_describe_column(column, doc, baseline) for column in columns)]
+    meaning = explain(doc, baseline, primary if len(columns) > 1 else None)
+    return [meaning, *lines] if _has_one_run(doc, baseline) else [*lines, meaning]
+
+
+def list_judged_columns(doc: Mapping[str, Any], primary: str | None) -> list[Mapping[str, Any]]:
+    """The ranked columns in which the baseline and another row have a number."""
+    baseline = next(row for row in doc["rows"] if row["name"] == doc["baseline"])
+    return [
+        column
+        for column in list_ranked_columns(doc, primary)
+        if column["metric"] in baseline["cells"] and len(measured_rows(column, doc["rows"])) > 1
+    ]
 
 
 def list_ranked_columns(doc: Mapping[str, Any], primary: str | None) -> list[Mapping[str, Any]]:
@@ -57,15 +89,90 @@ def explain(doc: Mapping[str, Any], baseline: Mapping[str, Any], primary: str | 
         )
     if len(baseline.get("runs", ())) > 1:
         return "Beyond chance: both 95% intervals leave out 0, over seeds and over test images; the latter are shown."
-    return "All this is over the test images of one run per row; another training may reverse it."
+    return "All that follows is over the test images of one run per row; another training may reverse it."
 
 
-def _describe_column(
-    column: Mapping[str, Any], all_rows: Sequence[Mapping[str, Any]], baseline: Mapping[str, Any]
+def _has_one_run(doc: Mapping[str, Any], baseline: Mapping[str, Any]) -> bool:
+    return "folds" not in doc and len(baseline.get("runs", ())) < 2
+
+
+def _name_images(doc: Mapping[str, Any], column: Mapping[str, Any]) -> str:
+    """ "these 12 test images", as many as a column was measured on."""
+    count = doc.get("protocols", {}).get(column.get("protocol"), {}).get("images")
+    return f"these {format_count(count, 'test image')}" if count and count > 1 else "these test images"
+
+
+def _summarize(doc: Mapping[str, Any], columns: Sequence[Mapping[str, Any]], baseline: Mapping[str, Any]) -> list[str]:
+    """One plain sentence about the first column that has a verdict; [] if none has one."""
+    for column in columns:
+        rows = measured_rows(column, doc["rows"])
+        groups, reason = sort_column(column, rows, baseline)
+        if not reason:
+            return [_summarize_column(doc, column, groups, baseline)]
+    return []
+
+
+def _summarize_column(
+    doc: Mapping[str, Any],
+    column: Mapping[str, Any],
+    groups: Mapping[str, Sequence[Mapping[str, Any]]],
+    baseline: Mapping[str, Any],
 ) -> str:
-    metric, rows = column["metric"], measured_rows(column, all_rows)
-    if metric not in baseline["cells"] or len(rows) < 2:
-        return ""
+    where, heading = _name_place(doc, column, baseline), column["heading"]
+    verdicts = {row["name"]: group for group, rows in groups.items() for row in rows}
+    others = [row for row in doc["rows"] if row["name"] in verdicts]
+    methods = group_by_training(others)
+    judged = [method for method in methods if any(verdicts[row["name"]] in (*SHOWN, "within") for row in method)]
+    if not judged:
+        return f"{where}, no method has an interval in {heading}, so nothing is said about {baseline['label']}."
+    differing = [method for method in judged if any(verdicts[row["name"]] in SHOWN for row in method)]
+    named = {group: ", ".join(_name_rows(groups[group])) for group in SHOWN if groups[group]}
+    than = f"{baseline['label']}{'' if _has_one_run(doc, baseline) else ' beyond chance'} in {heading}"
+    if len(judged) == 1:
+        if not differing:
+            return f"{where}, {name_together([row['label'] for row in judged[0]])} does not differ from {than}."
+        return f"{where}, {' and '.join(f'{names} is {WORDS[group]}' for group, names in named.items())} than {than}."
+    of = f"{len(judged)} methods" + (" with an interval" if len(judged) < len(methods) else "")
+    of += " (rows of one training are one)" if len(methods) < len(others) else ""
+    if not differing:
+        return f"{where}, none of {of} differs from {than}."
+    who = f"all {of}" if len(differing) == len(judged) else f"{len(differing)} of {of}"
+    shown = "; ".join(f"{WORDS[group]}: {names}" for group, names in named.items())
+    return f"{where}, {who} {'differ' if len(differing) > 1 else 'differs'} from {than}: {shown}."
+
+
+def split_line(line: str) -> list[str]:
+    """The parts of a sentence of the answer: what is best in a column, then a part for each group of rows.
+
+    >>> split_line("L1: the best mean is that of a; ahead of b beyond chance: a (4 steps; 1 step).")
+    ['L1: the best mean is that of a', 'ahead of b beyond chance: a (4 steps; 1 step).']
+    """
+    return re.split(f"; (?={'|'.join(BEGINNINGS)})", line)
+
+
+def _name_place(doc: Mapping[str, Any], column: Mapping[str, Any], baseline: Mapping[str, Any]) -> str:
+    """What a sentence about all rows begins with: the user's pairs, or the folds, seeds or images of the table."""
+    each = ", one training each" if _has_one_run(doc, baseline) else ""
+    if data := doc.get("data"):
+        of = f"{data['tested']} of " if data["tested"] < data["pairs"] else ""
+        return f"On {of}your {format_count(data['pairs'], 'pair')}{each}"
+    if "folds" in doc:
+        return f"Over {format_count(doc['folds'], 'fold')}"
+    return f"On {_name_images(doc, column)}{each}" if each else f"Over {len(baseline['runs'])} seeds"
+
+
+def _name_rows(rows: Sequence[Mapping[str, Any]], metric: str | None = None) -> list[str]:
+    """The names of rows, those of one training together. metric: shown with their difference in it."""
+    return [
+        name_together(
+            [row["label"] for row in method], [_show(row["cells"][metric]) for row in method] if metric else ()
+        )
+        for method in group_by_training(rows)
+    ]
+
+
+def _describe_column(column: Mapping[str, Any], doc: Mapping[str, Any], baseline: Mapping[str, Any]) -> str:
+    metric, rows = column["metric"], measured_rows(column, doc["rows"])
     groups, reason = sort_column(column, rows, baseline)
     if reason:
         return f"{column['heading']}: {reason}, so nothing is said about it."
@@ -78,10 +185,15 @@ def _describe_column(
         "open": "without an interval, so undecided",
         "none": "without a number",
     }
+    if _has_one_run(doc, baseline):
+        on = f"than {baseline['label']} on {_name_images(doc, column)}, one training each"
+        words |= {"ahead": f"better {on}", "behind": f"worse {on}", "open": "without an interval"}
+        words["within"] = "with an interval over these images that holds 0"
     for group, of in groups.items():
-        shown = [f"{row['label']}{_show(row['cells'][metric]) if group in SHOWN else ''}" for row in of]
+        shown = _name_rows(of, metric if group in SHOWN else None)
         parts += [f"{words[group]}: {', '.join(shown)}"] if shown else []
-    return "; ".join(parts) + "."
+    has_noise = is_judged_by_one_sample(column) and any(row.get("noise") for row in rows)
+    return "; ".join(parts) + "." + (f" {ONE_SAMPLE_HERE}" if has_noise else "")
 
 
 def sort_column(
@@ -115,25 +227,27 @@ def sort_rows(rows: Sequence[Mapping[str, Any]], baseline: Mapping[str, Any], me
 
     "ahead", "behind"  beyond chance
     "within"           the difference may be chance
-    "open"             there is no interval: too few folds, one of which may be missing, or no difference at all
+    "open"             there is no interval: too few folds, one of which may be missing, one run only where the baseline
+                       has several seeds, or no difference at all
     "none"             its number is not finite
     """
     p = [row["cells"][metric].get("difference", {}).get("p") for row in rows]
     over_folds = any(each is not None for each in p)
     adjusted = holm([1.0 if each is None else each for each in p]) if over_folds else [0.0] * len(rows)
+    several = len(baseline.get("runs", ())) > 1
     return [
-        _sort_row(row["cells"][metric], baseline["cells"][metric]["mean"], sign, value)
+        _sort_row(row["cells"][metric], baseline["cells"][metric]["mean"], sign, value, several=several)
         for row, value in zip(rows, adjusted, strict=True)
     ]
 
 
-def _sort_row(cell: Mapping[str, Any], reference: float, sign: int, adjusted: float) -> str:
+def _sort_row(cell: Mapping[str, Any], reference: float, sign: int, adjusted: float, *, several: bool) -> str:
     difference = cell.get("difference")
     if not _is_number(cell["mean"]) or (difference and not _is_number(difference["blocks"]["value"])):
         return "none"
     intervals = _intervals(difference) if difference else []
-    if not intervals:
-        return "open"
+    if not intervals or (difference and several and difference.get("seeds", {}).get("low") is None):
+        return "open"  # of several seeds, a row may have one run only
     value = intervals[0]["value"]
     is_rounding = abs(value) <= ROUNDING * max(abs(reference), abs(cell["mean"]))
     if is_rounding or adjusted > SIGNIFICANCE or any(of["low"] <= 0 <= of["high"] for of in intervals):
@@ -171,7 +285,7 @@ def _find_best(
 
 def _show(cell: Mapping[str, Any]) -> str:
     of = _intervals(cell["difference"])[0]
-    return f" ({of['value']:+.3g} [{of['low']:+.3g}, {of['high']:+.3g}])".replace("-", "−")
+    return f"{of['value']:+.3g} [{of['low']:+.3g}, {of['high']:+.3g}]".replace("-", "−")
 
 
 def _is_number(value: Any) -> bool:

@@ -36,11 +36,13 @@ from p2pzoo.runs.run_folder import Run, locate_run
 from p2pzoo.training.environment import software
 from p2pzoo.utils.errors import UserError
 from p2pzoo.utils.files import read_object, write_json
-from p2pzoo_bench.answer import find_answer
+from p2pzoo_bench.answer import find_answer, list_judged_columns
 from p2pzoo_bench.changed_data import DataFingerprints
 from p2pzoo_bench.changed_target import changed_target
 from p2pzoo_bench.comparison import Comparison, TableRow, build_comparison, metric_of, why_not_comparable
+from p2pzoo_bench.draws_noise import add_facts_for_answer
 from p2pzoo_bench.executors import ACCEPT_STALE, FRESH, Executor, Job
+from p2pzoo_bench.metric_texts import explain_metrics
 from p2pzoo_bench.row_groups import find_groups
 from p2pzoo_bench.run_missing import Progress, run_missing
 from p2pzoo_bench.stored_results import EvaluatedImages, FinishedRun
@@ -390,12 +392,17 @@ class Bench:
             **({"folds": self.seeds} if self.table.folds else {}),
             **({"pooled_spread": True} if self.table.pooled_spread else {}),
             **self.table.describe_search(),
+            **({"data": self.table.data} if self.table.data else {}),
         }
         images = EvaluatedImages.of_store(self.store(self._baseline.experiment))
         rows = self._rows(failures, targets)
         table = build_comparison(rows, self.table.baseline, self.table.columns, self.unavailable, images, facts=facts)
         if self.table.answer:
+            add_facts_for_answer(table, images)
             table.doc["answer"] = find_answer(table.doc, self.table.primary)
+            table.doc["explanations"] = explain_metrics(
+                list_judged_columns(table.doc, self.table.primary), table.doc["rows"]
+            )
         if self.table.groups:
             table.doc["groups"] = find_groups(table.doc, self.table.primary)
         return table

@@ -50,7 +50,7 @@ output_option = click.option(
 column_option = click.option(
     "--column", "columns", multiple=True, metavar="NAME",
     help="Show only this column: a metric, or a cost (receptive_field, receptive_field_over_side, parameters, "
-         "discriminator_parameters, seconds, peak_megabytes, milliseconds). May be repeated.",
+         "discriminator_parameters, images, seconds, peak_megabytes, milliseconds). May be repeated.",
 )  # fmt: skip
 curve_option = click.option(
     "--curve", metavar="NAME",

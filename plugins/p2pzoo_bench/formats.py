@@ -20,6 +20,8 @@ from p2pzoo.images.io import PILLOW_ERRORS, describe_read_error, open_picture
 from p2pzoo.runs.pages import data_uri, figure_to_svg, render_page
 from p2pzoo.utils.errors import UserError
 from p2pzoo.utils.terminal import escape
+from p2pzoo_bench.answer import split_line
+from p2pzoo_bench.notes import describe_chosen, describe_data
 from p2pzoo_bench.row_groups import build_groups_table, describe_groups
 from p2pzoo_bench.table_columns import (
     COSTS,
@@ -125,6 +127,7 @@ def build_notes(doc: Mapping[str, Any]) -> list[str]:
             f"Settings of each row and seed: the best of {search['trials']} trials by {search['metric']} on the "
             f"validation images, each with {search['share']:.0%} of the row's images."
         )
+        notes += describe_chosen(doc)
     if build_published_table(doc)[1]:
         source = f": {doc['source']}" if doc.get("source") else ""
         notes.append(f"Published numbers{source}. Compare them with each other, not with ours.")
@@ -142,7 +145,7 @@ def build_notes(doc: Mapping[str, Any]) -> list[str]:
     notes += [f"{heading}: {why}." for heading, why in few.items()]
     notes += [f"{c['heading']}: no number, {c['unavailable']}." for c in doc["columns"] if c["unavailable"]]
     notes += [f"{row['label']}: {row['failed']}." for row in doc["rows"] if row["failed"]]
-    return notes
+    return notes + [f"{note}." for note in doc.get("data", {}).get("notes", ())]
 
 
 def _format_cell(row: Mapping[str, Any], column: TableColumn, measured: Mapping[str, Any]) -> str:
@@ -210,8 +213,9 @@ def _format_cost(key: str, number: float | None) -> str:
 
 def to_markdown(doc: Mapping[str, Any]) -> str:
     parts = [f"**{doc['title']}** (profile `{doc['profile']}`)"]
-    if answer := doc.get("answer"):
-        parts.append("\n".join(f"- {line}" for line in answer))
+    for lines in (doc.get("answer"), doc.get("explanations")):
+        parts += ["\n".join(f"- {line}" for line in lines)] if lines else []
+    parts += describe_data(doc)
     if (groups := build_groups_table(doc))[1]:
         parts += [markdown_table(*groups), *filter(None, [describe_groups(doc)])]
     parts += [markdown_table(*table) for table in (build_main_table(doc), *build_further_tables(doc))]
@@ -224,7 +228,7 @@ def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def to_csv(doc: Mapping[str, Any]) -> str:
-    """One line for each row and metric, with every value in full precision.
+    """One line for each row and metric, with every value in full precision. images: that the row's runs train on.
 
     difference_low and difference_high are the interval of the page: over folds where the table has folds, else over
     blocks of images. Each of the two also has columns of its own.
@@ -235,7 +239,7 @@ def to_csv(doc: Mapping[str, Any]) -> str:
     writer.writerow(
         ["row", "label", "metric", "mean", "low", "high", "runs", "values", "published", "difference", "difference_low",
          "difference_high", "difference_blocks_low", "difference_blocks_high", "difference_seeds_low",
-         "difference_seeds_high", "protocol", "published_protocol"]
+         "difference_seeds_high", "protocol", "published_protocol", "images"]
     )  # fmt: skip
     for row in doc["rows"]:
         for column in doc["columns"]:
@@ -248,7 +252,7 @@ def to_csv(doc: Mapping[str, Any]) -> str:
                  len(cell.get("values", ())), " ".join(map(repr, cell.get("values", ()))),
                  published, blocks.get("value"),
                  *(of.get(key) for of in (difference[interval], blocks, seeds) for key in ("low", "high")),
-                 column["protocol"], None if published is None else doc.get("source")]
+                 column["protocol"], None if published is None else doc.get("source"), row.get("images")]
             )  # fmt: skip
     return out.getvalue()
 
@@ -271,8 +275,11 @@ def to_rich(doc: Mapping[str, Any]) -> Any:
     parts: list[Any] = [title, build_table(*build_main_table(doc))]
     for table in build_further_tables(doc):
         parts += [Text(""), build_table(*table)]
+    facts = [Text(escape(line)) for line in describe_data(doc)]
     if answer := [Text(escape(f"- {line}")) for line in doc.get("answer", ())]:
-        parts = [*answer, Text(""), *parts]
+        explained = [Text(escape(line), style="dim") for line in doc.get("explanations", ())]
+        facts = [*answer, *([Text("")] if explained else []), *explained, Text(""), *facts]
+    parts = [*facts, *parts]
     if (groups := build_groups_table(doc))[1]:
         parts = [build_table(*groups, "left"), Text(escape(describe_groups(doc)), style="dim"), Text(""), *parts]
     return Group(*parts, Text(""), *(Text(escape(note), style="dim") for note in build_notes(doc)))
@@ -300,7 +307,8 @@ def to_html(
         image_rows.append(("ground truth", [data_uri(y) for _, _, y in first]))
     return render_page(
         Path(__file__).with_name("table.html"), doc=doc,
-        main_table=build_main_table(doc), best=find_best_cells(doc),
+        main_table=build_main_table(doc), best=find_best_cells(doc), data=describe_data(doc),
+        answer=[split_line(line) for line in doc.get("answer", ())],
         groups=build_groups_table(doc), groups_note=describe_groups(doc),
         published=build_published_table(doc), differences=build_difference_table(doc), notes=build_notes(doc),
         pictures=image_rows, figures={name: figure_to_svg(figure) for name, figure in figures.items()},

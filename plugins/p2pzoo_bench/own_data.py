@@ -3,7 +3,8 @@
 [dataset] is taken from their recipe, and all else from the table, except its [compute]: that was for the machine which
 made the table. Every row trains for the same time. With MIN_PAIRS pairs or more, the time is split among three folds,
 so that each pair is tested once and differences have an interval over folds (of a dataset with folds of its own, the
-first three are tested); with fewer there is one run for each row, tested on the recipe's own test split.
+first three are tested); with fewer there is one run for each row, tested on the recipe's own test split. Rows that
+cannot take the data are left out, with a note (trainable_rows.py).
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -34,9 +35,11 @@ from p2pzoo_bench.comparison import metric_of
 from p2pzoo_bench.executors import Job
 from p2pzoo_bench.rates import Rate, measure_rates
 from p2pzoo_bench.table_file import Row, Table, inline, key_of
+from p2pzoo_bench.trainable_rows import Reason, find_reasons, leave_out
 from p2pzoo_bench.usable_metrics import leave_out_unusable, without_blocks
 
 MIN_PAIRS, NUM_FOLDS = 30, 3
+GROUND_TRUTH = "ground truth"  # the label of y itself: the table's may say what its own images are, such as photos
 RATES = "rates.json"  # in the runs folder: a table keeps the lengths that it began with
 Note = Callable[[str], None]
 Folds = Literal["made", "own"] | None
@@ -50,7 +53,7 @@ class OwnData:
     folds  "made": p2pzoo splits the pairs; "own": the dataset does; None: there are too few pairs for folds
     pairs  how many are tested in one of the folds; without folds, how many there are
     test   how many of them a run is tested on, about
-    notes  what the table does not show on this data, one line each
+    notes  what the table leaves out on this data, and what differs from its own, one line each
     """
 
     table: Table
@@ -70,6 +73,14 @@ class OwnData:
             return f"{pairs}, each tested in one of {NUM_FOLDS} folds"
         return f"{pairs}, one run for each row, tested on {self.test} of them"
 
+    def with_facts(self, recipe: str) -> OwnData:
+        """The table with the facts that its document has about the data. recipe: the name of its file."""
+        facts = {
+            "recipe": recipe, "pairs": self.pairs, "tested": self.pairs if self.folds else self.test, "budget": None,
+            "summary": self.describe(recipe), "notes": [*self.notes],
+        }  # fmt: skip
+        return replace(self, table=replace(self.table, data=facts))
+
 
 def on_own_data(
     table: Table,
@@ -84,53 +95,64 @@ def on_own_data(
     methods    names of the rows to train; (): all
     overrides  of the command line; those of [dataset] change the data
 
-    Raises UserError for unknown methods, for a recipe that names a fold or whose data cannot be read, and if none of
-    the table's columns can be measured on it.
+    Raises UserError for unknown methods, for a recipe that names a fold or whose data cannot be read, if the baseline
+    or all rows beside it cannot be trained on it, and if none of the table's columns can be measured on it.
     """
     of_data = [override for override in overrides if "dataset" in parse_override(override)]
     experiment = config.load(recipe, profile, of_data, registry=registry)
     _refuse_folds(experiment)
-    rows = _choose_rows(table, methods)
+    chosen = _choose_rows(table, methods)
     folds, pairs, test = _split(experiment)
     measured_first = _fold_of(experiment.dataset, folds, 0).build(split=experiment.evaluate.split)
     store = Store(measured_first, compute=experiment.compute)
     values = {"use": experiment.dataset.entry.full_name, **_without_none(experiment.dataset.values)}
     on_data = (f"dataset={inline(values)}", *([f"dataset.folds={NUM_FOLDS}"] if folds == "made" else []))
-    trained = [row.name for row in rows if row.recipe]
-    changed, reasons = leave_out_unusable(
-        replace(
-            table,
-            title=f"{table.title}: {Path(recipe).stem}",
-            source="",
-            rows=tuple(
-                replace(row, overrides=(*_without_compute(row), *on_data), published={}, folds=None, trials=())
-                for row in rows
-            ),
-            search=None,
-            baseline=table.baseline if table.baseline in trained else trained[0],
-            folds=folds is not None,
-            groups=table.groups and folds is not None,
-            pooled_spread=table.pooled_spread and folds is not None,
-            answer=table.answer or (table.groups and folds is None),  # groups need the interval over folds
-            seeds=NUM_FOLDS if folds else 1,
-            metrics=table.metrics if store.has_blocks else without_blocks(table.metrics),
-        ),
-        profile, store, registry,
-    )  # fmt: skip
-    measured = {column: heading for column, heading in table.columns.items() if metric_of(column) not in reasons}
+    rows = [replace(row, overrides=(*_without_compute(row), *on_data)) for row in chosen]
+    given = [*overrides, *(["dataset.fold=0"] if folds else [])]
+    reasons, processes = find_reasons(rows, table, profile, given, store, registry)
+    moved = _move(table, recipe, rows, {row.name for row in rows if row.training in reasons}, folds)
+    moved, left_out = leave_out(moved, recipe, reasons, processes)
+    moved = moved if store.has_blocks else replace(moved, metrics=without_blocks(moved.metrics))
+    changed, unmeasured = leave_out_unusable(moved, profile, store, registry)
+    measured = {column: heading for column, heading in table.columns.items() if metric_of(column) not in unmeasured}
     if not measured:
-        why = "; ".join(f"{name}{reason}" for name, reason in reasons.items())
+        why = "; ".join(f"{name}{reason}" for name, reason in unmeasured.items())
         raise UserError(f"--data {recipe}: no column of {table.name} can be measured on it ({why}): use another table")
     renamed = {name for name in measured if changed.metrics.get(name) != table.metrics.get(name)}
     columns = {f"{name}.paired" if name in renamed else name: heading for name, heading in measured.items()}
-    notes = [
-        *(f"not measured on this data: {table.columns.get(name, name)}{reason}" for name, reason in reasons.items()),
+    notes = (
+        *left_out,
+        *(f"not measured on this data: {table.columns.get(name, name)}{why}" for name, why in unmeasured.items()),
         *(f"{measured[name]}: leaves out the image itself only; this data has no blocks" for name in measured
           if name in renamed),
-        *(["[compute]: this machine's, not that of the table"] if any(map(_has_compute, rows)) else []),
+        *(["[compute]: this machine's, not that of the table"] if any(map(_has_compute, chosen)) else []),
         *(["settings: those of the recipes; [search] is left out with --data"] if table.search else []),
-    ]  # fmt: skip
-    return OwnData(replace(changed, columns=columns), folds, pairs, test, tuple(notes))
+    )  # fmt: skip
+    own = OwnData(replace(changed, columns=columns), folds, pairs, test, notes)
+    return own.with_facts(Path(recipe).name)
+
+
+def _move(table: Table, recipe: str, rows: Sequence[Row], refused: Collection[str], folds: Folds) -> Table:
+    """The table with these rows, and without what was for its own data only. Its baseline is its own, or if that was
+    not chosen, the first row that is not `refused`."""
+    trained = [row.name for row in rows if row.recipe]
+    usable = [name for name in trained if name not in refused] or trained
+    return replace(
+        table,
+        title=f"{table.title}: {Path(recipe).stem}",
+        source="",
+        rows=tuple(
+            replace(row, published={}, folds=None, trials=(), label=row.label if row.recipe else GROUND_TRUTH)
+            for row in rows
+        ),
+        search=None,
+        baseline=table.baseline if table.baseline in trained else usable[0],
+        folds=folds is not None,
+        groups=table.groups and folds is not None,
+        pooled_spread=table.pooled_spread and folds is not None,
+        answer=table.answer or (table.groups and folds is None),  # groups need the interval over folds
+        seeds=NUM_FOLDS if folds else 1,
+    )
 
 
 def check_budget(overrides: Sequence[str]) -> None:
@@ -153,22 +175,18 @@ def with_budget(
     threads  of each run; 0: all cores
     jobs     runs that train at a time, for the estimate of the whole time
 
-    Raises UserError if the budget is shorter than one step and one evaluation of a row.
+    A row whose speed cannot be measured is left out, with those of its training.
+
+    Raises UserError if the budget is shorter than one step and one evaluation of a row, and if no row is left beside
+    the baseline.
     """
     first = {cell.row.name: cell.experiment for cell in reversed(build(own.table).cells)}
-    rows = {row.training: row for row in reversed(own.table.trained)}  # one row of each training, the first
-    rows = dict(reversed(rows.items()))
-    keys = {training: _key(row, first[row.name], threads) for training, row in rows.items()}
-    recipes = {}
-    for training, row in rows.items():
-        note(f"measuring how fast '{row.label}' trains")
-        recipes[keys[training]] = Job(row.name, first[row.name], runs).recipe(threads)
-    rates = measure_rates(recipes, runs / RATES)
+    own, rates = _measure(own, first, runs, threads, note)
     seconds = budget / own.table.seeds
     images, total = {}, 0.0
     least = 0.0
-    for training, row in rows.items():
-        experiment, rate = first[row.name], rates[keys[training]]
+    for training, row in _first_rows(own.table).items():
+        experiment, rate = first[row.name], rates[training]
         evaluation = rate.evaluate * own.test
         least = max(least, own.table.seeds * (rate.step + evaluation))
         images[training] = max(1, int(seconds / rate.step)) * experiment.train.step_images
@@ -184,7 +202,40 @@ def with_budget(
         replace(row, overrides=(*_without_length(row), f"train.images={images[row.training]}")) if row.recipe else row
         for row in own.table.rows
     )
-    return replace(own.table, rows=rows_with_images)
+    return replace(own.table, rows=rows_with_images, data={**own.table.data, "budget": budget})
+
+
+def _measure(
+    own: OwnData, first: Mapping[str, Experiment], runs: Path, threads: int, note: Note
+) -> tuple[OwnData, dict[Any, Rate]]:
+    """(the table without rows whose speed cannot be measured, {training: its rate}).
+
+    first  {row: its first experiment}
+    """
+    rates: dict[Any, Rate] = {}
+    reasons: dict[Any, Reason] = {}
+    for training, row in _first_rows(own.table).items():
+        key = _key(row, first[row.name], threads)
+        note(f"measuring how fast '{row.label}' trains")
+        recipe = Job(row.name, first[row.name], runs).recipe(threads)
+        try:
+            rates[training] = measure_rates({key: recipe}, runs / RATES)[key]
+        except UserError as error:
+            reasons[training] = Reason(str(error).removeprefix(f"{key}: "))
+            if row.name == own.table.baseline:  # refused, before the others are measured
+                leave_out(own.table, own.table.data["recipe"], reasons)
+    table, left_out = leave_out(own.table, own.table.data["recipe"], reasons)
+    for line in left_out:
+        note(line)
+    return replace(own, table=table, notes=(*own.notes, *left_out)).with_facts(own.table.data["recipe"]), rates
+
+
+def _first_rows(table: Table) -> dict[Any, Row]:
+    """{training: its first row}"""
+    rows: dict[Any, Row] = {}
+    for row in table.trained:
+        rows.setdefault(row.training, row)
+    return rows
 
 
 def _describe(row: Row, images: int, rate: Rate, seconds: float, evaluation: float, folds: int) -> str:

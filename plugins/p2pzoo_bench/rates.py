@@ -9,6 +9,7 @@ PROBE_SECONDS, then translations of a few images.
 from __future__ import annotations
 
 import json
+import re
 import statistics
 import subprocess
 import sys
@@ -30,11 +31,13 @@ from p2pzoo.runs.evaluate import build_metrics, count_samples, group_by_translat
 from p2pzoo.runs.evaluate import measure as measure_images
 from p2pzoo.training.loop import make_batches, train_step
 from p2pzoo.training.setup import build_objective
-from p2pzoo.utils.errors import UserError
+from p2pzoo.utils.errors import Error, UserError
 from p2pzoo.utils.files import read_object, write_json
 
 WARM_UP_STEPS = 3
 PROBE_SECONDS, MIN_STEPS = 8.0, 5
+# in the last line of a failure: the class of an exception, and the line of the recipe, which is a temporary file
+_NOT_FOR_USERS = re.compile(r"^([A-Za-z_][\w.]*: )?(\S*probe\.toml(:\d+)?  )?(?=.)")
 
 
 @dataclass(frozen=True)
@@ -73,7 +76,7 @@ def _measure_in_process(name: str, recipe: str) -> Rate:
         done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         lines = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
-        raise UserError(f"{name}: its speed cannot be measured: {lines[-1].replace(str(file), 'its recipe')}")
+        raise UserError(f"{name}: its speed cannot be measured: {_NOT_FOR_USERS.sub('', lines[-1])}")
     return Rate(**json.loads(done.stdout.splitlines()[-1]))
 
 
@@ -135,4 +138,7 @@ def _measure_evaluation(experiment: Experiment, engine: Engine, G: nn.Module, st
 if __name__ == "__main__":
     from p2pzoo import config
 
-    print(json.dumps(asdict(measure(config.load(sys.argv[1])))))
+    try:
+        print(json.dumps(asdict(measure(config.load(sys.argv[1])))))
+    except Error as error:
+        sys.exit(str(error))

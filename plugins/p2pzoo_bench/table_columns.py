@@ -19,6 +19,7 @@ COSTS = {
     "receptive_field_over_side": "RF / image side",
     "parameters": "G parameters",
     "discriminator_parameters": "D parameters",
+    "images": "training images",
     "seconds": "training, s",
     "peak_megabytes": "peak MB",
     "milliseconds": "ms per image",
@@ -49,7 +50,18 @@ def list_columns(doc: Mapping[str, Any]) -> list[TableColumn]:
     for column in doc["columns"]:
         columns.append(TableColumn("metric", column["metric"], with_arrow(column)))
     known = [key for key in COSTS if any(row.get(key) is not None for row in doc["rows"])]
+    if len(count_images(doc)) == 1:  # equal numbers need no column
+        known.remove("images")
     return columns + [TableColumn("cost", key, COSTS[key]) for key in doc.get("costs", known)]
+
+
+def count_images(doc: Mapping[str, Any]) -> set[int]:
+    """The numbers of images that runs of the table's rows train on.
+
+    >>> count_images({"rows": [{"images": 7000}, {"images": 1200}, {"images": 7000}, {"target": True}]}) == {7000, 1200}
+    True
+    """
+    return {row["images"] for row in doc["rows"] if row.get("images") is not None}
 
 
 def find_columns(names: Sequence[str], metrics: Collection[str]) -> tuple[list[str], list[str]]:

@@ -166,6 +166,7 @@ class Table:
     groups   whether it begins with the rows that are better or worse beyond chance, and those that are neither
     primary  the metric that was chosen before the runs, which comes first there; None: none
     search   how the settings of rows with `trials` are chosen; None: they are not
+    data     what the document says of the data of --data (own_data.py); {}: it is the recipes' own
 
     pooled_spread  whether intervals over folds take the spread of all rows together (folds.py)
     """
@@ -187,6 +188,7 @@ class Table:
     pooled_spread: bool = False
     primary: str | None = None
     search: Search | None = None
+    data: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def trained(self) -> list[Row]:

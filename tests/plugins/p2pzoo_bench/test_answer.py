@@ -1,17 +1,22 @@
 """What a table says in words follows from its intervals."""
 
 import json
+from types import MappingProxyType
 
 import numpy as np
 import pytest
 import torch
 from p2pzoo_bench.answer import find_answer
 from p2pzoo_bench.comparison import TableRow, build_comparison
+from p2pzoo_bench.draws_noise import draws_noise
 from p2pzoo_bench.folds import holm, over_folds
+from p2pzoo_bench.metric_texts import explain_metrics
 from p2pzoo_bench.stored_results import EvaluatedImages, FinishedRun
 
 from p2pzoo import config
 from p2pzoo.data import Store
+from p2pzoo.models.build import build_network, on_meta
+from p2pzoo.models.process import generator_channels
 from p2pzoo.models.safetensors_io import save_tensors
 
 NAN = float("nan")
@@ -45,7 +50,11 @@ def test_rows_are_ahead_or_behind_or_do_not_differ_beyond_chance():
         "flow": cell(0.3, (0.1, 0.05, 0.15), p=0.001),
         "bridge": cell(0.19, (-0.01, -0.05, 0.03), p=0.5),
     }
-    line, meaning = find_answer(table(rows, folds=3), None)
+    summary, line, meaning = find_answer(table(rows, folds=3), None)
+    assert (
+        summary
+        == "Over 3 folds, 2 of 3 methods differ from regression beyond chance in KID: better: pix2pix; worse: flow."
+    )
     assert meaning.startswith("Beyond chance: over folds, adjusted for the number of rows (Holm). Intervals are 95%")
     assert line == (
         "KID: the best mean is that of pix2pix; ahead of regression beyond chance: pix2pix (−0.1 [−0.15, −0.05]); "
@@ -56,24 +65,167 @@ def test_rows_are_ahead_or_behind_or_do_not_differ_beyond_chance():
 
 def test_where_higher_is_better_the_signs_turn():
     rows = {"regression": cell(0.2), "pix2pix": cell(0.3, (0.1, 0.05, 0.15), p=0.01)}
-    assert "ahead of regression beyond chance: pix2pix (+0.1" in find_answer(table(rows, "higher", folds=3), None)[0]
+    assert "ahead of regression beyond chance: pix2pix (+0.1" in find_answer(table(rows, "higher", folds=3), None)[1]
 
 
 def test_the_number_of_rows_counts():
     rows = {"regression": cell(0.2)} | {name: cell(0.1, (-0.1, -0.19, -0.01), p=0.04) for name in "ab"}
-    assert "no difference beyond chance from" in find_answer(table(rows, folds=3), None)[0]
+    summary, line, _ = find_answer(table(rows, folds=3), None)
+    assert summary == "Over 3 folds, none of 2 methods differs from regression beyond chance in KID."
+    assert "no difference beyond chance from" in line
 
 
-def test_one_run_speaks_of_its_test_images_only():
-    rows = {"regression": cell(0.2), "pix2pix": cell(0.1, (-0.1, -0.15, -0.05))}
-    lines = find_answer(table(rows), "kid")
-    assert "ahead of regression beyond chance: pix2pix" in lines[0]
-    assert lines[1] == "All this is over the test images of one run per row; another training may reverse it."
+class TestOneRunOfEachRow:
+    """One interval over test images is wrong in up to half of the cases, so it is described and decides nothing."""
+
+    ROWS = MappingProxyType(
+        {
+            "regression": cell(0.2),
+            "pix2pix": cell(0.1, (-0.1, -0.15, -0.05)),
+            "flow": cell(0.3, (0.1, 0.05, 0.15)),
+            "bridge": cell(0.19, (-0.01, -0.05, 0.03)),
+            "other": cell(0.19),
+        }
+    )
+
+    def test_the_caveat_comes_first_and_nothing_is_beyond_chance(self):
+        doc = table(self.ROWS)
+        doc["columns"][0]["protocol"], doc["protocols"] = "p", {"p": {"images": 12}}
+        assert find_answer(doc, "kid") == [
+            "All that follows is over the test images of one run per row; another training may reverse it.",
+            "On these 12 test images, one training each, 2 of 3 methods with an interval differ from regression in "
+            "KID: better: pix2pix; worse: flow.",
+            "KID: the best mean is that of pix2pix; better than regression on these 12 test images, one training each: "
+            "pix2pix (−0.1 [−0.15, −0.05]); worse than regression on these 12 test images, one training each: "
+            "flow (+0.1 [+0.05, +0.15]); with an interval over these images that holds 0: bridge; without an interval: "
+            "other.",
+        ]
+
+    def test_without_the_number_of_images_it_says_the_same(self):
+        lines = find_answer(table(self.ROWS), None)
+        assert "better than regression on these test images, one training each: pix2pix" in lines[2]
+        assert not any("beyond chance" in line for line in lines)
+
+    def test_a_row_with_one_run_in_a_table_of_seeds_is_undecided(self):
+        doc = table(self.ROWS)
+        for row in doc["rows"]:
+            row["runs"] = [{"id": f"{row['name']}{seed}", "seed": seed} for seed in range(2)]
+        assert find_answer(doc, None)[0] == (
+            "Over 2 seeds, no method has an interval in KID, so nothing is said about regression."
+        )
+        assert "undecided: pix2pix, flow, bridge, other" in find_answer(doc, None)[1]
+
+
+class TestTheFirstSentence:
+    FOLDS = MappingProxyType(
+        {
+            "regression": cell(0.2),
+            "bridge (4 steps)": cell(0.1, (-0.1, -0.15, -0.05), p=0.001),
+            "bridge (1 step)": cell(0.1, (-0.11, -0.15, -0.05), p=0.001),
+            "flow": cell(0.19, (-0.01, -0.05, 0.03), p=0.5),
+        }
+    )
+
+    def say(self, rows, pairs=60, tested=60, folds=3):
+        doc = table(rows, data={"pairs": pairs, "tested": tested}, **({"folds": folds} if folds else {}))
+        for row in doc["rows"]:
+            row["runs"] = [
+                {"id": row["name"].partition(" ")[0] + str(fold), "seed": fold} for fold in range(folds or 1)
+            ]
+        return find_answer(doc, None)
+
+    def test_it_counts_methods_on_the_pairs_of_the_user(self):
+        lines = self.say(self.FOLDS)
+        assert lines[0] == (
+            "On your 60 pairs, 1 of 2 methods (rows of one training are one) differs from regression beyond chance in "
+            "KID: better: bridge (4 steps; 1 step)."
+        )
+        assert "chance: bridge (4 steps −0.1 [−0.15, −0.05]; 1 step −0.11 [−0.15, −0.05]);" in lines[1]
+
+    def test_of_few_pairs_it_says_how_many_were_tested(self):
+        rows = {"regression": cell(0.2), "flow": cell(0.1, (-0.1, -0.15, -0.05))}
+        assert self.say(rows, 20, 4, folds=0)[1] == (
+            "On 4 of your 20 pairs, one training each, flow is better than regression in KID."
+        )
+
+    @pytest.mark.parametrize(
+        ("rows", "sentence"),
+        [
+            (["flow"], "flow does not differ from regression beyond chance in KID."),
+            (
+                ["bridge (4 steps)"],
+                "bridge (4 steps) is better than regression beyond chance in KID.",
+            ),
+        ],
+    )
+    def test_of_one_method(self, rows, sentence):
+        chosen = {name: self.FOLDS[name] for name in ("regression", *rows)}
+        assert self.say(chosen)[0] == f"On your 60 pairs, {sentence}"
+
+    def test_it_is_about_the_first_column_that_says_something(self):
+        doc = table(self.FOLDS, folds=3)
+        doc["columns"].insert(0, {"metric": "fid", "heading": "FID", "better": "lower", "unavailable": None})
+        for row in doc["rows"]:
+            row["cells"]["fid"] = {"mean": 0.1, "too_few": "too few images: 20 of at least 50"}
+        first, second, *_ = find_answer(doc, "fid")
+        assert first.startswith("Over 3 folds, 2 of 3 methods differ from regression beyond chance in KID")
+        assert second == "FID: too few images: 20 of at least 50, so nothing is said about it."
+
+
+class TestWhatTheMetricsMeasure:
+    ROWS = (
+        {"name": "a", "label": "regression", "runs": [{"id": "a"}], "noise": False},
+        {"name": "b", "label": "flow (2 steps)", "runs": [{"id": "b"}], "noise": True},
+        {"name": "c", "label": "flow (9 steps)", "runs": [{"id": "b"}], "noise": True},
+    )
+
+    def test_a_line_for_each_column(self):
+        columns = [
+            {"heading": "CRPS", "use": "metrics:crps", "better": "lower", "summary": ""},
+            {"heading": "L1", "use": "metrics:l1", "better": "lower", "summary": ""},
+            {"heading": "Mine", "use": "my-zoo:mine", "better": "higher", "summary": "Beauty; higher is better"},
+        ]
+        crps, l1, mine, sample = explain_metrics(columns, self.ROWS)
+        assert crps.startswith("CRPS: distance of the real image from the translations")
+        assert crps.endswith("Lower is better.")
+        assert l1.startswith("L1: mean difference")
+        assert mine == "Mine: Beauty. Higher is better."
+        assert sample.startswith(
+            "L1 of methods with noise (flow (2 steps; 9 steps)) is that of one sample. Even a perfect sampler is worse "
+            "in it than the median of its samples"
+        )
+        assert len(explain_metrics(columns, self.ROWS[:1])) == 3
+
+    def test_a_column_that_judges_one_sample_says_so(self):
+        doc = table({"regression": cell(0.2), "flow": cell(0.1, (-0.1, -0.15, -0.05), p=0.001)}, folds=3)
+        doc["columns"][0]["use"], doc["rows"][1]["noise"] = "metrics:ssim", True
+        assert find_answer(doc, None)[1].endswith("]). Methods with noise are judged by one sample here.")
+        doc["columns"][0]["use"] = "metrics:kid"
+        assert "sample" not in find_answer(doc, None)[1]
+
+
+@pytest.mark.parametrize(
+    ("settings", "evaluate", "expected"),
+    [
+        ([], {}, True),
+        ([], {"test_mode": "eval"}, False),
+        (["generator.noise='none'"], {}, False),
+        (["generator.noise='none'", "process.use='flow'"], {}, True),
+        (["generator.noise='none'", "process.use='bridge'"], {}, True),
+        (["generator.noise='none'", "process.use='bridge'"], {"process": {"steps": 1}}, False),
+    ],
+)
+def test_noise_is_that_of_the_rows_translations(settings, evaluate, expected):
+    experiment = config.load("zoo:base.toml", "smoke", [*SMALL, "generator.norm='group'", *settings])
+    with on_meta():
+        G = build_network(experiment.generator, generator_channels(experiment, (3, 3), (64, 64)), (64, 64))
+        assert draws_noise(G, experiment, evaluate, (3, 3), (64, 64)) is expected
 
 
 def test_without_an_interval_a_row_is_undecided():
     rows = {"regression": cell(0.2), "pix2pix": cell(0.1)}
-    line, _ = find_answer(table(rows, folds=2), None)
+    summary, line, _ = find_answer(table(rows, folds=2), None)
+    assert summary == "Over 2 folds, no method has an interval in KID, so nothing is said about regression."
     assert line == "KID: the best mean is that of pix2pix; without an interval, so undecided: pix2pix."
 
 
@@ -85,7 +237,7 @@ def test_the_primary_metric_comes_first_and_metrics_without_a_better_direction_a
     ]
     for row in doc["rows"]:
         row["cells"] |= {"l1": cell(1.0), "width": cell(1.0)}
-    *lines, meaning = find_answer(doc, "l1")
+    _, *lines, meaning = find_answer(doc, "l1")
     assert [line.partition(":")[0] for line in lines] == ["L1", "KID"]
     assert meaning.endswith("L1 was chosen before the runs; the other metrics are not adjusted for their number.")
 
@@ -111,7 +263,7 @@ def say(rows, primary=None, **facts):
 
 
 def test_a_row_without_a_number_is_not_behind_beyond_chance():
-    line, _ = say({"regression": of_folds(0.2), "flow": of_folds(NAN, [NAN, 0.1, 0.1])}, folds=3)
+    _, line, _ = say({"regression": of_folds(0.2), "flow": of_folds(NAN, [NAN, 0.1, 0.1])}, folds=3)
     assert "behind" not in line
 
 
@@ -134,24 +286,24 @@ def test_the_p_value_is_adjusted_for_as_many_rows_as_the_sentence_says():
     rows |= {name: of_folds(0.09, [-0.1, -0.12]) for name in "bc"}
     p = over_folds([-0.1, -0.16, -0.13], [12] * 3).p
     assert 3 * p > 0.05 > p
-    line, _ = say(rows, "kid", folds=3)
+    _, line, _ = say(rows, "kid", folds=3)
     assert "adjusted for 3 rows" not in line
 
 
 @pytest.mark.parametrize("differences", [[-0.1, -0.12], [-0.1, -0.1, -0.1]], ids=["two folds", "all equal"])
 def test_without_an_interval_nothing_is_said_about_chance(differences):
-    line, _ = say({"regression": of_folds(0.2), "flow": of_folds(0.1, differences)}, folds=len(differences))
+    _, line, _ = say({"regression": of_folds(0.2), "flow": of_folds(0.1, differences)}, folds=len(differences))
     assert "no difference beyond chance" not in line
 
 
 def test_rows_have_the_names_of_the_table_in_the_answer():
-    line, _ = say({"regression": of_folds(0.2), "pix2pix-hd": of_folds(0.1, [-0.1, -0.11, -0.09])}, folds=3)
+    _, line, _ = say({"regression": of_folds(0.2), "pix2pix-hd": of_folds(0.1, [-0.1, -0.11, -0.09])}, folds=3)
     assert "pix2pix-hd (−0.1" in line
 
 
 def test_rounding_errors_are_no_difference_beyond_chance():
     of_float32 = [-4.1e-9, -3.1e-9, -5.2e-9]  # of numbers near 0.5, whose neighbours are 6e-8 apart
-    line, _ = say({"regression": of_folds(0.5), "flow": of_folds(0.5 - 4e-9, of_float32)}, folds=3)
+    _, line, _ = say({"regression": of_folds(0.5), "flow": of_folds(0.5 - 4e-9, of_float32)}, folds=3)
     assert "ahead" not in line
 
 
@@ -161,7 +313,7 @@ def test_rows_that_do_not_differ_are_seldom_said_to_differ():
         folds = rng.normal(size=(14, 3))
         rows = {"regression": of_folds(folds[0].mean())}
         rows |= {f"row{k}": of_folds(folds[k].mean(), [*(folds[k] - folds[0])]) for k in range(1, 14)}
-        line, _ = say(rows, folds=3)
+        _, line, _ = say(rows, folds=3)
         false += "ahead" in line or "behind" in line
     assert false / 200 <= 0.1
 
@@ -209,7 +361,7 @@ def test_the_best_mean_is_of_the_same_folds(row, data):
     """Fold 0 is easy. Row b is worse on it than row a, and was trained on no other."""
     a = row("a", {0: [0.1, 0.1], 1: [0.4, 0.4], 2: [0.4, 0.4]})
     b = row("b", {0: [0.2, 0.2]})
-    line, _ = find_answer(build([a, b], data, folds=3), None)
+    _, line, _ = find_answer(build([a, b], data, folds=3), None)
     assert "best mean is that of b" not in line
 
 
@@ -220,7 +372,7 @@ def test_the_best_mean_and_the_differences_agree(row, data):
     b = row("b", {0: [0.2], 1: [0.2], 2: base + 0.05})
     doc = build([a, b], data, folds=3)
     assert doc["rows"][1]["cells"]["l1"]["difference"]["seeds"]["value"] > 0
-    line, _ = find_answer(doc, None)
+    _, line, _ = find_answer(doc, None)
     assert "best mean is that of a" in line
 
 
@@ -237,7 +389,7 @@ def several_seeds(row, data):
 def test_a_difference_that_the_seeds_do_not_agree_on_is_not_beyond_chance(several_seeds):
     seeds = several_seeds["rows"][1]["cells"]["l1"]["difference"]["seeds"]
     assert seeds["low"] < 0 < seeds["high"]
-    assert "beyond chance: b" not in find_answer(several_seeds, None)[0]
+    assert "beyond chance: b" not in find_answer(several_seeds, None)[1]
 
 
 def test_the_answer_speaks_of_one_run_only_where_there_is_one(several_seeds):

@@ -1,6 +1,7 @@
 """A table on somebody's own pairs, in a given time: `p2pzoo bench TABLE --data RECIPE --budget TIME`."""
 
 import json
+import re
 import tomllib
 from types import SimpleNamespace
 
@@ -8,6 +9,7 @@ import pytest
 from noise_pairs import draw_pairs
 from p2pzoo_bench import own_data, rates
 from p2pzoo_bench.bench import Bench
+from p2pzoo_bench.formats import to_markdown
 from p2pzoo_bench.rates import Rate
 from p2pzoo_bench.table_file import read_table
 from PIL import Image
@@ -71,6 +73,20 @@ use = "folders"
 inputs = "a"
 targets = "b"
 size = [32, 32]
+"""
+
+
+BRIDGE = """
+[rows.bridge]
+recipe = "zoo.toml"
+set = ["drop=['discriminator', 'gan_loss']", "process.use='bridge'"]
+label = "bridge (4 steps)"
+[rows.bridge_1]
+recipe = "zoo.toml"
+set = ["drop=['discriminator', 'gan_loss']", "process.use='bridge'"]
+evaluate = { process = { steps = 1 } }
+label = "bridge (1 step)"
+[rows.photos]
 """
 
 
@@ -174,7 +190,130 @@ class TestWithFolds:
         result = bench(folder, "--budget", "1s", "--methods", "regression,flow_1", "--dry-run")
         assert result.exit_code == 0
         assert [line.split(",")[0] for line in result.output.splitlines() if "seed 0" in line] == ["regression", "flow"]
-        assert len(speed[0]) == 2
+        assert len(speed) == 2
+
+    def test_the_page_says_what_it_was_made_of(self, finished):
+        _, table, page = finished
+        assert table["data"] == {
+            "recipe": "mine.toml", "pairs": 36, "tested": 36, "budget": 1.0,
+            "summary": "36 pairs of mine.toml, each tested in one of 3 folds",
+            "notes": ["not measured on this data: accuracy needs labels"],
+        }  # fmt: skip
+        for text in (page, to_markdown(table)):
+            assert "36 pairs of mine.toml, each tested in one of 3 folds" in text
+            assert "Training time of each row: 1 second, over 3 folds" in text
+            assert "Each row trains on 6 images in each fold." in text
+            assert "not measured on this data: accuracy needs labels" in text
+            assert re.search(r"On your 36 pairs, .* L1", text)
+            assert "L1: mean difference" in text
+
+    def test_the_ground_truth_of_any_data_has_its_name(self, finished):
+        assert finished[1]["rows"][-1]["label"] == "ground truth"
+
+
+class TestRowsThatCannotTakeTheData:
+    """They are left out with a note, since nothing could be trained."""
+
+    NOTE = (
+        "bridge (4 steps; 1 step) is not trained on this data: x has 1 channel and y has 3; flow starts from noise and "
+        "can take them"
+    )
+
+    @pytest.fixture
+    def grey(self, tmp_path):
+        folder = write_files(tmp_path, 36)
+        for file in folder.glob("a/*.png"):
+            Image.open(file).convert("L").save(file)
+        (folder / "table.toml").write_text(TABLE.replace("[rows.photos]", BRIDGE))
+        return folder
+
+    @pytest.mark.parametrize("options", [(), ("--budget", "1s")], ids=["length of the recipes", "budget"])
+    def test_a_process_that_ends_at_x_needs_equal_channels(self, grey, bench, speed, options):
+        result = bench(grey, "--dry-run", *options)
+        assert result.exit_code == 0, result.output
+        lines = result.output.splitlines()
+        assert lines.count(self.NOTE) == 1
+        assert not any("bridge" in line for line in lines if line != self.NOTE)
+        assert len({line.split(",")[0] for line in lines if "seed 0" in line}) == 3
+
+    def test_the_table_has_the_note_and_the_other_rows(self, grey):
+        own = on_data(grey)
+        assert self.NOTE in own.table.data["notes"]
+        assert [row.name for row in own.table.rows] == ["regression", "pix2pix", "flow", "flow_1", "photos"]
+
+    @pytest.mark.parametrize("methods", ["regression,bridge", "bridge,bridge_1", "bridge"])
+    @pytest.mark.parametrize("options", [(), ("--budget", "1s")])
+    def test_without_a_baseline_or_a_row_beside_it_nothing_is_trained(self, grey, bench, speed, methods, options):
+        result = bench(grey, "--methods", methods, *options)
+        assert result.exit_code == 2
+        assert "x has 1 channel and y has 3" in result.output
+        assert len(result.output.strip().splitlines()) == 1
+        assert speed == []
+        assert not (grey / "runs").exists()
+
+    def test_a_baseline_that_cannot_take_it_is_refused(self, grey):
+        (grey / "base.toml").write_text(
+            TABLE.replace("[rows.photos]", BRIDGE).replace('baseline = "regression"', 'baseline = "bridge"')
+        )
+        with pytest.raises(UserError, match=r"bridge \(4 steps; 1 step\), which the rows are compared with, cannot"):
+            on_data(grey, "base.toml")
+        own = on_data(grey, "base.toml", ["regression", "flow"])
+        assert own.table.baseline == "regression"
+
+    def test_where_the_first_method_is_left_out_the_next_one_is_compared_with(self, grey):
+        own = on_data(grey, methods=["pix2pix", "bridge", "flow"])
+        assert own.table.baseline == "pix2pix"
+
+    def test_a_network_that_refuses_the_size(self, folder):
+        recipe = f"{RECIPE}".replace("width = 4\ndepth = 3", "width = 4\ndepth = 6", 1)
+        (folder / "deep.toml").write_text(recipe)
+        row = '[rows.deep]\nrecipe = "deep.toml"\nlabel = "six levels"\n[rows.photos]'
+        (folder / "size.toml").write_text(TABLE.replace("[rows.photos]", row))
+        own = on_data(folder, "size.toml")
+        [note] = [note for note in own.notes if "six levels" in note]
+        assert note.startswith("six levels is not trained on this data: [dataset] size = [32, 32]: generator 'unet': ")
+        assert str(folder) not in note
+
+    def test_a_loss_that_refuses_the_channels(self, grey):
+        loss = '[rows.colour]\nrecipe = "zoo.toml"\nset = ["losses.lab.use=\'lab-color\'"]\n[rows.photos]'
+        for file in grey.glob("b/*.png"):
+            Image.open(file).convert("L").save(file)
+        (grey / "loss.toml").write_text(TABLE.replace("[rows.photos]", loss))
+        [note] = [note for note in on_data(grey, "loss.toml").notes if note.startswith("colour is not trained")]
+        assert "RGB" in note
+
+    def test_a_loss_that_needs_labels(self, folder):
+        (folder / "labels.toml").write_text(
+            TABLE.replace("[rows.photos]", '[rows.oasis]\nrecipe = "zoo:modern/oasis.toml"\n[rows.photos]')
+        )
+        [note] = [note for note in on_data(folder, "labels.toml").notes if note.startswith("oasis is not trained")]
+        assert "needs labels, which the dataset 'datasets:folders' does not have" in note
+        assert "remove" not in note
+
+    def test_a_row_whose_speed_cannot_be_measured_is_left_out_too(self, folder, bench, monkeypatch):
+        def measure_rates(recipes, file):
+            [name] = recipes
+            if name.startswith("flow"):
+                raise UserError(f"{name}: its speed cannot be measured: too little memory")
+            return {name: Rate(0.1, 0.001)}
+
+        monkeypatch.setattr(own_data, "measure_rates", measure_rates)
+        result = bench(folder, "--budget", "1s", "--dry-run")
+        assert result.exit_code == 0, result.output
+        note = "flow (2 steps; 1 step) is not trained on this data: its speed cannot be measured: too little memory"
+        assert note in result.output.splitlines()
+        assert "flow, seed" not in result.output
+        monkeypatch.setattr(own_data, "measure_rates", lambda recipes, file: measure_rates({"flow": 0}, file))
+        result = bench(folder, "--budget", "1s")
+        assert result.exit_code == 2
+        assert "regression, which the rows are compared with, cannot be trained on it" in result.output
+        assert not (folder / "runs").exists()
+
+
+def on_data(folder, table="table.toml", methods=()):
+    return own_data.on_own_data(
+        read_table(str(folder / table)), str(folder / "mine.toml"), "smoke", methods, registry()
+    )
 
 
 def test_data_with_folds_of_its_own_is_tested_on_the_first_three(folder):
@@ -202,15 +341,14 @@ class TestMetricsThatCannotMeasureTheData:
 
     @pytest.fixture
     def own(self, tmp_path):
-        """own(mode): of pairs in a mode of PIL, the table with metrics that take RGB only, and 7 px or more."""
+        """own(mode): of pairs in a mode of PIL, the table with a metric that takes RGB only."""
 
-        def own(mode, size=32):
+        def own(mode, further=""):
             write_files(tmp_path, 36)
             for file in tmp_path.glob("[ab]/*.png"):
-                Image.open(file).convert(mode).resize((size, size)).save(file)
-            (tmp_path / "mine.toml").write_text(MINE.replace("32, 32", f"{size}, {size}"))
+                Image.open(file).convert(mode).save(file)
             (tmp_path / "zoo.toml").write_text(
-                RECIPE.replace(', "metrics.psnr"', "").replace('"metrics.ssim"', '"metrics.psnr"')
+                RECIPE.replace(', "metrics.psnr"', "").replace('"metrics.ssim"', '"metrics.psnr"') + further
             )
             metric = '[metrics.lab_histogram]\nuse = "metrics:lab_histogram"\n[columns]\nlab_histogram = "Lab"\n'
             (tmp_path / "table.toml").write_text(TABLE.replace("[columns]", f'{metric}ssim = "SSIM"'))
@@ -229,13 +367,11 @@ class TestMetricsThatCannotMeasureTheData:
         assert [*own.table.metrics] == []
 
     def test_a_metric_of_the_rows_recipes_is_dropped_there(self, own, tmp_path):
-        own = own("RGB", size=8)
-        assert any(
-            note.startswith("not measured on this data: SSIM: ssim takes images from 11 px") for note in own.notes
-        )
+        own = own("L", further='[metrics.colours]\nuse = "metrics:lab_histogram"\n')
+        assert any(note.startswith("not measured on this data: colours: lab_histogram takes RGB") for note in own.notes)
         bench = Bench(own.table, registry(), tmp_path / "runs", profile="smoke")
-        assert {name for cell in bench.cells for name in cell.experiment.metrics} == {"l1", "lab_histogram"}
-        assert [*own.table.columns] == ["lab_histogram", "l1"]
+        assert {name for cell in bench.cells for name in cell.experiment.metrics} == {"l1", "ssim"}
+        assert [*own.table.columns] == ["ssim", "l1"]
 
     def test_a_scorer_of_the_folds_measures(self, folder):
         """Each fold of the earth has a scorer by this name, and the data without a fold has none."""
@@ -283,7 +419,9 @@ class TestWithFewPairs:
         assert result.exit_code == 0, result.output
         table = json.loads((folder / "out.json").read_text())
         assert "folds" not in table
-        assert table["answer"][-1].endswith("another training may reverse it.")
+        assert table["answer"][0].endswith("another training may reverse it.")
+        assert not any("beyond chance" in line for line in table["answer"])
+        assert table["answer"][1].startswith(f"On {table['data']['tested']} of your 20 pairs, ")
         assert f"20 pairs of {folder / 'mine.toml'}, one run for each row, tested on" in result.output
 
     def test_pairs_are_counted_once_where_val_is_test(self, tmp_path, bench, speed):
@@ -453,8 +591,15 @@ class TestRates:
         assert (store.location, used.readers) == (location, 0)
 
     def test_a_recipe_that_cannot_be_trained_is_one_line(self, tiny):
-        with pytest.raises(UserError, match=r"mine: its speed cannot be measured: .*no generator 'unt'"):
+        reason = r"""^mine: its speed cannot be measured: \[generator\] use = "unt": no generator 'unt'"""
+        with pytest.raises(UserError, match=reason):
             rates._measure_in_process("mine", f'extends = "{tiny}"\n[generator]\nuse = "unt"\n')
+
+    def test_a_step_that_fails_has_its_reason_without_the_class_of_an_exception(self, tiny, monkeypatch):
+        failed = SimpleNamespace(returncode=1, stderr="Traceback\nRuntimeError: shapes (3, 4) do not fit\n", stdout="")
+        monkeypatch.setattr(rates.subprocess, "run", lambda *_, **__: failed)
+        with pytest.raises(UserError, match=r"^mine: its speed cannot be measured: shapes \(3, 4\) do not fit$"):
+            rates._measure_in_process("mine", "")
 
 
 @pytest.mark.slow
@@ -475,4 +620,5 @@ def test_the_methods_table_runs_on_two_folders_of_pairs(tmp_path, run_cli, monke
     assert all(len(row["runs"]) == 3 for row in table["rows"])
     diversity = {row["name"]: row["cells"]["diversity"]["mean"] for row in table["rows"]}
     assert diversity["regression"] == 0 < diversity["diffusion"]
-    assert table["answer"][0].startswith("CRPS: ")
+    assert table["answer"][0].startswith("On your 36 pairs, ")
+    assert table["answer"][1].startswith("CRPS: ")

@@ -112,7 +112,7 @@ class TestGroups:
     def test_they_are_those_of_the_answer_in_words(self):
         doc = document(base(), *(row(name, FOLDS, l1=values) for name, values in
                                  [("a", minus(CLEAR)), ("b", CLEAR), ("c", CLOSE)]))  # fmt: skip
-        line = find_answer(doc, None)[0]
+        line = find_answer(doc, None)[1]
         assert "ahead of BASE beyond chance: A (" in line
         assert "behind BASE beyond chance: B (" in line
         assert "no difference beyond chance from BASE: C." in line

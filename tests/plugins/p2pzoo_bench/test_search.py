@@ -96,6 +96,10 @@ def test_the_table_names_the_trials(searched, run_cli):
     }  # fmt: skip
     text = run_cli("bench", folder / "table.toml", "--runs", folder / "runs", "--format", "markdown").output
     assert "the best of 2 trials by l1 on the validation images, each with 50% of the row's images." in text
+    chosen = document["search"]["chosen"]
+    for label, name in (("A, last", "a"), ("B (last; average)", "b")):
+        [line] = [line for line in text.splitlines() if line.startswith(f"Settings of {label}: ")]
+        assert all(setting in line for settings in chosen[name] for setting in settings)
 
 
 @pytest.mark.slow
