@@ -25,6 +25,7 @@ from p2pzoo_metrics.distances import (
 from p2pzoo_metrics.levels import check_channels, to_levels
 from p2pzoo_metrics.networks import LITE0, load_pretrained
 
+CLIP = "vit_large_patch14_clip_quickgelu_336.openai"  # the activation of OpenAI's weights, see networks.py
 CMMD_SIGMA = 10.0  # of the kernel, for embeddings of length 1: the authors' choice
 MIN_NORM = 1e-10  # as in the LPIPS code: a position without features has no direction
 
@@ -164,17 +165,20 @@ class Frechet(_SetMetric):
 class CMMD(_SetMetric):
     """1000 × the squared maximum mean discrepancy of CLIP embeddings (Jayasumana et al. 2024, arXiv:2401.09603).
 
-    Embeddings are scaled to length 1; the kernel is exp(−‖u − v‖² / (2 · 10²)). As in the paper, the estimate compares
-    each image with itself too, so it is never negative, and 0 for equal sets. The paper's network is the default, and
-    its weights must be named: weights = "timm" downloads 1.2 GB. The paper resizes images bicubically, this metric as
-    `kid` does.
+    Embeddings are scaled to length 1; the kernel is exp(−‖u − v‖² / (2 · 10²)). As in the authors' code
+    (google-research, cmmd/distance.py), which has no other form, the estimate compares each image with itself too. So
+    it is never negative, and 0 for equal sets, but not unbiased, as the paper calls it: each of the two sets of N
+    images adds 1000 · (1 − its mean kernel) / N, which is at most 10 / N unless embeddings are opposite. Translations
+    that differ less add less. So compare numbers of equally many images only.
+
+    The paper's network is the default, and its weights must be named: weights = "timm" downloads 1.2 GB. The paper
+    resizes images bicubically, this metric as `kid` does.
     """
 
     head = True  # of timm's CLIP: the projection
+    minimum_images = 1000  # each set adds at most 0.01 to numbers that are mostly between 0.1 and 10
 
-    def __init__(
-        self, dataset: Dataset, *, network: str = "vit_large_patch14_clip_336.openai", weights: str = "auto"
-    ) -> None:
+    def __init__(self, dataset: Dataset, *, network: str = CLIP, weights: str = "auto") -> None:
         super().__init__(dataset, network=network, weights=weights)
 
     def reduce(self, statistics: Mapping[str, Tensor]) -> dict[str, float]:

@@ -8,6 +8,7 @@ import difflib
 import functools
 import hashlib
 import importlib.metadata
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -67,13 +68,16 @@ def load_pretrained(network: str, weights: str, *, head: bool = False) -> Pretra
              "timm": the weights that timm offers for the network, downloaded to its cache at the first use
              else a .safetensors or .pth file with the network's state dict, with or without its classifier
 
-    Raises UserError, in one line, if timm does not know the network, or if the weights are missing or do not fit.
+    Raises UserError, in one line, if timm does not know the network, if the weights are missing or do not fit, or if
+    they were trained with another activation than the network has. A file of such a network gives a warning instead:
+    it may hold other weights.
     """
     import timm
 
     if not timm.is_model(network):
         near = difflib.get_close_matches(network, timm.list_models(), n=1)
         raise UserError(f"timm has no network '{network}'" + (f": did you mean '{near[0]}'?" if near else ""))
+    _check_activation(network, weights)
     if weights == "timm":
         return _from_timm(network, head)
     path = _find_wheel_weights(network) if weights == "auto" else Path(weights)
@@ -81,6 +85,33 @@ def load_pretrained(network: str, weights: str, *, head: bool = False) -> Pretra
         raise UserError(f'{path}: no such file: set weights = "auto", "timm" or a .safetensors or .pth file')
     facts = path.stat()
     return _from_path(network, path, weights == "auto", head, (facts.st_size, facts.st_mtime_ns))
+
+
+def find_quickgelu_variant(network: str) -> str | None:
+    """The network of timm for the weights of `network`, if these were trained with another activation than it has.
+
+    The weights of OpenAI's CLIP, and of some others, need QuickGELU, x · σ(1.702 x). timm offers them for a network
+    with GELU too, whose features are others, and says so only in a note of its config. None if nothing is wrong.
+
+    >>> find_quickgelu_variant("vit_base_patch32_clip_224.openai")
+    'vit_base_patch32_clip_quickgelu_224.openai'
+    """
+    from timm.models import get_pretrained_cfg
+
+    notes = getattr(get_pretrained_cfg(network), "notes", None) or ()
+    if "quickgelu" in network or not any("natively QuickGELU" in note for note in notes):
+        return None
+    return network.replace("_clip_", "_clip_quickgelu_")
+
+
+def _check_activation(network: str, weights: str) -> None:
+    variant = find_quickgelu_variant(network)
+    if variant is None:
+        return
+    fault = f"the weights of '{network}' were trained with QuickGELU, and timm builds this network with GELU"
+    if weights in ("auto", "timm"):
+        raise UserError(f'{fault}: set network = "{variant}"')
+    warnings.warn(f'{fault}: if {weights} has these weights, set network = "{variant}"', stacklevel=3)
 
 
 @functools.lru_cache(maxsize=4)
