@@ -22,7 +22,7 @@ from p2pzoo_metrics.distances import (
     precision_recall_density_coverage,
     rbf_distance,
 )
-from p2pzoo_metrics.levels import check_channels, to_levels
+from p2pzoo_metrics.levels import check_channels, to_float64, to_levels
 from p2pzoo_metrics.networks import LITE0, load_pretrained
 
 CLIP = "vit_large_patch14_clip_quickgelu_336.openai"  # the activation of OpenAI's weights, see networks.py
@@ -256,7 +256,7 @@ class Diversity(FeatureMetric):
         if torch.equal(samples[1:], samples[:-1]):  # a model without random numbers: not M passes through the network
             return torch.zeros(())
         features = torch.cat([self._network.model(image) for image in self._prepare(samples)])
-        return torch.pdist(features.cpu().double()).mean().float()
+        return torch.pdist(to_float64(features)).mean().float()
 
 
 class Perceptual(FeatureMetric):
