@@ -60,10 +60,14 @@ class FeatureMetric:
             "std": [round(value, 6) for value in self._network.std],
         }
 
+    def _features_of(self, image: Tensor) -> Tensor:
+        """(1, d) of one image that `_prepare` gives."""
+        features: Tensor = self._network.on(image.device)(image)
+        return features
+
     def _prepare(self, images: Tensor) -> Iterator[Tensor]:
         """Each image of (B, C, H, W) as the network's input (1, 3, *side), on the device of the images."""
         check_channels((1, 3), images, type(self).__name__.lower())
-        self._network.model.to(images.device)
         mean, std = (images.new_tensor(v).float()[:, None, None] for v in (self._network.mean, self._network.std))
         for image in to_levels(images).split(1):
             resized = F.interpolate(
@@ -124,7 +128,7 @@ class KID(FeatureMetric):
         return {"value": value, "paired": paired}
 
     def _features(self, images: Tensor) -> Tensor:
-        return torch.cat([self._network.model(image).half() for image in self._prepare(images)])
+        return torch.cat([self._features_of(image).half() for image in self._prepare(images)])
 
 
 def _hash_blocks(blocks: Sequence[str | None]) -> Tensor:
@@ -143,7 +147,7 @@ class _SetMetric(FeatureMetric):
         return {"y_hat": self._features(y_hat), "y": self._features(batch.y)}
 
     def _features(self, images: Tensor) -> Tensor:
-        return torch.cat([self._network.model(image).half() for image in self._prepare(images)])
+        return torch.cat([self._features_of(image).half() for image in self._prepare(images)])
 
 
 class Frechet(_SetMetric):
@@ -255,7 +259,7 @@ class Diversity(FeatureMetric):
         """The mean distance of all pairs of samples (M, C, H, W)."""
         if torch.equal(samples[1:], samples[:-1]):  # a model without random numbers: not M passes through the network
             return torch.zeros(())
-        features = torch.cat([self._network.model(image) for image in self._prepare(samples)])
+        features = torch.cat([self._features_of(image) for image in self._prepare(samples)])
         return torch.pdist(to_float64(features)).mean().float()
 
 
@@ -289,7 +293,7 @@ class Perceptual(FeatureMetric):
         return torch.stack([(a - b).square().sum(1).mean() for a, b in stages])
 
     def _directions(self, image: Tensor) -> list[Tensor]:
-        maps = self._network.model.forward_intermediates(image, intermediates_only=True)
+        maps = self._network.on(image.device).forward_intermediates(image, intermediates_only=True)
         return [F.normalize(features.float(), dim=1, eps=MIN_NORM) for features in maps]
 
 

