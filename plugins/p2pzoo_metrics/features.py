@@ -160,7 +160,7 @@ class Frechet(_SetMetric):
 
     def __init__(self, dataset: Dataset, *, network: str = LITE0, weights: str = "auto") -> None:
         super().__init__(dataset, network=network, weights=weights)
-        self.minimum_images = int(self._network.model.num_features)  # fewer: the covariance has no full rank
+        self.minimum_images = self._network.count_features()  # fewer: the covariance has no full rank
 
     def reduce(self, statistics: Mapping[str, Tensor]) -> dict[str, float]:
         return {"value": frechet_distance(statistics["y_hat"], statistics["y"])}

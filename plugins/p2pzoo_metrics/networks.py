@@ -9,6 +9,7 @@ import difflib
 import functools
 import hashlib
 import importlib.metadata
+import itertools
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -60,6 +61,16 @@ class Pretrained:
     std: tuple[float, ...]
     side: tuple[int, int]
     _copies: dict[torch.device, nn.Module] = field(default_factory=dict, repr=False, compare=False)
+
+    def count_features(self) -> int:
+        """d, by a pass on the meta device: a head may widen the `num_features` of the last stage."""
+        weights = itertools.chain(self.model.named_parameters(), self.model.named_buffers())
+        on_meta = {name: tensor.to("meta") for name, tensor in weights}
+        try:
+            rows = torch.func.functional_call(self.model, on_meta, torch.zeros(1, 3, *self.side, device="meta"))
+        except Exception:  # a few networks read values, which tensors on this device do not have
+            return int(self.model.num_features)
+        return int(rows.shape[1])
 
     def on(self, device: torch.device) -> nn.Module:
         """The network on this device. `model` stays on the CPU, and the one copy on each other device stays there:

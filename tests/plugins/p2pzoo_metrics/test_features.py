@@ -130,6 +130,15 @@ class TestSetMetrics:
         assert tiny(Frechet).minimum_images == timm.create_model(TINY).num_features
         assert tiny(PRDC).minimum_images == 50
 
+    @pytest.mark.parametrize("network", ["mobilenetv3_small_050", "efficientvit_b0"])
+    def test_frechet_needs_as_many_images_as_there_are_features(self, network, tmp_path):
+        """A head may widen those of the last stage, `num_features`."""
+        model = timm.create_model(network)
+        save_file(model.state_dict(), tmp_path / "weights.safetensors")
+        metric = Frechet(None, network=network, weights=str(tmp_path / "weights.safetensors"))
+        width = measure(metric, noise(1, 3, 32, 32), noise(1, 3, 32, 32))["y"].shape[1]
+        assert metric.minimum_images == width > model.num_features
+
     def test_from_the_minimum_number_of_images_on_cmmds_bias_is_below_a_hundredth(self, tiny):
         """Of each of the two sets, for embeddings of one distribution without a common direction: the worst case."""
         count = tiny(CMMD).minimum_images

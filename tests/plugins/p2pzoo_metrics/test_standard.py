@@ -90,14 +90,31 @@ def test_fid_is_the_frechet_distance_of_the_features_of_8_bit_images(package, we
     assert metric.reduce(measure(metric, y, y))["value"] == pytest.approx(0, abs=1e-6)
 
 
-@pytest.mark.parametrize(("protocol", "rounds"), [("gan-compression", True), ("mmgen", False)])
-def test_fid_of_a_published_protocol_resizes_as_torch_does(protocol, rounds, package, weights):
-    images = (noise(2, 3, 20, 16) + 0.3 / 127.5).clamp(-1, 1)
-    seen = measure(FID(None, protocol=protocol), images, images)["y"]
-    unit = ((images + 1) * 127.5).round() / 255 if rounds else (images + 1) / 2
+def resized_features(unit):
+    """What the fake network makes of images in [0, 1] that torch resizes."""
     resized = 2 * torch.nn.functional.interpolate(unit, (299, 299), mode="bilinear", align_corners=False) - 1
-    flat = resized.flatten(2)
-    assert torch.allclose(seen, torch.cat([flat.mean(2), flat.std(2)], 1), atol=1e-6)
+    return torch.cat([resized.flatten(2).mean(2), resized.flatten(2).std(2)], 1)
+
+
+def test_fid_of_mmgen_resizes_floats_as_torch_does(package, weights):
+    images = (noise(2, 3, 20, 16) + 0.3 / 127.5).clamp(-1, 1)
+    seen = measure(FID(None, protocol="mmgen"), images, images)["y"]
+    assert torch.allclose(seen, resized_features((images + 1) / 2), atol=1e-6)
+    assert "levels" not in FID(None, protocol="mmgen").protocol
+
+
+def test_fid_of_gan_compression_truncates_as_its_code_does(package, weights):
+    """utils/util.py, tensor2im: clip(0, 255), then astype(uint8); of y too, after ToTensor and Normalize in float32."""
+    levels = torch.arange(256.0).repeat(3).view(1, 3, 16, 16)
+    y_hat = (levels + 0.7) / 127.5 - 1  # 10.7 levels become 10
+    metric = FID(None, protocol="gan-compression")
+    seen = measure(metric, y_hat, levels / 127.5 - 1)
+    y = (levels.numpy() / np.float32(255) - np.float32(0.5)) / np.float32(0.5)
+    stored = np.clip((y + 1) / np.float32(2) * np.float32(255), 0, 255).astype(np.uint8)
+    assert (stored != levels.numpy()).any()
+    assert torch.allclose(seen["y_hat"], resized_features(levels / 255), atol=1e-6)
+    assert torch.allclose(seen["y"], resized_features(torch.from_numpy(stored).float() / 255), atol=1e-6)
+    assert metric.protocol["levels"] == "truncated"
 
 
 def test_lpips_is_the_mean_of_the_images_distances(package, weights):
