@@ -1,8 +1,8 @@
 """Apple's device on a machine without one: tensors whose device is "mps", computed on the CPU.
 
-It refuses what the real device refuses or computes wrongly: float64, and convolutions and norms of tensors in
-channels-last (https://github.com/pytorch/pytorch/issues/175189). To C++ the tensors are on the device "meta": so
-autograd works.
+It refuses what the real device refuses or computes wrongly: float64, tensors of two devices in one operation, and
+convolutions and norms of tensors in channels-last (https://github.com/pytorch/pytorch/issues/175189). To C++ the
+tensors are on the device "meta": so autograd works.
 """
 
 import contextlib
@@ -11,10 +11,11 @@ import pytest
 import torch
 import torch._dynamo  # optimizers import it when they are made, which fails in a TorchFunctionMode
 from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_leaves, tree_map
 
 MPS = "mps"
 CONTIGUOUS_ONLY = ("convolution", "batch_norm", "group_norm")
+ACROSS_DEVICES = ("aten.copy_", "aten._to_copy", "aten.index", "aten._index_put")  # they take a CPU's tensors too
 UNSUPPORTED = (torch.float64, torch.complex128)
 
 
@@ -39,6 +40,8 @@ class MpsTensor(torch.Tensor):
         leaves_device = kwargs.get("device") is not None and not is_mps(kwargs["device"])
         if leaves_device and kwargs.get("dtype") in UNSUPPORTED:
             raise TypeError(f"a copy from MPS converts on the device, which has no {kwargs['dtype']}")
+        if not str(func).startswith(ACROSS_DEVICES):
+            check_devices(func, (args, kwargs))
         on_cpu = tree_map(to_cpu, (args, kwargs))
         if any(name in str(func) for name in CONTIGUOUS_ONLY):
             check_contiguous(func, on_cpu[0])
@@ -61,6 +64,13 @@ def to_cpu(value):
 
 def to_mps(value):
     return MpsTensor(value) if isinstance(value, torch.Tensor) and not isinstance(value, MpsTensor) else value
+
+
+def check_devices(func, values):
+    """A CPU's tensor without dimensions is a number to all devices."""
+    tensors = [value for value in tree_leaves(values) if isinstance(value, torch.Tensor)]
+    if strangers := [tensor for tensor in tensors if not isinstance(tensor, MpsTensor) and tensor.ndim]:
+        raise RuntimeError(f"{func}: expected all tensors to be on mps, and one is on {strangers[0].device}")
 
 
 def check_contiguous(func, args):

@@ -61,6 +61,7 @@ NEIGHBOURS = {
     "p2pzoo_search": {"p2pzoo_bench"},
     "p2pzoo_study": {"p2pzoo_bench"},
     "p2pzoo_losses": {"p2pzoo_metrics"},
+    "p2pzoo_timm": {"p2pzoo_metrics"},
     "p2pzoo_microscopy": {"p2pzoo_geo"},
 }
 

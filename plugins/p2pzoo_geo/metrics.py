@@ -19,7 +19,8 @@ class BandError:
     whichever image they are in. y beyond a band's scale counts as its limit, as the networks saw it.
 
     With the dataset `scenes`, pixels of the class "valid" count, and each band has its scale; with another dataset, the
-    class of that name if there is one, else all pixels, and the dataset's `y_range`. NaN if no pixel counts.
+    class of that name if there is one, else all pixels, and the dataset's `y_range`, or 0 to 255 where y is stored as
+    colours of Lab or as one-hot classes: metrics see RGB. NaN if no pixel counts.
     """
 
     version = "1"
@@ -29,7 +30,8 @@ class BandError:
         layout = getattr(dataset, "file_layout", None)
         bands = getattr(dataset, "y_bands", None) if isinstance(layout, SceneLayout) else None
         self._names = bands.labels() if bands else None
-        scales = bands.scales if bands else (dataset.y_range,)
+        alone = (0.0, 255.0) if getattr(dataset, "y_encoding", None) else dataset.y_range
+        scales = bands.scales if bands else (alone,)
         self._units = torch.tensor([(high - low) / 2 for low, high in scales], dtype=torch.float64)
         self.protocol = {"scales": [[float(low), float(high)] for low, high in scales]}
         classes = list(dataset.classes or ())
@@ -37,10 +39,11 @@ class BandError:
 
     def measure(self, batch: Batch, y_hat: Tensor) -> dict[str, Tensor]:
         """{"absolute", "square", "signed": (B, C) sums over valid pixels, "pixels": (B,) their number}, float64."""
-        difference = (y_hat.double() - batch.y.double()) * self._units.to(y_hat.device)[:, None, None]
+        # float64 on the CPU: Apple's GPUs have none
+        difference = (y_hat.cpu().double() - batch.y.cpu().double()) * self._units[:, None, None]
         counted = torch.ones_like(difference[:, :1])
         if self._valid is not None and batch.labels is not None:
-            counted = (batch.labels == self._valid)[:, None].double()
+            counted = (batch.labels.cpu() == self._valid)[:, None].double()
         sums = {"absolute": difference.abs(), "square": difference.square(), "signed": difference}
         return {
             **{name: (values * counted).sum((2, 3)) for name, values in sums.items()},

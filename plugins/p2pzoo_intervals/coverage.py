@@ -69,8 +69,9 @@ class IntervalCoverage:
             block or name for block, name in zip(batch.blocks or (None,) * len(batch.ids), batch.ids, strict=True)
         ]
         statistics = {
-            "covered": inside.flatten(1).double().mean(1),
-            "width": (upper - lower).flatten(1).double().mean(1),
+            # float64 on the CPU: Apple's GPUs have none
+            "covered": inside.flatten(1).cpu().double().mean(1),
+            "width": (upper - lower).flatten(1).cpu().double().mean(1),
             "block": torch.tensor([_hash_name(block) for block in blocks]),
             "seen": torch.tensor([digest in self.calibration.images for digest in digests]),
         }

@@ -14,6 +14,8 @@ from p2pzoo.models import safetensors_io
 from p2pzoo.plugin import StepOutputs
 from p2pzoo.utils.errors import UserError
 
+EXACT = 2**24  # float32 has all whole numbers up to this one
+
 
 class Registration(nn.Module):
     """|y − ŷ∘T| with a deformation T that a network R(ŷ, y) predicts, plus `smoothness` times ‖∇T‖²: 0 or more.
@@ -141,8 +143,10 @@ def warp(images: Tensor, displacement: Tensor) -> Tensor:
     Both get gradients. Places outside of the image get its nearest pixel. grid_sample computes the same, but its
     gradient has no deterministic kernel on CUDA.
 
-    images        (B, C, H, W), with sides of at least 2 px
+    images        (B, C, H, W), with sides of 2 to 2²⁴ px
     displacement  (B, 2, H, W) in px, down and to the right
+
+    Raises ValueError for other sides: positions are computed in float32, which has no larger odd numbers.
 
     >>> image = torch.tensor([[[[0.0, 1.0], [2.0, 3.0]]]])
     >>> right = torch.tensor([0.0, 0.25]).view(1, 2, 1, 1).expand(1, 2, 2, 2)
@@ -151,12 +155,14 @@ def warp(images: Tensor, displacement: Tensor) -> Tensor:
               [2.2500, 3.0000]]]])
     """
     batch, channels, height, width = images.shape
+    _check_sides(height, width)
+    displacement = displacement.to(torch.promote_types(displacement.dtype, torch.float32))  # bf16 counts to 256
     rows = torch.arange(height, device=images.device)[:, None] + displacement[:, 0]
     columns = torch.arange(width, device=images.device) + displacement[:, 1]
     rows, columns = rows.clamp(0, height - 1), columns.clamp(0, width - 1)
     top, left = rows.detach().floor().clamp(max=height - 2), columns.detach().floor().clamp(max=width - 2)
     down, right = (rows - top)[:, None], (columns - left)[:, None]
-    upper_left = (top * width + left).long().view(batch, 1, -1).expand(-1, channels, -1)
+    upper_left = (top.long() * width + left.long()).view(batch, 1, -1).expand(-1, channels, -1)
     pixels = images.flatten(2)
 
     def at(offset: int) -> Tensor:
@@ -165,6 +171,13 @@ def warp(images: Tensor, displacement: Tensor) -> Tensor:
     upper = at(0) * (1 - right) + at(1) * right
     lower = at(width) * (1 - right) + at(width + 1) * right
     return upper * (1 - down) + lower * down
+
+
+def _check_sides(height: int, width: int) -> None:
+    if min(height, width) < 2:
+        raise ValueError(f"warp needs sides of at least 2 px, not {height}×{width}: repeat the row or column")
+    if max(height, width) > EXACT:
+        raise ValueError(f"warp needs sides of at most {EXACT} px, not {height}×{width}: cut the image into parts")
 
 
 def load_registration(run: Path | str, name: str = "") -> Registration:

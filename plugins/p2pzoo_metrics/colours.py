@@ -17,7 +17,7 @@ from pydantic import Field
 from torch import Tensor
 
 from p2pzoo.plugin import Batch, Dataset
-from p2pzoo_metrics.levels import check_channels, to_levels
+from p2pzoo_metrics.levels import check_channels, to_float64, to_levels
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -116,7 +116,7 @@ class LabHistogram:
 
     def _count(self, images: Tensor) -> dict[str, Tensor]:
         """{channel: (B, bins)}: how many pixels of each image are in each bin; NaN for images with a NaN."""
-        pictures = to_levels(images).cpu().double() / 255
+        pictures = to_float64(to_levels(images)) / 255
         lab = rgb_to_lab(pictures.nan_to_num()).unbind(1)
         has_nan = pictures.isnan().flatten(1).any(1)
         histograms = {}

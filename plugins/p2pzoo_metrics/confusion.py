@@ -12,6 +12,7 @@ from torch import Tensor
 
 from p2pzoo.plugin import Dataset
 from p2pzoo.utils.errors import UserError
+from p2pzoo_metrics.levels import to_float64
 
 Absent = Literal["zero", "skip"]
 EPSILON = 1e-12  # the evaluator's: turns 0 / 0 into 0
@@ -40,7 +41,7 @@ def class_scores(matrix: Tensor, *, scored: Sequence[int], absent: Absent) -> di
 
     The pixel accuracy is NaN if no pixel is counted. The means are NaN then, and if "skip" leaves no class.
     """
-    matrix = matrix.cpu().double()
+    matrix = to_float64(matrix)
     hits, true, predicted = matrix.diagonal(), matrix.sum(1), matrix.sum(0)
     mean_over = [c for c in scored if absent == "zero" or true[c] > 0]
     return {

@@ -22,9 +22,10 @@ from p2pzoo_metrics.distances import (
     precision_recall_density_coverage,
     rbf_distance,
 )
-from p2pzoo_metrics.levels import check_channels, to_levels
+from p2pzoo_metrics.levels import check_channels, to_float64, to_levels
 from p2pzoo_metrics.networks import LITE0, load_pretrained
 
+CLIP = "vit_large_patch14_clip_quickgelu_336.openai"  # the activation of OpenAI's weights, see networks.py
 CMMD_SIGMA = 10.0  # of the kernel, for embeddings of length 1: the authors' choice
 MIN_NORM = 1e-10  # as in the LPIPS code: a position without features has no direction
 
@@ -59,10 +60,14 @@ class FeatureMetric:
             "std": [round(value, 6) for value in self._network.std],
         }
 
+    def _features_of(self, image: Tensor) -> Tensor:
+        """(1, d) of one image that `_prepare` gives."""
+        features: Tensor = self._network.on(image.device)(image)
+        return features
+
     def _prepare(self, images: Tensor) -> Iterator[Tensor]:
         """Each image of (B, C, H, W) as the network's input (1, 3, *side), on the device of the images."""
         check_channels((1, 3), images, type(self).__name__.lower())
-        self._network.model.to(images.device)
         mean, std = (images.new_tensor(v).float()[:, None, None] for v in (self._network.mean, self._network.std))
         for image in to_levels(images).split(1):
             resized = F.interpolate(
@@ -123,7 +128,7 @@ class KID(FeatureMetric):
         return {"value": value, "paired": paired}
 
     def _features(self, images: Tensor) -> Tensor:
-        return torch.cat([self._network.model(image).half() for image in self._prepare(images)])
+        return torch.cat([self._features_of(image).half() for image in self._prepare(images)])
 
 
 def _hash_blocks(blocks: Sequence[str | None]) -> Tensor:
@@ -142,7 +147,7 @@ class _SetMetric(FeatureMetric):
         return {"y_hat": self._features(y_hat), "y": self._features(batch.y)}
 
     def _features(self, images: Tensor) -> Tensor:
-        return torch.cat([self._network.model(image).half() for image in self._prepare(images)])
+        return torch.cat([self._features_of(image).half() for image in self._prepare(images)])
 
 
 class Frechet(_SetMetric):
@@ -155,7 +160,7 @@ class Frechet(_SetMetric):
 
     def __init__(self, dataset: Dataset, *, network: str = LITE0, weights: str = "auto") -> None:
         super().__init__(dataset, network=network, weights=weights)
-        self.minimum_images = int(self._network.model.num_features)  # fewer: the covariance has no full rank
+        self.minimum_images = self._network.count_features()  # fewer: the covariance has no full rank
 
     def reduce(self, statistics: Mapping[str, Tensor]) -> dict[str, float]:
         return {"value": frechet_distance(statistics["y_hat"], statistics["y"])}
@@ -164,17 +169,20 @@ class Frechet(_SetMetric):
 class CMMD(_SetMetric):
     """1000 × the squared maximum mean discrepancy of CLIP embeddings (Jayasumana et al. 2024, arXiv:2401.09603).
 
-    Embeddings are scaled to length 1; the kernel is exp(−‖u − v‖² / (2 · 10²)). As in the paper, the estimate compares
-    each image with itself too, so it is never negative, and 0 for equal sets. The paper's network is the default, and
-    its weights must be named: weights = "timm" downloads 1.2 GB. The paper resizes images bicubically, this metric as
-    `kid` does.
+    Embeddings are scaled to length 1; the kernel is exp(−‖u − v‖² / (2 · 10²)). As in the authors' code
+    (google-research, cmmd/distance.py), which has no other form, the estimate compares each image with itself too. So
+    it is never negative, and 0 for equal sets, but not unbiased, as the paper calls it: each of the two sets of N
+    images adds 1000 · (1 − its mean kernel) / N, which is at most 10 / N unless embeddings are opposite. Translations
+    that differ less add less. So compare numbers of equally many images only.
+
+    The paper's network is the default, and its weights must be named: weights = "timm" downloads 1.2 GB. The paper
+    resizes images bicubically, this metric as `kid` does.
     """
 
     head = True  # of timm's CLIP: the projection
+    minimum_images = 1000  # each set adds at most 0.01 to numbers that are mostly between 0.1 and 10
 
-    def __init__(
-        self, dataset: Dataset, *, network: str = "vit_large_patch14_clip_336.openai", weights: str = "auto"
-    ) -> None:
+    def __init__(self, dataset: Dataset, *, network: str = CLIP, weights: str = "auto") -> None:
         super().__init__(dataset, network=network, weights=weights)
 
     def reduce(self, statistics: Mapping[str, Tensor]) -> dict[str, float]:
@@ -251,8 +259,8 @@ class Diversity(FeatureMetric):
         """The mean distance of all pairs of samples (M, C, H, W)."""
         if torch.equal(samples[1:], samples[:-1]):  # a model without random numbers: not M passes through the network
             return torch.zeros(())
-        features = torch.cat([self._network.model(image) for image in self._prepare(samples)])
-        return torch.pdist(features.cpu().double()).mean().float()
+        features = torch.cat([self._features_of(image) for image in self._prepare(samples)])
+        return torch.pdist(to_float64(features)).mean().float()
 
 
 class Perceptual(FeatureMetric):
@@ -285,7 +293,7 @@ class Perceptual(FeatureMetric):
         return torch.stack([(a - b).square().sum(1).mean() for a, b in stages])
 
     def _directions(self, image: Tensor) -> list[Tensor]:
-        maps = self._network.model.forward_intermediates(image, intermediates_only=True)
+        maps = self._network.on(image.device).forward_intermediates(image, intermediates_only=True)
         return [F.normalize(features.float(), dim=1, eps=MIN_NORM) for features in maps]
 
 

@@ -10,14 +10,16 @@ from torch import Tensor
 from p2pzoo.plugin import Batch, Dataset
 from p2pzoo.utils.errors import UserError
 from p2pzoo.utils.suggest import did_you_mean
+from p2pzoo_metrics.levels import find_range, to_float64
 
 
 class MAE:
     """Mean |y − ŷ| in the units of the dataset's values, over all pixels or those of some classes.
 
     The dataset's `y_range` says which stored values became -1 and 1: with 0 to 255 the unit is a level of 8 bit, with
-    -1000 to 2000 a Hounsfield unit. All counted pixels have equal weight, whichever image they are in; with `classes`
-    this differs from the mean over images. NaN if none is counted.
+    -1000 to 2000 a Hounsfield unit. Where y is stored as colours of Lab or as one-hot classes, metrics see RGB, and the
+    unit is one of its levels of 8 bit. All counted pixels have equal weight, whichever image they are in; with
+    `classes` this differs from the mean over images. NaN if none is counted.
 
     classes  names of the classes whose pixels count, of a dataset with labels. Default: all pixels, labelled or not
 
@@ -28,8 +30,8 @@ class MAE:
     better = "lower"
 
     def __init__(self, dataset: Dataset, *, classes: Sequence[str] | None = None) -> None:
-        low, high = dataset.y_range
-        self.protocol = {"range": [float(low), float(high)]}
+        low, high = find_range(dataset)
+        self.protocol = {"range": [low, high]}
         self._unit = (high - low) / 2
         known = list(dataset.classes or ())
         if unknown := [name for name in classes or () if name not in known]:
@@ -39,14 +41,14 @@ class MAE:
 
     def measure(self, batch: Batch, y_hat: Tensor) -> dict[str, Tensor]:
         """{"error": (B,) sum over the counted values, "values": (B,) their number}, float64."""
-        errors = (batch.y - y_hat).abs().double() * self._unit
+        errors = to_float64((batch.y - y_hat).abs()) * self._unit
         counted = torch.ones_like(errors[:, :1])
         if self._counted is not None:
             if batch.labels is None:
                 raise UserError("mae: classes: an image has no labels; remove the key")
             if batch.labels.shape[-2:] != errors.shape[-2:]:
                 raise UserError("mae: classes: labels and y have different sizes; remove the key")
-            counted = torch.isin(batch.labels, self._counted.to(batch.labels.device))[:, None].double()
+            counted = torch.isin(batch.labels.cpu(), self._counted)[:, None].double()
         return {"error": (errors * counted).sum((1, 2, 3)), "values": counted.sum((1, 2, 3)) * errors.shape[1]}
 
     def reduce(self, statistics: Mapping[str, Tensor]) -> dict[str, float]:
@@ -68,7 +70,7 @@ class Pearson:
 
     def measure(self, batch: Batch, y_hat: Tensor) -> dict[str, Tensor]:
         """{"moments": (B, 6)} float64: number, Σy, Σŷ, Σy², Σŷ², Σyŷ."""
-        y, y_hat = batch.y.double().flatten(1), y_hat.double().flatten(1)
+        y, y_hat = to_float64(batch.y).flatten(1), to_float64(y_hat).flatten(1)
         number = torch.full_like(y[:, 0], y.shape[1])
         moments = (number, y.sum(1), y_hat.sum(1), (y * y).sum(1), (y_hat * y_hat).sum(1), (y * y_hat).sum(1))
         return {"moments": torch.stack(moments, dim=1)}

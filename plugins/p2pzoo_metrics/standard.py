@@ -35,9 +35,9 @@ class FID:
     rounded to 8 bit and resized to 299 px as TensorFlow 1 did. With as few images as earth's test split has, the number
     depends mostly on how many there are: compare runs on the same images only, never with a published number.
 
-    protocol  how images become the network's input. "torch-fidelity": as above. "gan-compression": rounded, and resized
-              as torch does, without antialiasing. "mmgen": the same, not rounded. The last two are those of published
-              FIDs of pix2pix (README.md)
+    protocol  how images become the network's input. "torch-fidelity": as above. "gan-compression": truncated to 8 bit,
+              as that code does, and resized as torch does, without antialiasing. "mmgen": the same, of floats. The last
+              two are those of published FIDs of pix2pix (README.md)
 
     Raises UserError if torch-fidelity or the weights are missing, or if the weights have another digest.
     """
@@ -59,10 +59,15 @@ class FID:
 
         self._network = FeatureExtractorInceptionV3("inception", ["2048"], feature_extractor_weights_path=str(path))
         self.protocol = {"network": "inception-v3 (2015-12-05), 2048 features", "weights": f"sha256:{digest}"}
+        if protocol == "gan-compression":
+            self.protocol["levels"] = "truncated"
 
     def measure(self, batch: Batch, y_hat: Tensor) -> dict[str, Tensor]:
         """{"y_hat": (B, 2048), "y": (B, 2048)}: features, float32."""
-        return {"y_hat": self._features(y_hat), "y": self._features(batch.y)}
+        y = batch.y
+        if self._inputs == "gan-compression":  # y as torchvision's ToTensor and Normalize give it, to the bit
+            y = (to_levels(y) / 255 - 0.5) / 0.5
+        return {"y_hat": self._features(y_hat), "y": self._features(y)}
 
     def reduce(self, statistics: Mapping[str, Tensor]) -> dict[str, float]:
         """NaN with fewer than two images."""
@@ -75,8 +80,8 @@ class FID:
         if self._inputs == "torch-fidelity":
             rows = [self._network(image)[0] for image in _to_bytes(images)]
         else:
-            levels = to_levels(images) / 255 if self._inputs == "gan-compression" else (images + 1) / 2
-            rows = [self._features_of_input(image) for image in levels.float().split(1)]
+            unit = _truncate(images) / 255 if self._inputs == "gan-compression" else (images + 1) / 2
+            rows = [self._features_of_input(image) for image in unit.float().split(1)]
         return _restore_nan(torch.cat(rows), images)
 
     def _features_of_input(self, image: Tensor) -> Tensor:
@@ -195,6 +200,14 @@ def find_weights(metric: str, url: str, otherwise: str = "") -> tuple[Path, str]
 def _to_bytes(images: Tensor) -> tuple[Tensor, ...]:
     """Each image as (1, 3, H, W) uint8."""
     return to_levels(images).nan_to_num().to(torch.uint8).split(1)
+
+
+def _truncate(images: Tensor) -> Tensor:
+    """[-1, 1] -> whole numbers 0 to 255, float32, as utils/util.py of mit-han-lab/gan-compression (tensor2im) has them.
+
+    In float32 this lowers about a quarter of the levels that 8-bit images have, by one.
+    """
+    return ((images.float() + 1) / 2 * 255).clamp(0, 255).floor()
 
 
 def _restore_nan(rows: Tensor, images: Tensor) -> Tensor:

@@ -24,6 +24,7 @@ from p2pzoo_timm.weights import weight_arguments
 
 # Their windows are built for a size, and their weights fit any
 SWIN_TRANSFORMERS = ("swin_transformer", "swin_transformer_v2", "swin_transformer_v2_cr")
+BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
 
 
 class Backbone(nn.Module):
@@ -153,6 +154,37 @@ class Backbone(nn.Module):
                 f"size {size[0]}×{size[1]} does not fit: backbone '{self.name}' needs sides that are multiples of "
                 f"{divisor}; the nearest that fit: {nearest}"
             )
+
+    def check_batch_norms(self, size: Sequence[int]) -> None:
+        """Raise ValueError if batch norms that are in training get a single value per channel of an image of this size.
+
+        They fail then. Norms for which no larger size helps, such as those after a global mean, are not counted.
+        """
+        stride = self.strides[-1]
+        if self.fixed_size or any(side != stride for side in size):
+            return
+        if self._single_value_norms(size) - self._single_value_norms((2 * stride, 2 * stride)):
+            raise ValueError(
+                f"size {stride}×{stride} does not fit: batch norms of backbone '{self.name}' cannot be trained on the "
+                f"single value per channel that an image leaves at stride {stride}; the nearest that fit: "
+                f"{stride}×{2 * stride} or {2 * stride}×{stride}; square: {2 * stride}×{2 * stride}"
+            )
+
+    def _single_value_norms(self, size: Sequence[int]) -> set[str]:
+        """The names of batch norms in training mode that get one value per channel of one image of this size."""
+        found = set()
+
+        def note(norm: Any, inputs: tuple[Tensor, ...]) -> None:
+            if inputs[0].numel() == inputs[0].shape[1]:
+                found.add(names[norm])
+
+        norms = {name: part for name, part in self.net.named_modules() if isinstance(part, BATCH_NORMS)}
+        probe = copy.deepcopy(self.net).to("meta").eval()
+        names = {probe.get_submodule(name): name for name, norm in norms.items() if norm.training}
+        for norm in names:
+            norm.register_forward_pre_hook(note)
+        self._features(probe, torch.zeros(1, self._arguments[0], *size, device="meta"))
+        return found
 
     def _features(self, net: nn.Module, x: Tensor) -> list[Tensor]:
         """(B, C, h, w) for each stride, at the size that the network gives."""

@@ -31,6 +31,7 @@ class TimmUNet(nn.Module):
     such as a plain vision transformer, has only its last features, so there are no skip connections.
 
     x  (B, in_channels, H, W) in [-1, 1]; H and W are multiples of `size_divisor`, mostly the backbone's largest stride.
+       One of them is at least twice that stride if batch norms of the backbone are trained: they fail on one value.
        Backbones with a fixed size, such as many transformers, are built for `size` and accept no other; Swin
        Transformers accept others, with the windows of `size`
     ŷ  (B, out_channels, H, W) in [-1, 1]
@@ -102,8 +103,11 @@ class TimmUNet(nn.Module):
             if 1 in encoded
             else nn.Tanh()
         )
+        self.encoder.check_batch_norms(size)
 
     def forward(self, x: Tensor) -> Tensor:
+        if self.training and len(x) == 1:
+            self.encoder.check_batch_norms(x.shape[2:])
         encoded = {str(stride): e for stride, e in zip(self.encoder.strides, self.encoder(x), strict=True)}
         d = encoded[str(self.encoder.strides[-1])]
         for stride, layer in self.decoder.items():

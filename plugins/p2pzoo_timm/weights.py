@@ -4,12 +4,14 @@ Pickles run no code. Nothing is downloaded unless a recipe has pretrained = true
 """
 
 import io
+import warnings
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from pickle import UnpicklingError
 
 import timm
+from p2pzoo_metrics.networks import find_quickgelu_variant
 from safetensors import SafetensorError
 from safetensors.torch import load, load_file
 from torch import Tensor
@@ -23,8 +25,16 @@ State = Mapping[str, Tensor]
 def weight_arguments(name: str, *, pretrained: bool, weights: Path | None) -> dict[str, object]:
     """The arguments of timm.create_model that load the weights. A file comes before a download.
 
-    Raises UserError for weights that do not exist or do not fit.
+    Warns of weights that were trained with another activation than the network has: its features are not theirs, but
+    training can go on from there. Raises UserError for weights that do not exist or do not fit.
     """
+    if (pretrained or weights is not None) and (variant := find_quickgelu_variant(name)):
+        condition = "" if weights is None else f"if {weights} has these weights, "
+        warnings.warn(
+            f"the weights of '{name}' were trained with QuickGELU, and timm builds this network with GELU: {condition}"
+            f'set backbone = "{variant}"',
+            stacklevel=2,
+        )
     if weights is not None:
         state = _match_names(read_weights(weights), name, weights)
         return {"pretrained": True, "pretrained_cfg_overlay": {"state_dict": state, "custom_load": False}}

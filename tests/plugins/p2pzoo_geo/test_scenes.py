@@ -4,6 +4,7 @@ import re
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import p2pzoo_geo
@@ -597,6 +598,11 @@ def test_band_errors_are_in_each_bands_own_units(tmp_path):
     numbers = metric.reduce(metric.measure(batch, y_hat))
     assert (numbers["mae_height"], numbers["mae_slope"]) == pytest.approx((10, 2), rel=1e-3)
     assert (numbers["bias_height"], numbers["bias_slope"]) == pytest.approx((-10, -2), rel=1e-3)
+
+
+def test_bands_of_an_encoded_y_have_the_levels_of_the_rgb_that_metrics_see():
+    dataset = SimpleNamespace(y_range=(0, 65534), y_encoding="ab", classes=None)
+    assert BandError(dataset).protocol == {"scales": [[0.0, 255.0]]}
 
 
 def test_two_rasters_are_a_dataset_too(tmp_path):

@@ -215,3 +215,24 @@ def by_numpy(y, y_hat, radius, window):
             for down, right in itertools.product(range(2 * radius + 1), repeat=2)
         )
     return total / (height * width)
+
+
+@pytest.mark.parametrize("size", [(6_000_000, 3), (3, 6_000_000)])
+def test_images_of_more_pixels_than_float32_can_count_are_not_moved_by_0(size):
+    image = (torch.arange(size[0] * size[1]) % 251).float().view(1, 1, *size)
+    no_displacement = torch.zeros(1, 1, 1, 1).expand(1, 2, *size)
+    assert torch.equal(warp(image, no_displacement), image)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_displacement_of_half_precision_moves_whole_pixels_exactly(dtype):
+    image = torch.arange(4100.0).view(1, 1, 2, 2050)
+    right = torch.tensor([0.0, 1.0], dtype=dtype).view(1, 2, 1, 1).expand(1, 2, 2, 2050)
+    assert torch.equal(warp(image, right)[..., :-1], image[..., 1:])
+
+
+@pytest.mark.parametrize(("size", "limit"), [((2, 2**24 + 1), "at most 16777216 px"), ((1, 8), "at least 2 px")])
+def test_sides_that_cannot_be_warped_are_refused(size, limit):
+    image = torch.zeros(1, 1, 1, 1).expand(1, 1, *size)
+    with pytest.raises(ValueError, match=f"warp needs sides of {limit}, not {size[0]}×{size[1]}"):
+        warp(image, image.expand(1, 2, *size))

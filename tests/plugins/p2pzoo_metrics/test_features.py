@@ -6,6 +6,7 @@ Most tests use a tiny timm network with random weights from a file; those of Eff
 import functools
 import hashlib
 import importlib.metadata
+import inspect
 
 import numpy as np
 import pytest
@@ -18,12 +19,13 @@ from p2pzoo_metrics.features import (
     CMMD,
     KID,
     PRDC,
+    Diversity,
     Frechet,
     KIDEfficientNetLite0,
     Perceptual,
     PerceptualEfficientNetLite0,
 )
-from p2pzoo_metrics.networks import LITE0, WHEELS, load_pretrained
+from p2pzoo_metrics.networks import LITE0, WHEELS, find_quickgelu_variant, load_pretrained
 from PIL import Image
 from safetensors.torch import save_file
 
@@ -127,6 +129,68 @@ class TestSetMetrics:
     def test_with_few_images_they_say_that_these_are_few(self, tiny):
         assert tiny(Frechet).minimum_images == timm.create_model(TINY).num_features
         assert tiny(PRDC).minimum_images == 50
+
+    @pytest.mark.parametrize("network", ["mobilenetv3_small_050", "efficientvit_b0"])
+    def test_frechet_needs_as_many_images_as_there_are_features(self, network, tmp_path):
+        """A head may widen those of the last stage, `num_features`."""
+        model = timm.create_model(network)
+        save_file(model.state_dict(), tmp_path / "weights.safetensors")
+        metric = Frechet(None, network=network, weights=str(tmp_path / "weights.safetensors"))
+        width = measure(metric, noise(1, 3, 32, 32), noise(1, 3, 32, 32))["y"].shape[1]
+        assert metric.minimum_images == width > model.num_features
+
+    def test_from_the_minimum_number_of_images_on_cmmds_bias_is_below_a_hundredth(self, tiny):
+        """Of each of the two sets, for embeddings of one distribution without a common direction: the worst case."""
+        count = tiny(CMMD).minimum_images
+        generator = torch.Generator().manual_seed(0)
+        a, b = torch.randn(2, count, 64, generator=generator)
+        assert 0 < tiny(CMMD).reduce({"y_hat": a, "y": b})["value"] < 2 * 0.01
+
+
+class TestActivation:
+    """CLIP's weights need QuickGELU; timm loads them into networks with GELU too, and only a note says so."""
+
+    def test_cmmds_network_has_that_of_its_weights(self):
+        name = inspect.signature(CMMD).parameters["network"].default
+        with torch.device("meta"):
+            network = timm.create_model(name)
+        assert type(network.blocks[0].mlp.act).__name__ == "QuickGELU"
+        assert timm.is_model_pretrained(name)
+
+    @pytest.mark.parametrize("metric", [KID, PRDC, Frechet, Perceptual, Diversity, CMMD])
+    def test_no_default_network_has_another_than_its_weights(self, metric):
+        assert find_quickgelu_variant(inspect.signature(metric).parameters["network"].default) is None
+
+    @pytest.mark.parametrize(
+        ("network", "variant"),
+        [
+            ("vit_large_patch14_clip_336.openai", "vit_large_patch14_clip_quickgelu_336.openai"),
+            ("vit_base_patch16_clip_224.metaclip_400m", "vit_base_patch16_clip_quickgelu_224.metaclip_400m"),
+            ("vit_base_patch16_clip_224.laion2b", None),
+            ("vit_base_patch16_clip_224", None),
+            ("vit_base_patch16_clip_quickgelu_224.openai", None),
+            ("resnet50", None),
+        ],
+    )
+    def test_the_network_with_the_right_one_is_found(self, network, variant):
+        assert find_quickgelu_variant(network) == variant
+        assert variant is None or timm.is_model_pretrained(variant)
+
+    @pytest.mark.parametrize("weights", ["timm", "auto"])
+    def test_weights_that_timm_would_download_into_another_network_are_refused(self, weights):
+        message = refusal(lambda: CMMD(None, network="vit_large_patch14_clip_336.openai", weights=weights))
+        assert "trained with QuickGELU, and timm builds this network with GELU" in message
+        assert 'set network = "vit_large_patch14_clip_quickgelu_336.openai"' in message
+
+    def test_a_file_for_such_a_network_is_questioned(self, tmp_path):
+        """Its weights may be others, such as fine-tuned ones."""
+        file = tmp_path / "clip.pth"
+        file.write_bytes(b"")
+        with (
+            pytest.warns(UserWarning, match='set network = "vit_base_patch32_clip_quickgelu_224.openai"'),
+            pytest.raises(UserError, match="cannot be read safely"),
+        ):
+            load_pretrained("vit_base_patch32_clip_224.openai", str(file))
 
 
 class TestNetworkInput:

@@ -6,10 +6,16 @@ import numpy as np
 import pytest
 import torch
 from p2pzoo_metrics.measured_values import MAE, Pearson
+from p2pzoo_photos.colorize import AB_RANGE
 
+from p2pzoo.images.color_spaces import Encodings
 from p2pzoo.plugin.batch import Batch
+from p2pzoo.runs.evaluate import measure
 from p2pzoo.utils.errors import UserError
 
+COLOURS_OF_LAB = SimpleNamespace(y_range=AB_RANGE, x_encoding="L", y_encoding="ab", classes=None, palette=None)
+LABELS = SimpleNamespace(classes=SimpleNamespace(colours=((0, 0, 0), (90, 30, 60))))
+ONE_HOT = SimpleNamespace(y_range=(0.0, 1.0), y_encoding="one-hot", y_labels=LABELS, classes=("a", "b"))
 DATA = SimpleNamespace(y_range=(-1000.0, 2000.0), classes=("air", "soft", "bone"))
 
 
@@ -30,6 +36,18 @@ class TestMAE:
         y, y_hat = images(0), images(1)
         assert number(MAE(DATA), y, y_hat) == pytest.approx(1500 * (y - y_hat).abs().mean().item(), rel=1e-6)
         assert MAE(DATA).protocol == {"range": [-1000.0, 2000.0]}
+
+    @pytest.mark.parametrize("dataset", [COLOURS_OF_LAB, ONE_HOT])
+    def test_of_an_encoded_y_it_has_levels_of_the_rgb_image_that_metrics_see(self, dataset):
+        """Colours of Lab are stored from 0 to 65534, and one-hot classes from 0 to 1."""
+        x, y, y_hat = images(0), images(1, (3, 2, 6, 5)), images(2, (3, 2, 6, 5))
+        metric, stored = MAE(dataset), Batch(x=x, y=y, ids=("0", "1", "2"), labels=None, blocks=())
+        rgb = Encodings.of(dataset).to_rgb(x, y, y_hat)
+        levels = [(image + 1) * 127.5 for image in rgb[1:]]
+        statistics = measure({"mae": metric}, stored, [y_hat], dataset)
+        value = metric.reduce({name.removeprefix("mae."): rows for name, rows in statistics.items()})["value"]
+        assert value == pytest.approx((levels[0] - levels[1]).abs().mean().item(), rel=1e-5)
+        assert metric.protocol == {"range": [0.0, 255.0]}
 
     def test_only_pixels_of_the_classes_count(self):
         y, y_hat, labels = images(0), images(1), torch.randint(0, 3, (3, 6, 5))

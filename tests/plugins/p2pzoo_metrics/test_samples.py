@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ from p2pzoo.plugin.batch import Batch
 from p2pzoo.utils.errors import UserError
 
 LEVEL = 1 / 127.5
+PHOTOS = SimpleNamespace(y_range=(0, 255))
 
 
 def batch_of(y):
@@ -66,10 +68,10 @@ class TestCRPS:
 
     def test_parts_change_nothing(self, monkeypatch):
         y, y_hats = random_images(2, 3, 5, 7), random_images(2, 5, 3, 5, 7, seed=1)
-        expected = [score(metric(None, samples=5), y, y_hats) for metric in (CRPS, Coverage)]
+        expected = [score(metric(PHOTOS, samples=5), y, y_hats) for metric in (CRPS, Coverage)]
         monkeypatch.setattr(module, "PART", 4)  # the last part has one value
         for metric, numbers in zip((CRPS, Coverage), expected, strict=True):
-            assert score(metric(None, samples=5), y, y_hats) == pytest.approx(numbers, rel=1e-6)
+            assert score(metric(PHOTOS, samples=5), y, y_hats) == pytest.approx(numbers, rel=1e-6)
 
     @pytest.mark.parametrize(("mean", "deviation", "y"), [(0.0, 0.3, 0.0), (0.1, 0.2, -0.4), (-0.2, 0.05, 0.7)])
     def test_of_a_gaussian_it_is_the_closed_form(self, mean, deviation, y):
@@ -105,7 +107,7 @@ class TestCRPS:
         y, y_hats = example
         order = list(range(y_hats.shape[1]))
         random.shuffle(order)
-        for metric in (CRPS(None, samples=len(order)), Coverage(None, samples=len(order))):
+        for metric in (CRPS(None, samples=len(order)), Coverage(PHOTOS, samples=len(order))):
             assert score(metric, y, y_hats[:, order]) == pytest.approx(score(metric, y, y_hats), abs=1e-6)
 
     @given(images_with_samples(), st.floats(-1, 1), st.floats(0.1, 2))
@@ -138,7 +140,7 @@ class TestCRPS:
     def test_nan_is_not_hidden(self):
         y, y_hats = random_images(2, 1, 4, 4), random_images(2, 3, 1, 4, 4, seed=1)
         y_hats[1, 0, 0, 0, 0] = float("nan")
-        for metric in (CRPS(None, samples=3), Coverage(None, samples=3)):
+        for metric in (CRPS(None, samples=3), Coverage(PHOTOS, samples=3)):
             for values in measure(metric, y, y_hats).values():
                 assert values.isnan().tolist() == [False, True]
 
@@ -149,39 +151,77 @@ class TestCoverage:
     )
     def test_of_samples_with_the_distribution_of_y_it_is_nominal(self, count, level, share):
         drawn = random_images(1, count + 1, 1, 200, 200)
-        metric = Coverage(None, samples=count, level=level)
+        metric = Coverage(PHOTOS, samples=count, level=level)
         assert metric.protocol["nominal"] == pytest.approx(share, abs=1e-6)
         assert score(metric, drawn[:, 0], drawn[:, 1:])["value"] == pytest.approx(share, abs=0.015)  # levels: 0.004
 
     def test_the_ends_of_the_interval_belong_to_it(self):
         y_hats = torch.tensor([0.2, 0.0, 0.1]).reshape(1, 3, 1, 1, 1).expand(-1, -1, -1, 1, 4)
         y = torch.tensor([0.0, 0.2, 0.2 + 2 * LEVEL, -2 * LEVEL]).reshape(1, 1, 1, 4)
-        numbers = score(Coverage(None, samples=3), y, y_hats)
+        numbers = score(Coverage(PHOTOS, samples=3), y, y_hats)
         assert numbers == {"value": 0.5, "width": pytest.approx(0.2, abs=LEVEL)}
 
     def test_values_are_rounded_as_in_a_file(self):
         """A G that ends in tanh never reaches white, which is 1."""
         y_hats = torch.tensor([0.998, 0.997]).reshape(1, 2, 1, 1, 1)
-        assert score(Coverage(None, samples=2), torch.ones(1, 1, 1, 1), y_hats) == {"value": 1, "width": 0}
+        assert score(Coverage(PHOTOS, samples=2), torch.ones(1, 1, 1, 1), y_hats) == {"value": 1, "width": 0}
+
+    @pytest.mark.parametrize("limits", [(-1000, 2000), (0, 65535), (0.0, 1.0), (-40.0, 60.0), (0, 1)])
+    @pytest.mark.parametrize("deviation", [0.003, 0.0005, 0.0])
+    def test_measured_values_are_not_rounded(self, limits, deviation):
+        """Of 16 bit, floats and physical units: steps of 8 bit hide that a model is too sure."""
+        generator = torch.Generator().manual_seed(0)
+        mean = torch.rand(1, 1, 64, 64, generator=generator) * 1.6 - 0.8
+        y = mean + 0.002 * torch.randn(mean.shape, generator=generator)
+        y_hats = mean[:, None] + deviation * torch.randn(1, 19, 1, 64, 64, generator=generator)
+        metric = Coverage(SimpleNamespace(y_range=limits))
+        smallest, largest = y_hats.amin(1), y_hats.amax(1)
+        numbers = score(metric, y, y_hats)
+        assert numbers["value"] == pytest.approx(((smallest <= y) & (y <= largest)).double().mean().item(), abs=1e-6)
+        assert numbers["width"] == pytest.approx((largest - smallest).double().mean().item(), abs=1e-6)
+        assert metric.protocol == {"nominal": 0.9}
+
+    def test_measured_values_are_clipped_to_their_range_as_y_is(self):
+        y_hats = torch.tensor([1.1, 1.2]).reshape(1, 2, 1, 1, 1)
+        metric = Coverage(SimpleNamespace(y_range=(-1000, 2000)), samples=2)
+        assert score(metric, torch.ones(1, 1, 1, 1), y_hats) == {"value": 1, "width": 0}
+
+    @pytest.mark.parametrize(
+        "dataset",
+        [
+            SimpleNamespace(y_range=(0, 255)),
+            SimpleNamespace(y_range=(0.0, 255.0)),
+            SimpleNamespace(y_range=(0, 65534), y_encoding="ab"),  # metrics see the photo
+            SimpleNamespace(y_range=(0.0, 1.0), y_encoding="one-hot"),  # metrics see the colours of the classes
+        ],
+    )
+    def test_images_of_8_bit_are_measured_as_before(self, dataset):
+        y, y_hats = random_images(1, 3, 20, 20), random_images(1, 19, 3, 20, 20, seed=1)
+        for level in (None, 0.5):
+            metric = Coverage(dataset, level=level)
+            assert metric.protocol["levels"] == 256
+            before = {"value": 0.9058333039283752, "width": 1.7979999780654907}
+            before = before if level is None else {"value": 0.5016666650772095, "width": 1.00247061252594}
+            assert score(metric, y, y_hats) == before
 
     def test_of_y_itself_it_is_everything_with_no_width(self):
         y = random_images(2, 3, 8, 8)
-        assert score(Coverage(None), y, y[:, None].expand(-1, 19, -1, -1, -1)) == {"value": 1, "width": 0}
+        assert score(Coverage(PHOTOS), y, y[:, None].expand(-1, 19, -1, -1, -1)) == {"value": 1, "width": 0}
 
     def test_a_wider_level_has_a_wider_interval_that_covers_more(self):
         y, y_hats = random_images(1, 3, 20, 20), random_images(1, 19, 3, 20, 20, seed=1)
-        numbers = [score(Coverage(None, level=level), y, y_hats) for level in (0.1, 0.5, 0.9)]
+        numbers = [score(Coverage(PHOTOS, level=level), y, y_hats) for level in (0.1, 0.5, 0.9)]
         for name in ("value", "width"):
             values = [each[name] for each in numbers]
             assert values == sorted(values)
-        assert numbers[-1] == score(Coverage(None), y, y_hats)
+        assert numbers[-1] == score(Coverage(PHOTOS), y, y_hats)
 
     @pytest.mark.parametrize(("count", "level"), [(19, 0.85), (3, 0.9), (2, 0.01), (5, 0.99)])
     def test_a_level_that_so_many_samples_do_not_have_is_refused_with_those_that_they_have(self, count, level):
         with pytest.raises(
             UserError, match=f"coverage: {count} samples have no interval of level {level:g}: set level"
         ):
-            Coverage(None, samples=count, level=level)
+            Coverage(PHOTOS, samples=count, level=level)
 
 
 @pytest.fixture(scope="module")

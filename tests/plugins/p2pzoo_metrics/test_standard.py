@@ -1,12 +1,8 @@
-"""fid and lpips: what they refuse, and their numbers with fake networks in place of torch-fidelity's.
+"""fid and lpips: what they refuse, and their numbers with fake networks in place of torch-fidelity's."""
 
-Tests do not have the real networks: 95 and 528 MB, which the user downloads.
-"""
-
-import hashlib
 import sys
-import types
 
+import fake_fidelity
 import numpy as np
 import pytest
 import torch
@@ -20,66 +16,22 @@ from p2pzoo.utils.errors import UserError
 both = pytest.mark.parametrize(("metric", "name"), [(FID, "fid"), (LPIPS, "lpips")])
 
 
-class Extractor(torch.nn.Module):
-    """Features are mean and deviation of each channel of bytes, in the form of torch-fidelity's extractor."""
-
-    def __init__(self, name, features_list, feature_extractor_weights_path):
-        super().__init__()
-        assert features_list == ["2048"]
-        self.Conv2d_1a_3x3 = torch.nn.Identity()
-        self.path = feature_extractor_weights_path
-
-    def forward(self, images):
-        assert images.dtype == torch.uint8
-        assert images.shape[:2] == (1, 3)
-        flat = self.Conv2d_1a_3x3(images.float()).flatten(2)
-        return (torch.cat([flat.mean(2), flat.std(2)], 1),)
-
-
-class Similarity(torch.nn.Module):
-    """The distance is the mean difference in levels, in the form of torch-fidelity's LPIPS."""
-
-    def __init__(self, name):
-        super().__init__()
-
-    def forward(self, first, second):
-        assert first.dtype == second.dtype == torch.uint8
-        return (first.float() - second.float()).abs().mean((1, 2, 3))
-
-
 @pytest.fixture
 def hub(tmp_path, monkeypatch):
     """An empty folder in place of torch hub's."""
-    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
-    (tmp_path / "checkpoints").mkdir()
-    return tmp_path / "checkpoints"
+    return fake_fidelity.replace_hub(monkeypatch, tmp_path)
 
 
 @pytest.fixture
 def package(monkeypatch):
     """A package torch_fidelity with the fake networks."""
-    parts = {
-        "torch_fidelity": {"__spec__": types.SimpleNamespace()},
-        "torch_fidelity.feature_extractor_inceptionv3": {"FeatureExtractorInceptionV3": Extractor},
-        "torch_fidelity.sample_similarity_lpips": {"SampleSimilarityLPIPS": Similarity},
-    }
-    for name, attributes in parts.items():
-        module = types.ModuleType(name)
-        for attribute, value in attributes.items():
-            setattr(module, attribute, value)
-        monkeypatch.setitem(sys.modules, name, module)
+    fake_fidelity.install_package(monkeypatch)
 
 
 @pytest.fixture
 def weights(hub, monkeypatch):
-    """Weights files in torch hub's folder, {constant: digest}; their names contain the digest, as torch hub's do."""
-    digests = {}
-    for constant in ("INCEPTION", "VGG16", "LPIPS_HEADS"):
-        torch.save({"of": torch.zeros(1)}, hub / constant)
-        digests[constant] = hashlib.sha256((hub / constant).read_bytes()).hexdigest()
-        file = (hub / constant).rename(hub / f"{constant}-{digests[constant][:8]}.pth")
-        monkeypatch.setattr(standard, constant, f"https://example.org/{file.name}")
-    return digests
+    """Weights files in torch hub's folder, {constant: digest}."""
+    return fake_fidelity.write_weights(monkeypatch, hub)
 
 
 def noise(*shape, seed=0):
@@ -138,14 +90,31 @@ def test_fid_is_the_frechet_distance_of_the_features_of_8_bit_images(package, we
     assert metric.reduce(measure(metric, y, y))["value"] == pytest.approx(0, abs=1e-6)
 
 
-@pytest.mark.parametrize(("protocol", "rounds"), [("gan-compression", True), ("mmgen", False)])
-def test_fid_of_a_published_protocol_resizes_as_torch_does(protocol, rounds, package, weights):
-    images = (noise(2, 3, 20, 16) + 0.3 / 127.5).clamp(-1, 1)
-    seen = measure(FID(None, protocol=protocol), images, images)["y"]
-    unit = ((images + 1) * 127.5).round() / 255 if rounds else (images + 1) / 2
+def resized_features(unit):
+    """What the fake network makes of images in [0, 1] that torch resizes."""
     resized = 2 * torch.nn.functional.interpolate(unit, (299, 299), mode="bilinear", align_corners=False) - 1
-    flat = resized.flatten(2)
-    assert torch.allclose(seen, torch.cat([flat.mean(2), flat.std(2)], 1), atol=1e-6)
+    return torch.cat([resized.flatten(2).mean(2), resized.flatten(2).std(2)], 1)
+
+
+def test_fid_of_mmgen_resizes_floats_as_torch_does(package, weights):
+    images = (noise(2, 3, 20, 16) + 0.3 / 127.5).clamp(-1, 1)
+    seen = measure(FID(None, protocol="mmgen"), images, images)["y"]
+    assert torch.allclose(seen, resized_features((images + 1) / 2), atol=1e-6)
+    assert "levels" not in FID(None, protocol="mmgen").protocol
+
+
+def test_fid_of_gan_compression_truncates_as_its_code_does(package, weights):
+    """utils/util.py, tensor2im: clip(0, 255), then astype(uint8); of y too, after ToTensor and Normalize in float32."""
+    levels = torch.arange(256.0).repeat(3).view(1, 3, 16, 16)
+    y_hat = (levels + 0.7) / 127.5 - 1  # 10.7 levels become 10
+    metric = FID(None, protocol="gan-compression")
+    seen = measure(metric, y_hat, levels / 127.5 - 1)
+    y = (levels.numpy() / np.float32(255) - np.float32(0.5)) / np.float32(0.5)
+    stored = np.clip((y + 1) / np.float32(2) * np.float32(255), 0, 255).astype(np.uint8)
+    assert (stored != levels.numpy()).any()
+    assert torch.allclose(seen["y_hat"], resized_features(levels / 255), atol=1e-6)
+    assert torch.allclose(seen["y"], resized_features(torch.from_numpy(stored).float() / 255), atol=1e-6)
+    assert metric.protocol["levels"] == "truncated"
 
 
 def test_lpips_is_the_mean_of_the_images_distances(package, weights):

@@ -320,6 +320,18 @@ class TestWeights:
         alone = timm.create_model("test_convnext", features_only=True)
         assert torch.equal(backbone.net.stem_0.weight, alone.stem_0.weight)
 
+    def test_weights_of_another_activation_are_named(self):
+        """timm loads CLIP's weights, which need QuickGELU, into networks with GELU too."""
+        arguments = weights_module.weight_arguments
+        with pytest.warns(UserWarning, match='set backbone = "vit_base_patch32_clip_quickgelu_224.openai"'):
+            arguments("vit_base_patch32_clip_224.openai", pretrained=True, weights=None)
+        for name, pretrained in (
+            ("vit_base_patch32_clip_224.openai", False),
+            ("vit_base_patch32_clip_quickgelu_224.openai", True),
+            ("vit_base_patch32_clip_224.laion2b", True),
+        ):
+            assert arguments(name, pretrained=pretrained, weights=None) == {"pretrained": pretrained}
+
     def test_the_error_of_a_failed_download_names_the_option_for_a_file(self, monkeypatch):
         backbone, create = build("resnet18", pretrained=True), timm.create_model
 

@@ -3,9 +3,11 @@
 import pytest
 import timm
 import torch
-from p2pzoo_timm.projected import Mixing, ProjectedDiscriminator
+from p2pzoo_timm.projected import FullPrecisionSpectralNorm, Head, Mixing, ProjectedDiscriminator
 from safetensors.torch import save_file
+from torch import nn
 from torch.nn import functional as F
+from torch.nn.utils.parametrizations import spectral_norm
 
 from p2pzoo import config
 from p2pzoo.compute.batched_discriminator import is_batch_independent
@@ -194,6 +196,28 @@ class TestFixed:
         x, y = images(), images(seed=1)
         for a, b in zip(D.eval()(x, y), other.eval()(x, y), strict=True):
             assert torch.equal(a, b)
+
+
+class TestSpectralNorm:
+    def test_it_is_torchs_with_the_same_tensors_and_also_under_autocast(self):
+        torch.manual_seed(0)
+        head = Head(16, 32, halvings=2)
+        torch.manual_seed(0)
+        theirs = spectral_norm(nn.Conv2d(16, 32, kernel_size=4, stride=2, padding=1))
+        ours = head.blocks[0][0]
+        assert ours.state_dict().keys() == theirs.state_dict().keys()
+        theirs.load_state_dict(ours.state_dict())
+        for _ in range(3):
+            expected = theirs.weight
+            with torch.autocast("cpu", torch.bfloat16):
+                weight = ours.weight
+        assert torch.equal(weight, expected)
+
+    def test_all_convolutions_of_a_head_have_it_in_full_precision(self):
+        head = Head(4, 8, halvings=2)
+        convolutions = [part for part in head.modules() if isinstance(part, nn.Conv2d)]
+        assert len(convolutions) == 3
+        assert all(type(conv.parametrizations.weight[0]) is FullPrecisionSpectralNorm for conv in convolutions)
 
 
 class TestMixing:

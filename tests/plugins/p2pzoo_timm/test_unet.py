@@ -77,6 +77,29 @@ class TestNetwork:
         with pytest.raises(ValueError, match="the nearest that fit: 32×64 or 64×64"):
             G(images(height=48))
 
+    @pytest.mark.parametrize("backbone", [TINY, "tf_efficientnet_lite0"])
+    def test_a_size_that_leaves_batch_norms_one_value_is_refused_with_the_nearest_that_fit(self, backbone):
+        """Training takes one image at a time by default, and the test mode "paper" does so always."""
+        with pytest.raises(
+            ValueError, match=r"32×32 does not fit.* the nearest that fit: 32×64 or 64×32; square: 64×64"
+        ):
+            build(backbone, size=(32, 32))
+        for size in ((32, 64), (64, 32), (64, 64)):
+            G = build(backbone, size=size).train()
+            assert G(images(height=size[0], width=size[1], batch=1)).shape == (1, 3, *size)
+        with pytest.raises(ValueError, match="32×32 does not fit"):
+            G(images(height=32, width=32, batch=1))
+        assert G(images(height=32, width=32, batch=2)).shape == (2, 3, 32, 32)
+        assert G.eval()(images(height=32, width=32, batch=1)).shape == (1, 3, 32, 32)
+
+    @pytest.mark.parametrize(
+        ("backbone", "options"),
+        [(TINY, {"norm": "group"}), (TINY, {"frozen_stages": 5}), ("convnext_atto", {})],
+    )
+    def test_the_smallest_size_is_accepted_without_batch_norms_that_learn_there(self, backbone, options):
+        G = build(backbone, size=(32, 32), **options).train()
+        assert G(images(height=32, width=32, batch=1)).shape == (1, 3, 32, 32)
+
     def test_every_stride_of_the_backbone_has_a_skip_connection(self):
         G = build(dropout=0.0).eval()
         x = images()
