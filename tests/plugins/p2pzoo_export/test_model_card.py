@@ -105,6 +105,74 @@ def test_the_numbers_are_those_of_results_json(card_folder, finished):
     assert dict(rows) == {name: f"{value:.4g}" for name, value in expected.items()}
 
 
+@pytest.fixture(scope="module")
+def of_average(run_cli, arguments, tmp_path_factory):
+    """A run whose numbers and pictures are those of its average; one metric measures the last weights besides."""
+    runs = tmp_path_factory.mktemp("runs")
+    settings = (
+        "train.images=16",
+        "evaluate.weights=average",
+        "evaluate.at=[8]",
+        'evaluate.also={last={weights="last"}}',
+    )
+    result = run_cli(*arguments(runs, *settings))
+    assert result.exit_code == 0, result.output
+    [folder] = runs.glob("*/*")
+    assert (folder / "average.safetensors").read_bytes() != (folder / "model.safetensors").read_bytes()
+    return folder
+
+
+def test_a_card_publishes_the_weights_that_its_numbers_measured(run_cli, of_average, tmp_path):
+    assert run_cli("card", of_average, "-o", tmp_path / "card").exit_code == 0
+    published = (tmp_path / "card/model.safetensors").read_bytes()
+    assert published == (of_average / "average.safetensors").read_bytes()
+    metadata, text = read_card(tmp_path / "card")
+    results = metadata["model-index"][0]["results"]
+    stated = {metric["name"]: metric["value"] for result in results for metric in result["metrics"]}
+    assert stated.keys() == {"l1", "psnr", "psnr.pooled"}, (
+        "those at other images, and of the last weights, are of no published file"
+    )
+    again = run_cli("evaluate", tmp_path / "card", "--json")
+    assert again.exit_code == 0, again.output
+    numbers = json.loads(again.output[again.output.index("{") :])["metrics"]
+    assert {name: number["value"] for name, number in numbers.items()} == pytest.approx(stated)
+    assert {result["dataset"]["args"]["weights"] for result in results} == {"average"}
+    assert "average of the weights" in text
+    assert "6 other numbers" in text
+
+
+def test_numbers_of_one_metric_differ_in_their_args(run_cli, arguments, tmp_path):
+    also = 'evaluate.also={eval={test_mode="eval"}}'
+    result = run_cli(*arguments(tmp_path / "runs", "train.images=4", also))
+    assert result.exit_code == 0, result.output
+    [folder] = (tmp_path / "runs").glob("*/*")
+    assert run_cli("card", folder, "-o", tmp_path / "card").exit_code == 0
+    results = read_card(tmp_path / "card")[0]["model-index"][0]["results"]
+    keys = [
+        (metric["name"].partition("@")[0] + metric["name"].partition(".")[2], json.dumps(result["dataset"]))
+        for result in results
+        for metric in result["metrics"]
+    ]
+    assert len(keys) == 6 == len(set(keys))
+
+
+def test_a_run_without_its_average_gets_no_card_with_other_weights(run_cli, of_average, tmp_path):
+    shutil.copytree(of_average, tmp_path / "run")
+    (tmp_path / "run/average.safetensors").unlink()
+    result = run_cli("card", tmp_path / "run", "-o", tmp_path / "card")
+    assert (result.exit_code, "average" in result.output) == (2, True)
+    assert not (tmp_path / "card").exists()
+
+
+def test_an_export_of_a_run_has_the_weights_that_its_numbers_measured(run_cli, of_average, tmp_path):
+    for name, options in (("measured.pth", ()), ("average.pth", ("--weights", "average")),
+                          ("last.pth", ("--weights", "last"))):  # fmt: skip
+        result = run_cli("export", of_average, "--to", "mmagic", "-o", tmp_path / name, *options)
+        assert result.exit_code == 0, result.output
+    files = {name: (tmp_path / f"{name}.pth").read_bytes() for name in ("measured", "average", "last")}
+    assert files["measured"] == files["average"] != files["last"]
+
+
 def test_one_place_says_whether_kernels_were_deterministic(card_folder):
     _, text = read_card(card_folder)
     assert re.findall(r"[^,|\n]*deterministic[^,|\n]*", text) == [" deterministic kernels yes (always on a CPU)."]

@@ -2,12 +2,19 @@
 
 import json
 import re
+import shutil
 
 import numpy as np
 import pytest
 from p2pzoo_bench.intervals import between_groups
 from p2pzoo_study.analysis import analyse, read_sessions
 from PIL import Image
+
+from p2pzoo import config
+from p2pzoo.data import Store, single_batches
+from p2pzoo.images.grid import to_uint8_rgb
+from p2pzoo.models.load import load_model
+from p2pzoo.models.test_modes import translate
 
 PROTOCOL = {"display_ms": 1000, "practice": 10, "trials": 40, "side": 256, "pairing": "different inputs"}
 
@@ -49,6 +56,44 @@ def test_the_protocol_is_the_papers_and_real_and_fake_have_the_same_size(run_cli
         sizes = {Image.open(tmp_path / "out" / pair[kind]).size for kind in ("real", "fake")}
         assert sizes == {(64, 64)}
         assert re.fullmatch(r"images/[0-9a-f]{16}\.png", pair["fake"]), "its name does not reveal that it is fake"
+
+
+def test_the_fakes_are_those_that_the_numbers_of_the_run_measure(run, run_cli, tmp_path):
+    """Another evaluation of the same run: its average, in test mode eval, with its own steps of the process."""
+    settings = ("train.images=8", "dataset.stride=64", "evaluate.weights=average", "evaluate.test_mode=eval",
+                "process.use=flow", "generator.norm=group", "generator.noise=none", 'drop=["discriminator", "gan_loss"]',
+                "losses.l1.weight=1", "evaluate.process={steps=3}")  # fmt: skip
+    result = run(tmp_path / "runs", *settings)
+    assert result.exit_code == 0, result.output
+    [folder] = (tmp_path / "runs").glob("*/*")
+    assert run_cli("study", folder, "-o", tmp_path / "out").exit_code == 0
+    document = read_document(tmp_path / "out")
+    [algorithm] = document["algorithms"]
+    assert algorithm["translations"] == {"test_mode": "eval", "weights": "average", "process": {"steps": 3}}
+    experiment = config.load(str(folder / "recipe.toml"))
+    x = next(single_batches(Store(experiment.dataset.build(split="test"), compute=experiment.compute), [0])).x
+    fakes = {
+        (weights, steps): to_uint8_rgb(
+            translate(
+                load_model(folder, device="cpu", weights=weights, at_use={"process": {"steps": steps}}).G, x, "eval"
+            )[0]
+        )
+        for weights in ("last", "average")
+        for steps in (3, 4)
+    }
+    shown = np.asarray(Image.open(tmp_path / "out" / algorithm["pairs"][0]["fake"]))
+    assert [key for key, fake in fakes.items() if np.array_equal(fake, shown)] == [("average", 3)]
+
+
+def test_other_translations_are_another_study(run_cli, trained, tmp_path):
+    shutil.copytree(trained, tmp_path / "run")
+    recipe = (tmp_path / "run/recipe.toml").read_text()
+    (tmp_path / "run/recipe.toml").write_text(recipe.replace('weights = "last"', 'weights = "average"'))
+    documents = []
+    for number, folder in enumerate((trained, tmp_path / "run")):
+        assert run_cli("study", f"a={folder}", "-o", tmp_path / f"{number}").exit_code == 0
+        documents.append(read_document(tmp_path / f"{number}"))
+    assert documents[0]["study"] != documents[1]["study"]
 
 
 def test_a_page_loads_nothing_and_escapes_its_title(study):
