@@ -113,9 +113,7 @@ def find_measured_weights(path: Path) -> Literal["last", "average"]:
     try:
         evaluate = parse_toml(files[-1].read_text("utf-8")).get("evaluate", {})
     except ValueError as error:
-        raise DamagedFile(
-            f"{files[-1]}: is damaged ({error}): give a model file of the run instead of its folder"
-        ) from None
+        raise DamagedFile(f"{files[-1]}: is damaged ({error}): give a model file of the run") from None
     return "average" if evaluate.get("weights") == "average" else "last"
 
 

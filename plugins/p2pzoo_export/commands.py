@@ -181,7 +181,7 @@ def export_command(
         facts = {"notes": [*_write_weights(model, to, output, chosen)]}
     if chosen == "average" and weights is None:
         facts["notes"].append(
-            "the average of the run's weights, which its numbers measured (--weights last: the others)"
+            "the average of the weights, which the numbers of the run measured (--weights last: others)"
         )
     if space:
         facts |= _publish_space(model, output, push)

@@ -113,7 +113,7 @@ def of_average(run_cli, arguments, tmp_path_factory):
         "train.images=16",
         "evaluate.weights=average",
         "evaluate.at=[8]",
-        'evaluate.also={last={weights="last"}}',
+        "evaluate.also.last.weights=last",
     )
     result = run_cli(*arguments(runs, *settings))
     assert result.exit_code == 0, result.output
@@ -129,9 +129,7 @@ def test_a_card_publishes_the_weights_that_its_numbers_measured(run_cli, of_aver
     metadata, text = read_card(tmp_path / "card")
     results = metadata["model-index"][0]["results"]
     stated = {metric["name"]: metric["value"] for result in results for metric in result["metrics"]}
-    assert stated.keys() == {"l1", "psnr", "psnr.pooled"}, (
-        "those at other images, and of the last weights, are of no published file"
-    )
+    assert stated.keys() == {"l1", "psnr", "psnr.pooled"}, "no file has the weights of the others"
     again = run_cli("evaluate", tmp_path / "card", "--json")
     assert again.exit_code == 0, again.output
     numbers = json.loads(again.output[again.output.index("{") :])["metrics"]

@@ -1,5 +1,6 @@
 """The perceptual study: a page with the paper's protocol, and the analysis of its sessions."""
 
+import itertools
 import json
 import re
 import shutil
@@ -61,8 +62,8 @@ def test_the_protocol_is_the_papers_and_real_and_fake_have_the_same_size(run_cli
 def test_the_fakes_are_those_that_the_numbers_of_the_run_measure(run, run_cli, tmp_path):
     """Another evaluation of the same run: its average, in test mode eval, with its own steps of the process."""
     settings = ("train.images=8", "dataset.stride=64", "evaluate.weights=average", "evaluate.test_mode=eval",
-                "process.use=flow", "generator.norm=group", "generator.noise=none", 'drop=["discriminator", "gan_loss"]',
-                "losses.l1.weight=1", "evaluate.process={steps=3}")  # fmt: skip
+                "process.use=flow", "generator.norm=group", "generator.noise=none",
+                'drop=["discriminator", "gan_loss"]', "losses.l1.weight=1", "evaluate.process={steps=3}")  # fmt: skip
     result = run(tmp_path / "runs", *settings)
     assert result.exit_code == 0, result.output
     [folder] = (tmp_path / "runs").glob("*/*")
@@ -72,15 +73,10 @@ def test_the_fakes_are_those_that_the_numbers_of_the_run_measure(run, run_cli, t
     assert algorithm["translations"] == {"test_mode": "eval", "weights": "average", "process": {"steps": 3}}
     experiment = config.load(str(folder / "recipe.toml"))
     x = next(single_batches(Store(experiment.dataset.build(split="test"), compute=experiment.compute), [0])).x
-    fakes = {
-        (weights, steps): to_uint8_rgb(
-            translate(
-                load_model(folder, device="cpu", weights=weights, at_use={"process": {"steps": steps}}).G, x, "eval"
-            )[0]
-        )
-        for weights in ("last", "average")
-        for steps in (3, 4)
-    }
+    fakes = {}
+    for weights, steps in itertools.product(("last", "average"), (3, 4)):
+        model = load_model(folder, device="cpu", weights=weights, at_use={"process": {"steps": steps}})
+        fakes[weights, steps] = to_uint8_rgb(translate(model.G, x, "eval")[0])
     shown = np.asarray(Image.open(tmp_path / "out" / algorithm["pairs"][0]["fake"]))
     assert [key for key, fake in fakes.items() if np.array_equal(fake, shown)] == [("average", 3)]
 
