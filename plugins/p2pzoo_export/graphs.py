@@ -49,6 +49,7 @@ from p2pzoo_export.onnx_file import (
     quantize_weights,
     write_metadata,
 )
+from p2pzoo_export.private_paths import without_private_paths
 
 FreeDimensions = str  # dimensions of x that are free in a graph: "any batch, any sides", "any batch", "any sides", ""
 WriteGraph = Callable[[torch.export.ExportedProgram], RunGraph]
@@ -128,7 +129,7 @@ def _describe_file(model: Model, mode: str, precision: str) -> str:
         ends["noise"] = {"name": NOISE, "layout": "NKCHW", "draws": draws, "channels": channels, "values": "N(0, 1)"}
     graph = {"test_mode": mode, "precision": precision, "p2pzoo": __version__}
     graph |= {"address": model.address} if model.address else {}
-    return json.dumps({**model.header.as_json, **ends, **graph}, sort_keys=True)
+    return json.dumps({**without_private_paths(model.header.as_json), **ends, **graph}, sort_keys=True)
 
 
 def _describe_noise(model: Model) -> list[str]:

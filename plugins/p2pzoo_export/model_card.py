@@ -32,7 +32,8 @@ from p2pzoo.runs.report import describe_environment, is_in_environment
 from p2pzoo.runs.results import describe_too_few
 from p2pzoo.runs.run_folder import Run, find_run
 from p2pzoo.utils.errors import UserError
-from p2pzoo.utils.files import copy_file, read_json, write_text
+from p2pzoo.utils.files import copy_file, parse_toml, read_json, write_text
+from p2pzoo_export.private_paths import is_private, without_private_paths
 
 FILES = ("README.md", "model.safetensors", "recipe.toml", "samples.png")
 NUM_WORST = 3  # worst test images that the card names
@@ -75,13 +76,14 @@ def write_card(
     weights = find_measured_weights(run.folder)
     tensors, json_header, file = read_model(folder if weights == "last" else find_average(folder))
     header = ModelHeader.parse(json_header, file)
+    published = without_private_paths(json_header)
     samples = _find_samples(run, experiment, header)
-    has_recipe = not (is_public and any(_is_private(value) for _, value in iter_leaves(experiment.resolved())))
+    has_recipe = not (is_public and names_private_paths(run.recipe))
     text = render_card(run, experiment, header, licence=licence, samples=samples, has_recipe=has_recipe)
     out.mkdir(parents=True, exist_ok=True)
     sources = {"recipe.toml": run.recipe} if has_recipe else {}
-    if header.checkpoint:
-        save_model_tensors(out / "model.safetensors", tensors, json_header)
+    if header.checkpoint or json_header != published:
+        save_model_tensors(out / "model.safetensors", tensors, published)
     else:
         sources["model.safetensors"] = file
     if samples:
@@ -92,10 +94,9 @@ def write_card(
     return [out / name for name in FILES if name in ("README.md", "model.safetensors") or name in sources]
 
 
-def _is_private(value: Any) -> bool:
-    """Whether a value of a recipe is a path of this machine."""
-    values = value if isinstance(value, list) else [value]
-    return any(Path(str(each)).is_absolute() for each in values)
+def names_private_paths(recipe: Path) -> bool:
+    """Whether a recipe.toml has absolute paths, which are those of this machine."""
+    return any(is_private(value) for _, value in iter_leaves(parse_toml(recipe.read_text("utf-8"))))
 
 
 def _find_samples(run: Run, experiment: Experiment, header: ModelHeader) -> Path | None:
@@ -149,7 +150,7 @@ def render_card(
         recipe=[
             (".".join(key), value)
             for key, value in iter_leaves(experiment.resolved())
-            if not _is_private(value) and not is_in_environment(key, env)
+            if not is_private(value) and not is_in_environment(key, env)
         ],
         env=describe_environment({name: value for name, value in env.items() if name != "on"}),
         seconds=env.get("training", {}).get("seconds"),

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
 from p2pzoo.compute.conv_as_gemm import AlgorithmChooser
 from p2pzoo.compute.engine import Engine
-from p2pzoo.config.experiment import Experiment
+from p2pzoo.config.experiment import Component, Experiment
 from p2pzoo.config.settings import Translations
 from p2pzoo.data import Store, single_batches
 from p2pzoo.data.validation import validate_or_raise
@@ -78,9 +79,22 @@ def calibrate(
     calibration = Calibration(
         level=level, factor=factor, samples=samples, test_mode=translations.test_mode, blocks=len(blocks),
         images=tuple(sorted(measure.digests)), metric=METRIC,
-        data={"dataset": describe_component(experiment.dataset), "splits": [*splits]},
+        data={"dataset": _describe_dataset(experiment.dataset), "splits": [*splits]},
     )  # fmt: skip
     return Outcome(calibration, uncovered)
+
+
+def _describe_dataset(dataset: Component) -> dict[str, Any]:
+    """The dataset with its parameters, without paths: the file is given to others, and `images` says which pairs."""
+    return describe_component(replace(dataset, values=_without_paths(dataset.values)))
+
+
+def _without_paths(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _without_paths(item) for key, item in value.items() if not isinstance(item, Path)}
+    if isinstance(value, (list, tuple)):
+        return [_without_paths(item) for item in value if not isinstance(item, Path)]
+    return value
 
 
 def file_state(path: Path) -> tuple[Path, int, int]:

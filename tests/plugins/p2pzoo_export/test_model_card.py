@@ -3,8 +3,10 @@
 import json
 import re
 import shutil
+import tomllib
 
 import pytest
+import tomli_w
 import yaml
 from huggingface_hub import ModelCard, ModelCardData
 from p2pzoo_export.model_card import FILES, UNKNOWN_LICENCE, describe_use, escape_markdown, format_code
@@ -13,6 +15,7 @@ from PIL import Image
 import p2pzoo
 from p2pzoo.images.color_spaces import Encodings
 from p2pzoo.models.model_file import ModelHeader
+from p2pzoo.models.safetensors_io import load_tensors, save_model_tensors
 from p2pzoo.plugin import FileLayout
 
 HOSTILE_TITLE = 'a: "b" # <script>alert(1)</script> [x](javascript:1) | `c` \n---\nlicense: mit'
@@ -152,6 +155,41 @@ def test_numbers_of_one_metric_differ_in_their_args(run_cli, arguments, tmp_path
         for metric in result["metrics"]
     ]
     assert len(keys) == 6 == len(set(keys))
+
+
+def with_private_paths(finished, tmp_path):
+    """A copy of a run whose model file names folders of this machine, as files of older calibrations do."""
+    folder = shutil.copytree(finished, tmp_path / "run")
+    tensors, values = load_tensors(folder / "model.safetensors")
+    data = {"dataset": {"use": "datasets:folders", "inputs": "/home/Dr_Secret/x", "files": ["/home/Dr_Secret/y", 3]}}
+    calibration = {"level": 0.8, "factor": 1.5, "samples": 1, "test_mode": "eval", "blocks": 4, "images": [],
+                   "data": data, "metric": ""}  # fmt: skip
+    save_model_tensors(folder / "model.safetensors", tensors, values | {"calibration": calibration})
+    return folder
+
+
+def test_no_file_of_a_card_and_no_graph_has_a_path_of_this_machine(run_cli, finished, tmp_path):
+    folder = with_private_paths(finished, tmp_path)
+    assert b"Dr_Secret" in (folder / "model.safetensors").read_bytes()
+    assert run_cli("card", folder, "-o", tmp_path / "card").exit_code == 0
+    result = run_cli("export", folder, "--to", "torch-export", "-o", tmp_path / "model.pt2", "--test-mode", "eval")
+    assert result.exit_code == 0, result.output
+    for file in (*(tmp_path / "card").iterdir(), tmp_path / "model.pt2"):
+        assert b"Dr_Secret" not in file.read_bytes()
+    calibration = p2pzoo.load(tmp_path / "card", device="cpu").calibration
+    assert (calibration.level, calibration.factor) == (0.8, 1.5)
+    assert calibration.data == {"dataset": {"use": "datasets:folders", "files": [3]}}
+
+
+def test_a_card_says_that_its_recipe_names_private_paths(run_cli, finished, tmp_path):
+    folder = shutil.copytree(finished, tmp_path / "run")
+    recipe = tomllib.loads((folder / "recipe.toml").read_text())
+    recipe["init"]["generator"] = str(finished / "model.safetensors")
+    (folder / "recipe.toml").write_text(tomli_w.dumps(recipe))
+    result = run_cli("card", folder, "-o", tmp_path / "card")
+    assert result.exit_code == 0, result.output
+    assert "recipe.toml names absolute paths of this machine" in result.output
+    assert "names absolute paths" not in run_cli("card", finished, "-o", tmp_path / "other").output
 
 
 def test_a_run_without_its_average_gets_no_card_with_other_weights(run_cli, of_average, tmp_path):

@@ -2,10 +2,12 @@
 
 import json
 import shutil
+import tomllib
 import warnings
 
 import numpy as np
 import pytest
+import tomli_w
 import torch
 from p2pzoo_intervals.calibrate import _group_by_block, calibrate
 from p2pzoo_intervals.coverage import IntervalCoverage
@@ -100,6 +102,29 @@ class TestCommand:
             low, high = (low, middle) if is_enough else (middle + 1, high)
         exact = candidates[low].item()
         assert exact * (1 - 1e-5) <= model.calibration.factor <= exact * 1.0011
+
+    def test_no_published_file_says_where_the_data_are(self, trained, run_cli, tmp_path):
+        """Neither the model's file, nor a graph or a card: of a folder of this machine, and of a file in a subtable."""
+        secret = "Dr_Secret_Clinic"
+        for split in ("train", "val", "test"):
+            for number in range(5):
+                file = tmp_path / secret / split / f"{number}.png"
+                file.parent.mkdir(parents=True, exist_ok=True)
+                pixels = np.random.default_rng([len(split), number]).integers(0, 256, (32, 64, 3), dtype=np.uint8)
+                write_png(file, pixels)
+        folder = shutil.copytree(trained, tmp_path / "run")
+        recipe = tomllib.loads((folder / "recipe.toml").read_text())
+        for name in (secret, "elsewhere"):
+            recipe["dataset"] = {"use": "side-by-side", "root": str(tmp_path / name)}
+            (folder / "recipe.toml").write_text(tomli_w.dumps(recipe))
+            (tmp_path / secret).rename(tmp_path / name)
+            output = tmp_path / f"{name}.safetensors"
+            result = run_cli("calibrate", folder, "-o", output, "--level", "0.6")
+            assert result.exit_code == 0, result.output
+            (tmp_path / name).rename(tmp_path / secret)
+        assert (tmp_path / f"{secret}.safetensors").read_bytes() == (tmp_path / "elsewhere.safetensors").read_bytes()
+        assert header_of(output)["calibration"]["data"]["dataset"]["use"] == "datasets:side-by-side"
+        assert len(header_of(output)["calibration"]["images"]) == 5
 
     def test_it_prints_one_document(self, trained, run_cli, tmp_path):
         result = run_cli("calibrate", trained, "--json", "-o", tmp_path / "new.safetensors", "--level", "0.5")
