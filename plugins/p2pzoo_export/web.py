@@ -41,7 +41,9 @@ RUNTIME = {  # file in dist/ of the package: SHA-256
     "ort-wasm-simd-threaded.wasm": "3398c10d07d229bd91b364548e130e0e51a8e5704b88c7c083ebbeb78842dee2",
 }
 MAX_ARCHIVE_BYTES, MAX_ARCHIVE_FILES = 600_000_000, 5_000  # limits of the unpacked package
-MIN_WHITE, MIN_WHITE_SHARE = 250, 0.6  # x is a drawing if this share of its pixels has all channels this light
+# x is a drawing if most of its pixels are white, and nearly all black or white: photos on a white ground are not
+MIN_WHITE, MAX_BLACK = 250, 50
+MIN_WHITE_SHARE, MIN_DRAWN_SHARE = 0.6, 0.95
 PENCIL = [{"name": "line", "colour": [0, 0, 0]}, {"name": "paper", "colour": [255, 255, 255]}]
 SCRIPTS = ("runtime.js", "model.js", "page.js")  # of a folder; the page loads them in this order
 PAGE_FILES = ("index.html", *SCRIPTS)
@@ -152,7 +154,8 @@ def _load_examples(data: EvaluationData) -> dict[str, np.ndarray]:
 def _choose_colours(data: EvaluationData, images: Sequence[np.ndarray]) -> list[dict[str, Any]] | None:
     """Return the colours to draw x with, None if x is no drawing.
 
-    The colours of the classes if x has no others; black and white if x is mostly white.
+    The colours of the classes if x has no others; black and white if x has hardly any others. An opened image keeps
+    its colours in any case, unless the user of the page turns a switch.
     """
     dataset = data.store.dataset
     pixels = np.concatenate([image.reshape(-1, 3) for image in images])
@@ -163,9 +166,9 @@ def _choose_colours(data: EvaluationData, images: Sequence[np.ndarray]) -> list[
         ]
         if {tuple(colour) for colour in np.unique(pixels, axis=0).tolist()} <= set(map(tuple, dataset.palette)):
             return class_colours
-    if (pixels.min(axis=1) >= MIN_WHITE).mean() >= MIN_WHITE_SHARE:
-        return PENCIL
-    return None
+    white, black = pixels.min(axis=1) >= MIN_WHITE, pixels.max(axis=1) <= MAX_BLACK
+    is_drawing = white.mean() >= MIN_WHITE_SHARE and (white | black).mean() >= MIN_DRAWN_SHARE
+    return PENCIL if is_drawing else None
 
 
 def _data_url(image: np.ndarray) -> str:
