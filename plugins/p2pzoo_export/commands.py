@@ -157,7 +157,6 @@ def export_command(
     p2pzoo export runs/... --to web -o page.html
     p2pzoo export runs/... --to web --space -o page/ --push OWNER/NAME
     """
-    from p2pzoo.models.load import find_measured_weights
     from p2pzoo.plugin.model_source import pin_model
     from p2pzoo_export.graphs import WEB
 
@@ -174,15 +173,12 @@ def export_command(
     else:
         _check_output(output, force)
     model = pin_model(model)
-    chosen = weights or find_measured_weights(model)
+    weights, notes = _choose_weights(model, weights)
     if is_graph:
-        facts = _write_graph(model, to, output, test_mode, precision, ort_dir, at_use, package, chosen)
+        facts = _write_graph(model, to, output, test_mode, precision, ort_dir, at_use, package, weights)
     else:
-        facts = {"notes": [*_write_weights(model, to, output, chosen)]}
-    if chosen == "average" and weights is None:
-        facts["notes"].append(
-            "the average of the weights, which the numbers of the run measured (--weights last: others)"
-        )
+        facts = {"notes": [*_write_weights(model, to, output, weights)]}
+    facts["notes"] += notes
     if space:
         facts |= _publish_space(model, output, push)
     files = [*output.iterdir()] if output.is_dir() else [output]
@@ -191,6 +187,16 @@ def export_command(
         print_json(document)
     else:
         _print_export(document, precision)
+
+
+def _choose_weights(model: Path, weights: str | None) -> tuple[str, list[str]]:
+    """The weights of a run that are exported, and a note if the user chose none and they are not the last ones."""
+    from p2pzoo.models.load import find_measured_weights
+
+    chosen = weights or find_measured_weights(model)
+    if chosen == "last" or weights:
+        return chosen, []
+    return chosen, ["the average of the weights, which the numbers of the run measured (--weights last: others)"]
 
 
 def _check_format(to: str, *, has_graph_options: bool) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,7 @@ from p2pzoo.models.translator import Translator
 from p2pzoo.runs.evaluate import describe_component
 from p2pzoo.runs.evaluate_model import check_images_fit
 from p2pzoo.utils.errors import UserError
+from p2pzoo.utils.paths import without_paths
 from p2pzoo.utils.plurals import format_count
 from p2pzoo_intervals.coverage import digest_pair
 from p2pzoo_intervals.risk_control import UncoveredShares, least_blocks
@@ -86,15 +87,7 @@ def calibrate(
 
 def _describe_dataset(dataset: Component) -> dict[str, Any]:
     """The dataset with its parameters, without paths: the file is given to others, and `images` says which pairs."""
-    return describe_component(replace(dataset, values=_without_paths(dataset.values)))
-
-
-def _without_paths(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {key: _without_paths(item) for key, item in value.items() if not isinstance(item, Path)}
-    if isinstance(value, (list, tuple)):
-        return [_without_paths(item) for item in value if not isinstance(item, Path)]
-    return value
+    return describe_component(replace(dataset, values=without_paths(dataset.values)))
 
 
 def file_state(path: Path) -> tuple[Path, int, int]:
