@@ -424,16 +424,22 @@ def _describe_differences(model: Model, store: Store, experiment: Experiment, re
     mode, name = experiment.evaluate.test_mode, experiment.recipe.name
     if mode != model.test_mode and not request.test_mode:
         note(f"test mode {mode}, as in {name}; the model's own is {model.test_mode} (--test-mode {model.test_mode})")
+    if difference := describe_other_scale(model, store, name):
+        warnings.warn(difference, stacklevel=2)
+
+
+def describe_other_scale(model: Model, store: Store, recipe: str) -> str | None:
+    """A line if the recipe brings images to another scale than the model's training; None if not, or if unknown."""
     layout, own = getattr(store.dataset, "file_layout", None), model.file_layout
     if layout is None or own is None:
-        return
+        return None
     ratios = [theirs / ours for theirs, ours in zip(layout.scale, own.scale, strict=True)]
-    if max(*ratios, *(1 / ratio for ratio in ratios)) > MAX_SCALE_RATIO:
-        warnings.warn(
-            f"{name} brings images to {_format_scale(layout.scale)} of their size, the model's training to "
-            f"{_format_scale(own.scale)}: set [dataset] size as in its training",
-            stacklevel=2,
-        )
+    if max(*ratios, *(1 / ratio for ratio in ratios)) <= MAX_SCALE_RATIO:
+        return None
+    return (
+        f"{recipe} brings images to {_format_scale(layout.scale)} of their size, the model's training to "
+        f"{_format_scale(own.scale)}: set [dataset] size as in its training"
+    )
 
 
 def _format_scale(scale: tuple[float, float]) -> str:

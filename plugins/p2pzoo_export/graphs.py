@@ -70,6 +70,7 @@ def export_graph(
     test_mode: str | None = None,
     precision: str = "fp32",
     data: EvaluationData | None = None,
+    scale_advice: str = "resize them first (file_layout in the description)",
 ) -> ExportResult:
     """Write the generator in the format `to`, if the file's outputs are those of torch.
 
@@ -78,6 +79,7 @@ def export_graph(
     precision  ONNX only. "fp16": computed in float16; "int8": weights of convolutions stored in 8 bits, computed in
                float32. Inputs and outputs stay float32
     data       real images to compare on; None: smooth noise
+    scale_advice  what the note says of a model that saw its training images resized; "": no note
 
     Raises UserError, and writes nothing, if a package is missing, the network cannot be exported (a process or a
     generator that draws noise and takes none as an argument cannot), or its file differs from torch.
@@ -105,7 +107,7 @@ def export_graph(
             run, free = _export_onnx(graph, model, images, temporary, mode, precision, description)
         else:
             run, free = _export_torch(graph, model, images, temporary, mode, description)
-        notes += [*_describe_noise(model), *_describe_scale(model)]
+        notes += [*_describe_noise(model), *_describe_scale(model, scale_advice)]
         return compare_with_torch(model, network, mode, run, free, images, data, precision, notes)
 
 
@@ -139,11 +141,9 @@ def _describe_noise(model: Model) -> list[str]:
     return [f"a second input, {NOISE} (B, {draws}, {channels}, H, W) of N(0, 1): other noise gives another sample"]
 
 
-def _describe_scale(model: Model) -> list[str]:
+def _describe_scale(model: Model, advice: str) -> list[str]:
     scaling = Scaling.resolve(model.file_layout)
-    if scaling.is_native:
-        return []
-    return [f"the graph sees images {scaling}, as in training: resize them first (file_layout in the description)"]
+    return [f"the graph sees images {scaling}, as in training: {advice}"] if advice and not scaling.is_native else []
 
 
 # --- the graph -------------------------------------------------------------------------------------------------

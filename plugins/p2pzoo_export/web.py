@@ -73,7 +73,9 @@ def export_web(
     script, wasm = load_runtime(ort_dir)
     with tempfile.TemporaryDirectory() as folder:
         graph = Path(folder) / "model.onnx"
-        result = export_graph(model, graph, "onnx", test_mode=test_mode, precision=precision, data=data)
+        result = export_graph(  # the page brings images to their scale
+            model, graph, "onnx", test_mode=test_mode, precision=precision, data=data, scale_advice=""
+        )
         embedded = {"model": graph.read_bytes(), "runtime": script, "wasm": wasm}
     scripts = {name: _make_script(name, content) for name, content in embedded.items()}
     document = _make_document(model, title, test_mode or model.test_mode, result.notes, data)

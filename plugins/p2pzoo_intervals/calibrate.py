@@ -27,7 +27,7 @@ from p2pzoo.models.model import Model
 from p2pzoo.models.safetensors_io import save_model_tensors
 from p2pzoo.models.translator import Translator
 from p2pzoo.runs.evaluate import describe_component
-from p2pzoo.runs.evaluate_model import check_images_fit
+from p2pzoo.runs.evaluate_model import check_images_fit, describe_other_scale
 from p2pzoo.utils.errors import UserError
 from p2pzoo.utils.paths import without_paths
 from p2pzoo.utils.plurals import format_count
@@ -62,6 +62,8 @@ def calibrate(
     stores = {split: Store(experiment.dataset.build(split=split), compute=experiment.compute) for split in splits}
     for store in stores.values():
         check_images_fit(model, store, experiment.recipe.name)
+        if difference := describe_other_scale(model, store, experiment.recipe.name):
+            raise UserError(f"{difference} (`translate --interval` uses that scale, so the promise is for it)")
     validate_or_raise(experiment, stores, note, keep_train=False)
     blocks = _group_by_block(stores, note)
     _check_level(level, len(blocks), splits)

@@ -185,6 +185,39 @@ class TestCommand:
         assert "not finished" in result.output
 
 
+class TestOtherRecipes:
+    def test_another_scale_than_that_of_the_training_is_refused(self, trained, run_cli, tmp_path):
+        """`translate --interval` shows the model images at the scale of its training."""
+        tensors, header = safetensors_io.load_tensors(trained / "model.safetensors")
+        for name, scale in (("same", 1.0), ("other", 0.25)):
+            layout = {"size": [64, 64], "scale": [scale, scale], "x_half": None, "alpha": False}
+            safetensors_io.save_model_tensors(
+                tmp_path / f"{name}.safetensors", tensors, header | {"file_layout": layout}
+            )
+        for split in ("train", "val", "test"):
+            for number in range(5):
+                file = tmp_path / "data" / split / f"{number}.png"
+                file.parent.mkdir(parents=True, exist_ok=True)
+                pixels = np.random.default_rng([len(split), number]).integers(0, 256, (64, 128, 3), dtype=np.uint8)
+                write_png(file, pixels)
+        recipe = tomllib.loads((trained / "recipe.toml").read_text())
+        recipe["dataset"] = {"use": "side-by-side", "root": str(tmp_path / "data")}
+        (tmp_path / "mine.toml").write_text(tomli_w.dumps({k: v for k, v in recipe.items() if k != "profile"}))
+        options = ("--recipe", tmp_path / "mine.toml", "--level", "0.6", "-o", tmp_path / "out.safetensors")
+        refused = run_cli("calibrate", tmp_path / "other.safetensors", *options)
+        assert refused.exit_code == 2, refused.output
+        assert "mine brings images to 1 of their size, the model's training to 0.25" in refused.output
+        assert not (tmp_path / "out.safetensors").exists()
+        accepted = run_cli("calibrate", tmp_path / "same.safetensors", *options)
+        assert accepted.exit_code == 0, accepted.output
+        assert "mine is not the recipe of the model's run" in accepted.output
+
+    def test_the_own_recipe_needs_no_note(self, trained, run_cli, tmp_path):
+        options = ("--recipe", trained / "recipe.toml", "-o", tmp_path / "out.safetensors")
+        result = run_cli("calibrate", trained, *options)
+        assert (result.exit_code, "is not the recipe" in result.output) == (0, False), result.output
+
+
 class TestSamples:
     def test_dropout_gives_bounds(self, with_dropout, run_cli, image, tmp_path):
         output = tmp_path / "new.safetensors"
