@@ -24,6 +24,7 @@ from p2pzoo.plugin import schema
 from p2pzoo.plugin.model_source import locate_weights
 from p2pzoo.plugin.registry import Entry
 from p2pzoo.utils.errors import UserError
+from p2pzoo.utils.file_digests import hash_files
 from p2pzoo.utils.folds import Fold
 
 FOLD_KEYS = ("folds", "fold")  # of [dataset]
@@ -99,7 +100,7 @@ class Component:
         """What the run id holds of the component."""
         values = schema.omit_added_later(self.factory, self.values)
         if self.entry.kind in ("generator", "discriminator"):  # their files hold weights, which count by content
-            values = {name: _hash_if_file(value) for name, value in values.items()}
+            values = hash_files(values)
         return {"use": self.entry.full_name, "weight": self.weight, **schema.to_jsonable(values), **self.fold_table}
 
 
@@ -271,11 +272,6 @@ def _component_table(component: Component, *, weighted: bool) -> dict[str, Any]:
         table["weight"] = component.weight
     table |= _without_none(schema.to_jsonable(component.values)) | component.fold_table
     return table | ({"evaluate": schema.to_jsonable(component.evaluate)} if component.evaluate else {})
-
-
-def _hash_if_file(value: Any) -> Any:
-    """The SHA-256 of a file's content; any other value unchanged."""
-    return hashlib.sha256(value.read_bytes()).hexdigest() if isinstance(value, Path) and value.is_file() else value
 
 
 def _without_none(table: Mapping[str, Any]) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from p2pzoo.config.frozen_table import FrozenTable
 from p2pzoo.config.recipe import Key, Recipe, is_of_run
 from p2pzoo.plugin.model_source import is_address
 from p2pzoo.utils.paths import shipped_dir
@@ -24,13 +25,12 @@ def locate_paths(recipe: Recipe, table: Key, values: Mapping[str, Any]) -> dict[
 
     Paths below the current folder stay relative, so that the id of a run does not depend on where that folder is.
     """
-    return {
-        name: _locate(recipe, (*table, name), value) if isinstance(value, Path) else value
-        for name, value in values.items()
-    }
+    return {name: _locate(recipe, (*table, name), value) for name, value in values.items()}
 
 
-def _locate(recipe: Recipe, key: Key, value: Path) -> Path:
+def _locate(recipe: Recipe, key: Key, value: Any) -> Any:
+    if not isinstance(value, Path):  # a table may be one of a component, whose paths a check of it has found
+        return FrozenTable(locate_paths(recipe, key, value)) if isinstance(value, FrozenTable) else value
     file = recipe.file_of(key)
     if key[0] == "init" and is_address(value):
         return value

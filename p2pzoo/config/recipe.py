@@ -444,7 +444,8 @@ def _set(recipe: Recipe, source: Source, key: Key, value: Any, prefix: Key) -> N
 
 
 def _is_component(key: Key) -> bool:
-    return (len(key) == 1 and key[0] in COMPONENTS) or (len(key) == 2 and key[0] in COLLECTIONS)
+    """Whether a table can name a component: one of these, or one inside, such as `of` of "quantile-head"."""
+    return key[0] in (*COMPONENTS, *COLLECTIONS) and len(key) > (key[0] in COLLECTIONS)
 
 
 def is_same_component(use: Any, before: Any) -> bool:

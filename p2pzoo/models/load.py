@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -18,6 +18,7 @@ from p2pzoo.models.safetensors_io import load_tensors
 from p2pzoo.plugin.loader import registry
 from p2pzoo.plugin.model_source import find_model, list_schemes
 from p2pzoo.utils.errors import DamagedFile, UserError
+from p2pzoo.utils.files import parse_toml
 from p2pzoo.utils.find_runs import find_only_run
 
 
@@ -95,6 +96,25 @@ def find_average(path: Path) -> Path:
     if load_tensors(file, lambda *_: False)[1].get("weights") != "average":
         raise UserError(f"{path}: holds no average of weights: give the folder of a run")
     return file
+
+
+def find_measured_weights(path: Path) -> Literal["last", "average"]:
+    """Which weights of G the numbers and the pictures of a run show: those that its [evaluate] names.
+
+    "last" for a run that is not finished, and for all that is no folder of a run: a model file has one kind.
+
+    >>> find_measured_weights(Path("zoo:earth-small"))
+    'last'
+    """
+    folder = resolve_model_path(path)
+    files = [folder / name for name in ("status.json", "model.safetensors", "recipe.toml")]
+    if not all(file.is_file() for file in files):
+        return "last"
+    try:
+        evaluate = parse_toml(files[-1].read_text("utf-8")).get("evaluate", {})
+    except ValueError as error:
+        raise DamagedFile(f"{files[-1]}: is damaged ({error}): give a model file of the run") from None
+    return "average" if evaluate.get("weights") == "average" else "last"
 
 
 def is_unfinished(folder: Path) -> bool:

@@ -33,6 +33,7 @@ from p2pzoo.plugin.registry import Registry
 from p2pzoo.utils import rng
 from p2pzoo.utils.errors import DamagedFile, UserError
 from p2pzoo.utils.external_weights import without_external
+from p2pzoo.utils.paths import without_paths
 
 UINT8_RANGE = (0.0, 255.0)  # headers without x_range and y_range mean this
 
@@ -279,7 +280,7 @@ def build_header(
 
 def _component_json(component: Component) -> dict[str, Any]:
     # parameters that are paths are left out: the file must load alone, and holds what was read from those paths
-    values = {name: value for name, value in component.values.items() if not isinstance(value, Path)}
+    values = without_paths(component.values)
     return {
         "use": component.entry.full_name,
         "params": schema.to_jsonable(values),

@@ -31,14 +31,14 @@ from p2pzoo.images.label_maps import Labels
 from p2pzoo.images.resize import resize_to
 from p2pzoo.models.at_use import AtUse
 from p2pzoo.models.intervals import BoundsTranslator, find_reason_against
-from p2pzoo.models.load import find_model_file, find_run_folder, load_model
+from p2pzoo.models.load import find_model_file, find_run_folder, load_model, resolve_model_path
 from p2pzoo.models.model import TEST_MODES, Model
 from p2pzoo.models.scaling import NO_FILE_LAYOUT, Scaling
 from p2pzoo.models.translator import Translator
 from p2pzoo.plugin import schema
 from p2pzoo.plugin.batch import Pair
 from p2pzoo.plugin.loader import registry
-from p2pzoo.plugin.model_source import is_address, pin_model
+from p2pzoo.plugin.model_source import pin_model
 from p2pzoo.runs.evaluate import (
     add_numbers,
     build_metric,
@@ -357,22 +357,28 @@ def _measure_on_recipe(model: Model, experiment: Experiment, request: Request, n
 
 
 def _with_weights_of(model: Model, experiment: Experiment, request: Request, note: Note) -> Experiment:
-    """The experiment with the weights that a model file has. A run's folder has several."""
-    if request.model.is_dir() or is_address(request.model):
+    """The experiment with the weights that a model file has, or a folder with one model. A run's folder has several."""
+    if (resolve_model_path(request.model) / "status.json").is_file():
         return experiment
     wanted = experiment.evaluate
-    if wanted.weights != model.weights or wanted.at:
+    also = {name: table for name, table in wanted.also.items() if not _find_other_weights(model, table)}
+    if wanted.weights != model.weights or wanted.at or len(also) < len(wanted.also):
         note(f"only the {model.weights} weights, those of {request.model}; its run's folder has those of [evaluate]")
-    experiment = replace(experiment, evaluate=replace(wanted, weights=model.weights, at=()))
+    experiment = replace(experiment, evaluate=replace(wanted, weights=model.weights, at=(), also=FrozenTable(also)))
     faults = [
         f"metric '{name}' measures G with other weights ({', '.join(others)}) than {request.model} has: give the "
-        "folder of its run"
+        "folder of its run, or name other metrics with --metric"
         for name, metric in experiment.metrics.items()
-        if (others := [key for key in ("weights", "at") if metric.evaluate.get(key, model.weights) != model.weights])
+        if (others := _find_other_weights(model, metric.evaluate))
     ]
     if faults:
         raise UserError(*faults)
     return experiment
+
+
+def _find_other_weights(model: Model, table: Mapping[str, Any]) -> list[str]:
+    """The keys of a table [metrics.NAME.evaluate] that name other weights than those of the model's file."""
+    return [key for key in ("weights", "at") if table.get(key, model.weights) != model.weights]
 
 
 def _find_generator(model: Model, translations: Translations, request: Request) -> nn.Module:
@@ -418,16 +424,22 @@ def _describe_differences(model: Model, store: Store, experiment: Experiment, re
     mode, name = experiment.evaluate.test_mode, experiment.recipe.name
     if mode != model.test_mode and not request.test_mode:
         note(f"test mode {mode}, as in {name}; the model's own is {model.test_mode} (--test-mode {model.test_mode})")
+    if difference := describe_other_scale(model, store, name):
+        warnings.warn(difference, stacklevel=2)
+
+
+def describe_other_scale(model: Model, store: Store, recipe: str) -> str | None:
+    """A line if the recipe brings images to another scale than the model's training; None if not, or if unknown."""
     layout, own = getattr(store.dataset, "file_layout", None), model.file_layout
     if layout is None or own is None:
-        return
+        return None
     ratios = [theirs / ours for theirs, ours in zip(layout.scale, own.scale, strict=True)]
-    if max(*ratios, *(1 / ratio for ratio in ratios)) > MAX_SCALE_RATIO:
-        warnings.warn(
-            f"{name} brings images to {_format_scale(layout.scale)} of their size, the model's training to "
-            f"{_format_scale(own.scale)}: set [dataset] size as in its training",
-            stacklevel=2,
-        )
+    if max(*ratios, *(1 / ratio for ratio in ratios)) <= MAX_SCALE_RATIO:
+        return None
+    return (
+        f"{recipe} brings images to {_format_scale(layout.scale)} of their size, the model's training to "
+        f"{_format_scale(own.scale)}: set [dataset] size as in its training"
+    )
 
 
 def _format_scale(scale: tuple[float, float]) -> str:

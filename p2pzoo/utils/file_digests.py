@@ -9,7 +9,7 @@ import hashlib
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path, PurePosixPath
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from p2pzoo.utils.errors import UserError
 from p2pzoo.utils.files import read_object, write_json
@@ -24,6 +24,17 @@ class FileDigest(NamedTuple):
 
 
 Digests = Mapping[str, FileDigest]
+
+
+def hash_files(value: Any) -> Any:
+    """A value of a recipe with the SHA-256 of a file's content in place of its path, in tables too.
+
+    >>> hash_files({"width": 8, "of": {"weights": Path("no such file")}})
+    {'width': 8, 'of': {'weights': PosixPath('no such file')}}
+    """
+    if isinstance(value, Mapping):
+        return {name: hash_files(item) for name, item in value.items()}
+    return hashlib.sha256(value.read_bytes()).hexdigest() if isinstance(value, Path) and value.is_file() else value
 
 
 def compute_digests(folder: Path, on_read: Callable[[bytes], object] = len) -> dict[str, FileDigest]:

@@ -1,7 +1,9 @@
 """Folders: the recipes and benchmarks that ship with p2pzoo, and the user's cache. Imports nothing heavy."""
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 PACKAGE = Path(__file__).parent.parent
 
@@ -13,6 +15,19 @@ def shipped_dir(name: str) -> Path:
     """
     inside = PACKAGE / name
     return inside if inside.is_dir() else PACKAGE.parent / name
+
+
+def without_paths(value: Any) -> Any:
+    """A value of a recipe without the paths in it, also those of tables and lists.
+
+    >>> without_paths({"width": 8, "of": {"use": "unet", "weights": Path("w.pth")}})
+    {'width': 8, 'of': {'use': 'unet'}}
+    """
+    if isinstance(value, Mapping):
+        return {name: without_paths(item) for name, item in value.items() if not isinstance(item, Path)}
+    if isinstance(value, (list, tuple)):
+        return [without_paths(item) for item in value if not isinstance(item, Path)]
+    return value
 
 
 def cache_dir() -> Path:

@@ -22,6 +22,7 @@ import torch
 
 from p2pzoo import __version__
 from p2pzoo.models.model import Model
+from p2pzoo.models.scaling import Scaling
 from p2pzoo.utils.errors import UserError
 from p2pzoo.utils.files import atomic_write, page_folder
 from p2pzoo_export.graph_check import MAX_DIFFERENCE, EvaluationData, ExportResult, make_examples
@@ -31,6 +32,7 @@ from p2pzoo_export.onnx_file import INPUT, OUTPUT, find_missing_packages, open_s
 BIOIMAGEIO = "bioimageio"  # the format's name on the command line
 DESCRIPTION = "rdf.yaml"
 FORMAT_VERSION = "0.5.4"
+SCALE_ADVICE = "bring yours to this scale first, since a program that runs this package does not resize them"
 MIN_NAME, MAX_NAME = 5, 64  # letters of a model's name
 CITATIONS = (
     (
@@ -98,11 +100,13 @@ def export_bioimageio(
     x, y = _find_sides(model)
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
-        result = export_graph(model, folder / "model.onnx", "onnx", test_mode=test_mode, data=data)
+        result = export_graph(
+            model, folder / "model.onnx", "onnx", test_mode=test_mode, data=data, scale_advice=SCALE_ADVICE
+        )
         _write_tensors(folder, make_examples(model, data)[0], x, y)
         readme = _write_readme(model, title, licence, (x, y), result)
         (folder / "README.md").write_text(readme, "utf-8")
-        _write_description(folder, _describe(model, folder, title, licence, authors, (x, y)))
+        _write_description(folder, _describe(model, folder, title, licence, authors, (x, y), result.notes))
         note = _validate(folder / DESCRIPTION)
         _save(folder, out)
     return ExportResult(**{**vars(result), "notes": [*result.notes, *([note] if note else [])]})
@@ -174,7 +178,13 @@ def _write_tensors(folder: Path, image: torch.Tensor, x: Side, y: Side) -> None:
 
 
 def _describe(
-    model: Model, folder: Path, title: str, licence: str, authors: Sequence[str], sides: tuple[Side, Side]
+    model: Model,
+    folder: Path,
+    title: str,
+    licence: str,
+    authors: Sequence[str],
+    sides: tuple[Side, Side],
+    notes: Sequence[str],
 ) -> dict[str, Any]:
     """The description, as rdf.yaml has it."""
     import onnx
@@ -193,13 +203,15 @@ def _describe(
         "data": {"type": "float32", "range": _range(y)},
         "postprocessing": [_clip(), _scale(y.from_network()), _dtype("float32")],
     }  # fmt: skip
+    scaling = Scaling.resolve(model.file_layout)
+    scale = {} if scaling.is_native else scaling.as_json()
     largest = max(high - low for low, high in y.scales)
     tolerance = {"relative_tolerance": 1e-3, "absolute_tolerance": MAX_DIFFERENCE * largest / 2}
     return {
         "format_version": FORMAT_VERSION,
         "type": "model",
         "name": _name(title),
-        "description": f"{title}: paired image-to-image translation, x to y, trained with p2pzoo",
+        "description": _join_notes(f"{title}: paired image-to-image translation, x to y, trained with p2pzoo", notes),
         "authors": [_author(author) for author in authors],
         "cite": [{"text": text, "doi": doi} for text, doi in CITATIONS],
         "license": licence,
@@ -209,8 +221,16 @@ def _describe(
         "inputs": [x_tensor],
         "outputs": [y_tensor],
         "weights": {"onnx": {**_file(folder / "model.onnx"), "opset_version": opset}},
-        "config": {"bioimageio": {"reproducibility_tolerance": [tolerance]}, "p2pzoo": {"run": model.run}},
+        "config": {"bioimageio": {"reproducibility_tolerance": [tolerance]}, "p2pzoo": {"run": model.run, **scale}},
     }
+
+
+def _join_notes(text: str, notes: Sequence[str]) -> str:
+    """
+    >>> _join_notes("Nuclei", ["dropout is off"])
+    'Nuclei. Note: dropout is off.'
+    """
+    return ". Note: ".join([text, *notes]) + "." if notes else text
 
 
 def _input_axes(model: Model, free: Sequence[bool], names: Sequence[str]) -> list[dict[str, Any]]:
@@ -296,6 +316,7 @@ def _write_readme(model: Model, title: str, licence: str, sides: tuple[Side, Sid
         f"{', '.join(f'{low:g} to {high:g}' for low, high in dict.fromkeys(side.scales))} |"
         for letter, side in zip(("x (input)", "y (target)"), sides, strict=True)
     )
+    notes = "".join(f"\n**Note:** {note}.\n" for note in result.notes)
     return f"""# {title}
 
 A generator that translates images x to images y, trained on pairs as in pix2pix
@@ -306,7 +327,7 @@ A generator that translates images x to images y, trained on pairs as in pix2pix
 {rows}
 
 Values beyond the scale are clipped. The output is float32 in the units of y. Sizes: {result.sides}.
-
+{notes}
 ## Validation
 
 The graph was compared with torch on {result.checked_on}: values in [-1, 1] differ by {result.difference:.1e} at most.

@@ -46,11 +46,16 @@ def card_command(
     from p2pzoo_hub.push import push_files
 
     from p2pzoo.plugin.loader import registry
-    from p2pzoo_export.model_card import FILES, write_card
+    from p2pzoo_export.model_card import FILES, names_private_paths, write_card
 
     with tempfile.TemporaryDirectory() as temporary:
         folder = output or Path(temporary) / "card"
         files = write_card(run, folder, registry(), licence=licence, force=force, is_public=push is not None)
+        if any(file.name == "recipe.toml" and names_private_paths(file) for file in files):
+            click.echo(
+                f"{folder}: recipe.toml names absolute paths of this machine: change them before you publish it",
+                err=True,
+            )
         url = push_files(files, push, "Upload a model with p2pzoo", owned=FILES) if push else None
     names = [file.name if output is None else str(file) for file in files]
     if as_json:

@@ -117,6 +117,9 @@ def _layout(scale: str | None) -> FileLayout | None:
               help="Test mode of a graph. paper: statistics of the image itself, no dropout, one image at a time; "
                    "eval: running statistics [default: the model's].")  # fmt: skip
 @at_use_options
+@click.option("--weights", type=click.Choice(["last", "average"]),
+              help="Of a run: the weights after the last step, or their average over the training [default: those that "
+                   "its numbers measured].")  # fmt: skip
 @click.option("--fp16", is_flag=True, help="Compute in float16, half the size (onnx, web).")
 @click.option("--int8", is_flag=True, help="Store weights in 8 bits, a quarter of the size (onnx, web).")
 @click.option("--ort-dir", type=click.Path(path_type=Path, exists=True), metavar="DIR",
@@ -134,6 +137,7 @@ def export_command(
     push: Target | None,
     test_mode: str | None,
     at_use: Mapping[str, Mapping[str, Any]],
+    weights: str | None,
     fp16: bool,
     int8: bool,
     ort_dir: Path | None,
@@ -169,10 +173,12 @@ def export_command(
     else:
         _check_output(output, force)
     model = pin_model(model)
+    weights, notes = _choose_weights(model, weights)
     if is_graph:
-        facts = _write_graph(model, to, output, test_mode, precision, ort_dir, at_use, package)
+        facts = _write_graph(model, to, output, test_mode, precision, ort_dir, at_use, package, weights)
     else:
-        facts = {"notes": [*_write_weights(model, to, output)]}
+        facts = {"notes": [*_write_weights(model, to, output, weights)]}
+    facts["notes"] += notes
     if space:
         facts |= _publish_space(model, output, push)
     files = [*output.iterdir()] if output.is_dir() else [output]
@@ -181,6 +187,16 @@ def export_command(
         print_json(document)
     else:
         _print_export(document, precision)
+
+
+def _choose_weights(model: Path, weights: str | None) -> tuple[str, list[str]]:
+    """The weights of a run that are exported, and a note if the user chose none and they are not the last ones."""
+    from p2pzoo.models.load import find_measured_weights
+
+    chosen = weights or find_measured_weights(model)
+    if chosen == "last" or weights:
+        return chosen, []
+    return chosen, ["the average of the weights, which the numbers of the run measured (--weights last: others)"]
 
 
 def _check_format(to: str, *, has_graph_options: bool) -> bool:
@@ -257,11 +273,11 @@ def _publish_space(model: Path, output: Path, push: Target | None) -> dict[str, 
     return {"url": push_files(files, push, "Upload a page that p2pzoo wrote")}
 
 
-def _write_weights(model: Path, to: str, output: Path) -> Sequence[str]:
+def _write_weights(model: Path, to: str, output: Path, weights: str) -> Sequence[str]:
     from p2pzoo.plugin.loader import registry
     from p2pzoo_export.weights import export_weights
 
-    return export_weights(model, to, output, registry())
+    return export_weights(model, to, output, registry(), weights=weights)
 
 
 def _write_graph(
@@ -273,6 +289,7 @@ def _write_graph(
     ort_dir: Path | None,
     at_use: Mapping[str, Mapping[str, Any]],
     package: Mapping[str, Any] | None,
+    weights: str,
 ) -> dict[str, Any]:
     """Write a graph, a page or a package; return its input, its difference to torch, and notes."""
     from p2pzoo.models.load import find_model_file, find_run_folder, load_model
@@ -281,7 +298,7 @@ def _write_graph(
     from p2pzoo_export.graphs import FORMATS, export_graph
     from p2pzoo_export.web import export_web, read_title
 
-    loaded = load_model(model, device="cpu", at_use=at_use)
+    loaded = load_model(model, device="cpu", weights=weights, at_use=at_use)
     folder = find_run_folder(find_model_file(model))
     data, why_none = load_run_data(folder, loaded)
     if to in FORMATS:

@@ -49,6 +49,7 @@ from p2pzoo_export.onnx_file import (
     quantize_weights,
     write_metadata,
 )
+from p2pzoo_export.private_paths import without_private_paths
 
 FreeDimensions = str  # dimensions of x that are free in a graph: "any batch, any sides", "any batch", "any sides", ""
 WriteGraph = Callable[[torch.export.ExportedProgram], RunGraph]
@@ -69,6 +70,7 @@ def export_graph(
     test_mode: str | None = None,
     precision: str = "fp32",
     data: EvaluationData | None = None,
+    scale_advice: str = "resize them first (file_layout in the description)",
 ) -> ExportResult:
     """Write the generator in the format `to`, if the file's outputs are those of torch.
 
@@ -77,6 +79,7 @@ def export_graph(
     precision  ONNX only. "fp16": computed in float16; "int8": weights of convolutions stored in 8 bits, computed in
                float32. Inputs and outputs stay float32
     data       real images to compare on; None: smooth noise
+    scale_advice  what the note says of a model that saw its training images resized; "": no note
 
     Raises UserError, and writes nothing, if a package is missing, the network cannot be exported (a process or a
     generator that draws noise and takes none as an argument cannot), or its file differs from torch.
@@ -104,7 +107,7 @@ def export_graph(
             run, free = _export_onnx(graph, model, images, temporary, mode, precision, description)
         else:
             run, free = _export_torch(graph, model, images, temporary, mode, description)
-        notes += [*_describe_noise(model), *_describe_scale(model)]
+        notes += [*_describe_noise(model), *_describe_scale(model, scale_advice)]
         return compare_with_torch(model, network, mode, run, free, images, data, precision, notes)
 
 
@@ -128,7 +131,7 @@ def _describe_file(model: Model, mode: str, precision: str) -> str:
         ends["noise"] = {"name": NOISE, "layout": "NKCHW", "draws": draws, "channels": channels, "values": "N(0, 1)"}
     graph = {"test_mode": mode, "precision": precision, "p2pzoo": __version__}
     graph |= {"address": model.address} if model.address else {}
-    return json.dumps({**model.header.as_json, **ends, **graph}, sort_keys=True)
+    return json.dumps({**without_private_paths(model.header.as_json), **ends, **graph}, sort_keys=True)
 
 
 def _describe_noise(model: Model) -> list[str]:
@@ -138,11 +141,9 @@ def _describe_noise(model: Model) -> list[str]:
     return [f"a second input, {NOISE} (B, {draws}, {channels}, H, W) of N(0, 1): other noise gives another sample"]
 
 
-def _describe_scale(model: Model) -> list[str]:
+def _describe_scale(model: Model, advice: str) -> list[str]:
     scaling = Scaling.resolve(model.file_layout)
-    if scaling.is_native:
-        return []
-    return [f"the graph sees images {scaling}, as in training: resize them first (file_layout in the description)"]
+    return [f"the graph sees images {scaling}, as in training: {advice}"] if advice and not scaling.is_native else []
 
 
 # --- the graph -------------------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +19,10 @@ from huggingface_hub import ModelCardData
 from p2pzoo import __version__, config
 from p2pzoo.config.experiment import Component, Experiment
 from p2pzoo.config.recipe import iter_leaves
+from p2pzoo.config.settings import AT_USE_KINDS
 from p2pzoo.images.io import can_hold
 from p2pzoo.models import safetensors_io
-from p2pzoo.models.load import read_model
+from p2pzoo.models.load import find_average, find_measured_weights, read_model
 from p2pzoo.models.model_file import ModelHeader
 from p2pzoo.models.safetensors_io import save_model_tensors
 from p2pzoo.models.scaling import Scaling
@@ -31,13 +32,15 @@ from p2pzoo.runs.report import describe_environment, is_in_environment
 from p2pzoo.runs.results import describe_too_few
 from p2pzoo.runs.run_folder import Run, find_run
 from p2pzoo.utils.errors import UserError
-from p2pzoo.utils.files import copy_file, read_json, write_text
+from p2pzoo.utils.files import copy_file, parse_toml, read_json, write_text
+from p2pzoo_export.private_paths import is_private, without_private_paths
 
 FILES = ("README.md", "model.safetensors", "recipe.toml", "samples.png")
 NUM_WORST = 3  # worst test images that the card names
 UNKNOWN_LICENCE = "unknown: state here what may be done with your data, and with a model trained on it"
 PIX2PIX = "arXiv:1611.07004"
 TASK = "image-to-image"  # as the hub names it
+ARGS = ("images", "size", "test_mode", "test_batch", "weights", *AT_USE_KINDS)  # of a protocol, in the model-index
 
 
 def write_card(
@@ -51,7 +54,8 @@ def write_card(
 ) -> list[Path]:
     """Write the folder `out` for the run `folder`; return the files written.
 
-    Of a run that is not finished, the model is its newest intact checkpoint, and the card says so.
+    The model has the weights that the run's numbers and pictures measured, which are the only ones that the card has.
+    Of a run that is not finished, it is the newest intact checkpoint, and the card says so.
 
     licence    of the model, as hubs name it; None writes "other", and a line that says that none is stated
     force      overwrite files that exist
@@ -69,15 +73,17 @@ def write_card(
     if existing := [out / name for name in FILES if (out / name).exists() and not force]:
         raise UserError(f"{existing[0]}: already exists; --force overwrites it")
     experiment = config.load(str(run.recipe), registry=registry)
-    tensors, json_header, file = read_model(folder)
+    weights = find_measured_weights(run.folder)
+    tensors, json_header, file = read_model(folder if weights == "last" else find_average(folder))
     header = ModelHeader.parse(json_header, file)
-    samples = _find_samples(run, experiment)
-    has_recipe = not (is_public and any(_is_private(value) for _, value in iter_leaves(experiment.resolved())))
+    published = without_private_paths(json_header)
+    samples = _find_samples(run, experiment, header)
+    has_recipe = not (is_public and names_private_paths(run.recipe))
     text = render_card(run, experiment, header, licence=licence, samples=samples, has_recipe=has_recipe)
     out.mkdir(parents=True, exist_ok=True)
     sources = {"recipe.toml": run.recipe} if has_recipe else {}
-    if header.checkpoint:
-        save_model_tensors(out / "model.safetensors", tensors, json_header)
+    if header.checkpoint or json_header != published:
+        save_model_tensors(out / "model.safetensors", tensors, published)
     else:
         sources["model.safetensors"] = file
     if samples:
@@ -88,16 +94,20 @@ def write_card(
     return [out / name for name in FILES if name in ("README.md", "model.safetensors") or name in sources]
 
 
-def _is_private(value: Any) -> bool:
-    """Whether a value of a recipe is a path of this machine."""
-    values = value if isinstance(value, list) else [value]
-    return any(Path(str(each)).is_absolute() for each in values)
+def names_private_paths(recipe: Path) -> bool:
+    """Whether a recipe.toml has absolute paths, which are those of this machine."""
+    return any(is_private(value) for _, value in iter_leaves(parse_toml(recipe.read_text("utf-8"))))
 
 
-def _find_samples(run: Run, experiment: Experiment) -> Path | None:
-    """The grid of test images; of a run that is not evaluated, the newest grid of validation images."""
+def _find_samples(run: Run, experiment: Experiment, header: ModelHeader) -> Path | None:
+    """The grid of test images; of a run that is not evaluated, the newest grid of validation images.
+
+    None if only the latter are there and the model is an average: training shows the last weights.
+    """
     of_test = run.samples / f"{experiment.evaluate.split}.png"
-    return of_test if of_test.is_file() else max(run.samples.glob("images-*.png"), default=None)
+    if of_test.is_file() or header.weights == "average":
+        return of_test if of_test.is_file() else None
+    return max(run.samples.glob("images-*.png"), default=None)
 
 
 def render_card(
@@ -120,7 +130,8 @@ def render_card(
     environment = jinja2.Environment(trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined)
     environment.filters |= {"md": escape_markdown, "code": format_code}
     template = environment.from_string(Path(__file__).with_name("card.md").read_text("utf-8"))
-    metrics = list(_read_metrics(results))
+    measured = list(_read_metrics(results))
+    metrics = [metric for metric in measured if _is_of_model(metric["protocol"], header)]
     shell, python = describe_use(header)
     body = template.render(
         version=__version__,
@@ -129,6 +140,7 @@ def render_card(
         data=data,
         data_licence=get_licence(data),
         numbers=metrics,
+        others=len(measured) - len(metrics),
         header=header,
         has_recipe=has_recipe,
         shell=shell,
@@ -138,7 +150,7 @@ def render_card(
         recipe=[
             (".".join(key), value)
             for key, value in iter_leaves(experiment.resolved())
-            if not _is_private(value) and not is_in_environment(key, env)
+            if not is_private(value) and not is_in_environment(key, env)
         ],
         env=describe_environment({name: value for name, value in env.items() if name != "on"}),
         seconds=env.get("training", {}).get("seconds"),
@@ -147,7 +159,7 @@ def render_card(
         id=run.status["id"],
         seed=experiment.seed,
         profile=experiment.recipe.profile,
-        worst=_find_worst_images(run, experiment, results),
+        worst=_find_worst_images(run, experiment, {metric["name"] for metric in metrics}),
         papers=_list_papers(experiment),
         samples_of=samples and ("val" if samples.stem.startswith("images-") else experiment.evaluate.split),
     )
@@ -257,7 +269,23 @@ def _read_metrics(results: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
             "version": protocol["metric"].get("version", "unknown"),
             "hash": number["protocol"],
             "protocol": protocol,
+            "changed": _describe_changes(protocol),
         }
+
+
+def _is_of_model(protocol: Mapping[str, Any], header: ModelHeader) -> bool:
+    """Whether a number measured the weights of this model file, which are those at the end of the training."""
+    return protocol.get("weights", "last") == header.weights and "at" not in protocol
+
+
+def _describe_changes(protocol: Mapping[str, Any]) -> str:
+    """The parameters that a number was measured with in place of those of the training.
+
+    >>> _describe_changes({"split": "test", "process": {"steps": 4}})
+    'process.steps = 4'
+    """
+    tables = {kind: protocol.get(kind, {}) for kind in AT_USE_KINDS}
+    return ", ".join(f"{kind}.{key} = {value}" for kind, table in tables.items() for key, value in table.items())
 
 
 def _group_by_images(metrics: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -265,16 +293,18 @@ def _group_by_images(metrics: list[dict[str, Any]]) -> list[dict[str, Any]]:
     groups: dict[str, dict[str, Any]] = {}
     for metric in metrics:
         protocol = metric["protocol"]
-        args = {name: protocol[name] for name in ("images", "size", "test_mode", "test_batch") if name in protocol}
+        args = {name: protocol[name] for name in ARGS if name in protocol}
         key = json.dumps([protocol["split"], args])
         groups.setdefault(key, {"split": protocol["split"], "args": args, "metrics": []})["metrics"].append(metric)
     return list(groups.values())
 
 
 def _find_worst_images(
-    run: Run, experiment: Experiment, results: Mapping[str, Any]
+    run: Run, experiment: Experiment, shown: Collection[str]
 ) -> tuple[str, list[tuple[str, float]]] | None:
     """Return (metric, [(id of a test image, its value), …], worst first), by the first metric that ranks single images.
+
+    shown  the metrics of the card
 
     None if there is no such metric.
     """
@@ -285,7 +315,7 @@ def _find_worst_images(
     for name, component in experiment.metrics.items():
         better = getattr(component.factory, "better", None)
         rows = safetensors_io.strip_prefix(name, tensors)
-        if better not in ("higher", "lower") or name not in results.get("metrics", {}) or not rows or not ids:
+        if better not in ("higher", "lower") or name not in shown or not rows or not ids:
             continue
         try:
             metric = component.build(dataset=None)

@@ -19,6 +19,7 @@ let requested = 0; // number of translations requested
 let done = 0; // the latest request that the output shows
 let running = false;
 const undoStack = []; // earlier inputs
+let opened = null; // the opened image as it is, to take "only these colours" back
 
 // --- the network ---
 
@@ -303,7 +304,8 @@ async function openImage(source, name) {
   input.imageSmoothingEnabled = down !== 1 || across !== 1;
   input.imageSmoothingQuality = "high";
   input.drawImage(picture, (picture.width - w) / 2, (picture.height - h) / 2, w, h, 0, 0, width, height);
-  if (colours) snapColours();
+  opened = input.getImageData(0, 0, width, height);
+  if (facts.classes || element.snap.checked) snapColours(); // classes: the network sees nothing else
   element.opened.textContent = name ? `Opened: ${name}, ${fullWidth} × ${fullHeight} px${scaled}.` : "";
   translate();
 }
@@ -317,6 +319,18 @@ function snapColours() {
     for (let c = 0; c < 3; c++) pixels[i + c] = colour[c];
   }
   input.putImageData(picture, 0, 0);
+}
+
+/** Ask before the colours of an image change: only the user knows whether a photo or a drawing was opened. */
+function prepareSwitch() {
+  element.snapping.hidden = false;
+  element.snap.addEventListener("change", () => {
+    if (!opened) return;
+    saveForUndo();
+    if (element.snap.checked) snapColours();
+    else input.putImageData(opened, 0, 0);
+    translate();
+  });
 }
 
 function prepareImages() {
@@ -356,6 +370,7 @@ const openExample = (each) => openImage(new Blob([decodeBase64(each.picture.spli
 (async () => {
   prepareImages();
   if (facts.noise) prepareNoise();
+  if (colours && !facts.classes) prepareSwitch();
   if (colours) prepareDrawing();
   else element.x.classList.add("readonly");
   if (facts.examples.length) await openExample(facts.examples[0]);

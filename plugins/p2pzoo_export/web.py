@@ -41,7 +41,9 @@ RUNTIME = {  # file in dist/ of the package: SHA-256
     "ort-wasm-simd-threaded.wasm": "3398c10d07d229bd91b364548e130e0e51a8e5704b88c7c083ebbeb78842dee2",
 }
 MAX_ARCHIVE_BYTES, MAX_ARCHIVE_FILES = 600_000_000, 5_000  # limits of the unpacked package
-MIN_WHITE, MIN_WHITE_SHARE = 250, 0.6  # x is a drawing if this share of its pixels has all channels this light
+# x is a drawing if most of its pixels are white, and nearly all black or white: photos on a white ground are not
+MIN_WHITE, MAX_BLACK = 250, 50
+MIN_WHITE_SHARE, MIN_DRAWN_SHARE = 0.6, 0.95
 PENCIL = [{"name": "line", "colour": [0, 0, 0]}, {"name": "paper", "colour": [255, 255, 255]}]
 SCRIPTS = ("runtime.js", "model.js", "page.js")  # of a folder; the page loads them in this order
 PAGE_FILES = ("index.html", *SCRIPTS)
@@ -71,7 +73,9 @@ def export_web(
     script, wasm = load_runtime(ort_dir)
     with tempfile.TemporaryDirectory() as folder:
         graph = Path(folder) / "model.onnx"
-        result = export_graph(model, graph, "onnx", test_mode=test_mode, precision=precision, data=data)
+        result = export_graph(  # the page brings images to their scale
+            model, graph, "onnx", test_mode=test_mode, precision=precision, data=data, scale_advice=""
+        )
         embedded = {"model": graph.read_bytes(), "runtime": script, "wasm": wasm}
     scripts = {name: _make_script(name, content) for name, content in embedded.items()}
     document = _make_document(model, title, test_mode or model.test_mode, result.notes, data)
@@ -152,7 +156,8 @@ def _load_examples(data: EvaluationData) -> dict[str, np.ndarray]:
 def _choose_colours(data: EvaluationData, images: Sequence[np.ndarray]) -> list[dict[str, Any]] | None:
     """Return the colours to draw x with, None if x is no drawing.
 
-    The colours of the classes if x has no others; black and white if x is mostly white.
+    The colours of the classes if x has no others; black and white if x has hardly any others. An opened image keeps
+    its colours in any case, unless the user of the page turns a switch.
     """
     dataset = data.store.dataset
     pixels = np.concatenate([image.reshape(-1, 3) for image in images])
@@ -163,9 +168,9 @@ def _choose_colours(data: EvaluationData, images: Sequence[np.ndarray]) -> list[
         ]
         if {tuple(colour) for colour in np.unique(pixels, axis=0).tolist()} <= set(map(tuple, dataset.palette)):
             return class_colours
-    if (pixels.min(axis=1) >= MIN_WHITE).mean() >= MIN_WHITE_SHARE:
-        return PENCIL
-    return None
+    white, black = pixels.min(axis=1) >= MIN_WHITE, pixels.max(axis=1) <= MAX_BLACK
+    is_drawing = white.mean() >= MIN_WHITE_SHARE and (white | black).mean() >= MIN_DRAWN_SHARE
+    return PENCIL if is_drawing else None
 
 
 def _data_url(image: np.ndarray) -> str:

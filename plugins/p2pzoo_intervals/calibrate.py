@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
 from p2pzoo.compute.conv_as_gemm import AlgorithmChooser
 from p2pzoo.compute.engine import Engine
-from p2pzoo.config.experiment import Experiment
+from p2pzoo.config.experiment import Component, Experiment
 from p2pzoo.config.settings import Translations
 from p2pzoo.data import Store, single_batches
 from p2pzoo.data.validation import validate_or_raise
@@ -26,8 +27,9 @@ from p2pzoo.models.model import Model
 from p2pzoo.models.safetensors_io import save_model_tensors
 from p2pzoo.models.translator import Translator
 from p2pzoo.runs.evaluate import describe_component
-from p2pzoo.runs.evaluate_model import check_images_fit
+from p2pzoo.runs.evaluate_model import check_images_fit, describe_other_scale
 from p2pzoo.utils.errors import UserError
+from p2pzoo.utils.paths import without_paths
 from p2pzoo.utils.plurals import format_count
 from p2pzoo_intervals.coverage import digest_pair
 from p2pzoo_intervals.risk_control import UncoveredShares, least_blocks
@@ -60,6 +62,8 @@ def calibrate(
     stores = {split: Store(experiment.dataset.build(split=split), compute=experiment.compute) for split in splits}
     for store in stores.values():
         check_images_fit(model, store, experiment.recipe.name)
+        if difference := describe_other_scale(model, store, experiment.recipe.name):
+            raise UserError(f"{difference} (`translate --interval` uses that scale, so the promise is for it)")
     validate_or_raise(experiment, stores, note, keep_train=False)
     blocks = _group_by_block(stores, note)
     _check_level(level, len(blocks), splits)
@@ -78,9 +82,14 @@ def calibrate(
     calibration = Calibration(
         level=level, factor=factor, samples=samples, test_mode=translations.test_mode, blocks=len(blocks),
         images=tuple(sorted(measure.digests)), metric=METRIC,
-        data={"dataset": describe_component(experiment.dataset), "splits": [*splits]},
+        data={"dataset": _describe_dataset(experiment.dataset), "splits": [*splits]},
     )  # fmt: skip
     return Outcome(calibration, uncovered)
+
+
+def _describe_dataset(dataset: Component) -> dict[str, Any]:
+    """The dataset with its parameters, without paths: the file is given to others, and `images` says which pairs."""
+    return describe_component(replace(dataset, values=without_paths(dataset.values)))
 
 
 def file_state(path: Path) -> tuple[Path, int, int]:

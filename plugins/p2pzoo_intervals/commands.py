@@ -73,14 +73,17 @@ def calibrate_command(
     from p2pzoo.runs.evaluate_model import find_recipe_beside
     from p2pzoo_intervals.calibrate import calibrate, file_state, write_calibration
 
-    if (recipe := recipe or find_recipe_beside(model)) is None:
+    if (used := recipe or find_recipe_beside(model)) is None:
         raise UserError(f"{model}: has no recipe.toml beside it, so nothing says on which images to calibrate it: give "
                         "--recipe FILE")  # fmt: skip
-    experiment = config.load(recipe, None, [f"compute.device={device}"] if device else [])
-    state = file_state(model)
+    experiment = config.load(used, None, [f"compute.device={device}"] if device else [])
+    state, loaded = file_state(model), load_model(model, device="cpu")
+    if recipe and experiment.id != loaded.run:
+        note = f"{experiment.recipe.name} is not the recipe of the model's run {loaded.run}"
+        click.echo(f"{note}: the promise holds only if none of these images trained it", err=True)
     try:
         outcome = calibrate(
-            load_model(model, device="cpu"), experiment, level=level, splits=tuple(dict.fromkeys(splits)),
+            loaded, experiment, level=level, splits=tuple(dict.fromkeys(splits)),
             samples=samples, note=lambda line: click.echo(line, err=True),
         )  # fmt: skip
         file = write_calibration(model, output, outcome.calibration, state)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Annotated, Any
 
 import torch
@@ -31,19 +32,23 @@ def find_inner(table: Mapping[str, Any]) -> Component:
     if factory is QuantileHead:
         raise UserError(f"use = {use}: a head is around another generator, not around a head")
     try:
-        values = schema.check_params(factory, {name: value for name, value in table.items() if name != "use"}, ["use"])
+        params = {name: value for name, value in schema.to_jsonable(table).items() if name != "use"}
+        values = schema.check_params(factory, params, ["use"])
     except (schema.InvalidParameters, TypeError) as error:
         raise UserError(f"generator '{use}' {error}") from None
     return Component(entry, factory, values)
 
 
 def _check_inner(table: FrozenTable) -> FrozenTable:
-    """The table itself: `schema` checks it with the recipe, which names file and line."""
+    """The table, with its files as paths, which are then found and counted as those of [generator].
+
+    `schema` calls it with the recipe, which names file and line.
+    """
     try:
-        find_inner(table)
+        values = find_inner(table).values
     except UserError as error:
         raise PydanticCustomError("inner", "{faults}", {"faults": "; ".join(error.faults)}) from None
-    return table
+    return FrozenTable({name: p if isinstance(p := values.get(name), Path) else item for name, item in table.items()})
 
 
 def _check_levels(levels: tuple[float, float]) -> tuple[float, float]:

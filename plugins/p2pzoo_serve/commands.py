@@ -38,8 +38,9 @@ STOP_SECONDS = 1.0  # in which the network ends after Ctrl-C: one layer of it
                    "a new one where --host or --public-url needs one].")  # fmt: skip
 @click.option("--public-url", metavar="URL",
               help="The address at which a reverse proxy shows the page, such as https://zoo.example.org.")  # fmt: skip
-@click.option("--weights", type=click.Choice(["last", "average"]), default="last", show_default=True,
-              help="Of a run: the weights after the last step, or their average over the training.")  # fmt: skip
+@click.option("--weights", type=click.Choice(["last", "average"]),
+              help="Of a run: the weights after the last step, or their average over the training [default: those that "
+                   "its numbers measured].")  # fmt: skip
 @click.option("--test-mode", type=click.Choice(["paper", "eval"]),
               help="Run the generator as in training (paper: dropout, statistics of the image itself) or with neither "
                    "(eval) [default: the model's].")  # fmt: skip
@@ -64,7 +65,7 @@ def serve_command(
     port: int,
     token_file: Path | None,
     public_url: str | None,
-    weights: str,
+    weights: str | None,
     test_mode: str | None,
     tile: int | None,
     precision: str,
@@ -78,7 +79,7 @@ def serve_command(
     """Serve MODEL as a web page and over HTTP: a run folder, a model.safetensors, or zoo:NAME.
 
     The page translates an image that is chosen, dropped or pasted, and compares both. Results are those of
-    `p2pzoo translate`, to the byte. Ctrl-C stops the server.
+    `p2pzoo translate` with the same --weights, to the byte. Ctrl-C stops the server.
 
     By default only this machine reaches it. With any other --host, each request needs a token. It is in the address
     that is printed, after #, which browsers do not send. Nothing is encrypted: outside of a network that you trust, put
@@ -106,18 +107,19 @@ def serve_command(
         is_generated = token is None and (not is_loopback(listener) or public_url is not None)
         token = secrets.token_urlsafe(24) if is_generated else token
         access = make_access(listener, host, token, public_origin)
-        loaded = _load(model, device, precision, weights)
+        loaded = load_served_model(model, device, precision, weights)
         with Service(model, loaded, limits, test_mode=test_mode, tile=tile, queue=queue) as service:
             url = public_url or _make_url(listener, host)
             _announce(service, url, token, is_generated, as_json)
             _run(service, access, listener)
 
 
-def _load(path: Path, device: str, precision: str, weights: str) -> Model:
+def load_served_model(path: Path, device: str, precision: str, weights: str | None = None) -> Model:
+    """The model that is served. weights: of a run; None: those that its numbers measured."""
     from p2pzoo.compute.engine import keep_freed_memory
-    from p2pzoo.models.load import load_model
+    from p2pzoo.models.load import find_measured_weights, load_model
 
-    model = load_model(path, device=device, precision=precision, weights=weights)
+    model = load_model(path, device=device, precision=precision, weights=weights or find_measured_weights(path))
     if model.device.type == "cpu":
         keep_freed_memory()
     return model
@@ -188,7 +190,8 @@ def _announce(service: Service, url: str, token: str | None, is_generated: bool,
     if as_json:
         print_json({"url": address, "token": token if is_generated else None, "model": service.facts})
         return
-    click.echo(f"{escape(service.facts['title'])}, run {service.facts['run']}")
+    weights = ", the average of its weights" if service.model.weights == "average" else ""
+    click.echo(f"{escape(service.facts['title'])}, run {service.facts['run']}{weights}")
     click.echo(f"serving  {address}")
     if token and not is_generated:
         click.echo("         with #token= and your token behind it; HTTP: Authorization: Bearer TOKEN")

@@ -7,6 +7,7 @@ Origin, and after DNS rebinding its name as Host. Elsewhere each request needs t
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hmac
 import json
 from collections.abc import Awaitable, Callable, MutableMapping
@@ -117,14 +118,17 @@ class Guard:
             await self.app(scope, exchange.receive, exchange.send)
         except Refusal as refusal:
             if not exchange.has_begun:
-                await answer_refusal(refusal, exchange.send)
+                await exchange.refuse(refusal)
         except ClientGone:
             if not exchange.has_begun:
-                await answer_refusal(Refusal(499, "the client is gone"), exchange.send)
+                await exchange.refuse(Refusal(499, "the client is gone"))
+        except RuntimeError:  # Starlette raises it in place of a ClientGone from `send`, as the answer has begun
+            if not exchange.is_client_gone:
+                raise
         except asyncio.CancelledError:  # by uvicorn, which stops and waits no longer: for an upload, for example
             if not exchange.has_begun:
                 exchange.has_unread_body = False
-                await answer_refusal(Refusal(503, "the server stops; ask again when it runs"), exchange.send)
+                await exchange.refuse(Refusal(503, "the server stops; ask again when it runs"))
 
 
 def _check_length(scope: MutableMapping[str, Any]) -> None:
@@ -154,7 +158,7 @@ class _Exchange:
         self.has_unread_body = bool(names & {b"content-length", b"transfer-encoding"})
         self._receive, self._send, self.limits = receive, send, limits
         self.received = 0
-        self.has_begun = False
+        self.has_begun = self.is_client_gone = False
 
     async def receive(self) -> Message:
         message = await self._receive()
@@ -173,7 +177,13 @@ class _Exchange:
         try:
             await asyncio.wait_for(self._send(message), self.limits.patience)
         except TimeoutError:
+            self.is_client_gone = True
             raise ClientGone from None
+
+    async def refuse(self, refusal: Refusal) -> None:
+        """Answer with a refusal. A client that does not take it either is left alone."""
+        with contextlib.suppress(ClientGone):
+            await answer_refusal(refusal, self.send)
 
     async def _discard_body(self) -> bool:
         """Read the rest of a body of allowed size for a moment; whether it ended."""

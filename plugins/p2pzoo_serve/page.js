@@ -99,10 +99,11 @@ async function translate(chosen) {
   try {
     const body = new FormData();
     for (const file of files) body.append("image", file, file.name || "image.png");
-    const path = `${files.length > 1 ? "batch" : "translate"}${readQuery()}`;
+    const query = readQuery();
+    const path = `${files.length > 1 ? "batch" : "translate"}${query}`;
     const response = await ask(path, { method: "POST", body, signal: request.signal });
     const content = await response.blob();
-    await show(content, response.headers.get("content-type"));
+    await show(content, response.headers.get("content-type"), new URLSearchParams(query).has("interval"));
     setState("done", `${((performance.now() - began) / 1000).toFixed(1)} s`);
   } catch (error) {
     if (request !== running) return; // another request took its place
@@ -158,7 +159,8 @@ function clear() {
   element.empty.hidden = false;
 }
 
-async function show(content, type) {
+/** Show an answer. hasInterval: whether it was asked for; names say nothing, since an upload may be "street-width.png". */
+async function show(content, type, hasInterval) {
   clear();
   const isZip = type.startsWith("application/zip");
   if (isZip) {
@@ -192,7 +194,6 @@ async function show(content, type) {
       button.addEventListener("click", () => choose(i));
       element.results.append(button);
     });
-  const hasInterval = results.some(({ file }) => file.endsWith("-width.png"));
   element.promise.hidden = !hasInterval;
   if (hasInterval)
     element.promise.textContent = `width: a grey of 1 is one 8-bit level. ${facts.interval.promise}`;

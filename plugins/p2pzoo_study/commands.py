@@ -83,10 +83,15 @@ def study_analyze_command(files: tuple[Path, ...], table: str | None, as_json: b
         rate = f"fooled {row['fooled']:.1f} %{_format_interval(row)}" if "fooled" in row else "no trial that counts"
         click.echo(escape(f"{label}: {rate} ({counts})"))
     for pair in analysis["differences"]:
-        p = "too few participants for p" if pair["p"] is None else f"p = {pair['p']:.2g}"
+        both = format_count(pair["same_people"], "participant")
+        reason = f"no p: {both} are in both groups" if pair["same_people"] else "too few participants for p"
+        p = reason if pair["p"] is None else f"p = {pair['p']:.2g}"
         points = f"{pair['difference']:+.1f} points{_format_interval(pair)}, {p}"
         click.echo(escape(f"{pair['a']} − {pair['b']}: {points}"))
-    click.echo("95% intervals and p by bootstrap over participants; p adjusted by Holm's method", err=True)
+    click.echo(
+        "95% intervals of Wilson over participants; p by bootstrap over participants, adjusted by Holm's method",
+        err=True,
+    )
 
 
 def _format_interval(row: dict[str, Any]) -> str:

@@ -8,19 +8,22 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+import torch
 from PIL import Image
 from torch import Tensor
 
 from p2pzoo import config
 from p2pzoo.config.experiment import Experiment
+from p2pzoo.config.settings import Translations
 from p2pzoo.data import Store, single_batches
 from p2pzoo.images.color_spaces import Encodings
 from p2pzoo.images.grid import to_uint8_rgb
-from p2pzoo.models.model_file import load_network
-from p2pzoo.models.test_modes import translate
+from p2pzoo.models.load import load_model
+from p2pzoo.models.translator import Translator
+from p2pzoo.plugin import Batch
 from p2pzoo.plugin.registry import Registry
 from p2pzoo.runs.pages import render_page
 from p2pzoo.utils.errors import UserError
@@ -42,6 +45,8 @@ def write_study(
 ) -> int:
     """Write the page for these runs, {label: folder}. Returns how many test images each has (the smallest number).
 
+    The fakes are the translations that [evaluate] of each run names: those that its numbers measure.
+
     same_input  show real and fake of the same x, as the paper does for colorization; else of two, as for maps
 
     Raises UserError for an unfinished run, for too few test images, and if `out` contains other files.
@@ -49,7 +54,7 @@ def write_study(
     check_page_folder(out, "study.js")
     experiments = {label: _load_experiment(folder, registry) for label, folder in runs.items()}
     with page_folder(out) as unfinished:
-        pairs = _write_files(unfinished, title, runs, experiments, registry, same_input, display_ms)
+        pairs = _write_files(unfinished, title, runs, experiments, same_input, display_ms)
     used = {Path(pair[kind]).name for own in pairs.values() for pair in own for kind in ("real", "fake")}
     for file in (out / "images").glob("*.png"):
         if file.name not in used:  # of an older study
@@ -62,18 +67,18 @@ def _write_files(
     title: str,
     runs: Mapping[str, Path],
     experiments: Mapping[str, Experiment],
-    registry: Registry,
     same_input: bool,
     display_ms: int,
 ) -> dict[str, list[dict[str, str]]]:
     """Write the page to an empty folder. Returns its pairs of images by label."""
     (out / "images").mkdir()
-    pairs = {label: _write_pairs(out, runs[label], experiment, registry) for label, experiment in experiments.items()}
+    pairs = {label: _write_pairs(out, runs[label], experiment) for label, experiment in experiments.items()}
     protocol = {"display_ms": display_ms, "practice": PRACTICE, "trials": TRIALS, "side": SIDE,
                 "pairing": "same input" if same_input else "different inputs"}  # fmt: skip
-    images = [[label, [[pair["real"], pair["fake"]] for pair in own]] for label, own in pairs.items()]
+    seen = {label: experiment.translations.protocol() for label, experiment in experiments.items()}
+    images = [[label, seen[label], [[pair["real"], pair["fake"]] for pair in own]] for label, own in pairs.items()]
     study = hashlib.sha256(json.dumps([protocol, images]).encode()).hexdigest()[:12]
-    algorithms = [{"label": label, "pairs": own} for label, own in pairs.items()]
+    algorithms = [{"label": label, "translations": seen[label], "pairs": own} for label, own in pairs.items()]
     document = {"study": study, "protocol": protocol, "algorithms": algorithms}
     page = render_page(Path(__file__).with_name("study.html"), title=title, document=document, protocol=protocol)
     copy_file(Path(__file__).with_name("study.js"), out / "study.js")
@@ -81,7 +86,7 @@ def _write_files(
     return pairs
 
 
-def _write_pairs(out: Path, folder: Path, experiment: Experiment, registry: Registry) -> list[dict[str, str]]:
+def _write_pairs(out: Path, folder: Path, experiment: Experiment) -> list[dict[str, str]]:
     """Translate the test images of a run and write real and fake. Returns their ids and addresses."""
     store = Store(experiment.dataset.build(split=experiment.evaluate.split), compute=experiment.compute)
     if len(store) < PRACTICE + TRIALS:
@@ -89,14 +94,28 @@ def _write_pairs(out: Path, folder: Path, experiment: Experiment, registry: Regi
             f"{folder}: a session needs {PRACTICE + TRIALS} test images, and its data has {len(store)}: use a run "
             "with more test images"
         )
-    G, _ = load_network(folder / "model.safetensors", registry)
-    indices = range(0, len(store), -(-len(store) // MAX_TEST_IMAGES))
     pairs = []
-    for batch in single_batches(store, indices):
-        y_hat = translate(G, batch.x, experiment.evaluate.test_mode)
+    for batch, y_hat in _translate(folder, store, experiment.translations):
         _, real, fake = Encodings.of(store.dataset).to_rgb(batch.x, batch.y, y_hat)
         pairs.append({"id": batch.ids[0], "real": _write_image(out, real[0]), "fake": _write_image(out, fake[0])})
     return pairs
+
+
+def _translate(folder: Path, store: Store, translations: Translations) -> Iterator[tuple[Batch, Tensor]]:
+    """The test images that are shown, one to a batch, and their ŷ, as the evaluation of the run made them."""
+    model = load_model(folder, device="cpu", weights=translations.weights, at_use=translations.at_use)
+    translate_x = Translator(model.G, translations, model.size_divisor)
+    every, together = -(-len(store) // MAX_TEST_IMAGES), translations.test_batch
+    for start in range(0, len(store), together):
+        indices = range(start, min(start + together, len(store)))  # those that the evaluation translates together
+        if any(index % every == 0 for index in indices):
+            batches = [*single_batches(store, indices)]
+            [y_hats] = translate_x(torch.cat([batch.x for batch in batches]))
+            yield from (
+                (batch, y_hat)
+                for index, batch, y_hat in zip(indices, batches, y_hats.split(1), strict=True)
+                if index % every == 0
+            )
 
 
 def parse_runs(arguments: Sequence[str]) -> dict[str, Path]:

@@ -15,6 +15,7 @@ from torch import nn
 
 from p2pzoo.models.model import Model
 from p2pzoo.models.model_file import ModelHeader
+from p2pzoo.plugin import FileLayout
 from p2pzoo.utils.errors import UserError
 
 FILES = ["README.md", "model.onnx", "rdf.yaml", "test_input.npy", "test_output.npy"]
@@ -91,6 +92,27 @@ def test_the_description_says_what_x_and_y_are(package):
     assert (x["axes"][3]["unit"], x["axes"][3]["scale"]) == ("nanometer", 325)
     assert (y["axes"][3]["unit"], y["axes"][3]["scale"]) == ("nanometer", 325)
     assert (x["data"]["type"], y["data"]["type"]) == ("uint16", "float32")
+
+
+def test_the_package_says_at_which_scale_the_network_sees_images(tmp_path):
+    """Whoever gets the package has neither the terminal of the export nor a file_layout: ilastik resizes nothing."""
+    scaled = export_bioimageio(model_of(file_layout=FileLayout(scale=(0.25, 0.25))), tmp_path / "scaled", **ABOUT)
+    texts = (tmp_path / "scaled/README.md").read_text("utf-8"), read(tmp_path / "scaled")["description"]
+    for text in texts:
+        assert "at 0.25 of their size" in " ".join(text.split())
+    assert read(tmp_path / "scaled")["config"]["p2pzoo"] == {"run": "r1", "scale": [0.25, 0.25]}
+    assert not any("file_layout" in text for text in (*texts, *scaled.notes))
+    export_bioimageio(model_of(file_layout=FileLayout()), tmp_path / "native", **ABOUT)
+    assert "of their size" not in (tmp_path / "native/README.md").read_text("utf-8")
+    assert read(tmp_path / "native")["config"]["p2pzoo"] == {"run": "r1"}
+
+
+def test_the_package_says_that_dropout_is_off(tmp_path):
+    model = model_of()
+    model.G = nn.Sequential(model.G, nn.Dropout(0.5))
+    export_bioimageio(model, tmp_path / "paper", **ABOUT, test_mode="paper")
+    assert "dropout is off" in (tmp_path / "paper/README.md").read_text("utf-8")
+    assert "dropout is off" in read(tmp_path / "paper")["description"]
 
 
 @pytest.mark.parametrize(

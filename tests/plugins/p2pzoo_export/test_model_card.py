@@ -3,8 +3,10 @@
 import json
 import re
 import shutil
+import tomllib
 
 import pytest
+import tomli_w
 import yaml
 from huggingface_hub import ModelCard, ModelCardData
 from p2pzoo_export.model_card import FILES, UNKNOWN_LICENCE, describe_use, escape_markdown, format_code
@@ -13,6 +15,7 @@ from PIL import Image
 import p2pzoo
 from p2pzoo.images.color_spaces import Encodings
 from p2pzoo.models.model_file import ModelHeader
+from p2pzoo.models.safetensors_io import load_tensors, save_model_tensors
 from p2pzoo.plugin import FileLayout
 
 HOSTILE_TITLE = 'a: "b" # <script>alert(1)</script> [x](javascript:1) | `c` \n---\nlicense: mit'
@@ -103,6 +106,107 @@ def test_the_numbers_are_those_of_results_json(card_folder, finished):
     assert {metric["name"]: metric["value"] for metric in metrics} == expected
     rows = re.findall(r"^\| `([\w.]+)` \| ([\d.e-]+) \| 1 \| test ", text, re.MULTILINE)
     assert dict(rows) == {name: f"{value:.4g}" for name, value in expected.items()}
+
+
+@pytest.fixture(scope="module")
+def of_average(run_cli, arguments, tmp_path_factory):
+    """A run whose numbers and pictures are those of its average; one metric measures the last weights besides."""
+    runs = tmp_path_factory.mktemp("runs")
+    settings = (
+        "train.images=16",
+        "evaluate.weights=average",
+        "evaluate.at=[8]",
+        "evaluate.also.last.weights=last",
+    )
+    result = run_cli(*arguments(runs, *settings))
+    assert result.exit_code == 0, result.output
+    [folder] = runs.glob("*/*")
+    assert (folder / "average.safetensors").read_bytes() != (folder / "model.safetensors").read_bytes()
+    return folder
+
+
+def test_a_card_publishes_the_weights_that_its_numbers_measured(run_cli, of_average, tmp_path):
+    assert run_cli("card", of_average, "-o", tmp_path / "card").exit_code == 0
+    published = (tmp_path / "card/model.safetensors").read_bytes()
+    assert published == (of_average / "average.safetensors").read_bytes()
+    metadata, text = read_card(tmp_path / "card")
+    results = metadata["model-index"][0]["results"]
+    stated = {metric["name"]: metric["value"] for result in results for metric in result["metrics"]}
+    assert stated.keys() == {"l1", "psnr", "psnr.pooled"}, "no file has the weights of the others"
+    again = run_cli("evaluate", tmp_path / "card", "--json")
+    assert again.exit_code == 0, again.output
+    numbers = json.loads(again.output[again.output.index("{") :])["metrics"]
+    assert {name: number["value"] for name, number in numbers.items()} == pytest.approx(stated)
+    assert {result["dataset"]["args"]["weights"] for result in results} == {"average"}
+    assert "average of the weights" in text
+    assert "6 other numbers" in text
+
+
+def test_numbers_of_one_metric_differ_in_their_args(run_cli, arguments, tmp_path):
+    also = 'evaluate.also={eval={test_mode="eval"}}'
+    result = run_cli(*arguments(tmp_path / "runs", "train.images=4", also))
+    assert result.exit_code == 0, result.output
+    [folder] = (tmp_path / "runs").glob("*/*")
+    assert run_cli("card", folder, "-o", tmp_path / "card").exit_code == 0
+    results = read_card(tmp_path / "card")[0]["model-index"][0]["results"]
+    keys = [
+        (metric["name"].partition("@")[0] + metric["name"].partition(".")[2], json.dumps(result["dataset"]))
+        for result in results
+        for metric in result["metrics"]
+    ]
+    assert len(keys) == 6 == len(set(keys))
+
+
+def with_private_paths(finished, tmp_path):
+    """A copy of a run whose model file names folders of this machine, as files of older calibrations do."""
+    folder = shutil.copytree(finished, tmp_path / "run")
+    tensors, values = load_tensors(folder / "model.safetensors")
+    data = {"dataset": {"use": "datasets:folders", "inputs": "/home/Dr_Secret/x", "files": ["/home/Dr_Secret/y", 3]}}
+    calibration = {"level": 0.8, "factor": 1.5, "samples": 1, "test_mode": "eval", "blocks": 4, "images": [],
+                   "data": data, "metric": ""}  # fmt: skip
+    save_model_tensors(folder / "model.safetensors", tensors, values | {"calibration": calibration})
+    return folder
+
+
+def test_no_file_of_a_card_and_no_graph_has_a_path_of_this_machine(run_cli, finished, tmp_path):
+    folder = with_private_paths(finished, tmp_path)
+    assert b"Dr_Secret" in (folder / "model.safetensors").read_bytes()
+    assert run_cli("card", folder, "-o", tmp_path / "card").exit_code == 0
+    result = run_cli("export", folder, "--to", "torch-export", "-o", tmp_path / "model.pt2", "--test-mode", "eval")
+    assert result.exit_code == 0, result.output
+    for file in (*(tmp_path / "card").iterdir(), tmp_path / "model.pt2"):
+        assert b"Dr_Secret" not in file.read_bytes()
+    calibration = p2pzoo.load(tmp_path / "card", device="cpu").calibration
+    assert (calibration.level, calibration.factor) == (0.8, 1.5)
+    assert calibration.data == {"dataset": {"use": "datasets:folders", "files": [3]}}
+
+
+def test_a_card_says_that_its_recipe_names_private_paths(run_cli, finished, tmp_path):
+    folder = shutil.copytree(finished, tmp_path / "run")
+    recipe = tomllib.loads((folder / "recipe.toml").read_text())
+    recipe["init"]["generator"] = str(finished / "model.safetensors")
+    (folder / "recipe.toml").write_text(tomli_w.dumps(recipe))
+    result = run_cli("card", folder, "-o", tmp_path / "card")
+    assert result.exit_code == 0, result.output
+    assert "recipe.toml names absolute paths of this machine" in result.output
+    assert "names absolute paths" not in run_cli("card", finished, "-o", tmp_path / "other").output
+
+
+def test_a_run_without_its_average_gets_no_card_with_other_weights(run_cli, of_average, tmp_path):
+    shutil.copytree(of_average, tmp_path / "run")
+    (tmp_path / "run/average.safetensors").unlink()
+    result = run_cli("card", tmp_path / "run", "-o", tmp_path / "card")
+    assert (result.exit_code, "average" in result.output) == (2, True)
+    assert not (tmp_path / "card").exists()
+
+
+def test_an_export_of_a_run_has_the_weights_that_its_numbers_measured(run_cli, of_average, tmp_path):
+    for name, options in (("measured.pth", ()), ("average.pth", ("--weights", "average")),
+                          ("last.pth", ("--weights", "last"))):  # fmt: skip
+        result = run_cli("export", of_average, "--to", "mmagic", "-o", tmp_path / name, *options)
+        assert result.exit_code == 0, result.output
+    files = {name: (tmp_path / f"{name}.pth").read_bytes() for name in ("measured", "average", "last")}
+    assert files["measured"] == files["average"] != files["last"]
 
 
 def test_one_place_says_whether_kernels_were_deterministic(card_folder):

@@ -2,10 +2,12 @@
 
 import json
 import shutil
+import tomllib
 import warnings
 
 import numpy as np
 import pytest
+import tomli_w
 import torch
 from p2pzoo_intervals.calibrate import _group_by_block, calibrate
 from p2pzoo_intervals.coverage import IntervalCoverage
@@ -101,6 +103,29 @@ class TestCommand:
         exact = candidates[low].item()
         assert exact * (1 - 1e-5) <= model.calibration.factor <= exact * 1.0011
 
+    def test_no_published_file_says_where_the_data_are(self, trained, run_cli, tmp_path):
+        """Neither the model's file, nor a graph or a card: of a folder of this machine, and of a file in a subtable."""
+        secret = "Dr_Secret_Clinic"
+        for split in ("train", "val", "test"):
+            for number in range(5):
+                file = tmp_path / secret / split / f"{number}.png"
+                file.parent.mkdir(parents=True, exist_ok=True)
+                pixels = np.random.default_rng([len(split), number]).integers(0, 256, (32, 64, 3), dtype=np.uint8)
+                write_png(file, pixels)
+        folder = shutil.copytree(trained, tmp_path / "run")
+        recipe = tomllib.loads((folder / "recipe.toml").read_text())
+        for name in (secret, "elsewhere"):
+            recipe["dataset"] = {"use": "side-by-side", "root": str(tmp_path / name)}
+            (folder / "recipe.toml").write_text(tomli_w.dumps(recipe))
+            (tmp_path / secret).rename(tmp_path / name)
+            output = tmp_path / f"{name}.safetensors"
+            result = run_cli("calibrate", folder, "-o", output, "--level", "0.6")
+            assert result.exit_code == 0, result.output
+            (tmp_path / name).rename(tmp_path / secret)
+        assert (tmp_path / f"{secret}.safetensors").read_bytes() == (tmp_path / "elsewhere.safetensors").read_bytes()
+        assert header_of(output)["calibration"]["data"]["dataset"]["use"] == "datasets:side-by-side"
+        assert len(header_of(output)["calibration"]["images"]) == 5
+
     def test_it_prints_one_document(self, trained, run_cli, tmp_path):
         result = run_cli("calibrate", trained, "--json", "-o", tmp_path / "new.safetensors", "--level", "0.5")
         document = json.loads(result.output[result.output.index("{") :])
@@ -158,6 +183,39 @@ class TestCommand:
         result = run_cli("calibrate", status.parent)
         assert result.exit_code == 2
         assert "not finished" in result.output
+
+
+class TestOtherRecipes:
+    def test_another_scale_than_that_of_the_training_is_refused(self, trained, run_cli, tmp_path):
+        """`translate --interval` shows the model images at the scale of its training."""
+        tensors, header = safetensors_io.load_tensors(trained / "model.safetensors")
+        for name, scale in (("same", 1.0), ("other", 0.25)):
+            layout = {"size": [64, 64], "scale": [scale, scale], "x_half": None, "alpha": False}
+            safetensors_io.save_model_tensors(
+                tmp_path / f"{name}.safetensors", tensors, header | {"file_layout": layout}
+            )
+        for split in ("train", "val", "test"):
+            for number in range(5):
+                file = tmp_path / "data" / split / f"{number}.png"
+                file.parent.mkdir(parents=True, exist_ok=True)
+                pixels = np.random.default_rng([len(split), number]).integers(0, 256, (64, 128, 3), dtype=np.uint8)
+                write_png(file, pixels)
+        recipe = tomllib.loads((trained / "recipe.toml").read_text())
+        recipe["dataset"] = {"use": "side-by-side", "root": str(tmp_path / "data")}
+        (tmp_path / "mine.toml").write_text(tomli_w.dumps({k: v for k, v in recipe.items() if k != "profile"}))
+        options = ("--recipe", tmp_path / "mine.toml", "--level", "0.6", "-o", tmp_path / "out.safetensors")
+        refused = run_cli("calibrate", tmp_path / "other.safetensors", *options)
+        assert refused.exit_code == 2, refused.output
+        assert "mine brings images to 1 of their size, the model's training to 0.25" in refused.output
+        assert not (tmp_path / "out.safetensors").exists()
+        accepted = run_cli("calibrate", tmp_path / "same.safetensors", *options)
+        assert accepted.exit_code == 0, accepted.output
+        assert "mine is not the recipe of the model's run" in accepted.output
+
+    def test_the_own_recipe_needs_no_note(self, trained, run_cli, tmp_path):
+        options = ("--recipe", trained / "recipe.toml", "-o", tmp_path / "out.safetensors")
+        result = run_cli("calibrate", trained, *options)
+        assert (result.exit_code, "is not the recipe" in result.output) == (0, False), result.output
 
 
 class TestSamples:

@@ -1,6 +1,7 @@
 """quantile-head: its bounds, its loss, the generators inside, training and what it refuses."""
 
 import doctest
+import json
 
 import pytest
 import torch
@@ -152,6 +153,74 @@ def register_generators(register):
     )
     with pytest.raises(UserError, match="'seeing' sees the target in training, as the head does"):
         p2pzoo.create("generator", "quantile-head", in_channels=3, out_channels=3, of={"use": "seeing"})
+
+
+class TestFilesOfTheGeneratorInside:
+    """`of` is a table of a generator as [generator] is: its files are found beside the recipe, and count by content."""
+
+    @pytest.fixture
+    def recipe(self, install, tiny, tmp_path):
+        """A recipe beside a file that its inner generator reads. It is loaded in another folder."""
+        install(
+            "filed_plugin",
+            """
+from pathlib import Path
+
+import p2pzoo
+from torch import nn
+
+class Filed(nn.Conv2d):
+    def __init__(self, in_channels: int, out_channels: int, *, weights: Path | None = None, bias: bool = True):
+        super().__init__(in_channels, out_channels, 1, bias=bias)
+        if weights:
+            assert weights.read_text()
+
+@p2pzoo.hookimpl
+def register_generators(register):
+    register("filed", Filed)
+""",
+        )
+        file = tmp_path / "Dr_Secret" / "of.toml"
+        file.parent.mkdir()
+        (file.parent / "w.pth").write_text("one")
+        file.write_text(
+            f"extends = {json.dumps(str(tiny))}\ndrop = ['discriminator', 'gan_loss']\n"
+            '[generator]\nuse = "quantile-head"\nof = { use = "filed", weights = "w.pth" }\n'
+        )
+        return file
+
+    def test_another_content_is_another_run(self, recipe):
+        experiment = config.load(str(recipe), "smoke")
+        first = experiment.id
+        assert experiment.generator.values["of"]["weights"] == recipe.parent / "w.pth"
+        (recipe.parent / "w.pth").write_text("two")
+        second = config.load(str(recipe), "smoke").id
+        (recipe.parent / "w.pth").write_text("one")
+        (recipe.parent / "w.pth").rename(recipe.parent / "v.pth")
+        elsewhere = "generator.of.weights=" + json.dumps(str(recipe.parent / "v.pth"))
+        assert first == config.load(str(recipe), "smoke", [elsewhere]).id != second
+
+    def test_the_model_loads_alone_and_does_not_say_where_the_file_was(self, recipe, run_cli, tmp_path):
+        result = run_cli("run", recipe, "--profile", "smoke", "--runs", tmp_path / "runs", "-s", "train.images=2",
+                         "-s", "generator.of.bias=false")  # fmt: skip
+        assert result.exit_code == 0, result.output
+        [file] = (tmp_path / "runs").glob("*/*/model.safetensors")
+        assert b"Dr_Secret" not in file.read_bytes()
+        (recipe.parent / "w.pth").unlink()
+        assert p2pzoo.load(file, device="cpu").header.params["of"] == {"use": "filed", "bias": False}
+
+
+def test_another_generator_inside_drops_the_parameters_of_the_one_before(tmp_path):
+    recipe = tmp_path / "mine.toml"
+    recipe.write_text('extends = "zoo:modern/quantiles.toml"\n[generator.of]\nuse = "resnet6"\n')
+    of = config.load(str(recipe), "smoke").generator.values["of"]
+    assert (of["use"], "noise" in of) == ("resnet6", False)
+    kept = config.load("zoo:modern/quantiles.toml", "smoke", ['generator.of={use="pix2pix:unet"}'])
+    assert kept.generator.values["of"]["noise"] == "none"
+
+
+def test_ids_without_files_are_those_of_earlier_versions():
+    assert config.load("zoo:modern/quantiles.toml", "smoke").id == "44dd2b949e"
 
 
 def test_it_trains_resumes_to_the_same_bits_and_loads_alone(run, tmp_path):

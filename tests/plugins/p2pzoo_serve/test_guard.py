@@ -1,5 +1,7 @@
 """Who may ask: other sites, other names of the server, and clients without the token may not."""
 
+import asyncio
+
 import pytest
 from p2pzoo_serve.commands import make_access, parse_public_url, read_token
 from p2pzoo_serve.guard import HEADERS, WITHOUT_TOKEN, Access
@@ -56,6 +58,48 @@ def test_the_origin_of_a_reverse_proxy_is_its_own_also_where_it_changes_the_host
     assert check(LOOPBACK, "POST", host=HOST, origin="https://zoo.example") is None
     assert check(LOOPBACK, "POST", host="zoo.example", origin="https://zoo.example") is None
     assert check(LOOPBACK, "POST", host=HOST, origin="http://zoo.example") == 403
+
+
+class TestAClientThatStopsReading:
+    """The app of the server as it is: Starlette hides what `send` raises, once the answer has begun."""
+
+    def ask(self, serve, image, patience, *, fails=False, host=HOST):
+        """POST an image to the real app, whose client takes the head of the answer and no more."""
+        app = serve(patience=patience).app
+        content, sent = image(64, 64, 0), []
+
+        async def receive():
+            if not sent and not asked:
+                asked.append(True)
+                return {"type": "http.request", "body": content, "more_body": False}
+            await asyncio.sleep(60)
+
+        async def send(message):
+            sent.append(message["type"])
+            if len(sent) > 1:
+                if fails:
+                    raise RuntimeError("a fault of the server")
+                await asyncio.sleep(60)
+
+        asked = []
+        headers = [(b"host", host.encode()), (b"content-type", b"image/png"), (b"content-length", b"%d" % len(content))]
+        scope = {
+            "type": "http", "method": "POST", "path": "/translate", "raw_path": b"/translate", "query_string": b"",
+            "headers": headers, "http_version": "1.1", "scheme": "http", "server": ("x", 1), "client": ("y", 2),
+            "root_path": "",
+        }  # fmt: skip
+        asyncio.run(app(scope, receive, send))
+        return sent
+
+    def test_it_leaves_no_traceback(self, serve, image):
+        assert self.ask(serve, image, 2.0)[:2] == ["http.response.start", "http.response.body"]
+
+    def test_a_refusal_that_nobody_takes_leaves_none_either(self, serve, image):
+        assert self.ask(serve, image, 0.2, host="evil.example") == ["http.response.start", "http.response.body"]
+
+    def test_other_failures_are_not_hidden(self, serve, image):
+        with pytest.raises(RuntimeError, match="a fault of the server"):
+            self.ask(serve, image, 2.0, fails=True)
 
 
 class TestToken:

@@ -146,6 +146,20 @@ class TestInABrowser:
                 wait_until(page, "failed")
             assert faults == []
 
+    @pytest.mark.parametrize("name", ["random", "calibrated"])
+    def test_an_upload_may_have_the_name_of_a_width(self, serve, open_page, name):
+        """Without an interval there is no promise, whatever the files are called, also in a batch."""
+        with running(serve(name).service) as port:
+            page, faults = open_page(port)
+            wait_until(page, "ready")
+            for uploads in ([("street-width", make_image())], [("a", make_image()), ("b-width", make_image(seed=1))]):
+                choose(page, *uploads)
+                wait_until(page, "done")
+                assert page.locator("#promise").is_hidden()
+                assert page.locator("#comparison").is_visible()
+                page.evaluate("document.body.dataset.state = 'waiting'")
+            assert faults == []
+
     def test_the_token_of_the_address_is_sent(self, serve, open_page):
         from p2pzoo_serve.guard import Access
 

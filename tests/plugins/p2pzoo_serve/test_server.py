@@ -15,11 +15,27 @@ import urllib.request
 import numpy as np
 import pytest
 from p2pzoo_serve import server as server_module
+from p2pzoo_serve.commands import load_served_model
 from p2pzoo_serve.interface import ClientGone, Limits, Refusal
 from p2pzoo_serve.uploads import read_body
 from PIL import Image
 from served_images import encode, make_image, unzip
 from serving import running
+
+from p2pzoo.models.safetensors_io import load_tensors, save_model_tensors
+
+
+@pytest.mark.parametrize("evaluated", ["last", "average"])
+def test_a_run_is_served_with_the_weights_that_its_numbers_measured(with_dropout, tmp_path, evaluated):
+    tensors, header = load_tensors(with_dropout / "model.safetensors")
+    for name, weights in (("model", "last"), ("average", "average")):
+        save_model_tensors(tmp_path / f"{name}.safetensors", tensors, header | {"weights": weights})
+    (tmp_path / "status.json").write_text('{"state": "complete"}')
+    (tmp_path / "recipe.toml").write_text(f'[evaluate]\nweights = "{evaluated}"\n')
+    assert load_served_model(tmp_path, "cpu", "fp32").weights == evaluated
+    assert load_served_model(tmp_path, "cpu", "fp32", "last").weights == "last"
+    (tmp_path / "status.json").unlink()
+    assert load_served_model(tmp_path, "cpu", "fp32").weights == "last", "of a folder with one model: that model"
 
 
 async def exchange(port, *parts, pause=0.0):

@@ -1,13 +1,21 @@
 """The perceptual study: a page with the paper's protocol, and the analysis of its sessions."""
 
+import itertools
 import json
 import re
+import shutil
 
 import numpy as np
 import pytest
 from p2pzoo_bench.intervals import between_groups
-from p2pzoo_study.analysis import analyse, read_sessions
+from p2pzoo_study.analysis import analyse, rate_interval, read_sessions
 from PIL import Image
+
+from p2pzoo import config
+from p2pzoo.data import Store, single_batches
+from p2pzoo.images.grid import to_uint8_rgb
+from p2pzoo.models.load import load_model
+from p2pzoo.models.test_modes import translate
 
 PROTOCOL = {"display_ms": 1000, "practice": 10, "trials": 40, "side": 256, "pairing": "different inputs"}
 
@@ -49,6 +57,39 @@ def test_the_protocol_is_the_papers_and_real_and_fake_have_the_same_size(run_cli
         sizes = {Image.open(tmp_path / "out" / pair[kind]).size for kind in ("real", "fake")}
         assert sizes == {(64, 64)}
         assert re.fullmatch(r"images/[0-9a-f]{16}\.png", pair["fake"]), "its name does not reveal that it is fake"
+
+
+def test_the_fakes_are_those_that_the_numbers_of_the_run_measure(run, run_cli, tmp_path):
+    """Another evaluation of the same run: its average, in test mode eval, with its own steps of the process."""
+    settings = ("train.images=8", "dataset.stride=64", "evaluate.weights=average", "evaluate.test_mode=eval",
+                "process.use=flow", "generator.norm=group", "generator.noise=none",
+                'drop=["discriminator", "gan_loss"]', "losses.l1.weight=1", "evaluate.process={steps=3}")  # fmt: skip
+    result = run(tmp_path / "runs", *settings)
+    assert result.exit_code == 0, result.output
+    [folder] = (tmp_path / "runs").glob("*/*")
+    assert run_cli("study", folder, "-o", tmp_path / "out").exit_code == 0
+    document = read_document(tmp_path / "out")
+    [algorithm] = document["algorithms"]
+    assert algorithm["translations"] == {"test_mode": "eval", "weights": "average", "process": {"steps": 3}}
+    experiment = config.load(str(folder / "recipe.toml"))
+    x = next(single_batches(Store(experiment.dataset.build(split="test"), compute=experiment.compute), [0])).x
+    fakes = {}
+    for weights, steps in itertools.product(("last", "average"), (3, 4)):
+        model = load_model(folder, device="cpu", weights=weights, at_use={"process": {"steps": steps}})
+        fakes[weights, steps] = to_uint8_rgb(translate(model.G, x, "eval")[0])
+    shown = np.asarray(Image.open(tmp_path / "out" / algorithm["pairs"][0]["fake"]))
+    assert [key for key, fake in fakes.items() if np.array_equal(fake, shown)] == [("average", 3)]
+
+
+def test_other_translations_are_another_study(run_cli, trained, tmp_path):
+    shutil.copytree(trained, tmp_path / "run")
+    recipe = (tmp_path / "run/recipe.toml").read_text()
+    (tmp_path / "run/recipe.toml").write_text(recipe.replace('weights = "last"', 'weights = "average"'))
+    documents = []
+    for number, folder in enumerate((trained, tmp_path / "run")):
+        assert run_cli("study", f"a={folder}", "-o", tmp_path / f"{number}").exit_code == 0
+        documents.append(read_document(tmp_path / f"{number}"))
+    assert documents[0]["study"] != documents[1]["study"]
 
 
 def test_a_page_loads_nothing_and_escapes_its_title(study):
@@ -117,6 +158,61 @@ def test_p_is_small_only_for_algorithms_that_differ(saved):
     assert differences["good", "same"]["p"] > 0.05
 
 
+def test_one_label_of_two_studies_is_refused(saved, run_cli):
+    """A page of a retrained model has the recipe's name as label too: the mean of both would be the rate of neither."""
+    files = saved(*(session(f"p{i}", 2, "l1", study="aaa") for i in range(5)),
+                  *(session(f"p{i}", 20, "l1", study="bbb") for i in range(5)))  # fmt: skip
+    result = run_cli("study-analyze", *files)
+    assert result.exit_code == 2
+    assert f"{files[5]}: 'l1' is another study's algorithm in {files[0]}" in result.output
+    assert "analyse them separately" in result.output
+
+
+def test_two_studies_with_different_labels_are_joined(saved):
+    sessions = [session(f"{study}{i}", 2 + i, study, study=study) for study in ("to", "from") for i in range(5)]
+    analysis = analyse(read_sessions(saved(*sessions)))
+    assert analysis["differences"][0]["p"] is not None
+    assert analysis["differences"][0]["same_people"] == 0
+
+
+def test_people_of_two_studies_are_not_taken_for_different_people(saved, run_cli):
+    sessions = [session(f"p{i}", 2 + 4 * j + i, f"a{j}", study=f"s{j}") for j in range(2) for i in range(5)]
+    files = saved(*sessions)
+    [pair] = analyse(read_sessions(files))["differences"]
+    assert (pair["p"], pair["low"], pair["high"], pair["same_people"]) == (None, None, None, 5)
+    output = run_cli("study-analyze", *files).output
+    assert "no p: 5 participants are in both groups" in output
+
+
+class TestIntervals:
+    @pytest.mark.parametrize("counts", [[0] * 9 + [1], [0] * 19 + [1], [0, 0, 0, 1], [0] * 6, [40] * 6, [8] * 5])
+    def test_an_interval_is_in_its_range_and_around_the_rate(self, saved, counts):
+        row = analyse(read_sessions(saved(*(session(str(i), k) for i, k in enumerate(counts)))))["algorithms"]["a"]
+        assert 0 <= row["low"] <= row["fooled"] <= row["high"] <= 100
+        assert row["high"] - row["low"] > 0.5, "people who agree by chance are no proof"
+
+    def test_fewer_than_four_participants_have_none(self):
+        assert rate_interval([0.0, 2.5, 0.0], [40, 40, 40]).low is None
+
+    @pytest.mark.parametrize("people", [5, 10, 30])
+    @pytest.mark.parametrize("rate", [0.028, 0.061, 0.189, 0.4])
+    @pytest.mark.parametrize("spread", [0.0, 0.03])
+    def test_it_keeps_its_level(self, people, rate, spread):
+        """spread: the correlation of the trials of a participant, by a beta distribution of their rates."""
+        rng = np.random.default_rng([people, int(1e3 * rate), int(100 * spread)])
+        strength = (1 - spread) / spread if spread else None
+        size = (1500, people)
+        rates = rng.beta(rate * strength, (1 - rate) * strength, size) if strength else np.full(size, rate)
+        intervals = [rate_interval(100 * row / 40, [40] * people) for row in rng.binomial(40, rates)]
+        covered = np.mean([each.low <= 100 * rate <= each.high for each in intervals])
+        assert 0.93 - 0.013 < covered < (0.97 if people > 5 or rate > 0.05 else 0.985) + 0.013, "± 2 standard errors"
+
+    def test_the_interval_of_a_difference_contains_none_of_two_equal_rates(self, saved):
+        sessions = [session(f"{name}{i}", k, name) for name in "ab" for i, k in enumerate((0, 0, 0, 1, 0))]
+        [pair] = analyse(read_sessions(saved(*sessions)))["differences"]
+        assert -100 <= pair["low"] < 0 < pair["high"] <= 100
+
+
 def test_trials_that_were_shown_too_long_do_not_count_and_are_reported(saved, run_cli):
     files = saved(session("1", 10), session("2", 40, first_ms=1300.0))
     result = run_cli("study-analyze", *files)
@@ -150,7 +246,7 @@ def test_a_table_has_our_rates_and_the_papers(saved, run_cli):
     files = saved(*(session(str(i), 8, "map_to_aerial") for i in range(5)))
     result = run_cli("study-analyze", *files, "--table", "zoo:table4_maps.toml")
     assert result.exit_code == 0, result.output
-    assert "| L1 + cGAN, map → photo | 20.0 | 5 | 18.9 ± 2.5 |" in result.output
+    assert "| L1 + cGAN, map → photo | 20.0 [15.8, 25.0] | 5 | 18.9 ± 2.5 |" in result.output
     assert "| L1, map → photo | – | – | 0.8 ± 0.3 |" in result.output
 
 
