@@ -98,7 +98,7 @@ def load(
     *,
     device: str = "auto",
     precision: str = "fp32",
-    weights: str = "last",
+    weights: str | None = None,
     process: Mapping[str, Any] | None = None,
     generator: Mapping[str, Any] | None = None,
 ) -> "Model":
@@ -108,7 +108,8 @@ def load(
                ships, or "hf:OWNER/NAME" for one on the Hugging Face hub
     device     "auto", "cpu", "cuda" or "mps"
     precision  "fp32", or "bf16" (eval mode only)
-    weights    of a run: "last", those after the last step, or "average", their average over the training
+    weights    of a run: "last", those after the last step, or "average", their average over the training. None: those
+               that its numbers measured
     process    parameters of the model's process that differ from the training, such as {"steps": 4}
     generator  the same of its generator. Both take only parameters that training does not depend on
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from p2pzoo.cli.options import F, at_use_options, json_option
+from p2pzoo.cli.options import F, at_use_options, json_option, weights_option
 from p2pzoo.utils.errors import UserError
 
 ShowProgress = Callable[[str, int, int], None]  # what is done, such as "planes"; how many; of how many
@@ -21,8 +21,7 @@ def model_options(command: F) -> F:
         click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True,
                      help="Seed the random numbers of the translation."),
         at_use_options,
-        click.option("--weights", type=click.Choice(["last", "average"]), default="last", show_default=True,
-                     help="Of a run: the weights after the last step, or their average over the training."),
+        weights_option,
         click.option("--force", is_flag=True, help="Overwrite OUT."),
         click.option("--device", type=click.Choice(["auto", "cpu", "cuda", "mps"]), default="auto", show_default=True,
                      help="Compute on this device."),

@@ -31,6 +31,7 @@ __all__ = [
     "recipe_argument",
     "resume_command",
     "stop",
+    "weights_option",
     "with_parent_option",
     "without_nan",
 ]
@@ -41,6 +42,12 @@ JSON_REQUESTED, JSON_PRINTED = "p2pzoo.json requested", "p2pzoo.json printed"  #
 
 # gives the command a parameter as_json; errors of a command with --json are printed as {"error": …} by p2pzoo itself
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON document on standard output.")
+weights_option = click.option(
+    "--weights",
+    type=click.Choice(["last", "average"]),
+    help="Of a run: the weights after the last step, or their average over the training [default: those that its "
+    "numbers measured].",
+)
 profile_option = click.option(
     "--profile",
     metavar="NAME",

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
-from p2pzoo.cli.options import at_use_options, json_option, print_json, stop
+from p2pzoo.cli.options import at_use_options, json_option, print_json, stop, weights_option
 from p2pzoo.utils.errors import UserError
 from p2pzoo.utils.plurals import format_count
 from p2pzoo.utils.signals import exit_code
@@ -64,8 +64,7 @@ OUTPUT_SUFFIXES = (".png", ".tif", ".tiff", ".npy", ".jpg", ".jpeg", ".webp")
 @click.option("--background", metavar="COLOR",
               help="Put transparent images on this color: white, black or R,G,B (0 to 255) "
                    "[default: that of the training images].")  # fmt: skip
-@click.option("--weights", type=click.Choice(["last", "average"]), default="last", show_default=True,
-              help="Of a run: the weights after the last step, or their average over the training.")  # fmt: skip
+@weights_option
 @click.option("--precision", type=click.Choice(["fp32", "bf16"]), default="fp32", show_default=True,
               help="bf16, in eval mode: faster on hardware that has it; pixels differ by about one level.")  # fmt: skip
 @click.option("--format", "suffix", type=click.Choice(["png", "tif", "npy", "jpg", "webp"]),
@@ -92,7 +91,7 @@ def translate_command(
     size: tuple[int, int] | None,
     half: Half | None,
     background: str | None,
-    weights: str,
+    weights: str | None,
     precision: str,
     suffix: str | None,
     quality: int | None,
@@ -143,7 +142,7 @@ def _load(
     path: Path,
     device: str,
     precision: str,
-    weights: str,
+    weights: str | None,
     background: str | None,
     at_use: Mapping[str, Mapping[str, Any]],
 ) -> Model:

@@ -27,7 +27,7 @@ def load_model(
     *,
     device: str = "auto",
     precision: str = "fp32",
-    weights: str = "last",
+    weights: str | None = None,
     at_use: AtUse | None = None,
 ) -> Model:
     """Load a trained model. `p2pzoo.load` calls this function.
@@ -37,7 +37,8 @@ def load_model(
         checkpoint is taken, with a warning that says how far the training was.
     device: "auto", "cpu", "cuda" or "mps".
     precision: "fp32", or "bf16" for eval mode only.
-    weights: of a run: "last", those after the last step, or "average", their average over the training.
+    weights: of a run: "last", those after the last step, or "average", their average over the training. None: those
+        that its numbers measured.
     at_use: parameters that may differ from the training, {"process": {"steps": 4}}. A calibration does not hold then.
 
     Raises UserError if there is no such model, the device is not available or a parameter does not fit, DamagedFile
@@ -46,11 +47,11 @@ def load_model(
     >>> load_model("zoo:earth-small", device="cpu").size
     (128, 128)
     """
-    if weights not in ("last", "average"):
+    if weights not in (None, "last", "average"):
         raise ValueError(f"weights must be 'last' or 'average', not {weights!r}")
     address = found.address if (found := find_model(path)) else None
     path = Path(address or path)  # the version that was found, also if the name means another one a second later
-    tensors, json_header, file = read_model(path if weights == "last" else find_average(path))
+    tensors, json_header, file = read_model(path, weights)
     header = with_parameters(ModelHeader.parse(json_header, file), at_use, registry())
     G = restore_network(tensors, header, file, registry())
     for key in ("run", "test_mode", "size_divisor"):
@@ -74,11 +75,13 @@ def resolve_model_path(path: Path) -> Path:
     return found.folder if (found := find_model(path)) else find_only_run(path)
 
 
-def read_model(path: Path) -> tuple[dict[str, Tensor], dict[str, Any], Path]:
+def read_model(path: Path, weights: str | None = None) -> tuple[dict[str, Tensor], dict[str, Any], Path]:
     """The tensors and the header of the model that `path` names, as `load_model` takes it, and their file.
 
     Raises UserError if there is no such model, DamagedFile if it is damaged.
     """
+    if (weights or find_measured_weights(path)) == "average":
+        path = find_average(path)
     folder = resolve_model_path(path)
     if is_unfinished(folder):
         return load_newest_checkpoint(folder)
@@ -92,7 +95,7 @@ def find_average(path: Path) -> Path:
     file = folder / "average.safetensors" if folder.is_dir() else folder
     if folder.is_dir() and not file.is_file():
         reason = "is not finished" if is_unfinished(folder) else "keeps no average of its weights"
-        raise UserError(f"{path}: this run {reason}: translate with its last weights (--weights last)")
+        raise UserError(f"{path}: this run {reason}: take its last weights (--weights last)")
     if load_tensors(file, lambda *_: False)[1].get("weights") != "average":
         raise UserError(f"{path}: holds no average of weights: give the folder of a run")
     return file

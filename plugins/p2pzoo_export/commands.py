@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from p2pzoo_hub.push_options import push_options
 
-from p2pzoo.cli.options import at_use_options, json_option, print_json
+from p2pzoo.cli.options import at_use_options, json_option, print_json, weights_option
 from p2pzoo.utils.errors import UserError
 from p2pzoo.utils.plurals import format_count
 
@@ -117,9 +117,7 @@ def _layout(scale: str | None) -> FileLayout | None:
               help="Test mode of a graph. paper: statistics of the image itself, no dropout, one image at a time; "
                    "eval: running statistics [default: the model's].")  # fmt: skip
 @at_use_options
-@click.option("--weights", type=click.Choice(["last", "average"]),
-              help="Of a run: the weights after the last step, or their average over the training [default: those that "
-                   "its numbers measured].")  # fmt: skip
+@weights_option
 @click.option("--fp16", is_flag=True, help="Compute in float16, half the size (onnx, web).")
 @click.option("--int8", is_flag=True, help="Store weights in 8 bits, a quarter of the size (onnx, web).")
 @click.option("--ort-dir", type=click.Path(path_type=Path, exists=True), metavar="DIR",

@@ -22,7 +22,7 @@ from p2pzoo.config.recipe import iter_leaves
 from p2pzoo.config.settings import AT_USE_KINDS
 from p2pzoo.images.io import can_hold
 from p2pzoo.models import safetensors_io
-from p2pzoo.models.load import find_average, find_measured_weights, read_model
+from p2pzoo.models.load import read_model
 from p2pzoo.models.model_file import ModelHeader
 from p2pzoo.models.safetensors_io import save_model_tensors
 from p2pzoo.models.scaling import Scaling
@@ -73,8 +73,7 @@ def write_card(
     if existing := [out / name for name in FILES if (out / name).exists() and not force]:
         raise UserError(f"{existing[0]}: already exists; --force overwrites it")
     experiment = config.load(str(run.recipe), registry=registry)
-    weights = find_measured_weights(run.folder)
-    tensors, json_header, file = read_model(folder if weights == "last" else find_average(folder))
+    tensors, json_header, file = read_model(folder)
     header = ModelHeader.parse(json_header, file)
     published = without_private_paths(json_header)
     samples = _find_samples(run, experiment, header)

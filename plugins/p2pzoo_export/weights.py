@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from p2pzoo.config.experiment import Component
 from p2pzoo.models.build import build_network, build_on_meta
-from p2pzoo.models.load import find_average, read_model
+from p2pzoo.models.load import read_model
 from p2pzoo.models.model_file import ModelHeader, restore_network
 from p2pzoo.models.safetensors_io import load_into, save_model
 from p2pzoo.plugin import FileLayout, InferredConfig, StateDictFormat, schema
@@ -275,15 +275,15 @@ def check_format(to: str, registry: Registry) -> None:
         raise UserError(f"--to: no format '{to}'{did_you_mean(to, names)}")
 
 
-def export_weights(model: Path, to: str, output: Path, registry: Registry, *, weights: str = "last") -> list[str]:
+def export_weights(model: Path, to: str, output: Path, registry: Registry, *, weights: str | None = None) -> list[str]:
     """Write a network in the weight format `to`; return notes about differences.
 
     model    a run folder, a model file, or zoo:NAME, as `p2pzoo.load` takes it
-    weights  of a run: "last" or "average"
+    weights  of a run: "last" or "average"; None: those that its numbers measured
 
     Raises UserError if there is no such format, or if the other code has no such network.
     """
-    tensors, json_header, path = read_model(model if weights == "last" else find_average(model))
+    tensors, json_header, path = read_model(model, weights)
     kind = next((part for part in PARTS if part in json_header), PARTS[0])
     header = ModelHeader.parse(json_header, path, kind)
     if header.process:

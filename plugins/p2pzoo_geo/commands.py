@@ -41,7 +41,7 @@ def translate_scene_command(
     cog: bool,
     seed: int,
     at_use: Mapping[str, Mapping[str, Any]],
-    weights: str,
+    weights: str | None,
     precision: str,
     fresh: bool,
     force: bool,

@@ -40,7 +40,7 @@ def translate_volume_command(
     output: Path,
     axes: str,
     at_use: Mapping[str, Mapping[str, Any]],
-    weights: str,
+    weights: str | None,
     force: bool,
     device: str,
     quiet: bool,

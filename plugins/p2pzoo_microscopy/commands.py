@@ -44,7 +44,7 @@ def translate_stack_command(
     overlap: int | None,
     seed: int,
     at_use: Mapping[str, Mapping[str, Any]],
-    weights: str,
+    weights: str | None,
     precision: str,
     force: bool,
     device: str,

@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 
 import click
 
-from p2pzoo.cli.options import json_option, print_json, stop
+from p2pzoo.cli.options import json_option, print_json, stop, weights_option
 from p2pzoo.utils.errors import UserError
 from p2pzoo.utils.signals import exit_code
 from p2pzoo.utils.terminal import escape
@@ -38,9 +38,7 @@ STOP_SECONDS = 1.0  # in which the network ends after Ctrl-C: one layer of it
                    "a new one where --host or --public-url needs one].")  # fmt: skip
 @click.option("--public-url", metavar="URL",
               help="The address at which a reverse proxy shows the page, such as https://zoo.example.org.")  # fmt: skip
-@click.option("--weights", type=click.Choice(["last", "average"]),
-              help="Of a run: the weights after the last step, or their average over the training [default: those that "
-                   "its numbers measured].")  # fmt: skip
+@weights_option
 @click.option("--test-mode", type=click.Choice(["paper", "eval"]),
               help="Run the generator as in training (paper: dropout, statistics of the image itself) or with neither "
                    "(eval) [default: the model's].")  # fmt: skip
@@ -117,9 +115,9 @@ def serve_command(
 def load_served_model(path: Path, device: str, precision: str, weights: str | None = None) -> Model:
     """The model that is served. weights: of a run; None: those that its numbers measured."""
     from p2pzoo.compute.engine import keep_freed_memory
-    from p2pzoo.models.load import find_measured_weights, load_model
+    from p2pzoo.models.load import load_model
 
-    model = load_model(path, device=device, precision=precision, weights=weights or find_measured_weights(path))
+    model = load_model(path, device=device, precision=precision, weights=weights)
     if model.device.type == "cpu":
         keep_freed_memory()
     return model

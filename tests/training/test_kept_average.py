@@ -308,6 +308,22 @@ class TestTranslate:
             assert np.array_equal(np.load(out), np.asarray(expected))
         assert not np.array_equal(np.load(tmp_path / "last.npy"), np.load(tmp_path / "average.npy"))
 
+    def test_a_run_stands_for_the_weights_that_its_numbers_measured(self, run, measured, photo, run_cli, tmp_path):
+        """What the report shows is what is translated; a run that is not finished has its last weights."""
+        averaged = run("train.images=8", "evaluate.weights=average").run.folder
+        for folder, weights in ((averaged, "average"), (measured.run.folder, "last")):
+            assert run_cli("translate", folder, photo, "-o", out := tmp_path / f"{weights}.npy").exit_code == 0
+            by_default, chosen, other = (
+                np.asarray(p2pzoo.load(folder, device="cpu", weights=name).translate(str(photo)))
+                for name in (None, weights, {"average": "last", "last": "average"}[weights])
+            )
+            assert np.array_equal(np.load(out), by_default)
+            assert np.array_equal(by_default, chosen)
+            assert not np.array_equal(by_default, other)
+        (averaged / "model.safetensors").unlink()
+        with pytest.warns(UserWarning):
+            assert p2pzoo.load(averaged, device="cpu").weights == "last"
+
     def test_the_file_says_so(self, measured, photo, run_cli, tmp_path):
         from PIL import Image
 
