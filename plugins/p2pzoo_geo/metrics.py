@@ -20,7 +20,7 @@ class BandError:
 
     With the dataset `scenes`, pixels of the class "valid" count, and each band has its scale; with another dataset, the
     class of that name if there is one, else all pixels, and the dataset's `y_range`, or 0 to 255 where y is stored as
-    colours of Lab or as one-hot classes: metrics see RGB. NaN if no pixel counts.
+    colours of Lab or as one-hot classes: metrics are given RGB. NaN if no pixel counts.
     """
 
     version = "1"

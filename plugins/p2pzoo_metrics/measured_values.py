@@ -17,8 +17,8 @@ class MAE:
     """Mean |y − ŷ| in the units of the dataset's values, over all pixels or those of some classes.
 
     The dataset's `y_range` says which stored values became -1 and 1: with 0 to 255 the unit is a level of 8 bit, with
-    -1000 to 2000 a Hounsfield unit. Where y is stored as colours of Lab or as one-hot classes, metrics see RGB, and the
-    unit is one of its levels of 8 bit. All counted pixels have equal weight, whichever image they are in; with
+    -1000 to 2000 a Hounsfield unit. Where y is stored as colours of Lab or as one-hot classes, metrics are given RGB,
+    and the unit is one of its levels of 8 bit. All counted pixels have equal weight, whichever image they are in; with
     `classes` this differs from the mean over images. NaN if none is counted.
 
     classes  names of the classes whose pixels count, of a dataset with labels. Default: all pixels, labelled or not

@@ -123,7 +123,8 @@ def test_study_pages(try_each, run_cli, names, tmp_path, monkeypatch):
     def pairs(*_):
         return [{"id": name, "real": "images/0.png", "fake": "images/1.png"} for name in ids]
 
-    monkeypatch.setattr(study_page, "_load_experiment", lambda *_: None)
+    experiment = config.load("zoo:base.toml", "smoke")
+    monkeypatch.setattr(study_page, "_load_experiment", lambda *_: experiment)
     monkeypatch.setattr(study_page, "_write_pairs", pairs)
 
     def act(texts):
