@@ -290,7 +290,7 @@ label = "mine"
 """
 
 
-TRIALS = "trials = [['optimizer.lr=1e-4'], ['optimizer.lr=2e-4'], ['optimizer.lr=4e-4'], ['optimizer.lr=8e-4']]"
+TRIALS = f"trials = {[[f'optimizer.lr={rate}'] for rate in (1e-4, 2e-4, 4e-4, 8e-4, 1e-3)]}"  # as many as other rows
 
 
 @pytest.fixture(scope="module")

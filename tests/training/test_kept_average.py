@@ -321,7 +321,7 @@ class TestTranslate:
             assert np.array_equal(by_default, chosen)
             assert not np.array_equal(by_default, other)
         (averaged / "model.safetensors").unlink()
-        with pytest.warns(UserWarning):
+        with pytest.warns(UserWarning, match="not finished"):
             assert p2pzoo.load(averaged, device="cpu").weights == "last"
 
     def test_the_file_says_so(self, measured, photo, run_cli, tmp_path):
