@@ -13,7 +13,14 @@ NOT_RECORDED = {  # component or setting: the reason in the warning
 }
 
 
-@pytest.mark.parametrize("name", [*first_party_components(), *OPTIMIZERS, *SETTINGS])
+SLOW = ("generator adm-unet",)
+NAMES = [
+    pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name
+    for name in (*first_party_components(), *OPTIMIZERS, *SETTINGS)
+]
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_a_step_with_this_component_or_setting_is_replayed(name, scenarios):
     result = scenarios(SCRIPT, name)
     if "skipped" in result:
