@@ -195,9 +195,9 @@ def with_budget(
     if budget < least:
         raise UserError(
             f"--budget: a row needs {format_duration(least)} for one training step and for measuring its test images, "
-            f"over {own.table.seeds} fold(s): give {_round_up(least)} or more"
+            f"over {format_count(own.table.seeds, 'fold')}: give {_round_up(least)} or more"
         )
-    note(f"all rows: about {format_duration(total / jobs)}, {jobs} run(s) at a time")
+    note(f"all rows: about {format_duration(total / jobs)}, {format_count(jobs, 'run')} at a time")
     rows_with_images = tuple(
         replace(row, overrides=(*_without_length(row), f"train.images={images[row.training]}")) if row.recipe else row
         for row in own.table.rows

@@ -509,7 +509,7 @@ class TestBadInput:
         result = bench(folder, "--budget", "10s")
         assert result.exit_code == 2
         assert result.output.strip().splitlines()[-1] == (
-            "--budget: a row needs 1:15 for one training step and for measuring its test images, over 3 fold(s): give "
+            "--budget: a row needs 1:15 for one training step and for measuring its test images, over 3 folds: give "
             "76s or more"
         )
         assert bench(folder, "--budget", "76s", "--dry-run").exit_code == 0
