@@ -94,8 +94,10 @@ def find_average(path: Path) -> Path:
     folder = resolve_model_path(path)
     file = folder / "average.safetensors" if folder.is_dir() else folder
     if folder.is_dir() and not file.is_file():
-        reason = "is not finished" if is_unfinished(folder) else "keeps no average of its weights"
-        raise UserError(f"{path}: this run {reason}: take its last weights (--weights last)")
+        if is_unfinished(folder):
+            raise UserError(f"{path}: this run is not finished: take its last weights (--weights last)")
+        last = folder / "model.safetensors"
+        raise UserError(f"{path}: this run keeps no average of its weights: give {last}, or --weights last")
     if load_tensors(file, lambda *_: False)[1].get("weights") != "average":
         raise UserError(f"{path}: holds no average of weights: give the folder of a run")
     return file

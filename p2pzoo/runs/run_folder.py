@@ -112,15 +112,16 @@ class Run:
         )  # fmt: skip
 
     def add_metrics(self, experiment: Experiment) -> None:
-        """Add metrics to recipe.toml that were measured after the training."""
+        """Add metrics to recipe.toml that were measured after the training, and which weights of G they measured."""
         refuse_pipe(self.recipe)
         try:
             recipe = parse_toml(self.recipe.read_text("utf-8"))
         except (FileNotFoundError, ValueError):  # lost or damaged
             recipe = experiment.resolved()
-        metrics = recipe.get("metrics", {}) | experiment.resolved().get("metrics", {})
-        if metrics != recipe.get("metrics", {}):
-            write_text(self.recipe, tomli_w.dumps(recipe | {"metrics": metrics}))
+        added = {"metrics": recipe.get("metrics", {}) | experiment.resolved().get("metrics", {})}
+        added["evaluate"] = recipe.get("evaluate", {}) | {"weights": experiment.evaluate.weights}
+        if added != {key: recipe.get(key) for key in added}:
+            write_text(self.recipe, tomli_w.dumps(recipe | added))
 
     def clear(self) -> None:
         """Delete what this run wrote (--fresh), and nothing else."""

@@ -73,7 +73,7 @@ def translate_scene_command(
         with progress_bar(quiet) as show:
             outcome = translate_scene(
                 loaded, scene, output, tile=tile, overlap=overlap, seed=seed, nodata=nodata, cog=cog, fresh=fresh,
-                settings={**settings, "weights": weights},
+                settings={**settings, "weights": loaded.weights},
                 progress=lambda stage, done, total: show(f"{stage} rows", done, total),
             )  # fmt: skip
     except KeyboardInterrupt as interrupt:

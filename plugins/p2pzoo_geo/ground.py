@@ -47,9 +47,9 @@ class PlacedScene(NamedTuple):
 
 
 def read_ground(source: DatasetReader) -> Ground | None:
-    """The place of a raster; None for pixels without a georeference, or with their size alone."""
+    """The place of a raster; None for pixels without a coordinate system, or without a place in it."""
     to_place = source.transform
-    if source.crs is None and to_place.c == to_place.f == 0:
+    if source.crs is None or to_place.is_identity:
         return None
     places = ((0, 0), (source.width, 0), (source.width, source.height), (0, source.height))
     a, b, c, d, e, f = to_place[:6]

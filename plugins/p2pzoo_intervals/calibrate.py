@@ -63,7 +63,9 @@ def calibrate(
     for store in stores.values():
         check_images_fit(model, store, experiment.recipe.name)
         if difference := describe_other_scale(model, store, experiment.recipe.name):
-            raise UserError(f"{difference} (`translate --interval` uses that scale, so the promise is for it)")
+            if experiment.id != model.run:
+                raise UserError(f"{difference} (`translate --interval` uses that scale, so the promise is for it)")
+            note("these images have another scale than those of the training, which `translate --interval` uses")
     validate_or_raise(experiment, stores, note, keep_train=False)
     blocks = _group_by_block(stores, note)
     _check_level(level, len(blocks), splits)

@@ -74,7 +74,7 @@ def translate_stack_command(
             outcome = translate_stack(
                 loaded, stack, output, channels=[int(name) if name.isdecimal() else name for name in channels],
                 series=series, axes=axes, tile=tile, overlap=overlap, seed=seed,
-                settings={**settings, "weights": weights}, progress=functools.partial(show, "planes"),
+                settings={**settings, "weights": loaded.weights}, progress=functools.partial(show, "planes"),
             )  # fmt: skip
     except KeyboardInterrupt as interrupt:
         stop(f"stopped; {output} was not written", exit_code(interrupt))

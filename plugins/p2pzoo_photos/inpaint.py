@@ -6,6 +6,7 @@ mask = "random": the "random block" of Pathak et al. 2016 (arXiv:1604.07379), §
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -14,7 +15,7 @@ import numpy as np
 from p2pzoo.data.pairing import Files
 from p2pzoo.data.splits import Fractions
 from p2pzoo.images.resize import ResizeMode
-from p2pzoo.plugin import Split
+from p2pzoo.plugin import FileLayout, Split
 from p2pzoo.utils.rng import numpy_rng
 from p2pzoo_photos.photos import Count, Photos, Size
 
@@ -52,6 +53,10 @@ class Inpaint(Photos):
             raise ValueError('mask_seed has no effect with mask = "centre": remove it, or set mask = "random"')
         super().__init__(split, root, size, resize, max_pairs, fractions, split_seed)
         self._random, self._seed, self._opacity = mask == "random", mask_seed or 0, opacity
+
+    @property
+    def file_layout(self) -> FileLayout:
+        return replace(super().file_layout, alpha=self._opacity)
 
     def make_pair(self, id: str, photo: np.ndarray, files: Files) -> tuple[np.ndarray, np.ndarray]:
         height, width = photo.shape[:2]

@@ -320,6 +320,10 @@ class TestTranslate:
             assert np.array_equal(np.load(out), by_default)
             assert np.array_equal(by_default, chosen)
             assert not np.array_equal(by_default, other)
+        run(
+            "train.images=8", "evaluate.weights=last"
+        )  # the same training, whose numbers are now those of the last weights
+        assert p2pzoo.load(averaged, device="cpu").weights == "last"
         (averaged / "model.safetensors").unlink()
         with pytest.warns(UserWarning, match="not finished"):
             assert p2pzoo.load(averaged, device="cpu").weights == "last"

@@ -463,9 +463,11 @@ def test_folds_keep_the_same_ground_together(tmp_path):
     assert not places["test"] & (places["train"] | places["val"])
 
 
+@pytest.mark.parametrize("step", [0, 1600])
 @pytest.mark.parametrize("corner", [None, (3e5, 0)])
-def test_scenes_without_repeated_ground_keep_their_splits(tmp_path, corner):
-    for name, east in (("a", 0), ("b", 1600)):  # pixels without a georeference have no place
+def test_scenes_without_repeated_ground_keep_their_splits(tmp_path, corner, step):
+    """Pixels without a georeference have no place, and corners without a coordinate system may be each file's own."""
+    for name, east in (("a", 0), ("b", step)):
         write_at(tmp_path, name, corner and (corner[0] + east, 0), crs=None)
     (values, named), lines = caught_by(splits, tmp_path)
     assert lines == []

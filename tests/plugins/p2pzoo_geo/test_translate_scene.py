@@ -99,6 +99,7 @@ def test_gdal_reads_back_the_georeference_and_the_bands(trained, run_cli, tmp_pa
         assert y.profile["compress"] == "deflate"
         assert y.tags()["AREA_OR_POINT"] == x.tags()["AREA_OR_POINT"]
         assert json.loads(y.tags()["p2pzoo"])["tile"] == 64
+        assert json.loads(y.tags()["p2pzoo"])["weights"] == "last"
         assert np.array_equal(y.read_masks(1), x.read_masks(1))
         values = y.read(1, masked=True)
     assert values.min() >= -40

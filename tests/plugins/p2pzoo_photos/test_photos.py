@@ -215,8 +215,11 @@ def test_random_blocks_depend_on_the_photos_name_and_the_seed(root):
 
 
 def test_the_fourth_channel_is_transparent_where_the_photo_is_hidden(root):
-    pair = Inpaint("train", root=root, opacity=True, size=(32, 48))[0]
+    data = Inpaint("train", root=root, opacity=True, size=(32, 48))
+    pair = data[0]
     assert pair.x.shape == (32, 48, 4)
+    assert data.file_layout.alpha
+    assert not Inpaint("train", root=root, size=(32, 48)).file_layout.alpha
     assert np.array_equal(pair.x[..., 3] == 0, (pair.x[..., :3] == 255).all(axis=2))
 
 
