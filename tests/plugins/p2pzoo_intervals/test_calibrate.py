@@ -211,6 +211,12 @@ class TestOtherRecipes:
         accepted = run_cli("calibrate", tmp_path / "same.safetensors", *options)
         assert accepted.exit_code == 0, accepted.output
         assert "mine is not the recipe of the model's run" in accepted.output
+        tensors, header = safetensors_io.load_tensors(tmp_path / "other.safetensors")
+        own = header | {"run": config.load(str(tmp_path / "mine.toml")).id}
+        safetensors_io.save_model_tensors(tmp_path / "own.safetensors", tensors, own)
+        warned = run_cli("calibrate", tmp_path / "own.safetensors", *options, "--force")  # photos of several sizes
+        assert warned.exit_code == 0, warned.output
+        assert "these images have another scale than those of the training" in warned.output
 
     def test_the_own_recipe_needs_no_note(self, trained, run_cli, tmp_path):
         options = ("--recipe", trained / "recipe.toml", "-o", tmp_path / "out.safetensors")
