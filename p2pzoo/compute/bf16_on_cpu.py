@@ -17,7 +17,7 @@ _BF16_PRODUCTS = ("avx512_bf16", "amx_bf16", "avx10_2", "bf16", "sve_bf16")
 def has_bf16_products() -> bool | None:
     """Return whether the CPU has instructions that multiply bf16 numbers; None if this torch cannot tell.
 
-    Without them torch converts to fp32 and back around each product.
+    Without them torch converts to fp32 and back around each product; conv_as_gemm.py does so around each convolution.
 
     >>> has_bf16_products() in (True, False, None)
     True

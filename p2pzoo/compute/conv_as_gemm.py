@@ -20,20 +20,21 @@ All algorithms give the same values up to rounding. Images and weights are chann
 Under autocast to bf16, images, weights and gradients are cast to bf16 where they enter an operation, and its result
 stays bf16: norms and activations in between take it as it is. Gradients of the weights are fp32 again.
 
-Imports torch, conv_algorithms.py and shared_copy.py only.
+Imports torch, bf16_on_cpu.py, conv_algorithms.py and shared_copy.py only.
 """
 
 from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from p2pzoo.compute.bf16_on_cpu import has_bf16_products
 from p2pzoo.compute.conv_algorithms import (
     CONVOLVE,
     CORRELATE,
@@ -224,18 +225,19 @@ def _why_unsupported(part: nn.Conv2d | nn.ConvTranspose2d) -> str | None:
 
 
 def _forward(part: nn.Conv2d, window: ConvWindow, chooser: AlgorithmChooser, x: Tensor) -> Tensor:
+    def layer(dtype: torch.dtype | None, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        channels = part.in_channels, part.out_channels
+        if (
+            dtype is None
+            or min(window.positions(image_size(x))) < 1
+            or chooser.uses_only_library(x.shape[0], image_size(x), *channels, window, dtype == torch.bfloat16)
+        ):
+            return F.conv2d(x, weight, bias, window.stride, window.padding, window.dilation)
+        y = apply_convolve(x.to(dtype), weight.to(dtype), window, chooser)
+        return y if bias is None else y + bias.to(dtype)[:, None, None]
+
     weight = part.weight  # read once: each access recomputes a parametrized weight
-    dtype = _gemm_dtype(x, weight, part.in_channels)
-    if (
-        dtype is None
-        or min(window.positions(image_size(x))) < 1
-        or chooser.uses_only_library(
-            x.shape[0], image_size(x), part.in_channels, part.out_channels, window, dtype == torch.bfloat16
-        )
-    ):
-        return F.conv2d(x, weight, part.bias, window.stride, window.padding, window.dilation)
-    y = apply_convolve(x.to(dtype), weight.to(dtype), window, chooser)
-    return y if part.bias is None else y + part.bias.to(dtype)[:, None, None]
+    return _compute(layer, _gemm_dtype(x, weight, part.in_channels), x, weight, part.bias)
 
 
 def _transposed_forward(
@@ -245,22 +247,38 @@ def _transposed_forward(
     y: Tensor,
     output_size: list[int] | None = None,
 ) -> Tensor:
-    weight = part.weight
     geometry = (part.stride, part.padding, part.kernel_size, 2, part.dilation)
     extra = part._output_padding(y, output_size, *geometry)  # type: ignore[arg-type]
     sides = zip(image_size(y), window.kernel, window.stride, window.padding, window.dilation, extra, strict=True)
     height, width = ((n - 1) * s - 2 * p + d * (k - 1) + 1 + e for n, k, s, p, d, e in sides)
-    dtype = _gemm_dtype(y, weight, part.in_channels)
-    if (
-        dtype is None
-        or min(height, width) < 1
-        or chooser.uses_only_library(
-            y.shape[0], (height, width), part.out_channels, part.in_channels, window, dtype == torch.bfloat16
-        )
-    ):
-        return F.conv_transpose2d(y, weight, part.bias, window.stride, window.padding, extra, 1, window.dilation)
-    x = apply_spread(y.to(dtype), weight.to(dtype), window, (height, width), chooser)
-    return x if part.bias is None else x + part.bias.to(dtype)[:, None, None]
+
+    def layer(dtype: torch.dtype | None, y: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        channels = part.out_channels, part.in_channels
+        if (
+            dtype is None
+            or min(height, width) < 1
+            or chooser.uses_only_library(y.shape[0], (height, width), *channels, window, dtype == torch.bfloat16)
+        ):
+            return F.conv_transpose2d(y, weight, bias, window.stride, window.padding, extra, 1, window.dilation)
+        x = apply_spread(y.to(dtype), weight.to(dtype), window, (height, width), chooser)
+        return x if bias is None else x + bias.to(dtype)[:, None, None]
+
+    weight = part.weight
+    return _compute(layer, _gemm_dtype(y, weight, part.in_channels), y, weight, part.bias)
+
+
+def _compute(layer: Callable[..., Tensor], dtype: torch.dtype | None, *tensors: Tensor | None) -> Tensor:
+    """Call `layer` with a dtype and the image, weight and bias.
+
+    On a CPU without bf16 products, a training step of torch's bf16 kernels takes twenty times as long as one in fp32.
+    There the numbers, rounded to bf16, are multiplied in fp32, where their products are exact, and the result is
+    rounded: only the order of the sums differs.
+    """
+    if dtype != torch.bfloat16 or has_bf16_products() is not False:
+        return layer(dtype, *tensors)
+    with torch.autocast("cpu", enabled=False):
+        rounded = (None if tensor is None else tensor.bfloat16().float() for tensor in tensors)
+        return layer(torch.float32, *rounded).bfloat16()
 
 
 def _gemm_dtype(image: Tensor, weight: Tensor, channels: int) -> torch.dtype | None:

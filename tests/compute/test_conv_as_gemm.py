@@ -13,12 +13,13 @@ import torch
 from click.testing import CliRunner
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from torch import nn
+from torch import Tensor, nn
 from torch.autograd import gradcheck, gradgradcheck
 from torch.func import functional_call
 from torch.nn import functional as F
 from torch.nn.utils import spectral_norm as spectral_norm_by_hook
 from torch.nn.utils.parametrizations import spectral_norm
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from p2pzoo.cli import main
 from p2pzoo.compute.conv_algorithms import CONVOLVE, CORRELATE, SPREAD, ConvShape, ConvWindow
@@ -328,6 +329,12 @@ class TestTheCopy:
 class TestBf16:
     """Under autocast to bf16, which keeps 8 bits of each number: each result is rounded by up to 2 ** -9."""
 
+    @pytest.fixture(autouse=True, params=[True, False], ids=["products", "no products"])
+    def has_products(self, request, monkeypatch):
+        """On a CPU that multiplies bf16 numbers, and on one that does not, whichever this is."""
+        monkeypatch.setattr("p2pzoo.compute.conv_as_gemm.has_bf16_products", lambda: request.param)
+        return request.param
+
     @pytest.mark.parametrize("algorithm", ALGORITHMS)
     def test_it_is_close_to_fp32_in_outputs_and_gradients_of_gradients(self, convolution, algorithm):
         chooser = ForcedAlgorithm(algorithm)
@@ -358,7 +365,38 @@ class TestBf16:
             expected, y = convolution(x).float(), copied(x).float()
         assert (y - expected).abs().max() <= 2**-7 * expected.abs().max(), "the bias is added after rounding"
 
-    def test_a_kernels_file_chooses_for_bf16_apart_from_fp32(self):
+    def test_without_bf16_products_all_is_multiplied_in_fp32(self, convolution, has_products):
+        class DtypesOfProducts(TorchDispatchMode):
+            def __init__(self):
+                super().__init__()
+                self.seen = set()
+
+            def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+                if any(word in str(func) for word in ("convolution", "mm", "linear")):
+                    self.seen |= {each.dtype for each in args if isinstance(each, Tensor)}
+                return func(*args, **(kwargs or {}))
+
+        copied = convs_as_gemm(convolution.float())
+        with DtypesOfProducts() as products:
+            with torch.autocast("cpu", torch.bfloat16):
+                y = copied(torch.randn(2, convolution.in_channels, 5, 6, requires_grad=True))
+            y.float().sum().backward()
+        assert products.seen == {torch.bfloat16 if has_products else torch.float32}
+        assert y.dtype == torch.bfloat16
+
+    def test_without_bf16_products_the_numbers_are_rounded_as_with_them(self, convolution, has_products):
+        x = torch.randn(2, convolution.in_channels, 5, 6)
+        with torch.autocast("cpu", torch.bfloat16):
+            y = convs_as_gemm(convolution.float())(x)
+        rounded = copy.deepcopy(convolution)
+        for parameter in rounded.parameters():
+            parameter.data = parameter.bfloat16().float()
+        exact = rounded.double()(x.bfloat16().double())
+        assert (y.double() - exact).abs().max() <= 2**-7 * exact.abs().max()
+        if not has_products:  # once, and to the nearest, but for numbers in the middle between two of bf16
+            assert (y != exact.bfloat16()).float().mean() < 0.01
+
+    def test_a_kernels_file_chooses_for_bf16_apart_from_fp32(self, has_products):
         window = ConvWindow((4, 4), (2, 2), (1, 1), (1, 1))
         shape = ConvShape("convolve", 1, (8, 8), 8, 8, window)
         asked = []
@@ -372,7 +410,7 @@ class TestBf16:
         for enabled in (True, False):
             with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
                 conv(torch.randn(1, 8, 8, 8))
-        assert [each for each in asked if each.operation == "convolve"] == [replace(shape, bf16=True), shape]
+        assert {each for each in asked if each.operation == "convolve"} == {replace(shape, bf16=has_products), shape}
 
     def test_fp16_is_left_to_torch(self):
         chooser = ForcedAlgorithm("columns")
