@@ -25,7 +25,8 @@ MAY_IMPORT = {  # the rooms that each imports directly; what those may import is
 }
 # what a run of a recipe executes
 KERNEL = ("plugin", "config", "training", "runs", "models/build.py", "models/initialization.py", "models/model_file.py")
-NOT_IN_KERNEL = ("runs/evaluate_model.py", "runs/folder_pairs.py")  # `p2pzoo evaluate`: no run executes them
+# of `p2pzoo evaluate` and `p2pzoo bench`: no run executes them
+NOT_IN_KERNEL = ("runs/evaluate_model.py", "runs/folder_pairs.py", "runs/changed_data.py")
 KERNEL_LINES = 5000
 
 COMPONENTS = {

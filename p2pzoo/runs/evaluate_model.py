@@ -39,6 +39,7 @@ from p2pzoo.plugin import schema
 from p2pzoo.plugin.batch import Pair
 from p2pzoo.plugin.loader import registry
 from p2pzoo.plugin.model_source import pin_model
+from p2pzoo.runs.changed_data import describe_changed_train_data
 from p2pzoo.runs.evaluate import (
     add_numbers,
     build_metric,
@@ -328,6 +329,8 @@ def _measure_on_recipe(model: Model, experiment: Experiment, request: Request, n
     check_images_fit(model, store, experiment.recipe.name)
     if not is_own:
         _describe_differences(model, store, experiment, request, note)
+    elif changed := describe_changed_train_data(request.model, experiment):
+        warnings.warn(changed, stacklevel=2)
     validate_or_raise(experiment, {"test": store}, note, keep_train=False)
     engine = Engine(experiment.compute, AlgorithmChooser({}))
     check_trust(metrics, engine.device)

@@ -24,6 +24,7 @@ from p2pzoo.config.provenance import changed_sources, source_hashes
 from p2pzoo.data import Store
 from p2pzoo.models.checkpoint_model import list_checkpoints
 from p2pzoo.plugin.registry import Registry
+from p2pzoo.runs.changed_data import DataFingerprints
 from p2pzoo.runs.evaluate import (
     build_metrics,
     build_protocol,
@@ -37,7 +38,6 @@ from p2pzoo.training.environment import software
 from p2pzoo.utils.errors import UserError
 from p2pzoo.utils.files import read_object, write_json
 from p2pzoo_bench.answer import find_answer, list_judged_columns
-from p2pzoo_bench.changed_data import DataFingerprints
 from p2pzoo_bench.changed_target import changed_target
 from p2pzoo_bench.comparison import Comparison, TableRow, build_comparison, metric_of, why_not_comparable
 from p2pzoo_bench.draws_noise import add_facts_for_answer

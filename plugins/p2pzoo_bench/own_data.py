@@ -22,6 +22,7 @@ from p2pzoo.compute.engine import count_usable_cores, pick_device
 from p2pzoo.config.experiment import FOLD_KEYS, Component, Experiment
 from p2pzoo.config.recipe import LENGTHS, parse_override
 from p2pzoo.data import Store
+from p2pzoo.data.pairing import SPLITS
 from p2pzoo.plugin import schema
 from p2pzoo.plugin.registry import Registry
 from p2pzoo.runs.progress import format_duration
@@ -30,7 +31,6 @@ from p2pzoo.utils.folds import Fold
 from p2pzoo.utils.plurals import format_count
 from p2pzoo.utils.suggest import did_you_mean
 from p2pzoo_bench.bench import Bench
-from p2pzoo_bench.changed_data import SPLITS
 from p2pzoo_bench.comparison import metric_of
 from p2pzoo_bench.executors import Job
 from p2pzoo_bench.rates import Rate, measure_rates

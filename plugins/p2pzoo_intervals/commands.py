@@ -13,6 +13,7 @@ from p2pzoo.utils.plurals import format_count
 from p2pzoo.utils.signals import exit_code
 
 if TYPE_CHECKING:
+    from p2pzoo.config.experiment import Experiment
     from p2pzoo_intervals.calibrate import Outcome
 
 
@@ -78,9 +79,8 @@ def calibrate_command(
                         "--recipe FILE")  # fmt: skip
     experiment = config.load(used, None, [f"compute.device={device}"] if device else [])
     state, loaded = file_state(model), load_model(model, device="cpu")
-    if recipe and experiment.id != loaded.run:
-        note = f"{experiment.recipe.name} is not the recipe of the model's run {loaded.run}"
-        click.echo(f"{note}: the promise holds only if none of these images trained it", err=True)
+    if doubt := _find_doubt(model, experiment, loaded.run):
+        click.echo(f"{doubt}: the promise holds only if none of these images trained it", err=True)
     try:
         outcome = calibrate(
             loaded, experiment, level=level, splits=tuple(dict.fromkeys(splits)),
@@ -90,6 +90,15 @@ def calibrate_command(
     except KeyboardInterrupt as interrupt:
         stop("stopped before all blocks were measured; nothing is written", exit_code(interrupt))
     _print(outcome, file, as_json)
+
+
+def _find_doubt(model: Path, experiment: Experiment, run: str | None) -> str | None:
+    """Why images of this recipe may have trained the model; None if they did not."""
+    from p2pzoo.runs.changed_data import describe_changed_train_data
+
+    if experiment.id == run:
+        return describe_changed_train_data(model, experiment)
+    return f"{experiment.recipe.name} is not the recipe of the model's run {run}"
 
 
 def _print(outcome: Outcome, file: Path, as_json: bool) -> None:

@@ -87,12 +87,12 @@ def _search(
     quiet: bool,
 ) -> Outcome:  # fmt: skip
     """Train the missing trials of a study. Ends the command after a signal."""
-    from p2pzoo_bench.changed_data import DataFingerprints
     from p2pzoo_bench.executors import ACCEPT_STALE, LocalExecutor
     from p2pzoo_bench.progress import table_progress
     from p2pzoo_bench.run_missing import Stopped
     from p2pzoo_bench.table_file import inline
 
+    from p2pzoo.runs.changed_data import DataFingerprints
     from p2pzoo_search.budget import count_images
     from p2pzoo_search.output import write_outcome
     from p2pzoo_search.study import SearchStudy, check_same_search, write_shared

@@ -9,13 +9,13 @@ import pytest
 from noise_pairs import draw_pairs
 from p2pzoo_bench import bench as bench_module
 from p2pzoo_bench.bench import Bench
-from p2pzoo_bench.changed_data import DataFingerprints
 from p2pzoo_bench.table_file import read_table
 from PIL import Image
 
 from p2pzoo import config
 from p2pzoo.config.experiment import Component
 from p2pzoo.plugin.loader import registry
+from p2pzoo.runs.changed_data import DataFingerprints
 from p2pzoo.runs.run_folder import Run
 from p2pzoo.utils.errors import UserError
 
@@ -118,6 +118,46 @@ def make_bench(*options):
 
 def statuses(folder):
     return sorted(folder.glob("runs/one/*/status.json"))
+
+
+class TestModels:
+    def test_evaluate_warns_that_images_may_have_trained_the_model(self, trained, run_cli):
+        model = statuses(trained)[0].parent
+        assert "changed" not in run_cli("evaluate", model).output
+        add_pair(trained)
+        result = run_cli("evaluate", model)
+        assert result.exit_code == 0
+        assert "the data changed after this model was trained" in result.output
+        copied = shutil.copyfile(model / "model.safetensors", trained / "model.safetensors")
+        result = run_cli("evaluate", copied, "--recipe", model / "recipe.toml")
+        assert "changed" not in result.output, "a file alone does not know its data"
+
+    def test_calibrate_warns_that_its_promise_depends_on_it(self, trained, run_cli):
+        model = statuses(trained)[0].parent
+        add_pair(trained)
+        result = run_cli("calibrate", model, "--level", "0.5")
+        assert "the data changed after this model was trained" in result.output
+        assert "the promise holds only if none of these images trained it" in result.output
+
+    def test_a_machine_that_has_only_the_test_images_measures_them(self, trained, run_cli, monkeypatch):
+        build = Component.build
+
+        def build_test_only(self, **offered):
+            if offered.get("split") == "train":
+                raise UserError("a/train: no such folder")
+            return build(self, **offered)
+
+        monkeypatch.setattr(Component, "build", build_test_only)
+        result = run_cli("evaluate", statuses(trained)[0].parent)
+        assert result.exit_code == 0, result.output
+
+    def test_further_images_of_another_split_are_measured_without_a_word(self, trained, run_cli):
+        model = statuses(trained)[0].parent
+        state = json.loads((model / "status.json").read_text())
+        state["sources"]["test data"] = "others"
+        (model / "status.json").write_text(json.dumps(state))
+        result = run_cli("evaluate", model)
+        assert (result.exit_code, "changed" in result.output) == (0, False)
 
 
 class TestChangedFiles:

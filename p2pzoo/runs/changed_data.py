@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 from p2pzoo.config.experiment import Experiment
+from p2pzoo.data.pairing import SPLITS
+from p2pzoo.models.load import find_model_file, find_run_folder
 from p2pzoo.runs.run_folder import Run
-
-SPLITS = ("train", "val", "test")
+from p2pzoo.utils.errors import UserError
 
 
 class DataFingerprints:
@@ -42,3 +44,24 @@ class DataFingerprints:
             for split, fingerprint in recorded.items()
             if split in now and fingerprint not in (evaluated if split == "test" else {now[split]})
         ]
+
+
+def describe_changed_train_data(model: Path, experiment: Experiment) -> str | None:
+    """A line if the training data of a model's own run changed; None if not, or if the run recorded none.
+
+    While they are the same, no image of another split trained the model. Copies of some datasets' files count as
+    changed, since their dates do. None too if not all splits are here: data without the training images show nothing.
+
+    model  a run's folder or its model file, as a path
+    """
+    run = Run(find_run_folder(find_model_file(model)))
+    try:
+        changed = DataFingerprints().find_changed(experiment, run)
+    except UserError:
+        return None
+    if "train data" not in changed:
+        return None
+    return (
+        "the data changed after this model was trained, so that images that trained it may be in another split now "
+        "(train it again if it is not the same data in another place)"
+    )
