@@ -31,18 +31,18 @@ SHARES = (
 )  # share of a GPU's peak that such steps reach: assumed until benchmarks/gpu_window.py has measured it
 SHARE = f"{SHARES[1]:.0%} to {SHARES[0]:.0%} of its peak, assumed"
 STORAGE = 1e9  # bytes per second of a shared file system for one run: assumed
-FLOATS = 4 * 3  # bytes per weight in a checkpoint: the weight and the two moments of Adam
+FLOAT = 4  # bytes
 RUNS, GPUS = 1000, 64
 
 
 def colorization() -> str:
     """Return the plan of colorization: ImageNet with the epochs of §6.2."""
-    train, weights = _recipe("zoo:tasks/colorize.toml", "paper", (1, 2), 256)
+    train, weights, saved = _recipe("zoo:tasks/colorize.toml", "paper", (1, 2), 256)
     step, loading = _speed("train_step-256-64-4-fp32"), _speed("data_loading")
     gflop, seconds = step["gflop"] / step["batch"], step["milliseconds"]["ours"] / step["batch"] / 1e3
     a_thread = loading["contestants"]["stream"]["pairs_per_second"]["median"] / loading["environment"]["threads"]
     photos, jpegs = PUBLISHED["ImageNet, photos"], PUBLISHED["ImageNet, JPEG bytes"]
-    photo, pair, saved = jpegs / photos, 256 * 256 * 3 * 2, FLOATS * weights
+    photo, pair = jpegs / photos, 256 * 256 * 3 * 2
     slow, fast = (share * PUBLISHED["H100 SXM, bf16 FLOP/s"] / (gflop * 1e9) for share in SHARES)
     return _grid(
         "ImageNet, grey to colour",
@@ -59,24 +59,28 @@ def colorization() -> str:
             f"{a_thread:.0f} a second each, measured",
         ),
         ("... from storage", f"{slow * photo / 1e6:.0f} to {fast * photo / 1e6:.0f} MB a second", "a mean JPEG"),
-        ("a checkpoint", f"{saved / 1e6:.0f} MB, two are kept", f"{weights:,} weights, and Adam's two moments"),
+        (
+            "a checkpoint",
+            f"{saved / 1e6:.0f} MB, two are kept",
+            f"{sum(weights):,} weights, Adam's two moments, G's average",
+        ),
         ("saving", f"{train.length // train.checkpoint_every} × {saved / STORAGE:.1f} s", "at 1 GB a second, assumed"),
     )
 
 
 def ablation() -> str:
     """Return the plan of an ablation: RUNS runs of profile gpu on GPUS GPUs."""
-    train, weights = _recipe("zoo:ablation_patch70.toml", "gpu", (3, 3), 128)
+    train, (G, _), saved = _recipe("zoo:ablation_patch70.toml", "gpu", (3, 3), 128)
     step = _speed("train_step-256-64-1-fp32")
     gflop, seconds = step["gflop"] / 4, step["milliseconds"]["ours"] / 4 / 1e3  # a quarter of the pixels
-    model, saved = 4 * weights, FLOATS * weights
+    model = 2 * FLOAT * G  # the last weights and their average
     kept = sum(file.stat().st_size for file in next(RESULTS.glob("ablation_l1_cgan-laptop-seed0-*")).iterdir())
     slow, fast = (share * PUBLISHED["H100 SXM, bf16 FLOP/s"] / (gflop * 1e9) for share in SHARES)
     quick, long, cores = train.length / fast, train.length / slow, train.length * seconds
     waves, every = -(-RUNS // GPUS), train.checkpoint_every / fast
     left, parts = (
         model + saved + kept,
-        f"model {model / 1e6:.0f}, checkpoint {saved / 1e6:.0f}, results {kept / 1e6:.1f}",
+        f"G and its average {model / 1e6:.0f}, checkpoint {saved / 1e6:.0f}, results {kept / 1e6:.1f}",
     )
     return _grid(
         f"{RUNS:,} runs, {GPUS} GPUs",
@@ -95,14 +99,17 @@ def _grid(title: str, *rows: tuple[str, str, str]) -> str:
     return grid([title, "", "from"], [list(row) for row in rows])
 
 
-def _recipe(name: str, profile: str, channels: tuple[int, int], side: int) -> tuple[Any, int]:
-    """Return the [train] table of a recipe and the number of weights of its two networks."""
+def _recipe(name: str, profile: str, channels: tuple[int, int], side: int) -> tuple[Any, tuple[int, int], int]:
+    """Return the [train] table of a recipe, the weights of G and of D, and the bytes of a checkpoint.
+
+    It holds each weight with the two moments of Adam, and the average of G's weights.
+    """
     from p2pzoo.models.build import summarize_network
 
     made = config.load(name, profile)
     assert made.discriminator
-    parts = (made.generator, made.discriminator)
-    return made.train, sum(summarize_network(part, channels, (side, side)).parameters for part in parts)
+    G, D = (summarize_network(part, channels, (side, side)).parameters for part in (made.generator, made.discriminator))
+    return made.train, (G, D), FLOAT * (3 * (G + D) + G)
 
 
 def _speed(name: str) -> dict[str, Any]:

@@ -92,8 +92,10 @@ def where(*results: dict[str, Any]) -> str:
     """Return the common environment of the results as text. Raises ValueError if they differ."""
     [same] = {json.dumps(each["environment"], sort_keys=True) for each in results}
     e = json.loads(same)
+    of_rows = any(each.get("benchmark") == "row_seconds" for each in results)  # each row sets its own threads
+    threads = "" if of_rows else f"{e['threads']} threads, "
     return (
-        f"*{e['processor']}: {e['cores']} cores, {e['threads']} threads, {e['system']}; torch {e['torch']}, "
+        f"*{e['processor']}: {e['cores']} cores, {threads}{e['system']}; torch {e['torch']}, "
         f"Pillow {e['pillow']}, Python {e['python']}, p2pzoo {e['p2pzoo']}.*"
     )
 

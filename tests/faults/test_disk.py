@@ -197,7 +197,7 @@ class TestOfADisk:
         goes_on(disk, before, unharmed)
 
     @pytest.mark.promise("one line, exit code 2; without the limit bit-identical results")
-    def test_a_limit_of_a_files_length(self, chance, halfway, run, unharmed, goes_on, checkpoint_bytes):
+    def test_a_limit_on_file_sizes(self, chance, halfway, run, unharmed, goes_on, checkpoint_bytes):
         with largest_file(chance.choice([chance.randrange(20_000), chance.randrange(checkpoint_bytes * 6 // 5)])):
             result = run(halfway)
         before = fault_injection.on_disk(halfway)
@@ -208,7 +208,7 @@ class TestOfADisk:
     @pytest.mark.slow
     @pytest.mark.promise("what is complete is shown, else one line; nothing is changed; then bit-identical results")
     @pytest.mark.parametrize("state", ["halfway", "complete"])
-    def test_being_read_only(self, state, request, chance, small_disk, run, unharmed, goes_on):
+    def test_a_read_only_mount(self, state, request, chance, small_disk, run, unharmed, goes_on):
         disk = small_disk(chance.randint(20, 60))
         shutil.copytree(request.getfixturevalue(state), disk, dirs_exist_ok=True)
         subprocess.run(["mount", "-o", "remount,ro", disk], check=True)

@@ -175,7 +175,7 @@ def test_a_callback_that_raises(moment, broken, run, goes_on, unharmed, tmp_path
     goes_on(tmp_path / "runs", before, unharmed)
 
 
-@pytest.mark.promise("`p2pzoo plugins` shows why, and no run that needs it not differs by a bit")
+@pytest.mark.promise("`p2pzoo plugins` shows why, and runs that do not need it are bit-identical")
 @pytest.mark.parametrize("hook", HOOKS)
 def test_a_plugin_that_raises_in_a_hook(hook, install, run_cli, chance, record_property):
     source = f"import p2pzoo\n@p2pzoo.hookimpl\ndef {hook}(register):\n    raise {chance.choice(EXCEPTIONS)}\n"
