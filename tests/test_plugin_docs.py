@@ -91,6 +91,13 @@ def test_the_example_of_each_kind_works_and_keeps_its_promises(kind, install, tm
     assert any(found.status == "pass" for name, found in findings.items() if name.startswith(kind))
 
 
+def test_the_package_of_the_example_of_a_model_contains_it():
+    section = PAGES[PAGES.index("## model: `register_models`") :]
+    [table] = re.findall("```toml\n(.*?)```", section, re.DOTALL)[:1]
+    assert tomllib.loads(table)["tool"]["setuptools"]["package-data"] == {"my_zoo": ["facades/*"]}
+    assert '/ "facades"' in EXAMPLES["model"]["my_zoo/models.py"]
+
+
 OPTIONAL_PARTS = {
     name: dict(re.findall(r"```python\n# (\S+)\n(.*?)```", text, re.DOTALL))
     for name, text in re.findall(r"^## `(\w+)` (?:of|for) a \w+\n(.*?)(?=^## |\Z)", PAGES, re.MULTILINE | re.DOTALL)
