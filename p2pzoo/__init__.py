@@ -57,8 +57,8 @@ def __dir__() -> list[str]:
 def list_components(kind: str | None = None) -> list[str]:
     """List the names that recipes can write after `use =`, sorted by name within a kind.
 
-    kind  "generator", "discriminator", "gan_loss", "loss", "augmentation", "dataset", "metric", "callback" or "model".
-          None lists all kinds, as "kind.name"
+    kind  "generator", "discriminator", "process", "gan_loss", "loss", "augmentation", "dataset", "metric", "callback"
+          or "model". None lists all kinds, as "kind.name"
 
     If two plugins register the same name, both are listed as "plugin:name". Raises UserError for an unknown kind.
 

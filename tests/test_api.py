@@ -2,6 +2,7 @@
 
 import dataclasses
 import inspect
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,8 @@ import p2pzoo
 import p2pzoo.plugin
 import p2pzoo.testing
 from p2pzoo.api import Evaluated, Trained
+from p2pzoo.cli.catalogue import list_command
+from p2pzoo.cli.show import show_command
 from p2pzoo.plugin.registry import KINDS
 from p2pzoo.utils.errors import PeerProcessError
 
@@ -115,6 +118,11 @@ def test_components_are_listed_by_kind():
         p2pzoo.list_components("generators")
     with pytest.raises(p2pzoo.UserError, match="no kind 'command'"):
         p2pzoo.list_components("command")
+
+
+def test_texts_that_list_the_kinds_list_all():
+    for text in (p2pzoo.list_components.__doc__, list_command.help, show_command.help):
+        assert set(KINDS) <= set(re.findall(r"\w+", text))
 
 
 def test_a_name_that_two_plugins_register_is_listed_with_both(install):

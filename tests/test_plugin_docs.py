@@ -9,13 +9,17 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+from packaging.requirements import Requirement
 
 import p2pzoo
+from p2pzoo import plugin
 from p2pzoo.cli import main
+from p2pzoo.cli.new_plugin import write_plugin
 from p2pzoo.plugin import hookspecs
 from p2pzoo.plugin.loader import hook_name
 from p2pzoo.plugin.model_source import find_model, pin_model
 from p2pzoo.plugin.registry import KINDS
+from p2pzoo.plugin.schema import InvalidParameters, check_at_use
 from p2pzoo.testing import CHECKS, list_component_checks
 
 PLUGINS = Path(__file__).parents[1] / "plugins"
@@ -89,6 +93,59 @@ def test_the_example_of_each_kind_works_and_keeps_its_promises(kind, install, tm
     assert {"plugin", kind} == {name.partition(".")[0] for name in findings}
     assert {name: found.message for name, found in findings.items() if found.status == "fail"} == {}
     assert any(found.status == "pass" for name, found in findings.items() if name.startswith(kind))
+
+
+METHODS = [
+    (kind, protocol, method)
+    for kind, protocol in {
+        "process": plugin.Process,
+        "gan_loss": plugin.GanLoss,
+        "loss": plugin.Loss,
+        "augmentation": plugin.Augmentation,
+        "dataset": plugin.Dataset,
+        "metric": plugin.Metric,
+    }.items()
+    for method, function in vars(protocol).items()
+    if inspect.isfunction(function) and function.__module__ == protocol.__module__
+]
+
+
+@pytest.mark.parametrize(("kind", "protocol", "method"), METHODS, ids=str)
+def test_the_example_of_each_kind_names_arguments_as_its_interface(kind, protocol, method):
+    defined = {}
+    exec([*EXAMPLES[kind].values()][1], defined)
+    [example] = [value for value in defined.values() if inspect.isclass(value) and method in vars(value)][:1]
+    assert [*inspect.signature(getattr(example, method)).parameters] == [
+        *inspect.signature(getattr(protocol, method)).parameters
+    ]
+
+
+@pytest.mark.parametrize("name", ["Direct", "DirectIteration"])
+def test_a_process_of_the_page_and_of_new_plugin_takes_other_steps_at_use(name, tmp_path):
+    written = [file for file in write_plugin("my-zoo", tmp_path / "zoo", "process") if file.name == "process.py"]
+    defined = {}
+    exec(EXAMPLES["process"]["my_zoo/process.py"] if name == "Direct" else written[0].read_text("utf-8"), defined)
+    assert check_at_use(defined[name], {"steps": 2}) == {"steps": 2}
+    with pytest.raises(InvalidParameters, match="steps = 0: "):
+        check_at_use(defined[name], {"steps": 0})
+
+
+def test_a_plugin_asks_for_this_minor_version_on_the_page_and_by_new_plugin(tmp_path):
+    write_plugin("my-zoo", tmp_path / "zoo")
+    texts = [PAGES, (tmp_path / "zoo" / "pyproject.toml").read_text("utf-8")]
+    pins = [pin for text in texts for pin in re.findall(r'dependencies = \["([^"]+)"\]', text)]
+    assert len(pins) == 3
+    [pin] = {*pins}
+    major, minor, *_ = p2pzoo.__version__.split(".")
+    assert Requirement(pin).specifier.contains(p2pzoo.__version__, prereleases=True)
+    assert not Requirement(pin).specifier.contains(f"{major}.{int(minor) + 1}.0")
+
+
+def test_the_package_of_the_example_of_a_model_contains_it():
+    section = PAGES[PAGES.index("## model: `register_models`") :]
+    [table] = re.findall("```toml\n(.*?)```", section, re.DOTALL)[:1]
+    assert tomllib.loads(table)["tool"]["setuptools"]["package-data"] == {"my_zoo": ["facades/*"]}
+    assert '/ "facades"' in EXAMPLES["model"]["my_zoo/models.py"]
 
 
 OPTIONAL_PARTS = {

@@ -17,8 +17,8 @@ RECIPES = "recipes"
 def list_command(kind: str | None, as_json: bool) -> None:
     """List the components that recipes can name after `use =`, trained models, or the recipes that ship with p2pzoo.
 
-    KIND is generator, discriminator, gan_loss, loss, augmentation, dataset, metric, callback or model [default: all of
-    these], or recipes.
+    KIND is generator, discriminator, process, gan_loss, loss, augmentation, dataset, metric, callback or model
+    [default: all of these], or recipes.
     """
     if kind == RECIPES:
         _list_recipes(as_json)

@@ -201,8 +201,8 @@ def _half_cosine(start: float, end: float, t: float) -> float:
 class Init:
     """[init]: the initial weights.
 
-    weights        distribution of convolution weights. Norm layers get N(1, 0.02), biases 0. "own" keeps what the
-                   networks' constructors draw
+    weights        distribution of the weights of convolutions and linear layers. Norm layers get N(1, 0.02), and the
+                   biases of all these layers 0. "own" keeps what the networks' constructors draw
     gain           standard deviation of "normal", gain of "xavier" and "orthogonal"; "kaiming" and "own" have none
     generator      model.safetensors to start G from, or an address (zoo:NAME, hf:OWNER/NAME): a model of the same
                    generator (fine-tuning), or of a smaller one that it can grow from

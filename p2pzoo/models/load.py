@@ -16,7 +16,8 @@ from p2pzoo.models.model import Model
 from p2pzoo.models.model_file import ModelHeader, restore_network
 from p2pzoo.models.safetensors_io import load_tensors
 from p2pzoo.plugin.loader import registry
-from p2pzoo.plugin.model_source import find_model, list_schemes
+from p2pzoo.plugin.model_source import SHIPPED, find_model, is_address, list_schemes
+from p2pzoo.plugin.registry import MODEL_SOURCE
 from p2pzoo.utils.errors import DamagedFile, UserError
 from p2pzoo.utils.files import parse_toml
 from p2pzoo.utils.find_runs import find_only_run
@@ -132,14 +133,11 @@ def find_model_file(path: Path) -> Path:
 
     For a run that is not finished, its newest checkpoint, which may be damaged. Raises UserError if there is no model.
     """
-    path = resolve_model_path(path)
+    given, path = path, resolve_model_path(path)
     if path.suffix == ".toml":
         raise UserError(f"{path}: is a recipe, not a model: `p2pzoo run {path}` trains one")
     if not path.exists():
-        others = "".join(f", or {scheme}:NAME" for scheme in list_schemes())
-        raise UserError(
-            f"{path}: no such model: give a run folder, a .safetensors file, or zoo:NAME (`p2pzoo list model`){others}"
-        )
+        raise UserError(_describe_missing(given, path))
     if not path.is_dir():
         return path
     if is_unfinished(path) and (checkpoints := list_checkpoints(path)):
@@ -148,6 +146,19 @@ def find_model_file(path: Path) -> Path:
         problem = "this run has not saved a checkpoint yet" if is_unfinished(path) else "not a run folder"
         raise UserError(f"{path}: {problem}; give a run folder or a model.safetensors")
     return path / "model.safetensors"
+
+
+def _describe_missing(given: Path, path: Path) -> str:
+    """Why there is no model. path: what was looked for, which is another one if an address was given."""
+    if not is_address(given):
+        others = "".join(f", or {scheme}:…" for scheme in list_schemes())
+        return f"{path}: no such model: give a run folder, a .safetensors file, zoo:NAME (`p2pzoo list model`){others}"
+    scheme, _, name = given.as_posix().partition(":")
+    plugin = registry().get("model", name) if scheme == SHIPPED else registry().get(MODEL_SOURCE, scheme)
+    return (
+        f"{given}: plugin '{plugin.plugin}' ({plugin.distribution}) names a folder that does not exist, {path}: its "
+        "package was built without the model; install another version of it"
+    )
 
 
 def find_run_folder(file: Path) -> Path:

@@ -21,7 +21,8 @@ class Pair:
     id      unique within its dataset and stable between versions; names files and table rows
     x, y    (H, W, C) arrays in their stored dtype (uint8, uint16, float32), values within the dataset's
             `x_range` and `y_range`
-    labels  (H', W') integer class map of the area that x and y show, or None. It may have more pixels than x and y,
+    labels  (H', W') integer class map of the area that x and y show, or None. Values are 0 to the number of classes
+            minus 1; 255 and -1 mark pixels that are not counted. It may have more pixels than x and y, not fewer,
             if images are scored at a larger size than they were reduced to. Evaluation uses it as it is; training
             resizes it to x and y with the nearest pixel
     block   name of the group (a region, a scene, a patient) that is resampled as a unit for intervals, or None

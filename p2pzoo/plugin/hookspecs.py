@@ -5,7 +5,7 @@ It imports pluggy only. A plugin is a module that implements some of these hooks
 
     register(name, factory, *, summary="", paper="", needs=())
 
-    name     what a recipe writes after `use =`; lower case, words joined by hyphens
+    name     what a recipe writes after `use =`; lower case, words joined by hyphens or underscores
     factory  a class or function, or "module:attribute", which is imported when a recipe uses it
     summary  one line for `p2pzoo list`; of a command, for `p2pzoo --help`
     paper    the source: an arXiv id, a DOI, a section, an address

@@ -55,11 +55,9 @@ def find_model(path: str | Path) -> FoundModel | None:
 
 def pin_model(path: Path) -> Path:
     """The address of exactly the version that `path` means now; a path as it is. Raises UserError as `find_model`."""
-    found = find_model(path)
-    return Path(found.address) if found and found.address else path
+    return Path(found.address) if (found := find_model(path)) and found.address else path
 
 
 def locate_weights(path: Path) -> Path:
     """The model.safetensors of an address; a path as it is. Raises UserError as `find_model`."""
-    found = find_model(path)
-    return found.folder / "model.safetensors" if found else path
+    return found.folder / "model.safetensors" if (found := find_model(path)) else path

@@ -23,14 +23,15 @@ class Generator(Protocol):
     takes_z             True: it has a method `draw_z(x)`, the z that it would draw for x with torch's global generator,
                         a tensor (B, …), and a keyword argument `forward(x, z=None)`. Given a z it draws none, in
                         training mode and in eval mode, and ŷ depends on it. Losses that are registered with
-                        `needs=("z",)` call it so, as out.G(x, z=z); such a recipe has no process
+                        `needs=("z",)` call it so, as out.G(x, z=z); such a recipe has no process. It cannot have
+                        `takes_time`
     sees_target         True: in training it is called as G(x, y) with the targets y, and returns (ŷ, {name: loss}) with
                         scalar losses of its own; everywhere else as G(x), which returns ŷ. For encoders of y, such as
                         BicycleGAN's. It may also sample at use, in eval mode. It cannot be trained with a process, and
                         cannot have `takes_time`
     loss_weights        of a generator with `sees_target`: {name: weight} for exactly the losses that it returns. They
-                        are added to the recipe's with these weights, and logged as "G.NAME" without them
-
+                        are added to the recipe's with these weights, and logged as "G.NAME" without them. Names of
+                        the recipe's losses are refused, and "gan" if it has a GAN loss
     interval            `interval(x)`: a lower and an upper bound of each value of y, (B, out_channels, H, W) each;
                         they never cross. `p2pzoo calibrate` chooses the factor by which they are widened
     size_divisor        H and W must be multiples of it (default 1). For any other size the network raises a ValueError
@@ -44,6 +45,9 @@ class Generator(Protocol):
     takes_time          True, a class attribute: it has the time of a process as a second argument, `forward(x, t=None)`
                         with t (B,) in [0, 1], and ŷ depends on it. Without t it does as for t = 1, so that it can be
                         trained without a process too. A process may add the time as one more channel of x all the same
+    at_use              a class attribute: names of the parameters that training does not depend on. They may differ
+                        where a trained G is used: `p2pzoo translate -s generator.PARAM=VALUE`, `[evaluate.generator]`,
+                        `p2pzoo.load(…, generator={…})`
 
     An optional attribute of every module inside a generator or a discriminator:
 

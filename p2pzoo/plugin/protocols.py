@@ -102,6 +102,8 @@ AugmentationTarget = Literal["pairs", "discriminator"]
 class GanLoss(Protocol):
     """The two sides of the game: what D minimises and what G minimises.
 
+    It has no parameters to train, because it belongs to neither side; a `Loss` may have them.
+
     Optional attribute:
 
     minimum  (of the discriminator loss, of the generator loss): the lowest possible values; None for no lower bound
@@ -170,12 +172,14 @@ class Augmentation(Protocol):
     where: AugmentationTarget
     num_random: int
 
-    def __call__(self, x: Tensor, y: Tensor, labels: Tensor | None, u: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+    def __call__(
+        self, x: Tensor, y: Tensor, labels: Tensor | None, random: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
         """Return x, y and labels changed, with the same shapes and value ranges.
 
         x, y, labels  as in `Batch`. A geometric change moves the pixels of all three in the same way. With
                       where = "discriminator", y is real or fake, and labels is None unless D needs labels
-        u             (B, num_random) random numbers in [0, 1)
+        random        (B, num_random) random numbers in [0, 1)
         """
 
 
@@ -184,7 +188,8 @@ class Dataset(Protocol):
     """A sequence of Pairs. All pairs have the same channels and the same size. Several threads may read pairs at once.
 
     x_range, y_range  stored values that become -1 and 1
-    classes           class names, index = label value; None without labels
+    classes           class names, index = label value; None without labels. `Pair.labels` says how pixels without a
+                      class are marked
     palette           one RGB triple (0-255) per class; None without labels
 
     Optional attributes:

@@ -222,6 +222,8 @@ def describe_type(annotation: Any) -> str:
 
     >>> describe_type(tuple[float, float] | None)
     '[float, float] | unset'
+    >>> describe_type(Sequence[str])
+    '[str]'
     """
     origin, args = typing.get_origin(annotation), typing.get_args(annotation)
     if annotation is type(None):
@@ -234,7 +236,7 @@ def describe_type(annotation: Any) -> str:
         return " | ".join(describe_type(arg) for arg in args)
     if annotation.__class__ is type and issubclass(annotation, dict):
         return "table"
-    if origin in (tuple, list):
+    if origin in (tuple, list, Sequence):
         return "[" + ", ".join("..." if arg is Ellipsis else describe_type(arg) for arg in args) + "]"
     return getattr(annotation, "__name__", str(annotation))
 

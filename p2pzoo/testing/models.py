@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -25,9 +26,15 @@ def check_model_translates(case: ComponentCase) -> None:
 
 
 def check_model_card(case: ComponentCase) -> None:
-    """Its folder has the recipe that it was trained with, and a model card that names a licence."""
+    """Its folder has the recipe that it was trained with, and a model card that names a licence.
+
+    `license: other`, which `p2pzoo card` writes without --licence, names one only with a `license_name`.
+    """
     folder = Path(case.build())
     read_recipe(str(folder / "recipe.toml"))
     card = folder / "README.md"
     assert card.is_file(), "has no README.md: `p2pzoo card RUN -o DIR` writes one"
-    assert "\nlicense: " in card.read_text("utf-8"), "its README.md names no licence: add a line `license: ...`"
+    text = card.read_text("utf-8")
+    licence = re.search(r"^license: *[\"']?([^\"'\s]+)", text, re.MULTILINE)
+    is_named = licence and (licence[1] != "other" or re.search(r"^license_name: *\S", text, re.MULTILINE))
+    assert is_named, "its README.md names no licence: give `p2pzoo card` a --licence ID, or write a line `license: ID`"

@@ -278,7 +278,7 @@ def check_format(to: str, registry: Registry) -> None:
 def export_weights(model: Path, to: str, output: Path, registry: Registry, *, weights: str | None = None) -> list[str]:
     """Write a network in the weight format `to`; return notes about differences.
 
-    model    a run folder, a model file, or zoo:NAME, as `p2pzoo.load` takes it
+    model    a run folder, a model.safetensors, or an address, as `p2pzoo.load` takes it
     weights  of a run: "last" or "average"; None: those that its numbers measured
 
     Raises UserError if there is no such format, or if the other code has no such network.

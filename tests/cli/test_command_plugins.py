@@ -131,3 +131,11 @@ def test_a_command_that_imports_an_old_module_gets_its_new_place(cli, install, t
     result = cli("hello")
     assert result.exit_code == 2
     assert "plugin 'greeter': p2pzoo.errors moved in 0.2: import UserError from p2pzoo.utils.errors" in result.stderr
+
+
+def test_each_command_that_takes_a_model_says_what_names_one():
+    commands = {name: main.get_command(None, name) for name in main.list_commands(None)}
+    of_models = {name: each for name, each in commands.items() if "model" in {param.name for param in each.params}}
+    assert {"translate", "translate-volume", "serve"} <= of_models.keys()
+    named = "a run folder, a model.safetensors, zoo:NAME or hf:OWNER/NAME"
+    assert [name for name, each in of_models.items() if named not in " ".join(each.help.split())] == []

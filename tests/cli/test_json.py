@@ -1,6 +1,7 @@
 """--json: every command that produces something has it; one document on standard output, errors too."""
 
 import json
+from pathlib import Path
 
 import click
 import pytest
@@ -171,6 +172,9 @@ def test_translations_and_skipped_images_are_in_one_document(cli, tmp_path):
     document = json.loads(result.stdout)
     assert [file["input"] for file in document["files"]] == ["a.png"]
     assert document["error"].startswith("b.png: ")
+    page = (Path(__file__).parents[2] / "plugins" / "README.md").read_text("utf-8")
+    [row] = [line for line in page.splitlines() if line.startswith("| `translate` | ")]
+    assert [key for key in document if f"`{key}`" not in row] == []
 
 
 def test_files_that_commands_write_are_in_their_documents(cli, tmp_path):

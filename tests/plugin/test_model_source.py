@@ -108,7 +108,22 @@ def test_a_published_model_is_not_changed(shelf, run_cli, tmp_path, command):
 def test_a_path_that_does_not_exist_names_the_schemes(shelf, run_cli, tile, tmp_path):
     result = run_cli("translate", "shelv:cmp/facades", tile, "-o", tmp_path / "out")
     assert result.exit_code == 2
-    assert "or shelf:NAME" in result.output
+    assert "or shelf:…" in result.output
+
+
+@pytest.mark.parametrize(
+    ("hook", "address"), [("register_models", "zoo:facades"), ("register_model_sources", "facades:maps")]
+)
+def test_a_plugin_without_its_model_is_named(hook, address, install, run_cli, tile, tmp_path):
+    """As of a wheel that was built without the folder."""
+    install("lossy", f"import p2pzoo\n@p2pzoo.hookimpl\ndef {hook}(register):\n    register('facades', find)\n"
+                     "def find(*name):\n    return FOLDER if not name else p2pzoo.plugin.FoundModel(FOLDER)\n"
+                     f"FOLDER = p2pzoo.utils.paths.Path({str(tmp_path / 'lost')!r})\n")  # fmt: skip
+    line = f"{address}: plugin 'lossy' (lossy 1.0) names a folder that does not exist, {tmp_path / 'lost'}"
+    for command in (["translate", address, tile, "-o", tmp_path / "o.png"], ["evaluate", address]):
+        result = run_cli(*command)
+        assert (result.exit_code, result.output.startswith(line)) == (2, True), result.output
+        assert len(result.output.splitlines()) == 1
 
 
 def recipe(tmp_path, text):

@@ -1,11 +1,13 @@
 """The conformance kit: each check fails on a component that does not satisfy its interface."""
 
+import contextlib
 import glob
 import json
 import os
 import re
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -614,6 +616,27 @@ class TestMetrics:
         assert failure("metric", Few, "samples") == (
             f"`samples` is {count!r}, not a number of translations of each image, from 2 on"
         )
+
+
+class TestModels:
+    @pytest.mark.parametrize(
+        ("lines", "names_one"),
+        [
+            ("license: mit", True),
+            ('license: "cc-by-4.0"', True),
+            ("license: other\nlicense_name: ours", True),
+            ("license: other", False),  # as `p2pzoo card` writes it without --licence
+            ("license: 'other'\ntags: [mit]", False),
+            ("license:\ntags: [mit]", False),
+            ("license_name: ours", False),
+        ],
+    )
+    def test_a_card_names_a_licence(self, lines, names_one, tmp_path):
+        (tmp_path / "recipe.toml").write_text('extends = "zoo:base.toml"\n')
+        (tmp_path / "README.md").write_text(f"---\n{lines}\n---\n\n# Mine\n")
+        raises = contextlib.nullcontext() if names_one else pytest.raises(AssertionError, match="names no licence")
+        with raises:
+            CHECKS["model"]["card"](SimpleNamespace(build=lambda: tmp_path))
 
 
 class TestCallbacks:
