@@ -290,11 +290,31 @@ class Bench:
         Raises Stopped, and UserError for runs whose data changed.
         """
         self.refuse_changed_data()
-        return run_missing([self.job(cell) for cell in self.missing()], executor, progress)
+        cells = {cell.experiment.id: cell for cell in self.missing()}
+
+        def is_finished(id: str) -> bool:
+            return self.find_finished(cells[id]) is not None
+
+        failures = run_missing([self.job(cell) for cell in cells.values()], executor, progress, is_finished)
+        return {id: reason for id, reason in failures.items() if not is_finished(id)}
+
+    def starts_over(self, cell: Cell) -> bool:
+        """Whether --fresh trains the cell's run again, and does not only measure what it lacks.
+
+        So it is if the run is unfinished, if its data changed, or if it did not keep weights that a metric needs.
+        """
+        if FRESH not in self.options:
+            return False
+        run = locate_run(cell.experiment, self.runs)
+        measured = [measurement.translations for measurement in cell.experiment.measurements.values()]
+        has_weights = all(run.weights(translations.weights, translations.at).exists() for translations in measured)
+        is_trained = run.state in ("trained", "complete") and has_weights
+        return not is_trained or bool(self.find_changed_data(cell))
 
     def job(self, cell: Cell) -> Job:
         name = f"{cell.row.label}, seed {cell.experiment.seed}"
-        return Job(name, cell.experiment, self.runs, tuple(self.options))
+        options = (option for option in self.options if option != FRESH or self.starts_over(cell))
+        return Job(name, cell.experiment, self.runs, tuple(options))
 
     # --- the table ---
 

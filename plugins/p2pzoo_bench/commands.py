@@ -94,7 +94,9 @@ runs_option = click.option(
 @click.option("--methods", metavar="ROW,…", help="With --data: train only these rows of TABLE.")
 @click.option("--dry-run", is_flag=True, help="Print what would be trained, and train nothing.")
 @click.option("--no-train", is_flag=True, help="Train nothing, and print the table of the runs that are finished.")
-@click.option("--fresh", is_flag=True, help="Restart unfinished runs, and those whose data changed.")
+@click.option("--fresh", is_flag=True,
+              help="Restart unfinished runs, and those whose data changed or that lack "
+              "weights which a metric needs.")  # fmt: skip
 @click.option("--accept-stale", is_flag=True, help="Use runs although the code or data changed since they started.")
 @column_option
 @curve_option

@@ -112,8 +112,8 @@ def bench(run_cli, trained):
     return bench
 
 
-def make_bench(*options):
-    return Bench(read_table("table.toml"), registry(), Path("runs"), profile="smoke", options=options)
+def make_bench(*options, **given):
+    return Bench(read_table("table.toml"), registry(), Path("runs"), profile="smoke", options=options, **given)
 
 
 def statuses(folder):
@@ -219,6 +219,21 @@ class TestChangedFiles:
         assert "one, seed 2: 2 images (1 steps)" in bench("--fresh", "--dry-run")[0].output
 
     def test_the_images_themselves_are_measured_again(self, trained, bench):
+    def test_fresh_only_measures_complete_runs_that_lack_a_metric(self, trained, bench, monkeypatch):
+        psnr = '[metrics.psnr]\nuse = "psnr"\n[columns]\npsnr = "PSNR"\n'
+        (trained / "table.toml").write_text(TABLE.replace("[columns]\n", psnr))
+        state = json.loads(statuses(trained)[2].read_text())
+        statuses(trained)[2].write_text(json.dumps(state | {"state": "interrupted"}))
+        jobs = []
+        monkeypatch.setattr(bench_module, "run_missing", lambda given, *_: jobs.extend(given) or {})
+        bench("--fresh")
+        assert [job.options for job in jobs] == [(), (), ("--fresh",)]
+        plan = bench("--fresh", "--dry-run")[0].output
+        assert plan.count("trained, metrics are to be measured") == 2
+        assert plan.count("2 images (1 steps)") == 1
+        kept = make_bench("--fresh", overrides=["evaluate.at=[1]"])
+        assert all(kept.starts_over(cell) for cell in kept.cells), "its weights after one image were not kept"
+
         values = []
         for change in (lambda _: None, lambda _: None, draw_over):
             change(trained)
