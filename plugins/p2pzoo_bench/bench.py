@@ -418,6 +418,9 @@ class Bench:
         rows = self._rows(failures, targets)
         table = build_comparison(rows, self.table.baseline, self.table.columns, self.unavailable, images, facts=facts)
         if self.table.answer:
+            # {} is no data's fingerprint: with --accept-stale the folder may get numbers of two data sets
+            recorded = data if is_outdated or before == data else {}
+            write_json(run.folder / "env.json", {**software(), **({"data": recorded} if data else {})})
             add_facts_for_answer(table, images)
             table.doc["answer"] = find_answer(table.doc, self.table.primary)
             table.doc["explanations"] = explain_metrics(
