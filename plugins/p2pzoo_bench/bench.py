@@ -32,6 +32,7 @@ from p2pzoo.runs.evaluate import (
     check_trust,
     evaluate_target,
     find_missing_metrics,
+from p2pzoo.runs.monitor import read_findings
 )
 from p2pzoo.runs.run_folder import Run, locate_run
 from p2pzoo.training.environment import software
@@ -256,10 +257,12 @@ class Bench:
             raise UserError(*dict.fromkeys(faults))  # rows can share a run
 
     def _changed_data_fault(self, cell: Cell) -> str | None:
-        changed = self.find_changed_data(cell)
-        if not changed or self.find_finished(cell):  # there can be a committed copy of its results
+        if not self.find_changed_data(cell) or self.find_finished(cell):  # there can be a committed copy of its results
             return None
-        folder = locate_run(cell.experiment, self.runs).folder
+        return f"{locate_run(cell.experiment, self.runs).folder}: {self._changed_data(cell)}"
+
+    def _changed_data(self, cell: Cell) -> str:
+        changed = " and ".join(self.find_changed_data(cell))
         return (
             f"{folder}: {' and '.join(changed)} changed after this run began: train it again with {FRESH}, or use it "
             f"as it is with {ACCEPT_STALE}"
@@ -333,8 +336,8 @@ class Bench:
                 if run := self.find_finished(cell):
                     table_row.runs.append(run)
                 else:
-                    failed = failures.get(cell.experiment.id) or self._changed_data_fault(cell)
-                    table_row.failed = failed or NOT_TRAINED
+                    reasons[self._why_missing(cell, failures)] = None
+            table_row.failed = "; ".join(reasons) or None
             rows.append(table_row)
         return rows
 
@@ -357,6 +360,7 @@ class Bench:
         # further translations and snapshots are of a G
         experiment = replace(experiment, evaluate=replace(experiment.evaluate, also=NO_TABLE, at=()))
         store = self.store(experiment)
+            reasons: dict[str, None] = {}  # each once
         # the other keys of [evaluate] are about translations
         evaluated = {key: getattr(experiment.evaluate, key) for key in ("test_mode", "split", "samples")}
         change = changed_target(row, experiment, self.table.seeds)  # all folds, also if --seeds trains fewer
@@ -366,6 +370,18 @@ class Bench:
         data = self._fingerprints.of(experiment) if hasattr(store.dataset, "fingerprint") else {}
         before = (read_object(run.folder / "env.json") or {}).get("data", data)
         is_outdated = before != data and ACCEPT_STALE not in self.options
+    def _why_missing(self, cell: Cell, failures: Mapping[str, str]) -> str:
+        """Why a run has no results: it failed now or before, its data changed, or nobody has trained it."""
+        if reason := failures.get(cell.experiment.id):
+            return reason
+        if self.find_changed_data(cell):
+            return self._changed_data(cell)
+        run = locate_run(cell.experiment, self.runs)
+        if run.state != "failed":
+            return NOT_TRAINED
+        diverged = [finding["message"] for finding in read_findings(run) if finding["kind"] == "diverged"]
+        return diverged[0] if diverged else "its training failed: without --no-train it is tried again"
+
         for folder in (run.folder, self.committed / f"target-{self.profile}-{digest}"):
             if folder == run.folder and is_outdated:
                 continue

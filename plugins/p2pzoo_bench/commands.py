@@ -271,6 +271,14 @@ def _train_missing(bench: Bench, executor: Executor, *, quiet: bool) -> dict[str
                 stop(f"stopped; {again} resumes from there", 128 + stopped.signum, progress.note)
     for folder, changed in bench.stale().items():
         click.echo(f"{folder}: the code or data changed after this run ({', '.join(changed)})", err=True)
+    if quiet:  # which printed no failure when it happened
+        for cell in missing:
+            if reason := failures.get(cell.experiment.id):
+                click.echo(f"{bench.job(cell).name} failed: {reason}", err=True)
+    return failures
+
+
+def _print_stale(bench: Bench) -> None:
     return failures
 
 
