@@ -37,11 +37,13 @@ from p2pzoo.runs.monitor import read_findings
 from p2pzoo.runs.run_folder import Run, locate_run
 from p2pzoo.training.environment import software
 from p2pzoo.utils.errors import UserError
+from p2pzoo.utils.suggest import did_you_mean
 from p2pzoo.utils.files import read_object, write_json
 from p2pzoo_bench.answer import find_answer, list_judged_columns
 from p2pzoo_bench.changed_target import changed_target
 from p2pzoo_bench.comparison import Comparison, TableRow, build_comparison, metric_of, why_not_comparable
 from p2pzoo_bench.draws_noise import add_facts_for_answer
+from p2pzoo_bench.metric_numbers import list_numbers
 from p2pzoo_bench.executors import ACCEPT_STALE, FRESH, Executor, Job
 from p2pzoo_bench.metric_texts import explain_metrics
 from p2pzoo_bench.row_groups import find_groups
@@ -117,6 +119,7 @@ class Bench:
             self.cells = self._cells(overrides, profile, picked)
 
     def _first_experiments(self, profile: str | None, pick: Callable[[], str] | None) -> list[Experiment]:
+        self._check_numbers()
         """The experiments of seed 0. Raises UserError with the faults of all rows; one that rows share, once."""
         experiments: list[Experiment] = []
         faults: dict[str, str] = {}
@@ -187,6 +190,32 @@ class Bench:
 
     def _untrusted(self) -> dict[str, str]:
         """{metric of the table: reason} for metrics that are not trustworthy here and are not measured yet."""
+    def _check_numbers(self) -> None:
+        """Refuse columns such as "fcn_score.clas_iou", if their metric has no such number.
+
+        Where no finished run shows it, the metric measures two images. A name with a further dot, such as
+        "coverage.class.water", may depend on the images: it is not checked.
+        """
+        faults = []
+        for column in self.table.columns:
+            name = metric_of(column)
+            cells = [cell for cell in self.cells if f"{name}{cell.row.suffix}" in cell.experiment.measurements]
+            if column.count(".") != 1 or name in self.unavailable:
+                continue
+            if any(run.has(column) for run in filter(None, map(self.find_finished, cells))):
+                continue
+            experiment, measured = cells[0].experiment, f"{name}{cells[0].row.suffix}"
+            try:
+                keys = list_numbers(experiment, measured, self.store(experiment))
+            except Exception:  # the run reports it
+                continue
+            numbers = [name if key == "value" else f"{name}.{key}" for key in keys]
+            if column not in numbers:
+                advice = did_you_mean(column, numbers) or f"; it has {', '.join(numbers)}"
+                faults.append(f"{self.table.name}: column '{column}': {name} has no such number{advice}")
+        if faults:
+            raise UserError(*faults)
+
         reasons: dict[str, str] = {}
         checked: set[tuple[int, str]] = set()
         for experiment in [cell.experiment for cell in self.cells if self.find_finished(cell) is None]:
