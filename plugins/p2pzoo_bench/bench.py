@@ -20,7 +20,6 @@ from p2pzoo import config
 from p2pzoo.compute.engine import pick_device
 from p2pzoo.config.experiment import Experiment
 from p2pzoo.config.frozen_table import NO_TABLE
-from p2pzoo.config.provenance import changed_sources, source_hashes
 from p2pzoo.data import Store
 from p2pzoo.models.checkpoint_model import list_checkpoints
 from p2pzoo.plugin.registry import Registry
@@ -32,22 +31,23 @@ from p2pzoo.runs.evaluate import (
     check_trust,
     evaluate_target,
     find_missing_metrics,
-from p2pzoo.runs.monitor import read_findings
 )
+from p2pzoo.runs.monitor import read_findings
 from p2pzoo.runs.run_folder import Run, locate_run
 from p2pzoo.training.environment import software
 from p2pzoo.utils.errors import UserError
-from p2pzoo.utils.suggest import did_you_mean
 from p2pzoo.utils.files import read_object, write_json
+from p2pzoo.utils.suggest import did_you_mean
 from p2pzoo_bench.answer import find_answer, list_judged_columns
 from p2pzoo_bench.changed_target import changed_target
 from p2pzoo_bench.comparison import Comparison, TableRow, build_comparison, metric_of, why_not_comparable
 from p2pzoo_bench.draws_noise import add_facts_for_answer
-from p2pzoo_bench.metric_numbers import list_numbers
 from p2pzoo_bench.executors import ACCEPT_STALE, FRESH, Executor, Job
+from p2pzoo_bench.metric_numbers import list_numbers
 from p2pzoo_bench.metric_texts import explain_metrics
 from p2pzoo_bench.row_groups import find_groups
 from p2pzoo_bench.run_missing import Progress, run_missing
+from p2pzoo_bench.stale_runs import SourceChanges, describe_stale
 from p2pzoo_bench.stored_results import EvaluatedImages, FinishedRun
 from p2pzoo_bench.table_columns import NOT_TRAINED
 from p2pzoo_bench.table_file import Row, Table, is_fold, is_seed
@@ -93,12 +93,14 @@ class Bench:
                 "p2pzoo study-analyze --table"
             )
         self.table, self.registry, self.runs, self.options = table, registry, runs, options
+        self.given = overrides
         self.committed = table.folder / "results"
         self.overrides = [*table.overrides({}), *overrides]
         self.unavailable: dict[str, str] = {}
         self._stores: dict[str, Store] = {}
         self._protocols: dict[str, dict[str, Any]] = {}
         self._fingerprints = DataFingerprints()
+        self._changes = SourceChanges(self._fingerprints)
         if table.folds and (folded := [*filter(is_fold, overrides)]):
             raise UserError(f"-s {folded[0]}: this table trains one run for each fold; set how many with --seeds")
         if seeded := [*filter(is_seed, overrides)]:
@@ -117,9 +119,9 @@ class Bench:
         if untrusted := self._untrusted():
             self.unavailable |= untrusted
             self.cells = self._cells(overrides, profile, picked)
+        self._check_numbers()
 
     def _first_experiments(self, profile: str | None, pick: Callable[[], str] | None) -> list[Experiment]:
-        self._check_numbers()
         """The experiments of seed 0. Raises UserError with the faults of all rows; one that rows share, once."""
         experiments: list[Experiment] = []
         faults: dict[str, str] = {}
@@ -188,8 +190,6 @@ class Bench:
         if faults:
             raise UserError(*faults)
 
-    def _untrusted(self) -> dict[str, str]:
-        """{metric of the table: reason} for metrics that are not trustworthy here and are not measured yet."""
     def _check_numbers(self) -> None:
         """Refuse columns such as "fcn_score.clas_iou", if their metric has no such number.
 
@@ -216,6 +216,8 @@ class Bench:
         if faults:
             raise UserError(*faults)
 
+    def _untrusted(self) -> dict[str, str]:
+        """{metric of the table: reason} for metrics that are not trustworthy here and are not measured yet."""
         reasons: dict[str, str] = {}
         checked: set[tuple[int, str]] = set()
         for experiment in [cell.experiment for cell in self.cells if self.find_finished(cell) is None]:
@@ -293,20 +295,17 @@ class Bench:
     def _changed_data(self, cell: Cell) -> str:
         changed = " and ".join(self.find_changed_data(cell))
         return (
-            f"{folder}: {' and '.join(changed)} changed after this run began: train it again with {FRESH}, or use it "
-            f"as it is with {ACCEPT_STALE}"
+            f"{changed} changed after this run began: train it again with {FRESH}, or use it as it is with "
+            f"{ACCEPT_STALE}"
         )
 
     def stale(self) -> dict[str, list[str]]:
-        """{run folder: the sources that changed} of finished runs that other code or data trained."""
+        """{run folder: the code and data that changed} of the finished runs that other code or data trained."""
         stale = {}
         for cell in self.cells:
-            run = locate_run(cell.experiment, self.runs)
-            if run.state != "complete":
-                continue
-            changed = changed_sources(run.status.get("sources", {}), source_hashes(cell.experiment))
-            if changed := [*changed, *self._fingerprints.find_changed(cell.experiment, run)]:
-                stale[str(run.folder)] = changed
+            finished = self.find_finished(cell)
+            if finished and (changed := self._changes.find(cell.experiment, finished.folder)):
+                stale[str(finished.folder)] = changed
         return stale
 
     def missing(self) -> list[Cell]:
@@ -317,7 +316,7 @@ class Bench:
     # --- missing runs ---
 
     def run_missing(self, progress: Progress, executor: Executor) -> dict[str, str]:
-        """Train and evaluate the missing runs. Returns {id: why it failed}.
+        """Train and evaluate the missing runs. Returns {id: why it failed} of those that are not finished then.
 
         Raises Stopped, and UserError for runs whose data changed.
         """
@@ -361,6 +360,7 @@ class Bench:
             table_row = TableRow(
                 row.name, row.label, cells[0].experiment, published=row.published, evaluate=row.evaluate
             )
+            reasons: dict[str, None] = {}  # each once
             for cell in cells:
                 if run := self.find_finished(cell):
                     table_row.runs.append(run)
@@ -369,6 +369,18 @@ class Bench:
             table_row.failed = "; ".join(reasons) or None
             rows.append(table_row)
         return rows
+
+    def _why_missing(self, cell: Cell, failures: Mapping[str, str]) -> str:
+        """Why a run has no results: it failed now or before, its data changed, or nobody has trained it."""
+        if reason := failures.get(cell.experiment.id):
+            return reason
+        if self.find_changed_data(cell):
+            return self._changed_data(cell)
+        run = locate_run(cell.experiment, self.runs)
+        if run.state != "failed":
+            return NOT_TRAINED
+        diverged = [finding["message"] for finding in read_findings(run) if finding["kind"] == "diverged"]
+        return diverged[0] if diverged else "its training failed: without --no-train it is tried again"
 
     def _target(self, row: Row) -> TableRow:
         """The row of y itself, measured on the baseline row's data: once, or once for each fold."""
@@ -389,7 +401,6 @@ class Bench:
         # further translations and snapshots are of a G
         experiment = replace(experiment, evaluate=replace(experiment.evaluate, also=NO_TABLE, at=()))
         store = self.store(experiment)
-            reasons: dict[str, None] = {}  # each once
         # the other keys of [evaluate] are about translations
         evaluated = {key: getattr(experiment.evaluate, key) for key in ("test_mode", "split", "samples")}
         change = changed_target(row, experiment, self.table.seeds)  # all folds, also if --seeds trains fewer
@@ -399,18 +410,6 @@ class Bench:
         data = self._fingerprints.of(experiment) if hasattr(store.dataset, "fingerprint") else {}
         before = (read_object(run.folder / "env.json") or {}).get("data", data)
         is_outdated = before != data and ACCEPT_STALE not in self.options
-    def _why_missing(self, cell: Cell, failures: Mapping[str, str]) -> str:
-        """Why a run has no results: it failed now or before, its data changed, or nobody has trained it."""
-        if reason := failures.get(cell.experiment.id):
-            return reason
-        if self.find_changed_data(cell):
-            return self._changed_data(cell)
-        run = locate_run(cell.experiment, self.runs)
-        if run.state != "failed":
-            return NOT_TRAINED
-        diverged = [finding["message"] for finding in read_findings(run) if finding["kind"] == "diverged"]
-        return diverged[0] if diverged else "its training failed: without --no-train it is tried again"
-
         for folder in (run.folder, self.committed / f"target-{self.profile}-{digest}"):
             if folder == run.folder and is_outdated:
                 continue
@@ -419,9 +418,11 @@ class Bench:
         with run.lock():
             if is_outdated:  # all metrics are measured again
                 run.clear()
+            # {} is no data's fingerprint: with --accept-stale the folder may get numbers of two data sets
+            recorded = data if is_outdated or before == data else {}
+            write_json(run.folder / "env.json", {**software(), **({"data": recorded} if data else {})})
             seed = experiment.seed if self.table.folds else None
             evaluate_target(experiment, run, store, digest, seed=seed, change=change)
-            write_json(run.folder / "env.json", {**software(), **({"data": data} if data else {})})
         return FinishedRun(run.folder)
 
     def better_direction(self, column: str) -> str | None:
@@ -462,10 +463,10 @@ class Bench:
         images = EvaluatedImages.of_store(self.store(self._baseline.experiment))
         rows = self._rows(failures, targets)
         table = build_comparison(rows, self.table.baseline, self.table.columns, self.unavailable, images, facts=facts)
+        changed = self.stale()
+        if stale := describe_stale(table.rows, lambda _, folder: changed.get(str(folder), [])):
+            table.doc["stale"] = stale
         if self.table.answer:
-            # {} is no data's fingerprint: with --accept-stale the folder may get numbers of two data sets
-            recorded = data if is_outdated or before == data else {}
-            write_json(run.folder / "env.json", {**software(), **({"data": recorded} if data else {})})
             add_facts_for_answer(table, images)
             table.doc["answer"] = find_answer(table.doc, self.table.primary)
             table.doc["explanations"] = explain_metrics(

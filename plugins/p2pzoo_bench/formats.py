@@ -23,6 +23,7 @@ from p2pzoo.utils.terminal import escape
 from p2pzoo_bench.answer import split_line
 from p2pzoo_bench.notes import describe_chosen, describe_data
 from p2pzoo_bench.row_groups import build_groups_table, describe_groups
+from p2pzoo_bench.stale_runs import format_stale
 from p2pzoo_bench.table_columns import (
     COSTS,
     NONE,
@@ -166,6 +167,7 @@ def _format_value(row: Mapping[str, Any], column: Mapping[str, Any]) -> str:
     return f"{cell['mean']:.{places}f}" + ("" if half is None else f" ± {half:.{places}f}") + too_few
 
 
+    notes += format_stale(doc.get("stale", ()))
 def _format_difference(cell: Mapping[str, Any]) -> str:
     if "difference" not in cell:
         return NONE
