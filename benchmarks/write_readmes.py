@@ -161,12 +161,13 @@ def claims(name: str = "claims") -> str:
             for part in claim["parts"]
         ]
         paper = dict.fromkeys(f"{part['paper']:+.2f}" for part in claim["parts"] if part["paper"] is not None)
+        margins = [f"{part['margin']:g}" for part in claim["parts"] if part["margin"]]
         rows.append([
             claim["id"], f"{claim['text']} ({claim['source']})" if claim["source"] else claim["text"],
-            ", ".join(paper) or "–", "; ".join(effects) or "–",
+            ", ".join(paper) or "–", "; ".join(effects) or "–", "; ".join(margins) or "–",
             ": ".join(filter(None, [format_verdict(claim), format_reasons(claim)])),
         ])  # fmt: skip
-    table = grid(["", "claim", "paper", "here [95% interval over folds]", "verdict"], rows)
+    table = grid(["", "claim", "paper", "here [95% interval over folds, unadjusted]", "δ", "verdict"], rows)
     has_effects = any(claim["parts"] for claim in judged_claims(name))
     return f"![effects of the claims, with intervals](results/{name}.svg)\n\n{table}" if has_effects else table
 

@@ -20,7 +20,6 @@ from p2pzoo import config
 from p2pzoo.compute.engine import pick_device
 from p2pzoo.config.experiment import Experiment
 from p2pzoo.config.frozen_table import NO_TABLE
-from p2pzoo.config.provenance import changed_sources, source_hashes
 from p2pzoo.data import Store
 from p2pzoo.models.checkpoint_model import list_checkpoints
 from p2pzoo.plugin.registry import Registry
@@ -33,18 +32,22 @@ from p2pzoo.runs.evaluate import (
     evaluate_target,
     find_missing_metrics,
 )
+from p2pzoo.runs.monitor import read_findings
 from p2pzoo.runs.run_folder import Run, locate_run
 from p2pzoo.training.environment import software
 from p2pzoo.utils.errors import UserError
 from p2pzoo.utils.files import read_object, write_json
+from p2pzoo.utils.suggest import did_you_mean
 from p2pzoo_bench.answer import find_answer, list_judged_columns
 from p2pzoo_bench.changed_target import changed_target
 from p2pzoo_bench.comparison import Comparison, TableRow, build_comparison, metric_of, why_not_comparable
 from p2pzoo_bench.draws_noise import add_facts_for_answer
 from p2pzoo_bench.executors import ACCEPT_STALE, FRESH, Executor, Job
+from p2pzoo_bench.metric_numbers import list_numbers
 from p2pzoo_bench.metric_texts import explain_metrics
 from p2pzoo_bench.row_groups import find_groups
 from p2pzoo_bench.run_missing import Progress, run_missing
+from p2pzoo_bench.stale_runs import SourceChanges, describe_stale
 from p2pzoo_bench.stored_results import EvaluatedImages, FinishedRun
 from p2pzoo_bench.table_columns import NOT_TRAINED
 from p2pzoo_bench.table_file import Row, Table, is_fold, is_seed
@@ -90,12 +93,14 @@ class Bench:
                 "p2pzoo study-analyze --table"
             )
         self.table, self.registry, self.runs, self.options = table, registry, runs, options
+        self.given = overrides
         self.committed = table.folder / "results"
         self.overrides = [*table.overrides({}), *overrides]
         self.unavailable: dict[str, str] = {}
         self._stores: dict[str, Store] = {}
         self._protocols: dict[str, dict[str, Any]] = {}
         self._fingerprints = DataFingerprints()
+        self._changes = SourceChanges(self._fingerprints)
         if table.folds and (folded := [*filter(is_fold, overrides)]):
             raise UserError(f"-s {folded[0]}: this table trains one run for each fold; set how many with --seeds")
         if seeded := [*filter(is_seed, overrides)]:
@@ -114,6 +119,7 @@ class Bench:
         if untrusted := self._untrusted():
             self.unavailable |= untrusted
             self.cells = self._cells(overrides, profile, picked)
+        self._check_numbers()
 
     def _first_experiments(self, profile: str | None, pick: Callable[[], str] | None) -> list[Experiment]:
         """The experiments of seed 0. Raises UserError with the faults of all rows; one that rows share, once."""
@@ -181,6 +187,32 @@ class Bench:
             for column in self.table.columns
             if metric_of(column) not in named
         ]
+        if faults:
+            raise UserError(*faults)
+
+    def _check_numbers(self) -> None:
+        """Refuse columns such as "fcn_score.clas_iou", if their metric has no such number.
+
+        Where no finished run shows it, the metric measures two images. A name with a further dot, such as
+        "coverage.class.water", may depend on the images: it is not checked.
+        """
+        faults = []
+        for column in self.table.columns:
+            name = metric_of(column)
+            cells = [cell for cell in self.cells if f"{name}{cell.row.suffix}" in cell.experiment.measurements]
+            if column.count(".") != 1 or name in self.unavailable:
+                continue
+            if any(run.has(column) for run in filter(None, map(self.find_finished, cells))):
+                continue
+            experiment, measured = cells[0].experiment, f"{name}{cells[0].row.suffix}"
+            try:
+                keys = list_numbers(experiment, measured, self.store(experiment))
+            except Exception:  # the run reports it
+                continue
+            numbers = [name if key == "value" else f"{name}.{key}" for key in keys]
+            if column not in numbers:
+                advice = did_you_mean(column, numbers) or f"; it has {', '.join(numbers)}"
+                faults.append(f"{self.table.name}: column '{column}': {name} has no such number{advice}")
         if faults:
             raise UserError(*faults)
 
@@ -256,25 +288,24 @@ class Bench:
             raise UserError(*dict.fromkeys(faults))  # rows can share a run
 
     def _changed_data_fault(self, cell: Cell) -> str | None:
-        changed = self.find_changed_data(cell)
-        if not changed or self.find_finished(cell):  # there can be a committed copy of its results
+        if not self.find_changed_data(cell) or self.find_finished(cell):  # there can be a committed copy of its results
             return None
-        folder = locate_run(cell.experiment, self.runs).folder
+        return f"{locate_run(cell.experiment, self.runs).folder}: {self._changed_data(cell)}"
+
+    def _changed_data(self, cell: Cell) -> str:
+        changed = " and ".join(self.find_changed_data(cell))
         return (
-            f"{folder}: {' and '.join(changed)} changed after this run began: train it again with {FRESH}, or use it "
-            f"as it is with {ACCEPT_STALE}"
+            f"{changed} changed after this run began: train it again with {FRESH}, or use it as it is with "
+            f"{ACCEPT_STALE}"
         )
 
     def stale(self) -> dict[str, list[str]]:
-        """{run folder: the sources that changed} of finished runs that other code or data trained."""
+        """{run folder: the code and data that changed} of the finished runs that other code or data trained."""
         stale = {}
         for cell in self.cells:
-            run = locate_run(cell.experiment, self.runs)
-            if run.state != "complete":
-                continue
-            changed = changed_sources(run.status.get("sources", {}), source_hashes(cell.experiment))
-            if changed := [*changed, *self._fingerprints.find_changed(cell.experiment, run)]:
-                stale[str(run.folder)] = changed
+            finished = self.find_finished(cell)
+            if finished and (changed := self._changes.find(cell.experiment, finished.folder)):
+                stale[str(finished.folder)] = changed
         return stale
 
     def missing(self) -> list[Cell]:
@@ -285,16 +316,36 @@ class Bench:
     # --- missing runs ---
 
     def run_missing(self, progress: Progress, executor: Executor) -> dict[str, str]:
-        """Train and evaluate the missing runs. Returns {id: why it failed}.
+        """Train and evaluate the missing runs. Returns {id: why it failed} of those that are not finished then.
 
         Raises Stopped, and UserError for runs whose data changed.
         """
         self.refuse_changed_data()
-        return run_missing([self.job(cell) for cell in self.missing()], executor, progress)
+        cells = {cell.experiment.id: cell for cell in self.missing()}
+
+        def is_finished(id: str) -> bool:
+            return self.find_finished(cells[id]) is not None
+
+        failures = run_missing([self.job(cell) for cell in cells.values()], executor, progress, is_finished)
+        return {id: reason for id, reason in failures.items() if not is_finished(id)}
+
+    def starts_over(self, cell: Cell) -> bool:
+        """Whether --fresh trains the cell's run again, and does not only measure what it lacks.
+
+        So it is if the run is unfinished, if its data changed, or if it did not keep weights that a metric needs.
+        """
+        if FRESH not in self.options:
+            return False
+        run = locate_run(cell.experiment, self.runs)
+        measured = [measurement.translations for measurement in cell.experiment.measurements.values()]
+        has_weights = all(run.weights(translations.weights, translations.at).exists() for translations in measured)
+        is_trained = run.state in ("trained", "complete") and has_weights
+        return not is_trained or bool(self.find_changed_data(cell))
 
     def job(self, cell: Cell) -> Job:
         name = f"{cell.row.label}, seed {cell.experiment.seed}"
-        return Job(name, cell.experiment, self.runs, tuple(self.options))
+        options = (option for option in self.options if option != FRESH or self.starts_over(cell))
+        return Job(name, cell.experiment, self.runs, tuple(options))
 
     # --- the table ---
 
@@ -309,14 +360,27 @@ class Bench:
             table_row = TableRow(
                 row.name, row.label, cells[0].experiment, published=row.published, evaluate=row.evaluate
             )
+            reasons: dict[str, None] = {}  # each once
             for cell in cells:
                 if run := self.find_finished(cell):
                     table_row.runs.append(run)
                 else:
-                    failed = failures.get(cell.experiment.id) or self._changed_data_fault(cell)
-                    table_row.failed = failed or NOT_TRAINED
+                    reasons[self._why_missing(cell, failures)] = None
+            table_row.failed = "; ".join(reasons) or None
             rows.append(table_row)
         return rows
+
+    def _why_missing(self, cell: Cell, failures: Mapping[str, str]) -> str:
+        """Why a run has no results: it failed now or before, its data changed, or nobody has trained it."""
+        if reason := failures.get(cell.experiment.id):
+            return reason
+        if self.find_changed_data(cell):
+            return self._changed_data(cell)
+        run = locate_run(cell.experiment, self.runs)
+        if run.state != "failed":
+            return NOT_TRAINED
+        diverged = [finding["message"] for finding in read_findings(run) if finding["kind"] == "diverged"]
+        return diverged[0] if diverged else "its training failed: without --no-train it is tried again"
 
     def _target(self, row: Row) -> TableRow:
         """The row of y itself, measured on the baseline row's data: once, or once for each fold."""
@@ -354,9 +418,11 @@ class Bench:
         with run.lock():
             if is_outdated:  # all metrics are measured again
                 run.clear()
+            # {} is no data's fingerprint: with --accept-stale the folder may get numbers of two data sets
+            recorded = data if is_outdated or before == data else {}
+            write_json(run.folder / "env.json", {**software(), **({"data": recorded} if data else {})})
             seed = experiment.seed if self.table.folds else None
             evaluate_target(experiment, run, store, digest, seed=seed, change=change)
-            write_json(run.folder / "env.json", {**software(), **({"data": data} if data else {})})
         return FinishedRun(run.folder)
 
     def better_direction(self, column: str) -> str | None:
@@ -397,6 +463,9 @@ class Bench:
         images = EvaluatedImages.of_store(self.store(self._baseline.experiment))
         rows = self._rows(failures, targets)
         table = build_comparison(rows, self.table.baseline, self.table.columns, self.unavailable, images, facts=facts)
+        changed = self.stale()
+        if stale := describe_stale(table.rows, lambda _, folder: changed.get(str(folder), [])):
+            table.doc["stale"] = stale
         if self.table.answer:
             add_facts_for_answer(table, images)
             table.doc["answer"] = find_answer(table.doc, self.table.primary)

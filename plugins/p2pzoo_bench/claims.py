@@ -9,17 +9,18 @@ The p-values of all claims that get a verdict are adjusted together (Holm). In t
     no effect above δ     the 90% interval of each part is inside ± its margin
     undecided             else; also with too few folds, and where a condition of the claim is not met
 
-A claim with runs that are missing has no verdict, and shows no effects: nobody decides by them when to stop. It is
-adjusted for with a p-value of 1, so that other claims can only become significant when it is complete: one that is not
-significant before, and would be afterwards if all missing ones were, has no verdict until then. In a
-table with `pooled_spread`, a claim needs the runs of all rows: its intervals depend on them.
+A claim with runs that are missing has no verdict, and shows no effects: nobody decides by them when to stop. Nor has a
+claim whose metric cannot be measured on this machine. Such a claim counts with a p-value of 1, so that other claims can
+only become significant when it is complete: one that is not significant before, and would be afterwards if all of them
+were, has no verdict until then. In a table with `pooled_spread`, a claim needs the runs of all rows: its intervals
+depend on them.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -103,21 +104,30 @@ class Effect:
 class Judged:
     """A claim with what was measured of it.
 
-    missing     number of its runs that are not finished
-    reason      why there is no verdict, or why it is undecided
-    adjusted_p  Holm's, of the largest p-value of its parts
-    crossing    whether its curves cross; None: nothing is said about it
+    missing      number of its runs that are not finished
+    unavailable  whether its finished runs have no number to judge it by: its metric cannot be measured here
+    reason       why there is no verdict, or why it is undecided
+    adjusted_p   Holm's, of the largest p-value of its parts
+    crossing     whether its curves cross; None: nothing is said about it
+    trained      what its rows trained on (`describe_training`)
     """
 
     id: str
     claim: Claim
     effects: Sequence[Effect] = ()
     missing: int = 0
+    unavailable: bool = False
     reason: str | None = None
     p: float | None = None
     adjusted_p: float | None = None
     verdict: str | None = None
     crossing: Crossing | None = None
+    trained: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def is_open(self) -> bool:
+        """Whether it has no verdict yet."""
+        return bool(self.missing) or self.unavailable
 
     def describe(self) -> dict[str, Any]:
         """The claim as plain values."""
@@ -131,20 +141,25 @@ class Judged:
             "p": self.p,
             "adjusted_p": self.adjusted_p,
             "missing_runs": self.missing,
+            "trained": dict(self.trained),
             "curves": self.crossing.describe() if self.crossing else None,
             "parts": [effect.describe() for effect in self.effects],
         }
 
 
 def check_claims(claims: Claims, benches: Mapping[str, Bench]) -> None:
-    """Raises UserError for metrics of which neither direction is better: no effect of them can be in a direction."""
+    """Raises UserError for metrics that give no effect: neither direction is better, or a row lacks them."""
     faults = []
     for id, claim in claims.claims.items():
         bench = benches[claim.table]
         for metric in dict.fromkeys(part.metric for part in claim.parts):
-            if metric_of(metric) not in bench.unavailable and bench.better_direction(metric) is None:
-                where = f"{claims.where[id]}  [claims.{id}]"
-                faults.append(f"{where} {metric}: neither more nor less of it is better: name another column")
+            where = f"{claims.where[id]}  [claims.{id}] {metric}"
+            if metric_of(metric) in bench.unavailable:
+                continue
+            if bench.better_direction(metric) is None:
+                faults.append(f"{where}: neither more nor less of it is better: name another column")
+            elif unmeasured := _find_unmeasured(claim, metric, bench):
+                faults.append(f"{where}: '{unmeasured}' is not measured with it: add it to [metrics] of {claim.table}")
         for condition in claim.valid:
             experiment = next(cell.experiment for cell in bench.cells if cell.row.name == condition.row)
             if (name := metric_of(condition.above)) not in experiment.measurements:
@@ -152,6 +167,31 @@ def check_claims(claims: Claims, benches: Mapping[str, Bench]) -> None:
                 faults.append(f"{where} is not measured with {name}{did_you_mean(name, experiment.measurements)}")
     if faults:
         raise UserError(*faults)
+
+
+def _find_unmeasured(claim: Claim, metric: str, bench: Bench) -> str | None:
+    """A row that lacks a metric of the claim: one of the rows that the metric compares, or the table's baseline."""
+    compared = {name for part in claim.parts if part.metric == metric for name in (part.better, part.worse)}
+    for cell in bench.cells:
+        suffix = cell.row.suffix if cell.row.name in compared else ""
+        is_needed = cell.row.name in {*compared, bench.table.baseline}  # the baseline's metric computes the differences
+        if is_needed and f"{metric_of(metric)}{suffix}" not in cell.experiment.measurements:
+            return cell.row.name
+    return None
+
+
+def describe_training(claim: Claim, bench: Bench, comparison: Comparison) -> dict[str, Any]:
+    """What the runs of a claim are: their table, profile and overrides, and the folds and images of each row.
+
+    "stale" has the rows that other code or data trained (stale_runs.py).
+    """
+    rows = {}
+    for name in claim.rows:
+        cells = [cell for cell in bench.cells if cell.row.name == name]
+        rows[name] = {"label": cells[0].row.label, "folds": len(cells), "images": cells[0].images}
+    stale = [entry for entry in comparison.doc.get("stale", ()) if entry["row"] in rows]
+    facts = {"table": claim.table, "profile": bench.profile, "overrides": [*bench.given], "rows": rows}
+    return facts | ({"stale": stale} if stale else {})
 
 
 def judge(
@@ -170,30 +210,35 @@ def judge(
     ]
     family = [each for each in judged if not each.claim.described]
     adjusted, least = (
-        holm([(p_of_missing if each.missing else 1.0) if each.p is None else each.p for each in family])
-        for p_of_missing in (1.0, 0.0)
+        holm([(p_of_open if each.is_open else 1.0) if each.p is None else each.p for each in family])
+        for p_of_open in (1.0, 0.0)
     )
+    why_open = "whose runs are missing" if any(each.missing for each in family) else "that cannot be measured here"
     for each, p, least_p in zip(family, adjusted, least, strict=True):
         each.adjusted_p = None if each.p is None else p
-        if not each.missing:
-            each.verdict = _decide(each, least_p)
+        if not each.is_open:
+            each.verdict = _decide(each, least_p, why_open)
     for each in judged:
-        if each.claim.described and not each.missing:
+        if each.claim.described and not each.is_open:
             each.verdict = DESCRIBED
         if curves and each.effects:
             each.crossing = find_crossing(each.claim, benches, curves)
     return judged
 
 
-def _decide(judged: Judged, least_p: float) -> str | None:
-    """The verdict. least_p: the adjusted p-value if all claims that miss runs turn out to be significant."""
+def _decide(judged: Judged, least_p: float, why_open: str) -> str | None:
+    """The verdict.
+
+    least_p   the adjusted p-value if all claims that are open turn out to be significant
+    why_open  why they are
+    """
     if judged.p is None or judged.adjusted_p is None:
         return UNDECIDED
     effects = [effect.difference.value for effect in judged.effects]
     if judged.adjusted_p < SIGNIFICANCE:
         return SAME if effects[0] > 0 else OPPOSITE
     if least_p < SIGNIFICANCE:
-        judged.reason = "its adjusted p depends on claims whose runs are missing"
+        judged.reason = f"its adjusted p depends on claims {why_open}"
         return None
     if all(effect.is_inside_margin for effect in judged.effects):
         return NO_EFFECT
@@ -204,17 +249,21 @@ def _decide(judged: Judged, least_p: float) -> str | None:
 
 def _measure(id: str, claim: Claim, bench: Bench, comparison: Comparison) -> Judged:
     """The claim with its effects and its p-value, without a verdict."""
-    judged = Judged(id, claim)
+    judged = Judged(id, claim, trained=describe_training(claim, bench, comparison))
     rows = {row.name: row for row in comparison.rows}
     needed = [row.name for row in bench.table.trained] if bench.table.pooled_spread else claim.rows
     expected = {name: sum(cell.row.name == name for cell in bench.cells) for name in needed}
     judged.missing = sum(expected[name] - len(rows[name].runs) for name in needed)
     unavailable = [part.metric for part in claim.parts if metric_of(part.metric) in bench.unavailable]
     if unavailable:
+        judged.unavailable = True
         judged.reason = f"{unavailable[0]}: {bench.unavailable[metric_of(unavailable[0])]}"
         return judged
     if judged.missing:
         judged.reason = f"{judged.missing} of its {sum(expected.values())} runs are missing"
+        return judged
+    if lacking := _find_lacking(claim, rows):
+        judged.unavailable, judged.reason = True, lacking
         return judged
     judged.effects = [_measure_part(part, rows, bench, comparison) for part in claim.parts]
     if min(effect.difference.folds for effect in judged.effects) < MIN_FOLDS:
@@ -229,6 +278,15 @@ def _measure(id: str, claim: Claim, bench: Bench, comparison: Comparison) -> Jud
         signs = {effect.difference.value > 0 for effect in judged.effects}
         judged.p = max(effect.difference.p or 0.0 for effect in judged.effects) if len(signs) == 1 else 1.0
     return judged
+
+
+def _find_lacking(claim: Claim, rows: Mapping[str, TableRow]) -> str | None:
+    """Which number a finished run lacks, as one does that an earlier version of the metric measured."""
+    for part in claim.parts:
+        for row in (rows[part.better], rows[part.worse]):
+            if not all(run.has(part.metric) for run in row.runs):
+                return f"'{row.label}' has no {part.metric}"
+    return None
 
 
 def _measure_part(part: Part, rows: Mapping[str, TableRow], bench: Bench, comparison: Comparison) -> Effect:

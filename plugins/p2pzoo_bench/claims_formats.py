@@ -11,11 +11,15 @@ from p2pzoo.runs.pages import figure_to_svg_file, render_page
 from p2pzoo.utils.terminal import escape
 from p2pzoo_bench.claims_file import DESCRIBED, NO_EFFECT, OPPOSITE, SAME, UNDECIDED
 from p2pzoo_bench.formats import NONE, decimals, markdown_table
+from p2pzoo_bench.stale_runs import format_stale
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-HEAD = ("", "claim", "rows", "number", "paper", "here", "90% interval inside ±δ", "adjusted p", "verdict")
+HEAD = (
+    "", "claim", "rows", "number", "paper", "here [95% interval, unadjusted]", "90% interval inside ±δ", "adjusted p",
+    "verdict",
+)  # fmt: skip
 PAPER = HEAD.index("paper")
 OPEN = "no verdict yet"
 GROUPS = {SAME: "As claimed", OPPOSITE: "The opposite", NO_EFFECT: "No effect above δ", UNDECIDED: "Undecided"}
@@ -23,7 +27,7 @@ NOTES = (
     "Effects are positive in the direction of the claim, with their 95% interval over folds, not adjusted for the "
     "number of claims; nor are the 90% intervals that decide 'no effect above δ'. p is adjusted (Holm) over all claims "
     "that get a verdict; a claim of several parts has the largest p of them.",
-    "δ: the smallest effect that matters, fixed before the runs.",
+    "δ: the smallest effect that matters, fixed before the runs. A verdict by p says so where the effect is smaller.",
 )
 PAPER_NOTE = "The paper's effect is from other data and another size: it stands here for its direction."
 
@@ -35,6 +39,33 @@ def names_paper(claims: Sequence[Mapping[str, Any]]) -> bool:
 
 def build_notes(claims: Sequence[Mapping[str, Any]]) -> list[str]:
     return [*NOTES, *([PAPER_NOTE] if names_paper(claims) else [])]
+
+
+def describe_training(claims: Sequence[Mapping[str, Any]]) -> list[str]:
+    """A line for each table with what its runs are, and one about runs that other code or data trained.
+
+    [] for claims that were judged before this was written down.
+
+    >>> rows = {"a": {"label": "A", "folds": 3, "images": 2000}, "b": {"label": "B", "folds": 3, "images": 2000}}
+    >>> describe_training([{"trained": {"table": "t.toml", "profile": "gpu", "overrides": ["x.y=1"], "rows": rows}}])
+    ['t.toml, profile gpu, -s x.y=1. 3 folds, each trained on 2,000 images.']
+    """
+    tables: dict[str, dict[str, Any]] = {}
+    stale: dict[tuple[str, str], Mapping[str, Any]] = {}
+    for trained in filter(None, (claim.get("trained") for claim in claims)):
+        known = tables.setdefault(trained["table"], {**trained, "rows": {}})
+        known["rows"] |= trained["rows"]
+        stale |= {(trained["table"], entry["row"]): entry for entry in trained.get("stale", ())}
+    lines = []
+    for name, trained in tables.items():
+        labels: dict[str, list[str]] = {}
+        for row in trained["rows"].values():
+            length = f"{row['folds']} folds, each trained on {row['images']:,} images"
+            labels.setdefault(length, []).append(row["label"])
+        lengths = [f"{', '.join(rows)}: {length}" for length, rows in labels.items()] if len(labels) > 1 else labels
+        given = "".join(f", -s {override}" for override in trained["overrides"])
+        lines.append(f"{name}, profile {trained['profile']}{given}. {'; '.join(lengths)}.")
+    return [*lines, *format_stale([*stale.values()])]
 
 
 def summarize(claims: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -65,7 +96,27 @@ def _in_words(claim: Mapping[str, Any]) -> str:
         number = format_effect({**part, "interval": part["interval_90"]})
         return f"{words} ({_name(claim, part)} {number}, 90% interval, δ = {part['margin']:g})"
     part = max(claim["parts"], key=lambda part: math.inf if part["p"] is None else part["p"])
-    return f"{words} ({_name(claim, part)} {format_effect(part)})"
+    smaller = f"; {smaller}" if (smaller := describe_small_effect(claim)) else ""
+    return f"{words} ({_name(claim, part)} {format_effect(part)}{smaller})"
+
+
+def describe_small_effect(claim: Mapping[str, Any]) -> str:
+    """That a significant effect is smaller than δ, if all of its 90% intervals are inside; else "".
+
+    >>> part = {"margin": 0.142, "interval_90": [0.043, 0.084]}
+    >>> describe_small_effect({"verdict": "same direction", "parts": [part, {**part, "margin": 0.137}]})
+    'the effects are smaller than δ (0.142, 0.137)'
+    """
+    parts = claim["parts"]
+    if claim["verdict"] not in (SAME, OPPOSITE) or not all(map(is_inside_margin, parts)):
+        return ""
+    margins = ", ".join(dict.fromkeys(f"{part['margin']:g}" for part in parts))
+    return f"the {'effects are' if len(parts) > 1 else 'effect is'} smaller than δ ({margins})"
+
+
+def is_inside_margin(part: Mapping[str, Any]) -> bool:
+    """Whether the 90% interval is inside ± δ."""
+    return bool(part["margin"] and part["interval_90"]) and max(map(abs, part["interval_90"])) < part["margin"]
 
 
 def _name(claim: Mapping[str, Any], part: Mapping[str, Any]) -> str:
@@ -104,8 +155,7 @@ def _build_rows(claims: Sequence[Mapping[str, Any]]) -> list[list[str]]:
 def _format_part(part: Mapping[str, Any]) -> list[str]:
     margin = NONE
     if part["margin"] and part["interval_90"]:
-        inside = max(map(abs, part["interval_90"])) < part["margin"]
-        margin = f"{'yes' if inside else 'no'}, δ = {part['margin']:g}"
+        margin = f"{'yes' if is_inside_margin(part) else 'no'}, δ = {part['margin']:g}"
     paper = NONE if part["paper"] is None else f"{part['paper']:+.2f}".replace("-", "−")
     return [" against ".join(part["labels"]), part["heading"], paper, format_effect(part), margin]
 
@@ -123,8 +173,9 @@ def format_verdict(claim: Mapping[str, Any]) -> str:
 
 
 def format_reasons(claim: Mapping[str, Any]) -> str:
-    """Why the verdict is what it is, and whether the curves of the rows cross; "" if neither is known."""
-    reasons = [claim["reason"]] if claim["reason"] else []
+    """Why the verdict is what it is, whether a significant effect is below δ, and whether the curves of the rows cross;
+    "" if there is nothing to say."""
+    reasons = [*filter(None, (claim["reason"], describe_small_effect(claim)))]
     if curves := claim.get("curves"):
         change = "changes" if curves["cross"] else "does not change"
         early, late = curves["images"]
@@ -160,7 +211,10 @@ def format_p(p: float) -> str:
 
 def to_markdown(title: str, claims: Sequence[Mapping[str, Any]]) -> str:
     sentences = "\n".join(f"- {sentence}" for sentence in summarize(claims))
-    return "\n\n".join([f"**{title}**", sentences, markdown_table(*build_table(claims)), *build_notes(claims)])
+    trained = describe_training(claims)
+    return "\n\n".join(
+        [f"**{title}**", *trained, sentences, markdown_table(*build_table(claims)), *build_notes(claims)]
+    )
 
 
 def to_rich(title: str, claims: Sequence[Mapping[str, Any]]) -> Any:
@@ -177,7 +231,8 @@ def to_rich(title: str, claims: Sequence[Mapping[str, Any]]) -> Any:
         table.add_row(*(Text(escape(cell)) for cell in row))
     notes = [Text(escape(note), style="dim") for note in build_notes(claims)]
     sentences = [Text(escape(sentence)) for sentence in summarize(claims)]
-    return Group(Text(escape(title), style="bold"), *sentences, Text(""), table, Text(""), *notes)
+    trained = [Text(escape(line)) for line in describe_training(claims)]
+    return Group(Text(escape(title), style="bold"), *trained, *sentences, Text(""), table, Text(""), *notes)
 
 
 def to_html(title: str, source: str, claims: Sequence[Mapping[str, Any]]) -> str:
@@ -185,7 +240,8 @@ def to_html(title: str, source: str, claims: Sequence[Mapping[str, Any]]) -> str
     scales = {claim["id"]: _scale(claim["parts"]) for claim in claims}
     return render_page(
         Path(__file__).with_name("claims.html"), title=title, source=source, claims=claims, scales=scales,
-        sentences=summarize(claims), notes=build_notes(claims), has_paper=names_paper(claims),
+        trained=describe_training(claims), sentences=summarize(claims), notes=build_notes(claims),
+        has_paper=names_paper(claims),
         format_verdict=format_verdict, format_reasons=format_reasons,
         format_effect=format_effect, format_p=format_p, format_part=_format_part,
     )  # fmt: skip

@@ -94,7 +94,9 @@ runs_option = click.option(
 @click.option("--methods", metavar="ROW,…", help="With --data: train only these rows of TABLE.")
 @click.option("--dry-run", is_flag=True, help="Print what would be trained, and train nothing.")
 @click.option("--no-train", is_flag=True, help="Train nothing, and print the table of the runs that are finished.")
-@click.option("--fresh", is_flag=True, help="Restart unfinished runs, and those whose data changed.")
+@click.option("--fresh", is_flag=True,
+              help="Restart unfinished runs, and those whose data changed or that lack "
+              "weights which a metric needs.")  # fmt: skip
 @click.option("--accept-stale", is_flag=True, help="Use runs although the code or data changed since they started.")
 @column_option
 @curve_option
@@ -176,6 +178,7 @@ def _bench_table(
         _print_plans([bench], bench.table.title, as_json)
         return {}
     failed = _train_missing(bench, executor, quiet=quiet) if train else {}
+    _print_stale(bench)
     _write_table(select_columns(bench.compare(failed), columns), form, output, as_json, curve=curve)
     return failed
 
@@ -215,6 +218,7 @@ def _choose_settings(table: Table, trials: Bench, executor: Executor, *, train: 
     from p2pzoo_bench.search import choose_settings
 
     failures = _train_missing(trials, executor, quiet=quiet) if train else {}
+    _print_stale(trials)
     return choose_settings(table, trials, failures)
 
 
@@ -267,9 +271,16 @@ def _train_missing(bench: Bench, executor: Executor, *, quiet: bool) -> dict[str
             except Stopped as stopped:
                 again = resume_command("--fresh" in bench.options)
                 stop(f"stopped; {again} resumes from there", 128 + stopped.signum, progress.note)
+    if quiet:  # which printed no failure when it happened
+        for cell in missing:
+            if reason := failures.get(cell.experiment.id):
+                click.echo(f"{bench.job(cell).name} failed: {reason}", err=True)
+    return failures
+
+
+def _print_stale(bench: Bench) -> None:
     for folder, changed in bench.stale().items():
         click.echo(f"{folder}: the code or data changed after this run ({', '.join(changed)})", err=True)
-    return failures
 
 
 def _bench_claims(
@@ -300,6 +311,8 @@ def _bench_claims(
         bench.refuse_changed_data()  # of any table, before the first one trains
     for bench in benches.values() if train else ():
         failures |= _train_missing(bench, executor, quiet=quiet)
+    for bench in [*benches.values(), *([curves] if curves else [])]:
+        _print_stale(bench)
     comparisons = {name: bench.compare(failures, targets=False) for name, bench in benches.items()}
     verdicts = [judged.describe() for judged in judge(claims, benches, comparisons, curves)]
     texts = {
@@ -351,12 +364,17 @@ def compare_command(
     Numbers that were measured under different protocols are refused, with the difference.
     """
     from p2pzoo.plugin.loader import registry
+    from p2pzoo.runs.changed_data import DataFingerprints
     from p2pzoo_bench.comparison import compare_runs
+    from p2pzoo_bench.stale_runs import SourceChanges, describe_stale
     from p2pzoo_bench.table_columns import select_columns
 
     form = resolve_format(form, output, as_json)
     check_curve_options(curve, columns, form)
     table = compare_runs(runs, registry(), baseline=baseline, wanted=metrics)
+    changes = SourceChanges(DataFingerprints())
+    if stale := describe_stale(table.rows, lambda row, folder: changes.find(row.experiment, folder)):
+        table.doc["stale"] = stale
     _write_table(select_columns(table, columns), form, output, as_json, curve=curve)
 
 

@@ -159,7 +159,19 @@ class Process:
         if code == 0:
             return code, None
         lines = [line.strip() for line in text.splitlines() if line.strip() and not line.startswith("warning:")]
+        lines += [describe_kill(-code)] if code < 0 else []
         return code, "; ".join(lines) or f"exit code {code}, without a message"
+
+
+def describe_kill(signum: int) -> str:
+    """What a signal did to a run that could not save.
+
+    >>> describe_kill(signal.SIGSEGV)
+    'killed by signal 11 (SIGSEGV)'
+    """
+    name = f" ({signal.Signals(signum).name})" if signum in [*signal.Signals] else ""
+    advice = ", as the system does when memory runs out: use fewer --jobs or a smaller batch; the same command resumes"
+    return f"killed by signal {signum}{name}{advice if name == ' (SIGKILL)' else ''}"
 
 
 def was_stopped(code: int) -> bool:

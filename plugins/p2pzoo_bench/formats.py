@@ -23,6 +23,7 @@ from p2pzoo.utils.terminal import escape
 from p2pzoo_bench.answer import split_line
 from p2pzoo_bench.notes import describe_chosen, describe_data
 from p2pzoo_bench.row_groups import build_groups_table, describe_groups
+from p2pzoo_bench.stale_runs import format_stale
 from p2pzoo_bench.table_columns import (
     COSTS,
     NONE,
@@ -94,24 +95,43 @@ def _describe_spreads(columns: Sequence[Mapping[str, Any]]) -> list[str]:
     ]
 
 
+def _seeds_of(row: Mapping[str, Any]) -> list[int]:
+    """The seeds of its runs, in order. A row of the ground truth has none, except over folds."""
+    return sorted(run["seed"] for run in row["runs"] if run["seed"] is not None)
+
+
+def _describe_means(doc: Mapping[str, Any], percent: str) -> list[str]:
+    """What the cells of the table are means of. Rows that have fewer of the runs are named."""
+    runs = [(row["label"], own) for row in doc["rows"] if (own := _seeds_of(row))]
+    seeds = sorted({seed for _, own in runs for seed in own})
+    fewer = [(label, own) for label, own in runs if len(own) < len(seeds)]
+    named = "; ".join(f"{label}: {', '.join(map(str, own))}" for label, own in fewer)
+    if not runs:
+        return []
+    if all(len(own) == 1 for _, own in runs):
+        return [f"One run per row, {f'of the seeds {named}' if named else f'seed {seeds[0]}'}: no interval."]
+    if "folds" not in doc:
+        of = ", ".join(map(str, seeds)) + (f" ({named})" if named else "")
+        return [f"Mean of seeds {of} ± half of the {percent} Student-t interval over them."]
+    but = f" ({'; '.join(f'{label}: {len(own)}' for label, own in fewer)})" if fewer else ""
+    return [
+        f"Mean of {len(seeds)} folds{but} ± half of the {percent} Student-t interval over them. Each fold is a run "
+        "with its own seed, tested on its own images."
+    ]
+
+
+def _describe_unpaired(doc: Mapping[str, Any]) -> list[str]:
+    """Which rows have no differences because they share no seed with the baseline."""
+    baseline = next(row for row in doc["rows"] if row["name"] == doc["baseline"])
+    own, kind = {*_seeds_of(baseline)}, "fold" if "folds" in doc else "seed"
+    labels = [row["label"] for row in doc["rows"] if own and _seeds_of(row) and own.isdisjoint(_seeds_of(row))]
+    return [f"No difference of {', '.join(labels)}: no {kind} in common with {baseline['label']}."] if labels else []
+
+
 def build_notes(doc: Mapping[str, Any]) -> list[str]:
     """The notes below the table: what the intervals mean, how far published numbers compare, and missing numbers."""
-    seeds = sorted({run["seed"] for row in doc["rows"] for run in row["runs"] if run["seed"] is not None})
     percent = f"{doc['confidence']:.0%}"
-    notes = []
-    if "folds" in doc and len(seeds) > 1:
-        fewer = [f"{row['label']}: {n}" for row in doc["rows"] if 0 < (n := len(row["runs"])) < len(seeds)]
-        but = f" ({'; '.join(fewer)})" if fewer else ""
-        notes.append(
-            f"Mean of {len(seeds)} folds{but} ± half of the {percent} Student-t interval over them. Each fold is a run "
-            "with its own seed, tested on its own images."
-        )
-    elif len(seeds) > 1:
-        notes.append(
-            f"Mean of seeds {', '.join(map(str, seeds))} ± half of the {percent} Student-t interval over them."
-        )
-    elif seeds:
-        notes.append(f"One run per row, seed {seeds[0]}: no interval.")
+    notes = _describe_means(doc, percent)
     differences = [cell["difference"] for row in doc["rows"] for cell in row["cells"].values() if "difference" in cell]
     if differences and "folds" in doc:
         notes.append(f"Differences: the mean over the images of all folds with its {percent} interval over folds.")
@@ -120,8 +140,10 @@ def build_notes(doc: Mapping[str, Any]) -> list[str]:
         interval = f" with its {percent} interval over test {doc['resampled']} (studentised bootstrap, paired by image)"
         if all(difference["blocks"]["low"] is None for difference in differences):
             interval = f", without an interval: there are too few test {doc['resampled']}"
-        over_seeds = "; then half of the interval over seeds" if len(seeds) > 1 else ""
+        has_seeds = any(difference["seeds"]["low"] is not None for difference in differences)
+        over_seeds = "; then half of the interval over seeds" if has_seeds else ""
         notes.append(f"Differences: the mean over seeds{interval}{over_seeds}.")
+    notes += _describe_unpaired(doc)
     if search := doc.get("search"):
         notes.append(
             f"Settings of each row and seed: the best of {search['trials']} trials by {search['metric']} on the "
@@ -145,6 +167,7 @@ def build_notes(doc: Mapping[str, Any]) -> list[str]:
     notes += [f"{heading}: {why}." for heading, why in few.items()]
     notes += [f"{c['heading']}: no number, {c['unavailable']}." for c in doc["columns"] if c["unavailable"]]
     notes += [f"{row['label']}: {row['failed']}." for row in doc["rows"] if row["failed"]]
+    notes += format_stale(doc.get("stale", ()))
     return notes + [f"{note}." for note in doc.get("data", {}).get("notes", ())]
 
 

@@ -77,11 +77,12 @@ def summarize_plan(runs: Sequence[PlannedRun]) -> dict[str, Any]:
 def _plan_run(bench: Bench, cell: Cell, finished: FinishedRun | None, rates: Mapping[str, float]) -> PlannedRun:
     run = locate_run(cell.experiment, bench.runs)
     changed = () if finished else tuple(bench.find_changed_data(cell))
-    done = 0 if FRESH in bench.options or changed else RunningJob(bench.job(cell)).images
+    is_fresh = not finished and bench.starts_over(cell)
+    done = 0 if is_fresh or changed else RunningJob(bench.job(cell)).images
     if finished:
         state, folder, left = "complete", finished.folder, 0
-    elif changed:
-        state, folder, left = "train" if FRESH in bench.options else "changed", run.folder, cell.images
+    elif is_fresh or changed:
+        state, folder, left = "train" if is_fresh else "changed", run.folder, cell.images
     elif run.state in ("trained", "complete"):
         state, folder, left = "evaluate", run.folder, 0
     else:

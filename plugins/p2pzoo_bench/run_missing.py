@@ -6,7 +6,7 @@ import contextlib
 import signal
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Protocol
 
 from p2pzoo.runs.monitor import read_findings
@@ -40,12 +40,17 @@ class Stopped(Exception):
         self.signum = signum
 
 
-def run_missing(jobs: Sequence[Job], executor: Executor, progress: Progress) -> dict[str, str]:
+def run_missing(
+    jobs: Sequence[Job], executor: Executor, progress: Progress, is_finished: Callable[[str], bool] = lambda _: False
+) -> dict[str, str]:
     """Train and evaluate the jobs. Returns {id: why it failed}. Raises Stopped after a signal.
+
+    is_finished  whether the run of this id has all its results. Such a run did not fail, whatever its exit code is:
+                 that of a run with a number that is nan is 1
 
     A run whose machine is lost starts again on another one, from its last checkpoint.
     """
-    table = _Table(jobs, executor, progress)
+    table = _Table(jobs, executor, progress, is_finished)
     with _catch_signals() as signals, executor:
         passed_on = 0
         while executor.waiting() or (table.waiting and not signals):
@@ -69,8 +74,10 @@ def run_missing(jobs: Sequence[Job], executor: Executor, progress: Progress) -> 
 class _Table:
     """The jobs that wait, run, and failed."""
 
-    def __init__(self, jobs: Sequence[Job], executor: Executor, progress: Progress) -> None:
-        self.executor, self.progress = executor, progress
+    def __init__(
+        self, jobs: Sequence[Job], executor: Executor, progress: Progress, is_finished: Callable[[str], bool]
+    ) -> None:
+        self.executor, self.progress, self.is_finished = executor, progress, is_finished
         self.waiting = deque(jobs)
         self.running: set[str] = set()  # ids that were announced as running
         self.failures: dict[str, str] = {}
@@ -94,9 +101,11 @@ class _Table:
             return
         if ended.stopped:  # by someone else: the table stops with it
             stop_this_process()
-        elif message := ended.failed or ended.lost:
+        elif (message := ended.failed or ended.lost) and not self.is_finished(job.id):
             self.fail(job, message)
         else:
+            if message:
+                self.progress.note(f"{job.name}: {message}")
             self.count.end(job, complete=True)
             for finding in read_findings(job.run):
                 self.progress.note(

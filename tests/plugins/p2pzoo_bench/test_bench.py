@@ -26,6 +26,7 @@ from PIL import Image
 from p2pzoo import config
 from p2pzoo.models.safetensors_io import load_tensors, save_tensors
 from p2pzoo.plugin.loader import registry
+from p2pzoo.runs.run_folder import locate_run
 from p2pzoo.utils.errors import UserError
 
 RECIPE = """
@@ -325,6 +326,22 @@ def test_no_train_prints_the_rows_that_are_there(bench, files):
     assert [folder.name for folder in (files / "runs").iterdir()] == ["target"]
 
 
+def test_all_reasons_of_missing_runs_are_notes_also_those_of_earlier_commands(bench, files):
+    table = Bench(read_table(str(files / "table.toml")), registry(), files / "runs", profile="smoke", seeds=3)
+    both = [cell.experiment for cell in table.cells if cell.row.name == "both"]
+    for seed, message in ((0, "g_loss is nan at 4 images"), (2, None)):
+        run = locate_run(both[seed], files / "runs")
+        run.folder.mkdir(parents=True)
+        run.set_status(state="failed")
+        if message:
+            run.append("findings.jsonl", [{"images": 4, "kind": "diverged", "message": message}])
+    result, doc = bench("--seeds", 3, "--no-train")
+    assert result.exit_code == 0
+    assert doc["rows"][0]["failed"] == "not trained yet"
+    assert doc["rows"][1]["failed"].split("; ")[:2] == ["g_loss is nan at 4 images", "not trained yet"]
+    assert "its training failed" in doc["rows"][1]["failed"]
+
+
 def test_a_dry_run_lists_every_row_and_estimates_the_time_of_missing_ones(bench, files, run_cli, monkeypatch):
     recipe = files / "both.toml"
     assert run_cli("run", recipe, "--profile", "smoke", "--runs", files / "runs", "--quiet").exit_code == 0
@@ -382,6 +399,10 @@ def test_seeds_are_the_outermost_loop(files):
     [
         (('recipe = "l1.toml"', 'recipe = "l2.toml"'), "l2.toml: no such recipe"),
         (('psnr = "PSNR"', 'psmr = "PSNR"'), "column 'psmr': no row has this metric; they have l1, psnr"),
+        (
+            ('psnr = "PSNR"', '"psnr.poled" = "PSNR"'),
+            "column 'psnr.poled': psnr has no such number: did you mean 'psnr.pooled'?",
+        ),
         (("[columns]", '[metrics.m]\nuse = "nothing"\n[columns]'), "no metric 'nothing'"),
     ],
 )

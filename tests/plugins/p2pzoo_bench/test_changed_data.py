@@ -9,6 +9,7 @@ import pytest
 from noise_pairs import draw_pairs
 from p2pzoo_bench import bench as bench_module
 from p2pzoo_bench.bench import Bench
+from p2pzoo_bench.formats import to_markdown
 from p2pzoo_bench.table_file import read_table
 from PIL import Image
 
@@ -112,8 +113,8 @@ def bench(run_cli, trained):
     return bench
 
 
-def make_bench(*options):
-    return Bench(read_table("table.toml"), registry(), Path("runs"), profile="smoke", options=options)
+def make_bench(*options, **given):
+    return Bench(read_table("table.toml"), registry(), Path("runs"), profile="smoke", options=options, **given)
 
 
 def statuses(folder):
@@ -218,6 +219,21 @@ class TestChangedFiles:
         assert len(trained_again) == 3
         assert "one, seed 2: 2 images (1 steps)" in bench("--fresh", "--dry-run")[0].output
 
+    def test_fresh_only_measures_complete_runs_that_lack_a_metric(self, trained, bench, monkeypatch):
+        psnr = '[metrics.psnr]\nuse = "psnr"\n[columns]\npsnr = "PSNR"\n'
+        (trained / "table.toml").write_text(TABLE.replace("[columns]\n", psnr))
+        state = json.loads(statuses(trained)[2].read_text())
+        statuses(trained)[2].write_text(json.dumps(state | {"state": "interrupted"}))
+        jobs = []
+        monkeypatch.setattr(bench_module, "run_missing", lambda given, *_: jobs.extend(given) or {})
+        bench("--fresh")
+        assert [job.options for job in jobs] == [(), (), ("--fresh",)]
+        plan = bench("--fresh", "--dry-run")[0].output
+        assert plan.count("trained, metrics are to be measured") == 2
+        assert plan.count("2 images (1 steps)") == 1
+        kept = make_bench("--fresh", overrides=["evaluate.at=[1]"])
+        assert all(kept.starts_over(cell) for cell in kept.cells), "its weights after one image were not kept"
+
     def test_the_images_themselves_are_measured_again(self, trained, bench):
         values = []
         for change in (lambda _: None, lambda _: None, draw_over):
@@ -225,6 +241,30 @@ class TestChangedFiles:
             values.append(bench("--no-train")[1]["rows"][1]["cells"]["l1"]["values"])
         assert values[0] == values[1]
         assert not set(values[0]) & set(values[2])
+
+    def test_numbers_of_the_images_before_and_of_todays_are_not_kept_together(self, trained, bench):
+        before = bench("--no-train")[1]["rows"][1]["cells"]["l1"]["values"]
+        draw_over(trained)
+        psnr = '[metrics.psnr]\nuse = "psnr"\n[columns]\npsnr = "PSNR"\n'
+        (trained / "table.toml").write_text(TABLE.replace("[columns]\n", psnr))
+        accepted = bench("--no-train", "--accept-stale")[1]["rows"][1]["cells"]
+        assert accepted["l1"]["values"] == before
+        assert not set(before) & set(bench("--no-train")[1]["rows"][1]["cells"]["l1"]["values"])
+
+
+class TestChangedCode:
+    def test_every_document_of_a_table_names_the_rows(self, trained, bench, run_cli):
+        for status in statuses(trained)[:2]:
+            state = json.loads(status.read_text())
+            state["sources"]["core"] = "another"
+            status.write_text(json.dumps(state))
+        result, table = bench("--no-train")
+        assert result.output.count("the code or data changed after this run (core)") == 2
+        assert table["stale"] == [{"row": "one", "label": "one", "stale": 2, "runs": 3, "changed": ["core"]}]
+        note = "Code or data changed after these runs were trained: one, 2 of 3 runs (core)."
+        assert note in to_markdown(table)
+        compared = run_cli("compare", statuses(trained)[0].parent, "--format", "markdown").output
+        assert "Code or data changed after these runs were trained: one (core)." in compared
 
 
 class TestSameData:

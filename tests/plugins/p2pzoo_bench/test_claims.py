@@ -11,7 +11,7 @@ import torch
 from p2pzoo_bench.bench import Bench
 from p2pzoo_bench.claims import judge
 from p2pzoo_bench.claims_file import read_claims
-from p2pzoo_bench.claims_formats import summarize, to_markdown, to_svg
+from p2pzoo_bench.claims_formats import format_reasons, summarize, to_markdown, to_svg
 from p2pzoo_bench.folds import over_folds, pool_rows
 from p2pzoo_bench.table_file import read_table
 from scipy import stats
@@ -224,6 +224,37 @@ parts = [{ better = "a", worse = "c", metric = "l1" }]
         assert waiting["verdict"] is None
         assert waiting["reason"] == "its adjusted p depends on claims whose runs are missing"
 
+    def test_a_metric_that_cannot_be_measured_here_leaves_the_claim_and_those_that_depend_on_it_open(
+        self, files, write_runs, verdicts
+    ):
+        metrics = '[metrics.broken]\nuse = "l1"\n[columns]\nbroken = "KID"\n'
+        (files / "table.toml").write_text(TABLE.replace("[columns]\n", metrics))
+        part = '[{ better = "a", worse = "c", metric = "broken", margin = 0.02 }]'
+        (files / "claims.toml").write_text(
+            f'{CLAIMS}[claims.P2]\ntext = "A is better than C"\ntable = "table.toml"\nparts = {part}\n'
+        )
+        table = write_runs({"a": [0.2] * FOLDS, "b": spread(0.209), "c": spread(0.3)})
+        table.unavailable["broken"] = "its weights are missing"
+        found = verdicts(table)
+        assert [claim["verdict"] for claim in found.values()] == [None, None]
+        assert found["P1"]["reason"] == "its adjusted p depends on claims that cannot be measured here"
+
+    def test_a_run_without_the_number_leaves_no_verdict(self, files, write_runs, verdicts):
+        table = write_runs({"a": [0.2] * FOLDS, "b": spread(0.3), "c": [0.2] * FOLDS})
+        file = next((files / "results").glob("b-*")) / "results.json"
+        results = json.loads(file.read_text())
+        del results["metrics"]["l1"]
+        file.write_text(json.dumps(results))
+        claim = verdicts(table)["P1"]
+        assert (claim["verdict"], claim["reason"], claim["parts"]) == (None, "'B' has no l1", [])
+
+    def test_a_significant_effect_below_the_margin_says_so(self, write_runs, verdicts):
+        claim = verdicts(write_runs({"a": [0.2] * FOLDS, "b": spread(0.21, by=0.001), "c": [0.2] * FOLDS}))["P1"]
+        assert claim["verdict"] == "same direction"
+        assert format_reasons(claim) == "the effect is smaller than δ (0.02)"
+        assert "same direction (the effect is smaller than δ (0.02))" in to_markdown("T", [claim])
+        assert summarize([claim])[0].endswith("; the effect is smaller than δ (0.02)).")
+
 
 class TestSentences:
     """What is as claimed, the opposite, without effect, or undecided, each with the number that supports it least."""
@@ -262,9 +293,7 @@ class TestSentences:
         (files / "table.toml").write_text(TABLE.replace("[columns]\n", metrics))
         table = write_runs({name: [0.2] * FOLDS for name in "abc"})
         table.unavailable["broken"] = "its weights are missing"
-        assert "Undecided: P1, A is better than B (broken: its weights are missing)." in summarize(
-            [*verdicts(table).values()]
-        )
+        assert summarize([*verdicts(table).values()]) == ["No verdict yet: P1, broken: its weights are missing."]
 
     def test_claims_whose_runs_are_missing_are_named_and_those_that_are_described_are_not(
         self, files, write_runs, verdicts
@@ -327,8 +356,13 @@ class TestOutput:
         )
         assert line.rstrip().endswith("same direction")
         assert "adjusted (Holm)" in text
-        printed = run_cli("bench", "claims.toml", *ARGUMENTS, "--json", "-o", "out.html").output
+        given = ("-s", "compute.threads=1")
+        printed = run_cli("bench", "claims.toml", *ARGUMENTS, *given, "--json", "-o", "out.html").output
         [claim] = json.loads(printed[printed.index("[") :])
+        assert claim["trained"]["rows"]["b"] == {"label": "B", "folds": 5, "images": 3}
+        lengths = "A: 5 folds, each trained on 2 images; B: 5 folds, each trained on 3 images."
+        assert f"table.toml, profile smoke. {lengths}" in text
+        assert f"table.toml, profile smoke, -s compute.threads=1. {lengths}" in (files / "out.html").read_text()
         assert {"id", "verdict", "parts"} <= claim.keys()
         page = (files / "out.html").read_text()
         assert page.count("<section>") == 1
@@ -527,6 +561,16 @@ class TestFile:
         result = run_cli("bench", "claims.toml", *ARGUMENTS)
         assert result.exit_code == 2
         assert "claims.toml:4  [claims.P1] valid: 'b' is not measured with psnrr: did you mean 'psnr'?" in result.output
+
+    def test_a_metric_that_the_baseline_lacks_is_refused_before_training(self, files, run_cli):
+        table = TABLE.replace('baseline = "a"', 'baseline = "c"').replace("[columns]", '[columns]\npsnr = "PSNR"')
+        (files / "table.toml").write_text(table)
+        recipe = (files / "c.toml").read_text()
+        (files / "c.toml").write_text(recipe.replace("drop = [", 'drop = ["metrics.psnr", '))
+        (files / "claims.toml").write_text(CLAIMS.replace('metric = "l1"', 'metric = "psnr"'))
+        result = run_cli("bench", "claims.toml", *ARGUMENTS)
+        assert result.exit_code == 2
+        assert "claims.toml:4  [claims.P1] psnr: 'c' is not measured with it: add it to" in result.output
 
     def test_a_condition_on_a_number_that_its_metric_does_not_have_is_the_claims_reason(
         self, files, write_runs, verdicts

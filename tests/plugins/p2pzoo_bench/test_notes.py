@@ -64,6 +64,28 @@ class TestImages:
         assert [line["images"] for line in lines] == ["7000", "1600", ""]
 
 
+class TestMeans:
+    """A note says which seeds a cell is the mean of, also where rows have different ones."""
+
+    @pytest.mark.parametrize(
+        ("seeds", "note"),
+        [
+            (([0, 1, 2], [0, 1, 2]), "Mean of seeds 0, 1, 2 ± half"),
+            (([0, 1, 2], [0]), "Mean of seeds 0, 1, 2 (b: 0) ± half"),
+            (([0], [0]), "One run per row, seed 0: no interval."),
+            (([0], [1]), "One run per row, of the seeds a: 0; b: 1: no interval."),
+        ],
+    )
+    def test_seeds(self, seeds, note):
+        doc = document()
+        del doc["folds"]
+        for row, own in zip(doc["rows"], seeds, strict=False):
+            row["runs"] = [{"id": f"{row['name']}{seed}", "seed": seed} for seed in own]
+        notes = build_notes(doc)
+        assert notes[0].startswith(note)
+        assert ("No difference of b: no seed in common with a." in notes) == (seeds == ([0], [1]))
+
+
 class TestOwnData:
     def test_every_format_has_the_pairs_the_time_and_the_notes(self):
         doc = document(data=DATA)

@@ -9,7 +9,7 @@ from dataclasses import replace
 from unittest.mock import MagicMock
 
 import pytest
-from p2pzoo_bench import cluster
+from p2pzoo_bench import cluster, executors
 from p2pzoo_bench.bench import Bench
 from p2pzoo_bench.executors import Ended, Job, RunningJob
 from p2pzoo_bench.progress import LiveTableProgress, PlainTableProgress
@@ -19,6 +19,7 @@ from rich.console import Console
 
 from p2pzoo.plugin.loader import registry
 from p2pzoo.utils.errors import UserError
+from p2pzoo.utils.signals import IS_WINDOWS
 
 TABLE = """
 title = "Losses"
@@ -102,6 +103,39 @@ def test_a_run_that_cannot_start_does_not_stop_the_others(bench):
     assert bench().run_missing(progress, executor) == {a.experiment.id: "no room"}
     assert progress.notes == ["a [left], seed 0 failed: no room"]
     assert [job.id for job in executor.begun] == [a.experiment.id, b.experiment.id]
+
+
+def test_a_run_that_has_all_its_results_did_not_fail(bench, monkeypatch):
+    """One with a number that is nan exits with 1; another process may train one meanwhile."""
+    finished = set()
+    monkeypatch.setattr(Bench, "find_finished", lambda _, cell: finished & {cell.experiment.id} or None)
+    a, b = (cell.experiment.id for cell in bench().cells)
+
+    def end_with_nan(job):
+        finished.update({a, b})
+        return Ended(job, failed="psnr: not a number (nan)")
+
+    progress = RecordedProgress()
+    assert bench().run_missing(progress, FakeExecutor(refuse, end_with_nan)) == {}
+    assert progress.notes == ["a [left], seed 0 failed: no room", "b [/left], seed 0: psnr: not a number (nan)"]
+
+
+def test_quiet_prints_why_runs_failed(run_cli, table, tmp_path, monkeypatch):
+    monkeypatch.setattr(Bench, "run_missing", lambda self, *_: {self.cells[0].experiment.id: "no room"})
+    runs = ("--profile", "smoke", "--runs", tmp_path / "runs", "--seeds", "1")
+    result = run_cli("bench", table.folder / "table.toml", *runs, "--quiet")
+    assert result.exit_code == 1
+    assert "a [left], seed 0 failed: no room\n" in result.output
+
+
+@pytest.mark.skipif(IS_WINDOWS, reason="no signals")
+def test_a_killed_run_names_the_signal_and_what_to_do(tmp_path, monkeypatch):
+    start = executors.subprocess.Popen
+    command = ["sh", "-c", "echo half a line >&2; kill -9 $$"]
+    monkeypatch.setattr(executors.subprocess, "Popen", lambda _, **given: start(command, **given))
+    code, message = executors.Process("a", "", tmp_path, []).end()
+    assert (code, message.partition(",")[0]) == (-9, "half a line; killed by signal 9 (SIGKILL)")
+    assert "fewer --jobs or a smaller batch; the same command resumes" in message
 
 
 def test_a_lost_run_resumes_although_it_was_started_with_fresh(bench):
