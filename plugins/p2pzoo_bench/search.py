@@ -8,6 +8,7 @@ be compared (Lucic et al. 2018, arXiv:1711.10337).
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -15,10 +16,11 @@ from typing import Any
 
 from p2pzoo.runs.monitor import read_findings
 from p2pzoo.runs.run_folder import locate_run
-from p2pzoo.utils.errors import UserError
+from p2pzoo.utils.errors import UserError, raise_faults
 from p2pzoo_bench.bench import Bench, Cell
 from p2pzoo_bench.comparison import metric_of
 from p2pzoo_bench.table_file import Row, Table, key_of, overlaps
+from p2pzoo_bench.validation_split import find_split_fault
 
 
 def build_trials(table: Table, count: Callable[[Row], int]) -> Table:
@@ -64,6 +66,12 @@ def check_search(table: Table, trials: Bench, overrides: Sequence[str]) -> None:
             f"{table.name}: [search] metric = {table.search.metric!r}: neither more nor less of it is better: name "
             "another metric"
         )
+    data = {
+        json.dumps(cell.experiment.dataset.identity(), sort_keys=True): cell.experiment
+        for cell in trials.cells
+        if cell.experiment.seed == 0  # folds are split alike
+    }
+    raise_faults([fault for experiment in data.values() if (fault := find_split_fault(experiment))])
     for row in table.trained:
         for key in (key_of(setting) for trial in row.trials for setting in trial):
             if given := [override for override in overrides if overlaps(key_of(override), key)]:

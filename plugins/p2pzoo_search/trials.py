@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any
 from p2pzoo_bench.executors import ACCEPT_STALE, Executor, Job
 from p2pzoo_bench.run_missing import Progress, run_missing
 from p2pzoo_bench.table_file import inline, overlaps
+from p2pzoo_bench.validation_split import find_split_fault
 
 from p2pzoo import config
 from p2pzoo.config.experiment import Experiment
@@ -93,7 +93,7 @@ def check_request(request: Request, metric: str) -> Experiment:
         raise UserError(*faults)
     experiment = request.load()
     faults = [*_find_bad_values(request), *_find_metric_faults(request.space, experiment, metric)]
-    if fault := _find_split_fault(experiment):
+    if fault := find_split_fault(experiment):
         faults.append(fault)
     if faults:
         raise UserError(*faults)
@@ -147,19 +147,6 @@ def better_direction(experiment: Experiment, metric: str) -> str | None:
     """ "higher", "lower", or None if neither is better."""
     better: str | None = getattr(experiment.measurements[metric_of(metric)].metric.factory, "better", None)
     return better
-
-
-def _find_split_fault(experiment: Experiment) -> str | None:
-    """A fault if the data has no validation images, or if those are the test images, as of files without val."""
-    name = experiment.dataset.entry.full_name
-    with warnings.catch_warnings(action="ignore"):  # they say what the fault says
-        val, test = (experiment.dataset.build(split=split) for split in ("val", "test"))
-    advice = "give it a val split: a search that looked at the test images would make their numbers worthless"
-    if len(val) == 0:
-        return f"{experiment.dataset.where}  dataset '{name}' has no validation images: {advice}"
-    if len(val) == len(test) and val[0].id == test[0].id:
-        return f"{experiment.dataset.where}  dataset '{name}' has no val split of its own: {advice}"
-    return None
 
 
 @dataclass

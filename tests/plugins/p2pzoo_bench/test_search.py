@@ -1,5 +1,6 @@
 """[search] of a table: each row gets as many trials on validation images, and the best settings are tested."""
 
+import itertools
 import json
 
 import pytest
@@ -7,6 +8,7 @@ from p2pzoo_bench.bench import Bench
 from p2pzoo_bench.claims_file import read_claims
 from p2pzoo_bench.search import build_trials, choose_settings
 from p2pzoo_bench.table_file import read_table
+from PIL import Image
 
 from p2pzoo.plugin.loader import registry
 from p2pzoo.utils.errors import UserError
@@ -187,6 +189,16 @@ class TestBeforeTraining:
         result = bench(table)
         assert result.exit_code == 2
         assert "metric = 'sharpness': neither more nor less of it is better" in result.output
+
+    def test_data_without_validation_images_of_its_own_is_refused(self, bench, tmp_path):
+        for side, split, number in itertools.product(("inputs", "targets"), ("train", "test"), range(3)):
+            (tmp_path / side / split).mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (64, 64), (number, 0, 0)).save(tmp_path / side / split / f"{number}.png")
+        own = f'dataset={{use="folders", inputs="{tmp_path}/inputs", targets="{tmp_path}/targets", size=[64, 64]}}'
+        result = bench(TABLE.replace("folds = 2", f"set = ['{own}']"))
+        assert result.exit_code == 2
+        assert "dataset 'datasets:folders' has no val split of its own: give it a val split" in result.output
+        assert bench(TABLE.replace("folds = 2", f"folds = 3\nset = ['{own}', 'dataset.folds=3']")).exit_code == 0
 
     def test_fewer_seeds_than_folds_and_rows_with_other_folds(self, bench, tmp_path):
         bench(TABLE.replace("[rows.b_twice]", "folds = 1\n[rows.b_twice]"))
