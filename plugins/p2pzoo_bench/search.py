@@ -12,15 +12,26 @@ import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
 
-from p2pzoo.runs.monitor import read_findings
 from p2pzoo.runs.run_folder import locate_run
 from p2pzoo.utils.errors import UserError, raise_faults
 from p2pzoo_bench.bench import Bench, Cell
 from p2pzoo_bench.comparison import metric_of
-from p2pzoo_bench.table_file import Row, Table, key_of, overlaps
+from p2pzoo_bench.executors import FRESH
+from p2pzoo_bench.run_missing import has_diverged
+from p2pzoo_bench.table_file import Row, Table, key_of, list_trainings, overlaps
 from p2pzoo_bench.validation_split import find_split_fault
+
+
+class Trials(Bench):
+    """The trials of a table: a Bench of `build_trials`.
+
+    One that diverged is the worst. It would diverge again, so it is trained again with --fresh only.
+    """
+
+    def missing(self) -> list[Cell]:
+        missing = super().missing()
+        return missing if FRESH in self.options else [cell for cell in missing if not _has_diverged(self, cell)]
 
 
 def build_trials(table: Table, count: Callable[[Row], int]) -> Table:
@@ -41,7 +52,7 @@ def build_trials(table: Table, count: Callable[[Row], int]) -> Table:
             evaluate={},
             trials=(),
         )
-        for row in _first_rows(table)
+        for row in list_trainings(table).values()
         for images in [max(1, round(table.search.share * count(row)))]
         for number, trial in enumerate(row.trials)
     )
@@ -100,7 +111,7 @@ def choose_settings(table: Table, trials: Bench, failures: Mapping[str, str]) ->
     numbers = {(cell.row.name, cell.experiment.seed): sign * _number(trials, cell, metric) for cell in trials.cells}
     chosen = {
         row.training: tuple(_best(row, seed, numbers) for seed in range(min(row.folds or trials.seeds, trials.seeds)))
-        for row in _first_rows(table)
+        for row in list_trainings(table).values()
     }
     rows = tuple(replace(row, chosen=chosen[row.training]) if row.trials else row for row in table.rows)
     return replace(table, rows=rows)
@@ -120,15 +131,4 @@ def _number(trials: Bench, cell: Cell, metric: str) -> float:
 
 
 def _has_diverged(trials: Bench, cell: Cell) -> bool:
-    run = locate_run(cell.experiment, trials.runs)
-    return run.state == "failed" and any(finding["kind"] == "diverged" for finding in read_findings(run))
-
-
-def _first_rows(table: Table) -> list[Row]:
-    """The first row of each training, with as many folds as any of its rows."""
-    rows: dict[Any, Row] = {}
-    for row in table.trained:
-        first = rows.setdefault(row.training, row)
-        folds = None if None in (first.folds, row.folds) else max(first.folds or 0, row.folds or 0)
-        rows[row.training] = replace(first, folds=folds)
-    return [*rows.values()]
+    return has_diverged(locate_run(cell.experiment, trials.runs))

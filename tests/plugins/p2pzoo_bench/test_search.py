@@ -6,11 +6,12 @@ import json
 import pytest
 from p2pzoo_bench.bench import Bench
 from p2pzoo_bench.claims_file import read_claims
-from p2pzoo_bench.search import build_trials, choose_settings
+from p2pzoo_bench.search import Trials, build_trials, choose_settings
 from p2pzoo_bench.table_file import read_table
 from PIL import Image
 
 from p2pzoo.plugin.loader import registry
+from p2pzoo.runs.run_folder import locate_run
 from p2pzoo.utils.errors import UserError
 
 TABLE = """
@@ -65,10 +66,19 @@ def test_trials_are_measured_as_their_recipe_translates(tiny, tmp_path):
     (tmp_path / "a.toml").write_text(f'extends = "{tiny}"\ndrop = ["discriminator", "gan_loss"]\n')
     (tmp_path / "table.toml").write_text(TABLE.replace("trials =", 'evaluate = { weights = "average" }\ntrials =', 1))
     trials = build_trials(read_table(str(tmp_path / "table.toml")), lambda _: 4)
-    bench = Bench(trials, registry(), tmp_path / "runs")
+    bench = Trials(trials, registry(), tmp_path / "runs")
     assert {cell.row.name for cell in bench.cells} == {"a-0", "a-1", "b-0", "b-1"}
     for cell in bench.cells:
         assert [*cell.experiment.measurements] == [*cell.experiment.metrics]
+    first = bench.cells[0]  # diverges
+    run = locate_run(first.experiment, bench.runs)
+    run.folder.mkdir(parents=True)
+    run.set_status(state="failed")
+    (run.folder / "findings.jsonl").write_text('{"images": 1, "kind": "diverged", "message": "G.l1 is nan"}\n')
+    assert first not in bench.missing(), "it would diverge again"
+    assert len(bench.missing()) == len(bench.cells) - 1
+    bench.options = ("--fresh",)
+    assert first in bench.missing()
 
 
 @pytest.mark.slow
