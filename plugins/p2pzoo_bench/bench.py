@@ -358,8 +358,9 @@ class Bench:
                 continue
             cells = [cell for cell in self.cells if cell.row is row]
             table_row = TableRow(
-                row.name, row.label, cells[0].experiment, published=row.published, evaluate=row.evaluate
-            )
+                row.name, row.label, cells[0].experiment, published=row.published, evaluate=row.evaluate,
+                others=[cell.experiment for cell in cells[1:]] if row.chosen else [],
+            )  # fmt: skip
             reasons: dict[str, None] = {}  # each once
             for cell in cells:
                 if run := self.find_finished(cell):

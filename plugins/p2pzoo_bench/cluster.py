@@ -70,6 +70,8 @@ class Cluster:
     cpus     CPUs and threads of each run [default: the threads of its recipe, else 1]
     gpus     GPUs of each run, possibly a fraction [default: 1 if the cluster has any]
 
+    Leaving its context disconnects, and entering it again connects again.
+
     Raises UserError if there is no such cluster, or no node has that many CPUs and GPUs; `begin` checks each run.
     """
 
@@ -82,7 +84,6 @@ class Cluster:
         has_gpu = any("GPU" in node["Resources"] for node in self._nodes())
         self._gpus = gpus if gpus is not None else float(has_gpu)
         self._check_room(cpus or 1)
-        self._train = self._ray.remote(train_on_node)
         self.shared = True
         self._tasks: dict[Any, Job] = {}
         self._where: dict[str, str] = {}
@@ -135,7 +136,10 @@ class Cluster:
         return all(sees_marker for _, sees_marker in answers.values())
 
     def __enter__(self) -> Self:
+        if not self._ray.is_initialized():  # it was left before: a command trains several tables, one after the other
+            self._ray = _connect(self._address)
         self._stack.enter_context(contextlib.redirect_stdout(sys.stderr))  # Ray prints dead nodes on stdout
+        self._train = self._ray.remote(train_on_node)
         self.shared = self._shared()
         self._board = self._ray.remote(Board).options(num_cpus=0, resources=HEAD).remote()
         # Until it has started: Ray lends the CPU of a run that waits for it to another run, so that a node gets both.
@@ -149,6 +153,7 @@ class Cluster:
             self._take()
         self._ray.shutdown()
         self._stack.close()
+        self._locked.clear()
 
     @property
     def kind(self) -> str:

@@ -179,7 +179,9 @@ def _bench_table(
         return {}
     failed = _train_missing(bench, executor, quiet=quiet) if train else {}
     _print_stale(bench)
-    _write_table(select_columns(bench.compare(failed), columns), form, output, as_json, curve=curve)
+    _write_table(
+        select_columns(bench.compare(failed), columns, primary=bench.table.primary), form, output, as_json, curve=curve
+    )
     return failed
 
 
@@ -200,15 +202,14 @@ def _make_trials(table: Table, runs: Path, options: Mapping[str, Any]) -> Bench:
     """The trials that choose the settings of a table's rows."""
     from p2pzoo import config
     from p2pzoo.plugin.loader import registry
-    from p2pzoo_bench.bench import Bench
-    from p2pzoo_bench.search import build_trials, check_search
+    from p2pzoo_bench.search import Trials, build_trials, check_search
 
     def count_images(row: Row) -> int:
         assert row.recipe
         overrides, profile = [*row.overrides, *options["overrides"]], options["profile"] or table.profile
         return config.load(row.recipe, profile, overrides, pick=options["pick"], registry=registry()).train.images_seen
 
-    trials = Bench(build_trials(table, count_images), registry(), runs, **options)
+    trials = Trials(build_trials(table, count_images), registry(), runs, **options)
     check_search(table, trials, options["overrides"])
     return trials
 

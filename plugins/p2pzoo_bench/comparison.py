@@ -43,7 +43,8 @@ RUN_FILES = ("recipe.toml", "results.json", "stats.safetensors")  # that a compa
 class TableRow:
     """A row of the table: its finished runs, one per seed.
 
-    experiment  of any of its seeds: they share data, networks and metrics
+    experiment  of its first seed: all share data and metrics, and their networks, unless [search] chose these
+    others      of its other seeds, if [search] chose settings for each
     target      whether the row measures y itself instead of a translation
     failed      why runs are missing
     evaluate    what its translations differ in from those of the experiment
@@ -57,6 +58,7 @@ class TableRow:
     target: bool = False
     failed: str | None = None
     evaluate: Mapping[str, Any] = field(default_factory=dict)
+    others: Sequence[Experiment] = ()
 
     @property
     def picture(self) -> Path | None:
@@ -124,8 +126,20 @@ def compare_runs(
     columns = {column: column for column in shared if not wanted or metric_of(column) in wanted}
     data = open_evaluated_images(rows[0].experiment, runs)
     profiles = sorted({str(run.results["profile"]) for run in runs})
-    facts = {"table": "compare", "title": "Comparison", "source": "", "profile": ", ".join(profiles)}
+    facts: dict[str, Any] = {"table": "compare", "title": "Comparison", "source": "", "profile": ", ".join(profiles)}
+    if not wanted and (left_out := _describe_left_out(runs, shared)):
+        facts["left_out"] = left_out
     return build_comparison(rows, baseline or names[0], columns, {}, data, facts=facts)
+
+
+def _describe_left_out(runs: Sequence[FinishedRun], shared: Sequence[str]) -> list[str]:
+    """A note for the numbers that only some of the runs have: an evaluation that was interrupted has stored a part."""
+    lacking: dict[str, list[str]] = {}
+    for name in dict.fromkeys(metric_of(column) for run in runs for column in run.results["metrics"]):
+        without = [run for run in runs if all(metric_of(column) != name for column in run.results["metrics"])]
+        if without:
+            lacking.setdefault(", ".join(str(run.folder) for run in without), []).append(name)
+    return [f"Not in all runs, so left out: {', '.join(names)} (missing in {runs})" for runs, names in lacking.items()]
 
 
 def _group_by_experiment(folders: Sequence[Path], registry: Registry) -> list[TableRow]:
@@ -348,7 +362,7 @@ def _describe_row(
         "runs": [{"id": run.results["id"], "seed": run.results.get("seed")} for run in row.runs],
         "failed": row.failed,
         "published": dict(row.published),
-        **({"target": True} if row.target else _describe_networks(row.experiment, data)),
+        **({"target": True} if row.target else _describe_networks_of(row, data)),
         "seconds": round(float(np.median(seconds)), 1) if seconds else None,
         "peak_megabytes": max(memory) if memory else None,
         **_describe_timings(row),
@@ -537,6 +551,17 @@ class CachedReduce:
             stats = safetensors_io.strip_prefix(self.name, run.stats[0])
             self._cache[key] = self.metric.reduce({name: values[indices] for name, values in stats.items()})
         return self._cache[key]
+
+
+def _describe_networks_of(row: TableRow, data: EvaluatedImages) -> dict[str, Any]:
+    """`_describe_networks` of all seeds of a row; None for what differs between them."""
+    first = row.experiment
+    own = _describe_networks(first, data)
+    networks = first.generator, first.discriminator
+    differing = [other for other in row.others if (other.generator, other.discriminator) != networks]
+    for described in [_describe_networks(other, data) for other in differing]:
+        own = {key: value if described.get(key) == value else None for key, value in own.items()}
+    return own
 
 
 def _describe_networks(experiment: Experiment, data: EvaluatedImages) -> dict[str, Any]:

@@ -56,28 +56,33 @@ def check_curves(claims: Claims, benches: Mapping[str, Bench], curves: Bench) ->
     if not shared:
         raise UserError(
             f"{claims.curves_where}  curves: {file} has the rows and columns of no claim, trained alike but for "
-            "train.images: correct it, or remove the key"
+            "train.images, which is one number for all rows: correct it, or remove the key"
         )
-    for id, (early, late) in shared.items():
-        images = early.train.images_seen
-        if images not in late.evaluate.at or images >= late.train.images_seen:
+    for id, pairs in shared.items():
+        images = pairs[0][0].train.images_seen
+        if any(images not in late.evaluate.at or images >= late.train.images_seen for _, late in pairs):
             raise UserError(
                 f"{claims.where[id]}  [claims.{id}] {file} does not measure its runs at {images:,} images and later: "
                 f"add {images} to its evaluate.at"
             )
 
 
-def find_shared(claim: Claim, benches: Mapping[str, Bench], curves: Bench) -> tuple[Experiment, Experiment] | None:
-    """An experiment of the claim and the same one of the curves, if the curves have all of its rows and columns.
+def find_shared(
+    claim: Claim, benches: Mapping[str, Bench], curves: Bench
+) -> list[tuple[Experiment, Experiment]] | None:
+    """An experiment of each of the claim's rows and the same one of the curves, if these have all its rows and columns.
 
-    Rows are the same if they have one name and train alike but for the number of images.
+    Rows are the same if they have one name and train alike but for the number of images. None too if the claim's rows
+    differ in their number of images, or those of the curves do: then there is no number at which to compare them.
     """
-    found = None
+    found = []
     for name in claim.rows:
         early, late = _first(benches[claim.table], name), _first(curves, name)
         if late is None or early is None or _training(early) != _training(late):
             return None
-        found = early, late
+        found.append((early, late))
+    if len({(early.train.images_seen, late.train.images_seen) for early, late in found}) != 1:
+        return None
     metrics = [part.metric for part in claim.parts]
     if any(each not in curves.table.columns or metric_of(each) in curves.unavailable for each in metrics):
         return None
@@ -92,7 +97,7 @@ def find_crossing(claim: Claim, benches: Mapping[str, Bench], curves: Bench) -> 
     runs = {key: run for key, run in finished.items() if run is not None}
     if len(runs) < len(finished):
         return None
-    images = shared[0].train.images_seen, shared[1].train.images_seen
+    images = shared[0][0].train.images_seen, shared[0][1].train.images_seen
     differences, folds = [], []
     for part in claim.parts:
         sign = 1 if curves.better_direction(part.metric) == "higher" else -1

@@ -168,6 +168,7 @@ def build_notes(doc: Mapping[str, Any]) -> list[str]:
     notes += [f"{c['heading']}: no number, {c['unavailable']}." for c in doc["columns"] if c["unavailable"]]
     notes += [f"{row['label']}: {row['failed']}." for row in doc["rows"] if row["failed"]]
     notes += format_stale(doc.get("stale", ()))
+    notes += [f"{note}." for note in doc.get("left_out", ())]
     return notes + [f"{note}." for note in doc.get("data", {}).get("notes", ())]
 
 

@@ -260,7 +260,7 @@ def _describe_run(run: GalleryRun, out: Path) -> dict[str, Any]:
         "recipe": facts.get("recipe"),
         "profile": facts.get("profile"),
         "seed": facts.get("seed"),
-        "state": "complete" if run.results else run.status["state"],
+        "state": run.status.get("state", "complete" if run.results else None),  # a committed copy has no status
         "images": facts.get("images"),
         "report": _relative_url(report, out) if report.is_file() else None,
         "components": run.components | ({"dataset": [_describe_dataset(run.dataset)]} if run.dataset else {}),

@@ -28,7 +28,7 @@ def to_latex(doc: Mapping[str, Any]) -> str:
     ]
     for table in build_further_tables(doc):
         parts += ["", *_tabular(*table, ())]
-    notes = ["Bold: the best mean of a column."] if best else []
+    notes = ["Bold: the best mean of a column, of the rows with the most runs."] if best else []
     return "\n".join([*parts, *map(_comment, [*notes, *build_notes(doc)])])
 
 

@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 from p2pzoo.runs.pages import figure_to_svg, figure_to_svg_file, render_page
 from p2pzoo.utils.errors import UserError
+from p2pzoo.utils.plurals import format_count
 from p2pzoo.utils.suggest import did_you_mean
 from p2pzoo.utils.terminal import escape
+from p2pzoo_bench.comparison import shared_protocol, why_not_comparable
 from p2pzoo_bench.formats import NONE, decimals, markdown_table
 from p2pzoo_bench.intervals import CONFIDENCE, over_seeds
 from p2pzoo_bench.table_columns import with_arrow
@@ -55,11 +57,15 @@ def build_curve(table: Comparison, column: str) -> dict[str, Any]:
     {"curve": column, "heading", "better", "confidence", "rows": [{"name", "label", "points": [
         {"images", "values", "mean", "low", "high"}, …]}]}
 
-    A point has the values of the runs that were measured there, and their Student-t interval. Rows without a training
-    have no curve. Raises UserError if no run has the number after several numbers of images.
+    A point has the values of the runs that were measured there, and their Student-t interval; those of a run under
+    another protocol than its last number are left out. Rows without a training have no curve.
+
+    Raises UserError if no run has the number after several numbers of images, and if the last numbers of the rows have
+    different protocols.
     """
     if column not in (known := list_curves(table.rows)):
         raise _no_such_curve(column, known, "run")
+    shared_protocol(table.rows, column, by_seed="folds" in table.doc)
     headings = {entry["metric"]: entry for entry in table.doc["columns"]}
     entry = headings.get(column, {"heading": column, "better": None})
     rows = [
@@ -79,7 +85,7 @@ def _points(row: TableRow, column: str) -> list[dict[str, Any]]:
     values: dict[int, list[float]] = {}
     for run in row.runs:
         for number, entry in run.results["metrics"].items():
-            if match := pattern.fullmatch(number):
+            if (match := pattern.fullmatch(number)) and _is_comparable(row, run.results, entry, column):
                 images = int(match[1]) if match[1] else int(run.results["images"])
                 values.setdefault(images, []).append(float(entry["value"]))
     points = []
@@ -89,6 +95,14 @@ def _points(row: TableRow, column: str) -> list[dict[str, Any]]:
             {"images": images, "values": numbers, "mean": interval.value, "low": interval.low, "high": interval.high}
         )
     return points
+
+
+def _is_comparable(row: TableRow, results: Mapping[str, Any], entry: Mapping[str, Any], column: str) -> bool:
+    """Whether a number of a run was measured as its last one was: `evaluate` may have measured that alone again."""
+    if (last := results["metrics"].get(column)) is None:
+        return True
+    measured, expected = ({**results["protocols"][each["protocol"]], "at": None} for each in (entry, last))
+    return not why_not_comparable(row.label, measured, row.label, expected)
 
 
 def build_rows(doc: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
@@ -114,10 +128,21 @@ def _title(doc: Mapping[str, Any]) -> str:
 
 
 def _note(doc: Mapping[str, Any]) -> str:
+    runs = _count_runs([doc])
+    fewer = [f"{row['label']}: {n}" for row in doc["rows"] if (n := runs[row["name"]]) < max(runs.values())]
+    most = f" (up to {max(runs.values())}; {'; '.join(fewer)})" if fewer else ""
     return (
-        f"Mean over the runs that were measured there ± half of its {doc['confidence']:.0%} Student-t interval. The "
-        "points of a run belong to one training."
+        f"Mean over the runs that were measured there{most} ± half of its {doc['confidence']:.0%} Student-t interval. "
+        "The points of a run belong to one training."
     )
+
+
+def _count_runs(docs: Sequence[Mapping[str, Any]]) -> dict[str, int]:
+    """{row: how many runs it has}, the most of any point, in the order of the rows."""
+    counts: dict[str, int] = {}
+    for row in (row for doc in docs for row in doc["rows"]):
+        counts[row["name"]] = max([counts.get(row["name"], 0), *(len(point["values"]) for point in row["points"])])
+    return counts
 
 
 def to_markdown(doc: Mapping[str, Any]) -> str:
@@ -173,22 +198,29 @@ def to_html(doc: Mapping[str, Any]) -> str:
 
 
 def draw_curves(docs: Sequence[Mapping[str, Any]]) -> Figure:
-    """A panel for each number, a line with a band for each row."""
+    """A panel for each number, a line with a band for each row. A row has one colour in all panels, and one legend
+    names all rows, with the number of runs of those that have fewer than others."""
     from matplotlib.figure import Figure
 
     columns = min(len(docs), 3)
     lines = -(-len(docs) // columns)
+    runs = _count_runs(docs)
+    colours = {name: f"C{number}" for number, name in enumerate(runs)}
+    handles: dict[str, Any] = {}
     figure = Figure(figsize=(max(4 * columns, 6), 3.4 * lines), layout="constrained")
     for axes, doc in zip(figure.subplots(lines, columns, squeeze=False).flat, docs, strict=False):
         for row in doc["rows"]:
             points = [point for point in row["points"] if point["mean"] == point["mean"]]  # not nan
             images = [point["images"] for point in points]
-            [line] = axes.plot(images, [point["mean"] for point in points], "o-", ms=3, lw=1.2, label=row["label"])
+            n = runs[row["name"]]
+            label = row["label"] + (f" ({format_count(n, 'run')})" if n < max(runs.values()) else "")
+            colour, means = colours[row["name"]], [point["mean"] for point in points]
+            [handles[row["name"]]] = axes.plot(images, means, "o-", ms=3, lw=1.2, color=colour, label=label)
             banded = [point for point in points if point["low"] is not None]
             if len(banded) > 1:
                 axes.fill_between(
                     [point["images"] for point in banded], [point["low"] for point in banded],
-                    [point["high"] for point in banded], color=line.get_color(), alpha=0.15, lw=0,
+                    [point["high"] for point in banded], color=colour, alpha=0.15, lw=0,
                 )  # fmt: skip
         axes.set_title(with_arrow(doc), fontsize=9)
         axes.set_xlabel("images")
@@ -196,5 +228,6 @@ def draw_curves(docs: Sequence[Mapping[str, Any]]) -> Figure:
     for axes in figure.axes[len(docs) :]:
         axes.set_visible(False)
     if docs:
-        figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=5, frameon=False)
+        lines_of_rows = [handles[name] for name in runs]
+        figure.legend(handles=lines_of_rows, loc="outside lower center", ncols=5, frameon=False)
     return figure

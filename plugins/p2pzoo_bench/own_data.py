@@ -10,7 +10,6 @@ cannot take the data are left out, with a note (trainable_rows.py).
 from __future__ import annotations
 
 import hashlib
-import json
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -18,7 +17,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 from p2pzoo import config
-from p2pzoo.compute.engine import count_usable_cores, pick_device
 from p2pzoo.config.experiment import FOLD_KEYS, Component, Experiment
 from p2pzoo.config.recipe import LENGTHS, parse_override
 from p2pzoo.data import Store
@@ -33,8 +31,8 @@ from p2pzoo.utils.suggest import did_you_mean
 from p2pzoo_bench.bench import Bench
 from p2pzoo_bench.comparison import metric_of
 from p2pzoo_bench.executors import Job
-from p2pzoo_bench.rates import Rate, measure_rates
-from p2pzoo_bench.table_file import Row, Table, inline, key_of
+from p2pzoo_bench.rates import Rate, UnknownSpeed, measure_rates, name_rate
+from p2pzoo_bench.table_file import Row, Table, inline, key_of, list_trainings
 from p2pzoo_bench.trainable_rows import Reason, find_reasons, leave_out
 from p2pzoo_bench.usable_metrics import leave_out_unusable, without_blocks
 
@@ -185,7 +183,7 @@ def with_budget(
     seconds = budget / own.table.seeds
     images, total = {}, 0.0
     least = 0.0
-    for training, row in _first_rows(own.table).items():
+    for training, row in list_trainings(own.table).items():
         experiment, rate = first[row.name], rates[training]
         evaluation = rate.evaluate * own.test
         least = max(least, own.table.seeds * (rate.step + evaluation))
@@ -214,13 +212,13 @@ def _measure(
     """
     rates: dict[Any, Rate] = {}
     reasons: dict[Any, Reason] = {}
-    for training, row in _first_rows(own.table).items():
-        key = _key(row, first[row.name], threads)
+    for training, row in list_trainings(own.table).items():
+        key = f"{row.name}-{name_rate(first[row.name], threads)}"
         note(f"measuring how fast '{row.label}' trains")
         recipe = Job(row.name, first[row.name], runs).recipe(threads)
         try:
             rates[training] = measure_rates({key: recipe}, runs / RATES)[key]
-        except UserError as error:
+        except UnknownSpeed as error:
             reasons[training] = Reason(str(error).removeprefix(f"{key}: "))
             if row.name == own.table.baseline:  # refused, before the others are measured
                 leave_out(own.table, own.table.data["recipe"], reasons)
@@ -228,14 +226,6 @@ def _measure(
     for line in left_out:
         note(line)
     return replace(own, table=table, notes=(*own.notes, *left_out)).with_facts(own.table.data["recipe"]), rates
-
-
-def _first_rows(table: Table) -> dict[Any, Row]:
-    """{training: its first row}"""
-    rows: dict[Any, Row] = {}
-    for row in table.trained:
-        rows.setdefault(row.training, row)
-    return rows
 
 
 def _describe(row: Row, images: int, rate: Rate, seconds: float, evaluation: float, folds: int) -> str:
@@ -248,16 +238,6 @@ def _describe(row: Row, images: int, rate: Rate, seconds: float, evaluation: flo
 
 def _round_up(seconds: float) -> str:
     return f"{-(-int(seconds + 1) // 60)}m" if seconds > 90 else f"{int(seconds) + 1}s"
-
-
-def _key(row: Row, experiment: Experiment, threads: int) -> str:
-    """The name of a row's rate: it changes with the recipe, the device, the threads and the rest of [compute]."""
-    used = {
-        "device": pick_device(experiment.compute.device),
-        "threads": experiment.compute.threads or threads or count_usable_cores(),
-    }
-    text = json.dumps(schema.to_jsonable({**vars(experiment.compute), **used}), sort_keys=True)
-    return f"{row.name}-{experiment.id}-{hashlib.sha256(text.encode()).hexdigest()[:10]}"
 
 
 def _without_length(row: Row) -> list[str]:

@@ -8,6 +8,7 @@ PROBE_SECONDS, then translations of a few images.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import statistics
@@ -19,14 +20,16 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+import filelock
 from torch import nn
 
-from p2pzoo.compute.engine import Engine
+from p2pzoo.compute.engine import Engine, count_usable_cores, pick_device
 from p2pzoo.config.experiment import Experiment
 from p2pzoo.config.settings import Compute
 from p2pzoo.data import Store, single_batches
 from p2pzoo.models.process import build_process, takes_time
 from p2pzoo.models.translator import Translator
+from p2pzoo.plugin import schema
 from p2pzoo.runs.evaluate import build_metrics, count_samples, group_by_translations
 from p2pzoo.runs.evaluate import measure as measure_images
 from p2pzoo.training.loop import make_batches, train_step
@@ -52,20 +55,50 @@ class Rate:
     evaluate: float
 
 
+class UnknownSpeed(UserError):
+    """A recipe cannot be trained here, so its speed cannot be measured."""
+
+
+def name_rate(experiment: Experiment, threads: int) -> str:
+    """The name of a rate. It changes with what the run id leaves out: device, threads, and the rest of [compute].
+
+    threads  of a run whose recipe sets none; 0: all cores
+    """
+    used = {
+        "device": pick_device(experiment.compute.device),
+        "threads": experiment.compute.threads or threads or count_usable_cores(),
+    }
+    text = json.dumps(schema.to_jsonable({**vars(experiment.compute), **used}), sort_keys=True)
+    return f"{experiment.id}-{hashlib.sha256(text.encode()).hexdigest()[:10]}"
+
+
 def measure_rates(recipes: Mapping[str, str], file: Path) -> dict[str, Rate]:
     """{name: Rate} of these recipes, {name: TOML}. Those that the file has are not measured again.
 
-    Raises UserError if a recipe cannot be trained, with its last line.
+    One process measures at a time: two would slow each other down.
+
+    Raises UnknownSpeed if a recipe cannot be trained, with its last line, and UserError if the file is damaged.
     """
-    known = read_object(file) or {}
+    file.parent.mkdir(parents=True, exist_ok=True)
     rates = {}
     for name, recipe in recipes.items():
-        if name not in known:
-            known[name] = asdict(_measure_in_process(name, recipe))
-            file.parent.mkdir(parents=True, exist_ok=True)
-            write_json(file, known)
+        with filelock.FileLock(file.with_name(f".{file.name}.lock")):
+            known = _read_known(file)  # again for each name: another process may have added some
+            if name not in known:
+                known[name] = asdict(_measure_in_process(name, recipe))
+                write_json(file, known)
         rates[name] = Rate(**known[name])
     return rates
+
+
+def _read_known(file: Path) -> dict[str, dict[str, float]]:
+    known = read_object(file)
+    if known is None and file.exists():
+        raise UserError(
+            f"{file}: is damaged; delete it to measure the speeds again. The rows then get other lengths, and their "
+            "runs are trained again"
+        )
+    return known or {}
 
 
 def _measure_in_process(name: str, recipe: str) -> Rate:
@@ -76,7 +109,7 @@ def _measure_in_process(name: str, recipe: str) -> Rate:
         done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         lines = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
-        raise UserError(f"{name}: its speed cannot be measured: {_NOT_FOR_USERS.sub('', lines[-1])}")
+        raise UnknownSpeed(f"{name}: its speed cannot be measured: {_NOT_FOR_USERS.sub('', lines[-1])}")
     return Rate(**json.loads(done.stdout.splitlines()[-1]))
 
 

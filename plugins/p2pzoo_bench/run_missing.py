@@ -11,6 +11,7 @@ from typing import Protocol
 
 from p2pzoo.runs.monitor import read_findings
 from p2pzoo.runs.report import parse_images_seen
+from p2pzoo.runs.run_folder import Run
 from p2pzoo.utils.errors import UserError
 from p2pzoo.utils.signals import handling, stop_signals, stop_this_process
 from p2pzoo_bench.executors import FRESH, Ended, Executor, Job, RunningJob
@@ -69,6 +70,11 @@ def run_missing(
             raise Stopped(signals[0])
     progress.images(*table.count([]), [])
     return table.failures
+
+
+def has_diverged(run: Run) -> bool:
+    """Whether the training of this run ended because a number was not finite."""
+    return run.state == "failed" and any(finding["kind"] == "diverged" for finding in read_findings(run))
 
 
 class _Table:

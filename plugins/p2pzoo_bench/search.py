@@ -8,17 +8,30 @@ be compared (Lucic et al. 2018, arXiv:1711.10337).
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
 
-from p2pzoo.runs.monitor import read_findings
 from p2pzoo.runs.run_folder import locate_run
-from p2pzoo.utils.errors import UserError
+from p2pzoo.utils.errors import UserError, raise_faults
 from p2pzoo_bench.bench import Bench, Cell
 from p2pzoo_bench.comparison import metric_of
-from p2pzoo_bench.table_file import Row, Table, key_of, overlaps
+from p2pzoo_bench.executors import FRESH
+from p2pzoo_bench.run_missing import has_diverged
+from p2pzoo_bench.table_file import Row, Table, key_of, list_trainings, overlaps
+from p2pzoo_bench.validation_split import find_split_fault
+
+
+class Trials(Bench):
+    """The trials of a table: a Bench of `build_trials`.
+
+    One that diverged is the worst. It would diverge again, so it is trained again with --fresh only.
+    """
+
+    def missing(self) -> list[Cell]:
+        missing = super().missing()
+        return missing if FRESH in self.options else [cell for cell in missing if not _has_diverged(self, cell)]
 
 
 def build_trials(table: Table, count: Callable[[Row], int]) -> Table:
@@ -39,7 +52,7 @@ def build_trials(table: Table, count: Callable[[Row], int]) -> Table:
             evaluate={},
             trials=(),
         )
-        for row in _first_rows(table)
+        for row in list_trainings(table).values()
         for images in [max(1, round(table.search.share * count(row)))]
         for number, trial in enumerate(row.trials)
     )
@@ -64,6 +77,12 @@ def check_search(table: Table, trials: Bench, overrides: Sequence[str]) -> None:
             f"{table.name}: [search] metric = {table.search.metric!r}: neither more nor less of it is better: name "
             "another metric"
         )
+    data = {
+        json.dumps(cell.experiment.dataset.identity(), sort_keys=True): cell.experiment
+        for cell in trials.cells
+        if cell.experiment.seed == 0  # folds are split alike
+    }
+    raise_faults([fault for experiment in data.values() if (fault := find_split_fault(experiment))])
     for row in table.trained:
         for key in (key_of(setting) for trial in row.trials for setting in trial):
             if given := [override for override in overrides if overlaps(key_of(override), key)]:
@@ -92,7 +111,7 @@ def choose_settings(table: Table, trials: Bench, failures: Mapping[str, str]) ->
     numbers = {(cell.row.name, cell.experiment.seed): sign * _number(trials, cell, metric) for cell in trials.cells}
     chosen = {
         row.training: tuple(_best(row, seed, numbers) for seed in range(min(row.folds or trials.seeds, trials.seeds)))
-        for row in _first_rows(table)
+        for row in list_trainings(table).values()
     }
     rows = tuple(replace(row, chosen=chosen[row.training]) if row.trials else row for row in table.rows)
     return replace(table, rows=rows)
@@ -112,15 +131,4 @@ def _number(trials: Bench, cell: Cell, metric: str) -> float:
 
 
 def _has_diverged(trials: Bench, cell: Cell) -> bool:
-    run = locate_run(cell.experiment, trials.runs)
-    return run.state == "failed" and any(finding["kind"] == "diverged" for finding in read_findings(run))
-
-
-def _first_rows(table: Table) -> list[Row]:
-    """The first row of each training, with as many folds as any of its rows."""
-    rows: dict[Any, Row] = {}
-    for row in table.trained:
-        first = rows.setdefault(row.training, row)
-        folds = None if None in (first.folds, row.folds) else max(first.folds or 0, row.folds or 0)
-        rows[row.training] = replace(first, folds=folds)
-    return [*rows.values()]
+    return has_diverged(locate_run(cell.experiment, trials.runs))

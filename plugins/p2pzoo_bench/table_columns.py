@@ -9,7 +9,9 @@ from typing import Any
 
 from p2pzoo.utils.errors import UserError
 from p2pzoo.utils.suggest import did_you_mean
+from p2pzoo_bench.answer import find_answer, list_judged_columns
 from p2pzoo_bench.comparison import Comparison, metric_of
+from p2pzoo_bench.metric_texts import explain_metrics
 
 NONE = "–"  # in a cell without a number
 NOT_TRAINED = "not trained yet"  # why a row has no numbers
@@ -81,8 +83,12 @@ def find_columns(names: Sequence[str], metrics: Collection[str]) -> tuple[list[s
     return [*found], list(dict.fromkeys(name for name in names if name in COSTS))
 
 
-def select_columns(table: Comparison, names: Sequence[str]) -> Comparison:
+def select_columns(table: Comparison, names: Sequence[str], *, primary: str | None = None) -> Comparison:
     """The table with only these columns: metrics, then costs, in the order of the names. No names: all columns.
+
+    The answer in words is about these columns too.
+
+    primary  the metric that was chosen before the runs
 
     Raises UserError as `find_columns` does.
     """
@@ -98,6 +104,9 @@ def select_columns(table: Comparison, names: Sequence[str]) -> Comparison:
     doc = table.doc | {"columns": [by_metric[metric] for metric in metrics], "costs": costs, "rows": rows}
     if "groups" in doc:
         doc["groups"] = [column for column in doc["groups"] if column["metric"] in metrics]
+    if "answer" in doc:
+        doc["answer"] = find_answer(doc, primary)
+        doc["explanations"] = explain_metrics(list_judged_columns(doc, primary), doc["rows"])
     used = {metric_of(metric) for metric in metrics}
     return replace(table, doc=doc, metrics={name: m for name, m in table.metrics.items() if name in used})
 
@@ -105,7 +114,8 @@ def select_columns(table: Comparison, names: Sequence[str]) -> Comparison:
 def find_best_cells(doc: Mapping[str, Any]) -> set[tuple[int, int]]:
     """(row, column of `list_columns`) of the best mean of each metric.
 
-    Rows of the ground truth do not compete, and a single row is not the best of anything.
+    Rows with fewer runs than others do not compete, since other folds have other images; nor do rows of the ground
+    truth and numbers of too few images. A single row is not the best of anything.
     """
     rows = {number: row for number, row in enumerate(doc["rows"]) if not row.get("target")}
     better = {column["metric"]: column["better"] for column in doc["columns"]}
@@ -113,7 +123,13 @@ def find_best_cells(doc: Mapping[str, Any]) -> set[tuple[int, int]]:
     for place, column in enumerate(list_columns(doc)):
         if column.kind != "metric" or better[column.key] not in ARROWS:
             continue
-        means = {number: row["cells"][column.key]["mean"] for number, row in rows.items() if column.key in row["cells"]}
+        cells = {number: row["cells"][column.key] for number, row in rows.items() if column.key in row["cells"]}
+        runs = max((len(cell["values"]) for cell in cells.values()), default=0)
+        means = {
+            number: cell["mean"]
+            for number, cell in cells.items()
+            if len(cell["values"]) == runs and "too_few" not in cell
+        }
         finite = [mean for mean in means.values() if math.isfinite(mean)]
         if len(means) > 1 and finite:
             top = (max if better[column.key] == "higher" else min)(finite)

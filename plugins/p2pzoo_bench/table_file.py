@@ -12,7 +12,7 @@
     groups = true                                                 # in place of it, for many rows: begins with the rows
                                                                   # that are better, worse, neither; needs folds
     pooled_spread = true                                          # intervals over folds take the spread of all rows
-    primary = "fcn_score"                                         # its differences are adjusted for the number of rows
+    primary = "fcn_score"                                         # chosen before the runs: the answer begins with it
     set = ["train.images=14000"]                                  # for every row, like -s of `p2pzoo run`
 
     [search]                                                      # chooses settings for each row and fold (search.py)
@@ -214,6 +214,16 @@ class Table:
             for other in self.rows
             if other.evaluate and other.training == row.training
         ]
+
+
+def list_trainings(table: Table) -> dict[Any, Row]:
+    """{training: its first row, with as many folds as any of its rows}"""
+    rows: dict[Any, Row] = {}
+    for row in table.trained:
+        first = rows.setdefault(row.training, row)
+        folds = None if None in (first.folds, row.folds) else max(first.folds or 0, row.folds or 0)
+        rows[row.training] = replace(first, folds=folds)
+    return rows
 
 
 def parse_file(path: str) -> tuple[Path, Source, dict[str, Any]]:

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
 import itertools
-import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from p2pzoo_bench.executors import Job
-from p2pzoo_bench.rates import Rate, measure_rates
+from p2pzoo_bench.rates import Rate, UnknownSpeed, measure_rates, name_rate
 
-from p2pzoo.compute.engine import count_usable_cores, pick_device
 from p2pzoo.config.experiment import Experiment
-from p2pzoo.plugin import schema
 from p2pzoo.runs.progress import format_duration
 from p2pzoo.utils.errors import UserError
 from p2pzoo_search.space import Range
@@ -22,7 +18,7 @@ from p2pzoo_search.trials import Request, to_overrides
 
 OF_A_STEP = ("batch_size", "d_steps")  # of [train]: a step takes the product of them as images
 Note = Callable[[str], None]
-Groups = Mapping[str, Sequence[Experiment]]
+Groups = Mapping[str, Mapping[str, Experiment]]  # {setting: {the setting with a value: experiment}}
 
 
 def count_images(
@@ -40,7 +36,7 @@ def count_images(
     if budget is None:
         return max(1, round((request.space.share or 1) * experiment.train.images_seen))
     groups = _list_tried(request, experiment)
-    rates = _measure(groups, folder, threads, note)
+    rates = _measure(request, groups, folder, threads, note)
     training, evaluate = _seconds_of_slowest(groups, rates)
     measuring = evaluate * len(experiment.dataset.build(split="val"))
     seconds = budget * jobs / trials
@@ -69,41 +65,45 @@ def fit_whole_steps(images: int, step_sizes: Sequence[int]) -> int:
 
 
 def _list_tried(request: Request, experiment: Experiment) -> Groups:
-    """{"": [the recipe], NAME: [the recipe with each choice of a setting, or each end of its range]}.
+    """{"": the recipe, NAME: the recipe with each choice of a setting, or each end of its range}.
 
     Loss weights and the optimizer's settings are left out: they do not change what is computed.
     """
-    groups: dict[str, list[Experiment]] = {"": [experiment]}
+    groups: dict[str, dict[str, Experiment]] = {"": {"": experiment}}
     for name, choice in request.space.settings.items():
         if name.endswith(".weight") or name.startswith("optimizer."):
             continue
-        groups[name] = []
+        groups[name] = {}
         for value in choice.ends():
+            [override] = to_overrides({name: value})
             try:
-                groups[name].append(request.load(*to_overrides({name: value})))
+                groups[name][override] = request.load(override)
             except UserError:  # a parameter of another component: its trials come with that
                 continue
     return groups
 
 
-def _measure(groups: Groups, folder: Path, threads: int, note: Note) -> dict[str, Rate]:
-    """{id of an experiment: its rate}. Known ones are read from rates.json, under a name that says how they train."""
-    experiments = {each.id: each for group in groups.values() for each in group}
-    keys = {id: _key(each, threads) for id, each in experiments.items()}
-    note(f"measuring how fast the recipe trains, with {len(experiments)} settings")
-    recipes = {keys[id]: Job("", each, folder).recipe(threads) for id, each in experiments.items()}
-    rates = measure_rates(recipes, folder / "rates.json")
-    return {id: rates[key] for id, key in keys.items()}
+def _measure(request: Request, groups: Groups, folder: Path, threads: int, note: Note) -> dict[str, Rate]:
+    """{id of an experiment: its rate}. Known ones are read from rates.json, under a name that says how they train.
 
-
-def _key(experiment: Experiment, threads: int) -> str:
-    """The name of a rate. It changes with what the run id leaves out: device, threads, and the rest of [compute]."""
-    used = {
-        "device": pick_device(experiment.compute.device),
-        "threads": experiment.compute.threads or threads or count_usable_cores(),
-    }
-    text = json.dumps(schema.to_jsonable({**vars(experiment.compute), **used}), sort_keys=True)
-    return f"{experiment.id}-{hashlib.sha256(text.encode()).hexdigest()[:10]}"
+    Raises UserError, with the setting, if one cannot be trained.
+    """
+    number = len({each.id for group in groups.values() for each in group.values()})
+    note(f"measuring how fast the recipe trains, with {number} settings")
+    rates: dict[str, Rate] = {}
+    for name, group in groups.items():
+        for override, each in group.items():
+            key = name_rate(each, threads)
+            try:
+                rates[each.id] = measure_rates({key: Job("", each, folder).recipe(threads)}, folder / "rates.json")[key]
+            except UnknownSpeed as error:
+                reason = str(error).removeprefix(f"{key}: ")
+                if not name:
+                    raise UserError(f"{request.recipe}: {reason}") from None
+                raise UserError(
+                    f"{request.space.where(*name.split('.'))}  [search] {override}: {reason}: remove this value"
+                ) from None
+    return rates
 
 
 def _seconds_of_slowest(groups: Groups, rates: Mapping[str, Rate]) -> tuple[float, float]:
@@ -113,11 +113,11 @@ def _seconds_of_slowest(groups: Groups, rates: Mapping[str, Rate]) -> tuple[floa
     def seconds(each: Experiment) -> tuple[float, float]:
         return rates[each.id].step / each.train.step_images, rates[each.id].evaluate
 
-    [own] = groups[""]
+    own = groups[""][""]
     slowest = list(seconds(own))
     for group in groups.values():
         for part, of_own in enumerate(seconds(own)):
-            slowest[part] *= max([1.0, *(seconds(each)[part] / of_own for each in group)])
+            slowest[part] *= max([1.0, *(seconds(each)[part] / of_own for each in group.values())])
     training, evaluate = slowest
     return training, evaluate
 
@@ -126,8 +126,9 @@ def _list_step_sizes(request: Request, groups: Groups) -> list[int]:
     """The numbers of images that a step of a trial can take."""
     values: list[Sequence[int]] = []
     for name in OF_A_STEP:
-        tried = groups.get(f"train.{name}") or [each for group in groups.values() for each in group]
-        found = sorted({getattr(each.train, name) for each in tried})
+        searched = groups.get(f"train.{name}")
+        tried = [searched] if searched else groups.values()
+        found = sorted({getattr(each.train, name) for group in tried for each in group.values()})
         is_range = isinstance(request.space.settings.get(f"train.{name}"), Range)
         values.append(range(found[0], found[-1] + 1) if is_range else found)
     return sorted({math.prod(pair) for pair in itertools.product(*values)})

@@ -86,7 +86,7 @@ def _search(
     request: Request, metric: str, folder: Path, *, trials: int, budget: float | None, jobs: int, accept_stale: bool,
     quiet: bool,
 ) -> Outcome:  # fmt: skip
-    """Train the missing trials of a study. Ends the command after a signal."""
+    """Train the missing trials of a study. Ends the command after a signal, or if the machine stopped a trial."""
     from p2pzoo_bench.executors import ACCEPT_STALE, LocalExecutor
     from p2pzoo_bench.progress import table_progress
     from p2pzoo_bench.run_missing import Stopped
@@ -96,13 +96,14 @@ def _search(
     from p2pzoo_search.budget import count_images
     from p2pzoo_search.output import write_outcome
     from p2pzoo_search.study import SearchStudy, check_same_search, write_shared
-    from p2pzoo_search.trials import Search, better_direction, check_request
+    from p2pzoo_search.trials import Interrupted, Search, better_direction, check_request, describe_measurement
 
     experiment = check_request(request, metric)
     executor = LocalExecutor(jobs)
     better = better_direction(experiment, metric)
     shared = {"recipe": experiment.id, "search": request.space.describe(), "metric": metric, "seed": experiment.seed,
-              "share": request.space.share, "data": DataFingerprints().of(experiment)}  # fmt: skip
+              "share": request.space.share, "data": DataFingerprints().of(experiment),
+              "measurement": describe_measurement(experiment, metric)}  # fmt: skip
     known = check_same_search(folder, shared)
     with table_progress(quiet=quiet) as progress:
         if known:
@@ -125,6 +126,13 @@ def _search(
             search.continue_until(trials, executor, jobs, progress)
         except Stopped as stopped:
             stop("stopped; the same command resumes from there", 128 + stopped.signum, progress.note)
+        except Interrupted as interrupted:
+            stop(
+                f"{interrupted}; mend this if it lies in the machine: the same command tries the trial again, and "
+                "counts it as failed if it ends without a score a second time",
+                1,
+                progress.note,
+            )
     for run, changed in search.find_stale().items():
         click.echo(f"{run}: the code changed after this run ({', '.join(changed)})", err=True)
     return write_outcome(search, folder)

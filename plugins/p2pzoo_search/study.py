@@ -5,6 +5,7 @@ A folder with
     journal.log   Optuna's journal: the trials, their settings and scores
     search.json   what all trials share; another search in this folder is refused
     rates.json    how fast the recipe trains, with --budget
+    failures.json why trials ended without a score, if the reason may lie in the machine
     runs/         the runs of the trials
     best.toml, search.html
 
@@ -24,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import filelock
+from p2pzoo_bench.comparison import describe_differences
 
 from p2pzoo.config.recipe import is_same_component
 from p2pzoo.utils.errors import UserError
@@ -62,6 +64,7 @@ class SearchStudy:
 
     def __init__(self, folder: Path, space: Space, better: str, seed: int) -> None:
         self.space, self.better, self.seed = space, better, seed
+        self._failures = folder / "failures.json"
         direction = "minimize" if better == "lower" else "maximize"
         storage = JournalStorage(JournalFileBackend(str(folder / "journal.log")))
         with warnings.catch_warnings(action="ignore"):
@@ -116,6 +119,12 @@ class SearchStudy:
         """End a trial. score: None if it failed or has no finite value."""
         state = TrialState.FAIL if score is None else TrialState.COMPLETE
         self._study.tell(trial.number, score, state=state)
+
+    def is_first_failure(self, trial: Trial, reason: str) -> bool:
+        """Whether a trial that may have ended because of the machine did so for the first time. Keeps the reason."""
+        known = read_object(self._failures) or {}
+        write_json(self._failures, {**known, str(trial.number): reason})
+        return str(trial.number) not in known
 
     def _asked(self) -> list[FrozenTrial]:
         """Those that are begun; one that waits is not. A trial without all its settings was cut off while it began."""
@@ -172,10 +181,12 @@ def check_same_search(folder: Path, shared: Mapping[str, Any]) -> dict[str, Any]
         return None
     now = json.loads(json.dumps(shared))
     for name, value in now.items():
-        if known.get(name) != value:
+        if (before := known.get(name)) != value:
+            change = f"{_shorten(before)}, now {_shorten(value)}"
+            if isinstance(before, dict) and isinstance(value, dict):
+                change = "; ".join(describe_differences(before, value))
             raise UserError(
-                f"--study {folder}: its trials have another {name} ({_shorten(known.get(name))}, now "
-                f"{_shorten(value)}); give another folder, or undo the change"
+                f"--study {folder}: its trials have another {name} ({change}); give another folder, or undo the change"
             )
     return known
 

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import math
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from p2pzoo_bench.comparison import metric_of
 from p2pzoo_bench.executors import ACCEPT_STALE, Executor, Job
-from p2pzoo_bench.run_missing import Progress, run_missing
+from p2pzoo_bench.run_missing import Progress, has_diverged, run_missing
 from p2pzoo_bench.table_file import inline, overlaps
+from p2pzoo_bench.validation_split import find_split_fault
 
 from p2pzoo import config
 from p2pzoo.config.experiment import Experiment
@@ -22,7 +23,14 @@ from p2pzoo.data import Store, single_batches
 from p2pzoo.models import safetensors_io
 from p2pzoo.models.checkpoint_model import list_checkpoints
 from p2pzoo.plugin.registry import Registry
-from p2pzoo.runs.evaluate import TRIED_IMAGES, build_metrics, count_samples, join_rows, measure
+from p2pzoo.runs.evaluate import (
+    TRIED_IMAGES,
+    build_metrics,
+    count_samples,
+    describe_metric,
+    join_rows,
+    measure,
+)
 from p2pzoo.runs.results import read_results
 from p2pzoo.runs.run_folder import Run, locate_run
 from p2pzoo.utils.errors import UserError, raise_faults
@@ -66,15 +74,6 @@ def to_overrides(settings: Mapping[str, Any]) -> tuple[str, ...]:
     return tuple(f"{name}={inline(value)}" for name, value in settings.items())
 
 
-def metric_of(number: str) -> str:
-    """The metric that a number belongs to. (As in p2pzoo_bench.comparison, which imports scipy.)
-
-    >>> metric_of("psnr.pooled")
-    'psnr'
-    """
-    return number.partition(".")[0]
-
-
 def check_request(request: Request, metric: str) -> Experiment:
     """The experiment of the recipe's own settings, if it can be searched.
 
@@ -93,7 +92,7 @@ def check_request(request: Request, metric: str) -> Experiment:
         raise UserError(*faults)
     experiment = request.load()
     faults = [*_find_bad_values(request), *_find_metric_faults(request.space, experiment, metric)]
-    if fault := _find_split_fault(experiment):
+    if fault := find_split_fault(experiment):
         faults.append(fault)
     if faults:
         raise UserError(*faults)
@@ -149,17 +148,15 @@ def better_direction(experiment: Experiment, metric: str) -> str | None:
     return better
 
 
-def _find_split_fault(experiment: Experiment) -> str | None:
-    """A fault if the data has no validation images, or if those are the test images, as of files without val."""
-    name = experiment.dataset.entry.full_name
-    with warnings.catch_warnings(action="ignore"):  # they say what the fault says
-        val, test = (experiment.dataset.build(split=split) for split in ("val", "test"))
-    advice = "give it a val split: a search that looked at the test images would make their numbers worthless"
-    if len(val) == 0:
-        return f"{experiment.dataset.where}  dataset '{name}' has no validation images: {advice}"
-    if len(val) == len(test) and val[0].id == test[0].id:
-        return f"{experiment.dataset.where}  dataset '{name}' has no val split of its own: {advice}"
-    return None
+def describe_measurement(experiment: Experiment, metric: str) -> dict[str, Any]:
+    """What a score depends on besides the weights and the data: the metric, and how G translates for it."""
+    measurement = experiment.measurements[metric_of(metric)]
+    built = measurement.metric.build(dataset=experiment.dataset.build(split="val"))
+    return {**describe_metric(measurement.metric, built), **measurement.translations.protocol()}
+
+
+class Interrupted(Exception):
+    """A trial ended for a reason that may lie in the machine, so it stays unfinished."""
 
 
 @dataclass
@@ -205,10 +202,13 @@ class Search:
                     yield trial, run, changed
 
     def continue_until(self, count: int, executor: Executor, jobs: int, progress: Progress) -> None:
-        """Train until the study has this many trials. Raises Stopped after a signal.
+        """Train until the study has this many trials.
 
         Trials of one group train at a time and know only those of the groups before, so that the same trials come in
         any order of their ends.
+
+        Raises Stopped after a signal, and Interrupted after a group with a trial that ended for a reason that may lie
+        in the machine: that one stays unfinished. If it ends so a second time, it has failed.
         """
         while group := self._next_group(count, jobs):
             experiments: dict[int, Experiment] = {}
@@ -223,14 +223,25 @@ class Search:
                 if self.read_score(experiment) is None
             }
             failed = run_missing([*waiting.values()], executor, progress) if waiting else {}
+            interrupted: list[str] = []
             for trial in group:
                 experiment = experiments.get(trial.number)
                 score = self.read_score(experiment) if experiment else None
                 if experiment and score is None:
-                    self.failures[trial.number] = failed.get(experiment.id, "its metric is not a number")
+                    reason = self.failures[trial.number] = failed.get(experiment.id, "its metric is not a number")
+                    if not self._is_of_settings(experiment) and self.study.is_first_failure(trial, reason):
+                        interrupted.append(f"{self._title(trial.number, count)}: {reason}")
+                        continue
                 self.study.tell(trial, score)
                 shown = "failed: " + self.failures[trial.number] if score is None else f"{self.metric} {score:.5g}"
                 progress.note(f"{self._title(trial.number, count)}: {shown}")
+            if interrupted:
+                raise Interrupted("; ".join(interrupted))
+
+    def _is_of_settings(self, experiment: Experiment) -> bool:
+        """Whether the settings are why a trial has no score: it diverged, or its number is not finite."""
+        run = locate_run(experiment, self.folder / "runs")
+        return run.state == "complete" or has_diverged(run)
 
     def _next_group(self, count: int, jobs: int) -> list[Trial]:
         group = self.study.unfinished()

@@ -501,6 +501,11 @@ class TestCurves:
                 '"train.images=9", "optimizer.lr=1e-5"',
                 r"claims.toml:4  curves: curves.toml has the rows and columns of no claim",
             ),
+            (
+                "[rows.b]",
+                '[rows.b]\nset = ["train.images=12"]',
+                r"claims.toml:4  curves: curves.toml has the rows and columns of no claim, .* one number for all rows",
+            ),
             ("folds = 3", "seeds = 3", r"claims.toml:4  curves: curves.toml has no folds"),
             ("[rows.a]", "[row.a]", r"claims.toml:4  curves: .*curves.toml:\d+ "),
         ],

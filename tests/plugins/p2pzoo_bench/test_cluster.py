@@ -391,11 +391,14 @@ def test_a_node_with_another_version_is_refused(second, tmp_path, monkeypatch):
 
 
 def test_output_of_ray_goes_to_standard_error(second, tmp_path, capsys):
-    with cluster.Cluster("ray", tmp_path / "runs"):
-        print("a node was lost")  # as Ray does
+    executor = cluster.Cluster("ray", tmp_path / "runs")
+    for part in ("trials", "rows"):  # a command enters it once for each table that it trains
+        with executor:
+            print(f"a node of the {part} was lost")  # as Ray does
     out, err = capsys.readouterr()
     assert out == ""
-    assert "a node was lost\n" in err, "besides the real messages of Ray"
+    for part in ("trials", "rows"):
+        assert f"a node of the {part} was lost\n" in err, "besides the real messages of Ray"
 
 
 def test_without_ray_one_line_shows_how_to_install_it(arguments, run_cli, monkeypatch):

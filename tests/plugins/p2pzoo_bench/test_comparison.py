@@ -160,6 +160,14 @@ def test_a_row_whose_network_cannot_be_built_does_not_stop_the_table(store, fini
     assert (row["failed"], row["cells"], "parameters" in row) == ("64 px are too few", {}, False)
 
 
+def test_a_cost_that_differs_between_the_folds_of_a_search_has_no_number(experiment, store, finished):
+    wider = config.load("zoo:ablation_patch70.toml", "smoke", [*SMALL, "generator.width=16"])
+    row = TableRow("a", "A", experiment, [finished("a", [0.1] * 8)], others=[experiment, wider])
+    [described] = build_comparison([row], "a", {"l1": "L1"}, {}, store, facts=FACTS).doc["rows"]
+    assert described["parameters"] is None
+    assert described["discriminator_parameters"] > 0
+
+
 def test_nothing_is_drawn_without_a_finished_row(experiment, store, finished, monkeypatch):
     from p2pzoo_metrics.images import L1
 
@@ -306,6 +314,18 @@ def test_compare_puts_seeds_of_one_experiment_into_one_row(runs):
     assert sorted(len(row.runs) for row in table.rows) == [1, 2]
     assert len({row.name for row in table.rows}) == 2, "one recipe, two names"
     assert {column["metric"] for column in doc["columns"]} == {"l1", "psnr", "psnr.pooled"}
+
+
+def test_compare_names_the_numbers_that_some_runs_lack(runs, tmp_path):
+    half = tmp_path / "half"
+    shutil.copytree(runs[0], half)
+    results = json.loads((half / "results.json").read_text())
+    del results["digest"], results["metrics"]["psnr"], results["metrics"]["psnr.pooled"], results["measured"]["psnr"]
+    (half / "results.json").write_text(json.dumps(results))
+    doc = compare_runs([half, *runs[1:]], registry()).doc
+    assert [column["metric"] for column in doc["columns"]] == ["l1"]
+    assert f"Not in all runs, so left out: psnr (missing in {half})." in formats.build_notes(doc)
+    assert "left_out" not in compare_runs([half, *runs[1:]], registry(), wanted=["l1"]).doc
 
 
 @pytest.fixture

@@ -172,6 +172,9 @@ def test_an_unfinished_run_is_shown_with_its_state(gallery, tmp_path):
     write_json(folder / "status.json", {"state": "training", "images": 40, "recipe": "mine", "id": "ab"})
     [run] = gallery(tmp_path / "runs")[0]["runs"]
     assert (run["state"], run["images"], run["values"], run["set"]) == ("training", 40, {}, None)
+    write_json(make_run(tmp_path / "half", 1) / "status.json", {"state": "trained", "recipe": "mine"})
+    [run] = gallery(tmp_path / "half")[0]["runs"]
+    assert run["state"] == "trained", "a part of its metrics is measured"
 
 
 def test_damaged_files_are_named_and_the_rest_is_shown(run_cli, tmp_path):

@@ -6,7 +6,7 @@ import pytest
 import torch
 from p2pzoo_bench.comparison import TableRow, build_comparison
 from p2pzoo_bench.intervals import over_seeds
-from p2pzoo_bench.learning_curves import build_curve, draw_curves, list_curves, to_csv
+from p2pzoo_bench.learning_curves import build_curve, draw_curves, list_curves, to_csv, to_markdown
 from p2pzoo_bench.stored_results import EvaluatedImages, FinishedRun
 
 from p2pzoo import config
@@ -80,7 +80,35 @@ def test_a_number_of_a_metric_has_its_own_curve(table):
 def test_a_figure_has_a_line_for_each_row_and_a_panel_for_each_number(table):
     figure = draw_curves([build_curve(table, "l1"), build_curve(table, "l1.worst")])
     assert [len(axes.lines) for axes in figure.axes] == [2, 1]
-    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["A", "B"]
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["A", "B (1 run)"]
+
+
+def test_a_row_has_one_colour_in_all_panels_and_the_legend_has_all_rows(table):
+    both, first = (build_curve(table, column) for column in ("l1", "l1.worst"))
+    second = {**both, "rows": both["rows"][1:]}
+    figure = draw_curves([second, both, first])
+    colours = [{line.get_label()[0]: line.get_color() for line in axes.lines} for axes in figure.axes]
+    assert colours[0]["B"] == colours[1]["B"] != colours[1]["A"] == colours[2]["A"]
+    legend = figure.legends[0]
+    shown = {text.get_text()[0]: line.get_color() for text, line in zip(legend.texts, legend.get_lines(), strict=True)}
+    assert shown == colours[1]
+
+
+def test_the_note_names_rows_with_fewer_runs(table):
+    assert "measured there (up to 2; B: 1) ± half" in to_markdown(build_curve(table, "l1"))
+    assert "measured there ± half" in to_markdown(build_curve(table, "l1.worst"))
+
+
+def test_a_curve_joins_no_points_of_different_protocols(table):
+    run = table.rows[0].runs[0]
+    run.results["protocols"] |= {"later": {"split": "test", "at": 10}, "other": {"split": "val", "at": 20}}
+    run.results["metrics"]["l1@10"]["protocol"] = "later"
+    run.results["metrics"]["l1@20"]["protocol"] = "other"
+    [row, _] = build_curve(table, "l1")["rows"]
+    assert [len(point["values"]) for point in row["points"]] == [2, 1, 2], "at 20 images of the other run only"
+    run.results["metrics"]["l1"]["protocol"] = "other"
+    with pytest.raises(UserError, match=r"l1: 'A' has another protocol than 'A' \(split: "):
+        build_curve(table, "l1")
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import json
 import re
+import threading
 import tomllib
 from types import SimpleNamespace
 
@@ -295,7 +296,7 @@ class TestRowsThatCannotTakeTheData:
         def measure_rates(recipes, file):
             [name] = recipes
             if name.startswith("flow"):
-                raise UserError(f"{name}: its speed cannot be measured: too little memory")
+                raise rates.UnknownSpeed(f"{name}: its speed cannot be measured: too little memory")
             return {name: Rate(0.1, 0.001)}
 
         monkeypatch.setattr(own_data, "measure_rates", measure_rates)
@@ -523,6 +524,27 @@ class TestRates:
         assert rates.measure_rates({"a": ""}, file) == {"a": Rate(1.0, 2.0)}
         assert rates.measure_rates({"a": "", "b": ""}, file) == {name: Rate(1.0, 2.0) for name in "ab"}
         assert measured == ["a", "b"]
+
+    def test_two_commands_at_a_time_lose_no_speed(self, tmp_path, monkeypatch):
+        file = tmp_path / "rates.json"
+        other = threading.Thread(target=rates.measure_rates, args=({"b": ""}, file))
+
+        def measure(name, recipe):
+            if name == "a":
+                other.start()
+                other.join(0.2)
+            return Rate(1.0, 2.0)
+
+        monkeypatch.setattr(rates, "_measure_in_process", measure)
+        rates.measure_rates({"a": ""}, file)
+        other.join()
+        assert json.loads(file.read_text()).keys() == {"a", "b"}
+
+    def test_a_damaged_file_changes_no_lengths_silently(self, tmp_path):
+        file = tmp_path / "rates.json"
+        file.write_text('{"a": ')
+        with pytest.raises(UserError, match=r"rates\.json: is damaged; delete it to measure the speeds again"):
+            rates.measure_rates({"a": ""}, file)
 
     def test_it_is_measured_again_where_the_speed_is_another(self, folder, bench, monkeypatch, tmp_path):
         measured = []

@@ -1,14 +1,17 @@
 """[search] of a table: each row gets as many trials on validation images, and the best settings are tested."""
 
+import itertools
 import json
 
 import pytest
 from p2pzoo_bench.bench import Bench
 from p2pzoo_bench.claims_file import read_claims
-from p2pzoo_bench.search import build_trials, choose_settings
+from p2pzoo_bench.search import Trials, build_trials, choose_settings
 from p2pzoo_bench.table_file import read_table
+from PIL import Image
 
 from p2pzoo.plugin.loader import registry
+from p2pzoo.runs.run_folder import locate_run
 from p2pzoo.utils.errors import UserError
 
 TABLE = """
@@ -63,10 +66,19 @@ def test_trials_are_measured_as_their_recipe_translates(tiny, tmp_path):
     (tmp_path / "a.toml").write_text(f'extends = "{tiny}"\ndrop = ["discriminator", "gan_loss"]\n')
     (tmp_path / "table.toml").write_text(TABLE.replace("trials =", 'evaluate = { weights = "average" }\ntrials =', 1))
     trials = build_trials(read_table(str(tmp_path / "table.toml")), lambda _: 4)
-    bench = Bench(trials, registry(), tmp_path / "runs")
+    bench = Trials(trials, registry(), tmp_path / "runs")
     assert {cell.row.name for cell in bench.cells} == {"a-0", "a-1", "b-0", "b-1"}
     for cell in bench.cells:
         assert [*cell.experiment.measurements] == [*cell.experiment.metrics]
+    first = bench.cells[0]  # diverges
+    run = locate_run(first.experiment, bench.runs)
+    run.folder.mkdir(parents=True)
+    run.set_status(state="failed")
+    (run.folder / "findings.jsonl").write_text('{"images": 1, "kind": "diverged", "message": "G.l1 is nan"}\n')
+    assert first not in bench.missing(), "it would diverge again"
+    assert len(bench.missing()) == len(bench.cells) - 1
+    bench.options = ("--fresh",)
+    assert first in bench.missing()
 
 
 @pytest.mark.slow
@@ -187,6 +199,16 @@ class TestBeforeTraining:
         result = bench(table)
         assert result.exit_code == 2
         assert "metric = 'sharpness': neither more nor less of it is better" in result.output
+
+    def test_data_without_validation_images_of_its_own_is_refused(self, bench, tmp_path):
+        for side, split, number in itertools.product(("inputs", "targets"), ("train", "test"), range(3)):
+            (tmp_path / side / split).mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (64, 64), (number, 0, 0)).save(tmp_path / side / split / f"{number}.png")
+        own = f'dataset={{use="folders", inputs="{tmp_path}/inputs", targets="{tmp_path}/targets", size=[64, 64]}}'
+        result = bench(TABLE.replace("folds = 2", f"set = ['{own}']"))
+        assert result.exit_code == 2
+        assert "dataset 'datasets:folders' has no val split of its own: give it a val split" in result.output
+        assert bench(TABLE.replace("folds = 2", f"folds = 3\nset = ['{own}', 'dataset.folds=3']")).exit_code == 0
 
     def test_fewer_seeds_than_folds_and_rows_with_other_folds(self, bench, tmp_path):
         bench(TABLE.replace("[rows.b_twice]", "folds = 1\n[rows.b_twice]"))

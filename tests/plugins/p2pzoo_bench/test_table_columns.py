@@ -86,6 +86,30 @@ def test_a_mean_that_is_not_a_number_hides_no_best(table):
     assert [row for row, column in find_best_cells(table.doc) if headings[column] == "L1 ↓"] == [1]
 
 
+def test_rows_with_fewer_runs_and_numbers_of_too_few_images_are_not_the_best(table):
+    a, b, _ = table.doc["rows"]
+    a["cells"]["l1"]["values"] = [0.1]
+    for row in (b, make_row("c", 0.3, 22.0, 1.0, 1.0)):
+        row["cells"]["l1"]["values"] = [0.1, 0.3]
+        if row is not b:
+            table.doc["rows"].append(row)
+    b["cells"]["psnr"]["too_few"] = "too few images"
+    places = {column.key: place for place, column in enumerate(list_columns(table.doc))}
+    best = find_best_cells(table.doc)
+    assert [row for row, column in best if column == places["l1"]] == [1], "not a, which has one run of two"
+    assert [row for row, column in best if column == places["psnr"]] == [3]
+
+
+def test_the_answer_is_about_the_selected_columns(table):
+    for column in table.doc["columns"]:
+        column["use"] = f"metrics:{column['metric']}"
+    table.doc.update(answer=["L1 and PSNR"], explanations=["L1", "PSNR"])
+    doc = select_columns(table, ["psnr"], primary="l1").doc
+    assert [line.partition(":")[0] for line in doc["explanations"]] == ["PSNR"]
+    assert any(line.startswith("PSNR: ") for line in doc["answer"])
+    assert not any("L1" in line for line in doc["answer"])
+
+
 def test_a_single_row_is_not_the_best(table):
     table.doc["rows"] = [table.doc["rows"][0], table.doc["rows"][2]]
     assert find_best_cells(table.doc) == set()

@@ -14,6 +14,7 @@ from PIL import Image
 
 pytest.importorskip("optuna")
 
+import p2pzoo_bench.rates
 import p2pzoo_search.budget
 import p2pzoo_search.trials
 from p2pzoo_bench.run_missing import Stopped
@@ -50,16 +51,20 @@ def mine(tmp_path, tiny, monkeypatch):
 def trained(monkeypatch):
     """The experiments that the trials would train: their runs have results at once, the best at a rate of 0.001.
 
-    `stop_at`: a signal comes when so many are trained. `options`: those of the last run.
+    `stop_at`: a signal comes when so many are trained. `fail`: why the next runs end before they train. `options`:
+    those of the last run.
     """
 
     class Trained(list):
         stop_at = None
+        fail = None
         options = ()
 
     trained = Trained()
 
     def run_missing(jobs, executor, progress):
+        if trained.fail:
+            return {job.id: trained.fail for job in jobs}
         for job in jobs:
             if len(trained) == trained.stop_at:
                 raise Stopped(signal.SIGINT)
@@ -232,10 +237,30 @@ def test_a_trial_whose_settings_do_not_go_together_fails_alone(search, trained, 
     assert document["best"]["settings"]["generator.use"] == "unet"
 
 
+def test_a_fault_of_the_machine_uses_up_no_trial_at_once(search, trained):
+    trained.fail = "killed by signal 9"
+    error = search("--trials", "3", exit_code=1)["error"]
+    assert error.startswith("trial 1 of 3: killed by signal 9; mend this if it lies in the machine: the same command")
+    trained.fail = None
+    [trial] = search("--trials", "1")["trials"]
+    assert trial["state"] == "finished", "it was tried again"
+    trained.fail = "no such file"
+    assert search("--trials", "2", exit_code=1)
+    assert [trial["state"] for trial in search("--trials", "2")["trials"]] == ["finished", "failed"]
+
+
+def test_a_trial_that_diverged_has_failed_at_once(search, trained, monkeypatch):
+    trained.fail = "G.l1 is nan"
+    monkeypatch.setattr(p2pzoo_search.trials, "has_diverged", lambda run: True)
+    assert "no trial has a score: G.l1 is nan" in search("--trials", "2", exit_code=2)["error"]
+
+
 def test_another_search_in_the_folder_is_refused(search, trained, mine):
     search("--trials", "1")
     fault = search("--trials", "1", "--metric", "psnr", exit_code=2)["error"]
     assert fault.startswith('--study search/mine: its trials have another metric ("l1", now "psnr")')
+    fault = search("--trials", "1", "-s", "evaluate.weights=average", exit_code=2)["error"]
+    assert "its trials have another measurement (weights: average instead of " in fault
     mine.write_text(mine.read_text().replace("images = 4", "images = 6"))
     assert "its trials have another recipe" in search("--trials", "1", exit_code=2)["error"]
 
@@ -382,6 +407,20 @@ def test_a_budget_gives_each_trial_the_time_of_the_slowest_choice(search, traine
     assert "give more time, or fewer trials" in search("--budget", "1s", "--study", "b", exit_code=2)["error"]
 
 
+def test_a_setting_whose_speed_cannot_be_measured_is_named(search, trained, mine, rates, monkeypatch):
+    def step(recipe):
+        if recipe["generator"]["width"] == 16:
+            raise p2pzoo_bench.rates.UnknownSpeed("mine-abc: its speed cannot be measured: too little memory")
+        return 1.0
+
+    rates.step = step
+    monkeypatch.setattr(p2pzoo_search.budget, "name_rate", lambda experiment, threads: "mine-abc")
+    mine.write_text(mine.read_text().replace("share = 0.5", "").replace("[2, 3]", "[2, 16]"))
+    assert search("--trials", "2", "--budget", "22s", exit_code=2)["error"] == (
+        "mine.toml:11  [search] generator.width=16: its speed cannot be measured: too little memory: remove this value"
+    )
+
+
 def test_a_budget_measures_both_ends_of_a_range_that_changes_the_time(search, trained, mine, rates):
     rates.step = lambda recipe: recipe["generator"]["width"] / 8
     text = mine.read_text().replace("share = 0.5", "losses.l1.weight = {low = 1, high = 9}")
@@ -413,7 +452,7 @@ def test_a_budget_compares_seconds_of_an_image_not_of_a_step(search, trained, mi
 
 def test_a_speed_holds_for_these_threads_and_this_device(search, trained, mine, rates, monkeypatch):
     rates.step = lambda recipe: 1.0
-    for module in ("p2pzoo_search.budget", "p2pzoo_bench.executors"):
+    for module in ("p2pzoo_bench.rates", "p2pzoo_bench.executors"):
         monkeypatch.setattr(f"{module}.count_usable_cores", lambda: 8)
     mine.write_text(mine.read_text().replace("share = 0.5", ""))
 
@@ -425,7 +464,7 @@ def test_a_speed_holds_for_these_threads_and_this_device(search, trained, mine, 
     first = measured("--jobs", "2")
     assert measured("--jobs", "2") == first
     assert not measured("--jobs", "1") & first
-    monkeypatch.setattr(p2pzoo_search.budget, "pick_device", lambda device: "cuda")
+    monkeypatch.setattr(p2pzoo_bench.rates, "pick_device", lambda device: "cuda")
     assert not measured("--jobs", "2") & first
 
 
