@@ -206,10 +206,10 @@ class Bench:
                 continue
             experiment, measured = cells[0].experiment, f"{name}{cells[0].row.suffix}"
             try:
-                keys = list_numbers(experiment, measured, self.store(experiment))
+                numbers = list_numbers(experiment, measured, self.store(experiment))
             except Exception:  # the run reports it
                 continue
-            numbers = [name if key == "value" else f"{name}.{key}" for key in keys]
+            numbers = [name + number.removeprefix(measured) for number in numbers]  # without the row's suffix
             if column not in numbers:
                 advice = did_you_mean(column, numbers) or f"; it has {', '.join(numbers)}"
                 faults.append(f"{self.table.name}: column '{column}': {name} has no such number{advice}")

@@ -27,6 +27,7 @@ import numpy as np
 
 from p2pzoo.utils.errors import UserError
 from p2pzoo.utils.suggest import did_you_mean
+from p2pzoo_bench.answer import SIGNIFICANCE
 from p2pzoo_bench.bench import Bench
 from p2pzoo_bench.claims_file import (
     DESCRIBED,
@@ -52,7 +53,6 @@ from p2pzoo_bench.crossing_curves import Crossing, find_crossing
 from p2pzoo_bench.folds import MIN_FOLDS, FoldDifference, holm
 from p2pzoo_bench.intervals import Interval
 
-SIGNIFICANCE = 0.05
 EQUIVALENCE = 0.9  # confidence of the interval that must lie inside ± δ: two one-sided tests at 5%
 
 

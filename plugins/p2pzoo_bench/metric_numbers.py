@@ -10,7 +10,7 @@ from p2pzoo.utils.rng import torch_seed
 
 
 def list_numbers(experiment: Experiment, name: str, store: Store) -> list[str]:
-    """The keys of a metric's numbers, "value" and others, tried on two images with y mirrored in place of ŷ.
+    """The names under which a metric stores its numbers, tried on two images with y mirrored in place of ŷ.
 
     Raises what the metric raises, and UserError if it cannot be built.
     """
@@ -19,4 +19,5 @@ def list_numbers(experiment: Experiment, name: str, store: Store) -> list[str]:
         batches = [*single_batches(store, range(min(TRIED_IMAGES, len(store))))]
         mirrored = [[batch.y.flip(-1)] * count_samples(metrics) for batch in batches]
         rows = [measure(metrics, *pair, store.dataset) for pair in zip(batches, mirrored, strict=True)]
-        return [*metrics[name].reduce(safetensors_io.strip_prefix(name, join_rows(rows)))]
+        keys = metrics[name].reduce(safetensors_io.strip_prefix(name, join_rows(rows)))
+    return [name if key == "value" else f"{name}.{key}" for key in keys]

@@ -11,6 +11,7 @@ from typing import Any
 
 from p2pzoo_bench.comparison import metric_of
 from p2pzoo_bench.executors import ACCEPT_STALE, Executor, Job
+from p2pzoo_bench.metric_numbers import list_numbers
 from p2pzoo_bench.run_missing import Progress, has_diverged, run_missing
 from p2pzoo_bench.table_file import inline, overlaps
 from p2pzoo_bench.validation_split import find_split_fault
@@ -19,22 +20,13 @@ from p2pzoo import config
 from p2pzoo.config.experiment import Experiment
 from p2pzoo.config.provenance import changed_sources
 from p2pzoo.config.recipe import iter_leaves, parse_override
-from p2pzoo.data import Store, single_batches
-from p2pzoo.models import safetensors_io
+from p2pzoo.data import Store
 from p2pzoo.models.checkpoint_model import list_checkpoints
 from p2pzoo.plugin.registry import Registry
-from p2pzoo.runs.evaluate import (
-    TRIED_IMAGES,
-    build_metrics,
-    count_samples,
-    describe_metric,
-    join_rows,
-    measure,
-)
+from p2pzoo.runs.evaluate import describe_metric
 from p2pzoo.runs.results import read_results
 from p2pzoo.runs.run_folder import Run, locate_run
 from p2pzoo.utils.errors import UserError, raise_faults
-from p2pzoo.utils.rng import torch_seed
 from p2pzoo.utils.suggest import did_you_mean
 from p2pzoo_search.space import Space
 from p2pzoo_search.study import SearchStudy, Trial
@@ -126,20 +118,9 @@ def _find_metric_faults(space: Space, experiment: Experiment, metric: str) -> li
         return [f"{where}  metric '{metric}': the recipe does not measure it{did_you_mean(metric, names)}"]
     if better_direction(experiment, metric) is None:
         return [f"{where}  metric '{metric}': neither more nor less of it is better; name another metric"]
-    parts = _list_parts(experiment, metric_of(metric))
-    return [] if metric in parts else [f"{where}  metric '{metric}': no such part{did_you_mean(metric, parts)}"]
-
-
-def _list_parts(experiment: Experiment, name: str) -> list[str]:
-    """The names under which a metric stores its numbers, tried on two validation images. Raises UserError."""
     store = Store(experiment.dataset.build(split="val"), compute=experiment.compute)
-    metrics = build_metrics(experiment, store, [name])
-    with torch_seed(0):
-        batches = [*single_batches(store, range(min(TRIED_IMAGES, len(store))))]
-        mirrored = [[batch.y.flip(-1)] * count_samples(metrics) for batch in batches]
-        rows = [measure(metrics, *pair, store.dataset) for pair in zip(batches, mirrored, strict=True)]
-        keys = metrics[name].reduce(safetensors_io.strip_prefix(name, join_rows(rows)))
-    return [name if key == "value" else f"{name}.{key}" for key in keys]
+    parts = list_numbers(experiment, metric_of(metric), store)
+    return [] if metric in parts else [f"{where}  metric '{metric}': no such part{did_you_mean(metric, parts)}"]
 
 
 def better_direction(experiment: Experiment, metric: str) -> str | None:
