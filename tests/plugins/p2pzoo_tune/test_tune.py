@@ -208,9 +208,11 @@ class TestMeasurements:
         torch.set_num_threads(threads)
         assert recorded
 
-    def test_a_recipe_in_bf16_records_shapes_in_bf16(self, shapes, tiny):
+    @pytest.mark.parametrize("has_products", [True, False])
+    def test_a_recipe_in_bf16_records_shapes_as_this_cpu_computes_them(self, shapes, tiny, has_products, monkeypatch):
+        monkeypatch.setattr("p2pzoo.compute.conv_as_gemm.has_bf16_products", lambda: has_products)
         in_bf16 = tune.record_shapes(config.load(str(tiny), "smoke", ["compute.precision=bf16"]))
-        assert in_bf16 == {replace(shape, bf16=True): number for shape, number in shapes.items()}
+        assert in_bf16 == {replace(shape, bf16=has_products): number for shape, number in shapes.items()}
 
     @pytest.mark.parametrize(
         ("override", "message"),
