@@ -270,7 +270,7 @@ def _start_callbacks(callbacks: Sequence[Callback], run: Run, experiment: Experi
 def _suggest_precision(engine: Engine) -> str | None:
     """A faster precision on this CPU, unless the recipe chose the slower one itself."""
     if engine.precision == "bf16" and has_bf16_products() is False:
-        return "this CPU has no bf16 products: fp32 is faster on it (-s compute.precision=fp32)"
+        return "this CPU has no bf16 products: it multiplies in fp32; fp32 alone is faster (-s compute.precision=fp32)"
     if engine.settings.precision == "auto" and has_bf16_products():
         return (
             "this CPU has bf16 products: -s compute.precision=bf16 saves a quarter to a half of a step's time; fp32 is "

@@ -207,7 +207,7 @@ class Bench:
             experiment, measured = cells[0].experiment, f"{name}{cells[0].row.suffix}"
             try:
                 numbers = list_numbers(experiment, measured, self.store(experiment))
-            except Exception:  # the run reports it
+            except Exception:  # each run measures these two images before it trains, and reports it
                 continue
             numbers = [name + number.removeprefix(measured) for number in numbers]  # without the row's suffix
             if column not in numbers:
