@@ -26,6 +26,6 @@ fix:
     ruff check --fix .
     ruff format .
 
-# train the 70x70 PatchGAN and look at it
+# train the 70x70 PatchGAN for minutes and look at it
 demo:
-    p2pzoo run recipes/ablation_patch70.toml
+    p2pzoo run recipes/ablation_patch70.toml --profile laptop

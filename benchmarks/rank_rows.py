@@ -2,8 +2,8 @@
 
     python benchmarks/rank_rows.py benchmarks/results/search_best-laptop.json
 
-Rows with equal numbers share the mean of their ranks. Where the mean rank is equal, the first number decides. The rule
-stands in search_best.toml, and was written before its runs.
+Rows with equal numbers share the mean of their ranks. Where the mean rank is equal, the first number decides. The
+baseline is marked: changes below it did not help. The rule stands in search_best.toml, and was written before its runs.
 """
 
 from __future__ import annotations
@@ -40,7 +40,8 @@ def rank_rows(doc: dict[str, Any]) -> list[tuple[str, float, list[float]]]:
         raise click.ClickException(f"not measured: {', '.join(unmeasured)}: train the whole table first")
     values = [[row["cells"][metric]["mean"] for metric in METRICS] for row in rows]
     ranks = rankdata(values, axis=0).mean(axis=1)
-    ordered = zip([row["label"] for row in rows], ranks.tolist(), values, strict=True)
+    labels = [row["label"] + " (baseline)" * (row["name"] == doc["baseline"]) for row in rows]
+    ordered = zip(labels, ranks.tolist(), values, strict=True)
     return sorted(ordered, key=lambda row: (row[1], row[2][0]))
 
 

@@ -1,10 +1,11 @@
 """How well the deformation of [losses.registration] agrees with the warp that misaligned the training pairs.
 
-    python benchmarks/recovered_warp.py runs/registration/laptop-seed* -o benchmarks/results/recovered_warp.json
+    python benchmarks/recovered_warp.py runs/misaligned/registration/* -o benchmarks/results/recovered_warp.json
 
 For runs on earth with dataset.warp: R is asked for the deformation between ŷ and the warped y of training pairs, and it
 is compared with the known field. Numbers are in px, over all pixels of the pairs: the root mean square length of the
-field (what an R that finds nothing has as its error), and of the difference.
+field (what an R that finds nothing has as its error), and of the difference. The runs may differ in seed, fold and warp
+only, so that a line of the table has one setting.
 """
 
 from __future__ import annotations
@@ -29,9 +30,21 @@ from p2pzoo import config
 @click.option("-o", "--output", type=click.Path(path_type=Path, dir_okay=False), help="File to write (JSON).")
 def main(runs: tuple[Path, ...], pairs: int, output: Path | None) -> None:
     """Compare deformations with the known warps."""
+    refuse_other_settings(runs)
     result = {"benchmark": "recovered_warp", "pairs": pairs, "runs": [compare(run, pairs) for run in runs]}
     measure.keep(result, output)
     click.echo(table(result))
+
+
+def refuse_other_settings(runs: tuple[Path, ...]) -> None:
+    """Raises ClickException for runs that differ in more than seed, fold and warp."""
+    may_differ = ["seed=0", "dataset.fold=0", "dataset.warp=0"]
+    ids = {run: config.load(str(run / "recipe.toml"), None, may_differ).id for run in runs}
+    if others := [run for run in runs if ids[run] != ids[runs[0]]]:
+        raise click.ClickException(
+            f"{others[0]}: differs from {runs[0]} in more than seed, fold and warp (p2pzoo diff shows in what): give "
+            "the runs of one table"
+        )
 
 
 def compare(run: Path, pairs: int) -> dict[str, Any]:

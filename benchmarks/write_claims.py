@@ -62,7 +62,7 @@ parts = [
 [claims.P3]
 text = "D of 34 px is better than D of 1 px (the paper's 70 and 1 of 256)"
 source = "Table 3"
-table = "trial3_receptive_field.toml"
+table = "table3_receptive_field.toml"
 parts = [
     {{ better = "patch34", worse = "pixel", metric = "fcn_score", margin = {acc}, paper = 0.27 }},
     {{ better = "patch34", worse = "pixel", metric = "fcn_robust", margin = {r_acc}, paper = 0.27 }},
@@ -71,7 +71,7 @@ parts = [
 [claims.P4]
 text = "D of 34 px is better than D of 142 px (the paper's 70 and 286 of 256)"
 source = "Table 3"
-table = "trial3_receptive_field.toml"
+table = "table3_receptive_field.toml"
 parts = [
     {{ better = "patch34", worse = "patch142", metric = "fcn_score", margin = {acc}, paper = 0.24 }},
     {{ better = "patch34", worse = "patch142", metric = "fcn_score.class_iou", margin = {iou}, paper = 0.06 }},
@@ -141,7 +141,7 @@ parts = [{{ better = "l1_cgan", worse = "l1_gan", metric = "fcn_score", margin =
 [claims.S2]
 text = "D of 34 px and D of 16 px are alike"
 source = "Table 3"
-table = "trial3_receptive_field.toml"
+table = "table3_receptive_field.toml"
 described = true
 parts = [{{ better = "patch34", worse = "patch16", metric = "fcn_score", margin = {acc}, paper = 0.01 }}]
 

@@ -1,11 +1,13 @@
 """What the READMEs say is what the code does."""
 
+import itertools
 import json
 import re
 import shlex
 import shutil
 from pathlib import Path
 
+import click
 import pytest
 from click.testing import CliRunner
 
@@ -26,6 +28,10 @@ PAGES = [
     for page in (*ROOT.glob("*/README.md"), *ROOT.glob("plugins/*/README.md"))
     if not page.parent.name.startswith(".")  # pytest's cache
 ]
+
+
+FOLDERS = ("p2pzoo", "plugins", "recipes", "benchmarks", "tests")
+ALL_PAGES = [ROOT / "README.md", *(page for folder in FOLDERS for page in (ROOT / folder).rglob("*.md"))]
 
 
 def test_the_two_commands_are_the_whole_set_up():
@@ -70,6 +76,41 @@ def test_the_readme_lists_every_command():
     assert {command.split()[0] for command in LISTED} == set(main.list_commands(None))
 
 
+def is_written(value, unit, prose):
+    """Whether a text has this number with its unit, as in "72 or 57 ms", rounded to as many digits as it shows."""
+    found = re.findall(rf"((?:\d[\d.]* or )?\d[\d.]*) {unit}\b", prose)
+    numbers = [number for group in found for number in group.split(" or ")]
+    return any(f"{value:.{len(number.partition('.')[2])}f}" == number for number in numbers)
+
+
+def test_the_numbers_of_the_front_pages_sentences_are_those_of_the_results():
+    prose = " ".join(re.sub(r"<!-- table.*?<!-- end -->", "", README, flags=re.DOTALL).split())
+    results = ROOT / "benchmarks" / "results"
+    numbers = []
+    for precision in ("fp32", "bf16"):
+        laptop, full = (
+            json.loads((results / "speed" / f"train_step-{step}-1-{precision}.json").read_text("utf-8"))["milliseconds"]
+            for step in ("128-32", "256-64")
+        )
+        numbers += [(laptop["ours"], "ms"), (7_000 * laptop["ours"] / 60_000, "minutes"),
+                    (full["ours"] / 1000, "s"), (80_000 * full["ours"] / 3_600_000, "hours")]  # fmt: skip
+    without_a_place = [f"{value:.3g} {unit}" for value, unit in numbers if not is_written(value, unit, prose)]
+    [best] = [
+        row for row in json.loads((results / "best-laptop.json").read_text("utf-8"))["rows"] if row["name"] == "best"
+    ]
+    kid = best["cells"]["kid_efficientnet_lite0.paired"]["difference"]["blocks"]
+    intervals = [{*found} for found in re.findall(r"(\d\.\d+) \[[+−]?(\d\.\d+), [+−]?(\d\.\d+)\]", prose)]
+    if (interval := {f"{abs(kid[end]):.3f}" for end in ("value", "low", "high")}) not in intervals:
+        without_a_place.append(f"KID of modern/best: {sorted(interval)}")
+    assert without_a_place == [], "README.md does not say these: correct it, or drop them here if it no longer should"
+
+
+def test_a_number_that_was_measured_again_has_no_place():
+    text = "a step takes 72 or 57 ms, and 0.58 s"
+    assert all(is_written(*number, text) for number in ((71.8, "ms"), (57.3, "ms"), (0.582, "s")))
+    assert not any(is_written(*number, text) for number in ((73, "ms"), (0.592, "s"), (57.3, "minutes")))
+
+
 def test_the_readmes_python_runs(tmp_path, monkeypatch):
     [source] = [code for code in re.findall("```python\n(.*?)```", README, re.DOTALL) if "p2pzoo.load" in code]
     example = "plugins/p2pzoo_earth/earth_small/example.png"
@@ -110,10 +151,83 @@ def test_texts_use_plain_words():
     assert not [str(file) for file in files if re.search(r"\btold\b", file.read_text("utf-8"), re.IGNORECASE)]
 
 
+def find_commands(text):
+    """The words of each `p2pzoo …` in a page, in blocks of shell commands and in code within sentences."""
+    blocks = re.findall(r"```sh\n(.*?)```", text, re.DOTALL)
+    lines = [line for block in blocks for line in block.replace("\\\n", " ").splitlines()]
+    lines += re.findall(r"`(p2pzoo\s[^`]*)`", re.sub(r"```.*?```", "", text, flags=re.DOTALL))
+    for line in lines:
+        words = shlex.shlex(line, posix=True, punctuation_chars=True)
+        words.whitespace_split = True
+        for _, command in itertools.groupby(words, lambda word: {*word} <= {*"();<>|&"}):
+            if called := [*itertools.dropwhile(lambda word: word != "p2pzoo", command)]:
+                yield [word for word in called if word not in ("…", "...")]
+
+
+def find_fault(words):
+    """What is wrong with the names of subcommands and options in a command, or None. Values are not checked."""
+    command, words = main, words[1:]
+    while isinstance(command, click.Group):
+        words = [*itertools.dropwhile(lambda word: word.startswith("-"), words)]
+        if not words or PLACEHOLDER.fullmatch(words[0]):
+            return None
+        name, *words = words
+        command = command.get_command(click.Context(command), name)
+        if command is None:
+            return f"no command {name}"
+    parser = command.make_parser(click.Context(command))
+    try:
+        parser.parse_args([*words])
+    except click.NoSuchOption as error:
+        return error.format_message()
+    except click.BadOptionUsage:  # a sentence about an option, such as `p2pzoo bench --data`
+        parser.parse_args([*words, "VALUE"])
+    return None
+
+
+def test_the_commands_of_all_pages_have_these_names_and_options():
+    commands = [(page, words) for page in ALL_PAGES for words in find_commands(page.read_text("utf-8"))]
+    assert len(commands) > 200
+    faults = [(str(page.relative_to(ROOT)), shlex.join(words), find_fault(words)) for page, words in commands]
+    assert [fault for fault in faults if fault[-1]] == []
+
+
+def test_a_misspelt_command_of_a_page_is_found():
+    page = "`p2pzoo calibrate RUN\n--levle 0.8`, `p2pzoo bench --data`\n```sh\ncd x && p2pzoo serch RECIPE\n```\n"
+    command, option, fragment = (find_fault(words) for words in find_commands(page))
+    assert command == "no command serch"
+    assert "--levle" in option
+    assert fragment is None
+
+
+def find_anchors(page):
+    """The anchors of a page's headings, as GitHub makes them."""
+    headings = re.findall(r"^#+ (.*)$", page.read_text("utf-8"), re.MULTILINE)
+    texts = [re.sub(r"\[([^]]*)\]\([^)]*\)", r"\1", heading).strip().lower() for heading in headings]
+    return {re.sub(r"[^\w -]", "", text).replace(" ", "-") for text in texts}
+
+
+def find_dead_links(page):
+    """The links of a page whose file does not exist, or has no such heading."""
+    for link in re.findall(r"\]\(([^)\s]+)\)", page.read_text("utf-8")):
+        name, _, anchor = link.partition("#")
+        target = page.parent / name if name else page
+        if ":" not in name and not (target.exists() and (not anchor or anchor in find_anchors(target))):
+            yield link
+
+
 def test_links_lead_somewhere():
-    for page in [ROOT / "README.md", *PAGES, *ROOT.glob("p2pzoo/*/README.md")]:
-        for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text("utf-8")):
-            assert (page.parent / target).exists(), f"{page.relative_to(ROOT)}: {target}"
+    pages = [page for page in (*ALL_PAGES, ROOT / "CHANGELOG.md") if page.name != "card.md"]  # a template
+    assert not {str(page.relative_to(ROOT)): dead for page in pages if (dead := [*find_dead_links(page)])}
+
+
+def test_a_dead_link_is_found(tmp_path):
+    (tmp_path / "there.md").write_text("## Its `name` (of 2)\n")
+    page = tmp_path / "page.md"
+    page.write_text(
+        "# Top\n[a](there.md#its-name-of-2) [b](#top) [c](http://x#y) [d](gone.md#top) [e](there.md#gone)\n"
+    )
+    assert [*find_dead_links(page)] == ["gone.md#top", "there.md#gone"]
 
 
 def test_the_recipes_table_lists_every_row_with_its_title():

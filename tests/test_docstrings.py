@@ -9,14 +9,20 @@ import pytest
 import p2pzoo
 
 CORE = Path(p2pzoo.__file__).parent
+PLUGINS = Path(__file__).parents[1] / "plugins"
 
 
-def module_name(file):
-    parts = file.relative_to(CORE.parent).with_suffix("").parts
+def module_name(file, root):
+    parts = file.relative_to(root).with_suffix("").parts
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
-MODULES = sorted(module_name(file) for file in CORE.rglob("*.py") if ">>> " in file.read_text("utf-8"))
+MODULES = sorted(
+    module_name(file, root)
+    for folder, root in ((CORE, CORE.parent), (PLUGINS, PLUGINS))
+    for file in folder.rglob("*.py")
+    if ">>> " in file.read_text("utf-8")
+)
 
 
 def run_examples(module):
@@ -31,13 +37,14 @@ def run_examples(module):
 @pytest.mark.parametrize("name", MODULES)
 def test_the_examples_of_a_module_print_what_they_show(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    _, report = run_examples(importlib.import_module(name))
+    attempted, report = run_examples(importlib.import_module(name))
     assert not report, report
+    assert attempted
     assert not list(tmp_path.iterdir()), "an example writes into the current folder"
 
 
 def test_the_functions_of_the_front_door_have_examples():
-    assert "p2pzoo" in MODULES
+    assert {"p2pzoo", "p2pzoo_serve.guard"} <= {*MODULES}
     for function in (p2pzoo.list_components, p2pzoo.create, p2pzoo.load, p2pzoo.train):
         assert ">>> " in function.__doc__, function
 

@@ -37,6 +37,8 @@ AT_MOST = {"list": 7}  # times as long as importing click and rich; 4 for the ot
 FEW = ("-s", "train.images=4", "-s", "train.sample_every=4", "-s", "dataset.stride=256", "-s", "compute.device=cpu")
 SHIPPED = ("run", "zoo:ablation_patch70.toml", "--profile", "smoke", *FEW)
 
+NAMED_FILE = re.compile(r"\b(?:p2pzoo|plugins|recipes|benchmarks|tests)/[\w./-]+\.(?:py|md|toml)\b")
+
 PYPROJECT = """
 [build-system]
 requires = ["hatchling>=1.18"]
@@ -85,6 +87,7 @@ class TestLight:
         assert "p2pzoo" in imported
         assert imported & HEAVY == set()
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("command", LIGHT.values(), ids=LIGHT)
     def test_it_answers_at_once(self, command):
         """The median of five ratios, in turns with what it cannot do without: machines and their loads differ."""
@@ -112,9 +115,32 @@ def test_the_core_names_no_component_and_no_plugin():
                 assert not any(module in node.value for module in modules), where
 
 
+def find_messages(tree: ast.Module) -> list[str]:
+    """The texts in a module's code: of docstrings, only those of decorated functions, which may be a command's help."""
+    documented = [
+        node
+        for node in ast.walk(tree)
+        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)) and not getattr(node, "decorator_list", None)
+    ]
+    docstrings = {id(node.body[0].value) for node in documented if isinstance(node.body[0], ast.Expr)}
+    texts = [node for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str)]
+    return [text.value for text in texts if " " in text.value and id(text) not in docstrings]
+
+
+def test_messages_name_only_files_that_an_installation_has():
+    """Those of p2pzoo/: there is no plugins/ in it, and what is in recipes/ and benchmarks/ is called zoo:NAME."""
+    for file in (*(REPOSITORY / "p2pzoo").rglob("*.py"), *(REPOSITORY / "plugins").rglob("*.py")):
+        source = file.read_text("utf-8")
+        for text in find_messages(ast.parse(source)) if NAMED_FILE.search(source) else ():
+            for name in NAMED_FILE.findall(text):
+                assert name.startswith("p2pzoo/"), f"{file.relative_to(REPOSITORY)}: {name}"
+                assert (REPOSITORY / name).is_file(), f"{file.relative_to(REPOSITORY)}: {name}"
+
+
 def build_wheel(project: Path, folder: Path) -> Path:
+    """As a release does: a source distribution, and the wheel from that."""
     isolation = ["--no-isolation"] if importlib.util.find_spec("hatchling") else []  # else it comes from the index
-    call(sys.executable, "-m", "build", "--wheel", *isolation, "--outdir", folder, project)
+    call(sys.executable, "-m", "build", *isolation, "--outdir", folder, project)
     [wheel] = folder.glob("*.whl")
     return wheel
 
@@ -187,9 +213,12 @@ def beside(clean, results, tmp_path_factory):
 
 
 def within(source: str, target: str) -> set[str]:
-    """Where the files of a folder of the repository belong in the wheel."""
+    """Where the files of a folder of the repository belong in the wheel: in a clone, those that git tracks."""
     root = REPOSITORY / source
-    files = [file for file in root.rglob("*") if file.is_file() and "__pycache__" not in file.parts]
+    if (REPOSITORY / ".git").exists():
+        files = [root / name for name in call("git", "ls-files", "-z", cwd=root).stdout.split("\0")[:-1]]
+    else:
+        files = [file for file in root.rglob("*") if file.is_file() and "__pycache__" not in file.parts]
     return {(Path(target) / file.relative_to(root)).as_posix() for file in files}
 
 
@@ -205,6 +234,7 @@ class TestWheel:
             *(f"p2pzoo/benchmarks/{file.name}" for file in (REPOSITORY / "benchmarks").glob("*.toml")),
         } - {"README.md"}  # fmt: skip
         assert {f"{info}/licenses/LICENSE", f"{info}/entry_points.txt"} <= names
+        assert wheel.stat().st_size < 30e6
         for name in ("p2pzoo/py.typed", "p2pzoo/benchmarks/table1_losses.toml", "p2pzoo_earth/land_cover.png"):
             assert name in names
         places = [os.fsencode(place) for place in (REPOSITORY, sys.prefix)]

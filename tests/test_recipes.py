@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import tomllib
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,8 @@ from PIL import Image
 
 from p2pzoo import config
 from p2pzoo.cli import main
-from p2pzoo.config.recipe import read_recipe
+from p2pzoo.cli.recipes import format_recipe
+from p2pzoo.config.recipe import iter_leaves, read_recipe
 from p2pzoo.data import Store
 from p2pzoo.models.image_size import find_network_faults
 from p2pzoo.plugin.loader import registry
@@ -78,6 +80,9 @@ def test_every_recipe_is_valid_in_every_profile(name, profile):
     experiment = open_recipe(name, profile)
     assert experiment.recipe.profile == profile
     assert experiment.title
+    tree = experiment.resolved()
+    printed = "\n".join(format_recipe(tree, {key: experiment.origin(key) for key, _ in iter_leaves(tree)}))
+    assert tomllib.loads(printed) == tree
 
 
 @pytest.mark.parametrize(("name", "row"), ROWS.items())

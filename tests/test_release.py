@@ -33,7 +33,7 @@ class TestWorkflow:
 
     def test_actions_are_pinned_by_major_version(self, workflow):
         used = [step for job in workflow["jobs"].values() for step in steps(job) if re.match(r"[\w-]+/", step)]
-        assert len(used) == 5
+        assert len(used) == 7
         assert all(re.fullmatch(r"[\w-]+/[\w-]+@(release/)?v\d+", action) for action in used), used
 
     def test_packages_are_built_and_checked_before_they_are_published(self, workflow):
@@ -42,22 +42,28 @@ class TestWorkflow:
         expected = ("python -m build", "twine check --strict", "pip install dist/*.whl", "p2pzoo run")
         order = [commands.index(command) for command in expected]
         assert order == sorted(order)
-        assert publish["needs"] == "build"
+        assert "build" in publish["needs"]
         handed_over = [step for job in (build, publish) for step in job["steps"] if "artifact" in step.get("uses", "")]
         names = [step["with"]["name"] for step in handed_over]
         assert len(names) == 2
         assert len({*names}) == 1
 
+    def test_the_tests_of_the_readme_run_before_anything_is_published(self, workflow):
+        [command] = re.findall(r"^pip install .*pytest.*$", (ROOT / "README.md").read_text("utf-8"), re.MULTILINE)
+        assert command in steps(workflow["jobs"]["test"])
+        assert "test" in workflow["jobs"]["publish"]["needs"]
+
     def test_only_the_job_that_publishes_has_a_right_and_there_is_no_token(self, workflow):
         assert workflow["permissions"] == {"contents": "read"}
         assert workflow["jobs"]["publish"]["permissions"] == {"id-token": "write"}
-        assert "permissions" not in workflow["jobs"]["build"]
+        assert not any("permissions" in workflow["jobs"][job] for job in ("test", "build"))
         assert "secrets." not in (ROOT / ".github/workflows/release.yml").read_text("utf-8")
 
     def test_it_builds_what_pyproject_says(self, workflow, monkeypatch, tmp_path):
-        build = workflow["jobs"]["build"]
-        [python] = [step["with"]["python-version"] for step in build["steps"] if "setup-python" in step.get("uses", "")]
-        assert f">={python}" == PROJECT["requires-python"]
+        test, build = (workflow["jobs"][job] for job in ("test", "build"))
+        for job in (test, build):
+            [setup] = [step for step in job["steps"] if "setup-python" in step.get("uses", "")]
+            assert f">={setup['with']['python-version']}" == PROJECT["requires-python"]
         [script] = [step["run"] for step in build["steps"] if "GITHUB_REF_NAME" in step.get("run", "")]
         code = script.partition("<<'PYTHON'\n")[2].rpartition("PYTHON")[0]
         monkeypatch.chdir(ROOT)

@@ -9,6 +9,7 @@ import contextlib
 import errno
 import importlib
 import os
+import sys
 import warnings
 from typing import TYPE_CHECKING, Any
 
@@ -54,6 +55,10 @@ class Zoo(click.Group):
         prepare_streams()
         try:
             return super().main(*args, **kwargs)
+        except Error as error:  # raised before `invoke`, as by --help
+            line, code = _explain(error)
+            print_error(line, code)
+            sys.exit(code)
         finally:
             drop_unread_output()
 
@@ -83,14 +88,18 @@ class Zoo(click.Group):
         if args and args[0] not in names:  # a plugin's command comes first
             args = [ALIASES.get(args[0], args[0]), *args[1:]]
         if args and args[0] not in names and not args[0].startswith("-"):
+            from p2pzoo.plugin.loader import registry
             from p2pzoo.utils.suggest import did_you_mean
 
             meant = OTHER_COMMAND_NAMES.get(args[0])
+            meant = meant if meant and meant.partition(" ")[0] in names else None
             suggestion = f": did you mean '{meant}'?" if meant else did_you_mean(args[0], names)
-            ctx.fail(f"no command '{args[0]}'{suggestion}")
+            ctx.fail(f"no command '{args[0]}'{suggestion}{registry().describe_missing()}")
         return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        from p2pzoo.plugin.loader import registry
+
         sections = {"Commands": [(name, summary) for name, (_, summary) in CORE_COMMANDS.items()]}
         for entry in plugin_commands():
             sections.setdefault(f"Commands of plugin {entry.plugin}", []).append((entry.name, entry.summary))
@@ -98,6 +107,8 @@ class Zoo(click.Group):
         for title, rows in sections.items():
             with formatter.section(title):
                 formatter.write_dl([(name.ljust(widest), summary) for name, summary in rows])
+        if missing := registry().describe_missing():
+            formatter.write_text(missing.strip())
 
     def invoke(self, ctx: click.Context) -> Any:
         signals: list[int] = []

@@ -8,7 +8,14 @@ from typing import Any
 
 import click
 
-from p2pzoo.cli.options import json_option, override_option, print_json, process_options, profile_option
+from p2pzoo.cli.options import (
+    json_option,
+    override_option,
+    print_json,
+    process_options,
+    profile_option,
+    refuse_given_twice,
+)
 from p2pzoo.cli.tables import exit_if_nan, print_metrics
 from p2pzoo.cli.translate import parse_scale
 from p2pzoo.utils.errors import UserError
@@ -77,24 +84,17 @@ def evaluate_command(
 
     if output is not None:
         _check_output(output, force)
+    options = {f"--{name}": (f"evaluate.process.{name}", value) for name, value in process.items()}
+    options |= {"--split": ("evaluate.split", split), "--test-mode": ("evaluate.test_mode", test_mode)}
+    refuse_given_twice(overrides, options | {"--device": ("compute.device", device)})
     try:
         factor = parse_scale(scale)
     except ValueError as error:
         raise UserError(str(error)) from None
     request = Request(
-        model,
-        _check_folders(data),
-        recipe,
-        profile,
-        overrides,
-        split,
-        metrics,
-        test_mode,
-        factor,
-        size,
-        device,
+        model, _check_folders(data), recipe, profile, overrides, split, metrics, test_mode, factor, size, device,
         process,
-    )
+    )  # fmt: skip
     results = evaluate_model(request, (lambda _: None) if quiet else (lambda line: click.echo(line, err=True)))
     if output is not None:
         write_results(output, results)

@@ -29,6 +29,7 @@ __all__ = [
     "process_options",
     "profile_option",
     "recipe_argument",
+    "refuse_given_twice",
     "resume_command",
     "stop",
     "weights_option",
@@ -63,6 +64,14 @@ override_option = click.option(
 )
 
 
+def refuse_given_twice(overrides: Sequence[str], options: Mapping[str, tuple[str, Any]]) -> None:
+    """Raise UserError where -s and an option set the same value. options: {option: (its key, value or None)}"""
+    keys = {text.partition("=")[0].strip() for text in overrides}
+    for option, (key, value) in options.items():
+        if value is not None and key in keys:
+            raise UserError(f"{option} and -s {key} set the same value: give one of them")
+
+
 def process_options(command: F) -> F:
     """Options for how a process is asked; the command's `process` gets them, such as {"steps": 4}."""
 
@@ -93,6 +102,7 @@ def at_use_options(command: F) -> F:
     def with_at_use(*, process: Mapping[str, Any], overrides: tuple[str, ...], **others: Any) -> Any:
         from p2pzoo.config.settings import AT_USE_KINDS
 
+        refuse_given_twice(overrides, {f"--{name}": (f"process.{name}", value) for name, value in process.items()})
         at_use: dict[str, dict[str, Any]] = {kind: {} for kind in AT_USE_KINDS}
         for text in overrides:
             kind, dot, rest = text.strip().partition(".")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import click
@@ -9,7 +10,7 @@ import click
 from p2pzoo import config
 from p2pzoo.cli.options import json_option, override_option, print_json, profile_option, recipe_argument
 from p2pzoo.config.experiment import Experiment
-from p2pzoo.config.recipe import iter_leaves
+from p2pzoo.config.recipe import Key, iter_leaves
 from p2pzoo.utils.errors import UserError
 
 
@@ -37,13 +38,20 @@ def recipe_command(recipe: str, profile: str | None, overrides: tuple[str, ...],
             }
         )
         return
-    table: tuple[str, ...] = ()
-    for key, value in iter_leaves(tree):
-        if key[:-1] != table:
-            table = key[:-1]
-            click.echo(f"\n[{'.'.join(map(format_key, table))}]")
-        click.echo(f"{f'{format_key(key[-1])} = {format_toml(value)}':<40} # {origins[key]}")
+    for line in format_recipe(tree, origins):
+        click.echo(line)
     click.echo(f"\n# no id: {why_no_id}" if why_no_id else f"\n# id {experiment.id}", err=True)
+
+
+def format_recipe(tree: Mapping[str, Any], origins: Mapping[Key, str], table: Key = ()) -> Iterator[str]:
+    """The lines of a recipe in TOML, each value with its origin. The values of a table come before the tables in it."""
+    values = {name: value for name, value in tree.items() if not isinstance(value, dict)}
+    if table and (values or not tree):
+        yield f"\n[{'.'.join(map(format_key, table))}]"
+    for name, value in values.items():
+        yield f"{f'{format_key(name)} = {format_toml(value)}':<40} # {origins[(*table, name)]}"
+    for name in [name for name in tree if name not in values]:
+        yield from format_recipe(tree[name], origins, (*table, name))
 
 
 def _resolve(experiment: Experiment) -> tuple[Experiment, str]:
@@ -97,6 +105,8 @@ def format_toml(value: Any) -> str:
     """
     import tomli_w
 
+    if value == {}:
+        return "{}"
     if isinstance(value, list):
         return f"[{', '.join(map(format_toml, value))}]"
     return tomli_w.dumps({"v": value}).removeprefix("v = ").rstrip("\n")

@@ -16,6 +16,7 @@ from p2pzoo.cli.options import (
     print_json,
     profile_option,
     recipe_argument,
+    refuse_given_twice,
     resume_command,
     stop,
     with_parent_option,
@@ -84,6 +85,7 @@ def run_command(
     from p2pzoo.training.loop import Interrupted
     from p2pzoo.training.run_experiment import run_experiment
 
+    refuse_given_twice(overrides, {"--seed": ("seed", seed), "--device": ("compute.device", device)})
     overrides += (f"seed={seed}",) if seed is not None else ()
     overrides += (f"compute.device={device}",) if device else ()
     with process_group():
@@ -130,6 +132,7 @@ def _print_results(outcome: Outcome, next_command: str, as_json: bool) -> None:
 def _print_table(outcome: Outcome, next_command: str) -> None:
     print_metrics(outcome.results)
     click.echo(f"pictures         {outcome.run.samples}")
-    click.echo(f"report           {outcome.run.folder / 'report.html'}")
-    click.echo(f"model            {outcome.run.model}")
-    click.echo(f"next             p2pzoo {next_command.replace('RUN', shlex.quote(str(outcome.run.folder)), 1)}")
+    for title, file in (("report", outcome.run.folder / "report.html"), ("model", outcome.run.model)):
+        click.echo(f"{title:<16} {file if file.exists() else 'deleted since; --fresh trains this run again'}")
+    if outcome.run.model.exists():
+        click.echo(f"next             p2pzoo {next_command.replace('RUN', shlex.quote(str(outcome.run.folder)), 1)}")

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 # at 80 columns these leave 21 or more to the description, next to the longest name, eps_before_correction
 MAX_WIDTHS = {"type": 20, "default": 12}
+NETWORKS = ("generator", "discriminator")  # the kinds that are measured
 MEASURES = ("generator", "parameter_count", "multiply_adds", "output_size", "receptive_field", "test_mode", "folder")
 
 
@@ -53,11 +54,12 @@ def show_command(kind: str, name: str | None, overrides: tuple[str, ...], as_jso
     For networks it also prints the parameter count and sizes, at 3 input and 3 output channels and 256 x 256 px.
     """
     factory: Callable[..., Any]
+    if overrides and kind not in NETWORKS:
+        raise UserError(f"-s {overrides[0]}: only networks are measured: give it with {' or '.join(NETWORKS)}")
     if kind in SETTINGS:
         if name is not None:
             raise click.UsageError(f"[{kind}] is one table: leave out '{name}'")
         factory = _settings_class(kind)
-        _check_parameters(f"[{kind}]", factory, overrides)
         description = {"kind": "settings", "name": kind, "parameters": _describe_parameters(factory)}
     else:
         if name is None:
@@ -88,7 +90,7 @@ def _describe_component(kind: str, name: str, overrides: tuple[str, ...]) -> tup
         "parameters": _describe_parameters(factory),
         "at_use": list(getattr(factory, "at_use", ())),
     }
-    if kind in ("generator", "discriminator") and values is not None:
+    if kind in NETWORKS and values is not None:
         description |= _measure_network(entry, factory, values)
     if kind == "model":
         description |= _describe_model_file(factory())

@@ -151,7 +151,7 @@ def _load(
     from p2pzoo.models.load import load_model
 
     model = load_model(path, device=device, precision=precision, weights=weights, at_use=at_use)
-    if background:
+    if background is not None:
         try:
             model.background = parse_background(background)
         except ValueError as error:

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from p2pzoo.compute import distributed, fused_adam
 from p2pzoo.compute.activation_checkpointing import with_activation_checkpointing
+from p2pzoo.compute.bf16_on_cpu import has_bf16_products
 from p2pzoo.compute.conv_as_gemm import AlgorithmChooser, convs_as_gemm
 from p2pzoo.compute.cuda_graphs import CUDAGraphRecorder, CUDAGraphStep, GraphRecorder, TrainStep, WarmupCompile
 from p2pzoo.compute.norm_gradients import fix_instance_norms, speed_up_batch_norms
@@ -439,6 +440,8 @@ class Engine:
         }
         if self.device_type == "cuda":
             described["gpu"] = torch.cuda.get_device_name()
+        if self.device_type == "cpu" and self.precision == "bf16":
+            described["products"] = "fp32" if has_bf16_products() is False else "bf16"
         return described
 
 

@@ -104,6 +104,9 @@ class _Checker:
         if not isinstance(table, dict):
             self.add_fault((name,), f"must hold tables, as in [{name}.NAME]")
             return {}
+        for item in table:
+            if not item or not item.isprintable() or "@" in item:
+                self.add_fault((name, item), f"{name}.{schema.format_value(item)}: give a name, without @")
         return {item: self.check_component((name, item), COLLECTION_KINDS[name]) for item in table}
 
     def check_component(self, key: Key, kind: str) -> Component | None:

@@ -37,7 +37,8 @@ def find_conflicts(values: Mapping[str, Any], settings: Mapping[str, Any]) -> Co
     if "discriminator" not in values:
         yield from _without_discriminator(settings)
     if train:
-        yield from _length(train)
+        if train.images is None and train.epochs is None:
+            yield ("train",), "needs images (the length of the training) or epochs"
         yield from _accumulation(train)
         yield from _lua_order(train)
     if optimizer:
@@ -83,11 +84,6 @@ def _evaluate(values: Mapping[str, Any], evaluate: Evaluate, train: Train | None
             yield (*key, "at"), f"at = {max(numbers)}: {end}; remove it, or train for longer"
 
 
-def _length(train: Train) -> Conflicts:
-    if train.images is None and train.epochs is None:
-        yield ("train",), "needs images (the length of the training) or epochs"
-
-
 def _missing_partner(values: Mapping[str, Any]) -> Conflicts:
     for name, partner in (("discriminator", "gan_loss"), ("gan_loss", "discriminator")):
         if name in values and partner not in values:
@@ -107,8 +103,7 @@ def _without_discriminator(settings: Mapping[str, Any]) -> Conflicts:
     for (table, name), without_effect in KEYS_OF_DISCRIMINATOR.items():
         value = getattr(settings[table], name, None)  # None too if the table has faults of its own
         if value not in (None, *without_effect):
-            message = f"{name} = {format_value(value)}: this recipe has no discriminator; remove {name}"
-            yield (table, name), message
+            yield (table, name), f"{name} = {format_value(value)}: this recipe has no discriminator; remove {name}"
 
 
 def _accumulation(train: Train) -> Conflicts:
@@ -127,7 +122,7 @@ def _lua_order(train: Train) -> Conflicts:
         if getattr(train, name) > 1:
             rule = f'order = "lua" takes one step of D and one of G, over the whole batch; set {name} = 1'
             yield ("train", name), f"{name} = {getattr(train, name)}: {rule}"
-    if _normalizes_discriminator(train):
+    if train.spectral_norm in ("discriminator", "both"):
         rule = 'order = "lua" needs a discriminator whose layers hold their weights directly; use "generator" or "none"'
         yield ("train", "spectral_norm"), f'spectral_norm = "{train.spectral_norm}": {rule}'
 
@@ -144,8 +139,7 @@ def _kernels(compute: Compute) -> Conflicts:
     if not compute.kernels:
         return
     if not compute.lowering:
-        message = f'kernels = "{compute.kernels}": lowering = false does not use it; remove one of them'
-        yield ("compute", "kernels"), message
+        yield ("compute", "kernels"), f'kernels = "{compute.kernels}": lowering = false does not use it; remove one'
     if not compute.kernels.is_file():  # its content is read by the Engine: config may not import compute
         yield ("compute", "kernels"), f'kernels = "{compute.kernels}": no such file'
 
@@ -155,7 +149,3 @@ def _checkpointing(train: Train, compute: Compute) -> Conflicts:
         setting = 'order = "lua"' if train.order == "lua" else "zero_biases = true"
         reason = "changes weights before the backward pass, which would recompute activations with the changed weights"
         yield ("compute", "checkpointing"), f"checkpointing = true: [train] {setting} {reason}; remove one of them"
-
-
-def _normalizes_discriminator(train: Train) -> bool:
-    return train.spectral_norm in ("discriminator", "both")

@@ -13,8 +13,8 @@ from p2pzoo.plugin import schema
 from p2pzoo.utils.light_optimizers import without_dynamo
 from p2pzoo.utils.suggest import did_you_mean
 
-SET_BY_COMPUTE = ("foreach", "fused", "capturable", "differentiable")  # parameters that [compute] decides
-NOT_IN_RECIPES = ("params", "lr", "maximize", *SET_BY_COMPUTE)  # losses are always minimised
+# losses are always minimised, and [compute] decides the last four
+NOT_IN_RECIPES = ("params", "lr", "maximize", "foreach", "fused", "capturable", "differentiable")
 
 
 def optimizer_class(use: str) -> Any:

@@ -13,6 +13,7 @@ layers set. A title is not inherited: it names the file that has it.
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -134,10 +135,10 @@ def read_recipe(
     home = chain[-1][0]
     known = sorted({name for _, tree in chain for name in tree.get("profiles", {})})
     resolved_for = next((tree["profile"] for _, tree in reversed(chain) if "profile" in tree), None)
-    chosen_by = Source(f"--profile {profile}" if profile else "picked by hardware")
     if resolved_for is not None and known and resolved_for not in known:
         where = next(Origin(s, ("profile",)) for s, tree in reversed(chain) if "profile" in tree)
         raise UserError(f"{where}  no profile '{resolved_for}'{did_you_mean(resolved_for, known)}")
+    chosen_by = Source(f"--profile {profile}" if profile else "picked by hardware")
     profile = _choose_profile(home, known, resolved_for, profile, pick)
 
     recipe = Recipe(_recipe_name(path), profile, {}, {}, home)
@@ -246,7 +247,7 @@ def _parse(file: Path, name: str, extended_at: str, above: Sequence[Path]) -> tu
     except UnicodeDecodeError:
         raise UserError(f"{place}{name}: not UTF-8 text: give a recipe, a .toml file") from None
     except IsADirectoryError:
-        raise UserError(f"{place}{name}: is a folder: give a recipe, a .toml file") from None
+        raise UserError(f"{place}{name}: is a folder: give a recipe, a .toml file (of a run: recipe.toml)") from None
     except OSError as error:
         raise UserError(f"{place}{name}: {error.strerror}") from None
     if len(text) > MAX_RECIPE_BYTES:
@@ -272,7 +273,7 @@ def _suggest_recipe(file: Path, above: Sequence[Path]) -> str:
         files, prefix, ending = shipped_dir("recipes").rglob("*.toml"), "zoo:", ""
     else:
         files, prefix, ending = file.parent.glob("*.toml"), "", ".toml"
-    if similar := find_similar(file.stem, (each.stem for each in files if each.resolve() not in above)):
+    if similar := find_similar(file.stem, (each.stem for each in files if Path(os.path.realpath(each)) not in above)):
         return f": did you mean '{prefix}{similar}{ending}'?"
     return " (`p2pzoo list recipes` shows those that ship with p2pzoo)"
 
@@ -341,7 +342,8 @@ def _choose_profile(
     if resolved_for is not None:  # a resolved recipe: the values of its profile are merged already
         if profile not in (None, resolved_for):
             raise UserError(
-                f"{home.name}: already resolved for profile '{resolved_for}'; use the recipe that it was resolved from"
+                f"{home.name}: its profile is '{resolved_for}', so --profile can choose no other: remove the key "
+                "`profile`, or use the recipe that a run's recipe.toml was resolved from"
             )
         return resolved_for
     if profile is not None and not known:
@@ -489,13 +491,13 @@ def _iter_below(value: Any, prefix: Key) -> Iterator[tuple[Key, Any]]:
 
 
 def iter_leaves(tree: Mapping[str, Any], prefix: Key = ()) -> Iterator[tuple[Key, Any]]:
-    """(key, value) of each value in a tree of tables.
+    """(key, value) of each value in a tree of tables; an empty table is a value.
 
     >>> list(iter_leaves({"losses": {"l1": {"weight": 100}}}))
     [(('losses', 'l1', 'weight'), 100)]
     """
     for key, value in tree.items():
-        if isinstance(value, dict):
+        if isinstance(value, dict) and value:
             yield from iter_leaves(value, (*prefix, key))
         else:
             yield (*prefix, key), value

@@ -118,6 +118,8 @@ def find_measured_weights(path: Path) -> Literal["last", "average"]:
         return "last"
     try:
         evaluate = parse_toml(files[-1].read_text("utf-8")).get("evaluate", {})
+        if not isinstance(evaluate, dict):
+            raise ValueError("its [evaluate] is no table")
     except ValueError as error:
         raise DamagedFile(f"{files[-1]}: is damaged ({error}): give a model file of the run") from None
     return "average" if evaluate.get("weights") == "average" else "last"

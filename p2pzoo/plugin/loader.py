@@ -170,12 +170,7 @@ def _make_register(entries: list[Entry], kind: str, plugin: str, distribution: s
     """The `register` function that a hook of this plugin is called with. It appends to `entries`."""
 
     def register(
-        name: str,
-        factory: str | Callable[..., Any],
-        *,
-        summary: str = "",
-        paper: str = "",
-        needs: tuple[str, ...] = (),
+        name: str, factory: str | Callable[..., Any], *, summary: str = "", paper: str = "", needs: tuple[str, ...] = ()
     ) -> None:
         if not name or name != name.lower() or not name.replace("-", "").replace("_", "").isalnum():
             raise ValueError(f"{kind} name {name!r}: use lower-case letters, digits, hyphens and underscores")

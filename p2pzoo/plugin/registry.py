@@ -153,8 +153,12 @@ class Registry:
         if plugin and (others := [e for e in entries if e.name == name]):
             found = " and ".join(f"'{e.full_name}'" for e in others)
             raise UserError(f"no {kind} '{use}': plugin '{plugin}' has no {name}; {found} is installed")
-        hint = f". Plugins that did not load: {', '.join(self._broken)} (see `p2pzoo plugins`)" if self._broken else ""
-        if selected := os.environ.get("P2PZOO_PLUGINS"):
-            hint += f". P2PZOO_PLUGINS allows only these plugins: {selected}"
         suggestion = did_you_mean(use, [*names, *(e.full_name for e in entries)], names_to_list=names)
-        raise UserError(f"no {kind} '{use}'{suggestion}{hint}")
+        raise UserError(f"no {kind} '{use}'{suggestion}{self.describe_missing()}")
+
+    def describe_missing(self) -> str:
+        """Why a plugin's components and commands may be missing, to end a message with; "" if all plugins loaded."""
+        hint = f" (plugins that did not load: {', '.join(self._broken)}; see `p2pzoo plugins`)" if self._broken else ""
+        if (selected := os.environ.get("P2PZOO_PLUGINS")) is not None:
+            hint += f" (P2PZOO_PLUGINS allows only these plugins: {selected or 'none'})"
+        return hint

@@ -57,7 +57,7 @@ class Param:
         except ValidationError as error:
             first = error.errors()[0]
             if first["type"] in _ARRAY_ERRORS:
-                raise ValueError(f"give an array, {self.type_name}{self._such_as([value, value])}") from None
+                raise ValueError(f"give an array, {self.type_name}{self._such_as([value], [value, value])}") from None
             if first["type"] == "dict_type":
                 raise ValueError("give a table, { parameter = value }") from None
             where = "".join(f"[{part}]" for part in first["loc"] if isinstance(part, int))
@@ -65,10 +65,11 @@ class Param:
         except PydanticSchemaGenerationError:
             raise ValueError(f"a recipe cannot write the type that its component declares ({self.type_name})") from None
 
-    def _such_as(self, example: Any) -> str:
-        with contextlib.suppress(ValidationError):
-            self._adapter.validate_json(json.dumps(example, default=str), strict=True)
-            return f", such as {example}"
+    def _such_as(self, *examples: Any) -> str:
+        for example in examples:
+            with contextlib.suppress(ValidationError):
+                self._adapter.validate_json(json.dumps(example, default=str), strict=True)
+                return f", such as {example}"
         return ""
 
     @functools.cached_property

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from p2pzoo.plugin.batch import Batch
 from p2pzoo.plugin.networks import Discriminator
+from p2pzoo.utils.errors import UserError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -67,7 +68,7 @@ class StepOutputs:
         self._D, self._G = D, G
         self._sample_weight = sample_weight
         self._judge_both = judge_both
-        self._augment = augment
+        self.augment = augment
         self._step = step
         self.side: Side = "discriminator"
         self._y_hat_with_graph = y_hat
@@ -77,7 +78,7 @@ class StepOutputs:
     def for_generator(self) -> StepOutputs:
         """The same images for G's update. D has been updated in between, so its outputs are computed again."""
         out = StepOutputs(
-            self.batch, self._y_hat_with_graph, self._D, G=self._G, G_losses=self.G_losses, augment=self._augment,
+            self.batch, self._y_hat_with_graph, self._D, G=self._G, G_losses=self.G_losses, augment=self.augment,
             labels_for_D=bool(self._labels), sample_weight=self._sample_weight, step=self._step,
         )  # fmt: skip
         out.side = "generator"
@@ -106,7 +107,7 @@ class StepOutputs:
         For a D that needs labels, D(x, y) gets those of the batch, and for `x_fake` those that belong to it. Others are
         given as D(x, y, labels).
         """
-        if self._D is None or (self._augment is None and not self._labels):
+        if self._D is None or (self.augment is None and not self._labels):
             return self._D
         view: Any = NetworkView(self._D, self._inputs_of_losses)
         return view  # type: ignore[no-any-return]
@@ -139,7 +140,7 @@ class StepOutputs:
 
         None without labels, and if augmentations change what D gets, and D needs no labels: they may not fit then.
         """
-        return self._real_inputs[2] if self._labels else None if self._augment else self.batch.labels
+        return self._real_inputs[2] if self._labels else None if self.augment else self.batch.labels
 
     @property
     def sample_weight(self) -> Tensor | None:
@@ -208,23 +209,23 @@ class StepOutputs:
 
     @cached_property
     def _fake_inputs(self) -> Inputs:
-        if self._augment is None:
+        if self.augment is None:
             return self._fake
-        return self._augment("G" if self.side == "generator" else "D.fake", *self._fake)
+        return self.augment("G" if self.side == "generator" else "D.fake", *self._fake)
 
     def _inputs_of_losses(self, x: Tensor, y: Tensor, *labels: Tensor) -> Inputs:
         own_labels = self._fake[2:] if x is self._fake[0] else self._labels
         return self._augment_as_real(x, y, *(labels or own_labels))
 
     def _augment_as_real(self, *inputs: Tensor) -> Inputs:
-        if self._augment is None:
+        if self.augment is None:
             return inputs
-        return self._augment("G" if self.side == "generator" else "D.real", *inputs)
+        return self.augment("G" if self.side == "generator" else "D.real", *inputs)
 
     @property
     def _discriminator(self) -> Discriminator:
         if self._D is None:
-            raise ValueError("this recipe has no [discriminator], but one of its losses needs its outputs")
+            raise UserError("a loss of this recipe needs a discriminator: add [discriminator] and [gan_loss]")
         return self._D
 
 

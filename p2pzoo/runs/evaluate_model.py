@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -99,7 +99,8 @@ def evaluate_model(request: Request, note: Note) -> dict[str, Any]:
 
     Raises UserError: no such model, recipe, metric or data, or they do not fit together.
     """
-    overrides = [*request.overrides, *([f"compute.device={request.device}"] if request.device else [])]
+    options = {"compute.device": request.device, "evaluate.test_mode": None if request.folders else request.test_mode}
+    overrides = [*request.overrides, *(f"{key}={value}" for key, value in options.items() if value)]
     request = replace(request, model=pin_model(request.model))
     find_model_file(request.model)
     _check_overrides(request)
@@ -312,10 +313,9 @@ def _translators(
 
 def _measure_on_recipe(model: Model, experiment: Experiment, request: Request, note: Note) -> dict[str, Any]:
     """To the bit the numbers of `p2pzoo run`: the same images, batches, engine and `translate`."""
-    changes = {"split": request.split, "test_mode": request.test_mode}
     evaluation = replace(
         experiment.evaluate,
-        **{key: value for key, value in changes.items() if value},  # type: ignore[arg-type]
+        split=request.split or experiment.evaluate.split,  # type: ignore[arg-type]
         process=FrozenTable({**experiment.evaluate.process, **request.process}),
         generator=FrozenTable({**experiment.evaluate.generator, **request.generator}),
     )
@@ -338,6 +338,7 @@ def _measure_on_recipe(model: Model, experiment: Experiment, request: Request, n
         f"measuring on {format_count(len(store), 'image')} of the {evaluation.split} split, test mode "
         f"{evaluation.test_mode}"
     )
+    _describe_own_test_modes(experiment, metrics, note)
     statistics: dict[str, Tensor] = {}
     timings: list[dict[str, Any]] = []
     for translations, group in group_by_translations(experiment, metrics).items():
@@ -357,6 +358,13 @@ def _measure_on_recipe(model: Model, experiment: Experiment, request: Request, n
         **add_numbers({}, metrics, protocols, statistics),
         **({"timings": timings} if timings else {}),
     }
+
+
+def _describe_own_test_modes(experiment: Experiment, names: Iterable[str], note: Note) -> None:
+    """Print which metrics are measured in another test mode than that of [evaluate], or of --test-mode."""
+    modes = {name: experiment.measurements[name].translations.test_mode for name in names}
+    if others := [f"{name} ({mode})" for name, mode in modes.items() if mode != experiment.evaluate.test_mode]:
+        note(f"in another test mode, which a table of their own in the recipe names: {', '.join(others)}")
 
 
 def _with_weights_of(model: Model, experiment: Experiment, request: Request, note: Note) -> Experiment:

@@ -94,7 +94,7 @@ def describe_environment(env: Mapping[str, Any]) -> dict[str, str]:
     >>> describe_environment({"device": "cpu", "deterministic": True, "on": ["tf32", "compile"]})
     {'device': 'cpu', 'deterministic kernels': 'yes (always on a CPU)', 'switches in use': 'tf32, compile'}
     """
-    names = {"deterministic": "deterministic kernels", "on": "switches in use"}
+    names = {"deterministic": "deterministic kernels", "on": "switches in use", "products": "products in"}
     words = {True: "yes (always on a CPU)" if env.get("device") == "cpu" else "yes", False: "no"}
     texts = {}
     for key, value in env.items():

@@ -82,7 +82,7 @@ class Run:
         lock = self.folder / ".lock"
         try:
             with filelock.FileLock(lock).acquire(timeout=0):
-                for file in self.folder.rglob(".*.tmp"):  # a killed process left it
+                for file in self.folder.rglob(f".*.{'[0-9a-f]' * 9}*.tmp"):  # of `atomic_write` in a killed process
                     file.unlink()
                 try:
                     yield

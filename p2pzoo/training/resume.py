@@ -12,7 +12,6 @@ from p2pzoo.config.provenance import changed_sources
 from p2pzoo.models.checkpoint_model import list_checkpoints
 from p2pzoo.runs.run_folder import Run
 from p2pzoo.utils.errors import UserError
-from p2pzoo.utils.files import write_text
 
 
 def refuse_stale(run: Run, hashes: Mapping[str, str]) -> None:
@@ -51,19 +50,19 @@ def store_kernels(kernels: Mapping[str, ConvAlgorithm], run: Run) -> None:
         run.kernels.unlink(missing_ok=True)
 
 
-def continue_run(experiment: Experiment, run: Run, continued: Run) -> Path:
-    """Copy the log of another run and return its last checkpoint. Raises UserError if it cannot be continued."""
-    checkpoints = list_checkpoints(continued.folder)
-    if continued.state != "complete" or not checkpoints:
+def find_start(experiment: Experiment, continued: Run) -> Path:
+    """The last checkpoint of another run. Raises UserError if it cannot be continued."""
+    if continued.state != "complete":
         raise UserError(f"{continued.folder}: --continue-from takes a complete run; this one is {continued.state}")
+    if not (checkpoints := list_checkpoints(continued.folder)):
+        advice = f"start from its weights with -s init.generator={continued.model}"
+        raise UserError(f"{continued.folder}: its checkpoints are gone, so --continue-from cannot use it: {advice}")
     images = int(continued.status["images"])
     if experiment.train.length <= images:
         raise UserError(
             f"--continue-from: {continued.folder} has seen {images} images and the recipe asks for "
             f"{experiment.train.length}; raise it, as in -s train.images={2 * images}"
         )
-    if not list_checkpoints(run.folder):
-        write_text(run.folder / "metrics.jsonl", (continued.folder / "metrics.jsonl").read_text("utf-8"))
     return checkpoints[-1]
 
 

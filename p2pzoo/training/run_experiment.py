@@ -52,10 +52,10 @@ from p2pzoo.training.environment import environment, training_cost
 from p2pzoo.training.loop import build_state, run_training_loop
 from p2pzoo.training.model_writer import refuse_lost_snapshots
 from p2pzoo.training.result_images import best_and_worst, sampling_paths, save_test_grid
-from p2pzoo.training.resume import choose_kernels, continue_run, describe_jump_of_lr, refuse_stale, store_kernels
+from p2pzoo.training.resume import choose_kernels, describe_jump_of_lr, find_start, refuse_stale, store_kernels
 from p2pzoo.training.run_writer import sample_indices
 from p2pzoo.utils.errors import UserError
-from p2pzoo.utils.files import write_json
+from p2pzoo.utils.files import copy_file, write_json
 from p2pzoo.utils.plurals import format_count
 
 
@@ -109,7 +109,7 @@ def _run(
     try:
         with sync_errors():
             data = _open_data(experiment)
-            hashes = {**experiment.sources, **_fingerprints(data)}
+            hashes = {**experiment.sources, **_fingerprints(data, experiment.evaluate.split)}
     except UserError as error:
         stored = None if fresh else on_rank0(_find_stored_outcome, experiment, run, error, progress)
         if stored is None:
@@ -246,11 +246,13 @@ class _Training:
         if experiment.continued_from and not continued and (self.fresh or not list_checkpoints(run.folder)):
             raise UserError(f"this recipe continues run {experiment.continued_from}: give --continue-from RUN")
         refuse_lost_snapshots(experiment, run, self.fresh, continued)
+        start_from = find_start(experiment, continued) if continued else None
         if self.fresh:
             run.clear()
         _start_callbacks(self.callbacks, run, experiment)
         store_kernels(self.kernels, run)
-        start_from = continue_run(experiment, run, continued) if continued else None
+        if continued and not list_checkpoints(run.folder):
+            copy_file(continued.folder / "metrics.jsonl", run.folder / "metrics.jsonl")
         if continued and (jump := describe_jump_of_lr(experiment, continued)):
             self.progress.note(jump)
         run.begin(experiment, environment(engine, experiment), self.hashes)
@@ -373,7 +375,8 @@ def _origin(experiment: Experiment) -> str:
     return json.dumps({"split": "train", "dataset": experiment.dataset.identity(), "code": code}, sort_keys=True)
 
 
-def _fingerprints(data: Mapping[str, Store]) -> dict[str, str]:
-    """{"SPLIT data": fingerprint of its files} of the datasets that have one."""
-    fingerprints = {name: getattr(store.dataset, "fingerprint", None) for name, store in data.items()}
+def _fingerprints(data: Mapping[str, Store], evaluated: str) -> dict[str, str]:
+    """{"SPLIT data": fingerprint of its files} of the datasets that have one. evaluated: the split of data["test"]."""
+    stores = {"train": data["train"], "val": data["val"], evaluated: data["test"]}
+    fingerprints = {split: getattr(store.dataset, "fingerprint", None) for split, store in stores.items()}
     return {f"{name} data": str(fingerprint) for name, fingerprint in fingerprints.items() if fingerprint}

@@ -1,7 +1,7 @@
 """What plugins for 0.1.0 must change: old names and their new places. Nothing here keeps an old name working.
 
 When a plugin does not load because it uses an old name, `explain_import_error` and `find_old_methods` give the line
-that names the new one. plugins/README.md has the same table for people.
+that names the new one, and this file, which every installation has. The repository's plugins/README.md explains them.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ METHODS = {  # kind: {name in 0.1.0: name in 0.2}, methods and attributes of its
     "gan_loss": {"judge": "discriminator_loss", "fool": "generator_loss"},
     "augmentation": {"draws": "num_random"},
 }
-SEE = "(table in plugins/README.md)"
+SEE = "(all new names: p2pzoo/utils/migration.py)"
 
 
 def explain_import_error(error: BaseException) -> str | None:
@@ -78,7 +78,7 @@ def explain_import_error(error: BaseException) -> str | None:
     ...     from p2pzoo.errors import UserError
     ... except ImportError as error:
     ...     print(explain_import_error(error))
-    p2pzoo.errors moved in 0.2: import p2pzoo.utils.errors (table in plugins/README.md)
+    p2pzoo.errors moved in 0.2: import p2pzoo.utils.errors (all new names: p2pzoo/utils/migration.py)
     """
     old_module, names = _missing(error)
     if old_module not in MOVED:

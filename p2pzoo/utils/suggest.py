@@ -26,13 +26,16 @@ def did_you_mean(name: str, known: Iterable[str], names_to_list: Iterable[str] |
 
 
 def find_similar(name: str, known: Iterable[str]) -> str | None:
-    """The most similar known name, if one is similar. One with the same letters in another order comes first.
+    """The most similar known name, if one is similar. One with the same letters in another order always is.
 
     >>> find_similar("resnt9", ["resnet9", "unet"])
     'resnet9'
     >>> find_similar("Adma", ["Adamax", "Adam"])
     'Adam'
+    >>> find_similar("day2night", ["night2day"])
+    'night2day'
     """
-    close = difflib.get_close_matches(name, list(known), cutoff=MIN_SIMILARITY)
-    swapped = [each for each in close if sorted(each.lower()) == sorted(name.lower())]
+    known = list(known)
+    close = difflib.get_close_matches(name, known, cutoff=MIN_SIMILARITY)
+    swapped = [each for each in known if sorted(each.lower()) == sorted(name.lower())]
     return next(iter([*swapped, *close]), None)

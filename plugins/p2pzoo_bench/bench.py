@@ -52,6 +52,11 @@ from p2pzoo_bench.stored_results import EvaluatedImages, FinishedRun
 from p2pzoo_bench.table_columns import NOT_TRAINED
 from p2pzoo_bench.table_file import Row, Table, is_fold, is_seed
 
+_NO_FOLDS = (
+    "its dataset has no folds of its own, and this table trains one run for each fold: write seeds = 3 in place of "
+    "folds in a copy of the table, or split the dataset with -s dataset.folds=10"
+)
+
 
 @dataclass(frozen=True)
 class Cell:
@@ -130,7 +135,8 @@ class Bench:
                 experiments.append(self._experiment(row, 0, profile, pick))
             except UserError as error:
                 for fault in error.faults:
-                    faults.setdefault(fault, f"{row.where}  [rows.{row.name}] {fault}")
+                    words = _NO_FOLDS if self.table.folds and fault.startswith("-s dataset.fold=0  ") else fault
+                    faults.setdefault(words, f"{row.where}  [rows.{row.name}] {words}")
         if faults:
             raise UserError(*faults.values())
         return experiments

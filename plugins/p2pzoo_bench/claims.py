@@ -260,7 +260,7 @@ def _measure(id: str, claim: Claim, bench: Bench, comparison: Comparison) -> Jud
         judged.reason = f"{unavailable[0]}: {bench.unavailable[metric_of(unavailable[0])]}"
         return judged
     if judged.missing:
-        judged.reason = f"{judged.missing} of its {sum(expected.values())} runs are missing"
+        judged.reason = _describe_missing(judged.missing, sum(expected.values()))
         return judged
     if lacking := _find_lacking(claim, rows):
         judged.unavailable, judged.reason = True, lacking
@@ -278,6 +278,12 @@ def _measure(id: str, claim: Claim, bench: Bench, comparison: Comparison) -> Jud
         signs = {effect.difference.value > 0 for effect in judged.effects}
         judged.p = max(effect.difference.p or 0.0 for effect in judged.effects) if len(signs) == 1 else 1.0
     return judged
+
+
+def _describe_missing(missing: int, needed: int) -> str:
+    if missing == needed:
+        return "no run is finished"
+    return f"{missing} of its {needed} runs {'is' if missing == 1 else 'are'} missing"
 
 
 def _find_lacking(claim: Claim, rows: Mapping[str, TableRow]) -> str | None:

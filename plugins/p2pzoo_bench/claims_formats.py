@@ -79,7 +79,7 @@ def summarize(claims: Sequence[Mapping[str, Any]]) -> list[str]:
     if any(claim["verdict"] in GROUPS for claim in claims):
         for verdict, words in GROUPS.items():
             found = [_in_words(claim) for claim in claims if claim["verdict"] == verdict]
-            sentences.append(f"{words}: {'; '.join(found) or 'nothing'}.")
+            sentences.append(f"{words}: {'; '.join(found) or 'no claim'}.")
     missing = [claim for claim in claims if claim["verdict"] is None and not claim["described"]]
     if missing:
         reasons = "; ".join(f"{claim['id']}, {claim['reason']}" for claim in missing)
@@ -101,17 +101,19 @@ def _in_words(claim: Mapping[str, Any]) -> str:
 
 
 def describe_small_effect(claim: Mapping[str, Any]) -> str:
-    """That a significant effect is smaller than δ, if all of its 90% intervals are inside; else "".
+    """Which significant effects are smaller than δ: their 90% intervals are inside. "" if none is.
 
     >>> part = {"margin": 0.142, "interval_90": [0.043, 0.084]}
     >>> describe_small_effect({"verdict": "same direction", "parts": [part, {**part, "margin": 0.137}]})
     'the effects are smaller than δ (0.142, 0.137)'
     """
-    parts = claim["parts"]
-    if claim["verdict"] not in (SAME, OPPOSITE) or not all(map(is_inside_margin, parts)):
+    small = [part for part in claim["parts"] if is_inside_margin(part)]
+    if claim["verdict"] not in (SAME, OPPOSITE) or not small:
         return ""
-    margins = ", ".join(dict.fromkeys(f"{part['margin']:g}" for part in parts))
-    return f"the {'effects are' if len(parts) > 1 else 'effect is'} smaller than δ ({margins})"
+    margins = ", ".join(dict.fromkeys(f"{part['margin']:g}" for part in small))
+    if len(small) < len(claim["parts"]):
+        return f"smaller than δ ({margins}): {', '.join(_name(claim, part) for part in small)}"
+    return f"the {'effects are' if len(small) > 1 else 'effect is'} smaller than δ ({margins})"
 
 
 def is_inside_margin(part: Mapping[str, Any]) -> bool:

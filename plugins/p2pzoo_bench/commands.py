@@ -343,7 +343,8 @@ def _print_plans(benches: Sequence[Bench], title: str, as_json: bool) -> None:
         click.echo(str(run))
     work = f": {summary['images']} images" if summary["images"] else ""
     time = f", about {format_duration(summary['seconds'])} one after the other" if summary["seconds"] else ""
-    number = f"{summary['missing']} of {len({run.id for run in runs})} runs are missing"
+    missing = summary["missing"]
+    number = f"{missing} of {len({run.id for run in runs})} runs {'is' if missing == 1 else 'are'} missing"
     click.echo(f"{title}, profile {profiles}: {number}{work}{time}", err=True)
 
 

@@ -270,22 +270,29 @@ def shared_protocol(rows: Sequence[TableRow], column: str, *, by_seed: bool = Fa
 
     Raises UserError if they do not.
     """
-    first: dict[Any, tuple[str, str, dict[str, Any]]] = {}
+    first: dict[Any, tuple[TableRow, str, dict[str, Any]]] = {}
     for row in rows:
         for run in row.runs:
             if column not in run.results["metrics"]:
                 continue
             digest = run.results["metrics"][column]["protocol"]
             protocol = run.results["protocols"][digest]
-            label, expected, other = first.setdefault(
-                run.results["seed"] if by_seed else None, (row.label, digest, protocol)
+            before, expected, other = first.setdefault(
+                run.results["seed"] if by_seed else None, (row, digest, protocol)
             )
-            if digest != expected and (reason := why_not_comparable(row.label, protocol, label, other)):
+            if row.target or before.target:  # y is the same with any weights of G
+                protocol, other = _without_translations(protocol), _without_translations(other)
+            if digest != expected and (reason := why_not_comparable(row.label, protocol, before.label, other)):
                 raise UserError(
-                    f"{column}: '{row.label}' has another protocol than '{label}' ({reason}): compare only runs "
+                    f"{column}: '{row.label}' has another protocol than '{before.label}' ({reason}): compare only runs "
                     "that were evaluated in the same way"
                 )
     return next((digest for _, digest, _ in first.values()), None)
+
+
+def _without_translations(protocol: Mapping[str, Any]) -> dict[str, Any]:
+    """What a protocol says besides the weights of G and its parameters at use."""
+    return {key: value for key, value in protocol.items() if key not in ("weights", *AT_USE_KINDS)}
 
 
 def why_not_comparable(label: str, protocol: Mapping[str, Any], other_label: str, other: Mapping[str, Any]) -> str:

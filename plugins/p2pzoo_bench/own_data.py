@@ -1,10 +1,11 @@
 """A table on somebody's own pairs, in a given time: `p2pzoo bench zoo:methods.toml --data mine.toml --budget 20m`.
 
-[dataset] is taken from their recipe, and all else from the table, except its [compute]: that was for the machine which
-made the table. Every row trains for the same time. With MIN_PAIRS pairs or more, the time is split among three folds,
-so that each pair is tested once and differences have an interval over folds (of a dataset with folds of its own, the
-first three are tested); with fewer there is one run for each row, tested on the recipe's own test split. Rows that
-cannot take the data are left out, with a note (trainable_rows.py).
+[dataset] is taken from their recipe, and all else from the table, except its [compute], which was for the machine that
+made the table, and `set_without_data` of its rows, which was for the images. Every row trains for the same time. With
+MIN_PAIRS pairs or more, the time is split among three folds, so that each pair is tested once and differences have an
+interval over folds (of a dataset with folds of its own, the first three are tested); with fewer there is one run for
+each row, tested on the recipe's own test split. Rows that cannot take the data are left out, with a note
+(trainable_rows.py).
 """
 
 from __future__ import annotations
@@ -105,7 +106,7 @@ def on_own_data(
     store = Store(measured_first, compute=experiment.compute)
     values = {"use": experiment.dataset.entry.full_name, **_without_none(experiment.dataset.values)}
     on_data = (f"dataset={inline(values)}", *([f"dataset.folds={NUM_FOLDS}"] if folds == "made" else []))
-    rows = [replace(row, overrides=(*_without_compute(row), *on_data)) for row in chosen]
+    rows = [replace(row, overrides=(*_for_other_data(row), *on_data), only_here=()) for row in chosen]
     given = [*overrides, *(["dataset.fold=0"] if folds else [])]
     reasons, processes = find_reasons(rows, table, profile, given, store, registry)
     moved = _move(table, recipe, rows, {row.name for row in rows if row.training in reasons}, folds)
@@ -124,6 +125,8 @@ def on_own_data(
         *(f"{measured[name]}: leaves out the image itself only; this data has no blocks" for name in measured
           if name in renamed),
         *(["[compute]: this machine's, not that of the table"] if any(map(_has_compute, chosen)) else []),
+        *dict.fromkeys(f"{key_of(override)}: the recipe's; the table's is for its own images"
+                       for row in chosen for override in row.only_here),
         *(["settings: those of the recipes; [search] is left out with --data"] if table.search else []),
     )  # fmt: skip
     own = OwnData(replace(changed, columns=columns), folds, pairs, test, notes)
@@ -173,27 +176,30 @@ def with_budget(
     threads  of each run; 0: all cores
     jobs     runs that train at a time, for the estimate of the whole time
 
-    A row whose speed cannot be measured is left out, with those of its training.
+    A row whose speed cannot be measured is left out, with those of its training; so are rows with further translations
+    of a training that take longer to measure than the budget (`_leave_out_slow`).
 
-    Raises UserError if the budget is shorter than one step and one evaluation of a row, and if no row is left beside
-    the baseline.
+    Raises UserError if the budget is shorter than one step and one evaluation of a training, and if no row is left
+    beside the baseline.
     """
     first = {cell.row.name: cell.experiment for cell in reversed(build(own.table).cells)}
     own, rates = _measure(own, first, runs, threads, note)
+    own, rates = _leave_out_slow(own, rates, budget, note)
     seconds = budget / own.table.seeds
     images, total = {}, 0.0
-    least = 0.0
+    needs: dict[str, float] = {}
     for training, row in list_trainings(own.table).items():
         experiment, rate = first[row.name], rates[training]
         evaluation = rate.evaluate * own.test
-        least = max(least, own.table.seeds * (rate.step + evaluation))
+        needs[row.label] = own.table.seeds * (rate.step + evaluation)
         images[training] = max(1, int(seconds / rate.step)) * experiment.train.step_images
         total += own.table.seeds * (seconds + evaluation)
         note(_describe(row, images[training], rate, seconds, evaluation, own.table.seeds))
-    if budget < least:
+    if budget < (least := max(needs.values())):
         raise UserError(
-            f"--budget: a row needs {format_duration(least)} for one training step and for measuring its test images, "
-            f"over {format_count(own.table.seeds, 'fold')}: give {_round_up(least)} or more"
+            f"--budget: '{max(needs, key=needs.__getitem__)}' needs {format_duration(least)} for one training step and "
+            f"for measuring its test images, over {format_count(own.table.seeds, 'fold')}: give {_round_up(least)} or "
+            "more, or name other rows with --methods"
         )
     note(f"all rows: about {format_duration(total / jobs)}, {format_count(jobs, 'run')} at a time")
     rows_with_images = tuple(
@@ -201,6 +207,38 @@ def with_budget(
         for row in own.table.rows
     )
     return replace(own.table, rows=rows_with_images, data={**own.table.data, "budget": budget})
+
+
+def _leave_out_slow(
+    own: OwnData, rates: Mapping[Any, Rate], budget: float, note: Note
+) -> tuple[OwnData, dict[Any, Rate]]:
+    """(the table without rows whose measuring does not fit in the budget, the rates without them).
+
+    Of a training, the rows with further translations that take least stay, as long as all of them fit. The row of its
+    own translations and the baseline always stay.
+    """
+    slow: dict[str, str] = {}
+    kept: dict[Any, Rate] = {}
+    for training, rate in rates.items():
+        rows = [row for row in own.table.trained if row.training == training and row.name != own.table.baseline]
+        further = sorted((row for row in rows if row.name in rate.also), key=lambda row: rate.also[row.name])
+        taken = rate.step / own.test + rate.evaluate - sum(rate.also[row.name] for row in further)
+        for row in further:
+            of_row = rate.also[row.name]
+            if own.table.seeds * own.test * (taken + of_row) > budget:
+                needs = format_duration(own.table.seeds * own.test * of_row)
+                slow[row.name] = f"{row.label} is left out: measuring its translations takes {needs}"
+            else:
+                taken += of_row
+        left = sum(rate.also[row.name] for row in further if row.name in slow)
+        kept[training] = replace(rate, evaluate=rate.evaluate - left)
+    if not slow:
+        return own, kept
+    for line in slow.values():
+        note(line)
+    rows = tuple(row for row in own.table.rows if row.name not in slow)
+    own = replace(own, table=replace(own.table, rows=rows), notes=(*own.notes, *slow.values()))
+    return own.with_facts(own.table.data["recipe"]), kept
 
 
 def _measure(
@@ -244,12 +282,16 @@ def _without_length(row: Row) -> list[str]:
     return [override for override in row.overrides if key_of(override) not in {f"train.{name}" for name in LENGTHS}]
 
 
-def _without_compute(row: Row) -> list[str]:
-    return [override for override in row.overrides if key_of(override).partition(".")[0] != "compute"]
+def _for_other_data(row: Row) -> list[str]:
+    return [override for override in row.overrides if override not in row.only_here and not _is_compute(override)]
 
 
 def _has_compute(row: Row) -> bool:
-    return len(_without_compute(row)) < len(row.overrides)
+    return any(map(_is_compute, row.overrides))
+
+
+def _is_compute(override: str) -> bool:
+    return key_of(override).partition(".")[0] == "compute"
 
 
 def _choose_rows(table: Table, methods: Sequence[str]) -> list[Row]:

@@ -17,7 +17,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import filelock
@@ -49,10 +49,12 @@ class Rate:
 
     step       one training step
     evaluate   measuring one test image: its translations, and the samples that metrics take
+    also       {name of [evaluate.also.NAME]: the part of `evaluate` for these translations}
     """
 
     step: float
     evaluate: float
+    also: Mapping[str, float] = field(default_factory=dict)
 
 
 class UnknownSpeed(UserError):
@@ -129,7 +131,9 @@ def measure(experiment: Experiment) -> Rate:
         times.append(time.perf_counter() - began)
     G = engine.unwrap(objective.G.network)
     test = Store(experiment.dataset.build(split=experiment.evaluate.split), compute=experiment.compute)
-    return Rate(statistics.median(times[WARM_UP_STEPS:]), _measure_evaluation(experiment, engine, G, test))
+    seconds = _measure_evaluation(experiment, engine, G, test)
+    also = {name: each for name, each in seconds.items() if name in experiment.evaluate.also}
+    return Rate(statistics.median(times[WARM_UP_STEPS:]), sum(seconds.values()), also)
 
 
 def _open_train_store(experiment: Experiment) -> Store:
@@ -147,11 +151,11 @@ def _open_train_store(experiment: Experiment) -> Store:
     return open_store(replace(experiment.compute, store="memory")) if store.location == "disk" else store
 
 
-def _measure_evaluation(experiment: Experiment, engine: Engine, G: nn.Module, store: Store) -> float:
-    """Seconds to translate and measure one image: all samples, and the further translations of the recipe."""
+def _measure_evaluation(experiment: Experiment, engine: Engine, G: nn.Module, store: Store) -> dict[str, float]:
+    """{what the names of their metrics have behind "@": seconds to translate and measure one image}."""
     metrics = build_metrics(experiment, store, experiment.measurements)
     batch = engine.to_device(next(single_batches(store, range(1))))
-    seconds = 0.0
+    seconds: dict[str, float] = {}
     for translations, group in group_by_translations(experiment, metrics).items():
         asked = G
         if component := experiment.process:
@@ -160,11 +164,14 @@ def _measure_evaluation(experiment: Experiment, engine: Engine, G: nn.Module, st
             asked = build_process(component, store.channels, store.size, takes_time=takes).sampler(G)
         for _ in range(2):  # the first also prepares kernels and memory
             began = time.perf_counter()
-            y_hats = Translator(asked, translations)(batch.x, 1)
+            y_hats = Translator(asked, translations)(batch.x, 2)
             translated = time.perf_counter()
-            measure_images(group, batch, y_hats, store.dataset)
-            of_one = (translated - began) * count_samples(group) + time.perf_counter() - translated
-        seconds += of_one
+            measure_images(group, batch, y_hats[:1], store.dataset)
+            measured = time.perf_counter()
+        samples = count_samples(group) if len(y_hats) > 1 else 1  # without random numbers, one stands for all
+        name = next(iter(group)).partition("@")[2]
+        of_one = (translated - began) / len(y_hats) * samples + measured - translated
+        seconds[name] = seconds.get(name, 0.0) + of_one
     return seconds
 
 

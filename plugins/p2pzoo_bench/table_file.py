@@ -29,6 +29,7 @@
     recipe = "zoo:ablation_patch70.toml"                          # or a path relative to this file
     label = "70×70"
     set = ["train.batch_size=10"]                                 # for this row
+    set_without_data = ["discriminator.receptive_field=34"]       # the same, except with --data: of these images only
     evaluate = { weights = "average" }                            # other translations of the same training as in a row
                                                                   # with equal recipe and set: [metrics.NAME.evaluate]
     trials = [["optimizer.lr=1e-4"], ["optimizer.lr=4e-4"]]       # settings that [search] tries, as many in every row
@@ -76,7 +77,8 @@ KEYS = (
     "study", "search", "metrics", "columns", "rows",
 )  # fmt: skip
 ROW_KEYS = (
-    "recipe", "label", "set", "trials", "evaluate", "published", "folds", "target", "blur", "flat", "other_fold",
+    "recipe", "label", "set", "set_without_data", "trials", "evaluate", "published", "folds", "target", "blur", "flat",
+    "other_fold",
 )  # fmt: skip
 SEARCH_KEYS = ("metric", "share")
 RECIPE_KEYS = (
@@ -100,6 +102,7 @@ class Row:
 
     recipe     None for a row of y itself
     overrides  like `-s` of `p2pzoo run`: the table's, then the row's own
+    only_here  those of them that --data leaves out
     trials     overrides that [search] tries, a group for each trial
     chosen     of them, the group of each seed
     fixed      overrides that nothing overrides, not even the command line
@@ -125,6 +128,7 @@ class Row:
     trials: tuple[tuple[str, ...], ...] = ()
     chosen: tuple[tuple[str, ...], ...] = ()
     fixed: tuple[str, ...] = ()
+    only_here: tuple[str, ...] = ()
 
     @property
     def training(self) -> tuple[str | None, tuple[str, ...]]:
@@ -347,11 +351,12 @@ def _row(name: str, table: Mapping[str, Any], folder: Path, where: str, shared: 
     if recipe and not recipe.startswith("zoo:"):
         recipe = str(find_recipe(recipe, folder))
     published = {metric: float(number) for metric, number in table.get("published", {}).items()}
+    only_here = tuple(table.get("set_without_data", ()))
     return Row(
-        name, table.get("label", name), recipe, (*shared, *table.get("set", ())), published, where,
+        name, table.get("label", name), recipe, (*shared, *table.get("set", ()), *only_here), published, where,
         folds=table.get("folds"), blur=float(table.get("blur", 0)), flat=table.get("flat", False),
         other_fold=table.get("other_fold", False), evaluate=table.get("evaluate", {}),
-        trials=tuple(map(tuple, table.get("trials", ()))),
+        trials=tuple(map(tuple, table.get("trials", ()))), only_here=only_here,
     )  # fmt: skip
 
 
@@ -516,7 +521,8 @@ def _row_faults(
     yield from _evaluate_faults(at, name, row)
     if not (isinstance(recipe := row.get("recipe", "zoo:"), str) and recipe):
         yield f"{at('rows', name, 'recipe')}  recipe must be a path or zoo:NAME"
-    yield from _override_faults(at("rows", name, "set"), f"[rows.{name}]", row.get("set", []), folds)
+    for key in ("set", "set_without_data"):
+        yield from _override_faults(at("rows", name, key), f"[rows.{name}]", row.get(key, []), folds)
     yield from _row_fold_faults(at("rows", name, "folds"), name, row, folds)
     yield from _published_faults(at("rows", name, "published"), row.get("published", {}), columns)
 

@@ -275,13 +275,12 @@ def fetch_command(
     and fetches the archive again if files are damaged or missing. The archive's SHA-256 is recorded at the first fetch
     and compared at later ones. Without NAME, list the datasets that can be fetched, and which of them are.
     """
-    from p2pzoo.plugin.loader import registry
     from p2pzoo.utils.suggest import did_you_mean
     from p2pzoo_data_tools.download import fetch
 
     if name is None:
         return _print_archives(_find_archives(), as_json)
-    entry = registry().get("dataset", name)
+    entry = _get_dataset(name)
     archive = _load_archive(entry)
     if archive is None:
         raise UserError(f"dataset '{name}' has no archive to fetch{did_you_mean(name, list(_find_archives()))}")
@@ -307,6 +306,17 @@ def fetch_command(
     if fetched.sha256:
         click.echo(f"SHA-256 of the archive: {fetched.sha256}")
     click.echo(f"licence: {archive.licence}")
+
+
+def _get_dataset(name: str) -> Entry:
+    """The dataset of this name. Raises UserError with the datasets that have an archive if there is none."""
+    from p2pzoo.plugin.loader import plugins, registry
+    from p2pzoo.plugin.registry import Registry
+
+    datasets = registry().of("dataset")
+    if not any(name in (entry.name, entry.full_name) for entry in datasets):
+        datasets = [entry for entry in datasets if _load_archive(entry)]
+    return Registry(datasets, [plugin.name for plugin in plugins() if plugin.error]).get("dataset", name)
 
 
 def _load_archive(entry: Entry) -> Archive | None:

@@ -19,5 +19,5 @@ def register_models(register):
         "earth-small",
         "p2pzoo_earth.models:earth_small",
         summary="Land cover to photos of the earth: a U-Net of 7 MB, for sides that 32 divides",
-        paper="arXiv:1611.07004; recipes/modern/earth_small.toml",
+        paper="arXiv:1611.07004; zoo:modern/earth_small.toml",
     )

@@ -113,7 +113,7 @@ def export_graph(
 
 def _check_noise_is_an_input(model: Model) -> None:
     if model.draws_own_noise:
-        advice = " (`Process.sampler` in plugins/README.md)" if model.header.process else ""
+        advice = " (see p2pzoo.plugin.Process.sampler)" if model.header.process else ""
         raise UserError(
             f"{model.noise_source} draws its own noise, which a graph cannot repeat: it must take it as an "
             f"argument{advice}"

@@ -328,8 +328,9 @@ def _find_worst_images(
 
 
 def _list_papers(experiment: Experiment) -> list[tuple[str, str]]:
-    """Return [(paper, components that follow it), …]; pix2pix comes first."""
-    uses: dict[str, list[str]] = {PIX2PIX: ["the method"]}
+    """Return [(paper, components that follow it), …]; that of the method comes first: pix2pix, or the process."""
+    method = experiment.process.entry.paper if experiment.process else PIX2PIX
+    uses: dict[str, list[str]] = {method: ["the method"]} if method else {}
     for component in experiment.components():
         if component.entry.paper and component.entry.paper.lower() != "none":
             key = next((known for known in uses if known.split("v")[0] == component.entry.paper.split("v")[0]), None)

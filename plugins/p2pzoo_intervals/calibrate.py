@@ -67,6 +67,11 @@ def calibrate(
                 raise UserError(f"{difference} (`translate --interval` uses that scale, so the promise is for it)")
             note("these images have another scale than those of the training, which `translate --interval` uses")
     validate_or_raise(experiment, stores, note, keep_train=False)
+    if (measured := experiment.evaluate.split) in splits:
+        note(
+            f"the recipe measures its numbers on {measured} too ([evaluate] split): if they chose a checkpoint or a "
+            "setting, the promise does not hold: calibrate on another --split"
+        )
     blocks = _group_by_block(stores, note)
     _check_level(level, len(blocks), splits)
     engine = Engine(experiment.compute, AlgorithmChooser({}))

@@ -15,7 +15,7 @@ class DiversitySensitive:
 
     Both distances are means of absolute differences over the values of an image and of its z; the loss is the mean over
     the images. z₁ and z₂ are new draws, so G translates x twice more in this loss, and gradients flow through both. Its
-    norms see these translations too.
+    norms see these translations too. (The public code of MSGAN takes the ŷ of the step as the first of the two.)
 
     It needs a generator that takes z as an argument (`takes_z` in `p2pzoo/plugin/networks.py`): `unet` and
     `encoder-decoder` with noise = "gaussian". Recipes with another generator are refused, such as one whose noise is

@@ -7,6 +7,7 @@ import torch
 import torch.distributed as dist
 from pydantic import Field
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from p2pzoo.plugin import StepOutputs
 
@@ -14,8 +15,10 @@ from p2pzoo.plugin import StepOutputs
 class LeCam(nn.Module):
     """A regulariser of D for little data (Tseng et al. 2021, arXiv:2104.03310, §3): ≥ 0.
 
-    E[(D(x, y) − α_F)²] + E[(D(x, ŷ) − α_R)²], with α_R and α_F the exponential moving averages of D's mean logit of
-    real and of fake images. No gradient flows through the averages. The recipe's weight is λ of the paper.
+    E[max(0, D(x, y) − α_F)²] + E[max(0, α_R − D(x, ŷ))²], with α_R and α_F the exponential moving averages of D's mean
+    logit of real and of fake images. No gradient flows through the averages. The recipe's weight is λ of the paper.
+    This is the loss of the authors' code (google/lecam-gan), to which λ = 0.3 belongs: the paper's equation has the
+    squares without max, which also pull up real logits below α_F.
 
     An average is a weighted mean of all logits so far, so it does not depend on an initial value. The logits of a step
     enter it before the step uses it. Several processes share their averages. With `[train] accumulate` and `d_steps`,
@@ -45,7 +48,8 @@ class LeCam(nn.Module):
         with torch.no_grad():
             self._update(torch.stack([_mean(of_real), _mean(of_fake)]))
         real, fake = self.averages()
-        return _mean_square(of_real, fake) + _mean_square(of_fake, real)
+        too_high, too_low = [m.float() - fake for m in of_real], [real - m.float() for m in of_fake]
+        return _mean([F.relu(m).square() for m in too_high]) + _mean([F.relu(m).square() for m in too_low])
 
     def averages(self) -> Tensor:
         """(2,): α_R and α_F, the average logits of real and of fake images; 0 before the first step."""
@@ -61,7 +65,3 @@ class LeCam(nn.Module):
 
 def _mean(maps: Sequence[Tensor]) -> Tensor:
     return torch.stack([logits.float().mean() for logits in maps]).mean()
-
-
-def _mean_square(maps: Sequence[Tensor], anchor: Tensor) -> Tensor:
-    return torch.stack([(logits.float() - anchor).square().mean() for logits in maps]).mean()

@@ -23,13 +23,14 @@ class UNetDiscriminator(nn.Module):
         the image   of the encoder: ReLU, the sum over all positions, and a linear layer to one logit
         each pixel  of the decoder: a 1×1 convolution to logits of the image's size
 
-    The paper adds the losses of both, while this zoo's GAN losses take the mean. Its D is unconditional or gets a
-    class; x is concatenated here, as in the other discriminators of the zoo.
+    The paper's equations add the losses of both; its code takes the mean, as this zoo's GAN losses do. Its D is
+    unconditional or gets a class; x is concatenated here, as in the other discriminators of the zoo.
 
     in_channels, out_channels, size  channels of x, channels of y, and (H, W) of both
     conditional  D sees x and y, concatenated on channels; false: y alone
     width        channels of the first block; block i has min(2**i, 16) · width, and the decoder the same backwards
-    levels       blocks of the encoder, and of the decoder. The paper has 5 for 128 px and 6 for 256 px
+    levels       blocks of the encoder, and of the decoder. The paper has 5 for 128 px and 6 for 256 px; its code then
+                 has 8 · width in blocks 3 and 4, and 16 · width in block 5 alone
 
     `forward` and `features` take
 
@@ -136,9 +137,12 @@ class OasisDiscriminator(nn.Module):
 
     def forward(self, x: Tensor, y: Tensor, labels: Tensor) -> list[Tensor]:
         """[log-odds of the own class, log-odds of real], (B, 1, H, W) each."""
-        logits = self.features(x, y, labels)[0][-1]
+        return self.decide(self.features(x, y, labels)[0][-1], labels)
+
+    def decide(self, logits: Tensor, labels: Tensor) -> list[Tensor]:
+        """The outputs of `forward` from the N + 1 logits (B, N + 1, H, W)."""
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))  # of differences: bf16 has too few digits
-        classes = torch.arange(self.num_classes + 1, device=y.device)[None, :, None, None]
+        classes = torch.arange(self.num_classes + 1, device=logits.device)[None, :, None, None]
         is_real = classes < self.num_classes
         is_own = classes == labels[:, None]
         is_labelled = (is_own & is_real).any(1, keepdim=True)

@@ -1,7 +1,7 @@
 """The GAN loss of OASIS (Schönfeld et al. 2021, arXiv:2012.04781): D segments real images, and finds fake pixels."""
 
 from collections.abc import Sequence
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 from pydantic import Field
@@ -24,7 +24,8 @@ class Oasis:
     LabelMix makes an image of the areas of some classes in y and of those of all others in ŷ. It brings the N + 1
     logits of this image to those of y and of ŷ in the same areas: the mean squared difference. Each class of each image
     is taken from y or ŷ with the same probability, drawn by torch's generator; pixels without a label are one more
-    class. D is computed three times more for it.
+    class. D is computed once more for it: the logits of y and ŷ are those of the other terms. (Three times more with an
+    image pool, with augmentations of what D sees, and for another D.)
 
     All this is for D `oasis`. The maps of any other D have one logit for each place, so a place is real or fake
     there. Its labels are resized to its maps, and LabelMix compares its last activations.
@@ -42,6 +43,9 @@ class Oasis:
     def discriminator_loss(self, out: StepOutputs) -> Tensor:
         """What D minimises, ≥ 0: −log p_own(x, y), balanced, − log p_fake(x, ŷ), and LabelMix."""
         labels = self._labels(out)
+        if self.labelmix and _segments(out) and _is_plain(out):  # D once on y and on ŷ, for all terms and the log
+            D: Any = out.D
+            out.real, out.fake = (D.decide(f[0][-1], labels) for f in (out.real_features, out.fake_features))
         of_own, _ = _decisions(out, out.real)
         _, of_real = _decisions(out, out.fake)
         loss = _balanced_loss(of_own, labels, _count_classes(out)) + _mean([F.softplus(m) for m in of_real])
@@ -58,9 +62,12 @@ class Oasis:
         assert out.batch.labels is not None
         mixed = torch.where(class_mask(out.batch.labels, is_taken), out.y, out.y_hat)
         assert out.D is not None
-        real, fake, both = (
-            [activations[-1] for activations in out.D.features(out.x, image)] for image in (out.y, out.y_hat, mixed)
-        )
+        of_mixed = out.D.features(out.x, mixed)
+        if _is_plain(out):
+            features = (out.real_features, out.fake_features, of_mixed)
+        else:  # all three augmented as y is, and with its x
+            features = (out.D.features(out.x, out.y), out.D.features(out.x, out.y_hat), of_mixed)
+        real, fake, both = ([activations[-1] for activations in each] for each in features)
         return _mean(
             [
                 F.mse_loss(m, torch.where(class_mask(_resize(labels, m), is_taken), r, f))
@@ -122,7 +129,16 @@ def _balanced_loss(maps: Sequence[Tensor], labels: Tensor, num_classes: int) -> 
 
 def _decisions(out: StepOutputs, maps: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
     """The maps "is it a real pixel of its class?", and those "is it real?": the same if D knows no classes."""
-    return (maps[:1], maps[1:]) if getattr(out.D, "segments", False) else (maps, maps)
+    return (maps[:1], maps[1:]) if _segments(out) else (maps, maps)
+
+
+def _segments(out: StepOutputs) -> bool:
+    return bool(getattr(out.D, "segments", False))
+
+
+def _is_plain(out: StepOutputs) -> bool:
+    """D gets y and ŷ as they are, with the x and the labels of this batch."""
+    return out.augment is None and out.x_fake is out.x
 
 
 def _count_classes(out: StepOutputs) -> int:

@@ -29,12 +29,13 @@ class Hang(BaseException):
 
 @pytest.fixture
 def try_each(request, record_property):
-    """try_each(inputs, act, fraction=1.0) calls `act` with --cases draws of a strategy, or with a fraction of them.
+    """try_each(inputs, act, fraction=1.0, least_taken=0) calls `act` with --cases draws, or with a fraction of them.
 
-    `act` may raise UserError, or return the result of a command (`run_cli`).
+    `act` may raise UserError, or return the result of a command (`run_cli`). At least `least_taken` of the inputs must
+    be accepted: a test that is about accepted ones shows nothing if a wrong option refuses them all.
     """
 
-    def try_each(inputs, act, fraction=1.0):
+    def try_each(inputs, act, fraction=1.0, least_taken=0):
         cases = request.config.getoption("--cases")
         counts, slowest = {"taken": 0, "refused": 0}, 0.0
 
@@ -57,6 +58,7 @@ def try_each(request, record_property):
 
         try:
             case()
+            assert counts["taken"] >= least_taken, counts
         finally:
             for name, value in {**counts, "slowest": round(slowest, 3)}.items():
                 record_property(name, value)

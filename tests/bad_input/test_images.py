@@ -133,17 +133,20 @@ def test_label_maps(try_each, files, tmp_path):
 
 def test_manifests_and_what_they_list(try_each, run_cli, files, hostile, values, damaged, tmp_path):
     """`data check` of pairs with one odd file and an odd manifest: it reports the faults."""
-    for number in range(4):
-        write_image(tmp_path / f"{number}.png", noise(16, 16, 3))
-    good = [{"x": f"{n}.png", "y": f"{n}.png", "split": s} for n, s in enumerate(("train", "train", "val", "test"))]
+    for number in range(8):
+        image = np.random.default_rng(number).integers(0, 255, (32, 32, 3), np.uint8)
+        write_image(tmp_path / f"{number}.png", image)
+    good = [{"x": f"{n}.png", "y": f"{n + 4}.png", "split": s} for n, s in enumerate(("train", "train", "val", "test"))]
     recipe = tmp_path / "recipe.toml"
     dataset = f'[dataset]\nuse = "manifest"\nfile = "{tmp_path}/pairs.jsonl"\n'
-    recipe.write_text(dataset + '[generator]\nuse = "unet"\n[losses.l1]\nuse = "l1"\n')
+    recipe.write_text(dataset + '[generator]\nuse = "unet"\n[losses.l1]\nuse = "l1"\n[train]\nimages = 1\n')
     keys = st.sampled_from(["x", "y", "id", "split", "labels", "block"]) | hostile
     changes = st.dictionaries(keys, values | st.just("odd.png"), max_size=3)
     lines = changes.map(lambda more: {**good[0], "id": "odd", **more})
     text = lines.map(json.dumps).map(str.encode)
     good_lines = "\n".join(map(json.dumps, good)).encode()
+    (tmp_path / "pairs.jsonl").write_bytes(good_lines)
+    assert run_cli("data", "check", recipe, "--json").exit_code == 0, "else it would refuse every manifest"
 
     def act(case):
         manifest, (suffix, odd) = case

@@ -32,6 +32,9 @@ def test_a_link_that_leads_to_itself_is_refused(name, tmp_path):
     (tmp_path / "child.toml").write_text('extends = "loop.toml"')
     with pytest.raises(UserError, match=r"loop\.toml: a symbolic link that leads back to itself$"):
         read_recipe(str(tmp_path / name))
+    (tmp_path / "faded.toml").write_text("")
+    with pytest.raises(UserError, match=r"fadde\.toml: no such recipe: did you mean 'faded\.toml'\?$"):
+        read_recipe(str(tmp_path / "fadde.toml"))
 
 
 @pytest.mark.parametrize("number", ["0x" + "F" * 100_000, "0b" + "1" * 100_000])

@@ -74,7 +74,7 @@ def test_galleries(try_each, run_cli, names, tmp_path):
             assert_names_are_text(tmp_path / "page" / "index.html")
         return result
 
-    try_each(st.tuples(names, names, names, names, names), act, fraction=0.1)
+    try_each(st.tuples(names, names, names, names, names), act, fraction=0.1, least_taken=1)
 
 
 def test_reports(try_each, names, tmp_path):
@@ -96,9 +96,10 @@ def test_reports(try_each, names, tmp_path):
 
 
 def test_pages_of_data_check(try_each, run_cli, names, tmp_path):
-    folder, recipe = tmp_path / "data", tmp_path / "recipe.toml"
+    folder, recipe, page = tmp_path / "data", tmp_path / "recipe.toml", tmp_path / "page.html"
     recipe.write_text(
         f'[dataset]\nuse = "side-by-side"\nroot = "{folder}"\n[generator]\nuse = "unet"\n[losses.l1]\nuse = "l1"\n'
+        "[train]\nimages = 1\n"
     )
 
     def act(texts):
@@ -107,13 +108,15 @@ def test_pages_of_data_check(try_each, run_cli, names, tmp_path):
             name = name.replace("/", " ").encode()[:200].decode(errors="ignore")
             (folder / split).mkdir(parents=True, exist_ok=True)
             write_image(folder / split / f"{name}.png", np.full((8, 16, 3), len(name), np.uint8))
-        result = run_cli("data", "check", recipe, "-o", tmp_path / "page.html", "--force")
-        if (tmp_path / "page.html").exists():
-            assert_names_are_text(tmp_path / "page.html")
+        page.unlink(missing_ok=True)
+        result = run_cli("data", "check", recipe, "-o", page)
         assert result.exit_code in (0, 2)
         assert "Traceback" not in result.output
+        if not page.exists():
+            return result
+        assert_names_are_text(page)
 
-    try_each(st.tuples(names, names, names, names), act, fraction=0.1)
+    try_each(st.tuples(names, names, names, names), act, fraction=0.1, least_taken=1)
 
 
 def test_study_pages(try_each, run_cli, names, tmp_path, monkeypatch):
@@ -134,7 +137,7 @@ def test_study_pages(try_each, run_cli, names, tmp_path, monkeypatch):
             assert_names_are_text(tmp_path / "page" / "index.html")
         return result
 
-    try_each(st.tuples(names, names, names, names), act, fraction=0.1)
+    try_each(st.tuples(names, names, names, names), act, fraction=0.1, least_taken=1)
 
 
 def test_sessions_of_a_study(try_each, run_cli, altered, damaged, hostile, values, tmp_path):

@@ -86,7 +86,7 @@ def test_names_of_files_in_any_bytes(try_each, run_cli, hostile, pairs, tmp_path
             os.unlink(file)
 
     commands = st.sampled_from(["check", "stats", "check --json", "translate"])
-    try_each(st.tuples(raw, st.sampled_from(["train", "test"]), commands), act, fraction=0.2)
+    try_each(st.tuples(raw, st.sampled_from(["train", "test"]), commands), act, fraction=0.2, least_taken=1)
 
 
 RAISING = """
@@ -135,4 +135,4 @@ def test_plugins_that_raise(try_each, run_cli, install, hostile, tmp_path, monke
         ["plugins", "list", "list --json", "show generator net", "recipe zoo:base.toml", "plugins --json"]
     )
     texts = hostile.filter(lambda text: "\ud800" not in text)
-    try_each(st.tuples(texts, st.sampled_from(HOOKS), st.sampled_from(BODIES), commands), act)
+    try_each(st.tuples(texts, st.sampled_from(HOOKS), st.sampled_from(BODIES), commands), act, least_taken=1)

@@ -4,6 +4,7 @@ import importlib
 import json
 import math
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -373,37 +374,68 @@ def test_uncertainty_measures_coverage_on_every_fold_and_goes_on(tmp_path, run_h
     assert [fold["fold"] for fold in row["folds"]] == [0, 1, 2]
     assert all(fold["blocks"] >= 7 for fold in row["folds"])
     assert all(0 < fold["interval-coverage"] <= 1 and fold["factor"] > 0 for fold in row["folds"])
+    assert all(1 < fold["test_blocks"] <= fold["test_images"] for fold in row["folds"])
     kept = {file: file.stat().st_mtime_ns for file in (tmp_path / "runs").glob("*.json")}
     assert run_here("uncertainty", *options).output == done.output
     assert {file: file.stat().st_mtime_ns for file in (tmp_path / "runs").glob("*.json")} == kept
 
 
-def test_the_table_of_uncertainty_has_the_interval_over_folds_and_the_lowest_class(load):
-    def fold(covered, width, factor, **classes):
-        numbers = {f"interval-coverage.class.{name}": share for name, share in classes.items()}
-        own = {"interval-coverage": covered, "interval-coverage.width": width}
-        return {"test_images": 10, "factor": factor, **own, **numbers}
+def test_uncertainty_trains_each_setting_in_a_folder_of_its_own(load, monkeypatch, tmp_path):
+    """So that a trial with fewer images does not stand in the way of the real runs."""
+    uncertainty = load("uncertainty")
 
-    folds = [fold(0.8, 0.3, 1.5, sea=0.9), fold(0.85, 0.4, 2.0, sea=0.5, snow=0.75), fold(0.9, 0.5, 1.0, snow=0.75)]
+    def call(command, *options):
+        if command == "run":
+            [images] = [each for each in options if str(each).startswith("train.images=")]
+            folder = options[options.index("--runs") + 1] / "base" / images
+            folder.mkdir(parents=True)
+            (folder / "results.json").write_text("{}")
+        protocols = {"a": {"images": 10}}
+        answer = {"factor": 1.0, "blocks": 7, "uncovered": 0.1, "metrics": {}, "protocols": protocols}
+        return json.dumps(answer)
+
+    monkeypatch.setattr(uncertainty, "call", call)
+    monkeypatch.setattr(uncertainty, "count_blocks_and_pixels", lambda data: (4, {}))
+    for images in (100, 7000):
+        settings = (*uncertainty.SETTINGS, f"train.images={images}")
+        assert uncertainty.measure_cell(tmp_path, "laptop", settings, "dropout", 0)["test_blocks"] == 4
+    assert len([*tmp_path.glob("*.json")]) == 2
+
+
+def test_the_table_of_uncertainty_has_the_interval_over_folds_and_the_lowest_class(load):
+    """Folds count by their test blocks, and classes by their pixels."""
+
+    def fold(covered, width, factor, blocks=5, classes=(), pixels=()):
+        numbers = {f"interval-coverage.class.{name}": share for name, share in dict(classes).items()}
+        own = {"interval-coverage": covered, "interval-coverage.width": width, "test_pixels": dict(pixels)}
+        return {"test_images": 10, "test_blocks": blocks, "factor": factor, **own, **numbers}
+
+    both = fold(0.85, 0.4, 2.0, classes={"sea": 0.5, "snow": 0.75}, pixels={"sea": 20, "snow": 7})
+    last = fold(0.9, 0.5, 1.0, classes={"snow": 0.75}, pixels={"sea": 0, "snow": 2})
+    folds = [fold(0.8, 0.3, 1.5, classes={"sea": 0.9}, pixels={"sea": 20, "snow": 0}), both, last]
     rows = {"one": {"label": "one source", "folds": folds}}
-    row = load("uncertainty").table({"level": 0.8, "rows": rows}).splitlines()[-1]
+    table = load("uncertainty").table
     half = 4.302653 * 0.05 / 3**0.5
-    assert row == (
+    assert table({"level": 0.8, "rows": rows}).splitlines()[-1] == (
         f"| one source | 0.850 [{0.85 - half:.3f}, {0.85 + half:.3f}] | 0.800 | sea: 0.700 | 0.400 | 1.00 to 2.00 |"
     )
+    folds[0]["test_blocks"], folds[0]["test_pixels"]["sea"] = 10, 60
+    row = table({"level": 0.8, "rows": rows}).splitlines()[-1]
+    assert row.startswith("| one source | 0.838 [")
+    assert "snow: 0.750" in row, "sea: (60 * 0.9 + 20 * 0.5) / 80 = 0.8"
 
 
 def test_rows_are_ordered_by_their_mean_rank_and_then_by_kid(load):
     def row(label, kid, l1, **more):
         cells = {"kid_efficientnet_lite0": {"mean": kid}, "l1": {"mean": l1}}
-        return {"label": label, "cells": cells, **more}
+        return {"name": label.lower(), "label": label, "cells": cells, **more}
 
     rank_rows = load("rank_rows")
     rows = [row("A", 0.3, 0.1), row("B", 0.1, 0.3), row("C", 0.1, 0.2), row("photos", 0.0, 0.0, target=True)]
-    ranked = rank_rows.rank_rows({"rows": rows})
-    assert [(label, mean) for label, mean, _ in ranked] == [("C", 1.75), ("A", 2.0), ("B", 2.25)]
+    ranked = rank_rows.rank_rows({"baseline": "a", "rows": rows})
+    assert [(label, mean) for label, mean, _ in ranked] == [("C", 1.75), ("A (baseline)", 2.0), ("B", 2.25)]
     with pytest.raises(rank_rows.click.ClickException, match="not measured: D"):
-        rank_rows.rank_rows({"rows": [*rows, row("D", None, 0.1)]})
+        rank_rows.rank_rows({"baseline": "a", "rows": [*rows, row("D", None, 0.1)]})
 
 
 def test_a_page_shows_groups_ranks_and_claims_of_the_files_it_names(load, monkeypatch, tmp_path):
@@ -428,10 +460,25 @@ def test_a_page_shows_groups_ranks_and_claims_of_the_files_it_names(load, monkey
         return pages.rewritten(page)
 
     assert "| better, beyond chance | B |" in shown("groups-zoo")
-    assert "| A | 1.5 | 0.1000 | 0.2000 |" in shown("ranks-zoo")
+    assert "| A (baseline) | 1.5 | 0.1000 | 0.2000 |" in shown("ranks-zoo")
     assert "(results/own_claims.svg)" in shown("claims-own_claims")
     assert "| R0 | B is better | – | per-pixel acc. +0.0" in shown("claims-own_claims")
     assert "B is better" in shown("verdicts-own_claims")
+
+
+def test_runs_of_another_table_are_not_mixed_into_recovered_warps(load, tmp_path):
+    recipe = 'extends = "zoo:modern/registration.toml"\nseed = {}\n[dataset]\nsize = 64\nfold = {}\nwarp = {}\n'
+    runs = [tmp_path / name for name in "abc"]
+    for number, run in enumerate(runs):
+        run.mkdir()
+        (run / "recipe.toml").write_text(recipe.format(number, number, number), "utf-8")
+    module = load("recovered_warp")
+    module.refuse_other_settings(tuple(runs))
+    with (runs[2] / "recipe.toml").open("a", encoding="utf-8") as file:
+        file.write("[discriminator]\nreceptive_field = 34\n")
+    refused = CliRunner().invoke(module.main, [*map(str, runs)])
+    assert refused.exit_code == 1
+    assert re.search(r"/c: differs from .*/a in more than seed, fold and warp", refused.output)
 
 
 def test_the_table_of_recovered_warps_has_a_line_for_each_warp(load):

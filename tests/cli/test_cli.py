@@ -74,6 +74,21 @@ def test_a_printed_recipe_keeps_strings_and_names_as_they_are(run_cli, tmp_path)
     assert set(values["losses"]) == {"l1", "my loss"}
 
 
+def test_a_printed_recipe_keeps_tables_inside_of_tables_and_empty_ones(run_cli, tmp_path):
+    (tmp_path / "inner.toml").write_text(
+        'extends = "zoo:base.toml"\n[process]\nuse = "bridge"\n[generator]\nnorm = "group"\n[evaluate]\nsamples = 3\n'
+        "[evaluate.process]\nsteps = 4\n[evaluate.also.avg]\n[metrics.l1.evaluate]\ntest_mode = 'eval'\n"
+    )
+    printed = run_cli("recipe", "inner.toml", "--profile", "smoke")
+    (tmp_path / "again.toml").write_text(printed.stdout)
+    values = json.loads(run_cli("recipe", "again.toml", "--json").stdout)["values"]
+    assert values == json.loads(run_cli("recipe", "inner.toml", "--profile", "smoke", "--json").stdout)["values"]
+    assert (values["evaluate"]["process"], values["evaluate"]["also"]) == ({"steps": 4}, {"avg": {}})
+    rows = json.loads(run_cli("diff", "again.toml", "inner.toml", "--json").stdout)
+    assert "evaluate.also.avg" not in [row["key"] for row in rows]
+    assert '"evaluate.also.avg"' in run_cli("diff", "zoo:base.toml", "inner.toml", "--json").stdout
+
+
 def test_diff_prints_only_what_differs(run_cli):
     rows = json.loads(run_cli("diff", "zoo:ablation_patch16.toml", "zoo:ablation_patch70.toml", "--json").stdout)
     assert rows == [{"key": "discriminator.receptive_field", "a": 16, "b": 70}]
@@ -98,7 +113,13 @@ def test_diff_prints_only_what_differs(run_cli):
         (["show", "generators", "unet"], "'generators' is not one of"),
         (["show", "generator"], "give the NAME of a generator; `p2pzoo list generator` shows them"),
         (["show", "train", "unet"], "[train] is one table: leave out 'unet'"),
-        (["show", "train", "-s", "imagse=3"], "[train]: has no parameter 'imagse': did you mean 'images'?"),
+        (["show", "train", "-s", "images=3"], "-s images=3: only networks are measured: give it with generator or"),
+        (["show", "loss", "l1", "-s", "x=3"], "-s x=3: only networks are measured"),
+        (["run", "zoo:base.toml", "-s", "seed=1", "--seed", "0"], "--seed and -s seed set the same value: give one"),
+        (
+            ["translate", "m", "x.png", "-o", "out", "--steps", "4", "-s", "process.steps=8"],
+            "--steps and -s process.steps set the same value: give one of them",
+        ),
         (["rnu", "zoo:base.toml"], "no command 'rnu': did you mean 'run'?"),
         (["recipe", "."], ".: is a folder: give a recipe"),
         (

@@ -139,3 +139,29 @@ def test_each_command_that_takes_a_model_says_what_names_one():
     assert {"translate", "translate-volume", "serve"} <= of_models.keys()
     named = "a run folder, a model.safetensors, zoo:NAME or hf:OWNER/NAME"
     assert [name for name, each in of_models.items() if named not in " ".join(each.help.split())] == []
+
+
+def test_a_command_of_a_plugin_that_did_not_load_is_missing_with_a_reason(cli, install, monkeypatch):
+    install("broken", "raise ImportError('no numpy')")
+    result = cli("measure-it")
+    assert result.exit_code == 2
+    assert "no command 'measure-it'" in result.output
+    assert "(plugins that did not load: broken; see `p2pzoo plugins`)" in " ".join(result.output.split())
+    assert "plugins that did not load: broken" in " ".join(cli("--help").output.split())
+    for selected, names in (("pix2pix", "pix2pix"), ("", "none")):
+        monkeypatch.setenv("P2PZOO_PLUGINS", selected)
+        loader.plugins.cache_clear()
+        loader.registry.cache_clear()
+        line = f"P2PZOO_PLUGINS allows only these plugins: {names}"
+        assert line in " ".join(cli("compare", "runs").output.split())
+        assert "did you mean 'bench'" not in cli("benchmark").output
+
+
+@pytest.mark.parametrize("arguments", [["--help"], [], ["list"]])
+def test_a_plugin_that_is_not_installed_is_one_line(arguments, cli, install, monkeypatch):
+    install("greeter", "")
+    monkeypatch.setenv("P2PZOO_PLUGINS", "nope")
+    result = cli(*arguments)
+    assert result.exit_code == 2
+    assert result.stderr.startswith("P2PZOO_PLUGINS names plugin 'nope'")
+    assert len(result.stderr.splitlines()) == 1

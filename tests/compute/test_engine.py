@@ -43,6 +43,13 @@ def test_automatic_precision_on_a_cpu_is_fp32_and_is_described():
     assert described["device"] == "cpu"
     assert described["deterministic"] is True
     assert described["threads"] == torch.get_num_threads()
+    assert "products" not in described
+
+
+@pytest.mark.parametrize(("has_products", "products"), [(True, "bf16"), (None, "bf16"), (False, "fp32")])
+def test_a_run_in_bf16_on_a_cpu_names_what_multiplied(has_products, products, monkeypatch):
+    monkeypatch.setattr("p2pzoo.compute.engine.has_bf16_products", lambda: has_products)
+    assert Engine(Compute(device="cpu", precision="bf16")).describe()["products"] == products
 
 
 @pytest.mark.parametrize(

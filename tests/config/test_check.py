@@ -286,6 +286,10 @@ NO_DISCRIMINATOR = 'drop=["discriminator", "gan_loss"]'
         (["optimizer.use=SGD", "optimizer.momentum=-1"], "Invalid momentum value: -1"),
         (["optimizer.use=LBFGS"], "closure"),
         (["optimizer.options=[]"], "has no parameter 'options'"),
+        (["evaluate.at=5"], "at = 5: give an array, [int ≥ 1, ...], such as [5]"),
+        (['losses={""={use="l1"}}'], 'losses."": give a name, without @'),
+        (['metrics={"l1@4"={use="ssim"}}'], 'metrics."l1@4": give a name, without @'),
+        (['metrics={"a\\nb"={use="l1"}}'], 'metrics."a\\nb": give a name'),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )

@@ -219,7 +219,7 @@ def test_a_folder_or_a_binary_file_is_not_a_recipe(recipes, tmp_path):
     (tmp_path / "binary.toml").write_bytes(b"\xff\xfe\x00")
     (tmp_path / "folder.toml").mkdir()
     assert faults("binary.toml") == ["binary.toml: not UTF-8 text: give a recipe, a .toml file"]
-    assert faults("folder.toml") == ["folder.toml: is a folder: give a recipe, a .toml file"]
+    assert faults("folder.toml") == ["folder.toml: is a folder: give a recipe, a .toml file (of a run: recipe.toml)"]
 
 
 def test_keys_of_profiles_that_are_not_chosen_are_checked_too(recipes):

@@ -349,7 +349,7 @@ class TestDiscriminator:
     def test_images_of_the_pool_are_augmented_like_fakes(self):
         out, D, u = scene_of()
         old = torch.full((2, 3, *SIZE), 5.0)
-        pooled = StepOutputs(out.batch, out.y_hat, D, pooled=(old, old), augment=out._augment)
+        pooled = StepOutputs(out.batch, out.y_hat, D, pooled=(old, old), augment=out.augment)
         _ = pooled.fake
         assert torch.allclose(added(D.shown[-1][0]), 5 + u[:, 1, 0])
 

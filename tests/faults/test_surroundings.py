@@ -145,20 +145,31 @@ def test_a_clock_that_jumps(chance, halfway, unharmed, goes_on, monkeypatch):
 # --- processes -----------------------------------------------------------------------------------------------
 
 
+WAITING = """
+import itertools, sys
+from p2pzoo.training import loop
+
+def wait_at_a_step(*arguments, step=loop.train_step, numbers=itertools.count()):
+    if next(numbers) == {number}:
+        print("waits", flush=True)
+        sys.stdin.read()
+    return step(*arguments)
+
+loop.train_step = wait_at_a_step
+"""
+
+
 @slow
 @pytest.mark.promise("one works, the other is refused in one line: bit-identical results")
-def test_two_processes_on_one_run(chance, fork, arguments, halfway, unharmed, goes_on, wait_for):
+def test_two_processes_on_one_run(chance, fork, arguments, halfway, unharmed, goes_on):
     before = fault_injection.on_disk(halfway)
-    first = fork(*arguments(halfway))
-    time.sleep(chance.uniform(0, 1))
+    first = fork(*arguments(halfway), before=WAITING.format(number=chance.randrange(5)))
+    lines = iter(first.stdout.readline, "")
+    assert "waits\n" in lines
     second = fork(*arguments(halfway))
-    outputs = {process: process.communicate(timeout=600)[0] for process in (first, second)}
-    codes = {process: process.returncode for process in outputs}
-    assert set(codes.values()) <= {0, 2}
-    assert 0 in codes.values()
-    for process, code in codes.items():
-        if code:
-            assert "another process is working on this run" in outputs[process].splitlines()[-1]
+    assert "another process is working on this run" in second.communicate(timeout=600)[0].splitlines()[-1]
+    first.communicate(timeout=600)
+    assert (first.returncode, second.returncode) == (0, 2)
     goes_on(halfway, before, unharmed)
 
 

@@ -82,6 +82,11 @@ def test_another_split_and_test_mode_are_measured_as_the_run_measures_them(compl
     assert measured["metrics"] != first["metrics"]
 
 
+def test_a_metric_with_a_test_mode_of_its_own_is_named(run_folder, run_cli):
+    result = run_cli("evaluate", run_folder, "--metric", "l1", "-s", ON_EVAL, "--test-mode", "paper")
+    assert "in another test mode, which a table of their own in the recipe names: l1 (eval)" in result.output
+
+
 def test_a_model_elsewhere_is_measured_on_the_recipe_that_is_given(run_folder, tiny, tmp_path, evaluate):
     file = tmp_path / "g.safetensors"
     shutil.copy(run_folder / "model.safetensors", file)
@@ -196,6 +201,8 @@ def test_an_argument_that_is_out_of_range_is_a_value_error(argument, message):
         (["RUN", "-s", "drop=metrics"], "-s drop=metrics: only [dataset], [metrics], [evaluate]"),
         (["RUN", "-s", "drop=[discriminator"], "-s drop=[discriminator: only [dataset], [metrics]"),
         (["RUN", "INPUTS", "TARGETS", "-s", "drop=evaluate"], "-s drop=evaluate: only [metrics], [compute] of"),
+        (["RUN", "--test-mode", "eval", "-s", "evaluate.test_batch=2"], "so a test_batch changes nothing"),
+        (["RUN", "--split", "val", "-s", "evaluate.split=test"], "--split and -s evaluate.split set the same value"),
         (["RUN", "-s", "drop=metrics.l2"], "-s drop=metrics.l2  drop: there is no 'metrics.l2': did you mean"),
         (["RUN", "INPUTS", "TARGETS", "--scale", "half"], '--scale is "native" or a number above 0'),
         (["RUN", "INPUTS", "TARGETS", "--metric", "fcn_score"], "metric 'fcn_score' needs labels"),

@@ -163,7 +163,7 @@ def test_step_outputs_compute_d_once_and_again_for_the_generator(game):
 
 def test_step_outputs_without_d_raise_an_error(game):
     G, _, batch = game
-    with pytest.raises(ValueError, match="has no \\[discriminator\\]"):
+    with pytest.raises(UserError, match=r"needs a discriminator: add \[discriminator\] and \[gan_loss\]"):
         _ = StepOutputs(batch, G(batch.x)).real
 
 

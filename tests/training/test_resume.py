@@ -7,6 +7,7 @@ killed between two writes, and takes less time. `test_kills.py` does the same wi
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -168,10 +169,14 @@ class TestDamage:
         assert outcome(halfway) == uninterrupted()
 
     def test_half_written_files_of_a_killed_process_are_removed(self, halfway, finish, uninterrupted):
-        half = only(halfway) / "checkpoints/.images-0000000014.safetensors.tmp"  # it was stopped there
+        half = only(halfway) / "checkpoints/.images-0000000014.safetensors.1a2b0c9d8e7f.tmp"  # it was stopped there
         half.write_bytes(b"half")
+        mine = only(halfway) / ".notes.tmp"
+        mine.write_text("mine")
+        (only(halfway) / ".page.tmp").mkdir()  # of `page_folder`
         finish(halfway)
         assert not half.exists()
+        assert mine.exists()
         assert outcome(halfway) == uninterrupted()
 
 
@@ -332,6 +337,18 @@ class TestContinueFrom:
         result = run(tmp_path / "runs", f"train.images={images}", flags=["--continue-from", folder])
         assert result.exit_code == 2
         assert message in result.output.splitlines()[-1]
+
+    def test_fresh_deletes_nothing_where_the_other_run_cannot_be_continued(self, second_half, half, run, tmp_path):
+        runs, other = tmp_path / "runs", tmp_path / "other"
+        shutil.copytree(second_half[0], runs)
+        shutil.copytree(half, other)
+        shutil.rmtree(other / "checkpoints")
+        before = written(runs)
+        result = run(runs, flags=["--continue-from", other, "--fresh"])
+        assert (result.exit_code, result.first_step) == (2, None)
+        assert f"{other}: its checkpoints are gone" in result.output.splitlines()[-1]
+        assert f"-s init.generator={other}/model.safetensors" in result.output.splitlines()[-1]
+        assert written(runs) == before
 
     @pytest.mark.parametrize(
         ("override", "line"),

@@ -400,17 +400,29 @@ def test_a_metric_without_meaning_on_the_data_is_refused_before_training(run, tm
     assert not [*tmp_path.rglob("*.safetensors")]
 
 
+def write_splits(folder):
+    """Write two pairs of each split. Returns the override that names them."""
+    rng = np.random.default_rng(0)
+    for side in ("inputs", "targets"):
+        for split in ("train", "val", "test"):
+            (folder / side / split).mkdir(parents=True)
+            for i in range(2):
+                write_png(folder / side / split / f"{i}.png", rng.integers(0, 256, (64, 64, 3), dtype=np.uint8))
+    return f'dataset={{use="folders", inputs="{folder / "inputs"}", targets="{folder / "targets"}"}}'
+
+
+def test_another_evaluated_split_is_no_change_of_the_data(run, tmp_path):
+    setup = (write_splits(tmp_path), "train.images=1", "generator.depth=2", "drop=['discriminator', 'gan_loss']")
+    first, _ = run(*setup, "evaluate.split=val")
+    measured, notes = run(*setup)
+    assert (measured.run.folder, measured.stale, notes.steps) == (first.run.folder, [], [])
+
+
 @pytest.fixture(scope="module")
 def shared_run(tmp_path_factory, run_cli, arguments):
     """(folder, override that names the removed images, output with --json) of a complete run."""
     tmp_path = tmp_path_factory.mktemp("without_data")
-    rng = np.random.default_rng(0)
-    for side in ("inputs", "targets"):
-        for split in ("train", "val", "test"):
-            (tmp_path / side / split).mkdir(parents=True)
-            for i in range(2):
-                write_png(tmp_path / side / split / f"{i}.png", rng.integers(0, 256, (64, 64, 3), dtype=np.uint8))
-    dataset = f'dataset={{use="folders", inputs="{tmp_path / "inputs"}", targets="{tmp_path / "targets"}"}}'
+    dataset = write_splits(tmp_path)
     command = arguments(tmp_path / "runs", dataset, "train.images=2", "train.checkpoint_every=2")
     assert run_cli(*command, "--quiet").exit_code == 0
     results = run_cli(*command, "--quiet", "--json").output

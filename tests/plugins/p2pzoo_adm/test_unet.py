@@ -1,11 +1,9 @@
 """adm-unet: its size, its start, how it sees the time, and what it refuses."""
 
-import doctest
 import re
 
 import pytest
 import torch
-from p2pzoo_adm import blocks, unet
 from p2pzoo_adm.blocks import SelfAttention, TimedResidual, TimeEmbedding
 from p2pzoo_adm.unet import AttentionUNet
 from torch import nn
@@ -169,10 +167,3 @@ def test_a_wrong_size_is_an_error_with_a_size_that_fits(size, fitting):
 def test_a_factor_without_a_level_is_an_error():
     with pytest.raises(ValueError, match=re.escape("no level is smaller by 3; the factors of the levels are 1, 2")):
         build(attention=(2, 3))
-
-
-@pytest.mark.parametrize("module", [unet, blocks])
-def test_the_examples_in_docstrings_are_true(module):
-    result = doctest.testmod(module)
-    assert result.attempted
-    assert result.failed == 0

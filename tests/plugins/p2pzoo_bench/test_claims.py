@@ -255,6 +255,14 @@ parts = [{ better = "a", worse = "c", metric = "l1" }]
         assert "same direction (the effect is smaller than δ (0.02))" in to_markdown("T", [claim])
         assert summarize([claim])[0].endswith("; the effect is smaller than δ (0.02)).")
 
+    def test_of_several_effects_those_below_the_margin_are_named(self, write_runs, verdicts):
+        claim = verdicts(write_runs({"a": [0.2] * FOLDS, "b": spread(0.21, by=0.001), "c": [0.2] * FOLDS}))["P1"]
+        [small] = claim["parts"]
+        claim["parts"].append({**small, "labels": ["B", "C"], "effect": 0.1, "interval_90": [0.09, 0.11]})
+        assert (
+            format_reasons(claim) == f"smaller than δ (0.02): {' against '.join(small['labels'])}, {small['heading']}"
+        )
+
 
 class TestSentences:
     """What is as claimed, the opposite, without effect, or undecided, each with the number that supports it least."""
@@ -277,7 +285,7 @@ class TestSentences:
     def test_each_verdict(self, b, sentence, write_runs, verdicts):
         sentences = summarize([*verdicts(write_runs({"a": [0.2] * FOLDS, "b": b, "c": [0.2] * FOLDS})).values()])
         assert [bool(re.fullmatch(sentence, each)) for each in sentences].count(True) == 1
-        assert [each.endswith(": nothing.") for each in sentences].count(True) == 3
+        assert [each.endswith(": no claim.") for each in sentences].count(True) == 3
 
     def test_the_part_that_supports_it_least_is_named_with_its_rows(self, files, write_runs, verdicts):
         part = '{ better = "a", worse = "c", metric = "l1", margin = 0.02 }'
@@ -306,7 +314,7 @@ class TestSentences:
         assert "S1" not in " ".join(summarize([*found.values()]))
 
 
-def test_without_all_runs_there_is_no_verdict_and_the_dry_run_lists_them(write_runs, bench, verdicts, run_cli):
+def test_without_all_runs_there_is_no_verdict_and_the_dry_run_lists_them(files, write_runs, bench, verdicts, run_cli):
     write_runs({name: spread(0.3) for name in "abc"}, folds=FOLDS - 1)
     result = run_cli("bench", "claims.toml", *ARGUMENTS, "--dry-run")
     assert "A, seed 4: " in result.output
@@ -314,6 +322,10 @@ def test_without_all_runs_there_is_no_verdict_and_the_dry_run_lists_them(write_r
     claim = verdicts(bench())["P1"]
     assert (claim["verdict"], claim["reason"]) == (None, "2 of its 10 runs are missing")
     assert claim["parts"] == []
+    for folder in files.glob("results/*"):
+        shutil.rmtree(folder)
+    claim = verdicts(bench())["P1"]
+    assert (claim["reason"], claim["missing_runs"]) == ("no run is finished", 10)
 
 
 def test_of_a_table_with_a_pooled_spread_every_row_counts(files, write_runs, bench, verdicts):
@@ -331,7 +343,7 @@ def test_of_a_table_with_a_pooled_spread_every_row_counts(files, write_runs, ben
     [last] = (files / "results").glob(f"c-{bench().cells[-1].experiment.id}")
     shutil.rmtree(last)
     claim = verdicts(bench())["P1"]
-    assert (claim["parts"], claim["reason"]) == ([], "1 of its 15 runs are missing")
+    assert (claim["parts"], claim["reason"]) == ([], "1 of its 15 runs is missing")
 
 
 def test_no_train_judges_what_is_there(write_runs, files, run_cli):
@@ -368,7 +380,7 @@ class TestOutput:
         assert page.count("<section>") == 1
         assert "<li>As claimed: P1, A is better than B (mean error +0.1004 [+0.09" in page
         assert "- As claimed: P1" in to_markdown("T", [claim])
-        assert "Undecided: nothing." in text
+        assert "Undecided: no claim." in text
         assert "same direction" in page
         assert "http" not in page.replace("http-equiv", "")
         assert "| P1 | A is better than B | A against B | mean error |" in to_markdown("T", [claim])

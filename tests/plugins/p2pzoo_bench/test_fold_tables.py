@@ -222,6 +222,19 @@ class TestComparison:
         doc = build_comparison(rows, "a", {"l1": "L1"}, {}, data, facts=FACTS).doc
         assert "difference" in doc["rows"][1]["cells"]["l1"]
 
+    @pytest.mark.parametrize("order", [1, -1])
+    def test_rows_of_y_stand_beside_any_weights(self, rows, data, finished, order):
+        """They are measured once for all rows, under the weights that the recipe shows."""
+        rows[0].target = True
+        for fold, run in enumerate(rows[0].runs):
+            values = run.stats[0]["l1.l1"].numpy()
+            rows[0].runs[fold] = finished("target", fold, values, weights="average", process={"steps": 4})
+        doc = build_comparison(rows[::order], "b", {"l1": "L1"}, {}, data, facts=FACTS).doc
+        assert all("difference" in row["cells"]["l1"] for row in doc["rows"] if row["name"] == "a")
+        rows[0].runs[1] = finished("eval", 1, values, test_mode="eval")
+        with pytest.raises(UserError, match="another protocol"):
+            build_comparison(rows[::order], "b", {"l1": "L1"}, {}, data, facts=FACTS)
+
     def test_the_ground_truth_is_not_the_best_of_a_column(self, rows, data):
         rows[0].target = True
         doc = build_comparison(rows, "b", {"l1": "L1"}, {}, data, facts=FACTS).doc
@@ -275,7 +288,9 @@ class TestTableFile:
     def test_a_dataset_without_folds_is_refused(self, files):
         with (files / "both.toml").open("a") as recipe:
             recipe.write('[dataset]\nuse = "photos:edges"\n')
-        with pytest.raises(UserError, match=r"fold: of how many\? Add folds = 3"):
+        with pytest.raises(
+            UserError, match=r"^\S+  \[rows\.\w+\] its dataset has no folds of its own.*: write seeds = 3 in place"
+        ):
             Bench(read_table(str(files / "table.toml")), registry(), files / "runs", profile="smoke")
 
 

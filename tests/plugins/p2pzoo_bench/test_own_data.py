@@ -402,6 +402,21 @@ def test_settings_of_the_machine_that_made_the_table_are_left_out(folder):
     assert "[compute]: this machine's, not that of the table" in own.notes
 
 
+def test_settings_for_the_images_of_the_table_are_left_out(folder):
+    of_images = 'set_without_data = ["generator.depth=4", "train.jitter=1.2"]'
+    text = TABLE
+    for following in ("[rows.pix2pix]", "[rows.flow]"):
+        text = text.replace(following, f"{of_images}\n{following}")
+    (folder / "sizes.toml").write_text(text)
+    table, first = read_table(str(folder / "sizes.toml")), ["regression", "pix2pix"]
+    its_own = Bench(table, registry(), folder / "runs", profile="smoke")
+    own = own_data.on_own_data(table, str(folder / "mine.toml"), "smoke", first, registry())
+    others = Bench(own.table, registry(), folder / "runs", profile="smoke")
+    depths = [[cell.experiment.generator.values["depth"] for cell in bench.cells[:2]] for bench in (its_own, others)]
+    assert depths == [[4, 4], [3, 3]]
+    assert {"generator.depth: the recipe's; the table's is for its own images"} < {*own.notes}
+
+
 def test_without_blocks_a_kernel_distance_leaves_out_the_image_itself(folder):
     kid = '[metrics.kid_efficientnet_lite0]\nuse = "metrics:kid_efficientnet_lite0"\nbetween_blocks = true\n[columns]'
     table = TABLE.replace("[columns]", f'{kid}\nkid_efficientnet_lite0 = "KID"', 1)
@@ -510,10 +525,26 @@ class TestBadInput:
         result = bench(folder, "--budget", "10s")
         assert result.exit_code == 2
         assert result.output.strip().splitlines()[-1] == (
-            "--budget: a row needs 1:15 for one training step and for measuring its test images, over 3 folds: give "
-            "76s or more"
+            "--budget: 'regression' needs 1:15 for one training step and for measuring its test images, over 3 folds: "
+            "give 76s or more, or name other rows with --methods"
         )
         assert bench(folder, "--budget", "76s", "--dry-run").exit_code == 0
+
+    def test_rows_whose_measuring_takes_longer_than_the_budget_are_left_out(self, folder, bench, monkeypatch):
+        """36 pairs: 36 s for one of the two rows of the flow's training, 72 s for both."""
+        rate = Rate(1.0, 2.0, {"flow_1": 1.0})
+
+        def measure_rates(recipes, file):
+            return {name: rate if "flow" in name else Rate(1.0, 0.1) for name in recipes}
+
+        monkeypatch.setattr(own_data, "measure_rates", measure_rates)
+        few = bench(folder, "--budget", "60s", "--dry-run").output
+        assert "flow, 1 step is left out: measuring its translations takes 0:36\n" in few
+        assert "flow, 2 steps: 40 images in 0:20 for each of 3 folds, 1 s a step; then 0:12 to measure\n" in few
+        assert "flow, 1 step, seed 0" not in few
+        both = bench(folder, "--budget", "76s", "--dry-run").output
+        assert "left out" not in both
+        assert "then 0:24 to measure" in both
 
 
 class TestRates:
@@ -586,6 +617,26 @@ class TestRates:
             )
         assert one.step == many.step == one.evaluate > 0, "a step of training calls G once"
         assert many.evaluate == 60 * one.evaluate
+
+    @pytest.mark.parametrize("samples", [2, 19])
+    def test_samples_count_only_where_they_differ(self, tiny, monkeypatch, samples):
+        monkeypatch.setattr(rates, "PROBE_SECONDS", 0.0)
+        passes = []
+        monkeypatch.setattr(rates, "time", SimpleNamespace(perf_counter=lambda: float(len(passes))))
+        counting = register_module_forward_hook(
+            lambda module, *_: passes.append(1) if type(module).__name__ == "UNet" else None
+        )
+        settings = [
+            "drop=['discriminator', 'gan_loss']", f"metrics.crps={{use='crps', samples={samples}}}",
+            "generator.norm=group", "generator.noise=none",
+        ]  # fmt: skip
+        flow = ["process.use=flow", "process.steps=2", "evaluate.also.more={process={steps=5}}"]
+        with counting:
+            plain, sampled = (
+                rates.measure(config.load(str(tiny), "smoke", [*settings, *further])) for further in ([], flow)
+            )
+        assert (plain.evaluate, plain.also) == (1, {})
+        assert (sampled.evaluate, sampled.also) == (7 * samples, {"more": 5 * samples})
 
     @pytest.mark.parametrize(
         ("compute", "location"),

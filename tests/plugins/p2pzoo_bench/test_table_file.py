@@ -169,7 +169,6 @@ OLDER = (
     "search_full",
     "search_half",
     "table2_generators",
-    "table3_receptive_field",
     "zoo",
 )
 

@@ -770,3 +770,9 @@ class TestList:
         assert result.exit_code == 2
         assert "dataset 'folders' has no archive to fetch: known are" in result.output
         assert "did you mean 'doors'?" in run_cli("data", "fetch", "door").output
+
+    def test_an_unknown_name_is_answered_with_the_datasets_that_have_an_archive(self, run_cli):
+        listed = run_cli("data", "fetch", "aerial_to_map").output.partition("known are ")[2]
+        assert {"cityscapes", "doors", "maps"} <= set(listed.strip().split(", "))
+        assert "earth" not in listed
+        assert "no dataset 'day2night': did you mean 'night2day'?" in run_cli("data", "fetch", "day2night").output

@@ -50,6 +50,19 @@ def test_the_folder_holds_what_a_hub_needs_and_its_model_loads(card_folder):
     assert p2pzoo.load(card_folder / "model.safetensors").in_channels == 3
 
 
+def test_a_card_of_a_process_names_it_as_the_method(run_cli, arguments, tmp_path):
+    flow = ["drop=['discriminator', 'gan_loss']", "generator.norm=group", "generator.noise=none", "process.use=flow"]
+    result = run_cli(*arguments(tmp_path / "runs", "train.images=2", *flow, "process.steps=2"))
+    assert result.exit_code == 0, result.output
+    [folder] = (tmp_path / "runs").glob("*/*")
+    assert run_cli("card", folder, "-o", tmp_path / "card").exit_code == 0
+    _, text = read_card(tmp_path / "card")
+    assert "translation, trained with p2pzoo" in text
+    assert "one sample of the process `process:flow`, which asks the network 2 times. `--steps`, `--eta`" in text
+    [method] = [line for line in text.splitlines() if "the method" in line]
+    assert "2210.02747" in method
+
+
 def header(channels=(3, 3), **changes):
     return ModelHeader("generator", "zoo:any", {}, *channels, (64, 64), **changes)
 

@@ -152,6 +152,7 @@ class TestCommand:
         of_file = header_of(output)["calibration"]
         assert of_file["blocks"] == len({pair.block for split in ("val", "test") for pair in split_of(trained, split)})
         assert of_file["data"]["splits"] == ["val", "test"]
+        assert "the recipe measures its numbers on test too ([evaluate] split): if they chose" in result.output
 
     def test_a_level_with_too_few_blocks_is_refused_with_the_least_number(self, trained, run_cli):
         blocks = len({pair.block for pair in split_of(trained, "val")})
@@ -222,6 +223,7 @@ class TestOtherRecipes:
         options = ("--recipe", trained / "recipe.toml", "-o", tmp_path / "out.safetensors")
         result = run_cli("calibrate", trained, *options)
         assert (result.exit_code, "is not the recipe" in result.output) == (0, False), result.output
+        assert "measures its numbers on" not in result.output
 
 
 class TestSamples:

@@ -1,11 +1,8 @@
 """The least λ: exact against brute force, and the promise in simulation."""
 
-import doctest
-
 import numpy as np
 import pytest
 import torch
-from p2pzoo_intervals import risk_control
 from p2pzoo_intervals.risk_control import UncoveredShares, least_blocks
 
 ROUNDED_UP = 1 + 2**-10  # of a factor, at most
@@ -106,7 +103,3 @@ def test_the_promise_holds_for_blocks_of_unequal_difficulty(level, blocks):
     assert alpha - 2 / (blocks + 1) - 3 * error < np.mean(means) < alpha + 2 * error
     if blocks > least_blocks(level):
         assert max(means) > alpha, "single calibrations may miss it: the promise is of their mean"
-
-
-def test_the_examples_in_docstrings_are_true():
-    assert doctest.testmod(risk_control).failed == 0

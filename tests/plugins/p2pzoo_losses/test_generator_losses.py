@@ -21,6 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from p2pzoo.compute.engine import frozen
 from p2pzoo.plugin.batch import Batch
 from p2pzoo.plugin.step_outputs import StepOutputs
+from p2pzoo.utils.errors import UserError
 
 SIDE = 48
 SIZE = (SIDE, SIDE)
@@ -378,5 +379,5 @@ class TestFeatureMatching:
 
     def test_a_recipe_without_a_discriminator_is_an_error(self):
         _, y, y_hat = images()
-        with pytest.raises(ValueError, match=r"no \[discriminator\]"):
+        with pytest.raises(UserError, match=r"needs a discriminator: add \[discriminator\] and \[gan_loss\]"):
             FeatureMatching()(step_outputs(y, y_hat))

@@ -34,14 +34,15 @@ REAL, FAKE = (1.0, 2.0, 3.0, 4.0), (0.0, -1.0, -2.0, 1.0)
 REAL_MEAN, FAKE_MEAN = (2.5 + 1) / 2, (-0.5 + 0) / 2  # the mean over both scales
 
 
-def mean_square(values, anchor):
-    first, *_ = squares = [(value - anchor) ** 2 for value in values]
+def mean_square(values, anchor, sign):
+    """Over both scales, of how far the values are above the anchor, or for a sign of -1 below it."""
+    first, *_ = squares = [max(0, sign * (value - anchor)) ** 2 for value in values]
     return (sum(squares) / 4 + first) / 2
 
 
 def test_the_first_step_compares_with_its_own_means():
     loss = LeCam()
-    expected = mean_square(REAL, FAKE_MEAN) + mean_square(FAKE, REAL_MEAN)
+    expected = mean_square(REAL, FAKE_MEAN, 1) + mean_square(FAKE, REAL_MEAN, -1)
     assert loss(step_outputs(REAL, FAKE)).item() == pytest.approx(expected, rel=1e-6)
     assert loss.averages().tolist() == pytest.approx([REAL_MEAN, FAKE_MEAN], rel=1e-6)
 
@@ -55,7 +56,12 @@ def test_later_steps_compare_with_weighted_means_of_all_steps():
     real = sum(w * m for w, m in zip(weights, (REAL_MEAN, FAKE_MEAN, FAKE_MEAN), strict=True)) / sum(weights)
     fake = sum(w * m for w, m in zip(weights, (FAKE_MEAN, FAKE_MEAN, REAL_MEAN), strict=True)) / sum(weights)
     assert loss.averages().tolist() == pytest.approx([real, fake], rel=1e-5)
-    assert value == pytest.approx(mean_square(FAKE, fake) + mean_square(REAL, real), rel=1e-5)
+    assert value == pytest.approx(mean_square(FAKE, fake, 1) + mean_square(REAL, real, -1), rel=1e-5)
+
+
+def test_logits_beyond_the_other_average_cost_nothing_as_in_the_authors_code():
+    """Real logits below the average of fake ones, and fake logits above that of real ones."""
+    assert LeCam()(step_outputs((-1.0,) * 4, (1.0,) * 4)).item() == 0
 
 
 def test_the_gradient_of_d_is_that_with_fixed_averages():

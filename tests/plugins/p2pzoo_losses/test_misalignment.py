@@ -192,6 +192,18 @@ class TestShiftTolerantL1:
         value = ShiftTolerantL1(radius=radius, window=window)(step_outputs(y, y_hat)).item()
         assert value == pytest.approx(expected, rel=1e-5)
 
+    @pytest.mark.parametrize("window", [3, 21, 41])
+    def test_values_and_gradients_are_those_of_a_square_window(self, window):
+        """On an image of 32×24 px: a window may be larger than the image."""
+        y, y_hat = smooth(2)[..., :24], smooth(2, seed=1)[..., :24].requires_grad_()
+        value = ShiftTolerantL1(radius=1, window=window)(step_outputs(y, y_hat))
+        wide = F.pad(y_hat, (1, 1, 1, 1), mode="replicate")
+        shifted = [wide[:, :, i : i + 32, j : j + 24] for i, j in itertools.product(range(3), repeat=2)]
+        distances = torch.cat([(each - y).abs().mean(1, keepdim=True) for each in shifted], 1)
+        square = F.avg_pool2d(distances, window, 1, window // 2, count_include_pad=False).amin(1).mean()
+        torch.testing.assert_close(value, square)
+        torch.testing.assert_close(*(torch.autograd.grad(each, y_hat)[0] for each in (value, square)))
+
     def test_without_shifts_and_window_it_is_l1(self):
         y, y_hat = smooth(2), smooth(2, seed=1)
         value = ShiftTolerantL1(radius=0, window=1)(step_outputs(y, y_hat)).item()

@@ -1,5 +1,6 @@
 """fid and lpips: what they refuse, and their numbers with fake networks in place of torch-fidelity's."""
 
+import inspect
 import sys
 
 import fake_fidelity
@@ -141,3 +142,14 @@ def test_nan_in_an_image_gives_nan(metric, name, package, weights):
 def test_only_rgb_is_accepted(metric, name, package, weights):
     with pytest.raises(UserError, match=rf"{name} takes RGB \(3 channels\) images, and these have 1"):
         measure(metric(None), torch.zeros(1, 1, 8, 8), torch.zeros(1, 1, 8, 8))
+
+
+def test_the_real_torch_fidelity_has_what_is_used_of_it():
+    """Its networks are downloads: the other tests replace the package."""
+    inception = pytest.importorskip("torch_fidelity.feature_extractor_inceptionv3")
+    lpips = pytest.importorskip("torch_fidelity.sample_similarity_lpips")
+    extractor, similarity = inception.FeatureExtractorInceptionV3, lpips.SampleSimilarityLPIPS
+    inspect.signature(extractor).bind("inception", ["2048"], feature_extractor_weights_path="weights.pth")
+    inspect.signature(similarity).bind("lpips")
+    assert "self.Conv2d_1a_3x3 =" in inspect.getsource(extractor)
+    assert (inception.URL_INCEPTION_V3, lpips.URL_VGG16_LPIPS) == (standard.INCEPTION, standard.LPIPS_HEADS)

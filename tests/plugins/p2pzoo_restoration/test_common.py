@@ -1,18 +1,8 @@
-"""What the generators share, and the examples in all docstrings of the plugin."""
-
-import doctest
+"""What the generators share."""
 
 import pytest
 import torch
-from p2pzoo_restoration import attention_unet, common, lama, nafnet, restormer
 from p2pzoo_restoration.common import LayerNorm2d
-
-
-@pytest.mark.parametrize("module", [common, nafnet, restormer, lama, attention_unet])
-def test_the_examples_in_docstrings_are_true(module):
-    result = doctest.testmod(module)
-    assert result.attempted
-    assert result.failed == 0
 
 
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])

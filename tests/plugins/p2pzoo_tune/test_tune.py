@@ -10,10 +10,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from imports import imported
 from p2pzoo_tune import tune
 
-import p2pzoo
 from p2pzoo import config
 from p2pzoo.compute.conv_algorithms import ConvShape, ConvWindow
 from p2pzoo.compute.conv_as_gemm import default_algorithm, supported_algorithms
@@ -133,7 +131,7 @@ class TestKernelsFile:
     def test_kernels_without_lowering_are_refused(self, run_cli, tiny, other_kernels):
         result = run_cli("recipe", tiny, "-s", f"compute.kernels={other_kernels}", "-s", "compute.lowering=false")
         assert result.exit_code == 2
-        assert "lowering = false does not use it; remove one of them" in result.output
+        assert "lowering = false does not use it; remove one" in result.output
 
     def test_kernels_do_not_change_the_run_id(self, experiment, tiny, other_kernels):
         tuned = config.load(str(tiny), "smoke", [f"compute.kernels={other_kernels}"])
@@ -280,11 +278,6 @@ class TestCommand:
         assert run(tmp_path / "runs", "train.images=2", f"compute.kernels={out}").exit_code == 0
         stored = list(tmp_path.glob("runs/*/*/kernels.json"))
         assert [read_kernels(file) for file in stored] == ([kernels] if kernels else [])
-
-    def test_only_the_command_measures(self):
-        for file in Path(p2pzoo.__file__).parent.rglob("*.py"):
-            if file.name != "tune.py":
-                assert not [name for name in imported(file) if f"{name}.".startswith("p2pzoo_tune.tune.")], file
 
 
 class Killed(BaseException):

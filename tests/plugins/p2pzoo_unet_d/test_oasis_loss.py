@@ -80,6 +80,47 @@ def test_labelmix_equals_a_transcription_with_loops(monkeypatch):
         torch.testing.assert_close(value, weight * expected)
 
 
+def test_d_is_computed_three_times_in_its_update_with_the_gradients_of_the_sum_of_all_terms(monkeypatch):
+    out, chosen = game(), [[1, 0, 1, 0], [0, 0, 1, 1]]
+    D, fake = out._D, torch.full_like(out.batch.labels, NUM_CLASSES)
+    mask = mixed(out, chosen)
+    real_logits, fake_logits = class_logits(out, out.y), class_logits(out, out.y_hat)
+    mixed_logits = class_logits(out, mask * out.y + (1 - mask) * out.y_hat)
+    expected = cross_entropy(real_logits, out.batch.labels) + F.cross_entropy(fake_logits, fake)
+    expected = expected + 10 * F.mse_loss(mixed_logits, mask * real_logits + (1 - mask) * fake_logits)
+    gradients = torch.autograd.grad(expected, [*D.parameters()])
+
+    calls = []
+    D.body.register_forward_hook(lambda *_: calls.append(1))
+    monkeypatch.setattr(torch, "rand", lambda *size, **_: 1 - torch.tensor(chosen).float())
+    loss = Oasis().discriminator_loss(out)
+    torch.testing.assert_close(loss, expected)
+    torch.testing.assert_close(torch.autograd.grad(loss, [*D.parameters()]), gradients)
+    logged = out.real, out.fake
+    assert len(calls) == 3, "also with the logits for the log"
+    assert logged[0][0].shape == logged[1][0].shape == (2, 1, SIDE, SIDE)
+    torch.testing.assert_close(logged, tuple(D(out.x, each, out.batch.labels) for each in (out.y, out.y_hat)))
+
+
+@pytest.mark.parametrize("kind", ["pooled", "augmented"])
+def test_labelmix_of_other_images_than_the_terms_computes_d_for_them(kind, monkeypatch):
+    """ŷ of the pool has another x and other labels; augmentations of the pass of ŷ are not those of the mixed image."""
+    plain = game()
+    if kind == "pooled":
+        out = game(pooled=(plain.x.flip(0), plain.y_hat, plain.batch.labels.flip(0)))
+        image = lambda y: y  # noqa: E731
+    else:
+        out = game(augment=lambda pass_, x, y, labels: (x, y * {"D.real": 0.5, "D.fake": 0.9}[pass_], labels))
+        image = lambda y: 0.5 * y  # noqa: E731
+    chosen = [[1, 0, 1, 0], [0, 0, 1, 1]]
+    monkeypatch.setattr(torch, "rand", lambda *size, **_: 1 - torch.tensor(chosen).float())
+    mask, y, y_hat = mixed(plain, chosen), plain.y, plain.y_hat
+    of_y, of_fake, of_mixed = (class_logits(plain, image(each)) for each in (y, y_hat, mask * y + (1 - mask) * y_hat))
+    expected = F.mse_loss(of_mixed, mask * of_y + (1 - mask) * of_fake)
+    value = Oasis(labelmix=1).discriminator_loss(out) - Oasis(labelmix=0).discriminator_loss(out)
+    torch.testing.assert_close(value, expected)
+
+
 def test_labelmix_draws_from_torch_and_only_with_a_weight():
     def values(gan):
         out = game(count=2)
