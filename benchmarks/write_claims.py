@@ -116,7 +116,7 @@ valid = [                           # an encoder-decoder that names the largest 
 [claims.P7]
 text = "photo to labels: L1 is better than L1 + cGAN, and that than cGAN"
 source = "Table 6"
-table = "trial6_photo_to_labels.toml"
+table = "table6_photo_to_labels.toml"
 parts = [
     {{ better = "l1", worse = "l1_cgan", metric = "label_accuracy", margin = {acc}, paper = 0.03 }},
     {{ better = "l1_cgan", worse = "cgan", metric = "label_accuracy", margin = {acc}, paper = 0.09 }},
