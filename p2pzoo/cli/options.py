@@ -19,6 +19,7 @@ from p2pzoo.utils.terminal import escape_json
 __all__ = [
     "JSON_REQUESTED",
     "Duration",
+    "FiniteRange",
     "at_use_options",
     "json_option",
     "max_time_option",
@@ -64,6 +65,16 @@ override_option = click.option(
 )
 
 
+class FiniteRange(click.FloatRange):
+    """click's FloatRange takes nan, which is in no range, and where it has no bound, infinity."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        number = super().convert(value, param, ctx)
+        if not math.isfinite(number):
+            self.fail(f"{number} is not a finite number", param, ctx)
+        return number
+
+
 def refuse_given_twice(overrides: Sequence[str], options: Mapping[str, tuple[str, Any]]) -> None:
     """Raise UserError where -s and an option set the same value. options: {option: (its key, value or None)}"""
     keys = {text.partition("=")[0].strip() for text in overrides}
@@ -83,7 +94,7 @@ def process_options(command: F) -> F:
     options = (
         click.option("--steps", type=click.IntRange(min=1), metavar="N",
                      help="Of a process: ask the generator N times for each image [default: as trained]."),
-        click.option("--eta", type=click.FloatRange(0, 1), metavar="ETA",
+        click.option("--eta", type=FiniteRange(0, 1), metavar="ETA",
                      help="Of a process: new noise in each step, 0 (none) to 1 [default: as trained]."),
     )  # fmt: skip
     for option in reversed(options):

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
-from p2pzoo.cli.options import at_use_options, json_option, print_json, stop, weights_option
+from p2pzoo.cli.options import FiniteRange, at_use_options, json_option, print_json, stop, weights_option
 from p2pzoo.utils.errors import UserError
 from p2pzoo.utils.plurals import format_count
 from p2pzoo.utils.signals import exit_code
@@ -47,7 +47,7 @@ OUTPUT_SUFFIXES = (".png", ".tif", ".tiff", ".npy", ".jpg", ".jpeg", ".webp")
 @click.option("--samples", type=click.IntRange(min=2), metavar="N",
               help="In paper mode: write N translations of each image (with the seeds SEED, SEED + 1, …), their mean "
                    "and their spread.")  # fmt: skip
-@click.option("--interval", "level", type=click.FloatRange(0, 1, min_open=True, max_open=True), metavar="LEVEL",
+@click.option("--interval", "level", type=FiniteRange(0, 1, min_open=True, max_open=True), metavar="LEVEL",
               help="Write the interval of each value too, at the level for which `p2pzoo calibrate` calibrated MODEL: "
                    "its lower bound, its upper bound and its width.")  # fmt: skip
 @click.option("--tile", type=click.IntRange(min=1), metavar="SIDE",

@@ -11,6 +11,7 @@ import click
 
 from p2pzoo.cli.options import (
     Duration,
+    FiniteRange,
     json_option,
     max_time_option,
     override_option,
@@ -83,7 +84,7 @@ runs_option = click.option(
 )
 @click.option(
     "--gpus-per-run",
-    type=click.FloatRange(min=0),
+    type=FiniteRange(min=0),
     help="GPUs of a run on a cluster, such as 0.5 [default: 1 if the cluster has any].",
 )
 @runs_option

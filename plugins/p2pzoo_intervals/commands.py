@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from p2pzoo.cli.options import json_option, print_json, stop
+from p2pzoo.cli.options import FiniteRange, json_option, print_json, stop
 from p2pzoo.utils.errors import UserError
 from p2pzoo.utils.plurals import format_count
 from p2pzoo.utils.signals import exit_code
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @click.command("calibrate")
 @click.argument("model", type=click.Path(path_type=Path))
-@click.option("--level", type=click.FloatRange(0, 1, min_open=True, max_open=True), default=0.8, show_default=True,
+@click.option("--level", type=FiniteRange(0, 1, min_open=True, max_open=True), default=0.8, show_default=True,
               help="Share of a new block's values that the intervals cover at least, in expectation.")  # fmt: skip
 @click.option("--split", "splits", type=click.Choice(["val", "test"]), multiple=True, default=["val"],
               show_default=True, help="Calibrate on the blocks of this split. May be repeated.")  # fmt: skip

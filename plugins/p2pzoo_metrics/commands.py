@@ -6,11 +6,11 @@ from pathlib import Path
 
 import click
 
-from p2pzoo.cli.options import json_option, override_option, print_json, recipe_argument, stop
+from p2pzoo.cli.options import FiniteRange, json_option, override_option, print_json, recipe_argument, stop
 from p2pzoo.utils.errors import UserError
 from p2pzoo.utils.signals import exit_code
 
-FRACTION = click.FloatRange(0, 1)
+FRACTION = FiniteRange(0, 1)
 COUNT = click.IntRange(min=1)
 
 
@@ -36,7 +36,7 @@ COUNT = click.IntRange(min=1)
 @click.option("--crop", type=FRACTION, default=0.875, show_default=True, help="Side of a crop / side of the photo.")
 @click.option(
     "--blur",
-    type=click.FloatRange(0, 10),
+    type=FiniteRange(0, 10),
     default=0.0,
     show_default=True,
     metavar="PX",

@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 
 import click
 
-from p2pzoo.cli.options import json_option, print_json, stop, weights_option
+from p2pzoo.cli.options import FiniteRange, json_option, print_json, stop, weights_option
 from p2pzoo.utils.errors import UserError
 from p2pzoo.utils.signals import exit_code
 from p2pzoo.utils.terminal import escape
@@ -48,9 +48,9 @@ STOP_SECONDS = 1.0  # in which the network ends after Ctrl-C: one layer of it
               help="bf16, in eval mode: faster on hardware that has it; pixels differ by about one level.")  # fmt: skip
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda", "mps"]), default="auto", show_default=True,
               help="Compute on this device.")  # fmt: skip
-@click.option("--max-megabytes", type=click.FloatRange(0.001, 10_000), default=20, show_default=True,
+@click.option("--max-megabytes", type=FiniteRange(0.001, 10_000), default=20, show_default=True,
               help="Refuse larger uploads.")  # fmt: skip
-@click.option("--max-megapixels", type=click.FloatRange(0.001, 10_000), default=16, show_default=True,
+@click.option("--max-megapixels", type=FiniteRange(0.001, 10_000), default=16, show_default=True,
               help="Refuse larger images, and batches and samples of more than four times as many pixels.")  # fmt: skip
 @click.option("--samples", type=click.IntRange(2, 100), metavar="N", default=8, show_default=True,
               help="Allow up to N samples of an image, of a model that draws random numbers.")  # fmt: skip

@@ -2,6 +2,7 @@
 
 import sys
 
+import click
 import pytest
 from click.testing import CliRunner
 
@@ -165,3 +166,22 @@ def test_a_plugin_that_is_not_installed_is_one_line(arguments, cli, install, mon
     assert result.exit_code == 2
     assert result.stderr.startswith("P2PZOO_PLUGINS names plugin 'nope'")
     assert len(result.stderr.splitlines()) == 1
+
+
+def test_no_option_with_a_range_takes_nan():
+    """A server whose limit is nan has none: nothing is larger than nan."""
+    context = main.make_context("p2pzoo", ["plugins"])
+    ranges = []
+
+    def collect(command):
+        ranges.extend(param.type for param in command.params if isinstance(param.type, click.FloatRange))
+        if isinstance(command, click.Group):
+            for name in command.list_commands(context):
+                collect(command.get_command(context, name))
+
+    collect(main)
+    assert len(ranges) > 5
+    for each in ranges:
+        for text in ("nan", "inf"):
+            with pytest.raises(click.BadParameter):
+                each.convert(text, None, None)
