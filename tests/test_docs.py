@@ -14,7 +14,7 @@ from click.testing import CliRunner
 from p2pzoo import config, plugin
 from p2pzoo.cli import main
 from p2pzoo.config.recipe import read_recipe
-from p2pzoo.plugin.loader import plugins
+from p2pzoo.plugin.loader import plugins, registry
 from p2pzoo.plugin.registry import KINDS
 from p2pzoo.testing import CHECKS
 from p2pzoo.utils.paths import shipped_dir
@@ -321,3 +321,15 @@ def test_the_readmes_table_of_ones_own_data_can_be_trained(tmp_path, monkeypatch
     result = CliRunner().invoke(main, ["bench", "table.toml", "--seeds", "3", "--profile", "smoke", "--dry-run"])
     assert result.exit_code == 0, result.output
     assert "6 of 6 runs" in result.output
+
+
+def test_recipes_in_the_readmes_name_components_that_exist():
+    known = {name for entry in registry() for name in (entry.name, entry.full_name)}
+    used = {
+        (page.relative_to(ROOT).as_posix(), name)
+        for page in ALL_PAGES
+        for block in re.findall(r"```toml\n(.*?)```", page.read_text("utf-8"), re.DOTALL)
+        for name in re.findall(r'\buse = "([^"]+)"', block)
+    }
+    assert len(used) > 20
+    assert sorted((page, name) for page, name in used if name not in known) == []
