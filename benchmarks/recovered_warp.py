@@ -39,7 +39,10 @@ def main(runs: tuple[Path, ...], pairs: int, output: Path | None) -> None:
 def refuse_other_settings(runs: tuple[Path, ...]) -> None:
     """Raises ClickException for runs that differ in more than seed, fold and warp."""
     may_differ = ["seed=0", "dataset.fold=0", "dataset.warp=0"]
-    ids = {run: config.load(str(run / "recipe.toml"), None, may_differ).id for run in runs}
+    try:
+        ids = {run: config.load(str(run / "recipe.toml"), None, may_differ).id for run in runs}
+    except p2pzoo.UserError as error:  # such as a dataset without `warp`
+        raise click.ClickException(str(error)) from error
     if others := [run for run in runs if ids[run] != ids[runs[0]]]:
         raise click.ClickException(
             f"{others[0]}: differs from {runs[0]} in more than seed, fold and warp (p2pzoo diff shows in what): give "

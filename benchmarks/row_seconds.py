@@ -54,9 +54,10 @@ def main(
     others = [row.name for row in rows if row.name != table.baseline]
     for names in [others[i : i + together - 1] for i in range(0, len(others), together - 1)] or [[]]:
         measured |= time_rows(file, table, names, profile, rounds, steps)
+    costs = {row.name: {**measured[row.name], **settings(row)} for row in rows}
     result = {
         "benchmark": "row_seconds", "table": file.name, "profile": profile or table.profile, "baseline": table.baseline,
-        "rounds": rounds, "rows": {row.name: measured[row.name] for row in rows}, "environment": measure.environment(),
+        "rounds": rounds, "rows": costs, "environment": measure.environment(),
     }  # fmt: skip
     measure.keep(result, output)
     click.echo(json.dumps(result) if as_json else as_table(result))
@@ -68,6 +69,11 @@ def trainings(table: Table) -> list[Row]:
     for row in table.trained:
         rows.setdefault((row.recipe, row.overrides), row)
     return list(rows.values())
+
+
+def settings(row: Row) -> dict[str, Any]:
+    """What decides the cost of a row's step: a table whose row has other settings needs another measurement."""
+    return {"recipe": row.recipe, "set": [each for each in row.overrides if not each.startswith("train.images=")]}
 
 
 def time_rows(

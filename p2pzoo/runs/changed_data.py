@@ -32,7 +32,7 @@ class DataFingerprints:
     def find_changed(self, experiment: Experiment, run: Run) -> list[str]:
         """The names of the data that changed since the run began, such as "train data"; [] if it recorded none.
 
-        "test data" is the evaluated split, which may have been another one then: the run id does not depend on it.
+        Before 0.2 a run recorded the evaluated split as its test data, so that may be today's val.
         The data is opened only if the run recorded fingerprints. Raises UserError if it cannot be opened.
         """
         sources = run.status.get("sources", {})

@@ -53,8 +53,8 @@ from p2pzoo_bench.table_columns import NOT_TRAINED
 from p2pzoo_bench.table_file import Row, Table, is_fold, is_seed
 
 _NO_FOLDS = (
-    "its dataset has no folds of its own, and this table trains one run for each fold: write seeds = 3 in place of "
-    "folds in a copy of the table, or split the dataset with -s dataset.folds=10"
+    "its dataset has no folds of its own, and this table trains one run for each fold: split the dataset with -s "
+    "dataset.folds={folds}, or copy the table, and write seeds = 3 in place of folds"
 )
 
 
@@ -135,7 +135,8 @@ class Bench:
                 experiments.append(self._experiment(row, 0, profile, pick))
             except UserError as error:
                 for fault in error.faults:
-                    words = _NO_FOLDS if self.table.folds and fault.startswith("-s dataset.fold=0  ") else fault
+                    no_folds = self.table.folds and fault.startswith("-s dataset.fold=0  ")
+                    words = _NO_FOLDS.format(folds=self.table.seeds) if no_folds else fault
                     faults.setdefault(words, f"{row.where}  [rows.{row.name}] {words}")
         if faults:
             raise UserError(*faults.values())

@@ -271,7 +271,7 @@ def shared_protocol(rows: Sequence[TableRow], column: str, *, by_seed: bool = Fa
     Raises UserError if they do not.
     """
     first: dict[Any, tuple[TableRow, str, dict[str, Any]]] = {}
-    for row in rows:
+    for row in sorted(rows, key=lambda row: row.target):  # a row of y, which fits more, is not the one to compare with
         for run in row.runs:
             if column not in run.results["metrics"]:
                 continue

@@ -215,7 +215,7 @@ def _leave_out_slow(
     """(the table without rows whose measuring does not fit in the budget, the rates without them).
 
     Of a training, the rows with further translations that take least stay, as long as all of them fit. The row of its
-    own translations and the baseline always stay.
+    own translations and the baseline always stay. Raises UserError if no other row is left.
     """
     slow: dict[str, str] = {}
     kept: dict[Any, Rate] = {}
@@ -225,9 +225,11 @@ def _leave_out_slow(
         taken = rate.step / own.test + rate.evaluate - sum(rate.also[row.name] for row in further)
         for row in further:
             of_row = rate.also[row.name]
-            if own.table.seeds * own.test * (taken + of_row) > budget:
-                needs = format_duration(own.table.seeds * own.test * of_row)
-                slow[row.name] = f"{row.label} is left out: measuring its translations takes {needs}"
+            if (needs := own.table.seeds * own.test * (taken + of_row)) > budget:
+                slow[row.name] = (
+                    f"{row.label} is left out: with its translations, measuring this training takes "
+                    f"{format_duration(needs)}, longer than the budget"
+                )
             else:
                 taken += of_row
         left = sum(rate.also[row.name] for row in further if row.name in slow)
@@ -237,6 +239,11 @@ def _leave_out_slow(
     for line in slow.values():
         note(line)
     rows = tuple(row for row in own.table.rows if row.name not in slow)
+    if sum(row.recipe is not None for row in rows) < 2:
+        raise UserError(
+            "--budget: no row is left beside the baseline: " + "; ".join(slow.values()) + ": give more, or name other "
+            "rows with --methods"
+        )
     own = replace(own, table=replace(own.table, rows=rows), notes=(*own.notes, *slow.values()))
     return own.with_facts(own.table.data["recipe"]), kept
 

@@ -16,9 +16,11 @@ import subprocess
 import sys
 import tempfile
 import time
+import tomllib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import filelock
 from torch import nn
@@ -77,6 +79,8 @@ def name_rate(experiment: Experiment, threads: int) -> str:
 def measure_rates(recipes: Mapping[str, str], file: Path) -> dict[str, Rate]:
     """{name: Rate} of these recipes, {name: TOML}. Those that the file has are not measured again.
 
+    With other measurements than then, `evaluate` and `also` are. `step` stays, and so do lengths that follow from it.
+
     One process measures at a time: two would slow each other down.
 
     Raises UnknownSpeed if a recipe cannot be trained, with its last line, and UserError if the file is damaged.
@@ -86,14 +90,25 @@ def measure_rates(recipes: Mapping[str, str], file: Path) -> dict[str, Rate]:
     for name, recipe in recipes.items():
         with filelock.FileLock(file.with_name(f".{file.name}.lock")):
             known = _read_known(file)  # again for each name: another process may have added some
-            if name not in known:
-                known[name] = asdict(_measure_in_process(name, recipe))
+            measurements = _digest_measurements(recipe)
+            if known.get(name, {}).get("measurements") != measurements:
+                rate = {**asdict(_measure_in_process(name, recipe)), "measurements": measurements}
+                if name in known:
+                    rate["step"] = known[name]["step"]
+                known[name] = rate
                 write_json(file, known)
-        rates[name] = Rate(**known[name])
+        rates[name] = Rate(**{key: value for key, value in known[name].items() if key != "measurements"})
     return rates
 
 
-def _read_known(file: Path) -> dict[str, dict[str, float]]:
+def _digest_measurements(recipe: str) -> str:
+    """The metrics of a recipe and how its translations are made: the run id, and so `name_rate`, does not have them."""
+    tree = tomllib.loads(recipe)
+    text = json.dumps([tree.get("metrics"), tree.get("evaluate")], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:10]
+
+
+def _read_known(file: Path) -> dict[str, dict[str, Any]]:
     known = read_object(file)
     if known is None and file.exists():
         raise UserError(

@@ -487,7 +487,8 @@ def _number_faults(at: At, trained: Mapping[str, Any]) -> Iterator[str]:
     """Trainings with another number of trials, and rows of one training with different ones."""
     by_training: dict[str, list[str]] = {}
     for name, row in trained.items():
-        by_training.setdefault(f"{row['recipe']} {row.get('set', [])}", []).append(name)
+        overrides = [*row.get("set", []), *row.get("set_without_data", [])]
+        by_training.setdefault(f"{row['recipe']} {overrides}", []).append(name)
     expected: int | None = None
     for names in by_training.values():
         tried = [name for name in names if "trials" in trained[name]]
@@ -522,7 +523,7 @@ def _row_faults(
     if not (isinstance(recipe := row.get("recipe", "zoo:"), str) and recipe):
         yield f"{at('rows', name, 'recipe')}  recipe must be a path or zoo:NAME"
     for key in ("set", "set_without_data"):
-        yield from _override_faults(at("rows", name, key), f"[rows.{name}]", row.get(key, []), folds)
+        yield from _override_faults(at("rows", name, key), f"[rows.{name}]", row.get(key, []), folds, key)
     yield from _row_fold_faults(at("rows", name, "folds"), name, row, folds)
     yield from _published_faults(at("rows", name, "published"), row.get("published", {}), columns)
 
@@ -569,9 +570,9 @@ def _row_fold_faults(where: str, name: str, row: Mapping[str, Any], folds: Any) 
         yield f"{where}  [rows.{name}] folds is for rows with a recipe: the ground truth is measured on every fold"
 
 
-def _override_faults(where: str, name: str, overrides: Any, folds: Any) -> Iterator[str]:
+def _override_faults(where: str, name: str, overrides: Any, folds: Any, key: str = "set") -> Iterator[str]:
     if not isinstance(overrides, list) or not all(isinstance(item, str) for item in overrides):
-        yield f'{where}  set must be an array of strings, as in set = ["train.batch_size=10"]'
+        yield f'{where}  {key} must be an array of strings, as in set = ["train.batch_size=10"]'
     elif any(is_seed(item) for item in overrides):
         yield (
             f"{where}  {name} must not set the seed: all rows are trained with seeds 0, 1, … "

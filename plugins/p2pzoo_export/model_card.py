@@ -327,12 +327,16 @@ def _find_worst_images(
     return None
 
 
+def _is_paper(text: str) -> bool:
+    return text.lower() not in ("", "none")
+
+
 def _list_papers(experiment: Experiment) -> list[tuple[str, str]]:
     """Return [(paper, components that follow it), …]; that of the method comes first: pix2pix, or the process."""
     method = experiment.process.entry.paper if experiment.process else PIX2PIX
-    uses: dict[str, list[str]] = {method: ["the method"]} if method else {}
+    uses: dict[str, list[str]] = {method: ["the method"]} if _is_paper(method) else {}
     for component in experiment.components():
-        if component.entry.paper and component.entry.paper.lower() != "none":
+        if _is_paper(component.entry.paper):
             key = next((known for known in uses if known.split("v")[0] == component.entry.paper.split("v")[0]), None)
             uses.setdefault(key or component.entry.paper, []).append(component.entry.full_name)
     return [(paper, ", ".join(dict.fromkeys(names))) for paper, names in uses.items()]

@@ -123,6 +123,11 @@ def test_the_rows_of_a_table_at_equal_time_have_the_images_that_were_measured(na
         for row in table.trained
     }
     assert images.keys() >= measured.keys()
+    for row in table.trained:
+        if row.name in measured and "set" in measured[row.name]:
+            settings = [each for each in row.overrides if not each.startswith("train.images=")]
+            assert measured[row.name]["recipe"] == row.recipe
+            assert measured[row.name]["set"] == settings, f"{row.name}: measure again with row_seconds.py"
     of_baseline = images[table.baseline]
     for row in measured.keys() & images.keys():
         if row in SAME_WORK.get(name, ()):

@@ -82,6 +82,14 @@ def test_another_split_and_test_mode_are_measured_as_the_run_measures_them(compl
     assert measured["metrics"] != first["metrics"]
 
 
+def test_a_run_that_was_tested_with_batches_can_be_measured_in_eval_mode(complete, run, evaluate):
+    [folder] = [status.parent for status in complete.glob("*/*/status.json")]
+    assert run(complete, "evaluate.test_mode=eval").exit_code == 0
+    expected = read_results(folder / "results.json")["metrics"]
+    assert run(complete, "evaluate.test_batch=2").exit_code == 0
+    assert evaluate(folder, "--test-mode", "eval")["metrics"] == expected
+
+
 def test_a_metric_with_a_test_mode_of_its_own_is_named(run_folder, run_cli):
     result = run_cli("evaluate", run_folder, "--metric", "l1", "-s", ON_EVAL, "--test-mode", "paper")
     assert "in another test mode, which a table of their own in the recipe names: l1 (eval)" in result.output

@@ -1,5 +1,6 @@
 """Tables with `folds`: seed r is fold r of the dataset, and differences have one interval over folds."""
 
+import copy
 import csv
 import io
 import json
@@ -235,6 +236,14 @@ class TestComparison:
         with pytest.raises(UserError, match="another protocol"):
             build_comparison(rows[::order], "b", {"l1": "L1"}, {}, data, facts=FACTS)
 
+    def test_a_row_of_y_that_comes_first_hides_no_other_protocol(self, rows, data, finished):
+        photos = copy.copy(rows[0])
+        photos.name, photos.label, photos.target = "photos", "photos", True
+        values = rows[1].runs[0].stats[0]["l1.l1"].numpy()
+        rows[1].runs[0] = finished("average", 0, values, weights="average")
+        with pytest.raises(UserError, match="weights: average instead of last"):
+            build_comparison([photos, *rows], "a", {"l1": "L1"}, {}, data, facts=FACTS)
+
     def test_the_ground_truth_is_not_the_best_of_a_column(self, rows, data):
         rows[0].target = True
         doc = build_comparison(rows, "b", {"l1": "L1"}, {}, data, facts=FACTS).doc
@@ -289,7 +298,8 @@ class TestTableFile:
         with (files / "both.toml").open("a") as recipe:
             recipe.write('[dataset]\nuse = "photos:edges"\n')
         with pytest.raises(
-            UserError, match=r"^\S+  \[rows\.\w+\] its dataset has no folds of its own.*: write seeds = 3 in place"
+            UserError,
+            match=r"^\S+  \[rows\.\w+\] its dataset has no folds of its own.*: split .* dataset.folds=\d+,",
         ):
             Bench(read_table(str(files / "table.toml")), registry(), files / "runs", profile="smoke")
 

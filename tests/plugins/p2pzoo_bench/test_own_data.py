@@ -539,12 +539,23 @@ class TestBadInput:
 
         monkeypatch.setattr(own_data, "measure_rates", measure_rates)
         few = bench(folder, "--budget", "60s", "--dry-run").output
-        assert "flow, 1 step is left out: measuring its translations takes 0:36\n" in few
+        assert (
+            "flow, 1 step is left out: with its translations, measuring this training takes 1:15, longer than the "
+            "budget\n" in few
+        )
         assert "flow, 2 steps: 40 images in 0:20 for each of 3 folds, 1 s a step; then 0:12 to measure\n" in few
         assert "flow, 1 step, seed 0" not in few
         both = bench(folder, "--budget", "76s", "--dry-run").output
         assert "left out" not in both
         assert "then 0:24 to measure" in both
+
+    def test_a_budget_that_leaves_the_baseline_alone_is_refused(self, folder, bench, monkeypatch):
+        rate = Rate(1.0, 2.0, {"flow_1": 1.0})
+        monkeypatch.setattr(own_data, "measure_rates", lambda recipes, file: dict.fromkeys(recipes, rate))
+        (folder / "table.toml").write_text((folder / "table.toml").read_text().replace('"regression"', '"flow"', 1))
+        result = bench(folder, "--budget", "60s", "--dry-run", "--methods", "flow,flow_1")
+        assert result.exit_code == 2
+        assert "--budget: no row is left beside the baseline: flow, 1 step is left out" in result.output
 
 
 class TestRates:
@@ -555,6 +566,15 @@ class TestRates:
         assert rates.measure_rates({"a": ""}, file) == {"a": Rate(1.0, 2.0)}
         assert rates.measure_rates({"a": "", "b": ""}, file) == {name: Rate(1.0, 2.0) for name in "ab"}
         assert measured == ["a", "b"]
+
+    def test_with_other_measurements_they_are_timed_again_and_the_length_stays(self, tmp_path, monkeypatch):
+        """A row with 50 steps of a training whose speed is known: its run id is that of the training."""
+        found = iter([Rate(1.0, 2.0), Rate(3.0, 9.0, {"flow_50": 7.0})])
+        monkeypatch.setattr(rates, "_measure_in_process", lambda name, recipe: next(found))
+        file, more = tmp_path / "rates.json", "[evaluate.also.flow_50.process]\nsteps = 50\n"
+        assert rates.measure_rates({"a": ""}, file) == {"a": Rate(1.0, 2.0)}
+        for _ in range(2):
+            assert rates.measure_rates({"a": more}, file) == {"a": Rate(1.0, 9.0, {"flow_50": 7.0})}
 
     def test_two_commands_at_a_time_lose_no_speed(self, tmp_path, monkeypatch):
         file = tmp_path / "rates.json"

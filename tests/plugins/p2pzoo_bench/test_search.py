@@ -148,6 +148,16 @@ def test_faults_name_the_line(tmp_path, old, new, message):
         read_table(str(tmp_path / "table.toml"))
 
 
+def test_rows_that_differ_in_what_is_for_the_tables_images_do_not_share_trials(tmp_path):
+    alone = 'set_without_data = ["train.batch_size=2"]\n'
+    trials = 'trials = [["optimizer.lr=0.01"], ["optimizer.lr=0.02"]]\n'
+    (tmp_path / "table.toml").write_text(TABLE.replace("evaluate =", f"{alone}{trials}evaluate =", 1))
+    read_table(str(tmp_path / "table.toml"))
+    (tmp_path / "table.toml").write_text(TABLE.replace("evaluate =", f"{alone}evaluate =", 1))
+    with pytest.raises(UserError, match="has 0 trials"):
+        read_table(str(tmp_path / "table.toml"))
+
+
 class TestBeforeTraining:
     @pytest.fixture
     def bench(self, tmp_path, tiny, run_cli):

@@ -58,7 +58,7 @@ def test_a_card_of_a_process_names_it_as_the_method(run_cli, arguments, tmp_path
     assert run_cli("card", folder, "-o", tmp_path / "card").exit_code == 0
     _, text = read_card(tmp_path / "card")
     assert "translation, trained with p2pzoo" in text
-    assert "one sample of the process `process:flow`, which asks the network 2 times. `--steps`, `--eta`" in text
+    assert "one sample of the process `process:flow`, which asks the network 2 times." in text
     [method] = [line for line in text.splitlines() if "the method" in line]
     assert "2210.02747" in method
 
