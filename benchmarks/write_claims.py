@@ -82,7 +82,7 @@ parts = [
 [claims.P5]                         # tested with running statistics, and with ten images together
 text = "the U-Net is better than the encoder-decoder, with L1 and with L1 + cGAN"
 source = "Table 2"
-table = "trial2_generators.toml"
+table = "table2_generators.toml"
 parts = [
     {{ better = "unet_l1", worse = "encdec_l1", metric = "fcn_score_eval", margin = {acc}, paper = 0.13 }},
     {{ better = "unet_l1", worse = "encdec_l1", metric = "fcn_score_ten", margin = {acc}, paper = 0.13 }},
@@ -97,7 +97,7 @@ parts = [
 [claims.P6]
 text = "the encoder-decoder loses by the cGAN, and the U-Net gains"
 source = "Table 2"
-table = "trial2_generators.toml"
+table = "table2_generators.toml"
 parts = [
     {{ better = "encdec_l1", worse = "encdec_l1_cgan", metric = "fcn_score_eval", margin = {acc}, paper = 0.06 }},
     {{ better = "encdec_l1", worse = "encdec_l1_cgan", metric = "fcn_score_ten", margin = {acc}, paper = 0.06 }},

@@ -367,7 +367,7 @@ def row_seconds() -> str:
     """The cost of the rows of each table of the paper on trial."""
     from row_seconds import as_table
 
-    names = ("table1_losses", "trial2_generators", "table3_receptive_field", "table6_photo_to_labels")
+    names = ("table1_losses", "table2_generators", "table3_receptive_field", "table6_photo_to_labels")
     measured = [result(f"row_seconds-{name}") for name in names]
     return "\n\n".join([*(f"{each['table']}\n\n{as_table(each)}" for each in measured), where(measured[0])])
 

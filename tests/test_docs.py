@@ -105,6 +105,17 @@ def test_the_numbers_of_the_front_pages_sentences_are_those_of_the_results():
     assert without_a_place == [], "README.md does not say these: correct it, or drop them here if it no longer should"
 
 
+def test_what_the_page_says_of_the_encoder_decoder_is_in_the_claims():
+    prose = " ".join((ROOT / "benchmarks" / "README.md").read_text("utf-8").split())
+    words = "the encoder-decoder gains by the cGAN in all four numbers of [P6](#the-paper-on-trial); three of the four"
+    assert f"{words} intervals leave out 0" in prose
+    claims = json.loads((ROOT / "benchmarks" / "results" / "claims.json").read_text("utf-8"))
+    [p6] = [claim for claim in claims if claim["id"] == "P6"]
+    parts = [part for part in p6["parts"] if part["better"] == "encdec_l1"]
+    assert [part["effect"] < 0 for part in parts] == [True] * 4
+    assert sum(part["interval"][1] < 0 for part in parts) == 3
+
+
 def test_a_number_that_was_measured_again_has_no_place():
     text = "a step takes 72 or 57 ms, and 0.58 s"
     assert all(is_written(*number, text) for number in ((71.8, "ms"), (57.3, "ms"), (0.582, "s")))

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from p2pzoo.runs.pages import figure_to_svg_file, render_page
 from p2pzoo.utils.terminal import escape
+from p2pzoo_bench.answer import SIGNIFICANCE
 from p2pzoo_bench.claims_file import DESCRIBED, NO_EFFECT, OPPOSITE, SAME, UNDECIDED
 from p2pzoo_bench.formats import NONE, decimals, markdown_table
 from p2pzoo_bench.stale_runs import format_stale
@@ -72,8 +73,9 @@ def summarize(claims: Sequence[Mapping[str, Any]]) -> list[str]:
     """Four sentences: what is as claimed, what is the opposite, what has no effect, and what is undecided.
 
     Each claim stands there with the part that supports its verdict least: of the largest p, or, without an effect, of
-    the 90% interval that comes nearest to δ. Claims that are only described are left out. A further sentence says which
-    claims have no verdict yet; before the first verdict it is the only one.
+    the 90% interval that comes nearest to δ. An undecided claim has its adjusted p, where only the adjustment makes it
+    too large, or the part that contradicts it most. Claims that are only described are left out. A further sentence
+    says which claims have no verdict yet; before the first verdict it is the only one.
     """
     sentences = []
     if any(claim["verdict"] in GROUPS for claim in claims):
@@ -96,8 +98,21 @@ def _in_words(claim: Mapping[str, Any]) -> str:
         number = format_effect({**part, "interval": part["interval_90"]})
         return f"{words} ({_name(claim, part)} {number}, 90% interval, δ = {part['margin']:g})"
     part = max(claim["parts"], key=lambda part: math.inf if part["p"] is None else part["p"])
-    smaller = f"; {smaller}" if (smaller := describe_small_effect(claim)) else ""
-    return f"{words} ({_name(claim, part)} {format_effect(part)}{smaller})"
+    further = describe_small_effect(claim) or (_explain_undecided(claim, part) if claim["verdict"] == UNDECIDED else "")
+    return f"{words} ({'; '.join(filter(None, [f'{_name(claim, part)} {format_effect(part)}', further]))})"
+
+
+def _explain_undecided(claim: Mapping[str, Any], part: Mapping[str, Any]) -> str:
+    """part: the part of the largest p"""
+    against = [each for each in claim["parts"] if each["effect"] < 0 and _is_significant(each)]
+    if against:
+        most = min(against, key=lambda each: float(each["p"]))
+        return f"against the claim: {_name(claim, most)} {format_effect(most)}"
+    return f"adjusted p = {format_p(claim['adjusted_p'])}" if _is_significant(part) else ""
+
+
+def _is_significant(part: Mapping[str, Any]) -> bool:
+    return part["p"] is not None and part["p"] < SIGNIFICANCE
 
 
 def describe_small_effect(claim: Mapping[str, Any]) -> str:

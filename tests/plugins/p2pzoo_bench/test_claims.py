@@ -295,6 +295,15 @@ class TestSentences:
             "As claimed: P1, A is better than B (A against C, mean error"
         )
 
+    def test_undecided_by_the_adjustment_alone_or_by_a_part_against_it_says_so(self, write_runs, verdicts):
+        [claim] = verdicts(write_runs({"a": [0.2] * FOLDS, "b": spread(0.3), "c": [0.2] * FOLDS})).values()
+        [part] = claim["parts"]
+        claim |= {"verdict": "undecided", "adjusted_p": 0.052}
+        assert "; adjusted p = 0.052)." in " ".join(summarize([claim]))
+        against = {"labels": ["B", "C"], "effect": -0.11, "interval": [-0.19, -0.04], "p": 0.01}
+        claim["parts"] = [{**part, "p": 0.6}, {**part, **against}, {**part, **against, "p": 0.04}]
+        assert "; against the claim: B against C, mean error −0.110 [−0.190, −0.040])." in " ".join(summarize([claim]))
+
     def test_a_claim_that_cannot_be_measured_has_its_reason(self, files, write_runs, verdicts):
         (files / "claims.toml").write_text(CLAIMS.replace('"l1"', '"broken"'))
         metrics = '[metrics.broken]\nuse = "l1"\n[columns]\nbroken = "KID"\n'

@@ -168,7 +168,6 @@ OLDER = (
     "bf16",
     "search_full",
     "search_half",
-    "table2_generators",
     "zoo",
 )
 
