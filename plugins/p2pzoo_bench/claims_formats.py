@@ -22,6 +22,7 @@ HEAD = (
     "verdict",
 )  # fmt: skip
 PAPER = HEAD.index("paper")
+WIDEST_PAIR = 36  # characters of the name of two rows, beyond which the picture has the metric on a line of its own
 OPEN = "no verdict yet"
 GROUPS = {SAME: "As claimed", OPPOSITE: "The opposite", NO_EFFECT: "No effect above δ", UNDECIDED: "Undecided"}
 NOTES = (
@@ -285,7 +286,7 @@ def _draw(claims: Sequence[Mapping[str, Any]]) -> Figure:
     from matplotlib.figure import Figure
 
     lines = [(claim, part) for claim in claims for part in claim["parts"]]
-    figure = Figure(figsize=(9, 1 + 0.32 * max(len(lines), 1)), layout="constrained")
+    figure = Figure(figsize=(9, 1 + 0.34 * max(len(lines), 1)), layout="constrained")
     axes = figure.subplots()
     for y, (_, part) in enumerate(lines):
         if part["margin"]:
@@ -297,8 +298,10 @@ def _draw(claims: Sequence[Mapping[str, Any]]) -> Figure:
     if papers:
         axes.plot(*zip(*papers, strict=True), "D", color="#c94f07", mfc="none", label="paper")
     axes.axvline(0, color="#888888", lw=1)
-    names = [f"{claim['id']}  {' against '.join(part['labels'])}, {part['heading']}" for claim, part in lines]
-    axes.set_yticks(range(len(lines)), names)
+    pairs = [f"{claim['id']}  {' against '.join(part['labels'])}," for claim, part in lines]
+    gaps = ["\n" if len(pair) > WIDEST_PAIR else " " for pair in pairs]
+    names = [f"{pair}{gap}{part['heading']}" for (_, part), pair, gap in zip(lines, pairs, gaps, strict=True)]
+    axes.set_yticks(range(len(lines)), names, fontsize=8)
     axes.invert_yaxis()
     axes.set_xlabel("effect, positive in the direction of the claim; grey: ± δ")
     if lines:
