@@ -487,7 +487,8 @@ def _number_faults(at: At, trained: Mapping[str, Any]) -> Iterator[str]:
     """Trainings with another number of trials, and rows of one training with different ones."""
     by_training: dict[str, list[str]] = {}
     for name, row in trained.items():
-        overrides = [*row.get("set", []), *row.get("set_without_data", [])]
+        lists = [row.get(key, []) for key in ("set", "set_without_data")]
+        overrides = [each for given in lists if isinstance(given, list) for each in given]  # else a fault
         by_training.setdefault(f"{row['recipe']} {overrides}", []).append(name)
     expected: int | None = None
     for names in by_training.values():
