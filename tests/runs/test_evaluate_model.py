@@ -82,12 +82,11 @@ def test_another_split_and_test_mode_are_measured_as_the_run_measures_them(compl
     assert measured["metrics"] != first["metrics"]
 
 
-def test_a_run_that_was_tested_with_batches_can_be_measured_in_eval_mode(complete, run, evaluate):
-    [folder] = [status.parent for status in complete.glob("*/*/status.json")]
-    assert run(complete, "evaluate.test_mode=eval").exit_code == 0
-    expected = read_results(folder / "results.json")["metrics"]
-    assert run(complete, "evaluate.test_batch=2").exit_code == 0
-    assert evaluate(folder, "--test-mode", "eval")["metrics"] == expected
+def test_a_model_that_is_tested_in_batches_can_be_measured_in_eval_mode(run_folder, evaluate, tmp_path):
+    file = tmp_path / "batches.toml"
+    file.write_text(f'extends = "{run_folder / "recipe.toml"}"\n[evaluate]\ntest_batch = 2\n')
+    expected = evaluate(run_folder, "--test-mode", "eval")["metrics"]
+    assert evaluate(run_folder, "--recipe", file, "--test-mode", "eval")["metrics"] == expected
 
 
 def test_a_metric_with_a_test_mode_of_its_own_is_named(run_folder, run_cli):
