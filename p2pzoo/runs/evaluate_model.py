@@ -100,8 +100,8 @@ def evaluate_model(request: Request, note: Note) -> dict[str, Any]:
     Raises UserError: no such model, recipe, metric or data, or they do not fit together.
     """
     options = {"compute.device": request.device, "evaluate.test_mode": None if request.folders else request.test_mode}
-    alone = ["evaluate.test_batch=1"] if options["evaluate.test_mode"] == "eval" else []  # it has no meaning there
-    overrides = [*alone, *request.overrides, *(f"{key}={value}" for key, value in options.items() if value)]
+    one_by_one = ["evaluate.test_batch=1"] if options["evaluate.test_mode"] == "eval" else []  # batches change nothing
+    overrides = [*one_by_one, *request.overrides, *(f"{key}={value}" for key, value in options.items() if value)]
     request = replace(request, model=pin_model(request.model))
     find_model_file(request.model)
     _check_overrides(request)
